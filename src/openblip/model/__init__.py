@@ -1,0 +1,16 @@
+"""The multimodal mixture of encoder-decoder (MED): modules that map tensors to tensors."""
+
+from openblip.model.cache import KeyValueCache
+from openblip.model.config import MedConfig, TextConfig, VisionConfig
+from openblip.model.med import Med
+from openblip.model.memory import ImageMemory, Memories
+
+__all__ = [
+    "ImageMemory",
+    "KeyValueCache",
+    "Med",
+    "MedConfig",
+    "Memories",
+    "TextConfig",
+    "VisionConfig",
+]

@@ -1,0 +1,132 @@
+"""Attention of an image over itself, of a text over itself, and of a text over an image."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from openblip.model.cache import KeyValueCache
+
+
+def split_heads(
+    hidden: Float[Tensor, "rows tokens width"], heads: int
+) -> Float[Tensor, "rows heads tokens head_dim"]:
+    """The same numbers with the heads as a dimension of their own."""
+    rows, tokens, width = hidden.shape
+    return hidden.view(rows, tokens, heads, width // heads).transpose(1, 2)
+
+
+def join_heads(
+    hidden: Float[Tensor, "rows heads tokens head_dim"],
+) -> Float[Tensor, "rows tokens width"]:
+    """The inverse of `split_heads`."""
+    return hidden.transpose(1, 2).flatten(2)
+
+
+class ImageSelfAttention(nn.Module):
+    """Multi-head self-attention over the patches of an image."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+
+    def forward(
+        self, hidden: Float[Tensor, "batch patches width"]
+    ) -> Float[Tensor, "batch patches width"]:
+        query, key, value = (split_heads(x, self.heads) for x in self.qkv(hidden).chunk(3, dim=-1))
+        attended: Tensor = self.output(
+            join_heads(F.scaled_dot_product_attention(query, key, value))
+        )
+        return attended
+
+
+class TextSelfAttention(nn.Module):
+    """BERT's self-attention block: attention, projection, residual, layer norm."""
+
+    def __init__(self, width: int, heads: int, dropout: float, norm_eps: float) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(width, 3 * width)
+        self.output = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "rows tokens width"],
+        mask: Bool[Tensor, "#rows 1 #tokens keys"] | None,
+        cache: KeyValueCache | None = None,
+        layer: int = 0,
+    ) -> Float[Tensor, "rows tokens width"]:
+        query, key, value = (split_heads(x, self.heads) for x in self.qkv(hidden).chunk(3, dim=-1))
+        if cache is not None:
+            key, value = cache.append(layer, key, value)
+        attended = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, dropout_p=self.dropout.p if self.training else 0.0
+        )
+        out: Tensor = self.norm(hidden + self.dropout(self.output(join_heads(attended))))
+        return out
+
+
+class CrossAttention(nn.Module):
+    """BERT's cross-attention block of a text over an image (or over another text).
+
+    Keys and values are not computed here but by `remember`, once per image.
+    """
+
+    def __init__(
+        self, width: int, memory_width: int, heads: int, dropout: float, norm_eps: float
+    ) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = nn.Linear(width, width)
+        self.key_value = nn.Linear(memory_width, 2 * width)
+        self.output = nn.Linear(width, width)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+        self.dropout = nn.Dropout(dropout)
+
+    def remember(
+        self, image_hidden: Float[Tensor, "images patches memory_width"]
+    ) -> tuple[
+        Float[Tensor, "images heads patches head_dim"],
+        Float[Tensor, "images heads patches head_dim"],
+    ]:
+        """Keys and values of the images."""
+        key, value = self.key_value(image_hidden).chunk(2, dim=-1)
+        return split_heads(key, self.heads), split_heads(value, self.heads)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "rows tokens width"],
+        keys: Float[Tensor, "images heads patches head_dim"],
+        values: Float[Tensor, "images heads patches head_dim"],
+        mask: Bool[Tensor, "images 1 1 patches"] | None = None,
+    ) -> Float[Tensor, "rows tokens width"]:
+        rows, tokens, width = hidden.shape
+        images = keys.shape[0]
+        assert rows % images == 0, f"{rows} texts are not grouped over {images} images"
+        # Texts of one image stand one behind the other as one long query, so that its keys and
+        # values are read once, not copied per text.
+        query = self.query(hidden).view(images, rows // images * tokens, width)
+        attended = F.scaled_dot_product_attention(
+            split_heads(query, self.heads),
+            keys,
+            values,
+            attn_mask=mask,
+            dropout_p=self.dropout.p if self.training else 0.0,
+        )
+        attended = join_heads(attended).reshape(rows, tokens, width)
+        out: Tensor = self.norm(hidden + self.dropout(self.output(attended)))
+        return out
+
+
+def causal_mask(
+    tokens: int, cached: int, device: torch.device
+) -> Bool[Tensor, "1 1 tokens keys"] | None:
+    """Which of the cached and new tokens each new token may attend to; None when to all."""
+    if tokens == 1:
+        return None
+    full = torch.ones(tokens, cached + tokens, dtype=torch.bool, device=device)
+    return full.tril(diagonal=cached)[None, None]

@@ -1,0 +1,168 @@
+"""Sizes and choices that define a MED."""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from openblip.errors import RecipeError
+
+Head = Literal["itc", "itm", "lm"]
+Sharing = Literal["all_but_self_attention", "all", "all_but_cross_attention", "none"]
+PresetName = Literal["tiny", "small", "base", "large"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionConfig:
+    """A pre-norm vision transformer (BLIP, section 3.1)."""
+
+    image_size: int = 224
+    """Side of the square that the learned positions belong to, in pixels."""
+    patch_size: int = 16
+    """Side of a patch, in pixels."""
+    width: int = 768
+    """Channels of a patch token."""
+    depth: int = 12
+    """Number of blocks."""
+    heads: int = 12
+    """Attention heads; divides the width."""
+    mlp_ratio: float = 4.0
+    """Hidden width of a block's MLP, in widths."""
+    drop_path: float = 0.0
+    """Probability of skipping the last block's branches; grows linearly from 0 with depth."""
+    norm_eps: float = 1e-6
+    """Epsilon of the layer norms; 1e-5 in `transformers`' default configuration."""
+    checkpoint_layers: int = 0
+    """The last so many blocks recompute their activations in the backward pass."""
+
+    def __post_init__(self) -> None:
+        _check_heads("vision", self.width, self.heads)
+        if self.image_size % self.patch_size:
+            raise RecipeError(
+                f"vision.image_size {self.image_size} is not a multiple of vision.patch_size "
+                f"{self.patch_size}; choose one that is"
+            )
+
+    @property
+    def num_patches(self) -> int:
+        """Tokens of an image at `image_size`, the class token included."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """A post-norm BERT stack in three roles (BLIP, section 3.1 and figure 2)."""
+
+    vocab_size: int = 30524
+    """Tokens, with `[DEC]` and `[ENC]`."""
+    width: int = 768
+    """Channels of a text token."""
+    depth: int = 12
+    """Number of layers."""
+    heads: int = 12
+    """Attention heads; divides the width."""
+    ffn_width: int = 3072
+    """Hidden width of the feed-forward network."""
+    max_positions: int = 512
+    """Longest text, in tokens."""
+    dropout: float = 0.1
+    """Dropout of embeddings, attention probabilities and block outputs."""
+    norm_eps: float = 1e-12
+    """Epsilon of the layer norms."""
+    sharing: Sharing = "all_but_self_attention"
+    """What encoder and decoder share (BLIP, table 3)."""
+    checkpoint_layers: int = 0
+    """The last so many layers recompute their activations in the backward pass."""
+
+    def __post_init__(self) -> None:
+        _check_heads("text", self.width, self.heads)
+        if self.sharing not in get_args(Sharing):
+            raise RecipeError(
+                f"text.sharing {self.sharing!r} is not one of {', '.join(get_args(Sharing))}"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MedConfig:
+    """A complete MED; parts that no head needs are not built."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    """The image encoder."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """The text stack."""
+    embed_dim: int = 256
+    """Dimensions of the space in which images and texts are contrasted."""
+    heads: tuple[Head, ...] = ("itc", "itm", "lm")
+    """What the model can do: contrast (itc), match (itm), generate (lm)."""
+
+    def __post_init__(self) -> None:
+        if not self.heads or set(self.heads) - set(get_args(Head)):
+            raise RecipeError(
+                f"model.heads {self.heads!r}: name at least one of {', '.join(get_args(Head))}"
+            )
+
+    @staticmethod
+    def preset(name: PresetName, *, vocab_size: int = 30524, image_size: int = 224) -> "MedConfig":
+        """The configuration of a named size; base and large are those of the paper.
+
+        Raises:
+            RecipeError: if no preset has that name.
+        """
+        if name not in _PRESETS:
+            raise RecipeError(f"no preset {name!r}; there are {', '.join(_PRESETS)}")
+        vision, text, embed_dim = _PRESETS[name]
+        return MedConfig(
+            vision=VisionConfig(image_size=image_size, **vision),
+            text=TextConfig(vocab_size=vocab_size, **text),
+            embed_dim=embed_dim,
+        )
+
+
+# Large has the text stack of base and drop path 0.1 (released BLIP configurations).
+_PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
+    "tiny": (
+        {"width": 128, "depth": 4, "heads": 4},
+        {"width": 128, "depth": 3, "heads": 4, "ffn_width": 512, "max_positions": 64},
+        64,
+    ),
+    "small": (
+        {"width": 384, "depth": 12, "heads": 6},
+        {"width": 384, "depth": 6, "heads": 6, "ffn_width": 1536},
+        256,
+    ),
+    "base": ({}, {}, 256),
+    "large": ({"width": 1024, "depth": 24, "heads": 16, "drop_path": 0.1}, {}, 256),
+}
+
+
+def _check_heads(part: str, width: int, heads: int) -> None:
+    if width % heads:
+        raise RecipeError(
+            f"{part}.width {width} is not a multiple of {part}.heads {heads}; change one of them"
+        )
+
+
+def med_config_to_dict(config: MedConfig) -> dict[str, Any]:
+    """The configuration as plain JSON values."""
+    return {**asdict(config), "heads": list(config.heads)}
+
+
+def med_config_from_dict(values: dict[str, Any]) -> MedConfig:
+    """The configuration that `med_config_to_dict` wrote.
+
+    Raises:
+        RecipeError: if a name is unknown.
+    """
+    parts: dict[str, Any] = {**values, "heads": tuple(values.get("heads", ("itc", "itm", "lm")))}
+    parts["vision"] = _build(VisionConfig, "vision", values.get("vision", {}))
+    parts["text"] = _build(TextConfig, "text", values.get("text", {}))
+    config = _build(MedConfig, "model", parts)
+    assert isinstance(config, MedConfig)
+    return config
+
+
+def _build(kind: type, part: str, values: dict[str, Any]) -> object:
+    known = {f.name for f in fields(kind)}
+    if unknown := sorted(set(values) - known):
+        raise RecipeError(
+            f"{part}: unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+        )
+    return kind(**values)

@@ -1,0 +1,99 @@
+"""The multimodal mixture of encoder-decoder (BLIP, section 3.1 and figure 2)."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from openblip.errors import MissingHead
+from openblip.model.cache import KeyValueCache
+from openblip.model.config import Head, MedConfig
+from openblip.model.memory import ImageMemory, Memories
+from openblip.model.text import TextStack
+from openblip.model.vision import ImageEncoder
+
+_KINDS_WITH: dict[Head, str] = {
+    "itc": "a pre-trained, retrieval or filter checkpoint",
+    "itm": "a pre-trained, retrieval or filter checkpoint",
+    "lm": "a pre-trained or captioner checkpoint",
+}
+
+
+class Med(nn.Module):
+    """Image encoder, text stack and the three heads; only what `config.heads` lists is built.
+
+    Ids given to `embed_texts` begin with `[CLS]`, to `match` with `[ENC]`, to `decode` with
+    `[DEC]`: the model knows no tokenizer.
+    """
+
+    def __init__(self, config: MedConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageEncoder(config.vision)
+        self.text = TextStack(config.text, config.vision.width, config.heads)
+        if "itc" in config.heads:
+            self.image_projection = nn.Linear(config.vision.width, config.embed_dim)
+            self.text_projection = nn.Linear(config.text.width, config.embed_dim)
+            self.temperature = nn.Parameter(torch.tensor(0.07))
+        if "itm" in config.heads:
+            self.itm_head = nn.Linear(config.text.width, 2)
+
+    def require(self, head: Head) -> None:
+        """Check that the model has a head.
+
+        Raises:
+            MissingHead: if it has not; names the kind of checkpoint that has.
+        """
+        if head not in self.config.heads:
+            has = ", ".join(self.config.heads)
+            raise MissingHead(
+                f"this checkpoint has no {head} head (it has: {has}); load {_KINDS_WITH[head]}"
+            )
+
+    def encode_images(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch patches vision_width"]:
+        """Patch tokens of normalised images, the class token first."""
+        hidden: Tensor = self.image_encoder(images)
+        return hidden
+
+    def embed_images(
+        self, image_hidden: Float[Tensor, "batch patches vision_width"]
+    ) -> Float[Tensor, "batch embed"]:
+        """Unit-length embeddings of encoded images, from their class tokens."""
+        self.require("itc")
+        return F.normalize(self.image_projection(image_hidden[:, 0]).float(), dim=-1)
+
+    def embed_texts(
+        self, ids: Int[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"]
+    ) -> Float[Tensor, "rows embed"]:
+        """Unit-length embeddings of texts, in the unimodal role."""
+        self.require("itc")
+        hidden = self.text(ids, mask)
+        return F.normalize(self.text_projection(hidden[:, 0]).float(), dim=-1)
+
+    def memories(self, image_hidden: Float[Tensor, "images patches vision_width"]) -> Memories:
+        """Cross-attention keys and values of encoded images, for encoder and decoder."""
+        return self.text.memories(image_hidden)
+
+    def match(
+        self,
+        ids: Int[Tensor, "rows tokens"],
+        mask: Bool[Tensor, "rows tokens"],
+        memory: ImageMemory,
+    ) -> Float[Tensor, "rows 2"]:
+        """Logits of (no match, match) for texts against images, in the encoder role."""
+        self.require("itm")
+        logits: Tensor = self.itm_head(self.text(ids, mask, memory=memory)[:, 0])
+        return logits
+
+    def decode(
+        self,
+        ids: Int[Tensor, "rows tokens"],
+        mask: Bool[Tensor, "rows keys"] | None,
+        memory: ImageMemory,
+        cache: KeyValueCache | None = None,
+    ) -> Float[Tensor, "rows tokens vocab"]:
+        """Next-token logits of texts given images, in the decoder role."""
+        self.require("lm")
+        return self.text.logits(self.text(ids, mask, memory=memory, causal=True, cache=cache))

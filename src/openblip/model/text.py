@@ -1,0 +1,228 @@
+"""One text stack in three roles: unimodal encoder, image-grounded encoder, image-grounded decoder.
+
+Which parts the decoder has for itself is decided by `TextConfig.sharing`; such a part stands beside
+the encoder's under the same name with the prefix `causal_`.
+"""
+
+from collections.abc import Callable
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from openblip.model.attention import CrossAttention, TextSelfAttention, causal_mask
+from openblip.model.cache import KeyValueCache
+from openblip.model.config import Head, Sharing, TextConfig
+from openblip.model.memory import ImageMemory, Memories
+
+# Parts that the decoder does not share with the encoder (BLIP, table 3).
+_OWN_PARTS: dict[Sharing, frozenset[str]] = {
+    "all": frozenset(),
+    "all_but_self_attention": frozenset({"self_attention"}),
+    "all_but_cross_attention": frozenset({"cross_attention"}),
+    "none": frozenset({"embeddings", "self_attention", "cross_attention", "ffn"}),
+}
+
+
+class TextEmbeddings(nn.Module):
+    """Word plus position embeddings, layer norm, dropout; BERT's without token types."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.word = nn.Embedding(config.vocab_size, config.width)
+        self.position = nn.Embedding(config.max_positions, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, ids: Int[Tensor, "rows tokens"], start: int = 0
+    ) -> Float[Tensor, "rows tokens width"]:
+        positions = self.position.weight[start : start + ids.shape[1]]
+        out: Tensor = self.dropout(self.norm(self.word(ids) + positions))
+        return out
+
+
+class FeedForward(nn.Module):
+    """BERT's feed-forward block: up, exact GELU, down, residual, layer norm."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.width, config.ffn_width)
+        self.down = nn.Linear(config.ffn_width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self, hidden: Float[Tensor, "rows tokens width"]
+    ) -> Float[Tensor, "rows tokens width"]:
+        out: Tensor = self.norm(hidden + self.dropout(self.down(F.gelu(self.up(hidden)))))
+        return out
+
+
+class LmHead(nn.Module):
+    """BERT's language-model head; its output weight is the word embedding."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__()
+        self.transform = nn.Linear(config.width, config.width)
+        self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.bias = nn.Parameter(torch.zeros(config.vocab_size))
+
+    def forward(
+        self, hidden: Float[Tensor, "rows tokens width"], words: Float[Tensor, "vocab width"]
+    ) -> Float[Tensor, "rows tokens vocab"]:
+        return F.linear(self.norm(F.gelu(self.transform(hidden))), words, self.bias)
+
+
+class TextLayer(nn.Module):
+    """Self-attention, cross-attention where there is a memory, feed-forward."""
+
+    def __init__(self, config: TextConfig, memory_width: int, heads: tuple[Head, ...]) -> None:
+        super().__init__()
+        block = (config.heads, config.dropout, config.norm_eps)
+        encodes = "itc" in heads or "itm" in heads
+        decodes = "lm" in heads
+        own = _OWN_PARTS[config.sharing]
+
+        def add(name: str, make: Callable[[], nn.Module], encoder: bool, decoder: bool) -> None:
+            if encoder or (decoder and name not in own):
+                setattr(self, name, make())
+            if decoder and name in own:
+                setattr(self, f"causal_{name}", make())
+
+        add("self_attention", lambda: TextSelfAttention(config.width, *block), encodes, decodes)
+        add(
+            "cross_attention",
+            lambda: CrossAttention(config.width, memory_width, *block),
+            "itm" in heads,
+            decodes,
+        )
+        add("ffn", lambda: FeedForward(config), encodes, decodes)
+
+    def part(self, name: str, causal: bool) -> nn.Module:
+        """The encoder's or the decoder's part; the same one where it is shared."""
+        own = f"causal_{name}"
+        return cast("nn.Module", getattr(self, own if causal and hasattr(self, own) else name))
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "rows tokens width"],
+        mask: Bool[Tensor, "#rows 1 #tokens keys"] | None,
+        memory: ImageMemory | None,
+        causal: bool,
+        cache: KeyValueCache | None,
+        layer: int,
+    ) -> Float[Tensor, "rows tokens width"]:
+        hidden = self.part("self_attention", causal)(hidden, mask, cache, layer)
+        if memory is not None:
+            memory_mask = None if memory.mask is None else memory.mask[:, None, None]
+            hidden = self.part("cross_attention", causal)(
+                hidden, memory.keys[layer], memory.values[layer], memory_mask
+            )
+        out: Tensor = self.part("ffn", causal)(hidden)
+        return out
+
+
+class TextStack(nn.Module):
+    """BERT layers that encode a text alone, encode it with an image, or decode it from one.
+
+    Args:
+        config: sizes and sharing.
+        memory_width: channels of what cross-attention attends to.
+        heads: only the parts that these need are built.
+    """
+
+    def __init__(self, config: TextConfig, memory_width: int, heads: tuple[Head, ...]) -> None:
+        super().__init__()
+        self.config = config
+        own_embeddings = "embeddings" in _OWN_PARTS[config.sharing] and "lm" in heads
+        if not own_embeddings or set(heads) != {"lm"}:
+            self.embeddings = TextEmbeddings(config)
+        if own_embeddings:
+            self.causal_embeddings = TextEmbeddings(config)
+        self.layers = nn.ModuleList(
+            TextLayer(config, memory_width, heads) for _ in range(config.depth)
+        )
+        if "lm" in heads:
+            self.lm_head = LmHead(config)
+        self.apply(_initialise)
+
+    def embeddings_of(self, causal: bool) -> TextEmbeddings:
+        """The encoder's or the decoder's embeddings; the same ones where they are shared."""
+        own = causal and hasattr(self, "causal_embeddings")
+        return self.causal_embeddings if own else self.embeddings
+
+    def forward(
+        self,
+        ids: Int[Tensor, "rows tokens"],
+        mask: Bool[Tensor, "rows keys"] | None,
+        *,
+        memory: ImageMemory | None = None,
+        causal: bool = False,
+        cache: KeyValueCache | None = None,
+    ) -> Float[Tensor, "rows tokens width"]:
+        """Hidden states of the last layer.
+
+        Args:
+            ids: token ids; those behind `cache.length` earlier ones when there is a cache.
+            mask: True = attend; of the cached tokens too. None attends to all.
+            memory: what to attend to, in the image-grounded roles; rows are grouped by image.
+            causal: decode: a token attends to itself and those before it.
+            cache: keys and values of earlier tokens, extended by this call.
+        """
+        cached = cache.length if cache is not None else 0
+        attend = None if mask is None else mask[:, None, None]
+        if causal:
+            later = causal_mask(ids.shape[1], cached, ids.device)
+            attend = later if attend is None else attend if later is None else attend & later
+        hidden: Tensor = self.embeddings_of(causal)(ids, cached)
+        first_checkpointed = len(self.layers) - self.config.checkpoint_layers
+        for number, layer in enumerate(self.layers):
+            arguments = (hidden, attend, memory, causal, cache, number)
+            if self.training and number >= first_checkpointed:
+                hidden = checkpoint(layer, *arguments, use_reentrant=False)
+            else:
+                hidden = layer(*arguments)
+        if cache is not None:
+            cache.advance(ids.shape[1])
+        return hidden
+
+    def logits(
+        self, hidden: Float[Tensor, "rows tokens width"]
+    ) -> Float[Tensor, "rows tokens vocab"]:
+        """Next-token logits of the decoder's hidden states."""
+        out: Tensor = self.lm_head(hidden, self.embeddings_of(causal=True).word.weight)
+        return out
+
+    def remember(
+        self,
+        image_hidden: Float[Tensor, "images patches memory_width"],
+        *,
+        causal: bool = False,
+        mask: Bool[Tensor, "images patches"] | None = None,
+    ) -> ImageMemory:
+        """Every layer's cross-attention keys and values of the images."""
+        pairs = [
+            cast(
+                "CrossAttention", cast("TextLayer", layer).part("cross_attention", causal)
+            ).remember(image_hidden)
+            for layer in self.layers
+        ]
+        return ImageMemory(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), mask)
+
+    def memories(self, image_hidden: Float[Tensor, "images patches memory_width"]) -> Memories:
+        """What encoder and decoder attend to; computed once where cross-attention is shared."""
+        encoder = self.remember(image_hidden)
+        if "cross_attention" not in _OWN_PARTS[self.config.sharing]:
+            return Memories(encoder, encoder)
+        return Memories(encoder, self.remember(image_hidden, causal=True))
+
+
+def _initialise(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear):
+        nn.init.zeros_(module.bias)

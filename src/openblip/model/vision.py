@@ -1,0 +1,119 @@
+"""The image encoder: a pre-norm vision transformer with a class token."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from openblip.model.attention import ImageSelfAttention
+from openblip.model.config import VisionConfig
+
+
+class Mlp(nn.Module):
+    """Two linear layers with an exact GELU between them."""
+
+    def __init__(self, width: int, hidden_width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden_width)
+        self.down = nn.Linear(hidden_width, width)
+
+    def forward(
+        self, hidden: Float[Tensor, "batch patches width"]
+    ) -> Float[Tensor, "batch patches width"]:
+        out: Tensor = self.down(F.gelu(self.up(hidden)))
+        return out
+
+
+class DropPath(nn.Module):
+    """Skips a residual branch for whole samples while training (stochastic depth)."""
+
+    def __init__(self, probability: float) -> None:
+        super().__init__()
+        self.probability = probability
+
+    def forward(
+        self, branch: Float[Tensor, "batch patches width"]
+    ) -> Float[Tensor, "batch patches width"]:
+        if not self.training or self.probability == 0.0:
+            return branch
+        keep = 1.0 - self.probability
+        kept = torch.rand(branch.shape[0], 1, 1, device=branch.device) < keep
+        return branch * kept.to(branch.dtype) / keep
+
+
+class VisionBlock(nn.Module):
+    """Self-attention and MLP, each behind a layer norm and with a residual."""
+
+    def __init__(self, config: VisionConfig, drop_path: float) -> None:
+        super().__init__()
+        self.attention_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.attention = ImageSelfAttention(config.width, config.heads)
+        self.mlp_norm = nn.LayerNorm(config.width, eps=config.norm_eps)
+        self.mlp = Mlp(config.width, int(config.width * config.mlp_ratio))
+        self.drop_path = DropPath(drop_path)
+
+    def forward(
+        self, hidden: Float[Tensor, "batch patches width"]
+    ) -> Float[Tensor, "batch patches width"]:
+        hidden = hidden + self.drop_path(self.attention(self.attention_norm(hidden)))
+        out: Tensor = hidden + self.drop_path(self.mlp(self.mlp_norm(hidden)))
+        return out
+
+
+class ImageEncoder(nn.Module):
+    """Patch tokens of images, the class token first (BLIP, section 3.1)."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.patch_embed = nn.Conv2d(3, width, config.patch_size, stride=config.patch_size)
+        self.class_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.positions = nn.Parameter(torch.zeros(1, config.num_patches, width))
+        rates = torch.linspace(0.0, config.drop_path, config.depth, device="cpu").tolist()
+        self.blocks = nn.ModuleList(VisionBlock(config, rate) for rate in rates)
+        self.norm = nn.LayerNorm(width, eps=config.norm_eps)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        nn.init.trunc_normal_(self.class_token, std=0.02)
+        nn.init.trunc_normal_(self.positions, std=0.02)
+        for module in self.blocks.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self, images: Float[Tensor, "batch 3 height width_px"]
+    ) -> Float[Tensor, "batch patches width"]:
+        patches = self.patch_embed(images)
+        grid = (patches.shape[2], patches.shape[3])
+        patches = patches.flatten(2).transpose(1, 2)
+        class_token = self.class_token.expand(patches.shape[0], -1, -1)
+        hidden = torch.cat([class_token, patches], dim=1)
+        hidden = hidden + interpolate_positions(self.positions, grid)
+        first_checkpointed = len(self.blocks) - self.config.checkpoint_layers
+        for number, block in enumerate(self.blocks):
+            if self.training and number >= first_checkpointed:
+                hidden = checkpoint(block, hidden, use_reentrant=False)
+            else:
+                hidden = block(hidden)
+        out: Tensor = self.norm(hidden)
+        return out
+
+
+def interpolate_positions(
+    positions: Float[Tensor, "1 patches width"], grid: tuple[int, int]
+) -> Float[Tensor, "1 new_patches width"]:
+    """Learned positions at another grid (rows, columns), bicubic; the class token's is kept.
+
+    The same grid gives back the same tensor.
+    """
+    side = round((positions.shape[1] - 1) ** 0.5)
+    if grid == (side, side):
+        return positions
+    class_position, patch_positions = positions[:, :1], positions[:, 1:]
+    square = patch_positions.transpose(1, 2).reshape(1, -1, side, side)
+    resized = F.interpolate(square, size=grid, mode="bicubic", align_corners=False)
+    return torch.cat([class_position, resized.flatten(2).transpose(1, 2)], dim=1)
