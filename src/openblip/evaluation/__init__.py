@@ -1,0 +1,1 @@
+"""Protocols and metrics by which models are compared."""

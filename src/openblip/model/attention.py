@@ -70,21 +70,18 @@ class TextSelfAttention(nn.Module):
         return out
 
 
-class CrossAttention(nn.Module):
-    """BERT's cross-attention block of a text over an image (or over another text).
+class MemoryAttention(nn.Module):
+    """Attention of a text over an image (or over another text), without residual and norm.
 
     Keys and values are not computed here but by `remember`, once per image.
     """
 
-    def __init__(
-        self, width: int, memory_width: int, heads: int, dropout: float, norm_eps: float
-    ) -> None:
+    def __init__(self, width: int, memory_width: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.heads = heads
         self.query = nn.Linear(width, width)
         self.key_value = nn.Linear(memory_width, 2 * width)
         self.output = nn.Linear(width, width)
-        self.norm = nn.LayerNorm(width, eps=norm_eps)
         self.dropout = nn.Dropout(dropout)
 
     def remember(
@@ -117,8 +114,28 @@ class CrossAttention(nn.Module):
             attn_mask=mask,
             dropout_p=self.dropout.p if self.training else 0.0,
         )
-        attended = join_heads(attended).reshape(rows, tokens, width)
-        out: Tensor = self.norm(hidden + self.dropout(self.output(attended)))
+        out: Tensor = self.output(join_heads(attended).reshape(rows, tokens, width))
+        return out
+
+
+class CrossAttention(MemoryAttention):
+    """BERT's cross-attention block: attention over a memory, residual, layer norm."""
+
+    def __init__(
+        self, width: int, memory_width: int, heads: int, dropout: float, norm_eps: float
+    ) -> None:
+        super().__init__(width, memory_width, heads, dropout)
+        self.norm = nn.LayerNorm(width, eps=norm_eps)
+
+    def forward(
+        self,
+        hidden: Float[Tensor, "rows tokens width"],
+        keys: Float[Tensor, "images heads patches head_dim"],
+        values: Float[Tensor, "images heads patches head_dim"],
+        mask: Bool[Tensor, "images 1 1 patches"] | None = None,
+    ) -> Float[Tensor, "rows tokens width"]:
+        attended = super().forward(hidden, keys, values, mask)
+        out: Tensor = self.norm(hidden + self.dropout(attended))
         return out
 
 

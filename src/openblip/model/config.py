@@ -5,7 +5,7 @@ from typing import Any, Literal, get_args
 
 from openblip.errors import RecipeError
 
-Head = Literal["itc", "itm", "lm"]
+Head = Literal["itc", "itm", "lm", "multimodal"]
 Sharing = Literal["all_but_self_attention", "all", "all_but_cross_attention", "none"]
 PresetName = Literal["tiny", "small", "base", "large"]
 
@@ -91,7 +91,8 @@ class MedConfig:
     embed_dim: int = 256
     """Dimensions of the space in which images and texts are contrasted."""
     heads: tuple[Head, ...] = ("itc", "itm", "lm")
-    """What the model can do: contrast (itc), match (itm), generate (lm)."""
+    """What the model can do: contrast (itc), match (itm), generate (lm), or only give the hidden
+    states of a text that attends to an image (multimodal)."""
 
     def __post_init__(self) -> None:
         if not self.heads or set(self.heads) - set(get_args(Head)):

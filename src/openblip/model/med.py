@@ -16,6 +16,7 @@ _KINDS_WITH: dict[Head, str] = {
     "itc": "a pre-trained, retrieval or filter checkpoint",
     "itm": "a pre-trained, retrieval or filter checkpoint",
     "lm": "a pre-trained or captioner checkpoint",
+    "multimodal": "a pre-trained, retrieval or filter checkpoint",
 }
 
 

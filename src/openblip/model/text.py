@@ -83,7 +83,8 @@ class TextLayer(nn.Module):
     def __init__(self, config: TextConfig, memory_width: int, heads: tuple[Head, ...]) -> None:
         super().__init__()
         block = (config.heads, config.dropout, config.norm_eps)
-        encodes = "itc" in heads or "itm" in heads
+        grounded = "itm" in heads or "multimodal" in heads
+        encodes = "itc" in heads or grounded
         decodes = "lm" in heads
         own = _OWN_PARTS[config.sharing]
 
@@ -97,7 +98,7 @@ class TextLayer(nn.Module):
         add(
             "cross_attention",
             lambda: CrossAttention(config.width, memory_width, *block),
-            "itm" in heads,
+            grounded,
             decodes,
         )
         add("ffn", lambda: FeedForward(config), encodes, decodes)
@@ -148,7 +149,7 @@ class TextStack(nn.Module):
         )
         if "lm" in heads:
             self.lm_head = LmHead(config)
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def embeddings_of(self, causal: bool) -> TextEmbeddings:
         """The encoder's or the decoder's embeddings; the same ones where they are shared."""
@@ -214,14 +215,18 @@ class TextStack(nn.Module):
         return ImageMemory(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), mask)
 
     def memories(self, image_hidden: Float[Tensor, "images patches memory_width"]) -> Memories:
-        """What encoder and decoder attend to; computed once where cross-attention is shared."""
-        encoder = self.remember(image_hidden)
-        if "cross_attention" not in _OWN_PARTS[self.config.sharing]:
-            return Memories(encoder, encoder)
-        return Memories(encoder, self.remember(image_hidden, causal=True))
+        """What encoder and decoder attend to; computed once where there is one cross-attention."""
+        built = [causal for causal in (False, True) if self._has_cross_attention(causal)]
+        memories = [self.remember(image_hidden, causal=causal) for causal in built]
+        return Memories(memories[0], memories[-1])
+
+    def _has_cross_attention(self, causal: bool) -> bool:
+        """Whether the layers have cross-attention for one role (False) or the decoder's own."""
+        return hasattr(self.layers[0], "causal_cross_attention" if causal else "cross_attention")
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
+    """Draw a module's own weights as BERT does; for `nn.Module.apply`."""
     if isinstance(module, nn.Linear | nn.Embedding):
         nn.init.normal_(module.weight, std=0.02)
     if isinstance(module, nn.Linear):

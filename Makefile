@@ -1,0 +1,45 @@
+# Every target does all it needs on a fresh machine. PYTHON=python3.12 chooses the interpreter.
+SHELL := /bin/sh
+BIN := .venv/bin
+PYTEST := $(BIN)/python -m pytest
+
+.PHONY: demo test lint format golden slow bench clean
+
+demo: .venv/.installed-core          ## the whole loop on an embedded world, with a report page
+	$(BIN)/openblip demo
+
+test: .venv/.installed-test          ## the default suite (what CI runs)
+	$(PYTEST)
+
+golden: .venv/.installed-test        ## only the comparisons with reference outputs (OPENBLIP_GOLDEN)
+	$(PYTEST) tests/golden -rs
+
+slow: .venv/.installed-test          ## the long checks: demo over three seeds, full corpora
+	$(PYTEST) -m slow --timeout=7200 -rs
+
+bench: .venv/.installed-core         ## the training step, part by part, beside the naive step
+	$(BIN)/python benchmarks/train_step.py
+
+lint: .venv/.installed-lint          ## ruff and a strict type check
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: .venv/.installed-lint
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+
+.venv/.installed-core: pyproject.toml scripts/install.sh
+	sh scripts/install.sh
+	@touch $@
+
+.venv/.installed-test: pyproject.toml scripts/install.sh
+	sh scripts/install.sh test
+	@touch $@
+
+.venv/.installed-lint: pyproject.toml scripts/install.sh
+	sh scripts/install.sh test,lint
+	@touch $@

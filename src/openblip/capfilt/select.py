@@ -1,0 +1,90 @@
+"""How many texts stay at a threshold, and how well the filter finds noise that is known."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openblip.capfilt.scores import TextScores
+from openblip.errors import RecipeError
+
+TRUE_KIND = "true"
+DEFAULT_THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
+
+
+@dataclass(frozen=True)
+class KeepRate:
+    """How many texts of a source stay at a threshold."""
+
+    threshold: float
+    source: str
+    kept: int
+    total: int
+
+    @property
+    def rate(self) -> float:
+        """The share that stays, 0 where there is no text."""
+        return self.kept / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True)
+class NoiseQuality:
+    """The filter as a detector of one kind of noise among true texts.
+
+    A rejected text is a detection: `precision` is the share of noise among the rejected texts of
+    this kind and the rejected true ones, `recall` the share of this kind that is rejected.
+    """
+
+    kind: str
+    total: int
+    precision: float
+    recall: float
+
+
+def keep_rates(scores: dict[str, TextScores], thresholds: Sequence[float]) -> list[KeepRate]:
+    """How many web and synthetic texts have an ITM probability above each threshold.
+
+    Raises:
+        RecipeError: if a threshold is not in [0, 1].
+    """
+    for threshold in thresholds:
+        if not 0.0 <= threshold <= 1.0:
+            raise RecipeError(f"threshold {threshold}: a probability between 0 and 1 is needed")
+    return [
+        KeepRate(threshold, source, int((texts.itm > threshold).sum()), len(texts))
+        for threshold in thresholds
+        for source, texts in scores.items()
+    ]
+
+
+def noise_quality(web: TextScores, threshold: float) -> list[NoiseQuality]:
+    """Precision and recall of rejection at a threshold, for each known kind of noise and for all.
+
+    The last entry, "all noise", takes every kind together. Empty where the kinds are not known.
+    """
+    rejected = web.itm <= threshold
+    true = web.kinds == TRUE_KIND
+    noisy_kinds = sorted(set(web.kinds.tolist()) - {TRUE_KIND, ""})
+    if not noisy_kinds:
+        return []
+    groups = {kind: web.kinds == kind for kind in noisy_kinds}
+    groups["all noise"] = ~true & (web.kinds != "")
+    return [_quality(kind, noisy, true, rejected) for kind, noisy in groups.items()]
+
+
+def _quality(
+    kind: str,
+    noisy: NDArray[np.bool_],
+    true: NDArray[np.bool_],
+    rejected: NDArray[np.bool_],
+) -> NoiseQuality:
+    found = int((noisy & rejected).sum())
+    wrong = int((true & rejected).sum())
+    total = int(noisy.sum())
+    return NoiseQuality(
+        kind=kind,
+        total=total,
+        precision=found / (found + wrong) if found + wrong else float("nan"),
+        recall=found / total if total else float("nan"),
+    )

@@ -1,0 +1,94 @@
+"""The `openblip` command: finds the subcommand, prints errors as one line."""
+
+import difflib
+import importlib
+import sys
+import traceback
+from collections.abc import Sequence
+
+from openblip.errors import OpenBlipError
+
+# Command words -> (module under openblip.cli, function, one line of help).
+_COMMANDS: dict[str, tuple[str, str, str]] = {
+    "demo": ("demo", "demo", "the whole loop on an embedded world, with a report page"),
+    "data import": ("data", "import_", "bring image-text pairs into a pair table"),
+    "data show": ("data", "show", "what is in a pair table"),
+    "pretrain": ("train", "pretrain", "train a MED from scratch on a view of a table"),
+    "finetune": ("train", "finetune", "fine-tune a captioner, a filter, or both in one"),
+    "capfilt run": ("capfilt", "run", "caption and score the web rows of a table"),
+    "capfilt select": ("capfilt", "select", "how many texts stay at which threshold"),
+    "capfilt report": ("capfilt", "report", "a page of what is kept and what is rejected"),
+    "evaluate": ("evaluate", "evaluate", "retrieval or captioning by the field's protocol"),
+    "caption": ("predict", "caption", "caption images"),
+    "match": ("predict", "match", "how well texts match images"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; the exit code is 0 (done), 1 (failed) or 2 (wrong usage)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    words = [word for word in words if word != "--debug"]
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        from openblip import __version__
+
+        print(f"openblip {__version__}")
+        return 0
+    name = _command_name(words)
+    if name is None:
+        return _unknown(words)
+    module, function, _ = _COMMANDS[name]
+    run = getattr(importlib.import_module(f"openblip.cli.{module}"), function)
+    return _guarded(run, words[len(name.split()) :], f"openblip {name}", debug)
+
+
+def _guarded(run: object, words: list[str], prog: str, debug: bool) -> int:
+    import tyro
+
+    try:
+        assert callable(run)
+        return int(tyro.cli(run, args=words, prog=prog) or 0)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it can", file=sys.stderr)
+        return 130
+    except (OpenBlipError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        print(f"{prog}: {error}", file=sys.stderr)
+        return 1
+
+
+def _command_name(words: list[str]) -> str | None:
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in _COMMANDS:
+            return name
+    return None
+
+
+def _unknown(words: list[str]) -> int:
+    group = [name for name in _COMMANDS if name.split()[0] == words[0]]
+    if group:
+        print(_overview(group))
+        return 0 if words[1:2] in (["-h"], ["--help"]) else 2
+    near = difflib.get_close_matches(" ".join(words[:2]), _COMMANDS, 1, 0.4)
+    hint = f"; did you mean `openblip {near[0]}`?" if near else ""
+    print(f"openblip: no command {words[0]!r}{hint} (openblip --help lists all)", file=sys.stderr)
+    return 2
+
+
+def _overview(names: Sequence[str] = tuple(_COMMANDS)) -> str:
+    lines = [
+        "usage: openblip COMMAND [options]",
+        "",
+        "Vision-language pre-training, and the cleaning of image-text data.",
+        "",
+        *(f"  openblip {name:<16} {_COMMANDS[name][2]}" for name in names),
+        "",
+        "openblip COMMAND --help shows a command's options with an example;",
+        "--debug shows the traceback of an error; --version the version.",
+    ]
+    return "\n".join(lines)

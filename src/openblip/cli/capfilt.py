@@ -1,0 +1,153 @@
+"""`openblip capfilt`: run, select, report."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from openblip.cli.output import print_json, print_table
+
+
+def run(
+    table: tyro.conf.Positional[str],
+    /,
+    *,
+    captioner: str,
+    filter: str,
+    method: Literal["nucleus", "beam", "greedy"] = "nucleus",
+    top_p: float = 0.9,
+    num_beams: int = 3,
+    max_length: int = 20,
+    min_length: int = 5,
+    prompt: str = "a picture of ",
+    num_captions: int = 1,
+    first_token: Literal["[ENC]", "[CLS]"] = "[ENC]",
+    batch_size: int = 32,
+    seed: int = 0,
+    processes: int | None = None,
+    json: bool = False,
+) -> int:
+    """Caption the web rows of a table and score every given and synthetic text.
+
+    Adds columns; a stopped job goes on where it was. Example:
+    openblip capfilt run pairs.lance --captioner runs/captioner --filter runs/filter
+
+    Args:
+        table: the pair table.
+        captioner: model folder or run directory that writes captions.
+        filter: model folder or run directory that scores texts.
+        method: nucleus as in the paper, or beam, or greedy.
+        top_p: nucleus: smallest set of words with this probability.
+        num_beams: beam: how many.
+        max_length: of a caption in tokens, prompt included.
+        min_length: of a caption in tokens, prompt included.
+        prompt: what the captioner continues.
+        num_captions: synthetic captions per image.
+        first_token: of a matched text; [CLS] as some released models do.
+        batch_size: rows that are worked on together.
+        seed: decides sampled captions together with a row's id.
+        processes: default: one per GPU, or per core without a GPU.
+        json: print the result as JSON.
+    """
+    from openblip.capfilt.job import CapFiltSettings
+    from openblip.capfilt.run import run_capfilt
+    from openblip.inference.generation import Decoding
+
+    settings = CapFiltSettings(
+        captioner=captioner,
+        filter=filter,
+        decoding=Decoding(
+            method=method,
+            top_p=top_p,
+            num_beams=num_beams,
+            max_length=max_length,
+            min_length=min_length,
+        ),
+        prompt=prompt,
+        num_captions=num_captions,
+        first_token=first_token,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    result = run_capfilt(table, settings, processes=processes)
+    if json:
+        print_json(asdict(result))
+    else:
+        print(
+            f"{table}: {result.rows} rows, {result.computed} computed in {result.seconds:.0f} s, "
+            f"{result.errors} unreadable (column capfilt_error)"
+        )
+    return 0
+
+
+def select(
+    table: tyro.conf.Positional[str],
+    /,
+    *,
+    thresholds: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    json: bool = False,
+) -> int:
+    """How many web and synthetic texts stay at each ITM threshold; runs no model.
+
+    Example: openblip capfilt select pairs.lance --thresholds 0.3 0.5 0.7
+
+    Args:
+        table: a table that `openblip capfilt run` has scored.
+        thresholds: ITM probabilities.
+        json: print JSON.
+    """
+    from openblip.capfilt.scores import read_scores
+    from openblip.capfilt.select import keep_rates, noise_quality
+    from openblip.data.table import PairTable
+
+    scores = read_scores(PairTable.open(table))
+    rates = keep_rates(scores, thresholds)
+    quality = {value: noise_quality(scores["web"], value) for value in thresholds}
+    if json:
+        print_json(
+            {
+                "kept": [{**asdict(rate), "rate": rate.rate} for rate in rates],
+                "noise": {str(value): [asdict(q) for q in qs] for value, qs in quality.items()},
+            }
+        )
+        return 0
+    rows = [
+        [f"{r.threshold:g}", r.source, str(r.kept), str(r.total), f"{100 * r.rate:.1f} %"]
+        for r in rates
+    ]
+    print_table(["threshold", "source", "kept", "of", "rate"], rows)
+    noise = [
+        [f"{value:g}", q.kind, str(q.total), f"{q.precision:.3f}", f"{q.recall:.3f}"]
+        for value, qualities in quality.items()
+        for q in qualities
+    ]
+    if noise:
+        print("\nrejection of noise whose kind is known:")
+        print_table(["threshold", "kind", "texts", "precision", "recall"], noise)
+    return 0
+
+
+def report(
+    table: tyro.conf.Positional[str],
+    /,
+    *,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("capfilt.html"),
+    threshold: float = 0.5,
+    seed: int = 0,
+) -> int:
+    """Write a self-contained page of what is kept and what is rejected.
+
+    Example: openblip capfilt report pairs.lance -o capfilt.html
+
+    Args:
+        table: a table that `openblip capfilt run` has scored.
+        output: the HTML file.
+        threshold: a text is kept above this ITM probability.
+        seed: which rows are shown.
+    """
+    from openblip.capfilt.report import write_report
+    from openblip.data.table import PairTable
+
+    print(write_report(PairTable.open(table), output, threshold=threshold, seed=seed))
+    return 0

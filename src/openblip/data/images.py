@@ -1,0 +1,168 @@
+"""One way to open an image, whatever it comes as."""
+
+import io
+import threading
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, UnidentifiedImageError
+
+from openblip.errors import DataError
+
+ImageSource = bytes | str | Path | Image.Image | NDArray[np.uint8]
+"""Encoded bytes, a path, a Pillow image, or uint8 values (height, width, 3) or (height, width)."""
+
+MAX_PIXELS = 178_956_970
+"""Largest width times height that is decoded, where Pillow refuses too: 512 MiB as RGB."""
+
+# Only formats that Pillow decodes itself: EPS, for one, would start Ghostscript on a stranger's
+# file. AVIF is last because a Pillow without it stops there.
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "AVIF")
+# EXIF orientation to the transposition that brings the picture upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_WHITE_16 = 65535
+_METADATA_LOCK = threading.Lock()
+
+
+def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
+    """Returns the image as RGB, upright, with transparent parts over white.
+
+    EXIF orientation is applied; of an animated file the first frame counts; palettes, CMYK, grey,
+    and grey of 16 bits become RGB of 8 bits. The result is a new image without metadata.
+
+    Args:
+        source: bytes, path, Pillow image or array, see `ImageSource`.
+        name: what errors call the image, for example a row of a table; by default the path.
+
+    Raises:
+        DataError: if there is no image, it is damaged or cut off, or has over `MAX_PIXELS` pixels.
+    """
+    name = name or _name(source)
+    if isinstance(source, Image.Image):
+        return _decoded(source, name)
+    if isinstance(source, np.ndarray):
+        return _from_array(source, name)
+    if isinstance(source, bytes):
+        return _from_stream(io.BytesIO(source), name)
+    if not isinstance(source, str | Path):
+        raise DataError(f"{name}: no image; give a path, bytes, a Pillow image or a uint8 array")
+    try:
+        with Path(source).open("rb") as stream:
+            return _from_stream(stream, name)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{name}: cannot be read ({error}); check the path") from error
+
+
+def _name(source: object) -> str:
+    if isinstance(source, str | Path):
+        return str(source)
+    if isinstance(source, bytes):
+        return f"image of {len(source)} bytes"
+    if isinstance(source, np.ndarray):
+        return f"array of {source.dtype} {source.shape}"
+    return str(getattr(source, "filename", "")) or type(source).__name__
+
+
+def _from_array(values: NDArray[np.uint8], name: str) -> Image.Image:
+    is_image = values.ndim == 2 or (values.ndim == 3 and values.shape[2] == 3)
+    if values.dtype != np.uint8 or not is_image or values.size == 0:
+        raise DataError(f"{name}: expected uint8 of shape (height, width, 3) or (height, width)")
+    _check_size(values.shape[1], values.shape[0], name)
+    return Image.fromarray(values).convert("RGB")
+
+
+def _from_stream(stream: BinaryIO, name: str) -> Image.Image:
+    if not stream.read(1):
+        raise DataError(f"{name}: empty, 0 bytes; fetch the image again")
+    stream.seek(0)
+    try:
+        with _quiet_metadata():
+            image = Image.open(stream, formats=_FORMATS)
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{name}: too large ({error}); make the image smaller first") from error
+    except UnidentifiedImageError as error:
+        raise DataError(
+            f"{name}: not an image of a known format, or its header is damaged; "
+            f"give one of {', '.join(_FORMATS)}"
+        ) from error
+    except Exception as error:  # on damaged data Pillow's formats raise nearly anything
+        raise _damaged(name, error) from error
+    return _decoded(image, name)
+
+
+def _decoded(image: Image.Image, name: str) -> Image.Image:
+    _check_size(image.width, image.height, name)
+    try:
+        with _quiet_metadata():
+            if image.format == "TIFF":
+                # Decoding reads more metadata, and turns the image upright by itself.
+                image.load()
+            transposition = _UPRIGHT.get(_orientation(image))
+        rgb = _rgb(image)
+    except Exception as error:  # on damaged data Pillow's formats raise nearly anything
+        raise _damaged(name, error) from error
+    rgb.info = {}
+    return rgb if transposition is None else rgb.transpose(transposition)
+
+
+def _check_size(width: int, height: int, name: str) -> None:
+    if not 0 < width * height <= MAX_PIXELS:
+        raise DataError(
+            f"{name}: {width} x {height} pixels; give an image with 1 to {MAX_PIXELS} pixels"
+        )
+
+
+def _damaged(name: str, error: Exception) -> DataError:
+    reason = str(error) or type(error).__name__
+    return DataError(f"{name}: damaged image ({reason}); fetch it again, or leave it out")
+
+
+@contextmanager
+def _quiet_metadata() -> Iterator[None]:
+    """Silences Pillow's warnings about odd metadata and about sizes that `MAX_PIXELS` allows.
+
+    The filters of `warnings` belong to the whole process, so threads take turns; decoding, the
+    slow part, happens outside.
+    """
+    with _METADATA_LOCK, warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        yield
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged metadata does not make the picture unreadable
+        return 1
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return _grey_of_8_bits(image).convert("RGB")
+    if not image.has_transparency_data:
+        return image.convert("RGB")
+    straight = image.convert("LA") if image.mode == "La" else image
+    white = Image.new("RGBA", image.size, "white")
+    white.alpha_composite(straight.convert("RGBA"))
+    return white.convert("RGB")
+
+
+def _grey_of_8_bits(image: Image.Image) -> Image.Image:
+    """Returns grey of 8 bits; whole numbers count to 65535, or further; floats to 1, or 255."""
+    values = np.nan_to_num(np.asarray(image).astype(np.float64))
+    largest = float(values.max())
+    white = max(_WHITE_16, largest) if image.mode != "F" else 1.0 if largest <= 1.0 else 255.0
+    return Image.fromarray(np.rint(values / white * 255).clip(0, 255).astype(np.uint8))

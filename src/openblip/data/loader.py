@@ -1,0 +1,284 @@
+"""Batches for training, and images in order for evaluation, made ahead by threads.
+
+A position in training is (seed, step) and nothing else: the epoch's order is a keyed permutation,
+the caption of a row a keyed hash, its augmentation a generator keyed by (seed, epoch, row). So a
+run resumes at any step, with any number of threads, and ranks need not talk to each other.
+"""
+
+import hashlib
+import time
+import weakref
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openblip.data.images import open_image
+from openblip.data.parallel import default_threads, ordered_map
+from openblip.data.reading import encoded_image
+from openblip.data.shuffle import KeyedPermutation, keyed_hash
+from openblip.data.table import PairTable
+from openblip.data.text import clean_caption
+from openblip.data.tokenizer import TextTokenizer
+from openblip.data.transforms import Augmentation, eval_transform, train_transform
+from openblip.data.views import CaptionView
+from openblip.errors import DataError
+
+_IMAGE_COLUMNS = ("id", "image", "image_uri")
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Image-text pairs ready for a model, on the host."""
+
+    ids: tuple[str, ...]
+    """Ids of the rows."""
+    images: Tensor
+    """float32 (batch, 3, height, width), normalised."""
+    tokens: Tensor
+    """int64 (batch, tokens), the first token is `[CLS]`."""
+    mask: Tensor
+    """bool (batch, tokens), True = attend."""
+    image_ids: Tensor
+    """int64 (batch,), row numbers: equal means the same image."""
+    text_ids: Tensor
+    """int64 (batch,), hashes of the cleaned texts: equal means the same text."""
+    step: int
+    """Number of the global batch that this is (a part of), from 0."""
+
+
+class PairLoader:
+    """Endless batches of a view, shuffled anew in each epoch.
+
+    In an epoch every admitted row comes once (those of the last incomplete batch stay out), with
+    one of its admitted texts. Usable as a context manager, which ends the threads.
+
+    Attributes:
+        index: the rows and texts that the view admits.
+        waited_seconds: time that consumers have waited for batches so far.
+    """
+
+    def __init__(
+        self,
+        table: PairTable,
+        view: CaptionView,
+        tokenizer: TextTokenizer,
+        batch_size: int,
+        image_size: int,
+        augmentation: Augmentation | None,
+        max_tokens: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_threads: int | None = None,
+        prefix: str = "",
+        max_words: int = 50,
+        num_prefetched: int = 2,
+        pin_memory: bool = False,
+    ) -> None:
+        """Resolves the view; starts no thread.
+
+        Args:
+            table: where the pairs are.
+            view: which of them count.
+            tokenizer: for the texts.
+            batch_size: pairs for each rank and step; the global batch is `world_size` times that.
+            image_size: pixels of a side.
+            augmentation: None for the plain resizing of evaluation.
+            max_tokens: texts are cut to this many, `[CLS]` and `[SEP]` included.
+            seed: at least 0; decides order, captions and augmentation.
+            rank: which part of the global batch is wanted, below `world_size`.
+            world_size: number of processes that share a global batch.
+            num_threads: None for one for each core, 2 to 16.
+            prefix: put before every cleaned caption, such as "a picture of ".
+            max_words: captions are cut to this many before they are tokenised.
+            num_prefetched: finished batches that may wait for the consumer.
+            pin_memory: put images where a GPU can fetch them while it computes.
+
+        Raises:
+            DataError: the view is empty, or smaller than one global batch.
+        """
+        if batch_size < 1 or not 0 <= rank < world_size or seed < 0:
+            raise ValueError(
+                "expected batch_size >= 1, 0 <= rank < world_size, seed >= 0. "
+                f"Got {batch_size}, {rank}, {world_size}, {seed}."
+            )
+        self.index = view.resolve(table)
+        self.waited_seconds = 0.0
+        self._table, self._view, self._tokenizer = table, view, tokenizer
+        self._batch_size, self._rank, self._global_size = batch_size, rank, batch_size * world_size
+        self._image_size, self._augmentation = image_size, augmentation
+        self._max_tokens, self._prefix, self._max_words = max_tokens, prefix, max_words
+        self._seed, self._pin_memory = seed, pin_memory
+        self._num_threads = num_threads or default_threads()
+        self._num_prefetched = num_prefetched
+        self._open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+        if len(self.index) < self._global_size:
+            raise DataError(
+                f"the view has {len(self.index)} rows in {table.uri}, less than one global batch "
+                f"of {batch_size} x {world_size} = {self._global_size}: lower the batch size, or "
+                f"admit more ({self.index.summary()})"
+            )
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Number of whole global batches in the view."""
+        return len(self.index) // self._global_size
+
+    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+        """Endless batches from the global batch number `start_step` on.
+
+        The threads of an iterator end with it: when it is closed, collected, or raises.
+
+        Raises:
+            DataError: (while iterating) an image cannot be read; names the row.
+        """
+        batches = self._iterate(start_step)
+        self._open.add(batches)
+        return batches
+
+    def rows_of_step(self, step: int) -> np.ndarray:
+        """Row numbers of this rank's part of the global batch `step`, int64 (batch,)."""
+        epoch, number = divmod(step, self.batches_per_epoch)
+        order = KeyedPermutation(len(self.index), keyed_hash(self._seed, epoch))
+        first = number * self._global_size + self._rank * self._batch_size
+        rows: np.ndarray = self.index.rows[order(np.arange(first, first + self._batch_size))]
+        return rows
+
+    def close(self) -> None:
+        """Ends the threads of every iterator that was handed out; those yield no more."""
+        for batches in list(self._open):
+            batches.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _iterate(self, start_step: int) -> Generator[Batch, None, None]:
+        # One thread makes one batch, so that a single read fetches its rows.
+        ahead = self._num_threads + self._num_prefetched
+        batches = ordered_map(self._make, _count(start_step), self._num_threads, ahead)
+        try:
+            while True:
+                start = time.perf_counter()
+                batch = next(batches)
+                self.waited_seconds += time.perf_counter() - start
+                yield batch
+        finally:
+            batches.close()
+
+    def _make(self, step: int) -> Batch:
+        rows = self.rows_of_step(step)
+        epoch = step // self.batches_per_epoch
+        columns = dict.fromkeys((*_IMAGE_COLUMNS, *self._view.columns))
+        pairs = self._table.take(rows, list(columns))
+        images = _empty_images(len(rows), self._image_size, self._pin_memory)
+        ids = pairs["id"].to_pylist()
+        sources = zip(pairs["image"].to_pylist(), pairs["image_uri"].to_pylist(), strict=True)
+        for place, (row, source) in enumerate(zip(rows.tolist(), sources, strict=True)):
+            try:
+                images[place] = self._image(*source, epoch=epoch, row=row)
+            except (DataError, OSError, ValueError) as error:
+                where = f"row {row} (id {ids[place]!r}) of {self._table.uri}"
+                raise DataError(f"{where}: {error}") from error
+        texts = [
+            clean_caption(
+                choices[keyed_hash(self._seed, epoch, row) % len(choices)], self._max_words
+            )
+            for choices, row in zip(self._view.admitted_texts(pairs), rows.tolist(), strict=True)
+        ]
+        tokens = self._tokenizer.encode([self._prefix + text for text in texts], self._max_tokens)
+        return Batch(
+            ids=tuple(ids),
+            images=images,
+            tokens=tokens.ids,
+            mask=tokens.mask,
+            image_ids=torch.from_numpy(rows),
+            text_ids=torch.tensor([text_id(text) for text in texts]),
+            step=step,
+        )
+
+    def _image(self, image: bytes | None, uri: str | None, *, epoch: int, row: int) -> Tensor:
+        opened = open_image(encoded_image(image, uri))
+        if self._augmentation is None:
+            return eval_transform(opened, self._image_size)
+        generator = np.random.default_rng([self._seed, epoch, row])
+        return train_transform(opened, self._image_size, self._augmentation, generator)
+
+
+class ImageBatch(NamedTuple):
+    """Some rows' images, and what is wrong with those that have none."""
+
+    rows: np.ndarray
+    """Row numbers of `images`, int64 (images,)."""
+    images: Tensor
+    """float32 (images, 3, size, size), normalised."""
+    errors: dict[int, str]
+    """Why a row that was asked for is not in `rows`, by row number."""
+
+
+def iterate_images(
+    table: PairTable,
+    rows: Sequence[int] | np.ndarray,
+    batch_size: int,
+    image_size: int,
+    num_threads: int | None = None,
+) -> Generator[ImageBatch, None, None]:
+    """Yields the images of `rows` in order, at the transform of evaluation.
+
+    A batch covers `batch_size` of the rows that were asked for; an image that cannot be read
+    makes it shorter (it may even be empty) and stands in its `errors`.
+
+    Args:
+        table: where the images are.
+        rows: row numbers, in any order.
+        batch_size: at least 1.
+        image_size: pixels of a side.
+        num_threads: None for one for each core, 2 to 16.
+    """
+    wanted = np.asarray(rows, dtype=np.int64)
+    parts = (wanted[at : at + batch_size] for at in range(0, len(wanted), batch_size))
+    threads = num_threads or default_threads()
+    return ordered_map(lambda part: _load(table, part, image_size), parts, threads, threads + 2)
+
+
+def text_id(text: str) -> int:
+    """A 63-bit hash of a cleaned text, the same on every machine and in every release."""
+    digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def _load(table: PairTable, rows: np.ndarray, image_size: int) -> ImageBatch:
+    pairs = table.take(rows, _IMAGE_COLUMNS)
+    images = _empty_images(len(rows), image_size, pin_memory=False)
+    good: list[int] = []
+    errors: dict[int, str] = {}
+    sources = zip(pairs["image"].to_pylist(), pairs["image_uri"].to_pylist(), strict=True)
+    for row, source in zip(rows.tolist(), sources, strict=True):
+        try:
+            images[len(good)] = eval_transform(open_image(encoded_image(*source)), image_size)
+            good.append(row)
+        except (DataError, OSError, ValueError) as error:
+            errors[row] = str(error)
+    return ImageBatch(np.array(good, dtype=np.int64), images[: len(good)], errors)
+
+
+def _empty_images(count: int, size: int, pin_memory: bool) -> Tensor:
+    return torch.empty((count, 3, size, size), pin_memory=pin_memory)
+
+
+def _count(start: int) -> Iterator[int]:
+    while True:
+        yield start
+        start += 1

@@ -1,0 +1,228 @@
+"""RandAugment with the ten operations of BLIP's training (Cubuk et al. 2020, arXiv:1909.13719).
+
+The original works with OpenCV; this file gives the same bytes with Pillow and numpy, except for
+`sharpness` above factor 1 (magnitude 6 and more), where the original lets bright edges overflow.
+"""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple, cast
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageEnhance, ImageOps
+
+MAX_MAGNITUDE = 10
+"""Magnitudes count from 0 to this."""
+
+Draws = np.random.Generator | np.random.RandomState
+"""Source of random numbers. The legacy `RandomState` replays draws of the original code."""
+
+AffineRow = tuple[float, float, float]
+
+_FILL = 128
+_FILL_COLOR = (_FILL, _FILL, _FILL)
+_APPLY_PROBABILITY = 0.5
+
+# OpenCV's affine warp: positions in 1/1024 px, rounded to 1/32 px for the bilinear weights.
+_POSITION_BITS = 10
+_WEIGHT_BITS = 5
+_POSITION_ONE = 1 << _POSITION_BITS
+_ONE = np.uint64(1 << _WEIGHT_BITS)
+# A pixel travels as one integer with 20 bits per channel, which hold 255 * 32 * 32 and rounding.
+_CHANNEL_SHIFTS = (0, 20, 40)
+_PACKED_ONE = np.uint64(sum(1 << shift for shift in _CHANNEL_SHIFTS))
+# Fill around the packed image, so that positions outside need no test.
+_RING = 2
+
+
+class Operation(NamedTuple):
+    """One operation of RandAugment and its argument at a magnitude."""
+
+    name: str
+    apply: Callable[[Image.Image, float], Image.Image]
+    """Takes an RGB image and the argument; gives an image of the same size."""
+    gain: float = 0.0
+    """Argument at the largest magnitude, less `offset`."""
+    offset: float = 0.0
+    """Argument at magnitude 0."""
+    negative_above: bool | None = None
+    """Which draws turn the argument negative: above 0.5, below 0.5, or none (no draw is made)."""
+
+    def argument(self, magnitude: float, draws: Draws) -> float:
+        """Returns the argument for `apply`, with a random sign if the operation has a direction."""
+        value = magnitude / MAX_MAGNITUDE * self.gain + self.offset
+        if self.negative_above is None:
+            return value
+        draw = draws.random()
+        negative = draw > 0.5 if self.negative_above else draw < 0.5
+        return -value if negative else value
+
+
+def rand_augment(
+    image: Image.Image, num_operations: int, magnitude: float, draws: Draws
+) -> Image.Image:
+    """Returns the RGB image after `num_operations` random operations, each skipped half the time.
+
+    The order of draws is the original's: all operations at once (with repetition), then for each
+    one whether to apply it and, if it has a direction, its sign.
+
+    Args:
+        image: RGB.
+        num_operations: N; 2 in BLIP.
+        magnitude: M from 0 to 10; 5 in BLIP, where brightness and sharpness change nothing.
+        draws: random numbers.
+    """
+    for index in draws.choice(len(OPERATIONS), num_operations):
+        operation = OPERATIONS[int(index)]
+        if draws.random() <= _APPLY_PROBABILITY:
+            image = operation.apply(image, operation.argument(magnitude, draws))
+    return image
+
+
+def identity(image: Image.Image, _: float = 0.0) -> Image.Image:
+    """Returns the image itself."""
+    return image
+
+
+def auto_contrast(image: Image.Image, _: float = 0.0) -> Image.Image:
+    """Returns the image with the values of each channel stretched to 0..255.
+
+    As in the original, a channel without a 0 turns nearly white: its minimum is negated as an
+    unsigned byte there, which adds 256 to every value before the stretch.
+    """
+    table: list[int] = []
+    for low, high in cast("tuple[tuple[int, int], ...]", image.getextrema()):
+        scale = 255 / (high - low) if high > low else 1.0
+        shift = (-low % 256) * scale if high > low else 0.0
+        table.extend(min(int(value * scale + shift), 255) for value in range(256))
+    return image.point(table)
+
+
+def equalize(image: Image.Image, _: float = 0.0) -> Image.Image:
+    """Returns the image with the histogram of each channel made flat."""
+    return ImageOps.equalize(image)
+
+
+def brightness(image: Image.Image, factor: float) -> Image.Image:
+    """Returns the image times `factor`, cut off at 255."""
+    return ImageEnhance.Brightness(image).enhance(factor)
+
+
+def sharpness(image: Image.Image, factor: float) -> Image.Image:
+    """Returns the image blurred (`factor` 0), unchanged (1) or sharpened (above 1).
+
+    Differs from BLIP: values outside 0..255 are cut off, where the original wraps them around.
+    """
+    if factor == 1.0:
+        return image
+    return ImageEnhance.Sharpness(image).enhance(factor)
+
+
+def translate_x(image: Image.Image, pixels: float) -> Image.Image:
+    """Returns the image moved to the left by `pixels`, rounded to whole ones."""
+    return _moved(image, -round(pixels), 0)
+
+
+def translate_y(image: Image.Image, pixels: float) -> Image.Image:
+    """Returns the image moved up by `pixels`, rounded to whole ones."""
+    return _moved(image, 0, -round(pixels))
+
+
+def shear_x(image: Image.Image, slope: float) -> Image.Image:
+    """Returns the image with each row moved to the right by `slope` times its y."""
+    return _warped(image, (1.0, -slope, 0.0), (0.0, 1.0, 0.0))
+
+
+def shear_y(image: Image.Image, slope: float) -> Image.Image:
+    """Returns the image with each column moved down by `slope` times its x."""
+    return _warped(image, (1.0, 0.0, 0.0), (-slope, 1.0, 0.0))
+
+
+def rotate(image: Image.Image, degrees: float) -> Image.Image:
+    """Returns the image turned counter-clockwise around (width / 2, height / 2)."""
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    x, y = image.width / 2, image.height / 2
+    return _warped(image, (cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y))
+
+
+OPERATIONS = (
+    Operation("Identity", identity),
+    Operation("AutoContrast", auto_contrast),
+    Operation("Brightness", brightness, gain=1.8, offset=0.1),
+    Operation("Sharpness", sharpness, gain=1.8, offset=0.1),
+    Operation("Equalize", equalize),
+    Operation("ShearX", shear_x, gain=0.3, negative_above=True),
+    Operation("ShearY", shear_y, gain=0.3, negative_above=True),
+    Operation("TranslateX", translate_x, gain=10.0, negative_above=True),
+    Operation("TranslateY", translate_y, gain=10.0, negative_above=True),
+    Operation("Rotate", rotate, gain=30.0, negative_above=False),
+)
+"""The operations, in the order that the draws of `rand_augment` count them."""
+
+
+def _moved(image: Image.Image, right: int, down: int) -> Image.Image:
+    moved = Image.new("RGB", image.size, _FILL_COLOR)
+    moved.paste(image, (right, down))
+    return moved
+
+
+def _warped(image: Image.Image, x_row: AffineRow, y_row: AffineRow) -> Image.Image:
+    """Returns the image whose pixel (x, y) is read bilinearly at (x_row, y_row) . (x, y, 1).
+
+    Bit for bit OpenCV's fixed-point arithmetic; pixels outside count as 128, also in the blend
+    along the border.
+    """
+    width, height = image.size
+    x, x_weight = _source_positions(x_row, width, height)
+    y, y_weight = _source_positions(y_row, width, height)
+    packed = _packed(image)
+    # What lies beyond the ring looks like the ring.
+    first = np.clip(y, -_RING, height) * packed.shape[1] + np.clip(x, -_RING, width)
+    first += _RING * packed.shape[1] + _RING
+    top = _blend(packed, first, x_weight)
+    bottom = _blend(packed, first + packed.shape[1], x_weight)
+    total = top * (_ONE - y_weight) + bottom * y_weight
+    return _unpacked(total)
+
+
+def _source_positions(
+    row: AffineRow, width: int, height: int
+) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """Returns whole pixels and remainders in 1/32 px, both (height, width)."""
+    per_x, per_y, constant = row
+    along_x = np.rint(np.arange(width) * per_x * _POSITION_ONE).astype(np.int64)
+    along_y = np.rint((np.arange(height) * per_y + constant) * _POSITION_ONE).astype(np.int64)
+    # Half of 1/32 px is added so that the shift rounds to the nearest.
+    rounding = 1 << (_POSITION_BITS - _WEIGHT_BITS - 1)
+    position = (along_y[:, None] + rounding + along_x) >> (_POSITION_BITS - _WEIGHT_BITS)
+    return position >> _WEIGHT_BITS, (position & ((1 << _WEIGHT_BITS) - 1)).astype(np.uint64)
+
+
+def _packed(image: Image.Image) -> NDArray[np.uint64]:
+    """Returns one integer per pixel, with a ring of fill around: (height + 4, width + 4)."""
+    pixels = np.asarray(image)
+    height, width, _ = pixels.shape
+    packed = np.full((height + 2 * _RING, width + 2 * _RING), _FILL * _PACKED_ONE, dtype=np.uint64)
+    inner = packed[_RING:-_RING, _RING:-_RING]
+    inner[...] = pixels[..., 0]
+    for channel in (1, 2):
+        inner |= pixels[..., channel].astype(np.uint64) << _CHANNEL_SHIFTS[channel]
+    return packed
+
+
+def _blend(
+    packed: NDArray[np.uint64], left: NDArray[np.int64], weight: NDArray[np.uint64]
+) -> NDArray[np.uint64]:
+    flat = packed.ravel()
+    blended: NDArray[np.uint64] = flat.take(left) * (_ONE - weight) + flat.take(left + 1) * weight
+    return blended
+
+
+def _unpacked(total: NDArray[np.uint64]) -> Image.Image:
+    bits = 2 * _WEIGHT_BITS
+    total += (1 << (bits - 1)) * _PACKED_ONE
+    pixels = np.empty((*total.shape, 3), dtype=np.uint8)
+    for channel, shift in enumerate(_CHANNEL_SHIFTS):
+        pixels[..., channel] = (total >> (shift + bits)).astype(np.uint8)
+    return Image.fromarray(pixels)

@@ -1,0 +1,66 @@
+"""Encoded image bytes of a row, wherever they lie."""
+
+import stat
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from openblip.errors import DataError
+
+MAX_IMAGE_BYTES = 256 << 20
+"""A larger file is refused unread: it is no photograph."""
+_OBJECT_STORES = ("s3", "gs")
+
+
+def encoded_image(image: bytes | None, image_uri: str | None) -> bytes:
+    """The bytes of an image that is stored in the table, or lies at a path or address.
+
+    Args:
+        image: bytes from the table; None if they lie at `image_uri`.
+        image_uri: a path, or a `file://`, `s3://` or `gs://` address.
+
+    Raises:
+        DataError: there is no such file, or it cannot be read.
+    """
+    if image is not None:
+        return image
+    if not image_uri:
+        raise DataError("the row has neither image bytes nor an image_uri")
+    scheme = urlsplit(image_uri).scheme
+    if scheme in _OBJECT_STORES:
+        return _object(image_uri)
+    if scheme in ("http", "https"):
+        raise DataError(
+            f"{image_uri} is on the web: download the images first (img2dataset does that well) "
+            "and import its output"
+        )
+    return read_image_file(
+        Path(unquote(urlsplit(image_uri).path)) if scheme == "file" else Path(image_uri)
+    )
+
+
+def read_image_file(path: Path) -> bytes:
+    """The content of a regular file of at most `MAX_IMAGE_BYTES`.
+
+    Raises:
+        DataError: it does not exist, is no regular file (a pipe would block), or is too large.
+    """
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"{path} is no regular file")
+        if status.st_size > MAX_IMAGE_BYTES:
+            raise DataError(f"{path} has {status.st_size} bytes, more than {MAX_IMAGE_BYTES}")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
+
+
+def _object(uri: str) -> bytes:
+    from pyarrow import fs
+
+    try:
+        system, path = fs.FileSystem.from_uri(uri)
+        with system.open_input_stream(path) as stream:
+            return bytes(stream.read())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{uri}: {error}") from error

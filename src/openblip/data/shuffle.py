@@ -1,0 +1,98 @@
+"""Shuffling without a shuffled list: a keyed permutation, and the keyed hash below it."""
+
+import math
+from typing import overload
+
+import numpy as np
+
+_MASK = (1 << 64) - 1
+_STEP = 0x9E3779B97F4A7C15
+_FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_NUM_ROUNDS = 8
+
+
+def keyed_hash(*parts: int) -> int:
+    """64 well-mixed bits (0 to 2^64 - 1) of a sequence of integers; the same for ever.
+
+    Each part is folded in by one step of SplitMix64 (Steele et al., 2014).
+    """
+    state = len(parts)
+    for part in parts:
+        state = _mix((state * _FIRST + part + _STEP) & _MASK)
+    return state
+
+
+class KeyedPermutation:
+    """A bijection of 0 .. size - 1 that is computed, not stored: O(1) memory at any size.
+
+    A Feistel network on pairs (left, right) of the smallest nearly square grid that holds
+    `size` places, followed along its cycle until the place lies below `size` (Black and Rogaway,
+    "Ciphers with arbitrary finite domains", 2002). Fewer than 2 / sqrt(size) of the places lie
+    outside, so that walking is rare. The mapping depends on (size, key) alone and is pinned by
+    a test: a run that resumes years later meets the same samples.
+    """
+
+    def __init__(self, size: int, key: int) -> None:
+        """Prepares the round keys.
+
+        Args:
+            size: number of indices; at least 1, below 2^62.
+            key: any integer; different keys give unrelated orders.
+        """
+        if not 1 <= size < 1 << 62:
+            raise ValueError(f"size must be from 1 to 2^62 - 1. Got {size}.")
+        self.size = size
+        self._left = math.isqrt(size - 1) + 1
+        self._right = -(-size // self._left)
+        self._round_keys = [keyed_hash(key, size, number) for number in range(_NUM_ROUNDS)]
+
+    @overload
+    def __call__(self, index: int) -> int: ...
+
+    @overload
+    def __call__(self, index: np.ndarray) -> np.ndarray: ...
+
+    def __call__(self, index: int | np.ndarray) -> int | np.ndarray:
+        """The place of `index`, or int64 places of an array of indices of any shape.
+
+        Raises:
+            IndexError: an index is outside 0 .. size - 1.
+        """
+        indices = np.atleast_1d(np.asarray(index, dtype=np.int64))
+        if indices.size and (indices.min() < 0 or indices.max() >= self.size):
+            raise IndexError(f"an index is outside 0 .. {self.size - 1}")
+        places = self._encrypt(indices.astype(np.uint64).ravel())
+        outside = np.flatnonzero(places >= self.size)
+        while outside.size:
+            places[outside] = self._encrypt(places[outside])
+            outside = outside[places[outside] >= self.size]
+        result = places.astype(np.int64).reshape(indices.shape)
+        return int(result[0]) if np.ndim(index) == 0 else result
+
+    def _encrypt(self, places: np.ndarray) -> np.ndarray:
+        height, width = np.uint64(self._left), np.uint64(self._right)
+        left: np.ndarray = places // width
+        right: np.ndarray = places % width
+        for number, round_key in enumerate(self._round_keys):
+            # Each half is shifted by a function of the other, which the inverse can undo.
+            if number % 2 == 0:
+                left = (left + _mix_array(right, round_key) % height) % height
+            else:
+                right = (right + _mix_array(left, round_key) % width) % width
+        places = left * width + right
+        return places
+
+
+def _mix(state: int) -> int:
+    state = ((state ^ (state >> 30)) * _FIRST) & _MASK
+    state = ((state ^ (state >> 27)) * _SECOND) & _MASK
+    return state ^ (state >> 31)
+
+
+def _mix_array(values: np.ndarray, key: int) -> np.ndarray:
+    """SplitMix64 of `values` and a round key; arithmetic modulo 2^64, as arrays of uint64 do."""
+    state = values * np.uint64(_STEP) + np.uint64(key)
+    state = (state ^ (state >> np.uint64(30))) * np.uint64(_FIRST)
+    state = (state ^ (state >> np.uint64(27))) * np.uint64(_SECOND)
+    mixed: np.ndarray = state ^ (state >> np.uint64(31))
+    return mixed

@@ -1,0 +1,412 @@
+"""The pair table: one Lance dataset from the first noisy pair to the bootstrapped collection.
+
+A row is an image with its texts. Rows are only ever appended; what CapFilt finds out is added as
+columns beside them. This is the only file that touches Lance, which must not be used after a
+fork: read from threads.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+
+from openblip.data.ids import IdSet
+from openblip.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ORIGINS = ("web", "human")
+SPLITS = ("train", "val", "test")
+BASE_COLUMNS = (
+    "id",
+    "image",
+    "image_uri",
+    "width",
+    "height",
+    "captions",
+    "origin",
+    "split",
+    "meta",
+)
+_STAGED, _REPLACED = "__staged", "__replaced"
+# Rows and bytes that one record batch holds at most while rows are written.
+_BATCH_ROWS, _BATCH_BYTES = 512, 16 << 20
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """One image and the texts that came with it."""
+
+    id: str
+    """Unique within the table: the key from the source, or the SHA-256 of the bytes."""
+    image: bytes | None = None
+    """Encoded bytes as received; None when they stay at `image_uri`."""
+    image_uri: str | None = None
+    """Path or URI of bytes that are not stored in the table."""
+    width: int | None = None
+    """Pixels."""
+    height: int | None = None
+    """Pixels."""
+    captions: Sequence[str] = ()
+    """The given texts."""
+    origin: str = "web"
+    """`web` (noisy) or `human` (annotated)."""
+    split: str = "train"
+    """`train`, `val` or `test`."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """What the source said besides; must be writable as JSON."""
+
+
+class PairTable:
+    """One version of a table of image-text pairs.
+
+    Reading is safe from many threads at once. A table that is open does not see what another
+    process writes: open it again for that. Rows are numbered from 0 in the order of writing.
+    """
+
+    def __init__(self, dataset: Any, uri: str) -> None:
+        """Wraps an open Lance dataset; use `open` or `create` instead."""
+        self._dataset = dataset
+        self._num_rows = int(dataset.count_rows())
+        self._ids: IdSet | None = None
+        self.uri = uri
+
+    @classmethod
+    def open(cls, uri: str | Path, version: int | None = None) -> Self:
+        """The table at a local path or an `s3://` or `gs://` address.
+
+        Args:
+            uri: where the table lies.
+            version: an older version to read; None for the latest.
+
+        Raises:
+            DataError: there is no such table or version.
+        """
+        import lance
+
+        try:
+            return cls(lance.dataset(str(uri), version=version), str(uri))
+        except (ValueError, OSError) as error:
+            which = "" if version is None else f" with version {version}"
+            raise DataError(
+                f"no pair table{which} at {uri}: make one with `openblip data import SOURCE {uri}`"
+            ) from error
+
+    @classmethod
+    def create(
+        cls,
+        uri: str | Path,
+        rows: Iterable[PairRow] = (),
+        metadata: Mapping[str, str] | None = None,
+    ) -> Self:
+        """The new table of `rows`, written as they come, in bounded memory.
+
+        Nothing is visible at `uri` before the last row has been written.
+
+        Raises:
+            DataError: a table exists there, an id occurs twice, or a row is malformed.
+        """
+        import lance
+
+        reader = _RowReader(rows, known := IdSet(), on_duplicate=None)
+        try:
+            dataset = reader.run(
+                lambda batches: lance.write_dataset(batches, str(uri), mode="create")
+            )
+        except OSError as error:
+            if "already exists" not in str(error):
+                raise
+            raise DataError(
+                f"{uri} already holds a table: choose another place, or remove that one first"
+            ) from error
+        table = cls(dataset, str(uri))
+        table._ids = known
+        if metadata:
+            table.update_metadata(metadata)
+        return table
+
+    @property
+    def version(self) -> int:
+        """Number of the version that this object reads; every change makes the next one."""
+        return int(self._dataset.version)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns, those added by CapFilt included."""
+        return tuple(self._dataset.schema.names)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Settings, model fingerprints and reports that were stored with the table."""
+        return dict(self._dataset.metadata)
+
+    def __len__(self) -> int:
+        return self._num_rows
+
+    def update_metadata(self, values: Mapping[str, str | None]) -> None:
+        """Sets metadata entries, all at once; a value of None removes its entry."""
+        self._dataset.update_metadata(dict(values))
+
+    def take(
+        self, indices: Sequence[int] | np.ndarray, columns: Sequence[str] | None = None
+    ) -> "pa.Table":
+        """Rows by number, in the order of `indices`, which may repeat.
+
+        One call for a batch is much faster than a call for each row.
+
+        Raises:
+            DataError: an index or a column does not exist.
+        """
+        rows = np.asarray(indices, dtype=np.int64)
+        if rows.size and not (rows.min() >= 0 and rows.max() < len(self)):
+            raise DataError(
+                f"row {int(rows.max() if rows.max() >= len(self) else rows.min())} was asked for, "
+                f"but {self.uri} has rows 0 to {len(self) - 1}"
+            )
+        return self._dataset.take(rows.tolist(), columns=self._existing(columns))
+
+    def scan(
+        self, columns: Sequence[str] | None = None, batch_size: int = 8192, start: int = 0
+    ) -> "Iterator[pa.RecordBatch]":
+        """Batches of at most `batch_size` consecutive rows, in order, from row `start` on."""
+        yield from self._dataset.to_batches(
+            columns=self._existing(columns),
+            batch_size=batch_size,
+            offset=start or None,
+            scan_in_order=True,
+        )
+
+    def append(
+        self,
+        rows: Iterable[PairRow],
+        journal: Callable[[], Mapping[str, str]] | None = None,
+        on_duplicate: Callable[[PairRow], None] | None = None,
+    ) -> int:
+        """Number of rows that were added, all of them in one atomic step.
+
+        Args:
+            rows: written as they come, in bounded memory.
+            journal: asked once `rows` is exhausted; its notes become visible together with the
+                rows, or not at all, and are read back by `journal_since`.
+            on_duplicate: is given each row whose id the table has already, and which is
+                therefore left out. Without it such a row is an error.
+
+        Raises:
+            DataError: an id is not new and there is no `on_duplicate`, or a row is malformed.
+        """
+        import lance
+        from lance.fragment import write_fragments
+
+        reader = _RowReader(rows, self._known_ids(), on_duplicate)
+        try:
+            fragments = reader.run(lambda batches: write_fragments(batches, self._dataset))
+            if reader.num_rows:
+                operation = lance.LanceOperation.Append(fragments)
+                notes = dict(journal()) if journal else {}
+                self._dataset = lance.LanceDataset.commit(
+                    self._dataset, lance.Transaction(self.version, operation, "", notes)
+                )
+        except BaseException:
+            # Ids of rows that were not committed must not count as known.
+            self._ids = None
+            raise
+        self._num_rows += reader.num_rows
+        return reader.num_rows
+
+    def journal_since(self, version: int, key: str) -> str | None:
+        """The latest note under `key` of an `append` after `version`; None if there is none."""
+        for transaction in self._dataset.get_transactions(max(self.version - version, 0)):
+            notes = transaction.transaction_properties if transaction else None
+            if notes and key in notes:
+                return str(notes[key])
+        return None
+
+    def add_columns(
+        self, columns: "pa.Table | pa.RecordBatchReader", overwrite: bool = False
+    ) -> None:
+        """Adds columns whose rows stand in the order of the table's; no row is rewritten.
+
+        Readers see either all of the change or none of it, also when columns are replaced.
+
+        Args:
+            columns: one value for each row of the table; a reader is consumed as it comes.
+            overwrite: replace columns of the same names instead of refusing.
+
+        Raises:
+            DataError: a column exists, belongs to the source, or has another number of rows.
+        """
+        names = list(columns.schema.names)
+        existing = [name for name in names if name in self.columns]
+        self._refuse_base(names, "written")
+        if existing and not overwrite:
+            raise DataError(f"{self.uri} has the columns {_listed(existing)} already: overwrite?")
+        # Columns of both suffixes can only be leftovers of a process that was killed.
+        self._drop([n for n in self.columns if n.endswith((_STAGED, _REPLACED))])
+        staged = {name: f"{name}{_STAGED}" if existing else name for name in names}
+        self._write_columns(columns, staged)
+        if existing:
+            away = [{"path": name, "name": f"{name}{_REPLACED}"} for name in existing]
+            into = [{"path": staged[name], "name": name} for name in names]
+            self._dataset.alter_columns(*away, *into)
+            self._drop([f"{name}{_REPLACED}" for name in existing])
+
+    def drop_columns(self, names: Sequence[str]) -> None:
+        """Removes columns that were added to the source's; older versions keep them.
+
+        Raises:
+            DataError: a column does not exist or belongs to the source.
+        """
+        self._refuse_base(names, "dropped")
+        self._drop(self._existing(names) or [])
+
+    def _write_columns(
+        self, columns: "pa.Table | pa.RecordBatchReader", names: Mapping[str, str]
+    ) -> None:
+        import pyarrow as pa
+
+        source = columns if isinstance(columns, pa.RecordBatchReader) else columns.to_reader()
+        schema = pa.schema([f.with_name(names[f.name]) for f in source.schema])
+        batches = (pa.record_batch(batch.columns, schema=schema) for batch in source)
+        reader = pa.RecordBatchReader.from_batches(schema, batches)
+        try:
+            self._dataset.add_columns(reader, reader_schema=schema)
+        except OSError as error:
+            if "Stream" not in str(error):
+                raise
+            raise DataError(
+                f"the columns {_listed(names)} must have one value for each of the "
+                f"{len(self)} rows of {self.uri}: {str(error).split(',')[0]}"
+            ) from error
+
+    def _drop(self, names: list[str]) -> None:
+        if names:
+            self._dataset.drop_columns(names)
+
+    def _refuse_base(self, names: Iterable[str], verb: str) -> None:
+        base = [name for name in names if name in BASE_COLUMNS]
+        if base:
+            raise DataError(f"{_listed(base)}: columns of the source cannot be {verb}")
+
+    def _existing(self, columns: Sequence[str] | None) -> list[str] | None:
+        if columns is None:
+            return None
+        missing = [name for name in columns if name not in self.columns]
+        if missing:
+            raise DataError(
+                f"{self.uri} has no column {_listed(missing)}; it has {_listed(self.columns)}"
+            )
+        return list(columns)
+
+    def _known_ids(self) -> IdSet:
+        if self._ids is None:
+            self._ids = IdSet()
+            for batch in self.scan(["id"]):
+                for key in batch["id"].to_pylist():
+                    self._ids.add(key)
+        return self._ids
+
+
+class _RowReader:
+    """Turns rows into record batches that Lance pulls from another thread."""
+
+    def __init__(
+        self,
+        rows: Iterable[PairRow],
+        known: IdSet,
+        on_duplicate: Callable[[PairRow], None] | None,
+    ) -> None:
+        self._rows = rows
+        self._known = known
+        self._on_duplicate = on_duplicate
+        self._error: BaseException | None = None
+        self.num_rows = 0
+
+    def run(self, write: Callable[["pa.RecordBatchReader"], Any]) -> Any:
+        """What `write` returns for the rows; an error of the rows is raised as it was."""
+        import pyarrow as pa
+
+        reader = pa.RecordBatchReader.from_batches(_schema(), self._batches())
+        try:
+            return write(reader)
+        except Exception as error:
+            # Lance reports an exception of the iterator as an error of its own.
+            raise (self._error or error) from None
+
+    def _batches(self) -> "Iterator[pa.RecordBatch]":
+        records: list[dict[str, Any]] = []
+        num_bytes = 0
+        try:
+            for row in self._rows:
+                record = _record(row)
+                if not self._known.add(row.id):
+                    self._duplicate(row)
+                    continue
+                records.append(record)
+                num_bytes += len(row.image or b"")
+                if len(records) >= _BATCH_ROWS or num_bytes >= _BATCH_BYTES:
+                    yield self._batch(records)
+                    records, num_bytes = [], 0
+            if records:
+                yield self._batch(records)
+        except BaseException as error:
+            self._error = error
+            raise
+
+    def _batch(self, records: list[dict[str, Any]]) -> "pa.RecordBatch":
+        import pyarrow as pa
+
+        self.num_rows += len(records)
+        return pa.RecordBatch.from_pylist(records, schema=_schema())
+
+    def _duplicate(self, row: PairRow) -> None:
+        if self._on_duplicate is None:
+            raise DataError(f"the id {row.id!r} occurs twice: ids must be unique within a table")
+        self._on_duplicate(row)
+
+
+def _schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    text = pa.string()
+    types = {
+        "image": pa.large_binary(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "captions": pa.list_(text),
+    }
+    return pa.schema([(name, types.get(name, text)) for name in BASE_COLUMNS])
+
+
+def _record(row: PairRow) -> dict[str, Any]:
+    if not row.id:
+        raise DataError("a row has an empty id")
+    if row.image is None and row.image_uri is None:
+        raise DataError(f"row {row.id!r} has neither image bytes nor an image_uri")
+    if row.origin not in ORIGINS:
+        raise DataError(f"row {row.id!r}: origin {row.origin!r} is none of {_listed(ORIGINS)}")
+    if row.split not in SPLITS:
+        raise DataError(f"row {row.id!r}: split {row.split!r} is none of {_listed(SPLITS)}")
+    return {
+        "id": _encodable(row.id),
+        "image": row.image,
+        "image_uri": row.image_uri,
+        "width": row.width,
+        "height": row.height,
+        "captions": [_encodable(text) for text in row.captions],
+        "origin": row.origin,
+        "split": row.split,
+        "meta": _encodable(json.dumps(dict(row.meta), ensure_ascii=False)),
+    }
+
+
+def _encodable(text: str) -> str:
+    """`text` with lone surrogates (which JSON escapes can hold) replaced by question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)

@@ -1,0 +1,44 @@
+"""The embedded world: pictures and captions whose truth is known, drawn from a seed."""
+
+from openblip.data.world.build import build_world, create_world
+from openblip.data.world.claims import Claim, Mention, claim_errors, is_true_of
+from openblip.data.world.config import NOISE_KINDS, NoiseRates, WorldConfig
+from openblip.data.world.drawing import draw_scene
+from openblip.data.world.grammar import write_human_caption, write_web_caption
+from openblip.data.world.parsing import caption_errors, is_true_caption, parse_caption
+from openblip.data.world.scene import Background, ObjectGroup, Scene
+from openblip.data.world.truth import (
+    FilterQuality,
+    RowTruth,
+    filter_quality,
+    noise_kinds,
+    precision_at_recall,
+    truth_of,
+)
+
+__all__ = [
+    "NOISE_KINDS",
+    "Background",
+    "Claim",
+    "FilterQuality",
+    "Mention",
+    "NoiseRates",
+    "ObjectGroup",
+    "RowTruth",
+    "Scene",
+    "WorldConfig",
+    "build_world",
+    "caption_errors",
+    "claim_errors",
+    "create_world",
+    "draw_scene",
+    "filter_quality",
+    "is_true_caption",
+    "is_true_of",
+    "noise_kinds",
+    "parse_caption",
+    "precision_at_recall",
+    "truth_of",
+    "write_human_caption",
+    "write_web_caption",
+]

@@ -1,0 +1,74 @@
+"""Captioning: write captions of a split and compare them with the human ones."""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from openblip.data.loader import iterate_images
+from openblip.data.table import PairTable
+from openblip.data.views import split_rows
+from openblip.errors import DataError
+from openblip.evaluation.metrics import caption as caption_metrics
+from openblip.inference import Blip
+from openblip.inference.generation import Decoding
+from openblip.progress import Progress
+
+
+@dataclass(frozen=True)
+class CaptionResult:
+    """Metrics of one split, and the captions that were judged."""
+
+    metrics: dict[str, float]
+    """BLEU-1 to BLEU-4, ROUGE-L and CIDEr, each as the field's tools give it (not per cent)."""
+    captions: dict[str, str]
+    """Caption by the row's id."""
+    num_images: int
+    seconds: float
+
+    def save_coco(self, path: Path) -> None:
+        """Write the captions as a COCO results file: a list of image_id and caption."""
+        values = [{"image_id": key, "caption": text} for key, text in self.captions.items()]
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+        temporary.replace(path)
+
+
+def evaluate_caption(
+    blip: Blip,
+    table: PairTable,
+    *,
+    split: str = "test",
+    decoding: Decoding | None = None,
+    prompt: str = "a picture of ",
+    batch_size: int = 32,
+) -> CaptionResult:
+    """Captions of a split, by default with beam 3 as the original, against the given captions.
+
+    Raises:
+        DataError: the split is empty, or an image cannot be read.
+        MissingHead: the model has no LM head.
+    """
+    started = time.perf_counter()
+    rows = split_rows(table, split)
+    known = table.take(rows, ["id", "captions"]).to_pylist()
+    references = {row["id"]: row["captions"] for row in known if row["captions"]}
+    rows = rows[[bool(row["captions"]) for row in known]]
+    ids = [row["id"] for row in known if row["captions"]]
+    if not ids:
+        raise DataError(f"{table.uri}: no row of the split {split!r} has a caption")
+    captions: dict[str, str] = {}
+    with Progress(total=len(ids), description="captioning", unit="images") as progress:
+        for batch in iterate_images(table, rows, batch_size, blip.image_size):
+            if batch.errors:
+                row, reason = next(iter(batch.errors.items()))
+                raise DataError(f"row {row} of {table.uri}: {reason}")
+            written = blip.generate(
+                blip.encode(batch.images), decoding or Decoding(), prompt=prompt
+            )
+            for choices in written:
+                captions[ids[len(captions)]] = choices[0].text
+            progress.update(len(written))
+    metrics = caption_metrics(captions, references)
+    return CaptionResult(metrics, captions, len(captions), time.perf_counter() - started)

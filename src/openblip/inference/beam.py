@@ -1,0 +1,182 @@
+"""Beam search without early stopping, many images at once."""
+
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from openblip.inference.decoding import Decoding, Generated, divisor
+from openblip.inference.processors import constrain
+from openblip.inference.running import RunningDecoder, should_leave
+
+# Score of beams that do not exist yet: at the start all texts of an image are the same.
+_ABSENT = -1.0e9
+
+
+class Running(NamedTuple):
+    """The unfinished texts, best first, on the CPU."""
+
+    ids: Int[Tensor, "images beams length"]
+    scores: Float[Tensor, "images beams"]
+    logprobs: Float[Tensor, "images beams"]
+
+
+class Candidates(NamedTuple):
+    """The best continuations of each image's beams by one token, best first, on the CPU."""
+
+    scores: Float[Tensor, "images candidates"]
+    logprobs: Float[Tensor, "images candidates"]
+    parents: Int[Tensor, "images candidates"]
+    tokens: Int[Tensor, "images candidates"]
+
+
+@dataclass
+class Hypotheses:
+    """The best finished texts of one image, in the order in which they were finished."""
+
+    capacity: int
+    texts: list[Generated] = field(default_factory=list)
+
+    def offer(self, text: Generated) -> None:
+        """Keep a text if there is room or a worse one to give up; of equals the older leaves."""
+        if len(self.texts) < self.capacity:
+            self.texts.append(text)
+        elif text.score > (worst := min(self.texts, key=lambda kept: kept.score)).score:
+            self.texts.remove(worst)
+            self.texts.append(text)
+
+    def is_complete(self, attainable: float) -> bool:
+        """Whether there are enough texts, all at least as good as what may still come."""
+        full = len(self.texts) == self.capacity
+        return full and min(text.score for text in self.texts) >= attainable
+
+    def best(self, number: int) -> list[Generated]:
+        """The best texts, best first; of equals the younger goes first."""
+        return sorted(self.texts, key=lambda text: text.score)[::-1][:number]
+
+
+def beam_search(
+    decoder: RunningDecoder,
+    prompt_ids: Int[Tensor, "images prompt"],
+    decoding: Decoding,
+    end: int,
+    num_captions: int = 1,
+) -> list[list[Generated]]:
+    """The `num_captions` best texts per image, best first.
+
+    An image is finished when it has `num_beams` texts and the best candidate, divided by its
+    length as it is, is no better than the worst of them. Search steps are those of the release
+    that the original BLIP pins (`scoring="original"`) or of today's `transformers`.
+    """
+    images, prompt_tokens = prompt_ids.shape
+    beams = decoding.num_beams
+    finished = [Hypotheses(beams) for _ in range(images)]
+    slots = list(range(images))
+    open_slots = set(slots)
+    running = _start(prompt_ids, beams)
+    logits = decoder.start(prompt_ids, beams)
+    for length in range(prompt_tokens, decoding.max_length):
+        candidates = _expand(logits, running, decoding, end)
+        ended = candidates.tokens == end
+        is_last = length + 1 == decoding.max_length
+        if is_last and decoding.scoring == "transformers":
+            ended = torch.ones_like(ended)
+        by = divisor(decoding, length, prompt_tokens)
+        for place, rank in ended[:, :beams].nonzero().tolist():
+            if slots[place] in open_slots:
+                finished[slots[place]].offer(_generated(running, candidates, place, rank, by))
+        parents, survivors = _survive(running, candidates, ended)
+        # Differs between the two: whether a text that has just ended counts as attainable.
+        scores = candidates.scores if decoding.scoring == "original" else survivors.scores
+        for place, score in enumerate(scores[:, 0].tolist()):
+            if finished[slots[place]].is_complete(score / by):
+                open_slots.discard(slots[place])
+        running = survivors
+        if is_last or not open_slots:
+            break
+        kept = _still_needed(slots, open_slots)
+        slots = [slots[place] for place in kept.tolist()]
+        running = Running(*(part.index_select(0, kept) for part in running))
+        decoder.select((kept[:, None] * beams + parents.index_select(0, kept)).flatten(), kept)
+        logits = decoder.step(running.ids[:, :, -1].flatten())
+    if decoding.scoring == "original":
+        _offer_unfinished(finished, running, slots, open_slots, decoding)
+    return [texts.best(num_captions) for texts in finished]
+
+
+def _start(prompt_ids: Int[Tensor, "images prompt"], beams: int) -> Running:
+    ids = prompt_ids.cpu()[:, None].repeat(1, beams, 1)
+    scores = torch.zeros(ids.shape[:2])
+    scores[:, 1:] = _ABSENT
+    return Running(ids, scores, torch.zeros(ids.shape[:2]))
+
+
+def _expand(
+    logits: Float[Tensor, "rows vocab"], running: Running, decoding: Decoding, end: int
+) -> Candidates:
+    """Twice as many candidates as beams: if half of them end, the other half goes on."""
+    images, beams, _ = running.ids.shape
+    vocab = logits.shape[1]
+    logprobs = logits.log_softmax(dim=-1)
+    scores = constrain(
+        logprobs,
+        running.ids.flatten(0, 1),
+        repetition_penalty=decoding.repetition_penalty,
+        min_length=decoding.min_length,
+        end=end,
+    )
+    totals = scores + running.scores.flatten().to(logits.device)[:, None]
+    top_scores, flat = totals.view(images, beams * vocab).topk(2 * beams)
+    top_logprobs = logprobs.view(images, beams * vocab).gather(1, flat).cpu()
+    flat = flat.cpu()
+    parents = flat // vocab
+    total_logprobs = running.logprobs.gather(1, parents) + top_logprobs
+    return Candidates(top_scores.cpu(), total_logprobs, parents, flat % vocab)
+
+
+def _survive(
+    running: Running, candidates: Candidates, ended: Tensor
+) -> tuple[Int[Tensor, "images beams"], Running]:
+    """The best candidates that go on, and which beam each of them comes from."""
+    beams = running.scores.shape[1]
+    chosen = ended.int().argsort(dim=1, stable=True)[:, :beams]
+    scores, logprobs, parents, tokens = (part.gather(1, chosen) for part in candidates)
+    length = running.ids.shape[2]
+    ids = running.ids.gather(1, parents[:, :, None].expand(-1, -1, length))
+    return parents, Running(torch.cat([ids, tokens[:, :, None]], dim=2), scores, logprobs)
+
+
+def _generated(
+    running: Running, candidates: Candidates, place: int, rank: int, by: float
+) -> Generated:
+    earlier = running.ids[place, candidates.parents[place, rank]].tolist()
+    return Generated(
+        (*earlier, int(candidates.tokens[place, rank])),
+        float(candidates.logprobs[place, rank]),
+        float(candidates.scores[place, rank]) / by,
+    )
+
+
+def _still_needed(slots: list[int], open_slots: set[int]) -> Int[Tensor, " places"]:
+    """Places of the images that stay in the batch."""
+    kept = [place for place, slot in enumerate(slots) if slot in open_slots]
+    leave = should_leave(len(slots) - len(kept), len(slots))
+    return torch.tensor(kept if leave else range(len(slots)))
+
+
+def _offer_unfinished(
+    finished: list[Hypotheses],
+    running: Running,
+    slots: list[int],
+    open_slots: set[int],
+    decoding: Decoding,
+) -> None:
+    """Texts that reached the longest length without an end compete with those that ended."""
+    for place, slot in enumerate(slots):
+        if slot not in open_slots:
+            continue
+        for ids, score, logprob in zip(*(part[place].tolist() for part in running), strict=True):
+            by = divisor(decoding, len(ids), prompt_tokens=0)
+            finished[slot].offer(Generated(tuple(ids), logprob, score / by))

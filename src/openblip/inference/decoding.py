@@ -1,0 +1,88 @@
+"""How a text is generated, and what a generated text is."""
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from openblip.errors import RecipeError
+
+Method = Literal["beam", "nucleus", "greedy"]
+Scoring = Literal["original", "transformers"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """The rule by which tokens are chosen.
+
+    Lengths count token ids: the prompt with its `[DEC]`, but not the closing `[SEP]`.
+    """
+
+    method: Method = "beam"
+    """Beam search, nucleus sampling, or always the likeliest token."""
+    num_beams: int = 3
+    """Texts that beam search follows per image; with 1 it is the greedy method."""
+    max_length: int = 20
+    """Longest text, `[SEP]` included where the text has one."""
+    min_length: int = 5
+    """A text that is shorter does not end."""
+    top_p: float = 0.9
+    """Nucleus: sample from the fewest likeliest tokens that hold this probability together."""
+    top_k: int = 0
+    """Nucleus: before that, keep only so many tokens; 0 keeps all. The original has 50."""
+    repetition_penalty: float = 1.0
+    """Divides positive and multiplies negative scores of ids that the text already has.
+
+    Scores are log-probabilities in beam search, logits otherwise. The original's nucleus has 1.1.
+    """
+    length_penalty: float = 1.0
+    """Exponent of the length by which a text's summed log-probability is divided."""
+    scoring: Scoring = "original"
+    """Which length that is: ids before `[SEP]`, prompt included ("original"), or generated ids
+    with `[SEP]` ("transformers")."""
+
+    def __post_init__(self) -> None:
+        for name, choices in (("method", get_args(Method)), ("scoring", get_args(Scoring))):
+            if getattr(self, name) not in choices:
+                raise RecipeError(
+                    f"{name} {getattr(self, name)!r} is not one of {', '.join(choices)}"
+                )
+        if self.num_beams < 1:
+            raise RecipeError(f"num_beams is {self.num_beams}; give 1 or more")
+        if not 0.0 < self.top_p <= 1.0:
+            raise RecipeError(f"top_p is {self.top_p}; give a probability above 0 and up to 1")
+        if self.top_k < 0:
+            raise RecipeError(f"top_k is {self.top_k}; give 0 (off) or more")
+        if self.repetition_penalty <= 0.0:
+            raise RecipeError(
+                f"repetition_penalty is {self.repetition_penalty}; give more than 0 (1 is off)"
+            )
+        if self.min_length > self.max_length:
+            raise RecipeError(
+                f"min_length {self.min_length} is above max_length {self.max_length}; "
+                "both count the prompt"
+            )
+
+
+@dataclass(frozen=True)
+class Generated:
+    """A generated text as ids."""
+
+    token_ids: tuple[int, ...]
+    """The prompt, what follows it, and `[SEP]` unless the longest length came first."""
+    logprob: float
+    """Sum of the model's log-probabilities of the ids behind the prompt, `[SEP]` included."""
+    score: float
+    """What beams are ranked by: summed scores (log-probabilities after any repetition penalty)
+    over the length that `Decoding.scoring` names. Of other methods: `logprob` over it."""
+
+
+def divisor(decoding: Decoding, num_ids: int, prompt_tokens: int) -> float:
+    """What a text's summed log-probability is divided by.
+
+    Args:
+        decoding: names the length that counts, and its exponent.
+        num_ids: ids of the text before `[SEP]`, prompt included.
+        prompt_tokens: ids of the prompt.
+    """
+    if decoding.scoring == "original":
+        return float(num_ids**decoding.length_penalty)
+    return float((num_ids + 1 - prompt_tokens) ** decoding.length_penalty)

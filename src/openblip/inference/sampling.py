@@ -1,0 +1,134 @@
+"""Texts that grow by one chosen token at a time: the likeliest one, or a drawn one."""
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from openblip.data.shuffle import keyed_hash
+from openblip.inference.decoding import Decoding, Generated, divisor
+from openblip.inference.processors import constrain, nucleus_probabilities
+from openblip.inference.running import RunningDecoder, should_leave
+
+Choice = Callable[[Tensor, list[int], int], Tensor]
+"""Chooses a token per row, from scores (rows, vocab), the rows' numbers and the step.
+
+A row's number is image * captions per image + caption, and stays when others leave.
+"""
+
+
+def likeliest(
+    scores: Float[Tensor, "rows vocab"], numbers: list[int], step: int
+) -> Int[Tensor, " rows"]:
+    """The token of each row with the highest score: greedy decoding."""
+    return scores.argmax(dim=-1)
+
+
+class NucleusChoice:
+    """Draws from the nucleus, by inverting the cumulative distribution at a hashed number.
+
+    The number depends on (the image's seed, the caption's number, the step) alone, so that a
+    caption does not depend on its batch (as far as rounding in the model does not).
+    """
+
+    def __init__(self, decoding: Decoding, seeds: Sequence[int], captions_per_image: int) -> None:
+        self._decoding = decoding
+        self._keys = [(seed, number) for seed in seeds for number in range(captions_per_image)]
+
+    def __call__(
+        self, scores: Float[Tensor, "rows vocab"], numbers: list[int], step: int
+    ) -> Int[Tensor, " rows"]:
+        """A drawn token per row."""
+        probabilities = nucleus_probabilities(
+            scores, top_p=self._decoding.top_p, top_k=self._decoding.top_k
+        )
+        uniform = [uniform_number(*self._keys[number], step) for number in numbers]
+        return invert_cumulative(probabilities.cpu(), uniform)
+
+
+def uniform_number(seed: int, caption: int, step: int) -> float:
+    """A number in [0, 1) that looks random, and is the same on every machine."""
+    return (keyed_hash(seed, caption, step) >> 12) * 2.0**-52
+
+
+def invert_cumulative(
+    probabilities: Float[Tensor, "rows vocab"], uniform: Sequence[float]
+) -> Int[Tensor, " rows"]:
+    """The token of each row in whose part of [0, 1) the row's number falls.
+
+    Tokens stand in the order of their ids: in the order of probability, rounding could swap two
+    of them, and with them the draw.
+    """
+    cumulative = probabilities.double().numpy().cumsum(axis=1)
+    targets = np.array(uniform) * cumulative[:, -1]
+    chosen = [np.searchsorted(row, at, "right") for row, at in zip(cumulative, targets, strict=True)]
+    return torch.from_numpy(np.array(chosen, dtype=np.int64))
+
+
+def sample(
+    decoder: RunningDecoder,
+    prompt_ids: Int[Tensor, "images prompt"],
+    decoding: Decoding,
+    end: int,
+    choose: Choice,
+    captions_per_image: int = 1,
+) -> list[list[Generated]]:
+    """`captions_per_image` texts per image, each token of them chosen by `choose`."""
+    images, prompt_tokens = prompt_ids.shape
+    texts: dict[int, Generated] = {}
+    numbers = torch.arange(images * captions_per_image).view(images, captions_per_image)
+    ids = prompt_ids.cpu().repeat_interleave(captions_per_image, dim=0)
+    logprobs = torch.zeros(len(ids))
+    logits = decoder.start(prompt_ids, captions_per_image)
+    for length in range(prompt_tokens, decoding.max_length):
+        scores = constrain(
+            logits,
+            ids,
+            repetition_penalty=decoding.repetition_penalty,
+            min_length=decoding.min_length,
+            end=end,
+        )
+        labels = numbers.flatten().tolist()
+        tokens = choose(scores, labels, length - prompt_tokens).cpu()
+        chosen = logits.log_softmax(dim=-1).cpu().gather(1, tokens[:, None])
+        ids = torch.cat([ids, tokens[:, None]], dim=1)
+        logprobs = logprobs + chosen[:, 0]
+        is_last = length + 1 == decoding.max_length
+        for row, (label, token) in enumerate(zip(labels, tokens.tolist(), strict=True)):
+            if label not in texts and (token == end or is_last):
+                total = float(logprobs[row])
+                before_end = length + int(token != end and decoding.scoring == "original")
+                by = divisor(decoding, before_end, prompt_tokens)
+                texts[label] = Generated(tuple(ids[row].tolist()), total, total / by)
+        if len(texts) == images * captions_per_image:
+            break
+        kept, rows = _still_needed(numbers, texts)
+        numbers = numbers.flatten()[rows].view(len(kept), -1)
+        ids, logprobs = ids[rows], logprobs[rows]
+        decoder.select(rows, kept)
+        logits = decoder.step(ids[:, -1])
+    ordered = [texts[number] for number in range(len(texts))]
+    return [
+        ordered[start : start + captions_per_image]
+        for start in range(0, len(ordered), captions_per_image)
+    ]
+
+
+def _still_needed(
+    numbers: Int[Tensor, "images captions"], texts: dict[int, Generated]
+) -> tuple[Int[Tensor, " new_images"], Int[Tensor, " new_rows"]]:
+    """Which images stay in the batch, and which of their rows.
+
+    Every image has the same number of rows: of the image with the most unfinished texts. Others
+    carry finished texts along, which are ignored.
+    """
+    finished = torch.tensor([[number in texts for number in row] for row in numbers.tolist()])
+    open_images = ~finished.all(dim=1)
+    kept = torch.arange(len(numbers))
+    if should_leave(int((~open_images).sum()), len(numbers)):
+        kept = kept[open_images]
+    most = int((~finished).sum(dim=1).max())
+    columns = finished[kept].int().argsort(dim=1, stable=True)[:, :most]
+    return kept, (kept[:, None] * numbers.shape[1] + columns).flatten()

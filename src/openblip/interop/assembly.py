@@ -1,0 +1,99 @@
+"""Modules that receive stored weights: built without memory, checked key by key, then filled."""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from openblip.errors import CheckpointError
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
+Shapes = dict[str, tuple[int, ...]]
+
+# Names listed in an error before it says how many more there are.
+_LISTED = 5
+
+
+class _NoRandomFill(TorchFunctionMode):
+    """Leaves weights as they are where a module would draw them.
+
+    They are about to be replaced, and drawing on the meta device would import the compiler (1 s).
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        named = kwargs or {}
+        return named["tensor"] if func is nn.init.normal_ else func(*args, **named)
+
+
+def build_empty(build: Callable[[], ModuleT]) -> ModuleT:
+    """A module on the meta device: names and shapes without memory or random numbers."""
+    with torch.device("meta"), _NoRandomFill():
+        return build()
+
+
+def shapes_of(module: nn.Module) -> Shapes:
+    """Name and shape of everything in a module's state, in its order."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+
+
+def fill(module: ModuleT, state: Mapping[str, Tensor], source: str) -> ModuleT:
+    """The module with `state` as its weights, not copied: a memory-mapped file stays mapped.
+
+    Args:
+        module: may be on the meta device; changed in place.
+        state: exactly the names and shapes of the module's own state.
+        source: what errors name, usually a file.
+
+    Raises:
+        CheckpointError: if a key is missing, unknown or of another shape.
+    """
+    expected = shapes_of(module)
+    check_names(set(expected), set(state), source)
+    for name, shape in expected.items():
+        check_shape(name, tuple(state[name].shape), shape, source)
+    module.load_state_dict(dict(state), assign=True)
+    return module
+
+
+def check_names(expected: set[str], found: set[str], source: str) -> None:
+    """Nothing, if both hold the same names.
+
+    Raises:
+        CheckpointError: naming what is missing and what is unknown.
+    """
+    faults = [
+        f"{what} {listed(names)}"
+        for what, names in (("missing", expected - found), ("unknown", found - expected))
+        if names
+    ]
+    if faults:
+        raise CheckpointError(
+            f"{source}: {'; '.join(faults)}; is it complete, and of the kind it is read as?"
+        )
+
+
+def check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...], source: str) -> None:
+    """Nothing, if the shapes are equal.
+
+    Raises:
+        CheckpointError: naming the key and both shapes.
+    """
+    if found != expected:
+        raise CheckpointError(
+            f"{source}: {name} has shape {found}, expected {expected} by the model's other sizes"
+        )
+
+
+def listed(names: Iterable[str]) -> str:
+    """The names in order, separated by commas; of many, the first few and how many more."""
+    ordered = sorted(names)
+    more = len(ordered) - _LISTED
+    return ", ".join(ordered[:_LISTED]) + (f" and {more} more" if more > 0 else "")

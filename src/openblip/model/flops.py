@@ -1,0 +1,73 @@
+"""Floating-point operations of a MED's parts, from its sizes alone.
+
+Counted are the forward's matrix products, attention included, at two operations per multiply-add;
+a backward pass takes twice as many. Norms, activations, softmax and residuals are left out, as
+`torch.utils.flop_counter` leaves them out.
+"""
+
+from openblip.model.config import MedConfig
+
+
+def image_encoder_flops(config: MedConfig, images: int, image_size: int | None = None) -> int:
+    """Operations of encoding images; `image_size` in pixels, the configured one by default."""
+    vision = config.vision
+    patches = _patches(config, image_size)
+    patch_embed = _product(patches - 1, 3 * vision.patch_size**2, vision.width)
+    block = (
+        _product(patches, vision.width, 4 * vision.width)  # qkv and output
+        + _attention(patches, patches, vision.width)
+        + 2 * _product(patches, vision.width, int(vision.width * vision.mlp_ratio))
+    )
+    return images * (patch_embed + vision.depth * block)
+
+
+def memory_flops(config: MedConfig, images: int, image_size: int | None = None) -> int:
+    """Operations of the cross-attention keys and values of images, for one of the two roles.
+
+    Encoder and decoder use the same ones unless `TextConfig.sharing` separates them.
+    """
+    patches = _patches(config, image_size)
+    layer = _product(patches, config.vision.width, 2 * config.text.width)
+    return images * config.text.depth * layer
+
+
+def text_flops(config: MedConfig, rows: int, tokens: int, patches: int | None = None) -> int:
+    """Operations of the text layers, without heads.
+
+    Args:
+        config: sizes.
+        rows: texts.
+        tokens: of each text, padding included.
+        patches: of the image that a text attends to, class token included; None for a text alone.
+    """
+    text = config.text
+    layer = (
+        _product(tokens, text.width, 4 * text.width)  # qkv and output
+        + _attention(tokens, tokens, text.width)
+        + 2 * _product(tokens, text.width, text.ffn_width)
+    )
+    if patches is not None:
+        layer += _product(tokens, text.width, 2 * text.width)  # query and output
+        layer += _attention(tokens, patches, text.width)
+    return rows * text.depth * layer
+
+
+def lm_head_flops(config: MedConfig, rows: int, tokens: int) -> int:
+    """Operations of next-token logits over the vocabulary."""
+    text = config.text
+    return rows * _product(tokens, text.width, text.width + text.vocab_size)
+
+
+def _patches(config: MedConfig, image_size: int | None) -> int:
+    if image_size is None:
+        return config.vision.num_patches
+    return (image_size // config.vision.patch_size) ** 2 + 1
+
+
+def _product(rows: int, inner: int, columns: int) -> int:
+    return 2 * rows * inner * columns
+
+
+def _attention(queries: int, keys: int, width: int) -> int:
+    """Scores and weighted sum over all heads together; a mask saves nothing."""
+    return 2 * _product(queries, width, keys)

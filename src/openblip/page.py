@@ -1,0 +1,227 @@
+"""Self-contained HTML report pages: one file, no scripts, no network, light and dark."""
+
+import base64
+import io
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+_STYLE = """
+:root { color-scheme: light dark; --paper: #ffffff; --ink: #1c2126; --soft: #5d6872;
+  --line: #dde2e7; --card: #f6f8fa; --blue: #2563b8; --orange: #c2570c; --green: #1a7f4b;
+  --red: #b3261e; }
+@media (prefers-color-scheme: dark) { :root { --paper: #14181c; --ink: #e6eaee; --soft: #9aa5b0;
+  --line: #2c343c; --card: #1c2228; --blue: #6ea8f0; --orange: #f0965a; --green: #57c28b;
+  --red: #ef7f78; } }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink);
+  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
+main { max-width: 1080px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .4rem; }
+h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; padding-top: .8rem;
+  border-top: 1px solid var(--line); }
+p { margin: .4rem 0; max-width: 70ch; } .soft { color: var(--soft); }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }
+th, td { padding: .35rem .9rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line);
+  white-space: nowrap; }
+th { font-weight: 600; color: var(--soft); font-size: .85rem; }
+th:first-child, td:first-child { text-align: left; }
+tr.strong td { font-weight: 650; }
+.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(235px, 1fr)); gap: .9rem; }
+.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
+  overflow: hidden; display: flex; flex-direction: column; }
+.card img { width: 100%; height: 165px; object-fit: contain; background: var(--line); }
+.card img.small { image-rendering: pixelated; }
+.card .texts { padding: .55rem .7rem .7rem; display: grid; gap: .45rem; font-size: .88rem; }
+.text { border-left: 3px solid var(--line); padding-left: .5rem; overflow-wrap: anywhere; }
+.text.kept { border-color: var(--green); } .text.rejected { border-color: var(--red); }
+.text.rejected .words { color: var(--soft); text-decoration: line-through;
+  text-decoration-thickness: 1px; }
+.tag { display: block; font-size: .74rem; color: var(--soft); }
+.tag b { font-weight: 650; } .kept .tag b { color: var(--green); }
+.rejected .tag b { color: var(--red); }
+.charts { display: flex; flex-wrap: wrap; gap: 1.6rem; }
+figure { margin: 0; } figcaption { font-size: .85rem; color: var(--soft); margin-bottom: .3rem; }
+svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; font-size: .88rem; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+"""
+
+
+@dataclass(frozen=True)
+class CardText:
+    """A text on a card; `kept` None leaves it without a verdict."""
+
+    words: str
+    tag: str
+    kept: bool | None = None
+
+
+class Page:
+    """A page that is built from top to bottom."""
+
+    def __init__(self, title: str, lead: str) -> None:
+        self.title = title
+        self._parts = [f"<h1>{escape(title)}</h1>", f'<p class="soft">{escape(lead)}</p>']
+
+    def section(self, title: str, text: str = "") -> None:
+        """Begin a section with an optional paragraph."""
+        self._parts.append(f"<h2>{escape(title)}</h2>")
+        if text:
+            self._parts.append(f"<p>{escape(text)}</p>")
+
+    def table(
+        self, header: Sequence[str], rows: Iterable[Sequence[str]], strong: Sequence[int] = ()
+    ) -> None:
+        """A table of texts; the rows numbered in `strong` stand out."""
+        head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+        body = []
+        for number, row in enumerate(rows):
+            kind = ' class="strong"' if number in strong else ""
+            body.append(f"<tr{kind}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>")
+        self._parts.append(
+            f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+            f"<tbody>{''.join(body)}</tbody></table></div>"
+        )
+
+    def facts(self, values: Mapping[str, object]) -> None:
+        """Names with their values."""
+        items = "".join(
+            f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>"
+            for name, value in values.items()
+        )
+        self._parts.append(f"<dl>{items}</dl>")
+
+    def charts(self, charts: Iterable[str]) -> None:
+        """Charts side by side, as `histogram` and `bars` make them."""
+        self._parts.append(f'<div class="charts">{"".join(charts)}</div>')
+
+    def cards(self, cards: Iterable[tuple[Image.Image, Sequence[CardText]]]) -> None:
+        """Images with their texts."""
+        self._parts.append(f'<div class="cards">{"".join(_card(*card) for card in cards)}</div>')
+
+    def save(self, path: Path) -> Path:
+        """Write the page, whole or not at all, and return where it is."""
+        html = (
+            '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            '<meta name="viewport" content="width=device-width, initial-scale=1">'
+            f"<title>{escape(self.title)}</title><style>{_STYLE}</style></head>"
+            f"<body><main>{''.join(self._parts)}</main></body></html>"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        temporary.write_text(html, encoding="utf-8")
+        return temporary.replace(path)
+
+
+def histogram(
+    title: str, series: Mapping[str, Sequence[float]], threshold: float | None = None
+) -> str:
+    """Shares of scores in twenty bins over [0, 1], one colour a series, as SVG.
+
+    Args:
+        title: shown above.
+        series: scores by name, at most four series.
+        threshold: a line at this score.
+    """
+    bins = 20
+    shares = {name: _binned(values, bins) for name, values in series.items()}
+    highest = max((max(share) for share in shares.values()), default=0.0) or 1.0
+    width, height = 440.0, 150.0
+    slot = width / bins
+    bar = (slot - 2) / max(len(shares), 1)
+    drawn = []
+    for number, share in enumerate(shares.values()):
+        for place, value in enumerate(share):
+            tall = value / highest * height
+            drawn.append(
+                f'<rect x="{place * slot + 1 + number * bar:.1f}" y="{height - tall:.1f}" '
+                f'width="{bar:.1f}" height="{tall:.1f}" fill="{_colour(number)}"/>'
+            )
+    if threshold is not None:
+        x = threshold * width
+        drawn.append(
+            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}" stroke="var(--ink)" '
+            f'stroke-dasharray="4 3"/><text x="{x + 4:.1f}" y="11">threshold {threshold:g}</text>'
+        )
+    for mark in (0.0, 0.5, 1.0):
+        anchor = {0.0: "start", 0.5: "middle", 1.0: "end"}[mark]
+        drawn.append(
+            f'<text x="{mark * width}" y="{height + 14}" text-anchor="{anchor}">{mark:g}</text>'
+        )
+    legend = _legend(f"{name} ({len(values)})" for name, values in series.items())
+    return _figure(title + legend, width, height + 18, drawn)
+
+
+def bars(title: str, values: Mapping[str, float], unit: str = "") -> str:
+    """Horizontal bars from zero with their values, as SVG."""
+    highest = max(values.values(), default=0.0) or 1.0
+    width, row, label = 440.0, 26.0, 130.0
+    drawn = []
+    for number, (name, value) in enumerate(values.items()):
+        y = number * row
+        long = max(value, 0.0) / highest * (width - label - 70)
+        drawn.append(
+            f'<text x="0" y="{y + 16:.1f}">{escape(name)}</text>'
+            f'<rect x="{label}" y="{y + 4:.1f}" width="{long:.1f}" height="16" rx="2" '
+            f'fill="{_colour(number)}"/>'
+            f'<text x="{label + long + 6:.1f}" y="{y + 16:.1f}">{value:.1f}{escape(unit)}</text>'
+        )
+    return _figure(escape(title), width, row * len(values), drawn)
+
+
+def _binned(values: Sequence[float], bins: int) -> list[float]:
+    counts = [0] * bins
+    for value in values:
+        counts[min(max(int(value * bins), 0), bins - 1)] += 1
+    return [count / max(len(values), 1) for count in counts]
+
+
+def _colour(number: int) -> str:
+    return f"var(--{('blue', 'orange', 'green', 'red')[number % 4]})"
+
+
+def _legend(names: Iterable[str]) -> str:
+    return "".join(
+        f' <span style="color:{_colour(number)}">&#9632;</span> {escape(name)}'
+        for number, name in enumerate(names)
+    )
+
+
+def _figure(caption: str, width: float, height: float, drawn: Sequence[str]) -> str:
+    return (
+        f"<figure><figcaption>{caption}</figcaption>"
+        f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" '
+        f'role="img">{"".join(drawn)}</svg></figure>'
+    )
+
+
+def _card(image: Image.Image, texts: Sequence[CardText]) -> str:
+    lines = []
+    for text in texts:
+        verdict = {None: "", True: " kept", False: " rejected"}[text.kept]
+        word = {None: "", True: "<b>kept</b> ", False: "<b>rejected</b> "}[text.kept]
+        lines.append(
+            f'<div class="text{verdict}"><span class="words">{escape(text.words) or "(empty)"}'
+            f'</span><span class="tag">{word}{escape(text.tag)}</span></div>'
+        )
+    small = ' class="small"' if max(image.size) <= 128 else ""
+    return (
+        f'<div class="card"><img{small} src="{_data_uri(image)}" alt="" loading="lazy">'
+        f'<div class="texts">{"".join(lines)}</div></div>'
+    )
+
+
+def _data_uri(image: Image.Image) -> str:
+    small = image.convert("RGB")
+    small.thumbnail((320, 320))
+    buffer = io.BytesIO()
+    # Small drawn pictures suffer from JPEG, and photographs are large as PNG.
+    kind, options = ("PNG", {}) if max(small.size) <= 128 else ("JPEG", {"quality": 82})
+    small.save(buffer, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,142 @@
+"""How far a long job is: a bar on a terminal, a plain line now and then elsewhere."""
+
+import sys
+import threading
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import TYPE_CHECKING, Self, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
+
+Info = str | int | float
+
+
+class Progress:
+    """Shows count, rate, and (where the total is known) the time that is left, on stderr.
+
+    Use as a context manager, and call `update` as work is done, from any thread::
+
+        with Progress("importing", total=1000, unit="rows") as progress:
+            for row in rows:
+                progress.update(1, skipped=num_skipped)
+
+    Attributes:
+        num_done: units done so far, those of an earlier run included.
+    """
+
+    def __init__(
+        self,
+        description: str,
+        total: int | None = None,
+        unit: str = "rows",
+        start: int = 0,
+        enabled: bool = True,
+        stream: TextIO | None = None,
+        interval_seconds: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Shows nothing before the context is entered.
+
+        Args:
+            description: what is being done, such as "importing".
+            total: units that there are; None if nobody knows.
+            unit: what is counted, in the plural.
+            start: units that an earlier run did; they do not count for the rate.
+            enabled: False shows nothing at all.
+            stream: where to write; None for stderr.
+            interval_seconds: time between plain lines.
+            clock: seconds from any origin, never going back.
+        """
+        self.num_done = start
+        self._description, self._total, self._unit = description, total, unit
+        self._start, self._enabled = start, enabled
+        self._stream = stream if stream is not None else sys.stderr
+        self._interval, self._clock = interval_seconds, clock
+        self._lock = threading.Lock()
+        self._info: dict[str, Info] = {}
+        self._began = self._last_line = 0.0
+        self._bar: RichProgress | None = None
+
+    def __enter__(self) -> Self:
+        self._began = self._last_line = self._clock()
+        if self._enabled and self._stream.isatty():
+            self._bar = self._make_bar()
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with self._lock:
+            if self._bar is not None:
+                self._bar.stop()
+            elif self._enabled:
+                self._write_line(is_last=True)
+
+    def update(self, num_done: int = 1, **info: Info) -> None:
+        """Counts `num_done` more units; `info` is shown beside them until it is replaced."""
+        with self._lock:
+            self.num_done += num_done
+            self._info.update(info)
+            if self._bar is not None:
+                self._bar.update(self._bar.task_ids[0], completed=self.num_done, text=self._text())
+            elif self._enabled and self._clock() - self._last_line >= self._interval:
+                self._write_line()
+
+    @property
+    def rate(self) -> float:
+        """Units per second since the context was entered."""
+        seconds = self._clock() - self._began
+        return (self.num_done - self._start) / seconds if seconds > 0 else 0.0
+
+    def _text(self) -> str:
+        parts = [f"{self.rate:,.1f} {self._unit}/s"]
+        return ", ".join(parts + [f"{name} {_shown(value)}" for name, value in self._info.items()])
+
+    def _write_line(self, is_last: bool = False) -> None:
+        self._last_line = self._clock()
+        of_total = f" of {self._total:,}" if self._total is not None else ""
+        line = f"{self._description}: {self.num_done:,}{of_total} {self._unit}, {self._text()}"
+        if is_last:
+            line += f", took {duration(self._last_line - self._began)}"
+        elif self._total is not None and self.rate > 0:
+            line += f", {duration((self._total - self.num_done) / self.rate)} left"
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
+    def _make_bar(self) -> "RichProgress":
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        bar = RichProgress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(elapsed_when_finished=True),
+            TextColumn("{task.fields[text]}"),
+            console=Console(file=self._stream),
+        )
+        bar.add_task(self._description, total=self._total, completed=self._start, text="")
+        return bar
+
+
+def duration(seconds: float) -> str:
+    """A time for people: `8.2 s`, `3 min 20 s`, `5 h 02 min`."""
+    if seconds < 60:
+        return f"{max(seconds, 0.0):.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _shown(value: Info) -> str:
+    if isinstance(value, str):
+        return value
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"

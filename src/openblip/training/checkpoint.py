@@ -1,0 +1,168 @@
+"""Checkpoints: folders that appear whole or not at all, and what is in them.
+
+A checkpoint is a model folder (see `openblip.interop.folder`) with a `training_state.pt` beside
+the weights, so that it can be loaded as a model and continued as a run.
+"""
+
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openblip.data.tokenizer import TextTokenizer
+from openblip.errors import CheckpointError
+from openblip.interop.folder import read_folder, save_folder
+from openblip.tasks.protocol import Task
+
+STATE_FILE = "training_state.pt"
+_STUDENT = "student."
+_UNFINISHED = ".unfinished-"
+
+
+@dataclass(kw_only=True)
+class RunState:
+    """Where a run stands, besides weights, queues and the optimiser's moments."""
+
+    step: int = 0
+    """Optimiser steps done."""
+    seconds: float = 0.0
+    """Time spent in the loop, over all starts of the run."""
+    best_loss: float = float("inf")
+    """The lowest loss that a checkpoint was judged by, nats."""
+    window_loss: float = 0.0
+    """Sum of the training losses since the last regular checkpoint."""
+    window_steps: int = 0
+    """How many steps that sum is over."""
+    terms: dict[str, float] = field(default_factory=dict)
+    """Losses of the latest log line, by name."""
+    data_fingerprint: str = ""
+    """Digest of the rows that the run draws from."""
+
+    @property
+    def window_mean(self) -> float:
+        """Mean training loss since the last regular checkpoint."""
+        return self.window_loss / max(self.window_steps, 1)
+
+
+class CheckpointStore:
+    """The folder of a run's checkpoints: `step-*`, and the links `last` and `best` to two of them.
+
+    A checkpoint is written under a temporary name, forced to disk and renamed, so that one which
+    bears its name is complete, whenever the process was killed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def latest(self) -> Path | None:
+        """The checkpoint with the most steps; None if there is none."""
+        return max(self.folder.glob("step-*"), default=None)
+
+    def write(self, name: str, fill: Callable[[Path], None]) -> Path:
+        """The checkpoint of that name, in place of one that may exist.
+
+        Args:
+            name: name of the folder; `step_name` gives those that can be resumed.
+            fill: writes the files into the folder that it is given.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        unfinished, target = self.folder / f"{_UNFINISHED}{name}", self.folder / name
+        if unfinished.exists():
+            shutil.rmtree(unfinished)
+        unfinished.mkdir()
+        fill(unfinished)
+        for path in (*unfinished.rglob("*"), unfinished):
+            _force_to_disk(path)
+        if target.exists():
+            shutil.rmtree(target)
+        unfinished.rename(target)
+        _force_to_disk(self.folder)
+        return target
+
+    def point(self, link: str, target: Path) -> None:
+        """Let the link `last` or `best` name a checkpoint, in one step."""
+        fresh = self.folder / f"{_UNFINISHED}{link}"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(target.name, target_is_directory=True)
+        fresh.replace(self.folder / link)
+        _force_to_disk(self.folder)
+
+    def prune(self) -> None:
+        """Remove checkpoints that no link names, and what a killed process left unfinished."""
+        kept = {(self.folder / link).resolve().name for link in ("last", "best")}
+        for path in (*self.folder.glob("step-*"), *self.folder.glob(f"{_UNFINISHED}*")):
+            if path.is_symlink():
+                path.unlink()
+            elif path.name not in kept:
+                shutil.rmtree(path)
+
+
+def step_name(step: int) -> str:
+    """Name of the checkpoint after `step` steps; names sort as the steps do."""
+    return f"step-{step:08d}"
+
+
+def write_checkpoint(
+    folder: Path,
+    task: Task,
+    tokenizer: TextTokenizer,
+    max_tokens: int,
+    optimiser: torch.optim.Optimizer,
+    state: RunState,
+) -> None:
+    """Write the student as a model folder, and all else that a run needs to go on."""
+    save_folder(folder, task.student, tokenizer, task.kind, max_tokens)
+    rest = {k: v for k, v in task.state_dict().items() if not k.startswith(_STUDENT)}
+    values = {"task": rest, "optimiser": optimiser.state_dict(), "run": asdict(state)}
+    torch.save(values, folder / STATE_FILE)
+
+
+def read_checkpoint(folder: Path, task: Task, optimiser: torch.optim.Optimizer) -> RunState:
+    """Put a checkpoint's weights, queues and moments into `task` and `optimiser`.
+
+    Returns:
+        where the run stood.
+
+    Raises:
+        CheckpointError: if a file is missing or damaged, or is of another model.
+    """
+    student = read_folder(folder).med.state_dict()
+    values = _read_state(folder / STATE_FILE)
+    try:
+        task.load_state_dict(
+            {**values["task"], **{f"{_STUDENT}{k}": v for k, v in student.items()}}
+        )
+        optimiser.load_state_dict(values["optimiser"])
+        return RunState(**values["run"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise CheckpointError(
+            f"{folder}: does not belong to this recipe ({_first_line(error)}); remove that folder "
+            f"to go on from an earlier checkpoint, or choose another run directory"
+        ) from error
+
+
+def _read_state(path: Path) -> dict[str, Any]:
+    try:
+        values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise CheckpointError(
+            f"{path}: cannot be read ({_first_line(error)}); remove {path.parent} to go on from "
+            f"an earlier checkpoint"
+        ) from error
+    return values
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n")[0] or type(error).__name__
+
+
+def _force_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,221 @@
+"""Everything that decides what a run computes."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from openblip.data.transforms import Augmentation
+from openblip.data.views import CaptionView
+from openblip.errors import RecipeError
+from openblip.model import MedConfig
+from openblip.tasks.captioner import CaptionerObjectives
+from openblip.tasks.filter import FilterObjectives
+from openblip.tasks.pretrain import PretrainObjectives
+
+TaskName = Literal["pretrain", "captioner", "filter"]
+ScheduleKind = Literal["step_decay", "epoch_cosine", "warmup_cosine"]
+Precision = Literal["float32", "bfloat16"]
+Objectives = PretrainObjectives | CaptionerObjectives | FilterObjectives
+
+OBJECTIVES_OF: dict[TaskName, type[Objectives]] = {
+    "pretrain": PretrainObjectives,
+    "captioner": CaptionerObjectives,
+    "filter": FilterObjectives,
+}
+_TRAINED_TOKENIZER = "train:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What is learnt from, and how it is prepared."""
+
+    table: str
+    """Path or URI of the pair table."""
+    view: CaptionView = field(default_factory=CaptionView)
+    """Which of its texts count."""
+    validation_split: str | None = None
+    """Split whose loss is taken at each checkpoint; None takes none."""
+    image_size: int = 224
+    """Side of the square that images are brought to, in pixels."""
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    """Random changes of training images."""
+    max_tokens: int = 30
+    """Longer texts are cut, the first token and [SEP] included."""
+    max_words: int = 30
+    """Longer captions are cut before they are tokenised."""
+    prefix: str = ""
+    """Put before every caption, such as "a picture of "; takes no part in the captioner's loss."""
+    num_threads: int = 2
+    """Threads that read, decode and augment."""
+
+    def __post_init__(self) -> None:
+        _check_at_least("data", self, 1, "image_size", "max_words", "num_threads")
+        _check_at_least("data", self, 3, "max_tokens")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelOverrides:
+    """Changes to the model's configuration that leave its weights as they are; None keeps."""
+
+    drop_path: float | None = None
+    """Stochastic depth of the image encoder."""
+    dropout: float | None = None
+    """Dropout of the text stack."""
+    vision_checkpoint_layers: int | None = None
+    """The last so many blocks of the image encoder recompute their activations."""
+    text_checkpoint_layers: int | None = None
+    """The last so many layers of the text stack recompute their activations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimiserConfig:
+    """AdamW (Loshchilov and Hutter, 2019)."""
+
+    lr: float = 3e-4
+    """Peak learning rate."""
+    weight_decay: float = 0.05
+    """Decoupled decay per step, in units of the learning rate."""
+    decay_norms_and_biases: bool = True
+    """Whether one-dimensional parameters decay too, as they do in the original code."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay of the running mean and of the running square of the gradient."""
+    eps: float = 1e-8
+    """Added to the root of the running square."""
+    clip_norm: float | None = None
+    """Longest gradient; None does not clip, as the original code does not."""
+
+    def __post_init__(self) -> None:
+        _check_at_least("optimiser", self, 0, "lr", "weight_decay")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise RecipeError(f"optimiser.clip_norm is {self.clip_norm}; give more than 0, or null")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScheduleConfig:
+    """How the learning rate changes (see `openblip.training.schedule`)."""
+
+    kind: ScheduleKind = "warmup_cosine"
+    """`step_decay` (pre-training) and `epoch_cosine` (fine-tuning) change once per epoch, as in
+    the original code; `warmup_cosine` changes at every step and suits short runs."""
+    min_lr: float = 1e-6
+    """Lowest learning rate."""
+    warmup_steps: int = 0
+    """Steps of linear rise, in the first epoch; unused by `epoch_cosine`."""
+    warmup_lr: float = 1e-6
+    """Learning rate at the beginning of the rise."""
+    decay_rate: float = 0.9
+    """Factor per epoch of `step_decay`."""
+
+    def __post_init__(self) -> None:
+        _check_at_least("schedule", self, 0, "min_lr", "warmup_steps", "warmup_lr")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop. Give either `steps` or `epochs`."""
+
+    batch_size: int = 64
+    """Pairs per optimiser step: over all processes and all accumulated parts."""
+    steps: int | None = None
+    """Optimiser steps of the whole run."""
+    epochs: int | None = None
+    """Passes over the data of the whole run."""
+    accumulate: int = 1
+    """Parts of a batch whose gradients are added up before the optimiser's step."""
+    precision: Precision = "float32"
+    """bfloat16: matrix products in bfloat16, weights and losses in float32."""
+    compile: bool = False
+    """Compile the blocks of image encoder and text stack; the first steps take minutes."""
+    checkpoint_every: int = 1000
+    """Steps from one checkpoint to the next; the last step makes one in any case."""
+    validation_batches: int = 16
+    """Batches of the validation split that a validation takes at most."""
+    log_every: int = 20
+    """Steps from one line of metrics to the next."""
+    seed: int = 0
+    """Decides initial weights, order, augmentation, dropout and negatives."""
+    device: str = "auto"
+    """`auto` takes an accelerator if there is one."""
+    threads: int | None = None
+    """Threads that compute on a CPU; None leaves the choice to PyTorch."""
+
+    def __post_init__(self) -> None:
+        counts = ("batch_size", "accumulate", "checkpoint_every", "validation_batches", "log_every")
+        _check_at_least("train", self, 1, *counts, "steps", "epochs", "threads")
+        if (self.steps is None) == (self.epochs is None):
+            raise RecipeError("give either train.steps or train.epochs")
+
+    def part_size(self, world_size: int) -> int:
+        """Pairs of one accumulated part on one process.
+
+        Raises:
+            RecipeError: if the batch cannot be divided so.
+        """
+        size, rest = divmod(self.batch_size, world_size * self.accumulate)
+        if rest:
+            raise RecipeError(
+                f"train.batch_size {self.batch_size} is not a multiple of {world_size} processes x "
+                f"train.accumulate {self.accumulate}; choose one that is"
+            )
+        return size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One run: a model, what it learns, from which data, and how."""
+
+    task: TaskName
+    """What is trained."""
+    data: DataConfig
+    """What it is trained on."""
+    objectives: Objectives
+    """The task's losses."""
+    model: MedConfig | None = None
+    """A model with fresh weights; its vocabulary becomes as large as the tokenizer's."""
+    init_from: str | None = None
+    """Folder of a model to start from, with its tokenizer; instead of `model`."""
+    tokenizer: str | None = None
+    """File or folder of a tokenizer, or "train:N": N tokens learnt from the captions of the view.
+    Needed with `model`."""
+    overrides: ModelOverrides = field(default_factory=ModelOverrides)
+    """Changes to the configuration of either."""
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    """The optimiser."""
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    """The learning rate."""
+    train: TrainConfig
+    """The loop."""
+
+    def __post_init__(self) -> None:
+        if (self.model is None) == (self.init_from is None):
+            raise RecipeError("give either model (fresh weights) or init_from (a model folder)")
+        if (self.tokenizer is None) == (self.init_from is None):
+            raise RecipeError(
+                "tokenizer: give a file or train:N with model, and none with init_from, whose "
+                "tokenizer is used"
+            )
+        if not isinstance(self.objectives, OBJECTIVES_OF[self.task]):
+            raise RecipeError(
+                f"objectives are {type(self.objectives).__name__}, but the task {self.task!r} "
+                f"needs {OBJECTIVES_OF[self.task].__name__}"
+            )
+
+    @property
+    def trained_vocabulary(self) -> int | None:
+        """Tokens that a tokenizer shall learn from the captions; None if it is given as a file.
+
+        Raises:
+            RecipeError: if what follows "train:" is not a number.
+        """
+        if self.tokenizer is None or not self.tokenizer.startswith(_TRAINED_TOKENIZER):
+            return None
+        number = self.tokenizer.removeprefix(_TRAINED_TOKENIZER)
+        if not number.isdigit():
+            raise RecipeError(f"tokenizer is {self.tokenizer!r}; write train:N with a number N")
+        return int(number)
+
+
+def _check_at_least(part: str, config: object, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and value < least:
+            raise RecipeError(f"{part}.{name} is {value}; give at least {least}")

@@ -1,0 +1,164 @@
+"""Recipes as YAML: written with every run, read back to continue or repeat it."""
+
+import difflib
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from openblip.errors import RecipeError
+from openblip.training.config import OBJECTIVES_OF, Recipe
+
+RECIPE_FILE = "recipe.yaml"
+
+
+def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
+    """Every field of the recipe, defaults included, as plain YAML values."""
+    plain: dict[str, Any] = _to_plain(recipe)
+    return plain
+
+
+def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
+    """The recipe of plain values; what is not given takes its default.
+
+    Raises:
+        RecipeError: a name is unknown (the message gives the nearest), a value has another type
+            than its field, or the values contradict each other.
+    """
+    parts = dict(values)
+    task = parts.get("task")
+    if task not in OBJECTIVES_OF:
+        raise RecipeError(f"task is {task!r}; choose one of {', '.join(OBJECTIVES_OF)}")
+    objectives = _from_plain(OBJECTIVES_OF[task], parts.get("objectives") or {}, "objectives")
+    recipe = _from_plain(Recipe, {**parts, "objectives": objectives}, "")
+    assert isinstance(recipe, Recipe)
+    return recipe
+
+
+def write_recipe(recipe: Recipe, path: Path) -> None:
+    """Write the recipe as YAML, in the order of its fields; the file appears whole."""
+    import yaml
+
+    fresh = path.with_suffix(".unfinished")
+    fresh.write_text(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False), encoding="utf-8")
+    fresh.replace(path)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """The recipe of a YAML file.
+
+    Raises:
+        RecipeError: the file is missing, is not YAML, or is not a recipe.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path}: cannot be read as YAML ({error})") from error
+    if not isinstance(values, dict):
+        raise RecipeError(f"{path}: expected fields of a recipe such as `task: pretrain`")
+    try:
+        return recipe_from_dict(values)
+    except RecipeError as error:
+        raise RecipeError(f"{path}: {error}") from error
+
+
+def difference(first: Recipe, second: Recipe) -> str | None:
+    """The first field in which the recipes differ, with both values; None if they are equal."""
+    before = dict(_flattened(recipe_to_dict(first), ""))
+    after = dict(_flattened(recipe_to_dict(second), ""))
+    for name in {**before, **after}:
+        if before.get(name) != after.get(name):
+            return f"{name} (was {before.get(name)!r}, is {after.get(name)!r})"
+    return None
+
+
+def _flattened(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flattened(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value
+
+
+def _to_plain(value: Any) -> Any:
+    if is_dataclass(value):
+        return {f.name: _to_plain(getattr(value, f.name)) for f in fields(value)}
+    if isinstance(value, tuple):
+        return [_to_plain(item) for item in value]
+    return value
+
+
+def _from_plain(kind: Any, value: Any, name: str) -> Any:
+    """`value` as an instance of the annotation `kind`; `name` is its place in the recipe."""
+    origin = get_origin(kind)
+    if is_dataclass(kind) and isinstance(kind, type):
+        return value if isinstance(value, kind) else _build(kind, value, name)
+    if origin in (Union, types.UnionType):
+        return _from_union(get_args(kind), value, name)
+    if origin is Literal:
+        if value not in get_args(kind):
+            raise _wrong(name, value, "one of " + ", ".join(map(str, get_args(kind))))
+        return value
+    if origin is tuple:
+        return _from_list(get_args(kind), value, name)
+    return _from_scalar(kind, value, name)
+
+
+def _build(kind: Any, value: Any, name: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise _wrong(name, value, "fields and their values")
+    hints = get_type_hints(kind)
+    prefix = f"{name}." if name else ""
+    for given in value:
+        if given not in hints:
+            raise RecipeError(f"{prefix}{given} is unknown{_nearest(str(given), list(hints))}")
+    for f in fields(kind):
+        if f.name not in value and f.default is MISSING and f.default_factory is MISSING:
+            raise RecipeError(f"{prefix}{f.name} is missing; it has no default")
+    return kind(**{k: _from_plain(hints[k], v, f"{prefix}{k}") for k, v in value.items()})
+
+
+def _nearest(given: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(names)}"
+
+
+def _from_union(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
+    others = [kind for kind in kinds if kind is not types.NoneType]
+    if value is None and len(others) < len(kinds):
+        return None
+    # A value that has been built already, such as the objectives, is of one of the kinds.
+    if any(isinstance(kind, type) and is_dataclass(value) and isinstance(value, kind)
+           for kind in others):
+        return value
+    assert len(others) == 1, f"{name}: a recipe field has one type besides None"
+    return _from_plain(others[0], value, name)
+
+
+def _from_list(kinds: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
+    if not isinstance(value, list | tuple):
+        raise _wrong(name, value, "a list")
+    each = [kinds[0]] * len(value) if kinds[-1] is Ellipsis else list(kinds)
+    if len(each) != len(value):
+        raise _wrong(name, value, f"a list of {len(each)} values")
+    return tuple(_from_plain(kind, item, name) for kind, item in zip(each, value, strict=True))
+
+
+def _from_scalar(kind: Any, value: Any, name: str) -> Any:
+    if kind is float and not isinstance(value, bool):
+        # YAML reads "1e-4", which lacks a decimal point, as text.
+        try:
+            return float(value)
+        except (TypeError, ValueError):
+            raise _wrong(name, value, "a number") from None
+    if type(value) is not kind:
+        words = {int: "a whole number", bool: "true or false", str: "text", float: "a number"}
+        raise _wrong(name, value, words.get(kind, str(kind)))
+    return value
+
+
+def _wrong(name: str, value: Any, expected: str) -> RecipeError:
+    return RecipeError(f"{name or 'the recipe'} is {value!r}; expected {expected}")

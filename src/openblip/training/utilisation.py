@@ -1,0 +1,39 @@
+"""How much of the machine a run uses: its arithmetic rate over what the machine can do."""
+
+import time
+from functools import cache
+
+import torch
+
+_SECONDS = 0.3
+
+
+def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
+    """Floating-point operations per second of large matrix products, on this machine now.
+
+    Measured once per process, device, dtype and number of threads, for about 0.3 s.
+    """
+    threads = torch.get_num_threads() if device.type == "cpu" else 0
+    return _measured_peak(str(device), dtype, threads)
+
+
+@cache
+def _measured_peak(device: str, dtype: torch.dtype, threads: int) -> float:
+    size = 1024 if torch.device(device).type == "cpu" else 8192
+    left, right = (torch.full((size, size), 0.5, device=device, dtype=dtype) for _ in range(2))
+    flops = 2.0 * size**3
+    best = 0.0
+    # The first product pays for allocation and the choice of a kernel.
+    _timed_product(left, right)
+    end = time.perf_counter() + _SECONDS
+    while best == 0.0 or time.perf_counter() < end:
+        best = max(best, flops / _timed_product(left, right))
+    return best
+
+
+def _timed_product(left: torch.Tensor, right: torch.Tensor) -> float:
+    start = time.perf_counter()
+    product = left @ right
+    # Reading one element waits for the device.
+    product[0, 0].item()
+    return time.perf_counter() - start

@@ -1,0 +1,83 @@
+"""The analytic counts are those of the operations that run."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from openblip.model import Med, MedConfig
+from openblip.model.flops import (
+    image_encoder_flops,
+    lm_head_flops,
+    memory_flops,
+    text_flops,
+)
+
+IMAGES, ROWS, TOKENS = 2, 4, 7
+
+
+def counted(run: Callable[[], object]) -> int:
+    # Only the unfused attention consists of operations that the counter knows on every device.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        run()
+    return counter.get_total_flops()
+
+
+@pytest.fixture(scope="module", params=["tiny", "base"])
+def med(request: pytest.FixtureRequest) -> Med:
+    with torch.device("meta"):
+        return Med(MedConfig.preset(request.param, vocab_size=1000, image_size=96)).eval()
+
+
+@pytest.fixture(scope="module")
+def ids(med: Med) -> Tensor:
+    return torch.zeros(ROWS, TOKENS, dtype=torch.int64, device="meta")
+
+
+def image_hidden(med: Med) -> Tensor:
+    vision = med.config.vision
+    return torch.empty(IMAGES, vision.num_patches, vision.width, device="meta")
+
+
+@pytest.mark.parametrize("size", [None, 160])
+def test_image_encoder(med: Med, size: int | None) -> None:
+    images = torch.empty(IMAGES, 3, size or 96, size or 96, device="meta")
+    run = counted(lambda: med.encode_images(images))
+    assert image_encoder_flops(med.config, IMAGES, size) == pytest.approx(run, rel=0.01)
+
+
+def test_memory(med: Med) -> None:
+    run = counted(lambda: med.memories(image_hidden(med)))
+    assert memory_flops(med.config, IMAGES) == pytest.approx(run, rel=0.01)
+
+
+def test_a_memory_at_another_image_size(med: Med) -> None:
+    hidden = torch.empty(IMAGES, 17, med.config.vision.width, device="meta")
+    run = counted(lambda: med.memories(hidden))
+    assert memory_flops(med.config, IMAGES, image_size=64) == pytest.approx(run, rel=0.01)
+
+
+def test_a_text_alone(med: Med, ids: Tensor) -> None:
+    run = counted(lambda: med.text(ids, None))
+    assert text_flops(med.config, ROWS, TOKENS) == pytest.approx(run, rel=0.01)
+
+
+def test_a_text_with_an_image(med: Med, ids: Tensor) -> None:
+    memory = med.memories(image_hidden(med)).encoder
+    run = counted(lambda: med.text(ids, None, memory=memory))
+    patches = med.config.vision.num_patches
+    assert text_flops(med.config, ROWS, TOKENS, patches) == pytest.approx(run, rel=0.01)
+
+
+def test_lm_head(med: Med, ids: Tensor) -> None:
+    hidden = torch.empty(ROWS, TOKENS, med.config.text.width, device="meta")
+    run = counted(lambda: med.text.logits(hidden))
+    assert lm_head_flops(med.config, ROWS, TOKENS) == pytest.approx(run, rel=0.01)
+
+
+def test_the_image_encoder_at_384_px_takes_111_gflop() -> None:
+    """As measured on the original (BLIP base)."""
+    assert image_encoder_flops(MedConfig.preset("base"), 1, 384) == pytest.approx(111e9, rel=0.01)
