@@ -4,7 +4,7 @@ import difflib
 import importlib
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from openblip.errors import OpenBlipError
 
@@ -45,12 +45,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return _guarded(run, words[len(name.split()) :], f"openblip {name}", debug)
 
 
-def _guarded(run: object, words: list[str], prog: str, debug: bool) -> int:
-    import tyro
-
+def _guarded(run: Callable[..., int], words: list[str], prog: str, debug: bool) -> int:
     try:
-        assert callable(run)
-        return int(tyro.cli(run, args=words, prog=prog) or 0)
+        if run.__module__ == "openblip.cli.train":
+            # Their flags are the fields of a recipe that the first words name.
+            return run(words, prog)
+        import tyro
+
+        return tyro.cli(run, args=words, prog=prog)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it can", file=sys.stderr)
         return 130

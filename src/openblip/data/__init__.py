@@ -1,0 +1,1 @@
+"""From sources on disk to batches: import, table, views, text, images, loader."""

@@ -1,12 +1,12 @@
 """One way to open an image, whatever it comes as."""
 
 import io
-import threading
+import re
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +34,7 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 _WHITE_16 = 65535
-_METADATA_LOCK = threading.Lock()
+_IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
 def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
@@ -51,16 +51,36 @@ def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
         DataError: if there is no image, it is damaged or cut off, or has over `MAX_PIXELS` pixels.
     """
     name = name or _name(source)
-    if isinstance(source, Image.Image):
-        return _decoded(source, name)
     if isinstance(source, np.ndarray):
         return _from_array(source, name)
-    if isinstance(source, bytes):
-        return _from_stream(io.BytesIO(source), name)
-    if not isinstance(source, str | Path):
-        raise DataError(f"{name}: no image; give a path, bytes, a Pillow image or a uint8 array")
+    with _pillow_warnings_ignored():
+        if isinstance(source, Image.Image):
+            return _decoded(source, name)
+        if isinstance(source, bytes):
+            return _from_stream(io.BytesIO(source), name)
+        if isinstance(source, str | Path):
+            return _from_file(Path(source), name)
+    raise DataError(f"{name}: no image; give a path, bytes, a Pillow image or a uint8 array")
+
+
+@contextmanager
+def _pillow_warnings_ignored() -> Iterator[None]:
+    """Silences Pillow on odd metadata, and on sizes that `MAX_PIXELS` allows.
+
+    Not by `warnings.catch_warnings`, which must not run in two threads at once, and after which
+    every warning of the process that is shown once would be shown again.
+    """
+    cast("list[Any]", warnings.filters).insert(0, _IGNORE_PILLOW)
     try:
-        with Path(source).open("rb") as stream:
+        yield
+    finally:
+        with suppress(ValueError):  # another thread may have put other filters in place
+            cast("list[Any]", warnings.filters).remove(_IGNORE_PILLOW)
+
+
+def _from_file(path: Path, name: str) -> Image.Image:
+    try:
+        with path.open("rb") as stream:
             return _from_stream(stream, name)
     except (OSError, ValueError) as error:
         raise DataError(f"{name}: cannot be read ({error}); check the path") from error
@@ -86,11 +106,10 @@ def _from_array(values: NDArray[np.uint8], name: str) -> Image.Image:
 
 def _from_stream(stream: BinaryIO, name: str) -> Image.Image:
     if not stream.read(1):
-        raise DataError(f"{name}: empty, 0 bytes; fetch the image again")
+        raise DataError(f"{name}: empty; fetch the image again")
     stream.seek(0)
     try:
-        with _quiet_metadata():
-            image = Image.open(stream, formats=_FORMATS)
+        image = Image.open(stream, formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: too large ({error}); make the image smaller first") from error
     except UnidentifiedImageError as error:
@@ -106,11 +125,9 @@ def _from_stream(stream: BinaryIO, name: str) -> Image.Image:
 def _decoded(image: Image.Image, name: str) -> Image.Image:
     _check_size(image.width, image.height, name)
     try:
-        with _quiet_metadata():
-            if image.format == "TIFF":
-                # Decoding reads more metadata, and turns the image upright by itself.
-                image.load()
-            transposition = _UPRIGHT.get(_orientation(image))
+        # First, because decoding a TIFF already brings it upright.
+        image.load()
+        transposition = _UPRIGHT.get(_orientation(image))
         rgb = _rgb(image)
     except Exception as error:  # on damaged data Pillow's formats raise nearly anything
         raise _damaged(name, error) from error
@@ -128,18 +145,6 @@ def _check_size(width: int, height: int, name: str) -> None:
 def _damaged(name: str, error: Exception) -> DataError:
     reason = str(error) or type(error).__name__
     return DataError(f"{name}: damaged image ({reason}); fetch it again, or leave it out")
-
-
-@contextmanager
-def _quiet_metadata() -> Iterator[None]:
-    """Silences Pillow's warnings about odd metadata and about sizes that `MAX_PIXELS` allows.
-
-    The filters of `warnings` belong to the whole process, so threads take turns; decoding, the
-    slow part, happens outside.
-    """
-    with _METADATA_LOCK, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        yield
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,7 +1,6 @@
 """RandAugment with the ten operations of BLIP's training (Cubuk et al. 2020, arXiv:1909.13719).
 
-The original works with OpenCV; this file gives the same bytes with Pillow and numpy, except for
-`sharpness` above factor 1 (magnitude 6 and more), where the original lets bright edges overflow.
+The original works with OpenCV; this file gives the same bytes with Pillow and numpy.
 """
 
 import math
@@ -10,7 +9,7 @@ from typing import NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
 MAX_MAGNITUDE = 10
 """Magnitudes count from 0 to this."""
@@ -112,11 +111,13 @@ def brightness(image: Image.Image, factor: float) -> Image.Image:
 def sharpness(image: Image.Image, factor: float) -> Image.Image:
     """Returns the image blurred (`factor` 0), unchanged (1) or sharpened (above 1).
 
-    Differs from BLIP: values outside 0..255 are cut off, where the original wraps them around.
+    As in the original, values that leave 0..255 wrap around, and the border stays as it is.
     """
     if factor == 1.0:
         return image
-    return ImageEnhance.Sharpness(image).enhance(factor)
+    blurred = np.asarray(image.filter(ImageFilter.SMOOTH), dtype=np.float32)
+    sharp = blurred + np.float32(factor) * (np.asarray(image, dtype=np.float32) - blurred)
+    return Image.fromarray(sharp.astype(np.int32).astype(np.uint8))
 
 
 def translate_x(image: Image.Image, pixels: float) -> Image.Image:

@@ -79,7 +79,7 @@ class KeyedPermutation:
                 left = (left + _mix_array(right, round_key) % height) % height
             else:
                 right = (right + _mix_array(left, round_key) % width) % width
-        places = left * width + right
+        places: np.ndarray = left * width + right
         return places
 
 

@@ -5,60 +5,22 @@ columns beside them. This is the only file that touches Lance, which must not be
 fork: read from threads.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from openblip.data.ids import IdSet
+from openblip.data.rows import BASE_COLUMNS, ORIGINS, SPLITS, PairRow, RowReader, listed
 from openblip.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ORIGINS = ("web", "human")
-SPLITS = ("train", "val", "test")
-BASE_COLUMNS = (
-    "id",
-    "image",
-    "image_uri",
-    "width",
-    "height",
-    "captions",
-    "origin",
-    "split",
-    "meta",
-)
+__all__ = ["BASE_COLUMNS", "ORIGINS", "SPLITS", "PairRow", "PairTable"]
+
 _STAGED, _REPLACED = "__staged", "__replaced"
-# Rows and bytes that one record batch holds at most while rows are written.
-_BATCH_ROWS, _BATCH_BYTES = 512, 16 << 20
-
-
-@dataclass(frozen=True)
-class PairRow:
-    """One image and the texts that came with it."""
-
-    id: str
-    """Unique within the table: the key from the source, or the SHA-256 of the bytes."""
-    image: bytes | None = None
-    """Encoded bytes as received; None when they stay at `image_uri`."""
-    image_uri: str | None = None
-    """Path or URI of bytes that are not stored in the table."""
-    width: int | None = None
-    """Pixels."""
-    height: int | None = None
-    """Pixels."""
-    captions: Sequence[str] = ()
-    """The given texts."""
-    origin: str = "web"
-    """`web` (noisy) or `human` (annotated)."""
-    split: str = "train"
-    """`train`, `val` or `test`."""
-    meta: Mapping[str, Any] = field(default_factory=dict)
-    """What the source said besides; must be writable as JSON."""
 
 
 class PairTable:
@@ -112,7 +74,7 @@ class PairTable:
         """
         import lance
 
-        reader = _RowReader(rows, known := IdSet(), on_duplicate=None)
+        reader = RowReader(rows, known := IdSet(), on_duplicate=None)
         try:
             dataset = reader.run(
                 lambda batches: lance.write_dataset(batches, str(uri), mode="create")
@@ -128,6 +90,14 @@ class PairTable:
         if metadata:
             table.update_metadata(metadata)
         return table
+
+    @classmethod
+    def open_or_create(cls, uri: str | Path) -> Self:
+        """The table at `uri`, which is made without rows if there is none."""
+        try:
+            return cls.open(uri)
+        except DataError:
+            return cls.create(uri)
 
     @property
     def version(self) -> int:
@@ -201,7 +171,7 @@ class PairTable:
         import lance
         from lance.fragment import write_fragments
 
-        reader = _RowReader(rows, self._known_ids(), on_duplicate)
+        reader = RowReader(rows, self._known_ids(), on_duplicate)
         try:
             fragments = reader.run(lambda batches: write_fragments(batches, self._dataset))
             if reader.num_rows:
@@ -243,7 +213,7 @@ class PairTable:
         existing = [name for name in names if name in self.columns]
         self._refuse_base(names, "written")
         if existing and not overwrite:
-            raise DataError(f"{self.uri} has the columns {_listed(existing)} already: overwrite?")
+            raise DataError(f"{self.uri} has the columns {listed(existing)} already: overwrite?")
         # Columns of both suffixes can only be leftovers of a process that was killed.
         self._drop([n for n in self.columns if n.endswith((_STAGED, _REPLACED))])
         staged = {name: f"{name}{_STAGED}" if existing else name for name in names}
@@ -278,7 +248,7 @@ class PairTable:
             if "Stream" not in str(error):
                 raise
             raise DataError(
-                f"the columns {_listed(names)} must have one value for each of the "
+                f"the columns {listed(names)} must have one value for each of the "
                 f"{len(self)} rows of {self.uri}: {str(error).split(',')[0]}"
             ) from error
 
@@ -289,7 +259,7 @@ class PairTable:
     def _refuse_base(self, names: Iterable[str], verb: str) -> None:
         base = [name for name in names if name in BASE_COLUMNS]
         if base:
-            raise DataError(f"{_listed(base)}: columns of the source cannot be {verb}")
+            raise DataError(f"{listed(base)}: columns of the source cannot be {verb}")
 
     def _existing(self, columns: Sequence[str] | None) -> list[str] | None:
         if columns is None:
@@ -297,7 +267,7 @@ class PairTable:
         missing = [name for name in columns if name not in self.columns]
         if missing:
             raise DataError(
-                f"{self.uri} has no column {_listed(missing)}; it has {_listed(self.columns)}"
+                f"{self.uri} has no column {listed(missing)}; it has {listed(self.columns)}"
             )
         return list(columns)
 
@@ -308,105 +278,3 @@ class PairTable:
                 for key in batch["id"].to_pylist():
                     self._ids.add(key)
         return self._ids
-
-
-class _RowReader:
-    """Turns rows into record batches that Lance pulls from another thread."""
-
-    def __init__(
-        self,
-        rows: Iterable[PairRow],
-        known: IdSet,
-        on_duplicate: Callable[[PairRow], None] | None,
-    ) -> None:
-        self._rows = rows
-        self._known = known
-        self._on_duplicate = on_duplicate
-        self._error: BaseException | None = None
-        self.num_rows = 0
-
-    def run(self, write: Callable[["pa.RecordBatchReader"], Any]) -> Any:
-        """What `write` returns for the rows; an error of the rows is raised as it was."""
-        import pyarrow as pa
-
-        reader = pa.RecordBatchReader.from_batches(_schema(), self._batches())
-        try:
-            return write(reader)
-        except Exception as error:
-            # Lance reports an exception of the iterator as an error of its own.
-            raise (self._error or error) from None
-
-    def _batches(self) -> "Iterator[pa.RecordBatch]":
-        records: list[dict[str, Any]] = []
-        num_bytes = 0
-        try:
-            for row in self._rows:
-                record = _record(row)
-                if not self._known.add(row.id):
-                    self._duplicate(row)
-                    continue
-                records.append(record)
-                num_bytes += len(row.image or b"")
-                if len(records) >= _BATCH_ROWS or num_bytes >= _BATCH_BYTES:
-                    yield self._batch(records)
-                    records, num_bytes = [], 0
-            if records:
-                yield self._batch(records)
-        except BaseException as error:
-            self._error = error
-            raise
-
-    def _batch(self, records: list[dict[str, Any]]) -> "pa.RecordBatch":
-        import pyarrow as pa
-
-        self.num_rows += len(records)
-        return pa.RecordBatch.from_pylist(records, schema=_schema())
-
-    def _duplicate(self, row: PairRow) -> None:
-        if self._on_duplicate is None:
-            raise DataError(f"the id {row.id!r} occurs twice: ids must be unique within a table")
-        self._on_duplicate(row)
-
-
-def _schema() -> "pa.Schema":
-    import pyarrow as pa
-
-    text = pa.string()
-    types = {
-        "image": pa.large_binary(),
-        "width": pa.int32(),
-        "height": pa.int32(),
-        "captions": pa.list_(text),
-    }
-    return pa.schema([(name, types.get(name, text)) for name in BASE_COLUMNS])
-
-
-def _record(row: PairRow) -> dict[str, Any]:
-    if not row.id:
-        raise DataError("a row has an empty id")
-    if row.image is None and row.image_uri is None:
-        raise DataError(f"row {row.id!r} has neither image bytes nor an image_uri")
-    if row.origin not in ORIGINS:
-        raise DataError(f"row {row.id!r}: origin {row.origin!r} is none of {_listed(ORIGINS)}")
-    if row.split not in SPLITS:
-        raise DataError(f"row {row.id!r}: split {row.split!r} is none of {_listed(SPLITS)}")
-    return {
-        "id": _encodable(row.id),
-        "image": row.image,
-        "image_uri": row.image_uri,
-        "width": row.width,
-        "height": row.height,
-        "captions": [_encodable(text) for text in row.captions],
-        "origin": row.origin,
-        "split": row.split,
-        "meta": _encodable(json.dumps(dict(row.meta), ensure_ascii=False)),
-    }
-
-
-def _encodable(text: str) -> str:
-    """`text` with lone surrogates (which JSON escapes can hold) replaced by question marks."""
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from openblip.inference.decoding import Decoding, Generated, divisor
 from openblip.inference.processors import constrain
-from openblip.inference.running import RunningDecoder, should_leave
+from openblip.inference.running import RunningDecoder, remaining
 
 # Score of beams that do not exist yet: at the start all texts of an image are the same.
 _ABSENT = -1.0e9
@@ -38,19 +38,23 @@ class Hypotheses:
 
     capacity: int
     texts: list[Generated] = field(default_factory=list)
+    is_complete: bool = False
+    """No text that may still come is better: none is taken any more."""
 
     def offer(self, text: Generated) -> None:
         """Keep a text if there is room or a worse one to give up; of equals the older leaves."""
+        if self.is_complete:
+            return
         if len(self.texts) < self.capacity:
             self.texts.append(text)
         elif text.score > (worst := min(self.texts, key=lambda kept: kept.score)).score:
             self.texts.remove(worst)
             self.texts.append(text)
 
-    def is_complete(self, attainable: float) -> bool:
-        """Whether there are enough texts, all at least as good as what may still come."""
-        full = len(self.texts) == self.capacity
-        return full and min(text.score for text in self.texts) >= attainable
+    def complete(self, attainable: float) -> None:
+        """Close if there are enough texts, all at least as good as what may still come."""
+        if len(self.texts) == self.capacity:
+            self.is_complete |= min(text.score for text in self.texts) >= attainable
 
     def best(self, number: int) -> list[Generated]:
         """The best texts, best first; of equals the younger goes first."""
@@ -67,43 +71,38 @@ def beam_search(
     """The `num_captions` best texts per image, best first.
 
     An image is finished when it has `num_beams` texts and the best candidate, divided by its
-    length as it is, is no better than the worst of them. Search steps are those of the release
-    that the original BLIP pins (`scoring="original"`) or of today's `transformers`.
+    length as it is, is no better than the worst of them. The steps are those of the release that
+    the original BLIP pins (`scoring="original"`) or of today's `transformers`.
     """
     images, prompt_tokens = prompt_ids.shape
     beams = decoding.num_beams
-    finished = [Hypotheses(beams) for _ in range(images)]
-    slots = list(range(images))
-    open_slots = set(slots)
+    hypotheses = [Hypotheses(beams) for _ in range(images)]
+    batch = hypotheses
     running = _start(prompt_ids, beams)
     logits = decoder.start(prompt_ids, beams)
-    for length in range(prompt_tokens, decoding.max_length):
+    for length in range(prompt_tokens + 1, decoding.max_length + 1):
+        by = divisor(decoding, length, True, prompt_tokens)
         candidates = _expand(logits, running, decoding, end)
         ended = candidates.tokens == end
-        is_last = length + 1 == decoding.max_length
-        if is_last and decoding.scoring == "transformers":
+        if length == decoding.max_length and decoding.scoring == "transformers":
             ended = torch.ones_like(ended)
-        by = divisor(decoding, length, prompt_tokens)
         for place, rank in ended[:, :beams].nonzero().tolist():
-            if slots[place] in open_slots:
-                finished[slots[place]].offer(_generated(running, candidates, place, rank, by))
-        parents, survivors = _survive(running, candidates, ended)
-        # Differs between the two: whether a text that has just ended counts as attainable.
-        scores = candidates.scores if decoding.scoring == "original" else survivors.scores
-        for place, score in enumerate(scores[:, 0].tolist()):
-            if finished[slots[place]].is_complete(score / by):
-                open_slots.discard(slots[place])
-        running = survivors
-        if is_last or not open_slots:
+            batch[place].offer(_generated(running, candidates, place, rank, by))
+        parents, running = _survive(running, candidates, ended)
+        # Only the original counts a text that has just ended among those that may still come.
+        hopeful = candidates.scores if decoding.scoring == "original" else running.scores
+        for texts, score in zip(batch, hopeful[:, 0].tolist(), strict=True):
+            texts.complete(score / by)
+        if length == decoding.max_length or all(texts.is_complete for texts in batch):
             break
-        kept = _still_needed(slots, open_slots)
-        slots = [slots[place] for place in kept.tolist()]
-        running = Running(*(part.index_select(0, kept) for part in running))
-        decoder.select((kept[:, None] * beams + parents.index_select(0, kept)).flatten(), kept)
+        kept = remaining([not texts.is_complete for texts in batch])
+        batch = [batch[place] for place in kept.tolist()]
+        running = Running(*(part[kept] for part in running))
+        decoder.select((kept[:, None] * beams + parents[kept]).flatten(), kept)
         logits = decoder.step(running.ids[:, :, -1].flatten())
     if decoding.scoring == "original":
-        _offer_unfinished(finished, running, slots, open_slots, decoding)
-    return [texts.best(num_captions) for texts in finished]
+        _offer_unfinished(batch, running, decoding)
+    return [texts.best(num_captions) for texts in hypotheses]
 
 
 def _start(prompt_ids: Int[Tensor, "images prompt"], beams: int) -> Running:
@@ -159,24 +158,9 @@ def _generated(
     )
 
 
-def _still_needed(slots: list[int], open_slots: set[int]) -> Int[Tensor, " places"]:
-    """Places of the images that stay in the batch."""
-    kept = [place for place, slot in enumerate(slots) if slot in open_slots]
-    leave = should_leave(len(slots) - len(kept), len(slots))
-    return torch.tensor(kept if leave else range(len(slots)))
-
-
-def _offer_unfinished(
-    finished: list[Hypotheses],
-    running: Running,
-    slots: list[int],
-    open_slots: set[int],
-    decoding: Decoding,
-) -> None:
+def _offer_unfinished(batch: list[Hypotheses], running: Running, decoding: Decoding) -> None:
     """Texts that reached the longest length without an end compete with those that ended."""
-    for place, slot in enumerate(slots):
-        if slot not in open_slots:
-            continue
-        for ids, score, logprob in zip(*(part[place].tolist() for part in running), strict=True):
-            by = divisor(decoding, len(ids), prompt_tokens=0)
-            finished[slot].offer(Generated(tuple(ids), logprob, score / by))
+    by = divisor(decoding, running.ids.shape[2], False, prompt_tokens=0)
+    for texts, *beams in zip(batch, *(part.tolist() for part in running), strict=True):
+        for ids, score, logprob in zip(*beams, strict=True):
+            texts.offer(Generated(tuple(ids), logprob, score / by))

@@ -13,7 +13,7 @@ Scoring = Literal["original", "transformers"]
 class Decoding:
     """The rule by which tokens are chosen.
 
-    Lengths count token ids: the prompt with its `[DEC]`, but not the closing `[SEP]`.
+    Lengths count token ids, those of the prompt with its `[DEC]` included.
     """
 
     method: Method = "beam"
@@ -21,9 +21,9 @@ class Decoding:
     num_beams: int = 3
     """Texts that beam search follows per image; with 1 it is the greedy method."""
     max_length: int = 20
-    """Longest text, `[SEP]` included where the text has one."""
+    """Most ids of a text, `[SEP]` included."""
     min_length: int = 5
-    """A text that is shorter does not end."""
+    """Fewest ids of a text before its `[SEP]`."""
     top_p: float = 0.9
     """Nucleus: sample from the fewest likeliest tokens that hold this probability together."""
     top_k: int = 0
@@ -75,14 +75,14 @@ class Generated:
     over the length that `Decoding.scoring` names. Of other methods: `logprob` over it."""
 
 
-def divisor(decoding: Decoding, num_ids: int, prompt_tokens: int) -> float:
+def divisor(decoding: Decoding, length: int, ended: bool, prompt_tokens: int) -> float:
     """What a text's summed log-probability is divided by.
 
     Args:
         decoding: names the length that counts, and its exponent.
-        num_ids: ids of the text before `[SEP]`, prompt included.
-        prompt_tokens: ids of the prompt.
+        length: all ids of the text.
+        ended: whether `[SEP]` is the last of them.
+        prompt_tokens: how many of them are the prompt.
     """
-    if decoding.scoring == "original":
-        return float(num_ids**decoding.length_penalty)
-    return float((num_ids + 1 - prompt_tokens) ** decoding.length_penalty)
+    counted = length - ended if decoding.scoring == "original" else length - prompt_tokens
+    return float(counted**decoding.length_penalty)

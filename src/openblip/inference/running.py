@@ -1,5 +1,7 @@
 """The decoder while texts grow: it holds what earlier tokens left behind."""
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -70,14 +72,15 @@ class RunningDecoder:
         return self._text.logits(hidden[:, -1:])[:, 0].float()
 
 
-def should_leave(num_finished: int, num_images: int) -> bool:
-    """Whether so many finished images are worth the copy of what remains.
+def remaining(unfinished: Sequence[bool]) -> Int[Tensor, " kept"]:
+    """Places of the images that stay in the batch: the unfinished ones, or for a while all.
 
     The keys and values of an image at 384 px take 42 MB in the base size. Copying those of the
-    remaining images costs about as much as two more steps for them, so that a few finished images
-    among many are carried along until others join them.
+    remaining images costs about as much as two steps for them, so that a few finished images among
+    many are carried along until a quarter is finished.
     """
-    return num_finished > 0 and 4 * num_finished >= num_images
+    leave = 4 * sum(unfinished) <= 3 * len(unfinished)
+    return torch.tensor([place for place, stays in enumerate(unfinished) if stays or not leave])
 
 
 def _is_everything(index: Tensor, size: int) -> bool:

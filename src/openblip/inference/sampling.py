@@ -1,6 +1,6 @@
 """Texts that grow by one chosen token at a time: the likeliest one, or a drawn one."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from openblip.data.shuffle import keyed_hash
 from openblip.inference.decoding import Decoding, Generated, divisor
 from openblip.inference.processors import constrain, nucleus_probabilities
-from openblip.inference.running import RunningDecoder, should_leave
+from openblip.inference.running import RunningDecoder, remaining
 
 Choice = Callable[[Tensor, list[int], int], Tensor]
 """Chooses a token per row, from scores (rows, vocab), the rows' numbers and the step.
@@ -63,7 +63,9 @@ def invert_cumulative(
     """
     cumulative = probabilities.double().numpy().cumsum(axis=1)
     targets = np.array(uniform) * cumulative[:, -1]
-    chosen = [np.searchsorted(row, at, "right") for row, at in zip(cumulative, targets, strict=True)]
+    chosen = [
+        np.searchsorted(row, at, "right") for row, at in zip(cumulative, targets, strict=True)
+    ]
     return torch.from_numpy(np.array(chosen, dtype=np.int64))
 
 
@@ -77,12 +79,12 @@ def sample(
 ) -> list[list[Generated]]:
     """`captions_per_image` texts per image, each token of them chosen by `choose`."""
     images, prompt_tokens = prompt_ids.shape
-    texts: dict[int, Generated] = {}
+    finished: dict[int, Generated] = {}
     numbers = torch.arange(images * captions_per_image).view(images, captions_per_image)
     ids = prompt_ids.cpu().repeat_interleave(captions_per_image, dim=0)
     logprobs = torch.zeros(len(ids))
     logits = decoder.start(prompt_ids, captions_per_image)
-    for length in range(prompt_tokens, decoding.max_length):
+    for length in range(prompt_tokens + 1, decoding.max_length + 1):
         scores = constrain(
             logits,
             ids,
@@ -90,45 +92,40 @@ def sample(
             min_length=decoding.min_length,
             end=end,
         )
-        labels = numbers.flatten().tolist()
-        tokens = choose(scores, labels, length - prompt_tokens).cpu()
-        chosen = logits.log_softmax(dim=-1).cpu().gather(1, tokens[:, None])
+        tokens = choose(scores, numbers.flatten().tolist(), length - prompt_tokens - 1).cpu()
         ids = torch.cat([ids, tokens[:, None]], dim=1)
-        logprobs = logprobs + chosen[:, 0]
-        is_last = length + 1 == decoding.max_length
-        for row, (label, token) in enumerate(zip(labels, tokens.tolist(), strict=True)):
-            if label not in texts and (token == end or is_last):
-                total = float(logprobs[row])
-                before_end = length + int(token != end and decoding.scoring == "original")
-                by = divisor(decoding, before_end, prompt_tokens)
-                texts[label] = Generated(tuple(ids[row].tolist()), total, total / by)
-        if len(texts) == images * captions_per_image:
+        chosen = tokens[:, None].to(logits.device)
+        logprobs += logits.log_softmax(dim=-1).gather(1, chosen)[:, 0].cpu()
+        ended = tokens == end
+        for row in (ended | (length == decoding.max_length)).nonzero().flatten().tolist():
+            by = divisor(decoding, length, bool(ended[row]), prompt_tokens)
+            total = float(logprobs[row])
+            text = Generated(tuple(ids[row].tolist()), total, total / by)
+            # A finished text that is carried along must not replace itself.
+            finished.setdefault(int(numbers.flatten()[row]), text)
+        if len(finished) == images * captions_per_image:
             break
-        kept, rows = _still_needed(numbers, texts)
+        kept, rows = _still_needed(numbers, finished)
         numbers = numbers.flatten()[rows].view(len(kept), -1)
         ids, logprobs = ids[rows], logprobs[rows]
         decoder.select(rows, kept)
         logits = decoder.step(ids[:, -1])
-    ordered = [texts[number] for number in range(len(texts))]
-    return [
-        ordered[start : start + captions_per_image]
-        for start in range(0, len(ordered), captions_per_image)
-    ]
+    every = range(captions_per_image)
+    return [[finished[image * captions_per_image + n] for n in every] for image in range(images)]
 
 
 def _still_needed(
-    numbers: Int[Tensor, "images captions"], texts: dict[int, Generated]
-) -> tuple[Int[Tensor, " new_images"], Int[Tensor, " new_rows"]]:
+    numbers: Int[Tensor, "images captions"], finished: Container[int]
+) -> tuple[Int[Tensor, " kept_images"], Int[Tensor, " kept_rows"]]:
     """Which images stay in the batch, and which of their rows.
 
     Every image has the same number of rows: of the image with the most unfinished texts. Others
     carry finished texts along, which are ignored.
     """
-    finished = torch.tensor([[number in texts for number in row] for row in numbers.tolist()])
-    open_images = ~finished.all(dim=1)
-    kept = torch.arange(len(numbers))
-    if should_leave(int((~open_images).sum()), len(numbers)):
-        kept = kept[open_images]
-    most = int((~finished).sum(dim=1).max())
-    columns = finished[kept].int().argsort(dim=1, stable=True)[:, :most]
+    unfinished = torch.tensor(
+        [[number not in finished for number in row] for row in numbers.tolist()]
+    )
+    kept = remaining(unfinished.any(dim=1).tolist())
+    most = int(unfinished.sum(dim=1).max())
+    columns = unfinished[kept].int().argsort(dim=1, descending=True, stable=True)[:, :most]
     return kept, (kept[:, None] * numbers.shape[1] + columns).flatten()

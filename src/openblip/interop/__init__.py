@@ -1,0 +1,1 @@
+"""Checkpoint layouts: our model folder, and conversion from and to others."""

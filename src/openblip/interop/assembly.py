@@ -1,6 +1,7 @@
-"""Modules that receive stored weights: built without memory, checked key by key, then filled."""
+"""Stored weights, and modules that receive them: built without memory, checked, then filled."""
 
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -61,6 +62,45 @@ def fill(module: ModuleT, state: Mapping[str, Tensor], source: str) -> ModuleT:
         check_shape(name, tuple(state[name].shape), shape, source)
     module.load_state_dict(dict(state), assign=True)
     return module
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a file, memory-mapped: bytes are read when they are used.
+
+    Raises:
+        CheckpointError: if the file is missing, truncated or of another format.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; the weights are missing")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: truncated, or no safetensors file ({error}); fetch or save it again"
+        ) from error
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors to a file that `read_safetensors` reads.
+
+    Args:
+        path: replaced if it exists.
+        tensors: of any device; no two may share memory.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    from safetensors.torch import save_file
+
+    # The library makes files that only their owner can read; this one is as readable as others.
+    path.touch()
+    mode = path.stat().st_mode
+    contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
+    save_file(contiguous, path, metadata={"format": "pt"})
+    path.chmod(mode)
 
 
 def check_names(expected: set[str], found: set[str], source: str) -> None:

@@ -18,9 +18,7 @@ def similarities(
         return embed.float() @ keys.float().T / temperature.float()
 
 
-def own_pairs(
-    rows: int, keys: int, first: int, device: torch.device
-) -> Bool[Tensor, "rows keys"]:
+def own_pairs(rows: int, keys: int, first: int, device: torch.device) -> Bool[Tensor, "rows keys"]:
     """True where row r meets the key of its own pair, which is key `first + r`."""
     own = torch.arange(first, first + rows, device=device)
     return own[:, None] == torch.arange(keys, device=device)

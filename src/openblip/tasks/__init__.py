@@ -1,0 +1,1 @@
+"""Steps of training: a model with its objectives, unaware of the loop."""

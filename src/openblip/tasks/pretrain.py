@@ -1,15 +1,15 @@
 """Pre-training: contrast, matching and language modelling in one step (BLIP, section 3.2)."""
 
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, Protocol, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.data.loader import Batch
 from openblip.data.tokenizer import SpecialTokens
 from openblip.errors import RecipeError
+from openblip.interop.assembly import build_empty
 from openblip.model import ImageMemory, Med, Memories
 from openblip.model.config import Head
 from openblip.objectives.itc import (
@@ -20,10 +20,12 @@ from openblip.objectives.itc import (
     similarities,
     soft_targets,
 )
-from openblip.objectives.itm import hard_negatives, itm_loss, keyed_uniforms, negative_weights
+from openblip.objectives.itm import itm_loss, negative_weights
 from openblip.objectives.queue import FeatureQueue
 from openblip.objectives.teacher import update_teacher
 from openblip.tasks.captioner import caption_loss
+from openblip.tasks.matching import KeyedSampler, NegativeSampler, pair_logits
+from openblip.tasks.pool import PairPool, Texts
 from openblip.tasks.protocol import (
     Collectives,
     QueueUpdate,
@@ -76,25 +78,10 @@ class PretrainObjectives:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise RecipeError(f"objectives.{name} {getattr(self, name)} is not in [0, 1]")
         if not 0.0 <= self.label_smoothing < 1.0:
-            raise RecipeError(
-                f"objectives.label_smoothing {self.label_smoothing} is not in [0, 1)"
-            )
+            raise RecipeError(f"objectives.label_smoothing {self.label_smoothing} is not in [0, 1)")
         for name in ("queue_size", "alpha_ramp_epochs", "negative_floor"):
             if getattr(self, name) < 0:
                 raise RecipeError(f"objectives.{name} {getattr(self, name)} is negative")
-
-
-class NegativeSampler(Protocol):
-    """Draws one negative per row."""
-
-    def __call__(
-        self, weights: Tensor, position: StepPosition, wanted: Literal["image", "text"]
-    ) -> Tensor:
-        """Indices int64 (rows,) of columns of `weights` (rows, candidates).
-
-        Images are asked for before texts.
-        """
-        ...
 
 
 class Contrast(NamedTuple):
@@ -111,9 +98,9 @@ class Contrast(NamedTuple):
     text_targets: Tensor
     """(batch, keys), rows sum to 1."""
     image_embed: Tensor
-    """(batch, embed) of the student."""
+    """(batch, embed) of the student, detached."""
     text_embed: Tensor
-    """(batch, embed) of the student."""
+    """(batch, embed) of the student, detached."""
     teacher: QueueUpdate
     """Features of the teacher."""
 
@@ -162,10 +149,8 @@ class PretrainTask(Task):
         self.objectives = objectives
         self.seed = seed
         self.collectives = collectives or SingleProcess()
-        self._sample = negative_sampler or self._draw
-        self._across_ranks = (
-            objectives.negatives == "all_ranks" and self.collectives.world_size > 1
-        )
+        self.pool = PairPool(self.collectives, all_ranks=objectives.negatives == "all_ranks")
+        self.negative_sampler = negative_sampler or KeyedSampler(seed, self.collectives)
         if "itc" in objectives.losses:
             self.teacher = _teacher_of(student)
             self.queue = FeatureQueue(objectives.queue_size, student.config.embed_dim, seed)
@@ -189,9 +174,7 @@ class PretrainTask(Task):
         if "itm" in losses or "lm" in losses:
             memories = self._memories(hidden)
         if "itm" in losses:
-            terms["itm"] = self._matching_loss(
-                batch, hidden, memories.encoder, contrast, position
-            )
+            terms["itm"] = self._matching_loss(batch, hidden, memories.encoder, contrast, position)
         if "lm" in losses:
             terms["lm"] = self._lm_loss(batch, memories.decoder)
         loss = torch.stack(list(terms.values())).sum()
@@ -225,18 +208,12 @@ class PretrainTask(Task):
         image_embed = self.student.embed_images(image_hidden)
         text_embed = self.student.embed_texts(batch.tokens, batch.mask)
         teacher = self._teacher_features(batch)
-        image_keys = torch.cat([self._collect(teacher.image_embed), self.queue.image_embed])
-        text_keys = torch.cat([self._collect(teacher.text_embed), self.queue.text_embed])
+        image_keys = torch.cat([self.pool.collect(teacher.image_embed), self.queue.image_embed])
+        text_keys = torch.cat([self.pool.collect(teacher.text_embed), self.queue.text_embed])
         image_sims = similarities(image_embed, text_keys, temperature)
         text_sims = similarities(text_embed, image_keys, temperature)
-        rows, keys = image_sims.shape
-        positives = own_pairs(rows, keys, self._first_row(rows), image_sims.device)
-        if self.objectives.id_targets:
-            key_ids = torch.cat([self._collect(batch.image_ids), self.queue.image_ids])
-            positives = positives | same_id(batch.image_ids, key_ids)
-        alpha = ramped(
-            self.objectives.alpha, position.epoch, self.objectives.alpha_ramp_epochs
-        )
+        positives = self._positives(batch, num_keys=len(text_keys))
+        alpha = ramped(self.objectives.alpha, position.epoch, self.objectives.alpha_ramp_epochs)
         with torch.no_grad():
             teacher_image_sims = similarities(teacher.image_embed, text_keys, temperature)
             teacher_text_sims = similarities(teacher.text_embed, image_keys, temperature)
@@ -248,10 +225,19 @@ class PretrainTask(Task):
             text_sims,
             image_targets,
             text_targets,
-            image_embed,
-            text_embed,
+            image_embed.detach(),
+            text_embed.detach(),
             teacher,
         )
+
+    def _positives(self, batch: Batch, num_keys: int) -> Tensor:
+        rows = len(batch.image_ids)
+        first = self.pool.first_row(rows)
+        positives = own_pairs(rows, num_keys, first, batch.image_ids.device)
+        if not self.objectives.id_targets:
+            return positives
+        key_ids = torch.cat([self.pool.collect(batch.image_ids), self.queue.image_ids])
+        return positives | same_id(batch.image_ids, key_ids)
 
     @torch.no_grad()
     def _teacher_features(self, batch: Batch) -> QueueUpdate:
@@ -277,18 +263,77 @@ class PretrainTask(Task):
         contrast: Contrast | None,
         position: StepPosition,
     ) -> Tensor:
-        """The matching loss over positives and two hard negatives per pair."""
+        """The matching loss of positives and two hard negatives per pair."""
         for_texts, for_images = self._negative_weights(batch, contrast)
-        negative_images = self._sample(for_texts, position, "image")
-        negative_texts = self._sample(for_images, position, "text")
-        texts, candidates = self._texts(batch)
-        logits = _pair_logits(
+        image_index = self.negative_sampler(for_texts, position, "image")
+        text_index = self.negative_sampler(for_images, position, "text")
+        tokens = batch.tokens.clone()
+        tokens[:, 0] = self.special.enc
+        texts, pool_texts = self.pool.texts(tokens, batch.mask, self.special.pad)
+        logits = pair_logits(
             self.student,
             texts,
-            texts if not self._across_ranks else candidates,
-            negative_texts,
+            Texts(pool_texts.tokens[text_index], pool_texts.mask[text_index]),
             memory,
-            self._negative_memory(image_hidden, memory, negative_images),
+            self.pool.image_memory(self.student, image_hidden, memory, image_index),
         )
-        matched = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
-        raise NotImplementedError
+        drawn = [(weights > 0).any(dim=1) for weights in (for_texts, for_images)]
+        positive = torch.ones_like(drawn[0])
+        matched = torch.cat([positive, ~positive, ~positive])
+        counted = torch.cat([positive, *drawn])
+        return itm_loss(logits, matched, counted) * self.pool.share(counted.sum())
+
+    @torch.no_grad()
+    def _negative_weights(self, batch: Batch, contrast: Contrast | None) -> tuple[Tensor, Tensor]:
+        """Weights (batch, candidates) of images as negatives of texts, and the reverse.
+
+        A pair is no negative of itself, nor is one with the same image or the same text: its
+        match would be true.
+        """
+        image_ids, text_ids = self.pool.collect(batch.image_ids), self.pool.collect(batch.text_ids)
+        rows, candidates = len(batch.image_ids), len(image_ids)
+        excluded = (
+            own_pairs(rows, candidates, self.pool.first_row(rows), image_ids.device)
+            | same_id(batch.image_ids, image_ids)
+            | same_id(batch.text_ids, text_ids)
+        )
+        if contrast is None:
+            return (~excluded).float(), (~excluded).float()
+        text_sims, image_sims = contrast.text_sims, contrast.image_sims
+        if self.objectives.negative_features == "online":
+            image_keys = self.pool.collect(contrast.image_embed)
+            text_keys = self.pool.collect(contrast.text_embed)
+            text_sims = similarities(contrast.text_embed, image_keys, self.student.temperature)
+            image_sims = similarities(contrast.image_embed, text_keys, self.student.temperature)
+        floor = self.objectives.negative_floor
+        return (
+            negative_weights(text_sims[:, :candidates], excluded, floor),
+            negative_weights(image_sims[:, :candidates], excluded, floor),
+        )
+
+    def _lm_loss(self, batch: Batch, memory: ImageMemory) -> Tensor:
+        loss, num_labels = caption_loss(
+            self.student,
+            batch.tokens,
+            batch.mask,
+            memory,
+            self.special,
+            label_smoothing=self.objectives.label_smoothing,
+        )
+        return loss * self.pool.share(num_labels)
+
+
+def _teacher_of(student: Med) -> Med:
+    """A copy of what the contrast needs of a student; it gets no gradient."""
+    config = student.config
+    teacher_config = replace(
+        config,
+        heads=("itc",),
+        vision=replace(config.vision, checkpoint_layers=0),
+        text=replace(config.text, checkpoint_layers=0),
+    )
+    teacher = build_empty(lambda: Med(teacher_config))
+    weights = student.state_dict()
+    copies = {name: weights[name].clone() for name in teacher.state_dict()}
+    teacher.load_state_dict(copies, assign=True)
+    return teacher.requires_grad_(False)

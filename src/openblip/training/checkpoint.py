@@ -4,9 +4,8 @@ A checkpoint is a model folder (see `openblip.interop.folder`) with a `training_
 the weights, so that it can be loaded as a model and continued as a run.
 """
 
-import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,12 +14,12 @@ import torch
 
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import CheckpointError
+from openblip.interop.atomic import force_to_disk, replace_folder
 from openblip.interop.folder import read_folder, save_folder
 from openblip.tasks.protocol import Task
 
 STATE_FILE = "training_state.pt"
 _STUDENT = "student."
-_UNFINISHED = ".unfinished-"
 
 
 @dataclass(kw_only=True)
@@ -33,6 +32,8 @@ class RunState:
     """Time spent in the loop, over all starts of the run."""
     best_loss: float = float("inf")
     """The lowest loss that a checkpoint was judged by, nats."""
+    best_step: int | None = None
+    """Steps of the checkpoint that had it."""
     window_loss: float = 0.0
     """Sum of the training losses since the last regular checkpoint."""
     window_steps: int = 0
@@ -51,8 +52,7 @@ class RunState:
 class CheckpointStore:
     """The folder of a run's checkpoints: `step-*`, and the links `last` and `best` to two of them.
 
-    A checkpoint is written under a temporary name, forced to disk and renamed, so that one which
-    bears its name is complete, whenever the process was killed.
+    A checkpoint that bears its name is complete, whenever the process was killed.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -62,43 +62,25 @@ class CheckpointStore:
         """The checkpoint with the most steps; None if there is none."""
         return max(self.folder.glob("step-*"), default=None)
 
-    def write(self, name: str, fill: Callable[[Path], None]) -> Path:
-        """The checkpoint of that name, in place of one that may exist.
-
-        Args:
-            name: name of the folder; `step_name` gives those that can be resumed.
-            fill: writes the files into the folder that it is given.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        unfinished, target = self.folder / f"{_UNFINISHED}{name}", self.folder / name
-        if unfinished.exists():
-            shutil.rmtree(unfinished)
-        unfinished.mkdir()
-        fill(unfinished)
-        for path in (*unfinished.rglob("*"), unfinished):
-            _force_to_disk(path)
-        if target.exists():
-            shutil.rmtree(target)
-        unfinished.rename(target)
-        _force_to_disk(self.folder)
-        return target
-
-    def point(self, link: str, target: Path) -> None:
-        """Let the link `last` or `best` name a checkpoint, in one step."""
-        fresh = self.folder / f"{_UNFINISHED}{link}"
-        fresh.unlink(missing_ok=True)
-        fresh.symlink_to(target.name, target_is_directory=True)
-        fresh.replace(self.folder / link)
-        _force_to_disk(self.folder)
-
-    def prune(self) -> None:
-        """Remove checkpoints that no link names, and what a killed process left unfinished."""
+    def point(self, last: int, best: int | None) -> None:
+        """Let the links name the checkpoints after so many steps, and remove all others."""
+        self._link("last", step_name(last))
+        if best is not None and (self.folder / step_name(best)).exists():
+            self._link("best", step_name(best))
         kept = {(self.folder / link).resolve().name for link in ("last", "best")}
-        for path in (*self.folder.glob("step-*"), *self.folder.glob(f"{_UNFINISHED}*")):
+        # Names with a dot are what a killed process left unfinished.
+        for path in (*self.folder.glob("step-*"), *self.folder.glob(".*")):
             if path.is_symlink():
                 path.unlink()
             elif path.name not in kept:
                 shutil.rmtree(path)
+
+    def _link(self, link: str, target: str) -> None:
+        fresh = self.folder / f".{link}.unfinished"
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(target, target_is_directory=True)
+        fresh.replace(self.folder / link)
+        force_to_disk(self.folder)
 
 
 def step_name(step: int) -> str:
@@ -113,12 +95,26 @@ def write_checkpoint(
     max_tokens: int,
     optimiser: torch.optim.Optimizer,
     state: RunState,
+    notes: Mapping[str, str] | None = None,
 ) -> None:
-    """Write the student as a model folder, and all else that a run needs to go on."""
-    save_folder(folder, task.student, tokenizer, task.kind, max_tokens)
+    """Write the student as a model folder, and all else that a run needs to go on.
+
+    Args:
+        folder: appears whole, in place of one that may exist.
+        task: its student and its teacher, queues and whatever else its state has.
+        tokenizer: goes into the model folder.
+        max_tokens: longest text, likewise.
+        optimiser: its moments.
+        state: where the run stands.
+        notes: contents of further files by name.
+    """
     rest = {k: v for k, v in task.state_dict().items() if not k.startswith(_STUDENT)}
     values = {"task": rest, "optimiser": optimiser.state_dict(), "run": asdict(state)}
-    torch.save(values, folder / STATE_FILE)
+    with replace_folder(folder) as unfinished:
+        save_folder(unfinished, task.student, tokenizer, task.kind, max_tokens)
+        torch.save(values, unfinished / STATE_FILE)
+        for name, text in (notes or {}).items():
+            (unfinished / name).write_text(text, encoding="utf-8")
 
 
 def read_checkpoint(folder: Path, task: Task, optimiser: torch.optim.Optimizer) -> RunState:
@@ -158,11 +154,3 @@ def _read_state(path: Path) -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().split("\n")[0] or type(error).__name__
-
-
-def _force_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -7,15 +7,27 @@ from openblip.data.transforms import Augmentation
 from openblip.data.views import CaptionView
 from openblip.errors import RecipeError
 from openblip.model import MedConfig
-from openblip.tasks.captioner import CaptionerObjectives
 from openblip.tasks.filter import FilterObjectives
 from openblip.tasks.pretrain import PretrainObjectives
 
 TaskName = Literal["pretrain", "captioner", "filter"]
 ScheduleKind = Literal["step_decay", "epoch_cosine", "warmup_cosine"]
 Precision = Literal["float32", "bfloat16"]
-Objectives = PretrainObjectives | CaptionerObjectives | FilterObjectives
 
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionerObjectives:
+    """Language modelling on human captions (BLIP, section 3.3)."""
+
+    label_smoothing: float = 0.1
+    """Probability that is spread over the vocabulary."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.label_smoothing < 1.0:
+            raise RecipeError(f"objectives.label_smoothing {self.label_smoothing} is not in [0, 1)")
+
+
+Objectives = PretrainObjectives | FilterObjectives | CaptionerObjectives
 OBJECTIVES_OF: dict[TaskName, type[Objectives]] = {
     "pretrain": PretrainObjectives,
     "captioner": CaptionerObjectives,
@@ -44,8 +56,8 @@ class DataConfig:
     """Longer captions are cut before they are tokenised."""
     prefix: str = ""
     """Put before every caption, such as "a picture of "; takes no part in the captioner's loss."""
-    num_threads: int = 2
-    """Threads that read, decode and augment."""
+    num_threads: int | None = None
+    """Threads that read, decode and augment; None for one for each core, 2 to 16."""
 
     def __post_init__(self) -> None:
         _check_at_least("data", self, 1, "image_size", "max_words", "num_threads")
@@ -193,10 +205,15 @@ class Recipe:
                 "tokenizer: give a file or train:N with model, and none with init_from, whose "
                 "tokenizer is used"
             )
-        if not isinstance(self.objectives, OBJECTIVES_OF[self.task]):
+        if type(self.objectives) is not OBJECTIVES_OF[self.task]:
             raise RecipeError(
                 f"objectives are {type(self.objectives).__name__}, but the task {self.task!r} "
                 f"needs {OBJECTIVES_OF[self.task].__name__}"
+            )
+        if self.schedule.min_lr > self.optimiser.lr:
+            raise RecipeError(
+                f"schedule.min_lr {self.schedule.min_lr} is above optimiser.lr "
+                f"{self.optimiser.lr}; lower it"
             )
 
     @property

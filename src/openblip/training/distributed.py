@@ -7,7 +7,7 @@ one process, and every operation here is the identity.
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, cast
 
@@ -23,7 +23,7 @@ from openblip.tasks.protocol import Task
 _TIMEOUT = timedelta(minutes=30)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Processes:
     """This process among those of the run; the `Collectives` that tasks are given."""
 
@@ -31,7 +31,7 @@ class Processes:
     """Number of this process."""
     world_size: int = 1
     """How many processes there are."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where this process computes."""
 
     @property

@@ -9,13 +9,13 @@ from typing import Any, Self
 class Interruption:
     """A context in which the first SIGINT or SIGTERM is noted instead of obeyed.
 
-    A second one acts at once, as it would outside of the context. Signals reach only the main
-    thread of a program: in another thread the context does nothing.
+    A second one acts at once, as it would outside of the context. Python takes signals in its
+    main thread only: in another thread the context does nothing.
     """
 
     def __init__(self) -> None:
-        self.requested: str | None = None
-        """Name of the signal that came, or None."""
+        self.requested = False
+        """Whether a signal has come."""
         self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
@@ -33,7 +33,7 @@ class Interruption:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.requested = signal.Signals(number).name
+        self.requested = True
         self._restore()
 
     def _restore(self) -> None:

@@ -1,11 +1,12 @@
 """A run's numbers: `metrics.jsonl`, one line per report, and the same for TensorBoard."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+
+from openblip.interop.atomic import replace_file
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -75,6 +76,5 @@ def _complete_lines(path: Path) -> list[dict[str, Any]]:
 
 def _keep_until(path: Path, step: int) -> None:
     kept = [line for line in _complete_lines(path) if line["step"] <= step]
-    fresh = path.with_suffix(".unfinished")
-    fresh.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-    os.replace(fresh, path)
+    with replace_file(path) as unfinished:
+        unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

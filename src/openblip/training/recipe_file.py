@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from openblip.errors import RecipeError
+from openblip.interop.atomic import replace_file
 from openblip.training.config import OBJECTIVES_OF, Recipe
 
 RECIPE_FILE = "recipe.yaml"
@@ -40,9 +41,9 @@ def write_recipe(recipe: Recipe, path: Path) -> None:
     """Write the recipe as YAML, in the order of its fields; the file appears whole."""
     import yaml
 
-    fresh = path.with_suffix(".unfinished")
-    fresh.write_text(yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False), encoding="utf-8")
-    fresh.replace(path)
+    with replace_file(path) as unfinished:
+        text = yaml.safe_dump(recipe_to_dict(recipe), sort_keys=False)
+        unfinished.write_text(text, encoding="utf-8")
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -114,16 +115,16 @@ def _build(kind: Any, value: Any, name: str) -> Any:
     prefix = f"{name}." if name else ""
     for given in value:
         if given not in hints:
-            raise RecipeError(f"{prefix}{given} is unknown{_nearest(str(given), list(hints))}")
+            raise RecipeError(f"{prefix}{given} is unknown{_nearest(str(given), list(hints), prefix)}")
     for f in fields(kind):
         if f.name not in value and f.default is MISSING and f.default_factory is MISSING:
             raise RecipeError(f"{prefix}{f.name} is missing; it has no default")
     return kind(**{k: _from_plain(hints[k], v, f"{prefix}{k}") for k, v in value.items()})
 
 
-def _nearest(given: str, names: list[str]) -> str:
+def _nearest(given: str, names: list[str], prefix: str) -> str:
     close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
-    return f"; did you mean {close[0]}?" if close else f"; known are {', '.join(names)}"
+    return f"; did you mean {prefix}{close[0]}?" if close else f"; known are {', '.join(names)}"
 
 
 def _from_union(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
@@ -131,8 +132,10 @@ def _from_union(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
     if value is None and len(others) < len(kinds):
         return None
     # A value that has been built already, such as the objectives, is of one of the kinds.
-    if any(isinstance(kind, type) and is_dataclass(value) and isinstance(value, kind)
-           for kind in others):
+    if any(
+        isinstance(kind, type) and is_dataclass(value) and isinstance(value, kind)
+        for kind in others
+    ):
         return value
     assert len(others) == 1, f"{name}: a recipe field has one type besides None"
     return _from_plain(others[0], value, name)

@@ -159,7 +159,7 @@ class Trainer:
         if device.type == "cpu":
             return batch
         names = ("images", "tokens", "mask", "image_ids", "text_ids")
-        return replace(batch, **{n: getattr(batch, n).to(device) for n in names})
+        return replace(batch, **{n: getattr(batch, n).to(device, non_blocking=True) for n in names})
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(

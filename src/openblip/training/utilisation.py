@@ -37,3 +37,42 @@ def _timed_product(left: torch.Tensor, right: torch.Tensor) -> float:
     # Reading one element waits for the device.
     product[0, 0].item()
     return time.perf_counter() - start
+
+
+class Meter:
+    """Adds up what some steps did, and tells rates since it was last asked."""
+
+    def __init__(self, peak_flops: float) -> None:
+        self._peak = peak_flops
+        self._waited = 0.0
+        self.restart()
+
+    def restart(self, waited_seconds: float = 0.0) -> None:
+        """Begin to measure now; `waited_seconds` is the loader's count so far."""
+        self._pairs, self._flops = 0, 0.0
+        self._waited = waited_seconds
+        self._began = time.perf_counter()
+
+    def add(self, num_pairs: int, flops: float) -> None:
+        """Count one step of this process."""
+        self._pairs += num_pairs
+        self._flops += flops
+
+    def read(self, waited_seconds: float) -> dict[str, float]:
+        """Rates of this process since the last reading, which starts the next.
+
+        Args:
+            waited_seconds: how long the loader has let its consumer wait so far.
+
+        Returns:
+            `pairs_per_second`; `utilisation`, arithmetic over that of the peak; and
+            `loader_share`, the part of the time that was spent waiting for data.
+        """
+        seconds = max(time.perf_counter() - self._began, 1e-9)
+        values = {
+            "pairs_per_second": self._pairs / seconds,
+            "utilisation": self._flops / seconds / self._peak,
+            "loader_share": (waited_seconds - self._waited) / seconds,
+        }
+        self.restart(waited_seconds)
+        return values

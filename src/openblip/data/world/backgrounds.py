@@ -34,7 +34,7 @@ def draw_background(background: Background, size: int, dice: Dice) -> ToneMap:
 
 def tone_colours(colour: str) -> NDArray[np.int64]:
     """RGB of every tone of a ground colour, (NUM_TONES, 3)."""
-    dark, light = np.array(GROUND_RGB[colour], dtype=np.int64)
+    dark, light = (np.array(end, dtype=np.int64) for end in GROUND_RGB[colour])
     steps = np.arange(NUM_TONES, dtype=np.int64)[:, None]
     return dark + (light - dark) * steps // (NUM_TONES - 1)
 

@@ -154,7 +154,7 @@ def _row(
     dice = Dice(config.seed, _STREAMS[stream] + _PICTURES, index)
     return PairRow(
         id=f"{stream}-{index:07d}",
-        image=draw_scene(scene, config.image_size, dice),
+        image=draw_scene(scene, config.image_size, dice, config.jitter),
         width=config.image_size,
         height=config.image_size,
         captions=list(captions),

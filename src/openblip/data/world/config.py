@@ -14,6 +14,9 @@ NUM_COLOURS = 8
 NOISE_KINDS = ("true", "wrong_attribute", "wrong_object", "other_image", "boilerplate")
 
 
+_SHARES = ("mention_size", "mention_background", "mention_relation", "web_partial", "jitter")
+
+
 @dataclass(frozen=True, kw_only=True)
 class NoiseRates:
     """Share of each kind of web caption; the five shares add up to 1."""
@@ -73,6 +76,8 @@ class WorldConfig:
     """Probability that a caption of several groups says how they lie."""
     web_partial: float = 0.15
     """Probability that a web caption leaves out some of the groups of its scene."""
+    jitter: float = 1.0
+    """How far objects stray in place, scale and tilt, in [0, 1]; the less, the easier to learn."""
     noise: NoiseRates = field(default_factory=NoiseRates)
     """Shares of the kinds of web captions."""
 
@@ -80,7 +85,7 @@ class WorldConfig:
         self._check_sizes()
         _check_weights("group_weights", self.group_weights, MAX_GROUPS)
         _check_weights("count_weights", self.count_weights, MAX_COUNT)
-        for name in ("mention_size", "mention_background", "mention_relation", "web_partial"):
+        for name in _SHARES:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise RecipeError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
 

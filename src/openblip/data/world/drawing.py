@@ -1,5 +1,7 @@
 """Scenes as pictures: objects with a white rim over a background, as an indexed PNG."""
 
+import math
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 
@@ -31,7 +33,7 @@ _COLOUR_JITTER = 14
 
 # Design sizes in samples of a 64-pixel picture, 4 per pixel.
 _RIM = 6
-_SMALL_RADII = (20, 21, 22, 23)
+_SMALL_RADIUS = 24
 _LARGE_RADIUS_MIN = 32
 _LARGE_RADIUS_MAX = 76
 
@@ -39,30 +41,62 @@ _LARGE_RADIUS_MAX = 76
 Cell = tuple[int, int, int, int]
 
 
-def draw_scene(scene: Scene, image_size: int, dice: Dice) -> bytes:
+def draw_scene(scene: Scene, image_size: int, dice: Dice, jitter: float = 1.0) -> bytes:
     """A picture of a scene as a PNG file; the dice place, scale, tilt and tint.
 
     Args:
         scene: what to show.
         image_size: side in pixels, a multiple of 16.
         dice: equal dice give equal bytes on every machine.
+        jitter: how far objects stray, in [0, 1]: at 0 they stand upright in the middle of
+            their places, at their largest.
     """
-    return encode_indexed_png(*draw_indexed(scene, image_size, dice))
+    return encode_indexed_png(*draw_indexed(scene, image_size, dice, jitter))
 
 
 def draw_indexed(
-    scene: Scene, image_size: int, dice: Dice
+    scene: Scene, image_size: int, dice: Dice, jitter: float = 1.0
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Palette indices (size, size) and palette (colours, 3) of a picture of a scene."""
     tones = draw_background(scene.background, image_size, dice)
     canvas = tones * np.uint8(LEVELS + 1)
     cells = _split((0, 0, image_size, image_size), len(scene.groups), scene.axis)
     for index, (group, cell) in enumerate(zip(scene.groups, cells, strict=True)):
-        first_fill = np.uint8(_FIRST_FILL + index * LEVELS - 1)
         # Groups side by side stay roughly level, so that no second relation seems to hold.
-        free = None if len(cells) == 1 else scene.axis
-        _draw_group(canvas, group, cell, first_fill, image_size // 16, free, dice)
+        level = None if len(cells) == 1 else scene.axis
+        placing = _Placing(image_size // 16, level, jitter, dice)
+        _draw_group(canvas, group, cell, np.uint8(_FIRST_FILL + index * LEVELS - 1), placing)
     return canvas, _palette(scene, dice)
+
+
+@dataclass(frozen=True)
+class _Placing:
+    """How the objects of a group are put into their cells."""
+
+    scale: int  # samples per design pixel
+    level: str | None  # axis along which the groups follow each other
+    jitter: float
+    dice: Dice
+
+    def radius(self, size: str, room: int) -> int:
+        """Radius in samples. Small and large never overlap, whatever the room."""
+        spread = round(4 * self.jitter)
+        if size == "small":
+            return (_SMALL_RADIUS - self.dice.between(0, spread)) * self.scale // 4
+        largest = min(room, _LARGE_RADIUS_MAX * self.scale // 4)
+        shrunk = largest * (16 - self.dice.between(0, spread)) // 16
+        return max(_LARGE_RADIUS_MIN * self.scale // 4, shrunk)
+
+    def tilt(self) -> int:
+        """Index of a tilt, of those up to the jitter."""
+        return self.dice.below(1 + round((len(TILTS) - 1) * self.jitter))
+
+    def offset(self, room: int, across: str) -> int:
+        """Place in [0, room], at most 6 pixels of 64 from the middle across the groups' axis."""
+        middle = room // 2
+        shift = min(middle, 3 * self.scale // 2) if self.level == across else middle
+        shift = math.floor(shift * self.jitter)
+        return middle + self.dice.between(-shift, shift)
 
 
 def _split(cell: Cell, parts: int, axis: str) -> list[Cell]:
@@ -75,23 +109,17 @@ def _split(cell: Cell, parts: int, axis: str) -> list[Cell]:
 
 
 def _draw_group(
-    canvas: NDArray[np.uint8],
-    group: ObjectGroup,
-    cell: Cell,
-    first_fill: np.uint8,
-    scale: int,
-    axis: str | None,
-    dice: Dice,
+    canvas: NDArray[np.uint8], group: ObjectGroup, cell: Cell, first_fill: np.uint8, place: _Placing
 ) -> None:
-    cells = _object_cells(cell, group.count, dice)
+    cells = _object_cells(cell, group.count, place.dice)
     half = min(min(width, height) for _, _, width, height in cells) // 2
-    rim = max(_RIM, _RIM * scale // 4)
-    radius = _radius(group.size, half * SAMPLES - rim, scale, dice)
+    rim = max(_RIM, _RIM * place.scale // 4)
+    radius = place.radius(group.size, half * SAMPLES - rim)
     side = box_side(radius, rim)
     for left, top, width, height in cells:
-        glyph = draw_glyph(group.kind, radius, rim, dice.below(len(TILTS)))
-        x = left + _place(width - side, axis == "column", scale, dice)
-        y = top + _place(height - side, axis == "row", scale, dice)
+        glyph = draw_glyph(group.kind, radius, rim, place.tilt())
+        x = left + place.offset(width - side, across="column")
+        y = top + place.offset(height - side, across="row")
         _stamp(canvas[y : y + side, x : x + side], glyph, first_fill)
 
 
@@ -106,21 +134,6 @@ def _object_cells(cell: Cell, count: int, dice: Dice) -> list[Cell]:
         return _split(cell, count, layout)
     quarters = [quarter for half in _split(cell, 2, "row") for quarter in _split(half, 2, "column")]
     return dice.sample(quarters, count)
-
-
-def _radius(size: str, largest: int, scale: int, dice: Dice) -> int:
-    """Radius in samples. Small and large never overlap, whatever the room."""
-    if size == "small":
-        return dice.choose(_SMALL_RADII) * scale // 4
-    largest = min(largest, _LARGE_RADIUS_MAX * scale // 4)
-    return max(_LARGE_RADIUS_MIN * scale // 4, largest * dice.between(6, 8) // 8)
-
-
-def _place(room: int, centred: bool, scale: int, dice: Dice) -> int:
-    """Offset in [0, room], at most 6 pixels of 64 from the middle where centred."""
-    middle = room // 2
-    shift = min(middle, 3 * scale // 2) if centred else middle
-    return middle + dice.between(-shift, shift)
 
 
 def _stamp(window: NDArray[np.uint8], glyph: Glyph, first_fill: np.uint8) -> None:

@@ -18,14 +18,14 @@ SAMPLES = 4
 LEVELS = 4
 # Outlines are given in a square of +-UNIT.
 UNIT = 512
-# Rotations by 0, +-6.0 and +-12.7 degrees as (cosine, sine, common divisor).
+# Rotations by 0, +-6.0 and +-12.7 degrees, the least first, as (cosine, sine, common divisor).
 TILTS = ((1, 0, 1), (180, 19, 181), (180, -19, 181), (40, 9, 41), (40, -9, 41))
 
 Points = tuple[tuple[int, int], ...]
 Grid = NDArray[np.int64]
 
 _OUTLINES: dict[str, Points] = {
-    "square": ((-372, -372), (372, -372), (372, 372), (-372, 372)),
+    "square": ((-362, -362), (362, -362), (362, 362), (-362, 362)),
     "triangle": ((0, -490), (440, 260), (-440, 260)),
     "diamond": ((0, -512), (345, 0), (0, 512), (-345, 0)),
     "star": (

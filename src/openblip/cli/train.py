@@ -1,0 +1,110 @@
+"""`openblip pretrain` and `openblip finetune`."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openblip.errors import RecipeError
+
+if TYPE_CHECKING:
+    from openblip.training.config import Recipe
+
+_PRETRAIN_HELP = """Train a MED from scratch: RECIPE is tiny, small, base, large, or a recipe.yaml.
+
+The same command goes on with a run that was stopped. Several processes: torchrun
+--nproc-per-node=8 -m openblip pretrain ... Example:
+openblip pretrain tiny pairs.lance runs/noisy --train.steps 2000
+openblip pretrain tiny pairs.lance runs/new --data.view.sources human web synthetic
+--data.view.itm 0.5"""
+
+_FINETUNE_HELP = """Fine-tune a pre-trained MED on human captions: TASK is captioner, filter, or
+shared (both in one model).
+
+The same command goes on with a run that was stopped. Example:
+openblip finetune captioner pairs.lance runs/captioner --init-from runs/noisy --train.epochs 5"""
+
+
+def pretrain(words: list[str], prog: str) -> int:
+    """Train from a recipe of that name or file, with overrides."""
+    from openblip.recipes.pretrain import PRETRAIN_RECIPES
+
+    usage = f"{prog} RECIPE TABLE RUN_DIR [overrides]"
+    name, rest = _positionals(words, 1, usage, _PRETRAIN_HELP)
+    if name and name[0].endswith((".yaml", ".yml")):
+        from openblip.training.recipe_file import read_recipe
+
+        (run_dir,), rest = _positionals(rest, 1, f"{prog} FILE.yaml RUN_DIR", _PRETRAIN_HELP)
+        return _train(read_recipe(Path(name[0])), Path(run_dir), rest, prog, _PRETRAIN_HELP)
+    (table, run_dir), rest = _positionals(rest, 2, usage, _PRETRAIN_HELP, name)
+    recipe = _named(PRETRAIN_RECIPES, name[0], "recipe")(table)
+    return _train(recipe, Path(run_dir), rest, prog, _PRETRAIN_HELP)
+
+
+def finetune(words: list[str], prog: str) -> int:
+    """Fine-tune for a task from a model folder or run directory, with overrides."""
+    from openblip.interop.folder import read_config
+    from openblip.recipes.finetune import FINETUNE_RECIPES
+
+    usage = f"{prog} TASK TABLE RUN_DIR --init-from MODEL [overrides]"
+    (task, table, run_dir), rest = _positionals(words, 3, usage, _FINETUNE_HELP)
+    make = _named(FINETUNE_RECIPES, task, "task")
+    source, rest = _take_flag(rest, "--init-from", usage)
+    from openblip.inference.loading import model_folder
+
+    folder = model_folder(source)
+    recipe = make(table, str(folder), read_config(folder).image_size)
+    return _train(recipe, Path(run_dir), rest, prog, _FINETUNE_HELP)
+
+
+def _train(recipe: "Recipe", run_dir: Path, words: list[str], prog: str, about: str) -> int:
+    import tyro
+
+    from openblip.training.config import Recipe
+    from openblip.training.run import train
+
+    kind = tyro.conf.AvoidSubcommands[Recipe]
+    resolved = tyro.cli(kind, default=recipe, args=words, prog=prog, description=about)
+    result = train(resolved, run_dir)
+    if result.interrupted:
+        print(f"{run_dir}: stopped at step {result.steps}; the same command goes on")
+        return 130
+    print(
+        f"{run_dir}: {result.steps} steps in {result.seconds:.0f} s; model: {result.model_folder}"
+    )
+    return 0
+
+
+def _positionals(
+    words: list[str], count: int, usage: str, about: str, before: list[str] | None = None
+) -> tuple[list[str], list[str]]:
+    """The first `count` words and the rest; prints help or a usage error where they are not."""
+    found = words[:count]
+    if any(word in ("-h", "--help") for word in found) or (not words and not before):
+        print(
+            f"usage: {usage}\n\n{about}\n\nWith the positional words given, --help lists all flags."
+        )
+        raise SystemExit(0 if words else 2)
+    if len(found) < count or any(word.startswith("-") for word in found):
+        print(f"usage: {usage}", file=sys.stderr)
+        raise SystemExit(2)
+    return found, words[count:]
+
+
+def _take_flag(words: list[str], flag: str, usage: str) -> tuple[str, list[str]]:
+    for place, word in enumerate(words):
+        if word == flag and place + 1 < len(words):
+            return words[place + 1], words[:place] + words[place + 2 :]
+        if word.startswith(f"{flag}="):
+            return word.removeprefix(f"{flag}="), words[:place] + words[place + 1 :]
+    print(f"{flag} is needed: a model folder or run directory\nusage: {usage}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _named(choices: dict[str, Any], name: str, what: str) -> Any:
+    if name not in choices:
+        import difflib
+
+        near = difflib.get_close_matches(name, choices, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise RecipeError(f"no {what} {name!r}{hint} There are: {', '.join(choices)}")
+    return choices[name]

@@ -1,0 +1,131 @@
+"""Which kind of source a path is."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+from openblip.data.importers.coco import read_annotations
+from openblip.data.importers.folder import (
+    JSONL_NAMES,
+    JsonlSource,
+    SidecarSource,
+    has_images,
+)
+from openblip.data.importers.source import PairSource, SourceOptions
+from openblip.data.importers.tabular import TABLE_SUFFIXES, TableSource
+from openblip.data.importers.webdataset import TarSource
+from openblip.errors import DataError
+
+FORMATS = ("jsonl", "folder", "webdataset", "table", "coco", "karpathy")
+_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
+_ANNOTATION_PATTERN = re.compile(r"^(dataset|captions|annotations).*\.json$")
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
+_KNOWN = (
+    "a folder with captions.jsonl (or metadata.jsonl), images with .txt files of the same names, "
+    ".tar shards, .parquet/.csv/.tsv tables, or COCO or Karpathy JSON"
+)
+
+
+def open_source(source: str, options: SourceOptions, wanted: str | None = None) -> PairSource:
+    """The reader for `source`.
+
+    Args:
+        source: a file, a folder, a pattern such as `shards/*.tar`, or a range such as
+            `shards/{00000..00041}.tar`.
+        options: what the source does not say itself.
+        wanted: one of `FORMATS`; None to find out from what is there.
+
+    Raises:
+        DataError: nothing is there, it is of no known kind, or of another kind than `wanted`.
+    """
+    if wanted is not None and wanted not in FORMATS:
+        raise DataError(f"unknown format {wanted!r}: give one of {', '.join(FORMATS)}")
+    files = _expanded(source)
+    openers: dict[str, Callable[[], PairSource | None]] = {
+        "jsonl": lambda: _jsonl(files, options),
+        "webdataset": lambda: _shards(files),
+        "table": lambda: _tables(files, options),
+        "coco": lambda: _annotations(files, options),
+        "folder": lambda: _images(files, is_wanted=wanted is not None),
+    }
+    # Both kinds of annotation file open alike: which of them it is shows in its keys.
+    first = "coco" if wanted == "karpathy" else wanted
+    for name, opener in openers.items():
+        if first in (None, name) and (opened := opener()) is not None:
+            if wanted not in (None, opened.format):
+                raise DataError(f"{source} holds {opened.format} annotations, not {wanted}")
+            return opened
+    kind = f"a source of the format {wanted!r}" if wanted else f"a known source: {_KNOWN}"
+    raise DataError(f"{source} is not {kind}{_what_is_there(files)}")
+
+
+def _expanded(source: str) -> list[Path]:
+    """The files of a pattern or a range, sorted, or the one path that was given."""
+    path = Path(source)
+    if path.exists():
+        return [path]
+    if braces := _BRACES.search(source):
+        first, last = braces[1], braces[2]
+        numbers = (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1))
+        found = [Path(source.replace(braces[0], number, 1)) for number in numbers]
+        if missing := [path for path in found if not path.exists()]:
+            raise DataError(f"{source}: {missing[0]} does not exist ({len(missing)} are missing)")
+        return found
+    if any(mark in source for mark in "*?["):
+        anchor = Path(path.anchor or ".")
+        pattern = str(path.relative_to(path.anchor)) if path.anchor else source
+        if found := sorted(anchor.glob(pattern), key=str):
+            return found
+    raise DataError(f"{source} does not exist: give {_KNOWN}")
+
+
+def _jsonl(files: list[Path], options: SourceOptions) -> JsonlSource | None:
+    path = files[0]
+    if path.is_dir():
+        named = (path / name for name in JSONL_NAMES)
+        path = next((file for file in named if file.is_file()), path)
+    if len(files) > 1 or path.suffix.lower() != ".jsonl":
+        return None
+    return JsonlSource(path, options)
+
+
+def _shards(files: list[Path]) -> TarSource | None:
+    shards = _with_suffix(files, _TAR_SUFFIXES)
+    return TarSource(shards) if shards else None
+
+
+def _tables(files: list[Path], options: SourceOptions) -> TableSource | None:
+    tables = _with_suffix(files, TABLE_SUFFIXES)
+    return TableSource(tables, options) if tables else None
+
+
+def _annotations(files: list[Path], options: SourceOptions) -> PairSource | None:
+    path = files[0]
+    if len(files) == 1 and path.is_dir():
+        named = [file for file in path.iterdir() if _ANNOTATION_PATTERN.match(file.name)]
+        path = named[0] if len(named) == 1 else path
+    if len(files) > 1 or path.suffix.lower() != ".json":
+        return None
+    return read_annotations(path, options)
+
+
+def _images(files: list[Path], is_wanted: bool) -> SidecarSource | None:
+    if len(files) > 1 or not files[0].is_dir() or not (is_wanted or has_images(files[0])):
+        return None
+    return SidecarSource(files[0])
+
+
+def _with_suffix(files: list[Path], suffixes: tuple[str, ...]) -> list[Path]:
+    """The files themselves if all have one of the suffixes, or those in the one folder."""
+    if len(files) == 1 and files[0].is_dir():
+        files = [file for file in files[0].iterdir() if file.name.lower().endswith(suffixes)]
+    elif not all(file.name.lower().endswith(suffixes) for file in files):
+        return []
+    return sorted((file for file in files if file.is_file()), key=str)
+
+
+def _what_is_there(files: list[Path]) -> str:
+    if len(files) > 1 or not files[0].is_dir():
+        return ""
+    names = sorted(path.name for path in files[0].iterdir())[:5]
+    return f"; in it are {', '.join(names)}" if names else "; it is empty"

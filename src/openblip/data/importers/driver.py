@@ -1,0 +1,313 @@
+"""The import itself: read, check, write, and carry on after an interruption."""
+
+import hashlib
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from openblip.data.images import open_image
+from openblip.data.importers.detect import open_source
+from openblip.data.importers.source import (
+    Cursor,
+    Entry,
+    Found,
+    PairSource,
+    Refused,
+    SourceOptions,
+    known_split,
+)
+from openblip.data.parallel import default_threads, ordered_map
+from openblip.data.reading import read_image_file
+from openblip.data.report import ImportReport, Reason, metadata_key
+from openblip.data.table import ORIGINS, SPLITS, PairRow, PairTable
+from openblip.errors import DataError
+from openblip.progress import Progress
+
+Store = Literal["bytes", "uri"]
+Ids = Literal["key", "sha256"]
+# Work that a kill loses at most; each commit becomes a fragment of the table.
+_COMMIT_ROWS, _COMMIT_BYTES, _COMMIT_SECONDS = 8192, 1 << 30, 60.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Settings:
+    """What decides which rows an import makes of a source."""
+
+    source: str
+    format: str | None
+    origin: str
+    split: str | None
+    store: Store
+    ids: Ids
+    options: SourceOptions
+
+    def fingerprint(self) -> str:
+        """16 hex digits that tell this import from others into the same table."""
+        values = json.dumps(asdict(self), sort_keys=True, default=str)
+        return hashlib.sha256(values.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """A row that can be written, or why there is none."""
+
+    row: PairRow | None
+    refused: Refused | None
+    where: str
+    cursor: Cursor
+
+
+@dataclass
+class _State:
+    """What is stored of an import: enough to carry on with it."""
+
+    report: ImportReport
+    cursor: Cursor | None = None
+    version: int = 0
+    """Version of the table after which the notes of appended rows are newer than this."""
+    until: int | None = field(default=None, compare=False)
+    """Number of rows at which to stop; None for the end of the source. Not stored."""
+
+    def to_json(self) -> str:
+        report = asdict(self.report)
+        return json.dumps({"report": report, "cursor": self.cursor, "version": self.version})
+
+    @classmethod
+    def from_json(cls, text: str) -> "_State":
+        values: dict[str, Any] = json.loads(text)
+        report = ImportReport.from_dict(values["report"])
+        return cls(report, values["cursor"], values["version"])
+
+
+def import_pairs(
+    source: str | Path,
+    uri: str | Path,
+    format: str | None = None,
+    origin: str = "web",
+    split: str | None = None,
+    *,
+    store: Store = "bytes",
+    ids: Ids = "key",
+    limit: int | None = None,
+    image_root: str | Path | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    id_column: str | None = None,
+    num_threads: int | None = None,
+    commit_rows: int = _COMMIT_ROWS,
+    show_progress: bool = True,
+) -> ImportReport:
+    """Appends the pairs of a source to a pair table, which is made if there is none.
+
+    Every image is decoded once, so that training never meets a broken one. What is damaged,
+    unsafe, incomplete or there twice is left out and stands in the report, which is also stored
+    with the table. Called again after an interruption, the import carries on where it was;
+    called again after it is complete, it only returns the report.
+
+    Args:
+        source: a file, folder, or pattern; see `openblip.data.importers.detect`.
+        uri: the table.
+        format: `jsonl`, `folder`, `webdataset`, `table`, `coco` or `karpathy`; None to find out.
+        origin: `web` (noisy) or `human` (annotated).
+        split: for all rows, whatever the source says; None takes the source's word, or `train`.
+        store: `bytes` copies the encoded images, `uri` only notes where the files are.
+        ids: `key` takes the source's ids, `sha256` the hash of the image, which drops images that
+            are there twice.
+        limit: stop at this many imported rows; a later call may go on with a larger one.
+        image_root: folder below which the paths in a table or JSON file lie.
+        image_column: column of a table with image bytes or paths.
+        caption_column: column of a table with texts.
+        id_column: column of a table with unique ids.
+        num_threads: that read and decode; None for one for each core, 2 to 16.
+        commit_rows: rows that become visible, and safe, at a time.
+        show_progress: on stderr.
+
+    Raises:
+        DataError: the source is of no known kind, or an option does not fit it.
+    """
+    settings = _Settings(
+        # An absolute path: the import is the same one from wherever it is restarted.
+        source=str(Path(source).absolute()),
+        format=format,
+        origin=_one_of("origin", origin, ORIGINS),
+        split=None if split is None else _one_of("split", split, SPLITS),
+        store=store,
+        ids=ids,
+        options=SourceOptions(
+            image_root=None if image_root is None else Path(image_root).absolute(),
+            image_column=image_column,
+            caption_column=caption_column,
+            id_column=id_column,
+        ),
+    )
+    opened = open_source(settings.source, settings.options, format)
+    if store == "uri" and opened.format == "webdataset":
+        raise DataError("images in .tar shards have no path of their own: use store='bytes'")
+    table = PairTable.open_or_create(uri)
+    key = metadata_key(settings.fingerprint())
+    state = _restored(table, key) or _State(ImportReport(settings.source, str(uri), opened.format))
+    state.until = limit
+    if not (state.report.complete or _is_full(state)):
+        state.version = table.version
+        table.update_metadata({key: state.to_json()})
+        _Import(settings, opened, table, key, state, commit_rows).run(
+            num_threads or default_threads(), show_progress
+        )
+    return state.report
+
+
+class _Import:
+    """One run of an import, from where an earlier one got to."""
+
+    def __init__(
+        self,
+        settings: _Settings,
+        source: PairSource,
+        table: PairTable,
+        key: str,
+        state: _State,
+        commit_rows: int,
+    ) -> None:
+        self._settings, self._source, self._table = settings, source, table
+        self._key, self._state, self._commit_rows = key, state, commit_rows
+        self._was_duplicate = False
+        self._is_finished = False
+        self._timed = time.monotonic()
+
+    def run(self, num_threads: int, show_progress: bool) -> None:
+        """Imports to the end or the limit, and stores the report."""
+        report = self._state.report
+        entries = self._source.entries(self._state.cursor)
+        checked = ordered_map(self._check, entries, num_threads, num_threads * 4)
+        progress = Progress(
+            f"importing {Path(self._settings.source).name}",
+            total=self._total() if show_progress else None,
+            start=report.num_rows + report.num_skipped,
+            enabled=show_progress,
+        )
+        try:
+            with progress:
+                while not self._is_finished:
+                    self._table.append(
+                        self._chunk(checked, progress),
+                        journal=lambda: {self._key: self._noted()},
+                        on_duplicate=self._on_duplicate,
+                    )
+        finally:
+            checked.close()
+        # Entries without a row at the end were not committed with any.
+        self._table.update_metadata({self._key: self._noted()})
+
+    def _chunk(self, checked: Iterator[_Checked], progress: Progress) -> Iterator[PairRow]:
+        """Yields the rows of one commit."""
+        state, report = self._state, self._state.report
+        num_rows = num_bytes = 0
+        began = time.monotonic()
+        for result in checked:
+            if result.row is not None:
+                self._was_duplicate = False
+                # The table looks at the row, and maybe calls `_on_duplicate`, before it goes on.
+                yield result.row
+                self._count(result.row, result.where)
+                num_rows += 1
+                num_bytes += len(result.row.image or b"")
+            if result.refused is not None:
+                report.skip(result.refused.reason, result.where, result.refused.detail)
+            state.cursor = result.cursor
+            progress.update(1, **{"left out": report.num_skipped})
+            self._is_finished = _is_full(state)
+            is_late = time.monotonic() - began > _COMMIT_SECONDS
+            is_large = num_rows >= self._commit_rows or num_bytes >= _COMMIT_BYTES
+            if self._is_finished or is_late or is_large:
+                return
+        self._is_finished = report.complete = True
+
+    def _count(self, row: PairRow, where: str) -> None:
+        if self._was_duplicate:
+            self._state.report.skip(Reason.DUPLICATE_ID, where, f"id {row.id!r} is in the table")
+        else:
+            self._state.report.count_row(row.split, len(row.captions), where)
+
+    def _on_duplicate(self, row: PairRow) -> None:
+        self._was_duplicate = True
+
+    def _noted(self) -> str:
+        """The state as JSON, the time brought up to date."""
+        now = time.monotonic()
+        self._state.report.seconds += now - self._timed
+        self._timed = now
+        return self._state.to_json()
+
+    def _total(self) -> int | None:
+        total, until = self._source.total(), self._state.until
+        return until if total is None else min(total, until or total)
+
+    def _check(self, entry: Entry) -> _Checked:
+        """The row of an entry whose image decodes; runs in many threads at once."""
+        if isinstance(entry, Refused):
+            return _Checked(None, entry, entry.where, entry.cursor)
+
+        def refused(reason: Reason, detail: str) -> _Checked:
+            refusal = Refused(entry.where, entry.cursor, reason, detail)
+            return _Checked(None, refusal, entry.where, entry.cursor)
+
+        captions = [text.strip() for text in entry.captions if text.strip()]
+        if not captions and not entry.may_lack_captions:
+            return refused(Reason.MISSING_CAPTION, "no text that is not blank")
+        split = self._settings.split or known_split(entry.split or "train")
+        if split is None:
+            return refused(Reason.BAD_RECORD, f"unknown split {entry.split!r}")
+        if isinstance(entry.image, Path) and not entry.image.is_file():
+            return refused(Reason.MISSING_IMAGE, f"there is no file {entry.image}")
+        try:
+            row = self._row(entry, captions, split)
+        except DataError as error:
+            return refused(_reason(error), str(error))
+        return _Checked(row, None, entry.where, entry.cursor)
+
+    def _row(self, entry: Found, captions: list[str], split: str) -> PairRow:
+        is_file = isinstance(entry.image, Path)
+        encoded = read_image_file(entry.image) if isinstance(entry.image, Path) else entry.image
+        width, height = open_image(encoded, entry.where).size
+        use_key = entry.key and self._settings.ids == "key"
+        keep_bytes = self._settings.store == "bytes" or not is_file
+        return PairRow(
+            id=(entry.key or "") if use_key else hashlib.sha256(encoded).hexdigest(),
+            image=encoded if keep_bytes else None,
+            image_uri=None if keep_bytes else str(entry.image),
+            width=width,
+            height=height,
+            captions=captions,
+            origin=self._settings.origin,
+            split=split,
+            meta=entry.meta,
+        )
+
+
+def _restored(table: PairTable, key: str) -> _State | None:
+    """The state that was committed last, with rows or on its own."""
+    text = table.metadata.get(key)
+    if text is None:
+        return None
+    stored = _State.from_json(text)
+    newer = table.journal_since(stored.version, key)
+    return stored if newer is None or stored.report.complete else _State.from_json(newer)
+
+
+def _is_full(state: _State) -> bool:
+    return state.until is not None and state.report.num_rows >= state.until
+
+
+def _reason(error: DataError) -> Reason:
+    # Sizes are checked from the header, before anything is decoded.
+    is_size = "pixels" in str(error) or "bytes, more than" in str(error)
+    return Reason.IMAGE_TOO_LARGE if is_size else Reason.UNREADABLE_IMAGE
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise DataError(f"{name} must be one of {', '.join(allowed)}. Got {value!r}.")
+    return value

@@ -1,0 +1,165 @@
+"""What every kind of source yields, and the checks that all of them share."""
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from openblip.data.report import Reason
+from openblip.errors import DataError
+
+Cursor = dict[str, int | str]
+"""How far a source has been read; plain JSON, so that it can be stored with the table."""
+
+IMAGE_SUFFIXES = frozenset(
+    (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
+)
+"""Names of files that are taken for images."""
+_SPLIT_NAMES = {
+    "train": ("train", "training", "restval"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+_URL = re.compile(r"^(https?|ftp)://", re.IGNORECASE)
+_ABSOLUTE = re.compile(r"^([/\\]|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://)")
+
+
+@dataclass(frozen=True)
+class Found:
+    """An image with texts, as the source names it; its image is not yet checked."""
+
+    where: str
+    """File, and member or line: for reports."""
+    cursor: Cursor
+    """Reading on from here starts after this."""
+    image: bytes | Path
+    """Encoded bytes, or the file that holds them."""
+    captions: Sequence[str]
+    """Texts as they came."""
+    key: str | None = None
+    """Id within the source; None if it has none."""
+    split: str | None = None
+    """Name of the split in the words of the source; None if it says nothing."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """Everything else, plain JSON."""
+    may_lack_captions: bool = False
+    """The source says outright that there are none, so that this is no damage."""
+
+
+@dataclass(frozen=True)
+class Refused:
+    """Something in the source that cannot become a row."""
+
+    where: str
+    cursor: Cursor
+    reason: Reason
+    detail: str
+
+
+Entry = Found | Refused
+
+
+class PairSource(Protocol):
+    """A place that pairs come from, read in one order from its begin or from a cursor on."""
+
+    format: str
+
+    def total(self) -> int | None:
+        """Number of entries; None where counting them would mean reading everything."""
+
+    def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
+        """Yields what comes after `cursor`, in bounded memory; damage is yielded, not raised."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceOptions:
+    """What a user may say about a source that does not speak for itself."""
+
+    image_root: Path | None = None
+    """Folder below which paths in tables and JSON files lie."""
+    image_column: str | None = None
+    """Column of a table with image bytes or paths."""
+    caption_column: str | None = None
+    """Column of a table with a text, or a list of them."""
+    id_column: str | None = None
+    """Column of a table with unique ids."""
+
+
+class UnsafePath(DataError):  # noqa: N818 - says what it is
+    """A path in a source that points out of its folder."""
+
+
+def inside(root: Path, relative: str) -> Path:
+    """The path of a file that a source names, which must lie below `root`.
+
+    Raises:
+        UnsafePath: the name is absolute, empty, an address, or climbs above `root`.
+    """
+    if _URL.match(relative):
+        raise UnsafePath(
+            f"{relative!r} is a web address: download the images first (img2dataset does that "
+            "well) and import its output"
+        )
+    if "\0" in relative or _ABSOLUTE.match(relative):
+        raise UnsafePath(f"{relative!r} is not a path relative to {root}")
+    depth = 0
+    for part in re.split(r"[/\\]", relative):
+        depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
+        if depth < 0:
+            raise UnsafePath(f"{relative!r} leaves {root}")
+    if depth == 0:
+        raise UnsafePath(f"{relative!r} names no file")
+    return root / relative
+
+
+def known_split(name: str) -> str | None:
+    """`train`, `val` or `test` for the words that data sets use; None for any other word."""
+    for split, names in _SPLIT_NAMES.items():
+        if name.strip().lower() in names:
+            return split
+    return None
+
+
+def texts_of(value: Any) -> list[str]:
+    """The texts of a string or a list of strings; None gives none.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    values = [value] if isinstance(value, str) else value
+    if values is None:
+        return []
+    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+        raise ValueError(f"captions must be a text or a list of texts, not {str(value)[:100]!r}")
+    return values
+
+
+def parse_object(text: bytes) -> dict[str, Any]:
+    """The JSON object in UTF-8 `text`; NaN and infinities become None.
+
+    Raises:
+        ValueError: it is no JSON, no object, or nested too deep.
+    """
+    try:
+        value = json.loads(text.decode("utf-8-sig"), parse_constant=lambda _: None)
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+    if not isinstance(value, dict):
+        raise ValueError("no JSON object")
+    return value
+
+
+def plain(value: Any) -> Any:
+    """`value` as JSON can hold it: bytes are dropped, times and the like become texts."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    return None if isinstance(value, bytes) else str(value)

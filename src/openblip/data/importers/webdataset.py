@@ -1,0 +1,198 @@
+"""Tar shards in the WebDataset layout, as img2dataset writes them."""
+
+import gzip
+import json
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, cast
+
+from openblip.data.importers.source import (
+    IMAGE_SUFFIXES,
+    Cursor,
+    Entry,
+    Found,
+    Refused,
+    UnsafePath,
+    inside,
+    parse_object,
+    plain,
+    texts_of,
+)
+from openblip.data.reading import MAX_IMAGE_BYTES
+from openblip.data.report import Reason
+
+_TEXT_SUFFIXES = (".txt", ".json")
+_MAX_TEXT_BYTES = 4 << 20
+_DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error)
+
+
+@dataclass
+class _Sample:
+    """The members of one key, as far as they have been read."""
+
+    key: str
+    files: dict[str, bytes] = field(default_factory=dict)
+    refusal: tuple[Reason, str] | None = None
+
+    @property
+    def is_pair(self) -> bool:
+        """Whether an image and something with a text are there."""
+        has_text = not self.files.keys().isdisjoint(_TEXT_SUFFIXES)
+        return has_text and not self.files.keys().isdisjoint(IMAGE_SUFFIXES)
+
+
+class TarSource:
+    """Samples of neighbouring members with one key: an image, a `.txt`, a `.json`.
+
+    The key is the name up to the first dot of its last part. Without a `.txt` the `caption` of
+    the JSON is taken. Everything in the JSON becomes metadata. Nothing is ever written to disk;
+    links and devices are refused, as are names that would leave a folder.
+    """
+
+    format = "webdataset"
+
+    def __init__(self, shards: Sequence[Path]) -> None:
+        """Reads nothing yet.
+
+        Args:
+            shards: `.tar`, `.tar.gz` or `.tgz` files, in the order of reading.
+        """
+        self._shards = list(shards)
+
+    def total(self) -> int | None:
+        """Number of samples where img2dataset's `_stats.json` lies beside every shard."""
+        total = 0
+        for shard in self._shards:
+            try:
+                stats = shard.with_name(f"{shard.name.split('.')[0]}_stats.json").read_bytes()
+                total += int(json.loads(stats)["successes"])
+            except (OSError, ValueError, KeyError, TypeError):
+                return None
+        return total
+
+    def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
+        """Yields one entry for each sample, and one for each thing that was refused."""
+        at = cursor or {"shard": "", "entry": 0}
+        for shard in self._shards:
+            if str(shard) < str(at["shard"]):
+                continue
+            done = int(at["entry"]) if str(shard) == at["shard"] else 0
+            for number, entry in enumerate(self._shard_entries(shard), 1):
+                if number > done:
+                    yield entry
+
+    def _shard_entries(self, shard: Path) -> Iterator[Entry]:
+        number = 0
+
+        def cursor() -> Cursor:
+            nonlocal number
+            number += 1
+            return {"shard": str(shard), "entry": number}
+
+        sample: _Sample | None = None
+        try:
+            for member, content in _members(shard):
+                where = f"{shard.name}: {member.name}"
+                if isinstance(content, UnsafePath):
+                    yield Refused(where, cursor(), Reason.UNSAFE_PATH, str(content))
+                    continue
+                key, suffix = _split_name(member.name)
+                if sample is not None and (sample.key != key or suffix in sample.files):
+                    yield _entry(sample, shard, cursor())
+                    sample = None
+                sample = sample or _Sample(key)
+                if isinstance(content, bytes):
+                    sample.files.setdefault(suffix, content)
+                elif sample.refusal is None:
+                    sample.refusal = content
+        except _DAMAGE as error:
+            last = f" at {sample.key}" if sample else ""
+            detail = f"breaks off or is damaged{last} ({error}): fetch the shard again"
+            yield Refused(shard.name, cursor(), Reason.TRUNCATED_ARCHIVE, detail)
+            if sample is not None and not sample.is_pair:
+                return
+        if sample is not None:
+            yield _entry(sample, shard, cursor())
+
+
+def _members(
+    shard: Path,
+) -> Iterator[tuple[tarfile.TarInfo, bytes | tuple[Reason, str] | UnsafePath]]:
+    """Members that belong to samples, with their content or why there is none.
+
+    Raises:
+        tarfile.TarError, OSError, EOFError, zlib.error: the archive is damaged.
+    """
+    with _opened(shard) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
+        while (member := tar.next()) is not None:
+            # The list of members would grow with the shard.
+            tar.members = []  # type: ignore[attr-defined]  # missing in the stubs
+            if member.isdir():
+                continue
+            try:
+                inside(Path("archive"), member.name)
+            except UnsafePath as error:
+                yield member, error
+                continue
+            key, suffix = _split_name(member.name)
+            if not member.isreg():
+                yield member, (Reason.UNSAFE_MEMBER, f"{member.name} is a link or a device")
+            elif key and (suffix in IMAGE_SUFFIXES or suffix in _TEXT_SUFFIXES):
+                yield member, _content(tar, member, suffix)
+        # `tarfile` ends as quietly at damage as at the block of zeros that closes an archive.
+        stream.seek(tar.offset)
+        if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+            raise tarfile.ReadError("no header and no end of the archive where one should be")
+
+
+def _content(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, suffix: str
+) -> bytes | tuple[Reason, str]:
+    is_text = suffix in _TEXT_SUFFIXES
+    limit = _MAX_TEXT_BYTES if is_text else MAX_IMAGE_BYTES
+    if member.size > limit:
+        reason = Reason.BAD_RECORD if is_text else Reason.IMAGE_TOO_LARGE
+        return reason, f"{member.name} has {member.size} bytes, more than {limit}"
+    stream = tar.extractfile(member)
+    assert stream is not None  # only links and devices have no content
+    return stream.read()
+
+
+def _entry(sample: _Sample, shard: Path, cursor: Cursor) -> Entry:
+    where = f"{shard.name}: {sample.key}"
+    image = next((data for suffix, data in sample.files.items() if suffix in IMAGE_SUFFIXES), None)
+    if sample.refusal is not None:
+        return Refused(where, cursor, *sample.refusal)
+    if image is None:
+        return Refused(where, cursor, Reason.MISSING_IMAGE, "no image of this key in the archive")
+    try:
+        meta, captions = _texts(sample)
+    except ValueError as error:
+        return Refused(where, cursor, Reason.BAD_RECORD, str(error))
+    return Found(
+        where=where, cursor=cursor, image=image, captions=captions, key=sample.key, meta=meta
+    )
+
+
+def _texts(sample: _Sample) -> tuple[dict[str, Any], list[str]]:
+    meta = parse_object(sample.files[".json"]) if ".json" in sample.files else {}
+    told = meta.pop("caption", None)
+    if ".txt" in sample.files:
+        return plain(meta), [sample.files[".txt"].decode("utf-8-sig")]
+    return plain(meta), texts_of(told)
+
+
+def _split_name(name: str) -> tuple[str, str]:
+    """Key and suffix of a member: `a/b.c.jpg` gives `a/b` and `.jpg`."""
+    path = PurePosixPath(name)
+    stem = path.name.partition(".")[0]
+    return str(path.with_name(stem)) if stem else "", path.suffix.lower()
+
+
+def _opened(shard: Path) -> BinaryIO:
+    if shard.name.lower().endswith((".gz", ".tgz")):
+        return cast(BinaryIO, gzip.open(shard, "rb"))
+    return shard.open("rb")

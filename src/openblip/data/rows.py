@@ -1,0 +1,155 @@
+"""What a row of the pair table is, and how rows become Arrow record batches."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from openblip.data.ids import IdSet
+from openblip.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+ORIGINS = ("web", "human")
+SPLITS = ("train", "val", "test")
+BASE_COLUMNS = (
+    "id",
+    "image",
+    "image_uri",
+    "width",
+    "height",
+    "captions",
+    "origin",
+    "split",
+    "meta",
+)
+# Rows and bytes that one record batch holds at most while rows are written.
+_BATCH_ROWS, _BATCH_BYTES = 512, 16 << 20
+
+
+@dataclass(frozen=True)
+class PairRow:
+    """One image and the texts that came with it."""
+
+    id: str
+    """Unique within the table: the key from the source, or the SHA-256 of the bytes."""
+    image: bytes | None = None
+    """Encoded bytes as received; None when they stay at `image_uri`."""
+    image_uri: str | None = None
+    """Path or URI of bytes that are not stored in the table."""
+    width: int | None = None
+    """Pixels."""
+    height: int | None = None
+    """Pixels."""
+    captions: Sequence[str] = ()
+    """The given texts."""
+    origin: str = "web"
+    """`web` (noisy) or `human` (annotated)."""
+    split: str = "train"
+    """`train`, `val` or `test`."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """What the source said besides; must be writable as JSON."""
+
+
+class RowReader:
+    """Turns rows into record batches that Lance pulls from another thread."""
+
+    def __init__(
+        self,
+        rows: Iterable[PairRow],
+        known: IdSet,
+        on_duplicate: Callable[[PairRow], None] | None,
+    ) -> None:
+        self._rows = rows
+        self._known = known
+        self._on_duplicate = on_duplicate
+        self._error: BaseException | None = None
+        self.num_rows = 0
+
+    def run(self, write: Callable[["pa.RecordBatchReader"], Any]) -> Any:
+        """What `write` returns for the rows; an error of the rows is raised as it was."""
+        import pyarrow as pa
+
+        reader = pa.RecordBatchReader.from_batches(_schema(), self._batches())
+        try:
+            return write(reader)
+        except Exception as error:
+            # Lance reports an exception of the iterator as an error of its own.
+            raise (self._error or error) from None
+
+    def _batches(self) -> "Iterator[pa.RecordBatch]":
+        records: list[dict[str, Any]] = []
+        num_bytes = 0
+        try:
+            for row in self._rows:
+                record = _record(row)
+                if not self._known.add(row.id):
+                    self._duplicate(row)
+                    continue
+                records.append(record)
+                num_bytes += len(row.image or b"")
+                if len(records) >= _BATCH_ROWS or num_bytes >= _BATCH_BYTES:
+                    yield self._batch(records)
+                    records, num_bytes = [], 0
+            if records:
+                yield self._batch(records)
+        except BaseException as error:
+            self._error = error
+            raise
+
+    def _batch(self, records: list[dict[str, Any]]) -> "pa.RecordBatch":
+        import pyarrow as pa
+
+        self.num_rows += len(records)
+        return pa.RecordBatch.from_pylist(records, schema=_schema())
+
+    def _duplicate(self, row: PairRow) -> None:
+        if self._on_duplicate is None:
+            raise DataError(f"the id {row.id!r} occurs twice: ids must be unique within a table")
+        self._on_duplicate(row)
+
+
+def _schema() -> "pa.Schema":
+    import pyarrow as pa
+
+    text = pa.string()
+    types = {
+        "image": pa.large_binary(),
+        "width": pa.int32(),
+        "height": pa.int32(),
+        "captions": pa.list_(text),
+    }
+    return pa.schema([(name, types.get(name, text)) for name in BASE_COLUMNS])
+
+
+def _record(row: PairRow) -> dict[str, Any]:
+    if not row.id:
+        raise DataError("a row has an empty id")
+    if row.image is None and row.image_uri is None:
+        raise DataError(f"row {row.id!r} has neither image bytes nor an image_uri")
+    if row.origin not in ORIGINS:
+        raise DataError(f"row {row.id!r}: origin {row.origin!r} is none of {listed(ORIGINS)}")
+    if row.split not in SPLITS:
+        raise DataError(f"row {row.id!r}: split {row.split!r} is none of {listed(SPLITS)}")
+    return {
+        "id": _encodable(row.id),
+        "image": row.image,
+        "image_uri": row.image_uri,
+        "width": row.width,
+        "height": row.height,
+        "captions": [_encodable(text) for text in row.captions],
+        "origin": row.origin,
+        "split": row.split,
+        "meta": _encodable(json.dumps(dict(row.meta), ensure_ascii=False)),
+    }
+
+
+def _encodable(text: str) -> str:
+    """`text` with lone surrogates (which JSON escapes can hold) replaced by question marks."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def listed(names: Iterable[str]) -> str:
+    """The names with commas between them."""
+    return ", ".join(names)

@@ -1,0 +1,301 @@
+"""A loaded model with its tokenizer: captions, embeddings, matches."""
+
+import secrets
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from openblip.data.images import ImageSource
+from openblip.data.shuffle import keyed_hash
+from openblip.data.tokenizer import FirstToken, TextTokenizer, TokenBatch
+from openblip.errors import DataError, RecipeError
+from openblip.inference.captions import Caption, caption_encoded
+from openblip.inference.decoding import Decoding, Method, Scoring
+from openblip.inference.encoded import EncodedImages
+from openblip.inference.image_input import Images, as_sources, image_batches
+from openblip.inference.scoring import Match, embed_texts, match_probabilities, score_texts
+from openblip.model import Med
+
+PROMPT = "a picture of "
+"""What the captioners of the paper were trained to continue."""
+
+FirstTokenName = Literal["[ENC]", "[CLS]"]
+_FIRST_TOKENS: dict[str, FirstToken] = {"[ENC]": "enc", "[CLS]": "cls"}
+
+
+class Blip:
+    """What a checkpoint can do with images and texts.
+
+    Images are paths, Pillow images, uint8 arrays (height, width, 3) or encoded bytes, one or
+    several. They are processed `batch_size` at a time. Each method that needs a head which the
+    checkpoint lacks raises `MissingHead`; an unreadable image raises `DataError`.
+
+    Attributes:
+        med: the model, in eval mode.
+        tokenizer: of the texts.
+        kind: what the model was trained as: "pretrain", "captioner" or "filter".
+        image_size: height and width to which images are resized, in pixels.
+        max_tokens: longer texts are cut to this when they are embedded or matched.
+    """
+
+    def __init__(
+        self, med: Med, tokenizer: TextTokenizer, kind: str, image_size: int, max_tokens: int
+    ) -> None:
+        self.med = med.eval()
+        self.tokenizer = tokenizer
+        self.kind = kind
+        self.image_size = image_size
+        self.max_tokens = max_tokens
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.med.image_encoder.class_token.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the model's weights."""
+        return self.med.image_encoder.class_token.dtype
+
+    def caption(
+        self,
+        images: Images,
+        method: Method = "beam",
+        num_beams: int = 3,
+        max_length: int = 20,
+        min_length: int = 5,
+        top_p: float = 0.9,
+        repetition_penalty: float = 1.0,
+        length_penalty: float = 1.0,
+        prompt: str = PROMPT,
+        num_captions: int = 1,
+        seed: int | None = None,
+        scoring: Scoring = "original",
+        *,
+        top_k: int = 0,
+        batch_size: int = 16,
+    ) -> list[list[Caption]]:
+        """Captions: a list per image, of `num_captions`.
+
+        Beam search gives its best, best first; nucleus sampling gives independent draws. See
+        `Decoding` for the settings of both.
+
+        Args:
+            images: one or several.
+            method: "beam", "nucleus" or "greedy".
+            num_beams: of beam search; at least `num_captions`.
+            max_length: most token ids, those of the prompt, `[DEC]` and `[SEP]` included.
+            min_length: fewest token ids before `[SEP]`, those of the prompt and `[DEC]` included.
+            top_p: of nucleus sampling.
+            repetition_penalty: 1 is off; the original's nucleus sampling has 1.1.
+            length_penalty: exponent of the length that beams are divided by.
+            prompt: what a caption continues; may be empty.
+            num_captions: per image.
+            seed: of nucleus sampling: the same seed draws the same captions; None draws others
+                each time.
+            scoring: how beams are normalised: "original" or as "transformers" does.
+            top_k: of nucleus sampling; 0 is off, the original has 50.
+            batch_size: images at a time.
+
+        Raises:
+            RecipeError: if the settings contradict each other.
+        """
+        decoding = Decoding(
+            method=method,
+            num_beams=num_beams,
+            max_length=max_length,
+            min_length=min_length,
+            top_p=top_p,
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
+            length_penalty=length_penalty,
+            scoring=scoring,
+        )
+        return list(
+            self.caption_stream(
+                as_sources(images),
+                decoding,
+                prompt=prompt,
+                num_captions=num_captions,
+                seed=seed,
+                batch_size=batch_size,
+            )
+        )
+
+    def caption_stream(
+        self,
+        images: Iterable[ImageSource],
+        decoding: Decoding | None = None,
+        *,
+        prompt: str = PROMPT,
+        num_captions: int = 1,
+        seed: int | None = None,
+        batch_size: int = 16,
+    ) -> Iterator[list[Caption]]:
+        """Captions of each image in turn; holds only a few batches of any number of images.
+
+        Args:
+            images: may be a generator; read ahead by two batches.
+            decoding: how tokens are chosen; by default as `caption` does.
+            prompt: what a caption continues; may be empty.
+            num_captions: per image.
+            seed: as in `caption`; an image's draws depend on the seed and its place alone.
+            batch_size: images at a time.
+        """
+        self.med.require("lm")
+        decoding = decoding or Decoding()
+        key = secrets.randbits(63) if seed is None else seed
+        count = 0
+        for encoded in self._encoded(images, batch_size):
+            seeds = [keyed_hash(key, count + place) for place in range(len(encoded))]
+            count += len(encoded)
+            yield from self.generate(encoded, decoding, prompt, seeds, num_captions)
+
+    def embed_images(self, images: Images, batch_size: int = 16) -> Float[Tensor, "images embed"]:
+        """Unit-length float32 embeddings of images, on the CPU."""
+        self.med.require("itc")
+        parts = [torch.empty(0, self.med.config.embed_dim)]
+        for encoded in self._encoded(as_sources(images), batch_size):
+            assert encoded.embed is not None
+            parts.append(encoded.embed.cpu())
+        return torch.cat(parts)
+
+    def embed_texts(
+        self, texts: str | Sequence[str], batch_size: int = 256
+    ) -> Float[Tensor, "texts embed"]:
+        """Unit-length float32 embeddings of texts, on the CPU."""
+        self.med.require("itc")
+        texts = [texts] if isinstance(texts, str) else texts
+        _check_batch_size(batch_size)
+        parts = [torch.empty(0, self.med.config.embed_dim)]
+        for start in range(0, len(texts), batch_size):
+            tokens = self._tokens(texts[start : start + batch_size], "[CLS]")
+            parts.append(embed_texts(self.med, tokens).cpu())
+        return torch.cat(parts)
+
+    def match(
+        self,
+        images: Images,
+        texts: str | Sequence[str],
+        first_token: FirstTokenName = "[ENC]",
+        batch_size: int = 16,
+    ) -> list[Match]:
+        """How well each text describes the image at the same place.
+
+        Args:
+            images: one or several.
+            texts: as many.
+            first_token: first token of a text: `[ENC]` as BLIP was trained, or `[CLS]` as
+                `transformers` and the original's demonstration do.
+            batch_size: images at a time.
+
+        Raises:
+            DataError: if there are not as many texts as images.
+        """
+        self.med.require("itm")
+        sources = list(as_sources(images))
+        texts = [texts] if isinstance(texts, str) else texts
+        if len(sources) != len(texts):
+            raise DataError(
+                f"{len(sources)} images and {len(texts)} texts: match compares them in pairs; "
+                "use match_all to compare all with all"
+            )
+        matches: list[Match] = []
+        for encoded in self._encoded(sources, batch_size):
+            own = [[text] for text in texts[len(matches) : len(matches) + len(encoded)]]
+            matches += [of_image[0] for of_image in self.score(encoded, own, first_token)]
+        return matches
+
+    def match_all(
+        self,
+        images: Images,
+        texts: str | Sequence[str],
+        first_token: FirstTokenName = "[ENC]",
+        batch_size: int = 16,
+    ) -> Float[Tensor, "images texts"]:
+        """Probabilities that they match, of every image with every text, on the CPU.
+
+        Each image is encoded once, with its cross-attention keys and values.
+        """
+        self.med.require("itm")
+        tokens = self._tokens([texts] if isinstance(texts, str) else texts, first_token)
+        every = range(len(tokens.ids))
+        parts = [torch.empty(0, len(every))]
+        for encoded in self._encoded(as_sources(images), batch_size):
+            pairs = [every] * len(encoded)
+            parts += [
+                row[None]
+                for row in match_probabilities(self.med, encoded.encoder_memory, tokens, pairs)
+            ]
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def encode(self, images: Float[Tensor, "images 3 height width"]) -> EncodedImages:
+        """Encoded images, on the model's device; all in one pass.
+
+        Args:
+            images: normalised, as `eval_transform` gives them.
+        """
+        return EncodedImages(self.med, self.med.encode_images(images.to(self.device, self.dtype)))
+
+    def generate(
+        self,
+        encoded: EncodedImages,
+        decoding: Decoding,
+        prompt: str = PROMPT,
+        seeds: Sequence[int] | None = None,
+        num_captions: int = 1,
+    ) -> list[list[Caption]]:
+        """Captions of encoded images: a list per image, of `num_captions`.
+
+        Args:
+            encoded: from `encode` of this object.
+            decoding: how tokens are chosen.
+            prompt: what a caption continues; may be empty.
+            seeds: one per image, for nucleus sampling: they alone decide the image's draws,
+                whatever other images are there.
+            num_captions: per image.
+        """
+        return caption_encoded(encoded, self.tokenizer, decoding, prompt, seeds, num_captions)
+
+    def score(
+        self,
+        encoded: EncodedImages,
+        texts: Sequence[Sequence[str]],
+        first_token: FirstTokenName = "[ENC]",
+    ) -> list[list[Match]]:
+        """How well each image's texts describe it.
+
+        Args:
+            encoded: from `encode` of this object.
+            texts: per image any number, also none.
+            first_token: first token of a text that is matched.
+        """
+        tokens_of = partial(self._tokens, first_token=first_token)
+        return score_texts(encoded, texts, tokens_of, partial(self._tokens, first_token="[CLS]"))
+
+    def save(self, folder: str | Path) -> None:
+        """Write a model folder, which `load` reads."""
+        from openblip.interop.folder import save_folder
+
+        save_folder(Path(folder), self.med, self.tokenizer, self.kind, self.max_tokens)
+
+    def _encoded(self, images: Iterable[ImageSource], batch_size: int) -> Iterator[EncodedImages]:
+        _check_batch_size(batch_size)
+        for batch in image_batches(images, self.image_size, batch_size):
+            yield self.encode(batch)
+
+    def _tokens(self, texts: Sequence[str], first_token: FirstTokenName) -> TokenBatch:
+        if first_token not in _FIRST_TOKENS:
+            raise RecipeError(f"first_token {first_token!r} is not one of [ENC], [CLS]")
+        return self.tokenizer.encode(texts, self.max_tokens, first=_FIRST_TOKENS[first_token])
+
+
+def _check_batch_size(batch_size: int) -> None:
+    if batch_size < 1:
+        raise RecipeError(f"batch_size is {batch_size}; give 1 or more")

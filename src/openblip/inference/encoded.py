@@ -1,0 +1,62 @@
+"""Images after the image encoder, and what is derived from them, computed when first asked for."""
+
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from openblip.model import ImageMemory, Med
+
+# In these, encoder and decoder have one cross-attention (BLIP, table 3).
+_SHARED_CROSS_ATTENTION = ("all", "all_but_self_attention")
+
+
+class EncodedImages:
+    """Patch tokens of some images, and their embeddings and cross-attention keys and values.
+
+    Generation and scoring of any number of texts use the same keys and values: for an image of
+    384 px in the base size they take 42 MB, and longer to compute than a caption's token.
+    """
+
+    def __init__(self, med: Med, hidden: Float[Tensor, "images patches width"]) -> None:
+        self.med = med
+        self.hidden = hidden
+
+    def __len__(self) -> int:
+        return len(self.hidden)
+
+    @cached_property
+    def embed(self) -> Float[Tensor, "images embed"] | None:
+        """Unit-length embeddings; None where the model has no itc head."""
+        with torch.no_grad():
+            has_head = "itc" in self.med.config.heads
+            return self.med.embed_images(self.hidden) if has_head else None
+
+    @cached_property
+    def encoder_memory(self) -> ImageMemory:
+        """What a text that is matched attends to.
+
+        Raises:
+            MissingHead: if the model cannot match.
+        """
+        self.med.require("itm")
+        if self._shares and "lm" in self.med.config.heads:
+            return self.decoder_memory
+        with torch.no_grad():
+            return self.med.text.remember(self.hidden)
+
+    @cached_property
+    def decoder_memory(self) -> ImageMemory:
+        """What a text that is generated attends to.
+
+        Raises:
+            MissingHead: if the model cannot generate.
+        """
+        self.med.require("lm")
+        with torch.no_grad():
+            return self.med.text.remember(self.hidden, causal=True)
+
+    @property
+    def _shares(self) -> bool:
+        return self.med.config.text.sharing in _SHARED_CROSS_ATTENTION

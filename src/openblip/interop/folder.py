@@ -1,0 +1,187 @@
+"""Our model folder: `config.json`, `model.safetensors`, `tokenizer.json`.
+
+The only file that knows this layout; version 1 is the current one.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from openblip.data.tokenizer import TOKENIZER_FILE, TextTokenizer
+from openblip.data.transforms import IMAGE_MEAN, IMAGE_STD
+from openblip.errors import CheckpointError, DataError, RecipeError
+from openblip.interop.assembly import build_empty, fill, read_safetensors, write_safetensors
+from openblip.interop.atomic import replace_folder
+from openblip.model import Med, MedConfig
+from openblip.model.config import med_config_from_dict, med_config_to_dict
+
+FolderKind = Literal["pretrain", "captioner", "filter"]
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+_FORMAT = "openblip"
+_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderConfig:
+    """What `config.json` says of a model."""
+
+    model: MedConfig
+    """Sizes and heads."""
+    kind: FolderKind
+    """What the model was trained as."""
+    max_tokens: int
+    """Longest text, special tokens included."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square that images are resized to, in pixels."""
+        return self.model.vision.image_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model folder in memory."""
+
+    med: Med
+    """On the CPU, in training mode; its weights are mapped from the file."""
+    tokenizer: TextTokenizer
+    """The one that it was trained with."""
+    kind: FolderKind
+    """What it was trained as."""
+    image_size: int
+    """Side of the square that images are resized to, in pixels."""
+    max_tokens: int
+    """Longest text, special tokens included."""
+
+
+def save_folder(
+    folder: Path, med: Med, tokenizer: TextTokenizer, kind: str, max_tokens: int
+) -> None:
+    """Write a model folder, whole or not at all; one that was there is replaced.
+
+    Raises:
+        CheckpointError: if it cannot be written, or `folder` holds something else than a model.
+        ValueError: if there is no such kind.
+    """
+    _check_replaceable(folder)
+    config = {
+        "format": _FORMAT,
+        "format_version": _VERSION,
+        "kind": _one_of(get_args(FolderKind), "kind", kind),
+        "model": med_config_to_dict(med.config),
+        "preprocess": _preprocess(med.config),
+        "text": {"max_tokens": max_tokens},
+    }
+    try:
+        with replace_folder(folder) as unfinished:
+            (unfinished / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+            write_safetensors(unfinished / WEIGHTS_FILE, med.state_dict())
+            tokenizer.save(unfinished)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error})") from error
+
+
+def read_folder(folder: Path) -> LoadedModel:
+    """The model of a folder, without a copy of its weights: they are read when they are used.
+
+    Raises:
+        CheckpointError: if a file is missing, damaged, or does not fit the others.
+    """
+    config = read_config(folder)
+    weights = read_safetensors(folder / WEIGHTS_FILE)
+    med = fill(build_empty(lambda: Med(config.model)), weights, str(folder / WEIGHTS_FILE))
+    try:
+        tokenizer = TextTokenizer.from_file(folder / TOKENIZER_FILE)
+    except DataError as error:
+        raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error})") from error
+    if tokenizer.vocab_size != config.model.text.vocab_size:
+        raise CheckpointError(
+            f"{folder / TOKENIZER_FILE} has {tokenizer.vocab_size} tokens, but text.vocab_size in "
+            f"{CONFIG_FILE} is {config.model.text.vocab_size}; restore the model's own tokenizer"
+        )
+    return LoadedModel(
+        med=med,
+        tokenizer=tokenizer,
+        kind=config.kind,
+        image_size=config.image_size,
+        max_tokens=config.max_tokens,
+    )
+
+
+def read_config(folder: Path) -> FolderConfig:
+    """What a folder's `config.json` says; the weights are not looked at.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, or of another or a later format.
+    """
+    path = folder / CONFIG_FILE
+    values = _read_json(path)
+    _check_format(values, path)
+    try:
+        config = FolderConfig(
+            model=med_config_from_dict(values["model"]),
+            kind=cast("FolderKind", _one_of(get_args(FolderKind), "kind", values["kind"])),
+            max_tokens=int(values["text"]["max_tokens"]),
+        )
+        preprocess = {name: values["preprocess"][name] for name in ("image_size", "mean", "std")}
+    except KeyError as error:
+        raise CheckpointError(f"{path}: missing {error.args[0]!r}") from error
+    except (RecipeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if preprocess != _preprocess(config.model):
+        raise CheckpointError(
+            f"{path}: preprocess is {preprocess}, but this model's images are prepared with "
+            f"{_preprocess(config.model)}"
+        )
+    return config
+
+
+def _preprocess(config: MedConfig) -> dict[str, Any]:
+    size = config.vision.image_size
+    return {"image_size": size, "mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)}
+
+
+def _one_of(allowed: tuple[str, ...], name: str, value: str) -> str:
+    if value not in allowed:
+        raise ValueError(f"{name} {value!r} is not one of {', '.join(allowed)}")
+    return value
+
+
+def _check_format(values: dict[str, Any], path: Path) -> None:
+    if values.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{path}: format is {values.get('format')!r}, expected {_FORMAT!r}; "
+            "this is no OpenBLIP model folder"
+        )
+    if values.get("format_version") != _VERSION:
+        raise CheckpointError(
+            f"{path}: format_version is {values.get('format_version')!r}, this version of OpenBLIP "
+            f"reads {_VERSION}; update OpenBLIP"
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file; expected a model folder") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: holds no JSON object")
+    return values
+
+
+def _check_replaceable(folder: Path) -> None:
+    """Refuses to replace what is no model folder: a wrong path must not cost a photo collection."""
+    known = {CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE}
+    if folder.is_file():
+        raise CheckpointError(f"{folder}: is a file; give a folder")
+    others = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    if unknown := [name for name in others if name not in known]:
+        raise CheckpointError(
+            f"{folder}: holds {unknown[0]}, which is not part of a model; give an empty folder"
+        )

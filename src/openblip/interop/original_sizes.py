@@ -1,0 +1,176 @@
+"""What an original checkpoint is and how large, told from its keys and shapes."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from openblip.errors import CheckpointError
+from openblip.interop.assembly import Shapes, build_empty, listed
+from openblip.interop.original_layout import Kind
+from openblip.model import Med, MedConfig, TextConfig, VisionConfig
+from openblip.model.config import Head
+from openblip.model.nlvr import Nlvr, NlvrConfig
+from openblip.model.vqa import Vqa, VqaConfig
+
+AnyConfig = MedConfig | VqaConfig | NlvrConfig
+
+# Channels of an attention head at every released size.
+_HEAD_DIM = 64
+_HEADS: dict[Kind, tuple[Head, ...]] = {
+    "pretrain": ("itc", "itm", "lm"),
+    "retrieval": ("itc", "itm"),
+    "itm": ("itc", "itm"),
+    "caption": ("lm",),
+    "feature_extractor": ("multimodal",),
+}
+
+
+@dataclass(frozen=True)
+class _Shapes:
+    """Shapes by key, and the file that errors name."""
+
+    shapes: Shapes
+    source: str
+
+    def get(self, key: str, dimensions: int) -> tuple[int, ...]:
+        shape = self.shapes.get(key)
+        if shape is None:
+            raise CheckpointError(f"{self.source}: missing {key}; is the checkpoint complete?")
+        if len(shape) != dimensions:
+            raise CheckpointError(
+                f"{self.source}: {key} has shape {shape}, expected {dimensions} dimensions"
+            )
+        return shape
+
+    def layers(self, pattern: str) -> list[int]:
+        """Numbers of the layers that have a key of the pattern, whose `*` is the number."""
+        layer = re.compile(re.escape(pattern).replace(r"\*", r"(\d+)"))
+        return [int(match[1]) for match in map(layer.match, self.shapes) if match]
+
+    def depth(self, pattern: str) -> int:
+        return 1 + max(self.layers(pattern), default=-1)
+
+
+def detect_kind(keys: Mapping[str, Tensor], source: str) -> Kind:
+    """Which of the original's models a state dict belongs to.
+
+    Raises:
+        CheckpointError: if it is none of them.
+    """
+    tops = {key.split(".")[0] for key in keys}
+    if "visual_encoder" not in tops or not tops & {"text_encoder", "text_decoder"}:
+        raise CheckpointError(
+            f"{source}: no original BLIP checkpoint; expected visual_encoder.* with text_encoder.* "
+            f"or text_decoder.*, found {listed(tops)}"
+        )
+    if any(".token_type_embeddings." in key for key in keys):
+        raise CheckpointError(
+            f"{source}: BERT token types are not part of BLIP; an ALBEF checkpoint cannot be read"
+        )
+    if "text_encoder" not in tops:
+        return "caption"
+    if "text_decoder" in tops:
+        return "pretrain" if "itm_head" in tops else "vqa"
+    if "cls_head" in tops:
+        return "nlvr"
+    if "itm_head" not in tops:
+        return "feature_extractor"
+    return "retrieval" if "idx_queue" in tops else "itm"
+
+
+def infer_config(
+    kind: Kind,
+    tensors: Mapping[str, Tensor],
+    source: str,
+    vision_heads: int | None = None,
+    text_heads: int | None = None,
+) -> AnyConfig:
+    """Sizes of a checkpoint, from its shapes.
+
+    Args:
+        kind: what it is.
+        tensors: the state dict; its numbers are not looked at.
+        source: what errors name.
+        vision_heads: attention heads, which no shape shows; one per 64 channels by default.
+        text_heads: the same for the text.
+
+    Raises:
+        CheckpointError: if a key that tells a size is missing or is of no use.
+    """
+    shapes = _Shapes({key: tuple(tensor.shape) for key, tensor in tensors.items()}, source)
+    vision = _vision(kind, shapes, vision_heads)
+    text = _text(kind, shapes, text_heads)
+    if kind == "vqa":
+        return VqaConfig(vision=vision, text=text)
+    if kind == "nlvr":
+        merging = "text_encoder.encoder.layer.*.crossattention.output.merge_layer.weight"
+        first_merging = min(shapes.layers(merging), default=text.depth)
+        return NlvrConfig(vision=vision, text=text, merge_from_layer=first_merging)
+    heads = _HEADS[kind]
+    embed_dim = shapes.get("vision_proj.weight", 2)[0] if "itc" in heads else MedConfig.embed_dim
+    return MedConfig(vision=vision, text=text, embed_dim=embed_dim, heads=heads)
+
+
+def _vision(kind: Kind, shapes: _Shapes, heads: int | None) -> VisionConfig:
+    _, patches, width = shapes.get("visual_encoder.pos_embed", 3)
+    patch_size = shapes.get("visual_encoder.patch_embed.proj.weight", 4)[-1]
+    hidden_width = shapes.get("visual_encoder.blocks.0.mlp.fc1.weight", 2)[0]
+    side = round(max(patches - 1, 0) ** 0.5)
+    if side == 0 or side**2 != patches - 1:
+        raise CheckpointError(
+            f"{shapes.source}: visual_encoder.pos_embed has {patches} positions, expected a square "
+            "grid and the class token"
+        )
+    # Released configurations: always for ViT-large, for ViT-base in these two tasks only.
+    drop_path = 0.1 if kind in ("vqa", "nlvr") or width >= 1024 else 0.0
+    return VisionConfig(
+        image_size=side * patch_size,
+        patch_size=patch_size,
+        width=width,
+        depth=shapes.depth("visual_encoder.blocks.*.norm1.weight"),
+        heads=_num_heads("vision_heads", heads, width, shapes.source),
+        mlp_ratio=hidden_width / width,
+        drop_path=drop_path,
+    )
+
+
+def _text(kind: Kind, shapes: _Shapes, heads: int | None) -> TextConfig:
+    bert = "text_decoder.bert." if kind == "caption" else "text_encoder."
+    vocab_size, width = shapes.get(f"{bert}embeddings.word_embeddings.weight", 2)
+    return TextConfig(
+        vocab_size=vocab_size,
+        width=width,
+        depth=shapes.depth(f"{bert}encoder.layer.*.intermediate.dense.weight"),
+        heads=_num_heads("text_heads", heads, width, shapes.source),
+        ffn_width=shapes.get(f"{bert}encoder.layer.0.intermediate.dense.weight", 2)[0],
+        max_positions=shapes.get(f"{bert}embeddings.position_embeddings.weight", 2)[0],
+    )
+
+
+def _num_heads(argument: str, given: int | None, width: int, source: str) -> int:
+    if given is None and width % _HEAD_DIM:
+        raise CheckpointError(
+            f"{source}: width {width} is not a multiple of {_HEAD_DIM}, so the number of attention "
+            f"heads cannot be told; give {argument}"
+        )
+    return given or width // _HEAD_DIM
+
+
+def empty_model(config: AnyConfig) -> nn.Module:
+    """The model of a configuration on the meta device."""
+    if isinstance(config, MedConfig):
+        return build_empty(lambda: Med(config))
+    if isinstance(config, VqaConfig):
+        return build_empty(lambda: Vqa(config))
+    return build_empty(lambda: Nlvr(config))
+
+
+def heads_of(kind: Kind) -> tuple[Head, ...]:
+    """The heads that a MED of the original's kind has.
+
+    Raises:
+        KeyError: for "vqa" and "nlvr", which are no MED.
+    """
+    return _HEADS[kind]

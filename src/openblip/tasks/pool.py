@@ -1,0 +1,77 @@
+"""Where the keys and negatives of a batch come from: the batch of its rank, or of all ranks."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openblip.model import ImageMemory, Med
+from openblip.tasks.protocol import Collectives
+
+
+class Texts(NamedTuple):
+    """Tokenised texts."""
+
+    tokens: Tensor
+    """int64 (rows, tokens)."""
+    mask: Tensor
+    """bool (rows, tokens), True = attend."""
+
+
+class PairPool:
+    """The pairs among which a batch finds keys and negatives.
+
+    With `all_ranks`, ranks together compute what one process would on their batches in rank
+    order, given that gradients are averaged over ranks; every rank has as many pairs. Otherwise
+    nothing is sent.
+    """
+
+    def __init__(self, collectives: Collectives, *, all_ranks: bool) -> None:
+        self.collectives = collectives
+        self._gathers = all_ranks and collectives.world_size > 1
+
+    def collect(self, tensor: Tensor) -> Tensor:
+        """The pool's rows of a tensor (batch, ...), without gradient."""
+        return self.collectives.gather(tensor.detach()) if self._gathers else tensor.detach()
+
+    def first_row(self, batch_size: int) -> int:
+        """The row of the pool that is this batch's first pair."""
+        return batch_size * self.collectives.rank if self._gathers else 0
+
+    def share(self, count: Tensor) -> Tensor | float:
+        """What turns a mean over `count` things of this batch into its part of the pool's mean."""
+        if not self._gathers:
+            return 1.0
+        return self.collectives.world_size * count / self.collectives.gather(count[None]).sum()
+
+    def texts(self, tokens: Tensor, mask: Tensor, pad: int) -> tuple[Texts, Texts]:
+        """This batch's texts and the pool's, padded to one length."""
+        if not self._gathers:
+            return Texts(tokens, mask), Texts(tokens, mask)
+        length = torch.tensor([tokens.shape[1]], device=tokens.device)
+        missing = int(self.collectives.gather(length).max()) - tokens.shape[1]
+        # One collective instead of two: -1 stands for what the mask leaves out.
+        own = F.pad(tokens.masked_fill(~mask, -1), (0, missing), value=-1)
+        pool = self.collectives.gather(own)
+        return (
+            Texts(own.masked_fill(own < 0, pad), own >= 0),
+            Texts(pool.masked_fill(pool < 0, pad), pool >= 0),
+        )
+
+    def image_memory(
+        self, student: Med, image_hidden: Tensor, memory: ImageMemory, index: Tensor
+    ) -> ImageMemory:
+        """What the encoder attends to in images `index` of the pool, with gradient.
+
+        Args:
+            student: projects images of other ranks.
+            image_hidden: (batch, patches, width) of this batch's images.
+            memory: of this batch's images.
+            index: int64 (rows,).
+        """
+        if not self._gathers:
+            return memory.select(index)
+        # Hidden states are lighter to send than the keys and values of every layer.
+        pool = self.collectives.gather_with_gradient(image_hidden)
+        return student.text.remember(pool.index_select(0, index))

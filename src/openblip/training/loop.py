@@ -1,0 +1,143 @@
+"""The loop: steps, log lines, checkpoints, and an orderly end when someone asks for it."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+from time import perf_counter
+
+from openblip.data.loader import Batch, PairLoader
+from openblip.progress import Progress
+from openblip.tasks.protocol import StepPosition
+from openblip.training.checkpoint import RunState
+from openblip.training.interruption import Interruption
+from openblip.training.metrics_log import MetricsLog
+from openblip.training.plan import Plan
+from openblip.training.trainer import Trainer
+from openblip.training.utilisation import Meter
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporting:
+    """Where numbers go; on processes other than the first, nowhere."""
+
+    progress: Progress
+    """What a person sees."""
+    log: MetricsLog | None
+    """What is kept."""
+    meter: Meter
+    """What this process does per second."""
+    flops_of: Callable[[Batch], float]
+    """Arithmetic of a step on a batch."""
+
+
+class Loop:
+    """Takes a run from its state to its end.
+
+    Args:
+        trainer: makes the steps.
+        loader: gives the batches.
+        plan: says how many, and what happens when.
+        learning_rate: of a step, given the number of those before it.
+        validate: mean losses on the validation split, by name; None where there is none.
+        save: writes a checkpoint of the state.
+        reporting: where numbers go.
+    """
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        loader: PairLoader,
+        plan: Plan,
+        learning_rate: Callable[[int], float],
+        validate: Callable[[], Mapping[str, float]] | None,
+        save: Callable[[RunState], None],
+        reporting: Reporting,
+    ) -> None:
+        self._trainer = trainer
+        self._loader = loader
+        self._plan = plan
+        self._learning_rate = learning_rate
+        self._validate = validate
+        self._save = save
+        self._reporting = reporting
+        self._sums: dict[str, float] = {}
+        self._num_summed = 0
+
+    def run(self, state: RunState) -> bool:
+        """Make the steps that are left, and change the state as they are made.
+
+        Returns:
+            whether the run came to its end; False where it was asked to stop, and was saved.
+
+        Raises:
+            NonFiniteLoss: nothing of the failed step has been learnt or counted.
+        """
+        plan = self._plan
+        batches = self._loader.iterate(state.step * plan.accumulate)
+        self._reporting.meter.restart(self._loader.waited_seconds)
+        with Interruption() as interruption:
+            while state.step < plan.total_steps:
+                stop = self._step(state, batches, interruption)
+                is_due = plan.is_due(plan.checkpoint_every, state.step)
+                if is_due:
+                    self._checkpoint(state)
+                if stop:
+                    if not is_due:
+                        self._save(state)
+                    return state.step == plan.total_steps
+        return True
+
+    def _step(self, state: RunState, batches: Iterator[Batch], interruption: Interruption) -> bool:
+        began = perf_counter()
+        position = self._plan.position(state.step)
+        parts = list(islice(batches, self._plan.accumulate))
+        lr = self._learning_rate(state.step)
+        report = self._trainer.step(position, parts, lr, stop=interruption.requested)
+        state.step += 1
+        state.window_loss += report.terms["loss"]
+        state.window_steps += 1
+        self._count(report.terms, parts)
+        if self._plan.is_due(self._plan.log_every, state.step):
+            self._log(state, position, lr)
+        self._reporting.progress.update(1)
+        state.seconds += perf_counter() - began
+        return report.stop
+
+    def _count(self, terms: Mapping[str, float], parts: list[Batch]) -> None:
+        for name, value in terms.items():
+            self._sums[name] = self._sums.get(name, 0.0) + value
+        self._num_summed += 1
+        for part in parts:
+            self._reporting.meter.add(len(part.ids), self._reporting.flops_of(part))
+
+    def _log(self, state: RunState, position: StepPosition, lr: float) -> None:
+        """Report means over the steps since the last line."""
+        state.terms = {name: total / self._num_summed for name, total in self._sums.items()}
+        self._sums, self._num_summed = {}, 0
+        rates = self._reporting.meter.read(self._loader.waited_seconds)
+        self._reporting.progress.update(
+            0,
+            **{name: value for name, value in state.terms.items() if name != "grad_norm"},
+            pairs_per_second=rates["pairs_per_second"],
+            utilisation=f"{rates['utilisation']:.0%}",
+            loader=f"{rates['loader_share']:.0%}",
+        )
+        if self._reporting.log is not None:
+            values = {"epoch": position.epoch, "lr": lr, **state.terms, **rates}
+            self._reporting.log.write("train", state.step, values)
+
+    def _checkpoint(self, state: RunState) -> None:
+        began = perf_counter()
+        judged = state.window_mean
+        if self._validate is not None:
+            losses = self._validate()
+            judged = losses["loss"]
+            if self._reporting.log is not None:
+                self._reporting.log.write("validation", state.step, losses)
+        if judged < state.best_loss:
+            state.best_loss, state.best_step = judged, state.step
+        state.window_loss, state.window_steps = 0.0, 0
+        state.seconds += perf_counter() - began
+        self._save(state)
+        # What validation and saving took shall not look like slow steps.
+        self._reporting.meter.restart(self._loader.waited_seconds)

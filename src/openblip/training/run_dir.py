@@ -1,0 +1,72 @@
+"""What a run directory holds besides checkpoints and metrics, and whether it may be continued."""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from openblip.data.table import PairTable
+from openblip.data.tokenizer import TextTokenizer
+from openblip.data.views import ViewIndex
+from openblip.errors import TrainingError
+from openblip.training.build import make_tokenizer, resolve
+from openblip.training.config import Recipe
+from openblip.training.distributed import Processes
+from openblip.training.recipe_file import RECIPE_FILE, difference, read_recipe, write_recipe
+
+TOKENIZER_FOLDER = "tokenizer"
+
+
+def prepare(
+    recipe: Recipe,
+    table: PairTable,
+    run_dir: Path,
+    processes: Processes,
+    checkpoint: Path | None,
+) -> tuple[Recipe, TextTokenizer]:
+    """The resolved recipe and the tokenizer of a run directory, which are written into it.
+
+    Args:
+        recipe: what was asked for.
+        table: where a tokenizer may be learnt from.
+        run_dir: made if it is absent.
+        processes: the first one writes, the others wait and read.
+        checkpoint: what the run goes on from; without one, all is made anew.
+
+    Raises:
+        TrainingError: the directory's checkpoints were made by another recipe.
+    """
+    folder = run_dir / TOKENIZER_FOLDER
+    if processes.is_first and checkpoint is None:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        fresh = make_tokenizer(recipe, table)
+        shutil.rmtree(folder, ignore_errors=True)
+        fresh.save(folder)
+        write_recipe(resolve(recipe, fresh), run_dir / RECIPE_FILE)
+    processes.wait_for_all()
+    tokenizer = TextTokenizer.from_file(folder)
+    resolved = resolve(recipe, tokenizer)
+    changed = difference(read_recipe(run_dir / RECIPE_FILE), resolved)
+    if changed is not None:
+        raise TrainingError(
+            f"{run_dir} belongs to a run of another recipe: {changed}. Go on with that recipe, or "
+            "choose another run directory"
+        )
+    return resolved, tokenizer
+
+
+def fingerprint(index: ViewIndex) -> str:
+    """A digest of the rows that a view admits; of equal views, equal on every machine."""
+    return hashlib.blake2b(index.rows.astype("<i8").tobytes(), digest_size=8).hexdigest()
+
+
+def check_same_data(index: ViewIndex, digest: str, run_dir: Path) -> None:
+    """Check that a run goes on with the rows that it began with.
+
+    Raises:
+        TrainingError: the view admits other rows than before.
+    """
+    if digest != fingerprint(index):
+        raise TrainingError(
+            f"{run_dir} was begun when the view admitted other rows of {index.table.uri} than the "
+            f"{len(index)} of today: choose another run directory"
+        )

@@ -1,0 +1,165 @@
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from openblip.data.importers.driver import import_pairs
+from openblip.data.report import ImportReport, import_reports
+from openblip.data.table import PairTable
+from openblip.errors import DataError
+
+
+@pytest.fixture
+def source(write_jsonl: Callable[..., Path]) -> Path:
+    """Ten images; the last but one is broken, the last is there twice."""
+    records = [{"image": f"images/{n}.jpg", "captions": [f"text {n}"]} for n in (*range(10), 9)]
+    source = write_jsonl(records)
+    (source / "images" / "8.jpg").write_text("broken")
+    return source
+
+
+def _ids(uri: Path) -> list[str]:
+    return [key for batch in PairTable.open(uri).scan(["id"]) for key in batch["id"].to_pylist()]
+
+
+@pytest.mark.parametrize("num_threads", [1, 5])
+def test_rows_keep_the_order_of_the_source(source: Path, tmp_path: Path, num_threads: int) -> None:
+    import_pairs(source, tmp_path / "t", num_threads=num_threads, show_progress=False)
+    assert _ids(tmp_path / "t") == [f"images/{n}.jpg" for n in (*range(8), 9)]
+
+
+def test_the_report_is_returned_stored_and_rendered(source: Path, tmp_path: Path) -> None:
+    report = import_pairs(source, tmp_path / "t", show_progress=False)
+    assert import_reports(PairTable.open(tmp_path / "t")) == [report]
+    assert ImportReport.from_json(report.to_json()) == report
+    text = report.to_text()
+    assert "9 rows with 9 captions imported" in text
+    assert "left out: 2" in text
+    assert "unreadable image: 1\n    captions.jsonl line 9, images/8.jpg: " in text
+    assert "duplicate id: 1\n    captions.jsonl line 11, images/9.jpg: " in text
+
+
+def test_a_complete_import_is_not_repeated(source: Path, tmp_path: Path) -> None:
+    first = import_pairs(source, tmp_path / "t", show_progress=False)
+    version = PairTable.open(tmp_path / "t").version
+    assert import_pairs(source, tmp_path / "t", show_progress=False) == first
+    assert PairTable.open(tmp_path / "t").version == version
+
+
+def test_an_import_in_steps_equals_one_in_one_go(source: Path, tmp_path: Path) -> None:
+    whole = import_pairs(source, tmp_path / "whole", show_progress=False)
+    for limit in (1, 4, 4, 8):
+        report = import_pairs(
+            source, tmp_path / "t", limit=limit, commit_rows=2, show_progress=False
+        )
+        assert (report.num_rows, report.complete) == (limit, False)
+        assert len(PairTable.open(tmp_path / "t")) == limit
+    report = import_pairs(source, tmp_path / "t", show_progress=False)
+    assert _ids(tmp_path / "t") == _ids(tmp_path / "whole")
+    assert (report.skipped, report.complete) == (whole.skipped, True)
+
+
+def test_a_killed_import_carries_on_without_loss_or_duplicates(
+    tmp_path: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    num_images = 300
+    names = [f"images/{n}.jpg" for n in range(num_images)]
+    source = write_jsonl([{"image": name, "captions": ["x"]} for name in names], num_images)
+    uri = tmp_path / "t"
+    call = f"import_pairs({str(source)!r}, {str(uri)!r}, commit_rows=4, show_progress=False)"
+    code = f"from openblip.data.importers.driver import import_pairs; {call}"
+    child = subprocess.Popen([sys.executable, "-c", code])
+    versions = uri / "_versions"
+    while child.poll() is None and not (versions.is_dir() and len(list(versions.iterdir())) > 9):
+        time.sleep(0.002)
+    child.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    num_before = len(PairTable.open(uri))
+    assert 4 <= num_before < num_images
+    report = import_pairs(source, uri, commit_rows=100, show_progress=False)
+    assert _ids(uri) == names
+    assert (report.num_rows, report.num_skipped, report.complete) == (num_images, 0, True)
+
+
+def test_a_second_source_is_appended_and_its_known_ids_are_left_out(
+    source: Path, tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    import_pairs(source, tmp_path / "t", show_progress=False)
+    other = tmp_path / "human"
+    (other / "images").mkdir(parents=True)
+    for name in ("0.jpg", "new.jpg"):
+        (other / "images" / name).write_bytes(jpeg(77))
+    records = [{"image": f"images/{name}", "captions": ["h"]} for name in ("0.jpg", "new.jpg")]
+    (other / "captions.jsonl").write_text("\n".join(json.dumps(record) for record in records))
+    report = import_pairs(other, tmp_path / "t", origin="human", show_progress=False)
+    assert (report.num_rows, report.skipped) == (1, {"duplicate id": 1})
+    table = PairTable.open(tmp_path / "t")
+    assert table.take([9], ["id", "origin"]).to_pylist() == [
+        {"id": "images/new.jpg", "origin": "human"}
+    ]
+    assert {found.num_rows for found in import_reports(table)} == {9, 1}
+
+
+def test_a_source_of_damage_only_gives_an_empty_table_and_a_report(
+    tmp_path: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    source = write_jsonl(["{", "{"])
+    report = import_pairs(source, tmp_path / "t", show_progress=False)
+    assert (report.num_rows, report.skipped, report.complete) == (0, {"bad record": 2}, True)
+    assert len(PairTable.open(tmp_path / "t")) == 0
+
+
+def test_only_the_first_examples_are_kept(tmp_path: Path, write_jsonl: Callable[..., Path]) -> None:
+    report = import_pairs(write_jsonl(["{"] * 25), tmp_path / "t", show_progress=False)
+    assert len(report.examples["bad record"]) == 10
+    assert "and 15 more" in report.to_text()
+
+
+def test_progress_is_shown_in_plain_lines(
+    source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import_pairs(source, tmp_path / "t")
+    assert "importing jsonl: 11 of 11 rows" in capsys.readouterr().err
+
+
+def test_a_place_that_is_no_source_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="none does not exist: give a folder with captions"):
+        import_pairs(tmp_path / "none", tmp_path / "t")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"not a known source.*it is empty"):
+        import_pairs(tmp_path / "empty", tmp_path / "t")
+    (tmp_path / "empty" / "notes.docx").touch()
+    with pytest.raises(DataError, match=r"in it are notes\.docx"):
+        import_pairs(tmp_path / "empty", tmp_path / "t")
+    with pytest.raises(DataError, match="no pair table"):
+        PairTable.open(tmp_path / "t")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"format": "zip"}, "unknown format 'zip': give one of jsonl, folder"),
+        ({"format": "webdataset"}, "not a source of the format 'webdataset'; in it are captions"),
+        ({"origin": "machine"}, "origin must be one of web, human"),
+        ({"split": "dev"}, "split must be one of train, val, test"),
+    ],
+)
+def test_wrong_options_are_named(
+    source: Path, tmp_path: Path, options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        import_pairs(source, tmp_path / "t", **options)
+
+
+def test_real_photographs(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "flickr8k"
+    report = import_pairs(source, tmp_path / "t", origin="human", limit=200, show_progress=False)
+    assert (report.num_rows, report.num_captions, report.num_skipped) == (200, 1000, 0)
+    record = PairTable.open(tmp_path / "t").take([0], ["width", "height", "captions"]).to_pylist()
+    assert (record[0]["width"], record[0]["height"]) == (224, 224)
+    assert len(record[0]["captions"]) == 5

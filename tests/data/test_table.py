@@ -1,0 +1,243 @@
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from openblip.data.table import BASE_COLUMNS, PairRow, PairTable
+from openblip.errors import DataError
+
+Rows = Callable[..., list[PairRow]]
+
+
+def _scores(table: PairTable, value: float) -> pa.Table:
+    return pa.table({"captions_itm": pa.array([[value, value]] * len(table))})
+
+
+def test_what_is_written_is_read_back(tmp_path: Path) -> None:
+    row = PairRow(
+        id="a",
+        image=b"\xff\xd8",
+        width=3,
+        height=4,
+        captions=["one", "zwei \u6f22"],
+        origin="human",
+        split="val",
+        meta={"url": "http://x", "labels": [1, None]},
+    )
+    table = PairTable.create(tmp_path / "t", [row], {"kind": "test"})
+    reopened = PairTable.open(str(tmp_path / "t"))
+    assert reopened.columns == BASE_COLUMNS
+    assert len(reopened) == len(table) == 1
+    assert reopened.take([0]).to_pylist() == [
+        {
+            "id": "a",
+            "image": b"\xff\xd8",
+            "image_uri": None,
+            "width": 3,
+            "height": 4,
+            "captions": ["one", "zwei \u6f22"],
+            "origin": "human",
+            "split": "val",
+            "meta": '{"url": "http://x", "labels": [1, null]}',
+        }
+    ]
+    assert reopened.metadata == {"kind": "test"}
+
+
+def test_rows_come_in_the_order_that_was_asked_for(table: PairTable) -> None:
+    ids = table.take([7, 0, 19, 7], ["id"])["id"].to_pylist()
+    assert ids == ["r7", "r0", "r19", "r7"]
+    assert table.take([], ["id"]).num_rows == 0
+    assert table.take(np.array([3]), ["split", "id"]).column_names == ["split", "id"]
+
+
+def test_a_scan_goes_through_all_rows_from_its_start(table: PairTable) -> None:
+    batches = list(table.scan(["id"], batch_size=6, start=5))
+    assert max(batch.num_rows for batch in batches) <= 6
+    ids = [key for batch in batches for key in batch["id"].to_pylist()]
+    assert ids == [f"r{number}" for number in range(5, 20)]
+
+
+@pytest.mark.parametrize("index", [-1, 20])
+def test_a_row_that_is_not_there_is_an_error(table: PairTable, index: int) -> None:
+    with pytest.raises(DataError, match=rf"row {index} .* rows 0 to 19"):
+        table.take([0, index])
+
+
+def test_an_unknown_column_is_an_error_that_names_the_known_ones(table: PairTable) -> None:
+    with pytest.raises(DataError, match="no column scores; it has id, image"):
+        table.take([0], ["scores"])
+
+
+def test_a_place_without_a_table_is_an_error_that_says_how_to_make_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="openblip data import"):
+        PairTable.open(tmp_path / "none")
+
+
+def test_a_table_is_never_overwritten(table: PairTable, pair_rows: Rows) -> None:
+    with pytest.raises(DataError, match="already holds a table"):
+        PairTable.create(table.uri, pair_rows(1))
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([PairRow("a", b"1"), PairRow("a", b"2")], "'a' occurs twice"),
+        ([PairRow("", b"1")], "empty id"),
+        ([PairRow("a")], "neither image bytes nor"),
+        ([PairRow("a", b"1", origin="machine")], "origin 'machine'"),
+        ([PairRow("a", b"1", split="dev")], "split 'dev'"),
+    ],
+)
+def test_malformed_rows_are_refused_and_leave_no_table(
+    tmp_path: Path, rows: list[PairRow], message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        PairTable.create(tmp_path / "t", rows)
+    with pytest.raises(DataError, match="no pair table"):
+        PairTable.open(tmp_path / "t")
+
+
+def test_an_error_of_the_rows_arrives_as_it_was(tmp_path: Path, pair_rows: Rows) -> None:
+    def rows() -> Iterator[PairRow]:
+        yield from pair_rows(3)
+        raise KeyError("the source broke")
+
+    with pytest.raises(KeyError, match="the source broke"):
+        PairTable.create(tmp_path / "t", rows())
+
+
+def test_lone_surrogates_do_not_stop_an_import(tmp_path: Path) -> None:
+    table = PairTable.create(tmp_path / "t", [PairRow("a\ud800", b"1", captions=["\udfffx"])])
+    record = table.take([0], ["id", "captions"]).to_pylist()[0]
+    assert record == {"id": "a?", "captions": ["?x"]}
+
+
+def test_appended_rows_follow_the_others(table: PairTable) -> None:
+    assert table.append([PairRow("new", b"1")]) == 1
+    assert len(table) == 21
+    assert PairTable.open(table.uri).take([20], ["id"])["id"].to_pylist() == ["new"]
+
+
+def test_a_known_id_is_not_appended_again(table: PairTable) -> None:
+    duplicates: list[str] = []
+    reopened = PairTable.open(table.uri)
+    rows = [PairRow("r3", b"1"), PairRow("new", b"1"), PairRow("new", b"2")]
+    assert reopened.append(rows, on_duplicate=lambda row: duplicates.append(row.id)) == 1
+    assert duplicates == ["r3", "new"]
+    with pytest.raises(DataError, match="'r4' occurs twice"):
+        reopened.append([PairRow("other", b"1"), PairRow("r4", b"1")])
+    assert len(PairTable.open(table.uri)) == 21
+    # The row that was not committed with the failed call is still unknown.
+    assert reopened.append([PairRow("other", b"1")]) == 1
+
+
+def test_a_journal_note_appears_together_with_its_rows(table: PairTable) -> None:
+    version = table.version
+    assert table.journal_since(version, "position") is None
+    table.append([PairRow("a", b"1")], journal=lambda: {"position": "1"})
+    table.append([PairRow("b", b"1")], journal=lambda: {"position": "2"})
+    table.update_metadata({"other": "x"})
+    reopened = PairTable.open(table.uri)
+    assert reopened.journal_since(version, "position") == "2"
+    assert reopened.journal_since(reopened.version, "position") is None
+    assert PairTable.open(table.uri, version=version + 1).journal_since(version, "position") == "1"
+
+
+def test_metadata_is_changed_entry_by_entry(table: PairTable) -> None:
+    table.update_metadata({"captioner": "abc", "seed": "1"})
+    table.update_metadata({"seed": None, "filter": "def"})
+    assert PairTable.open(table.uri).metadata == {"captioner": "abc", "filter": "def"}
+
+
+def test_added_columns_stand_beside_the_rows(table: PairTable) -> None:
+    data_files = sorted(Path(table.uri, "data").iterdir())
+    table.add_columns(pa.table({"rank": pa.array(range(20))}))
+    assert table.take([5, 0], ["id", "rank"]).to_pylist() == [
+        {"id": "r5", "rank": 5},
+        {"id": "r0", "rank": 0},
+    ]
+    assert set(data_files) < set(Path(table.uri, "data").iterdir())  # nothing was rewritten
+
+
+def test_columns_can_be_added_from_a_stream(table: PairTable) -> None:
+    schema = pa.schema([("rank", pa.int64())])
+    parts = (pa.record_batch([pa.array([n])], schema=schema) for n in range(20))
+    table.add_columns(pa.RecordBatchReader.from_batches(schema, parts))
+    assert table.take([19], ["rank"])["rank"].to_pylist() == [19]
+
+
+@pytest.mark.parametrize("num_rows", [19, 21])
+def test_columns_of_another_length_are_refused(table: PairTable, num_rows: int) -> None:
+    with pytest.raises(DataError, match="each of the 20 rows"):
+        table.add_columns(pa.table({"rank": pa.array(range(num_rows))}))
+    assert "rank" not in PairTable.open(table.uri).columns
+
+
+def test_columns_are_replaced_only_on_demand_and_in_one_step(table: PairTable) -> None:
+    table.add_columns(_scores(table, 0.25))
+    with pytest.raises(DataError, match="captions_itm already"):
+        table.add_columns(_scores(table, 0.75))
+    old = PairTable.open(table.uri)
+    columns = _scores(table, 0.75).append_column("seed", pa.array([1] * 20))
+    table.add_columns(columns, overwrite=True)
+    assert table.columns == (*BASE_COLUMNS, "captions_itm", "seed")
+    assert table.take([3], ["captions_itm"])["captions_itm"].to_pylist() == [[0.75, 0.75]]
+    assert old.take([3], ["captions_itm"])["captions_itm"].to_pylist() == [[0.25, 0.25]]
+
+
+def test_a_replacement_that_fails_leaves_the_old_values(table: PairTable) -> None:
+    table.add_columns(_scores(table, 0.25))
+    with pytest.raises(DataError, match="20 rows"):
+        table.add_columns(_scores(table, 0.75).slice(0, 5), overwrite=True)
+    reopened = PairTable.open(table.uri)
+    assert reopened.columns == (*BASE_COLUMNS, "captions_itm")
+    assert reopened.take([3], ["captions_itm"])["captions_itm"].to_pylist() == [[0.25, 0.25]]
+
+
+def test_dropped_columns_are_gone_and_can_be_added_anew(table: PairTable) -> None:
+    table.add_columns(_scores(table, 0.25))
+    table.drop_columns(["captions_itm"])
+    assert PairTable.open(table.uri).columns == BASE_COLUMNS
+    table.add_columns(_scores(table, 0.75))
+    assert table.take([3], ["captions_itm"])["captions_itm"].to_pylist() == [[0.75, 0.75]]
+
+
+def test_columns_of_the_source_are_protected(table: PairTable) -> None:
+    with pytest.raises(DataError, match="captions: columns of the source"):
+        table.drop_columns(["captions"])
+    with pytest.raises(DataError, match="split: columns of the source"):
+        table.add_columns(pa.table({"split": ["test"] * 20}), overwrite=True)
+
+
+def test_rows_appended_after_columns_were_added_have_nulls_there(table: PairTable) -> None:
+    table.add_columns(_scores(table, 0.25))
+    table.append([PairRow("late", b"1")])
+    assert table.take([20], ["captions_itm"])["captions_itm"].to_pylist() == [None]
+
+
+def test_an_older_version_stays_readable(table: PairTable) -> None:
+    version = table.version
+    table.append([PairRow("late", b"1")])
+    assert len(PairTable.open(table.uri, version=version)) == 20
+    with pytest.raises(DataError, match="version 99"):
+        PairTable.open(table.uri, version=99)
+
+
+def test_many_threads_read_at_once(table: PairTable) -> None:
+    wrong: list[int] = []
+
+    def read(seed: int) -> None:
+        rows = np.random.default_rng(seed).integers(0, 20, 8)
+        if table.take(rows, ["id"])["id"].to_pylist() != [f"r{row}" for row in rows]:
+            wrong.append(seed)
+
+    threads = [threading.Thread(target=read, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong

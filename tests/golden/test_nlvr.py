@@ -1,0 +1,56 @@
+"""Predictions about two images are the original's."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openblip.model.nlvr import Nlvr
+
+pytestmark = pytest.mark.golden
+
+TOLERANCE = 2e-5
+
+
+@pytest.fixture(scope="module")
+def nlvr(golden: Callable[[str], Any]) -> Any:
+    return golden("nlvr")
+
+
+def predict(nlvr: Any, model: Nlvr) -> Tensor:
+    first, second = model.encode_images(nlvr["image"]).chunk(2)
+    mask = nlvr.mask("attention_mask")
+    return model.compare(nlvr["input_ids"], mask, model.memory(first, second))
+
+
+@torch.no_grad()
+def test_prediction(nlvr: Any) -> None:
+    assert nlvr.error(predict(nlvr, nlvr.model().eval()), "prediction_eval") < TOLERANCE
+
+
+@torch.no_grad()
+def test_state_that_is_classified(nlvr: Any) -> None:
+    model = nlvr.model().eval()
+    states: list[Tensor] = []
+    model.text.register_forward_hook(lambda _module, _args, output: states.append(output[:, 0]))
+    predict(nlvr, model)
+    assert nlvr.error(states[0], "hidden_state") < TOLERANCE
+
+
+def test_loss_and_gradient(nlvr: Any) -> None:
+    model = nlvr.model().train()
+    prediction = predict(nlvr, model)
+    assert nlvr.error(prediction, "prediction") < TOLERANCE
+    loss = F.cross_entropy(prediction, nlvr["targets"])
+    assert loss.item() == pytest.approx(nlvr.json["loss"], rel=TOLERANCE)
+    loss.backward()
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    worst = nlvr.worst_gradient_norm_error(gradients, nlvr.json["grad_norm"])
+    assert worst < 1e-4
+
+
+def test_the_first_merging_layer_is_told_by_the_keys(nlvr: Any) -> None:
+    assert nlvr.converted.config.merge_from_layer == nlvr.json["merge_from_layer"]

@@ -1,0 +1,64 @@
+"""A table of one-colour pictures, and the smallest recipe that trains on it."""
+
+import io
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from openblip.data.table import PairRow, PairTable
+from openblip.data.views import CaptionView
+from openblip.model import MedConfig, TextConfig, VisionConfig
+from openblip.tasks.pretrain import PretrainObjectives
+from openblip.training.config import DataConfig, OptimiserConfig, Recipe, TrainConfig
+
+MakeRecipe = Callable[..., Recipe]
+
+
+def _row(number: int) -> PairRow:
+    colour = ("red", "green", "blue", "white", "black")[number % 5]
+    shade = ("dark", "pale", "warm", "plain")[number % 4]
+    file = io.BytesIO()
+    pixel = (number * 10, 255 - number * 9, (number * 37) % 256)
+    Image.new("RGB", (20, 16), pixel).save(file, format="PNG")
+    split = "val" if number >= 20 else "train"
+    texts = [f"a {shade} {colour} wall", f"this wall is {colour}"]
+    return PairRow(f"row-{number}", file.getvalue(), captions=texts, origin="human", split=split)
+
+
+@pytest.fixture(scope="session")
+def table_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """20 rows to train on and 4 to validate with, all of human origin."""
+    uri = tmp_path_factory.mktemp("data") / "walls.lance"
+    PairTable.create(uri, (_row(number) for number in range(24)))
+    return str(uri)
+
+
+@pytest.fixture
+def make_recipe(table_uri: str) -> MakeRecipe:
+    """The smallest pre-training recipe; keyword arguments replace fields of its `train` part.
+
+    Dropout, drop path and augmentation are on, so that every source of randomness takes part.
+    """
+
+    def make(**train: Any) -> Recipe:
+        model = MedConfig(
+            vision=VisionConfig(patch_size=8, width=16, depth=2, heads=2, drop_path=0.2),
+            text=TextConfig(width=16, depth=1, heads=2, ffn_width=32, max_positions=32),
+            embed_dim=8,
+        )
+        settings = {"batch_size": 4, "steps": 4, "checkpoint_every": 2, "log_every": 2, **train}
+        return Recipe(
+            task="pretrain",
+            model=model,
+            tokenizer="train:60",
+            data=DataConfig(
+                table=table_uri, view=CaptionView(sources=("human",)), image_size=16, num_threads=2
+            ),
+            objectives=PretrainObjectives(queue_size=8, alpha_ramp_epochs=1.0),
+            optimiser=OptimiserConfig(lr=1e-3),
+            train=TrainConfig(device="cpu", threads=1, **settings),
+        )
+
+    return make

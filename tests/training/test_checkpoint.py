@@ -1,0 +1,130 @@
+"""Checkpoints are complete or absent, and few."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from openblip.data.tokenizer import TextTokenizer
+from openblip.errors import CheckpointError
+from openblip.interop.folder import read_folder
+from openblip.model import Med, MedConfig
+from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
+from openblip.training.checkpoint import (
+    STATE_FILE,
+    CheckpointStore,
+    RunState,
+    read_checkpoint,
+    step_name,
+    write_checkpoint,
+)
+
+TOKENIZER = TextTokenizer.train(["a wall", "a red wall"] * 3, 40)
+
+
+def make_task(seed: int, queue_size: int = 4) -> PretrainTask:
+    torch.manual_seed(seed)
+    config = MedConfig.preset("tiny", vocab_size=TOKENIZER.vocab_size, image_size=32)
+    objectives = PretrainObjectives(queue_size=queue_size)
+    return PretrainTask(Med(config), TOKENIZER.special, objectives, seed)
+
+
+def stepped_optimiser(task: PretrainTask) -> torch.optim.Optimizer:
+    parameters = list(task.student.parameters())
+    optimiser = torch.optim.AdamW(parameters, lr=1e-3)
+    for parameter in parameters:
+        parameter.grad = torch.full_like(parameter, 0.5)
+    optimiser.step()
+    return optimiser
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PretrainTask]:
+    folder, task = tmp_path_factory.mktemp("run") / step_name(3), make_task(seed=1)
+    state = RunState(step=3, best_loss=2.5, best_step=2, terms={"lm": 1.0})
+    write_checkpoint(folder, task, TOKENIZER, 20, stepped_optimiser(task), state)
+    return folder, task
+
+
+def test_a_checkpoint_restores_everything(written: tuple[Path, PretrainTask]) -> None:
+    folder, task = written
+    other = make_task(seed=2)
+    optimiser = torch.optim.AdamW(other.student.parameters(), lr=1e-3)
+    state = read_checkpoint(folder, other, optimiser)
+    assert state == RunState(step=3, best_loss=2.5, best_step=2, terms={"lm": 1.0})
+    expected, restored = task.state_dict(), other.state_dict()
+    assert expected.keys() == restored.keys()
+    assert all(torch.equal(expected[name], restored[name]) for name in expected)
+    moments = optimiser.state_dict()["state"]
+    assert torch.allclose(moments[0]["exp_avg"], torch.tensor(0.05))
+
+
+def test_it_is_a_model_folder(written: tuple[Path, PretrainTask]) -> None:
+    folder, task = written
+    loaded = read_folder(folder)
+    assert (loaded.kind, loaded.max_tokens, loaded.image_size) == ("pretrain", 20, 32)
+    assert torch.equal(loaded.med.itm_head.weight, task.student.itm_head.weight)
+
+
+def test_weights_are_stored_once(written: tuple[Path, PretrainTask]) -> None:
+    state = torch.load(written[0] / STATE_FILE, weights_only=True)
+    assert not [name for name in state["task"] if name.startswith("student.")]
+
+
+def test_another_recipe_is_refused(written: tuple[Path, PretrainTask]) -> None:
+    task = make_task(seed=1, queue_size=6)
+    with pytest.raises(CheckpointError, match="does not belong to this recipe"):
+        read_checkpoint(written[0], task, torch.optim.AdamW(task.student.parameters()))
+
+
+def test_a_damaged_file_is_named(tmp_path: Path) -> None:
+    task = make_task(seed=1)
+    optimiser = stepped_optimiser(task)
+    folder = tmp_path / step_name(1)
+    write_checkpoint(folder, task, TOKENIZER, 20, optimiser, RunState(step=1))
+    whole = (folder / STATE_FILE).read_bytes()
+    (folder / STATE_FILE).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match=rf"{STATE_FILE}: cannot be read.*remove"):
+        read_checkpoint(folder, task, optimiser)
+
+
+def test_a_pickle_with_code_is_not_run(tmp_path: Path, written: tuple[Path, PretrainTask]) -> None:
+    folder, task = tmp_path / step_name(1), make_task(seed=1)
+    optimiser = stepped_optimiser(task)
+    write_checkpoint(folder, task, TOKENIZER, 20, optimiser, RunState(step=1))
+    torch.save({"run": Path("/")}, folder / STATE_FILE)
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read_checkpoint(folder, task, optimiser)
+
+
+def steps_in(store: CheckpointStore) -> list[str]:
+    return sorted(path.name for path in store.folder.iterdir())
+
+
+def test_best_and_last_stay(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for step in (1, 2, 3, 4):
+        (tmp_path / step_name(step)).mkdir()
+    store.point(last=4, best=2)
+    assert steps_in(store) == ["best", "last", step_name(2), step_name(4)]
+    assert (tmp_path / "last").readlink() == Path(step_name(4))
+    assert (tmp_path / "best").resolve() == (tmp_path / step_name(2)).resolve()
+    store.point(last=4, best=4)
+    assert steps_in(store) == ["best", "last", step_name(4)]
+
+
+def test_before_the_first_judgement_there_is_no_best(tmp_path: Path) -> None:
+    (tmp_path / step_name(1)).mkdir()
+    store = CheckpointStore(tmp_path)
+    store.point(last=1, best=None)
+    assert steps_in(store) == ["last", step_name(1)]
+
+
+def test_what_a_killed_process_left_is_no_checkpoint(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    assert store.latest() is None
+    for name in (step_name(8), step_name(12), f".{step_name(16)}.77.unfinished", "failed-step-9"):
+        (tmp_path / name).mkdir()
+    assert store.latest() == tmp_path / step_name(12)
+    store.point(last=12, best=12)
+    assert steps_in(store) == ["best", "failed-step-9", "last", step_name(12)]

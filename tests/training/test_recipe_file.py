@@ -1,0 +1,156 @@
+"""Recipes as YAML, and what a recipe refuses."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from openblip.errors import RecipeError
+from openblip.tasks.filter import FilterObjectives
+from openblip.training.config import (
+    CaptionerObjectives,
+    Recipe,
+    ScheduleConfig,
+    TrainConfig,
+)
+from openblip.training.recipe_file import (
+    difference,
+    read_recipe,
+    recipe_from_dict,
+    recipe_to_dict,
+    write_recipe,
+)
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture
+def plain(make_recipe: MakeRecipe) -> dict[str, Any]:
+    return recipe_to_dict(make_recipe())
+
+
+def test_a_written_recipe_is_read_back_equal(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(precision="bfloat16")
+    write_recipe(recipe, tmp_path / "recipe.yaml")
+    assert read_recipe(tmp_path / "recipe.yaml") == recipe
+
+
+@pytest.mark.parametrize(
+    ("task", "objectives"),
+    [("captioner", CaptionerObjectives(label_smoothing=0.2)), ("filter", FilterObjectives())],
+)
+def test_each_task_reads_its_own_objectives(
+    make_recipe: MakeRecipe, task: Any, objectives: Any
+) -> None:
+    recipe = replace(
+        make_recipe(), task=task, objectives=objectives, model=None, tokenizer=None, init_from="x"
+    )
+    assert recipe_from_dict(recipe_to_dict(recipe)) == recipe
+
+
+def test_what_is_not_given_takes_its_default(plain: dict[str, Any]) -> None:
+    plain["train"] = {"epochs": 2}
+    del plain["optimiser"]
+    recipe = recipe_from_dict(plain)
+    assert recipe.train == TrainConfig(epochs=2)
+    assert recipe.optimiser.weight_decay == 0.05
+
+
+def test_a_number_that_yaml_reads_as_text_is_a_number(plain: dict[str, Any]) -> None:
+    plain["optimiser"] = yaml.safe_load("lr: 1e-4")
+    assert recipe_from_dict(plain).optimiser.lr == 1e-4
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "message"),
+    [
+        (("train", "batchsize"), 4, "train.batchsize is unknown; did you mean train.batch_size"),
+        (("data", "view", "itn"), 0.5, "data.view.itn is unknown; did you mean data.view.itm"),
+        (("objectives", "queue"), 8, "objectives.queue is unknown; did you mean objectives.queue_size"),
+        (("objektives",), {}, "objektives is unknown; did you mean objectives"),
+        (("train", "steps"), "ten", "train.steps is 'ten'; expected a whole number"),
+        (("train", "steps"), True, "train.steps is True; expected a whole number"),
+        (("optimiser", "lr"), "fast", "optimiser.lr is 'fast'; expected a number"),
+        (("train", "precision"), "half", "train.precision is 'half'; expected one of float32"),
+        (("data", "view", "sources"), "web", "data.view.sources is 'web'; expected a list"),
+        (("optimiser", "betas"), [0.9], "optimiser.betas is \\[0.9\\]; expected a list of 2"),
+        (("data", "table"), None, "data.table is None; expected text"),
+        (("data",), {}, "data.table is missing"),
+        (("train",), 7, "train is 7; expected fields"),
+        (("task",), "pretrian", "task is 'pretrian'; choose one of pretrain"),
+    ],
+)
+def test_a_wrong_field_is_named(
+    plain: dict[str, Any], place: tuple[str, ...], value: Any, message: str
+) -> None:
+    part = plain
+    for name in place[:-1]:
+        part = part[name]
+    part[place[-1]] = value
+    with pytest.raises(RecipeError, match=message):
+        recipe_from_dict(plain)
+
+
+def test_the_file_is_named_too(tmp_path: Path) -> None:
+    path = tmp_path / "recipe.yaml"
+    path.write_text("task: [")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml: cannot be read as YAML"):
+        read_recipe(path)
+    path.write_text("just text")
+    with pytest.raises(RecipeError, match=r"recipe\.yaml: expected fields"):
+        read_recipe(path)
+
+
+def test_recipes_differ_in_the_first_field_that_does(make_recipe: MakeRecipe) -> None:
+    assert difference(make_recipe(), make_recipe()) is None
+    changed = difference(make_recipe(seed=1), make_recipe(seed=2, steps=9))
+    assert changed == "train.steps (was 4, is 9)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_from": "x"}, "either model .* or init_from"),
+        ({"model": None, "init_from": "x"}, "none with init_from"),
+        ({"tokenizer": None}, "give a file or train:N with model"),
+        ({"task": "captioner"}, "needs CaptionerObjectives"),
+        ({"schedule": ScheduleConfig(min_lr=0.1)}, "schedule.min_lr 0.1 is above optimiser.lr"),
+    ],
+)
+def test_contradictions_are_refused(
+    make_recipe: MakeRecipe, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RecipeError, match=message):
+        replace(make_recipe(), **changes)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"steps": 1, "epochs": 1}, "either train.steps or train.epochs"),
+        ({}, "either train.steps or train.epochs"),
+        ({"steps": 0}, "train.steps is 0; give at least 1"),
+        ({"steps": 1, "accumulate": 0}, "train.accumulate is 0"),
+    ],
+)
+def test_lengths_are_checked(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        TrainConfig(**settings)
+
+
+def test_a_batch_is_divided_over_processes_and_parts() -> None:
+    config = TrainConfig(steps=1, batch_size=12, accumulate=2)
+    assert config.part_size(world_size=3) == 2
+    with pytest.raises(RecipeError, match="not a multiple of 5 processes x train.accumulate 2"):
+        config.part_size(world_size=5)
+
+
+def test_a_trained_vocabulary_needs_a_number(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    assert recipe.trained_vocabulary == 60
+    assert replace(recipe, tokenizer="vocab.txt").trained_vocabulary is None
+    with pytest.raises(RecipeError, match="write train:N"):
+        _ = replace(recipe, tokenizer="train:many").trained_vocabulary
