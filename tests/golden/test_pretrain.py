@@ -147,7 +147,7 @@ def original_state(task: PretrainTask, kind: str) -> dict[str, Tensor]:
 
 
 def original_gradients(student: Med, kind: str) -> dict[str, Tensor]:
-    named = {name: torch.atleast_1d(p.grad) for name, p in student.named_parameters()}
+    named = {name: p.grad for name, p in student.named_parameters()}
     return {name: g.clone() for name, g in export_gradients(named, kind).items()}
 
 

@@ -1,18 +1,21 @@
 """Constraints on next-token scores, and the nucleus."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from openblip.inference.decoding import Decoding
 from openblip.inference.processors import constrain, nucleus_probabilities
 
 END = 3
-OFF = {"repetition_penalty": 1.0, "min_length": 0, "end": END}
+OFF = Decoding(min_length=0)
 
 
 def test_a_penalty_moves_scores_of_seen_ids_away_from_likely():
     scores = torch.tensor([[2.0, -2.0, 2.0, -2.0]])
     ids = torch.tensor([[0, 1, 1]])
-    penalised = constrain(scores, ids, **OFF | {"repetition_penalty": 2.0})
+    penalised = constrain(scores, ids, replace(OFF, repetition_penalty=2.0), END)
     assert penalised.tolist() == [[1.0, -4.0, 2.0, -2.0]]
     assert scores.tolist() == [[2.0, -2.0, 2.0, -2.0]], "the given scores stay"
 
@@ -20,9 +23,8 @@ def test_a_penalty_moves_scores_of_seen_ids_away_from_likely():
 @pytest.mark.parametrize(("length", "may_end"), [(4, False), (5, True), (6, True)])
 def test_a_text_shorter_than_the_minimum_does_not_end(length, may_end):
     scores = torch.zeros(2, 5)
-    constrained = constrain(
-        scores, torch.zeros(2, length, dtype=torch.int64), **OFF | {"min_length": 5}
-    )
+    ids = torch.zeros(2, length, dtype=torch.int64)
+    constrained = constrain(scores, ids, Decoding(min_length=5), END)
     assert bool((constrained[:, END] == 0).all()) == may_end
     assert (constrained[:, :END] == 0).all()
     assert (constrained[:, END + 1 :] == 0).all()
@@ -30,7 +32,7 @@ def test_a_text_shorter_than_the_minimum_does_not_end(length, may_end):
 
 def test_without_constraints_nothing_changes():
     scores = torch.randn(2, 5)
-    assert constrain(scores, torch.zeros(2, 3, dtype=torch.int64), **OFF) is scores
+    assert constrain(scores, torch.zeros(2, 3, dtype=torch.int64), OFF, END) is scores
 
 
 PROBABILITIES = torch.tensor([[0.15, 0.5, 0.05, 0.3]])

@@ -128,7 +128,7 @@ class TestWriting:
                 raise OSError("no space left on device")
 
         full = FullDisk.from_file(folder)
-        with pytest.raises(CheckpointError, match="cannot be written .*no space left"):
+        with pytest.raises(CheckpointError, match=r"cannot be written .*no space left"):
             save_folder(folder, med, full, "filter", 30)
         assert read_folder(folder).kind == "pretrain"
         assert [path.name for path in folder.parent.iterdir()] == ["model"]

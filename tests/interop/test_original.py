@@ -161,7 +161,7 @@ class TestWriting:
 
     def test_other_sharing_is_refused(self, config: MedConfig) -> None:
         text = replace(config.text, sharing="none")
-        with pytest.raises(CheckpointError, match="text.sharing 'none'"):
+        with pytest.raises(CheckpointError, match=r"text.sharing 'none'"):
             to_original(Med(replace(config, text=text)))
 
 
@@ -197,7 +197,7 @@ class TestRefusing:
 
     def test_a_further_layer_of_the_decoder(self, original: dict[str, Tensor]) -> None:
         original["text_decoder.bert.encoder.layer.2.output.dense.bias"] = torch.zeros(128)
-        with pytest.raises(CheckpointError, match="unknown text_decoder.bert.encoder.layer.2"):
+        with pytest.raises(CheckpointError, match=r"unknown text_decoder.bert.encoder.layer.2"):
             from_original(original)
 
     def test_another_shape(self, original: dict[str, Tensor]) -> None:
@@ -237,7 +237,7 @@ class TestRefusing:
 
     def test_a_width_whose_heads_cannot_be_told(self, config: MedConfig) -> None:
         odd = Med(replace(config, vision=replace(config.vision, width=48, heads=4)))
-        with pytest.raises(CheckpointError, match="width 48 .* give vision_heads"):
+        with pytest.raises(CheckpointError, match=r"width 48 .* give vision_heads"):
             from_original(to_original(odd, "itm"))
         read = from_original(to_original(odd, "itm"), vision_heads=4)
         assert read.config.vision.heads == 4
@@ -267,5 +267,5 @@ class TestGradients:
         assert list(exported.values()) == [None, None, None]
 
     def test_a_parameter_of_another_model_is_refused(self) -> None:
-        with pytest.raises(CheckpointError, match="itm_head.weight is not a parameter"):
+        with pytest.raises(CheckpointError, match=r"itm_head.weight is not a parameter"):
             export_gradients({"itm_head.weight": None}, "caption")

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from openblip.interop.assembly import build_empty
 from openblip.model import Med, MedConfig
 from openblip.model.flops import (
     image_encoder_flops,
@@ -28,8 +29,8 @@ def counted(run: Callable[[], object]) -> int:
 
 @pytest.fixture(scope="module", params=["tiny", "base"])
 def med(request: pytest.FixtureRequest) -> Med:
-    with torch.device("meta"):
-        return Med(MedConfig.preset(request.param, vocab_size=1000, image_size=96)).eval()
+    config = MedConfig.preset(request.param, vocab_size=1000, image_size=96)
+    return build_empty(lambda: Med(config)).eval()
 
 
 @pytest.fixture(scope="module")

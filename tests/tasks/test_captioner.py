@@ -9,9 +9,9 @@ from torch import Tensor
 
 from openblip.data.loader import Batch
 from openblip.data.tokenizer import SpecialTokens
-from openblip.errors import MissingHead
+from openblip.errors import MissingHead, RecipeError
 from openblip.model import Med
-from openblip.tasks.captioner import CaptionerTask
+from openblip.tasks.captioner import CaptionerObjectives, CaptionerTask
 from openblip.tasks.protocol import StepPosition
 
 START = StepPosition(step=0, epoch=0.0)
@@ -68,3 +68,9 @@ def test_a_student_that_cannot_generate_is_refused(
 ) -> None:
     with pytest.raises(MissingHead, match="lm"):
         CaptionerTask(make_student(heads=("itc", "itm")), special)
+
+
+@pytest.mark.parametrize("label_smoothing", [-0.1, 1.0])
+def test_smoothing_out_of_range_is_refused(label_smoothing: float) -> None:
+    with pytest.raises(RecipeError, match="label_smoothing"):
+        CaptionerObjectives(label_smoothing=label_smoothing)

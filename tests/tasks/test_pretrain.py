@@ -380,6 +380,8 @@ def test_a_student_without_the_head_is_refused(
     [
         ({"losses": ()}, "losses"),
         ({"losses": ("itc", "mlm")}, "losses"),
+        ({"negatives": "world"}, "negatives"),
+        ({"negative_features": "queue"}, "negative_features"),
         ({"momentum": 1.5}, "momentum"),
         ({"alpha": -0.1}, "alpha"),
         ({"label_smoothing": 1.0}, "label_smoothing"),

@@ -35,7 +35,7 @@ def table_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     return str(uri)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def make_recipe(table_uri: str) -> MakeRecipe:
     """The smallest pre-training recipe; keyword arguments replace fields of its `train` part.
 

@@ -69,7 +69,11 @@ def test_a_number_that_yaml_reads_as_text_is_a_number(plain: dict[str, Any]) -> 
     [
         (("train", "batchsize"), 4, "train.batchsize is unknown; did you mean train.batch_size"),
         (("data", "view", "itn"), 0.5, "data.view.itn is unknown; did you mean data.view.itm"),
-        (("objectives", "queue"), 8, "objectives.queue is unknown; did you mean objectives.queue_size"),
+        (
+            ("objectives", "queue"),
+            8,
+            "objectives.queue is unknown; did you mean objectives.queue_size",
+        ),
         (("objektives",), {}, "objektives is unknown; did you mean objectives"),
         (("train", "steps"), "ten", "train.steps is 'ten'; expected a whole number"),
         (("train", "steps"), True, "train.steps is True; expected a whole number"),

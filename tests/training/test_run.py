@@ -56,9 +56,333 @@ def with_queue(recipe: Recipe, size: int) -> Recipe:
 
 
 @pytest.fixture(scope="module")
-def pretrained(
-    tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+def finished(
+    make_recipe: MakeRecipe, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Recipe, TrainResult]:
-    """A finished run that several tests look at."""
-    recipe: Recipe = request.getfixturevalue("module_recipe")
-    return recipe, train(recipe, tmp_path_factory.mktemp("pretrained"), quiet=True)
+    """A pre-training run of 4 steps that several tests look at."""
+    recipe = make_recipe()
+    return recipe, train(recipe, tmp_path_factory.mktemp("finished"), quiet=True)
+
+
+def test_a_run_leaves_a_model_and_a_record(finished: tuple[Recipe, TrainResult]) -> None:
+    _, result = finished
+    assert (result.steps, result.interrupted) == (4, False)
+    assert result.model_folder == result.run_dir / "checkpoints" / "last"
+    loaded = read_folder(result.model_folder)
+    assert (loaded.kind, loaded.image_size, loaded.max_tokens) == ("pretrain", 16, 30)
+    lines = read_metrics(result.run_dir)
+    assert [line["step"] for line in lines] == [2, 4]
+    assert lines[-1]["epoch"] == 3 / 5
+    assert lines[-1]["itm"] == result.terms["itm"]
+    assert {"lr", "loss", "grad_norm", "pairs_per_second", "utilisation", "loader_share"} <= set(
+        lines[-1]
+    )
+
+
+def test_the_recorded_recipe_is_resolved_and_trains(
+    finished: tuple[Recipe, TrainResult], tmp_path: Path
+) -> None:
+    recipe, result = finished
+    recorded = read_recipe(result.run_dir / "recipe.yaml")
+    tokenizer = TextTokenizer.from_file(result.run_dir / "tokenizer")
+    assert recorded.model is not None
+    assert recorded.model.text.vocab_size == tokenizer.vocab_size <= 60
+    assert recorded.model.vision.image_size == recipe.data.image_size
+    train(recorded, tmp_path, quiet=True)
+    assert weights(tmp_path) == weights(result.run_dir)
+
+
+def test_a_finished_run_is_not_trained_again(finished: tuple[Recipe, TrainResult]) -> None:
+    recipe, result = finished
+    before = (result.model_folder / "model.safetensors").stat().st_mtime_ns
+    again = train(recipe, result.run_dir, quiet=True)
+    assert (again.steps, again.terms) == (result.steps, result.terms)
+    assert (result.model_folder / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_another_recipe_is_refused(finished: tuple[Recipe, TrainResult]) -> None:
+    recipe, result = finished
+    other = replace(recipe, optimiser=replace(recipe.optimiser, lr=2e-3))
+    with pytest.raises(TrainingError, match=r"optimiser.lr \(was 0.001, is 0.002\)"):
+        train(other, result.run_dir, quiet=True)
+    with pytest.raises(TrainingError, match="stands at step-00000004: choose another"):
+        train(recipe, result.run_dir, resume=False, quiet=True)
+
+
+def killed_at(recipe: Recipe, run_dir: Path, step: int) -> None:
+    """Start a process that trains, and kill it when it has made so many steps."""
+    write_recipe(recipe, run_dir.with_suffix(".yaml"))
+    process = subprocess.Popen(
+        [sys.executable, "-c", SCRIPT, str(run_dir.with_suffix(".yaml")), str(run_dir)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    while len(read_metrics(run_dir)) < step:
+        assert process.poll() is None, "the run ended before it was killed"
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+
+
+def test_a_killed_run_ends_as_if_it_had_not_been(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(steps=12, checkpoint_every=3, log_every=1, accumulate=2)
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    train(recipe, uninterrupted, quiet=True)
+    killed_at(recipe, killed, step=random.randrange(1, 11))
+    result = train(recipe, killed, quiet=True)
+    assert result.steps == 12
+    assert weights(killed) == weights(uninterrupted)
+    assert weights(killed, "best") == weights(uninterrupted, "best")
+    assert checkpoints(killed) == checkpoints(uninterrupted)
+    before, after = state(uninterrupted)["task"], state(killed)["task"]
+    assert {name.split(".")[0] for name in before} == {"teacher", "queue"}
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    numbers = ("step", "lr", "loss", "itc", "itm", "lm")
+    first, second = (
+        [{name: line[name] for name in numbers} for line in read_metrics(run)]
+        for run in (uninterrupted, killed)
+    )
+    assert first == second
+
+
+@pytest.mark.slow
+def test_many_kills_at_any_moment(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """Kills also while checkpoints are written: there is one after every step."""
+    recipe = make_recipe(steps=40, checkpoint_every=1, log_every=1)
+    uninterrupted, killed = tmp_path / "uninterrupted", tmp_path / "killed"
+    train(recipe, uninterrupted, quiet=True)
+    for step in sorted(random.sample(range(1, 39), 8)):
+        killed_at(recipe, killed, step)
+        time.sleep(random.random() * 0.05)
+    train(recipe, killed, quiet=True)
+    assert weights(killed) == weights(uninterrupted)
+    assert weights(killed, "best") == weights(uninterrupted, "best")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_run_after_its_step(
+    make_recipe: MakeRecipe, tmp_path: Path, number: signal.Signals
+) -> None:
+    recipe = make_recipe(steps=40, checkpoint_every=100, log_every=1)
+
+    def interrupt() -> None:
+        while not read_metrics(tmp_path):
+            time.sleep(0.01)
+        os.kill(os.getpid(), number)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    result = train(recipe, tmp_path, quiet=True)
+    thread.join()
+    assert result.interrupted
+    assert 1 <= result.steps < 40
+    assert checkpoints(tmp_path) == ["last", f"step-{result.steps:08d}"]
+    run = state(tmp_path)["run"]
+    assert (run["step"], run["window_steps"]) == (result.steps, result.steps)
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(
+    make_recipe: MakeRecipe, finished: tuple[Recipe, TrainResult], tmp_path: Path
+) -> None:
+    recipe, result = finished
+
+    def interrupt() -> None:
+        while not (tmp_path / "metrics.jsonl").exists():
+            time.sleep(0.001)
+        time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    first = train(recipe, tmp_path, quiet=True)
+    thread.join()
+    assert first.steps < 4
+    train(recipe, tmp_path, quiet=True)
+    assert weights(tmp_path) == weights(result.run_dir)
+    assert weights(tmp_path, "best") == weights(result.run_dir, "best")
+
+
+def test_the_best_checkpoint_is_that_of_the_lowest_validation_loss(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    # A learning rate this high makes every later checkpoint worse than the first.
+    recipe = make_recipe(steps=3, checkpoint_every=1)
+    recipe = replace(
+        recipe,
+        data=replace(recipe.data, validation_split="val"),
+        optimiser=replace(recipe.optimiser, lr=1.0),
+    )
+    train(recipe, tmp_path, quiet=True)
+    lines = [line for line in read_metrics(tmp_path) if line["kind"] == "validation"]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    best = min(lines, key=lambda line: line["loss"])
+    assert (tmp_path / "checkpoints" / "best").readlink().name == f"step-{best['step']:08d}"
+    assert state(tmp_path)["run"]["best_loss"] == best["loss"]
+
+
+def test_validation_does_not_change_the_weights(
+    make_recipe: MakeRecipe, finished: tuple[Recipe, TrainResult], tmp_path: Path
+) -> None:
+    recipe, result = finished
+    recipe = replace(recipe, data=replace(recipe.data, validation_split="val"))
+    train(recipe, tmp_path, quiet=True)
+    assert weights(tmp_path) == weights(result.run_dir)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe(steps=20, checkpoint_every=1)
+    recipe = replace(recipe, optimiser=replace(recipe.optimiser, lr=1e30))
+    with pytest.raises(TrainingError, match="is not finite.*Its pairs: row-.*init_from") as error:
+        train(recipe, tmp_path, quiet=True)
+    (failed,) = (tmp_path / "checkpoints").glob("failed-step-*")
+    report = json.loads((failed / "failed_batch.json").read_text())
+    assert len(report["ids"]) == 4
+    assert all(row in str(error.value) for row in report["ids"])
+    assert f"step {report['step']} " in str(error.value)
+    before = read_folder(tmp_path / "checkpoints" / "last").med.state_dict()
+    after = read_folder(failed).med.state_dict()
+    # A step begins with clamping the temperature.
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed <= {"temperature"}
+
+
+@pytest.mark.parametrize(
+    ("change", "kind", "message"),
+    [
+        (lambda r: with_queue(r, 21), RecipeError, "set objectives.queue_size <= 20"),
+        (
+            lambda r: replace(r, train=replace(r.train, batch_size=24)),
+            DataError,
+            "20 rows.*lower the batch size",
+        ),
+        (
+            lambda r: replace(r, train=replace(r.train, batch_size=24, accumulate=2)),
+            RecipeError,
+            "set train.batch_size <= 20",
+        ),
+        (
+            lambda r: replace(r, data=replace(r.data, view=replace(r.data.view, sources=("web",)))),
+            DataError,
+            "none has an admitted text",
+        ),
+        (
+            lambda r: replace(r, data=replace(r.data, validation_split="test")),
+            DataError,
+            "no row in the split 'test'",
+        ),
+        (
+            lambda r: replace(r, data=replace(r.data, max_tokens=33)),
+            RecipeError,
+            "data.max_tokens is 33, 40 with padding",
+        ),
+        (
+            lambda r: replace(r, train=replace(r.train, device="xpu")),
+            RecipeError,
+            "train.device is 'xpu'",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_before_training(
+    make_recipe: MakeRecipe,
+    tmp_path: Path,
+    change: Callable[[Recipe], Recipe],
+    kind: type[Exception],
+    message: str,
+) -> None:
+    with pytest.raises(kind, match=message):
+        train(change(make_recipe()), tmp_path, quiet=True)
+    assert not (tmp_path / "metrics.jsonl").exists()
+    # The corrected recipe may use the same directory.
+    train(make_recipe(steps=1), tmp_path, quiet=True)
+
+
+def fine_tuning(
+    finished: tuple[Recipe, TrainResult], task: Any, objectives: Any, **changes: Any
+) -> Recipe:
+    recipe, result = finished
+    return replace(
+        recipe,
+        task=task,
+        objectives=objectives,
+        model=None,
+        tokenizer=None,
+        init_from=str(result.model_folder),
+        **changes,
+    )
+
+
+def test_a_captioner_is_trained_from_a_pretrained_model(
+    finished: tuple[Recipe, TrainResult], tmp_path: Path
+) -> None:
+    recipe = fine_tuning(finished, "captioner", CaptionerObjectives())
+    recipe = replace(recipe, data=replace(recipe.data, prefix="this wall is "))
+    result = train(recipe, tmp_path, quiet=True)
+    before, after = read_folder(finished[1].model_folder), read_folder(result.model_folder)
+    assert after.kind == "captioner"
+    assert after.med.config == before.med.config
+    # All heads stay; those that take no part stay as they were.
+    assert torch.equal(after.med.itm_head.weight, before.med.itm_head.weight)
+    assert not torch.equal(
+        after.med.text.lm_head.transform.weight, before.med.text.lm_head.transform.weight
+    )
+
+
+def test_a_filter_is_trained_at_another_image_size(
+    finished: tuple[Recipe, TrainResult], tmp_path: Path
+) -> None:
+    recipe = fine_tuning(
+        finished,
+        "filter",
+        FilterObjectives(queue_size=8),
+        overrides=ModelOverrides(dropout=0.0, drop_path=0.0, vision_checkpoint_layers=1),
+    )
+    recipe = replace(recipe, data=replace(recipe.data, image_size=24))
+    result = train(recipe, tmp_path, quiet=True)
+    loaded = read_folder(result.model_folder)
+    assert (loaded.kind, loaded.image_size) == ("filter", 24)
+    assert loaded.med.image_encoder.positions.shape == (1, 10, 16)
+    assert loaded.med.config.text.dropout == loaded.med.config.vision.drop_path == 0.0
+    assert loaded.med.config.vision.checkpoint_layers == 1
+
+
+def test_a_model_without_the_head_cannot_be_fine_tuned(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe = make_recipe(steps=1)
+    assert recipe.model is not None
+    recipe = replace(
+        recipe,
+        model=replace(recipe.model, heads=("lm",)),
+        objectives=replace(recipe.objectives, losses=("lm",)),
+    )
+    base = recipe, train(recipe, tmp_path / "lm", quiet=True)
+    with pytest.raises(MissingHead, match="no itc head"):
+        train(
+            fine_tuning(base, "filter", FilterObjectives(queue_size=8)),
+            tmp_path / "filter",
+            quiet=True,
+        )
+
+
+def test_activation_checkpointing_changes_no_weight(
+    make_recipe: MakeRecipe, finished: tuple[Recipe, TrainResult], tmp_path: Path
+) -> None:
+    overrides = ModelOverrides(vision_checkpoint_layers=2, text_checkpoint_layers=1)
+    train(replace(make_recipe(), overrides=overrides), tmp_path, quiet=True)
+    assert weights(tmp_path) == weights(finished[1].run_dir)
+
+
+def test_bfloat16_comes_near_float32(
+    make_recipe: MakeRecipe, finished: tuple[Recipe, TrainResult], tmp_path: Path
+) -> None:
+    result = train(make_recipe(precision="bfloat16"), tmp_path, quiet=True)
+    assert result.terms["lm"] == pytest.approx(finished[1].terms["lm"], rel=0.05)
+    assert read_folder(result.model_folder).med.temperature.dtype == torch.float32
+
+
+def test_progress_shows_losses_and_rates(
+    make_recipe: MakeRecipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    train(make_recipe(steps=2), tmp_path)
+    shown = capfd.readouterr().err
+    assert "training pretrain: 2 of 2 steps" in shown
+    assert all(name in shown for name in ("loss", "itc", "utilisation", "loader"))

@@ -10,7 +10,7 @@ from typing import cast
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from openblip.data.loader import Batch
 from openblip.model import Med
@@ -81,9 +81,7 @@ def test_the_task_is_told_in_order() -> None:
 def test_accumulated_parts_give_the_gradient_of_the_whole() -> None:
     whole, parts = Line(), Line()
     one = trainer(whole).step(START, [batch([1.0, 2.0, 3.0, 4.0], [3, 4, 5, 6])], lr=0.1)
-    two = trainer(parts).step(
-        START, [batch([1.0, 2.0], [3, 4]), batch([3.0, 4.0], [5, 6])], lr=0.1
-    )
+    two = trainer(parts).step(START, [batch([1.0, 2.0], [3, 4]), batch([3.0, 4.0], [5, 6])], lr=0.1)
     assert parts.weight.item() == pytest.approx(whole.weight.item())
     assert two.terms == pytest.approx(one.terms)
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from openblip.data.table import PairTable
-from openblip.errors import CheckpointError, RecipeError
-from openblip.inference.generation import Decoding
+from openblip.errors import RecipeError
+from openblip.inference import Decoding
+from openblip.inference.loading import find_model_files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -148,13 +149,8 @@ def model_fingerprint(source: str) -> str:
     Raises:
         CheckpointError: if there is no model.
     """
-    from openblip.inference.loading import find_model_files
-
     digest = hashlib.sha256()
-    files = find_model_files(source)
-    if not files:
-        raise CheckpointError(f"{source}: no model files; give a model folder or a run directory")
-    for file in files:
+    for file in find_model_files(source):
         digest.update(file.name.encode())
         with file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())

@@ -11,7 +11,7 @@ from PIL import Image
 from openblip.capfilt.job import METADATA_KEY
 from openblip.capfilt.scores import TextScores, read_scores, texts_of
 from openblip.capfilt.select import DEFAULT_THRESHOLDS, keep_rates, noise_quality
-from openblip.data.images import row_image
+from openblip.data.reading import row_image
 from openblip.data.table import PairTable
 from openblip.errors import DataError, RecipeError
 from openblip.page import CardText, Page, histogram

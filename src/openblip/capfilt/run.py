@@ -59,7 +59,7 @@ def run_capfilt(
     missing = sorted(set(range(job.num_parts)) - job.finished())
     computed = sum(len(job.rows(part)) for part in missing)
     devices = _devices(processes)
-    with Progress(total=len(opened), description="capfilt", unit="images") as progress:
+    with Progress("capfilt", total=len(opened), unit="images") as progress:
         progress.update(len(opened) - computed)
         if len(devices) == 1:
             with _one_thread():

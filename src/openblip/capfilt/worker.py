@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openblip.capfilt.job import CapFiltJob, CapFiltSettings
-from openblip.data.images import row_image
+from openblip.data.reading import row_image
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.data.transforms import eval_transform

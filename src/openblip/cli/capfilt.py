@@ -52,7 +52,7 @@ def run(
     """
     from openblip.capfilt.job import CapFiltSettings
     from openblip.capfilt.run import run_capfilt
-    from openblip.inference.generation import Decoding
+    from openblip.inference import Decoding
 
     settings = CapFiltSettings(
         captioner=captioner,

@@ -66,7 +66,7 @@ def evaluate(
         )
         return 0
     from openblip.evaluation.caption import evaluate_caption
-    from openblip.inference.generation import Decoding
+    from openblip.inference import Decoding
 
     written = evaluate_caption(
         blip,

@@ -53,7 +53,7 @@ def caption(
     files = list(_image_files(paths))
     blip = load(model)
     failures = 0
-    with Progress(total=len(files), description="captioning", unit="images") as progress:
+    with Progress("captioning", total=len(files), unit="images") as progress:
         for first in range(0, len(files), batch_size):
             images, names = [], []
             for file in files[first : first + batch_size]:

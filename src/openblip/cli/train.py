@@ -49,9 +49,9 @@ def finetune(words: list[str], prog: str) -> int:
     (task, table, run_dir), rest = _positionals(words, 3, usage, _FINETUNE_HELP)
     make = _named(FINETUNE_RECIPES, task, "task")
     source, rest = _take_flag(rest, "--init-from", usage)
-    from openblip.inference.loading import model_folder
+    from openblip.inference.loading import find_model
 
-    folder = model_folder(source)
+    folder = find_model(source)
     recipe = make(table, str(folder), read_config(folder).image_size)
     return _train(recipe, Path(run_dir), rest, prog, _FINETUNE_HELP)
 

@@ -1,9 +1,14 @@
-"""Encoded image bytes of a row, wherever they lie."""
+"""The image of a row, wherever its bytes lie."""
 
 import stat
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from PIL import Image
+
+from openblip.data.images import open_image
 from openblip.errors import DataError
 
 MAX_IMAGE_BYTES = 256 << 20
@@ -36,6 +41,23 @@ def encoded_image(image: bytes | None, image_uri: str | None) -> bytes:
     return read_image_file(
         Path(unquote(urlsplit(image_uri).path)) if scheme == "file" else Path(image_uri)
     )
+
+
+def row_image(row: Mapping[str, Any]) -> Image.Image:
+    """The image of a row of a pair table, as RGB.
+
+    Args:
+        row: with the columns `id`, `image` and `image_uri`.
+
+    Raises:
+        DataError: the image is missing or damaged; names the row.
+    """
+    name = f"row {row['id']!r}"
+    try:
+        return open_image(encoded_image(row["image"], row["image_uri"]), name)
+    except DataError as error:
+        message = str(error)
+        raise DataError(message if name in message else f"{name}: {message}") from error
 
 
 def read_image_file(path: Path) -> bytes:

@@ -79,8 +79,8 @@ class KeyedPermutation:
                 left = (left + _mix_array(right, round_key) % height) % height
             else:
                 right = (right + _mix_array(left, round_key) % width) % width
-        places: np.ndarray = left * width + right
-        return places
+        mixed: np.ndarray = left * width + right
+        return mixed
 
 
 def _mix(state: int) -> int:

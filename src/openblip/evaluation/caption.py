@@ -11,8 +11,7 @@ from openblip.data.table import PairTable
 from openblip.data.views import split_rows
 from openblip.errors import DataError
 from openblip.evaluation.metrics import caption as caption_metrics
-from openblip.inference import Blip
-from openblip.inference.generation import Decoding
+from openblip.inference import Blip, Decoding
 from openblip.progress import Progress
 
 
@@ -59,7 +58,7 @@ def evaluate_caption(
     if not ids:
         raise DataError(f"{table.uri}: no row of the split {split!r} has a caption")
     captions: dict[str, str] = {}
-    with Progress(total=len(ids), description="captioning", unit="images") as progress:
+    with Progress("captioning", total=len(ids), unit="images") as progress:
         for batch in iterate_images(table, rows, batch_size, blip.image_size):
             if batch.errors:
                 row, reason = next(iter(batch.errors.items()))

@@ -15,11 +15,11 @@ from openblip.data.views import split_rows
 from openblip.errors import DataError, RecipeError
 from openblip.evaluation.metrics import retrieval
 from openblip.inference import Blip
+from openblip.inference.scoring import match_logits
 from openblip.progress import Progress
 
 # Score of a pair that is not among the top k, below every matched one (as the original).
 _NOT_RANKED = -100.0
-_TEXTS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
@@ -149,18 +149,15 @@ def _rerank(
     """Scores (images, texts) for ranking texts, and for ranking images."""
     of_image, of_text = candidate_pairs(cosines, k)
     wanted = of_image | of_text
+    tokens = blip.tokenizer.encode(gallery.texts, blip.max_tokens, first="enc")
     logits = torch.full_like(cosines, _NOT_RANKED)
-    with Progress(total=int(wanted.sum()), description="matching", unit="pairs") as progress:
+    with Progress("matching", total=int(wanted.sum()), unit="pairs") as progress:
         for first, images in _images(blip, table, gallery, batch_size):
-            memory = blip.encode(images).memories.encoder
-            for place in range(len(images)):
-                image = first + place
-                chosen = wanted[image].nonzero()[:, 0]
-                one = memory.select(torch.tensor([place], device=memory.keys[0].device))
-                for part in chosen.split(_TEXTS_AT_ONCE):
-                    texts = [gallery.texts[number] for number in part.tolist()]
-                    matched = blip.match_logits(one, texts).cpu()
-                    logits[image, part] = matched + cosines[image, part]
-                progress.update(len(chosen))
+            chosen = [row.nonzero()[:, 0].tolist() for row in wanted[first : first + len(images)]]
+            memory = blip.encode(images).encoder_memory
+            for place, matched in enumerate(match_logits(blip.med, memory, tokens, chosen)):
+                texts = chosen[place]
+                logits[first + place, texts] = matched[:, 1] + cosines[first + place, texts]
+                progress.update(len(texts))
     floor = torch.full_like(cosines, _NOT_RANKED)
     return torch.where(of_image, logits, floor), torch.where(of_text, logits, floor)

@@ -119,13 +119,7 @@ def _expand(
     images, beams, _ = running.ids.shape
     vocab = logits.shape[1]
     logprobs = logits.log_softmax(dim=-1)
-    scores = constrain(
-        logprobs,
-        running.ids.flatten(0, 1),
-        repetition_penalty=decoding.repetition_penalty,
-        min_length=decoding.min_length,
-        end=end,
-    )
+    scores = constrain(logprobs, running.ids.flatten(0, 1), decoding, end)
     totals = scores + running.scores.flatten().to(logits.device)[:, None]
     top_scores, flat = totals.view(images, beams * vocab).topk(2 * beams)
     top_logprobs = logprobs.view(images, beams * vocab).gather(1, flat).cpu()

@@ -4,13 +4,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from openblip.inference.decoding import Decoding
+
 
 def constrain(
     scores: Float[Tensor, "rows vocab"],
     ids: Int[Tensor, "rows length"],
-    *,
-    repetition_penalty: float,
-    min_length: int,
+    decoding: Decoding,
     end: int,
 ) -> Float[Tensor, "rows vocab"]:
     """The scores with ids that were seen penalised, and no end of a text that is too short.
@@ -21,16 +21,16 @@ def constrain(
     Args:
         scores: logits or log-probabilities.
         ids: each row's text so far, prompt included.
-        repetition_penalty: divides positive and multiplies negative scores; 1 changes nothing.
-        min_length: a text with fewer ids than this does not end.
+        decoding: its repetition penalty and minimum length.
         end: id of the token that ends a text.
     """
-    if repetition_penalty != 1.0:
+    penalty = decoding.repetition_penalty
+    if penalty != 1.0:
         ids = ids.to(scores.device)
         seen = scores.gather(1, ids)
-        seen = torch.where(seen < 0, seen * repetition_penalty, seen / repetition_penalty)
+        seen = torch.where(seen < 0, seen * penalty, seen / penalty)
         scores = scores.scatter(1, ids, seen)
-    if ids.shape[1] < min_length:
+    if ids.shape[1] < decoding.min_length:
         column = torch.tensor([end], device=scores.device)
         scores = scores.index_fill(1, column, float("-inf"))
     return scores

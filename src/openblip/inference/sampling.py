@@ -85,13 +85,7 @@ def sample(
     logprobs = torch.zeros(len(ids))
     logits = decoder.start(prompt_ids, captions_per_image)
     for length in range(prompt_tokens + 1, decoding.max_length + 1):
-        scores = constrain(
-            logits,
-            ids,
-            repetition_penalty=decoding.repetition_penalty,
-            min_length=decoding.min_length,
-            end=end,
-        )
+        scores = constrain(logits, ids, decoding, end)
         tokens = choose(scores, numbers.flatten().tolist(), length - prompt_tokens - 1).cpu()
         ids = torch.cat([ids, tokens[:, None]], dim=1)
         chosen = tokens[:, None].to(logits.device)

@@ -75,6 +75,8 @@ class Med(nn.Module):
 
     def memories(self, image_hidden: Float[Tensor, "images patches vision_width"]) -> Memories:
         """Cross-attention keys and values of encoded images, for encoder and decoder."""
+        if set(self.config.heads) == {"itc"}:
+            self.require("multimodal")
         return self.text.memories(image_hidden)
 
     def match(

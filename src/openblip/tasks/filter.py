@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from openblip.model.config import Head
-from openblip.tasks.pretrain import NegativeFeatures, PretrainObjectives, PretrainTask
+from openblip.tasks.pretrain import Loss, NegativeFeatures, PretrainObjectives, PretrainTask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,7 +12,7 @@ class FilterObjectives(PretrainObjectives):
     With the loss "lm" added, one run trains captioner and filter in one model.
     """
 
-    losses: tuple[Head, ...] = ("itc", "itm")
+    losses: tuple[Loss, ...] = ("itc", "itm")
     alpha_ramp_epochs: float = 1.0
     id_targets: bool = True
     negative_features: NegativeFeatures = "online"

@@ -10,8 +10,7 @@ from openblip.data.loader import Batch
 from openblip.data.tokenizer import SpecialTokens
 from openblip.errors import RecipeError
 from openblip.interop.assembly import build_empty
-from openblip.model import ImageMemory, Med, Memories
-from openblip.model.config import Head
+from openblip.model import ImageMemory, Med
 from openblip.objectives.itc import (
     itc_loss,
     own_pairs,
@@ -35,6 +34,7 @@ from openblip.tasks.protocol import (
     Task,
 )
 
+Loss = Literal["itc", "itm", "lm"]
 NegativesFrom = Literal["rank", "all_ranks"]
 NegativeFeatures = Literal["teacher", "online"]
 
@@ -46,7 +46,7 @@ _COLDEST, _WARMEST = 0.001, 0.5
 class PretrainObjectives:
     """Which losses a step has, and their settings; the defaults are those of the paper."""
 
-    losses: tuple[Head, ...] = ("itc", "itm", "lm")
+    losses: tuple[Loss, ...] = ("itc", "itm", "lm")
     """What is added up; without "itc" the negatives of "itm" are drawn uniformly."""
     queue_size: int = 57600
     """Pairs of earlier batches that serve as keys of the contrast; 0 uses the batch alone."""
@@ -69,11 +69,19 @@ class PretrainObjectives:
     """Added to the weight of every negative, so that easy ones come up too."""
 
     def __post_init__(self) -> None:
-        if not self.losses or set(self.losses) - set(get_args(Head)):
+        if not self.losses or set(self.losses) - set(get_args(Loss)):
             raise RecipeError(
                 f"objectives.losses {self.losses!r}: name at least one of "
-                f"{', '.join(get_args(Head))}"
+                f"{', '.join(get_args(Loss))}"
             )
+        for name, known in (
+            ("negatives", get_args(NegativesFrom)),
+            ("negative_features", get_args(NegativeFeatures)),
+        ):
+            if getattr(self, name) not in known:
+                raise RecipeError(
+                    f"objectives.{name} {getattr(self, name)!r} is not one of {', '.join(known)}"
+                )
         for name in ("momentum", "alpha"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise RecipeError(f"objectives.{name} {getattr(self, name)} is not in [0, 1]")
@@ -118,6 +126,10 @@ class PretrainTask(Task):
     step do not see each other's features. As in the original the teacher is in training mode when
     the task is: dropout acts on its features.
 
+    Differs from BLIP: pairs with the same image or the same text are not negatives of each other,
+    in pre-training too; a row without any negative is left out of the matching loss; logits of
+    the vocabulary are computed only where there is a label.
+
     Args:
         student: has a head for each loss.
         special: where `[ENC]`, `[DEC]` and `[PAD]` are.
@@ -142,8 +154,8 @@ class PretrainTask(Task):
         negative_sampler: NegativeSampler | None = None,
     ) -> None:
         super().__init__()
-        for head in objectives.losses:
-            student.require(head)
+        for loss in objectives.losses:
+            student.require(loss)
         self.student = student
         self.special = special
         self.objectives = objectives
@@ -172,7 +184,7 @@ class PretrainTask(Task):
             contrast = self.contrast(batch, hidden, position)
             terms["itc"] = contrast.loss
         if "itm" in losses or "lm" in losses:
-            memories = self._memories(hidden)
+            memories = self.student.memories(hidden)
         if "itm" in losses:
             terms["itm"] = self._matching_loss(batch, hidden, memories.encoder, contrast, position)
         if "lm" in losses:
@@ -247,13 +259,6 @@ class PretrainTask(Task):
             batch.image_ids,
             batch.text_ids,
         )
-
-    def _memories(self, image_hidden: Tensor) -> Memories:
-        if {"itm", "lm"} <= set(self.objectives.losses):
-            return self.student.memories(image_hidden)
-        # With one role there is one memory, also where the roles do not share.
-        memory = self.student.text.remember(image_hidden, causal="lm" in self.objectives.losses)
-        return Memories(memory, memory)
 
     def _matching_loss(
         self,

@@ -33,11 +33,17 @@ _PADDING = 8
 
 
 def make_tokenizer(recipe: Recipe, table: PairTable) -> TextTokenizer:
-    """The tokenizer that a recipe asks for, learnt from the view's captions if it says so."""
+    """The tokenizer that a recipe asks for, learnt from the view's captions if it says so.
+
+    Raises:
+        DataError: the file is no tokenizer, or the view is empty.
+    """
     if recipe.init_from is not None:
         return read_folder(Path(recipe.init_from)).tokenizer
     size = recipe.trained_vocabulary
     if size is not None:
+        # Tells better than the tokenizer could why there are no texts.
+        recipe.data.view.resolve(table)
         return TextTokenizer.train(_captions(recipe.data, table), size)
     assert recipe.tokenizer is not None, "a recipe with a model has a tokenizer"
     return TextTokenizer.from_file(recipe.tokenizer)

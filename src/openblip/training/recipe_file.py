@@ -115,7 +115,9 @@ def _build(kind: Any, value: Any, name: str) -> Any:
     prefix = f"{name}." if name else ""
     for given in value:
         if given not in hints:
-            raise RecipeError(f"{prefix}{given} is unknown{_nearest(str(given), list(hints), prefix)}")
+            raise RecipeError(
+                f"{prefix}{given} is unknown{_nearest(str(given), list(hints), prefix)}"
+            )
     for f in fields(kind):
         if f.name not in value and f.default is MISSING and f.default_factory is MISSING:
             raise RecipeError(f"{prefix}{f.name} is missing; it has no default")

@@ -22,6 +22,7 @@ BODIES: dict[tuple[int, str | None], tuple[str, ...]] = {
         "{B} to the right of {A}",
         "{A} {isA} to the left of {B}",
         "{A} on the left and {B} on the right",
+        "{B} on the right and {A} on the left",
         "there {isA} {A} to the left of {B}",
     ),
     (2, "above"): (
@@ -31,6 +32,7 @@ BODIES: dict[tuple[int, str | None], tuple[str, ...]] = {
         "{B} under {A}",
         "{A} {isA} above {B}",
         "{A} at the top and {B} at the bottom",
+        "{B} at the bottom and {A} at the top",
         "there {isA} {A} above {B}",
     ),
     (2, "beside"): ("{A} beside {B}", "{A} next to {B}"),
@@ -47,7 +49,7 @@ TITLE_FRAMES = ("{body} {ground}", "{body} {on}")
 ON_WORDS = ("on", "against")
 GROUND_NOUNS = ("background", "backdrop")
 SIZE_WORDS = {"large": "large", "big": "large", "small": "small", "little": "small"}
-COUNT_WORDS = {"a": 1, "an": 1, "one": 1, "two": 2, "a pair of": 2, "three": 3}
+COUNT_WORDS = {"a": 1, "an": 1, "one": 1, "two": 2, "a couple of": 2, "three": 3}
 PLURALS = {kind: "crosses" if kind == "cross" else f"{kind}s" for kind in KINDS}
 DISC = "disc"
 
@@ -154,7 +156,7 @@ def _count_word(count: int, next_word: str, dice: Dice, voice: _Voice) -> list[s
     if count == 3:
         return ["three"]
     if count == 2:
-        return ["a pair of" if voice.articles and dice.chance(0.15) else "two"]
+        return ["a couple of" if voice.articles and dice.chance(0.15) else "two"]
     if not voice.articles:
         return []
     return [_pick(("an" if next_word[0] in "aeiou" else "a", "one"), 0.1, dice)]

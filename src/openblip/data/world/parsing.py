@@ -57,7 +57,7 @@ def is_true_caption(text: str, scene: Scene) -> bool | None:
 
 
 def _one_of(options: Iterable[str]) -> str:
-    # Longer words first, lest "a" hide "a pair of".
+    # Longer words first, lest "a" hide "a couple of".
     return "(?:" + "|".join(sorted(options, key=len, reverse=True)) + ")"
 
 

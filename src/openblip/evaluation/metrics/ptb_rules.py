@@ -77,6 +77,7 @@ _WORD = rf"(?:{_LETTER}{_ALNUM}*(?:[.!?]{_LETTER}{_ALNUM}*)*)"
 _PART = rf"(?:[dlo](?:{_APOS}|`){_ALNUM}{{2,}}|{_ALNUM}+)"
 _COMPOUND = rf"(?:{_PART}(?:[-_\u058a\u2010\u2011]{_PART})*)"
 _INITIALS = r"[A-Za-z](?:\.[A-Za-z])+\."
+_HOST_CHARACTER = r"""[^\s0-9A-Z!"$'(),./:;<=>?\[\]\\^_`{|}-]"""
 _URL_TAIL = r"""[^\s<>"|(){}]+[^\s<>|.!?(){},"-]"""
 
 # Signs that stay, as tokens of one character. All others (emoji among them) vanish.
@@ -203,8 +204,8 @@ _NUMBERS = (
 )
 _ADDRESSES = (
     _rule(rf"https?://{_URL_TAIL}", flags=_I),
-    _rule(rf"www\.(?:(?:{_ALNUM}|[_-])+\.)+[a-z]{{2,4}}(?:/{_URL_TAIL})?", flags=_I),
-    _rule(rf"(?:{_LETTER}{_ALNUM}*\.)+(?:com|net|org|edu)/{_URL_TAIL}", flags=_I),
+    _rule(rf"""www\.(?:[^\s<>|.!?(){{}},"]+\.)+[a-z]{{2,4}}(?:/{_URL_TAIL})?""", flags=_I),
+    _rule(rf"(?:{_HOST_CHARACTER}+\.)+(?:com|net|org|edu)(?:/{_URL_TAIL})?"),
     _rule(r'<?[A-Za-z0-9][^\s<>|(){}"]*@(?:[^\s<>|(){}."]+\.)*[^\s<>|(){}."]+>?'),
     _rule(rf"@[A-Za-z_][A-Za-z0-9_]*|\#{_LETTER}+"),
     _rule(rf"{_ALNUM}+(?:\.{_ALNUM}+)*\.{_any_of(_FILE_ENDINGS)}", before=r"[\s.,!?]|$", flags=_I),
@@ -250,8 +251,8 @@ _SYMBOLS = (
 
 RULES: tuple[Rule, ...] = (
     *_CONTRACTIONS,
-    *_WORDS,
     *_ABBREVIATIONS,
+    *_WORDS,
     *_NUMBERS,
     *_ADDRESSES,
     *_EMOTICONS,

@@ -1,0 +1,115 @@
+"""`openblip data`: import and show."""
+
+import json as json_library
+from collections import Counter
+from dataclasses import asdict
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from openblip.cli.output import print_json, print_table
+
+
+def import_(
+    source: tyro.conf.Positional[Path],
+    table: tyro.conf.Positional[str],
+    /,
+    *,
+    format: Literal["jsonl", "folder", "webdataset", "table", "coco", "karpathy"] | None = None,
+    origin: Literal["web", "human"] = "web",
+    split: Literal["train", "val", "test"] | None = None,
+    store: Literal["bytes", "uri"] = "bytes",
+    ids: Literal["key", "sha256"] = "key",
+    limit: int | None = None,
+    image_root: Path | None = None,
+    image_column: str | None = None,
+    caption_column: str | None = None,
+    id_column: str | None = None,
+    threads: int | None = None,
+    json: bool = False,
+) -> int:
+    """Bring image-text pairs into a pair table, which is made if there is none.
+
+    Reads a folder with captions.jsonl, a folder of images with .txt files, WebDataset tars,
+    Parquet or CSV, COCO caption JSON, Karpathy JSON. A stopped import goes on where it was.
+    Example: openblip data import photos/ pairs.lance --origin web
+
+    Args:
+        source: file, folder or pattern.
+        table: the pair table.
+        format: how to read the source; found out by default.
+        origin: web (noisy) or human (annotated).
+        split: for every row; by default what the source says, or train.
+        store: copy the image bytes, or only note where the files are.
+        ids: keys of the source, or the hash of the image, which drops equal images.
+        limit: stop at this many rows.
+        image_root: where relative paths of a JSON or table file begin.
+        image_column: Parquet/CSV column with paths or bytes.
+        caption_column: Parquet/CSV column with texts.
+        id_column: Parquet/CSV column with unique ids.
+        threads: threads that read and decode; one per core by default.
+        json: print the report as JSON.
+    """
+    from openblip.data.importers.driver import import_pairs
+
+    report = import_pairs(
+        source,
+        table,
+        format,
+        origin,
+        split,
+        store=store,
+        ids=ids,
+        limit=limit,
+        image_root=image_root,
+        image_column=image_column,
+        caption_column=caption_column,
+        id_column=id_column,
+        num_threads=threads,
+    )
+    if json:
+        print_json(asdict(report))
+    else:
+        print(report.to_text())
+    return 0
+
+
+def show(table: tyro.conf.Positional[str], /, *, rows: int = 3, json: bool = False) -> int:
+    """What is in a pair table: rows by split and origin, texts, columns, examples.
+
+    Example: openblip data show pairs.lance
+
+    Args:
+        table: the pair table.
+        rows: how many rows to show.
+        json: print JSON.
+    """
+    from openblip.data.table import PairTable
+
+    opened = PairTable.open(table)
+    images: Counter[tuple[str, str]] = Counter()
+    texts: Counter[tuple[str, str]] = Counter()
+    for batch in opened.scan(["split", "origin", "captions"]):
+        for row in batch.to_pylist():
+            images[row["split"], row["origin"]] += 1
+            texts[row["split"], row["origin"]] += len(row["captions"] or [])
+    shown = [name for name in opened.columns if name != "image"]
+    examples = opened.take(range(min(rows, len(opened))), shown).to_pylist()
+    if json:
+        counts = [
+            {"split": s, "origin": o, "images": n, "captions": texts[s, o]}
+            for (s, o), n in sorted(images.items())
+        ]
+        print_json({"rows": len(opened), "columns": list(opened.columns), "counts": counts})
+        return 0
+    print(f"{table}: {len(opened)} images, version {opened.version}")
+    print_table(
+        ["split", "origin", "images", "captions"],
+        [[s, o, str(n), str(texts[s, o])] for (s, o), n in sorted(images.items())],
+    )
+    print(f"columns: {', '.join(opened.columns)}")
+    for example in examples:
+        known = {name: value for name, value in example.items() if value is not None}
+        print(json_library.dumps(known, ensure_ascii=False))
+    return 0

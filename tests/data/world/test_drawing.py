@@ -1,0 +1,174 @@
+"""Pictures: the same bytes everywhere, legible objects, nothing cut off."""
+
+import hashlib
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from openblip.data.world.config import WorldConfig
+from openblip.data.world.dice import Dice
+from openblip.data.world.drawing import COLOUR_RGB, draw_indexed, draw_scene
+from openblip.data.world.glyphs import TILTS, draw_glyph
+from openblip.data.world.png import encode_indexed_png
+from openblip.data.world.scene import (
+    COLOURS,
+    KINDS,
+    PATTERNS,
+    Background,
+    ObjectGroup,
+    Scene,
+    sample_scene,
+)
+
+
+def rgb_of(scene: Scene, size: int = 64, seed: int = 0, jitter: float = 1.0) -> np.ndarray:
+    file = draw_scene(scene, size, Dice(seed), jitter)
+    return np.asarray(Image.open(io.BytesIO(file)).convert("RGB")).astype(np.int64)
+
+
+def near(picture: np.ndarray, colour: str) -> np.ndarray:
+    """Pixels of an object colour, its tint included."""
+    return (np.abs(picture - np.array(COLOUR_RGB[colour])) <= 14).all(axis=2)
+
+
+@pytest.mark.parametrize("size", [48, 64, 96])
+def test_pictures_decode_in_pillow(size):
+    config = WorldConfig(image_size=size, group_weights=(1.0, 1.0, 1.0))
+    for index in range(40):
+        dice = Dice(1, index)
+        file = draw_scene(sample_scene(dice, config), size, dice)
+        with Image.open(io.BytesIO(file)) as image:
+            image.load()
+            assert (image.format, image.size) == ("PNG", (size, size))
+
+
+def test_the_encoder_is_lossless_beyond_one_stored_block():
+    rng = np.random.default_rng(0)
+    indices = rng.integers(0, 200, (300, 400), dtype=np.uint8)
+    palette = rng.integers(0, 256, (200, 3), dtype=np.uint8)
+    file = encode_indexed_png(indices, palette)
+    decoded = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
+    np.testing.assert_array_equal(decoded, palette[indices])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("tilt", range(len(TILTS)))
+def test_glyphs_lie_within_their_box(kind, tilt):
+    """The outermost ring of pixels holds rim at most, and the rim closes around the object."""
+    glyph = draw_glyph(kind, 40, 6, tilt)
+    assert not glyph.inside[[0, -1]].any()
+    assert not glyph.inside[:, [0, -1]].any()
+    covered = glyph.inside | (glyph.rim > 0)
+    neighbours = [np.roll(covered, shift, axis) for axis in (0, 1) for shift in (-1, 1)]
+    assert all(moved[glyph.inside].all() for moved in neighbours)
+
+
+def test_kinds_differ_clearly():
+    masks = [draw_glyph(kind, 48, 6, 0).inside for kind in KINDS]
+    for index, mask in enumerate(masks):
+        for other in masks[:index]:
+            assert (mask ^ other).sum() / (mask | other).sum() > 0.15
+
+
+@pytest.mark.parametrize("colour", COLOURS)
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_the_stated_number_of_objects_is_visible(colour, count):
+    for seed in range(12):
+        scene = Scene(
+            (ObjectGroup("square", colour, ("large", "small")[seed % 2], count),),
+            "row",
+            Background(PATTERNS[seed % 5], "teal"),
+        )
+        mask = near(rgb_of(scene, seed=seed), colour)
+        assert num_components(mask) == count
+
+
+def num_components(mask: np.ndarray) -> int:
+    left = {(int(y), int(x)) for y, x in zip(*np.nonzero(mask), strict=True)}
+    found = 0
+    while left:
+        stack = [left.pop()]
+        found += 1
+        while stack:
+            y, x = stack.pop()
+            for step in ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)):
+                if step in left:
+                    left.remove(step)
+                    stack.append(step)
+    return found
+
+
+@pytest.mark.parametrize("axis", ["row", "column"])
+def test_groups_follow_each_other_along_the_axis(axis):
+    for seed in range(20):
+        scene = Scene(
+            (ObjectGroup("heart", "red", "small", 2), ObjectGroup("ring", "blue", "large", 1)),
+            axis,
+            Background("gradient", "gray"),
+        )
+        picture = rgb_of(scene, seed=seed)
+        along = 1 if axis == "row" else 0
+        first = np.nonzero(near(picture, "red"))[along]
+        second = np.nonzero(near(picture, "blue"))[along]
+        assert first.max() < second.min()
+
+
+def test_large_objects_are_larger_than_small_ones_whatever_the_room():
+    def area(size: str, count: int, seed: int) -> float:
+        crowd = ObjectGroup("cross", "blue", "large", 3)
+        scene = Scene(
+            (
+                ObjectGroup("circle", "red", size, count),
+                crowd,
+                ObjectGroup("ring", "black", size, 3),
+            ),
+            "row",
+            Background("plain", "beige"),
+        )
+        return near(rgb_of(scene, seed=seed), "red").sum() / count
+
+    smallest_large = min(area("large", 3, seed) for seed in range(20))
+    alone = Scene((ObjectGroup("circle", "red", "small", 1),), "row", Background("plain", "beige"))
+    largest_small = max(near(rgb_of(alone, seed=seed), "red").sum() for seed in range(20))
+    assert smallest_large > 1.4 * largest_small
+
+
+def test_without_jitter_the_object_stands_in_the_middle():
+    scene = Scene((ObjectGroup("circle", "red", "large", 1),), "row", Background("plain", "gray"))
+    masks = [near(rgb_of(scene, seed=seed, jitter=0.0), "red") for seed in range(5)]
+    assert all((mask == mask[::-1, ::-1]).all() for mask in masks)
+
+
+def test_jitter_varies_the_picture():
+    scene = Scene((ObjectGroup("star", "red", "large", 1),), "row", Background("plain", "gray"))
+    assert len({draw_scene(scene, 64, Dice(seed)) for seed in range(50)}) == 50
+
+
+def test_objects_of_a_scene_never_overlap():
+    """Every palette entry of a group's colour is drawn, none is painted over by another."""
+    config = WorldConfig(group_weights=(0.0, 0.0, 1.0))
+    for index in range(100):
+        dice = Dice(3, index)
+        canvas, palette = draw_indexed(sample_scene(dice, config), 64, dice)
+        assert canvas.max() < len(palette)
+        full_fill = [len(palette) - 1 - 4 * group for group in range(3)]
+        assert all((canvas == entry).any() for entry in full_fill)
+
+
+@pytest.mark.parametrize(
+    ("size", "digest"),
+    [
+        (64, "PIN64"),
+        (96, "PIN96"),
+    ],
+)
+def test_the_bytes_are_pinned(size, digest):
+    """The same bytes on every machine and with every version of NumPy and zlib."""
+    config = WorldConfig(image_size=size, group_weights=(1.0, 1.0, 1.0))
+    total = hashlib.sha256()
+    for index in range(200):
+        dice = Dice(2, index)
+        total.update(draw_scene(sample_scene(dice, config), size, dice))
+    assert total.hexdigest() == digest

@@ -1,0 +1,106 @@
+"""Keys and values of an image, computed once and used by many texts."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from openblip.model import ImageMemory, Med
+
+
+@pytest.fixture
+def hidden(med: Med, images: Tensor) -> Tensor:
+    return med.encode_images(images).detach().requires_grad_()
+
+
+@pytest.fixture
+def memory(med: Med, hidden: Tensor) -> ImageMemory:
+    return med.memories(hidden).encoder
+
+
+def test_it_has_keys_and_values_of_every_layer(memory: ImageMemory) -> None:
+    assert memory.images == 3
+    assert [k.shape for k in memory.keys] == [(3, 4, 17, 8)] * 3
+    assert [v.shape for v in memory.values] == [(3, 4, 17, 8)] * 3
+
+
+@pytest.mark.parametrize("role", ["match", "decode"])
+def test_grouped_rows_attend_to_their_image(
+    med: Med, memory: ImageMemory, ids: Tensor, mask: Tensor, role: str
+) -> None:
+    run = getattr(med, role)
+    one_per_row = memory.select(torch.tensor([0, 0, 1, 1, 2, 2]))
+    assert torch.allclose(run(ids, mask, memory), run(ids, mask, one_per_row), atol=1e-5)
+
+
+def test_one_image_serves_all_rows(
+    med: Med, memory: ImageMemory, ids: Tensor, mask: Tensor
+) -> None:
+    second = memory.select(torch.tensor([1]))
+    expected = med.match(ids, mask, memory.select(torch.full((6,), 1)))
+    assert torch.allclose(med.match(ids, mask, second), expected, atol=1e-5)
+
+
+def test_rows_that_are_no_multiple_of_the_images_are_refused(
+    med: Med, memory: ImageMemory, ids: Tensor, mask: Tensor
+) -> None:
+    with pytest.raises(AssertionError, match="4 texts are not grouped over 3 images"):
+        med.match(ids[:4], mask[:4], memory)
+
+
+def test_selected_images_are_those_of_the_index(memory: ImageMemory) -> None:
+    selected = memory.select(torch.tensor([2, 0, 2, 1]))
+    assert selected.images == 4
+    for layer in range(3):
+        assert torch.equal(selected.keys[layer][0], memory.keys[layer][2])
+        assert torch.equal(selected.values[layer][3], memory.values[layer][1])
+
+
+def test_gradients_flow_back_through_a_selection(
+    med: Med, memory: ImageMemory, hidden: Tensor, ids: Tensor, mask: Tensor
+) -> None:
+    """An image gets the sum of the gradients of all texts that attend to it, others none."""
+    index = torch.tensor([0, 0, 0, 2, 2, 0])
+    med.match(ids, mask, memory.select(index)).square().sum().backward()
+    assert hidden.grad is not None
+    selected = hidden.grad.clone()
+    assert selected[1].abs().max() == 0
+
+    expected = torch.zeros_like(selected)
+    for row, image in enumerate(index.tolist()):
+        alone = hidden.detach()[image : image + 1].requires_grad_()
+        logits = med.match(ids[row : row + 1], mask[row : row + 1], med.memories(alone).encoder)
+        logits.square().sum().backward()
+        assert alone.grad is not None
+        expected[image] += alone.grad[0]
+    assert torch.allclose(selected, expected, atol=1e-4)
+
+
+class TestMask:
+    """A memory of question states has padding; a memory of patches has none."""
+
+    @pytest.fixture
+    def memory_mask(self) -> Tensor:
+        return torch.arange(17) < torch.tensor([17, 9, 1])[:, None]
+
+    def test_masked_states_are_not_seen(
+        self, med: Med, hidden: Tensor, memory_mask: Tensor, ids: Tensor, mask: Tensor
+    ) -> None:
+        masked = med.text.remember(hidden, mask=memory_mask)
+        other_padding = torch.where(memory_mask[:, :, None], hidden, 3.0)
+        same = med.text.remember(other_padding, mask=memory_mask)
+        assert torch.allclose(med.match(ids, mask, masked), med.match(ids, mask, same), atol=1e-6)
+
+    def test_masked_states_might_as_well_be_cut_off(
+        self, med: Med, hidden: Tensor, memory_mask: Tensor, ids: Tensor, mask: Tensor
+    ) -> None:
+        masked = med.match(ids, mask, med.text.remember(hidden, mask=memory_mask))
+        cut = med.text.remember(hidden[1:2, :9])
+        assert torch.allclose(med.match(ids[2:4], mask[2:4], cut), masked[2:4], atol=1e-5)
+
+    def test_a_selection_takes_its_mask_along(
+        self, med: Med, hidden: Tensor, memory_mask: Tensor
+    ) -> None:
+        index = torch.tensor([1, 0])
+        selected = med.text.remember(hidden, mask=memory_mask).select(index)
+        assert selected.mask is not None
+        assert torch.equal(selected.mask, memory_mask[index])

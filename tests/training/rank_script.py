@@ -1,0 +1,95 @@
+"""What each of several processes does for test_distributed.py; started by torchrun.
+
+Reads `inputs.pt` in the folder that is its argument, writes `rank-N.pt` beside it, and trains the
+recipe that lies there for its first steps.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from openblip.data.loader import Batch
+from openblip.data.tokenizer import SpecialTokens
+from openblip.model import Med
+from openblip.model.config import med_config_from_dict
+from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
+from openblip.tasks.protocol import StepPosition
+from openblip.training.distributed import Processes, join_processes
+from openblip.training.recipe_file import read_recipe
+from openblip.training.run import train
+
+POSITION = StepPosition(step=3, epoch=1.0)
+
+
+def part_of(values: dict[str, Any], rank: int, world_size: int) -> Batch:
+    """A rank's rows of the joint batch."""
+    rows = len(values["images"]) // world_size
+    own = slice(rank * rows, (rank + 1) * rows)
+    return Batch(
+        ids=("",) * rows,
+        images=values["images"][own],
+        tokens=values["tokens"][own],
+        mask=values["mask"][own],
+        image_ids=values["image_ids"][own],
+        text_ids=values["text_ids"][own],
+        step=0,
+    )
+
+
+def step(inputs: dict[str, Any], negatives: Any, processes: Processes, batch: Batch) -> Any:
+    """Losses, averaged gradients and queue of one step."""
+    student = Med(med_config_from_dict(inputs["model"]))
+    student.load_state_dict(inputs["weights"])
+    objectives = PretrainObjectives(queue_size=6, negatives=negatives)
+    special = SpecialTokens(*range(7))
+    task = PretrainTask(student, special, objectives, seed=5, collectives=processes)
+    module = processes.replicate(task, find_unused=False)
+    task.begin_step(POSITION)
+    output = module(batch, POSITION)
+    output.loss.backward()
+    gradients = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
+    return task, output, gradients
+
+
+def gathered(processes: Processes) -> dict[str, Any]:
+    """What the collectives give for known values."""
+    rank = processes.rank
+    own = torch.tensor([[1.0 + rank]], requires_grad=True)
+    joined = processes.gather_with_gradient(own)
+    # Rank 0 weighs the two parts by 1 and 2, rank 1 by 10 and 20.
+    (joined * torch.tensor([[1.0], [2.0]]) * 10**rank).sum().backward()
+    return {
+        "gather": processes.gather(torch.tensor([rank, rank + 10])),
+        "joined": joined.detach(),
+        "gradient": own.grad,
+        "mean": processes.mean(torch.tensor([float(rank), float("nan") if rank else 0.0])),
+        "objects": processes.gather_objects([f"id-{rank}"]),
+    }
+
+
+def main(folder: Path) -> None:
+    """Everything that a process of the test does."""
+    inputs = torch.load(folder / "inputs.pt", weights_only=True)
+    results: dict[str, Any] = {}
+    with join_processes("cpu") as processes:
+        results["gathered"] = gathered(processes)
+        batch = part_of(inputs["batch"], processes.rank, processes.world_size)
+        for negatives in ("rank", "all_ranks"):
+            task, output, gradients = step(inputs, negatives, processes, batch)
+            task.finish_step(output.update)
+            results[negatives] = {
+                "terms": dict(output.terms),
+                "gradients": gradients,
+                "queue": task.queue.state_dict(),
+            }
+        torch.save(results, folder / f"rank-{processes.rank}.pt")
+    recipe = read_recipe(folder / "recipe.yaml")
+    train(replace(recipe, train=replace(recipe.train, steps=2)), folder / "short", quiet=True)
+    train(recipe, folder / "run", quiet=True)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
