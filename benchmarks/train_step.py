@@ -185,7 +185,7 @@ def run_step(task: TimedTask, optimiser, batch: Batch, clock: Clock, number: int
     with clock.part("optimiser"):
         optimiser.step()
         task.finish_step(output.update)
-    return float(output.loss)
+    return float(output.loss.detach())
 
 
 def measured_peak(seconds: float = 3.0) -> float:

@@ -1,4 +1,10 @@
-"""OpenBLIP: vision-language pre-training, and the cleaning of image-text data."""
+"""OpenBLIP: vision-language pre-training, and the cleaning of image-text data.
+
+The names below are loaded when they are first used, so that `import openblip` takes no time.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from openblip.errors import (
     CheckpointError,
@@ -9,12 +15,47 @@ from openblip.errors import (
     TrainingError,
 )
 
+if TYPE_CHECKING:
+    from openblip import metrics
+    from openblip.data.importers.driver import import_pairs
+    from openblip.data.table import PairTable
+    from openblip.data.views import CaptionView
+    from openblip.inference import Blip, Caption, Decoding, Match, load
+
 __version__ = "0.1.0"
 __all__ = [
+    "Blip",
+    "Caption",
+    "CaptionView",
     "CheckpointError",
     "DataError",
+    "Decoding",
+    "Match",
     "MissingHead",
     "OpenBlipError",
+    "PairTable",
     "RecipeError",
     "TrainingError",
+    "import_pairs",
+    "load",
+    "metrics",
 ]
+
+_HOMES = {
+    "Blip": "openblip.inference",
+    "Caption": "openblip.inference",
+    "CaptionView": "openblip.data.views",
+    "Decoding": "openblip.inference",
+    "Match": "openblip.inference",
+    "PairTable": "openblip.data.table",
+    "import_pairs": "openblip.data.importers.driver",
+    "load": "openblip.inference",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "metrics":
+        return importlib.import_module("openblip.metrics")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'openblip' has no attribute {name!r}")

@@ -40,9 +40,10 @@ def test_over_many_keys_every_index_reaches_every_place_equally_often(size: int)
         counts[np.arange(size), KeyedPermutation(size, key)(np.arange(size))] += 1
     expected = num_keys / size
     chi_squared = float(((counts - expected) ** 2 / expected).sum())
-    # (size - 1)^2 degrees of freedom; five standard deviations above the mean.
+    # Of permutation matrices it is distributed as size / (size - 1) times chi squared with
+    # (size - 1)^2 degrees of freedom; the limit is five standard deviations above the mean.
     freedom = (size - 1) ** 2
-    assert chi_squared < freedom + 5 * np.sqrt(2 * freedom)
+    assert chi_squared < size / (size - 1) * (freedom + 5 * np.sqrt(2 * freedom))
 
 
 def test_neighbours_do_not_stay_together() -> None:

@@ -163,13 +163,6 @@ def test_added_columns_stand_beside_the_rows(table: PairTable) -> None:
     assert set(data_files) < set(Path(table.uri, "data").iterdir())  # nothing was rewritten
 
 
-def test_columns_can_be_added_from_a_stream(table: PairTable) -> None:
-    schema = pa.schema([("rank", pa.int64())])
-    parts = (pa.record_batch([pa.array([n])], schema=schema) for n in range(20))
-    table.add_columns(pa.RecordBatchReader.from_batches(schema, parts))
-    assert table.take([19], ["rank"])["rank"].to_pylist() == [19]
-
-
 @pytest.mark.parametrize("num_rows", [19, 21])
 def test_columns_of_another_length_are_refused(table: PairTable, num_rows: int) -> None:
     with pytest.raises(DataError, match="each of the 20 rows"):

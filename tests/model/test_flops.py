@@ -8,8 +8,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from openblip.interop.assembly import build_empty
-from openblip.model import Med, MedConfig
+from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.model.flops import (
     image_encoder_flops,
     lm_head_flops,
@@ -21,31 +20,38 @@ IMAGES, ROWS, TOKENS = 2, 4, 7
 
 
 def counted(run: Callable[[], object]) -> int:
-    # Only the unfused attention consists of operations that the counter knows on every device.
+    # Only the unfused attention consists of operations that the counter knows.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         run()
     return counter.get_total_flops()
 
 
-@pytest.fixture(scope="module", params=["tiny", "base"])
+TINY = MedConfig.preset("tiny", vocab_size=1000, image_size=96)
+# No two sizes equal, so that none can stand for another.
+UNEVEN = MedConfig(
+    vision=VisionConfig(image_size=96, patch_size=8, width=48, depth=2, heads=2, mlp_ratio=3.0),
+    text=TextConfig(vocab_size=300, width=80, depth=5, heads=4, ffn_width=200),
+)
+
+
+@pytest.fixture(scope="module", params=[TINY, UNEVEN], ids=["tiny", "uneven"])
 def med(request: pytest.FixtureRequest) -> Med:
-    config = MedConfig.preset(request.param, vocab_size=1000, image_size=96)
-    return build_empty(lambda: Med(config)).eval()
+    return Med(request.param).eval()
 
 
 @pytest.fixture(scope="module")
-def ids(med: Med) -> Tensor:
-    return torch.zeros(ROWS, TOKENS, dtype=torch.int64, device="meta")
+def ids() -> Tensor:
+    return torch.zeros(ROWS, TOKENS, dtype=torch.int64)
 
 
 def image_hidden(med: Med) -> Tensor:
     vision = med.config.vision
-    return torch.empty(IMAGES, vision.num_patches, vision.width, device="meta")
+    return torch.zeros(IMAGES, vision.num_patches, vision.width)
 
 
 @pytest.mark.parametrize("size", [None, 160])
 def test_image_encoder(med: Med, size: int | None) -> None:
-    images = torch.empty(IMAGES, 3, size or 96, size or 96, device="meta")
+    images = torch.zeros(IMAGES, 3, size or 96, size or 96)
     run = counted(lambda: med.encode_images(images))
     assert image_encoder_flops(med.config, IMAGES, size) == pytest.approx(run, rel=0.01)
 
@@ -56,7 +62,8 @@ def test_memory(med: Med) -> None:
 
 
 def test_a_memory_at_another_image_size(med: Med) -> None:
-    hidden = torch.empty(IMAGES, 17, med.config.vision.width, device="meta")
+    side = 64 // med.config.vision.patch_size
+    hidden = torch.zeros(IMAGES, side**2 + 1, med.config.vision.width)
     run = counted(lambda: med.memories(hidden))
     assert memory_flops(med.config, IMAGES, image_size=64) == pytest.approx(run, rel=0.01)
 
@@ -74,7 +81,7 @@ def test_a_text_with_an_image(med: Med, ids: Tensor) -> None:
 
 
 def test_lm_head(med: Med, ids: Tensor) -> None:
-    hidden = torch.empty(ROWS, TOKENS, med.config.text.width, device="meta")
+    hidden = torch.zeros(ROWS, TOKENS, med.config.text.width)
     run = counted(lambda: med.text.logits(hidden))
     assert lm_head_flops(med.config, ROWS, TOKENS) == pytest.approx(run, rel=0.01)
 

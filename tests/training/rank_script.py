@@ -1,11 +1,14 @@
 """What each of several processes does for test_distributed.py; started by torchrun.
 
-Reads `inputs.pt` in the folder that is its argument, writes `rank-N.pt` beside it, and trains the
-recipe that lies there for its first steps.
+Reads `inputs.pt` in the folder that is its argument, writes `rank-N.pt` beside it, and begins to
+train the recipe that lies there.
 """
 
+import os
+import signal
 import sys
-from dataclasses import replace
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,10 @@ from openblip.data.tokenizer import SpecialTokens
 from openblip.model import Med
 from openblip.model.config import med_config_from_dict
 from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
-from openblip.tasks.protocol import StepPosition
+from openblip.tasks.protocol import StepOutput, StepPosition
+from openblip.training.config import Recipe
 from openblip.training.distributed import Processes, join_processes
+from openblip.training.metrics_log import read_metrics
 from openblip.training.recipe_file import read_recipe
 from openblip.training.run import train
 
@@ -39,19 +44,29 @@ def part_of(values: dict[str, Any], rank: int, world_size: int) -> Batch:
     )
 
 
-def step(inputs: dict[str, Any], negatives: Any, processes: Processes, batch: Batch) -> Any:
-    """Losses, averaged gradients and queue of one step."""
+def step(
+    inputs: dict[str, Any],
+    negatives: str,
+    processes: Processes,
+    batch: Batch,
+    averages_gradients: bool = True,
+) -> tuple[PretrainTask, StepOutput]:
+    """A task after forward and backward of one step."""
     student = Med(med_config_from_dict(inputs["model"]))
     student.load_state_dict(inputs["weights"])
-    objectives = PretrainObjectives(queue_size=6, negatives=negatives)
+    objectives = PretrainObjectives(queue_size=10, negatives=negatives)
     special = SpecialTokens(*range(7))
     task = PretrainTask(student, special, objectives, seed=5, collectives=processes)
-    module = processes.replicate(task, find_unused=False)
+    module = processes.replicate(task, find_unused=False) if averages_gradients else task
     task.begin_step(POSITION)
-    output = module(batch, POSITION)
+    output: StepOutput = module(batch, POSITION)
     output.loss.backward()
-    gradients = {n: p.grad for n, p in student.named_parameters() if p.grad is not None}
-    return task, output, gradients
+    return task, output
+
+
+def gradients(task: PretrainTask) -> dict[str, torch.Tensor]:
+    """Gradients of the student by name."""
+    return {n: p.grad for n, p in task.student.named_parameters() if p.grad is not None}
 
 
 def gathered(processes: Processes) -> dict[str, Any]:
@@ -70,6 +85,19 @@ def gathered(processes: Processes) -> dict[str, Any]:
     }
 
 
+def train_until_interrupted(recipe: Recipe, run_dir: Path, rank: int) -> None:
+    """Train, and ask the last process alone to stop once a step has been logged."""
+
+    def interrupt() -> None:
+        while not read_metrics(run_dir):
+            time.sleep(0.005)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if rank == 1:
+        threading.Thread(target=interrupt, daemon=True).start()
+    assert train(recipe, run_dir, quiet=True).interrupted
+
+
 def main(folder: Path) -> None:
     """Everything that a process of the test does."""
     inputs = torch.load(folder / "inputs.pt", weights_only=True)
@@ -78,17 +106,15 @@ def main(folder: Path) -> None:
         results["gathered"] = gathered(processes)
         batch = part_of(inputs["batch"], processes.rank, processes.world_size)
         for negatives in ("rank", "all_ranks"):
-            task, output, gradients = step(inputs, negatives, processes, batch)
+            task, output = step(inputs, negatives, processes, batch)
             task.finish_step(output.update)
             results[negatives] = {
                 "terms": dict(output.terms),
-                "gradients": gradients,
+                "gradients": gradients(task),
                 "queue": task.queue.state_dict(),
             }
         torch.save(results, folder / f"rank-{processes.rank}.pt")
-    recipe = read_recipe(folder / "recipe.yaml")
-    train(replace(recipe, train=replace(recipe.train, steps=2)), folder / "short", quiet=True)
-    train(recipe, folder / "run", quiet=True)
+    train_until_interrupted(read_recipe(folder / "recipe.yaml"), folder / "run", processes.rank)
 
 
 if __name__ == "__main__":

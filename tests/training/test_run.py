@@ -19,8 +19,9 @@ import torch
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import DataError, MissingHead, RecipeError, TrainingError
 from openblip.interop.folder import read_folder
+from openblip.tasks.captioner import CaptionerObjectives
 from openblip.tasks.filter import FilterObjectives
-from openblip.training.config import CaptionerObjectives, ModelOverrides, Recipe
+from openblip.training.config import ModelOverrides, Recipe
 from openblip.training.metrics_log import read_metrics
 from openblip.training.recipe_file import read_recipe, write_recipe
 from openblip.training.run import TrainResult, train
@@ -231,7 +232,7 @@ def test_validation_does_not_change_the_weights(
 def test_a_loss_that_is_not_finite_stops_the_run(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(steps=20, checkpoint_every=1)
     recipe = replace(recipe, optimiser=replace(recipe.optimiser, lr=1e30))
-    with pytest.raises(TrainingError, match="is not finite.*Its pairs: row-.*init_from") as error:
+    with pytest.raises(TrainingError, match=r"is not finite.*Its pairs: row-.*init_from") as error:
         train(recipe, tmp_path, quiet=True)
     (failed,) = (tmp_path / "checkpoints").glob("failed-step-*")
     report = json.loads((failed / "failed_batch.json").read_text())

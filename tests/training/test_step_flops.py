@@ -42,7 +42,6 @@ def test_forward_and_backward(losses: tuple[str, ...], sharing: str) -> None:
     config = replace(
         config,
         heads=losses,
-        vision=replace(config.vision, depth=2),
         text=replace(config.text, sharing=sharing, depth=1),
     )
     objectives = PretrainObjectives(losses=losses, queue_size=0)

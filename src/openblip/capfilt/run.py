@@ -96,16 +96,8 @@ def _commit(job: CapFiltJob) -> None:
     """Turn the parts into columns. Killed here, the next call does it again from the parts."""
     import pyarrow as pa
 
-    batches = job.read_all()
-    first = next(batches)
-
-    def all_batches() -> "Iterator[pa.RecordBatch]":
-        yield first
-        yield from batches
-
     table = PairTable.open(job.table_uri)
-    reader = pa.RecordBatchReader.from_batches(first.schema, all_batches())
-    table.add_columns(reader, overwrite=True)
+    table.add_columns(pa.Table.from_batches(job.read_all()), overwrite=True)
     table.update_metadata({METADATA_KEY: job.description()})
     job.remove_parts()
 

@@ -71,17 +71,20 @@ class ImportReport:
         """Number of things that were left out, for whatever reason."""
         return sum(self.skipped.values())
 
-    def count_row(self, split: str, num_captions: int, where: str) -> None:
+    def count_row(self, split: str, num_captions: int) -> None:
         """Counts an imported row."""
         self.num_rows += 1
         self.num_captions += num_captions
         self.splits[split] = self.splits.get(split, 0) + 1
         if num_captions == 0:
-            self._count(self.noted, Reason.NO_CAPTIONS, where, "an empty list of captions")
+            self.noted[Reason.NO_CAPTIONS.value] = self.noted.get(Reason.NO_CAPTIONS.value, 0) + 1
 
     def skip(self, reason: Reason, where: str, detail: str) -> None:
         """Counts something that was left out."""
-        self._count(self.skipped, reason, where, detail)
+        self.skipped[reason.value] = self.skipped.get(reason.value, 0) + 1
+        several = self.examples.setdefault(reason.value, [])
+        if len(several) < _MAX_EXAMPLES:
+            several.append(Example(where, detail[:500]))
 
     def to_text(self) -> str:
         """The report for people, several lines."""
@@ -94,10 +97,9 @@ class ImportReport:
             lines.append("splits: " + ", ".join(f"{n} {c:,}" for n, c in self.splits.items()))
         if self.skipped:
             lines.append(f"left out: {self.num_skipped:,}")
-            lines += self._section(self.skipped)
+            lines += self._reasons()
         if self.noted:
-            lines.append("to note:")
-            lines += self._section(self.noted)
+            lines += [f"{reason}: {count:,}" for reason, count in self.noted.items()]
         return "\n".join(lines)
 
     def to_json(self) -> str:
@@ -118,16 +120,10 @@ class ImportReport:
         }
         return cls(**{**values, "examples": examples})
 
-    def _count(self, counts: dict[str, int], reason: Reason, where: str, detail: str) -> None:
-        counts[reason.value] = counts.get(reason.value, 0) + 1
-        several = self.examples.setdefault(reason.value, [])
-        if len(several) < _MAX_EXAMPLES:
-            several.append(Example(where, detail[:500]))
-
-    def _section(self, counts: Mapping[str, int]) -> list[str]:
+    def _reasons(self) -> list[str]:
         lines = []
-        for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
-            several = self.examples.get(reason, [])
+        for reason, count in sorted(self.skipped.items(), key=lambda item: -item[1]):
+            several = self.examples[reason]
             lines.append(f"  {reason}: {count:,}")
             lines += [f"    {example.where}: {example.detail}" for example in several]
             if count > len(several):

@@ -52,65 +52,41 @@ class PairRow:
     """What the source said besides; must be writable as JSON."""
 
 
-class RowReader:
-    """Turns rows into record batches that Lance pulls from another thread."""
+def row_batches(
+    rows: Iterable[PairRow], known: IdSet, on_duplicate: Callable[[PairRow], None] | None
+) -> "Iterator[pa.RecordBatch]":
+    """Yields the rows whose id is new, in order, in batches of bounded size.
 
-    def __init__(
-        self,
-        rows: Iterable[PairRow],
-        known: IdSet,
-        on_duplicate: Callable[[PairRow], None] | None,
-    ) -> None:
-        self._rows = rows
-        self._known = known
-        self._on_duplicate = on_duplicate
-        self._error: BaseException | None = None
-        self.num_rows = 0
+    Args:
+        rows: taken as they are needed.
+        known: ids that are taken; grows by those of the rows.
+        on_duplicate: is given each row whose id is known, at once; None makes it an error.
 
-    def run(self, write: Callable[["pa.RecordBatchReader"], Any]) -> Any:
-        """What `write` returns for the rows; an error of the rows is raised as it was."""
-        import pyarrow as pa
+    Raises:
+        DataError: a row is malformed, or has a known id and there is no `on_duplicate`.
+    """
+    import pyarrow as pa
 
-        reader = pa.RecordBatchReader.from_batches(_schema(), self._batches())
-        try:
-            return write(reader)
-        except Exception as error:
-            # Lance reports an exception of the iterator as an error of its own.
-            raise (self._error or error) from None
-
-    def _batches(self) -> "Iterator[pa.RecordBatch]":
-        records: list[dict[str, Any]] = []
-        num_bytes = 0
-        try:
-            for row in self._rows:
-                record = _record(row)
-                if not self._known.add(row.id):
-                    self._duplicate(row)
-                    continue
-                records.append(record)
-                num_bytes += len(row.image or b"")
-                if len(records) >= _BATCH_ROWS or num_bytes >= _BATCH_BYTES:
-                    yield self._batch(records)
-                    records, num_bytes = [], 0
-            if records:
-                yield self._batch(records)
-        except BaseException as error:
-            self._error = error
-            raise
-
-    def _batch(self, records: list[dict[str, Any]]) -> "pa.RecordBatch":
-        import pyarrow as pa
-
-        self.num_rows += len(records)
-        return pa.RecordBatch.from_pylist(records, schema=_schema())
-
-    def _duplicate(self, row: PairRow) -> None:
-        if self._on_duplicate is None:
+    records: list[dict[str, Any]] = []
+    num_bytes = 0
+    for row in rows:
+        record = _record(row)
+        if known.add(row.id):
+            records.append(record)
+            num_bytes += len(row.image or b"")
+        elif on_duplicate is not None:
+            on_duplicate(row)
+        else:
             raise DataError(f"the id {row.id!r} occurs twice: ids must be unique within a table")
-        self._on_duplicate(row)
+        if len(records) >= _BATCH_ROWS or num_bytes >= _BATCH_BYTES:
+            yield pa.RecordBatch.from_pylist(records, schema=row_schema())
+            records, num_bytes = [], 0
+    if records:
+        yield pa.RecordBatch.from_pylist(records, schema=row_schema())
 
 
-def _schema() -> "pa.Schema":
+def row_schema() -> "pa.Schema":
+    """The Arrow types of `BASE_COLUMNS`."""
     import pyarrow as pa
 
     text = pa.string()

@@ -12,7 +12,15 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from openblip.data.ids import IdSet
-from openblip.data.rows import BASE_COLUMNS, ORIGINS, SPLITS, PairRow, RowReader, listed
+from openblip.data.rows import (
+    BASE_COLUMNS,
+    ORIGINS,
+    SPLITS,
+    PairRow,
+    listed,
+    row_batches,
+    row_schema,
+)
 from openblip.errors import DataError
 
 if TYPE_CHECKING:
@@ -21,6 +29,8 @@ if TYPE_CHECKING:
 __all__ = ["BASE_COLUMNS", "ORIGINS", "SPLITS", "PairRow", "PairTable"]
 
 _STAGED, _REPLACED = "__staged", "__replaced"
+# What is held in memory while rows are written, and becomes one data file.
+_FRAGMENT_BYTES = 128 << 20
 
 
 class PairTable:
@@ -74,18 +84,18 @@ class PairTable:
         """
         import lance
 
-        reader = RowReader(rows, known := IdSet(), on_duplicate=None)
         try:
-            dataset = reader.run(
-                lambda batches: lance.write_dataset(batches, str(uri), mode="create")
-            )
-        except OSError as error:
-            if "already exists" not in str(error):
-                raise
+            cls.open(uri)
+        except DataError:
+            pass
+        else:
             raise DataError(
                 f"{uri} already holds a table: choose another place, or remove that one first"
-            ) from error
-        table = cls(dataset, str(uri))
+            )
+        known = IdSet()
+        fragments, _ = _write(str(uri), row_batches(rows, known, on_duplicate=None))
+        operation = lance.LanceOperation.Overwrite(row_schema(), fragments)
+        table = cls(lance.LanceDataset.commit(str(uri), operation), str(uri))
         table._ids = known
         if metadata:
             table.update_metadata(metadata)
@@ -169,23 +179,23 @@ class PairTable:
             DataError: an id is not new and there is no `on_duplicate`, or a row is malformed.
         """
         import lance
-        from lance.fragment import write_fragments
 
-        reader = RowReader(rows, self._known_ids(), on_duplicate)
         try:
-            fragments = reader.run(lambda batches: write_fragments(batches, self._dataset))
-            if reader.num_rows:
+            batches = row_batches(rows, self._known_ids(), on_duplicate)
+            fragments, num_rows = _write(self._dataset, batches)
+            if num_rows:
                 operation = lance.LanceOperation.Append(fragments)
                 notes = dict(journal()) if journal else {}
                 self._dataset = lance.LanceDataset.commit(
-                    self._dataset, lance.Transaction(self.version, operation, "", notes)
+                    self._dataset,
+                    lance.Transaction(self.version, operation, transaction_properties=notes),
                 )
         except BaseException:
             # Ids of rows that were not committed must not count as known.
             self._ids = None
             raise
-        self._num_rows += reader.num_rows
-        return reader.num_rows
+        self._num_rows += num_rows
+        return num_rows
 
     def journal_since(self, version: int, key: str) -> str | None:
         """The latest note under `key` of an `append` after `version`; None if there is none."""
@@ -195,32 +205,36 @@ class PairTable:
                 return str(notes[key])
         return None
 
-    def add_columns(
-        self, columns: "pa.Table | pa.RecordBatchReader", overwrite: bool = False
-    ) -> None:
+    def add_columns(self, columns: "pa.Table", overwrite: bool = False) -> None:
         """Adds columns whose rows stand in the order of the table's; no row is rewritten.
 
         Readers see either all of the change or none of it, also when columns are replaced.
 
         Args:
-            columns: one value for each row of the table; a reader is consumed as it comes.
+            columns: one value for each row of the table.
             overwrite: replace columns of the same names instead of refusing.
 
         Raises:
             DataError: a column exists, belongs to the source, or has another number of rows.
         """
-        names = list(columns.schema.names)
+        names = list(columns.column_names)
+        if columns.num_rows != len(self):
+            raise DataError(
+                f"the columns {listed(names)} have {columns.num_rows} values, but must have one "
+                f"for each of the {len(self)} rows of {self.uri}"
+            )
         existing = [name for name in names if name in self.columns]
         self._refuse_base(names, "written")
         if existing and not overwrite:
             raise DataError(f"{self.uri} has the columns {listed(existing)} already: overwrite?")
         # Columns of both suffixes can only be leftovers of a process that was killed.
         self._drop([n for n in self.columns if n.endswith((_STAGED, _REPLACED))])
-        staged = {name: f"{name}{_STAGED}" if existing else name for name in names}
-        self._write_columns(columns, staged)
+        staged = [f"{name}{_STAGED}" if existing else name for name in names]
+        named = columns.rename_columns(staged)
+        self._dataset.add_columns(named.to_reader(), reader_schema=named.schema)
         if existing:
             away = [{"path": name, "name": f"{name}{_REPLACED}"} for name in existing]
-            into = [{"path": staged[name], "name": name} for name in names]
+            into = [{"path": path, "name": name} for path, name in zip(staged, names, strict=True)]
             self._dataset.alter_columns(*away, *into)
             self._drop([f"{name}{_REPLACED}" for name in existing])
 
@@ -232,25 +246,6 @@ class PairTable:
         """
         self._refuse_base(names, "dropped")
         self._drop(self._existing(names) or [])
-
-    def _write_columns(
-        self, columns: "pa.Table | pa.RecordBatchReader", names: Mapping[str, str]
-    ) -> None:
-        import pyarrow as pa
-
-        source = columns if isinstance(columns, pa.RecordBatchReader) else columns.to_reader()
-        schema = pa.schema([f.with_name(names[f.name]) for f in source.schema])
-        batches = (pa.record_batch(batch.columns, schema=schema) for batch in source)
-        reader = pa.RecordBatchReader.from_batches(schema, batches)
-        try:
-            self._dataset.add_columns(reader, reader_schema=schema)
-        except OSError as error:
-            if "Stream" not in str(error):
-                raise
-            raise DataError(
-                f"the columns {listed(names)} must have one value for each of the "
-                f"{len(self)} rows of {self.uri}: {str(error).split(',')[0]}"
-            ) from error
 
     def _drop(self, names: list[str]) -> None:
         if names:
@@ -278,3 +273,33 @@ class PairTable:
                 for key in batch["id"].to_pylist():
                     self._ids.add(key)
         return self._ids
+
+
+def _write(place: Any, batches: "Iterator[pa.RecordBatch]") -> tuple[list[Any], int]:
+    """Writes data files that no version names yet; their fragments, and the number of rows.
+
+    Lance gets finished Arrow tables, never a Python iterator: it would pull that from threads of
+    its own, which go on when Ctrl-C interrupts this one.
+    """
+    import pyarrow as pa
+    from lance.fragment import write_fragments
+
+    fragments: list[Any] = []
+    held: list[pa.RecordBatch] = []
+    num_rows = num_bytes = 0
+
+    def flush() -> None:
+        nonlocal num_bytes
+        if held:
+            fragments.extend(write_fragments(pa.Table.from_batches(held), place))
+            held.clear()
+            num_bytes = 0
+
+    for batch in batches:
+        held.append(batch)
+        num_rows += batch.num_rows
+        num_bytes += batch.nbytes
+        if num_bytes >= _FRAGMENT_BYTES:
+            flush()
+    flush()
+    return fragments, num_rows

@@ -27,11 +27,19 @@ class Match:
     """Cosine of their embeddings; None where the model has no itc head."""
 
 
-@torch.no_grad()
 def match_probabilities(
     med: Med, memory: ImageMemory, texts: TokenBatch, texts_of_image: Sequence[Sequence[int]]
 ) -> list[Float[Tensor, " texts"]]:
-    """Per image the probabilities that its texts match it, on the CPU.
+    """Per image the probabilities that its texts match it; all else as in `match_logits`."""
+    logits = match_logits(med, memory, texts, texts_of_image)
+    return [of_image.softmax(dim=-1)[:, 1] for of_image in logits]
+
+
+@torch.no_grad()
+def match_logits(
+    med: Med, memory: ImageMemory, texts: TokenBatch, texts_of_image: Sequence[Sequence[int]]
+) -> list[Float[Tensor, "texts 2"]]:
+    """Per image the float32 logits of (no match, match) of its texts, on the CPU.
 
     Images with equally many texts go together, so that every image's keys and values are those of
     `memory`, and no row is there only to fill a shape.
@@ -49,7 +57,7 @@ def match_probabilities(
     lengths = texts.mask.sum(dim=1)
     # Neighbours of similar length waste little padding; the image's own order is restored below.
     orders = [lengths[list(rows)].argsort(stable=True).tolist() for rows in texts_of_image]
-    results = [torch.zeros(len(rows)) for rows in texts_of_image]
+    results = [torch.zeros(len(rows), 2) for rows in texts_of_image]
     for images in _by_number_of_texts(texts_of_image):
         group = _selected(memory, images)
         count = len(texts_of_image[images[0]])
@@ -61,9 +69,10 @@ def match_probabilities(
                 for image, chosen in zip(images, places, strict=True)
                 for place in chosen
             ]
-            probabilities = _match(med, group, texts, rows).view(len(images), -1)
-            for image, chosen, row in zip(images, places, probabilities, strict=True):
-                results[image][chosen] = row
+            logits = med.match(*_trimmed(med, texts, rows), group).float().cpu()
+            parts = logits.view(len(images), -1, 2)
+            for image, chosen, part in zip(images, places, parts, strict=True):
+                results[image][chosen] = part
     return results
 
 
@@ -134,13 +143,6 @@ def _selected(memory: ImageMemory, images: list[int]) -> ImageMemory:
     if images == list(range(memory.images)):
         return memory
     return memory.select(torch.tensor(images, device=memory.keys[0].device))
-
-
-def _match(
-    med: Med, memory: ImageMemory, texts: TokenBatch, rows: list[int]
-) -> Float[Tensor, " rows"]:
-    logits = med.match(*_trimmed(med, texts, rows), memory)
-    return logits.float().softmax(dim=-1)[:, 1].cpu()
 
 
 def _trimmed(

@@ -122,7 +122,8 @@ def from_original(
 
     Raises:
         CheckpointError: if a key is missing, unknown, of another shape, or unequal to the one
-            that it is tied to.
+            that it is tied to; nothing is left out silently, positions of another image size
+            neither.
     """
     kind = detect_kind(tensors, source)
     config = infer_config(kind, tensors, source, vision_heads, text_heads)
@@ -329,9 +330,8 @@ def _natural_kind(model: Med | Vqa | Nlvr) -> Kind:
 
 
 def _check_fits(model: Med | Vqa | Nlvr, kind: Kind) -> None:
-    if isinstance(model, Med) == (kind in ("vqa", "nlvr")) or isinstance(model, Vqa) != (
-        kind == "vqa"
-    ):
+    expected = {"vqa": Vqa, "nlvr": Nlvr}.get(kind, Med)
+    if not isinstance(model, expected):
         raise CheckpointError(f"a {type(model).__name__} cannot be written as a {kind} checkpoint")
     if isinstance(model, Med):
         for head in heads_of(kind):

@@ -7,24 +7,13 @@ from openblip.data.transforms import Augmentation
 from openblip.data.views import CaptionView
 from openblip.errors import RecipeError
 from openblip.model import MedConfig
+from openblip.tasks.captioner import CaptionerObjectives
 from openblip.tasks.filter import FilterObjectives
 from openblip.tasks.pretrain import PretrainObjectives
 
 TaskName = Literal["pretrain", "captioner", "filter"]
 ScheduleKind = Literal["step_decay", "epoch_cosine", "warmup_cosine"]
 Precision = Literal["float32", "bfloat16"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionerObjectives:
-    """Language modelling on human captions (BLIP, section 3.3)."""
-
-    label_smoothing: float = 0.1
-    """Probability that is spread over the vocabulary."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise RecipeError(f"objectives.label_smoothing {self.label_smoothing} is not in [0, 1)")
 
 
 Objectives = PretrainObjectives | FilterObjectives | CaptionerObjectives

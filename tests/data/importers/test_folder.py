@@ -177,14 +177,17 @@ def test_text_files_beside_images_are_their_captions(
         (source / f"{name}.jpg").write_bytes(jpeg(len(name)))
     (source / "a.txt").write_text("\ufeffone\ntwo\n\n", encoding="utf-8")
     (source / "b" / "1.txt").write_text("three")
-    (source / "b" / "1.json").write_text('{"url": "http://x"}')
+    (source / "b" / "1.json").write_text('{"url": "http://x", "split": "validation"}')
+    (source / "d.jpg").write_bytes(jpeg(9))
+    (source / "d.json").write_text('{"caption": "four"}')
     (source / "c.txt").write_bytes(b"\xff\xfe")
     (source / "notes.txt").write_text("of no image")
     report, rows = _import(source)
     assert report.format == "folder"
-    assert [(row["id"], row["captions"]) for row in rows] == [
-        ("a", ["one", "two"]),
-        ("b/1", ["three"]),
+    assert [(row["id"], row["captions"], row["split"]) for row in rows] == [
+        ("a", ["one", "two"], "train"),
+        ("b/1", ["three"], "val"),
+        ("d", ["four"], "train"),
     ]
     assert json.loads(str(rows[1]["meta"])) == {"url": "http://x"}
     assert report.skipped == {"missing caption": 1, "bad record": 1}

@@ -51,9 +51,10 @@ def test_a_packed_shard_and_captions_in_json(
     tmp_path: Path, write_tar: WriteTar, samples: Samples
 ) -> None:
     members = [member for member in samples(0, 3) if not member[0].endswith(".txt")]
+    members[3] = ("00001.json", b'{"caption": "told", "split": "test"}')
     report, rows = _import(write_tar("a.tar.gz", members), tmp_path / "t")
-    assert report.num_rows == 3
-    assert rows[2]["captions"] == ["text 2"]
+    assert report.splits == {"train": 2, "test": 1}
+    assert [row["captions"] for row in rows] == [["text 0"], ["told"], ["text 2"]]
 
 
 def test_folders_inside_a_shard_belong_to_the_key(

@@ -229,7 +229,7 @@ class _Import:
         if self._was_duplicate:
             self._state.report.skip(Reason.DUPLICATE_ID, where, f"id {row.id!r} is in the table")
         else:
-            self._state.report.count_row(row.split, len(row.captions), where)
+            self._state.report.count_row(row.split, len(row.captions))
 
     def _on_duplicate(self, row: PairRow) -> None:
         self._was_duplicate = True

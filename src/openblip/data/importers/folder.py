@@ -16,6 +16,7 @@ from openblip.data.importers.source import (
     parse_object,
     plain,
     texts_of,
+    with_record,
 )
 from openblip.data.report import Reason
 
@@ -91,8 +92,8 @@ class JsonlSource:
 class SidecarSource:
     """Images in a folder and below it, each with a `.txt` of the same name: a text per line.
 
-    A `.json` of the same name, as img2dataset writes it, becomes metadata. The id is the path
-    without its suffix.
+    A `.json` of the same name, as img2dataset writes it, becomes metadata, but for its `split`, and
+    its `caption` where there is no `.txt`. The id is the path without its suffix.
     """
 
     format = "folder"
@@ -116,13 +117,19 @@ class SidecarSource:
         cursor: Cursor = {"path": name}
         try:
             text = _small_text(path.with_suffix(".txt"))
-            captions = text.decode("utf-8-sig").splitlines() if text is not None else []
-            extra = _small_text(path.with_suffix(".json"))
-            meta = parse_object(extra) if extra is not None else {}
+            texts = None if text is None else text.decode("utf-8-sig").splitlines()
+            captions, split, meta = with_record(texts, _small_text(path.with_suffix(".json")))
         except (OSError, ValueError) as error:
             return Refused(name, cursor, Reason.BAD_RECORD, f"the text beside it: {error}")
-        key = name.removesuffix(path.suffix)
-        return Found(where=name, cursor=cursor, image=path, captions=captions, key=key, meta=meta)
+        return Found(
+            where=name,
+            cursor=cursor,
+            image=path,
+            captions=captions,
+            key=name.removesuffix(path.suffix),
+            split=split,
+            meta=meta,
+        )
 
 
 def has_images(folder: Path) -> bool:

@@ -163,3 +163,21 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, str | int | bool):
         return value
     return None if isinstance(value, bytes) else str(value)
+
+
+def with_record(
+    texts: list[str] | None, record: bytes | None
+) -> tuple[list[str], str | None, dict[str, Any]]:
+    """Texts, split and metadata of an image that has a JSON object beside it.
+
+    Args:
+        texts: from a text file; None takes the `caption` of the JSON.
+        record: the JSON in UTF-8; None if there is none.
+
+    Raises:
+        ValueError: it is no JSON object.
+    """
+    meta = parse_object(record) if record is not None else {}
+    told, split = meta.pop("caption", None), meta.pop("split", None)
+    captions = texts_of(told) if texts is None else texts
+    return captions, None if split is None else str(split), plain(meta)

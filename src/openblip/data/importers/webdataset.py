@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO, cast
+from typing import BinaryIO, cast
 
 from openblip.data.importers.source import (
     IMAGE_SUFFIXES,
@@ -17,9 +17,7 @@ from openblip.data.importers.source import (
     Refused,
     UnsafePath,
     inside,
-    parse_object,
-    plain,
-    texts_of,
+    with_record,
 )
 from openblip.data.reading import MAX_IMAGE_BYTES
 from openblip.data.report import Reason
@@ -48,8 +46,8 @@ class TarSource:
     """Samples of neighbouring members with one key: an image, a `.txt`, a `.json`.
 
     The key is the name up to the first dot of its last part. Without a `.txt` the `caption` of
-    the JSON is taken. Everything in the JSON becomes metadata. Nothing is ever written to disk;
-    links and devices are refused, as are names that would leave a folder.
+    the JSON is taken, and its `split`; everything else in it becomes metadata. Nothing is ever
+    written to disk; links and devices are refused, as are names that would leave a folder.
     """
 
     format = "webdataset"
@@ -168,21 +166,21 @@ def _entry(sample: _Sample, shard: Path, cursor: Cursor) -> Entry:
         return Refused(where, cursor, *sample.refusal)
     if image is None:
         return Refused(where, cursor, Reason.MISSING_IMAGE, "no image of this key in the archive")
+    text = sample.files.get(".txt")
     try:
-        meta, captions = _texts(sample)
+        texts = None if text is None else [text.decode("utf-8-sig")]
+        captions, split, meta = with_record(texts, sample.files.get(".json"))
     except ValueError as error:
         return Refused(where, cursor, Reason.BAD_RECORD, str(error))
     return Found(
-        where=where, cursor=cursor, image=image, captions=captions, key=sample.key, meta=meta
+        where=where,
+        cursor=cursor,
+        image=image,
+        captions=captions,
+        key=sample.key,
+        split=split,
+        meta=meta,
     )
-
-
-def _texts(sample: _Sample) -> tuple[dict[str, Any], list[str]]:
-    meta = parse_object(sample.files[".json"]) if ".json" in sample.files else {}
-    told = meta.pop("caption", None)
-    if ".txt" in sample.files:
-        return plain(meta), [sample.files[".txt"].decode("utf-8-sig")]
-    return plain(meta), texts_of(told)
 
 
 def _split_name(name: str) -> tuple[str, str]:

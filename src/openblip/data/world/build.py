@@ -64,7 +64,7 @@ def _training_scenes(
 ) -> Iterator[Scene]:
     for index in range(num_rows):
         dice = Dice(config.seed, _STREAMS[stream], index)
-        # Ends soon: of the 40 or more scenes of one core, val and test hold one each at most.
+        # Ends soon: of the 20 or more scenes of one core, val and test hold one each at most.
         while (scene := sample_scene(dice, config)) in held_out:
             pass
         yield scene

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from openblip.data.world.config import WorldConfig
+from openblip.data.world.config import MAX_GROUPS, WorldConfig
 from openblip.data.world.dice import Dice
 
 # The first entries look least alike: a world of few kinds or colours takes those.
@@ -62,19 +62,21 @@ class Scene:
 def sample_scene(dice: Dice, config: WorldConfig) -> Scene:
     """A random scene of the world."""
     num_groups = dice.weighted(config.group_weights) + 1
-    groups = tuple(
-        ObjectGroup(
-            kind=kind,
-            colour=COLOURS[dice.below(config.num_colours)],
-            size=dice.choose(SIZES),
-            count=dice.weighted(config.count_weights) + 1,
-        )
-        for kind in dice.sample(KINDS[: config.num_kinds], num_groups)
-    )
+    groups: list[ObjectGroup] = []
+    room_for_large = 2 if num_groups < MAX_GROUPS else 1
+    for kind in dice.sample(KINDS[: config.num_kinds], num_groups):
+        colour = COLOURS[dice.below(config.num_colours)]
+        count = dice.weighted(config.count_weights) + 1
+        size = dice.choose(SIZES)
+        # Pictures have room for two large objects in a row, and for so many rows of them.
+        if count > 2 or room_for_large == 0:
+            size = "small"
+        room_for_large -= size == "large"
+        groups.append(ObjectGroup(kind, colour, size, count))
     # One group lies on no axis; a fixed word keeps equal scenes equal.
     axis = dice.choose(AXES) if num_groups > 1 else "row"
     background = Background(dice.choose(PATTERNS), dice.choose(GROUND_COLOURS))
-    return Scene(groups, axis, background)
+    return Scene(tuple(groups), axis, background)
 
 
 def scene_to_dict(scene: Scene) -> dict[str, Any]:

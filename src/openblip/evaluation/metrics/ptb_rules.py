@@ -77,7 +77,7 @@ _WORD = rf"(?:{_LETTER}{_ALNUM}*(?:[.!?]{_LETTER}{_ALNUM}*)*)"
 _PART = rf"(?:[dlo](?:{_APOS}|`){_ALNUM}{{2,}}|{_ALNUM}+)"
 _COMPOUND = rf"(?:{_PART}(?:[-_\u058a\u2010\u2011]{_PART})*)"
 _INITIALS = r"[A-Za-z](?:\.[A-Za-z])+\."
-_HOST_CHARACTER = r"""[^\s0-9A-Z!"$'(),./:;<=>?\[\]\\^_`{|}-]"""
+_HOST_CHARACTER = r"""[^\s0-9A-Z!"$'(),./:;<=>?@\[\]\\^_`{|}-]"""
 _URL_TAIL = r"""[^\s<>"|(){}]+[^\s<>|.!?(){},"-]"""
 
 # Signs that stay, as tokens of one character. All others (emoji among them) vanish.
@@ -177,7 +177,7 @@ _WORDS = (
     _rule(_WORD),
     _rule(_COMPOUND, flags=_I),
     _rule(rf"[A-Za-z0-9][A-Za-z0-9.,]*(?:-(?:{_INITIALS}|[A-Za-z0-9]+))+"),
-    _rule(r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}"),
+    _rule(r"[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}(?:\\?/[A-Za-z0-9]+(?:-[A-Za-z]+){0,2}){1,2}"),
     _rule(r"[A-Z]+(?:(?:&(?:[aA][mM][pP];)?|\+)[A-Z]+)+", _plain_ampersand),
     _rule(r"[CF]\#|C\+\+|(?:pro|anti)-", flags=_I),
 )

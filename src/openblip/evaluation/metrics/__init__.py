@@ -1,0 +1,26 @@
+"""Metric math: arrays and texts in, numbers out; numpy only."""
+
+from openblip.evaluation.metrics.bootstrap import (
+    Comparison,
+    Interval,
+    bootstrap_interval,
+    paired_bootstrap,
+)
+from openblip.evaluation.metrics.caption_metrics import CaptionScores, caption, caption_scores
+from openblip.evaluation.metrics.caption_tokens import caption_tokens
+from openblip.evaluation.metrics.retrieval import Ranks, image_ranks, retrieval, text_ranks
+
+__all__ = [
+    "CaptionScores",
+    "Comparison",
+    "Interval",
+    "Ranks",
+    "bootstrap_interval",
+    "caption",
+    "caption_scores",
+    "caption_tokens",
+    "image_ranks",
+    "paired_bootstrap",
+    "retrieval",
+    "text_ranks",
+]

@@ -1,0 +1,229 @@
+"""A CapFilt job: what it writes, and that nothing but table, models and settings decides it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from openblip.capfilt.job import METADATA_KEY, CapFiltJob, CapFiltSettings
+from openblip.capfilt.run import run_capfilt
+from openblip.capfilt.worker import NEW_COLUMNS, row_seed
+from openblip.data.table import PairTable
+from openblip.errors import CheckpointError, RecipeError
+from openblip.inference import Decoding, load
+
+
+def settings(models: dict[str, str], **changes: object) -> CapFiltSettings:
+    """Settings of a job with the small models."""
+    plain = CapFiltSettings(
+        captioner=models["captioner"],
+        filter=models["filter"],
+        decoding=Decoding(method="nucleus", max_length=12, min_length=5),
+        batch_size=5,
+    )
+    return replace(plain, **changes)
+
+
+def columns(table: PairTable) -> pa.Table:
+    return PairTable.open(table.uri).take(range(len(table)), NEW_COLUMNS)
+
+
+def copy_of(table: PairTable, folder: Path) -> PairTable:
+    rows = table.take(range(len(table))).to_pylist()
+    from openblip.data.table import PairRow
+
+    return PairTable.create(
+        folder / "copy.lance",
+        (PairRow(**{**row, "meta": json.loads(row["meta"])}) for row in rows),
+    )
+
+
+def test_web_rows_get_captions_and_scores_and_others_get_nothing(
+    table: PairTable, models: dict[str, str]
+) -> None:
+    result = run_capfilt(table.uri, settings(models, num_captions=2), processes=1)
+
+    assert (result.rows, result.computed, result.errors) == (len(table), len(table), 1)
+    for row in PairTable.open(table.uri).take(range(len(table))).to_pylist():
+        if row["origin"] == "human" or row["id"] == "broken":
+            assert all(row[name] is None for name in NEW_COLUMNS[:-1])
+            continue
+        assert len(row["synthetic"]) == len(row["synthetic_logprob"]) == 2
+        assert len(row["captions_itm"]) == len(row["captions_itc"]) == len(row["captions"])
+        assert len(row["synthetic_itm"]) == len(row["synthetic_itc"]) == 2
+        assert all(0.0 <= score <= 1.0 for score in row["captions_itm"] + row["synthetic_itm"])
+        assert all(-1.0 <= score <= 1.0 for score in row["captions_itc"] + row["synthetic_itc"])
+
+
+def test_an_unreadable_image_is_recorded_with_its_reason(
+    table: PairTable, models: dict[str, str]
+) -> None:
+    run_capfilt(table.uri, settings(models), processes=1)
+
+    rows = PairTable.open(table.uri).take(range(len(table)), ["id", "capfilt_error"]).to_pylist()
+    reasons = {row["id"]: row["capfilt_error"] for row in rows if row["capfilt_error"]}
+    assert list(reasons) == ["broken"]
+    assert "broken" in reasons["broken"]
+
+
+def test_scores_are_those_of_the_filter(table: PairTable, models: dict[str, str]) -> None:
+    from openblip.data.reading import row_image
+    from openblip.data.text import clean_caption
+
+    run_capfilt(table.uri, settings(models), processes=1)
+
+    row = PairTable.open(table.uri).take([0]).to_pylist()[0]
+    filter_ = load(models["filter"], device="cpu")
+    match = filter_.match(row_image(row), clean_caption(row["captions"][0]))[0]
+    assert row["captions_itm"][0] == pytest.approx(match.itm, abs=1e-5)
+    assert row["captions_itc"][0] == pytest.approx(match.itc, abs=1e-5)
+
+
+def test_the_number_of_processes_changes_no_byte(
+    table: PairTable, models: dict[str, str], tmp_path: Path
+) -> None:
+    other = copy_of(table, tmp_path)
+    run_capfilt(table.uri, settings(models), processes=1)
+    run_capfilt(other.uri, settings(models), processes=2)
+
+    assert columns(table).equals(columns(other))
+
+
+def test_another_batch_size_gives_the_same_texts_and_nearly_the_same_scores(
+    table: PairTable, models: dict[str, str], tmp_path: Path
+) -> None:
+    other = copy_of(table, tmp_path)
+    run_capfilt(table.uri, settings(models), processes=1)
+    run_capfilt(other.uri, settings(models, batch_size=3), processes=1)
+
+    one, two = columns(table).to_pydict(), columns(other).to_pydict()
+    assert one["synthetic"] == two["synthetic"]
+    for name in ("captions_itm", "captions_itc", "synthetic_itm", "synthetic_itc"):
+        for left, right in zip(one[name], two[name], strict=True):
+            assert left == pytest.approx(right, abs=1e-5)
+
+
+def test_a_restarted_job_computes_only_what_is_missing(
+    table: PairTable, models: dict[str, str], tmp_path: Path
+) -> None:
+    other = copy_of(table, tmp_path)
+    run_capfilt(table.uri, settings(models), processes=1)
+
+    from openblip.capfilt.worker import Worker
+
+    job = CapFiltJob.plan(other, settings(models))
+    Worker(job, "cpu").run([0, 2], lambda rows: None)
+    result = run_capfilt(other.uri, settings(models), processes=1)
+
+    assert result.computed == len(other) - 2 * job.settings.batch_size
+    assert columns(table).equals(columns(other))
+
+
+def test_a_complete_job_is_not_done_again(table: PairTable, models: dict[str, str]) -> None:
+    run_capfilt(table.uri, settings(models), processes=1)
+    version = PairTable.open(table.uri).version
+
+    result = run_capfilt(table.uri, settings(models), processes=1)
+
+    assert result.computed == 0
+    assert PairTable.open(table.uri).version == version
+
+
+def test_another_seed_replaces_the_columns(table: PairTable, models: dict[str, str]) -> None:
+    run_capfilt(table.uri, settings(models), processes=1)
+    before = columns(table)
+    run_capfilt(table.uri, settings(models, seed=1), processes=1)
+
+    assert not columns(table)["synthetic"].equals(before["synthetic"])
+    assert columns(table)["captions_itm"].equals(before["captions_itm"])
+
+
+def test_metadata_tells_models_and_settings(table: PairTable, models: dict[str, str]) -> None:
+    run_capfilt(table.uri, settings(models, seed=7), processes=1)
+
+    stored = json.loads(PairTable.open(table.uri).metadata[METADATA_KEY])
+    assert stored["seed"] == 7
+    assert stored["decoding"]["method"] == "nucleus"
+    assert len(stored["captioner_fingerprint"]) == len(stored["filter_fingerprint"]) == 16
+    assert stored["captioner_fingerprint"] != stored["filter_fingerprint"]
+    assert not Path(f"{table.uri}.capfilt").exists()
+
+
+def test_the_first_token_changes_scores_but_not_captions(
+    table: PairTable, models: dict[str, str]
+) -> None:
+    run_capfilt(table.uri, settings(models), processes=1)
+    before = columns(table)
+    run_capfilt(table.uri, settings(models, first_token="[CLS]"), processes=1)
+
+    assert columns(table)["synthetic"].equals(before["synthetic"])
+    assert not columns(table)["captions_itm"].equals(before["captions_itm"])
+
+
+def test_a_row_keeps_its_captions_when_other_rows_are_added(
+    table: PairTable, models: dict[str, str], tmp_path: Path
+) -> None:
+    assert row_seed(0, "a") != row_seed(0, "b") != row_seed(1, "b")
+    longer = copy_of(table, tmp_path)
+    from openblip.data.table import PairRow
+
+    image = table.take([0], ["image"])["image"][0].as_py()
+    longer.append([PairRow(id="later", image=image, captions=["a thing"])])
+    run_capfilt(table.uri, settings(models), processes=1)
+    run_capfilt(longer.uri, settings(models), processes=1)
+
+    assert columns(longer)["synthetic"].to_pylist()[: len(table)] == (
+        columns(table)["synthetic"].to_pylist()
+    )
+
+
+_JOB = """
+import sys
+from openblip.capfilt.job import CapFiltSettings
+from openblip.capfilt.run import run_capfilt
+from openblip.inference import Decoding
+if __name__ == "__main__":
+    table, captioner, filter_, processes = sys.argv[1:]
+    run_capfilt(table, CapFiltSettings(captioner=captioner, filter=filter_, batch_size=5,
+        decoding=Decoding(method="nucleus", max_length=12, min_length=5)),
+        processes=int(processes))
+"""
+
+
+def test_a_job_killed_at_any_moment_goes_on_to_the_same_result(
+    table: PairTable, models: dict[str, str], tmp_path: Path
+) -> None:
+    other = copy_of(table, tmp_path)
+    run_capfilt(table.uri, settings(models), processes=1)
+    script = tmp_path / "job.py"
+    script.write_text(_JOB)
+    command = [sys.executable, str(script), other.uri, models["captioner"], models["filter"], "1"]
+
+    # Killed as soon as the first part is there, then with the next, then left alone.
+    for wanted in (1, 2):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+        parts = CapFiltJob.plan(other, settings(models))
+        while len(parts.finished()) < wanted and process.poll() is None:
+            time.sleep(0.002)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    run_capfilt(other.uri, settings(models), processes=1)
+
+    assert columns(table).equals(columns(other))
+
+
+def test_missing_models_and_wrong_settings_are_named(
+    table: PairTable, models: dict[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(CheckpointError, match="nowhere"):
+        run_capfilt(table.uri, settings(models, captioner=str(tmp_path / "nowhere")))
+    with pytest.raises(RecipeError, match="num_captions"):
+        settings(models, num_captions=0)

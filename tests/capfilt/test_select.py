@@ -1,0 +1,95 @@
+"""Keep rates and the filter's quality, from scores that stand in a table."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from openblip.capfilt.scores import read_scores, texts_of
+from openblip.capfilt.select import keep_rates, noise_quality
+from openblip.data.table import PairRow, PairTable
+from openblip.errors import DataError, RecipeError
+
+KINDS = ["true", "true", "other_image", "other_image", "boilerplate"]
+WEB_ITM = [0.9, 0.2, 0.1, 0.6, 0.05]
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> PairTable:
+    """Five web rows and a human one; the synthetic texts match with 0.8."""
+    rows = [
+        PairRow(id=f"w{n}", image=b"x", captions=[f"web {n}"], meta={"noise": kind})
+        for n, kind in enumerate(KINDS)
+    ]
+    rows.insert(2, PairRow(id="h", image=b"x", captions=["human"], origin="human"))
+    table = PairTable.create(tmp_path / "t.lance", rows)
+    web: list[list[float] | None] = [[itm] for itm in WEB_ITM]
+    web.insert(2, None)
+    synthetic = [None if scores is None else [0.8] for scores in web]
+    texts = [None if scores is None else ["made"] for scores in web]
+    table.add_columns(
+        pa.table(
+            {
+                "synthetic": texts,
+                "captions_itm": pa.array(web, pa.list_(pa.float32())),
+                "captions_itc": pa.array(web, pa.list_(pa.float32())),
+                "synthetic_itm": pa.array(synthetic, pa.list_(pa.float32())),
+                "synthetic_itc": pa.array(synthetic, pa.list_(pa.float32())),
+            }
+        )
+    )
+    return table
+
+
+def test_scores_of_web_rows_alone_are_read_with_their_rows(scored: PairTable) -> None:
+    scores = read_scores(scored)
+
+    assert scores["web"].rows.tolist() == [0, 1, 3, 4, 5]
+    assert scores["web"].kinds.tolist() == KINDS
+    assert scores["web"].itm == pytest.approx(WEB_ITM)
+    assert texts_of(scored, scores["web"], np.array([4, 2])) == ["web 4", "web 2"]
+    assert len(scores["synthetic"]) == 5
+
+
+def test_a_text_is_kept_above_the_threshold(scored: PairTable) -> None:
+    rates = {(r.source, r.threshold): r for r in keep_rates(read_scores(scored), [0.5, 0.8])}
+
+    assert (rates["web", 0.5].kept, rates["web", 0.5].total) == (2, 5)
+    assert rates["web", 0.5].rate == pytest.approx(0.4)
+    assert rates["synthetic", 0.5].kept == 5
+    assert rates["web", 0.8].kept == 1
+
+
+def test_precision_and_recall_count_rejections_of_a_kind_and_of_true_texts(
+    scored: PairTable,
+) -> None:
+    quality = {q.kind: q for q in noise_quality(read_scores(scored)["web"], 0.5)}
+
+    # Rejected: one of two true texts, one of two of other images, the boilerplate.
+    assert (quality["other_image"].precision, quality["other_image"].recall) == (0.5, 0.5)
+    assert (quality["boilerplate"].precision, quality["boilerplate"].recall) == (0.5, 1.0)
+    assert quality["all noise"].precision == pytest.approx(2 / 3)
+    assert quality["all noise"].recall == pytest.approx(2 / 3)
+    assert "true" not in quality
+
+
+def test_unknown_noise_gives_no_quality(scored: PairTable) -> None:
+    web = read_scores(scored)["web"]
+    from dataclasses import replace
+
+    assert noise_quality(replace(web, kinds=np.array([""] * 5)), 0.5) == []
+
+
+def test_an_unscored_table_and_a_wrong_threshold_are_errors(tmp_path: Path) -> None:
+    table = PairTable.create(tmp_path / "t.lance", [PairRow(id="a", image=b"x")])
+
+    with pytest.raises(DataError, match="openblip capfilt run"):
+        read_scores(table)
+    with pytest.raises(RecipeError, match=r"1\.5"):
+        keep_rates({}, [1.5])
+
+
+def test_meta_of_a_row_is_json(scored: PairTable) -> None:
+    assert json.loads(scored.take([0], ["meta"])["meta"][0].as_py()) == {"noise": "true"}
