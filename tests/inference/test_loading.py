@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, RecipeError
 from openblip.inference import Blip, load
 from openblip.inference.loading import default_device, find_model, find_model_files
 from openblip.interop.original import to_original
@@ -124,3 +124,9 @@ def test_a_file_that_is_no_checkpoint(tmp_path):
     (tmp_path / "notes.pth").write_text("no weights")
     with pytest.raises(CheckpointError, match=r"notes\.pth"):
         load(tmp_path / "notes.pth")
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "toaster"])
+def test_a_device_that_is_not_there(folder, device):
+    with pytest.raises(RecipeError, match=rf"device '{device}' cannot be used"):
+        load(folder, device=device)

@@ -81,11 +81,11 @@ def evaluate_retrieval(
     started = time.perf_counter()
     gallery = read_gallery(table, split, max_words)
     with torch.inference_mode():
-        image_embed = torch.cat(
-            [blip.encode(x).embed for _, x in _images(blip, table, gallery, batch_size)]
-        )
-        text_embed = blip.embed_texts(gallery.texts)
-        cosines = (image_embed @ text_embed.T).float().cpu()
+        embeds = [
+            blip.med.embed_images(blip.encode(images).hidden).cpu()
+            for _, images in _images(blip, table, gallery, batch_size)
+        ]
+        cosines = torch.cat(embeds) @ blip.embed_texts(gallery.texts).T
         contrastive = retrieval(cosines.numpy(), gallery.captions_of_image)
         metrics = contrastive
         if use_itm:

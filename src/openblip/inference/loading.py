@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from openblip.data.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE, TextTokenizer
-from openblip.errors import CheckpointError, DataError
+from openblip.errors import CheckpointError, DataError, RecipeError
 from openblip.inference.blip import Blip
 from openblip.interop.folder import CONFIG_FILE, WEIGHTS_FILE, read_folder
 
@@ -40,10 +40,12 @@ def load(
 
     Raises:
         CheckpointError: if there is no such model, or it is damaged or incomplete.
+        RecipeError: if this machine has no such device.
     """
+    place = default_device() if device is None else _usable(device)
     path = find_model(source)
     blip = _read_original(path) if path.is_file() else _read_folder(path)
-    blip.med.to(device=device or default_device(), dtype=dtype or torch.float32)
+    blip.med.to(device=place, dtype=dtype or torch.float32)
     return blip
 
 
@@ -52,6 +54,17 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    # Torch asserts where it was built without a kind of device.
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).split("\n")[0]
+        raise RecipeError(
+            f"device {str(device)!r} cannot be used ({reason}); this machine has {default_device()}"
+        ) from error
 
 
 def find_model(source: str | Path) -> Path:
