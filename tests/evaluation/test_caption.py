@@ -1,0 +1,43 @@
+"""Captioning a split and judging it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from openblip.data.table import PairTable
+from openblip.errors import DataError
+from openblip.evaluation.caption import evaluate_caption
+from openblip.evaluation.metrics import caption
+from openblip.inference import Blip, Decoding
+
+
+def test_every_image_gets_its_best_caption_and_metrics_are_those_of_the_captions(
+    blip: Blip, world: PairTable
+) -> None:
+    decoding = Decoding(method="beam", num_beams=2, max_length=12)
+
+    result = evaluate_caption(blip, world, decoding=decoding, batch_size=4)
+
+    rows = [r for r in world.take(range(len(world))).to_pylist() if r["split"] == "test"]
+    assert list(result.captions) == [row["id"] for row in rows]
+    images = [row["image"] for row in rows]
+    written = blip.caption(images, num_beams=2, max_length=12)
+    assert list(result.captions.values()) == [choices[0].text for choices in written]
+    references = {row["id"]: row["captions"] for row in rows}
+    assert result.metrics == caption(result.captions, references)
+    assert set(result.metrics) >= {"BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr"}
+
+
+def test_results_are_written_as_coco_does(blip: Blip, world: PairTable, tmp_path: Path) -> None:
+    result = evaluate_caption(blip, world, decoding=Decoding(method="greedy", max_length=10))
+
+    result.save_coco(tmp_path / "results.json")
+
+    values = json.loads((tmp_path / "results.json").read_text())
+    assert {v["image_id"]: v["caption"] for v in values} == result.captions
+
+
+def test_a_split_without_captions_is_named(blip: Blip, empty_split: PairTable) -> None:
+    with pytest.raises(DataError, match="caption"):
+        evaluate_caption(blip, empty_split)

@@ -1,0 +1,118 @@
+"""The package keeps its layers, its sizes, and its promise that an import has no effect."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = Path(__file__).resolve().parent.parent / "src" / "openblip"
+FILES = sorted(SOURCE.rglob("*.py"))
+
+# A package may import from lower layers, from itself, and from its friends of the same layer.
+LAYERS = {
+    "errors": 0,
+    "progress": 0,
+    "page": 0,
+    "model": 0,
+    "objectives": 1,
+    "data": 1,
+    "interop": 1,
+    "tasks": 2,
+    "training": 3,
+    "inference": 3,
+    "capfilt": 4,
+    "evaluation": 4,
+    "metrics": 5,
+    "recipes": 5,
+    "cli": 6,
+    "__init__": 7,
+    "__main__": 7,
+}
+NEVER = {("objectives", "model"), ("data", "model"), ("model", "progress"), ("model", "page")}
+SAME_LAYER = {("model", "errors"), ("page", "errors"), ("interop", "data")}
+# Each heavy or optional library is imported by these files alone.
+ONE_PLACE = {
+    "lance": {"data/table.py"},
+    "tokenizers": {"data/tokenizer.py"},
+    "tensorboardX": {"training/metrics_log.py"},
+    "torch.distributed": {"training/distributed.py"},
+    "rich": {"progress.py"},
+    "transformers": set(),
+    "torchvision": set(),
+}
+
+
+def package_of(file: Path) -> str:
+    return file.relative_to(SOURCE).with_suffix("").parts[0]
+
+
+def imports_of(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found.add(node.module)
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return found
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
+def test_imports_go_downwards_only(file: Path) -> None:
+    here = package_of(file)
+    for name in imports_of(file):
+        parts = name.split(".")
+        if parts[0] != "openblip" or len(parts) < 2 or parts[1] not in LAYERS:
+            continue
+        there = parts[1]
+        assert (here, there) not in NEVER, f"{here} imports {there}"
+        allowed = here == there or (here, there) in SAME_LAYER or LAYERS[there] < LAYERS[here]
+        assert allowed, f"{here} (layer {LAYERS[here]}) imports {there} (layer {LAYERS[there]})"
+
+
+def test_every_package_has_a_layer() -> None:
+    assert {package_of(file) for file in FILES} <= set(LAYERS)
+
+
+@pytest.mark.parametrize("library", ONE_PLACE)
+def test_a_heavy_library_is_imported_in_one_place(library: str) -> None:
+    users = {
+        str(file.relative_to(SOURCE))
+        for file in FILES
+        if any(n == library or n.startswith(f"{library}.") for n in imports_of(file))
+    }
+    assert users <= ONE_PLACE[library]
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
+def test_files_and_functions_stay_short(file: Path) -> None:
+    text = file.read_text(encoding="utf-8")
+    assert text.count("\n") <= 450
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno < 80, f"{node.name} is too long"
+
+
+def test_no_module_is_a_drawer_for_odds_and_ends() -> None:
+    assert not {f.stem for f in FILES} & {"utils", "util", "helpers", "misc", "common"}
+
+
+def test_the_package_and_its_command_start_without_heavy_libraries() -> None:
+    code = (
+        "import sys, openblip, openblip.cli;"
+        "heavy = {'torch', 'lance', 'pyarrow', 'numpy', 'PIL', 'tyro', 'rich', 'tokenizers'};"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_public_names_exist_and_are_documented() -> None:
+    import openblip
+
+    for name in openblip.__all__:
+        assert getattr(openblip, name).__doc__, name
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = openblip.nothing
