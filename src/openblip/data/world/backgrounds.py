@@ -10,10 +10,10 @@ from openblip.data.world.scene import Background
 NUM_TONES = 24
 
 GROUND_RGB: dict[str, tuple[tuple[int, int, int], tuple[int, int, int]]] = {
-    "gray": ((146, 152, 160), (216, 220, 225)),
-    "beige": ((206, 176, 132), (245, 232, 206)),
-    "teal": ((66, 146, 146), (164, 216, 210)),
-    "navy": ((32, 42, 82), (82, 100, 154)),
+    "gray": ((160, 166, 174), (210, 214, 220)),
+    "beige": ((214, 188, 148), (242, 226, 198)),
+    "teal": ((84, 160, 160), (154, 210, 204)),
+    "navy": ((38, 50, 92), (76, 93, 146)),
 }
 
 ToneMap = NDArray[np.uint8]

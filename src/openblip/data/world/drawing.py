@@ -36,7 +36,7 @@ _MIN_RIM = 6
 _SHRINK_STEPS, _MAX_SHRINK = 16, 4
 
 
-def draw_scene(scene: Scene, image_size: int, dice: Dice, jitter: float = 1.0) -> bytes:
+def draw_scene(scene: Scene, image_size: int, dice: Dice, jitter: float = 0.0) -> bytes:
     """A picture of a scene as a PNG file; the dice place, scale, tilt and tint.
 
     Args:
@@ -49,7 +49,7 @@ def draw_scene(scene: Scene, image_size: int, dice: Dice, jitter: float = 1.0) -
 
 
 def draw_indexed(
-    scene: Scene, image_size: int, dice: Dice, jitter: float = 1.0
+    scene: Scene, image_size: int, dice: Dice, jitter: float = 0.0
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """Palette indices (size, size) and palette (colours, 3) of a picture of a scene."""
     canvas = draw_background(scene.background, image_size, dice) * np.uint8(LEVELS + 1)

@@ -10,7 +10,7 @@ from openblip.errors import DataError
 from openblip.evaluation.metrics.bleu import bleu, bleu_statistics
 from openblip.evaluation.metrics.caption_tokens import caption_tokens
 from openblip.evaluation.metrics.cider import cider
-from openblip.evaluation.metrics.ngrams import ngram_counts
+from openblip.evaluation.metrics.ngrams import count_captions
 from openblip.evaluation.metrics.rouge import rouge_l
 
 
@@ -61,12 +61,12 @@ def caption_scores(
     _check(candidates, references)
     ours = [caption_tokens(text) for text in candidates.values()]
     human = [[caption_tokens(text) for text in references[key]] for key in candidates]
-    our_counts = [ngram_counts(_words(tokens)) for tokens in ours]
-    human_counts = [[ngram_counts(_words(tokens)) for tokens in texts] for texts in human]
+    counts = count_captions(
+        [_words(tokens) for tokens in ours],
+        [[_words(tokens) for tokens in texts] for texts in human],
+    )
     return CaptionScores(
-        bleu_statistics=bleu_statistics(our_counts, human_counts),
-        rouge_l=rouge_l(ours, human),
-        cider=cider(our_counts, human_counts),
+        bleu_statistics=bleu_statistics(counts), rouge_l=rouge_l(ours, human), cider=cider(counts)
     )
 
 

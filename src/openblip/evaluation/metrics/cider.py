@@ -1,75 +1,59 @@
 """CIDEr-D of captions (Vedantam et al. 2015), with the choices of the COCO evaluation."""
 
-import math
-from collections import Counter
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 
-from openblip.evaluation.metrics.ngrams import MAX_ORDER, Ngram, NgramCounts
+from openblip.evaluation.metrics.ngrams import MAX_ORDER, CaptionCounts, Ngrams, locate
 
 # Standard deviation of the penalty on a difference in length, in words.
 _SIGMA = 6.0
 
-
-class _Weighted(NamedTuple):
-    """TF-IDF weights of one caption: per order, weights and their Euclidean norm."""
-
-    weights: list[dict[Ngram, float]]
-    norms: list[float]
-    num_pairs: int
+Floats = NDArray[np.float64]
 
 
-def cider(
-    candidates: Sequence[NgramCounts], references: Sequence[Sequence[NgramCounts]]
-) -> NDArray[np.float64]:
-    """Returns CIDEr-D of each caption, 0 to 10; a corpus' CIDEr is the mean.
+def cider(captions: CaptionCounts) -> Floats:
+    """Returns CIDEr-D of each image's candidate, 0 to 10; the CIDEr of a corpus is the mean.
 
-    The weight of an n-gram is its count times log(images / images whose references hold it).
-    The score is 10 times the mean over references and orders 1 to 4 of the cosine, with the
-    candidate's weights cut to the reference's, times exp(-d² / (2 · 6²)), d the difference in
-    length. As in the COCO evaluation, document frequencies come from these references, lengths
-    are counted in pairs of words, and one image alone scores 0 (every frequency is 1 of 1).
+    The weight of an n-gram is its count times log(images / images whose references hold it). The
+    score is 10 times the mean, over references and orders 1 to 4, of the cosine with the
+    candidate's weights cut to the reference's, times exp(-d^2 / (2 * 6^2)), d the difference in
+    length. As in the COCO evaluation, document frequencies come from these references, length is
+    counted in pairs of words, and one image alone scores 0 (each of its n-grams is in all images).
     """
-    rarity = _rarity(references)
-    unseen = math.log(max(1, len(references)))
-    scores = np.zeros(len(candidates))
-    for row, (candidate, human) in enumerate(zip(candidates, references, strict=True)):
-        own = _weigh(candidate, rarity, unseen)
-        total = sum(_similarity(own, _weigh(reference, rarity, unseen)) for reference in human)
-        scores[row] = 10.0 * total / len(human)
-    return scores
+    image = captions.image[captions.num_images :]
+    similarity = np.zeros(len(image))
+    for ngrams in captions.orders:
+        similarity += _clipped_cosine(captions, ngrams)
+    num_pairs = np.maximum(captions.length - 1, 0)
+    difference = num_pairs[image] - num_pairs[captions.num_images :]
+    similarity *= np.exp(-(difference**2) / (2.0 * _SIGMA**2)) / MAX_ORDER
+    num_references = np.bincount(image, minlength=captions.num_images)
+    total = np.bincount(image, weights=similarity, minlength=captions.num_images)
+    return 10.0 * total / num_references
 
 
-def _rarity(references: Sequence[Sequence[NgramCounts]]) -> dict[Ngram, float]:
-    """Returns log(images / images that hold it) of each n-gram of the references."""
-    frequency: Counter[Ngram] = Counter()
-    for human in references:
-        frequency.update({ngram for counts in human for order in counts for ngram in order})
-    num_images = math.log(max(1, len(references)))
-    return {ngram: num_images - math.log(count) for ngram, count in frequency.items()}
+def _clipped_cosine(captions: CaptionCounts, ngrams: Ngrams) -> Floats:
+    """Returns, for each reference, the cosine with its image's candidate."""
+    weight = ngrams.count * _rarity(captions, ngrams)[ngrams.ngram]
+    norm = np.sqrt(np.bincount(ngrams.caption, weight**2, minlength=len(captions.image)))
+    key = captions.image[ngrams.caption] * ngrams.num_ngrams + ngrams.ngram
+    ours = ngrams.caption < captions.num_images
+    # The candidates' keys ascend: candidate and image have the same number.
+    found, place = locate(key[~ours], key[ours])
+    theirs = weight[~ours][found]
+    reference = ngrams.caption[~ours][found] - captions.num_images
+    product = np.minimum(weight[ours][place], theirs) * theirs
+    num_references = len(captions.image) - captions.num_images
+    common = np.bincount(reference, product, minlength=num_references)
+    scale = norm[captions.image[captions.num_images :]] * norm[captions.num_images :]
+    return np.divide(common, scale, out=np.zeros(num_references), where=scale > 0.0)
 
 
-def _weigh(counts: NgramCounts, rarity: dict[Ngram, float], unseen: float) -> _Weighted:
-    weights = [
-        {ngram: count * rarity.get(ngram, unseen) for ngram, count in order.items()}
-        for order in counts
-    ]
-    norms = [math.sqrt(sum(w * w for w in order.values())) for order in weights]
-    return _Weighted(weights, norms, counts[1].total())
-
-
-def _similarity(candidate: _Weighted, reference: _Weighted) -> float:
-    """Returns the mean over the orders of the clipped cosine, penalised for the length."""
-    total = 0.0
-    for order in range(MAX_ORDER):
-        norm = candidate.norms[order] * reference.norms[order]
-        if norm:
-            theirs = reference.weights[order]
-            common = candidate.weights[order].keys() & theirs.keys()
-            ours = candidate.weights[order]
-            total += sum(min(ours[ngram], theirs[ngram]) * theirs[ngram] for ngram in common) / norm
-    difference = candidate.num_pairs - reference.num_pairs
-    return total / MAX_ORDER * math.exp(-(difference**2) / (2.0 * _SIGMA**2))
+def _rarity(captions: CaptionCounts, ngrams: Ngrams) -> Floats:
+    """Returns log(images / images whose references hold it) per n-gram; unseen counts as 1."""
+    theirs = ngrams.caption >= captions.num_images
+    image = captions.image[ngrams.caption[theirs]]
+    keys = np.unique(image * ngrams.num_ngrams + ngrams.ngram[theirs])
+    holding = np.bincount(keys % max(ngrams.num_ngrams, 1), minlength=ngrams.num_ngrams)
+    rarity: Floats = np.log(captions.num_images) - np.log(np.maximum(holding, 1))
+    return rarity

@@ -40,8 +40,7 @@ class Ranks:
     @property
     def expected(self) -> NDArray[np.float64]:
         """Rank of the first right candidate, 1 = best, the mean over all orders of the tied."""
-        rank: NDArray[np.float64] = 1.0 + self.above + self.tied / (self.tied_right + 1.0)
-        return rank
+        return np.asarray(1.0 + self.above + self.tied / (self.tied_right + 1.0), np.float64)
 
     def hits(self, k: int) -> NDArray[np.float64]:
         """Probability, per query, that a right candidate is among the first k; 0 or 1 untied."""

@@ -1,0 +1,81 @@
+"""The command's outer shape: help, exit codes, one-line errors."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from openblip.cli import _COMMANDS, main
+
+
+def test_without_words_it_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([]) == 0
+    text = capsys.readouterr().out
+    assert all(f"openblip {name}" in text for name in _COMMANDS)
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    from openblip import __version__
+
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"openblip {__version__}\n"
+
+
+@pytest.mark.parametrize("name", sorted(_COMMANDS))
+def test_every_command_has_help_with_an_example(
+    name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*name.split(), "--help"])
+    assert stop.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "Example:" in text
+    assert f"openblip {name}" in text
+
+
+def test_an_unknown_command_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["captoin"]) == 2
+    assert "did you mean `openblip caption`" in capsys.readouterr().err
+
+
+def test_a_group_lists_its_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["capfilt"]) == 2
+    text = capsys.readouterr().out
+    assert "capfilt run" in text
+    assert "openblip demo" not in text
+
+
+def test_an_unknown_flag_is_wrong_usage_and_names_the_nearest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "show", "t.lance", "--jsno"])
+    assert stop.value.code == 2
+    assert "--json" in capsys.readouterr().err
+
+
+def test_an_error_is_one_line_without_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["data", "show", str(tmp_path / "none.lance")]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("openblip data show: ")
+    assert error.count("\n") == 1
+    assert "openblip data import" in error
+
+
+def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "show", str(tmp_path / "none.lance"), "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_json_output_is_one_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from openblip.data.world import WorldConfig, create_world
+
+    table = tmp_path / "w.lance"
+    create_world(table, WorldConfig(web_rows=3, human_rows=1, val_rows=1, test_rows=1))
+    capsys.readouterr()
+    assert main(["data", "show", str(table), "--json"]) == 0
+    value = json.loads(capsys.readouterr().out)
+    assert value["rows"] == 6
+    assert {"split": "train", "origin": "web", "images": 3, "captions": 3} in value["counts"]
