@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from openblip.model import ImageMemory, KeyValueCache, Med, MedConfig
+from openblip.model.config import initial_std
 from openblip.model.text import TextStack
 
 MakeMed = Callable[..., Med]
@@ -255,7 +256,12 @@ def test_the_lm_head_reads_the_word_embedding(med: Med) -> None:
     assert changed.nonzero().flatten().tolist() == [7]
 
 
-def test_initial_weights_are_those_of_bert(config: MedConfig) -> None:
+def test_the_initial_weights_are_those_of_the_original_and_larger_in_narrow_models() -> None:
+    assert initial_std(768) == initial_std(1024) == 0.02
+    assert initial_std(192) == pytest.approx(0.04)
+
+
+def test_initial_weights_are_drawn_for_the_width(config: MedConfig) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(6)
         wide = replace(config.text, width=128, vocab_size=500)
@@ -266,4 +272,4 @@ def test_initial_weights_are_those_of_bert(config: MedConfig) -> None:
         elif "norm" in name:
             assert torch.equal(parameter, torch.ones_like(parameter)), name
         else:
-            assert parameter.std().item() == pytest.approx(0.02, rel=0.1), name
+            assert parameter.std().item() == pytest.approx(initial_std(128), rel=0.1), name

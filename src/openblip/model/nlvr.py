@@ -1,6 +1,7 @@
 """Natural-language visual reasoning: is a sentence true of two images (BLIP, section 5.4)."""
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import cast
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from openblip.model.attention import MemoryAttention
-from openblip.model.config import TextConfig, VisionConfig
+from openblip.model.config import TextConfig, VisionConfig, initial_std
 from openblip.model.memory import ImageMemory
 from openblip.model.text import TextLayer, TextStack, initialise
 from openblip.model.vision import ImageEncoder
@@ -86,7 +87,9 @@ class Nlvr(nn.Module):
         for number, layer in enumerate(self.text.layers):
             merges = number >= config.merge_from_layer
             twin = TwinCrossAttention(config.text, config.vision.width, merges=merges)
-            cast("TextLayer", layer).cross_attention = twin.apply(initialise)
+            cast("TextLayer", layer).cross_attention = twin.apply(
+                partial(initialise, std=initial_std(config.text.width))
+            )
         self.classifier = Classifier(config.text.width)
 
     def encode_images(

@@ -5,6 +5,7 @@ the encoder's under the same name with the prefix `causal_`.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openblip.model.attention import CrossAttention, TextSelfAttention, causal_mask
 from openblip.model.cache import KeyValueCache
-from openblip.model.config import Head, Sharing, TextConfig
+from openblip.model.config import Head, Sharing, TextConfig, initial_std
 from openblip.model.memory import ImageMemory, Memories
 
 # Parts that the decoder does not share with the encoder (BLIP, table 3).
@@ -149,7 +150,7 @@ class TextStack(nn.Module):
         )
         if "lm" in heads:
             self.lm_head = LmHead(config)
-        self.apply(initialise)
+        self.apply(partial(initialise, std=initial_std(config.width)))
 
     def embeddings_of(self, causal: bool) -> TextEmbeddings:
         """The encoder's or the decoder's embeddings; the same ones where they are shared."""
@@ -225,9 +226,9 @@ class TextStack(nn.Module):
         return hasattr(self.layers[0], "causal_cross_attention" if causal else "cross_attention")
 
 
-def initialise(module: nn.Module) -> None:
-    """Draw a module's own weights as BERT does; for `nn.Module.apply`."""
+def initialise(module: nn.Module, std: float) -> None:
+    """Draw a module's own weights as BERT does, but for the width's `initial_std`."""
     if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(module.weight, std=std)
     if isinstance(module, nn.Linear):
         nn.init.zeros_(module.bias)

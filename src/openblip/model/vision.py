@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from openblip.model.attention import ImageSelfAttention
-from openblip.model.config import VisionConfig
+from openblip.model.config import VisionConfig, initial_std
 
 
 class Mlp(nn.Module):
@@ -77,11 +77,12 @@ class ImageEncoder(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        nn.init.trunc_normal_(self.class_token, std=0.02)
-        nn.init.trunc_normal_(self.positions, std=0.02)
+        std = initial_std(self.config.width)
+        nn.init.trunc_normal_(self.class_token, std=std)
+        nn.init.trunc_normal_(self.positions, std=std)
         for module in self.blocks.modules():
             if isinstance(module, nn.Linear):
-                nn.init.trunc_normal_(module.weight, std=0.02)
+                nn.init.trunc_normal_(module.weight, std=std)
                 nn.init.zeros_(module.bias)
 
     def forward(

@@ -14,9 +14,8 @@ from openblip.tasks.pretrain import PretrainObjectives
 TaskName = Literal["pretrain", "captioner", "filter"]
 ScheduleKind = Literal["step_decay", "epoch_cosine", "warmup_cosine"]
 Precision = Literal["float32", "bfloat16"]
-
-
 Objectives = PretrainObjectives | FilterObjectives | CaptionerObjectives
+
 OBJECTIVES_OF: dict[TaskName, type[Objectives]] = {
     "pretrain": PretrainObjectives,
     "captioner": CaptionerObjectives,

@@ -108,7 +108,8 @@ class Loop:
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._num_summed += 1
         for part in parts:
-            self._reporting.meter.add(len(part.ids), self._reporting.flops_of(part))
+            pairs = len(part.ids) * self._trainer.processes.world_size
+            self._reporting.meter.add(pairs, self._reporting.flops_of(part))
 
     def _log(self, state: RunState, position: StepPosition, lr: float) -> None:
         """Report means over the steps since the last line."""

@@ -54,19 +54,19 @@ class Meter:
         self._began = time.perf_counter()
 
     def add(self, num_pairs: int, flops: float) -> None:
-        """Count one step of this process."""
+        """Count pairs of the run, and operations of this process."""
         self._pairs += num_pairs
         self._flops += flops
 
     def read(self, waited_seconds: float) -> dict[str, float]:
-        """Rates of this process since the last reading, which starts the next.
+        """Rates since the last reading, which starts the next.
 
         Args:
             waited_seconds: how long the loader has let its consumer wait so far.
 
         Returns:
-            `pairs_per_second`; `utilisation`, arithmetic over that of the peak; and
-            `loader_share`, the part of the time that was spent waiting for data.
+            `pairs_per_second` of the run; `utilisation`, arithmetic of this process over that of
+            the peak; and `loader_share`, the part of the time that it waited for data.
         """
         seconds = max(time.perf_counter() - self._began, 1e-9)
         values = {

@@ -1,0 +1,57 @@
+#!/bin/sh
+# The whole loop on real photographs, through the ordinary commands:
+#   sh benchmarks/flickr8k.sh FLICKR8K_FOLDER WORK_FOLDER
+# About an hour on one or two CPU cores. Stopped at any moment, the same command goes on.
+set -eu
+DATA=$1
+WORK=$2
+BIN=${BIN:-.venv/bin}
+STEPS=${STEPS:-900}
+TUNE=${TUNE:-250}
+THREADS=${THREADS:-2}
+SEED=${SEED:-0}
+
+[ -d "$WORK/sources" ] || "$BIN/python" benchmarks/flickr8k_noise.py "$DATA" "$WORK/sources" --seed "$SEED"
+for set in noisy clean; do
+  web=$([ $set = noisy ] && echo web || echo clean)
+  "$BIN/openblip" data import "$WORK/sources/$web" "$WORK/$set.lance" --origin web
+  "$BIN/openblip" data import "$WORK/sources/human" "$WORK/$set.lance" --origin human
+done
+
+MODEL="--tokenizer train:4000 --data.image-size 96 --model.vision.image-size 96
+  --model.vision.width 128 --model.vision.depth 4 --model.vision.heads 4
+  --model.text.width 128 --model.text.depth 2 --model.text.heads 4 --model.text.ffn-width 512
+  --model.text.max-positions 64 --model.embed-dim 128
+  --data.augmentation.min-scale 0.5 --data.augmentation.flip
+  --data.max-tokens 24 --objectives.queue-size 2048 --objectives.momentum 0.99"
+TRAIN="--train.batch-size 64 --train.steps $STEPS --train.threads $THREADS --train.seed $SEED
+  --train.checkpoint-every 300 --optimiser.lr 1e-3 --schedule.warmup-steps 60"
+FINETUNE="--train.batch-size 64 --train.epochs None --train.steps $TUNE --train.threads $THREADS
+  --train.seed $SEED --optimiser.lr 3e-4 --optimiser.clip-norm 1.0
+  --schedule.kind warmup_cosine --schedule.warmup-steps 20
+  --data.max-tokens 32 --data.augmentation.no-randaugment"
+
+# shellcheck disable=SC2086 - the settings are lists of words
+{
+  "$BIN/openblip" pretrain tiny "$WORK/noisy.lance" "$WORK/noisy" $MODEL $TRAIN
+  "$BIN/openblip" finetune captioner "$WORK/noisy.lance" "$WORK/captioner" \
+    --init-from "$WORK/noisy/checkpoints/last" $FINETUNE
+  "$BIN/openblip" finetune filter "$WORK/noisy.lance" "$WORK/filter" \
+    --init-from "$WORK/noisy/checkpoints/last" $FINETUNE \
+    --objectives.queue-size 512 --objectives.momentum 0.99
+  "$BIN/openblip" capfilt run "$WORK/noisy.lance" --captioner "$WORK/captioner/checkpoints/last" \
+    --filter "$WORK/filter/checkpoints/last" --seed "$SEED"
+  "$BIN/openblip" pretrain tiny "$WORK/noisy.lance" "$WORK/bootstrapped" $MODEL $TRAIN \
+    --data.view.sources human web synthetic --data.view.itm 0.5
+  "$BIN/openblip" pretrain tiny "$WORK/clean.lance" "$WORK/clean" $MODEL $TRAIN
+}
+
+"$BIN/openblip" capfilt select "$WORK/noisy.lance" --thresholds 0.1 0.3 0.5 0.7 0.9
+"$BIN/openblip" capfilt report "$WORK/noisy.lance" -o "$WORK/capfilt.html"
+for model in noisy bootstrapped clean; do
+  "$BIN/openblip" evaluate retrieval "$WORK/$model/checkpoints/last" "$WORK/noisy.lance" --k 128
+  "$BIN/openblip" evaluate caption "$WORK/$model/checkpoints/last" "$WORK/noisy.lance" \
+    --prompt "" --min-length 6 --max-length 24 --results "$WORK/$model.captions.json"
+done
+"$BIN/openblip" evaluate caption "$WORK/captioner/checkpoints/last" "$WORK/noisy.lance" \
+  --min-length 8 --max-length 24 --results "$WORK/captioner.captions.json"
