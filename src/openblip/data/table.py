@@ -5,6 +5,7 @@ columns beside them. This is the only file that touches Lance, which must not be
 fork: read from threads.
 """
 
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -58,7 +59,7 @@ class PairTable:
         Raises:
             DataError: there is no such table or version.
         """
-        import lance
+        lance = _lance()
 
         try:
             return cls(lance.dataset(str(uri), version=version), str(uri))
@@ -82,7 +83,7 @@ class PairTable:
         Raises:
             DataError: a table exists there, an id occurs twice, or a row is malformed.
         """
-        import lance
+        lance = _lance()
 
         try:
             cls.open(uri)
@@ -178,7 +179,7 @@ class PairTable:
         Raises:
             DataError: an id is not new and there is no `on_duplicate`, or a row is malformed.
         """
-        import lance
+        lance = _lance()
 
         try:
             batches = row_batches(rows, self._known_ids(), on_duplicate)
@@ -282,7 +283,8 @@ def _write(place: Any, batches: "Iterator[pa.RecordBatch]") -> tuple[list[Any], 
     its own, which go on when Ctrl-C interrupts this one.
     """
     import pyarrow as pa
-    from lance.fragment import write_fragments
+
+    write_fragments = _lance().fragment.write_fragments
 
     fragments: list[Any] = []
     held: list[pa.RecordBatch] = []
@@ -303,3 +305,12 @@ def _write(place: Any, batches: "Iterator[pa.RecordBatch]") -> tuple[list[Any], 
             flush()
     flush()
     return fragments, num_rows
+
+
+def _lance() -> Any:
+    """The library, told to keep its notices (such as "a dataset will be created") to itself."""
+    os.environ.setdefault("LANCE_LOG", "error")
+    import lance
+    import lance.fragment
+
+    return lance

@@ -12,8 +12,6 @@ from PIL import Image
 
 from openblip.data.table import PairRow
 from openblip.data.world import (
-    NOISE_KINDS,
-    NoiseRates,
     WorldConfig,
     build_world,
     create_world,
@@ -54,12 +52,6 @@ def test_images_are_what_their_rows_say(rows):
         with Image.open(io.BytesIO(row.image)) as image:
             image.load()
             assert image.size == (row.width, row.height) == (64, 64)
-
-
-def test_kinds_of_noise_come_at_their_rates(rows):
-    counts = Counter(row.meta["noise"] for row in of_split(rows, "web", "train"))
-    for kind, rate in zip(NOISE_KINDS, CONFIG.noise.as_tuple(), strict=True):
-        assert counts[kind] / 2000 == pytest.approx(rate, abs=0.035)
 
 
 def test_true_web_captions_are_true_and_false_ones_false(rows):
@@ -149,31 +141,6 @@ def test_galleries_are_held_out_of_the_smallest_world():
     trained = {truth_of(row.meta).scene for row in rows if row.split == "train"}
     assert len(held_out) == 2
     assert not held_out & trained
-
-
-def test_a_world_may_be_clean_or_all_noise():
-    for kind in NOISE_KINDS:
-        rates = NoiseRates(**{name: float(name == kind) for name in NOISE_KINDS})
-        config = WorldConfig(web_rows=30, human_rows=0, val_rows=0, test_rows=0, noise=rates)
-        assert {row.meta["noise"] for row in build_world(config)} == {kind}
-
-
-@pytest.mark.parametrize(
-    "narrow",
-    [
-        {"num_colours": 1},
-        {"count_weights": (1.0,)},
-        {"num_colours": 1, "count_weights": (1.0,)},
-        {"group_weights": (1.0,), "num_kinds": 2},
-    ],
-)
-def test_narrow_worlds_still_have_certain_noise(narrow):
-    rates = NoiseRates(
-        true=0.0, wrong_attribute=0.4, wrong_object=0.3, other_image=0.3, boilerplate=0.0
-    )
-    config = WorldConfig(web_rows=300, human_rows=0, val_rows=0, test_rows=0, noise=rates, **narrow)
-    for row in build_world(config):
-        assert is_true_caption(row.captions[0], truth_of(row.meta).scene) is False
 
 
 def test_the_table_holds_the_rows_and_their_truth(tmp_path):

@@ -29,7 +29,7 @@ def cider(captions: CaptionCounts) -> Floats:
     similarity *= np.exp(-(difference**2) / (2.0 * _SIGMA**2)) / MAX_ORDER
     num_references = np.bincount(image, minlength=captions.num_images)
     total = np.bincount(image, weights=similarity, minlength=captions.num_images)
-    return 10.0 * total / num_references
+    return np.asarray(10.0 * total / num_references, np.float64)
 
 
 def _clipped_cosine(captions: CaptionCounts, ngrams: Ngrams) -> Floats:
