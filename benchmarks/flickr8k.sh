@@ -6,7 +6,7 @@ set -eu
 DATA=$1
 WORK=$2
 BIN=${BIN:-.venv/bin}
-STEPS=${STEPS:-900}
+STEPS=${STEPS:-1400}
 TUNE=${TUNE:-250}
 THREADS=${THREADS:-2}
 SEED=${SEED:-0}
@@ -23,9 +23,9 @@ MODEL="--tokenizer train:4000 --data.image-size 96 --model.vision.image-size 96
   --model.text.width 128 --model.text.depth 2 --model.text.heads 4 --model.text.ffn-width 512
   --model.text.max-positions 64 --model.embed-dim 128
   --data.augmentation.min-scale 0.5 --data.augmentation.flip
-  --data.max-tokens 24 --objectives.queue-size 2048 --objectives.momentum 0.99"
-TRAIN="--train.batch-size 64 --train.steps $STEPS --train.threads $THREADS --train.seed $SEED
-  --train.checkpoint-every 300 --optimiser.lr 1e-3 --schedule.warmup-steps 60"
+  --data.max-tokens 24 --objectives.queue-size 512 --objectives.momentum 0.99 --objectives.min-temperature 0.05"
+TRAIN="--train.batch-size 32 --train.steps $STEPS --train.threads $THREADS --train.seed $SEED
+  --train.checkpoint-every 500 --optimiser.lr 1e-3 --schedule.warmup-steps 60"
 FINETUNE="--train.batch-size 64 --train.epochs None --train.steps $TUNE --train.threads $THREADS
   --train.seed $SEED --optimiser.lr 3e-4 --optimiser.clip-norm 1.0
   --schedule.kind warmup_cosine --schedule.warmup-steps 20
@@ -38,7 +38,7 @@ FINETUNE="--train.batch-size 64 --train.epochs None --train.steps $TUNE --train.
     --init-from "$WORK/noisy/checkpoints/last" $FINETUNE
   "$BIN/openblip" finetune filter "$WORK/noisy.lance" "$WORK/filter" \
     --init-from "$WORK/noisy/checkpoints/last" $FINETUNE \
-    --objectives.queue-size 512 --objectives.momentum 0.99
+    --objectives.queue-size 512 --objectives.momentum 0.99 --objectives.min-temperature 0.05
   "$BIN/openblip" capfilt run "$WORK/noisy.lance" --captioner "$WORK/captioner/checkpoints/last" \
     --filter "$WORK/filter/checkpoints/last" --seed "$SEED"
   "$BIN/openblip" pretrain tiny "$WORK/noisy.lance" "$WORK/bootstrapped" $MODEL $TRAIN \

@@ -255,7 +255,9 @@ def _pretrain(table: str, config: DemoConfig, view: CaptionView) -> Recipe:
     return Recipe(
         task="pretrain",
         data=_data(table, view),
-        objectives=PretrainObjectives(queue_size=512, momentum=0.99, alpha=0.2),
+        objectives=PretrainObjectives(
+            queue_size=256, momentum=0.99, alpha=0.2, min_temperature=0.05
+        ),
         model=_model(),
         tokenizer="train:600",
         optimiser=OptimiserConfig(lr=1e-3, clip_norm=1.0),
@@ -280,7 +282,7 @@ def _filter(table: str, config: DemoConfig, init_from: str) -> Recipe:
     return Recipe(
         task="filter",
         data=_data(table, CaptionView(sources=("human",))),
-        objectives=FilterObjectives(queue_size=256, momentum=0.99),
+        objectives=FilterObjectives(queue_size=128, momentum=0.99, min_temperature=0.05),
         init_from=init_from,
         optimiser=OptimiserConfig(lr=5e-4, clip_norm=1.0),
         schedule=ScheduleConfig(warmup_steps=20),

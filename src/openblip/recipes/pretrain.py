@@ -59,7 +59,7 @@ def small(table: str) -> Recipe:
     return Recipe(
         task="pretrain",
         data=DataConfig(table=table, augmentation=_CROPS, num_threads=4),
-        objectives=PretrainObjectives(queue_size=4096),
+        objectives=PretrainObjectives(queue_size=4096, min_temperature=0.02),
         model=MedConfig.preset("small"),
         tokenizer="train:8192",
         optimiser=OptimiserConfig(lr=5e-4, weight_decay=0.05, clip_norm=1.0),
@@ -79,12 +79,14 @@ def tiny(table: str) -> Recipe:
             augmentation=Augmentation(min_scale=0.8, flip=False, randaugment=False),
             max_tokens=30,
         ),
-        objectives=PretrainObjectives(queue_size=1024, momentum=0.99, alpha=0.2),
+        objectives=PretrainObjectives(
+            queue_size=512, momentum=0.99, alpha=0.2, min_temperature=0.05
+        ),
         model=MedConfig.preset("tiny", image_size=64),
         tokenizer="train:2000",
         optimiser=OptimiserConfig(lr=1e-3, weight_decay=0.05, clip_norm=1.0),
         schedule=ScheduleConfig(kind="warmup_cosine", warmup_steps=50),
-        train=TrainConfig(batch_size=64, steps=1000, checkpoint_every=500),
+        train=TrainConfig(batch_size=32, steps=2000, checkpoint_every=500),
     )
 
 

@@ -38,9 +38,6 @@ Loss = Literal["itc", "itm", "lm"]
 NegativesFrom = Literal["rank", "all_ranks"]
 NegativeFeatures = Literal["teacher", "online"]
 
-# Bounds of the temperature (released BLIP code).
-_COLDEST, _WARMEST = 0.001, 0.5
-
 
 @dataclass(frozen=True, kw_only=True)
 class PretrainObjectives:
@@ -56,6 +53,11 @@ class PretrainObjectives:
     """Weight of the teacher's similarities in the targets of the contrast."""
     alpha_ramp_epochs: float = 2.0
     """Epochs over which alpha rises from 0."""
+    min_temperature: float = 0.001
+    """The temperature is not learnt below this. The original's bound; with few pairs or a high
+    learning rate it falls so low that the hardest negatives are wrong ones: give about 0.05."""
+    max_temperature: float = 0.5
+    """Nor above this."""
     label_smoothing: float = 0.1
     """Probability that language modelling spreads over the vocabulary."""
     negatives: NegativesFrom = "rank"
@@ -85,6 +87,11 @@ class PretrainObjectives:
         for name in ("momentum", "alpha"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise RecipeError(f"objectives.{name} {getattr(self, name)} is not in [0, 1]")
+        if not 0.0 < self.min_temperature <= self.max_temperature:
+            raise RecipeError(
+                f"objectives.min_temperature {self.min_temperature} and max_temperature "
+                f"{self.max_temperature}: need 0 < min_temperature <= max_temperature"
+            )
         if not 0.0 <= self.label_smoothing < 1.0:
             raise RecipeError(f"objectives.label_smoothing {self.label_smoothing} is not in [0, 1)")
         for name in ("queue_size", "alpha_ramp_epochs", "negative_floor"):
@@ -171,7 +178,9 @@ class PretrainTask(Task):
     def begin_step(self, position: StepPosition) -> None:
         """Clamp the temperature in place, then move the teacher towards the student."""
         if "itc" in self.objectives.losses:
-            self.student.temperature.clamp_(_COLDEST, _WARMEST)
+            self.student.temperature.clamp_(
+                self.objectives.min_temperature, self.objectives.max_temperature
+            )
             update_teacher(self.teacher, self.student, self.objectives.momentum)
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:

@@ -46,7 +46,8 @@ def _clipped_cosine(captions: CaptionCounts, ngrams: Ngrams) -> Floats:
     num_references = len(captions.image) - captions.num_images
     common = np.bincount(reference, product, minlength=num_references)
     scale = norm[captions.image[captions.num_images :]] * norm[captions.num_images :]
-    return np.divide(common, scale, out=np.zeros(num_references), where=scale > 0.0)
+    cosine: Floats = np.divide(common, scale, out=np.zeros(num_references), where=scale > 0.0)
+    return cosine
 
 
 def _rarity(captions: CaptionCounts, ngrams: Ngrams) -> Floats:

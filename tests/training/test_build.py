@@ -1,0 +1,136 @@
+"""From a recipe to the objects of a run."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from openblip.data.table import PairTable
+from openblip.data.tokenizer import TextTokenizer
+from openblip.errors import RecipeError
+from openblip.tasks.captioner import CaptionerObjectives, CaptionerTask
+from openblip.training.build import (
+    build_model,
+    build_task,
+    compile_parts,
+    make_tokenizer,
+    resolve,
+    training_loader,
+    validation_loader,
+)
+from openblip.training.config import Recipe
+from openblip.training.distributed import Processes
+
+MakeRecipe = Callable[..., Recipe]
+
+
+@pytest.fixture(scope="module")
+def table(table_uri: str) -> PairTable:
+    return PairTable.open(table_uri)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(make_recipe: MakeRecipe, table: PairTable) -> TextTokenizer:
+    return make_tokenizer(make_recipe(), table)
+
+
+def captioner_recipe(recipe: Recipe, **data: Any) -> Recipe:
+    return replace(
+        recipe,
+        task="captioner",
+        objectives=CaptionerObjectives(),
+        data=replace(recipe.data, **data),
+    )
+
+
+def test_a_tokenizer_learns_the_captions_of_the_view(
+    make_recipe: MakeRecipe, tokenizer: TextTokenizer, table: PairTable
+) -> None:
+    assert tokenizer.decode(tokenizer.encode(["a pale blue wall"], 30).ids[0]) == "a pale blue wall"
+    recipe = make_recipe()
+    again = replace(recipe, data=replace(recipe.data, prefix="once upon a time "))
+    pieces = [
+        int(made.encode(["once upon a time"], 30).mask.sum())
+        for made in (tokenizer, make_tokenizer(again, table))
+    ]
+    assert pieces[0] > pieces[1], "the prefix is learnt as well"
+
+
+def test_fresh_weights_depend_on_the_seed_alone(
+    make_recipe: MakeRecipe, tokenizer: TextTokenizer
+) -> None:
+    def first_weight(seed: int) -> torch.Tensor:
+        torch.rand(1)
+        return build_model(resolve(make_recipe(seed=seed), tokenizer)).itm_head.weight
+
+    assert torch.equal(first_weight(1), first_weight(1))
+    assert not torch.equal(first_weight(1), first_weight(2))
+
+
+def test_the_prompt_is_counted_in_tokens(make_recipe: MakeRecipe, tokenizer: TextTokenizer) -> None:
+    recipe = resolve(captioner_recipe(make_recipe(), prefix="this wall is "), tokenizer)
+    task = build_task(recipe, build_model(recipe), tokenizer, Processes())
+    assert isinstance(task, CaptionerTask)
+    with_prompt = tokenizer.encode(["this wall is red"], 30)
+    alone = tokenizer.encode(["red"], 30)
+    # The first token and the prompt, without the caption and [SEP].
+    assert task.prompt_tokens == int(with_prompt.mask.sum() - alone.mask.sum()) + 1
+
+
+def test_a_prompt_that_fills_the_text_is_refused(
+    make_recipe: MakeRecipe, tokenizer: TextTokenizer
+) -> None:
+    recipe = captioner_recipe(make_recipe(), prefix="this wall is ", max_tokens=4)
+    recipe = resolve(recipe, tokenizer)
+    with pytest.raises(RecipeError, match="leaves no room for a caption"):
+        build_task(recipe, build_model(recipe), tokenizer, Processes())
+
+
+def test_ranks_and_parts_divide_the_batch(
+    make_recipe: MakeRecipe, tokenizer: TextTokenizer, table: PairTable
+) -> None:
+    """Whatever the division, a step learns from the same rows."""
+
+    def rows_of_first_step(world_size: int, accumulate: int) -> set[int]:
+        recipe = make_recipe(batch_size=12, accumulate=accumulate)
+        return {
+            int(row)
+            for rank in range(world_size)
+            for part in range(accumulate)
+            for row in training_loader(
+                recipe, table, tokenizer, Processes(rank=rank, world_size=world_size)
+            ).rows_of_step(part)
+        }
+
+    expected = rows_of_first_step(1, 1)
+    assert len(expected) == 12
+    assert rows_of_first_step(2, 1) == rows_of_first_step(1, 3) == expected
+    assert rows_of_first_step(2, 2) == expected
+
+
+def test_validation_takes_what_the_split_has(
+    make_recipe: MakeRecipe, tokenizer: TextTokenizer, table: PairTable
+) -> None:
+    recipe = make_recipe(batch_size=20)
+    assert validation_loader(recipe, table, tokenizer, Processes()) is None
+    recipe = replace(recipe, data=replace(recipe.data, validation_split="val"))
+    loader = validation_loader(recipe, table, tokenizer, Processes())
+    assert loader is not None
+    with loader:
+        (first, second) = (next(loader.iterate()) for _ in range(2))
+    assert len(first.ids) == 4
+    # Without augmentation a row looks the same each time.
+    assert torch.equal(first.images, second.images)
+
+
+def test_compiled_parts_compute_the_same(make_recipe: MakeRecipe, tokenizer: TextTokenizer) -> None:
+    recipe = resolve(make_recipe(), tokenizer)
+    med = build_model(recipe).eval()
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    expected = med.encode_images(images)
+    names = list(med.state_dict())
+    compile_parts(med, backend="eager")
+    torch.testing.assert_close(med.encode_images(images), expected)
+    assert list(med.state_dict()) == names
