@@ -14,7 +14,8 @@ from openblip.recipes.demo_report import write_demo_report
 SMALL = DemoConfig(
     world=WorldConfig(web_rows=560, human_rows=300, val_rows=2, test_rows=12),
     pretrain_steps=3,
-    finetune_steps=2,
+    captioner_steps=2,
+    filter_steps=2,
     batch_size=8,
     threshold=0.0,
 )

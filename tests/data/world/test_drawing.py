@@ -163,8 +163,8 @@ def test_objects_of_a_scene_never_overlap():
 @pytest.mark.parametrize(
     ("size", "digest"),
     [
-        (64, "PIN64"),
-        (96, "PIN96"),
+        (64, "6e2f7b3b80c4551637e61de43e2930bc1e95721fe117dec938fa52807f29dbf2"),
+        (96, "6b82dad5c07d52747a060933c5c8a77db1c126764fd812ec6cb97861c1bf1061"),
     ],
 )
 def test_the_bytes_are_pinned(size, digest):

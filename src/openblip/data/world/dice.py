@@ -1,5 +1,6 @@
 """Random choices that are equal on every machine and with every version of every library."""
 
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -52,7 +53,8 @@ class Dice:
 
     def weighted(self, weights: Sequence[float]) -> int:
         """An index, drawn in proportion to the weights (>= 0, not all 0)."""
-        point = self._unit() * sum(weights)
+        # Correctly rounded, where `sum` differs between versions of Python.
+        point = self._unit() * math.fsum(weights)
         last = 0
         for index, weight in enumerate(weights):
             if weight > 0:
