@@ -4,8 +4,6 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openblip.errors import RecipeError
-
 if TYPE_CHECKING:
     from openblip.training.config import Recipe
 
@@ -105,6 +103,7 @@ def _named(choices: dict[str, Any], name: str, what: str) -> Any:
         import difflib
 
         near = difflib.get_close_matches(name, choices, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise RecipeError(f"no {what} {name!r}{hint} There are: {', '.join(choices)}")
+        hint = f"; did you mean {near[0]!r}?" if near else "."
+        print(f"no {what} {name!r}{hint} There are: {', '.join(choices)}", file=sys.stderr)
+        raise SystemExit(2)
     return choices[name]

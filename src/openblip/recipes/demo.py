@@ -32,7 +32,6 @@ from openblip.training.config import (
 )
 from openblip.training.run import train
 
-
 # Few enough kinds and colours that a model of 0.8 million parameters learns them in minutes, and
 # enough scenes that 150 test images are all different.
 _WORLD = WorldConfig(
