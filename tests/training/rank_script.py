@@ -114,6 +114,7 @@ def main(folder: Path) -> None:
                 "queue": task.queue.state_dict(),
             }
         torch.save(results, folder / f"rank-{processes.rank}.pt")
+    train(read_recipe(folder / "captioner.yaml"), folder / "captioner", quiet=True)
     train_until_interrupted(read_recipe(folder / "recipe.yaml"), folder / "run", processes.rank)
 
 

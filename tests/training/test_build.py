@@ -14,7 +14,6 @@ from openblip.tasks.captioner import CaptionerObjectives, CaptionerTask
 from openblip.training.build import (
     build_model,
     build_task,
-    compile_parts,
     make_tokenizer,
     resolve,
     training_loader,
@@ -123,14 +122,3 @@ def test_validation_takes_what_the_split_has(
     assert len(first.ids) == 4
     # Without augmentation a row looks the same each time.
     assert torch.equal(first.images, second.images)
-
-
-def test_compiled_parts_compute_the_same(make_recipe: MakeRecipe, tokenizer: TextTokenizer) -> None:
-    recipe = resolve(make_recipe(), tokenizer)
-    med = build_model(recipe).eval()
-    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    expected = med.encode_images(images)
-    names = list(med.state_dict())
-    compile_parts(med, backend="eager")
-    torch.testing.assert_close(med.encode_images(images), expected)
-    assert list(med.state_dict()) == names

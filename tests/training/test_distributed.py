@@ -13,8 +13,10 @@ import pytest
 import torch
 
 from openblip.errors import RecipeError
+from openblip.interop.folder import read_folder
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.model.config import med_config_to_dict
+from openblip.tasks.captioner import CaptionerObjectives
 from openblip.training.config import ModelOverrides, Recipe
 from openblip.training.distributed import Processes, join_processes
 from openblip.training.metrics_log import read_metrics
@@ -66,12 +68,18 @@ def plain_recipe(make_recipe: MakeRecipe) -> Recipe:
     )
 
 
+def captioner_recipe(make_recipe: MakeRecipe) -> Recipe:
+    """A run that leaves the heads for contrast and matching untrained."""
+    return replace(make_recipe(steps=2), task="captioner", objectives=CaptionerObjectives())
+
+
 @pytest.fixture(scope="module")
 def folder(make_recipe: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where two processes have left what they computed."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.save(make_inputs(), folder / "inputs.pt")
     write_recipe(plain_recipe(make_recipe), folder / "recipe.yaml")
+    write_recipe(captioner_recipe(make_recipe), folder / "captioner.yaml")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     done = subprocess.run(
         [*launcher, "--nproc-per-node=2", str(SCRIPT), str(folder)],
@@ -159,6 +167,17 @@ def test_a_run_of_two_processes_goes_on_in_one(
         assert [line[name] for line in together] == pytest.approx(
             [line[name] for line in alone], rel=1e-3
         )
+
+
+def test_heads_without_a_loss_stay_as_they_are(
+    folder: Path, make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    result = train(captioner_recipe(make_recipe), tmp_path, quiet=True)
+    alone = read_folder(result.model_folder).med
+    together = read_folder(folder / "captioner" / "checkpoints" / "last").med
+    assert torch.equal(together.itm_head.weight, alone.itm_head.weight)
+    assert torch.equal(together.temperature, alone.temperature)
+    assert together.text.lm_head.bias.abs().max() > 0
 
 
 def test_one_process_needs_no_launcher() -> None:

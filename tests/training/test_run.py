@@ -372,6 +372,23 @@ def test_activation_checkpointing_changes_no_weight(
     assert weights(tmp_path) == weights(finished[1].run_dir)
 
 
+@pytest.mark.slow
+def test_a_compiled_model_learns_the_same(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    """In a process of its own: run-time checks of shapes cannot be compiled."""
+    # Compiled dropout draws other numbers.
+    plain = replace(make_recipe(log_every=1), overrides=ModelOverrides(dropout=0.0, drop_path=0.0))
+    compiled = replace(plain, train=replace(plain.train, compile=True))
+    train(plain, tmp_path / "plain", quiet=True)
+    write_recipe(compiled, tmp_path / "compiled.yaml")
+    arguments = [str(tmp_path / "compiled.yaml"), str(tmp_path / "compiled")]
+    subprocess.run([sys.executable, "-c", SCRIPT, *arguments], check=True)
+    expected, seen = (read_metrics(tmp_path / name) for name in ("plain", "compiled"))
+    assert len(seen) == 4
+    assert [line["loss"] for line in seen] == pytest.approx(
+        [line["loss"] for line in expected], rel=1e-4
+    )
+
+
 def test_bfloat16_comes_near_float32(
     make_recipe: MakeRecipe, finished: tuple[Recipe, TrainResult], tmp_path: Path
 ) -> None:

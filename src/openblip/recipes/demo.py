@@ -45,6 +45,7 @@ _WORLD = WorldConfig(
     count_weights=(1.0,),
     mention_size=0.0,
     mention_background=0.3,
+    web_partial=0.0,
 )
 
 
@@ -206,7 +207,13 @@ class _Stages:
 
     def capfilt(self, captioner: str, filter_: str) -> None:
         started = self._begin("capfilt", "CapFilt: captioning and filtering the web images")
-        settings = CapFiltSettings(captioner=captioner, filter=filter_, seed=self.config.seed)
+        settings = CapFiltSettings(
+            captioner=captioner,
+            filter=filter_,
+            # The prompt is not in the world's vocabulary and takes a third of the length.
+            decoding=Decoding(method="nucleus", top_p=0.9, max_length=36),
+            seed=self.config.seed,
+        )
         run_capfilt(self.table, settings)
         self._end("capfilt", started)
 
