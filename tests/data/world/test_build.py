@@ -23,7 +23,7 @@ from openblip.data.world import (
 from openblip.errors import RecipeError
 
 CONFIG = WorldConfig(
-    seed=7, web_rows=2000, human_rows=300, val_rows=120, test_rows=200, group_weights=(5, 5, 2)
+    seed=7, web_rows=1200, human_rows=300, val_rows=120, test_rows=200, group_weights=(5, 5, 2)
 )
 
 
@@ -39,7 +39,7 @@ def of_split(rows: list[PairRow], origin: str, split: str) -> list[PairRow]:
 def test_there_are_as_many_rows_as_asked_for(rows):
     counts = Counter((row.origin, row.split) for row in rows)
     assert counts == {
-        ("web", "train"): 2000,
+        ("web", "train"): 1200,
         ("human", "train"): 300,
         ("human", "val"): 120,
         ("human", "test"): 200,
@@ -75,7 +75,7 @@ def test_human_captions_are_true(rows):
 @pytest.mark.parametrize("split", ["val", "test"])
 def test_no_caption_of_a_gallery_is_true_of_a_second_image(rows, split):
     gallery = of_split(rows, "human", split)
-    for row, other in itertools.permutations(gallery[::3], 2):
+    for row, other in itertools.permutations(gallery[::4], 2):
         scene = truth_of(other.meta).scene
         assert not any(is_true_caption(text, scene) for text in row.captions[:2])
 
