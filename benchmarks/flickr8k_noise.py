@@ -1,14 +1,14 @@
 """Makes a noisy web-like training set out of Flickr8k, and the sets it is compared with.
 
-    python benchmarks/flickr8k_noise.py FLICKR8K OUTPUT --human 800 --seed 0
+    python benchmarks/flickr8k_noise.py FLICKR8K OUTPUT --human 1500 --seed 0
 
 FLICKR8K is a folder with images/ and captions.jsonl (image, captions, split). Written are three
 folders that `openblip data import` reads, with links to the images:
 
 - human: HUMAN random training images with their captions, and the whole val and test splits;
 - web: the other training images with one text each, of a known kind (meta `noise`):
-  true 40 %: one of the image's captions;
-  other_image 40 %: a caption of another image;
+  true 50 %: one of the image's captions;
+  other_image 30 %: a caption of another image;
   truncated 10 %: the first two or three words of one of its captions;
   boilerplate 10 %: a file name or a phrase of a shop;
 - clean: the same images as web, all with one of their own captions: the upper bound.
@@ -20,7 +20,7 @@ import random
 from collections import Counter
 from pathlib import Path
 
-KINDS = {"true": 0.4, "other_image": 0.4, "truncated": 0.1, "boilerplate": 0.1}
+KINDS = {"true": 0.5, "other_image": 0.3, "truncated": 0.1, "boilerplate": 0.1}
 PHRASES = (
     "best price free shipping",
     "click to enlarge",
@@ -60,7 +60,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("flickr8k", type=Path)
     parser.add_argument("output", type=Path)
-    parser.add_argument("--human", type=int, default=800)
+    parser.add_argument("--human", type=int, default=1500)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
 

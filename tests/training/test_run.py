@@ -403,4 +403,6 @@ def test_progress_shows_losses_and_rates(
     train(make_recipe(steps=2), tmp_path)
     shown = capfd.readouterr().err
     assert "training pretrain: 2 of 2 steps" in shown
-    assert all(name in shown for name in ("loss", "itc", "utilisation", "loader"))
+    assert all(
+        name in shown for name in ("loss", "itc", "pairs/s", "utilisation", "waiting for data")
+    )

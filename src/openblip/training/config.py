@@ -170,7 +170,7 @@ class Recipe:
     objectives: Objectives
     """The task's losses."""
     model: MedConfig | None = None
-    """A model with fresh weights; its vocabulary becomes as large as the tokenizer's."""
+    """A model with fresh weights; vocabulary and image size become those of tokenizer and data."""
     init_from: str | None = None
     """Folder of a model to start from, with its tokenizer; instead of `model`."""
     tokenizer: str | None = None

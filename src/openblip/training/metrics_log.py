@@ -29,7 +29,7 @@ class MetricsLog:
         self._file = path.open("a", encoding="utf-8")
         self._board = SummaryWriter(
             str(run_dir / TENSORBOARD_FOLDER),
-            purge_step=first_step + 1 if first_step else None,
+            purge_step=first_step + 1,
         )
 
     def __enter__(self) -> Self:
