@@ -73,7 +73,11 @@ class Page:
         """Begin a section with an optional paragraph."""
         self._parts.append(f"<h2>{escape(title)}</h2>")
         if text:
-            self._parts.append(f"<p>{escape(text)}</p>")
+            self.note(text)
+
+    def note(self, text: str) -> None:
+        """A paragraph."""
+        self._parts.append(f"<p>{escape(text)}</p>")
 
     def table(
         self, header: Sequence[str], rows: Iterable[Sequence[str]], strong: Sequence[int] = ()

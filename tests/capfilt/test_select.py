@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from openblip.capfilt.scores import read_scores, texts_of
-from openblip.capfilt.select import keep_rates, noise_quality
+from openblip.capfilt.select import keep_rates, noise_quality, precision_at_recall
 from openblip.data.table import PairRow, PairTable
 from openblip.errors import DataError, RecipeError
 
@@ -73,6 +73,22 @@ def test_precision_and_recall_count_rejections_of_a_kind_and_of_true_texts(
     assert quality["all noise"].precision == pytest.approx(2 / 3)
     assert quality["all noise"].recall == pytest.approx(2 / 3)
     assert "true" not in quality
+
+
+def test_precision_at_recall_is_the_best_over_thresholds(scored: PairTable) -> None:
+    web = read_scores(scored)["web"]
+
+    # One of the two texts of other images (0.1) is found below both true texts (0.2, 0.9).
+    assert precision_at_recall(web, "other_image", 0.5) == (1.0, pytest.approx(0.1))
+    # Both of them (0.6) cost the true text with 0.2.
+    assert precision_at_recall(web, "other_image", 0.8) == (
+        pytest.approx(2 / 3),
+        pytest.approx(0.6),
+    )
+    with pytest.raises(RecipeError, match="wrong_object"):
+        precision_at_recall(web, "wrong_object", 0.8)
+    with pytest.raises(RecipeError, match="recall"):
+        precision_at_recall(web, "other_image", 0.0)
 
 
 def test_unknown_noise_gives_no_quality(scored: PairTable) -> None:

@@ -73,6 +73,29 @@ def noise_quality(web: TextScores, threshold: float) -> list[NoiseQuality]:
     return [_quality(kind, noisy, true, rejected) for kind, noisy in groups.items()]
 
 
+def precision_at_recall(web: TextScores, kind: str, recall: float) -> tuple[float, float]:
+    """Best precision of rejecting a kind of noise at a recall of at least `recall`.
+
+    Precision is as in `NoiseQuality`.
+
+    Returns:
+        Precision, and the threshold that gives it.
+
+    Raises:
+        RecipeError: if no text is of that kind, or the recall is not in (0, 1].
+    """
+    noisy = np.sort(web.itm[web.kinds == kind])
+    if not noisy.size or not 0.0 < recall <= 1.0:
+        raise RecipeError(f"{noisy.size} texts are {kind!r}; recall must be in (0, 1]: {recall}")
+    true = np.sort(web.itm[web.kinds == TRUE_KIND])
+    thresholds = np.unique(noisy[int(np.ceil(recall * noisy.size)) - 1 :])
+    found = np.searchsorted(noisy, thresholds, side="right")
+    wrong = np.searchsorted(true, thresholds, side="right")
+    precision = found / (found + wrong)
+    best = int(np.argmax(precision))
+    return float(precision[best]), float(thresholds[best])
+
+
 def _quality(
     kind: str,
     noisy: NDArray[np.bool_],

@@ -44,6 +44,10 @@ def demo(
         ["kind", "texts", "precision", "recall"],
         [[q.kind, str(q.total), f"{q.precision:.3f}", f"{q.recall:.3f}"] for q in result.quality],
     )
+    print(
+        f"captions of another image at recall >= 0.8: precision "
+        f"{result.other_image_precision:.3f} at threshold {result.other_image_threshold:.3f}"
+    )
     print(f"\n{sum(result.seconds.values()):.0f} s; report: {write_demo_report(result)}")
     print(f"a captioner to play with: openblip caption IMAGE --model {output / 'captioner'}")
     return 0

@@ -10,7 +10,13 @@ from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.report import write_report
 from openblip.capfilt.run import run_capfilt
 from openblip.capfilt.scores import read_scores
-from openblip.capfilt.select import KeepRate, NoiseQuality, keep_rates, noise_quality
+from openblip.capfilt.select import (
+    KeepRate,
+    NoiseQuality,
+    keep_rates,
+    noise_quality,
+    precision_at_recall,
+)
 from openblip.data.table import PairTable
 from openblip.data.transforms import Augmentation
 from openblip.data.views import CaptionView
@@ -98,6 +104,10 @@ class DemoResult:
     bootstrapped: ModelScores
     kept: list[KeepRate]
     quality: list[NoiseQuality]
+    other_image_precision: float
+    """Best precision of rejecting captions of another image at a recall of at least 0.8."""
+    other_image_threshold: float
+    """The threshold that gives it."""
     synthetic_truth: dict[str, float]
     """Share of synthetic captions that are true of their image: of all, kept, and rejected."""
     seconds: dict[str, float]
@@ -120,6 +130,10 @@ class DemoResult:
                 },
                 "kept": [{**asdict(rate), "rate": rate.rate} for rate in self.kept],
                 "filter": [asdict(quality) for quality in self.quality],
+                "other_image_at_recall_0.8": {
+                    "precision": self.other_image_precision,
+                    "threshold": self.other_image_threshold,
+                },
                 "synthetic_truth": self.synthetic_truth,
                 "seconds": self.seconds,
             },
@@ -149,6 +163,7 @@ def run_demo(
     bootstrapped = stages.train("bootstrapped", _pretrain(table, config, view))
     opened = PairTable.open(table)
     scores = read_scores(opened)
+    precision, threshold = precision_at_recall(scores["web"], "other_image", 0.8)
     result = DemoResult(
         folder,
         config,
@@ -156,6 +171,8 @@ def run_demo(
         stages.evaluate("bootstrapped", bootstrapped),
         keep_rates(scores, [config.threshold]),
         noise_quality(scores["web"], config.threshold),
+        precision,
+        threshold,
         synthetic_truth(opened, config.threshold),
         stages.seconds,
     )

@@ -78,6 +78,11 @@ def _filter(page: Page, result: DemoResult) -> None:
         [[q.kind, str(q.total), f"{q.precision:.3f}", f"{q.recall:.3f}"] for q in result.quality],
         strong=[len(result.quality) - 1],
     )
+    page.note(
+        f"At the threshold {result.other_image_threshold:.3f} the filter rejects captions of "
+        f"another image with a precision of {result.other_image_precision:.3f} at a recall of 0.8 "
+        "or more, the best there is at that recall."
+    )
 
 
 def _web_examples(page: Page, table: PairTable, threshold: float) -> None:

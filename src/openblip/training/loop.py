@@ -6,7 +6,7 @@ from itertools import islice
 from time import perf_counter
 
 from openblip.data.loader import Batch, PairLoader
-from openblip.progress import Progress
+from openblip.progress import Info, Progress
 from openblip.tasks.protocol import StepPosition
 from openblip.training.checkpoint import RunState
 from openblip.training.interruption import Interruption
@@ -117,7 +117,7 @@ class Loop:
         self._sums, self._num_summed = {}, 0
         rates = self._reporting.meter.read(self._loader.waited_seconds)
         losses = {name: value for name, value in state.terms.items() if name != "grad_norm"}
-        shares = {
+        shares: dict[str, Info] = {
             "pairs/s": rates["pairs_per_second"],
             "utilisation": f"{rates['utilisation']:.0%}",
             "waiting for data": f"{rates['loader_share']:.0%}",

@@ -8,11 +8,7 @@ from openblip.data.world.grammar import write_human_caption, write_web_caption
 from openblip.data.world.parsing import caption_errors, is_true_caption, parse_caption
 from openblip.data.world.scene import Background, ObjectGroup, Scene
 from openblip.data.world.truth import (
-    FilterQuality,
     RowTruth,
-    filter_quality,
-    noise_kinds,
-    precision_at_recall,
     truth_of,
 )
 
@@ -20,7 +16,6 @@ __all__ = [
     "NOISE_KINDS",
     "Background",
     "Claim",
-    "FilterQuality",
     "Mention",
     "NoiseRates",
     "ObjectGroup",
@@ -32,12 +27,9 @@ __all__ = [
     "claim_errors",
     "create_world",
     "draw_scene",
-    "filter_quality",
     "is_true_caption",
     "is_true_of",
-    "noise_kinds",
     "parse_caption",
-    "precision_at_recall",
     "truth_of",
     "write_human_caption",
     "write_web_caption",

@@ -2,6 +2,7 @@
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,9 @@ from openblip.evaluation.metrics.caption_tokens import caption_tokens
 from openblip.evaluation.metrics.cider import cider
 from openblip.evaluation.metrics.ngrams import count_captions
 from openblip.evaluation.metrics.rouge import rouge_l
+
+# A mapping is invariant in its keys: without this {str: ...} would not be accepted.
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +40,7 @@ class CaptionScores:
 
 
 def caption(
-    candidates: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]
+    candidates: Mapping[Key, str], references: Mapping[Key, Sequence[str]]
 ) -> dict[str, float]:
     """Returns "BLEU-1" to "BLEU-4", "ROUGE-L" and "CIDEr" of captions against human ones.
 
@@ -55,7 +59,7 @@ def caption(
 
 
 def caption_scores(
-    candidates: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]
+    candidates: Mapping[Key, str], references: Mapping[Key, Sequence[str]]
 ) -> CaptionScores:
     """Returns the scores of each image, for intervals and comparisons; see `caption`."""
     _check(candidates, references)
@@ -75,9 +79,7 @@ def _words(tokens: tuple[str, ...]) -> Sequence[str]:
     return " ".join(tokens).split()
 
 
-def _check(
-    candidates: Mapping[Hashable, str], references: Mapping[Hashable, Sequence[str]]
-) -> None:
+def _check(candidates: Mapping[Key, str], references: Mapping[Key, Sequence[str]]) -> None:
     if not candidates:
         raise DataError("there are no captions to evaluate")
     for ours, theirs, what in (
