@@ -116,13 +116,13 @@ class Loop:
         state.terms = {name: total / self._num_summed for name, total in self._sums.items()}
         self._sums, self._num_summed = {}, 0
         rates = self._reporting.meter.read(self._loader.waited_seconds)
-        losses = {name: value for name, value in state.terms.items() if name != "grad_norm"}
-        shares: dict[str, Info] = {
+        shown: dict[str, float | str] = {
+            **{name: value for name, value in state.terms.items() if name != "grad_norm"},
             "pairs/s": rates["pairs_per_second"],
             "utilisation": f"{rates['utilisation']:.0%}",
             "waiting for data": f"{rates['loader_share']:.0%}",
         }
-        self._reporting.progress.update(0, **losses, **shares)
+        self._reporting.progress.update(0, **shown)
         if self._reporting.log is not None:
             values = {"epoch": position.epoch, "lr": lr, **state.terms, **rates}
             self._reporting.log.write("train", state.step, values)
