@@ -9,7 +9,7 @@ from openblip.evaluation.metrics.ptb_rules import KEEP_FULL_STOP, RULES, SPLIT_W
 _PLAIN_WORD = re.compile(r"([A-Za-z]+)([.,;]?)(?=\s|$)")
 
 
-@lru_cache(maxsize=1 << 17)
+@lru_cache(maxsize=1 << 16)
 def caption_tokens(caption: str) -> tuple[str, ...]:
     """Returns the lower-case words of a caption without punctuation.
 

@@ -21,16 +21,16 @@ class Rule(NamedTuple):
 # Split after the third letter: "can not", "gon na".
 SPLIT_WORDS = frozenset(("cannot", "gonna", "gotta", "lemme", "gimme", "wanna"))
 
-# Abbreviations keep their full stop. These may end a sentence: a single letter glued to the stop
-# ("Jr.a") is then the next word. Those of the second line keep it only with a capital, those of
-# the third only without capitals or with one.
+# Abbreviations, which keep their full stop. These may end a sentence; a single letter glued to the
+# stop ("Jr.a") is then a word of its own. Of names the stop stays only with a capital ("Pa.", but
+# "pa"), of the forms not in capitals ("Pty.", but "PTY").
 _CLOSING = """al ala apr ariz assn aug bhd bldg blvd bros calif co colo conn corp cos ct dak dec esq
     est etc ext feb fla fri ga inc ind intl jan jr jul jun kan kans ky ltd mar md mich minn mo mon
     mont neb nev nov oct okla penn plc rd rt sep sept seq sq sr sys tel tenn thu thurs tue tues
     univ va vt wed wis wisc wyo"""
 _CLOSING_NAMES = "ark az del ill la mass miss ore pa tex wash"
 _CLOSING_FORMS = "ppte pptes ppty pptys pte ptes pty ptys"
-# These stand before a name or a number.
+# These stand before a name or a number; the forms again not in capitals.
 _LEADING = """adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr col comdr cpl dept
     det dr drs elec ens ft gen gov govs hon insp invt jos lieut lt maj messrs mlle mme mr mrs ms
     msgr mt natl pfc ph pres prof profs pvt rep reps rev sen sens sfc sgt spc st ste supt supts

@@ -15,7 +15,7 @@ def rouge_l(
 ) -> NDArray[np.float64]:
     """Returns ROUGE-L of each caption, 0 to 1.
 
-    F = (1 + b²) P R / (R + b² P), b = 1.2; P and R are the longest common subsequence over the
+    F = (1 + b^2) P R / (R + b^2 P), b = 1.2; P and R are the longest common subsequence over the
     length of the candidate and of the reference. As in the COCO evaluation, the best P and the
     best R may come from different references, and an empty caption counts as one empty word.
     """
@@ -34,7 +34,7 @@ def rouge_l(
 def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> int:
     """Returns the length of the longest common subsequence.
 
-    Bit-parallel (Hyyrö 2004): the bits of one integer are a row of the table of lengths, a zero
+    Bit-parallel (Hyyro 2004): the bits of one integer are a row of the table of lengths, a zero
     bit where the length grows.
     """
     places: defaultdict[str, int] = defaultdict(int)
