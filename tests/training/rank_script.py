@@ -102,18 +102,18 @@ def main(folder: Path) -> None:
     """Everything that a process of the test does."""
     inputs = torch.load(folder / "inputs.pt", weights_only=True)
     results: dict[str, Any] = {}
-    with join_processes("cpu") as processes:
-        results["gathered"] = gathered(processes)
-        batch = part_of(inputs["batch"], processes.rank, processes.world_size)
-        for negatives in ("rank", "all_ranks"):
-            task, output = step(inputs, negatives, processes, batch)
-            task.finish_step(output.update)
-            results[negatives] = {
-                "terms": dict(output.terms),
-                "gradients": gradients(task),
-                "queue": task.queue.state_dict(),
-            }
-        torch.save(results, folder / f"rank-{processes.rank}.pt")
+    processes = join_processes("cpu")
+    results["gathered"] = gathered(processes)
+    batch = part_of(inputs["batch"], processes.rank, processes.world_size)
+    for negatives in ("rank", "all_ranks"):
+        task, output = step(inputs, negatives, processes, batch)
+        task.finish_step(output.update)
+        results[negatives] = {
+            "terms": dict(output.terms),
+            "gradients": gradients(task),
+            "queue": task.queue.state_dict(),
+        }
+    torch.save(results, folder / f"rank-{processes.rank}.pt")
     train(read_recipe(folder / "captioner.yaml"), folder / "captioner", quiet=True)
     train_until_interrupted(read_recipe(folder / "recipe.yaml"), folder / "run", processes.rank)
 

@@ -181,14 +181,14 @@ def test_heads_without_a_loss_stay_as_they_are(
 
 
 def test_one_process_needs_no_launcher() -> None:
-    with join_processes() as processes:
-        assert (processes.rank, processes.world_size, processes.is_first) == (0, 1, True)
-        tensor = torch.ones(2, requires_grad=True)
-        assert processes.gather(tensor) is processes.gather_with_gradient(tensor) is tensor
-        assert processes.mean(tensor) is tensor
-        assert processes.gather_objects("x") == ["x"]
+    processes = join_processes()
+    assert (processes.rank, processes.world_size, processes.is_first) == (0, 1, True)
+    tensor = torch.ones(2, requires_grad=True)
+    assert processes.gather(tensor) is processes.gather_with_gradient(tensor) is tensor
+    assert processes.mean(tensor) is tensor
+    assert processes.gather_objects("x") == ["x"]
 
 
 def test_a_device_that_is_not_there_is_refused() -> None:
-    with pytest.raises(RecipeError, match="set it to 'auto'"), join_processes("xpu"):
-        pass
+    with pytest.raises(RecipeError, match="set it to 'auto'"):
+        join_processes("xpu")

@@ -4,9 +4,9 @@
 one process, and every operation here is the identity.
 """
 
+import atexit
 import os
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, cast
@@ -115,9 +115,11 @@ class _Gather(torch.autograd.Function):
         return total[ctx.rank * ctx.rows : (ctx.rank + 1) * ctx.rows], None
 
 
-@contextmanager
-def join_processes(device: str = "auto") -> Iterator[Processes]:
-    """The processes of this run, connected for the duration of the context.
+def join_processes(device: str = "auto") -> Processes:
+    """This process among those of the run, which are connected if they are not yet.
+
+    They stay connected until the program ends, and its next run uses the connections again: the
+    launcher's store would give new ones the addresses of the old.
 
     Args:
         device: "auto" (an accelerator if there is one), or a name such as "cpu" or "cuda". With
@@ -132,18 +134,15 @@ def join_processes(device: str = "auto") -> Iterator[Processes]:
     )
     chosen = _device(device, local_rank if world_size > 1 else None)
     if world_size == 1:
-        yield Processes(device=chosen)
-        return
+        return Processes(device=chosen)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    # The backend follows from the device: gloo for tensors on the CPU, nccl for those on CUDA.
-    dist.init_process_group(
-        "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo", timeout=_TIMEOUT
-    )
-    try:
-        yield Processes(rank, world_size, chosen)
-    finally:
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        # The backend follows from the device: gloo for tensors on the CPU, nccl for those on CUDA.
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=_TIMEOUT)
+        atexit.register(dist.destroy_process_group)
+    return Processes(rank, world_size, chosen)
 
 
 def _device(name: str, local_rank: int | None) -> torch.device:

@@ -6,7 +6,7 @@ from itertools import islice
 from time import perf_counter
 
 from openblip.data.loader import Batch, PairLoader
-from openblip.progress import Info, Progress
+from openblip.progress import Progress
 from openblip.tasks.protocol import StepPosition
 from openblip.training.checkpoint import RunState
 from openblip.training.interruption import Interruption

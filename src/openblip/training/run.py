@@ -86,8 +86,8 @@ def train(
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.train.threads or threads)
     try:
-        with join_processes(recipe.train.device) as processes:
-            return _Run(recipe, Path(run_dir), processes, resume).carry_out(quiet)
+        processes = join_processes(recipe.train.device)
+        return _Run(recipe, Path(run_dir), processes, resume).carry_out(quiet)
     finally:
         torch.set_num_threads(threads)
 
