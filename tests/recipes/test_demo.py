@@ -7,7 +7,7 @@ from statistics import mean
 
 import pytest
 
-from openblip.data.world import WorldConfig
+from openblip.data.world import WorldConfig, build_world
 from openblip.recipes.demo import DemoConfig, run_demo
 from openblip.recipes.demo_report import write_demo_report
 
@@ -38,6 +38,13 @@ def test_the_whole_loop_runs_writes_its_pages_and_goes_on_where_it_was(tmp_path:
     assert again.noisy.headline == result.noisy.headline
     assert again.bootstrapped.headline == result.bootstrapped.headline
     assert again.seconds["noisy"] < max(1.0, result.seconds["noisy"])
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_seed_has_enough_different_scenes(seed: int) -> None:
+    world = replace(DemoConfig().world, seed=seed, web_rows=0, human_rows=0)
+    rows = list(build_world(world))
+    assert len(rows) == world.val_rows + world.test_rows
 
 
 @pytest.mark.slow

@@ -39,15 +39,15 @@ from openblip.training.config import (
 from openblip.training.run import train
 
 # Few enough kinds and colours that a model of 0.8 million parameters learns them in minutes, and
-# enough scenes that 150 test images are all different.
+# enough scenes that 120 test images are all different, whatever the seed.
 _WORLD = WorldConfig(
     web_rows=6000,
     human_rows=1500,
     val_rows=10,
-    test_rows=150,
+    test_rows=120,
     num_kinds=5,
     num_colours=6,
-    group_weights=(0.4, 0.6),
+    group_weights=(0.3, 0.7),
     count_weights=(1.0,),
     mention_size=0.0,
     mention_background=0.3,
