@@ -63,11 +63,11 @@ class DemoConfig:
     """Of the world, the weights and every draw."""
     world: WorldConfig = _WORLD
     """The data; its seed is replaced by `seed`."""
-    pretrain_steps: int = 1200
+    pretrain_steps: int = 1000
     """Steps of the model on the noise, and of the model on the bootstrapped table."""
-    captioner_steps: int = 500
+    captioner_steps: int = 400
     """Steps of the captioner."""
-    filter_steps: int = 800
+    filter_steps: int = 600
     """Steps of the filter."""
     batch_size: int = 32
     """Pairs per step."""
