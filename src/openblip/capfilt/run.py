@@ -5,8 +5,7 @@ import os
 import queue
 import signal
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -62,8 +61,7 @@ def run_capfilt(
     with Progress("capfilt", total=len(opened), unit="images") as progress:
         progress.update(len(opened) - computed)
         if len(devices) == 1:
-            with _one_thread():
-                Worker(job, devices[0]).run(missing, progress.update)
+            Worker(job, devices[0]).run(missing, progress.update)
         elif missing:
             _run_processes(job, missing, devices, progress)
     _commit(job)
@@ -100,16 +98,6 @@ def _commit(job: CapFiltJob) -> None:
     table.add_columns(pa.Table.from_batches(job.read_all()), overwrite=True)
     table.update_metadata({METADATA_KEY: job.description()})
     job.remove_parts()
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _run_processes(
@@ -172,7 +160,6 @@ def _worker_main(
 ) -> None:
     # Ctrl-C reaches the whole process group; the parent ends its workers in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(1)
     try:
         Worker(job, device).run(parts, messages.put)
     except OpenBlipError as error:

@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -63,11 +64,13 @@ class Worker:
     def run(self, parts: Iterable[int], done: Callable[[int], None]) -> None:
         """Compute and store parts; `done` is told the rows of each.
 
-        The next part is read and decoded while the models work on this one.
+        The next part is read and decoded while the models work on this one. A CPU computes with one
+        thread: the number of threads would change the last bits of a score.
         """
-        for loaded in _ahead(self.load, parts):
-            self.job.write(loaded.part, self.process(loaded))
-            done(loaded.num_rows)
+        with _one_thread():
+            for loaded in _ahead(self.load, parts):
+                self.job.write(loaded.part, self.process(loaded))
+                done(loaded.num_rows)
 
     def load(self, part: int) -> LoadedPart:
         """Read a part's rows and decode the images of those that came from the web."""
@@ -132,6 +135,16 @@ def row_seed(seed: int, row_id: str) -> int:
     """A row's own seed: 63 bits of a hash of the job's seed and the row's id."""
     digest = hashlib.blake2b(f"{seed}/{row_id}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _ahead(load_part: Callable[[int], LoadedPart], parts: Iterable[int]) -> Iterator[LoadedPart]:
