@@ -1,6 +1,7 @@
 """Fine-tuning a captioner and a filter from a pre-trained MED (BLIP, sections 3.3 and 4.3)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from openblip.data.transforms import Augmentation
 from openblip.data.views import CaptionView
@@ -69,21 +70,9 @@ def shared(table: str, init_from: str, image_size: int) -> Recipe:
     Table 4 of the paper: the shared pair does worse, since a shared filter believes the captions
     that it wrote itself.
     """
-    return Recipe(
-        task="filter",
-        data=DataConfig(
-            table=table,
-            view=_HUMAN,
-            image_size=image_size,
-            augmentation=_CROPS,
-            max_tokens=35,
-            max_words=30,
-        ),
+    return replace(
+        filter_(table, init_from, image_size),
         objectives=FilterObjectives(losses=("itc", "itm", "lm")),
-        init_from=init_from,
-        optimiser=OptimiserConfig(lr=1e-5, weight_decay=0.05),
-        schedule=ScheduleConfig(kind="epoch_cosine", min_lr=0.0),
-        train=TrainConfig(batch_size=256, epochs=6),
     )
 
 

@@ -1,6 +1,7 @@
 """Pre-training from scratch (BLIP, section 4.1, and its released configuration)."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from openblip.data.transforms import Augmentation
 from openblip.data.views import CaptionView
@@ -39,18 +40,13 @@ def base(table: str) -> Recipe:
 
 
 def large(table: str) -> Recipe:
-    """ViT-L/16 at 224 px: 2400 pairs a step, learning rate 2e-4 (section 4.1)."""
-    return Recipe(
-        task="pretrain",
-        data=DataConfig(table=table, augmentation=_CROPS, num_threads=4),
-        objectives=PretrainObjectives(),
+    """ViT-L/16 at 224 px: 2400 pairs a step, learning rate 2e-4 (section 4.1); else as `base`."""
+    recipe = base(table)
+    return replace(
+        recipe,
         model=MedConfig.preset("large"),
-        tokenizer="train:30524",
-        optimiser=OptimiserConfig(lr=2e-4, weight_decay=0.05),
-        schedule=ScheduleConfig(
-            kind="step_decay", warmup_steps=3000, warmup_lr=1e-6, min_lr=1e-6, decay_rate=0.9
-        ),
-        train=TrainConfig(batch_size=2400, epochs=20, precision="bfloat16"),
+        optimiser=replace(recipe.optimiser, lr=2e-4),
+        train=replace(recipe.train, batch_size=2400),
     )
 
 
