@@ -47,10 +47,12 @@ finetune() {
 
 pretrain noisy noisy & noisy=$!
 pretrain clean clean & clean=$!
-wait $noisy && wait $clean
+wait $noisy
+wait $clean
 finetune captioner "$CAPTIONER" & captioner=$!
 finetune filter "$FILTER" "$CONTRAST" & filter=$!
-wait $captioner && wait $filter
+wait $captioner
+wait $filter
 "$BIN/openblip" capfilt run "$WORK/noisy.lance" --captioner "$WORK/captioner/checkpoints/last" \
   --filter "$WORK/filter/checkpoints/last" --seed "$SEED"
 pretrain noisy bootstrapped "--data.view.sources human web synthetic --data.view.itm $ITM"
