@@ -9,7 +9,7 @@ WORK=$2
 BIN=${BIN:-.venv/bin}
 STEPS=${STEPS:-1000}
 CAPTIONER=${CAPTIONER:-300}
-FILTER=${FILTER:-500}
+FILTER=${FILTER:-400}
 THREADS=${THREADS:-1}
 SEED=${SEED:-0}
 # The filter learns with one match in three: above this it finds evidence for a match.
@@ -34,7 +34,7 @@ CONTRAST="--objectives.queue-size 0 --objectives.momentum 0.99 --objectives.min-
 RUN="--train.threads $THREADS --train.seed $SEED --optimiser.clip-norm 1.0"
 PRETRAIN="$MODEL $AUGMENTATION $CONTRAST $RUN --train.batch-size 128 --train.steps $STEPS
   --train.checkpoint-every 250 --optimiser.lr 1e-3 --schedule.warmup-steps 60"
-FINETUNE="$AUGMENTATION $RUN --train.batch-size 64 --train.epochs None --optimiser.lr 3e-4
+FINETUNE="$AUGMENTATION $RUN --train.batch-size 64 --train.epochs None
   --schedule.kind warmup_cosine --schedule.warmup-steps 20 --data.max-tokens 32"
 
 # shellcheck disable=SC2086 - the settings are lists of words
@@ -49,8 +49,9 @@ pretrain noisy noisy & noisy=$!
 pretrain clean clean & clean=$!
 wait $noisy
 wait $clean
-finetune captioner "$CAPTIONER" & captioner=$!
-finetune filter "$FILTER" "$CONTRAST" & filter=$!
+finetune captioner "$CAPTIONER" "--optimiser.lr 3e-4" & captioner=$!
+# Captions of other images are easy negatives: drawn by similarity alone, a weak filter learns none.
+finetune filter "$FILTER" "--optimiser.lr 1e-3 $CONTRAST --objectives.negative-floor 1" & filter=$!
 wait $captioner
 wait $filter
 "$BIN/openblip" capfilt run "$WORK/noisy.lance" --captioner "$WORK/captioner/checkpoints/last" \
