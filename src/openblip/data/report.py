@@ -80,11 +80,11 @@ class ImportReport:
             self.noted[Reason.NO_CAPTIONS.value] = self.noted.get(Reason.NO_CAPTIONS.value, 0) + 1
 
     def skip(self, reason: Reason, where: str, detail: str) -> None:
-        """Counts something that was left out."""
+        """Counts something that was left out; `detail` may begin with the place, as errors do."""
         self.skipped[reason.value] = self.skipped.get(reason.value, 0) + 1
         several = self.examples.setdefault(reason.value, [])
         if len(several) < _MAX_EXAMPLES:
-            several.append(Example(where, detail[:500]))
+            several.append(Example(where, detail.removeprefix(f"{where}: ")[:500]))
 
     def to_text(self) -> str:
         """The report for people, several lines."""
