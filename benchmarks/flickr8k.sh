@@ -4,6 +4,10 @@
 # About an hour on two CPU cores: independent stages run side by side, a thread each. Stopped at any
 # moment, the same command goes on.
 set -eu
+# Stages in the background do not outlive the script: they are stopped as by Ctrl-C.
+stages=
+trap 'kill $stages 2>/dev/null || true' EXIT
+trap 'exit 130' INT TERM
 DATA=$1
 WORK=$2
 BIN=${BIN:-.venv/bin}
@@ -22,8 +26,8 @@ for set in noisy clean; do
   "$BIN/openblip" data import "$WORK/sources/human" "$WORK/$set.lance" --origin human
 done
 
-# Without a queue: with one, small models at this learning rate tell the batch's keys from the
-# queue's by their age and learn nothing of the pair (docs/log.md).
+# Contrast within a batch of 128: with a queue and batches of 32 these models stayed at chance
+# (docs/log.md).
 MODEL="--tokenizer train:3000 --data.image-size 64 --model.vision.image-size 64
   --model.vision.patch-size 16 --model.vision.width 128 --model.vision.depth 4 --model.vision.heads 4
   --model.text.width 128 --model.text.depth 2 --model.text.heads 4 --model.text.ffn-width 512
@@ -37,26 +41,31 @@ PRETRAIN="$MODEL $AUGMENTATION $CONTRAST $RUN --train.batch-size 128 --train.ste
 FINETUNE="$AUGMENTATION $RUN --train.batch-size 64 --train.epochs None
   --schedule.kind warmup_cosine --schedule.warmup-steps 20 --data.max-tokens 32"
 
+# Each replaces the subshell that it is called in, so that a signal to the stage reaches it.
 # shellcheck disable=SC2086 - the settings are lists of words
-pretrain() { "$BIN/openblip" pretrain tiny "$WORK/$1.lance" "$WORK/$2" $PRETRAIN ${3:-}; }
+pretrain() { exec "$BIN/openblip" pretrain tiny "$WORK/$1.lance" "$WORK/$2" $PRETRAIN ${3:-}; }
 # shellcheck disable=SC2086
 finetune() {
-  "$BIN/openblip" finetune "$1" "$WORK/noisy.lance" "$WORK/$1" \
+  exec "$BIN/openblip" finetune "$1" "$WORK/noisy.lance" "$WORK/$1" \
     --init-from "$WORK/noisy/checkpoints/last" $FINETUNE --train.steps "$2" ${3:-}
 }
 
 pretrain noisy noisy & noisy=$!
 pretrain clean clean & clean=$!
+stages="$noisy $clean"
 wait $noisy
 wait $clean
 finetune captioner "$CAPTIONER" "--optimiser.lr 3e-4" & captioner=$!
-# Captions of other images are easy negatives: drawn by similarity alone, a weak filter learns none.
+# Captions of other images are easy negatives; nearly uniform draws serve this filter better than
+# draws by similarity (docs/log.md).
 finetune filter "$FILTER" "--optimiser.lr 1e-3 $CONTRAST --objectives.negative-floor 1" & filter=$!
+stages="$captioner $filter"
 wait $captioner
 wait $filter
+stages=
 "$BIN/openblip" capfilt run "$WORK/noisy.lance" --captioner "$WORK/captioner/checkpoints/last" \
   --filter "$WORK/filter/checkpoints/last" --seed "$SEED"
-pretrain noisy bootstrapped "--data.view.sources human web synthetic --data.view.itm $ITM"
+(pretrain noisy bootstrapped "--data.view.sources human web synthetic --data.view.itm $ITM")
 
 "$BIN/openblip" capfilt select "$WORK/noisy.lance" --thresholds 0.1 0.2 "$ITM" 0.5 0.7
 "$BIN/openblip" capfilt report "$WORK/noisy.lance" -o "$WORK/capfilt.html" --threshold "$ITM"

@@ -1,5 +1,6 @@
 """What a training loop and a task say to each other."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -78,7 +79,7 @@ class SingleProcess:
         return tensor
 
 
-class Task(nn.Module):
+class Task(nn.Module, ABC):
     """A model with its objectives; `state_dict` holds all that a resumed run needs.
 
     One optimiser step of the loop is: `begin_step`, then `forward` and backward for each
@@ -93,9 +94,9 @@ class Task(nn.Module):
     def begin_step(self, position: StepPosition) -> None:
         """Changes that come before the forward: temperature clamp, teacher update."""
 
+    @abstractmethod
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """Losses of a batch, free of side effects."""
-        raise NotImplementedError
 
     def finish_step(self, update: QueueUpdate | None) -> None:
         """Changes that come after the optimiser: new features enter the queues."""
