@@ -4,8 +4,9 @@
     python benchmarks/train_step.py --preset small --rounds 5 --output results.md
 
 The naive step is what the original does: cross-attention keys and values are computed again for
-positives, for negatives and for the decoder, texts are padded to 30 tokens, and next-token logits
-are computed for padding too. Both steps compute the same losses from the same weights (checked).
+positives, for negatives and for the decoder, in a pass of its own each; texts are padded to 30
+tokens, and next-token logits are computed for padding too. Both steps compute the same losses from
+the same weights (checked).
 """
 
 import argparse
@@ -24,9 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from openblip.data.loader import Batch
 from openblip.data.tokenizer import SpecialTokens
-from openblip.model import Med, MedConfig, Memories
+from openblip.model import Med, MedConfig
 from openblip.objectives.itm import itm_loss
 from openblip.objectives.lm import lm_loss, next_token_labels
+from openblip.tasks.pool import Texts
 from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
 from openblip.tasks.protocol import StepPosition
 from openblip.training.config import OptimiserConfig
@@ -34,7 +36,16 @@ from openblip.training.optimiser import build_optimiser, trained_parameters
 
 SPECIAL = SpecialTokens(pad=0, unk=100, cls=101, sep=102, mask=103, dec=30522, enc=30523)
 PADDED_TOKENS = 30
-PARTS = ("image encoder", "momentum", "ITC", "ITM", "LM", "backward", "optimiser")
+PARTS = (
+    "image encoder",
+    "momentum",
+    "ITC",
+    "ITM",
+    "LM",
+    "ITM and LM together",
+    "backward",
+    "optimiser",
+)
 
 
 class Clock:
@@ -95,6 +106,14 @@ class TimedTask(PretrainTask):
         with self.clock.part("ITC"):
             return super().contrast(*arguments)
 
+    def _pairs(self, *arguments):
+        with self.clock.part("ITM"):
+            return super()._pairs(*arguments)
+
+    def _run_passes(self, passes):
+        with self.clock.part("ITM and LM together"):
+            return super()._run_passes(passes)
+
     def _matching_loss(self, *arguments):
         with self.clock.part("ITM"):
             return super()._matching_loss(*arguments)
@@ -105,40 +124,37 @@ class TimedTask(PretrainTask):
 
 
 class NaiveTask(TimedTask):
-    """The same losses without shared memory: every pass projects the image's keys and values."""
+    """The same losses, pass by pass; every pass projects the image's keys and values."""
 
-    def forward(self, batch, position):
-        # Nobody asks for the shared memory; each pass makes its own.
-        self.student.memories = lambda hidden: Memories(hidden, hidden)
-        try:
-            return super().forward(batch, position)
-        finally:
-            vars(self.student).pop("memories", None)
+    def _grounded_losses(self, batch, hidden, contrast, position):
+        texts = Texts(batch.tokens, batch.mask)
+        return {
+            "itm": self._naive_matching_loss(batch, texts, hidden, contrast, position),
+            "lm": self._naive_lm_loss(texts, hidden),
+        }
 
-    def _matching_loss(self, batch, image_hidden, memory, contrast, position):
+    def _naive_matching_loss(self, batch, texts, hidden, contrast, position):
         with self.clock.part("ITM"):
             for_texts, for_images = self._negative_weights(batch, contrast)
             images = self.negative_sampler(for_texts, position, "image")
-            texts = self.negative_sampler(for_images, position, "text")
-            tokens, mask = batch.tokens.clone(), batch.mask
-            tokens[:, 0] = self.special.enc
+            negative_texts = texts.select(self.negative_sampler(for_images, position, "text"))
+            ids, negative_ids = (t.beginning_with(SPECIAL.enc) for t in (texts, negative_texts))
             remember = self.student.text.remember
-            positive = self.student.match(tokens, mask, remember(image_hidden))
+            positive = self.student.match(ids, texts.mask, remember(hidden))
             negative = self.student.match(
-                torch.cat([tokens, tokens[texts]]),
-                torch.cat([mask, mask[texts]]),
-                remember(torch.cat([image_hidden[images], image_hidden])),
+                torch.cat([ids, negative_ids]),
+                torch.cat([texts.mask, negative_texts.mask]),
+                remember(torch.cat([hidden[images], hidden])),
             )
-            matched = torch.arange(3 * len(tokens)) < len(tokens)
+            matched = torch.arange(3 * len(ids)) < len(ids)
             return itm_loss(torch.cat([positive, negative]), matched, torch.ones_like(matched))
 
-    def _lm_loss(self, batch, memory):
+    def _naive_lm_loss(self, texts, hidden):
         with self.clock.part("LM"):
-            tokens = batch.tokens.clone()
-            tokens[:, 0] = self.special.dec
-            memory = self.student.text.remember(memory, causal=True)
-            logits = self.student.decode(tokens, batch.mask, memory)
-            labels = next_token_labels(tokens, batch.mask)
+            ids = texts.beginning_with(SPECIAL.dec)
+            memory = self.student.text.remember(hidden, causal=True)
+            logits = self.student.decode(ids, texts.mask, memory)
+            labels = next_token_labels(ids, texts.mask)
             return lm_loss(logits[labels >= 0], labels)
 
 

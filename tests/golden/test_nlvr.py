@@ -35,7 +35,7 @@ def test_prediction(nlvr: Any) -> None:
 def test_state_that_is_classified(nlvr: Any) -> None:
     model = nlvr.model().eval()
     states: list[Tensor] = []
-    model.text.register_forward_hook(lambda _module, _args, output: states.append(output[:, 0]))
+    model.text.register_forward_hook(lambda _module, _args, output: states.append(output[0][:, 0]))
     predict(nlvr, model)
     assert nlvr.error(states[0], "hidden_state") < TOLERANCE
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from openblip.data.loader import Batch
 from openblip.data.tokenizer import SpecialTokens
 from openblip.interop.original import OriginalQueues, export_gradients, to_original
-from openblip.model import Med
+from openblip.model import Med, TextPass
 from openblip.objectives.itc import similarities
 from openblip.tasks.captioner import CaptionerTask
 from openblip.tasks.filter import FilterObjectives, FilterTask
@@ -102,7 +102,7 @@ def features_and_targets(task: PretrainTask, batch: Batch) -> dict[str, Tensor]:
     image_embed, text_embed = contrast.image_embed, contrast.text_embed
     return {
         "image_embeds": hidden,
-        "text_last_hidden_state": task.student.text(batch.tokens, batch.mask),
+        "text_last_hidden_state": task.student.text(TextPass(batch.tokens, batch.mask))[0],
         "image_feat": image_embed,
         "text_feat": text_embed,
         "image_feat_m": contrast.teacher.image_embed,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.model import Med
+from openblip.model import Med, TextPass
 from openblip.model.vision import interpolate_positions
 
 pytestmark = pytest.mark.golden
@@ -63,7 +63,7 @@ def test_every_layer_of_the_unimodal_text_encoder(towers: Any) -> None:
     outputs_of(med.text.embeddings, hidden)
     for layer in med.text.layers:
         outputs_of(layer, hidden)
-    output = med.text(towers["input_ids"], towers.mask("attention_mask"))
+    (output,) = med.text(TextPass(towers["input_ids"], towers.mask("attention_mask")))
     assert towers.error(output, "text_output") < TOLERANCE
     assert len(hidden) == med.config.text.depth + 1
     for number, states in enumerate(hidden):
@@ -73,5 +73,6 @@ def test_every_layer_of_the_unimodal_text_encoder(towers: Any) -> None:
 def test_image_grounded_text_encoder(towers: Any, med: Med) -> None:
     ids = towers["multimodal_input_ids"]
     memory = med.memories(towers["vit_output"]).encoder
-    output = med.text(ids, towers.mask("attention_mask")[: len(ids)], memory=memory)
+    mask = towers.mask("attention_mask")[: len(ids)]
+    (output,) = med.text(TextPass(ids, mask, memory))
     assert towers.error(output, "multimodal_output") < TOLERANCE

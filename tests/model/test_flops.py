@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from openblip.model import Med, MedConfig, TextConfig, VisionConfig
+from openblip.model import Med, MedConfig, TextConfig, TextPass, VisionConfig
 from openblip.model.flops import (
     image_encoder_flops,
     lm_head_flops,
@@ -69,13 +69,13 @@ def test_a_memory_at_another_image_size(med: Med) -> None:
 
 
 def test_a_text_alone(med: Med, ids: Tensor) -> None:
-    run = counted(lambda: med.text(ids, None))
+    run = counted(lambda: med.text(TextPass(ids)))
     assert text_flops(med.config, ROWS, TOKENS) == pytest.approx(run, rel=0.01)
 
 
 def test_a_text_with_an_image(med: Med, ids: Tensor) -> None:
     memory = med.memories(image_hidden(med)).encoder
-    run = counted(lambda: med.text(ids, None, memory=memory))
+    run = counted(lambda: med.text(TextPass(ids, None, memory)))
     patches = med.config.vision.num_patches
     assert text_flops(med.config, ROWS, TOKENS, patches) == pytest.approx(run, rel=0.01)
 

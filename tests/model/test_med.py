@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from openblip.errors import MissingHead
-from openblip.model import ImageMemory, Med
+from openblip.model import ImageMemory, Med, TextPass
 
 MakeMed = Callable[..., Med]
 
@@ -108,7 +108,7 @@ class TestHeads:
         shared = states.state_dict()
         states.load_state_dict({k: v for k, v in matcher.state_dict().items() if k in shared})
         memory = states.memories(states.encode_images(images)).encoder
-        hidden = states.text(ids, mask, memory=memory)
+        (hidden,) = states.text(TextPass(ids, mask, memory))
         expected = matcher.match(ids, mask, memory)
         assert torch.equal(matcher.itm_head(hidden[:, 0]), expected)
 
@@ -117,7 +117,9 @@ class TestRoles:
     def test_a_text_alone_is_not_a_text_with_an_image(
         self, med: Med, memory: ImageMemory, ids: Tensor, mask: Tensor
     ) -> None:
-        assert not torch.allclose(med.text(ids, mask), med.text(ids, mask, memory=memory))
+        assert not torch.allclose(
+            *med.text(TextPass(ids, mask)), *med.text(TextPass(ids, mask, memory))
+        )
 
     def test_the_image_changes_match_and_caption(
         self, med: Med, memory: ImageMemory, ids: Tensor, mask: Tensor
@@ -131,5 +133,5 @@ class TestRoles:
     ) -> None:
         """There the mask is the same, so that only the self-attention's weights can differ."""
         first = ids[:, :1]
-        encoded = med.text(first, None, memory=memory)
-        assert not torch.allclose(encoded, med.text(first, None, memory=memory, causal=True))
+        (encoded,) = med.text(TextPass(first, None, memory))
+        assert not torch.allclose(encoded, *med.text(TextPass(first, None, memory, causal=True)))

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from openblip.model import MedConfig
+from openblip.model.memory import LayerMemory
 from openblip.model.nlvr import Nlvr, NlvrConfig, TwinCrossAttention
 
 
@@ -70,8 +71,8 @@ def test_an_average_does_not_depend_on_the_order(
     redraw(twin)
     twin.second.load_state_dict(twin.first.state_dict())
     hidden, images = torch.randn(2, 5, 32), torch.randn(4, 17, 24)
-    one_way = twin(hidden, *twin.remember(images))
-    other_way = twin(hidden, *twin.remember(images.roll(2, 0)))
+    one_way = twin(hidden, [LayerMemory(*twin.remember(images))], [2])
+    other_way = twin(hidden, [LayerMemory(*twin.remember(images.roll(2, 0)))], [2])
     assert torch.allclose(one_way, other_way, atol=1e-6)
 
 
@@ -87,6 +88,8 @@ def test_a_merge_is_linear_in_what_was_attended_to(
         twin.merge.weight.copy_(torch.cat([half, half], dim=1))
         twin.merge.bias.zero_()
     hidden, images = torch.randn(2, 5, 32), torch.randn(4, 17, 24)
-    merged = twin(hidden, *twin.remember(images))
+    merged = twin(hidden, [LayerMemory(*twin.remember(images))], [2])
     twin.merge = None
-    assert torch.allclose(merged, twin(hidden, *twin.remember(images)), atol=1e-6)
+    assert torch.allclose(
+        merged, twin(hidden, [LayerMemory(*twin.remember(images))], [2]), atol=1e-6
+    )

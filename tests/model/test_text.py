@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from openblip.model import ImageMemory, KeyValueCache, Med, MedConfig
+from openblip.model import ImageMemory, KeyValueCache, Med, MedConfig, TextPass
 from openblip.model.config import initial_std
 from openblip.model.text import TextStack
 
@@ -155,7 +155,7 @@ class TestMasks:
 
     def test_no_mask_attends_to_all(self, med: Med, ids: Tensor, mask: Tensor) -> None:
         full = torch.ones_like(mask)
-        assert torch.allclose(med.text(ids, None), med.text(ids, full), atol=1e-6)
+        assert torch.allclose(*med.text(TextPass(ids)), *med.text(TextPass(ids, full)), atol=1e-6)
 
 
 class TestCache:
@@ -231,20 +231,77 @@ def test_recomputed_activations_change_neither_output_nor_gradient(
         assert torch.allclose(gradients_again[name], gradient, atol=1e-6), name
 
 
+class TestPassesTogether:
+    """Passes that run as one batch give what each of them gives alone."""
+
+    @pytest.mark.parametrize("sharing", OWN_PARTS)
+    @pytest.mark.parametrize("masked", [True, False])
+    def test_hidden_states_and_gradients(
+        self,
+        make_med: MakeMed,
+        images: Tensor,
+        ids: Tensor,
+        mask: Tensor,
+        sharing: str,
+        masked: bool,
+    ) -> None:
+        med = make_med(sharing=sharing)
+        given = mask if masked else None
+        few = len(images)
+
+        def gradients(*, together: bool) -> tuple[list[Tensor], dict[str, Tensor]]:
+            med.zero_grad()
+            memories = med.memories(med.encode_images(images))
+            passes = [
+                TextPass(ids, given, memories.encoder),
+                TextPass(ids[:few], None, memories.encoder.select(torch.arange(few).flip(0))),
+                TextPass(ids.flip(0), given, memories.decoder, causal=True),
+            ]
+            batches = [passes] if together else [[each] for each in passes]
+            hidden = [states for batch in batches for states in med.text(*batch)]
+            torch.stack([(n + 1) * h.pow(3).mean() for n, h in enumerate(hidden)]).sum().backward()
+            found = {n: p.grad.clone() for n, p in med.named_parameters() if p.grad is not None}
+            return [h.detach() for h in hidden], found
+
+        hidden, found = gradients(together=True)
+        expected_hidden, expected = gradients(together=False)
+        for one, other in zip(hidden, expected_hidden, strict=True):
+            assert torch.allclose(one, other, atol=1e-5)
+        assert found.keys() == expected.keys()
+        scale = max(gradient.abs().max() for gradient in expected.values())
+        for name, gradient in expected.items():
+            assert (found[name] - gradient).abs().max() < 1e-5 * scale, name
+
+    def test_texts_alone(self, med: Med, ids: Tensor, mask: Tensor) -> None:
+        encoded, decoded = med.text(TextPass(ids, mask), TextPass(ids, mask, causal=True))
+        assert torch.allclose(encoded, *med.text(TextPass(ids, mask)), atol=1e-5)
+        assert torch.allclose(decoded, *med.text(TextPass(ids, mask, causal=True)), atol=1e-5)
+
+    def test_a_shared_part_runs_once(self, med: Med, images: Tensor, ids: Tensor) -> None:
+        memory = med.memories(med.encode_images(images)).encoder
+        calls = []
+        for layer in med.text.layers:
+            layer.ffn.register_forward_hook(lambda *_: calls.append(1))
+        med.text(TextPass(ids, None, memory), TextPass(ids, None, memory, causal=True))
+        assert len(calls) == len(med.text.layers)
+
+
 def test_dropout_is_active_in_training_alone(make_med: MakeMed, ids: Tensor, mask: Tensor) -> None:
     text = make_med().text
     with torch.random.fork_rng():
         torch.manual_seed(5)
-        assert torch.equal(text(ids, mask), text(ids, mask))
+        texts = TextPass(ids, mask)
+        assert torch.equal(*text(texts), *text(texts))
         text.train()
-        assert not torch.equal(text(ids, mask), text(ids, mask))
+        assert not torch.equal(*text(texts), *text(texts))
 
 
 def test_without_dropout_training_is_evaluation(
     make_med: MakeMed, ids: Tensor, mask: Tensor
 ) -> None:
     text = make_med(dropout=0.0).text
-    assert torch.equal(text.train()(ids, mask), text.eval()(ids, mask))
+    texts = TextPass(ids, mask)
+    assert torch.equal(*text.train()(texts), *text.eval()(texts))
 
 
 def test_the_lm_head_reads_the_word_embedding(med: Med) -> None:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from openblip.errors import RecipeError
-from openblip.model import ImageMemory, KeyValueCache, Med
+from openblip.model import ImageMemory, KeyValueCache, Med, TextPass
 
 
 class RunningDecoder:
@@ -65,9 +65,8 @@ class RunningDecoder:
             self._memory = self._memory.select(images.to(self.device))
 
     def _logits(self, ids: Int[Tensor, "rows tokens"]) -> Float[Tensor, "rows vocab"]:
-        hidden = self._text(
-            ids.to(self.device), None, memory=self._memory, causal=True, cache=self._cache
-        )
+        texts = TextPass(ids.to(self.device), memory=self._memory, causal=True)
+        (hidden,) = self._text(texts, cache=self._cache)
         # The vocabulary is the widest layer: only the last token needs it.
         return self._text.logits(hidden[:, -1:])[:, 0].float()
 

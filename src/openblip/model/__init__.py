@@ -4,6 +4,7 @@ from openblip.model.cache import KeyValueCache
 from openblip.model.config import MedConfig, TextConfig, VisionConfig
 from openblip.model.med import Med
 from openblip.model.memory import ImageMemory, Memories
+from openblip.model.text import TextPass
 
 __all__ = [
     "ImageMemory",
@@ -12,5 +13,6 @@ __all__ = [
     "MedConfig",
     "Memories",
     "TextConfig",
+    "TextPass",
     "VisionConfig",
 ]

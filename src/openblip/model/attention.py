@@ -1,11 +1,14 @@
 """Attention of an image over itself, of a text over itself, and of a text over an image."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from openblip.model.cache import KeyValueCache
+from openblip.model.memory import LayerMemory
 
 
 def split_heads(
@@ -97,25 +100,38 @@ class MemoryAttention(nn.Module):
     def forward(
         self,
         hidden: Float[Tensor, "rows tokens width"],
-        keys: Float[Tensor, "images heads patches head_dim"],
-        values: Float[Tensor, "images heads patches head_dim"],
-        mask: Bool[Tensor, "images 1 1 patches"] | None = None,
+        memories: Sequence[LayerMemory],
+        rows: Sequence[int],
     ) -> Float[Tensor, "rows tokens width"]:
-        rows, tokens, width = hidden.shape
-        images = keys.shape[0]
+        """What the texts attended to.
+
+        Args:
+            hidden: of the texts, first those of the first memory.
+            memories: what they attend to.
+            rows: how many texts attend to each memory; they are grouped by image.
+        """
+        queries = self.query(hidden).split(rows)
+        attended = [self._attend(*pair) for pair in zip(queries, memories, strict=True)]
+        out: Tensor = self.output(joined(attended))
+        return out
+
+    def _attend(
+        self, query: Float[Tensor, "rows tokens width"], memory: LayerMemory
+    ) -> Float[Tensor, "rows tokens width"]:
+        rows, tokens, width = query.shape
+        images = memory.keys.shape[0]
         assert rows % images == 0, f"{rows} texts are not grouped over {images} images"
         # Texts of one image stand one behind the other as one long query, so that its keys and
         # values are read once, not copied per text.
-        query = self.query(hidden).view(images, rows // images * tokens, width)
+        long_query = query.reshape(images, rows // images * tokens, width)
         attended = F.scaled_dot_product_attention(
-            split_heads(query, self.heads),
-            keys,
-            values,
-            attn_mask=mask,
+            split_heads(long_query, self.heads),
+            memory.keys,
+            memory.values,
+            attn_mask=memory.mask,
             dropout_p=self.dropout.p if self.training else 0.0,
         )
-        out: Tensor = self.output(join_heads(attended).reshape(rows, tokens, width))
-        return out
+        return join_heads(attended).reshape(rows, tokens, width)
 
 
 class CrossAttention(MemoryAttention):
@@ -130,13 +146,17 @@ class CrossAttention(MemoryAttention):
     def forward(
         self,
         hidden: Float[Tensor, "rows tokens width"],
-        keys: Float[Tensor, "images heads patches head_dim"],
-        values: Float[Tensor, "images heads patches head_dim"],
-        mask: Bool[Tensor, "images 1 1 patches"] | None = None,
+        memories: Sequence[LayerMemory],
+        rows: Sequence[int],
     ) -> Float[Tensor, "rows tokens width"]:
-        attended = super().forward(hidden, keys, values, mask)
+        attended = super().forward(hidden, memories, rows)
         out: Tensor = self.norm(hidden + self.dropout(attended))
         return out
+
+
+def joined(pieces: Sequence[Tensor]) -> Tensor:
+    """The rows of all pieces; of a single one without a copy."""
+    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
 
 
 def causal_mask(

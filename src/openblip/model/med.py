@@ -9,7 +9,7 @@ from openblip.errors import MissingHead
 from openblip.model.cache import KeyValueCache
 from openblip.model.config import Head, MedConfig
 from openblip.model.memory import ImageMemory, Memories
-from openblip.model.text import TextStack
+from openblip.model.text import TextPass, TextStack
 from openblip.model.vision import ImageEncoder
 
 _KINDS_WITH: dict[Head, str] = {
@@ -70,7 +70,7 @@ class Med(nn.Module):
     ) -> Float[Tensor, "rows embed"]:
         """Unit-length embeddings of texts, in the unimodal role."""
         self.require("itc")
-        hidden = self.text(ids, mask)
+        (hidden,) = self.text(TextPass(ids, mask))
         return F.normalize(self.text_projection(hidden[:, 0]).float(), dim=-1)
 
     def memories(self, image_hidden: Float[Tensor, "images patches vision_width"]) -> Memories:
@@ -87,7 +87,12 @@ class Med(nn.Module):
     ) -> Float[Tensor, "rows 2"]:
         """Logits of (no match, match) for texts against images, in the encoder role."""
         self.require("itm")
-        logits: Tensor = self.itm_head(self.text(ids, mask, memory=memory)[:, 0])
+        (hidden,) = self.text(TextPass(ids, mask, memory))
+        return self.match_logits(hidden)
+
+    def match_logits(self, hidden: Float[Tensor, "rows tokens width"]) -> Float[Tensor, "rows 2"]:
+        """Logits of (no match, match) for hidden states of the encoder role."""
+        logits: Tensor = self.itm_head(hidden[:, 0])
         return logits
 
     def decode(
@@ -99,4 +104,5 @@ class Med(nn.Module):
     ) -> Float[Tensor, "rows tokens vocab"]:
         """Next-token logits of texts given images, in the decoder role."""
         self.require("lm")
-        return self.text.logits(self.text(ids, mask, memory=memory, causal=True, cache=cache))
+        (hidden,) = self.text(TextPass(ids, mask, memory, causal=True), cache=cache)
+        return self.text.logits(hidden)

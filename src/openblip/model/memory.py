@@ -9,6 +9,14 @@ from torch import Tensor
 LayerKeys = Float[Tensor, "images heads patches head_dim"]
 
 
+class LayerMemory(NamedTuple):
+    """What one layer's cross-attention reads of an `ImageMemory`."""
+
+    keys: LayerKeys
+    values: LayerKeys
+    mask: Bool[Tensor, "images 1 1 patches"] | None = None
+
+
 @dataclass(frozen=True)
 class ImageMemory:
     """Cross-attention keys and values of some images, per text layer.
@@ -26,6 +34,11 @@ class ImageMemory:
     def images(self) -> int:
         """How many images are remembered."""
         return self.keys[0].shape[0]
+
+    def layer(self, number: int) -> LayerMemory:
+        """The part of one text layer."""
+        mask = None if self.mask is None else self.mask[:, None, None]
+        return LayerMemory(self.keys[number], self.values[number], mask)
 
     def select(self, index: Int[Tensor, " rows"]) -> "ImageMemory":
         """The memory whose row i is this one's row `index[i]`; gradients flow back to it."""

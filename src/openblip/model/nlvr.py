@@ -1,5 +1,6 @@
 """Natural-language visual reasoning: is a sentence true of two images (BLIP, section 5.4)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import cast
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from openblip.model.attention import MemoryAttention
 from openblip.model.config import TextConfig, VisionConfig, initial_std
-from openblip.model.memory import ImageMemory
-from openblip.model.text import TextLayer, TextStack, initialise
+from openblip.model.memory import ImageMemory, LayerMemory
+from openblip.model.text import TextLayer, TextPass, TextStack, initialise
 from openblip.model.vision import ImageEncoder
 
 
@@ -58,19 +59,24 @@ class TwinCrossAttention(nn.Module):
     def forward(
         self,
         hidden: Float[Tensor, "rows tokens width"],
-        keys: Float[Tensor, "images heads patches head_dim"],
-        values: Float[Tensor, "images heads patches head_dim"],
-        mask: None = None,
+        memories: Sequence[LayerMemory],
+        rows: Sequence[int],
     ) -> Float[Tensor, "rows tokens width"]:
-        (first_keys, second_keys), (first_values, second_values) = keys.chunk(2), values.chunk(2)
-        first = self.first(hidden, first_keys, first_values)
-        second = self.second(hidden, second_keys, second_values)
+        halves = [_halves(memory) for memory in memories]
+        first = self.first(hidden, [half for half, _ in halves], rows)
+        second = self.second(hidden, [half for _, half in halves], rows)
         if self.merge is None:
             joined = (first + second) / 2
         else:
             joined = self.merge(torch.cat([first, second], dim=-1))
         out: Tensor = self.norm(hidden + self.dropout(joined))
         return out
+
+
+def _halves(memory: LayerMemory) -> tuple[LayerMemory, LayerMemory]:
+    """The keys and values of the first images of all pairs, and of the second ones."""
+    keys, values = memory.keys.chunk(2), memory.values.chunk(2)
+    return LayerMemory(keys[0], values[0]), LayerMemory(keys[1], values[1])
 
 
 class Nlvr(nn.Module):
@@ -114,7 +120,8 @@ class Nlvr(nn.Module):
         memory: ImageMemory,
     ) -> Float[Tensor, "rows 2"]:
         """Logits of (false, true) for sentences about pairs; rows are grouped by pair."""
-        logits: Tensor = self.classifier(self.text(ids, mask, memory=memory)[:, 0])
+        (hidden,) = self.text(TextPass(ids, mask, memory))
+        logits: Tensor = self.classifier(hidden[:, 0])
         return logits
 
 

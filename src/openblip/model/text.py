@@ -4,8 +4,10 @@ Which parts the decoder has for itself is decided by `TextConfig.sharing`; such 
 the encoder's under the same name with the prefix `causal_`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from typing import cast
 
 import torch
@@ -14,7 +16,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openblip.model.attention import CrossAttention, TextSelfAttention, causal_mask
+from openblip.model.attention import CrossAttention, TextSelfAttention, causal_mask, joined
 from openblip.model.cache import KeyValueCache
 from openblip.model.config import Head, Sharing, TextConfig, initial_std
 from openblip.model.memory import ImageMemory, Memories
@@ -26,6 +28,30 @@ _OWN_PARTS: dict[Sharing, frozenset[str]] = {
     "all_but_cross_attention": frozenset({"cross_attention"}),
     "none": frozenset({"embeddings", "self_attention", "cross_attention", "ffn"}),
 }
+
+
+@dataclass(frozen=True)
+class TextPass:
+    """Texts in one role of the stack."""
+
+    ids: Int[Tensor, "rows tokens"]
+    """Token ids; those behind `cache.length` earlier ones when there is a cache."""
+    mask: Bool[Tensor, "rows keys"] | None = None
+    """True = attend; of the cached tokens too. None attends to all."""
+    memory: ImageMemory | None = None
+    """What to attend to, in the image-grounded roles; rows are grouped by image."""
+    causal: bool = False
+    """Decode: a token attends to itself and those before it."""
+
+
+@dataclass(frozen=True)
+class _Role:
+    """What a layer needs of a pass."""
+
+    rows: int
+    attend: Bool[Tensor, "rows 1 queries keys"] | None
+    memory: ImageMemory | None
+    causal: bool
 
 
 class TextEmbeddings(nn.Module):
@@ -112,20 +138,45 @@ class TextLayer(nn.Module):
     def forward(
         self,
         hidden: Float[Tensor, "rows tokens width"],
-        mask: Bool[Tensor, "#rows 1 #tokens keys"] | None,
-        memory: ImageMemory | None,
-        causal: bool,
+        roles: Sequence[_Role],
         cache: KeyValueCache | None,
         layer: int,
     ) -> Float[Tensor, "rows tokens width"]:
-        hidden = self.part("self_attention", causal)(hidden, mask, cache, layer)
-        if memory is not None:
-            memory_mask = None if memory.mask is None else memory.mask[:, None, None]
-            hidden = self.part("cross_attention", causal)(
-                hidden, memory.keys[layer], memory.values[layer], memory_mask
-            )
-        out: Tensor = self.part("ffn", causal)(hidden)
-        return out
+        """The next hidden states of the texts of all roles, in their order."""
+
+        def attend_to_texts(part: nn.Module, own: Tensor, roles: Sequence[_Role]) -> Tensor:
+            out: Tensor = part(own, _joined_masks(roles, own.shape[1]), cache, layer)
+            return out
+
+        def attend_to_images(part: nn.Module, own: Tensor, roles: Sequence[_Role]) -> Tensor:
+            memories = [cast("ImageMemory", role.memory).layer(layer) for role in roles]
+            out: Tensor = part(own, memories, [role.rows for role in roles])
+            return out
+
+        def feed_forward(part: nn.Module, own: Tensor, roles: Sequence[_Role]) -> Tensor:
+            out: Tensor = part(own)
+            return out
+
+        hidden = self._apply_part("self_attention", attend_to_texts, hidden, roles)
+        if roles[0].memory is not None:
+            hidden = self._apply_part("cross_attention", attend_to_images, hidden, roles)
+        return self._apply_part("ffn", feed_forward, hidden, roles)
+
+    def _apply_part(
+        self,
+        name: str,
+        function: Callable[[nn.Module, Tensor, Sequence[_Role]], Tensor],
+        hidden: Float[Tensor, "rows tokens width"],
+        roles: Sequence[_Role],
+    ) -> Float[Tensor, "rows tokens width"]:
+        """A part applied to all texts: to those of one module in one piece."""
+        groups = [
+            (part, list(own)) for part, own in groupby(roles, lambda r: self.part(name, r.causal))
+        ]
+        pieces = torch.split(hidden, [sum(role.rows for role in own) for _, own in groups])
+        return joined(
+            [function(part, piece, own) for (part, own), piece in zip(groups, pieces, strict=True)]
+        )
 
 
 class TextStack(nn.Module):
@@ -158,39 +209,36 @@ class TextStack(nn.Module):
         return self.causal_embeddings if own else self.embeddings
 
     def forward(
-        self,
-        ids: Int[Tensor, "rows tokens"],
-        mask: Bool[Tensor, "rows keys"] | None,
-        *,
-        memory: ImageMemory | None = None,
-        causal: bool = False,
-        cache: KeyValueCache | None = None,
-    ) -> Float[Tensor, "rows tokens width"]:
-        """Hidden states of the last layer.
+        self, *passes: TextPass, cache: KeyValueCache | None = None
+    ) -> tuple[Float[Tensor, "rows tokens width"], ...]:
+        """Hidden states of the last layer, for the texts of every pass.
+
+        What passes share goes through them as one batch: fewer and larger products, and every
+        weight's gradient is made once.
 
         Args:
-            ids: token ids; those behind `cache.length` earlier ones when there is a cache.
-            mask: True = attend; of the cached tokens too. None attends to all.
-            memory: what to attend to, in the image-grounded roles; rows are grouped by image.
-            causal: decode: a token attends to itself and those before it.
-            cache: keys and values of earlier tokens, extended by this call.
+            passes: texts of one length, all of them with a memory or none.
+            cache: keys and values of earlier tokens, extended by this call; for a single pass.
         """
         cached = cache.length if cache is not None else 0
-        attend = None if mask is None else mask[:, None, None]
-        if causal:
-            later = causal_mask(ids.shape[1], cached, ids.device)
-            attend = later if attend is None else attend if later is None else attend & later
-        hidden: Tensor = self.embeddings_of(causal)(ids, cached)
+        roles = [_role(each, cached) for each in passes]
+        hidden = self._embed(passes, cached)
         first_checkpointed = len(self.layers) - self.config.checkpoint_layers
         for number, layer in enumerate(self.layers):
-            arguments = (hidden, attend, memory, causal, cache, number)
+            arguments = (hidden, roles, cache, number)
             if self.training and number >= first_checkpointed:
                 hidden = checkpoint(layer, *arguments, use_reentrant=False)
             else:
                 hidden = layer(*arguments)
         if cache is not None:
-            cache.advance(ids.shape[1])
-        return hidden
+            cache.advance(hidden.shape[1])
+        return torch.split(hidden, [role.rows for role in roles])
+
+    def _embed(self, passes: Sequence[TextPass], start: int) -> Tensor:
+        groups = groupby(passes, lambda each: self.embeddings_of(each.causal))
+        return joined(
+            [embeddings(joined([each.ids for each in own]), start) for embeddings, own in groups]
+        )
 
     def logits(
         self, hidden: Float[Tensor, "rows tokens width"]
@@ -224,6 +272,35 @@ class TextStack(nn.Module):
     def _has_cross_attention(self, causal: bool) -> bool:
         """Whether the layers have cross-attention for one role (False) or the decoder's own."""
         return hasattr(self.layers[0], "causal_cross_attention" if causal else "cross_attention")
+
+
+def _role(texts: TextPass, cached: int) -> _Role:
+    """Which tokens may attend to which, and what a layer needs besides."""
+    attend = None if texts.mask is None else texts.mask[:, None, None]
+    if texts.causal:
+        later = causal_mask(texts.ids.shape[1], cached, texts.ids.device)
+        attend = later if attend is None else attend if later is None else attend & later
+    return _Role(len(texts.ids), attend, texts.memory, texts.causal)
+
+
+def _joined_masks(
+    roles: Sequence[_Role], tokens: int
+) -> Bool[Tensor, "rows 1 queries keys"] | None:
+    """The masks of all roles; None where every token may attend to all."""
+    if len(roles) == 1:
+        return roles[0].attend
+    masks = [role.attend for role in roles]
+    given = [mask for mask in masks if mask is not None]
+    if not given:
+        return None
+    all_of_them = given[0].new_ones(1)
+    queries = max(mask.shape[2] for mask in given)
+    return torch.cat(
+        [
+            (all_of_them if mask is None else mask).expand(role.rows, 1, queries, tokens)
+            for role, mask in zip(roles, masks, strict=True)
+        ]
+    )
 
 
 def initialise(module: nn.Module, std: float) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from openblip.model.cache import KeyValueCache
 from openblip.model.config import TextConfig, VisionConfig
 from openblip.model.memory import ImageMemory
-from openblip.model.text import TextStack
+from openblip.model.text import TextPass, TextStack
 from openblip.model.vision import ImageEncoder
 
 
@@ -55,7 +55,7 @@ class Vqa(nn.Module):
         memory: ImageMemory,
     ) -> Float[Tensor, "rows tokens width"]:
         """States of questions about images; rows are grouped by image."""
-        states: Tensor = self.question(ids, mask, memory=memory)
+        states: Tensor = self.question(TextPass(ids, mask, memory))[0]
         return states
 
     def question_memory(
@@ -80,5 +80,5 @@ class Vqa(nn.Module):
         cache: KeyValueCache | None = None,
     ) -> Float[Tensor, "rows tokens vocab"]:
         """Next-token logits of answers, given `question_memory`."""
-        hidden = self.answer(ids, mask, memory=memory, causal=True, cache=cache)
+        (hidden,) = self.answer(TextPass(ids, mask, memory, causal=True), cache=cache)
         return self.answer.logits(hidden)

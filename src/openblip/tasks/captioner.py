@@ -8,8 +8,9 @@ from torch import Tensor
 from openblip.data.loader import Batch
 from openblip.data.tokenizer import SpecialTokens
 from openblip.errors import RecipeError
-from openblip.model import ImageMemory, Med
+from openblip.model import ImageMemory, Med, TextPass
 from openblip.objectives.lm import IGNORED, lm_loss, next_token_labels
+from openblip.tasks.pool import Texts
 from openblip.tasks.protocol import StepOutput, StepPosition, Task
 
 
@@ -34,31 +35,36 @@ class CaptionLoss(NamedTuple):
     """Scalar int64."""
 
 
+def caption_pass(texts: Texts, memory: ImageMemory, special: SpecialTokens) -> TextPass:
+    """Captions in the decoder role: whatever their first token is, it becomes `[DEC]`.
+
+    Args:
+        texts: captions.
+        memory: of one image per caption.
+        special: where `[DEC]` is.
+    """
+    return TextPass(texts.beginning_with(special.dec), texts.mask, memory, causal=True)
+
+
 def caption_loss(
     student: Med,
-    tokens: Tensor,
-    mask: Tensor,
-    memory: ImageMemory,
-    special: SpecialTokens,
+    captions: TextPass,
+    hidden: Tensor,
     *,
     prompt_tokens: int = 0,
     label_smoothing: float = 0.1,
 ) -> CaptionLoss:
-    """The language-modelling loss of captions given their images, in the decoder role.
+    """The language-modelling loss of captions given their images.
 
     Args:
         student: has the head "lm".
-        tokens: int64 (rows, tokens); whatever the first one is, the decoder gets `[DEC]`.
-        mask: bool (rows, tokens).
-        memory: of one image per row.
-        special: where `[DEC]` is.
+        captions: of `caption_pass`.
+        hidden: (rows, tokens, width) of their pass through the text stack.
         prompt_tokens: tokens at the beginning that are no labels, `[DEC]` included.
         label_smoothing: as in `lm_loss`.
     """
-    ids = tokens.clone()
-    ids[:, 0] = special.dec
-    labels = next_token_labels(ids, mask, prompt_tokens)
-    hidden = student.text(ids, mask, memory=memory, causal=True)
+    assert captions.mask is not None
+    labels = next_token_labels(captions.ids, captions.mask, prompt_tokens)
     labelled = labels != IGNORED
     # About half of a batch is padding, and the vocabulary is the largest product of the decoder.
     logits = student.text.logits(hidden[labelled][None])[0]
@@ -98,12 +104,13 @@ class CaptionerTask(Task):
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """The language-modelling loss of a batch; draws nothing, so the position is unused."""
         hidden = self.student.encode_images(batch.images)
+        memory = self.student.text.remember(hidden, causal=True)
+        captions = caption_pass(Texts(batch.tokens, batch.mask), memory, self.special)
+        (states,) = self.student.text(captions)
         loss = caption_loss(
             self.student,
-            batch.tokens,
-            batch.mask,
-            self.student.text.remember(hidden, causal=True),
-            self.special,
+            captions,
+            states,
             prompt_tokens=self.prompt_tokens,
             label_smoothing=self.label_smoothing,
         ).loss

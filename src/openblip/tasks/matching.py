@@ -5,7 +5,8 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
-from openblip.model import ImageMemory, Med
+from openblip.data.tokenizer import SpecialTokens
+from openblip.model import ImageMemory, Med, TextPass
 from openblip.objectives.itm import hard_negatives, keyed_uniforms
 from openblip.tasks.pool import Texts
 from openblip.tasks.protocol import Collectives, StepPosition
@@ -46,25 +47,36 @@ class KeyedSampler:
         return hard_negatives(weights, uniforms[first : first + rows].to(weights.device))
 
 
-def pair_logits(
-    student: Med,
+def pair_passes(
     texts: Texts,
     negative_texts: Texts,
     memory: ImageMemory,
     negative_memory: ImageMemory,
-) -> Tensor:
+    special: SpecialTokens,
+) -> tuple[TextPass, TextPass]:
+    """Positives with negative texts, and texts with negative images, in the encoder role.
+
+    Args:
+        texts: of the batch.
+        negative_texts: text r is a negative of image r.
+        memory: of the batch's images.
+        negative_memory: image r is a negative of text r.
+        special: where `[ENC]` is.
+    """
+    ids, negative_ids = (each.beginning_with(special.enc) for each in (texts, negative_texts))
+    # Both texts of an image stand side by side: its keys and values are not copied for them.
+    both = torch.stack([ids, negative_ids], dim=1).flatten(0, 1)
+    mask = torch.stack([texts.mask, negative_texts.mask], dim=1).flatten(0, 1)
+    return TextPass(both, mask, memory), TextPass(ids, texts.mask, negative_memory)
+
+
+def pair_logits(student: Med, own_images: Tensor, negative_images: Tensor) -> Tensor:
     """Match logits (3 batch, 2): positives; text, negative image; negative text, image.
 
     Args:
         student: has the head "itm".
-        texts: of the batch; the first token is `[ENC]`.
-        negative_texts: text r is a negative of image r.
-        memory: of the batch's images.
-        negative_memory: image r is a negative of text r.
+        own_images: (2 batch, tokens, width), hidden states of the first of `pair_passes`.
+        negative_images: (batch, tokens, width), of the second.
     """
-    # Both texts of an image stand side by side: its keys and values are not copied for them.
-    tokens = torch.stack([texts.tokens, negative_texts.tokens], dim=1).flatten(0, 1)
-    mask = torch.stack([texts.mask, negative_texts.mask], dim=1).flatten(0, 1)
-    positive, negative_text = student.match(tokens, mask, memory).view(-1, 2, 2).unbind(1)
-    negative_image = student.match(texts.tokens, texts.mask, negative_memory)
-    return torch.cat([positive, negative_image, negative_text])
+    positive, negative_text = student.match_logits(own_images).view(-1, 2, 2).unbind(1)
+    return torch.cat([positive, student.match_logits(negative_images), negative_text])

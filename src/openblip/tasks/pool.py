@@ -18,6 +18,16 @@ class Texts(NamedTuple):
     mask: Tensor
     """bool (rows, tokens), True = attend."""
 
+    def beginning_with(self, token: int) -> Tensor:
+        """The tokens, the first of every text replaced."""
+        tokens = self.tokens.clone()
+        tokens[:, 0] = token
+        return tokens
+
+    def select(self, index: Tensor) -> "Texts":
+        """The texts `index`, int64 (new_rows,)."""
+        return Texts(self.tokens[index], self.mask[index])
+
 
 class PairPool:
     """The pairs among which a batch finds keys and negatives.

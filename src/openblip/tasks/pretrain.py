@@ -10,7 +10,7 @@ from openblip.data.loader import Batch
 from openblip.data.tokenizer import SpecialTokens
 from openblip.errors import RecipeError
 from openblip.interop.assembly import build_empty
-from openblip.model import ImageMemory, Med
+from openblip.model import ImageMemory, Med, TextPass
 from openblip.objectives.itc import (
     itc_loss,
     own_pairs,
@@ -22,8 +22,8 @@ from openblip.objectives.itc import (
 from openblip.objectives.itm import itm_loss, negative_weights
 from openblip.objectives.queue import FeatureQueue
 from openblip.objectives.teacher import update_teacher
-from openblip.tasks.captioner import caption_loss
-from openblip.tasks.matching import KeyedSampler, NegativeSampler, pair_logits
+from openblip.tasks.captioner import caption_loss, caption_pass
+from openblip.tasks.matching import KeyedSampler, NegativeSampler, pair_logits, pair_passes
 from openblip.tasks.pool import PairPool, Texts
 from openblip.tasks.protocol import (
     Collectives,
@@ -120,11 +120,23 @@ class Contrast(NamedTuple):
     """Features of the teacher."""
 
 
+class Pairs(NamedTuple):
+    """What the matching loss of a batch compares."""
+
+    own_images: TextPass
+    """(2 batch) texts and negative texts side by side, with the batch's images."""
+    negative_images: TextPass
+    """(batch) texts with negative images."""
+    counted: Tensor
+    """bool (3 batch,) in the order of `pair_logits`: False where there is no negative."""
+
+
 class PretrainTask(Task):
     """Trains a MED with any subset of the three losses.
 
     An image is encoded once, and so are its cross-attention keys and values: positives, both
-    kinds of negatives and the decoder use the same ones.
+    kinds of negatives and the decoder use the same ones. Matching and language modelling go
+    through the text stack as one batch.
 
     The order of the original's step is clamp, online features, teacher update, teacher features,
     similarities against batch and old queue, enqueue, matching. Here clamp and update both stand
@@ -193,11 +205,7 @@ class PretrainTask(Task):
             contrast = self.contrast(batch, hidden, position)
             terms["itc"] = contrast.loss
         if "itm" in losses or "lm" in losses:
-            memories = self.student.memories(hidden)
-        if "itm" in losses:
-            terms["itm"] = self._matching_loss(batch, hidden, memories.encoder, contrast, position)
-        if "lm" in losses:
-            terms["lm"] = self._lm_loss(batch, memories.decoder)
+            terms |= self._grounded_losses(batch, hidden, contrast, position)
         loss = torch.stack(list(terms.values())).sum()
         logged = {name: term.detach() for name, term in terms.items()}
         if contrast is None:
@@ -269,33 +277,64 @@ class PretrainTask(Task):
             batch.text_ids,
         )
 
-    def _matching_loss(
+    def _grounded_losses(
+        self, batch: Batch, hidden: Tensor, contrast: Contrast | None, position: StepPosition
+    ) -> dict[str, Tensor]:
+        """The losses of the texts that are read or written with their images."""
+        losses = self.objectives.losses
+        memories = self.student.memories(hidden)
+        texts = Texts(batch.tokens, batch.mask)
+        passes: list[TextPass] = []
+        if "itm" in losses:
+            texts, pool_texts = self.pool.texts(*texts, self.special.pad)
+            pairs = self._pairs(
+                batch, texts, pool_texts, hidden, memories.encoder, contrast, position
+            )
+            passes += [pairs.own_images, pairs.negative_images]
+        if "lm" in losses:
+            captions = caption_pass(texts, memories.decoder, self.special)
+            passes.append(captions)
+        states = self._run_passes(passes)
+        terms = {}
+        if "itm" in losses:
+            terms["itm"] = self._matching_loss(pairs, states[0], states[1])
+        if "lm" in losses:
+            terms["lm"] = self._lm_loss(captions, states[-1])
+        return terms
+
+    def _run_passes(self, passes: list[TextPass]) -> tuple[Tensor, ...]:
+        states: tuple[Tensor, ...] = self.student.text(*passes)
+        return states
+
+    def _pairs(
         self,
         batch: Batch,
+        texts: Texts,
+        pool_texts: Texts,
         image_hidden: Tensor,
         memory: ImageMemory,
         contrast: Contrast | None,
         position: StepPosition,
-    ) -> Tensor:
-        """The matching loss of positives and two hard negatives per pair."""
+    ) -> Pairs:
+        """The positives of a batch and two hard negatives per pair."""
         for_texts, for_images = self._negative_weights(batch, contrast)
         image_index = self.negative_sampler(for_texts, position, "image")
         text_index = self.negative_sampler(for_images, position, "text")
-        tokens = batch.tokens.clone()
-        tokens[:, 0] = self.special.enc
-        texts, pool_texts = self.pool.texts(tokens, batch.mask, self.special.pad)
-        logits = pair_logits(
-            self.student,
+        passes = pair_passes(
             texts,
-            Texts(pool_texts.tokens[text_index], pool_texts.mask[text_index]),
+            pool_texts.select(text_index),
             memory,
             self.pool.image_memory(self.student, image_hidden, memory, image_index),
+            self.special,
         )
         drawn = [(weights > 0).any(dim=1) for weights in (for_texts, for_images)]
-        positive = torch.ones_like(drawn[0])
-        matched = torch.cat([positive, ~positive, ~positive])
-        counted = torch.cat([positive, *drawn])
-        return itm_loss(logits, matched, counted) * self.pool.share(counted.sum())
+        return Pairs(*passes, torch.cat([torch.ones_like(drawn[0]), *drawn]))
+
+    def _matching_loss(self, pairs: Pairs, own_images: Tensor, negative_images: Tensor) -> Tensor:
+        logits = pair_logits(self.student, own_images, negative_images)
+        matched = torch.zeros_like(pairs.counted)
+        matched[: len(negative_images)] = True
+        return itm_loss(logits, matched, pairs.counted) * self.pool.share(pairs.counted.sum())
 
     @torch.no_grad()
     def _negative_weights(self, batch: Batch, contrast: Contrast | None) -> tuple[Tensor, Tensor]:
@@ -325,13 +364,11 @@ class PretrainTask(Task):
             negative_weights(image_sims[:, :candidates], excluded, floor),
         )
 
-    def _lm_loss(self, batch: Batch, memory: ImageMemory) -> Tensor:
+    def _lm_loss(self, captions: TextPass, hidden: Tensor) -> Tensor:
         loss, num_labels = caption_loss(
             self.student,
-            batch.tokens,
-            batch.mask,
-            memory,
-            self.special,
+            captions,
+            hidden,
             label_smoothing=self.objectives.label_smoothing,
         )
         return loss * self.pool.share(num_labels)
