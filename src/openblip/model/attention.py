@@ -59,18 +59,41 @@ class TextSelfAttention(nn.Module):
     def forward(
         self,
         hidden: Float[Tensor, "rows tokens width"],
-        mask: Bool[Tensor, "#rows 1 #tokens keys"] | None,
+        masks: Sequence[Bool[Tensor, "_ 1 _ keys"] | None],
+        rows: Sequence[int],
         cache: KeyValueCache | None = None,
         layer: int = 0,
     ) -> Float[Tensor, "rows tokens width"]:
-        query, key, value = (split_heads(x, self.heads) for x in self.qkv(hidden).chunk(3, dim=-1))
+        """The next hidden states.
+
+        Args:
+            hidden: of the texts, first those of the first mask.
+            masks: which tokens may attend to which; None, all to all.
+            rows: how many texts each mask is for.
+            cache: keys and values of earlier tokens, for a single mask.
+            layer: whose part of the cache it is.
+        """
+        pieces = self.qkv(hidden).split(rows)
+        attended = [
+            self._attend(qkv, mask, cache, layer) for qkv, mask in zip(pieces, masks, strict=True)
+        ]
+        out: Tensor = self.norm(hidden + self.dropout(self.output(joined(attended))))
+        return out
+
+    def _attend(
+        self,
+        qkv: Float[Tensor, "rows tokens three_widths"],
+        mask: Bool[Tensor, "#rows 1 #tokens keys"] | None,
+        cache: KeyValueCache | None,
+        layer: int,
+    ) -> Float[Tensor, "rows tokens width"]:
+        query, key, value = (split_heads(x, self.heads) for x in qkv.chunk(3, dim=-1))
         if cache is not None:
             key, value = cache.append(layer, key, value)
         attended = F.scaled_dot_product_attention(
             query, key, value, attn_mask=mask, dropout_p=self.dropout.p if self.training else 0.0
         )
-        out: Tensor = self.norm(hidden + self.dropout(self.output(join_heads(attended))))
-        return out
+        return join_heads(attended)
 
 
 class MemoryAttention(nn.Module):

@@ -49,7 +49,7 @@ class _Role:
     """What a layer needs of a pass."""
 
     rows: int
-    attend: Bool[Tensor, "rows 1 queries keys"] | None
+    attend: Bool[Tensor, "_ 1 _ keys"] | None
     memory: ImageMemory | None
     causal: bool
 
@@ -145,7 +145,8 @@ class TextLayer(nn.Module):
         """The next hidden states of the texts of all roles, in their order."""
 
         def attend_to_texts(part: nn.Module, own: Tensor, roles: Sequence[_Role]) -> Tensor:
-            out: Tensor = part(own, _joined_masks(roles, own.shape[1]), cache, layer)
+            masks = [role.attend for role in roles]
+            out: Tensor = part(own, masks, [role.rows for role in roles], cache, layer)
             return out
 
         def attend_to_images(part: nn.Module, own: Tensor, roles: Sequence[_Role]) -> Tensor:
@@ -281,26 +282,6 @@ def _role(texts: TextPass, cached: int) -> _Role:
         later = causal_mask(texts.ids.shape[1], cached, texts.ids.device)
         attend = later if attend is None else attend if later is None else attend & later
     return _Role(len(texts.ids), attend, texts.memory, texts.causal)
-
-
-def _joined_masks(
-    roles: Sequence[_Role], tokens: int
-) -> Bool[Tensor, "rows 1 queries keys"] | None:
-    """The masks of all roles; None where every token may attend to all."""
-    if len(roles) == 1:
-        return roles[0].attend
-    masks = [role.attend for role in roles]
-    given = [mask for mask in masks if mask is not None]
-    if not given:
-        return None
-    all_of_them = given[0].new_ones(1)
-    queries = max(mask.shape[2] for mask in given)
-    return torch.cat(
-        [
-            (all_of_them if mask is None else mask).expand(role.rows, 1, queries, tokens)
-            for role, mask in zip(roles, masks, strict=True)
-        ]
-    )
 
 
 def initialise(module: nn.Module, std: float) -> None:

@@ -294,17 +294,13 @@ class PretrainTask(Task):
         if "lm" in losses:
             captions = caption_pass(texts, memories.decoder, self.special)
             passes.append(captions)
-        states = self._run_passes(passes)
+        states = self.student.text(*passes)
         terms = {}
         if "itm" in losses:
             terms["itm"] = self._matching_loss(pairs, states[0], states[1])
         if "lm" in losses:
             terms["lm"] = self._lm_loss(captions, states[-1])
         return terms
-
-    def _run_passes(self, passes: list[TextPass]) -> tuple[Tensor, ...]:
-        states: tuple[Tensor, ...] = self.student.text(*passes)
-        return states
 
     def _pairs(
         self,
