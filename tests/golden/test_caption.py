@@ -98,7 +98,7 @@ def test_training_gradients(caption: Any) -> None:
 @torch.no_grad()
 def test_logits_of_the_prompt_in_one_pass(caption: Any, encoded: EncodedImages) -> None:
     prompt = caption["prompt_ids"]
-    decoder = RunningDecoder(encoded.med, encoded.decoder_memory, max_length=20)
+    decoder = RunningDecoder(encoded.med.text, encoded.decoder_memory, max_length=20)
     logits = decoder.start(prompt, texts_per_image=1)
     assert caption.error(logits, caption["prompt_logits"][:, -1]) < TOLERANCE
 
@@ -110,7 +110,7 @@ def test_greedy_and_beam_search_find_the_same_tokens_with_the_same_scores(
     for tag, run in searches(caption).items():
         decoding = decoding_of(run["args"])
         texts = generate(
-            encoded.med,
+            encoded.med.text,
             encoded.decoder_memory,
             caption["prompt_ids"],
             decoding,
@@ -165,7 +165,7 @@ def test_nucleus_has_the_same_distribution_at_every_step(
 
     prompt = caption["prompt_ids"]
     with torch.no_grad():
-        decoder = RunningDecoder(encoded.med, encoded.decoder_memory, decoding.max_length)
+        decoder = RunningDecoder(encoded.med.text, encoded.decoder_memory, decoding.max_length)
         texts = sample(decoder, prompt, decoding, tokenizer.special.sep, replay)
     expected = caption["nucleus.sequences"]
     assert torch.equal(padded(texts, expected), expected)

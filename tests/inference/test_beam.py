@@ -95,7 +95,9 @@ def test_beam_search_equals_a_plain_uncached_search(blip, encoded, length_penalt
     )
     special = blip.tokenizer.special
     prompt = torch.tensor([special.dec, 20]).expand(len(encoded), -1)
-    found = generate(blip.med, encoded.decoder_memory, prompt, decoding, special, num_captions=4)
+    found = generate(
+        blip.med.text, encoded.decoder_memory, prompt, decoding, special, num_captions=4
+    )
     for image, texts in enumerate(found):
         memory = encoded.decoder_memory.select(torch.tensor([image]))
         plain = plain_beam_search(blip.med, memory, prompt[0].tolist(), decoding, special.sep)
@@ -108,10 +110,10 @@ def test_a_single_beam_is_greedy(blip, encoded):
     special = blip.tokenizer.special
     prompt = torch.tensor([[special.dec]]).expand(len(encoded), -1)
     decoding = Decoding(num_beams=1, max_length=15, min_length=4)
-    decoder = RunningDecoder(blip.med, encoded.decoder_memory, decoding.max_length)
+    decoder = RunningDecoder(blip.med.text, encoded.decoder_memory, decoding.max_length)
     searched = beam_search(decoder, prompt, decoding, special.sep)
     greedy = generate(
-        blip.med,
+        blip.med.text,
         encoded.decoder_memory,
         prompt,
         Decoding(method="greedy", max_length=15, min_length=4),

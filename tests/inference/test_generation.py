@@ -177,7 +177,7 @@ def test_settings_that_do_not_fit_are_named(blip, encoded, decoding, options, me
     special = blip.tokenizer.special
     prompt = torch.full((len(encoded), 5), special.dec)
     with pytest.raises(RecipeError, match=message):
-        generate(blip.med, encoded.decoder_memory, prompt, decoding, special, **options)
+        generate(blip.med.text, encoded.decoder_memory, prompt, decoding, special, **options)
 
 
 def test_a_filter_cannot_write(tokenizer, images):

@@ -71,7 +71,9 @@ def test_beams_are_those_of_transformers(tokenizer, images, seed):
             output_scores=True,
             **settings,
         )
-        ours = generate(med, memory, prompt, Decoding(scoring="transformers", **settings), special)
+        ours = generate(
+            med.text, memory, prompt, Decoding(scoring="transformers", **settings), special
+        )
         for (text,), row in zip(ours, theirs.sequences.tolist(), strict=True):
             ids = list(text.token_ids)
             assert row[: len(ids)] == ids
@@ -79,7 +81,7 @@ def test_beams_are_those_of_transformers(tokenizer, images, seed):
             assert set(row[len(ids) :]) <= {special.sep}
         scores = [text.score for (text,) in ours]
         assert scores == pytest.approx(theirs.sequences_scores.tolist(), abs=1e-5)
-        original = generate(med, memory, prompt, Decoding(**settings), special)
+        original = generate(med.text, memory, prompt, Decoding(**settings), special)
         scorings_differ |= [text.token_ids for (text,) in original] != [
             text.token_ids for (text,) in ours
         ]

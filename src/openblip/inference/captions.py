@@ -35,7 +35,7 @@ def caption_encoded(
     """A list per image, of `num_captions`; arguments and errors as in `generate`."""
     prompt_ids = _prompt_ids(tokenizer, prompt, encoded.med.config.text.max_positions)
     texts = generate(
-        encoded.med,
+        encoded.med.text,
         encoded.decoder_memory,
         prompt_ids.expand(len(encoded), -1),
         decoding,

@@ -12,14 +12,15 @@ from openblip.inference.beam import beam_search
 from openblip.inference.decoding import Decoding, Generated
 from openblip.inference.running import RunningDecoder
 from openblip.inference.sampling import NucleusChoice, likeliest, sample
-from openblip.model import ImageMemory, Med
+from openblip.model import ImageMemory
+from openblip.model.text import TextStack
 
 __all__ = ["Decoding", "Generated", "generate"]
 
 
 @torch.no_grad()
 def generate(
-    med: Med,
+    text: TextStack,
     memory: ImageMemory,
     prompt_ids: Int[Tensor, "images prompt"],
     decoding: Decoding,
@@ -30,7 +31,7 @@ def generate(
     """Per image `num_captions` texts: of beam search the best, best first; of nucleus drawn ones.
 
     Args:
-        med: the model, in eval mode.
+        text: the decoder's stack, in eval mode, with an LM head.
         memory: what the decoder attends to.
         prompt_ids: what the texts begin with, `[DEC]` first; the same length for all images.
         decoding: how tokens are chosen.
@@ -39,13 +40,12 @@ def generate(
         num_captions: texts per image.
 
     Raises:
-        MissingHead: if the model cannot generate.
         RecipeError: if the settings do not fit the prompt, the model or each other.
     """
     _check(prompt_ids.shape[1], decoding, seeds, num_captions)
     if prompt_ids.shape[0] == 0:
         return []
-    decoder = RunningDecoder(med, memory, decoding.max_length)
+    decoder = RunningDecoder(text, memory, decoding.max_length)
     if decoding.method == "nucleus":
         assert seeds is not None
         choice = NucleusChoice(decoding, seeds, num_captions)

@@ -7,7 +7,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from openblip.errors import RecipeError
-from openblip.model import ImageMemory, KeyValueCache, Med, TextPass
+from openblip.model import ImageMemory, KeyValueCache, TextPass
+from openblip.model.text import TextStack
 
 
 class RunningDecoder:
@@ -17,18 +18,16 @@ class RunningDecoder:
     and values. Texts that are finished leave with `select`.
     """
 
-    def __init__(self, med: Med, memory: ImageMemory, max_length: int) -> None:
+    def __init__(self, text: TextStack, memory: ImageMemory, max_length: int) -> None:
         """Prepares texts of up to `max_length` ids about the images of `memory`.
 
         Raises:
-            MissingHead: if the model cannot generate.
             RecipeError: if the model has no positions for such long texts.
         """
-        med.require("lm")
-        limit = med.config.text.max_positions
+        limit = text.config.max_positions
         if max_length > limit:
             raise RecipeError(f"max_length is {max_length}; this model has {limit} positions")
-        self._text = med.text
+        self._text = text
         self._memory = memory
         self._max_length = max_length
         self._cache: KeyValueCache | None = None
