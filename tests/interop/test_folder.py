@@ -163,7 +163,7 @@ class TestRefusing:
         [
             ({"format": "other"}, "format is 'other', expected 'openblip'"),
             ({"format_version": 2}, "format_version is 2, .*reads 1; update OpenBLIP"),
-            ({"kind": "vqa"}, "kind 'vqa' is not one of pretrain, captioner, filter"),
+            ({"kind": "caption"}, "kind 'caption' is not one of pretrain, captioner, filter"),
             ({"text": {}}, "missing 'max_tokens'"),
             ({"model": {"depth": 3}}, "model: unknown depth"),
             ({"model": {"vision": {"width": 63}}}, "vision.width 63"),

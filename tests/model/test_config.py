@@ -14,7 +14,7 @@ from openblip.errors import RecipeError
 from openblip.interop.assembly import build_empty
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.model import config as config_module
-from openblip.model.config import PresetName, med_config_from_dict, med_config_to_dict
+from openblip.model.config import PresetName, config_from_dict, config_to_dict
 
 
 @pytest.fixture
@@ -37,13 +37,13 @@ def num_parameters(config: MedConfig) -> int:
 @pytest.mark.parametrize("name", ["tiny", "small", "base", "large"])
 def test_a_configuration_survives_json(name: PresetName) -> None:
     config = replace(MedConfig.preset(name, vocab_size=300, image_size=96), heads=("lm", "itm"))
-    assert med_config_from_dict(json.loads(json.dumps(med_config_to_dict(config)))) == config
+    assert config_from_dict(MedConfig, json.loads(json.dumps(config_to_dict(config)))) == config
 
 
 def test_what_a_file_leaves_out_has_its_default() -> None:
-    assert med_config_from_dict({}) == MedConfig()
+    assert config_from_dict(MedConfig, {}) == MedConfig()
     shallow = MedConfig(text=TextConfig(depth=2))
-    assert med_config_from_dict({"text": {"depth": 2}}) == shallow
+    assert config_from_dict(MedConfig, {"text": {"depth": 2}}) == shallow
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_an_unknown_name_is_an_error_with_the_known_ones(
     unchecked: ModuleType, values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(RecipeError, match=message):
-        unchecked.med_config_from_dict(values)
+        unchecked.config_from_dict(unchecked.MedConfig, values)
 
 
 @pytest.mark.parametrize(

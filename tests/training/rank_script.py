@@ -16,8 +16,8 @@ import torch
 
 from openblip.data.loader import Batch
 from openblip.data.tokenizer import SpecialTokens
-from openblip.model import Med
-from openblip.model.config import med_config_from_dict
+from openblip.model import Med, MedConfig
+from openblip.model.config import config_from_dict
 from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
 from openblip.tasks.protocol import StepOutput, StepPosition
 from openblip.training.config import Recipe
@@ -52,7 +52,7 @@ def step(
     averages_gradients: bool = True,
 ) -> tuple[PretrainTask, StepOutput]:
     """A task after forward and backward of one step."""
-    student = Med(med_config_from_dict(inputs["model"]))
+    student = Med(config_from_dict(MedConfig, inputs["model"]))
     student.load_state_dict(inputs["weights"])
     objectives = PretrainObjectives(queue_size=10, negatives=negatives)
     special = SpecialTokens(*range(7))

@@ -15,7 +15,7 @@ import torch
 from openblip.errors import RecipeError
 from openblip.interop.folder import read_folder
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
-from openblip.model.config import med_config_to_dict
+from openblip.model.config import config_to_dict
 from openblip.tasks.captioner import CaptionerObjectives
 from openblip.training.config import ModelOverrides, Recipe
 from openblip.training.distributed import Processes, join_processes
@@ -55,7 +55,7 @@ def make_inputs() -> dict[str, Any]:
         "image_ids": torch.arange(2 * ROWS) + 100,
         "text_ids": torch.arange(2 * ROWS) + 200,
     }
-    return {"model": med_config_to_dict(config), "weights": med.state_dict(), "batch": batch}
+    return {"model": config_to_dict(config), "weights": med.state_dict(), "batch": batch}
 
 
 def plain_recipe(make_recipe: MakeRecipe) -> Recipe:

@@ -4,7 +4,7 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -12,17 +12,27 @@ from torch import Tensor
 
 from openblip.data.images import ImageSource
 from openblip.data.shuffle import keyed_hash
+from openblip.data.text import clean_caption
 from openblip.data.tokenizer import FirstToken, TextTokenizer, TokenBatch
-from openblip.errors import DataError, RecipeError
+from openblip.errors import DataError, MissingHead, RecipeError
 from openblip.inference.captions import Caption, caption_encoded
+from openblip.inference.comparison import compare_images
 from openblip.inference.decoding import Decoding, Method, Scoring
 from openblip.inference.encoded import EncodedImages
 from openblip.inference.image_input import Images, as_sources, image_batches
 from openblip.inference.scoring import Match, embed_texts, match_probabilities, score_texts
+from openblip.interop.original_sizes import AnyModel
 from openblip.model import Med
+from openblip.model.nlvr import Nlvr
+from openblip.model.vqa import Vqa
 
 PROMPT = "a picture of "
 """What the captioners of the paper were trained to continue."""
+
+ModelT = TypeVar("ModelT")
+
+# Of a sentence about two images, as the original's NLVR2 data set cuts it.
+_COMPARED_WORDS = 40
 
 FirstTokenName = Literal["[ENC]", "[CLS]"]
 _FIRST_TOKENS: dict[str, FirstToken] = {"[ENC]": "enc", "[CLS]": "cls"}
@@ -36,31 +46,63 @@ class Blip:
     checkpoint lacks raises `MissingHead`; an unreadable image raises `DataError`.
 
     Attributes:
-        med: the model, in eval mode.
+        model: a `Med`, a `Vqa` or an `Nlvr`, in eval mode.
         tokenizer: of the texts.
-        kind: what the model was trained as: "pretrain", "captioner" or "filter".
+        kind: what the model was trained as: "pretrain", "captioner", "filter", "vqa" or "nlvr".
         image_size: height and width to which images are resized, in pixels.
         max_tokens: longer texts are cut to this when they are embedded or matched.
     """
 
     def __init__(
-        self, med: Med, tokenizer: TextTokenizer, kind: str, image_size: int, max_tokens: int
+        self, model: AnyModel, tokenizer: TextTokenizer, kind: str, image_size: int, max_tokens: int
     ) -> None:
-        self.med = med.eval()
+        self.model = model.eval()
         self.tokenizer = tokenizer
         self.kind = kind
         self.image_size = image_size
         self.max_tokens = max_tokens
 
     @property
+    def med(self) -> Med:
+        """The model that captions, matches and embeds.
+
+        Raises:
+            MissingHead: if the checkpoint answers questions or compares images instead.
+        """
+        return self._model_as(Med, "a pre-trained, captioner, retrieval or filter checkpoint")
+
+    @property
+    def vqa(self) -> Vqa:
+        """The model that answers questions.
+
+        Raises:
+            MissingHead: if the checkpoint does something else.
+        """
+        return self._model_as(Vqa, "a question-answering (vqa) checkpoint")
+
+    @property
+    def nlvr(self) -> Nlvr:
+        """The model that compares two images.
+
+        Raises:
+            MissingHead: if the checkpoint does something else.
+        """
+        return self._model_as(Nlvr, "a two-image (nlvr) checkpoint")
+
+    def _model_as(self, kind: type[ModelT], remedy: str) -> ModelT:
+        if not isinstance(self.model, kind):
+            raise MissingHead(f"this is a {self.kind} checkpoint; load {remedy}")
+        return self.model
+
+    @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.med.image_encoder.class_token.device
+        return self.model.image_encoder.class_token.device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the model's weights."""
-        return self.med.image_encoder.class_token.dtype
+        return self.model.image_encoder.class_token.dtype
 
     def caption(
         self,
@@ -234,6 +276,43 @@ class Blip:
             ]
         return torch.cat(parts)
 
+    def compare(
+        self,
+        images_a: Images,
+        images_b: Images,
+        sentences: str | Sequence[str],
+        batch_size: int = 16,
+    ) -> Float[Tensor, " pairs"]:
+        """Probabilities that sentences are true of pairs of images (NLVR2), on the CPU.
+
+        Args:
+            images_a: the first images of the pairs ("left" in NLVR2), one or several.
+            images_b: the second ones, as many.
+            sentences: as many.
+            batch_size: pairs at a time.
+
+        Raises:
+            DataError: if there are not as many of each.
+        """
+        nlvr = self.nlvr
+        sources = [list(as_sources(images)) for images in (images_a, images_b)]
+        sentences = [sentences] if isinstance(sentences, str) else sentences
+        counts = {len(sources[0]), len(sources[1]), len(sentences)}
+        if len(counts) > 1:
+            raise DataError(
+                f"{len(sources[0])} first images, {len(sources[1])} second images and "
+                f"{len(sentences)} sentences: compare takes as many of each"
+            )
+        parts = [torch.empty(0)]
+        for first, second in zip(
+            self._hidden(sources[0], batch_size), self._hidden(sources[1], batch_size), strict=True
+        ):
+            own = sentences[sum(map(len, parts)) :][: len(first)]
+            cleaned = [clean_caption(sentence, _COMPARED_WORDS) for sentence in own]
+            tokens = self._tokens(cleaned, "[ENC]")
+            parts.append(compare_images(nlvr, first, second, tokens))
+        return torch.cat(parts)
+
     @torch.no_grad()
     def encode(self, images: Float[Tensor, "images 3 height width"]) -> EncodedImages:
         """Encoded images, on the model's device; all in one pass.
@@ -241,7 +320,7 @@ class Blip:
         Args:
             images: normalised, as `eval_transform` gives them.
         """
-        return EncodedImages(self.med, self.med.encode_images(images.to(self.device, self.dtype)))
+        return EncodedImages(self.med, self._encode(images))
 
     def generate(
         self,
@@ -283,12 +362,25 @@ class Blip:
         """Write a model folder, which `load` reads."""
         from openblip.interop.folder import save_folder
 
-        save_folder(Path(folder), self.med, self.tokenizer, self.kind, self.max_tokens)
+        save_folder(Path(folder), self.model, self.tokenizer, self.kind, self.max_tokens)
 
     def _encoded(self, images: Iterable[ImageSource], batch_size: int) -> Iterator[EncodedImages]:
+        for hidden in self._hidden(images, batch_size):
+            yield EncodedImages(self.med, hidden)
+
+    def _hidden(
+        self, images: Iterable[ImageSource], batch_size: int
+    ) -> Iterator[Float[Tensor, "batch patches width"]]:
+        """Patch tokens of the images, a batch at a time, on the model's device."""
         _check_batch_size(batch_size)
         for batch in image_batches(images, self.image_size, batch_size):
-            yield self.encode(batch)
+            yield self._encode(batch)
+
+    @torch.no_grad()
+    def _encode(
+        self, images: Float[Tensor, "batch 3 height width_px"]
+    ) -> Float[Tensor, "batch patches width"]:
+        return self.model.encode_images(images.to(self.device, self.dtype))
 
     def _tokens(self, texts: Sequence[str], first_token: FirstTokenName) -> TokenBatch:
         if first_token not in _FIRST_TOKENS:

@@ -104,7 +104,7 @@ def find_model_files(source: str | Path) -> list[Path]:
 
 def _read_folder(folder: Path) -> Blip:
     model = read_folder(folder)
-    return Blip(model.med, model.tokenizer, model.kind, model.image_size, model.max_tokens)
+    return Blip(model.model, model.tokenizer, model.kind, model.image_size, model.max_tokens)
 
 
 def _read_original(path: Path) -> Blip:

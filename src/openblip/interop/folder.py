@@ -11,24 +11,34 @@ from typing import Any, Literal, cast, get_args
 from openblip.data.tokenizer import TOKENIZER_FILE, TextTokenizer
 from openblip.data.transforms import IMAGE_MEAN, IMAGE_STD
 from openblip.errors import CheckpointError, DataError, RecipeError
-from openblip.interop.assembly import build_empty, fill, read_safetensors, write_safetensors
+from openblip.interop.assembly import fill, read_safetensors, write_safetensors
 from openblip.interop.atomic import replace_folder
+from openblip.interop.original_sizes import AnyConfig, AnyModel, empty_model
 from openblip.model import Med, MedConfig
-from openblip.model.config import med_config_from_dict, med_config_to_dict
+from openblip.model.config import config_from_dict, config_to_dict
+from openblip.model.nlvr import NlvrConfig
+from openblip.model.vqa import VqaConfig
 
-FolderKind = Literal["pretrain", "captioner", "filter"]
+FolderKind = Literal["pretrain", "captioner", "filter", "vqa", "nlvr"]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _FORMAT = "openblip"
 _VERSION = 1
+_CONFIGS: dict[str, type[AnyConfig]] = {
+    "pretrain": MedConfig,
+    "captioner": MedConfig,
+    "filter": MedConfig,
+    "vqa": VqaConfig,
+    "nlvr": NlvrConfig,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderConfig:
     """What `config.json` says of a model."""
 
-    model: MedConfig
+    model: AnyConfig
     """Sizes and heads."""
     kind: FolderKind
     """What the model was trained as."""
@@ -45,7 +55,7 @@ class FolderConfig:
 class LoadedModel:
     """A model folder in memory."""
 
-    med: Med
+    model: AnyModel
     """On the CPU, in training mode; its weights are mapped from the file."""
     tokenizer: TextTokenizer
     """The one that it was trained with."""
@@ -55,30 +65,49 @@ class LoadedModel:
     """Side of the square that images are resized to, in pixels."""
     max_tokens: int
     """Longest text, special tokens included."""
+    source: str
+    """What errors name."""
+
+    @property
+    def med(self) -> Med:
+        """The model, of a kind that is a `Med`.
+
+        Raises:
+            CheckpointError: if it answers questions or compares two images.
+        """
+        if not isinstance(self.model, Med):
+            raise CheckpointError(
+                f"{self.source}: a {self.kind} model; give a pre-trained one, a captioner or a "
+                "filter"
+            )
+        return self.model
 
 
 def save_folder(
-    folder: Path, med: Med, tokenizer: TextTokenizer, kind: str, max_tokens: int
+    folder: Path, model: AnyModel, tokenizer: TextTokenizer, kind: str, max_tokens: int
 ) -> None:
     """Write a model folder, whole or not at all; one that was there is replaced.
 
     Raises:
         CheckpointError: if it cannot be written, or `folder` holds something else than a model.
-        ValueError: if there is no such kind.
+        ValueError: if there is no such kind, or it is of another model.
     """
     _check_replaceable(folder)
+    expected = _CONFIGS[_one_of(get_args(FolderKind), "kind", kind)]
+    if not isinstance(model.config, expected):
+        raise ValueError(f"kind {kind!r} is not a {type(model).__name__}")
     config = {
         "format": _FORMAT,
         "format_version": _VERSION,
-        "kind": _one_of(get_args(FolderKind), "kind", kind),
-        "model": med_config_to_dict(med.config),
-        "preprocess": _preprocess(med.config),
+        "kind": kind,
+        "model": config_to_dict(model.config),
+        "preprocess": _preprocess(model.config),
         "text": {"max_tokens": max_tokens},
     }
     try:
         with replace_folder(folder) as unfinished:
             (unfinished / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-            write_safetensors(unfinished / WEIGHTS_FILE, med.state_dict())
+            write_safetensors(unfinished / WEIGHTS_FILE, model.state_dict())
             tokenizer.save(unfinished)
     except OSError as error:
         raise CheckpointError(f"{folder}: cannot be written ({error})") from error
@@ -92,7 +121,7 @@ def read_folder(folder: Path) -> LoadedModel:
     """
     config = read_config(folder)
     weights = read_safetensors(folder / WEIGHTS_FILE)
-    med = fill(build_empty(lambda: Med(config.model)), weights, str(folder / WEIGHTS_FILE))
+    model = fill(empty_model(config.model), weights, str(folder / WEIGHTS_FILE))
     try:
         tokenizer = TextTokenizer.from_file(folder / TOKENIZER_FILE)
     except DataError as error:
@@ -103,11 +132,12 @@ def read_folder(folder: Path) -> LoadedModel:
             f"{CONFIG_FILE} is {config.model.text.vocab_size}; restore the model's own tokenizer"
         )
     return LoadedModel(
-        med=med,
+        model=model,
         tokenizer=tokenizer,
         kind=config.kind,
         image_size=config.image_size,
         max_tokens=config.max_tokens,
+        source=str(folder),
     )
 
 
@@ -121,9 +151,10 @@ def read_config(folder: Path) -> FolderConfig:
     values = _read_json(path)
     _check_format(values, path)
     try:
+        kind = _one_of(get_args(FolderKind), "kind", values["kind"])
         config = FolderConfig(
-            model=med_config_from_dict(values["model"]),
-            kind=cast("FolderKind", _one_of(get_args(FolderKind), "kind", values["kind"])),
+            model=config_from_dict(_CONFIGS[kind], values["model"]),
+            kind=cast("FolderKind", kind),
             max_tokens=int(values["text"]["max_tokens"]),
         )
         preprocess = {name: values["preprocess"][name] for name in ("image_size", "mean", "std")}
@@ -139,7 +170,7 @@ def read_config(folder: Path) -> FolderConfig:
     return config
 
 
-def _preprocess(config: MedConfig) -> dict[str, Any]:
+def _preprocess(config: AnyConfig) -> dict[str, Any]:
     size = config.vision.image_size
     return {"image_size": size, "mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)}
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from openblip.errors import CheckpointError
 from openblip.interop.assembly import Shapes, build_empty, listed
@@ -15,6 +15,7 @@ from openblip.model.nlvr import Nlvr, NlvrConfig
 from openblip.model.vqa import Vqa, VqaConfig
 
 AnyConfig = MedConfig | VqaConfig | NlvrConfig
+AnyModel = Med | Vqa | Nlvr
 
 # Channels of an attention head at every released size.
 _HEAD_DIM = 64
@@ -158,7 +159,7 @@ def _num_heads(argument: str, given: int | None, width: int, source: str) -> int
     return given or width // _HEAD_DIM
 
 
-def empty_model(config: AnyConfig) -> nn.Module:
+def empty_model(config: AnyConfig) -> AnyModel:
     """The model of a configuration on the meta device."""
     if isinstance(config, MedConfig):
         return build_empty(lambda: Med(config))

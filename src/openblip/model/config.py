@@ -1,10 +1,15 @@
 """Sizes and choices that define a MED."""
 
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, get_args
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, is_dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
 
 from openblip.errors import RecipeError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+ConfigT = TypeVar("ConfigT")
 Head = Literal["itc", "itm", "lm", "multimodal"]
 Sharing = Literal["all_but_self_attention", "all", "all_but_cross_attention", "none"]
 PresetName = Literal["tiny", "small", "base", "large"]
@@ -150,29 +155,38 @@ def _check_heads(part: str, width: int, heads: int) -> None:
         )
 
 
-def med_config_to_dict(config: MedConfig) -> dict[str, Any]:
-    """The configuration as plain JSON values."""
-    return {**asdict(config), "heads": list(config.heads)}
+def config_to_dict(config: "DataclassInstance") -> dict[str, Any]:
+    """The configuration of a model as plain JSON values."""
+    return {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in asdict(config).items()
+    }
 
 
-def med_config_from_dict(values: dict[str, Any]) -> MedConfig:
-    """The configuration that `med_config_to_dict` wrote.
+def config_from_dict(
+    kind: type[ConfigT], values: Mapping[str, Any], part: str = "model"
+) -> ConfigT:
+    """The configuration that `config_to_dict` wrote.
+
+    Args:
+        kind: its class.
+        values: by field; those that are missing keep their defaults.
+        part: what errors name.
 
     Raises:
         RecipeError: if a name is unknown.
     """
-    parts: dict[str, Any] = {**values, "heads": tuple(values.get("heads", ("itc", "itm", "lm")))}
-    parts["vision"] = _build(VisionConfig, "vision", values.get("vision", {}))
-    parts["text"] = _build(TextConfig, "text", values.get("text", {}))
-    config = _build(MedConfig, "model", parts)
-    assert isinstance(config, MedConfig)
-    return config
-
-
-def _build(kind: type, part: str, values: dict[str, Any]) -> object:
-    known = {f.name for f in fields(kind)}
-    if unknown := sorted(set(values) - known):
+    types = get_type_hints(kind)
+    if unknown := sorted(set(values) - set(types)):
         raise RecipeError(
-            f"{part}: unknown {', '.join(unknown)}; known are {', '.join(sorted(known))}"
+            f"{part}: unknown {', '.join(unknown)}; known are {', '.join(sorted(types))}"
         )
-    return kind(**values)
+    built = {
+        name: config_from_dict(types[name], value, name)
+        if is_dataclass(types[name])
+        else tuple(value)
+        if isinstance(value, list)
+        else value
+        for name, value in values.items()
+    }
+    return kind(**built)
