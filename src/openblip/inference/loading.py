@@ -1,51 +1,77 @@
-"""Find and load a model: a model folder, a training run, or an original checkpoint."""
+"""Find and load a model, whatever it comes from and in whichever layout."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from openblip.data.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE, TextTokenizer
 from openblip.errors import CheckpointError, DataError, RecipeError
 from openblip.inference.blip import Blip
 from openblip.interop.folder import CONFIG_FILE, WEIGHTS_FILE, read_folder
+from openblip.interop.original_sizes import AnyModel
+from openblip.model.vision import interpolate_positions
 
 # Of a training run, the first that is there.
 _CHECKPOINTS = ("best", "last")
 _EXPECTED = (
-    "give a model folder (config.json, model.safetensors, tokenizer.json), a training run's "
-    "folder, or an original .pth file with its vocab.txt beside it"
+    "give a model folder (ours or of transformers), a training run's folder, an original .pth "
+    "file, its https address, or organisation/name of the Hugging Face hub"
 )
-# What the original's models serve as, and how many tokens their texts have at most in its code.
+# What the original's models serve as, and how many tokens their texts have at most in its code:
+# sentences about two images are not cut there.
 _ORIGINAL_KINDS = {
     "pretrain": ("pretrain", 30),
     "caption": ("captioner", 40),
     "retrieval": ("filter", 35),
     "itm": ("filter", 35),
+    "vqa": ("vqa", 35),
+    "nlvr": ("nlvr", None),
 }
+_HUGGINGFACE_KINDS = {
+    "caption": "captioner",
+    "retrieval": "filter",
+    "vqa": "vqa",
+    "dual": "dual_encoder",
+}
+# Rows of the word embedding of every released original checkpoint.
+_BERT_VOCABULARY = 30524
 
 
 def load(
     source: str | Path,
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
+    *,
+    image_size: int | None = None,
 ) -> Blip:
-    """The model of a folder, a training run or an original checkpoint.
+    """The model of a folder, a training run, a file, an address or a hub repository.
 
     Args:
-        source: a model folder; a training run, of which the best checkpoint is taken, or the last
-            where none was evaluated; or a `.pth` or `.safetensors` file of the original BLIP, with
-            the `vocab.txt` or `tokenizer.json` of its vocabulary beside it.
+        source: a model folder, ours or one that `transformers` reads; a training run, of which
+            the best checkpoint is taken, or the last where none was evaluated; a `.pth` or
+            `.safetensors` file of the original BLIP, with the `vocab.txt` or `tokenizer.json` of
+            its vocabulary beside it (that of bert-base-uncased is fetched if there is none), or
+            the https address of one; or the hub's `organisation/name`, with `@revision` if not
+            the main branch.
         device: by default the first of cuda, mps and cpu that there is.
         dtype: of the weights; float32 by default.
+        image_size: side of the square that images are resized to, in pixels; positions are
+            interpolated. By default the checkpoint's own.
 
     Raises:
-        CheckpointError: if there is no such model, or it is damaged or incomplete.
-        RecipeError: if this machine has no such device.
+        CheckpointError: if there is no such model, or it is damaged, incomplete or of a kind
+            that OpenBLIP does not use.
+        RecipeError: if this machine has no such device, or the model no such image size.
     """
     place = default_device() if device is None else _usable(device)
     path = find_model(source)
     blip = _read_original(path) if path.is_file() else _read_folder(path)
-    blip.med.to(device=place, dtype=dtype or torch.float32)
+    if image_size is not None:
+        resize_images(blip.model, image_size)
+        blip.image_size = image_size
+    blip.model.to(device=place, dtype=dtype or torch.float32)
     return blip
 
 
@@ -67,23 +93,55 @@ def _usable(device: str | torch.device) -> torch.device:
         ) from error
 
 
+def resize_images(model: AnyModel, image_size: int) -> None:
+    """Give a model positions for another image size, in place.
+
+    Raises:
+        RecipeError: if the size is no multiple of the patch size.
+    """
+    encoder = model.image_encoder
+    vision = replace(encoder.config, image_size=image_size)
+    grid = image_size // vision.patch_size
+    with torch.no_grad():
+        encoder.positions = nn.Parameter(interpolate_positions(encoder.positions, (grid, grid)))
+    encoder.config = vision
+    # The configurations differ in type, and all of them have `vision`.
+    model.config = replace(model.config, vision=vision)  # type: ignore[assignment]
+
+
 def find_model(source: str | Path) -> Path:
-    """The model folder or the original file that `load` reads for a source.
+    """The local model folder or original file of a source; what is elsewhere is fetched first.
 
     Raises:
         CheckpointError: if there is none.
     """
+    from openblip.interop.download import fetch_url, is_url
+
+    text = str(source)
+    if is_url(text):
+        return fetch_url(text)
     path = Path(source)
     if path.is_file():
-        is_ours = path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file()
-        return path.parent if is_ours else path
-    if not path.is_dir():
-        raise CheckpointError(f"{path}: no such file or folder; {_EXPECTED}")
-    candidates = [path, *(path / "checkpoints" / name for name in _CHECKPOINTS)]
-    for folder in candidates:
-        if (folder / CONFIG_FILE).is_file():
-            return folder
-    raise CheckpointError(f"{path}: holds no model; {_EXPECTED}")
+        has_config = path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file()
+        return path.parent if has_config else path
+    if path.is_dir():
+        for folder in (path, *(path / "checkpoints" / name for name in _CHECKPOINTS)):
+            if (folder / CONFIG_FILE).is_file():
+                return folder
+        raise CheckpointError(f"{path}: holds no model; {_EXPECTED}")
+    return _fetch(text)
+
+
+def _fetch(name: str) -> Path:
+    from openblip.interop.hub import fetch_repository, is_repo_id, split_revision
+
+    repo_id, revision = split_revision(name)
+    if not is_repo_id(repo_id):
+        raise CheckpointError(f"{name}: no such file or folder; {_EXPECTED}")
+    try:
+        return fetch_repository(repo_id, revision)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} (and no such file or folder is here)") from error
 
 
 def find_model_files(source: str | Path) -> list[Path]:
@@ -92,9 +150,13 @@ def find_model_files(source: str | Path) -> list[Path]:
     Raises:
         CheckpointError: if there is no model, or a file of it is missing.
     """
+    from openblip.interop.huggingface_folder import is_huggingface, model_files
+
     path = find_model(source)
     if path.is_file():
         return [path, _tokenizer_beside(path)]
+    if is_huggingface(path):
+        return model_files(path)
     files = [path / name for name in (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE)]
     for file in files:
         if not file.is_file():
@@ -103,8 +165,17 @@ def find_model_files(source: str | Path) -> list[Path]:
 
 
 def _read_folder(folder: Path) -> Blip:
-    model = read_folder(folder)
-    return Blip(model.model, model.tokenizer, model.kind, model.image_size, model.max_tokens)
+    from openblip.interop.huggingface_folder import is_huggingface, read_huggingface
+
+    if is_huggingface(folder):
+        theirs = read_huggingface(folder)
+        kind = _HUGGINGFACE_KINDS[theirs.kind]
+        model, tokenizer = theirs.model, theirs.tokenizer
+        if theirs.image_size != model.config.vision.image_size:
+            resize_images(model, theirs.image_size)
+        return Blip(model, tokenizer, kind, theirs.image_size, theirs.max_tokens)
+    ours = read_folder(folder)
+    return Blip(ours.model, ours.tokenizer, ours.kind, ours.image_size, ours.max_tokens)
 
 
 def _read_original(path: Path) -> Blip:
@@ -118,25 +189,32 @@ def _read_original(path: Path) -> Blip:
             f"{', '.join(_ORIGINAL_KINDS)} can be loaded"
         )
     kind, max_tokens = _ORIGINAL_KINDS[checkpoint.kind]
-    med = checkpoint.med()
-    file = _tokenizer_beside(path)
+    model = checkpoint.model()
+    sizes = model.config
+    file = _tokenizer_beside(path, sizes.text.vocab_size)
     try:
         tokenizer = TextTokenizer.from_file(file)
     except DataError as error:
         raise CheckpointError(f"{path}: its tokenizer cannot be read ({error})") from error
-    if tokenizer.vocab_size != med.config.text.vocab_size:
+    if tokenizer.vocab_size != sizes.text.vocab_size:
         raise CheckpointError(
             f"{file} has {tokenizer.vocab_size} tokens, but {path.name} has "
-            f"{med.config.text.vocab_size}; put the vocabulary that it was trained with there"
+            f"{sizes.text.vocab_size}; put the vocabulary that it was trained with there"
         )
-    return Blip(med, tokenizer, kind, med.config.vision.image_size, max_tokens)
+    longest = min(max_tokens or sizes.text.max_positions, sizes.text.max_positions)
+    return Blip(model, tokenizer, kind, sizes.vision.image_size, longest)
 
 
-def _tokenizer_beside(path: Path) -> Path:
+def _tokenizer_beside(path: Path, vocab_size: int = _BERT_VOCABULARY) -> Path:
+    """The tokenizer in a file's folder, or else that of BERT if the vocabulary is as large."""
     for name in (TOKENIZER_FILE, VOCABULARY_FILE):
         if (path.parent / name).is_file():
             return path.parent / name
+    if vocab_size == _BERT_VOCABULARY:
+        from openblip.interop.hub import fetch_bert_vocabulary
+
+        return fetch_bert_vocabulary()
     raise CheckpointError(
-        f"{path}: an original checkpoint has no vocabulary in it; put its {VOCABULARY_FILE} "
-        "(that of bert-base-uncased for the released ones) into the same folder"
+        f"{path}: an original checkpoint has no vocabulary in it, and its {vocab_size} tokens are "
+        f"not those of bert-base-uncased; put its {VOCABULARY_FILE} into the same folder"
     )

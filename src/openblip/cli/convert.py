@@ -1,0 +1,40 @@
+"""`openblip convert`."""
+
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+
+def convert(
+    source: tyro.conf.Positional[str],
+    destination: tyro.conf.Positional[Path],
+    /,
+    *,
+    to: Literal["openblip", "original", "huggingface"] = "openblip",
+    kind: str | None = None,
+    image_size: int | None = None,
+) -> int:
+    """Write a model in another layout: ours, the original's, or that of transformers.
+
+    Example: openblip convert model_base_caption.pth captioner --to huggingface
+
+    Args:
+        source: model folder, run directory, original file, https address or hub repository.
+        destination: a folder, or for the original layout a .pth or .safetensors file.
+        to: which layout is written.
+        kind: what to write where the layout has several: pretrain, caption, retrieval, itm, vqa,
+            nlvr (original), caption or retrieval (huggingface).
+        image_size: side of the images of the new model, in pixels; positions are interpolated.
+    """
+    from openblip.inference import load
+
+    blip = load(source, device="cpu", image_size=image_size)
+    if to == "openblip":
+        blip.save(destination)
+    elif to == "original":
+        blip.save_original(destination, kind)
+    else:
+        blip.save_huggingface(destination, kind)
+    print(f"{destination}: {blip.kind}, {blip.image_size} px, {blip.tokenizer.vocab_size} tokens")
+    return 0
