@@ -180,12 +180,10 @@ def _attempt(partial: _Partial) -> None:
         headers = {"Range": f"bytes={offset}-", "If-Range": version.validator}
     with opened(partial.address, headers) as response:
         if response.status == http.client.PARTIAL_CONTENT:
-            _check_continues(response, version, offset)
+            version = _continued(response, version, offset)
         else:
-            version, offset = (
-                _Version(validator=validator_of(response), length=length_of(response)),
-                0,
-            )
+            version = _Version(validator=validator_of(response), length=length_of(response))
+            offset = 0
             partial.restart(version)
         _check_space(partial.target.parent, version.length, offset)
         _receive(response, partial, version.length, offset)
@@ -214,14 +212,21 @@ def _receive(
             progress.update((num_megabytes or 0) - progress.num_done)
 
 
-def _check_continues(response: http.client.HTTPResponse, version: _Version, offset: int) -> None:
+def _continued(response: http.client.HTTPResponse, version: _Version, offset: int) -> _Version:
+    """The version, with the length that an answer to a Range may be the first to tell.
+
+    Raises:
+        StaleRangeError: if the answer is not the rest of that version.
+    """
     span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-    is_next = span is not None and int(span[1]) == offset
-    has_length = span is not None and span[2] in ("*", str(version.length))
     # Some servers and caches do not look at If-Range.
     is_same = validator_of(response) in (None, version.validator)
-    if not (is_next and has_length and is_same):
+    if span is None or int(span[1]) != offset or not is_same:
         raise StaleRangeError("the server has another version of the file")
+    length = version.length if span[2] == "*" else int(span[2])
+    if version.length not in (None, length):
+        raise StaleRangeError("the server has a file of another length")
+    return _Version(validator=version.validator, length=length)
 
 
 def _check_space(folder: Path, length: int | None, offset: int) -> None:
