@@ -117,7 +117,9 @@ def test_a_server_without_ranges_sends_it_all_again(server: FileServer, tmp_path
 
 
 @pytest.mark.parametrize("checks_if_range", [True, False])
-@pytest.mark.parametrize("other", [OTHER, OTHER[:1000]], ids=["longer", "shorter"])
+@pytest.mark.parametrize(
+    "other", [OTHER, OTHER[:1000], DATA[::-1]], ids=["longer", "shorter", "as long"]
+)
 def test_a_file_that_changed_is_not_spliced(
     server: FileServer, tmp_path: Path, checks_if_range: bool, other: bytes
 ) -> None:

@@ -2,9 +2,11 @@
 
 import json
 import os
+import pty
 import shutil
 import subprocess
 import sys
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from .hub_server import COMMIT, Hub, serve_hub
 from .small_disk import small_disk
 
 REPO = "org/captioner"
+_CLIENT = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_")
 SMALL = {
     "config.json": b'{"model_type": "blip"}',
     "preprocessor_config.json": b'{"size": 384}',
@@ -34,6 +37,7 @@ UNWANTED = {
     "model.onnx": b"onnx",
     "training_args.bin": b"pickle",
     "onnx/model.safetensors": b"elsewhere",
+    "model-of-step-1/weights.safetensors": b"leftover",
 }
 
 
@@ -46,6 +50,14 @@ def hub() -> Iterator[Hub]:
 @pytest.fixture
 def cache(tmp_path: Path) -> Path:
     return tmp_path / "hf"
+
+
+def environment(hub: Hub | None, cache: Path) -> dict[str, str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(_CLIENT)}
+    # Nothing listens on port 9: a machine without network.
+    endpoint = hub.url if hub is not None else "http://127.0.0.1:9"
+    client = {"HF_HOME": str(cache), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    return {**inherited, **client}
 
 
 def fetch(
@@ -66,19 +78,16 @@ def fetch(
         f"try: print('path', {call})\n"
         "except CheckpointError as error: print('error', error)\n"
     )
-    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
-    # Nothing listens on port 9: a machine without network.
-    endpoint = hub.url if hub is not None else "http://127.0.0.1:9"
-    client = {"HF_HOME": str(cache), "HF_ENDPOINT": endpoint, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    env = {**environment(hub, cache), **settings}
     done = subprocess.run(
         [*wrapper, sys.executable, "-W", "error", "-c", code],
-        env={**inherited, **client, **settings},
+        env=env,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "it/s" not in done.stderr, "a bar, although there is no terminal"
+    assert "Fetching" not in done.stderr, "a bar, although there is no terminal"
     kind, _, value = done.stdout.strip().partition(" ")
     return Path(value) if kind == "path" else value
 
@@ -253,6 +262,17 @@ def test_a_full_disk_is_told_before_anything_is_downloaded(hub: Hub, cache: Path
     assert "model.safetensors" not in hub.fetched()
 
 
+def test_the_bars_of_the_client_are_shown_on_a_terminal(hub: Hub, cache: Path) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (30, 100))
+    code = f"from openblip.interop.hub import fetch_repository; fetch_repository({REPO!r})"
+    words = [sys.executable, "-c", code]
+    subprocess.run(words, env=environment(hub, cache), stderr=theirs, check=True)
+    os.close(theirs)
+    assert b"Fetching 5 files" in os.read(ours, 100_000)
+    os.close(ours)
+
+
 def test_the_vocabulary_of_bert_is_fetched_once(hub: Hub, cache: Path) -> None:
     hub.repositories["bert-base-uncased"] = {"vocab.txt": b"[PAD]\n", "model.safetensors": b""}
     file = fetch(hub, cache, "fetch_bert_vocabulary()")
@@ -262,6 +282,15 @@ def test_the_vocabulary_of_bert_is_fetched_once(hub: Hub, cache: Path) -> None:
     hub.requests.clear()
     assert fetch(hub, cache, "fetch_bert_vocabulary()") == file
     assert hub.requests == []
+
+
+def test_the_vocabulary_of_bert_is_found_under_the_name_that_it_has_today(
+    hub: Hub, cache: Path
+) -> None:
+    hub.repositories["google-bert/bert-base-uncased"] = {"vocab.txt": b"[PAD]\n"}
+    elsewhere = "hf_hub_download('google-bert/bert-base-uncased', 'vocab.txt')"
+    file = fetch(hub, cache, f"__import__('huggingface_hub').{elsewhere}")
+    assert fetch(None, cache, "fetch_bert_vocabulary()", HF_HUB_OFFLINE="1") == file
 
 
 def test_without_the_vocabulary_of_bert_the_error_says_where_to_put_it(cache: Path) -> None:
