@@ -49,7 +49,7 @@ class TestThereAndBack:
         assert_same(from_original(original).student, med.state_dict())
 
     def test_the_teacher(self, med: Med, teacher: Med, original: dict[str, Tensor]) -> None:
-        read = from_original(original).teacher_med()
+        read = from_original(original).teacher_model()
         expected = teacher.state_dict() | {"temperature": med.temperature}
         assert_same(read.state_dict(), expected)
 
@@ -248,7 +248,7 @@ class TestRefusing:
 
     def test_no_teacher(self, med: Med) -> None:
         with pytest.raises(CheckpointError, match="itm checkpoint has no momentum model"):
-            from_original(to_original(med, "itm")).teacher_med()
+            from_original(to_original(med, "itm")).teacher_model()
 
 
 class TestGradients:
