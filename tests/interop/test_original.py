@@ -86,7 +86,7 @@ class TestThereAndBack:
         assert checkpoint.kind == model
         assert_same(checkpoint.student, ours.state_dict())
         assert_same(checkpoint.model().state_dict(), ours.state_dict())
-        with pytest.raises(CheckpointError, match=f"a {model} checkpoint"):
+        with pytest.raises(CheckpointError, match=f"a checkpoint of the kind {model}"):
             checkpoint.med()
 
     def test_sizes_are_told_by_the_shapes(
@@ -152,7 +152,9 @@ class TestWriting:
             to_original(Med(replace(config, heads=("lm", "itc"))), "pretrain")
 
     def test_a_model_of_another_kind_is_refused(self, med: Med) -> None:
-        with pytest.raises(CheckpointError, match="a Med cannot be written as a vqa"):
+        with pytest.raises(
+            CheckpointError, match="Med cannot be written as a checkpoint of the kind vqa"
+        ):
             to_original(med, "vqa")
 
     def test_heads_without_a_model_in_the_original_are_refused(self, config: MedConfig) -> None:

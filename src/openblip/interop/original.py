@@ -73,8 +73,8 @@ class OriginalCheckpoint:
         model = self.model()
         if not isinstance(model, Med):
             raise CheckpointError(
-                f"{self.source}: a {self.kind} checkpoint; expected a pre-trained, caption, "
-                "retrieval or itm one of BLIP"
+                f"{self.source}: a checkpoint of the kind {self.kind}; expected a pre-trained, "
+                "caption, retrieval or itm one of BLIP"
             )
         return model
 
@@ -246,7 +246,10 @@ def _natural_kind(model: AnyModel) -> Kind:
 def _check_fits(model: AnyModel, kind: Kind) -> None:
     expected = Albef if kind in ALBEF_HEADS else {"vqa": Vqa, "nlvr": Nlvr}.get(kind, Med)
     if not isinstance(model, expected):
-        raise CheckpointError(f"a {type(model).__name__} cannot be written as a {kind} checkpoint")
+        raise CheckpointError(
+            f"{type(model).__name__} cannot be written as a checkpoint of the kind {kind}; it is "
+            "another model"
+        )
     if isinstance(model, Albef):
         for albef_head in ALBEF_HEADS[kind]:
             model.require(albef_head)
