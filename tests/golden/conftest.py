@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
 from openblip.interop.original import OriginalCheckpoint, export_gradients, from_original
+from openblip.interop.original_sizes import AnyModel
 from openblip.model import Med, TextConfig, VisionConfig
+from openblip.model.albef import Albef
 
 STATE = "state_dict."
 
@@ -105,12 +106,12 @@ class Golden:
         """A model with the weights before the first step; a new one at each call."""
         return self._copy(self.checkpoint).med()
 
-    def teacher(self) -> Med:
-        """The momentum model before the first step, with the head itc; new at each call."""
-        return self._copy(self.checkpoint).teacher_med()
+    def teacher(self) -> Med | Albef:
+        """The momentum model before the first step; new at each call."""
+        return self._copy(self.checkpoint).teacher_model()
 
-    def model(self) -> torch.nn.Module:
-        """The `Med`, `Vqa` or `Nlvr`; a new one at each call."""
+    def model(self) -> AnyModel:
+        """The `Med`, `Vqa`, `Nlvr` or `Albef`; a new one at each call."""
         return self._copy(self.checkpoint).model()
 
     def error(self, actual: Tensor, expected: str | Tensor) -> float:

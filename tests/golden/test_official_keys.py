@@ -1,4 +1,7 @@
-"""Every key of every released model, at full size, is converted or dropped for a stated reason."""
+"""Every key of every released model, at full size, is converted or dropped for a stated reason.
+
+The models are BLIP's, in all their kinds, and those of ALBEF for pre-training and retrieval.
+"""
 
 import json
 from collections.abc import Callable
@@ -9,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.errors import CheckpointError
 from openblip.interop.original import from_original, to_original
-from openblip.model import Med, MedConfig
+from openblip.model import Med, MedConfig, VisionConfig
+from openblip.model.albef import AlbefConfig
 from openblip.model.config import PresetName
 
 pytestmark = pytest.mark.golden
@@ -22,12 +25,13 @@ HEADS = {
     "itm": ("itc", "itm"),
     "caption": ("lm",),
 }
+ALBEF_KINDS = ["albef_pretrain", "albef_retrieval"]
 LISTS = [
     *(f"{kind}_{size}" for kind in HEADS for size in ("base", "large")),
     *("feature_extractor_base", "vqa_base", "nlvr_base"),
+    *ALBEF_KINDS,
 ]
-ALBEF_LISTS = ["albef_pretrain", "albef_retrieval"]
-REFERENCES = ["pretrain", "retrieval", "itm", "caption", "towers", "vqa", "nlvr"]
+REFERENCES = ["pretrain", "retrieval", "itm", "caption", "towers", "vqa", "nlvr", *ALBEF_KINDS]
 
 Keys = dict[str, tuple[int, ...]]
 
@@ -47,15 +51,15 @@ def keys_of(tensors: dict[str, Tensor]) -> Keys:
 
 def test_no_list_is_left_out(golden_dir: Path) -> None:
     found = {path.stem for path in (golden_dir / "official_keys").glob("*.json")}
-    assert found <= {*LISTS, *ALBEF_LISTS}
+    assert found <= set(LISTS)
 
 
 @pytest.mark.parametrize("name", LISTS)
 def test_every_key_and_shape_survives_the_way_there_and_back(golden_dir: Path, name: str) -> None:
     official = listed(golden_dir, name)
     checkpoint = from_original(official, name)
-    assert checkpoint.kind == name.rsplit("_", 1)[0]
-    teacher = None if checkpoint.teacher is None else checkpoint.teacher_med()
+    assert checkpoint.kind == (name if name in ALBEF_KINDS else name.rsplit("_", 1)[0])
+    teacher = None if checkpoint.teacher is None else checkpoint.teacher_model()
     back = to_original(
         checkpoint.model(), checkpoint.kind, teacher=teacher, queues=checkpoint.queues
     )
@@ -73,6 +77,7 @@ def test_what_is_dropped_is_dropped_for_a_reason(golden_dir: Path, name: str) ->
         elif key.endswith(".position_ids"):
             assert reason == "the constant 0, 1, 2, ..."
         else:
+            assert name not in ALBEF_KINDS
             assert key.startswith("text_encoder_m.encoder.layer.")
             assert ".crossattention." in key
             assert reason == "cross-attention of the teacher: updated, but never run"
@@ -89,10 +94,30 @@ def test_the_presets_have_the_released_sizes(golden_dir: Path, kind: str, size: 
     assert config.heads == HEADS[kind]
 
 
-@pytest.mark.parametrize("name", ALBEF_LISTS)
-def test_an_albef_checkpoint_is_refused_by_name(golden_dir: Path, name: str) -> None:
-    with pytest.raises(CheckpointError, match=f"{name}: .*ALBEF"):
-        from_original(listed(golden_dir, name), name)
+@pytest.mark.parametrize("kind", ALBEF_KINDS)
+def test_the_default_sizes_of_albef_are_the_released_ones(golden_dir: Path, kind: str) -> None:
+    config = from_original(listed(golden_dir, kind)).config
+    if kind == "albef_pretrain":
+        assert config == AlbefConfig()
+    else:
+        vision = VisionConfig(image_size=384)
+        assert config == AlbefConfig(vision=vision, heads=("itc", "itm"))
+
+
+@pytest.mark.parametrize("kind", ALBEF_KINDS)
+def test_of_albef_only_repetitions_and_constants_are_dropped(golden_dir: Path, kind: str) -> None:
+    """The momentum model's fusion layers are kept: pre-training runs them."""
+    dropped = from_original(listed(golden_dir, kind)).dropped
+    expected: dict[str, str] = {}
+    for encoder in ("text_encoder", "text_encoder_m"):
+        bert = f"{encoder}.bert" if kind == "albef_pretrain" else encoder
+        expected[f"{bert}.embeddings.position_ids"] = "the constant 0, 1, 2, ..."
+        if kind == "albef_pretrain":
+            head = f"{encoder}.cls.predictions"
+            words = f"{bert}.embeddings.word_embeddings.weight"
+            expected[f"{head}.decoder.weight"] = f"tied to {words}"
+            expected[f"{head}.decoder.bias"] = f"tied to {head}.bias"
+    assert dropped == expected
 
 
 @pytest.mark.parametrize("name", REFERENCES)
@@ -108,7 +133,7 @@ def test_every_number_of_a_reference_survives_the_way_there_and_back(
     assert keys_of(back) == keys_of(reference.state_dict)
     unused = "text_encoder_m.encoder.layer.*.crossattention.*"
     for key, tensor in reference.state_dict.items():
-        if not Path(key).match(unused):
+        if name in ALBEF_KINDS or not Path(key).match(unused):
             assert torch.equal(back[key], tensor), key
 
 

@@ -49,7 +49,7 @@ class TestThereAndBack:
         assert_same(from_original(original).student, med.state_dict())
 
     def test_the_teacher(self, med: Med, teacher: Med, original: dict[str, Tensor]) -> None:
-        read = from_original(original).teacher_med()
+        read = from_original(original).teacher_model()
         expected = teacher.state_dict() | {"temperature": med.temperature}
         assert_same(read.state_dict(), expected)
 
@@ -86,7 +86,7 @@ class TestThereAndBack:
         assert checkpoint.kind == model
         assert_same(checkpoint.student, ours.state_dict())
         assert_same(checkpoint.model().state_dict(), ours.state_dict())
-        with pytest.raises(CheckpointError, match=f"a {model} checkpoint"):
+        with pytest.raises(CheckpointError, match=f"a checkpoint of the kind {model}"):
             checkpoint.med()
 
     def test_sizes_are_told_by_the_shapes(
@@ -152,7 +152,9 @@ class TestWriting:
             to_original(Med(replace(config, heads=("lm", "itc"))), "pretrain")
 
     def test_a_model_of_another_kind_is_refused(self, med: Med) -> None:
-        with pytest.raises(CheckpointError, match="a Med cannot be written as a vqa"):
+        with pytest.raises(
+            CheckpointError, match="Med cannot be written as a checkpoint of the kind vqa"
+        ):
             to_original(med, "vqa")
 
     def test_heads_without_a_model_in_the_original_are_refused(self, config: MedConfig) -> None:
@@ -248,7 +250,7 @@ class TestRefusing:
 
     def test_no_teacher(self, med: Med) -> None:
         with pytest.raises(CheckpointError, match="itm checkpoint has no momentum model"):
-            from_original(to_original(med, "itm")).teacher_med()
+            from_original(to_original(med, "itm")).teacher_model()
 
 
 class TestGradients:

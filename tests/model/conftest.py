@@ -1,7 +1,10 @@
 """Small models whose attention is far from uniform."""
 
+import importlib.util
+import sys
 from collections.abc import Callable
 from dataclasses import replace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,6 +23,23 @@ MakeMed = Callable[..., Med]
 @pytest.fixture
 def config() -> MedConfig:
     return CONFIG
+
+
+@pytest.fixture
+def without_type_checks(monkeypatch: pytest.MonkeyPatch) -> Callable[[ModuleType], ModuleType]:
+    """Gives a module as users have it: types of arguments are not checked before its own checks."""
+
+    def load(module: ModuleType) -> ModuleType:
+        name = f"{module.__name__.rpartition('.')[2]}_without_type_checks"
+        spec = importlib.util.spec_from_file_location(name, module.__file__)
+        assert spec is not None
+        assert spec.loader is not None
+        loaded = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, loaded)
+        spec.loader.exec_module(loaded)
+        return loaded
+
+    return load
 
 
 @pytest.fixture

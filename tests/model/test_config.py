@@ -1,8 +1,6 @@
 """Configurations check themselves and survive JSON."""
 
-import importlib.util
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from types import ModuleType
@@ -18,16 +16,8 @@ from openblip.model.config import PresetName, config_from_dict, config_to_dict
 
 
 @pytest.fixture
-def unchecked(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The module as users have it: the types of arguments are not checked before its own checks."""
-    name = "config_without_type_checks"
-    spec = importlib.util.spec_from_file_location(name, config_module.__file__)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name, module)
-    spec.loader.exec_module(module)
-    return module
+def unchecked(without_type_checks: Callable[[ModuleType], ModuleType]) -> ModuleType:
+    return without_type_checks(config_module)
 
 
 def num_parameters(config: MedConfig) -> int:

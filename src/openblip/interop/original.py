@@ -1,55 +1,43 @@
-"""Conversion between the original BLIP's checkpoints and ours, both ways and strictly.
+"""Conversion between checkpoints of the original BLIP or ALBEF and ours, both ways and strictly.
 
 Every key is either converted, or dropped with a reason that the result names, or an error.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from openblip.errors import CheckpointError
-from openblip.interop.assembly import Shapes, check_names, check_shape, fill, shapes_of
+from openblip.interop.assembly import check_names, fill, shapes_of
 from openblip.interop.original_layout import (
+    MOMENTUM,
     POSITION_IDS,
-    QUEUE_POSITION,
     SECTIONS,
-    TEACHER_SECTIONS,
-    UNUSED_TEACHER_SECTION,
     Kind,
+    Momentum,
     NameMap,
     Place,
 )
+from openblip.interop.original_reading import OriginalQueues, Reader
 from openblip.interop.original_sizes import (
+    ALBEF_HEADS,
+    MED_HEADS,
     AnyConfig,
+    AnyModel,
     detect_kind,
     empty_model,
-    heads_of,
     infer_config,
+    teacher_config,
 )
-from openblip.model import Med, MedConfig
+from openblip.model import Med
+from openblip.model.albef import Albef
 from openblip.model.nlvr import Nlvr
 from openblip.model.vqa import Vqa
 
-# Queue length of the released checkpoints.
-_QUEUE_SIZE = 57600
 _SHARING = "all_but_self_attention"
-
-
-@dataclass(frozen=True)
-class OriginalQueues:
-    """Contents of the original's feature queues, in our orientation."""
-
-    image_embed: Tensor
-    """(queue, embed), unit length."""
-    text_embed: Tensor
-    """(queue, embed), unit length."""
-    pointer: int
-    """Where the next batch is written."""
-    image_ids: Tensor | None = None
-    """int64 (queue,), of retrieval alone; -100 where no image has been."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +51,8 @@ class OriginalCheckpoint:
     student: dict[str, Tensor]
     """State of the model; not copied from the input where the names map one to one."""
     teacher: dict[str, Tensor] | None
-    """State of the momentum model, a `Med` with the head itc; None where the kind has none."""
+    """State of the momentum model, a `Med` with the head itc, or of ALBEF all but the itm head;
+    None where the kind has none."""
     queues: OriginalQueues | None
     """None where the kind has none."""
     dropped: dict[str, str]
@@ -71,37 +60,37 @@ class OriginalCheckpoint:
     source: str
     """What errors name."""
 
-    def model(self) -> nn.Module:
-        """The `Med`, `Vqa` or `Nlvr`, whose weights are the tensors of `student` themselves."""
+    def model(self) -> AnyModel:
+        """The model of the kind, whose weights are the tensors of `student` themselves."""
         return fill(empty_model(self.config), self.student, self.source)
 
     def med(self) -> Med:
         """The model, of a kind that is a `Med`.
 
         Raises:
-            CheckpointError: for a question-answering or two-image checkpoint.
+            CheckpointError: for a question-answering, two-image or ALBEF checkpoint.
         """
         model = self.model()
         if not isinstance(model, Med):
             raise CheckpointError(
-                f"{self.source}: a {self.kind} checkpoint; expected a pre-trained, caption, "
-                "retrieval or itm one"
+                f"{self.source}: a checkpoint of the kind {self.kind}; expected a pre-trained, "
+                "caption, retrieval or itm one of BLIP"
             )
         return model
 
-    def teacher_med(self) -> Med:
+    def teacher_model(self) -> Med | Albef:
         """The momentum model, whose weights are the tensors of `teacher` themselves.
 
         Raises:
             CheckpointError: if the kind has none.
         """
-        if self.teacher is None or not isinstance(self.config, MedConfig):
+        if self.teacher is None:
             raise CheckpointError(
                 f"{self.source}: a {self.kind} checkpoint has no momentum model; load a "
                 "pre-trained or retrieval one"
             )
-        teacher = empty_model(replace(self.config, heads=("itc",)))
-        assert isinstance(teacher, Med)
+        teacher = empty_model(teacher_config(self.config))
+        assert isinstance(teacher, Med | Albef)
         return fill(teacher, self.teacher, self.source)
 
 
@@ -127,106 +116,29 @@ def from_original(
     """
     kind = detect_kind(tensors, source)
     config = infer_config(kind, tensors, source, vision_heads, text_heads)
-    reader = _Reader(tensors, source)
-    student = reader.state(shapes_of(empty_model(config)), NameMap(SECTIONS[kind]))
+    reader = Reader(tensors, source)
+    student_shapes = shapes_of(empty_model(config))
+    student = reader.state(student_shapes, NameMap(SECTIONS[kind]))
     if kind == "itm":
         # The original's class for matching has no temperature, and its scores use none.
         student["temperature"] = torch.tensor(0.07)
     teacher, queues = None, None
-    if kind in QUEUE_POSITION:
-        assert isinstance(config, MedConfig)
-        teacher_shapes = shapes_of(empty_model(replace(config, heads=("itc",))))
-        teacher = reader.state(teacher_shapes, NameMap(TEACHER_SECTIONS))
+    if momentum := MOMENTUM.get(kind):
+        sizes = teacher_config(config)
+        teacher = reader.state(shapes_of(empty_model(sizes)), NameMap(momentum.sections))
         teacher["temperature"] = student["temperature"]
-        reader.drop_unused_teacher(shapes_of(empty_model(config)))
-        queues = reader.queues(kind, config.embed_dim)
+        reader.drop_unused_teacher(student_shapes, momentum)
+        queues = reader.queues(momentum, sizes.embed_dim)
     reader.drop_position_ids(config.text.max_positions)
     check_names(set(), reader.unread, source)
     return OriginalCheckpoint(kind, config, student, teacher, queues, reader.dropped, source)
 
 
-class _Reader:
-    """Takes keys out of an original state dict and notes which are left."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        self.tensors = tensors
-        self.source = source
-        self.unread = set(tensors)
-        self.dropped: dict[str, str] = {}
-
-    def take(self, key: str, shape: tuple[int, ...]) -> Tensor:
-        if key not in self.tensors:
-            raise CheckpointError(f"{self.source}: missing {key}; is the checkpoint complete?")
-        tensor = self.tensors[key]
-        check_shape(key, tuple(tensor.shape), shape, self.source)
-        self.unread.discard(key)
-        return tensor
-
-    def state(self, shapes: Shapes, names: NameMap) -> dict[str, Tensor]:
-        """Our state dict, without the weights that the original does not have."""
-        state = {}
-        for name, shape in shapes.items():
-            places = names.places(name)
-            if not places:
-                assert name == "temperature", f"no rule for {name}"
-                continue
-            parts = self._parts(places[0], shape)
-            for copy in places[1:]:
-                self._drop_tied(places[0], parts, copy, self._parts(copy, shape))
-            state[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return state
-
-    def _parts(self, place: Place, shape: tuple[int, ...]) -> list[Tensor]:
-        part_shape = (shape[0] // len(place), *shape[1:]) if len(place) > 1 else shape
-        return [self.take(key, part_shape) for key in place]
-
-    def _drop_tied(
-        self, kept: Place, tensors: list[Tensor], copies: Place, copied: list[Tensor]
-    ) -> None:
-        for key, tensor, copy, other in zip(kept, tensors, copies, copied, strict=True):
-            if not _equal(tensor, other):
-                raise CheckpointError(
-                    f"{self.source}: {copy} differs from {key}, but BLIP ties them; the checkpoint "
-                    "is not from BLIP's code as released"
-                )
-            self.dropped[copy] = f"tied to {key}"
-
-    def drop_unused_teacher(self, shapes: Shapes) -> None:
-        names = NameMap((UNUSED_TEACHER_SECTION,))
-        for name, shape in shapes.items():
-            for place in names.places(name):
-                self._parts(place, shape)
-                for key in place:
-                    self.dropped[key] = "cross-attention of the teacher: updated, but never run"
-
-    def drop_position_ids(self, max_positions: int) -> None:
-        expected = torch.arange(max_positions)[None]
-        for key in [key for key in self.unread if key.endswith(POSITION_IDS)]:
-            if not _equal(self.take(key, (1, max_positions)), expected):
-                raise CheckpointError(f"{self.source}: {key} is not 0, 1, 2, ...")
-            self.dropped[key] = "the constant 0, 1, 2, ..."
-
-    def queues(self, kind: Kind, embed_dim: int) -> OriginalQueues:
-        size = self.tensors["image_queue"].shape[-1] if "image_queue" in self.tensors else 0
-        images = self.take("image_queue", (embed_dim, size))
-        texts = self.take("text_queue", (embed_dim, size))
-        pointer = self.take(QUEUE_POSITION[kind], (1,))
-        ids = self.take("idx_queue", (1, size))[0] if kind == "retrieval" else None
-        position = 0 if pointer.is_meta else int(pointer)
-        return OriginalQueues(images.T.contiguous(), texts.T.contiguous(), position, ids)
-
-
-def _equal(tensor: Tensor, other: Tensor) -> bool:
-    if tensor.is_meta or other.is_meta or tensor.data_ptr() == other.data_ptr():
-        return True
-    return torch.equal(tensor, other)
-
-
 def to_original(
-    model: Med | Vqa | Nlvr,
+    model: AnyModel,
     kind: Kind | None = None,
     *,
-    teacher: Med | None = None,
+    teacher: Med | Albef | None = None,
     queues: OriginalQueues | None = None,
 ) -> dict[str, Tensor]:
     """The original's complete state dict of a model; tensors are shared with it, not copied.
@@ -234,8 +146,8 @@ def to_original(
     Args:
         model: what is written.
         kind: as which of the original's models; by default as the one with all its heads.
-        teacher: momentum model; by default, and for its cross-attention always, the model's own
-            weights, as where the original begins.
+        teacher: momentum model; by default, and for what it lacks of the original's always, the
+            model's own weights, as where the original begins.
         queues: by default random unit vectors, as where the original begins.
 
     Raises:
@@ -247,11 +159,12 @@ def to_original(
     _check_fits(model, kind)
     state = model.state_dict()
     written = _write(state, NameMap(SECTIONS[kind]))
-    if kind in QUEUE_POSITION:
-        assert isinstance(model, Med)
-        names = NameMap((*TEACHER_SECTIONS, UNUSED_TEACHER_SECTION))
+    if momentum := MOMENTUM.get(kind):
+        assert isinstance(model, Med | Albef)
+        names = NameMap((*momentum.sections, *momentum.unused))
         written |= _write(state | (teacher.state_dict() if teacher else {}), names)
-        written |= _write_queues(kind, queues or _initial_queues(model.config.embed_dim))
+        queues = queues or _initial_queues(momentum.queue_size, model.config.embed_dim)
+        written |= _write_queues(momentum, queues)
     positions = torch.arange(model.config.text.max_positions)[None]
     word_embeddings = ".embeddings.word_embeddings.weight"
     for key in [key for key in written if key.endswith(word_embeddings)]:
@@ -295,32 +208,33 @@ def _split(tensor: Tensor, place: Place) -> dict[str, Tensor]:
     return dict(zip(place, parts, strict=True))
 
 
-def _write_queues(kind: Kind, queues: OriginalQueues) -> dict[str, Tensor]:
+def _write_queues(momentum: Momentum, queues: OriginalQueues) -> dict[str, Tensor]:
     written = {
         "image_queue": queues.image_embed.T.contiguous(),
         "text_queue": queues.text_embed.T.contiguous(),
-        QUEUE_POSITION[kind]: torch.tensor([queues.pointer]),
+        momentum.queue_position: torch.tensor([queues.pointer]),
     }
-    if kind == "retrieval":
+    if momentum.has_image_ids:
         unknown = torch.full((len(queues.image_embed),), -100)
         ids = unknown if queues.image_ids is None else queues.image_ids
         written["idx_queue"] = ids[None]
     return written
 
 
-def _initial_queues(embed_dim: int) -> OriginalQueues:
+def _initial_queues(size: int, embed_dim: int) -> OriginalQueues:
     generator = torch.Generator().manual_seed(0)
     images, texts = (
-        F.normalize(torch.randn(_QUEUE_SIZE, embed_dim, generator=generator), dim=1)
-        for _ in range(2)
+        F.normalize(torch.randn(size, embed_dim, generator=generator), dim=1) for _ in range(2)
     )
     return OriginalQueues(images, texts, pointer=0)
 
 
-def _natural_kind(model: Med | Vqa | Nlvr) -> Kind:
+def _natural_kind(model: AnyModel) -> Kind:
+    if isinstance(model, Albef):
+        return "albef_pretrain" if "mlm" in model.config.heads else "albef_retrieval"
     if isinstance(model, Med):
         kinds: tuple[Kind, ...] = ("pretrain", "itm", "caption", "feature_extractor")
-        fitting = [k for k in kinds if set(heads_of(k)) <= set(model.config.heads)]
+        fitting = [k for k in kinds if set(MED_HEADS[k]) <= set(model.config.heads)]
         if not fitting:
             raise CheckpointError(
                 f"the original has no model with the heads {', '.join(model.config.heads)} alone"
@@ -329,12 +243,19 @@ def _natural_kind(model: Med | Vqa | Nlvr) -> Kind:
     return "vqa" if isinstance(model, Vqa) else "nlvr"
 
 
-def _check_fits(model: Med | Vqa | Nlvr, kind: Kind) -> None:
-    expected = {"vqa": Vqa, "nlvr": Nlvr}.get(kind, Med)
+def _check_fits(model: AnyModel, kind: Kind) -> None:
+    expected = Albef if kind in ALBEF_HEADS else {"vqa": Vqa, "nlvr": Nlvr}.get(kind, Med)
     if not isinstance(model, expected):
-        raise CheckpointError(f"a {type(model).__name__} cannot be written as a {kind} checkpoint")
+        raise CheckpointError(
+            f"{type(model).__name__} cannot be written as a checkpoint of the kind {kind}; it is "
+            "another model"
+        )
+    if isinstance(model, Albef):
+        for albef_head in ALBEF_HEADS[kind]:
+            model.require(albef_head)
+        return
     if isinstance(model, Med):
-        for head in heads_of(kind):
+        for head in MED_HEADS[kind]:
             if not (head == "multimodal" and "itm" in model.config.heads):
                 model.require(head)
     if model.config.text.sharing != _SHARING:

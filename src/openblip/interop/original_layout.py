@@ -1,4 +1,4 @@
-"""Names of the original BLIP's weights beside ours, as tables.
+"""Names of the original BLIP's and ALBEF's weights beside ours, as tables.
 
 A table maps our name to the original one, or to several that ours holds one below the other. A
 name stands for everything below it (`.weight`, `.bias`); `*` is the number of a layer.
@@ -8,7 +8,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-Kind = Literal["pretrain", "retrieval", "itm", "caption", "feature_extractor", "vqa", "nlvr"]
+Kind = Literal[
+    "pretrain",
+    "retrieval",
+    "itm",
+    "caption",
+    "feature_extractor",
+    "vqa",
+    "nlvr",
+    "albef_pretrain",
+    "albef_retrieval",
+]
+"""Which of the originals' models: BLIP's, or ALBEF's where the name says so."""
 Table = Mapping[str, str | tuple[str, ...]]
 Place = tuple[str, ...]
 """Original names that ours holds one below the other."""
@@ -30,6 +41,7 @@ _EMBEDDINGS: Table = {
     "embeddings.position": "embeddings.position_embeddings",
     "embeddings.norm": "embeddings.LayerNorm",
 }
+_TOKEN_TYPES: Table = {"embeddings.token_type": "embeddings.token_type_embeddings"}
 _SELF_ATTENTION: Table = {
     "layers.*.self_attention.qkv": (
         "encoder.layer.*.attention.self.query",
@@ -93,6 +105,8 @@ _ENCODER: Table = {**_EMBEDDINGS, **_SELF_ATTENTION, **_CROSS_ATTENTION, **_FFN}
 _DECODER: Table = {**_EMBEDDINGS, **_CAUSAL_SELF_ATTENTION, **_CROSS_ATTENTION, **_FFN}
 _TWIN_ENCODER: Table = {**_EMBEDDINGS, **_SELF_ATTENTION, **_TWIN_CROSS_ATTENTION, **_FFN}
 _TEACHER_ENCODER: Table = {**_EMBEDDINGS, **_SELF_ATTENTION, **_FFN}
+# Layers without cross-attention have no weight that its rows name.
+_FUSION_ENCODER: Table = {**_ENCODER, **_TOKEN_TYPES}
 
 
 @dataclass(frozen=True)
@@ -104,26 +118,30 @@ class Section:
     table: Table
 
 
-def _decoder(ours: str) -> tuple[Section, ...]:
+def _with_lm_head(ours: str, original: str, table: Table) -> tuple[Section, ...]:
     return (
-        Section(ours, "text_decoder.bert.", _DECODER),
-        Section(ours, "text_decoder.cls.predictions.", _LM_HEAD),
-        Section(ours, "text_decoder.cls.predictions.", _LM_HEAD_TIED),
+        Section(ours, f"{original}.bert.", table),
+        Section(ours, f"{original}.cls.predictions.", _LM_HEAD),
+        Section(ours, f"{original}.cls.predictions.", _LM_HEAD_TIED),
     )
+
+
+def _decoder(ours: str) -> tuple[Section, ...]:
+    return _with_lm_head(ours, "text_decoder", _DECODER)
 
 
 _IMAGE_ENCODER = Section("image_encoder.", "visual_encoder.", _VISION)
 _TEXT_ENCODER = Section("text.", "text_encoder.", _ENCODER)
 _FEATURE_EXTRACTOR = (_IMAGE_ENCODER, _TEXT_ENCODER)
-_ITM = (*_FEATURE_EXTRACTOR, Section("", "", {**_PROJECTIONS, **_ITM_HEAD}))
-_RETRIEVAL = (*_ITM, Section("", "", _TEMPERATURE))
+_HEADS = Section("", "", {**_PROJECTIONS, **_ITM_HEAD, **_TEMPERATURE})
+_RETRIEVAL = (*_FEATURE_EXTRACTOR, _HEADS)
 
 # Where several sections name the same weight of ours, the original stores it several times: the
 # first place is the one that it also trains.
 SECTIONS: dict[Kind, tuple[Section, ...]] = {
     "pretrain": (*_RETRIEVAL, *_decoder("text.")),
     "retrieval": _RETRIEVAL,
-    "itm": _ITM,
+    "itm": (*_FEATURE_EXTRACTOR, Section("", "", {**_PROJECTIONS, **_ITM_HEAD})),
     "caption": (_IMAGE_ENCODER, *_decoder("text.")),
     "feature_extractor": _FEATURE_EXTRACTOR,
     "vqa": (
@@ -136,17 +154,70 @@ SECTIONS: dict[Kind, tuple[Section, ...]] = {
         Section("text.", "text_encoder.", _TWIN_ENCODER),
         Section("classifier.", "cls_head.", _CLASSIFIER),
     ),
+    "albef_pretrain": (
+        _IMAGE_ENCODER,
+        *_with_lm_head("text.", "text_encoder", _FUSION_ENCODER),
+        _HEADS,
+    ),
+    "albef_retrieval": (
+        _IMAGE_ENCODER,
+        Section("text.", "text_encoder.", _FUSION_ENCODER),
+        _HEADS,
+    ),
 }
-TEACHER_SECTIONS: tuple[Section, ...] = (
-    Section("image_encoder.", "visual_encoder_m.", _VISION),
-    Section("text.", "text_encoder_m.", _TEACHER_ENCODER),
-    Section("", "", _TEACHER_PROJECTIONS),
-)
-# Part of the teacher in the original, but never run: its text encoder stays unimodal.
-UNUSED_TEACHER_SECTION = Section("text.", "text_encoder_m.", _CROSS_ATTENTION)
 
-QUEUE_POSITION: dict[Kind, str] = {"pretrain": "queue_ptr", "retrieval": "ptr_queue"}
-"""Name of the queue's write position; a kind that is not here has neither teacher nor queue."""
+
+@dataclass(frozen=True)
+class Momentum:
+    """What a kind that is trained with a momentum model stores for it."""
+
+    queue_position: str
+    """Name of the queue's write position."""
+    queue_size: int
+    """Pairs in the queue of the released checkpoint."""
+    has_image_ids: bool
+    """Whether the queue knows which image each pair is of."""
+    sections: tuple[Section, ...]
+    """The momentum model."""
+    unused: tuple[Section, ...] = ()
+    """Parts of the momentum model that are never run."""
+
+
+_TEACHER_IMAGE_ENCODER = Section("image_encoder.", "visual_encoder_m.", _VISION)
+_TEACHER_HEADS = Section("", "", _TEACHER_PROJECTIONS)
+_TEACHER = (
+    _TEACHER_IMAGE_ENCODER,
+    Section("text.", "text_encoder_m.", _TEACHER_ENCODER),
+    _TEACHER_HEADS,
+)
+# BLIP's momentum text encoder stays unimodal.
+_UNUSED_TEACHER = (Section("text.", "text_encoder_m.", _CROSS_ATTENTION),)
+
+MOMENTUM: dict[Kind, Momentum] = {
+    "pretrain": Momentum("queue_ptr", 57600, False, _TEACHER, _UNUSED_TEACHER),
+    "retrieval": Momentum("ptr_queue", 57600, True, _TEACHER, _UNUSED_TEACHER),
+    "albef_pretrain": Momentum(
+        "queue_ptr",
+        65536,
+        False,
+        (
+            _TEACHER_IMAGE_ENCODER,
+            *_with_lm_head("text.", "text_encoder_m", _FUSION_ENCODER),
+            _TEACHER_HEADS,
+        ),
+    ),
+    "albef_retrieval": Momentum(
+        "queue_ptr",
+        65536,
+        True,
+        (
+            _TEACHER_IMAGE_ENCODER,
+            Section("text.", "text_encoder_m.", _FUSION_ENCODER),
+            _TEACHER_HEADS,
+        ),
+    ),
+}
+"""A kind that is not here has neither momentum model nor queue."""
 POSITION_IDS = ".embeddings.position_ids"
 """Ending of the buffers 0, 1, 2, ... that the original stores for each text stack."""
 

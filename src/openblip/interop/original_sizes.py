@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -10,22 +10,29 @@ from openblip.errors import CheckpointError
 from openblip.interop.assembly import Shapes, build_empty, listed
 from openblip.interop.original_layout import Kind
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
+from openblip.model.albef import Albef, AlbefConfig, AlbefHead
 from openblip.model.config import Head
 from openblip.model.nlvr import Nlvr, NlvrConfig
 from openblip.model.vqa import Vqa, VqaConfig
 
-AnyConfig = MedConfig | VqaConfig | NlvrConfig
-AnyModel = Med | Vqa | Nlvr
+AnyModel = Med | Vqa | Nlvr | Albef
+AnyConfig = MedConfig | VqaConfig | NlvrConfig | AlbefConfig
 
 # Channels of an attention head at every released size.
 _HEAD_DIM = 64
-_HEADS: dict[Kind, tuple[Head, ...]] = {
+MED_HEADS: dict[Kind, tuple[Head, ...]] = {
     "pretrain": ("itc", "itm", "lm"),
     "retrieval": ("itc", "itm"),
     "itm": ("itc", "itm"),
     "caption": ("lm",),
     "feature_extractor": ("multimodal",),
 }
+"""Heads of the kinds that are a MED."""
+ALBEF_HEADS: dict[Kind, tuple[AlbefHead, ...]] = {
+    "albef_pretrain": ("itc", "itm", "mlm"),
+    "albef_retrieval": ("itc", "itm"),
+}
+"""Heads of the kinds that are an ALBEF."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +74,7 @@ def detect_kind(keys: Mapping[str, Tensor], source: str) -> Kind:
             f"or text_decoder.*, found {listed(tops)}"
         )
     if any(".token_type_embeddings." in key for key in keys):
-        raise CheckpointError(
-            f"{source}: BERT token types are not part of BLIP; an ALBEF checkpoint cannot be read"
-        )
+        return _albef_kind(keys, tops, source)
     if "text_encoder" not in tops:
         return "caption"
     if "text_decoder" in tops:
@@ -79,6 +84,18 @@ def detect_kind(keys: Mapping[str, Tensor], source: str) -> Kind:
     if "itm_head" not in tops:
         return "feature_extractor"
     return "retrieval" if "idx_queue" in tops else "itm"
+
+
+def _albef_kind(keys: Mapping[str, Tensor], tops: set[str], source: str) -> Kind:
+    """BERT's token types are part of ALBEF, not of BLIP."""
+    if any(key.startswith("text_encoder.cls.") for key in keys):
+        return "albef_pretrain"
+    if "idx_queue" in tops:
+        return "albef_retrieval"
+    raise CheckpointError(
+        f"{source}: an ALBEF checkpoint without the masked-word head of pre-training or the queue "
+        "of retrieval; ALBEF's other models cannot be read"
+    )
 
 
 def infer_config(
@@ -109,7 +126,15 @@ def infer_config(
         merging = "text_encoder.encoder.layer.*.crossattention.output.merge_layer.weight"
         first_merging = min(shapes.layers(merging), default=text.depth)
         return NlvrConfig(vision=vision, text=text, merge_from_layer=first_merging)
-    heads = _HEADS[kind]
+    if kind in ALBEF_HEADS:
+        return AlbefConfig(
+            vision=vision,
+            text=text,
+            embed_dim=shapes.get("vision_proj.weight", 2)[0],
+            fusion_layer=_fusion_layer(kind, shapes, text.depth),
+            heads=ALBEF_HEADS[kind],
+        )
+    heads = MED_HEADS[kind]
     embed_dim = shapes.get("vision_proj.weight", 2)[0] if "itc" in heads else MedConfig.embed_dim
     return MedConfig(vision=vision, text=text, embed_dim=embed_dim, heads=heads)
 
@@ -138,7 +163,7 @@ def _vision(kind: Kind, shapes: _Shapes, heads: int | None) -> VisionConfig:
 
 
 def _text(kind: Kind, shapes: _Shapes, heads: int | None) -> TextConfig:
-    bert = "text_decoder.bert." if kind == "caption" else "text_encoder."
+    bert = _bert(kind)
     vocab_size, width = shapes.get(f"{bert}embeddings.word_embeddings.weight", 2)
     return TextConfig(
         vocab_size=vocab_size,
@@ -148,6 +173,28 @@ def _text(kind: Kind, shapes: _Shapes, heads: int | None) -> TextConfig:
         ffn_width=shapes.get(f"{bert}encoder.layer.0.intermediate.dense.weight", 2)[0],
         max_positions=shapes.get(f"{bert}embeddings.position_embeddings.weight", 2)[0],
     )
+
+
+def _fusion_layer(kind: Kind, shapes: _Shapes, depth: int) -> int:
+    """The first layer with cross-attention."""
+    query = f"{_bert(kind)}encoder.layer.*.crossattention.self.query.weight"
+    shapes.get(query.replace("*", str(depth - 1)), 2)
+    first = min(shapes.layers(query))
+    if first == 0:
+        raise CheckpointError(
+            f"{shapes.source}: {query.replace('*', '0')} attends to the image in the first text "
+            "layer; expected layers of the text alone below, as in ALBEF"
+        )
+    return first
+
+
+def _bert(kind: Kind) -> str:
+    """What stands before the names of BERT."""
+    prefixes: dict[Kind, str] = {
+        "caption": "text_decoder.bert.",
+        "albef_pretrain": "text_encoder.bert.",
+    }
+    return prefixes.get(kind, "text_encoder.")
 
 
 def _num_heads(argument: str, given: int | None, width: int, source: str) -> int:
@@ -165,13 +212,18 @@ def empty_model(config: AnyConfig) -> AnyModel:
         return build_empty(lambda: Med(config))
     if isinstance(config, VqaConfig):
         return build_empty(lambda: Vqa(config))
-    return build_empty(lambda: Nlvr(config))
+    if isinstance(config, NlvrConfig):
+        return build_empty(lambda: Nlvr(config))
+    return build_empty(lambda: Albef(config))
 
 
-def heads_of(kind: Kind) -> tuple[Head, ...]:
-    """The heads that a MED of the original's kind has.
+def teacher_config(config: AnyConfig) -> MedConfig | AlbefConfig:
+    """Sizes of the momentum model: of a MED, what the contrast needs; of ALBEF, all but matching.
 
     Raises:
-        KeyError: for "vqa" and "nlvr", which are no MED.
+        AssertionError: for a model that is not trained with one.
     """
-    return _HEADS[kind]
+    if isinstance(config, AlbefConfig):
+        return replace(config, heads=tuple(head for head in config.heads if head != "itm"))
+    assert isinstance(config, MedConfig)
+    return replace(config, heads=("itc",))

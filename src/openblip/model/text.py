@@ -45,13 +45,17 @@ class TextPass:
 
 
 @dataclass(frozen=True)
-class _Role:
+class Role:
     """What a layer needs of a pass."""
 
     rows: int
+    """How many texts."""
     attend: Bool[Tensor, "_ 1 _ keys"] | None
-    memory: ImageMemory | None
-    causal: bool
+    """Which tokens may attend to which; None, all to all."""
+    memory: ImageMemory | None = None
+    """What to attend to besides; None in the unimodal role."""
+    causal: bool = False
+    """Uses the decoder's parts."""
 
 
 class TextEmbeddings(nn.Module):
@@ -138,23 +142,23 @@ class TextLayer(nn.Module):
     def forward(
         self,
         hidden: Float[Tensor, "rows tokens width"],
-        roles: Sequence[_Role],
+        roles: Sequence[Role],
         cache: KeyValueCache | None,
         layer: int,
     ) -> Float[Tensor, "rows tokens width"]:
         """The next hidden states of the texts of all roles, in their order."""
 
-        def attend_to_texts(part: nn.Module, own: Tensor, roles: Sequence[_Role]) -> Tensor:
+        def attend_to_texts(part: nn.Module, own: Tensor, roles: Sequence[Role]) -> Tensor:
             masks = [role.attend for role in roles]
             out: Tensor = part(own, masks, [role.rows for role in roles], cache, layer)
             return out
 
-        def attend_to_images(part: nn.Module, own: Tensor, roles: Sequence[_Role]) -> Tensor:
+        def attend_to_images(part: nn.Module, own: Tensor, roles: Sequence[Role]) -> Tensor:
             memories = [cast("ImageMemory", role.memory).layer(layer) for role in roles]
             out: Tensor = part(own, memories, [role.rows for role in roles])
             return out
 
-        def feed_forward(part: nn.Module, own: Tensor, roles: Sequence[_Role]) -> Tensor:
+        def feed_forward(part: nn.Module, own: Tensor, roles: Sequence[Role]) -> Tensor:
             out: Tensor = part(own)
             return out
 
@@ -166,9 +170,9 @@ class TextLayer(nn.Module):
     def _apply_part(
         self,
         name: str,
-        function: Callable[[nn.Module, Tensor, Sequence[_Role]], Tensor],
+        function: Callable[[nn.Module, Tensor, Sequence[Role]], Tensor],
         hidden: Float[Tensor, "rows tokens width"],
-        roles: Sequence[_Role],
+        roles: Sequence[Role],
     ) -> Float[Tensor, "rows tokens width"]:
         """A part applied to all texts: to those of one module in one piece."""
         groups = [
@@ -224,13 +228,7 @@ class TextStack(nn.Module):
         cached = cache.length if cache is not None else 0
         roles = [_role(each, cached) for each in passes]
         hidden = self._embed(passes, cached)
-        first_checkpointed = len(self.layers) - self.config.checkpoint_layers
-        for number, layer in enumerate(self.layers):
-            arguments = (hidden, roles, cache, number)
-            if self.training and number >= first_checkpointed:
-                hidden = checkpoint(layer, *arguments, use_reentrant=False)
-            else:
-                hidden = layer(*arguments)
+        hidden = run_layers(self.layers, hidden, roles, cache, self.config.checkpoint_layers)
         if cache is not None:
             cache.advance(hidden.shape[1])
         return torch.split(hidden, [role.rows for role in roles])
@@ -256,13 +254,7 @@ class TextStack(nn.Module):
         mask: Bool[Tensor, "images patches"] | None = None,
     ) -> ImageMemory:
         """Every layer's cross-attention keys and values of the images."""
-        pairs = [
-            cast(
-                "CrossAttention", cast("TextLayer", layer).part("cross_attention", causal)
-            ).remember(image_hidden)
-            for layer in self.layers
-        ]
-        return ImageMemory(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), mask)
+        return remember(self.layers, image_hidden, causal=causal, mask=mask)
 
     def memories(self, image_hidden: Float[Tensor, "images patches memory_width"]) -> Memories:
         """What encoder and decoder attend to; computed once where there is one cross-attention."""
@@ -275,13 +267,53 @@ class TextStack(nn.Module):
         return hasattr(self.layers[0], "causal_cross_attention" if causal else "cross_attention")
 
 
-def _role(texts: TextPass, cached: int) -> _Role:
+def run_layers(
+    layers: nn.ModuleList,
+    hidden: Float[Tensor, "rows tokens width"],
+    roles: Sequence[Role],
+    cache: KeyValueCache | None = None,
+    checkpoint_layers: int = 0,
+) -> Float[Tensor, "rows tokens width"]:
+    """Hidden states after some text layers.
+
+    Args:
+        layers: each a `TextLayer`; the first uses the first layer of every memory and cache.
+        hidden: of the texts of all roles, in their order.
+        roles: all of them with a memory or none.
+        cache: keys and values of earlier tokens, for a single role.
+        checkpoint_layers: in training, the last so many of these recompute their activations in
+            the backward pass.
+    """
+    first_checkpointed = len(layers) - checkpoint_layers
+    for number, layer in enumerate(layers):
+        arguments = (hidden, roles, cache, number)
+        if layer.training and number >= first_checkpointed:
+            hidden = checkpoint(layer, *arguments, use_reentrant=False)
+        else:
+            hidden = layer(*arguments)
+    return hidden
+
+
+def remember(
+    layers: nn.ModuleList,
+    image_hidden: Float[Tensor, "images patches memory_width"],
+    *,
+    causal: bool = False,
+    mask: Bool[Tensor, "images patches"] | None = None,
+) -> ImageMemory:
+    """The cross-attention keys and values of images, for some text layers that have it."""
+    parts = [cast("TextLayer", layer).part("cross_attention", causal) for layer in layers]
+    pairs = [cast("CrossAttention", part).remember(image_hidden) for part in parts]
+    return ImageMemory(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), mask)
+
+
+def _role(texts: TextPass, cached: int) -> Role:
     """Which tokens may attend to which, and what a layer needs besides."""
     attend = None if texts.mask is None else texts.mask[:, None, None]
     if texts.causal:
         later = causal_mask(texts.ids.shape[1], cached, texts.ids.device)
         attend = later if attend is None else attend if later is None else attend & later
-    return _Role(len(texts.ids), attend, texts.memory, texts.causal)
+    return Role(len(texts.ids), attend, texts.memory, texts.causal)
 
 
 def initialise(module: nn.Module, std: float) -> None:

@@ -1,0 +1,225 @@
+"""ALBEF: a text encoder whose upper layers fuse the text with the image (ALBEF, section 3.1)."""
+
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from openblip.errors import MissingHead, RecipeError
+from openblip.model.config import TextConfig, VisionConfig, initial_std
+from openblip.model.memory import ImageMemory
+from openblip.model.text import (
+    LmHead,
+    Role,
+    TextEmbeddings,
+    TextLayer,
+    initialise,
+    remember,
+    run_layers,
+)
+from openblip.model.vision import ImageEncoder
+
+AlbefHead = Literal["itc", "itm", "mlm"]
+
+# As in BERT: sentences of one kind are all of type 0, and id 0 is `[PAD]`.
+_TOKEN_TYPES = 2
+_PADDING_ID = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlbefConfig:
+    """Sizes of an ALBEF; by default those of its released pre-training."""
+
+    vision: VisionConfig = field(default_factory=lambda: VisionConfig(image_size=256))
+    """The image encoder."""
+    text: TextConfig = field(default_factory=lambda: TextConfig(vocab_size=30522))
+    """The text encoder with all its layers; it has no decoder, so `sharing` means nothing here."""
+    embed_dim: int = 256
+    """Dimensions of the space in which images and texts are contrasted."""
+    fusion_layer: int = 6
+    """Layers below fusion: so many encode the text alone, the others attend to the image too."""
+    heads: tuple[AlbefHead, ...] = ("itc", "itm", "mlm")
+    """What the model can do: contrast (itc), match (itm), fill in masked words (mlm). A momentum
+    model has no itm, and fine-tuning for retrieval no mlm."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.fusion_layer < self.text.depth:
+            raise RecipeError(
+                f"fusion_layer {self.fusion_layer} leaves no layer below fusion or none for it; "
+                f"choose one from 1 to {self.text.depth - 1}, below text.depth"
+            )
+        if not self.heads or set(self.heads) - set(get_args(AlbefHead)):
+            raise RecipeError(
+                f"heads {self.heads!r}: name at least one of {', '.join(get_args(AlbefHead))}"
+            )
+
+
+class TypedTextEmbeddings(TextEmbeddings):
+    """BERT's embeddings with token types, of which texts use the first alone."""
+
+    def __init__(self, config: TextConfig) -> None:
+        super().__init__(config)
+        self.token_type = nn.Embedding(_TOKEN_TYPES, config.width)
+        # `[PAD]` can be drawn as the random word of a masked position; as in BERT, its row learns
+        # nothing from there.
+        self.word.padding_idx = _PADDING_ID
+
+    def forward(
+        self, ids: Int[Tensor, "rows tokens"], start: int = 0
+    ) -> Float[Tensor, "rows tokens width"]:
+        positions = self.position.weight[start : start + ids.shape[1]]
+        summed = self.word(ids) + self.token_type.weight[0] + positions
+        out: Tensor = self.dropout(self.norm(summed))
+        return out
+
+
+class FusionText(nn.Module):
+    """BERT whose layers from `fusion_layer` on attend to the image as well.
+
+    Args:
+        config: sizes.
+        memory_width: channels of what cross-attention attends to.
+        fusion_layer: layers without cross-attention, below the others.
+        fills_masks: has the head for masked words.
+    """
+
+    def __init__(
+        self, config: TextConfig, memory_width: int, fusion_layer: int, *, fills_masks: bool
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.fusion_layer = fusion_layer
+        self.embeddings = TypedTextEmbeddings(config)
+        self.layers = nn.ModuleList(
+            TextLayer(config, memory_width, ("itc",) if number < fusion_layer else ("multimodal",))
+            for number in range(config.depth)
+        )
+        if fills_masks:
+            self.lm_head = LmHead(config)
+        self.apply(partial(initialise, std=initial_std(config.width)))
+
+    def encode(
+        self, ids: Int[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"]
+    ) -> Float[Tensor, "rows tokens width"]:
+        """States of texts alone, after the layers below fusion."""
+        fusion_layers = self.config.depth - self.fusion_layer
+        return run_layers(
+            self.layers[: self.fusion_layer],
+            self.embeddings(ids),
+            [Role(len(ids), mask[:, None, None])],
+            checkpoint_layers=max(self.config.checkpoint_layers - fusion_layers, 0),
+        )
+
+    def remember(self, image_hidden: Float[Tensor, "images patches memory_width"]) -> ImageMemory:
+        """Every fusion layer's cross-attention keys and values of the images."""
+        return remember(self.layers[self.fusion_layer :], image_hidden)
+
+    def fuse(
+        self,
+        states: Float[Tensor, "rows tokens width"],
+        mask: Bool[Tensor, "rows tokens"],
+        memory: ImageMemory,
+    ) -> Float[Tensor, "rows tokens width"]:
+        """States after the fusion layers."""
+        return run_layers(
+            self.layers[self.fusion_layer :],
+            states,
+            [Role(len(states), mask[:, None, None], memory)],
+            checkpoint_layers=self.config.checkpoint_layers,
+        )
+
+
+class Albef(nn.Module):
+    """Image encoder, text encoder with fusion layers, and the heads that `config.heads` lists.
+
+    A text is encoded once: its states give its embedding, and go on through the fusion layers.
+    Ids begin with `[CLS]`; `[PAD]` has id 0. The momentum model is an `Albef` without itm head.
+    """
+
+    def __init__(self, config: AlbefConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageEncoder(config.vision)
+        self.text = FusionText(
+            config.text,
+            config.vision.width,
+            config.fusion_layer,
+            fills_masks="mlm" in config.heads,
+        )
+        if "itc" in config.heads:
+            self.image_projection = nn.Linear(config.vision.width, config.embed_dim)
+            self.text_projection = nn.Linear(config.text.width, config.embed_dim)
+            self.temperature = nn.Parameter(torch.tensor(0.07))
+        if "itm" in config.heads:
+            self.itm_head = nn.Linear(config.text.width, 2)
+
+    def require(self, head: AlbefHead) -> None:
+        """Check that the model has a head.
+
+        Raises:
+            MissingHead: if it has not; names the kind of checkpoint that has.
+        """
+        if head not in self.config.heads:
+            has = ", ".join(self.config.heads)
+            kind = "pre-training" if head == "mlm" else "pre-training or retrieval"
+            raise MissingHead(
+                f"this ALBEF has no {head} head (it has: {has}); load a {kind} checkpoint of ALBEF"
+            )
+
+    def encode_images(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch patches vision_width"]:
+        """Patch tokens of normalised images, the class token first."""
+        hidden: Tensor = self.image_encoder(images)
+        return hidden
+
+    def embed_images(
+        self, image_hidden: Float[Tensor, "batch patches vision_width"]
+    ) -> Float[Tensor, "batch embed"]:
+        """Unit-length embeddings of encoded images, from their class tokens."""
+        self.require("itc")
+        return F.normalize(self.image_projection(image_hidden[:, 0]).float(), dim=-1)
+
+    def encode_texts(
+        self, ids: Int[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"]
+    ) -> Float[Tensor, "rows tokens width"]:
+        """States of texts alone, from the layers below fusion; what `fuse` goes on with."""
+        return self.text.encode(ids, mask)
+
+    def embed_texts(
+        self, states: Float[Tensor, "rows tokens width"]
+    ) -> Float[Tensor, "rows embed"]:
+        """Unit-length embeddings of texts, from the first of their `encode_texts` states."""
+        self.require("itc")
+        return F.normalize(self.text_projection(states[:, 0]).float(), dim=-1)
+
+    def memory(self, image_hidden: Float[Tensor, "images patches vision_width"]) -> ImageMemory:
+        """What texts attend to in the fusion layers, of encoded images."""
+        return self.text.remember(image_hidden)
+
+    def fuse(
+        self,
+        states: Float[Tensor, "rows tokens width"],
+        mask: Bool[Tensor, "rows tokens"],
+        memory: ImageMemory,
+    ) -> Float[Tensor, "rows tokens width"]:
+        """States of texts together with images, from `encode_texts` states grouped by image."""
+        return self.text.fuse(states, mask, memory)
+
+    def match_logits(self, fused: Float[Tensor, "rows tokens width"]) -> Float[Tensor, "rows 2"]:
+        """Logits of (no match, match) for fused states, from the first token's."""
+        self.require("itm")
+        logits: Tensor = self.itm_head(fused[:, 0])
+        return logits
+
+    def mlm_logits(
+        self, fused: Float[Tensor, "rows tokens width"]
+    ) -> Float[Tensor, "rows tokens vocab"]:
+        """Logits of the words at each position, for fused states of texts with masked words."""
+        self.require("mlm")
+        logits: Tensor = self.text.lm_head(fused, self.text.embeddings.word.weight)
+        return logits
