@@ -93,7 +93,7 @@ def test_a_contact_sheet_has_a_cell_for_all_and_for_each_word(size, words):
     heat = heatmap(*(f"word{number}" for number in range(words)), grid=7)
     sheet = heat.contact_sheet(grey(*size))
     columns = round((sheet.width - 12) / (max(_shown(size)[0], 112) + 12))
-    rows = round((sheet.height - 12) / (_shown(size)[1] + 30))
+    rows = round((sheet.height - 12) / (_shown(size)[1] + 40))
     assert columns <= 6
     assert columns * (rows - 1) < words + 1 <= columns * rows
 

@@ -2,7 +2,7 @@
 
 A token's map is the mean over heads of relu(gradient) * attention, the gradient being that of a
 score with respect to the layer's attention probabilities; the image's class token is left out
-(ALBEF, section 6.1 and figure 4; the demonstrations of ALBEF and of BLIP do the same).
+(Selvaraju et al. 2017; on cross-attention: ALBEF, weakly-supervised visual grounding).
 """
 
 import math

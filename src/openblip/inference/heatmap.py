@@ -19,7 +19,7 @@ _OVERALL_LABEL = "all words"
 # Of a contact sheet, in pixels.
 _PICTURE = 224
 _GAP = 12
-_LABEL = 30
+_LABEL = 28
 _FONT = 18
 _SMALLEST_FONT = 11
 _PAPER, _INK, _SOFT = "#ffffff", "#1c2126", "#5d6872"
@@ -69,14 +69,14 @@ class Heatmap:
         columns = _columns(len(maps))
         rows = -(-len(maps) // columns)
         cell_width, cell_height = _cell(picture)
-        size = (columns * (cell_width + _GAP) + _GAP, rows * cell_height + _GAP)
+        size = (columns * (cell_width + _GAP) + _GAP, rows * (cell_height + _GAP) + _GAP)
         sheet = Image.new("RGB", size, _PAPER)
         draw = ImageDraw.Draw(sheet)
         for number, (values, label) in enumerate(
             zip(maps, (_OVERALL_LABEL, *self.tokens), strict=True)
         ):
             left = _GAP + number % columns * (cell_width + _GAP)
-            top = _GAP + number // columns * cell_height
+            top = _GAP + number // columns * (cell_height + _GAP)
             sheet.paste(_blend(picture, values), (left + (cell_width - picture.width) // 2, top))
             middle = (left + cell_width / 2, top + picture.height + _LABEL / 2)
             text, font = _fitting(label, cell_width)
