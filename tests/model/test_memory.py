@@ -1,9 +1,12 @@
 """Keys and values of an image, computed once and used by many texts."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
 
+from openblip.errors import RecipeError
 from openblip.model import ImageMemory, Med
 
 
@@ -104,3 +107,79 @@ class TestMask:
         selected = med.text.remember(hidden, mask=memory_mask).select(index)
         assert selected.mask is not None
         assert torch.equal(selected.mask, memory_mask[index])
+
+
+class TestRecording:
+    """A pass can leave one layer's cross-attention probabilities behind, as part of its graph."""
+
+    @pytest.mark.parametrize("layer", [0, 1, 2])
+    @pytest.mark.parametrize("role", ["match", "decode"])
+    def test_the_result_is_that_of_the_ordinary_pass(
+        self, med: Med, memory: ImageMemory, ids: Tensor, mask: Tensor, role: str, layer: int
+    ) -> None:
+        recording, record = memory.recording(layer)
+        run = getattr(med, role)
+        assert torch.allclose(run(ids, mask, recording), run(ids, mask, memory), atol=1e-5)
+        assert record.probabilities is not None
+        assert record.probabilities.shape == (6, 4, 7, 17)
+        assert torch.allclose(record.probabilities.sum(-1), torch.ones(6, 4, 7))
+
+    def test_masked_states_have_probability_zero(
+        self, med: Med, hidden: Tensor, ids: Tensor, mask: Tensor
+    ) -> None:
+        memory_mask = torch.arange(17) < torch.tensor([17, 9, 1])[:, None]
+        memory = med.text.remember(hidden, mask=memory_mask)
+        recording, record = memory.recording(1)
+        masked = med.match(ids, mask, recording)
+        assert torch.allclose(masked, med.match(ids, mask, memory), atol=1e-5)
+        assert record.probabilities is not None
+        seen = (record.probabilities > 0).all(dim=2).all(dim=1)
+        assert torch.equal(seen, memory_mask.repeat_interleave(2, dim=0))
+
+    def test_a_changed_probability_changes_the_result_as_its_gradient_says(
+        self, med: Med, memory: ImageMemory, ids: Tensor, mask: Tensor
+    ) -> None:
+        """A value added to a patch's key moves the probabilities; the chain rule must hold."""
+        recording, record = memory.recording(2)
+        logit = med.match(ids, mask, recording)[3, 1]
+        (gradient,) = torch.autograd.grad(logit, record.probabilities, retain_graph=True)
+        (whole,) = torch.autograd.grad(logit, recording.keys[2], retain_graph=True)
+        (through,) = torch.autograd.grad(record.probabilities, recording.keys[2], gradient)
+        assert gradient[3].abs().max() > 0
+        assert gradient[[0, 1, 2, 4, 5]].abs().max() == 0
+        assert torch.allclose(through, whole, atol=1e-6)
+
+    def test_frozen_weights_do_not_matter(
+        self, med: Med, images: Tensor, ids: Tensor, mask: Tensor
+    ) -> None:
+        def gradient() -> Tensor:
+            with torch.no_grad():
+                memory = med.memories(med.encode_images(images)).encoder
+            recording, record = memory.recording(1)
+            logit = med.match(ids, mask, recording)[0, 1]
+            return torch.autograd.grad(logit, record.probabilities)[0]
+
+        expected = gradient()
+        med.requires_grad_(False)
+        assert torch.equal(gradient(), expected)
+
+    def test_training_drops_probabilities_as_always(
+        self, make_med: Callable[..., Med], images: Tensor, ids: Tensor, mask: Tensor
+    ) -> None:
+        med = make_med(dropout=0.5)
+        memory, record = med.memories(med.encode_images(images)).encoder.recording(1)
+        evaluated = med.match(ids, mask, memory)
+        trained = med.train().match(ids, mask, memory)
+        assert not torch.allclose(trained, evaluated)
+        assert record.probabilities is not None
+        assert torch.allclose(record.probabilities.sum(-1), torch.ones(6, 4, 7))
+
+    def test_the_memory_itself_and_a_selection_of_it(self, memory: ImageMemory) -> None:
+        recording, record = memory.recording(1)
+        assert memory.record is None
+        assert recording.select(torch.tensor([2])).record is record
+
+    @pytest.mark.parametrize("layer", [-1, 3, 12])
+    def test_an_unknown_layer_is_refused(self, memory: ImageMemory, layer: int) -> None:
+        with pytest.raises(RecipeError, match=f"layer {layer}: .* 0 to 2"):
+            memory.recording(layer)

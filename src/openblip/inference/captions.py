@@ -33,21 +33,21 @@ def caption_encoded(
     num_captions: int = 1,
 ) -> list[list[Caption]]:
     """A list per image, of `num_captions`; arguments and errors as in `generate`."""
-    prompt_ids = _prompt_ids(tokenizer, prompt, encoded.med.config.text.max_positions)
+    start_ids = prompt_ids(tokenizer, prompt, encoded.med.config.text.max_positions)
     texts = generate(
         encoded.med.text,
         encoded.decoder_memory,
-        prompt_ids.expand(len(encoded), -1),
+        start_ids.expand(len(encoded), -1),
         decoding,
         tokenizer.special,
         seeds,
         num_captions,
     )
-    start = prompt_ids.shape[1]
+    start = start_ids.shape[1]
     return [[_caption(tokenizer, text, start) for text in of_image] for of_image in texts]
 
 
-def _prompt_ids(tokenizer: TextTokenizer, prompt: str, most: int) -> Int[Tensor, "1 tokens"]:
+def prompt_ids(tokenizer: TextTokenizer, prompt: str, most: int) -> Int[Tensor, "1 tokens"]:
     """`[DEC]` and the prompt, without an end."""
     tokens = tokenizer.encode([prompt], most + 1, first="dec")
     return tokens.ids[:, : int(tokens.mask.sum()) - 1]

@@ -3,10 +3,11 @@
 from openblip.model.cache import KeyValueCache
 from openblip.model.config import MedConfig, TextConfig, VisionConfig
 from openblip.model.med import Med
-from openblip.model.memory import ImageMemory, Memories
+from openblip.model.memory import AttentionRecord, ImageMemory, Memories
 from openblip.model.text import TextPass
 
 __all__ = [
+    "AttentionRecord",
     "ImageMemory",
     "KeyValueCache",
     "Med",

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from openblip.model.cache import KeyValueCache
-from openblip.model.memory import LayerMemory
+from openblip.model.memory import AttentionRecord, LayerMemory
 
 
 def split_heads(
@@ -144,6 +144,8 @@ class MemoryAttention(nn.Module):
         rows, tokens, width = query.shape
         images = memory.keys.shape[0]
         assert rows % images == 0, f"{rows} texts are not grouped over {images} images"
+        if memory.record is not None:
+            return self._attend_and_record(query, memory, memory.record)
         # Texts of one image stand one behind the other as one long query, so that its keys and
         # values are read once, not copied per text.
         long_query = query.reshape(images, rows // images * tokens, width)
@@ -155,6 +157,28 @@ class MemoryAttention(nn.Module):
             dropout_p=self.dropout.p if self.training else 0.0,
         )
         return join_heads(attended).reshape(rows, tokens, width)
+
+    def _attend_and_record(
+        self,
+        query: Float[Tensor, "rows tokens width"],
+        memory: LayerMemory,
+        record: AttentionRecord,
+    ) -> Float[Tensor, "rows tokens width"]:
+        """The same with probabilities that exist: the fused attention never forms them."""
+        images, _, patches, head_dim = memory.keys.shape
+        rows, tokens, _ = query.shape
+        split = split_heads(query, self.heads).reshape(images, -1, self.heads, tokens, head_dim)
+        scores = split @ memory.keys[:, None].mT / head_dim**0.5
+        if memory.mask is not None:
+            scores = scores.masked_fill(~memory.mask[:, None], float("-inf"))
+        probabilities = scores.view(rows, self.heads, tokens, patches)
+        probabilities = probabilities.softmax(dim=-1, dtype=torch.float32)
+        if not probabilities.requires_grad:  # neither weights nor memory have a gradient
+            probabilities.requires_grad_()
+        record.probabilities = probabilities
+        kept = F.dropout(probabilities, self.dropout.p, self.training).to(query.dtype)
+        attended = kept.view(scores.shape) @ memory.values[:, None]
+        return join_heads(attended.flatten(0, 1))
 
 
 class CrossAttention(MemoryAttention):

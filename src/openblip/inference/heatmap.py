@@ -1,0 +1,183 @@
+"""Maps of where a model looks at an image, and pictures of them."""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+from openblip.data.images import ImageSource, open_image
+from openblip.errors import DataError, RecipeError
+from openblip.interop.atomic import replace_file
+
+_OVERALL_LABEL = "all words"
+# Of a contact sheet, in pixels.
+_PICTURE = 224
+_GAP = 12
+_LABEL = 28
+_FONT = 18
+_SMALLEST_FONT = 11
+_PAPER, _INK, _SOFT = "#ffffff", "#1c2126", "#5d6872"
+# How much of the colour covers the picture where there is no heat, and where it is greatest.
+_COVER = (0.35, 0.75)
+
+
+@dataclass(frozen=True, eq=False)
+class Heatmap:
+    """Where a model looks at an image for each word of a text (Grad-CAM over cross-attention).
+
+    The image is seen squashed to a square, so that a map covers the whole of an image of any shape.
+    """
+
+    tokens: tuple[str, ...]
+    """The words, without special tokens; a word of several pieces is written whole."""
+    maps: Float[Tensor, "tokens rows columns"]
+    """Float32, at least 0: a map per word, the mean of those of its pieces, on the patch grid."""
+    score: float
+    """What the maps are gradients of: the logit of a match, or a log-probability."""
+    overall: Float[Tensor, "rows columns"]
+    """The mean over all pieces of all words."""
+
+    def overlay(self, image: ImageSource, token: int | str | None = None) -> Image.Image:
+        """The upright image with a map over it, from dark violet (none) to yellow (its largest).
+
+        Args:
+            image: the one that was explained.
+            token: number of a word, or the word (its first occurrence); by default all together.
+
+        Raises:
+            RecipeError: if there is no such word.
+            DataError: if the image cannot be read.
+        """
+        return _blend(open_image(image), self._map_of(token))
+
+    def contact_sheet(self, image: ImageSource) -> Image.Image:
+        """One picture with an overlay of all words together and one of each word, labelled.
+
+        Each overlay is scaled to the largest value of its own map.
+
+        Raises:
+            DataError: if the image cannot be read.
+        """
+        picture = _fitted(open_image(image))
+        maps = [self.overall, *self.maps]
+        columns = _columns(len(maps))
+        rows = -(-len(maps) // columns)
+        cell_width, cell_height = _cell(picture)
+        size = (columns * (cell_width + _GAP) + _GAP, rows * (cell_height + _GAP) + _GAP)
+        sheet = Image.new("RGB", size, _PAPER)
+        draw = ImageDraw.Draw(sheet)
+        for number, (values, label) in enumerate(
+            zip(maps, (_OVERALL_LABEL, *self.tokens), strict=True)
+        ):
+            left = _GAP + number % columns * (cell_width + _GAP)
+            top = _GAP + number // columns * (cell_height + _GAP)
+            sheet.paste(_blend(picture, values), (left + (cell_width - picture.width) // 2, top))
+            middle = (left + cell_width / 2, top + picture.height + _LABEL / 2)
+            text, font = _fitting(label, cell_width)
+            draw.text(middle, text, _SOFT if number == 0 else _INK, font, anchor="mm")
+        return sheet
+
+    def save(self, path: str | Path, image: ImageSource) -> Path:
+        """Write the contact sheet as a PNG file, whole or not at all, and return where it is.
+
+        Raises:
+            DataError: if the name does not end in `.png`, the file cannot be written, or the image
+                cannot be read.
+        """
+        file = Path(path)
+        if file.suffix.lower() != ".png":
+            raise DataError(f"{file}: heat maps are written as PNG; give a name that ends in .png")
+        sheet = self.contact_sheet(image)
+        try:
+            with replace_file(file) as unfinished:
+                sheet.save(unfinished, "PNG")
+        except OSError as error:
+            raise DataError(f"{file}: cannot be written ({error}); give another path") from error
+        return file
+
+    def _map_of(self, token: int | str | None) -> Float[Tensor, "rows columns"]:
+        if token is None:
+            return self.overall
+        if isinstance(token, str):
+            if token not in self.tokens:
+                raise RecipeError(f"no word {token!r}; there are {', '.join(self.tokens)}")
+            return self.maps[self.tokens.index(token)]
+        if not 0 <= token < len(self.tokens):
+            raise RecipeError(f"no word {token}; words are numbered 0 to {len(self.tokens) - 1}")
+        return self.maps[token]
+
+
+def _blend(picture: Image.Image, values: Float[Tensor, "rows columns"]) -> Image.Image:
+    """The picture with the map over it, in bytes all through: a photograph may be large."""
+    scaled = values / values.max().clamp(min=torch.finfo(torch.float32).tiny)
+    levels = (scaled * 255).round().to(torch.uint8).numpy()
+    heat = Image.fromarray(levels).resize(picture.size, Image.Resampling.BICUBIC)
+    cover = heat.point([round(255 * np.interp(level, (0, 255), _COVER)) for level in range(256)])
+    heat.putpalette(_colours())
+    return Image.composite(heat.convert("RGB"), picture, cover)
+
+
+@cache
+def _colours() -> bytes:
+    """Red, green and blue of 256 levels, in equal steps of lightness from dark violet to yellow.
+
+    A curve in OKLCH, whose lightness is that which people see, so that equal differences of heat
+    look equal, in grey and to the colour-blind too. It stays within what a screen can show.
+    """
+    level = np.linspace(0.0, 1.0, 256)
+    lightness = 0.20 + 0.72 * level
+    chroma = 0.08 + 0.10 * np.sin(np.pi * level) + 0.05 * level
+    hue = np.radians(290 + 172 * level)
+    a, b = chroma * np.cos(hue), chroma * np.sin(hue)
+    # From OKLab to linear red, green and blue (Ottosson 2020).
+    cones = np.stack(
+        [
+            lightness + 0.3963377774 * a + 0.2158037573 * b,
+            lightness - 0.1055613458 * a - 0.0638541728 * b,
+            lightness - 0.0894841775 * a - 1.2914855480 * b,
+        ]
+    )
+    to_linear = [
+        [4.0767416621, -3.3077115913, 0.2309699292],
+        [-1.2684380046, 2.6097574011, -0.3413193965],
+        [-0.0041960863, -0.7034186147, 1.7076147010],
+    ]
+    linear = (np.array(to_linear) @ cones**3).clip(0.0, 1.0)
+    standard = np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
+    return bytes(np.rint(standard.T * 255).astype(np.uint8).flatten())
+
+
+def _fitted(picture: Image.Image) -> Image.Image:
+    """The picture as large as a cell takes it, in its own shape."""
+    scale = _PICTURE / max(picture.size)
+    width, height = (max(round(side * scale), 1) for side in picture.size)
+    # Enlarged pixels of a tiny picture stay pixels.
+    kind = Image.Resampling.NEAREST if scale > 2 else Image.Resampling.LANCZOS
+    return picture.resize((width, height), kind)
+
+
+def _cell(picture: Image.Image) -> tuple[int, int]:
+    """Width and height of a picture with its label; a narrow picture leaves room for a word."""
+    return max(picture.width, _PICTURE // 2), picture.height + _LABEL
+
+
+def _columns(number: int) -> int:
+    """A sheet somewhat wider than high, of at most six columns."""
+    return min(number, 6, math.ceil(math.sqrt(1.5 * number)))
+
+
+def _fitting(label: str, width: int) -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]:
+    """The label in the largest size that fits; shortened if the smallest does not."""
+    for size in range(_FONT, _SMALLEST_FONT - 1, -1):
+        font = ImageFont.load_default(size)
+        if font.getlength(label) <= width:
+            return label, font
+    while label and font.getlength(f"{label}...") > width:
+        label = label[:-1]
+    return f"{label}...", font
