@@ -10,7 +10,7 @@ from openblip.inference.running import RunningDecoder
 
 
 def text(score, *ids):
-    return Generated(ids, score, score)
+    return Generated(ids, score, score, ())
 
 
 def test_hypotheses_keep_the_best():

@@ -20,7 +20,8 @@ class Running(NamedTuple):
 
     ids: Int[Tensor, "images beams length"]
     scores: Float[Tensor, "images beams"]
-    logprobs: Float[Tensor, "images beams"]
+    logprobs: Float[Tensor, "images beams generated"]
+    """Of every id behind the prompt."""
 
 
 class Candidates(NamedTuple):
@@ -28,6 +29,7 @@ class Candidates(NamedTuple):
 
     scores: Float[Tensor, "images candidates"]
     logprobs: Float[Tensor, "images candidates"]
+    """Of the added token alone."""
     parents: Int[Tensor, "images candidates"]
     tokens: Int[Tensor, "images candidates"]
 
@@ -109,7 +111,7 @@ def _start(prompt_ids: Int[Tensor, "images prompt"], beams: int) -> Running:
     ids = prompt_ids.cpu()[:, None].repeat(1, beams, 1)
     scores = torch.zeros(ids.shape[:2])
     scores[:, 1:] = _ABSENT
-    return Running(ids, scores, torch.zeros(ids.shape[:2]))
+    return Running(ids, scores, torch.zeros(*ids.shape[:2], 0))
 
 
 def _expand(
@@ -124,9 +126,7 @@ def _expand(
     top_scores, flat = totals.view(images, beams * vocab).topk(2 * beams)
     top_logprobs = logprobs.view(images, beams * vocab).gather(1, flat).cpu()
     flat = flat.cpu()
-    parents = flat // vocab
-    total_logprobs = running.logprobs.gather(1, parents) + top_logprobs
-    return Candidates(top_scores.cpu(), total_logprobs, parents, flat % vocab)
+    return Candidates(top_scores.cpu(), top_logprobs, flat // vocab, flat % vocab)
 
 
 def _survive(
@@ -136,25 +136,31 @@ def _survive(
     beams = running.scores.shape[1]
     chosen = ended.int().argsort(dim=1, stable=True)[:, :beams]
     scores, logprobs, parents, tokens = (part.gather(1, chosen) for part in candidates)
-    length = running.ids.shape[2]
-    ids = running.ids.gather(1, parents[:, :, None].expand(-1, -1, length))
-    return parents, Running(torch.cat([ids, tokens[:, :, None]], dim=2), scores, logprobs)
+
+    def extended(earlier: Tensor, added: Tensor) -> Tensor:
+        own = earlier.gather(1, parents[:, :, None].expand(-1, -1, earlier.shape[2]))
+        return torch.cat([own, added[:, :, None]], dim=2)
+
+    ids = extended(running.ids, tokens)
+    return parents, Running(ids, scores, extended(running.logprobs, logprobs))
 
 
 def _generated(
     running: Running, candidates: Candidates, place: int, rank: int, by: float
 ) -> Generated:
-    earlier = running.ids[place, candidates.parents[place, rank]].tolist()
-    return Generated(
-        (*earlier, int(candidates.tokens[place, rank])),
+    parent = candidates.parents[place, rank]
+    ids = [*running.ids[place, parent].tolist(), int(candidates.tokens[place, rank])]
+    logprobs = [
+        *running.logprobs[place, parent].tolist(),
         float(candidates.logprobs[place, rank]),
-        float(candidates.scores[place, rank]) / by,
-    )
+    ]
+    score = float(candidates.scores[place, rank]) / by
+    return Generated(tuple(ids), sum(logprobs), score, tuple(logprobs))
 
 
 def _offer_unfinished(batch: list[Hypotheses], running: Running, decoding: Decoding) -> None:
     """Texts that reached the longest length without an end compete with those that ended."""
     by = divisor(decoding, running.ids.shape[2], False, prompt_tokens=0)
     for texts, *beams in zip(batch, *(part.tolist() for part in running), strict=True):
-        for ids, score, logprob in zip(*beams, strict=True):
-            texts.offer(Generated(tuple(ids), logprob, score / by))
+        for ids, score, logprobs in zip(*beams, strict=True):
+            texts.offer(Generated(tuple(ids), sum(logprobs), score / by, tuple(logprobs)))

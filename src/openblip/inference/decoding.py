@@ -73,6 +73,9 @@ class Generated:
     score: float
     """What beams are ranked by: summed scores (log-probabilities after any repetition penalty)
     over the length that `Decoding.scoring` names. Of other methods: `logprob` over it."""
+    token_logprobs: tuple[float, ...]
+    """The parts of `logprob`, one per id behind the prompt: those of the model, before any
+    penalty, minimum length or nucleus."""
 
 
 def divisor(decoding: Decoding, length: int, ended: bool, prompt_tokens: int) -> float:

@@ -82,19 +82,20 @@ def sample(
     finished: dict[int, Generated] = {}
     numbers = torch.arange(images * captions_per_image).view(images, captions_per_image)
     ids = prompt_ids.cpu().repeat_interleave(captions_per_image, dim=0)
-    logprobs = torch.zeros(len(ids))
+    logprobs = torch.zeros(len(ids), 0)
     logits = decoder.start(prompt_ids, captions_per_image)
     for length in range(prompt_tokens + 1, decoding.max_length + 1):
         scores = constrain(logits, ids, decoding, end)
         tokens = choose(scores, numbers.flatten().tolist(), length - prompt_tokens - 1).cpu()
         ids = torch.cat([ids, tokens[:, None]], dim=1)
         chosen = tokens[:, None].to(logits.device)
-        logprobs += logits.log_softmax(dim=-1).gather(1, chosen)[:, 0].cpu()
+        added = logits.log_softmax(dim=-1).gather(1, chosen).cpu()
+        logprobs = torch.cat([logprobs, added], dim=1)
         ended = tokens == end
         for row in (ended | (length == decoding.max_length)).nonzero().flatten().tolist():
             by = divisor(decoding, length, bool(ended[row]), prompt_tokens)
-            total = float(logprobs[row])
-            text = Generated(tuple(ids[row].tolist()), total, total / by)
+            parts = tuple(logprobs[row].tolist())
+            text = Generated(tuple(ids[row].tolist()), sum(parts), sum(parts) / by, parts)
             # A finished text that is carried along must not replace itself.
             finished.setdefault(int(numbers.flatten()[row]), text)
         if len(finished) == images * captions_per_image:

@@ -1,0 +1,209 @@
+"""Answers to questions about images: candidates ranked, or written freely (BLIP, section 5.3)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from openblip.data.text import clean_question
+from openblip.data.tokenizer import FirstToken, SpecialTokens, TextTokenizer, TokenBatch
+from openblip.errors import DataError, RecipeError
+from openblip.inference.decoding import Decoding, Generated
+from openblip.inference.generation import generate
+from openblip.model import ImageMemory, TextPass
+from openblip.model.vqa import Vqa
+from openblip.objectives.lm import IGNORED, lm_loss, next_token_labels
+
+ANSWER_DECODING = Decoding(num_beams=3, max_length=10, min_length=1)
+"""The original's: ids of `[DEC]`, answer and `[SEP]`."""
+
+# The original's, in its code: of questions, words before and tokens after tokenising, and the
+# smoothing of the loss by which candidates are ranked.
+_MAX_QUESTION_WORDS = 50
+_MAX_QUESTION_TOKENS = 35
+_LABEL_SMOOTHING = 0.1
+
+# Rows of one pass over candidates: enough to keep the matrix products busy.
+_MAX_ROWS = 128
+_FIRST_TOKENS: dict[str, FirstToken] = {"[ENC]": "enc", "[CLS]": "cls"}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer to a question about an image."""
+
+    text: str
+    logprob: float
+    """Of a written answer its log-probability, the end included. Of a ranked candidate what
+    ranks it: the same with labels smoothed by 0.1, as in training (`Ranking.logprobs`)."""
+    probability: float
+    """Of a written answer exp(`logprob`). Of a ranked candidate its share among the k ranked
+    ones, the softmax of their `logprob`."""
+
+
+class Ranking(NamedTuple):
+    """The candidates of each question whose first token is likeliest, that one first."""
+
+    candidates: Int[Tensor, "questions k"]
+    """Rows of the candidates."""
+    first_probabilities: Float[Tensor, "questions k"]
+    """Of their first tokens. Equal where candidates begin alike; which of them are the last to be
+    ranked is then up to `torch.topk`, as in the original."""
+    logprobs: Float[Tensor, "questions k"]
+    """Sums over a candidate's tokens and its end, by label-smoothed cross-entropy; not divided by
+    the length."""
+
+    @property
+    def best(self) -> Int[Tensor, " questions"]:
+        """The candidate with the highest log-probability; of equals the likelier beginning."""
+        return self.candidates.gather(1, self.logprobs.argmax(dim=1, keepdim=True))[:, 0]
+
+
+@torch.no_grad()
+def read_questions(
+    vqa: Vqa, hidden: Float[Tensor, "images patches width"], questions: TokenBatch
+) -> ImageMemory:
+    """What answers to questions attend to: keys and values, computed once per question.
+
+    An image's keys and values are computed once for all its questions. Padding of a question is
+    attended by nothing, so that its answer is that of the question alone.
+
+    Args:
+        vqa: the model, in eval mode.
+        hidden: of `encode_images`.
+        questions: `[ENC]` first; those of an image follow each other, equally many per image.
+    """
+    device = hidden.device
+    mask = questions.mask.to(device)
+    states = vqa.read_questions(questions.ids.to(device), mask, vqa.image_memory(hidden))
+    return vqa.question_memory(states, mask)
+
+
+@torch.no_grad()
+def rank_answers(vqa: Vqa, questions: ImageMemory, candidates: TokenBatch, k: int = 128) -> Ranking:
+    """The k candidates per question that begin most likely, scored as whole answers.
+
+    Args:
+        vqa: the model, in eval mode.
+        questions: of `read_questions`.
+        candidates: `[DEC]` first, `[SEP]` last.
+        k: more than there are candidates ranks them all.
+
+    Returns:
+        The ranking, float32 on the CPU.
+
+    Raises:
+        RecipeError: if k is below 1.
+        DataError: if there is no candidate.
+    """
+    if k < 1:
+        raise RecipeError(f"k is {k}; rank at least 1 candidate")
+    if not len(candidates.ids):
+        raise DataError("there is no candidate to rank; give at least 1, or let the model write")
+    device = questions.keys[0].device
+    start = candidates.ids[:1, :1].expand(questions.images, 1).to(device)
+    first = vqa.decode(start, None, questions)[:, 0].float().softmax(dim=-1)
+    begin = first.index_select(1, candidates.ids[:, 1].to(device))
+    probabilities, chosen = (part.cpu() for part in begin.topk(min(k, len(candidates.ids)), dim=1))
+    # Passes over candidates of similar length waste little on padding.
+    order = candidates.mask.sum(dim=1)[chosen].argsort(dim=1, stable=True)
+    logprobs = torch.empty_like(probabilities)
+    width = max(_MAX_ROWS // max(questions.images, 1), 1)
+    for places in torch.split(order, width, dim=1):
+        rows = chosen.gather(1, places)
+        logprobs.scatter_(1, places, _score(vqa, questions, candidates, rows))
+    return Ranking(chosen, probabilities, logprobs)
+
+
+def write_answers(
+    vqa: Vqa,
+    questions: ImageMemory,
+    special: SpecialTokens,
+    decoding: Decoding = ANSWER_DECODING,
+) -> list[Generated]:
+    """The best answer per question, as ids behind `[DEC]`; errors as in `generate`."""
+    start = torch.full((questions.images, 1), special.dec)
+    texts = generate(vqa.answer, questions, start, decoding, special)
+    return [of_question[0] for of_question in texts]
+
+
+def answer_questions(
+    vqa: Vqa,
+    tokenizer: TextTokenizer,
+    hidden: Float[Tensor, "images patches width"],
+    questions: Sequence[str],
+    candidates: Sequence[str] | None = None,
+    k: int = 128,
+    first_token: Literal["[ENC]", "[CLS]"] = "[ENC]",
+) -> list[Answer]:
+    """An answer per question: the best of the candidates, or written where there are none.
+
+    Args:
+        vqa: the model, in eval mode.
+        tokenizer: of questions and answers.
+        hidden: of `encode_images`.
+        questions: cleaned here as the original does, and cut to its 50 words and 35 tokens;
+            those of an image follow each other, equally many per image.
+        candidates: what may be answered; None lets the model write.
+        k: candidates that are scored whole, those whose first token is likeliest.
+        first_token: first token of a question: `[ENC]` as BLIP was trained, or `[CLS]` as
+            `transformers` does.
+
+    Raises:
+        RecipeError: if k is below 1 or `first_token` is another one.
+        DataError: if `candidates` is empty, or the questions are not equally many per image.
+    """
+    if first_token not in _FIRST_TOKENS:
+        raise RecipeError(f"first_token {first_token!r} is not one of [ENC], [CLS]")
+    if len(questions) % max(len(hidden), 1) or (len(questions) and not len(hidden)):
+        raise DataError(
+            f"{len(questions)} questions for {len(hidden)} images; give equally many per image"
+        )
+    if not questions:
+        return []
+    cleaned = [clean_question(question, _MAX_QUESTION_WORDS) for question in questions]
+    most = vqa.config.text.max_positions
+    tokens = tokenizer.encode(
+        cleaned, min(_MAX_QUESTION_TOKENS, most), first=_FIRST_TOKENS[first_token]
+    )
+    memory = read_questions(vqa, hidden, tokens)
+    if candidates is None:
+        return [
+            Answer(tokenizer.decode(text.token_ids), text.logprob, math.exp(text.logprob))
+            for text in write_answers(vqa, memory, tokenizer.special)
+        ]
+    ranking = rank_answers(vqa, memory, tokenizer.encode(candidates, most, first="dec"), k)
+    shares = ranking.logprobs.softmax(dim=1).max(dim=1).values
+    return [
+        Answer(candidates[best], logprob, share)
+        for best, logprob, share in zip(
+            ranking.best.tolist(),
+            ranking.logprobs.max(dim=1).values.tolist(),
+            shares.tolist(),
+            strict=True,
+        )
+    ]
+
+
+def _score(
+    vqa: Vqa,
+    questions: ImageMemory,
+    candidates: TokenBatch,
+    rows: Int[Tensor, "questions chosen"],
+) -> Float[Tensor, "questions chosen"]:
+    """Negative smoothed losses of each question's chosen candidates, on the CPU."""
+    device = questions.keys[0].device
+    mask = candidates.mask[rows.flatten()]
+    longest = int(mask.sum(dim=1).max())
+    mask = mask[:, :longest].to(device)
+    ids = candidates.ids[rows.flatten(), :longest].to(device)
+    labels = next_token_labels(ids, mask)
+    (states,) = vqa.answer(TextPass(ids, mask, questions, causal=True))
+    # The vocabulary is the widest layer: positions without a label do not need it.
+    logits = vqa.answer.logits(states[labels != IGNORED][None])[0]
+    losses = lm_loss(logits, labels, _LABEL_SMOOTHING, reduction="sum_per_row")
+    return -losses.view(rows.shape).float().cpu()

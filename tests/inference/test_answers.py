@@ -1,0 +1,178 @@
+"""Answers to questions about images: ranked candidates, and written ones."""
+
+import math
+
+import pytest
+import torch
+
+from openblip.data.tokenizer import TextTokenizer
+from openblip.errors import DataError, RecipeError
+from openblip.inference.answers import (
+    answer_questions,
+    rank_answers,
+    read_questions,
+    write_answers,
+)
+from openblip.model import TextConfig, VisionConfig
+from openblip.model.vqa import Vqa, VqaConfig
+
+QUESTIONS = [
+    "What is above the blue circle?",
+    "where?",
+    "who walks along the street at night with a large dog and a small cat in the grass",
+    "what color is the table",
+    "how many triangles",
+    "is it a cat?",
+]
+CANDIDATES = [
+    "a red square",
+    "two green triangles",
+    "a large dog",
+    "a",
+    "people with umbrellas walk along the street at night under a tree",
+    "a white table",
+    "the street",
+    "cat",
+]
+
+
+@pytest.fixture(scope="module")
+def vqa(tokenizer: TextTokenizer) -> Vqa:
+    vision = VisionConfig(image_size=32, patch_size=16, width=24, depth=2, heads=2)
+    text = TextConfig(
+        vocab_size=tokenizer.vocab_size, width=32, depth=2, heads=4, ffn_width=48, max_positions=40
+    )
+    model = Vqa(VqaConfig(vision=vision, text=text))
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.25, generator=generator)
+            elif "norm" not in name:
+                parameter.normal_(std=0.1, generator=generator)
+        model.answer.lm_head.bias[tokenizer.special.sep] += 3.0
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def hidden(vqa: Vqa, images: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return vqa.encode_images(images[:3])
+
+
+def question_ids(tokenizer: TextTokenizer, text: str) -> torch.Tensor:
+    """A question alone, without padding."""
+    tokens = tokenizer.encode([text], 35, first="enc")
+    return tokens.ids[:, : int(tokens.mask.sum())]
+
+
+@torch.no_grad()
+def plain_ranking(vqa, tokenizer, hidden, question, candidates, k):
+    """One question, one candidate at a time, no padding: (candidate, log-probability), best first.
+
+    Label smoothing 0.1: a label has 0.9 and every token of the vocabulary 0.1 / vocab besides.
+    """
+    ids = question_ids(tokenizer, question)
+    states = vqa.read_questions(ids, torch.ones_like(ids).bool(), vqa.image_memory(hidden))
+    memory = vqa.question_memory(states, None)
+    scored = []
+    for text in candidates:
+        tokens = tokenizer.encode([text], 40, first="dec")
+        answer = tokens.ids[:, : int(tokens.mask.sum())]
+        logprobs = vqa.decode(answer, None, memory)[0, :-1].log_softmax(dim=-1)
+        of_labels = logprobs.gather(1, answer[0, 1:, None])[:, 0]
+        total = (0.9 * of_labels + 0.1 * logprobs.mean(dim=1)).sum().item()
+        scored.append((logprobs[0, answer[0, 1]].item(), total, text))
+    likely = sorted(scored, key=lambda item: -item[0])[:k]
+    return [(text, total) for _, total, text in sorted(likely, key=lambda item: -item[1])]
+
+
+# Of candidates that begin alike it is open which are among the k: here none do, or all are ranked.
+@pytest.mark.parametrize(
+    ("candidates", "k"), [(CANDIDATES[3:5] + CANDIDATES[6:], 2), (CANDIDATES, 8), (CANDIDATES, 100)]
+)
+def test_ranking_equals_a_plain_one(vqa, tokenizer, hidden, candidates, k):
+    # Two questions per image.
+    answers = answer_questions(vqa, tokenizer, hidden, QUESTIONS, candidates, k)
+    for place, (question, answer) in enumerate(zip(QUESTIONS, answers, strict=True)):
+        image = hidden[place // 2 : place // 2 + 1]
+        plain = plain_ranking(vqa, tokenizer, image, question, candidates, k)
+        total = sum(math.exp(logprob) for _, logprob in plain)
+        assert answer.text == plain[0][0]
+        assert answer.logprob == pytest.approx(plain[0][1], abs=1e-4)
+        assert answer.probability == pytest.approx(math.exp(plain[0][1]) / total, abs=1e-4)
+
+
+def test_candidates_are_ordered_by_their_beginning(vqa, tokenizer, hidden):
+    tokens = tokenizer.encode(QUESTIONS[:3], 35, first="enc")
+    candidates = tokenizer.encode(CANDIDATES, 40, first="dec")
+    ranking = rank_answers(vqa, read_questions(vqa, hidden, tokens), candidates, k=5)
+    assert ranking.candidates.shape == ranking.logprobs.shape == (3, 5)
+    assert (ranking.first_probabilities.diff(dim=1) <= 0).all()
+    assert ranking.logprobs.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_a_written_answer_is_that_of_the_question_alone(vqa, tokenizer, hidden):
+    together = answer_questions(vqa, tokenizer, hidden, QUESTIONS)
+    assert len({len(answer.text) for answer in together}) > 1
+    for place, (question, answer) in enumerate(zip(QUESTIONS, together, strict=True)):
+        image = hidden[place // 2 : place // 2 + 1]
+        ids = question_ids(tokenizer, question)
+        states = vqa.read_questions(ids, torch.ones_like(ids).bool(), vqa.image_memory(image))
+        (plain,) = write_answers(vqa, vqa.question_memory(states, None), tokenizer.special)
+        assert answer.text == tokenizer.decode(plain.token_ids)
+        assert answer.logprob == pytest.approx(plain.logprob, abs=1e-4)
+        assert answer.probability == pytest.approx(math.exp(plain.logprob), abs=1e-4)
+
+
+def test_questions_are_cleaned_as_the_original_does(vqa, tokenizer, hidden):
+    written = answer_questions(vqa, tokenizer, hidden[:1], ['Where "is" (the) DOG!'])
+    assert written == answer_questions(vqa, tokenizer, hidden[:1], ["where is the dog"])
+    # Fifty words, of which no more than 35 tokens are read.
+    long = answer_questions(vqa, tokenizer, hidden[:1], ["dog " * 33])
+    assert long == answer_questions(vqa, tokenizer, hidden[:1], ["dog " * 60])
+
+
+def test_the_first_token_of_a_question_can_be_that_of_transformers(vqa, tokenizer, hidden):
+    enc = answer_questions(vqa, tokenizer, hidden, QUESTIONS)
+    cls = answer_questions(vqa, tokenizer, hidden, QUESTIONS, first_token="[CLS]")
+    assert [answer.logprob for answer in enc] != [answer.logprob for answer in cls]
+
+
+@pytest.mark.parametrize("candidates", [None, CANDIDATES])
+def test_keys_and_values_are_computed_once(vqa, tokenizer, hidden, candidates):
+    projections = {
+        "image": vqa.question.layers[0].part("cross_attention", causal=False).key_value,
+        "question": vqa.answer.layers[0].part("cross_attention", causal=True).key_value,
+    }
+    seen: dict[str, list[int]] = {name: [] for name in projections}
+    hooks = [
+        layer.register_forward_hook(
+            lambda _, given, __, name=name: seen[name].append(len(given[0]))
+        )
+        for name, layer in projections.items()
+    ]
+    answer_questions(vqa, tokenizer, hidden, QUESTIONS, candidates)
+    for hook in hooks:
+        hook.remove()
+    assert seen == {"image": [3], "question": [6]}
+
+
+def test_no_question_gives_no_answer(vqa, tokenizer, hidden):
+    assert answer_questions(vqa, tokenizer, hidden, []) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"candidates": []}, DataError, "no candidate"),
+        ({"candidates": ["a"], "k": 0}, RecipeError, "k is 0"),
+        ({"first_token": "[DEC]"}, RecipeError, r"\[ENC\], \[CLS\]"),
+        ({"questions": QUESTIONS[:4]}, DataError, "4 questions for 3 images"),
+    ],
+)
+def test_errors_name_the_remedy(vqa, tokenizer, hidden, change, error, message):
+    arguments = {"questions": QUESTIONS, **change}
+    with pytest.raises(error, match=message):
+        answer_questions(vqa, tokenizer, hidden, **arguments)

@@ -1,0 +1,87 @@
+"""Prompts of several images, and how sure the model was of each word."""
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from openblip.errors import RecipeError
+from openblip.inference import Caption, Decoding
+from openblip.inference.captions import WordConfidence, caption_encoded
+
+SEEDS = [11, 12, 13, 14, 15, 16, 17]
+PROMPTS = ["a picture of", "", "a large dog and", "a picture of", "two", "people with", "the cat"]
+METHODS = [
+    Decoding(method="greedy"),
+    Decoding(num_beams=3),
+    Decoding(num_beams=4, repetition_penalty=1.3, min_length=8, scoring="transformers"),
+    Decoding(method="nucleus", top_k=10, repetition_penalty=1.1, min_length=9),
+]
+every_method = pytest.mark.parametrize("decoding", METHODS, ids=lambda d: f"{d.method}-{d.scoring}")
+
+
+@every_method
+def test_a_caption_is_that_of_its_image_and_prompt_alone(blip, images, decoding):
+    encoded = blip.encode(images)
+    several = 2 if decoding.method != "greedy" else 1
+    together = caption_encoded(encoded, blip.tokenizer, decoding, PROMPTS, SEEDS, several)
+    for place, prompt in enumerate(PROMPTS):
+        image = blip.encode(images[place : place + 1])
+        seed = SEEDS[place : place + 1]
+        (alone,) = caption_encoded(image, blip.tokenizer, decoding, prompt, seed, several)
+        for one, other in zip(together[place], alone, strict=True):
+            assert one.token_ids == other.token_ids
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+
+
+def test_as_many_prompts_as_images(blip, encoded):
+    with pytest.raises(RecipeError, match="2 prompts for 7 images"):
+        caption_encoded(encoded, blip.tokenizer, Decoding(), ["a", "two"])
+
+
+@every_method
+@torch.no_grad()
+def test_words_have_the_probabilities_of_teacher_forcing(blip, encoded, decoding):
+    tokenizer, joined = blip.tokenizer, 0
+    captions = caption_encoded(encoded, tokenizer, decoding, "a picture of", SEEDS)
+    start = len(tokenizer.encode(["a picture of"], 20, first="dec").ids[0].nonzero()) - 1
+    for place, (caption,) in enumerate(captions):
+        text = torch.tensor([caption.token_ids])
+        memory = encoded.decoder_memory.select(torch.tensor([place]))
+        logprobs = blip.med.decode(text[:, :-1], None, memory).log_softmax(dim=-1)
+        chosen = logprobs.gather(2, text[:, 1:, None])[0, start - 1 :, 0].tolist()
+        pieces = list(caption.token_ids[start:])
+        if pieces[-1] == tokenizer.special.sep:
+            pieces.pop()
+        assert "".join(word.text for word in caption.words) == caption.text.replace(" ", "")
+        # Each word takes the fewest pieces that spell it.
+        at = 0
+        for word in caption.words:
+            until = at + 1
+            while tokenizer.decode(pieces[at:until]) != word.text:
+                until += 1
+                assert until <= len(pieces), word
+            expected = math.exp(sum(chosen[at:until]))
+            assert word.probability == pytest.approx(expected, rel=1e-3, abs=1e-6)
+            joined += until - at > 1
+            at = until
+        assert at == len(pieces)
+    assert joined, "no word has several pieces"
+
+
+def test_words_and_the_end_make_up_the_whole(blip, encoded):
+    decoding = Decoding(max_length=12)
+    for (caption,) in caption_encoded(encoded, blip.tokenizer, decoding, ""):
+        product = math.prod(word.probability for word in caption.words)
+        assert product >= math.exp(caption.logprob) * (1 - 1e-6)
+        if caption.token_ids[-1] != blip.tokenizer.special.sep:
+            assert product == pytest.approx(math.exp(caption.logprob), rel=1e-5)
+
+
+def test_words_do_not_count_when_captions_are_compared():
+    words = (WordConfidence("dog", 0.5),)
+    one, other = Caption("dog", -1.0, (1, 2), words), Caption("dog", -1.0, (1, 2))
+    assert one == other
+    assert hash(one) == hash(other)
+    assert one != dataclasses.replace(other, text="cat")
