@@ -3,8 +3,6 @@
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
-from typing import Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -13,96 +11,31 @@ from torch import Tensor
 from openblip.data.images import ImageSource
 from openblip.data.shuffle import keyed_hash
 from openblip.data.text import clean_caption
-from openblip.data.tokenizer import FirstToken, TextTokenizer, TokenBatch
-from openblip.errors import DataError, MissingHead, RecipeError
+from openblip.errors import DataError, RecipeError
+from openblip.inference.answers import Answer, answer_questions
+from openblip.inference.bundle import FirstTokenName, ModelBundle, check_batch_size
 from openblip.inference.captions import Caption, caption_encoded
 from openblip.inference.comparison import compare_images
 from openblip.inference.decoding import Decoding, Method, Scoring
 from openblip.inference.encoded import EncodedImages
-from openblip.inference.image_input import Images, as_sources, image_batches
+from openblip.inference.heatmap import Heatmap
+from openblip.inference.image_input import Images, as_sources
 from openblip.inference.scoring import Match, embed_texts, match_probabilities, score_texts
-from openblip.interop.original_sizes import AnyModel
-from openblip.model import Med
-from openblip.model.nlvr import Nlvr
-from openblip.model.vqa import Vqa
 
 PROMPT = "a picture of "
 """What the captioners of the paper were trained to continue."""
 
-ModelT = TypeVar("ModelT")
-
 # Of a sentence about two images, as the original's NLVR2 data set cuts it.
 _COMPARED_WORDS = 40
 
-FirstTokenName = Literal["[ENC]", "[CLS]"]
-_FIRST_TOKENS: dict[str, FirstToken] = {"[ENC]": "enc", "[CLS]": "cls"}
 
-
-class Blip:
+class Blip(ModelBundle):
     """What a checkpoint can do with images and texts.
 
     Images are paths, Pillow images, uint8 arrays (height, width, 3) or encoded bytes, one or
     several. They are processed `batch_size` at a time. Each method that needs a head which the
     checkpoint lacks raises `MissingHead`; an unreadable image raises `DataError`.
-
-    Attributes:
-        model: a `Med`, a `Vqa` or an `Nlvr`, in eval mode.
-        tokenizer: of the texts.
-        kind: what the model was trained as: "pretrain", "captioner", "filter", "vqa" or "nlvr".
-        image_size: height and width to which images are resized, in pixels.
-        max_tokens: longer texts are cut to this when they are embedded or matched.
     """
-
-    def __init__(
-        self, model: AnyModel, tokenizer: TextTokenizer, kind: str, image_size: int, max_tokens: int
-    ) -> None:
-        self.model = model.eval()
-        self.tokenizer = tokenizer
-        self.kind = kind
-        self.image_size = image_size
-        self.max_tokens = max_tokens
-
-    @property
-    def med(self) -> Med:
-        """The model that captions, matches and embeds.
-
-        Raises:
-            MissingHead: if the checkpoint answers questions or compares images instead.
-        """
-        return self._model_as(Med, "a pre-trained, captioner, retrieval or filter checkpoint")
-
-    @property
-    def vqa(self) -> Vqa:
-        """The model that answers questions.
-
-        Raises:
-            MissingHead: if the checkpoint does something else.
-        """
-        return self._model_as(Vqa, "a question-answering (vqa) checkpoint")
-
-    @property
-    def nlvr(self) -> Nlvr:
-        """The model that compares two images.
-
-        Raises:
-            MissingHead: if the checkpoint does something else.
-        """
-        return self._model_as(Nlvr, "a two-image (nlvr) checkpoint")
-
-    def _model_as(self, kind: type[ModelT], remedy: str) -> ModelT:
-        if not isinstance(self.model, kind):
-            raise MissingHead(f"this is a {self.kind} checkpoint; load {remedy}")
-        return self.model
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.image_encoder.class_token.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Type of the model's weights."""
-        return self.model.image_encoder.class_token.dtype
 
     def caption(
         self,
@@ -213,7 +146,7 @@ class Blip:
         """Unit-length float32 embeddings of texts, on the CPU."""
         self.med.require("itc")
         texts = [texts] if isinstance(texts, str) else texts
-        _check_batch_size(batch_size)
+        check_batch_size(batch_size)
         parts = [torch.empty(0, self.med.config.embed_dim)]
         for start in range(0, len(texts), batch_size):
             tokens = self._tokens(texts[start : start + batch_size], "[CLS]")
@@ -276,6 +209,95 @@ class Blip:
             ]
         return torch.cat(parts)
 
+    def ask(
+        self,
+        images: Images,
+        questions: str | Sequence[str],
+        candidates: Sequence[str] | None = None,
+        *,
+        k: int = 128,
+        first_token: FirstTokenName = "[ENC]",
+        batch_size: int = 16,
+    ) -> list[Answer]:
+        """The answer to each question about the image at the same place.
+
+        Args:
+            images: one or several; of a single image any number of questions may be asked.
+            questions: one or several.
+            candidates: what may be answered, ranked as the paper does; None lets the model write.
+            k: candidates that are scored whole, those whose first token is likeliest.
+            first_token: first token of a question: `[ENC]` as BLIP was trained, or `[CLS]` as
+                `transformers` does.
+            batch_size: images at a time.
+
+        Raises:
+            DataError: if there are not as many questions as images.
+        """
+        vqa = self.vqa
+        sources = list(as_sources(images))
+        questions = [questions] if isinstance(questions, str) else list(questions)
+        if len(sources) not in (1, len(questions)):
+            raise DataError(
+                f"{len(sources)} images and {len(questions)} questions: give a question for each "
+                "image, or a single image"
+            )
+        answers: list[Answer] = []
+        for hidden in self._hidden(sources, batch_size):
+            own = questions if len(sources) == 1 else questions[len(answers) :][: len(hidden)]
+            answers += answer_questions(
+                vqa, self.tokenizer, hidden, own, candidates, k, first_token
+            )
+        return answers
+
+    def explain(
+        self,
+        image: ImageSource,
+        text: str | None = None,
+        *,
+        question: str | None = None,
+        answer: str | None = None,
+        prompt: str = PROMPT,
+        layer: int | None = None,
+        first_token: FirstTokenName = "[ENC]",
+    ) -> Heatmap:
+        """Where the model looks: Grad-CAM over cross-attention, a map per word.
+
+        With a text: for the match of the text, or of a captioner for each word as if it wrote it.
+        With a question: for its answer. With neither: for each word of the caption that the model
+        writes.
+
+        Args:
+            image: one image.
+            text: a text about it.
+            question: a question about it.
+            answer: of the question; by default the one that the model writes.
+            prompt: what a caption continues.
+            layer: text layer whose attention is shown, counted from 0; by default
+                `explain.default_layer`.
+            first_token: first token of a matched text or a question.
+
+        Raises:
+            RecipeError: if there is no such layer, or both a text and a question are given.
+            DataError: if the text has no word.
+        """
+        if text is not None and question is not None:
+            raise RecipeError("explain takes a text or a question, not both")
+        hidden = next(self._hidden([image], 1))
+        if question is not None:
+            return explain_answer(
+                self.vqa, self.tokenizer, hidden, question, answer, layer, first_token
+            )
+        if text is not None and "itm" in self.med.config.heads:
+            tokens = self._tokens([text], first_token)
+            ids = tokens.ids[tokens.mask].tolist()
+            return explain_match(self.med, self.tokenizer, hidden, ids, layer)
+        if text is None:
+            ((caption,),) = self.generate(EncodedImages(self.med, hidden), Decoding(), prompt)
+            ids = list(caption.token_ids)
+        else:
+            ids = caption_ids(self.tokenizer, prompt, text, self.med.config.text.max_positions)
+        return explain_caption(self.med, self.tokenizer, hidden, ids, prompt, layer)
+
     def compare(
         self,
         images_a: Images,
@@ -313,15 +335,6 @@ class Blip:
             parts.append(compare_images(nlvr, first, second, tokens))
         return torch.cat(parts)
 
-    @torch.no_grad()
-    def encode(self, images: Float[Tensor, "images 3 height width"]) -> EncodedImages:
-        """Encoded images, on the model's device; all in one pass.
-
-        Args:
-            images: normalised, as `eval_transform` gives them.
-        """
-        return EncodedImages(self.med, self._encode(images))
-
     def generate(
         self,
         encoded: EncodedImages,
@@ -358,36 +371,3 @@ class Blip:
         tokens_of = partial(self._tokens, first_token=first_token)
         return score_texts(encoded, texts, tokens_of, partial(self._tokens, first_token="[CLS]"))
 
-    def save(self, folder: str | Path) -> None:
-        """Write a model folder, which `load` reads."""
-        from openblip.interop.folder import save_folder
-
-        save_folder(Path(folder), self.model, self.tokenizer, self.kind, self.max_tokens)
-
-    def _encoded(self, images: Iterable[ImageSource], batch_size: int) -> Iterator[EncodedImages]:
-        for hidden in self._hidden(images, batch_size):
-            yield EncodedImages(self.med, hidden)
-
-    def _hidden(
-        self, images: Iterable[ImageSource], batch_size: int
-    ) -> Iterator[Float[Tensor, "batch patches width"]]:
-        """Patch tokens of the images, a batch at a time, on the model's device."""
-        _check_batch_size(batch_size)
-        for batch in image_batches(images, self.image_size, batch_size):
-            yield self._encode(batch)
-
-    @torch.no_grad()
-    def _encode(
-        self, images: Float[Tensor, "batch 3 height width_px"]
-    ) -> Float[Tensor, "batch patches width"]:
-        return self.model.encode_images(images.to(self.device, self.dtype))
-
-    def _tokens(self, texts: Sequence[str], first_token: FirstTokenName) -> TokenBatch:
-        if first_token not in _FIRST_TOKENS:
-            raise RecipeError(f"first_token {first_token!r} is not one of [ENC], [CLS]")
-        return self.tokenizer.encode(texts, self.max_tokens, first=_FIRST_TOKENS[first_token])
-
-
-def _check_batch_size(batch_size: int) -> None:
-    if batch_size < 1:
-        raise RecipeError(f"batch_size is {batch_size}; give 1 or more")

@@ -1,0 +1,185 @@
+"""A model together with what it takes to use it: its tokenizer and its sizes."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from openblip.data.images import ImageSource
+from openblip.data.tokenizer import FirstToken, TextTokenizer, TokenBatch
+from openblip.errors import MissingHead, RecipeError
+from openblip.inference.encoded import EncodedImages
+from openblip.inference.image_input import image_batches
+from openblip.inference.kinds import FROM_ORIGINAL, TO_HUGGINGFACE, TO_ORIGINAL
+from openblip.interop.original_sizes import AnyModel
+from openblip.model import Med
+from openblip.model.nlvr import Nlvr
+from openblip.model.vqa import Vqa
+
+if TYPE_CHECKING:
+    from openblip.interop.huggingface_layout import HuggingFaceKind
+    from openblip.interop.original_layout import Kind
+
+ModelT = TypeVar("ModelT")
+
+FirstTokenName = Literal["[ENC]", "[CLS]"]
+_FIRST_TOKENS: dict[str, FirstToken] = {"[ENC]": "enc", "[CLS]": "cls"}
+
+
+class ModelBundle:
+    """A model with its tokenizer: encodes images and texts for it, and is saved in any layout.
+
+    Attributes:
+        model: a `Med`, a `Vqa`, an `Nlvr` or a `DualEncoder`, in eval mode.
+        tokenizer: of the texts.
+        kind: what the model was trained as: "pretrain", "captioner", "filter", "vqa", "nlvr" or
+            "dual_encoder".
+        image_size: height and width to which images are resized, in pixels.
+        max_tokens: longer texts are cut to this when they are embedded or matched.
+    """
+
+    def __init__(
+        self, model: AnyModel, tokenizer: TextTokenizer, kind: str, image_size: int, max_tokens: int
+    ) -> None:
+        self.model = model.eval()
+        self.tokenizer = tokenizer
+        self.kind = kind
+        self.image_size = image_size
+        self.max_tokens = max_tokens
+
+    @property
+    def med(self) -> Med:
+        """The model that captions, matches and embeds.
+
+        Raises:
+            MissingHead: if the checkpoint does something else.
+        """
+        return self._model_as(Med, "a pre-trained, captioner, retrieval or filter checkpoint")
+
+    @property
+    def vqa(self) -> Vqa:
+        """The model that answers questions.
+
+        Raises:
+            MissingHead: if the checkpoint does something else.
+        """
+        return self._model_as(Vqa, "a question-answering (vqa) checkpoint")
+
+    @property
+    def nlvr(self) -> Nlvr:
+        """The model that compares two images.
+
+        Raises:
+            MissingHead: if the checkpoint does something else.
+        """
+        return self._model_as(Nlvr, "a two-image (nlvr) checkpoint")
+
+    def _model_as(self, kind: type[ModelT], remedy: str) -> ModelT:
+        if not isinstance(self.model, kind):
+            raise MissingHead(f"this is a checkpoint of the kind {self.kind}; load {remedy}")
+        return self.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.model.image_encoder.class_token.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the model's weights."""
+        return self.model.image_encoder.class_token.dtype
+
+    def encode(self, images: Float[Tensor, "images 3 height width"]) -> EncodedImages:
+        """Encoded images, on the model's device; all in one pass.
+
+        Args:
+            images: normalised, as `eval_transform` gives them.
+        """
+        return EncodedImages(self.med, self._encode(images))
+
+    def save(self, folder: str | Path) -> None:
+        """Write a model folder, which `load` reads."""
+        from openblip.interop.folder import save_folder
+
+        save_folder(Path(folder), self.model, self.tokenizer, self.kind, self.max_tokens)
+
+    def save_original(self, path: str | Path, kind: str | None = None) -> None:
+        """Write a file in the original's layout, `.pth` or `.safetensors` by its ending.
+
+        A pre-trained or retrieval checkpoint gets a momentum model equal to the model and random
+        queues, as where the original begins.
+
+        Args:
+            path: the file; replaced if it exists.
+            kind: as which of the original's models: "pretrain", "retrieval", "itm", "caption",
+                "vqa" or "nlvr"; by default what the model was trained as.
+
+        Raises:
+            RecipeError: if there is no such kind.
+            CheckpointError: if the layout has no place for the model, or it cannot be written.
+            MissingHead: if the model lacks a head that the kind has.
+        """
+        from openblip.interop.original import to_original
+        from openblip.interop.original_files import write_original
+
+        chosen = cast("Kind | None", kind or TO_ORIGINAL.get(self.kind))
+        if chosen not in FROM_ORIGINAL:
+            raise RecipeError(
+                f"the original has no kind {kind or self.kind!r}; there are "
+                f"{', '.join(FROM_ORIGINAL)}"
+            )
+        write_original(Path(path), to_original(self.model, chosen))
+
+    def save_huggingface(self, folder: str | Path, kind: str | None = None) -> None:
+        """Write a folder that `transformers` reads, with its tokenizer and image processor.
+
+        Args:
+            folder: replaced if it holds such a model.
+            kind: "caption" or "retrieval", for a model that can be both; by default what the
+                model was trained as.
+
+        Raises:
+            CheckpointError: if `transformers` has no class for the model, the kind must be given,
+                or the folder cannot be written.
+            MissingHead: if the model lacks a head that the kind has.
+        """
+        from openblip.interop.huggingface_folder import save_huggingface
+
+        chosen = cast("HuggingFaceKind | None", kind or TO_HUGGINGFACE.get(self.kind))
+        save_huggingface(Path(folder), self.model, self.tokenizer, chosen, self.max_tokens)
+
+    def _encoded(self, images: Iterable[ImageSource], batch_size: int) -> Iterator[EncodedImages]:
+        for hidden in self._hidden(images, batch_size):
+            yield EncodedImages(self.med, hidden)
+
+    def _hidden(
+        self, images: Iterable[ImageSource], batch_size: int
+    ) -> Iterator[Float[Tensor, "batch patches width"]]:
+        """Patch tokens of the images, a batch at a time, on the model's device."""
+        check_batch_size(batch_size)
+        for batch in image_batches(images, self.image_size, batch_size):
+            yield self._encode(batch)
+
+    @torch.no_grad()
+    def _encode(
+        self, images: Float[Tensor, "batch 3 height width_px"]
+    ) -> Float[Tensor, "batch patches width"]:
+        return self.model.encode_images(images.to(self.device, self.dtype))
+
+    def _tokens(self, texts: Sequence[str], first_token: FirstTokenName) -> TokenBatch:
+        if first_token not in _FIRST_TOKENS:
+            raise RecipeError(f"first_token {first_token!r} is not one of [ENC], [CLS]")
+        return self.tokenizer.encode(texts, self.max_tokens, first=_FIRST_TOKENS[first_token])
+
+
+def check_batch_size(batch_size: int) -> None:
+    """Nothing, if a batch holds something.
+
+    Raises:
+        RecipeError: if not.
+    """
+    if batch_size < 1:
+        raise RecipeError(f"batch_size is {batch_size}; give 1 or more")
