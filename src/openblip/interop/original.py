@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from openblip.errors import CheckpointError
-from openblip.interop.assembly import Shapes, check_names, check_shape, fill, shapes_of
+from openblip.interop.assembly import Shapes, check_names, fill, shapes_of
+from openblip.interop.conversion import StateReader, split_parts, write_state
 from openblip.interop.original_layout import (
     POSITION_IDS,
     QUEUE_POSITION,
@@ -20,7 +21,6 @@ from openblip.interop.original_layout import (
     UNUSED_TEACHER_SECTION,
     Kind,
     NameMap,
-    Place,
 )
 from openblip.interop.original_sizes import (
     AnyConfig,
@@ -145,66 +145,16 @@ def from_original(
     return OriginalCheckpoint(kind, config, student, teacher, queues, reader.dropped, source)
 
 
-class _Reader:
-    """Takes keys out of an original state dict and notes which are left."""
-
-    def __init__(self, tensors: Mapping[str, Tensor], source: str) -> None:
-        self.tensors = tensors
-        self.source = source
-        self.unread = set(tensors)
-        self.dropped: dict[str, str] = {}
-
-    def take(self, key: str, shape: tuple[int, ...]) -> Tensor:
-        if key not in self.tensors:
-            raise CheckpointError(f"{self.source}: missing {key}; is the checkpoint complete?")
-        tensor = self.tensors[key]
-        check_shape(key, tuple(tensor.shape), shape, self.source)
-        self.unread.discard(key)
-        return tensor
-
-    def state(self, shapes: Shapes, names: NameMap) -> dict[str, Tensor]:
-        """Our state dict, without the weights that the original does not have."""
-        state = {}
-        for name, shape in shapes.items():
-            places = names.places(name)
-            if not places:
-                assert name == "temperature", f"no rule for {name}"
-                continue
-            parts = self._parts(places[0], shape)
-            for copy in places[1:]:
-                self._drop_tied(places[0], parts, copy, self._parts(copy, shape))
-            state[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
-        return state
-
-    def _parts(self, place: Place, shape: tuple[int, ...]) -> list[Tensor]:
-        part_shape = (shape[0] // len(place), *shape[1:]) if len(place) > 1 else shape
-        return [self.take(key, part_shape) for key in place]
-
-    def _drop_tied(
-        self, kept: Place, tensors: list[Tensor], copies: Place, copied: list[Tensor]
-    ) -> None:
-        for key, tensor, copy, other in zip(kept, tensors, copies, copied, strict=True):
-            if not _equal(tensor, other):
-                raise CheckpointError(
-                    f"{self.source}: {copy} differs from {key}, but BLIP ties them; the checkpoint "
-                    "is not from BLIP's code as released"
-                )
-            self.dropped[copy] = f"tied to {key}"
+class _Reader(StateReader):
+    """Reads what is the original's alone: the teacher's unused part, and the queues."""
 
     def drop_unused_teacher(self, shapes: Shapes) -> None:
         names = NameMap((UNUSED_TEACHER_SECTION,))
         for name, shape in shapes.items():
             for place in names.places(name):
-                self._parts(place, shape)
+                self.parts(place, shape)
                 for key in place:
                     self.dropped[key] = "cross-attention of the teacher: updated, but never run"
-
-    def drop_position_ids(self, max_positions: int) -> None:
-        expected = torch.arange(max_positions)[None]
-        for key in [key for key in self.unread if key.endswith(POSITION_IDS)]:
-            if not _equal(self.take(key, (1, max_positions)), expected):
-                raise CheckpointError(f"{self.source}: {key} is not 0, 1, 2, ...")
-            self.dropped[key] = "the constant 0, 1, 2, ..."
 
     def queues(self, kind: Kind, embed_dim: int) -> OriginalQueues:
         size = self.tensors["image_queue"].shape[-1] if "image_queue" in self.tensors else 0
@@ -214,12 +164,6 @@ class _Reader:
         ids = self.take("idx_queue", (1, size))[0] if kind == "retrieval" else None
         position = 0 if pointer.is_meta else int(pointer)
         return OriginalQueues(images.T.contiguous(), texts.T.contiguous(), position, ids)
-
-
-def _equal(tensor: Tensor, other: Tensor) -> bool:
-    if tensor.is_meta or other.is_meta or tensor.data_ptr() == other.data_ptr():
-        return True
-    return torch.equal(tensor, other)
 
 
 def to_original(
@@ -246,11 +190,11 @@ def to_original(
     kind = kind or _natural_kind(model)
     _check_fits(model, kind)
     state = model.state_dict()
-    written = _write(state, NameMap(SECTIONS[kind]))
+    written = write_state(state, NameMap(SECTIONS[kind]))
     if kind in QUEUE_POSITION:
         assert isinstance(model, Med)
         names = NameMap((*TEACHER_SECTIONS, UNUSED_TEACHER_SECTION))
-        written |= _write(state | (teacher.state_dict() if teacher else {}), names)
+        written |= write_state(state | (teacher.state_dict() if teacher else {}), names)
         written |= _write_queues(kind, queues or _initial_queues(model.config.embed_dim))
     positions = torch.arange(model.config.text.max_positions)[None]
     word_embeddings = ".embeddings.word_embeddings.weight"
@@ -277,22 +221,9 @@ def export_gradients(
         places = names.places(name)
         if not places:
             raise CheckpointError(f"{name} is not a parameter of the original's {kind} model")
-        whole = dict.fromkeys(places[0]) if gradient is None else _split(gradient, places[0])
+        whole = dict.fromkeys(places[0]) if gradient is None else split_parts(gradient, places[0])
         exported.update(whole)
     return exported
-
-
-def _write(state: Mapping[str, Tensor], names: NameMap) -> dict[str, Tensor]:
-    written: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        for place in names.places(name):
-            written.update(_split(tensor, place))
-    return written
-
-
-def _split(tensor: Tensor, place: Place) -> dict[str, Tensor]:
-    parts = tensor.chunk(len(place)) if len(place) > 1 else (tensor,)
-    return dict(zip(place, parts, strict=True))
 
 
 def _write_queues(kind: Kind, queues: OriginalQueues) -> dict[str, Tensor]:
