@@ -4,6 +4,7 @@ The only file that knows this layout; version 1 is the current one.
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -66,7 +67,7 @@ def save_folder(
         CheckpointError: if it cannot be written, or `folder` holds something else than a model.
         ValueError: if there is no such kind.
     """
-    _check_replaceable(folder)
+    check_replaceable(folder, (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE))
     config = {
         "format": _FORMAT,
         "format_version": _VERSION,
@@ -118,7 +119,7 @@ def read_config(folder: Path) -> FolderConfig:
         CheckpointError: if it is missing, damaged, or of another or a later format.
     """
     path = folder / CONFIG_FILE
-    values = _read_json(path)
+    values = read_json(path)
     _check_format(values, path)
     try:
         config = FolderConfig(
@@ -163,7 +164,12 @@ def _check_format(values: dict[str, Any], path: Path) -> None:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, or holds something else.
+    """
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -175,9 +181,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _check_replaceable(folder: Path) -> None:
-    """Refuses to replace what is no model folder: a wrong path must not cost a photo collection."""
-    known = {CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE}
+def check_replaceable(folder: Path, known: Collection[str]) -> None:
+    """Nothing, if a folder is absent or holds known files alone.
+
+    A wrong path must not cost a photo collection.
+
+    Raises:
+        CheckpointError: naming what else is there.
+    """
     if folder.is_file():
         raise CheckpointError(f"{folder}: is a file; give a folder")
     others = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
