@@ -44,9 +44,7 @@ def ask(
     blip = load(model or PUBLISHED["ask"], device=device)
     answers = blip.ask(image, list(questions), choices or None)
     if json:
-        print_json(
-            [{"question": q, **asdict(a)} for q, a in zip(questions, answers, strict=True)]
-        )
+        print_json([{"question": q, **asdict(a)} for q, a in zip(questions, answers, strict=True)])
         return 0
     print_table(
         ["question", "answer", "probability"],

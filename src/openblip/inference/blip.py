@@ -370,4 +370,3 @@ class Blip(ModelBundle):
         """
         tokens_of = partial(self._tokens, first_token=first_token)
         return score_texts(encoded, texts, tokens_of, partial(self._tokens, first_token="[CLS]"))
-

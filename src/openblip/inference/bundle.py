@@ -14,7 +14,7 @@ from openblip.errors import MissingHead, RecipeError
 from openblip.inference.encoded import EncodedImages
 from openblip.inference.image_input import image_batches
 from openblip.inference.kinds import FROM_ORIGINAL, TO_HUGGINGFACE, TO_ORIGINAL
-from openblip.interop.original_sizes import AnyModel
+from openblip.interop.models import AnyModel
 from openblip.model import Med
 from openblip.model.nlvr import Nlvr
 from openblip.model.vqa import Vqa

@@ -9,8 +9,9 @@ from torch import nn
 from openblip.data.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE, TextTokenizer
 from openblip.errors import CheckpointError, DataError, RecipeError
 from openblip.inference.blip import Blip
+from openblip.inference.kinds import FROM_HUGGINGFACE, FROM_ORIGINAL
 from openblip.interop.folder import CONFIG_FILE, WEIGHTS_FILE, read_folder
-from openblip.interop.original_sizes import AnyModel
+from openblip.interop.models import AnyModel
 from openblip.model.vision import interpolate_positions
 
 # Of a training run, the first that is there.
@@ -19,22 +20,8 @@ _EXPECTED = (
     "give a model folder (ours or of transformers), a training run's folder, an original .pth "
     "file, its https address, or organisation/name of the Hugging Face hub"
 )
-# What the original's models serve as, and how many tokens their texts have at most in its code:
-# sentences about two images are not cut there.
-_ORIGINAL_KINDS = {
-    "pretrain": ("pretrain", 30),
-    "caption": ("captioner", 40),
-    "retrieval": ("filter", 35),
-    "itm": ("filter", 35),
-    "vqa": ("vqa", 35),
-    "nlvr": ("nlvr", None),
-}
-_HUGGINGFACE_KINDS = {
-    "caption": "captioner",
-    "retrieval": "filter",
-    "vqa": "vqa",
-    "dual": "dual_encoder",
-}
+# Suffixes of what a folder of `transformers` holds of a model.
+_HUGGINGFACE_SUFFIXES = (".json", ".txt", ".safetensors", ".bin")
 # Rows of the word embedding of every released original checkpoint.
 _BERT_VOCABULARY = 30524
 
@@ -106,7 +93,7 @@ def resize_images(model: AnyModel, image_size: int) -> None:
         encoder.positions = nn.Parameter(interpolate_positions(encoder.positions, (grid, grid)))
     encoder.config = vision
     # The configurations differ in type, and all of them have `vision`.
-    model.config = replace(model.config, vision=vision)  # type: ignore[assignment]
+    model.config = replace(model.config, vision=vision)
 
 
 def find_model(source: str | Path) -> Path:
@@ -150,13 +137,13 @@ def find_model_files(source: str | Path) -> list[Path]:
     Raises:
         CheckpointError: if there is no model, or a file of it is missing.
     """
-    from openblip.interop.huggingface_folder import is_huggingface, model_files
+    from openblip.interop.huggingface_folder import is_huggingface
 
     path = find_model(source)
     if path.is_file():
         return [path, _tokenizer_beside(path)]
     if is_huggingface(path):
-        return model_files(path)
+        return sorted(file for file in path.iterdir() if file.suffix in _HUGGINGFACE_SUFFIXES)
     files = [path / name for name in (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE)]
     for file in files:
         if not file.is_file():
@@ -169,7 +156,7 @@ def _read_folder(folder: Path) -> Blip:
 
     if is_huggingface(folder):
         theirs = read_huggingface(folder)
-        kind = _HUGGINGFACE_KINDS[theirs.kind]
+        kind = FROM_HUGGINGFACE[theirs.kind]
         model, tokenizer = theirs.model, theirs.tokenizer
         if theirs.image_size != model.config.vision.image_size:
             resize_images(model, theirs.image_size)
@@ -183,12 +170,12 @@ def _read_original(path: Path) -> Blip:
     from openblip.interop.original_files import read_original
 
     checkpoint = from_original(read_original(path), str(path))
-    if checkpoint.kind not in _ORIGINAL_KINDS:
+    if checkpoint.kind not in FROM_ORIGINAL:
         raise CheckpointError(
             f"{path}: an original {checkpoint.kind} checkpoint; only those of the kinds "
-            f"{', '.join(_ORIGINAL_KINDS)} can be loaded"
+            f"{', '.join(FROM_ORIGINAL)} can be loaded"
         )
-    kind, max_tokens = _ORIGINAL_KINDS[checkpoint.kind]
+    kind, max_tokens = FROM_ORIGINAL[checkpoint.kind]
     model = checkpoint.model()
     sizes = model.config
     file = _tokenizer_beside(path, sizes.text.vocab_size)

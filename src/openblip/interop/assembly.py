@@ -93,13 +93,18 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     Raises:
         OSError: if it cannot be written.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     # The library makes files that only their owner can read; this one is as readable as others.
     path.touch()
     mode = path.stat().st_mode
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, path, metadata={"format": "pt"})
+    try:
+        save_file(contiguous, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        # The library's own kind of error, for a full disk too.
+        raise OSError(str(error)) from error
     path.chmod(mode)
 
 

@@ -4,6 +4,7 @@ The only file that knows this layout; version 1 is the current one.
 """
 
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -13,13 +14,14 @@ from openblip.data.transforms import IMAGE_MEAN, IMAGE_STD
 from openblip.errors import CheckpointError, DataError, RecipeError
 from openblip.interop.assembly import fill, read_safetensors, write_safetensors
 from openblip.interop.atomic import replace_folder
-from openblip.interop.original_sizes import AnyConfig, AnyModel, empty_model
+from openblip.interop.models import AnyConfig, AnyModel, empty_model
 from openblip.model import Med, MedConfig
 from openblip.model.config import config_from_dict, config_to_dict
+from openblip.model.dual import DualConfig
 from openblip.model.nlvr import NlvrConfig
 from openblip.model.vqa import VqaConfig
 
-FolderKind = Literal["pretrain", "captioner", "filter", "vqa", "nlvr"]
+FolderKind = Literal["pretrain", "captioner", "filter", "vqa", "nlvr", "dual_encoder"]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -31,6 +33,7 @@ _CONFIGS: dict[str, type[AnyConfig]] = {
     "filter": MedConfig,
     "vqa": VqaConfig,
     "nlvr": NlvrConfig,
+    "dual_encoder": DualConfig,
 }
 
 
@@ -92,7 +95,7 @@ def save_folder(
         CheckpointError: if it cannot be written, or `folder` holds something else than a model.
         ValueError: if there is no such kind, or it is of another model.
     """
-    _check_replaceable(folder)
+    check_replaceable(folder, (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE))
     expected = _CONFIGS[_one_of(get_args(FolderKind), "kind", kind)]
     if not isinstance(model.config, expected):
         raise ValueError(f"kind {kind!r} is not a {type(model).__name__}")
@@ -148,7 +151,7 @@ def read_config(folder: Path) -> FolderConfig:
         CheckpointError: if it is missing, damaged, or of another or a later format.
     """
     path = folder / CONFIG_FILE
-    values = _read_json(path)
+    values = read_json(path)
     _check_format(values, path)
     try:
         kind = _one_of(get_args(FolderKind), "kind", values["kind"])
@@ -194,7 +197,12 @@ def _check_format(values: dict[str, Any], path: Path) -> None:
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, or holds something else.
+    """
     try:
         values = json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -206,9 +214,14 @@ def _read_json(path: Path) -> dict[str, Any]:
     return values
 
 
-def _check_replaceable(folder: Path) -> None:
-    """Refuses to replace what is no model folder: a wrong path must not cost a photo collection."""
-    known = {CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE}
+def check_replaceable(folder: Path, known: Collection[str]) -> None:
+    """Nothing, if a folder is absent or holds known files alone.
+
+    A wrong path must not cost a photo collection.
+
+    Raises:
+        CheckpointError: naming what else is there.
+    """
     if folder.is_file():
         raise CheckpointError(f"{folder}: is a file; give a folder")
     others = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from openblip.errors import CheckpointError
 from openblip.interop.assembly import check_names, fill, shapes_of
+from openblip.interop.conversion import split_parts, write_state
+from openblip.interop.models import AnyModel, empty_model
 from openblip.interop.original_layout import (
     MOMENTUM,
     POSITION_IDS,
@@ -19,16 +21,13 @@ from openblip.interop.original_layout import (
     Kind,
     Momentum,
     NameMap,
-    Place,
 )
-from openblip.interop.original_reading import OriginalQueues, Reader
+from openblip.interop.original_reading import OriginalQueues, OriginalReader
 from openblip.interop.original_sizes import (
     ALBEF_HEADS,
     MED_HEADS,
-    AnyConfig,
-    AnyModel,
+    OriginalConfig,
     detect_kind,
-    empty_model,
     infer_config,
     teacher_config,
 )
@@ -46,7 +45,7 @@ class OriginalCheckpoint:
 
     kind: Kind
     """Which of the original's models it is."""
-    config: AnyConfig
+    config: OriginalConfig
     """Sizes of the model."""
     student: dict[str, Tensor]
     """State of the model; not copied from the input where the names map one to one."""
@@ -116,7 +115,7 @@ def from_original(
     """
     kind = detect_kind(tensors, source)
     config = infer_config(kind, tensors, source, vision_heads, text_heads)
-    reader = Reader(tensors, source)
+    reader = OriginalReader(tensors, source)
     student_shapes = shapes_of(empty_model(config))
     student = reader.state(student_shapes, NameMap(SECTIONS[kind]))
     if kind == "itm":
@@ -158,11 +157,11 @@ def to_original(
     kind = kind or _natural_kind(model)
     _check_fits(model, kind)
     state = model.state_dict()
-    written = _write(state, NameMap(SECTIONS[kind]))
+    written = write_state(state, NameMap(SECTIONS[kind]))
     if momentum := MOMENTUM.get(kind):
         assert isinstance(model, Med | Albef)
         names = NameMap((*momentum.sections, *momentum.unused))
-        written |= _write(state | (teacher.state_dict() if teacher else {}), names)
+        written |= write_state(state | (teacher.state_dict() if teacher else {}), names)
         queues = queues or _initial_queues(momentum.queue_size, model.config.embed_dim)
         written |= _write_queues(momentum, queues)
     positions = torch.arange(model.config.text.max_positions)[None]
@@ -190,22 +189,9 @@ def export_gradients(
         places = names.places(name)
         if not places:
             raise CheckpointError(f"{name} is not a parameter of the original's {kind} model")
-        whole = dict.fromkeys(places[0]) if gradient is None else _split(gradient, places[0])
+        whole = dict.fromkeys(places[0]) if gradient is None else split_parts(gradient, places[0])
         exported.update(whole)
     return exported
-
-
-def _write(state: Mapping[str, Tensor], names: NameMap) -> dict[str, Tensor]:
-    written: dict[str, Tensor] = {}
-    for name, tensor in state.items():
-        for place in names.places(name):
-            written.update(_split(tensor, place))
-    return written
-
-
-def _split(tensor: Tensor, place: Place) -> dict[str, Tensor]:
-    parts = tensor.chunk(len(place)) if len(place) > 1 else (tensor,)
-    return dict(zip(place, parts, strict=True))
 
 
 def _write_queues(momentum: Momentum, queues: OriginalQueues) -> dict[str, Tensor]:

@@ -1,10 +1,7 @@
 """Reading and writing files in the original's layout: `.pth`, or `.safetensors`."""
 
-import pickle
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +9,7 @@ from torch import Tensor
 from openblip.errors import CheckpointError
 from openblip.interop.assembly import read_safetensors, write_safetensors
 from openblip.interop.atomic import replace_file
+from openblip.interop.pickled import check_tensors, read_pickle
 
 _REMEDY = "fetch the file again, or give a .pth or .safetensors file of the original BLIP"
 
@@ -32,22 +30,10 @@ def read_original(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: no such file")
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    content = _load(path)
-    if not isinstance(content, Mapping):
-        raise CheckpointError(
-            f"{path}: holds a {type(content).__name__}, expected a dictionary of tensors; {_REMEDY}"
-        )
-    state = content.get("model", content)
-    if not isinstance(state, Mapping) or not state:
-        raise CheckpointError(f"{path}: 'model' holds no dictionary of tensors; {_REMEDY}")
-    for key, value in state.items():
-        if not isinstance(value, Tensor):
-            place = "'model'" if "model" in content else "the file, which has no 'model',"
-            raise CheckpointError(
-                f"{path}: {key} in {place} is a {type(value).__name__}, expected a tensor; "
-                f"{_REMEDY}"
-            )
-    return dict(state)
+    content = read_pickle(path, _REMEDY)
+    if "model" in content:
+        return check_tensors(content["model"], path, "'model'", _REMEDY)
+    return check_tensors(content, path, "the file, which has no 'model',", _REMEDY)
 
 
 def write_original(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -68,27 +54,3 @@ def write_original(path: Path, tensors: Mapping[str, Tensor]) -> None:
                 torch.save({"model": detached}, temporary)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be written ({error})") from error
-
-
-def _load(path: Path) -> Any:
-    # Files older than torch 1.6 are no zip archives and cannot be mapped.
-    mapped = zipfile.is_zipfile(path)
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        if mapped:
-            raise CheckpointError(
-                f"{path}: holds more than tensors and plain values, and is not run for safety "
-                f"({_first_line(error)}); save its state dict alone"
-            ) from error
-        raise CheckpointError(
-            f"{path}: truncated, or no checkpoint of tensors ({_first_line(error)}); {_REMEDY}"
-        ) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise CheckpointError(
-            f"{path}: cannot be read ({_first_line(error)}); {_REMEDY}"
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -7,16 +7,15 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from openblip.errors import CheckpointError
-from openblip.interop.assembly import Shapes, build_empty, listed
+from openblip.interop.assembly import Shapes, listed
 from openblip.interop.original_layout import Kind
-from openblip.model import Med, MedConfig, TextConfig, VisionConfig
-from openblip.model.albef import Albef, AlbefConfig, AlbefHead
+from openblip.model import MedConfig, TextConfig, VisionConfig
+from openblip.model.albef import AlbefConfig, AlbefHead
 from openblip.model.config import Head
-from openblip.model.nlvr import Nlvr, NlvrConfig
-from openblip.model.vqa import Vqa, VqaConfig
+from openblip.model.nlvr import NlvrConfig
+from openblip.model.vqa import VqaConfig
 
-AnyModel = Med | Vqa | Nlvr | Albef
-AnyConfig = MedConfig | VqaConfig | NlvrConfig | AlbefConfig
+OriginalConfig = MedConfig | VqaConfig | NlvrConfig | AlbefConfig
 
 # Channels of an attention head at every released size.
 _HEAD_DIM = 64
@@ -104,7 +103,7 @@ def infer_config(
     source: str,
     vision_heads: int | None = None,
     text_heads: int | None = None,
-) -> AnyConfig:
+) -> OriginalConfig:
     """Sizes of a checkpoint, from its shapes.
 
     Args:
@@ -206,18 +205,7 @@ def _num_heads(argument: str, given: int | None, width: int, source: str) -> int
     return given or width // _HEAD_DIM
 
 
-def empty_model(config: AnyConfig) -> AnyModel:
-    """The model of a configuration on the meta device."""
-    if isinstance(config, MedConfig):
-        return build_empty(lambda: Med(config))
-    if isinstance(config, VqaConfig):
-        return build_empty(lambda: Vqa(config))
-    if isinstance(config, NlvrConfig):
-        return build_empty(lambda: Nlvr(config))
-    return build_empty(lambda: Albef(config))
-
-
-def teacher_config(config: AnyConfig) -> MedConfig | AlbefConfig:
+def teacher_config(config: OriginalConfig) -> MedConfig | AlbefConfig:
     """Sizes of the momentum model: of a MED, what the contrast needs; of ALBEF, all but matching.
 
     Raises:

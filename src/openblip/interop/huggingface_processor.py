@@ -1,0 +1,219 @@
+"""Tokenizer and image-processor files of the Hugging Face layout."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from openblip.data.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE, TextTokenizer
+from openblip.data.transforms import IMAGE_MEAN, IMAGE_STD
+from openblip.errors import CheckpointError, DataError
+from openblip.interop.folder import read_json
+from openblip.interop.huggingface_config import check_no_code
+
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+IMAGE_CONFIG_FILE = "preprocessor_config.json"
+PROCESSOR_CONFIG_FILE = "processor_config.json"
+_ADDED_TOKENS_FILE = "added_tokens.json"
+
+_BICUBIC = 3
+# Fields that decide what becomes of the pixels, and the values that our transform stands for.
+_PIXELS: dict[str, Any] = {
+    "do_resize": True,
+    "do_rescale": True,
+    "do_normalize": True,
+    "do_center_crop": False,
+    "resample": _BICUBIC,
+    "rescale_factor": 1 / 255,
+    "image_mean": list(IMAGE_MEAN),
+    "image_std": list(IMAGE_STD),
+}
+_TOLERANCE = 1e-6
+_TEXT_TEMPLATE = (("SpecialToken", "[CLS]"), ("Sequence", "A"), ("SpecialToken", "[SEP]"))
+
+
+def read_image_size(folder: Path, model_size: int, patch_size: int) -> int:
+    """Side of the square that images are resized to, in pixels.
+
+    Args:
+        folder: may hold an image processor's file; where there is none, it is the model's size.
+        model_size: side of the square that the model's positions belong to.
+        patch_size: the size must be a multiple of it.
+
+    Raises:
+        CheckpointError: if the file asks for other pixels than our transform gives.
+    """
+    path, values = _image_config(folder)
+    check_no_code(values, str(path))
+    for field, ours in _PIXELS.items():
+        if field in values and not _same(values[field], ours):
+            raise CheckpointError(
+                f"{path}: {field} is {values[field]!r}, but images are prepared with {ours!r}; "
+                "load a checkpoint that was trained so"
+            )
+    size = values.get("size", model_size)
+    if isinstance(size, Mapping) and size.get("height") == size.get("width"):
+        size = size.get("height")
+    if not isinstance(size, int) or size < 1 or size % patch_size:
+        raise CheckpointError(
+            f"{path}: size is {values['size']!r}, expected a square (height and width) whose side "
+            f"is a multiple of the model's patch size {patch_size}"
+        )
+    return size
+
+
+def read_tokenizer(folder: Path) -> TextTokenizer:
+    """The tokenizer of a folder: its `tokenizer.json`, or else its `vocab.txt`.
+
+    Raises:
+        CheckpointError: if there is none, it is damaged, or a file beside a `vocab.txt` asks for
+            another one than bert-base-uncased's.
+    """
+    try:
+        tokenizer = TextTokenizer.from_file(folder)
+    except DataError as error:
+        raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error})") from error
+    if not (folder / TOKENIZER_FILE).is_file():
+        _check_vocabulary(folder, tokenizer)
+    return tokenizer
+
+
+def read_max_tokens(folder: Path, max_positions: int) -> int:
+    """Longest text, special tokens included: what the tokenizer's file says, if that fits.
+
+    Raises:
+        CheckpointError: if the file is damaged.
+    """
+    limit = _optional(folder / TOKENIZER_CONFIG_FILE).get("model_max_length", max_positions)
+    # Without a limit `transformers` writes 1e30.
+    return int(min(limit, max_positions))
+
+
+def write_processor(
+    folder: Path, tokenizer: TextTokenizer, image_size: int, max_tokens: int
+) -> None:
+    """Write what `BlipProcessor.from_pretrained` reads.
+
+    Args:
+        folder: an existing one.
+        tokenizer: that of the model.
+        image_size: side of the square that images are resized to, in pixels.
+        max_tokens: longest text, special tokens included.
+
+    Raises:
+        OSError: if a file cannot be written.
+        DataError: if the tokenizer's cannot.
+    """
+    tokenizer_json = tokenizer.save(folder)
+    backend = json.loads(tokenizer_json.read_text(encoding="utf-8"))
+    is_bert = _is_bert(backend)
+    backend["post_processor"] = _template(tokenizer)
+    write_json(tokenizer_json, backend)
+    if is_bert:
+        vocabulary = sorted(backend["model"]["vocab"].items(), key=lambda item: item[1])
+        lines = "".join(f"{token}\n" for token, _ in vocabulary)
+        (folder / VOCABULARY_FILE).write_text(lines, encoding="utf-8")
+    write_json(folder / TOKENIZER_CONFIG_FILE, _tokenizer_config(is_bert, max_tokens))
+    image_config = {
+        **_PIXELS,
+        "do_convert_rgb": True,
+        "size": {"height": image_size, "width": image_size},
+        "image_processor_type": "BlipImageProcessor",
+        "processor_class": "BlipProcessor",
+    }
+    # `transformers`' class has no cropping.
+    del image_config["do_center_crop"]
+    write_json(folder / IMAGE_CONFIG_FILE, image_config)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write an object as JSON.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _optional(path: Path) -> dict[str, Any]:
+    return read_json(path) if path.is_file() else {}
+
+
+def _image_config(folder: Path) -> tuple[Path, dict[str, Any]]:
+    """The file that describes the pixels, and what it says; nothing where there is none."""
+    path = folder / PROCESSOR_CONFIG_FILE
+    values = _optional(path).get("image_processor")
+    if isinstance(values, dict):
+        return path, values
+    return folder / IMAGE_CONFIG_FILE, _optional(folder / IMAGE_CONFIG_FILE)
+
+
+def _same(value: Any, ours: Any) -> bool:
+    if isinstance(ours, bool):
+        return value is ours
+    theirs, own = (v if isinstance(v, list) else [v] for v in (value, ours))
+    return len(theirs) == len(own) and all(
+        isinstance(a, int | float) and abs(a - b) <= _TOLERANCE
+        for a, b in zip(theirs, own, strict=True)
+    )
+
+
+def _check_vocabulary(folder: Path, tokenizer: TextTokenizer) -> None:
+    config = folder / TOKENIZER_CONFIG_FILE
+    if _optional(config).get("do_lower_case", True) is not True:
+        raise CheckpointError(
+            f"{config}: do_lower_case is false, but a {VOCABULARY_FILE} alone is read in lower "
+            f"case; put the tokenizer's {TOKENIZER_FILE} into the folder"
+        )
+    path = folder / _ADDED_TOKENS_FILE
+    ours = {"[DEC]": tokenizer.special.dec, "[ENC]": tokenizer.special.enc}
+    for token, index in _optional(path).items():
+        if ours.get(token) != index:
+            raise CheckpointError(
+                f"{path}: {token} is {index}, expected {ours} alone; put the tokenizer's "
+                f"{TOKENIZER_FILE} into the folder"
+            )
+
+
+def _is_bert(backend: Mapping[str, Any]) -> bool:
+    normalizer, model = backend["normalizer"] or {}, backend["model"]
+    return (
+        model["type"] == "WordPiece"
+        and model["continuing_subword_prefix"] == "##"
+        and normalizer.get("type") == "BertNormalizer"
+    )
+
+
+def _template(tokenizer: TextTokenizer) -> dict[str, Any]:
+    """`[CLS] text [SEP]`, as `transformers` tokenises a text."""
+    ids = {"[CLS]": tokenizer.special.cls, "[SEP]": tokenizer.special.sep}
+    single = [{kind: {"id": name, "type_id": 0}} for kind, name in _TEXT_TEMPLATE]
+    second = [
+        {"Sequence": {"id": "B", "type_id": 1}},
+        {"SpecialToken": {"id": "[SEP]", "type_id": 1}},
+    ]
+    return {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [*single, *second],
+        "special_tokens": {
+            name: {"id": name, "ids": [index], "tokens": [name]} for name, index in ids.items()
+        },
+    }
+
+
+def _tokenizer_config(is_bert: bool, max_tokens: int) -> dict[str, Any]:
+    return {
+        "tokenizer_class": "BertTokenizer" if is_bert else "PreTrainedTokenizerFast",
+        "processor_class": "BlipProcessor",
+        "model_max_length": max_tokens,
+        "clean_up_tokenization_spaces": False,
+        "pad_token": "[PAD]",
+        "unk_token": "[UNK]",
+        "cls_token": "[CLS]",
+        "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
+        "bos_token": "[DEC]",
+        "additional_special_tokens": ["[ENC]"],
+    }

@@ -1,0 +1,72 @@
+"""Two towers with unit-length embeddings: the plain contrastive model of `transformers`.
+
+Not part of the paper; there it is the class `BlipModel`.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from openblip.model.config import TextConfig, VisionConfig
+from openblip.model.text import TextPass, TextStack
+from openblip.model.vision import ImageEncoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualConfig:
+    """Sizes of a dual encoder."""
+
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    """The image encoder."""
+    text: TextConfig = field(default_factory=TextConfig)
+    """The text encoder."""
+    embed_dim: int = 512
+    """Dimensions of the space in which images and texts are contrasted."""
+
+
+class DualEncoder(nn.Module):
+    """Embeds images and texts apart; the text stack has cross-attention, which embeddings skip.
+
+    Ids of a text begin with `[CLS]`.
+    """
+
+    def __init__(self, config: DualConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.image_encoder = ImageEncoder(config.vision)
+        self.text = TextStack(config.text, config.vision.width, ("multimodal",))
+        self.text_pooler = nn.Linear(config.text.width, config.text.width)
+        self.image_projection = nn.Linear(config.vision.width, config.embed_dim, bias=False)
+        self.text_projection = nn.Linear(config.text.width, config.embed_dim, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(2.6592))
+
+    @property
+    def temperature(self) -> Float[Tensor, ""]:
+        """What cosine similarities are divided by: exp(-logit_scale)."""
+        return (-self.logit_scale).exp()
+
+    def encode_images(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch patches vision_width"]:
+        """Patch tokens of normalised images, the class token first."""
+        hidden: Tensor = self.image_encoder(images)
+        return hidden
+
+    def embed_images(
+        self, image_hidden: Float[Tensor, "batch patches vision_width"]
+    ) -> Float[Tensor, "batch embed"]:
+        """Unit-length embeddings of encoded images, from their class tokens."""
+        # `transformers` applies the last layer norm to the class token a second time.
+        pooled = self.image_encoder.norm(image_hidden[:, 0])
+        return F.normalize(self.image_projection(pooled).float(), dim=-1)
+
+    def embed_texts(
+        self, ids: Int[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"]
+    ) -> Float[Tensor, "rows embed"]:
+        """Unit-length embeddings of texts, from their first tokens."""
+        (hidden,) = self.text(TextPass(ids, mask))
+        pooled = torch.tanh(self.text_pooler(hidden[:, 0]))
+        return F.normalize(self.text_projection(pooled).float(), dim=-1)
