@@ -21,6 +21,9 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "evaluate": ("evaluate", "evaluate", "retrieval or captioning by the field's protocol"),
     "caption": ("predict", "caption", "caption images"),
     "match": ("predict", "match", "how well texts match images"),
+    "ask": ("ask", "ask", "answer questions about an image"),
+    "explain": ("explain", "explain", "show where the model looks, word by word"),
+    "convert": ("convert", "convert", "write a model in another layout"),
 }
 
 

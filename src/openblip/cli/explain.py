@@ -45,7 +45,10 @@ def explain(
     task = "ask" if question else "match" if text else "caption"
     blip = load(model or PUBLISHED[task], device=device)
     picture = open_image(image)
+    if question and not answer:
+        answer = blip.ask(picture, question)[0].text
     heatmap = blip.explain(picture, text, question=question, answer=answer, layer=layer)
     heatmap.save(output, picture)
-    print(f"{heatmap.text}: score {heatmap.score:.3f}; {output}")
+    shown = f"{question} {answer}" if question else " ".join(heatmap.tokens)
+    print(f"{shown} (score {heatmap.score:.3f}): {output}")
     return 0

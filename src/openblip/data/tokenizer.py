@@ -72,6 +72,10 @@ class TokenBatch:
     mask: Tensor
     """bool (rows, tokens), True where a token is, False on padding."""
 
+    def row(self, number: int) -> list[int]:
+        """The ids of one text without its padding."""
+        return [int(token) for token in self.ids[number][self.mask[number]]]
+
 
 class TextTokenizer:
     """A WordPiece (or any other) tokenizer with the special tokens of BLIP."""

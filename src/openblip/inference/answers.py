@@ -157,19 +157,14 @@ def answer_questions(
         RecipeError: if k is below 1 or `first_token` is another one.
         DataError: if `candidates` is empty, or the questions are not equally many per image.
     """
-    if first_token not in _FIRST_TOKENS:
-        raise RecipeError(f"first_token {first_token!r} is not one of [ENC], [CLS]")
     if len(questions) % max(len(hidden), 1) or (len(questions) and not len(hidden)):
         raise DataError(
             f"{len(questions)} questions for {len(hidden)} images; give equally many per image"
         )
     if not questions:
         return []
-    cleaned = [clean_question(question, _MAX_QUESTION_WORDS) for question in questions]
     most = vqa.config.text.max_positions
-    tokens = tokenizer.encode(
-        cleaned, min(_MAX_QUESTION_TOKENS, most), first=_FIRST_TOKENS[first_token]
-    )
+    tokens = question_tokens(tokenizer, questions, most, first_token)
     memory = read_questions(vqa, hidden, tokens)
     if candidates is None:
         return [
@@ -187,6 +182,24 @@ def answer_questions(
             strict=True,
         )
     ]
+
+
+def question_tokens(
+    tokenizer: TextTokenizer,
+    questions: Sequence[str],
+    most: int,
+    first_token: Literal["[ENC]", "[CLS]"] = "[ENC]",
+) -> TokenBatch:
+    """Questions as the original reads them: cleaned, cut to 50 words and 35 tokens.
+
+    Raises:
+        RecipeError: if `first_token` is another one.
+    """
+    if first_token not in _FIRST_TOKENS:
+        raise RecipeError(f"first_token {first_token!r} is not one of [ENC], [CLS]")
+    cleaned = [clean_question(question, _MAX_QUESTION_WORDS) for question in questions]
+    longest = min(_MAX_QUESTION_TOKENS, most)
+    return tokenizer.encode(cleaned, longest, first=_FIRST_TOKENS[first_token])
 
 
 def _score(

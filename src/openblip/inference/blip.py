@@ -12,15 +12,24 @@ from openblip.data.images import ImageSource
 from openblip.data.shuffle import keyed_hash
 from openblip.data.text import clean_caption
 from openblip.errors import DataError, RecipeError
-from openblip.inference.answers import Answer, answer_questions
+from openblip.inference.answers import (
+    Answer,
+    answer_questions,
+    question_tokens,
+    read_questions,
+    write_answers,
+)
 from openblip.inference.bundle import FirstTokenName, ModelBundle, check_batch_size
-from openblip.inference.captions import Caption, caption_encoded
+from openblip.inference.captions import Caption, caption_encoded, caption_ids
 from openblip.inference.comparison import compare_images
 from openblip.inference.decoding import Decoding, Method, Scoring
 from openblip.inference.encoded import EncodedImages
+from openblip.inference.explain import explain_answer, explain_caption, explain_match
 from openblip.inference.heatmap import Heatmap
 from openblip.inference.image_input import Images, as_sources
 from openblip.inference.scoring import Match, embed_texts, match_probabilities, score_texts
+from openblip.model import Med
+from openblip.model.dual import DualEncoder
 
 PROMPT = "a picture of "
 """What the captioners of the paper were trained to continue."""
@@ -133,25 +142,31 @@ class Blip(ModelBundle):
 
     def embed_images(self, images: Images, batch_size: int = 16) -> Float[Tensor, "images embed"]:
         """Unit-length float32 embeddings of images, on the CPU."""
-        self.med.require("itc")
-        parts = [torch.empty(0, self.med.config.embed_dim)]
-        for encoded in self._encoded(as_sources(images), batch_size):
-            assert encoded.embed is not None
-            parts.append(encoded.embed.cpu())
+        model = self._embedder()
+        parts = [torch.empty(0, model.config.embed_dim)]
+        for hidden in self._hidden(as_sources(images), batch_size):
+            with torch.no_grad():
+                parts.append(model.embed_images(hidden).cpu())
         return torch.cat(parts)
 
     def embed_texts(
         self, texts: str | Sequence[str], batch_size: int = 256
     ) -> Float[Tensor, "texts embed"]:
         """Unit-length float32 embeddings of texts, on the CPU."""
-        self.med.require("itc")
+        model = self._embedder()
         texts = [texts] if isinstance(texts, str) else texts
         check_batch_size(batch_size)
-        parts = [torch.empty(0, self.med.config.embed_dim)]
+        parts = [torch.empty(0, model.config.embed_dim)]
         for start in range(0, len(texts), batch_size):
             tokens = self._tokens(texts[start : start + batch_size], "[CLS]")
-            parts.append(embed_texts(self.med, tokens).cpu())
+            parts.append(embed_texts(model, tokens).cpu())
         return torch.cat(parts)
+
+    def _embedder(self) -> Med | DualEncoder:
+        if isinstance(self.model, DualEncoder):
+            return self.model
+        self.med.require("itc")
+        return self.med
 
     def match(
         self,
@@ -284,19 +299,34 @@ class Blip(ModelBundle):
             raise RecipeError("explain takes a text or a question, not both")
         hidden = next(self._hidden([image], 1))
         if question is not None:
-            return explain_answer(
-                self.vqa, self.tokenizer, hidden, question, answer, layer, first_token
-            )
+            return self._explain_answer(hidden, question, answer, layer, first_token)
         if text is not None and "itm" in self.med.config.heads:
             tokens = self._tokens([text], first_token)
-            ids = tokens.ids[tokens.mask].tolist()
-            return explain_match(self.med, self.tokenizer, hidden, ids, layer)
+            return explain_match(self.med, self.tokenizer, hidden, tokens.row(0), layer)
         if text is None:
             ((caption,),) = self.generate(EncodedImages(self.med, hidden), Decoding(), prompt)
             ids = list(caption.token_ids)
         else:
             ids = caption_ids(self.tokenizer, prompt, text, self.med.config.text.max_positions)
         return explain_caption(self.med, self.tokenizer, hidden, ids, prompt, layer)
+
+    def _explain_answer(
+        self,
+        hidden: Float[Tensor, "1 patches width"],
+        question: str,
+        answer: str | None,
+        layer: int | None,
+        first_token: FirstTokenName,
+    ) -> Heatmap:
+        most = self.vqa.config.text.max_positions
+        tokens = question_tokens(self.tokenizer, [question], most, first_token)
+        if answer is None:
+            memory = read_questions(self.vqa, hidden, tokens)
+            (written,) = write_answers(self.vqa, memory, self.tokenizer.special)
+            answer_ids = list(written.token_ids)
+        else:
+            answer_ids = self.tokenizer.encode([answer], most, first="dec").row(0)
+        return explain_answer(self.vqa, self.tokenizer, hidden, tokens.row(0), answer_ids, layer)
 
     def compare(
         self,

@@ -99,6 +99,13 @@ def prompt_ids(tokenizer: TextTokenizer, prompt: str, most: int) -> Int[Tensor, 
     return tokens.ids[:, : int(tokens.mask.sum()) - 1]
 
 
+def caption_ids(tokenizer: TextTokenizer, prompt: str, text: str, most: int) -> list[int]:
+    """A given caption as ids: `[DEC]`, prompt, text, `[SEP]`; cut to `most`."""
+    start = prompt_ids(tokenizer, prompt, most)[0].tolist()
+    tokens = tokenizer.encode([text], most, first="dec")
+    return [*start, *tokens.row(0)[1:]][:most]
+
+
 def _caption(tokenizer: TextTokenizer, text: Generated, start: int) -> Caption:
     # Differs from BLIP: it cuts as many characters as the prompt has, which loses a character
     # where the tokenizer writes the prompt, or what is joined to it, more shortly.

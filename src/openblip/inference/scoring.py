@@ -11,6 +11,7 @@ from torch import Tensor
 from openblip.data.tokenizer import TokenBatch
 from openblip.inference.encoded import EncodedImages
 from openblip.model import ImageMemory, Med
+from openblip.model.dual import DualEncoder
 
 # Rows of one pass: enough to keep the matrix products busy, few enough for the cache.
 _MAX_ROWS = 64
@@ -77,17 +78,16 @@ def match_logits(
 
 
 @torch.no_grad()
-def embed_texts(med: Med, texts: TokenBatch) -> Float[Tensor, "rows embed"]:
+def embed_texts(model: Med | DualEncoder, texts: TokenBatch) -> Float[Tensor, "rows embed"]:
     """Unit-length embeddings of texts, `[CLS]` first, in passes of similar length.
 
     Raises:
         MissingHead: if the model has no itc head.
     """
-    med.require("itc")
     order: list[int] = texts.mask.sum(dim=1).argsort(stable=True).tolist()
     embed = torch.cat(
         [
-            med.embed_texts(*_trimmed(med, texts, order[start : start + _MAX_ROWS]))
+            model.embed_texts(*_trimmed(model, texts, order[start : start + _MAX_ROWS]))
             for start in range(0, len(order), _MAX_ROWS)
         ]
     )
@@ -146,12 +146,12 @@ def _selected(memory: ImageMemory, images: list[int]) -> ImageMemory:
 
 
 def _trimmed(
-    med: Med, texts: TokenBatch, rows: list[int]
+    model: Med | DualEncoder, texts: TokenBatch, rows: list[int]
 ) -> tuple[Int[Tensor, "rows tokens"], Tensor]:
     """Ids and mask of some texts on the model's device, no wider than the longest of them."""
     index = torch.tensor(rows)
     mask = texts.mask[index]
     longest = int(mask.sum(dim=1).max())
     width = min(-(-longest // _PAD_MULTIPLE) * _PAD_MULTIPLE, mask.shape[1])
-    device = next(med.parameters()).device
+    device = next(model.parameters()).device
     return texts.ids[index, :width].to(device), mask[:, :width].to(device)
