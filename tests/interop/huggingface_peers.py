@@ -12,6 +12,7 @@ from openblip.data.tokenizer import TextTokenizer
 from openblip.interop.huggingface_layout import CLASSES, HuggingFaceKind
 
 KINDS: list[HuggingFaceKind] = list(CLASSES)
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "##s", "run", "two", "cat"]
 
 
 def peer(
@@ -83,3 +84,8 @@ def folder_of(
 def images_for(model: torch.nn.Module, rows: int) -> Tensor:
     size = model.config.vision_config.image_size
     return torch.randn(rows, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+def write_vocabulary(folder: Path, words: list[str]) -> None:
+    (folder / "tokenizer.json").unlink(missing_ok=True)
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in words))

@@ -16,7 +16,6 @@ from openblip.interop.assembly import Shapes, check_names, fill, shapes_of
 from openblip.interop.conversion import StateReader, write_state
 from openblip.interop.huggingface_config import (
     HuggingFaceConfig,
-    check_architecture,
     check_readable,
     config_from_huggingface,
     config_to_huggingface,
@@ -72,7 +71,8 @@ def from_huggingface(
 
     Args:
         tensors: the state dict; tied weights may be stored once or several times.
-        config: what `config.json` holds. Where it is silent, `transformers`' defaults hold.
+        config: what `config.json` holds. Where it is silent, `transformers`' defaults hold; which
+            class it is, the keys of `tensors` tell.
         source: what errors about weights name, usually the file.
         config_source: what errors about `config` name.
 
@@ -82,7 +82,6 @@ def from_huggingface(
     """
     check_readable(config, config_source)
     kind = detect_kind(tensors, source)
-    check_architecture(config, kind, config_source)
     ours = config_from_huggingface(config, kind, config_source)
     shapes, names = shapes_of(empty_model(ours)), NameMap(SECTIONS[kind])
     complete, stands_in = _with_tied(tensors, shapes, names)

@@ -127,20 +127,6 @@ def check_no_code(values: Mapping[str, Any], source: str) -> None:
         )
 
 
-def check_architecture(config: Mapping[str, Any], kind: HuggingFaceKind, source: str) -> None:
-    """Nothing, if a configuration names the class that its weights are of, or none.
-
-    Raises:
-        CheckpointError: naming both.
-    """
-    named = config.get("architectures")
-    if named and CLASSES[kind] not in named:
-        raise CheckpointError(
-            f"{source}: architectures is {named!r}, but the weights are those of a {CLASSES[kind]};"
-            " restore the config.json that belongs to them"
-        )
-
-
 def config_from_huggingface(
     config: Mapping[str, Any], kind: HuggingFaceKind, source: str
 ) -> HuggingFaceConfig:
