@@ -40,6 +40,7 @@ ONE_PLACE = {
     "tensorboardX": {"training/metrics_log.py"},
     "torch.distributed": {"training/distributed.py"},
     "rich": {"progress.py"},
+    "torchao": {"inference/quantise.py"},
     "transformers": set(),
     "torchvision": set(),
 }
