@@ -41,6 +41,7 @@ ONE_PLACE = {
     "torch.distributed": {"training/distributed.py"},
     "rich": {"progress.py"},
     "huggingface_hub": {"interop/hub.py"},
+    "torchao": {"inference/quantise.py"},
     "transformers": set(),
     "torchvision": set(),
 }

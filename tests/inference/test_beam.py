@@ -1,5 +1,7 @@
 """Bookkeeping of finished beams, and beam search against a plain search."""
 
+import random
+
 import pytest
 import torch
 
@@ -56,18 +58,26 @@ def test_what_counts_as_length(scoring, ended, counted):
     assert divisor(decoding, 10, ended, prompt_tokens=4) == counted**2
 
 
+def plain_scores(med, memory, texts, decoding, end):
+    """Log-probabilities of the next token, after penalty and minimum length, as lists."""
+    rows = med.decode(torch.tensor(texts), None, memory)[:, -1].log_softmax(dim=-1).tolist()
+    for ids, row in zip(texts, rows, strict=True):
+        for seen in set(ids):
+            row[seen] *= decoding.repetition_penalty
+        if len(ids) < decoding.min_length:
+            row[end] = float("-inf")
+    return rows
+
+
 def plain_beam_search(med, memory, prompt, decoding, end):
     """One image, lists, and the whole text through the model at each step."""
     beams, done, complete = [(0.0, prompt)], [], False
     for length in range(len(prompt), decoding.max_length):
-        ids = torch.tensor([ids for _, ids in beams])
-        logprobs = med.decode(ids, None, memory)[:, -1].log_softmax(dim=-1)
-        if length < decoding.min_length:
-            logprobs[:, end] = float("-inf")
+        rows = plain_scores(med, memory, [ids for _, ids in beams], decoding, end)
         candidates = sorted(
             (
                 (score + logprob, [*ids, token])
-                for (score, ids), row in zip(beams, logprobs.tolist(), strict=True)
+                for (score, ids), row in zip(beams, rows, strict=True)
                 for token, logprob in enumerate(row)
             ),
             key=lambda candidate: -candidate[0],
@@ -86,23 +96,40 @@ def plain_beam_search(med, memory, prompt, decoding, end):
     return sorted(done, reverse=True)[: decoding.num_beams]
 
 
-@pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
-@pytest.mark.parametrize("min_length", [2, 9])
-@torch.no_grad()
-def test_beam_search_equals_a_plain_uncached_search(blip, encoded, length_penalty, min_length):
-    decoding = Decoding(
-        num_beams=4, max_length=12, min_length=min_length, length_penalty=length_penalty
+def random_decoding(number):
+    """Settings that depend on the number alone, and the ids of a prompt."""
+    draw = random.Random(number)
+    prompt = [draw.randrange(7, 40) for _ in range(draw.randint(0, 5))]
+    max_length = len(prompt) + draw.randint(2, 14)
+    return prompt, Decoding(
+        num_beams=draw.randint(2, 5),
+        max_length=max_length,
+        min_length=draw.randint(0, max_length),
+        repetition_penalty=draw.choice([1.0, 0.8, draw.uniform(1.0, 2.0)]),
+        length_penalty=draw.choice([1.0, 0.0, 2.0, -1.0, draw.uniform(0.0, 2.0)]),
     )
+
+
+@pytest.mark.parametrize("number", range(30))
+@torch.no_grad()
+def test_beam_search_equals_a_plain_uncached_search(blip, encoded, number):
     special = blip.tokenizer.special
-    prompt = torch.tensor([special.dec, 20]).expand(len(encoded), -1)
+    prompt, decoding = random_decoding(number)
+    prompt = [special.dec, *prompt]
+    images = encoded.decoder_memory.select(torch.tensor([0, 3, 5]))
     found = generate(
-        blip.med.text, encoded.decoder_memory, prompt, decoding, special, num_captions=4
+        blip.med.text,
+        images,
+        torch.tensor([prompt] * 3),
+        decoding,
+        special,
+        num_captions=decoding.num_beams,
     )
     for image, texts in enumerate(found):
-        memory = encoded.decoder_memory.select(torch.tensor([image]))
-        plain = plain_beam_search(blip.med, memory, prompt[0].tolist(), decoding, special.sep)
+        memory = images.select(torch.tensor([image]))
+        plain = plain_beam_search(blip.med, memory, prompt, decoding, special.sep)
         assert [list(text.token_ids) for text in texts] == [ids for _, ids in plain]
-        assert [text.score for text in texts] == pytest.approx([s for s, _ in plain], abs=1e-5)
+        assert [text.score for text in texts] == pytest.approx([s for s, _ in plain], rel=1e-4)
 
 
 @torch.no_grad()

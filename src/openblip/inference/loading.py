@@ -43,22 +43,32 @@ def load(
             the https address of one; or the hub's `organisation/name`, with `@revision` if not
             the main branch.
         device: by default the first of cuda, mps and cpu that there is.
-        dtype: of the weights; float32 by default.
+        dtype: of the weights; float32 by default. torch.int8, on the CPU, is float32 with linear
+            layers that multiply 8-bit integers (extra `int8`).
         image_size: side of the square that images are resized to, in pixels; positions are
             interpolated. By default the checkpoint's own.
 
     Raises:
         CheckpointError: if there is no such model, or it is damaged, incomplete or of a kind
             that OpenBLIP does not use.
-        RecipeError: if this machine has no such device, or the model no such image size.
+        RecipeError: if this machine has no such device, the model no such image size, or int8
+            cannot be used.
     """
-    place = default_device() if device is None else _usable(device)
+    if device is None:
+        place = torch.device("cpu") if dtype == torch.int8 else default_device()
+    else:
+        place = _usable(device)
     path = find_model(source)
     blip = _read_original(path) if path.is_file() else _read_folder(path)
     if image_size is not None:
         resize_images(blip.model, image_size)
         blip.image_size = image_size
-    blip.model.to(device=place, dtype=dtype or torch.float32)
+    if dtype == torch.int8:
+        from openblip.inference.quantise import quantise
+
+        quantise(blip.model.to(device=place, dtype=torch.float32))
+    else:
+        blip.model.to(device=place, dtype=dtype or torch.float32)
     return blip
 
 

@@ -1,0 +1,43 @@
+"""Linear layers in 8-bit integers, for inference on the CPU.
+
+The only file that imports `torchao`.
+"""
+
+from typing import TypeVar
+
+from torch import nn
+
+from openblip.errors import RecipeError
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def quantise(model: Model) -> Model:
+    """The same model, its linear layers changed in place to multiply 8-bit integers.
+
+    Weights are rounded per output channel when this is called, activations per token as they come
+    (dynamic quantisation): nothing has to be calibrated, and a text does not depend on its batch.
+    Everything else, the embeddings and with them the vocabulary's logits too, stays float32.
+    It pays where many rows go through a layer, as in the image encoder; a token at a time it does
+    not. Keep the float32 model to train or to save: this one cannot.
+
+    Args:
+        model: a `Med` or any other, float32, on the CPU.
+
+    Raises:
+        RecipeError: if torchao is not installed, or the model is elsewhere or of another type.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu" or parameter.dtype.itemsize != 4:
+            raise RecipeError(
+                f"{name} is {parameter.dtype} on {parameter.device}; int8 takes a float32 model "
+                "on the CPU; elsewhere use bfloat16 or float16"
+            )
+    try:
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+    except ImportError as error:
+        raise RecipeError(
+            "int8 needs torchao; install it with: pip install 'openblip[int8]'"
+        ) from error
+    quantize_(model.eval(), Int8DynamicActivationInt8WeightConfig())
+    return model

@@ -1,0 +1,80 @@
+"""A model with 8-bit linear layers gives nearly the float32 model's results."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from openblip.errors import RecipeError
+from openblip.inference import Blip, Decoding
+from openblip.inference.quantise import quantise
+
+TEXTS = ["a red square", "two green triangles on a white table", "people walk along the street"]
+# Of a narrow model with large weights, whose probabilities lie between 0 and 1 everywhere.
+TOLERANCE = 0.08
+
+
+@pytest.fixture(scope="module")
+def small(blip):
+    pytest.importorskip("torchao", reason="the extra int8 is not installed")
+    med = quantise(copy.deepcopy(blip.med))
+    return Blip(med, blip.tokenizer, blip.kind, 32, 30)
+
+
+def test_probabilities_and_embeddings_stay_near(blip, small, pictures):
+    expected = blip.match_all(pictures, TEXTS)
+    difference = (small.match_all(pictures, TEXTS) - expected).abs()
+    assert 0 < difference.max() < TOLERANCE
+    assert expected.std() > 4 * TOLERANCE, "the model tells pairs apart"
+    for name, given in (("embed_images", pictures), ("embed_texts", TEXTS)):
+        cosines = (getattr(blip, name)(given) * getattr(small, name)(given)).sum(dim=1)
+        assert cosines.min() > 0.998
+
+
+def test_results_do_not_depend_on_the_batch(small, pictures, images):
+    together = small.match_all(pictures, TEXTS)
+    alone = torch.cat([small.match_all([picture], TEXTS[:1]) for picture in pictures])
+    torch.testing.assert_close(together[:, :1], alone, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam", "nucleus"])
+@torch.no_grad()
+def test_captions_have_nearly_the_log_probability_of_float32(blip, small, images, method):
+    seeds = list(range(len(images)))
+    encoded = blip.encode(images)
+    written = small.generate(small.encode(images), Decoding(method=method), "", seeds)
+    for place, (caption,) in enumerate(written):
+        text = torch.tensor([caption.token_ids])
+        memory = encoded.decoder_memory.select(torch.tensor([place]))
+        logprobs = blip.med.decode(text[:, :-1], None, memory).log_softmax(dim=-1)
+        expected = logprobs.gather(2, text[:, 1:, None]).sum().item()
+        assert caption.logprob == pytest.approx(expected, abs=0.3 * text.shape[1])
+
+
+def test_the_linear_layers_take_a_quarter(blip, small):
+    def of(model):
+        return model.med.text.layers[0].ffn.up.weight
+
+    assert of(small).qdata.dtype == torch.int8
+    assert of(small).qdata.shape == of(blip).shape
+    assert small.med.text.embeddings.word.weight.dtype == torch.float32
+
+
+def test_another_type_is_an_error(blip):
+    with pytest.raises(RecipeError, match="bfloat16 on cpu; int8 takes a float32 model"):
+        quantise(copy.deepcopy(blip.med).bfloat16())
+
+
+def test_without_the_library_the_extra_is_named():
+    code = (
+        "import sys; sys.modules['torchao.quantization'] = None\n"
+        "from torch import nn\n"
+        "from openblip.errors import RecipeError\n"
+        "from openblip.inference.quantise import quantise\n"
+        "try: quantise(nn.Linear(2, 2))\n"
+        "except RecipeError as error: assert 'openblip[int8]' in str(error)\n"
+        "else: raise AssertionError\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
