@@ -63,7 +63,6 @@ def test_several_texts_give_one_warning(words):
 
 
 STRANGE = [
-    
     "",
     "   ",
     "🐕🏽‍🦺 🎉",
@@ -72,7 +71,6 @@ STRANGE = [
     "כלב על החוף",
     "\ud800 half",
     "\0",
-,
 ]
 
 

@@ -2,12 +2,15 @@
 
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from openblip.cli.output import print_json, print_table
 from openblip.errors import DataError
+
+if TYPE_CHECKING:
+    from openblip.inference.caption_job import CaptionSettings, CaptionTarget
 
 
 def caption(
@@ -58,8 +61,7 @@ def caption(
         batch_size: images at once.
     """
     from openblip.inference import Decoding
-    from openblip.inference.caption_job import CaptionSettings, CaptionTarget, caption_images
-    from openblip.inference.image_sources import ImageSources
+    from openblip.inference.caption_job import CaptionSettings, CaptionTarget
 
     settings = CaptionSettings(
         model=model,  # the one place where a model that is not named could be chosen
@@ -74,13 +76,27 @@ def caption(
         num_captions=num_captions,
         seed=seed,
     )
+    target = CaptionTarget(file=output, form=format, sidecar=sidecar, overwrite=overwrite)
+    return _caption(paths, split, settings, target, batch_size)
+
+
+def _caption(
+    paths: tuple[str, ...],
+    split: str | None,
+    settings: "CaptionSettings",
+    target: "CaptionTarget",
+    batch_size: int,
+) -> int:
+    from openblip.inference.caption_job import caption_images
+    from openblip.inference.image_sources import ImageSources
+
     try:
         result = caption_images(
             ImageSources(paths, split),
             settings,
-            CaptionTarget(file=output, form=format, sidecar=sidecar, overwrite=overwrite),
+            target,
             batch_size=batch_size,
-            report=_report,
+            report=lambda failure: print(f"openblip caption: {failure}", file=sys.stderr),
             # Below the buffer, which on a full disk or a closed pipe would complain again at the
             # end; and below `sys.stdout`, which a progress bar redirects to its terminal.
             stdout=getattr(sys.stdout.buffer, "raw", sys.stdout.buffer),
@@ -93,21 +109,17 @@ def caption(
         file=sys.stderr,
     )
     if result.interrupted:
-        print(f"interrupted; {_what_next(output, sidecar, overwrite)}", file=sys.stderr)
+        print(f"interrupted; {_what_next(target)}", file=sys.stderr)
         return 130
     return 1 if result.failed else 0
 
 
-def _report(failure: str) -> None:
-    print(f"openblip caption: {failure}", file=sys.stderr)
-
-
-def _what_next(output: Path | None, sidecar: bool, overwrite: bool) -> str:
-    if overwrite and sidecar:
+def _what_next(target: "CaptionTarget") -> str:
+    if target.overwrite and target.sidecar:
         return "the same command begins again"
-    if output is None and not sidecar:
+    if target.file is None and not target.sidecar:
         return "with -o FILE or --sidecar the same command would go on"
-    return f"the same command{' without --overwrite' if overwrite else ''} goes on"
+    return f"the same command{' without --overwrite' if target.overwrite else ''} goes on"
 
 
 def match(
