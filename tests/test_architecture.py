@@ -16,6 +16,7 @@ LAYERS = {
     "errors": 0,
     "progress": 0,
     "page": 0,
+    "interruption": 0,
     "model": 0,
     "objectives": 1,
     "data": 1,

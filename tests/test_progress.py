@@ -77,3 +77,14 @@ def test_a_disabled_one_is_silent(stream: io.StringIO) -> None:
 )
 def test_times_are_written_for_people(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_units_that_turn_out_to_be_done_do_not_count_for_the_rate_either() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with Progress("captioning", total=100, unit="images", stream=stream, clock=clock) as progress:
+        progress.skip(60)
+        clock.seconds += 10
+        progress.update(20)
+    assert stream.getvalue().splitlines()[0] == (
+        "captioning: 80 of 100 images, 2.0 images/s, 10.0 s left"
+    )

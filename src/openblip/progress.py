@@ -88,6 +88,12 @@ class Progress:
             elif self._enabled and self._clock() - self._last_line >= self._interval:
                 self._write_line()
 
+    def skip(self, num_done: int = 1) -> None:
+        """Counts units that an earlier run did: they do not count for the rate."""
+        with self._lock:
+            self._start += num_done
+        self.update(num_done)
+
     @property
     def rate(self) -> float:
         """Units per second since the context was entered."""

@@ -14,7 +14,8 @@ import pytest
 
 from openblip.capfilt.job import METADATA_KEY, CapFiltJob, CapFiltSettings
 from openblip.capfilt.run import run_capfilt
-from openblip.capfilt.worker import NEW_COLUMNS, row_seed
+from openblip.capfilt.worker import NEW_COLUMNS
+from openblip.data.shuffle import named_seed
 from openblip.data.table import PairTable
 from openblip.errors import CheckpointError, RecipeError
 from openblip.inference import Decoding, load
@@ -170,7 +171,7 @@ def test_the_first_token_changes_scores_but_not_captions(
 def test_a_row_keeps_its_captions_when_other_rows_are_added(
     table: PairTable, models: dict[str, str], tmp_path: Path
 ) -> None:
-    assert row_seed(0, "a") != row_seed(0, "b") != row_seed(1, "b")
+    assert named_seed(0, "a") != named_seed(0, "b") != named_seed(1, "b")
     longer = copy_of(table, tmp_path)
     from openblip.data.table import PairRow
 

@@ -103,7 +103,8 @@ def test_a_broken_image_is_reported_the_others_are_captioned_and_the_exit_code_s
     assert main(["caption", str(tmp_path), "--model", str(model)]) == 1
 
     output = capsys.readouterr()
-    assert "bad.png" in output.err
+    assert "bad.png: not an image" in output.err
+    assert "1 captioned, 1 failed, 0 skipped, " in output.err
     assert json.loads(output.out)["image"].endswith("good.png")
 
 
@@ -112,7 +113,7 @@ def test_a_broken_image_is_reported_the_others_are_captioned_and_the_exit_code_s
     [
         (["pretrain", "tiny", "nowhere.lance", "run"], "nowhere.lance"),
         (["finetune", "captioner", "t.lance", "run", "--init-from", "nowhere"], "nowhere"),
-        (["caption", "x.jpg", "--model", "nowhere"], "nowhere"),
+        (["caption", "x.jpg", "--model", "nowhere"], "x.jpg"),
         (["capfilt", "run", "t.lance", "--captioner", "a", "--filter", "b"], "t.lance"),
     ],
 )

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openblip.data.shuffle import KeyedPermutation, keyed_hash
+from openblip.data.shuffle import KeyedPermutation, keyed_hash, named_seed
 
 keys = st.integers(-(2**70), 2**70)
 
@@ -75,6 +75,15 @@ def test_the_order_never_changes_between_releases() -> None:
 def test_the_hash_depends_on_every_part_and_its_place() -> None:
     hashes = [keyed_hash(*p) for p in [(1,), (1, 0), (0, 1), (1, 1), (-1, 1), (1, 2, 3), (3, 2, 1)]]
     assert len(set(hashes)) == len(hashes)
+
+
+def test_a_named_seed_never_changes_between_releases() -> None:
+    assert named_seed(0, "a/b.jpg") == 5246812989459909255
+    assert named_seed(7, "\udcff狗") == 5082837235049318931
+    names = [f"{number}.jpg" for number in range(1000)]
+    seeds = {named_seed(seed, name) for seed in (0, 1) for name in names}
+    assert len(seeds) == 2000
+    assert all(0 <= seed < 2**63 for seed in seeds)
 
 
 def test_an_index_outside_is_refused() -> None:

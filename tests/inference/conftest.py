@@ -1,5 +1,9 @@
 """A small model whose weights are large enough for its outputs to differ, and pictures for it."""
 
+import io
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +11,14 @@ from PIL import Image
 
 from openblip.data.tokenizer import TextTokenizer
 from openblip.inference import Blip
+from openblip.inference.caption_job import (
+    CaptionJobResult,
+    CaptionSettings,
+    CaptionTarget,
+    caption_images,
+)
 from openblip.inference.encoded import EncodedImages
+from openblip.inference.image_sources import ImageSources
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 
 TEXTS = [
@@ -73,3 +84,57 @@ def images() -> torch.Tensor:
 @pytest.fixture
 def encoded(blip, images) -> EncodedImages:
     return blip.encode(images)
+
+
+@pytest.fixture(scope="session")
+def model(blip, tmp_path_factory) -> str:
+    folder = tmp_path_factory.mktemp("models") / "captioner"
+    blip.save(folder)
+    return str(folder)
+
+
+@pytest.fixture
+def photos(pictures, tmp_path, monkeypatch) -> Path:
+    """Seven photos, two of them in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+    for number, picture in enumerate(pictures):
+        file = Path("photos", "sub" if number > 4 else "", f"{number}.png")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        picture.save(file)
+    return Path("photos")
+
+
+class CaptionRun:
+    """A call of the job with everything that is seen of it."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        self.reports: list[str] = []
+        self.stdout = io.BytesIO()
+
+    def __call__(
+        self, *places: object, split: str | None = None, batch_size: int = 3, **options
+    ) -> CaptionJobResult:
+        names = ("file", "form", "sidecar", "overwrite")
+        target = CaptionTarget(**{name: options.pop(name) for name in names if name in options})
+        self.reports.clear()
+        self.stdout = io.BytesIO()
+        return caption_images(
+            ImageSources([str(place) for place in places], split),
+            CaptionSettings(**{"model": self.model} | options),
+            target,
+            batch_size=batch_size,
+            report=self.reports.append,
+            stdout=self.stdout,
+        )
+
+    @property
+    def texts(self) -> dict[str, list[str]]:
+        """Captions by name, from standard output."""
+        lines = [json.loads(line) for line in self.stdout.getvalue().splitlines()]
+        return {line["image"]: [c["text"] for c in line["captions"]] for line in lines}
+
+
+@pytest.fixture
+def caption_run(model) -> CaptionRun:
+    return CaptionRun(model)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from openblip.data.table import PairTable
 from openblip.errors import RecipeError
 from openblip.inference import Decoding
-from openblip.inference.loading import find_model_files
+from openblip.inference.fingerprint import model_fingerprint
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -140,18 +140,4 @@ def job_fingerprint(table: PairTable, settings: CapFiltSettings) -> str:
     for batch in table.scan(["id"], batch_size=65536):
         digest.update("\n".join(batch["id"].to_pylist()).encode())
         digest.update(b"\n")
-    return digest.hexdigest()[:16]
-
-
-def model_fingerprint(source: str) -> str:
-    """16 hexadecimal digits of the SHA-256 over a model's configuration, weights and tokenizer.
-
-    Raises:
-        CheckpointError: if there is no model.
-    """
-    digest = hashlib.sha256()
-    for file in find_model_files(source):
-        digest.update(file.name.encode())
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()[:16]

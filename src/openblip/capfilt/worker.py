@@ -1,6 +1,5 @@
 """The work on one batch of rows: read, caption, score."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from openblip.capfilt.job import CapFiltJob, CapFiltSettings
 from openblip.data.reading import row_image
+from openblip.data.shuffle import named_seed
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.data.transforms import eval_transform
@@ -126,15 +126,9 @@ class Worker:
             encoded,
             self.settings.decoding,
             prompt=self.settings.prompt,
-            seeds=[row_seed(self.settings.seed, row_id) for row_id in loaded.ids],
+            seeds=[named_seed(self.settings.seed, row_id) for row_id in loaded.ids],
             num_captions=self.settings.num_captions,
         )
-
-
-def row_seed(seed: int, row_id: str) -> int:
-    """A row's own seed: 63 bits of a hash of the job's seed and the row's id."""
-    digest = hashlib.blake2b(f"{seed}/{row_id}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
 
 
 @contextmanager

@@ -1,23 +1,28 @@
 """`openblip caption` and `openblip match`."""
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from openblip.cli.output import print_json, print_table
 from openblip.errors import DataError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+if TYPE_CHECKING:
+    from openblip.inference.caption_job import CaptionSettings, CaptionTarget
 
 
 def caption(
-    paths: tyro.conf.Positional[tuple[Path, ...]],
+    paths: tyro.conf.Positional[tuple[str, ...]],
     /,
     *,
     model: str,
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+    format: Literal["jsonl", "csv", "coco", "txt"] | None = None,
+    sidecar: bool = False,
+    overwrite: bool = False,
+    split: str | None = None,
     method: Literal["beam", "nucleus", "greedy"] = "beam",
     num_beams: int = 3,
     top_p: float = 0.9,
@@ -28,14 +33,23 @@ def caption(
     seed: int = 0,
     batch_size: int = 16,
 ) -> int:
-    """Caption images; one line of JSON an image on standard output.
+    """Caption any number of images; one line of JSON an image on standard output, or in a file.
 
-    A broken image is reported on standard error, the others are captioned, and the exit code is 1.
-    Example: openblip caption photos/ --model demo/captioner > captions.jsonl
+    With -o or --sidecar the same command goes on after it was stopped. A broken image is reported
+    on standard error, the others are captioned, and the exit code is 1; the next run tries it
+    again. Example: openblip caption photos/ --model demo/captioner -o captions.jsonl
 
     Args:
-        paths: image files, or folders that are searched.
+        paths: image files, folders (with the folders in them), quoted patterns such as
+            'photos/*.jpg', tar archives, pair tables (a folder, or s3://...).
         model: model folder or run directory with an LM head.
+        output: a file for all captions: .jsonl, .csv, .txt, or .json for COCO results. What is
+            in it is not done again, if the settings are those of FILE.settings.json beside it.
+        format: of the file or of standard output, where the suffix does not say it. COCO's
+            image_id is the number at the end of a name, or else the name.
+        sidecar: write a .txt beside each image; images that have one are left out.
+        overwrite: begin again, and replace the file (or the .txt files) that is there.
+        split: of pair tables only this one.
         method: how to decode.
         num_beams: beam: width.
         top_p: nucleus: smallest set of words with this probability.
@@ -43,42 +57,69 @@ def caption(
         min_length: tokens, prompt included.
         prompt: what the model continues.
         num_captions: captions an image.
-        seed: nucleus: same seed, same captions.
+        seed: nucleus: same seed and name of an image within its folder, same captions.
         batch_size: images at once.
     """
-    from openblip.data.transforms import open_image
-    from openblip.inference import load
-    from openblip.progress import Progress
+    from openblip.inference import Decoding
+    from openblip.inference.caption_job import CaptionSettings, CaptionTarget
 
-    files = list(_image_files(paths))
-    blip = load(model)
-    failures = 0
-    with Progress("captioning", total=len(files), unit="images") as progress:
-        for first in range(0, len(files), batch_size):
-            images, names = [], []
-            for file in files[first : first + batch_size]:
-                try:
-                    images.append(open_image(file))
-                    names.append(file)
-                except DataError as error:
-                    failures += 1
-                    print(f"openblip caption: {error}", file=sys.stderr)
-            written = blip.caption(
-                images,
-                method=method,
-                num_beams=num_beams,
-                top_p=top_p,
-                max_length=max_length,
-                min_length=min_length,
-                prompt=prompt,
-                num_captions=num_captions,
-                seed=seed,
-            )
-            for name, choices in zip(names, written, strict=True):
-                texts = [{"text": c.text, "logprob": c.logprob} for c in choices]
-                print_json({"image": str(name), "captions": texts})
-            progress.update(len(files[first : first + batch_size]))
-    return 1 if failures else 0
+    settings = CaptionSettings(
+        model=model,  # the one place where a model that is not named could be chosen
+        decoding=Decoding(
+            method=method,
+            num_beams=num_beams,
+            top_p=top_p,
+            max_length=max_length,
+            min_length=min_length,
+        ),
+        prompt=prompt,
+        num_captions=num_captions,
+        seed=seed,
+    )
+    target = CaptionTarget(file=output, form=format, sidecar=sidecar, overwrite=overwrite)
+    return _caption(paths, split, settings, target, batch_size)
+
+
+def _caption(
+    paths: tuple[str, ...],
+    split: str | None,
+    settings: "CaptionSettings",
+    target: "CaptionTarget",
+    batch_size: int,
+) -> int:
+    from openblip.inference.caption_job import caption_images
+    from openblip.inference.image_sources import ImageSources
+
+    try:
+        result = caption_images(
+            ImageSources(paths, split),
+            settings,
+            target,
+            batch_size=batch_size,
+            report=lambda failure: print(f"openblip caption: {failure}", file=sys.stderr),
+            # Below the buffer, which on a full disk or a closed pipe would complain again at the
+            # end; and below `sys.stdout`, which a progress bar redirects to its terminal.
+            stdout=getattr(sys.stdout.buffer, "raw", sys.stdout.buffer),
+        )
+    except BrokenPipeError:
+        return 1  # whoever reads, such as `head`, has read enough
+    print(
+        f"{result.captioned:,} captioned, {result.failed:,} failed, {result.skipped:,} skipped, "
+        f"{result.rate:,.1f} images/s",
+        file=sys.stderr,
+    )
+    if result.interrupted:
+        print(f"interrupted; {_what_next(target)}", file=sys.stderr)
+        return 130
+    return 1 if result.failed else 0
+
+
+def _what_next(target: "CaptionTarget") -> str:
+    if target.overwrite and target.sidecar:
+        return "the same command begins again"
+    if target.file is None and not target.sidecar:
+        return "with -o FILE or --sidecar the same command would go on"
+    return f"the same command{' without --overwrite' if target.overwrite else ''} goes on"
 
 
 def match(
@@ -112,16 +153,3 @@ def match(
     rows = [[t, f"{m.itm:.4f}", f"{m.itc:.3f}"] for t, m in zip(texts, matches, strict=True)]
     print_table(["text", "ITM probability", "ITC cosine"], rows)
     return 0
-
-
-def _image_files(paths: tuple[Path, ...]) -> Iterator[Path]:
-    if not paths:
-        raise DataError("no image was given; name files or folders")
-    for path in paths:
-        if path.is_dir():
-            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
-            if not inside:
-                raise DataError(f"{path}: no image in this folder")
-            yield from inside
-        else:
-            yield path

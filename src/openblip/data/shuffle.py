@@ -1,5 +1,6 @@
-"""Shuffling without a shuffled list: a keyed permutation, and the keyed hash below it."""
+"""Shuffling without a shuffled list: a keyed permutation, and the keyed hashes below it."""
 
+import hashlib
 import math
 from typing import overload
 
@@ -20,6 +21,18 @@ def keyed_hash(*parts: int) -> int:
     for part in parts:
         state = _mix((state * _FIRST + part + _STEP) & _MASK)
     return state
+
+
+def named_seed(seed: int, name: str) -> int:
+    """An item's own seed, 63 bits: a hash of a job's seed and the item's name; the same for ever.
+
+    Args:
+        seed: of the job.
+        name: a row's id, or a file's path within what the job was given. What decides is the
+            name alone: not its place, nor which other items there are.
+    """
+    text = f"{seed}/{name}".encode("utf-8", "surrogatepass")
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big") >> 1
 
 
 class KeyedPermutation:

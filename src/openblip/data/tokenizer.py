@@ -194,6 +194,12 @@ class TextTokenizer:
         mask = np.arange(width) < lengths[:, None]
         return TokenBatch(torch.from_numpy(ids), torch.from_numpy(mask))
 
+    def cut(self, text: str, max_tokens: int) -> int | None:
+        """Returns the place of the first character that `encode` leaves out; None if none is."""
+        valid = text.encode("utf-8", "replace").decode()
+        offsets = self._backend.encode(valid, add_special_tokens=False).offsets
+        return offsets[max_tokens - 2][0] if len(offsets) > max_tokens - 2 else None
+
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """Returns the text of one row of ids; special tokens are skipped, wherever they stand."""
         plain = ids.tolist() if isinstance(ids, Tensor) else list(ids)

@@ -187,12 +187,15 @@ def split_rows(table: PairTable, split: str) -> np.ndarray:
     Raises:
         DataError: the split has no row; names those that there are.
     """
-    parts = [_strings(batch["split"]) for batch in table.scan(["split"])]
-    found = np.concatenate(parts) if parts else np.zeros(0, dtype=object)
-    rows = np.flatnonzero(found == split)
+    parts = [np.zeros(0, dtype=np.int64)]
+    there: Counter[str] = Counter()
+    for batch in table.scan(["split"]):
+        names = _strings(batch["split"])
+        parts.append(np.flatnonzero(names == split) + there.total())
+        there.update(names.tolist())
+    rows = np.concatenate(parts)
     if not rows.size:
-        there = _listed(Counter(found.tolist()))
-        raise DataError(f"{table.uri} has no row in the split {split!r}; it has {there}")
+        raise DataError(f"{table.uri} has no row in the split {split!r}; it has {_listed(there)}")
     return rows
 
 

@@ -1,9 +1,11 @@
 """From what a user calls an image to batches of tensors."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -14,9 +16,24 @@ from torch import Tensor
 from openblip.data.images import ImageSource, open_image
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.transforms import eval_transform
+from openblip.errors import DataError
 
 Images = ImageSource | Iterable[ImageSource]
 """One image or several: paths, Pillow images, uint8 arrays (height, width, 3), encoded bytes."""
+
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class TriedBatch(Generic[Item]):
+    """Some items, in order, divided into those whose images could be read and the others."""
+
+    items: list[Item]
+    """Items whose images stand in `images`, in their order."""
+    images: Float[Tensor, "items 3 size size"]
+    """Normalised."""
+    failures: list[tuple[Item, DataError]]
+    """The others, and why."""
 
 
 def as_sources(images: Images) -> Iterable[ImageSource]:
@@ -42,6 +59,37 @@ def image_batches(
     tensors = ordered_map(prepare, sources, default_threads(), num_ahead=2 * batch_size)
     while batch := list(islice(tensors, batch_size)):
         yield torch.stack(batch)
+
+
+def tried_batches(
+    items: Iterable[Item], open_item: Callable[[Item], Image.Image], size: int, batch_size: int
+) -> Generator[TriedBatch[Item], None, None]:
+    """As `image_batches`, but an image that cannot be read does not stop the others.
+
+    Args:
+        items: taken from the consumer's thread; may be endless.
+        open_item: the image of an item; called from threads.
+        size: height and width that the images get, in pixels.
+        batch_size: items at a time.
+    """
+
+    def prepare(item: Item) -> tuple[Item, Tensor | DataError]:
+        try:
+            return item, eval_transform(open_item(item), size)
+        except DataError as error:
+            return item, error
+
+    tried = ordered_map(prepare, items, default_threads(), num_ahead=2 * batch_size)
+    try:
+        while batch := list(islice(tried, batch_size)):
+            read = [(item, found) for item, found in batch if isinstance(found, Tensor)]
+            yield TriedBatch(
+                items=[item for item, _ in read],
+                images=torch.stack([i for _, i in read]) if read else torch.empty(0, 3, size, size),
+                failures=[(item, why) for item, why in batch if isinstance(why, DataError)],
+            )
+    finally:
+        tried.close()
 
 
 def _prepared(source: ImageSource, size: int) -> Float[Tensor, "3 size size"]:

@@ -8,8 +8,12 @@ from pathlib import Path
 
 
 @contextmanager
-def replace_file(path: Path) -> Iterator[Path]:
+def replace_file(path: Path, durable: bool = True) -> Iterator[Path]:
     """A path to write to; the file takes the place of `path` when the block ends well.
+
+    Args:
+        path: where the file is to stand.
+        durable: wait until it is on the disk, so that a power cut cannot undo it.
 
     Raises:
         OSError: if it cannot be written.
@@ -18,9 +22,11 @@ def replace_file(path: Path) -> Iterator[Path]:
     unfinished = _unfinished(path)
     try:
         yield unfinished
-        force_to_disk(unfinished)
+        if durable:
+            force_to_disk(unfinished)
         unfinished.replace(path)
-        force_to_disk(path.parent)
+        if durable:
+            force_to_disk(path.parent)
     finally:
         unfinished.unlink(missing_ok=True)
 

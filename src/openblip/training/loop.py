@@ -6,10 +6,10 @@ from itertools import islice
 from time import perf_counter
 
 from openblip.data.loader import Batch, PairLoader
+from openblip.interruption import Interruption
 from openblip.progress import Progress
 from openblip.tasks.protocol import StepPosition
 from openblip.training.checkpoint import RunState
-from openblip.training.interruption import Interruption
 from openblip.training.metrics_log import MetricsLog
 from openblip.training.plan import Plan
 from openblip.training.trainer import Trainer

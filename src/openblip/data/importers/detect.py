@@ -13,11 +13,10 @@ from openblip.data.importers.folder import (
 )
 from openblip.data.importers.source import PairSource, SourceOptions
 from openblip.data.importers.tabular import TABLE_SUFFIXES, TableSource
-from openblip.data.importers.webdataset import TarSource
+from openblip.data.importers.webdataset import TAR_SUFFIXES, TarSource
 from openblip.errors import DataError
 
 FORMATS = ("jsonl", "folder", "webdataset", "table", "coco", "karpathy")
-_TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _ANNOTATION_PATTERN = re.compile(r"^(dataset|captions|annotations).*\.json$")
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _KNOWN = (
@@ -90,7 +89,7 @@ def _jsonl(files: list[Path], options: SourceOptions) -> JsonlSource | None:
 
 
 def _shards(files: list[Path]) -> TarSource | None:
-    shards = _with_suffix(files, _TAR_SUFFIXES)
+    shards = _with_suffix(files, TAR_SUFFIXES)
     return TarSource(shards) if shards else None
 
 

@@ -4,7 +4,7 @@ import gzip
 import json
 import tarfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
@@ -22,9 +22,11 @@ from openblip.data.importers.source import (
 from openblip.data.reading import MAX_IMAGE_BYTES
 from openblip.data.report import Reason
 
+TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 _TEXT_SUFFIXES = (".txt", ".json")
 _MAX_TEXT_BYTES = 4 << 20
-_DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error)
+TAR_DAMAGE = (tarfile.TarError, OSError, EOFError, zlib.error)
+"""What reading a damaged archive raises."""
 
 
 @dataclass
@@ -92,7 +94,7 @@ class TarSource:
 
         sample: _Sample | None = None
         try:
-            for member, content in _members(shard):
+            for member, content in tar_members(shard, _is_of_a_sample):
                 where = f"{shard.name}: {member.name}"
                 if isinstance(content, UnsafePath):
                     yield Refused(where, cursor(), Reason.UNSAFE_PATH, str(content))
@@ -106,7 +108,7 @@ class TarSource:
                     sample.files.setdefault(suffix, content)
                 elif sample.refusal is None:
                     sample.refusal = content
-        except _DAMAGE as error:
+        except TAR_DAMAGE as error:
             last = f" at {sample.key}" if sample else ""
             detail = f"breaks off or is damaged{last} ({error}): fetch the shard again"
             yield Refused(shard.name, cursor(), Reason.TRUNCATED_ARCHIVE, detail)
@@ -116,13 +118,18 @@ class TarSource:
             yield _entry(sample, shard, cursor())
 
 
-def _members(
-    shard: Path,
+def tar_members(
+    shard: Path, wanted: Callable[[str], bool]
 ) -> Iterator[tuple[tarfile.TarInfo, bytes | tuple[Reason, str] | UnsafePath]]:
-    """Members that belong to samples, with their content or why there is none.
+    """Members of an archive, with their content or why there is none.
+
+    Args:
+        shard: a `.tar`, `.tar.gz` or `.tgz` file.
+        wanted: is given a member's name; the content of others is not read. Names that would
+            leave a folder are yielded unasked, hidden files never.
 
     Raises:
-        tarfile.TarError, OSError, EOFError, zlib.error: the archive is damaged.
+        TAR_DAMAGE: the archive is damaged, or cannot be read.
     """
     with _opened(shard) as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
         while (member := tar.next()) is not None:
@@ -138,12 +145,17 @@ def _members(
             key, suffix = _split_name(member.name)
             if not member.isreg():
                 yield member, (Reason.UNSAFE_MEMBER, f"{member.name} is a link or a device")
-            elif key and (suffix in IMAGE_SUFFIXES or suffix in _TEXT_SUFFIXES):
+            elif key and wanted(member.name):
                 yield member, _content(tar, member, suffix)
         # `tarfile` ends as quietly at damage as at the block of zeros that closes an archive.
         stream.seek(tar.offset)
         if stream.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise tarfile.ReadError("no header and no end of the archive where one should be")
+
+
+def _is_of_a_sample(name: str) -> bool:
+    suffix = PurePosixPath(name).suffix.lower()
+    return suffix in IMAGE_SUFFIXES or suffix in _TEXT_SUFFIXES
 
 
 def _content(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from openblip.training.interruption import Interruption
+from openblip.interruption import Interruption
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the step in progress is finished before a run stops."""
+"""Ctrl-C and SIGTERM: the step or batch in progress is finished before a job stops."""
 
 import signal
 import threading

@@ -1,0 +1,241 @@
+"""Captions of any number of images, in a job that can be stopped at any moment."""
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from openblip.data.ids import IdSet
+from openblip.data.shuffle import named_seed
+from openblip.errors import DataError, RecipeError
+from openblip.inference.blip import PROMPT, Blip
+from openblip.inference.caption_formats import FormatName, caption_format, format_name
+from openblip.inference.caption_output import (
+    CaptionOutput,
+    FileOutput,
+    SidecarOutput,
+    StreamOutput,
+    Written,
+)
+from openblip.inference.decoding import Decoding
+from openblip.inference.fingerprint import model_fingerprint
+from openblip.inference.image_input import TriedBatch, tried_batches
+from openblip.inference.image_sources import ImageSources, SourceImage
+from openblip.inference.loading import load
+from openblip.interruption import Interruption
+from openblip.progress import Progress
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionSettings:
+    """Everything besides the images that decides their captions."""
+
+    model: str
+    """What `load` takes: a model with an LM head."""
+    decoding: Decoding = field(default_factory=Decoding)
+    """How tokens are chosen."""
+    prompt: str = PROMPT
+    """What a caption continues; may be empty."""
+    num_captions: int = 1
+    """Captions per image."""
+    seed: int = 0
+    """With an image's key it decides what is sampled for the image, whatever else there is."""
+
+    def stored(self, form: FormatName) -> dict[str, Any]:
+        """What an output remembers: the model by its content, not by where it lies."""
+        return {
+            **asdict(self.decoding),
+            "prompt": self.prompt,
+            "num_captions": self.num_captions,
+            "seed": self.seed,
+            "format": form,
+            "model": model_fingerprint(self.model),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionTarget:
+    """Where captions go: standard output unless something else is said."""
+
+    file: Path | None = None
+    """One file for all; what it holds already is not done again."""
+    form: FormatName | None = None
+    """Format of the file or of standard output; by default by the file's suffix, or jsonl."""
+    sidecar: bool = False
+    """A text file beside each image instead; images that have one are left out."""
+    overwrite: bool = False
+    """Begin again, whatever is there."""
+
+    def __post_init__(self) -> None:
+        if self.sidecar and (self.file is not None or self.form is not None):
+            raise RecipeError("--sidecar writes beside each image: leave out -o and --format")
+        if self.overwrite and not self.sidecar and self.file is None:
+            raise RecipeError("--overwrite replaces a file: give -o FILE or --sidecar with it")
+
+
+@dataclass(frozen=True)
+class CaptionJobResult:
+    """What a job did."""
+
+    captioned: int
+    """Images."""
+    failed: int
+    """Images without captions; each was reported. They are tried again by the next run."""
+    skipped: int
+    """Images that were done before, or given twice."""
+    seconds: float
+    """Time since the first image was read, without loading the model."""
+    interrupted: bool
+    """A signal stopped the job; what is finished was written."""
+
+    @property
+    def rate(self) -> float:
+        """Captioned images per second."""
+        return self.captioned / self.seconds if self.seconds > 0 else 0.0
+
+
+def caption_images(
+    sources: ImageSources,
+    settings: CaptionSettings,
+    target: CaptionTarget,
+    *,
+    batch_size: int = 16,
+    report: Callable[[str], None],
+    stdout: BinaryIO,
+) -> CaptionJobResult:
+    """Caption all images that are not done; the same call goes on after a stop of any kind.
+
+    The images are read and decoded ahead by threads, and only those of two batches are held. What
+    is sampled for an image depends on the seed and the image's key alone.
+
+    Args:
+        sources: the images.
+        settings: model and decoding.
+        target: where the captions go.
+        batch_size: images that go through the model together.
+        report: is told of each image that fails.
+        stdout: where captions go if the target names nothing else.
+
+    Raises:
+        DataError: there is no image, or the output cannot be written; finished lines are kept.
+        RecipeError: settings contradict each other, or those of an output that is there.
+        CheckpointError, MissingHead: the model cannot be used.
+    """
+    if batch_size < 1 or settings.num_captions < 1:
+        raise RecipeError("--batch-size and --num-captions must be at least 1")
+    if target.sidecar and (place := sources.without_own_file()) is not None:
+        raise RecipeError(
+            f"--sidecar: the images of {place} are not files that a text could lie beside; give "
+            "-o FILE instead"
+        )
+    # A bar would be drawn into lines that go to the same terminal.
+    is_shown = target.file is not None or target.sidecar or not stdout.isatty()
+    total = sources.total()
+    with ExitStack() as opened:
+        output = _open_output(settings, target, stdout, opened)
+        progress = Progress("captioning", total=total, unit="images", enabled=is_shown)
+        job = _Job(output, settings, opened.enter_context(progress), report)
+        result = job.run(sources, batch_size)
+    if not result.captioned + result.failed + result.skipped and not result.interrupted:
+        raise DataError("no image in what was given; name other files, folders or archives")
+    return result
+
+
+class _Job:
+    """Counts, and the way of a batch from the threads through the model to the output."""
+
+    def __init__(
+        self,
+        output: CaptionOutput,
+        settings: CaptionSettings,
+        progress: Progress,
+        report: Callable[[str], None],
+    ) -> None:
+        self._output, self._settings = output, settings
+        self._progress, self._report = progress, report
+        self._captioned = self._failed = self._skipped = 0
+        self._names, self._marks = IdSet(), IdSet()
+
+    def run(self, sources: ImageSources, batch_size: int) -> CaptionJobResult:
+        """Work until no image is left or a signal comes."""
+        images = sources.images(self._wants)
+        is_interrupted = False
+        started = time.perf_counter()
+        # A model is not loaded if there is nothing to do.
+        if (first := next(images, None)) is not None:
+            blip = load(self._settings.model)
+            blip.med.require("lm")
+            started = time.perf_counter()
+            is_interrupted = self._caption(blip, chain([first], images), batch_size)
+        self._output.close(is_complete=not is_interrupted)
+        seconds = time.perf_counter() - started
+        return CaptionJobResult(
+            self._captioned, self._failed, self._skipped, seconds, is_interrupted
+        )
+
+    def _caption(self, blip: Blip, images: Iterable[SourceImage], batch_size: int) -> bool:
+        batches = tried_batches(images, lambda image: image.open(), blip.image_size, batch_size)
+        with closing(batches), Interruption() as interruption:
+            for batch in batches:
+                self._finish(blip, batch)
+                if interruption.requested:
+                    return True
+        return False
+
+    def _finish(self, blip: Blip, batch: TriedBatch[SourceImage]) -> None:
+        for _, error in batch.failures:
+            self._fail(str(error))
+        if batch.items:
+            settings = self._settings
+            captions = blip.generate(
+                blip.encode(batch.images),
+                settings.decoding,
+                settings.prompt,
+                [named_seed(settings.seed, image.key) for image in batch.items],
+                settings.num_captions,
+            )
+            written: Sequence[Written] = [
+                (image.name, image.file, own)
+                for image, own in zip(batch.items, captions, strict=True)
+            ]
+            self._output.write(written)
+            self._captioned += len(written)
+        self._progress.update(len(batch.items) + len(batch.failures))
+
+    def _wants(self, name: str, file: Path | None) -> bool:
+        mark = self._output.mark(name, file)
+        if not self._names.add(name):
+            return self._skip()
+        if not self._marks.add(mark):
+            self._fail(f"{name}: another image has the same place in the output, {mark}; rename it")
+            self._progress.update(1)
+            return False
+        return not self._output.has(mark) or self._skip()
+
+    def _skip(self) -> bool:
+        self._skipped += 1
+        self._progress.skip()
+        return False
+
+    def _fail(self, why: str) -> None:
+        self._failed += 1
+        self._report(why)
+
+
+def _open_output(
+    settings: CaptionSettings, target: CaptionTarget, stdout: BinaryIO, opened: ExitStack
+) -> CaptionOutput:
+    if target.sidecar:
+        return SidecarOutput(target.overwrite)
+    file = target.file
+    form = target.form or ("jsonl" if file is None else format_name(file.suffix))
+    lines = caption_format(form, settings.num_captions)
+    if file is None:
+        return StreamOutput(stdout, "standard output", lines)
+    if file.exists() and not file.is_file() and not file.is_dir():
+        device = opened.enter_context(file.open("wb", buffering=0))
+        return StreamOutput(device, str(file), lines)
+    return FileOutput(file, lines, settings.stored(form), target.overwrite)

@@ -1,0 +1,93 @@
+"""Texts that people give: cut with a word, empty, in any script."""
+
+import warnings
+
+import pytest
+import torch
+
+from openblip.data.tokenizer import TextTokenizer
+from openblip.inference.texts import TextTruncated, tokens_for
+
+
+@pytest.fixture
+def words(tmp_path) -> TextTokenizer:
+    """A BERT vocabulary in which every word of the tests is one token, or a stem and a suffix."""
+    vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "walk", "##ing", ","]
+    (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
+    return TextTokenizer.from_file(tmp_path)
+
+
+def test_a_text_that_fits_is_not_mentioned(words):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tokens = tokens_for(words, ["dog " * 510, "a"], 512, "enc")
+    assert tokens.mask.sum(dim=1).tolist() == [512, 3]
+    assert tokens.ids[0, 0] == words.special.enc
+
+
+def test_a_text_over_512_tokens_is_cut_and_the_word_named(words):
+    text = " ".join(["dog"] * 510 + ["walking"] + ["a"] * 90)
+    with pytest.warns(TextTruncated, match=r"text 2 is cut at its word 511, 'walking': .* 512 tok"):
+        tokens = tokens_for(words, ["a dog", text], 512, "cls")
+    assert torch.equal(tokens.ids, words.encode(["a dog", text], 512).ids)
+
+
+@pytest.mark.parametrize(
+    ("text", "max_tokens", "told"),
+    [
+        ("a dog walking", 4, "word 3, 'walking'"),
+        ("a dog walking", 5, "word 3, 'walking'"),  # only its suffix is lost
+        ("  a\n dog,a", 5, "word 2, 'dog,a'"),
+        ("dog " * 9, 3, "word 2, 'dog'"),
+        ("x" * 200 + " dog", 3, "word 2, 'dog'"),
+    ],
+)
+def test_the_word_that_is_lost_or_cut_is_counted(words, text, max_tokens, told):
+    with pytest.warns(TextTruncated, match=told):
+        tokens_for(words, [text], max_tokens, "cls")
+
+
+def test_a_tokenizer_trained_here_counts_the_same_words(tokenizer):
+    text = "a picture of a red square above a blue circle"
+    pieces = int(tokenizer.encode(["a picture of a red"], 64).mask.sum()) - 2
+    with pytest.warns(TextTruncated, match="word 6, 'square'"):
+        tokens_for(tokenizer, [text], pieces + 2, "cls")
+
+
+def test_several_texts_give_one_warning(words):
+    with pytest.warns(
+        TextTruncated, match="text 1 is cut at its word 2, 'dog', and 2 more"
+    ) as all_:
+        tokens_for(words, ["a dog", "a", "a a a", "walking dog"], 3, "cls")
+    assert len(all_) == 1
+
+
+STRANGE = [
+    "",
+    "   ",
+    "🐕🏽‍🦺 🎉",
+    "一只狗在海滩上",
+    "كلب على الشاطئ",
+    "כלב על החוף",
+    "\ud800 half",
+    "\0",
+]
+
+
+@pytest.mark.parametrize("text", STRANGE)
+def test_any_text_can_be_matched_and_embedded(blip, pictures, text):
+    (match,) = blip.match(pictures[0], text)
+    assert 0.0 <= match.itm <= 1.0
+    embed = blip.embed_texts(text)
+    assert torch.isfinite(embed).all()
+    torch.testing.assert_close(embed.norm(dim=1), torch.ones(1))
+
+
+@pytest.mark.parametrize("prompt", STRANGE)
+def test_any_text_can_be_a_prompt(blip, pictures, prompt):
+    ((caption,),) = blip.caption(pictures[0], prompt=prompt, max_length=38)
+    assert caption.logprob < 0.0
+
+
+def test_no_text_is_no_row(words):
+    assert len(tokens_for(words, [], 8, "cls").ids) == 0
