@@ -20,7 +20,7 @@ def words(tmp_path) -> TextTokenizer:
 def test_a_text_that_fits_is_not_mentioned(words):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        tokens = tokens_for(words, ["dog " * 510, "a"], 512, "enc")
+        tokens = tokens_for(words, ["dog " * 510, "a"], 512, "[ENC]")
     assert tokens.mask.sum(dim=1).tolist() == [512, 3]
     assert tokens.ids[0, 0] == words.special.enc
 
@@ -28,7 +28,7 @@ def test_a_text_that_fits_is_not_mentioned(words):
 def test_a_text_over_512_tokens_is_cut_and_the_word_named(words):
     text = " ".join(["dog"] * 510 + ["walking"] + ["a"] * 90)
     with pytest.warns(TextTruncated, match=r"text 2 is cut at its word 511, 'walking': .* 512 tok"):
-        tokens = tokens_for(words, ["a dog", text], 512, "cls")
+        tokens = tokens_for(words, ["a dog", text], 512, "[CLS]")
     assert torch.equal(tokens.ids, words.encode(["a dog", text], 512).ids)
 
 
@@ -44,21 +44,21 @@ def test_a_text_over_512_tokens_is_cut_and_the_word_named(words):
 )
 def test_the_word_that_is_lost_or_cut_is_counted(words, text, max_tokens, told):
     with pytest.warns(TextTruncated, match=told):
-        tokens_for(words, [text], max_tokens, "cls")
+        tokens_for(words, [text], max_tokens, "[CLS]")
 
 
 def test_a_tokenizer_trained_here_counts_the_same_words(tokenizer):
     text = "a picture of a red square above a blue circle"
     pieces = int(tokenizer.encode(["a picture of a red"], 64).mask.sum()) - 2
     with pytest.warns(TextTruncated, match="word 6, 'square'"):
-        tokens_for(tokenizer, [text], pieces + 2, "cls")
+        tokens_for(tokenizer, [text], pieces + 2, "[CLS]")
 
 
 def test_several_texts_give_one_warning(words):
     with pytest.warns(
         TextTruncated, match="text 1 is cut at its word 2, 'dog', and 2 more"
     ) as all_:
-        tokens_for(words, ["a dog", "a", "a a a", "walking dog"], 3, "cls")
+        tokens_for(words, ["a dog", "a", "a a a", "walking dog"], 3, "[CLS]")
     assert len(all_) == 1
 
 
@@ -90,4 +90,4 @@ def test_any_text_can_be_a_prompt(blip, pictures, prompt):
 
 
 def test_no_text_is_no_row(words):
-    assert len(tokens_for(words, [], 8, "cls").ids) == 0
+    assert len(tokens_for(words, [], 8, "[CLS]").ids) == 0

@@ -9,6 +9,8 @@ import tyro
 from openblip.cli.output import print_json, print_table
 from openblip.errors import DataError
 
+DtypeName = Literal["float32", "bfloat16", "float16", "int8"]
+
 if TYPE_CHECKING:
     from openblip.inference.caption_job import CaptionSettings, CaptionTarget
 
@@ -17,7 +19,7 @@ def caption(
     paths: tyro.conf.Positional[tuple[str, ...]],
     /,
     *,
-    model: str,
+    model: str | None = None,
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
     format: Literal["jsonl", "csv", "coco", "txt"] | None = None,
     sidecar: bool = False,
@@ -32,6 +34,8 @@ def caption(
     num_captions: int = 1,
     seed: int = 0,
     batch_size: int = 16,
+    dtype: DtypeName = "float32",
+    device: str | None = None,
 ) -> int:
     """Caption any number of images; one line of JSON an image on standard output, or in a file.
 
@@ -42,7 +46,8 @@ def caption(
     Args:
         paths: image files, folders (with the folders in them), quoted patterns such as
             'photos/*.jpg', tar archives, pair tables (a folder, or s3://...).
-        model: model folder or run directory with an LM head.
+        model: a checkpoint that can caption: folder, run directory, file, https address or hub
+            repository; by default the published base model.
         output: a file for all captions: .jsonl, .csv, .txt, or .json for COCO results. What is
             in it is not done again, if the settings are those of FILE.settings.json beside it.
         format: of the file or of standard output, where the suffix does not say it. COCO's
@@ -59,12 +64,15 @@ def caption(
         num_captions: captions an image.
         seed: nucleus: same seed and name of an image within its folder, same captions.
         batch_size: images at once.
+        dtype: of the weights; int8 on the CPU alone.
+        device: cpu, cuda, mps; by default the best that there is.
     """
     from openblip.inference import Decoding
     from openblip.inference.caption_job import CaptionSettings, CaptionTarget
+    from openblip.inference.published import PUBLISHED
 
     settings = CaptionSettings(
-        model=model,  # the one place where a model that is not named could be chosen
+        model=model or PUBLISHED["caption"],
         decoding=Decoding(
             method=method,
             num_beams=num_beams,
@@ -75,6 +83,8 @@ def caption(
         prompt=prompt,
         num_captions=num_captions,
         seed=seed,
+        dtype=dtype,
+        device=device,
     )
     target = CaptionTarget(file=output, form=format, sidecar=sidecar, overwrite=overwrite)
     return _caption(paths, split, settings, target, batch_size)
@@ -127,7 +137,10 @@ def match(
     texts: tyro.conf.Positional[tuple[str, ...]],
     /,
     *,
-    model: str,
+    model: str | None = None,
+    first_token: Literal["[ENC]", "[CLS]"] = "[ENC]",
+    dtype: DtypeName = "float32",
+    device: str | None = None,
     json: bool = False,
 ) -> int:
     """How well texts match an image: ITM probability and ITC cosine.
@@ -137,19 +150,28 @@ def match(
     Args:
         image: an image file.
         texts: one or more texts.
-        model: model folder or run directory with ITC and ITM heads.
+        model: a checkpoint that can match: folder, run directory, file, https address or hub
+            repository; by default the published base model.
+        first_token: of a text: [ENC] as in training, or [CLS] as transformers does.
+        dtype: of the weights; int8 on the CPU alone.
+        device: cpu, cuda, mps; by default the best that there is.
         json: print JSON.
     """
     from openblip.inference import load
+    from openblip.inference.published import PUBLISHED
 
     if not texts:
         raise DataError("no text was given; put one or more behind the image")
-    matches = load(model).match([image] * len(texts), list(texts))
+    blip = load(model or PUBLISHED["match"], device, dtype)
+    matches = blip.match(image, list(texts), first_token)
     if json:
         print_json(
             [{"text": t, "itm": m.itm, "itc": m.itc} for t, m in zip(texts, matches, strict=True)]
         )
         return 0
-    rows = [[t, f"{m.itm:.4f}", f"{m.itc:.3f}"] for t, m in zip(texts, matches, strict=True)]
+    rows = [
+        [text, f"{match.itm:.4f}", "-" if match.itc is None else f"{match.itc:.3f}"]
+        for text, match in zip(texts, matches, strict=True)
+    ]
     print_table(["text", "ITM probability", "ITC cosine"], rows)
     return 0

@@ -1,6 +1,7 @@
 """Image-text retrieval: ranking by contrast, then by matching (BLIP, section 5.1)."""
 
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -16,6 +17,7 @@ from openblip.errors import DataError, RecipeError
 from openblip.evaluation.metrics import retrieval
 from openblip.inference import Blip
 from openblip.inference.scoring import match_logits
+from openblip.inference.texts import TextTruncated
 from openblip.progress import Progress
 
 # Score of a pair that is not among the top k, below every matched one (as the original).
@@ -85,7 +87,11 @@ def evaluate_retrieval(
             blip.med.embed_images(blip.encode(images).hidden).cpu()
             for _, images in _images(blip, table, gallery, batch_size)
         ]
-        cosines = torch.cat(embeds) @ blip.embed_texts(gallery.texts).T
+        with warnings.catch_warnings():
+            # The protocol cuts texts to what the model reads.
+            warnings.simplefilter("ignore", TextTruncated)
+            text_embeds = blip.embed_texts(gallery.texts)
+        cosines = torch.cat(embeds) @ text_embeds.T
         contrastive = retrieval(cosines.numpy(), gallery.captions_of_image)
         metrics = contrastive
         if use_itm:

@@ -3,17 +3,18 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from openblip.data.text import clean_question
-from openblip.data.tokenizer import FirstToken, SpecialTokens, TextTokenizer, TokenBatch
+from openblip.data.tokenizer import SpecialTokens, TextTokenizer, TokenBatch
 from openblip.errors import DataError, RecipeError
 from openblip.inference.decoding import Decoding, Generated
 from openblip.inference.generation import generate
+from openblip.inference.texts import FirstTokenName, tokens_for
 from openblip.model import ImageMemory, TextPass
 from openblip.model.vqa import Vqa
 from openblip.objectives.lm import IGNORED, lm_loss, next_token_labels
@@ -29,7 +30,6 @@ _LABEL_SMOOTHING = 0.1
 
 # Rows of one pass over candidates: enough to keep the matrix products busy.
 _MAX_ROWS = 128
-_FIRST_TOKENS: dict[str, FirstToken] = {"[ENC]": "enc", "[CLS]": "cls"}
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def answer_questions(
     questions: Sequence[str],
     candidates: Sequence[str] | None = None,
     k: int = 128,
-    first_token: Literal["[ENC]", "[CLS]"] = "[ENC]",
+    first_token: FirstTokenName = "[ENC]",
 ) -> list[Answer]:
     """An answer per question: the best of the candidates, or written where there are none.
 
@@ -188,18 +188,16 @@ def question_tokens(
     tokenizer: TextTokenizer,
     questions: Sequence[str],
     most: int,
-    first_token: Literal["[ENC]", "[CLS]"] = "[ENC]",
+    first_token: FirstTokenName = "[ENC]",
 ) -> TokenBatch:
     """Questions as the original reads them: cleaned, cut to 50 words and 35 tokens.
 
     Raises:
         RecipeError: if `first_token` is another one.
     """
-    if first_token not in _FIRST_TOKENS:
-        raise RecipeError(f"first_token {first_token!r} is not one of [ENC], [CLS]")
     cleaned = [clean_question(question, _MAX_QUESTION_WORDS) for question in questions]
     longest = min(_MAX_QUESTION_TOKENS, most)
-    return tokenizer.encode(cleaned, longest, first=_FIRST_TOKENS[first_token])
+    return tokens_for(tokenizer, cleaned, longest, first_token)
 
 
 def _score(

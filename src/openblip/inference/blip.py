@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice, repeat
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from torch import Tensor
 from openblip.data.images import ImageSource
 from openblip.data.shuffle import keyed_hash
 from openblip.data.text import clean_caption
+from openblip.data.tokenizer import TokenBatch
 from openblip.errors import DataError, RecipeError
 from openblip.inference.answers import (
     Answer,
@@ -19,7 +21,7 @@ from openblip.inference.answers import (
     read_questions,
     write_answers,
 )
-from openblip.inference.bundle import FirstTokenName, ModelBundle, check_batch_size
+from openblip.inference.bundle import ModelBundle, check_batch_size
 from openblip.inference.captions import Caption, caption_encoded, caption_ids
 from openblip.inference.comparison import compare_images
 from openblip.inference.decoding import Decoding, Method, Scoring
@@ -28,6 +30,7 @@ from openblip.inference.explain import explain_answer, explain_caption, explain_
 from openblip.inference.heatmap import Heatmap
 from openblip.inference.image_input import Images, as_sources
 from openblip.inference.scoring import Match, embed_texts, match_probabilities, score_texts
+from openblip.inference.texts import FirstTokenName, encode_texts
 from openblip.model import Med
 from openblip.model.dual import DualEncoder
 
@@ -56,7 +59,7 @@ class Blip(ModelBundle):
         top_p: float = 0.9,
         repetition_penalty: float = 1.0,
         length_penalty: float = 1.0,
-        prompt: str = PROMPT,
+        prompt: str | Sequence[str] = PROMPT,
         num_captions: int = 1,
         seed: int | None = None,
         scoring: Scoring = "original",
@@ -78,7 +81,7 @@ class Blip(ModelBundle):
             top_p: of nucleus sampling.
             repetition_penalty: 1 is off; the original's nucleus sampling has 1.1.
             length_penalty: exponent of the length that beams are divided by.
-            prompt: what a caption continues; may be empty.
+            prompt: what a caption continues, of all images or one per image; may be empty.
             num_captions: per image.
             seed: of nucleus sampling: the same seed draws the same captions; None draws others
                 each time.
@@ -116,7 +119,7 @@ class Blip(ModelBundle):
         images: Iterable[ImageSource],
         decoding: Decoding | None = None,
         *,
-        prompt: str = PROMPT,
+        prompt: str | Iterable[str] = PROMPT,
         num_captions: int = 1,
         seed: int | None = None,
         batch_size: int = 16,
@@ -126,7 +129,7 @@ class Blip(ModelBundle):
         Args:
             images: may be a generator; read ahead by two batches.
             decoding: how tokens are chosen; by default as `caption` does.
-            prompt: what a caption continues; may be empty.
+            prompt: what a caption continues, of all images or one per image; may be empty.
             num_captions: per image.
             seed: as in `caption`; an image's draws depend on the seed and its place alone.
             batch_size: images at a time.
@@ -134,11 +137,13 @@ class Blip(ModelBundle):
         self.med.require("lm")
         decoding = decoding or Decoding()
         key = secrets.randbits(63) if seed is None else seed
+        prompts = repeat(prompt) if isinstance(prompt, str) else iter(prompt)
         count = 0
         for encoded in self._encoded(images, batch_size):
             seeds = [keyed_hash(key, count + place) for place in range(len(encoded))]
             count += len(encoded)
-            yield from self.generate(encoded, decoding, prompt, seeds, num_captions)
+            own = list(islice(prompts, len(encoded)))
+            yield from self.generate(encoded, decoding, own, seeds, num_captions)
 
     def embed_images(self, images: Images, batch_size: int = 16) -> Float[Tensor, "images embed"]:
         """Unit-length float32 embeddings of images, on the CPU."""
@@ -179,7 +184,7 @@ class Blip(ModelBundle):
 
         Args:
             images: one or several.
-            texts: as many.
+            texts: as many; of a single image any number.
             first_token: first token of a text: `[ENC]` as BLIP was trained, or `[CLS]` as
                 `transformers` and the original's demonstration do.
             batch_size: images at a time.
@@ -190,16 +195,18 @@ class Blip(ModelBundle):
         self.med.require("itm")
         sources = list(as_sources(images))
         texts = [texts] if isinstance(texts, str) else texts
-        if len(sources) != len(texts):
+        if len(sources) not in (1, len(texts)):
             raise DataError(
-                f"{len(sources)} images and {len(texts)} texts: match compares them in pairs; "
-                "use match_all to compare all with all"
+                f"{len(sources)} images and {len(texts)} texts: match compares them in pairs, or "
+                "a single image with all texts; use match_all to compare all with all"
             )
-        matches: list[Match] = []
+        per_image = [texts] if len(sources) == 1 else [[text] for text in texts]
+        matches: list[list[Match]] = []
         for encoded in self._encoded(sources, batch_size):
-            own = [[text] for text in texts[len(matches) : len(matches) + len(encoded)]]
-            matches += [of_image[0] for of_image in self.score(encoded, own, first_token)]
-        return matches
+            own = per_image[len(matches) :][: len(encoded)]
+            tokens_of = partial(self._tokens, first_token=first_token)
+            matches += score_texts(encoded, own, tokens_of, self._tokens_to_embed)
+        return [match for of_image in matches for match in of_image]
 
     def match_all(
         self,
@@ -369,7 +376,7 @@ class Blip(ModelBundle):
         self,
         encoded: EncodedImages,
         decoding: Decoding,
-        prompt: str = PROMPT,
+        prompt: str | Sequence[str] = PROMPT,
         seeds: Sequence[int] | None = None,
         num_captions: int = 1,
     ) -> list[list[Caption]]:
@@ -378,7 +385,7 @@ class Blip(ModelBundle):
         Args:
             encoded: from `encode` of this object.
             decoding: how tokens are chosen.
-            prompt: what a caption continues; may be empty.
+            prompt: what a caption continues, of all images or one per image; may be empty.
             seeds: one per image, for nucleus sampling: they alone decide the image's draws,
                 whatever other images are there.
             num_captions: per image.
@@ -391,12 +398,18 @@ class Blip(ModelBundle):
         texts: Sequence[Sequence[str]],
         first_token: FirstTokenName = "[ENC]",
     ) -> list[list[Match]]:
-        """How well each image's texts describe it.
+        """How well each image's texts describe it; longer ones are cut without a word.
 
         Args:
             encoded: from `encode` of this object.
             texts: per image any number, also none.
             first_token: first token of a text that is matched.
         """
-        tokens_of = partial(self._tokens, first_token=first_token)
-        return score_texts(encoded, texts, tokens_of, partial(self._tokens, first_token="[CLS]"))
+
+        def tokens_of(own: Sequence[str]) -> TokenBatch:
+            return encode_texts(self.tokenizer, own, self.max_tokens, first_token)
+
+        return score_texts(encoded, texts, tokens_of, self._tokens_to_embed)
+
+    def _tokens_to_embed(self, texts: Sequence[str]) -> TokenBatch:
+        return encode_texts(self.tokenizer, texts, self.max_tokens, "[CLS]")

@@ -2,18 +2,19 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from openblip.data.images import ImageSource
-from openblip.data.tokenizer import FirstToken, TextTokenizer, TokenBatch
+from openblip.data.tokenizer import TextTokenizer, TokenBatch
 from openblip.errors import MissingHead, RecipeError
 from openblip.inference.encoded import EncodedImages
 from openblip.inference.image_input import image_batches
 from openblip.inference.kinds import FROM_ORIGINAL, TO_HUGGINGFACE, TO_ORIGINAL
+from openblip.inference.texts import FirstTokenName, tokens_for
 from openblip.interop.models import AnyModel
 from openblip.model import Med
 from openblip.model.nlvr import Nlvr
@@ -24,9 +25,6 @@ if TYPE_CHECKING:
     from openblip.interop.original_layout import Kind
 
 ModelT = TypeVar("ModelT")
-
-FirstTokenName = Literal["[ENC]", "[CLS]"]
-_FIRST_TOKENS: dict[str, FirstToken] = {"[ENC]": "enc", "[CLS]": "cls"}
 
 
 class ModelBundle:
@@ -170,9 +168,7 @@ class ModelBundle:
         return self.model.encode_images(images.to(self.device, self.dtype))
 
     def _tokens(self, texts: Sequence[str], first_token: FirstTokenName) -> TokenBatch:
-        if first_token not in _FIRST_TOKENS:
-            raise RecipeError(f"first_token {first_token!r} is not one of [ENC], [CLS]")
-        return self.tokenizer.encode(texts, self.max_tokens, first=_FIRST_TOKENS[first_token])
+        return tokens_for(self.tokenizer, texts, self.max_tokens, first_token)
 
 
 def check_batch_size(batch_size: int) -> None:

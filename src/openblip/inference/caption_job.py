@@ -43,6 +43,10 @@ class CaptionSettings:
     """Captions per image."""
     seed: int = 0
     """With an image's key it decides what is sampled for the image, whatever else there is."""
+    dtype: str = "float32"
+    """Of the weights, as `load` takes it."""
+    device: str | None = None
+    """Where the model is; by default the best that there is."""
 
     def stored(self, form: FormatName) -> dict[str, Any]:
         """What an output remembers: the model by its content, not by where it lies."""
@@ -51,6 +55,7 @@ class CaptionSettings:
             "prompt": self.prompt,
             "num_captions": self.num_captions,
             "seed": self.seed,
+            "dtype": self.dtype,
             "format": form,
             "model": model_fingerprint(self.model),
         }
@@ -166,7 +171,7 @@ class _Job:
         started = time.perf_counter()
         # A model is not loaded if there is nothing to do.
         if (first := next(images, None)) is not None:
-            blip = load(self._settings.model)
+            blip = load(self._settings.model, self._settings.device, self._settings.dtype)
             blip.med.require("lm")
             started = time.perf_counter()
             is_interrupted = self._caption(blip, chain([first], images), batch_size)

@@ -20,6 +20,7 @@ _EXPECTED = (
     "give a model folder (ours or of transformers), a training run's folder, an original .pth "
     "file, its https address, or organisation/name of the Hugging Face hub"
 )
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 # Suffixes of what a folder of `transformers` holds of a model.
 _HUGGINGFACE_SUFFIXES = (".json", ".txt", ".safetensors", ".bin")
 # Rows of the word embedding of every released original checkpoint.
@@ -29,7 +30,7 @@ _BERT_VOCABULARY = 30524
 def load(
     source: str | Path,
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     *,
     image_size: int | None = None,
 ) -> Blip:
@@ -43,8 +44,8 @@ def load(
             the https address of one; or the hub's `organisation/name`, with `@revision` if not
             the main branch.
         device: by default the first of cuda, mps and cpu that there is.
-        dtype: of the weights; float32 by default. torch.int8, on the CPU, is float32 with linear
-            layers that multiply 8-bit integers (extra `int8`).
+        dtype: of the weights, or its name: float32 by default, bfloat16, float16, or, on the CPU,
+            int8: float32 with linear layers that multiply 8-bit integers (extra `int8`).
         image_size: side of the square that images are resized to, in pixels; positions are
             interpolated. By default the checkpoint's own.
 
@@ -54,8 +55,9 @@ def load(
         RecipeError: if this machine has no such device, the model no such image size, or int8
             cannot be used.
     """
+    weights = _dtype_named(dtype)
     if device is None:
-        place = torch.device("cpu") if dtype == torch.int8 else default_device()
+        place = torch.device("cpu") if weights == torch.int8 else default_device()
     else:
         place = _usable(device)
     path = find_model(source)
@@ -63,12 +65,12 @@ def load(
     if image_size is not None:
         resize_images(blip.model, image_size)
         blip.image_size = image_size
-    if dtype == torch.int8:
+    if weights == torch.int8:
         from openblip.inference.quantise import quantise
 
         quantise(blip.model.to(device=place, dtype=torch.float32))
     else:
-        blip.model.to(device=place, dtype=dtype or torch.float32)
+        blip.model.to(device=place, dtype=weights)
     return blip
 
 
@@ -77,6 +79,14 @@ def default_device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def _dtype_named(dtype: torch.dtype | str | None) -> torch.dtype:
+    found = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype or torch.float32
+    if found not in _DTYPES:
+        names = ", ".join(str(known).removeprefix("torch.") for known in _DTYPES)
+        raise RecipeError(f"dtype {dtype!r} cannot be used; give one of {names}")
+    return found
 
 
 def _usable(device: str | torch.device) -> torch.device:

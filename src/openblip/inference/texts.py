@@ -2,9 +2,15 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import Literal
 
 from openblip.data.tokenizer import FirstToken, TextTokenizer, TokenBatch
+from openblip.errors import RecipeError
 
+FirstTokenName = Literal["[ENC]", "[CLS]"]
+"""First token of a text that a user gives: as BLIP was trained, or as `transformers` reads it."""
+
+_FIRST_TOKENS: dict[str, FirstToken] = {"[ENC]": "enc", "[CLS]": "cls"}
 _SHOWN = 30
 
 
@@ -12,21 +18,37 @@ class TextTruncated(UserWarning):
     """The model did not see the end of a text."""
 
 
-def tokens_for(
-    tokenizer: TextTokenizer, texts: Sequence[str], max_tokens: int, first: FirstToken
+def encode_texts(
+    tokenizer: TextTokenizer, texts: Sequence[str], max_tokens: int, first_token: FirstTokenName
 ) -> TokenBatch:
-    """The texts as a model reads them, one row each; warns once if any had to be cut.
+    """The texts as a model reads them, one row each; a longer one is cut to `max_tokens`.
+
+    Raises:
+        RecipeError: if `first_token` is another one.
+    """
+    if first_token not in _FIRST_TOKENS:
+        raise RecipeError(f"first_token {first_token!r} is not one of [ENC], [CLS]")
+    return tokenizer.encode(texts, max_tokens, first=_FIRST_TOKENS[first_token])
+
+
+def tokens_for(
+    tokenizer: TextTokenizer, texts: Sequence[str], max_tokens: int, first_token: FirstTokenName
+) -> TokenBatch:
+    """`encode_texts` for texts that a person gives: warns once if any had to be cut.
 
     Args:
         tokenizer: of the model.
         texts: any number, in any language; an empty one is a text without words.
         max_tokens: a longer text is cut to this, first and last token included.
-        first: the first token.
+        first_token: the first token.
+
+    Raises:
+        RecipeError: if `first_token` is another one.
 
     Warns:
         TextTruncated: names the first text that was cut, and the word from which on it was.
     """
-    tokens = tokenizer.encode(texts, max_tokens, first=first)
+    tokens = encode_texts(tokenizer, texts, max_tokens, first_token)
     # Only a row that is full may have been cut: the others need no second look.
     full = (tokens.mask.sum(dim=1) == max_tokens).nonzero().flatten().tolist()
     cuts = [(row, at) for row in full if (at := tokenizer.cut(texts[row], max_tokens)) is not None]
