@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from openblip.data.tokenizer import TextTokenizer
-from openblip.inference.texts import TextTruncated, tokens_for
+from openblip.errors import TextTruncated
+from openblip.inference.texts import tokens_for
 
 
 @pytest.fixture

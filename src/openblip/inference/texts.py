@@ -4,12 +4,9 @@ import warnings
 from collections.abc import Sequence
 
 from openblip.data.tokenizer import FirstToken, TextTokenizer, TokenBatch
+from openblip.errors import TextTruncated
 
 _SHOWN = 30
-
-
-class TextTruncated(UserWarning):
-    """The model did not see the end of a text."""
 
 
 def tokens_for(
