@@ -55,6 +55,11 @@ def test_a_tokenizer_trained_here_counts_the_same_words(tokenizer):
         tokens_for(tokenizer, [text], pieces + 2, "cls")
 
 
+def test_a_piece_that_python_takes_for_white_space_is_a_word(tokenizer):
+    with pytest.warns(TextTruncated, match="word 1"):
+        tokens_for(tokenizer, ["\x1c"], 2, "cls")
+
+
 def test_several_texts_give_one_warning(words):
     with pytest.warns(
         TextTruncated, match="text 1 is cut at its word 2, 'dog', and 2 more"

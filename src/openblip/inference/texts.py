@@ -37,8 +37,10 @@ def _told(text: str, at: int, row: int, num_cut: int, max_tokens: int) -> str:
     before = text[:at].split()
     # A word whose beginning was read counts as the one at which the text is cut.
     is_inside = at > 0 and not text[at - 1].isspace() and not text[at].isspace()
-    number = len(before) + (not is_inside)
-    word = text.split()[number - 1]
+    # What a tokenizer takes for a piece may be white space to Python, also the only one.
+    words = text.split() or [text]
+    number = min(len(before) + (not is_inside), len(words))
+    word = words[number - 1]
     shown = word if len(word) <= _SHOWN else f"{word[:_SHOWN]}..."
     others = f", and {num_cut - 1} more" if num_cut > 1 else ""
     return (
