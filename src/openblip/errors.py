@@ -1,4 +1,4 @@
-"""Every error that OpenBLIP raises on purpose."""
+"""Every error that OpenBLIP raises on purpose, and every warning."""
 
 
 class OpenBlipError(Exception):
@@ -23,3 +23,11 @@ class RecipeError(OpenBlipError):
 
 class TrainingError(OpenBlipError):
     """Training cannot go on: a non-finite loss, or a run directory of another recipe."""
+
+
+class OpenBlipWarning(UserWarning):
+    """Something that a user should know about a result."""
+
+
+class TextTruncated(OpenBlipWarning):
+    """The model did not see the end of a text; the message names the word at which it is cut."""

@@ -39,7 +39,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         (["missing.jpg"], "missing.jpg: no such file or folder"),
         (["nothing"], "nothing: no image in this folder"),
-        (["*.gif"], "*.gif: no file has a name of this pattern"),
+        (["*.gif"], "*.gif: no such file or folder, nor a pattern"),
         (["photo.png", "-o", "captions.xml"], "no format has the suffix '.xml'"),
         (["photo.png", "-o", "a.csv", "--sidecar"], "--sidecar writes beside each image"),
         (["photo.png", "--overwrite"], "give -o FILE or --sidecar"),

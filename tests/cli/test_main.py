@@ -1,11 +1,13 @@
 """The command's outer shape: help, exit codes, one-line errors."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 
-from openblip.cli import _COMMANDS, main
+from openblip.cli import _COMMANDS, _warnings_in_one_line, main
+from openblip.errors import TextTruncated
 
 
 def test_without_words_it_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -67,6 +69,15 @@ def test_an_error_is_one_line_without_traceback(
 def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["data", "show", str(tmp_path / "none.lance"), "--debug"]) == 1
     assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_warning_is_one_line_without_code(capsys: pytest.CaptureFixture[str]) -> None:
+    with warnings.catch_warnings(record=True) as others, _warnings_in_one_line("openblip match"):
+        warnings.simplefilter("always")
+        warnings.warn("text 1 is cut at its word 31, 'dog'", TextTruncated, 1)
+        warnings.warn("of someone else", UserWarning, 1)
+    assert [str(other.message) for other in others] == ["of someone else"]
+    assert capsys.readouterr().err == "openblip match: text 1 is cut at its word 31, 'dog'\n"
 
 
 def test_json_output_is_one_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from openblip.model import TextConfig, VisionConfig
 from openblip.model.vqa import Vqa, VqaConfig
 
 # The small vocabulary makes many tokens of a word: longer texts are cut.
-pytestmark = pytest.mark.filterwarnings("ignore::openblip.inference.texts.TextTruncated")
+pytestmark = pytest.mark.filterwarnings("ignore::openblip.errors.TextTruncated")
 
 QUESTIONS = [
     "What is above the blue circle?",

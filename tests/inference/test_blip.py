@@ -14,7 +14,7 @@ from openblip.inference import Blip, Decoding, load
 from .conftest import TEXTS, make_med
 
 # The small vocabulary makes many tokens of a word: longer texts are cut.
-pytestmark = pytest.mark.filterwarnings("ignore::openblip.inference.texts.TextTruncated")
+pytestmark = pytest.mark.filterwarnings("ignore::openblip.errors.TextTruncated")
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 import json
 import os
 import pty
-import resource
 import signal
 import subprocess
 import sys
@@ -18,6 +17,12 @@ from openblip.inference import Decoding
 
 # The tests change into another folder, where a relative search path leads nowhere.
 SOURCE = str(Path(openblip.__file__).resolve().parent.parent)
+# Makes itself a process that cannot write files of more than 3000 bytes.
+LIMITED = """
+import os, resource, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
+"""
 GREEDY = Decoding(method="greedy")
 
 
@@ -35,8 +40,9 @@ def many(photos: Path, pictures) -> Path:
 
 @pytest.fixture
 def start(model) -> Callable[..., subprocess.Popen[str]]:
-    def begin(*words: object, **options) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", "openblip", "caption", *map(str, words)]
+    def begin(*words: object, before: str = "", **options) -> subprocess.Popen[str]:
+        python = [sys.executable, "-c", before] if before else [sys.executable]
+        command = [*python, "-m", "openblip", "caption", *map(str, words)]
         return subprocess.Popen(
             [*command, "--model", model, "--batch-size", "2", "--method", "greedy"],
             text=True,
@@ -97,11 +103,7 @@ def test_that_gets_ctrl_c_finishes_its_batch(many, start, caption_run, tmp_path)
 
 def test_that_runs_out_of_space_keeps_whole_lines(many, start, caption_run, tmp_path):
     file = tmp_path / "o.jsonl"
-    process = start(
-        many,
-        *("-o", file),
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000)),
-    )
+    process = start(many, "-o", file, before=LIMITED)
     error = process.communicate(timeout=120)[1]
     assert process.returncode == 1
     assert f"{file}: cannot be written (File too large)" in error

@@ -98,6 +98,12 @@ class TestFilesAndPatterns:
         assert [image.key for image in every(quoted)] == [".hidden.png", "b.png"]
         assert quoted.total() == 2
 
+    def test_a_range_of_archives(self, tmp_path: Path) -> None:
+        for number in range(3):
+            write_tar(tmp_path / f"{number:02d}.tar", {f"{number}.png": png()})
+        sources = ImageSources([f"{tmp_path}/{{01..02}}.tar"])
+        assert [image.key for image in every(sources)] == ["1.png", "2.png"]
+
     def test_a_pattern_may_find_folders(self, photos: Path) -> None:
         keys = [image.key for image in every(ImageSources(["photos/s*"]))]
         assert keys == ["c.png", "deeper/d.png"]
@@ -110,7 +116,7 @@ class TestFilesAndPatterns:
         ("place", "message"),
         [
             ("nowhere/x.jpg", "nowhere/x.jpg: no such file or folder"),
-            ("nowhere/*.jpg", "no file has a name of this pattern"),
+            ("nowhere/*.jpg", "nor a pattern that finds one"),
             ("s3:/typo", "no such file"),
         ],
     )

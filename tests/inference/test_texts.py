@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from openblip.data.tokenizer import TextTokenizer
-from openblip.inference.texts import TextTruncated, tokens_for
+from openblip.errors import TextTruncated
+from openblip.inference.texts import tokens_for
 
 
 @pytest.fixture
@@ -52,6 +53,11 @@ def test_a_tokenizer_trained_here_counts_the_same_words(tokenizer):
     pieces = int(tokenizer.encode(["a picture of a red"], 64).mask.sum()) - 2
     with pytest.warns(TextTruncated, match="word 6, 'square'"):
         tokens_for(tokenizer, [text], pieces + 2, "[CLS]")
+
+
+def test_a_piece_that_python_takes_for_white_space_is_a_word(tokenizer):
+    with pytest.warns(TextTruncated, match="word 1"):
+        tokens_for(tokenizer, ["\x1c"], 2, "cls")
 
 
 def test_several_texts_give_one_warning(words):

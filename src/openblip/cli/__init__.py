@@ -4,9 +4,12 @@ import difflib
 import importlib
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TextIO
 
-from openblip.errors import OpenBlipError
+from openblip.errors import OpenBlipError, OpenBlipWarning
 
 # Command words -> (module under openblip.cli, function, one line of help).
 _COMMANDS: dict[str, tuple[str, str, str]] = {
@@ -45,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _unknown(words)
     module, function, _ = _COMMANDS[name]
     run = getattr(importlib.import_module(f"openblip.cli.{module}"), function)
-    return _guarded(run, words[len(name.split()) :], f"openblip {name}", debug)
+    prog = f"openblip {name}"
+    with _warnings_in_one_line(prog):
+        return _guarded(run, words[len(name.split()) :], prog, debug)
 
 
 def _guarded(run: Callable[..., int], words: list[str], prog: str, debug: bool) -> int:
@@ -64,6 +69,29 @@ def _guarded(run: Callable[..., int], words: list[str], prog: str, debug: bool) 
             traceback.print_exc()
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
+
+
+@contextmanager
+def _warnings_in_one_line(prog: str) -> Iterator[None]:
+    """Our own warnings are for the user, who has no use for the line of code."""
+    with warnings.catch_warnings():
+        show = warnings.showwarning
+
+        def show_plainly(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, OpenBlipWarning):
+                print(f"{prog}: {message}", file=sys.stderr)
+            else:
+                show(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show_plainly
+        yield
 
 
 def _command_name(words: list[str]) -> str | None:

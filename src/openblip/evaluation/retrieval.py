@@ -13,11 +13,10 @@ from openblip.data.loader import iterate_images
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.data.views import split_rows
-from openblip.errors import DataError, RecipeError
+from openblip.errors import DataError, RecipeError, TextTruncated
 from openblip.evaluation.metrics import retrieval
 from openblip.inference import Blip
 from openblip.inference.scoring import match_logits
-from openblip.inference.texts import TextTruncated
 from openblip.progress import Progress
 
 # Score of a pair that is not among the top k, below every matched one (as the original).

@@ -12,6 +12,7 @@ from PIL import Image
 from openblip.data.images import open_image
 from openblip.data.importers.source import IMAGE_SUFFIXES, UnsafePath
 from openblip.data.importers.webdataset import TAR_DAMAGE, TAR_SUFFIXES, tar_members
+from openblip.data.patterns import matching_paths
 from openblip.data.reading import read_image_file, row_image
 from openblip.data.table import PairTable
 from openblip.data.views import split_rows
@@ -52,9 +53,10 @@ class ImageSources:
         """Looks only whether the places exist.
 
         Args:
-            places: image files, folders, patterns such as `photos/*.jpg` (each match counts as if
-                it were given itself), `.tar`, `.tar.gz` or `.tgz` archives, and pair tables: a
-                folder that Lance wrote, or an `s3://` or `gs://` address.
+            places: image files, folders, `.tar`, `.tar.gz` or `.tgz` archives, and pair tables: a
+                folder that Lance wrote, or an `s3://` or `gs://` address. What a pattern such as
+                `photos/*.jpg` or a range such as `{000..041}.tar` finds counts as if it were given
+                itself.
             split: of tables only rows of this one.
 
         Raises:
@@ -115,18 +117,14 @@ class ImageSources:
 
 
 def _expanded(place: str) -> list[str]:
-    """The place itself, or the places that a pattern finds, sorted."""
-    path = Path(place)
-    if place.startswith(_OBJECT_STORES) or path.exists():
+    if place.startswith(_OBJECT_STORES):
         return [place]
-    if any(mark in place for mark in "*?["):
-        anchor = Path(path.anchor or ".")
-        pattern = str(path.relative_to(path.anchor)) if path.anchor else place
-        found = sorted(str(match) for match in anchor.glob(pattern))
-        if found:
-            return found
-        raise DataError(f"{place}: no file has a name of this pattern")
-    raise DataError(f"{place}: no such file or folder; give images that exist")
+    found = matching_paths(place)
+    if not found:
+        raise DataError(
+            f"{place}: no such file or folder, nor a pattern that finds one; give images that exist"
+        )
+    return [str(path) for path in found]
 
 
 def _is_table(place: str) -> bool:

@@ -5,17 +5,13 @@ from collections.abc import Sequence
 from typing import Literal
 
 from openblip.data.tokenizer import FirstToken, TextTokenizer, TokenBatch
-from openblip.errors import RecipeError
+from openblip.errors import RecipeError, TextTruncated
 
 FirstTokenName = Literal["[ENC]", "[CLS]"]
 """First token of a text that a user gives: as BLIP was trained, or as `transformers` reads it."""
 
 _FIRST_TOKENS: dict[str, FirstToken] = {"[ENC]": "enc", "[CLS]": "cls"}
 _SHOWN = 30
-
-
-class TextTruncated(UserWarning):
-    """The model did not see the end of a text."""
 
 
 def encode_texts(
@@ -62,8 +58,10 @@ def _told(text: str, at: int, row: int, num_cut: int, max_tokens: int) -> str:
     before = text[:at].split()
     # A word whose beginning was read counts as the one at which the text is cut.
     is_inside = at > 0 and not text[at - 1].isspace() and not text[at].isspace()
-    number = len(before) + (not is_inside)
-    word = text.split()[number - 1]
+    # What a tokenizer takes for a piece may be white space to Python, also the only one.
+    words = text.split() or [text]
+    number = min(len(before) + (not is_inside), len(words))
+    word = words[number - 1]
     shown = word if len(word) <= _SHOWN else f"{word[:_SHOWN]}..."
     others = f", and {num_cut - 1} more" if num_cut > 1 else ""
     return (

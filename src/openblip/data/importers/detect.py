@@ -14,11 +14,11 @@ from openblip.data.importers.folder import (
 from openblip.data.importers.source import PairSource, SourceOptions
 from openblip.data.importers.tabular import TABLE_SUFFIXES, TableSource
 from openblip.data.importers.webdataset import TAR_SUFFIXES, TarSource
+from openblip.data.patterns import matching_paths
 from openblip.errors import DataError
 
 FORMATS = ("jsonl", "folder", "webdataset", "table", "coco", "karpathy")
 _ANNOTATION_PATTERN = re.compile(r"^(dataset|captions|annotations).*\.json$")
-_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _KNOWN = (
     "a folder with captions.jsonl (or metadata.jsonl), images with .txt files of the same names, "
     ".tar shards, .parquet/.csv/.tsv tables, or COCO or Karpathy JSON"
@@ -39,7 +39,9 @@ def open_source(source: str, options: SourceOptions, wanted: str | None = None) 
     """
     if wanted is not None and wanted not in FORMATS:
         raise DataError(f"unknown format {wanted!r}: give one of {', '.join(FORMATS)}")
-    files = _expanded(source)
+    files = matching_paths(source)
+    if not files:
+        raise DataError(f"{source} does not exist: give {_KNOWN}")
     openers: dict[str, Callable[[], PairSource | None]] = {
         "jsonl": lambda: _jsonl(files, options),
         "webdataset": lambda: _shards(files),
@@ -56,26 +58,6 @@ def open_source(source: str, options: SourceOptions, wanted: str | None = None) 
             return opened
     kind = f"a source of the format {wanted!r}" if wanted else f"a known source: {_KNOWN}"
     raise DataError(f"{source} is not {kind}{_what_is_there(files)}")
-
-
-def _expanded(source: str) -> list[Path]:
-    """The files of a pattern or a range, sorted, or the one path that was given."""
-    path = Path(source)
-    if path.exists():
-        return [path]
-    if braces := _BRACES.search(source):
-        first, last = braces[1], braces[2]
-        numbers = (f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1))
-        found = [Path(source.replace(braces[0], number, 1)) for number in numbers]
-        if missing := [path for path in found if not path.exists()]:
-            raise DataError(f"{source}: {missing[0]} does not exist ({len(missing)} are missing)")
-        return found
-    if any(mark in source for mark in "*?["):
-        anchor = Path(path.anchor or ".")
-        pattern = str(path.relative_to(path.anchor)) if path.anchor else source
-        if found := sorted(anchor.glob(pattern), key=str):
-            return found
-    raise DataError(f"{source} does not exist: give {_KNOWN}")
 
 
 def _jsonl(files: list[Path], options: SourceOptions) -> JsonlSource | None:
