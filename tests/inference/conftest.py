@@ -20,6 +20,7 @@ from openblip.inference.caption_job import (
 from openblip.inference.encoded import EncodedImages
 from openblip.inference.image_sources import ImageSources
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
+from openblip.model.vqa import Vqa, VqaConfig
 
 TEXTS = [
     "a picture of a red square above a blue circle",
@@ -47,16 +48,22 @@ def make_med(tokenizer: TextTokenizer, seed: int = 0, **changes) -> Med:
         **changes,
     )
     med = Med(config)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in med.named_parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.25, generator=generator)
-            elif "norm" not in name and name != "temperature":
-                parameter.normal_(std=0.1, generator=generator)
-        if "lm" in config.heads:
+    draw_weights(med, seed)
+    if "lm" in config.heads:
+        with torch.no_grad():
             med.text.lm_head.bias[tokenizer.special.sep] += 4.5
     return med.eval()
+
+
+@torch.no_grad()
+def draw_weights(model: torch.nn.Module, seed: int) -> None:
+    """Large weights, so that attention is not uniform."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.ndim > 1:
+            parameter.normal_(std=0.25, generator=generator)
+        elif "norm" not in name and name != "temperature":
+            parameter.normal_(std=0.1, generator=generator)
 
 
 @pytest.fixture(scope="session")
@@ -67,6 +74,19 @@ def tokenizer() -> TextTokenizer:
 @pytest.fixture(scope="session")
 def blip(tokenizer) -> Blip:
     return Blip(make_med(tokenizer), tokenizer, "pretrain", image_size=32, max_tokens=30)
+
+
+@pytest.fixture(scope="session")
+def vqa(tokenizer) -> Vqa:
+    vision = VisionConfig(image_size=32, patch_size=16, width=24, depth=2, heads=2)
+    text = TextConfig(
+        vocab_size=tokenizer.vocab_size, width=32, depth=2, heads=4, ffn_width=48, max_positions=40
+    )
+    model = Vqa(VqaConfig(vision=vision, text=text))
+    draw_weights(model, seed=3)
+    with torch.no_grad():
+        model.answer.lm_head.bias[tokenizer.special.sep] += 3.0
+    return model.eval()
 
 
 @pytest.fixture(scope="session")

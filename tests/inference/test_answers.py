@@ -13,8 +13,7 @@ from openblip.inference.answers import (
     read_questions,
     write_answers,
 )
-from openblip.model import TextConfig, VisionConfig
-from openblip.model.vqa import Vqa, VqaConfig
+from openblip.model.vqa import Vqa
 
 # The small vocabulary makes many tokens of a word: longer texts are cut.
 pytestmark = pytest.mark.filterwarnings("ignore::openblip.errors.TextTruncated")
@@ -37,24 +36,6 @@ CANDIDATES = [
     "the street",
     "cat",
 ]
-
-
-@pytest.fixture(scope="module")
-def vqa(tokenizer: TextTokenizer) -> Vqa:
-    vision = VisionConfig(image_size=32, patch_size=16, width=24, depth=2, heads=2)
-    text = TextConfig(
-        vocab_size=tokenizer.vocab_size, width=32, depth=2, heads=4, ffn_width=48, max_positions=40
-    )
-    model = Vqa(VqaConfig(vision=vision, text=text))
-    generator = torch.Generator().manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.25, generator=generator)
-            elif "norm" not in name:
-                parameter.normal_(std=0.1, generator=generator)
-        model.answer.lm_head.bias[tokenizer.special.sep] += 3.0
-    return model.eval()
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from openblip.inference import Blip, Decoding
+from openblip.inference.answers import rank_answers, read_questions, write_answers
 
 TEXTS = ["a red square", "two green triangles on a white table", "people walk along the street"]
 TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.005, torch.float32: 1e-4}
@@ -91,3 +92,29 @@ def test_keys_and_values_have_the_models_type(moved, images, dtype):
     encoded = moved[0].encode(images)
     assert encoded.hidden.dtype == dtype
     assert encoded.decoder_memory.keys[0].dtype == dtype
+
+
+@pytest.mark.parametrize(("device", "dtype"), PLACES)
+@torch.no_grad()
+def test_answers_have_nearly_the_log_probability_of_float32(vqa, tokenizer, images, device, dtype):
+    other = copy.deepcopy(vqa).to(device, dtype)
+    hidden = vqa.encode_images(images[:3])
+    questions = tokenizer.encode(TEXTS, 35, first="enc")
+    candidates = tokenizer.encode(["a", "cat", "two", "the street"], 40, first="dec")
+    elsewhere = other.encode_images(images[:3].to(device, dtype))
+    expected = rank_answers(vqa, read_questions(vqa, hidden, questions), candidates)
+    found = rank_answers(other, read_questions(other, elsewhere, questions), candidates)
+    # Candidates may change their order: they are compared by number.
+    for part in ("first_probabilities", "logprobs"):
+        ours, theirs = (
+            getattr(ranking, part).gather(1, ranking.candidates.argsort(dim=1))
+            for ranking in (found, expected)
+        )
+        assert ours.dtype == torch.float32
+        assert ours.device.type == "cpu"
+        tokens = candidates.ids.shape[1] if part == "logprobs" else 0.1
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=10 * TOLERANCE[dtype] * tokens)
+    for text in write_answers(
+        other, read_questions(other, elsewhere, questions), tokenizer.special
+    ):
+        assert text.logprob == pytest.approx(sum(text.token_logprobs))

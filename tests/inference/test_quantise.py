@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from openblip.errors import RecipeError
+from openblip.errors import CheckpointError, RecipeError
 from openblip.inference import Blip, Decoding
 from openblip.inference.quantise import quantise
 
@@ -60,6 +60,12 @@ def test_the_linear_layers_take_a_quarter(blip, small):
     assert of(small).qdata.dtype == torch.int8
     assert of(small).qdata.shape == of(blip).shape
     assert small.med.text.embeddings.word.weight.dtype == torch.float32
+
+
+def test_it_is_not_saved(small, tmp_path):
+    with pytest.raises(CheckpointError, match=r"weight is quantised.*load the model again"):
+        small.save(tmp_path / "small")
+    assert not list(tmp_path.iterdir())
 
 
 def test_another_type_is_an_error(blip):

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from openblip.inference import Decoding
+from openblip.inference.answers import read_questions, write_answers
 from openblip.inference.captions import caption_encoded, prompt_ids
 from openblip.inference.encoded import EncodedImages
 from openblip.inference.generation import generate
@@ -19,33 +20,55 @@ from .conftest import make_med
 transformers = pytest.importorskip("transformers")
 
 
+def text_part(kind, text, memory_width, weights, special, **settings):
+    """A text encoder or decoder of `transformers`.
+
+    Args:
+        kind: its class.
+        text: our sizes.
+        memory_width: channels of what it attends to.
+        weights: by their names.
+        special: ids of the special tokens.
+        settings: further arguments of the class.
+    """
+    config = transformers.BlipTextConfig(
+        vocab_size=text.vocab_size,
+        hidden_size=text.width,
+        encoder_hidden_size=memory_width,
+        intermediate_size=text.ffn_width,
+        num_hidden_layers=text.depth,
+        num_attention_heads=text.heads,
+        max_position_embeddings=text.max_positions,
+        layer_norm_eps=text.norm_eps,
+        bos_token_id=special.dec,
+        eos_token_id=special.sep,
+        sep_token_id=special.sep,
+        pad_token_id=special.pad,
+        is_decoder=True,
+    )
+    part = kind(config, **settings)
+    part.load_state_dict(weights)
+    return part.eval()
+
+
+def weights_of(model, kind, prefix):
+    """The weights of a part by the original's names, which the library's text parts have too."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in to_original(model, kind).items()
+        if name.startswith(prefix) and not name.endswith("position_ids")
+    }
+
+
 def text_decoder(med, special):
     """The decoder of a captioner in `transformers`, with the weights of `med`."""
-    config = med.config.text
-    decoder = transformers.BlipTextLMHeadModel(
-        transformers.BlipTextConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.width,
-            encoder_hidden_size=med.config.vision.width,
-            intermediate_size=config.ffn_width,
-            num_hidden_layers=config.depth,
-            num_attention_heads=config.heads,
-            max_position_embeddings=config.max_positions,
-            layer_norm_eps=config.norm_eps,
-            bos_token_id=special.dec,
-            eos_token_id=special.sep,
-            sep_token_id=special.sep,
-            pad_token_id=special.pad,
-            is_decoder=True,
-        )
+    return text_part(
+        transformers.BlipTextLMHeadModel,
+        med.config.text,
+        med.config.vision.width,
+        weights_of(med, "caption", "text_decoder."),
+        special,
     )
-    weights = {
-        name.removeprefix("text_decoder."): tensor
-        for name, tensor in to_original(med, "caption").items()
-        if name.startswith("text_decoder.") and not name.endswith("position_ids")
-    }
-    decoder.load_state_dict(weights)
-    return decoder.eval()
 
 
 def their_beams(decoder, special, hidden, prompt, **settings):
@@ -244,3 +267,37 @@ def test_distributions_are_those_of_their_processors(number):
     processors.append(transformers.TopPLogitsWarper(decoding.top_p))
     ours = nucleus_probabilities(constrained, top_p=decoding.top_p, top_k=decoding.top_k)
     torch.testing.assert_close(ours, processors(ids, scores).softmax(dim=-1), rtol=1e-5, atol=1e-7)
+
+
+@torch.no_grad()
+def test_answers_are_those_of_transformers(vqa, tokenizer, images):
+    special, text = tokenizer.special, vqa.config.text
+    encoder = text_part(
+        transformers.BlipTextModel,
+        text,
+        vqa.config.vision.width,
+        weights_of(vqa, "vqa", "text_encoder."),
+        special,
+        add_pooling_layer=False,
+    )
+    decoder = text_part(
+        transformers.BlipTextLMHeadModel,
+        text,
+        text.width,
+        weights_of(vqa, "vqa", "text_decoder."),
+        special,
+    )
+    hidden = vqa.encode_images(images)
+    settings = {"num_beams": 3, "max_length": 10, "min_length": 1}
+    decoding = Decoding(scoring="transformers", **settings)
+    for place, prompt in enumerate(PROMPTS):
+        # Their `[CLS]`, and one question at a time: they attend to padding.
+        tokens = tokenizer.encode([prompt], 35, first="cls")
+        ids = tokens.ids[:, : int(tokens.mask.sum())]
+        image = hidden[place : place + 1]
+        states = encoder(ids, encoder_hidden_states=image)[0]
+        start = torch.tensor([[special.dec]])
+        theirs = their_beams(decoder, special, states, start, **settings)
+        (answer,) = write_answers(vqa, read_questions(vqa, image, tokens), special, decoding)
+        assert is_row(theirs.sequences[0].tolist(), answer.token_ids, special)
+        assert answer.score == pytest.approx(theirs.sequences_scores.item(), abs=1e-5)

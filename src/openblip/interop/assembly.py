@@ -91,11 +91,18 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         tensors: of any device; no two may share memory.
 
     Raises:
+        CheckpointError: if a tensor is not a plain one.
         OSError: if it cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
+    for name, tensor in tensors.items():
+        if type(tensor.detach()) is not Tensor:
+            raise CheckpointError(
+                f"{path}: {name} is quantised, which cannot be saved; load the model again, as "
+                "float32, and save that"
+            )
     # The library makes files that only their owner can read; this one is as readable as others.
     path.touch()
     mode = path.stat().st_mode
