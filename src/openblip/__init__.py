@@ -12,6 +12,7 @@ from openblip.errors import (
     MissingHead,
     OpenBlipError,
     RecipeError,
+    TextTruncated,
     TrainingError,
 )
 
@@ -20,34 +21,53 @@ if TYPE_CHECKING:
     from openblip.data.importers.driver import import_pairs
     from openblip.data.table import PairTable
     from openblip.data.views import CaptionView
-    from openblip.inference import Blip, Caption, Decoding, Match, load
+    from openblip.inference import (
+        Answer,
+        Blip,
+        Calibration,
+        Caption,
+        Decoding,
+        Heatmap,
+        Match,
+        calibrate,
+        load,
+    )
 
 __version__ = "0.1.0"
 __all__ = [
+    "Answer",
     "Blip",
+    "Calibration",
     "Caption",
     "CaptionView",
     "CheckpointError",
     "DataError",
     "Decoding",
+    "Heatmap",
     "Match",
     "MissingHead",
     "OpenBlipError",
     "PairTable",
     "RecipeError",
+    "TextTruncated",
     "TrainingError",
+    "calibrate",
     "import_pairs",
     "load",
     "metrics",
 ]
 
 _HOMES = {
+    "Answer": "openblip.inference",
     "Blip": "openblip.inference",
+    "Calibration": "openblip.inference",
     "Caption": "openblip.inference",
     "CaptionView": "openblip.data.views",
     "Decoding": "openblip.inference",
+    "Heatmap": "openblip.inference",
     "Match": "openblip.inference",
     "PairTable": "openblip.data.table",
+    "calibrate": "openblip.inference",
     "import_pairs": "openblip.data.importers.driver",
     "load": "openblip.inference",
 }

@@ -57,7 +57,7 @@ def test_a_tokenizer_trained_here_counts_the_same_words(tokenizer):
 
 def test_a_piece_that_python_takes_for_white_space_is_a_word(tokenizer):
     with pytest.warns(TextTruncated, match="word 1"):
-        tokens_for(tokenizer, ["\x1c"], 2, "cls")
+        tokens_for(tokenizer, ["\x1c"], 2, "[CLS]")
 
 
 def test_several_texts_give_one_warning(words):

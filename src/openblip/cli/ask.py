@@ -1,6 +1,5 @@
 """`openblip ask`."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import tyro
@@ -44,7 +43,12 @@ def ask(
     blip = load(model or PUBLISHED["ask"], device=device)
     answers = blip.ask(image, list(questions), choices or None)
     if json:
-        print_json([{"question": q, **asdict(a)} for q, a in zip(questions, answers, strict=True)])
+        print_json(
+            [
+                {"question": q, "answer": a.text, "probability": a.probability}
+                for q, a in zip(questions, answers, strict=True)
+            ]
+        )
         return 0
     print_table(
         ["question", "answer", "probability"],

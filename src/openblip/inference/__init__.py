@@ -1,9 +1,22 @@
-"""Use of a trained model: captions, matches and embeddings of images and texts."""
+"""Use of a trained model: captions, matches, answers, comparisons, embeddings, explanations."""
 
+from openblip.inference.answers import Answer
 from openblip.inference.blip import Blip
+from openblip.inference.calibration import Calibration, calibrate
 from openblip.inference.captions import Caption
 from openblip.inference.decoding import Decoding
+from openblip.inference.heatmap import Heatmap
 from openblip.inference.loading import load
 from openblip.inference.scoring import Match
 
-__all__ = ["Blip", "Caption", "Decoding", "Match", "load"]
+__all__ = [
+    "Answer",
+    "Blip",
+    "Calibration",
+    "Caption",
+    "Decoding",
+    "Heatmap",
+    "Match",
+    "calibrate",
+    "load",
+]

@@ -1,0 +1,51 @@
+"""Commands without --model fetch the published base model: through the real client, from a server
+on this machine."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import openblip
+from openblip.inference.published import PUBLISHED
+
+from ..interop.hub_server import serve_hub
+
+Checkpoint = Callable[[str], str]
+
+
+def run(words: list[str], endpoint: str, **settings: str) -> subprocess.CompletedProcess[str]:
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith("HF_")}
+    hub = {"HF_HOME": str(Path("hf").resolve()), "HF_ENDPOINT": endpoint}
+    return subprocess.run(
+        [sys.executable, "-m", "openblip", *words],
+        env={**inherited, **hub, **settings},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_it_is_fetched_once_and_then_found_without_a_network(
+    photo: str, checkpoint: Checkpoint
+) -> None:
+    openblip.load(checkpoint("vqa"), "cpu").save_huggingface("published")
+    files = {file.name: file.read_bytes() for file in Path("published").iterdir()}
+    words = ["ask", photo, "is it night?", "--candidates", "yes", "no"]
+    with serve_hub(repositories={PUBLISHED["ask"]: files}) as hub:
+        online = run(words, hub.url)
+        assert "model.safetensors" in hub.fetched()
+    assert online.returncode == 0, online.stderr
+    offline = run(words, "http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+    assert (offline.returncode, offline.stdout) == (0, online.stdout)
+
+
+def test_offline_and_not_cached_the_error_says_what_to_do(photo: str) -> None:
+    for command in (["caption", photo], ["match", photo, "a dog"], ["ask", photo, "why?"]):
+        done = run(command, "http://127.0.0.1:9", HF_HUB_OFFLINE="1")
+        assert done.returncode == 1
+        assert PUBLISHED[command[0]] in done.stderr
+        assert "hf download" in done.stderr
+        assert "make demo" in done.stderr
+        assert "Traceback" not in done.stderr
