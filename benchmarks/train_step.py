@@ -21,11 +21,11 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
 from openblip.data.loader import Batch
 from openblip.data.tokenizer import SpecialTokens
 from openblip.model import Med, MedConfig
+from openblip.model.flops import flop_counter
 from openblip.objectives.itm import itm_loss
 from openblip.objectives.lm import lm_loss, next_token_labels
 from openblip.tasks.pool import Texts
@@ -245,7 +245,7 @@ def main() -> None:
     losses = {}
     for name, (kind, own_batch) in sides.items():
         prepared[name] = prepare(kind, config)
-        counter = FlopCounterMode(display=False)
+        counter = flop_counter()
         with counter:
             clock = Clock(lambda counter=counter: float(counter.get_total_flops()))
             losses[name] = run_step(*prepared[name], own_batch, clock, 0)

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from openblip.model import Med, MedConfig, TextConfig, TextPass, VisionConfig
 from openblip.model.flops import (
+    flop_counter,
     image_encoder_flops,
     lm_head_flops,
     memory_flops,
@@ -21,7 +21,7 @@ IMAGES, ROWS, TOKENS = 2, 4, 7
 
 def counted(run: Callable[[], object]) -> int:
     # Only the unfused attention consists of operations that the counter knows.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+    with flop_counter() as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         run()
     return counter.get_total_flops()
 

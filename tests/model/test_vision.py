@@ -125,3 +125,30 @@ def test_images_of_a_batch_do_not_touch_each_other(encoder: ImageEncoder, images
     for number in range(len(images)):
         alone = encoder(images[number : number + 1])
         assert torch.allclose(together[number : number + 1], alone, atol=1e-5)
+
+
+class TestPatches:
+    @pytest.mark.parametrize("extra", [0, 3])
+    def test_their_product_is_the_strided_convolution(
+        self, encoder: ImageEncoder, extra: int
+    ) -> None:
+        size = encoder.config.patch_size
+        images = torch.randn(2, 3, 3 * size + extra, 2 * size + extra)
+        patches, grid = encoder._embed_patches(images)
+        convolved = encoder.patch_embed(images)
+        assert grid == tuple(convolved.shape[2:])
+        expected = convolved.flatten(2).transpose(1, 2)
+        torch.testing.assert_close(patches, expected, atol=1e-5, rtol=1e-5)
+
+    @pytest.mark.parametrize("count", [1, 2, 5])
+    def test_a_batch_gives_what_its_images_give_alone(
+        self, encoder: ImageEncoder, count: int
+    ) -> None:
+        side = encoder.config.image_size
+        images = torch.randn(count, 3, side, side)
+        with_gradient = encoder(images)
+        with torch.no_grad():
+            together = encoder(images)
+            alone = torch.cat([encoder(image[None]) for image in images])
+        torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together, with_gradient, atol=1e-5, rtol=1e-5)

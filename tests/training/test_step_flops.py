@@ -6,11 +6,11 @@ from itertools import combinations
 import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from openblip.data.loader import Batch
 from openblip.data.tokenizer import SpecialTokens
 from openblip.model import Med, MedConfig
+from openblip.model.flops import flop_counter
 from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
 from openblip.tasks.protocol import StepPosition
 from openblip.training.step_flops import step_flops
@@ -48,7 +48,7 @@ def test_forward_and_backward(losses: tuple[str, ...], sharing: str) -> None:
     task = PretrainTask(Med(config), SPECIAL, objectives, seed=0)
     pairs = batch(rows=4, tokens=16)
     # Only the unfused attention consists of operations that the counter knows on a CPU.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    with flop_counter() as counter, sdpa_kernel(SDPBackend.MATH):
         task(pairs, StepPosition(0, 0.0)).loss.backward()
     counted = counter.get_total_flops()
     # The first layer's images need no gradient, so that backward is a little cheaper.

@@ -18,7 +18,7 @@ from openblip.model.text import TextStack
 __all__ = ["Decoding", "Generated", "generate"]
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     text: TextStack,
     memory: ImageMemory,

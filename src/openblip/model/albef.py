@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from openblip.errors import MissingHead, RecipeError
 from openblip.model.config import TextConfig, VisionConfig, initial_std
+from openblip.model.linear import Linear
 from openblip.model.memory import ImageMemory
 from openblip.model.text import (
     LmHead,
@@ -151,11 +152,11 @@ class Albef(nn.Module):
             fills_masks="mlm" in config.heads,
         )
         if "itc" in config.heads:
-            self.image_projection = nn.Linear(config.vision.width, config.embed_dim)
-            self.text_projection = nn.Linear(config.text.width, config.embed_dim)
+            self.image_projection = Linear(config.vision.width, config.embed_dim)
+            self.text_projection = Linear(config.text.width, config.embed_dim)
             self.temperature = nn.Parameter(torch.tensor(0.07))
         if "itm" in config.heads:
-            self.itm_head = nn.Linear(config.text.width, 2)
+            self.itm_head = Linear(config.text.width, 2)
 
     def require(self, head: AlbefHead) -> None:
         """Check that the model has a head.

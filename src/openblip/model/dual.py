@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from openblip.model.config import TextConfig, VisionConfig
+from openblip.model.linear import Linear
 from openblip.model.text import TextPass, TextStack
 from openblip.model.vision import ImageEncoder
 
@@ -38,9 +39,9 @@ class DualEncoder(nn.Module):
         self.config = config
         self.image_encoder = ImageEncoder(config.vision)
         self.text = TextStack(config.text, config.vision.width, ("multimodal",))
-        self.text_pooler = nn.Linear(config.text.width, config.text.width)
-        self.image_projection = nn.Linear(config.vision.width, config.embed_dim, bias=False)
-        self.text_projection = nn.Linear(config.text.width, config.embed_dim, bias=False)
+        self.text_pooler = Linear(config.text.width, config.text.width)
+        self.image_projection = Linear(config.vision.width, config.embed_dim, bias=False)
+        self.text_projection = Linear(config.text.width, config.embed_dim, bias=False)
         self.logit_scale = nn.Parameter(torch.tensor(2.6592))
 
     @property

@@ -5,7 +5,11 @@ a backward pass takes twice as many. Norms, activations, softmax and residuals a
 `torch.utils.flop_counter` leaves them out.
 """
 
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from openblip.model.config import MedConfig
+from openblip.model.linear import has_onednn
 
 
 def image_encoder_flops(config: MedConfig, images: int, image_size: int | None = None) -> int:
@@ -56,6 +60,18 @@ def lm_head_flops(config: MedConfig, rows: int, tokens: int) -> int:
     """Operations of next-token logits over the vocabulary."""
     text = config.text
     return rows * _product(tokens, text.width, text.width + text.vocab_size)
+
+
+def flop_counter() -> FlopCounterMode:
+    """PyTorch's counter of the operations that run, which here knows oneDNN's products too."""
+    known = {torch.ops.mkldnn._linear_pointwise: _onednn_flops} if has_onednn() else {}
+    return FlopCounterMode(display=False, custom_mapping=known)
+
+
+def _onednn_flops(
+    hidden: torch.Size, weight: torch.Size, *others: object, **options: object
+) -> int:
+    return _product(hidden.numel() // hidden[-1], hidden[-1], weight[0])
 
 
 def _patches(config: MedConfig, image_size: int | None) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from openblip.errors import MissingHead
 from openblip.model.cache import KeyValueCache
 from openblip.model.config import Head, MedConfig
+from openblip.model.linear import Linear
 from openblip.model.memory import ImageMemory, Memories
 from openblip.model.text import TextPass, TextStack
 from openblip.model.vision import ImageEncoder
@@ -33,11 +34,11 @@ class Med(nn.Module):
         self.image_encoder = ImageEncoder(config.vision)
         self.text = TextStack(config.text, config.vision.width, config.heads)
         if "itc" in config.heads:
-            self.image_projection = nn.Linear(config.vision.width, config.embed_dim)
-            self.text_projection = nn.Linear(config.text.width, config.embed_dim)
+            self.image_projection = Linear(config.vision.width, config.embed_dim)
+            self.text_projection = Linear(config.text.width, config.embed_dim)
             self.temperature = nn.Parameter(torch.tensor(0.07))
         if "itm" in config.heads:
-            self.itm_head = nn.Linear(config.text.width, 2)
+            self.itm_head = Linear(config.text.width, 2)
 
     def require(self, head: Head) -> None:
         """Check that the model has a head.

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from openblip.model.attention import MemoryAttention
 from openblip.model.config import TextConfig, VisionConfig, initial_std
+from openblip.model.linear import Linear
 from openblip.model.memory import ImageMemory, LayerMemory
 from openblip.model.text import TextLayer, TextPass, TextStack, initialise
 from openblip.model.vision import ImageEncoder
@@ -40,7 +41,7 @@ class TwinCrossAttention(nn.Module):
         sizes = (config.width, memory_width, config.heads, config.dropout)
         self.first = MemoryAttention(*sizes)
         self.second = MemoryAttention(*sizes)
-        self.merge = nn.Linear(2 * config.width, config.width) if merges else None
+        self.merge = Linear(2 * config.width, config.width) if merges else None
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -130,8 +131,8 @@ class Classifier(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.hidden = nn.Linear(width, width)
-        self.output = nn.Linear(width, 2)
+        self.hidden = Linear(width, width)
+        self.output = Linear(width, 2)
 
     def forward(self, state: Float[Tensor, "rows width"]) -> Float[Tensor, "rows 2"]:
         logits: Tensor = self.output(F.relu(self.hidden(state)))

@@ -11,7 +11,6 @@ from itertools import groupby
 from typing import cast
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -19,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 from openblip.model.attention import CrossAttention, TextSelfAttention, causal_mask, joined
 from openblip.model.cache import KeyValueCache
 from openblip.model.config import Head, Sharing, TextConfig, initial_std
+from openblip.model.linear import Linear, linear
 from openblip.model.memory import ImageMemory, Memories
 
 # Parts that the decoder does not share with the encoder (BLIP, table 3).
@@ -81,15 +81,15 @@ class FeedForward(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.up = nn.Linear(config.width, config.ffn_width)
-        self.down = nn.Linear(config.ffn_width, config.width)
+        self.up = Linear(config.width, config.ffn_width)
+        self.down = Linear(config.ffn_width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(
         self, hidden: Float[Tensor, "rows tokens width"]
     ) -> Float[Tensor, "rows tokens width"]:
-        out: Tensor = self.norm(hidden + self.dropout(self.down(F.gelu(self.up(hidden)))))
+        out: Tensor = self.norm(hidden + self.dropout(self.down(self.up.with_gelu(hidden))))
         return out
 
 
@@ -98,14 +98,14 @@ class LmHead(nn.Module):
 
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
-        self.transform = nn.Linear(config.width, config.width)
+        self.transform = Linear(config.width, config.width)
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.bias = nn.Parameter(torch.zeros(config.vocab_size))
 
     def forward(
         self, hidden: Float[Tensor, "rows tokens width"], words: Float[Tensor, "vocab width"]
     ) -> Float[Tensor, "rows tokens vocab"]:
-        return F.linear(self.norm(F.gelu(self.transform(hidden))), words, self.bias)
+        return linear(self.norm(self.transform.with_gelu(hidden)), words, self.bias)
 
 
 class TextLayer(nn.Module):

@@ -8,6 +8,11 @@ from torch.utils.checkpoint import checkpoint
 
 from openblip.model.attention import ImageSelfAttention
 from openblip.model.config import VisionConfig, initial_std
+from openblip.model.linear import Linear, linear
+
+# A processor encodes so many at a time: the states of more than two, at 384 px in the base size,
+# outgrow its caches, and are given back to the system and cleared anew at every layer.
+_IMAGES_AT_ONCE = 2
 
 
 class Mlp(nn.Module):
@@ -15,13 +20,13 @@ class Mlp(nn.Module):
 
     def __init__(self, width: int, hidden_width: int) -> None:
         super().__init__()
-        self.up = nn.Linear(width, hidden_width)
-        self.down = nn.Linear(hidden_width, width)
+        self.up = Linear(width, hidden_width)
+        self.down = Linear(hidden_width, width)
 
     def forward(
         self, hidden: Float[Tensor, "batch patches width"]
     ) -> Float[Tensor, "batch patches width"]:
-        out: Tensor = self.down(F.gelu(self.up(hidden)))
+        out: Tensor = self.down(self.up.with_gelu(hidden))
         return out
 
 
@@ -88,9 +93,14 @@ class ImageEncoder(nn.Module):
     def forward(
         self, images: Float[Tensor, "batch 3 height width_px"]
     ) -> Float[Tensor, "batch patches width"]:
-        patches = self.patch_embed(images)
-        grid = (patches.shape[2], patches.shape[3])
-        patches = patches.flatten(2).transpose(1, 2)
+        if not torch.is_grad_enabled() and images.device.type == "cpu":
+            return torch.cat([self._encode(part) for part in torch.split(images, _IMAGES_AT_ONCE)])
+        return self._encode(images)
+
+    def _encode(
+        self, images: Float[Tensor, "batch 3 height width_px"]
+    ) -> Float[Tensor, "batch patches width"]:
+        patches, grid = self._embed_patches(images)
         class_token = self.class_token.expand(patches.shape[0], -1, -1)
         hidden = torch.cat([class_token, patches], dim=1)
         hidden = hidden + interpolate_positions(self.positions, grid)
@@ -102,6 +112,21 @@ class ImageEncoder(nn.Module):
                 hidden = block(hidden)
         out: Tensor = self.norm(hidden)
         return out
+
+    def _embed_patches(
+        self, images: Float[Tensor, "batch 3 height width_px"]
+    ) -> tuple[Float[Tensor, "batch patches width"], tuple[int, int]]:
+        """The patches' projections, and their grid (rows, columns).
+
+        A convolution whose stride is its size is a product with the patches side by side.
+        """
+        size = self.config.patch_size
+        rows, columns = images.shape[2] // size, images.shape[3] // size
+        whole = images[:, :, : rows * size, : columns * size]
+        pixels = whole.reshape(len(images), 3, rows, size, columns, size)
+        patches = pixels.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
+        weight = self.patch_embed.weight.flatten(1)
+        return linear(patches, weight, self.patch_embed.bias), (rows, columns)
 
 
 def interpolate_positions(
