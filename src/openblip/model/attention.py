@@ -179,7 +179,7 @@ class MemoryAttention(nn.Module):
         if not probabilities.requires_grad:  # neither weights nor memory have a gradient
             probabilities.requires_grad_()
         record.probabilities = probabilities
-        kept = F.dropout(probabilities, self.dropout.p, self.training).to(query.dtype)
+        kept = self.dropout(probabilities).to(query.dtype)
         attended = kept.view(scores.shape) @ memory.values[:, None]
         return join_heads(attended.flatten(0, 1))
 
