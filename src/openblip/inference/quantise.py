@@ -3,6 +3,7 @@
 The only file that imports `torchao`.
 """
 
+import logging
 from typing import TypeVar
 
 from torch import nn
@@ -33,11 +34,16 @@ def quantise(model: Model) -> Model:
                 f"{name} is {parameter.dtype} on {parameter.device}; int8 takes a float32 model "
                 "on the CPU; elsewhere use bfloat16 or float16"
             )
+    disabled = logging.root.manager.disable
     try:
+        # Its import warns of kernels for GPUs, which a CPU does not need.
+        logging.disable(logging.WARNING)
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
     except ImportError as error:
         raise RecipeError(
             "int8 needs torchao; install it with: pip install 'openblip[int8]'"
         ) from error
+    finally:
+        logging.disable(disabled)
     quantize_(model.eval(), Int8DynamicActivationInt8WeightConfig())
     return model
