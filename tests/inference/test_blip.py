@@ -208,3 +208,70 @@ def test_a_saved_model_loads_as_it_was(blip, pictures, tmp_path):
     assert (loaded.kind, loaded.image_size, loaded.max_tokens) == ("pretrain", 32, 30)
     assert loaded.caption(pictures) == blip.caption(pictures)
     assert torch.equal(loaded.match_all(pictures, TEXTS), blip.match_all(pictures, TEXTS))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+def test_each_image_may_have_its_own_prompt(blip, pictures, batch_size):
+    prompts = ["a picture of", "", "two", "a large dog"]
+    options = {"max_length": 30, "batch_size": batch_size}
+    found = blip.caption(pictures[:4], prompt=prompts, **options)
+    for picture, prompt, own in zip(pictures, prompts, found, strict=False):
+        alone = blip.caption(picture, prompt=prompt, max_length=30)
+        assert own[0].token_ids == alone[0][0].token_ids
+    with pytest.raises(RecipeError, match="prompts for"):
+        blip.caption(pictures[:4], prompt=prompts[:3], batch_size=16)
+
+
+def test_one_image_may_be_matched_with_many_texts(blip, pictures):
+    together = blip.match(pictures[0], TEXTS)
+    apart = blip.match([pictures[0]] * len(TEXTS), TEXTS)
+    for one, other in zip(together, apart, strict=True):
+        assert one.itm == pytest.approx(other.itm, abs=1e-5)
+        assert one.itc == pytest.approx(other.itc, abs=1e-5)
+    with pytest.raises(DataError, match="2 images and 4 texts"):
+        blip.match(pictures[:2], TEXTS)
+
+
+class TestAsk:
+    @pytest.fixture
+    def asked(self, vqa, tokenizer):
+        return Blip(vqa, tokenizer, "vqa", image_size=32, max_tokens=35)
+
+    QUESTIONS = ("what is it?", "how many dogs?", "is it night?")
+
+    @pytest.mark.parametrize("candidates", [None, ["a dog", "two", "night", "red"]])
+    def test_a_question_for_each_image_or_many_for_one(self, asked, pictures, candidates):
+        pairs = asked.ask(pictures[:3], self.QUESTIONS, candidates, batch_size=2)
+        for picture, question, answer in zip(pictures, self.QUESTIONS, pairs, strict=False):
+            (alone,) = asked.ask(picture, question, candidates)
+            assert alone.text == answer.text
+            assert alone.logprob == pytest.approx(answer.logprob, abs=1e-4)
+        many = asked.ask(pictures[0], self.QUESTIONS, candidates)
+        assert many[0].text == pairs[0].text
+        assert len(many) == 3
+
+    def test_other_numbers_are_refused(self, asked, pictures):
+        with pytest.raises(DataError, match="2 images and 3 questions"):
+            asked.ask(pictures[:2], self.QUESTIONS)
+
+    def test_an_answer_is_explained_word_by_word(self, asked, pictures):
+        heatmap = asked.explain(pictures[0], question="how many dogs?")
+        assert heatmap.maps.shape[1:] == (2, 2)
+        given = asked.explain(pictures[0], question="how many dogs?", answer="two")
+        assert given.score != heatmap.score
+
+
+def test_explaining_a_text_is_for_its_match_where_the_model_can_match(blip, tokenizer, pictures):
+    captioner = Blip(make_med(tokenizer, heads=("lm",)), tokenizer, "captioner", 32, 40)
+    text = "a red square"
+    logit = blip.explain(pictures[0], text).score
+    ids = tokenizer.encode([text], 30, first="enc")
+    with torch.no_grad():
+        encoded = blip.encode(eval_transform(pictures[0], 32)[None])
+        expected = blip.med.match(ids.ids, ids.mask, encoded.encoder_memory)[0, 1].item()
+    assert logit == pytest.approx(expected, abs=1e-4)
+    written = captioner.explain(pictures[0], text, prompt="a picture of")
+    assert written.tokens == tuple(text.split())
+    assert written.score < 0
+    with pytest.raises(RecipeError, match="a text or a question"):
+        blip.explain(pictures[0], text, question="why?")
