@@ -3,7 +3,7 @@ SHELL := /bin/sh
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test lint format golden slow bench clean
+.PHONY: demo test lint format golden slow bench bench-inference clean
 
 demo: .venv/.installed-core          ## the whole loop on an embedded world, with a report page
 	$(BIN)/openblip demo
@@ -19,6 +19,9 @@ slow: .venv/.installed-test          ## the long checks: demo over three seeds, 
 
 bench: .venv/.installed-core         ## the training step, part by part, beside the naive step
 	$(BIN)/python benchmarks/train_step.py
+
+bench-inference: .venv/.installed-test  ## captioning, matching, embedding beside transformers
+	$(BIN)/python benchmarks/inference.py --output benchmarks/results/inference.md
 
 lint: .venv/.installed-lint          ## ruff and a strict type check
 	$(BIN)/ruff check .

@@ -63,7 +63,9 @@ def has_onednn() -> bool:
 
 def _takes_onednn(hidden: Tensor, weight: Tensor) -> bool:
     return (
-        not torch.is_grad_enabled()
+        # Asked first: whatever else is asked, a compiled graph would be guarded by.
+        not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
         and hidden.device.type == "cpu"
         and hidden.dtype == weight.dtype == torch.float32
         and has_onednn()
@@ -71,5 +73,4 @@ def _takes_onednn(hidden: Tensor, weight: Tensor) -> bool:
         and type(weight) in (Tensor, nn.Parameter)
         and hidden.numel() > 0
         and not torch.is_autocast_enabled("cpu")
-        and not torch.compiler.is_compiling()
     )

@@ -40,11 +40,11 @@ def attend(
 
 def _is_inference(query: Tensor) -> bool:
     return (
-        not torch.is_grad_enabled()
+        not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
         and query.device.type == "cpu"
         and query.dtype == torch.float32
         and query.numel() > 0
-        and not torch.compiler.is_compiling()
     )
 
 
