@@ -1,17 +1,13 @@
 """`torch.compile` for a model that is only used, never trained."""
 
-from typing import cast
-
-from torch import nn
-
-from openblip.model import Med
+from openblip.interop.models import AnyModel
 from openblip.model.text import FeedForward
 from openblip.model.vision import VisionBlock
 
 _COMPILED = (VisionBlock, FeedForward)
 
 
-def compile_parts(med: Med) -> Med:
+def compile_parts(model: AnyModel) -> AnyModel:
     """The same model, its blocks compiled where they are; gives back its argument.
 
     Compiled are the image encoder's blocks and the text layers' feed-forward networks: what all
@@ -22,7 +18,7 @@ def compile_parts(med: Med) -> Med:
     The state dict is unchanged. On an x86 processor in float32 the model is faster as it is:
     compiled products go to MKL, not to oneDNN (`docs/log.md`).
     """
-    for module in cast("nn.Module", med).modules():
+    for module in model.modules():
         if isinstance(module, _COMPILED):
             module.compile(dynamic=True)
-    return med
+    return model

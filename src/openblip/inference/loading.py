@@ -33,6 +33,7 @@ def load(
     dtype: torch.dtype | str | None = None,
     *,
     image_size: int | None = None,
+    compile: bool = False,
 ) -> Blip:
     """The model of a folder, a training run, a file, an address or a hub repository.
 
@@ -48,6 +49,8 @@ def load(
             int8: float32 with linear layers that multiply 8-bit integers (extra `int8`).
         image_size: side of the square that images are resized to, in pixels; positions are
             interpolated. By default the checkpoint's own.
+        compile: whether to compile the blocks with torch.compile, once for all shapes: the first
+            uses take minutes. Not for float32 on an x86 processor, where it is slower.
 
     Raises:
         CheckpointError: if there is no such model, or it is damaged, incomplete or of a kind
@@ -71,6 +74,10 @@ def load(
         quantise(blip.model.to(device=place, dtype=torch.float32))
     else:
         blip.model.to(device=place, dtype=weights)
+    if compile:
+        from openblip.inference.compiled import compile_parts
+
+        compile_parts(blip.model)
     return blip
 
 
