@@ -417,7 +417,8 @@ def peak_memory(med: Med, options) -> dict[tuple[str, str], dict[str, float]]:
     with tempfile.TemporaryDirectory() as folder:
         for name, kind in MEMORY_WORK.items():
             heads = ("lm",) if kind == "caption" else ("itc", "itm")
-            own = Med(replace(med.config, heads=heads)).state_dict()
+            with torch.device("meta"):
+                own = Med(replace(med.config, heads=heads)).state_dict()
             state = {name: tensor for name, tensor in med.state_dict().items() if name in own}
             torch.save(state, Path(folder) / "ours.pt")
             torch.save(peer_state(med, kind), Path(folder) / "theirs.pt")
