@@ -35,7 +35,8 @@ from openblip.inference.image_input import image_batches
 from openblip.inference.processors import nucleus_probabilities
 from openblip.inference.running import RunningDecoder
 from openblip.inference.scoring import embed_texts, match_logits
-from openblip.interop.original import to_original
+from openblip.interop.huggingface import to_huggingface
+from openblip.interop.huggingface_layout import HuggingFaceKind
 from openblip.model import Med, MedConfig
 from openblip.model.flops import image_encoder_flops
 from openblip.model.linear import has_onednn, onednn_linear
@@ -75,68 +76,17 @@ def make_med(preset: str, image_size: int) -> Med:
     return Med(MedConfig.preset(preset, image_size=image_size)).eval()
 
 
-def peer_config(config: MedConfig) -> transformers.BlipConfig:
-    vision, text = config.vision, config.text
-    return transformers.BlipConfig(
-        vision_config={
-            "hidden_size": vision.width,
-            "intermediate_size": int(vision.width * vision.mlp_ratio),
-            "num_hidden_layers": vision.depth,
-            "num_attention_heads": vision.heads,
-            "image_size": vision.image_size,
-            "patch_size": vision.patch_size,
-            "layer_norm_eps": vision.norm_eps,
-        },
-        text_config={
-            "vocab_size": text.vocab_size,
-            "hidden_size": text.width,
-            "encoder_hidden_size": vision.width,
-            "intermediate_size": text.ffn_width,
-            "num_hidden_layers": text.depth,
-            "num_attention_heads": text.heads,
-            "max_position_embeddings": text.max_positions,
-            "layer_norm_eps": text.norm_eps,
-            "bos_token_id": SPECIAL.dec,
-            "eos_token_id": SPECIAL.sep,
-            "sep_token_id": SPECIAL.sep,
-            "pad_token_id": SPECIAL.pad,
-        },
-        image_text_hidden_size=config.embed_dim,
-    )
-
-
-PEERS = {
+PEERS: dict[HuggingFaceKind, type] = {
     "caption": transformers.BlipForConditionalGeneration,
-    "itm": transformers.BlipForImageTextRetrieval,
+    "retrieval": transformers.BlipForImageTextRetrieval,
 }
 
 
-def peer_state(med: Med, kind: str) -> dict[str, torch.Tensor]:
-    """The weights under the names of `transformers`: its texts are the original's."""
-    renamed = {
-        "visual_encoder.cls_token": "vision_model.embeddings.class_embedding",
-        "visual_encoder.pos_embed": "vision_model.embeddings.position_embedding",
-        "visual_encoder.patch_embed.proj.": "vision_model.embeddings.patch_embedding.",
-        "visual_encoder.norm.": "vision_model.post_layernorm.",
-        "visual_encoder.blocks.": "vision_model.encoder.layers.",
-    }
-    inner = {".attn.qkv.": ".self_attn.qkv.", ".attn.proj.": ".self_attn.projection."}
-    inner |= {".norm1.": ".layer_norm1.", ".norm2.": ".layer_norm2."}
-    state = {}
-    for name, tensor in to_original(med, kind).items():
-        if name.endswith("position_ids"):
-            continue
-        if name.startswith("visual_encoder."):
-            for before, after in (renamed | inner).items():
-                name = name.replace(before, after)
-        state[name] = tensor
-    return state
-
-
-def make_peer(config: MedConfig, kind: str, state: dict[str, torch.Tensor]):
-    """Its model, whose weights are the tensors themselves."""
-    peer = PEERS[kind](peer_config(config)).eval()
-    peer.load_state_dict(state, assign=True)
+def make_peer(med: Med, kind: HuggingFaceKind):
+    """Its model, whose weights are the tensors themselves where they are not fused here."""
+    tensors, config = to_huggingface(med, SPECIAL, kind)
+    peer = PEERS[kind](transformers.BlipConfig.from_dict(config)).eval()
+    peer.load_state_dict(tensors, assign=True)
     peer.tie_weights()
     return peer.requires_grad_(False)
 
@@ -293,7 +243,7 @@ def all_work(med: Med, peers: dict, batch_sizes: list[int]) -> list[Work]:
     exact = like.dtype == torch.float32
     limit = 1e-4 if exact else 1.0
     work = []
-    captioner, matcher = peers["caption"], peers["itm"]
+    captioner, matcher = peers["caption"], peers["retrieval"]
     for batch in batch_sizes:
         paired = make_inputs(batch, batch, med.config, like)
         images = paired.images
@@ -408,7 +358,7 @@ def measure(work: list[Work], rounds: int, like: torch.Tensor):
     return seconds, {name: statistics.median(p[name] for p in peaks) for name in peaks[0]}
 
 
-MEMORY_WORK = {"caption beam 3, batch 8": "caption", "match 32 texts per image": "itm"}
+MEMORY_WORK = {"caption beam 3, batch 8": "caption", "match 32 texts per image": "retrieval"}
 
 
 def peak_memory(med: Med, options) -> dict[tuple[str, str], dict[str, float]]:
@@ -421,7 +371,7 @@ def peak_memory(med: Med, options) -> dict[tuple[str, str], dict[str, float]]:
                 own = Med(replace(med.config, heads=heads)).state_dict()
             state = {name: tensor for name, tensor in med.state_dict().items() if name in own}
             torch.save(state, Path(folder) / "ours.pt")
-            torch.save(peer_state(med, kind), Path(folder) / "theirs.pt")
+            make_peer(med, kind).save_pretrained(Path(folder) / "theirs")
             for side in ("ours", "theirs"):
                 done = subprocess.run(
                     [
@@ -441,16 +391,16 @@ def run_child(name: str, side: str, options) -> None:
     """Loads one side's model, does the work, and prints the memory that it took."""
     kind = MEMORY_WORK[name]
     config = MedConfig.preset(options.preset, image_size=options.image_size)
-    state = torch.load(Path(options.weights) / f"{side}.pt", mmap=True)
     like = torch.empty(0)
     if side == "ours":
         heads = ("lm",) if kind == "caption" else ("itc", "itm")
         with torch.device("meta"):
             model = Med(replace(config, heads=heads))
+        state = torch.load(Path(options.weights) / "ours.pt", mmap=True)
         model.load_state_dict(state, assign=True)
         model.eval()
     else:
-        model = make_peer(config, kind, state)
+        model = PEERS[kind].from_pretrained(Path(options.weights) / "theirs").eval()
     loaded = peak_megabytes()
     if kind == "caption":
         images = make_inputs(8, 1, config, like).images
@@ -593,7 +543,7 @@ def main() -> None:
     if options.device == "cpu" and not options.no_memory:
         memory = peak_memory(med, options)
     med = med.to(options.device, getattr(torch, options.dtype))
-    peers = {kind: make_peer(med.config, kind, peer_state(med, kind)) for kind in PEERS}
+    peers = {kind: make_peer(med, kind) for kind in PEERS}
     work = [w for w in all_work(med, peers, options.batch_sizes) if options.only in w.name]
     agreements = [f"- {w.name}, batch {w.batch}: {w.compare(w.ours(), w.theirs())}" for w in work]
     print("\n".join(agreements), file=sys.stderr, flush=True)
