@@ -108,7 +108,7 @@ def test_a_step_projects_each_image_once_per_layer(
     modules = [
         (name, module)
         for name, module in task.named_modules()
-        if name.endswith(("cross_attention.key_value", "image_encoder.patch_embed"))
+        if name.endswith(("cross_attention.key_value", "image_encoder"))
     ]
     for name, module in modules:
         module.register_forward_hook(count(name))

@@ -188,7 +188,7 @@ def _check_format(values: dict[str, Any], path: Path) -> None:
     if values.get("format") != _FORMAT:
         raise CheckpointError(
             f"{path}: format is {values.get('format')!r}, expected {_FORMAT!r}; "
-            "this is no OpenBLIP model folder"
+            "this is no OpenBLIP model folder (`openblip convert` makes one of another layout)"
         )
     if values.get("format_version") != _VERSION:
         raise CheckpointError(
