@@ -117,6 +117,16 @@ def test_another_model_or_setting_is_refused(photos, caption_run, tokenizer, tmp
     assert counts(caption_run(photos, file=file, overwrite=True)) == (7, 0, 0)
 
 
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "json"])
+def test_a_job_that_failed_before_its_first_caption_binds_nobody(
+    photos, caption_run, tmp_path, suffix
+):
+    file = tmp_path / f"o.{suffix}"
+    with pytest.raises(RecipeError, match="max_length"):
+        caption_run(photos, file=file, decoding=Decoding(max_length=4, min_length=0))
+    assert counts(caption_run(photos, file=file)) == (7, 0, 0)
+
+
 def test_sidecars(photos, caption_run):
     (photos / "0.txt").write_text("by hand")
     assert counts(caption_run(photos, sidecar=True)) == (6, 0, 1)

@@ -41,6 +41,13 @@ class StreamOutput:
         self._stream, self._name, self._format = stream, name, lines
         self._is_begun = False
 
+    def _is_begun(self) -> bool:
+        """Whether there is more than a job leaves that failed before its first caption."""
+        head = len(line_bytes(self._format.head)) + 1 if self._format.head else 0
+        least = head if self._settings.is_file() else 0
+        files = (self._file, self._journal)
+        return any(file.is_file() and file.stat().st_size > least for file in files)
+
     def mark(self, name: str, file: Path | None) -> str:
         """What stands in the line of an image."""
         return self._format.mark(name)
@@ -121,7 +128,7 @@ class FileOutput:
         if file.is_dir():
             raise DataError(f"-o {file}: a folder; give the name of a file in it")
         with _writing(str(file)):
-            if overwrite:
+            if overwrite or not self._is_begun():
                 for old in (file, self._journal, self._settings):
                     old.unlink(missing_ok=True)
             self._check_settings(dict(settings))
@@ -171,13 +178,12 @@ class FileOutput:
                 raise
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
-        if not self._settings.is_file():
-            if any(f.is_file() and f.stat().st_size for f in (self._file, self._journal)):
+        if self._is_begun():
+            if not self._settings.is_file():
                 raise RecipeError(
                     f"-o {self._file}: it exists, and no {self._settings.name} beside it says how "
                     "it was made; give --overwrite, or another name"
                 )
-        else:
             _compare(_stored(self._settings), settings, self._file)
         with replace_file(self._settings) as unfinished:
             unfinished.write_text(json.dumps(settings, indent=1, ensure_ascii=False) + "\n")

@@ -110,7 +110,7 @@ def fetch_bert_vocabulary() -> Path:
     Raises:
         CheckpointError: if it is neither cached nor can be fetched.
     """
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import snapshot_download, try_to_load_from_cache
 
     for name in _BERT_NAMES:
         cached = try_to_load_from_cache(name, _VOCABULARY_FILE)
@@ -121,7 +121,9 @@ def fetch_bert_vocabulary() -> Path:
         f"or fetch it with `hf download {_BERT} {_VOCABULARY_FILE}`"
     )
     with _as_checkpoint_error(f"{_VOCABULARY_FILE} of {_BERT}", remedy), _client_settings():
-        return Path(hf_hub_download(_BERT, _VOCABULARY_FILE))
+        # Unlike `hf_hub_download`, it does not try for half a minute where there is no network.
+        folder = snapshot_download(_BERT, allow_patterns=[_VOCABULARY_FILE])
+    return Path(folder) / _VOCABULARY_FILE
 
 
 def _snapshot(repo_id: str, revision: str | None, weights: tuple[str, ...]) -> Path:
