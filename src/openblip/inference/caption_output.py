@@ -41,13 +41,6 @@ class StreamOutput:
         self._stream, self._name, self._format = stream, name, lines
         self._is_begun = False
 
-    def _is_begun(self) -> bool:
-        """Whether there is more than a job leaves that failed before its first caption."""
-        head = len(line_bytes(self._format.head)) + 1 if self._format.head else 0
-        least = head if self._settings.is_file() else 0
-        files = (self._file, self._journal)
-        return any(file.is_file() and file.stat().st_size > least for file in files)
-
     def mark(self, name: str, file: Path | None) -> str:
         """What stands in the line of an image."""
         return self._format.mark(name)
@@ -128,7 +121,7 @@ class FileOutput:
         if file.is_dir():
             raise DataError(f"-o {file}: a folder; give the name of a file in it")
         with _writing(str(file)):
-            if overwrite or not self._is_begun():
+            if overwrite or not self._has_captions():
                 for old in (file, self._journal, self._settings):
                     old.unlink(missing_ok=True)
             self._check_settings(dict(settings))
@@ -136,6 +129,13 @@ class FileOutput:
             self._journal.touch()
             if lines.head and self._journal.stat().st_size == 0:
                 self._append(line_bytes(lines.head) + b"\n")
+
+    def _has_captions(self) -> bool:
+        """Whether there is more than a job leaves that failed before its first caption."""
+        head = len(line_bytes(self._format.head)) + 1 if self._format.head else 0
+        least = head if self._settings.is_file() else 0
+        files = (self._file, self._journal)
+        return any(file.is_file() and file.stat().st_size > least for file in files)
 
     def mark(self, name: str, file: Path | None) -> str:
         """What stands in the line of an image."""
@@ -178,7 +178,7 @@ class FileOutput:
                 raise
 
     def _check_settings(self, settings: dict[str, Any]) -> None:
-        if self._is_begun():
+        if self._has_captions():
             if not self._settings.is_file():
                 raise RecipeError(
                     f"-o {self._file}: it exists, and no {self._settings.name} beside it says how "
