@@ -39,7 +39,7 @@ from openblip.interop.huggingface import to_huggingface
 from openblip.interop.huggingface_layout import HuggingFaceKind
 from openblip.model import Med, MedConfig
 from openblip.model.flops import image_encoder_flops
-from openblip.model.linear import has_onednn, onednn_linear
+from openblip.training.utilisation import product_rates
 
 SPECIAL = SpecialTokens(pad=0, unk=100, cls=101, sep=102, mask=103, dec=30522, enc=30523)
 PROMPT = (SPECIAL.dec, 1037, 3861, 1997)
@@ -326,21 +326,10 @@ def timed(function: Callable[[], object], device: str) -> float:
     return time.perf_counter() - started
 
 
-def product_peaks(like: torch.Tensor, seconds: float = 0.5) -> dict[str, float]:
-    """FLOP/s of matrix products on this machine now: PyTorch's own, and oneDNN's where it is."""
+def product_peaks(like: torch.Tensor) -> dict[str, float]:
+    """FLOP/s of matrix products on this machine now, by library."""
     size = 2048 if like.device.type == "cpu" else 8192
-    left, right = (torch.randn(size, size).to(like) for _ in range(2))
-    products = {"torch": lambda: left @ right}
-    if like.device.type == "cpu" and like.dtype == torch.float32 and has_onednn():
-        products["oneDNN"] = lambda: onednn_linear(left, right)
-    peaks = {}
-    for name, product in products.items():
-        times = [timed(product, like.device.type)]
-        end = time.perf_counter() + seconds
-        while time.perf_counter() < end:
-            times.append(timed(product, like.device.type))
-        peaks[name] = 2 * size**3 / min(times)
-    return peaks
+    return product_rates(like.device, like.dtype, size, seconds=0.5)
 
 
 def measure(work: list[Work], rounds: int, like: torch.Tensor):

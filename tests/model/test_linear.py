@@ -1,4 +1,4 @@
-"""A linear layer gives the same by either product, and takes oneDNN's where no gradient is due."""
+"""A linear layer gives the same by either product, with a gradient and without."""
 
 import copy
 
@@ -6,8 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 
+from openblip.model import linear as linear_module
 from openblip.model.flops import flop_counter
 from openblip.model.linear import Linear, has_onednn, linear
 
@@ -52,9 +54,10 @@ def test_tensors_that_are_not_contiguous(layer: Linear) -> None:
 
 
 @needs_onednn
-def test_onednn_is_taken_without_a_gradient_alone(layer: Linear) -> None:
+def test_onednn_is_taken_unless_a_small_product_has_a_gradient(layer: Linear) -> None:
     hidden = torch.randn(6, 24)
     assert not takes_onednn(layer, hidden)
+    assert takes_onednn(layer, torch.randn(5000, 24))
     with torch.no_grad():
         assert takes_onednn(layer, hidden)
     with torch.inference_mode():
@@ -66,14 +69,136 @@ def test_onednn_is_taken_without_a_gradient_alone(layer: Linear) -> None:
 def test_other_types_go_the_usual_way(layer: Linear) -> None:
     half = copy.deepcopy(layer).bfloat16()
     assert not takes_onednn(half, torch.randn(6, 24, dtype=torch.bfloat16))
+    with torch.enable_grad():
+        assert not takes_onednn(half, torch.randn(5000, 24, dtype=torch.bfloat16))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert layer(torch.randn(6, 24)).dtype == torch.bfloat16
 
 
-def test_gradients_are_those_of_pytorch(layer: Linear) -> None:
+@pytest.fixture
+def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of the tiny sizes here are oneDNN's with a gradient too."""
+    monkeypatch.setattr(linear_module, "_WORTH_A_FUNCTION", 0)
+
+
+def assert_gradients_are_exact(
+    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, towards: torch.Tensor
+) -> None:
+    """What `linear` computes, and its gradients, against `F.linear` in float64."""
+    given = [x for x in (hidden, weight, bias) if x is not None and x.requires_grad]
+    out = linear(hidden, weight, bias)
+    found = torch.autograd.grad(out, given, towards)
+    exact = [None if x is None else x.detach().double() for x in (hidden, weight, bias)]
+    for mine, original in zip(exact, (hidden, weight, bias), strict=True):
+        if mine is not None:
+            mine.requires_grad_(original.requires_grad)
+    expected_out = F.linear(*exact)
+    learning = [x for x in exact if x is not None and x.requires_grad]
+    expected = torch.autograd.grad(expected_out, learning, towards.double())
+    for mine, theirs in zip((out, *found), (expected_out.detach(), *expected), strict=True):
+        assert mine.dtype == torch.float32
+        scale = float(theirs.abs().max()) if theirs.numel() else 0.0
+        torch.testing.assert_close(mine.double(), theirs, rtol=0, atol=1e-5 * scale)
+
+
+@pytest.mark.usefixtures("any_size")
+@pytest.mark.parametrize("rows", [(), *ROWS])
+@pytest.mark.parametrize(
+    "learning", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (1, 1, None), (0, 1, None)], ids=str
+)
+def test_gradients_are_those_of_pytorch(
+    rows: tuple[int, ...], learning: tuple[int, int, int | None]
+) -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(*rows, 24, requires_grad=bool(learning[0]))
+    weight = torch.randn(40, 24, requires_grad=bool(learning[1]))
+    bias = None if learning[2] is None else torch.randn(40, requires_grad=bool(learning[2]))
+    assert_gradients_are_exact(hidden, weight, bias, torch.randn(*rows, 40))
+
+
+@pytest.mark.usefixtures("any_size")
+def test_gradients_of_tensors_that_are_not_contiguous() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(24, 5, 7).permute(2, 1, 0).requires_grad_()
+    bias = torch.randn(40, requires_grad=True)
+    towards = {
+        "contiguous": torch.randn(7, 5, 40),
+        "transposed": torch.randn(40, 5, 7).permute(2, 1, 0),
+        "a part of the rows": torch.randn(7, 5, 80)[..., ::2],
+        "one value for all": torch.tensor(2.0).expand(7, 5, 40),
+    }
+    for weight in (torch.randn(80, 24)[::2], torch.randn(24, 40).t(), torch.randn(40, 48)[:, ::2]):
+        for gradient in towards.values():
+            assert_gradients_are_exact(hidden, weight.requires_grad_(), bias, gradient)
+
+
+def test_a_product_of_the_size_of_training() -> None:
+    torch.manual_seed(0)
+    hidden = torch.randn(2, 197, 256, requires_grad=True)
+    weight, bias = torch.randn(512, 256, requires_grad=True), torch.randn(512, requires_grad=True)
+    assert_gradients_are_exact(hidden, weight, bias, torch.randn(2, 197, 512))
+
+
+@pytest.mark.usefixtures("any_size")
+def test_a_gradient_through_gelu(layer: Linear) -> None:
     hidden = torch.randn(3, 24)
     layer.with_gelu(hidden).square().sum().backward()
     plain = nn.Linear(24, 40)
     plain.load_state_dict(layer.state_dict())
     F.gelu(plain(hidden)).square().sum().backward()
     torch.testing.assert_close(layer.weight.grad, plain.weight.grad)
+
+
+@pytest.mark.usefixtures("any_size")
+def test_a_weight_that_is_used_twice_sums_both_gradients(layer: Linear) -> None:
+    """As the word embeddings are, which are the LM head's weight too."""
+    ids, again = torch.tensor([0, 3, 3]), torch.randn(3, 24)
+    words = layer.weight.detach().clone().requires_grad_()
+    for _ in range(2):  # the second adds to what the first left
+        linear(F.embedding(ids, layer.weight), layer.weight, None).square().sum().backward()
+        linear(again, layer.weight, None).square().sum().backward()
+        F.linear(F.embedding(ids, words), words).square().sum().backward()
+        F.linear(again, words).square().sum().backward()
+    torch.testing.assert_close(layer.weight.grad, words.grad)
+    # So that the optimiser reads both in one order.
+    assert layer.weight.grad.stride() == layer.weight.stride()
+
+
+@pytest.mark.usefixtures("any_size")
+def test_checkpointed_activations_give_the_same_bits(layer: Linear) -> None:
+    gradients = []
+    for again in (False, False, True):
+        layer.zero_grad()
+        hidden = torch.ones(64, 24).mul(torch.arange(24) / 7).requires_grad_()
+        out = checkpoint(layer, hidden, use_reentrant=False) if again else layer(hidden)
+        out.square().sum().backward()
+        gradients.append((hidden.grad, layer.weight.grad.clone(), layer.bias.grad.clone()))
+    for others in gradients[1:]:
+        for one, other in zip(gradients[0], others, strict=True):
+            assert torch.equal(one, other)
+
+
+@needs_onednn
+def test_the_backward_pass_is_two_products_where_both_sides_learn(layer: Linear) -> None:
+    hidden, forward = torch.randn(5000, 24), 2 * 5000 * 24 * 40
+    counted = {}
+    for name, learns in {"both": True, "weight": False}.items():
+        with flop_counter() as counter:
+            layer(hidden.clone().requires_grad_(learns)).sum().backward()
+        counted[name] = counter.get_total_flops()
+    layer.requires_grad_(False)
+    with flop_counter() as counter:
+        layer(hidden.requires_grad_()).sum().backward()
+    assert counted == {"both": 3 * forward, "weight": 2 * forward}
+    assert counter.get_total_flops() == 2 * forward
+    with flop_counter() as counter:
+        layer(hidden.detach())
+    assert counter.get_total_flops() == forward
+
+
+@needs_onednn
+def test_a_gradient_has_no_gradient(layer: Linear) -> None:
+    hidden = torch.randn(5000, 24, requires_grad=True)
+    (gradient,) = torch.autograd.grad(layer(hidden).square().sum(), hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
