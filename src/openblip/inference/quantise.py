@@ -20,7 +20,8 @@ def quantise(model: Model) -> Model:
     (dynamic quantisation): nothing has to be calibrated, and a text does not depend on its batch.
     Everything else, the embeddings and with them the vocabulary's logits too, stays float32.
     Linear weights take a quarter of the memory. Many rows at once, as in the image encoder, are a
-    little faster; a token at a time is slower (`benchmarks/results/int8.md`). Keep the float32 model to train or to save: this one cannot.
+    little faster; a token at a time is slower (`benchmarks/results/int8.md`). Keep the float32
+    model to train or to save: this one cannot.
 
     Args:
         model: a `Med` or any other, float32, on the CPU.
