@@ -5,6 +5,7 @@ from openblip.evaluation.metrics import (
     Comparison,
     Interval,
     Ranks,
+    VqaScores,
     bootstrap_interval,
     caption,
     caption_scores,
@@ -13,6 +14,8 @@ from openblip.evaluation.metrics import (
     paired_bootstrap,
     retrieval,
     text_ranks,
+    vqa,
+    vqa_scores,
 )
 
 __all__ = [
@@ -20,6 +23,7 @@ __all__ = [
     "Comparison",
     "Interval",
     "Ranks",
+    "VqaScores",
     "bootstrap_interval",
     "caption",
     "caption_scores",
@@ -28,4 +32,6 @@ __all__ = [
     "paired_bootstrap",
     "retrieval",
     "text_ranks",
+    "vqa",
+    "vqa_scores",
 ]

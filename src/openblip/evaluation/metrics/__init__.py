@@ -9,12 +9,14 @@ from openblip.evaluation.metrics.bootstrap import (
 from openblip.evaluation.metrics.caption_metrics import CaptionScores, caption, caption_scores
 from openblip.evaluation.metrics.caption_tokens import caption_tokens
 from openblip.evaluation.metrics.retrieval import Ranks, image_ranks, retrieval, text_ranks
+from openblip.evaluation.metrics.vqa import VqaScores, vqa, vqa_scores
 
 __all__ = [
     "CaptionScores",
     "Comparison",
     "Interval",
     "Ranks",
+    "VqaScores",
     "bootstrap_interval",
     "caption",
     "caption_scores",
@@ -23,4 +25,6 @@ __all__ = [
     "paired_bootstrap",
     "retrieval",
     "text_ranks",
+    "vqa",
+    "vqa_scores",
 ]
