@@ -187,6 +187,17 @@ def test_coco_ids_are_numbers_those_of_the_table_if_possible(
     assert list(_reimported(tmp_path / "out")) == ids
 
 
+def test_the_tools_for_coco_read_an_export(table: PairTable, tmp_path: Path) -> None:
+    coco = pytest.importorskip("pycocotools.coco")
+    _export(table, tmp_path / "out", "coco")
+    read = coco.COCO(str(tmp_path / "out" / "captions_train.json"))
+    texts = [
+        [note["caption"] for note in read.loadAnns(read.getAnnIds(imgIds=number))]
+        for number in read.getImgIds()
+    ]
+    assert texts == [[f"picture number {n}", f"this is {n}"] for n in range(20)]
+
+
 @pytest.fixture
 def with_files(tmp_path: Path, jpeg: Jpeg) -> PairTable:
     """Images in files: whole, cut off, and gone."""
