@@ -33,7 +33,7 @@ LAYERS = {
     "__main__": 7,
 }
 NEVER = {("objectives", "model"), ("data", "model"), ("model", "progress"), ("model", "page")}
-SAME_LAYER = {("model", "errors"), ("page", "errors"), ("interop", "data")}
+SAME_LAYER = {("model", "errors"), ("page", "errors"), ("interop", "data"), ("data", "interop")}
 # Each heavy or optional library is imported by these files alone.
 ONE_PLACE = {
     "lance": {"data/table.py"},

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from openblip.data.images import MAX_PIXELS, open_image
+from openblip.data.images import MAX_PIXELS, image_suffix, open_image
 from openblip.errors import DataError
 
 RED, GREEN, BLUE, WHITE, BLACK = (
@@ -265,3 +265,16 @@ class TestNoTraces:
         assert state == (
             list(warnings.filters), Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES,
         )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("image_format", "suffix"),
+    [("JPEG", ".jpg"), ("PNG", ".png"), ("WEBP", ".webp"), ("TIFF", ".tif"), ("PPM", ".ppm")],
+)
+def test_the_suffix_is_that_of_the_bytes(photo, image_format, suffix):
+    assert image_suffix(encoded(photo, image_format), "x") == suffix
+
+
+def test_bytes_of_no_image_have_no_suffix():
+    with pytest.raises(DataError, match=r"row 3: not an image"):
+        image_suffix(b"<html>", "row 3")

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from openblip.data.table import PairRow, PairTable
-from openblip.data.views import CaptionView, split_rows
+from openblip.data.views import AdmittedText, CaptionView, split_rows
 from openblip.errors import DataError, RecipeError
 
 
@@ -141,3 +141,21 @@ def test_a_long_table_is_numbered_through(tmp_path: Path) -> None:
 def test_settings_out_of_range_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(RecipeError, match=next(iter(changes))):
         CaptionView(**changes)
+
+
+def test_admitted_texts_carry_source_and_score(bootstrapped: PairTable) -> None:
+    view = CaptionView(sources=("human", "web", "synthetic"), itm=0.5)
+    human, web = bootstrapped.take([0, 1]).to_pylist()
+    assert view.admitted(human) == [
+        AdmittedText("h0", "human", 0.1),
+        AdmittedText("h1", "human", 0.1),
+    ]
+    assert view.admitted(web) == [
+        AdmittedText("w1", "web", 0.9),
+        AdmittedText("s1", "synthetic", 0.8),
+    ]
+
+
+def test_a_text_that_was_not_judged_has_no_score(bootstrapped: PairTable) -> None:
+    (row,) = bootstrapped.take([4]).to_pylist()
+    assert CaptionView().admitted(row) == [AdmittedText("w4", "web", None)]

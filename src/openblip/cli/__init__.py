@@ -15,6 +15,7 @@ from openblip.errors import OpenBlipError, OpenBlipWarning
 _COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("demo", "demo", "the whole loop on an embedded world, with a report page"),
     "data import": ("data", "import_", "bring image-text pairs into a pair table"),
+    "data export": ("data", "export", "write a view of a pair table for other programs"),
     "data show": ("data", "show", "what is in a pair table"),
     "pretrain": ("train", "pretrain", "train a MED from scratch on a view of a table"),
     "finetune": ("train", "finetune", "fine-tune a captioner, a filter, or both in one"),

@@ -1,4 +1,4 @@
-"""`openblip data`: import and show."""
+"""`openblip data`: import, export and show."""
 
 import json as json_library
 from collections import Counter
@@ -73,6 +73,58 @@ def import_(
     else:
         print(report.to_text())
     return 0
+
+
+def export(
+    table: tyro.conf.Positional[str],
+    destination: tyro.conf.Positional[Path],
+    /,
+    *,
+    format: Literal["webdataset", "parquet", "coco", "jsonl"] = "webdataset",
+    sources: tuple[Literal["human", "web", "synthetic"], ...] = ("human", "web"),
+    itm: float | None = None,
+    split: Literal["train", "val", "test"] = "train",
+    shard_size: int = 10_000,
+    overwrite: bool = False,
+    threads: int | None = None,
+    json: bool = False,
+) -> int:
+    """Write the images of a pair table with the texts that count, for other programs.
+
+    The folder appears when everything is written, with an export.json that says what is in it.
+    The exit code is 1 if an image could not be read; the others are written all the same.
+    Example: openblip data export pairs.lance shards/ --sources human web synthetic --itm 0.5
+
+    Args:
+        table: the pair table.
+        destination: a folder that is not there, or empty.
+        format: tars, Parquet, COCO caption JSON with images, or captions.jsonl with images.
+        sources: human texts, web texts, synthetic texts of CapFilt.
+        itm: web and synthetic texts stay above this match probability; all stay by default.
+        split: the rows to export.
+        shard_size: images in one tar or Parquet file.
+        overwrite: replace an earlier export.
+        threads: threads that read images; one per core by default.
+        json: print the report as JSON.
+    """
+    from openblip.data.export import export_pairs
+    from openblip.data.table import PairTable
+    from openblip.data.views import CaptionView
+
+    report = export_pairs(
+        PairTable.open(table),
+        destination,
+        format,
+        CaptionView(sources=sources, itm=itm, split=split),
+        shard_size=shard_size,
+        overwrite=overwrite,
+        num_threads=threads,
+    )
+    if json:
+        print_json(asdict(report))
+    else:
+        print(report.to_text())
+    return 1 if report.num_unreadable else 0
 
 
 def show(table: tyro.conf.Positional[str], /, *, rows: int = 3, json: bool = False) -> int:

@@ -1,11 +1,14 @@
-"""A set of identifiers that stays small when there are a hundred million of them."""
+"""Identifiers of rows: a set that stays small for a hundred million, and names of files."""
 
 import hashlib
+import re
 from bisect import bisect_left
 
 import numpy as np
 
 _RECENT = 1 << 16
+# Without a dot: in a tar shard the key of a sample ends there.
+_SAFE_KEY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
 
 class IdSet:
@@ -53,6 +56,13 @@ class IdSet:
             fresh = np.concatenate([self._sorted.pop(), fresh])
             fresh.sort(kind="stable")
         self._sorted.append(fresh)
+
+
+def file_key(row_id: str) -> str:
+    """A name for files of a row: its id, or the SHA-256 of an id that is unsafe as a name."""
+    if _SAFE_KEY.fullmatch(row_id):
+        return row_id
+    return hashlib.sha256(row_id.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _hash(text: str) -> int:

@@ -33,6 +33,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
 _WHITE_16 = 65535
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
@@ -61,6 +62,17 @@ def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
         if isinstance(source, str | Path):
             return _from_file(Path(source), name)
     raise DataError(f"{name}: no image; give a path, bytes, a Pillow image or a uint8 array")
+
+
+def image_suffix(encoded: bytes, name: str) -> str:
+    """The usual ending of a file of this format, such as `.jpg`; only the header is read.
+
+    Raises:
+        DataError: it is no image of a known format; names `name`.
+    """
+    with _pillow_warnings_ignored():
+        form = str(_opened(io.BytesIO(encoded), name).format)
+    return _SUFFIXES.get(form, f".{form.lower()}")
 
 
 @contextmanager
@@ -105,11 +117,16 @@ def _from_array(values: NDArray[np.uint8], name: str) -> Image.Image:
 
 
 def _from_stream(stream: BinaryIO, name: str) -> Image.Image:
+    return _decoded(_opened(stream, name), name)
+
+
+def _opened(stream: BinaryIO, name: str) -> Image.Image:
+    """The image, of which only the header has been read."""
     if not stream.read(1):
         raise DataError(f"{name}: empty; fetch the image again")
     stream.seek(0)
     try:
-        image = Image.open(stream, formats=_FORMATS)
+        return Image.open(stream, formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: too large ({error}); make the image smaller first") from error
     except UnidentifiedImageError as error:
@@ -119,7 +136,6 @@ def _from_stream(stream: BinaryIO, name: str) -> Image.Image:
         ) from error
     except Exception as error:  # on damaged data Pillow's formats raise nearly anything
         raise _damaged(name, error) from error
-    return _decoded(image, name)
 
 
 def _decoded(image: Image.Image, name: str) -> Image.Image:

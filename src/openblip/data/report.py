@@ -136,10 +136,15 @@ def metadata_key(fingerprint: str) -> str:
     return f"{_KEY_PREFIX}{fingerprint}"
 
 
+def is_import_state(key: str) -> bool:
+    """Whether an entry of a table's metadata holds the state of an import."""
+    return key.startswith(_KEY_PREFIX)
+
+
 def import_reports(table: PairTable) -> list[ImportReport]:
     """The reports of all imports into a table, finished or not, as last stored."""
     return [
         ImportReport.from_dict(json.loads(text)["report"])
         for key, text in sorted(table.metadata.items())
-        if key.startswith(_KEY_PREFIX)
+        if is_import_state(key)
     ]

@@ -17,6 +17,17 @@ SOURCES = ("human", "web", "synthetic")
 _REMEDY = "run `openblip capfilt run` on the table first"
 
 
+@dataclass(frozen=True)
+class AdmittedText:
+    """A text that counts, and what is known of it."""
+
+    text: str
+    source: str
+    """One of `SOURCES`."""
+    itm: float | None
+    """The filter's match probability; None where it was not read or the text was not judged."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class CaptionView:
     """The rows and texts that a run sees (BLIP, section 3.3: the bootstrapped dataset)."""
@@ -93,14 +104,20 @@ class CaptionView:
             batch: rows of a table with `columns`, as `PairTable.take` returns them.
         """
         records = batch.select(list(self.columns)).to_pylist()
+        return [[text.text for text in self.admitted(record)] for record in records]
+
+    def admitted(self, record: Mapping[str, Any]) -> list[AdmittedText]:
+        """The texts of one row that count, in the order of `SOURCES`.
+
+        Args:
+            record: a row with `columns`. Texts get their scores also without a threshold if the
+                row has the columns `captions_itm` and `synthetic_itm`.
+        """
         return [
-            [
-                text
-                for source in SOURCES
-                if source in self.sources
-                for text in self._texts_of(source, record)
-            ]
-            for record in records
+            text
+            for source in SOURCES
+            if source in self.sources
+            for text in self._texts_of(source, record)
         ]
 
     def _counts(
@@ -124,18 +141,16 @@ class CaptionView:
             counts[source] = (np.where(mask, lengths, 0), np.where(mask, passing, 0))
         return counts
 
-    def _texts_of(self, source: str, record: Mapping[str, Any]) -> Sequence[str]:
+    def _texts_of(self, source: str, record: Mapping[str, Any]) -> Sequence[AdmittedText]:
         if (source == "human") != (record["origin"] == "human"):
             return []
         column = "synthetic" if source == "synthetic" else "captions"
         texts: list[str] = record[column] or []
-        if self.itm is None or source == "human":
-            return texts
-        scores = record[f"{column}_itm"] or []
+        scores = [*(record.get(f"{column}_itm") or ()), *[None] * len(texts)]
         return [
-            text
+            AdmittedText(text, source, score)
             for text, score in zip(texts, scores, strict=False)
-            if score is not None and score > self.itm
+            if self.itm is None or source == "human" or (score is not None and score > self.itm)
         ]
 
     def _why_empty(self, index: "ViewIndex", splits: Counter[str]) -> str:

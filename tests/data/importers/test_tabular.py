@@ -174,3 +174,18 @@ def test_reading_goes_on_in_the_middle_of_parquet_row_groups(
         report, rows = _import(folder / "a.parquet", limit=limit)
         assert report.num_rows == len(rows) == (limit or 11)
     assert [row["captions"] for row in rows] == [[f"t{n}"] for n in range(11)]
+
+
+def test_a_column_of_json_metadata_is_unfolded(folder: Path, jpeg: Callable[..., bytes]) -> None:
+    columns = {
+        "image": [jpeg(0), jpeg(1)],
+        "text": ["zero", "one"],
+        "meta": ['{"label": "cat", "n": [1]}', "no JSON"],
+        "score": [0.5, 0.25],
+    }
+    parquet.write_table(pa.table(columns), folder / "pairs.parquet")
+    _, rows = _import(folder / "pairs.parquet")
+    assert [json.loads(str(row["meta"])) for row in rows] == [
+        {"label": "cat", "n": [1], "score": 0.5},
+        {"meta": "no JSON", "score": 0.25},
+    ]

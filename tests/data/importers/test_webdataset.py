@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from openblip.data.ids import file_key
 from openblip.data.importers.driver import import_pairs
 from openblip.data.report import ImportReport
 from openblip.data.table import PairTable
@@ -205,3 +206,32 @@ def test_images_in_shards_cannot_stay_outside_the_table(
 ) -> None:
     with pytest.raises(DataError, match="store='bytes'"):
         import_pairs(write_tar("a.tar", samples(0, 1)), tmp_path / "t", store="uri")
+
+
+def test_the_record_may_hold_more_texts_than_the_text_file(
+    tmp_path: Path, write_tar: WriteTar, jpeg: Callable[..., bytes]
+) -> None:
+    members = []
+    for key, captions in {"more": ["a", "b"], "others": ["b", "c"]}.items():
+        record = json.dumps({"captions": captions}).encode()
+        members += [(f"{key}.jpg", jpeg(0)), (f"{key}.txt", b"a"), (f"{key}.json", record)]
+    _, rows = _import(write_tar("a.tar", members), tmp_path / "t")
+    assert [(row["captions"], json.loads(str(row["meta"]))) for row in rows] == [
+        (["a", "b"], {}),
+        # What does not go on from the text is something else.
+        (["a"], {"captions": ["b", "c"]}),
+    ]
+
+
+def test_an_id_in_the_record_counts_only_if_the_key_stands_for_it(
+    tmp_path: Path, write_tar: WriteTar, jpeg: Callable[..., bytes]
+) -> None:
+    members = []
+    for key, told in {file_key("a/b.jpg"): "a/b.jpg", "00001": "not unique"}.items():
+        record = json.dumps({"caption": "text", "id": told}).encode()
+        members += [(f"{key}.jpg", jpeg(0)), (f"{key}.json", record)]
+    _, rows = _import(write_tar("a.tar", members), tmp_path / "t")
+    assert [(row["id"], json.loads(str(row["meta"]))) for row in rows] == [
+        ("a/b.jpg", {}),
+        ("00001", {"id": "not unique"}),
+    ]

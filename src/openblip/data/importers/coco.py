@@ -20,6 +20,8 @@ from openblip.data.importers.source import (
 from openblip.data.report import Reason
 from openblip.errors import DataError
 
+COCO_ID = "openblip_id"
+"""Field of an image for an id that is no number, which tools for COCO need."""
 # Tried below the JSON file's folder for the first image; with COCO's usual layout it is
 # annotations/captions_val2014.json beside val2014/.
 _ROOTS = (".", "images", "..", "../images")
@@ -28,7 +30,8 @@ _ROOTS = (".", "images", "..", "../images")
 class CocoSource:
     """`images` and `annotations` with captions, joined by image id.
 
-    The id is COCO's image id. The split is what the file's name says (`captions_val2014.json`).
+    The id is COCO's image id, which is a number, or `openblip_id` where there is one. The split is
+    what the file's name says (`captions_val2014.json`).
     The file is held in memory; images are read one by one.
     """
 
@@ -86,9 +89,9 @@ class CocoSource:
             cursor=cursor,
             image=path,
             captions=self._captions.get(str(key), []),
-            key=str(key),
+            key=str(image.get(COCO_ID, key)),
             split=self._split,
-            meta={name: plain(value) for name, value in image.items() if name != "id"},
+            meta={n: plain(v) for n, v in image.items() if n not in ("id", COCO_ID)},
         )
 
 

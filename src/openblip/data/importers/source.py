@@ -170,8 +170,11 @@ def with_record(
 ) -> tuple[list[str], str | None, dict[str, Any]]:
     """Texts, split and metadata of an image that has a JSON object beside it.
 
+    Texts are those of the text file, or the `caption` of the JSON. A list `captions` in the JSON
+    that begins with these is taken instead: formats with one text put the others there.
+
     Args:
-        texts: from a text file; None takes the `caption` of the JSON.
+        texts: from a text file; None if there is none.
         record: the JSON in UTF-8; None if there is none.
 
     Raises:
@@ -180,4 +183,7 @@ def with_record(
     meta = parse_object(record) if record is not None else {}
     told, split = meta.pop("caption", None), meta.pop("split", None)
     captions = texts_of(told) if texts is None else texts
+    several = meta.get("captions")
+    if isinstance(several, list) and several[: len(captions)] == captions:
+        captions = texts_of(meta.pop("captions"))
     return captions, None if split is None else str(split), plain(meta)

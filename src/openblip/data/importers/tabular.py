@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from openblip.data.importers.source import (
     SourceOptions,
     UnsafePath,
     inside,
+    parse_object,
     plain,
     texts_of,
 )
@@ -33,6 +35,7 @@ CAPTION_COLUMNS = (
 )
 ID_COLUMNS = ("id", "key", "uid", "image_id")
 SPLIT_COLUMNS = ("split",)
+META_COLUMN = "meta"
 _BATCH_ROWS = 64
 
 
@@ -52,7 +55,8 @@ class TableSource:
     Columns are found by name, in this order unless the user says otherwise: images by
     `BYTES_COLUMNS` if the type is binary (or the struct with `bytes` and `path` of the Hugging
     Face `datasets` library), by `PATH_COLUMNS` if it is text; texts by `CAPTION_COLUMNS`; and
-    `ID_COLUMNS`, `SPLIT_COLUMNS` where there are any. All others become metadata. Neighbouring
+    `ID_COLUMNS`, `SPLIT_COLUMNS` where there are any. All others become metadata, a JSON object in
+    `META_COLUMN` as if each of its fields were a column. Neighbouring
     rows with the same path (tables with a row per caption) become one row with several captions.
     The id is the path, or for bytes their SHA-256, where there is none.
     """
@@ -143,7 +147,7 @@ class TableSource:
             captions=captions,
             key=name if key in (None, "") else str(key),
             split=None if split in (None, "") else str(split),
-            meta={name: plain(value) for name, value in record.items() if name not in used},
+            meta=_meta({name: value for name, value in record.items() if name not in used}),
         )
 
     def _image(self, value: Any, root: Path) -> tuple[bytes | Path | None, str | None]:
@@ -174,6 +178,16 @@ class TableSource:
             )
         key = _named(told.id_column, kinds, file) or _first(kinds, ID_COLUMNS)
         return _Columns(image, captions, key, _first(kinds, SPLIT_COLUMNS))
+
+
+def _meta(record: dict[str, Any]) -> dict[str, Any]:
+    unfolded: dict[str, Any] = {}
+    text = record.get(META_COLUMN)
+    if isinstance(text, str):
+        with suppress(ValueError):
+            unfolded = parse_object(text.encode())
+            del record[META_COLUMN]
+    return {**plain(unfolded), **plain(record)}
 
 
 def _same_image(held: Entry, entry: Entry) -> bool:

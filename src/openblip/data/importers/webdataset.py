@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
+from openblip.data.ids import file_key
 from openblip.data.importers.source import (
     IMAGE_SUFFIXES,
     Cursor,
@@ -47,7 +48,8 @@ class _Sample:
 class TarSource:
     """Samples of neighbouring members with one key: an image, a `.txt`, a `.json`.
 
-    The key is the name up to the first dot of its last part. Without a `.txt` the `caption` of
+    The key is the name up to the first dot of its last part; the id is the key, or the `id` in the
+    JSON that the key is the hash of. Without a `.txt` the `caption` of
     the JSON is taken, and its `split`; everything else in it becomes metadata. Nothing is ever
     written to disk; links and devices are refused, as are names that would leave a folder.
     """
@@ -184,12 +186,14 @@ def _entry(sample: _Sample, shard: Path, cursor: Cursor) -> Entry:
         captions, split, meta = with_record(texts, sample.files.get(".json"))
     except ValueError as error:
         return Refused(where, cursor, Reason.BAD_RECORD, str(error))
+    told = meta.get("id")
+    key = meta.pop("id") if isinstance(told, str) and file_key(told) == sample.key else sample.key
     return Found(
         where=where,
         cursor=cursor,
         image=image,
         captions=captions,
-        key=sample.key,
+        key=key,
         split=split,
         meta=meta,
     )
