@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from openblip.atomic import replace_folder
 from openblip.data.export_formats import WRITERS, ExportedPair, ExportLayout
 from openblip.data.images import image_suffix, open_image
 from openblip.data.parallel import default_threads, ordered_map
@@ -19,7 +20,6 @@ from openblip.data.report import Example, is_import_state
 from openblip.data.table import PairTable
 from openblip.data.views import CaptionView, ViewIndex, split_rows
 from openblip.errors import DataError
-from openblip.interop.atomic import replace_folder
 from openblip.progress import Progress, duration
 
 REPORT_NAME = "export.json"

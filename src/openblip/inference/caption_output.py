@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol
 
+from openblip.atomic import force_to_disk, replace_file
 from openblip.data.ids import IdSet
 from openblip.errors import DataError, RecipeError
 from openblip.inference.caption_formats import CaptionFormat, line_bytes, line_text
 from openblip.inference.captions import Caption
-from openblip.interop.atomic import force_to_disk, replace_file
 
 Written = tuple[str, Path | None, Sequence[Caption]]
 """Name of an image, its own file if it has one, and its captions."""

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from openblip.atomic import replace_file
 from openblip.data.images import ImageSource, open_image
 from openblip.errors import DataError, RecipeError
-from openblip.interop.atomic import replace_file
 
 _OVERALL_LABEL = "all words"
 # Of a contact sheet, in pixels.

@@ -16,8 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urlsplit
 
+from openblip.atomic import force_to_disk, replace_file
 from openblip.errors import CheckpointError
-from openblip.interop.atomic import force_to_disk, replace_file
 from openblip.interop.web import (
     StaleRangeError,
     TransientError,

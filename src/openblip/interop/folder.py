@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
+from openblip.atomic import replace_folder
 from openblip.data.tokenizer import TOKENIZER_FILE, TextTokenizer
 from openblip.data.transforms import IMAGE_MEAN, IMAGE_STD
 from openblip.errors import CheckpointError, DataError, RecipeError
 from openblip.interop.assembly import fill, read_safetensors, write_safetensors
-from openblip.interop.atomic import replace_folder
 from openblip.interop.models import AnyConfig, AnyModel, empty_model
 from openblip.model import Med, MedConfig
 from openblip.model.config import config_from_dict, config_to_dict

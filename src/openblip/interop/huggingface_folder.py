@@ -3,10 +3,10 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from openblip.atomic import replace_folder
 from openblip.data.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE, TextTokenizer
 from openblip.errors import CheckpointError, DataError
 from openblip.interop.assembly import write_safetensors
-from openblip.interop.atomic import replace_folder
 from openblip.interop.folder import CONFIG_FILE, WEIGHTS_FILE, check_replaceable, read_json
 from openblip.interop.huggingface import from_huggingface, to_huggingface
 from openblip.interop.huggingface_config import check_readable, check_token_ids

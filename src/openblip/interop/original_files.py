@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from openblip.atomic import replace_file
 from openblip.errors import CheckpointError
 from openblip.interop.assembly import read_safetensors, write_safetensors
-from openblip.interop.atomic import replace_file
 from openblip.interop.pickled import check_tensors, read_pickle
 
 _REMEDY = "fetch the file again, or give a .pth or .safetensors file of the original BLIP"

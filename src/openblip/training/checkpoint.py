@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from openblip.atomic import force_to_disk, replace_folder
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import CheckpointError
-from openblip.interop.atomic import force_to_disk, replace_folder
 from openblip.interop.folder import read_folder, save_folder
 from openblip.tasks.protocol import Task
 

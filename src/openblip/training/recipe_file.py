@@ -7,8 +7,8 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from openblip.atomic import replace_file
 from openblip.errors import RecipeError
-from openblip.interop.atomic import replace_file
 from openblip.training.config import OBJECTIVES_OF, Recipe
 
 RECIPE_FILE = "recipe.yaml"

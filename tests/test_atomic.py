@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from openblip.interop.atomic import replace_file, replace_folder
+from openblip.atomic import replace_file, replace_folder
 
 
 class InterruptedWriteError(Exception):
