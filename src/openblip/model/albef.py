@@ -22,7 +22,7 @@ from openblip.model.text import (
     remember,
     run_layers,
 )
-from openblip.model.vision import ImageEncoder
+from openblip.model.vision import ImageEncoder, ImageModel
 
 AlbefHead = Literal["itc", "itm", "mlm"]
 
@@ -134,7 +134,7 @@ class FusionText(nn.Module):
         )
 
 
-class Albef(nn.Module):
+class Albef(ImageModel):
     """Image encoder, text encoder with fusion layers, and the heads that `config.heads` lists.
 
     A text is encoded once: its states give its embedding, and go on through the fusion layers.
@@ -170,13 +170,6 @@ class Albef(nn.Module):
             raise MissingHead(
                 f"this ALBEF has no {head} head (it has: {has}); load a {kind} checkpoint of ALBEF"
             )
-
-    def encode_images(
-        self, images: Float[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch patches vision_width"]:
-        """Patch tokens of normalised images, the class token first."""
-        hidden: Tensor = self.image_encoder(images)
-        return hidden
 
     def embed_images(
         self, image_hidden: Float[Tensor, "batch patches vision_width"]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from openblip.model.config import TextConfig, VisionConfig
 from openblip.model.linear import Linear
 from openblip.model.text import TextPass, TextStack
-from openblip.model.vision import ImageEncoder
+from openblip.model.vision import ImageEncoder, ImageModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class DualConfig:
     """Dimensions of the space in which images and texts are contrasted."""
 
 
-class DualEncoder(nn.Module):
+class DualEncoder(ImageModel):
     """Embeds images and texts apart; the text stack has cross-attention, which embeddings skip.
 
     Ids of a text begin with `[CLS]`.
@@ -48,13 +48,6 @@ class DualEncoder(nn.Module):
     def temperature(self) -> Float[Tensor, ""]:
         """What cosine similarities are divided by: exp(-logit_scale)."""
         return (-self.logit_scale).exp()
-
-    def encode_images(
-        self, images: Float[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch patches vision_width"]:
-        """Patch tokens of normalised images, the class token first."""
-        hidden: Tensor = self.image_encoder(images)
-        return hidden
 
     def embed_images(
         self, image_hidden: Float[Tensor, "batch patches vision_width"]

@@ -11,7 +11,7 @@ from openblip.model.config import Head, MedConfig
 from openblip.model.linear import Linear
 from openblip.model.memory import ImageMemory, Memories
 from openblip.model.text import TextPass, TextStack
-from openblip.model.vision import ImageEncoder
+from openblip.model.vision import ImageEncoder, ImageModel
 
 _KINDS_WITH: dict[Head, str] = {
     "itc": "a pre-trained, retrieval or filter checkpoint",
@@ -21,7 +21,7 @@ _KINDS_WITH: dict[Head, str] = {
 }
 
 
-class Med(nn.Module):
+class Med(ImageModel):
     """Image encoder, text stack and the three heads; only what `config.heads` lists is built.
 
     Ids given to `embed_texts` begin with `[CLS]`, to `match` with `[ENC]`, to `decode` with
@@ -51,13 +51,6 @@ class Med(nn.Module):
             raise MissingHead(
                 f"this checkpoint has no {head} head (it has: {has}); load {_KINDS_WITH[head]}"
             )
-
-    def encode_images(
-        self, images: Float[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch patches vision_width"]:
-        """Patch tokens of normalised images, the class token first."""
-        hidden: Tensor = self.image_encoder(images)
-        return hidden
 
     def embed_images(
         self, image_hidden: Float[Tensor, "batch patches vision_width"]

@@ -15,7 +15,7 @@ from openblip.model.config import TextConfig, VisionConfig, initial_std
 from openblip.model.linear import Linear
 from openblip.model.memory import ImageMemory, LayerMemory
 from openblip.model.text import TextLayer, TextPass, TextStack, initialise
-from openblip.model.vision import ImageEncoder
+from openblip.model.vision import ImageEncoder, ImageModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def _halves(memory: LayerMemory) -> tuple[LayerMemory, LayerMemory]:
     return LayerMemory(keys[0], values[0]), LayerMemory(keys[1], values[1])
 
 
-class Nlvr(nn.Module):
+class Nlvr(ImageModel):
     """A sentence that attends to two images, and whether it is true of them.
 
     Ids of a sentence begin with `[ENC]`.
@@ -98,13 +98,6 @@ class Nlvr(nn.Module):
                 partial(initialise, std=initial_std(config.text.width))
             )
         self.classifier = Classifier(config.text.width)
-
-    def encode_images(
-        self, images: Float[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch patches vision_width"]:
-        """Patch tokens of normalised images, the class token first."""
-        hidden: Tensor = self.image_encoder(images)
-        return hidden
 
     def memory(
         self,

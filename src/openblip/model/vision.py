@@ -129,6 +129,19 @@ class ImageEncoder(nn.Module):
         return linear(patches, weight, self.patch_embed.bias), (rows, columns)
 
 
+class ImageModel(nn.Module):
+    """A model that looks at images."""
+
+    image_encoder: ImageEncoder
+
+    def encode_images(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch patches vision_width"]:
+        """Patch tokens of normalised images, the class token first."""
+        hidden: Tensor = self.image_encoder(images)
+        return hidden
+
+
 def interpolate_positions(
     positions: Float[Tensor, "1 patches width"], grid: tuple[int, int]
 ) -> Float[Tensor, "1 new_patches width"]:

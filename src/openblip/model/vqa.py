@@ -3,13 +3,13 @@
 from dataclasses import dataclass, field
 
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from openblip.model.cache import KeyValueCache
 from openblip.model.config import TextConfig, VisionConfig
 from openblip.model.memory import ImageMemory
 from openblip.model.text import TextPass, TextStack
-from openblip.model.vision import ImageEncoder
+from openblip.model.vision import ImageEncoder, ImageModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +22,7 @@ class VqaConfig:
     """The question encoder, and the answer decoder likewise."""
 
 
-class Vqa(nn.Module):
+class Vqa(ImageModel):
     """Answers are decoded from the states of a question that was read together with its image.
 
     Ids of a question begin with `[ENC]`, those of an answer with `[DEC]`.
@@ -34,13 +34,6 @@ class Vqa(nn.Module):
         self.image_encoder = ImageEncoder(config.vision)
         self.question = TextStack(config.text, config.vision.width, ("multimodal",))
         self.answer = TextStack(config.text, config.text.width, ("lm",))
-
-    def encode_images(
-        self, images: Float[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch patches vision_width"]:
-        """Patch tokens of normalised images, the class token first."""
-        hidden: Tensor = self.image_encoder(images)
-        return hidden
 
     def image_memory(
         self, image_hidden: Float[Tensor, "images patches vision_width"]
