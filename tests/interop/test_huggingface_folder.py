@@ -199,6 +199,14 @@ class TestRecognising:
             read_huggingface(folder)
 
 
+def test_a_question_answerer_that_transformers_cannot_run_is_refused(
+    tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    theirs = folder_of(peer("vqa", tokenizer, hidden_size=96), tokenizer, tmp_path / "theirs")
+    with pytest.raises(CheckpointError, match=r"decoder expects states of 96 channels .* load one"):
+        read_huggingface(theirs)
+
+
 class Payload:
     """Something that is no tensor."""
 

@@ -4,7 +4,7 @@ Every key is either converted, or dropped with a reason that the result names, o
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ from openblip.model import Med
 from openblip.model.albef import Albef
 from openblip.model.dual import DualEncoder
 from openblip.model.nlvr import Nlvr
-from openblip.model.vqa import Vqa
+from openblip.model.vqa import Vqa, VqaConfig
 
 _SHARING = "all_but_self_attention"
 
@@ -83,6 +83,8 @@ def from_huggingface(
     check_readable(config, config_source)
     kind = detect_kind(tensors, source)
     ours = config_from_huggingface(config, kind, config_source)
+    if isinstance(ours, VqaConfig) and _decoder_is_built_for_images(tensors, ours):
+        ours = replace(ours, answer_memory_width=ours.vision.width)
     shapes, names = shapes_of(empty_model(ours)), NameMap(SECTIONS[kind])
     complete, stands_in = _with_tied(tensors, shapes, names)
     reader = StateReader(complete, source)
@@ -132,6 +134,16 @@ def to_huggingface(
         temperature = model.temperature.item()
     written = write_state(model.state_dict(), NameMap(SECTIONS[kind]))
     return written, config_to_huggingface(model.config, kind, special, temperature)
+
+
+def _decoder_is_built_for_images(tensors: Mapping[str, Tensor], config: VqaConfig) -> bool:
+    """Whether the answer decoder's cross-attention expects the image encoder's channels.
+
+    `transformers` builds it so where the image encoder is wider than the text; it attends to
+    questions all the same, so that such a model cannot be run.
+    """
+    key = tensors.get("text_decoder.bert.encoder.layer.0.crossattention.self.key.weight")
+    return key is not None and config.text.width != key.shape[-1] == config.vision.width
 
 
 def _with_tied(

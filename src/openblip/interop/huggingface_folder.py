@@ -22,7 +22,7 @@ from openblip.interop.huggingface_processor import (
 )
 from openblip.interop.huggingface_weights import find_weights, read_weights
 from openblip.interop.models import AnyModel
-from openblip.model.vqa import Vqa
+from openblip.model.vqa import Vqa, VqaConfig
 
 _WRITTEN = (
     CONFIG_FILE,
@@ -74,6 +74,12 @@ def read_huggingface(folder: Path) -> LoadedHuggingFace:
         read_weights(weights), config, str(weights), config_source=str(config_file)
     )
     sizes = checkpoint.config
+    if isinstance(sizes, VqaConfig) and sizes.answer_memory_width is not None:
+        raise CheckpointError(
+            f"{weights}: its answer decoder expects states of {sizes.answer_memory_width} channels "
+            f"where a question has {sizes.text.width}; transformers builds such a model, but "
+            "cannot run it either; load one whose image encoder is as wide as its text"
+        )
     tokenizer = read_tokenizer(folder)
     if tokenizer.vocab_size != sizes.text.vocab_size:
         raise CheckpointError(

@@ -20,6 +20,9 @@ class VqaConfig:
     """The image encoder."""
     text: TextConfig = field(default_factory=TextConfig)
     """The question encoder, and the answer decoder likewise."""
+    answer_memory_width: int | None = None
+    """Channels that the answer decoder's cross-attention is built for; None, those of a question.
+    Any other model can be converted between layouts, but not run."""
 
 
 class Vqa(ImageModel):
@@ -33,7 +36,8 @@ class Vqa(ImageModel):
         self.config = config
         self.image_encoder = ImageEncoder(config.vision)
         self.question = TextStack(config.text, config.vision.width, ("multimodal",))
-        self.answer = TextStack(config.text, config.text.width, ("lm",))
+        memory_width = config.answer_memory_width or config.text.width
+        self.answer = TextStack(config.text, memory_width, ("lm",))
 
     def image_memory(
         self, image_hidden: Float[Tensor, "images patches vision_width"]
