@@ -7,32 +7,18 @@ from openblip.data.text import clean_caption
 from openblip.data.transforms import eval_transform
 from openblip.errors import DataError, MissingHead
 from openblip.inference import Blip, load
-from openblip.model import TextConfig, VisionConfig
 from openblip.model.nlvr import Nlvr, NlvrConfig
+
+from .conftest import draw_weights, make_med
 
 SENTENCES = ["The left image shows a dog.", "two cats", "people with umbrellas: at night!"]
 
 
 @pytest.fixture(scope="module")
 def nlvr(tokenizer) -> Blip:
-    config = NlvrConfig(
-        vision=VisionConfig(image_size=32, patch_size=16, width=24, depth=2, heads=2),
-        text=TextConfig(
-            vocab_size=tokenizer.vocab_size,
-            width=32,
-            depth=2,
-            heads=4,
-            ffn_width=48,
-            max_positions=40,
-        ),
-        merge_from_layer=1,
-    )
-    model = Nlvr(config)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.ndim > 1:
-                parameter.normal_(std=0.25, generator=generator)
+    sizes = make_med(tokenizer).config
+    model = Nlvr(NlvrConfig(vision=sizes.vision, text=sizes.text, merge_from_layer=1))
+    draw_weights(model, seed=0)
     return Blip(model, tokenizer, "nlvr", image_size=32, max_tokens=40)
 
 

@@ -1,18 +1,14 @@
 """Find and load a model, whatever it comes from and in whichever layout."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from openblip.data.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE, TextTokenizer
 from openblip.errors import CheckpointError, DataError, RecipeError
 from openblip.inference.blip import Blip
 from openblip.inference.kinds import FROM_HUGGINGFACE, FROM_ORIGINAL
 from openblip.interop.folder import CONFIG_FILE, WEIGHTS_FILE, read_folder
-from openblip.interop.models import AnyModel
-from openblip.model.vision import interpolate_positions
 
 # Of a training run, the first that is there.
 _CHECKPOINTS = ("best", "last")
@@ -66,7 +62,7 @@ def load(
     path = find_model(source)
     blip = _read_original(path) if path.is_file() else _read_folder(path)
     if image_size is not None:
-        resize_images(blip.model, image_size)
+        blip.model.resize_images(image_size)
         blip.image_size = image_size
     if weights == torch.int8:
         from openblip.inference.quantise import quantise
@@ -105,22 +101,6 @@ def _usable(device: str | torch.device) -> torch.device:
         raise RecipeError(
             f"device {str(device)!r} cannot be used ({reason}); this machine has {default_device()}"
         ) from error
-
-
-def resize_images(model: AnyModel, image_size: int) -> None:
-    """Give a model positions for another image size, in place.
-
-    Raises:
-        RecipeError: if the size is no multiple of the patch size.
-    """
-    encoder = model.image_encoder
-    vision = replace(encoder.config, image_size=image_size)
-    grid = image_size // vision.patch_size
-    with torch.no_grad():
-        encoder.positions = nn.Parameter(interpolate_positions(encoder.positions, (grid, grid)))
-    encoder.config = vision
-    # The configurations differ in type, and all of them have `vision`.
-    model.config = replace(model.config, vision=vision)
 
 
 def find_model(source: str | Path) -> Path:
@@ -186,7 +166,7 @@ def _read_folder(folder: Path) -> Blip:
         kind = FROM_HUGGINGFACE[theirs.kind]
         model, tokenizer = theirs.model, theirs.tokenizer
         if theirs.image_size != model.config.vision.image_size:
-            resize_images(model, theirs.image_size)
+            model.resize_images(theirs.image_size)
         return Blip(model, tokenizer, kind, theirs.image_size, theirs.max_tokens)
     ours = read_folder(folder)
     return Blip(ours.model, ours.tokenizer, ours.kind, ours.image_size, ours.max_tokens)

@@ -134,7 +134,7 @@ class FusionText(nn.Module):
         )
 
 
-class Albef(ImageModel):
+class Albef(ImageModel[AlbefConfig]):
     """Image encoder, text encoder with fusion layers, and the heads that `config.heads` lists.
 
     A text is encoded once: its states give its embedding, and go on through the fusion layers.

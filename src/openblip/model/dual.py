@@ -28,7 +28,7 @@ class DualConfig:
     """Dimensions of the space in which images and texts are contrasted."""
 
 
-class DualEncoder(ImageModel):
+class DualEncoder(ImageModel[DualConfig]):
     """Embeds images and texts apart; the text stack has cross-attention, which embeddings skip.
 
     Ids of a text begin with `[CLS]`.

@@ -21,7 +21,7 @@ _KINDS_WITH: dict[Head, str] = {
 }
 
 
-class Med(ImageModel):
+class Med(ImageModel[MedConfig]):
     """Image encoder, text stack and the three heads; only what `config.heads` lists is built.
 
     Ids given to `embed_texts` begin with `[CLS]`, to `match` with `[ENC]`, to `decode` with

@@ -80,7 +80,7 @@ def _halves(memory: LayerMemory) -> tuple[LayerMemory, LayerMemory]:
     return LayerMemory(keys[0], values[0]), LayerMemory(keys[1], values[1])
 
 
-class Nlvr(ImageModel):
+class Nlvr(ImageModel[NlvrConfig]):
     """A sentence that attends to two images, and whether it is true of them.
 
     Ids of a sentence begin with `[ENC]`.

@@ -1,5 +1,8 @@
 """The image encoder: a pre-norm vision transformer with a class token."""
 
+from dataclasses import replace
+from typing import Any, Generic, cast
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -7,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from openblip.model.attention import ImageSelfAttention
-from openblip.model.config import VisionConfig, initial_std
+from openblip.model.config import ConfigT, VisionConfig, initial_std
 from openblip.model.linear import Linear, linear
 
 # A processor encodes so many at a time: the states of more than two, at 384 px in the base size,
@@ -129,10 +132,11 @@ class ImageEncoder(nn.Module):
         return linear(patches, weight, self.patch_embed.bias), (rows, columns)
 
 
-class ImageModel(nn.Module):
-    """A model that looks at images."""
+class ImageModel(nn.Module, Generic[ConfigT]):
+    """A model that looks at images; its configuration has a field `vision`."""
 
     image_encoder: ImageEncoder
+    config: ConfigT
 
     def encode_images(
         self, images: Float[Tensor, "batch 3 height width"]
@@ -140,6 +144,23 @@ class ImageModel(nn.Module):
         """Patch tokens of normalised images, the class token first."""
         hidden: Tensor = self.image_encoder(images)
         return hidden
+
+    def resize_images(self, image_size: int) -> None:
+        """Take images of another size from here on: positions are interpolated, in place.
+
+        Args:
+            image_size: side of the square, in pixels.
+
+        Raises:
+            RecipeError: if it is no multiple of the patch size.
+        """
+        encoder = self.image_encoder
+        vision = replace(encoder.config, image_size=image_size)
+        grid = image_size // vision.patch_size
+        with torch.no_grad():
+            encoder.positions = nn.Parameter(interpolate_positions(encoder.positions, (grid, grid)))
+        encoder.config = vision
+        self.config = replace(cast("Any", self.config), vision=vision)
 
 
 def interpolate_positions(

@@ -25,7 +25,7 @@ class VqaConfig:
     Any other model can be converted between layouts, but not run."""
 
 
-class Vqa(ImageModel):
+class Vqa(ImageModel[VqaConfig]):
     """Answers are decoded from the states of a question that was read together with its image.
 
     Ids of a question begin with `[ENC]`, those of an answer with `[DEC]`.

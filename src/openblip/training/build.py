@@ -18,7 +18,6 @@ from openblip.errors import RecipeError
 from openblip.interop.folder import read_folder
 from openblip.model import Med, MedConfig
 from openblip.model.config import Head
-from openblip.model.vision import interpolate_positions
 from openblip.tasks.captioner import CaptionerTask
 from openblip.tasks.filter import FilterObjectives, FilterTask
 from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
@@ -69,11 +68,8 @@ def build_model(recipe: Recipe) -> Med:
     state: dict[str, torch.Tensor] | None = None
     if recipe.init_from is not None:
         loaded = read_folder(Path(recipe.init_from)).med
-        state = loaded.state_dict()
-        config = _sized(loaded.config, recipe.data.image_size, loaded.config.text.vocab_size)
-        grid = config.vision.image_size // config.vision.patch_size
-        name = "image_encoder.positions"
-        state[name] = interpolate_positions(state[name], (grid, grid))
+        loaded.resize_images(recipe.data.image_size)
+        state, config = loaded.state_dict(), loaded.config
     else:
         assert recipe.model is not None, "a recipe has a model or init_from"
         config = recipe.model
