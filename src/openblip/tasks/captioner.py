@@ -86,6 +86,7 @@ class CaptionerTask(Task):
     """
 
     kind = "captioner"
+    student: Med
 
     def __init__(
         self,

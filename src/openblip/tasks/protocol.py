@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from openblip.data.loader import Batch
 from openblip.model import Med
+from openblip.model.albef import Albef
 
 
 @dataclass(frozen=True)
@@ -88,7 +89,7 @@ class Task(nn.Module, ABC):
 
     kind: str
     """What the student can be used as: "pretrain", "captioner" or "filter"."""
-    student: Med
+    student: Med | Albef
     """The model that is trained."""
 
     def begin_step(self, position: StepPosition) -> None:

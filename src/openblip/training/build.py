@@ -17,6 +17,7 @@ from openblip.data.transforms import Augmentation
 from openblip.errors import RecipeError
 from openblip.interop.folder import read_folder
 from openblip.model import Med, MedConfig
+from openblip.model.albef import Albef
 from openblip.model.config import Head
 from openblip.tasks.captioner import CaptionerTask
 from openblip.tasks.filter import FilterObjectives, FilterTask
@@ -152,15 +153,15 @@ def validation_loader(
     return _loader(data, None, table, tokenizer, processes, size, recipe.train.seed)
 
 
-def compile_parts(med: Med, **options: Any) -> None:
+def compile_parts(model: Med | Albef, **options: Any) -> None:
     """Let the image encoder and the text stack of a model be compiled at their first use.
 
     Args:
-        med: changed in place; names in its state stay as they are.
+        model: changed in place; names in its state stay as they are.
         options: of `torch.compile`.
     """
-    med.image_encoder.compile(**options)
-    med.text.compile(**options)
+    model.image_encoder.compile(**options)
+    model.text.compile(**options)
 
 
 def _loader(

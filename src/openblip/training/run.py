@@ -35,7 +35,7 @@ from openblip.training.metrics_log import MetricsLog
 from openblip.training.optimiser import build_optimiser, trained_parameters
 from openblip.training.plan import Plan, learning_rates
 from openblip.training.run_dir import check_same_data, fingerprint, prepare
-from openblip.training.step_flops import step_flops
+from openblip.training.step_flops import task_flops
 from openblip.training.trainer import NonFiniteLoss, Trainer
 from openblip.training.utilisation import Meter, measure_peak
 
@@ -184,7 +184,7 @@ class _Run:
             yield Reporting(progress=progress, log=log, meter=meter, flops_of=self._flops_of)
 
     def _flops_of(self, batch: Batch) -> float:
-        return step_flops(self.task.student.config, self.losses, batch)
+        return task_flops(self.task, batch)
 
     def _validate(self) -> dict[str, float]:
         assert self.validation is not None
