@@ -143,6 +143,11 @@ class AlbefTask(ContrastiveTask):
             self.collectives,
         )
 
+    @property
+    def trains_all_weights(self) -> bool:
+        """Whether every head of the student has its loss."""
+        return set(self.objectives.losses) == set(self.student.config.heads)
+
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """The sum of the losses of a batch."""
         hidden = self.student.encode_images(batch.images)
@@ -179,12 +184,12 @@ class AlbefTask(ContrastiveTask):
             teacher_states = self.teacher.encode_texts(batch.tokens, batch.mask)
             teacher = QueueUpdate(
                 self.teacher.embed_images(teacher_hidden),
-                self.teacher.embed_texts(teacher_states),
+                self.teacher.embed_states(teacher_states),
                 batch.image_ids,
                 batch.text_ids,
             )
         image_embed = self.student.embed_images(hidden)
-        text_embed = self.student.embed_texts(states)
+        text_embed = self.student.embed_states(states)
         return self.contrast_features(batch, image_embed, text_embed, teacher, position)
 
     @torch.no_grad()

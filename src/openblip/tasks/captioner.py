@@ -102,6 +102,11 @@ class CaptionerTask(Task):
         self.prompt_tokens = prompt_tokens
         self.label_smoothing = label_smoothing
 
+    @property
+    def trains_all_weights(self) -> bool:
+        """Whether the student is nothing but a captioner."""
+        return self.student.config.heads == ("lm",)
+
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """The language-modelling loss of a batch; draws nothing, so the position is unused."""
         hidden = self.student.encode_images(batch.images)

@@ -98,6 +98,11 @@ class PretrainTask(ContrastiveTask):
         self.student = student
         self.special = special
 
+    @property
+    def trains_all_weights(self) -> bool:
+        """Whether every head of the student has its loss."""
+        return set(self.objectives.losses) == set(self.student.config.heads)
+
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """The sum of the losses of a batch."""
         losses = self.objectives.losses

@@ -92,6 +92,11 @@ class Task(nn.Module, ABC):
     student: Med | Albef
     """The model that is trained."""
 
+    @property
+    def trains_all_weights(self) -> bool:
+        """Whether the loss reaches every weight of the student; some may belong to other heads."""
+        return True
+
     def begin_step(self, position: StepPosition) -> None:
         """Changes that come before the forward: temperature clamp, teacher update."""
 

@@ -126,7 +126,7 @@ def read_checkpoint(folder: Path, task: Task, optimiser: torch.optim.Optimizer) 
     Raises:
         CheckpointError: if a file is missing or damaged, or is of another model.
     """
-    student = read_folder(folder).med.state_dict()
+    student = read_folder(folder).model.state_dict()
     values = _read_state(folder / STATE_FILE)
     try:
         task.load_state_dict(

@@ -17,7 +17,6 @@ from openblip.training.build import (
     build_model,
     build_task,
     compile_parts,
-    losses_of,
     training_loader,
     validation_loader,
 )
@@ -113,7 +112,6 @@ class _Run:
         self.task = build_task(recipe, build_model(recipe), self.tokenizer, processes)
         self.optimiser = build_optimiser(trained_parameters(self.task), recipe.optimiser)
         self.state = self._state_at(checkpoint)
-        self.losses = losses_of(recipe)
         if recipe.train.compile:
             compile_parts(self.task.student)
         self.trainer = Trainer(
@@ -123,7 +121,7 @@ class _Run:
             seed=recipe.train.seed,
             precision=recipe.train.precision,
             clip_norm=recipe.optimiser.clip_norm,
-            find_unused=set(self.losses) != set(self.task.student.config.heads),
+            find_unused=not self.task.trains_all_weights,
         )
 
     def carry_out(self, quiet: bool) -> TrainResult:

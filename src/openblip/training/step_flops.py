@@ -12,6 +12,7 @@ from openblip.model.flops import (
 )
 from openblip.tasks.albef import AlbefTask
 from openblip.tasks.captioner import CaptionerTask
+from openblip.tasks.clip import ClipTask
 from openblip.tasks.pretrain import PretrainTask
 from openblip.tasks.protocol import Task
 
@@ -27,6 +28,9 @@ def task_flops(task: Task, batch: Batch) -> float:
             return albef_step_flops(
                 task.student.config, objectives.losses, batch, objectives.mask_probability
             )
+        case ClipTask():
+            # It has no teacher, whose forward counts as a third of the student's work.
+            return step_flops(task.student.config, ("itc",), batch) * _TRAINED / (_TRAINED + 1)
         case PretrainTask():
             return step_flops(task.student.config, task.objectives.losses, batch)
         case CaptionerTask():
