@@ -71,7 +71,7 @@ def caption_loss(
     return CaptionLoss(lm_loss(logits, labels, label_smoothing), labelled.sum())
 
 
-class CaptionerTask(Task):
+class CaptionerTask(Task[Batch]):
     """Trains a captioner from a pre-trained model.
 
     Args:

@@ -27,7 +27,7 @@ class ClipObjectives:
             )
 
 
-class ClipTask(Task):
+class ClipTask(Task[Batch]):
     """Trains the image encoder and the unimodal text encoder of a MED alone, as a dual encoder.
 
     The loss is the symmetric cross-entropy of CLIP's figure 3. Gradients reach both sides of every

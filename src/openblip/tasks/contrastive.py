@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from openblip.data.loader import Batch
 from openblip.errors import RecipeError
+from openblip.model import Med
+from openblip.model.albef import Albef
 from openblip.objectives.itc import (
     itc_loss,
     own_pairs,
@@ -127,7 +129,7 @@ class Negatives(NamedTuple):
     """bool (batch,)."""
 
 
-class ContrastiveTask(Task):
+class ContrastiveTask(Task[Batch]):
     """A student and its teacher, whose features are contrasted with the batch and a queue.
 
     The order of the original's step is clamp, online features, teacher update, teacher features,
@@ -149,6 +151,8 @@ class ContrastiveTask(Task):
         teacher: a copy of what the contrast needs of the student, without gradient; None where
             nothing is contrasted.
     """
+
+    student: Med | Albef
 
     def __init__(
         self,

@@ -18,13 +18,14 @@ from openblip.errors import CheckpointError, RecipeError
 from openblip.interop.folder import read_folder
 from openblip.model import Med, MedConfig
 from openblip.model.albef import Albef, AlbefConfig
+from openblip.model.vqa import Vqa
 from openblip.tasks.albef import AlbefObjectives, AlbefTask
 from openblip.tasks.captioner import CaptionerObjectives, CaptionerTask
 from openblip.tasks.clip import ClipObjectives, ClipTask
 from openblip.tasks.contrastive import ContrastObjectives
 from openblip.tasks.filter import FilterObjectives, FilterTask
 from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
-from openblip.tasks.protocol import Task
+from openblip.tasks.protocol import AnyTask, Student
 from openblip.training.config import DataConfig, ModelConfig, ModelOverrides, Recipe
 from openblip.training.distributed import Processes
 
@@ -101,10 +102,10 @@ def _trainable(recipe: Recipe) -> Med | Albef:
 
 def build_task(
     recipe: Recipe, model: Med | Albef, tokenizer: TextTokenizer, processes: Processes
-) -> Task:
+) -> AnyTask:
     """The task around the student, on the device of this process, in training mode."""
     special, seed = tokenizer.special, recipe.train.seed
-    task: Task
+    task: AnyTask
     match recipe.objectives:
         case AlbefObjectives() as objectives:
             assert isinstance(model, Albef)
@@ -121,7 +122,7 @@ def _med_task(
     med: Med,
     tokenizer: TextTokenizer,
     processes: Processes,
-) -> Task:
+) -> AnyTask:
     special, seed = tokenizer.special, recipe.train.seed
     match objectives:
         case FilterObjectives():
@@ -190,15 +191,16 @@ def _as_read(recipe: Recipe, tokenizer: TextTokenizer) -> TextTokenizer:
     return tokenizer.without_end() if recipe.task == "albef" else tokenizer
 
 
-def compile_parts(model: Med | Albef, **options: Any) -> None:
+def compile_parts(model: Student, **options: Any) -> None:
     """Let the image encoder and the text stack of a model be compiled at their first use.
 
     Args:
         model: changed in place; names in its state stay as they are.
         options: of `torch.compile`.
     """
-    model.image_encoder.compile(**options)
-    model.text.compile(**options)
+    parts = (model.question, model.answer) if isinstance(model, Vqa) else (model.text,)
+    for part in (model.image_encoder, *parts):
+        part.compile(**options)
 
 
 def _loader(

@@ -14,13 +14,13 @@ from openblip.tasks.albef import AlbefTask
 from openblip.tasks.captioner import CaptionerTask
 from openblip.tasks.clip import ClipTask
 from openblip.tasks.pretrain import PretrainTask
-from openblip.tasks.protocol import Task
+from openblip.tasks.protocol import AnyTask
 
 # A backward pass costs twice its forward.
 _TRAINED = 3
 
 
-def task_flops(task: Task, batch: Batch) -> float:
+def task_flops(task: AnyTask, batch: Batch) -> float:
     """Operations of a task's forward and backward on a batch, and of its teacher's forward."""
     match task:
         case AlbefTask():
