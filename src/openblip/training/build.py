@@ -1,6 +1,6 @@
 """From a recipe to the objects of a run: tokenizer, loaders, model, task."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -9,12 +9,13 @@ from typing import Any, TypeVar
 import torch
 
 from openblip.data.loader import PairLoader
+from openblip.data.mixture import WeightedIndex
 from openblip.data.shuffle import keyed_hash
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.data.tokenizer import TextTokenizer
 from openblip.data.transforms import Augmentation
-from openblip.errors import CheckpointError, RecipeError
+from openblip.errors import CheckpointError, DataError, RecipeError
 from openblip.interop.folder import read_folder
 from openblip.model import Med, MedConfig
 from openblip.model.albef import Albef, AlbefConfig
@@ -37,19 +38,30 @@ SizesT = TypeVar("SizesT", bound=MedConfig | AlbefConfig)
 _PADDING = 8
 
 
-def make_tokenizer(recipe: Recipe, table: PairTable) -> TextTokenizer:
-    """The tokenizer that a recipe asks for, learnt from the view's captions if it says so.
+def open_tables(data: DataConfig) -> tuple[PairTable, ...]:
+    """The tables of `data.mixture`, in its order; one that occurs twice is opened once.
 
     Raises:
-        DataError: the file is no tokenizer, or the view is empty.
+        DataError: there is no such table.
+    """
+    uris = [part.table for part in data.mixture]
+    opened = {uri: PairTable.open(uri) for uri in dict.fromkeys(uris)}
+    return tuple(opened[uri] for uri in uris)
+
+
+def make_tokenizer(recipe: Recipe, tables: Sequence[PairTable]) -> TextTokenizer:
+    """The tokenizer that a recipe asks for, learnt from the views' captions if it says so.
+
+    Raises:
+        DataError: the file is no tokenizer, or a view is empty.
     """
     if recipe.init_from is not None:
         return read_folder(Path(recipe.init_from)).tokenizer
     size = recipe.trained_vocabulary
     if size is not None:
         # Tells better than the tokenizer could why there are no texts.
-        recipe.data.view.resolve(table)
-        return TextTokenizer.train(_captions(recipe.data, table), size)
+        _resolved(recipe.data, tables)
+        return TextTokenizer.train(_captions(recipe.data, tables), size)
     assert recipe.tokenizer is not None, "a recipe with a model has a tokenizer"
     return TextTokenizer.from_file(recipe.tokenizer)
 
@@ -137,53 +149,61 @@ def _med_task(
 
 
 def training_loader(
-    recipe: Recipe, table: PairTable, tokenizer: TextTokenizer, processes: Processes
+    recipe: Recipe, tables: Sequence[PairTable], tokenizer: TextTokenizer, processes: Processes
 ) -> PairLoader:
     """Batches to learn from: one accumulated part of one process at a time.
 
     Raises:
-        DataError: the view is empty, or smaller than one batch.
+        DataError: a view is empty, or an epoch smaller than one batch.
         RecipeError: the batch cannot be divided, or the queue is longer than the data.
     """
-    size, seed = recipe.train.part_size(processes.world_size), recipe.train.seed
-    data, tokenizer = recipe.data, _as_read(recipe, tokenizer)
-    loader = _loader(data, data.augmentation, table, tokenizer, processes, size, seed)
-    num_rows, objectives = len(loader.index), recipe.objectives
-    if num_rows < recipe.train.batch_size:
+    size = recipe.train.part_size(processes.world_size)
+    parts = _resolved(recipe.data, tables)
+    loader = _loader(recipe, recipe.data.augmentation, parts, tokenizer, processes, size)
+    num_rows, num_pairs = loader.mixture.num_rows, int(loader.mixture.pairs_per_epoch)
+    where = ", ".join(dict.fromkeys(table.uri for table in tables))
+    if num_pairs < recipe.train.batch_size:
         raise RecipeError(
-            f"train.batch_size is {recipe.train.batch_size}, but the view admits only {num_rows} "
-            f"rows of {table.uri}: set train.batch_size <= {num_rows}"
+            f"train.batch_size is {recipe.train.batch_size}, but an epoch has only {num_pairs} "
+            f"rows of {where}: set train.batch_size <= {num_pairs}"
         )
-    queue_size = 0
+    objectives, queue_size = recipe.objectives, 0
     if isinstance(objectives, ContrastObjectives) and "itc" in objectives.losses:
         queue_size = objectives.queue_size
     # A longer queue would hold a pair twice and contrast it with itself.
     if queue_size > num_rows:
         raise RecipeError(
             f"objectives.queue_size is {queue_size}, but the view admits only "
-            f"{num_rows} rows of {table.uri}: set objectives.queue_size <= {num_rows}"
+            f"{num_rows} rows of {where}: set objectives.queue_size <= {num_rows}"
         )
     return loader
 
 
 def validation_loader(
-    recipe: Recipe, table: PairTable, tokenizer: TextTokenizer, processes: Processes
+    recipe: Recipe, tables: Sequence[PairTable], tokenizer: TextTokenizer, processes: Processes
 ) -> PairLoader | None:
     """Batches of the validation split without augmentation; None if the recipe names no split.
 
-    They are as large as those of training, or as the split allows.
+    They are as large as those of training, or as the split allows. Of a mixture, the tables take
+    part that have such rows, each row once.
 
     Raises:
-        DataError: the split has no rows, or fewer than there are processes.
+        DataError: no table has rows in the split, or there are fewer than processes.
     """
-    if recipe.data.validation_split is None:
+    split = recipe.data.validation_split
+    if split is None:
         return None
-    view = replace(recipe.data.view, split=recipe.data.validation_split)
-    available = len(view.resolve(table)) // processes.world_size
+    parts, failures = [], []
+    for part, table in zip(recipe.data.mixture, tables, strict=True):
+        try:
+            parts.append(WeightedIndex(replace(part.view, split=split).resolve(table)))
+        except DataError as error:
+            failures.append(error)
+    if not parts:
+        raise failures[0]
+    available = sum(len(part.index) for part in parts) // processes.world_size
     size = max(1, min(recipe.train.part_size(processes.world_size), available))
-    data = replace(recipe.data, view=view)
-    tokenizer = _as_read(recipe, tokenizer)
-    return _loader(data, None, table, tokenizer, processes, size, recipe.train.seed)
+    return _loader(recipe, None, parts, tokenizer, processes, size)
 
 
 def _as_read(recipe: Recipe, tokenizer: TextTokenizer) -> TextTokenizer:
@@ -203,24 +223,30 @@ def compile_parts(model: Student, **options: Any) -> None:
         part.compile(**options)
 
 
+def _resolved(data: DataConfig, tables: Sequence[PairTable]) -> list[WeightedIndex]:
+    return [
+        WeightedIndex(part.view.resolve(table), part.weight)
+        for part, table in zip(data.mixture, tables, strict=True)
+    ]
+
+
 def _loader(
-    data: DataConfig,
+    recipe: Recipe,
     augmentation: Augmentation | None,
-    table: PairTable,
+    parts: Sequence[WeightedIndex],
     tokenizer: TextTokenizer,
     processes: Processes,
     batch_size: int,
-    seed: int,
 ) -> PairLoader:
+    data = recipe.data
     return PairLoader(
-        table,
-        data.view,
-        tokenizer,
+        parts,
+        _as_read(recipe, tokenizer),
         batch_size,
         data.image_size,
         augmentation,
         data.max_tokens,
-        seed,
+        recipe.train.seed,
         rank=processes.rank,
         world_size=processes.world_size,
         num_threads=data.num_threads,
@@ -230,13 +256,14 @@ def _loader(
     )
 
 
-def _captions(data: DataConfig, table: PairTable) -> Iterator[str]:
-    view = data.view
-    for batch in table.scan([*view.columns, "split"]):
-        splits = batch["split"].to_pylist()
-        for split, texts in zip(splits, view.admitted_texts(batch), strict=True):
-            if split == view.split:
-                yield from (data.prefix + clean_caption(text, data.max_words) for text in texts)
+def _captions(data: DataConfig, tables: Sequence[PairTable]) -> Iterator[str]:
+    for part, table in zip(data.mixture, tables, strict=True):
+        view = part.view
+        for batch in table.scan([*view.columns, "split"]):
+            splits = batch["split"].to_pylist()
+            for split, texts in zip(splits, view.admitted_texts(batch), strict=True):
+                if split == view.split:
+                    yield from (data.prefix + clean_caption(text, data.max_words) for text in texts)
 
 
 def _sized(config: SizesT, image_size: int, vocab_size: int) -> SizesT:

@@ -1,5 +1,6 @@
 """Everything that decides what a run computes."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -40,6 +41,21 @@ _TRAINED_TOKENIZER = "train:"
 
 
 @dataclass(frozen=True, kw_only=True)
+class MixedTable:
+    """A further table that is learnt from."""
+
+    table: str
+    """Path or URI of the pair table."""
+    view: CaptionView = field(default_factory=CaptionView)
+    """Which of its texts count."""
+    weight: float = 1.0
+    """Passes over its admitted rows in one epoch: 0.5 shows half of them in each, 2 all twice."""
+
+    def __post_init__(self) -> None:
+        _check_weight(f"data.mix: weight of {self.table}", self.weight)
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """What is learnt from, and how it is prepared."""
 
@@ -47,6 +63,10 @@ class DataConfig:
     """Path or URI of the pair table."""
     view: CaptionView = field(default_factory=CaptionView)
     """Which of its texts count."""
+    weight: float = 1.0
+    """Passes over its admitted rows in one epoch: 0.5 shows half of them in each, 2 all twice."""
+    mix: tuple[MixedTable, ...] = ()
+    """Further tables, whose pairs come between those of `table`."""
     validation_split: str | None = None
     """Split whose loss is taken at each checkpoint; None takes none."""
     image_size: int = 224
@@ -65,6 +85,13 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check_at_least("data", self, 1, "image_size", "max_words", "num_threads")
         _check_at_least("data", self, 3, "max_tokens")
+        _check_weight("data.weight", self.weight)
+
+    @property
+    def mixture(self) -> tuple[MixedTable, ...]:
+        """All tables that are learnt from, the first included."""
+        first = MixedTable(table=self.table, view=self.view, weight=self.weight)
+        return (first, *self.mix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -237,6 +264,11 @@ class Recipe:
         if not number.isdigit():
             raise RecipeError(f"tokenizer is {self.tokenizer!r}; write train:N with a number N")
         return int(number)
+
+
+def _check_weight(name: str, weight: float) -> None:
+    if not (math.isfinite(weight) and weight > 0):
+        raise RecipeError(f"{name} is {weight}; give more than 0, or leave the table out")
 
 
 def _check_at_least(part: str, config: object, least: float, *names: str) -> None:

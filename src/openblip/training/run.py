@@ -10,13 +10,13 @@ from pathlib import Path
 import torch
 
 from openblip.data.loader import Batch
-from openblip.data.table import PairTable
 from openblip.errors import TrainingError
 from openblip.progress import Progress
 from openblip.training.build import (
     build_model,
     build_task,
     compile_parts,
+    open_tables,
     training_loader,
     validation_loader,
 )
@@ -103,11 +103,11 @@ class _Run:
                 f"{run_dir} holds a run that stands at {checkpoint.name}: choose another run "
                 "directory, or let it be resumed"
             )
-        table = PairTable.open(recipe.data.table)
-        recipe, self.tokenizer = prepare(recipe, table, run_dir, processes, checkpoint)
+        tables = open_tables(recipe.data)
+        recipe, self.tokenizer = prepare(recipe, tables, run_dir, processes, checkpoint)
         self.recipe = recipe
-        self.loader = training_loader(recipe, table, self.tokenizer, processes)
-        self.validation = validation_loader(recipe, table, self.tokenizer, processes)
+        self.loader = training_loader(recipe, tables, self.tokenizer, processes)
+        self.validation = validation_loader(recipe, tables, self.tokenizer, processes)
         self.plan = Plan.of(recipe.train, self.loader.batches_per_epoch)
         self.task = build_task(recipe, build_model(recipe), self.tokenizer, processes)
         self.optimiser = build_optimiser(trained_parameters(self.task), recipe.optimiser)
@@ -154,9 +154,9 @@ class _Run:
 
     def _state_at(self, checkpoint: Path | None) -> RunState:
         if checkpoint is None:
-            return RunState(data_fingerprint=fingerprint(self.loader.index))
+            return RunState(data_fingerprint=fingerprint(self.loader.mixture))
         state = read_checkpoint(checkpoint, self.task, self.optimiser)
-        check_same_data(self.loader.index, state.data_fingerprint, self.run_dir)
+        check_same_data(self.loader.mixture, state.data_fingerprint, self.run_dir)
         if self.processes.is_first:
             # The process may have been killed between writing and linking.
             self.store.point(state.step, state.best_step)
@@ -176,6 +176,8 @@ class _Run:
         meter = Meter(measure_peak(device, dtype))
         with ExitStack() as stack:
             stack.enter_context(progress)
+            for line in self.loader.mixture.summary():
+                progress.note(line)
             log = None
             if self.processes.is_first:
                 log = stack.enter_context(MetricsLog(self.run_dir, self.state.step))
@@ -187,7 +189,7 @@ class _Run:
     def _validate(self) -> dict[str, float]:
         assert self.validation is not None
         with self.validation as loader:
-            num_batches = min(self.recipe.train.validation_batches, loader.batches_per_epoch)
+            num_batches = min(self.recipe.train.validation_batches, int(loader.batches_per_epoch))
             return self.trainer.evaluate(islice(loader.iterate(), num_batches))
 
     def _save(self, state: RunState) -> None:
