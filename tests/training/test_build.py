@@ -17,13 +17,11 @@ from openblip.training.build import (
     build_model,
     build_task,
     make_tokenizer,
-    open_tables,
     resolve,
-    training_loader,
-    validation_loader,
 )
 from openblip.training.config import MixedTable, Recipe
 from openblip.training.distributed import Processes
+from openblip.training.loaders import open_tables, training_loader, validation_loader
 
 from .conftest import wall
 

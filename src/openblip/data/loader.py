@@ -7,12 +7,9 @@ each other.
 """
 
 import hashlib
-import time
-import weakref
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -24,6 +21,7 @@ from openblip.data.mixture import Mixture, Samples, WeightedIndex
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.reading import encoded_image
 from openblip.data.shuffle import keyed_hash
+from openblip.data.step_loader import StepLoader
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.data.tokenizer import TextTokenizer
@@ -31,6 +29,8 @@ from openblip.data.transforms import Augmentation, eval_transform, train_transfo
 from openblip.errors import DataError
 
 _IMAGE_COLUMNS = ("id", "image", "image_uri")
+# No row number, so that rows cannot move from one table to the next unseen.
+_BETWEEN_TABLES = b"\xff" * 8
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Batch(Examples):
     """Number of the global batch that this is (a part of), from 0."""
 
 
-class PairLoader:
+class PairLoader(StepLoader[Batch]):
     """Endless batches of one or more tables, shuffled anew in each epoch.
 
     In an epoch every admitted row comes once, or as often as its table's weight says, with one of
@@ -103,21 +103,12 @@ class PairLoader:
         Raises:
             DataError: an epoch is smaller than one global batch.
         """
-        if batch_size < 1 or not 0 <= rank < world_size or seed < 0:
-            raise ValueError(
-                "expected batch_size >= 1, 0 <= rank < world_size, seed >= 0. "
-                f"Got {batch_size}, {rank}, {world_size}, {seed}."
-            )
+        super().__init__(batch_size, seed, rank, world_size, num_threads, num_prefetched)
         self.mixture = Mixture(parts, seed)
-        self.waited_seconds = 0.0
         self._tokenizer = tokenizer
-        self._batch_size, self._rank, self._global_size = batch_size, rank, batch_size * world_size
         self._image_size, self._augmentation = image_size, augmentation
         self._max_tokens, self._prefix, self._max_words = max_tokens, prefix, max_words
-        self._seed, self._pin_memory = seed, pin_memory
-        self._num_threads = num_threads or default_threads()
-        self._num_prefetched = num_prefetched
-        self._open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
+        self._pin_memory = pin_memory
         if self.mixture.pairs_per_epoch < self._global_size:
             tables = ", ".join(dict.fromkeys(part.index.table.uri for part in parts))
             raise DataError(
@@ -131,53 +122,31 @@ class PairLoader:
         """Global batches in a pass over the mixture, with the fraction."""
         return self.mixture.pairs_per_epoch / self._global_size
 
-    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
-        """Endless batches from the global batch number `start_step` on.
+    @property
+    def num_examples(self) -> int:
+        """Rows that are admitted, each counted once, whatever the weights."""
+        return self.mixture.num_rows
 
-        The threads of an iterator end with it: when it is closed, collected, or raises.
+    def fingerprint(self) -> str:
+        """A digest of the rows that are admitted; of equal views, equal on every machine."""
+        digest = hashlib.blake2b(digest_size=8)
+        for number, part in enumerate(self.mixture.parts):
+            if number:
+                digest.update(_BETWEEN_TABLES)
+            digest.update(part.index.rows.astype("<i8").tobytes())
+        return digest.hexdigest()
 
-        Raises:
-            DataError: (while iterating) an image cannot be read; names the row.
-        """
-        batches = self._iterate(start_step)
-        self._open.add(batches)
-        return batches
+    def summary(self) -> list[str]:
+        """A line for each table: pairs in an epoch, and the texts that its view admits."""
+        return self.mixture.summary()
 
     def samples_of_step(self, step: int) -> Samples:
         """What this rank's part of the global batch `step` is made of."""
         first = step * self._global_size + self._rank * self._batch_size
         return self.mixture.samples(first, first + self._batch_size)
 
-    def close(self) -> None:
-        """Ends the threads of every iterator that was handed out; those yield no more."""
-        for batches in list(self._open):
-            batches.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.close()
-
-    def _iterate(self, start_step: int) -> Generator[Batch, None, None]:
-        # One thread makes one batch, so that a single read fetches its rows.
-        ahead = self._num_threads + self._num_prefetched
-        batches = ordered_map(self._make, _count(start_step), self._num_threads, ahead)
-        try:
-            while True:
-                start = time.perf_counter()
-                batch = next(batches)
-                self.waited_seconds += time.perf_counter() - start
-                yield batch
-        finally:
-            batches.close()
-
-    def _make(self, step: int) -> Batch:
+    def make(self, step: int) -> Batch:
+        """This rank's part of the global batch of that number."""
         samples = self.samples_of_step(step)
         pairs = self._read(samples)
         draws = list(
@@ -282,6 +251,44 @@ def iterate_images(
     return ordered_map(lambda part: _load(table, part, image_size), parts, threads, threads + 2)
 
 
+def read_images(
+    table: PairTable,
+    rows: np.ndarray,
+    image_size: int,
+    augmentation: Augmentation | None,
+    keys: Sequence[Sequence[int]],
+) -> tuple[tuple[str, ...], Tensor]:
+    """Ids and images of some rows, which may repeat.
+
+    Args:
+        table: where they are.
+        rows: int64 (rows,).
+        image_size: pixels of a side.
+        augmentation: None for the plain resizing of evaluation.
+        keys: what decides each image's augmentation, one sequence per row.
+
+    Returns:
+        The ids, and float32 (rows, 3, size, size), normalised.
+
+    Raises:
+        DataError: an image cannot be read; names the row.
+    """
+    found = table.take(rows, _IMAGE_COLUMNS)
+    images = _empty_images(len(rows), image_size, pin_memory=False)
+    ids, encoded, uris = (found[name].to_pylist() for name in _IMAGE_COLUMNS)
+    for place, row in enumerate(rows.tolist()):
+        try:
+            image = open_image(encoded_image(encoded[place], uris[place]))
+            if augmentation is None:
+                images[place] = eval_transform(image, image_size)
+            else:
+                generator = np.random.default_rng(keys[place])
+                images[place] = train_transform(image, image_size, augmentation, generator)
+        except (DataError, OSError, ValueError) as error:
+            raise DataError(f"row {row} (id {ids[place]!r}) of {table.uri}: {error}") from error
+    return tuple(ids), images
+
+
 def text_id(text: str) -> int:
     """A 63-bit hash of a cleaned text, the same on every machine and in every release."""
     digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
@@ -305,9 +312,3 @@ def _load(table: PairTable, rows: np.ndarray, image_size: int) -> ImageBatch:
 
 def _empty_images(count: int, size: int, pin_memory: bool) -> Tensor:
     return torch.empty((count, 3, size, size), pin_memory=pin_memory)
-
-
-def _count(start: int) -> Iterator[int]:
-    while True:
-        yield start
-        start += 1

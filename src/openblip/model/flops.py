@@ -11,8 +11,10 @@ from torch.utils.flop_counter import FlopCounterMode
 from openblip.model.albef import AlbefConfig
 from openblip.model.config import MedConfig
 from openblip.model.linear import has_onednn
+from openblip.model.nlvr import NlvrConfig
+from openblip.model.vqa import VqaConfig
 
-Sizes = MedConfig | AlbefConfig
+Sizes = MedConfig | AlbefConfig | VqaConfig | NlvrConfig
 
 
 def image_encoder_flops(config: Sizes, images: int, image_size: int | None = None) -> int:
@@ -67,6 +69,21 @@ def text_flops(
         layer += _product(tokens, text.width, 2 * text.width)  # query and output
         layer += _attention(tokens, patches, text.width)
     return rows * (text.depth if layers is None else layers) * layer
+
+
+def state_memory_flops(config: VqaConfig, rows: int, tokens: int) -> int:
+    """Operations of the keys and values that answers have of the states of questions."""
+    width = config.text.width
+    return rows * config.text.depth * _product(tokens, width, 2 * width)
+
+
+def twin_flops(config: NlvrConfig, rows: int, tokens: int, patches: int) -> int:
+    """Operations that a second image adds to the text layers: its attention, and merging."""
+    text = config.text
+    second = _product(tokens, text.width, 2 * text.width) + _attention(tokens, patches, text.width)
+    merging = max(text.depth - config.merge_from_layer, 0)
+    merged = _product(tokens, 2 * text.width, text.width)
+    return rows * (text.depth * second + merging * merged)
 
 
 def lm_head_flops(config: Sizes, rows: int, tokens: int) -> int:

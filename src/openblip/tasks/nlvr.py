@@ -4,9 +4,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
-from openblip.data.examples import Examples
+from openblip.data.image_pairs import ImagePairBatch
 from openblip.model.nlvr import Nlvr
 from openblip.tasks.protocol import StepOutput, StepPosition, Task
 
@@ -14,26 +13,6 @@ from openblip.tasks.protocol import StepOutput, StepPosition, Task
 @dataclass(frozen=True, kw_only=True)
 class NlvrObjectives:
     """Cross-entropy of true and false; it has no settings."""
-
-
-@dataclass(frozen=True)
-class ImagePairBatch(Examples):
-    """Sentences about two images each, ready for a model."""
-
-    ids: tuple[str, ...]
-    """Ids of the examples."""
-    first_images: Tensor
-    """float32 (pairs, 3, height, width), normalised."""
-    second_images: Tensor
-    """float32 (pairs, 3, height, width), likewise."""
-    tokens: Tensor
-    """int64 (pairs, tokens), the first token is `[ENC]`."""
-    mask: Tensor
-    """bool (pairs, tokens), True = attend."""
-    labels: Tensor
-    """int64 (pairs,): 1 where the sentence is true of its images, else 0."""
-    step: int
-    """Number of the global batch that this is (a part of), from 0."""
 
 
 class NlvrTask(Task[ImagePairBatch]):

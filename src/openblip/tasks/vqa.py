@@ -2,9 +2,7 @@
 
 from dataclasses import dataclass
 
-from torch import Tensor
-
-from openblip.data.examples import Examples
+from openblip.data.questions import QuestionBatch
 from openblip.errors import RecipeError
 from openblip.model import TextPass
 from openblip.model.vqa import Vqa
@@ -22,30 +20,6 @@ class VqaObjectives:
     def __post_init__(self) -> None:
         if not 0.0 <= self.label_smoothing < 1.0:
             raise RecipeError(f"objectives.label_smoothing {self.label_smoothing} is not in [0, 1)")
-
-
-@dataclass(frozen=True)
-class QuestionBatch(Examples):
-    """Questions about images with their answers, ready for a model."""
-
-    ids: tuple[str, ...]
-    """Ids of the rows."""
-    images: Tensor
-    """float32 (questions, 3, height, width), normalised."""
-    tokens: Tensor
-    """int64 (questions, tokens), the first token is `[ENC]`."""
-    mask: Tensor
-    """bool (questions, tokens), True = attend."""
-    answers: Tensor
-    """int64 (answers, tokens), the first token is `[DEC]`; a question's follow each other."""
-    answers_mask: Tensor
-    """bool (answers, tokens), True = attend."""
-    question_of_answer: Tensor
-    """int64 (answers,), which question each answers."""
-    weights: Tensor
-    """float32 (answers,): the share of the annotators who gave it, which sum to 1 per question."""
-    step: int
-    """Number of the global batch that this is (a part of), from 0."""
 
 
 class VqaTask(Task[QuestionBatch]):

@@ -13,13 +13,21 @@ from openblip.tasks.albef import AlbefObjectives
 from openblip.tasks.captioner import CaptionerObjectives
 from openblip.tasks.clip import ClipObjectives
 from openblip.tasks.filter import FilterObjectives
+from openblip.tasks.nlvr import NlvrObjectives
 from openblip.tasks.pretrain import PretrainObjectives
+from openblip.tasks.vqa import VqaObjectives
 
-TaskName = Literal["pretrain", "captioner", "filter", "clip", "albef"]
+TaskName = Literal["pretrain", "captioner", "filter", "clip", "albef", "vqa", "nlvr"]
 ScheduleKind = Literal["step_decay", "epoch_cosine", "warmup_cosine"]
 Precision = Literal["float32", "bfloat16"]
 Objectives = (
-    PretrainObjectives | FilterObjectives | CaptionerObjectives | ClipObjectives | AlbefObjectives
+    PretrainObjectives
+    | FilterObjectives
+    | CaptionerObjectives
+    | ClipObjectives
+    | AlbefObjectives
+    | VqaObjectives
+    | NlvrObjectives
 )
 ModelConfig = MedConfig | AlbefConfig
 
@@ -29,6 +37,8 @@ OBJECTIVES_OF: dict[TaskName, type[Objectives]] = {
     "filter": FilterObjectives,
     "clip": ClipObjectives,
     "albef": AlbefObjectives,
+    "vqa": VqaObjectives,
+    "nlvr": NlvrObjectives,
 }
 MODEL_OF: dict[TaskName, type[ModelConfig]] = {
     "pretrain": MedConfig,
@@ -239,6 +249,14 @@ class Recipe:
             raise RecipeError(
                 f"objectives are {type(self.objectives).__name__}, but the task {self.task!r} "
                 f"needs {OBJECTIVES_OF[self.task].__name__}"
+            )
+        if self.model is not None and self.task not in MODEL_OF:
+            raise RecipeError(
+                f"the task {self.task!r} starts from a pre-trained model: give init_from, no model"
+            )
+        if self.task in ("vqa", "nlvr") and len(self.data.mixture) > 1:
+            raise RecipeError(
+                f"the task {self.task!r} learns from one table: import all its sources into one"
             )
         if self.model is not None and type(self.model) is not MODEL_OF[self.task]:
             raise RecipeError(

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from itertools import islice
 from time import perf_counter
 
-from openblip.data.loader import Batch, PairLoader
+from openblip.data.examples import Examples
+from openblip.data.step_loader import AnyLoader
 from openblip.interruption import Interruption
 from openblip.progress import Progress
 from openblip.tasks.protocol import StepPosition
@@ -26,7 +27,7 @@ class Reporting:
     """What is kept."""
     meter: Meter
     """What this process does per second."""
-    flops_of: Callable[[Batch], float]
+    flops_of: Callable[[Examples], float]
     """Arithmetic of a step on a batch."""
 
 
@@ -46,7 +47,7 @@ class Loop:
     def __init__(
         self,
         trainer: Trainer,
-        loader: PairLoader,
+        loader: AnyLoader,
         plan: Plan,
         learning_rate: Callable[[int], float],
         validate: Callable[[], Mapping[str, float]] | None,
@@ -87,7 +88,9 @@ class Loop:
                     return state.step == plan.total_steps
         return True
 
-    def _step(self, state: RunState, batches: Iterator[Batch], interruption: Interruption) -> bool:
+    def _step(
+        self, state: RunState, batches: Iterator[Examples], interruption: Interruption
+    ) -> bool:
         began = perf_counter()
         position = self._plan.position(state.step)
         parts = list(islice(batches, self._plan.accumulate))
@@ -103,7 +106,7 @@ class Loop:
         state.seconds += perf_counter() - began
         return report.stop
 
-    def _count(self, terms: Mapping[str, float], parts: list[Batch]) -> None:
+    def _count(self, terms: Mapping[str, float], parts: list[Examples]) -> None:
         for name, value in terms.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._num_summed += 1

@@ -9,16 +9,13 @@ from pathlib import Path
 
 import torch
 
-from openblip.data.loader import Batch
+from openblip.data.examples import Examples
 from openblip.errors import TrainingError
 from openblip.progress import Progress
 from openblip.training.build import (
     build_model,
     build_task,
     compile_parts,
-    open_tables,
-    training_loader,
-    validation_loader,
 )
 from openblip.training.checkpoint import (
     CheckpointStore,
@@ -29,11 +26,12 @@ from openblip.training.checkpoint import (
 )
 from openblip.training.config import Recipe
 from openblip.training.distributed import Processes, join_processes
+from openblip.training.loaders import open_tables, training_loader, validation_loader
 from openblip.training.loop import Loop, Reporting
 from openblip.training.metrics_log import MetricsLog
 from openblip.training.optimiser import build_optimiser, trained_parameters
 from openblip.training.plan import Plan, learning_rates
-from openblip.training.run_dir import check_same_data, fingerprint, prepare
+from openblip.training.run_dir import check_same_data, prepare
 from openblip.training.step_flops import task_flops
 from openblip.training.trainer import NonFiniteLoss, Trainer
 from openblip.training.utilisation import Meter, measure_peak
@@ -154,9 +152,9 @@ class _Run:
 
     def _state_at(self, checkpoint: Path | None) -> RunState:
         if checkpoint is None:
-            return RunState(data_fingerprint=fingerprint(self.loader.mixture))
+            return RunState(data_fingerprint=self.loader.fingerprint())
         state = read_checkpoint(checkpoint, self.task, self.optimiser)
-        check_same_data(self.loader.mixture, state.data_fingerprint, self.run_dir)
+        check_same_data(self.loader, state.data_fingerprint, self.run_dir)
         if self.processes.is_first:
             # The process may have been killed between writing and linking.
             self.store.point(state.step, state.best_step)
@@ -176,14 +174,14 @@ class _Run:
         meter = Meter(measure_peak(device, dtype))
         with ExitStack() as stack:
             stack.enter_context(progress)
-            for line in self.loader.mixture.summary():
+            for line in self.loader.summary():
                 progress.note(line)
             log = None
             if self.processes.is_first:
                 log = stack.enter_context(MetricsLog(self.run_dir, self.state.step))
             yield Reporting(progress=progress, log=log, meter=meter, flops_of=self._flops_of)
 
-    def _flops_of(self, batch: Batch) -> float:
+    def _flops_of(self, batch: Examples) -> float:
         return task_flops(self.task, batch)
 
     def _validate(self) -> dict[str, float]:

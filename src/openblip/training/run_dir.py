@@ -1,11 +1,10 @@
 """What a run directory holds besides checkpoints and metrics, and whether it may be continued."""
 
-import hashlib
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from openblip.data.mixture import Mixture
+from openblip.data.step_loader import AnyLoader
 from openblip.data.table import PairTable
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import TrainingError
@@ -15,8 +14,6 @@ from openblip.training.distributed import Processes
 from openblip.training.recipe_file import RECIPE_FILE, difference, read_recipe, write_recipe
 
 TOKENIZER_FOLDER = "tokenizer"
-# No row number, so that rows cannot move from one table to the next unseen.
-_BETWEEN_TABLES = b"\xff" * 8
 
 
 def prepare(
@@ -57,27 +54,14 @@ def prepare(
     return resolved, tokenizer
 
 
-def fingerprint(mixture: Mixture) -> str:
-    """A digest of the rows that are admitted; of equal views, equal on every machine."""
-    digest = hashlib.blake2b(digest_size=8)
-    for number, part in enumerate(mixture.parts):
-        if number:
-            digest.update(_BETWEEN_TABLES)
-        digest.update(part.index.rows.astype("<i8").tobytes())
-    return digest.hexdigest()
-
-
-def check_same_data(mixture: Mixture, digest: str, run_dir: Path) -> None:
-    """Check that a run goes on with the rows that it began with.
+def check_same_data(loader: AnyLoader, digest: str, run_dir: Path) -> None:
+    """Check that a run goes on with the examples that it began with.
 
     Raises:
-        TrainingError: a view admits other rows than before.
+        TrainingError: other ones are admitted than before.
     """
-    if digest != fingerprint(mixture):
-        tables = ", ".join(
-            f"the {len(part.index)} of {part.index.table.uri}" for part in mixture.parts
-        )
+    if digest != loader.fingerprint():
         raise TrainingError(
-            f"{run_dir} was begun when other rows were admitted than today ({tables}): choose "
-            "another run directory"
+            f"{run_dir} was begun when other rows were admitted than today "
+            f"({'; '.join(loader.summary())}): choose another run directory"
         )

@@ -1,6 +1,9 @@
 """Arithmetic of a training step, counted from the model's sizes and the batch's shape."""
 
+from openblip.data.examples import Examples
+from openblip.data.image_pairs import ImagePairBatch
 from openblip.data.loader import Batch
+from openblip.data.questions import QuestionBatch
 from openblip.model import MedConfig
 from openblip.model.albef import AlbefConfig, AlbefHead
 from openblip.model.config import Head
@@ -8,33 +11,43 @@ from openblip.model.flops import (
     image_encoder_flops,
     lm_head_flops,
     memory_flops,
+    state_memory_flops,
     text_flops,
+    twin_flops,
 )
+from openblip.model.nlvr import NlvrConfig
+from openblip.model.vqa import VqaConfig
 from openblip.tasks.albef import AlbefTask
 from openblip.tasks.captioner import CaptionerTask
 from openblip.tasks.clip import ClipTask
+from openblip.tasks.nlvr import NlvrTask
 from openblip.tasks.pretrain import PretrainTask
 from openblip.tasks.protocol import AnyTask
+from openblip.tasks.vqa import VqaTask
 
 # A backward pass costs twice its forward.
 _TRAINED = 3
 
 
-def task_flops(task: AnyTask, batch: Batch) -> float:
+def task_flops(task: AnyTask, batch: Examples) -> float:
     """Operations of a task's forward and backward on a batch, and of its teacher's forward."""
-    match task:
-        case AlbefTask():
+    match task, batch:
+        case AlbefTask(), Batch():
             objectives = task.objectives
             return albef_step_flops(
                 task.student.config, objectives.losses, batch, objectives.mask_probability
             )
-        case ClipTask():
+        case ClipTask(), Batch():
             # It has no teacher, whose forward counts as a third of the student's work.
             return step_flops(task.student.config, ("itc",), batch) * _TRAINED / (_TRAINED + 1)
-        case PretrainTask():
+        case PretrainTask(), Batch():
             return step_flops(task.student.config, task.objectives.losses, batch)
-        case CaptionerTask():
+        case CaptionerTask(), Batch():
             return step_flops(task.student.config, ("lm",), batch)
+        case VqaTask(), QuestionBatch():
+            return _TRAINED * vqa_flops(task.student.config, batch)
+        case NlvrTask(), ImagePairBatch():
+            return _TRAINED * nlvr_flops(task.student.config, batch)
         case _:
             raise TypeError(f"{type(task).__name__}: its arithmetic is not counted")
 
@@ -95,3 +108,33 @@ def albef_step_flops(
         masked = round(mask_probability * (int(batch.mask.sum()) - rows))
         total += both * (encoded + fused + lm_head_flops(config, masked, 1)) + memory
     return total
+
+
+def vqa_flops(config: VqaConfig, batch: QuestionBatch) -> float:
+    """Operations of a question-answering model's forward on a batch."""
+    questions, tokens = batch.tokens.shape
+    answers, answer_tokens = batch.answers.shape
+    side = batch.images.shape[-1]
+    patches = (side // config.vision.patch_size) ** 2 + 1
+    labelled = int(batch.answers_mask.sum()) - answers
+    return float(
+        image_encoder_flops(config, questions, side)
+        + memory_flops(config, questions, side)
+        + text_flops(config, questions, tokens, patches)
+        + state_memory_flops(config, questions, tokens)
+        + text_flops(config, answers, answer_tokens, tokens)
+        + lm_head_flops(config, labelled, 1)
+    )
+
+
+def nlvr_flops(config: NlvrConfig, batch: ImagePairBatch) -> float:
+    """Operations of a two-image model's forward on a batch."""
+    rows, tokens = batch.tokens.shape
+    side = batch.first_images.shape[-1]
+    patches = (side // config.vision.patch_size) ** 2 + 1
+    return float(
+        image_encoder_flops(config, 2 * rows, side)
+        + memory_flops(config, 2 * rows, side)
+        + text_flops(config, rows, tokens, patches)
+        + twin_flops(config, rows, tokens, patches)
+    )

@@ -1,0 +1,246 @@
+"""Sentences about two images of a table (NLVR2), and batches of them to learn from.
+
+The `meta` of a first image's row may hold `pairs`: a list of objects with `second` (the id of the
+other image's row), `sentence`, `label` (true or false), and optionally `pair_id`.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openblip.data.examples import Examples
+from openblip.data.loader import read_images
+from openblip.data.questions import shuffled
+from openblip.data.shuffle import keyed_hash
+from openblip.data.step_loader import StepLoader
+from openblip.data.table import PairTable
+from openblip.data.text import clean_caption
+from openblip.data.tokenizer import TextTokenizer
+from openblip.data.transforms import Augmentation
+from openblip.errors import DataError
+
+# Which image is which matters to a sentence with one of these.
+_SIDES = frozenset({"left", "right"})
+_LABELS: dict[object, bool] = {True: True, False: False, "True": True, "False": False}
+
+
+@dataclass(frozen=True)
+class ImagePair:
+    """A sentence about two images."""
+
+    sentence: str
+    second: str
+    """Id of the second image's row."""
+    label: bool
+    """Whether the sentence is true."""
+    key: str
+    """Of the source, or the first row's id and the pair's place."""
+
+
+def pairs_of(row_id: str, meta: str | None) -> list[ImagePair]:
+    """The pairs of which a row's image is the first.
+
+    Raises:
+        DataError: one of them is malformed.
+    """
+    entries = json.loads(meta or "{}").get("pairs") or []
+    return [_pair(f"{row_id}/{place}", entry) for place, entry in enumerate(entries)]
+
+
+def _pair(key: str, entry: Mapping[str, Any]) -> ImagePair:
+    try:
+        return ImagePair(
+            str(entry["sentence"]),
+            str(entry["second"]),
+            _LABELS[entry["label"]],
+            str(entry.get("pair_id", key)),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f"pair {key}: expected an object with `sentence`, `second` and `label` (true or "
+            f"false), got {entry!r}"
+        ) from error
+
+
+@dataclass(frozen=True, eq=False)
+class ImagePairIndex:
+    """The pairs of a split."""
+
+    table: PairTable
+    split: str
+    pairs: list[ImagePair]
+    first_rows: np.ndarray
+    """int64 (pairs,)."""
+    second_rows: np.ndarray
+    """int64 (pairs,)."""
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @classmethod
+    def resolve(cls, table: PairTable, split: str) -> "ImagePairIndex":
+        """The pairs of a split, found in one scan without images.
+
+        Raises:
+            DataError: there are none, one is malformed, or its second image is not in the table.
+        """
+        row_of: dict[str, int] = {}
+        pairs: list[ImagePair] = []
+        first_rows: list[int] = []
+        for batch in table.scan(["id", "meta", "split"]):
+            columns = (batch[name].to_pylist() for name in ("id", "meta", "split"))
+            for key, meta, where in zip(*columns, strict=True):
+                row_of[key] = len(row_of)
+                if where == split:
+                    own = pairs_of(key, meta)
+                    pairs += own
+                    first_rows += [row_of[key]] * len(own)
+        if not pairs:
+            raise DataError(f"{table.uri}: no row of the split {split!r} has pairs in its meta")
+        missing = [pair for pair in pairs if pair.second not in row_of]
+        if missing:
+            raise DataError(
+                f"{table.uri}: pair {missing[0].key}: no row has the id {missing[0].second!r} "
+                f"({len(missing)} of {len(pairs)} pairs lack their second image)"
+            )
+        seconds = [row_of[pair.second] for pair in pairs]
+        return cls(table, split, pairs, np.array(first_rows, np.int64), np.array(seconds, np.int64))
+
+
+@dataclass(frozen=True)
+class ImagePairBatch(Examples):
+    """Sentences about two images each, ready for a model."""
+
+    ids: tuple[str, ...]
+    """Ids of the examples."""
+    first_images: Tensor
+    """float32 (pairs, 3, height, width), normalised."""
+    second_images: Tensor
+    """float32 (pairs, 3, height, width), likewise."""
+    tokens: Tensor
+    """int64 (pairs, tokens), the first token is `[ENC]`."""
+    mask: Tensor
+    """bool (pairs, tokens), True = attend."""
+    labels: Tensor
+    """int64 (pairs,): 1 where the sentence is true of its images, else 0."""
+    step: int
+    """Number of the global batch that this is (a part of), from 0."""
+
+
+class ImagePairLoader(StepLoader[ImagePairBatch]):
+    """Endless batches of the pairs of a table, shuffled anew in each epoch.
+
+    With augmentation, half of the pairs whose sentence names neither left nor right are shown the
+    other way round, as in the original, which does so in validation and test too.
+
+    Attributes:
+        index: the pairs.
+    """
+
+    def __init__(
+        self,
+        index: ImagePairIndex,
+        tokenizer: TextTokenizer,
+        batch_size: int,
+        image_size: int,
+        augmentation: Augmentation | None,
+        max_tokens: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_threads: int | None = None,
+        max_words: int = 40,
+    ) -> None:
+        """Starts no thread.
+
+        Args:
+            index: the pairs.
+            tokenizer: for the sentences.
+            batch_size: pairs for each rank and step.
+            image_size: pixels of a side.
+            augmentation: None for the plain resizing of evaluation.
+            max_tokens: sentences are cut to this many, `[ENC]` and `[SEP]` included.
+            seed: at least 0; decides order and augmentation.
+            rank: which part of the global batch is wanted, below `world_size`.
+            world_size: number of processes that share a global batch.
+            num_threads: None for one for each core, 2 to 16.
+            max_words: sentences are cut to this many before they are tokenised.
+
+        Raises:
+            DataError: there are fewer pairs than a global batch has.
+        """
+        super().__init__(batch_size, seed, rank, world_size, num_threads)
+        self.index = index
+        self._tokenizer, self._max_tokens, self._max_words = tokenizer, max_tokens, max_words
+        self._image_size, self._augmentation = image_size, augmentation
+        if len(index) < self._global_size:
+            raise DataError(
+                f"{index.table.uri} has {len(index)} pairs in the split {index.split!r}, less than "
+                f"one global batch of {self._global_size}: lower the batch size"
+            )
+
+    @property
+    def batches_per_epoch(self) -> float:
+        """Global batches in a pass over the pairs, with the fraction."""
+        return len(self.index) / self._global_size
+
+    @property
+    def num_examples(self) -> int:
+        """Pairs that there are."""
+        return len(self.index)
+
+    def fingerprint(self) -> str:
+        """A digest of the pairs' places in the table and their labels."""
+        digest = hashlib.blake2b(digest_size=8)
+        labels = np.array([pair.label for pair in self.index.pairs])
+        for numbers in (self.index.first_rows, self.index.second_rows, labels):
+            digest.update(numbers.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def summary(self) -> list[str]:
+        """How many pairs there are."""
+        true = sum(pair.label for pair in self.index.pairs)
+        count = len(self.index)
+        return [
+            f"{self.index.table.uri}: {count:,} sentences about two images, {true:,} of them true"
+        ]
+
+    def make(self, step: int) -> ImagePairBatch:
+        """This rank's part of the global batch of that number."""
+        first = step * self._global_size + self._rank * self._batch_size
+        numbers, epochs = shuffled(len(self.index), self._seed, first, self._batch_size)
+        pairs = [self.index.pairs[number] for number in numbers.tolist()]
+        keys = list(zip(epochs.tolist(), numbers.tolist(), strict=True))
+        swapped = np.array([self._swaps(p, k) for p, k in zip(pairs, keys, strict=True)])
+        rows = np.stack([self.index.first_rows[numbers], self.index.second_rows[numbers]])
+        rows = np.where(swapped, rows[::-1], rows)
+        _, images = read_images(
+            self.index.table,
+            rows.reshape(-1),
+            self._image_size,
+            self._augmentation,
+            [(self._seed, *key, side) for side in range(2) for key in keys],
+        )
+        texts = [clean_caption(pair.sentence, self._max_words) for pair in pairs]
+        tokens = self._tokenizer.encode(texts, self._max_tokens, first="enc")
+        first_images, second_images = images.chunk(2)
+        return ImagePairBatch(
+            ids=tuple(pair.key for pair in pairs),
+            first_images=first_images,
+            second_images=second_images,
+            tokens=tokens.ids,
+            mask=tokens.mask,
+            labels=torch.tensor([int(pair.label) for pair in pairs]),
+            step=step,
+        )
+
+    def _swaps(self, pair: ImagePair, key: tuple[int, int]) -> bool:
+        if self._augmentation is None or _SIDES & set(pair.sentence.lower().split(" ")):
+            return False
+        return keyed_hash(self._seed, *key) % 2 == 1

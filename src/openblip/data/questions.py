@@ -1,0 +1,287 @@
+"""Questions about the images of a table, and batches of them to learn from.
+
+A row's `meta` may hold `questions`: a list of objects with `question`, `answers` (texts of several
+annotators) or `answer` (one text), and optionally `question_id`, `question_type`, `answer_type` and
+`weight`.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openblip.data.examples import Examples
+from openblip.data.loader import read_images
+from openblip.data.shuffle import KeyedPermutation, keyed_hash
+from openblip.data.step_loader import StepLoader
+from openblip.data.table import PairTable
+from openblip.data.text import clean_question
+from openblip.data.tokenizer import TextTokenizer
+from openblip.data.transforms import Augmentation
+from openblip.errors import DataError
+
+# Answers are short; a longer one is cut.
+_ANSWER_TOKENS = 24
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about an image."""
+
+    text: str
+    answers: tuple[str, ...]
+    """Of the annotators, equal ones included; empty where they are not published."""
+    key: str
+    """Of the source, or the row's id and the question's place."""
+    question_type: str = ""
+    """As VQA v2 names it, such as "how many"; empty where it is not known."""
+    answer_type: str = ""
+    """Likewise, such as "yes/no"."""
+    weight: float = 1.0
+    """What its answers count in training together: 1 of VQA v2, 0.2 of Visual Genome in the
+    original."""
+
+    @property
+    def weighted_answers(self) -> dict[str, float]:
+        """The different answers and their weights, which sum to `weight`."""
+        counts = Counter(self.answers)
+        return {text: self.weight * count / len(self.answers) for text, count in counts.items()}
+
+
+def questions_of(row_id: str, meta: str | None) -> list[Question]:
+    """The questions in a row's metadata.
+
+    Raises:
+        DataError: one of them has no text, or answers of another form.
+    """
+    entries = json.loads(meta or "{}").get("questions") or []
+    return [_question(f"{row_id}/{place}", entry) for place, entry in enumerate(entries)]
+
+
+def _question(key: str, entry: Mapping[str, Any]) -> Question:
+    if not isinstance(entry, Mapping) or not isinstance(entry.get("question"), str):
+        raise DataError(f"question {key}: expected an object with a text `question`, got {entry!r}")
+    answers = entry.get("answers", entry.get("answer", []))
+    listed = [answers] if isinstance(answers, str) else answers
+    # The official files have objects with the annotator's confidence.
+    found = [a.get("answer") if isinstance(a, Mapping) else a for a in listed]
+    texts = [text for text in found if isinstance(text, str)]
+    if len(texts) < len(found):
+        raise DataError(f"question {key}: its answers are no texts: {answers!r}")
+    return Question(
+        text=entry["question"],
+        answers=tuple(texts),
+        key=str(entry.get("question_id", key)),
+        question_type=str(entry.get("question_type", "")),
+        answer_type=str(entry.get("answer_type", "")),
+        weight=float(entry.get("weight", 1.0)),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class QuestionIndex:
+    """The questions of a split: which row each is about, and which of the row's it is."""
+
+    table: PairTable
+    split: str
+    rows: np.ndarray
+    """int64 (questions,), ascending."""
+    places: np.ndarray
+    """int64 (questions,), place among the row's questions."""
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @classmethod
+    def resolve(cls, table: PairTable, split: str, *, with_answers: bool = True) -> "QuestionIndex":
+        """The questions of a split, found in one scan without images.
+
+        Args:
+            table: whose rows have questions in their metadata.
+            split: which rows.
+            with_answers: leave out questions whose answers are not known.
+
+        Raises:
+            DataError: there are none, or one is malformed.
+        """
+        rows: list[int] = []
+        places: list[int] = []
+        start = 0
+        for batch in table.scan(["id", "meta", "split"]):
+            columns = (batch[name].to_pylist() for name in ("id", "meta", "split"))
+            for row, (key, meta, where) in enumerate(zip(*columns, strict=True), start):
+                if where == split:
+                    for place, question in enumerate(questions_of(key, meta)):
+                        if question.answers or not with_answers:
+                            rows.append(row)
+                            places.append(place)
+            start += batch.num_rows
+        if not rows:
+            raise DataError(
+                f"{table.uri}: no row of the split {split!r} has a question"
+                f"{' with an answer' if with_answers else ''} in its meta"
+            )
+        return cls(table, split, np.array(rows, np.int64), np.array(places, np.int64))
+
+    def read(self, numbers: np.ndarray) -> list[Question]:
+        """Questions by their number in this index."""
+        rows = self.rows[numbers]
+        found = self.table.take(rows, ["id", "meta"])
+        pairs = zip(found["id"].to_pylist(), found["meta"].to_pylist(), strict=True)
+        return [
+            questions_of(key, meta)[place]
+            for (key, meta), place in zip(pairs, self.places[numbers].tolist(), strict=True)
+        ]
+
+
+@dataclass(frozen=True)
+class QuestionBatch(Examples):
+    """Questions about images with their answers, ready for a model."""
+
+    ids: tuple[str, ...]
+    """Ids of the rows."""
+    images: Tensor
+    """float32 (questions, 3, height, width), normalised."""
+    tokens: Tensor
+    """int64 (questions, tokens), the first token is `[ENC]`."""
+    mask: Tensor
+    """bool (questions, tokens), True = attend."""
+    answers: Tensor
+    """int64 (answers, tokens), the first token is `[DEC]`; a question's follow each other."""
+    answers_mask: Tensor
+    """bool (answers, tokens), True = attend."""
+    question_of_answer: Tensor
+    """int64 (answers,), which question each answers."""
+    weights: Tensor
+    """float32 (answers,): the share of the annotators who gave it, which sum to 1 per question."""
+    step: int
+    """Number of the global batch that this is (a part of), from 0."""
+
+
+class QuestionLoader(StepLoader[QuestionBatch]):
+    """Endless batches of the questions of a table, shuffled anew in each epoch.
+
+    Attributes:
+        index: the questions.
+    """
+
+    def __init__(
+        self,
+        index: QuestionIndex,
+        tokenizer: TextTokenizer,
+        batch_size: int,
+        image_size: int,
+        augmentation: Augmentation | None,
+        max_tokens: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_threads: int | None = None,
+        max_words: int = 50,
+    ) -> None:
+        """Starts no thread.
+
+        Args:
+            index: questions with answers.
+            tokenizer: for questions and answers.
+            batch_size: questions for each rank and step.
+            image_size: pixels of a side.
+            augmentation: None for the plain resizing of evaluation.
+            max_tokens: questions are cut to this many, `[ENC]` and `[SEP]` included.
+            seed: at least 0; decides order and augmentation.
+            rank: which part of the global batch is wanted, below `world_size`.
+            world_size: number of processes that share a global batch.
+            num_threads: None for one for each core, 2 to 16.
+            max_words: questions are cut to this many before they are tokenised.
+
+        Raises:
+            DataError: there are fewer questions than a global batch has.
+        """
+        super().__init__(batch_size, seed, rank, world_size, num_threads)
+        self.index = index
+        self._tokenizer, self._max_tokens, self._max_words = tokenizer, max_tokens, max_words
+        self._image_size, self._augmentation = image_size, augmentation
+        if len(index) < self._global_size:
+            raise DataError(
+                f"{index.table.uri} has {len(index)} questions in the split {index.split!r}, less "
+                f"than one global batch of {self._global_size}: lower the batch size"
+            )
+
+    @property
+    def batches_per_epoch(self) -> float:
+        """Global batches in a pass over the questions, with the fraction."""
+        return len(self.index) / self._global_size
+
+    @property
+    def num_examples(self) -> int:
+        """Questions that there are."""
+        return len(self.index)
+
+    def fingerprint(self) -> str:
+        """A digest of the questions' places in the table."""
+        digest = hashlib.blake2b(digest_size=8)
+        for numbers in (self.index.rows, self.index.places):
+            digest.update(numbers.astype("<i8").tobytes())
+        return digest.hexdigest()
+
+    def summary(self) -> list[str]:
+        """How many questions there are, about how many images."""
+        images = len(np.unique(self.index.rows))
+        return [f"{self.index.table.uri}: {len(self.index):,} questions about {images:,} images"]
+
+    def make(self, step: int) -> QuestionBatch:
+        """This rank's part of the global batch of that number."""
+        numbers, epochs = self._numbers(step)
+        questions = self.index.read(numbers)
+        keys = list(zip(epochs.tolist(), numbers.tolist(), strict=True))
+        ids, images = read_images(
+            self.index.table,
+            self.index.rows[numbers],
+            self._image_size,
+            self._augmentation,
+            [(self._seed, *key) for key in keys],
+        )
+        answers = [question.weighted_answers for question in questions]
+        texts = [clean_question(question.text, self._max_words) for question in questions]
+        tokens = self._tokenizer.encode(texts, self._max_tokens, first="enc")
+        answer_tokens = self._tokenizer.encode(
+            [text for own in answers for text in own], _ANSWER_TOKENS, first="dec"
+        )
+        counts = torch.tensor([len(own) for own in answers])
+        return QuestionBatch(
+            ids=ids,
+            images=images,
+            tokens=tokens.ids,
+            mask=tokens.mask,
+            answers=answer_tokens.ids,
+            answers_mask=answer_tokens.mask,
+            question_of_answer=torch.arange(len(answers)).repeat_interleave(counts),
+            weights=torch.tensor([weight for own in answers for weight in own.values()]),
+            step=step,
+        )
+
+    def _numbers(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Numbers of a batch's questions, and the epoch that shows each; both (batch,)."""
+        first = step * self._global_size + self._rank * self._batch_size
+        return shuffled(len(self.index), self._seed, first, self._batch_size)
+
+
+def shuffled(examples: int, seed: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `examples` stand at places `first` and on of an endless order, and their epochs.
+
+    Every epoch is a permutation of its own; both arrays are int64 (count,).
+    """
+    places = np.arange(first, first + count)
+    epochs = places // examples
+    numbers = np.empty(count, dtype=np.int64)
+    for epoch in np.unique(epochs).tolist():
+        own = epochs == epoch
+        order = KeyedPermutation(examples, keyed_hash(seed, epoch))
+        numbers[own] = order(places[own] - epoch * examples)
+    return numbers, epochs

@@ -1,0 +1,127 @@
+"""Batches numbered by step, made ahead by threads."""
+
+import time
+import weakref
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterator
+from types import TracebackType
+from typing import Any, Generic, Self, TypeVar
+
+from openblip.data.examples import Examples
+from openblip.data.parallel import default_threads, ordered_map
+
+BatchT = TypeVar("BatchT", bound=Examples)
+
+
+class StepLoader(ABC, Generic[BatchT]):
+    """Endless batches, each a function of its number; a context manager, which ends the threads.
+
+    A position in training is (seed, step) and nothing else, so a run resumes at any step, with any
+    number of threads, and ranks need not talk to each other.
+
+    Attributes:
+        waited_seconds: time that consumers have waited for batches so far.
+    """
+
+    def __init__(
+        self,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_threads: int | None = None,
+        num_prefetched: int = 2,
+    ) -> None:
+        """Starts no thread.
+
+        Args:
+            batch_size: examples for each rank and step.
+            seed: at least 0.
+            rank: which part of the global batch is wanted, below `world_size`.
+            world_size: number of processes that share a global batch.
+            num_threads: None for one for each core, 2 to 16.
+            num_prefetched: finished batches that may wait for the consumer.
+        """
+        if batch_size < 1 or not 0 <= rank < world_size or seed < 0:
+            raise ValueError(
+                "expected batch_size >= 1, 0 <= rank < world_size, seed >= 0. "
+                f"Got {batch_size}, {rank}, {world_size}, {seed}."
+            )
+        self.waited_seconds = 0.0
+        self._batch_size, self._rank, self._global_size = batch_size, rank, batch_size * world_size
+        self._seed = seed
+        self._num_threads = num_threads or default_threads()
+        self._num_prefetched = num_prefetched
+        self._open: weakref.WeakSet[Generator[BatchT, None, None]] = weakref.WeakSet()
+
+    @property
+    @abstractmethod
+    def batches_per_epoch(self) -> float:
+        """Global batches in a pass over the data, with the fraction."""
+
+    @property
+    @abstractmethod
+    def num_examples(self) -> int:
+        """Examples that there are, each counted once."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """A digest of the examples that are drawn from; equal on every machine."""
+
+    @abstractmethod
+    def summary(self) -> list[str]:
+        """Lines for a person: what an epoch is made of."""
+
+    @abstractmethod
+    def make(self, step: int) -> BatchT:
+        """This rank's part of the global batch of that number."""
+
+    def iterate(self, start_step: int = 0) -> Iterator[BatchT]:
+        """Endless batches from the global batch number `start_step` on.
+
+        The threads of an iterator end with it: when it is closed, collected, or raises.
+
+        Raises:
+            DataError: (while iterating) an image cannot be read; names the row.
+        """
+        batches = self._iterate(start_step)
+        self._open.add(batches)
+        return batches
+
+    def close(self) -> None:
+        """Ends the threads of every iterator that was handed out; those yield no more."""
+        for batches in list(self._open):
+            batches.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _iterate(self, start_step: int) -> Generator[BatchT, None, None]:
+        # One thread makes one batch, so that a single read fetches its rows.
+        ahead = self._num_threads + self._num_prefetched
+        batches = ordered_map(self.make, _count(start_step), self._num_threads, ahead)
+        try:
+            while True:
+                start = time.perf_counter()
+                batch = next(batches)
+                self.waited_seconds += time.perf_counter() - start
+                yield batch
+        finally:
+            batches.close()
+
+
+AnyLoader = StepLoader[Any]
+
+
+def _count(start: int) -> Iterator[int]:
+    while True:
+        yield start
+        start += 1

@@ -1,0 +1,160 @@
+"""From a recipe to the batches of a run."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from openblip.data.image_pairs import ImagePairIndex, ImagePairLoader
+from openblip.data.loader import PairLoader
+from openblip.data.mixture import WeightedIndex
+from openblip.data.questions import QuestionIndex, QuestionLoader
+from openblip.data.step_loader import AnyLoader
+from openblip.data.table import PairTable
+from openblip.data.tokenizer import TextTokenizer
+from openblip.data.transforms import Augmentation
+from openblip.errors import DataError, RecipeError
+from openblip.tasks.contrastive import ContrastObjectives
+from openblip.training.config import DataConfig, Recipe
+from openblip.training.distributed import Processes
+
+
+def open_tables(data: DataConfig) -> tuple[PairTable, ...]:
+    """The tables of `data.mixture`, in its order; one that occurs twice is opened once.
+
+    Raises:
+        DataError: there is no such table.
+    """
+    uris = [part.table for part in data.mixture]
+    opened = {uri: PairTable.open(uri) for uri in dict.fromkeys(uris)}
+    return tuple(opened[uri] for uri in uris)
+
+
+def training_loader(
+    recipe: Recipe, tables: Sequence[PairTable], tokenizer: TextTokenizer, processes: Processes
+) -> AnyLoader:
+    """Batches to learn from: one accumulated part of one process at a time.
+
+    Raises:
+        DataError: there are no examples, or an epoch is smaller than one batch.
+        RecipeError: the batch cannot be divided, or the queue is longer than the data.
+    """
+    size = recipe.train.part_size(processes.world_size)
+    augmentation = recipe.data.augmentation
+    if recipe.task in ("vqa", "nlvr"):
+        split = recipe.data.view.split
+        return _example_loader(recipe, augmentation, tables[0], split, tokenizer, processes, size)
+    parts = resolved_parts(recipe.data, tables)
+    loader = _pair_loader(recipe, augmentation, parts, tokenizer, processes, size)
+    _check_sizes(recipe, loader, ", ".join(dict.fromkeys(table.uri for table in tables)))
+    return loader
+
+
+def _check_sizes(recipe: Recipe, loader: PairLoader, where: str) -> None:
+    num_rows, num_pairs = loader.num_examples, int(loader.mixture.pairs_per_epoch)
+    if num_pairs < recipe.train.batch_size:
+        raise RecipeError(
+            f"train.batch_size is {recipe.train.batch_size}, but an epoch has only {num_pairs} "
+            f"rows of {where}: set train.batch_size <= {num_pairs}"
+        )
+    objectives, queue_size = recipe.objectives, 0
+    if isinstance(objectives, ContrastObjectives) and "itc" in objectives.losses:
+        queue_size = objectives.queue_size
+    # A longer queue would hold a pair twice and contrast it with itself.
+    if queue_size > num_rows:
+        raise RecipeError(
+            f"objectives.queue_size is {queue_size}, but the view admits only "
+            f"{num_rows} rows of {where}: set objectives.queue_size <= {num_rows}"
+        )
+
+
+def validation_loader(
+    recipe: Recipe, tables: Sequence[PairTable], tokenizer: TextTokenizer, processes: Processes
+) -> AnyLoader | None:
+    """Batches of the validation split without augmentation; None if the recipe names no split.
+
+    They are as large as those of training, or as the split allows. Of a mixture, the tables take
+    part that have such rows, each row once.
+
+    Raises:
+        DataError: no table has rows in the split, or there are fewer than processes.
+    """
+    split = recipe.data.validation_split
+    if split is None:
+        return None
+    part_size = recipe.train.part_size(processes.world_size)
+    if recipe.task in ("vqa", "nlvr"):
+        return _example_loader(recipe, None, tables[0], split, tokenizer, processes, part_size)
+    parts, failures = [], []
+    for part, table in zip(recipe.data.mixture, tables, strict=True):
+        try:
+            parts.append(WeightedIndex(replace(part.view, split=split).resolve(table)))
+        except DataError as error:
+            failures.append(error)
+    if not parts:
+        raise failures[0]
+    available = sum(len(part.index) for part in parts) // processes.world_size
+    size = max(1, min(part_size, available))
+    return _pair_loader(recipe, None, parts, tokenizer, processes, size)
+
+
+def _as_read(recipe: Recipe, tokenizer: TextTokenizer) -> TextTokenizer:
+    """The tokenizer as the task's model reads texts: those of ALBEF have no `[SEP]`."""
+    return tokenizer.without_end() if recipe.task == "albef" else tokenizer
+
+
+def resolved_parts(data: DataConfig, tables: Sequence[PairTable]) -> list[WeightedIndex]:
+    """What the views of a mixture admit of its tables, with their weights.
+
+    Raises:
+        DataError: a view is empty.
+    """
+    return [
+        WeightedIndex(part.view.resolve(table), part.weight)
+        for part, table in zip(data.mixture, tables, strict=True)
+    ]
+
+
+def _pair_loader(
+    recipe: Recipe,
+    augmentation: Augmentation | None,
+    parts: Sequence[WeightedIndex],
+    tokenizer: TextTokenizer,
+    processes: Processes,
+    batch_size: int,
+) -> PairLoader:
+    data = recipe.data
+    return PairLoader(
+        parts,
+        _as_read(recipe, tokenizer),
+        batch_size,
+        data.image_size,
+        augmentation,
+        data.max_tokens,
+        recipe.train.seed,
+        rank=processes.rank,
+        world_size=processes.world_size,
+        num_threads=data.num_threads,
+        prefix=data.prefix,
+        max_words=data.max_words,
+        pin_memory=processes.device.type == "cuda",
+    )
+
+
+def _example_loader(
+    recipe: Recipe,
+    augmentation: Augmentation | None,
+    table: PairTable,
+    split: str,
+    tokenizer: TextTokenizer,
+    processes: Processes,
+    batch_size: int,
+) -> AnyLoader:
+    """Batches of questions, or of sentences about two images; no more than there are at once."""
+    data = recipe.data
+    index = (QuestionIndex if recipe.task == "vqa" else ImagePairIndex).resolve(table, split)
+    if augmentation is None:
+        batch_size = max(1, min(batch_size, len(index) // processes.world_size))
+    settings = (tokenizer, batch_size, data.image_size, augmentation, data.max_tokens)
+    ranks = (recipe.train.seed, processes.rank, processes.world_size, data.num_threads)
+    if isinstance(index, QuestionIndex):
+        return QuestionLoader(index, *settings, *ranks, max_words=data.max_words)
+    return ImagePairLoader(index, *settings, *ranks, max_words=data.max_words)
