@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openblip.data.images import open_image
+from openblip.data.images import UndecodedImage, open_image
 from openblip.data.mixture import Mixture, Samples, WeightedIndex
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.reading import encoded_image
@@ -80,6 +80,7 @@ class PairLoader:
         max_words: int = 50,
         num_prefetched: int = 2,
         pin_memory: bool = False,
+        scaled_decoding: bool = False,
     ) -> None:
         """Starts no thread.
 
@@ -98,6 +99,7 @@ class PairLoader:
             max_words: captions are cut to this many before they are tokenised.
             num_prefetched: finished batches that may wait for the consumer.
             pin_memory: put images where a GPU can fetch them while it computes.
+            scaled_decoding: decode a JPEG no larger than its crop needs; not without augmentation.
 
         Raises:
             DataError: an epoch is smaller than one global batch.
@@ -114,6 +116,7 @@ class PairLoader:
         self._image_size, self._augmentation = image_size, augmentation
         self._max_tokens, self._prefix, self._max_words = max_tokens, prefix, max_words
         self._seed, self._pin_memory = seed, pin_memory
+        self._scaled_decoding = scaled_decoding
         self._num_threads = num_threads or default_threads()
         self._num_prefetched = num_prefetched
         self._open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
@@ -227,11 +230,12 @@ class PairLoader:
         return [pairs[place] for place in range(len(samples.rows))]
 
     def _image(self, pair: "_Pair", draw: tuple[int, int]) -> Tensor:
-        opened = open_image(encoded_image(pair.image, pair.image_uri))
+        encoded = encoded_image(pair.image, pair.image_uri)
         if self._augmentation is None:
-            return eval_transform(opened, self._image_size)
+            return eval_transform(open_image(encoded), self._image_size)
+        image = UndecodedImage(encoded) if self._scaled_decoding else open_image(encoded)
         generator = np.random.default_rng([self._seed, *draw])
-        return train_transform(opened, self._image_size, self._augmentation, generator)
+        return train_transform(image, self._image_size, self._augmentation, generator)
 
 
 class _Pair(NamedTuple):

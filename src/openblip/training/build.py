@@ -214,6 +214,7 @@ def _loader(
         prefix=data.prefix,
         max_words=data.max_words,
         pin_memory=processes.device.type == "cuda",
+        scaled_decoding=data.scaled_decoding,
     )
 
 
