@@ -8,9 +8,9 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import ExifTags, Image, ImageFile
 
-from openblip.data.images import MAX_PIXELS, image_suffix, open_image
+from openblip.data.images import MAX_PIXELS, UndecodedImage, image_suffix, open_image
 from openblip.errors import DataError
 
 RED, GREEN, BLUE, WHITE, BLACK = (
@@ -278,3 +278,46 @@ def test_the_suffix_is_that_of_the_bytes(photo, image_format, suffix):
 def test_bytes_of_no_image_have_no_suffix():
     with pytest.raises(DataError, match=r"row 3: not an image"):
         image_suffix(b"<html>", "row 3")
+
+
+def _scene(width: int, height: int, **options: object) -> bytes:
+    """A JPEG with a smooth picture, which hardly loses when it is made smaller."""
+    x, y = np.meshgrid(np.linspace(0, 255, width), np.linspace(0, 255, height))
+    pixels = np.stack([x, y, 255 - x], axis=-1).astype(np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG", quality=95, **options)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize("divisor", [1, 2, 4, 8])
+def test_a_jpeg_is_decoded_at_a_fraction_of_its_size(divisor: int) -> None:
+    undecoded = UndecodedImage(_scene(101, 63))
+    assert (undecoded.width, undecoded.height) == (101, 63)
+    decoded = undecoded.decoded(divisor)
+    assert decoded.size == (-(-101 // divisor), -(-63 // divisor))
+    whole = open_image(_scene(101, 63)).resize(decoded.size, Image.Resampling.BOX)
+    assert np.abs(np.asarray(decoded).astype(int) - np.asarray(whole)).mean() < 6
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_an_undecoded_image_knows_its_upright_size(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    encoded = _scene(96, 64, exif=exif)
+    undecoded, upright = UndecodedImage(encoded), open_image(encoded)
+    assert (undecoded.width, undecoded.height) == upright.size
+    assert UndecodedImage(encoded).decoded().tobytes() == upright.tobytes()
+    assert undecoded.decoded(4).size == (upright.width // 4, upright.height // 4)
+
+
+def test_other_formats_come_whole() -> None:
+    stream = io.BytesIO()
+    Image.new("RGB", (40, 20), "red").save(stream, "PNG")
+    assert UndecodedImage(stream.getvalue()).decoded(4).size == (40, 20)
+
+
+def test_a_jpeg_that_is_cut_off_is_told_when_it_is_decoded() -> None:
+    encoded = _scene(96, 64)
+    undecoded = UndecodedImage(encoded[: len(encoded) // 2], "row 3")
+    with pytest.raises(DataError, match="row 3: damaged image"):
+        undecoded.decoded(2)

@@ -168,6 +168,20 @@ def test_augmentation_differs_between_epochs_and_none_does_not(
     assert torch.equal(image_of_row_0(0, None), image_of_row_0(1, None))
 
 
+def test_scaled_decoding_changes_pixels_and_nothing_else(
+    tmp_path: Path, tokenizer: TextTokenizer, jpeg: Callable[..., bytes]
+) -> None:
+    rows = [PairRow(str(n), jpeg(n, 96, 96), captions=["x"]) for n in range(4)]
+    parts = [_whole(PairTable.create(tmp_path / "t", rows))]
+    plain, scaled = (
+        _first(PairLoader(parts, tokenizer, 4, SIZE, Augmentation(), 8, 0, scaled_decoding=on), 1)
+        for on in (False, True)
+    )
+    assert plain[0].ids == scaled[0].ids
+    assert not torch.equal(plain[0].images, scaled[0].images)
+    assert torch.equal(plain[0].tokens, scaled[0].tokens)
+
+
 def test_equal_texts_have_equal_ids_that_never_change(
     tmp_path: Path, tokenizer: TextTokenizer, jpeg: Callable[..., bytes]
 ) -> None:

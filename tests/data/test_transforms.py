@@ -1,5 +1,7 @@
 """Images to tensors: for evaluation by closed form, for training by invariants."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from openblip.data.images import UndecodedImage, open_image
 from openblip.data.transforms import (
     IMAGE_MEAN,
     IMAGE_STD,
@@ -99,6 +102,44 @@ class TestTraining:
             for s in range(10)
         ]
         assert any(not torch.equal(without, with_) for without, with_ in pairs)
+
+
+class TestScaledDecoding:
+    @pytest.fixture
+    def encoded(self):
+        x, y = np.meshgrid(np.linspace(0, 255, 400), np.linspace(0, 255, 300))
+        stream = io.BytesIO()
+        pixels = np.stack([x, y, 255 - x], axis=-1).astype(np.uint8)
+        Image.fromarray(pixels).save(stream, "JPEG", quality=95)
+        return stream.getvalue()
+
+    @pytest.mark.parametrize(("size", "most"), [(30, 0.06), (100, 0.06), (224, 0.0)])
+    def test_the_same_crop_is_taken_from_the_smaller_image(self, encoded, size, most):
+        """Without a difference where no crop has twice the pixels that are wanted."""
+        augmentation = Augmentation(min_scale=0.3, randaugment=False)
+        for seed in range(20):
+            whole, scaled = (
+                train_transform(image, size, augmentation, np.random.default_rng(seed))
+                for image in (open_image(encoded), UndecodedImage(encoded))
+            )
+            # In units of the standard deviation, of which the picture has about four.
+            assert (whole - scaled).abs().mean() <= most
+
+    def test_nothing_is_enlarged_that_would_not_be_otherwise(self, encoded):
+        divisors = []
+
+        class Recorded(UndecodedImage):
+            def decoded(self, divisor=1):
+                divisors.append(divisor)
+                return super().decoded(divisor)
+
+        for seed in range(30):
+            draws = np.random.default_rng(seed)
+            left, top, right, bottom = random_crop_box(400, 300, 0.2, draws)
+            train_transform(Recorded(encoded), 64, Augmentation(), np.random.default_rng(seed))
+            side = min(right - left, bottom - top)
+            assert divisors[-1] == 1 or side / divisors[-1] >= 64 > side / divisors[-1] / 2
+        assert set(divisors) == {1, 2, 4} or set(divisors) == {2, 4}
 
 
 class TestCropBox:

@@ -33,6 +33,7 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+_SIDEWAYS = (5, 6, 7, 8)
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
 _WHITE_16 = 65535
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
@@ -62,6 +63,54 @@ def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
         if isinstance(source, str | Path):
             return _from_file(Path(source), name)
     raise DataError(f"{name}: no image; give a path, bytes, a Pillow image or a uint8 array")
+
+
+class UndecodedImage:
+    """An encoded image that is decoded once it is known how large it has to be.
+
+    Attributes:
+        width: pixels of the whole image, upright.
+        height: likewise.
+    """
+
+    def __init__(self, encoded: bytes, name: str | None = None) -> None:
+        """Reads the header of a JPEG; other formats have no smaller forms and are decoded.
+
+        Raises:
+            DataError: as `open_image` does.
+        """
+        self._name = name or _name(encoded)
+        with _pillow_warnings_ignored():
+            self._image = _opened(io.BytesIO(encoded), self._name)
+            # Not of several pictures in a file (MPO).
+            self._is_jpeg = self._image.format == "JPEG"
+            if self._is_jpeg:
+                _check_size(self._image.width, self._image.height, self._name)
+                is_sideways = _orientation(self._image) in _SIDEWAYS
+            else:
+                self._image, is_sideways = _decoded(self._image, self._name), False
+        width, height = self._image.size
+        self.width, self.height = (height, width) if is_sideways else (width, height)
+
+    def decoded(self, divisor: int = 1) -> Image.Image:
+        """The image as `open_image` gives it, or a JPEG at a fraction of its size; call once.
+
+        A pixel of the result stands for `divisor` x `divisor` of the whole image. The JPEG
+        decoder makes it from the lower frequencies alone, in a fraction of the time.
+
+        Args:
+            divisor: 1, 2, 4 or 8. Other formats come whole: compare the result's size.
+
+        Raises:
+            DataError: the image is damaged or cut off.
+        """
+        if not self._is_jpeg:
+            return self._image
+        width, height = self._image.size
+        if divisor > 1:
+            self._image.draft(None, (max(width // divisor, 1), max(height // divisor, 1)))
+        with _pillow_warnings_ignored():
+            return _decoded(self._image, self._name)
 
 
 def image_suffix(encoded: bytes, name: str) -> str:

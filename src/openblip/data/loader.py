@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from openblip.data.examples import Examples
-from openblip.data.images import open_image
+from openblip.data.images import UndecodedImage, open_image
 from openblip.data.mixture import Mixture, Samples, WeightedIndex
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.reading import encoded_image
@@ -81,6 +81,7 @@ class PairLoader(StepLoader[Batch]):
         max_words: int = 50,
         num_prefetched: int = 2,
         pin_memory: bool = False,
+        scaled_decoding: bool = False,
     ) -> None:
         """Starts no thread.
 
@@ -99,6 +100,7 @@ class PairLoader(StepLoader[Batch]):
             max_words: captions are cut to this many before they are tokenised.
             num_prefetched: finished batches that may wait for the consumer.
             pin_memory: put images where a GPU can fetch them while it computes.
+            scaled_decoding: decode a JPEG no larger than its crop needs; not without augmentation.
 
         Raises:
             DataError: an epoch is smaller than one global batch.
@@ -108,7 +110,7 @@ class PairLoader(StepLoader[Batch]):
         self._tokenizer = tokenizer
         self._image_size, self._augmentation = image_size, augmentation
         self._max_tokens, self._prefix, self._max_words = max_tokens, prefix, max_words
-        self._pin_memory = pin_memory
+        self._pin_memory, self._scaled_decoding = pin_memory, scaled_decoding
         if self.mixture.pairs_per_epoch < self._global_size:
             tables = ", ".join(dict.fromkeys(part.index.table.uri for part in parts))
             raise DataError(
@@ -197,11 +199,12 @@ class PairLoader(StepLoader[Batch]):
         return [pairs[place] for place in range(len(samples.rows))]
 
     def _image(self, pair: "_Pair", draw: tuple[int, int]) -> Tensor:
-        opened = open_image(encoded_image(pair.image, pair.image_uri))
+        encoded = encoded_image(pair.image, pair.image_uri)
         if self._augmentation is None:
-            return eval_transform(opened, self._image_size)
+            return eval_transform(open_image(encoded), self._image_size)
+        image = UndecodedImage(encoded) if self._scaled_decoding else open_image(encoded)
         generator = np.random.default_rng([self._seed, *draw])
-        return train_transform(opened, self._image_size, self._augmentation, generator)
+        return train_transform(image, self._image_size, self._augmentation, generator)
 
 
 class _Pair(NamedTuple):

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from openblip.data.images import open_image
+from openblip.data.images import UndecodedImage, open_image
 from openblip.data.randaugment import Draws, rand_augment
 
 __all__ = [
@@ -30,14 +30,10 @@ IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 """Standard deviation of red, green and blue in 0..1, from CLIP (Radford et al. 2021)."""
 
-_BYTES = np.arange(256, dtype=np.float32) / np.float32(255)
-# Float32 (3, 256): what each byte of each channel becomes. A lookup stays in the calling thread.
-_NORMALISED = np.stack(
-    [
-        (_BYTES - np.float32(mean)) / np.float32(std)
-        for mean, std in zip(IMAGE_MEAN, IMAGE_STD, strict=True)
-    ]
-)
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels."""
+
+_DIVISORS = (8, 4, 2, 1)
 _ASPECT_RANGE = (3 / 4, 4 / 3)
 _CROP_ATTEMPTS = 10
 
@@ -67,20 +63,26 @@ def eval_transform(image: Image.Image, size: int) -> Tensor:
 
 
 def train_transform(
-    image: Image.Image, size: int, augmentation: Augmentation, generator: Draws
+    image: Image.Image | UndecodedImage, size: int, augmentation: Augmentation, generator: Draws
 ) -> Tensor:
     """Returns the RGB image cropped, mirrored, augmented and normalised: float32 (3, size, size).
 
     The steps and their order are the original's (BLIP, section 4.1).
 
     Args:
-        image: RGB, of any size.
+        image: RGB, of any size. One that is not yet decoded is decoded at a half, a quarter or an
+            eighth of its size where the crop still has `size` pixels then; the crop is the same.
         size: height and width of the result.
         augmentation: what to do.
         generator: the only source of randomness.
     """
     box = random_crop_box(image.width, image.height, augmentation.min_scale, generator)
-    image = _resized(_cropped(image, box), size)
+    divisor = 1
+    if isinstance(image, UndecodedImage):
+        wanted, width = _divisor(box, size), image.width
+        image = image.decoded(wanted)
+        divisor = 1 if image.width == width else wanted
+    image = _resized_crop(image, box, divisor, size)
     if augmentation.flip and generator.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     if augmentation.randaugment:
@@ -88,9 +90,7 @@ def train_transform(
     return to_tensor(image)
 
 
-def random_crop_box(
-    width: int, height: int, min_scale: float, draws: Draws
-) -> tuple[int, int, int, int]:
+def random_crop_box(width: int, height: int, min_scale: float, draws: Draws) -> Box:
     """Returns (left, top, right, bottom) of a random crop in pixels.
 
     Its share of the area is uniform in `min_scale`..1, its aspect log-uniform in 3/4..4/3. If ten
@@ -113,10 +113,13 @@ def random_crop_box(
 
 def to_tensor(image: Image.Image) -> Tensor:
     """Returns the RGB image as float32 (3, height, width), normalised as CLIP does."""
-    pixels = np.asarray(image)
-    values = np.empty((3, *pixels.shape[:2]), dtype=np.float32)
-    for channel, table in enumerate(_NORMALISED):
-        np.take(table, pixels[..., channel], out=values[channel], mode="clip")
+    values = np.empty((3, image.height, image.width), dtype=np.float32)
+    # By numpy, which stays in the calling thread.
+    statistics = zip(values, image.split(), IMAGE_MEAN, IMAGE_STD, strict=True)
+    for channel, pixels, mean, std in statistics:
+        np.divide(np.asarray(pixels), np.float32(255), out=channel)
+        channel -= np.float32(mean)
+        channel /= np.float32(std)
     return torch.from_numpy(values)
 
 
@@ -124,10 +127,23 @@ def _resized(image: Image.Image, size: int) -> Image.Image:
     return image.resize((size, size), Image.Resampling.BICUBIC)
 
 
-def _cropped(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+def _divisor(box: Box, size: int) -> int:
+    """By how much an image may be decoded smaller so that nothing of its crop is enlarged."""
+    left, top, right, bottom = box
+    side = min(right - left, bottom - top)
+    return next(divisor for divisor in _DIVISORS if divisor == 1 or side >= divisor * size)
+
+
+def _resized_crop(image: Image.Image, box: Box, divisor: int, size: int) -> Image.Image:
+    """Returns the crop of an image that was decoded at 1 / `divisor` of its size, resized.
+
+    The box counts pixels of the whole image, and may begin and end within one of the decoded.
+    """
+    left, top, right, bottom = (side / divisor for side in box)
     # Not `Image.crop`, which warns of large crops; and cut before resizing, so that the filter
     # sees nothing from outside the crop.
-    left, top, right, bottom = box
-    crop = Image.new("RGB", (right - left, bottom - top))
-    crop.paste(image, (-left, -top))
-    return crop
+    first_x, first_y = int(left), int(top)
+    crop = Image.new("RGB", (math.ceil(right) - first_x, math.ceil(bottom) - first_y))
+    crop.paste(image, (-first_x, -first_y))
+    inner = (left - first_x, top - first_y, right - first_x, bottom - first_y)
+    return crop.resize((size, size), Image.Resampling.BICUBIC, inner)

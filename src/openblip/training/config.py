@@ -83,6 +83,9 @@ class DataConfig:
     """Side of the square that images are brought to, in pixels."""
     augmentation: Augmentation = field(default_factory=Augmentation)
     """Random changes of training images."""
+    scaled_decoding: bool = False
+    """Decode a JPEG at a half, a quarter or an eighth of its size where the crop still has
+    `image_size` pixels then: faster, and slightly other pixels. Takes no part in validation."""
     max_tokens: int = 30
     """Longer texts are cut, the first token and [SEP] included."""
     max_words: int = 30

@@ -136,6 +136,7 @@ def _pair_loader(
         prefix=data.prefix,
         max_words=data.max_words,
         pin_memory=processes.device.type == "cuda",
+        scaled_decoding=data.scaled_decoding,
     )
 
 
