@@ -15,6 +15,7 @@ from openblip.data.text import clean_caption
 from openblip.data.tokenizer import TextTokenizer
 from openblip.data.transforms import Augmentation
 from openblip.errors import RecipeError
+from openblip.interop.assembly import build_empty
 from openblip.interop.folder import read_folder
 from openblip.model import Med, MedConfig
 from openblip.model.config import Head
@@ -24,6 +25,7 @@ from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
 from openblip.tasks.protocol import Task
 from openblip.training.config import DataConfig, ModelOverrides, Recipe
 from openblip.training.distributed import Processes
+from openblip.training.sharding import shard
 
 # Tells the random numbers of fresh weights from those of the steps.
 _FRESH_WEIGHTS = 0
@@ -59,8 +61,11 @@ def resolve(recipe: Recipe, tokenizer: TextTokenizer) -> Recipe:
     return replace(recipe, model=_sized(recipe.model, recipe.data.image_size, tokenizer.vocab_size))
 
 
-def build_model(recipe: Recipe) -> Med:
+def build_model(recipe: Recipe, processes: Processes) -> Med:
     """The student: fresh weights that depend on the seed alone, or those of `init_from`.
+
+    Where the processes divide it, the first one alone has the weights; that of the others is on
+    the meta device until `build_task` divides it.
 
     All heads of a model that is fine-tuned are kept, trained or not, so that what comes out can
     do what it could before. Its positions are interpolated to the image size of the data.
@@ -75,6 +80,8 @@ def build_model(recipe: Recipe) -> Med:
         config = recipe.model
     config = _overridden(config, recipe.overrides)
     _check_text_length(recipe.data, config)
+    if recipe.train.sharding == "full" and not processes.is_first:
+        return build_empty(lambda: Med(config))
     with _fresh_weights(recipe.train.seed):
         med = Med(config)
     if state is not None:
@@ -83,7 +90,10 @@ def build_model(recipe: Recipe) -> Med:
 
 
 def build_task(recipe: Recipe, med: Med, tokenizer: TextTokenizer, processes: Processes) -> Task:
-    """The task around the student, on the device of this process, in training mode."""
+    """The task around the student, on the device of this process, in training mode.
+
+    With `train.sharding` "full" it is divided among the processes.
+    """
     special, seed = tokenizer.special, recipe.train.seed
     task: Task
     match recipe.objectives:
@@ -94,6 +104,8 @@ def build_task(recipe: Recipe, med: Med, tokenizer: TextTokenizer, processes: Pr
         case objectives:
             prompt = _prompt_tokens(recipe.data, tokenizer)
             task = CaptionerTask(med, special, prompt, objectives.label_smoothing)
+    if recipe.train.sharding == "full":
+        shard(task, processes)
     return task.to(processes.device).train()
 
 
