@@ -68,6 +68,16 @@ def test_fresh_weights_depend_on_the_seed_alone(
     assert not torch.equal(first_weight(1), first_weight(2))
 
 
+@pytest.mark.parametrize(("sharding", "held"), [("replicate", "cpu"), ("full", "meta")])
+def test_of_a_model_that_is_divided_the_first_process_alone_has_the_whole(
+    make_recipe: MakeRecipe, tokenizer: TextTokenizer, sharding: str, held: str
+) -> None:
+    recipe = resolve(make_recipe(sharding=sharding), tokenizer)
+    first, second = (build_model(recipe, Processes(rank, world_size=2)) for rank in range(2))
+    assert {p.device.type for p in first.parameters()} == {"cpu"}
+    assert {p.device.type for p in second.parameters()} == {held}
+
+
 def test_the_prompt_is_counted_in_tokens(make_recipe: MakeRecipe, tokenizer: TextTokenizer) -> None:
     recipe = resolve(captioner_recipe(make_recipe(), prefix="this wall is "), tokenizer)
     task = build_task(recipe, build_model(recipe, Processes()), tokenizer, Processes())

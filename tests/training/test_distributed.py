@@ -1,9 +1,12 @@
 """Two and four real processes, started by torchrun, do what one does: replicated and divided."""
 
 import os
+import random
 import runpy
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -78,6 +81,7 @@ def plain_recipe(make_recipe: MakeRecipe, sharding: str = "replicate") -> Recipe
     return replace(
         recipe,
         overrides=ModelOverrides(dropout=0.0, drop_path=0.0),
+        data=replace(recipe.data, validation_split="val"),
         objectives=replace(recipe.objectives, negatives="all_ranks"),
         optimiser=replace(recipe.optimiser, clip_norm=1.0),
     )
@@ -89,10 +93,14 @@ def captioner_recipe(make_recipe: MakeRecipe, sharding: str) -> Recipe:
     return replace(recipe, task="captioner", objectives=CaptionerObjectives())
 
 
-def launch(ranks: int, folder: Path, *work: str) -> None:
+def launch_command(ranks: int, folder: Path, *work: str) -> list[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*launcher, f"--nproc-per-node={ranks}", str(SCRIPT), str(folder), *work]
+
+
+def launch(ranks: int, folder: Path, *work: str) -> None:
     done = subprocess.run(
-        [*launcher, f"--nproc-per-node={ranks}", str(SCRIPT), str(folder), *work],
+        launch_command(ranks, folder, *work),
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -241,12 +249,18 @@ def test_a_divided_model_is_held_once_by_all_ranks_together(ranks: list[dict[str
 
 def assert_same_run(run_dir: Path, alone: Path, read_stored: ReadStored) -> None:
     """The curve of a run is that of another, and its last checkpoint is in one piece."""
-    together, by_one = read_metrics(run_dir), read_metrics(alone)
-    assert [line["step"] for line in together] == list(range(1, 9))
-    for number in ("epoch", "lr", "loss", "itc", "itm", "lm", "grad_norm"):
-        assert [line[number] for line in together] == pytest.approx(
-            [line[number] for line in by_one], rel=2e-3
+    compared = {
+        "train": ("step", "epoch", "lr", "loss", "itc", "itm", "lm", "grad_norm"),
+        "validation": ("step", "loss", "itc", "itm", "lm"),
+    }
+    for kind, numbers in compared.items():
+        together, by_one = (
+            [line for line in read_metrics(run) if line["kind"] == kind] for run in (run_dir, alone)
         )
+        for number in numbers:
+            assert [line[number] for line in together] == pytest.approx(
+                [line[number] for line in by_one], rel=2e-3
+            )
     last = run_dir / "checkpoints" / "last"
     stored, student = read_stored(last), read_folder(last).med.state_dict()
     assert stored.keys() == read_stored(alone / "checkpoints" / "last").keys()
@@ -279,6 +293,49 @@ def test_a_run_of_two_processes_goes_on_in_four(
     launch(2, tmp_path, "begin:run")
     launch(4, tmp_path, "train:run")
     assert_same_run(tmp_path / "run", alone, read_stored)
+
+
+@pytest.mark.slow
+def test_processes_killed_while_they_write_go_on_as_one_whole(
+    alone: Path, make_recipe: MakeRecipe, read_stored: ReadStored, tmp_path: Path
+) -> None:
+    """All are killed at random moments; there is a checkpoint after every step."""
+    recipe = plain_recipe(make_recipe, "full")
+    recipe = replace(recipe, train=replace(recipe.train, checkpoint_every=1))
+    write_recipe(recipe, tmp_path / "run.yaml")
+    checkpoints = tmp_path / "run" / "checkpoints"
+    for kills in range(3):
+        command = launch_command(2, tmp_path, "train:run")
+        process = subprocess.Popen(
+            command, env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True
+        )
+        while len(read_metrics(tmp_path / "run")) < 1 + 2 * kills:
+            assert process.poll() is None, "the run ended before it was killed"
+            time.sleep(0.01)
+        time.sleep(random.random() * 0.2)
+        # The launcher gives every process a session of its own: each is killed by its number.
+        for child in [process.pid, *children_of(process.pid)]:
+            os.kill(child, signal.SIGKILL)
+        process.wait()
+        for checkpoint in checkpoints.glob("step-*"):
+            assert {path.name for path in checkpoint.iterdir()} == {
+                "config.json",
+                "model.safetensors",
+                "run_state.json",
+                "tokenizer.json",
+                "training_state",
+            }
+            read_stored(checkpoint)
+    launch(2, tmp_path, "train:run")
+    assert_same_run(tmp_path / "run", alone, read_stored)
+    assert not list(checkpoints.glob(".*"))
+
+
+def children_of(process: int) -> list[int]:
+    found = subprocess.run(
+        ["ps", "-o", "pid=", "--ppid", str(process)], capture_output=True, text=True, check=False
+    )
+    return [int(word) for word in found.stdout.split()]
 
 
 @pytest.mark.parametrize("sharding", SHARDING)

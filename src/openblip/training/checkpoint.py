@@ -143,10 +143,12 @@ class CheckpointWriter:
         """
         self.wait()
         first = self._processes.is_first
+        try:
+            begun = begin_folder(folder) if first else None
+        except OSError as error:
+            raise _cannot_write(folder, error) from error
         # Nobody writes before the folder is there and empty.
-        unfinished: Path = self._processes.gather_objects(begin_folder(folder) if first else None)[
-            0
-        ]
+        unfinished: Path = self._processes.gather_objects(begun)[0]
         texts = {RUN_STATE_FILE: json.dumps(asdict(state), indent=2) + "\n", **(notes or {})}
         weights = whole_copies(task.student.state_dict(), self._processes)
         finish_state = begin_writing(unfinished / STATE_FOLDER, task, optimiser, self._processes)
@@ -180,10 +182,7 @@ class CheckpointWriter:
         try:
             finished.result()
         except (OSError, CheckpointError) as error:
-            raise CheckpointError(
-                f"{folder}: cannot be written ({error}); the checkpoint before it is whole: make "
-                "room, and the same call goes on from there"
-            ) from error
+            raise _cannot_write(folder, error) from error
 
     def __enter__(self) -> Self:
         return self
@@ -220,6 +219,13 @@ def read_checkpoint(folder: Path, task: Task, optimiser: torch.optim.Optimizer) 
             "directory"
         ) from error
     return state
+
+
+def _cannot_write(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{folder}: cannot be written ({error}); the checkpoint before it is whole: make room, and "
+        "the same call goes on from there"
+    )
 
 
 def _read_run_state(folder: Path) -> RunState:

@@ -150,8 +150,8 @@ class TrainConfig:
             raise RecipeError("give either train.steps or train.epochs")
         if self.compile and self.sharding == "full":
             raise RecipeError(
-                "train.compile and train.sharding 'full' exclude each other: the layers' weights "
-                "are fetched between the layers, where a compiled model has no gap. Set one of them"
+                "train.compile is for whole stacks of layers, which train.sharding 'full' takes "
+                "apart to fetch each layer's weights: set one of them"
             )
 
     def part_size(self, world_size: int) -> int:

@@ -112,7 +112,10 @@ class Processes:
             return task
         # Queues are buffers that every rank updates alike: to broadcast them would be waste.
         return DistributedDataParallel(
-            task, broadcast_buffers=False, find_unused_parameters=find_unused
+            task,
+            forward_sync_buffers=False,
+            find_unused_parameters=find_unused,
+            gradient_as_bucket_view=True,  # or every gradient would be there twice
         )
 
     def without_sync(self, module: torch.nn.Module) -> AbstractContextManager[None]:
