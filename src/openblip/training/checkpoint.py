@@ -23,7 +23,7 @@ from openblip.errors import CheckpointError
 from openblip.interop.assembly import fill
 from openblip.interop.folder import write_model
 from openblip.interop.models import empty_model
-from openblip.tasks.protocol import Task
+from openblip.tasks.protocol import AnyTask
 from openblip.training.distributed import Processes
 from openblip.training.sharding import whole_copies
 from openblip.training.state_folder import begin_writing, read_into
@@ -119,7 +119,7 @@ class CheckpointWriter:
     def write(
         self,
         folder: Path,
-        task: Task,
+        task: AnyTask,
         optimiser: torch.optim.Optimizer,
         state: RunState,
         notes: Mapping[str, str] | None = None,
@@ -199,7 +199,7 @@ class CheckpointWriter:
             self._thread.shutdown()
 
 
-def read_checkpoint(folder: Path, task: Task, optimiser: torch.optim.Optimizer) -> RunState:
+def read_checkpoint(folder: Path, task: AnyTask, optimiser: torch.optim.Optimizer) -> RunState:
     """Put a checkpoint's weights, queues and moments into `task` and `optimiser`.
 
     Every process calls this; how many wrote it makes no difference.

@@ -6,7 +6,6 @@ teacher's parameter. What a layer computes with is put together before it runs a
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +13,17 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-from openblip.model import Med
-from openblip.tasks.protocol import Task
+from openblip.model.attention import MemoryAttention
+from openblip.model.text import TextLayer
+from openblip.model.vision import VisionBlock
+from openblip.tasks.protocol import AnyTask
 from openblip.training.distributed import Processes
 
 # As in `torch.nn.utils.clip_grad_norm_`: no division by nothing.
 _TINY = 1e-6
 
 
-def shard(task: Task, processes: Processes) -> None:
+def shard(task: AnyTask, processes: Processes) -> None:
     """Divide a task among the processes, in place; with one process it stays whole.
 
     Args:
@@ -93,17 +94,15 @@ def whole_copies(tensors: Mapping[str, Tensor], processes: Processes) -> dict[st
     return copies
 
 
-def _units(task: Task) -> Iterator[nn.Module]:
+def _units(task: AnyTask) -> Iterator[nn.Module]:
     """What is put together at once: inner modules come before those around them."""
-    for model in task.children():
-        if isinstance(model, Med):
-            # Called by themselves, for all layers in a row, before the layers run.
-            for layer in model.text.layers:
-                for name in ("cross_attention", "causal_cross_attention"):
-                    if hasattr(layer, name):
-                        yield cast("nn.Module", getattr(layer, name).key_value)
-            yield from model.image_encoder.blocks
-            yield from model.text.layers
+    for module in task.modules():
+        if isinstance(module, MemoryAttention):
+            # Called by itself, for all layers in a row, before the layers run.
+            yield module.key_value
+    for module in task.modules():
+        if isinstance(module, VisionBlock | TextLayer):
+            yield module
 
 
 def _average_gradient(parameter: nn.Parameter, processes: Processes) -> None:

@@ -23,7 +23,7 @@ from torch.distributed.tensor import DTensor
 
 from openblip.errors import CheckpointError
 from openblip.interop.assembly import check_names, check_shape
-from openblip.tasks.protocol import Task
+from openblip.tasks.protocol import AnyTask
 from openblip.training.distributed import Processes
 
 _TASK, _MOMENTS = "task.", "optimiser."
@@ -51,7 +51,7 @@ _IN_CONTENTS = {
 
 
 def begin_writing(
-    folder: Path, task: Task, optimiser: torch.optim.Optimizer, processes: Processes
+    folder: Path, task: AnyTask, optimiser: torch.optim.Optimizer, processes: Processes
 ) -> Callable[[], None]:
     """Copy what this process has to write, and begin to write it in a thread.
 
@@ -86,7 +86,7 @@ def begin_writing(
     return finish
 
 
-def read_into(folder: Path, task: Task, optimiser: torch.optim.Optimizer) -> None:
+def read_into(folder: Path, task: AnyTask, optimiser: torch.optim.Optimizer) -> None:
     """Put what `begin_writing` wrote into a task and an optimiser.
 
     Every process calls this. How many wrote, and whether the task was divided among them, makes no
@@ -144,7 +144,7 @@ class _Unpickler(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} has no place in it")
 
 
-def _moments(task: Task, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
+def _moments(task: AnyTask, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
     """Everything that the optimiser remembers of a parameter, by the parameter's name."""
     names: dict[Tensor, str] = {parameter: name for name, parameter in task.named_parameters()}
     return {
@@ -155,7 +155,7 @@ def _moments(task: Task, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def _set_moments(
-    optimiser: torch.optim.Optimizer, task: Task, moments: Mapping[str, dict[str, Tensor]]
+    optimiser: torch.optim.Optimizer, task: AnyTask, moments: Mapping[str, dict[str, Tensor]]
 ) -> None:
     names = {parameter: name for name, parameter in task.named_parameters()}
     groups = optimiser.state_dict()["param_groups"]
