@@ -40,7 +40,11 @@ ONE_PLACE = {
     "lance": {"data/table.py"},
     "tokenizers": {"data/tokenizer.py"},
     "tensorboardX": {"training/metrics_log.py"},
-    "torch.distributed": {"training/distributed.py"},
+    "torch.distributed": {
+        "training/distributed.py",
+        "training/sharding.py",
+        "training/state_folder.py",
+    },
     "rich": {"progress.py"},
     "huggingface_hub": {"interop/hub.py"},
     "torchao": {"inference/quantise.py"},

@@ -41,19 +41,42 @@ def replace_folder(path: Path) -> Iterator[Path]:
     Raises:
         OSError: if it cannot be written.
     """
+    unfinished = begin_folder(path)
+    try:
+        yield unfinished
+        finish_folder(unfinished, path)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def begin_folder(path: Path) -> Path:
+    """An empty folder beside `path`, for `finish_folder` to put in its place.
+
+    Raises:
+        OSError: if it cannot be made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     unfinished = _unfinished(path)
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
-    try:
-        yield unfinished
-        for file in unfinished.iterdir():
-            force_to_disk(file)
-        force_to_disk(unfinished)
-        _take_place(unfinished, path)
-        force_to_disk(path.parent)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+    return unfinished
+
+
+def finish_folder(unfinished: Path, path: Path) -> None:
+    """Let a folder of `begin_folder` take the place of `path`, once its files are on the disk.
+
+    Args:
+        unfinished: whoever wrote a folder inside of it has seen to that folder's files.
+        path: as for `replace_folder`.
+
+    Raises:
+        OSError: if the disk is full or fails.
+    """
+    for file in unfinished.iterdir():
+        force_to_disk(file)
+    force_to_disk(unfinished)
+    _take_place(unfinished, path)
+    force_to_disk(path.parent)
 
 
 def force_to_disk(path: Path) -> None:

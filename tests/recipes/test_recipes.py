@@ -22,11 +22,13 @@ def test_base_is_the_papers_setting() -> None:
     assert (recipe.data.max_words, recipe.data.max_tokens) == (30, 30)
 
 
-def test_large_differs_in_model_batch_and_learning_rate() -> None:
+def test_large_differs_in_model_batch_learning_rate_and_sharding() -> None:
     recipe = PRETRAIN_RECIPES["large"]("pairs.lance")
     assert recipe.model is not None
     assert (recipe.model.vision.depth, recipe.model.vision.width) == (24, 1024)
     assert (recipe.train.batch_size, recipe.optimiser.lr) == (2400, 2e-4)
+    assert recipe.train.sharding == "full"
+    assert PRETRAIN_RECIPES["base"]("pairs.lance").train.sharding == "replicate"
 
 
 @pytest.mark.parametrize(("task", "tokens", "words"), [("captioner", 40, 50), ("filter", 35, 30)])

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
+from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from openblip.data.table import PairRow, PairTable
 from openblip.data.views import CaptionView
@@ -15,6 +17,7 @@ from openblip.tasks.pretrain import PretrainObjectives
 from openblip.training.config import DataConfig, OptimiserConfig, Recipe, TrainConfig
 
 MakeRecipe = Callable[..., Recipe]
+ReadStored = Callable[[Path], dict[str, torch.Tensor]]
 
 
 def wall(number: int, name: str = "row") -> PairRow:
@@ -72,3 +75,16 @@ def make_recipe(table_uri: str) -> MakeRecipe:
         )
 
     return make
+
+
+@pytest.fixture(scope="session")
+def read_stored(tmp_path_factory: pytest.TempPathFactory) -> ReadStored:
+    """Every tensor of a checkpoint's training state by name, read by PyTorch's own converter."""
+    file = tmp_path_factory.mktemp("stored") / "state.pt"
+
+    def read(checkpoint: Path) -> dict[str, torch.Tensor]:
+        dcp_to_torch_save(checkpoint / "training_state", file)
+        values: dict[str, torch.Tensor] = torch.load(file, weights_only=True)
+        return values
+
+    return read

@@ -1,7 +1,8 @@
 """What each of several processes does for test_distributed.py; started by torchrun.
 
-Reads `inputs.pt` in the folder that is its argument, writes `rank-N.pt` beside it, and begins to
-train the recipe that lies there.
+The first argument is a folder, the others say what to do there: `steps` reads `inputs.pt` and
+writes `W-ranks-N.pt`; `train:NAME` trains the recipe `NAME.yaml` in the run directory `NAME`,
+`begin:NAME` stops after a step or two, and `fail:NAME` expects that it fails and writes why.
 """
 
 import os
@@ -16,6 +17,8 @@ import torch
 
 from openblip.data.loader import Batch
 from openblip.data.tokenizer import SpecialTokens
+from openblip.errors import TrainingError
+from openblip.interop.assembly import build_empty
 from openblip.model import Med, MedConfig
 from openblip.model.config import config_from_dict
 from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
@@ -25,6 +28,7 @@ from openblip.training.distributed import Processes, join_processes
 from openblip.training.metrics_log import read_metrics
 from openblip.training.recipe_file import read_recipe
 from openblip.training.run import train
+from openblip.training.sharding import clip, shard, total_norm, whole_copies
 
 POSITION = StepPosition(step=3, epoch=1.0)
 
@@ -46,27 +50,89 @@ def part_of(values: dict[str, Any], rank: int, world_size: int) -> Batch:
 
 def step(
     inputs: dict[str, Any],
-    negatives: str,
     processes: Processes,
     batch: Batch,
-    averages_gradients: bool = True,
+    *,
+    negatives: str,
+    sharding: str = "alone",
+    precision: str = "float32",
 ) -> tuple[PretrainTask, StepOutput]:
-    """A task after forward and backward of one step."""
-    student = Med(config_from_dict(MedConfig, inputs["model"]))
-    student.load_state_dict(inputs["weights"])
+    """A task after forward and backward of two parts of a step, and the output of the latter.
+
+    Args:
+        sharding: "alone" averages no gradients.
+    """
+    config = config_from_dict(MedConfig, inputs["model"])
+    if sharding == "full" and not processes.is_first:
+        student = build_empty(lambda: Med(config))
+    else:
+        student = Med(config)
+        student.load_state_dict(inputs["weights"])
     objectives = PretrainObjectives(queue_size=10, negatives=negatives)
     special = SpecialTokens(*range(7))
     task = PretrainTask(student, special, objectives, seed=5, collectives=processes)
-    module = processes.replicate(task, find_unused=False) if averages_gradients else task
+    if sharding == "full":
+        shard(task, processes)
+    module = task if sharding == "alone" else processes.replicate(task, find_unused=False)
     task.begin_step(POSITION)
-    output: StepOutput = module(batch, POSITION)
+    with processes.without_sync(module):
+        _backward(module, batch, precision)
+    return task, _backward(module, batch, precision)
+
+
+def _backward(module: torch.nn.Module, batch: Batch, precision: str) -> StepOutput:
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        output: StepOutput = module(batch, POSITION)
     output.loss.backward()
-    return task, output
+    return output
 
 
-def gradients(task: PretrainTask) -> dict[str, torch.Tensor]:
-    """Gradients of the student by name."""
-    return {n: p.grad for n, p in task.student.named_parameters() if p.grad is not None}
+def gradients(task: PretrainTask, processes: Processes) -> dict[str, torch.Tensor]:
+    """Gradients of the student by name, whole, on the first process."""
+    own = {n: p.grad for n, p in task.student.named_parameters() if p.grad is not None}
+    return whole_copies(own, processes)
+
+
+def steps(
+    inputs: dict[str, Any], processes: Processes
+) -> dict[tuple[str, str, str], dict[str, Any]]:
+    """What a step computes with each kind of sharding and negatives."""
+    batch = part_of(inputs["batch"], processes.rank, processes.world_size)
+    results = {}
+    for sharding in ("replicate", "full"):
+        for negatives, precision in (
+            ("rank", "float32"),
+            ("all_ranks", "float32"),
+            ("all_ranks", "bfloat16"),
+        ):
+            task, output = step(
+                inputs,
+                processes,
+                batch,
+                negatives=negatives,
+                sharding=sharding,
+                precision=precision,
+            )
+            task.finish_step(output.update)
+            own = [p.grad for p in task.student.parameters() if p.grad is not None]
+            norm = total_norm(own, processes)
+            found = gradients(task, processes)
+            clip(own, norm, longest=0.5)
+            results[sharding, negatives, precision] = {
+                "terms": dict(output.terms),
+                "gradients": found,
+                "norm": norm,
+                "clipped_norm": total_norm(own, processes),
+                "queue": task.queue.state_dict(),
+                "elements": sum(_elements(p) for p in task.parameters()),
+            }
+    return results
+
+
+def _elements(parameter: torch.Tensor) -> int:
+    """How much of a parameter this process has."""
+    local: torch.Tensor = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    return local.numel()
 
 
 def gathered(processes: Processes) -> dict[str, Any]:
@@ -74,18 +140,20 @@ def gathered(processes: Processes) -> dict[str, Any]:
     rank = processes.rank
     own = torch.tensor([[1.0 + rank]], requires_grad=True)
     joined = processes.gather_with_gradient(own)
-    # Rank 0 weighs the two parts by 1 and 2, rank 1 by 10 and 20.
-    (joined * torch.tensor([[1.0], [2.0]]) * 10**rank).sum().backward()
+    # Rank r weighs the parts by 1, 2, 3 ... times 10 to the power of r.
+    weights = torch.arange(1.0, processes.world_size + 1)[:, None]
+    (joined * weights * 10**rank).sum().backward()
     return {
         "gather": processes.gather(torch.tensor([rank, rank + 10])),
         "joined": joined.detach(),
         "gradient": own.grad,
         "mean": processes.mean(torch.tensor([float(rank), float("nan") if rank else 0.0])),
+        "first": processes.from_first(torch.tensor([rank + 5])),
         "objects": processes.gather_objects([f"id-{rank}"]),
     }
 
 
-def train_until_interrupted(recipe: Recipe, run_dir: Path, rank: int) -> None:
+def train_until_interrupted(recipe: Recipe, run_dir: Path, processes: Processes) -> None:
     """Train, and ask the last process alone to stop once a step has been logged."""
 
     def interrupt() -> None:
@@ -93,30 +161,36 @@ def train_until_interrupted(recipe: Recipe, run_dir: Path, rank: int) -> None:
             time.sleep(0.005)
         os.kill(os.getpid(), signal.SIGTERM)
 
-    if rank == 1:
+    if processes.rank == processes.world_size - 1:
         threading.Thread(target=interrupt, daemon=True).start()
     assert train(recipe, run_dir, quiet=True).interrupted
 
 
-def main(folder: Path) -> None:
+def main(folder: Path, work: list[str]) -> None:
     """Everything that a process of the test does."""
-    inputs = torch.load(folder / "inputs.pt", weights_only=True)
-    results: dict[str, Any] = {}
     processes = join_processes("cpu")
-    results["gathered"] = gathered(processes)
-    batch = part_of(inputs["batch"], processes.rank, processes.world_size)
-    for negatives in ("rank", "all_ranks"):
-        task, output = step(inputs, negatives, processes, batch)
-        task.finish_step(output.update)
-        results[negatives] = {
-            "terms": dict(output.terms),
-            "gradients": gradients(task),
-            "queue": task.queue.state_dict(),
-        }
-    torch.save(results, folder / f"rank-{processes.rank}.pt")
-    train(read_recipe(folder / "captioner.yaml"), folder / "captioner", quiet=True)
-    train_until_interrupted(read_recipe(folder / "recipe.yaml"), folder / "run", processes.rank)
+    for item in work:
+        what, _, name = item.partition(":")
+        recipe = read_recipe(folder / f"{name}.yaml") if name else None
+        match what:
+            case "steps":
+                inputs = torch.load(folder / "inputs.pt", weights_only=True)
+                results = {"gathered": gathered(processes), "steps": steps(inputs, processes)}
+                file = f"{processes.world_size}-ranks-{processes.rank}.pt"
+                torch.save(results, folder / file)
+            case "begin":
+                assert recipe is not None
+                train_until_interrupted(recipe, folder / name, processes)
+            case "train":
+                assert recipe is not None
+                train(recipe, folder / name, quiet=True)
+            case "fail":
+                assert recipe is not None
+                try:
+                    train(recipe, folder / name, quiet=True)
+                except TrainingError as error:
+                    (folder / name / f"rank-{processes.rank}.txt").write_text(str(error))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), sys.argv[2:])

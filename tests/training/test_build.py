@@ -65,15 +65,25 @@ def test_fresh_weights_depend_on_the_seed_alone(
 ) -> None:
     def first_weight(seed: int) -> torch.Tensor:
         torch.rand(1)
-        return build_model(resolve(make_recipe(seed=seed), tokenizer)).itm_head.weight
+        return build_model(resolve(make_recipe(seed=seed), tokenizer), Processes()).itm_head.weight
 
     assert torch.equal(first_weight(1), first_weight(1))
     assert not torch.equal(first_weight(1), first_weight(2))
 
 
+@pytest.mark.parametrize(("sharding", "held"), [("replicate", "cpu"), ("full", "meta")])
+def test_of_a_model_that_is_divided_the_first_process_alone_has_the_whole(
+    make_recipe: MakeRecipe, tokenizer: TextTokenizer, sharding: str, held: str
+) -> None:
+    recipe = resolve(make_recipe(sharding=sharding), tokenizer)
+    first, second = (build_model(recipe, Processes(rank, world_size=2)) for rank in range(2))
+    assert {p.device.type for p in first.parameters()} == {"cpu"}
+    assert {p.device.type for p in second.parameters()} == {held}
+
+
 def test_the_prompt_is_counted_in_tokens(make_recipe: MakeRecipe, tokenizer: TextTokenizer) -> None:
     recipe = resolve(captioner_recipe(make_recipe(), prefix="this wall is "), tokenizer)
-    task = build_task(recipe, build_model(recipe), tokenizer, Processes())
+    task = build_task(recipe, build_model(recipe, Processes()), tokenizer, Processes())
     assert isinstance(task, CaptionerTask)
     with_prompt = tokenizer.encode(["this wall is red"], 30)
     alone = tokenizer.encode(["red"], 30)
@@ -87,7 +97,7 @@ def test_a_prompt_that_fills_the_text_is_refused(
     recipe = captioner_recipe(make_recipe(), prefix="this wall is ", max_tokens=4)
     recipe = resolve(recipe, tokenizer)
     with pytest.raises(RecipeError, match="leaves no room for a caption"):
-        build_task(recipe, build_model(recipe), tokenizer, Processes())
+        build_task(recipe, build_model(recipe, Processes()), tokenizer, Processes())
 
 
 def test_ranks_and_parts_divide_the_batch(

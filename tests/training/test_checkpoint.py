@@ -1,5 +1,7 @@
 """Checkpoints are complete or absent, and few."""
 
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,14 +13,16 @@ from openblip.interop.folder import read_folder
 from openblip.model import Med, MedConfig
 from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
 from openblip.training.checkpoint import (
-    STATE_FILE,
+    STATE_FOLDER,
     CheckpointStore,
+    CheckpointWriter,
     RunState,
     read_checkpoint,
     step_name,
-    write_checkpoint,
 )
+from openblip.training.distributed import Processes
 
+ReadStored = Callable[[Path], dict[str, torch.Tensor]]
 TOKENIZER = TextTokenizer.train(["a wall", "a red wall"] * 3, 40)
 
 
@@ -38,11 +42,18 @@ def stepped_optimiser(task: PretrainTask) -> torch.optim.Optimizer:
     return optimiser
 
 
+def write(
+    folder: Path, task: PretrainTask, optimiser: torch.optim.Optimizer, state: RunState
+) -> None:
+    with CheckpointWriter(Processes(), TOKENIZER, max_tokens=20) as writer:
+        writer.write(folder, task, optimiser, state)
+
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, PretrainTask]:
     folder, task = tmp_path_factory.mktemp("run") / step_name(3), make_task(seed=1)
     state = RunState(step=3, best_loss=2.5, best_step=2, terms={"lm": 1.0})
-    write_checkpoint(folder, task, TOKENIZER, 20, stepped_optimiser(task), state)
+    write(folder, task, stepped_optimiser(task), state)
     return folder, task
 
 
@@ -66,14 +77,44 @@ def test_it_is_a_model_folder(written: tuple[Path, PretrainTask]) -> None:
     assert torch.equal(loaded.med.itm_head.weight, task.student.itm_head.weight)
 
 
-def test_weights_are_stored_once(written: tuple[Path, PretrainTask]) -> None:
-    state = torch.load(written[0] / STATE_FILE, weights_only=True)
-    assert not [name for name in state["task"] if name.startswith("student.")]
+def test_training_goes_on_while_it_is_written(tmp_path: Path, read_stored: ReadStored) -> None:
+    task = make_task(seed=1)
+    optimiser, state = stepped_optimiser(task), RunState(step=1)
+    before = {name: tensor.clone() for name, tensor in task.state_dict().items()}
+    order: list[str] = []
+    with CheckpointWriter(Processes(), TOKENIZER, max_tokens=20) as writer:
+        writer.write(tmp_path / "a", task, optimiser, state, then=lambda: order.append("a"))
+        with torch.no_grad():
+            for tensor in task.state_dict().values():
+                tensor.zero_()
+        optimiser.step()
+        state.step = 2
+        writer.write(tmp_path / "b", task, optimiser, state, then=lambda: order.append("b"))
+    assert order == ["a", "b"]
+    stored = read_stored(tmp_path / "a")
+    assert all(torch.equal(stored[f"task.{name}"], before[name]) for name in before)
+    assert torch.equal(stored["optimiser.student.temperature.step"], torch.tensor(1.0))
+    student = read_folder(tmp_path / "a").med.state_dict()
+    assert all(torch.equal(student[name], before[f"student.{name}"]) for name in student)
+    other = make_task(seed=2)
+    assert read_checkpoint(tmp_path / "a", other, stepped_optimiser(other)).step == 1
+
+
+def test_one_that_cannot_be_written_is_told_and_leaves_nothing(tmp_path: Path) -> None:
+    task, folder = make_task(seed=1), tmp_path / step_name(1)
+    writer = CheckpointWriter(Processes(), TOKENIZER, max_tokens=20)
+    writer.write(folder, task, stepped_optimiser(task), RunState(), {"no/such/folder": ""})
+    with pytest.raises(CheckpointError, match=rf"{folder}: cannot be written .* goes on"):
+        writer.wait()
+    assert not list(tmp_path.iterdir())
+    # The next one may succeed.
+    write(folder, task, stepped_optimiser(task), RunState())
+    assert [path.name for path in tmp_path.iterdir()] == [folder.name]
 
 
 def test_another_recipe_is_refused(written: tuple[Path, PretrainTask]) -> None:
     task = make_task(seed=1, queue_size=6)
-    with pytest.raises(CheckpointError, match="does not belong to this recipe"):
+    with pytest.raises(CheckpointError, match=r"queue.image_embed has shape \(4, 64\), expected"):
         read_checkpoint(written[0], task, torch.optim.AdamW(task.student.parameters()))
 
 
@@ -81,20 +122,40 @@ def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     task = make_task(seed=1)
     optimiser = stepped_optimiser(task)
     folder = tmp_path / step_name(1)
-    write_checkpoint(folder, task, TOKENIZER, 20, optimiser, RunState(step=1))
-    whole = (folder / STATE_FILE).read_bytes()
-    (folder / STATE_FILE).write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match=rf"{STATE_FILE}: cannot be read.*remove"):
+    write(folder, task, optimiser, RunState(step=1))
+    for file in (".metadata", "__0_0.distcp"):
+        path = folder / STATE_FOLDER / file
+        whole = path.read_bytes()
+        path.write_bytes(whole[: len(whole) // 2])
+        with pytest.raises(CheckpointError, match=rf"{STATE_FOLDER}: cannot be read.*; remove"):
+            read_checkpoint(folder, task, optimiser)
+        path.write_bytes(whole)
+    (folder / "run_state.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"run_state.json: cannot be read.*; remove"):
         read_checkpoint(folder, task, optimiser)
 
 
-def test_a_pickle_with_code_is_not_run(tmp_path: Path, written: tuple[Path, PretrainTask]) -> None:
+def test_a_pickle_with_code_is_not_run(tmp_path: Path) -> None:
     folder, task = tmp_path / step_name(1), make_task(seed=1)
     optimiser = stepped_optimiser(task)
-    write_checkpoint(folder, task, TOKENIZER, 20, optimiser, RunState(step=1))
-    torch.save({"run": Path("/")}, folder / STATE_FILE)
-    with pytest.raises(CheckpointError, match="cannot be read"):
+    write(folder, task, optimiser, RunState(step=1))
+    harmful = tmp_path / "harm"
+
+    class Harm:
+        def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
+            return Path.touch, (harmful,)
+
+    (folder / STATE_FOLDER / ".metadata").write_bytes(pickle.dumps(Harm()))
+    with pytest.raises(CheckpointError, match="has no place in it"):
         read_checkpoint(folder, task, optimiser)
+    assert not harmful.exists()
+
+
+def test_one_of_an_earlier_version_is_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "training_state.pt").touch()
+    task = make_task(seed=1)
+    with pytest.raises(CheckpointError, match=r"earlier version.*init_from"):
+        read_checkpoint(tmp_path, task, stepped_optimiser(task))
 
 
 def steps_in(store: CheckpointStore) -> list[str]:

@@ -152,6 +152,7 @@ def test_contradictions_are_refused(
         ({}, "either train.steps or train.epochs"),
         ({"steps": 0}, "train.steps is 0; give at least 1"),
         ({"steps": 1, "accumulate": 0}, "train.accumulate is 0"),
+        ({"steps": 1, "compile": True, "sharding": "full"}, "set one of them"),
     ],
 )
 def test_lengths_are_checked(settings: dict[str, int], message: str) -> None:

@@ -98,6 +98,22 @@ def save_folder(
         ValueError: if there is no such kind, or it is of another model.
     """
     check_replaceable(folder, (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE))
+    try:
+        with replace_folder(folder) as unfinished:
+            write_model(unfinished, model, tokenizer, kind, max_tokens)
+    except OSError as error:
+        raise CheckpointError(f"{folder}: cannot be written ({error})") from error
+
+
+def write_model(
+    folder: Path, model: AnyModel, tokenizer: TextTokenizer, kind: str, max_tokens: int
+) -> None:
+    """Write the files of a model into a folder that is there, beside what else it holds.
+
+    Raises:
+        OSError: if they cannot be written.
+        ValueError: if there is no such kind, or it is of another model.
+    """
     expected = _CONFIGS[_one_of(get_args(FolderKind), "kind", kind)]
     if not isinstance(model.config, expected):
         raise ValueError(f"kind {kind!r} is not a {type(model).__name__}")
@@ -109,13 +125,9 @@ def save_folder(
         "preprocess": _preprocess(model.config),
         "text": {"max_tokens": max_tokens},
     }
-    try:
-        with replace_folder(folder) as unfinished:
-            (unfinished / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-            write_safetensors(unfinished / WEIGHTS_FILE, model.state_dict())
-            tokenizer.save(unfinished)
-    except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error})") from error
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    write_safetensors(folder / WEIGHTS_FILE, model.state_dict())
+    tokenizer.save(folder)
 
 
 def read_folder(folder: Path) -> LoadedModel:

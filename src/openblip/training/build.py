@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import RecipeError
+from openblip.interop.assembly import build_empty
 from openblip.interop.folder import read_folder
 from openblip.model import Med
 from openblip.model.albef import Albef
@@ -29,6 +31,7 @@ from openblip.tasks.vqa import VqaObjectives, VqaTask
 from openblip.training.config import DataConfig, ModelOverrides, Recipe
 from openblip.training.distributed import Processes
 from openblip.training.loaders import resolved_parts
+from openblip.training.sharding import shard
 from openblip.training.students import StudentConfig, new_student, starting_model
 
 # Tells the random numbers of fresh weights from those of the steps.
@@ -67,8 +70,11 @@ def resolve(recipe: Recipe, tokenizer: TextTokenizer) -> Recipe:
     return replace(recipe, model=_sized(recipe.model, recipe.data.image_size, tokenizer.vocab_size))
 
 
-def build_model(recipe: Recipe) -> Student:
+def build_model(recipe: Recipe, processes: Processes) -> Student:
     """The student: fresh weights that depend on the seed alone, or those of `init_from`.
+
+    Where the processes divide it, the first one alone has the weights; that of the others is on
+    the meta device until `build_task` divides it.
 
     All heads of a model that is fine-tuned are kept, trained or not, so that what comes out can
     do what it could before. Its positions are interpolated to the image size of the data.
@@ -84,6 +90,8 @@ def build_model(recipe: Recipe) -> Student:
         config = recipe.model
     config = _overridden(config, recipe.overrides)
     _check_text_length(recipe.data, config)
+    if recipe.train.sharding == "full" and not processes.is_first:
+        return build_empty(partial(new_student, config))
     with _fresh_weights(recipe.train.seed):
         model = new_student(config)
     if state is not None:
@@ -94,7 +102,10 @@ def build_model(recipe: Recipe) -> Student:
 def build_task(
     recipe: Recipe, model: Student, tokenizer: TextTokenizer, processes: Processes
 ) -> AnyTask:
-    """The task around the student, on the device of this process, in training mode."""
+    """The task around the student, on the device of this process, in training mode.
+
+    With `train.sharding` "full" it is divided among the processes.
+    """
     special, seed = tokenizer.special, recipe.train.seed
     task: AnyTask
     match recipe.objectives:
@@ -110,6 +121,8 @@ def build_task(
         case objectives:
             assert isinstance(model, Med)
             task = _med_task(recipe, objectives, model, tokenizer, processes)
+    if recipe.train.sharding == "full":
+        shard(task, processes)
     return task.to(processes.device).train()
 
 

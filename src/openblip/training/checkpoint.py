@@ -1,25 +1,35 @@
 """Checkpoints: folders that appear whole or not at all, and what is in them.
 
-A checkpoint is a model folder (see `openblip.interop.folder`) with a `training_state.pt` beside
-the weights, so that it can be loaded as a model and continued as a run.
+A checkpoint is a model folder (see `openblip.interop.folder`) with two things beside the weights,
+so that it can be loaded as a model and continued as a run: `run_state.json`, and the folder
+`training_state` (see `openblip.training.state_folder`), which holds weights, teacher, queues and
+the optimiser's moments for any number of processes.
 """
 
+import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 
-from openblip.atomic import force_to_disk, replace_folder
+from openblip.atomic import begin_folder, finish_folder, force_to_disk
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import CheckpointError
-from openblip.interop.folder import read_folder, save_folder
+from openblip.interop.assembly import fill
+from openblip.interop.folder import write_model
+from openblip.interop.models import empty_model
 from openblip.tasks.protocol import AnyTask
+from openblip.training.distributed import Processes
+from openblip.training.sharding import whole_copies
+from openblip.training.state_folder import begin_writing, read_into
 
-STATE_FILE = "training_state.pt"
-_STUDENT = "student."
+STATE_FOLDER = "training_state"
+RUN_STATE_FILE = "run_state.json"
 
 
 @dataclass(kw_only=True)
@@ -88,37 +98,111 @@ def step_name(step: int) -> str:
     return f"step-{step:08d}"
 
 
-def write_checkpoint(
-    folder: Path,
-    task: AnyTask,
-    tokenizer: TextTokenizer,
-    max_tokens: int,
-    optimiser: torch.optim.Optimizer,
-    state: RunState,
-    notes: Mapping[str, str] | None = None,
-) -> None:
-    """Write the student as a model folder, and all else that a run needs to go on.
+class CheckpointWriter:
+    """Writes checkpoints while training goes on, one after the other.
+
+    A context that ends when the last one stands.
 
     Args:
-        folder: appears whole, in place of one that may exist.
-        task: its student and its teacher, queues and whatever else its state has.
+        processes: all of them write; the first one puts the folder in its place once they have.
         tokenizer: goes into the model folder.
         max_tokens: longest text, likewise.
-        optimiser: its moments.
-        state: where the run stands.
-        notes: contents of further files by name.
     """
-    rest = {k: v for k, v in task.state_dict().items() if not k.startswith(_STUDENT)}
-    values = {"task": rest, "optimiser": optimiser.state_dict(), "run": asdict(state)}
-    with replace_folder(folder) as unfinished:
-        save_folder(unfinished, task.student, tokenizer, task.kind, max_tokens)
-        torch.save(values, unfinished / STATE_FILE)
-        for name, text in (notes or {}).items():
-            (unfinished / name).write_text(text, encoding="utf-8")
+
+    def __init__(self, processes: Processes, tokenizer: TextTokenizer, max_tokens: int) -> None:
+        self._processes = processes
+        self._tokenizer = tokenizer
+        self._max_tokens = max_tokens
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: tuple[Path, Future[None]] | None = None
+
+    def write(
+        self,
+        folder: Path,
+        task: AnyTask,
+        optimiser: torch.optim.Optimizer,
+        state: RunState,
+        notes: Mapping[str, str] | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """Copy the student as a model, and all else that a run needs to go on, and begin to write.
+
+        Waits for the checkpoint before. Every process calls this.
+
+        Args:
+            folder: appears whole, in place of one that may exist.
+            task: its student and its teacher, queues and whatever else its state has; it may
+                change as soon as this returns.
+            optimiser: its moments, likewise.
+            state: where the run stands, likewise.
+            notes: contents of further files by name.
+            then: called by the first process when the folder stands.
+
+        Raises:
+            CheckpointError: the checkpoint before could not be written.
+        """
+        self.wait()
+        first = self._processes.is_first
+        try:
+            begun = begin_folder(folder) if first else None
+        except OSError as error:
+            raise _cannot_write(folder, error) from error
+        # Nobody writes before the folder is there and empty.
+        unfinished: Path = self._processes.gather_objects(begun)[0]
+        texts = {RUN_STATE_FILE: json.dumps(asdict(state), indent=2) + "\n", **(notes or {})}
+        weights = whole_copies(task.student.state_dict(), self._processes)
+        finish_state = begin_writing(unfinished / STATE_FOLDER, task, optimiser, self._processes)
+
+        def finish() -> None:
+            try:
+                finish_state()
+                if first:
+                    model = fill(empty_model(task.student.config), weights, str(folder))
+                    write_model(unfinished, model, self._tokenizer, task.kind, self._max_tokens)
+                    for name, text in texts.items():
+                        (unfinished / name).write_text(text, encoding="utf-8")
+                    finish_folder(unfinished, folder)
+                    if then is not None:
+                        then()
+            finally:
+                if first:
+                    shutil.rmtree(unfinished, ignore_errors=True)
+
+        self._pending = folder, self._thread.submit(finish)
+
+    def wait(self) -> None:
+        """Return when no checkpoint is being written.
+
+        Raises:
+            CheckpointError: the last one could not be written.
+        """
+        if self._pending is None:
+            return
+        (folder, finished), self._pending = self._pending, None
+        try:
+            finished.result()
+        except (OSError, CheckpointError) as error:
+            raise _cannot_write(folder, error) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self.wait()
+        finally:
+            self._thread.shutdown()
 
 
 def read_checkpoint(folder: Path, task: AnyTask, optimiser: torch.optim.Optimizer) -> RunState:
     """Put a checkpoint's weights, queues and moments into `task` and `optimiser`.
+
+    Every process calls this; how many wrote it makes no difference.
 
     Returns:
         where the run stood.
@@ -126,31 +210,35 @@ def read_checkpoint(folder: Path, task: AnyTask, optimiser: torch.optim.Optimize
     Raises:
         CheckpointError: if a file is missing or damaged, or is of another model.
     """
-    student = read_folder(folder).model.state_dict()
-    values = _read_state(folder / STATE_FILE)
+    state = _read_run_state(folder)
     try:
-        task.load_state_dict(
-            {**values["task"], **{f"{_STUDENT}{k}": v for k, v in student.items()}}
+        read_into(folder / STATE_FOLDER, task, optimiser)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; remove {folder} to go on from an earlier checkpoint, or choose another run "
+            "directory"
+        ) from error
+    return state
+
+
+def _cannot_write(folder: Path, error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"{folder}: cannot be written ({error}); the checkpoint before it is whole: make room, and "
+        "the same call goes on from there"
+    )
+
+
+def _read_run_state(folder: Path) -> RunState:
+    path = folder / RUN_STATE_FILE
+    if (folder / "training_state.pt").exists():
+        raise CheckpointError(
+            f"{folder}: was written by an earlier version, whose runs cannot be continued; begin "
+            "a run in another directory, with init_from: that folder to start from its weights"
         )
-        optimiser.load_state_dict(values["optimiser"])
-        return RunState(**values["run"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise CheckpointError(
-            f"{folder}: does not belong to this recipe ({_first_line(error)}); remove that folder "
-            f"to go on from an earlier checkpoint, or choose another run directory"
-        ) from error
-
-
-def _read_state(path: Path) -> dict[str, Any]:
     try:
-        values: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged file
+        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return RunState(**values)
+    except (OSError, ValueError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: cannot be read ({_first_line(error)}); remove {path.parent} to go on from "
-            f"an earlier checkpoint"
+            f"{path}: cannot be read ({error}); remove {folder} to go on from an earlier checkpoint"
         ) from error
-    return values
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n")[0] or type(error).__name__

@@ -20,6 +20,7 @@ from openblip.tasks.vqa import VqaObjectives
 TaskName = Literal["pretrain", "captioner", "filter", "clip", "albef", "vqa", "nlvr"]
 ScheduleKind = Literal["step_decay", "epoch_cosine", "warmup_cosine"]
 Precision = Literal["float32", "bfloat16"]
+Sharding = Literal["replicate", "full"]
 Objectives = (
     PretrainObjectives
     | FilterObjectives
@@ -178,6 +179,10 @@ class TrainConfig:
     """Parts of a batch whose gradients are added up before the optimiser's step."""
     precision: Precision = "float32"
     """bfloat16: matrix products in bfloat16, weights and losses in float32."""
+    sharding: Sharding = "replicate"
+    """What each of several processes holds of weights, teacher, gradients and moments. `replicate`
+    (DDP): all; `full` (FSDP2): its part, and of one layer at a time the whole. `full` needs less
+    memory and sends more (`docs/training.md`)."""
     compile: bool = False
     """Compile the blocks of image encoder and text stack; the first steps take minutes."""
     checkpoint_every: int = 1000
@@ -198,6 +203,11 @@ class TrainConfig:
         _check_at_least("train", self, 1, *counts, "steps", "epochs", "threads")
         if (self.steps is None) == (self.epochs is None):
             raise RecipeError("give either train.steps or train.epochs")
+        if self.compile and self.sharding == "full":
+            raise RecipeError(
+                "train.compile is for whole stacks of layers, which train.sharding 'full' takes "
+                "apart to fetch each layer's weights: set one of them"
+            )
 
     def part_size(self, world_size: int) -> int:
         """Pairs of one accumulated part on one process.

@@ -1,4 +1,4 @@
-"""The processes of a run: the only file that calls `torch.distributed`.
+"""The processes of a run: the only file that sends anything from one to another by itself.
 
 `torchrun` tells each process its place through environment variables; without them a run has
 one process, and every operation here is the identity.
@@ -9,11 +9,13 @@ import os
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from typing import Any, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 
 from openblip.errors import RecipeError
@@ -33,6 +35,9 @@ class Processes:
     """How many processes there are."""
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     """Where this process computes."""
+    background: dist.ProcessGroup | None = None
+    """Connections of their own for what goes on beside training, on the CPU; None if there is one
+    process."""
 
     @property
     def is_first(self) -> bool:
@@ -73,6 +78,21 @@ class Processes:
         dist.all_gather_object(values, value)
         return values
 
+    def from_first(self, tensor: Tensor) -> Tensor:
+        """The first process's tensor, on the device of this one.
+
+        Args:
+            tensor: elsewhere only its shape and dtype count; it may be on the meta device.
+        """
+        if self.world_size == 1:
+            return tensor.to(self.device)
+        if self.is_first:
+            sent = tensor.to(self.device).contiguous()
+        else:
+            sent = torch.empty(tensor.shape, dtype=tensor.dtype, device=self.device)
+        dist.broadcast(sent, src=0)
+        return sent
+
     def wait_for_all(self) -> None:
         """Return once every process has come here."""
         if self.world_size > 1:
@@ -82,19 +102,28 @@ class Processes:
         """The task as a module whose backward averages the gradients over the processes.
 
         Args:
-            task: its parameters and buffers are made equal to those of the first process.
+            task: its parameters and buffers are made equal to those of the first process. One
+                that is divided among the processes (`openblip.training.sharding`) does all this
+                by itself.
             find_unused: search each step's graph for parameters that it does not reach; needed
                 where a head of the model takes no part in the objectives.
         """
-        if self.world_size == 1:
+        if self.world_size == 1 or isinstance(task, FSDPModule):
             return task
         # Queues are buffers that every rank updates alike: to broadcast them would be waste.
         return DistributedDataParallel(
-            task, broadcast_buffers=False, find_unused_parameters=find_unused
+            task,
+            forward_sync_buffers=False,
+            find_unused_parameters=find_unused,
+            gradient_as_bucket_view=True,  # or every gradient would be there twice
         )
 
     def without_sync(self, module: torch.nn.Module) -> AbstractContextManager[None]:
-        """A context in which backward of `replicate`'s module only adds up local gradients."""
+        """A context in which backward of `replicate`'s module only adds up local gradients.
+
+        For a task that is divided it changes nothing: what would be added up are gradients of the
+        whole model, which no process has room for.
+        """
         if isinstance(module, DistributedDataParallel):
             return cast("AbstractContextManager[None]", module.no_sync())
         return nullcontext()
@@ -142,7 +171,14 @@ def join_processes(device: str = "auto") -> Processes:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=_TIMEOUT)
         atexit.register(dist.destroy_process_group)
-    return Processes(rank, world_size, chosen)
+    return Processes(rank, world_size, chosen, _background_group())
+
+
+@cache
+def _background_group() -> dist.ProcessGroup:
+    """Made once, as the connections of the run are: two threads cannot share one group."""
+    group: dist.ProcessGroup = dist.new_group(backend="gloo", timeout=_TIMEOUT)
+    return group
 
 
 def _device(name: str, local_rank: int | None) -> torch.device:

@@ -27,14 +27,22 @@ def build_optimiser(
             do not decay; the temperature, which has no dimension, does.
     """
     every = list(parameters)
-    exempt = [p for p in every if p.ndim == 1 and not config.decay_norms_and_biases]
-    decaying = [p for p in every if p.ndim != 1 or config.decay_norms_and_biases]
+
+    def decay_of(parameter: nn.Parameter) -> float:
+        exempt = parameter.ndim == 1 and not config.decay_norms_and_biases
+        return 0.0 if exempt else config.weight_decay
+
+    # The kernel takes parameters that are divided among processes and whole ones, but not at once.
+    keys = [(type(parameter), decay_of(parameter)) for parameter in every]
     groups = [
-        {"params": decaying, "weight_decay": config.weight_decay},
-        {"params": exempt, "weight_decay": 0.0},
+        {
+            "params": [p for p, own in zip(every, keys, strict=True) if own == key],
+            "weight_decay": key[1],
+        }
+        for key in dict.fromkeys(keys)
     ]
     return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
+        groups,
         lr=config.lr,
         betas=config.betas,
         eps=config.eps,

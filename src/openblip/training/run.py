@@ -1,7 +1,7 @@
 """`train`: from a recipe and a directory to a trained model in it."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -19,10 +19,10 @@ from openblip.training.build import (
 )
 from openblip.training.checkpoint import (
     CheckpointStore,
+    CheckpointWriter,
     RunState,
     read_checkpoint,
     step_name,
-    write_checkpoint,
 )
 from openblip.training.config import Recipe
 from openblip.training.distributed import Processes, join_processes
@@ -95,7 +95,8 @@ class _Run:
     def __init__(self, recipe: Recipe, run_dir: Path, processes: Processes, resume: bool) -> None:
         self.run_dir, self.processes = run_dir, processes
         self.store = CheckpointStore(run_dir / CHECKPOINT_FOLDER)
-        checkpoint = self.store.latest()
+        # One process looks, so that all see the same.
+        checkpoint = processes.gather_objects(self.store.latest())[0]
         if checkpoint is not None and not resume:
             raise TrainingError(
                 f"{run_dir} holds a run that stands at {checkpoint.name}: choose another run "
@@ -107,7 +108,7 @@ class _Run:
         self.loader = training_loader(recipe, tables, self.tokenizer, processes)
         self.validation = validation_loader(recipe, tables, self.tokenizer, processes)
         self.plan = Plan.of(recipe.train, self.loader.batches_per_epoch)
-        self.task = build_task(recipe, build_model(recipe), self.tokenizer, processes)
+        self.task = build_task(recipe, build_model(recipe, processes), self.tokenizer, processes)
         self.optimiser = build_optimiser(trained_parameters(self.task), recipe.optimiser)
         self.state = self._state_at(checkpoint)
         if recipe.train.compile:
@@ -121,12 +122,13 @@ class _Run:
             clip_norm=recipe.optimiser.clip_norm,
             find_unused=not self.task.trains_all_weights,
         )
+        self.checkpoints = CheckpointWriter(processes, self.tokenizer, recipe.data.max_tokens)
 
     def carry_out(self, quiet: bool) -> TrainResult:
         """Train until the end, or until someone asks to stop."""
         finished = self.state.step == self.plan.total_steps
         if not finished:
-            with self.loader, self._reporting(quiet) as reporting:
+            with self.loader, self.checkpoints, self._reporting(quiet) as reporting:
                 loop = Loop(
                     self.trainer,
                     self.loader,
@@ -191,26 +193,22 @@ class _Run:
             return self.trainer.evaluate(islice(loader.iterate(), num_batches))
 
     def _save(self, state: RunState) -> None:
-        if self.processes.is_first:
-            self._write(step_name(state.step))
-            self.store.point(state.step, state.best_step)
+        last, best = state.step, state.best_step
+        self._write(step_name(last), then=lambda: self.store.point(last, best))
 
-    def _write(self, name: str, notes: Mapping[str, str] | None = None) -> None:
-        write_checkpoint(
-            self.store.folder / name,
-            self.task,
-            self.tokenizer,
-            self.recipe.data.max_tokens,
-            self.optimiser,
-            self.state,
-            notes,
-        )
+    def _write(
+        self,
+        name: str,
+        notes: Mapping[str, str] | None = None,
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        folder = self.store.folder / name
+        self.checkpoints.write(folder, self.task, self.optimiser, self.state, notes, then)
 
     def _failed(self, failure: NonFiniteLoss) -> TrainingError:
         folder = self.store.folder / f"failed-{step_name(failure.step)}"
-        if self.processes.is_first:
-            report = {"step": failure.step, "terms": failure.terms, "ids": failure.ids}
-            self._write(folder.name, {FAILED_BATCH_FILE: json.dumps(report, indent=2)})
+        report = {"step": failure.step, "terms": failure.terms, "ids": failure.ids}
+        self._write(folder.name, {FAILED_BATCH_FILE: json.dumps(report, indent=2)})
         terms = ", ".join(f"{name} {value:.4g}" for name, value in failure.terms.items())
         named = ", ".join(failure.ids[:_NAMED_IDS])
         more = f" and {n} more" if (n := len(failure.ids) - _NAMED_IDS) > 0 else ""

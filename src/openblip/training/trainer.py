@@ -14,6 +14,7 @@ from openblip.tasks.protocol import AnyTask, StepOutput, StepPosition
 from openblip.training.config import Precision
 from openblip.training.distributed import Processes
 from openblip.training.optimiser import set_learning_rate, trained_parameters
+from openblip.training.sharding import clip, total_norm
 
 # Keeps the random numbers of training and of validation apart.
 _TRAINING, _VALIDATION = 1, 2
@@ -131,9 +132,9 @@ class Trainer:
         asked = torch.tensor([float(stop)], device=values.device)
         values = self.processes.mean(torch.cat([values, asked]))
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = total_norm(gradients, self.processes)
         if self.clip_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(self._parameters, self.clip_norm, norm)
+            clip(gradients, norm, self.clip_norm)
         # The only place of a step where the host waits for the device.
         *means, asked_by, grad_norm = torch.cat([values, norm[None]]).tolist()
         terms = dict(zip(["loss", *outputs[0].terms], means, strict=True))

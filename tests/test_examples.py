@@ -1,0 +1,118 @@
+"""The examples can be run as they stand."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from openblip.data.table import PairRow, PairTable
+
+EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
+SBATCH = EXAMPLES / "slurm" / "train.sbatch"
+README = EXAMPLES / "slurm" / "README.md"
+
+# What Slurm does for a job of one node: `srun` runs the command, `scontrol` answers and notes.
+SRUN = """#!/bin/sh
+shift
+exec "$@"
+"""
+SCONTROL = """#!/bin/sh
+if [ "$1" = show ]; then echo localhost; else echo "$@" >> "$NOTES"; fi
+"""
+
+
+def test_the_script_is_correct_shell() -> None:
+    subprocess.run(["bash", "-n", str(SBATCH)], check=True)
+    assert os.access(SBATCH, os.X_OK)
+    text = SBATCH.read_text()
+    assert "set -euo pipefail" in text
+    # Slurm reads its lines before the first command only.
+    head, _, rest = text.partition("set -euo pipefail")
+    assert "#SBATCH --signal=B:USR1@" in head
+    assert "#SBATCH" not in rest
+
+
+def test_every_variable_is_quoted_and_has_a_value() -> None:
+    text = re.sub(r"#.*", "", SBATCH.read_text().replace("$#", "COUNT"))
+    bare = re.sub(r'"(?:[^"\\]|\\.)*"', "", text)
+    assert set(re.findall(r"\$\{?(\w+)", bare)) == set(), "unquoted"
+    set_here = set(re.findall(r"^(?:export )?(\w+)=", text, re.M))
+    used = set(re.findall(r"\$\{?(\w+)", text))
+    by_slurm = {name for name in used if name.startswith("SLURM_")}
+    assert used - by_slurm <= set_here
+
+
+def test_the_variables_that_can_be_given_are_explained() -> None:
+    text = SBATCH.read_text()
+    can_be_given = set(re.findall(r"^(?:export )?(\w+)=\"\$\{\1:-", text, re.M))
+    explained = set(re.findall(r"^\| `(\w+)`", README.read_text(), re.M))
+    assert can_be_given == explained
+
+
+def start(tmp_path: Path, *words: str) -> "subprocess.Popen[str]":
+    tools = tmp_path / "tools"
+    tools.mkdir(exist_ok=True)
+    for name, script in (("srun", SRUN), ("scontrol", SCONTROL)):
+        (tools / name).write_text(script)
+        (tools / name).chmod(0o755)
+    return subprocess.Popen(
+        ["bash", str(SBATCH), *words],
+        env={
+            **os.environ,
+            "PATH": f"{tools}:{os.environ['PATH']}",
+            "NOTES": str(tmp_path / "notes"),
+            "VENV": sys.prefix,
+            "PROCESSES_PER_NODE": "2",
+            "SLURM_JOB_ID": str(os.getpid()),
+            "SLURM_JOB_NODELIST": "localhost",
+            "SLURM_JOB_NUM_NODES": "1",
+        },
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+    )
+
+
+def test_without_a_command_it_says_what_is_missing(tmp_path: Path) -> None:
+    process = start(tmp_path)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert "usage: sbatch train.sbatch pretrain" in output
+
+
+@pytest.mark.slow
+def test_a_job_whose_time_is_over_saves_is_requeued_and_goes_on(tmp_path: Path) -> None:
+    """The real launcher with two processes, under stand-ins for Slurm's own commands."""
+    from io import BytesIO
+
+    def row(number: int) -> PairRow:
+        file = BytesIO()
+        Image.new("RGB", (64, 64), (number * 10, 99, 255 - number * 10)).save(file, format="PNG")
+        return PairRow(f"row-{number}", file.getvalue(), captions=[f"wall number {number}"])
+
+    PairTable.create(str(tmp_path / "walls.lance"), (row(number) for number in range(16)))
+    run_dir = tmp_path / "run"
+    steps = ["--train.batch-size", "8", "--objectives.queue-size", "8", "--train.log-every", "1"]
+    words = ["pretrain", "tiny", str(tmp_path / "walls.lance"), str(run_dir), *steps]
+    words += ["--train.sharding", "full", "--train.device", "cpu", "--train.threads", "1"]
+    words += ["--train.steps", "40", "--tokenizer", "train:60"]
+    process = start(tmp_path, *words)
+    metrics = run_dir / "metrics.jsonl"
+    while not metrics.exists() or metrics.read_text().count("\n") < 2:
+        assert process.poll() is None, process.communicate()[0]
+        time.sleep(0.05)
+    process.send_signal(signal.SIGUSR1)
+    output, _ = process.communicate(timeout=120)
+    assert (tmp_path / "notes").read_text() == f"requeue {os.getpid()}\n", output
+    saved = (run_dir / "checkpoints" / "last").readlink().name
+    assert 2 <= int(saved.removeprefix("step-")) < 40, output
+    process = start(tmp_path, *words)
+    output, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, output
+    assert (run_dir / "checkpoints" / "last").readlink().name == "step-00000040"
