@@ -1,7 +1,8 @@
 """Real trackers, without a network: what a run told them is read back."""
 
+import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,45 +28,60 @@ def two_starts(name: str, run_dir: Path) -> str:
                 opened[0].log(step, {"train/loss": step / 4})
             opened[0].alert(last, "alarm", "the loss jumped")
             opened.state, opened.results = state, {"final/loss": last / 4}
+        if name == "wandb":
+            # It names the files of a start by the second.
+            time.sleep(1.05 - time.time() % 1.0)
     assert warnings == []
     return (run_dir / "trackers" / f"{name}.id").read_text()
 
 
+def wandb_records(file: Path) -> Iterator[Any]:
+    """What an offline run of wandb has written: a log in LevelDB's format."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, at, block, parts = file.read_bytes(), 7, 32768, b""
+    while at + 7 <= len(data):
+        if block - at % block < 7:
+            at += block - at % block
+            continue
+        _, length, kind = struct.unpack("<IHB", data[at : at + 7])
+        parts += data[at + 7 : at + 7 + length]
+        at += 7 + length
+        # Whole, first, middle or last part of a record.
+        if kind in (1, 4):
+            record = Record()
+            record.ParseFromString(parts)
+            parts = b""
+            yield record
+
+
 def test_wandb_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
-    from wandb.proto import wandb_internal_pb2
-    from wandb.sdk.internal.datastore import DataStore
-
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     run_id = two_starts("wandb", tmp_path)
     files = sorted((tmp_path / "trackers" / "wandb").glob(f"offline-run-*/run-{run_id}.wandb"))
-    history: list[dict[str, str]] = []
-    settings, summary = {}, {}
-    alerts = []
-    for file in files:
-        store = DataStore()
-        store.open_for_scan(str(file))
-        while (data := store.scan_data()) is not None:
-            record = wandb_internal_pb2.Record()
-            record.ParseFromString(data)
-            assert not record.HasField("run") or record.run.run_id == run_id
-            settings.update({i.key: i.value_json for i in record.run.config.update})
-            if record.HasField("history"):
-                items = record.history.item
-                history.append({i.key or i.nested_key[0]: i.value_json for i in items})
-            if record.HasField("alert"):
-                alerts.append((record.alert.title, record.alert.text))
-            summary.update(
-                {i.key or "/".join(i.nested_key): i.value_json for i in record.summary.update}
-            )
+    records = [record for file in files for record in wandb_records(file)]
+
+    def items(updates: Any) -> dict[str, str]:
+        return {
+            "/".join([item.key, *item.nested_key]).strip("/"): item.value_json for item in updates
+        }
+
+    history = [items(record.history.item) for record in records if record.HasField("history")]
     assert [(line["step"], line["train/loss"]) for line in history] == [
         ("1", "0.25"),
         ("2", "0.5"),
         ("3", "0.75"),
     ]
-    assert settings["train.seed"] == "3"
-    assert alerts[0] == ("alarm at step 2", "the loss jumped")
+    (run, *_) = (record.run for record in records if record.HasField("run"))
+    assert (run.run_id, run.project, run.display_name) == (run_id, "openblip", tmp_path.name)
+    assert items(run.config.update)["train.seed"] == "3"
+    alerts = [record.alert for record in records if record.HasField("alert")]
+    assert next((a.title, a.text) for a in alerts) == ("alarm at step 2", "the loss jumped")
+    summary: dict[str, str] = {}
+    for record in records:
+        summary.update(items(record.summary.update))
     assert (summary["final/loss"], summary["state"]) == ("0.75", '"finished"')
 
 
@@ -89,17 +105,21 @@ def test_mlflow_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert run.data.tags["alarm at step 2"] == "the loss jumped"
 
 
-def test_trackio_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Its folder is chosen when it is imported.
+@pytest.fixture
+def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A project of trackio that is this test's own."""
+    # The folder is chosen when trackio is first imported.
     monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "store"))
-    monkeypatch.setenv("TRACKIO_PROJECT", f"walls-{time.time_ns()}")
     pytest.importorskip("trackio")
-    import os
+    name = f"walls-{time.time_ns()}"
+    monkeypatch.setenv("TRACKIO_PROJECT", name)
+    return name
 
+
+def test_trackio_in_a_folder(tmp_path: Path, project: str) -> None:
     from trackio.sqlite_storage import SQLiteStorage
 
     run_id = two_starts("trackio", tmp_path)
-    project = os.environ["TRACKIO_PROJECT"]
     logs = SQLiteStorage.get_logs(project, run_id)
     history = [(line["step"], line["train/loss"]) for line in logs if "train/loss" in line]
     assert history == [(1, 0.25), (2, 0.5), (3, 0.75)]
@@ -111,24 +131,18 @@ def test_trackio_in_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_a_run_tells_its_tracker_everything(
-    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_recipe: MakeRecipe, tmp_path: Path, project: str
 ) -> None:
-    pytest.importorskip("mlflow")
-    from mlflow.tracking import MlflowClient
+    from trackio.sqlite_storage import SQLiteStorage
 
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
-    train(make_recipe(trackers=("mlflow",)), tmp_path / "run", quiet=True)
-    client = MlflowClient()
-    run_id = (tmp_path / "run" / "trackers" / "mlflow.id").read_text()
-    run = client.get_run(run_id)
+    train(make_recipe(trackers=("trackio",)), tmp_path / "run", quiet=True)
+    run_id = (tmp_path / "run" / "trackers" / "trackio.id").read_text()
+    told = SQLiteStorage.get_logs(project, run_id)
     lines = read_metrics(tmp_path / "run")
-    assert [m.value for m in client.get_metric_history(run_id, "train/itm")] == [
-        line["itm"] for line in lines
-    ]
-    assert run.data.params["model.vision.width"] == "16"
-    assert run.data.metrics["final/itm"] == lines[-1]["itm"]
-    assert run.data.metrics["steps"] == 4
+    losses = [(line["step"], line["train/itm"]) for line in told if "train/itm" in line]
+    assert losses == [(line["step"], line["itm"]) for line in lines]
+    assert (told[-1]["final/itm"], told[-1]["steps"]) == (lines[-1]["itm"], 4)
+    assert SQLiteStorage.get_run_config(project, run_id)["model.vision.width"] == 16
 
 
 class Unreliable:
