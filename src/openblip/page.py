@@ -228,7 +228,7 @@ def curves(title: str, lines: Sequence[Curve], smoothing: float = 0.0) -> str:
         y = at((0.0, value))[1]
         drawn.append(
             f'<line x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>'
-            f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{value:.4g}</text>'
+            f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(value)}</text>'
         )
     for step in (step for step in steps if step <= x_end):
         x = at((step, bottom))[0]
@@ -274,11 +274,11 @@ def _ticks(low: float, high: float, count: int) -> list[float]:
     return [number * size for number in range(first, last + 1)]
 
 
-def _short(step: float) -> str:
+def _short(value: float) -> str:
     for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if step >= size:
-            return f"{step / size:g}{letter}"
-    return f"{step:g}"
+        if value >= size:
+            return f"{value / size:.4g}{letter}"
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}"
 
 
 def _polyline(places: Iterable[tuple[float, float]], colour: str, look: str) -> str:

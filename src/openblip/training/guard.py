@@ -75,7 +75,7 @@ def failed_window(skipped: Sequence[Range], step: int, num_steps: int) -> Range:
 def joined(ranges: Sequence[Range]) -> list[Range]:
     """The same steps in sorted ranges that neither overlap nor touch."""
     result: list[Range] = []
-    for first, end in sorted(ranges):
+    for first, end in sorted((first, end) for first, end in ranges):
         if result and first <= result[-1][1]:
             result[-1] = (result[-1][0], max(end, result[-1][1]))
         else:

@@ -30,7 +30,7 @@ from openblip.training.checkpoint import (
 )
 from openblip.training.config import Recipe
 from openblip.training.distributed import Processes, join_processes, recorded
-from openblip.training.guard import rewind
+from openblip.training.guard import joined, rewind
 from openblip.training.loop import Loop, Reporting
 from openblip.training.metrics_log import MetricsLog
 from openblip.training.optimiser import build_optimiser, trained_parameters
@@ -158,7 +158,7 @@ class _Run:
             self.state.seconds,
             self.state.terms,
             interrupted=not finished,
-            skipped=tuple(self.state.skipped),
+            skipped=tuple(joined(self.state.skipped)),
         )
 
     def _run_to_the_end(self, reporting: Reporting) -> bool:
