@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from openblip.training.config import Recipe
 
-_PRETRAIN_HELP = """Train a MED from scratch: RECIPE is tiny, small, base, large, or a recipe.yaml.
+_PRETRAIN_HELP = """Train a MED from scratch: RECIPE is tiny, small, base, large, or a recipe.yaml;
+clip and albef train those models.
 
 The same command goes on with a run that was stopped. Several processes: torchrun
 --nproc-per-node=8 -m openblip pretrain ... Example:

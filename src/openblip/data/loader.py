@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openblip.data.examples import Examples
 from openblip.data.images import open_image
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.reading import encoded_image
@@ -32,7 +33,7 @@ _IMAGE_COLUMNS = ("id", "image", "image_uri")
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Examples):
     """Image-text pairs ready for a model, on the host."""
 
     ids: tuple[str, ...]

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,19 +14,25 @@ from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.data.tokenizer import TextTokenizer
 from openblip.data.transforms import Augmentation
-from openblip.errors import RecipeError
+from openblip.errors import CheckpointError, RecipeError
 from openblip.interop.folder import read_folder
 from openblip.model import Med, MedConfig
-from openblip.model.config import Head
-from openblip.tasks.captioner import CaptionerTask
+from openblip.model.albef import Albef, AlbefConfig
+from openblip.model.vqa import Vqa
+from openblip.tasks.albef import AlbefObjectives, AlbefTask
+from openblip.tasks.captioner import CaptionerObjectives, CaptionerTask
+from openblip.tasks.clip import ClipObjectives, ClipTask
+from openblip.tasks.contrastive import ContrastObjectives
 from openblip.tasks.filter import FilterObjectives, FilterTask
 from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
-from openblip.tasks.protocol import Task
-from openblip.training.config import DataConfig, ModelOverrides, Recipe
+from openblip.tasks.protocol import AnyTask, Student
+from openblip.training.config import DataConfig, ModelConfig, ModelOverrides, Recipe
 from openblip.training.distributed import Processes
 
 # Tells the random numbers of fresh weights from those of the steps.
 _FRESH_WEIGHTS = 0
+SizesT = TypeVar("SizesT", bound=MedConfig | AlbefConfig)
+
 # Texts are padded to multiples of this.
 _PADDING = 8
 
@@ -59,15 +65,16 @@ def resolve(recipe: Recipe, tokenizer: TextTokenizer) -> Recipe:
     return replace(recipe, model=_sized(recipe.model, recipe.data.image_size, tokenizer.vocab_size))
 
 
-def build_model(recipe: Recipe) -> Med:
+def build_model(recipe: Recipe) -> Med | Albef:
     """The student: fresh weights that depend on the seed alone, or those of `init_from`.
 
     All heads of a model that is fine-tuned are kept, trained or not, so that what comes out can
     do what it could before. Its positions are interpolated to the image size of the data.
     """
     state: dict[str, torch.Tensor] | None = None
+    config: ModelConfig
     if recipe.init_from is not None:
-        loaded = read_folder(Path(recipe.init_from)).med
+        loaded = _trainable(recipe)
         loaded.resize_images(recipe.data.image_size)
         state, config = loaded.state_dict(), loaded.config
     else:
@@ -76,31 +83,57 @@ def build_model(recipe: Recipe) -> Med:
     config = _overridden(config, recipe.overrides)
     _check_text_length(recipe.data, config)
     with _fresh_weights(recipe.train.seed):
-        med = Med(config)
+        model = Albef(config) if isinstance(config, AlbefConfig) else Med(config)
     if state is not None:
-        med.load_state_dict(state)
-    return med
+        model.load_state_dict(state)
+    return model
 
 
-def build_task(recipe: Recipe, med: Med, tokenizer: TextTokenizer, processes: Processes) -> Task:
+def _trainable(recipe: Recipe) -> Med | Albef:
+    """The model that a recipe starts from."""
+    assert recipe.init_from is not None
+    loaded = read_folder(Path(recipe.init_from))
+    if recipe.task == "albef":
+        if not isinstance(loaded.model, Albef):
+            raise CheckpointError(f"{loaded.source}: a {loaded.kind} model; give one of ALBEF")
+        return loaded.model
+    return loaded.med
+
+
+def build_task(
+    recipe: Recipe, model: Med | Albef, tokenizer: TextTokenizer, processes: Processes
+) -> AnyTask:
     """The task around the student, on the device of this process, in training mode."""
     special, seed = tokenizer.special, recipe.train.seed
-    task: Task
+    task: AnyTask
     match recipe.objectives:
-        case FilterObjectives() as objectives:
-            task = FilterTask(med, special, objectives, seed, processes)
-        case PretrainObjectives() as objectives:
-            task = PretrainTask(med, special, objectives, seed, processes)
+        case AlbefObjectives() as objectives:
+            assert isinstance(model, Albef)
+            task = AlbefTask(model, special, objectives, seed, processes)
         case objectives:
-            prompt = _prompt_tokens(recipe.data, tokenizer)
-            task = CaptionerTask(med, special, prompt, objectives.label_smoothing)
+            assert isinstance(model, Med)
+            task = _med_task(recipe, objectives, model, tokenizer, processes)
     return task.to(processes.device).train()
 
 
-def losses_of(recipe: Recipe) -> tuple[Head, ...]:
-    """The losses of a recipe's task; heads of the model beyond these are not trained."""
-    objectives = recipe.objectives
-    return objectives.losses if isinstance(objectives, PretrainObjectives) else ("lm",)
+def _med_task(
+    recipe: Recipe,
+    objectives: PretrainObjectives | ClipObjectives | CaptionerObjectives,
+    med: Med,
+    tokenizer: TextTokenizer,
+    processes: Processes,
+) -> AnyTask:
+    special, seed = tokenizer.special, recipe.train.seed
+    match objectives:
+        case FilterObjectives():
+            return FilterTask(med, special, objectives, seed, processes)
+        case PretrainObjectives():
+            return PretrainTask(med, special, objectives, seed, processes)
+        case ClipObjectives():
+            return ClipTask(med, objectives, processes)
+        case CaptionerObjectives():
+            prompt = _prompt_tokens(recipe.data, tokenizer)
+            return CaptionerTask(med, special, prompt, objectives.label_smoothing)
 
 
 def training_loader(
@@ -113,7 +146,7 @@ def training_loader(
         RecipeError: the batch cannot be divided, or the queue is longer than the data.
     """
     size, seed = recipe.train.part_size(processes.world_size), recipe.train.seed
-    data = recipe.data
+    data, tokenizer = recipe.data, _as_read(recipe, tokenizer)
     loader = _loader(data, data.augmentation, table, tokenizer, processes, size, seed)
     num_rows, objectives = len(loader.index), recipe.objectives
     if num_rows < recipe.train.batch_size:
@@ -122,7 +155,7 @@ def training_loader(
             f"rows of {table.uri}: set train.batch_size <= {num_rows}"
         )
     queue_size = 0
-    if isinstance(objectives, PretrainObjectives) and "itc" in objectives.losses:
+    if isinstance(objectives, ContrastObjectives) and "itc" in objectives.losses:
         queue_size = objectives.queue_size
     # A longer queue would hold a pair twice and contrast it with itself.
     if queue_size > num_rows:
@@ -149,18 +182,25 @@ def validation_loader(
     available = len(view.resolve(table)) // processes.world_size
     size = max(1, min(recipe.train.part_size(processes.world_size), available))
     data = replace(recipe.data, view=view)
+    tokenizer = _as_read(recipe, tokenizer)
     return _loader(data, None, table, tokenizer, processes, size, recipe.train.seed)
 
 
-def compile_parts(med: Med, **options: Any) -> None:
+def _as_read(recipe: Recipe, tokenizer: TextTokenizer) -> TextTokenizer:
+    """The tokenizer as the task's model reads texts: those of ALBEF have no `[SEP]`."""
+    return tokenizer.without_end() if recipe.task == "albef" else tokenizer
+
+
+def compile_parts(model: Student, **options: Any) -> None:
     """Let the image encoder and the text stack of a model be compiled at their first use.
 
     Args:
-        med: changed in place; names in its state stay as they are.
+        model: changed in place; names in its state stay as they are.
         options: of `torch.compile`.
     """
-    med.image_encoder.compile(**options)
-    med.text.compile(**options)
+    parts = (model.question, model.answer) if isinstance(model, Vqa) else (model.text,)
+    for part in (model.image_encoder, *parts):
+        part.compile(**options)
 
 
 def _loader(
@@ -199,7 +239,7 @@ def _captions(data: DataConfig, table: PairTable) -> Iterator[str]:
                 yield from (data.prefix + clean_caption(text, data.max_words) for text in texts)
 
 
-def _sized(config: MedConfig, image_size: int, vocab_size: int) -> MedConfig:
+def _sized(config: SizesT, image_size: int, vocab_size: int) -> SizesT:
     return replace(
         config,
         vision=replace(config.vision, image_size=image_size),
@@ -207,7 +247,7 @@ def _sized(config: MedConfig, image_size: int, vocab_size: int) -> MedConfig:
     )
 
 
-def _overridden(config: MedConfig, overrides: ModelOverrides) -> MedConfig:
+def _overridden(config: SizesT, overrides: ModelOverrides) -> SizesT:
     vision = {
         "drop_path": overrides.drop_path,
         "checkpoint_layers": overrides.vision_checkpoint_layers,
@@ -222,7 +262,7 @@ def _overridden(config: MedConfig, overrides: ModelOverrides) -> MedConfig:
     )
 
 
-def _check_text_length(data: DataConfig, config: MedConfig) -> None:
+def _check_text_length(data: DataConfig, config: ModelConfig) -> None:
     padded = -(-data.max_tokens // _PADDING) * _PADDING
     if padded > config.text.max_positions:
         raise RecipeError(

@@ -7,20 +7,35 @@ from openblip.data.transforms import Augmentation
 from openblip.data.views import CaptionView
 from openblip.errors import RecipeError
 from openblip.model import MedConfig
+from openblip.model.albef import AlbefConfig
+from openblip.tasks.albef import AlbefObjectives
 from openblip.tasks.captioner import CaptionerObjectives
+from openblip.tasks.clip import ClipObjectives
 from openblip.tasks.filter import FilterObjectives
 from openblip.tasks.pretrain import PretrainObjectives
 
-TaskName = Literal["pretrain", "captioner", "filter"]
+TaskName = Literal["pretrain", "captioner", "filter", "clip", "albef"]
 ScheduleKind = Literal["step_decay", "epoch_cosine", "warmup_cosine"]
 Precision = Literal["float32", "bfloat16"]
 TrackerName = Literal["wandb", "mlflow", "trackio"]
-Objectives = PretrainObjectives | FilterObjectives | CaptionerObjectives
+Objectives = (
+    PretrainObjectives | FilterObjectives | CaptionerObjectives | ClipObjectives | AlbefObjectives
+)
+ModelConfig = MedConfig | AlbefConfig
 
 OBJECTIVES_OF: dict[TaskName, type[Objectives]] = {
     "pretrain": PretrainObjectives,
     "captioner": CaptionerObjectives,
     "filter": FilterObjectives,
+    "clip": ClipObjectives,
+    "albef": AlbefObjectives,
+}
+MODEL_OF: dict[TaskName, type[ModelConfig]] = {
+    "pretrain": MedConfig,
+    "captioner": MedConfig,
+    "filter": MedConfig,
+    "clip": MedConfig,
+    "albef": AlbefConfig,
 }
 _TRAINED_TOKENIZER = "train:"
 
@@ -194,7 +209,7 @@ class Recipe:
     """What it is trained on."""
     objectives: Objectives
     """The task's losses."""
-    model: MedConfig | None = None
+    model: ModelConfig | None = None
     """A model with fresh weights; vocabulary and image size become those of tokenizer and data."""
     init_from: str | None = None
     """Folder of a model to start from, with its tokenizer; instead of `model`."""
@@ -224,6 +239,11 @@ class Recipe:
             raise RecipeError(
                 f"objectives are {type(self.objectives).__name__}, but the task {self.task!r} "
                 f"needs {OBJECTIVES_OF[self.task].__name__}"
+            )
+        if self.model is not None and type(self.model) is not MODEL_OF[self.task]:
+            raise RecipeError(
+                f"model is {type(self.model).__name__}, but the task {self.task!r} needs "
+                f"{MODEL_OF[self.task].__name__}"
             )
         if self.schedule.min_lr > self.optimiser.lr:
             raise RecipeError(

@@ -21,7 +21,7 @@ from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from openblip.errors import RecipeError
-from openblip.tasks.protocol import Task
+from openblip.tasks.protocol import AnyTask
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -84,7 +84,7 @@ class Processes:
         if self.world_size > 1:
             dist.barrier()
 
-    def replicate(self, task: Task, *, find_unused: bool) -> torch.nn.Module:
+    def replicate(self, task: AnyTask, *, find_unused: bool) -> torch.nn.Module:
         """The task as a module whose backward averages the gradients over the processes.
 
         Args:

@@ -15,7 +15,7 @@ from statistics import median
 import torch
 
 from openblip.errors import CheckpointError, TrainingError
-from openblip.tasks.protocol import Task
+from openblip.tasks.protocol import AnyTask
 from openblip.training.checkpoint import CheckpointStore, RunState, read_checkpoint
 from openblip.training.config import StabilityConfig
 from openblip.training.distributed import Processes
@@ -85,7 +85,7 @@ def joined(ranges: Sequence[Range]) -> list[Range]:
 
 def rewind(
     store: CheckpointStore,
-    task: Task,
+    task: AnyTask,
     optimiser: torch.optim.Optimizer,
     processes: Processes,
     state: RunState,
@@ -134,7 +134,7 @@ def rewind(
     )
 
 
-def _all_finite(task: Task, optimiser: torch.optim.Optimizer, processes: Processes) -> bool:
+def _all_finite(task: AnyTask, optimiser: torch.optim.Optimizer, processes: Processes) -> bool:
     moments = [value for values in optimiser.state.values() for value in values.values()]
     tensors = [t for t in (*task.state_dict().values(), *moments) if torch.is_tensor(t)]
     own = all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point())

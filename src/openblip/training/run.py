@@ -17,7 +17,6 @@ from openblip.training.build import (
     build_model,
     build_task,
     compile_parts,
-    losses_of,
     training_loader,
     validation_loader,
 )
@@ -38,7 +37,7 @@ from openblip.training.plan import Plan, learning_rates
 from openblip.training.rank_log import RankLog, open_rank_log
 from openblip.training.recipe_file import flattened
 from openblip.training.run_dir import check_same_data, fingerprint, prepare
-from openblip.training.step_flops import step_flops
+from openblip.training.step_flops import task_flops
 from openblip.training.trackers import Trackers, open_trackers
 from openblip.training.trainer import NonFiniteLoss, Trainer
 from openblip.training.utilisation import Meter, measure_peak
@@ -127,7 +126,6 @@ class _Run:
         self.task = build_task(recipe, build_model(recipe), self.tokenizer, processes)
         self.optimiser = build_optimiser(trained_parameters(self.task), recipe.optimiser)
         self.state = self._state_at(checkpoint)
-        self.losses = losses_of(recipe)
         if recipe.train.compile:
             compile_parts(self.task.student)
         self.trainer = Trainer(
@@ -137,7 +135,7 @@ class _Run:
             seed=recipe.train.seed,
             precision=recipe.train.precision,
             clip_norm=recipe.optimiser.clip_norm,
-            find_unused=set(self.losses) != set(self.task.student.config.heads),
+            find_unused=not self.task.trains_all_weights,
         )
 
     def carry_out(self, quiet: bool) -> TrainResult:
@@ -267,7 +265,7 @@ class _Run:
             )
 
     def _flops_of(self, batch: Batch) -> float:
-        return step_flops(self.task.student.config, self.losses, batch)
+        return task_flops(self.task, batch)
 
     def _validate(self) -> dict[str, float]:
         assert self.validation is not None
