@@ -16,8 +16,9 @@ import pytest
 
 from openblip.data.table import PairRow, PairTable
 from openblip.errors import OpenBlipWarning, TrainingError
-from openblip.training.config import Recipe
+from openblip.training.config import Recipe, StabilityConfig
 from openblip.training.distributed import Processes, recorded
+from openblip.training.metrics_log import read_metrics
 from openblip.training.rank_log import (
     RankLog,
     is_held,
@@ -39,7 +40,7 @@ def launch(*runs: Path, max_restarts: int = 0) -> subprocess.Popen[str]:
     options = ["--nproc-per-node=2", f"--max-restarts={max_restarts}", "--monitor-interval=0.1"]
     return subprocess.Popen(
         [*launcher, *options, str(SCRIPT), *map(str, runs)],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "POISONED_STEPS": "3 22"},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -66,6 +67,8 @@ def test_a_killed_rank_is_named_and_the_restarted_run_ends_as_if_it_had_not_been
     make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
     recipe = make_recipe(steps=30, checkpoint_every=5, log_every=1)
+    # Two steps fail on one rank, before and after the kill, and are left out.
+    recipe = replace(recipe, stability=StabilityConfig(rewinds=2, skip_steps=2))
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     for run in (undisturbed, killed):
         write_recipe(recipe, run.with_suffix(".yaml"))
@@ -80,9 +83,10 @@ def test_a_killed_rank_is_named_and_the_restarted_run_ends_as_if_it_had_not_been
     # The launcher's own report, with the signal.
     assert f"failed (exitcode: -9) local_rank: {rank}" in told
     assert last_weights(killed) == last_weights(undisturbed)
-    assert [(s.state, s.step, s.attempt) for s in read_statuses(killed)] == [
-        ("finished", 60, 1)
-    ] * 2
+    skipped = [line["skipped"] for line in read_metrics(killed) if line["kind"] == "rewind"]
+    assert skipped == [[2, 4], [21, 23]]
+    ends = [(status.state, status.step, status.attempt) for status in read_statuses(killed)]
+    assert ends == [("finished", 30, 1)] * 2
     lines = log.read_text().splitlines()
     assert sum("begins at step" in line for line in lines) == 2
     assert "finished at step 30" in lines[-1]
@@ -91,6 +95,7 @@ def test_a_killed_rank_is_named_and_the_restarted_run_ends_as_if_it_had_not_been
 @pytest.mark.slow
 def test_many_kills_of_random_ranks(make_recipe: MakeRecipe, tmp_path: Path) -> None:
     recipe = make_recipe(steps=120, checkpoint_every=5, log_every=1)
+    recipe = replace(recipe, stability=StabilityConfig(rewinds=2, skip_steps=2))
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     for run in (undisturbed, killed):
         write_recipe(recipe, run.with_suffix(".yaml"))
