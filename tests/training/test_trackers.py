@@ -25,8 +25,8 @@ def two_starts(name: str, run_dir: Path) -> str:
     for first, last, state in ((1, 2, "interrupted"), (3, 3, "finished")):
         with open_trackers((name,), run_dir, SETTINGS, warnings.append) as opened:  # type: ignore[arg-type]
             for step in range(first, last + 1):
-                opened[0].log(step, {"train/loss": step / 4})
-            opened[0].alert(last, "alarm", "the loss jumped")
+                opened.threads[0].log(step, {"train/loss": step / 4})
+            opened.threads[0].alert(last, "alarm", "the loss jumped")
             opened.state, opened.results = state, {"final/loss": last / 4}
         if name == "wandb":
             # It names the files of a start by the second.

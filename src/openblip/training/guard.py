@@ -113,7 +113,8 @@ def rewind(
         TrainingError: no checkpoint is good.
     """
     first, end = failed_window(state.skipped, failed_step, config.skip_steps)
-    checkpoints = store.by_step()
+    # One process looks, so that all see the same.
+    checkpoints = processes.gather_objects(store.by_step())[0]
     before = sorted((step for step in checkpoints if step <= first), reverse=True)
     for step in [*before, *(step for step in checkpoints if step > first)]:
         try:

@@ -125,7 +125,7 @@ class _Run:
         self.plan = Plan.of(recipe.train, self.loader.batches_per_epoch)
         self.task = build_task(recipe, build_model(recipe), self.tokenizer, processes)
         self.optimiser = build_optimiser(trained_parameters(self.task), recipe.optimiser)
-        self.state = self._state_at(checkpoint)
+        self.state, self.is_new = self._state_at(checkpoint), checkpoint is None
         if recipe.train.compile:
             compile_parts(self.task.student)
         self.trainer = Trainer(
@@ -161,7 +161,7 @@ class _Run:
 
     def _run_to_the_end(self, reporting: Reporting) -> bool:
         """Whether the run came to its end; it goes back as often as it must and may."""
-        if self.recipe.stability.rewinds and self.store.latest() is None:
+        if self.recipe.stability.rewinds and self.is_new:
             # Something to go back to before the first regular checkpoint.
             self._save(self.state)
         while True:
@@ -255,7 +255,8 @@ class _Run:
             stack.enter_context(progress)
             log = None
             if self.processes.is_first:
-                log = stack.enter_context(MetricsLog(self.run_dir, self.state.step, trackers))
+                log = MetricsLog(self.run_dir, self.state.step, trackers.threads)
+                stack.enter_context(log)
             yield Reporting(
                 progress=progress,
                 log=log,

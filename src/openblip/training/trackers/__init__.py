@@ -8,6 +8,7 @@ import queue
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -124,18 +125,16 @@ class TrackerThread:
             self._error = f"{type(error).__name__}: {first_line}"
 
 
-class Trackers(list[TrackerThread]):
-    """The trackers of a run, and what came out of it for them to keep.
+@dataclass(kw_only=True)
+class Trackers:
+    """The trackers of a run, and what they are told at its end."""
 
-    Attributes:
-        state: how the run ended.
-        results: numbers by name.
-    """
-
-    def __init__(self, trackers: Sequence[TrackerThread]) -> None:
-        super().__init__(trackers)
-        self.state = "failed"
-        self.results: dict[str, float] = {}
+    threads: Sequence[TrackerThread]
+    """One for each."""
+    state: str = "failed"
+    """How the run ended."""
+    results: Mapping[str, float] = field(default_factory=dict)
+    """What came out of it, by name."""
 
 
 @contextmanager
@@ -152,7 +151,7 @@ def open_trackers(
     """
     openers = {name: _opener(name) for name in names}
     threads = [TrackerThread(n, run_dir, settings, warn, opener) for n, opener in openers.items()]
-    trackers = Trackers(threads)
+    trackers = Trackers(threads=threads)
     try:
         yield trackers
     finally:
