@@ -48,6 +48,9 @@ ONE_PLACE = {
     "rich": {"progress.py"},
     "huggingface_hub": {"interop/hub.py"},
     "torchao": {"inference/quantise.py"},
+    "wandb": {"training/trackers/wandb.py"},
+    "mlflow": {"training/trackers/mlflow.py"},
+    "trackio": {"training/trackers/trackio.py"},
     "transformers": set(),
     "torchvision": set(),
 }

@@ -1,12 +1,13 @@
 """Report pages: self-contained, escaped, whole or absent."""
 
+import math
 import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from openblip.page import CardText, Page, bars, histogram
+from openblip.page import CardText, Curve, Page, bars, curves, histogram
 
 
 def test_a_page_is_one_file_without_scripts_or_network(tmp_path: Path) -> None:
@@ -63,3 +64,25 @@ def test_bars_are_as_long_as_their_values() -> None:
         for w in re.findall(r'width="([\d.]+)" height="16"', bars("t", {"a": 1.0, "b": 4.0}))
     ]
     assert widths[1] == pytest.approx(4 * widths[0], rel=0.01)
+
+
+def test_curves_draw_lines_dots_and_values(tmp_path: Path) -> None:
+    first = Curve(name="a & b", points=[(n, 5.0 - n / 100) for n in range(300)], dots=[(100, 4.2)])
+    second = Curve(name="c", points=[(0, 1.0), (200, math.nan), (300, 2.0)])
+    svg = curves("loss", [first, second], smoothing=0.5)
+    assert svg.count("<polyline") == 4
+    assert "<title>a &amp; b, step 100: 4.2</title>" in svg
+    assert "nan" not in svg
+    assert "var(--orange)" in svg
+
+
+def test_curves_of_nothing_and_of_one_value_are_drawn() -> None:
+    assert "<svg" in curves("loss", [Curve(name="a", points=[])])
+    assert "step 3: 0" in curves("loss", [Curve(name="a", points=[(3, 0.0)])])
+
+
+def test_many_points_become_as_many_as_a_screen_shows() -> None:
+    points = [(float(n), float(n % 2)) for n in range(10_000)]
+    svg = curves("loss", [Curve(name="a", points=points)])
+    (path,) = re.findall(r'points="([^"]*)"', svg)
+    assert len(path.split()) == 400

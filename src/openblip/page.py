@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from math import ceil, floor, isfinite, log10
 from pathlib import Path
 
 from PIL import Image
@@ -13,10 +14,10 @@ from PIL import Image
 _STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1c2126; --soft: #5d6872;
   --line: #dde2e7; --card: #f6f8fa; --blue: #2563b8; --orange: #c2570c; --green: #1a7f4b;
-  --red: #b3261e; }
+  --red: #b3261e; --violet: #7a3fb5; --teal: #0e7c86; --pink: #b8336a; --brown: #7a5a1e; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14181c; --ink: #e6eaee; --soft: #9aa5b0;
   --line: #2c343c; --card: #1c2228; --blue: #6ea8f0; --orange: #f0965a; --green: #57c28b;
-  --red: #ef7f78; } }
+  --red: #ef7f78; --violet: #b98af0; --teal: #4fc3cc; --pink: #f07fae; --brown: #d0a95a; } }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--paper); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
@@ -51,6 +52,9 @@ svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; font-size: .88rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 """
+
+
+_COLOURS = ("blue", "orange", "green", "red", "violet", "teal", "pink", "brown")
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,12 @@ class Page:
         )
         self._parts.append(f"<dl>{items}</dl>")
 
+    def legend(self, names: Iterable[str]) -> None:
+        """Which colour stands for what in the charts that follow."""
+        self._parts.append(f"<p>{_legend(names)}</p>")
+
     def charts(self, charts: Iterable[str]) -> None:
-        """Charts side by side, as `histogram` and `bars` make them."""
+        """Charts side by side, as `histogram`, `bars` and `curves` make them."""
         self._parts.append(f'<div class="charts">{"".join(charts)}</div>')
 
     def cards(self, cards: Iterable[tuple[Image.Image, Sequence[CardText]]]) -> None:
@@ -179,6 +187,114 @@ def bars(title: str, values: Mapping[str, float], unit: str = "") -> str:
     return _figure(escape(title), width, row * len(values), drawn)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Curve:
+    """Values over steps; a chart of curves gives each its colour by its place."""
+
+    name: str
+    """Shown with the values under the pointer."""
+    points: Sequence[tuple[float, float]]
+    """(step, value) by step; drawn as a line."""
+    dots: Sequence[tuple[float, float]] = ()
+    """(step, value); drawn one by one."""
+
+
+def curves(title: str, lines: Sequence[Curve], smoothing: float = 0.0) -> str:
+    """Several curves over the same steps, as SVG; values show under the pointer.
+
+    Args:
+        title: shown above.
+        lines: the curves; values that are not finite are left out.
+        smoothing: weight of the past in an exponential mean, 0 to 1; the values themselves stay
+            visible behind it.
+    """
+    width, height, left = 500.0, 210.0, 48.0
+    drawn: list[str] = []
+    raw = [_thinned(line.points) for line in lines]
+    smooth = [_smoothed(points, smoothing) for points in raw]
+    dots = [[dot for dot in line.dots if isfinite(dot[1])] for line in lines]
+    xs = [x for points in (*raw, *dots) for x, _ in points] or [0.0]
+    # A single outlier shall not flatten the rest: raw values do not decide the range.
+    ys = [y for points in (*smooth, *dots) for _, y in points] or [0.0]
+    steps, values = _ticks(0.0, max(xs), 5), _ticks(min(ys), max(ys), 4)
+    x_end, bottom, top = max(xs) or 1.0, values[0], values[-1]
+
+    def at(point: tuple[float, float]) -> tuple[float, float]:
+        y = min(max(point[1], bottom), top)
+        along = (width - left - 10) * point[0] / x_end
+        return left + along, height - (y - bottom) / (top - bottom) * (height - 8)
+
+    for value in values:
+        y = at((0.0, value))[1]
+        drawn.append(
+            f'<line x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>'
+            f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(value)}</text>'
+        )
+    for step in (step for step in steps if step <= x_end):
+        x = at((step, bottom))[0]
+        drawn.append(
+            f'<text x="{x:.1f}" y="{height + 15}" text-anchor="middle">{_short(step)}</text>'
+        )
+    for number, line in enumerate(lines):
+        colour = _colour(number)
+        if smoothing > 0:
+            drawn.append(_polyline(map(at, raw[number]), colour, 'stroke-opacity="0.25"'))
+        drawn.append(_polyline(map(at, smooth[number]), colour, 'stroke-width="1.6"'))
+        every = max(1, len(smooth[number]) // 60)
+        drawn += [_hover(line.name, p, at(p), 5, "transparent") for p in smooth[number][::every]]
+        drawn += [_hover(line.name, p, at(p), 3.2, colour) for p in dots[number]]
+    return _figure(escape(title), width, height + 20, drawn)
+
+
+def _thinned(points: Sequence[tuple[float, float]], most: int = 400) -> list[tuple[float, float]]:
+    """Means over neighbours, so that there are not more points than a screen shows."""
+    finite = [point for point in points if isfinite(point[1])]
+    size = -(-len(finite) // most) or 1
+    groups = (finite[at : at + size] for at in range(0, len(finite), size))
+    return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
+
+
+def _smoothed(points: Sequence[tuple[float, float]], weight: float) -> list[tuple[float, float]]:
+    """The exponential mean, without the pull of its start towards zero."""
+    total, share, result = 0.0, 0.0, []
+    for x, y in points:
+        total, share = weight * total + (1 - weight) * y, weight * share + (1 - weight)
+        result.append((x, total / share))
+    return result
+
+
+def _ticks(low: float, high: float, count: int) -> list[float]:
+    """About so many round numbers, the first at most `low` and the last at least `high`."""
+    if high <= low:
+        high = low + (abs(low) or 1.0) * 0.1
+    rough = (high - low) / count
+    size = 10.0 ** floor(log10(rough))
+    size *= next(factor for factor in (1, 2, 2.5, 5, 10) if factor * size >= rough * 0.999)
+    first, last = floor(low / size + 1e-9), ceil(high / size - 1e-9)
+    return [number * size for number in range(first, last + 1)]
+
+
+def _short(value: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if value >= size:
+            return f"{value / size:.4g}{letter}"
+    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}"
+
+
+def _polyline(places: Iterable[tuple[float, float]], colour: str, look: str) -> str:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
+    return f'<polyline points="{path}" fill="none" stroke="{colour}" {look}/>'
+
+
+def _hover(
+    name: str, point: tuple[float, float], place: tuple[float, float], radius: float, colour: str
+) -> str:
+    return (
+        f'<circle cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="{radius}" fill="{colour}">'
+        f"<title>{escape(name)}, step {point[0]:,.0f}: {point[1]:.4g}</title></circle>"
+    )
+
+
 def _binned(values: Sequence[float], bins: int) -> list[float]:
     counts = [0] * bins
     for value in values:
@@ -187,7 +303,7 @@ def _binned(values: Sequence[float], bins: int) -> list[float]:
 
 
 def _colour(number: int) -> str:
-    return f"var(--{('blue', 'orange', 'green', 'red')[number % 4]})"
+    return f"var(--{_COLOURS[number % len(_COLOURS)]})"
 
 
 def _legend(names: Iterable[str]) -> str:

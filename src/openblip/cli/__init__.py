@@ -19,6 +19,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "data show": ("data", "show", "what is in a pair table"),
     "pretrain": ("train", "pretrain", "train a MED from scratch on a view of a table"),
     "finetune": ("train", "finetune", "fine-tune a captioner, a filter, or both in one"),
+    "runs": ("runs", "runs", "list and compare training runs; a page with curves"),
     "capfilt run": ("capfilt", "run", "caption and score the web rows of a table"),
     "capfilt select": ("capfilt", "select", "how many texts stay at which threshold"),
     "capfilt report": ("capfilt", "report", "a page of what is kept and what is rejected"),

@@ -68,6 +68,8 @@ def _train(recipe: "Recipe", run_dir: Path, words: list[str], prog: str, about: 
     recipe, words = _take_mix(recipe, words)
     resolved = tyro.cli(kind, default=recipe, args=words, prog=prog, description=about)
     result = train(resolved, run_dir)
+    for first, end in result.skipped:
+        print(f"{run_dir}: left out steps {first} to {end - 1}, see its metrics.jsonl")
     if result.interrupted:
         print(f"{run_dir}: stopped at step {result.steps}; the same command goes on")
         return 130

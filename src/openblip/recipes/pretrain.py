@@ -13,9 +13,12 @@ from openblip.training.config import (
     OptimiserConfig,
     Recipe,
     ScheduleConfig,
+    StabilityConfig,
     TrainConfig,
 )
 
+# Runs of days, which nobody watches at night.
+_UNATTENDED = StabilityConfig(rewinds=3)
 # Released configuration: crops from 0.2 of the image, texts of 30 words and 30 tokens.
 _CROPS = Augmentation(min_scale=0.2)
 
@@ -37,6 +40,7 @@ def base(table: str) -> Recipe:
             kind="step_decay", warmup_steps=3000, warmup_lr=1e-6, min_lr=1e-6, decay_rate=0.9
         ),
         train=TrainConfig(batch_size=2880, epochs=20, precision="bfloat16"),
+        stability=_UNATTENDED,
     )
 
 
@@ -65,6 +69,7 @@ def small(table: str) -> Recipe:
         optimiser=OptimiserConfig(lr=5e-4, weight_decay=0.05, clip_norm=1.0),
         schedule=ScheduleConfig(kind="warmup_cosine", warmup_steps=500),
         train=TrainConfig(batch_size=256, epochs=60, precision="bfloat16"),
+        stability=_UNATTENDED,
     )
 
 

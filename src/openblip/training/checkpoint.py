@@ -52,32 +52,52 @@ class RunState:
     """Losses of the latest log line, by name."""
     data_fingerprint: str = ""
     """Digest of the rows that the run draws from."""
+    skipped: list[tuple[int, int]] = field(default_factory=list)
+    """Steps that are left out, as sorted (first, end) ranges; see `openblip.training.guard`."""
+    rewinds: int = 0
+    """How often the run went back to a checkpoint by itself."""
+    recent_losses: list[float] = field(default_factory=list)
+    """Losses of the latest steps, which the next one is compared with."""
 
     @property
     def window_mean(self) -> float:
-        """Mean training loss since the last regular checkpoint."""
-        return self.window_loss / max(self.window_steps, 1)
+        """Mean training loss since the last regular checkpoint; infinite without a step."""
+        return self.window_loss / self.window_steps if self.window_steps else float("inf")
 
 
 class CheckpointStore:
     """The folder of a run's checkpoints: `step-*`, and the links `last` and `best` to two of them.
 
     A checkpoint that bears its name is complete, whenever the process was killed.
+
+    Args:
+        folder: of the checkpoints.
+        num_last: how many of the latest are kept; a run that may rewind needs one before the last.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, num_last: int = 1) -> None:
         self.folder = folder
+        self._num_last = num_last
 
     def latest(self) -> Path | None:
         """The checkpoint with the most steps; None if there is none."""
         return max(self.folder.glob("step-*"), default=None)
 
+    def by_step(self) -> dict[int, Path]:
+        """All checkpoints by the steps that they were made after, in that order."""
+        return {int(p.name.removeprefix("step-")): p for p in sorted(self.folder.glob("step-*"))}
+
     def point(self, last: int, best: int | None) -> None:
-        """Let the links name the checkpoints after so many steps, and remove all others."""
+        """Let the links name the checkpoints after so many steps, and remove what is not kept.
+
+        Kept are those that the links name, and the latest ones before `last`.
+        """
         self._link("last", step_name(last))
         if best is not None and (self.folder / step_name(best)).exists():
             self._link("best", step_name(best))
         kept = {(self.folder / link).resolve().name for link in ("last", "best")}
+        before = [path.name for step, path in self.by_step().items() if step <= last]
+        kept.update(before[-self._num_last :])
         # Names with a dot are what a killed process left unfinished.
         for path in (*self.folder.glob("step-*"), *self.folder.glob(".*")):
             if path.is_symlink():

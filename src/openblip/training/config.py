@@ -21,6 +21,7 @@ TaskName = Literal["pretrain", "captioner", "filter", "clip", "albef", "vqa", "n
 ScheduleKind = Literal["step_decay", "epoch_cosine", "warmup_cosine"]
 Precision = Literal["float32", "bfloat16"]
 Sharding = Literal["replicate", "full"]
+TrackerName = Literal["wandb", "mlflow", "trackio"]
 Objectives = (
     PretrainObjectives
     | FilterObjectives
@@ -197,6 +198,8 @@ class TrainConfig:
     """`auto` takes an accelerator if there is one."""
     threads: int | None = None
     """Threads that compute on a CPU; None leaves the choice to PyTorch."""
+    trackers: tuple[TrackerName, ...] = ()
+    """Experiment trackers that get the metrics too, besides `metrics.jsonl` and TensorBoard."""
 
     def __post_init__(self) -> None:
         counts = ("batch_size", "accumulate", "checkpoint_every", "validation_batches", "log_every")
@@ -225,6 +228,28 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StabilityConfig:
+    """What a run does about a loss that is not finite, or that jumps (docs/watching.md)."""
+
+    rewinds: int = 0
+    """How often the run may go back to a good checkpoint by itself, and leave out the steps that
+    led to a loss or gradient that is not finite; 0 stops at the first."""
+    skip_steps: int = 8
+    """Steps that a rewind leaves out: the last is the one that failed. Failing again within as
+    many steps doubles them."""
+    spike_window: int = 100
+    """Steps whose losses the next one is compared with."""
+    spike_deviations: float | None = 10.0
+    """A loss that is so many standard deviations (estimated robustly) above the median of the
+    window raises an alarm; None raises none."""
+
+    def __post_init__(self) -> None:
+        _check_at_least("stability", self, 0, "rewinds")
+        _check_at_least("stability", self, 1, "skip_steps", "spike_deviations")
+        _check_at_least("stability", self, 16, "spike_window")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """One run: a model, what it learns, from which data, and how."""
 
@@ -249,6 +274,8 @@ class Recipe:
     """The learning rate."""
     train: TrainConfig
     """The loop."""
+    stability: StabilityConfig = field(default_factory=StabilityConfig)
+    """Losses that are not finite, or jump."""
 
     def __post_init__(self) -> None:
         if (self.model is None) == (self.init_from is None):

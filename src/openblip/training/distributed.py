@@ -6,21 +6,27 @@ one process, and every operation here is the identity.
 
 import atexit
 import os
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import cache
-from typing import Any, cast
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.fsdp import FSDPModule
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from openblip.errors import RecipeError
 from openblip.tasks.protocol import AnyTask
 
+P = ParamSpec("P")
+T = TypeVar("T")
 # Long enough for the first process to train a tokenizer while the others wait.
 _TIMEOUT = timedelta(minutes=30)
 
@@ -169,7 +175,13 @@ def join_processes(device: str = "auto") -> Processes:
     if not dist.is_initialized():
         # The backend follows from the device: gloo for tensors on the CPU, nccl for those on CUDA.
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=_TIMEOUT)
+        store, _, _ = next(rendezvous("env://", timeout=_TIMEOUT))
+        # The launcher's store outlives the processes: after a restart it still has the addresses
+        # of those that died.
+        store = PrefixStore(f"start-{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=_TIMEOUT
+        )
         atexit.register(dist.destroy_process_group)
     return Processes(rank, world_size, chosen, _background_group())
 
@@ -193,3 +205,13 @@ def _device(name: str, local_rank: int | None) -> torch.device:
     if device.type != "cpu" and device.index is None and local_rank is not None:
         return torch.device(device.type, local_rank)
     return device
+
+
+def recorded(function: Callable[P, T]) -> Callable[P, T]:
+    """The function; under `torchrun` its exceptions stand in the report of the launcher.
+
+    There the report names the rank that failed first, with its exception.
+    """
+    if "TORCHELASTIC_ERROR_FILE" not in os.environ:
+        return function
+    return cast("Callable[P, T]", record(function))

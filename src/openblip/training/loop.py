@@ -11,20 +11,25 @@ from openblip.interruption import Interruption
 from openblip.progress import Progress
 from openblip.tasks.protocol import StepPosition
 from openblip.training.checkpoint import RunState
+from openblip.training.config import StabilityConfig
+from openblip.training.guard import is_skipped, note_loss
 from openblip.training.metrics_log import MetricsLog
 from openblip.training.plan import Plan
+from openblip.training.rank_log import RankLog
 from openblip.training.trainer import Trainer
 from openblip.training.utilisation import Meter
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reporting:
-    """Where numbers go; on processes other than the first, nowhere."""
+    """Where numbers go; on processes other than the first, only into the rank's log."""
 
     progress: Progress
     """What a person sees."""
     log: MetricsLog | None
     """What is kept."""
+    rank_log: RankLog
+    """What this process leaves behind."""
     meter: Meter
     """What this process does per second."""
     flops_of: Callable[[Examples], float]
@@ -39,6 +44,7 @@ class Loop:
         loader: gives the batches.
         plan: says how many, and what happens when.
         learning_rate: of a step, given the number of those before it.
+        stability: when a loss raises an alarm.
         validate: mean losses on the validation split, by name; None where there is none.
         save: writes a checkpoint of the state.
         reporting: where numbers go.
@@ -50,6 +56,7 @@ class Loop:
         loader: AnyLoader,
         plan: Plan,
         learning_rate: Callable[[int], float],
+        stability: StabilityConfig,
         validate: Callable[[], Mapping[str, float]] | None,
         save: Callable[[RunState], None],
         reporting: Reporting,
@@ -58,6 +65,7 @@ class Loop:
         self._loader = loader
         self._plan = plan
         self._learning_rate = learning_rate
+        self._stability = stability
         self._validate = validate
         self._save = save
         self._reporting = reporting
@@ -78,7 +86,10 @@ class Loop:
         self._reporting.meter.restart(self._loader.waited_seconds)
         with Interruption() as interruption:
             while state.step < plan.total_steps:
-                stop = self._step(state, batches, interruption)
+                if is_skipped(state.skipped, state.step):
+                    stop = self._pass_over(state, batches)
+                else:
+                    stop = self._step(state, batches, interruption)
                 is_due = plan.is_due(plan.checkpoint_every, state.step)
                 if is_due:
                     self._checkpoint(state)
@@ -100,11 +111,36 @@ class Loop:
         state.window_loss += report.terms["loss"]
         state.window_steps += 1
         self._count(report.terms, parts)
+        self._watch(state, report.terms["loss"])
         if self._plan.is_due(self._plan.log_every, state.step):
             self._log(state, position, lr)
         self._reporting.progress.update(1)
         state.seconds += perf_counter() - began
         return report.stop
+
+    def _pass_over(self, state: RunState, batches: Iterator[Examples]) -> bool:
+        """Leave out a step; what is due after it happens all the same."""
+        position = self._plan.position(state.step)
+        for _ in islice(batches, self._plan.accumulate):
+            pass
+        state.step += 1
+        if self._num_summed and self._plan.is_due(self._plan.log_every, state.step):
+            self._log(state, position, self._learning_rate(position.step))
+        self._reporting.progress.update(1)
+        return False
+
+    def _watch(self, state: RunState, loss: float) -> None:
+        deviations = note_loss(state.recent_losses, loss, self._stability)
+        if deviations is None:
+            return
+        text = (
+            f"loss {loss:.4g} of step {state.step - 1} is {deviations:.1f} standard deviations "
+            f"above the median of the last {len(state.recent_losses) - 1} steps"
+        )
+        self._reporting.rank_log.warn(text)
+        if self._reporting.log is not None:
+            values = {"loss": loss, "deviations": deviations}
+            self._reporting.log.event("alarm", state.step, values, text)
 
     def _count(self, terms: Mapping[str, float], parts: list[Examples]) -> None:
         for name, value in terms.items():
@@ -126,6 +162,11 @@ class Loop:
             "waiting for data": f"{rates['loader_share']:.0%}",
         }
         self._reporting.progress.update(0, **shown)
+        self._reporting.rank_log.note(
+            f"step {state.step}: loss {state.terms['loss']:.4g}, {rates['pairs_per_second']:.4g} "
+            f"pairs/s, {rates['loader_share']:.0%} waiting for data"
+        )
+        self._reporting.rank_log.beat(state.step)
         if self._reporting.log is not None:
             values = {"epoch": position.epoch, "lr": lr, **state.terms, **rates}
             self._reporting.log.write("train", state.step, values)

@@ -1,15 +1,18 @@
-"""A run's numbers: `metrics.jsonl`, one line per report, and the same for TensorBoard."""
+"""A run's numbers: `metrics.jsonl`, a line a report, and the same for TensorBoard and others."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from openblip.atomic import replace_file
+from openblip.training.trackers import TrackerThread
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
+# Lines of this kind stay when the run goes back behind them: they tell that it did.
+_HISTORY = "rewind"
 
 
 class MetricsLog:
@@ -17,20 +20,18 @@ class MetricsLog:
 
     Lines behind `first_step` are removed: a run that was killed writes them once more when it
     is resumed.
+
+    Args:
+        run_dir: of the run.
+        first_step: optimiser steps done.
+        trackers: get the same numbers.
     """
 
-    def __init__(self, run_dir: Path, first_step: int = 0) -> None:
-        # Imported here, and only here: it takes longer than the rest of the package.
-        from tensorboardX import SummaryWriter
-
-        path = run_dir / METRICS_FILE
-        if path.exists():
-            _keep_until(path, first_step)
-        self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(
-            str(run_dir / TENSORBOARD_FOLDER),
-            purge_step=first_step + 1,
-        )
+    def __init__(
+        self, run_dir: Path, first_step: int = 0, trackers: Sequence[TrackerThread] = ()
+    ) -> None:
+        self._run_dir, self._trackers = run_dir, trackers
+        self._open(first_step)
 
     def __enter__(self) -> Self:
         return self
@@ -41,8 +42,12 @@ class MetricsLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._file.close()
-        self._board.close()
+        self._close()
+
+    def go_back(self, step: int) -> None:
+        """Remove the lines behind `step`, but for those that tell of going back."""
+        self._close()
+        self._open(step)
 
     def write(self, kind: str, step: int, values: Mapping[str, float]) -> None:
         """Append one line.
@@ -52,10 +57,46 @@ class MetricsLog:
             step: optimiser steps done.
             values: numbers by name.
         """
-        self._file.write(json.dumps({"step": step, "kind": kind, **values}) + "\n")
+        self._write_line({"step": step, "kind": kind, **values})
+        named = {f"{kind}/{name}": value for name, value in values.items()}
+        for name, value in named.items():
+            self._board.add_scalar(name, value, step)
+        for tracker in self._trackers:
+            tracker.log(step, named)
+
+    def event(self, kind: str, step: int, values: Mapping[str, Any], text: str) -> None:
+        """Append a line about something that happened, of which trackers make an alert.
+
+        Args:
+            kind: "alarm" or "rewind".
+            step: optimiser steps done.
+            values: what JSON can hold.
+            text: the same for a person.
+        """
+        self._write_line({"step": step, "kind": kind, **values, "text": text})
+        self._board.add_text(kind, text, step)
+        for tracker in self._trackers:
+            tracker.alert(step, kind, text)
+
+    def _write_line(self, line: Mapping[str, Any]) -> None:
+        self._file.write(json.dumps(line) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            self._board.add_scalar(f"{kind}/{name}", value, step)
+
+    def _open(self, first_step: int) -> None:
+        # Imported here, and only here: it takes longer than the rest of the package.
+        from tensorboardX import SummaryWriter
+
+        path = self._run_dir / METRICS_FILE
+        if path.exists():
+            _keep_until(path, first_step)
+        self._file = path.open("a", encoding="utf-8")
+        self._board = SummaryWriter(
+            str(self._run_dir / TENSORBOARD_FOLDER), purge_step=first_step + 1
+        )
+
+    def _close(self) -> None:
+        self._file.close()
+        self._board.close()
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
@@ -75,6 +116,7 @@ def _complete_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def _keep_until(path: Path, step: int) -> None:
-    kept = [line for line in _complete_lines(path) if line["step"] <= step]
+    lines = _complete_lines(path)
+    kept = [n for n in lines if n["step"] <= step or (step > 0 and n["kind"] == _HISTORY)]
     with replace_file(path) as unfinished:
         unfinished.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")

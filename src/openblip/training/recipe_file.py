@@ -70,12 +70,16 @@ def read_recipe(path: Path) -> Recipe:
 
 def difference(first: Recipe, second: Recipe) -> str | None:
     """The first field in which the recipes differ, with both values; None if they are equal."""
-    before = dict(_flattened(recipe_to_dict(first), ""))
-    after = dict(_flattened(recipe_to_dict(second), ""))
+    before, after = flattened(first), flattened(second)
     for name in {**before, **after}:
         if before.get(name) != after.get(name):
             return f"{name} (was {before.get(name)!r}, is {after.get(name)!r})"
     return None
+
+
+def flattened(recipe: Recipe) -> dict[str, Any]:
+    """Every field of the recipe by its name with dots, as the command line gives it."""
+    return dict(_flattened(recipe_to_dict(recipe), ""))
 
 
 def _flattened(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:

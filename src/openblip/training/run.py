@@ -25,14 +25,18 @@ from openblip.training.checkpoint import (
     step_name,
 )
 from openblip.training.config import Recipe
-from openblip.training.distributed import Processes, join_processes
+from openblip.training.distributed import Processes, join_processes, recorded
+from openblip.training.guard import joined, rewind
 from openblip.training.loaders import open_tables, training_loader, validation_loader
 from openblip.training.loop import Loop, Reporting
 from openblip.training.metrics_log import MetricsLog
 from openblip.training.optimiser import build_optimiser, trained_parameters
 from openblip.training.plan import Plan, learning_rates
+from openblip.training.rank_log import RankLog, open_rank_log
+from openblip.training.recipe_file import flattened
 from openblip.training.run_dir import check_same_data, prepare
 from openblip.training.step_flops import task_flops
+from openblip.training.trackers import Trackers, open_trackers
 from openblip.training.trainer import NonFiniteLoss, Trainer
 from openblip.training.utilisation import Meter, measure_peak
 
@@ -58,6 +62,8 @@ class TrainResult:
     """Losses by name: means over the steps of the latest log line."""
     interrupted: bool
     """Whether Ctrl-C or SIGTERM ended the run early; the same call goes on."""
+    skipped: tuple[tuple[int, int], ...] = ()
+    """Steps that were left out after rewinds, as sorted (first, end) ranges."""
 
 
 def train(
@@ -70,7 +76,8 @@ def train(
     Args:
         recipe: what to train.
         run_dir: made if it is absent. Holds `recipe.yaml`, `metrics.jsonl`, `tensorboard/`,
-            `tokenizer/` and `checkpoints/` with the links `last` and `best`.
+            `tokenizer/`, `logs/` of each process, and `checkpoints/` with the links `last` and
+            `best`.
         resume: False refuses a directory that has checkpoints.
         quiet: show no progress.
 
@@ -78,15 +85,20 @@ def train(
         RecipeError: settings contradict each other, the data or the machine.
         DataError: table or view cannot be used, or an image cannot be read.
         CheckpointError: a model or checkpoint is missing or damaged.
-        TrainingError: the directory belongs to another recipe, or a loss is not finite.
+        TrainingError: the directory belongs to another recipe or a run that lives, or a loss is
+            not finite.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(recipe.train.threads or threads)
     try:
-        processes = join_processes(recipe.train.device)
-        return _Run(recipe, Path(run_dir), processes, resume).carry_out(quiet)
+        return recorded(_train)(recipe, Path(run_dir), resume, quiet)
     finally:
         torch.set_num_threads(threads)
+
+
+def _train(recipe: Recipe, run_dir: Path, resume: bool, quiet: bool) -> TrainResult:
+    processes = join_processes(recipe.train.device)
+    return _Run(recipe, run_dir, processes, resume).carry_out(quiet)
 
 
 class _Run:
@@ -94,7 +106,9 @@ class _Run:
 
     def __init__(self, recipe: Recipe, run_dir: Path, processes: Processes, resume: bool) -> None:
         self.run_dir, self.processes = run_dir, processes
-        self.store = CheckpointStore(run_dir / CHECKPOINT_FOLDER)
+        # The one before the last may be wanted, see `rewind`.
+        num_last = 2 if recipe.stability.rewinds else 1
+        self.store = CheckpointStore(run_dir / CHECKPOINT_FOLDER, num_last)
         # One process looks, so that all see the same.
         checkpoint = processes.gather_objects(self.store.latest())[0]
         if checkpoint is not None and not resume:
@@ -110,7 +124,7 @@ class _Run:
         self.plan = Plan.of(recipe.train, self.loader.batches_per_epoch)
         self.task = build_task(recipe, build_model(recipe, processes), self.tokenizer, processes)
         self.optimiser = build_optimiser(trained_parameters(self.task), recipe.optimiser)
-        self.state = self._state_at(checkpoint)
+        self.state, self.is_new = self._state_at(checkpoint), checkpoint is None
         if recipe.train.compile:
             compile_parts(self.task.student)
         self.trainer = Trainer(
@@ -128,20 +142,12 @@ class _Run:
         """Train until the end, or until someone asks to stop."""
         finished = self.state.step == self.plan.total_steps
         if not finished:
-            with self.loader, self.checkpoints, self._reporting(quiet) as reporting:
-                loop = Loop(
-                    self.trainer,
-                    self.loader,
-                    self.plan,
-                    learning_rates(self.recipe, self.plan),
-                    self._validate if self.validation is not None else None,
-                    self._save,
-                    reporting,
-                )
-                try:
-                    finished = loop.run(self.state)
-                except NonFiniteLoss as failure:
-                    raise self._failed(failure) from None
+            with self.loader, self._rank_log() as rank_log, self._trackers(rank_log) as trackers:
+                with self.checkpoints, self._reporting(quiet, rank_log, trackers) as reporting:
+                    finished = self._run_to_the_end(reporting)
+                trackers.state = "finished" if finished else "interrupted"
+                trackers.results = self._results()
+                rank_log.end("finished" if finished else "interrupted", self.state.step)
         self.processes.wait_for_all()
         return TrainResult(
             self.run_dir,
@@ -150,7 +156,79 @@ class _Run:
             self.state.seconds,
             self.state.terms,
             interrupted=not finished,
+            skipped=tuple(joined(self.state.skipped)),
         )
+
+    def _run_to_the_end(self, reporting: Reporting) -> bool:
+        """Whether the run came to its end; it goes back as often as it must and may."""
+        if self.recipe.stability.rewinds and self.is_new:
+            # Something to go back to before the first regular checkpoint.
+            self._save(self.state)
+        while True:
+            loop = Loop(
+                self.trainer,
+                self.loader,
+                self.plan,
+                learning_rates(self.recipe, self.plan),
+                self.recipe.stability,
+                self._validate if self.validation is not None else None,
+                self._save,
+                reporting,
+            )
+            try:
+                return loop.run(self.state)
+            except NonFiniteLoss as failure:
+                if self.state.rewinds >= self.recipe.stability.rewinds:
+                    raise self._failed(failure) from None
+                self._rewind(failure, reporting)
+
+    def _rewind(self, failure: NonFiniteLoss, reporting: Reporting) -> None:
+        """Go back to a good checkpoint, and leave out the failed step and some before it."""
+        # Its threads have made batches ahead.
+        self.loader.close()
+        self.checkpoints.wait()
+        self.processes.wait_for_all()
+        stability = self.recipe.stability
+        self.state = rewind(
+            self.store,
+            self.task,
+            self.optimiser,
+            self.processes,
+            self.state,
+            failure.step,
+            stability,
+        )
+        self.processes.wait_for_all()
+        self._save(self.state)
+        first, end = next(r for r in self.state.skipped if r[0] <= failure.step < r[1])
+        text = (
+            f"step {failure.step} is not finite ({_terms(failure)}): back to step "
+            f"{self.state.step}, leaving out steps {first} to {end - 1} (rewind "
+            f"{self.state.rewinds} of {stability.rewinds})"
+        )
+        reporting.rank_log.warn(text)
+        reporting.progress.update(self.state.step - failure.step)
+        if reporting.log is not None:
+            reporting.log.go_back(self.state.step)
+            values = {"failed_step": failure.step, "skipped": [first, end], "ids": failure.ids}
+            reporting.log.event("rewind", self.state.step, values, text)
+
+    def _rank_log(self) -> RankLog:
+        return open_rank_log(self.run_dir, self.processes, self.state.step, self.plan.total_steps)
+
+    @contextmanager
+    def _trackers(self, rank_log: RankLog) -> Iterator[Trackers]:
+        names = self.recipe.train.trackers if self.processes.is_first else ()
+        settings = flattened(self.recipe)
+        with open_trackers(names, self.run_dir, settings, rank_log.warn) as trackers:
+            yield trackers
+
+    def _results(self) -> dict[str, float]:
+        state = self.state
+        values = {"steps": state.step, "seconds": state.seconds, "rewinds": state.rewinds}
+        if state.best_step is not None:
+            values["best_loss"] = state.best_loss
+        return {**{f"final/{name}": value for name, value in state.terms.items()}, **values}
 
     def _state_at(self, checkpoint: Path | None) -> RunState:
         if checkpoint is None:
@@ -163,7 +241,7 @@ class _Run:
         return state
 
     @contextmanager
-    def _reporting(self, quiet: bool) -> Iterator[Reporting]:
+    def _reporting(self, quiet: bool, rank_log: RankLog, trackers: Trackers) -> Iterator[Reporting]:
         device = self.processes.device
         dtype = getattr(torch, self.recipe.train.precision)
         progress = Progress(
@@ -180,8 +258,15 @@ class _Run:
                 progress.note(line)
             log = None
             if self.processes.is_first:
-                log = stack.enter_context(MetricsLog(self.run_dir, self.state.step))
-            yield Reporting(progress=progress, log=log, meter=meter, flops_of=self._flops_of)
+                log = MetricsLog(self.run_dir, self.state.step, trackers.threads)
+                stack.enter_context(log)
+            yield Reporting(
+                progress=progress,
+                log=log,
+                rank_log=rank_log,
+                meter=meter,
+                flops_of=self._flops_of,
+            )
 
     def _flops_of(self, batch: Examples) -> float:
         return task_flops(self.task, batch)
@@ -209,12 +294,17 @@ class _Run:
         folder = self.store.folder / f"failed-{step_name(failure.step)}"
         report = {"step": failure.step, "terms": failure.terms, "ids": failure.ids}
         self._write(folder.name, {FAILED_BATCH_FILE: json.dumps(report, indent=2)})
-        terms = ", ".join(f"{name} {value:.4g}" for name, value in failure.terms.items())
         named = ", ".join(failure.ids[:_NAMED_IDS])
         more = f" and {n} more" if (n := len(failure.ids) - _NAMED_IDS) > 0 else ""
         return TrainingError(
-            f"step {failure.step} is not finite ({terms}). Its pairs: {named}{more} (all in "
-            f"{folder / FAILED_BATCH_FILE}). The weights before it are in {folder}. Look at those "
-            "pairs, or start anew in another run directory, from these weights with init_from, "
-            "with a lower optimiser.lr, optimiser.clip_norm=1, or train.precision=float32"
+            f"step {failure.step} is not finite ({_terms(failure)}). Its pairs: {named}{more} "
+            f"(all in {folder / FAILED_BATCH_FILE}). The weights before it are in {folder}. Look "
+            "at those pairs; or go on without them with stability.rewinds="
+            f"{self.recipe.stability.rewinds + 1}; or start anew in another run directory, from "
+            "these weights with init_from, with a lower optimiser.lr, optimiser.clip_norm=1, or "
+            "train.precision=float32"
         )
+
+
+def _terms(failure: NonFiniteLoss) -> str:
+    return ", ".join(f"{name} {value:.4g}" for name, value in failure.terms.items())

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from openblip.data.step_loader import AnyLoader
@@ -45,13 +46,22 @@ def prepare(
     processes.wait_for_all()
     tokenizer = TextTokenizer.from_file(folder)
     resolved = resolve(recipe, tokenizer)
-    changed = difference(read_recipe(run_dir / RECIPE_FILE), resolved)
+    recorded = read_recipe(run_dir / RECIPE_FILE)
+    changed = difference(recorded, _with_free_settings(resolved, recorded))
     if changed is not None:
         raise TrainingError(
             f"{run_dir} belongs to a run of another recipe: {changed}. Go on with that recipe, or "
             "choose another run directory"
         )
+    if processes.is_first and recorded != resolved:
+        write_recipe(resolved, run_dir / RECIPE_FILE)
     return resolved, tokenizer
+
+
+def _with_free_settings(recipe: Recipe, other: Recipe) -> Recipe:
+    """The recipe with those settings of the other that a run may change when it is resumed."""
+    train = replace(recipe.train, trackers=other.train.trackers)
+    return replace(recipe, train=train, stability=other.stability)
 
 
 def check_same_data(loader: AnyLoader, digest: str, run_dir: Path) -> None:

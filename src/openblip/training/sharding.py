@@ -78,7 +78,7 @@ def clip(gradients: Sequence[Tensor], norm: Tensor, longest: float) -> None:
         longest: norm that they may have.
     """
     factor = (longest / (norm + _TINY)).clamp(max=1.0)
-    torch._foreach_mul_([_local(gradient) for gradient in gradients], factor)
+    torch._foreach_mul_([local_part(gradient) for gradient in gradients], factor)
 
 
 def whole_copies(tensors: Mapping[str, Tensor], processes: Processes) -> dict[str, Tensor]:
@@ -116,6 +116,6 @@ def _average_gradient(parameter: nn.Parameter, processes: Processes) -> None:
     parameter.register_post_accumulate_grad_hook(average)  # type: ignore[no-untyped-call]  # torch
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """What this process has of a tensor."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor

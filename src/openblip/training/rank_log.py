@@ -1,0 +1,271 @@
+"""What each process of a run leaves behind: a log for people and a status for programs.
+
+`logs/rank-N.log` is locked as long as its process lives, and `logs/rank-N.json` says how far it is
+and how it ended. A status without an end whose log nobody holds is that of a process that was
+killed: this is how a restarted run knows what happened, and `openblip runs` which one is running.
+"""
+
+import faulthandler
+import fcntl
+import json
+import os
+import socket
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from openblip.atomic import replace_file
+from openblip.errors import OpenBlipWarning, TrainingError
+from openblip.training.distributed import Processes
+
+LOG_FOLDER = "logs"
+RankEnd = Literal["running", "finished", "interrupted", "failed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankStatus:
+    """How far a process is, or how it ended."""
+
+    rank: int
+    """Its number in the run."""
+    state: RankEnd = "running"
+    """`running` also stays where the process could say nothing more."""
+    step: int = 0
+    """Optimiser steps done when it last wrote."""
+    total_steps: int = 0
+    """Those of the whole run."""
+    attempt: int = 0
+    """How often `torchrun` had restarted the processes."""
+    pid: int = 0
+    """Its process on `host`."""
+    host: str = ""
+    """Name of its machine."""
+    started: float = 0.0
+    """When, in seconds since 1970."""
+    updated: float = 0.0
+    """When it last wrote."""
+    error: str = ""
+    """Why it failed."""
+
+
+def open_rank_log(run_dir: Path, processes: Processes, step: int, total_steps: int) -> "RankLog":
+    """The log of this process; the first one tells in its own how an earlier start ended.
+
+    Args:
+        run_dir: of the run.
+        processes: all come here together.
+        step: steps done at the start.
+        total_steps: of the whole run.
+
+    Raises:
+        TrainingError: another process trains in this directory as the same rank.
+    """
+    story = None
+    if processes.is_first:
+        story = what_happened(run_dir, read_statuses(run_dir))
+        for path in (run_dir / LOG_FOLDER).glob("rank-*.json"):
+            # An earlier start may have had more processes.
+            if int(path.stem.removeprefix("rank-")) >= processes.world_size:
+                path.unlink()
+    processes.wait_for_all()
+    log = RankLog(run_dir, processes.rank, step, total_steps)
+    if story is not None:
+        count, most = _restarts()
+        story = f"{story}. Going on from step {step}"
+        if count:
+            log.warn(f"restart {count} of {most}: {story}")
+        else:
+            log.note(story)
+    return log
+
+
+class RankLog:
+    """Log and status of this process; a context whose end is the end of the process's part.
+
+    Args:
+        run_dir: of the run.
+        rank: of this process.
+        step: steps done at the start.
+        total_steps: of the whole run.
+
+    Raises:
+        TrainingError: another process trains in this directory as the same rank.
+    """
+
+    def __init__(self, run_dir: Path, rank: int, step: int, total_steps: int) -> None:
+        self.path = log_path(run_dir, rank)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = self.path.open("a", encoding="utf-8")
+        if not _lock(self._file.fileno()) and (holder := _holder(run_dir, rank)) is not None:
+            self._file.close()
+            raise TrainingError(
+                f"{run_dir} is being trained by process {holder.pid} on {holder.host}: stop it, "
+                "or choose another run directory"
+            )
+        now = time.time()
+        self._status = RankStatus(
+            rank=rank,
+            step=step,
+            total_steps=total_steps,
+            attempt=_restarts()[0],
+            pid=os.getpid(),
+            host=socket.gethostname(),
+            started=now,
+            updated=now,
+        )
+
+    def __enter__(self) -> Self:
+        if _is_launched():
+            # What a crash in compiled code leaves; the process ends with this context.
+            faulthandler.enable(self._file)
+        status = self._status
+        restarted = f", restart {status.attempt}" if status.attempt else ""
+        self.note(
+            f"process {status.pid} on {status.host} begins at step {status.step} of "
+            f"{status.total_steps}{restarted}"
+        )
+        self._write()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self.end("interrupted", self._status.step)
+        elif error is not None:
+            name = type(error).__name__
+            self.note("failed\n" + "".join(traceback.format_exception(error)).rstrip())
+            self._end("failed", f"{name}: {error}")
+        if _is_launched():
+            faulthandler.enable(sys.__stderr__ or 2)
+        self._file.close()
+
+    def note(self, text: str) -> None:
+        """Append to the log."""
+        self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        self._file.flush()
+
+    def warn(self, text: str) -> None:
+        """Append to the log; on the first process also warn."""
+        self.note(f"warning: {text}")
+        if self._status.rank == 0:
+            warnings.warn(text, OpenBlipWarning, stacklevel=2)
+
+    def beat(self, step: int) -> None:
+        """Say how far this process is."""
+        self._status = replace(self._status, step=step)
+        self._write()
+
+    def end(self, state: RankEnd, step: int) -> None:
+        """Say that this process has done its part."""
+        self._status = replace(self._status, step=step)
+        self.note(f"{state} at step {step}")
+        self._end(state)
+
+    def _end(self, state: RankEnd, error: str = "") -> None:
+        self._status = replace(self._status, state=state, error=error)
+        self._write()
+
+    def _write(self) -> None:
+        self._status = replace(self._status, updated=time.time())
+        with replace_file(self.path.with_suffix(".json"), durable=False) as unfinished:
+            unfinished.write_text(json.dumps(asdict(self._status)), encoding="utf-8")
+
+
+def log_path(run_dir: Path, rank: int) -> Path:
+    """The log of a process."""
+    return run_dir / LOG_FOLDER / f"rank-{rank}.log"
+
+
+def read_statuses(run_dir: Path) -> list[RankStatus]:
+    """What the processes of the latest start said last, by rank."""
+    known = {f.name for f in fields(RankStatus)}
+    found = []
+    for path in (run_dir / LOG_FOLDER).glob("rank-*.json"):
+        values = json.loads(path.read_text(encoding="utf-8"))
+        found.append(RankStatus(**{k: v for k, v in values.items() if k in known}))
+    latest = max((status.attempt for status in found), default=0)
+    return sorted((s for s in found if s.attempt == latest), key=lambda status: status.rank)
+
+
+def is_held(run_dir: Path, rank: int) -> bool:
+    """Whether a living process holds the log of this rank."""
+    path = log_path(run_dir, rank)
+    if not path.exists():
+        return False
+    with path.open("rb") as file:
+        return not _lock(file.fileno())
+
+
+def what_happened(run_dir: Path, statuses: Sequence[RankStatus]) -> str | None:
+    """How an earlier start of the run ended before its time; None if it did not.
+
+    A killed process is named before those that failed, which lost their connection to it.
+    """
+    killed = [s for s in statuses if s.state == "running" and not is_held(run_dir, s.rank)]
+    if killed:
+        ranks = ", ".join(str(status.rank) for status in killed)
+        logs = ", ".join(str(log_path(run_dir, status.rank)) for status in killed)
+        step = max(status.step for status in killed)
+        return (
+            f"rank {ranks} died after step {step} without a word (as by signal 9: killed, or out "
+            f"of memory), see {logs}"
+        )
+    failed = [status for status in statuses if status.state == "failed"]
+    if failed:
+        first = min(failed, key=lambda status: status.updated)
+        return (
+            f"rank {first.rank} failed after step {first.step} ({_first_line(first.error)}), see "
+            f"{log_path(run_dir, first.rank)}"
+        )
+    return None
+
+
+def _restarts() -> tuple[int, int]:
+    """How often `torchrun` has restarted the processes, and how often it may."""
+    names = ("TORCHELASTIC_RESTART_COUNT", "TORCHELASTIC_MAX_RESTARTS")
+    count, most = (int(os.environ.get(name, "0")) for name in names)
+    return count, most
+
+
+def _holder(run_dir: Path, rank: int) -> RankStatus | None:
+    """The living process that holds a log; None if only a child that it left behind does."""
+    status = next((s for s in read_statuses(run_dir) if s.rank == rank), None)
+    if status is None or status.host != socket.gethostname():
+        return status
+    try:
+        os.kill(status.pid, 0)
+    except ProcessLookupError:
+        return None
+    except PermissionError:
+        pass
+    return status
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the lock of an open file; False if another process has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # A file system without locks: nobody can hold one.
+        return True
+    return True
+
+
+def _is_launched() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _first_line(text: str) -> str:
+    return text.strip().split("\n")[0]
