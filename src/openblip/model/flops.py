@@ -28,6 +28,16 @@ def image_encoder_flops(config: Sizes, images: int, image_size: int | None = Non
     return images * (patch_embed + vision.depth * block)
 
 
+def class_token_flops(config: Sizes, images: int, image_size: int | None = None) -> int:
+    """Operations of encoding images of which the class token alone is read."""
+    vision = config.vision
+    patches = _patches(config, image_size)
+    left_out = _product(1, vision.width, vision.width)
+    left_out += 2 * _product(1, vision.width, int(vision.width * vision.mlp_ratio))
+    left_out += _attention(1, patches, vision.width)
+    return image_encoder_flops(config, images, image_size) - images * (patches - 1) * left_out
+
+
 def memory_flops(
     config: Sizes, images: int, image_size: int | None = None, layers: int | None = None
 ) -> int:
@@ -47,6 +57,9 @@ def text_flops(
     tokens: int,
     patches: int | None = None,
     layers: int | None = None,
+    *,
+    packed: int | None = None,
+    reads_first: bool = False,
 ) -> int:
     """Operations of the text layers, without heads.
 
@@ -56,17 +69,39 @@ def text_flops(
         tokens: of each text, padding included.
         patches: of the image that a text attends to, class token included; None for a text alone.
         layers: which so many are run; by default all.
+        packed: tokens of all texts that stand one behind the other, and for which everything but
+            attention is computed; by default padding is among them.
+        reads_first: whether of the last layer only the first tokens' states are computed.
     """
+    packed = rows * tokens if packed is None else packed
+    depth = config.text.depth if layers is None else layers
+    whole = _text_layer(config, rows, tokens, tokens, packed, packed, patches)
+    if not reads_first:
+        return depth * whole
+    return (depth - 1) * whole + _text_layer(config, rows, tokens, 1, packed, rows, patches)
+
+
+def _text_layer(
+    config: Sizes,
+    rows: int,
+    tokens: int,
+    queries: int,
+    packed: int,
+    given: int,
+    patches: int | None,
+) -> int:
+    """Of one layer that reads `packed` states and gives `given`, up to `queries` a text."""
     text = config.text
-    layer = (
-        _product(tokens, text.width, 4 * text.width)  # qkv and output
-        + _attention(tokens, tokens, text.width)
-        + 2 * _product(tokens, text.width, text.ffn_width)
+    operations = (
+        _product(packed, text.width, 3 * text.width)  # qkv
+        + rows * _attention(queries, tokens, text.width)
+        + _product(given, text.width, text.width)  # output
+        + 2 * _product(given, text.width, text.ffn_width)
     )
     if patches is not None:
-        layer += _product(tokens, text.width, 2 * text.width)  # query and output
-        layer += _attention(tokens, patches, text.width)
-    return rows * (text.depth if layers is None else layers) * layer
+        operations += _product(given, text.width, 2 * text.width)  # query and output
+        operations += rows * _attention(queries, patches, text.width)
+    return operations
 
 
 def lm_head_flops(config: Sizes, rows: int, tokens: int) -> int:

@@ -7,7 +7,7 @@ so `_Product` gives it one, of the same products.
 """
 
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -48,6 +48,24 @@ def linear(
     return F.linear(hidden, weight, bias)
 
 
+def mlp(
+    hidden: Float[Tensor, "*rows width"], up: Linear, down: Linear
+) -> Float[Tensor, "*rows width"]:
+    """`down` of the exact GELU of `up`.
+
+    Where products are oneDNN's, the hidden layer after GELU is not kept for the backward pass but
+    computed again: it is as large as before GELU, and to read it takes as long as to compute it.
+    """
+    if (
+        torch.is_grad_enabled()
+        and _takes_onednn(hidden, up.weight)
+        and hidden.numel() * len(up.weight) >= _WORTH_A_FUNCTION
+    ):
+        weights = (up.weight, up.bias, down.weight, down.bias)
+        return cast("Tensor", _Mlp.apply(hidden, *weights))  # type: ignore[no-untyped-call]
+    return cast("Tensor", down(up.with_gelu(hidden)))
+
+
 def onednn_linear(
     hidden: Float[Tensor, "*rows inner"],
     weight: Float[Tensor, "outer inner"],
@@ -61,10 +79,7 @@ def onednn_linear(
 
 
 class _Product(torch.autograd.Function):
-    """`onednn_linear` with a gradient, computed once more by `onednn_linear`.
-
-    The operator copies its first operand unless it is contiguous; the second may be transposed.
-    """
+    """`onednn_linear` with a gradient, computed once more by `onednn_linear`."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -76,17 +91,54 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         hidden, weight = ctx.saved_tensors
-        _, _, for_bias = ctx.needs_input_grad
         grad = grad.contiguous()
-        by_row = grad.reshape(-1, grad.shape[-1])
         return (
             onednn_linear(grad, weight.t()) if weight is not None else None,
-            # This way round, rather than transposed, it comes out laid out as the weight is.
-            onednn_linear(by_row.t(), hidden.reshape(-1, hidden.shape[-1]).t())
-            if hidden is not None
-            else None,
-            by_row.sum(0) if for_bias else None,
+            _weight_gradient(grad, hidden) if hidden is not None else None,
+            _by_row(grad).sum(0) if ctx.needs_input_grad[2] else None,
         )
+
+
+class _Mlp(torch.autograd.Function):
+    """Two products with GELU between them; of the hidden layer what GELU takes is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, up: Tensor, up_bias: Tensor, down: Tensor, down_bias: Tensor
+    ) -> Tensor:
+        inner = onednn_linear(hidden, up, up_bias)
+        ctx.save_for_backward(hidden, inner, up, down)
+        return onednn_linear(F.gelu(inner), down, down_bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, inner, up, down = ctx.saved_tensors
+        for_hidden, for_up, for_up_bias, for_down, for_down_bias = ctx.needs_input_grad
+        grad = grad.contiguous()
+        down_grad = _weight_gradient(grad, F.gelu(inner)) if for_down else None
+        inner_grad = onednn_linear(grad, down.t())
+        torch.ops.aten.gelu_backward.grad_input(inner_grad, inner, grad_input=inner_grad)
+        return (
+            onednn_linear(inner_grad, up.t()) if for_hidden else None,
+            _weight_gradient(inner_grad, hidden) if for_up else None,
+            _by_row(inner_grad).sum(0) if for_up_bias else None,
+            down_grad,
+            _by_row(grad).sum(0) if for_down_bias else None,
+        )
+
+
+def _weight_gradient(grad: Tensor, hidden: Tensor) -> Tensor:
+    """The gradient of a weight, laid out as the weight is.
+
+    The operator would copy its first operand by itself; with the second one laid out by rows too,
+    which it need not be, the product is so much faster that the copy pays.
+    """
+    return onednn_linear(_by_row(grad).t().contiguous(), _by_row(hidden).t().contiguous())
+
+
+def _by_row(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
 
 
 @cache
