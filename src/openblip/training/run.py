@@ -13,6 +13,7 @@ from openblip.data.loader import Batch
 from openblip.data.table import PairTable
 from openblip.errors import TrainingError
 from openblip.progress import Progress
+from openblip.training.allocator import keep_freed_memory, return_freed_memory
 from openblip.training.build import (
     build_model,
     build_task,
@@ -87,9 +88,12 @@ def train(
     torch.set_num_threads(recipe.train.threads or threads)
     try:
         processes = join_processes(recipe.train.device)
+        if processes.device.type == "cpu":
+            keep_freed_memory()
         return _Run(recipe, Path(run_dir), processes, resume).carry_out(quiet)
     finally:
         torch.set_num_threads(threads)
+        return_freed_memory()
 
 
 class _Run:
