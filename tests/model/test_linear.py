@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from openblip.model import linear as linear_module
 from openblip.model.flops import flop_counter
-from openblip.model.linear import Linear, has_onednn, linear
+from openblip.model.linear import Linear, has_onednn, linear, mlp
 
 needs_onednn = pytest.mark.skipif(not has_onednn(), reason="no x86 processor with oneDNN")
 ROWS = [(1,), (3,), (0,), (2, 5), (2, 0), (2, 3, 4)]
@@ -147,6 +147,38 @@ def test_a_gradient_through_gelu(layer: Linear) -> None:
     plain.load_state_dict(layer.state_dict())
     F.gelu(plain(hidden)).square().sum().backward()
     torch.testing.assert_close(layer.weight.grad, plain.weight.grad)
+
+
+@pytest.mark.usefixtures("any_size")
+@pytest.mark.parametrize("learning", ["all", "hidden", "up", "down"])
+def test_a_hidden_layer_that_is_computed_again_gives_the_same_gradients(learning: str) -> None:
+    torch.manual_seed(0)
+    up, down, hidden = Linear(24, 40), Linear(40, 24), torch.randn(3, 7, 24)
+    towards = torch.randn(3, 7, 24)
+    parts = {"hidden": [hidden], "up": list(up.parameters()), "down": list(down.parameters())}
+    found = []
+    for function in (mlp, lambda hidden, up, down: down(F.gelu(up(hidden)))):
+        for name, tensors in parts.items():
+            for tensor in tensors:
+                tensor.requires_grad_(learning in (name, "all")).grad = None
+        out = function(hidden, up, down)
+        out.backward(towards)
+        found.append([out.detach(), *(t.grad for own in parts.values() for t in own)])
+    for one, other in zip(*found, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other)
+
+
+@needs_onednn
+def test_after_gelu_nothing_of_the_hidden_layer_is_kept() -> None:
+    up, down = Linear(64, 256), Linear(256, 64)
+    kept: list[int] = []
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor
+    ):
+        mlp(torch.randn(1000, 64), up, down)
+    assert kept.count(1000 * 256) == 1
 
 
 @pytest.mark.usefixtures("any_size")
