@@ -75,10 +75,12 @@ def test_other_types_go_the_usual_way(layer: Linear) -> None:
         assert layer(torch.randn(6, 24)).dtype == torch.bfloat16
 
 
-@pytest.fixture
-def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=[False, True], ids=["small", "beyond the caches"])
+def any_size(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Products of the tiny sizes here are oneDNN's with a gradient too."""
     monkeypatch.setattr(linear_module, "_WORTH_A_FUNCTION", 0)
+    if request.param:
+        monkeypatch.setattr(linear_module, "_BEYOND_CACHES", 0)
 
 
 def assert_gradients_are_exact(
