@@ -33,6 +33,7 @@ from openblip.data.loader import Batch
 from openblip.data.tokenizer import SpecialTokens
 from openblip.model import Med, MedConfig, linear, products, text, vision
 from openblip.model.flops import flop_counter
+from openblip.model.linear import Linear
 from openblip.model.packing import Packing
 from openblip.model.vision import ImageModel
 from openblip.objectives.itm import itm_loss
@@ -169,14 +170,19 @@ class NaiveTask(TimedTask):
             return lm_loss(logits[labels >= 0], labels)
 
 
+def plain_mlp(hidden, up, down, norm=None):
+    return down(F.gelu(up(hidden if norm is None else norm(hidden))))
+
+
 @contextmanager
 def as_the_original() -> Iterator[None]:
     """The model's parts compute and keep everything that the original's do."""
     with ExitStack() as stack:
         for place, name, plain in (
             (vision, "_IMAGES_AT_ONCE", 1 << 30),
-            (vision, "mlp", lambda hidden, up, down: down(F.gelu(up(hidden)))),
-            (text, "mlp", lambda hidden, up, down: down(F.gelu(up(hidden)))),
+            (vision, "mlp", plain_mlp),
+            (text, "mlp", plain_mlp),
+            (Linear, "of_normed", lambda layer, hidden, norm: layer(norm(hidden))),
             (text, "_reads_first", lambda texts: False),
             (Packing, "without_padding", lambda mask: Packing(*mask.shape)),
             (ImageModel, "encode_class_tokens", ImageModel.encode_images),

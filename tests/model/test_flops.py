@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -111,3 +112,14 @@ def test_class_tokens(med: Med) -> None:
     images = torch.zeros(IMAGES, 3, 96, 96)
     expected = counted(lambda: med.encode_class_tokens(images))
     assert class_token_flops(med.config, IMAGES) == expected
+
+
+def test_fused_attention_is_counted_as_its_products() -> None:
+    query, keys = torch.randn(2, 3, 5, 8, requires_grad=True), torch.randn(2, 3, 7, 8)
+    counts = []
+    for backend in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION):
+        keys.requires_grad_()
+        with flop_counter() as counter, sdpa_kernel(backend):
+            F.scaled_dot_product_attention(query, keys, keys).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] == 3 * 2 * 2 * (2 * 3 * 5 * 7 * 8)

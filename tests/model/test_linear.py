@@ -172,15 +172,39 @@ def test_a_hidden_layer_that_is_computed_again_gives_the_same_gradients(learning
             torch.testing.assert_close(one, other)
 
 
-@needs_onednn
-def test_after_gelu_nothing_of_the_hidden_layer_is_kept() -> None:
-    up, down = Linear(64, 256), Linear(256, 64)
-    kept: list[int] = []
-    with torch.autograd.graph.saved_tensors_hooks(
-        lambda tensor: kept.append(tensor.numel()) or tensor, lambda tensor: tensor
+@pytest.mark.usefixtures("any_size")
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_norm_that_is_computed_again_gives_the_same_gradients(learns: bool) -> None:
+    torch.manual_seed(0)
+    norm, up, down = nn.LayerNorm(24), Linear(24, 40), Linear(40, 24)
+    nn.init.normal_(norm.weight)
+    hidden, towards = torch.randn(3, 7, 24), torch.randn(3, 7, 64)
+    given = [hidden.requires_grad_(learns), *norm.parameters(), *up.parameters()]
+    found = []
+    for first, second in (
+        (up.of_normed(hidden, norm), mlp(hidden, up, down, norm)),
+        (up(norm(hidden)), mlp(norm(hidden), up, down)),
     ):
-        mlp(torch.randn(1000, 64), up, down)
-    assert kept.count(1000 * 256) == 1
+        out = torch.cat([first, second], dim=-1)
+        learning = [tensor for tensor in given if tensor.requires_grad]
+        found.append([out.detach(), *torch.autograd.grad(out, learning, towards)])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+@needs_onednn
+def test_what_gelu_and_norm_give_is_not_kept() -> None:
+    norm, up, down = nn.LayerNorm(64), Linear(64, 256), Linear(256, 64)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        mlp(torch.randn(1000, 64), up, down, norm)
+    sizes = list(kept.values())
+    assert sizes.count(1000 * 256) == sizes.count(1000 * 64) == 1
 
 
 @pytest.mark.usefixtures("any_size")

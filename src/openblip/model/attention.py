@@ -38,10 +38,14 @@ class ImageSelfAttention(nn.Module):
         self.output = Linear(width, width)
 
     def forward(
-        self, hidden: Float[Tensor, "batch patches width"], num_queries: int | None = None
+        self,
+        hidden: Float[Tensor, "batch patches width"],
+        norm: nn.LayerNorm,
+        num_queries: int | None = None,
     ) -> Float[Tensor, "batch queries width"]:
-        """What the first `num_queries` patches, by default all, attended to."""
-        query, key, value = (split_heads(x, self.heads) for x in self.qkv(hidden).chunk(3, dim=-1))
+        """What the first `num_queries` patches, by default all, attended to in `norm` of all."""
+        qkv = self.qkv.of_normed(hidden, norm)
+        query, key, value = (split_heads(x, self.heads) for x in qkv.chunk(3, dim=-1))
         query = query[:, :, :num_queries]
         attended: Tensor = self.output(join_heads(attend(query, key, value)))
         return attended

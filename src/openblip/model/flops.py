@@ -5,6 +5,9 @@ a backward pass takes twice as many. Norms, activations, softmax and residuals a
 `torch.utils.flop_counter` leaves them out.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -111,9 +114,32 @@ def lm_head_flops(config: Sizes, rows: int, tokens: int) -> int:
 
 
 def flop_counter() -> FlopCounterMode:
-    """PyTorch's counter of the operations that run, which here knows oneDNN's products too."""
-    known = {torch.ops.mkldnn._linear_pointwise: _onednn_flops} if has_onednn() else {}
+    """PyTorch's counter of the operations that run.
+
+    Here it knows oneDNN's products and a processor's fused attention too; of the latter's backward
+    pass four products, not the scores, which it computes a second time.
+    """
+    aten = torch.ops.aten
+    known: dict[Any, Callable[..., int]] = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _fused_attention_flops,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_backward_flops,
+    }
+    if has_onednn():
+        known[torch.ops.mkldnn._linear_pointwise] = _onednn_flops
     return FlopCounterMode(display=False, custom_mapping=known)
+
+
+def _fused_attention_flops(
+    query: torch.Size, key: torch.Size, *others: object, **options: object
+) -> int:
+    batch, heads, queries, head_dim = query
+    return batch * _attention(queries, key[2], heads * head_dim)
+
+
+def _fused_backward_flops(
+    grad: torch.Size, query: torch.Size, key: torch.Size, *others: object, **options: object
+) -> int:
+    return 2 * _fused_attention_flops(query, key)
 
 
 def _onednn_flops(

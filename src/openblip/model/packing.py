@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -37,14 +38,49 @@ class Packing:
     def pack(self, padded: Float[Tensor, "rows tokens width"]) -> Float[Tensor, "packed width"]:
         """The states of the places."""
         flat = padded.flatten(0, 1)
-        return flat if self.places is None else flat.index_select(0, self.places)
+        if self.places is None:
+            return flat
+        out: Tensor = _Take.apply(flat, self.places)  # type: ignore[no-untyped-call]
+        return out
 
     def pad(self, packed: Float[Tensor, "packed width"]) -> Float[Tensor, "rows tokens width"]:
         """The inverse, with zeros elsewhere."""
         if self.places is not None:
-            flat = packed.new_zeros(self.rows * self.tokens, packed.shape[1])
-            packed = flat.index_copy(0, self.places, packed)
+            packed = _Put.apply(packed, self.places, self.rows * self.tokens)  # type: ignore[no-untyped-call]
         return packed.view(self.rows, self.tokens, packed.shape[1])
+
+
+class _Take(torch.autograd.Function):
+    """Some rows; as none is taken twice, its gradient is `_Put`, without a sum."""
+
+    @staticmethod
+    def forward(ctx: Any, flat: Tensor, places: Tensor) -> Tensor:
+        ctx.save_for_backward(places)
+        ctx.rows = len(flat)
+        return flat.index_select(0, places)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        (places,) = ctx.saved_tensors
+        return _put(grad, places, ctx.rows), None
+
+
+class _Put(torch.autograd.Function):
+    """The inverse, with zeros elsewhere; the rows themselves need not be kept for its gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, places: Tensor, rows: int) -> Tensor:
+        ctx.save_for_backward(places)
+        return _put(packed, places, rows)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (places,) = ctx.saved_tensors
+        return grad.index_select(0, places), None, None
+
+
+def _put(packed: Tensor, places: Tensor, rows: int) -> Tensor:
+    return packed.new_zeros(rows, packed.shape[1]).index_copy_(0, places, packed)
 
 
 def packed_sizes(packings: Sequence[Packing]) -> list[int]:

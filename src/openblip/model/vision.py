@@ -19,7 +19,7 @@ _IMAGES_AT_ONCE = 2
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an exact GELU between them."""
+    """A norm, and two linear layers with an exact GELU between them."""
 
     def __init__(self, width: int, hidden_width: int) -> None:
         super().__init__()
@@ -27,9 +27,9 @@ class Mlp(nn.Module):
         self.down = Linear(hidden_width, width)
 
     def forward(
-        self, hidden: Float[Tensor, "batch patches width"]
+        self, hidden: Float[Tensor, "batch patches width"], norm: nn.LayerNorm
     ) -> Float[Tensor, "batch patches width"]:
-        return mlp(hidden, self.up, self.down)
+        return mlp(hidden, self.up, self.down, norm)
 
 
 class DropPath(nn.Module):
@@ -64,9 +64,9 @@ class VisionBlock(nn.Module):
         self, hidden: Float[Tensor, "batch patches width"], num_given: int | None = None
     ) -> Float[Tensor, "batch given width"]:
         """The next states of the first `num_given` patches, by default of all."""
-        attended = self.attention(self.attention_norm(hidden), num_given)
+        attended = self.attention(hidden, self.attention_norm, num_given)
         hidden = hidden[:, :num_given] + self.drop_path(attended)
-        out: Tensor = hidden + self.drop_path(self.mlp(self.mlp_norm(hidden)))
+        out: Tensor = hidden + self.drop_path(self.mlp(hidden, self.mlp_norm))
         return out
 
 
