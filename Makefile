@@ -18,7 +18,7 @@ slow: .venv/.installed-test          ## the long checks: demo over three seeds, 
 	$(PYTEST) -m slow --timeout=7200 -rs
 
 bench: .venv/.installed-core         ## the training step, part by part, beside the naive step
-	$(BIN)/python benchmarks/train_step.py
+	$(BIN)/python benchmarks/train_step.py --output benchmarks/results/train_step.md
 
 bench-inference: .venv/.installed-test  ## captioning, matching, embedding beside transformers
 	$(BIN)/python benchmarks/inference.py --output benchmarks/results/inference.md

@@ -4,11 +4,13 @@ from collections.abc import Callable
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from openblip.model import Med, MedConfig, TextConfig, TextPass, VisionConfig
 from openblip.model.flops import (
+    class_token_flops,
     flop_counter,
     image_encoder_flops,
     lm_head_flops,
@@ -89,3 +91,35 @@ def test_lm_head(med: Med, ids: Tensor) -> None:
 def test_the_image_encoder_at_384_px_takes_111_gflop() -> None:
     """As measured on the original (BLIP base)."""
     assert image_encoder_flops(MedConfig.preset("base"), 1, 384) == pytest.approx(111e9, rel=0.01)
+
+
+def test_what_is_read_of_a_text_decides_what_is_computed(med: Med, ids: Tensor) -> None:
+    mask = torch.arange(TOKENS) < torch.tensor([[7], [2], [4], [5]])
+    packed = int(mask.sum())
+    memory = med.memories(med.encode_images(torch.zeros(ROWS, 3, 96, 96))).encoder
+    patches = med.config.vision.num_patches
+    tokens = TextPass(ids, mask, memory, causal=True, reads="tokens")
+    assert text_flops(med.config, ROWS, TOKENS, patches, packed=packed) == counted(
+        lambda: med.text(tokens)
+    )
+    first = TextPass(ids, mask, memory, reads="first")
+    assert text_flops(
+        med.config, ROWS, TOKENS, patches, packed=packed, reads_first=True
+    ) == counted(lambda: med.text(first))
+
+
+def test_class_tokens(med: Med) -> None:
+    images = torch.zeros(IMAGES, 3, 96, 96)
+    expected = counted(lambda: med.encode_class_tokens(images))
+    assert class_token_flops(med.config, IMAGES) == expected
+
+
+def test_fused_attention_is_counted_as_its_products() -> None:
+    query, keys = torch.randn(2, 3, 5, 8, requires_grad=True), torch.randn(2, 3, 7, 8)
+    counts = []
+    for backend in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION):
+        keys.requires_grad_()
+        with flop_counter() as counter, sdpa_kernel(backend):
+            F.scaled_dot_product_attention(query, keys, keys).sum().backward()
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] == 3 * 2 * 2 * (2 * 3 * 5 * 7 * 8)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from openblip.model import linear as linear_module
 from openblip.model.flops import flop_counter
-from openblip.model.linear import Linear, has_onednn, linear
+from openblip.model.linear import Linear, has_onednn, linear, mlp
 
 needs_onednn = pytest.mark.skipif(not has_onednn(), reason="no x86 processor with oneDNN")
 ROWS = [(1,), (3,), (0,), (2, 5), (2, 0), (2, 3, 4)]
@@ -75,10 +75,12 @@ def test_other_types_go_the_usual_way(layer: Linear) -> None:
         assert layer(torch.randn(6, 24)).dtype == torch.bfloat16
 
 
-@pytest.fixture
-def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(params=[False, True], ids=["small", "beyond the caches"])
+def any_size(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Products of the tiny sizes here are oneDNN's with a gradient too."""
     monkeypatch.setattr(linear_module, "_WORTH_A_FUNCTION", 0)
+    if request.param:
+        monkeypatch.setattr(linear_module, "_BEYOND_CACHES", 0)
 
 
 def assert_gradients_are_exact(
@@ -147,6 +149,62 @@ def test_a_gradient_through_gelu(layer: Linear) -> None:
     plain.load_state_dict(layer.state_dict())
     F.gelu(plain(hidden)).square().sum().backward()
     torch.testing.assert_close(layer.weight.grad, plain.weight.grad)
+
+
+@pytest.mark.usefixtures("any_size")
+@pytest.mark.parametrize("learning", ["all", "hidden", "up", "down"])
+def test_a_hidden_layer_that_is_computed_again_gives_the_same_gradients(learning: str) -> None:
+    torch.manual_seed(0)
+    up, down, hidden = Linear(24, 40), Linear(40, 24), torch.randn(3, 7, 24)
+    towards = torch.randn(3, 7, 24)
+    parts = {"hidden": [hidden], "up": list(up.parameters()), "down": list(down.parameters())}
+    found = []
+    for function in (mlp, lambda hidden, up, down: down(F.gelu(up(hidden)))):
+        for name, tensors in parts.items():
+            for tensor in tensors:
+                tensor.requires_grad_(learning in (name, "all")).grad = None
+        out = function(hidden, up, down)
+        out.backward(towards)
+        found.append([out.detach(), *(t.grad for own in parts.values() for t in own)])
+    for one, other in zip(*found, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other)
+
+
+@pytest.mark.usefixtures("any_size")
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_norm_that_is_computed_again_gives_the_same_gradients(learns: bool) -> None:
+    torch.manual_seed(0)
+    norm, up, down = nn.LayerNorm(24), Linear(24, 40), Linear(40, 24)
+    nn.init.normal_(norm.weight)
+    hidden, towards = torch.randn(3, 7, 24), torch.randn(3, 7, 64)
+    given = [hidden.requires_grad_(learns), *norm.parameters(), *up.parameters()]
+    found = []
+    for first, second in (
+        (up.of_normed(hidden, norm), mlp(hidden, up, down, norm)),
+        (up(norm(hidden)), mlp(norm(hidden), up, down)),
+    ):
+        out = torch.cat([first, second], dim=-1)
+        learning = [tensor for tensor in given if tensor.requires_grad]
+        found.append([out.detach(), *torch.autograd.grad(out, learning, towards)])
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
+@needs_onednn
+def test_what_gelu_and_norm_give_is_not_kept() -> None:
+    norm, up, down = nn.LayerNorm(64), Linear(64, 256), Linear(256, 64)
+    kept: dict[int, int] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        mlp(torch.randn(1000, 64), up, down, norm)
+    sizes = list(kept.values())
+    assert sizes.count(1000 * 256) == sizes.count(1000 * 64) == 1
 
 
 @pytest.mark.usefixtures("any_size")

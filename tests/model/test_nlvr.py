@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from openblip.model import MedConfig
 from openblip.model.memory import LayerMemory
 from openblip.model.nlvr import Nlvr, NlvrConfig, TwinCrossAttention
+from openblip.model.packing import Packing
 
 
 @pytest.fixture
@@ -70,9 +71,9 @@ def test_an_average_does_not_depend_on_the_order(
     twin = TwinCrossAttention(config.text, config.vision.width, merges=False).eval()
     redraw(twin)
     twin.second.load_state_dict(twin.first.state_dict())
-    hidden, images = torch.randn(2, 5, 32), torch.randn(4, 17, 24)
-    one_way = twin(hidden, [LayerMemory(*twin.remember(images))], [2])
-    other_way = twin(hidden, [LayerMemory(*twin.remember(images.roll(2, 0)))], [2])
+    hidden, images = torch.randn(10, 32), torch.randn(4, 17, 24)
+    one_way = twin(hidden, [LayerMemory(*twin.remember(images))], [Packing(2, 5)])
+    other_way = twin(hidden, [LayerMemory(*twin.remember(images.roll(2, 0)))], [Packing(2, 5)])
     assert torch.allclose(one_way, other_way, atol=1e-6)
 
 
@@ -87,9 +88,9 @@ def test_a_merge_is_linear_in_what_was_attended_to(
     with torch.no_grad():
         twin.merge.weight.copy_(torch.cat([half, half], dim=1))
         twin.merge.bias.zero_()
-    hidden, images = torch.randn(2, 5, 32), torch.randn(4, 17, 24)
-    merged = twin(hidden, [LayerMemory(*twin.remember(images))], [2])
+    hidden, images = torch.randn(10, 32), torch.randn(4, 17, 24)
+    merged = twin(hidden, [LayerMemory(*twin.remember(images))], [Packing(2, 5)])
     twin.merge = None
     assert torch.allclose(
-        merged, twin(hidden, [LayerMemory(*twin.remember(images))], [2]), atol=1e-6
+        merged, twin(hidden, [LayerMemory(*twin.remember(images))], [Packing(2, 5)]), atol=1e-6
     )

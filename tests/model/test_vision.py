@@ -152,3 +152,16 @@ class TestPatches:
             alone = torch.cat([encoder(image[None]) for image in images])
         torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(together, with_gradient, atol=1e-5, rtol=1e-5)
+
+
+def test_the_class_token_alone_is_that_among_all_patches(
+    encoder: ImageEncoder, images: Tensor
+) -> None:
+    expected = torch.autograd.grad(encoder(images)[:, :1].sum(), encoder.positions)[0]
+    alone = encoder(images, 1)
+    assert alone.shape[1] == 1
+    torch.testing.assert_close(alone, encoder(images)[:, :1], atol=1e-5, rtol=1e-5)
+    found = torch.autograd.grad(alone.sum(), encoder.positions)[0]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images, 1), alone, atol=1e-5, rtol=1e-5)

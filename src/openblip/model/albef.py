@@ -13,6 +13,7 @@ from openblip.errors import MissingHead, RecipeError
 from openblip.model.config import TextConfig, VisionConfig, initial_std
 from openblip.model.linear import Linear
 from openblip.model.memory import ImageMemory
+from openblip.model.packing import Packing
 from openblip.model.text import (
     LmHead,
     Role,
@@ -108,12 +109,13 @@ class FusionText(nn.Module):
     ) -> Float[Tensor, "rows tokens width"]:
         """States of texts alone, after the layers below fusion."""
         fusion_layers = self.config.depth - self.fusion_layer
-        return run_layers(
+        (states,) = run_layers(
             self.layers[: self.fusion_layer],
-            self.embeddings(ids),
-            [Role(len(ids), mask[:, None, None])],
+            [self.embeddings(ids)],
+            [Role(Packing(*ids.shape), mask[:, None, None])],
             checkpoint_layers=max(self.config.checkpoint_layers - fusion_layers, 0),
         )
+        return states
 
     def remember(self, image_hidden: Float[Tensor, "images patches memory_width"]) -> ImageMemory:
         """Every fusion layer's cross-attention keys and values of the images."""
@@ -126,12 +128,13 @@ class FusionText(nn.Module):
         memory: ImageMemory,
     ) -> Float[Tensor, "rows tokens width"]:
         """States after the fusion layers."""
-        return run_layers(
+        (fused,) = run_layers(
             self.layers[self.fusion_layer :],
-            states,
-            [Role(len(states), mask[:, None, None], memory)],
+            [states],
+            [Role(Packing(*mask.shape), mask[:, None, None], memory)],
             checkpoint_layers=self.config.checkpoint_layers,
         )
+        return fused
 
 
 class Albef(ImageModel[AlbefConfig]):

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from openblip.model.cache import KeyValueCache
 from openblip.model.linear import Linear
 from openblip.model.memory import AttentionRecord, LayerMemory
+from openblip.model.packing import Packing, joined, packed_sizes
 from openblip.model.products import attend
 
 
@@ -37,9 +38,15 @@ class ImageSelfAttention(nn.Module):
         self.output = Linear(width, width)
 
     def forward(
-        self, hidden: Float[Tensor, "batch patches width"]
-    ) -> Float[Tensor, "batch patches width"]:
-        query, key, value = (split_heads(x, self.heads) for x in self.qkv(hidden).chunk(3, dim=-1))
+        self,
+        hidden: Float[Tensor, "batch patches width"],
+        norm: nn.LayerNorm,
+        num_queries: int | None = None,
+    ) -> Float[Tensor, "batch queries width"]:
+        """What the first `num_queries` patches, by default all, attended to in `norm` of all."""
+        qkv = self.qkv.of_normed(hidden, norm)
+        query, key, value = (split_heads(x, self.heads) for x in qkv.chunk(3, dim=-1))
+        query = query[:, :, :num_queries]
         attended: Tensor = self.output(join_heads(attend(query, key, value)))
         return attended
 
@@ -57,36 +64,43 @@ class TextSelfAttention(nn.Module):
 
     def forward(
         self,
-        hidden: Float[Tensor, "rows tokens width"],
+        hidden: Float[Tensor, "packed width"],
         masks: Sequence[Bool[Tensor, "_ 1 _ keys"] | None],
-        rows: Sequence[int],
+        given: Sequence[Packing],
+        kept: Sequence[Packing],
         cache: KeyValueCache | None = None,
         layer: int = 0,
-    ) -> Float[Tensor, "rows tokens width"]:
+    ) -> Float[Tensor, "packed_kept width"]:
         """The next hidden states.
 
         Args:
             hidden: of the texts, first those of the first mask.
             masks: which tokens may attend to which; None, all to all.
-            rows: how many texts each mask is for.
+            given: of the texts of each mask.
+            kept: of the next states: the same, or of the first tokens alone.
             cache: keys and values of earlier tokens, for a single mask.
             layer: whose part of the cache it is.
         """
-        pieces = self.qkv(hidden).split(rows)
+        pieces = self.qkv(hidden).split(packed_sizes(given))
         attended = [
-            self._attend(qkv, mask, cache, layer) for qkv, mask in zip(pieces, masks, strict=True)
+            after.pack(self._attend(before.pad(qkv), mask, after.tokens, cache, layer))
+            for qkv, mask, before, after in zip(pieces, masks, given, kept, strict=True)
         ]
-        out: Tensor = self.norm(hidden + self.dropout(self.output(joined(attended))))
+        out: Tensor = self.norm(
+            _narrowed(hidden, given, kept) + self.dropout(self.output(joined(attended)))
+        )
         return out
 
     def _attend(
         self,
         qkv: Float[Tensor, "rows tokens three_widths"],
         mask: Bool[Tensor, "#rows 1 #tokens keys"] | None,
+        num_queries: int,
         cache: KeyValueCache | None,
         layer: int,
-    ) -> Float[Tensor, "rows tokens width"]:
+    ) -> Float[Tensor, "rows queries width"]:
         query, key, value = (split_heads(x, self.heads) for x in qkv.chunk(3, dim=-1))
+        query = query[:, :, :num_queries]
         if cache is not None:
             key, value = cache.append(layer, key, value)
         dropout = self.dropout.p if self.training else 0.0
@@ -125,19 +139,22 @@ class MemoryAttention(nn.Module):
 
     def forward(
         self,
-        hidden: Float[Tensor, "rows tokens width"],
+        hidden: Float[Tensor, "packed width"],
         memories: Sequence[LayerMemory],
-        rows: Sequence[int],
-    ) -> Float[Tensor, "rows tokens width"]:
+        packings: Sequence[Packing],
+    ) -> Float[Tensor, "packed width"]:
         """What the texts attended to.
 
         Args:
             hidden: of the texts, first those of the first memory.
             memories: what they attend to.
-            rows: how many texts attend to each memory; they are grouped by image.
+            packings: of the texts that attend to each memory; they are grouped by image.
         """
-        queries = self.query(hidden).split(rows)
-        attended = [self._attend(*pair) for pair in zip(queries, memories, strict=True)]
+        queries = self.query(hidden).split(packed_sizes(packings))
+        attended = [
+            packing.pack(self._attend(packing.pad(query), memory))
+            for query, memory, packing in zip(queries, memories, packings, strict=True)
+        ]
         out: Tensor = self.output(joined(attended))
         return out
 
@@ -195,18 +212,26 @@ class CrossAttention(MemoryAttention):
 
     def forward(
         self,
-        hidden: Float[Tensor, "rows tokens width"],
+        hidden: Float[Tensor, "packed width"],
         memories: Sequence[LayerMemory],
-        rows: Sequence[int],
-    ) -> Float[Tensor, "rows tokens width"]:
-        attended = super().forward(hidden, memories, rows)
+        packings: Sequence[Packing],
+    ) -> Float[Tensor, "packed width"]:
+        attended = super().forward(hidden, memories, packings)
         out: Tensor = self.norm(hidden + self.dropout(attended))
         return out
 
 
-def joined(pieces: Sequence[Tensor]) -> Tensor:
-    """The rows of all pieces; of a single one without a copy."""
-    return pieces[0] if len(pieces) == 1 else torch.cat(list(pieces))
+def _narrowed(hidden: Tensor, given: Sequence[Packing], kept: Sequence[Packing]) -> Tensor:
+    """The states of the texts' first `kept` tokens."""
+    if all(before is after for before, after in zip(given, kept, strict=True)):
+        return hidden
+    pieces = torch.split(hidden, packed_sizes(given))
+    return joined(
+        [
+            piece if before is after else after.pack(before.pad(piece)[:, : after.tokens])
+            for piece, before, after in zip(pieces, given, kept, strict=True)
+        ]
+    )
 
 
 def causal_mask(

@@ -5,6 +5,9 @@ a backward pass takes twice as many. Norms, activations, softmax and residuals a
 `torch.utils.flop_counter` leaves them out.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -30,6 +33,16 @@ def image_encoder_flops(config: Sizes, images: int, image_size: int | None = Non
     return images * (patch_embed + vision.depth * block)
 
 
+def class_token_flops(config: Sizes, images: int, image_size: int | None = None) -> int:
+    """Operations of encoding images of which the class token alone is read."""
+    vision = config.vision
+    patches = _patches(config, image_size)
+    left_out = _product(1, vision.width, vision.width)
+    left_out += 2 * _product(1, vision.width, int(vision.width * vision.mlp_ratio))
+    left_out += _attention(1, patches, vision.width)
+    return image_encoder_flops(config, images, image_size) - images * (patches - 1) * left_out
+
+
 def memory_flops(
     config: Sizes, images: int, image_size: int | None = None, layers: int | None = None
 ) -> int:
@@ -49,6 +62,9 @@ def text_flops(
     tokens: int,
     patches: int | None = None,
     layers: int | None = None,
+    *,
+    packed: int | None = None,
+    reads_first: bool = False,
 ) -> int:
     """Operations of the text layers, without heads.
 
@@ -58,17 +74,39 @@ def text_flops(
         tokens: of each text, padding included.
         patches: of the image that a text attends to, class token included; None for a text alone.
         layers: which so many are run; by default all.
+        packed: tokens of all texts that stand one behind the other, and for which everything but
+            attention is computed; by default padding is among them.
+        reads_first: whether of the last layer only the first tokens' states are computed.
     """
+    packed = rows * tokens if packed is None else packed
+    depth = config.text.depth if layers is None else layers
+    whole = _text_layer(config, rows, tokens, tokens, packed, packed, patches)
+    if not reads_first:
+        return depth * whole
+    return (depth - 1) * whole + _text_layer(config, rows, tokens, 1, packed, rows, patches)
+
+
+def _text_layer(
+    config: Sizes,
+    rows: int,
+    tokens: int,
+    queries: int,
+    packed: int,
+    given: int,
+    patches: int | None,
+) -> int:
+    """Of one layer that reads `packed` states and gives `given`, up to `queries` a text."""
     text = config.text
-    layer = (
-        _product(tokens, text.width, 4 * text.width)  # qkv and output
-        + _attention(tokens, tokens, text.width)
-        + 2 * _product(tokens, text.width, text.ffn_width)
+    operations = (
+        _product(packed, text.width, 3 * text.width)  # qkv
+        + rows * _attention(queries, tokens, text.width)
+        + _product(given, text.width, text.width)  # output
+        + 2 * _product(given, text.width, text.ffn_width)
     )
     if patches is not None:
-        layer += _product(tokens, text.width, 2 * text.width)  # query and output
-        layer += _attention(tokens, patches, text.width)
-    return rows * (text.depth if layers is None else layers) * layer
+        operations += _product(given, text.width, 2 * text.width)  # query and output
+        operations += rows * _attention(queries, patches, text.width)
+    return operations
 
 
 def state_memory_flops(config: VqaConfig, rows: int, tokens: int) -> int:
@@ -93,9 +131,32 @@ def lm_head_flops(config: Sizes, rows: int, tokens: int) -> int:
 
 
 def flop_counter() -> FlopCounterMode:
-    """PyTorch's counter of the operations that run, which here knows oneDNN's products too."""
-    known = {torch.ops.mkldnn._linear_pointwise: _onednn_flops} if has_onednn() else {}
+    """PyTorch's counter of the operations that run.
+
+    Here it knows oneDNN's products and a processor's fused attention too; of the latter's backward
+    pass four products, not the scores, which it computes a second time.
+    """
+    aten = torch.ops.aten
+    known: dict[Any, Callable[..., int]] = {
+        aten._scaled_dot_product_flash_attention_for_cpu: _fused_attention_flops,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_backward_flops,
+    }
+    if has_onednn():
+        known[torch.ops.mkldnn._linear_pointwise] = _onednn_flops
     return FlopCounterMode(display=False, custom_mapping=known)
+
+
+def _fused_attention_flops(
+    query: torch.Size, key: torch.Size, *others: object, **options: object
+) -> int:
+    batch, heads, queries, head_dim = query
+    return batch * _attention(queries, key[2], heads * head_dim)
+
+
+def _fused_backward_flops(
+    grad: torch.Size, query: torch.Size, key: torch.Size, *others: object, **options: object
+) -> int:
+    return 2 * _fused_attention_flops(query, key)
 
 
 def _onednn_flops(

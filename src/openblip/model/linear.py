@@ -6,8 +6,9 @@ reached through the operator that `torch.compile` puts into graphs; it has no gr
 so `_Product` gives it one, of the same products.
 """
 
+from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +19,9 @@ from torch.autograd.function import once_differentiable
 # Multiply-adds from which a product with a gradient is oneDNN's: in smaller ones, what it costs to
 # call an autograd function written in Python is more than the product saves.
 _WORTH_A_FUNCTION = 2**22
+# Numbers in both operands of a weight's gradient from which its product is up to a fifth faster,
+# copies included, once both lie by rows.
+_BEYOND_CACHES = 2**22
 
 
 class Linear(nn.Linear):
@@ -25,6 +29,15 @@ class Linear(nn.Linear):
 
     def forward(self, hidden: Float[Tensor, "*rows inner"]) -> Float[Tensor, "*rows outer"]:
         return linear(hidden, self.weight, self.bias)
+
+    def of_normed(
+        self, hidden: Float[Tensor, "*rows inner"], norm: nn.LayerNorm
+    ) -> Float[Tensor, "*rows outer"]:
+        """Of `norm` of the states, which is not kept for the backward pass but computed again."""
+        normed = norm(hidden)
+        if _takes_product(normed, self.weight):
+            return _product(normed, self.weight, self.bias, hidden, norm)
+        return cast("Tensor", self(normed))
 
     def with_gelu(self, hidden: Float[Tensor, "*rows inner"]) -> Float[Tensor, "*rows outer"]:
         """The exact GELU of the outputs, applied where they are made."""
@@ -39,13 +52,28 @@ def linear(
     bias: Float[Tensor, " outer"] | None,
 ) -> Float[Tensor, "*rows outer"]:
     """`F.linear`, up to rounding; a gradient has no gradient itself."""
-    if _takes_onednn(hidden, weight):
-        if not torch.is_grad_enabled():
-            return onednn_linear(hidden, weight, bias)
-        if hidden.numel() * len(weight) >= _WORTH_A_FUNCTION:
-            out: Tensor = _Product.apply(hidden, weight, bias)  # type: ignore[no-untyped-call]
-            return out
+    if _takes_product(hidden, weight):
+        return _product(hidden, weight, bias)
+    if not torch.is_grad_enabled() and _takes_onednn(hidden, weight):
+        return onednn_linear(hidden, weight, bias)
     return F.linear(hidden, weight, bias)
+
+
+def mlp(
+    hidden: Float[Tensor, "*rows width"], up: Linear, down: Linear, norm: nn.LayerNorm | None = None
+) -> Float[Tensor, "*rows width"]:
+    """`down` of the exact GELU of `up`, of `norm` of the states if there is one.
+
+    Where products are oneDNN's, what GELU and norm give is not kept for the backward pass but
+    computed again: the hidden layer after GELU is as large as before, and to read it would take
+    as long as to compute it.
+    """
+    normed = hidden if norm is None else norm(hidden)
+    if _takes_product(normed, up.weight):
+        weights = (up.weight, up.bias, down.weight, down.bias)
+        kept = (None, None) if norm is None else (hidden, norm)
+        return cast("Tensor", _Mlp.apply(normed, *weights, *kept))  # type: ignore[no-untyped-call]
+    return cast("Tensor", down(up.with_gelu(normed)))
 
 
 def onednn_linear(
@@ -60,33 +88,109 @@ def onednn_linear(
     return out
 
 
+Again = Callable[[Tensor], Tensor]
+
+
+def _product(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    source: Tensor | None = None,
+    again: Again | None = None,
+) -> Tensor:
+    return cast("Tensor", _Product.apply(hidden, weight, bias, source, again))  # type: ignore[no-untyped-call]
+
+
 class _Product(torch.autograd.Function):
     """`onednn_linear` with a gradient, computed once more by `onednn_linear`.
 
-    The operator copies its first operand unless it is contiguous; the second may be transposed.
+    With `again`, which gives `hidden` from `source`, `source` is kept in its place.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        for_hidden, for_weight, _ = ctx.needs_input_grad
-        ctx.save_for_backward(hidden if for_weight else None, weight if for_hidden else None)
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        source: Tensor | None,
+        again: Again | None,
+    ) -> Tensor:
+        for_hidden, for_weight = ctx.needs_input_grad[:2]
+        ctx.again = again
+        kept = hidden if again is None else source
+        ctx.save_for_backward(kept if for_weight else None, weight if for_hidden else None)
         return onednn_linear(hidden, weight, bias)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        hidden, weight = ctx.saved_tensors
-        _, _, for_bias = ctx.needs_input_grad
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        kept, weight = ctx.saved_tensors
         grad = grad.contiguous()
-        by_row = grad.reshape(-1, grad.shape[-1])
         return (
             onednn_linear(grad, weight.t()) if weight is not None else None,
-            # This way round, rather than transposed, it comes out laid out as the weight is.
-            onednn_linear(by_row.t(), hidden.reshape(-1, hidden.shape[-1]).t())
-            if hidden is not None
-            else None,
-            by_row.sum(0) if for_bias else None,
+            _weight_gradient(grad, _again(ctx, kept)) if kept is not None else None,
+            _by_row(grad).sum(0) if ctx.needs_input_grad[2] else None,
+            None,
+            None,
         )
+
+
+class _Mlp(torch.autograd.Function):
+    """Two products with GELU between them; of the hidden layer what GELU takes is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        up: Tensor,
+        up_bias: Tensor,
+        down: Tensor,
+        down_bias: Tensor,
+        source: Tensor | None,
+        again: Again | None,
+    ) -> Tensor:
+        inner = onednn_linear(hidden, up, up_bias)
+        ctx.again = again
+        ctx.save_for_backward(hidden if again is None else source, inner, up, down)
+        return onednn_linear(F.gelu(inner), down, down_bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        kept, inner, up, down = ctx.saved_tensors
+        for_hidden, for_up, for_up_bias, for_down, for_down_bias, _, _ = ctx.needs_input_grad
+        grad = grad.contiguous()
+        down_grad = _weight_gradient(grad, F.gelu(inner)) if for_down else None
+        inner_grad = onednn_linear(grad, down.t())
+        torch.ops.aten.gelu_backward.grad_input(inner_grad, inner, grad_input=inner_grad)
+        return (
+            onednn_linear(inner_grad, up.t()) if for_hidden else None,
+            _weight_gradient(inner_grad, _again(ctx, kept)) if for_up else None,
+            _by_row(inner_grad).sum(0) if for_up_bias else None,
+            down_grad,
+            _by_row(grad).sum(0) if for_down_bias else None,
+            None,
+            None,
+        )
+
+
+def _again(ctx: Any, kept: Tensor) -> Tensor:
+    out: Tensor = kept if ctx.again is None else ctx.again(kept)
+    return out
+
+
+def _weight_gradient(grad: Tensor, hidden: Tensor) -> Tensor:
+    """The gradient of a weight, laid out as the weight is: the transposed product is not."""
+    by_column = _by_row(grad).t(), _by_row(hidden).t()
+    if grad.numel() + hidden.numel() > _BEYOND_CACHES:
+        # The first operand is copied in any case; the second need not be, but takes long to read.
+        by_column = by_column[0].contiguous(), by_column[1].contiguous()
+    return onednn_linear(*by_column)
+
+
+def _by_row(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
 
 
 @cache
@@ -96,6 +200,15 @@ def has_onednn() -> bool:
         bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
         and torch.backends.cpu.get_cpu_capability().startswith("AVX")
         and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+def _takes_product(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether the product is oneDNN's and has a gradient."""
+    return (
+        torch.is_grad_enabled()
+        and _takes_onednn(hidden, weight)
+        and hidden.numel() * len(weight) >= _WORTH_A_FUNCTION
     )
 
 

@@ -64,7 +64,7 @@ class Med(ImageModel[MedConfig]):
     ) -> Float[Tensor, "rows embed"]:
         """Unit-length embeddings of texts, in the unimodal role."""
         self.require("itc")
-        (hidden,) = self.text(TextPass(ids, mask))
+        (hidden,) = self.text(TextPass(ids, mask, reads="first"))
         return F.normalize(self.text_projection(hidden[:, 0]).float(), dim=-1)
 
     def memories(self, image_hidden: Float[Tensor, "images patches vision_width"]) -> Memories:
@@ -81,7 +81,7 @@ class Med(ImageModel[MedConfig]):
     ) -> Float[Tensor, "rows 2"]:
         """Logits of (no match, match) for texts against images, in the encoder role."""
         self.require("itm")
-        (hidden,) = self.text(TextPass(ids, mask, memory))
+        (hidden,) = self.text(TextPass(ids, mask, memory, reads="first"))
         return self.match_logits(hidden)
 
     def match_logits(self, hidden: Float[Tensor, "rows tokens width"]) -> Float[Tensor, "rows 2"]:

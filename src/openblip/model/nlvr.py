@@ -14,6 +14,7 @@ from openblip.model.attention import MemoryAttention
 from openblip.model.config import TextConfig, VisionConfig, initial_std
 from openblip.model.linear import Linear
 from openblip.model.memory import ImageMemory, LayerMemory
+from openblip.model.packing import Packing
 from openblip.model.text import TextLayer, TextPass, TextStack, initialise
 from openblip.model.vision import ImageEncoder, ImageModel
 
@@ -59,13 +60,13 @@ class TwinCrossAttention(nn.Module):
 
     def forward(
         self,
-        hidden: Float[Tensor, "rows tokens width"],
+        hidden: Float[Tensor, "packed width"],
         memories: Sequence[LayerMemory],
-        rows: Sequence[int],
-    ) -> Float[Tensor, "rows tokens width"]:
+        packings: Sequence[Packing],
+    ) -> Float[Tensor, "packed width"]:
         halves = [_halves(memory) for memory in memories]
-        first = self.first(hidden, [half for half, _ in halves], rows)
-        second = self.second(hidden, [half for _, half in halves], rows)
+        first = self.first(hidden, [half for half, _ in halves], packings)
+        second = self.second(hidden, [half for _, half in halves], packings)
         if self.merge is None:
             joined = (first + second) / 2
         else:
@@ -114,7 +115,7 @@ class Nlvr(ImageModel[NlvrConfig]):
         memory: ImageMemory,
     ) -> Float[Tensor, "rows 2"]:
         """Logits of (false, true) for sentences about pairs; rows are grouped by pair."""
-        (hidden,) = self.text(TextPass(ids, mask, memory))
+        (hidden,) = self.text(TextPass(ids, mask, memory, reads="first"))
         logits: Tensor = self.classifier(hidden[:, 0])
         return logits
 

@@ -5,21 +5,22 @@ the encoder's under the same name with the prefix `causal_`.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openblip.model.attention import CrossAttention, TextSelfAttention, causal_mask, joined
+from openblip.model.attention import CrossAttention, TextSelfAttention, causal_mask
 from openblip.model.cache import KeyValueCache
 from openblip.model.config import Head, Sharing, TextConfig, initial_std
-from openblip.model.linear import Linear, linear
+from openblip.model.linear import Linear, linear, mlp
 from openblip.model.memory import ImageMemory, Memories
+from openblip.model.packing import Packing, joined
 
 # Parts that the decoder does not share with the encoder (BLIP, table 3).
 _OWN_PARTS: dict[Sharing, frozenset[str]] = {
@@ -28,6 +29,9 @@ _OWN_PARTS: dict[Sharing, frozenset[str]] = {
     "all_but_cross_attention": frozenset({"cross_attention"}),
     "none": frozenset({"embeddings", "self_attention", "cross_attention", "ffn"}),
 }
+
+
+Reads = Literal["all", "tokens", "first"]
 
 
 @dataclass(frozen=True)
@@ -42,20 +46,30 @@ class TextPass:
     """What to attend to, in the image-grounded roles; rows are grouped by image."""
     causal: bool = False
     """Decode: a token attends to itself and those before it."""
+    reads: Reads = "all"
+    """Which hidden states are read: those of padding too; those of tokens, where padding gets
+    zeros; or that of each text's first token alone, which is then all that there is."""
 
 
 @dataclass(frozen=True)
 class Role:
     """What a layer needs of a pass."""
 
-    rows: int
-    """How many texts."""
+    packing: Packing
+    """Of the texts."""
     attend: Bool[Tensor, "_ 1 _ keys"] | None
     """Which tokens may attend to which; None, all to all."""
     memory: ImageMemory | None = None
     """What to attend to besides; None in the unimodal role."""
     causal: bool = False
     """Uses the decoder's parts."""
+    kept: Packing | None = None
+    """Of the states that the layer gives, if they are those of the first tokens alone."""
+
+    @property
+    def given(self) -> Packing:
+        """Of the states that the layer gives."""
+        return self.packing if self.kept is None else self.kept
 
 
 class TextEmbeddings(nn.Module):
@@ -86,10 +100,8 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(config.width, eps=config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(
-        self, hidden: Float[Tensor, "rows tokens width"]
-    ) -> Float[Tensor, "rows tokens width"]:
-        out: Tensor = self.norm(hidden + self.dropout(self.down(self.up.with_gelu(hidden))))
+    def forward(self, hidden: Float[Tensor, "packed width"]) -> Float[Tensor, "packed width"]:
+        out: Tensor = self.norm(hidden + self.dropout(mlp(hidden, self.up, self.down)))
         return out
 
 
@@ -141,46 +153,55 @@ class TextLayer(nn.Module):
 
     def forward(
         self,
-        hidden: Float[Tensor, "rows tokens width"],
+        hidden: Float[Tensor, "packed width"],
         roles: Sequence[Role],
         cache: KeyValueCache | None,
         layer: int,
-    ) -> Float[Tensor, "rows tokens width"]:
+    ) -> Float[Tensor, "packed_given width"]:
         """The next hidden states of the texts of all roles, in their order."""
 
         def attend_to_texts(part: nn.Module, own: Tensor, roles: Sequence[Role]) -> Tensor:
             masks = [role.attend for role in roles]
-            out: Tensor = part(own, masks, [role.rows for role in roles], cache, layer)
+            packings = [role.packing for role in roles], [role.given for role in roles]
+            out: Tensor = part(own, masks, *packings, cache, layer)
             return out
 
         def attend_to_images(part: nn.Module, own: Tensor, roles: Sequence[Role]) -> Tensor:
             memories = [cast("ImageMemory", role.memory).layer(layer) for role in roles]
-            out: Tensor = part(own, memories, [role.rows for role in roles])
+            out: Tensor = part(own, memories, [role.given for role in roles])
             return out
 
         def feed_forward(part: nn.Module, own: Tensor, roles: Sequence[Role]) -> Tensor:
             out: Tensor = part(own)
             return out
 
-        hidden = self._apply_part("self_attention", attend_to_texts, hidden, roles)
+        packed = [role.packing.count for role in roles]
+        hidden = self._apply_part("self_attention", attend_to_texts, hidden, roles, packed)
+        packed = [role.given.count for role in roles]
         if roles[0].memory is not None:
-            hidden = self._apply_part("cross_attention", attend_to_images, hidden, roles)
-        return self._apply_part("ffn", feed_forward, hidden, roles)
+            hidden = self._apply_part("cross_attention", attend_to_images, hidden, roles, packed)
+        return self._apply_part("ffn", feed_forward, hidden, roles, packed)
 
     def _apply_part(
         self,
         name: str,
         function: Callable[[nn.Module, Tensor, Sequence[Role]], Tensor],
-        hidden: Float[Tensor, "rows tokens width"],
+        hidden: Float[Tensor, "packed width"],
         roles: Sequence[Role],
-    ) -> Float[Tensor, "rows tokens width"]:
-        """A part applied to all texts: to those of one module in one piece."""
+        packed: Sequence[int],
+    ) -> Float[Tensor, "packed_given width"]:
+        """A part applied to all texts, `packed` states a role: to those of one module at once."""
+        sized = zip(roles, packed, strict=True)
         groups = [
-            (part, list(own)) for part, own in groupby(roles, lambda r: self.part(name, r.causal))
+            (part, list(own))
+            for part, own in groupby(sized, lambda r: self.part(name, r[0].causal))
         ]
-        pieces = torch.split(hidden, [sum(role.rows for role in own) for _, own in groups])
+        pieces = torch.split(hidden, [sum(size for _, size in own) for _, own in groups])
         return joined(
-            [function(part, piece, own) for (part, own), piece in zip(groups, pieces, strict=True)]
+            [
+                function(part, piece, [role for role, _ in own])
+                for (part, own), piece in zip(groups, pieces, strict=True)
+            ]
         )
 
 
@@ -226,12 +247,13 @@ class TextStack(nn.Module):
             cache: keys and values of earlier tokens, extended by this call; for a single pass.
         """
         cached = cache.length if cache is not None else 0
-        roles = [_role(each, cached) for each in passes]
-        hidden = self._embed(passes, cached)
-        hidden = run_layers(self.layers, hidden, roles, cache, self.config.checkpoint_layers)
+        roles = [_role(each, cached, packs=cache is None) for each in passes]
+        first = [_reads_first(each) for each in passes]
+        states = torch.split(self._embed(passes, cached), [len(each.ids) for each in passes])
+        hidden = run_layers(self.layers, states, roles, cache, self.config.checkpoint_layers, first)
         if cache is not None:
-            cache.advance(hidden.shape[1])
-        return torch.split(hidden, [role.rows for role in roles])
+            cache.advance(passes[0].ids.shape[1])
+        return hidden
 
     def _embed(self, passes: Sequence[TextPass], start: int) -> Tensor:
         groups = groupby(passes, lambda each: self.embeddings_of(each.causal))
@@ -269,29 +291,37 @@ class TextStack(nn.Module):
 
 def run_layers(
     layers: nn.ModuleList,
-    hidden: Float[Tensor, "rows tokens width"],
+    states: Sequence[Float[Tensor, "_ tokens width"]],
     roles: Sequence[Role],
     cache: KeyValueCache | None = None,
     checkpoint_layers: int = 0,
-) -> Float[Tensor, "rows tokens width"]:
-    """Hidden states after some text layers.
+    reads_first: Sequence[bool] = (),
+) -> tuple[Float[Tensor, "_ _ width"], ...]:
+    """Hidden states after some text layers, of the texts of each role.
 
     Args:
         layers: each a `TextLayer`; the first uses the first layer of every memory and cache.
-        hidden: of the texts of all roles, in their order.
+        states: of the texts of each role.
         roles: all of them with a memory or none.
         cache: keys and values of earlier tokens, for a single role.
         checkpoint_layers: in training, the last so many of these recompute their activations in
             the backward pass.
+        reads_first: for which roles only the first token's state is wanted, which is then all that
+            the last layer computes; by default none.
     """
+    hidden = joined([role.packing.pack(own) for role, own in zip(roles, states, strict=True)])
     first_checkpointed = len(layers) - checkpoint_layers
     for number, layer in enumerate(layers):
+        if number == len(layers) - 1 and any(reads_first):
+            wanted = zip(roles, reads_first, strict=True)
+            roles = [_narrowed(role) if is_first else role for role, is_first in wanted]
         arguments = (hidden, roles, cache, number)
         if layer.training and number >= first_checkpointed:
             hidden = checkpoint(layer, *arguments, use_reentrant=False)
         else:
             hidden = layer(*arguments)
-    return hidden
+    pieces = torch.split(hidden, [role.given.count for role in roles])
+    return tuple(role.given.pad(piece) for role, piece in zip(roles, pieces, strict=True))
 
 
 def remember(
@@ -307,13 +337,31 @@ def remember(
     return ImageMemory(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), mask)
 
 
-def _role(texts: TextPass, cached: int) -> Role:
+def _role(texts: TextPass, cached: int, *, packs: bool) -> Role:
     """Which tokens may attend to which, and what a layer needs besides."""
     attend = None if texts.mask is None else texts.mask[:, None, None]
     if texts.causal:
         later = causal_mask(texts.ids.shape[1], cached, texts.ids.device)
         attend = later if attend is None else attend if later is None else attend & later
-    return Role(len(texts.ids), attend, texts.memory, texts.causal)
+    packing = Packing(*texts.ids.shape)
+    # On an accelerator it costs more to wait for the number of tokens than padding costs.
+    on_processor = texts.ids.device.type == "cpu" and not torch.compiler.is_compiling()
+    if packs and on_processor and texts.reads != "all" and texts.mask is not None:
+        packing = Packing.without_padding(texts.mask)
+    return Role(packing, attend, texts.memory, texts.causal)
+
+
+def _reads_first(texts: TextPass) -> bool:
+    """Whether the last layer is computed for the first token alone."""
+    # An attention that is recorded is that of all tokens.
+    is_recorded = texts.memory is not None and texts.memory.record is not None
+    return texts.reads == "first" and not is_recorded
+
+
+def _narrowed(role: Role) -> Role:
+    """The same up to a layer's self-attention, from which only the first tokens go on."""
+    assert not role.causal, "a decoded text is read as a whole"
+    return replace(role, kept=Packing(role.packing.rows, 1))
 
 
 def initialise(module: nn.Module, std: float) -> None:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openblip.model.attention import ImageSelfAttention
 from openblip.model.config import ConfigT, VisionConfig, initial_std
-from openblip.model.linear import Linear, linear
+from openblip.model.linear import Linear, linear, mlp
 
 # A processor encodes so many at a time: the states of more than two, at 384 px in the base size,
 # outgrow its caches, and are given back to the system and cleared anew at every layer.
@@ -19,7 +19,7 @@ _IMAGES_AT_ONCE = 2
 
 
 class Mlp(nn.Module):
-    """Two linear layers with an exact GELU between them."""
+    """A norm, and two linear layers with an exact GELU between them."""
 
     def __init__(self, width: int, hidden_width: int) -> None:
         super().__init__()
@@ -27,10 +27,9 @@ class Mlp(nn.Module):
         self.down = Linear(hidden_width, width)
 
     def forward(
-        self, hidden: Float[Tensor, "batch patches width"]
+        self, hidden: Float[Tensor, "batch patches width"], norm: nn.LayerNorm
     ) -> Float[Tensor, "batch patches width"]:
-        out: Tensor = self.down(self.up.with_gelu(hidden))
-        return out
+        return mlp(hidden, self.up, self.down, norm)
 
 
 class DropPath(nn.Module):
@@ -62,10 +61,12 @@ class VisionBlock(nn.Module):
         self.drop_path = DropPath(drop_path)
 
     def forward(
-        self, hidden: Float[Tensor, "batch patches width"]
-    ) -> Float[Tensor, "batch patches width"]:
-        hidden = hidden + self.drop_path(self.attention(self.attention_norm(hidden)))
-        out: Tensor = hidden + self.drop_path(self.mlp(self.mlp_norm(hidden)))
+        self, hidden: Float[Tensor, "batch patches width"], num_given: int | None = None
+    ) -> Float[Tensor, "batch given width"]:
+        """The next states of the first `num_given` patches, by default of all."""
+        attended = self.attention(hidden, self.attention_norm, num_given)
+        hidden = hidden[:, :num_given] + self.drop_path(attended)
+        out: Tensor = hidden + self.drop_path(self.mlp(hidden, self.mlp_norm))
         return out
 
 
@@ -94,25 +95,29 @@ class ImageEncoder(nn.Module):
                 nn.init.zeros_(module.bias)
 
     def forward(
-        self, images: Float[Tensor, "batch 3 height width_px"]
-    ) -> Float[Tensor, "batch patches width"]:
+        self, images: Float[Tensor, "batch 3 height width_px"], num_given: int | None = None
+    ) -> Float[Tensor, "batch given width"]:
+        """The states of the first `num_given` patches, by default of all."""
         if not torch.is_grad_enabled() and images.device.type == "cpu":
-            return torch.cat([self._encode(part) for part in torch.split(images, _IMAGES_AT_ONCE)])
-        return self._encode(images)
+            parts = torch.split(images, _IMAGES_AT_ONCE)
+            return torch.cat([self._encode(part, num_given) for part in parts])
+        return self._encode(images, num_given)
 
     def _encode(
-        self, images: Float[Tensor, "batch 3 height width_px"]
-    ) -> Float[Tensor, "batch patches width"]:
+        self, images: Float[Tensor, "batch 3 height width_px"], num_given: int | None
+    ) -> Float[Tensor, "batch given width"]:
         patches, grid = self._embed_patches(images)
         class_token = self.class_token.expand(patches.shape[0], -1, -1)
         hidden = torch.cat([class_token, patches], dim=1)
         hidden = hidden + interpolate_positions(self.positions, grid)
         first_checkpointed = len(self.blocks) - self.config.checkpoint_layers
         for number, block in enumerate(self.blocks):
+            # Only the last block may leave states out: the others are attended to.
+            given = num_given if number == len(self.blocks) - 1 else None
             if self.training and number >= first_checkpointed:
-                hidden = checkpoint(block, hidden, use_reentrant=False)
+                hidden = checkpoint(block, hidden, given, use_reentrant=False)
             else:
-                hidden = block(hidden)
+                hidden = block(hidden, given)
         out: Tensor = self.norm(hidden)
         return out
 
@@ -143,6 +148,13 @@ class ImageModel(nn.Module, Generic[ConfigT]):
     ) -> Float[Tensor, "batch patches vision_width"]:
         """Patch tokens of normalised images, the class token first."""
         hidden: Tensor = self.image_encoder(images)
+        return hidden
+
+    def encode_class_tokens(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch 1 vision_width"]:
+        """Of what `encode_images` gives the class token alone, for less."""
+        hidden: Tensor = self.image_encoder(images, 1)
         return hidden
 
     def resize_images(self, image_size: int) -> None:

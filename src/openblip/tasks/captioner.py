@@ -43,7 +43,8 @@ def caption_pass(texts: Texts, memory: ImageMemory, special: SpecialTokens) -> T
         memory: of one image per caption.
         special: where `[DEC]` is.
     """
-    return TextPass(texts.beginning_with(special.dec), texts.mask, memory, causal=True)
+    ids = texts.beginning_with(special.dec)
+    return TextPass(ids, texts.mask, memory, causal=True, reads="tokens")
 
 
 def caption_loss(

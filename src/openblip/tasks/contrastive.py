@@ -226,15 +226,20 @@ class ContrastiveTask(Task[Batch]):
             position: its epoch decides alpha.
         """
         temperature = self.student.temperature
-        image_keys = torch.cat([self.pool.collect(teacher.image_embed), self.queue.image_embed])
-        text_keys = torch.cat([self.pool.collect(teacher.text_embed), self.queue.text_embed])
-        image_sims = similarities(image_embed, text_keys, temperature)
-        text_sims = similarities(text_embed, image_keys, temperature)
-        positives = self._positives(batch, num_keys=len(text_keys))
+
+        image_keys = (self.pool.collect(teacher.image_embed), self.queue.image_embed)
+        text_keys = (self.pool.collect(teacher.text_embed), self.queue.text_embed)
+
+        def to_all(embed: Tensor, keys: tuple[Tensor, Tensor]) -> Tensor:
+            # One after the other: to join batch and queue would copy the queue.
+            return torch.cat([similarities(embed, own, temperature) for own in keys], dim=1)
+
+        image_sims, text_sims = to_all(image_embed, text_keys), to_all(text_embed, image_keys)
+        positives = self._positives(batch, num_keys=image_sims.shape[1])
         alpha = self.alpha(position)
         with torch.no_grad():
-            teacher_image_sims = similarities(teacher.image_embed, text_keys, temperature)
-            teacher_text_sims = similarities(teacher.text_embed, image_keys, temperature)
+            teacher_image_sims = to_all(teacher.image_embed, text_keys)
+            teacher_text_sims = to_all(teacher.text_embed, image_keys)
             image_targets = soft_targets(teacher_image_sims, positives, alpha)
             text_targets = soft_targets(teacher_text_sims, positives, alpha)
         return Contrast(

@@ -67,7 +67,10 @@ def pair_passes(
     # Both texts of an image stand side by side: its keys and values are not copied for them.
     both = torch.stack([ids, negative_ids], dim=1).flatten(0, 1)
     mask = torch.stack([texts.mask, negative_texts.mask], dim=1).flatten(0, 1)
-    return TextPass(both, mask, memory), TextPass(ids, texts.mask, negative_memory)
+    return (
+        TextPass(both, mask, memory, reads="first"),
+        TextPass(ids, texts.mask, negative_memory, reads="first"),
+    )
 
 
 def pair_logits(student: Med, own_images: Tensor, negative_images: Tensor) -> Tensor:
@@ -75,8 +78,8 @@ def pair_logits(student: Med, own_images: Tensor, negative_images: Tensor) -> Te
 
     Args:
         student: has the head "itm".
-        own_images: (2 batch, tokens, width), hidden states of the first of `pair_passes`.
-        negative_images: (batch, tokens, width), of the second.
+        own_images: (2 batch, 1, width), hidden states of the first of `pair_passes`.
+        negative_images: (batch, 1, width), of the second.
     """
     positive, negative_text = student.match_logits(own_images).view(-1, 2, 2).unbind(1)
     return torch.cat([positive, student.match_logits(negative_images), negative_text])

@@ -132,7 +132,7 @@ class PretrainTask(ContrastiveTask):
     @torch.no_grad()
     def _teacher_features(self, batch: Batch) -> QueueUpdate:
         return QueueUpdate(
-            self.teacher.embed_images(self.teacher.encode_images(batch.images)),
+            self.teacher.embed_images(self.teacher.encode_class_tokens(batch.images)),
             self.teacher.embed_texts(batch.tokens, batch.mask),
             batch.image_ids,
             batch.text_ids,

@@ -12,6 +12,7 @@ import torch
 from openblip.data.examples import Examples
 from openblip.errors import TrainingError
 from openblip.progress import Progress
+from openblip.training.allocator import keep_freed_memory, return_freed_memory
 from openblip.training.build import (
     build_model,
     build_task,
@@ -94,10 +95,13 @@ def train(
         return recorded(_train)(recipe, Path(run_dir), resume, quiet)
     finally:
         torch.set_num_threads(threads)
+        return_freed_memory()
 
 
 def _train(recipe: Recipe, run_dir: Path, resume: bool, quiet: bool) -> TrainResult:
     processes = join_processes(recipe.train.device)
+    if processes.device.type == "cpu":
+        keep_freed_memory()
     return _Run(recipe, run_dir, processes, resume).carry_out(quiet)
 
 

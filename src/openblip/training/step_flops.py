@@ -8,6 +8,7 @@ from openblip.model import MedConfig
 from openblip.model.albef import AlbefConfig, AlbefHead
 from openblip.model.config import Head
 from openblip.model.flops import (
+    class_token_flops,
     image_encoder_flops,
     lm_head_flops,
     memory_flops,
@@ -55,8 +56,9 @@ def task_flops(task: AnyTask, batch: Examples) -> float:
 def step_flops(config: MedConfig, losses: tuple[Head, ...], batch: Batch) -> float:
     """Operations of forward and backward on a batch, and of the teacher's forward.
 
-    What activation checkpointing computes twice counts once: the share of the machine that this
-    gives is that of useful work.
+    What activation checkpointing computes twice counts once, and padding not at all but in the
+    attention, although on an accelerator it goes through all layers: the share of the machine that
+    this gives is that of useful work.
 
     Args:
         config: sizes of the student.
@@ -64,24 +66,25 @@ def step_flops(config: MedConfig, losses: tuple[Head, ...], batch: Batch) -> flo
         batch: pairs; the images may have another size than the configured one.
     """
     rows, tokens = batch.tokens.shape
+    packed = int(batch.mask.sum())
     side = batch.images.shape[-1]
     patches = (side // config.vision.patch_size) ** 2 + 1
-    images = image_encoder_flops(config, rows, side)
-    total = float(_TRAINED * images)
+    total = float(_TRAINED * image_encoder_flops(config, rows, side))
     if "itc" in losses:
-        total += (_TRAINED + 1) * text_flops(config, rows, tokens) + images
+        texts = text_flops(config, rows, tokens, packed=packed, reads_first=True)
+        total += (_TRAINED + 1) * texts + class_token_flops(config, rows, side)
     roles = len({"itm", "lm"} & set(losses))
     if roles:
         shared = config.text.sharing in ("all_but_self_attention", "all")
         memories = memory_flops(config, rows, side)
         total += _TRAINED * memories * (1 if shared else roles)
     if "itm" in losses:
-        # Positives, negative images and negative texts.
-        total += _TRAINED * text_flops(config, 3 * rows, tokens, patches)
+        # Positives, negative images and negative texts, which are taken to be as long.
+        pairs = text_flops(config, 3 * rows, tokens, patches, packed=3 * packed, reads_first=True)
+        total += _TRAINED * pairs
     if "lm" in losses:
-        labelled = int(batch.mask.sum()) - rows
-        total += _TRAINED * text_flops(config, rows, tokens, patches)
-        total += _TRAINED * lm_head_flops(config, labelled, 1)
+        total += _TRAINED * text_flops(config, rows, tokens, patches, packed=packed)
+        total += _TRAINED * lm_head_flops(config, packed - rows, 1)
     return total
 
 
