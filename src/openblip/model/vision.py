@@ -15,7 +15,7 @@ from openblip.model.linear import Linear, linear
 
 # A processor encodes so many at a time: the states of more than two, at 384 px in the base size,
 # outgrow its caches, and are given back to the system and cleared anew at every layer.
-_IMAGES_AT_ONCE = 2
+IMAGES_AT_ONCE = 2
 
 
 class Mlp(nn.Module):
@@ -97,7 +97,7 @@ class ImageEncoder(nn.Module):
         self, images: Float[Tensor, "batch 3 height width_px"]
     ) -> Float[Tensor, "batch patches width"]:
         if not torch.is_grad_enabled() and images.device.type == "cpu":
-            return torch.cat([self._encode(part) for part in torch.split(images, _IMAGES_AT_ONCE)])
+            return torch.cat([self._encode(part) for part in torch.split(images, IMAGES_AT_ONCE)])
         return self._encode(images)
 
     def _encode(

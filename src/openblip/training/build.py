@@ -21,7 +21,7 @@ from openblip.model.config import Head
 from openblip.tasks.captioner import CaptionerTask
 from openblip.tasks.filter import FilterObjectives, FilterTask
 from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
-from openblip.tasks.protocol import Task
+from openblip.tasks.protocol import Collectives, Task
 from openblip.training.config import DataConfig, ModelOverrides, Recipe
 from openblip.training.distributed import Processes
 
@@ -56,7 +56,7 @@ def resolve(recipe: Recipe, tokenizer: TextTokenizer) -> Recipe:
     """
     if recipe.model is None:
         return recipe
-    return replace(recipe, model=_sized(recipe.model, recipe.data.image_size, tokenizer.vocab_size))
+    return replace(recipe, model=sized(recipe.model, recipe.data.image_size, tokenizer.vocab_size))
 
 
 def build_model(recipe: Recipe) -> Med:
@@ -73,7 +73,7 @@ def build_model(recipe: Recipe) -> Med:
     else:
         assert recipe.model is not None, "a recipe has a model or init_from"
         config = recipe.model
-    config = _overridden(config, recipe.overrides)
+    config = overridden(config, recipe.overrides)
     _check_text_length(recipe.data, config)
     with _fresh_weights(recipe.train.seed):
         med = Med(config)
@@ -84,17 +84,22 @@ def build_model(recipe: Recipe) -> Med:
 
 def build_task(recipe: Recipe, med: Med, tokenizer: TextTokenizer, processes: Processes) -> Task:
     """The task around the student, on the device of this process, in training mode."""
+    return assemble_task(recipe, med, tokenizer, processes).to(processes.device).train()
+
+
+def assemble_task(
+    recipe: Recipe, med: Med, tokenizer: TextTokenizer, collectives: Collectives
+) -> Task:
+    """The task around the student, where the student is."""
     special, seed = tokenizer.special, recipe.train.seed
-    task: Task
     match recipe.objectives:
         case FilterObjectives() as objectives:
-            task = FilterTask(med, special, objectives, seed, processes)
+            return FilterTask(med, special, objectives, seed, collectives)
         case PretrainObjectives() as objectives:
-            task = PretrainTask(med, special, objectives, seed, processes)
+            return PretrainTask(med, special, objectives, seed, collectives)
         case objectives:
             prompt = _prompt_tokens(recipe.data, tokenizer)
-            task = CaptionerTask(med, special, prompt, objectives.label_smoothing)
-    return task.to(processes.device).train()
+            return CaptionerTask(med, special, prompt, objectives.label_smoothing)
 
 
 def losses_of(recipe: Recipe) -> tuple[Head, ...]:
@@ -199,7 +204,8 @@ def _captions(data: DataConfig, table: PairTable) -> Iterator[str]:
                 yield from (data.prefix + clean_caption(text, data.max_words) for text in texts)
 
 
-def _sized(config: MedConfig, image_size: int, vocab_size: int) -> MedConfig:
+def sized(config: MedConfig, image_size: int, vocab_size: int) -> MedConfig:
+    """The configuration for images and a vocabulary of those sizes."""
     return replace(
         config,
         vision=replace(config.vision, image_size=image_size),
@@ -207,7 +213,8 @@ def _sized(config: MedConfig, image_size: int, vocab_size: int) -> MedConfig:
     )
 
 
-def _overridden(config: MedConfig, overrides: ModelOverrides) -> MedConfig:
+def overridden(config: MedConfig, overrides: ModelOverrides) -> MedConfig:
+    """The configuration with a recipe's changes that leave the weights as they are."""
     vision = {
         "drop_path": overrides.drop_path,
         "checkpoint_layers": overrides.vision_checkpoint_layers,

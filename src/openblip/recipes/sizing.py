@@ -1,0 +1,435 @@
+"""What a run needs: memory of a process, time and price, before anything is rented.
+
+Memory is counted on the run's own step (`openblip.training.footprint`). Time is arithmetic
+(`openblip.training.step_flops`) over a device's peak and a utilisation, plus communication that
+does not hide behind the backward pass. Assumptions stand here as constants, each with its reason;
+`docs/scaling.md` tells which figures are measured.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import ceil
+from pathlib import Path
+from typing import Literal
+
+from openblip.data.tokenizer import TextTokenizer
+from openblip.errors import RecipeError
+from openblip.inference.loading import find_model
+from openblip.interop.folder import read_config
+from openblip.model import MedConfig
+from openblip.model.flops import image_encoder_flops, text_flops
+from openblip.recipes.devices import Device
+from openblip.recipes.pretrain import PRETRAIN_RECIPES
+from openblip.training.build import losses_of, overridden, sized
+from openblip.training.config import Recipe
+from openblip.training.footprint import (
+    STATE,
+    WEIGHTS,
+    Footprint,
+    TextLengths,
+    example_batch,
+    step_footprint,
+)
+from openblip.training.recipe_file import RECIPE_FILE, read_recipe
+from openblip.training.step_flops import step_flops
+
+Sharding = Literal["replicate", "full"]
+
+CPU_UTILISATION = 0.6
+"""Of the peak of matrix products: measured (`benchmarks/results/plan.md`)."""
+GPU_UTILISATION = 0.4
+"""An assumption, not measured: PaLM (Chowdhery et al., 2022, table 3) reports 21 to 46 % of the
+peak for large language models; a run's own log tells its `utilisation`."""
+PER_NODE = 8
+"""Devices of a node, which their own links connect."""
+NETWORK = 200e9
+"""Bytes per second that a node sends to others: 200 Gbit/s for each device, as in a DGX A100."""
+_LINK_EFFICIENCY = 0.7
+# Of a processor's or accelerator's time, what gradients can be sent behind: the backward's share.
+_BACKWARD_SHARE = 2 / 3
+# CUDA's context and libraries, and NCCL's buffers where there are several processes.
+_CONTEXT, _COMMUNICATOR = 0.6e9, 1.0e9
+# Workspaces of kernels and fragmentation of the caching allocator, in parts of what is not state.
+_FRAGMENTATION = 0.08
+
+# A device so full is as full as the search for settings tries to make it.
+_FULL = 0.85
+# Part of a device's memory that a plan may fill.
+_ROOM = 0.95
+# The smallest tokenizer that has the special tokens.
+_ANY_VOCABULARY = 60
+
+BUCKETS, GATHERED, ALLOWANCE = "gradient buckets", "gathered layers", "allowance"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """What a run is planned for."""
+
+    device: Device
+    """Of every process."""
+    devices: int = 1
+    """How many; one process each."""
+    utilisation: float | None = None
+    """Part of the device's peak that the arithmetic of a step reaches; None takes
+    `CPU_UTILISATION` or `GPU_UTILISATION`."""
+    price_per_hour: float | None = None
+    """Of one device."""
+
+    @property
+    def assumed_utilisation(self) -> float:
+        """The one given, or the default of the kind of device."""
+        default = GPU_UTILISATION if self.device.is_accelerator else CPU_UTILISATION
+        return default if self.utilisation is None else self.utilisation
+
+    network: float = NETWORK
+    """Bytes per second that a node sends to other nodes."""
+
+    @property
+    def bandwidth(self) -> float:
+        """Bytes per second of a ring through all devices.
+
+        Rings leave a node through all of its network cards, each of them once; so a node's
+        cards together, not each device's own, are what limits them.
+        """
+        within = self.devices <= PER_NODE
+        return _LINK_EFFICIENCY * (
+            self.device.link if within else min(self.network, self.device.link)
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizing:
+    """A run with some settings on a cluster."""
+
+    recipe: Recipe
+    """With the settings."""
+    sharding: Sharding
+    """`full` divides weights, gradients, moments and teacher among the processes (FSDP2)."""
+    flags: tuple[str, ...]
+    """What turns the planned recipe into this one, on the command line."""
+    parts: dict[str, int]
+    """Bytes of one process at the fullest moment, by part."""
+    capacity: int
+    """Bytes of its device."""
+    compute_seconds: float
+    """Arithmetic of a step, what checkpointing computes again included."""
+    communication_seconds: float
+    """Sending and receiving of a step, if nothing hid it."""
+
+    @property
+    def memory(self) -> int:
+        """Bytes of one process."""
+        return sum(self.parts.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the device has them, and a little room besides."""
+        return self.memory <= _ROOM * self.capacity
+
+    @property
+    def step_seconds(self) -> float:
+        """Seconds of a step: communication counts as far as the backward pass does not hide it."""
+        hidden = _BACKWARD_SHARE * self.compute_seconds
+        return self.compute_seconds + max(0.0, self.communication_seconds - hidden)
+
+
+class Planner:
+    """Sizes a recipe, and finds settings with which it fits.
+
+    Args:
+        recipe: as the training commands take it; its table is not opened.
+        cluster: what it shall run on.
+        mean_tokens: of a text without padding; texts are padded to the recipe's longest.
+
+    Raises:
+        RecipeError: the batch cannot be divided over the devices.
+    """
+
+    def __init__(self, recipe: Recipe, cluster: Cluster, mean_tokens: float = 16.0) -> None:
+        self.cluster = cluster
+        self.recipe, self.tokenizer = resolved(recipe)
+        self.recipe.train.part_size(cluster.devices)
+        longest = -(-recipe.data.max_tokens // 8) * 8
+        self.lengths = TextLengths(longest=longest, mean=min(mean_tokens, recipe.data.max_tokens))
+        self._footprints: dict[Recipe, Footprint] = {}
+
+    @cached_property
+    def as_given(self) -> Sizing:
+        """The recipe as it is."""
+        return self.size(self.recipe)
+
+    def size(
+        self, recipe: Recipe, sharding: Sharding = "replicate", flags: tuple[str, ...] = ()
+    ) -> Sizing:
+        """Memory and time of a step with other settings of the recipe."""
+        return Sizing(
+            recipe=recipe,
+            sharding=sharding,
+            flags=flags,
+            parts=self._parts(recipe, sharding),
+            capacity=self.cluster.device.memory,
+            compute_seconds=self.compute_seconds(recipe),
+            communication_seconds=self.communication_seconds(recipe, sharding),
+        )
+
+    def remedies(self) -> Iterator[Sizing]:
+        """Settings to try when the recipe does not fit, those that change least first.
+
+        Checkpointing and sharding change no result. Accumulation does: what a batch contrasts and
+        where negatives come from is then one part. bfloat16 changes rounding.
+        """
+        if self.recipe.train.precision == "float32" and self.cluster.device.is_accelerator:
+            lighter = replace(self.recipe, train=replace(self.recipe.train, precision="bfloat16"))
+            yield self.size(lighter, flags=("--train.precision bfloat16",))
+        yield self._checkpointed("replicate", self.as_given)
+        if self.cluster.devices > 1:
+            sharded = self.size(self.recipe, "full", ("--train.sharding full",))
+            yield sharded
+            if not sharded.fits:
+                yield self._checkpointed("full", sharded)
+        yield self._accumulated()
+
+    def compute_seconds(self, recipe: Recipe) -> float:
+        """Seconds of a step's arithmetic."""
+        operations = self.useful_operations(recipe) + self.recomputed_operations(recipe)
+        peak = self.cluster.device.peak(recipe.train.precision)
+        return operations / (peak * self.cluster.assumed_utilisation)
+
+    def useful_operations(self, recipe: Recipe) -> float:
+        """Operations of one process in a step, without what checkpointing computes again."""
+        batch = example_batch(self._pairs(recipe), self.lengths, recipe.data.image_size)
+        step = step_flops(_configuration(recipe), losses_of(recipe), batch)
+        return recipe.train.accumulate * step
+
+    def communication_seconds(self, recipe: Recipe, sharding: Sharding) -> float:
+        """Seconds in which a process sends what a step makes it send.
+
+        Ring all-reduce sends twice the gradients. Sharding gathers weights before the forward and
+        again before the backward pass of every part, and scatters gradients; the teacher's
+        weights are gathered once for each part.
+        """
+        n = self.cluster.devices
+        if n == 1:
+            return 0.0
+        state = self._footprint(recipe).parts
+        weights = state[WEIGHTS]
+        if sharding == "replicate":
+            sent = 2 * weights
+        else:
+            sent = recipe.train.accumulate * (3 * weights + state.get("teacher", 0))
+        return sent * (n - 1) / n / self.cluster.bandwidth
+
+    def _parts(self, recipe: Recipe, sharding: Sharding) -> dict[str, int]:
+        footprint, n = self._footprint(recipe), self.cluster.devices
+        parts = dict(footprint.parts)
+        if n > 1 and sharding == "full":
+            parts |= {name: -(-parts[name] // n) for name in STATE if name in parts}
+            parts[GATHERED] = footprint.gathered
+        elif n > 1:
+            # DistributedDataParallel sends gradients from buckets of its own.
+            parts[BUCKETS] = parts[WEIGHTS]
+        if self.cluster.device.is_accelerator:
+            passing = sum(size for name, size in parts.items() if name not in STATE)
+            communicator = _COMMUNICATOR if n > 1 else 0.0
+            parts[ALLOWANCE] = round(_CONTEXT + communicator + _FRAGMENTATION * passing)
+        return parts
+
+    def _footprint(self, recipe: Recipe) -> Footprint:
+        if recipe not in self._footprints:
+            self._footprints[recipe] = step_footprint(
+                recipe,
+                self.tokenizer,
+                self.lengths,
+                pairs=self._pairs(recipe),
+                world_size=self.cluster.devices,
+                accelerator=self.cluster.device.is_accelerator,
+            )
+        return self._footprints[recipe]
+
+    def _pairs(self, recipe: Recipe) -> int:
+        return recipe.train.part_size(self.cluster.devices)
+
+    def recomputed_operations(self, recipe: Recipe) -> float:
+        """Operations that checkpointing computes again in a step: forward passes of its layers."""
+        config, losses, pairs = _configuration(recipe), losses_of(recipe), self._pairs(recipe)
+        vision = config.vision.checkpoint_layers / config.vision.depth
+        text = config.text.checkpoint_layers / config.text.depth
+        tokens, patches = self.lengths.longest, config.vision.num_patches
+        alone = text_flops(config, pairs, tokens) if "itc" in losses else 0
+        rows = pairs * (3 * ("itm" in losses) + ("lm" in losses))
+        grounded = text_flops(config, rows, tokens, patches)
+        again = vision * image_encoder_flops(config, pairs) + text * (alone + grounded)
+        return recipe.train.accumulate * again
+
+    def _checkpointed(self, sharding: Sharding, without: Sizing) -> Sizing:
+        """With the fewest checkpointed layers that fit; with all where even they do not."""
+        config = _configuration(self.recipe)
+        depth = config.vision.depth
+
+        def with_layers(count: int) -> Sizing:
+            vision, text = min(count, depth), max(0, count - depth)
+            overrides = replace(
+                self.recipe.overrides, vision_checkpoint_layers=vision, text_checkpoint_layers=text
+            )
+            flags = [f"--overrides.vision-checkpoint-layers {vision}"]
+            flags += [f"--overrides.text-checkpoint-layers {text}"] if text else []
+            flags += ["--train.sharding full"] if sharding == "full" else []
+            return self.size(replace(self.recipe, overrides=overrides), sharding, tuple(flags))
+
+        return _first_that_fits(with_layers, range(1, depth + config.text.depth + 1), without)
+
+    def _accumulated(self) -> Sizing:
+        """With all layers checkpointed and sharded, in the fewest parts that fit."""
+        config = _configuration(self.recipe)
+        overrides = replace(
+            self.recipe.overrides,
+            vision_checkpoint_layers=config.vision.depth,
+            text_checkpoint_layers=config.text.depth,
+        )
+        sharding: Sharding = "full" if self.cluster.devices > 1 else "replicate"
+        own = self.recipe.train.batch_size // self.cluster.devices
+
+        def in_parts(count: int) -> Sizing:
+            train = replace(self.recipe.train, accumulate=count)
+            flags = [
+                f"--train.accumulate {count}",
+                f"--overrides.vision-checkpoint-layers {config.vision.depth}",
+                f"--overrides.text-checkpoint-layers {config.text.depth}",
+            ]
+            flags += ["--train.sharding full"] if sharding == "full" else []
+            changed = replace(self.recipe, train=train, overrides=overrides)
+            return self.size(changed, sharding, tuple(flags))
+
+        more = [n for n in range(self.recipe.train.accumulate + 1, own + 1) if own % n == 0]
+        return _first_that_fits(in_parts, more or [self.recipe.train.accumulate], self.as_given)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunCost:
+    """A whole run."""
+
+    steps: int
+    """Optimiser steps."""
+    pairs: int
+    """Pairs that it learns from, every epoch's counted."""
+    operations: float
+    """Useful operations of all devices; what checkpointing computes again is not useful."""
+    hours: float
+    """From the first to the last step."""
+    device_hours: float
+    """Of all devices together."""
+    price: float | None
+    """In the unit of `Cluster.price_per_hour`; None where that is None."""
+
+
+def run_cost(planner: Planner, sizing: Sizing, images: int | None) -> RunCost:
+    """Time and price of a run.
+
+    Args:
+        planner: that made the sizing.
+        sizing: of the run's step.
+        images: of the training data; needed where the recipe counts in epochs.
+
+    Raises:
+        RecipeError: they are needed and not given, or fewer than a batch.
+    """
+    train = sizing.recipe.train
+    steps = train.steps
+    if steps is None:
+        assert train.epochs is not None, "a recipe gives steps or epochs"
+        if images is None or images < train.batch_size:
+            raise RecipeError(
+                f"--images is {images}: the recipe trains for {train.epochs} epochs of batches of "
+                f"{train.batch_size}, so give the number of training images, at least one batch"
+            )
+        steps = train.epochs * (images // train.batch_size)
+    hours = steps * sizing.step_seconds / 3600
+    device_hours = hours * planner.cluster.devices
+    rate = planner.cluster.price_per_hour
+    return RunCost(
+        steps=steps,
+        pairs=steps * train.batch_size,
+        operations=steps * planner.cluster.devices * planner.useful_operations(sizing.recipe),
+        hours=hours,
+        device_hours=device_hours,
+        price=None if rate is None else rate * device_hours,
+    )
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of a preset, of a YAML file, or of a run directory.
+
+    Raises:
+        RecipeError: there is none, or the file is no recipe.
+    """
+    if name in PRETRAIN_RECIPES:
+        return PRETRAIN_RECIPES[name]("not opened")
+    path = Path(name)
+    if path.is_dir():
+        path = path / RECIPE_FILE
+    if path.suffix in (".yaml", ".yml"):
+        return read_recipe(path)
+    raise RecipeError(
+        f"{name}: no recipe. Give {', '.join(PRETRAIN_RECIPES)}, a recipe.yaml or a run directory"
+    )
+
+
+def resolved(recipe: Recipe) -> tuple[Recipe, TextTokenizer]:
+    """The recipe with the model that it will train, and a tokenizer with its special tokens.
+
+    What a tokenizer learns from captions is not looked at here: only its size counts.
+    """
+    side = recipe.data.image_size
+    if recipe.init_from is not None:
+        folder = find_model(recipe.init_from)
+        tokenizer = TextTokenizer.from_file(folder)
+        config = read_config(folder).model
+        if not isinstance(config, MedConfig):
+            raise RecipeError(f"{recipe.init_from} holds no MED, so it cannot be trained further")
+        vocab_size = config.text.vocab_size
+    else:
+        assert recipe.model is not None, "a recipe has a model or init_from"
+        config, size = recipe.model, recipe.trained_vocabulary
+        if size is None:
+            assert recipe.tokenizer is not None, "a recipe with a model has a tokenizer"
+            tokenizer = TextTokenizer.from_file(recipe.tokenizer)
+            vocab_size = tokenizer.vocab_size
+        else:
+            tokenizer, vocab_size = TextTokenizer.train(["a b"], _ANY_VOCABULARY), size
+    whole = replace(
+        recipe,
+        model=sized(config, side, vocab_size),
+        init_from=None,
+        tokenizer=recipe.tokenizer or f"train:{vocab_size}",
+    )
+    return whole, tokenizer
+
+
+def _configuration(recipe: Recipe) -> MedConfig:
+    assert recipe.model is not None, "a resolved recipe has a model"
+    return overridden(recipe.model, recipe.overrides)
+
+
+def _first_that_fits(
+    size: Callable[[int], Sizing], values: Sequence[int], without: Sizing
+) -> Sizing:
+    """About the first value's sizing that fits; the last one's where none does.
+
+    Args:
+        size: memory falls with the value, about linearly.
+        values: rising.
+        without: does not fit.
+    """
+    low, high = -1, len(values) - 1
+    below, best = without, size(values[high])
+    while best.fits and high - low > 1 and best.memory < _FULL * best.capacity:
+        share = (below.memory - _ROOM * best.capacity) / (below.memory - best.memory)
+        middle = min(max(low + ceil(share * (high - low)), low + 1), high - 1)
+        found = size(values[middle])
+        if found.fits:
+            high, best = middle, found
+        else:
+            low, below = middle, found
+    return best
