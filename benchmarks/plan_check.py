@@ -1,7 +1,8 @@
 """What `openblip plan` predicts beside what is measured, in memory and in time, on this CPU.
 
-    python benchmarks/plan_check.py memory --output benchmarks/results/plan_memory.md
-    python benchmarks/plan_check.py time --threads 2 --output benchmarks/results/plan_time.md
+    python benchmarks/plan_check.py memory --threads 1
+    python benchmarks/plan_check.py time --threads 2 --rounds 3
+    python benchmarks/plan_check.py paper
 
 Memory: each setting runs its real step in a process of its own. What is measured is the growth of
 its resident memory from before the model is built to the highest point within the second step (the
@@ -27,9 +28,10 @@ import torch
 
 from openblip.data.tokenizer import TextTokenizer
 from openblip.model import MedConfig
+from openblip.model.flops import image_encoder_flops, lm_head_flops, memory_flops, text_flops
 from openblip.recipes.devices import DEVICES
-from openblip.recipes.pretrain import base
-from openblip.recipes.sizing import Cluster, Planner
+from openblip.recipes.pretrain import PRETRAIN_RECIPES, base
+from openblip.recipes.sizing import GPU_UTILISATION, Cluster, Planner, run_cost
 from openblip.tasks.captioner import CaptionerObjectives
 from openblip.tasks.pretrain import PretrainObjectives
 from openblip.tasks.protocol import StepPosition
@@ -262,9 +264,66 @@ def check_time(options) -> str:
     return "\n".join(lines)
 
 
+PAPER_GRID = [
+    # preset, precision, pairs a step, image size, images, device, devices
+    ("base", "float32", 2880, 224, 14_000_000, "a100-40g", 32),
+    ("base", "bfloat16", 2880, 224, 14_000_000, "a100-40g", 32),
+    ("base", "bfloat16", 2880, 224, 129_000_000, "a100-40g", 32),
+    ("base", "bfloat16", 2880, 224, 129_000_000, "a100-40g", 64),
+    ("base", "bfloat16", 2880, 224, 129_000_000, "h100-80g", 64),
+    ("large", "bfloat16", 2400, 224, 129_000_000, "a100-40g", 32),
+    ("large", "bfloat16", 2400, 224, 129_000_000, "h100-80g", 32),
+]
+
+
+def tabulate_paper(options) -> str:
+    """The paper's own runs, planned; everything here is modelled, nothing measured."""
+    lines = [
+        "| model | precision | pairs | images, millions | devices | GB each | s/step | hours | "
+        "device-hours | operations |",
+        "| --- | --- | ---: | ---: | --- | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for preset, precision, pairs, px, images, device, devices in PAPER_GRID:
+        recipe = PRETRAIN_RECIPES[preset]("none")
+        train = replace(recipe.train, batch_size=pairs, precision=precision)
+        data = replace(recipe.data, image_size=px)
+        cluster = Cluster(device=DEVICES[device], devices=devices)
+        planner = Planner(replace(recipe, train=train, data=data), cluster)
+        given = planner.as_given
+        cost = run_cost(planner, given, images)
+        fits = "" if given.fits else " (does not fit)"
+        lines.append(
+            f"| {preset} | {precision} | {pairs} | {images / 1e6:.0f} | {devices} x {device} | "
+            f"{given.memory / 1e9:.1f}{fits} | {given.step_seconds:.2f} | {cost.hours:.0f} | "
+            f"{cost.device_hours:.0f} | {cost.operations:.1e} |"
+        )
+        print(lines[-1], flush=True)
+    lines += ["", capfilt_operations()]
+    return "\n".join(lines)
+
+
+def capfilt_operations() -> str:
+    """What captioning and filtering one image takes: one caption of 20 tokens, two texts scored."""
+    config = MedConfig.preset("base", image_size=384)
+    patches, tokens = config.vision.num_patches, 20
+    encoder = image_encoder_flops(config, 1)
+    memory = memory_flops(config, 1)
+    decoding = text_flops(config, 1, tokens, patches) + lm_head_flops(config, 1, tokens)
+    scoring = text_flops(config, 2, 32, patches)
+    total = 2 * (encoder + memory) + decoding + scoring
+    giga = [f"{each / 1e9:.0f}" for each in (encoder, memory, decoding, scoring, total)]
+    hours = 129e6 * total / (DEVICES["a100-40g"].bfloat16 * GPU_UTILISATION) / 3600
+    return (
+        f"CapFilt of one image at 384 px, GFLOP: image encoder {giga[0]} and keys and values "
+        f"{giga[1]}, each twice; decoding {giga[2]}; scoring {giga[3]}; together {giga[4]}. Of 129 "
+        f"million: {129e6 * total:.1e} operations, {hours:.0f} hours of an A100 at "
+        f"{GPU_UTILISATION:.0%} of its peak."
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("memory", "time", "one"))
+    parser.add_argument("what", choices=("memory", "time", "paper", "one"))
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", help="rows whose description contains this")
@@ -275,7 +334,8 @@ def main() -> None:
     if options.what == "one":
         print(measure_memory(json.loads(options.row)))
         return
-    report = check_memory(options) if options.what == "memory" else check_time(options)
+    tables = {"memory": check_memory, "time": check_time, "paper": tabulate_paper}
+    report = tables[options.what](options)
     if options.output:
         options.output.write_text(report + "\n", encoding="utf-8")
 

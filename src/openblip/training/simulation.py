@@ -104,7 +104,7 @@ class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         if func is aten._local_scalar_dense.default:
             value = _value_of(args[0])
             with unset_fake_temporarily():
-                return 1 if value is None else value.item()
+                return torch.ones((), dtype=args[0].dtype).item() if value is None else value.item()
         if func is aten.index.Tensor and (index := self._plain_index(args[1])) is not None:
             args = (args[0], index)
         elif func is aten.nonzero.default:
@@ -113,7 +113,10 @@ class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         if func is aten.argmax.default and _value_of(args[0]) is None:
             self._remember(out, _next_row(args[0], out))
         elif _is_small(out):
-            self._remember(out, _computed(func, args, kwargs))
+            values = _computed(func, args, kwargs)
+            several = isinstance(out, list | tuple)
+            for number, each in enumerate(out if several else [out]):
+                self._remember(each, values[number] if several and values is not None else values)
         return out
 
     def _plain_index(self, indices: Any) -> list[Tensor | None] | None:
@@ -190,13 +193,15 @@ def _next_row(scores: Tensor, out: Tensor) -> Tensor:
 
 
 def _is_small(out: Any) -> bool:
+    if isinstance(out, list | tuple):
+        return len(out) > 0 and all(_is_small(each) for each in out)
     if not isinstance(out, FakeTensor):
         return False
     most = _MOST_KNOWN_FLOATS if out.is_floating_point() else _MOST_KNOWN
     return out.numel() <= most
 
 
-def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The result of an operation whose arguments are all known; None of any other."""
     if torch.Tag.nondeterministic_seeded in func.tags:
         return None
@@ -205,5 +210,4 @@ def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tenso
         return None
     with unset_fake_temporarily():
         real_args, real_kwargs = tree_map_only(Tensor, _value_of, (args, kwargs))
-        result: Tensor = func(*real_args, **real_kwargs)
-        return result
+        return func(*real_args, **real_kwargs)
