@@ -10,15 +10,16 @@ import tyro
 from openblip.errors import RecipeError
 from openblip.model import MedConfig, TextConfig, VisionConfig
 from openblip.recipes.devices import DEVICES, find_device
+from openblip.recipes.planned import find_recipe
 from openblip.recipes.pretrain import PRETRAIN_RECIPES, tiny
 from openblip.recipes.sizing import (
+    ALLOWANCE,
     BUCKETS,
     CPU_UTILISATION,
     GATHERED,
     Cluster,
     Planner,
     Sizing,
-    find_recipe,
     run_cost,
 )
 from openblip.training.config import Recipe
@@ -101,7 +102,8 @@ def test_half_the_utilisation_takes_twice_the_time(recipe: Recipe) -> None:
 
 def test_remedies_are_flags_of_the_training_command(recipe: Recipe) -> None:
     given = Planner(recipe, Cluster(device=GPU, devices=2)).as_given
-    narrow = replace(GPU, memory=round(0.8 * given.memory))
+    allowance = given.parts[ALLOWANCE]
+    narrow = replace(GPU, memory=round(allowance + 0.75 * (given.memory - allowance)))
     planner = Planner(recipe, Cluster(device=narrow, devices=2))
     assert not planner.as_given.fits
     remedies = list(planner.remedies())
@@ -138,3 +140,8 @@ def test_the_default_utilisation_is_the_measured_one() -> None:
     found = re.search(r"Utilisation of the first row: ([\d.]+)", RESULTS.read_text())
     assert found is not None
     assert pytest.approx(float(found[1]), abs=0.01) == CPU_UTILISATION
+
+
+def test_other_models_are_refused() -> None:
+    with pytest.raises(RecipeError, match="only a MED can be planned for"):
+        Planner(PRETRAIN_RECIPES["albef"]("none"), Cluster(device=GPU))

@@ -50,7 +50,8 @@ def _plan(
 
     def carry_out(changes: list[str], prog: str) -> int:
         from openblip.recipes.devices import find_device
-        from openblip.recipes.sizing import Cluster, Planner, find_recipe, run_cost
+        from openblip.recipes.planned import find_recipe
+        from openblip.recipes.sizing import Cluster, Planner, run_cost
 
         cluster = Cluster(
             device=find_device(gpu),

@@ -10,29 +10,25 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
-from pathlib import Path
 from typing import Literal
 
-from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import RecipeError
-from openblip.inference.loading import find_model
-from openblip.interop.folder import read_config
 from openblip.model import MedConfig
+from openblip.model.config import Head
 from openblip.model.flops import image_encoder_flops, text_flops
 from openblip.recipes.devices import Device
-from openblip.recipes.pretrain import PRETRAIN_RECIPES
-from openblip.training.build import losses_of, overridden, sized
+from openblip.recipes.planned import resolved
+from openblip.tasks.captioner import CaptionerObjectives
+from openblip.tasks.pretrain import PretrainObjectives
+from openblip.training.build import overridden
 from openblip.training.config import Recipe
 from openblip.training.footprint import (
     STATE,
     WEIGHTS,
     Footprint,
     TextLengths,
-    example_batch,
     step_footprint,
 )
-from openblip.training.recipe_file import RECIPE_FILE, read_recipe
-from openblip.training.step_flops import step_flops
 
 Sharding = Literal["replicate", "full"]
 
@@ -57,9 +53,6 @@ _FRAGMENTATION = 0.08
 _FULL = 0.85
 # Part of a device's memory that a plan may fill.
 _ROOM = 0.95
-# The smallest tokenizer that has the special tokens.
-_ANY_VOCABULARY = 60
-
 BUCKETS, GATHERED, ALLOWANCE = "gradient buckets", "gathered layers", "allowance"
 
 
@@ -199,9 +192,7 @@ class Planner:
 
     def useful_operations(self, recipe: Recipe) -> float:
         """Operations of one process in a step, without what checkpointing computes again."""
-        batch = example_batch(self._pairs(recipe), self.lengths, recipe.data.image_size)
-        step = step_flops(_configuration(recipe), losses_of(recipe), batch)
-        return recipe.train.accumulate * step
+        return self._footprint(recipe).operations
 
     def communication_seconds(self, recipe: Recipe, sharding: Sharding) -> float:
         """Seconds in which a process sends what a step makes it send.
@@ -253,7 +244,7 @@ class Planner:
 
     def recomputed_operations(self, recipe: Recipe) -> float:
         """Operations that checkpointing computes again in a step: forward passes of its layers."""
-        config, losses, pairs = _configuration(recipe), losses_of(recipe), self._pairs(recipe)
+        config, losses, pairs = _configuration(recipe), _losses(recipe), self._pairs(recipe)
         vision = config.vision.checkpoint_layers / config.vision.depth
         text = config.text.checkpoint_layers / config.text.depth
         tokens, patches = self.lengths.longest, config.vision.num_patches
@@ -358,58 +349,19 @@ def run_cost(planner: Planner, sizing: Sizing, images: int | None) -> RunCost:
     )
 
 
-def find_recipe(name: str) -> Recipe:
-    """The recipe of a preset, of a YAML file, or of a run directory.
-
-    Raises:
-        RecipeError: there is none, or the file is no recipe.
-    """
-    if name in PRETRAIN_RECIPES:
-        return PRETRAIN_RECIPES[name]("not opened")
-    path = Path(name)
-    if path.is_dir():
-        path = path / RECIPE_FILE
-    if path.suffix in (".yaml", ".yml"):
-        return read_recipe(path)
-    raise RecipeError(
-        f"{name}: no recipe. Give {', '.join(PRETRAIN_RECIPES)}, a recipe.yaml or a run directory"
-    )
-
-
-def resolved(recipe: Recipe) -> tuple[Recipe, TextTokenizer]:
-    """The recipe with the model that it will train, and a tokenizer with its special tokens.
-
-    What a tokenizer learns from captions is not looked at here: only its size counts.
-    """
-    side = recipe.data.image_size
-    if recipe.init_from is not None:
-        folder = find_model(recipe.init_from)
-        tokenizer = TextTokenizer.from_file(folder)
-        config = read_config(folder).model
-        if not isinstance(config, MedConfig):
-            raise RecipeError(f"{recipe.init_from} holds no MED, so it cannot be trained further")
-        vocab_size = config.text.vocab_size
-    else:
-        assert recipe.model is not None, "a recipe has a model or init_from"
-        config, size = recipe.model, recipe.trained_vocabulary
-        if size is None:
-            assert recipe.tokenizer is not None, "a recipe with a model has a tokenizer"
-            tokenizer = TextTokenizer.from_file(recipe.tokenizer)
-            vocab_size = tokenizer.vocab_size
-        else:
-            tokenizer, vocab_size = TextTokenizer.train(["a b"], _ANY_VOCABULARY), size
-    whole = replace(
-        recipe,
-        model=sized(config, side, vocab_size),
-        init_from=None,
-        tokenizer=recipe.tokenizer or f"train:{vocab_size}",
-    )
-    return whole, tokenizer
-
-
 def _configuration(recipe: Recipe) -> MedConfig:
-    assert recipe.model is not None, "a resolved recipe has a model"
+    assert isinstance(recipe.model, MedConfig), "`resolved` lets no other model through"
     return overridden(recipe.model, recipe.overrides)
+
+
+def _losses(recipe: Recipe) -> tuple[Head, ...]:
+    match recipe.objectives:
+        case PretrainObjectives() as objectives:
+            return objectives.losses
+        case CaptionerObjectives():
+            return ("lm",)
+        case _:
+            return ("itc",)
 
 
 def _first_that_fits(

@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from openblip.data.loader import Batch
 from openblip.data.tokenizer import TextTokenizer
 from openblip.interop.assembly import build_empty
-from openblip.model import Med, TextPass
+from openblip.model import Med, MedConfig, TextPass
 from openblip.tasks.pretrain import PretrainTask
-from openblip.tasks.protocol import StepPosition, Task
+from openblip.tasks.protocol import AnyTask, StepPosition
 from openblip.training.accelerator import accelerator_kernels
 from openblip.training.build import assemble_task, overridden
 from openblip.training.config import Recipe
 from openblip.training.distributed import Processes
 from openblip.training.optimiser import build_optimiser, trained_parameters
 from openblip.training.simulation import Simulation
+from openblip.training.step_flops import task_flops
 from openblip.training.trainer import Trainer
 
 WEIGHTS, GRADIENTS, MOMENTS = "weights", "gradients", "optimiser moments"
@@ -70,6 +71,8 @@ class Footprint:
 
     parts: Mapping[str, int]
     """By part (`PARTS`)."""
+    operations: float
+    """Useful operations of the process in the step, all accumulated parts together."""
     gathered: int
     """Bytes that a sharded run puts together for a time: what is in no layer, two layers, and the
     gradients of a layer and of what is in none."""
@@ -95,7 +98,7 @@ class _Simulated(Processes):
     def gather_objects(self, value: Any) -> list[Any]:
         return [value] * self.world_size
 
-    def replicate(self, task: Task, *, find_unused: bool) -> nn.Module:
+    def replicate(self, task: AnyTask, *, find_unused: bool) -> nn.Module:
         return task
 
 
@@ -118,7 +121,7 @@ def step_footprint(
         world_size: processes of the run.
         accelerator: count the kernels that an accelerator takes, not those of a processor.
     """
-    assert recipe.model is not None, "a resolved recipe has a model"
+    assert isinstance(recipe.model, MedConfig), "a MED is planned for"
     config = overridden(recipe.model, recipe.overrides)
     empty = build_empty(lambda: Med(config))
     with ExitStack() as stack:
@@ -149,18 +152,19 @@ def step_footprint(
         trainer.step(StepPosition(1, 10.0), batches, recipe.optimiser.lr)
         return Footprint(
             parts={part: simulation.peak[part] for part in PARTS if simulation.peak[part]},
+            operations=recipe.train.accumulate * task_flops(task, batches[0]),
             gathered=_gathered(task),
         )
 
 
-def _make_moments(task: Task, optimiser: torch.optim.Optimizer) -> None:
+def _make_moments(task: AnyTask, optimiser: torch.optim.Optimizer) -> None:
     for parameter in trained_parameters(task):
         parameter.grad = torch.empty_like(parameter)
     optimiser.step()
     optimiser.zero_grad(set_to_none=True)
 
 
-def _label(simulation: Simulation, task: Task, optimiser: torch.optim.Optimizer) -> None:
+def _label(simulation: Simulation, task: AnyTask, optimiser: torch.optim.Optimizer) -> None:
     for parameter in task.student.parameters():
         simulation.relabel(parameter, WEIGHTS)
         parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]  # torch
@@ -176,6 +180,7 @@ def _label(simulation: Simulation, task: Task, optimiser: torch.optim.Optimizer)
             simulation.relabel(buffer, QUEUES)
         for part in (task.teacher.image_encoder, task.teacher.text):
             simulation.within(part, TEACHER_PASS)
+    assert isinstance(task.student, Med)
     _label_activations(simulation, task.student)
     task.register_forward_pre_hook(lambda *_: simulation.stage(LOSSES))
     task.register_forward_hook(_when_backward_begins(simulation))
@@ -202,7 +207,7 @@ def _when_backward_begins(simulation: Simulation) -> Any:
     return after_forward
 
 
-def _gathered(task: Task) -> int:
+def _gathered(task: AnyTask) -> int:
     models = [child for child in task.children() if isinstance(child, Med)]
     layers = [layer for med in models for layer in (*med.image_encoder.blocks, *med.text.layers)]
     of_layers = [_bytes(layer) for layer in layers]
