@@ -73,9 +73,9 @@ def test_checkpointed_layers_keep_less(recipe: Recipe) -> None:
     overrides = ModelOverrides(vision_checkpoint_layers=2, text_checkpoint_layers=1)
     light = footprint(replace(recipe, overrides=overrides), 32)
     whole = footprint(recipe, 32)
-    assert light.parts[IMAGES] < 0.2 * whole.parts[IMAGES]
-    assert light.parts[TEXT_WITH_IMAGE] < 0.2 * whole.parts[TEXT_WITH_IMAGE]
-    assert light.total < 0.7 * whole.total
+    assert light.parts[IMAGES] < 0.5 * whole.parts[IMAGES]
+    assert light.parts[TEXT_WITH_IMAGE] < 0.5 * whole.parts[TEXT_WITH_IMAGE]
+    assert light.total < whole.total
 
 
 def test_gradients_of_an_earlier_part_are_there_while_the_next_computes(recipe: Recipe) -> None:

@@ -32,8 +32,8 @@ from openblip.training.footprint import (
 
 Sharding = Literal["replicate", "full"]
 
-CPU_UTILISATION = 0.6
-"""Of the peak of matrix products: measured (`benchmarks/results/plan.md`)."""
+CPU_UTILISATION = 0.75
+"""Of the peak of matrix products, at base size: measured (`benchmarks/results/plan.md`)."""
 GPU_UTILISATION = 0.4
 """An assumption, not measured: PaLM (Chowdhery et al., 2022, table 3) reports 21 to 46 % of the
 peak for large language models; a run's own log tells its `utilisation`."""
