@@ -20,6 +20,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "pretrain": ("train", "pretrain", "train a MED from scratch on a view of a table"),
     "finetune": ("train", "finetune", "fine-tune a captioner, a filter, or both in one"),
     "runs": ("runs", "runs", "list and compare training runs; a page with curves"),
+    "plan": ("plan", "plan", "memory, time and price of a training run, before it runs"),
     "capfilt run": ("capfilt", "run", "caption and score the web rows of a table"),
     "capfilt select": ("capfilt", "select", "how many texts stay at which threshold"),
     "capfilt report": ("capfilt", "report", "a page of what is kept and what is rejected"),
@@ -57,8 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _guarded(run: Callable[..., int], words: list[str], prog: str, debug: bool) -> int:
     try:
-        if run.__module__ == "openblip.cli.train":
-            # Their flags are the fields of a recipe that the first words name.
+        if run.__module__ in ("openblip.cli.train", "openblip.cli.plan"):
+            # Their flags are, or include, the fields of a recipe that the first words name.
             return run(words, prog)
         import tyro
 

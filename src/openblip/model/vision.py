@@ -15,7 +15,7 @@ from openblip.model.linear import Linear, linear, mlp
 
 # A processor encodes so many at a time: the states of more than two, at 384 px in the base size,
 # outgrow its caches, and are given back to the system and cleared anew at every layer.
-_IMAGES_AT_ONCE = 2
+IMAGES_AT_ONCE = 2
 
 
 class Mlp(nn.Module):
@@ -99,7 +99,7 @@ class ImageEncoder(nn.Module):
     ) -> Float[Tensor, "batch given width"]:
         """The states of the first `num_given` patches, by default of all."""
         if not torch.is_grad_enabled() and images.device.type == "cpu":
-            parts = torch.split(images, _IMAGES_AT_ONCE)
+            parts = torch.split(images, IMAGES_AT_ONCE)
             return torch.cat([self._encode(part, num_given) for part in parts])
         return self._encode(images, num_given)
 

@@ -26,7 +26,7 @@ from openblip.tasks.clip import ClipObjectives, ClipTask
 from openblip.tasks.filter import FilterObjectives, FilterTask
 from openblip.tasks.nlvr import NlvrObjectives, NlvrTask
 from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
-from openblip.tasks.protocol import AnyTask, Student
+from openblip.tasks.protocol import AnyTask, Collectives, Student
 from openblip.tasks.vqa import VqaObjectives, VqaTask
 from openblip.training.config import DataConfig, ModelOverrides, Recipe
 from openblip.training.distributed import Processes
@@ -67,7 +67,7 @@ def resolve(recipe: Recipe, tokenizer: TextTokenizer) -> Recipe:
     """
     if recipe.model is None:
         return recipe
-    return replace(recipe, model=_sized(recipe.model, recipe.data.image_size, tokenizer.vocab_size))
+    return replace(recipe, model=sized(recipe.model, recipe.data.image_size, tokenizer.vocab_size))
 
 
 def build_model(recipe: Recipe, processes: Processes) -> Student:
@@ -88,7 +88,7 @@ def build_model(recipe: Recipe, processes: Processes) -> Student:
     else:
         assert recipe.model is not None, "a recipe has a model or init_from"
         config = recipe.model
-    config = _overridden(config, recipe.overrides)
+    config = overridden(config, recipe.overrides)
     _check_text_length(recipe.data, config)
     if recipe.train.sharding == "full" and not processes.is_first:
         return build_empty(partial(new_student, config))
@@ -106,24 +106,30 @@ def build_task(
 
     With `train.sharding` "full" it is divided among the processes.
     """
-    special, seed = tokenizer.special, recipe.train.seed
-    task: AnyTask
-    match recipe.objectives:
-        case AlbefObjectives() as objectives:
-            assert isinstance(model, Albef)
-            task = AlbefTask(model, special, objectives, seed, processes)
-        case VqaObjectives() as objectives:
-            assert isinstance(model, Vqa)
-            task = VqaTask(model, objectives)
-        case NlvrObjectives():
-            assert isinstance(model, Nlvr)
-            task = NlvrTask(model)
-        case objectives:
-            assert isinstance(model, Med)
-            task = _med_task(recipe, objectives, model, tokenizer, processes)
+    task = assemble_task(recipe, model, tokenizer, processes)
     if recipe.train.sharding == "full":
         shard(task, processes)
     return task.to(processes.device).train()
+
+
+def assemble_task(
+    recipe: Recipe, model: Student, tokenizer: TextTokenizer, collectives: Collectives
+) -> AnyTask:
+    """The task around the student, where the student is."""
+    match recipe.objectives:
+        case AlbefObjectives() as objectives:
+            assert isinstance(model, Albef)
+            seed = recipe.train.seed
+            return AlbefTask(model, tokenizer.special, objectives, seed, collectives)
+        case VqaObjectives() as objectives:
+            assert isinstance(model, Vqa)
+            return VqaTask(model, objectives)
+        case NlvrObjectives():
+            assert isinstance(model, Nlvr)
+            return NlvrTask(model)
+        case objectives:
+            assert isinstance(model, Med)
+            return _med_task(recipe, objectives, model, tokenizer, collectives)
 
 
 def _med_task(
@@ -131,16 +137,16 @@ def _med_task(
     objectives: PretrainObjectives | ClipObjectives | CaptionerObjectives,
     med: Med,
     tokenizer: TextTokenizer,
-    processes: Processes,
+    collectives: Collectives,
 ) -> AnyTask:
     special, seed = tokenizer.special, recipe.train.seed
     match objectives:
         case FilterObjectives():
-            return FilterTask(med, special, objectives, seed, processes)
+            return FilterTask(med, special, objectives, seed, collectives)
         case PretrainObjectives():
-            return PretrainTask(med, special, objectives, seed, processes)
+            return PretrainTask(med, special, objectives, seed, collectives)
         case ClipObjectives():
-            return ClipTask(med, objectives, processes)
+            return ClipTask(med, objectives, collectives)
         case CaptionerObjectives():
             prompt = _prompt_tokens(recipe.data, tokenizer)
             return CaptionerTask(med, special, prompt, objectives.label_smoothing)
@@ -168,7 +174,8 @@ def _captions(data: DataConfig, tables: Sequence[PairTable]) -> Iterator[str]:
                     yield from (data.prefix + clean_caption(text, data.max_words) for text in texts)
 
 
-def _sized(config: SizesT, image_size: int, vocab_size: int) -> SizesT:
+def sized(config: SizesT, image_size: int, vocab_size: int) -> SizesT:
+    """The configuration for images and a vocabulary of those sizes."""
     return replace(
         config,
         vision=replace(config.vision, image_size=image_size),
@@ -176,7 +183,8 @@ def _sized(config: SizesT, image_size: int, vocab_size: int) -> SizesT:
     )
 
 
-def _overridden(config: SizesT, overrides: ModelOverrides) -> SizesT:
+def overridden(config: SizesT, overrides: ModelOverrides) -> SizesT:
+    """The configuration with a recipe's changes that leave the weights as they are."""
     vision = {
         "drop_path": overrides.drop_path,
         "checkpoint_layers": overrides.vision_checkpoint_layers,

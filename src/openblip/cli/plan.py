@@ -1,0 +1,153 @@
+"""`openblip plan`."""
+
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from openblip.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from openblip.recipes.sizing import Planner, RunCost, Sizing
+    from openblip.training.config import Recipe
+
+
+def plan(words: list[str], prog: str) -> int:
+    """What a run needs; words with a dot in their flag change the recipe, as in training."""
+    own, changes = _divided(words)
+    return int(tyro.cli(_plan, args=own, prog=prog)(changes, prog))
+
+
+def _plan(
+    recipe: tyro.conf.Positional[str],
+    /,
+    *,
+    gpu: str,
+    gpus: int = 1,
+    images: int | None = None,
+    utilisation: float | None = None,
+    price_per_hour: float | None = None,
+    network: float = 200.0,
+    mean_tokens: float = 16.0,
+    json: bool = False,
+) -> Any:
+    """Memory of a GPU by part, settings that make a run fit, its time and its price.
+
+    RECIPE is tiny, small, base, large, a recipe.yaml or a run directory; any of its fields can be
+    changed as in training. Neither data nor GPUs are needed. Example:
+    openblip plan base --gpus 64 --gpu a100-40g --images 14000000 --train.batch-size 2880
+
+    Args:
+        recipe: what shall be trained.
+        gpu: a100-40g, a100-80g, h100-80g, h200, l4, rtx4090, mi300x, or cpu: this machine.
+        gpus: how many; one process each.
+        images: of the training data, for recipes that count in epochs.
+        utilisation: part of the peak that a step's arithmetic reaches, such as 0.4.
+        price_per_hour: of one GPU.
+        network: gigabytes per second that a node of eight GPUs sends to others.
+        mean_tokens: of a text, the first token and [SEP] included.
+        json: print JSON.
+    """
+
+    def carry_out(changes: list[str], prog: str) -> int:
+        from openblip.recipes.devices import find_device
+        from openblip.recipes.planned import find_recipe
+        from openblip.recipes.sizing import Cluster, Planner, run_cost
+
+        cluster = Cluster(
+            device=find_device(gpu),
+            devices=gpus,
+            utilisation=utilisation,
+            price_per_hour=price_per_hour,
+            network=1e9 * network,
+        )
+        planner = Planner(_changed(find_recipe(recipe), changes, prog), cluster, mean_tokens)
+        sizings = [planner.as_given]
+        if not planner.as_given.fits:
+            sizings += planner.remedies()
+        counts = planner.recipe.train.steps is not None or images is not None
+        costs = [run_cost(planner, each, images) if counts else None for each in sizings]
+        if json:
+            print_json([_as_json(*pair) for pair in zip(sizings, costs, strict=True)])
+        else:
+            _print(planner, sizings, costs)
+        return 0
+
+    return carry_out
+
+
+def _divided(words: list[str]) -> tuple[list[str], list[str]]:
+    """The command's own words, and those that change the recipe."""
+    own: list[str] = []
+    changes: list[str] = []
+    into = own
+    for word in words:
+        if word.startswith("--"):
+            into = changes if "." in word.split("=")[0] else own
+        into.append(word)
+    return own, changes
+
+
+def _changed(recipe: "Recipe", changes: list[str], prog: str) -> "Recipe":
+    from openblip.training.config import Recipe
+
+    kind = tyro.conf.AvoidSubcommands[Recipe]
+    return tyro.cli(kind, default=recipe, args=changes, prog=prog)
+
+
+def _print(planner: "Planner", sizings: "list[Sizing]", costs: "list[RunCost | None]") -> None:
+    cluster, given = planner.cluster, sizings[0]
+    train, device = planner.recipe.train, planner.cluster.device
+    print(
+        f"{cluster.devices} x {device.name}, {train.precision}: {train.batch_size} pairs a step, "
+        f"{train.part_size(cluster.devices)} per GPU and part; texts of "
+        f"{planner.lengths.mean:g} tokens padded to {planner.lengths.longest}\n"
+    )
+    rows = [[name, _gb(size)] for name, size in given.parts.items()]
+    print_table(["memory of a GPU", "GB"], [*rows, ["all", _gb(given.memory)]])
+    verdict = "fits" if given.fits else "does not fit"
+    print(f"{verdict}: {_gb(given.memory)} of {_gb(given.capacity)} GB\n")
+    header = ["settings", "GB", "fits", "s/step", "pairs/s", "hours", "GPU-hours", "price"]
+    print_table(header, [_row(*pair, planner) for pair in zip(sizings, costs, strict=True)])
+    peak = device.peak(train.precision) / 1e12
+    print(
+        f"\nat {cluster.assumed_utilisation:.0%} of {peak:.3g} TFLOP/s"
+        + (" (assumed; --utilisation changes it)" if cluster.utilisation is None else "")
+        + f"; sending takes {given.communication_seconds:.2f} s of a step, as far as possible "
+        "behind the backward pass"
+    )
+    if given.communication_seconds > given.compute_seconds:
+        print("sending takes longer than computing: use fewer GPUs, or larger parts")
+    if not given.fits:
+        best = next((each for each in sizings if each.fits), None)
+        flags = "nothing above makes it fit" if best is None else " ".join(best.flags)
+        print(f"to make it fit: {flags}" if best else flags)
+
+
+def _row(sizing: "Sizing", cost: "RunCost | None", planner: "Planner") -> list[str]:
+    pairs = sizing.recipe.train.batch_size / sizing.step_seconds
+    cells = [" ".join(sizing.flags) or "as given", _gb(sizing.memory)]
+    cells += ["yes" if sizing.fits else "no", f"{sizing.step_seconds:.2f}", f"{pairs:.0f}"]
+    if cost is None:
+        return [*cells, "-", "-", "-"]
+    price = "-" if cost.price is None else f"{cost.price:,.0f}"
+    return [*cells, f"{cost.hours:.1f}", f"{cost.device_hours:.0f}", price]
+
+
+def _as_json(sizing: "Sizing", cost: "RunCost | None") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    return {
+        "flags": list(sizing.flags),
+        "parts": sizing.parts,
+        "memory": sizing.memory,
+        "capacity": sizing.capacity,
+        "fits": sizing.fits,
+        "compute_seconds": sizing.compute_seconds,
+        "communication_seconds": sizing.communication_seconds,
+        "step_seconds": sizing.step_seconds,
+        "run": None if cost is None else asdict(cost),
+    }
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f}"

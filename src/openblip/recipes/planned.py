@@ -1,0 +1,72 @@
+"""The recipe that a plan is made for: found by its name, with the sizes that a run would find."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from openblip.data.tokenizer import TextTokenizer
+from openblip.errors import RecipeError
+from openblip.inference.loading import find_model
+from openblip.interop.folder import read_config
+from openblip.model import MedConfig
+from openblip.recipes.pretrain import PRETRAIN_RECIPES
+from openblip.training.build import sized
+from openblip.training.config import Recipe
+from openblip.training.recipe_file import RECIPE_FILE, read_recipe
+
+# The smallest tokenizer that has the special tokens.
+_ANY_VOCABULARY = 60
+
+
+def find_recipe(name: str) -> Recipe:
+    """The recipe of a preset, of a YAML file, or of a run directory.
+
+    Raises:
+        RecipeError: there is none, or the file is no recipe.
+    """
+    if name in PRETRAIN_RECIPES:
+        return PRETRAIN_RECIPES[name]("not opened")
+    path = Path(name)
+    if path.is_dir():
+        path = path / RECIPE_FILE
+    if path.suffix in (".yaml", ".yml"):
+        return read_recipe(path)
+    raise RecipeError(
+        f"{name}: no recipe. Give {', '.join(PRETRAIN_RECIPES)}, a recipe.yaml or a run directory"
+    )
+
+
+def resolved(recipe: Recipe) -> tuple[Recipe, TextTokenizer]:
+    """The recipe with the model that it will train, and a tokenizer with its special tokens.
+
+    What a tokenizer learns from captions is not looked at here: only its size counts.
+
+    Raises:
+        RecipeError: it trains another model than a MED.
+    """
+    if recipe.init_from is not None:
+        folder = find_model(recipe.init_from)
+        tokenizer = TextTokenizer.from_file(folder)
+        config: object = read_config(folder).model
+        vocab_size = tokenizer.vocab_size
+    else:
+        tokenizer, vocab_size = _tokenizer(recipe)
+        config = recipe.model
+    if not isinstance(config, MedConfig):
+        raise RecipeError("only a MED can be planned for: pre-training, captioner, filter, CLIP")
+    whole = replace(
+        recipe,
+        model=sized(config, recipe.data.image_size, vocab_size),
+        init_from=None,
+        tokenizer=recipe.tokenizer or f"train:{vocab_size}",
+    )
+    return whole, tokenizer
+
+
+def _tokenizer(recipe: Recipe) -> tuple[TextTokenizer, int]:
+    """A tokenizer, and how many tokens that of the run will have."""
+    size = recipe.trained_vocabulary
+    if size is not None:
+        return TextTokenizer.train(["a b"], _ANY_VOCABULARY), size
+    assert recipe.tokenizer is not None, "a recipe with a model has a tokenizer"
+    tokenizer = TextTokenizer.from_file(recipe.tokenizer)
+    return tokenizer, tokenizer.vocab_size

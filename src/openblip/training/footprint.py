@@ -1,0 +1,236 @@
+"""The memory of a training step, counted on the step itself, which runs on fake tensors.
+
+What is counted is the program: state, what autograd saves, what is alive beside it at the fullest
+moment. Not seen is what a library allocates within one operation; for accelerators
+`openblip.recipes.sizing` adds an allowance for that, for their context, and for fragmentation.
+"""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from openblip.data.loader import Batch
+from openblip.data.tokenizer import TextTokenizer
+from openblip.interop.assembly import build_empty
+from openblip.model import Med, MedConfig, TextPass
+from openblip.tasks.pretrain import PretrainTask
+from openblip.tasks.protocol import AnyTask, StepPosition
+from openblip.training.accelerator import accelerator_kernels
+from openblip.training.build import assemble_task, overridden
+from openblip.training.config import Recipe
+from openblip.training.distributed import Processes
+from openblip.training.optimiser import build_optimiser, trained_parameters
+from openblip.training.simulation import Simulation
+from openblip.training.step_flops import task_flops
+from openblip.training.trainer import Trainer
+
+WEIGHTS, GRADIENTS, MOMENTS = "weights", "gradients", "optimiser moments"
+TEACHER, QUEUES, BATCH = "teacher", "queues", "batch"
+IMAGES, TEXT_ALONE, MEMORY = "image encoder", "text alone", "keys and values"
+TEXT_WITH_IMAGE, VOCABULARY, LOSSES = "text with image", "vocabulary logits", "losses"
+TEACHER_PASS, BACKWARD, UPDATE = "teacher's pass", "backward", "update"
+
+STATE = (WEIGHTS, GRADIENTS, MOMENTS, TEACHER)
+"""Parts that sharding divides among the processes."""
+PARTS = (
+    *STATE,
+    QUEUES,
+    BATCH,
+    IMAGES,
+    TEXT_ALONE,
+    MEMORY,
+    TEXT_WITH_IMAGE,
+    VOCABULARY,
+    LOSSES,
+    TEACHER_PASS,
+    BACKWARD,
+    UPDATE,
+)
+"""All parts, in the order in which they are shown."""
+# Once both are there, gradients of earlier parts are alive while later parts are computed.
+_MOST_PARTS = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextLengths:
+    """Tokens of a batch's texts, the first token and [SEP] included."""
+
+    longest: int
+    """To which all are padded."""
+    mean: float
+    """Of a text without padding."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """Bytes that a process holds at the fullest moment of a step."""
+
+    parts: Mapping[str, int]
+    """By part (`PARTS`)."""
+    operations: float
+    """Useful operations of the process in the step, all accumulated parts together."""
+    gathered: int
+    """Bytes that a sharded run puts together for a time: what is in no layer, two layers, and the
+    gradients of a layer and of what is in none."""
+
+    @property
+    def total(self) -> int:
+        """All parts together."""
+        return sum(self.parts.values())
+
+
+class _Simulated(Processes):
+    """One process of a run of several, whose others hold the same tensors."""
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return torch.cat([tensor.detach()] * self.world_size)
+
+    def gather_with_gradient(self, tensor: Tensor) -> Tensor:
+        return torch.cat([tensor] * self.world_size)
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        return tensor.detach().clone()
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        return [value] * self.world_size
+
+    def replicate(self, task: AnyTask, *, find_unused: bool) -> nn.Module:
+        return task
+
+
+def step_footprint(
+    recipe: Recipe,
+    tokenizer: TextTokenizer,
+    lengths: TextLengths,
+    *,
+    pairs: int,
+    world_size: int = 1,
+    accelerator: bool = False,
+) -> Footprint:
+    """The memory of one process in a step, after the optimiser's first.
+
+    Args:
+        recipe: resolved, with `model`; its device is not used, and no data are read.
+        tokenizer: says where the special tokens are, and how long a prompt is.
+        lengths: of the texts.
+        pairs: of one accumulated part on one process.
+        world_size: processes of the run.
+        accelerator: count the kernels that an accelerator takes, not those of a processor.
+    """
+    assert isinstance(recipe.model, MedConfig), "a MED is planned for"
+    config = overridden(recipe.model, recipe.overrides)
+    empty = build_empty(lambda: Med(config))
+    with ExitStack() as stack:
+        simulation = stack.enter_context(Simulation())
+        if accelerator:
+            stack.enter_context(accelerator_kernels())
+        student = empty.to_empty(device="cpu")
+        processes = _Simulated(world_size=world_size)
+        task = assemble_task(recipe, student, tokenizer, processes).train()
+        optimiser = build_optimiser(trained_parameters(task), recipe.optimiser)
+        trainer = Trainer(
+            task,
+            optimiser,
+            processes,
+            seed=recipe.train.seed,
+            precision=recipe.train.precision,
+            clip_norm=recipe.optimiser.clip_norm,
+        )
+        _make_moments(task, optimiser)
+        _label(simulation, task, optimiser)
+        simulation.stage(BATCH)
+        side = recipe.data.image_size
+        batches = [
+            example_batch(pairs, lengths, side)
+            for _ in range(min(recipe.train.accumulate, _MOST_PARTS))
+        ]
+        simulation.forget_peak()
+        trainer.step(StepPosition(1, 10.0), batches, recipe.optimiser.lr)
+        return Footprint(
+            parts={part: simulation.peak[part] for part in PARTS if simulation.peak[part]},
+            operations=recipe.train.accumulate * task_flops(task, batches[0]),
+            gathered=_gathered(task),
+        )
+
+
+def _make_moments(task: AnyTask, optimiser: torch.optim.Optimizer) -> None:
+    for parameter in trained_parameters(task):
+        parameter.grad = torch.empty_like(parameter)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+
+
+def _label(simulation: Simulation, task: AnyTask, optimiser: torch.optim.Optimizer) -> None:
+    for parameter in task.student.parameters():
+        simulation.relabel(parameter, WEIGHTS)
+        parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]  # torch
+            lambda p: simulation.relabel(p.grad, GRADIENTS)
+        )
+    for state in optimiser.state.values():
+        for value in state.values():
+            simulation.relabel(value, MOMENTS)
+    if isinstance(task, PretrainTask) and hasattr(task, "teacher"):
+        for parameter in task.teacher.parameters():
+            simulation.relabel(parameter, TEACHER)
+        for buffer in task.queue.buffers():
+            simulation.relabel(buffer, QUEUES)
+        for part in (task.teacher.image_encoder, task.teacher.text):
+            simulation.within(part, TEACHER_PASS)
+    assert isinstance(task.student, Med)
+    _label_activations(simulation, task.student)
+    task.register_forward_pre_hook(lambda *_: simulation.stage(LOSSES))
+    task.register_forward_hook(_when_backward_begins(simulation))
+    optimiser.register_step_pre_hook(lambda *_: simulation.stage(UPDATE))
+
+
+def _label_activations(simulation: Simulation, student: Med) -> None:
+    def role(texts: TextPass) -> str:
+        return TEXT_ALONE if texts.memory is None else TEXT_WITH_IMAGE
+
+    simulation.within(student.image_encoder, IMAGES)
+    simulation.within(student.text, role)
+    for name, module in student.named_modules():
+        if name.endswith(".key_value"):
+            simulation.within(module, MEMORY)
+        elif name.endswith("lm_head"):
+            simulation.within(module, VOCABULARY)
+
+
+def _when_backward_begins(simulation: Simulation) -> Any:
+    def after_forward(_: nn.Module, __: Any, output: Any) -> None:
+        output.loss.register_hook(lambda _: simulation.stage(BACKWARD))
+
+    return after_forward
+
+
+def _gathered(task: AnyTask) -> int:
+    models = [child for child in task.children() if isinstance(child, Med)]
+    layers = [layer for med in models for layer in (*med.image_encoder.blocks, *med.text.layers)]
+    of_layers = [_bytes(layer) for layer in layers]
+    in_none = sum(_bytes(med) for med in models) - sum(of_layers)
+    # One layer computes while the next one's weights arrive.
+    return 2 * in_none + 3 * max(of_layers)
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
+
+
+def example_batch(pairs: int, lengths: TextLengths, side: int) -> Batch:
+    """Pairs without content; the first text is the longest, the others have the mean length."""
+    others = (pairs * lengths.mean - lengths.longest) / max(pairs - 1, 1)
+    tokens = torch.full((pairs,), round(min(max(others, 3), lengths.longest)))
+    tokens[0] = lengths.longest
+    return Batch(
+        ids=("",) * pairs,
+        images=torch.empty(pairs, 3, side, side),
+        tokens=torch.zeros(pairs, lengths.longest, dtype=torch.int64),
+        mask=torch.arange(lengths.longest) < tokens[:, None],
+        image_ids=torch.arange(pairs),
+        text_ids=torch.arange(pairs),
+        step=0,
+    )

@@ -1,0 +1,49 @@
+"""`openblip plan` tells what a run needs."""
+
+import json
+
+import pytest
+
+from openblip.cli import main
+
+SMALL = ["--model.vision.depth", "1", "--model.text.depth", "1"]
+
+
+def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", "tiny", "--gpu", "l4", *SMALL, "--price-per-hour", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "1 x l4, float32: 32 pairs a step, 32 per GPU and part" in out
+    for part in ("weights", "optimiser moments", "teacher", "image encoder", "allowance", "fits"):
+        assert part in out
+    assert "40% of 30.3 TFLOP/s (assumed; --utilisation changes it)" in out
+
+
+def test_json_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["plan", "tiny", "--gpu", "cpu", "--utilisation", "0.5", "--json", *SMALL]
+    assert main(words) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["fits"] is True
+    assert found["memory"] == sum(found["parts"].values())
+    assert found["run"]["steps"] == 2000
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["tiny", "--gpu", "a100"], "choose one of a100-40g, a100-80g"),
+        (["nothing", "--gpu", "l4"], "nothing: no recipe"),
+        (["tiny", "--gpu", "l4", "--gpus", "5"], "32 is not a multiple of 5 processes"),
+    ],
+)
+def test_what_cannot_be_planned_is_an_error(
+    words: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", *words]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_an_unknown_field_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        main(["plan", "tiny", "--gpu", "l4", "--train.batchsize", "3"])
+    assert exit_.value.code == 2
+    assert "--train.batch-size" in capsys.readouterr().err
