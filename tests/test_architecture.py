@@ -44,6 +44,8 @@ ONE_PLACE = {
     "rich": {"progress.py"},
     "huggingface_hub": {"interop/hub.py"},
     "torchao": {"inference/quantise.py"},
+    "obstore": {"data/storage.py"},
+    "botocore": {"data/storage.py"},
     "transformers": set(),
     "torchvision": set(),
 }

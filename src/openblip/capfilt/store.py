@@ -7,6 +7,7 @@ from typing import Protocol
 from urllib.parse import unquote, urlsplit
 
 from openblip.atomic import force_to_disk, replace_file
+from openblip.data.storage import ObjectFolder, is_object_address
 from openblip.errors import OpenBlipError
 
 
@@ -66,11 +67,14 @@ class Store(Protocol):
 
 
 def open_store(uri: str) -> Store:
-    """The store at a local path or `file://` address; the folder is made when it is needed.
+    """The store at a path, or a `file://`, `s3://` or `gs://` address; made when it is needed.
 
     Raises:
         StoreError: there is no store for such an address.
+        StorageError: the extra for object stores, credentials or region are missing.
     """
+    if is_object_address(uri):
+        return ObjectFolder(uri)
     scheme = urlsplit(uri).scheme
     if scheme == "file":
         return LocalStore(unquote(urlsplit(uri).path))

@@ -9,11 +9,11 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 
 from openblip.data.images import open_image
+from openblip.data.storage import is_object_address, read_object
 from openblip.errors import DataError
 
 MAX_IMAGE_BYTES = 256 << 20
 """A larger file is refused unread: it is no photograph."""
-_OBJECT_STORES = ("s3", "gs")
 
 
 def encoded_image(image: bytes | None, image_uri: str | None) -> bytes:
@@ -25,14 +25,15 @@ def encoded_image(image: bytes | None, image_uri: str | None) -> bytes:
 
     Raises:
         DataError: there is no such file, or it cannot be read.
+        StorageError: the object store cannot be reached, which says nothing about the image.
     """
     if image is not None:
         return image
     if not image_uri:
         raise DataError("the row has neither image bytes nor an image_uri")
-    scheme = urlsplit(image_uri).scheme
-    if scheme in _OBJECT_STORES:
+    if is_object_address(image_uri):
         return _object(image_uri)
+    scheme = urlsplit(image_uri).scheme
     if scheme in ("http", "https"):
         raise DataError(
             f"{image_uri} is on the web: download the images first (img2dataset does that well) "
@@ -78,11 +79,10 @@ def read_image_file(path: Path) -> bytes:
 
 
 def _object(uri: str) -> bytes:
-    from pyarrow import fs
-
     try:
-        system, path = fs.FileSystem.from_uri(uri)
-        with system.open_input_stream(path) as stream:
-            return bytes(stream.read())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{uri}: {error}") from error
+        content = read_object(uri, MAX_IMAGE_BYTES)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    if content is None:
+        raise DataError(f"{uri}: there is no such object")
+    return content

@@ -22,6 +22,7 @@ from openblip.data.rows import (
     row_batches,
     row_schema,
 )
+from openblip.data.storage import lance_options, persist
 from openblip.errors import DataError
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class PairTable:
 
     @classmethod
     def open(cls, uri: str | Path, version: int | None = None) -> Self:
-        """The table at a local path or an `s3://` or `gs://` address.
+        """The table at a local path or an `s3://` or `gs://` address (see `docs/storage.md`).
 
         Args:
             uri: where the table lies.
@@ -58,11 +59,17 @@ class PairTable:
 
         Raises:
             DataError: there is no such table or version.
+            StorageError: the object store cannot be reached.
         """
-        lance = _lance()
+        lance, place = _lance(), str(uri)
+        options = lance_options(place)
 
         try:
-            return cls(lance.dataset(str(uri), version=version), str(uri))
+            dataset = persist(
+                place,
+                lambda: lance.dataset(place, version=version, storage_options=options),
+            )
+            return cls(dataset, place)
         except (ValueError, OSError) as error:
             which = "" if version is None else f" with version {version}"
             raise DataError(
@@ -83,23 +90,46 @@ class PairTable:
         Raises:
             DataError: a table exists there, an id occurs twice, or a row is malformed.
         """
-        lance = _lance()
+        lance, place = _lance(), str(uri)
 
-        try:
-            cls.open(uri)
-        except DataError:
-            pass
-        else:
-            raise DataError(
-                f"{uri} already holds a table: choose another place, or remove that one first"
-            )
+        if cls._exists(place):
+            raise _taken(place)
         known = IdSet()
-        fragments, _ = _write(str(uri), row_batches(rows, known, on_duplicate=None))
+        batches = row_batches(rows, known, on_duplicate=None)
+        fragments, _ = _write(place, place, batches)
         operation = lance.LanceOperation.Overwrite(row_schema(), fragments)
-        table = cls(lance.LanceDataset.commit(str(uri), operation), str(uri))
+        table = cls._commit_first(place, lance.Transaction(0, operation))
         table._ids = known
         if metadata:
             table.update_metadata(metadata)
+        return table
+
+    @classmethod
+    def _exists(cls, uri: str) -> bool:
+        try:
+            cls.open(uri)
+        except DataError:
+            return False
+        return True
+
+    @classmethod
+    def _commit_first(cls, uri: str, transaction: Any) -> Self:
+        """The table whose first version a transaction makes, if no other process was faster."""
+        commit, options = _lance().LanceDataset.commit, lance_options(uri)
+
+        def attempt() -> Any:
+            # With retries Lance would put this version after the one of the faster process.
+            return commit(uri, transaction, storage_options=options, max_retries=0)
+
+        try:
+            return cls(persist(uri, attempt), uri)
+        except OSError:
+            # The answer to an attempt that succeeded may have been lost.
+            if not cls._exists(uri):
+                raise
+        table = cls.open(uri)
+        if not table._has_transaction(transaction.uuid, since=0):
+            raise _taken(uri)
         return table
 
     @classmethod
@@ -130,7 +160,7 @@ class PairTable:
 
     def update_metadata(self, values: Mapping[str, str | None]) -> None:
         """Sets metadata entries, all at once; a value of None removes its entry."""
-        self._dataset.update_metadata(dict(values))
+        self._change(lambda: self._dataset.update_metadata(dict(values)))
 
     def take(
         self, indices: Sequence[int] | np.ndarray, columns: Sequence[str] | None = None
@@ -148,18 +178,31 @@ class PairTable:
                 f"row {int(rows.max() if rows.max() >= len(self) else rows.min())} was asked for, "
                 f"but {self.uri} has rows 0 to {len(self) - 1}"
             )
-        return self._dataset.take(rows.tolist(), columns=self._existing(columns))
+        names = self._existing(columns)
+        return persist(self.uri, lambda: self._dataset.take(rows.tolist(), columns=names))
 
     def scan(
         self, columns: Sequence[str] | None = None, batch_size: int = 8192, start: int = 0
     ) -> "Iterator[pa.RecordBatch]":
         """Batches of at most `batch_size` consecutive rows, in order, from row `start` on."""
-        yield from self._dataset.to_batches(
-            columns=self._existing(columns),
-            batch_size=batch_size,
-            offset=start or None,
-            scan_in_order=True,
-        )
+        names = self._existing(columns)
+        batches: Any = None
+
+        def following() -> "pa.RecordBatch | None":
+            nonlocal batches
+            try:
+                batches = batches or self._dataset.to_batches(
+                    columns=names, batch_size=batch_size, offset=start or None, scan_in_order=True
+                )
+                return next(batches, None)
+            except BaseException:
+                # Tried again, it begins at the first row that was not yielded.
+                batches = None
+                raise
+
+        while (batch := persist(self.uri, following)) is not None:
+            start += batch.num_rows
+            yield batch
 
     def append(
         self,
@@ -183,13 +226,12 @@ class PairTable:
 
         try:
             batches = row_batches(rows, self._known_ids(), on_duplicate)
-            fragments, num_rows = _write(self._dataset, batches)
+            fragments, num_rows = _write(self._dataset, self.uri, batches)
             if num_rows:
                 operation = lance.LanceOperation.Append(fragments)
                 notes = dict(journal()) if journal else {}
-                self._dataset = lance.LanceDataset.commit(
-                    self._dataset,
-                    lance.Transaction(self.version, operation, transaction_properties=notes),
+                self._commit(
+                    lance.Transaction(self.version, operation, transaction_properties=notes)
                 )
         except BaseException:
             # Ids of rows that were not committed must not count as known.
@@ -200,7 +242,8 @@ class PairTable:
 
     def journal_since(self, version: int, key: str) -> str | None:
         """The latest note under `key` of an `append` after `version`; None if there is none."""
-        for transaction in self._dataset.get_transactions(max(self.version - version, 0)):
+        count = max(self.version - version, 0)
+        for transaction in persist(self.uri, lambda: self._dataset.get_transactions(count)):
             notes = transaction.transaction_properties if transaction else None
             if notes and key in notes:
                 return str(notes[key])
@@ -232,11 +275,17 @@ class PairTable:
         self._drop([n for n in self.columns if n.endswith((_STAGED, _REPLACED))])
         staged = [f"{name}{_STAGED}" if existing else name for name in names]
         named = columns.rename_columns(staged)
-        self._dataset.add_columns(named.to_reader(), reader_schema=named.schema)
+        self._change(
+            lambda: self._dataset.add_columns(named.to_reader(), reader_schema=named.schema),
+            lambda: set(staged) <= set(self.columns),
+        )
         if existing:
             away = [{"path": name, "name": f"{name}{_REPLACED}"} for name in existing]
             into = [{"path": path, "name": name} for path, name in zip(staged, names, strict=True)]
-            self._dataset.alter_columns(*away, *into)
+            self._change(
+                lambda: self._dataset.alter_columns(*away, *into),
+                lambda: set(staged).isdisjoint(self.columns),
+            )
             self._drop([f"{name}{_REPLACED}" for name in existing])
 
     def drop_columns(self, names: Sequence[str]) -> None:
@@ -250,7 +299,50 @@ class PairTable:
 
     def _drop(self, names: list[str]) -> None:
         if names:
-            self._dataset.drop_columns(names)
+            self._change(
+                lambda: self._dataset.drop_columns(names),
+                lambda: set(names).isdisjoint(self.columns),
+            )
+
+    def _commit(self, transaction: Any) -> None:
+        def commit() -> None:
+            self._dataset = _lance().LanceDataset.commit(self._dataset, transaction)
+
+        version = self.version
+        self._change(commit, lambda: self._has_transaction(transaction.uuid, since=version))
+
+    def _has_transaction(self, uuid: str, since: int) -> bool:
+        recent = self._dataset.get_transactions(self.version - since)
+        return any(transaction and transaction.uuid == uuid for transaction in recent)
+
+    def _change(
+        self, change: Callable[[], object], is_made: Callable[[], bool] = lambda: False
+    ) -> None:
+        """Makes a change of the table, again where an object store failed.
+
+        Args:
+            change: of `_dataset`.
+            is_made: whether `_dataset`, the latest by now, has the change. A lost answer leaves
+                that open, and what is not repeatable must not be made twice.
+        """
+        is_first = True
+
+        def attempt() -> None:
+            nonlocal is_first
+            if not is_first:
+                self._dataset.checkout_latest()
+                if is_made():
+                    return
+            is_first = False
+            change()
+
+        try:
+            persist(self.uri, attempt)
+        except _lance().commit.CommitConflictError as error:
+            raise DataError(
+                f"{self.uri} was changed by another process at the same time: run the same "
+                "command again"
+            ) from error
 
     def _refuse_base(self, names: Iterable[str], verb: str) -> None:
         base = [name for name in names if name in BASE_COLUMNS]
@@ -276,8 +368,14 @@ class PairTable:
         return self._ids
 
 
-def _write(place: Any, batches: "Iterator[pa.RecordBatch]") -> tuple[list[Any], int]:
+def _taken(uri: str) -> DataError:
+    return DataError(f"{uri} already holds a table: choose another place, or remove that one first")
+
+
+def _write(place: Any, uri: str, batches: "Iterator[pa.RecordBatch]") -> tuple[list[Any], int]:
     """Writes data files that no version names yet; their fragments, and the number of rows.
+
+    `place` is the open dataset at `uri`, or `uri` itself where there is none yet.
 
     Lance gets finished Arrow tables, never a Python iterator: it would pull that from threads of
     its own, which go on when Ctrl-C interrupts this one.
@@ -293,7 +391,11 @@ def _write(place: Any, batches: "Iterator[pa.RecordBatch]") -> tuple[list[Any], 
     def flush() -> None:
         nonlocal num_bytes
         if held:
-            fragments.extend(write_fragments(pa.Table.from_batches(held), place))
+            rows = pa.Table.from_batches(held)
+            written = persist(
+                uri, lambda: write_fragments(rows, place, storage_options=lance_options(uri))
+            )
+            fragments.extend(written)
             held.clear()
             num_bytes = 0
 
@@ -311,6 +413,7 @@ def _lance() -> Any:
     """The library, told to keep its notices (such as "a dataset will be created") to itself."""
     os.environ.setdefault("LANCE_LOG", "error")
     import lance
+    import lance.commit
     import lance.fragment
 
     return lance
