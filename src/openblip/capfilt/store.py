@@ -130,11 +130,14 @@ class LocalStore:
     def names(self, prefix: str = "") -> list[str]:
         """See `Store.names`."""
         found = []
-        # Only the folder that the prefix names is walked: a table's folder has many others.
+        inside, _, start = prefix.rpartition("/")
+        top = self._folder / inside
         try:
-            for folder, _, files in os.walk(self._folder / Path(prefix + "x").parent):
-                inside = Path(folder).relative_to(self._folder)
-                found += [(inside / file).as_posix() for file in files if file[0] != "."]
+            for folder, folders, files in os.walk(top):
+                if Path(folder) == top:
+                    folders[:] = [name for name in folders if name.startswith(start)]
+                here = Path(folder).relative_to(self._folder)
+                found += [(here / file).as_posix() for file in files if file[0] != "."]
         except OSError as error:
             raise self._failed("listed", prefix, error) from error
         return sorted(name for name in found if name.startswith(prefix))

@@ -5,7 +5,6 @@ columns beside them. This is the only file that touches Lance, which must not be
 fork: read from threads.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -22,7 +21,15 @@ from openblip.data.rows import (
     row_batches,
     row_schema,
 )
-from openblip.data.storage import lance_options, persist
+from openblip.data.storage import persist
+from openblip.data.versions import (
+    change_version,
+    commit_version,
+    create_version,
+    lance_library,
+    open_version,
+    write_fragments,
+)
 from openblip.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,9 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BASE_COLUMNS", "ORIGINS", "SPLITS", "PairRow", "PairTable"]
 
-_STAGED, _REPLACED = "__staged", "__replaced"
-# What is held in memory while rows are written, and becomes one data file.
-_FRAGMENT_BYTES = 128 << 20
+STAGED, REPLACED = "__staged", "__replaced"
+"""Endings of the names of columns that are not visible yet, or no more."""
 
 
 class PairTable:
@@ -61,20 +67,12 @@ class PairTable:
             DataError: there is no such table or version.
             StorageError: the object store cannot be reached.
         """
-        lance, place = _lance(), str(uri)
-        options = lance_options(place)
-
-        try:
-            dataset = persist(
-                place,
-                lambda: lance.dataset(place, version=version, storage_options=options),
-            )
-            return cls(dataset, place)
-        except (ValueError, OSError) as error:
-            which = "" if version is None else f" with version {version}"
-            raise DataError(
-                f"no pair table{which} at {uri}: make one with `openblip data import SOURCE {uri}`"
-            ) from error
+        if (dataset := open_version(str(uri), version)) is not None:
+            return cls(dataset, str(uri))
+        which = "" if version is None else f" with version {version}"
+        raise DataError(
+            f"no pair table{which} at {uri}: make one with `openblip data import SOURCE {uri}`"
+        )
 
     @classmethod
     def create(
@@ -90,46 +88,21 @@ class PairTable:
         Raises:
             DataError: a table exists there, an id occurs twice, or a row is malformed.
         """
-        lance, place = _lance(), str(uri)
-
-        if cls._exists(place):
-            raise _taken(place)
-        known = IdSet()
+        place, known = str(uri), IdSet()
+        taken = DataError(
+            f"{uri} already holds a table: choose another place, or remove that one first"
+        )
+        if open_version(place) is not None:
+            raise taken
         batches = row_batches(rows, known, on_duplicate=None)
-        fragments, _ = _write(place, place, batches)
-        operation = lance.LanceOperation.Overwrite(row_schema(), fragments)
-        table = cls._commit_first(place, lance.Transaction(0, operation))
+        fragments, _ = write_fragments(place, place, batches)
+        operation = lance_library().LanceOperation.Overwrite(row_schema(), fragments)
+        if (dataset := create_version(place, operation)) is None:
+            raise taken
+        table = cls(dataset, place)
         table._ids = known
         if metadata:
             table.update_metadata(metadata)
-        return table
-
-    @classmethod
-    def _exists(cls, uri: str) -> bool:
-        try:
-            cls.open(uri)
-        except DataError:
-            return False
-        return True
-
-    @classmethod
-    def _commit_first(cls, uri: str, transaction: Any) -> Self:
-        """The table whose first version a transaction makes, if no other process was faster."""
-        commit, options = _lance().LanceDataset.commit, lance_options(uri)
-
-        def attempt() -> Any:
-            # With retries Lance would put this version after the one of the faster process.
-            return commit(uri, transaction, storage_options=options, max_retries=0)
-
-        try:
-            return cls(persist(uri, attempt), uri)
-        except OSError:
-            # The answer to an attempt that succeeded may have been lost.
-            if not cls._exists(uri):
-                raise
-        table = cls.open(uri)
-        if not table._has_transaction(transaction.uuid, since=0):
-            raise _taken(uri)
         return table
 
     @classmethod
@@ -148,7 +121,12 @@ class PairTable:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns, those added by CapFilt included."""
-        return tuple(self._dataset.schema.names)
+        return tuple(name for name in self._dataset.schema.names if not _is_leftover(name))
+
+    @property
+    def dataset(self) -> Any:
+        """The open Lance dataset, for `data/fragments.py`."""
+        return self._dataset
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -160,7 +138,7 @@ class PairTable:
 
     def update_metadata(self, values: Mapping[str, str | None]) -> None:
         """Sets metadata entries, all at once; a value of None removes its entry."""
-        self._change(lambda: self._dataset.update_metadata(dict(values)))
+        change_version(self._dataset, self.uri, lambda: self._dataset.update_metadata(dict(values)))
 
     def take(
         self, indices: Sequence[int] | np.ndarray, columns: Sequence[str] | None = None
@@ -222,16 +200,18 @@ class PairTable:
         Raises:
             DataError: an id is not new and there is no `on_duplicate`, or a row is malformed.
         """
-        lance = _lance()
+        lance = lance_library()
 
         try:
             batches = row_batches(rows, self._known_ids(), on_duplicate)
-            fragments, num_rows = _write(self._dataset, self.uri, batches)
+            fragments, num_rows = write_fragments(self._dataset, self.uri, batches)
             if num_rows:
                 operation = lance.LanceOperation.Append(fragments)
                 notes = dict(journal()) if journal else {}
-                self._commit(
-                    lance.Transaction(self.version, operation, transaction_properties=notes)
+                self._dataset = commit_version(
+                    self._dataset,
+                    self.uri,
+                    lance.Transaction(self.version, operation, transaction_properties=notes),
                 )
         except BaseException:
             # Ids of rows that were not committed must not count as known.
@@ -271,22 +251,25 @@ class PairTable:
         self._refuse_base(names, "written")
         if existing and not overwrite:
             raise DataError(f"{self.uri} has the columns {listed(existing)} already: overwrite?")
-        # Columns of both suffixes can only be leftovers of a process that was killed.
-        self._drop([n for n in self.columns if n.endswith((_STAGED, _REPLACED))])
-        staged = [f"{name}{_STAGED}" if existing else name for name in names]
+        self.drop_leftovers()
+        staged = [f"{name}{STAGED}" if existing else name for name in names]
         named = columns.rename_columns(staged)
-        self._change(
+        change_version(
+            self._dataset,
+            self.uri,
             lambda: self._dataset.add_columns(named.to_reader(), reader_schema=named.schema),
-            lambda: set(staged) <= set(self.columns),
+            lambda: set(staged) <= set(self._dataset.schema.names),
         )
         if existing:
-            away = [{"path": name, "name": f"{name}{_REPLACED}"} for name in existing]
+            away = [{"path": name, "name": f"{name}{REPLACED}"} for name in existing]
             into = [{"path": path, "name": name} for path, name in zip(staged, names, strict=True)]
-            self._change(
+            change_version(
+                self._dataset,
+                self.uri,
                 lambda: self._dataset.alter_columns(*away, *into),
-                lambda: set(staged).isdisjoint(self.columns),
+                lambda: set(staged).isdisjoint(self._dataset.schema.names),
             )
-            self._drop([f"{name}{_REPLACED}" for name in existing])
+            self._drop([f"{name}{REPLACED}" for name in existing])
 
     def drop_columns(self, names: Sequence[str]) -> None:
         """Removes columns that were added to the source's; older versions keep them.
@@ -295,63 +278,39 @@ class PairTable:
             DataError: a column does not exist or belongs to the source.
         """
         self._refuse_base(names, "dropped")
-        self._drop(self._existing(names) or [])
+        self._drop(self._existing(names))
+
+    def drop_leftovers(self) -> None:
+        """Removes the columns of changes whose process was killed before they became visible."""
+        self._drop([name for name in self._dataset.schema.names if _is_leftover(name)])
+
+    def count_values(self, column: str) -> int:
+        """Number of rows that are not null in a column.
+
+        Raises:
+            DataError: the column does not exist.
+        """
+        self._existing([column])
+        condition = f"{column} IS NOT NULL"
+        return int(persist(self.uri, lambda: self._dataset.count_rows(filter=condition)))
 
     def _drop(self, names: list[str]) -> None:
         if names:
-            self._change(
+            change_version(
+                self._dataset,
+                self.uri,
                 lambda: self._dataset.drop_columns(names),
-                lambda: set(names).isdisjoint(self.columns),
+                lambda: set(names).isdisjoint(self._dataset.schema.names),
             )
-
-    def _commit(self, transaction: Any) -> None:
-        def commit() -> None:
-            self._dataset = _lance().LanceDataset.commit(self._dataset, transaction)
-
-        version = self.version
-        self._change(commit, lambda: self._has_transaction(transaction.uuid, since=version))
-
-    def _has_transaction(self, uuid: str, since: int) -> bool:
-        recent = self._dataset.get_transactions(self.version - since)
-        return any(transaction and transaction.uuid == uuid for transaction in recent)
-
-    def _change(
-        self, change: Callable[[], object], is_made: Callable[[], bool] = lambda: False
-    ) -> None:
-        """Makes a change of the table, again where an object store failed.
-
-        Args:
-            change: of `_dataset`.
-            is_made: whether `_dataset`, the latest by now, has the change. A lost answer leaves
-                that open, and what is not repeatable must not be made twice.
-        """
-        is_first = True
-
-        def attempt() -> None:
-            nonlocal is_first
-            if not is_first:
-                self._dataset.checkout_latest()
-                if is_made():
-                    return
-            is_first = False
-            change()
-
-        try:
-            persist(self.uri, attempt)
-        except _lance().commit.CommitConflictError as error:
-            raise DataError(
-                f"{self.uri} was changed by another process at the same time: run the same "
-                "command again"
-            ) from error
 
     def _refuse_base(self, names: Iterable[str], verb: str) -> None:
         base = [name for name in names if name in BASE_COLUMNS]
         if base:
             raise DataError(f"{listed(base)}: columns of the source cannot be {verb}")
 
-    def _existing(self, columns: Sequence[str] | None) -> list[str] | None:
+    def _existing(self, columns: Sequence[str] | None) -> list[str]:
         if columns is None:
-            return None
+            return list(self.columns)
         missing = [name for name in columns if name not in self.columns]
         if missing:
             raise DataError(
@@ -368,52 +327,5 @@ class PairTable:
         return self._ids
 
 
-def _taken(uri: str) -> DataError:
-    return DataError(f"{uri} already holds a table: choose another place, or remove that one first")
-
-
-def _write(place: Any, uri: str, batches: "Iterator[pa.RecordBatch]") -> tuple[list[Any], int]:
-    """Writes data files that no version names yet; their fragments, and the number of rows.
-
-    `place` is the open dataset at `uri`, or `uri` itself where there is none yet.
-
-    Lance gets finished Arrow tables, never a Python iterator: it would pull that from threads of
-    its own, which go on when Ctrl-C interrupts this one.
-    """
-    import pyarrow as pa
-
-    write_fragments = _lance().fragment.write_fragments
-
-    fragments: list[Any] = []
-    held: list[pa.RecordBatch] = []
-    num_rows = num_bytes = 0
-
-    def flush() -> None:
-        nonlocal num_bytes
-        if held:
-            rows = pa.Table.from_batches(held)
-            written = persist(
-                uri, lambda: write_fragments(rows, place, storage_options=lance_options(uri))
-            )
-            fragments.extend(written)
-            held.clear()
-            num_bytes = 0
-
-    for batch in batches:
-        held.append(batch)
-        num_rows += batch.num_rows
-        num_bytes += batch.nbytes
-        if num_bytes >= _FRAGMENT_BYTES:
-            flush()
-    flush()
-    return fragments, num_rows
-
-
-def _lance() -> Any:
-    """The library, told to keep its notices (such as "a dataset will be created") to itself."""
-    os.environ.setdefault("LANCE_LOG", "error")
-    import lance
-    import lance.commit
-    import lance.fragment
-
-    return lance
+def _is_leftover(column: str) -> bool:
+    return column.endswith((STAGED, REPLACED))
