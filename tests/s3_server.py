@@ -37,6 +37,8 @@ class S3Proxy:
     client gets no answer, or 503."""
     failing: int = 0
     """So many of the coming requests fail, whatever the share."""
+    healthy: int | None = None
+    """So many of the coming requests are answered, and then all fail; None for no end."""
     only: str = ""
     """Requests whose method and path do not contain this do not fail."""
     dice: Random = field(default_factory=lambda: Random(0))
@@ -84,10 +86,12 @@ class S3Proxy:
             self.requests[method] += 1
             if self.only not in f"{method} {path}":
                 return None
-            drawn = self.dice.random() < self.share
+            fails = self.dice.random() < self.share
             if self.failing:
-                self.failing -= 1
-            elif not drawn:
+                self.failing, fails = self.failing - 1, True
+            if self.healthy is not None:
+                self.healthy, fails = max(self.healthy - 1, 0), fails or not self.healthy
+            if not fails:
                 return None
             fault = self.dice.choice(self.faults)
             self.failed[fault] += 1
