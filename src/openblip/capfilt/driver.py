@@ -144,7 +144,7 @@ class Driver:
         # A few units for each worker, also where a table has few fragments; the division decides
         # who computes a batch, never what is in it.
         workers = self._pool.size_hint()
-        most = missing if workers == 1 else max(-(-missing // (4 * workers)), 1)
+        most = max(missing if workers == 1 else -(-missing // (4 * workers)), 1)
         for opened in self._open.values():
             self._enqueue(opened, self._missing(opened), most)
 

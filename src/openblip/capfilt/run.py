@@ -21,6 +21,7 @@ from openblip.capfilt.job import (
 from openblip.capfilt.ledger import Entry, Ledger, released
 from openblip.capfilt.lock import JobLock
 from openblip.capfilt.pool import ManyProcesses, OneProcess, Pool, RayCluster
+from openblip.capfilt.status import LATEST
 from openblip.capfilt.store import open_store
 from openblip.capfilt.units import Pieces
 from openblip.data.fragments import ColumnFile, Fragment, attach_columns, list_fragments
@@ -73,6 +74,7 @@ def run_capfilt(
         OpenBlipError: the job cannot go on; what is finished is kept.
     """
     started = time.perf_counter()
+    PairTable.open(str(table))
     job = CapFiltJob.plan(str(table), settings)
     run = _Run(job, lambda: _pool(job, processes, ray, save_seconds))
     if not run.look().is_complete:
@@ -144,6 +146,7 @@ class _Run:
         # What another job has written before this one had the lock counts too.
         self.ledger = Ledger(self.job.folder)
         self.job.folder.write("job.json", self.job.description().encode())
+        open_store(jobs_folder(self.job.table_uri)).write(LATEST, self.job.fingerprint.encode())
         pool: Pool | None = None
         driver: Driver | None = None
         try:
@@ -154,11 +157,11 @@ class _Run:
                 elif self._verify(view.computed):
                     lock.verify()
                     self._commit(view)
+            if driver is not None:
+                driver.finish()
         finally:
             if pool is not None:
                 pool.close()
-        if driver is not None:
-            driver.finish()
 
     def _compute(self, view: _View, pool: Pool, lock: JobLock) -> Driver:
         pieces = Pieces(self.job.folder).all_finished()

@@ -1,4 +1,4 @@
-"""`openblip capfilt`: run, select, report."""
+"""`openblip capfilt`: run, status, select, report."""
 
 import sys
 from dataclasses import asdict
@@ -117,6 +117,49 @@ def _print_result(table: str, result: "CapFiltResult", json: bool) -> int:
     for reason in result.failed:
         print(f"failed, the same command tries again: {reason}", file=sys.stderr)
     return 1 if result.failed else 0
+
+
+def status(
+    table: tyro.conf.Positional[str],
+    /,
+    *,
+    price_per_hour: float | None = None,
+    json: bool = False,
+) -> int:
+    """How far the job on a table is: while it runs, after a kill, or when it is finished.
+
+    Example: openblip capfilt status pairs.lance --price-per-hour 2.50
+
+    Args:
+        table: the pair table.
+        price_per_hour: of one worker (a GPU, say); gives the cost of a million images.
+        json: print JSON.
+    """
+    from openblip.capfilt.status import job_status
+    from openblip.progress import duration
+
+    found = job_status(table, price_per_hour)
+    if json:
+        print_json(asdict(found))
+        return 0
+    state = "finished" if found.is_finished else "stopped: the same `capfilt run` goes on"
+    if found.is_running:
+        state = f"running ({found.owner}, {found.workers} workers)"
+    print(f"{table}: job {found.fingerprint}, {state}")
+    rows = [[name, str(found.fragments[name]), str(found.rows[name])] for name in found.fragments]
+    print_table(["state", "fragments", "rows"], rows)
+    total = sum(found.rows.values())
+    line = f"{found.rows_done} of {total} rows, {found.num_errors} without result"
+    if found.rate:
+        line += f", {found.rate:.1f} images/s"
+    if found.seconds_left is not None:
+        line += f", {duration(found.seconds_left)} left"
+    print(line)
+    if found.cost_per_million is not None:
+        print(f"a million images cost {found.cost_per_million:,.2f} at this rate and price")
+    for reason in found.failed:
+        print(f"failed: {reason}")
+    return 0
 
 
 def select(
