@@ -18,7 +18,7 @@ class DataError(OpenBlipError):
 
 
 class StorageError(OpenBlipError):
-    """An object store cannot be reached or refuses; nothing that was finished is lost."""
+    """An object store or a disk fails, or refuses; nothing that was finished is lost."""
 
 
 class RecipeError(OpenBlipError):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from openblip.capfilt.store import Store, StoreError, open_store
+from openblip.capfilt.store import StorageError, Store, open_store
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_one_of_many_creators_wins_and_its_content_stays(store: Store) -> None:
 def test_what_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     store = open_store(str(tmp_path / "file"))
-    with pytest.raises(StoreError, match=r"file/name cannot be written"):
+    with pytest.raises(StorageError, match=r"file/name cannot be written"):
         store.write("name", b"")
-    with pytest.raises(StoreError, match="ftp://"):
+    with pytest.raises(StorageError, match="ftp://"):
         open_store("ftp://host/folder")

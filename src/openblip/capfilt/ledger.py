@@ -78,7 +78,7 @@ class Ledger:
         """Reads what the store has.
 
         Raises:
-            StoreError: it cannot be read.
+            StorageError: it cannot be read.
         """
         self._store = store
         self._entries: dict[int, Entry] = {}
@@ -104,7 +104,7 @@ class Ledger:
         """Write what was recorded since the last time, and how the job is going.
 
         Raises:
-            StoreError: it cannot be written.
+            StorageError: it cannot be written.
             LedgerTakenError: another driver has written meanwhile.
         """
         if self._dirty:
@@ -126,7 +126,7 @@ class Ledger:
         """Put a snapshot in the place of the log so far.
 
         Raises:
-            StoreError: it cannot be written.
+            StorageError: it cannot be written.
         """
         content = gzip.compress(_encode(self._entries.values()), compresslevel=1)
         self._store.write(_name(_SNAPSHOT, self._last), content)

@@ -9,19 +9,23 @@ import os
 import platform
 import threading
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from openblip.capfilt.store import Store, StoreError
+from openblip.capfilt.store import StorageError, Store
 from openblip.errors import OpenBlipError
 
 HEARTBEAT_SECONDS = 10.0
 EXPIRY_SECONDS = 60.0
 """An owner of another machine that has not been heard of for so long is taken for dead."""
 _PREFIX = "lock-"
+# Locks of this process, by the moment they were made: it may outlive a job that could not say that
+# it ended, as a notebook does.
+_HELD: set[float] = set()
 
 
 class JobLockedError(OpenBlipError):
@@ -46,6 +50,8 @@ class Owner:
         """Whether the owner still works, as far as can be told from here."""
         if self.released:
             return False
+        if (self.host, self.pid) == (platform.node(), os.getpid()):
+            return self.since in _HELD
         if self.host == platform.node():
             return _is_running(self.pid, self.process_start)
         return time.time() - self.heartbeat < EXPIRY_SECONDS
@@ -77,6 +83,7 @@ class JobLock:
             self._generation = generation + 1
             if self._store.create(_name(self._generation), _encode(self._owner)):
                 break
+        _HELD.add(self._owner.since)
         for number in _generations(self._store):
             if number < self._generation:
                 self._store.remove(_name(number))
@@ -91,8 +98,11 @@ class JobLock:
     ) -> None:
         self._stop.set()
         self._thread.join()
-        if not self._lost:
-            self._write(replace(self._owner, released=True))
+        _HELD.discard(self._owner.since)
+        # Where it cannot be said that the job has ended, the end of the process says so.
+        with suppress(StorageError):
+            if not self._lost:
+                self._write(replace(self._owner, released=True))
 
     def check(self) -> None:
         """Raises `JobLockedError` if another job has taken over."""
@@ -114,7 +124,7 @@ class JobLock:
                 self._write(replace(self._owner, heartbeat=time.time()))
             except JobLockedError:
                 return
-            except StoreError:  # full or away for a moment: the next beat may succeed
+            except StorageError:  # full or away for a moment: the next beat may succeed
                 continue
 
     def _write(self, owner: Owner) -> None:

@@ -8,11 +8,7 @@ from urllib.parse import unquote, urlsplit
 
 from openblip.atomic import force_to_disk, replace_file
 from openblip.data.storage import ObjectFolder, is_object_address
-from openblip.errors import OpenBlipError
-
-
-class StoreError(OpenBlipError):
-    """A job's file cannot be written or read; nothing that was finished is lost."""
+from openblip.errors import StorageError
 
 
 class Store(Protocol):
@@ -29,7 +25,7 @@ class Store(Protocol):
         """The content of a file; None if there is none.
 
         Raises:
-            StoreError: it is there and cannot be read.
+            StorageError: it is there and cannot be read.
         """
         ...
 
@@ -37,7 +33,7 @@ class Store(Protocol):
         """Write or replace a file: others see the old content or the new one, never a part.
 
         Raises:
-            StoreError: it cannot be written; the old content stays.
+            StorageError: it cannot be written; the old content stays.
         """
         ...
 
@@ -45,7 +41,7 @@ class Store(Protocol):
         """Write a file that must not exist; of several that try at once one gets True.
 
         Raises:
-            StoreError: it cannot be written.
+            StorageError: it cannot be written.
         """
         ...
 
@@ -53,7 +49,7 @@ class Store(Protocol):
         """Names of all files that begin with `prefix`, in sorted order; also in sub-folders.
 
         Raises:
-            StoreError: the folder cannot be read.
+            StorageError: the folder cannot be read.
         """
         ...
 
@@ -61,7 +57,7 @@ class Store(Protocol):
         """Remove a file; none by this name is fine.
 
         Raises:
-            StoreError: it is there and cannot be removed.
+            StorageError: it is there and cannot be removed.
         """
         ...
 
@@ -70,8 +66,8 @@ def open_store(uri: str) -> Store:
     """The store at a path, or a `file://`, `s3://` or `gs://` address; made when it is needed.
 
     Raises:
-        StoreError: there is no store for such an address.
-        StorageError: the extra for object stores, credentials or region are missing.
+        StorageError: there is no store for such an address, or the extra for object stores,
+            credentials or region are missing.
     """
     if is_object_address(uri):
         return ObjectFolder(uri)
@@ -79,7 +75,7 @@ def open_store(uri: str) -> Store:
     if scheme == "file":
         return LocalStore(unquote(urlsplit(uri).path))
     if "://" in uri:
-        raise StoreError(f"{uri}: job files cannot be kept at {scheme}:// addresses")
+        raise StorageError(f"{uri}: job files cannot be kept at {scheme}:// addresses")
     return LocalStore(uri)
 
 
@@ -149,8 +145,8 @@ class LocalStore:
         except OSError as error:
             raise self._failed("removed", name, error) from error
 
-    def _failed(self, what: str, name: str, error: OSError) -> StoreError:
-        return StoreError(
+    def _failed(self, what: str, name: str, error: OSError) -> StorageError:
+        return StorageError(
             f"{self._folder / name} cannot be {what} ({error.strerror or error}): mend that, then "
             "run the same command to go on"
         )

@@ -71,7 +71,7 @@ class Pieces:
         """Save batches; runs of consecutive ones share a file.
 
         Raises:
-            StoreError: they cannot be written.
+            StorageError: they cannot be written.
         """
         import pyarrow as pa
 
@@ -87,7 +87,7 @@ class Pieces:
         """The saved batches of a unit's fragment.
 
         Raises:
-            StoreError: they cannot be read.
+            StorageError: they cannot be read.
         """
         import pyarrow as pa
 

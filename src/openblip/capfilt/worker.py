@@ -85,7 +85,7 @@ class Worker:
 
         Raises:
             DataError: the fragment cannot be read.
-            StoreError: results cannot be written.
+            StorageError: results cannot be written.
         """
         clock = SaveClock(0.0 if unit.careful else self._save_seconds)
         fresh: dict[int, pa.Table] = {}
