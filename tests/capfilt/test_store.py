@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from openblip.capfilt.store import StorageError, Store, open_store
+from openblip.capfilt.store import Store, open_store
+from openblip.errors import StorageError
 
 
 @pytest.fixture

@@ -125,6 +125,7 @@ class Driver:
         """Record that the columns stand in the table."""
         self._ledger.compact()
         self._ledger.flush(replace(self._activity(), finished=True))
+        self._pieces.clear()
 
     def _plan(
         self,

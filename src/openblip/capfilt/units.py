@@ -117,7 +117,14 @@ class Pieces:
 
     def remove(self, fragment: int, digest: str) -> None:
         """Delete the pieces of a fragment, once its data file is recorded."""
-        for name in self._store.names(_folder(fragment, digest)):
+        self._remove(_folder(fragment, digest))
+
+    def clear(self) -> None:
+        """Delete all pieces, those included that a driver left which was killed too soon."""
+        self._remove("pieces/")
+
+    def _remove(self, prefix: str) -> None:
+        for name in self._store.names(prefix):
             self._store.remove(name)
 
 

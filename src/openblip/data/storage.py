@@ -198,6 +198,11 @@ class ObjectFolder:
             except FileNotFoundError as error:
                 _check_bucket(error)
                 return None
+            except _store_error() as error:
+                # Removed while its content was read, and asked for again.
+                if _ABSENT.search(str(error)):
+                    return None
+                raise
 
         return persist(f"{self.uri}/{name}", get)
 
