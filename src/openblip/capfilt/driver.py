@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from openblip.capfilt.job import CapFiltJob
@@ -115,10 +116,13 @@ class Driver:
                     self._check()
                 self._end_silent()
                 self._flush()
-        finally:
+        except BaseException:
             for lease in self._leases.values():
                 self._ledger.put(released(self._entry(lease.unit), "the job was stopped"))
             self._leases.clear()
+            with suppress(OpenBlipError):  # the disk may be full: what stopped the job is said
+                self._flush(force=True)
+            raise
         self._flush(force=True)
 
     def finish(self) -> None:
