@@ -56,10 +56,10 @@ def test_a_driver_that_is_killed_loses_no_finished_batch(
 def killed_now_and_then(
     process: "subprocess.Popen[str]", uri: str, settings: CapFiltSettings, draw: random.Random
 ) -> int:
-    """How many workers of the job were killed, at most 5, each at a random moment of its work."""
+    """How many workers of the job were killed, at most 4, each at a random moment of its work."""
     kills = 0
-    while kills < 5 and wait_until(lambda: leases(uri, settings), process):
-        time.sleep(draw.random() * 0.2)
+    while kills < 4 and wait_until(lambda: leases(uri, settings), process):
+        time.sleep(draw.random())
         for pid in leases(uri, settings):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)

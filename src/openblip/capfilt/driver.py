@@ -18,7 +18,7 @@ LEASE_SECONDS = 900.0
 """A worker that finishes no batch for so long is ended, and its unit given to another."""
 MAX_READS = 3
 """A fragment that cannot be read so often is recorded as failed."""
-MAX_DEATHS = 3
+MAX_DEATHS = 5
 """A batch that ends so many workers, alone with each of them, is recorded without result."""
 MAX_DEATHS_IN_A_ROW = 12
 """So many deaths without any finished batch between them stop the job."""
