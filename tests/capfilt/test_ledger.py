@@ -66,7 +66,7 @@ def test_a_second_writer_is_found_out(store: Store) -> None:
 
 
 def test_activity_is_read_as_written(store: Store) -> None:
-    activity = Activity(2.0, 1.0, 10, 20, 30, 3, 2)
+    activity = Activity(2.0, 1.0, 10, 20, 2)
     ledger = Ledger(store)
     assert ledger.activity() is None
     ledger.flush(activity)

@@ -62,7 +62,6 @@ class Driver:
         pool: Pool,
         progress: Progress,
         check: Callable[[], None],
-        totals: tuple[int, int],
     ) -> None:
         """Nothing runs before `run`.
 
@@ -72,7 +71,6 @@ class Driver:
             pool: started by the caller, who also closes it.
             progress: counts rows; those done before are counted already.
             check: called often; raises when this driver must stop.
-            totals: rows and fragments of the table, for the status.
         """
         self._job, self._ledger, self._pool = job, ledger, pool
         self._progress, self._check = progress, check
@@ -84,8 +82,6 @@ class Driver:
         self._deaths_in_a_row = 0
         self._flushed = 0.0
         self._started, self._rows_before = time.time(), progress.num_done
-        self.totals = totals
-        """Rows and fragments of the table."""
 
     def run(
         self,
@@ -126,9 +122,9 @@ class Driver:
         self._flush(force=True)
 
     def finish(self) -> None:
-        """Record that the columns stand in the table."""
+        """Close the books, once the columns stand in the table."""
         self._ledger.compact()
-        self._ledger.flush(replace(self._activity(), finished=True))
+        self._ledger.flush(self._activity())
 
     def _plan(
         self,
@@ -339,13 +335,10 @@ class Driver:
         self._obsolete.clear()
 
     def _activity(self) -> Activity:
-        rows_total, fragments_total = self.totals
         return Activity(
             time=time.time(),
             session_start=self._started,
             session_rows=self._progress.num_done - self._rows_before,
             rows_done=self._progress.num_done,
-            rows_total=rows_total,
-            fragments_total=fragments_total,
             workers=self._pool.num_working(),
         )
