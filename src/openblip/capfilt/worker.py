@@ -74,7 +74,7 @@ class Worker:
         self.filter: Blip = load(job.settings.filter, device=device)
         self.captioner.med.require("lm")
         self.filter.med.require("itm")
-        self._pieces = Pieces(job.folder)
+        self._pieces, self._data = Pieces(job.folder), job.data_folder
         self._table = PairTable.open(job.table_uri)
         self._save_seconds, self._decode_threads = save_seconds, decode_threads
 
@@ -194,7 +194,7 @@ class Worker:
             columns = pa.concat_tables([fresh[batch] for batch in range(count)])
         content = encode_columns(self._table, columns)
         name = unit.column_file(self.job.fingerprint)
-        self.job.data_folder.write(name, content)
+        self._data.write(name, content)
         return FragmentResult(
             file=ColumnFile(name, len(content)),
             checksum=hashlib.sha256(content).hexdigest(),

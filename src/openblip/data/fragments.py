@@ -5,8 +5,10 @@ each write the new columns of one fragment; a single commit makes all of them vi
 """
 
 import hashlib
+import random
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 from openblip.data.rows import BASE_COLUMNS, listed
 from openblip.data.storage import persist
 from openblip.data.table import REPLACED, STAGED, PairTable
-from openblip.data.versions import change_version, commit_version, lance_library
+from openblip.data.versions import ConflictError, change_version, commit_version, lance_library
 from openblip.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_MAX_CONFLICTS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,37 +151,56 @@ def attach_columns(
     if clash := sorted(set(schema.names) & set(BASE_COLUMNS)):
         raise DataError(f"{listed(clash)}: columns of the source cannot be written")
     # Columns of both suffixes can only be leftovers of a process that was killed.
-    table.drop_leftovers()
+    _again_after_conflicts(lambda: PairTable.open(table.uri).drop_leftovers())
     existing = [name for name in schema.names if name in table.columns]
     staged = existing if existing and not replace else [f"{n}{STAGED}" for n in schema.names]
     if staged != existing:
-        empty, source = _renamed(schema, staged), table.dataset
-        change_version(
-            source,
+        _change(
             table.uri,
-            lambda: source.add_columns(empty),
-            lambda: set(staged) <= set(source.schema.names),
+            lambda dataset: dataset.add_columns(_renamed(schema, staged)),
+            lambda names: names.issuperset(staged),
         )
-    table = _replace_data(table, files, staged)
+    _replace_data(PairTable.open(table.uri), files, staged)
     if staged != existing:
-        away = [{"path": name, "name": f"{name}{REPLACED}"} for name in existing]
-        into = [
-            {"path": path, "name": name} for path, name in zip(staged, schema.names, strict=True)
-        ]
-        filled = table.dataset
-        change_version(
-            filled,
+        pairs = zip(staged, schema.names, strict=True)
+        names = [{"path": name, "name": f"{name}{REPLACED}"} for name in existing]
+        names += [{"path": path, "name": name} for path, name in pairs]
+        _change(
             table.uri,
-            lambda: filled.alter_columns(*away, *into),
-            lambda: set(staged).isdisjoint(filled.schema.names),
+            lambda dataset: dataset.alter_columns(*names),
+            lambda names: names.isdisjoint(staged),
         )
-        table.drop_leftovers()
+        _again_after_conflicts(lambda: PairTable.open(table.uri).drop_leftovers())
     return PairTable.open(table.uri)
+
+
+def _change(uri: str, change: Callable[[Any], object], is_made: Callable[[set[str]], bool]) -> None:
+    """Change the latest version; `is_made` is told the names of its columns."""
+
+    def attempt() -> None:
+        dataset = PairTable.open(uri).dataset
+        change_version(
+            dataset, uri, lambda: change(dataset), lambda: is_made(set(dataset.schema.names))
+        )
+
+    _again_after_conflicts(attempt)
+
+
+def _again_after_conflicts(change: Callable[[], None]) -> None:
+    """Change the latest version; again if another process has made a new one meanwhile."""
+    for attempt in range(_MAX_CONFLICTS):
+        try:
+            return change()
+        except ConflictError:
+            if attempt == _MAX_CONFLICTS - 1:
+                raise
+            time.sleep(random.random())
+    return None
 
 
 def _replace_data(
     table: PairTable, files: Mapping[int, ColumnFile], columns: Sequence[str]
-) -> PairTable:
+) -> None:
     lance = lance_library()
     from lance.fragment import DataFile
 
@@ -193,7 +216,7 @@ def _replace_data(
     ]
     operation = lance.LanceOperation.DataReplacement(groups)
     transaction = lance.Transaction(table.version, operation)
-    return PairTable(commit_version(table.dataset, table.uri, transaction), table.uri)
+    commit_version(table.dataset, table.uri, transaction)
 
 
 def _leaves(table: PairTable) -> dict[str, list[int]]:

@@ -20,6 +20,10 @@ _FRAGMENT_BYTES = 128 << 20
 _FRAGMENT_ROWS = 16384
 
 
+class ConflictError(DataError):
+    """Another process changed the table at the same time; nothing of this change was made."""
+
+
 def lance_library() -> Any:
     """Lance, told to keep its notices (such as "a dataset will be created") to itself."""
     os.environ.setdefault("LANCE_LOG", "error")
@@ -69,7 +73,7 @@ def commit_version(dataset: Any, uri: str, transaction: Any) -> Any:
     """The dataset as a transaction leaves it, which other processes may have changed meanwhile.
 
     Raises:
-        DataError: another process made a change that does not go with this one.
+        ConflictError: another process made a change that does not go with this one.
         OSError, StorageError: it cannot be written.
     """
     commit, version = lance_library().LanceDataset.commit, int(dataset.version)
@@ -100,7 +104,7 @@ def change_version(
             may be made twice.
 
     Raises:
-        DataError: another process made a change that does not go with this one.
+        ConflictError: another process made a change that does not go with this one.
         OSError, StorageError: it cannot be written.
     """
     is_first = True
@@ -117,7 +121,7 @@ def change_version(
     try:
         persist(uri, attempt)
     except lance_library().commit.CommitConflictError as error:
-        raise DataError(
+        raise ConflictError(
             f"{uri} was changed by another process at the same time: run the same command again"
         ) from error
 
