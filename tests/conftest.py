@@ -1,10 +1,14 @@
 """Shared fixtures: where reference data lies, and run-time checking of shape annotations."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from jaxtyping import install_import_hook
+
+from .s3_server import S3Proxy, serve_proxy, serve_s3
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -28,3 +32,23 @@ def golden_dir() -> Path:
 def shared_data() -> Path:
     """Real photographs with captions; another folder through OPENBLIP_SHARED."""
     return _existing(Path(os.environ.get("OPENBLIP_SHARED", ROOT.parent / "shared")) / "data")
+
+
+@pytest.fixture(scope="session")
+def s3_backend() -> Iterator[tuple[str, int]]:
+    """Host and port of an S3 server on this machine."""
+    with serve_s3() as place:
+        yield place
+
+
+@pytest.fixture
+def s3(s3_backend: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator[S3Proxy]:
+    """An empty bucket, which the environment leads to; can be made to fail."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    with serve_proxy(s3_backend, f"bucket-{uuid4().hex[:12]}") as proxy:
+        for name, value in proxy.environment.items():
+            monkeypatch.setenv(name, value)
+        # A total outage is tested too, and must not take three minutes.
+        monkeypatch.setenv("OBJECT_STORE_CLIENT_RETRY_TIMEOUT", "20")
+        yield proxy

@@ -12,6 +12,7 @@ from openblip.errors import (
     MissingHead,
     OpenBlipError,
     RecipeError,
+    StorageError,
     TextTruncated,
     TrainingError,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "OpenBlipError",
     "PairTable",
     "RecipeError",
+    "StorageError",
     "TextTruncated",
     "TrainingError",
     "calibrate",

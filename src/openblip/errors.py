@@ -17,6 +17,10 @@ class DataError(OpenBlipError):
     """A table, an image or a caption is missing, damaged or too few."""
 
 
+class StorageError(OpenBlipError):
+    """An object store or a disk fails, or refuses; nothing that was finished is lost."""
+
+
 class RecipeError(OpenBlipError):
     """A setting is out of range, or two settings contradict each other."""
 

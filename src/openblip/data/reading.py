@@ -1,7 +1,7 @@
 """The image of a row, wherever its bytes lie."""
 
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -9,11 +9,11 @@ from urllib.parse import unquote, urlsplit
 from PIL import Image
 
 from openblip.data.images import open_image
+from openblip.data.storage import is_object_address, read_object
 from openblip.errors import DataError
 
 MAX_IMAGE_BYTES = 256 << 20
 """A larger file is refused unread: it is no photograph."""
-_OBJECT_STORES = ("s3", "gs")
 
 
 def encoded_image(image: bytes | None, image_uri: str | None) -> bytes:
@@ -25,14 +25,15 @@ def encoded_image(image: bytes | None, image_uri: str | None) -> bytes:
 
     Raises:
         DataError: there is no such file, or it cannot be read.
+        StorageError: the object store cannot be reached, which says nothing about the image.
     """
     if image is not None:
         return image
     if not image_uri:
         raise DataError("the row has neither image bytes nor an image_uri")
-    scheme = urlsplit(image_uri).scheme
-    if scheme in _OBJECT_STORES:
+    if is_object_address(image_uri):
         return _object(image_uri)
+    scheme = urlsplit(image_uri).scheme
     if scheme in ("http", "https"):
         raise DataError(
             f"{image_uri} is on the web: download the images first (img2dataset does that well) "
@@ -43,18 +44,21 @@ def encoded_image(image: bytes | None, image_uri: str | None) -> bytes:
     )
 
 
-def row_image(row: Mapping[str, Any]) -> Image.Image:
+def row_image(
+    row: Mapping[str, Any], decode: Callable[[bytes, str], Image.Image] = open_image
+) -> Image.Image:
     """The image of a row of a pair table, as RGB.
 
     Args:
         row: with the columns `id`, `image` and `image_uri`.
+        decode: given the encoded bytes and what errors shall call the image.
 
     Raises:
         DataError: the image is missing or damaged; names the row.
     """
     name = f"row {row['id']!r}"
     try:
-        return open_image(encoded_image(row["image"], row["image_uri"]), name)
+        return decode(encoded_image(row["image"], row["image_uri"]), name)
     except DataError as error:
         message = str(error)
         raise DataError(message if name in message else f"{name}: {message}") from error
@@ -78,11 +82,10 @@ def read_image_file(path: Path) -> bytes:
 
 
 def _object(uri: str) -> bytes:
-    from pyarrow import fs
-
     try:
-        system, path = fs.FileSystem.from_uri(uri)
-        with system.open_input_stream(path) as stream:
-            return bytes(stream.read())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{uri}: {error}") from error
+        content = read_object(uri, MAX_IMAGE_BYTES)
+    except ValueError as error:
+        raise DataError(str(error)) from error
+    if content is None:
+        raise DataError(f"{uri}: there is no such object")
+    return content

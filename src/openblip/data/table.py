@@ -5,7 +5,6 @@ columns beside them. This is the only file that touches Lance, which must not be
 fork: read from threads.
 """
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -22,6 +21,15 @@ from openblip.data.rows import (
     row_batches,
     row_schema,
 )
+from openblip.data.storage import persist
+from openblip.data.versions import (
+    change_version,
+    commit_version,
+    create_version,
+    lance_library,
+    open_version,
+    write_fragments,
+)
 from openblip.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,9 +37,8 @@ if TYPE_CHECKING:
 
 __all__ = ["BASE_COLUMNS", "ORIGINS", "SPLITS", "PairRow", "PairTable"]
 
-_STAGED, _REPLACED = "__staged", "__replaced"
-# What is held in memory while rows are written, and becomes one data file.
-_FRAGMENT_BYTES = 128 << 20
+STAGED, REPLACED = "__staged", "__replaced"
+"""Endings of the names of columns that are not visible yet, or no more."""
 
 
 class PairTable:
@@ -50,7 +57,7 @@ class PairTable:
 
     @classmethod
     def open(cls, uri: str | Path, version: int | None = None) -> Self:
-        """The table at a local path or an `s3://` or `gs://` address.
+        """The table at a local path or an `s3://` or `gs://` address (see `docs/storage.md`).
 
         Args:
             uri: where the table lies.
@@ -58,16 +65,14 @@ class PairTable:
 
         Raises:
             DataError: there is no such table or version.
+            StorageError: the object store cannot be reached.
         """
-        lance = _lance()
-
-        try:
-            return cls(lance.dataset(str(uri), version=version), str(uri))
-        except (ValueError, OSError) as error:
-            which = "" if version is None else f" with version {version}"
-            raise DataError(
-                f"no pair table{which} at {uri}: make one with `openblip data import SOURCE {uri}`"
-            ) from error
+        if (dataset := open_version(str(uri), version)) is not None:
+            return cls(dataset, str(uri))
+        which = "" if version is None else f" with version {version}"
+        raise DataError(
+            f"no pair table{which} at {uri}: make one with `openblip data import SOURCE {uri}`"
+        )
 
     @classmethod
     def create(
@@ -83,20 +88,18 @@ class PairTable:
         Raises:
             DataError: a table exists there, an id occurs twice, or a row is malformed.
         """
-        lance = _lance()
-
-        try:
-            cls.open(uri)
-        except DataError:
-            pass
-        else:
-            raise DataError(
-                f"{uri} already holds a table: choose another place, or remove that one first"
-            )
-        known = IdSet()
-        fragments, _ = _write(str(uri), row_batches(rows, known, on_duplicate=None))
-        operation = lance.LanceOperation.Overwrite(row_schema(), fragments)
-        table = cls(lance.LanceDataset.commit(str(uri), operation), str(uri))
+        place, known = str(uri), IdSet()
+        taken = DataError(
+            f"{uri} already holds a table: choose another place, or remove that one first"
+        )
+        if open_version(place) is not None:
+            raise taken
+        batches = row_batches(rows, known, on_duplicate=None)
+        fragments, _ = write_fragments(place, place, batches)
+        operation = lance_library().LanceOperation.Overwrite(row_schema(), fragments)
+        if (dataset := create_version(place, operation)) is None:
+            raise taken
+        table = cls(dataset, place)
         table._ids = known
         if metadata:
             table.update_metadata(metadata)
@@ -118,7 +121,12 @@ class PairTable:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns, those added by CapFilt included."""
-        return tuple(self._dataset.schema.names)
+        return tuple(name for name in self._dataset.schema.names if not _is_leftover(name))
+
+    @property
+    def dataset(self) -> Any:
+        """The open Lance dataset, for `data/fragments.py`."""
+        return self._dataset
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -130,7 +138,7 @@ class PairTable:
 
     def update_metadata(self, values: Mapping[str, str | None]) -> None:
         """Sets metadata entries, all at once; a value of None removes its entry."""
-        self._dataset.update_metadata(dict(values))
+        change_version(self._dataset, self.uri, lambda: self._dataset.update_metadata(dict(values)))
 
     def take(
         self, indices: Sequence[int] | np.ndarray, columns: Sequence[str] | None = None
@@ -148,18 +156,31 @@ class PairTable:
                 f"row {int(rows.max() if rows.max() >= len(self) else rows.min())} was asked for, "
                 f"but {self.uri} has rows 0 to {len(self) - 1}"
             )
-        return self._dataset.take(rows.tolist(), columns=self._existing(columns))
+        names = self._existing(columns)
+        return persist(self.uri, lambda: self._dataset.take(rows.tolist(), columns=names))
 
     def scan(
         self, columns: Sequence[str] | None = None, batch_size: int = 8192, start: int = 0
     ) -> "Iterator[pa.RecordBatch]":
         """Batches of at most `batch_size` consecutive rows, in order, from row `start` on."""
-        yield from self._dataset.to_batches(
-            columns=self._existing(columns),
-            batch_size=batch_size,
-            offset=start or None,
-            scan_in_order=True,
-        )
+        names = self._existing(columns)
+        batches: Any = None
+
+        def following() -> "pa.RecordBatch | None":
+            nonlocal batches
+            try:
+                batches = batches or self._dataset.to_batches(
+                    columns=names, batch_size=batch_size, offset=start or None, scan_in_order=True
+                )
+                return next(batches, None)
+            except BaseException:
+                # Tried again, it begins at the first row that was not yielded.
+                batches = None
+                raise
+
+        while (batch := persist(self.uri, following)) is not None:
+            start += batch.num_rows
+            yield batch
 
     def append(
         self,
@@ -179,16 +200,17 @@ class PairTable:
         Raises:
             DataError: an id is not new and there is no `on_duplicate`, or a row is malformed.
         """
-        lance = _lance()
+        lance = lance_library()
 
         try:
             batches = row_batches(rows, self._known_ids(), on_duplicate)
-            fragments, num_rows = _write(self._dataset, batches)
+            fragments, num_rows = write_fragments(self._dataset, self.uri, batches)
             if num_rows:
                 operation = lance.LanceOperation.Append(fragments)
                 notes = dict(journal()) if journal else {}
-                self._dataset = lance.LanceDataset.commit(
+                self._dataset = commit_version(
                     self._dataset,
+                    self.uri,
                     lance.Transaction(self.version, operation, transaction_properties=notes),
                 )
         except BaseException:
@@ -200,7 +222,8 @@ class PairTable:
 
     def journal_since(self, version: int, key: str) -> str | None:
         """The latest note under `key` of an `append` after `version`; None if there is none."""
-        for transaction in self._dataset.get_transactions(max(self.version - version, 0)):
+        count = max(self.version - version, 0)
+        for transaction in persist(self.uri, lambda: self._dataset.get_transactions(count)):
             notes = transaction.transaction_properties if transaction else None
             if notes and key in notes:
                 return str(notes[key])
@@ -228,16 +251,25 @@ class PairTable:
         self._refuse_base(names, "written")
         if existing and not overwrite:
             raise DataError(f"{self.uri} has the columns {listed(existing)} already: overwrite?")
-        # Columns of both suffixes can only be leftovers of a process that was killed.
-        self._drop([n for n in self.columns if n.endswith((_STAGED, _REPLACED))])
-        staged = [f"{name}{_STAGED}" if existing else name for name in names]
+        self.drop_leftovers()
+        staged = [f"{name}{STAGED}" if existing else name for name in names]
         named = columns.rename_columns(staged)
-        self._dataset.add_columns(named.to_reader(), reader_schema=named.schema)
+        change_version(
+            self._dataset,
+            self.uri,
+            lambda: self._dataset.add_columns(named.to_reader(), reader_schema=named.schema),
+            lambda: set(staged) <= set(self._dataset.schema.names),
+        )
         if existing:
-            away = [{"path": name, "name": f"{name}{_REPLACED}"} for name in existing]
+            away = [{"path": name, "name": f"{name}{REPLACED}"} for name in existing]
             into = [{"path": path, "name": name} for path, name in zip(staged, names, strict=True)]
-            self._dataset.alter_columns(*away, *into)
-            self._drop([f"{name}{_REPLACED}" for name in existing])
+            change_version(
+                self._dataset,
+                self.uri,
+                lambda: self._dataset.alter_columns(*away, *into),
+                lambda: set(staged).isdisjoint(self._dataset.schema.names),
+            )
+            self._drop([f"{name}{REPLACED}" for name in existing])
 
     def drop_columns(self, names: Sequence[str]) -> None:
         """Removes columns that were added to the source's; older versions keep them.
@@ -246,20 +278,39 @@ class PairTable:
             DataError: a column does not exist or belongs to the source.
         """
         self._refuse_base(names, "dropped")
-        self._drop(self._existing(names) or [])
+        self._drop(self._existing(names))
+
+    def drop_leftovers(self) -> None:
+        """Removes the columns of changes whose process was killed before they became visible."""
+        self._drop([name for name in self._dataset.schema.names if _is_leftover(name)])
+
+    def count_values(self, column: str) -> int:
+        """Number of rows that are not null in a column.
+
+        Raises:
+            DataError: the column does not exist.
+        """
+        self._existing([column])
+        condition = f"{column} IS NOT NULL"
+        return int(persist(self.uri, lambda: self._dataset.count_rows(filter=condition)))
 
     def _drop(self, names: list[str]) -> None:
         if names:
-            self._dataset.drop_columns(names)
+            change_version(
+                self._dataset,
+                self.uri,
+                lambda: self._dataset.drop_columns(names),
+                lambda: set(names).isdisjoint(self._dataset.schema.names),
+            )
 
     def _refuse_base(self, names: Iterable[str], verb: str) -> None:
         base = [name for name in names if name in BASE_COLUMNS]
         if base:
             raise DataError(f"{listed(base)}: columns of the source cannot be {verb}")
 
-    def _existing(self, columns: Sequence[str] | None) -> list[str] | None:
+    def _existing(self, columns: Sequence[str] | None) -> list[str]:
         if columns is None:
-            return None
+            return list(self.columns)
         missing = [name for name in columns if name not in self.columns]
         if missing:
             raise DataError(
@@ -276,41 +327,5 @@ class PairTable:
         return self._ids
 
 
-def _write(place: Any, batches: "Iterator[pa.RecordBatch]") -> tuple[list[Any], int]:
-    """Writes data files that no version names yet; their fragments, and the number of rows.
-
-    Lance gets finished Arrow tables, never a Python iterator: it would pull that from threads of
-    its own, which go on when Ctrl-C interrupts this one.
-    """
-    import pyarrow as pa
-
-    write_fragments = _lance().fragment.write_fragments
-
-    fragments: list[Any] = []
-    held: list[pa.RecordBatch] = []
-    num_rows = num_bytes = 0
-
-    def flush() -> None:
-        nonlocal num_bytes
-        if held:
-            fragments.extend(write_fragments(pa.Table.from_batches(held), place))
-            held.clear()
-            num_bytes = 0
-
-    for batch in batches:
-        held.append(batch)
-        num_rows += batch.num_rows
-        num_bytes += batch.nbytes
-        if num_bytes >= _FRAGMENT_BYTES:
-            flush()
-    flush()
-    return fragments, num_rows
-
-
-def _lance() -> Any:
-    """The library, told to keep its notices (such as "a dataset will be created") to itself."""
-    os.environ.setdefault("LANCE_LOG", "error")
-    import lance
-    import lance.fragment
-
-    return lance
+def _is_leftover(column: str) -> bool:
+    return column.endswith((STAGED, REPLACED))

@@ -14,11 +14,11 @@ from openblip.data.importers.source import IMAGE_SUFFIXES, UnsafePath
 from openblip.data.importers.webdataset import TAR_DAMAGE, TAR_SUFFIXES, tar_members
 from openblip.data.patterns import matching_paths
 from openblip.data.reading import read_image_file, row_image
+from openblip.data.storage import is_object_address
 from openblip.data.table import PairTable
 from openblip.data.views import split_rows
 from openblip.errors import DataError, RecipeError
 
-_OBJECT_STORES = ("s3://", "gs://")
 _LANCE_MARK = "_versions"
 # Images of a table that are read together, and held until they are decoded.
 _ROWS_AT_ONCE = 32
@@ -117,7 +117,7 @@ class ImageSources:
 
 
 def _expanded(place: str) -> list[str]:
-    if place.startswith(_OBJECT_STORES):
+    if is_object_address(place):
         return [place]
     found = matching_paths(place)
     if not found:
@@ -128,7 +128,7 @@ def _expanded(place: str) -> list[str]:
 
 
 def _is_table(place: str) -> bool:
-    return place.startswith(_OBJECT_STORES) or (Path(place) / _LANCE_MARK).is_dir()
+    return is_object_address(place) or (Path(place) / _LANCE_MARK).is_dir()
 
 
 def _is_tar(place: str) -> bool:

@@ -1,0 +1,172 @@
+"""Versions of a Lance dataset: opened, and made in one step, also where an object store fails.
+
+A request that was carried out may still be answered by an error. So nothing is committed again
+before a look at whether it was.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from openblip.data.storage import lance_options, persist
+from openblip.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+# What is held in memory while rows are written, and becomes one data file. CapFilt hands out
+# fragments, so that one with small images must not have too many rows either.
+_FRAGMENT_BYTES = 128 << 20
+_FRAGMENT_ROWS = 16384
+
+
+class ConflictError(DataError):
+    """Another process changed the table at the same time; nothing of this change was made."""
+
+
+def lance_library() -> Any:
+    """Lance, told to keep its notices (such as "a dataset will be created") to itself."""
+    os.environ.setdefault("LANCE_LOG", "error")
+    import lance
+    import lance.commit
+    import lance.fragment
+
+    return lance
+
+
+def open_version(uri: str, version: int | None = None) -> Any:
+    """The Lance dataset at an address; None if there is none, or no such version.
+
+    Raises:
+        StorageError: the object store cannot be reached.
+    """
+    lance, options = lance_library(), lance_options(uri)
+
+    try:
+        return persist(uri, lambda: lance.dataset(uri, version=version, storage_options=options))
+    except (ValueError, OSError):
+        return None
+
+
+def create_version(uri: str, operation: Any) -> Any:
+    """The dataset whose first version an operation makes; None if there is one already.
+
+    Raises:
+        OSError, StorageError: it cannot be written.
+    """
+    lance, options = lance_library(), lance_options(uri)
+    transaction = lance.Transaction(0, operation)
+
+    def attempt() -> Any:
+        # With retries Lance would put this version after the one of a faster process.
+        return lance.LanceDataset.commit(uri, transaction, storage_options=options, max_retries=0)
+
+    try:
+        return persist(uri, attempt)
+    except OSError:
+        if (dataset := open_version(uri)) is None:
+            raise
+    return dataset if has_transaction(dataset, transaction.uuid, since=0) else None
+
+
+def commit_version(dataset: Any, uri: str, transaction: Any) -> Any:
+    """The dataset as a transaction leaves it, which other processes may have changed meanwhile.
+
+    Raises:
+        ConflictError: another process made a change that does not go with this one.
+        OSError, StorageError: it cannot be written.
+    """
+    commit, version = lance_library().LanceDataset.commit, int(dataset.version)
+
+    def change() -> None:
+        nonlocal dataset
+        dataset = commit(dataset, transaction)
+
+    change_version(
+        dataset, uri, change, lambda: has_transaction(dataset, transaction.uuid, since=version)
+    )
+    return dataset
+
+
+def change_version(
+    dataset: Any,
+    uri: str,
+    change: Callable[[], object],
+    is_made: Callable[[], bool] = lambda: False,
+) -> None:
+    """Makes a change that leads to a new version, again where an object store failed.
+
+    Args:
+        dataset: what is changed.
+        uri: where it lies.
+        change: changes it.
+        is_made: whether it, at its latest version by then, has the change; the default suits what
+            may be made twice.
+
+    Raises:
+        ConflictError: another process made a change that does not go with this one.
+        OSError, StorageError: it cannot be written.
+    """
+    is_first = True
+
+    def attempt() -> None:
+        nonlocal is_first
+        if not is_first:
+            dataset.checkout_latest()
+            if is_made():
+                return
+        is_first = False
+        change()
+
+    try:
+        persist(uri, attempt)
+    except lance_library().commit.CommitConflictError as error:
+        raise ConflictError(
+            f"{uri} was changed by another process at the same time: run the same command again"
+        ) from error
+
+
+def has_transaction(dataset: Any, uuid: str, since: int) -> bool:
+    """Whether a transaction is among those that made the versions after `since`."""
+    recent = dataset.get_transactions(int(dataset.version) - since)
+    return any(transaction and transaction.uuid == uuid for transaction in recent)
+
+
+def write_fragments(
+    place: Any, uri: str, batches: "Iterator[pa.RecordBatch]"
+) -> tuple[list[Any], int]:
+    """Writes data files that no version names yet; their fragments, and the number of rows.
+
+    Lance gets finished Arrow tables, never a Python iterator: it would pull that from threads of
+    its own, which go on when Ctrl-C interrupts this one.
+
+    Args:
+        place: the dataset; its address where there is none yet.
+        uri: its address.
+        batches: taken as they are needed.
+    """
+    import pyarrow as pa
+
+    write, options = lance_library().fragment.write_fragments, lance_options(uri)
+
+    fragments: list[Any] = []
+    held: list[pa.RecordBatch] = []
+    num_rows = held_rows = held_bytes = 0
+
+    def flush() -> None:
+        nonlocal held_rows, held_bytes
+        if held:
+            rows = pa.Table.from_batches(held)
+            fragments.extend(persist(uri, lambda: write(rows, place, storage_options=options)))
+            held.clear()
+            held_rows = held_bytes = 0
+
+    for batch in batches:
+        held.append(batch)
+        num_rows += batch.num_rows
+        held_rows += batch.num_rows
+        held_bytes += batch.nbytes
+        if held_bytes >= _FRAGMENT_BYTES or held_rows >= _FRAGMENT_ROWS:
+            flush()
+    flush()
+    return fragments, num_rows
