@@ -226,7 +226,13 @@ def test_the_report_lies_beside_the_files(bootstrapped: PairTable, tmp_path: Pat
     _export(bootstrapped, tmp_path / "out", "parquet", itm=0.5)
     stored = json.loads((tmp_path / "out" / "export.json").read_text())
     assert (stored["table"], stored["version"]) == (bootstrapped.uri, bootstrapped.version)
-    assert stored["view"] == {"sources": list(ALL), "itm": 0.5, "split": "train"}
+    assert stored["view"] == {
+        "sources": list(ALL),
+        "itm": 0.5,
+        "split": "train",
+        "itm_of": [],
+        "without": [],
+    }
     assert stored["table_metadata"] == {"capfilt": {"filter": "f00d"}}
     assert stored["num_texts"] == {"human": 2, "web": 1, "synthetic": 1}
     assert (stored["num_images"], stored["num_without_text"]) == (2, 1)

@@ -4,7 +4,7 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.reading import encoded_image
 from openblip.data.report import Example, is_import_state
 from openblip.data.table import PairTable
-from openblip.data.views import CaptionView, ViewIndex, split_rows
+from openblip.data.views import AdmittedText, CaptionView, ViewIndex, split_rows
 from openblip.errors import DataError
 from openblip.progress import Progress, duration
 
@@ -129,10 +129,7 @@ def _pairs(
     """Yields what can be read; the report counts it, and what cannot."""
     texts: Counter[str] = Counter()
 
-    def read(record: Mapping[str, Any]) -> ExportedPair | Example:
-        return _read(record, index.view)
-
-    for result in ordered_map(read, _records(index), num_threads, num_threads * 4):
+    for result in ordered_map(_read, _records(index), num_threads, num_threads * 4):
         if isinstance(result, Example):
             report.num_unreadable += 1
             if len(report.unreadable) < _MAX_EXAMPLES:
@@ -145,17 +142,19 @@ def _pairs(
     report.num_texts = dict(texts)
 
 
-def _records(index: ViewIndex) -> Iterator[dict[str, Any]]:
+def _records(index: ViewIndex) -> Iterator[tuple[dict[str, Any], list[AdmittedText]]]:
     table = index.table
     scores = [name for name in ("captions_itm", "synthetic_itm") if name in table.columns]
     own = ["id", "image", "image_uri", "width", "height", "split", "meta"]
     columns = list(dict.fromkeys([*own, *index.view.columns, *scores]))
     for start in range(0, len(index), _READ_ROWS):
-        yield from table.take(index.rows[start : start + _READ_ROWS], columns).to_pylist()
+        rows = table.take(index.rows[start : start + _READ_ROWS], columns)
+        yield from zip(rows.select(own).to_pylist(), index.view.admitted(rows), strict=True)
 
 
-def _read(record: Mapping[str, Any], view: CaptionView) -> ExportedPair | Example:
+def _read(row: tuple[dict[str, Any], list[AdmittedText]]) -> ExportedPair | Example:
     """The pair of a row, or why there is none; runs in many threads at once."""
+    record, texts = row
     where = f"row {record['id']!r}"
     try:
         image = encoded_image(record["image"], record["image_uri"])
@@ -172,7 +171,7 @@ def _read(record: Mapping[str, Any], view: CaptionView) -> ExportedPair | Exampl
         suffix=suffix,
         width=width,
         height=height,
-        texts=view.admitted(record),
+        texts=texts,
         split=record["split"],
         meta=json.loads(record["meta"] or "{}"),
     )

@@ -41,8 +41,6 @@ def make_tokenizer(recipe: Recipe, table: PairTable) -> TextTokenizer:
         return read_folder(Path(recipe.init_from)).tokenizer
     size = recipe.trained_vocabulary
     if size is not None:
-        # Tells better than the tokenizer could why there are no texts.
-        recipe.data.view.resolve(table)
         return TextTokenizer.train(_captions(recipe.data, table), size)
     assert recipe.tokenizer is not None, "a recipe with a model has a tokenizer"
     return TextTokenizer.from_file(recipe.tokenizer)
@@ -191,12 +189,10 @@ def _loader(
 
 
 def _captions(data: DataConfig, table: PairTable) -> Iterator[str]:
-    view = data.view
-    for batch in table.scan([*view.columns, "split"]):
-        splits = batch["split"].to_pylist()
-        for split, texts in zip(splits, view.admitted_texts(batch), strict=True):
-            if split == view.split:
-                yield from (data.prefix + clean_caption(text, data.max_words) for text in texts)
+    index = data.view.resolve(table)
+    for start in range(0, len(index), 8192):
+        for texts in index.captions_of_rows(index.rows[start : start + 8192]):
+            yield from (data.prefix + clean_caption(text, data.max_words) for text in texts)
 
 
 def _sized(config: MedConfig, image_size: int, vocab_size: int) -> MedConfig:
