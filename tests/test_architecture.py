@@ -37,7 +37,8 @@ NEVER = {("objectives", "model"), ("data", "model"), ("model", "progress"), ("mo
 SAME_LAYER = {("model", "errors"), ("page", "errors"), ("interop", "data")}
 # Each heavy or optional library is imported by these files alone.
 ONE_PLACE = {
-    "lance": {"data/table.py"},
+    "lance": {"data/table.py", "data/fragments.py"},
+    "ray": {"capfilt/ray_workers.py"},
     "tokenizers": {"data/tokenizer.py"},
     "tensorboardX": {"training/metrics_log.py"},
     "torch.distributed": {"training/distributed.py"},

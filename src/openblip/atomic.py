@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,4 +86,4 @@ def _take_place(folder: Path, path: Path) -> None:
 
 def _unfinished(path: Path) -> Path:
     """A name beside `path`, so that a rename does not cross file systems."""
-    return path.with_name(f".{path.name}.{os.getpid()}.unfinished")
+    return path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.unfinished")

@@ -3,14 +3,18 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 import torch
 
+from openblip.capfilt.run import run_capfilt
 from openblip.data.table import PairRow, PairTable
 from openblip.data.tokenizer import TextTokenizer
 from openblip.data.world import WorldConfig, build_world
 from openblip.inference import Blip
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
+
+from .jobs import columns, job_settings, make_table
 
 WORLD = WorldConfig(seed=3, web_rows=14, human_rows=4, val_rows=2, test_rows=2)
 
@@ -39,6 +43,30 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         Blip(Med(config), tokenizer, kind, 32, 32).save(folder)
         folders[kind] = str(folder)
     return folders
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[PairRow]:
+    """Rows for a table of several fragments; one image is broken."""
+    made = list(build_world(replace(WORLD, web_rows=50)))
+    return [*made[:30], replace(made[30], id="broken", image=b"not an image"), *made[31:]]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(
+    rows: list[PairRow], models: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> pa.Table:
+    """The columns that a job in one process writes, left alone."""
+    uri = str(tmp_path_factory.mktemp("undisturbed") / "pairs.lance")
+    make_table(uri, rows, 4)
+    run_capfilt(uri, job_settings(models), processes=1)
+    return columns(uri)
+
+
+@pytest.fixture
+def uri(rows: list[PairRow], tmp_path: Path) -> str:
+    """Address of a table of four fragments that no job has touched."""
+    return make_table(str(tmp_path / "pairs.lance"), rows, 4).uri
 
 
 @pytest.fixture

@@ -1,20 +1,14 @@
 """A CapFilt job: what it writes, and that nothing but table, models and settings decides it."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from openblip.capfilt.job import METADATA_KEY, CapFiltJob, CapFiltSettings
+from openblip.capfilt.job import METADATA_KEY, NEW_COLUMNS, CapFiltSettings
 from openblip.capfilt.run import run_capfilt
-from openblip.capfilt.worker import NEW_COLUMNS
 from openblip.data.shuffle import named_seed
 from openblip.data.table import PairTable
 from openblip.errors import CheckpointError, RecipeError
@@ -111,22 +105,6 @@ def test_another_batch_size_gives_the_same_texts_and_nearly_the_same_scores(
             assert left == pytest.approx(right, abs=1e-5)
 
 
-def test_a_restarted_job_computes_only_what_is_missing(
-    table: PairTable, models: dict[str, str], tmp_path: Path
-) -> None:
-    other = copy_of(table, tmp_path)
-    run_capfilt(table.uri, settings(models), processes=1)
-
-    from openblip.capfilt.worker import Worker
-
-    job = CapFiltJob.plan(other, settings(models))
-    Worker(job, "cpu").run([0, 2], lambda rows: None)
-    result = run_capfilt(other.uri, settings(models), processes=1)
-
-    assert result.computed == len(other) - 2 * job.settings.batch_size
-    assert columns(table).equals(columns(other))
-
-
 def test_a_complete_job_is_not_done_again(table: PairTable, models: dict[str, str]) -> None:
     run_capfilt(table.uri, settings(models), processes=1)
     version = PairTable.open(table.uri).version
@@ -154,7 +132,6 @@ def test_metadata_tells_models_and_settings(table: PairTable, models: dict[str, 
     assert stored["decoding"]["method"] == "nucleus"
     assert len(stored["captioner_fingerprint"]) == len(stored["filter_fingerprint"]) == 16
     assert stored["captioner_fingerprint"] != stored["filter_fingerprint"]
-    assert not Path(f"{table.uri}.capfilt").exists()
 
 
 def test_the_first_token_changes_scores_but_not_captions(
@@ -183,42 +160,6 @@ def test_a_row_keeps_its_captions_when_other_rows_are_added(
     assert columns(longer)["synthetic"].to_pylist()[: len(table)] == (
         columns(table)["synthetic"].to_pylist()
     )
-
-
-_JOB = """
-import sys
-from openblip.capfilt.job import CapFiltSettings
-from openblip.capfilt.run import run_capfilt
-from openblip.inference import Decoding
-if __name__ == "__main__":
-    table, captioner, filter_, processes = sys.argv[1:]
-    run_capfilt(table, CapFiltSettings(captioner=captioner, filter=filter_, batch_size=5,
-        decoding=Decoding(method="nucleus", max_length=12, min_length=5)),
-        processes=int(processes))
-"""
-
-
-def test_a_job_killed_at_any_moment_goes_on_to_the_same_result(
-    table: PairTable, models: dict[str, str], tmp_path: Path
-) -> None:
-    other = copy_of(table, tmp_path)
-    run_capfilt(table.uri, settings(models), processes=1)
-    script = tmp_path / "job.py"
-    script.write_text(_JOB)
-    command = [sys.executable, str(script), other.uri, models["captioner"], models["filter"], "1"]
-
-    # Killed as soon as the first part is there, then with the next, then left alone.
-    for wanted in (1, 2):
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
-        parts = CapFiltJob.plan(other, settings(models))
-        while len(parts.finished()) < wanted and process.poll() is None:
-            time.sleep(0.002)
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-    run_capfilt(other.uri, settings(models), processes=1)
-
-    assert columns(table).equals(columns(other))
 
 
 def test_missing_models_and_wrong_settings_are_named(

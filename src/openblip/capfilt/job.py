@@ -1,15 +1,11 @@
-"""What a CapFilt job is, and the part files in which its finished work is kept."""
+"""What a CapFilt job is: its settings, its fingerprint, its folder, its columns."""
 
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from openblip.data.table import PairTable
+from openblip.capfilt.store import Store, open_store
 from openblip.errors import RecipeError
 from openblip.inference import Decoding
 from openblip.inference.fingerprint import model_fingerprint
@@ -18,6 +14,15 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 METADATA_KEY = "capfilt"
+NEW_COLUMNS = (
+    "synthetic",
+    "synthetic_logprob",
+    "captions_itm",
+    "captions_itc",
+    "synthetic_itm",
+    "synthetic_itc",
+    "capfilt_error",
+)
 
 
 def _nucleus() -> Decoding:
@@ -41,7 +46,7 @@ class CapFiltSettings:
     first_token: Literal["[ENC]", "[CLS]"] = "[ENC]"
     """First token of a text that is matched: `[ENC]` as trained; `[CLS]` as some releases do."""
     batch_size: int = 32
-    """Consecutive rows that are read, captioned and scored together."""
+    """Consecutive rows of a fragment that are read, captioned and scored together."""
     seed: int = 0
     """With a row's id it decides the row's sampled captions."""
 
@@ -52,68 +57,40 @@ class CapFiltSettings:
 
 @dataclass(frozen=True)
 class CapFiltJob:
-    """A job on one table; its fingerprint names the folder of its parts.
-
-    Part p holds the new columns of rows p * batch_size to (p + 1) * batch_size. It is there whole
-    or not at all, so a restarted job goes on with the parts that are missing.
-    """
+    """Settings and models at work on a table, however many rows it has today."""
 
     settings: CapFiltSettings
     table_uri: str
-    num_rows: int
     fingerprint: str
+    """16 hexadecimal digits that change when a model or a setting does."""
 
     @classmethod
-    def plan(cls, table: PairTable, settings: CapFiltSettings) -> "CapFiltJob":
-        """The job of these settings on the table as it is."""
-        return cls(settings, table.uri, len(table), job_fingerprint(table, settings))
+    def plan(cls, table_uri: str, settings: CapFiltSettings) -> "CapFiltJob":
+        """The job of these settings on a table.
+
+        Raises:
+            CheckpointError: a model is not there.
+        """
+        return cls(settings, table_uri.rstrip("/"), job_fingerprint(settings))
 
     @property
-    def num_parts(self) -> int:
-        """Batches of the table, the short last one included."""
-        return -(-self.num_rows // self.settings.batch_size)
+    def folder(self) -> Store:
+        """Ledger and unfinished work of this job."""
+        return open_store(f"{jobs_folder(self.table_uri)}/{self.fingerprint}")
 
     @property
-    def folder(self) -> Path:
-        """Where the parts lie until they become columns of the table."""
-        return Path(f"{self.table_uri.rstrip('/')}.capfilt") / self.fingerprint
+    def data_folder(self) -> Store:
+        """The table's own data files."""
+        return open_store(f"{self.table_uri}/data")
 
-    def rows(self, part: int) -> range:
-        """The table's rows that a part covers."""
+    def num_batches(self, num_rows: int) -> int:
+        """Batches of a fragment, the short last one included."""
+        return -(-num_rows // self.settings.batch_size)
+
+    def batch_rows(self, batch: int, num_rows: int) -> range:
+        """Rows of a batch, counted from the first of its fragment, which has `num_rows`."""
         size = self.settings.batch_size
-        return range(part * size, min((part + 1) * size, self.num_rows))
-
-    def path(self, part: int) -> Path:
-        """The file of a part."""
-        return self.folder / f"part-{part:08d}.parquet"
-
-    def finished(self) -> set[int]:
-        """Numbers of the parts that are done."""
-        return {int(p.stem.removeprefix("part-")) for p in self.folder.glob("part-*.parquet")}
-
-    def write(self, part: int, columns: "pa.Table") -> None:
-        """Store a part; after this returns it survives a crash."""
-        import pyarrow.parquet as pq
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{os.getpid()}-{part}.tmp"
-        pq.write_table(columns, temporary)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(self.path(part))
-
-    def read_all(self) -> "Iterator[pa.RecordBatch]":
-        """The parts in the order of the table's rows."""
-        import pyarrow.parquet as pq
-
-        for part in range(self.num_parts):
-            yield from pq.read_table(self.path(part)).to_batches()
-
-    def remove_parts(self) -> None:
-        """Delete the parts, once the table holds them."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-        if self.folder.parent.is_dir() and not any(self.folder.parent.iterdir()):
-            self.folder.parent.rmdir()
+        return range(batch * size, min((batch + 1) * size, num_rows))
 
     def description(self) -> str:
         """Settings and fingerprints as JSON, for the table's metadata."""
@@ -127,17 +104,27 @@ class CapFiltJob:
         )
 
 
-def job_fingerprint(table: PairTable, settings: CapFiltSettings) -> str:
-    """16 hexadecimal digits that change when the table's ids, a model or a setting changes.
+def jobs_folder(table_uri: str) -> str:
+    """Where the jobs of a table keep their files, beside it."""
+    return f"{table_uri.rstrip('/')}.capfilt"
+
+
+def job_fingerprint(settings: CapFiltSettings) -> str:
+    """16 hexadecimal digits that change when a model or a setting changes.
 
     Where a model lies does not count, only what it is.
     """
-    digest = hashlib.sha256()
     values = asdict(settings)
     values["captioner"] = model_fingerprint(settings.captioner)
     values["filter"] = model_fingerprint(settings.filter)
-    digest.update(json.dumps(values, sort_keys=True).encode())
-    for batch in table.scan(["id"], batch_size=65536):
-        digest.update("\n".join(batch["id"].to_pylist()).encode())
-        digest.update(b"\n")
-    return digest.hexdigest()[:16]
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def column_schema() -> "pa.Schema":
+    """Arrow types of `NEW_COLUMNS`."""
+    import pyarrow as pa
+
+    types = dict.fromkeys(NEW_COLUMNS, pa.list_(pa.float32()))
+    types["synthetic"] = pa.list_(pa.string())
+    types["capfilt_error"] = pa.string()
+    return pa.schema(list(types.items()))

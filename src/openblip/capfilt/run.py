@@ -1,21 +1,32 @@
-"""Runs a CapFilt job over a table, in one or several processes, and resumes it."""
+"""Runs a CapFilt job over a table: plans, computes, and commits the new columns."""
 
-import multiprocessing
-import os
-import queue
-import signal
+import hashlib
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import torch
 
-from openblip.capfilt.job import METADATA_KEY, CapFiltJob, CapFiltSettings
-from openblip.capfilt.worker import NEW_COLUMNS, Worker
+from openblip.capfilt.driver import Driver
+from openblip.capfilt.job import (
+    METADATA_KEY,
+    NEW_COLUMNS,
+    CapFiltJob,
+    CapFiltSettings,
+    column_schema,
+    jobs_folder,
+)
+from openblip.capfilt.ledger import Entry, Ledger, released
+from openblip.capfilt.lock import JobLock
+from openblip.capfilt.pool import ManyProcesses, OneProcess, Pool, RayCluster
+from openblip.capfilt.status import LATEST
+from openblip.capfilt.store import open_store
+from openblip.capfilt.units import Pieces
+from openblip.data.fragments import ColumnFile, Fragment, attach_columns, list_fragments
+from openblip.data.parallel import num_usable_cores
 from openblip.data.table import PairTable
-from openblip.errors import OpenBlipError
 from openblip.progress import Progress
 
 
@@ -29,138 +40,187 @@ class CapFiltResult:
     """Rows that this call worked on; the others were done before."""
     errors: int
     """Rows without result; column `capfilt_error` says why."""
+    failed: tuple[str, ...]
+    """Why fragments could not be read; a later call tries them again."""
     seconds: float
 
 
 def run_capfilt(
-    table: str | Path, settings: CapFiltSettings, *, processes: int | None = None
+    table: str | Path,
+    settings: CapFiltSettings,
+    *,
+    processes: int | None = None,
+    ray: RayCluster | None = None,
+    save_seconds: float = 10.0,
 ) -> CapFiltResult:
     """Caption and score the web rows of a table; the results become columns of it.
 
     The result depends on the table, the models and the settings alone. A job that was stopped at
-    any moment goes on where it was; one that is complete is not done again. Every CPU process
-    computes with one thread: the number of threads would change the last bits of a score.
+    any moment goes on where it was; one that is complete is not done again, and a table that has
+    grown gets only its new rows done. Every CPU worker computes with one thread: the number of
+    threads would change the last bits of a score.
 
     Args:
         table: where the `PairTable` lies.
         settings: models, decoding and seed.
-        processes: default: one for each GPU, or for each core where there is none.
+        processes: default: one for each GPU, or for each core where there is none. One computes in
+            this process.
+        ray: workers of a Ray cluster instead of processes of this machine.
+        save_seconds: unfinished fragments are saved so often; what a killed worker loses.
 
     Raises:
         DataError, CheckpointError, MissingHead: if table or models cannot be used.
-        OpenBlipError: if a worker process died; the finished parts are kept.
+        JobLockedError: another job works on the table.
+        OpenBlipError: the job cannot go on; what is finished is kept.
     """
     started = time.perf_counter()
-    opened = PairTable.open(str(table))
-    job = CapFiltJob.plan(opened, settings)
-    if _is_complete(opened, job):
-        return CapFiltResult(len(opened), 0, _count_errors(opened), 0.0)
-    missing = sorted(set(range(job.num_parts)) - job.finished())
-    computed = sum(len(job.rows(part)) for part in missing)
-    devices = _devices(processes)
-    with Progress("capfilt", total=len(opened), unit="images") as progress:
-        progress.update(len(opened) - computed)
-        if len(devices) == 1:
-            Worker(job, devices[0]).run(missing, progress.update)
-        elif missing:
-            _run_processes(job, missing, devices, progress)
-    _commit(job)
-    errors = _count_errors(PairTable.open(str(table)))
-    return CapFiltResult(len(opened), computed, errors, time.perf_counter() - started)
-
-
-def _devices(processes: int | None) -> list[str]:
-    gpus = torch.cuda.device_count()
-    if gpus:
-        return [f"cuda:{number % gpus}" for number in range(processes or gpus)]
-    return ["cpu"] * (processes or os.cpu_count() or 1)
-
-
-def _is_complete(table: PairTable, job: CapFiltJob) -> bool:
-    stored = table.metadata.get(METADATA_KEY, "")
-    return f'"fingerprint": "{job.fingerprint}"' in stored and set(NEW_COLUMNS) <= set(
-        table.columns
+    PairTable.open(str(table))
+    job = CapFiltJob.plan(str(table), settings)
+    run = _Run(job, lambda: _pool(job, processes, ray, save_seconds))
+    if not run.look().is_complete:
+        with JobLock(open_store(jobs_folder(job.table_uri))) as lock:
+            run.complete(lock)
+    opened = PairTable.open(job.table_uri)
+    return CapFiltResult(
+        rows=len(opened),
+        computed=run.computed,
+        errors=opened.count_values("capfilt_error"),
+        failed=tuple(run.failed.values()),
+        seconds=time.perf_counter() - started,
     )
 
 
-def _count_errors(table: PairTable) -> int:
-    return sum(
-        batch.num_rows - batch["capfilt_error"].null_count
-        for batch in table.scan(["capfilt_error"])
-    )
+@dataclass(frozen=True)
+class _View:
+    """How a version of the table stands to the job."""
+
+    table: PairTable
+    num_fragments: int
+    is_committed: bool
+    """Whether the columns are those of this job."""
+    missing: list[Fragment]
+    """Fragments to compute."""
+    computed: dict[int, Entry]
+    """Fragments with a data file that is not a part of the table yet."""
+
+    @property
+    def is_complete(self) -> bool:
+        return self.is_committed and not self.missing and not self.computed
 
 
-def _commit(job: CapFiltJob) -> None:
-    """Turn the parts into columns. Killed here, the next call does it again from the parts."""
-    import pyarrow as pa
+class _Run:
+    """One call on a job: computes until no fragment is missing, those that came meanwhile too."""
 
-    table = PairTable.open(job.table_uri)
-    table.add_columns(pa.Table.from_batches(job.read_all()), overwrite=True)
-    table.update_metadata({METADATA_KEY: job.description()})
-    job.remove_parts()
+    def __init__(self, job: CapFiltJob, start_pool: Callable[[], Pool]) -> None:
+        self.job, self._start_pool = job, start_pool
+        self.ledger = Ledger(job.folder)
+        self.computed = 0
+        self.failed: dict[tuple[int, str], str] = {}
+        """Why this call could not read a fragment."""
 
+    def look(self) -> _View:
+        """The latest version of the table, and what is missing in it; reads no row."""
+        table = PairTable.open(self.job.table_uri)
+        stored = table.metadata.get(METADATA_KEY, "")
+        is_committed = f'"fingerprint": "{self.job.fingerprint}"' in stored
+        missing, computed = [], {}
+        fragments = list_fragments(table, NEW_COLUMNS)
+        for fragment in fragments:
+            entry = self.ledger.find(fragment.number, fragment.digest)
+            if entry is None:
+                # Committed by a job whose ledger is gone, or compacted since.
+                if not (is_committed and fragment.filled):
+                    missing.append(fragment)
+            elif entry.state != "done" and (entry.fragment, entry.digest) not in self.failed:
+                missing.append(fragment)
+            elif entry.file not in fragment.files:
+                computed[fragment.number] = entry
+        return _View(table, len(fragments), is_committed, missing, computed)
 
-def _run_processes(
-    job: CapFiltJob, parts: Sequence[int], devices: list[str], progress: Progress
-) -> None:
-    # Spawned, since neither CUDA nor the table's reader survives a fork.
-    context = multiprocessing.get_context("spawn")
-    messages: multiprocessing.Queue[int | OpenBlipError] = context.Queue()
-    workers = [
-        context.Process(
-            target=_worker_main,
-            args=(job, list(parts[rank :: len(devices)]), device, messages),
-            daemon=True,
-        )
-        for rank, device in enumerate(devices)
-    ]
-    for worker in workers:
-        worker.start()
-    try:
-        _watch(workers, messages, sum(len(job.rows(part)) for part in parts), progress)
-    finally:
-        for worker in workers:
-            worker.terminate()
-            worker.join()
+    def complete(self, lock: JobLock) -> None:
+        """Compute and commit until the table, as it is then, is complete.
 
-
-def _watch(
-    workers: Sequence[BaseProcess],
-    messages: "multiprocessing.Queue[int | OpenBlipError]",
-    rows: int,
-    progress: Progress,
-) -> None:
-    while rows > 0:
+        Raises:
+            OpenBlipError: see `run_capfilt`.
+        """
+        # What another job has written before this one had the lock counts too.
+        self.ledger = Ledger(self.job.folder)
+        self.job.folder.write("job.json", self.job.description().encode())
+        open_store(jobs_folder(self.job.table_uri)).write(LATEST, self.job.fingerprint.encode())
+        pool: Pool | None = None
+        driver: Driver | None = None
         try:
-            message = messages.get(timeout=1.0)
-        except queue.Empty:
-            _check_alive(workers)
-            continue
-        if isinstance(message, OpenBlipError):
-            raise message
-        rows -= message
-        progress.update(message)
+            while not (view := self.look()).is_complete:
+                if view.missing:
+                    pool = pool or self._start_pool()
+                    driver = self._compute(view, pool, lock)
+                elif self._verify(view.computed):
+                    lock.verify()
+                    self._commit(view)
+            if driver is not None:
+                driver.finish()
+        finally:
+            if pool is not None:
+                pool.close()
+
+    def _compute(self, view: _View, pool: Pool, lock: JobLock) -> Driver:
+        pieces = Pieces(self.job.folder).all_finished()
+        rows_missing = sum(fragment.num_rows for fragment in view.missing)
+        saved = sum(
+            len(self.job.batch_rows(batch, fragment.num_rows))
+            for fragment in view.missing
+            for batch in pieces.get((fragment.number, fragment.digest), ())
+        )
+        suspects = {e.fragment for e in self.ledger.entries() if e.state == "leased"}
+        total = len(view.table)
+        done_before = total - rows_missing + saved
+        with Progress("capfilt", total=total, unit="images", start=done_before) as progress:
+            totals = (total, view.num_fragments)
+            driver = Driver(self.job, self.ledger, pool, progress, lock.check, totals)
+            driver.run(view.missing, view.table.version, pieces, suspects)
+        self.computed += rows_missing - saved
+        for entry in self.ledger.entries():
+            if entry.state == "failed":
+                self.failed[entry.fragment, entry.digest] = entry.reason
+        return driver
+
+    def _verify(self, computed: dict[int, Entry]) -> bool:
+        """Whether all data files are what their workers wrote; else these are computed again."""
+
+        def is_whole(entry: Entry) -> bool:
+            content = self.job.data_folder.read(entry.file)
+            return content is not None and hashlib.sha256(content).hexdigest() == entry.checksum
+
+        with ThreadPoolExecutor(8) as threads:
+            whole = list(threads.map(is_whole, computed.values()))
+        for entry, good in zip(computed.values(), whole, strict=True):
+            if not good:
+                self.job.data_folder.remove(entry.file)
+                reason = f"{entry.file} was changed or lost after it had been written"
+                self.ledger.put(released(entry, reason))
+        self.ledger.flush()
+        return all(whole)
+
+    def _commit(self, view: _View) -> None:
+        """Make the data files a part of the table; killed here, the next call does it again."""
+        table = view.table
+        if view.computed:
+            files = {n: ColumnFile(e.file, e.num_bytes) for n, e in view.computed.items()}
+            table = attach_columns(table, files, column_schema(), replace=not view.is_committed)
+        if not view.is_committed:
+            table.update_metadata({METADATA_KEY: self.job.description()})
 
 
-def _check_alive(workers: Sequence[BaseProcess]) -> None:
-    for worker in workers:
-        if worker.exitcode not in (None, 0):
-            raise OpenBlipError(
-                f"a CapFilt process died with exit code {worker.exitcode} (-9: killed, often for "
-                "want of memory); what it finished is kept: run the same command to go on, with "
-                "fewer --processes or a smaller --batch-size"
-            )
+def _pool(
+    job: CapFiltJob, processes: int | None, ray: RayCluster | None, save_seconds: float
+) -> Pool:
+    if ray is not None:
+        from openblip.capfilt.ray_workers import RayWorkers
 
-
-def _worker_main(
-    job: CapFiltJob,
-    parts: list[int],
-    device: str,
-    messages: "multiprocessing.Queue[int | OpenBlipError]",
-) -> None:
-    # Ctrl-C reaches the whole process group; the parent ends its workers in order.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    try:
-        Worker(job, device).run(parts, messages.put)
-    except OpenBlipError as error:
-        messages.put(error)
+        return RayWorkers(job, ray, save_seconds)
+    gpus = torch.cuda.device_count()
+    count = processes or gpus or num_usable_cores()
+    devices = [f"cuda:{number % gpus}" if gpus else "cpu" for number in range(count)]
+    if count == 1:
+        return OneProcess(job, devices[0], save_seconds)
+    return ManyProcesses(job, devices, save_seconds)

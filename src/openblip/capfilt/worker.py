@@ -1,15 +1,21 @@
-"""The work on one batch of rows: read, caption, score."""
+"""The work on one fragment: read, decode, caption, score, and write the new columns."""
 
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
+from PIL import Image
 from torch import Tensor
 
-from openblip.capfilt.job import CapFiltJob, CapFiltSettings
+from openblip.capfilt.job import NEW_COLUMNS, CapFiltJob, CapFiltSettings, column_schema
+from openblip.capfilt.units import FragmentResult, Pieces, SaveClock, Unit, UnitDone
+from openblip.data.fragments import ColumnFile, encode_columns, read_rows
+from openblip.data.guarded import GuardedDecoder
+from openblip.data.images import open_image
+from openblip.data.parallel import ordered_map
 from openblip.data.reading import row_image
 from openblip.data.shuffle import named_seed
 from openblip.data.table import PairTable
@@ -22,66 +28,111 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _READ = ["id", "image", "image_uri", "captions", "origin"]
-NEW_COLUMNS = (
-    "synthetic",
-    "synthetic_logprob",
-    "captions_itm",
-    "captions_itc",
-    "synthetic_itm",
-    "synthetic_itc",
-    "capfilt_error",
-)
+Decode = Callable[[bytes, str], Image.Image]
 
 
 @dataclass(frozen=True)
-class LoadedPart:
+class LoadedBatch:
     """A batch read from the table: what is to be captioned, and what cannot be."""
 
-    part: int
     num_rows: int
     places: list[int]
-    """Rows within the part whose images stand in the tensors, in their order."""
+    """Rows within the batch whose images stand in the tensors, in their order."""
     ids: list[str]
     captions: list[list[str]]
     captioner_images: Tensor
     filter_images: Tensor
     errors: dict[int, str]
-    """Why a row of the part could not be read."""
+    """Why a row of the batch could not be read."""
 
 
 class Worker:
     """Captioner and filter, both loaded, on one device."""
 
-    def __init__(self, job: CapFiltJob, device: str | None = None) -> None:
+    def __init__(
+        self,
+        job: CapFiltJob,
+        device: str | None = None,
+        *,
+        save_seconds: float = 10.0,
+        decode_threads: int = 1,
+    ) -> None:
+        """Loads the models.
+
+        Args:
+            job: settings and table.
+            device: such as "cpu" or "cuda:0".
+            save_seconds: finished batches of a fragment are saved when so much time has passed.
+            decode_threads: how many batches are read and decoded at once, ahead of the device.
+
+        Raises:
+            DataError, CheckpointError, MissingHead: table or models cannot be used.
+        """
         self.job = job
         self.settings: CapFiltSettings = job.settings
         self.captioner: Blip = load(job.settings.captioner, device=device)
         self.filter: Blip = load(job.settings.filter, device=device)
         self.captioner.med.require("lm")
         self.filter.med.require("itm")
-        self.table = PairTable.open(job.table_uri)
+        self._pieces = Pieces(job.folder)
+        self._table = PairTable.open(job.table_uri)
+        self._save_seconds, self._decode_threads = save_seconds, decode_threads
 
-    def run(self, parts: Iterable[int], done: Callable[[int], None]) -> None:
-        """Compute and store parts; `done` is told the rows of each.
+    def compute(self, unit: Unit) -> Iterator[int | UnitDone]:
+        """Compute a unit; yields the rows of each finished batch, and at last a `UnitDone`.
 
-        The next part is read and decoded while the models work on this one. A CPU computes with one
-        thread: the number of threads would change the last bits of a score.
+        A CPU computes with one thread: the number of threads would change the last bits of a score.
+
+        Raises:
+            DataError: the fragment cannot be read.
+            StoreError: results cannot be written.
         """
-        with _one_thread():
-            for loaded in _ahead(self.load, parts):
-                self.job.write(loaded.part, self.process(loaded))
-                done(loaded.num_rows)
+        clock = SaveClock(0.0 if unit.careful else self._save_seconds)
+        fresh: dict[int, pa.Table] = {}
+        with _one_thread() if self.captioner.device.type == "cpu" else nullcontext():
+            for batch, columns in self._computed(unit):
+                fresh[batch] = columns
+                if clock.is_due():
+                    self._pieces.write(unit, fresh)
+                    fresh.clear()
+                yield columns.num_rows
+        if unit.seals:
+            yield UnitDone(self._seal(unit, fresh))
+        else:
+            self._pieces.write(unit, fresh)
+            yield UnitDone(None)
 
-    def load(self, part: int) -> LoadedPart:
-        """Read a part's rows and decode the images of those that came from the web."""
-        rows = self.job.rows(part)
+    def _computed(self, unit: Unit) -> "Iterator[tuple[int, pa.Table]]":
+        table = self._table_at(unit.version)
+        rows = {batch: self.job.batch_rows(batch, unit.num_rows) for batch in unit.batches}
+        for batch, reason in unit.blamed.items():
+            if batch in rows:
+                yield batch, _reason_columns(reason, len(rows.pop(batch)))
+
+        if unit.careful:
+            with GuardedDecoder() as decoder:
+                for batch in rows:
+                    loaded = self.load(table, unit.fragment, rows[batch], decoder.open)
+                    yield batch, self.process(loaded)
+            return
+        threads = self._decode_threads
+        ahead = ordered_map(
+            lambda batch: self.load(table, unit.fragment, rows[batch]), rows, threads, threads + 1
+        )
+        for batch, loaded in zip(rows, ahead, strict=True):
+            yield batch, self.process(loaded)
+
+    def load(
+        self, table: PairTable, fragment: int, rows: range, decode: Decode = open_image
+    ) -> LoadedBatch:
+        """Read rows of a fragment and decode the images of those that came from the web."""
         places, ids, captions, images = [], [], [], []
         errors: dict[int, str] = {}
-        for place, row in enumerate(self.table.take(list(rows), _READ).to_pylist()):
+        for place, row in enumerate(read_rows(table, fragment, rows, _READ).to_pylist()):
             if row["origin"] != "web":
                 continue
             try:
-                image = row_image(row)
+                image = row_image(row, decode)
             except DataError as error:
                 errors[place] = str(error)
                 continue
@@ -96,8 +147,7 @@ class Worker:
             else torch.empty(0, 3, size, size)
             for size in sizes
         }
-        return LoadedPart(
-            part=part,
+        return LoadedBatch(
             num_rows=len(rows),
             places=places,
             ids=ids,
@@ -107,8 +157,8 @@ class Worker:
             errors=errors,
         )
 
-    def process(self, loaded: LoadedPart) -> "pa.Table":
-        """The new columns of a part; rows that are not from the web have nulls."""
+    def process(self, loaded: LoadedBatch) -> "pa.Table":
+        """The new columns of a batch; rows that are not from the web have nulls."""
         if not loaded.places:
             return _columns(loaded, [], [])
         synthetic = self._write_captions(loaded)
@@ -120,7 +170,7 @@ class Worker:
         scores = self.filter.score(encoded, texts, first_token=self.settings.first_token)
         return _columns(loaded, synthetic, scores)
 
-    def _write_captions(self, loaded: LoadedPart) -> list[list[Caption]]:
+    def _write_captions(self, loaded: LoadedBatch) -> list[list[Caption]]:
         encoded = self.captioner.encode(loaded.captioner_images)
         return self.captioner.generate(
             encoded,
@@ -129,6 +179,34 @@ class Worker:
             seeds=[named_seed(self.settings.seed, row_id) for row_id in loaded.ids],
             num_captions=self.settings.num_captions,
         )
+
+    def _seal(self, unit: Unit, fresh: "dict[int, pa.Table]") -> FragmentResult:
+        """Write the fragment's data file, from what was just computed and what was saved before."""
+        import pyarrow as pa
+
+        count = self.job.num_batches(unit.num_rows)
+        used_pieces = len(fresh) < count
+        if unit.failure:
+            columns = _reason_columns(unit.failure, unit.num_rows)
+        else:
+            if used_pieces:
+                fresh = self._pieces.read(unit, self.settings.batch_size) | fresh
+            columns = pa.concat_tables([fresh[batch] for batch in range(count)])
+        content = encode_columns(self._table, columns)
+        name = unit.column_file(self.job.fingerprint)
+        self.job.data_folder.write(name, content)
+        return FragmentResult(
+            file=ColumnFile(name, len(content)),
+            checksum=hashlib.sha256(content).hexdigest(),
+            num_rows=columns.num_rows,
+            num_errors=columns.num_rows - columns["capfilt_error"].null_count,
+            used_pieces=used_pieces,
+        )
+
+    def _table_at(self, version: int) -> PairTable:
+        if self._table.version < version:
+            self._table = PairTable.open(self.job.table_uri)
+        return self._table
 
 
 @contextmanager
@@ -141,21 +219,8 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _ahead(load_part: Callable[[int], LoadedPart], parts: Iterable[int]) -> Iterator[LoadedPart]:
-    """The loaded parts in order, one of them loading ahead in a thread."""
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        waiting = None
-        for part in parts:
-            following = pool.submit(load_part, part)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = following
-        if waiting is not None:
-            yield waiting.result()
-
-
 def _columns(
-    loaded: LoadedPart, synthetic: list[list[Caption]], scores: list[list[Match]]
+    loaded: LoadedBatch, synthetic: list[list[Caption]], scores: list[list[Match]]
 ) -> "pa.Table":
     import pyarrow as pa
 
@@ -171,7 +236,13 @@ def _columns(
         values["synthetic_itc"][place] = [match.itc for match in matches[given:]]
     for place, reason in loaded.errors.items():
         values["capfilt_error"][place] = reason
-    types = dict.fromkeys(NEW_COLUMNS, pa.list_(pa.float32()))
-    types["synthetic"] = pa.list_(pa.string())
-    types["capfilt_error"] = pa.string()
-    return pa.table({name: pa.array(values[name], type=types[name]) for name in NEW_COLUMNS})
+    return pa.table(values, schema=column_schema())
+
+
+def _reason_columns(reason: str, num_rows: int) -> "pa.Table":
+    """The columns of rows that have no result, all for one reason."""
+    import pyarrow as pa
+
+    values: dict[str, list[object]] = {name: [None] * num_rows for name in NEW_COLUMNS}
+    values["capfilt_error"] = [reason] * num_rows
+    return pa.table(values, schema=column_schema())

@@ -22,6 +22,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "pretrain": ("train", "pretrain", "train a MED from scratch on a view of a table"),
     "finetune": ("train", "finetune", "fine-tune a captioner, a filter, or both in one"),
     "capfilt run": ("capfilt", "run", "caption and score the web rows of a table"),
+    "capfilt status": ("capfilt", "status", "how far a job is, its rate and its cost"),
     "capfilt select": ("capfilt", "select", "how many texts stay at which threshold"),
     "capfilt report": ("capfilt", "report", "a page of what is kept and what is rejected"),
     "evaluate": ("evaluate", "evaluate", "retrieval or captioning by the field's protocol"),

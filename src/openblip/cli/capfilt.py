@@ -1,12 +1,17 @@
-"""`openblip capfilt`: run, select, report."""
+"""`openblip capfilt`: run, status, select, report."""
 
+import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from openblip.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from openblip.capfilt.pool import RayCluster
+    from openblip.capfilt.run import CapFiltResult
 
 
 def run(
@@ -26,6 +31,10 @@ def run(
     batch_size: int = 32,
     seed: int = 0,
     processes: int | None = None,
+    ray: str | None = None,
+    workers: int | None = None,
+    gpus_per_worker: float | None = None,
+    save_seconds: float = 10.0,
     json: bool = False,
 ) -> int:
     """Caption the web rows of a table and score every given and synthetic text.
@@ -48,36 +57,108 @@ def run(
         batch_size: rows that are worked on together.
         seed: decides sampled captions together with a row's id.
         processes: default: one per GPU, or per core without a GPU.
+        ray: address of a Ray cluster whose machines do the work; local for a cluster of this one.
+        workers: with --ray: most workers at a time; default: all room that the cluster has.
+        gpus_per_worker: with --ray: default 1 where there are GPUs.
+        save_seconds: how often unfinished fragments are saved.
         json: print the result as JSON.
     """
     from openblip.capfilt.job import CapFiltSettings
     from openblip.capfilt.run import run_capfilt
     from openblip.inference import Decoding
 
+    cluster = _cluster(ray, workers, gpus_per_worker, processes)
+    decoding = Decoding(
+        method=method,
+        top_p=top_p,
+        num_beams=num_beams,
+        max_length=max_length,
+        min_length=min_length,
+    )
     settings = CapFiltSettings(
         captioner=captioner,
         filter=filter,
-        decoding=Decoding(
-            method=method,
-            top_p=top_p,
-            num_beams=num_beams,
-            max_length=max_length,
-            min_length=min_length,
-        ),
+        decoding=decoding,
         prompt=prompt,
         num_captions=num_captions,
         first_token=first_token,
         batch_size=batch_size,
         seed=seed,
     )
-    result = run_capfilt(table, settings, processes=processes)
+    result = run_capfilt(
+        table, settings, processes=processes, ray=cluster, save_seconds=save_seconds
+    )
+    return _print_result(table, result, json)
+
+
+def _cluster(
+    ray: str | None, workers: int | None, gpus_per_worker: float | None, processes: int | None
+) -> "RayCluster | None":
+    from openblip.capfilt.pool import RayCluster
+    from openblip.errors import RecipeError
+
+    if ray is None:
+        if workers is not None or gpus_per_worker is not None:
+            raise RecipeError("--workers and --gpus-per-worker go with --ray; else --processes")
+        return None
+    if processes is not None:
+        raise RecipeError("--processes are those of this machine; with --ray give --workers")
+    return RayCluster(address=ray, workers=workers, gpus_per_worker=gpus_per_worker)
+
+
+def _print_result(table: str, result: "CapFiltResult", json: bool) -> int:
     if json:
         print_json(asdict(result))
     else:
         print(
             f"{table}: {result.rows} rows, {result.computed} computed in {result.seconds:.0f} s, "
-            f"{result.errors} unreadable (column capfilt_error)"
+            f"{result.errors} without result (column capfilt_error)"
         )
+    for reason in result.failed:
+        print(f"failed, the same command tries again: {reason}", file=sys.stderr)
+    return 1 if result.failed else 0
+
+
+def status(
+    table: tyro.conf.Positional[str],
+    /,
+    *,
+    price_per_hour: float | None = None,
+    json: bool = False,
+) -> int:
+    """How far the job on a table is: while it runs, after a kill, or when it is finished.
+
+    Example: openblip capfilt status pairs.lance --price-per-hour 2.50
+
+    Args:
+        table: the pair table.
+        price_per_hour: of one worker (a GPU, say); gives the cost of a million images.
+        json: print JSON.
+    """
+    from openblip.capfilt.status import job_status
+    from openblip.progress import duration
+
+    found = job_status(table, price_per_hour)
+    if json:
+        print_json(asdict(found))
+        return 0
+    state = "finished" if found.is_finished else "stopped: the same `capfilt run` goes on"
+    if found.is_running:
+        state = f"running ({found.owner}, {found.workers} workers)"
+    print(f"{table}: job {found.fingerprint}, {state}")
+    rows = [[name, str(found.fragments[name]), str(found.rows[name])] for name in found.fragments]
+    print_table(["state", "fragments", "rows"], rows)
+    total = sum(found.rows.values())
+    line = f"{found.rows_done} of {total} rows, {found.num_errors} without result"
+    if found.rate:
+        line += f", {found.rate:.1f} images/s"
+    if found.seconds_left is not None:
+        line += f", {duration(found.seconds_left)} left"
+    print(line)
+    if found.cost_per_million is not None:
+        print(f"a million images cost {found.cost_per_million:,.2f} at this rate and price")
+    for reason in found.failed:
+        print(f"failed: {reason}")
     return 0
 
 

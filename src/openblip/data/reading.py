@@ -1,7 +1,7 @@
 """The image of a row, wherever its bytes lie."""
 
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -43,18 +43,21 @@ def encoded_image(image: bytes | None, image_uri: str | None) -> bytes:
     )
 
 
-def row_image(row: Mapping[str, Any]) -> Image.Image:
+def row_image(
+    row: Mapping[str, Any], decode: Callable[[bytes, str], Image.Image] = open_image
+) -> Image.Image:
     """The image of a row of a pair table, as RGB.
 
     Args:
         row: with the columns `id`, `image` and `image_uri`.
+        decode: given the encoded bytes and what errors shall call the image.
 
     Raises:
         DataError: the image is missing or damaged; names the row.
     """
     name = f"row {row['id']!r}"
     try:
-        return open_image(encoded_image(row["image"], row["image_uri"]), name)
+        return decode(encoded_image(row["image"], row["image_uri"]), name)
     except DataError as error:
         message = str(error)
         raise DataError(message if name in message else f"{name}: {message}") from error

@@ -29,9 +29,12 @@ if TYPE_CHECKING:
 
 __all__ = ["BASE_COLUMNS", "ORIGINS", "SPLITS", "PairRow", "PairTable"]
 
-_STAGED, _REPLACED = "__staged", "__replaced"
-# What is held in memory while rows are written, and becomes one data file.
+STAGED, REPLACED = "__staged", "__replaced"
+"""Endings of the names of columns that are not visible yet, or no more."""
+# What is held in memory while rows are written, and becomes one data file. CapFilt hands out
+# fragments, so that one with small images must not have too many rows either.
 _FRAGMENT_BYTES = 128 << 20
+_FRAGMENT_ROWS = 16384
 
 
 class PairTable:
@@ -59,7 +62,7 @@ class PairTable:
         Raises:
             DataError: there is no such table or version.
         """
-        lance = _lance()
+        lance = lance_library()
 
         try:
             return cls(lance.dataset(str(uri), version=version), str(uri))
@@ -83,7 +86,7 @@ class PairTable:
         Raises:
             DataError: a table exists there, an id occurs twice, or a row is malformed.
         """
-        lance = _lance()
+        lance = lance_library()
 
         try:
             cls.open(uri)
@@ -118,7 +121,12 @@ class PairTable:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns, those added by CapFilt included."""
-        return tuple(self._dataset.schema.names)
+        return tuple(name for name in self._dataset.schema.names if not _is_leftover(name))
+
+    @property
+    def dataset(self) -> Any:
+        """The open Lance dataset, for `data/fragments.py`."""
+        return self._dataset
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -179,7 +187,7 @@ class PairTable:
         Raises:
             DataError: an id is not new and there is no `on_duplicate`, or a row is malformed.
         """
-        lance = _lance()
+        lance = lance_library()
 
         try:
             batches = row_batches(rows, self._known_ids(), on_duplicate)
@@ -228,16 +236,15 @@ class PairTable:
         self._refuse_base(names, "written")
         if existing and not overwrite:
             raise DataError(f"{self.uri} has the columns {listed(existing)} already: overwrite?")
-        # Columns of both suffixes can only be leftovers of a process that was killed.
-        self._drop([n for n in self.columns if n.endswith((_STAGED, _REPLACED))])
-        staged = [f"{name}{_STAGED}" if existing else name for name in names]
+        self.drop_leftovers()
+        staged = [f"{name}{STAGED}" if existing else name for name in names]
         named = columns.rename_columns(staged)
         self._dataset.add_columns(named.to_reader(), reader_schema=named.schema)
         if existing:
-            away = [{"path": name, "name": f"{name}{_REPLACED}"} for name in existing]
+            away = [{"path": name, "name": f"{name}{REPLACED}"} for name in existing]
             into = [{"path": path, "name": name} for path, name in zip(staged, names, strict=True)]
             self._dataset.alter_columns(*away, *into)
-            self._drop([f"{name}{_REPLACED}" for name in existing])
+            self._drop([f"{name}{REPLACED}" for name in existing])
 
     def drop_columns(self, names: Sequence[str]) -> None:
         """Removes columns that were added to the source's; older versions keep them.
@@ -246,7 +253,20 @@ class PairTable:
             DataError: a column does not exist or belongs to the source.
         """
         self._refuse_base(names, "dropped")
-        self._drop(self._existing(names) or [])
+        self._drop(self._existing(names))
+
+    def drop_leftovers(self) -> None:
+        """Removes the columns of changes whose process was killed before they became visible."""
+        self._drop([name for name in self._dataset.schema.names if _is_leftover(name)])
+
+    def count_values(self, column: str) -> int:
+        """Number of rows that are not null in a column.
+
+        Raises:
+            DataError: the column does not exist.
+        """
+        self._existing([column])
+        return int(self._dataset.count_rows(filter=f"{column} IS NOT NULL"))
 
     def _drop(self, names: list[str]) -> None:
         if names:
@@ -257,9 +277,9 @@ class PairTable:
         if base:
             raise DataError(f"{listed(base)}: columns of the source cannot be {verb}")
 
-    def _existing(self, columns: Sequence[str] | None) -> list[str] | None:
+    def _existing(self, columns: Sequence[str] | None) -> list[str]:
         if columns is None:
-            return None
+            return list(self.columns)
         missing = [name for name in columns if name not in self.columns]
         if missing:
             raise DataError(
@@ -284,31 +304,36 @@ def _write(place: Any, batches: "Iterator[pa.RecordBatch]") -> tuple[list[Any], 
     """
     import pyarrow as pa
 
-    write_fragments = _lance().fragment.write_fragments
+    write_fragments = lance_library().fragment.write_fragments
 
     fragments: list[Any] = []
     held: list[pa.RecordBatch] = []
-    num_rows = num_bytes = 0
+    num_rows = held_rows = held_bytes = 0
 
     def flush() -> None:
-        nonlocal num_bytes
+        nonlocal held_rows, held_bytes
         if held:
             fragments.extend(write_fragments(pa.Table.from_batches(held), place))
             held.clear()
-            num_bytes = 0
+            held_rows = held_bytes = 0
 
     for batch in batches:
         held.append(batch)
         num_rows += batch.num_rows
-        num_bytes += batch.nbytes
-        if num_bytes >= _FRAGMENT_BYTES:
+        held_rows += batch.num_rows
+        held_bytes += batch.nbytes
+        if held_bytes >= _FRAGMENT_BYTES or held_rows >= _FRAGMENT_ROWS:
             flush()
     flush()
     return fragments, num_rows
 
 
-def _lance() -> Any:
-    """The library, told to keep its notices (such as "a dataset will be created") to itself."""
+def _is_leftover(column: str) -> bool:
+    return column.endswith((STAGED, REPLACED))
+
+
+def lance_library() -> Any:
+    """Lance, told to keep its notices (such as "a dataset will be created") to itself."""
     os.environ.setdefault("LANCE_LOG", "error")
     import lance
     import lance.fragment

@@ -1,0 +1,347 @@
+"""Hands out the fragments of a table, takes back results, and outlives the workers."""
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from openblip.capfilt.job import CapFiltJob
+from openblip.capfilt.ledger import Activity, Entry, Ledger, leased, released
+from openblip.capfilt.pool import Died, Pool, Report
+from openblip.capfilt.units import FragmentResult, Pieces, Unit, UnitDone
+from openblip.data.fragments import Fragment
+from openblip.errors import DataError, OpenBlipError
+from openblip.progress import Progress
+
+LEASE_SECONDS = 900.0
+"""A worker that finishes no batch for so long is ended, and its unit given to another."""
+MAX_READS = 3
+"""A fragment that cannot be read so often is recorded as failed."""
+MAX_DEATHS = 3
+"""A batch that ends so many workers, alone with each of them, is recorded without result."""
+MAX_DEATHS_IN_A_ROW = 12
+"""So many deaths without any finished batch between them stop the job."""
+FLUSH_SECONDS = 1.0
+
+
+@dataclass
+class _Open:
+    """A fragment that is being worked on."""
+
+    fragment: Fragment
+    version: int
+    finished: set[int]
+    """Batches that are saved."""
+    careful: bool = False
+    num_units: int = 0
+    """Units that are waiting or leased."""
+    reads: int = 0
+    """Attempts that failed because the fragment could not be read."""
+    deaths: dict[int, int] = field(default_factory=dict)
+    """How many workers died on a batch, alone with it."""
+    blamed: dict[int, str] = field(default_factory=dict)
+    failure: str = ""
+
+
+@dataclass
+class _Lease:
+    unit: Unit
+    until: float
+    rows: int = 0
+    """Rows of finished batches, saved or not."""
+
+
+class Driver:
+    """Runs the missing fragments of a job through a pool, and keeps the ledger."""
+
+    def __init__(
+        self,
+        job: CapFiltJob,
+        ledger: Ledger,
+        pool: Pool,
+        progress: Progress,
+        check: Callable[[], None],
+        totals: tuple[int, int],
+    ) -> None:
+        """Nothing runs before `run`.
+
+        Args:
+            job: settings and table.
+            ledger: of the job.
+            pool: started by the caller, who also closes it.
+            progress: counts rows; those done before are counted already.
+            check: called often; raises when this driver must stop.
+            totals: rows and fragments of the table, for the status.
+        """
+        self._job, self._ledger, self._pool = job, ledger, pool
+        self._progress, self._check = progress, check
+        self._pieces = Pieces(job.folder)
+        self._open: dict[int, _Open] = {}
+        self._queue: deque[Unit] = deque()
+        self._leases: dict[str, _Lease] = {}
+        self._obsolete: list[Unit] = []
+        self._deaths_in_a_row = 0
+        self._flushed = 0.0
+        self._started, self._rows_before = time.time(), progress.num_done
+        self.totals = totals
+        """Rows and fragments of the table."""
+
+    def run(
+        self,
+        fragments: Sequence[Fragment],
+        version: int,
+        saved: Mapping[tuple[int, str], set[int]],
+        suspects: set[int],
+    ) -> None:
+        """Compute fragments until each is recorded as done or failed.
+
+        Args:
+            fragments: those that are missing.
+            version: of the table that has them.
+            saved: batches of theirs that an earlier run has finished.
+            suspects: fragments that a driver was computing itself when it died.
+
+        Raises:
+            OpenBlipError: the job cannot go on; all that is finished is kept.
+        """
+        self._plan(fragments, version, saved, suspects)
+        try:
+            while self._queue or self._leases:
+                self._check()
+                self._hand_out()
+                for report in self._pool.reports(FLUSH_SECONDS):
+                    self._take(report)
+                    self._flush()
+                    self._check()
+                self._end_silent()
+                self._flush()
+        finally:
+            for lease in self._leases.values():
+                self._ledger.put(released(self._entry(lease.unit), "the job was stopped"))
+            self._leases.clear()
+        self._flush(force=True)
+
+    def finish(self) -> None:
+        """Record that the columns stand in the table."""
+        self._ledger.compact()
+        self._ledger.flush(replace(self._activity(), finished=True))
+
+    def _plan(
+        self,
+        fragments: Sequence[Fragment],
+        version: int,
+        saved: Mapping[tuple[int, str], set[int]],
+        suspects: set[int],
+    ) -> None:
+        missing = 0
+        for fragment in fragments:
+            finished = saved.get((fragment.number, fragment.digest), set())
+            opened = _Open(fragment, version, finished, careful=fragment.number in suspects)
+            self._open[fragment.number] = opened
+            if opened.careful:
+                self._remove_unfinished(fragment)
+            missing += len(self._missing(opened))
+        # A few units for each worker, also where a table has few fragments; the division decides
+        # who computes a batch, never what is in it.
+        workers = self._pool.size_hint()
+        most = max(missing if workers == 1 else -(-missing // (4 * workers)), 1)
+        for opened in self._open.values():
+            self._enqueue(opened, self._missing(opened), most)
+
+    def _remove_unfinished(self, fragment: Fragment) -> None:
+        """Remove what a driver that was killed may have left in the table's folder."""
+        entry = self._ledger.find(fragment.number, fragment.digest)
+        unit = self._unit(self._open[fragment.number], (), seals=True)
+        if entry is not None:
+            name = replace(unit, attempt=entry.attempts).column_file(self._job.fingerprint)
+            self._job.data_folder.remove(name)
+
+    def _missing(self, opened: _Open) -> list[int]:
+        count = self._job.num_batches(opened.fragment.num_rows)
+        return [batch for batch in range(count) if batch not in opened.finished]
+
+    def _enqueue(
+        self, opened: _Open, batches: Sequence[int], most: int, first: bool = False
+    ) -> None:
+        """Queue units for batches; the fragment's only unit seals it."""
+        runs = [tuple(batches[n : n + most]) for n in range(0, len(batches), most)] or [()]
+        alone = len(runs) == 1 and opened.num_units == 0
+        units = [self._unit(opened, run, seals=alone) for run in runs]
+        opened.num_units += len(units)
+        if first:
+            self._queue.extendleft(reversed(units))
+        else:
+            self._queue.extend(units)
+
+    def _unit(self, opened: _Open, batches: tuple[int, ...], seals: bool) -> Unit:
+        return Unit(
+            fragment=opened.fragment.number,
+            digest=opened.fragment.digest,
+            num_rows=opened.fragment.num_rows,
+            version=opened.version,
+            batches=batches,
+            seals=seals,
+            careful=opened.careful,
+            blamed=dict(opened.blamed),
+            failure=opened.failure,
+        )
+
+    def _hand_out(self) -> None:
+        for worker in self._pool.idle(len(self._queue)):
+            if not self._queue:
+                break
+            unit = self._queue.popleft()
+            entry = leased(self._entry(unit), worker, LEASE_SECONDS)
+            self._ledger.put(entry)
+            unit = replace(unit, attempt=entry.attempts)
+            self._leases[worker] = _Lease(unit, entry.until)
+            # If the unit kills this process, the next one must know which it was.
+            self._flush(force=self._pool.dies_with_driver)
+            self._pool.start(worker, unit)
+
+    def _take(self, report: Report) -> None:
+        lease = self._leases.get(report.worker)
+        if lease is None:
+            if isinstance(report.event, OpenBlipError):
+                raise report.event
+            return
+        if isinstance(report.event, int):
+            self._deaths_in_a_row = 0
+            lease.rows += report.event
+            lease.until = time.time() + LEASE_SECONDS
+            self._progress.update(report.event)
+            return
+        del self._leases[report.worker]
+        opened = self._open[lease.unit.fragment]
+        opened.num_units -= 1
+        if isinstance(report.event, UnitDone):
+            self._done(opened, lease.unit, report.event.result)
+        elif isinstance(report.event, Died):
+            self._died(opened, lease, report.event.reason)
+        elif isinstance(report.event, DataError):
+            self._unreadable(opened, lease, str(report.event))
+        else:
+            self._ledger.put(released(self._entry(lease.unit), str(report.event)))
+            raise report.event
+
+    def _done(self, opened: _Open, unit: Unit, result: FragmentResult | None) -> None:
+        if result is None:
+            opened.finished.update(unit.batches)
+            self._seal_if_last(opened)
+            return
+        self._ledger.put(
+            replace(
+                self._entry(unit),
+                state="failed" if unit.failure else "done",
+                until=0.0,
+                reason=unit.failure,
+                file=result.file.name,
+                num_bytes=result.file.num_bytes,
+                checksum=result.checksum,
+                num_errors=result.num_errors,
+            )
+        )
+        del self._open[unit.fragment]
+        if unit.failure:
+            self._progress.update(unit.num_rows)
+        if result.used_pieces:
+            self._obsolete.append(unit)
+
+    def _died(self, opened: _Open, lease: _Lease, reason: str) -> None:
+        unit = lease.unit
+        self._deaths_in_a_row += 1
+        if self._deaths_in_a_row >= MAX_DEATHS_IN_A_ROW + 2 * self._pool.size_hint():
+            raise OpenBlipError(
+                f"{self._deaths_in_a_row} CapFilt workers in a row died without finishing a batch, "
+                f"the last by {reason}; what was finished is kept: run the same command to go on, "
+                "with fewer workers or a smaller --batch-size"
+            )
+        opened.careful = True
+        missing = self._take_stock(opened, lease)
+        self._ledger.put(released(self._entry(unit), f"its worker died: {reason}"))
+        if unit.seals:
+            self._job.data_folder.remove(unit.column_file(self._job.fingerprint))
+        if unit.careful and missing:
+            # Batches are saved one by one in their order, so the first that is not is the guilty.
+            guilty = missing[0]
+            opened.deaths[guilty] = opened.deaths.get(guilty, 0) + 1
+            if opened.deaths[guilty] >= MAX_DEATHS:
+                opened.blamed[guilty] = (
+                    f"{MAX_DEATHS} workers died on the batch of this row, the last by {reason}"
+                )
+        self._again(opened, missing)
+
+    def _unreadable(self, opened: _Open, lease: _Lease, reason: str) -> None:
+        missing = self._take_stock(opened, lease)
+        self._ledger.put(released(self._entry(lease.unit), reason))
+        opened.reads += 1
+        if opened.reads < MAX_READS:
+            self._again(opened, missing)
+            return
+        number = opened.fragment.number
+        opened.failure = reason
+        waiting = [unit for unit in self._queue if unit.fragment == number]
+        self._queue = deque(unit for unit in self._queue if unit.fragment != number)
+        opened.num_units -= len(waiting)
+        saved = opened.finished
+        self._progress.update(-sum(self._num_rows(opened, batch) for batch in saved))
+        self._seal_if_last(opened)
+
+    def _take_stock(self, opened: _Open, lease: _Lease) -> list[int]:
+        """Batches of a unit that are lost; the others were saved."""
+        opened.finished = self._pieces.finished(opened.fragment.number, opened.fragment.digest)
+        missing = [batch for batch in lease.unit.batches if batch not in opened.finished]
+        saved = [batch for batch in lease.unit.batches if batch in opened.finished]
+        rows = sum(self._num_rows(opened, batch) for batch in saved)
+        self._progress.update(rows - lease.rows)
+        return missing
+
+    def _again(self, opened: _Open, missing: Sequence[int]) -> None:
+        if opened.failure:
+            self._seal_if_last(opened)
+        else:
+            self._enqueue(opened, missing, max(len(missing), 1), first=True)
+
+    def _seal_if_last(self, opened: _Open) -> None:
+        if not opened.num_units:
+            self._enqueue(opened, (), 1, first=True)
+
+    def _num_rows(self, opened: _Open, batch: int) -> int:
+        return len(self._job.batch_rows(batch, opened.fragment.num_rows))
+
+    def _end_silent(self) -> None:
+        now = time.time()
+        for worker in [name for name, lease in self._leases.items() if lease.until < now]:
+            self._pool.kill(worker)
+            self._take(Report(worker, Died(f"silence of {LEASE_SECONDS:.0f} s")))
+
+    def _entry(self, unit: Unit) -> Entry:
+        found = self._ledger.find(unit.fragment, unit.digest)
+        return found or Entry(unit.fragment, unit.digest, unit.num_rows)
+
+    def _flush(self, force: bool = False) -> None:
+        now = time.time()
+        if not force and now - self._flushed < FLUSH_SECONDS:
+            return
+        self._flushed = now
+        for lease in self._leases.values():
+            entry = self._entry(lease.unit)
+            if lease.until - entry.until > LEASE_SECONDS / 3:
+                self._ledger.put(replace(entry, until=lease.until))
+        self._ledger.flush(self._activity())
+        # The pieces of a fragment may go once its data file is on record.
+        for unit in self._obsolete:
+            self._pieces.remove(unit.fragment, unit.digest)
+        self._obsolete.clear()
+
+    def _activity(self) -> Activity:
+        rows_total, fragments_total = self.totals
+        return Activity(
+            time=time.time(),
+            session_start=self._started,
+            session_rows=self._progress.num_done - self._rows_before,
+            rows_done=self._progress.num_done,
+            rows_total=rows_total,
+            fragments_total=fragments_total,
+            workers=self._pool.num_working(),
+        )

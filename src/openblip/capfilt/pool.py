@@ -1,0 +1,287 @@
+"""Workers that units are handed to: in this process, or in several processes of this machine."""
+
+import multiprocessing
+import os
+import platform
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Protocol
+
+from openblip.capfilt.job import CapFiltJob
+from openblip.capfilt.units import Unit, UnitDone
+from openblip.capfilt.worker import Worker
+from openblip.errors import OpenBlipError
+
+MAX_FAILED_STARTS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayCluster:
+    """Where the workers run when Ray places them."""
+
+    address: str = "local"
+    """Of a cluster, such as `auto` or `ray://head:10001`; "local" starts one on this machine."""
+    workers: int | None = None
+    """Most workers at a time; None takes all room that the cluster has, now or later."""
+    gpus_per_worker: float | None = None
+    """None: one where the cluster has GPUs, none elsewhere."""
+
+
+@dataclass(frozen=True)
+class Died:
+    """A worker is gone, with all that it had not saved."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a worker said: rows it has finished, the end of its unit, an error; or its death."""
+
+    worker: str
+    """host:pid"""
+    event: int | UnitDone | OpenBlipError | Died
+
+
+class Pool(Protocol):
+    """Workers that have the models loaded, as the driver sees them."""
+
+    dies_with_driver: bool
+    """Whether a worker's death is the driver's."""
+
+    def size_hint(self) -> int:
+        """About how many workers there will be."""
+        ...
+
+    def num_working(self) -> int:
+        """Workers that have loaded their models."""
+        ...
+
+    def idle(self, num_units: int) -> list[str]:
+        """Workers without a unit; lost ones are replaced while there are units to hand out.
+
+        Raises:
+            OpenBlipError: no worker can be started.
+        """
+        ...
+
+    def start(self, worker: str, unit: Unit) -> None:
+        """Hand a unit to an idle worker."""
+        ...
+
+    def reports(self, seconds: float) -> Iterator[Report]:
+        """What workers have said; waits for the first report, but no longer than `seconds`."""
+        ...
+
+    def kill(self, worker: str) -> None:
+        """End a worker that does not report any more."""
+        ...
+
+    def close(self) -> None:
+        """End all workers."""
+        ...
+
+
+def worker_name() -> str:
+    """This process, as the ledger names it."""
+    return f"{platform.node()}:{os.getpid()}"
+
+
+class OneProcess:
+    """The only worker, in the driver's own process."""
+
+    dies_with_driver = True
+
+    def __init__(self, job: CapFiltJob, device: str | None, save_seconds: float) -> None:
+        threads = decode_threads(device, 1)
+        self._worker = Worker(job, device, save_seconds=save_seconds, decode_threads=threads)
+        self._unit: Unit | None = None
+
+    def size_hint(self) -> int:
+        """One."""
+        return 1
+
+    def num_working(self) -> int:
+        """One."""
+        return 1
+
+    def idle(self, num_units: int) -> list[str]:
+        """See `Pool.idle`."""
+        return [] if self._unit else [worker_name()]
+
+    def start(self, worker: str, unit: Unit) -> None:
+        """See `Pool.start`; `reports` computes it."""
+        self._unit = unit
+
+    def reports(self, seconds: float) -> Iterator[Report]:
+        """Computes the unit; reports as it goes."""
+        if self._unit is None:
+            return
+        try:
+            for event in self._worker.compute(self._unit):
+                if isinstance(event, UnitDone):
+                    self._unit = None
+                yield Report(worker_name(), event)
+        except OpenBlipError as error:
+            self._unit = None
+            yield Report(worker_name(), error)
+
+    def kill(self, worker: str) -> None:
+        """Nobody else could."""
+
+    def close(self) -> None:
+        """Nothing is left to end."""
+
+
+class _Child:
+    """A worker's process and the pipe to it."""
+
+    def __init__(self, job: CapFiltJob, device: str, save_seconds: float, threads: int) -> None:
+        # Spawned, since neither CUDA nor the table's reader survives a fork.
+        context = multiprocessing.get_context("spawn")
+        self.connection, theirs = context.Pipe()
+        self.process: BaseProcess = context.Process(
+            target=_serve, args=(job, device, save_seconds, threads, theirs), daemon=False
+        )
+        self.process.start()
+        theirs.close()
+        self.device = device
+        self.name = f"{platform.node()}:{self.process.pid}"
+        self.is_ready = False
+        self.is_busy = False
+
+    def receive(self) -> object:
+        """The next message, or `Died`."""
+        try:
+            return self.connection.recv()
+        except (EOFError, OSError):
+            self.process.join(timeout=10)
+            return Died(_exit_reason(self.process.exitcode))
+
+    def end(self) -> None:
+        """Kill it: whatever it has not saved is not worth waiting for."""
+        self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+class ManyProcesses:
+    """A worker for each device, each in a process of this machine."""
+
+    dies_with_driver = False
+
+    def __init__(self, job: CapFiltJob, devices: Sequence[str], save_seconds: float) -> None:
+        self._job, self._devices, self._save_seconds = job, list(devices), save_seconds
+        self._children: dict[str, _Child] = {}
+        self._failed_starts = 0
+
+    def size_hint(self) -> int:
+        """One for each device."""
+        return len(self._devices)
+
+    def num_working(self) -> int:
+        """See `Pool.num_working`."""
+        return sum(child.is_ready for child in self._children.values())
+
+    def idle(self, num_units: int) -> list[str]:
+        """See `Pool.idle`."""
+        free = list(self._devices)
+        for child in self._children.values():
+            free.remove(child.device)
+        num_free = sum(not child.is_busy for child in self._children.values())
+        threads = decode_threads(self._devices[0], len(self._devices))
+        for device in free[: max(num_units - num_free, 0)]:
+            child = _Child(self._job, device, self._save_seconds, threads)
+            self._children[child.name] = child
+        return [c.name for c in self._children.values() if c.is_ready and not c.is_busy]
+
+    def start(self, worker: str, unit: Unit) -> None:
+        """See `Pool.start`."""
+        child = self._children[worker]
+        child.is_busy = True
+        # The death of a worker that has just died is reported like any other.
+        with suppress(OSError):
+            child.connection.send(unit)
+
+    def reports(self, seconds: float) -> Iterator[Report]:
+        """See `Pool.reports`."""
+        children = {child.connection: child for child in self._children.values()}
+        if not children:
+            time.sleep(seconds)
+        for connection in wait(list(children), seconds):
+            assert isinstance(connection, Connection)
+            child = children[connection]
+            event = child.receive()
+            if event == "ready":
+                child.is_ready, self._failed_starts = True, 0
+            elif isinstance(event, Died):
+                self.kill(child.name)
+                if child.is_busy:
+                    yield Report(child.name, event)
+                elif not child.is_ready:
+                    self._count_failed_start(event)
+            else:
+                child.is_busy = isinstance(event, int)
+                assert isinstance(event, int | UnitDone | OpenBlipError)
+                yield Report(child.name, event)
+
+    def kill(self, worker: str) -> None:
+        """See `Pool.kill`."""
+        self._children.pop(worker).end()
+
+    def close(self) -> None:
+        """See `Pool.close`."""
+        for child in self._children.values():
+            child.end()
+        self._children.clear()
+
+    def _count_failed_start(self, died: Died) -> None:
+        self._failed_starts += 1
+        if self._failed_starts >= MAX_FAILED_STARTS:
+            raise OpenBlipError(
+                f"{self._failed_starts} CapFilt processes in a row died while they loaded the "
+                f"models ({died.reason}): use fewer --processes, or look at the messages above"
+            )
+
+
+def decode_threads(device: str | None, sharing: int) -> int:
+    """Threads that read and decode for one worker, of `sharing` on this machine.
+
+    Beside a CPU that computes with one thread one decoding thread keeps up; a GPU needs more.
+    """
+    if device == "cpu" or device is None:
+        return 1
+    return min(max((os.cpu_count() or 1) // sharing, 1), 8)
+
+
+def _serve(
+    job: CapFiltJob, device: str, save_seconds: float, threads: int, connection: Connection
+) -> None:
+    # Ctrl-C reaches the whole process group; the parent ends its workers in order.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the driver is gone
+        try:
+            worker = Worker(job, device, save_seconds=save_seconds, decode_threads=threads)
+        except OpenBlipError as error:
+            connection.send(error)
+            return
+        connection.send("ready")
+        while True:
+            unit = connection.recv()
+            try:
+                for event in worker.compute(unit):
+                    connection.send(event)
+            except OpenBlipError as error:
+                connection.send(error)
+
+
+def _exit_reason(code: int | None) -> str:
+    if code is not None and code < 0:
+        name = signal.Signals(-code).name
+        return f"{name}, often for want of memory" if name == "SIGKILL" else name
+    return f"exit code {code}"

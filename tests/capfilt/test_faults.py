@@ -1,0 +1,214 @@
+"""Whatever happens on the way, every row ends with its one result or a recorded reason."""
+
+import os
+import random
+import signal
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from openblip.capfilt.job import CapFiltJob, CapFiltSettings
+from openblip.capfilt.lock import JobLockedError
+from openblip.capfilt.run import run_capfilt
+from openblip.data.table import PairRow, PairTable
+
+from ..interop.small_disk import small_disk
+from .jobs import (
+    columns,
+    job_settings,
+    job_words,
+    leases,
+    ledger_of,
+    make_table,
+    running,
+    wait_until,
+)
+
+Models = dict[str, str]
+CRASHING = Path(__file__).parent / "crashing_decoder"
+
+
+def data_file(uri: str, fragment: int) -> Path:
+    """The file with the images of a fragment."""
+    metadata = PairTable.open(uri).dataset.get_fragment(fragment).metadata
+    return Path(uri) / "data" / str(metadata.files[0].path)
+
+
+def test_a_driver_that_is_killed_loses_no_finished_batch(
+    uri: str, models: Models, undisturbed: pa.Table
+) -> None:
+    settings = job_settings(models)
+    pieces = CapFiltJob.plan(uri, settings).folder
+    with running(job_words(uri, models, "--processes", "1")) as process:
+        assert wait_until(lambda: len(pieces.names("pieces/")) >= 2, process)
+        process.kill()
+    result = run_capfilt(uri, settings, processes=1)
+
+    assert 0 < result.computed < result.rows
+    assert columns(uri).equals(undisturbed)
+    assert pieces.names("pieces/") == []
+
+
+def killed_now_and_then(
+    process: "subprocess.Popen[str]", uri: str, settings: CapFiltSettings, draw: random.Random
+) -> int:
+    """How many workers of the job were killed, at most 5, each at a random moment of its work."""
+    kills = 0
+    while kills < 5 and wait_until(lambda: leases(uri, settings), process):
+        time.sleep(draw.random() * 0.2)
+        for pid in leases(uri, settings):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+                kills += 1
+                break
+        time.sleep(draw.random())
+    return kills
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("workers", ["--processes 2", "--ray local --workers 2"])
+def test_twenty_kills_of_workers_at_random_moments_change_no_byte(
+    workers: str, rows: list[PairRow], models: Models, undisturbed: pa.Table, tmp_path: Path
+) -> None:
+    settings, draw, kills, jobs = job_settings(models), random.Random(0), 0, 0
+    while kills < 20:
+        jobs += 1
+        uri = make_table(str(tmp_path / f"{jobs}.lance"), rows, 4).uri
+        with running(job_words(uri, models, *workers.split())) as process:
+            kills += killed_now_and_then(process, uri, settings, draw)
+            output, _ = process.communicate()
+        assert process.returncode == 0, output
+        assert columns(uri).equals(undisturbed)
+
+
+@pytest.mark.parametrize("processes", [pytest.param(1, marks=pytest.mark.slow), 2])
+def test_an_image_that_crashes_its_decoder_is_recorded(
+    processes: int, rows: list[PairRow], models: Models, tmp_path: Path
+) -> None:
+    rows = list(rows)
+    crash = b"\x89PNG SEGFAULT"
+    rows[3] = replace(rows[3], id="truncated", image=(rows[3].image or b"")[:200])
+    rows[20] = replace(rows[20], id="crash", image=crash)
+    # In the undisturbed run the same row is merely unreadable.
+    other = make_table(str(tmp_path / "other.lance"), rows, 4).uri
+    run_capfilt(other, job_settings(models), processes=1)
+    uri = make_table(str(tmp_path / "pairs.lance"), rows, 4).uri
+
+    words = job_words(uri, models, "--processes", str(processes))
+    if processes == 1:  # the crash is the driver's own; the same command goes on after it
+        with running(words, CRASHING) as process:
+            process.communicate()
+        assert process.returncode == -signal.SIGSEGV
+    with running(words, CRASHING) as process:
+        output, _ = process.communicate()
+    assert process.returncode == 0, output
+
+    made, plain = columns(uri), columns(other)
+    assert made.drop_columns("capfilt_error").equals(plain.drop_columns("capfilt_error"))
+    reasons = made["capfilt_error"].to_pylist()
+    assert [n for n, reason in enumerate(reasons) if reason] == [3, 20, 30]
+    assert "'crash': its decoder died (SIGSEGV)" in reasons[20]
+
+
+def test_a_fragment_that_cannot_be_read_fails_alone_and_is_tried_again(
+    uri: str, models: Models, undisturbed: pa.Table
+) -> None:
+    settings = job_settings(models)
+    file = data_file(uri, 1)
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2])
+
+    result = run_capfilt(uri, settings, processes=1)
+
+    assert len(result.failed) == 1
+    assert file.name in result.failed[0]
+    made = columns(uri)
+    bad = PairTable.open(uri).dataset.get_fragment(0).count_rows()
+    size = PairTable.open(uri).dataset.get_fragment(1).count_rows()
+    assert set(made["capfilt_error"][bad : bad + size].to_pylist()) == set(result.failed)
+    assert made[:bad].equals(undisturbed[:bad])
+    assert made[bad + size :].equals(undisturbed[bad + size :])
+
+    file.write_bytes(content)
+    again = run_capfilt(uri, settings, processes=1)
+
+    assert (again.failed, again.computed) == ((), size)
+    assert columns(uri).equals(undisturbed)
+    assert run_capfilt(uri, settings, processes=1).computed == 0
+
+
+def test_a_table_that_grows_meanwhile_is_completed_and_a_second_job_refused(
+    uri: str, rows: list[PairRow], models: Models, undisturbed: pa.Table
+) -> None:
+    lock = Path(f"{uri}.capfilt/lock-00000001")
+    with running(job_words(uri, models, "--processes", "1")) as process:
+        assert wait_until(lock.exists, process)
+        PairTable.open(uri).append([replace(row, id=f"new {row.id}") for row in rows[:7]])
+        with pytest.raises(JobLockedError, match=rf"process {process.pid} on .* since 20"):
+            run_capfilt(uri, job_settings(models, seed=5), processes=1)
+        output, _ = process.communicate()
+    assert process.returncode == 0, output
+
+    made = columns(uri)
+    assert made[: len(rows)].equals(undisturbed)
+    assert made["synthetic"][len(rows) :].null_count == sum(r.origin != "web" for r in rows[:7])
+
+
+def test_a_table_that_has_grown_gets_its_new_fragments_alone(
+    uri: str, rows: list[PairRow], models: Models, undisturbed: pa.Table
+) -> None:
+    run_capfilt(uri, job_settings(models), processes=1)
+    PairTable.open(uri).append([replace(row, id=f"new {row.id}") for row in rows[:7]])
+
+    result = run_capfilt(uri, job_settings(models), processes=1)
+
+    assert result.computed == 7
+    assert columns(uri)[: len(rows)].equals(undisturbed)
+
+
+@pytest.mark.slow
+def test_a_data_file_that_was_changed_is_found_before_the_commit(
+    uri: str, models: Models, undisturbed: pa.Table
+) -> None:
+    settings = job_settings(models)
+    with running(job_words(uri, models, "--processes", "1")) as process:
+        assert wait_until(lambda: ledger_of(uri, settings).counts()["done"], process)
+        process.kill()
+    files = sorted((Path(uri) / "data").glob("capfilt-*"))
+    files[0].write_bytes(files[0].read_bytes()[:-1] + b"?")
+    run_capfilt(uri, settings, processes=1)
+
+    assert columns(uri).equals(undisturbed)
+
+
+_FULL = """
+set -e
+table=$1 disk=$2 result=$3; shift 3
+cp -r "$table" "$disk/pairs.lance"
+# Room for the ledger's first file, not for what follows.
+head -c 900000 /dev/zero > "$disk/filler" || true
+if "$@"; then echo "finished on a full disk"; exit 1; fi
+rm "$disk/filler"
+"$@"
+cp -r "$disk/pairs.lance" "$result"
+"""
+
+
+@pytest.mark.slow
+def test_a_full_disk_stops_the_job_and_more_room_lets_it_go_on(
+    uri: str, models: Models, undisturbed: pa.Table, tmp_path: Path
+) -> None:
+    disk, result = tmp_path / "disk", tmp_path / "result.lance"
+    words = [*small_disk(disk), "sh", "-c", _FULL, "sh", uri, str(disk), str(result)]
+    words += job_words(str(disk / "pairs.lance"), models, "--processes", "1")
+    with running(words) as process:
+        output, _ = process.communicate()
+
+    assert process.returncode == 0, output
+    assert "No space left on device" in output
+    assert columns(str(result)).equals(undisturbed)
