@@ -18,7 +18,7 @@ def run(
     table: tyro.conf.Positional[str],
     /,
     *,
-    captioner: str,
+    captioner: tuple[str, ...],
     filter: str,
     method: Literal["nucleus", "beam", "greedy"] = "nucleus",
     top_p: float = 0.9,
@@ -44,7 +44,7 @@ def run(
 
     Args:
         table: the pair table.
-        captioner: model folder or run directory that writes captions.
+        captioner: model folders or run directories that write captions, one or several.
         filter: model folder or run directory that scores texts.
         method: nucleus as in the paper, or beam, or greedy.
         top_p: nucleus: smallest set of words with this probability.
@@ -52,7 +52,7 @@ def run(
         max_length: of a caption in tokens, prompt included.
         min_length: of a caption in tokens, prompt included.
         prompt: what the captioner continues.
-        num_captions: synthetic captions per image.
+        num_captions: synthetic captions per image and captioner.
         first_token: of a matched text; [CLS] as some released models do.
         batch_size: rows that are worked on together.
         seed: decides sampled captions together with a row's id.
@@ -76,7 +76,7 @@ def run(
         min_length=min_length,
     )
     settings = CapFiltSettings(
-        captioner=captioner,
+        captioner=captioner if len(captioner) > 1 else captioner[0],
         filter=filter,
         decoding=decoding,
         prompt=prompt,
