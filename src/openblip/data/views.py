@@ -140,8 +140,12 @@ class CaptionView:
             columns += [f"{name}_leak_of" for name in texts]
         return tuple(columns)
 
-    def resolve(self, table: PairTable) -> "ViewIndex":
+    def resolve(self, table: PairTable, may_be_empty: bool = False) -> "ViewIndex":
         """The rows of `table` that have an admitted text, found in one scan without images.
+
+        Args:
+            table: where the rows are.
+            may_be_empty: whether a view without rows is of use.
 
         Raises:
             DataError: a column that the view needs is missing or out of date, a row has another
@@ -163,7 +167,7 @@ class CaptionView:
             admitted_rows.append(start + np.flatnonzero(row_counts))
             start += batch.num_rows
         index = replace(index, rows=np.concatenate([index.rows, *admitted_rows]))
-        if not index.rows.size:
+        if not (index.rows.size or may_be_empty):
             raise DataError(self._why_empty(index, splits))
         return index
 

@@ -1,5 +1,6 @@
 """From a recipe to the objects of a run: tokenizer, loaders, model, task."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -8,13 +9,15 @@ from typing import Any
 
 import torch
 
+from openblip.data.curation.flags import LEAKS, count_flagged
 from openblip.data.loader import PairLoader
 from openblip.data.shuffle import keyed_hash
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.data.tokenizer import TextTokenizer
 from openblip.data.transforms import Augmentation
-from openblip.errors import RecipeError
+from openblip.data.views import ViewIndex
+from openblip.errors import OpenBlipWarning, RecipeError
 from openblip.interop.folder import read_folder
 from openblip.model import Med, MedConfig
 from openblip.model.config import Head
@@ -119,6 +122,7 @@ def training_loader(
             f"train.batch_size is {recipe.train.batch_size}, but the view admits only {num_rows} "
             f"rows of {table.uri}: set train.batch_size <= {num_rows}"
         )
+    _warn_of_leaks(loader.index)
     queue_size = 0
     if isinstance(objectives, PretrainObjectives) and "itc" in objectives.losses:
         queue_size = objectives.queue_size
@@ -129,6 +133,17 @@ def training_loader(
             f"{num_rows} rows of {table.uri}: set objectives.queue_size <= {num_rows}"
         )
     return loader
+
+
+def _warn_of_leaks(index: ViewIndex) -> None:
+    leaking = count_flagged(index.table, LEAKS, index.rows)
+    if leaking:
+        warnings.warn(
+            f"{leaking:,} of the {len(index):,} training images stand in an evaluation split, as "
+            "`openblip data leakage` has found: --data.view.without leaks leaves them out",
+            OpenBlipWarning,
+            stacklevel=2,
+        )
 
 
 def validation_loader(

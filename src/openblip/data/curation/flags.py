@@ -49,6 +49,17 @@ def row_ids(table: PairTable, rows: NDArray[np.int64]) -> dict[int, str]:
     return dict(zip(unique.tolist(), table.take(unique, ["id"])["id"].to_pylist(), strict=True))
 
 
+def count_flagged(table: PairTable, check: str, rows: NDArray[np.int64]) -> int:
+    """How many images of some rows the last checks have flagged; 0 if there was none."""
+    name = IMAGE_FLAGS[check]
+    if name not in table.columns:
+        return 0
+    flagged = [
+        batch[name].is_valid().to_numpy(zero_copy_only=False) for batch in table.scan([name])
+    ]
+    return int(np.concatenate([np.zeros(0, bool), *flagged])[rows].sum())
+
+
 def remember_check(table: PairTable, check: str, against: str, note: Mapping[str, Any]) -> None:
     """Notes in the table's metadata what was checked, and of which rows and synthetic texts.
 

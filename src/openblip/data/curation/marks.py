@@ -23,7 +23,8 @@ MARKS_KEY = "image_hash"
 EMBEDDING_KEY = "image_embedding"
 """Column with embeddings, and the entry of the metadata that says of which model."""
 _COLUMNS = ("image_hash", "image_thumbnail", "image_digest", "image_error")
-_SETTINGS = {"hash": "phash-64", "thumbnail": "box-4x4", "digest": "blake2b-64"}
+# Changes with the way in which marks are computed.
+MARK_SETTINGS = {"hash": "phash-64", "thumbnail": "box-4x4", "digest": "blake2b-64"}
 
 
 def mark_images(
@@ -37,7 +38,7 @@ def mark_images(
     return compute_columns(
         table,
         MARKS_KEY,
-        _SETTINGS,
+        MARK_SETTINGS,
         lambda rows: _marks_of(table, rows),
         num_threads=num_threads or default_threads(),
         show_progress=show_progress,

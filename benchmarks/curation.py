@@ -1,26 +1,38 @@
-"""How well changed copies of photographs are found, and what the search costs.
+"""How well changed copies of photographs are found; what search, views and flags cost.
 
-python benchmarks/duplicates.py TABLE      # of real photographs, as `openblip data import` makes it
+python benchmarks/curation.py TABLE      # of real photographs, as `openblip data import` makes it
 """
 
 import argparse
 import io
+import json
 import resource
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 
 import numpy as np
+import pyarrow as pa
 from PIL import Image, ImageEnhance
 
-from openblip.data.curation.image_hash import mark_image
-from openblip.data.curation.marks import Marks
+from openblip.data.curation.duplicates import flag_duplicates
+from openblip.data.curation.image_hash import THUMBNAIL_BYTES, mark_image
+from openblip.data.curation.leakage import flag_leaks
+from openblip.data.curation.marks import MARK_SETTINGS, MARKS_KEY, Marks
 from openblip.data.curation.near import near_pairs
 from openblip.data.curation.near_texts import repeated_texts
 from openblip.data.curation.nearness import Nearness, repeated_images, seen_images
 from openblip.data.reading import row_image
-from openblip.data.table import PairTable
+from openblip.data.table import PairRow, PairTable
+from openblip.data.views import SOURCES, WITHOUT, CaptionView
 
+MARK_TYPES = {
+    "image_hash": pa.uint64(),
+    "image_thumbnail": pa.binary(THUMBNAIL_BYTES),
+    "image_digest": pa.uint64(),
+    "image_error": pa.string(),
+}
 Change = Callable[[Image.Image], Image.Image]
 
 
@@ -107,6 +119,51 @@ def search(count: int) -> None:
     began = time.perf_counter()
     found = repeated_texts(texts, 0.9)
     print(f"{len(texts)} texts: {len(found)} repeated in {time.perf_counter() - began:.1f} s")
+
+
+def views(count: int) -> None:
+    """A table of rows without images, scored and checked: resolving views, finding captions."""
+    rng = np.random.default_rng(0)
+    rows = (
+        PairRow(
+            str(n), b"x", captions=[f"caption number {n} of many"], meta={"source": f"s{n % 3}"}
+        )
+        for n in range(count)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        table = PairTable.create(f"{folder}/views.lance", rows)
+        scores = pa.array(rng.random((count, 1)).astype(np.float32).tolist())
+        texts = pa.array([[f"synthetic {n}"] for n in range(count)])
+        columns = {"captions_itm": scores, "synthetic": texts, "synthetic_itm": scores}
+        table.add_columns(pa.table(columns))
+        marked = {name: pa.nulls(count, kind) for name, kind in MARK_TYPES.items()}
+        table.add_columns(pa.table(marked))
+        table.update_metadata({MARKS_KEY: json.dumps({"settings": MARK_SETTINGS, "rows": count})})
+        began = time.perf_counter()
+        flag_duplicates(table, show_progress=False)
+        flag_leaks(table, other_split(folder), show_progress=False)
+        print(f"\n{count} rows: texts compared in {time.perf_counter() - began:.1f} s")
+        table.drop_columns(["image_error"])
+        every = {
+            "one threshold": CaptionView(sources=SOURCES, itm=0.5),
+            "thresholds by source": CaptionView(
+                sources=SOURCES, itm_of=("web=0.5", "synthetic=0.3")
+            ),
+            "thresholds by data set": CaptionView(sources=SOURCES, itm=0.5, itm_of=("s1=0.3",)),
+            "without all that is flagged": CaptionView(sources=SOURCES, itm=0.5, without=WITHOUT),
+        }
+        for name, view in every.items():
+            began = time.perf_counter()
+            view.resolve(table)
+            print(f"view, {name}: {time.perf_counter() - began:.2f} s")
+
+
+def other_split(folder: str) -> PairTable:
+    rows = (PairRow(str(n), b"x", captions=[f"other {n}"], split="test") for n in range(1000))
+    return PairTable.create(f"{folder}/other.lance", rows)
+
+
+def memory() -> None:
     unit = 1 if sys.platform == "darwin" else 1024
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     print(f"most memory: {most / 2**20:.0f} MiB")
@@ -116,7 +173,9 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("table")
     parser.add_argument("--photographs", type=int, default=2000)
-    parser.add_argument("--hashes", type=int, default=1_000_000)
+    parser.add_argument("--count", type=int, default=1_000_000)
     options = parser.parse_args()
     photographs(PairTable.open(options.table), options.photographs)
-    search(options.hashes)
+    search(options.count)
+    views(options.count)
+    memory()
