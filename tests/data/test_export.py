@@ -21,7 +21,7 @@ from openblip.errors import DataError
 Jpeg = Callable[..., bytes]
 ALL = ("human", "web", "synthetic")
 # What an export adds to the metadata of a row.
-_ADDED = {"caption_sources", "caption_itm", "file_name", "width", "height"}
+_ADDED = {"caption_sources", "caption_itm", "caption_captioners", "file_name", "width", "height"}
 
 
 def _png() -> bytes:
@@ -46,6 +46,7 @@ def bootstrapped(tmp_path: Path, jpeg: Jpeg) -> PairTable:
                 "captions_itm": [[0.75, 0.25], [0.875, 0.25], [0.125], [0.5]],
                 "synthetic": [None, ["s1"], ["s2"], ["s3"]],
                 "synthetic_itm": [None, [0.625], [0.25], [0.5]],
+                "synthetic_captioner": [None, ["cafe"], ["cafe"], ["cafe"]],
             }
         )
     )
@@ -95,6 +96,7 @@ def test_a_text_keeps_its_source_and_its_score(
     meta = _reimported(tmp_path / "out")["images/a.b.jpg"]["meta"]
     assert meta["caption_sources"] == ["web", "web", "synthetic"]
     assert meta["caption_itm"] == [0.875, 0.25, 0.625]
+    assert meta["caption_captioners"] == [None, None, "cafe"]
 
 
 @pytest.mark.parametrize("form", FORMATS)

@@ -97,7 +97,7 @@ def test_a_missing_column_names_the_command_that_makes_it(table: PairTable) -> N
 def test_scores_that_do_not_fit_the_texts_are_an_error(table: PairTable) -> None:
     scores = [[0.5, 0.5]] * 7 + [[0.5]] + [[0.5, 0.5]] * 12
     table.add_columns(pa.table({"captions_itm": scores}))
-    with pytest.raises(DataError, match="row 7: 2 texts in captions but 1 scores"):
+    with pytest.raises(DataError, match="row 7: 2 texts in captions but 1 values"):
         CaptionView(itm=0.1).resolve(table)
 
 

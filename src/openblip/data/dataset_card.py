@@ -14,6 +14,7 @@ _COLUMNS = (
     ("captions", "the texts that the view admits"),
     ("caption_sources", "of each text: human, web (given) or synthetic (written by a captioner)"),
     ("caption_itm", "of each text: the filter's probability of a match, null if not judged"),
+    ("caption_captioners", "of each text: the fingerprint of the captioner that wrote it, or null"),
     ("split", "train, val or test"),
     ("meta", "what the source said besides, as JSON"),
 )
@@ -34,7 +35,7 @@ def write_card(folder: Path, report: ExportReport) -> None:
         f"---\n{header}---\n",
         f"# {name}",
         "Image-text pairs, bootstrapped with CapFilt ([BLIP](https://arxiv.org/abs/2201.12086), "
-        "section 3.3) and exported by [OpenBLIP](https://pypi.org/project/openblip/). To be "
+        "section 3.3) and exported by OpenBLIP. To be "
         "filled in by whoever publishes it: the licence (`license` above), where the images come "
         "from, and what they may be used for.",
         "## Images and texts",

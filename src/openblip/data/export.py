@@ -29,7 +29,7 @@ from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.reading import encoded_image
 from openblip.data.report import Example, is_import_state
 from openblip.data.table import PairTable
-from openblip.data.views import AdmittedText, CaptionView, ViewIndex, split_rows
+from openblip.data.views import TOLD_COLUMNS, AdmittedText, CaptionView, ViewIndex, split_rows
 from openblip.errors import DataError
 from openblip.progress import Progress
 
@@ -153,9 +153,9 @@ def _write_rejected(path: Path, views: Sequence[CaptionView], table: PairTable) 
 
 def _records(index: ViewIndex) -> Iterator[tuple[dict[str, Any], list[AdmittedText]]]:
     table = index.table
-    scores = [name for name in ("captions_itm", "synthetic_itm") if name in table.columns]
+    told = [name for name in TOLD_COLUMNS if name in table.columns]
     own = ["id", "image", "image_uri", "width", "height", "split", "meta"]
-    columns = list(dict.fromkeys([*own, *index.view.columns, *scores]))
+    columns = list(dict.fromkeys([*own, *index.view.columns, *told]))
     for start in range(0, len(index), _READ_ROWS):
         rows = table.take(index.rows[start : start + _READ_ROWS], columns)
         yield from zip(rows.select(own).to_pylist(), index.view.admitted(rows), strict=True)

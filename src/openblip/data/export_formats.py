@@ -52,6 +52,7 @@ class ExportedPair:
             "captions": [text.text for text in self.texts],
             "caption_sources": [text.source for text in self.texts],
             "caption_itm": [text.itm for text in self.texts],
+            "caption_captioners": [text.captioner for text in self.texts],
             "split": self.split,
         }
 
@@ -95,6 +96,7 @@ def write_parquet(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLay
         "captions": pa.list_(pa.string()),
         "caption_sources": pa.list_(pa.string()),
         "caption_itm": pa.list_(pa.float32()),
+        "caption_captioners": pa.list_(pa.string()),
         "split": pa.string(),
         "meta": pa.string(),
     }
@@ -142,7 +144,11 @@ def write_coco(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayout
             for text in pair.texts:
                 num_texts += 1
                 annotation = {"id": num_texts, "image_id": image["id"], "caption": text.text}
-                annotation |= {"source": text.source, "itm": text.itm}
+                annotation |= {
+                    "source": text.source,
+                    "itm": text.itm,
+                    "captioner": text.captioner,
+                }
                 annotations.write((",\n" if num_texts > 1 else "\n") + _json(annotation))
         document.write('\n],\n"annotations": [')
         annotations.seek(0)

@@ -22,7 +22,12 @@ _VALUES = {
     "split": "string",
     "meta": "string",
 }
-_LISTS = {"captions": "string", "caption_sources": "string", "caption_itm": "float32"}
+_LISTS = {
+    "captions": "string",
+    "caption_sources": "string",
+    "caption_itm": "float32",
+    "caption_captioners": "string",
+}
 _ORDER = ("id", "image", "width", "height", *_LISTS, "split", "meta")
 
 

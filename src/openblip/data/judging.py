@@ -50,6 +50,9 @@ class Verdicts:
     """Match probabilities, NaN for a text that was not judged or whose score was not read."""
     thresholds: NDArray[np.float64]
     """What each score must be above, NaN where it need not."""
+    captioners: NDArray[np.object_]
+    """Fingerprint of the captioner that wrote each text, None for a given text, or where it was
+    not read."""
     codes: NDArray[np.uint8]
     """0 for a text that counts, else its rejection, see `REJECTIONS`."""
 
@@ -95,7 +98,7 @@ def judge(batch: "pa.RecordBatch", view: "CaptionView", source: str, start: int 
     # A comparison with NaN is False, so what is left has a score.
     below = (codes == 0) & has_threshold & ~(scores > thresholds)
     codes[below] = _CODES[Rejection.BELOW_THRESHOLD]
-    return Verdicts(own.lengths, own.texts, scores, thresholds, codes)
+    return Verdicts(own.lengths, own.texts, scores, thresholds, own.captioners(), codes)
 
 
 def string_values(column: "pa.Array") -> NDArray[np.object_]:
@@ -125,6 +128,15 @@ class _Own:
             # Nulls become NaN.
             scores[places] = lists.flatten().to_numpy(zero_copy_only=False)
         return scores
+
+    def captioners(self) -> NDArray[np.object_]:
+        """Who wrote the texts, None where it is not known."""
+        captioners = np.full(len(self.texts), None, dtype=object)
+        name = f"{self.column}_captioner"
+        if name in self.batch.schema.names:
+            places, lists = self._beside(name, REMEDY)
+            captioners[places] = string_values(lists.flatten())
+        return captioners
 
     def flagged(self, name: str) -> "tuple[NDArray[np.bool_], pa.Array]":
         """Which texts have a flag, and the flags of all."""
@@ -160,7 +172,7 @@ class _Own:
             row = self.start + int(np.flatnonzero(self.mask)[place])
             raise DataError(
                 f"row {row}: {self.own_lengths[place]} texts in {self.column} but "
-                f"{others[place]} scores in {name}: {remedy}"
+                f"{others[place]} values in {name}: {remedy}"
             )
         has_values = (others == self.own_lengths) & (others > 0)
         places = np.flatnonzero(np.repeat(has_values, self.own_lengths))

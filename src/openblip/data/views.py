@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SOURCES = ("human", "web", "synthetic")
 _COLUMN_OF = {"human": "captions", "web": "captions", "synthetic": "synthetic"}
+TOLD_COLUMNS = ("captions_itm", "synthetic_itm", "synthetic_captioner")
+"""Columns of what is told of a text besides whether it counts."""
 WITHOUT = ("duplicate_images", "duplicate_captions", "repeated_captions", "leaks")
 _CHECK_OF = {name: LEAKS if name == "leaks" else DUPLICATES for name in WITHOUT}
 _COMMAND_OF = {
@@ -59,6 +61,8 @@ class AdmittedText:
     """One of `SOURCES`."""
     itm: float | None
     """The filter's match probability; None where it was not read or the text was not judged."""
+    captioner: str | None = None
+    """Fingerprint of the model that wrote it; None for a given text, or where it was not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,8 +187,8 @@ class CaptionView:
         """The texts of each row that count, in the order of `SOURCES`.
 
         Args:
-            batch: rows with `columns`. Texts get their scores also without a threshold if there
-                are the columns `captions_itm` and `synthetic_itm`.
+            batch: rows with `columns`. Texts get their scores also without a threshold, and their
+                captioners, if there are the columns of `TOLD_COLUMNS`.
         """
         admitted: list[list[AdmittedText]] = []
         for part in _record_batches(batch):
@@ -194,7 +198,9 @@ class CaptionView:
                 texts, rows = verdicts.texts.to_pylist(), verdicts.rows.tolist()
                 for at in np.flatnonzero(verdicts.codes == 0).tolist():
                     score = _number(verdicts.scores[at])
-                    of_row[rows[at]].append(AdmittedText(texts[at], source, score))
+                    of_row[rows[at]].append(
+                        AdmittedText(texts[at], source, score, verdicts.captioners[at])
+                    )
             admitted += of_row
         return admitted
 
@@ -205,7 +211,7 @@ class CaptionView:
             DataError: as `resolve`.
         """
         self._check_columns(table)
-        scores = [name for name in ("captions_itm", "synthetic_itm") if name in table.columns]
+        scores = [name for name in TOLD_COLUMNS if name in table.columns]
         columns = list(dict.fromkeys(["id", "split", *self._scanned(table), *scores]))
         for batch in table.scan(columns):
             inside = string_values(batch["split"]) == self.split
