@@ -136,7 +136,10 @@ def _arrays(batch: "pa.RecordBatch") -> tuple[NDArray[Any], ...]:
         return arrays
     column = batch[EMBEDDING_KEY]
     values = np.asarray(column.values, dtype=np.float32).reshape(-1, column.type.list_size)
-    return (*arrays, values[column.offset : column.offset + batch.num_rows])
+    values = values[column.offset : column.offset + batch.num_rows]
+    # What float16 lost of the unit length would be missing from the cosine of equal images.
+    lengths = np.linalg.norm(values, axis=1, keepdims=True)
+    return (*arrays, values / np.where(lengths > 0, lengths, 1))
 
 
 def _no_marks(with_embeddings: bool) -> tuple[NDArray[Any], ...]:

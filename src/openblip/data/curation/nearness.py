@@ -21,7 +21,7 @@ Rows = NDArray[np.int64]
 
 @dataclass(frozen=True, kw_only=True)
 class Nearness:
-    """Thresholds. Equal files are always the same image."""
+    """Thresholds; equal files need none, but for their embeddings."""
 
     by: Criterion = "hash"
     """`hash`: hash and colours are near; `embedding`: the cosine is; `both`: all three are."""
