@@ -1,6 +1,7 @@
 """Workers that Ray places on the machines of a cluster; the only file that touches Ray."""
 
 import os
+import socket
 import time
 import warnings
 from collections.abc import Iterator
@@ -102,11 +103,12 @@ class RayWorkers:
         # The driver's own choice of GPUs is none of Ray's business when workers need none.
         os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
         try:
+            _check_reachable(address)
             with warnings.catch_warnings():
                 # Lance warns of forks; these become Ray's own programs at once.
                 warnings.filterwarnings("ignore", "lance is not fork-safe")
                 self._ray.init(address=address, **options)
-        except (ConnectionError, RuntimeError, ValueError) as error:
+        except (OSError, RuntimeError, ValueError) as error:
             raise OpenBlipError(
                 f"no Ray cluster at {address!r} ({error}): start one with `ray start --head`, or "
                 "give --ray local"
@@ -208,6 +210,13 @@ def _event(error: Exception) -> OpenBlipError | Died:
         return cause
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return Died(f"{type(error).__name__}: {lines[-1].strip()}")
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself tries a wrong address for many minutes."""
+    host, _, port = address.rpartition(":")
+    if port.isdigit() and "://" not in address:
+        socket.create_connection((host, int(port)), timeout=10).close()
 
 
 def _ray() -> Any:
