@@ -88,6 +88,15 @@ class Progress:
             elif self._enabled and self._clock() - self._last_line >= self._interval:
                 self._write_line()
 
+    def note(self, line: str) -> None:
+        """Shows a line of its own, which stays."""
+        with self._lock:
+            if self._bar is not None:
+                self._bar.console.print(line, markup=False, highlight=False)
+            elif self._enabled:
+                self._stream.write(line + "\n")
+                self._stream.flush()
+
     def skip(self, num_done: int = 1) -> None:
         """Counts units that an earlier run did: they do not count for the rate."""
         with self._lock:

@@ -8,6 +8,7 @@ import pytest
 from openblip.cli import main
 from openblip.data.table import PairTable
 from openblip.data.world import WorldConfig, build_world
+from openblip.training.recipe_file import read_recipe
 
 SMALL = [
     "--train.steps=2",
@@ -68,7 +69,13 @@ def test_the_whole_loop_through_the_commands(
     run("capfilt", "report", table, "-o", folder / "page.html")
     assert (folder / "page.html").stat().st_size > 10_000
     view = ["--data.view.sources", "human", "web", "synthetic", "--data.view.itm", "0.0"]
-    run("pretrain", "tiny", table, runs / "new", *SMALL, *view)
+    # The table again with another view: half of it in each epoch.
+    mix = ["--data.mix", table, "--data.mix.0.weight=0.5", "--data.mix.0.view.sources", "web"]
+    run("pretrain", "tiny", table, runs / "new", *SMALL, *view, *mix)
+    first, second = read_recipe(runs / "new" / "recipe.yaml").data.mixture
+    assert (first.weight, second.weight) == (1.0, 0.5)
+    assert (first.view.itm, second.view.itm) == (0.0, None)
+    assert second.view.sources == ("web",)
 
     capsys.readouterr()
     run("evaluate", "retrieval", runs / "new", table, "--k", "2", "--json")

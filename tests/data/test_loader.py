@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from openblip.data.loader import Batch, PairLoader, iterate_images, text_id
+from openblip.data.mixture import WeightedIndex
 from openblip.data.table import PairRow, PairTable
 from openblip.data.text import clean_caption
 from openblip.data.tokenizer import TextTokenizer
@@ -33,7 +34,6 @@ def make(table: PairTable, tokenizer: TextTokenizer) -> Callable[..., PairLoader
 
     def loader(**changes: object) -> PairLoader:
         settings: dict[str, object] = {
-            "view": CaptionView(),
             "batch_size": 4,
             "image_size": SIZE,
             "augmentation": Augmentation(),
@@ -41,9 +41,13 @@ def make(table: PairTable, tokenizer: TextTokenizer) -> Callable[..., PairLoader
             "seed": 3,
             "num_threads": 2,
         }
-        return PairLoader(table, tokenizer=tokenizer, **{**settings, **changes})
+        return PairLoader([_whole(table)], tokenizer, **{**settings, **changes})
 
     return loader
+
+
+def _whole(table: PairTable, weight: float = 1.0) -> WeightedIndex:
+    return WeightedIndex(CaptionView().resolve(table), weight)
 
 
 def _first(loader: PairLoader, count: int, start_step: int = 0) -> list[Batch]:
@@ -94,11 +98,22 @@ def test_an_epoch_shows_every_row_once_and_the_next_one_in_another_order(
     assert rows[:20] != rows[20:]
 
 
-def test_the_last_incomplete_batch_of_an_epoch_is_left_out(make: Callable[..., PairLoader]) -> None:
+def test_the_batch_in_which_an_epoch_ends_goes_on_with_the_next(
+    make: Callable[..., PairLoader],
+) -> None:
     loader = make(batch_size=6)
-    assert loader.batches_per_epoch == 3
-    rows = [row for batch in _first(loader, 3) for row in batch.image_ids.tolist()]
-    assert len(set(rows)) == 18
+    assert loader.batches_per_epoch == 20 / 6
+    rows = [row for batch in _first(loader, 10) for row in batch.image_ids.tolist()]
+    for epoch in range(3):
+        assert sorted(rows[20 * epoch : 20 * (epoch + 1)]) == list(range(20))
+
+
+def test_the_order_does_not_depend_on_the_batch_size(make: Callable[..., PairLoader]) -> None:
+    orders = [
+        [key for batch in _first(make(batch_size=size), 60 // size) for key in batch.ids]
+        for size in (3, 4, 10)
+    ]
+    assert orders[0] == orders[1] == orders[2]
 
 
 def test_other_captions_come_in_other_epochs(make: Callable[..., PairLoader]) -> None:
@@ -159,13 +174,75 @@ def test_equal_texts_have_equal_ids_that_never_change(
     captions = ["A dog.", "a dog !", "a cat"]
     rows = [PairRow(str(n), jpeg(n), captions=[text]) for n, text in enumerate(captions)]
     table = PairTable.create(tmp_path / "t", rows)
-    loader = PairLoader(table, CaptionView(), tokenizer, 3, SIZE, None, 8, seed=0)
+    loader = PairLoader([_whole(table)], tokenizer, 3, SIZE, None, 8, seed=0)
     (batch,) = _first(loader, 1)
     ids = dict(zip(batch.ids, batch.text_ids.tolist(), strict=True))
     assert ids["0"] == ids["1"] == text_id(clean_caption("A dog."))
     assert ids["2"] != ids["0"]
     assert text_id("a dog") == 7182415866560184703
     assert min(ids.values()) >= 0
+
+
+@pytest.fixture
+def mixed(
+    table: PairTable, tmp_path: Path, tokenizer: TextTokenizer, jpeg: Callable[..., bytes]
+) -> Callable[..., PairLoader]:
+    """Makes a loader of the 20-row table, twice an epoch, and half of five other rows."""
+    others = [
+        PairRow(f"s{number}", jpeg(50 + number), captions=[f"number {number}"])
+        for number in range(5)
+    ]
+    other = PairTable.create(tmp_path / "other.lance", others)
+
+    def loader(**changes: object) -> PairLoader:
+        parts = [_whole(table, 2.0), _whole(other, 0.5)]
+        settings = {"batch_size": 6, "num_threads": 2, **changes}
+        return PairLoader(
+            parts,
+            tokenizer,
+            image_size=SIZE,
+            augmentation=Augmentation(),
+            max_tokens=32,
+            seed=3,
+            **settings,
+        )
+
+    return loader
+
+
+def test_pairs_of_several_tables_come_with_their_own_texts(
+    mixed: Callable[..., PairLoader], tokenizer: TextTokenizer
+) -> None:
+    # Two epochs, of 42 and 43 pairs.
+    batches = _first(mixed(batch_size=5), 17)
+    ids = [key for batch in batches for key in batch.ids]
+    assert all(ids.count(f"r{row}") == 4 for row in range(20))
+    assert all(ids.count(f"s{row}") == 1 for row in range(5))
+    for batch in batches:
+        for key, tokens in zip(batch.ids, batch.tokens, strict=True):
+            number, text = key[1:], tokenizer.decode(tokens)
+            expected = {f"picture number {number}", f"this is {number}"}
+            assert text in (expected if key.startswith("r") else {f"number {number}"})
+
+
+def test_a_row_that_comes_twice_in_an_epoch_looks_different_each_time(
+    mixed: Callable[..., PairLoader],
+) -> None:
+    (batch,) = _first(mixed(batch_size=42), 1)
+    images = [image for key, image in zip(batch.ids, batch.images, strict=True) if key == "r0"]
+    assert len(images) == 2
+    assert not torch.equal(*images)
+
+
+def test_ranks_and_restarts_change_nothing_of_a_mixture(
+    mixed: Callable[..., PairLoader],
+) -> None:
+    whole = _first(mixed(), 9)[7:]
+    ranks = [_first(mixed(batch_size=2, rank=r, world_size=3), 2, start_step=7) for r in range(3)]
+    for joint, *parts in zip(whole, *ranks, strict=True):
+        assert joint.ids == sum((part.ids for part in parts), ())
+        for name in ("images", "image_ids", "text_ids"):
+            assert torch.equal(getattr(joint, name), torch.cat([getattr(p, name) for p in parts]))
 
 
 def test_a_view_smaller_than_a_batch_says_the_numbers(make: Callable[..., PairLoader]) -> None:
@@ -179,7 +256,7 @@ def test_a_broken_image_reaches_the_consumer_with_its_row(
     data = [jpeg(0), jpeg(1)[:200], jpeg(2)]
     rows = [PairRow(f"key{n}", image, captions=["x"]) for n, image in enumerate(data)]
     table = PairTable.create(tmp_path / "t", rows)
-    loader = PairLoader(table, CaptionView(), tokenizer, 3, SIZE, None, 8, seed=0)
+    loader = PairLoader([_whole(table)], tokenizer, 3, SIZE, None, 8, seed=0)
     with pytest.raises(DataError, match=r"row 1 \(id 'key1'\) of .*damaged"):
         next(loader.iterate())
     assert _num_threads() == 0
@@ -214,7 +291,7 @@ def test_images_may_lie_outside_the_table(
     path.write_bytes(jpeg(0))
     row = PairRow("a", image_uri=str(path), captions=["x"])
     table = PairTable.create(tmp_path / "t", [row])
-    loader = PairLoader(table, CaptionView(), tokenizer, 1, SIZE, None, 8, seed=0)
+    loader = PairLoader([_whole(table)], tokenizer, 1, SIZE, None, 8, seed=0)
     (batch,) = _first(loader, 1)
     assert torch.equal(batch.images[0], eval_transform(Image.open(path), SIZE))
     path.unlink()

@@ -2,6 +2,8 @@
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from openblip.data import randaugment
@@ -79,6 +81,28 @@ class TestOperations:
         # Row 1 moves by half a pixel, row 2 by one.
         assert values_of(randaugment.shear_x(image, 0.5)) == [[0, 0, 0], [64, 32, 32], [128, 0, 0]]
         assert values_of(randaugment.shear_y(image, 0.5)) == [[0, 64, 128], [0, 32, 0], [0, 32, 0]]
+
+    @settings(deadline=None, max_examples=40)
+    @given(
+        width=st.integers(1, 60),
+        height=st.integers(1, 60),
+        slope=st.sampled_from([0.0, 0.15, -0.15, 1.0, -1.0]) | st.floats(-3, 3),
+        seed=st.integers(0, 1000),
+    )
+    def test_a_shear_equals_the_general_warp(self, width, height, slope, seed):
+        pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        image = Image.fromarray(pixels)
+        along_x = randaugment._warped(image, (1.0, -slope, 0.0), (0.0, 1.0, 0.0))
+        along_y = randaugment._warped(image, (1.0, 0.0, 0.0), (-slope, 1.0, 0.0))
+        assert randaugment.shear_x(image, slope).tobytes() == along_x.tobytes()
+        assert randaugment.shear_y(image, slope).tobytes() == along_y.tobytes()
+
+    def test_a_large_image_is_warped_in_one_piece(self):
+        """Where the bands meet, nothing shows."""
+        ramp = np.arange(300, dtype=np.uint8)[:, None] // 2 + np.zeros((300, 200), np.uint8)
+        turned = np.asarray(randaugment.rotate(image_of(ramp), 10.0))[60:240, 60:140, 0]
+        steps = np.diff(turned.astype(int), axis=0)
+        assert set(np.unique(steps)) <= {0, 1}
 
     def test_rotation_turns_counter_clockwise_about_half_the_size(self):
         image = image_of([[1, 2], [3, 4]])

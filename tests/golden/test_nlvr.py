@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.model.nlvr import Nlvr
+from openblip.tasks.nlvr import ImagePairBatch, NlvrTask
+from openblip.tasks.protocol import StepPosition
 
 pytestmark = pytest.mark.golden
 
@@ -40,14 +41,23 @@ def test_state_that_is_classified(nlvr: Any) -> None:
     assert nlvr.error(states[0], "hidden_state") < TOLERANCE
 
 
-def test_loss_and_gradient(nlvr: Any) -> None:
-    model = nlvr.model().train()
-    prediction = predict(nlvr, model)
-    assert nlvr.error(prediction, "prediction") < TOLERANCE
-    loss = F.cross_entropy(prediction, nlvr["targets"])
-    assert loss.item() == pytest.approx(nlvr.json["loss"], rel=TOLERANCE)
-    loss.backward()
-    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+def test_loss_and_gradient_of_the_task(nlvr: Any) -> None:
+    task = NlvrTask(nlvr.model().train())
+    assert nlvr.error(predict(nlvr, task.student), "prediction") < TOLERANCE
+    first, second = nlvr["image"].chunk(2)
+    batch = ImagePairBatch(
+        ids=("",) * len(first),
+        first_images=first,
+        second_images=second,
+        tokens=nlvr["input_ids"],
+        mask=nlvr.mask("attention_mask"),
+        labels=nlvr["targets"],
+        step=0,
+    )
+    output = task(batch, StepPosition(0, 0.0))
+    assert output.loss.item() == pytest.approx(nlvr.json["loss"], rel=TOLERANCE)
+    output.loss.backward()
+    gradients = {name: parameter.grad for name, parameter in task.student.named_parameters()}
     assert nlvr.worst_gradient_norm_error(gradients, nlvr.json["grad_norm"]) < 1e-4
     assert nlvr.worst_gradient_error(gradients) < 1e-4
 

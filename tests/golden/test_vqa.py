@@ -18,6 +18,8 @@ from openblip.inference.answers import (
 )
 from openblip.model.memory import ImageMemory
 from openblip.model.vqa import Vqa
+from openblip.tasks.protocol import StepPosition
+from openblip.tasks.vqa import QuestionBatch, VqaObjectives, VqaTask
 
 pytestmark = pytest.mark.golden
 
@@ -134,3 +136,26 @@ def test_answers_from_texts(vqa: Any, model: Vqa, tokenizer: TextTokenizer) -> N
     longest = int(vqa["question_attention_mask"].sum(dim=1).argmax())
     expected = vqa.json["results"]["generate"]
     assert written[longest].text == expected["answers"][longest]
+
+
+def test_the_step_of_the_task(vqa: Any) -> None:
+    task = VqaTask(vqa.model().train(), VqaObjectives())
+    batch = QuestionBatch(
+        ids=("",) * len(vqa["image"]),
+        images=vqa["image"],
+        tokens=vqa["question_input_ids"],
+        mask=vqa.mask("question_attention_mask"),
+        answers=vqa["answer_input_ids"],
+        answers_mask=vqa.mask("answer_attention_mask"),
+        question_of_answer=torch.arange(len(vqa["image"])).repeat_interleave(
+            torch.tensor(vqa.json["n"])
+        ),
+        weights=vqa["weights"],
+        step=0,
+    )
+    output = task(batch, StepPosition(0, 0.0))
+    assert output.loss.item() == pytest.approx(vqa.json["loss"], rel=TOLERANCE)
+    output.loss.backward()
+    gradients = {name: parameter.grad for name, parameter in task.student.named_parameters()}
+    assert vqa.worst_gradient_norm_error(gradients, vqa.json["grad_norm"]) < 1e-4
+    assert vqa.worst_gradient_error(gradients) < 1e-4

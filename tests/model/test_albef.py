@@ -81,7 +81,7 @@ class TestParts:
         with pytest.raises(MissingHead, match=r"no itm head .*pre-training or retrieval"):
             Albef(replace(albef_config, heads=("itc", "mlm"))).match_logits(states)
         with pytest.raises(MissingHead, match="no itc head"):
-            Albef(replace(albef_config, heads=("mlm",))).embed_texts(states)
+            Albef(replace(albef_config, heads=("mlm",))).embed_states(states)
 
 
 class TestTexts:
@@ -126,7 +126,7 @@ class TestTexts:
     def test_embeddings_have_unit_length(
         self, albef: Albef, hidden: Tensor, ids: Tensor, mask: Tensor
     ) -> None:
-        texts = albef.embed_texts(albef.encode_texts(ids, mask))
+        texts = albef.embed_texts(ids, mask)
         for embed, rows in ((texts, 6), (albef.embed_images(hidden), 3)):
             assert embed.shape == (rows, 8)
             assert close(embed.norm(dim=1), torch.ones(rows))
@@ -210,7 +210,7 @@ def test_recomputed_activations_give_the_same_gradients(
             layer.ffn.register_forward_pre_hook(lambda *_: runs.append(1))
         states = model.encode_texts(ids, mask)
         fused = model.fuse(states, mask, model.memory(model.encode_images(images)))
-        (model.match_logits(fused).sum() + model.embed_texts(states).sum()).backward()
+        (model.match_logits(fused).sum() + model.embed_states(states).sum()).backward()
         found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
         return len(runs), found
 

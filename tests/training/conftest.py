@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,22 +17,31 @@ from openblip.training.config import DataConfig, OptimiserConfig, Recipe, TrainC
 MakeRecipe = Callable[..., Recipe]
 
 
-def _row(number: int) -> PairRow:
+def wall(number: int, name: str = "row") -> PairRow:
+    """A picture of one colour with two human texts; from number 20 on for validation."""
     colour = ("red", "green", "blue", "white", "black")[number % 5]
     shade = ("dark", "pale", "warm", "plain")[number % 4]
     file = io.BytesIO()
-    pixel = (number * 10, 255 - number * 9, (number * 37) % 256)
+    pixel = (number * 10 % 256, (255 - number * 9) % 256, (number * 37) % 256)
     Image.new("RGB", (20, 16), pixel).save(file, format="PNG")
-    split = "val" if number >= 20 else "train"
+    split = "val" if 20 <= number < 24 else "train"
     texts = [f"a {shade} {colour} wall", f"this wall is {colour}"]
-    return PairRow(f"row-{number}", file.getvalue(), captions=texts, origin="human", split=split)
+    return PairRow(f"{name}-{number}", file.getvalue(), captions=texts, origin="human", split=split)
 
 
 @pytest.fixture(scope="session")
 def table_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
     """20 rows to train on and 4 to validate with, all of human origin."""
     uri = tmp_path_factory.mktemp("data") / "walls.lance"
-    PairTable.create(uri, (_row(number) for number in range(24)))
+    PairTable.create(uri, (wall(number) for number in range(24)))
+    return str(uri)
+
+
+@pytest.fixture
+def other_table(tmp_path: Path) -> str:
+    """6 more rows to train on, none to validate with."""
+    uri = tmp_path / "other.lance"
+    PairTable.create(uri, (wall(number, "other") for number in range(6)))
     return str(uri)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from openblip.training.build import (
     build_model,
     build_task,
     make_tokenizer,
+    open_tables,
     resolve,
     training_loader,
     validation_loader,
 )
-from openblip.training.config import Recipe
+from openblip.training.config import MixedTable, Recipe
 from openblip.training.distributed import Processes
+
+from .conftest import wall
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -34,7 +38,7 @@ def table(table_uri: str) -> PairTable:
 
 @pytest.fixture(scope="module")
 def tokenizer(make_recipe: MakeRecipe, table: PairTable) -> TextTokenizer:
-    return make_tokenizer(make_recipe(), table)
+    return make_tokenizer(make_recipe(), [table])
 
 
 def captioner_recipe(recipe: Recipe, **data: Any) -> Recipe:
@@ -54,7 +58,7 @@ def test_a_tokenizer_learns_the_captions_of_the_view(
     again = replace(recipe, data=replace(recipe.data, prefix="once upon a time "))
     pieces = [
         int(made.encode(["once upon a time"], 30).mask.sum())
-        for made in (tokenizer, make_tokenizer(again, table))
+        for made in (tokenizer, make_tokenizer(again, [table]))
     ]
     assert pieces[0] > pieces[1], "the prefix is learnt as well"
 
@@ -101,8 +105,10 @@ def test_ranks_and_parts_divide_the_batch(
             for rank in range(world_size)
             for part in range(accumulate)
             for row in training_loader(
-                recipe, table, tokenizer, Processes(rank=rank, world_size=world_size)
-            ).rows_of_step(part)
+                recipe, [table], tokenizer, Processes(rank=rank, world_size=world_size)
+            )
+            .samples_of_step(part)
+            .rows
         }
 
     expected = rows_of_first_step(1, 1)
@@ -111,13 +117,46 @@ def test_ranks_and_parts_divide_the_batch(
     assert rows_of_first_step(2, 2) == expected
 
 
+def test_tables_are_mixed_by_weight_and_validated_where_they_can_be(
+    make_recipe: MakeRecipe, tokenizer: TextTokenizer, other_table: str
+) -> None:
+    recipe = make_recipe(batch_size=16)
+    mix = (MixedTable(table=other_table, weight=2.0),)
+    recipe = replace(recipe, data=replace(recipe.data, mix=mix, validation_split="val"))
+    tables = open_tables(recipe.data)
+    loader = training_loader(recipe, tables, tokenizer, Processes())
+    assert loader.batches_per_epoch == 2
+    with loader:
+        ids = [key for batch in islice(loader.iterate(), 2) for key in batch.ids]
+    assert sum(key.startswith("row-") for key in ids) == 20
+    assert all(ids.count(f"other-{number}") == 2 for number in range(6))
+    validation = validation_loader(recipe, tables, tokenizer, Processes())
+    assert validation is not None
+    assert validation.batches_per_epoch == 1
+    assert len(validation.samples_of_step(0).rows) == 4
+
+
+def test_a_tokenizer_learns_the_captions_of_every_table(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    row = replace(wall(0), captions=["zigzag"])
+    other = PairTable.create(tmp_path / "zigzag.lance", [row])
+    recipe = make_recipe()
+    alone = make_tokenizer(recipe, open_tables(recipe.data))
+    mix = (MixedTable(table=other.uri),)
+    recipe = replace(recipe, data=replace(recipe.data, mix=mix))
+    both = make_tokenizer(recipe, open_tables(recipe.data))
+    assert both.decode(both.encode(["zigzag"], 30).ids[0]) == "zigzag"
+    assert alone.decode(alone.encode(["zigzag"], 30).ids[0]) != "zigzag"
+
+
 def test_validation_takes_what_the_split_has(
     make_recipe: MakeRecipe, tokenizer: TextTokenizer, table: PairTable
 ) -> None:
     recipe = make_recipe(batch_size=20)
-    assert validation_loader(recipe, table, tokenizer, Processes()) is None
+    assert validation_loader(recipe, [table], tokenizer, Processes()) is None
     recipe = replace(recipe, data=replace(recipe.data, validation_split="val"))
-    loader = validation_loader(recipe, table, tokenizer, Processes())
+    loader = validation_loader(recipe, [table], tokenizer, Processes())
     assert loader is not None
     with loader:
         (first, second) = (next(loader.iterate()) for _ in range(2))
@@ -138,8 +177,8 @@ def test_training_on_known_leaks_warns_and_names_the_remedy(
     flag_leaks(copy, copy, "test", show_progress=False)
     recipe = make_recipe()
     with pytest.warns(OpenBlipWarning, match=r"1 of the 24 .*--data\.view\.without leaks"):
-        training_loader(recipe, copy, tokenizer, Processes())
+        training_loader(recipe, [copy], tokenizer, Processes())
     view = replace(recipe.data.view, without=("leaks",))
     recipe = replace(recipe, data=replace(recipe.data, view=view))
     # Two texts of the leaking row stand in the evaluation, others of other rows may do so as well.
-    assert len(training_loader(recipe, copy, tokenizer, Processes()).index) <= 23
+    assert training_loader(recipe, [copy], tokenizer, Processes()).mixture.num_rows <= 23

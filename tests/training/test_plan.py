@@ -13,7 +13,7 @@ from openblip.training.plan import Plan, learning_rates
 MakeRecipe = Callable[..., Recipe]
 
 
-def rates(recipe: Recipe, schedule: ScheduleConfig, batches_per_epoch: int) -> list[float]:
+def rates(recipe: Recipe, schedule: ScheduleConfig, batches_per_epoch: float) -> list[float]:
     recipe = replace(recipe, schedule=schedule)
     plan = Plan.of(recipe.train, batches_per_epoch)
     rate = learning_rates(recipe, plan)
@@ -22,7 +22,9 @@ def rates(recipe: Recipe, schedule: ScheduleConfig, batches_per_epoch: int) -> l
 
 def test_epochs_become_steps() -> None:
     assert Plan.of(TrainConfig(epochs=3), batches_per_epoch=10).total_steps == 30
-    assert Plan.of(TrainConfig(epochs=3, accumulate=4), batches_per_epoch=10).total_steps == 6
+    assert Plan.of(TrainConfig(epochs=3, accumulate=4), batches_per_epoch=10).total_steps == 7
+    assert Plan.of(TrainConfig(epochs=3), batches_per_epoch=20 / 6).total_steps == 10
+    assert Plan.of(TrainConfig(epochs=3, accumulate=4), batches_per_epoch=2).total_steps == 3
     assert Plan.of(TrainConfig(steps=7), batches_per_epoch=10).total_steps == 7
 
 
@@ -50,6 +52,15 @@ def test_fine_tuning_follows_a_cosine_over_epochs(make_recipe: MakeRecipe) -> No
     schedule = ScheduleConfig(kind="epoch_cosine", min_lr=0.0)
     seen = rates(make_recipe(steps=None, epochs=2), schedule, batches_per_epoch=2)
     assert seen == pytest.approx([1e-3, 1e-3, 5e-4, 5e-4])
+
+
+def test_an_epoch_begins_with_the_first_step_that_none_of_the_last_takes_part_in(
+    make_recipe: MakeRecipe,
+) -> None:
+    schedule = ScheduleConfig(kind="epoch_cosine", min_lr=0.0)
+    seen = rates(make_recipe(steps=None, epochs=3), schedule, batches_per_epoch=10 / 3)
+    by_epoch = [1e-3, 7.5e-4, 2.5e-4]
+    assert seen == pytest.approx([by_epoch[epoch] for epoch in (0, 0, 0, 0, 1, 1, 1, 2, 2, 2)])
 
 
 def test_a_short_run_rises_and_falls_at_every_step(make_recipe: MakeRecipe) -> None:

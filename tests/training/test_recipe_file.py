@@ -8,10 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
+from openblip.data.views import CaptionView
 from openblip.errors import RecipeError
 from openblip.tasks.captioner import CaptionerObjectives
 from openblip.tasks.filter import FilterObjectives
 from openblip.training.config import (
+    MixedTable,
     Recipe,
     ScheduleConfig,
     TrainConfig,
@@ -36,6 +38,15 @@ def test_a_written_recipe_is_read_back_equal(make_recipe: MakeRecipe, tmp_path: 
     recipe = make_recipe(precision="bfloat16")
     write_recipe(recipe, tmp_path / "recipe.yaml")
     assert read_recipe(tmp_path / "recipe.yaml") == recipe
+
+
+def test_further_tables_are_written_and_read(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    recipe = make_recipe()
+    web = MixedTable(table="web.lance", weight=0.5, view=CaptionView(sources=("web",), itm=0.5))
+    recipe = replace(recipe, data=replace(recipe.data, mix=(web, MixedTable(table="more.lance"))))
+    write_recipe(recipe, tmp_path / "recipe.yaml")
+    assert read_recipe(tmp_path / "recipe.yaml") == recipe
+    assert [part.table for part in recipe.data.mixture[1:]] == ["web.lance", "more.lance"]
 
 
 @pytest.mark.parametrize(
@@ -82,6 +93,9 @@ def test_a_number_that_yaml_reads_as_text_is_a_number(plain: dict[str, Any]) -> 
         (("data", "view", "sources"), "web", "data.view.sources is 'web'; expected a list"),
         (("optimiser", "betas"), [0.9], "optimiser.betas is \\[0.9\\]; expected a list of 2"),
         (("data", "table"), None, "data.table is None; expected text"),
+        (("data", "mix"), [{"tabel": "x"}], "data.mix.tabel is unknown; did you mean"),
+        (("data", "mix"), [{"table": "x", "weight": 0}], "weight of x is 0.0; give more than 0"),
+        (("data", "weight"), -1, "data.weight is -1.0; give more than 0"),
         (("data",), {}, "data.table is missing"),
         (("train",), 7, "train is 7; expected fields"),
         (("task",), "pretrian", "task is 'pretrian'; choose one of pretrain"),

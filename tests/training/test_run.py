@@ -16,15 +16,18 @@ from typing import Any
 import pytest
 import torch
 
+from openblip.data.table import PairTable
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import DataError, MissingHead, RecipeError, TrainingError
 from openblip.interop.folder import read_folder
 from openblip.tasks.captioner import CaptionerObjectives
 from openblip.tasks.filter import FilterObjectives
-from openblip.training.config import ModelOverrides, Recipe
+from openblip.training.config import MixedTable, ModelOverrides, Recipe
 from openblip.training.metrics_log import read_metrics
 from openblip.training.recipe_file import read_recipe, write_recipe
 from openblip.training.run import TrainResult, train
+
+from .conftest import wall
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -181,22 +184,27 @@ def test_a_signal_ends_a_run_after_its_step(
     assert (run["step"], run["window_steps"]) == (result.steps, result.steps)
 
 
-def test_an_interrupted_run_ends_as_if_it_had_not_been(
-    make_recipe: MakeRecipe, finished: tuple[Recipe, TrainResult], tmp_path: Path
-) -> None:
-    recipe, result = finished
+def interrupted(recipe: Recipe, run_dir: Path) -> TrainResult:
+    """Train, and ask to stop as soon as there is a log."""
 
     def interrupt() -> None:
-        while not (tmp_path / "metrics.jsonl").exists():
+        while not (run_dir / "metrics.jsonl").exists():
             time.sleep(0.001)
         time.sleep(0.02)
         os.kill(os.getpid(), signal.SIGINT)
 
     thread = threading.Thread(target=interrupt)
     thread.start()
-    first = train(recipe, tmp_path, quiet=True)
+    result = train(recipe, run_dir, quiet=True)
     thread.join()
-    assert first.steps < 4
+    return result
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(
+    make_recipe: MakeRecipe, finished: tuple[Recipe, TrainResult], tmp_path: Path
+) -> None:
+    recipe, result = finished
+    assert interrupted(recipe, tmp_path).steps < 4
     train(recipe, tmp_path, quiet=True)
     assert weights(tmp_path) == weights(result.run_dir)
     assert weights(tmp_path, "best") == weights(result.run_dir, "best")
@@ -294,6 +302,35 @@ def test_what_cannot_work_is_refused_before_training(
     assert not (tmp_path / "metrics.jsonl").exists()
     # The corrected recipe may use the same directory.
     train(make_recipe(steps=1), tmp_path, quiet=True)
+
+
+def mixed(recipe: Recipe, *mix: MixedTable) -> Recipe:
+    return replace(recipe, data=replace(recipe.data, mix=mix))
+
+
+def test_a_run_on_several_tables_goes_on_where_it_stopped(
+    make_recipe: MakeRecipe, other_table: str, tmp_path: Path
+) -> None:
+    # An epoch is 20 + 3 pairs: batches of 4 span epochs.
+    recipe = mixed(
+        make_recipe(steps=14, checkpoint_every=3, log_every=1),
+        MixedTable(table=other_table, weight=0.5),
+    )
+    train(recipe, tmp_path / "uninterrupted", quiet=True)
+    assert interrupted(recipe, tmp_path / "stopped").steps < 14
+    train(recipe, tmp_path / "stopped", quiet=True)
+    assert weights(tmp_path / "stopped") == weights(tmp_path / "uninterrupted")
+    assert read_metrics(tmp_path / "stopped")[-1]["epoch"] == pytest.approx(13 * 4 / 23)
+
+
+def test_a_run_does_not_go_on_with_other_rows_of_any_table(
+    make_recipe: MakeRecipe, other_table: str, tmp_path: Path
+) -> None:
+    recipe = mixed(make_recipe(steps=2), MixedTable(table=other_table))
+    train(recipe, tmp_path / "run", quiet=True)
+    PairTable.open(other_table).append([wall(100, "another")])
+    with pytest.raises(TrainingError, match=r"20 of .*walls\.lance, the 7 of .*other\.lance"):
+        train(recipe, tmp_path / "run", quiet=True)
 
 
 def fine_tuning(
@@ -402,6 +439,7 @@ def test_progress_shows_losses_and_rates(
 ) -> None:
     train(make_recipe(steps=2), tmp_path)
     shown = capfd.readouterr().err
+    assert "walls.lance: 20 pairs per epoch (100 %), weight 1 x 20 rows; human: 40 of 40" in shown
     assert "training pretrain: 2 of 2 steps" in shown
     assert all(
         name in shown for name in ("loss", "itc", "pairs/s", "utilisation", "waiting for data")

@@ -10,10 +10,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from openblip.data.loader import Batch
 from openblip.data.tokenizer import SpecialTokens
 from openblip.model import Med, MedConfig
+from openblip.model.albef import Albef, AlbefConfig
 from openblip.model.flops import flop_counter
+from openblip.tasks.albef import AlbefObjectives, AlbefTask
 from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
 from openblip.tasks.protocol import StepPosition
-from openblip.training.step_flops import step_flops
+from openblip.training.step_flops import step_flops, task_flops
 
 SPECIAL = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4, dec=5, enc=6)
 SUBSETS = [s for size in (1, 2, 3) for s in combinations(("itc", "itm", "lm"), size)]
@@ -53,3 +55,17 @@ def test_forward_and_backward(losses: tuple[str, ...], sharing: str) -> None:
     counted = counter.get_total_flops()
     # The first layer's images need no gradient, so that backward is a little cheaper.
     assert step_flops(config, losses, pairs) == pytest.approx(counted, rel=0.03)
+
+
+@pytest.mark.parametrize("losses", [("itc",), ("itc", "itm"), ("itc", "itm", "mlm")])
+def test_forward_and_backward_of_albef(losses: tuple[str, ...]) -> None:
+    med = MedConfig.preset("tiny", vocab_size=300, image_size=64)
+    config = AlbefConfig(vision=med.vision, text=med.text, fusion_layer=1, heads=losses)
+    objectives = AlbefObjectives(losses=losses, queue_size=0, mask_probability=0.5)
+    task = AlbefTask(Albef(config), SPECIAL, objectives, seed=0)
+    pairs = batch(rows=8, tokens=16)
+    with flop_counter() as counter, sdpa_kernel(SDPBackend.MATH):
+        task(pairs, StepPosition(0, 2.0)).loss.backward()
+    counted = counter.get_total_flops()
+    # The words that are masked are drawn, and the first layer's images need no gradient.
+    assert task_flops(task, pairs) == pytest.approx(counted, rel=0.03)

@@ -1,19 +1,23 @@
 """`openblip pretrain` and `openblip finetune`."""
 
 import sys
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from openblip.training.config import Recipe
 
-_PRETRAIN_HELP = """Train a MED from scratch: RECIPE is tiny, small, base, large, or a recipe.yaml.
+_PRETRAIN_HELP = """Train a MED from scratch: RECIPE is tiny, small, base, large, or a recipe.yaml;
+clip and albef train those models.
 
 The same command goes on with a run that was stopped. Several processes: torchrun
 --nproc-per-node=8 -m openblip pretrain ... Example:
 openblip pretrain tiny pairs.lance runs/noisy --train.steps 2000
 openblip pretrain tiny pairs.lance runs/new --data.view.sources human web synthetic
---data.view.itm 0.5"""
+--data.view.itm 0.5
+openblip pretrain base human.lance runs/mixed --data.weight 2 --data.mix web.lance
+--data.mix.0.weight 0.5 --data.mix.0.view.sources web synthetic"""
 
 _FINETUNE_HELP = """Fine-tune a pre-trained MED on human captions: TASK is captioner, filter, or
 shared (both in one model).
@@ -61,6 +65,7 @@ def _train(recipe: "Recipe", run_dir: Path, words: list[str], prog: str, about: 
     from openblip.training.run import train
 
     kind = tyro.conf.AvoidSubcommands[Recipe]
+    recipe, words = _take_mix(recipe, words)
     resolved = tyro.cli(kind, default=recipe, args=words, prog=prog, description=about)
     result = train(resolved, run_dir)
     if result.interrupted:
@@ -70,6 +75,24 @@ def _train(recipe: "Recipe", run_dir: Path, words: list[str], prog: str, about: 
         f"{run_dir}: {result.steps} steps in {result.seconds:.0f} s; model: {result.model_folder}"
     )
     return 0
+
+
+def _take_mix(recipe: "Recipe", words: list[str]) -> tuple["Recipe", list[str]]:
+    """The recipe with the tables that follow `--data.mix`, at the view of the first, and the rest.
+
+    Afterwards there are flags for the view and the weight of each, `--data.mix.0.weight` first.
+    """
+    from dataclasses import replace
+
+    from openblip.training.config import MixedTable
+
+    if "--data.mix" not in words:
+        return recipe, words
+    begin = words.index("--data.mix")
+    tables = list(takewhile(lambda word: not word.startswith("-"), words[begin + 1 :]))
+    mix = tuple(MixedTable(table=table, view=recipe.data.view) for table in tables)
+    rest = words[:begin] + words[begin + 1 + len(tables) :]
+    return replace(recipe, data=replace(recipe.data, mix=mix)), rest
 
 
 def _positionals(

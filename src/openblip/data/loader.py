@@ -1,8 +1,9 @@
 """Batches for training, and images in order for evaluation, made ahead by threads.
 
-A position in training is (seed, step) and nothing else: the epoch's order is a keyed permutation,
-the caption of a row a keyed hash, its augmentation a generator keyed by (seed, epoch, row). So a
-run resumes at any step, with any number of threads, and ranks need not talk to each other.
+A position in training is (seed, step) and nothing else: the order is a keyed permutation of each
+epoch (`Mixture`), the caption of a row a keyed hash, its augmentation a generator keyed by (seed,
+pass, row). So a run resumes at any step, with any number of threads, and ranks need not talk to
+each other.
 """
 
 import hashlib
@@ -17,22 +18,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openblip.data.examples import Examples
 from openblip.data.images import open_image
+from openblip.data.mixture import Mixture, Samples, WeightedIndex
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.reading import encoded_image
-from openblip.data.shuffle import KeyedPermutation, keyed_hash
+from openblip.data.shuffle import keyed_hash
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.data.tokenizer import TextTokenizer
 from openblip.data.transforms import Augmentation, eval_transform, train_transform
-from openblip.data.views import CaptionView
 from openblip.errors import DataError
 
 _IMAGE_COLUMNS = ("id", "image", "image_uri")
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Examples):
     """Image-text pairs ready for a model, on the host."""
 
     ids: tuple[str, ...]
@@ -44,7 +46,7 @@ class Batch:
     mask: Tensor
     """bool (batch, tokens), True = attend."""
     image_ids: Tensor
-    """int64 (batch,), row numbers: equal means the same image."""
+    """int64 (batch,), equal means the same image: row numbers, above 2^40 for further tables."""
     text_ids: Tensor
     """int64 (batch,), hashes of the cleaned texts: equal means the same text."""
     step: int
@@ -52,20 +54,20 @@ class Batch:
 
 
 class PairLoader:
-    """Endless batches of a view, shuffled anew in each epoch.
+    """Endless batches of one or more tables, shuffled anew in each epoch.
 
-    In an epoch every admitted row comes once (those of the last incomplete batch stay out), with
-    one of its admitted texts. Usable as a context manager, which ends the threads.
+    In an epoch every admitted row comes once, or as often as its table's weight says, with one of
+    its admitted texts. The batch in which an epoch ends is filled up by the next one. Usable as a
+    context manager, which ends the threads.
 
     Attributes:
-        index: the rows and texts that the view admits.
+        mixture: what comes when.
         waited_seconds: time that consumers have waited for batches so far.
     """
 
     def __init__(
         self,
-        table: PairTable,
-        view: CaptionView,
+        parts: Sequence[WeightedIndex],
         tokenizer: TextTokenizer,
         batch_size: int,
         image_size: int,
@@ -80,11 +82,10 @@ class PairLoader:
         num_prefetched: int = 2,
         pin_memory: bool = False,
     ) -> None:
-        """Resolves the view; starts no thread.
+        """Starts no thread.
 
         Args:
-            table: where the pairs are.
-            view: which of them count.
+            parts: the admitted rows of each table, at least one, with their weights.
             tokenizer: for the texts.
             batch_size: pairs for each rank and step; the global batch is `world_size` times that.
             image_size: pixels of a side.
@@ -100,16 +101,16 @@ class PairLoader:
             pin_memory: put images where a GPU can fetch them while it computes.
 
         Raises:
-            DataError: the view is empty, or smaller than one global batch.
+            DataError: an epoch is smaller than one global batch.
         """
         if batch_size < 1 or not 0 <= rank < world_size or seed < 0:
             raise ValueError(
                 "expected batch_size >= 1, 0 <= rank < world_size, seed >= 0. "
                 f"Got {batch_size}, {rank}, {world_size}, {seed}."
             )
-        self.index = view.resolve(table)
+        self.mixture = Mixture(parts, seed)
         self.waited_seconds = 0.0
-        self._table, self._view, self._tokenizer = table, view, tokenizer
+        self._tokenizer = tokenizer
         self._batch_size, self._rank, self._global_size = batch_size, rank, batch_size * world_size
         self._image_size, self._augmentation = image_size, augmentation
         self._max_tokens, self._prefix, self._max_words = max_tokens, prefix, max_words
@@ -117,17 +118,18 @@ class PairLoader:
         self._num_threads = num_threads or default_threads()
         self._num_prefetched = num_prefetched
         self._open: weakref.WeakSet[Generator[Batch, None, None]] = weakref.WeakSet()
-        if len(self.index) < self._global_size:
+        if self.mixture.pairs_per_epoch < self._global_size:
+            tables = ", ".join(dict.fromkeys(part.index.table.uri for part in parts))
             raise DataError(
-                f"the view has {len(self.index)} rows in {table.uri}, less than one global batch "
-                f"of {batch_size} x {world_size} = {self._global_size}: lower the batch size, or "
-                f"admit more ({self.index.summary()})"
+                f"an epoch has {self.mixture.pairs_per_epoch:g} rows of {tables}, less than one "
+                f"global batch of {batch_size} x {world_size} = {self._global_size}: lower the "
+                f"batch size, or admit more ({'; '.join(self.mixture.summary())})"
             )
 
     @property
-    def batches_per_epoch(self) -> int:
-        """Number of whole global batches in the view."""
-        return len(self.index) // self._global_size
+    def batches_per_epoch(self) -> float:
+        """Global batches in a pass over the mixture, with the fraction."""
+        return self.mixture.pairs_per_epoch / self._global_size
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """Endless batches from the global batch number `start_step` on.
@@ -141,13 +143,10 @@ class PairLoader:
         self._open.add(batches)
         return batches
 
-    def rows_of_step(self, step: int) -> np.ndarray:
-        """Row numbers of this rank's part of the global batch `step`, int64 (batch,)."""
-        epoch, number = divmod(step, self.batches_per_epoch)
-        order = KeyedPermutation(len(self.index), keyed_hash(self._seed, epoch))
-        first = number * self._global_size + self._rank * self._batch_size
-        rows: np.ndarray = self.index.rows[order(np.arange(first, first + self._batch_size))]
-        return rows
+    def samples_of_step(self, step: int) -> Samples:
+        """What this rank's part of the global batch `step` is made of."""
+        first = step * self._global_size + self._rank * self._batch_size
+        return self.mixture.samples(first, first + self._batch_size)
 
     def close(self) -> None:
         """Ends the threads of every iterator that was handed out; those yield no more."""
@@ -179,42 +178,72 @@ class PairLoader:
             batches.close()
 
     def _make(self, step: int) -> Batch:
-        rows = self.rows_of_step(step)
-        epoch = step // self.batches_per_epoch
-        columns = dict.fromkeys((*_IMAGE_COLUMNS, *self._view.columns))
-        pairs = self._table.take(rows, list(columns))
-        images = _empty_images(len(rows), self._image_size, self._pin_memory)
-        ids = pairs["id"].to_pylist()
-        sources = zip(pairs["image"].to_pylist(), pairs["image_uri"].to_pylist(), strict=True)
-        for place, (row, source) in enumerate(zip(rows.tolist(), sources, strict=True)):
+        samples = self.samples_of_step(step)
+        pairs = self._read(samples)
+        draws = list(
+            zip(samples.passes.tolist(), self.mixture.draw_keys(samples).tolist(), strict=True)
+        )
+        images = _empty_images(len(pairs), self._image_size, self._pin_memory)
+        for place, (pair, draw) in enumerate(zip(pairs, draws, strict=True)):
             try:
-                images[place] = self._image(*source, epoch=epoch, row=row)
+                images[place] = self._image(pair, draw)
             except (DataError, OSError, ValueError) as error:
-                where = f"row {row} (id {ids[place]!r}) of {self._table.uri}"
-                raise DataError(f"{where}: {error}") from error
+                raise DataError(f"{pair.where}: {error}") from error
         texts = [
             clean_caption(
-                choices[keyed_hash(self._seed, epoch, row) % len(choices)], self._max_words
+                pair.texts[keyed_hash(self._seed, *draw) % len(pair.texts)], self._max_words
             )
-            for choices, row in zip(self._view.admitted_texts(pairs), rows.tolist(), strict=True)
+            for pair, draw in zip(pairs, draws, strict=True)
         ]
         tokens = self._tokenizer.encode([self._prefix + text for text in texts], self._max_tokens)
         return Batch(
-            ids=tuple(ids),
+            ids=tuple(pair.id for pair in pairs),
             images=images,
             tokens=tokens.ids,
             mask=tokens.mask,
-            image_ids=torch.from_numpy(rows),
+            image_ids=torch.from_numpy(self.mixture.image_ids(samples)),
             text_ids=torch.tensor([text_id(text) for text in texts]),
             step=step,
         )
 
-    def _image(self, image: bytes | None, uri: str | None, *, epoch: int, row: int) -> Tensor:
-        opened = open_image(encoded_image(image, uri))
+    def _read(self, samples: Samples) -> "list[_Pair]":
+        """The samples as they are stored, in order; one read for each table."""
+        pairs: dict[int, _Pair] = {}
+        for number in np.unique(samples.parts).tolist():
+            index = self.mixture.parts[number].index
+            places = np.flatnonzero(samples.parts == number)
+            rows = samples.rows[places]
+            columns = dict.fromkeys((*_IMAGE_COLUMNS, *index.view.columns))
+            found = index.table.take(rows, list(columns))
+            values = zip(
+                places.tolist(),
+                rows.tolist(),
+                *(found[name].to_pylist() for name in _IMAGE_COLUMNS),
+                index.view.admitted_texts(found),
+                strict=True,
+            )
+            for place, row, key, image, uri, texts in values:
+                where = f"row {row} (id {key!r}) of {index.table.uri}"
+                pairs[place] = _Pair(key, image, uri, texts, where)
+        return [pairs[place] for place in range(len(samples.rows))]
+
+    def _image(self, pair: "_Pair", draw: tuple[int, int]) -> Tensor:
+        opened = open_image(encoded_image(pair.image, pair.image_uri))
         if self._augmentation is None:
             return eval_transform(opened, self._image_size)
-        generator = np.random.default_rng([self._seed, epoch, row])
+        generator = np.random.default_rng([self._seed, *draw])
         return train_transform(opened, self._image_size, self._augmentation, generator)
+
+
+class _Pair(NamedTuple):
+    """An image and the texts that may stand for it."""
+
+    id: str
+    image: bytes | None
+    image_uri: str | None
+    texts: list[str]
+    where: str
+    """What errors call it."""
 
 
 class ImageBatch(NamedTuple):

@@ -4,10 +4,11 @@ The original works with OpenCV; this file gives the same bytes with Pillow and n
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple, cast
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
@@ -27,12 +28,16 @@ _APPLY_PROBABILITY = 0.5
 _POSITION_BITS = 10
 _WEIGHT_BITS = 5
 _POSITION_ONE = 1 << _POSITION_BITS
-_ONE = np.uint64(1 << _WEIGHT_BITS)
+_ONE, _ONE_16 = np.uint64(1 << _WEIGHT_BITS), np.uint16(1 << _WEIGHT_BITS)
+# Half of 1/32 px is added so that the shift rounds to the nearest.
+_ROUNDING = 1 << (_POSITION_BITS - _WEIGHT_BITS - 1)
 # A pixel travels as one integer with 20 bits per channel, which hold 255 * 32 * 32 and rounding.
 _CHANNEL_SHIFTS = (0, 20, 40)
 _PACKED_ONE = np.uint64(sum(1 << shift for shift in _CHANNEL_SHIFTS))
 # Fill around the packed image, so that positions outside need no test.
 _RING = 2
+# Numbers in one array of a band; with 8 bytes each it is still taken from memory that is in use.
+_BAND_PIXELS = 16384
 
 
 class Operation(NamedTuple):
@@ -132,12 +137,13 @@ def translate_y(image: Image.Image, pixels: float) -> Image.Image:
 
 def shear_x(image: Image.Image, slope: float) -> Image.Image:
     """Returns the image with each row moved to the right by `slope` times its y."""
-    return _warped(image, (1.0, -slope, 0.0), (0.0, 1.0, 0.0))
+    return _sheared(image, slope)
 
 
 def shear_y(image: Image.Image, slope: float) -> Image.Image:
     """Returns the image with each column moved down by `slope` times its x."""
-    return _warped(image, (1.0, 0.0, 0.0), (-slope, 1.0, 0.0))
+    turned = _sheared(image.transpose(Image.Transpose.TRANSPOSE), slope)
+    return turned.transpose(Image.Transpose.TRANSPOSE)
 
 
 def rotate(image: Image.Image, degrees: float) -> Image.Image:
@@ -168,35 +174,71 @@ def _moved(image: Image.Image, right: int, down: int) -> Image.Image:
     return moved
 
 
+def _sheared(image: Image.Image, slope: float) -> Image.Image:
+    """Returns the image with each row moved to the right by `slope` times its y, as `_warped` does.
+
+    All pixels of a row move alike: a row is one piece of memory, blended with its neighbour.
+    """
+    pixels = np.asarray(image)
+    height, width, channels = pixels.shape
+    shift = -slope * np.arange(height) * _POSITION_ONE
+    position = (np.rint(shift).astype(np.int64) + _ROUNDING) >> (_POSITION_BITS - _WEIGHT_BITS)
+    weight = (position & ((1 << _WEIGHT_BITS) - 1)).astype(np.uint16)[:, None]
+    # Beyond the image there is fill only.
+    whole = np.clip(position >> _WEIGHT_BITS, -width - 1, width)
+    before, after = max(0, -int(whole.min())), max(0, int(whole.max()) + 1)
+    framed = np.full((height, before + width + after, channels), _FILL, dtype=np.uint8)
+    framed[:, before : before + width] = pixels
+    begin = (np.arange(height) * framed.shape[1] + before + whole) * channels
+    pieces = sliding_window_view(framed.ravel(), (width + 1) * channels)
+    sheared = np.empty((height, width * channels), dtype=np.uint8)
+    for band in _bands(height, width):
+        piece = pieces[begin[band]].astype(np.uint16)
+        blended = piece[:, :-channels] * (_ONE_16 - weight[band])
+        blended += piece[:, channels:] * weight[band]
+        blended += 1 << (_WEIGHT_BITS - 1)
+        blended >>= _WEIGHT_BITS
+        sheared[band] = blended
+    return Image.fromarray(sheared.reshape(pixels.shape))
+
+
 def _warped(image: Image.Image, x_row: AffineRow, y_row: AffineRow) -> Image.Image:
     """Returns the image whose pixel (x, y) is read bilinearly at (x_row, y_row) . (x, y, 1).
 
     Bit for bit OpenCV's fixed-point arithmetic; pixels outside count as 128, also in the blend
     along the border.
     """
-    width, height = image.size
-    x, x_weight = _source_positions(x_row, width, height)
-    y, y_weight = _source_positions(y_row, width, height)
     packed = _packed(image)
-    # What lies beyond the ring looks like the ring.
-    first = np.clip(y, -_RING, height) * packed.shape[1] + np.clip(x, -_RING, width)
-    first += _RING * packed.shape[1] + _RING
-    top = _blend(packed, first, x_weight)
-    bottom = _blend(packed, first + packed.shape[1], x_weight)
-    total = top * (_ONE - y_weight) + bottom * y_weight
-    return _unpacked(total)
+    width, height = image.size
+    pixels = np.empty((height, width, 3), dtype=np.uint8)
+    for band in _bands(height, width):
+        rows = np.arange(band.start, band.stop)
+        x, x_weight = _source_positions(x_row, width, rows)
+        y, y_weight = _source_positions(y_row, width, rows)
+        # What lies beyond the ring looks like the ring.
+        first = np.clip(y, -_RING, height) * packed.shape[1] + np.clip(x, -_RING, width)
+        first += _RING * packed.shape[1] + _RING
+        total = _blend(packed, first, x_weight) * (_ONE - y_weight)
+        total += _blend(packed, first + packed.shape[1], x_weight) * y_weight
+        _unpack(total, pixels[band])
+    return Image.fromarray(pixels)
+
+
+def _bands(height: int, width: int) -> Iterator[slice]:
+    """Yields ranges of rows; what is computed of one of them stays in the processor's cache."""
+    band = max(1, _BAND_PIXELS // width)
+    for top in range(0, height, band):
+        yield slice(top, min(top + band, height))
 
 
 def _source_positions(
-    row: AffineRow, width: int, height: int
+    row: AffineRow, width: int, rows: NDArray[np.int64]
 ) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """Returns whole pixels and remainders in 1/32 px, both (height, width)."""
+    """Returns whole pixels and remainders in 1/32 px for those rows, both (rows, width)."""
     per_x, per_y, constant = row
     along_x = np.rint(np.arange(width) * per_x * _POSITION_ONE).astype(np.int64)
-    along_y = np.rint((np.arange(height) * per_y + constant) * _POSITION_ONE).astype(np.int64)
-    # Half of 1/32 px is added so that the shift rounds to the nearest.
-    rounding = 1 << (_POSITION_BITS - _WEIGHT_BITS - 1)
-    position = (along_y[:, None] + rounding + along_x) >> (_POSITION_BITS - _WEIGHT_BITS)
+    along_y = np.rint((rows * per_y + constant) * _POSITION_ONE).astype(np.int64)
+    position = (along_y[:, None] + _ROUNDING + along_x) >> (_POSITION_BITS - _WEIGHT_BITS)
     return position >> _WEIGHT_BITS, (position & ((1 << _WEIGHT_BITS) - 1)).astype(np.uint64)
 
 
@@ -206,9 +248,10 @@ def _packed(image: Image.Image) -> NDArray[np.uint64]:
     height, width, _ = pixels.shape
     packed = np.full((height + 2 * _RING, width + 2 * _RING), _FILL * _PACKED_ONE, dtype=np.uint64)
     inner = packed[_RING:-_RING, _RING:-_RING]
-    inner[...] = pixels[..., 0]
-    for channel in (1, 2):
-        inner |= pixels[..., channel].astype(np.uint64) << _CHANNEL_SHIFTS[channel]
+    inner[...] = pixels[..., 2]
+    for channel in (1, 0):
+        inner <<= np.uint64(_CHANNEL_SHIFTS[1])
+        inner |= pixels[..., channel]
     return packed
 
 
@@ -220,10 +263,8 @@ def _blend(
     return blended
 
 
-def _unpacked(total: NDArray[np.uint64]) -> Image.Image:
+def _unpack(total: NDArray[np.uint64], out: NDArray[np.uint8]) -> None:
     bits = 2 * _WEIGHT_BITS
     total += (1 << (bits - 1)) * _PACKED_ONE
-    pixels = np.empty((*total.shape, 3), dtype=np.uint8)
     for channel, shift in enumerate(_CHANNEL_SHIFTS):
-        pixels[..., channel] = (total >> (shift + bits)).astype(np.uint8)
-    return Image.fromarray(pixels)
+        out[..., channel] = total >> (shift + bits)

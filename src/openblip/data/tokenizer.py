@@ -5,6 +5,7 @@ The only file that imports `tokenizers`.
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from copy import copy
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -27,7 +28,7 @@ VOCABULARY_FILE = "vocab.txt"
 
 _BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 # In this order behind the vocabulary: 30522 and 30523 for bert-base-uncased, as in the original.
-_BLIP_TOKENS = ("[DEC]", "[ENC]")
+BLIP_TOKENS = ("[DEC]", "[ENC]")
 _REMEDY = "give a tokenizer.json, a BERT vocab.txt, or a folder that holds one of them"
 
 # Spaces that BERT's decoding leaves before English punctuation and clitics, and what they become.
@@ -93,14 +94,15 @@ class TextTokenizer:
         missing = [token for token in _BERT_TOKENS if backend.token_to_id(token) is None]
         if missing:
             raise DataError(f"{source}: the vocabulary lacks {' '.join(missing)}; {_REMEDY}")
-        backend.add_special_tokens([*_BERT_TOKENS, *_BLIP_TOKENS])
+        backend.add_special_tokens([*_BERT_TOKENS, *BLIP_TOKENS])
         backend.no_padding()
         backend.no_truncation()
         # Differs from BLIP: "[SEP]" written in a caption is text, not the end of it.
         backend.encode_special_tokens = True
         self._backend = backend
+        self._ends_texts = True
         ids = backend.get_vocab(with_added_tokens=True)
-        self.special = SpecialTokens(*(ids[token] for token in (*_BERT_TOKENS, *_BLIP_TOKENS)))
+        self.special = SpecialTokens(*(ids[token] for token in (*_BERT_TOKENS, *BLIP_TOKENS)))
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
@@ -134,10 +136,16 @@ class TextTokenizer:
             DataError: if the texts hold no character.
             RecipeError: if `vocab_size` leaves no room besides the special tokens.
         """
-        num_special = len(_BERT_TOKENS) + len(_BLIP_TOKENS)
+        num_special = len(_BERT_TOKENS) + len(BLIP_TOKENS)
         if vocab_size <= num_special + 1:
             raise RecipeError(f"vocab_size is {vocab_size}; give more than {num_special + 1}")
-        return cls(_train_backend(list(texts), vocab_size - len(_BLIP_TOKENS), lowercase))
+        return cls(_train_backend(list(texts), vocab_size - len(BLIP_TOKENS), lowercase))
+
+    def without_end(self) -> Self:
+        """Returns the same tokenizer, but `encode` puts no `[SEP]` behind a text, as ALBEF's."""
+        other = copy(self)
+        other._ends_texts = False
+        return other
 
     @property
     def vocab_size(self) -> int:
@@ -169,7 +177,7 @@ class TextTokenizer:
 
         Args:
             texts: any number, also none.
-            max_tokens: a longer text keeps its first `max_tokens - 2` pieces.
+            max_tokens: a longer text keeps its first pieces, as many as there is room for.
             first: the first token: `[CLS]`, `[ENC]` or `[DEC]`.
             pad_to: length of the rows, at least `max_tokens`. By default the longest row, rounded
                 up to a multiple of 8 so that few shapes occur.
@@ -184,13 +192,15 @@ class TextTokenizer:
         first_id = {"cls": self.special.cls, "enc": self.special.enc, "dec": self.special.dec}[
             first
         ]
-        rows = [pieces[: max_tokens - 2] for pieces in self._pieces(texts)]
-        lengths = np.array([len(row) + 2 for row in rows], dtype=np.int64)
+        last = (self.special.sep,) if self._ends_texts else ()
+        most = max_tokens - 1 - len(last)
+        rows = [(first_id, *pieces[:most], *last) for pieces in self._pieces(texts)]
+        lengths = np.array([len(row) for row in rows], dtype=np.int64)
         longest = int(lengths.max(initial=2))
         width = -(-longest // _PAD_MULTIPLE) * _PAD_MULTIPLE if pad_to is None else pad_to
         ids = np.full((len(rows), width), self.special.pad, dtype=np.int64)
         for target, row in zip(ids, rows, strict=True):
-            target[: len(row) + 2] = (first_id, *row, self.special.sep)
+            target[: len(row)] = row
         mask = np.arange(width) < lengths[:, None]
         return TokenBatch(torch.from_numpy(ids), torch.from_numpy(mask))
 
@@ -198,7 +208,8 @@ class TextTokenizer:
         """Returns the place of the first character that `encode` leaves out; None if none is."""
         valid = text.encode("utf-8", "replace").decode()
         offsets = self._backend.encode(valid, add_special_tokens=False).offsets
-        return offsets[max_tokens - 2][0] if len(offsets) > max_tokens - 2 else None
+        most = max_tokens - 1 - self._ends_texts
+        return offsets[most][0] if len(offsets) > most else None
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """Returns the text of one row of ids; special tokens are skipped, wherever they stand."""

@@ -17,6 +17,7 @@ from openblip.errors import DataError, RecipeError, TextTruncated
 from openblip.evaluation.metrics import retrieval
 from openblip.inference import Blip
 from openblip.inference.scoring import match_logits
+from openblip.model.albef import Albef
 from openblip.progress import Progress
 
 # Score of a pair that is not among the top k, below every matched one (as the original).
@@ -61,8 +62,9 @@ def evaluate_retrieval(
     """Text and image recall on the protocol of COCO and Flickr30k (several captions an image).
 
     ITC ranks all pairs; the k best texts of each image and the k best images of each text are
-    ranked again by ITM logit + cosine. Pairs are grouped by image, so that each image's
-    cross-attention keys and values are computed once, however many texts it is paired with.
+    ranked again by ITM logit + cosine (of ALBEF by the logit alone). Pairs are grouped by image,
+    so that each image's cross-attention keys and values are computed once, however many texts it
+    is paired with.
 
     Args:
         blip: a model with an ITC head, and an ITM head if it is to re-rank.
@@ -83,7 +85,7 @@ def evaluate_retrieval(
     gallery = read_gallery(table, split, max_words)
     with torch.inference_mode():
         embeds = [
-            blip.med.embed_images(blip.encode(images).hidden).cpu()
+            blip.matcher.embed_images(blip.encode(images).hidden).cpu()
             for _, images in _images(blip, table, gallery, batch_size)
         ]
         with warnings.catch_warnings():
@@ -154,15 +156,20 @@ def _rerank(
     """Scores (images, texts) for ranking texts, and for ranking images."""
     of_image, of_text = candidate_pairs(cosines, k)
     wanted = of_image | of_text
-    tokens = blip.tokenizer.encode(gallery.texts, blip.max_tokens, first="enc")
+    is_albef = isinstance(blip.matcher, Albef)
+    tokens = blip.tokenizer.encode(
+        gallery.texts, blip.max_tokens, first="cls" if is_albef else "enc"
+    )
     logits = torch.full_like(cosines, _NOT_RANKED)
     with Progress("matching", total=int(wanted.sum()), unit="pairs") as progress:
         for first, images in _images(blip, table, gallery, batch_size):
             chosen = [row.nonzero()[:, 0].tolist() for row in wanted[first : first + len(images)]]
             memory = blip.encode(images).encoder_memory
-            for place, matched in enumerate(match_logits(blip.med, memory, tokens, chosen)):
+            for place, matched in enumerate(match_logits(blip.matcher, memory, tokens, chosen)):
                 texts = chosen[place]
-                logits[first + place, texts] = matched[:, 1] + cosines[first + place, texts]
+                # BLIP adds the cosine, ALBEF does not.
+                added = 0.0 if is_albef else cosines[first + place, texts]
+                logits[first + place, texts] = matched[:, 1] + added
                 progress.update(len(texts))
     floor = torch.full_like(cosines, _NOT_RANKED)
     return torch.where(of_image, logits, floor), torch.where(of_text, logits, floor)

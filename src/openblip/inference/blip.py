@@ -32,6 +32,7 @@ from openblip.inference.image_input import Images, as_sources
 from openblip.inference.scoring import Match, embed_texts, match_probabilities, score_texts
 from openblip.inference.texts import FirstTokenName, encode_texts
 from openblip.model import Med
+from openblip.model.albef import Albef
 from openblip.model.dual import DualEncoder
 
 PROMPT = "a picture of "
@@ -167,11 +168,11 @@ class Blip(ModelBundle):
             parts.append(embed_texts(model, tokens).cpu())
         return torch.cat(parts)
 
-    def _embedder(self) -> Med | DualEncoder:
+    def _embedder(self) -> Med | Albef | DualEncoder:
         if isinstance(self.model, DualEncoder):
             return self.model
-        self.med.require("itc")
-        return self.med
+        self.matcher.require("itc")
+        return self.matcher
 
     def match(
         self,
@@ -192,7 +193,7 @@ class Blip(ModelBundle):
         Raises:
             DataError: if there are not as many texts as images.
         """
-        self.med.require("itm")
+        self.matcher.require("itm")
         sources = list(as_sources(images))
         texts = [texts] if isinstance(texts, str) else texts
         if len(sources) not in (1, len(texts)):
@@ -219,7 +220,7 @@ class Blip(ModelBundle):
 
         Each image is encoded once, with its cross-attention keys and values.
         """
-        self.med.require("itm")
+        self.matcher.require("itm")
         tokens = self._tokens([texts] if isinstance(texts, str) else texts, first_token)
         every = range(len(tokens.ids))
         parts = [torch.empty(0, len(every))]
@@ -227,7 +228,7 @@ class Blip(ModelBundle):
             pairs = [every] * len(encoded)
             parts += [
                 row[None]
-                for row in match_probabilities(self.med, encoded.encoder_memory, tokens, pairs)
+                for row in match_probabilities(self.matcher, encoded.encoder_memory, tokens, pairs)
             ]
         return torch.cat(parts)
 
@@ -407,7 +408,7 @@ class Blip(ModelBundle):
         """
 
         def tokens_of(own: Sequence[str]) -> TokenBatch:
-            return encode_texts(self.tokenizer, own, self.max_tokens, first_token)
+            return encode_texts(self.tokenizer, own, self.max_tokens, self._first(first_token))
 
         return score_texts(encoded, texts, tokens_of, self._tokens_to_embed)
 

@@ -17,6 +17,7 @@ from openblip.inference.kinds import FROM_ORIGINAL, TO_HUGGINGFACE, TO_ORIGINAL
 from openblip.inference.texts import FirstTokenName, tokens_for
 from openblip.interop.models import AnyModel
 from openblip.model import Med
+from openblip.model.albef import Albef
 from openblip.model.nlvr import Nlvr
 from openblip.model.vqa import Vqa
 
@@ -31,10 +32,10 @@ class ModelBundle:
     """A model with its tokenizer: encodes images and texts for it, and is saved in any layout.
 
     Attributes:
-        model: a `Med`, a `Vqa`, an `Nlvr` or a `DualEncoder`, in eval mode.
+        model: a `Med`, a `Vqa`, an `Nlvr`, an `Albef` or a `DualEncoder`, in eval mode.
         tokenizer: of the texts.
-        kind: what the model was trained as: "pretrain", "captioner", "filter", "vqa", "nlvr" or
-            "dual_encoder".
+        kind: what the model was trained as: "pretrain", "captioner", "filter", "vqa", "nlvr",
+            "albef" or "dual_encoder".
         image_size: height and width to which images are resized, in pixels.
         max_tokens: longer texts are cut to this when they are embedded or matched.
     """
@@ -43,7 +44,8 @@ class ModelBundle:
         self, model: AnyModel, tokenizer: TextTokenizer, kind: str, image_size: int, max_tokens: int
     ) -> None:
         self.model = model.eval()
-        self.tokenizer = tokenizer
+        # Texts of ALBEF have no `[SEP]`.
+        self.tokenizer = tokenizer.without_end() if isinstance(model, Albef) else tokenizer
         self.kind = kind
         self.image_size = image_size
         self.max_tokens = max_tokens
@@ -56,6 +58,15 @@ class ModelBundle:
             MissingHead: if the checkpoint does something else.
         """
         return self._model_as(Med, "a pre-trained, captioner, retrieval or filter checkpoint")
+
+    @property
+    def matcher(self) -> Med | Albef:
+        """The model that matches and embeds.
+
+        Raises:
+            MissingHead: if the checkpoint does something else.
+        """
+        return self.model if isinstance(self.model, Albef) else self.med
 
     @property
     def vqa(self) -> Vqa:
@@ -96,7 +107,7 @@ class ModelBundle:
         Args:
             images: normalised, as `eval_transform` gives them.
         """
-        return EncodedImages(self.med, self._encode(images))
+        return EncodedImages(self.matcher, self._encode(images))
 
     def save(self, folder: str | Path) -> None:
         """Write a model folder, which `load` reads."""
@@ -123,7 +134,11 @@ class ModelBundle:
         from openblip.interop.original import to_original
         from openblip.interop.original_files import write_original
 
-        chosen = cast("Kind | None", kind or TO_ORIGINAL.get(self.kind))
+        if isinstance(self.model, Albef):
+            of_albef = "albef_pretrain" if "mlm" in self.model.config.heads else "albef_retrieval"
+            chosen = cast("Kind | None", kind or of_albef)
+        else:
+            chosen = cast("Kind | None", kind or TO_ORIGINAL.get(self.kind))
         if chosen not in FROM_ORIGINAL:
             raise RecipeError(
                 f"the original has no kind {kind or self.kind!r}; there are "
@@ -151,7 +166,7 @@ class ModelBundle:
 
     def _encoded(self, images: Iterable[ImageSource], batch_size: int) -> Iterator[EncodedImages]:
         for hidden in self._hidden(images, batch_size):
-            yield EncodedImages(self.med, hidden)
+            yield EncodedImages(self.matcher, hidden)
 
     def _hidden(
         self, images: Iterable[ImageSource], batch_size: int
@@ -168,7 +183,11 @@ class ModelBundle:
         return self.model.encode_images(images.to(self.device, self.dtype))
 
     def _tokens(self, texts: Sequence[str], first_token: FirstTokenName) -> TokenBatch:
-        return tokens_for(self.tokenizer, texts, self.max_tokens, first_token)
+        return tokens_for(self.tokenizer, texts, self.max_tokens, self._first(first_token))
+
+    def _first(self, wanted: FirstTokenName) -> FirstTokenName:
+        """The first token of a text that is matched: ALBEF has `[CLS]` alone."""
+        return "[CLS]" if isinstance(self.model, Albef) else wanted
 
 
 def check_batch_size(batch_size: int) -> None:

@@ -6,7 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from openblip.errors import MissingHead
 from openblip.model import ImageMemory, Med
+from openblip.model.albef import Albef
 
 # In these, encoder and decoder have one cross-attention (BLIP, table 3).
 _SHARED_CROSS_ATTENTION = ("all", "all_but_self_attention")
@@ -19,8 +21,8 @@ class EncodedImages:
     384 px in the base size they take 42 MB, and longer to compute than a caption's token.
     """
 
-    def __init__(self, med: Med, hidden: Float[Tensor, "images patches width"]) -> None:
-        self.med = med
+    def __init__(self, model: Med | Albef, hidden: Float[Tensor, "images patches width"]) -> None:
+        self.model = model
         self.hidden = hidden
 
     def __len__(self) -> int:
@@ -30,8 +32,8 @@ class EncodedImages:
     def embed(self) -> Float[Tensor, "images embed"] | None:
         """Unit-length embeddings; None where the model has no itc head."""
         with torch.no_grad():
-            has_head = "itc" in self.med.config.heads
-            return self.med.embed_images(self.hidden) if has_head else None
+            has_head = "itc" in self.model.config.heads
+            return self.model.embed_images(self.hidden) if has_head else None
 
     @cached_property
     def encoder_memory(self) -> ImageMemory:
@@ -40,11 +42,11 @@ class EncodedImages:
         Raises:
             MissingHead: if the model cannot match.
         """
-        self.med.require("itm")
-        if self._shares and "lm" in self.med.config.heads:
+        self.model.require("itm")
+        if self._shares:
             return self.decoder_memory
         with torch.no_grad():
-            return self.med.text.remember(self.hidden)
+            return self.model.text.remember(self.hidden)
 
     @cached_property
     def decoder_memory(self) -> ImageMemory:
@@ -53,10 +55,22 @@ class EncodedImages:
         Raises:
             MissingHead: if the model cannot generate.
         """
-        self.med.require("lm")
         with torch.no_grad():
             return self.med.text.remember(self.hidden, causal=True)
 
     @property
+    def med(self) -> Med:
+        """The model, which writes texts.
+
+        Raises:
+            MissingHead: if it cannot.
+        """
+        if not isinstance(self.model, Med):
+            raise MissingHead("ALBEF writes no texts; load a pre-trained or captioner checkpoint")
+        self.model.require("lm")
+        return self.model
+
+    @property
     def _shares(self) -> bool:
-        return self.med.config.text.sharing in _SHARED_CROSS_ATTENTION
+        config = self.model.config
+        return "lm" in config.heads and config.text.sharing in _SHARED_CROSS_ATTENTION

@@ -12,6 +12,8 @@ FROM_ORIGINAL: dict[Kind, tuple[str, int | None]] = {
     "itm": ("filter", 35),
     "vqa": ("vqa", 35),
     "nlvr": ("nlvr", None),
+    "albef_pretrain": ("albef", 30),
+    "albef_retrieval": ("albef", 30),
 }
 """Our kind and longest text, for the original's kinds that can be used here."""
 

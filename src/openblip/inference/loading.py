@@ -4,11 +4,17 @@ from pathlib import Path
 
 import torch
 
-from openblip.data.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE, TextTokenizer
+from openblip.data.tokenizer import (
+    BLIP_TOKENS,
+    TOKENIZER_FILE,
+    VOCABULARY_FILE,
+    TextTokenizer,
+)
 from openblip.errors import CheckpointError, DataError, RecipeError
 from openblip.inference.blip import Blip
 from openblip.inference.kinds import FROM_HUGGINGFACE, FROM_ORIGINAL
 from openblip.interop.folder import CONFIG_FILE, WEIGHTS_FILE, read_folder
+from openblip.model.albef import Albef
 
 # Of a training run, the first that is there.
 _CHECKPOINTS = ("best", "last")
@@ -19,7 +25,7 @@ _EXPECTED = (
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 # Suffixes of what a folder of `transformers` holds of a model.
 _HUGGINGFACE_SUFFIXES = (".json", ".txt", ".safetensors", ".bin")
-# Rows of the word embedding of every released original checkpoint.
+# Rows of the word embedding of every released BLIP; ALBEF has no `[DEC]` and `[ENC]`.
 _BERT_VOCABULARY = 30524
 
 
@@ -190,7 +196,10 @@ def _read_original(path: Path) -> Blip:
         tokenizer = TextTokenizer.from_file(file)
     except DataError as error:
         raise CheckpointError(f"{path}: its tokenizer cannot be read ({error})") from error
-    if tokenizer.vocab_size != sizes.text.vocab_size:
+    if isinstance(model, Albef):
+        # Ours has `[DEC]` and `[ENC]` behind every vocabulary; ALBEF never reads them.
+        model.add_words(tokenizer.vocab_size - sizes.text.vocab_size)
+    elif tokenizer.vocab_size != sizes.text.vocab_size:
         raise CheckpointError(
             f"{file} has {tokenizer.vocab_size} tokens, but {path.name} has "
             f"{sizes.text.vocab_size}; put the vocabulary that it was trained with there"
@@ -204,7 +213,7 @@ def _tokenizer_beside(path: Path, vocab_size: int = _BERT_VOCABULARY) -> Path:
     for name in (TOKENIZER_FILE, VOCABULARY_FILE):
         if (path.parent / name).is_file():
             return path.parent / name
-    if vocab_size == _BERT_VOCABULARY:
+    if vocab_size in (_BERT_VOCABULARY, _BERT_VOCABULARY - len(BLIP_TOKENS)):
         from openblip.interop.hub import fetch_bert_vocabulary
 
         return fetch_bert_vocabulary()

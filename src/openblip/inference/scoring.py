@@ -11,6 +11,7 @@ from torch import Tensor
 from openblip.data.tokenizer import TokenBatch
 from openblip.inference.encoded import EncodedImages
 from openblip.model import ImageMemory, Med
+from openblip.model.albef import Albef
 from openblip.model.dual import DualEncoder
 
 # Rows of one pass: enough to keep the matrix products busy, few enough for the cache.
@@ -29,16 +30,22 @@ class Match:
 
 
 def match_probabilities(
-    med: Med, memory: ImageMemory, texts: TokenBatch, texts_of_image: Sequence[Sequence[int]]
+    model: Med | Albef,
+    memory: ImageMemory,
+    texts: TokenBatch,
+    texts_of_image: Sequence[Sequence[int]],
 ) -> list[Float[Tensor, " texts"]]:
     """Per image the probabilities that its texts match it; all else as in `match_logits`."""
-    logits = match_logits(med, memory, texts, texts_of_image)
+    logits = match_logits(model, memory, texts, texts_of_image)
     return [of_image.softmax(dim=-1)[:, 1] for of_image in logits]
 
 
 @torch.no_grad()
 def match_logits(
-    med: Med, memory: ImageMemory, texts: TokenBatch, texts_of_image: Sequence[Sequence[int]]
+    model: Med | Albef,
+    memory: ImageMemory,
+    texts: TokenBatch,
+    texts_of_image: Sequence[Sequence[int]],
 ) -> list[Float[Tensor, "texts 2"]]:
     """Per image the float32 logits of (no match, match) of its texts, on the CPU.
 
@@ -46,15 +53,15 @@ def match_logits(
     `memory`, and no row is there only to fill a shape.
 
     Args:
-        med: the model, in eval mode.
+        model: in eval mode.
         memory: keys and values of the images, for the encoder role.
-        texts: all texts, `[ENC]` (or `[CLS]`) first.
+        texts: all texts, `[ENC]` (or `[CLS]`) first; of an ALBEF `[CLS]`.
         texts_of_image: rows of `texts` that each image is compared with; an image may have none.
 
     Raises:
         MissingHead: if the model cannot match.
     """
-    med.require("itm")
+    model.require("itm")
     lengths = texts.mask.sum(dim=1)
     # Neighbours of similar length waste little padding; the image's own order is restored below.
     orders = [lengths[list(rows)].argsort(stable=True).tolist() for rows in texts_of_image]
@@ -70,7 +77,7 @@ def match_logits(
                 for image, chosen in zip(images, places, strict=True)
                 for place in chosen
             ]
-            logits = med.match(*_trimmed(med, texts, rows), group).float().cpu()
+            logits = model.match(*_trimmed(model, texts, rows), group).float().cpu()
             parts = logits.view(len(images), -1, 2)
             for image, chosen, part in zip(images, places, parts, strict=True):
                 results[image][chosen] = part
@@ -78,7 +85,7 @@ def match_logits(
 
 
 @torch.no_grad()
-def embed_texts(model: Med | DualEncoder, texts: TokenBatch) -> Float[Tensor, "rows embed"]:
+def embed_texts(model: Med | Albef | DualEncoder, texts: TokenBatch) -> Float[Tensor, "rows embed"]:
     """Unit-length embeddings of texts, `[CLS]` first, in passes of similar length.
 
     Raises:
@@ -117,11 +124,11 @@ def score_texts(
     texts = list(dict.fromkeys(text for own in texts_of_image for text in own))
     row_of = {text: row for row, text in enumerate(texts)}
     rows = [[row_of[text] for text in own] for own in texts_of_image]
-    memory, med = encoded.encoder_memory, encoded.med
-    itm = match_probabilities(med, memory, tokens_to_match(texts), rows)
+    memory, model = encoded.encoder_memory, encoded.model
+    itm = match_probabilities(model, memory, tokens_to_match(texts), rows)
     cosines: list[list[float]] | None = None
     if texts and encoded.embed is not None:
-        cosines = (encoded.embed @ embed_texts(med, tokens_to_embed(texts)).T).tolist()
+        cosines = (encoded.embed @ embed_texts(model, tokens_to_embed(texts)).T).tolist()
     return [
         [
             Match(probability, None if cosines is None else cosines[image][row])
@@ -146,7 +153,7 @@ def _selected(memory: ImageMemory, images: list[int]) -> ImageMemory:
 
 
 def _trimmed(
-    model: Med | DualEncoder, texts: TokenBatch, rows: list[int]
+    model: Med | Albef | DualEncoder, texts: TokenBatch, rows: list[int]
 ) -> tuple[Int[Tensor, "rows tokens"], Tensor]:
     """Ids and mask of some texts on the model's device, no wider than the longest of them."""
     index = torch.tensor(rows)

@@ -40,6 +40,14 @@ def build_empty(build: Callable[[], ModuleT]) -> ModuleT:
         return build()
 
 
+def copy_of(module: nn.Module, build: Callable[[], ModuleT]) -> ModuleT:
+    """What `build` builds, with copies of the module's weights of the same names; no gradient."""
+    copy = build_empty(build)
+    weights = module.state_dict()
+    copy.load_state_dict({name: weights[name].clone() for name in copy.state_dict()}, assign=True)
+    return copy.requires_grad_(False)
+
+
 def shapes_of(module: nn.Module) -> Shapes:
     """Name and shape of everything in a module's state, in its order."""
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

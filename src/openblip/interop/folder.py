@@ -16,12 +16,13 @@ from openblip.errors import CheckpointError, DataError, RecipeError
 from openblip.interop.assembly import fill, read_safetensors, write_safetensors
 from openblip.interop.models import AnyConfig, AnyModel, empty_model
 from openblip.model import Med, MedConfig
+from openblip.model.albef import AlbefConfig
 from openblip.model.config import config_from_dict, config_to_dict
 from openblip.model.dual import DualConfig
 from openblip.model.nlvr import NlvrConfig
 from openblip.model.vqa import VqaConfig
 
-FolderKind = Literal["pretrain", "captioner", "filter", "vqa", "nlvr", "dual_encoder"]
+FolderKind = Literal["pretrain", "captioner", "filter", "vqa", "nlvr", "dual_encoder", "albef"]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -34,6 +35,7 @@ _CONFIGS: dict[str, type[AnyConfig]] = {
     "vqa": VqaConfig,
     "nlvr": NlvrConfig,
     "dual_encoder": DualConfig,
+    "albef": AlbefConfig,
 }
 
 
@@ -76,7 +78,7 @@ class LoadedModel:
         """The model, of a kind that is a `Med`.
 
         Raises:
-            CheckpointError: if it answers questions or compares two images.
+            CheckpointError: if it is another model, such as one that answers questions.
         """
         if not isinstance(self.model, Med):
             raise CheckpointError(

@@ -1,6 +1,6 @@
 """ALBEF: a text encoder whose upper layers fuse the text with the image (ALBEF, section 3.1)."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal, get_args
 
@@ -171,6 +171,17 @@ class Albef(ImageModel[AlbefConfig]):
                 f"this ALBEF has no {head} head (it has: {has}); load a {kind} checkpoint of ALBEF"
             )
 
+    def add_words(self, count: int) -> None:
+        """Appends words that the model has never seen: their embeddings are 0."""
+        embedding = self.text.embeddings.word
+        weight = F.pad(embedding.weight.detach(), (0, 0, 0, count))
+        embedding.weight, embedding.num_embeddings = nn.Parameter(weight), len(weight)
+        if "mlm" in self.config.heads:
+            self.text.lm_head.bias = nn.Parameter(
+                F.pad(self.text.lm_head.bias.detach(), (0, count))
+            )
+        self.config = replace(self.config, text=replace(self.config.text, vocab_size=len(weight)))
+
     def embed_images(
         self, image_hidden: Float[Tensor, "batch patches vision_width"]
     ) -> Float[Tensor, "batch embed"]:
@@ -185,6 +196,12 @@ class Albef(ImageModel[AlbefConfig]):
         return self.text.encode(ids, mask)
 
     def embed_texts(
+        self, ids: Int[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"]
+    ) -> Float[Tensor, "rows embed"]:
+        """Unit-length embeddings of texts."""
+        return self.embed_states(self.encode_texts(ids, mask))
+
+    def embed_states(
         self, states: Float[Tensor, "rows tokens width"]
     ) -> Float[Tensor, "rows embed"]:
         """Unit-length embeddings of texts, from the first of their `encode_texts` states."""
@@ -203,6 +220,15 @@ class Albef(ImageModel[AlbefConfig]):
     ) -> Float[Tensor, "rows tokens width"]:
         """States of texts together with images, from `encode_texts` states grouped by image."""
         return self.text.fuse(states, mask, memory)
+
+    def match(
+        self,
+        ids: Int[Tensor, "rows tokens"],
+        mask: Bool[Tensor, "rows tokens"],
+        memory: ImageMemory,
+    ) -> Float[Tensor, "rows 2"]:
+        """Logits of (no match, match) for texts against images, grouped by image."""
+        return self.match_logits(self.fuse(self.encode_texts(ids, mask), mask, memory))
 
     def match_logits(self, fused: Float[Tensor, "rows tokens width"]) -> Float[Tensor, "rows 2"]:
         """Logits of (no match, match) for fused states, from the first token's."""

@@ -1,4 +1,4 @@
-"""Floating-point operations of a MED's parts, from its sizes alone.
+"""Floating-point operations of a model's parts, from its sizes alone.
 
 Counted are the forward's matrix products, attention included, at two operations per multiply-add;
 a backward pass takes twice as many. Norms, activations, softmax and residuals are left out, as
@@ -8,11 +8,14 @@ a backward pass takes twice as many. Norms, activations, softmax and residuals a
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from openblip.model.albef import AlbefConfig
 from openblip.model.config import MedConfig
 from openblip.model.linear import has_onednn
 
+Sizes = MedConfig | AlbefConfig
 
-def image_encoder_flops(config: MedConfig, images: int, image_size: int | None = None) -> int:
+
+def image_encoder_flops(config: Sizes, images: int, image_size: int | None = None) -> int:
     """Operations of encoding images; `image_size` in pixels, the configured one by default."""
     vision = config.vision
     patches = _patches(config, image_size)
@@ -25,17 +28,26 @@ def image_encoder_flops(config: MedConfig, images: int, image_size: int | None =
     return images * (patch_embed + vision.depth * block)
 
 
-def memory_flops(config: MedConfig, images: int, image_size: int | None = None) -> int:
+def memory_flops(
+    config: Sizes, images: int, image_size: int | None = None, layers: int | None = None
+) -> int:
     """Operations of the cross-attention keys and values of images, for one of the two roles.
 
-    Encoder and decoder use the same ones unless `TextConfig.sharing` separates them.
+    Encoder and decoder use the same ones unless `TextConfig.sharing` separates them. `layers`
+    is the number of layers that attend to images, by default all.
     """
     patches = _patches(config, image_size)
     layer = _product(patches, config.vision.width, 2 * config.text.width)
-    return images * config.text.depth * layer
+    return images * (config.text.depth if layers is None else layers) * layer
 
 
-def text_flops(config: MedConfig, rows: int, tokens: int, patches: int | None = None) -> int:
+def text_flops(
+    config: Sizes,
+    rows: int,
+    tokens: int,
+    patches: int | None = None,
+    layers: int | None = None,
+) -> int:
     """Operations of the text layers, without heads.
 
     Args:
@@ -43,6 +55,7 @@ def text_flops(config: MedConfig, rows: int, tokens: int, patches: int | None = 
         rows: texts.
         tokens: of each text, padding included.
         patches: of the image that a text attends to, class token included; None for a text alone.
+        layers: which so many are run; by default all.
     """
     text = config.text
     layer = (
@@ -53,10 +66,10 @@ def text_flops(config: MedConfig, rows: int, tokens: int, patches: int | None = 
     if patches is not None:
         layer += _product(tokens, text.width, 2 * text.width)  # query and output
         layer += _attention(tokens, patches, text.width)
-    return rows * text.depth * layer
+    return rows * (text.depth if layers is None else layers) * layer
 
 
-def lm_head_flops(config: MedConfig, rows: int, tokens: int) -> int:
+def lm_head_flops(config: Sizes, rows: int, tokens: int) -> int:
     """Operations of next-token logits over the vocabulary."""
     text = config.text
     return rows * _product(tokens, text.width, text.width + text.vocab_size)
@@ -74,7 +87,7 @@ def _onednn_flops(
     return _product(hidden.numel() // hidden[-1], hidden[-1], weight[0])
 
 
-def _patches(config: MedConfig, image_size: int | None) -> int:
+def _patches(config: Sizes, image_size: int | None) -> int:
     if image_size is None:
         return config.vision.num_patches
     return (image_size // config.vision.patch_size) ** 2 + 1

@@ -6,6 +6,7 @@ from dataclasses import replace
 from openblip.data.transforms import Augmentation
 from openblip.data.views import CaptionView
 from openblip.model import MedConfig
+from openblip.recipes.baselines import albef, clip
 from openblip.tasks.pretrain import PretrainObjectives
 from openblip.training.config import (
     DataConfig,
@@ -91,4 +92,6 @@ PRETRAIN_RECIPES: dict[str, Callable[[str], Recipe]] = {
     "small": small,
     "base": base,
     "large": large,
+    "clip": clip,
+    "albef": albef,
 }

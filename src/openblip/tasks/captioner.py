@@ -71,7 +71,7 @@ def caption_loss(
     return CaptionLoss(lm_loss(logits, labels, label_smoothing), labelled.sum())
 
 
-class CaptionerTask(Task):
+class CaptionerTask(Task[Batch]):
     """Trains a captioner from a pre-trained model.
 
     Args:
@@ -86,6 +86,7 @@ class CaptionerTask(Task):
     """
 
     kind = "captioner"
+    student: Med
 
     def __init__(
         self,
@@ -100,6 +101,11 @@ class CaptionerTask(Task):
         self.special = special
         self.prompt_tokens = prompt_tokens
         self.label_smoothing = label_smoothing
+
+    @property
+    def trains_all_weights(self) -> bool:
+        """Whether the student is nothing but a captioner."""
+        return self.student.config.heads == ("lm",)
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """The language-modelling loss of a batch; draws nothing, so the position is unused."""

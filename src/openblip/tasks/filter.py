@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from openblip.tasks.pretrain import Loss, NegativeFeatures, PretrainObjectives, PretrainTask
+from openblip.tasks.contrastive import NegativeFeatures
+from openblip.tasks.pretrain import Loss, PretrainObjectives, PretrainTask
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.model import ImageMemory, Med
+from openblip.model.albef import Albef
 from openblip.tasks.protocol import Collectives
 
 
@@ -59,8 +60,7 @@ class PairPool:
         """This batch's texts and the pool's, padded to one length."""
         if not self._gathers:
             return Texts(tokens, mask), Texts(tokens, mask)
-        length = torch.tensor([tokens.shape[1]], device=tokens.device)
-        missing = int(self.collectives.gather(length).max()) - tokens.shape[1]
+        missing = self._longest(tokens) - tokens.shape[1]
         # One collective instead of two: -1 stands for what the mask leaves out.
         own = F.pad(tokens.masked_fill(~mask, -1), (0, missing), value=-1)
         pool = self.collectives.gather(own)
@@ -69,8 +69,22 @@ class PairPool:
             Texts(pool.masked_fill(pool < 0, pad), pool >= 0),
         )
 
+    def states(self, states: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """This batch's encoded texts and masks, and the pool's, padded to one length.
+
+        Args:
+            states: (batch, tokens, width); gradients flow back from the pool's.
+            mask: bool (batch, tokens).
+        """
+        if not self._gathers:
+            return states, mask, states, mask
+        missing = self._longest(mask) - mask.shape[1]
+        states, mask = F.pad(states, (0, 0, 0, missing)), F.pad(mask, (0, missing))
+        pool = self.collectives.gather_with_gradient(states)
+        return states, mask, pool, self.collectives.gather(mask)
+
     def image_memory(
-        self, student: Med, image_hidden: Tensor, memory: ImageMemory, index: Tensor
+        self, student: Med | Albef, image_hidden: Tensor, memory: ImageMemory, index: Tensor
     ) -> ImageMemory:
         """What the encoder attends to in images `index` of the pool, with gradient.
 
@@ -85,3 +99,8 @@ class PairPool:
         # Hidden states are lighter to send than the keys and values of every layer.
         pool = self.collectives.gather_with_gradient(image_hidden)
         return student.text.remember(pool.index_select(0, index))
+
+    def _longest(self, texts: Tensor) -> int:
+        """Tokens of the longest padded texts (batch, tokens) among the ranks."""
+        length = torch.tensor([texts.shape[1]], device=texts.device)
+        return int(self.collectives.gather(length).max())

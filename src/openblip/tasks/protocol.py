@@ -3,12 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from openblip.data.loader import Batch
+from openblip.data.examples import Examples
 from openblip.model import Med
+from openblip.model.albef import Albef
+from openblip.model.nlvr import Nlvr
+from openblip.model.vqa import Vqa
+
+BatchT = TypeVar("BatchT", bound=Examples)
+Student = Med | Albef | Vqa | Nlvr
 
 
 @dataclass(frozen=True)
@@ -79,7 +85,7 @@ class SingleProcess:
         return tensor
 
 
-class Task(nn.Module, ABC):
+class Task(nn.Module, ABC, Generic[BatchT]):
     """A model with its objectives; `state_dict` holds all that a resumed run needs.
 
     One optimiser step of the loop is: `begin_step`, then `forward` and backward for each
@@ -87,16 +93,24 @@ class Task(nn.Module, ABC):
     """
 
     kind: str
-    """What the student can be used as: "pretrain", "captioner" or "filter"."""
-    student: Med
+    """What the student can be used as: the kind of a model folder."""
+    student: Student
     """The model that is trained."""
+
+    @property
+    def trains_all_weights(self) -> bool:
+        """Whether the loss reaches every weight of the student; some may belong to other heads."""
+        return True
 
     def begin_step(self, position: StepPosition) -> None:
         """Changes that come before the forward: temperature clamp, teacher update."""
 
     @abstractmethod
-    def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
+    def forward(self, batch: BatchT, position: StepPosition) -> StepOutput:
         """Losses of a batch, free of side effects."""
 
     def finish_step(self, update: QueueUpdate | None) -> None:
         """Changes that come after the optimiser: new features enter the queues."""
+
+
+AnyTask = Task[Any]

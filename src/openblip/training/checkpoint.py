@@ -16,7 +16,7 @@ from openblip.atomic import force_to_disk, replace_folder
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import CheckpointError
 from openblip.interop.folder import read_folder, save_folder
-from openblip.tasks.protocol import Task
+from openblip.tasks.protocol import AnyTask
 
 STATE_FILE = "training_state.pt"
 _STUDENT = "student."
@@ -90,7 +90,7 @@ def step_name(step: int) -> str:
 
 def write_checkpoint(
     folder: Path,
-    task: Task,
+    task: AnyTask,
     tokenizer: TextTokenizer,
     max_tokens: int,
     optimiser: torch.optim.Optimizer,
@@ -117,7 +117,7 @@ def write_checkpoint(
             (unfinished / name).write_text(text, encoding="utf-8")
 
 
-def read_checkpoint(folder: Path, task: Task, optimiser: torch.optim.Optimizer) -> RunState:
+def read_checkpoint(folder: Path, task: AnyTask, optimiser: torch.optim.Optimizer) -> RunState:
     """Put a checkpoint's weights, queues and moments into `task` and `optimiser`.
 
     Returns:
@@ -126,7 +126,7 @@ def read_checkpoint(folder: Path, task: Task, optimiser: torch.optim.Optimizer) 
     Raises:
         CheckpointError: if a file is missing or damaged, or is of another model.
     """
-    student = read_folder(folder).med.state_dict()
+    student = read_folder(folder).model.state_dict()
     values = _read_state(folder / STATE_FILE)
     try:
         task.load_state_dict(

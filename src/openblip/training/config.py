@@ -1,5 +1,6 @@
 """Everything that decides what a run computes."""
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -7,21 +8,51 @@ from openblip.data.transforms import Augmentation
 from openblip.data.views import CaptionView
 from openblip.errors import RecipeError
 from openblip.model import MedConfig
+from openblip.model.albef import AlbefConfig
+from openblip.tasks.albef import AlbefObjectives
 from openblip.tasks.captioner import CaptionerObjectives
+from openblip.tasks.clip import ClipObjectives
 from openblip.tasks.filter import FilterObjectives
 from openblip.tasks.pretrain import PretrainObjectives
 
-TaskName = Literal["pretrain", "captioner", "filter"]
+TaskName = Literal["pretrain", "captioner", "filter", "clip", "albef"]
 ScheduleKind = Literal["step_decay", "epoch_cosine", "warmup_cosine"]
 Precision = Literal["float32", "bfloat16"]
-Objectives = PretrainObjectives | FilterObjectives | CaptionerObjectives
+Objectives = (
+    PretrainObjectives | FilterObjectives | CaptionerObjectives | ClipObjectives | AlbefObjectives
+)
+ModelConfig = MedConfig | AlbefConfig
 
 OBJECTIVES_OF: dict[TaskName, type[Objectives]] = {
     "pretrain": PretrainObjectives,
     "captioner": CaptionerObjectives,
     "filter": FilterObjectives,
+    "clip": ClipObjectives,
+    "albef": AlbefObjectives,
+}
+MODEL_OF: dict[TaskName, type[ModelConfig]] = {
+    "pretrain": MedConfig,
+    "captioner": MedConfig,
+    "filter": MedConfig,
+    "clip": MedConfig,
+    "albef": AlbefConfig,
 }
 _TRAINED_TOKENIZER = "train:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedTable:
+    """A further table that is learnt from."""
+
+    table: str
+    """Path or URI of the pair table."""
+    view: CaptionView = field(default_factory=CaptionView)
+    """Which of its texts count."""
+    weight: float = 1.0
+    """Passes over its admitted rows in one epoch: 0.5 shows half of them in each, 2 all twice."""
+
+    def __post_init__(self) -> None:
+        _check_weight(f"data.mix: weight of {self.table}", self.weight)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +63,10 @@ class DataConfig:
     """Path or URI of the pair table."""
     view: CaptionView = field(default_factory=CaptionView)
     """Which of its texts count."""
+    weight: float = 1.0
+    """Passes over its admitted rows in one epoch: 0.5 shows half of them in each, 2 all twice."""
+    mix: tuple[MixedTable, ...] = ()
+    """Further tables, whose pairs come between those of `table`."""
     validation_split: str | None = None
     """Split whose loss is taken at each checkpoint; None takes none."""
     image_size: int = 224
@@ -50,6 +85,13 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check_at_least("data", self, 1, "image_size", "max_words", "num_threads")
         _check_at_least("data", self, 3, "max_tokens")
+        _check_weight("data.weight", self.weight)
+
+    @property
+    def mixture(self) -> tuple[MixedTable, ...]:
+        """All tables that are learnt from, the first included."""
+        first = MixedTable(table=self.table, view=self.view, weight=self.weight)
+        return (first, *self.mix)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +211,7 @@ class Recipe:
     """What it is trained on."""
     objectives: Objectives
     """The task's losses."""
-    model: MedConfig | None = None
+    model: ModelConfig | None = None
     """A model with fresh weights; vocabulary and image size become those of tokenizer and data."""
     init_from: str | None = None
     """Folder of a model to start from, with its tokenizer; instead of `model`."""
@@ -198,6 +240,11 @@ class Recipe:
                 f"objectives are {type(self.objectives).__name__}, but the task {self.task!r} "
                 f"needs {OBJECTIVES_OF[self.task].__name__}"
             )
+        if self.model is not None and type(self.model) is not MODEL_OF[self.task]:
+            raise RecipeError(
+                f"model is {type(self.model).__name__}, but the task {self.task!r} needs "
+                f"{MODEL_OF[self.task].__name__}"
+            )
         if self.schedule.min_lr > self.optimiser.lr:
             raise RecipeError(
                 f"schedule.min_lr {self.schedule.min_lr} is above optimiser.lr "
@@ -217,6 +264,11 @@ class Recipe:
         if not number.isdigit():
             raise RecipeError(f"tokenizer is {self.tokenizer!r}; write train:N with a number N")
         return int(number)
+
+
+def _check_weight(name: str, weight: float) -> None:
+    if not (math.isfinite(weight) and weight > 0):
+        raise RecipeError(f"{name} is {weight}; give more than 0, or leave the table out")
 
 
 def _check_at_least(part: str, config: object, least: float, *names: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from openblip.errors import RecipeError
-from openblip.tasks.protocol import Task
+from openblip.tasks.protocol import AnyTask
 
 # Long enough for the first process to train a tokenizer while the others wait.
 _TIMEOUT = timedelta(minutes=30)
@@ -78,7 +78,7 @@ class Processes:
         if self.world_size > 1:
             dist.barrier()
 
-    def replicate(self, task: Task, *, find_unused: bool) -> torch.nn.Module:
+    def replicate(self, task: AnyTask, *, find_unused: bool) -> torch.nn.Module:
         """The task as a module whose backward averages the gradients over the processes.
 
         Args:

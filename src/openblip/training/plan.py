@@ -1,11 +1,15 @@
 """How long a run is, what happens when, and at which learning rate."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from openblip.tasks.protocol import StepPosition
 from openblip.training.config import Recipe, ScheduleConfig, TrainConfig
 from openblip.training.schedule import finetuning_lr, pretraining_lr, warmup_cosine_lr
+
+# Of a quotient that is whole but for rounding.
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,8 +18,9 @@ class Plan:
 
     total_steps: int
     """Optimiser steps of the whole run."""
-    batches_per_epoch: int
-    """Batches of the loader, that is accumulated parts, in one pass over the data."""
+    batches_per_epoch: float
+    """Batches of the loader, that is accumulated parts, in one pass over the data; a batch may
+    span two epochs."""
     accumulate: int = 1
     """Parts of one optimiser step."""
     checkpoint_every: int = 1000
@@ -24,12 +29,13 @@ class Plan:
     """Steps between log lines."""
 
     @staticmethod
-    def of(config: TrainConfig, batches_per_epoch: int) -> "Plan":
+    def of(config: TrainConfig, batches_per_epoch: float) -> "Plan":
         """The plan of a run over data of that many batches."""
         steps = config.steps
         if steps is None:
             assert config.epochs is not None, "a recipe gives steps or epochs"
-            steps = config.epochs * _steps_per_epoch(batches_per_epoch, config.accumulate)
+            steps = math.floor(config.epochs * batches_per_epoch / config.accumulate + _ROUNDING)
+            steps = max(steps, config.epochs)
         return Plan(
             total_steps=steps,
             batches_per_epoch=batches_per_epoch,
@@ -39,9 +45,9 @@ class Plan:
         )
 
     @property
-    def steps_per_epoch(self) -> int:
-        """Whole optimiser steps in one pass over the data."""
-        return _steps_per_epoch(self.batches_per_epoch, self.accumulate)
+    def steps_per_epoch(self) -> float:
+        """Optimiser steps in one pass over the data, with the fraction; at least 1."""
+        return max(1.0, self.batches_per_epoch / self.accumulate)
 
     def position(self, step: int) -> StepPosition:
         """Where the run stands before the step."""
@@ -68,7 +74,7 @@ def learning_rates(recipe: Recipe, plan: Plan) -> Callable[[int], float]:
                 start_lr=start_lr,
             )
         case "epoch_cosine":
-            num_epochs = -(-plan.total_steps // plan.steps_per_epoch)
+            num_epochs = math.ceil(plan.total_steps / plan.steps_per_epoch - _ROUNDING)
             return lambda step: finetuning_lr(
                 step, plan.steps_per_epoch, num_epochs, peak_lr=peak_lr, min_lr=schedule.min_lr
             )
@@ -86,7 +92,3 @@ def learning_rates(recipe: Recipe, plan: Plan) -> Callable[[int], float]:
 def _warmup(schedule: ScheduleConfig, plan: Plan) -> int:
     # A run shorter than the rise would never reach the cosine.
     return min(schedule.warmup_steps, plan.total_steps - 1)
-
-
-def _steps_per_epoch(batches_per_epoch: int, accumulate: int) -> int:
-    return max(1, batches_per_epoch // accumulate)

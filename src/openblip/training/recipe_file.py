@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from openblip.atomic import replace_file
 from openblip.errors import RecipeError
-from openblip.training.config import OBJECTIVES_OF, Recipe
+from openblip.training.config import MODEL_OF, OBJECTIVES_OF, Recipe
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -32,7 +32,8 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
     if task not in OBJECTIVES_OF:
         raise RecipeError(f"task is {task!r}; choose one of {', '.join(OBJECTIVES_OF)}")
     objectives = _from_plain(OBJECTIVES_OF[task], parts.get("objectives") or {}, "objectives")
-    recipe = _from_plain(Recipe, {**parts, "objectives": objectives}, "")
+    model = _from_plain(MODEL_OF[task] | None, parts.get("model"), "model")
+    recipe = _from_plain(Recipe, {**parts, "objectives": objectives, "model": model}, "")
     assert isinstance(recipe, Recipe)
     return recipe
 

@@ -10,14 +10,13 @@ from pathlib import Path
 import torch
 
 from openblip.data.loader import Batch
-from openblip.data.table import PairTable
 from openblip.errors import TrainingError
 from openblip.progress import Progress
 from openblip.training.build import (
     build_model,
     build_task,
     compile_parts,
-    losses_of,
+    open_tables,
     training_loader,
     validation_loader,
 )
@@ -35,7 +34,7 @@ from openblip.training.metrics_log import MetricsLog
 from openblip.training.optimiser import build_optimiser, trained_parameters
 from openblip.training.plan import Plan, learning_rates
 from openblip.training.run_dir import check_same_data, fingerprint, prepare
-from openblip.training.step_flops import step_flops
+from openblip.training.step_flops import task_flops
 from openblip.training.trainer import NonFiniteLoss, Trainer
 from openblip.training.utilisation import Meter, measure_peak
 
@@ -104,16 +103,15 @@ class _Run:
                 f"{run_dir} holds a run that stands at {checkpoint.name}: choose another run "
                 "directory, or let it be resumed"
             )
-        table = PairTable.open(recipe.data.table)
-        recipe, self.tokenizer = prepare(recipe, table, run_dir, processes, checkpoint)
+        tables = open_tables(recipe.data)
+        recipe, self.tokenizer = prepare(recipe, tables, run_dir, processes, checkpoint)
         self.recipe = recipe
-        self.loader = training_loader(recipe, table, self.tokenizer, processes)
-        self.validation = validation_loader(recipe, table, self.tokenizer, processes)
+        self.loader = training_loader(recipe, tables, self.tokenizer, processes)
+        self.validation = validation_loader(recipe, tables, self.tokenizer, processes)
         self.plan = Plan.of(recipe.train, self.loader.batches_per_epoch)
         self.task = build_task(recipe, build_model(recipe), self.tokenizer, processes)
         self.optimiser = build_optimiser(trained_parameters(self.task), recipe.optimiser)
         self.state = self._state_at(checkpoint)
-        self.losses = losses_of(recipe)
         if recipe.train.compile:
             compile_parts(self.task.student)
         self.trainer = Trainer(
@@ -123,7 +121,7 @@ class _Run:
             seed=recipe.train.seed,
             precision=recipe.train.precision,
             clip_norm=recipe.optimiser.clip_norm,
-            find_unused=set(self.losses) != set(self.task.student.config.heads),
+            find_unused=not self.task.trains_all_weights,
         )
 
     def carry_out(self, quiet: bool) -> TrainResult:
@@ -156,9 +154,9 @@ class _Run:
 
     def _state_at(self, checkpoint: Path | None) -> RunState:
         if checkpoint is None:
-            return RunState(data_fingerprint=fingerprint(self.loader.index))
+            return RunState(data_fingerprint=fingerprint(self.loader.mixture))
         state = read_checkpoint(checkpoint, self.task, self.optimiser)
-        check_same_data(self.loader.index, state.data_fingerprint, self.run_dir)
+        check_same_data(self.loader.mixture, state.data_fingerprint, self.run_dir)
         if self.processes.is_first:
             # The process may have been killed between writing and linking.
             self.store.point(state.step, state.best_step)
@@ -178,18 +176,20 @@ class _Run:
         meter = Meter(measure_peak(device, dtype))
         with ExitStack() as stack:
             stack.enter_context(progress)
+            for line in self.loader.mixture.summary():
+                progress.note(line)
             log = None
             if self.processes.is_first:
                 log = stack.enter_context(MetricsLog(self.run_dir, self.state.step))
             yield Reporting(progress=progress, log=log, meter=meter, flops_of=self._flops_of)
 
     def _flops_of(self, batch: Batch) -> float:
-        return step_flops(self.task.student.config, self.losses, batch)
+        return task_flops(self.task, batch)
 
     def _validate(self) -> dict[str, float]:
         assert self.validation is not None
         with self.validation as loader:
-            num_batches = min(self.recipe.train.validation_batches, loader.batches_per_epoch)
+            num_batches = min(self.recipe.train.validation_batches, int(loader.batches_per_epoch))
             return self.trainer.evaluate(islice(loader.iterate(), num_batches))
 
     def _save(self, state: RunState) -> None:

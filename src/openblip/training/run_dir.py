@@ -2,11 +2,12 @@
 
 import hashlib
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
+from openblip.data.mixture import Mixture
 from openblip.data.table import PairTable
 from openblip.data.tokenizer import TextTokenizer
-from openblip.data.views import ViewIndex
 from openblip.errors import TrainingError
 from openblip.training.build import make_tokenizer, resolve
 from openblip.training.config import Recipe
@@ -14,11 +15,13 @@ from openblip.training.distributed import Processes
 from openblip.training.recipe_file import RECIPE_FILE, difference, read_recipe, write_recipe
 
 TOKENIZER_FOLDER = "tokenizer"
+# No row number, so that rows cannot move from one table to the next unseen.
+_BETWEEN_TABLES = b"\xff" * 8
 
 
 def prepare(
     recipe: Recipe,
-    table: PairTable,
+    tables: Sequence[PairTable],
     run_dir: Path,
     processes: Processes,
     checkpoint: Path | None,
@@ -27,7 +30,7 @@ def prepare(
 
     Args:
         recipe: what was asked for.
-        table: where a tokenizer may be learnt from.
+        tables: those of `data.mixture`, where a tokenizer may be learnt from.
         run_dir: made if it is absent.
         processes: the first one writes, the others wait and read.
         checkpoint: what the run goes on from; without one, all is made anew.
@@ -38,7 +41,7 @@ def prepare(
     folder = run_dir / TOKENIZER_FOLDER
     if processes.is_first and checkpoint is None:
         run_dir.mkdir(parents=True, exist_ok=True)
-        fresh = make_tokenizer(recipe, table)
+        fresh = make_tokenizer(recipe, tables)
         shutil.rmtree(folder, ignore_errors=True)
         fresh.save(folder)
         write_recipe(resolve(recipe, fresh), run_dir / RECIPE_FILE)
@@ -54,19 +57,27 @@ def prepare(
     return resolved, tokenizer
 
 
-def fingerprint(index: ViewIndex) -> str:
-    """A digest of the rows that a view admits; of equal views, equal on every machine."""
-    return hashlib.blake2b(index.rows.astype("<i8").tobytes(), digest_size=8).hexdigest()
+def fingerprint(mixture: Mixture) -> str:
+    """A digest of the rows that are admitted; of equal views, equal on every machine."""
+    digest = hashlib.blake2b(digest_size=8)
+    for number, part in enumerate(mixture.parts):
+        if number:
+            digest.update(_BETWEEN_TABLES)
+        digest.update(part.index.rows.astype("<i8").tobytes())
+    return digest.hexdigest()
 
 
-def check_same_data(index: ViewIndex, digest: str, run_dir: Path) -> None:
+def check_same_data(mixture: Mixture, digest: str, run_dir: Path) -> None:
     """Check that a run goes on with the rows that it began with.
 
     Raises:
-        TrainingError: the view admits other rows than before.
+        TrainingError: a view admits other rows than before.
     """
-    if digest != fingerprint(index):
+    if digest != fingerprint(mixture):
+        tables = ", ".join(
+            f"the {len(part.index)} of {part.index.table.uri}" for part in mixture.parts
+        )
         raise TrainingError(
-            f"{run_dir} was begun when the view admitted other rows of {index.table.uri} than the "
-            f"{len(index)} of today: choose another run directory"
+            f"{run_dir} was begun when other rows were admitted than today ({tables}): choose "
+            "another run directory"
         )

@@ -32,7 +32,7 @@ def cosine_lr(position: float, length: float, peak_lr: float, min_lr: float) -> 
 
 def pretraining_lr(
     step: int,
-    steps_per_epoch: int,
+    steps_per_epoch: float,
     *,
     peak_lr: float,
     min_lr: float,
@@ -47,27 +47,27 @@ def pretraining_lr(
 
     Args:
         step: optimiser steps done, over all epochs.
-        steps_per_epoch: optimiser steps in an epoch.
+        steps_per_epoch: optimiser steps in an epoch; a step may span two.
         peak_lr: highest rate.
         min_lr: lowest rate after the rise.
         decay_rate: factor per epoch.
         warmup_steps: length of the rise.
         start_lr: rate at step 0.
     """
-    epoch, step_in_epoch = divmod(step, steps_per_epoch)
+    epoch = _epoch(step, steps_per_epoch)
     if epoch == 0:
-        return warmup_lr(step_in_epoch, warmup_steps, start_lr, peak_lr)
+        return warmup_lr(step, warmup_steps, start_lr, peak_lr)
     return step_decay_lr(epoch, peak_lr, min_lr, decay_rate)
 
 
 def finetuning_lr(
-    step: int, steps_per_epoch: int, num_epochs: int, *, peak_lr: float, min_lr: float
+    step: int, steps_per_epoch: float, num_epochs: int, *, peak_lr: float, min_lr: float
 ) -> float:
     """Returns the rate of BLIP's fine-tuning: a cosine over the epochs, constant within each.
 
     `min_lr` would be reached in the epoch after the last one.
     """
-    return cosine_lr(step // steps_per_epoch, num_epochs, peak_lr, min_lr)
+    return cosine_lr(_epoch(step, steps_per_epoch), num_epochs, peak_lr, min_lr)
 
 
 def warmup_cosine_lr(
@@ -87,3 +87,8 @@ def warmup_cosine_lr(
     if step < warmup_steps:
         return warmup_lr(step, warmup_steps, start_lr, peak_lr)
     return cosine_lr(step - warmup_steps, max(1, num_steps - warmup_steps), peak_lr, min_lr)
+
+
+def _epoch(step: int, steps_per_epoch: float) -> int:
+    # A quotient that falls short of a whole number by rounding alone counts as whole.
+    return math.floor(step / steps_per_epoch + 1e-6)

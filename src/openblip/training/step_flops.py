@@ -2,6 +2,7 @@
 
 from openblip.data.loader import Batch
 from openblip.model import MedConfig
+from openblip.model.albef import AlbefConfig, AlbefHead
 from openblip.model.config import Head
 from openblip.model.flops import (
     image_encoder_flops,
@@ -9,9 +10,33 @@ from openblip.model.flops import (
     memory_flops,
     text_flops,
 )
+from openblip.tasks.albef import AlbefTask
+from openblip.tasks.captioner import CaptionerTask
+from openblip.tasks.clip import ClipTask
+from openblip.tasks.pretrain import PretrainTask
+from openblip.tasks.protocol import AnyTask
 
 # A backward pass costs twice its forward.
 _TRAINED = 3
+
+
+def task_flops(task: AnyTask, batch: Batch) -> float:
+    """Operations of a task's forward and backward on a batch, and of its teacher's forward."""
+    match task:
+        case AlbefTask():
+            objectives = task.objectives
+            return albef_step_flops(
+                task.student.config, objectives.losses, batch, objectives.mask_probability
+            )
+        case ClipTask():
+            # It has no teacher, whose forward counts as a third of the student's work.
+            return step_flops(task.student.config, ("itc",), batch) * _TRAINED / (_TRAINED + 1)
+        case PretrainTask():
+            return step_flops(task.student.config, task.objectives.losses, batch)
+        case CaptionerTask():
+            return step_flops(task.student.config, ("lm",), batch)
+        case _:
+            raise TypeError(f"{type(task).__name__}: its arithmetic is not counted")
 
 
 def step_flops(config: MedConfig, losses: tuple[Head, ...], batch: Batch) -> float:
@@ -44,4 +69,29 @@ def step_flops(config: MedConfig, losses: tuple[Head, ...], batch: Batch) -> flo
         labelled = int(batch.mask.sum()) - rows
         total += _TRAINED * text_flops(config, rows, tokens, patches)
         total += _TRAINED * lm_head_flops(config, labelled, 1)
+    return total
+
+
+def albef_step_flops(
+    config: AlbefConfig, losses: tuple[AlbefHead, ...], batch: Batch, mask_probability: float
+) -> float:
+    """The same of a step of ALBEF; of masked words there are as many as are expected."""
+    rows, tokens = batch.tokens.shape
+    side = batch.images.shape[-1]
+    patches = (side // config.vision.patch_size) ** 2 + 1
+    below, above = config.fusion_layer, config.text.depth - config.fusion_layer
+    images = image_encoder_flops(config, rows, side)
+    encoded = text_flops(config, rows, tokens, layers=below)
+    fused = text_flops(config, rows, tokens, patches, above)
+    memory = memory_flops(config, rows, side, above)
+    both = _TRAINED + 1
+    total = float(both * (images + encoded))
+    if losses != ("itc",):
+        total += _TRAINED * memory
+    if "itm" in losses:
+        # Positives, negative images and negative texts.
+        total += _TRAINED * 3 * fused
+    if "mlm" in losses:
+        masked = round(mask_probability * (int(batch.mask.sum()) - rows))
+        total += both * (encoded + fused + lm_head_flops(config, masked, 1)) + memory
     return total

@@ -8,9 +8,9 @@ from math import isfinite
 import torch
 from torch import Tensor
 
-from openblip.data.loader import Batch
+from openblip.data.examples import Examples
 from openblip.data.shuffle import keyed_hash
-from openblip.tasks.protocol import StepOutput, StepPosition, Task
+from openblip.tasks.protocol import AnyTask, StepOutput, StepPosition
 from openblip.training.config import Precision
 from openblip.training.distributed import Processes
 from openblip.training.optimiser import set_learning_rate, trained_parameters
@@ -47,7 +47,7 @@ class Trainer:
 
     def __init__(
         self,
-        task: Task,
+        task: AnyTask,
         optimiser: torch.optim.Optimizer,
         processes: Processes,
         *,
@@ -66,7 +66,7 @@ class Trainer:
         self._module = processes.replicate(task, find_unused=find_unused)
 
     def step(
-        self, position: StepPosition, parts: Sequence[Batch], lr: float, *, stop: bool = False
+        self, position: StepPosition, parts: Sequence[Examples], lr: float, *, stop: bool = False
     ) -> StepReport:
         """Learn from one batch.
 
@@ -96,7 +96,7 @@ class Trainer:
         return report
 
     @torch.no_grad()
-    def evaluate(self, batches: Iterable[Batch]) -> dict[str, float]:
+    def evaluate(self, batches: Iterable[Examples]) -> dict[str, float]:
         """Mean losses by name over batches, without dropout; changes nothing.
 
         The position is always epoch 0, where no soft targets count, so that values of different
@@ -109,7 +109,7 @@ class Trainer:
             for number, batch in enumerate(batches):
                 with self._autocast():
                     output: StepOutput = self.task(
-                        self._on_device(batch), StepPosition(number, 0.0)
+                        batch.to(self.processes.device), StepPosition(number, 0.0)
                     )
                 names = ["loss", *output.terms]
                 sums.append(_values(output))
@@ -117,12 +117,12 @@ class Trainer:
         means = self.processes.mean(torch.stack(sums).mean(dim=0)).tolist()
         return dict(zip(names, means, strict=True))
 
-    def _accumulate(self, part: Batch, position: StepPosition, num_parts: int) -> StepOutput:
+    def _accumulate(self, part: Examples, position: StepPosition, num_parts: int) -> StepOutput:
         is_last = position.micro_step == num_parts - 1
         sync = _always() if is_last else self.processes.without_sync(self._module)
         with sync:
             with self._autocast():
-                output: StepOutput = self._module(self._on_device(part), position)
+                output: StepOutput = self._module(part.to(self.processes.device), position)
             (output.loss / num_parts).backward()  # type: ignore[no-untyped-call]  # torch
         return replace(output, loss=output.loss.detach())
 
@@ -143,7 +143,7 @@ class Trainer:
         self,
         step: int,
         terms: dict[str, float],
-        parts: Sequence[Batch],
+        parts: Sequence[Examples],
         outputs: Sequence[StepOutput],
     ) -> NonFiniteLoss:
         pairs = list(zip(parts, outputs, strict=True))
@@ -153,13 +153,6 @@ class Trainer:
             own = [i for part in parts for i in part.ids]
             bad = [i for rank_ids in self.processes.gather_objects(own) for i in rank_ids]
         return NonFiniteLoss(step, terms, bad)
-
-    def _on_device(self, batch: Batch) -> Batch:
-        device = self.processes.device
-        if device.type == "cpu":
-            return batch
-        names = ("images", "tokens", "mask", "image_ids", "text_ids")
-        return replace(batch, **{n: getattr(batch, n).to(device, non_blocking=True) for n in names})
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
