@@ -12,6 +12,7 @@ def find_leaders(
     look_in: Callable[[int], Sequence[int]],
     stand_in: Callable[[int], Sequence[int]],
     are_alike: Callable[[int, NDArray[np.int64]], NDArray[np.bool_]],
+    most_in_group: int | None = None,
 ) -> dict[int, int]:
     """The kept item that each item repeats; items that are kept are not in it.
 
@@ -24,6 +25,7 @@ def find_leaders(
         look_in: numbers of the groups where items like this one may be.
         stand_in: numbers of the groups where a kept item is looked for.
         are_alike: which of some kept items, in order, an item is like.
+        most_in_group: only the first so many kept items of a group are compared; None for all.
     """
     kept: defaultdict[int, list[int]] = defaultdict(list)
     place: dict[int, int] = {}
@@ -38,5 +40,6 @@ def find_leaders(
                 continue
         place[item] = number
         for group in stand_in(item):
-            kept[group].append(item)
+            if most_in_group is None or len(kept[group]) < most_in_group:
+                kept[group].append(item)
     return leader

@@ -16,6 +16,8 @@ _SHINGLE = 4
 # 0.9995, of 0.8 with 0.95, of 0.3 with 0.007.
 _BANDS, _ROWS = 10, 6
 _CHUNK = 50_000
+# Texts of one template, a million of them, are alike enough to share buckets, and yet different.
+_MOST_IN_BUCKET = 16
 _MULTIPLIERS = np.random.default_rng(20220128).integers(
     0, 1 << 64, size=_BANDS * _ROWS, dtype=np.uint64
 ) | np.uint64(1)
@@ -31,15 +33,15 @@ def normalised(text: str) -> str:
 
 def similarity(first: str, second: str) -> float:
     """Jaccard similarity of the sets of runs of four characters, 0 to 1."""
-    one, two = _shingles(first), _shingles(second)
-    return len(one & two) / len(one | two)
+    return _jaccard(_shingles(first), _shingles(second))
 
 
 def repeated_texts(texts: Sequence[str], least: float) -> dict[int, int]:
     """For each place whose text repeats an earlier kept one, the place of that.
 
     Which texts are compared is found by MinHash (Broder, 1997) in bands, so one that is just as
-    similar as asked for may be missed (see above); what is found is exact.
+    similar as asked for may be missed (see above); so may one of very many texts that are nearly as
+    similar as asked for, as those of a template are. What is found is exact.
 
     Args:
         texts: distinct and normalised, those that are to be kept first.
@@ -56,7 +58,11 @@ def repeated_texts(texts: Sequence[str], least: float) -> dict[int, int]:
 
     are_alike = _comparison(texts, least)
     return find_leaders(
-        suspicious, groups, groups, lambda item, candidates: are_alike(texts[item], candidates)
+        suspicious,
+        groups,
+        groups,
+        lambda item, candidates: are_alike(texts[item], candidates),
+        _MOST_IN_BUCKET,
     )
 
 
@@ -94,9 +100,16 @@ def _comparison(
     texts: Sequence[str], least: float
 ) -> Callable[[str, NDArray[np.int64]], NDArray[np.bool_]]:
     def are_alike(text: str, candidates: NDArray[np.int64]) -> NDArray[np.bool_]:
-        return np.array([similarity(text, texts[at]) >= least for at in candidates.tolist()])
+        mine = _shingles(text)
+        others = (_shingles(texts[at]) for at in candidates.tolist())
+        return np.array([_jaccard(mine, other) >= least for other in others])
 
     return are_alike
+
+
+def _jaccard(first: set[str], second: set[str]) -> float:
+    common = len(first & second)
+    return common / (len(first) + len(second) - common)
 
 
 def _shingles(text: str) -> set[str]:
