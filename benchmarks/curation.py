@@ -4,8 +4,8 @@ python benchmarks/curation.py TABLE      # of real photographs, as `openblip dat
 """
 
 import argparse
-import io
 import hashlib
+import io
 import json
 import resource
 import sys
