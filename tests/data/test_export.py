@@ -142,6 +142,7 @@ def test_members_of_a_tar_are_an_image_a_text_and_a_record(
             "captions": ["w1", "ünïcode", "s1"],
             "caption_sources": ["web", "web", "synthetic"],
             "caption_itm": [0.875, 0.25, 0.625],
+            "caption_captioners": [None, None, "cafe"],
             "split": "train",
         }
     # The ending is that of the bytes, not of the id.
