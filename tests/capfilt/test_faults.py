@@ -1,5 +1,6 @@
 """Whatever happens on the way, every row ends with its one result or a recorded reason."""
 
+import io
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from openblip.capfilt.job import CapFiltJob, CapFiltSettings
 from openblip.capfilt.lock import JobLockedError
@@ -56,10 +58,10 @@ def test_a_driver_that_is_killed_loses_no_finished_batch(
 def killed_now_and_then(
     process: "subprocess.Popen[str]", uri: str, settings: CapFiltSettings, draw: random.Random
 ) -> int:
-    """How many workers of the job were killed, at most 5, each at a random moment of its work."""
+    """How many workers of the job were killed, at most 4, each at a random moment of its work."""
     kills = 0
-    while kills < 5 and wait_until(lambda: leases(uri, settings), process):
-        time.sleep(draw.random() * 0.2)
+    while kills < 4 and wait_until(lambda: leases(uri, settings), process):
+        time.sleep(draw.random())
         for pid in leases(uri, settings):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -113,6 +115,31 @@ def test_an_image_that_crashes_its_decoder_is_recorded(
     reasons = made["capfilt_error"].to_pylist()
     assert [n for n, reason in enumerate(reasons) if reason] == [3, 20, 30]
     assert "'crash': its decoder died (SIGSEGV)" in reasons[20]
+
+
+@pytest.mark.slow
+def test_a_batch_that_kills_every_worker_is_recorded(
+    rows: list[PairRow], models: Models, undisturbed: pa.Table, tmp_path: Path
+) -> None:
+    deadly = io.BytesIO()
+    Image.new("RGB", (40, 40), (1, 2, 3)).save(deadly, "PNG")
+    rows = list(rows)
+    rows[22] = replace(rows[22], image=deadly.getvalue())
+    uri = make_table(str(tmp_path / "pairs.lance"), rows, 4).uri
+
+    with running(job_words(uri, models, "--processes", "2"), CRASHING) as process:
+        output, _ = process.communicate()
+    assert process.returncode == 0, output
+
+    made = columns(uri)
+    reasons = made["capfilt_error"].to_pylist()
+    size = PairTable.open(uri).dataset.get_fragment(0).count_rows()
+    first = size + (22 - size) // 5 * 5
+    batch = range(first, first + 5)
+    assert [n for n, reason in enumerate(reasons) if reason] == [*batch, 30]
+    assert "SIGSEGV" in reasons[22]
+    assert made[:first].equals(undisturbed[:first])
+    assert made[first + 5 :].equals(undisturbed[first + 5 :])
 
 
 def test_a_fragment_that_cannot_be_read_fails_alone_and_is_tried_again(

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from openblip.capfilt.job import CapFiltJob
@@ -17,7 +18,7 @@ LEASE_SECONDS = 900.0
 """A worker that finishes no batch for so long is ended, and its unit given to another."""
 MAX_READS = 3
 """A fragment that cannot be read so often is recorded as failed."""
-MAX_DEATHS = 3
+MAX_DEATHS = 5
 """A batch that ends so many workers, alone with each of them, is recorded without result."""
 MAX_DEATHS_IN_A_ROW = 12
 """So many deaths without any finished batch between them stop the job."""
@@ -61,7 +62,6 @@ class Driver:
         pool: Pool,
         progress: Progress,
         check: Callable[[], None],
-        totals: tuple[int, int],
     ) -> None:
         """Nothing runs before `run`.
 
@@ -71,7 +71,6 @@ class Driver:
             pool: started by the caller, who also closes it.
             progress: counts rows; those done before are counted already.
             check: called often; raises when this driver must stop.
-            totals: rows and fragments of the table, for the status.
         """
         self._job, self._ledger, self._pool = job, ledger, pool
         self._progress, self._check = progress, check
@@ -83,8 +82,6 @@ class Driver:
         self._deaths_in_a_row = 0
         self._flushed = 0.0
         self._started, self._rows_before = time.time(), progress.num_done
-        self.totals = totals
-        """Rows and fragments of the table."""
 
     def run(
         self,
@@ -115,16 +112,19 @@ class Driver:
                     self._check()
                 self._end_silent()
                 self._flush()
-        finally:
+        except BaseException:
             for lease in self._leases.values():
                 self._ledger.put(released(self._entry(lease.unit), "the job was stopped"))
             self._leases.clear()
+            with suppress(OpenBlipError):  # the disk may be full: what stopped the job is said
+                self._flush(force=True)
+            raise
         self._flush(force=True)
 
     def finish(self) -> None:
-        """Record that the columns stand in the table."""
+        """Close the books, once the columns stand in the table."""
         self._ledger.compact()
-        self._ledger.flush(replace(self._activity(), finished=True))
+        self._ledger.flush(self._activity())
 
     def _plan(
         self,
@@ -335,13 +335,10 @@ class Driver:
         self._obsolete.clear()
 
     def _activity(self) -> Activity:
-        rows_total, fragments_total = self.totals
         return Activity(
             time=time.time(),
             session_start=self._started,
             session_rows=self._progress.num_done - self._rows_before,
             rows_done=self._progress.num_done,
-            rows_total=rows_total,
-            fragments_total=fragments_total,
             workers=self._pool.num_working(),
         )

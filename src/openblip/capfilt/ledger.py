@@ -63,12 +63,8 @@ class Activity:
     """Rows that were finished since then, those of unfinished fragments included."""
     rows_done: int
     """Rows finished in all."""
-    rows_total: int
-    fragments_total: int
     workers: int
     """Workers that were at work."""
-    finished: bool = False
-    """Whether the columns stand in the table."""
 
 
 class Ledger:

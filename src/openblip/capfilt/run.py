@@ -95,7 +95,6 @@ class _View:
     """How a version of the table stands to the job."""
 
     table: PairTable
-    num_fragments: int
     is_committed: bool
     """Whether the columns are those of this job."""
     missing: list[Fragment]
@@ -124,8 +123,7 @@ class _Run:
         stored = table.metadata.get(METADATA_KEY, "")
         is_committed = f'"fingerprint": "{self.job.fingerprint}"' in stored
         missing, computed = [], {}
-        fragments = list_fragments(table, NEW_COLUMNS)
-        for fragment in fragments:
+        for fragment in list_fragments(table, NEW_COLUMNS):
             entry = self.ledger.find(fragment.number, fragment.digest)
             if entry is None:
                 # Committed by a job whose ledger is gone, or compacted since.
@@ -135,7 +133,7 @@ class _Run:
                 missing.append(fragment)
             elif entry.file not in fragment.files:
                 computed[fragment.number] = entry
-        return _View(table, len(fragments), is_committed, missing, computed)
+        return _View(table, is_committed, missing, computed)
 
     def complete(self, lock: JobLock) -> None:
         """Compute and commit until the table, as it is then, is complete.
@@ -175,8 +173,7 @@ class _Run:
         total = len(view.table)
         done_before = total - rows_missing + saved
         with Progress("capfilt", total=total, unit="images", start=done_before) as progress:
-            totals = (total, view.num_fragments)
-            driver = Driver(self.job, self.ledger, pool, progress, lock.check, totals)
+            driver = Driver(self.job, self.ledger, pool, progress, lock.check)
             driver.run(view.missing, view.table.version, pieces, suspects)
         self.computed += rows_missing - saved
         for entry in self.ledger.entries():

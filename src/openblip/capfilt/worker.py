@@ -77,7 +77,7 @@ class Worker:
             captioner.med.require("lm")
         self.filter.med.require("itm")
         self._names = [model_fingerprint(source) for source in job.settings.captioners]
-        self._pieces = Pieces(job.folder)
+        self._pieces, self._data = Pieces(job.folder), job.data_folder
         self._table = PairTable.open(job.table_uri)
         self._save_seconds, self._decode_threads = save_seconds, decode_threads
 
@@ -202,7 +202,7 @@ class Worker:
             columns = pa.concat_tables([fresh[batch] for batch in range(count)])
         content = encode_columns(self._table, columns)
         name = unit.column_file(self.job.fingerprint)
-        self.job.data_folder.write(name, content)
+        self._data.write(name, content)
         return FragmentResult(
             file=ColumnFile(name, len(content)),
             checksum=hashlib.sha256(content).hexdigest(),

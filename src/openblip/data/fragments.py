@@ -5,8 +5,10 @@ each write the new columns of one fragment; a single commit makes all of them vi
 """
 
 import hashlib
+import random
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +19,8 @@ from openblip.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+_MAX_CONFLICTS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,25 +149,39 @@ def attach_columns(
     if clash := sorted(set(schema.names) & set(BASE_COLUMNS)):
         raise DataError(f"{listed(clash)}: columns of the source cannot be written")
     # Columns of both suffixes can only be leftovers of a process that was killed.
-    table.drop_leftovers()
+    _change(table.uri, PairTable.drop_leftovers)
     existing = [name for name in schema.names if name in table.columns]
     staged = existing if existing and not replace else [f"{n}{STAGED}" for n in schema.names]
     if staged != existing:
-        table.dataset.add_columns(_renamed(schema, staged))
-    table = _replace_data(table, files, staged)
+        _change(table.uri, lambda latest: latest.dataset.add_columns(_renamed(schema, staged)))
+    _replace_data(PairTable.open(table.uri), files, staged)
     if staged != existing:
-        away = [{"path": name, "name": f"{name}{REPLACED}"} for name in existing]
-        into = [
-            {"path": path, "name": name} for path, name in zip(staged, schema.names, strict=True)
-        ]
-        table.dataset.alter_columns(*away, *into)
-        table.drop_leftovers()
+        pairs = zip(staged, schema.names, strict=True)
+        names = [{"path": name, "name": f"{name}{REPLACED}"} for name in existing]
+        names += [{"path": path, "name": name} for path, name in pairs]
+        _change(table.uri, lambda latest: latest.dataset.alter_columns(*names))
+        _change(table.uri, PairTable.drop_leftovers)
     return PairTable.open(table.uri)
+
+
+def _change(uri: str, change: Callable[[PairTable], object]) -> None:
+    """Change the latest version; again if another process has made a new one meanwhile."""
+    lance_library()
+    from lance.commit import CommitConflictError
+
+    for attempt in range(_MAX_CONFLICTS):
+        try:
+            change(PairTable.open(uri))
+            return
+        except CommitConflictError:
+            if attempt == _MAX_CONFLICTS - 1:
+                raise
+            time.sleep(random.random())
 
 
 def _replace_data(
     table: PairTable, files: Mapping[int, ColumnFile], columns: Sequence[str]
-) -> PairTable:
+) -> None:
     lance = lance_library()
     from lance.fragment import DataFile
 
@@ -178,10 +196,7 @@ def _replace_data(
         for number, file in files.items()
     ]
     operation = lance.LanceOperation.DataReplacement(groups)
-    dataset = lance.LanceDataset.commit(
-        table.dataset, operation, read_version=table.dataset.version
-    )
-    return PairTable(dataset, table.uri)
+    lance.LanceDataset.commit(table.dataset, operation, read_version=table.dataset.version)
 
 
 def _leaves(table: PairTable) -> dict[str, list[int]]:

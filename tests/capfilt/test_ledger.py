@@ -1,0 +1,73 @@
+"""The ledger survives its driver, stays small, and has one writer."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from openblip.capfilt import ledger as module
+from openblip.capfilt.ledger import Activity, Entry, Ledger, LedgerTakenError, leased, released
+from openblip.capfilt.store import Store, open_store
+
+DONE = Entry(7, "abcd", 100, state="done", worker="host:1", attempts=2, file="f", checksum="c")
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return open_store(str(tmp_path))
+
+
+def test_what_is_flushed_is_read_again_and_the_last_word_counts(store: Store) -> None:
+    ledger = Ledger(store)
+    ledger.put(leased(Entry(7, "abcd", 100), "host:1", seconds=60))
+    ledger.flush()
+    ledger.put(DONE)
+    ledger.flush()
+    ledger.put(replace(DONE, state="failed"))
+
+    assert Ledger(store).find(7, "abcd") == DONE
+    assert Ledger(store).find(7, "other rows") is None
+    assert Ledger(store).counts() == {"waiting": 0, "leased": 0, "done": 1, "failed": 0}
+
+
+def test_a_lease_names_its_holder_and_a_lost_one_its_reason() -> None:
+    entry = leased(Entry(1, "d", 10), "host:5", seconds=60)
+    assert (entry.state, entry.worker, entry.attempts) == ("leased", "host:5", 1)
+    lost = released(entry, "SIGKILL")
+    assert (lost.state, lost.reason, lost.attempts) == ("waiting", "SIGKILL", 1)
+
+
+def test_snapshots_take_the_place_of_the_log(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_SNAPSHOT_EVERY", 4)
+    ledger = Ledger(store)
+    for number in range(11):
+        ledger.put(replace(DONE, fragment=number))
+        ledger.flush()
+
+    assert store.names("ledger/") == [
+        *(f"ledger/log-{n:012d}" for n in (9, 10, 11)),
+        "ledger/snapshot-000000000008",
+    ]
+    read = Ledger(store)
+    assert read.counts()["done"] == 11
+    read.put(replace(DONE, fragment=11))
+    read.flush()
+    assert Ledger(store).counts()["done"] == 12
+
+
+def test_a_second_writer_is_found_out(store: Store) -> None:
+    one, two = Ledger(store), Ledger(store)
+    one.put(DONE)
+    one.flush()
+    two.put(replace(DONE, state="failed"))
+    with pytest.raises(LedgerTakenError, match="another CapFilt job"):
+        two.flush()
+    assert Ledger(store).find(7, "abcd") == DONE
+
+
+def test_activity_is_read_as_written(store: Store) -> None:
+    activity = Activity(2.0, 1.0, 10, 20, 2)
+    ledger = Ledger(store)
+    assert ledger.activity() is None
+    ledger.flush(activity)
+    assert Ledger(store).activity() == activity
