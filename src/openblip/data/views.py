@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -157,7 +157,7 @@ class CaptionView:
         """
         self._check_columns(table)
         admitted_rows: list[np.ndarray] = []
-        index = ViewIndex(table, self, np.zeros(0, dtype=np.int64), {}, {}, {})
+        index = ViewIndex(table, self, np.zeros(0, dtype=np.int64), {}, {})
         splits: Counter[str] = Counter()
         start = 0
         for batch in table.scan([*self._scanned(table), "split"]):
@@ -280,7 +280,7 @@ class ViewIndex:
     """Texts that count, for each source."""
     num_offered: dict[str, int]
     """Texts that there are in the split, for each source."""
-    num_rejected: dict[str, dict[str, int]]
+    num_rejected: dict[str, dict[str, int]] = field(default_factory=dict)
     """Texts of the split that do not count, for each source and reason (see `Rejection`)."""
 
     def __len__(self) -> int:
