@@ -25,7 +25,13 @@ def test_the_page_is_self_contained_and_shows_every_part(
     path = write_report(PairTable.open(table.uri), tmp_path / "out" / "page.html", threshold=0.5)
 
     html = path.read_text(encoding="utf-8")
-    for part in ("How much stays", "known noise", "side by side", "confident rejections"):
+    for part in (
+        "How much stays",
+        "Why texts do not count",
+        "known noise",
+        "side by side",
+        "confident rejections",
+    ):
         assert part in html
     assert "data:image/" in html
     assert "http://" not in html

@@ -8,7 +8,13 @@ import pyarrow as pa
 import pytest
 
 from openblip.capfilt.scores import read_scores, texts_of
-from openblip.capfilt.select import keep_rates, noise_quality, precision_at_recall
+from openblip.capfilt.select import (
+    Rejected,
+    keep_rates,
+    noise_quality,
+    precision_at_recall,
+    rejections,
+)
 from openblip.data.table import PairRow, PairTable
 from openblip.errors import DataError, RecipeError
 
@@ -109,3 +115,14 @@ def test_an_unscored_table_and_a_wrong_threshold_are_errors(tmp_path: Path) -> N
 
 def test_meta_of_a_row_is_json(scored: PairTable) -> None:
     assert json.loads(scored.take([0], ["meta"])["meta"][0].as_py()) == {"noise": "true"}
+
+
+def test_every_text_that_does_not_count_has_its_reason(scored: PairTable) -> None:
+    assert rejections(scored, [0.5, 0.85]) == [
+        Rejected(0.5, "web", "below the threshold", 3),
+        Rejected(0.85, "web", "below the threshold", 4),
+        Rejected(0.85, "synthetic", "below the threshold", 5),
+    ]
+    assert rejections(scored, [0.85], itm_of=("synthetic=0.1", "web=0.0")) == []
+    with pytest.raises(DataError, match="not been checked"):
+        rejections(scored, [0.5], without=("leaks",))

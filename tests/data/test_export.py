@@ -21,7 +21,7 @@ from openblip.errors import DataError
 Jpeg = Callable[..., bytes]
 ALL = ("human", "web", "synthetic")
 # What an export adds to the metadata of a row.
-_ADDED = {"caption_sources", "caption_itm", "file_name", "width", "height"}
+_ADDED = {"caption_sources", "caption_itm", "caption_captioners", "file_name", "width", "height"}
 
 
 def _png() -> bytes:
@@ -46,6 +46,7 @@ def bootstrapped(tmp_path: Path, jpeg: Jpeg) -> PairTable:
                 "captions_itm": [[0.75, 0.25], [0.875, 0.25], [0.125], [0.5]],
                 "synthetic": [None, ["s1"], ["s2"], ["s3"]],
                 "synthetic_itm": [None, [0.625], [0.25], [0.5]],
+                "synthetic_captioner": [None, ["cafe"], ["cafe"], ["cafe"]],
             }
         )
     )
@@ -95,6 +96,7 @@ def test_a_text_keeps_its_source_and_its_score(
     meta = _reimported(tmp_path / "out")["images/a.b.jpg"]["meta"]
     assert meta["caption_sources"] == ["web", "web", "synthetic"]
     assert meta["caption_itm"] == [0.875, 0.25, 0.625]
+    assert meta["caption_captioners"] == [None, None, "cafe"]
 
 
 @pytest.mark.parametrize("form", FORMATS)
@@ -140,6 +142,7 @@ def test_members_of_a_tar_are_an_image_a_text_and_a_record(
             "captions": ["w1", "ünïcode", "s1"],
             "caption_sources": ["web", "web", "synthetic"],
             "caption_itm": [0.875, 0.25, 0.625],
+            "caption_captioners": [None, None, "cafe"],
             "split": "train",
         }
     # The ending is that of the bytes, not of the id.
@@ -226,7 +229,13 @@ def test_the_report_lies_beside_the_files(bootstrapped: PairTable, tmp_path: Pat
     _export(bootstrapped, tmp_path / "out", "parquet", itm=0.5)
     stored = json.loads((tmp_path / "out" / "export.json").read_text())
     assert (stored["table"], stored["version"]) == (bootstrapped.uri, bootstrapped.version)
-    assert stored["view"] == {"sources": list(ALL), "itm": 0.5, "split": "train"}
+    assert stored["view"] == {
+        "sources": list(ALL),
+        "itm": 0.5,
+        "split": "train",
+        "itm_of": [],
+        "without": [],
+    }
     assert stored["table_metadata"] == {"capfilt": {"filter": "f00d"}}
     assert stored["num_texts"] == {"human": 2, "web": 1, "synthetic": 1}
     assert (stored["num_images"], stored["num_without_text"]) == (2, 1)

@@ -4,6 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from openblip.data.judging import Rejection
 from openblip.data.table import PairRow, PairTable
 from openblip.data.views import AdmittedText, CaptionView, split_rows
 from openblip.errors import DataError, RecipeError
@@ -96,7 +97,7 @@ def test_a_missing_column_names_the_command_that_makes_it(table: PairTable) -> N
 def test_scores_that_do_not_fit_the_texts_are_an_error(table: PairTable) -> None:
     scores = [[0.5, 0.5]] * 7 + [[0.5]] + [[0.5, 0.5]] * 12
     table.add_columns(pa.table({"captions_itm": scores}))
-    with pytest.raises(DataError, match="row 7: 2 texts in captions but 1 scores"):
+    with pytest.raises(DataError, match="row 7: 2 texts in captions but 1 values"):
         CaptionView(itm=0.1).resolve(table)
 
 
@@ -136,7 +137,14 @@ def test_a_long_table_is_numbered_through(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "changes", [{"sources": ("humans",)}, {"sources": ()}, {"itm": 1.5}, {"split": "dev"}]
+    "changes",
+    [
+        {"sources": ("humans",)},
+        {"sources": ()},
+        {"itm": 1.5},
+        {"split": "dev"},
+        {"without": ("bad",)},
+    ],
 )
 def test_settings_out_of_range_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(RecipeError, match=next(iter(changes))):
@@ -145,17 +153,81 @@ def test_settings_out_of_range_are_refused(changes: dict[str, object]) -> None:
 
 def test_admitted_texts_carry_source_and_score(bootstrapped: PairTable) -> None:
     view = CaptionView(sources=("human", "web", "synthetic"), itm=0.5)
-    human, web = bootstrapped.take([0, 1]).to_pylist()
-    assert view.admitted(human) == [
-        AdmittedText("h0", "human", 0.1),
-        AdmittedText("h1", "human", 0.1),
-    ]
-    assert view.admitted(web) == [
-        AdmittedText("w1", "web", 0.9),
-        AdmittedText("s1", "synthetic", 0.8),
+    assert view.admitted(bootstrapped.take([0, 1])) == [
+        [AdmittedText("h0", "human", 0.1), AdmittedText("h1", "human", 0.1)],
+        [AdmittedText("w1", "web", 0.9), AdmittedText("s1", "synthetic", 0.8)],
     ]
 
 
 def test_a_text_that_was_not_judged_has_no_score(bootstrapped: PairTable) -> None:
-    (row,) = bootstrapped.take([4]).to_pylist()
-    assert CaptionView().admitted(row) == [AdmittedText("w4", "web", None)]
+    assert CaptionView().admitted(bootstrapped.take([4])) == [[AdmittedText("w4", "web", None)]]
+
+
+ALL = ("human", "web", "synthetic")
+
+
+def test_each_source_may_have_a_threshold_of_its_own(bootstrapped: PairTable) -> None:
+    view = CaptionView(sources=ALL, itm_of=("web=0.55", "synthetic=0.75"))
+    assert _texts(view, bootstrapped) == {0: ["h0", "h1"], 1: ["w1", "s1"], 2: ["w2b"]}
+    # What is not named has the general threshold, or none.
+    view = CaptionView(sources=ALL, itm_of=("synthetic=0.75",))
+    assert _texts(view, bootstrapped)[3] == ["w3"]
+    view = CaptionView(sources=ALL, itm=0.95, itm_of=("synthetic=0.75",))
+    assert _texts(view, bootstrapped) == {0: ["h0", "h1"], 1: ["s1"]}
+
+
+def test_each_data_set_may_have_thresholds_of_its_own(tmp_path: Path) -> None:
+    sources = ["clean", "dirty", "", "dirty"]
+    rows = [
+        PairRow(str(n), b"x", captions=[f"w{n}"], meta={"source": source} if source else {})
+        for n, source in enumerate(sources)
+    ]
+    table = PairTable.create(tmp_path / "t", rows)
+    scores = [[0.5]] * 4
+    texts = [[f"s{n}"] for n in range(4)]
+    table.add_columns(
+        pa.table({"captions_itm": scores, "synthetic": texts, "synthetic_itm": scores})
+    )
+    thresholds = ("clean=0.1", "dirty=0.9", "dirty/synthetic=0.4", "web=0.6")
+    view = CaptionView(sources=("web", "synthetic"), itm_of=thresholds)
+    assert _texts(view, table) == {0: ["w0", "s0"], 1: ["s1"], 2: ["s2"], 3: ["s3"]}
+
+
+@pytest.mark.parametrize("entry", ["web", "web=2", "=0.5", "web=x", "human=0.5"])
+def test_a_malformed_threshold_is_refused(entry: str) -> None:
+    with pytest.raises(RecipeError, match="itm_of"):
+        CaptionView(itm_of=(entry,))
+
+
+def test_every_rejected_text_has_its_reason(bootstrapped: PairTable) -> None:
+    errors = [None, None, None, None, "broken", None, None]
+    bootstrapped.add_columns(pa.table({"capfilt_error": pa.array(errors, pa.string())}))
+    view = CaptionView(sources=ALL, itm=0.5)
+    assert view.resolve(bootstrapped).num_rejected == {
+        "human": {},
+        "web": {"below the threshold": 2, "unreadable image": 1},
+        "synthetic": {"below the threshold": 2},
+    }
+    assert [(t.id, t.source, t.text, t.reason, t.itm) for t in view.rejected(bootstrapped)] == [
+        ("2", "web", "w2a", Rejection.BELOW_THRESHOLD, 0.5),
+        ("2", "synthetic", "s2", Rejection.BELOW_THRESHOLD, pytest.approx(0.3)),
+        ("3", "web", "w3", Rejection.BELOW_THRESHOLD, pytest.approx(0.2)),
+        ("3", "synthetic", "s3", Rejection.BELOW_THRESHOLD, pytest.approx(0.1)),
+        ("4", "web", "w4", Rejection.UNREADABLE, None),
+    ]
+    # Without the error, the text was not scored.
+    bootstrapped.drop_columns(["capfilt_error"])
+    assert view.resolve(bootstrapped).num_rejected["web"]["not scored"] == 1
+
+
+def test_a_blank_text_is_rejected(tmp_path: Path) -> None:
+    table = PairTable.create(tmp_path / "t", [PairRow("0", b"x", captions=[" ", "a dog"])])
+    assert _texts(CaptionView(), table) == {0: ["a dog"]}
+    assert CaptionView().resolve(table).num_rejected == {"human": {}, "web": {"empty text": 1}}
+
+
+def test_what_was_not_checked_cannot_be_left_out(bootstrapped: PairTable) -> None:
+    with pytest.raises(DataError, match=r"not been checked: run `openblip data duplicates"):
+        CaptionView(without=("duplicate_images",)).resolve(bootstrapped)
+    with pytest.raises(DataError, match=r"not been checked: run `openblip data leakage"):
+        CaptionView(without=("leaks",)).resolve(bootstrapped)

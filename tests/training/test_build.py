@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 
-from openblip.data.table import PairTable
+from openblip.data.curation.leakage import flag_leaks
+from openblip.data.table import PairRow, PairTable
 from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import RecipeError
+from openblip.errors import OpenBlipWarning, RecipeError
 from openblip.tasks.captioner import CaptionerObjectives, CaptionerTask
 from openblip.training.build import (
     build_model,
@@ -170,3 +171,22 @@ def test_validation_takes_what_the_split_has(
     assert len(first.ids) == 4
     # Without augmentation a row looks the same each time.
     assert torch.equal(first.images, second.images)
+
+
+def test_training_on_known_leaks_warns_and_names_the_remedy(
+    make_recipe: MakeRecipe, tokenizer: TextTokenizer, table: PairTable, tmp_path: Path
+) -> None:
+    rows = table.take(range(24), ["id", "image", "captions", "origin"]).to_pylist()
+    copy = PairTable.create(
+        tmp_path / "t.lance",
+        [PairRow(**{**row, "split": "test" if n == 0 else "train"}) for n, row in enumerate(rows)]
+        + [PairRow(**{**rows[0], "id": "leak"})],
+    )
+    flag_leaks(copy, copy, "test", show_progress=False)
+    recipe = make_recipe()
+    with pytest.warns(OpenBlipWarning, match=r"1 of the 24 .*--data\.view\.without leaks"):
+        training_loader(recipe, [copy], tokenizer, Processes())
+    view = replace(recipe.data.view, without=("leaks",))
+    recipe = replace(recipe, data=replace(recipe.data, view=view))
+    # Two texts of the leaking row stand in the evaluation, others of other rows may do so as well.
+    assert training_loader(recipe, [copy], tokenizer, Processes()).mixture.num_rows <= 23

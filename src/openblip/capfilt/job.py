@@ -17,6 +17,7 @@ METADATA_KEY = "capfilt"
 NEW_COLUMNS = (
     "synthetic",
     "synthetic_logprob",
+    "synthetic_captioner",
     "captions_itm",
     "captions_itc",
     "synthetic_itm",
@@ -33,8 +34,9 @@ def _nucleus() -> Decoding:
 class CapFiltSettings:
     """Everything besides the table that decides what a job writes."""
 
-    captioner: str
-    """Model folder or run directory of the captioner."""
+    captioner: str | tuple[str, ...]
+    """Model folders or run directories of the captioners. Each writes `num_captions` texts for an
+    image; those of the first one come first."""
     filter: str
     """Model folder or run directory of the filter."""
     decoding: Decoding = field(default_factory=_nucleus)
@@ -42,7 +44,7 @@ class CapFiltSettings:
     prompt: str = "a picture of "
     """What the captioner was fine-tuned to continue."""
     num_captions: int = 1
-    """Synthetic captions per image."""
+    """Synthetic captions per image and captioner."""
     first_token: Literal["[ENC]", "[CLS]"] = "[ENC]"
     """First token of a text that is matched: `[ENC]` as trained; `[CLS]` as some releases do."""
     batch_size: int = 32
@@ -53,6 +55,13 @@ class CapFiltSettings:
     def __post_init__(self) -> None:
         if self.num_captions < 1 or self.batch_size < 1:
             raise RecipeError("num_captions and batch_size must be at least 1")
+        if not self.captioners or len(set(self.captioners)) < len(self.captioners):
+            raise RecipeError(f"give one or several captioners, each once: {self.captioner}")
+
+    @property
+    def captioners(self) -> tuple[str, ...]:
+        """The captioners in the order of their texts."""
+        return (self.captioner,) if isinstance(self.captioner, str) else tuple(self.captioner)
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,7 @@ class CapFiltJob:
         return json.dumps(
             {
                 **asdict(self.settings),
-                "captioner_fingerprint": model_fingerprint(self.settings.captioner),
+                "captioner_fingerprint": _captioner_fingerprint(self.settings),
                 "filter_fingerprint": model_fingerprint(self.settings.filter),
                 "fingerprint": self.fingerprint,
             }
@@ -115,9 +124,15 @@ def job_fingerprint(settings: CapFiltSettings) -> str:
     Where a model lies does not count, only what it is.
     """
     values = asdict(settings)
-    values["captioner"] = model_fingerprint(settings.captioner)
+    values["captioner"] = _captioner_fingerprint(settings)
     values["filter"] = model_fingerprint(settings.filter)
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _captioner_fingerprint(settings: CapFiltSettings) -> str | list[str]:
+    """Of one captioner its fingerprint, of several a list of theirs."""
+    fingerprints = [model_fingerprint(captioner) for captioner in settings.captioners]
+    return fingerprints[0] if len(fingerprints) == 1 else fingerprints
 
 
 def column_schema() -> "pa.Schema":
@@ -125,6 +140,6 @@ def column_schema() -> "pa.Schema":
     import pyarrow as pa
 
     types = dict.fromkeys(NEW_COLUMNS, pa.list_(pa.float32()))
-    types["synthetic"] = pa.list_(pa.string())
+    types["synthetic"] = types["synthetic_captioner"] = pa.list_(pa.string())
     types["capfilt_error"] = pa.string()
     return pa.schema(list(types.items()))

@@ -10,7 +10,7 @@ from PIL import Image
 
 from openblip.capfilt.job import METADATA_KEY
 from openblip.capfilt.scores import TextScores, read_scores, texts_of
-from openblip.capfilt.select import DEFAULT_THRESHOLDS, keep_rates, noise_quality
+from openblip.capfilt.select import DEFAULT_THRESHOLDS, keep_rates, noise_quality, rejections
 from openblip.data.reading import row_image
 from openblip.data.table import PairTable
 from openblip.errors import DataError, RecipeError
@@ -44,6 +44,7 @@ def write_report(table: PairTable, path: Path, *, threshold: float = 0.5, seed: 
         f"above {threshold:g} of matching its image; human captions always stay.",
     )
     _rates(page, scores, threshold)
+    _reasons(page, table, threshold)
     _noise(page, scores["web"], threshold)
     _histograms(page, scores, threshold)
     _examples(page, table, scores, threshold, seed)
@@ -67,6 +68,14 @@ def _rates(page: Page, scores: dict[str, TextScores], threshold: float) -> None:
         rows,
         strong=[thresholds.index(threshold)],
     )
+
+
+def _reasons(page: Page, table: PairTable, threshold: float) -> None:
+    found = rejections(table, [threshold])
+    if found:
+        page.section("Why texts do not count", f"Training texts at the threshold {threshold:g}.")
+        rows = [[r.source, r.reason, str(r.count)] for r in found]
+        page.table(["source", "reason", "texts"], rows)
 
 
 def _noise(page: Page, web: TextScores, threshold: float) -> None:

@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openblip.capfilt.scores import TextScores
+from openblip.data.table import PairTable
+from openblip.data.views import SOURCES, CaptionView
 from openblip.errors import RecipeError
 
 TRUE_KIND = "true"
@@ -26,6 +28,17 @@ class KeepRate:
     def rate(self) -> float:
         """The share that stays, 0 where there is no text."""
         return self.kept / self.total if self.total else 0.0
+
+
+@dataclass(frozen=True)
+class Rejected:
+    """How many texts of a source do not count for one reason."""
+
+    threshold: float
+    source: str
+    reason: str
+    """See `data.judging.Rejection`."""
+    count: int
 
 
 @dataclass(frozen=True)
@@ -56,6 +69,36 @@ def keep_rates(scores: dict[str, TextScores], thresholds: Sequence[float]) -> li
         for threshold in thresholds
         for source, texts in scores.items()
     ]
+
+
+def rejections(
+    table: PairTable,
+    thresholds: Sequence[float],
+    itm_of: tuple[str, ...] = (),
+    without: tuple[str, ...] = (),
+) -> list[Rejected]:
+    """How many training texts do not count at each threshold, by source and reason.
+
+    Args:
+        table: scored by `run_capfilt`.
+        thresholds: ITM probabilities.
+        itm_of: see `CaptionView`.
+        without: see `CaptionView`.
+
+    Raises:
+        DataError: if the table lacks what is asked for.
+        RecipeError: if a threshold is not in [0, 1].
+    """
+    found = []
+    for threshold in thresholds:
+        view = CaptionView(sources=SOURCES, itm=threshold, itm_of=itm_of, without=without)
+        index = view.resolve(table, may_be_empty=True)
+        found += [
+            Rejected(threshold, source, reason, count)
+            for source, reasons in index.num_rejected.items()
+            for reason, count in reasons.items()
+        ]
+    return found
 
 
 def noise_quality(web: TextScores, threshold: float) -> list[NoiseQuality]:

@@ -23,6 +23,7 @@ from openblip.data.text import clean_caption
 from openblip.data.transforms import eval_transform
 from openblip.errors import DataError
 from openblip.inference import Blip, Caption, Match, load
+from openblip.inference.fingerprint import model_fingerprint
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,14 +41,14 @@ class LoadedBatch:
     """Rows within the batch whose images stand in the tensors, in their order."""
     ids: list[str]
     captions: list[list[str]]
-    captioner_images: Tensor
-    filter_images: Tensor
+    images: dict[int, Tensor]
+    """The images for models of each size, (images, 3, size, size)."""
     errors: dict[int, str]
     """Why a row of the batch could not be read."""
 
 
 class Worker:
-    """Captioner and filter, both loaded, on one device."""
+    """Captioners and filter, all loaded, on one device."""
 
     def __init__(
         self,
@@ -70,10 +71,12 @@ class Worker:
         """
         self.job = job
         self.settings: CapFiltSettings = job.settings
-        self.captioner: Blip = load(job.settings.captioner, device=device)
+        self.captioners = [load(source, device=device) for source in job.settings.captioners]
         self.filter: Blip = load(job.settings.filter, device=device)
-        self.captioner.med.require("lm")
+        for captioner in self.captioners:
+            captioner.med.require("lm")
         self.filter.med.require("itm")
+        self._names = [model_fingerprint(source) for source in job.settings.captioners]
         self._pieces, self._data = Pieces(job.folder), job.data_folder
         self._table = PairTable.open(job.table_uri)
         self._save_seconds, self._decode_threads = save_seconds, decode_threads
@@ -89,7 +92,7 @@ class Worker:
         """
         clock = SaveClock(0.0 if unit.careful else self._save_seconds)
         fresh: dict[int, pa.Table] = {}
-        with _one_thread() if self.captioner.device.type == "cpu" else nullcontext():
+        with _one_thread() if self.filter.device.type == "cpu" else nullcontext():
             for batch, columns in self._computed(unit):
                 fresh[batch] = columns
                 if clock.is_due():
@@ -140,7 +143,7 @@ class Worker:
             ids.append(row["id"])
             captions.append([clean_caption(text) for text in row["captions"] or []])
             images.append(image)
-        sizes = {self.captioner.image_size, self.filter.image_size}
+        sizes = {model.image_size for model in (*self.captioners, self.filter)}
         tensors = {
             size: torch.stack([eval_transform(image, size) for image in images])
             if images
@@ -152,33 +155,38 @@ class Worker:
             places=places,
             ids=ids,
             captions=captions,
-            captioner_images=tensors[self.captioner.image_size],
-            filter_images=tensors[self.filter.image_size],
+            images=tensors,
             errors=errors,
         )
 
     def process(self, loaded: LoadedBatch) -> "pa.Table":
         """The new columns of a batch; rows that are not from the web have nulls."""
         if not loaded.places:
-            return _columns(loaded, [], [])
+            return _columns(loaded, [], [], self._names)
         synthetic = self._write_captions(loaded)
         texts = [
             given + [clean_caption(caption.text) for caption in written]
             for given, written in zip(loaded.captions, synthetic, strict=True)
         ]
-        encoded = self.filter.encode(loaded.filter_images)
+        encoded = self.filter.encode(loaded.images[self.filter.image_size])
         scores = self.filter.score(encoded, texts, first_token=self.settings.first_token)
-        return _columns(loaded, synthetic, scores)
+        return _columns(loaded, synthetic, scores, self._names)
 
     def _write_captions(self, loaded: LoadedBatch) -> list[list[Caption]]:
-        encoded = self.captioner.encode(loaded.captioner_images)
-        return self.captioner.generate(
-            encoded,
-            self.settings.decoding,
-            prompt=self.settings.prompt,
-            seeds=[named_seed(self.settings.seed, row_id) for row_id in loaded.ids],
-            num_captions=self.settings.num_captions,
-        )
+        """For each image the texts of the first captioner, then those of the next."""
+        seeds = [named_seed(self.settings.seed, row_id) for row_id in loaded.ids]
+        written: list[list[Caption]] = [[] for _ in seeds]
+        for captioner in self.captioners:
+            captions = captioner.generate(
+                captioner.encode(loaded.images[captioner.image_size]),
+                self.settings.decoding,
+                prompt=self.settings.prompt,
+                seeds=seeds,
+                num_captions=self.settings.num_captions,
+            )
+            for of_image, own in zip(written, captions, strict=True):
+                of_image += own
+        return written
 
     def _seal(self, unit: Unit, fresh: "dict[int, pa.Table]") -> FragmentResult:
         """Write the fragment's data file, from what was just computed and what was saved before."""
@@ -220,7 +228,10 @@ def _one_thread() -> Iterator[None]:
 
 
 def _columns(
-    loaded: LoadedBatch, synthetic: list[list[Caption]], scores: list[list[Match]]
+    loaded: LoadedBatch,
+    synthetic: list[list[Caption]],
+    scores: list[list[Match]],
+    captioners: list[str],
 ) -> "pa.Table":
     import pyarrow as pa
 
@@ -230,6 +241,8 @@ def _columns(
         written, matches = synthetic[number], scores[number]
         values["synthetic"][place] = [caption.text for caption in written]
         values["synthetic_logprob"][place] = [caption.logprob for caption in written]
+        each = len(written) // len(captioners)
+        values["synthetic_captioner"][place] = [name for name in captioners for _ in range(each)]
         values["captions_itm"][place] = [match.itm for match in matches[:given]]
         values["captions_itc"][place] = [match.itc for match in matches[:given]]
         values["synthetic_itm"][place] = [match.itm for match in matches[given:]]

@@ -16,6 +16,8 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("demo", "demo", "the whole loop on an embedded world, with a report page"),
     "data import": ("data", "import_", "bring image-text pairs into a pair table"),
     "data export": ("data", "export", "write a view of a pair table for other programs"),
+    "data duplicates": ("curation", "duplicates", "flag images and captions that repeat others"),
+    "data leakage": ("curation", "leakage", "flag training rows that an evaluation sees again"),
     "data show": ("data", "show", "what is in a pair table"),
     "pretrain": ("train", "pretrain", "train a MED from scratch on a view of a table"),
     "finetune": ("train", "finetune", "fine-tune a captioner, a filter, or both in one"),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from openblip.cli.data import WithoutName
 from openblip.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ def run(
     table: tyro.conf.Positional[str],
     /,
     *,
-    captioner: str,
+    captioner: tuple[str, ...],
     filter: str,
     method: Literal["nucleus", "beam", "greedy"] = "nucleus",
     top_p: float = 0.9,
@@ -44,7 +45,7 @@ def run(
 
     Args:
         table: the pair table.
-        captioner: model folder or run directory that writes captions.
+        captioner: model folders or run directories that write captions, one or several.
         filter: model folder or run directory that scores texts.
         method: nucleus as in the paper, or beam, or greedy.
         top_p: nucleus: smallest set of words with this probability.
@@ -52,7 +53,7 @@ def run(
         max_length: of a caption in tokens, prompt included.
         min_length: of a caption in tokens, prompt included.
         prompt: what the captioner continues.
-        num_captions: synthetic captions per image.
+        num_captions: synthetic captions per image and captioner.
         first_token: of a matched text; [CLS] as some released models do.
         batch_size: rows that are worked on together.
         seed: decides sampled captions together with a row's id.
@@ -76,7 +77,7 @@ def run(
         min_length=min_length,
     )
     settings = CapFiltSettings(
-        captioner=captioner,
+        captioner=captioner if len(captioner) > 1 else captioner[0],
         filter=filter,
         decoding=decoding,
         prompt=prompt,
@@ -167,28 +168,37 @@ def select(
     /,
     *,
     thresholds: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    itm_of: tuple[str, ...] = (),
+    without: tuple[WithoutName, ...] = (),
     json: bool = False,
 ) -> int:
-    """How many web and synthetic texts stay at each ITM threshold; runs no model.
+    """How many web and synthetic texts stay at each ITM threshold, and why others do not.
+
+    Runs no model.
 
     Example: openblip capfilt select pairs.lance --thresholds 0.3 0.5 0.7
 
     Args:
         table: a table that `openblip capfilt run` has scored.
         thresholds: ITM probabilities.
+        itm_of: for the reasons: thresholds by source or data set, such as synthetic=0.3.
+        without: for the reasons: leave out what `data duplicates` and `leakage` have flagged.
         json: print JSON.
     """
     from openblip.capfilt.scores import read_scores
-    from openblip.capfilt.select import keep_rates, noise_quality
+    from openblip.capfilt.select import keep_rates, noise_quality, rejections
     from openblip.data.table import PairTable
 
-    scores = read_scores(PairTable.open(table))
+    opened = PairTable.open(table)
+    scores = read_scores(opened)
+    rejected = rejections(opened, thresholds, itm_of, without)
     rates = keep_rates(scores, thresholds)
     quality = {value: noise_quality(scores["web"], value) for value in thresholds}
     if json:
         print_json(
             {
                 "kept": [{**asdict(rate), "rate": rate.rate} for rate in rates],
+                "rejected": [asdict(some) for some in rejected],
                 "noise": {str(value): [asdict(q) for q in qs] for value, qs in quality.items()},
             }
         )
@@ -198,6 +208,10 @@ def select(
         for r in rates
     ]
     print_table(["threshold", "source", "kept", "of", "rate"], rows)
+    if rejected:
+        print("\ntraining texts that do not count:")
+        reasons = [[f"{r.threshold:g}", r.source, r.reason, str(r.count)] for r in rejected]
+        print_table(["threshold", "source", "reason", "texts"], reasons)
     noise = [
         [f"{value:g}", q.kind, str(q.total), f"{q.precision:.3f}", f"{q.recall:.3f}"]
         for value, qualities in quality.items()

@@ -10,6 +10,8 @@ import tyro
 
 from openblip.cli.output import print_json, print_table
 
+WithoutName = Literal["duplicate_images", "duplicate_captions", "repeated_captions", "leaks"]
+
 
 def import_(
     source: tyro.conf.Positional[Path],
@@ -80,10 +82,13 @@ def export(
     destination: tyro.conf.Positional[Path],
     /,
     *,
-    format: Literal["webdataset", "parquet", "coco", "jsonl"] = "webdataset",
+    format: Literal["webdataset", "parquet", "coco", "jsonl", "huggingface"] = "webdataset",
     sources: tuple[Literal["human", "web", "synthetic"], ...] = ("human", "web"),
     itm: float | None = None,
-    split: Literal["train", "val", "test"] = "train",
+    itm_of: tuple[str, ...] = (),
+    without: tuple[WithoutName, ...] = (),
+    split: tuple[Literal["train", "val", "test"], ...] = ("train",),
+    rejected: bool = False,
     shard_size: int = 10_000,
     overwrite: bool = False,
     threads: int | None = None,
@@ -98,10 +103,14 @@ def export(
     Args:
         table: the pair table.
         destination: a folder that is not there, or empty.
-        format: tars, Parquet, COCO caption JSON with images, or captions.jsonl with images.
+        format: tars, Parquet, COCO caption JSON with images, captions.jsonl with images, or a
+            dataset folder of the Hugging Face hub with its card.
         sources: human texts, web texts, synthetic texts of CapFilt.
         itm: web and synthetic texts stay above this match probability; all stay by default.
-        split: the rows to export.
+        itm_of: thresholds by source or data set, such as web=0.5 synthetic=0.3 cc12m/web=0.6.
+        without: leave out what `data duplicates` and `data leakage` have flagged.
+        split: the rows to export; several for huggingface.
+        rejected: write rejected texts with their reasons into rejected.jsonl beside.
         shard_size: images in one tar or Parquet file.
         overwrite: replace an earlier export.
         threads: threads that read images; one per core by default.
@@ -115,7 +124,9 @@ def export(
         PairTable.open(table),
         destination,
         format,
-        CaptionView(sources=sources, itm=itm, split=split),
+        CaptionView(sources=sources, itm=itm, itm_of=itm_of, without=without, split=split[0]),
+        splits=split,
+        with_rejected=rejected,
         shard_size=shard_size,
         overwrite=overwrite,
         num_threads=threads,

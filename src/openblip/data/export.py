@@ -4,73 +4,50 @@ import json
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from openblip.atomic import replace_folder
-from openblip.data.export_formats import WRITERS, ExportedPair, ExportLayout
+from openblip.data.dataset_card import write_card
+from openblip.data.export_formats import (
+    ExportedPair,
+    ExportLayout,
+    Writer,
+    write_coco,
+    write_jsonl,
+    write_parquet,
+    write_webdataset,
+)
+from openblip.data.export_huggingface import write_huggingface
+from openblip.data.export_report import ExportReport, SplitCounts
 from openblip.data.images import image_suffix, open_image
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.reading import encoded_image
 from openblip.data.report import Example, is_import_state
 from openblip.data.table import PairTable
-from openblip.data.views import CaptionView, ViewIndex, split_rows
+from openblip.data.views import TOLD_COLUMNS, AdmittedText, CaptionView, ViewIndex, split_rows
 from openblip.errors import DataError
-from openblip.progress import Progress, duration
+from openblip.progress import Progress
 
 REPORT_NAME = "export.json"
 """The file in a destination that says what was exported."""
+REJECTED_NAME = "rejected.jsonl"
+"""The file in a destination with the texts that were rejected, where they are asked for."""
+WRITERS: dict[str, Writer] = {
+    "webdataset": write_webdataset,
+    "parquet": write_parquet,
+    "coco": write_coco,
+    "jsonl": write_jsonl,
+    "huggingface": write_huggingface,
+}
 FORMATS = tuple(WRITERS)
 _READ_ROWS = 32
 _MAX_EXAMPLES = 10
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
-
-
-@dataclass
-class ExportReport:
-    """What an export wrote, from what, and what it left out; stored as `export.json`."""
-
-    table: str
-    """Address of the table."""
-    version: int
-    """Version of the table that was read."""
-    format: str
-    """One of `FORMATS`."""
-    view: CaptionView
-    """Which texts were to be exported."""
-    num_images: int = 0
-    """Images that were written."""
-    num_texts: dict[str, int] = field(default_factory=dict)
-    """Texts that were written, by source."""
-    num_without_text: int = 0
-    """Images of the split that the view leaves no text of; they are left out."""
-    num_unreadable: int = 0
-    """Images that have texts but cannot be read; they are left out."""
-    unreadable: list[Example] = field(default_factory=list)
-    """The first few of them."""
-    seconds: float = 0.0
-    """Time that it took."""
-    table_metadata: dict[str, Any] = field(default_factory=dict)
-    """What is stored with the table, such as the settings of CapFilt and the fingerprints of
-    captioner and filter."""
-
-    def to_text(self) -> str:
-        """The report for people, several lines."""
-        texts = ", ".join(f"{count:,} {source}" for source, count in self.num_texts.items())
-        lines = [
-            f"{self.num_images:,} images with {texts or 'no'} texts exported from {self.table} "
-            f"as {self.format} in {duration(self.seconds)}"
-        ]
-        if self.num_without_text:
-            lines.append(f"left out, no text admitted: {self.num_without_text:,}")
-        if self.num_unreadable:
-            lines.append(f"left out, image unreadable: {self.num_unreadable:,}")
-            lines += [f"  {example.where}: {example.detail}" for example in self.unreadable]
-        return "\n".join(lines)
 
 
 def export_pairs(
@@ -79,7 +56,9 @@ def export_pairs(
     format: str,
     view: CaptionView,
     *,
+    splits: Sequence[str] = (),
     shard_size: int = 10_000,
+    with_rejected: bool = False,
     overwrite: bool = False,
     num_threads: int | None = None,
     show_progress: bool = True,
@@ -91,9 +70,12 @@ def export_pairs(
     Args:
         table: where the pairs are.
         destination: the folder; must not be there, or be empty.
-        format: `webdataset`, `parquet`, `coco` or `jsonl`.
+        format: `webdataset`, `parquet`, `coco`, `jsonl` or `huggingface`.
         view: which split, and which of its texts.
+        splits: of the format `huggingface`: these instead of the view's.
         shard_size: images in a file of the formats that have several files; at least 1.
+        with_rejected: write the texts that the view rejects, with the reasons, into
+            `rejected.jsonl` beside.
         overwrite: replace an earlier export that is there.
         num_threads: that read images; None for one for each core, 2 to 16.
         show_progress: on stderr.
@@ -106,17 +88,30 @@ def export_pairs(
         raise DataError(f"unknown format {format!r}: give one of {', '.join(FORMATS)}")
     if shard_size < 1:
         raise DataError(f"shard_size must be at least 1 image. Got {shard_size}.")
+    if len(splits) > 1 and format != "huggingface":
+        raise DataError(f"the format {format} holds one split: give one, or choose huggingface")
     destination = Path(destination)
     _check_free(destination, overwrite)
-    index = view.resolve(table)
-    report = ExportReport(table.uri, table.version, format, view, table_metadata=_metadata(table))
-    report.num_without_text = split_rows(table, view.split).size - len(index)
-    layout = ExportLayout(shard_size, view.split, format == "coco" and _has_number_ids(index))
+    views = [replace(view, split=split) for split in dict.fromkeys(splits)] or [view]
+    indexes = [some.resolve(table) for some in views]
+    report = ExportReport(
+        table.uri, table.version, format, views[0], table_metadata=_metadata(table)
+    )
+    for index in indexes:
+        counts = report.splits[index.view.split] = SplitCounts(rejected=index.num_rejected)
+        counts.num_without_text = split_rows(table, index.view.split).size - len(index)
+        report.num_without_text += counts.num_without_text
+    has_number_ids = format == "coco" and _has_number_ids(indexes[0])
+    layout = ExportLayout(shard_size, views[0].split, has_number_ids)
     began = time.monotonic()
-    progress = Progress("exporting", len(index), "images", enabled=show_progress)
+    progress = Progress("exporting", sum(map(len, indexes)), "images", enabled=show_progress)
     with replace_folder(destination) as folder, progress:
-        pairs = _pairs(index, report, progress, num_threads or default_threads())
-        WRITERS[format](folder, pairs, layout)
+        threads = num_threads or default_threads()
+        WRITERS[format](folder, _pairs(indexes, report, progress, threads), layout)
+        if format == "huggingface":
+            write_card(folder, report)
+        if with_rejected:
+            _write_rejected(folder / REJECTED_NAME, views, table)
         report.seconds = time.monotonic() - began
         stored = json.dumps(asdict(report), ensure_ascii=False, indent=2)
         (folder / REPORT_NAME).write_text(stored + "\n", encoding="utf-8")
@@ -124,38 +119,51 @@ def export_pairs(
 
 
 def _pairs(
-    index: ViewIndex, report: ExportReport, progress: Progress, num_threads: int
+    indexes: Sequence[ViewIndex], report: ExportReport, progress: Progress, num_threads: int
 ) -> Iterator[ExportedPair]:
     """Yields what can be read; the report counts it, and what cannot."""
-    texts: Counter[str] = Counter()
+    for index in indexes:
+        counts, texts = report.splits[index.view.split], Counter[str]()
+        for result in ordered_map(_read, _records(index), num_threads, num_threads * 4):
+            if isinstance(result, Example):
+                report.num_unreadable += 1
+                if len(report.unreadable) < _MAX_EXAMPLES:
+                    report.unreadable.append(result)
+            else:
+                yield result
+                counts.num_images += 1
+                texts.update(text.source for text in result.texts)
+            progress.update(1, unreadable=report.num_unreadable)
+        counts.num_texts = dict(texts)
+    report.num_images = sum(counts.num_images for counts in report.splits.values())
+    together: Counter[str] = Counter()
+    for counts in report.splits.values():
+        together.update(counts.num_texts)
+    report.num_texts = dict(together)
 
-    def read(record: Mapping[str, Any]) -> ExportedPair | Example:
-        return _read(record, index.view)
 
-    for result in ordered_map(read, _records(index), num_threads, num_threads * 4):
-        if isinstance(result, Example):
-            report.num_unreadable += 1
-            if len(report.unreadable) < _MAX_EXAMPLES:
-                report.unreadable.append(result)
-        else:
-            yield result
-            report.num_images += 1
-            texts.update(text.source for text in result.texts)
-        progress.update(1, unreadable=report.num_unreadable)
-    report.num_texts = dict(texts)
+def _write_rejected(path: Path, views: Sequence[CaptionView], table: PairTable) -> None:
+    """A line for each text that is rejected."""
+    with path.open("w", encoding="utf-8") as lines:
+        for view in views:
+            for text in view.rejected(table):
+                line = {**asdict(text), "split": view.split}
+                lines.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 
-def _records(index: ViewIndex) -> Iterator[dict[str, Any]]:
+def _records(index: ViewIndex) -> Iterator[tuple[dict[str, Any], list[AdmittedText]]]:
     table = index.table
-    scores = [name for name in ("captions_itm", "synthetic_itm") if name in table.columns]
+    told = [name for name in TOLD_COLUMNS if name in table.columns]
     own = ["id", "image", "image_uri", "width", "height", "split", "meta"]
-    columns = list(dict.fromkeys([*own, *index.view.columns, *scores]))
+    columns = list(dict.fromkeys([*own, *index.view.columns, *told]))
     for start in range(0, len(index), _READ_ROWS):
-        yield from table.take(index.rows[start : start + _READ_ROWS], columns).to_pylist()
+        rows = table.take(index.rows[start : start + _READ_ROWS], columns)
+        yield from zip(rows.select(own).to_pylist(), index.view.admitted(rows), strict=True)
 
 
-def _read(record: Mapping[str, Any], view: CaptionView) -> ExportedPair | Example:
+def _read(row: tuple[dict[str, Any], list[AdmittedText]]) -> ExportedPair | Example:
     """The pair of a row, or why there is none; runs in many threads at once."""
+    record, texts = row
     where = f"row {record['id']!r}"
     try:
         image = encoded_image(record["image"], record["image_uri"])
@@ -172,7 +180,7 @@ def _read(record: Mapping[str, Any], view: CaptionView) -> ExportedPair | Exampl
         suffix=suffix,
         width=width,
         height=height,
-        texts=view.admitted(record),
+        texts=texts,
         split=record["split"],
         meta=json.loads(record["meta"] or "{}"),
     )

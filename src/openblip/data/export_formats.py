@@ -52,6 +52,7 @@ class ExportedPair:
             "captions": [text.text for text in self.texts],
             "caption_sources": [text.source for text in self.texts],
             "caption_itm": [text.itm for text in self.texts],
+            "caption_captioners": [text.captioner for text in self.texts],
             "split": self.split,
         }
 
@@ -74,7 +75,7 @@ Writer = Callable[[Path, Iterable[ExportedPair], ExportLayout], None]
 
 def write_webdataset(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayout) -> None:
     """Tars `00000.tar`, ...: an image, its first text as `.txt`, everything else as `.json`."""
-    for number, shard in enumerate(_shards(pairs, layout.shard_size)):
+    for number, shard in enumerate(shards(pairs, layout.shard_size)):
         with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
             for pair in shard:
                 first = pair.texts[0].text
@@ -95,13 +96,14 @@ def write_parquet(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLay
         "captions": pa.list_(pa.string()),
         "caption_sources": pa.list_(pa.string()),
         "caption_itm": pa.list_(pa.float32()),
+        "caption_captioners": pa.list_(pa.string()),
         "split": pa.string(),
         "meta": pa.string(),
     }
     schema = pa.schema(list(types.items()))
-    for number, shard in enumerate(_shards(pairs, layout.shard_size)):
+    for number, shard in enumerate(shards(pairs, layout.shard_size)):
         with parquet.ParquetWriter(folder / f"{number:05d}.parquet", schema) as writer:
-            for group in _groups(shard):
+            for group in groups(shard):
                 rows = [{**p.told, "image": p.image, "meta": _json(p.meta)} for p in group]
                 writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
@@ -142,7 +144,11 @@ def write_coco(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayout
             for text in pair.texts:
                 num_texts += 1
                 annotation = {"id": num_texts, "image_id": image["id"], "caption": text.text}
-                annotation |= {"source": text.source, "itm": text.itm}
+                annotation |= {
+                    "source": text.source,
+                    "itm": text.itm,
+                    "captioner": text.captioner,
+                }
                 annotations.write((",\n" if num_texts > 1 else "\n") + _json(annotation))
         document.write('\n],\n"annotations": [')
         annotations.seek(0)
@@ -151,22 +157,15 @@ def write_coco(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayout
     unfinished.unlink()
 
 
-WRITERS: dict[str, Writer] = {
-    "webdataset": write_webdataset,
-    "parquet": write_parquet,
-    "coco": write_coco,
-    "jsonl": write_jsonl,
-}
-
-
-def _shards(pairs: Iterable[ExportedPair], size: int) -> Iterator[Iterator[ExportedPair]]:
+def shards(pairs: Iterable[ExportedPair], size: int) -> Iterator[Iterator[ExportedPair]]:
     """Runs of at most `size` pairs; each must be read to its end before the next is taken."""
     rest = iter(pairs)
     for first in rest:
         yield chain([first], islice(rest, size - 1))
 
 
-def _groups(pairs: Iterable[ExportedPair]) -> Iterator[list[ExportedPair]]:
+def groups(pairs: Iterable[ExportedPair]) -> Iterator[list[ExportedPair]]:
+    """Lists of pairs that may be held in memory; each is a row group."""
     group: list[ExportedPair] = []
     num_bytes = 0
     for pair in pairs:

@@ -1,12 +1,23 @@
 """Which texts of a table count: a view is a choice of sources and a threshold, not a copy."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from openblip.data.curation.flags import DUPLICATES, LEAKS, what_is_unchecked
+from openblip.data.judging import (
+    ERROR_COLUMNS,
+    REJECTIONS,
+    REMEDY,
+    Rejection,
+    Verdicts,
+    judge,
+    string_values,
+)
 from openblip.data.table import SPLITS, PairTable
 from openblip.errors import DataError, RecipeError
 
@@ -14,7 +25,31 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SOURCES = ("human", "web", "synthetic")
-_REMEDY = "run `openblip capfilt run` on the table first"
+_COLUMN_OF = {"human": "captions", "web": "captions", "synthetic": "synthetic"}
+TOLD_COLUMNS = ("captions_itm", "synthetic_itm", "synthetic_captioner")
+"""Columns of what is told of a text besides whether it counts."""
+WITHOUT = ("duplicate_images", "duplicate_captions", "repeated_captions", "leaks")
+_CHECK_OF = {name: LEAKS if name == "leaks" else DUPLICATES for name in WITHOUT}
+_COMMAND_OF = {
+    DUPLICATES: "openblip data duplicates TABLE",
+    LEAKS: "openblip data leakage TABLE EVALUATION_TABLE",
+}
+
+
+@dataclass(frozen=True)
+class RejectedText:
+    """A text that does not count, and why."""
+
+    id: str
+    """Of its row."""
+    text: str
+    source: str
+    """One of `SOURCES`."""
+    reason: Rejection
+    itm: float | None
+    """The filter's match probability; None where the text was not judged."""
+    threshold: float | None
+    """What `itm` would have to be above; None where nothing is asked."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +61,8 @@ class AdmittedText:
     """One of `SOURCES`."""
     itm: float | None
     """The filter's match probability; None where it was not read or the text was not judged."""
+    captioner: str | None = None
+    """Fingerprint of the model that wrote it; None for a given text, or where it was not read."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +77,14 @@ class CaptionView:
     this; None lets all through. Human texts always count."""
     split: str = "train"
     """`train`, `val` or `test`."""
+    itm_of: tuple[str, ...] = ()
+    """Thresholds that replace `itm`, as `NAME=PROBABILITY`. A name is `web` or `synthetic`; or a
+    data set, as the `source` of a row's `meta` says; or both, as in `cc12m/synthetic`. The most
+    exact name holds."""
+    without: tuple[str, ...] = ()
+    """What `openblip data duplicates` and `leakage` have flagged and is to be left out: some of
+    `duplicate_images`, `duplicate_captions` (within the split), `repeated_captions` (within an
+    image) and `leaks` (of images and texts)."""
 
     def __post_init__(self) -> None:
         """Checks every field."""
@@ -50,50 +95,83 @@ class CaptionView:
             raise RecipeError(f"itm must be a probability from 0 to 1, or None. Got {self.itm}.")
         if self.split not in SPLITS:
             raise RecipeError(f"split must be one of {', '.join(SPLITS)}. Got {self.split!r}.")
+        if not set(self.without) <= set(WITHOUT):
+            raise RecipeError(f"without must be some of {', '.join(WITHOUT)}. Got {self.without}.")
+        _ = self.thresholds
+
+    @cached_property
+    def thresholds(self) -> dict[str, float]:
+        """The numbers of `itm_of` by name.
+
+        Raises:
+            RecipeError: one of them is malformed.
+        """
+        thresholds = {}
+        for entry in self.itm_of:
+            name, _, number = entry.rpartition("=")
+            try:
+                value = float(number)
+            except ValueError:
+                value = -1.0
+            if name in ("", "human") or not 0 <= value <= 1:
+                raise RecipeError(
+                    f"itm_of must be names with probabilities, such as web=0.5. Got {entry!r}."
+                )
+            thresholds[name] = value
+        return thresholds
+
+    @property
+    def names_data_sets(self) -> bool:
+        """Whether a threshold depends on the data set of a row."""
+        return not set(self.thresholds) <= set(SOURCES)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """Columns of the table that decide which texts count."""
+        """Columns of the table that decide which texts of a row count."""
         columns = ["origin", "captions"]
+        texts = ["captions"]
         if "synthetic" in self.sources:
             columns.append("synthetic")
-        if self.itm is not None:
-            scored = {"web": "captions_itm", "synthetic": "synthetic_itm"}
-            columns += [column for source, column in scored.items() if source in self.sources]
+            texts.append("synthetic")
+        columns += [f"{_COLUMN_OF[s]}_itm" for s in self.sources if self._has_threshold(s)]
+        if self.names_data_sets:
+            columns.append("meta")
+        if "repeated_captions" in self.without:
+            columns.append("id")
+        if {"repeated_captions", "duplicate_captions"} & set(self.without):
+            columns += [f"{name}_duplicate_of" for name in texts]
+        if "leaks" in self.without:
+            columns += [f"{name}_leak_of" for name in texts]
         return tuple(columns)
 
-    def resolve(self, table: PairTable) -> "ViewIndex":
+    def resolve(self, table: PairTable, may_be_empty: bool = False) -> "ViewIndex":
         """The rows of `table` that have an admitted text, found in one scan without images.
 
+        Args:
+            table: where the rows are.
+            may_be_empty: whether a view without rows is of use.
+
         Raises:
-            DataError: a column that the view needs is missing, a row has another number of
-                scores than of texts, or no row is left.
+            DataError: a column that the view needs is missing or out of date, a row has another
+                number of scores than of texts, or no row is left.
         """
-        missing = [column for column in self.columns if column not in table.columns]
-        if missing:
-            raise DataError(
-                f"{table.uri} has no column {', '.join(missing)}, which the view "
-                f"sources={self.sources}, itm={self.itm} needs: {_REMEDY}"
-            )
+        self._check_columns(table)
         admitted_rows: list[np.ndarray] = []
-        offered: Counter[str] = Counter()
-        admitted: Counter[str] = Counter()
+        index = ViewIndex(table, self, np.zeros(0, dtype=np.int64), {}, {})
         splits: Counter[str] = Counter()
         start = 0
-        for batch in table.scan([*self.columns, "split"]):
-            split = _strings(batch["split"])
+        for batch in table.scan([*self._scanned(table), "split"]):
+            split = string_values(batch["split"])
             splits.update(split.tolist())
             row_counts = np.zeros(batch.num_rows, dtype=np.int64)
-            for source, (total, passing) in self._counts(batch, start).items():
-                inside = split == self.split
-                offered[source] += int(total[inside].sum())
-                admitted[source] += int(passing[inside].sum())
-                row_counts += np.where(inside, passing, 0)
+            for source in self.sources:
+                verdicts = judge(batch, self, source, start)
+                index.count(source, verdicts, split == self.split)
+                row_counts += np.where(split == self.split, verdicts.num_admitted(), 0)
             admitted_rows.append(start + np.flatnonzero(row_counts))
             start += batch.num_rows
-        rows = np.concatenate(admitted_rows) if admitted_rows else np.zeros(0, dtype=np.int64)
-        index = ViewIndex(table, self, rows, dict(admitted), dict(offered))
-        if not rows.size:
+        index = replace(index, rows=np.concatenate([index.rows, *admitted_rows]))
+        if not (index.rows.size or may_be_empty):
             raise DataError(self._why_empty(index, splits))
         return index
 
@@ -101,57 +179,84 @@ class CaptionView:
         """The texts of each row that count, given columns; those of the row itself come first.
 
         Args:
-            batch: rows of a table with `columns`, as `PairTable.take` returns them.
+            batch: rows that `resolve` admits, with `columns`, as `PairTable.take` returns them.
         """
-        records = batch.select(list(self.columns)).to_pylist()
-        return [[text.text for text in self.admitted(record)] for record in records]
+        return [[text.text for text in texts] for texts in self.admitted(batch)]
 
-    def admitted(self, record: Mapping[str, Any]) -> list[AdmittedText]:
-        """The texts of one row that count, in the order of `SOURCES`.
+    def admitted(self, batch: "pa.RecordBatch | pa.Table") -> list[list[AdmittedText]]:
+        """The texts of each row that count, in the order of `SOURCES`.
 
         Args:
-            record: a row with `columns`. Texts get their scores also without a threshold if the
-                row has the columns `captions_itm` and `synthetic_itm`.
+            batch: rows with `columns`. Texts get their scores also without a threshold, and their
+                captioners, if there are the columns of `TOLD_COLUMNS`.
         """
-        return [
-            text
-            for source in SOURCES
-            if source in self.sources
-            for text in self._texts_of(source, record)
-        ]
+        admitted: list[list[AdmittedText]] = []
+        for part in _record_batches(batch):
+            of_row: list[list[AdmittedText]] = [[] for _ in range(part.num_rows)]
+            for source in (source for source in SOURCES if source in self.sources):
+                verdicts = judge(part, self, source)
+                texts, rows = verdicts.texts.to_pylist(), verdicts.rows.tolist()
+                for at in np.flatnonzero(verdicts.codes == 0).tolist():
+                    score = _number(verdicts.scores[at])
+                    of_row[rows[at]].append(
+                        AdmittedText(texts[at], source, score, verdicts.captioners[at])
+                    )
+            admitted += of_row
+        return admitted
 
-    def _counts(
-        self, batch: "pa.RecordBatch", start: int
-    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Texts offered and texts admitted, per row, for each source."""
-        is_human = _strings(batch["origin"]) == "human"
-        counts = {}
-        for source in self.sources:
-            column = "synthetic" if source == "synthetic" else "captions"
-            mask = is_human if source == "human" else ~is_human
-            lengths = _lengths(batch[column])
-            passing = lengths
-            if self.itm is not None and source != "human":
-                score_column = batch[f"{column}_itm"]
-                score_lengths = _lengths(score_column)
-                _check_lengths(lengths, score_lengths, mask, column, start)
-                # Nulls become NaN, which compares as False: a text without a score does not count.
-                scores = score_column.flatten().to_numpy(zero_copy_only=False)
-                passing = _count_true(score_lengths, scores > self.itm)
-            counts[source] = (np.where(mask, lengths, 0), np.where(mask, passing, 0))
-        return counts
+    def rejected(self, table: PairTable) -> Iterator[RejectedText]:
+        """The texts of the split that do not count, in the order of the table.
 
-    def _texts_of(self, source: str, record: Mapping[str, Any]) -> Sequence[AdmittedText]:
-        if (source == "human") != (record["origin"] == "human"):
-            return []
-        column = "synthetic" if source == "synthetic" else "captions"
-        texts: list[str] = record[column] or []
-        scores = [*(record.get(f"{column}_itm") or ()), *[None] * len(texts)]
-        return [
-            AdmittedText(text, source, score)
-            for text, score in zip(texts, scores, strict=False)
-            if self.itm is None or source == "human" or (score is not None and score > self.itm)
-        ]
+        Raises:
+            DataError: as `resolve`.
+        """
+        self._check_columns(table)
+        scores = [name for name in TOLD_COLUMNS if name in table.columns]
+        columns = list(dict.fromkeys(["id", "split", *self._scanned(table), *scores]))
+        for batch in table.scan(columns):
+            inside = string_values(batch["split"]) == self.split
+            ids = string_values(batch["id"])
+            found = []
+            for number, source in enumerate(self.sources):
+                verdicts = judge(batch, self, source)
+                rows, texts = verdicts.rows, verdicts.texts
+                for at in np.flatnonzero((verdicts.codes > 0) & inside[rows]).tolist():
+                    text = RejectedText(
+                        id=ids[rows[at]],
+                        text=texts[at].as_py() or "",
+                        source=source,
+                        reason=REJECTIONS[verdicts.codes[at] - 1],
+                        itm=_number(verdicts.scores[at]),
+                        threshold=_number(verdicts.thresholds[at]),
+                    )
+                    found.append((int(rows[at]), number, at, text))
+            yield from (text for *_, text in sorted(found, key=lambda entry: entry[:3]))
+
+    def _has_threshold(self, source: str) -> bool:
+        if source == "human":
+            return False
+        return self.itm is not None or source in self.thresholds or self.names_data_sets
+
+    def _scanned(self, table: PairTable) -> list[str]:
+        """Columns that decide which texts count, those that concern a whole row included."""
+        flags = {"duplicate_images": "duplicate_of", "leaks": "leak_of"}
+        columns = [*self.columns, *(name for name in ERROR_COLUMNS if name in table.columns)]
+        return columns + [column for name, column in flags.items() if name in self.without]
+
+    def _check_columns(self, table: PairTable) -> None:
+        for check in dict.fromkeys(_CHECK_OF[name] for name in self.without):
+            unchecked = what_is_unchecked(table, check)
+            if unchecked:
+                raise DataError(
+                    f"{table.uri}: the view leaves {', '.join(self.without)} out, but {unchecked}: "
+                    f"run `{_COMMAND_OF[check]}`"
+                )
+        missing = [column for column in self.columns if column not in table.columns]
+        if missing:
+            raise DataError(
+                f"{table.uri} has no column {', '.join(missing)}, which the view "
+                f"sources={self.sources}, itm={self.itm} needs: {REMEDY}"
+            )
 
     def _why_empty(self, index: "ViewIndex", splits: Counter[str]) -> str:
         where = f"{index.table.uri}: the view has no row in the split {self.split!r}"
@@ -175,6 +280,8 @@ class ViewIndex:
     """Texts that count, for each source."""
     num_offered: dict[str, int]
     """Texts that there are in the split, for each source."""
+    num_rejected: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Texts of the split that do not count, for each source and reason (see `Rejection`)."""
 
     def __len__(self) -> int:
         return int(self.rows.size)
@@ -195,6 +302,17 @@ class ViewIndex:
             for source in self.view.sources
         )
 
+    def count(self, source: str, verdicts: Verdicts, inside: np.ndarray) -> None:
+        """Adds the texts of the rows that are `inside` to the numbers."""
+        codes = verdicts.codes[inside[verdicts.rows]]
+        counts = np.bincount(codes, minlength=len(REJECTIONS) + 1).tolist()
+        self.num_offered[source] = self.num_offered.get(source, 0) + len(codes)
+        self.num_admitted[source] = self.num_admitted.get(source, 0) + counts[0]
+        rejected = self.num_rejected.setdefault(source, {})
+        for reason, number in zip(REJECTIONS, counts[1:], strict=True):
+            if number:
+                rejected[reason.value] = rejected.get(reason.value, 0) + number
+
 
 def split_rows(table: PairTable, split: str) -> np.ndarray:
     """Numbers of all rows of a split, with or without texts, int64, ascending.
@@ -205,7 +323,7 @@ def split_rows(table: PairTable, split: str) -> np.ndarray:
     parts = [np.zeros(0, dtype=np.int64)]
     there: Counter[str] = Counter()
     for batch in table.scan(["split"]):
-        names = _strings(batch["split"])
+        names = string_values(batch["split"])
         parts.append(np.flatnonzero(names == split) + there.total())
         there.update(names.tolist())
     rows = np.concatenate(parts)
@@ -218,31 +336,11 @@ def _listed(splits: Counter[str]) -> str:
     return ", ".join(f"{name} {count}" for name, count in sorted(splits.items())) or "no rows"
 
 
-def _strings(column: "pa.Array") -> np.ndarray:
-    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=object)
+def _record_batches(batch: "pa.RecordBatch | pa.Table") -> "list[pa.RecordBatch]":
+    import pyarrow as pa
+
+    return batch.combine_chunks().to_batches() if isinstance(batch, pa.Table) else [batch]
 
 
-def _lengths(column: "pa.Array") -> np.ndarray:
-    """Number of values in each list, 0 for a null."""
-    lengths = column.value_lengths().fill_null(0)
-    return np.asarray(lengths.to_numpy(zero_copy_only=False), dtype=np.int64)
-
-
-def _count_true(lengths: np.ndarray, flags: np.ndarray) -> np.ndarray:
-    """How many of the flags of each list are set."""
-    running = np.concatenate([[0], np.cumsum(flags)])
-    ends = np.cumsum(lengths)
-    return np.asarray(running[ends] - running[ends - lengths], dtype=np.int64)
-
-
-def _check_lengths(
-    texts: np.ndarray, scores: np.ndarray, mask: np.ndarray, column: str, start: int
-) -> None:
-    # A row whose scores are missing altogether was not judged (it failed, or came later).
-    wrong = np.flatnonzero(mask & (scores != texts) & (scores != 0))
-    if wrong.size:
-        row = int(wrong[0])
-        raise DataError(
-            f"row {start + row}: {texts[row]} texts in {column} but {scores[row]} scores in "
-            f"{column}_itm: {_REMEDY}"
-        )
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

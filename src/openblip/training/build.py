@@ -52,8 +52,6 @@ def make_tokenizer(recipe: Recipe, tables: Sequence[PairTable]) -> TextTokenizer
         return read_folder(Path(recipe.init_from)).tokenizer
     size = recipe.trained_vocabulary
     if size is not None:
-        # Tells better than the tokenizer could why there are no texts.
-        resolved_parts(recipe.data, tables)
         return TextTokenizer.train(_captions(recipe.data, tables), size)
     assert recipe.tokenizer is not None, "a recipe with a model has a tokenizer"
     return TextTokenizer.from_file(recipe.tokenizer)
@@ -165,13 +163,11 @@ def compile_parts(model: Student, **options: Any) -> None:
 
 
 def _captions(data: DataConfig, tables: Sequence[PairTable]) -> Iterator[str]:
-    for part, table in zip(data.mixture, tables, strict=True):
-        view = part.view
-        for batch in table.scan([*view.columns, "split"]):
-            splits = batch["split"].to_pylist()
-            for split, texts in zip(splits, view.admitted_texts(batch), strict=True):
-                if split == view.split:
-                    yield from (data.prefix + clean_caption(text, data.max_words) for text in texts)
+    for part in resolved_parts(data, tables):
+        rows = part.index.rows
+        for start in range(0, len(rows), 8192):
+            for texts in part.index.captions_of_rows(rows[start : start + 8192]):
+                yield from (data.prefix + clean_caption(text, data.max_words) for text in texts)
 
 
 def sized(config: SizesT, image_size: int, vocab_size: int) -> SizesT:

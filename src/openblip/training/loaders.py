@@ -1,8 +1,10 @@
 """From a recipe to the batches of a run."""
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
+from openblip.data.curation.flags import LEAKS, count_flagged
 from openblip.data.image_pairs import ImagePairIndex, ImagePairLoader
 from openblip.data.loader import PairLoader
 from openblip.data.mixture import WeightedIndex
@@ -11,7 +13,7 @@ from openblip.data.step_loader import AnyLoader
 from openblip.data.table import PairTable
 from openblip.data.tokenizer import TextTokenizer
 from openblip.data.transforms import Augmentation
-from openblip.errors import DataError, RecipeError
+from openblip.errors import DataError, OpenBlipWarning, RecipeError
 from openblip.tasks.contrastive import ContrastObjectives
 from openblip.training.config import DataConfig, Recipe
 from openblip.training.distributed import Processes
@@ -44,8 +46,22 @@ def training_loader(
         return _example_loader(recipe, augmentation, tables[0], split, tokenizer, processes, size)
     parts = resolved_parts(recipe.data, tables)
     loader = _pair_loader(recipe, augmentation, parts, tokenizer, processes, size)
+    _warn_of_leaks(parts)
     _check_sizes(recipe, loader, ", ".join(dict.fromkeys(table.uri for table in tables)))
     return loader
+
+
+def _warn_of_leaks(parts: Sequence[WeightedIndex]) -> None:
+    for index in (part.index for part in parts):
+        leaking = count_flagged(index.table, LEAKS, index.rows)
+        if leaking:
+            warnings.warn(
+                f"{leaking:,} of the {len(index):,} training images of {index.table.uri} stand in "
+                "an evaluation split, as `openblip data leakage` has found: a view with "
+                "`without` leaks (--data.view.without leaks) leaves them out",
+                OpenBlipWarning,
+                stacklevel=2,
+            )
 
 
 def _check_sizes(recipe: Recipe, loader: PairLoader, where: str) -> None:

@@ -77,6 +77,10 @@ def _shards(files: list[Path]) -> TarSource | None:
 
 def _tables(files: list[Path], options: SourceOptions) -> TableSource | None:
     tables = _with_suffix(files, TABLE_SUFFIXES)
+    if not tables and len(files) == 1:
+        # A dataset folder of the Hugging Face hub has its tables one level below.
+        inner = files[0] / "data"
+        tables = _with_suffix([inner], TABLE_SUFFIXES) if inner.is_dir() else []
     return TableSource(tables, options) if tables else None
 
 

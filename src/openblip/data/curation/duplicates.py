@@ -1,0 +1,229 @@
+"""Near-duplicate images and captions within each split of a table, flagged and kept."""
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openblip.data.curation.flags import (
+    DUPLICATES,
+    IMAGE_FLAGS,
+    remember_check,
+    row_ids,
+    string_column,
+    text_column,
+    text_flags,
+)
+from openblip.data.curation.marks import Marks, count_errors, embedding_model, mark_images
+from openblip.data.curation.near_texts import repeated_texts
+from openblip.data.curation.nearness import Nearness, repeated_images
+from openblip.data.curation.table_texts import TableTexts
+from openblip.data.table import SPLITS, PairTable
+
+_MAX_EXAMPLES = 10
+Rows = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Copies:
+    """An image that is kept, and those that repeat it."""
+
+    kept: str
+    """Its id."""
+    count: int
+    """How many repeat it."""
+    examples: list[str]
+    """Ids of the first few."""
+
+
+@dataclass
+class DuplicateReport:
+    """What was found; stored under `duplicates` in the table's metadata."""
+
+    table: str
+    nearness: Nearness
+    """When two things counted as the same."""
+    model: str | None = None
+    """Fingerprint of the model whose embeddings were compared."""
+    num_images: int = 0
+    """Rows of the table."""
+    num_unreadable: int = 0
+    """Images that cannot be read; the column `image_error` says why."""
+    duplicates: dict[str, int] = field(default_factory=dict)
+    """Images that repeat another of their split, by split."""
+    num_same_file: int = 0
+    """Those of them that are byte for byte the image that is kept."""
+    num_texts: dict[str, int] = field(default_factory=dict)
+    """Texts, by column."""
+    repeated_texts: dict[str, int] = field(default_factory=dict)
+    """Texts that repeat another of their split, by column."""
+    repeated_in_row: dict[str, int] = field(default_factory=dict)
+    """Those of them that repeat a text of their own image."""
+    most_copied: list[Copies] = field(default_factory=list)
+    """Images with the most copies."""
+
+    def to_text(self) -> str:
+        """The report for people, several lines."""
+        found = ", ".join(f"{split} {count:,}" for split, count in self.duplicates.items())
+        lines = [
+            f"{self.table}: {self.num_images:,} images, near-duplicates by {self.nearness.by}: "
+            f"{found or 'none'} ({self.num_same_file:,} of them the same file)"
+        ]
+        if self.num_unreadable:
+            lines.append(f"unreadable (column image_error): {self.num_unreadable:,}")
+        lines += [
+            f"{column}: {self.repeated_texts[column]:,} of {count:,} texts repeat another, "
+            f"{self.repeated_in_row[column]:,} of them one of the same image"
+            for column, count in self.num_texts.items()
+        ]
+        for copies in self.most_copied:
+            more = ", ..." if copies.count > len(copies.examples) else ""
+            lines.append(f"  {copies.kept}: again as {', '.join(copies.examples)}{more}")
+        return "\n".join(lines)
+
+
+def flag_duplicates(
+    table: PairTable,
+    nearness: Nearness | None = None,
+    *,
+    num_threads: int | None = None,
+    show_progress: bool = True,
+) -> DuplicateReport:
+    """Finds images and texts that repeat others of their split, and notes whom in new columns.
+
+    `duplicate_of` has the id of the image that is kept. `captions_duplicate_of` and
+    `synthetic_duplicate_of` have, for each text, the id of the image with the text that is kept:
+    the image's own id if the image has the text twice. Null is kept. No row is removed: a view
+    with `without` leaves them out.
+
+    Kept is the first in this order: images of human origin before those of the web, then the order
+    of the table; of texts, those of kept images first, then given before synthetic ones.
+
+    Args:
+        table: gets the columns, and those of `mark_images`.
+        nearness: thresholds; those of an embedding need `embed_table` first.
+        num_threads: that read images; None for one for each core, 2 to 16.
+        show_progress: on stderr.
+
+    Raises:
+        DataError: embeddings are needed, and are not there.
+    """
+    nearness = nearness or Nearness()
+    mark_images(table, num_threads=num_threads, show_progress=show_progress)
+    report = DuplicateReport(table.uri, nearness, num_images=len(table))
+    if nearness.needs_embeddings:
+        report.model = embedding_model(table)["model"]
+    report.num_unreadable = count_errors(table).total()
+    split, is_web = _splits(table)
+    order = np.lexsort((np.arange(len(table)), is_web))
+    images = _image_leaders(table, nearness, split, order, report)
+    texts = TableTexts.read(table)
+    demoted = np.zeros(len(table), dtype=bool)
+    demoted[list(images)] = True
+    columns = {IMAGE_FLAGS[DUPLICATES]: _named(table, images)}
+    rank = np.empty(len(table), dtype=np.int64)
+    rank[np.lexsort((np.arange(len(table)), is_web, demoted))] = np.arange(len(table))
+    kept_rows = _text_leaders(texts, split, rank, nearness.text, report)
+    for column, rows in kept_rows.items():
+        ids = row_ids(table, rows[rows >= 0])
+        values = [ids.get(row) for row in rows.tolist()]
+        columns[text_flags(column, DUPLICATES)] = text_column(texts, column, values)
+    import pyarrow as pa
+
+    table.add_columns(pa.table(columns), overwrite=True)
+    remember_check(table, DUPLICATES, table.uri, asdict(report))
+    return report
+
+
+def _splits(table: PairTable) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """The number of each row's split, and whether it is from the web."""
+    splits, is_web = [np.zeros(0, np.int64)], [np.zeros(0, bool)]
+    for batch in table.scan(["split", "origin"]):
+        names = batch["split"].to_numpy(zero_copy_only=False)
+        splits.append(np.array([SPLITS.index(name) for name in names], dtype=np.int64))
+        is_web.append(batch["origin"].to_numpy(zero_copy_only=False) == "web")
+    return np.concatenate(splits), np.concatenate(is_web).astype(bool)
+
+
+def _image_leaders(
+    table: PairTable,
+    nearness: Nearness,
+    split: NDArray[np.int64],
+    order: Rows,
+    report: DuplicateReport,
+) -> dict[int, int]:
+    marks = Marks.read(table, nearness.needs_embeddings)
+    leaders: dict[int, int] = {}
+    for number, name in enumerate(SPLITS):
+        rows = order[split[order] == number]
+        found = repeated_images(marks.take(rows), nearness)
+        if found:
+            report.duplicates[name] = len(found)
+        leaders |= {int(rows[place]): int(rows[kept]) for place, kept in found.items()}
+    same = [marks.digests[row] == marks.digests[kept] for row, kept in leaders.items()]
+    report.num_same_file = int(sum(same))
+    report.most_copied = _most_copied(table, leaders)
+    return leaders
+
+
+def _most_copied(table: PairTable, leaders: dict[int, int]) -> list[Copies]:
+    counts = Counter(leaders.values())
+    # Rows of equal counts in the order of the table.
+    most = sorted(counts, key=lambda row: (-counts[row], row))[:_MAX_EXAMPLES]
+    again: dict[int, list[int]] = {row: [] for row in most}
+    for row in sorted(leaders):
+        several = again.get(leaders[row])
+        if several is not None and len(several) < 3:
+            several.append(row)
+    rows = np.array([*most, *(row for some in again.values() for row in some)], dtype=np.int64)
+    ids = row_ids(table, rows)
+    return [Copies(ids[row], counts[row], [ids[other] for other in again[row]]) for row in most]
+
+
+def _named(table: PairTable, leaders: dict[int, int]) -> object:
+    ids = row_ids(table, np.array(list(leaders.values()), dtype=np.int64))
+    return string_column(len(table), {row: ids[kept] for row, kept in leaders.items()})
+
+
+def _text_leaders(
+    texts: TableTexts,
+    split: NDArray[np.int64],
+    rank: Rows,
+    least: float,
+    report: DuplicateReport,
+) -> dict[str, Rows]:
+    """For each text of each column the row of the text it repeats, or -1."""
+    rows = np.concatenate([texts.rows(column) for column in texts.columns])
+    numbers = np.concatenate([texts.numbers[column] for column in texts.columns])
+    kept = np.full(len(rows), -1, dtype=np.int64)
+    for of_split in range(len(SPLITS)):
+        inside = np.flatnonzero((split[rows] == of_split) & (numbers >= 0))
+        # Stable: what stands in one row stays in its order, given texts before synthetic ones.
+        inside = inside[np.argsort(rank[rows[inside]], kind="stable")]
+        kept[inside] = _repeated(texts.distinct, numbers[inside], rows[inside], least)
+    ends = np.cumsum([len(texts.numbers[column]) for column in texts.columns])
+    found = dict(zip(texts.columns, np.split(kept, ends[:-1]), strict=True))
+    for column, of in found.items():
+        report.num_texts[column] = len(of)
+        report.repeated_texts[column] = int((of >= 0).sum())
+        report.repeated_in_row[column] = int((of == texts.rows(column)).sum())
+    return found
+
+
+def _repeated(distinct: list[str], numbers: Rows, rows: Rows, least: float) -> Rows:
+    """The row of the text that each text, of those in order, repeats; -1 where it is kept."""
+    if not numbers.size:
+        return np.empty(0, dtype=np.int64)
+    unique, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
+    order = np.argsort(first)
+    near = repeated_texts([distinct[number] for number in unique[order].tolist()], least)
+    stands_for = np.arange(len(unique))
+    for place, kept in near.items():
+        stands_for[order[place]] = order[kept]
+    meaning = stands_for[inverse]
+    original = first[meaning]
+    places = np.arange(len(numbers))
+    of_row = np.where(original == places, -1, rows[original])
+    _, own, back = np.unique(rows * len(unique) + meaning, return_index=True, return_inverse=True)
+    return np.where((own[back] != places), rows, of_row)

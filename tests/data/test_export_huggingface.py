@@ -1,0 +1,108 @@
+"""A dataset folder as the `datasets` library reads it, and its card."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+import yaml
+from PIL import Image
+
+from openblip.cli import main
+from openblip.data.export import export_pairs
+from openblip.data.table import PairRow, PairTable
+from openblip.data.views import CaptionView
+
+datasets = pytest.importorskip("datasets")
+CAPFILT = (
+    '{"captioner_fingerprint": "cafe0123", "filter_fingerprint": "f00d4567",'
+    ' "decoding": {"method": "nucleus", "top_p": 0.9}, "fingerprint": "abcd"}'
+)
+
+
+@pytest.fixture
+def table(tmp_path: Path, jpeg: Callable[..., bytes]) -> PairTable:
+    """A human row, two web rows with scores, and one of the validation split."""
+    rows = [
+        PairRow("h", jpeg(0), width=24, height=16, captions=["human text"], origin="human"),
+        PairRow("w0", jpeg(1), captions=["kept", "bad"], meta={"url": "there"}),
+        PairRow("w1", jpeg(2), captions=["poor"]),
+        PairRow("v", jpeg(3), captions=["of validation"], origin="human", split="val"),
+    ]
+    table = PairTable.create(tmp_path / "pairs.lance", rows, {"capfilt": CAPFILT})
+    table.add_columns(
+        pa.table(
+            {
+                "captions_itm": [None, [0.75, 0.25], [0.125], None],
+                "synthetic": [None, ["made"], ["made up"], None],
+                "synthetic_itm": [None, [0.625], [0.5], None],
+            }
+        )
+    )
+    return table
+
+
+@pytest.fixture
+def loaded(table: PairTable, tmp_path: Path) -> tuple[object, Path]:
+    folder = tmp_path / "dataset"
+    view = CaptionView(sources=("human", "web", "synthetic"), itm=0.5, itm_of=("synthetic=0.4",))
+    export_pairs(
+        table, folder, "huggingface", view, splits=("train", "val"), shard_size=2,
+        show_progress=False,
+    )  # fmt: skip
+    return datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache")), folder
+
+
+def test_images_and_texts_are_read_by_the_library(
+    loaded: tuple[dict[str, list[dict[str, object]]], Path], jpeg: Callable[..., bytes]
+) -> None:
+    splits, _ = loaded
+    assert set(splits) == {"train", "validation"}
+    human, first, second = splits["train"]
+    assert isinstance(first["image"], Image.Image)
+    assert first["image"].tobytes() == Image.open(io.BytesIO(jpeg(1))).tobytes()
+    assert (human["width"], human["height"], human["captions"]) == (24, 16, ["human text"])
+    assert first["captions"] == ["kept", "made"]
+    assert first["caption_sources"] == ["web", "synthetic"]
+    assert first["caption_itm"] == [0.75, 0.625]
+    assert second["captions"] == ["made up"]
+    assert [row["id"] for row in splits["validation"]] == ["v"]
+
+
+def test_a_shard_says_which_of_how_many_it_is(loaded: tuple[object, Path]) -> None:
+    _, folder = loaded
+    assert sorted(path.name for path in (folder / "data").iterdir()) == [
+        "train-00000-of-00002.parquet",
+        "train-00001-of-00002.parquet",
+        "validation-00000-of-00001.parquet",
+    ]
+
+
+def test_the_card_states_counts_thresholds_and_fingerprints(loaded: tuple[object, Path]) -> None:
+    _, folder = loaded
+    _, header, text = (folder / "README.md").read_text().split("---\n", 2)
+    splits = yaml.safe_load(header)["dataset_info"]["splits"]
+    assert {s["name"]: s["num_examples"] for s in splits} == {"train": 3, "validation": 1}
+    assert yaml.safe_load(header)["license"] == "unknown"
+    for line in (
+        "| train | 3 | 1 | 1 | 2 | 0 |",
+        "| least match probability | 0.5 |",
+        "| of synthetic | 0.4 |",
+        "| train | web | below the threshold | 2 |",
+        "| captioner_fingerprint | cafe0123 |",
+        "| filter_fingerprint | f00d4567 |",
+        "| decoding.top_p | 0.9 |",
+    ):
+        assert line in text
+
+
+def test_the_command_writes_rejected_texts_beside(table: PairTable, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    words = ["data", "export", table.uri, str(folder), "--format", "huggingface", "--itm", "0.5"]
+    assert main([*words, "--split", "train", "val", "--rejected"]) == 0
+    lines = (folder / "rejected.jsonl").read_text().splitlines()
+    assert [line.split('"text": ')[1].split(",")[0] for line in lines] == ['"bad"', '"poor"']
+    # The other formats hold one split.
+    words = ["data", "export", table.uri, str(tmp_path / "coco"), "--format", "coco"]
+    assert main([*words, "--split", "train", "val"]) == 1
