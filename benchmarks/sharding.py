@@ -171,7 +171,8 @@ def table(options: argparse.Namespace, found: dict[tuple[int, str], dict[str, fl
         "thread each, float32, pre-training with all three losses and negatives of all ranks. "
         "Memory is the resident size of the process that has most, less what it had after a "
         "step of a tiny model, in MiB; `other processes` are those that do not build the whole "
-        "model.",
+        "model. Until a checkpoint is done a synchronous one would block; what blocks is copying, "
+        "and of a divided model gathering the student for the model folder.",
         "",
         "| processes | train.sharding | between steps | peak of a step | peak of building | "
         "building, other processes | checkpoint blocks | checkpoint done after | its size |",

@@ -18,8 +18,11 @@ import torch
 from openblip.errors import RecipeError
 from openblip.interop.folder import read_folder
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
+from openblip.model.albef import AlbefConfig
 from openblip.model.config import config_to_dict
+from openblip.tasks.albef import AlbefObjectives
 from openblip.tasks.captioner import CaptionerObjectives
+from openblip.tasks.clip import ClipObjectives
 from openblip.training.config import ModelOverrides, Recipe
 from openblip.training.distributed import Processes, join_processes
 from openblip.training.metrics_log import read_metrics
@@ -248,7 +251,7 @@ def test_a_divided_model_is_held_once_by_all_ranks_together(ranks: list[dict[str
 
 
 def assert_same_run(run_dir: Path, alone: Path, read_stored: ReadStored) -> None:
-    """The curve of a run is that of another, and its last checkpoint is in one piece."""
+    """The curves of a run are those of another, and its last checkpoint is in one piece."""
     compared = {
         "train": ("step", "epoch", "lr", "loss", "itc", "itm", "lm", "grad_norm"),
         "validation": ("step", "loss", "itc", "itm", "lm"),
@@ -257,6 +260,9 @@ def assert_same_run(run_dir: Path, alone: Path, read_stored: ReadStored) -> None
         together, by_one = (
             [line for line in read_metrics(run) if line["kind"] == kind] for run in (run_dir, alone)
         )
+        # There may be more checkpoints, each with its validation.
+        steps = {line["step"] for line in by_one}
+        together = [line for line in together if line["step"] in steps]
         for number in numbers:
             assert [line[number] for line in together] == pytest.approx(
                 [line[number] for line in by_one], rel=2e-3
@@ -293,6 +299,41 @@ def test_a_run_of_two_processes_goes_on_in_four(
     launch(2, tmp_path, "begin:run")
     launch(4, tmp_path, "train:run")
     assert_same_run(tmp_path / "run", alone, read_stored)
+
+
+@pytest.mark.slow
+def test_the_other_models_can_be_divided_too(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+    plain = plain_recipe(make_recipe)
+    assert plain.model is not None
+    albef = AlbefConfig(
+        vision=plain.model.vision,
+        text=replace(plain.model.text, depth=2, dropout=0.0),
+        embed_dim=8,
+        fusion_layer=1,
+    )
+    recipes = {
+        "clip": replace(
+            plain,
+            task="clip",
+            model=replace(plain.model, heads=("itc",)),
+            objectives=ClipObjectives(),
+        ),
+        "albef": replace(
+            plain, task="albef", model=albef, objectives=AlbefObjectives(queue_size=8)
+        ),
+    }
+    runs = {(task, sharding): f"{task}-{sharding}" for task in recipes for sharding in SHARDING}
+    for (task, sharding), name in runs.items():
+        recipe = recipes[task]
+        recipe = replace(recipe, train=replace(recipe.train, sharding=sharding))
+        write_recipe(recipe, tmp_path / f"{name}.yaml")
+    launch(2, tmp_path, *(f"train:{name}" for name in runs.values()))
+    for task in recipes:
+        replicated, divided = (read_metrics(tmp_path / runs[task, s]) for s in SHARDING)
+        assert len(divided) == 11
+        assert [line["loss"] for line in divided] == pytest.approx(
+            [line["loss"] for line in replicated], rel=1e-3
+        )
 
 
 @pytest.mark.slow
