@@ -118,7 +118,7 @@ def make_step(row):
     """A function that makes the real step of a row, numbered."""
     recipe = recipe_of(row)
     processes = Processes()
-    task = build_task(recipe, build_model(recipe), tokenizer(), processes)
+    task = build_task(recipe, build_model(recipe, processes), tokenizer(), processes)
     optimiser = build_optimiser(trained_parameters(task), recipe.optimiser)
     trainer = Trainer(
         task, optimiser, processes, seed=0, precision=recipe.train.precision, clip_norm=None

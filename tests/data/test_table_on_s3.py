@@ -9,6 +9,7 @@ import pyarrow as pa
 import pytest
 
 from openblip.data.loader import PairLoader, iterate_images
+from openblip.data.mixture import WeightedIndex
 from openblip.data.reading import encoded_image
 from openblip.data.storage import ObjectFolder
 from openblip.data.table import PairRow, PairTable
@@ -191,9 +192,8 @@ def loaded(tmp_path: Path, uri: str, s3: S3Proxy, pair_rows: Rows) -> dict[str, 
 
 def loader(table: PairTable, rank: int = 0, world_size: int = 1) -> PairLoader:
     tokenizer = TextTokenizer.train(["picture number this is 0 1 2 3 4 5 6 7"], 60)
-    return PairLoader(
-        table, CaptionView(), tokenizer, 4 // world_size, 16, None, 12, 0, rank, world_size
-    )
+    parts = [WeightedIndex(CaptionView().resolve(table))]
+    return PairLoader(parts, tokenizer, 4 // world_size, 16, None, 12, 0, rank, world_size)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.3])

@@ -76,7 +76,7 @@ def test_sharding_sends_more(planner: Planner, sharded: Sizing) -> None:
 
 def test_one_device_sends_nothing(recipe: Recipe) -> None:
     alone = Planner(recipe, Cluster(device=GPU))
-    assert alone.communication_seconds(alone.recipe, "replicate") == 0.0
+    assert alone.communication_seconds(alone.recipe) == 0.0
 
 
 def test_the_price_is_that_of_all_hours_of_all_devices(planner: Planner) -> None:

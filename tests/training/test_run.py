@@ -337,7 +337,7 @@ def test_a_run_does_not_go_on_with_other_rows_of_any_table(
     recipe = mixed(make_recipe(steps=2), MixedTable(table=other_table))
     train(recipe, tmp_path / "run", quiet=True)
     PairTable.open(other_table).append([wall(100, "another")])
-    with pytest.raises(TrainingError, match=r"20 of .*walls\.lance, the 7 of .*other\.lance"):
+    with pytest.raises(TrainingError, match=r"walls\.lance: 20 pairs.*other\.lance: 7 pairs"):
         train(recipe, tmp_path / "run", quiet=True)
 
 
