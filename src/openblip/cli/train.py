@@ -19,8 +19,8 @@ openblip pretrain tiny pairs.lance runs/new --data.view.sources human web synthe
 openblip pretrain base human.lance runs/mixed --data.weight 2 --data.mix web.lance
 --data.mix.0.weight 0.5 --data.mix.0.view.sources web synthetic"""
 
-_FINETUNE_HELP = """Fine-tune a pre-trained MED on human captions: TASK is captioner, filter, or
-shared (both in one model).
+_FINETUNE_HELP = """Fine-tune a pre-trained MED on human captions: TASK is captioner, filter,
+shared (both in one model), vqa (questions in the rows' meta) or nlvr (sentences about two images).
 
 The same command goes on with a run that was stopped. Example:
 openblip finetune captioner pairs.lance runs/captioner --init-from runs/noisy --train.epochs 5"""
