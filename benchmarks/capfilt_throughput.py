@@ -72,7 +72,7 @@ def save_models(folder: Path, config: MedConfig, image_size: int) -> None:
 
 def settings(folder: Path) -> CapFiltSettings:
     return CapFiltSettings(
-        captioners=(str(folder / "captioner"),),
+        captioner=str(folder / "captioner"),
         filter=str(folder / "filter"),
         # Fresh weights may end a caption anywhere: all get the same length.
         decoding=Decoding(method="nucleus", top_p=0.9, min_length=20, max_length=20),
@@ -104,11 +104,12 @@ def job_seconds(folder: Path, table: str, processes: int, cores: set[int]) -> tu
         copy = Path(scratch) / "pairs.lance"
         subprocess.run(["cp", "-r", table, str(copy)], check=True)
         script = (
-            "import json,resource,sys,time\n"
+            "import json, os, resource\n"
             "from benchmarks.capfilt_throughput import settings\n"
             "from pathlib import Path\n"
             "from openblip.capfilt.run import run_capfilt\n"
             "if __name__ == '__main__':\n"
+            f"    os.sched_setaffinity(0, {cores!r})\n"
             f"    result = run_capfilt({str(copy)!r}, settings(Path({str(folder)!r})), "
             f"processes={processes})\n"
             "    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024\n"
@@ -126,7 +127,6 @@ def job_seconds(folder: Path, table: str, processes: int, cores: set[int]) -> tu
             check=True,
             stdout=subprocess.PIPE,
             env=environment,
-            preexec_fn=lambda: os.sched_setaffinity(0, cores),
         )
         seconds, peak = json.loads(out.stdout.splitlines()[-1])
         return seconds, peak
