@@ -18,8 +18,8 @@ def faults():
 
 if {keeps}:
     assert keep_freed_memory()
-# An aligned block may not fit where one of its size was.
-again = min(faults() for _ in range(8))
+torch.zeros(1 << 25)  # the first one larger: glibc < 2.38 puts no aligned block where its like was
+again = faults()
 return_freed_memory()
 print(again, faults())
 """
