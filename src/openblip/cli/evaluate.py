@@ -1,22 +1,64 @@
-"""`openblip evaluate`."""
+"""`openblip evaluate TASK`."""
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
 from openblip.cli.output import print_json, print_table
 
 
-def evaluate(
-    task: tyro.conf.Positional[Literal["retrieval", "caption"]],
+def retrieval(
     model: tyro.conf.Positional[str],
     table: tyro.conf.Positional[str],
     /,
     *,
     split: str = "test",
     k: int = 128,
+    batch_size: int = 32,
+    json: bool = False,
+) -> int:
+    """Recall of texts and images on a split of a table, by contrast and then by matching.
+
+    Example: openblip evaluate retrieval runs/new pairs.lance --split test --k 128
+
+    Args:
+        model: model folder or run directory.
+        table: pair table with human captions in the split.
+        split: which rows.
+        k: candidates that matching ranks again.
+        batch_size: images that are encoded together.
+        json: print JSON.
+    """
+    from openblip.data.table import PairTable
+    from openblip.evaluation.retrieval import evaluate_retrieval
+    from openblip.inference import load
+
+    blip, opened = load(model), PairTable.open(table)
+    found = evaluate_retrieval(blip, opened, split=split, k=k, batch_size=batch_size)
+    if json:
+        shown = asdict(found)
+        del shown["units"]
+        print_json(shown)
+        return 0
+    names = ["TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10", "mean"]
+    print(
+        f"{found.num_images} images, {found.num_texts} texts, k = {found.k}, {found.seconds:.0f} s"
+    )
+    rows = {"ITC": found.contrastive, f"ITM of the top {found.k}": found.metrics}
+    print_table(
+        ["ranking by", *names],
+        [[name, *(f"{values[n]:.1f}" for n in names)] for name, values in rows.items()],
+    )
+    return 0
+
+
+def caption(
+    model: tyro.conf.Positional[str],
+    table: tyro.conf.Positional[str],
+    /,
+    *,
+    split: str = "test",
     num_beams: int = 3,
     max_length: int = 20,
     min_length: int = 5,
@@ -25,52 +67,29 @@ def evaluate(
     results: Path | None = None,
     json: bool = False,
 ) -> int:
-    """Recall of retrieval, or BLEU, ROUGE-L and CIDEr of captions, on a split of a table.
+    """BLEU, ROUGE-L and CIDEr of a model's captions on a split of a table.
 
-    Example: openblip evaluate retrieval runs/new pairs.lance --split test --k 128
+    Example: openblip evaluate caption runs/captioner pairs.lance --results captions.json
 
     Args:
-        task: what to measure.
         model: model folder or run directory.
         table: pair table with human captions in the split.
         split: which rows.
-        k: retrieval: candidates that matching ranks again.
-        num_beams: captioning: beam width.
-        max_length: captioning: tokens, prompt included.
-        min_length: captioning: tokens, prompt included.
-        prompt: captioning: what the model continues.
+        num_beams: beam width.
+        max_length: tokens, prompt included.
+        min_length: tokens, prompt included.
+        prompt: what the model continues.
         batch_size: images that are encoded together.
-        results: captioning: write the captions there as a COCO results file.
+        results: write the captions there as a COCO results file.
         json: print JSON.
     """
     from openblip.data.table import PairTable
-    from openblip.inference import load
-
-    blip, opened = load(model), PairTable.open(table)
-    if task == "retrieval":
-        from openblip.evaluation.retrieval import evaluate_retrieval
-
-        found = evaluate_retrieval(blip, opened, split=split, k=k, batch_size=batch_size)
-        if json:
-            print_json(asdict(found))
-            return 0
-        names = ["TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10", "mean"]
-        print(
-            f"{found.num_images} images, {found.num_texts} texts, k = {found.k}, "
-            f"{found.seconds:.0f} s"
-        )
-        rows = {"ITC": found.contrastive, f"ITM of the top {found.k}": found.metrics}
-        print_table(
-            ["ranking by", *names],
-            [[name, *(f"{values[n]:.1f}" for n in names)] for name, values in rows.items()],
-        )
-        return 0
     from openblip.evaluation.caption import evaluate_caption
-    from openblip.inference import Decoding
+    from openblip.inference import Decoding, load
 
     written = evaluate_caption(
-        blip,
-        opened,
+        load(model),
+        PairTable.open(table),
         split=split,
         decoding=Decoding(
             method="beam", num_beams=num_beams, max_length=max_length, min_length=min_length

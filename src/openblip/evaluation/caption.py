@@ -3,14 +3,15 @@
 import json
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from openblip.data.loader import iterate_images
 from openblip.data.table import PairTable
 from openblip.data.views import split_rows
 from openblip.errors import DataError
-from openblip.evaluation.metrics import caption as caption_metrics
+from openblip.evaluation.metrics.caption_metrics import caption_scores
+from openblip.evaluation.units import UnitScores, unit_scores
 from openblip.inference import Blip, Decoding
 from openblip.progress import Progress
 
@@ -23,6 +24,8 @@ class CaptionResult:
     """BLEU-1 to BLEU-4, ROUGE-L and CIDEr, each as the field's tools give it (not per cent)."""
     captions: dict[str, str]
     """Caption by the row's id."""
+    units: dict[str, UnitScores] = field(repr=False)
+    """CIDEr and ROUGE-L image by image, times 100. BLEU is no mean over images."""
     num_images: int
     seconds: float
 
@@ -69,5 +72,10 @@ def evaluate_caption(
             for choices in written:
                 captions[ids[len(captions)]] = choices[0].text
             progress.update(len(written))
-    metrics = caption_metrics(captions, references)
-    return CaptionResult(metrics, captions, len(captions), time.perf_counter() - started)
+    scores = caption_scores(captions, references)
+    units = {
+        "CIDEr": unit_scores(100 * scores.cider),
+        "ROUGE-L": unit_scores(100 * scores.rouge_l),
+    }
+    seconds = time.perf_counter() - started
+    return CaptionResult(scores.summary(), captions, units, len(captions), seconds)

@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from openblip.data.text import clean_caption
 from openblip.data.views import split_rows
 from openblip.errors import DataError, RecipeError, TextTruncated
 from openblip.evaluation.metrics import retrieval
+from openblip.evaluation.units import UnitScores, retrieval_units
 from openblip.inference import Blip
 from openblip.inference.scoring import match_logits
 from openblip.model.albef import Albef
@@ -32,6 +33,8 @@ class RetrievalResult:
     """After re-ranking by matching: TR@k (texts of an image), IR@k (images of a text)."""
     contrastive: dict[str, float]
     """Ranking by ITC alone."""
+    units: dict[str, UnitScores] = field(repr=False)
+    """TR@k and IR@k of `metrics`, image by image."""
     num_images: int
     num_texts: int
     k: int
@@ -94,13 +97,14 @@ def evaluate_retrieval(
             text_embeds = blip.embed_texts(gallery.texts)
         cosines = torch.cat(embeds) @ text_embeds.T
         contrastive = retrieval(cosines.numpy(), gallery.captions_of_image)
-        metrics = contrastive
+        i2t = t2i = cosines
         if use_itm:
             i2t, t2i = _rerank(blip, table, gallery, cosines, k, batch_size)
-            metrics = retrieval(i2t.numpy(), gallery.captions_of_image, scores_t2i=t2i.numpy().T)
+    ranked = gallery.captions_of_image, t2i.numpy().T
     return RetrievalResult(
-        metrics,
+        retrieval(i2t.numpy(), *ranked),
         contrastive,
+        retrieval_units(i2t.numpy(), *ranked),
         len(gallery.rows),
         len(gallery.texts),
         k,
