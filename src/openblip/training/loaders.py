@@ -171,8 +171,8 @@ def _example_loader(
     if augmentation is None:
         batch_size = max(1, min(batch_size, len(index) // processes.world_size))
     images = (batch_size, data.image_size, augmentation)
-    texts = (data.max_tokens, data.max_words)
-    ranks = (recipe.train.seed, processes.rank, processes.world_size, data.num_threads)
+    settings = (data.max_tokens, data.max_words, recipe.train.seed)
+    ranks = (processes.rank, processes.world_size, data.num_threads)
     if isinstance(index, QuestionIndex):
-        return QuestionLoader(index, tokenizer, *images, *texts, *ranks)
-    return ImagePairLoader(index, tokenizer, *images, *texts, *ranks)
+        return QuestionLoader(index, tokenizer, *images, *settings, *ranks)
+    return ImagePairLoader(index, tokenizer, *images, *settings, *ranks)
