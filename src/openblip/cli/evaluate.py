@@ -2,10 +2,14 @@
 
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from openblip.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from openblip.evaluation.metrics import Interval
 
 
 def retrieval(
@@ -109,68 +113,121 @@ def caption(
     return 0
 
 
-def classify(
+def vqa(
     model: tyro.conf.Positional[str],
     table: tyro.conf.Positional[str],
     /,
     *,
     split: str = "test",
-    label_field: str = "label",
-    templates: tuple[str, ...] = ("a photo of {}.",),
-    exclude: tuple[str, ...] = (),
-    k: int = 0,
+    candidates: str | None = None,
+    min_count: int = 1,
+    k: int = 128,
+    wups: bool = False,
     batch_size: int = 32,
     results: Path | None = None,
     json: bool = False,
 ) -> int:
-    """Accuracy of naming the classes of images by prompts, without training for it.
+    """Accuracy of answers to the questions of a split: that of VQA v2 where there are ten answers.
 
-    Example: openblip evaluate classify runs/new xrays.lance --templates "an X-ray of {}" \
-        --exclude todo
+    Example: openblip evaluate vqa runs/vqa pairs.lance --candidates train --results answers.json
 
     Args:
         model: model folder or run directory.
-        table: pair table whose rows have a label in their metadata.
+        table: pair table with questions in its rows' metadata.
         split: which rows.
-        label_field: field of the metadata with a label, or a list of them: then any is a hit.
-        templates: prompts with {} for the name of a class; embeddings of several are averaged.
-        exclude: labels that do not count; images without another one are left out.
-        k: classes of each image that matching ranks again; 0 for contrast alone.
+        candidates: rank the answers of this file (one a line, or a list in JSON), or "train" for
+            those of the table's training questions; by default the model writes its answers.
+        min_count: of "train", answers to at least so many questions.
+        k: candidates that are scored whole.
+        wups: also WUPS at 0.9 and 0.0, the metric of DAQUAR; needs WordNet.
         batch_size: images that are encoded together.
-        results: write the predictions there, as .csv or .json.
+        results: write the answers there in the form of the VQA challenge's server.
         json: print JSON.
     """
+    from openblip.data.answer_lists import frequent_answers, read_answers
     from openblip.data.table import PairTable
-    from openblip.evaluation.classification import evaluate_classification
-    from openblip.evaluation.results_file import check_results_path
+    from openblip.evaluation.vqa import evaluate_vqa
     from openblip.inference import load
 
-    if results is not None:
-        check_results_path(results)
-    found = evaluate_classification(
+    opened = PairTable.open(table)
+    ranked = None
+    if candidates == "train":
+        ranked = frequent_answers(opened, "train", min_count)
+    elif candidates is not None:
+        ranked = read_answers(Path(candidates))
+    found = evaluate_vqa(
         load(model),
-        PairTable.open(table),
+        opened,
         split=split,
-        label_field=label_field,
-        templates=templates,
-        exclude=exclude,
+        candidates=ranked,
         k=k,
+        wups=wups,
         batch_size=batch_size,
     )
     if results is not None:
-        found.save(results)
+        found.save_results(results)
+    intervals = {name: unit.interval() for name, unit in found.units.items()}
     if json:
-        shown = ("metrics", "contrastive", "per_class", "num_images", "classes", "k", "seconds")
-        print_json({name: getattr(found, name) for name in shown})
+        bounds = {name: [value.low, value.high] for name, value in intervals.items()}
+        counts = {"num_images": found.num_images, "num_questions": found.num_questions}
+        print_json({"metrics": found.metrics, "intervals": bounds, **counts})
         return 0
-    print(f"{found.num_images} images, {len(found.classes)} classes, {found.seconds:.0f} s")
-    rows = {"ITC": found.contrastive} | ({f"ITM of the top {k}": found.metrics} if k else {})
-    print_table(
-        ["ranking by", *found.metrics],
-        [[name, *(f"{value:.1f}" for value in values.values())] for name, values in rows.items()],
-    )
-    print()
-    print_table(
-        ["class", "top-1"], [[name, f"{value:.1f}"] for name, value in found.per_class.items()]
-    )
+    asked = f"{found.num_questions} questions about {found.num_images} images"
+    how = "written" if ranked is None else f"ranked among {len(ranked)}"
+    print(f"{asked}, answers {how}, {found.seconds:.0f} s")
+    if not found.metrics:
+        print("no answers are known in this split" + (f"; see {results}" if results else ""))
+        return 0
+    rows = [
+        [name, f"{value:.2f}", _shown(intervals, name)] for name, value in found.metrics.items()
+    ]
+    print_table(["accuracy of", "%", "95 % interval"], rows)
     return 0
+
+
+def nlvr(
+    model: tyro.conf.Positional[str],
+    table: tyro.conf.Positional[str],
+    /,
+    *,
+    split: str = "test",
+    batch_size: int = 32,
+    results: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Accuracy of telling whether sentences are true of two images, and consistency (NLVR2).
+
+    Example: openblip evaluate nlvr runs/nlvr pairs.lance --split val --results predictions.csv
+
+    Args:
+        model: model folder or run directory.
+        table: pair table with sentences about two images in its rows' metadata.
+        split: which rows.
+        batch_size: pairs at a time.
+        results: write the predictions there as NLVR2's evaluation reads them (CSV).
+        json: print JSON.
+    """
+    from openblip.data.table import PairTable
+    from openblip.evaluation.nlvr import evaluate_nlvr
+    from openblip.inference import load
+
+    found = evaluate_nlvr(load(model), PairTable.open(table), split=split, batch_size=batch_size)
+    if results is not None:
+        found.save_official(results)
+    intervals = {name: unit.interval() for name, unit in found.units.items()}
+    if json:
+        bounds = {name: [value.low, value.high] for name, value in intervals.items()}
+        counts = {"num_pairs": found.num_pairs, "seconds": found.seconds}
+        print_json({"metrics": found.metrics, "intervals": bounds, **counts})
+        return 0
+    print(f"{found.num_pairs} sentences about two images, {found.seconds:.0f} s")
+    rows = [
+        [name, f"{value:.2f}", _shown(intervals, name)] for name, value in found.metrics.items()
+    ]
+    print_table(["", "%", "95 % interval"], rows)
+    return 0
+
+
+def _shown(intervals: "dict[str, Interval]", name: str) -> str:
+    known = intervals.get(name)
+    return f"{known.low:.2f} to {known.high:.2f}" if known else ""

@@ -16,7 +16,7 @@ from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.errors import DataError
 from openblip.evaluation.metrics.nlvr import consistent_sentences, image_set, nlvr
-from openblip.evaluation.units import UnitScores
+from openblip.evaluation.units import UnitScores, summed_units
 from openblip.inference import Blip
 from openblip.inference.comparison import compare_images
 from openblip.progress import Progress
@@ -70,7 +70,7 @@ def evaluate_nlvr(
     index = ImagePairIndex.resolve(table, split)
     _check_distinct(index.pairs, table.uri)
     texts = [clean_caption(pair.sentence, max_words) for pair in index.pairs]
-    tokens = blip.tokenizer.encode(texts, model.config.text.max_positions, first="enc")
+    max_tokens = model.config.text.max_positions
     parts: list[Tensor] = []
     with Progress("comparing", total=len(index), unit="pairs") as progress, torch.inference_mode():
         for start in range(0, len(index), batch_size):
@@ -79,7 +79,8 @@ def evaluate_nlvr(
             rows, places = np.unique(sides, return_inverse=True)
             hidden = _encoded(blip, table, rows)
             first, second = (hidden[torch.from_numpy(p)] for p in places.reshape(sides.shape))
-            parts.append(compare_images(model, first, second, tokens.rows(chosen)))
+            tokens = blip.tokenizer.encode(texts[chosen], max_tokens, first="enc")
+            parts.append(compare_images(model, first, second, tokens))
             progress.update(sides.shape[1])
     keys = [pair.key for pair in index.pairs]
     predictions = dict(zip(keys, torch.cat(parts).tolist(), strict=True))
@@ -131,6 +132,4 @@ def _units(right: Mapping[str, bool], index: ImagePairIndex) -> dict[str, UnitSc
 def _summed(owners: Sequence[object], hits: Sequence[bool]) -> UnitScores:
     """One unit for each owner, in the order in which they first occur."""
     number = {owner: place for place, owner in enumerate(dict.fromkeys(owners))}
-    places = np.array([number[owner] for owner in owners])
-    weights = np.bincount(places).astype(np.float64)
-    return UnitScores(np.bincount(places, weights=100.0 * np.asarray(hits)), weights)
+    return summed_units(100.0 * np.asarray(hits), [number[owner] for owner in owners], len(number))

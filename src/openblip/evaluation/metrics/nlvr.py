@@ -24,10 +24,13 @@ def nlvr(predictions: Mapping[str, bool], labels: Mapping[str, bool]) -> dict[st
     Raises:
         DataError: there is no label, or a prediction is missing.
     """
+    if not labels:
+        raise DataError("there are no labels to judge predictions by")
     missing = [key for key in labels if key not in predictions]
-    if missing or not labels:
-        what = f"for {missing[0]} ({len(missing)} of {len(labels)} are missing)" if missing else ""
-        raise DataError(f"no prediction {what}" if missing else "no labels to judge predictions by")
+    if missing:
+        raise DataError(
+            f"no prediction for {missing[0]} ({len(missing)} of {len(labels)} are missing)"
+        )
     right = {key: predictions[key] == label for key, label in labels.items()}
     metrics = {"accuracy": 100 * sum(right.values()) / len(right)}
     consistent = consistent_sentences(right)
