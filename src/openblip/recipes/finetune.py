@@ -11,6 +11,7 @@ from openblip.tasks.nlvr import NlvrObjectives
 from openblip.tasks.vqa import VqaObjectives
 from openblip.training.config import (
     DataConfig,
+    LoraConfig,
     ModelOverrides,
     OptimiserConfig,
     Recipe,
@@ -109,6 +110,7 @@ def nlvr(table: str, init_from: str, image_size: int) -> Recipe:
         objectives=NlvrObjectives(),
         init_from=init_from,
         overrides=ModelOverrides(drop_path=0.1),
+        lora=LoraConfig(trained=("merge", "classifier")),
         optimiser=OptimiserConfig(lr=3e-5, weight_decay=0.05),
         schedule=ScheduleConfig(kind="epoch_cosine", min_lr=0.0),
         train=TrainConfig(batch_size=256, epochs=15),

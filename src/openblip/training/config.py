@@ -124,6 +124,29 @@ class ModelOverrides:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adaptation (Hu et al., 2021): weights are frozen, changes of low rank are learnt."""
+
+    rank: int = 0
+    """Rank of the changes; 0 trains all weights instead. The saved model has the changes in its
+    weights and is like any other."""
+    alpha: float = 16.0
+    """A change counts alpha / rank times."""
+    targets: tuple[str, ...] = ("qkv", "query", "key_value")
+    """Linear layers that are changed, by a part of their names: `qkv`, `cross_attention`, `text`,
+    `image_encoder.blocks.11`. The default is queries, keys and values of all attention."""
+    trained: tuple[str, ...] = ()
+    """Weights that are trained in full besides, likewise: heads that are new."""
+
+    def __post_init__(self) -> None:
+        _check_at_least("lora", self, 0, "rank")
+        if self.alpha <= 0:
+            raise RecipeError(f"lora.alpha is {self.alpha}; give more than 0")
+        if self.rank and not self.targets:
+            raise RecipeError("lora.targets is empty; name layers, or give no lora.rank")
+
+
+@dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
     """AdamW (Loshchilov and Hutter, 2019)."""
 
@@ -268,6 +291,8 @@ class Recipe:
     Needed with `model`."""
     overrides: ModelOverrides = field(default_factory=ModelOverrides)
     """Changes to the configuration of either."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """What of a model to start from is trained, if not all."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     """The optimiser."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -294,6 +319,8 @@ class Recipe:
             raise RecipeError(
                 f"the task {self.task!r} starts from a pre-trained model: give init_from, no model"
             )
+        if self.lora.rank and self.init_from is None:
+            raise RecipeError("lora.rank is for a model to start from: give init_from, no model")
         if self.task in ("vqa", "nlvr") and len(self.data.mixture) > 1:
             raise RecipeError(
                 f"the task {self.task!r} learns from one table: import all its sources into one"

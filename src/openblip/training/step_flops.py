@@ -16,6 +16,7 @@ from openblip.model.flops import (
     text_flops,
     twin_flops,
 )
+from openblip.model.lowrank import low_rank_layers
 from openblip.model.nlvr import NlvrConfig
 from openblip.model.vqa import VqaConfig
 from openblip.tasks.albef import AlbefTask
@@ -28,10 +29,21 @@ from openblip.tasks.vqa import VqaTask
 
 # A backward pass costs twice its forward.
 _TRAINED = 3
+# Of a forward and backward, where weights get no gradient.
+_FROZEN = 2 / 3
 
 
 def task_flops(task: AnyTask, batch: Examples) -> float:
-    """Operations of a task's forward and backward on a batch, and of its teacher's forward."""
+    """Operations of a task's forward and backward on a batch, and of its teacher's forward.
+
+    Of a student of which only low-rank changes are trained, about: that weights get no gradient
+    is counted, not how far down the states need one.
+    """
+    is_adapted = any(True for _ in low_rank_layers(task.student))
+    return _all_trained(task, batch) * (_FROZEN if is_adapted else 1)
+
+
+def _all_trained(task: AnyTask, batch: Examples) -> float:
     match task, batch:
         case AlbefTask(), Batch():
             objectives = task.objectives
