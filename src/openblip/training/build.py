@@ -146,15 +146,14 @@ def _med_task(
     collectives: Collectives,
 ) -> AnyTask:
     special, seed = tokenizer.special, recipe.train.seed
+    prompt = _prompt_tokens(recipe.data, tokenizer)
     match objectives:
-        case FilterObjectives():
-            return FilterTask(med, special, objectives, seed, collectives)
         case PretrainObjectives():
-            return PretrainTask(med, special, objectives, seed, collectives)
+            kind = FilterTask if isinstance(objectives, FilterObjectives) else PretrainTask
+            return kind(med, special, objectives, seed, collectives, prompt_tokens=prompt)
         case ClipObjectives():
             return ClipTask(med, objectives, collectives)
         case CaptionerObjectives():
-            prompt = _prompt_tokens(recipe.data, tokenizer)
             return CaptionerTask(med, special, prompt, objectives.label_smoothing)
 
 

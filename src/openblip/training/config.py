@@ -93,7 +93,8 @@ class DataConfig:
     max_words: int = 30
     """Longer captions are cut before they are tokenised."""
     prefix: str = ""
-    """Put before every caption, such as "a picture of "; takes no part in the captioner's loss."""
+    """Put before every caption that is learnt to be written, such as "a picture of "; it is given
+    and no part of the loss, and contrast and matching see captions without it."""
     num_threads: int | None = None
     """Threads that read, decode and augment; None for one for each core, 2 to 16."""
 
