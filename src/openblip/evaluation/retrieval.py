@@ -15,6 +15,7 @@ from openblip.data.text import clean_caption
 from openblip.data.views import split_rows
 from openblip.errors import DataError, RecipeError, TextTruncated
 from openblip.evaluation.metrics import retrieval
+from openblip.evaluation.rankings import LISTED, Rankings, rankings
 from openblip.evaluation.units import UnitScores, retrieval_units
 from openblip.inference import Blip
 from openblip.inference.scoring import match_logits
@@ -35,6 +36,8 @@ class RetrievalResult:
     """Ranking by ITC alone."""
     units: dict[str, UnitScores] = field(repr=False)
     """TR@k and IR@k of `metrics`, image by image."""
+    rankings: Rankings = field(repr=False)
+    """The first candidates of every image and of every text."""
     num_images: int
     num_texts: int
     k: int
@@ -47,6 +50,8 @@ class Gallery:
 
     rows: np.ndarray
     """Row numbers of the images."""
+    ids: list[str]
+    """Ids of these rows."""
     texts: list[str]
     captions_of_image: list[list[int]]
     """For each image the positions of its captions in `texts`."""
@@ -105,6 +110,14 @@ def evaluate_retrieval(
         retrieval(i2t.numpy(), *ranked),
         contrastive,
         retrieval_units(i2t.numpy(), *ranked),
+        rankings(
+            gallery.ids,
+            gallery.texts,
+            gallery.captions_of_image,
+            i2t,
+            t2i,
+            min(LISTED, k) if use_itm else LISTED,
+        ),
         len(gallery.rows),
         len(gallery.texts),
         k,
@@ -119,7 +132,8 @@ def read_gallery(table: PairTable, split: str, max_words: int) -> Gallery:
         DataError: if there is none.
     """
     rows = split_rows(table, split)
-    captions = table.take(rows, ["captions"])["captions"].to_pylist()
+    known = table.take(rows, ["id", "captions"])
+    captions = known["captions"].to_pylist()
     kept = [number for number, texts in enumerate(captions) if texts]
     if not kept:
         raise DataError(f"{table.uri}: no row of the split {split!r} has a caption")
@@ -129,7 +143,8 @@ def read_gallery(table: PairTable, split: str, max_words: int) -> Gallery:
         first = len(texts)
         texts += [clean_caption(text, max_words) for text in captions[number]]
         captions_of_image.append(list(range(first, len(texts))))
-    return Gallery(rows[kept], texts, captions_of_image)
+    ids = known["id"].to_pylist()
+    return Gallery(rows[kept], [ids[number] for number in kept], texts, captions_of_image)
 
 
 def _images(
