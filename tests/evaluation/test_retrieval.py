@@ -17,7 +17,6 @@ from openblip.evaluation.retrieval import candidate_pairs, evaluate_retrieval, r
 from openblip.inference import Blip
 from openblip.model import Med
 
-
 Scores = tuple[np.ndarray, np.ndarray]
 
 
