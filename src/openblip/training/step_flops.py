@@ -36,11 +36,28 @@ _FROZEN = 2 / 3
 def task_flops(task: AnyTask, batch: Examples) -> float:
     """Operations of a task's forward and backward on a batch, and of its teacher's forward.
 
-    Of a student of which only low-rank changes are trained, about: that weights get no gradient
-    is counted, not how far down the states need one.
+    Of a student of which only low-rank changes are trained, about: frozen weights get no gradient,
+    nor do the states of an image encoder without a change.
     """
-    is_adapted = any(True for _ in low_rank_layers(task.student))
-    return _all_trained(task, batch) * (_FROZEN if is_adapted else 1)
+    total = _all_trained(task, batch)
+    student = task.student
+    if not any(True for _ in low_rank_layers(student)):
+        return total
+    total *= _FROZEN
+    if not any(parameter.requires_grad for parameter in student.image_encoder.parameters()):
+        total -= image_encoder_flops(student.config, *_images_of(batch))
+    return total
+
+
+def _images_of(batch: Examples) -> tuple[int, int]:
+    """How many images a batch has, and the pixels of a side."""
+    match batch:
+        case ImagePairBatch():
+            return 2 * len(batch.first_images), batch.first_images.shape[-1]
+        case Batch() | QuestionBatch():
+            return len(batch.images), batch.images.shape[-1]
+        case _:
+            raise TypeError(f"{type(batch).__name__}: its images are not counted")
 
 
 def _all_trained(task: AnyTask, batch: Examples) -> float:
