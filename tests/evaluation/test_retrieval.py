@@ -17,8 +17,6 @@ from openblip.evaluation.retrieval import candidate_pairs, evaluate_retrieval, r
 from openblip.inference import Blip
 from openblip.model import Med
 
-Scores = tuple[np.ndarray, np.ndarray]
-
 
 @pytest.fixture(scope="module")
 def pair_by_pair(blip: Blip, world: PairTable) -> Scores:
@@ -43,7 +41,7 @@ def pair_by_pair(blip: Blip, world: PairTable) -> Scores:
 
 
 def test_reranking_everything_equals_scoring_pair_by_pair(
-    blip: Blip, world: PairTable, pair_by_pair: Scores
+    blip: Blip, world: PairTable, pair_by_pair: tuple[np.ndarray, np.ndarray]
 ) -> None:
     captions = read_gallery(world, "test", 50).captions_of_image
     cosines, logits = pair_by_pair
@@ -56,7 +54,7 @@ def test_reranking_everything_equals_scoring_pair_by_pair(
 
 
 def test_only_the_k_best_by_contrast_are_ranked_again(
-    blip: Blip, world: PairTable, pair_by_pair: Scores
+    blip: Blip, world: PairTable, pair_by_pair: tuple[np.ndarray, np.ndarray]
 ) -> None:
     captions = read_gallery(world, "test", 50).captions_of_image
     cosines, logits = pair_by_pair
@@ -95,7 +93,11 @@ def test_keys_and_values_are_computed_once_per_image_and_layer(
 
 @pytest.mark.parametrize("k", [3, 1000])
 def test_ranked_lists_are_those_that_the_recalls_are_of(
-    blip: Blip, world: PairTable, pair_by_pair: Scores, k: int, tmp_path: Path
+    blip: Blip,
+    world: PairTable,
+    pair_by_pair: tuple[np.ndarray, np.ndarray],
+    k: int,
+    tmp_path: Path,
 ) -> None:
     gallery = read_gallery(world, "test", 50)
     cosines, logits = pair_by_pair

@@ -80,7 +80,7 @@ def retrieval_units(
     for k in RECALL_AT:
         units[f"TR@{k}"] = unit_scores(100 * of_text.hits(k))
         hits = np.bincount(owner, weights=100 * of_image.hits(k), minlength=images)
-        units[f"IR@{k}"] = UnitScores(hits.astype(np.float64), weights)
+        units[f"IR@{k}"] = unit_scores(hits, weights)
     return units
 
 
