@@ -19,7 +19,7 @@ from openblip.model import Med
 
 
 @pytest.fixture(scope="module")
-def pair_by_pair(blip: Blip, world: PairTable) -> Scores:
+def pair_by_pair(blip: Blip, world: PairTable) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and matching logits (images, texts), one pair at a time."""
     gallery = read_gallery(world, "test", 50)
     rows = world.take(gallery.rows, ["id", "image", "image_uri"]).to_pylist()
