@@ -1,6 +1,5 @@
 """`openblip evaluate TASK`."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import tyro
@@ -16,6 +15,7 @@ def retrieval(
     split: str = "test",
     k: int = 128,
     batch_size: int = 32,
+    report: Path | None = None,
     json: bool = False,
 ) -> int:
     """Recall of texts and images on a split of a table, by contrast and then by matching.
@@ -28,18 +28,21 @@ def retrieval(
         split: which rows.
         k: candidates that matching ranks again.
         batch_size: images that are encoded together.
+        report: write a page there (HTML) that shows the worst searches and the calibration.
         json: print JSON.
     """
     from openblip.data.table import PairTable
+    from openblip.evaluation.error_report.retrieval import write_retrieval_report
     from openblip.evaluation.retrieval import evaluate_retrieval
     from openblip.inference import load
 
     blip, opened = load(model), PairTable.open(table)
     found = evaluate_retrieval(blip, opened, split=split, k=k, batch_size=batch_size)
+    if report is not None:
+        write_retrieval_report(found, opened, report, subject=f"{model}, split {split}")
     if json:
-        shown = asdict(found)
-        del shown["units"]
-        print_json(shown)
+        fields = ("metrics", "contrastive", "num_images", "num_texts", "k", "seconds")
+        print_json({name: getattr(found, name) for name in fields})
         return 0
     names = ["TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10", "mean"]
     print(
@@ -65,6 +68,7 @@ def caption(
     prompt: str = "a picture of ",
     batch_size: int = 32,
     results: Path | None = None,
+    report: Path | None = None,
     json: bool = False,
 ) -> int:
     """BLEU, ROUGE-L and CIDEr of a model's captions on a split of a table.
@@ -81,15 +85,18 @@ def caption(
         prompt: what the model continues.
         batch_size: images that are encoded together.
         results: write the captions there as a COCO results file.
+        report: write a page there (HTML) that shows the worst captions and what words they overuse.
         json: print JSON.
     """
     from openblip.data.table import PairTable
     from openblip.evaluation.caption import evaluate_caption
+    from openblip.evaluation.error_report.caption import write_caption_report
     from openblip.inference import Decoding, load
 
+    opened = PairTable.open(table)
     written = evaluate_caption(
         load(model),
-        PairTable.open(table),
+        opened,
         split=split,
         decoding=Decoding(
             method="beam", num_beams=num_beams, max_length=max_length, min_length=min_length
@@ -99,6 +106,8 @@ def caption(
     )
     if results is not None:
         written.save_coco(results)
+    if report is not None:
+        write_caption_report(written, opened, report, subject=f"{model}, split {split}")
     if json:
         print_json({"metrics": written.metrics, "num_images": written.num_images})
         return 0

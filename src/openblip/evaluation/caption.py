@@ -1,10 +1,14 @@
 """Captioning: write captions of a split and compare them with the human ones."""
 
 import json
+import math
 import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from openblip.data.loader import iterate_images
 from openblip.data.table import PairTable
@@ -13,6 +17,7 @@ from openblip.errors import DataError
 from openblip.evaluation.metrics.caption_metrics import caption_scores
 from openblip.evaluation.units import UnitScores, unit_scores
 from openblip.inference import Blip, Decoding
+from openblip.inference.captions import Caption
 from openblip.progress import Progress
 
 
@@ -26,6 +31,12 @@ class CaptionResult:
     """Caption by the row's id."""
     units: dict[str, UnitScores] = field(repr=False)
     """CIDEr and ROUGE-L image by image, times 100. BLEU is no mean over images."""
+    rows: NDArray[np.int64] = field(repr=False)
+    """Row numbers of the images, in the order of `captions`."""
+    references: dict[str, list[str]] = field(repr=False)
+    """The human captions by the row's id."""
+    confidence: dict[str, float] = field(repr=False)
+    """Geometric mean of the probabilities of a caption's words, by the row's id."""
     num_images: int
     seconds: float
 
@@ -61,6 +72,7 @@ def evaluate_caption(
     if not ids:
         raise DataError(f"{table.uri}: no row of the split {split!r} has a caption")
     captions: dict[str, str] = {}
+    confidence: dict[str, float] = {}
     with Progress("captioning", total=len(ids), unit="images") as progress:
         for batch in iterate_images(table, rows, batch_size, blip.image_size):
             if batch.errors:
@@ -69,8 +81,9 @@ def evaluate_caption(
             written = blip.generate(
                 blip.encode(batch.images), decoding or Decoding(), prompt=prompt
             )
-            for choices in written:
-                captions[ids[len(captions)]] = choices[0].text
+            for (best, *_), key in zip(written, ids[len(captions) :], strict=False):
+                captions[key] = best.text
+                confidence[key] = _confidence(best)
             progress.update(len(written))
     scores = caption_scores(captions, references)
     units = {
@@ -78,4 +91,12 @@ def evaluate_caption(
         "ROUGE-L": unit_scores(100 * scores.rouge_l),
     }
     seconds = time.perf_counter() - started
-    return CaptionResult(scores.summary(), captions, units, len(captions), seconds)
+    return CaptionResult(
+        scores.summary(), captions, units, rows, references, confidence, len(captions), seconds
+    )
+
+
+def _confidence(caption: Caption) -> float:
+    """Geometric mean over the words; of a caption without a word 0."""
+    logs = [math.log(max(word.probability, 1e-12)) for word in caption.words]
+    return math.exp(sum(logs) / len(logs)) if logs else 0.0

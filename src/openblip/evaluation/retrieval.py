@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from openblip.data.loader import iterate_images
@@ -21,8 +22,8 @@ from openblip.inference.scoring import match_logits
 from openblip.model.albef import Albef
 from openblip.progress import Progress
 
-# Score of a pair that is not among the top k, below every matched one (as the original).
-_NOT_RANKED = -100.0
+NOT_RANKED = -100.0
+"""Score of a pair that is not among the top k, below every matched one (as the original)."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,23 @@ class RetrievalResult:
     num_texts: int
     k: int
     seconds: float
+    ranking: "Ranking" = field(repr=False)
+    """What the recalls were computed from."""
+
+
+@dataclass(frozen=True)
+class Ranking:
+    """The scores of a gallery's pairs; each matrix is float32 (images, texts)."""
+
+    gallery: "Gallery"
+    cosines: NDArray[np.float32]
+    """By which ITC ranks."""
+    of_texts: NDArray[np.float32]
+    """By which the texts of an image are ranked in the end."""
+    of_images: NDArray[np.float32]
+    """By which the images of a text are ranked in the end."""
+    itm: NDArray[np.float32] | None
+    """Probability of a match; NaN where the pair was no candidate, None without matching."""
 
 
 @dataclass(frozen=True)
@@ -97,18 +115,20 @@ def evaluate_retrieval(
             text_embeds = blip.embed_texts(gallery.texts)
         cosines = torch.cat(embeds) @ text_embeds.T
         contrastive = retrieval(cosines.numpy(), gallery.captions_of_image)
-        i2t = t2i = cosines
         if use_itm:
-            i2t, t2i = _rerank(blip, table, gallery, cosines, k, batch_size)
-    ranked = gallery.captions_of_image, t2i.numpy().T
+            ranking = _rerank(blip, table, gallery, cosines, k, batch_size)
+        else:
+            ranking = Ranking(gallery, *3 * [cosines.numpy()], itm=None)
+    ranked = ranking.of_texts, gallery.captions_of_image, ranking.of_images.T
     return RetrievalResult(
-        retrieval(i2t.numpy(), *ranked),
+        retrieval(*ranked),
         contrastive,
-        retrieval_units(i2t.numpy(), *ranked),
+        retrieval_units(*ranked),
         len(gallery.rows),
         len(gallery.texts),
         k,
         time.perf_counter() - started,
+        ranking,
     )
 
 
@@ -156,15 +176,16 @@ def candidate_pairs(cosines: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _rerank(
     blip: Blip, table: PairTable, gallery: Gallery, cosines: Tensor, k: int, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Scores (images, texts) for ranking texts, and for ranking images."""
+) -> Ranking:
+    """The candidates of ITC ranked by ITM."""
     of_image, of_text = candidate_pairs(cosines, k)
     wanted = of_image | of_text
     is_albef = isinstance(blip.matcher, Albef)
     tokens = blip.tokenizer.encode(
         gallery.texts, blip.max_tokens, first="cls" if is_albef else "enc"
     )
-    logits = torch.full_like(cosines, _NOT_RANKED)
+    scores = torch.full_like(cosines, NOT_RANKED)
+    itm = torch.full_like(cosines, torch.nan)
     with Progress("matching", total=int(wanted.sum()), unit="pairs") as progress:
         for first, images in _images(blip, table, gallery, batch_size):
             chosen = [row.nonzero()[:, 0].tolist() for row in wanted[first : first + len(images)]]
@@ -173,7 +194,13 @@ def _rerank(
                 texts = chosen[place]
                 # BLIP adds the cosine, ALBEF does not.
                 added = 0.0 if is_albef else cosines[first + place, texts]
-                logits[first + place, texts] = matched[:, 1] + added
+                scores[first + place, texts] = matched[:, 1] + added
+                itm[first + place, texts] = matched.softmax(dim=-1)[:, 1]
                 progress.update(len(texts))
-    floor = torch.full_like(cosines, _NOT_RANKED)
-    return torch.where(of_image, logits, floor), torch.where(of_text, logits, floor)
+    return Ranking(
+        gallery,
+        cosines.numpy(),
+        torch.where(of_image, scores, NOT_RANKED).numpy(),
+        torch.where(of_text, scores, NOT_RANKED).numpy(),
+        itm.numpy(),
+    )
