@@ -1,17 +1,22 @@
 """Two-stage retrieval against scores computed pair by pair."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from openblip.data.reading import row_image
-from openblip.data.table import PairTable
+from openblip.data.table import PairRow, PairTable
 from openblip.data.transforms import eval_transform
 from openblip.data.views import split_rows
 from openblip.errors import DataError, MissingHead, RecipeError
 from openblip.evaluation.metrics import retrieval
 from openblip.evaluation.retrieval import candidate_pairs, evaluate_retrieval, read_gallery
 from openblip.inference import Blip
+from openblip.inference.image_input import Images
 from openblip.model import Med
 
 
@@ -97,11 +102,42 @@ def test_without_matching_contrast_decides(blip: Blip, world: PairTable) -> None
     assert result.metrics == result.contrastive
 
 
+def test_a_model_that_does_not_match_is_ranked_by_contrast(blip: Blip, world: PairTable) -> None:
+    contrastive = Med(replace(blip.med.config, heads=("itc",)))
+    model = Blip(contrastive, blip.tokenizer, "pretrain", 32, 32)
+    result = evaluate_retrieval(model, world)
+    assert result.metrics == result.contrastive
+    assert result.ranking.itm is None
+
+
+def test_whatever_embeds_images_and_texts_is_evaluated(blip: Blip, world: PairTable) -> None:
+    class Other:
+        def embed_images(self, images: Images, batch_size: int = 16) -> torch.Tensor:
+            return blip.embed_images(images, batch_size)
+
+        def embed_texts(self, texts: str | Sequence[str], batch_size: int = 256) -> torch.Tensor:
+            return blip.embed_texts(texts, batch_size)
+
+    result = evaluate_retrieval(Other(), world, batch_size=4)
+    assert result.metrics == evaluate_retrieval(blip, world, use_itm=False).metrics
+
+
+def test_an_image_that_cannot_be_read_is_named(
+    blip: Blip, world: PairTable, tmp_path: Path
+) -> None:
+    image = world.take([0], ["image"])["image"][0].as_py()
+    rows = [
+        PairRow(id=key, image=data, captions=["a dog"], split="test")
+        for key, data in (("good", image), ("bad", b"no image"))
+    ]
+    table = PairTable.create(tmp_path / "t.lance", rows)
+    with pytest.raises(DataError, match="row 'bad'"):
+        evaluate_retrieval(blip, table)
+
+
 def test_what_cannot_be_evaluated_is_named(
     blip: Blip, world: PairTable, empty_split: PairTable
 ) -> None:
-    from dataclasses import replace
-
     with pytest.raises(DataError, match="caption"):
         evaluate_retrieval(blip, empty_split)
     with pytest.raises(DataError, match="'val'"):

@@ -23,10 +23,11 @@ def retrieval(
     Example: openblip evaluate retrieval runs/new pairs.lance --split test --k 128
 
     Args:
-        model: model folder or run directory.
+        model: model folder or run directory; also a CLIP of transformers, or
+            open_clip:ARCHITECTURE/PRETRAINED.
         table: pair table with human captions in the split.
         split: which rows.
-        k: candidates that matching ranks again.
+        k: candidates that matching ranks again, where the model matches.
         batch_size: images that are encoded together.
         report: write a page there (HTML) that shows the worst searches and the calibration.
         json: print JSON.
@@ -34,10 +35,12 @@ def retrieval(
     from openblip.data.table import PairTable
     from openblip.evaluation.error_report.retrieval import write_retrieval_report
     from openblip.evaluation.retrieval import evaluate_retrieval
-    from openblip.inference import load
+    from openblip.inference.embedder import load_embedder
 
-    blip, opened = load(model), PairTable.open(table)
-    found = evaluate_retrieval(blip, opened, split=split, k=k, batch_size=batch_size)
+    opened = PairTable.open(table)
+    found = evaluate_retrieval(
+        load_embedder(model), opened, split=split, k=k, batch_size=batch_size
+    )
     if report is not None:
         write_retrieval_report(found, opened, report, subject=f"{model}, split {split}")
     if json:
@@ -45,10 +48,10 @@ def retrieval(
         print_json({name: getattr(found, name) for name in fields})
         return 0
     names = ["TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10", "mean"]
-    print(
-        f"{found.num_images} images, {found.num_texts} texts, k = {found.k}, {found.seconds:.0f} s"
-    )
-    rows = {"ITC": found.contrastive, f"ITM of the top {found.k}": found.metrics}
+    print(f"{found.num_images} images, {found.num_texts} texts, {found.seconds:.0f} s")
+    rows = {"ITC": found.contrastive}
+    if found.ranking.itm is not None:
+        rows[f"ITM of the top {found.k}"] = found.metrics
     print_table(
         ["ranking by", *names],
         [[name, *(f"{values[n]:.1f}" for n in names)] for name, values in rows.items()],

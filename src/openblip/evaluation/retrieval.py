@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openblip.data.loader import iterate_images
+from openblip.data.reading import stream_images
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.data.views import split_rows
 from openblip.errors import DataError, RecipeError, TextTruncated
 from openblip.evaluation.metrics import retrieval
 from openblip.evaluation.units import UnitScores, retrieval_units
-from openblip.inference import Blip
+from openblip.inference import Blip, Embedder
 from openblip.inference.scoring import match_logits
 from openblip.model.albef import Albef
 from openblip.progress import Progress
@@ -71,13 +72,13 @@ class Gallery:
 
 
 def evaluate_retrieval(
-    blip: Blip,
+    model: Embedder,
     table: PairTable,
     *,
     split: str = "test",
     k: int = 128,
     batch_size: int = 32,
-    max_words: int = 50,
+    max_words: int = 30,
     use_itm: bool = True,
 ) -> RetrievalResult:
     """Text and image recall on the protocol of COCO and Flickr30k (several captions an image).
@@ -85,40 +86,39 @@ def evaluate_retrieval(
     ITC ranks all pairs; the k best texts of each image and the k best images of each text are
     ranked again by ITM logit + cosine (of ALBEF by the logit alone). Pairs are grouped by image,
     so that each image's cross-attention keys and values are computed once, however many texts it
-    is paired with.
+    is paired with. Where the model does not match, contrast decides alone.
 
     Args:
-        blip: a model with an ITC head, and an ITM head if it is to re-rank.
+        model: a `Blip` with an ITC head, and an ITM head if it is to re-rank; or another model
+            that embeds images and texts.
         table: with human captions in the split.
         split: which rows.
         k: how many candidates are re-ranked: 256 on COCO, 128 on Flickr30k in the paper.
         batch_size: images that are encoded together.
-        max_words: captions are cut to this many.
-        use_itm: without it ITC decides alone.
+        max_words: captions are cut to this many; 30 in the original's evaluation.
+        use_itm: without it ITC decides alone, whatever the model can do.
 
     Raises:
         DataError: the split is empty or an image cannot be read.
-        MissingHead: the model cannot do it.
+        MissingHead: the model has no ITC head.
     """
     if k < 1:
         raise RecipeError(f"k is {k}; give at least 1 candidate to re-rank")
     started = time.perf_counter()
     gallery = read_gallery(table, split, max_words)
     with torch.inference_mode():
-        embeds = [
-            blip.matcher.embed_images(blip.encode(images).hidden).cpu()
-            for _, images in _images(blip, table, gallery, batch_size)
-        ]
+        image_embeds = model.embed_images(stream_images(table, gallery.rows), batch_size)
         with warnings.catch_warnings():
             # The protocol cuts texts to what the model reads.
             warnings.simplefilter("ignore", TextTruncated)
-            text_embeds = blip.embed_texts(gallery.texts)
-        cosines = torch.cat(embeds) @ text_embeds.T
+            text_embeds = model.embed_texts(gallery.texts)
+        cosines = image_embeds @ text_embeds.T
         contrastive = retrieval(cosines.numpy(), gallery.captions_of_image)
-        if use_itm:
-            ranking = _rerank(blip, table, gallery, cosines, k, batch_size)
+        if use_itm and isinstance(model, Blip) and model.can_match:
+            ranking = _rerank(model, table, gallery, cosines, k, batch_size)
         else:
-            ranking = Ranking(gallery, *3 * [cosines.numpy()], itm=None)
+            scores = cosines.numpy()
+            ranking = Ranking(gallery, scores, scores, scores, None)
     ranked = ranking.of_texts, gallery.captions_of_image, ranking.of_images.T
     return RetrievalResult(
         retrieval(*ranked),

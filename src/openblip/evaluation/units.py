@@ -79,7 +79,7 @@ def retrieval_units(
     units = {}
     for k in RECALL_AT:
         units[f"TR@{k}"] = unit_scores(100 * of_text.hits(k))
-        hits = np.bincount(owner, weights=100 * of_image.hits(k), minlength=images)
+        hits = np.bincount(owner, 100 * of_image.hits(k), images).astype(np.float64)
         units[f"IR@{k}"] = UnitScores(hits, weights)
     return units
 

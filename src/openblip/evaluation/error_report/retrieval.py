@@ -205,7 +205,8 @@ class _Shown:
         if not worst:
             return
         self._page.section(
-            "Texts that find their image last", "The right image, then those that stand first."
+            "Texts that find their image last",
+            "The right image, then those that stand first, each with a text of its own.",
         )
         for text in worst:
             best = searches.best_right(text)
@@ -214,13 +215,18 @@ class _Shown:
             verdicts += ["wrong"] * len(above)
             places = [float(searches.ranks.expected[text]), *range(1, len(above) + 1)]
             images = [best, *above]
-            tags = [
-                [CardText(f"no. {place:,.0f}", _tag(searches, text, image, place), verdict)]
-                for place, image, verdict in zip(places, images, verdicts, strict=True)
+            cards = [
+                [CardText(self._other_words(image, text), _tag(searches, text, image, at), verdict)]
+                for at, image, verdict in zip(places, images, verdicts, strict=True)
             ]
             self._page.quote(self._gallery.texts[text])
             pictures = table_images(self._table, self._gallery.rows[np.asarray(images)])
-            self._page.cards(zip(pictures, tags, strict=True))
+            self._page.cards(zip(pictures, cards, strict=True))
+
+    def _other_words(self, image: int, text: int) -> str:
+        """A text of an image, if it has several another than the one that was searched with."""
+        own = self._gallery.captions_of_image[image]
+        return self._gallery.texts[next((n for n in own if n != text), own[0])]
 
 
 def _tag(searches: Searches, query: int, candidate: int, place: float) -> str:

@@ -34,7 +34,7 @@ class Searches:
     @property
     def num_candidates(self) -> int:
         """Candidates of each query."""
-        return self.scores.shape[1]
+        return int(self.scores.shape[1])
 
     def worst(self, count: int) -> list[int]:
         """The queries whose best right candidate stands lowest, the lowest first."""
@@ -44,7 +44,7 @@ class Searches:
     def best_right(self, query: int) -> int:
         """The right candidate that stands highest."""
         own = self.right[query]
-        return own[int(np.argmax(self.scores[query, own]))]
+        return int(own[int(np.argmax(self.scores[query, own]))])
 
     def above(self, query: int, count: int) -> list[int]:
         """The first candidates that stand above every right one."""
@@ -118,11 +118,12 @@ def judged_pairs(ranking: Ranking) -> tuple[NDArray[np.float64], NDArray[np.int6
     """
     if ranking.itm is None:
         return np.zeros(0), np.zeros(0, np.int64)
-    belongs = np.zeros(ranking.itm.shape, dtype=bool)
+    every_image = np.arange(len(ranking.gallery.rows))
+    every_text = np.arange(len(ranking.gallery.texts))
+    belongs = np.zeros((len(every_image), len(every_text)), dtype=bool)
     for image, texts in enumerate(ranking.gallery.captions_of_image):
         belongs[image, texts] = True
     chosen = belongs.copy()
-    every_image, every_text = np.arange(belongs.shape[0]), np.arange(belongs.shape[1])
     chosen[every_image, np.where(belongs, -np.inf, ranking.of_texts).argmax(axis=1)] = True
     chosen[np.where(belongs, -np.inf, ranking.of_images).argmax(axis=0), every_text] = True
     known = chosen & ~np.isnan(ranking.itm)
