@@ -1,10 +1,14 @@
 """`openblip evaluate TASK`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from openblip.cli.output import print_json, print_table
+
+if TYPE_CHECKING:
+    from openblip.evaluation.metrics import Interval
 
 
 def retrieval(
@@ -119,3 +123,80 @@ def caption(
         list(written.metrics), [[f"{100 * value:.1f}" for value in written.metrics.values()]]
     )
     return 0
+
+
+def vqa(
+    model: tyro.conf.Positional[str],
+    table: tyro.conf.Positional[str],
+    /,
+    *,
+    split: str = "test",
+    candidates: str | None = None,
+    min_count: int = 1,
+    k: int = 128,
+    wups: bool = False,
+    batch_size: int = 32,
+    results: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Accuracy of answers to the questions of a split: that of VQA v2 where there are ten answers.
+
+    Example: openblip evaluate vqa runs/vqa pairs.lance --candidates train --results answers.json
+
+    Args:
+        model: model folder or run directory.
+        table: pair table with questions in its rows' metadata.
+        split: which rows.
+        candidates: rank the answers of this file (one a line, or a list in JSON), or "train" for
+            those of the table's training questions; by default the model writes its answers.
+        min_count: of "train", answers to at least so many questions.
+        k: candidates that are scored whole.
+        wups: also WUPS at 0.9 and 0.0, the metric of DAQUAR; needs WordNet.
+        batch_size: images that are encoded together.
+        results: write the answers there in the form of the VQA challenge's server.
+        json: print JSON.
+    """
+    from openblip.data.answer_lists import frequent_answers, read_answers
+    from openblip.data.table import PairTable
+    from openblip.evaluation.vqa import evaluate_vqa
+    from openblip.inference import load
+
+    opened = PairTable.open(table)
+    ranked = None
+    if candidates == "train":
+        ranked = frequent_answers(opened, "train", min_count)
+    elif candidates is not None:
+        ranked = read_answers(Path(candidates))
+    found = evaluate_vqa(
+        load(model),
+        opened,
+        split=split,
+        candidates=ranked,
+        k=k,
+        wups=wups,
+        batch_size=batch_size,
+    )
+    if results is not None:
+        found.save_results(results)
+    intervals = {name: unit.interval() for name, unit in found.units.items()}
+    if json:
+        bounds = {name: [value.low, value.high] for name, value in intervals.items()}
+        counts = {"num_images": found.num_images, "num_questions": found.num_questions}
+        print_json({"metrics": found.metrics, "intervals": bounds, **counts})
+        return 0
+    asked = f"{found.num_questions} questions about {found.num_images} images"
+    how = "written" if ranked is None else f"ranked among {len(ranked)}"
+    print(f"{asked}, answers {how}, {found.seconds:.0f} s")
+    if not found.metrics:
+        print("no answers are known in this split" + (f"; see {results}" if results else ""))
+        return 0
+    rows = [
+        [name, f"{value:.2f}", _shown(intervals, name)] for name, value in found.metrics.items()
+    ]
+    print_table(["accuracy of", "%", "95 % interval"], rows)
+    return 0
+
+
+def _shown(intervals: "dict[str, Interval]", name: str) -> str:
+    known = intervals.get(name)
+    return f"{known.low:.2f} to {known.high:.2f}" if known else ""

@@ -1,0 +1,214 @@
+"""Visual question answering: a split's questions are answered and judged (BLIP, section 5.3)."""
+
+import json
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from openblip.atomic import replace_file
+from openblip.data.loader import iterate_images
+from openblip.data.questions import Question, QuestionIndex
+from openblip.data.table import PairTable
+from openblip.errors import DataError, TextTruncated
+from openblip.evaluation.metrics.vqa import VqaScores, vqa_scores
+from openblip.evaluation.metrics.wups import items_of, wups_scores
+from openblip.evaluation.units import UnitScores, summed_units
+from openblip.inference import Blip
+from openblip.inference.answers import answer_each
+from openblip.progress import Progress
+
+# As many answers has each question of VQA v2.
+_OFFICIAL_ANSWERS = 10
+
+
+@dataclass(frozen=True)
+class VqaResult:
+    """Answers to the questions of one split, and how good they are."""
+
+    metrics: dict[str, float]
+    """Per cent. Where every answered question has ten human answers "overall" of VQA v2 and its
+    answer and question types, otherwise "accuracy"; "WUPS@t" where it was asked for. Empty where
+    no answers are known."""
+    answers: dict[str, str]
+    """Answer by question id."""
+    units: dict[str, UnitScores] = field(repr=False)
+    """"overall" or "accuracy", and "WUPS@t", image by image."""
+    num_images: int
+    num_questions: int
+    seconds: float
+
+    def save_results(self, path: Path) -> None:
+        """Write the answers in the form that the server of the VQA challenge takes."""
+        values = [
+            {"question_id": int(key) if key.isdecimal() else key, "answer": text}
+            for key, text in self.answers.items()
+        ]
+        with replace_file(path) as file:
+            file.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+
+
+def evaluate_vqa(
+    blip: Blip,
+    table: PairTable,
+    *,
+    split: str = "test",
+    candidates: Sequence[str] | None = None,
+    k: int = 128,
+    wups: bool = False,
+    batch_size: int = 32,
+) -> VqaResult:
+    """Answers to the questions of a split, against those of people where these are known.
+
+    An image is encoded once, however many questions it has.
+
+    Args:
+        blip: a question-answering model.
+        table: with questions in the metadata of the split's rows.
+        split: which rows.
+        candidates: answers to rank, as the paper does; None lets the model write.
+        k: candidates that are scored whole, those whose first token is likeliest.
+        wups: also compute WUPS at 0.9 and 0.0, the metric of DAQUAR; needs WordNet.
+        batch_size: images that are encoded together.
+
+    Raises:
+        DataError: there is no question, two have one id, an image cannot be read, or WUPS is
+            asked for where questions have several answers or none, or WordNet is not there.
+        MissingHead: the model answers no questions.
+        RecipeError: k is below 1.
+    """
+    started = time.perf_counter()
+    index = QuestionIndex.resolve(table, split, with_answers=False)
+    questions = index.read(np.arange(len(index)))
+    rows, image_of = np.unique(index.rows, return_inverse=True)
+    keys = _distinct_keys(questions, table)
+    if wups:
+        _check_single_answers(questions, table, split)
+    texts = _grouped(questions, image_of, len(rows))
+    answers: list[str] = []
+    with Progress("answering", total=len(questions), unit="questions") as progress:
+        for own in _answered(blip, table, rows, texts, candidates, k, batch_size):
+            answers += own
+            progress.update(len(own))
+    given = dict(zip(keys, answers, strict=True))
+    metrics, scores = _judged(questions, given, wups)
+    known = np.array([bool(question.answers) for question in questions])
+    _, owner = np.unique(image_of[known], return_inverse=True)
+    units = {
+        name: summed_units(100 * values, owner, int(owner.max()) + 1)
+        for name, values in scores.items()
+    }
+    seconds = time.perf_counter() - started
+    return VqaResult(metrics, given, units, len(rows), len(questions), seconds)
+
+
+def _distinct_keys(questions: Sequence[Question], table: PairTable) -> list[str]:
+    seen: set[str] = set()
+    for question in questions:
+        if question.key in seen:
+            raise DataError(
+                f"{table.uri}: the question_id {question.key} occurs twice in the split; evaluate "
+                "a table whose questions come from one source"
+            )
+        seen.add(question.key)
+    return [question.key for question in questions]
+
+
+def _check_single_answers(questions: Sequence[Question], table: PairTable, split: str) -> None:
+    for question in questions:
+        if len(question.answers) != 1:
+            raise DataError(
+                f"{table.uri}: WUPS compares with one answer, but question {question.key} of the "
+                f"split {split!r} has {len(question.answers)}: leave it out (--wups)"
+            )
+
+
+def _grouped(
+    questions: Sequence[Question], image_of: NDArray[np.int64], num_images: int
+) -> list[list[str]]:
+    texts: list[list[str]] = [[] for _ in range(num_images)]
+    for question, image in zip(questions, image_of.tolist(), strict=True):
+        texts[image].append(question.text)
+    return texts
+
+
+def _answered(
+    blip: Blip,
+    table: PairTable,
+    rows: NDArray[np.int64],
+    texts: Sequence[Sequence[str]],
+    candidates: Sequence[str] | None,
+    k: int,
+    batch_size: int,
+) -> Iterator[list[str]]:
+    """Answers to the questions about each image in turn."""
+    vqa = blip.vqa
+    first = 0
+    for batch in iterate_images(table, rows, batch_size, blip.image_size):
+        if batch.errors:
+            row, reason = next(iter(batch.errors.items()))
+            raise DataError(f"row {row} of {table.uri}: {reason}")
+        own = texts[first : first + len(batch.rows)]
+        first += len(batch.rows)
+        with torch.inference_mode(), warnings.catch_warnings():
+            # The protocol cuts questions to what the model reads.
+            warnings.simplefilter("ignore", TextTruncated)
+            hidden = vqa.encode_images(batch.images.to(blip.device, blip.dtype))
+            answers = answer_each(vqa, blip.tokenizer, hidden, own, candidates, k)
+        yield from ([answer.text for answer in of_image] for of_image in answers)
+
+
+def _judged(
+    questions: Sequence[Question], given: dict[str, str], wups: bool
+) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
+    """Means in per cent, and scores of the questions whose answers are known, 0 to 1."""
+    known = [question for question in questions if question.answers]
+    if not known:
+        return {}, {}
+    answers = {question.key: given[question.key] for question in known}
+    by_types = _scores_by_type(known, answers)
+    metrics = by_types.summary()
+    name = "overall"
+    if not _is_official(known):
+        name = "accuracy"
+        metrics = {name if old == "overall" else old: value for old, value in metrics.items()}
+    scores = {name: by_types.accuracy}
+    if wups:
+        scores |= wups_scores(answers, {question.key: question.answers[0] for question in known})
+        metrics |= {
+            key: 100 * float(values.mean()) for key, values in scores.items() if key != name
+        }
+    return metrics, scores
+
+
+def _is_official(known: Sequence[Question]) -> bool:
+    return all(len(question.answers) == _OFFICIAL_ANSWERS for question in known)
+
+
+def _scores_by_type(known: Sequence[Question], answers: dict[str, str]) -> VqaScores:
+    """Official accuracies; or 1 where an answer names what one of the known answers names."""
+    if _is_official(known):
+        annotations = [
+            {
+                "question_id": question.key,
+                "question_type": question.question_type,
+                "answer_type": question.answer_type,
+                "answers": [{"answer": answer} for answer in question.answers],
+            }
+            for question in known
+        ]
+        return vqa_scores(answers, annotations)
+    right = [
+        items_of(answers[question.key]) in {items_of(answer) for answer in question.answers}
+        for question in known
+    ]
+    return VqaScores(
+        accuracy=np.array(right, np.float64),
+        answer_types=tuple(question.answer_type for question in known),
+        question_types=tuple(question.question_type for question in known),
+    )
