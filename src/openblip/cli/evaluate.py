@@ -137,6 +137,7 @@ def vqa(
     wups: bool = False,
     batch_size: int = 32,
     results: Path | None = None,
+    report: Path | None = None,
     json: bool = False,
 ) -> int:
     """Accuracy of answers to the questions of a split: that of VQA v2 where there are ten answers.
@@ -154,10 +155,12 @@ def vqa(
         wups: also WUPS at 0.9 and 0.0, the metric of DAQUAR; needs WordNet.
         batch_size: images that are encoded together.
         results: write the answers there in the form of the VQA challenge's server.
+        report: write a page there (HTML) that shows accuracy by type, confusions, worst answers.
         json: print JSON.
     """
     from openblip.data.answer_lists import frequent_answers, read_answers
     from openblip.data.table import PairTable
+    from openblip.evaluation.error_report.vqa import write_vqa_report
     from openblip.evaluation.vqa import evaluate_vqa
     from openblip.inference import load
 
@@ -178,6 +181,8 @@ def vqa(
     )
     if results is not None:
         found.save_results(results)
+    if report is not None:
+        write_vqa_report(found, opened, report, subject=f"{model}, split {split}")
     intervals = {name: unit.interval() for name, unit in found.units.items()}
     if json:
         bounds = {name: [value.low, value.high] for name, value in intervals.items()}

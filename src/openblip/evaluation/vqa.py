@@ -3,7 +3,7 @@
 import json
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,12 +19,24 @@ from openblip.errors import DataError, TextTruncated
 from openblip.evaluation.metrics.vqa import VqaScores, vqa_scores
 from openblip.evaluation.metrics.wups import items_of, wups_scores
 from openblip.evaluation.units import UnitScores, summed_units
-from openblip.inference import Blip
+from openblip.inference import Answer, Blip
 from openblip.inference.answers import answer_each
 from openblip.progress import Progress
 
 # As many answers has each question of VQA v2.
 _OFFICIAL_ANSWERS = 10
+
+
+@dataclass(frozen=True)
+class JudgedAnswer:
+    """What a model answers to a question."""
+
+    question: Question
+    row: int
+    """Of the image in the table."""
+    answer: Answer
+    accuracy: float | None
+    """0 to 1; None where no answer is known."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +51,8 @@ class VqaResult:
     """Answer by question id."""
     units: dict[str, UnitScores] = field(repr=False)
     """"overall" or "accuracy", and "WUPS@t", image by image."""
+    judged: list[JudgedAnswer] = field(repr=False)
+    """Question by question, in the order of the table."""
     num_images: int
     num_questions: int
     seconds: float
@@ -90,12 +104,12 @@ def evaluate_vqa(
     if wups:
         _check_single_answers(questions, table, split)
     texts = _grouped(questions, image_of, len(rows))
-    answers: list[str] = []
+    answers: list[Answer] = []
     with Progress("answering", total=len(questions), unit="questions") as progress:
         for own in _answered(blip, table, rows, texts, candidates, k, batch_size):
             answers += own
             progress.update(len(own))
-    given = dict(zip(keys, answers, strict=True))
+    given = {key: answer.text for key, answer in zip(keys, answers, strict=True)}
     metrics, scores = _judged(questions, given, wups)
     known = np.array([bool(question.answers) for question in questions])
     _, owner = np.unique(image_of[known], return_inverse=True)
@@ -103,8 +117,20 @@ def evaluate_vqa(
         name: summed_units(100 * values, owner, int(owner.max()) + 1)
         for name, values in scores.items()
     }
+    accuracy: list[float | None] = [None] * len(questions)
+    for place, value in zip(np.flatnonzero(known).tolist(), _accuracies(scores), strict=True):
+        accuracy[place] = value
+    judged = [
+        JudgedAnswer(*values)
+        for values in zip(questions, index.rows.tolist(), answers, accuracy, strict=True)
+    ]
     seconds = time.perf_counter() - started
-    return VqaResult(metrics, given, units, len(rows), len(questions), seconds)
+    return VqaResult(metrics, given, units, judged, len(rows), len(questions), seconds)
+
+
+def _accuracies(scores: Mapping[str, NDArray[np.float64]]) -> list[float]:
+    """Of the questions whose answers are known; the first score is the accuracy."""
+    return next(iter(scores.values())).tolist() if scores else []
 
 
 def _distinct_keys(questions: Sequence[Question], table: PairTable) -> list[str]:
@@ -145,7 +171,7 @@ def _answered(
     candidates: Sequence[str] | None,
     k: int,
     batch_size: int,
-) -> Iterator[list[str]]:
+) -> Iterator[list[Answer]]:
     """Answers to the questions about each image in turn."""
     vqa = blip.vqa
     first = 0
@@ -160,7 +186,7 @@ def _answered(
             warnings.simplefilter("ignore", TextTruncated)
             hidden = vqa.encode_images(batch.images.to(blip.device, blip.dtype))
             answers = answer_each(vqa, blip.tokenizer, hidden, own, candidates, k)
-        yield from ([answer.text for answer in of_image] for of_image in answers)
+        yield from answers
 
 
 def _judged(
