@@ -17,6 +17,7 @@ from openblip.data.text import clean_caption
 from openblip.data.views import split_rows
 from openblip.errors import DataError, RecipeError, TextTruncated
 from openblip.evaluation.metrics import retrieval
+from openblip.evaluation.rankings import LISTED, Rankings, rankings
 from openblip.evaluation.units import UnitScores, retrieval_units
 from openblip.inference import Blip, Embedder
 from openblip.inference.scoring import match_logits
@@ -41,12 +42,25 @@ class RetrievalResult:
     num_texts: int
     k: int
     seconds: float
-    ranking: "Ranking" = field(repr=False)
+    pairs: "PairScores" = field(repr=False)
     """What the recalls were computed from."""
+
+    @property
+    def rankings(self) -> Rankings:
+        """The first candidates of every image and of every text."""
+        gallery = self.pairs.gallery
+        return rankings(
+            gallery.ids,
+            gallery.texts,
+            gallery.captions_of_image,
+            torch.from_numpy(self.pairs.of_texts),
+            torch.from_numpy(self.pairs.of_images),
+            LISTED if self.pairs.itm is None else min(LISTED, self.k),
+        )
 
 
 @dataclass(frozen=True)
-class Ranking:
+class PairScores:
     """The scores of a gallery's pairs; each matrix is float32 (images, texts)."""
 
     gallery: "Gallery"
@@ -66,6 +80,8 @@ class Gallery:
 
     rows: np.ndarray
     """Row numbers of the images."""
+    ids: list[str]
+    """Ids of these rows."""
     texts: list[str]
     captions_of_image: list[list[int]]
     """For each image the positions of its captions in `texts`."""
@@ -115,11 +131,11 @@ def evaluate_retrieval(
         cosines = image_embeds @ text_embeds.T
         contrastive = retrieval(cosines.numpy(), gallery.captions_of_image)
         if use_itm and isinstance(model, Blip) and model.can_match:
-            ranking = _rerank(model, table, gallery, cosines, k, batch_size)
+            pairs = _rerank(model, table, gallery, cosines, k, batch_size)
         else:
             scores = cosines.numpy()
-            ranking = Ranking(gallery, scores, scores, scores, None)
-    ranked = ranking.of_texts, gallery.captions_of_image, ranking.of_images.T
+            pairs = PairScores(gallery, scores, scores, scores, None)
+    ranked = pairs.of_texts, gallery.captions_of_image, pairs.of_images.T
     return RetrievalResult(
         retrieval(*ranked),
         contrastive,
@@ -128,7 +144,7 @@ def evaluate_retrieval(
         len(gallery.texts),
         k,
         time.perf_counter() - started,
-        ranking,
+        pairs,
     )
 
 
@@ -139,7 +155,8 @@ def read_gallery(table: PairTable, split: str, max_words: int) -> Gallery:
         DataError: if there is none.
     """
     rows = split_rows(table, split)
-    captions = table.take(rows, ["captions"])["captions"].to_pylist()
+    known = table.take(rows, ["id", "captions"])
+    captions = known["captions"].to_pylist()
     kept = [number for number, texts in enumerate(captions) if texts]
     if not kept:
         raise DataError(f"{table.uri}: no row of the split {split!r} has a caption")
@@ -149,7 +166,8 @@ def read_gallery(table: PairTable, split: str, max_words: int) -> Gallery:
         first = len(texts)
         texts += [clean_caption(text, max_words) for text in captions[number]]
         captions_of_image.append(list(range(first, len(texts))))
-    return Gallery(rows[kept], texts, captions_of_image)
+    ids = known["id"].to_pylist()
+    return Gallery(rows[kept], [ids[number] for number in kept], texts, captions_of_image)
 
 
 def _images(
@@ -176,7 +194,7 @@ def candidate_pairs(cosines: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _rerank(
     blip: Blip, table: PairTable, gallery: Gallery, cosines: Tensor, k: int, batch_size: int
-) -> Ranking:
+) -> PairScores:
     """The candidates of ITC ranked by ITM."""
     of_image, of_text = candidate_pairs(cosines, k)
     wanted = of_image | of_text
@@ -197,7 +215,7 @@ def _rerank(
                 scores[first + place, texts] = matched[:, 1] + added
                 itm[first + place, texts] = matched.softmax(dim=-1)[:, 1]
                 progress.update(len(texts))
-    return Ranking(
+    return PairScores(
         gallery,
         cosines.numpy(),
         torch.where(of_image, scores, NOT_RANKED).numpy(),

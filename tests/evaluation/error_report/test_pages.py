@@ -51,7 +51,7 @@ def test_a_retrieval_page_has_every_part(blip: Blip, world: PairTable, tmp_path:
         "Texts that find their image last",
     ):
         assert part in html
-    worst = result.ranking.gallery.captions_of_image
+    worst = result.pairs.gallery.captions_of_image
     assert len(worst) == 9
     assert html.count("<b>wrong</b>") >= html.count("<b>right</b>") > 0
 
@@ -69,10 +69,10 @@ def test_probabilities_that_cannot_be_calibrated_are_said_to_be(
     blip: Blip, world: PairTable, tmp_path: Path
 ) -> None:
     result = evaluate_retrieval(blip, world, k=45)
-    of_right = result.ranking.itm * 0.0 + 0.1
-    for image, texts in enumerate(result.ranking.gallery.captions_of_image):
+    of_right = result.pairs.itm * 0.0 + 0.1
+    for image, texts in enumerate(result.pairs.gallery.captions_of_image):
         of_right[image, texts] = 0.9
-    separated = replace(result, ranking=replace(result.ranking, itm=of_right))
+    separated = replace(result, pairs=replace(result.pairs, itm=of_right))
     html = write_retrieval_report(separated, world, tmp_path / "p.html", subject="s").read_text()
     assert "No temperature can be fitted" in html
 

@@ -44,14 +44,14 @@ def write_retrieval_report(
         f"{table.uri}: {result.num_images} images, {result.num_texts} texts. ITC ranks all of "
         + (
             f"them; the {result.k} best are ranked again by ITM."
-            if result.ranking.itm is not None
+            if result.pairs.itm is not None
             else "them alone."
         ),
     )
-    of_texts, of_images = text_searches(result.ranking), image_searches(result.ranking)
+    of_texts, of_images = text_searches(result.pairs), image_searches(result.pairs)
     _recalls(page, result, of_texts, of_images)
-    shown = _Shown(page, table, result.ranking.gallery)
-    if result.ranking.itm is not None:
+    shown = _Shown(page, table, result.pairs.gallery)
+    if result.pairs.itm is not None:
         _disagreement(page, of_texts, of_images)
         shown.images(
             of_texts,
@@ -74,13 +74,13 @@ def _recalls(page: Page, result: RetrievalResult, texts: Searches, images: Searc
     page.section("Recall", "TR: texts of an image; IR: images of a text; 95 % intervals.")
     names = [name for name in result.metrics if "@" in name]
     rows = [["ITC", *(f"{result.contrastive[name]:.1f}" for name in names)]]
-    if result.ranking.itm is not None:
+    if result.pairs.itm is not None:
         rows.append(["ITM", *(f"{result.metrics[name]:.1f}" for name in names)])
     intervals = [result.units[name].interval() for name in names]
     rows.append(["interval", *(f"{i.low:.1f} to {i.high:.1f}" for i in intervals)])
     page.table(["per cent", *names], rows, strong=[len(rows) - 2])
     lines = {"texts, ITC": (texts, texts.contrast), "images, ITC": (images, images.contrast)}
-    if result.ranking.itm is not None:
+    if result.pairs.itm is not None:
         lines |= {"texts, ITM": (texts, texts.ranks), "images, ITM": (images, images.ranks)}
     drawn = []
     for name, (searches, ranks) in lines.items():
@@ -88,7 +88,7 @@ def _recalls(page: Page, result: RetrievalResult, texts: Searches, images: Searc
         points = [(k, 100 * float(ranks.hits(k).mean())) for k in range(1, last + 1)]
         drawn.append(Curve(name=name, points=points))
     page.charts([curves("recall (%) among the first k", drawn, along="k =", legend=True)])
-    if result.ranking.itm is not None:
+    if result.pairs.itm is not None:
         page.note(
             f"Lost before matching: {_share(texts.lost(), len(texts.right))} of the images have "
             f"none of their texts among the {result.k} candidates, and "
@@ -127,7 +127,7 @@ def _disagreement(page: Page, texts: Searches, images: Searches) -> None:
 
 
 def _calibration(page: Page, result: RetrievalResult) -> None:
-    probabilities, labels = judged_pairs(result.ranking)
+    probabilities, labels = judged_pairs(result.pairs)
     page.section(
         "How far the matching probability can be trusted",
         f"On {int(labels.sum())} right pairs, and the {int((labels == 0).sum())} wrong pairs that "

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openblip.evaluation.metrics.retrieval import Ranks, image_ranks, text_ranks
-from openblip.evaluation.retrieval import NOT_RANKED, Ranking
+from openblip.evaluation.retrieval import NOT_RANKED, PairScores
 
 Matrix = NDArray[np.float32]
 
@@ -80,51 +80,51 @@ class Searches:
         }
 
 
-def text_searches(ranking: Ranking) -> Searches:
+def text_searches(pairs: PairScores) -> Searches:
     """Each image searches its texts."""
-    captions = ranking.gallery.captions_of_image
+    captions = pairs.gallery.captions_of_image
     return Searches(
-        scores=ranking.of_texts,
-        cosines=ranking.cosines,
-        itm=ranking.itm,
+        scores=pairs.of_texts,
+        cosines=pairs.cosines,
+        itm=pairs.itm,
         right=captions,
-        ranks=text_ranks(ranking.of_texts, captions),
-        contrast=text_ranks(ranking.cosines, captions),
+        ranks=text_ranks(pairs.of_texts, captions),
+        contrast=text_ranks(pairs.cosines, captions),
     )
 
 
-def image_searches(ranking: Ranking) -> Searches:
+def image_searches(pairs: PairScores) -> Searches:
     """Each text searches its image."""
-    captions = ranking.gallery.captions_of_image
-    right: list[list[int]] = [[] for _ in ranking.gallery.texts]
+    captions = pairs.gallery.captions_of_image
+    right: list[list[int]] = [[] for _ in pairs.gallery.texts]
     for image, texts in enumerate(captions):
         for text in texts:
             right[text].append(image)
     return Searches(
-        scores=ranking.of_images.T,
-        cosines=ranking.cosines.T,
-        itm=None if ranking.itm is None else ranking.itm.T,
+        scores=pairs.of_images.T,
+        cosines=pairs.cosines.T,
+        itm=None if pairs.itm is None else pairs.itm.T,
         right=right,
-        ranks=image_ranks(ranking.of_images.T, captions),
-        contrast=image_ranks(ranking.cosines.T, captions),
+        ranks=image_ranks(pairs.of_images.T, captions),
+        contrast=image_ranks(pairs.cosines.T, captions),
     )
 
 
-def judged_pairs(ranking: Ranking) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def judged_pairs(pairs: PairScores) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Probabilities of a match and their labels, of the right pairs and of the hardest wrong ones.
 
     Right: every caption with its image, as far as the pair was a candidate. Wrong: of each image
     and of each text the wrong candidate that stands highest. None where nothing was matched.
     """
-    if ranking.itm is None:
+    if pairs.itm is None:
         return np.zeros(0), np.zeros(0, np.int64)
-    every_image = np.arange(len(ranking.gallery.rows))
-    every_text = np.arange(len(ranking.gallery.texts))
+    every_image = np.arange(len(pairs.gallery.rows))
+    every_text = np.arange(len(pairs.gallery.texts))
     belongs = np.zeros((len(every_image), len(every_text)), dtype=bool)
-    for image, texts in enumerate(ranking.gallery.captions_of_image):
+    for image, texts in enumerate(pairs.gallery.captions_of_image):
         belongs[image, texts] = True
     chosen = belongs.copy()
-    chosen[every_image, np.where(belongs, -np.inf, ranking.of_texts).argmax(axis=1)] = True
-    chosen[np.where(belongs, -np.inf, ranking.of_images).argmax(axis=0), every_text] = True
-    known = chosen & ~np.isnan(ranking.itm)
-    return ranking.itm[known].astype(np.float64), belongs[known].astype(np.int64)
+    chosen[every_image, np.where(belongs, -np.inf, pairs.of_texts).argmax(axis=1)] = True
+    chosen[np.where(belongs, -np.inf, pairs.of_images).argmax(axis=0), every_text] = True
+    known = chosen & ~np.isnan(pairs.itm)
+    return pairs.itm[known].astype(np.float64), belongs[known].astype(np.int64)
