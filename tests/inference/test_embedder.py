@@ -1,6 +1,7 @@
 """Published contrastive models behind the calls of ours, against the libraries they come from."""
 
 import json
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,17 @@ def test_a_damaged_clip_is_named(clip_folder: Path) -> None:
     (clip_folder / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(CheckpointError, match=r"clip: transformers cannot read it"):
         load_embedder(clip_folder)
+
+
+def test_a_library_that_is_not_installed_is_named_with_its_extra(
+    clip_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(CheckpointError, match=r"openblip\[clip\]"):
+        load_embedder(clip_folder)
+    monkeypatch.setitem(sys.modules, "open_clip", None)
+    with pytest.raises(CheckpointError, match=r"openblip\[openclip\]"):
+        load_embedder("open_clip:ViT-B-32/laion2b_s34b_b79k")
 
 
 def test_models_of_ours_are_loaded_as_ever(tmp_path: Path) -> None:
