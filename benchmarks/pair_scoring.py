@@ -149,8 +149,9 @@ def measure(options: argparse.Namespace) -> list[str]:
         "",
         f"Goal: {GOAL:.1f} times the speed of pair by pair, from encoded images. To encode the "
         f"{options.images} images takes {encoding:.2f} s; counted on both sides, the ratio is "
-        f"{statistics.median(with_images):.2f}. With more texts per image it rises: COCO's "
-        "protocol has 256.",
+        f"{statistics.median(with_images):.2f}. With more texts per image it rises: with "
+        "k = 256 COCO's protocol compares an image with up to 1536 (256 of its own list, and 1280 "
+        "texts in whose lists it is).",
         "",
         f"Largest difference of a logit: {worst[0]:.1e} to ours pair by pair, {worst[1]:.1e} to "
         f"`transformers` (more than {TOLERANCE:.0e} would end the run). `transformers` was timed "

@@ -30,16 +30,17 @@ def pair_by_pair(blip: Blip, world: PairTable) -> Scores:
     rows = world.take(gallery.rows, ["id", "image", "image_uri"]).to_pylist()
     cosines = np.zeros((len(rows), len(gallery.texts)))
     logits = np.zeros_like(cosines)
+    encoded = [
+        [blip.tokenizer.encode([words], blip.max_tokens, first=first) for words in gallery.texts]
+        for first in ("cls", "enc")
+    ]
     with torch.no_grad():
+        embeds = [blip.med.embed_texts(plain.ids, plain.mask) for plain in encoded[0]]
         for image, row in enumerate(rows):
             hidden = blip.med.encode_images(eval_transform(row_image(row), blip.image_size)[None])
-            for text, words in enumerate(gallery.texts):
-                plain = blip.tokenizer.encode([words], blip.max_tokens)
-                cosines[image, text] = (
-                    blip.med.embed_images(hidden) @ blip.med.embed_texts(plain.ids, plain.mask).T
-                )
-                first = blip.tokenizer.encode([words], blip.max_tokens, first="enc")
-                memory = blip.med.text.remember(hidden)
+            memory = blip.med.text.remember(hidden)
+            cosines[image] = blip.med.embed_images(hidden) @ torch.cat(embeds).T
+            for text, first in enumerate(encoded[1]):
                 logits[image, text] = blip.med.match(first.ids, first.mask, memory)[0, 1]
     return cosines, logits
 
