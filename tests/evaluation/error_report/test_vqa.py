@@ -12,7 +12,7 @@ from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import DataError
 from openblip.evaluation.error_report.vqa import write_vqa_report
 from openblip.evaluation.units import unit_scores
-from openblip.evaluation.vqa import JudgedAnswer, VqaResult, evaluate_vqa
+from openblip.evaluation.vqa import AnsweredQuestion, VqaResult, evaluate_vqa, question_accuracies
 from openblip.inference import Answer, Blip
 from openblip.model import TextConfig, VisionConfig
 from openblip.model.vqa import Vqa, VqaConfig
@@ -25,14 +25,12 @@ def table(tmp_path: Path, world: PairTable) -> PairTable:
     return PairTable.create(tmp_path / "t.lance", rows)
 
 
-def judged(
-    text: str, human: Sequence[str], answer: str, accuracy: float | None, sure: float = 0.5
-) -> JudgedAnswer:
+def answered(text: str, human: Sequence[str], answer: str, sure: float = 0.5) -> AnsweredQuestion:
     question = Question(text=text, answers=tuple(human), key=text)
-    return JudgedAnswer(question, 1, Answer(answer, -1.0, sure), accuracy)
+    return AnsweredQuestion(question, 1, Answer(answer, -1.0, sure))
 
 
-def result_of(*answers: JudgedAnswer) -> VqaResult:
+def result_of(*answers: AnsweredQuestion) -> VqaResult:
     units = {"accuracy": unit_scores([50.0, 100.0])}
     given = {each.question.key: each.answer.text for each in answers}
     return VqaResult({}, given, units, list(answers), 2, len(answers), 1.0)
@@ -46,11 +44,11 @@ def page_of(result: VqaResult, table: PairTable) -> str:
 def test_the_page_shows_types_confusions_and_the_most_confident_mistakes(table: PairTable) -> None:
     html = page_of(
         result_of(
-            judged("What colour is it?", ["red"] * 9 + ["pink"], "blue", 0.0, sure=0.9),
-            judged("What colour is this?", ["red"] * 10, "blue", 0.0, sure=0.2),
-            judged("How many are there?", ["2"] * 10, "2", 1.0),
-            judged("Is it <b>red</b>?", ["yes"] * 7 + ["no"] * 3, "no", 0.6),
-            judged("Nobody knows?", [], "blue", None),
+            answered("What colour is it?", ["red"] * 9 + ["pink"], "blue", sure=0.9),
+            answered("What colour is this?", ["red"] * 10, "blue", sure=0.2),
+            answered("How many are there?", ["2"] * 10, "2"),
+            answered("Is it <b>red</b>?", ["yes"] * 7 + ["no"] * 3, "no"),
+            answered("Nobody knows?", [], "blue"),
         ),
         table,
     )
@@ -58,7 +56,7 @@ def test_the_page_shows_types_confusions_and_the_most_confident_mistakes(table: 
     assert "<b>red" not in html
     assert "data:image/" in html
     assert "4 are known" in html
-    assert "<td>what colour</td><td>2</td><td>0.0 %</td><td>83.3 %</td>" in html
+    assert "<td>what colour</td><td>2</td><td>0.0 %</td><td>95.2 %</td>" in html
     assert "<td>red → blue</td><td>2</td><td>What colour is it?</td>" in html
     assert "Never given, though most people said it: red (2), yes (1)." in html
     worst = html.split("The most confident mistakes")[1]
@@ -88,18 +86,17 @@ def test_every_question_is_judged_in_its_place(world: PairTable, tmp_path: Path)
 
     found = evaluate_vqa(blip, table, candidates=["red", "no"])
 
-    colour, is_red = found.judged
+    colour, is_red = found.asked
     assert (colour.row, colour.question.key, is_red.question.key) == (1, "7", "8")
     assert colour.answer == blip.ask(image, "what colour is it?", ["red", "no"])[0]
-    assert colour.accuracy == float(found.answers["7"] == "red")
-    assert is_red.accuracy is None
+    assert question_accuracies([colour]) == [float(found.answers["7"] == "red")]
 
 
 def test_without_a_mistake_there_are_no_cards(table: PairTable) -> None:
-    html = page_of(result_of(judged("How many?", ["2"], "2", 1.0)), table)
+    html = page_of(result_of(answered("How many?", ["2"], "2")), table)
     assert "confident mistakes" not in html
 
 
 def test_without_known_answers_there_is_nothing_to_show(table: PairTable) -> None:
     with pytest.raises(DataError, match="no answers are known"):
-        page_of(result_of(judged("How many?", [], "2", None)), table)
+        page_of(result_of(answered("How many?", [], "2")), table)

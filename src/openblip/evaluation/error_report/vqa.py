@@ -10,7 +10,7 @@ import numpy as np
 from openblip.data.reading import table_images
 from openblip.data.table import PairTable
 from openblip.errors import DataError
-from openblip.evaluation.vqa import VqaResult
+from openblip.evaluation.vqa import VqaResult, question_accuracies
 from openblip.inference import Answer
 from openblip.page import CardText, Curve, Page, curves
 
@@ -69,13 +69,14 @@ def write_vqa_report(result: VqaResult, table: PairTable, path: Path, *, subject
 
 
 def _cases(result: VqaResult) -> list[_Case]:
+    known = [each for each in result.asked if each.question.answers]
     cases = []
-    for each in result.judged:
-        if each.accuracy is not None:
-            asked = each.question
-            kind = asked.question_type or " ".join(asked.text.lower().split()[:2])
-            human = Counter(asked.answers)
-            cases.append(_Case(each.row, asked.text, kind, each.answer, human, each.accuracy))
+    for each, accuracy in zip(known, question_accuracies(known), strict=True):
+        asked = each.question
+        kind = asked.question_type or " ".join(asked.text.lower().split()[:2])
+        cases.append(
+            _Case(each.row, asked.text, kind, each.answer, Counter(asked.answers), accuracy)
+        )
     return cases
 
 

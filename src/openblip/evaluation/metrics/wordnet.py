@@ -46,7 +46,11 @@ class _Sense(NamedTuple):
 
 
 class WordNet:
-    """The nouns of WordNet. A meaning's key is its place in the database."""
+    """The nouns of WordNet. A meaning's key is its place in the database.
+
+    Attributes:
+        folder: where the database is.
+    """
 
     def __init__(self, folder: Path) -> None:
         """Reads the database, 20 MB.
@@ -58,6 +62,7 @@ class WordNet:
             index, data, exceptions = ((folder / name).read_bytes() for name in _FILES)
         except OSError as error:
             raise DataError(f"{folder} is no database of WordNet: {error}") from error
+        self.folder = folder
         self._data = data
         self._index: dict[str, tuple[int, ...]] = {}
         for line in index.decode("utf-8").splitlines():
