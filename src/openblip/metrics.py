@@ -16,6 +16,8 @@ from openblip.evaluation.metrics import (
     text_ranks,
     vqa,
     vqa_scores,
+    wups,
+    wups_scores,
 )
 
 __all__ = [
@@ -34,4 +36,6 @@ __all__ = [
     "text_ranks",
     "vqa",
     "vqa_scores",
+    "wups",
+    "wups_scores",
 ]

@@ -1,12 +1,16 @@
 """Captioning: write captions of a split and compare them with the human ones."""
 
 import json
+import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from openblip.atomic import replace_file
 from openblip.data.loader import iterate_images
@@ -17,6 +21,7 @@ from openblip.evaluation.java_metrics import JavaPrograms
 from openblip.evaluation.metrics.caption_metrics import CaptionScores, caption_scores
 from openblip.evaluation.units import UnitScores, unit_scores
 from openblip.inference import Blip, Decoding
+from openblip.inference.captions import Caption
 from openblip.progress import Progress
 
 
@@ -34,6 +39,12 @@ class CaptionResult:
     """Caption by the row's id."""
     units: dict[str, UnitScores] = field(repr=False)
     """CIDEr and ROUGE-L image by image, times 100. BLEU is no mean over images."""
+    rows: NDArray[np.int64] = field(repr=False)
+    """Row numbers of the images, in the order of `captions`."""
+    references: dict[str, list[str]] = field(repr=False)
+    """The human captions by the row's id."""
+    confidence: dict[str, float] = field(repr=False)
+    """Geometric mean of the probabilities of a caption's words, by the row's id."""
     num_images: int
     seconds: float
 
@@ -89,6 +100,7 @@ def evaluate_caption(
     if not ids:
         raise DataError(f"{table.uri}: no row of the split {split!r} has a caption")
     captions: dict[str, str] = {}
+    confidence: dict[str, float] = {}
     with Progress("captioning", total=len(ids), unit="images") as progress:
         for batch in iterate_images(table, rows, batch_size, blip.image_size):
             if batch.errors:
@@ -97,8 +109,9 @@ def evaluate_caption(
             written = blip.generate(
                 blip.encode(batch.images), decoding or Decoding(), prompt=prompt
             )
-            for choices in written:
-                captions[ids[len(captions)]] = choices[0].text
+            for (best, *_), key in zip(written, ids[len(captions) :], strict=False):
+                captions[key] = best.text
+                confidence[key] = _confidence(best)
             progress.update(len(written))
     scores = caption_scores(captions, references)
     units = {
@@ -112,7 +125,15 @@ def evaluate_caption(
         human = {key: references[key] for key in keys}
         domains[domain] = _metrics(caption_scores(own, human), own, human, java)
     seconds = time.perf_counter() - started
-    return CaptionResult(metrics, domains, captions, units, len(captions), seconds)
+    return CaptionResult(
+        metrics, domains, captions, units, rows, references, confidence, len(captions), seconds
+    )
+
+
+def _confidence(caption: Caption) -> float:
+    """Geometric mean over the words; of a caption without a word 0."""
+    logs = [math.log(max(word.probability, 1e-12)) for word in caption.words]
+    return math.exp(sum(logs) / len(logs)) if logs else 0.0
 
 
 def _metrics(

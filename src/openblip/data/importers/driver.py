@@ -120,7 +120,7 @@ def import_pairs(
     Args:
         source: a file, folder, or pattern; see `openblip.data.importers.detect`.
         uri: the table.
-        format: `jsonl`, `folder`, `webdataset`, `table`, `coco` or `karpathy`; None to find out.
+        format: one of `openblip.data.importers.detect.FORMATS`; None to find out.
         origin: `web` (noisy) or `human` (annotated).
         split: for all rows, whatever the source says; None takes the source's word, or `train`.
         store: `bytes` copies the encoded images, `uri` only notes where the files are.

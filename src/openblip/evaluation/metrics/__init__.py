@@ -10,6 +10,7 @@ from openblip.evaluation.metrics.caption_metrics import CaptionScores, caption, 
 from openblip.evaluation.metrics.caption_tokens import caption_tokens
 from openblip.evaluation.metrics.retrieval import Ranks, image_ranks, retrieval, text_ranks
 from openblip.evaluation.metrics.vqa import VqaScores, vqa, vqa_scores
+from openblip.evaluation.metrics.wups import wups, wups_scores
 
 __all__ = [
     "CaptionScores",
@@ -27,4 +28,6 @@ __all__ = [
     "text_ranks",
     "vqa",
     "vqa_scores",
+    "wups",
+    "wups_scores",
 ]
