@@ -1,6 +1,8 @@
 """Two-stage retrieval against scores computed pair by pair."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,18 +10,21 @@ import pytest
 import torch
 
 from openblip.data.reading import row_image
-from openblip.data.table import PairTable
+from openblip.data.table import PairRow, PairTable
 from openblip.data.transforms import eval_transform
 from openblip.data.views import split_rows
 from openblip.errors import DataError, MissingHead, RecipeError
 from openblip.evaluation.metrics import retrieval
 from openblip.evaluation.retrieval import candidate_pairs, evaluate_retrieval, read_gallery
 from openblip.inference import Blip
+from openblip.inference.image_input import Images
 from openblip.model import Med
+
+Scores = tuple[np.ndarray, np.ndarray]
 
 
 @pytest.fixture(scope="module")
-def pair_by_pair(blip: Blip, world: PairTable) -> tuple[np.ndarray, np.ndarray]:
+def pair_by_pair(blip: Blip, world: PairTable) -> Scores:
     """Cosines and matching logits (images, texts), one pair at a time."""
     gallery = read_gallery(world, "test", 50)
     rows = world.take(gallery.rows, ["id", "image", "image_uri"]).to_pylist()
@@ -41,7 +46,7 @@ def pair_by_pair(blip: Blip, world: PairTable) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_reranking_everything_equals_scoring_pair_by_pair(
-    blip: Blip, world: PairTable, pair_by_pair: tuple[np.ndarray, np.ndarray]
+    blip: Blip, world: PairTable, pair_by_pair: Scores
 ) -> None:
     captions = read_gallery(world, "test", 50).captions_of_image
     cosines, logits = pair_by_pair
@@ -54,7 +59,7 @@ def test_reranking_everything_equals_scoring_pair_by_pair(
 
 
 def test_only_the_k_best_by_contrast_are_ranked_again(
-    blip: Blip, world: PairTable, pair_by_pair: tuple[np.ndarray, np.ndarray]
+    blip: Blip, world: PairTable, pair_by_pair: Scores
 ) -> None:
     captions = read_gallery(world, "test", 50).captions_of_image
     cosines, logits = pair_by_pair
@@ -93,11 +98,7 @@ def test_keys_and_values_are_computed_once_per_image_and_layer(
 
 @pytest.mark.parametrize("k", [3, 1000])
 def test_ranked_lists_are_those_that_the_recalls_are_of(
-    blip: Blip,
-    world: PairTable,
-    pair_by_pair: tuple[np.ndarray, np.ndarray],
-    k: int,
-    tmp_path: Path,
+    blip: Blip, world: PairTable, pair_by_pair: Scores, k: int, tmp_path: Path
 ) -> None:
     gallery = read_gallery(world, "test", 50)
     cosines, logits = pair_by_pair
@@ -146,11 +147,42 @@ def test_without_matching_contrast_decides(blip: Blip, world: PairTable) -> None
     assert result.metrics == result.contrastive
 
 
+def test_a_model_that_does_not_match_is_ranked_by_contrast(blip: Blip, world: PairTable) -> None:
+    contrastive = Med(replace(blip.med.config, heads=("itc",)))
+    model = Blip(contrastive, blip.tokenizer, "pretrain", 32, 32)
+    result = evaluate_retrieval(model, world)
+    assert result.metrics == result.contrastive
+    assert result.pairs.itm is None
+
+
+def test_whatever_embeds_images_and_texts_is_evaluated(blip: Blip, world: PairTable) -> None:
+    class Other:
+        def embed_images(self, images: Images, batch_size: int = 16) -> torch.Tensor:
+            return blip.embed_images(images, batch_size)
+
+        def embed_texts(self, texts: str | Sequence[str], batch_size: int = 256) -> torch.Tensor:
+            return blip.embed_texts(texts, batch_size)
+
+    result = evaluate_retrieval(Other(), world, batch_size=4)
+    assert result.metrics == evaluate_retrieval(blip, world, use_itm=False).metrics
+
+
+def test_an_image_that_cannot_be_read_is_named(
+    blip: Blip, world: PairTable, tmp_path: Path
+) -> None:
+    image = world.take([0], ["image"])["image"][0].as_py()
+    rows = [
+        PairRow(id=key, image=data, captions=["a dog"], split="test")
+        for key, data in (("good", image), ("bad", b"no image"))
+    ]
+    table = PairTable.create(tmp_path / "t.lance", rows)
+    with pytest.raises(DataError, match="row 'bad'"):
+        evaluate_retrieval(blip, table)
+
+
 def test_what_cannot_be_evaluated_is_named(
     blip: Blip, world: PairTable, empty_split: PairTable
 ) -> None:
-    from dataclasses import replace
-
     with pytest.raises(DataError, match="caption"):
         evaluate_retrieval(blip, empty_split)
     with pytest.raises(DataError, match="'val'"):
