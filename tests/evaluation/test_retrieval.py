@@ -15,29 +15,31 @@ from openblip.inference import Blip
 from openblip.model import Med
 
 
-def pair_by_pair(blip: Blip, table: PairTable) -> tuple[np.ndarray, np.ndarray]:
+@pytest.fixture(scope="module")
+def pair_by_pair(blip: Blip, world: PairTable) -> tuple[np.ndarray, np.ndarray]:
     """Cosines and matching logits (images, texts), one pair at a time."""
-    gallery = read_gallery(table, "test", 50)
-    rows = table.take(gallery.rows, ["id", "image", "image_uri"]).to_pylist()
+    gallery = read_gallery(world, "test", 50)
+    rows = world.take(gallery.rows, ["id", "image", "image_uri"]).to_pylist()
+    plain = [blip.tokenizer.encode([words], blip.max_tokens) for words in gallery.texts]
+    first = [blip.tokenizer.encode([t], blip.max_tokens, first="enc") for t in gallery.texts]
     cosines = np.zeros((len(rows), len(gallery.texts)))
     logits = np.zeros_like(cosines)
     with torch.no_grad():
+        texts = torch.cat([blip.med.embed_texts(each.ids, each.mask) for each in plain])
         for image, row in enumerate(rows):
             hidden = blip.med.encode_images(eval_transform(row_image(row), blip.image_size)[None])
-            for text, words in enumerate(gallery.texts):
-                plain = blip.tokenizer.encode([words], blip.max_tokens)
-                cosines[image, text] = (
-                    blip.med.embed_images(hidden) @ blip.med.embed_texts(plain.ids, plain.mask).T
-                )
-                first = blip.tokenizer.encode([words], blip.max_tokens, first="enc")
+            cosines[image] = blip.med.embed_images(hidden) @ texts.T
+            for text, tokens in enumerate(first):
                 memory = blip.med.text.remember(hidden)
-                logits[image, text] = blip.med.match(first.ids, first.mask, memory)[0, 1]
+                logits[image, text] = blip.med.match(tokens.ids, tokens.mask, memory)[0, 1]
     return cosines, logits
 
 
-def test_reranking_everything_equals_scoring_pair_by_pair(blip: Blip, world: PairTable) -> None:
+def test_reranking_everything_equals_scoring_pair_by_pair(
+    blip: Blip, world: PairTable, pair_by_pair: tuple[np.ndarray, np.ndarray]
+) -> None:
     captions = read_gallery(world, "test", 50).captions_of_image
-    cosines, logits = pair_by_pair(blip, world)
+    cosines, logits = pair_by_pair
 
     result = evaluate_retrieval(blip, world, k=1000, batch_size=4)
 
@@ -46,9 +48,11 @@ def test_reranking_everything_equals_scoring_pair_by_pair(blip: Blip, world: Pai
     assert (result.num_images, result.num_texts) == (9, 45)
 
 
-def test_only_the_k_best_by_contrast_are_ranked_again(blip: Blip, world: PairTable) -> None:
+def test_only_the_k_best_by_contrast_are_ranked_again(
+    blip: Blip, world: PairTable, pair_by_pair: tuple[np.ndarray, np.ndarray]
+) -> None:
     captions = read_gallery(world, "test", 50).captions_of_image
-    cosines, logits = pair_by_pair(blip, world)
+    cosines, logits = pair_by_pair
     k = 3
     of_image = np.argsort(np.argsort(-cosines, axis=1), axis=1) < k
     of_text = np.argsort(np.argsort(-cosines, axis=0), axis=0) < k
