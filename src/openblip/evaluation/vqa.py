@@ -19,12 +19,22 @@ from openblip.errors import DataError, TextTruncated
 from openblip.evaluation.metrics.vqa import VqaScores, vqa_scores
 from openblip.evaluation.metrics.wups import items_of, wups_scores
 from openblip.evaluation.units import UnitScores, summed_units
-from openblip.inference import Blip
+from openblip.inference import Answer, Blip
 from openblip.inference.answers import answer_each
 from openblip.progress import Progress
 
 # As many answers has each question of VQA v2.
 _OFFICIAL_ANSWERS = 10
+
+
+@dataclass(frozen=True)
+class AnsweredQuestion:
+    """What a model answers to a question."""
+
+    question: Question
+    row: int
+    """Of the image in the table."""
+    answer: Answer
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,8 @@ class VqaResult:
     """Answer by question id."""
     units: dict[str, UnitScores] = field(repr=False)
     """"overall" or "accuracy", and "WUPS@t", image by image."""
+    asked: list[AnsweredQuestion] = field(repr=False)
+    """Question by question, in the order of the table."""
     num_images: int
     num_questions: int
     seconds: float
@@ -90,15 +102,19 @@ def evaluate_vqa(
     if wups:
         _check_single_answers(questions, table, split)
     texts = _grouped(questions, image_of, len(rows))
-    answers: list[str] = []
+    answers: list[Answer] = []
     with Progress("answering", total=len(questions), unit="questions") as progress:
         for own in _answered(blip, table, rows, texts, candidates, k, batch_size):
             answers += own
             progress.update(len(own))
-    given = dict(zip(keys, answers, strict=True))
+    given = {key: answer.text for key, answer in zip(keys, answers, strict=True)}
     metrics, units = judge_answers(questions, image_of, given, wups)
+    asked = [
+        AnsweredQuestion(*each)
+        for each in zip(questions, index.rows.tolist(), answers, strict=True)
+    ]
     seconds = time.perf_counter() - started
-    return VqaResult(metrics, given, units, len(rows), len(questions), seconds)
+    return VqaResult(metrics, given, units, asked, len(rows), len(questions), seconds)
 
 
 def _distinct_keys(questions: Sequence[Question], table: PairTable) -> list[str]:
@@ -139,7 +155,7 @@ def _answered(
     candidates: Sequence[str] | None,
     k: int,
     batch_size: int,
-) -> Iterator[list[str]]:
+) -> Iterator[list[Answer]]:
     """Answers to the questions about each image in turn."""
     vqa = blip.vqa
     first = 0
@@ -154,7 +170,7 @@ def _answered(
             warnings.simplefilter("ignore", TextTruncated)
             hidden = vqa.encode_images(batch.images.to(blip.device, blip.dtype))
             answers = answer_each(vqa, blip.tokenizer, hidden, own, candidates, k)
-        yield from ([answer.text for answer in of_image] for of_image in answers)
+        yield from answers
 
 
 def judge_answers(
@@ -188,6 +204,15 @@ def judge_answers(
     _, owner = np.unique(image_of[known], return_inverse=True)
     images = int(owner.max()) + 1
     return metrics, {key: summed_units(100 * v, owner, images) for key, v in scores.items()}
+
+
+def question_accuracies(asked: Sequence[AnsweredQuestion]) -> list[float]:
+    """Accuracy of each answer, 0 to 1; all questions must have known answers."""
+    if not asked:
+        return []
+    answers = {each.question.key: each.answer.text for each in asked}
+    scores = _scores_by_type([each.question for each in asked], answers)
+    return [float(value) for value in scores.accuracy]
 
 
 def _is_official(known: Sequence[Question]) -> bool:
