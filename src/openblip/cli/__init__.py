@@ -30,6 +30,8 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "evaluate retrieval": ("evaluate", "retrieval", "recall by contrast, then by matching"),
     "evaluate caption": ("evaluate", "caption", "BLEU, ROUGE-L and CIDEr of captions"),
     "evaluate vqa": ("evaluate", "vqa", "accuracy of answers to questions; WUPS"),
+    "evaluate nlvr": ("evaluate", "nlvr", "accuracy and consistency of sentences on two images"),
+    "evaluate classify": ("zero_shot", "classify", "accuracy of naming classes by prompts"),
     "caption": ("predict", "caption", "caption images"),
     "match": ("predict", "match", "how well texts match images"),
     "ask": ("ask", "ask", "answer questions about an image"),

@@ -20,6 +20,8 @@ FormatName = Literal[
     "vqa",
     "questions",
     "visual_genome",
+    "captions",
+    "nlvr",
 ]
 WithoutName = Literal["duplicate_images", "duplicate_captions", "repeated_captions", "leaks"]
 
@@ -45,8 +47,8 @@ def import_(
     """Bring image-text pairs into a pair table, which is made if there is none.
 
     Reads a folder with captions.jsonl, a folder of images with .txt files, WebDataset tars,
-    Parquet or CSV, COCO caption JSON, Karpathy JSON, questions of VQA v2 or Visual Genome. A
-    stopped import goes on where it was.
+    Parquet or CSV, COCO caption JSON, Karpathy JSON, lists of captions, questions of VQA v2 or
+    Visual Genome, sentences of NLVR2. A stopped import goes on where it was.
     Example: openblip data import photos/ pairs.lance --origin web
 
     Args:

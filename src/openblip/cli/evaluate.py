@@ -224,6 +224,49 @@ def vqa(
     return 0
 
 
+def nlvr(
+    model: tyro.conf.Positional[str],
+    table: tyro.conf.Positional[str],
+    /,
+    *,
+    split: str = "test",
+    batch_size: int = 32,
+    results: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Accuracy of telling whether sentences are true of two images, and consistency (NLVR2).
+
+    Example: openblip evaluate nlvr runs/nlvr pairs.lance --split val --results predictions.csv
+
+    Args:
+        model: model folder or run directory.
+        table: pair table with sentences about two images in its rows' metadata.
+        split: which rows.
+        batch_size: pairs at a time.
+        results: write the predictions there as NLVR2's evaluation reads them (CSV).
+        json: print JSON.
+    """
+    from openblip.data.table import PairTable
+    from openblip.evaluation.nlvr import evaluate_nlvr
+    from openblip.inference import load
+
+    found = evaluate_nlvr(load(model), PairTable.open(table), split=split, batch_size=batch_size)
+    if results is not None:
+        found.save_official(results)
+    intervals = {name: unit.interval() for name, unit in found.units.items()}
+    if json:
+        bounds = {name: [value.low, value.high] for name, value in intervals.items()}
+        counts = {"num_pairs": found.num_pairs, "seconds": found.seconds}
+        print_json({"metrics": found.metrics, "intervals": bounds, **counts})
+        return 0
+    print(f"{found.num_pairs} sentences about two images, {found.seconds:.0f} s")
+    rows = [
+        [name, f"{value:.2f}", _shown(intervals, name)] for name, value in found.metrics.items()
+    ]
+    print_table(["", "%", "95 % interval"], rows)
+    return 0
+
+
 def _shown(intervals: "dict[str, Interval]", name: str) -> str:
     known = intervals.get(name)
     return f"{known.low:.2f} to {known.high:.2f}" if known else ""

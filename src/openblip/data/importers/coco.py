@@ -30,7 +30,7 @@ class CocoSource:
     """`images` and `annotations` with captions, joined by image id.
 
     The id is COCO's image id, which is a number, or `openblip_id` where there is one. The split is
-    what the file's name says (`captions_val2014.json`).
+    what the file's name says (`captions_val2014.json`, `nocaps_val_4500_captions.json`).
     The file is held in memory; images are read one by one.
     """
 
@@ -53,9 +53,10 @@ class CocoSource:
                 self._captions[image_id].append(caption)
             else:
                 self._stray.append(annotation)
-        name = re.search(r"(train|val|test)\d*$", file.stem)
+        # captions_val2014; nocaps_val_4500_captions.
+        name = re.search(r"(train|val|test)\d*(?=$|_)", file.stem)
         self._split = name[1] if name else None
-        roots = (*ROOTS, f"../{name[0]}") if name else ROOTS
+        roots = (*ROOTS, f"../{name[0]}", name[0]) if name else ROOTS
         self._root = image_folder(file, [i.get("file_name") for i in self._images], roots, options)
 
     def total(self) -> int:

@@ -21,7 +21,8 @@ FORMATS = ("jsonl", "folder", "webdataset", "table", *ANNOTATION_FORMATS)
 _ANNOTATION_PATTERN = re.compile(r"^(dataset|captions|annotations).*\.json$")
 _KNOWN = (
     "a folder with captions.jsonl (or metadata.jsonl), images with .txt files of the same names, "
-    ".tar shards, .parquet/.csv/.tsv tables, or JSON of COCO, Karpathy, VQA or Visual Genome"
+    ".tar shards, .parquet/.csv/.tsv tables, or JSON of COCO, Karpathy, NoCaps, VQA, Visual Genome "
+    "or NLVR2"
 )
 
 
@@ -89,7 +90,7 @@ def _annotations(files: list[Path], options: SourceOptions) -> PairSource | None
     if len(files) == 1 and path.is_dir():
         named = [file for file in path.iterdir() if _ANNOTATION_PATTERN.match(file.name)]
         path = named[0] if len(named) == 1 else path
-    if len(files) > 1 or path.suffix.lower() != ".json":
+    if len(files) > 1 or path.suffix.lower() not in (".json", ".jsonl"):
         return None
     return read_annotations(path, options)
 

@@ -2,23 +2,13 @@
 
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from openblip.data.importers.coco import ROOTS, image_folder, objects_of
-from openblip.data.importers.source import (
-    Cursor,
-    Entry,
-    Found,
-    Refused,
-    SourceOptions,
-    UnsafePath,
-    inside,
-    parse_json,
-)
-from openblip.data.report import Reason
+from openblip.data.importers.coco import ROOTS, objects_of
+from openblip.data.importers.gathered import Gathered, GatheredSource
+from openblip.data.importers.source import SourceOptions, parse_json
 from openblip.errors import DataError
 
 # What answers of Visual Genome count beside those of VQA v2, in the original's data set.
@@ -27,99 +17,6 @@ _VISUAL_GENOME_WEIGHT = 0.2
 _VISUAL_GENOME_FOLDERS = ("VG_100K/", "VG_100K_2/", "")
 _COCO_PART = re.compile(r"(train|val|test)(?:-dev)?(\d{4})")
 _ANNOTATION_FIELDS = ("question_type", "answer_type", "answers")
-
-
-@dataclass
-class _Asked:
-    """An image and the questions about it."""
-
-    names: tuple[str, ...]
-    """Where its file may be below the folder of images."""
-    key: str
-    questions: list[dict[str, Any]] = field(default_factory=list)
-    """As `openblip.data.questions` reads them."""
-
-
-@dataclass
-class _Gathered:
-    """The images of a file, in the order in which they are first asked about."""
-
-    file: Path
-    images: dict[str, _Asked] = field(default_factory=dict)
-    stray: list[tuple[str, str]] = field(default_factory=list)
-    """What belongs to no image, and why."""
-
-    def add(self, key: str, names: tuple[str, ...], question: dict[str, Any]) -> None:
-        self.images.setdefault(key, _Asked(names, key)).questions.append(question)
-
-    def refuse(self, what: str, detail: str) -> None:
-        self.stray.append((f"{self.file.name} {what}", detail))
-
-
-class QuestionSource:
-    """Images with the questions about them: one row for an image, without captions.
-
-    The questions stand in the row's metadata (`openblip.data.questions`). The file is held in
-    memory; images are read one by one.
-    """
-
-    def __init__(
-        self,
-        format: str,
-        gathered: _Gathered,
-        roots: tuple[str, ...],
-        split: str | None,
-        options: SourceOptions,
-    ) -> None:
-        """Looks for the images.
-
-        Args:
-            format: name of the layout.
-            gathered: the images and their questions.
-            roots: folders to look in, relative to that of the file.
-            split: of all images.
-            options: may name the folder of images.
-
-        Raises:
-            DataError: the images are nowhere to be found.
-        """
-        self.format = format
-        self._file, self._split = gathered.file, split
-        self._images, self._stray = list(gathered.images.values()), gathered.stray
-        names = [name for image in self._images[:20] for name in image.names]
-        self._root = image_folder(self._file, names, roots, options)
-
-    def total(self) -> int:
-        """Number of images, and of things that belong to none."""
-        return len(self._images) + len(self._stray)
-
-    def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
-        """Yields one entry for each image, then one for each thing that belongs to none."""
-        done = int(cursor["index"]) if cursor else 0
-        for index in range(done, self.total()):
-            here: Cursor = {"index": index + 1}
-            if index < len(self._images):
-                yield self._entry(self._images[index], here)
-            else:
-                where, detail = self._stray[index - len(self._images)]
-                yield Refused(where, here, Reason.BAD_RECORD, detail)
-
-    def _entry(self, image: _Asked, cursor: Cursor) -> Entry:
-        where = f"{self._file.name} image {image.names[0]}"
-        try:
-            paths = [inside(self._root, name) for name in image.names]
-        except UnsafePath as error:
-            return Refused(where, cursor, Reason.UNSAFE_PATH, str(error))
-        return Found(
-            where=where,
-            cursor=cursor,
-            image=next((path for path in paths if path.is_file()), paths[0]),
-            captions=[],
-            key=image.key,
-            split=self._split,
-            meta={"questions": image.questions},
-            may_lack_captions=True,
-        )
 
 
 def shorten_answers(value: dict[str, Any]) -> Any:
@@ -135,7 +32,7 @@ def shorten_answers(value: dict[str, Any]) -> Any:
     return value
 
 
-def vqa_source(file: Path, document: Mapping[str, Any], options: SourceOptions) -> QuestionSource:
+def vqa_source(file: Path, document: Mapping[str, Any], options: SourceOptions) -> GatheredSource:
     """The questions of VQA v2 about images of COCO, with the annotations that lie beside them.
 
     The id is COCO's image id; the split is that of COCO. `v2_OpenEnded_mscoco_val2014_questions`
@@ -153,7 +50,7 @@ def vqa_source(file: Path, document: Mapping[str, Any], options: SourceOptions) 
         )
     split, part = found[1], found[1] + found[2]
     annotations = _annotations(file, needed=split != "test")
-    gathered = _Gathered(file)
+    gathered = Gathered(file)
     for number, entry in enumerate(objects_of(file, document, "questions")):
         image, text, key = (entry.get(name) for name in ("image_id", "question", "question_id"))
         if not isinstance(image, int) or not isinstance(text, str) or not isinstance(key, int):
@@ -165,11 +62,16 @@ def vqa_source(file: Path, document: Mapping[str, Any], options: SourceOptions) 
             continue
         known = {name: annotation.get(name) for name in _ANNOTATION_FIELDS} if annotation else {}
         name = f"COCO_{part}_{image:012d}.jpg"
-        gathered.add(str(image), (name,), {"question": text, "question_id": key, **known})
+        _ask(gathered, str(image), (name,), {"question": text, "question_id": key, **known})
     for key in annotations:
         gathered.refuse(f"annotation of question {key}", "has no question in the file")
     roots = (*ROOTS, part, f"../{part}", f"../images/{part}")
-    return QuestionSource("vqa", gathered, roots, split, options)
+    return GatheredSource("vqa", gathered, roots, split, options)
+
+
+def _ask(gathered: Gathered, key: str, names: tuple[str, ...], question: dict[str, Any]) -> None:
+    """Adds a question about an image, as `openblip.data.questions` reads it."""
+    gathered.image(key, names).meta.setdefault("questions", []).append(question)
 
 
 def _annotations(file: Path, needed: bool) -> dict[int, Mapping[str, Any]]:
@@ -193,14 +95,14 @@ def _annotations(file: Path, needed: bool) -> dict[int, Mapping[str, Any]]:
 
 def question_list_source(
     file: Path, records: Sequence[Any], options: SourceOptions
-) -> QuestionSource:
+) -> GatheredSource:
     """A list of objects with `image`, `question`, `answer` and perhaps `question_id`, `dataset`.
 
     This is the form of `vqa_train.json`, `vqa_val.json`, `vqa_test.json` and `vg_qa.json` of BLIP.
     Answers of the data set `vg` weigh 0.2. The id is the path of the image; the split is what the
     file's name says.
     """
-    gathered = _Gathered(file)
+    gathered = Gathered(file)
     for number, record in enumerate(records):
         entry = record if isinstance(record, dict) else {}
         image, text, answers = (entry.get(name) for name in ("image", "question", "answer"))
@@ -214,20 +116,20 @@ def question_list_source(
             question["question_id"] = entry["question_id"]
         if entry.get("dataset") == "vg":
             question["weight"] = _VISUAL_GENOME_WEIGHT
-        gathered.add(image, (image,), question)
+        _ask(gathered, image, (image,), question)
     split = re.search(r"train|val|test", file.stem)
-    return QuestionSource("questions", gathered, ROOTS, split[0] if split else None, options)
+    return GatheredSource("questions", gathered, ROOTS, split[0] if split else None, options)
 
 
 def visual_genome_source(
     file: Path, records: Sequence[Any], options: SourceOptions
-) -> QuestionSource:
+) -> GatheredSource:
     """`question_answers.json` of Visual Genome: a list of images with `qas`, which weigh 0.2.
 
     Its answers are sentences: a closing full stop goes, as answers of VQA v2 have none. The id is
     "visual_genome/" and its image id.
     """
-    gathered = _Gathered(file)
+    gathered = Gathered(file)
     for number, record in enumerate(records):
         entry = record if isinstance(record, dict) else {}
         image, questions = entry.get("id"), entry.get("qas")
@@ -246,5 +148,5 @@ def visual_genome_source(
                 "question_id": qa["qa_id"],
                 "weight": _VISUAL_GENOME_WEIGHT,
             }
-            gathered.add(f"visual_genome/{image}", names, question)
-    return QuestionSource("visual_genome", gathered, ROOTS, None, options)
+            _ask(gathered, f"visual_genome/{image}", names, question)
+    return GatheredSource("visual_genome", gathered, ROOTS, None, options)

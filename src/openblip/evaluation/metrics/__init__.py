@@ -8,6 +8,7 @@ from openblip.evaluation.metrics.bootstrap import (
 )
 from openblip.evaluation.metrics.caption_metrics import CaptionScores, caption, caption_scores
 from openblip.evaluation.metrics.caption_tokens import caption_tokens
+from openblip.evaluation.metrics.nlvr import nlvr
 from openblip.evaluation.metrics.retrieval import Ranks, image_ranks, retrieval, text_ranks
 from openblip.evaluation.metrics.vqa import VqaScores, vqa, vqa_scores
 from openblip.evaluation.metrics.wups import wups, wups_scores
@@ -23,6 +24,7 @@ __all__ = [
     "caption_scores",
     "caption_tokens",
     "image_ranks",
+    "nlvr",
     "paired_bootstrap",
     "retrieval",
     "text_ranks",
