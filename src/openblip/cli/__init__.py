@@ -29,6 +29,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "capfilt report": ("capfilt", "report", "a page of what is kept and what is rejected"),
     "evaluate retrieval": ("evaluate", "retrieval", "recall by contrast, then by matching"),
     "evaluate caption": ("evaluate", "caption", "BLEU, ROUGE-L and CIDEr of captions"),
+    "compare": ("compare", "compare", "models x tasks x seeds from one file: the tables"),
     "caption": ("predict", "caption", "caption images"),
     "match": ("predict", "match", "how well texts match images"),
     "ask": ("ask", "ask", "answer questions about an image"),
