@@ -56,7 +56,8 @@ ONE_PLACE = {
     "trackio": {"training/trackers/trackio.py"},
     "obstore": {"data/storage.py"},
     "botocore": {"data/storage.py"},
-    "transformers": set(),
+    "transformers": {"inference/transformers_towers.py"},
+    "open_clip": {"inference/open_clip_towers.py"},
     "torchvision": set(),
 }
 

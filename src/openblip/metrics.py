@@ -11,11 +11,14 @@ from openblip.evaluation.metrics import (
     caption_scores,
     caption_tokens,
     image_ranks,
+    nlvr,
     paired_bootstrap,
     retrieval,
     text_ranks,
     vqa,
     vqa_scores,
+    wups,
+    wups_scores,
 )
 
 __all__ = [
@@ -29,9 +32,12 @@ __all__ = [
     "caption_scores",
     "caption_tokens",
     "image_ranks",
+    "nlvr",
     "paired_bootstrap",
     "retrieval",
     "text_ranks",
     "vqa",
     "vqa_scores",
+    "wups",
+    "wups_scores",
 ]

@@ -48,7 +48,7 @@ def tokenizer() -> TextTokenizer:
 def loader(
     index: ImagePairIndex, tokenizer: TextTokenizer, augmentation: Augmentation | None
 ) -> ImagePairLoader:
-    return ImagePairLoader(index, tokenizer, 6, 16, augmentation, 16, seed=0, num_threads=2)
+    return ImagePairLoader(index, tokenizer, 6, 16, augmentation, 16, 40, seed=0, num_threads=2)
 
 
 def test_labels_may_be_words_or_truth_values() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.data.questions import QuestionIndex, QuestionLoader, questions_of, shuffled
+from openblip.data.questions import QuestionIndex, QuestionLoader, questions_of
 from openblip.data.table import PairRow, PairTable
 from openblip.data.tokenizer import TextTokenizer
 from openblip.data.transforms import Augmentation
@@ -61,6 +61,7 @@ def loader(index: QuestionIndex, tokenizer: TextTokenizer, **settings: object) -
         "image_size": 16,
         "augmentation": None,
         "max_tokens": 16,
+        "max_words": 50,
         "seed": 0,
         "num_threads": 2,
     }
@@ -112,19 +113,6 @@ class TestIndex:
     def test_a_split_without_questions_is_an_error(self, table: PairTable) -> None:
         with pytest.raises(DataError, match="'val' has a question"):
             QuestionIndex.resolve(table, "val")
-
-
-class TestOrder:
-    def test_every_epoch_shows_every_example_once_in_another_order(self) -> None:
-        numbers, epochs = shuffled(7, 3, 0, 21)
-        by_epoch = [numbers[epochs == epoch].tolist() for epoch in range(3)]
-        assert all(sorted(order) == list(range(7)) for order in by_epoch)
-        assert by_epoch[0] != by_epoch[1]
-
-    def test_any_part_of_it_can_be_asked_for(self) -> None:
-        whole, _ = shuffled(7, 3, 0, 30)
-        part, _ = shuffled(7, 3, 11, 8)
-        assert part.tolist() == whole[11:19].tolist()
 
 
 class TestBatches:

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openblip.data.shuffle import KeyedPermutation, keyed_hash, named_seed
+from openblip.data.shuffle import KeyedPermutation, keyed_hash, named_seed, shuffled
 
 keys = st.integers(-(2**70), 2**70)
 
@@ -91,3 +91,16 @@ def test_an_index_outside_is_refused() -> None:
         KeyedPermutation(10, 0)(10)
     with pytest.raises(ValueError, match="size"):
         KeyedPermutation(0, 0)
+
+
+class TestExamples:
+    def test_every_epoch_shows_every_example_once_in_another_order(self) -> None:
+        numbers, epochs = shuffled(7, 3, 0, 21)
+        by_epoch = [numbers[epochs == epoch].tolist() for epoch in range(3)]
+        assert all(sorted(order) == list(range(7)) for order in by_epoch)
+        assert by_epoch[0] != by_epoch[1]
+
+    def test_any_part_of_it_can_be_asked_for(self) -> None:
+        whole, _ = shuffled(7, 3, 0, 30)
+        part, _ = shuffled(7, 3, 11, 8)
+        assert part.tolist() == whole[11:19].tolist()

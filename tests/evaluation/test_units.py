@@ -5,7 +5,7 @@ import pytest
 
 from openblip.errors import DataError
 from openblip.evaluation.metrics import retrieval
-from openblip.evaluation.units import UnitScores, retrieval_units, unit_scores
+from openblip.evaluation.units import UnitScores, retrieval_units, summed_units, unit_scores
 
 
 def random_ranking(seed: int) -> tuple[np.ndarray, list[list[int]], np.ndarray]:
@@ -54,3 +54,10 @@ def test_two_systems_are_compared_on_the_same_units() -> None:
     assert difference.p_value < 0.01
     with pytest.raises(DataError, match="common units"):
         better.minus(unit_scores(hard[:-1]))
+
+
+def test_parts_are_summed_over_the_unit_that_they_belong_to() -> None:
+    units = summed_units([100, 0, 50], [2, 0, 2], 3)
+    assert units.scores.tolist() == [0, 0, 150]
+    assert units.weights.tolist() == [1, 0, 2]
+    assert units.estimate == pytest.approx(50.0)

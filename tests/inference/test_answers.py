@@ -8,6 +8,7 @@ import torch
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import DataError, RecipeError
 from openblip.inference.answers import (
+    answer_each,
     answer_questions,
     rank_answers,
     read_questions,
@@ -141,6 +142,17 @@ def test_keys_and_values_are_computed_once(vqa, tokenizer, hidden, candidates):
     for hook in hooks:
         hook.remove()
     assert seen == {"image": [3], "question": [6]}
+
+
+@pytest.mark.parametrize("candidates", [None, CANDIDATES])
+def test_images_may_have_other_numbers_of_questions(vqa, tokenizer, hidden, candidates):
+    asked = [QUESTIONS[:3], [], QUESTIONS[3:4]]
+    found = answer_each(vqa, tokenizer, hidden, asked, candidates)
+    assert [len(own) for own in found] == [3, 0, 1]
+    for place in (0, 2):
+        image = hidden[place : place + 1]
+        alone = answer_questions(vqa, tokenizer, image, asked[place], candidates)
+        assert [answer.text for answer in found[place]] == [answer.text for answer in alone]
 
 
 def test_no_question_gives_no_answer(vqa, tokenizer, hidden):

@@ -30,16 +30,17 @@ def ask(
         model: question-answering checkpoint: folder, file, address or hub repository; by default
             the published base model.
         candidates: the answers to choose from.
-        candidates_file: the same from a file, one a line.
+        candidates_file: the same from a file: one a line, or a list in JSON.
         device: cpu, cuda, mps; by default the best that there is.
         json: print JSON.
     """
+    from openblip.data.answer_lists import read_answers
     from openblip.inference import load
     from openblip.inference.published import PUBLISHED
 
     if not questions:
         raise DataError("no question was given; put one or more behind the image")
-    choices = [*candidates, *(_lines(candidates_file) if candidates_file else [])]
+    choices = [*candidates, *(read_answers(candidates_file) if candidates_file else [])]
     blip = load(model or PUBLISHED["ask"], device=device)
     answers = blip.ask(image, list(questions), choices or None)
     if json:
@@ -55,11 +56,3 @@ def ask(
         [[q, a.text, f"{a.probability:.3f}"] for q, a in zip(questions, answers, strict=True)],
     )
     return 0
-
-
-def _lines(file: Path) -> list[str]:
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: the candidates cannot be read ({error})") from error
-    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -10,6 +10,19 @@ import tyro
 
 from openblip.cli.output import print_json, print_table
 
+FormatName = Literal[
+    "jsonl",
+    "folder",
+    "webdataset",
+    "table",
+    "coco",
+    "karpathy",
+    "vqa",
+    "questions",
+    "visual_genome",
+    "captions",
+    "nlvr",
+]
 WithoutName = Literal["duplicate_images", "duplicate_captions", "repeated_captions", "leaks"]
 
 
@@ -18,7 +31,7 @@ def import_(
     table: tyro.conf.Positional[str],
     /,
     *,
-    format: Literal["jsonl", "folder", "webdataset", "table", "coco", "karpathy"] | None = None,
+    format: FormatName | None = None,
     origin: Literal["web", "human"] = "web",
     split: Literal["train", "val", "test"] | None = None,
     store: Literal["bytes", "uri"] = "bytes",
@@ -34,7 +47,8 @@ def import_(
     """Bring image-text pairs into a pair table, which is made if there is none.
 
     Reads a folder with captions.jsonl, a folder of images with .txt files, WebDataset tars,
-    Parquet or CSV, COCO caption JSON, Karpathy JSON. A stopped import goes on where it was.
+    Parquet or CSV, COCO caption JSON, Karpathy JSON, lists of captions, questions of VQA v2 or
+    Visual Genome, sentences of NLVR2. A stopped import goes on where it was.
     Example: openblip data import photos/ pairs.lance --origin web
 
     Args:

@@ -16,13 +16,10 @@ from torch import Tensor
 
 from openblip.data.examples import Examples
 from openblip.data.loader import read_images
-from openblip.data.questions import shuffled
 from openblip.data.shuffle import keyed_hash
-from openblip.data.step_loader import StepLoader
+from openblip.data.step_loader import ExampleLoader
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
-from openblip.data.tokenizer import TextTokenizer
-from openblip.data.transforms import Augmentation
 from openblip.errors import DataError
 
 # Which image is which matters to a sentence with one of these.
@@ -133,67 +130,14 @@ class ImagePairBatch(Examples):
     """Number of the global batch that this is (a part of), from 0."""
 
 
-class ImagePairLoader(StepLoader[ImagePairBatch]):
+class ImagePairLoader(ExampleLoader[ImagePairBatch, ImagePairIndex]):
     """Endless batches of the pairs of a table, shuffled anew in each epoch.
 
     With augmentation, half of the pairs whose sentence names neither left nor right are shown the
     other way round, as in the original, which does so in validation and test too.
-
-    Attributes:
-        index: the pairs.
     """
 
-    def __init__(
-        self,
-        index: ImagePairIndex,
-        tokenizer: TextTokenizer,
-        batch_size: int,
-        image_size: int,
-        augmentation: Augmentation | None,
-        max_tokens: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        num_threads: int | None = None,
-        max_words: int = 40,
-    ) -> None:
-        """Starts no thread.
-
-        Args:
-            index: the pairs.
-            tokenizer: for the sentences.
-            batch_size: pairs for each rank and step.
-            image_size: pixels of a side.
-            augmentation: None for the plain resizing of evaluation.
-            max_tokens: sentences are cut to this many, `[ENC]` and `[SEP]` included.
-            seed: at least 0; decides order and augmentation.
-            rank: which part of the global batch is wanted, below `world_size`.
-            world_size: number of processes that share a global batch.
-            num_threads: None for one for each core, 2 to 16.
-            max_words: sentences are cut to this many before they are tokenised.
-
-        Raises:
-            DataError: there are fewer pairs than a global batch has.
-        """
-        super().__init__(batch_size, seed, rank, world_size, num_threads)
-        self.index = index
-        self._tokenizer, self._max_tokens, self._max_words = tokenizer, max_tokens, max_words
-        self._image_size, self._augmentation = image_size, augmentation
-        if len(index) < self._global_size:
-            raise DataError(
-                f"{index.table.uri} has {len(index)} pairs in the split {index.split!r}, less than "
-                f"one global batch of {self._global_size}: lower the batch size"
-            )
-
-    @property
-    def batches_per_epoch(self) -> float:
-        """Global batches in a pass over the pairs, with the fraction."""
-        return len(self.index) / self._global_size
-
-    @property
-    def num_examples(self) -> int:
-        """Pairs that there are."""
-        return len(self.index)
+    noun = "pairs"
 
     def fingerprint(self) -> str:
         """A digest of the pairs' places in the table and their labels."""
@@ -213,10 +157,8 @@ class ImagePairLoader(StepLoader[ImagePairBatch]):
 
     def make(self, step: int) -> ImagePairBatch:
         """This rank's part of the global batch of that number."""
-        first = step * self._global_size + self._rank * self._batch_size
-        numbers, epochs = shuffled(len(self.index), self._seed, first, self._batch_size)
+        numbers, keys = self._drawn(step)
         pairs = [self.index.pairs[number] for number in numbers.tolist()]
-        keys = list(zip(epochs.tolist(), numbers.tolist(), strict=True))
         swapped = np.array([self._swaps(p, k) for p, k in zip(pairs, keys, strict=True)])
         rows = np.stack([self.index.first_rows[numbers], self.index.second_rows[numbers]])
         rows = np.where(swapped, rows[::-1], rows)

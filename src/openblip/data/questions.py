@@ -18,12 +18,9 @@ from torch import Tensor
 
 from openblip.data.examples import Examples
 from openblip.data.loader import read_images
-from openblip.data.shuffle import KeyedPermutation, keyed_hash
-from openblip.data.step_loader import StepLoader
+from openblip.data.step_loader import ExampleLoader
 from openblip.data.table import PairTable
 from openblip.data.text import clean_question
-from openblip.data.tokenizer import TextTokenizer
-from openblip.data.transforms import Augmentation
 from openblip.errors import DataError
 
 # Answers are short; a longer one is cut.
@@ -164,64 +161,10 @@ class QuestionBatch(Examples):
     """Number of the global batch that this is (a part of), from 0."""
 
 
-class QuestionLoader(StepLoader[QuestionBatch]):
-    """Endless batches of the questions of a table, shuffled anew in each epoch.
+class QuestionLoader(ExampleLoader[QuestionBatch, QuestionIndex]):
+    """Endless batches of the questions of a table, shuffled anew in each epoch."""
 
-    Attributes:
-        index: the questions.
-    """
-
-    def __init__(
-        self,
-        index: QuestionIndex,
-        tokenizer: TextTokenizer,
-        batch_size: int,
-        image_size: int,
-        augmentation: Augmentation | None,
-        max_tokens: int,
-        seed: int,
-        rank: int = 0,
-        world_size: int = 1,
-        num_threads: int | None = None,
-        max_words: int = 50,
-    ) -> None:
-        """Starts no thread.
-
-        Args:
-            index: questions with answers.
-            tokenizer: for questions and answers.
-            batch_size: questions for each rank and step.
-            image_size: pixels of a side.
-            augmentation: None for the plain resizing of evaluation.
-            max_tokens: questions are cut to this many, `[ENC]` and `[SEP]` included.
-            seed: at least 0; decides order and augmentation.
-            rank: which part of the global batch is wanted, below `world_size`.
-            world_size: number of processes that share a global batch.
-            num_threads: None for one for each core, 2 to 16.
-            max_words: questions are cut to this many before they are tokenised.
-
-        Raises:
-            DataError: there are fewer questions than a global batch has.
-        """
-        super().__init__(batch_size, seed, rank, world_size, num_threads)
-        self.index = index
-        self._tokenizer, self._max_tokens, self._max_words = tokenizer, max_tokens, max_words
-        self._image_size, self._augmentation = image_size, augmentation
-        if len(index) < self._global_size:
-            raise DataError(
-                f"{index.table.uri} has {len(index)} questions in the split {index.split!r}, less "
-                f"than one global batch of {self._global_size}: lower the batch size"
-            )
-
-    @property
-    def batches_per_epoch(self) -> float:
-        """Global batches in a pass over the questions, with the fraction."""
-        return len(self.index) / self._global_size
-
-    @property
-    def num_examples(self) -> int:
-        """Questions that there are."""
-        return len(self.index)
+    noun = "questions"
 
     def fingerprint(self) -> str:
         """A digest of the questions' places in the table."""
@@ -237,9 +180,8 @@ class QuestionLoader(StepLoader[QuestionBatch]):
 
     def make(self, step: int) -> QuestionBatch:
         """This rank's part of the global batch of that number."""
-        numbers, epochs = self._numbers(step)
+        numbers, keys = self._drawn(step)
         questions = self.index.read(numbers)
-        keys = list(zip(epochs.tolist(), numbers.tolist(), strict=True))
         ids, images = read_images(
             self.index.table,
             self.index.rows[numbers],
@@ -265,23 +207,3 @@ class QuestionLoader(StepLoader[QuestionBatch]):
             weights=torch.tensor([weight for own in answers for weight in own.values()]),
             step=step,
         )
-
-    def _numbers(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers of a batch's questions, and the epoch that shows each; both (batch,)."""
-        first = step * self._global_size + self._rank * self._batch_size
-        return shuffled(len(self.index), self._seed, first, self._batch_size)
-
-
-def shuffled(examples: int, seed: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Which of `examples` stand at places `first` and on of an endless order, and their epochs.
-
-    Every epoch is a permutation of its own; both arrays are int64 (count,).
-    """
-    places = np.arange(first, first + count)
-    epochs = places // examples
-    numbers = np.empty(count, dtype=np.int64)
-    for epoch in np.unique(epochs).tolist():
-        own = epochs == epoch
-        order = KeyedPermutation(examples, keyed_hash(seed, epoch))
-        numbers[own] = order(places[own] - epoch * examples)
-    return numbers, epochs

@@ -109,3 +109,18 @@ def _mix_array(values: np.ndarray, key: int) -> np.ndarray:
     state = (state ^ (state >> np.uint64(27))) * np.uint64(_SECOND)
     mixed: np.ndarray = state ^ (state >> np.uint64(31))
     return mixed
+
+
+def shuffled(examples: int, seed: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which of `examples` stand at places `first` and on of an endless order, and their epochs.
+
+    Every epoch is a permutation of its own; both arrays are int64 (count,).
+    """
+    places = np.arange(first, first + count)
+    epochs = places // examples
+    numbers = np.empty(count, dtype=np.int64)
+    for epoch in np.unique(epochs).tolist():
+        own = epochs == epoch
+        order = KeyedPermutation(examples, keyed_hash(seed, epoch))
+        numbers[own] = order(places[own] - epoch * examples)
+    return numbers, epochs

@@ -5,10 +5,17 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from types import TracebackType
-from typing import Any, Generic, Self, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+
+import numpy as np
 
 from openblip.data.examples import Examples
 from openblip.data.parallel import default_threads, ordered_map
+from openblip.data.shuffle import shuffled
+from openblip.data.table import PairTable
+from openblip.data.tokenizer import TextTokenizer
+from openblip.data.transforms import Augmentation
+from openblip.errors import DataError
 
 BatchT = TypeVar("BatchT", bound=Examples)
 
@@ -116,6 +123,92 @@ class StepLoader(ABC, Generic[BatchT]):
                 yield batch
         finally:
             batches.close()
+
+
+class ExampleIndex(Protocol):
+    """The examples that stand in the metadata of a split's rows."""
+
+    @property
+    def table(self) -> PairTable:
+        """Whose rows they belong to."""
+
+    @property
+    def split(self) -> str:
+        """Which of the rows."""
+
+    def __len__(self) -> int: ...
+
+
+IndexT = TypeVar("IndexT", bound=ExampleIndex)
+
+
+class ExampleLoader(StepLoader[BatchT], Generic[BatchT, IndexT]):
+    """Batches of what an index holds, shuffled anew in each epoch.
+
+    Attributes:
+        index: the examples.
+    """
+
+    noun: ClassVar[str]
+    """What errors call the examples."""
+
+    def __init__(
+        self,
+        index: IndexT,
+        tokenizer: TextTokenizer,
+        batch_size: int,
+        image_size: int,
+        augmentation: Augmentation | None,
+        max_tokens: int,
+        max_words: int,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_threads: int | None = None,
+    ) -> None:
+        """Starts no thread.
+
+        Args:
+            index: the examples.
+            tokenizer: for their texts.
+            batch_size: examples for each rank and step.
+            image_size: pixels of a side.
+            augmentation: None for the plain resizing of evaluation.
+            max_tokens: texts are cut to this many, `[ENC]` and `[SEP]` included.
+            max_words: texts are cut to this many before they are tokenised.
+            seed: at least 0; decides order and augmentation.
+            rank: which part of the global batch is wanted, below `world_size`.
+            world_size: number of processes that share a global batch.
+            num_threads: None for one for each core, 2 to 16.
+
+        Raises:
+            DataError: there are fewer examples than a global batch has.
+        """
+        super().__init__(batch_size, seed, rank, world_size, num_threads)
+        self.index = index
+        self._tokenizer, self._max_tokens, self._max_words = tokenizer, max_tokens, max_words
+        self._image_size, self._augmentation = image_size, augmentation
+        if len(index) < self._global_size:
+            raise DataError(
+                f"{index.table.uri} has {len(index)} {self.noun} in the split {index.split!r}, "
+                f"less than one global batch of {self._global_size}: lower the batch size"
+            )
+
+    @property
+    def batches_per_epoch(self) -> float:
+        """Global batches in a pass over the examples, with the fraction."""
+        return len(self.index) / self._global_size
+
+    @property
+    def num_examples(self) -> int:
+        """Examples that there are."""
+        return len(self.index)
+
+    def _drawn(self, step: int) -> tuple[np.ndarray, list[tuple[int, int]]]:
+        """Numbers of this rank's examples, int64 (batch,), and of each its epoch and number."""
+        first = step * self._global_size + self._rank * self._batch_size
+        numbers, epochs = shuffled(len(self.index), self._seed, first, self._batch_size)
+        return numbers, list(zip(epochs.tolist(), numbers.tolist(), strict=True))
 
 
 AnyLoader = StepLoader[Any]

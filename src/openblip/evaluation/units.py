@@ -62,6 +62,19 @@ def unit_scores(scores: Any, weights: Any = None) -> UnitScores:
     )
 
 
+def summed_units(scores: ArrayLike, owner: ArrayLike, units: int) -> UnitScores:
+    """Scores of parts, such as questions, summed over the units that they belong to.
+
+    Args:
+        scores: (parts,), in per cent.
+        owner: (parts,), the unit of each.
+        units: how many there are.
+    """
+    owners = np.asarray(owner)
+    sums = np.bincount(owners, np.asarray(scores, np.float64), units).astype(np.float64)
+    return UnitScores(sums, np.bincount(owners, minlength=units).astype(np.float64))
+
+
 def retrieval_units(
     scores: ArrayLike, captions_of_image: Sequence[Sequence[int]], scores_t2i: ArrayLike
 ) -> dict[str, UnitScores]:
@@ -75,12 +88,10 @@ def retrieval_units(
     for image, texts in reversed(list(enumerate(captions_of_image))):
         owner[list(texts)] = image
     images = len(captions_of_image)
-    weights = np.bincount(owner, minlength=images).astype(np.float64)
     units = {}
     for k in RECALL_AT:
         units[f"TR@{k}"] = unit_scores(100 * of_text.hits(k))
-        hits = np.bincount(owner, weights=100 * of_image.hits(k), minlength=images)
-        units[f"IR@{k}"] = UnitScores(hits, weights)
+        units[f"IR@{k}"] = summed_units(100 * of_image.hits(k), owner, images)
     return units
 
 

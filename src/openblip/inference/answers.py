@@ -184,6 +184,37 @@ def answer_questions(
     ]
 
 
+def answer_each(
+    vqa: Vqa,
+    tokenizer: TextTokenizer,
+    hidden: Float[Tensor, "images patches width"],
+    questions: Sequence[Sequence[str]],
+    candidates: Sequence[str] | None = None,
+    k: int = 128,
+) -> list[list[Answer]]:
+    """Answers to any number of questions about each image.
+
+    Images that have equally many go together; errors as in `answer_questions`.
+
+    Args:
+        vqa: the model, in eval mode.
+        tokenizer: of questions and answers.
+        hidden: of `encode_images`.
+        questions: per image.
+        candidates: what may be answered; None lets the model write.
+        k: candidates that are scored whole.
+    """
+    answers: list[list[Answer]] = [[] for _ in questions]
+    counts = [len(own) for own in questions]
+    for count in sorted(set(counts) - {0}):
+        places = [place for place, own in enumerate(counts) if own == count]
+        asked = [text for place in places for text in questions[place]]
+        given = answer_questions(vqa, tokenizer, hidden[places], asked, candidates, k)
+        for number, place in enumerate(places):
+            answers[place] = given[number * count : (number + 1) * count]
+    return answers
+
+
 def question_tokens(
     tokenizer: TextTokenizer,
     questions: Sequence[str],

@@ -170,8 +170,9 @@ def _example_loader(
     index = (QuestionIndex if recipe.task == "vqa" else ImagePairIndex).resolve(table, split)
     if augmentation is None:
         batch_size = max(1, min(batch_size, len(index) // processes.world_size))
-    settings = (tokenizer, batch_size, data.image_size, augmentation, data.max_tokens)
-    ranks = (recipe.train.seed, processes.rank, processes.world_size, data.num_threads)
+    images = (batch_size, data.image_size, augmentation)
+    settings = (data.max_tokens, data.max_words, recipe.train.seed)
+    ranks = (processes.rank, processes.world_size, data.num_threads)
     if isinstance(index, QuestionIndex):
-        return QuestionLoader(index, *settings, *ranks, max_words=data.max_words)
-    return ImagePairLoader(index, *settings, *ranks, max_words=data.max_words)
+        return QuestionLoader(index, tokenizer, *images, *settings, *ranks)
+    return ImagePairLoader(index, tokenizer, *images, *settings, *ranks)

@@ -228,3 +228,9 @@ def without(field):
 def test_what_does_not_fit_is_named(answers, annotations, reason):
     with pytest.raises(DataError, match=reason):
         vqa(answers, annotations)
+
+
+def test_unknown_types_get_no_value():
+    entries = [annotation(1, "dog", "", ""), annotation(2, "dog", "other", "")]
+    found = vqa({1: "dog", 2: "cat"}, entries)
+    assert found == pytest.approx({"overall": 50.0, "other": 0.0})

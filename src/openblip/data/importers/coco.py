@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ from openblip.data.importers.source import (
     SourceOptions,
     UnsafePath,
     inside,
-    parse_object,
     plain,
 )
 from openblip.data.report import Reason
@@ -24,14 +23,14 @@ COCO_ID = "openblip_id"
 """Field of an image for an id that is no number, which tools for COCO need."""
 # Tried below the JSON file's folder for the first image; with COCO's usual layout it is
 # annotations/captions_val2014.json beside val2014/.
-_ROOTS = (".", "images", "..", "../images")
+ROOTS = (".", "images", "..", "../images")
 
 
 class CocoSource:
     """`images` and `annotations` with captions, joined by image id.
 
     The id is COCO's image id, which is a number, or `openblip_id` where there is one. The split is
-    what the file's name says (`captions_val2014.json`).
+    what the file's name says (`captions_val2014.json`, `nocaps_val_4500_captions.json`).
     The file is held in memory; images are read one by one.
     """
 
@@ -44,20 +43,21 @@ class CocoSource:
             DataError: the lists are missing, or the images are nowhere to be found.
         """
         self._file = file
-        self._images = _objects(file, document, "images")
+        self._images = objects_of(file, document, "images")
         ids = {str(image.get("id")) for image in self._images}
         self._captions: dict[str, list[str]] = defaultdict(list)
         self._stray: list[Mapping[str, Any]] = []
-        for annotation in _objects(file, document, "annotations"):
+        for annotation in objects_of(file, document, "annotations"):
             image_id, caption = str(annotation.get("image_id")), annotation.get("caption")
             if image_id in ids and isinstance(caption, str):
                 self._captions[image_id].append(caption)
             else:
                 self._stray.append(annotation)
-        name = re.search(r"(train|val|test)\d*$", file.stem)
+        # captions_val2014; nocaps_val_4500_captions.
+        name = re.search(r"(train|val|test)\d*(?=$|_)", file.stem)
         self._split = name[1] if name else None
-        roots = (*_ROOTS, f"../{name[0]}") if name else _ROOTS
-        self._root = _root(file, [i.get("file_name") for i in self._images], roots, options)
+        roots = (*ROOTS, f"../{name[0]}", name[0]) if name else ROOTS
+        self._root = image_folder(file, [i.get("file_name") for i in self._images], roots, options)
 
     def total(self) -> int:
         """Number of images, and of annotations that belong to none."""
@@ -111,8 +111,8 @@ class KarpathySource:
             DataError: the list is missing, or the images are nowhere to be found.
         """
         self._file = file
-        self._images = _objects(file, document, "images")
-        self._root = _root(file, [_karpathy_name(i) for i in self._images], _ROOTS, options)
+        self._images = objects_of(file, document, "images")
+        self._root = image_folder(file, [_karpathy_name(i) for i in self._images], ROOTS, options)
 
     def total(self) -> int:
         """Number of images."""
@@ -148,28 +148,12 @@ class KarpathySource:
         )
 
 
-def read_annotations(file: Path, options: SourceOptions) -> CocoSource | KarpathySource:
-    """The source that a JSON file of annotations is; which kind shows in its keys.
+def objects_of(file: Path, document: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """The list of objects of that name in a JSON file.
 
     Raises:
-        DataError: it is neither kind, or no JSON at all.
+        DataError: it is missing, or no such list.
     """
-    try:
-        document = parse_object(file.read_bytes())
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file} cannot be read as JSON: {error}") from error
-    if "annotations" in document:
-        return CocoSource(file, document, options)
-    images = document.get("images")
-    if isinstance(images, list) and images and "sentences" in images[0]:
-        return KarpathySource(file, document, options)
-    raise DataError(
-        f"{file} is neither COCO captions (images, annotations) nor a Karpathy split (images with "
-        f"sentences); its keys are {', '.join(list(document)[:10])}"
-    )
-
-
-def _objects(file: Path, document: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
     values = document.get(name)
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
         raise DataError(f"{file}: {name!r} is not a list of objects")
@@ -183,8 +167,8 @@ def _karpathy_name(image: Mapping[str, Any]) -> str | None:
     return f"{image['filepath']}/{name}" if image.get("filepath") else name
 
 
-def _root(
-    file: Path, names: list[str | None], roots: tuple[str, ...], options: SourceOptions
+def image_folder(
+    file: Path, names: Sequence[str | None], roots: tuple[str, ...], options: SourceOptions
 ) -> Path:
     """The folder below which the images lie: as told, or where one of the first is found."""
     if options.image_root is not None:

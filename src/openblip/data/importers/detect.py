@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from pathlib import Path
 
-from openblip.data.importers.coco import read_annotations
+from openblip.data.importers.annotations import ANNOTATION_FORMATS, read_annotations
 from openblip.data.importers.folder import (
     JSONL_NAMES,
     JsonlSource,
@@ -17,11 +17,12 @@ from openblip.data.importers.webdataset import TAR_SUFFIXES, TarSource
 from openblip.data.patterns import matching_paths
 from openblip.errors import DataError
 
-FORMATS = ("jsonl", "folder", "webdataset", "table", "coco", "karpathy")
+FORMATS = ("jsonl", "folder", "webdataset", "table", *ANNOTATION_FORMATS)
 _ANNOTATION_PATTERN = re.compile(r"^(dataset|captions|annotations).*\.json$")
 _KNOWN = (
     "a folder with captions.jsonl (or metadata.jsonl), images with .txt files of the same names, "
-    ".tar shards, .parquet/.csv/.tsv tables, or COCO or Karpathy JSON"
+    ".tar shards, .parquet/.csv/.tsv tables, or JSON of COCO, Karpathy, NoCaps, VQA, Visual Genome "
+    "or NLVR2"
 )
 
 
@@ -46,11 +47,11 @@ def open_source(source: str, options: SourceOptions, wanted: str | None = None) 
         "jsonl": lambda: _jsonl(files, options),
         "webdataset": lambda: _shards(files),
         "table": lambda: _tables(files, options),
-        "coco": lambda: _annotations(files, options),
+        "annotations": lambda: _annotations(files, options),
         "folder": lambda: _images(files, is_wanted=wanted is not None),
     }
-    # Both kinds of annotation file open alike: which of them it is shows in its keys.
-    first = "coco" if wanted == "karpathy" else wanted
+    # All kinds of annotation file open alike: which of them it is shows in its keys.
+    first = "annotations" if wanted in ANNOTATION_FORMATS else wanted
     for name, opener in openers.items():
         if first in (None, name) and (opened := opener()) is not None:
             if wanted not in (None, opened.format):
@@ -89,7 +90,7 @@ def _annotations(files: list[Path], options: SourceOptions) -> PairSource | None
     if len(files) == 1 and path.is_dir():
         named = [file for file in path.iterdir() if _ANNOTATION_PATTERN.match(file.name)]
         path = named[0] if len(named) == 1 else path
-    if len(files) > 1 or path.suffix.lower() != ".json":
+    if len(files) > 1 or path.suffix.lower() not in (".json", ".jsonl"):
         return None
     return read_annotations(path, options)
 

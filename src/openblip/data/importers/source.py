@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -137,16 +137,31 @@ def texts_of(value: Any) -> list[str]:
     return values
 
 
+def parse_json(text: bytes, shorten: Callable[[dict[str, Any]], Any] | None = None) -> Any:
+    """The JSON value in UTF-8 `text`; NaN and infinities become None.
+
+    Args:
+        text: the bytes.
+        shorten: is given every object and returns what stands for it.
+
+    Raises:
+        ValueError: it is no JSON, or nested too deep.
+    """
+    try:
+        return json.loads(
+            text.decode("utf-8-sig"), parse_constant=lambda _: None, object_hook=shorten
+        )
+    except RecursionError as error:
+        raise ValueError("nested too deep") from error
+
+
 def parse_object(text: bytes) -> dict[str, Any]:
     """The JSON object in UTF-8 `text`; NaN and infinities become None.
 
     Raises:
         ValueError: it is no JSON, no object, or nested too deep.
     """
-    try:
-        value = json.loads(text.decode("utf-8-sig"), parse_constant=lambda _: None)
-    except RecursionError as error:
-        raise ValueError("nested too deep") from error
+    value = parse_json(text)
     if not isinstance(value, dict):
         raise ValueError("no JSON object")
     return value

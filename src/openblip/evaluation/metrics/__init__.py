@@ -8,8 +8,10 @@ from openblip.evaluation.metrics.bootstrap import (
 )
 from openblip.evaluation.metrics.caption_metrics import CaptionScores, caption, caption_scores
 from openblip.evaluation.metrics.caption_tokens import caption_tokens
+from openblip.evaluation.metrics.nlvr import nlvr
 from openblip.evaluation.metrics.retrieval import Ranks, image_ranks, retrieval, text_ranks
 from openblip.evaluation.metrics.vqa import VqaScores, vqa, vqa_scores
+from openblip.evaluation.metrics.wups import wups, wups_scores
 
 __all__ = [
     "CaptionScores",
@@ -22,9 +24,12 @@ __all__ = [
     "caption_scores",
     "caption_tokens",
     "image_ranks",
+    "nlvr",
     "paired_bootstrap",
     "retrieval",
     "text_ranks",
     "vqa",
     "vqa_scores",
+    "wups",
+    "wups_scores",
 ]

@@ -98,9 +98,9 @@ def text_ranks(scores: ArrayLike, captions_of_image: Sequence[Sequence[int]]) ->
     Raises:
         DataError: see `retrieval`.
     """
-    matrix = _score_matrix(scores, "scores (images, texts)")
+    matrix = score_matrix(scores, "scores (images, texts)")
     texts_of_image, _ = _pairing(matrix.shape[0], matrix.shape[1], captions_of_image)
-    return _ranks(matrix, texts_of_image)
+    return candidate_ranks(matrix, texts_of_image)
 
 
 def image_ranks(scores_t2i: ArrayLike, captions_of_image: Sequence[Sequence[int]]) -> Ranks:
@@ -109,12 +109,17 @@ def image_ranks(scores_t2i: ArrayLike, captions_of_image: Sequence[Sequence[int]
     Raises:
         DataError: see `retrieval`.
     """
-    matrix = _score_matrix(scores_t2i, "scores_t2i (texts, images)")
+    matrix = score_matrix(scores_t2i, "scores_t2i (texts, images)")
     _, images_of_text = _pairing(matrix.shape[1], matrix.shape[0], captions_of_image)
-    return _ranks(matrix, images_of_text)
+    return candidate_ranks(matrix, images_of_text)
 
 
-def _score_matrix(scores: ArrayLike, name: str) -> NDArray[np.floating]:
+def score_matrix(scores: ArrayLike, name: str) -> NDArray[np.floating]:
+    """Scores as an array.
+
+    Raises:
+        DataError: they are no matrix, or one of them is NaN; calls them `name`.
+    """
     matrix = np.asarray(scores)
     if matrix.ndim != 2 or 0 in matrix.shape:
         raise DataError(f"{name} must be a matrix that is not empty; its shape is {matrix.shape}")
@@ -150,8 +155,13 @@ def _pairing(
     return texts_of_image, [np.array(images, dtype=np.int64) for images in images_of_text]
 
 
-def _ranks(matrix: NDArray[np.floating], right: _Rows) -> Ranks:
-    """Returns the ranks of queries (rows) whose right candidates (columns) are `right`."""
+def candidate_ranks(matrix: NDArray[np.floating], right: _Rows) -> Ranks:
+    """Returns the ranks of queries (rows) whose right candidates (columns) are `right`.
+
+    Args:
+        matrix: from `score_matrix`.
+        right: int64, at least one for each query.
+    """
     above = np.empty(len(right), dtype=np.int64)
     tied, tied_right = np.empty_like(above), np.empty_like(above)
     best = np.empty(len(right), dtype=matrix.dtype)

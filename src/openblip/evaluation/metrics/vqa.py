@@ -40,13 +40,15 @@ class VqaScores:
     def summary(self) -> dict[str, float]:
         """Returns the mean "overall", of each answer type, and of each question type, in per cent.
 
+        An empty name is that of an unknown type, which gets no value.
+
         Raises:
             DataError: a type of question has the name of a type of answer, or is "overall".
         """
         result = {"overall": 100.0 * float(self.accuracy.mean())}
         for kind, types in (("answer", self.answer_types), ("question", self.question_types)):
             column = np.array(types)
-            for name in sorted(set(types)):
+            for name in sorted(set(types) - {""}):
                 if name in result:
                     raise DataError(
                         f"{kind} type {name!r} has the name of another result; rename it"

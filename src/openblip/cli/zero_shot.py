@@ -1,0 +1,74 @@
+"""`openblip evaluate classify` and `video`: tasks for which nothing was trained."""
+
+from pathlib import Path
+
+import tyro
+
+from openblip.cli.output import print_json, print_table
+
+
+def classify(
+    model: tyro.conf.Positional[str],
+    table: tyro.conf.Positional[str],
+    /,
+    *,
+    split: str = "test",
+    label_field: str = "label",
+    templates: tuple[str, ...] = ("a photo of {}.",),
+    exclude: tuple[str, ...] = (),
+    k: int = 0,
+    batch_size: int = 32,
+    results: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Accuracy of naming the classes of images by prompts, without training for it.
+
+    Example: openblip evaluate classify runs/new xrays.lance --templates "an X-ray of {}" \
+        --exclude todo
+
+    Args:
+        model: model folder or run directory.
+        table: pair table whose rows have a label in their metadata.
+        split: which rows.
+        label_field: field of the metadata with a label, or a list of them: then any is a hit.
+        templates: prompts with {} for the name of a class; embeddings of several are averaged.
+        exclude: labels that do not count; images without another one are left out.
+        k: classes of each image that matching ranks again; 0 for contrast alone.
+        batch_size: images that are encoded together.
+        results: write the predictions there, as .csv or .json.
+        json: print JSON.
+    """
+    from openblip.data.table import PairTable
+    from openblip.evaluation.classification import evaluate_classification
+    from openblip.evaluation.results_file import check_results_path
+    from openblip.inference import load
+
+    if results is not None:
+        check_results_path(results)
+    found = evaluate_classification(
+        load(model),
+        PairTable.open(table),
+        split=split,
+        label_field=label_field,
+        templates=templates,
+        exclude=exclude,
+        k=k,
+        batch_size=batch_size,
+    )
+    if results is not None:
+        found.save(results)
+    if json:
+        shown = ("metrics", "contrastive", "per_class", "num_images", "classes", "k", "seconds")
+        print_json({name: getattr(found, name) for name in shown})
+        return 0
+    print(f"{found.num_images} images, {len(found.classes)} classes, {found.seconds:.0f} s")
+    rows = {"ITC": found.contrastive} | ({f"ITM of the top {k}": found.metrics} if k else {})
+    print_table(
+        ["ranking by", *found.metrics],
+        [[name, *(f"{value:.1f}" for value in values.values())] for name, values in rows.items()],
+    )
+    print()
+    print_table(
+        ["class", "top-1"], [[name, f"{value:.1f}"] for name, value in found.per_class.items()]
+    )
+    return 0

@@ -1,0 +1,276 @@
+"""Zero-shot classification: prompts of the class names, ranked for each image."""
+
+import difflib
+import json
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openblip.data.loader import iterate_images
+from openblip.data.table import PairTable
+from openblip.data.text import clean_caption
+from openblip.errors import DataError, RecipeError
+from openblip.evaluation.matching import embed_protocol_texts, matching_scores, tokens_to_match
+from openblip.evaluation.metrics.classification import class_accuracy, class_ranks
+from openblip.evaluation.results_file import save_records
+from openblip.evaluation.units import UnitScores, unit_scores
+from openblip.inference import Blip
+from openblip.progress import Progress
+
+TEMPLATES = ("a photo of {}.",)
+"""Prompts by default; `{}` stands for the name of a class."""
+_TOP_AT = (1, 5)
+
+
+@dataclass(frozen=True)
+class LabelledImages:
+    """The images of a split that have labels."""
+
+    rows: np.ndarray
+    """Row numbers, int64."""
+    ids: list[str]
+    """Ids of the rows."""
+    classes: list[str]
+    """All labels of the table, in alphabetical order."""
+    classes_of_image: list[list[int]]
+    """For each image the positions of its labels in `classes`."""
+
+
+@dataclass(frozen=True)
+class ClassificationResult:
+    """Accuracies of one split, per cent, and what was predicted."""
+
+    metrics: dict[str, float]
+    """"top-1", "top-5" and "mean per class": top-1 averaged over the classes that have images."""
+    contrastive: dict[str, float]
+    """Ranking by ITC alone; the same as `metrics` without matching."""
+    per_class: dict[str, float]
+    """Top-1 among the images of each class; those without images are left out."""
+    units: dict[str, UnitScores] = field(repr=False)
+    """`metrics` image by image; of the mean per class an image weighs by how rare its class is."""
+    predictions: list[dict[str, Any]] = field(repr=False)
+    """For each image its `id`, its `labels`, the five best classes, best first, in `predictions`,
+    and whether the first is `correct`."""
+    classes: list[str]
+    num_images: int
+    k: int
+    seconds: float
+
+    def save(self, path: Path) -> None:
+        """Write the predictions as CSV or JSON, by the ending of the name.
+
+        Raises:
+            RecipeError: the name has another ending.
+            OSError: it cannot be written.
+        """
+        save_records(path, self.predictions)
+
+
+def evaluate_classification(
+    blip: Blip,
+    table: PairTable,
+    *,
+    split: str = "test",
+    label_field: str = "label",
+    templates: Sequence[str] = TEMPLATES,
+    exclude: Sequence[str] = (),
+    k: int = 0,
+    batch_size: int = 32,
+) -> ClassificationResult:
+    """Accuracy of naming the class of each image without training for it (CLIP, section 3.1).
+
+    ITC ranks the classes by the cosine of the image and the class: the mean of the embeddings of
+    its prompts, brought to unit length (section 3.1.4 there). With `k` the best of them are ranked
+    again by matching, each by the mean over its prompts.
+
+    Args:
+        blip: a model with an ITC head, and an ITM head if it is to re-rank.
+        table: with labels in the metadata of its rows.
+        split: which rows.
+        label_field: where a row's metadata has its label, or a list of them: then any is a hit.
+        templates: prompts, each with `{}` for the name; cleaned as captions are.
+        exclude: labels that do not count; an image without another one is left out.
+        k: how many classes of each image are ranked again by ITM; 0 for ITC alone.
+        batch_size: images that are encoded together.
+
+    Raises:
+        DataError: the split has no labels, an excluded one is unknown, or an image is unreadable.
+        RecipeError: a template has no place for the name, or `k` is negative.
+        MissingHead: the model cannot do it.
+    """
+    if k < 0:
+        raise RecipeError(f"k is {k}; give 0 for ITC alone, or how many classes matching ranks")
+    if k:
+        blip.matcher.require("itm")
+    started = time.perf_counter()
+    images = read_labels(table, split, label_field, exclude)
+    prompts = class_prompts(images.classes, templates)
+    cosines, scores = _rank(blip, table, images, prompts, k, batch_size)
+    right = images.classes_of_image
+    contrastive = _units(cosines, right, len(images.classes))
+    units = _units(scores, right, len(images.classes))
+    accuracy = class_accuracy(class_ranks(scores, right).hits(1), right, len(images.classes))
+    per_class = zip(images.classes, accuracy.tolist(), strict=True)
+    return ClassificationResult(
+        {name: own.estimate for name, own in units.items()},
+        {name: own.estimate for name, own in contrastive.items()},
+        {name: value for name, value in per_class if not np.isnan(value)},
+        units,
+        _predictions(images, scores),
+        images.classes,
+        len(images.rows),
+        k,
+        time.perf_counter() - started,
+    )
+
+
+def read_labels(
+    table: PairTable, split: str, label_field: str, exclude: Sequence[str] = ()
+) -> LabelledImages:
+    """The labelled images of a split, found in one scan without images.
+
+    The classes are the labels of all splits, so that they are the same ones in each of them.
+
+    Raises:
+        DataError: no image has a label, fewer than two classes are left, or an excluded label is
+            unknown.
+    """
+    found: list[tuple[int, str, list[str]]] = []
+    counts: Counter[str] = Counter()
+    fields: Counter[str] = Counter()
+    start = 0
+    for batch in table.scan(["id", "split", "meta"]):
+        columns = (batch[name].to_pylist() for name in ("id", "split", "meta"))
+        for row, (key, where, text) in enumerate(zip(*columns, strict=True), start):
+            meta = json.loads(text or "{}")
+            fields.update(meta)
+            labels = _labels(meta, label_field, f"row {row} of {table.uri}")
+            counts.update(labels)
+            if where == split:
+                found.append((row, key, [label for label in labels if label not in exclude]))
+        start += batch.num_rows
+    _check_excluded(exclude, counts, table.uri)
+    found = [image for image in found if image[2]]
+    if not found:
+        raise DataError(
+            f"{table.uri}: no row of the split {split!r} has a label in the field {label_field!r} "
+            f"of its metadata; fields are {', '.join(sorted(fields)) or 'none'} (label_field)"
+        )
+    classes = sorted(set(counts) - set(exclude))
+    if len(classes) < 2:
+        raise DataError(f"{table.uri}: {classes[0]!r} is the only label: nothing to tell apart")
+    place = {label: number for number, label in enumerate(classes)}
+    return LabelledImages(
+        np.array([row for row, _, _ in found], np.int64),
+        [key for _, key, _ in found],
+        classes,
+        [sorted({place[label] for label in labels}) for _, _, labels in found],
+    )
+
+
+def class_prompts(classes: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
+    """The prompts of each class.
+
+    Raises:
+        RecipeError: there is no template, or one has no place for the name.
+    """
+    if not templates:
+        raise RecipeError("no template; give at least one, such as 'a photo of {}.'")
+    for template in templates:
+        if "{}" not in template:
+            raise RecipeError(f"template {template!r}: write {{}} where the name of a class stands")
+    return [
+        [clean_caption(template.replace("{}", name)) for template in templates] for name in classes
+    ]
+
+
+def _labels(meta: Mapping[str, Any], label_field: str, where: str) -> list[str]:
+    value = meta.get(label_field)
+    values = value if isinstance(value, list) else [] if value in (None, "") else [value]
+    if not all(isinstance(label, str | int) for label in values):
+        raise DataError(
+            f"{where}: its {label_field!r} is {str(value)[:60]}, not a label or a list of labels; "
+            "name another field (label_field)"
+        )
+    return [str(label) for label in values]
+
+
+def _check_excluded(exclude: Sequence[str], counts: Mapping[str, int], uri: str) -> None:
+    for label in exclude:
+        if label not in counts:
+            near = difflib.get_close_matches(label, counts, 1, 0.0)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            raise DataError(f"{uri}: no row has the label {label!r}, which is to be left out{hint}")
+
+
+@torch.inference_mode()
+def _rank(
+    blip: Blip,
+    table: PairTable,
+    images: LabelledImages,
+    prompts: list[list[str]],
+    k: int,
+    batch_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines (images, classes), and the scores that rank in the end."""
+    num_classes, num_templates = len(prompts), len(prompts[0])
+    texts = [prompt for own in prompts for prompt in own]
+    embeds = embed_protocol_texts(blip, texts).view(num_classes, num_templates, -1)
+    class_embeds = F.normalize(embeds.mean(dim=1), dim=-1)
+    tokens = tokens_to_match(blip, texts)
+    cosines: list[Tensor] = []
+    scores: list[Tensor] = []
+    with Progress("classifying", total=len(images.rows), unit="images") as progress:
+        for batch in iterate_images(table, images.rows, batch_size, blip.image_size):
+            if batch.errors:
+                row, reason = next(iter(batch.errors.items()))
+                raise DataError(f"row {row} of {table.uri}: {reason}")
+            encoded = blip.encode(batch.images)
+            own = blip.matcher.embed_images(encoded.hidden).cpu() @ class_embeds.T
+            cosines.append(own)
+            if k:
+                wanted = torch.zeros_like(own, dtype=torch.bool)
+                wanted.scatter_(1, own.topk(min(k, num_classes), dim=1).indices, True)
+                of_prompts = matching_scores(
+                    blip,
+                    encoded.encoder_memory,
+                    tokens,
+                    own.repeat_interleave(num_templates, dim=1),
+                    wanted.repeat_interleave(num_templates, dim=1),
+                )
+                own = of_prompts.view(len(own), num_classes, num_templates).mean(dim=2)
+            scores.append(own)
+            progress.update(len(own))
+    return torch.cat(cosines).numpy(), torch.cat(scores).numpy()
+
+
+def _units(scores: np.ndarray, right: list[list[int]], num_classes: int) -> dict[str, UnitScores]:
+    ranks = class_ranks(scores, right)
+    units = {f"top-{k}": unit_scores(100 * ranks.hits(k)) for k in _TOP_AT}
+    images = np.bincount(np.concatenate([np.array(own) for own in right]), minlength=num_classes)
+    weights = np.array([(1 / images[own]).sum() for own in right])
+    units["mean per class"] = UnitScores(100 * ranks.hits(1) * weights, weights)
+    return units
+
+
+def _predictions(images: LabelledImages, scores: np.ndarray) -> list[dict[str, Any]]:
+    best = np.argsort(-scores, axis=1, kind="stable")[:, : max(_TOP_AT)]
+    return [
+        {
+            "id": key,
+            "labels": [images.classes[label] for label in right],
+            "predictions": [images.classes[label] for label in first],
+            "correct": first[0] in right,
+        }
+        for key, right, first in zip(
+            images.ids, images.classes_of_image, best.tolist(), strict=True
+        )
+    ]

@@ -1,0 +1,135 @@
+"""Natural language visual reasoning: are sentences true of two images (BLIP, section 5.4)."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openblip.atomic import replace_file
+from openblip.data.image_pairs import ImagePair, ImagePairIndex
+from openblip.data.loader import iterate_images
+from openblip.data.table import PairTable
+from openblip.data.text import clean_caption
+from openblip.errors import DataError
+from openblip.evaluation.metrics.nlvr import consistent_sentences, image_set, nlvr
+from openblip.evaluation.units import UnitScores, summed_units
+from openblip.inference import Blip
+from openblip.inference.comparison import compare_images
+from openblip.progress import Progress
+
+
+@dataclass(frozen=True)
+class NlvrResult:
+    """Judgements of the sentences of one split, and how many are right."""
+
+    metrics: dict[str, float]
+    """Per cent: "accuracy", and "consistency" where identifiers have the official form."""
+    predictions: dict[str, float]
+    """Probability that the sentence is true, by the pair's identifier."""
+    units: dict[str, UnitScores] = field(repr=False)
+    """`metrics` by what shares images: a set of NLVR2, or a first image elsewhere."""
+    num_pairs: int
+    seconds: float
+
+    def save_official(self, path: Path) -> None:
+        """Write `identifier,prediction` lines, True or False, as NLVR2's evaluation reads them.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        with replace_file(path) as unfinished:
+            lines = [f"{key},{_is_true(value)}\n" for key, value in self.predictions.items()]
+            unfinished.write_text("".join(lines), encoding="utf-8")
+
+
+def evaluate_nlvr(
+    blip: Blip, table: PairTable, *, split: str = "test", batch_size: int = 32, max_words: int = 40
+) -> NlvrResult:
+    """Accuracy of telling whether sentences are true of two images.
+
+    The images are shown in the order of the data set. (The original swaps some of them by chance
+    here too.) Within a batch each image is encoded once, however many sentences are about it.
+
+    Args:
+        blip: a two-image model.
+        table: with pairs in the metadata of the split's rows.
+        split: which rows.
+        batch_size: pairs at a time.
+        max_words: sentences are cut to this many.
+
+    Raises:
+        DataError: there are no pairs, two have one identifier, or an image cannot be read.
+        MissingHead: the model does not compare images.
+    """
+    model = blip.nlvr
+    started = time.perf_counter()
+    index = ImagePairIndex.resolve(table, split)
+    _check_distinct(index.pairs, table.uri)
+    texts = [clean_caption(pair.sentence, max_words) for pair in index.pairs]
+    max_tokens = model.config.text.max_positions
+    parts: list[Tensor] = []
+    with Progress("comparing", total=len(index), unit="pairs") as progress, torch.inference_mode():
+        for start in range(0, len(index), batch_size):
+            chosen = slice(start, start + batch_size)
+            sides = np.stack([index.first_rows[chosen], index.second_rows[chosen]])
+            rows, places = np.unique(sides, return_inverse=True)
+            hidden = _encoded(blip, table, rows)
+            first, second = (hidden[torch.from_numpy(p)] for p in places.reshape(sides.shape))
+            tokens = blip.tokenizer.encode(texts[chosen], max_tokens, first="enc")
+            parts.append(compare_images(model, first, second, tokens))
+            progress.update(sides.shape[1])
+    keys = [pair.key for pair in index.pairs]
+    predictions = dict(zip(keys, torch.cat(parts).tolist(), strict=True))
+    labels = {pair.key: pair.label for pair in index.pairs}
+    judged = {key: _is_true(value) for key, value in predictions.items()}
+    return NlvrResult(
+        nlvr(judged, labels),
+        predictions,
+        _units({key: judged[key] == label for key, label in labels.items()}, index),
+        len(index),
+        time.perf_counter() - started,
+    )
+
+
+def _is_true(probability: float) -> bool:
+    return probability > 0.5
+
+
+def _check_distinct(pairs: Sequence[ImagePair], uri: str) -> None:
+    seen: set[str] = set()
+    for pair in pairs:
+        if pair.key in seen:
+            raise DataError(
+                f"{uri}: the pair_id {pair.key} occurs twice in the split; evaluate a table whose "
+                "pairs come from one source"
+            )
+        seen.add(pair.key)
+
+
+def _encoded(blip: Blip, table: PairTable, rows: np.ndarray) -> Tensor:
+    """Patch tokens of some rows' images, all in one pass."""
+    (batch,) = iterate_images(table, rows, len(rows), blip.image_size)
+    if batch.errors:
+        row, reason = next(iter(batch.errors.items()))
+        raise DataError(f"row {row} of {table.uri}: {reason}")
+    return blip.nlvr.encode_images(batch.images.to(blip.device, blip.dtype))
+
+
+def _units(right: Mapping[str, bool], index: ImagePairIndex) -> dict[str, UnitScores]:
+    consistent = consistent_sentences(right)
+    if consistent is None:
+        return {"accuracy": _summed(index.first_rows.tolist(), list(right.values()))}
+    return {
+        "accuracy": _summed([image_set(key) for key in right], list(right.values())),
+        "consistency": _summed([key for key, _ in consistent], list(consistent.values())),
+    }
+
+
+def _summed(owners: Sequence[object], hits: Sequence[bool]) -> UnitScores:
+    """One unit for each owner, in the order in which they first occur."""
+    number = {owner: place for place, owner in enumerate(dict.fromkeys(owners))}
+    return summed_units(100.0 * np.asarray(hits), [number[owner] for owner in owners], len(number))

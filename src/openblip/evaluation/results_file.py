@@ -1,0 +1,53 @@
+"""What a model said of each example, for tables and programs."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from openblip.atomic import replace_file
+from openblip.errors import RecipeError
+
+_SUFFIXES = (".csv", ".json")
+
+
+def check_results_path(path: Path) -> None:
+    """Nothing, if `save_records` can write there: asked before the work begins.
+
+    Raises:
+        RecipeError: the name has another ending.
+    """
+    if path.suffix.lower() not in _SUFFIXES:
+        raise RecipeError(f"results {path}: give a name that ends in {' or '.join(_SUFFIXES)}")
+
+
+def save_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
+    """Write a row of a CSV file, or an object of a JSON list, for each record; whole or not at all.
+
+    In CSV the fields of the first record are the header, and the items of a list are joined by
+    "; ".
+
+    Args:
+        path: ends in `.csv` or `.json`.
+        records: with equal fields.
+
+    Raises:
+        RecipeError: the name has another ending.
+        OSError: it cannot be written.
+    """
+    check_results_path(path)
+    with (
+        replace_file(path) as unfinished,
+        unfinished.open("w", encoding="utf-8", newline="") as stream,
+    ):
+        if path.suffix.lower() == ".json":
+            json.dump(records, stream, ensure_ascii=False)
+            return
+        writer = csv.writer(stream)
+        writer.writerow(records[0] if records else ())
+        writer.writerows([[_cell(value) for value in record.values()] for record in records])
+
+
+def _cell(value: Any) -> Any:
+    return "; ".join(map(str, value)) if isinstance(value, list) else value

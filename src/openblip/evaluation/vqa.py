@@ -1,0 +1,243 @@
+"""Visual question answering: a split's questions are answered and judged (BLIP, section 5.3)."""
+
+import json
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from openblip.atomic import replace_file
+from openblip.data.loader import iterate_images
+from openblip.data.questions import Question, QuestionIndex
+from openblip.data.table import PairTable
+from openblip.errors import DataError, TextTruncated
+from openblip.evaluation.metrics.vqa import VqaScores, vqa_scores
+from openblip.evaluation.metrics.wups import items_of, wups_scores
+from openblip.evaluation.units import UnitScores, summed_units
+from openblip.inference import Answer, Blip
+from openblip.inference.answers import answer_each
+from openblip.progress import Progress
+
+# As many answers has each question of VQA v2.
+_OFFICIAL_ANSWERS = 10
+
+
+@dataclass(frozen=True)
+class AnsweredQuestion:
+    """What a model answers to a question."""
+
+    question: Question
+    row: int
+    """Of the image in the table."""
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class VqaResult:
+    """Answers to the questions of one split, and how good they are."""
+
+    metrics: dict[str, float]
+    """Per cent. Where every answered question has ten human answers "overall" of VQA v2 and its
+    answer and question types, otherwise "accuracy"; "WUPS@t" where it was asked for. Empty where
+    no answers are known."""
+    answers: dict[str, str]
+    """Answer by question id."""
+    units: dict[str, UnitScores] = field(repr=False)
+    """"overall" or "accuracy", and "WUPS@t", image by image."""
+    asked: list[AnsweredQuestion] = field(repr=False)
+    """Question by question, in the order of the table."""
+    num_images: int
+    num_questions: int
+    seconds: float
+
+    def save_results(self, path: Path) -> None:
+        """Write the answers in the form that the server of the VQA challenge takes."""
+        values = [
+            {"question_id": int(key) if key.isdecimal() else key, "answer": text}
+            for key, text in self.answers.items()
+        ]
+        with replace_file(path) as file:
+            file.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+
+
+def evaluate_vqa(
+    blip: Blip,
+    table: PairTable,
+    *,
+    split: str = "test",
+    candidates: Sequence[str] | None = None,
+    k: int = 128,
+    wups: bool = False,
+    batch_size: int = 32,
+) -> VqaResult:
+    """Answers to the questions of a split, against those of people where these are known.
+
+    An image is encoded once, however many questions it has.
+
+    Args:
+        blip: a question-answering model.
+        table: with questions in the metadata of the split's rows.
+        split: which rows.
+        candidates: answers to rank, as the paper does; None lets the model write.
+        k: candidates that are scored whole, those whose first token is likeliest.
+        wups: also compute WUPS at 0.9 and 0.0, the metric of DAQUAR; needs WordNet.
+        batch_size: images that are encoded together.
+
+    Raises:
+        DataError: there is no question, two have one id, an image cannot be read, or WUPS is
+            asked for where questions have several answers or none, or WordNet is not there.
+        MissingHead: the model answers no questions.
+        RecipeError: k is below 1.
+    """
+    started = time.perf_counter()
+    index = QuestionIndex.resolve(table, split, with_answers=False)
+    questions = index.read(np.arange(len(index)))
+    rows, image_of = np.unique(index.rows, return_inverse=True)
+    keys = _distinct_keys(questions, table)
+    if wups:
+        _check_single_answers(questions, table, split)
+    texts = _grouped(questions, image_of, len(rows))
+    answers: list[Answer] = []
+    with Progress("answering", total=len(questions), unit="questions") as progress:
+        for own in _answered(blip, table, rows, texts, candidates, k, batch_size):
+            answers += own
+            progress.update(len(own))
+    given = {key: answer.text for key, answer in zip(keys, answers, strict=True)}
+    metrics, units = judge_answers(questions, image_of, given, wups)
+    asked = [
+        AnsweredQuestion(*each)
+        for each in zip(questions, index.rows.tolist(), answers, strict=True)
+    ]
+    seconds = time.perf_counter() - started
+    return VqaResult(metrics, given, units, asked, len(rows), len(questions), seconds)
+
+
+def _distinct_keys(questions: Sequence[Question], table: PairTable) -> list[str]:
+    seen: set[str] = set()
+    for question in questions:
+        if question.key in seen:
+            raise DataError(
+                f"{table.uri}: the question_id {question.key} occurs twice in the split; evaluate "
+                "a table whose questions come from one source"
+            )
+        seen.add(question.key)
+    return [question.key for question in questions]
+
+
+def _check_single_answers(questions: Sequence[Question], table: PairTable, split: str) -> None:
+    for question in questions:
+        if len(question.answers) != 1:
+            raise DataError(
+                f"{table.uri}: WUPS compares with one answer, but question {question.key} of the "
+                f"split {split!r} has {len(question.answers)}: leave it out (--wups)"
+            )
+
+
+def _grouped(
+    questions: Sequence[Question], image_of: NDArray[np.int64], num_images: int
+) -> list[list[str]]:
+    texts: list[list[str]] = [[] for _ in range(num_images)]
+    for question, image in zip(questions, image_of.tolist(), strict=True):
+        texts[image].append(question.text)
+    return texts
+
+
+def _answered(
+    blip: Blip,
+    table: PairTable,
+    rows: NDArray[np.int64],
+    texts: Sequence[Sequence[str]],
+    candidates: Sequence[str] | None,
+    k: int,
+    batch_size: int,
+) -> Iterator[list[Answer]]:
+    """Answers to the questions about each image in turn."""
+    vqa = blip.vqa
+    first = 0
+    for batch in iterate_images(table, rows, batch_size, blip.image_size):
+        if batch.errors:
+            row, reason = next(iter(batch.errors.items()))
+            raise DataError(f"row {row} of {table.uri}: {reason}")
+        own = texts[first : first + len(batch.rows)]
+        first += len(batch.rows)
+        with torch.inference_mode(), warnings.catch_warnings():
+            # The protocol cuts questions to what the model reads.
+            warnings.simplefilter("ignore", TextTruncated)
+            hidden = vqa.encode_images(batch.images.to(blip.device, blip.dtype))
+            answers = answer_each(vqa, blip.tokenizer, hidden, own, candidates, k)
+        yield from answers
+
+
+def judge_answers(
+    questions: Sequence[Question],
+    image_of: NDArray[np.int64],
+    given: Mapping[str, str],
+    wups: bool = False,
+) -> tuple[dict[str, float], dict[str, UnitScores]]:
+    """Metrics and their scores image by image, as `VqaResult` has them.
+
+    Args:
+        questions: those whose answers are not known are passed over.
+        image_of: (questions,), a number for the image of each.
+        given: the answer by question id.
+        wups: also compute WUPS.
+    """
+    known = [place for place, question in enumerate(questions) if question.answers]
+    if not known:
+        return {}, {}
+    answered = [questions[place] for place in known]
+    answers = {question.key: given[question.key] for question in answered}
+    by_types = _scores_by_type(answered, answers)
+    name = "overall" if _is_official(answered) else "accuracy"
+    metrics = {name if of == "overall" else of: v for of, v in by_types.summary().items()}
+    scores = {name: by_types.accuracy}
+    if wups:
+        right = {question.key: question.answers[0] for question in answered}
+        of_words = wups_scores(answers, right)
+        metrics |= {key: 100 * float(values.mean()) for key, values in of_words.items()}
+        scores |= of_words
+    _, owner = np.unique(image_of[known], return_inverse=True)
+    images = int(owner.max()) + 1
+    return metrics, {key: summed_units(100 * v, owner, images) for key, v in scores.items()}
+
+
+def question_accuracies(asked: Sequence[AnsweredQuestion]) -> list[float]:
+    """Accuracy of each answer, 0 to 1; all questions must have known answers."""
+    if not asked:
+        return []
+    answers = {each.question.key: each.answer.text for each in asked}
+    scores = _scores_by_type([each.question for each in asked], answers)
+    return [float(value) for value in scores.accuracy]
+
+
+def _is_official(known: Sequence[Question]) -> bool:
+    return all(len(question.answers) == _OFFICIAL_ANSWERS for question in known)
+
+
+def _scores_by_type(known: Sequence[Question], answers: Mapping[str, str]) -> VqaScores:
+    """Official accuracies; or 1 where an answer names what one of the known answers names."""
+    if _is_official(known):
+        annotations = [
+            {
+                "question_id": question.key,
+                "question_type": question.question_type,
+                "answer_type": question.answer_type,
+                "answers": [{"answer": answer} for answer in question.answers],
+            }
+            for question in known
+        ]
+        return vqa_scores(answers, annotations)
+    right = [
+        items_of(answers[question.key]) in {items_of(answer) for answer in question.answers}
+        for question in known
+    ]
+    return VqaScores(
+        accuracy=np.array(right, np.float64),
+        answer_types=tuple(question.answer_type for question in known),
+        question_types=tuple(question.question_type for question in known),
+    )

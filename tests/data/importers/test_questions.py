@@ -1,0 +1,245 @@
+"""Questions about images, in the layouts that they are published in."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from openblip.data.importers.driver import import_pairs
+from openblip.data.questions import Question, QuestionIndex
+from openblip.data.report import ImportReport
+from openblip.data.table import PairTable
+from openblip.errors import DataError
+
+OFFICIAL = "v2_OpenEnded_mscoco_val2014_questions.json"
+ANNOTATIONS = "v2_mscoco_val2014_annotations.json"
+HUMAN = ["yes"] * 7 + ["no"] * 3
+
+
+def _write(file: Path, document: object) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(document))
+    return file
+
+
+def _images(folder: Path, jpeg: Callable[..., bytes], names: list[str]) -> None:
+    for number, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(jpeg(number))
+
+
+def _import(source: Path, **options: Any) -> tuple[ImportReport, PairTable]:
+    uri = source.parent / "out.lance"
+    return import_pairs(source, uri, show_progress=False, **options), PairTable.open(uri)
+
+
+def _questions(table: PairTable, split: str) -> list[tuple[str, Question]]:
+    index = QuestionIndex.resolve(table, split, with_answers=False)
+    ids = table.take(index.rows, ["id"])["id"].to_pylist()
+    return list(zip(ids, index.read(np.arange(len(index))), strict=True))
+
+
+def _question(key: int, image: int) -> dict[str, object]:
+    return {"question_id": key, "image_id": image, "question": f"question {key}?"}
+
+
+def _annotation(key: int, image: int) -> dict[str, object]:
+    return {
+        "question_id": key,
+        "image_id": image,
+        "question_type": "is the",
+        "answer_type": "yes/no",
+        "multiple_choice_answer": "yes",
+        "answers": [
+            {"answer": text, "answer_confidence": "maybe", "answer_id": number}
+            for number, text in enumerate(HUMAN, 1)
+        ],
+    }
+
+
+def _official(folder: Path, jpeg: Callable[..., bytes], questions: list[object]) -> Path:
+    names = [f"COCO_val2014_{image:012d}.jpg" for image in (42, 73)]
+    _images(folder / "val2014", jpeg, names)
+    subtype = {"data_subtype": "val2014", "data_type": "mscoco"}
+    annotated = [_annotation(42000, 42), _annotation(73000, 73), _annotation(42001, 42)]
+    _write(folder / ANNOTATIONS, {**subtype, "annotations": annotated})
+    return _write(folder / OFFICIAL, {**subtype, "questions": questions})
+
+
+def test_questions_of_vqa_are_grouped_by_image_with_their_ten_answers(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    asked = [_question(42000, 42), _question(73000, 73), _question(42001, 42)]
+    report, table = _import(_official(tmp_path, jpeg, asked), origin="human")
+
+    assert (report.format, report.splits) == ("vqa", {"val": 2})
+    assert report.skipped == {}
+    found = _questions(table, "val")
+    assert [(row, question.key) for row, question in found] == [
+        ("42", "42000"),
+        ("42", "42001"),
+        ("73", "73000"),
+    ]
+    question = found[1][1]
+    assert question.text == "question 42001?"
+    assert list(question.answers) == HUMAN
+    assert (question.question_type, question.answer_type) == ("is the", "yes/no")
+    assert question.weighted_answers == pytest.approx({"yes": 0.7, "no": 0.3})
+
+
+def test_an_import_goes_on_where_it_stopped(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
+    asked = [_question(42000, 42), _question(73000, 73), _question(42001, 42)]
+    source = _official(tmp_path, jpeg, asked)
+    report, table = _import(source, limit=1)
+    assert (len(table), report.complete) == (1, False)
+    report, table = _import(source)
+    assert (len(table), report.complete, report.skipped) == (2, True, {})
+    assert [row for row, _ in _questions(table, "val")] == ["42", "42", "73"]
+
+
+def test_what_belongs_to_nothing_is_reported(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
+    asked = [
+        _question(42000, 42),
+        _question(42009, 42),
+        {"question_id": 1, "question": "of no image?"},
+        _question(73000, 73),
+    ]
+    report, table = _import(_official(tmp_path, jpeg, asked))
+    details = {example.where: example.detail for example in report.examples["bad record"]}
+    assert details == {
+        f"{OFFICIAL} question 42009": "is not in the file of annotations",
+        f"{OFFICIAL} question 2": "needs a question, its question_id and image_id",
+        f"{OFFICIAL} annotation of question 42001": "has no question in the file",
+    }
+    assert [question.key for _, question in _questions(table, "val")] == ["42000", "73000"]
+
+
+def test_the_test_questions_have_no_answers(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
+    _images(tmp_path / "test2015", jpeg, ["COCO_test2015_000000000005.jpg"])
+    file = _write(
+        tmp_path / "v2_OpenEnded_mscoco_test-dev2015_questions.json",
+        {"data_subtype": "test-dev2015", "questions": [_question(5000, 5)]},
+    )
+    _, table = _import(file)
+    ((row, question),) = _questions(table, "test")
+    assert (row, question.key, question.answers) == ("5", "5000", ())
+
+
+def test_annotations_that_are_not_there_are_missed_by_name(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    file = _official(tmp_path, jpeg, [_question(42000, 42)])
+    (tmp_path / ANNOTATIONS).rename(tmp_path / "other.json")
+    with pytest.raises(DataError, match=ANNOTATIONS):
+        _import(file)
+    with pytest.raises(DataError, match="import the file of questions"):
+        _import(tmp_path / "other.json")
+    unnamed = _write(tmp_path / "mine.json", {"questions": []})
+    with pytest.raises(DataError, match="name it as the official one"):
+        _import(unnamed)
+
+
+def test_the_lists_that_blip_distributes(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
+    records: list[object] = [
+        {
+            "image": "val2014/a.jpg",
+            "question": "q1?",
+            "question_id": 7,
+            "answer": HUMAN,
+            "dataset": "vqa",
+        },
+        {"image": "VG_100K/2.jpg", "question": "q2?", "answer": "on the grass", "dataset": "vg"},
+        {"image": "val2014/a.jpg", "question": "q3?", "answer": ["red"], "dataset": "vqa"},
+        {"image": "val2014/a.jpg", "question": "q4?", "answer": [3]},
+        {"image": "../../secret.jpg", "question": "q5?", "answer": "no"},
+    ]
+    root = tmp_path / "coco"
+    _images(root, jpeg, ["val2014/a.jpg", "VG_100K/2.jpg"])
+    report, table = _import(_write(tmp_path / "vqa_train.json", records), image_root=root)
+
+    assert (report.format, report.splits) == ("questions", {"train": 2})
+    assert report.skipped == {"bad record": 1, "unsafe path": 1}
+    found = _questions(table, "train")
+    assert [(row, question.text, question.weight) for row, question in found] == [
+        ("val2014/a.jpg", "q1?", 1.0),
+        ("val2014/a.jpg", "q3?", 1.0),
+        ("VG_100K/2.jpg", "q2?", 0.2),
+    ]
+    assert list(found[0][1].answers) == HUMAN
+    assert found[0][1].key == "7"
+    assert found[2][1].weighted_answers == {"on the grass": 0.2}
+
+
+def test_a_list_of_test_questions_needs_no_answers(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    _images(tmp_path, jpeg, ["test2015/a.jpg"])
+    records = [{"image": "test2015/a.jpg", "question": "q?", "question_id": 3, "dataset": "vqa"}]
+    _, table = _import(_write(tmp_path / "vqa_test.json", records))
+    ((_, question),) = _questions(table, "test")
+    assert (question.key, question.answers) == ("3", ())
+
+
+def test_answers_of_visual_genome_weigh_a_fifth_and_end_without_a_full_stop(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    objects = [{"object_id": 1, "names": ["clock"], "synsets": ["clock.n.01"]}]
+    records = [
+        {
+            "id": image,
+            "qas": [
+                {
+                    "qa_id": image * 10 + number,
+                    "image_id": image,
+                    "question": "What is it?",
+                    "answer": "A clock.",
+                    "a_objects": objects,
+                    "q_objects": [],
+                }
+                for number in range(2)
+            ],
+        }
+        for image in (1, 2)
+    ]
+    # Its images come in two archives.
+    _images(tmp_path, jpeg, ["VG_100K/1.jpg", "VG_100K_2/2.jpg"])
+    file = _write(tmp_path / "question_answers.json", [*records, {"id": 3}])
+    report, table = _import(file)
+    assert (report.format, report.splits) == ("visual_genome", {"train": 2})
+    assert report.skipped == {"bad record": 1}
+    found = _questions(table, "train")
+    assert [(row, question.key) for row, question in found] == [
+        ("visual_genome/1", "10"),
+        ("visual_genome/1", "11"),
+        ("visual_genome/2", "20"),
+        ("visual_genome/2", "21"),
+    ]
+    assert found[0][1].weighted_answers == {"A clock": 0.2}
+
+
+def test_json_lines_may_bring_questions(write_jsonl: Callable[..., Path]) -> None:
+    questions = [{"question": "what colour?", "answer": "black, gray"}]
+    folder = write_jsonl([{"image": "images/0.jpg", "captions": [], "questions": questions}], 1)
+    _, table = _import(folder)
+    ((row, question),) = _questions(table, "train")
+    assert (row, question.text, question.answers) == (
+        "images/0.jpg",
+        "what colour?",
+        ("black, gray",),
+    )
+
+
+def test_the_pairs_of_daquar_are_imported_whole(shared_data: Path, tmp_path: Path) -> None:
+    source = shared_data / "vqa_daquar"
+    if not source.is_dir():
+        pytest.skip(f"reference data not found: {source}")
+    uri = tmp_path / "daquar.lance"
+    report = import_pairs(source, uri, origin="human", store="uri", show_progress=False)
+    lines = [json.loads(line) for line in (source / "captions.jsonl").read_text().splitlines()]
+    assert (report.num_rows, report.skipped) == (len(lines), {})
+    expected = [q["answer"] for line in lines if line["split"] == "test" for q in line["questions"]]
+    found = [question.answers for _, question in _questions(PairTable.open(uri), "test")]
+    assert found == [(answer,) for answer in expected]
