@@ -18,6 +18,7 @@ def line_of(text: str, part: str) -> int:
     return text[: text.index(part)].count("\n") + 1
 
 
+CAPTIONER_INIT = "    init: noise\n    settings: {train.steps: 1, train.batch_size: 8}\n"
 WRONG = {
     "unknown field": ("trained_as:", "trained_like:", "models.clip.trained_like is unknown"),
     "unknown model": ("like: noise, trained", "like: nose, trained", "did you mean noise?"),
@@ -29,9 +30,9 @@ WRONG = {
     "task setting": ("{k: 4}", "{top: 4}", "tasks.retrieval.settings.top is unknown"),
     "refused view": ("itm: 0.0", "itm: 7", "itm must be a probability from 0 to 1"),
     "refused world": ("web_rows: 16", "web_rows: -1", "web_rows must be >= 0"),
-    "two origins": ("recipe: world\n", "recipe: world\n    like: both\n", "give one of checkpoint"),
+    "two beginnings": ("recipe: world\n", "recipe: world\n    like: both\n", "give one of"),
     "no such recipe": ("recipe: world_filter", "recipe: world_filer", "did you mean world_filter"),
-    "no init": ("    init: noise\n    settings: {train.steps: 1, train.batch_size: 8}\n", "", "init"),
+    "no init": (CAPTIONER_INIT, "", "world_captioner starts from a model: give init"),
     "gains without rows": ("layout: figures", "layout: gains", "a table of gains has rows"),
     "circle": ("like: noise\n    data", "like: noise\n    init: both\n    data", "needs itself"),
 }
@@ -64,7 +65,7 @@ def test_what_is_no_yaml_says_where(tmp_path: Path) -> None:
         read_spec(written(tmp_path, "title: [\n"))
     with pytest.raises(RecipeError, match="expected the fields of a comparison"):
         read_spec(written(tmp_path, "- a\n"))
-    with pytest.raises(RecipeError, match="nothing.yaml: cannot be read"):
+    with pytest.raises(RecipeError, match=r"nothing\.yaml: cannot be read"):
         read_spec(tmp_path / "nothing.yaml")
 
 

@@ -16,16 +16,15 @@ from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.run import run_capfilt
 from openblip.comparison.flops import capfilt_flops
 from openblip.comparison.planner import INIT, TABLE
-from openblip.comparison.spec import CaptionSettings, RetrievalSettings, SourceSpec
+from openblip.comparison.spec import SourceSpec
 from openblip.comparison.stages import ORDER_FILE, RESULT_FILE
+from openblip.comparison.tasks import PROTOCOLS
 from openblip.data.importers.driver import import_pairs
 from openblip.data.table import PairTable
 from openblip.data.world import WorldConfig, create_world
 from openblip.errors import DataError, MissingHead
-from openblip.evaluation.caption import evaluate_caption
-from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.evaluation.units import UnitScores
-from openblip.inference import Blip, Decoding, load
+from openblip.inference import Decoding, load
 from openblip.inference.loading import find_model
 from openblip.training.recipe_file import from_plain, recipe_from_dict
 from openblip.training.run import train
@@ -111,52 +110,15 @@ def _capfilt(order: Order) -> dict[str, Any]:
 
 def _evaluate(order: Order) -> dict[str, Any]:
     settings = dict(order.settings)
-    task, split = settings.pop("task"), settings.pop("split")
+    protocol, split = PROTOCOLS[settings.pop("task")], settings.pop("split")
     blip, table = load(order.inputs["model"]), PairTable.open(order.inputs["table"])
     try:
-        units = _EVALUATIONS[task](blip, table, split, settings)
+        chosen = from_plain(protocol.settings, settings, "settings")
+        units = protocol.evaluate(blip, table, split, chosen)
     except MissingHead as error:
         # Said once, so that the same command does not try it again.
         return {"units": {}, "missing": str(error)}
     return {"units": {name: _plain(found) for name, found in units.items()}}
-
-
-def _retrieval(
-    blip: Blip, table: PairTable, split: str, settings: Mapping[str, Any]
-) -> dict[str, UnitScores]:
-    chosen = from_plain(RetrievalSettings, settings, "settings")
-    found = evaluate_retrieval(
-        blip,
-        table,
-        split=split,
-        k=chosen.k,
-        max_words=chosen.max_words,
-        batch_size=chosen.batch_size,
-        use_itm=_can_match(blip),
-    )
-    return found.units
-
-
-def _caption(
-    blip: Blip, table: PairTable, split: str, settings: Mapping[str, Any]
-) -> dict[str, UnitScores]:
-    chosen = from_plain(CaptionSettings, settings, "settings")
-    return evaluate_caption(
-        blip,
-        table,
-        split=split,
-        decoding=chosen.decoding,
-        prompt=chosen.prompt,
-        batch_size=chosen.batch_size,
-    ).units
-
-
-def _can_match(blip: Blip) -> bool:
-    try:
-        blip.matcher.require("itm")
-    except MissingHead:
-        return False
-    return True
 
 
 def _plain(units: UnitScores) -> dict[str, list[float]]:
@@ -195,6 +157,3 @@ _WORK: dict[str, Callable[[Order], dict[str, Any]]] = {
     "capfilt": _capfilt,
     "evaluate": _evaluate,
 }
-_EVALUATIONS: dict[
-    str, Callable[[Blip, PairTable, str, Mapping[str, Any]], dict[str, UnitScores]]
-] = {"retrieval": _retrieval, "caption": _caption}

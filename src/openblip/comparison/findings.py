@@ -6,9 +6,10 @@ from functools import cached_property
 from pathlib import Path
 
 from openblip.comparison.planner import Planner
-from openblip.comparison.spec import ClaimSpec, ComparisonSpec, TableSpec, parts_of
+from openblip.comparison.spec import ClaimSpec, ComparisonSpec, TableSpec
 from openblip.comparison.stages import Given, Stage, closure
 from openblip.comparison.statistics import SeedScores, seed_scores, verdict
+from openblip.comparison.tasks import parts_of
 from openblip.evaluation.metrics.bootstrap import Comparison
 
 

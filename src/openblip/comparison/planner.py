@@ -3,17 +3,19 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from os.path import expandvars
 from pathlib import Path
 from typing import Any
 
-from openblip.comparison.spec import SETTINGS_OF, ComparisonSpec, DataSpec, ModelSpec
+from openblip.comparison.spec import ComparisonSpec, DataSpec, ModelSpec
 from openblip.comparison.stages import Given, Stage
+from openblip.comparison.tasks import PROTOCOLS
 from openblip.data.patterns import matching_paths
 from openblip.data.table import PairTable
 from openblip.data.views import CaptionView
 from openblip.data.world import WorldConfig
 from openblip.data.world.config import config_to_dict
-from openblip.errors import OpenBlipError, RecipeError
+from openblip.errors import DataError, OpenBlipError, RecipeError
 from openblip.inference.fingerprint import model_fingerprint
 from openblip.inference.loading import find_model
 from openblip.interop.folder import read_config
@@ -54,7 +56,9 @@ class Planner:
     def evaluation(self, model: str, task: str, seed: int) -> Stage:
         """How a model does on a task."""
         spec = self._spec.tasks[task]
-        settings = from_plain(SETTINGS_OF[spec.task], spec.settings, f"tasks.{task}.settings")
+        settings = from_plain(
+            PROTOCOLS[spec.task].settings, spec.settings, f"tasks.{task}.settings"
+        )
         return Stage(
             "evaluate",
             f"{model} on {task}, seed {seed}",
@@ -99,8 +103,8 @@ class Planner:
     def _make_data(self, name: str, spec: DataSpec, seed: int) -> Stage | Given:
         title = f"{name}, seed {seed}"
         if spec.table is not None:
-            table = PairTable.open(spec.table)
-            return Given(spec.table, f"{spec.table} at version {table.version}")
+            place = expandvars(spec.table)
+            return Given(place, f"{place} at version {PairTable.open(place).version}")
         if spec.capfilt is not None:
             job = spec.capfilt
             settings = {
@@ -119,9 +123,9 @@ class Planner:
             values = {"seed": seed, **spec.world}
             config = from_plain(WorldConfig, values, f"data.{name}.world")
             return Stage("data", title, {"world": config_to_dict(config)})
-        sources = [to_plain(source) for source in spec.sources]
-        seen = [_source_digest(source.source) for source in spec.sources]
-        return Stage("data", title, {"sources": sources, "files": seen})
+        sources = [replace(one, source=expandvars(one.source)) for one in spec.sources]
+        seen = [_source_digest(source.source) for source in sources]
+        return Stage("data", title, {"sources": [*map(to_plain, sources)], "files": seen})
 
     def _make_model(self, name: str, spec: ModelSpec, seed: int) -> Stage | Given:
         if spec.checkpoint is not None:
@@ -200,7 +204,7 @@ class Planner:
 
 def _checkpoint(spec: ModelSpec, seed: int) -> str:
     assert spec.checkpoint is not None
-    return spec.checkpoint.replace("{seed}", str(seed))
+    return expandvars(spec.checkpoint).replace("{seed}", str(seed))
 
 
 def _with_settings(recipe: Recipe, settings: Mapping[str, Any], field: str) -> Recipe:
@@ -227,8 +231,11 @@ def _with_settings(recipe: Recipe, settings: Mapping[str, Any], field: str) -> R
 
 def _source_digest(source: str) -> str:
     """Of the names, sizes and times of a source's files: what changes when they do."""
-    digest = hashlib.sha256()
-    for place in matching_paths(source):
+    digest, places = hashlib.sha256(), matching_paths(source)
+    if not places:
+        unset = "; a variable of the environment is not set" if "$" in source else ""
+        raise DataError(f"{source} does not exist{unset}")
+    for place in places:
         files = sorted(place.rglob("*")) if place.is_dir() else [place]
         for file in files:
             if file.is_file():

@@ -3,11 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from openblip.comparison.tasks import TaskKind
 from openblip.data.table import ORIGINS, SPLITS
 from openblip.errors import RecipeError
 from openblip.inference import Decoding
 
-TaskKind = Literal["retrieval", "caption"]
 TrainedAs = Literal["clip", "albef", "unimodal"]
 Layout = Literal["models", "figures", "gains"]
 
@@ -17,7 +17,7 @@ class SourceSpec:
     """Pairs that are imported, as by `openblip data import`."""
 
     source: str
-    """File, folder or pattern."""
+    """File, folder or pattern; may begin with a variable of the environment, as `$DATA`."""
     origin: str = "web"
     """`web` or `human`."""
     split: str | None = None
@@ -53,7 +53,7 @@ class DataSpec:
     """A pair table: give one of these."""
 
     table: str | None = None
-    """Path of a table that is there."""
+    """Path of a table that is there; may begin with a variable of the environment, as `$DATA`."""
     sources: tuple[SourceSpec, ...] = ()
     """What is imported into a new one, one behind the other."""
     world: dict[str, Any] | None = None
@@ -113,41 +113,11 @@ class TaskSpec:
     split: str = "test"
     """Which rows."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Of the protocol: fields of `RetrievalSettings` or `CaptionSettings`."""
+    """Fields of the protocol's settings (`openblip.comparison.tasks`)."""
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
             raise RecipeError(f"split is {self.split!r}; choose one of {', '.join(SPLITS)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class RetrievalSettings:
-    """Settings of `evaluate_retrieval`."""
-
-    k: int = 128
-    """Candidates that matching ranks again, where the model can match."""
-    max_words: int = 50
-    """Captions are cut to so many."""
-    batch_size: int = 32
-    """Images that are encoded together."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionSettings:
-    """Settings of `evaluate_caption`."""
-
-    prompt: str = "a picture of "
-    """What the model continues; a pre-trained model has seen none."""
-    decoding: Decoding = field(default_factory=Decoding)
-    """How captions are written."""
-    batch_size: int = 32
-    """Images that are encoded together."""
-
-
-SETTINGS_OF: dict[TaskKind, type[RetrievalSettings] | type[CaptionSettings]] = {
-    "retrieval": RetrievalSettings,
-    "caption": CaptionSettings,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,17 +206,3 @@ class ComparisonSpec:
             raise RecipeError("seeds: give at least one, each once")
         if not self.data or not self.models or not self.tables:
             raise RecipeError("data, models and tables must have an entry each")
-
-
-# Metrics that are the mean of others.
-MEANS = {"R@1": ("TR@1", "IR@1"), "R@5": ("TR@5", "IR@5"), "R@10": ("TR@10", "IR@10")}
-# What a protocol gives image by image.
-METRICS_OF: dict[TaskKind, tuple[str, ...]] = {
-    "retrieval": (*MEANS, *(name for names in MEANS.values() for name in names)),
-    "caption": ("CIDEr", "ROUGE-L"),
-}
-
-
-def parts_of(metric: str) -> tuple[str, ...]:
-    """The metrics that a metric is the mean of; itself if it is none of several."""
-    return MEANS.get(metric, (metric,))

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openblip.comparison.spec import METRICS_OF, SETTINGS_OF, ComparisonSpec
+from openblip.comparison.spec import ComparisonSpec
+from openblip.comparison.tasks import PROTOCOLS
 from openblip.errors import RecipeError
 from openblip.training.recipe_file import FieldError, from_plain, nearest
 
@@ -64,7 +65,7 @@ def check_names(spec: ComparisonSpec) -> None:
     for field, name in _models_named(spec):
         _known(name, spec.models, field)
     for name, task in spec.tasks.items():
-        from_plain(SETTINGS_OF[task.task], task.settings, f"tasks.{name}.settings")
+        from_plain(PROTOCOLS[task.task].settings, task.settings, f"tasks.{name}.settings")
     for field, figure in _figures_named(spec):
         _known_figure(figure, spec, field)
 
@@ -118,7 +119,7 @@ def _known_figure(figure: str, spec: ComparisonSpec, field: str) -> None:
     if not metric:
         raise FieldError(field, f"{field}: {figure!r} is not TASK.METRIC, as in retrieval.TR@1")
     _known(task, spec.tasks, field)
-    metrics = METRICS_OF[spec.tasks[task].task]
+    metrics = PROTOCOLS[spec.tasks[task].task].metrics
     if metric not in metrics:
         message = f"{field}: {figure!r} has an unknown metric{nearest(metric, metrics)}"
         raise FieldError(field, message)
