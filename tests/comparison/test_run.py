@@ -1,6 +1,6 @@
 """A comparison from its file to its report; what is finished is not done again."""
 
-import os
+import json
 import signal
 import subprocess
 import sys
@@ -61,6 +61,17 @@ def test_a_second_call_does_nothing_and_says_the_same(compared: Compared) -> Non
     assert finished_at(compared.folder) == before
 
 
+def test_the_verdicts_are_for_programs_too(
+    compared: Compared, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = str(compared.folder.parent / "tiny.yaml")
+    assert main(["compare", path, "-o", str(compared.folder), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["report"] == str(compared.folder / "report.html")
+    (claim,) = said["claims"]
+    assert (claim["claim"], claim["figure"]) == ("CapFilt > none", "retrieval.R@1")
+
+
 def test_a_change_does_only_that_again(
     compared: Compared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -100,15 +111,19 @@ def test_one_process_at_a_time(tmp_path: Path, compared: Compared) -> None:
 def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(
     number: signal.Signals, tmp_path: Path
 ) -> None:
-    text = TINY.replace("seeds: [0, 1]", "seeds: [0]").replace("train.steps: 2", "train.steps: 60")
+    text = TINY.replace("seeds: [0, 1]", "seeds: [0]").replace("train.steps: 2", "train.steps: 90")
     path = written(tmp_path, text)
     whole = compare(path, tmp_path / "whole", jobs=2)
-    command = [sys.executable, "-m", "openblip", "compare", str(path), "-o", "killed", "--jobs=2"]
-    for seconds in (4, 7, 10):
-        process = subprocess.Popen(command, cwd=tmp_path, env=os.environ)
-        time.sleep(seconds)
+    output = str(tmp_path / "killed")
+    command = [sys.executable, "-m", "openblip", "compare", str(path), "-o", output, "--jobs", "2"]
+    for moment in ("begin: train noise", "begin: train captioner", "begin: train both"):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert process.stderr is not None
+        assert any(line.startswith(moment) for line in process.stderr)
+        time.sleep(1)
         process.send_signal(number)
-        assert process.wait(60) in (130, -number, 0)
+        process.communicate(timeout=60)
+        assert process.returncode == (130 if number == signal.SIGINT else -number)
         # Workers that have lost their parent end by themselves.
         time.sleep(5)
     resumed = compare(path, tmp_path / "killed", jobs=2)
@@ -117,3 +132,7 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(
         assert one is not None
         assert two is not None
         assert (one.seeds[0] == two.seeds[0]).all()
+        costs = [c.findings.compute(model) for c in (whole, resumed)]
+        assert costs[0] is not None
+        assert costs[1] is not None
+        assert costs[0].flops == pytest.approx(costs[1].flops)
