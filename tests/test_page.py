@@ -112,3 +112,11 @@ def test_tables_stand_side_by_side_below_their_names(tmp_path: Path) -> None:
     assert html.count("<table>") == 2
     assert "often &lt;b&gt;" in html
     assert "<i>" not in html
+
+
+def test_an_interval_is_drawn_at_the_scale_of_its_bar() -> None:
+    drawn = bars("t", {"a": 4.0}, intervals={"a": (2.0, 8.0)})
+    (width,) = map(float, re.findall(r'width="([\d.]+)" height="16"', drawn))
+    x1, x2 = map(float, re.findall(r'<line x1="([\d.]+)" x2="([\d.]+)"', drawn)[0])
+    (start,) = map(float, re.findall(r'<rect x="([\d.]+)"', drawn))
+    assert (x1 - start, x2 - start) == pytest.approx((width / 2, 2 * width), abs=0.2)

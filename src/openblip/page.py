@@ -181,20 +181,42 @@ def histogram(
     return _figure(title + legend, width, height + 18, drawn)
 
 
-def bars(title: str, values: Mapping[str, float], unit: str = "") -> str:
-    """Horizontal bars from zero with their values, as SVG."""
-    highest = max(values.values(), default=0.0) or 1.0
-    width, row, label = 440.0, 26.0, 130.0
+def bars(
+    title: str,
+    values: Mapping[str, float],
+    unit: str = "",
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+) -> str:
+    """Horizontal bars from zero with their values, as SVG.
+
+    Args:
+        title: shown above.
+        values: by name; below zero there is no bar.
+        unit: behind each value.
+        intervals: low and high end by name, drawn as a line across the end of the bar.
+    """
+    ends = intervals or {}
+    highest = max((*values.values(), *(high for _, high in ends.values())), default=0.0) or 1.0
+    width, row = 440.0, 26.0
+    label = min(max(130.0, 6.2 * max(map(len, values), default=0)), 240.0)
+    scale = (width - label - 70) / highest
     drawn = []
     for number, (name, value) in enumerate(values.items()):
         y = number * row
-        long = max(value, 0.0) / highest * (width - label - 70)
+        long = max(value, 0.0) * scale
+        low, high = (max(end, 0.0) * scale for end in ends.get(name, (value, value)))
         drawn.append(
             f'<text x="0" y="{y + 16:.1f}">{escape(name)}</text>'
-            f'<rect x="{label}" y="{y + 4:.1f}" width="{long:.1f}" height="16" rx="2" '
+            f'<rect x="{label:.1f}" y="{y + 4:.1f}" width="{long:.1f}" height="16" rx="2" '
             f'fill="{_colour(number)}"/>'
-            f'<text x="{label + long + 6:.1f}" y="{y + 16:.1f}">{value:.1f}{escape(unit)}</text>'
+            f'<text x="{label + max(long, high) + 6:.1f}" y="{y + 16:.1f}">'
+            f"{value:.1f}{escape(unit)}</text>"
         )
+        if name in ends:
+            drawn.append(
+                f'<line x1="{label + low:.1f}" x2="{label + high:.1f}" y1="{y + 12:.1f}" '
+                f'y2="{y + 12:.1f}" stroke="var(--ink)" stroke-width="1.5"/>'
+            )
     return _figure(escape(title), width, row * len(values), drawn)
 
 

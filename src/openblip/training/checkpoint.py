@@ -41,6 +41,8 @@ class RunState:
     """Optimiser steps done."""
     seconds: float = 0.0
     """Time spent in the loop, over all starts of the run."""
+    flops: float = 0.0
+    """Arithmetic of all processes, each like the first, as `task_flops` counts; over all starts."""
     best_loss: float = float("inf")
     """The lowest loss that a checkpoint was judged by, nats."""
     best_step: int | None = None

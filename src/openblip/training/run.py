@@ -59,6 +59,8 @@ class TrainResult:
     """Optimiser steps done, over all starts of the run."""
     seconds: float
     """Time spent in them, validation included."""
+    flops: float
+    """Arithmetic of their forward and backward passes and the teacher's, as `task_flops` counts."""
     terms: dict[str, float]
     """Losses by name: means over the steps of the latest log line."""
     interrupted: bool
@@ -160,6 +162,7 @@ class _Run:
             self.store.folder / "last",
             self.state.step,
             self.state.seconds,
+            self.state.flops,
             self.state.terms,
             interrupted=not finished,
             trained_weights=self._num_trained(),
