@@ -54,6 +54,7 @@ ONE_PLACE = {
     "wandb": {"training/trackers/wandb.py"},
     "mlflow": {"training/trackers/mlflow.py"},
     "trackio": {"training/trackers/trackio.py"},
+    "av": {"data/video.py"},
     "obstore": {"data/storage.py"},
     "botocore": {"data/storage.py"},
     "transformers": {"inference/transformers_towers.py"},

@@ -72,3 +72,57 @@ def classify(
         ["class", "top-1"], [[name, f"{value:.1f}"] for name, value in found.per_class.items()]
     )
     return 0
+
+
+def video(
+    model: tyro.conf.Positional[str],
+    annotations: tyro.conf.Positional[Path],
+    videos: tyro.conf.Positional[Path],
+    /,
+    *,
+    num_frames: int = 8,
+    k: int = 64,
+    batch_size: int = 4,
+    results: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Recall of texts and of videos by a model that was trained on images; needs the extra video.
+
+    Example: openblip evaluate video runs/retrieval msrvtt_test.jsonl MSRVTT/videos
+
+    Args:
+        model: model folder or run directory.
+        annotations: JSON lines, or a JSON list, with clip_name and caption, as of MSR-VTT.
+        videos: folder of the clips.
+        num_frames: taken from each clip at even distances.
+        k: candidates that matching ranks again; 0 for contrast alone.
+        batch_size: clips whose frames are encoded together.
+        results: write what each text found there, as .csv or .json.
+        json: print JSON.
+    """
+    from openblip.data.video import read_clips
+    from openblip.evaluation.results_file import check_results_path
+    from openblip.evaluation.video import evaluate_video
+    from openblip.inference import load
+
+    if results is not None:
+        check_results_path(results)
+    clips = read_clips(annotations, videos)
+    found = evaluate_video(load(model), clips, num_frames=num_frames, k=k, batch_size=batch_size)
+    if results is not None:
+        found.save(results)
+    if json:
+        shown = ("metrics", "contrastive", "num_videos", "num_texts", "k", "seconds")
+        print_json({name: getattr(found, name) for name in shown})
+        return 0
+    print(
+        f"{found.num_videos} videos, {found.num_texts} texts, {num_frames} frames, "
+        f"{found.seconds:.0f} s"
+    )
+    names = ["TR@1", "TR@5", "TR@10", "VR@1", "VR@5", "VR@10", "mean", "MdR"]
+    rows = {"ITC": found.contrastive} | ({f"ITM of the top {k}": found.metrics} if k else {})
+    print_table(
+        ["ranking by", *names],
+        [[name, *(f"{values[n]:.1f}" for n in names)] for name, values in rows.items()],
+    )
+    return 0

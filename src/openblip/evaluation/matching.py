@@ -30,6 +30,11 @@ def tokens_to_match(blip: Blip, texts: Sequence[str]) -> TokenBatch:
     return blip.tokenizer.encode(texts, blip.max_tokens, first="cls" if is_albef else "enc")
 
 
+def unmatched_scores(cosines: Tensor) -> Tensor:
+    """Scores of pairs that are not matched, float64: behind all others, in the order of ITC."""
+    return cosines.double() + _BELOW
+
+
 def matching_scores(
     blip: Blip, memory: ImageMemory, tokens: TokenBatch, cosines: Tensor, wanted: Tensor
 ) -> Tensor:
@@ -48,7 +53,7 @@ def matching_scores(
     Raises:
         MissingHead: the model cannot match.
     """
-    scores = cosines.double() + _BELOW
+    scores = unmatched_scores(cosines)
     chosen = [row.nonzero()[:, 0].tolist() for row in wanted]
     adds_cosine = not isinstance(blip.matcher, Albef)
     for image, logits in enumerate(match_logits(blip.matcher, memory, tokens, chosen)):
