@@ -3,7 +3,7 @@ SHELL := /bin/sh
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test lint format golden slow bench bench-inference clean
+.PHONY: demo test lint format golden slow ablations bench bench-inference clean
 
 demo: .venv/.installed-core          ## the whole loop on an embedded world, with a report page
 	$(BIN)/openblip demo
@@ -16,6 +16,9 @@ golden: .venv/.installed-test        ## only the comparisons with reference outp
 
 slow: .venv/.installed-test          ## the long checks: demo over three seeds, full corpora
 	$(PYTEST) -m slow --timeout=7200 -rs
+
+ablations: .venv/.installed-core     ## BLIP's ablations on the embedded world, 3 seeds, within an hour
+	$(BIN)/openblip compare benchmarks/ablations.yaml -o ablations --jobs 2
 
 bench: .venv/.installed-core         ## the training step, part by part, beside the naive step
 	$(BIN)/python benchmarks/train_step.py --output benchmarks/results/train_step.md

@@ -150,6 +150,12 @@ def throughput(folder: Path, count: int, rounds: int) -> str:
             f"round {number + 1}: { ({k: round(v[-1], 2) for k, v in found.items()}) }", flush=True
         )
     lines = [
+        "# CapFilt: throughput of a job",
+        "",
+        "Captioner and filter of the small preset at 224 px, 500 px JPEG, batches of "
+        f"{BATCH}, one thread a worker; {rounds} rounds, medians. "
+        "Command: `python benchmarks/capfilt_throughput.py`",
+        "",
         "| | images/s | range |",
         "| --- | ---: | ---: |",
         *(

@@ -179,7 +179,7 @@ def as_the_original() -> Iterator[None]:
     """The model's parts compute and keep everything that the original's do."""
     with ExitStack() as stack:
         for place, name, plain in (
-            (vision, "_IMAGES_AT_ONCE", 1 << 30),
+            (vision, "IMAGES_AT_ONCE", 1 << 30),
             (vision, "mlp", plain_mlp),
             (text, "mlp", plain_mlp),
             (Linear, "of_normed", lambda layer, hidden, norm: layer(norm(hidden))),
@@ -290,7 +290,8 @@ def serve(connection: Connection, side: str, options: argparse.Namespace) -> Non
         batch = padded(batch)
     else:
         keep_freed_memory()
-        task, optimiser = prepare(TimedTask, config)
+        vision = replace(config.vision, checkpoint_layers=options.checkpoint_layers)
+        task, optimiser = prepare(TimedTask, replace(config, vision=vision))
     step = partial(run_step, task, optimiser, batch)
     number = 0
     while (asked := connection.recv()) is not None:
@@ -328,6 +329,12 @@ def main() -> None:
     parser.add_argument("--image-size", type=int, default=224)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument(
+        "--checkpoint-layers",
+        type=int,
+        default=0,
+        help="last blocks of our image encoder that are computed again in the backward pass",
+    )
     parser.add_argument(
         "--clock",
         choices=list(CLOCKS),
@@ -394,7 +401,8 @@ def describe(options, flops, seconds, peak, difference, memory) -> str:
         "",
         f"Command: `python benchmarks/train_step.py --preset {options.preset} --batch-size "
         f"{options.batch_size} --image-size {options.image_size} --rounds {options.rounds} "
-        f"--threads {options.threads} --clock {options.clock}`",
+        f"--threads {options.threads} --clock {options.clock} "
+        f"--checkpoint-layers {options.checkpoint_layers}`",
         "",
         f"| part | {head} |",
         "| --- |" + " ---: |" * 3 * len(SIDES),

@@ -18,6 +18,7 @@ LAYERS = {
     "progress": 0,
     "page": 0,
     "interruption": 0,
+    "locks": 0,
     "model": 0,
     "objectives": 1,
     "data": 1,
@@ -29,12 +30,13 @@ LAYERS = {
     "evaluation": 4,
     "metrics": 5,
     "recipes": 5,
-    "cli": 6,
-    "__init__": 7,
-    "__main__": 7,
+    "comparison": 6,
+    "cli": 7,
+    "__init__": 8,
+    "__main__": 8,
 }
 NEVER = {("objectives", "model"), ("data", "model"), ("model", "progress"), ("model", "page")}
-SAME_LAYER = {("model", "errors"), ("page", "errors"), ("interop", "data")}
+SAME_LAYER = {("model", "errors"), ("page", "errors"), ("locks", "errors"), ("interop", "data")}
 # Each heavy or optional library is imported by these files alone.
 ONE_PLACE = {
     "lance": {"data/versions.py", "data/fragments.py"},
@@ -55,7 +57,8 @@ ONE_PLACE = {
     "av": {"data/video.py"},
     "obstore": {"data/storage.py"},
     "botocore": {"data/storage.py"},
-    "transformers": set(),
+    "transformers": {"inference/transformers_towers.py"},
+    "open_clip": {"inference/open_clip_towers.py"},
     "torchvision": set(),
 }
 

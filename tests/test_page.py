@@ -16,7 +16,7 @@ def test_a_page_is_one_file_without_scripts_or_network(tmp_path: Path) -> None:
     page.table(["name", "n"], [["a", "1"], ["b", "2"]], strong=[1])
     page.facts({"seed": 3})
     page.charts([histogram("scores", {"web": [0.1, 0.9]}, 0.5), bars("R@1", {"a": 1.0, "b": 2.0})])
-    page.cards([(Image.new("RGB", (64, 64)), [CardText("words", "tag", kept=True)])])
+    page.cards([(Image.new("RGB", (64, 64)), [CardText("words", "tag", "kept")])])
 
     html = page.save(tmp_path / "deep" / "page.html").read_text(encoding="utf-8")
 
@@ -86,3 +86,37 @@ def test_many_points_become_as_many_as_a_screen_shows() -> None:
     svg = curves("loss", [Curve(name="a", points=points)])
     (path,) = re.findall(r'points="([^"]*)"', svg)
     assert len(path.split()) == 400
+
+
+def test_a_verdict_is_a_word_and_a_colour(tmp_path: Path) -> None:
+    page = Page("t", "l")
+    texts = [CardText("a", "no. 1", "wrong"), CardText("b", "", "right"), CardText("c", "")]
+    page.cards([(Image.new("RGB", (8, 8)), texts)])
+    html = page.save(tmp_path / "p.html").read_text(encoding="utf-8")
+    assert 'class="text wrong"' in html
+    assert "<b>right</b>" in html
+    assert html.count('class="tag"') == 2
+
+
+def test_curves_say_what_they_run_along_and_which_is_which() -> None:
+    svg = curves("t", [Curve(name="a", points=[(0.25, 1.0)])], along="confidence", legend=True)
+    assert "a, confidence 0.25: 1" in svg
+    assert "&#9632;</span> a" in svg
+
+
+def test_tables_stand_side_by_side_below_their_names(tmp_path: Path) -> None:
+    page = Page("t", "l")
+    page.tables(["", "n"], {"often <b>": [["x", "1"]], "seldom": [["y", "2"]]})
+    page.quote("somebody's <i>words</i>")
+    html = page.save(tmp_path / "p.html").read_text(encoding="utf-8").split("<main>")[1]
+    assert html.count("<table>") == 2
+    assert "often &lt;b&gt;" in html
+    assert "<i>" not in html
+
+
+def test_an_interval_is_drawn_at_the_scale_of_its_bar() -> None:
+    drawn = bars("t", {"a": 4.0}, intervals={"a": (2.0, 8.0)})
+    (width,) = map(float, re.findall(r'width="([\d.]+)" height="16"', drawn))
+    x1, x2 = map(float, re.findall(r'<line x1="([\d.]+)" x2="([\d.]+)"', drawn)[0])
+    (start,) = map(float, re.findall(r'<rect x="([\d.]+)"', drawn))
+    assert (x1 - start, x2 - start) == pytest.approx((width / 2, 2 * width), abs=0.2)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 from math import ceil, floor, isfinite, log10
 from pathlib import Path
+from typing import Literal
 
 from PIL import Image
 
@@ -25,6 +26,7 @@ main { max-width: 1080px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .4rem; }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; padding-top: .8rem;
   border-top: 1px solid var(--line); }
+h3 { font-size: 1rem; font-weight: 600; margin: 1.6rem 0 .5rem; }
 p { margin: .4rem 0; max-width: 70ch; } .soft { color: var(--soft); }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }
@@ -40,12 +42,13 @@ tr.strong td { font-weight: 650; }
 .card img.small { image-rendering: pixelated; }
 .card .texts { padding: .55rem .7rem .7rem; display: grid; gap: .45rem; font-size: .88rem; }
 .text { border-left: 3px solid var(--line); padding-left: .5rem; overflow-wrap: anywhere; }
-.text.kept { border-color: var(--green); } .text.rejected { border-color: var(--red); }
+.text.kept, .text.right { border-color: var(--green); }
+.text.rejected, .text.wrong { border-color: var(--red); }
 .text.rejected .words { color: var(--soft); text-decoration: line-through;
   text-decoration-thickness: 1px; }
 .tag { display: block; font-size: .74rem; color: var(--soft); }
-.tag b { font-weight: 650; } .kept .tag b { color: var(--green); }
-.rejected .tag b { color: var(--red); }
+.tag b { font-weight: 650; } .kept .tag b, .right .tag b { color: var(--green); }
+.rejected .tag b, .wrong .tag b { color: var(--red); }
 .charts { display: flex; flex-wrap: wrap; gap: 1.6rem; }
 figure { margin: 0; } figcaption { font-size: .85rem; color: var(--soft); margin-bottom: .3rem; }
 svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
@@ -57,13 +60,17 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 _COLOURS = ("blue", "orange", "green", "red", "violet", "teal", "pink", "brown")
 
 
+Verdict = Literal["", "kept", "rejected", "right", "wrong"]
+"""What a page says of a text, by word and colour; a rejected one is struck out."""
+
+
 @dataclass(frozen=True)
 class CardText:
-    """A text on a card; `kept` None leaves it without a verdict."""
+    """A text on a card, with a small line below it unless that is empty."""
 
     words: str
     tag: str
-    kept: bool | None = None
+    verdict: Verdict = ""
 
 
 class Page:
@@ -83,19 +90,23 @@ class Page:
         """A paragraph."""
         self._parts.append(f"<p>{escape(text)}</p>")
 
+    def quote(self, text: str) -> None:
+        """Somebody's words, above what belongs to them."""
+        self._parts.append(f"<h3>{escape(text)}</h3>")
+
     def table(
         self, header: Sequence[str], rows: Iterable[Sequence[str]], strong: Sequence[int] = ()
     ) -> None:
         """A table of texts; the rows numbered in `strong` stand out."""
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
-        body = []
-        for number, row in enumerate(rows):
-            kind = ' class="strong"' if number in strong else ""
-            body.append(f"<tr{kind}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>")
-        self._parts.append(
-            f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-            f"<tbody>{''.join(body)}</tbody></table></div>"
+        self._parts.append(_table(header, rows, strong))
+
+    def tables(self, header: Sequence[str], parts: Mapping[str, Iterable[Sequence[str]]]) -> None:
+        """Tables of the same columns side by side, each below its name."""
+        drawn = (
+            f"<figure><figcaption>{escape(name)}</figcaption>{_table(header, rows)}</figure>"
+            for name, rows in parts.items()
         )
+        self._parts.append(f'<div class="charts">{"".join(drawn)}</div>')
 
     def facts(self, values: Mapping[str, object]) -> None:
         """Names with their values."""
@@ -170,20 +181,42 @@ def histogram(
     return _figure(title + legend, width, height + 18, drawn)
 
 
-def bars(title: str, values: Mapping[str, float], unit: str = "") -> str:
-    """Horizontal bars from zero with their values, as SVG."""
-    highest = max(values.values(), default=0.0) or 1.0
-    width, row, label = 440.0, 26.0, 130.0
+def bars(
+    title: str,
+    values: Mapping[str, float],
+    unit: str = "",
+    intervals: Mapping[str, tuple[float, float]] | None = None,
+) -> str:
+    """Horizontal bars from zero with their values, as SVG.
+
+    Args:
+        title: shown above.
+        values: by name; below zero there is no bar.
+        unit: behind each value.
+        intervals: low and high end by name, drawn as a line across the end of the bar.
+    """
+    ends = intervals or {}
+    highest = max((*values.values(), *(high for _, high in ends.values())), default=0.0) or 1.0
+    width, row = 440.0, 26.0
+    label = min(max(130.0, 6.2 * max(map(len, values), default=0)), 240.0)
+    scale = (width - label - 70) / highest
     drawn = []
     for number, (name, value) in enumerate(values.items()):
         y = number * row
-        long = max(value, 0.0) / highest * (width - label - 70)
+        long = max(value, 0.0) * scale
+        low, high = (max(end, 0.0) * scale for end in ends.get(name, (value, value)))
         drawn.append(
             f'<text x="0" y="{y + 16:.1f}">{escape(name)}</text>'
-            f'<rect x="{label}" y="{y + 4:.1f}" width="{long:.1f}" height="16" rx="2" '
+            f'<rect x="{label:.1f}" y="{y + 4:.1f}" width="{long:.1f}" height="16" rx="2" '
             f'fill="{_colour(number)}"/>'
-            f'<text x="{label + long + 6:.1f}" y="{y + 16:.1f}">{value:.1f}{escape(unit)}</text>'
+            f'<text x="{label + max(long, high) + 6:.1f}" y="{y + 16:.1f}">'
+            f"{value:.1f}{escape(unit)}</text>"
         )
+        if name in ends:
+            drawn.append(
+                f'<line x1="{label + low:.1f}" x2="{label + high:.1f}" y1="{y + 12:.1f}" '
+                f'y2="{y + 12:.1f}" stroke="var(--ink)" stroke-width="1.5"/>'
+            )
     return _figure(escape(title), width, row * len(values), drawn)
 
 
@@ -194,12 +227,19 @@ class Curve:
     name: str
     """Shown with the values under the pointer."""
     points: Sequence[tuple[float, float]]
-    """(step, value) by step; drawn as a line."""
+    """(place along the axis, value), ascending; drawn as a line."""
     dots: Sequence[tuple[float, float]] = ()
-    """(step, value); drawn one by one."""
+    """(place along the axis, value); drawn one by one."""
 
 
-def curves(title: str, lines: Sequence[Curve], smoothing: float = 0.0) -> str:
+def curves(
+    title: str,
+    lines: Sequence[Curve],
+    smoothing: float = 0.0,
+    *,
+    along: str = "step",
+    legend: bool = False,
+) -> str:
     """Several curves over the same steps, as SVG; values show under the pointer.
 
     Args:
@@ -207,6 +247,8 @@ def curves(title: str, lines: Sequence[Curve], smoothing: float = 0.0) -> str:
         lines: the curves; values that are not finite are left out.
         smoothing: weight of the past in an exponential mean, 0 to 1; the values themselves stay
             visible behind it.
+        along: what the horizontal axis counts, from 0, said with the values.
+        legend: whether the title says which colour is which curve.
     """
     width, height, left = 500.0, 210.0, 48.0
     drawn: list[str] = []
@@ -241,9 +283,11 @@ def curves(title: str, lines: Sequence[Curve], smoothing: float = 0.0) -> str:
             drawn.append(_polyline(map(at, raw[number]), colour, 'stroke-opacity="0.25"'))
         drawn.append(_polyline(map(at, smooth[number]), colour, 'stroke-width="1.6"'))
         every = max(1, len(smooth[number]) // 60)
-        drawn += [_hover(line.name, p, at(p), 5, "transparent") for p in smooth[number][::every]]
-        drawn += [_hover(line.name, p, at(p), 3.2, colour) for p in dots[number]]
-    return _figure(escape(title), width, height + 20, drawn)
+        name = f"{line.name}, {along}"
+        drawn += [_hover(name, p, at(p), 5, "transparent") for p in smooth[number][::every]]
+        drawn += [_hover(name, p, at(p), 3.2, colour) for p in dots[number]]
+    names = _legend(line.name for line in lines) if legend else ""
+    return _figure(escape(title) + names, width, height + 20, drawn)
 
 
 def _thinned(points: Sequence[tuple[float, float]], most: int = 400) -> list[tuple[float, float]]:
@@ -281,6 +325,10 @@ def _short(value: float) -> str:
     return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}"
 
 
+def _exact(value: float) -> str:
+    return f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
+
+
 def _polyline(places: Iterable[tuple[float, float]], colour: str, look: str) -> str:
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     return f'<polyline points="{path}" fill="none" stroke="{colour}" {look}/>'
@@ -291,7 +339,19 @@ def _hover(
 ) -> str:
     return (
         f'<circle cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="{radius}" fill="{colour}">'
-        f"<title>{escape(name)}, step {point[0]:,.0f}: {point[1]:.4g}</title></circle>"
+        f"<title>{escape(name)} {_exact(point[0])}: {point[1]:.4g}</title></circle>"
+    )
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]], strong: Sequence[int] = ()) -> str:
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+    body = []
+    for number, row in enumerate(rows):
+        kind = ' class="strong"' if number in strong else ""
+        body.append(f"<tr{kind}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>")
+    return (
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
@@ -324,11 +384,11 @@ def _figure(caption: str, width: float, height: float, drawn: Sequence[str]) -> 
 def _card(image: Image.Image, texts: Sequence[CardText]) -> str:
     lines = []
     for text in texts:
-        verdict = {None: "", True: " kept", False: " rejected"}[text.kept]
-        word = {None: "", True: "<b>kept</b> ", False: "<b>rejected</b> "}[text.kept]
+        word = f"<b>{text.verdict}</b> " if text.verdict else ""
+        tag = f'<span class="tag">{word}{escape(text.tag)}</span>' if word or text.tag else ""
         lines.append(
-            f'<div class="text{verdict}"><span class="words">{escape(text.words) or "(empty)"}'
-            f'</span><span class="tag">{word}{escape(text.tag)}</span></div>'
+            f'<div class="text {text.verdict}"><span class="words">'
+            f"{escape(text.words) or '(empty)'}</span>{tag}</div>"
         )
     small = ' class="small"' if max(image.size) <= 128 else ""
     return (

@@ -17,15 +17,15 @@ def table(photo: str) -> str:
     """A training question and two test questions about a photo."""
     image = Path(photo).read_bytes()
 
-    def row(key: str, split: str, *answers: str) -> PairRow:
+    def row(split: str, *answers: dict[str, str]) -> PairRow:
         questions = [
-            {"question": "what is it?", "answer": answer, "question_id": number}
+            {"question": "what is it?", "question_id": number, **answer}
             for number, answer in enumerate(answers)
         ]
-        return PairRow(key, image, split=split, meta={"questions": questions})
+        return PairRow(split, image, split=split, meta={"questions": questions})
 
-    rows = [row("a", "train", "yes"), row("b", "test", "yes", "no"), row("c", "val")]
-    rows[2] = PairRow("c", image, split="val", meta={"questions": [{"question": "and now?"}]})
+    yes, no = {"answer": "yes"}, {"answer": "no"}
+    rows = [row("train", yes), row("test", yes, no), row("val", {})]
     PairTable.create("pairs.lance", rows)
     return "pairs.lance"
 

@@ -78,11 +78,14 @@ def test_the_whole_loop_through_the_commands(
     assert second.view.sources == ("web",)
 
     capsys.readouterr()
-    run("evaluate", "retrieval", runs / "new", table, "--k", "2", "--json")
+    report = ("--report", folder / "report.html")
+    run("evaluate", "retrieval", runs / "new", table, "--k", "2", "--json", *report)
+    assert "ITC against ITM" in (folder / "report.html").read_text()
     found = json.loads(capsys.readouterr().out)
     assert set(found["metrics"]) >= {"TR@1", "IR@10", "mean"}
     results = folder / "results.json"
-    run("evaluate", "caption", runs / "captioner", table, "--results", results, "--json")
+    run("evaluate", "caption", runs / "captioner", table, "--results", results, "--json", *report)
+    assert "too seldom" in (folder / "report.html").read_text()
     assert json.loads(capsys.readouterr().out)["num_images"] == 4
     assert len(json.loads(results.read_text())) == 4
 

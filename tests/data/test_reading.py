@@ -1,9 +1,13 @@
 import os
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from openblip.data.reading import encoded_image, read_image_file
+from openblip.data.images import open_image
+from openblip.data.reading import encoded_image, read_image_file, stream_images, table_images
+from openblip.data.table import PairRow, PairTable
 from openblip.errors import DataError
 
 
@@ -44,3 +48,22 @@ def test_an_enormous_file_is_refused_unread(tmp_path: Path) -> None:
         stream.truncate(1 << 40)  # sparse: takes no space
     with pytest.raises(DataError, match="bytes, more than"):
         read_image_file(tmp_path / "big.jpg")
+
+
+def test_images_of_a_table_come_in_the_order_that_was_asked_for(table: PairTable) -> None:
+    rows = np.array([5, 0, 19, 5] * 20)
+    encoded = table.take(rows, ["image"])["image"].to_pylist()
+    expected = [open_image(image).tobytes() for image in encoded]
+    assert [image.tobytes() for image in table_images(table, rows)] == expected
+    assert [image.tobytes() for image in stream_images(table, rows)] == expected
+
+
+def test_an_image_of_a_table_that_cannot_be_read_is_named(
+    tmp_path: Path, pair_rows: Callable[..., list[PairRow]]
+) -> None:
+    rows = [*pair_rows(2), PairRow(id="broken", image=b"none", captions=["a"])]
+    table = PairTable.create(tmp_path / "broken.lance", rows)
+    streamed = stream_images(table, np.arange(3))
+    assert next(streamed).size == next(streamed).size
+    with pytest.raises(DataError, match="row 'broken'"):
+        next(streamed)

@@ -1,43 +1,55 @@
 """Two-stage retrieval against scores computed pair by pair."""
 
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from openblip.data.reading import row_image
-from openblip.data.table import PairTable
+from openblip.data.table import PairRow, PairTable
 from openblip.data.transforms import eval_transform
 from openblip.data.views import split_rows
 from openblip.errors import DataError, MissingHead, RecipeError
 from openblip.evaluation.metrics import retrieval
 from openblip.evaluation.retrieval import candidate_pairs, evaluate_retrieval, read_gallery
 from openblip.inference import Blip
+from openblip.inference.image_input import Images
 from openblip.model import Med
 
+Scores = tuple[np.ndarray, np.ndarray]
 
-def pair_by_pair(blip: Blip, table: PairTable) -> tuple[np.ndarray, np.ndarray]:
+
+@pytest.fixture(scope="module")
+def pair_by_pair(blip: Blip, world: PairTable) -> Scores:
     """Cosines and matching logits (images, texts), one pair at a time."""
-    gallery = read_gallery(table, "test", 50)
-    rows = table.take(gallery.rows, ["id", "image", "image_uri"]).to_pylist()
+    gallery = read_gallery(world, "test", 50)
+    rows = world.take(gallery.rows, ["id", "image", "image_uri"]).to_pylist()
     cosines = np.zeros((len(rows), len(gallery.texts)))
     logits = np.zeros_like(cosines)
+    encoded = [
+        [blip.tokenizer.encode([words], blip.max_tokens, first=first) for words in gallery.texts]
+        for first in ("cls", "enc")
+    ]
     with torch.no_grad():
+        embeds = [blip.med.embed_texts(plain.ids, plain.mask) for plain in encoded[0]]
         for image, row in enumerate(rows):
             hidden = blip.med.encode_images(eval_transform(row_image(row), blip.image_size)[None])
-            for text, words in enumerate(gallery.texts):
-                plain = blip.tokenizer.encode([words], blip.max_tokens)
-                cosines[image, text] = (
-                    blip.med.embed_images(hidden) @ blip.med.embed_texts(plain.ids, plain.mask).T
-                )
-                first = blip.tokenizer.encode([words], blip.max_tokens, first="enc")
-                memory = blip.med.text.remember(hidden)
+            memory = blip.med.text.remember(hidden)
+            cosines[image] = blip.med.embed_images(hidden) @ torch.cat(embeds).T
+            for text, first in enumerate(encoded[1]):
                 logits[image, text] = blip.med.match(first.ids, first.mask, memory)[0, 1]
     return cosines, logits
 
 
-def test_reranking_everything_equals_scoring_pair_by_pair(blip: Blip, world: PairTable) -> None:
+def test_reranking_everything_equals_scoring_pair_by_pair(
+    blip: Blip, world: PairTable, pair_by_pair: Scores
+) -> None:
     captions = read_gallery(world, "test", 50).captions_of_image
-    cosines, logits = pair_by_pair(blip, world)
+    cosines, logits = pair_by_pair
 
     result = evaluate_retrieval(blip, world, k=1000, batch_size=4)
 
@@ -46,9 +58,11 @@ def test_reranking_everything_equals_scoring_pair_by_pair(blip: Blip, world: Pai
     assert (result.num_images, result.num_texts) == (9, 45)
 
 
-def test_only_the_k_best_by_contrast_are_ranked_again(blip: Blip, world: PairTable) -> None:
+def test_only_the_k_best_by_contrast_are_ranked_again(
+    blip: Blip, world: PairTable, pair_by_pair: Scores
+) -> None:
     captions = read_gallery(world, "test", 50).captions_of_image
-    cosines, logits = pair_by_pair(blip, world)
+    cosines, logits = pair_by_pair
     k = 3
     of_image = np.argsort(np.argsort(-cosines, axis=1), axis=1) < k
     of_text = np.argsort(np.argsort(-cosines, axis=0), axis=0) < k
@@ -63,18 +77,54 @@ def test_only_the_k_best_by_contrast_are_ranked_again(blip: Blip, world: PairTab
     assert result.metrics == pytest.approx(expected)
 
 
-def test_keys_and_values_are_computed_once_per_image(blip: Blip, world: PairTable) -> None:
-    images = 0
+@pytest.mark.parametrize("k", [3, 1000])
+def test_keys_and_values_are_computed_once_per_image_and_layer(
+    blip: Blip, world: PairTable, k: int
+) -> None:
+    projected = 0
 
     def count(_module: object, inputs: tuple[torch.Tensor], _output: object) -> None:
-        nonlocal images
-        images += len(inputs[0])
+        nonlocal projected
+        projected += len(inputs[0])
 
-    hook = blip.med.text.layers[0].cross_attention.key_value.register_forward_hook(count)
-    evaluate_retrieval(blip, world, k=1000, batch_size=4)
-    hook.remove()
+    layers = blip.med.text.layers
+    hooks = [layer.cross_attention.key_value.register_forward_hook(count) for layer in layers]
+    evaluate_retrieval(blip, world, k=k, batch_size=4)
+    for hook in hooks:
+        hook.remove()
 
-    assert images == 9
+    assert projected == 9 * len(layers)
+
+
+@pytest.mark.parametrize("k", [3, 1000])
+def test_ranked_lists_are_those_that_the_recalls_are_of(
+    blip: Blip, world: PairTable, pair_by_pair: Scores, k: int, tmp_path: Path
+) -> None:
+    gallery = read_gallery(world, "test", 50)
+    cosines, logits = pair_by_pair
+    result = evaluate_retrieval(blip, world, k=k)
+
+    result.rankings.save(tmp_path / "lists" / "ranked.json")
+
+    lists = json.loads((tmp_path / "lists" / "ranked.json").read_text())
+    assert list(lists["texts_of_image"]) == gallery.ids
+    assert [own["text"] for own in lists["images_of_text"]] == gallery.texts
+    scores = logits + cosines
+    for image, found in enumerate(lists["texts_of_image"].values()):
+        assert len(found) == min(k, 10)
+        among = np.argsort(-cosines[image])[:k]
+        best = among[np.argsort(-scores[image, among])][:10]
+        assert [each["text"] for each in found] == [gallery.texts[text] for text in best]
+        assert [each["score"] for each in found] == pytest.approx(scores[image, best], abs=1e-5)
+    for text, found in enumerate(lists["images_of_text"]):
+        assert found["text"] in gallery.texts
+        among = np.argsort(-cosines[:, text])[:k]
+        best = among[np.argsort(-scores[among, text])][:10]
+        assert [each["image_id"] for each in found["images"]] == [gallery.ids[i] for i in best]
+    hits = [
+        any(t["image_id"] == key for t in own[:1]) for key, own in lists["texts_of_image"].items()
+    ]
+    assert 100 * np.mean(hits) == pytest.approx(result.metrics["TR@1"])
 
 
 def test_candidates_are_the_best_of_each_image_and_of_each_text() -> None:
@@ -97,11 +147,42 @@ def test_without_matching_contrast_decides(blip: Blip, world: PairTable) -> None
     assert result.metrics == result.contrastive
 
 
+def test_a_model_that_does_not_match_is_ranked_by_contrast(blip: Blip, world: PairTable) -> None:
+    contrastive = Med(replace(blip.med.config, heads=("itc",)))
+    model = Blip(contrastive, blip.tokenizer, "pretrain", 32, 32)
+    result = evaluate_retrieval(model, world)
+    assert result.metrics == result.contrastive
+    assert result.pairs.itm is None
+
+
+def test_whatever_embeds_images_and_texts_is_evaluated(blip: Blip, world: PairTable) -> None:
+    class Other:
+        def embed_images(self, images: Images, batch_size: int = 16) -> torch.Tensor:
+            return blip.embed_images(images, batch_size)
+
+        def embed_texts(self, texts: str | Sequence[str], batch_size: int = 256) -> torch.Tensor:
+            return blip.embed_texts(texts, batch_size)
+
+    result = evaluate_retrieval(Other(), world, batch_size=4)
+    assert result.metrics == evaluate_retrieval(blip, world, use_itm=False).metrics
+
+
+def test_an_image_that_cannot_be_read_is_named(
+    blip: Blip, world: PairTable, tmp_path: Path
+) -> None:
+    image = world.take([0], ["image"])["image"][0].as_py()
+    rows = [
+        PairRow(id=key, image=data, captions=["a dog"], split="test")
+        for key, data in (("good", image), ("bad", b"no image"))
+    ]
+    table = PairTable.create(tmp_path / "t.lance", rows)
+    with pytest.raises(DataError, match="row 'bad'"):
+        evaluate_retrieval(blip, table)
+
+
 def test_what_cannot_be_evaluated_is_named(
     blip: Blip, world: PairTable, empty_split: PairTable
 ) -> None:
-    from dataclasses import replace
-
     with pytest.raises(DataError, match="caption"):
         evaluate_retrieval(blip, empty_split)
     with pytest.raises(DataError, match="'val'"):

@@ -1,7 +1,12 @@
 """Recipes: the numbers of the paper and of the released configurations."""
 
+from dataclasses import replace
+from inspect import signature
+
 import pytest
 
+from openblip.evaluation.caption import evaluate_caption
+from openblip.inference import Blip
 from openblip.recipes.finetune import FINETUNE_RECIPES, PROMPT
 from openblip.recipes.pretrain import PRETRAIN_RECIPES
 from openblip.training.recipe_file import read_recipe, write_recipe
@@ -40,9 +45,24 @@ def test_fine_tuning_sees_human_captions_alone(task: str, tokens: int, words: in
     assert recipe.data.prefix == (PROMPT if task == "captioner" else "")
 
 
-def test_captioner_and_filter_can_share_one_model() -> None:
+def test_retrieval_is_the_filters_training_as_it_was_released_for_coco() -> None:
+    recipe = FINETUNE_RECIPES["retrieval"]("pairs.lance", "runs/noisy", 224)
+    assert recipe.data.image_size == 384
+    assert (recipe.train.epochs, recipe.train.batch_size) == (6, 256)
+    assert (recipe.optimiser.lr, recipe.optimiser.weight_decay) == (1e-5, 0.05)
+    assert recipe.objectives.negatives == "all_ranks"
+    as_filter = FINETUNE_RECIPES["filter"]("pairs.lance", "runs/noisy", 384)
+    assert replace(recipe, objectives=as_filter.objectives) == as_filter
+    assert replace(recipe.objectives, negatives="rank") == as_filter.objectives
+
+
+def test_one_model_retrieves_and_writes_behind_the_prompt_that_captions_begin_with() -> None:
     recipe = FINETUNE_RECIPES["shared"]("pairs.lance", "runs/noisy", 224)
     assert recipe.objectives.losses == ("itc", "itm", "lm")
+    alone = FINETUNE_RECIPES["filter"]("pairs.lance", "runs/noisy", 224)
+    assert recipe.data.max_tokens == alone.data.max_tokens + 3
+    for function in (Blip.caption, evaluate_caption):
+        assert recipe.data.prefix == signature(function).parameters["prompt"].default
 
 
 @pytest.mark.parametrize("name", sorted(PRETRAIN_RECIPES))

@@ -16,6 +16,8 @@ from openblip.errors import MissingHead, RecipeError
 from openblip.model import Med
 from openblip.model.config import Sharing
 from openblip.objectives.itm import hard_negatives
+from openblip.tasks.captioner import CaptionerTask
+from openblip.tasks.pool import Texts
 from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
 from openblip.tasks.protocol import StepPosition
 
@@ -391,3 +393,40 @@ def test_a_student_without_the_head_is_refused(
 def test_settings_out_of_range_are_refused(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(RecipeError, match=named):
         PretrainObjectives(**settings)
+
+
+def test_a_prompt_is_continued_and_contrast_and_matching_do_not_see_it(
+    make_student: MakeStudent, make_batch: MakeBatch, special: SpecialTokens
+) -> None:
+    student, batch = make_student(), make_batch()
+    prompt = torch.tensor([[9, 11]]).expand(len(batch.ids), -1)
+    prompted = replace(
+        batch,
+        tokens=torch.cat([batch.tokens[:, :1], prompt, batch.tokens[:, 1:]], dim=1),
+        mask=torch.cat([torch.ones_like(prompt, dtype=torch.bool), batch.mask], dim=1),
+    )
+    objectives = PretrainObjectives(queue_size=10)
+    plain = PretrainTask(student, special, objectives, seed=5)(batch, LATER)
+    task = PretrainTask(student, special, objectives, seed=5, prompt_tokens=3)
+
+    found = task(prompted, LATER)
+
+    for loss in ("itc", "itm"):
+        torch.testing.assert_close(found.terms[loss], plain.terms[loss])
+    behind = CaptionerTask(student, special, prompt_tokens=3)(prompted, LATER)
+    torch.testing.assert_close(found.terms["lm"], behind.loss.detach())
+    assert not torch.isclose(found.terms["lm"], plain.terms["lm"])
+
+
+def test_texts_lose_their_prompt_and_keep_their_width() -> None:
+    texts = Texts(
+        torch.tensor([[2, 8, 9, 7, 3, 0], [2, 8, 9, 6, 5, 3]]),
+        torch.tensor([[True] * 5 + [False], [True] * 6]),
+    )
+    without = texts.without_prompt(3, pad=1)
+    assert without.tokens.tolist() == [[2, 7, 3, 0, 1, 1], [2, 6, 5, 3, 1, 1]]
+    assert without.mask.sum(dim=1).tolist() == [3, 4]
+    assert texts.without_prompt(1, pad=1) is texts
+    wider = texts.padded(8, pad=1)
+    assert wider.tokens[:, 6:].tolist() == [[1, 1], [1, 1]]
+    assert wider.mask.sum(dim=1).tolist() == [5, 6]

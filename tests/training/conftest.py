@@ -1,7 +1,8 @@
-"""A table of one-colour pictures, and the smallest recipe that trains on it."""
+"""Tables of one-colour pictures, and the smallest recipes that train on them."""
 
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from PIL import Image
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from openblip.data.table import PairRow, PairTable
+from openblip.data.tokenizer import TextTokenizer
 from openblip.data.views import CaptionView
-from openblip.model import MedConfig, TextConfig, VisionConfig
+from openblip.inference import Blip
+from openblip.model import Med, MedConfig, TextConfig, VisionConfig
+from openblip.recipes.finetune import FINETUNE_RECIPES
 from openblip.tasks.pretrain import PretrainObjectives
 from openblip.training.config import DataConfig, OptimiserConfig, Recipe, TrainConfig
 
@@ -88,3 +92,88 @@ def read_stored(tmp_path_factory: pytest.TempPathFactory) -> ReadStored:
         return values
 
     return read
+
+
+COLOURS = ("red", "green", "blue", "white")
+
+
+def questioned(number: int) -> PairRow:
+    """A picture of one colour with a caption, a question, and a sentence about it and the next."""
+    colour = COLOURS[number % 4]
+    file = io.BytesIO()
+    Image.new("RGB", (20, 20), colour).save(file, "PNG")
+    meta = {
+        "questions": [{"question": "what colour is it?", "answers": [colour, "dark"]}],
+        "pairs": [
+            {"second": f"r{(number + 1) % 12}", "sentence": "one is red", "label": number % 2 == 0}
+        ],
+    }
+    split = "val" if number >= 10 else "train"
+    return PairRow(
+        f"r{number}",
+        file.getvalue(),
+        captions=[f"a {colour} wall"],
+        origin="human",
+        split=split,
+        meta=meta,
+    )
+
+
+@pytest.fixture(scope="session")
+def questions_uri(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """10 rows to train any task on and 2 to validate with."""
+    uri = tmp_path_factory.mktemp("questions") / "pairs.lance"
+    PairTable.create(uri, [questioned(number) for number in range(12)])
+    return str(uri)
+
+
+@pytest.fixture(scope="session")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a MED with all heads and random weights."""
+    words = "what colour is it one is dark a wall " + " ".join(COLOURS)
+    tokenizer = TextTokenizer.train([words], 100)
+    config = MedConfig(
+        vision=VisionConfig(image_size=16, patch_size=8, width=16, depth=1, heads=2),
+        text=TextConfig(
+            vocab_size=tokenizer.vocab_size,
+            width=16,
+            depth=2,
+            heads=2,
+            ffn_width=32,
+            max_positions=32,
+            dropout=0.0,
+        ),
+        embed_dim=8,
+    )
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("model") / "pretrained"
+    Blip(Med(config), tokenizer, "pretrain", 16, 30).save(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def make_finetuning(questions_uri: str, pretrained: str) -> MakeRecipe:
+    """`make_finetuning(task, init_from, steps)`: a task's recipe at the smallest size."""
+
+    def make(task: str, init_from: str = pretrained, steps: int = 2) -> Recipe:
+        recipe = FINETUNE_RECIPES[task](questions_uri, init_from, 16)
+        objectives = recipe.objectives
+        if hasattr(objectives, "queue_size"):
+            objectives = replace(objectives, queue_size=4)
+        return replace(
+            recipe,
+            objectives=objectives,
+            data=replace(
+                recipe.data, image_size=16, max_tokens=16, num_threads=1, validation_split="val"
+            ),
+            train=replace(
+                recipe.train,
+                batch_size=4,
+                epochs=None,
+                steps=steps,
+                checkpoint_every=1,
+                device="cpu",
+            ),
+        )
+
+    return make

@@ -23,7 +23,7 @@ from openblip.model.config import config_to_dict
 from openblip.tasks.albef import AlbefObjectives
 from openblip.tasks.captioner import CaptionerObjectives
 from openblip.tasks.clip import ClipObjectives
-from openblip.training.config import ModelOverrides, Recipe
+from openblip.training.config import LoraConfig, ModelOverrides, Recipe
 from openblip.training.distributed import Processes, join_processes
 from openblip.training.metrics_log import read_metrics
 from openblip.training.recipe_file import write_recipe
@@ -96,6 +96,18 @@ def captioner_recipe(make_recipe: MakeRecipe, sharding: str) -> Recipe:
     return replace(recipe, task="captioner", objectives=CaptionerObjectives())
 
 
+def adapting_recipe(make_finetuning: MakeRecipe, sharding: str) -> Recipe:
+    """A filter of which low-rank changes are learnt; no random number depends on the rank."""
+    recipe = make_finetuning("filter", steps=3)
+    return replace(
+        recipe,
+        lora=LoraConfig(rank=2),
+        objectives=replace(recipe.objectives, negatives="all_ranks"),
+        optimiser=replace(recipe.optimiser, lr=1e-2),
+        train=replace(recipe.train, log_every=1, sharding=sharding),
+    )
+
+
 def launch_command(ranks: int, folder: Path, *work: str) -> list[str]:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     return [*launcher, f"--nproc-per-node={ranks}", str(SCRIPT), str(folder), *work]
@@ -114,7 +126,11 @@ def launch(ranks: int, folder: Path, *work: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(make_recipe: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(
+    make_recipe: MakeRecipe,
+    make_finetuning: MakeRecipe,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
     """Where four processes, and then two, have left what they computed."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.save(make_inputs(), folder / "inputs.pt")
@@ -124,13 +140,15 @@ def folder(make_recipe: MakeRecipe, tmp_path_factory: pytest.TempPathFactory) ->
         "four-to-two": divided,
         "captioner-replicate": captioner_recipe(make_recipe, "replicate"),
         "captioner-full": captioner_recipe(make_recipe, "full"),
+        "adapting-replicate": adapting_recipe(make_finetuning, "replicate"),
+        "adapting-full": adapting_recipe(make_finetuning, "full"),
         "fails": replace(divided, optimiser=replace(divided.optimiser, lr=1e30)),
     }
     for name, recipe in recipes.items():
         write_recipe(recipe, folder / f"{name}.yaml")
-    captioners = ("train:captioner-replicate", "train:captioner-full")
+    further = [f"train:{name}-{s}" for name in ("captioner", "adapting") for s in SHARDING]
     launch(4, folder, "steps", "begin:four-to-two")
-    launch(2, folder, "steps", "train:four-to-two", "begin:two-to-one", *captioners, "fail:fails")
+    launch(2, folder, "steps", "train:four-to-two", "begin:two-to-one", *further, "fail:fails")
     return folder
 
 
@@ -389,6 +407,23 @@ def test_heads_without_a_loss_stay_as_they_are(
     assert torch.equal(together.itm_head.weight, alone.itm_head.weight)
     assert torch.equal(together.temperature, alone.temperature)
     assert together.text.lm_head.bias.abs().max() > 0
+
+
+@pytest.mark.parametrize("sharding", SHARDING)
+def test_low_rank_changes_are_learnt_by_all(
+    sharding: str, folder: Path, make_finetuning: MakeRecipe, tmp_path: Path
+) -> None:
+    result = train(adapting_recipe(make_finetuning, sharding), tmp_path, quiet=True)
+    alone = read_folder(result.model_folder).med.state_dict()
+    run_dir = folder / f"adapting-{sharding}"
+    together = read_folder(run_dir / "checkpoints" / "last").med.state_dict()
+    assert together.keys() == alone.keys()
+    for name, tensor in alone.items():
+        torch.testing.assert_close(together[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
+    for number in ("loss", "itc", "itm"):
+        assert [line[number] for line in read_metrics(run_dir)] == pytest.approx(
+            [line[number] for line in read_metrics(tmp_path)], rel=1e-4
+        )
 
 
 def test_a_failed_step_of_a_divided_model_is_told_and_kept_by_all(folder: Path) -> None:

@@ -93,7 +93,7 @@ def test_a_number_that_yaml_reads_as_text_is_a_number(plain: dict[str, Any]) -> 
         (("data", "view", "sources"), "web", "data.view.sources is 'web'; expected a list"),
         (("optimiser", "betas"), [0.9], "optimiser.betas is \\[0.9\\]; expected a list of 2"),
         (("data", "table"), None, "data.table is None; expected text"),
-        (("data", "mix"), [{"tabel": "x"}], "data.mix.tabel is unknown; did you mean"),
+        (("data", "mix"), [{"tabel": "x"}], "data.mix.0.tabel is unknown; did you mean"),
         (("data", "mix"), [{"table": "x", "weight": 0}], "weight of x is 0.0; give more than 0"),
         (("data", "weight"), -1, "data.weight is -1.0; give more than 0"),
         (("data",), {}, "data.table is missing"),

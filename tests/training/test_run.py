@@ -22,7 +22,7 @@ from openblip.errors import DataError, MissingHead, RecipeError, TrainingError
 from openblip.interop.folder import read_folder
 from openblip.tasks.captioner import CaptionerObjectives
 from openblip.tasks.filter import FilterObjectives
-from openblip.training.config import MixedTable, ModelOverrides, Recipe
+from openblip.training.config import LoraConfig, MixedTable, ModelOverrides, Recipe
 from openblip.training.metrics_log import read_metrics
 from openblip.training.recipe_file import read_recipe, write_recipe
 from openblip.training.run import TrainResult, train
@@ -418,10 +418,23 @@ def test_activation_checkpointing_changes_no_weight(
 
 
 @pytest.mark.slow
-def test_a_compiled_model_learns_the_same(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_compiled_model_learns_the_same(
+    rank: int, make_recipe: MakeRecipe, make_finetuning: MakeRecipe, tmp_path: Path
+) -> None:
     """In a process of its own: run-time checks of shapes cannot be compiled."""
+    plain = make_recipe(log_every=1)
+    if rank:
+        plain = make_finetuning("captioner", steps=4)
+        plain = replace(
+            plain,
+            lora=LoraConfig(rank=rank),
+            optimiser=replace(plain.optimiser, lr=1e-2),
+            data=replace(plain.data, validation_split=None),
+            train=replace(plain.train, log_every=1),
+        )
     # Compiled dropout draws other numbers.
-    plain = replace(make_recipe(log_every=1), overrides=ModelOverrides(dropout=0.0, drop_path=0.0))
+    plain = replace(plain, overrides=ModelOverrides(dropout=0.0, drop_path=0.0))
     compiled = replace(plain, train=replace(plain.train, compile=True))
     train(plain, tmp_path / "plain", quiet=True)
     write_recipe(compiled, tmp_path / "compiled.yaml")

@@ -12,7 +12,9 @@ from openblip.data.tokenizer import SpecialTokens
 from openblip.model import Med, MedConfig
 from openblip.model.albef import Albef, AlbefConfig
 from openblip.model.flops import flop_counter
+from openblip.model.lowrank import adapt
 from openblip.tasks.albef import AlbefObjectives, AlbefTask
+from openblip.tasks.captioner import CaptionerTask
 from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
 from openblip.tasks.protocol import StepPosition
 from openblip.training.step_flops import step_flops, task_flops
@@ -55,6 +57,18 @@ def test_forward_and_backward(losses: tuple[str, ...], sharing: str) -> None:
     counted = counter.get_total_flops()
     # The first layer's images need no gradient, so that backward is a little cheaper.
     assert step_flops(config, losses, pairs) == pytest.approx(counted, rel=0.03)
+
+
+@pytest.mark.parametrize("targets", [("qkv", "query", "key_value"), ("text",)])
+def test_low_rank_changes_of_a_captioner(targets: tuple[str, ...]) -> None:
+    config = replace(MedConfig.preset("tiny", vocab_size=300, image_size=64), heads=("lm",))
+    student = Med(config)
+    adapt(student, 1, 1.0, targets)
+    task, pairs = CaptionerTask(student, SPECIAL), batch(rows=4, tokens=16)
+    with flop_counter() as counter, sdpa_kernel(SDPBackend.MATH):
+        task(pairs, StepPosition(0, 0.0)).loss.backward()
+    # Below the first change no state needs a gradient, and the factors are products too.
+    assert task_flops(task, pairs) == pytest.approx(counter.get_total_flops(), rel=0.1)
 
 
 @pytest.mark.parametrize("losses", [("itc",), ("itc", "itm"), ("itc", "itm", "mlm")])

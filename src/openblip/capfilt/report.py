@@ -5,13 +5,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from openblip.capfilt.job import METADATA_KEY
 from openblip.capfilt.scores import TextScores, read_scores, texts_of
 from openblip.capfilt.select import DEFAULT_THRESHOLDS, keep_rates, noise_quality, rejections
-from openblip.data.reading import row_image
+from openblip.data.reading import table_images
 from openblip.data.table import PairTable
 from openblip.errors import DataError, RecipeError
 from openblip.page import CardText, Page, histogram
@@ -147,15 +146,15 @@ def _card_text(
 ) -> CardText:
     itm, itc = float(scores.itm[place]), float(scores.itc[place])
     kind = f" · really: {scores.kinds[place]}" if scores.kinds[place] else ""
-    return CardText(words, f"{source} · ITM {itm:.3f} · ITC {itc:.2f}{kind}", itm > threshold)
+    tag = f"{source} · ITM {itm:.3f} · ITC {itc:.2f}{kind}"
+    return CardText(words, tag, "kept" if itm > threshold else "rejected")
 
 
 def _with_images(
     table: PairTable, cards: Sequence[tuple[int, list[CardText]]]
 ) -> list[tuple[Image.Image, list[CardText]]]:
-    numbers: NDArray[np.int64] = np.array([row for row, _ in cards], dtype=np.int64)
-    rows = table.take(numbers, ["id", "image", "image_uri"]).to_pylist()
-    return [(row_image(row), texts) for row, (_, texts) in zip(rows, cards, strict=True)]
+    images = table_images(table, [row for row, _ in cards])
+    return list(zip(images, (texts for _, texts in cards), strict=True))
 
 
 def _settings(page: Page, table: PairTable) -> None:

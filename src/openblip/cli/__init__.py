@@ -32,6 +32,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "evaluate vqa": ("evaluate", "vqa", "accuracy of answers to questions; WUPS"),
     "evaluate nlvr": ("evaluate", "nlvr", "accuracy and consistency of sentences on two images"),
     "evaluate classify": ("zero_shot", "classify", "accuracy of naming classes by prompts"),
+    "compare": ("compare", "compare", "models x tasks x seeds from one file: the tables"),
     "evaluate video": ("zero_shot", "video", "recall of texts and of videos, and median rank"),
     "caption": ("predict", "caption", "caption images"),
     "match": ("predict", "match", "how well texts match images"),

@@ -1,6 +1,7 @@
 """`openblip evaluate TASK`."""
 
-from dataclasses import asdict
+import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ def retrieval(
     split: str = "test",
     k: int = 128,
     batch_size: int = 32,
+    results: Path | None = None,
+    report: Path | None = None,
     json: bool = False,
 ) -> int:
     """Recall of texts and images on a split of a table, by contrast and then by matching.
@@ -27,29 +30,39 @@ def retrieval(
     Example: openblip evaluate retrieval runs/new pairs.lance --split test --k 128
 
     Args:
-        model: model folder or run directory.
+        model: model folder or run directory; also a CLIP of transformers, or
+            open_clip:ARCHITECTURE/PRETRAINED.
         table: pair table with human captions in the split.
         split: which rows.
-        k: candidates that matching ranks again.
+        k: candidates that matching ranks again, where the model matches; the paper takes 256 on
+            COCO, 128 on Flickr30k.
         batch_size: images that are encoded together.
+        results: write the first candidates of every image and of every text there, as JSON.
+        report: write a page there (HTML) that shows the worst searches and the calibration.
         json: print JSON.
     """
     from openblip.data.table import PairTable
+    from openblip.evaluation.error_report.retrieval import write_retrieval_report
     from openblip.evaluation.retrieval import evaluate_retrieval
-    from openblip.inference import load
+    from openblip.inference.embedder import load_embedder
 
-    blip, opened = load(model), PairTable.open(table)
-    found = evaluate_retrieval(blip, opened, split=split, k=k, batch_size=batch_size)
+    opened = PairTable.open(table)
+    found = evaluate_retrieval(
+        load_embedder(model), opened, split=split, k=k, batch_size=batch_size
+    )
+    if results is not None:
+        found.rankings.save(results)
+    if report is not None:
+        write_retrieval_report(found, opened, report, subject=f"{model}, split {split}")
     if json:
-        shown = asdict(found)
-        del shown["units"]
-        print_json(shown)
+        shown = ("metrics", "contrastive", "num_images", "num_texts", "k", "seconds")
+        print_json({name: getattr(found, name) for name in shown})
         return 0
     names = ["TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10", "mean"]
-    print(
-        f"{found.num_images} images, {found.num_texts} texts, k = {found.k}, {found.seconds:.0f} s"
-    )
-    rows = {"ITC": found.contrastive, f"ITM of the top {found.k}": found.metrics}
+    print(f"{found.num_images} images, {found.num_texts} texts, {found.seconds:.0f} s")
+    rows = {"ITC": found.contrastive}
+    if found.pairs.itm is not None:
+        rows[f"ITM of the top {found.k}"] = found.metrics
     print_table(
         ["ranking by", *names],
         [[name, *(f"{values[n]:.1f}" for n in names)] for name, values in rows.items()],
@@ -69,10 +82,13 @@ def caption(
     prompt: str = "a picture of ",
     batch_size: int = 32,
     results: Path | None = None,
+    report: Path | None = None,
+    java_metrics: Path | None = None,
     json: bool = False,
 ) -> int:
     """BLEU, ROUGE-L and CIDEr of a model's captions on a split of a table.
 
+    Where rows have a `domain` in their metadata, as those of NoCaps, also by domain.
     Example: openblip evaluate caption runs/captioner pairs.lance --results captions.json
 
     Args:
@@ -85,30 +101,48 @@ def caption(
         prompt: what the model continues.
         batch_size: images that are encoded together.
         results: write the captions there as a COCO results file.
+        report: write a page there (HTML) that shows the worst captions and what words they overuse.
+        java_metrics: add METEOR, and SPICE if its language models are there, by the Java programs
+            in this folder, which is laid out as the package pycocoevalcap; by default the
+            environment variable OPENBLIP_JAVA_METRICS names it.
         json: print JSON.
     """
     from openblip.data.table import PairTable
     from openblip.evaluation.caption import evaluate_caption
+    from openblip.evaluation.error_report.caption import write_caption_report
+    from openblip.evaluation.java_metrics import JavaPrograms
     from openblip.inference import Decoding, load
 
+    folder = java_metrics or _folder_named("OPENBLIP_JAVA_METRICS")
+    # Before the captions are written, which takes long.
+    java = JavaPrograms.find(folder) if folder is not None else None
+    if java is not None and java.spice_lacks:
+        print(f"SPICE is left out: there is no {java.spice_lacks[0]}", file=sys.stderr)
+    opened = PairTable.open(table)
     written = evaluate_caption(
         load(model),
-        PairTable.open(table),
+        opened,
         split=split,
         decoding=Decoding(
             method="beam", num_beams=num_beams, max_length=max_length, min_length=min_length
         ),
         prompt=prompt,
         batch_size=batch_size,
+        java=java,
     )
     if results is not None:
         written.save_coco(results)
+    if report is not None:
+        write_caption_report(written, opened, report, subject=f"{model}, split {split}")
     if json:
-        print_json({"metrics": written.metrics, "num_images": written.num_images})
+        shown = ("metrics", "domains", "num_images")
+        print_json({name: getattr(written, name) for name in shown})
         return 0
     print(f"{written.num_images} images, {written.seconds:.0f} s")
+    rows = {"all": written.metrics, **written.domains}
     print_table(
-        list(written.metrics), [[f"{100 * value:.1f}" for value in written.metrics.values()]]
+        ["images", *written.metrics],
+        [[name, *(f"{100 * value:.1f}" for value in own.values())] for name, own in rows.items()],
     )
     return 0
 
@@ -125,6 +159,7 @@ def vqa(
     wups: bool = False,
     batch_size: int = 32,
     results: Path | None = None,
+    report: Path | None = None,
     json: bool = False,
 ) -> int:
     """Accuracy of answers to the questions of a split: that of VQA v2 where there are ten answers.
@@ -142,10 +177,12 @@ def vqa(
         wups: also WUPS at 0.9 and 0.0, the metric of DAQUAR; needs WordNet.
         batch_size: images that are encoded together.
         results: write the answers there in the form of the VQA challenge's server.
+        report: write a page there (HTML) that shows accuracy by type, confusions, worst answers.
         json: print JSON.
     """
     from openblip.data.answer_lists import frequent_answers, read_answers
     from openblip.data.table import PairTable
+    from openblip.evaluation.error_report.vqa import write_vqa_report
     from openblip.evaluation.vqa import evaluate_vqa
     from openblip.inference import load
 
@@ -166,6 +203,8 @@ def vqa(
     )
     if results is not None:
         found.save_results(results)
+    if report is not None:
+        write_vqa_report(found, opened, report, subject=f"{model}, split {split}")
     intervals = {name: unit.interval() for name, unit in found.units.items()}
     if json:
         bounds = {name: [value.low, value.high] for name, value in intervals.items()}
@@ -231,3 +270,8 @@ def nlvr(
 def _shown(intervals: "dict[str, Interval]", name: str) -> str:
     known = intervals.get(name)
     return f"{known.low:.2f} to {known.high:.2f}" if known else ""
+
+
+def _folder_named(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    return Path(value) if value else None

@@ -20,10 +20,13 @@ openblip pretrain base human.lance runs/mixed --data.weight 2 --data.mix web.lan
 --data.mix.0.weight 0.5 --data.mix.0.view.sources web synthetic"""
 
 _FINETUNE_HELP = """Fine-tune a pre-trained MED on human captions: TASK is captioner, filter,
-shared (both in one model), vqa (questions in the rows' meta) or nlvr (sentences about two images).
+retrieval (as the filter, at 384 px), shared (one model that retrieves and captions), vqa
+(questions in the rows' meta) or nlvr (sentences about two images).
 
 The same command goes on with a run that was stopped. Example:
-openblip finetune captioner pairs.lance runs/captioner --init-from runs/noisy --train.epochs 5"""
+openblip finetune captioner pairs.lance runs/captioner --init-from runs/noisy --train.epochs 5
+openblip finetune retrieval pairs.lance runs/low-rank --init-from runs/noisy --lora.rank 8
+--optimiser.lr 2e-4"""
 
 
 def pretrain(words: list[str], prog: str) -> int:

@@ -1,19 +1,27 @@
 """The image of a row, wherever its bytes lie."""
 
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 from PIL import Image
 
 from openblip.data.images import open_image
+from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.storage import is_object_address, read_object
 from openblip.errors import DataError
 
+if TYPE_CHECKING:
+    from openblip.data.table import PairTable
+
 MAX_IMAGE_BYTES = 256 << 20
 """A larger file is refused unread: it is no photograph."""
+
+_COLUMNS = ("id", "image", "image_uri")
+_READ_TOGETHER = 64
 
 
 def encoded_image(image: bytes | None, image_uri: str | None) -> bytes:
@@ -62,6 +70,28 @@ def row_image(
     except DataError as error:
         message = str(error)
         raise DataError(message if name in message else f"{name}: {message}") from error
+
+
+def table_images(table: "PairTable", rows: Sequence[int] | np.ndarray) -> list[Image.Image]:
+    """The images of some rows of a table, as RGB, in their order.
+
+    Raises:
+        DataError: an image is missing or damaged; names the row.
+    """
+    found = table.take(np.asarray(rows, np.int64), _COLUMNS)
+    return [row_image(row) for row in found.to_pylist()]
+
+
+def stream_images(table: "PairTable", rows: np.ndarray) -> Iterator[Image.Image]:
+    """As `table_images`, one by one; read and decoded by threads ahead of their use."""
+    starts = range(0, len(rows), _READ_TOGETHER)
+    encoded = (
+        row
+        for start in starts
+        for row in table.take(rows[start : start + _READ_TOGETHER], _COLUMNS).to_pylist()
+    )
+    threads = default_threads()
+    return ordered_map(row_image, encoded, threads, num_ahead=threads + 2)
 
 
 def read_image_file(path: Path) -> bytes:

@@ -1,18 +1,27 @@
 """Captioning: write captions of a split and compare them with the human ones."""
 
 import json
-import os
+import math
 import time
+from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from openblip.atomic import replace_file
 from openblip.data.loader import iterate_images
 from openblip.data.table import PairTable
 from openblip.data.views import split_rows
 from openblip.errors import DataError
-from openblip.evaluation.metrics.caption_metrics import caption_scores
+from openblip.evaluation.java_metrics import JavaPrograms
+from openblip.evaluation.metrics.caption_metrics import CaptionScores, caption_scores
 from openblip.evaluation.units import UnitScores, unit_scores
 from openblip.inference import Blip, Decoding
+from openblip.inference.captions import Caption
 from openblip.progress import Progress
 
 
@@ -21,20 +30,39 @@ class CaptionResult:
     """Metrics of one split, and the captions that were judged."""
 
     metrics: dict[str, float]
-    """BLEU-1 to BLEU-4, ROUGE-L and CIDEr, each as the field's tools give it (not per cent)."""
+    """BLEU-1 to BLEU-4, ROUGE-L and CIDEr, each as the field's tools give it (not per cent); METEOR
+    and SPICE where they were asked for."""
+    domains: dict[str, dict[str, float]]
+    """The same of the rows of each `domain` in their metadata, as NoCaps has them; each is a set of
+    its own, with CIDEr's document frequencies from its own references."""
     captions: dict[str, str]
     """Caption by the row's id."""
     units: dict[str, UnitScores] = field(repr=False)
     """CIDEr and ROUGE-L image by image, times 100. BLEU is no mean over images."""
+    rows: NDArray[np.int64] = field(repr=False)
+    """Row numbers of the images, in the order of `captions`."""
+    references: dict[str, list[str]] = field(repr=False)
+    """The human captions by the row's id."""
+    confidence: dict[str, float] = field(repr=False)
+    """Geometric mean of the probabilities of a caption's words, by the row's id."""
     num_images: int
     seconds: float
 
     def save_coco(self, path: Path) -> None:
-        """Write the captions as a COCO results file: a list of image_id and caption."""
-        values = [{"image_id": key, "caption": text} for key, text in self.captions.items()]
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
-        temporary.replace(path)
+        """Write the captions as a COCO results file: a list of image_id and caption.
+
+        An id that is a number is written as one, as the evaluation servers of COCO and NoCaps
+        want it.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        values = [
+            {"image_id": int(key) if key.isdecimal() else key, "caption": text}
+            for key, text in self.captions.items()
+        ]
+        with replace_file(path) as unfinished:
+            unfinished.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
 
 
 def evaluate_caption(
@@ -45,22 +73,34 @@ def evaluate_caption(
     decoding: Decoding | None = None,
     prompt: str = "a picture of ",
     batch_size: int = 32,
+    java: JavaPrograms | None = None,
 ) -> CaptionResult:
     """Captions of a split, by default with beam 3 as the original, against the given captions.
 
+    Args:
+        blip: the captioner.
+        table: with human captions in the split.
+        split: which rows.
+        decoding: how captions are written.
+        prompt: what they begin with.
+        batch_size: images that are encoded together.
+        java: the programs for METEOR and SPICE; without them these are left out.
+
     Raises:
-        DataError: the split is empty, or an image cannot be read.
+        DataError: the split is empty, an image cannot be read, or a program fails.
         MissingHead: the model has no LM head.
     """
     started = time.perf_counter()
     rows = split_rows(table, split)
-    known = table.take(rows, ["id", "captions"]).to_pylist()
-    references = {row["id"]: row["captions"] for row in known if row["captions"]}
+    known = table.take(rows, ["id", "captions", "meta"]).to_pylist()
     rows = rows[[bool(row["captions"]) for row in known]]
-    ids = [row["id"] for row in known if row["captions"]]
+    known = [row for row in known if row["captions"]]
+    references: dict[str, list[str]] = {row["id"]: row["captions"] for row in known}
+    ids = list(references)
     if not ids:
         raise DataError(f"{table.uri}: no row of the split {split!r} has a caption")
     captions: dict[str, str] = {}
+    confidence: dict[str, float] = {}
     with Progress("captioning", total=len(ids), unit="images") as progress:
         for batch in iterate_images(table, rows, batch_size, blip.image_size):
             if batch.errors:
@@ -69,13 +109,51 @@ def evaluate_caption(
             written = blip.generate(
                 blip.encode(batch.images), decoding or Decoding(), prompt=prompt
             )
-            for choices in written:
-                captions[ids[len(captions)]] = choices[0].text
+            for (best, *_), key in zip(written, ids[len(captions) :], strict=False):
+                captions[key] = best.text
+                confidence[key] = _confidence(best)
             progress.update(len(written))
     scores = caption_scores(captions, references)
     units = {
         "CIDEr": unit_scores(100 * scores.cider),
         "ROUGE-L": unit_scores(100 * scores.rouge_l),
     }
+    metrics = _metrics(scores, captions, references, java)
+    domains = {}
+    for domain, keys in sorted(_domains(known).items()):
+        own = {key: captions[key] for key in keys}
+        human = {key: references[key] for key in keys}
+        domains[domain] = _metrics(caption_scores(own, human), own, human, java)
     seconds = time.perf_counter() - started
-    return CaptionResult(scores.summary(), captions, units, len(captions), seconds)
+    return CaptionResult(
+        metrics, domains, captions, units, rows, references, confidence, len(captions), seconds
+    )
+
+
+def _confidence(caption: Caption) -> float:
+    """Geometric mean over the words; of a caption without a word 0."""
+    logs = [math.log(max(word.probability, 1e-12)) for word in caption.words]
+    return math.exp(sum(logs) / len(logs)) if logs else 0.0
+
+
+def _metrics(
+    scores: CaptionScores,
+    captions: Mapping[str, str],
+    references: Mapping[str, list[str]],
+    java: JavaPrograms | None,
+) -> dict[str, float]:
+    metrics = scores.summary()
+    if java is not None:
+        human = [references[key] for key in captions]
+        metrics |= java.metrics(list(captions.values()), human)
+    return metrics
+
+
+def _domains(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
+    """Ids of the rows of each domain; those without one are in none."""
+    found: dict[str, list[str]] = defaultdict(list)
+    for row in rows:
+        domain = json.loads(row["meta"] or "{}").get("domain")
+        if domain is not None:
+            found[str(domain)].append(row["id"])
+    return found

@@ -7,22 +7,25 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from openblip.data.loader import iterate_images
+from openblip.data.reading import stream_images
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.data.views import split_rows
 from openblip.errors import DataError, RecipeError, TextTruncated
 from openblip.evaluation.metrics import retrieval
+from openblip.evaluation.rankings import LISTED, Rankings, rankings
 from openblip.evaluation.units import UnitScores, retrieval_units
-from openblip.inference import Blip
+from openblip.inference import Blip, Embedder
 from openblip.inference.scoring import match_logits
 from openblip.model.albef import Albef
 from openblip.progress import Progress
 
-# Score of a pair that is not among the top k, below every matched one (as the original).
-_NOT_RANKED = -100.0
+NOT_RANKED = -100.0
+"""Score of a pair that is not among the top k, below every matched one (as the original)."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,36 @@ class RetrievalResult:
     num_texts: int
     k: int
     seconds: float
+    pairs: "PairScores" = field(repr=False)
+    """What the recalls were computed from."""
+
+    @property
+    def rankings(self) -> Rankings:
+        """The first candidates of every image and of every text."""
+        gallery = self.pairs.gallery
+        return rankings(
+            gallery.ids,
+            gallery.texts,
+            gallery.captions_of_image,
+            torch.from_numpy(self.pairs.of_texts),
+            torch.from_numpy(self.pairs.of_images),
+            LISTED if self.pairs.itm is None else min(LISTED, self.k),
+        )
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """The scores of a gallery's pairs; each matrix is float32 (images, texts)."""
+
+    gallery: "Gallery"
+    cosines: NDArray[np.float32]
+    """By which ITC ranks."""
+    of_texts: NDArray[np.float32]
+    """By which the texts of an image are ranked in the end."""
+    of_images: NDArray[np.float32]
+    """By which the images of a text are ranked in the end."""
+    itm: NDArray[np.float32] | None
+    """Probability of a match; NaN where the pair was no candidate, None without matching."""
 
 
 @dataclass(frozen=True)
@@ -47,19 +80,21 @@ class Gallery:
 
     rows: np.ndarray
     """Row numbers of the images."""
+    ids: list[str]
+    """Ids of these rows."""
     texts: list[str]
     captions_of_image: list[list[int]]
     """For each image the positions of its captions in `texts`."""
 
 
 def evaluate_retrieval(
-    blip: Blip,
+    model: Embedder,
     table: PairTable,
     *,
     split: str = "test",
     k: int = 128,
     batch_size: int = 32,
-    max_words: int = 50,
+    max_words: int = 30,
     use_itm: bool = True,
 ) -> RetrievalResult:
     """Text and image recall on the protocol of COCO and Flickr30k (several captions an image).
@@ -67,48 +102,49 @@ def evaluate_retrieval(
     ITC ranks all pairs; the k best texts of each image and the k best images of each text are
     ranked again by ITM logit + cosine (of ALBEF by the logit alone). Pairs are grouped by image,
     so that each image's cross-attention keys and values are computed once, however many texts it
-    is paired with.
+    is paired with. Where the model does not match, contrast decides alone.
 
     Args:
-        blip: a model with an ITC head, and an ITM head if it is to re-rank.
+        model: a `Blip` with an ITC head, and an ITM head if it is to re-rank; or another model
+            that embeds images and texts.
         table: with human captions in the split.
         split: which rows.
         k: how many candidates are re-ranked: 256 on COCO, 128 on Flickr30k in the paper.
         batch_size: images that are encoded together.
-        max_words: captions are cut to this many.
-        use_itm: without it ITC decides alone.
+        max_words: captions are cut to this many; 30 in the original's evaluation.
+        use_itm: without it ITC decides alone, whatever the model can do.
 
     Raises:
         DataError: the split is empty or an image cannot be read.
-        MissingHead: the model cannot do it.
+        MissingHead: the model has no ITC head.
     """
     if k < 1:
         raise RecipeError(f"k is {k}; give at least 1 candidate to re-rank")
     started = time.perf_counter()
     gallery = read_gallery(table, split, max_words)
     with torch.inference_mode():
-        embeds = [
-            blip.matcher.embed_images(blip.encode(images).hidden).cpu()
-            for _, images in _images(blip, table, gallery, batch_size)
-        ]
+        image_embeds = model.embed_images(stream_images(table, gallery.rows), batch_size)
         with warnings.catch_warnings():
             # The protocol cuts texts to what the model reads.
             warnings.simplefilter("ignore", TextTruncated)
-            text_embeds = blip.embed_texts(gallery.texts)
-        cosines = torch.cat(embeds) @ text_embeds.T
+            text_embeds = model.embed_texts(gallery.texts)
+        cosines = image_embeds @ text_embeds.T
         contrastive = retrieval(cosines.numpy(), gallery.captions_of_image)
-        i2t = t2i = cosines
-        if use_itm:
-            i2t, t2i = _rerank(blip, table, gallery, cosines, k, batch_size)
-    ranked = gallery.captions_of_image, t2i.numpy().T
+        if use_itm and isinstance(model, Blip) and model.can_match:
+            pairs = _rerank(model, table, gallery, cosines, k, batch_size)
+        else:
+            scores = cosines.numpy()
+            pairs = PairScores(gallery, scores, scores, scores, None)
+    ranked = pairs.of_texts, gallery.captions_of_image, pairs.of_images.T
     return RetrievalResult(
-        retrieval(i2t.numpy(), *ranked),
+        retrieval(*ranked),
         contrastive,
-        retrieval_units(i2t.numpy(), *ranked),
+        retrieval_units(*ranked),
         len(gallery.rows),
         len(gallery.texts),
         k,
         time.perf_counter() - started,
+        pairs,
     )
 
 
@@ -119,7 +155,8 @@ def read_gallery(table: PairTable, split: str, max_words: int) -> Gallery:
         DataError: if there is none.
     """
     rows = split_rows(table, split)
-    captions = table.take(rows, ["captions"])["captions"].to_pylist()
+    known = table.take(rows, ["id", "captions"])
+    captions = known["captions"].to_pylist()
     kept = [number for number, texts in enumerate(captions) if texts]
     if not kept:
         raise DataError(f"{table.uri}: no row of the split {split!r} has a caption")
@@ -129,7 +166,8 @@ def read_gallery(table: PairTable, split: str, max_words: int) -> Gallery:
         first = len(texts)
         texts += [clean_caption(text, max_words) for text in captions[number]]
         captions_of_image.append(list(range(first, len(texts))))
-    return Gallery(rows[kept], texts, captions_of_image)
+    ids = known["id"].to_pylist()
+    return Gallery(rows[kept], [ids[number] for number in kept], texts, captions_of_image)
 
 
 def _images(
@@ -156,15 +194,16 @@ def candidate_pairs(cosines: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 def _rerank(
     blip: Blip, table: PairTable, gallery: Gallery, cosines: Tensor, k: int, batch_size: int
-) -> tuple[Tensor, Tensor]:
-    """Scores (images, texts) for ranking texts, and for ranking images."""
+) -> PairScores:
+    """The candidates of ITC ranked by ITM."""
     of_image, of_text = candidate_pairs(cosines, k)
     wanted = of_image | of_text
     is_albef = isinstance(blip.matcher, Albef)
     tokens = blip.tokenizer.encode(
         gallery.texts, blip.max_tokens, first="cls" if is_albef else "enc"
     )
-    logits = torch.full_like(cosines, _NOT_RANKED)
+    scores = torch.full_like(cosines, NOT_RANKED)
+    itm = torch.full_like(cosines, torch.nan)
     with Progress("matching", total=int(wanted.sum()), unit="pairs") as progress:
         for first, images in _images(blip, table, gallery, batch_size):
             chosen = [row.nonzero()[:, 0].tolist() for row in wanted[first : first + len(images)]]
@@ -173,7 +212,13 @@ def _rerank(
                 texts = chosen[place]
                 # BLIP adds the cosine, ALBEF does not.
                 added = 0.0 if is_albef else cosines[first + place, texts]
-                logits[first + place, texts] = matched[:, 1] + added
+                scores[first + place, texts] = matched[:, 1] + added
+                itm[first + place, texts] = matched.softmax(dim=-1)[:, 1]
                 progress.update(len(texts))
-    floor = torch.full_like(cosines, _NOT_RANKED)
-    return torch.where(of_image, logits, floor), torch.where(of_text, logits, floor)
+    return PairScores(
+        gallery,
+        cosines.numpy(),
+        torch.where(of_image, scores, NOT_RANKED).numpy(),
+        torch.where(of_text, scores, NOT_RANKED).numpy(),
+        itm.numpy(),
+    )

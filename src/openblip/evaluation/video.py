@@ -126,7 +126,7 @@ def _encoded(
     with Progress("encoding", total=len(clips), unit="videos") as progress:
         for frames in iterate_clips(clips, num_frames, batch_size, blip.image_size):
             hidden = blip.encode(frames.flatten(0, 1)).hidden
-            yield hidden.view(*frames.shape[:2], *hidden.shape[1:])
+            yield hidden.reshape(*frames.shape[:2], *hidden.shape[1:])
             progress.update(len(frames))
 
 

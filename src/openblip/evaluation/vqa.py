@@ -3,7 +3,7 @@
 import json
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,12 +19,22 @@ from openblip.errors import DataError, TextTruncated
 from openblip.evaluation.metrics.vqa import VqaScores, vqa_scores
 from openblip.evaluation.metrics.wups import items_of, wups_scores
 from openblip.evaluation.units import UnitScores, summed_units
-from openblip.inference import Blip
+from openblip.inference import Answer, Blip
 from openblip.inference.answers import answer_each
 from openblip.progress import Progress
 
 # As many answers has each question of VQA v2.
 _OFFICIAL_ANSWERS = 10
+
+
+@dataclass(frozen=True)
+class AnsweredQuestion:
+    """What a model answers to a question."""
+
+    question: Question
+    row: int
+    """Of the image in the table."""
+    answer: Answer
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,8 @@ class VqaResult:
     """Answer by question id."""
     units: dict[str, UnitScores] = field(repr=False)
     """"overall" or "accuracy", and "WUPS@t", image by image."""
+    asked: list[AnsweredQuestion] = field(repr=False)
+    """Question by question, in the order of the table."""
     num_images: int
     num_questions: int
     seconds: float
@@ -90,21 +102,19 @@ def evaluate_vqa(
     if wups:
         _check_single_answers(questions, table, split)
     texts = _grouped(questions, image_of, len(rows))
-    answers: list[str] = []
+    answers: list[Answer] = []
     with Progress("answering", total=len(questions), unit="questions") as progress:
         for own in _answered(blip, table, rows, texts, candidates, k, batch_size):
             answers += own
             progress.update(len(own))
-    given = dict(zip(keys, answers, strict=True))
-    metrics, scores = _judged(questions, given, wups)
-    known = np.array([bool(question.answers) for question in questions])
-    _, owner = np.unique(image_of[known], return_inverse=True)
-    units = {
-        name: summed_units(100 * values, owner, int(owner.max()) + 1)
-        for name, values in scores.items()
-    }
+    given = {key: answer.text for key, answer in zip(keys, answers, strict=True)}
+    metrics, units = judge_answers(questions, image_of, given, wups)
+    asked = [
+        AnsweredQuestion(*each)
+        for each in zip(questions, index.rows.tolist(), answers, strict=True)
+    ]
     seconds = time.perf_counter() - started
-    return VqaResult(metrics, given, units, len(rows), len(questions), seconds)
+    return VqaResult(metrics, given, units, asked, len(rows), len(questions), seconds)
 
 
 def _distinct_keys(questions: Sequence[Question], table: PairTable) -> list[str]:
@@ -145,7 +155,7 @@ def _answered(
     candidates: Sequence[str] | None,
     k: int,
     batch_size: int,
-) -> Iterator[list[str]]:
+) -> Iterator[list[Answer]]:
     """Answers to the questions about each image in turn."""
     vqa = blip.vqa
     first = 0
@@ -160,37 +170,56 @@ def _answered(
             warnings.simplefilter("ignore", TextTruncated)
             hidden = vqa.encode_images(batch.images.to(blip.device, blip.dtype))
             answers = answer_each(vqa, blip.tokenizer, hidden, own, candidates, k)
-        yield from ([answer.text for answer in of_image] for of_image in answers)
+        yield from answers
 
 
-def _judged(
-    questions: Sequence[Question], given: dict[str, str], wups: bool
-) -> tuple[dict[str, float], dict[str, NDArray[np.float64]]]:
-    """Means in per cent, and scores of the questions whose answers are known, 0 to 1."""
-    known = [question for question in questions if question.answers]
+def judge_answers(
+    questions: Sequence[Question],
+    image_of: NDArray[np.int64],
+    given: Mapping[str, str],
+    wups: bool = False,
+) -> tuple[dict[str, float], dict[str, UnitScores]]:
+    """Metrics and their scores image by image, as `VqaResult` has them.
+
+    Args:
+        questions: those whose answers are not known are passed over.
+        image_of: (questions,), a number for the image of each.
+        given: the answer by question id.
+        wups: also compute WUPS.
+    """
+    known = [place for place, question in enumerate(questions) if question.answers]
     if not known:
         return {}, {}
-    answers = {question.key: given[question.key] for question in known}
-    by_types = _scores_by_type(known, answers)
-    metrics = by_types.summary()
-    name = "overall"
-    if not _is_official(known):
-        name = "accuracy"
-        metrics = {name if old == "overall" else old: value for old, value in metrics.items()}
+    answered = [questions[place] for place in known]
+    answers = {question.key: given[question.key] for question in answered}
+    by_types = _scores_by_type(answered, answers)
+    name = "overall" if _is_official(answered) else "accuracy"
+    metrics = {name if of == "overall" else of: v for of, v in by_types.summary().items()}
     scores = {name: by_types.accuracy}
     if wups:
-        scores |= wups_scores(answers, {question.key: question.answers[0] for question in known})
-        metrics |= {
-            key: 100 * float(values.mean()) for key, values in scores.items() if key != name
-        }
-    return metrics, scores
+        right = {question.key: question.answers[0] for question in answered}
+        of_words = wups_scores(answers, right)
+        metrics |= {key: 100 * float(values.mean()) for key, values in of_words.items()}
+        scores |= of_words
+    _, owner = np.unique(image_of[known], return_inverse=True)
+    images = int(owner.max()) + 1
+    return metrics, {key: summed_units(100 * v, owner, images) for key, v in scores.items()}
+
+
+def question_accuracies(asked: Sequence[AnsweredQuestion]) -> list[float]:
+    """Accuracy of each answer, 0 to 1; all questions must have known answers."""
+    if not asked:
+        return []
+    answers = {each.question.key: each.answer.text for each in asked}
+    scores = _scores_by_type([each.question for each in asked], answers)
+    return [float(value) for value in scores.accuracy]
 
 
 def _is_official(known: Sequence[Question]) -> bool:
     return all(len(question.answers) == _OFFICIAL_ANSWERS for question in known)
 
 
-def _scores_by_type(known: Sequence[Question], answers: dict[str, str]) -> VqaScores:
+def _scores_by_type(known: Sequence[Question], answers: Mapping[str, str]) -> VqaScores:
     """Official accuracies; or 1 where an answer names what one of the known answers names."""
     if _is_official(known):
         annotations = [

@@ -5,6 +5,7 @@ from openblip.inference.blip import Blip
 from openblip.inference.calibration import Calibration, calibrate
 from openblip.inference.captions import Caption
 from openblip.inference.decoding import Decoding
+from openblip.inference.embedder import Embedder
 from openblip.inference.heatmap import Heatmap
 from openblip.inference.loading import load
 from openblip.inference.scoring import Match
@@ -15,6 +16,7 @@ __all__ = [
     "Calibration",
     "Caption",
     "Decoding",
+    "Embedder",
     "Heatmap",
     "Match",
     "calibrate",

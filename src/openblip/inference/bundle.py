@@ -69,6 +69,11 @@ class ModelBundle:
         return self.model if isinstance(self.model, Albef) else self.med
 
     @property
+    def can_match(self) -> bool:
+        """Whether it has an ITM head."""
+        return isinstance(self.model, Med | Albef) and "itm" in self.model.config.heads
+
+    @property
     def vqa(self) -> Vqa:
         """The model that answers questions.
 

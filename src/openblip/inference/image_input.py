@@ -55,8 +55,18 @@ def image_batches(
     Raises:
         DataError: if an image cannot be read; names it.
     """
-    prepare = partial(_prepared, size=size)
-    tensors = ordered_map(prepare, sources, default_threads(), num_ahead=2 * batch_size)
+    return prepared_batches(sources, partial(eval_transform, size=size), batch_size)
+
+
+def prepared_batches(
+    sources: Iterable[ImageSource], prepare: Callable[[Image.Image], Tensor], batch_size: int
+) -> Iterator[Float[Tensor, "batch 3 height width"]]:
+    """As `image_batches`, with another way from an RGB image to a tensor."""
+
+    def prepared(source: ImageSource) -> Tensor:
+        return prepare(open_image(source))
+
+    tensors = ordered_map(prepared, sources, default_threads(), num_ahead=2 * batch_size)
     while batch := list(islice(tensors, batch_size)):
         yield torch.stack(batch)
 
@@ -90,7 +100,3 @@ def tried_batches(
             )
     finally:
         tried.close()
-
-
-def _prepared(source: ImageSource, size: int) -> Float[Tensor, "3 size size"]:
-    return eval_transform(open_image(source), size)

@@ -8,7 +8,7 @@ so `_Product` gives it one, of the same products.
 
 from collections.abc import Callable
 from functools import cache
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,9 @@ _BEYOND_CACHES = 2**22
 
 class Linear(nn.Linear):
     """`torch.nn.Linear`; a state dict, and a gradient, are the same."""
+
+    is_plain: ClassVar[bool] = True
+    """Whether weight and bias are all that it computes with."""
 
     def forward(self, hidden: Float[Tensor, "*rows inner"]) -> Float[Tensor, "*rows outer"]:
         return linear(hidden, self.weight, self.bias)
@@ -69,7 +72,7 @@ def mlp(
     as long as to compute it.
     """
     normed = hidden if norm is None else norm(hidden)
-    if _takes_product(normed, up.weight):
+    if up.is_plain and down.is_plain and _takes_product(normed, up.weight):
         weights = (up.weight, up.bias, down.weight, down.bias)
         kept = (None, None) if norm is None else (hidden, norm)
         return cast("Tensor", _Mlp.apply(normed, *weights, *kept))  # type: ignore[no-untyped-call]
@@ -152,7 +155,8 @@ class _Mlp(torch.autograd.Function):
     ) -> Tensor:
         inner = onednn_linear(hidden, up, up_bias)
         ctx.again = again
-        ctx.save_for_backward(hidden if again is None else source, inner, up, down)
+        kept = hidden if again is None else source
+        ctx.save_for_backward(kept if ctx.needs_input_grad[1] else None, inner, up, down)
         return onednn_linear(F.gelu(inner), down, down_bias)
 
     @staticmethod

@@ -18,41 +18,14 @@ from openblip.capfilt.select import (
     precision_at_recall,
 )
 from openblip.data.table import PairTable
-from openblip.data.transforms import Augmentation
 from openblip.data.views import CaptionView
 from openblip.data.world import WorldConfig, create_world, is_true_caption, truth_of
 from openblip.evaluation.caption import CaptionResult, evaluate_caption
 from openblip.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from openblip.inference import Decoding, load
-from openblip.model import MedConfig, TextConfig, VisionConfig
-from openblip.recipes.finetune import PROMPT
-from openblip.tasks.captioner import CaptionerObjectives
-from openblip.tasks.filter import FilterObjectives
-from openblip.tasks.pretrain import PretrainObjectives
-from openblip.training.config import (
-    DataConfig,
-    OptimiserConfig,
-    Recipe,
-    ScheduleConfig,
-    TrainConfig,
-)
+from openblip.recipes.world import WORLD, world_captioner, world_filter, world_pretrain
+from openblip.training.config import Recipe
 from openblip.training.run import train
-
-# Few enough kinds and colours that a model of 0.8 million parameters learns them in minutes, and
-# enough scenes that 120 test images are all different, whatever the seed.
-_WORLD = WorldConfig(
-    web_rows=6000,
-    human_rows=1500,
-    val_rows=10,
-    test_rows=120,
-    num_kinds=5,
-    num_colours=6,
-    group_weights=(0.3, 0.7),
-    count_weights=(1.0,),
-    mention_size=0.0,
-    mention_background=0.3,
-    web_partial=0.0,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +34,7 @@ class DemoConfig:
 
     seed: int = 0
     """Of the world, the weights and every draw."""
-    world: WorldConfig = _WORLD
+    world: WorldConfig = WORLD
     """The data; its seed is replaced by `seed`."""
     pretrain_steps: int = 1000
     """Steps of the model on the noise, and of the model on the bootstrapped table."""
@@ -156,12 +129,17 @@ def run_demo(
     """
     stages = _Stages(folder, config, say)
     table = stages.world()
-    noisy = stages.train("noisy", _pretrain(table, config, CaptionView(sources=("human", "web"))))
-    captioner = stages.train("captioner", _captioner(table, config, noisy))
-    filter_ = stages.train("filter", _filter(table, config, noisy))
+    pretraining = world_pretrain(table)
+    noisy = stages.train("noisy", pretraining, config.pretrain_steps)
+    size = pretraining.data.image_size
+    captioner = stages.train(
+        "captioner", world_captioner(table, noisy, size), config.captioner_steps
+    )
+    filter_ = stages.train("filter", world_filter(table, noisy, size), config.filter_steps)
     stages.capfilt(captioner, filter_)
     view = CaptionView(sources=("human", "web", "synthetic"), itm=config.threshold)
-    bootstrapped = stages.train("bootstrapped", _pretrain(table, config, view))
+    cleaned = replace(pretraining, data=replace(pretraining.data, view=view))
+    bootstrapped = stages.train("bootstrapped", cleaned, config.pretrain_steps)
     opened = PairTable.open(table)
     scores = read_scores(opened)
     precision, threshold = precision_at_recall(scores["web"], "other_image", 0.8)
@@ -215,9 +193,12 @@ class _Stages:
         self._end("world", started)
         return str(self.table)
 
-    def train(self, name: str, recipe: Recipe) -> str:
+    def train(self, name: str, recipe: Recipe, steps: int) -> str:
         started = self._begin(name, f"training: {name}")
-        result = train(recipe, self.folder / name)
+        loop = replace(
+            recipe.train, steps=steps, batch_size=self.config.batch_size, seed=self.config.seed
+        )
+        result = train(replace(recipe, train=loop), self.folder / name)
         if result.interrupted:
             raise KeyboardInterrupt
         self._end(name, started)
@@ -255,78 +236,3 @@ class _Stages:
 
     def _end(self, name: str, started: float) -> None:
         self.seconds[name] = time.perf_counter() - started
-
-
-def _data(table: str, view: CaptionView, prefix: str = "") -> DataConfig:
-    # Words such as "left" and "red" leave no room for flips, colour changes and crops.
-    augmentation = Augmentation(min_scale=1.0, flip=False, randaugment=False)
-    return DataConfig(
-        table=table,
-        view=view,
-        image_size=64,
-        augmentation=augmentation,
-        max_tokens=32,
-        prefix=prefix,
-        num_threads=1,
-    )
-
-
-def _model() -> MedConfig:
-    return MedConfig(
-        vision=VisionConfig(image_size=64, patch_size=16, width=96, depth=3, heads=4),
-        text=TextConfig(
-            vocab_size=1000,
-            width=96,
-            depth=2,
-            heads=4,
-            ffn_width=384,
-            max_positions=64,
-            dropout=0.0,
-        ),
-        embed_dim=64,
-    )
-
-
-def _train(config: DemoConfig, steps: int) -> TrainConfig:
-    return TrainConfig(
-        batch_size=config.batch_size, steps=steps, checkpoint_every=400, seed=config.seed
-    )
-
-
-def _pretrain(table: str, config: DemoConfig, view: CaptionView) -> Recipe:
-    return Recipe(
-        task="pretrain",
-        data=_data(table, view),
-        objectives=PretrainObjectives(
-            queue_size=256, momentum=0.99, alpha=0.2, min_temperature=0.05
-        ),
-        model=_model(),
-        tokenizer="train:600",
-        optimiser=OptimiserConfig(lr=1e-3, clip_norm=1.0),
-        schedule=ScheduleConfig(warmup_steps=50),
-        train=_train(config, config.pretrain_steps),
-    )
-
-
-def _captioner(table: str, config: DemoConfig, init_from: str) -> Recipe:
-    return Recipe(
-        task="captioner",
-        data=_data(table, CaptionView(sources=("human",)), prefix=PROMPT),
-        objectives=CaptionerObjectives(),
-        init_from=init_from,
-        optimiser=OptimiserConfig(lr=5e-4, clip_norm=1.0),
-        schedule=ScheduleConfig(warmup_steps=20),
-        train=_train(config, config.captioner_steps),
-    )
-
-
-def _filter(table: str, config: DemoConfig, init_from: str) -> Recipe:
-    return Recipe(
-        task="filter",
-        data=_data(table, CaptionView(sources=("human",))),
-        objectives=FilterObjectives(queue_size=128, momentum=0.99, min_temperature=0.05),
-        init_from=init_from,
-        optimiser=OptimiserConfig(lr=5e-4, clip_norm=1.0),
-        schedule=ScheduleConfig(warmup_steps=20),
-        train=_train(config, config.filter_steps),
-    )

@@ -92,7 +92,7 @@ def _web_examples(page: Page, table: PairTable, threshold: float) -> None:
     cards = []
     for row in rows:
         texts = [
-            CardText(text, f"{source} · ITM {itm:.3f}", itm > threshold)
+            CardText(text, f"{source} · ITM {itm:.3f}", "kept" if itm > threshold else "rejected")
             for source, names in (
                 ("web", ("captions", "captions_itm")),
                 ("synthetic", ("synthetic", "synthetic_itm")),

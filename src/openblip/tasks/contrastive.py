@@ -10,6 +10,7 @@ from openblip.data.loader import Batch
 from openblip.errors import RecipeError
 from openblip.model import Med
 from openblip.model.albef import Albef
+from openblip.model.lowrank import add_changes
 from openblip.objectives.itc import (
     itc_loss,
     own_pairs,
@@ -182,6 +183,8 @@ class ContrastiveTask(Task[Batch]):
                 self.objectives.min_temperature, self.objectives.max_temperature
             )
             update_teacher(self.teacher, self.student, self.objectives.momentum)
+            # The student's weights are those with its low-rank changes, if it has any.
+            add_changes(self.teacher, self.student, 1.0 - self.objectives.momentum)
 
     def finish_step(self, update: QueueUpdate | None) -> None:
         """Enqueue the teacher features of all ranks."""

@@ -25,6 +25,28 @@ class Texts(NamedTuple):
         tokens[:, 0] = token
         return tokens
 
+    def without_prompt(self, prompt_tokens: int, pad: int) -> "Texts":
+        """The texts without the tokens of a prompt, as wide as before: padding stands at the end.
+
+        Args:
+            prompt_tokens: the first, special one included, which stays; below 2 nothing goes.
+            pad: id of padding.
+        """
+        if prompt_tokens < 2:
+            return self
+        gone = prompt_tokens - 1
+
+        def moved(tensor: Tensor, value: int) -> Tensor:
+            kept = torch.cat([tensor[:, :1], tensor[:, prompt_tokens:]], dim=1)
+            return F.pad(kept, (0, gone), value=value)
+
+        return Texts(moved(self.tokens, pad), moved(self.mask, False))
+
+    def padded(self, width: int, pad: int) -> "Texts":
+        """The texts with padding at the end, `width` tokens each."""
+        missing = width - self.tokens.shape[1]
+        return Texts(F.pad(self.tokens, (0, missing), value=pad), F.pad(self.mask, (0, missing)))
+
     def select(self, index: Tensor) -> "Texts":
         """The texts `index`, int64 (new_rows,)."""
         return Texts(self.tokens[index], self.mask[index])

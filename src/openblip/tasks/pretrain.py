@@ -70,6 +70,9 @@ class PretrainTask(ContrastiveTask):
         seed: of the queue's first content and of the negatives.
         collectives: to the other processes of the run; by default there are none.
         negative_sampler: replaces the keyed draw of negatives.
+        prompt_tokens: tokens of the prompt that the loader puts before every caption, with the
+            first, special one and without `[SEP]`. Language modelling continues the prompt;
+            contrast and matching see the captions without it.
 
     Raises:
         MissingHead: if the student lacks a head.
@@ -88,6 +91,7 @@ class PretrainTask(ContrastiveTask):
         seed: int,
         collectives: Collectives | None = None,
         negative_sampler: NegativeSampler | None = None,
+        prompt_tokens: int = 0,
     ) -> None:
         for loss in objectives.losses:
             student.require(loss)
@@ -97,6 +101,7 @@ class PretrainTask(ContrastiveTask):
         )
         self.student = student
         self.special = special
+        self.prompt_tokens = prompt_tokens
 
     @property
     def trains_all_weights(self) -> bool:
@@ -106,6 +111,9 @@ class PretrainTask(ContrastiveTask):
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """The sum of the losses of a batch."""
         losses = self.objectives.losses
+        captions = Texts(batch.tokens, batch.mask)
+        texts = captions.without_prompt(self.prompt_tokens, self.special.pad)
+        batch = replace(batch, tokens=texts.tokens, mask=texts.mask)
         hidden = self.student.encode_images(batch.images)
         terms: dict[str, Tensor] = {}
         contrast = None
@@ -113,7 +121,7 @@ class PretrainTask(ContrastiveTask):
             contrast = self.contrast(batch, hidden, position)
             terms["itc"] = contrast.loss
         if "itm" in losses or "lm" in losses:
-            terms |= self._grounded_losses(batch, hidden, contrast, position)
+            terms |= self._grounded_losses(batch, captions, hidden, contrast, position)
         return self.summed(terms, contrast)
 
     def contrast(self, batch: Batch, image_hidden: Tensor, position: StepPosition) -> Contrast:
@@ -139,29 +147,35 @@ class PretrainTask(ContrastiveTask):
         )
 
     def _grounded_losses(
-        self, batch: Batch, hidden: Tensor, contrast: Contrast | None, position: StepPosition
+        self,
+        batch: Batch,
+        captions: Texts,
+        hidden: Tensor,
+        contrast: Contrast | None,
+        position: StepPosition,
     ) -> dict[str, Tensor]:
-        """The losses of the texts that are read or written with their images."""
+        """The losses of the texts that are read or written (`captions`) with their images."""
         losses = self.objectives.losses
         memories = self.student.memories(hidden)
         texts = Texts(batch.tokens, batch.mask)
         passes: list[TextPass] = []
         if "itm" in losses:
             texts, pool_texts = self.pool.texts(*texts, self.special.pad)
+            captions = captions.padded(texts.tokens.shape[1], self.special.pad)
             pairs = self._pairs(
                 batch, texts, pool_texts, hidden, memories.encoder, contrast, position
             )
             passes += [pairs.own_images, pairs.negative_images]
         if "lm" in losses:
-            captions = caption_pass(texts, memories.decoder, self.special)
-            passes.append(captions)
+            written = caption_pass(captions, memories.decoder, self.special)
+            passes.append(written)
         states = self.student.text(*passes)
         terms = {}
         if "itm" in losses:
             logits = pair_logits(self.student, states[0], states[1])
             terms["itm"] = self.matching_loss(logits, pairs.negatives)
         if "lm" in losses:
-            terms["lm"] = self._lm_loss(captions, states[-1])
+            terms["lm"] = self._lm_loss(written, states[-1])
         return terms
 
     def _pairs(
@@ -190,6 +204,7 @@ class PretrainTask(ContrastiveTask):
             self.student,
             captions,
             hidden,
+            prompt_tokens=self.prompt_tokens,
             label_smoothing=self.objectives.label_smoothing,
         )
         return loss * self.pool.share(num_labels)

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ from openblip.interop.assembly import build_empty
 from openblip.interop.folder import read_folder
 from openblip.model import Med
 from openblip.model.albef import Albef
+from openblip.model.lowrank import adapt
 from openblip.model.nlvr import Nlvr
 from openblip.model.vqa import Vqa
 from openblip.tasks.albef import AlbefObjectives, AlbefTask
@@ -28,7 +28,7 @@ from openblip.tasks.nlvr import NlvrObjectives, NlvrTask
 from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
 from openblip.tasks.protocol import AnyTask, Collectives, Student
 from openblip.tasks.vqa import VqaObjectives, VqaTask
-from openblip.training.config import DataConfig, ModelOverrides, Recipe
+from openblip.training.config import DataConfig, LoraConfig, ModelOverrides, Recipe
 from openblip.training.distributed import Processes
 from openblip.training.loaders import resolved_parts
 from openblip.training.sharding import shard
@@ -75,7 +75,8 @@ def build_model(recipe: Recipe, processes: Processes) -> Student:
     the meta device until `build_task` divides it.
 
     All heads of a model that is fine-tuned are kept, trained or not, so that what comes out can
-    do what it could before. Its positions are interpolated to the image size of the data.
+    do what it could before. Its positions are interpolated to the image size of the data. With
+    `lora.rank` it is frozen but for low-rank changes.
     """
     state: dict[str, torch.Tensor] | None = None
     config: StudentConfig
@@ -89,11 +90,18 @@ def build_model(recipe: Recipe, processes: Processes) -> Student:
     config = overridden(config, recipe.overrides)
     _check_text_length(recipe.data, config)
     if recipe.train.sharding == "full" and not processes.is_first:
-        return build_empty(partial(new_student, config))
+        return build_empty(lambda: _adapted(new_student(config), recipe.lora))
     with _fresh_weights(recipe.train.seed):
         model = new_student(config)
-    if state is not None:
-        model.load_state_dict(state)
+        if state is not None:
+            model.load_state_dict(state)
+        return _adapted(model, recipe.lora)
+
+
+def _adapted(model: Student, lora: LoraConfig) -> Student:
+    """The model, of which only changes are trained if the recipe says so."""
+    if lora.rank:
+        adapt(model, lora.rank, lora.alpha, lora.targets, lora.trained)
     return model
 
 
@@ -138,15 +146,14 @@ def _med_task(
     collectives: Collectives,
 ) -> AnyTask:
     special, seed = tokenizer.special, recipe.train.seed
+    prompt = _prompt_tokens(recipe.data, tokenizer)
     match objectives:
-        case FilterObjectives():
-            return FilterTask(med, special, objectives, seed, collectives)
         case PretrainObjectives():
-            return PretrainTask(med, special, objectives, seed, collectives)
+            kind = FilterTask if isinstance(objectives, FilterObjectives) else PretrainTask
+            return kind(med, special, objectives, seed, collectives, prompt_tokens=prompt)
         case ClipObjectives():
             return ClipTask(med, objectives, collectives)
         case CaptionerObjectives():
-            prompt = _prompt_tokens(recipe.data, tokenizer)
             return CaptionerTask(med, special, prompt, objectives.label_smoothing)
 
 

@@ -23,6 +23,7 @@ from openblip.errors import CheckpointError
 from openblip.interop.assembly import fill
 from openblip.interop.folder import write_model
 from openblip.interop.models import empty_model
+from openblip.model.lowrank import merge
 from openblip.tasks.protocol import AnyTask
 from openblip.training.distributed import Processes
 from openblip.training.sharding import whole_copies
@@ -40,6 +41,8 @@ class RunState:
     """Optimiser steps done."""
     seconds: float = 0.0
     """Time spent in the loop, over all starts of the run."""
+    flops: float = 0.0
+    """Arithmetic of all processes, each like the first, as `task_flops` counts; over all starts."""
     best_loss: float = float("inf")
     """The lowest loss that a checkpoint was judged by, nats."""
     best_step: int | None = None
@@ -171,6 +174,8 @@ class CheckpointWriter:
         unfinished: Path = self._processes.gather_objects(begun)[0]
         texts = {RUN_STATE_FILE: json.dumps(asdict(state), indent=2) + "\n", **(notes or {})}
         weights = whole_copies(task.student.state_dict(), self._processes)
+        if first:
+            merge(weights, task.student)
         finish_state = begin_writing(unfinished / STATE_FOLDER, task, optimiser, self._processes)
 
         def finish() -> None:

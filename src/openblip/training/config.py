@@ -93,7 +93,8 @@ class DataConfig:
     max_words: int = 30
     """Longer captions are cut before they are tokenised."""
     prefix: str = ""
-    """Put before every caption, such as "a picture of "; takes no part in the captioner's loss."""
+    """Put before every caption that is learnt to be written, such as "a picture of "; it is given
+    and no part of the loss, and contrast and matching see captions without it."""
     num_threads: int | None = None
     """Threads that read, decode and augment; None for one for each core, 2 to 16."""
 
@@ -121,6 +122,29 @@ class ModelOverrides:
     """The last so many blocks of the image encoder recompute their activations."""
     text_checkpoint_layers: int | None = None
     """The last so many layers of the text stack recompute their activations."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraConfig:
+    """Low-rank adaptation (Hu et al., 2021): weights are frozen, changes of low rank are learnt."""
+
+    rank: int = 0
+    """Rank of the changes; 0 trains all weights instead. The saved model has the changes in its
+    weights and is like any other."""
+    alpha: float = 16.0
+    """A change counts alpha / rank times."""
+    targets: tuple[str, ...] = ("qkv", "query", "key_value")
+    """Linear layers that are changed, by a part of their names: `qkv`, `cross_attention`, `text`,
+    `image_encoder.blocks.11`. The default is queries, keys and values of all attention."""
+    trained: tuple[str, ...] = ()
+    """Weights that are trained in full besides, likewise: heads that are new."""
+
+    def __post_init__(self) -> None:
+        _check_at_least("lora", self, 0, "rank")
+        if self.alpha <= 0:
+            raise RecipeError(f"lora.alpha is {self.alpha}; give more than 0")
+        if self.rank and not self.targets:
+            raise RecipeError("lora.targets is empty; name layers, or give no lora.rank")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -268,6 +292,8 @@ class Recipe:
     Needed with `model`."""
     overrides: ModelOverrides = field(default_factory=ModelOverrides)
     """Changes to the configuration of either."""
+    lora: LoraConfig = field(default_factory=LoraConfig)
+    """What of a model to start from is trained, if not all."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     """The optimiser."""
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
@@ -294,6 +320,8 @@ class Recipe:
             raise RecipeError(
                 f"the task {self.task!r} starts from a pre-trained model: give init_from, no model"
             )
+        if self.lora.rank and self.init_from is None:
+            raise RecipeError("lora.rank is for a model to start from: give init_from, no model")
         if self.task in ("vqa", "nlvr") and len(self.data.mixture) > 1:
             raise RecipeError(
                 f"the task {self.task!r} learns from one table: import all its sources into one"

@@ -110,7 +110,7 @@ class Loop:
         state.step += 1
         state.window_loss += report.terms["loss"]
         state.window_steps += 1
-        self._count(report.terms, parts)
+        self._count(state, report.terms, parts)
         self._watch(state, report.terms["loss"])
         if self._plan.is_due(self._plan.log_every, state.step):
             self._log(state, position, lr)
@@ -142,13 +142,14 @@ class Loop:
             values = {"loss": loss, "deviations": deviations}
             self._reporting.log.event("alarm", state.step, values, text)
 
-    def _count(self, terms: Mapping[str, float], parts: list[Examples]) -> None:
+    def _count(self, state: RunState, terms: Mapping[str, float], parts: list[Examples]) -> None:
         for name, value in terms.items():
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._num_summed += 1
         for part in parts:
-            pairs = len(part.ids) * self._trainer.processes.world_size
-            self._reporting.meter.add(pairs, self._reporting.flops_of(part))
+            world_size, flops = self._trainer.processes.world_size, self._reporting.flops_of(part)
+            self._reporting.meter.add(len(part.ids) * world_size, flops)
+            state.flops += flops * world_size
 
     def _log(self, state: RunState, position: StepPosition, lr: float) -> None:
         """Report means over the steps since the last line."""

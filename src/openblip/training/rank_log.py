@@ -6,7 +6,6 @@ killed: this is how a restarted run knows what happened, and `openblip runs` whi
 """
 
 import faulthandler
-import fcntl
 import json
 import os
 import socket
@@ -22,6 +21,7 @@ from typing import Literal, Self
 
 from openblip.atomic import replace_file
 from openblip.errors import OpenBlipWarning, TrainingError
+from openblip.locks import try_lock
 from openblip.training.distributed import Processes
 
 LOG_FOLDER = "logs"
@@ -102,7 +102,7 @@ class RankLog:
         self.path = log_path(run_dir, rank)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a", encoding="utf-8")
-        if not _lock(self._file.fileno()) and (holder := _holder(run_dir, rank)) is not None:
+        if not try_lock(self._file.fileno()) and (holder := _holder(run_dir, rank)) is not None:
             self._file.close()
             raise TrainingError(
                 f"{run_dir} is being trained by process {holder.pid} on {holder.host}: stop it, "
@@ -203,7 +203,7 @@ def is_held(run_dir: Path, rank: int) -> bool:
     if not path.exists():
         return False
     with path.open("rb") as file:
-        return not _lock(file.fileno())
+        return not try_lock(file.fileno())
 
 
 def what_happened(run_dir: Path, statuses: Sequence[RankStatus]) -> str | None:
@@ -249,18 +249,6 @@ def _holder(run_dir: Path, rank: int) -> RankStatus | None:
     except PermissionError:
         pass
     return status
-
-
-def _lock(descriptor: int) -> bool:
-    """Take the lock of an open file; False if another process has it."""
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        # A file system without locks: nobody can hold one.
-        return True
-    return True
 
 
 def _is_launched() -> bool:

@@ -2,7 +2,7 @@
 
 import difflib
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -15,9 +15,17 @@ from openblip.training.config import MODEL_OF, OBJECTIVES_OF, Recipe
 RECIPE_FILE = "recipe.yaml"
 
 
+class FieldError(RecipeError):
+    """A field of a file is wrong; `field` is its place in the file, with dots."""
+
+    def __init__(self, field: str, message: str) -> None:
+        super().__init__(message)
+        self.field = field
+
+
 def recipe_to_dict(recipe: Recipe) -> dict[str, Any]:
     """Every field of the recipe, defaults included, as plain YAML values."""
-    plain: dict[str, Any] = _to_plain(recipe)
+    plain: dict[str, Any] = to_plain(recipe)
     return plain
 
 
@@ -32,9 +40,9 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
     task = parts.get("task")
     if task not in OBJECTIVES_OF:
         raise RecipeError(f"task is {task!r}; choose one of {', '.join(OBJECTIVES_OF)}")
-    objectives = _from_plain(OBJECTIVES_OF[task], parts.get("objectives") or {}, "objectives")
-    model = _from_plain(MODEL_OF.get(task, MedConfig) | None, parts.get("model"), "model")
-    recipe = _from_plain(Recipe, {**parts, "objectives": objectives, "model": model}, "")
+    objectives = from_plain(OBJECTIVES_OF[task], parts.get("objectives") or {}, "objectives")
+    model = from_plain(MODEL_OF.get(task, MedConfig) | None, parts.get("model"), "model")
+    recipe = from_plain(Recipe, {**parts, "objectives": objectives, "model": model}, "")
     assert isinstance(recipe, Recipe)
     return recipe
 
@@ -90,17 +98,30 @@ def _flattened(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def _to_plain(value: Any) -> Any:
+def to_plain(value: Any) -> Any:
+    """A dataclass, however deep, as plain YAML values."""
     if is_dataclass(value):
-        return {f.name: _to_plain(getattr(value, f.name)) for f in fields(value)}
+        return {f.name: to_plain(getattr(value, f.name)) for f in fields(value)}
     if isinstance(value, tuple):
-        return [_to_plain(item) for item in value]
+        return [to_plain(item) for item in value]
     return value
 
 
-def _from_plain(kind: Any, value: Any, name: str) -> Any:
-    """`value` as an instance of the annotation `kind`; `name` is its place in the recipe."""
+def from_plain(kind: Any, value: Any, name: str) -> Any:
+    """Plain YAML values as an instance of an annotation: a dataclass and what its fields may be.
+
+    Args:
+        kind: the annotation.
+        value: plain values; what is an instance already stays as it is.
+        name: place of the value in its file, with dots; empty for the whole.
+
+    Raises:
+        FieldError: a name is unknown or missing, or a value is of another type than its field.
+        RecipeError: a dataclass refuses its values.
+    """
     origin = get_origin(kind)
+    if kind is Any:
+        return value
     if is_dataclass(kind) and isinstance(kind, type):
         return value if isinstance(value, kind) else _build(kind, value, name)
     if origin in (Union, types.UnionType):
@@ -111,6 +132,8 @@ def _from_plain(kind: Any, value: Any, name: str) -> Any:
         return value
     if origin is tuple:
         return _from_list(get_args(kind), value, name)
+    if origin is dict:
+        return _from_mapping(get_args(kind)[1], value, name)
     return _from_scalar(kind, value, name)
 
 
@@ -121,17 +144,21 @@ def _build(kind: Any, value: Any, name: str) -> Any:
     prefix = f"{name}." if name else ""
     for given in value:
         if given not in hints:
-            raise RecipeError(
-                f"{prefix}{given} is unknown{_nearest(str(given), list(hints), prefix)}"
-            )
+            field = f"{prefix}{given}"
+            raise FieldError(field, f"{field} is unknown{nearest(given, list(hints), prefix)}")
     for f in fields(kind):
         if f.name not in value and f.default is MISSING and f.default_factory is MISSING:
-            raise RecipeError(f"{prefix}{f.name} is missing; it has no default")
-    return kind(**{k: _from_plain(hints[k], v, f"{prefix}{k}") for k, v in value.items()})
+            raise FieldError(name, f"{prefix}{f.name} is missing; it has no default")
+    built = {k: from_plain(hints[k], v, f"{prefix}{k}") for k, v in value.items()}
+    try:
+        return kind(**built)
+    except RecipeError as error:
+        raise FieldError(name, str(error)) from error
 
 
-def _nearest(given: str, names: list[str], prefix: str) -> str:
-    close = difflib.get_close_matches(given, names, n=1, cutoff=0.5)
+def nearest(given: object, names: Sequence[str], prefix: str = "") -> str:
+    """The end of an error about an unknown name: the nearest one, or all that are known."""
+    close = difflib.get_close_matches(str(given), names, n=1, cutoff=0.5)
     return f"; did you mean {prefix}{close[0]}?" if close else f"; known are {', '.join(names)}"
 
 
@@ -146,7 +173,14 @@ def _from_union(kinds: tuple[Any, ...], value: Any, name: str) -> Any:
     ):
         return value
     assert len(others) == 1, f"{name}: a recipe field has one type besides None"
-    return _from_plain(others[0], value, name)
+    return from_plain(others[0], value, name)
+
+
+def _from_mapping(kind: Any, value: Any, name: str) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise _wrong(name, value, "names and their values")
+    prefix = f"{name}." if name else ""
+    return {str(key): from_plain(kind, item, f"{prefix}{key}") for key, item in value.items()}
 
 
 def _from_list(kinds: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]:
@@ -155,7 +189,12 @@ def _from_list(kinds: tuple[Any, ...], value: Any, name: str) -> tuple[Any, ...]
     each = [kinds[0]] * len(value) if kinds[-1] is Ellipsis else list(kinds)
     if len(each) != len(value):
         raise _wrong(name, value, f"a list of {len(each)} values")
-    return tuple(_from_plain(kind, item, name) for kind, item in zip(each, value, strict=True))
+    # Places in a list of fields are counted from 0, as in the names of flags.
+    numbered = any(is_dataclass(kind) for kind in each)
+    return tuple(
+        from_plain(kind, item, f"{name}.{place}" if numbered else name)
+        for place, (kind, item) in enumerate(zip(each, value, strict=True))
+    )
 
 
 def _from_scalar(kind: Any, value: Any, name: str) -> Any:
@@ -171,5 +210,5 @@ def _from_scalar(kind: Any, value: Any, name: str) -> Any:
     return value
 
 
-def _wrong(name: str, value: Any, expected: str) -> RecipeError:
-    return RecipeError(f"{name or 'the recipe'} is {value!r}; expected {expected}")
+def _wrong(name: str, value: Any, expected: str) -> FieldError:
+    return FieldError(name, f"{name or 'the recipe'} is {value!r}; expected {expected}")

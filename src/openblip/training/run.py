@@ -1,7 +1,7 @@
 """`train`: from a recipe and a directory to a trained model in it."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -59,10 +59,14 @@ class TrainResult:
     """Optimiser steps done, over all starts of the run."""
     seconds: float
     """Time spent in them, validation included."""
+    flops: float
+    """Arithmetic of their forward and backward passes and the teacher's, as `task_flops` counts."""
     terms: dict[str, float]
     """Losses by name: means over the steps of the latest log line."""
     interrupted: bool
     """Whether Ctrl-C or SIGTERM ended the run early; the same call goes on."""
+    trained_weights: int
+    """Numbers that the optimiser changes: all of the student's, or fewer (`Recipe.lora`)."""
     skipped: tuple[tuple[int, int], ...] = ()
     """Steps that were left out after rewinds, as sorted (first, end) ranges."""
 
@@ -158,8 +162,10 @@ class _Run:
             self.store.folder / "last",
             self.state.step,
             self.state.seconds,
+            self.state.flops,
             self.state.terms,
             interrupted=not finished,
+            trained_weights=self._num_trained(),
             skipped=tuple(joined(self.state.skipped)),
         )
 
@@ -260,6 +266,9 @@ class _Run:
             stack.enter_context(progress)
             for line in self.loader.summary():
                 progress.note(line)
+            if self.recipe.lora.rank:
+                trained, every = self._num_trained(), _count(self.task.student.parameters())
+                progress.note(f"trains {trained:,} of {every:,} weights ({trained / every:.2%})")
             log = None
             if self.processes.is_first:
                 log = MetricsLog(self.run_dir, self.state.step, trackers.threads)
@@ -271,6 +280,9 @@ class _Run:
                 meter=meter,
                 flops_of=self._flops_of,
             )
+
+    def _num_trained(self) -> int:
+        return _count(trained_parameters(self.task))
 
     def _flops_of(self, batch: Examples) -> float:
         return task_flops(self.task, batch)
@@ -308,6 +320,10 @@ class _Run:
             "these weights with init_from, with a lower optimiser.lr, optimiser.clip_norm=1, or "
             "train.precision=float32"
         )
+
+
+def _count(parameters: Iterable[torch.nn.Parameter]) -> int:
+    return sum(parameter.numel() for parameter in parameters)
 
 
 def _terms(failure: NonFiniteLoss) -> str:

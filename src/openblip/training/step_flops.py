@@ -16,6 +16,7 @@ from openblip.model.flops import (
     text_flops,
     twin_flops,
 )
+from openblip.model.lowrank import low_rank_layers
 from openblip.model.nlvr import NlvrConfig
 from openblip.model.vqa import VqaConfig
 from openblip.tasks.albef import AlbefTask
@@ -28,10 +29,38 @@ from openblip.tasks.vqa import VqaTask
 
 # A backward pass costs twice its forward.
 _TRAINED = 3
+# Of a forward and backward, where weights get no gradient.
+_FROZEN = 2 / 3
 
 
 def task_flops(task: AnyTask, batch: Examples) -> float:
-    """Operations of a task's forward and backward on a batch, and of its teacher's forward."""
+    """Operations of a task's forward and backward on a batch, and of its teacher's forward.
+
+    Of a student of which only low-rank changes are trained, about: frozen weights get no gradient,
+    nor do the states of an image encoder without a change.
+    """
+    total = _all_trained(task, batch)
+    student = task.student
+    if not any(True for _ in low_rank_layers(student)):
+        return total
+    total *= _FROZEN
+    if not any(parameter.requires_grad for parameter in student.image_encoder.parameters()):
+        total -= image_encoder_flops(student.config, *_images_of(batch))
+    return total
+
+
+def _images_of(batch: Examples) -> tuple[int, int]:
+    """How many images a batch has, and the pixels of a side."""
+    match batch:
+        case ImagePairBatch():
+            return 2 * len(batch.first_images), batch.first_images.shape[-1]
+        case Batch() | QuestionBatch():
+            return len(batch.images), batch.images.shape[-1]
+        case _:
+            raise TypeError(f"{type(batch).__name__}: its images are not counted")
+
+
+def _all_trained(task: AnyTask, batch: Examples) -> float:
     match task, batch:
         case AlbefTask(), Batch():
             objectives = task.objectives

@@ -90,6 +90,16 @@ def test_questions_of_vqa_are_grouped_by_image_with_their_ten_answers(
     assert question.weighted_answers == pytest.approx({"yes": 0.7, "no": 0.3})
 
 
+def test_an_import_goes_on_where_it_stopped(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
+    asked = [_question(42000, 42), _question(73000, 73), _question(42001, 42)]
+    source = _official(tmp_path, jpeg, asked)
+    report, table = _import(source, limit=1)
+    assert (len(table), report.complete) == (1, False)
+    report, table = _import(source)
+    assert (len(table), report.complete, report.skipped) == (2, True, {})
+    assert [row for row, _ in _questions(table, "val")] == ["42", "42", "73"]
+
+
 def test_what_belongs_to_nothing_is_reported(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
     asked = [
         _question(42000, 42),

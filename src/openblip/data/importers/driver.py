@@ -22,6 +22,7 @@ from openblip.data.importers.source import (
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.reading import read_image_file
 from openblip.data.report import ImportReport, Reason, metadata_key
+from openblip.data.storage import is_object_address
 from openblip.data.table import ORIGINS, SPLITS, PairRow, PairTable
 from openblip.errors import DataError
 from openblip.progress import Progress
@@ -82,6 +83,15 @@ class _State:
         return cls(report, values["cursor"], values["version"])
 
 
+def _on_disk(source: str | Path) -> str:
+    if is_object_address(str(source)):
+        raise DataError(
+            f"{source}: sources are read from a disk; copy or mount it, and give the object store "
+            "as the place of the table"
+        )
+    return str(Path(source).absolute())
+
+
 def import_pairs(
     source: str | Path,
     uri: str | Path,
@@ -130,7 +140,7 @@ def import_pairs(
     """
     settings = _Settings(
         # An absolute path: the import is the same one from wherever it is restarted.
-        source=str(Path(source).absolute()),
+        source=_on_disk(source),
         format=format,
         origin=_one_of("origin", origin, ORIGINS),
         split=None if split is None else _one_of("split", split, SPLITS),

@@ -1,0 +1,56 @@
+"""`openblip compare`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from openblip.cli.output import print_json, print_table
+
+
+def compare(
+    file: tyro.conf.Positional[Path],
+    /,
+    *,
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+    jobs: int = 1,
+    plan: bool = False,
+    json: bool = False,
+) -> int:
+    """Train and evaluate what is missing of a comparison, and write its tables.
+
+    The YAML file lists data, models, tasks and seeds, the tables to print and the claims to check
+    (docs/compare.md). A stopped comparison goes on with the same command; after a change of the
+    file only what depends on it is done again. Example:
+    openblip compare benchmarks/ablations.yaml -o ablations --jobs 2
+
+    Args:
+        file: the comparison.
+        output: folder of the stages and the report; by default named as the file.
+        jobs: processes side by side; each computes with its share of the cores.
+        plan: only list the stages, and which of them are finished.
+        json: print the verdicts on the claims, and where the report is, as JSON.
+    """
+    from openblip.comparison.report import PAGE_FILE
+    from openblip.comparison.run import compare as run
+    from openblip.comparison.run import plan as planned
+
+    folder = output if output is not None else Path(file.stem)
+    if plan:
+        rows = planned(file, folder).stages
+        print_table(
+            ["stage", "name", "folder", "finished"],
+            [[row.kind, row.name, row.folder, "yes" if row.is_finished else "no"] for row in rows],
+        )
+        return 0
+    compared = run(file, folder, jobs=jobs)
+    if json:
+        verdicts = [
+            {"claim": v.claim.claim, "figure": v.figure, "verdict": v.word}
+            for v in compared.findings.verdicts()
+        ]
+        print_json({"report": str(folder / PAGE_FILE), "claims": verdicts})
+        return 0
+    print(compared.text)
+    print(f"report: {folder / PAGE_FILE}")
+    return 0

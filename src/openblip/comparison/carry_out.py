@@ -1,0 +1,159 @@
+"""Carries out a stage in its folder; called again after an interruption, it goes on."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from openblip.atomic import replace_file, replace_folder
+from openblip.capfilt.job import CapFiltSettings
+from openblip.capfilt.run import run_capfilt
+from openblip.comparison.flops import capfilt_flops
+from openblip.comparison.planner import INIT, TABLE
+from openblip.comparison.spec import SourceSpec
+from openblip.comparison.stages import ORDER_FILE, RESULT_FILE
+from openblip.comparison.tasks import PROTOCOLS
+from openblip.data.importers.driver import import_pairs
+from openblip.data.table import PairTable
+from openblip.data.world import WorldConfig, create_world
+from openblip.errors import DataError, MissingHead
+from openblip.evaluation.units import UnitScores
+from openblip.inference import Decoding, load
+from openblip.inference.loading import find_model
+from openblip.training.recipe_file import from_plain, recipe_from_dict
+from openblip.training.run import train
+
+# Digits of a stored score: intervals need no more, and a file of 5,000 images stays small.
+_DIGITS = 6
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a stage's folder says is to be done in it."""
+
+    folder: Path
+    kind: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """Places by role."""
+
+    @classmethod
+    def read(cls, folder: Path) -> "Order":
+        """The order that `Stage.write_order` wrote."""
+        order = json.loads((folder / ORDER_FILE).read_text(encoding="utf-8"))
+        return cls(folder, order["kind"], order["settings"], order["inputs"])
+
+
+def carry_out(folder: Path) -> None:
+    """Do what a stage's folder orders, and write the result there.
+
+    Raises:
+        OpenBlipError: it cannot be done.
+        KeyboardInterrupt: it was interrupted; what is finished is kept.
+    """
+    order = Order.read(folder)
+    started = time.perf_counter()
+    result = _WORK[order.kind](order)
+    result = {"seconds": time.perf_counter() - started, **result}
+    with replace_file(folder / RESULT_FILE) as unfinished:
+        unfinished.write_text(json.dumps(result), encoding="utf-8")
+
+
+def _data(order: Order) -> dict[str, Any]:
+    place = order.folder / "pairs.lance"
+    if "world" in order.settings:
+        if not _is_table(place):
+            create_world(place, from_plain(WorldConfig, order.settings["world"], "world"))
+    else:
+        for values in order.settings["sources"]:
+            spec = from_plain(SourceSpec, values, "sources")
+            import_pairs(spec.source, place, spec.format, spec.origin, spec.split)
+    return {"rows": len(PairTable.open(place))}
+
+
+def _train(order: Order) -> dict[str, Any]:
+    recipe = recipe_from_dict(order.settings["recipe"])
+    assert recipe.data.table == TABLE
+    recipe = replace(recipe, data=replace(recipe.data, table=order.inputs["table"]))
+    if recipe.init_from == INIT:
+        recipe = replace(recipe, init_from=str(find_model(order.inputs["init"])))
+    trained = train(recipe, order.folder / "run")
+    if trained.interrupted:
+        raise KeyboardInterrupt
+    return {"seconds": trained.seconds, "flops": trained.flops, "steps": trained.steps}
+
+
+def _capfilt(order: Order) -> dict[str, Any]:
+    place = order.folder / "pairs.lance"
+    if not place.exists():
+        _copy_table(order.inputs["table"], place)
+    settings = CapFiltSettings(
+        captioner=order.inputs["captioner"],
+        filter=order.inputs["filter"],
+        decoding=from_plain(Decoding, order.settings["decoding"], "decoding"),
+        prompt=order.settings["prompt"],
+        num_captions=order.settings["num_captions"],
+        seed=order.settings["seed"],
+    )
+    # Stages run side by side already.
+    found = run_capfilt(place, settings, processes=1)
+    if found.failed:
+        raise DataError(f"{place}: {'; '.join(found.failed)}")
+    return {"flops": capfilt_flops(place, settings), "errors": found.errors}
+
+
+def _evaluate(order: Order) -> dict[str, Any]:
+    settings = dict(order.settings)
+    protocol, split = PROTOCOLS[settings.pop("task")], settings.pop("split")
+    blip, table = load(order.inputs["model"]), PairTable.open(order.inputs["table"])
+    try:
+        chosen = from_plain(protocol.settings, settings, "settings")
+        units = protocol.evaluate(blip, table, split, chosen)
+    except MissingHead as error:
+        # Said once, so that the same command does not try it again.
+        return {"units": {}, "missing": str(error)}
+    return {"units": {name: _plain(found) for name, found in units.items()}}
+
+
+def _plain(units: UnitScores) -> dict[str, list[float]]:
+    return {
+        "scores": np.round(units.scores, _DIGITS).tolist(),
+        "weights": np.round(units.weights, _DIGITS).tolist(),
+    }
+
+
+def _is_table(place: Path) -> bool:
+    try:
+        PairTable.open(place)
+    except DataError:
+        return False
+    return True
+
+
+def _copy_table(source: str, target: Path) -> None:
+    """A table of the same rows, without a second copy of its data files, which never change."""
+    if not Path(source).is_dir():
+        raise DataError(f"{source}: CapFilt in a comparison needs a table on this machine")
+    with replace_folder(target) as unfinished:
+        shutil.copytree(source, unfinished, copy_function=_link, dirs_exist_ok=True)
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+_WORK: dict[str, Callable[[Order], dict[str, Any]]] = {
+    "data": _data,
+    "train": _train,
+    "capfilt": _capfilt,
+    "evaluate": _evaluate,
+}

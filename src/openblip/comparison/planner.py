@@ -1,0 +1,244 @@
+"""From a comparison file to stages: which table, training, job and evaluation each figure needs."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from os.path import expandvars
+from pathlib import Path
+from typing import Any
+
+from openblip.comparison.spec import ComparisonSpec, DataSpec, ModelSpec
+from openblip.comparison.stages import Given, Stage
+from openblip.comparison.tasks import PROTOCOLS
+from openblip.data.patterns import matching_paths
+from openblip.data.table import PairTable
+from openblip.data.views import CaptionView
+from openblip.data.world import WorldConfig
+from openblip.data.world.config import config_to_dict
+from openblip.errors import DataError, OpenBlipError, RecipeError
+from openblip.inference.fingerprint import model_fingerprint
+from openblip.inference.loading import find_model
+from openblip.interop.folder import read_config
+from openblip.recipes.baselines import as_albef, as_clip, as_unimodal
+from openblip.recipes.finetune import FINETUNE_RECIPES
+from openblip.recipes.pretrain import PRETRAIN_RECIPES
+from openblip.recipes.world import WORLD_FINETUNE_RECIPES, WORLD_PRETRAIN_RECIPES
+from openblip.training.config import Recipe
+from openblip.training.recipe_file import (
+    FieldError,
+    from_plain,
+    nearest,
+    read_recipe,
+    recipe_from_dict,
+    recipe_to_dict,
+    to_plain,
+)
+
+# Stand in a recipe for the places of its inputs, which do not count for its fingerprint.
+TABLE, INIT = "@table", "@init"
+_PRETRAIN = PRETRAIN_RECIPES | WORLD_PRETRAIN_RECIPES
+_FINETUNE = FINETUNE_RECIPES | WORLD_FINETUNE_RECIPES
+_TRAINED_AS = {"clip": as_clip, "albef": as_albef, "unimodal": as_unimodal}
+
+
+class Planner:
+    """The stages of a comparison, each made once, whatever asks for it.
+
+    Every method raises `FieldError` where the file asks for what cannot be.
+    """
+
+    def __init__(self, spec: ComparisonSpec) -> None:
+        self._spec = spec
+        self._made: dict[tuple[str, str, int], Stage | Given] = {}
+        self._recipes: dict[str, Recipe] = {}
+        self._begun: list[str] = []
+
+    def evaluation(self, model: str, task: str, seed: int) -> Stage:
+        """How a model does on a task."""
+        spec = self._spec.tasks[task]
+        settings = from_plain(
+            PROTOCOLS[spec.task].settings, spec.settings, f"tasks.{task}.settings"
+        )
+        return Stage(
+            "evaluate",
+            f"{model} on {task}, seed {seed}",
+            {"task": spec.task, "split": spec.split, **to_plain(settings)},
+            {"model": self.model(model, seed), "table": self.data(spec.data, seed)},
+        )
+
+    def data(self, name: str | None, seed: int) -> Stage | Given:
+        """A table by its name; the first one without."""
+        name = name or next(iter(self._spec.data))
+        return self._once("data", name, seed)
+
+    def model(self, name: str, seed: int) -> Stage | Given:
+        """A model by its name."""
+        return self._once("models", name, seed)
+
+    def _once(self, part: str, name: str, seed: int) -> Stage | Given:
+        key = (part, name, seed)
+        if key not in self._made:
+            field = f"{part}.{name}"
+            self._enter(field)
+            try:
+                self._made[key] = (
+                    self._make_data(name, self._spec.data[name], seed)
+                    if part == "data"
+                    else self._make_model(name, self._spec.models[name], seed)
+                )
+            except FieldError:
+                raise
+            except OpenBlipError as error:
+                raise FieldError(field, str(error)) from error
+            finally:
+                self._begun.pop()
+        return self._made[key]
+
+    def _enter(self, field: str) -> None:
+        if field in self._begun:
+            way = " needs ".join([*self._begun, field])
+            raise FieldError(field, f"{field} needs itself: {way}")
+        self._begun.append(field)
+
+    def _make_data(self, name: str, spec: DataSpec, seed: int) -> Stage | Given:
+        title = f"{name}, seed {seed}"
+        if spec.table is not None:
+            place = expandvars(spec.table)
+            return Given(place, f"{place} at version {PairTable.open(place).version}")
+        if spec.capfilt is not None:
+            job = spec.capfilt
+            settings = {
+                "prompt": job.prompt,
+                "num_captions": job.num_captions,
+                "decoding": to_plain(job.decoding),
+                "seed": seed,
+            }
+            inputs = {
+                "table": self.data(job.of, seed),
+                "captioner": self.model(job.captioner, seed),
+                "filter": self.model(job.filter, seed),
+            }
+            return Stage("capfilt", title, settings, inputs)
+        if spec.world is not None:
+            values = {"seed": seed, **spec.world}
+            config = from_plain(WorldConfig, values, f"data.{name}.world")
+            return Stage("data", title, {"world": config_to_dict(config)})
+        sources = [replace(one, source=expandvars(one.source)) for one in spec.sources]
+        seen = [_source_digest(source.source) for source in sources]
+        return Stage("data", title, {"sources": [*map(to_plain, sources)], "files": seen})
+
+    def _make_model(self, name: str, spec: ModelSpec, seed: int) -> Stage | Given:
+        if spec.checkpoint is not None:
+            place = _checkpoint(spec, seed)
+            return Given(place, model_fingerprint(place))
+        recipe = self.recipe(name)
+        init, data = self._inherited(name, "init"), self._inherited(name, "data")
+        inputs = {"table": self.data(data, seed)}
+        if init is not None:
+            inputs["init"] = self.model(init, seed)
+        seeded = replace(recipe, train=replace(recipe.train, seed=seed))
+        settings = {"recipe": recipe_to_dict(seeded)}
+        return Stage("train", f"{name}, seed {seed}", settings, inputs)
+
+    def recipe(self, name: str) -> Recipe:
+        """What a model is trained by, with `TABLE` and `INIT` for the places of its inputs."""
+        if name not in self._recipes:
+            field = f"models.{name}"
+            self._enter(f"{field} (recipe)")
+            try:
+                self._recipes[name] = self._make_recipe(name, field, self._spec.models[name])
+            finally:
+                self._begun.pop()
+        return self._recipes[name]
+
+    def _make_recipe(self, name: str, field: str, spec: ModelSpec) -> Recipe:
+        if spec.like is not None:
+            recipe = self.recipe(spec.like)
+        elif spec.recipe is not None:
+            recipe = self._named_recipe(spec.recipe, spec.init, field)
+        else:
+            raise FieldError(field, f"{field} is a checkpoint: it has no recipe to begin with")
+        if spec.init is not None and recipe.model is not None:
+            # The same training, from weights that are there.
+            recipe = replace(recipe, model=None, tokenizer=None, init_from=INIT)
+        if spec.view is not None:
+            view = from_plain(CaptionView, spec.view, f"{field}.view")
+            recipe = replace(recipe, data=replace(recipe.data, view=view))
+        if spec.trained_as is not None:
+            if recipe.task != "pretrain" or recipe.model is None:
+                raise FieldError(
+                    f"{field}.trained_as",
+                    f"{field}.trained_as is for the pre-training of a BLIP from fresh weights",
+                )
+            recipe = _TRAINED_AS[spec.trained_as](recipe)
+        return _with_settings(recipe, spec.settings, f"{field}.settings")
+
+    def _named_recipe(self, name: str, init: str | None, field: str) -> Recipe:
+        if name in _PRETRAIN:
+            return _PRETRAIN[name](TABLE)
+        if name in _FINETUNE:
+            if init is None:
+                raise FieldError(
+                    field, f"{field}: the recipe {name} starts from a model: give init"
+                )
+            return _FINETUNE[name](TABLE, INIT, self._image_size(init))
+        if Path(name).suffix in (".yaml", ".yml"):
+            recipe = read_recipe(Path(name))
+            start = INIT if recipe.init_from is not None else None
+            return replace(recipe, data=replace(recipe.data, table=TABLE), init_from=start)
+        known = [*_PRETRAIN, *_FINETUNE]
+        raise FieldError(f"{field}.recipe", f"{field}.recipe: no {name!r}{nearest(name, known)}")
+
+    def _image_size(self, model: str) -> int:
+        spec = self._spec.models[model]
+        if spec.checkpoint is None:
+            return self.recipe(model).data.image_size
+        return read_config(find_model(_checkpoint(spec, self._spec.seeds[0]))).image_size
+
+    def _inherited(self, name: str, field: str) -> str | None:
+        """A field of a model, or of the nearest one that it is like."""
+        spec = self._spec.models[name]
+        value: str | None = getattr(spec, field)
+        return self._inherited(spec.like, field) if value is None and spec.like else value
+
+
+def _checkpoint(spec: ModelSpec, seed: int) -> str:
+    assert spec.checkpoint is not None
+    return expandvars(spec.checkpoint).replace("{seed}", str(seed))
+
+
+def _with_settings(recipe: Recipe, settings: Mapping[str, Any], field: str) -> Recipe:
+    """The recipe with fields changed that are named with dots."""
+    values = recipe_to_dict(recipe)
+    for name, value in settings.items():
+        *parents, last = name.split(".")
+        part: Any = values
+        for parent in parents:
+            part = part.get(parent) if isinstance(part, dict) else None
+        if not isinstance(part, dict) or last not in part:
+            known = list(part) if isinstance(part, dict) else [f.name for f in fields(Recipe)]
+            prefix = f"{'.'.join(parents)}." if isinstance(part, dict) and parents else ""
+            raise FieldError(
+                f"{field}.{name}", f"{field}: {name} is unknown{nearest(last, known, prefix)}"
+            )
+        part[last] = value
+    try:
+        return recipe_from_dict(values)
+    except RecipeError as error:
+        place = error.field if isinstance(error, FieldError) else ""
+        raise FieldError(f"{field}.{place}", f"{field}: {error}") from error
+
+
+def _source_digest(source: str) -> str:
+    """Of the names, sizes and times of a source's files: what changes when they do."""
+    digest, places = hashlib.sha256(), matching_paths(source)
+    if not places:
+        unset = "; a variable of the environment is not set" if "$" in source else ""
+        raise DataError(f"{source} does not exist{unset}")
+    for place in places:
+        files = sorted(place.rglob("*")) if place.is_dir() else [place]
+        for file in files:
+            if file.is_file():
+                seen = file.stat()
+                digest.update(f"{file.name} {seen.st_size} {seen.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,168 @@
+"""Carries out stages in several processes, each as soon as what it needs is finished."""
+
+import json
+import os
+import selectors
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+from openblip.comparison.stages import LOG_FILE, Stage, closure
+from openblip.progress import Progress, duration
+
+# How long a stage may take to write its checkpoint when it is told to stop.
+_PATIENCE_SECONDS = 60.0
+
+
+def carry_out_all(stages: Iterable[Stage], root: Path, jobs: int) -> dict[str, str]:
+    """Carry out what is not finished of some stages and of what they need.
+
+    A stage that fails does not stop those that do not need it.
+
+    Args:
+        stages: what is wanted.
+        root: folder of the stages' folders.
+        jobs: processes side by side; each computes with its share of the cores.
+
+    Returns:
+        for each stage that failed, by name, why, and where its log is.
+    """
+    every = closure(stages)
+    missing = {key: stage for key, stage in every.items() if stage.result(root) is None}
+    if not missing:
+        return {}
+    run = _Run(every, missing, root)
+    with Progress(
+        "comparing", total=len(every), unit="stages", start=len(every) - len(missing)
+    ) as progress:
+        run.carry_out(progress, min(jobs, len(missing)))
+    return run.failed
+
+
+class _Run:
+    def __init__(self, every: dict[str, Stage], missing: dict[str, Stage], root: Path) -> None:
+        self._root = root
+        self._waiting = missing
+        self._unfinished = set(missing)
+        self._weight = _dependents(every)
+        self.failed: dict[str, str] = {}
+
+    def carry_out(self, progress: Progress, jobs: int) -> None:
+        workers: list[_Worker] = []
+        with selectors.DefaultSelector() as selector:
+            try:
+                while self._unfinished:
+                    while (stage := self._next()) is not None:
+                        worker = next((w for w in workers if w.stage is None), None)
+                        if worker is None and len(workers) == jobs:
+                            break
+                        if worker is None:
+                            worker = _Worker(jobs)
+                            workers.append(worker)
+                            selector.register(worker.answers, selectors.EVENT_READ, worker)
+                        progress.note(f"begin: {stage.kind} {stage.name}")
+                        del self._waiting[stage.fingerprint]
+                        worker.begin(stage, self._root)
+                    if all(worker.stage is None for worker in workers):
+                        # What is left needs what has failed.
+                        break
+                    for key, _ in selector.select():
+                        worker = key.data
+                        if self._end(worker, progress):
+                            selector.unregister(worker.answers)
+                            workers.remove(worker)
+            finally:
+                _stop(workers)
+
+    def _next(self) -> Stage | None:
+        """Of the stages that can begin, the one that most others wait for."""
+        ready = [
+            stage
+            for stage in self._waiting.values()
+            if not any(needed.fingerprint in self._unfinished for needed in stage.needs)
+        ]
+        return max(ready, key=lambda stage: self._weight[stage.fingerprint], default=None)
+
+    def _end(self, worker: "_Worker", progress: Progress) -> bool:
+        """Note how a worker's stage ended; whether the worker is gone."""
+        stage, seconds = worker.stage, time.monotonic() - worker.began
+        assert stage is not None
+        answer = worker.answer()
+        worker.stage = None
+        error = worker.last_words() if answer is None else answer
+        name = f"{stage.kind} {stage.name}"
+        if error:
+            log = stage.folder(self._root) / LOG_FILE
+            self.failed[name] = f"{error} (log: {log})"
+            progress.note(f"failed: {name}: {error} (log: {log})")
+        else:
+            self._unfinished.remove(stage.fingerprint)
+            progress.note(f"done: {name}, {duration(seconds)}")
+            progress.update(1)
+        return answer is None
+
+
+class _Worker:
+    """A process of `openblip.comparison.worker`, idle if it has no stage."""
+
+    def __init__(self, jobs: int) -> None:
+        threads = str(max(1, (os.cpu_count() or 1) // jobs))
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "openblip.comparison.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={"OMP_NUM_THREADS": threads, **os.environ},
+            # Ctrl-C shall reach the parent alone, which tells its workers.
+            start_new_session=True,
+            text=True,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._orders, self.answers = self._process.stdin, self._process.stdout
+        self.stage: Stage | None = None
+        self.began = 0.0
+
+    def begin(self, stage: Stage, root: Path) -> None:
+        self.stage, self.began = stage, time.monotonic()
+        self._orders.write(f"{stage.write_order(root)}\n")
+        self._orders.flush()
+
+    def answer(self) -> str | None:
+        """What went wrong with its stage, empty if nothing did; None if the process has ended."""
+        line = self.answers.readline()
+        return (json.loads(line)["error"] or "") if line else None
+
+    def last_words(self) -> str:
+        self.wait()
+        return f"its process ended with exit code {self._process.returncode}"
+
+    def tell_to_stop(self) -> None:
+        if not self._orders.closed:
+            self._orders.close()
+
+    def wait(self) -> None:
+        self.tell_to_stop()
+        try:
+            self._process.wait(_PATIENCE_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self.answers.close()
+
+
+def _stop(workers: list[_Worker]) -> None:
+    for worker in workers:
+        worker.tell_to_stop()
+    for worker in workers:
+        worker.wait()
+
+
+def _dependents(every: dict[str, Stage]) -> dict[str, int]:
+    """How many stages need each one, directly or not."""
+    needed = dict.fromkeys(every, 0)
+    for stage in every.values():
+        for key in closure(stage.needs):
+            needed[key] += 1
+    return needed

@@ -1,0 +1,149 @@
+"""A comparison file, read: an error names the field and its line."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from openblip.comparison.spec import ComparisonSpec
+from openblip.comparison.tasks import PROTOCOLS
+from openblip.errors import RecipeError
+from openblip.training.recipe_file import FieldError, from_plain, nearest
+
+if TYPE_CHECKING:
+    import yaml
+
+
+def read_spec(path: Path) -> tuple[ComparisonSpec, dict[str, int]]:
+    """The comparison of a YAML file, and the line of each of its fields by its name with dots.
+
+    Raises:
+        RecipeError: the file is missing or not YAML, or a field is wrong; names file and line.
+    """
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path}: cannot be read as YAML ({error})") from error
+    if root is None or not isinstance(values, dict):
+        raise RecipeError(f"{path}: expected the fields of a comparison, such as `title:`")
+    try:
+        lines = _lines(root)
+    except FieldError as error:
+        raise RecipeError(f"{path}: {error}") from None
+    try:
+        spec = from_plain(ComparisonSpec, values, "")
+        assert isinstance(spec, ComparisonSpec)
+        check_names(spec)
+    except RecipeError as error:
+        raise located(error, path, lines) from error
+    return spec, lines
+
+
+def located(error: RecipeError, path: Path, lines: dict[str, int]) -> RecipeError:
+    """The error with the file and the line of the nearest field that the file has."""
+    field = error.field if isinstance(error, FieldError) else ""
+    named = f"{field}: " if field not in str(error) else ""
+    while field and field not in lines:
+        field = field.rpartition(".")[0]
+    where = f"{path}, line {lines[field]}" if field else str(path)
+    return RecipeError(f"{where}: {named}{error}")
+
+
+def check_names(spec: ComparisonSpec) -> None:
+    """Check that whatever is named is there.
+
+    Raises:
+        FieldError: a name is unknown; the message gives the nearest.
+    """
+    for field, name in _data_named(spec):
+        _known(name, spec.data, field)
+    for field, name in _models_named(spec):
+        _known(name, spec.models, field)
+    for name, task in spec.tasks.items():
+        from_plain(PROTOCOLS[task.task].settings, task.settings, f"tasks.{name}.settings")
+    for field, figure in _figures_named(spec):
+        _known_figure(figure, spec, field)
+
+
+def _data_named(spec: ComparisonSpec) -> Iterator[tuple[str, str | None]]:
+    """Fields that name data, and what they name."""
+    for name, data in spec.data.items():
+        if data.capfilt is not None:
+            yield f"data.{name}.capfilt.of", data.capfilt.of
+    for name, model in spec.models.items():
+        yield f"models.{name}.data", model.data
+    for name, task in spec.tasks.items():
+        yield f"tasks.{name}.data", task.data
+
+
+def _models_named(spec: ComparisonSpec) -> Iterator[tuple[str, str | None]]:
+    for name, data in spec.data.items():
+        if data.capfilt is not None:
+            yield f"data.{name}.capfilt.captioner", data.capfilt.captioner
+            yield f"data.{name}.capfilt.filter", data.capfilt.filter
+    for name, model in spec.models.items():
+        yield f"models.{name}.like", model.like
+        yield f"models.{name}.init", model.init
+    for number, table in enumerate(spec.tables):
+        yield from ((f"tables.{number}.models", name) for name in table.models)
+        yield f"tables.{number}.baseline", table.baseline
+        for at, row in enumerate(table.rows):
+            yield f"tables.{number}.rows.{at}.model", row.model
+            yield f"tables.{number}.rows.{at}.baseline", row.baseline
+    for number, claim in enumerate(spec.claims):
+        yield f"claims.{number}.better", claim.better
+        yield f"claims.{number}.than", claim.than
+
+
+def _figures_named(spec: ComparisonSpec) -> Iterator[tuple[str, str]]:
+    for number, table in enumerate(spec.tables):
+        yield from ((f"tables.{number}.figures", figure) for figure in table.figures)
+        for at, row in enumerate(table.rows):
+            yield f"tables.{number}.rows.{at}.figure", row.figure
+    for number, claim in enumerate(spec.claims):
+        yield from ((f"claims.{number}.figures", figure) for figure in claim.figures)
+
+
+def _known(name: str | None, known: dict[str, Any], field: str) -> None:
+    if name is not None and name not in known:
+        raise FieldError(field, f"{field} is {name!r}, an unknown name{nearest(name, list(known))}")
+
+
+def _known_figure(figure: str, spec: ComparisonSpec, field: str) -> None:
+    task, _, metric = figure.partition(".")
+    if not metric:
+        raise FieldError(field, f"{field}: {figure!r} is not TASK.METRIC, as in retrieval.TR@1")
+    _known(task, spec.tasks, field)
+    metrics = PROTOCOLS[spec.tasks[task].task].metrics
+    if metric not in metrics:
+        message = f"{field}: {figure!r} has an unknown metric{nearest(metric, metrics)}"
+        raise FieldError(field, message)
+
+
+def _lines(node: "yaml.Node", name: str = "") -> dict[str, int]:
+    """The line of each field by its name with dots, counted from 1.
+
+    Raises:
+        FieldError: a field is there twice, of which YAML would silently take the second.
+    """
+    import yaml
+
+    lines = {name: node.start_mark.line + 1} if name else {}
+    prefix = f"{name}." if name else ""
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            field, line = f"{prefix}{key.value}", key.start_mark.line + 1
+            if field in lines:
+                raise FieldError(
+                    field, f"{field} is there twice, in lines {lines[field]} and {line}"
+                )
+            lines |= _lines(value, field) | {field: line}
+    elif isinstance(node, yaml.SequenceNode):
+        for place, value in enumerate(node.value):
+            lines |= _lines(value, f"{prefix}{place}")
+    return lines

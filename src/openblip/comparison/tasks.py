@@ -1,0 +1,180 @@
+"""The tasks that models can be compared by: settings, metrics, and how each is evaluated."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from openblip.data.table import PairTable
+from openblip.errors import MissingHead
+from openblip.evaluation.caption import evaluate_caption
+from openblip.evaluation.classification import TEMPLATES, evaluate_classification
+from openblip.evaluation.nlvr import evaluate_nlvr
+from openblip.evaluation.retrieval import evaluate_retrieval
+from openblip.evaluation.units import UnitScores
+from openblip.evaluation.vqa import evaluate_vqa
+from openblip.inference import Blip, Decoding
+
+TaskKind = Literal["retrieval", "caption", "classification", "vqa", "nlvr"]
+Units = dict[str, UnitScores]
+# Metrics that are the mean of others.
+_MEANS = {f"R@{k}": (f"TR@{k}", f"IR@{k}") for k in (1, 5, 10)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalSettings:
+    """Settings of `evaluate_retrieval`."""
+
+    k: int = 128
+    """Candidates that matching ranks again, where the model can match."""
+    max_words: int = 50
+    """Captions are cut to so many."""
+    batch_size: int = 32
+    """Images that are encoded together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionSettings:
+    """Settings of `evaluate_caption`."""
+
+    prompt: str = "a picture of "
+    """What the model continues; a pre-trained model has seen none."""
+    decoding: Decoding = field(default_factory=Decoding)
+    """How captions are written."""
+    batch_size: int = 32
+    """Images that are encoded together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassificationSettings:
+    """Settings of `evaluate_classification`."""
+
+    label_field: str = "label"
+    """Where a row's metadata has its label."""
+    templates: tuple[str, ...] = TEMPLATES
+    """Prompts, with `{}` for the name of a class."""
+    exclude: tuple[str, ...] = ()
+    """Labels that do not count."""
+    k: int = 0
+    """Classes that matching ranks again, where the model can match."""
+    batch_size: int = 32
+    """Images that are encoded together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class VqaSettings:
+    """Settings of `evaluate_vqa`."""
+
+    candidates: tuple[str, ...] | None = None
+    """Answers that are ranked; without them answers are generated."""
+    k: int = 128
+    """Candidates that are ranked in full."""
+    wups: bool = False
+    """Also compute WUPS."""
+    batch_size: int = 32
+    """Images that are encoded together."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NlvrSettings:
+    """Settings of `evaluate_nlvr`."""
+
+    max_words: int = 40
+    """Sentences are cut to so many."""
+    batch_size: int = 32
+    """Pairs at a time."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a task is evaluated."""
+
+    settings: type[Any]
+    """Dataclass of its settings."""
+    metrics: tuple[str, ...]
+    """What it gives unit by unit, and the means of these."""
+    evaluate: Callable[[Blip, PairTable, str, Any], Units]
+    """Of a model on a split of a table; raises `MissingHead` where the model cannot do it."""
+
+
+def parts_of(metric: str) -> tuple[str, ...]:
+    """The metrics that a metric is the mean of; itself if it is none of several."""
+    return _MEANS.get(metric, (metric,))
+
+
+def _retrieval(blip: Blip, table: PairTable, split: str, settings: RetrievalSettings) -> Units:
+    return evaluate_retrieval(
+        blip,
+        table,
+        split=split,
+        k=settings.k,
+        max_words=settings.max_words,
+        batch_size=settings.batch_size,
+        use_itm=_can_match(blip),
+    ).units
+
+
+def _caption(blip: Blip, table: PairTable, split: str, settings: CaptionSettings) -> Units:
+    return evaluate_caption(
+        blip,
+        table,
+        split=split,
+        decoding=settings.decoding,
+        prompt=settings.prompt,
+        batch_size=settings.batch_size,
+    ).units
+
+
+def _classification(
+    blip: Blip, table: PairTable, split: str, settings: ClassificationSettings
+) -> Units:
+    return evaluate_classification(
+        blip,
+        table,
+        split=split,
+        label_field=settings.label_field,
+        templates=settings.templates,
+        exclude=settings.exclude,
+        k=settings.k if _can_match(blip) else 0,
+        batch_size=settings.batch_size,
+    ).units
+
+
+def _vqa(blip: Blip, table: PairTable, split: str, settings: VqaSettings) -> Units:
+    return evaluate_vqa(
+        blip,
+        table,
+        split=split,
+        candidates=settings.candidates,
+        k=settings.k,
+        wups=settings.wups,
+        batch_size=settings.batch_size,
+    ).units
+
+
+def _nlvr(blip: Blip, table: PairTable, split: str, settings: NlvrSettings) -> Units:
+    return evaluate_nlvr(
+        blip, table, split=split, batch_size=settings.batch_size, max_words=settings.max_words
+    ).units
+
+
+def _can_match(blip: Blip) -> bool:
+    try:
+        blip.matcher.require("itm")
+    except MissingHead:
+        return False
+    return True
+
+
+PROTOCOLS: dict[TaskKind, Protocol] = {
+    "retrieval": Protocol(
+        RetrievalSettings,
+        (*_MEANS, *(name for names in _MEANS.values() for name in names)),
+        _retrieval,
+    ),
+    "caption": Protocol(CaptionSettings, ("CIDEr", "ROUGE-L"), _caption),
+    "classification": Protocol(
+        ClassificationSettings, ("top-1", "top-5", "mean per class"), _classification
+    ),
+    "vqa": Protocol(VqaSettings, ("accuracy", "overall", "WUPS@0.9", "WUPS@0.0"), _vqa),
+    "nlvr": Protocol(NlvrSettings, ("accuracy", "consistency"), _nlvr),
+}

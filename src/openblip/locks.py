@@ -1,0 +1,38 @@
+"""Locks of files: one process at a time; the lock of a process ends with it."""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from openblip.errors import OpenBlipError
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take the lock of an open file; False if another process has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # A file system without locks: nobody can hold one.
+        return True
+    return True
+
+
+@contextmanager
+def only_here(folder: Path, what: str) -> Iterator[None]:
+    """A context that one process at a time is in, for a folder.
+
+    Args:
+        folder: made if it is absent; the lock is that of its file `.lock`.
+        what: is done in it, for the error.
+
+    Raises:
+        OpenBlipError: another process is in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        if not try_lock(file.fileno()):
+            raise OpenBlipError(f"{folder}: another process is at work on this {what}")
+        yield

@@ -1,0 +1,45 @@
+"""Fine-tuning through its command."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from openblip.cli import main
+from openblip.data.table import PairTable
+from openblip.data.world import WorldConfig, build_world
+from openblip.training.recipe_file import read_recipe
+
+
+@pytest.fixture
+def words(tmp_path: Path, checkpoint: Callable[[str], str]) -> list[str]:
+    """A captioner's command, one step long."""
+    table = str(tmp_path / "pairs.lance")
+    PairTable.create(table, build_world(WorldConfig(seed=3, human_rows=4)))
+    run = str(tmp_path / "run")
+    steps = ["--train.steps=1", "--train.epochs=None", "--train.batch-size=4"]
+    flags = ["--init-from", checkpoint("captioner"), *steps, "--train.device=cpu"]
+    return ["finetune", "captioner", table, run, *flags]
+
+
+def test_low_rank_changes_have_flags_and_the_command_says_how_much_is_trained(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lora = ["--lora.rank", "2", "--lora.alpha", "4", "--lora.targets", "query", "key_value"]
+
+    assert main([*words, *lora]) == 0
+
+    recipe = read_recipe(tmp_path / "run" / "recipe.yaml").lora
+    assert (recipe.rank, recipe.alpha, recipe.targets) == (2, 4.0, ("query", "key_value"))
+    # Two layers: queries 32 x 32, keys and values 64 x 24.
+    factors = 2 * 2 * (32 + 32 + 64 + 24)
+    assert f"trains {factors:,} of " in capsys.readouterr().err
+
+
+def test_a_target_that_is_not_there_is_named(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--lora.rank", "2", "--lora.targets", "attn"]) == 1
+    told = capsys.readouterr().err
+    assert "lora.targets: nothing of this model is named 'attn'" in told
+    assert "qkv" in told

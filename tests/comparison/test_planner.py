@@ -1,0 +1,108 @@
+"""Which stages a comparison has, and what their fingerprints depend on."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openblip.comparison.planner import Planner
+from openblip.comparison.spec import ComparisonSpec
+from openblip.comparison.spec_file import read_spec
+from openblip.comparison.stages import Given, Stage, closure
+from openblip.recipes.baselines import as_clip
+from openblip.training.config import Recipe
+from openblip.training.recipe_file import recipe_from_dict
+
+from .conftest import TINY, written
+
+
+def spec_of(folder: Path, text: str = TINY) -> ComparisonSpec:
+    return read_spec(written(folder, text))[0]
+
+
+def stages_of(spec: ComparisonSpec, seed: int = 0) -> dict[str, Stage]:
+    """By kind and name of the last model or data."""
+    planner = Planner(spec)
+    wanted = [planner.evaluation(m, t, seed) for m in spec.models for t in spec.tasks]
+    return {f"{s.kind} {s.name}".split(",")[0]: s for s in closure(wanted).values()}
+
+
+def recipe_of(stage: Stage | Given) -> Recipe:
+    assert isinstance(stage, Stage)
+    values: dict[str, Any] = stage.settings["recipe"]
+    return recipe_from_dict(values)
+
+
+@pytest.fixture
+def spec(tmp_path: Path) -> ComparisonSpec:
+    return spec_of(tmp_path)
+
+
+def test_what_is_needed_comes_first_and_once(spec: ComparisonSpec) -> None:
+    names = list(stages_of(spec))
+    assert names.index("data pairs") < names.index("train noise") < names.index("train filter")
+    assert names.index("train filter") < names.index("capfilt cleaned") < names.index("train both")
+    assert len(names) == len(set(names)) == 1 + 5 + 1 + 10
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "changed"),
+    [
+        ("world: {web_rows: 16", "world: {web_rows: 17", "everything"),
+        (
+            "train.steps: 1, train.batch_size: 8}",
+            "train.steps: 3, train.batch_size: 8}",
+            {"train captioner", "capfilt cleaned", "train both"},
+        ),
+        ("itm: 0.0", "itm: 0.1", {"train both"}),
+        ("max_length: 10", "max_length: 11", {"capfilt cleaned", "train both"}),
+        ("trained_as: clip", "trained_as: unimodal", {"train clip"}),
+        ("label: CLIP", "label: another", set()),
+    ],
+)
+def test_a_change_concerns_what_depends_on_it(
+    before: str, after: str, changed: Any, spec: ComparisonSpec, tmp_path: Path
+) -> None:
+    old, new = stages_of(spec), stages_of(spec_of(tmp_path, TINY.replace(before, after, 1)))
+    differ = {name for name in old if old[name].fingerprint != new[name].fingerprint}
+    if changed == "everything":
+        assert differ == set(old)
+        return
+    models = {name.removeprefix("train ") for name in changed if name.startswith("train ")}
+    evaluated = {n for n in old if n.startswith("evaluate ") and n.split()[1] in models}
+    assert differ == changed | evaluated
+
+
+def test_a_new_name_changes_no_fingerprint(spec: ComparisonSpec, tmp_path: Path) -> None:
+    renamed = spec_of(tmp_path, TINY.replace("cleaned", "other"))
+    assert spec.data.keys() != renamed.data.keys()
+    old, new = stages_of(spec), stages_of(renamed)
+    assert old["train both"].fingerprint == new["train both"].fingerprint
+
+
+def test_each_seed_has_its_own_world_unless_one_is_given(
+    spec: ComparisonSpec, tmp_path: Path
+) -> None:
+    fixed = spec_of(tmp_path, TINY.replace("{web_rows", "{seed: 5, web_rows"))
+    assert len({Planner(spec).data("pairs", seed).fingerprint for seed in (0, 1)}) == 2
+    assert len({Planner(fixed).data("pairs", seed).fingerprint for seed in (0, 1)}) == 1
+    assert len({Planner(fixed).model("noise", seed).fingerprint for seed in (0, 1)}) == 2
+
+
+def test_like_begins_with_the_recipe_of_another_model(spec: ComparisonSpec) -> None:
+    planner = Planner(spec)
+    noise, both, clip = (recipe_of(planner.model(m, 1)) for m in ("noise", "both", "clip"))
+    assert noise.train.seed == both.train.seed == 1
+    assert both.data.view.sources == ("human", "web", "synthetic")
+    assert both.model == noise.model
+    assert clip == as_clip(noise)
+
+
+def test_the_same_training_can_go_on_from_weights(tmp_path: Path) -> None:
+    text = TINY.replace("  clip: {", "  more: {like: both, init: noise}\n  clip: {")
+    planner = Planner(spec_of(tmp_path, text))
+    more, stage = planner.recipe("more"), planner.model("more", 0)
+    assert (more.task, more.model, more.tokenizer) == ("pretrain", None, None)
+    assert isinstance(stage, Stage)
+    assert stage.inputs["init"] is planner.model("noise", 0)
+    assert stage.inputs["table"] is planner.data("cleaned", 0)

@@ -1,0 +1,77 @@
+"""A comparison file: what is wrong is named with its line."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from openblip.comparison.run import plan
+from openblip.comparison.spec_file import read_spec
+from openblip.errors import RecipeError
+
+from .conftest import TINY, written
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def line_of(text: str, part: str) -> int:
+    return text[: text.index(part)].count("\n") + 1
+
+
+CAPTIONER_INIT = "    init: noise\n    settings: {train.steps: 1, train.batch_size: 8}\n"
+WRONG = {
+    "unknown field": ("trained_as:", "trained_like:", "models.clip.trained_like is unknown"),
+    "unknown model": ("like: noise, trained", "like: nose, trained", "did you mean noise?"),
+    "unknown data": ("data: cleaned", "data: claened", "did you mean cleaned?"),
+    "unknown metric": ("retrieval.R@5", "retrieval.R@7", "'retrieval.R@7' has an unknown metric"),
+    "no metric": ("retrieval.R@5", "retrieval;R@5", "'retrieval;R@5' is not TASK.METRIC"),
+    "unknown setting": ("train.steps: 2", "train.step: 2", "did you mean train.steps?"),
+    "wrong type": ("train.steps: 2", "train.steps: two", "train.steps is 'two'"),
+    "task setting": ("{k: 4}", "{top: 4}", "tasks.retrieval.settings.top is unknown"),
+    "refused view": ("itm: 0.0", "itm: 7", "itm must be a probability from 0 to 1"),
+    "refused world": ("web_rows: 16", "web_rows: -1", "web_rows must be >= 0"),
+    "two beginnings": ("recipe: world\n", "recipe: world\n    like: both\n", "give one of"),
+    "no such recipe": ("recipe: world_filter", "recipe: world_filer", "did you mean world_filter"),
+    "no init": (CAPTIONER_INIT, "", "world_captioner starts from a model: give init"),
+    "gains without rows": ("layout: figures", "layout: gains", "a table of gains has rows"),
+    "circle": ("like: noise\n    data", "like: noise\n    init: both\n    data", "needs itself"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_an_error_names_file_and_line(case: str, tmp_path: Path) -> None:
+    before, after, message = WRONG[case]
+    text = TINY.replace(before, after, 1)
+    assert text != TINY
+    with pytest.raises(RecipeError) as error:
+        plan(written(tmp_path, text), tmp_path / "out")
+    found = re.match(r".*tiny\.yaml, line (\d+): (.*)", str(error.value))
+    assert found is not None, error.value
+    assert message in found[2]
+    # The line of the field, or of the entry that it belongs to.
+    changed = line_of(text, after) if after else line_of(text, "  captioner:\n")
+    assert changed - 3 <= int(found[1]) <= changed + 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_field_that_is_there_twice_is_an_error(tmp_path: Path) -> None:
+    text = TINY.replace("  clip: {", "  noise: {}\n  clip: {")
+    with pytest.raises(RecipeError, match=r"models.noise is there twice, in lines \d+ and \d+"):
+        read_spec(written(tmp_path, text))
+
+
+def test_what_is_no_yaml_says_where(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"(?s)cannot be read as YAML .*line 2"):
+        read_spec(written(tmp_path, "title: [\n"))
+    with pytest.raises(RecipeError, match="expected the fields of a comparison"):
+        read_spec(written(tmp_path, "- a\n"))
+    with pytest.raises(RecipeError, match=r"nothing\.yaml: cannot be read"):
+        read_spec(tmp_path / "nothing.yaml")
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").glob("*.yaml")), ids=lambda p: p.name)
+def test_the_files_of_the_project_are_right(path: Path, tmp_path: Path) -> None:
+    spec, _ = read_spec(path)
+    assert spec.claims
+    if path.name == "ablations.yaml":
+        assert plan(path, tmp_path / "out").stages
