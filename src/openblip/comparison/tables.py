@@ -51,9 +51,9 @@ def _claims(findings: Findings) -> Section:
         [
             found.claim.claim,
             found.figure,
+            found.word,
             f"{findings.label(found.claim.better)} - {findings.label(found.claim.than)}",
             signed(found.difference),
-            found.word,
         ]
         for found in findings.verdicts()
     ]
@@ -61,7 +61,7 @@ def _claims(findings: Findings) -> Section:
         "Claims",
         "A claim holds where the whole interval of the difference lies above zero, does not hold "
         "where it lies below, and is not decided where it contains zero.",
-        ["claim", "figure", "difference", "by, and 95 % interval", "verdict"],
+        ["claim", "figure", "verdict", "difference", "by, and 95 % interval"],
         rows,
     )
 
