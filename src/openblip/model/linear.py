@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 # Multiply-adds from which a product with a gradient is oneDNN's: in smaller ones, what it costs to
@@ -224,7 +225,7 @@ def _takes_onednn(hidden: Tensor, weight: Tensor) -> bool:
         and hidden.dtype == weight.dtype == torch.float32
         and has_onednn()
         # A quantised weight is a tensor of another class, with a product of its own.
-        and type(weight) in (Tensor, nn.Parameter)
+        and type(weight) in (Tensor, nn.Parameter, FakeTensor)
         and hidden.numel() > 0
         and not torch.is_autocast_enabled("cpu")
     )

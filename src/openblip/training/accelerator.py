@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.model import vision
+from openblip.model import linear, vision
 
 aten = torch.ops.aten
 
@@ -27,12 +27,13 @@ def accelerator_kernels() -> Iterator[None]:
       a processor keeps the probabilities.
     - Under autocast CUDA's layer norm reads and gives float32, a processor's the type that it gets.
     - The teacher encodes all images at once.
+    - Products are no functions of ours that compute again what they read.
 
     The two functions are exchanged in `torch.nn.functional` for the time: a mode of PyTorch's would
     not see what a backward pass computes again.
     """
     attention, layer_norm = F.scaled_dot_product_attention, F.layer_norm
-    images_at_once = vision.IMAGES_AT_ONCE
+    images_at_once, has_onednn = vision.IMAGES_AT_ONCE, linear.has_onednn
 
     def float32_norm(hidden: Tensor, *others: Any, **named: Any) -> Tensor:
         whole = hidden.float() if torch.is_autocast_enabled("cpu") else hidden
@@ -42,11 +43,12 @@ def accelerator_kernels() -> Iterator[None]:
     F.scaled_dot_product_attention = _fused_attention  # type: ignore[assignment]
     F.layer_norm = float32_norm  # type: ignore[assignment]
     vision.IMAGES_AT_ONCE = sys.maxsize
+    linear.has_onednn = cast("Any", bool)
     try:
         yield
     finally:
         F.scaled_dot_product_attention, F.layer_norm = attention, layer_norm
-        vision.IMAGES_AT_ONCE = images_at_once
+        vision.IMAGES_AT_ONCE, linear.has_onednn = images_at_once, has_onednn
 
 
 def _fused_attention(
