@@ -87,6 +87,7 @@ def test_the_turn_of_a_camera_and_the_first_frame_count(blip):
     assert blip.caption(frames) == blip.caption(noise())
 
 
+@pytest.mark.slow
 def test_a_stream_of_images_needs_the_memory_of_a_few(blip):
     """120 images of 768 KiB are 90 MiB; the threads may hold two batches of four."""
     generator = np.random.default_rng(0)

@@ -64,7 +64,7 @@ def stop(process: subprocess.Popen[str], journal: Path, number: signal.Signals) 
     return process.communicate(timeout=60)[1]
 
 
-@pytest.mark.parametrize("name", ["o.jsonl", "o.json"])
+@pytest.mark.parametrize("name", ["o.jsonl", pytest.param("o.json", marks=pytest.mark.slow)])
 def test_that_is_killed_leaves_what_it_did(many, start, caption_run, tmp_path, name):
     file = tmp_path / name
     journal = file if name == "o.jsonl" else tmp_path / "o.json.partial"

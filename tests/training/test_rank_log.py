@@ -63,6 +63,7 @@ def last_weights(run_dir: Path) -> bytes:
     return (run_dir / "checkpoints" / "last" / "model.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_a_killed_rank_is_named_and_the_restarted_run_ends_as_if_it_had_not_been(
     make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
