@@ -16,6 +16,7 @@ from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.data.views import split_rows
 from openblip.errors import DataError, RecipeError, TextTruncated
+from openblip.evaluation.matching import tokens_to_match
 from openblip.evaluation.metrics import retrieval
 from openblip.evaluation.rankings import LISTED, Rankings, rankings
 from openblip.evaluation.units import UnitScores, retrieval_units
@@ -199,9 +200,7 @@ def _rerank(
     of_image, of_text = candidate_pairs(cosines, k)
     wanted = of_image | of_text
     is_albef = isinstance(blip.matcher, Albef)
-    tokens = blip.tokenizer.encode(
-        gallery.texts, blip.max_tokens, first="cls" if is_albef else "enc"
-    )
+    tokens = tokens_to_match(blip, gallery.texts)
     scores = torch.full_like(cosines, NOT_RANKED)
     itm = torch.full_like(cosines, torch.nan)
     with Progress("matching", total=int(wanted.sum()), unit="pairs") as progress:
