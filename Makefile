@@ -9,7 +9,7 @@ demo: .venv/.installed-core          ## the whole loop on an embedded world, wit
 	$(BIN)/openblip demo
 
 test: .venv/.installed-test          ## the default suite (what CI runs)
-	$(PYTEST)
+	$(PYTEST) -n auto --maxprocesses 8 --dist worksteal
 
 golden: .venv/.installed-test        ## only the comparisons with reference outputs (OPENBLIP_GOLDEN)
 	$(PYTEST) tests/golden -rs

@@ -12,6 +12,11 @@ from .s3_server import S3Proxy, serve_proxy, serve_s3
 
 ROOT = Path(__file__).resolve().parent.parent
 
+# Side by side, each test process has its share of the processor, and so have those that it starts;
+# PyTorch reads this when it is first imported, which comes later.
+if WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+
 # Checks every annotated shape while the tests run; inert in production.
 install_import_hook(["openblip.model", "openblip.objectives"], "beartype.beartype")
 
