@@ -139,11 +139,10 @@ class TimedTask(PretrainTask):
 class NaiveTask(TimedTask):
     """The same losses, pass by pass; every pass projects the image's keys and values."""
 
-    def _grounded_losses(self, batch, hidden, contrast, position):
-        texts = Texts(batch.tokens, batch.mask)
+    def _grounded_losses(self, batch, captions, hidden, contrast, position):
         return {
-            "itm": self._naive_matching_loss(batch, texts, hidden, contrast, position),
-            "lm": self._naive_lm_loss(texts, hidden),
+            "itm": self._naive_matching_loss(batch, captions, hidden, contrast, position),
+            "lm": self._naive_lm_loss(captions, hidden),
         }
 
     def _naive_matching_loss(self, batch, texts, hidden, contrast, position):
