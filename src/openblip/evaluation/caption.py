@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openblip.atomic import replace_file
-from openblip.data.loader import iterate_images
+from openblip.data.loader import every_image
 from openblip.data.table import PairTable
 from openblip.data.views import split_rows
 from openblip.errors import DataError
@@ -102,13 +102,8 @@ def evaluate_caption(
     captions: dict[str, str] = {}
     confidence: dict[str, float] = {}
     with Progress("captioning", total=len(ids), unit="images") as progress:
-        for batch in iterate_images(table, rows, batch_size, blip.image_size):
-            if batch.errors:
-                row, reason = next(iter(batch.errors.items()))
-                raise DataError(f"row {row} of {table.uri}: {reason}")
-            written = blip.generate(
-                blip.encode(batch.images), decoding or Decoding(), prompt=prompt
-            )
+        for images in every_image(table, rows, batch_size, blip.image_size):
+            written = blip.generate(blip.encode(images), decoding or Decoding(), prompt=prompt)
             for (best, *_), key in zip(written, ids[len(captions) :], strict=False):
                 captions[key] = best.text
                 confidence[key] = _confidence(best)

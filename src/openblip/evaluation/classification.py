@@ -14,11 +14,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.data.loader import iterate_images
+from openblip.data.loader import every_image
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.errors import DataError, RecipeError
-from openblip.evaluation.matching import embed_protocol_texts, matching_scores, tokens_to_match
+from openblip.evaluation.matching import (
+    candidates,
+    embed_protocol_texts,
+    matching_scores,
+    tokens_to_match,
+    unmatched_scores,
+)
 from openblip.evaluation.metrics.classification import class_accuracy, class_ranks
 from openblip.evaluation.results_file import save_records
 from openblip.evaluation.units import UnitScores, unit_scores
@@ -229,24 +235,21 @@ def _rank(
     cosines: list[Tensor] = []
     scores: list[Tensor] = []
     with Progress("classifying", total=len(images.rows), unit="images") as progress:
-        for batch in iterate_images(table, images.rows, batch_size, blip.image_size):
-            if batch.errors:
-                row, reason = next(iter(batch.errors.items()))
-                raise DataError(f"row {row} of {table.uri}: {reason}")
-            encoded = blip.encode(batch.images)
+        for batch in every_image(table, images.rows, batch_size, blip.image_size):
+            encoded = blip.encode(batch)
             own = blip.matcher.embed_images(encoded.hidden).cpu() @ class_embeds.T
             cosines.append(own)
             if k:
-                wanted = torch.zeros_like(own, dtype=torch.bool)
-                wanted.scatter_(1, own.topk(min(k, num_classes), dim=1).indices, True)
-                of_prompts = matching_scores(
+                wanted = candidates(own, k, dim=1)
+                matched, _ = matching_scores(
                     blip,
                     encoded.encoder_memory,
                     tokens,
                     own.repeat_interleave(num_templates, dim=1),
                     wanted.repeat_interleave(num_templates, dim=1),
                 )
-                own = of_prompts.view(len(own), num_classes, num_templates).mean(dim=2)
+                mean = matched.double().view(len(own), num_classes, num_templates).mean(dim=2)
+                own = torch.where(wanted, mean, unmatched_scores(own))
             scores.append(own)
             progress.update(len(own))
     return torch.cat(cosines).numpy(), torch.cat(scores).numpy()

@@ -14,6 +14,7 @@ from openblip.data.text import clean_caption
 from openblip.data.video import Clip, iterate_clips
 from openblip.errors import DataError, RecipeError
 from openblip.evaluation.matching import (
+    candidates,
     embed_protocol_texts,
     matching_scores,
     tokens_to_match,
@@ -21,7 +22,6 @@ from openblip.evaluation.matching import (
 )
 from openblip.evaluation.metrics import image_ranks, retrieval
 from openblip.evaluation.results_file import save_records
-from openblip.evaluation.retrieval import candidate_pairs
 from openblip.evaluation.units import UnitScores, retrieval_units
 from openblip.inference import Blip
 from openblip.progress import Progress
@@ -143,7 +143,7 @@ def _rerank(
     blip: Blip, encoded: Iterator[Tensor], texts: Sequence[str], cosines: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
     """Scores (videos, texts) that rank texts, and those that rank videos."""
-    of_video, of_text = candidate_pairs(cosines, k)
+    of_video, of_text = candidates(cosines, k, dim=1), candidates(cosines, k, dim=0)
     tokens = tokens_to_match(blip, texts)
     parts: list[Tensor] = []
     first = 0
@@ -151,7 +151,7 @@ def _rerank(
         own = slice(first, first + len(hidden))
         memory = blip.matcher.text.remember(hidden.flatten(1, 2))
         wanted = (of_video | of_text)[own]
-        parts.append(matching_scores(blip, memory, tokens, cosines[own], wanted))
+        parts.append(matching_scores(blip, memory, tokens, cosines[own], wanted)[0])
         first += len(hidden)
     scores, behind = torch.cat(parts), unmatched_scores(cosines)
     return torch.where(of_video, scores, behind), torch.where(of_text, scores, behind)

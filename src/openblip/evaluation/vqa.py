@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from openblip.atomic import replace_file
-from openblip.data.loader import iterate_images
+from openblip.data.loader import every_image
 from openblip.data.questions import Question, QuestionIndex
 from openblip.data.table import PairTable
 from openblip.errors import DataError, TextTruncated
@@ -159,16 +159,13 @@ def _answered(
     """Answers to the questions about each image in turn."""
     vqa = blip.vqa
     first = 0
-    for batch in iterate_images(table, rows, batch_size, blip.image_size):
-        if batch.errors:
-            row, reason = next(iter(batch.errors.items()))
-            raise DataError(f"row {row} of {table.uri}: {reason}")
-        own = texts[first : first + len(batch.rows)]
-        first += len(batch.rows)
+    for images in every_image(table, rows, batch_size, blip.image_size):
+        own = texts[first : first + len(images)]
+        first += len(images)
         with torch.inference_mode(), warnings.catch_warnings():
             # The protocol cuts questions to what the model reads.
             warnings.simplefilter("ignore", TextTruncated)
-            hidden = vqa.encode_images(batch.images.to(blip.device, blip.dtype))
+            hidden = vqa.encode_images(images.to(blip.device, blip.dtype))
             answers = answer_each(vqa, blip.tokenizer, hidden, own, candidates, k)
         yield from answers
 
