@@ -19,7 +19,7 @@ from openblip.capfilt.select import (
 )
 from openblip.data.table import PairTable
 from openblip.data.views import CaptionView
-from openblip.data.world import WorldConfig, create_world, is_true_caption, truth_of
+from openblip.data.world import WorldConfig, is_true_caption, open_or_create_world, truth_of
 from openblip.evaluation.caption import CaptionResult, evaluate_caption
 from openblip.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from openblip.inference import Decoding, load
@@ -187,9 +187,7 @@ class _Stages:
 
     def world(self) -> str:
         started = self._begin("world", "drawing the world and writing its captions")
-        if not self.table.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            create_world(self.table, replace(self.config.world, seed=self.config.seed))
+        open_or_create_world(self.table, replace(self.config.world, seed=self.config.seed))
         self._end("world", started)
         return str(self.table)
 
