@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,7 +25,6 @@ from openblip.evaluation.matching import (
     unmatched_scores,
 )
 from openblip.evaluation.metrics.classification import class_accuracy, class_ranks
-from openblip.evaluation.results_file import save_records
 from openblip.evaluation.units import UnitScores, unit_scores
 from openblip.inference import Blip
 from openblip.progress import Progress
@@ -69,15 +67,6 @@ class ClassificationResult:
     num_images: int
     k: int
     seconds: float
-
-    def save(self, path: Path) -> None:
-        """Write the predictions as CSV or JSON, by the ending of the name.
-
-        Raises:
-            RecipeError: the name has another ending.
-            OSError: it cannot be written.
-        """
-        save_records(path, self.predictions)
 
 
 def evaluate_classification(

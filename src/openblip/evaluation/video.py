@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,6 @@ from openblip.evaluation.matching import (
     unmatched_scores,
 )
 from openblip.evaluation.metrics import image_ranks, retrieval
-from openblip.evaluation.results_file import save_records
 from openblip.evaluation.units import UnitScores, retrieval_units
 from openblip.inference import Blip
 from openblip.progress import Progress
@@ -46,15 +44,6 @@ class VideoResult:
     num_texts: int
     k: int
     seconds: float
-
-    def save(self, path: Path) -> None:
-        """Write what each text found as CSV or JSON, by the ending of the name.
-
-        Raises:
-            RecipeError: the name has another ending.
-            OSError: it cannot be written.
-        """
-        save_records(path, self.searches)
 
 
 def evaluate_video(
