@@ -86,15 +86,16 @@ def test_an_error_is_one_line_without_traceback(
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("words", ["--help", "data show --help", "data show w.lance"])
+@pytest.mark.parametrize("words", ["--help", "data show --help", "data show TABLE"])
 def test_a_reader_that_has_had_enough_ends_it_in_silence(
-    words: str, unbuffered: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    words: str, unbuffered: str, tmp_path: Path
 ) -> None:
     from openblip.data.world import WorldConfig, create_world
 
-    monkeypatch.chdir(tmp_path)
-    create_world("w.lance", WorldConfig(web_rows=3, human_rows=1, val_rows=1, test_rows=1))
-    assert unread(*words.split(), PYTHONUNBUFFERED=unbuffered) == (141, "")
+    table = tmp_path / "w.lance"
+    create_world(table, WorldConfig(web_rows=3, human_rows=1, val_rows=1, test_rows=1))
+    given = [str(table) if word == "TABLE" else word for word in words.split()]
+    assert unread(*given, PYTHONUNBUFFERED=unbuffered) == (141, "")
 
 
 def test_an_error_is_told_though_nobody_reads_the_output(tmp_path: Path) -> None:
