@@ -1,6 +1,9 @@
 """The command's outer shape: help, exit codes, one-line errors."""
 
 import json
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -8,6 +11,22 @@ import pytest
 
 from openblip.cli import _COMMANDS, _warnings_in_one_line, main
 from openblip.errors import TextTruncated
+
+
+def unread(*words: str, **environment: str) -> tuple[int, str]:
+    """Exit code and errors of a command whose reader is gone before it has written anything."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "openblip", *words],
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+        timeout=120,
+    )
+    os.close(writer)
+    return done.returncode, done.stderr
 
 
 def test_without_words_it_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,6 +83,26 @@ def test_an_error_is_one_line_without_traceback(
     assert error.startswith("openblip data show: ")
     assert error.count("\n") == 1
     assert "openblip data import" in error
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("words", ["--help", "data show --help", "data show TABLE"])
+def test_a_reader_that_has_had_enough_ends_it_in_silence(
+    words: str, unbuffered: str, tmp_path: Path
+) -> None:
+    from openblip.data.world import WorldConfig, create_world
+
+    table = tmp_path / "w.lance"
+    create_world(table, WorldConfig(web_rows=3, human_rows=1, val_rows=1, test_rows=1))
+    given = [str(table) if word == "TABLE" else word for word in words.split()]
+    assert unread(*given, PYTHONUNBUFFERED=unbuffered) == (141, "")
+
+
+def test_an_error_is_told_though_nobody_reads_the_output(tmp_path: Path) -> None:
+    code, errors = unread("data", "show", str(tmp_path / "none.lance"))
+    assert code == 1
+    assert errors.startswith("openblip data show: no pair table")
+    assert errors.count("\n") == 1
 
 
 def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

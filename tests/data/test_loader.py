@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.data.loader import Batch, PairLoader, iterate_images, text_id
+from openblip.data.loader import Batch, PairLoader, every_image, iterate_images, text_id
 from openblip.data.mixture import WeightedIndex
 from openblip.data.table import PairRow, PairTable
 from openblip.data.text import clean_caption
@@ -338,3 +338,8 @@ def test_broken_images_are_told_beside_the_good_ones(
     assert [len(batch.images) for batch in found] == [1, 2, 0]
     assert [list(batch.errors) for batch in found] == [[1], [], [4]]
     assert "not an image" in found[0].errors[1]
+
+    needed = every_image(table, np.array([0, 2, 3, 4]), batch_size=2, image_size=SIZE)
+    assert torch.equal(next(needed)[0], found[0].images[0])
+    with pytest.raises(DataError, match=r"row 4 of .*not an image"):
+        next(needed)

@@ -81,10 +81,9 @@ def test_single_sources(bootstrapped: PairTable) -> None:
     assert _texts(CaptionView(split="val"), bootstrapped) == {6: ["h6"]}
 
 
-def test_the_texts_of_one_row(bootstrapped: PairTable) -> None:
+def test_the_texts_of_some_rows(bootstrapped: PairTable) -> None:
     index = CaptionView(itm=0.5).resolve(bootstrapped)
-    assert index.captions_of(2) == ["w2b"]
-    assert index.captions_of(3) == []
+    assert index.captions_of_rows([3, 2]) == [[], ["w2b"]]
 
 
 def test_a_missing_column_names_the_command_that_makes_it(table: PairTable) -> None:

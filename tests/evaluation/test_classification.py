@@ -21,6 +21,7 @@ from openblip.evaluation.classification import (
     evaluate_classification,
     read_labels,
 )
+from openblip.evaluation.results_file import save_records
 from openblip.inference import Blip
 from openblip.model import Med
 from openblip.model.albef import Albef, AlbefConfig
@@ -170,8 +171,8 @@ def test_units_add_up_to_the_metrics(blip: Blip, labelled: PairTable) -> None:
 def test_results_are_a_table_or_a_list(blip: Blip, labelled: PairTable, tmp_path: Path) -> None:
     found = evaluate_classification(blip, labelled, label_field="labels", exclude=["todo"])
 
-    found.save(tmp_path / "r.json")
-    found.save(tmp_path / "r.csv")
+    save_records(tmp_path / "r.json", found.predictions)
+    save_records(tmp_path / "r.csv", found.predictions)
 
     assert json.loads((tmp_path / "r.json").read_text()) == found.predictions
     with (tmp_path / "r.csv").open(newline="") as stream:
@@ -197,7 +198,7 @@ def test_what_cannot_be_evaluated_is_named(
     with pytest.raises(MissingHead, match="itm"):
         evaluate_classification(clip, labelled, k=2)
     with pytest.raises(RecipeError, match=r"\.csv or \.json"):
-        evaluate_classification(blip, labelled).save(tmp_path / "r.txt")
+        save_records(tmp_path / "r.txt", [])
     alone = PairTable.create(
         tmp_path / "one.lance",
         [PairRow(id="a", image=b"x", split="test", meta={"label": "cat", "box": {"x": 1}})],

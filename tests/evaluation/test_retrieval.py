@@ -15,7 +15,7 @@ from openblip.data.transforms import eval_transform
 from openblip.data.views import split_rows
 from openblip.errors import DataError, MissingHead, RecipeError
 from openblip.evaluation.metrics import retrieval
-from openblip.evaluation.retrieval import candidate_pairs, evaluate_retrieval, read_gallery
+from openblip.evaluation.retrieval import evaluate_retrieval, read_gallery
 from openblip.inference import Blip
 from openblip.inference.image_input import Images
 from openblip.model import Med
@@ -125,15 +125,6 @@ def test_ranked_lists_are_those_that_the_recalls_are_of(
         any(t["image_id"] == key for t in own[:1]) for key, own in lists["texts_of_image"].items()
     ]
     assert 100 * np.mean(hits) == pytest.approx(result.metrics["TR@1"])
-
-
-def test_candidates_are_the_best_of_each_image_and_of_each_text() -> None:
-    cosines = torch.tensor([[0.9, 0.1, 0.2], [0.8, 0.3, 0.7]])
-
-    of_image, of_text = candidate_pairs(cosines, 1)
-
-    assert of_image.tolist() == [[True, False, False], [True, False, False]]
-    assert of_text.tolist() == [[True, False, False], [False, True, True]]
 
 
 def test_a_batch_of_any_size_gives_the_same_recalls(blip: Blip, world: PairTable) -> None:

@@ -14,7 +14,6 @@ from openblip.data.transforms import IMAGE_MEAN
 from openblip.errors import CheckpointError
 from openblip.interop.huggingface_folder import is_huggingface, read_huggingface
 from openblip.interop.huggingface_layout import HuggingFaceKind
-from openblip.interop.huggingface_weights import find_weights, weight_files
 
 transformers = pytest.importorskip("transformers")
 
@@ -61,9 +60,7 @@ class TestReading:
         assert loaded.tokenizer.special == tokenizer.special
 
     def test_shards(self, folder: Path, sharded: Path) -> None:
-        files = weight_files(find_weights(sharded))
-        assert len(files) > 3
-        assert all(file.is_file() for file in files)
+        assert len(list(sharded.glob("*.safetensors"))) > 2
         expected = read_huggingface(folder).model.state_dict()
         state = read_huggingface(sharded).model.state_dict()
         for name, tensor in expected.items():
@@ -80,7 +77,7 @@ class TestReading:
     def test_shards_of_pickles(self, sharded: Path) -> None:
         expected = read_huggingface(sharded).model.state_dict()
         index = sharded / "model.safetensors.index.json"
-        for shard in weight_files(index)[1:]:
+        for shard in list(sharded.glob("*.safetensors")):
             torch.save(load_file(shard), shard.with_suffix(".bin"))
             shard.unlink()
         edit(

@@ -2,6 +2,8 @@
 
 import difflib
 import importlib
+import os
+import select
 import sys
 import traceback
 import warnings
@@ -11,6 +13,8 @@ from typing import TextIO
 
 from openblip.errors import OpenBlipError, OpenBlipWarning
 
+# The descriptor of standard output.
+_OUTPUT = 1
 # Command words -> (module under openblip.cli, function, one line of help).
 _COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("demo", "demo", "the whole loop on an embedded world, with a report page"),
@@ -43,8 +47,27 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; the exit code is 0 (done), 1 (failed) or 2 (wrong usage)."""
-    words = list(sys.argv[1:] if argv is None else argv)
+    """Run a command; the exit code is 0 (done), 1 (failed) or 2 (wrong usage).
+
+    It is 130 after Ctrl-C, and 141 if nobody reads the output any more, as `head` after its lines:
+    what a shell reports of commands that a signal has ended.
+    """
+    try:
+        try:
+            return _carry_out(list(sys.argv[1:] if argv is None else argv))
+        finally:
+            # Here an error can still be caught, at the interpreter's exit no more.
+            print(end="", flush=True)
+    except OSError as error:
+        # What is still in the buffer goes nowhere, so that it does not fail again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), _OUTPUT)
+        if isinstance(error, BrokenPipeError):
+            return 141
+        print(f"openblip: standard output: {error}", file=sys.stderr)
+        return 1
+
+
+def _carry_out(words: list[str]) -> int:
     debug = "--debug" in words
     words = [word for word in words if word != "--debug"]
     if not words or words[0] in ("-h", "--help"):
@@ -77,10 +100,19 @@ def _guarded(run: Callable[..., int], words: list[str], prog: str, debug: bool) 
         print("interrupted; the same command goes on where it can", file=sys.stderr)
         return 130
     except (OpenBlipError, OSError) as error:
+        if isinstance(error, BrokenPipeError) and _output_is_closed():
+            raise
         if debug:
             traceback.print_exc()
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
+
+
+def _output_is_closed() -> bool:
+    """Whether nobody reads standard output any more: not every broken pipe is that one."""
+    poll = select.poll()
+    poll.register(_OUTPUT, 0)
+    return bool(poll.poll(0))
 
 
 @contextmanager

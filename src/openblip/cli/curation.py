@@ -1,28 +1,67 @@
 """`openblip data duplicates` and `openblip data leakage`."""
 
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Literal
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from openblip.cli.output import print_json
 
 if TYPE_CHECKING:
+    from openblip.data.curation.duplicates import DuplicateReport
+    from openblip.data.curation.leakage import LeakReport
+    from openblip.data.curation.nearness import Nearness
     from openblip.data.table import PairTable
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Search:
+    """How near-duplicates are searched.
+
+    Attributes:
+        model: a model with an itc head, for embeddings; none is needed for hashes.
+        by: hash (and colours), embedding, or both; by default both with a model, else hash.
+        radius: most bits of 64 in which perceptual hashes differ.
+        colour: most that a value of the 4 x 4 thumbnails differs, of 255.
+        cosine: least cosine of embeddings.
+        text: least similarity of captions; 1 for equality up to case and punctuation.
+        threads: threads that read images; one per core by default.
+    """
+
+    model: str | None = None
+    by: Literal["hash", "embedding", "both"] | None = None
+    radius: int = 6
+    colour: int = 24
+    cosine: float = 0.95
+    text: float = 0.9
+    threads: int | None = None
+
+    def nearness(self) -> "Nearness":
+        from openblip.data.curation.nearness import Nearness
+
+        return Nearness(
+            by=self.by or ("both" if self.model else "hash"),
+            radius=self.radius,
+            colour=self.colour,
+            cosine=self.cosine,
+            text=self.text,
+        )
+
+    def embed(self, *tables: "PairTable") -> None:
+        """The embeddings of the model; without one those that the tables have are used."""
+        if self.model is not None and self.nearness().needs_embeddings:
+            from openblip.capfilt.embeddings import embed_table
+
+            for table in tables:
+                embed_table(table, self.model)
+
+
+# Its flags stand among the command's own.
+_Flags = Annotated[_Search, tyro.conf.arg(name="")]
+
+
 def duplicates(
-    table: tyro.conf.Positional[str],
-    /,
-    *,
-    model: str | None = None,
-    by: Literal["hash", "embedding", "both"] | None = None,
-    radius: int = 6,
-    colour: int = 24,
-    cosine: float = 0.95,
-    text: float = 0.9,
-    threads: int | None = None,
-    json: bool = False,
+    table: tyro.conf.Positional[str], /, *, search: _Flags = _Search(), json: bool = False
 ) -> int:
     """Flag near-duplicate images and captions within each split; no row is removed.
 
@@ -32,34 +71,15 @@ def duplicates(
 
     Args:
         table: the pair table.
-        model: a model with an itc head, for embeddings; none is needed for hashes.
-        by: hash (and colours), embedding, or both; by default both with a model, else hash.
-        radius: most bits of 64 in which perceptual hashes differ.
-        colour: most that a value of the 4 x 4 thumbnails differs, of 255.
-        cosine: least cosine of embeddings.
-        text: least similarity of captions; 1 for equality up to case and punctuation.
-        threads: threads that read images; one per core by default.
+        search: how near-duplicates are searched.
         json: print the report as JSON.
     """
     from openblip.data.curation.duplicates import flag_duplicates
-    from openblip.data.curation.nearness import Nearness
     from openblip.data.table import PairTable
 
-    nearness = Nearness(
-        by=by or ("both" if model else "hash"),
-        radius=radius,
-        colour=colour,
-        cosine=cosine,
-        text=text,
-    )
     opened = PairTable.open(table)
-    if nearness.needs_embeddings:
-        _embed(opened, model)
-    report = flag_duplicates(opened, nearness, num_threads=threads)
-    if json:
-        print_json(asdict(report))
-    else:
-        print(report.to_text())
+    search.embed(opened)
+    _print(flag_duplicates(opened, search.nearness(), num_threads=search.threads), json)
     return 0
 
 
@@ -69,14 +89,8 @@ def leakage(
     /,
     *,
     split: Literal["train", "val", "test"] = "test",
-    model: str | None = None,
-    by: Literal["hash", "embedding", "both"] | None = None,
-    radius: int = 6,
-    colour: int = 24,
-    cosine: float = 0.95,
-    text: float = 0.9,
+    search: _Flags = _Search(),
     check: bool = False,
-    threads: int | None = None,
     json: bool = False,
 ) -> int:
     """Flag training images and captions that stand in an evaluation split; no row is removed.
@@ -89,43 +103,22 @@ def leakage(
         table: the pair table whose training rows are checked.
         evaluation: the pair table with the evaluation split; may be the same.
         split: the evaluation split.
-        model: a model with an itc head, for embeddings; none is needed for hashes.
-        by: hash (and colours), embedding, or both; by default both with a model, else hash.
-        radius: most bits of 64 in which perceptual hashes differ.
-        colour: most that a value of the 4 x 4 thumbnails differs, of 255.
-        cosine: least cosine of embeddings.
-        text: least similarity of captions; 1 for equality up to case and punctuation.
+        search: how near-duplicates are searched.
         check: end with exit code 1 if an image leaks.
-        threads: threads that read images; one per core by default.
         json: print the report as JSON.
     """
     from openblip.data.curation.leakage import flag_leaks
-    from openblip.data.curation.nearness import Nearness
     from openblip.data.table import PairTable
 
-    nearness = Nearness(
-        by=by or ("both" if model else "hash"),
-        radius=radius,
-        colour=colour,
-        cosine=cosine,
-        text=text,
-    )
     opened, other = PairTable.open(table), PairTable.open(evaluation)
-    if nearness.needs_embeddings:
-        _embed(opened, model)
-        if other.uri != opened.uri:
-            _embed(other, model)
-    report = flag_leaks(opened, other, split, nearness, num_threads=threads)
+    search.embed(*([opened] if other.uri == opened.uri else [opened, other]))
+    report = flag_leaks(opened, other, split, search.nearness(), num_threads=search.threads)
+    _print(report, json)
+    return 1 if check and report.num_leaking_images else 0
+
+
+def _print(report: "DuplicateReport | LeakReport", json: bool) -> None:
     if json:
         print_json(asdict(report))
     else:
         print(report.to_text())
-    return 1 if check and report.num_leaking_images else 0
-
-
-def _embed(table: "PairTable", model: str | None) -> None:
-    """The embeddings of a model; without one those that the table has are used."""
-    if model is not None:
-        from openblip.capfilt.embeddings import embed_table
-
-        embed_table(table, model)

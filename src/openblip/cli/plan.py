@@ -107,7 +107,7 @@ def _print(planner: "Planner", sizings: "list[Sizing]", costs: "list[RunCost | N
     verdict = "fits" if given.fits else "does not fit"
     print(f"{verdict}: {_gb(given.memory)} of {_gb(given.capacity)} GB\n")
     header = ["settings", "GB", "fits", "s/step", "pairs/s", "hours", "GPU-hours", "price"]
-    print_table(header, [_row(*pair, planner) for pair in zip(sizings, costs, strict=True)])
+    print_table(header, [_row(*pair) for pair in zip(sizings, costs, strict=True)])
     peak = device.peak(train.precision) / 1e12
     print(
         f"\nat {cluster.assumed_utilisation:.0%} of {peak:.3g} TFLOP/s"
@@ -123,7 +123,7 @@ def _print(planner: "Planner", sizings: "list[Sizing]", costs: "list[RunCost | N
         print(f"to make it fit: {flags}" if best else flags)
 
 
-def _row(sizing: "Sizing", cost: "RunCost | None", planner: "Planner") -> list[str]:
+def _row(sizing: "Sizing", cost: "RunCost | None") -> list[str]:
     pairs = sizing.recipe.train.batch_size / sizing.step_seconds
     cells = [" ".join(sizing.flags) or "as given", _gb(sizing.memory)]
     cells += ["yes" if sizing.fits else "no", f"{sizing.step_seconds:.2f}", f"{pairs:.0f}"]

@@ -40,7 +40,7 @@ def classify(
     """
     from openblip.data.table import PairTable
     from openblip.evaluation.classification import evaluate_classification
-    from openblip.evaluation.results_file import check_results_path
+    from openblip.evaluation.results_file import check_results_path, save_records
     from openblip.inference import load
 
     if results is not None:
@@ -56,7 +56,7 @@ def classify(
         batch_size=batch_size,
     )
     if results is not None:
-        found.save(results)
+        save_records(results, found.predictions)
     if json:
         shown = ("metrics", "contrastive", "per_class", "num_images", "classes", "k", "seconds")
         print_json({name: getattr(found, name) for name in shown})
@@ -101,7 +101,7 @@ def video(
         json: print JSON.
     """
     from openblip.data.video import read_clips
-    from openblip.evaluation.results_file import check_results_path
+    from openblip.evaluation.results_file import check_results_path, save_records
     from openblip.evaluation.video import evaluate_video
     from openblip.inference import load
 
@@ -110,7 +110,7 @@ def video(
     clips = read_clips(annotations, videos)
     found = evaluate_video(load(model), clips, num_frames=num_frames, k=k, batch_size=batch_size)
     if results is not None:
-        found.save(results)
+        save_records(results, found.searches)
     if json:
         shown = ("metrics", "contrastive", "num_videos", "num_texts", "k", "seconds")
         print_json({name: getattr(found, name) for name in shown})

@@ -21,7 +21,7 @@ from openblip.comparison.stages import ORDER_FILE, RESULT_FILE
 from openblip.comparison.tasks import PROTOCOLS
 from openblip.data.importers.driver import import_pairs
 from openblip.data.table import PairTable
-from openblip.data.world import WorldConfig, create_world
+from openblip.data.world import WorldConfig, open_or_create_world
 from openblip.errors import DataError, MissingHead
 from openblip.evaluation.units import UnitScores
 from openblip.inference import Decoding, load
@@ -68,8 +68,7 @@ def carry_out(folder: Path) -> None:
 def _data(order: Order) -> dict[str, Any]:
     place = order.folder / "pairs.lance"
     if "world" in order.settings:
-        if not _is_table(place):
-            create_world(place, from_plain(WorldConfig, order.settings["world"], "world"))
+        open_or_create_world(place, from_plain(WorldConfig, order.settings["world"], "world"))
     else:
         for values in order.settings["sources"]:
             spec = from_plain(SourceSpec, values, "sources")
@@ -126,14 +125,6 @@ def _plain(units: UnitScores) -> dict[str, list[float]]:
         "scores": np.round(units.scores, _DIGITS).tolist(),
         "weights": np.round(units.weights, _DIGITS).tolist(),
     }
-
-
-def _is_table(place: Path) -> bool:
-    try:
-        PairTable.open(place)
-    except DataError:
-        return False
-    return True
 
 
 def _copy_table(source: str, target: Path) -> None:

@@ -146,12 +146,12 @@ class Planner:
             field = f"models.{name}"
             self._enter(f"{field} (recipe)")
             try:
-                self._recipes[name] = self._make_recipe(name, field, self._spec.models[name])
+                self._recipes[name] = self._make_recipe(field, self._spec.models[name])
             finally:
                 self._begun.pop()
         return self._recipes[name]
 
-    def _make_recipe(self, name: str, field: str, spec: ModelSpec) -> Recipe:
+    def _make_recipe(self, field: str, spec: ModelSpec) -> Recipe:
         if spec.like is not None:
             recipe = self.recipe(spec.like)
         elif spec.recipe is not None:

@@ -7,7 +7,7 @@ each other.
 """
 
 import hashlib
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -252,6 +252,20 @@ def iterate_images(
     parts = (wanted[at : at + batch_size] for at in range(0, len(wanted), batch_size))
     threads = num_threads or default_threads()
     return ordered_map(lambda part: _load(table, part, image_size), parts, threads, threads + 2)
+
+
+def every_image(
+    table: PairTable, rows: Sequence[int] | np.ndarray, batch_size: int, image_size: int
+) -> Iterator[Tensor]:
+    """Yields the images of `iterate_images`, for those who can do without none of them.
+
+    Raises:
+        DataError: an image cannot be read; names the row.
+    """
+    for batch in iterate_images(table, rows, batch_size, image_size):
+        for row, reason in batch.errors.items():
+            raise DataError(f"row {row} of {table.uri}: {reason}")
+        yield batch.images
 
 
 def read_images(

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from openblip.atomic import replace_file
-from openblip.data.loader import iterate_images
+from openblip.data.loader import every_image
 from openblip.data.table import PairTable
 from openblip.data.views import split_rows
 from openblip.errors import DataError
 from openblip.evaluation.java_metrics import JavaPrograms
 from openblip.evaluation.metrics.caption_metrics import CaptionScores, caption_scores
+from openblip.evaluation.results_file import official_id, save_json
 from openblip.evaluation.units import UnitScores, unit_scores
 from openblip.inference import Blip, Decoding
 from openblip.inference.captions import Caption
@@ -51,18 +51,13 @@ class CaptionResult:
     def save_coco(self, path: Path) -> None:
         """Write the captions as a COCO results file: a list of image_id and caption.
 
-        An id that is a number is written as one, as the evaluation servers of COCO and NoCaps
-        want it.
+        The evaluation servers of COCO and NoCaps take it.
 
         Raises:
             OSError: if it cannot be written.
         """
-        values = [
-            {"image_id": int(key) if key.isdecimal() else key, "caption": text}
-            for key, text in self.captions.items()
-        ]
-        with replace_file(path) as unfinished:
-            unfinished.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+        captions = self.captions.items()
+        save_json(path, [{"image_id": official_id(key), "caption": text} for key, text in captions])
 
 
 def evaluate_caption(
@@ -102,13 +97,8 @@ def evaluate_caption(
     captions: dict[str, str] = {}
     confidence: dict[str, float] = {}
     with Progress("captioning", total=len(ids), unit="images") as progress:
-        for batch in iterate_images(table, rows, batch_size, blip.image_size):
-            if batch.errors:
-                row, reason = next(iter(batch.errors.items()))
-                raise DataError(f"row {row} of {table.uri}: {reason}")
-            written = blip.generate(
-                blip.encode(batch.images), decoding or Decoding(), prompt=prompt
-            )
+        for images in every_image(table, rows, batch_size, blip.image_size):
+            written = blip.generate(blip.encode(images), decoding or Decoding(), prompt=prompt)
             for (best, *_), key in zip(written, ids[len(captions) :], strict=False):
                 captions[key] = best.text
                 confidence[key] = _confidence(best)

@@ -6,7 +6,6 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,13 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.data.loader import iterate_images
+from openblip.data.loader import every_image
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.errors import DataError, RecipeError
-from openblip.evaluation.matching import embed_protocol_texts, matching_scores, tokens_to_match
+from openblip.evaluation.matching import (
+    candidates,
+    embed_protocol_texts,
+    matching_scores,
+    tokens_to_match,
+    unmatched_scores,
+)
 from openblip.evaluation.metrics.classification import class_accuracy, class_ranks
-from openblip.evaluation.results_file import save_records
 from openblip.evaluation.units import UnitScores, unit_scores
 from openblip.inference import Blip
 from openblip.progress import Progress
@@ -63,15 +67,6 @@ class ClassificationResult:
     num_images: int
     k: int
     seconds: float
-
-    def save(self, path: Path) -> None:
-        """Write the predictions as CSV or JSON, by the ending of the name.
-
-        Raises:
-            RecipeError: the name has another ending.
-            OSError: it cannot be written.
-        """
-        save_records(path, self.predictions)
 
 
 def evaluate_classification(
@@ -229,24 +224,21 @@ def _rank(
     cosines: list[Tensor] = []
     scores: list[Tensor] = []
     with Progress("classifying", total=len(images.rows), unit="images") as progress:
-        for batch in iterate_images(table, images.rows, batch_size, blip.image_size):
-            if batch.errors:
-                row, reason = next(iter(batch.errors.items()))
-                raise DataError(f"row {row} of {table.uri}: {reason}")
-            encoded = blip.encode(batch.images)
+        for batch in every_image(table, images.rows, batch_size, blip.image_size):
+            encoded = blip.encode(batch)
             own = blip.matcher.embed_images(encoded.hidden).cpu() @ class_embeds.T
             cosines.append(own)
             if k:
-                wanted = torch.zeros_like(own, dtype=torch.bool)
-                wanted.scatter_(1, own.topk(min(k, num_classes), dim=1).indices, True)
-                of_prompts = matching_scores(
+                wanted = candidates(own, k, dim=1)
+                matched, _ = matching_scores(
                     blip,
                     encoded.encoder_memory,
                     tokens,
                     own.repeat_interleave(num_templates, dim=1),
                     wanted.repeat_interleave(num_templates, dim=1),
                 )
-                own = of_prompts.view(len(own), num_classes, num_templates).mean(dim=2)
+                mean = matched.double().view(len(own), num_classes, num_templates).mean(dim=2)
+                own = torch.where(wanted, mean, unmatched_scores(own))
             scores.append(own)
             progress.update(len(own))
     return torch.cat(cosines).numpy(), torch.cat(scores).numpy()

@@ -8,20 +8,20 @@ from torch import Tensor
 
 from openblip.data.tokenizer import TokenBatch
 from openblip.errors import TextTruncated
-from openblip.inference import Blip
+from openblip.inference import Blip, Embedder
 from openblip.inference.scoring import match_logits
 from openblip.model import ImageMemory
 from openblip.model.albef import Albef
 
-_BELOW = -100.0
-"""Added to the cosine of a pair that is not matched: it comes after all that are."""
+NOT_RANKED = -100.0
+"""Score of a pair that is not matched, below every matched one (as the original)."""
 
 
-def embed_protocol_texts(blip: Blip, texts: Sequence[str]) -> Tensor:
+def embed_protocol_texts(model: Embedder, texts: Sequence[str]) -> Tensor:
     """Embeddings (texts, embed); a text is cut to what the model reads without a warning."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", TextTruncated)
-        return blip.embed_texts(texts)
+        return model.embed_texts(texts)
 
 
 def tokens_to_match(blip: Blip, texts: Sequence[str]) -> TokenBatch:
@@ -30,18 +30,24 @@ def tokens_to_match(blip: Blip, texts: Sequence[str]) -> TokenBatch:
     return blip.tokenizer.encode(texts, blip.max_tokens, first="cls" if is_albef else "enc")
 
 
+def candidates(cosines: Tensor, k: int, dim: int) -> Tensor:
+    """Which pairs are among the k best along a dimension, bool like `cosines`."""
+    best = cosines.topk(min(k, cosines.shape[dim]), dim=dim).indices
+    return torch.zeros_like(cosines, dtype=torch.bool).scatter_(dim, best, True)
+
+
 def unmatched_scores(cosines: Tensor) -> Tensor:
     """Scores of pairs that are not matched, float64: behind all others, in the order of ITC."""
-    return cosines.double() + _BELOW
+    return cosines.double() + NOT_RANKED
 
 
 def matching_scores(
     blip: Blip, memory: ImageMemory, tokens: TokenBatch, cosines: Tensor, wanted: Tensor
-) -> Tensor:
-    """Scores by which candidates are ranked again, float64 (images, texts).
+) -> tuple[Tensor, Tensor]:
+    """Scores by which wanted pairs are ranked again, and their probabilities of a match.
 
-    A wanted pair has its ITM logit + cosine, as the original ranks (of ALBEF the logit alone); all
-    others come behind, in the order of their cosines.
+    Both are (images, texts) like `cosines`, and NaN where a pair is not wanted. A score is the ITM
+    logit + cosine, as the original ranks; of ALBEF the logit alone.
 
     Args:
         blip: with an ITM head.
@@ -53,11 +59,12 @@ def matching_scores(
     Raises:
         MissingHead: the model cannot match.
     """
-    scores = unmatched_scores(cosines)
+    scores = torch.full_like(cosines, torch.nan)
+    probabilities = scores.clone()
     chosen = [row.nonzero()[:, 0].tolist() for row in wanted]
     adds_cosine = not isinstance(blip.matcher, Albef)
     for image, logits in enumerate(match_logits(blip.matcher, memory, tokens, chosen)):
         texts = chosen[image]
-        added = cosines[image, texts] if adds_cosine else torch.zeros(len(texts))
-        scores[image, texts] = (logits[:, 1] + added).double()
-    return scores
+        scores[image, texts] = logits[:, 1] + (cosines[image, texts] if adds_cosine else 0.0)
+        probabilities[image, texts] = logits.softmax(dim=-1)[:, 1]
+    return scores, probabilities

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openblip.atomic import replace_file
 from openblip.data.image_pairs import ImagePair, ImagePairIndex
-from openblip.data.loader import iterate_images
+from openblip.data.loader import every_image
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.errors import DataError
@@ -112,11 +112,8 @@ def _check_distinct(pairs: Sequence[ImagePair], uri: str) -> None:
 
 def _encoded(blip: Blip, table: PairTable, rows: np.ndarray) -> Tensor:
     """Patch tokens of some rows' images, all in one pass."""
-    (batch,) = iterate_images(table, rows, len(rows), blip.image_size)
-    if batch.errors:
-        row, reason = next(iter(batch.errors.items()))
-        raise DataError(f"row {row} of {table.uri}: {reason}")
-    return blip.nlvr.encode_images(batch.images.to(blip.device, blip.dtype))
+    (images,) = every_image(table, rows, len(rows), blip.image_size)
+    return blip.nlvr.encode_images(images.to(blip.device, blip.dtype))
 
 
 def _units(right: Mapping[str, bool], index: ImagePairIndex) -> dict[str, UnitScores]:

@@ -1,13 +1,12 @@
 """Ranked lists of a retrieval evaluation: what each image and each text found."""
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import Tensor
 
-from openblip.atomic import replace_file
+from openblip.evaluation.results_file import save_json
 
 LISTED = 10
 """Candidates of a list: as many as the largest k of a recall."""
@@ -57,8 +56,7 @@ class Rankings:
                 text | {"images": images} for text, images in zip(named, found_images, strict=True)
             ],
         }
-        with replace_file(path) as unfinished:
-            unfinished.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+        save_json(path, values)
 
 
 def rankings(

@@ -37,16 +37,31 @@ def save_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
         OSError: it cannot be written.
     """
     check_results_path(path)
+    if path.suffix.lower() == ".json":
+        save_json(path, records)
+        return
     with (
         replace_file(path) as unfinished,
         unfinished.open("w", encoding="utf-8", newline="") as stream,
     ):
-        if path.suffix.lower() == ".json":
-            json.dump(records, stream, ensure_ascii=False)
-            return
         writer = csv.writer(stream)
         writer.writerow(records[0] if records else ())
         writer.writerows([[_cell(value) for value in record.values()] for record in records])
+
+
+def save_json(path: Path, value: object) -> None:
+    """Write a value as JSON; whole or not at all.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    with replace_file(path) as unfinished:
+        unfinished.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+
+
+def official_id(key: str) -> int | str:
+    """An id as evaluation servers want it: one that is a number is written as a number."""
+    return int(key) if key.isdecimal() else key
 
 
 def _cell(value: Any) -> Any:

@@ -1,8 +1,6 @@
 """Image-text retrieval: ranking by contrast, then by matching (BLIP, section 5.1)."""
 
 import time
-import warnings
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -10,23 +8,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openblip.data.loader import iterate_images
+from openblip.data.loader import every_image
 from openblip.data.reading import stream_images
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.data.views import split_rows
-from openblip.errors import DataError, RecipeError, TextTruncated
-from openblip.evaluation.matching import tokens_to_match
+from openblip.errors import DataError, RecipeError
+from openblip.evaluation.matching import (
+    NOT_RANKED,
+    candidates,
+    embed_protocol_texts,
+    matching_scores,
+    tokens_to_match,
+)
 from openblip.evaluation.metrics import retrieval
 from openblip.evaluation.rankings import LISTED, Rankings, rankings
 from openblip.evaluation.units import UnitScores, retrieval_units
 from openblip.inference import Blip, Embedder
-from openblip.inference.scoring import match_logits
-from openblip.model.albef import Albef
 from openblip.progress import Progress
-
-NOT_RANKED = -100.0
-"""Score of a pair that is not among the top k, below every matched one (as the original)."""
 
 
 @dataclass(frozen=True)
@@ -125,11 +124,7 @@ def evaluate_retrieval(
     gallery = read_gallery(table, split, max_words)
     with torch.inference_mode():
         image_embeds = model.embed_images(stream_images(table, gallery.rows), batch_size)
-        with warnings.catch_warnings():
-            # The protocol cuts texts to what the model reads.
-            warnings.simplefilter("ignore", TextTruncated)
-            text_embeds = model.embed_texts(gallery.texts)
-        cosines = image_embeds @ text_embeds.T
+        cosines = image_embeds @ embed_protocol_texts(model, gallery.texts).T
         contrastive = retrieval(cosines.numpy(), gallery.captions_of_image)
         if use_itm and isinstance(model, Blip) and model.can_match:
             pairs = _rerank(model, table, gallery, cosines, k, batch_size)
@@ -171,49 +166,22 @@ def read_gallery(table: PairTable, split: str, max_words: int) -> Gallery:
     return Gallery(rows[kept], [ids[number] for number in kept], texts, captions_of_image)
 
 
-def _images(
-    blip: Blip, table: PairTable, gallery: Gallery, batch_size: int
-) -> Iterator[tuple[int, Tensor]]:
-    """Position of a batch's first image in the gallery, and the batch."""
-    first = 0
-    for batch in iterate_images(table, gallery.rows, batch_size, blip.image_size):
-        if batch.errors:
-            row, reason = next(iter(batch.errors.items()))
-            raise DataError(f"row {row} of {table.uri}: {reason}")
-        yield first, batch.images
-        first += len(batch.rows)
-
-
-def candidate_pairs(cosines: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Which pairs are among the k best of their image, and of their text, both (images, texts)."""
-    of_image = torch.zeros_like(cosines, dtype=torch.bool)
-    of_image.scatter_(1, cosines.topk(min(k, cosines.shape[1]), dim=1).indices, True)
-    of_text = torch.zeros_like(cosines, dtype=torch.bool)
-    of_text.scatter_(0, cosines.topk(min(k, cosines.shape[0]), dim=0).indices, True)
-    return of_image, of_text
-
-
 def _rerank(
     blip: Blip, table: PairTable, gallery: Gallery, cosines: Tensor, k: int, batch_size: int
 ) -> PairScores:
     """The candidates of ITC ranked by ITM."""
-    of_image, of_text = candidate_pairs(cosines, k)
+    of_image, of_text = candidates(cosines, k, dim=1), candidates(cosines, k, dim=0)
     wanted = of_image | of_text
-    is_albef = isinstance(blip.matcher, Albef)
     tokens = tokens_to_match(blip, gallery.texts)
-    scores = torch.full_like(cosines, NOT_RANKED)
-    itm = torch.full_like(cosines, torch.nan)
+    scores, itm = torch.empty_like(cosines), torch.empty_like(cosines)
+    first = 0
     with Progress("matching", total=int(wanted.sum()), unit="pairs") as progress:
-        for first, images in _images(blip, table, gallery, batch_size):
-            chosen = [row.nonzero()[:, 0].tolist() for row in wanted[first : first + len(images)]]
+        for images in every_image(table, gallery.rows, batch_size, blip.image_size):
+            own = slice(first, first + len(images))
             memory = blip.encode(images).encoder_memory
-            for place, matched in enumerate(match_logits(blip.matcher, memory, tokens, chosen)):
-                texts = chosen[place]
-                # BLIP adds the cosine, ALBEF does not.
-                added = 0.0 if is_albef else cosines[first + place, texts]
-                scores[first + place, texts] = matched[:, 1] + added
-                itm[first + place, texts] = matched.softmax(dim=-1)[:, 1]
-                progress.update(len(texts))
+            scores[own], itm[own] = matching_scores(blip, memory, tokens, cosines[own], wanted[own])
+            progress.update(int(wanted[own].sum()))
+            first += len(images)
     return PairScores(
         gallery,
         cosines.numpy(),

@@ -3,7 +3,6 @@
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,14 +13,13 @@ from openblip.data.text import clean_caption
 from openblip.data.video import Clip, iterate_clips
 from openblip.errors import DataError, RecipeError
 from openblip.evaluation.matching import (
+    candidates,
     embed_protocol_texts,
     matching_scores,
     tokens_to_match,
     unmatched_scores,
 )
 from openblip.evaluation.metrics import image_ranks, retrieval
-from openblip.evaluation.results_file import save_records
-from openblip.evaluation.retrieval import candidate_pairs
 from openblip.evaluation.units import UnitScores, retrieval_units
 from openblip.inference import Blip
 from openblip.progress import Progress
@@ -46,15 +44,6 @@ class VideoResult:
     num_texts: int
     k: int
     seconds: float
-
-    def save(self, path: Path) -> None:
-        """Write what each text found as CSV or JSON, by the ending of the name.
-
-        Raises:
-            RecipeError: the name has another ending.
-            OSError: it cannot be written.
-        """
-        save_records(path, self.searches)
 
 
 def evaluate_video(
@@ -143,7 +132,7 @@ def _rerank(
     blip: Blip, encoded: Iterator[Tensor], texts: Sequence[str], cosines: Tensor, k: int
 ) -> tuple[Tensor, Tensor]:
     """Scores (videos, texts) that rank texts, and those that rank videos."""
-    of_video, of_text = candidate_pairs(cosines, k)
+    of_video, of_text = candidates(cosines, k, dim=1), candidates(cosines, k, dim=0)
     tokens = tokens_to_match(blip, texts)
     parts: list[Tensor] = []
     first = 0
@@ -151,7 +140,7 @@ def _rerank(
         own = slice(first, first + len(hidden))
         memory = blip.matcher.text.remember(hidden.flatten(1, 2))
         wanted = (of_video | of_text)[own]
-        parts.append(matching_scores(blip, memory, tokens, cosines[own], wanted))
+        parts.append(matching_scores(blip, memory, tokens, cosines[own], wanted)[0])
         first += len(hidden)
     scores, behind = torch.cat(parts), unmatched_scores(cosines)
     return torch.where(of_video, scores, behind), torch.where(of_text, scores, behind)

@@ -1,6 +1,5 @@
 """Visual question answering: a split's questions are answered and judged (BLIP, section 5.3)."""
 
-import json
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,13 +10,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from openblip.atomic import replace_file
-from openblip.data.loader import iterate_images
+from openblip.data.loader import every_image
 from openblip.data.questions import Question, QuestionIndex
 from openblip.data.table import PairTable
 from openblip.errors import DataError, TextTruncated
 from openblip.evaluation.metrics.vqa import VqaScores, vqa_scores
 from openblip.evaluation.metrics.wups import items_of, wups_scores
+from openblip.evaluation.results_file import official_id, save_json
 from openblip.evaluation.units import UnitScores, summed_units
 from openblip.inference import Answer, Blip
 from openblip.inference.answers import answer_each
@@ -57,12 +56,10 @@ class VqaResult:
 
     def save_results(self, path: Path) -> None:
         """Write the answers in the form that the server of the VQA challenge takes."""
-        values = [
-            {"question_id": int(key) if key.isdecimal() else key, "answer": text}
-            for key, text in self.answers.items()
-        ]
-        with replace_file(path) as file:
-            file.write_text(json.dumps(values, ensure_ascii=False), encoding="utf-8")
+        answers = self.answers.items()
+        save_json(
+            path, [{"question_id": official_id(key), "answer": text} for key, text in answers]
+        )
 
 
 def evaluate_vqa(
@@ -159,16 +156,13 @@ def _answered(
     """Answers to the questions about each image in turn."""
     vqa = blip.vqa
     first = 0
-    for batch in iterate_images(table, rows, batch_size, blip.image_size):
-        if batch.errors:
-            row, reason = next(iter(batch.errors.items()))
-            raise DataError(f"row {row} of {table.uri}: {reason}")
-        own = texts[first : first + len(batch.rows)]
-        first += len(batch.rows)
+    for images in every_image(table, rows, batch_size, blip.image_size):
+        own = texts[first : first + len(images)]
+        first += len(images)
         with torch.inference_mode(), warnings.catch_warnings():
             # The protocol cuts questions to what the model reads.
             warnings.simplefilter("ignore", TextTruncated)
-            hidden = vqa.encode_images(batch.images.to(blip.device, blip.dtype))
+            hidden = vqa.encode_images(images.to(blip.device, blip.dtype))
             answers = answer_each(vqa, blip.tokenizer, hidden, own, candidates, k)
         yield from answers
 

@@ -33,17 +33,6 @@ def find_weights(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: holds no weights; expected one of {', '.join(_FILES)}")
 
 
-def weight_files(weights: Path) -> list[Path]:
-    """The files that `find_weights` stands for: itself, and the shards that an index names.
-
-    Raises:
-        CheckpointError: if the index is damaged or names a file outside the folder.
-    """
-    if not weights.name.endswith(_INDEX_ENDING):
-        return [weights]
-    return [weights, *(weights.parent / name for name in sorted(set(_index(weights).values())))]
-
-
 def read_weights(weights: Path) -> dict[str, Tensor]:
     """Every tensor of what `find_weights` found, memory-mapped; no code of a file is run.
 

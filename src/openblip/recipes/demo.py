@@ -2,7 +2,8 @@
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from openblip.capfilt.select import (
 )
 from openblip.data.table import PairTable
 from openblip.data.views import CaptionView
-from openblip.data.world import WorldConfig, create_world, is_true_caption, truth_of
+from openblip.data.world import WorldConfig, is_true_caption, open_or_create_world, truth_of
 from openblip.evaluation.caption import CaptionResult, evaluate_caption
 from openblip.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from openblip.inference import Decoding, load
@@ -186,26 +187,21 @@ class _Stages:
         self.seconds: dict[str, float] = {}
 
     def world(self) -> str:
-        started = self._begin("world", "drawing the world and writing its captions")
-        if not self.table.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            create_world(self.table, replace(self.config.world, seed=self.config.seed))
-        self._end("world", started)
+        with self._stage("world", "drawing the world and writing its captions"):
+            open_or_create_world(self.table, replace(self.config.world, seed=self.config.seed))
         return str(self.table)
 
     def train(self, name: str, recipe: Recipe, steps: int) -> str:
-        started = self._begin(name, f"training: {name}")
         loop = replace(
             recipe.train, steps=steps, batch_size=self.config.batch_size, seed=self.config.seed
         )
-        result = train(replace(recipe, train=loop), self.folder / name)
+        with self._stage(name, f"training: {name}"):
+            result = train(replace(recipe, train=loop), self.folder / name)
         if result.interrupted:
             raise KeyboardInterrupt
-        self._end(name, started)
         return str(result.model_folder)
 
     def capfilt(self, captioner: str, filter_: str) -> None:
-        started = self._begin("capfilt", "CapFilt: captioning and filtering the web images")
         settings = CapFiltSettings(
             captioner=captioner,
             filter=filter_,
@@ -213,26 +209,22 @@ class _Stages:
             decoding=Decoding(method="nucleus", top_p=0.9, max_length=36),
             seed=self.config.seed,
         )
-        run_capfilt(self.table, settings)
-        self._end("capfilt", started)
+        with self._stage("capfilt", "CapFilt: captioning and filtering the web images"):
+            run_capfilt(self.table, settings)
 
     def evaluate(self, name: str, model: str) -> ModelScores:
-        stage = f"evaluate {name}"
-        started = self._begin(stage, f"evaluating the {name} model on the test split")
-        blip, table = load(model, device="cpu"), PairTable.open(self.table)
-        scores = ModelScores(
-            evaluate_retrieval(blip, table, k=self.config.k),
-            # Pre-trained models have seen no prompt.
-            evaluate_caption(
-                blip, table, prompt="", decoding=Decoding(max_length=30, min_length=3)
-            ),
-        )
-        self._end(stage, started)
-        return scores
+        decoding = Decoding(max_length=30, min_length=3)
+        with self._stage(f"evaluate {name}", f"evaluating the {name} model on the test split"):
+            blip, table = load(model, device="cpu"), PairTable.open(self.table)
+            return ModelScores(
+                evaluate_retrieval(blip, table, k=self.config.k),
+                # Pre-trained models have seen no prompt.
+                evaluate_caption(blip, table, prompt="", decoding=decoding),
+            )
 
-    def _begin(self, name: str, line: str) -> float:
+    @contextmanager
+    def _stage(self, name: str, line: str) -> Iterator[None]:
         self.say(line)
-        return time.perf_counter()
-
-    def _end(self, name: str, started: float) -> None:
+        started = time.perf_counter()
+        yield
         self.seconds[name] = time.perf_counter() - started

@@ -4,8 +4,12 @@ import hashlib
 import io
 import itertools
 import json
+import subprocess
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -17,6 +21,7 @@ from openblip.data.world import (
     build_world,
     create_world,
     is_true_caption,
+    open_or_create_world,
     truth_of,
 )
 from openblip.errors import RecipeError
@@ -153,6 +158,30 @@ def test_the_table_holds_the_rows_and_their_truth(tmp_path):
     assert [row["captions"] for row in read] == [list(row.captions) for row in expected]
     assert [truth_of(row["meta"]) for row in read] == [truth_of(row.meta) for row in expected]
     assert json.loads(table.metadata["world"])["web_rows"] == 60
+
+
+def test_a_table_that_was_half_written_is_made_again(tmp_path: Path) -> None:
+    place = tmp_path / "demo" / "pairs.lance"
+    endless = (
+        "import pathlib, sys\n"
+        "from openblip.data import versions\n"
+        "from openblip.data.world import WorldConfig, open_or_create_world\n"
+        "versions._FRAGMENT_ROWS = 1\n"
+        "open_or_create_world(pathlib.Path(sys.argv[1]), WorldConfig(web_rows=10**9))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", endless, str(place)]) as process:
+        while process.poll() is None and not list(tmp_path.rglob("data/*.lance")):
+            time.sleep(0.02)
+        process.kill()
+    assert list(tmp_path.rglob("data/*.lance"))
+    assert not place.exists()
+
+    config = WorldConfig(web_rows=3, human_rows=1, val_rows=1, test_rows=1)
+    table = open_or_create_world(place, config)
+
+    assert len(table) == 6
+    assert "world" in table.metadata
+    assert open_or_create_world(place, config).version == table.version
 
 
 def test_the_rows_are_pinned():

@@ -8,7 +8,8 @@ from openblip.evaluation.error_report.searches import (
     judged_pairs,
     text_searches,
 )
-from openblip.evaluation.retrieval import NOT_RANKED, Gallery, PairScores
+from openblip.evaluation.matching import NOT_RANKED
+from openblip.evaluation.retrieval import Gallery, PairScores
 
 
 @pytest.fixture

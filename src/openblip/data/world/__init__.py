@@ -1,6 +1,6 @@
 """The embedded world: pictures and captions whose truth is known, drawn from a seed."""
 
-from openblip.data.world.build import build_world, create_world
+from openblip.data.world.build import build_world, create_world, open_or_create_world
 from openblip.data.world.claims import Claim, Mention, claim_errors, is_true_of
 from openblip.data.world.config import NOISE_KINDS, NoiseRates, WorldConfig
 from openblip.data.world.drawing import draw_scene
@@ -29,6 +29,7 @@ __all__ = [
     "draw_scene",
     "is_true_caption",
     "is_true_of",
+    "open_or_create_world",
     "parse_caption",
     "truth_of",
     "write_human_caption",

@@ -6,6 +6,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from openblip.atomic import replace_folder
 from openblip.data.table import PairRow, PairTable
 from openblip.data.world.claims import describe
 from openblip.data.world.config import WorldConfig, config_to_dict
@@ -57,6 +58,21 @@ def create_world(uri: str | Path, config: WorldConfig) -> PairTable:
     return PairTable.create(
         uri, build_world(config), metadata={"world": json.dumps(config_to_dict(config))}
     )
+
+
+def open_or_create_world(folder: Path, config: WorldConfig) -> PairTable:
+    """The table of a world in a local folder, made if there is none: whole or not at all.
+
+    A process that is killed before the end leaves nothing at `folder`.
+
+    Raises:
+        RecipeError: the world is too poor for so many distinct scenes.
+        DataError: something else is there.
+    """
+    if not folder.exists():
+        with replace_folder(folder) as unfinished:
+            create_world(unfinished, config)
+    return PairTable.open(folder)
 
 
 def _training_scenes(

@@ -6,8 +6,6 @@ from openblip.data.world.config import WorldConfig
 from openblip.data.world.dice import Dice
 from openblip.data.world.scene import Scene
 
-RELATIONS = ("left_of", "above", "beside", "between")
-
 
 @dataclass(frozen=True, slots=True)
 class Mention:

@@ -5,8 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from openblip.evaluation.matching import NOT_RANKED
 from openblip.evaluation.metrics.retrieval import Ranks, image_ranks, text_ranks
-from openblip.evaluation.retrieval import NOT_RANKED, PairScores
+from openblip.evaluation.retrieval import PairScores
 
 Matrix = NDArray[np.float32]
 
