@@ -29,6 +29,11 @@ class TrainingError(OpenBlipError):
     """Training cannot go on: a non-finite loss, or a run directory of another recipe."""
 
 
+def install_extra(name: str) -> str:
+    """The remedy where the packages of an extra are missing, for the end of a message."""
+    return f"install the extra `{name}` (in the checkout: .venv/bin/pip install -e '.[{name}]')"
+
+
 class OpenBlipWarning(UserWarning):
     """Something that a user should know about a result."""
 

@@ -12,7 +12,7 @@ from openblip.capfilt.job import CapFiltJob
 from openblip.capfilt.pool import MAX_FAILED_STARTS, Died, RayCluster, Report, worker_name
 from openblip.capfilt.units import Unit, UnitDone
 from openblip.capfilt.worker import Worker
-from openblip.errors import OpenBlipError
+from openblip.errors import OpenBlipError, install_extra
 
 _MAX_CPUS = 8
 
@@ -225,6 +225,6 @@ def _ray() -> Any:
         import ray.exceptions
     except ImportError as error:
         raise OpenBlipError(
-            "Ray is not installed: pip install 'openblip[ray]', or leave out --ray"
+            f"Ray is not installed: leave out --ray, or {install_extra('ray')}"
         ) from error
     return ray

@@ -15,7 +15,7 @@ from functools import lru_cache
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from openblip.errors import StorageError
+from openblip.errors import StorageError, install_extra
 
 _T = TypeVar("_T")
 _SCHEMES = ("s3://", "gs://")
@@ -355,7 +355,7 @@ def _read_settings(scheme: str, environment: tuple[tuple[str, str], ...]) -> _Se
         from botocore.session import Session
     except ImportError as error:
         raise StorageError(
-            f"object stores need two more packages: pip install 'openblip[cloud]' ({error})"
+            f"object stores need two more packages ({error}): {install_extra('cloud')}"
         ) from error
     if scheme == "gs":
         return _Settings(None, None, seconds, None)

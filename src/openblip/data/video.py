@@ -15,7 +15,7 @@ from torch import Tensor
 from openblip.data.importers.source import inside, texts_of
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.transforms import eval_transform
-from openblip.errors import DataError, RecipeError
+from openblip.errors import DataError, RecipeError, install_extra
 
 _SUFFIXES = ("", ".mp4", ".avi", ".webm", ".mkv", ".mov")
 _NAME_FIELDS = ("clip_name", "video", "video_id")
@@ -85,9 +85,7 @@ def sample_frames(path: Path, num_frames: int) -> list[Image.Image]:
     try:
         import av
     except ImportError as error:
-        raise RecipeError(
-            "reading videos needs PyAV; install it with: pip install 'openblip[video]'"
-        ) from error
+        raise RecipeError(f"reading videos needs PyAV: {install_extra('video')}") from error
     try:
         with av.open(str(path)) as container:
             # The header's number of frames may be missing or wrong; packets are counted unread.

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, install_extra
 from openblip.inference.embedder import TwoTowers
 
 _CONFIG_FILE = "open_clip_config.json"
@@ -29,7 +29,7 @@ def read_open_clip(name: str, device: torch.device) -> TwoTowers:
     except (ImportError, RuntimeError) as error:
         raise CheckpointError(
             f"open_clip:{name} needs open_clip and a torchvision that fits this torch: "
-            f"pip install 'openblip[openclip]' ({str(error).strip().splitlines()[0]})"
+            f"{install_extra('openclip')} ({str(error).strip().splitlines()[0]})"
         ) from error
     if (Path(name) / _CONFIG_FILE).is_file():
         architecture, pretrained = f"local-dir:{name}", None

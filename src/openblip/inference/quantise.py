@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from torch import nn
 
-from openblip.errors import RecipeError
+from openblip.errors import RecipeError, install_extra
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -41,9 +41,7 @@ def quantise(model: Model) -> Model:
         logging.disable(logging.WARNING)
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
     except ImportError as error:
-        raise RecipeError(
-            "int8 needs torchao; install it with: pip install 'openblip[int8]'"
-        ) from error
+        raise RecipeError(f"int8 needs torchao: {install_extra('int8')}") from error
     finally:
         logging.disable(disabled)
     quantize_(model.eval(), Int8DynamicActivationInt8WeightConfig())

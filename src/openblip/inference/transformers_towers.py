@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, install_extra
 from openblip.inference.embedder import TwoTowers
 from openblip.interop.folder import CONFIG_FILE, read_json
 from openblip.interop.huggingface_folder import is_huggingface
@@ -32,7 +32,7 @@ def read_clip(folder: Path, device: torch.device) -> TwoTowers:
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
     except ImportError as error:
         raise CheckpointError(
-            f"{folder}: a CLIP model needs transformers: pip install 'openblip[clip]'"
+            f"{folder}: a CLIP model needs transformers: {install_extra('clip')}"
         ) from error
     try:
         model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)

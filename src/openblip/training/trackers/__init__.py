@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from openblip.atomic import replace_file
-from openblip.errors import RecipeError
+from openblip.errors import RecipeError, install_extra
 from openblip.training.config import TrackerName
 
 TRACKER_FOLDER = "trackers"
@@ -163,7 +163,7 @@ def _opener(name: TrackerName) -> OpenTracker:
     if find_spec(name) is None:
         raise RecipeError(
             f"train.trackers has {name!r}, which is not installed: "
-            f"pip install 'openblip[{name}]', or leave it out"
+            f"leave it out, or {install_extra(name)}"
         )
     match name:
         case "wandb":
