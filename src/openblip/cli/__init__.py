@@ -24,7 +24,11 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "data leakage": ("curation", "leakage", "flag training rows that an evaluation sees again"),
     "data show": ("data", "show", "what is in a pair table"),
     "pretrain": ("train", "pretrain", "train a MED from scratch on a view of a table"),
-    "finetune": ("train", "finetune", "fine-tune a captioner, a filter, or both in one"),
+    "finetune": (
+        "train",
+        "finetune",
+        "fine-tune for captions, retrieval, questions, image pairs, or as a filter",
+    ),
     "runs": ("runs", "runs", "list and compare training runs; a page with curves"),
     "plan": ("plan", "plan", "memory, time and price of a training run, before it runs"),
     "capfilt run": ("capfilt", "run", "caption and score the web rows of a table"),
@@ -36,8 +40,8 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "evaluate vqa": ("evaluate", "vqa", "accuracy of answers to questions; WUPS"),
     "evaluate nlvr": ("evaluate", "nlvr", "accuracy and consistency of sentences on two images"),
     "evaluate classify": ("zero_shot", "classify", "accuracy of naming classes by prompts"),
-    "compare": ("compare", "compare", "models x tasks x seeds from one file: the tables"),
     "evaluate video": ("zero_shot", "video", "recall of texts and of videos, and median rank"),
+    "compare": ("compare", "compare", "models x tasks x seeds from one file: the tables"),
     "caption": ("predict", "caption", "caption images"),
     "match": ("predict", "match", "how well texts match images"),
     "ask": ("ask", "ask", "answer questions about an image"),
@@ -158,12 +162,13 @@ def _unknown(words: list[str]) -> int:
 
 
 def _overview(names: Sequence[str] = tuple(_COMMANDS)) -> str:
+    width = max(map(len, names))
     lines = [
         "usage: openblip COMMAND [options]",
         "",
         "Vision-language pre-training, and the cleaning of image-text data.",
         "",
-        *(f"  openblip {name:<16} {_COMMANDS[name][2]}" for name in names),
+        *(f"  openblip {name:<{width}}  {_COMMANDS[name][2]}" for name in names),
         "",
         "openblip COMMAND --help shows a command's options with an example;",
         "--debug shows the traceback of an error; --version the version.",

@@ -45,8 +45,9 @@ def run(
 
     Args:
         table: the pair table.
-        captioner: model folders or run directories that write captions, one or several.
-        filter: model folder or run directory that scores texts.
+        captioner: what writes captions, one or several: each a model folder, run directory, file,
+            https address or hub repository.
+        filter: what scores texts: the same.
         method: nucleus as in the paper, or beam, or greedy.
         top_p: nucleus: smallest set of words with this probability.
         num_beams: beam: how many.

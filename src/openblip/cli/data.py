@@ -49,7 +49,7 @@ def import_(
     Reads a folder with captions.jsonl, a folder of images with .txt files, WebDataset tars,
     Parquet or CSV, COCO caption JSON, Karpathy JSON, lists of captions, questions of VQA v2 or
     Visual Genome, sentences of NLVR2. A stopped import goes on where it was.
-    Example: openblip data import photos/ pairs.lance --origin web
+    Example: openblip data import crawl/ pairs.lance --origin web
 
     Args:
         source: file, folder or pattern.

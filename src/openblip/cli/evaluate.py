@@ -30,8 +30,8 @@ def retrieval(
     Example: openblip evaluate retrieval runs/new pairs.lance --split test --k 128
 
     Args:
-        model: model folder or run directory; also a CLIP of transformers, or
-            open_clip:ARCHITECTURE/PRETRAINED.
+        model: model folder, run directory, file, https address or hub repository; also a CLIP of
+            transformers, or open_clip:ARCHITECTURE/PRETRAINED.
         table: pair table with human captions in the split.
         split: which rows.
         k: candidates that matching ranks again, where the model matches; the paper takes 256 on
@@ -92,7 +92,7 @@ def caption(
     Example: openblip evaluate caption runs/captioner pairs.lance --results captions.json
 
     Args:
-        model: model folder or run directory.
+        model: model folder, run directory, file, https address or hub repository.
         table: pair table with human captions in the split.
         split: which rows.
         num_beams: beam width.
@@ -167,7 +167,7 @@ def vqa(
     Example: openblip evaluate vqa runs/vqa pairs.lance --candidates train --results answers.json
 
     Args:
-        model: model folder or run directory.
+        model: model folder, run directory, file, https address or hub repository.
         table: pair table with questions in its rows' metadata.
         split: which rows.
         candidates: rank the answers of this file (one a line, or a list in JSON), or "train" for
@@ -239,7 +239,7 @@ def nlvr(
     Example: openblip evaluate nlvr runs/nlvr pairs.lance --split val --results predictions.csv
 
     Args:
-        model: model folder or run directory.
+        model: model folder, run directory, file, https address or hub repository.
         table: pair table with sentences about two images in its rows' metadata.
         split: which rows.
         batch_size: pairs at a time.

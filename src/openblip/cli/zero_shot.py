@@ -91,7 +91,7 @@ def video(
     Example: openblip evaluate video runs/retrieval msrvtt_test.jsonl MSRVTT/videos
 
     Args:
-        model: model folder or run directory.
+        model: model folder, run directory, file, https address or hub repository.
         annotations: JSON lines, or a JSON list, with clip_name and caption, as of MSR-VTT.
         videos: folder of the clips.
         num_frames: taken from each clip at even distances.
