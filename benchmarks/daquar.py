@@ -5,6 +5,10 @@
 About 20 minutes on one CPU core: a small MED is pre-trained on Flickr8k, fine-tuned on the training
 questions and asked the test questions. Stopped at any moment, the same command goes on. Needs
 WordNet. Prints the tables of benchmarks/results/daquar.md.
+
+Both folders have images/ and captions.jsonl, an object a line: image (images/NAME.jpg), captions (a
+list, empty in DAQUAR), split (train, val or test), and in DAQUAR questions, a list of objects with
+question and answer.
 """
 
 import argparse

@@ -1,9 +1,16 @@
 #!/bin/sh
 # The whole loop on real photographs, through the ordinary commands:
 #   sh benchmarks/flickr8k.sh FLICKR8K_FOLDER WORK_FOLDER
+# Without arguments it says what the folder holds.
 # About an hour on two CPU cores: independent stages run side by side, a thread each. Stopped at any
 # moment, the same command goes on.
 set -eu
+if [ $# -ne 2 ] || [ ! -f "$1/captions.jsonl" ]; then
+  echo "usage: sh benchmarks/flickr8k.sh FLICKR8K_FOLDER WORK_FOLDER
+FLICKR8K_FOLDER has images/ and captions.jsonl, an object a line: image (images/NAME.jpg), captions
+(a list), split (train, val or test)" >&2
+  exit 2
+fi
 # Stages in the background do not outlive the script: they are stopped as by Ctrl-C.
 stages=
 trap 'kill $stages 2>/dev/null || true' EXIT
