@@ -38,7 +38,6 @@ from openblip.model.packing import Packing
 from openblip.model.vision import ImageModel
 from openblip.objectives.itm import itm_loss
 from openblip.objectives.lm import lm_loss, next_token_labels
-from openblip.tasks.pool import Texts
 from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
 from openblip.tasks.protocol import StepPosition
 from openblip.training.allocator import keep_freed_memory, return_freed_memory
