@@ -30,6 +30,8 @@ class Given:
     """Path or address."""
     fingerprint: str
     """Of its content."""
+    version: int | None = None
+    """Of a table: the one that is read, whatever is added to the table meanwhile."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +87,11 @@ class Stage:
             "settings": self.settings,
             "inputs": places,
             "of": {role: stage.fingerprint for role, stage in self.inputs.items()},
+            "versions": {
+                role: stage.version
+                for role, stage in self.inputs.items()
+                if isinstance(stage, Given) and stage.version is not None
+            },
         }
         folder = self.folder(root)
         with replace_file(folder / ORDER_FILE, durable=False) as unfinished:
