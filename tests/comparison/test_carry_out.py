@@ -1,9 +1,11 @@
 """What is carried out is what was planned."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from openblip.comparison.carry_out import Order, carry_out
 from openblip.comparison.planner import Planner
@@ -43,6 +45,24 @@ def test_another_table_in_its_place_is_an_error(order: Order, table: PairTable) 
     PairTable.create(table.uri)
     with pytest.raises(DataError, match="changed during the comparison: run the same command"):
         order.table()
+
+
+def test_the_time_of_earlier_attempts_counts(tmp_path: Path) -> None:
+    source = tmp_path / "pairs"
+    values = {"source": str(source), "origin": "human"}
+    stage, root = Stage("data", "any", {"sources": [values]}), tmp_path / "stages"
+    with pytest.raises(DataError):
+        carry_out(stage.write_order(root))
+    spent = json.loads((stage.folder(root) / "seconds.json").read_text())
+    (stage.folder(root) / "seconds.json").write_text(json.dumps(spent + 100))
+    source.mkdir()
+    Image.new("RGB", (8, 8)).save(source / "a.png")
+    (source / "a.txt").write_text("black")
+    carry_out(stage.write_order(root))
+    result = stage.result(root)
+    assert result is not None
+    assert result["rows"] == 1
+    assert result["seconds"] > 100 + spent > 100
 
 
 def test_a_training_reads_the_files_that_its_recipe_names(tmp_path: Path) -> None:

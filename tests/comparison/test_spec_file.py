@@ -26,6 +26,7 @@ WRONG = {
     "unknown model": ("like: noise, trained", "like: nose, trained", "did you mean noise?"),
     "unknown data": ("data: cleaned", "data: claened", "did you mean cleaned?"),
     "unknown metric": ("retrieval.R@5", "retrieval.R@7", "'retrieval.R@7' has an unknown metric"),
+    "task that always fails": ("{k: 4}", "{k: 0}", "k is 0; give at least 1"),
     "no metric": ("retrieval.R@5", "retrieval;R@5", "'retrieval;R@5' is not TASK.METRIC"),
     "unknown setting": ("train.steps: 2", "train.step: 2", "did you mean train.steps?"),
     "seed": ("train.steps: 2", "train.seed: 2", "train.seed is not set here, but by"),
@@ -63,6 +64,24 @@ def test_an_error_names_file_and_line(case: str, tmp_path: Path) -> None:
 def test_a_field_that_is_there_twice_is_an_error(tmp_path: Path) -> None:
     text = TINY.replace("  clip: {", "  noise: {}\n  clip: {")
     with pytest.raises(RecipeError, match=r"models.noise is there twice, in lines \d+ and \d+"):
+        read_spec(written(tmp_path, text))
+
+
+def test_a_metric_that_a_setting_must_switch_on_is_refused_without_it(tmp_path: Path) -> None:
+    text = TINY.replace("tables:\n", "  vqa: {task: vqa}\ntables:\n")
+    text = text.replace("[retrieval.TR@1,", "[vqa.WUPS@0.9,")
+    message = r"line \d+: .*'vqa\.WUPS@0\.9' needs tasks\.vqa\.settings with wups: true"
+    with pytest.raises(RecipeError, match=message):
+        read_spec(written(tmp_path, text))
+    switched_on = text.replace("{task: vqa}", "{task: vqa, settings: {wups: true}}")
+    assert read_spec(written(tmp_path, switched_on))
+
+
+def test_models_of_one_label_in_one_chart_are_refused(tmp_path: Path) -> None:
+    text = TINY.replace("label: CLIP", "label: the noise")
+    line = line_of(text, "  - title: Models")
+    message = rf"line {line}: tables\.1: noise and clip are both called 'the noise'"
+    with pytest.raises(RecipeError, match=message):
         read_spec(written(tmp_path, text))
 
 

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from openblip.atomic import replace_file, replace_folder
 from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.run import run_capfilt
@@ -18,19 +16,18 @@ from openblip.comparison.flops import capfilt_flops
 from openblip.comparison.planner import INIT, TABLE, TOKENIZER, mix_role
 from openblip.comparison.spec import SourceSpec
 from openblip.comparison.stages import ORDER_FILE, RESULT_FILE
+from openblip.comparison.statistics import stored_units
 from openblip.comparison.tasks import PROTOCOLS
 from openblip.data.importers.driver import import_pairs
 from openblip.data.table import PairTable
 from openblip.data.world import WorldConfig, create_world
 from openblip.errors import DataError, MissingHead
-from openblip.evaluation.units import UnitScores
 from openblip.inference import Decoding, load
 from openblip.inference.loading import find_model
 from openblip.training.recipe_file import from_plain, recipe_from_dict
 from openblip.training.run import train
 
-# Digits of a stored score: intervals need no more, and a file of 5,000 images stays small.
-_DIGITS = 6
+_SECONDS_FILE = "seconds.json"
 
 
 @dataclass(frozen=True)
@@ -89,11 +86,26 @@ def carry_out(folder: Path) -> None:
         KeyboardInterrupt: it was interrupted; what is finished is kept.
     """
     order = Order.read(folder)
-    started = time.perf_counter()
-    result = _WORK[order.kind](order)
-    result = {"seconds": time.perf_counter() - started, **result}
-    with replace_file(folder / RESULT_FILE) as unfinished:
-        unfinished.write_text(json.dumps(result), encoding="utf-8")
+    earlier, started = _seconds_spent(folder), time.perf_counter()
+    try:
+        result = _WORK[order.kind](order)
+    finally:
+        seconds = earlier + time.perf_counter() - started
+        _write(folder / _SECONDS_FILE, seconds)
+    _write(folder / RESULT_FILE, {"seconds": seconds, **result})
+
+
+def _seconds_spent(folder: Path) -> float:
+    """Of earlier attempts that could say so before they ended."""
+    try:
+        return float(json.loads((folder / _SECONDS_FILE).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return 0.0
+
+
+def _write(place: Path, value: object) -> None:
+    with replace_file(place) as unfinished:
+        unfinished.write_text(json.dumps(value), encoding="utf-8")
 
 
 def _data(order: Order) -> dict[str, Any]:
@@ -154,14 +166,7 @@ def _evaluate(order: Order) -> dict[str, Any]:
     except MissingHead as error:
         # Said once, so that the same command does not try it again.
         return {"units": {}, "missing": str(error)}
-    return {"units": {name: _plain(found) for name, found in units.items()}}
-
-
-def _plain(units: UnitScores) -> dict[str, list[float]]:
-    return {
-        "scores": np.round(units.scores, _DIGITS).tolist(),
-        "weights": np.round(units.weights, _DIGITS).tolist(),
-    }
+    return {"units": stored_units(units)}
 
 
 def _is_table(place: Path) -> bool:
