@@ -34,8 +34,10 @@ def test_a_figure_that_is_not_there_has_a_reason(findings: Findings, tmp_path: P
     assert findings.why_missing("noise", "caption.CIDEr") is None
     finish(findings, "noise on caption", {"units": {"ROUGE-L": UNITS}}, tmp_path)
     finish(findings, "clip on caption", {"units": {}, "missing": "it cannot write"}, tmp_path)
+    finish(findings, "noise on retrieval", {"units": {}}, tmp_path)
     finish(findings, "both on caption", {"units": {"CIDEr": UNITS}}, tmp_path)
     assert findings.why_missing("noise", "caption.CIDEr") == "the data gives ROUGE-L alone"
+    assert findings.why_missing("noise", "retrieval.R@1") == "the data has nothing to compare with"
     assert findings.why_missing("clip", "caption.CIDEr") == "it cannot write"
     assert findings.why_missing("both", "caption.CIDEr") is None
     assert findings.scores("both", "caption.CIDEr") is not None

@@ -108,7 +108,9 @@ class Findings:
             if "missing" in result:
                 return str(result["missing"])
         measured = set.intersection(*(set(result["units"]) for result in finished))
-        return f"the data gives {', '.join(sorted(measured)) or 'no answers to compare with'} alone"
+        if not measured:
+            return "the data has nothing to compare with"
+        return f"the data gives {', '.join(sorted(measured))} alone"
 
     def difference(self, model: str, baseline: str, figure: str) -> Comparison | None:
         """A model's figure less that of another one, on the same seeds and images."""
