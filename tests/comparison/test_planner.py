@@ -1,5 +1,6 @@
 """Which stages a comparison has, and what their fingerprints depend on."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from openblip.comparison.planner import Planner
 from openblip.comparison.spec import ComparisonSpec
 from openblip.comparison.spec_file import read_spec
 from openblip.comparison.stages import Given, Stage, closure
+from openblip.data.table import PairTable
 from openblip.recipes.baselines import as_clip
 from openblip.training.config import Recipe
 from openblip.training.recipe_file import recipe_from_dict
@@ -106,3 +108,39 @@ def test_the_same_training_can_go_on_from_weights(tmp_path: Path) -> None:
     assert isinstance(stage, Stage)
     assert stage.inputs["init"] is planner.model("noise", 0)
     assert stage.inputs["table"] is planner.data("cleaned", 0)
+
+
+def test_files_that_a_recipe_names_count_by_what_is_in_them(tmp_path: Path) -> None:
+    for name in ("vocab.txt", "same.txt"):
+        (tmp_path / name).write_text("[PAD]\n[UNK]\n")
+    table = PairTable.create(tmp_path / "more.lance")
+    shutil.copytree(table.uri, tmp_path / "same.lance")
+
+    def noise(tokenizer: str, mixed: str) -> Stage | Given:
+        text = TINY.replace("train:300", str(tmp_path / tokenizer)).replace(
+            "train.steps: 2", f"data.mix: [{{table: {tmp_path / mixed}}}]\n      train.steps: 2"
+        )
+        return Planner(spec_of(tmp_path, text)).model("noise", 0)
+
+    first = noise("vocab.txt", "more.lance")
+    assert isinstance(first, Stage)
+    assert first.inputs["mix.0"] == Given(table.uri, table.fingerprint, 1)
+    assert first.inputs["tokenizer"].place == str(tmp_path / "vocab.txt")
+    assert noise("same.txt", "same.lance").fingerprint == first.fingerprint
+    (tmp_path / "same.txt").write_text("[PAD]\n[UNK]\na\n")
+    assert noise("same.txt", "more.lance").fingerprint != first.fingerprint
+    table.update_metadata({"more": "1"})
+    assert noise("vocab.txt", "more.lance").fingerprint != first.fingerprint
+    assert noise("vocab.txt", "same.lance").fingerprint == first.fingerprint
+
+
+def test_another_table_in_the_place_of_one_changes_the_fingerprint(tmp_path: Path) -> None:
+    place = tmp_path / "pairs.lance"
+    world = "world: {web_rows: 16, human_rows: 24, val_rows: 2, test_rows: 8}"
+    spec = spec_of(tmp_path, TINY.replace(world, f"table: {place}"))
+    table = PairTable.create(place)
+    first = Planner(spec).data("pairs", 0)
+    assert first == Planner(spec).data("pairs", 1) == Given(str(place), table.fingerprint, 1)
+    shutil.rmtree(place)
+    PairTable.create(place)
+    assert Planner(spec).data("pairs", 0).fingerprint != first.fingerprint

@@ -34,6 +34,7 @@ def test_a_line_for_each_figure(compared: Compared) -> None:
     assert header == ["task", "metric", "the noise", "CLIP"]
     assert [row[:2] for row in rows[:2]] == [["retrieval", "TR@1"], ["caption", "CIDEr"]]
     assert rows[1][3] == "-"
+    assert "\nCLIP has no caption.CIDEr: this checkpoint has no lm head" in compared.text
     assert [row[1] for row in rows[2:]] == ["FLOP", "time"]
 
 
@@ -70,6 +71,7 @@ def test_the_page_has_every_table_and_bars_with_their_intervals(compared: Compar
     for title in ("Claims", "CapFilt", "Models", "Domains"):
         assert f"<h2>{title}</h2>" in page
     assert "CapFilt &gt; none" in page
+    assert "<p>CLIP has no caption.CIDEr: this checkpoint has no lm head" in page
     # Two figures of two tables, one of the third; CLIP has no captions.
     assert page.count("<figure>") == 5
     assert page.count('stroke-width="1.5"') == 2 + 2 + 2 + 1 + 2
@@ -78,4 +80,3 @@ def test_the_page_has_every_table_and_bars_with_their_intervals(compared: Compar
 def test_a_difference_says_how_sure_it_is() -> None:
     assert signed(Comparison(2.0, 0.5, 3.0, 0.012)) == "+2.0 [+0.5, +3.0]* p 0.012"
     assert signed(Comparison(-2.0, -5.0, 1.0, 0.3)) == "-2.0 [-5.0, +1.0] p 0.300"
-    assert signed(None) == "-"

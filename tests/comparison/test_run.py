@@ -32,7 +32,9 @@ def test_every_stage_is_finished_and_every_figure_measured(compared: Compared) -
 
 def test_what_a_model_cannot_do_has_no_figure(compared: Compared) -> None:
     assert compared.findings.scores("clip", "caption.CIDEr") is None
-    assert compared.findings.is_finished("clip", "caption.CIDEr")
+    why = compared.findings.why_missing("clip", "caption.CIDEr")
+    assert why is not None
+    assert "has no lm head" in why
 
 
 def test_a_model_costs_what_it_and_all_that_it_needs_cost(compared: Compared) -> None:
@@ -97,7 +99,8 @@ def test_a_stage_that_fails_is_named_with_its_log_and_stops_no_other(tmp_path: P
     assert "too few distinct scenes" in log.read_text()
     report = (tmp_path / "out" / "report.md").read_text()
     assert "| the noise | " in report
-    assert "| lost | ? | - | - |" in report
+    assert "| lost | ? | ? | ? |" in report
+    assert "| lost | ? |\n" in report
 
 
 def test_one_process_at_a_time(tmp_path: Path, compared: Compared) -> None:

@@ -8,6 +8,8 @@ import pytest
 from openblip.comparison.run import plan
 from openblip.comparison.spec_file import read_spec
 from openblip.errors import RecipeError
+from openblip.recipes.world import world_captioner
+from openblip.training.recipe_file import write_recipe
 
 from .conftest import TINY, written
 
@@ -24,8 +26,13 @@ WRONG = {
     "unknown model": ("like: noise, trained", "like: nose, trained", "did you mean noise?"),
     "unknown data": ("data: cleaned", "data: claened", "did you mean cleaned?"),
     "unknown metric": ("retrieval.R@5", "retrieval.R@7", "'retrieval.R@7' has an unknown metric"),
+    "task that always fails": ("{k: 4}", "{k: 0}", "k is 0; give at least 1"),
     "no metric": ("retrieval.R@5", "retrieval;R@5", "'retrieval;R@5' is not TASK.METRIC"),
     "unknown setting": ("train.steps: 2", "train.step: 2", "did you mean train.steps?"),
+    "seed": ("train.steps: 2", "train.seed: 2", "train.seed is not set here, but by"),
+    "seed within a part": ("train.steps: 2", "train: {seed: 2}", "train.seed is not set here"),
+    "start": ("train.steps: 2", "init_from: run", "init_from is not set here, but by `init`"),
+    "place": ("train.steps: 2", "data.table: pairs", "data.table is not set here, but by `data`"),
     "wrong type": ("train.steps: 2", "train.steps: two", "train.steps is 'two'"),
     "task setting": ("{k: 4}", "{top: 4}", "tasks.retrieval.settings.top is unknown"),
     "refused view": ("itm: 0.0", "itm: 7", "itm must be a probability from 0 to 1"),
@@ -58,6 +65,33 @@ def test_a_field_that_is_there_twice_is_an_error(tmp_path: Path) -> None:
     text = TINY.replace("  clip: {", "  noise: {}\n  clip: {")
     with pytest.raises(RecipeError, match=r"models.noise is there twice, in lines \d+ and \d+"):
         read_spec(written(tmp_path, text))
+
+
+def test_a_metric_that_a_setting_must_switch_on_is_refused_without_it(tmp_path: Path) -> None:
+    text = TINY.replace("tables:\n", "  vqa: {task: vqa}\ntables:\n")
+    text = text.replace("[retrieval.TR@1,", "[vqa.WUPS@0.9,")
+    message = r"line \d+: .*'vqa\.WUPS@0\.9' needs tasks\.vqa\.settings with wups: true"
+    with pytest.raises(RecipeError, match=message):
+        read_spec(written(tmp_path, text))
+    switched_on = text.replace("{task: vqa}", "{task: vqa, settings: {wups: true}}")
+    assert read_spec(written(tmp_path, switched_on))
+
+
+def test_models_of_one_label_in_one_chart_are_refused(tmp_path: Path) -> None:
+    text = TINY.replace("label: CLIP", "label: the noise")
+    line = line_of(text, "  - title: Models")
+    message = rf"line {line}: tables\.1: noise and clip are both called 'the noise'"
+    with pytest.raises(RecipeError, match=message):
+        read_spec(written(tmp_path, text))
+
+
+def test_a_recipe_file_that_starts_from_a_model_needs_init(tmp_path: Path) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    write_recipe(world_captioner("pairs.lance", "runs/noise", 32), recipe)
+    text = TINY.replace("recipe: world_captioner", f"recipe: {recipe}")
+    assert plan(written(tmp_path, text), tmp_path / "out").stages
+    with pytest.raises(RecipeError, match=r"line \d+: .*yaml starts from a model: give init"):
+        plan(written(tmp_path, text.replace(CAPTIONER_INIT, "")), tmp_path / "out")
 
 
 def test_what_is_no_yaml_says_where(tmp_path: Path) -> None:

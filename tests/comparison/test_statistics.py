@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from openblip.comparison.statistics import SeedScores, seed_scores, verdict
+from openblip.comparison.statistics import SeedScores, seed_scores, stored_units, verdict
 from openblip.errors import DataError
 from openblip.evaluation.metrics.bootstrap import Comparison
 from openblip.evaluation.units import unit_scores
@@ -43,6 +43,16 @@ def test_one_seed_has_the_interval_over_images() -> None:
     assert mine.high == pytest.approx(known.high, abs=0.8)
 
 
+def test_a_large_split_is_drawn_in_parts() -> None:
+    images = (100.0 * (np.arange(5000) % 10 < 3)).tolist()
+    deviation = 100 * (0.3 * 0.7 / 5000) ** 0.5
+    for is_shared in (True, False):
+        found = figure(images, is_shared=is_shared).interval()
+        assert found == pytest.approx(
+            (30.0, 30.0 - 1.96 * deviation, 30.0 + 1.96 * deviation), abs=0.15
+        )
+
+
 def test_more_images_do_not_help_where_seeds_share_them() -> None:
     images = (100.0 * (np.arange(300) % 2)).tolist()
     shared, own = (figure(images, images, images, is_shared=s).interval() for s in (True, False))
@@ -80,6 +90,15 @@ def test_a_verdict_needs_the_whole_interval() -> None:
     assert verdict(Comparison(2.0, 0.1, 3.0, 0.01)) == "holds"
     assert verdict(Comparison(-2.0, -3.0, -0.1, 0.01)) == "does not hold"
     assert verdict(Comparison(2.0, 0.0, 3.0, 0.05)) == "not decided"
+
+
+def test_weights_are_stored_exactly() -> None:
+    # Of the mean per class an image of a frequent class weighs little.
+    weights = np.full(66_000, 1 / 66_000)
+    units = {"mean per class": unit_scores(100 * weights, weights)}
+    found = seed_scores([stored_units(units)], ["mean per class"], is_shared=True)
+    assert found is not None
+    assert found.estimate == pytest.approx(100.0, abs=1e-9)
 
 
 def test_stored_units_become_scores_and_what_is_missing_none() -> None:

@@ -1,3 +1,4 @@
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -218,6 +219,20 @@ def test_an_older_version_stays_readable(table: PairTable) -> None:
     assert len(PairTable.open(table.uri, version=version)) == 20
     with pytest.raises(DataError, match="version 99"):
         PairTable.open(table.uri, version=99)
+
+
+def test_each_version_has_a_fingerprint_that_a_table_in_its_place_lacks(
+    table: PairTable, pair_rows: Rows
+) -> None:
+    uri, first = table.uri, table.fingerprint
+    shutil.copytree(uri, f"{uri}.copy")
+    table.append(pair_rows(21)[20:])
+    assert table.fingerprint != first
+    assert PairTable.open(uri, 1).fingerprint == first
+    assert PairTable.open(f"{uri}.copy").fingerprint == first
+    shutil.rmtree(uri)
+    again = PairTable.create(uri, pair_rows(20))
+    assert (again.version, again.fingerprint == first) == (1, False)
 
 
 def test_many_threads_read_at_once(table: PairTable) -> None:

@@ -29,6 +29,15 @@ def test_every_image_gets_its_best_caption_and_metrics_are_those_of_the_captions
     assert set(result.metrics) >= {"BLEU-1", "BLEU-4", "ROUGE-L", "CIDEr"}
 
 
+def test_a_seed_and_the_row_decide_what_is_sampled(blip: Blip, world: PairTable) -> None:
+    nucleus = Decoding(method="nucleus", top_p=1.0, max_length=12)
+    one, two, other = (
+        evaluate_caption(blip, world, decoding=nucleus, seed=seed, batch_size=size).captions
+        for seed, size in ((0, 4), (0, 3), (1, 4))
+    )
+    assert one == two != other
+
+
 def test_results_are_written_as_coco_does(blip: Blip, world: PairTable, tmp_path: Path) -> None:
     result = evaluate_caption(blip, world, decoding=Decoding(method="greedy", max_length=10))
 

@@ -9,28 +9,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from openblip.atomic import replace_file, replace_folder
 from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.run import run_capfilt
 from openblip.comparison.flops import capfilt_flops
-from openblip.comparison.planner import INIT, TABLE
+from openblip.comparison.planner import INIT, TABLE, TOKENIZER, mix_role
 from openblip.comparison.spec import SourceSpec
 from openblip.comparison.stages import ORDER_FILE, RESULT_FILE
+from openblip.comparison.statistics import stored_units
 from openblip.comparison.tasks import PROTOCOLS
 from openblip.data.importers.driver import import_pairs
 from openblip.data.table import PairTable
 from openblip.data.world import WorldConfig, open_or_create_world
 from openblip.errors import DataError, MissingHead
-from openblip.evaluation.units import UnitScores
 from openblip.inference import Decoding, load
 from openblip.inference.loading import find_model
 from openblip.training.recipe_file import from_plain, recipe_from_dict
 from openblip.training.run import train
 
-# Digits of a stored score: intervals need no more, and a file of 5,000 images stays small.
-_DIGITS = 6
+_SECONDS_FILE = "seconds.json"
 
 
 @dataclass(frozen=True)
@@ -42,12 +39,43 @@ class Order:
     settings: Mapping[str, Any]
     inputs: Mapping[str, str]
     """Places by role."""
+    of: Mapping[str, str]
+    """Fingerprints of these."""
+    versions: Mapping[str, int]
+    """Of the tables among them that were there already."""
 
     @classmethod
     def read(cls, folder: Path) -> "Order":
         """The order that `Stage.write_order` wrote."""
         order = json.loads((folder / ORDER_FILE).read_text(encoding="utf-8"))
-        return cls(folder, order["kind"], order["settings"], order["inputs"])
+        parts = ("kind", "settings", "inputs", "of", "versions")
+        return cls(folder, *(order[part] for part in parts))
+
+    def table(self, role: str = "table") -> PairTable:
+        """A table as it was when the comparison was planned.
+
+        Raises:
+            DataError: it was removed or replaced since.
+        """
+        table = PairTable.open(self.inputs[role], self.versions.get(role))
+        if role in self.versions and table.fingerprint != self.of[role]:
+            raise _changed(table)
+        return table
+
+    def latest_table(self, role: str = "table") -> str:
+        """Place of a table for those who read its latest version.
+
+        Raises:
+            DataError: that is not the planned one any more.
+        """
+        table = self.table(role)
+        if PairTable.open(table.uri).version != table.version:
+            raise _changed(table)
+        return table.uri
+
+
+def _changed(table: PairTable) -> DataError:
+    return DataError(f"{table.uri} was changed during the comparison: run the same command again")
 
 
 def carry_out(folder: Path) -> None:
@@ -58,11 +86,26 @@ def carry_out(folder: Path) -> None:
         KeyboardInterrupt: it was interrupted; what is finished is kept.
     """
     order = Order.read(folder)
-    started = time.perf_counter()
-    result = _WORK[order.kind](order)
-    result = {"seconds": time.perf_counter() - started, **result}
-    with replace_file(folder / RESULT_FILE) as unfinished:
-        unfinished.write_text(json.dumps(result), encoding="utf-8")
+    earlier, started = _seconds_spent(folder), time.perf_counter()
+    try:
+        result = _WORK[order.kind](order)
+    finally:
+        seconds = earlier + time.perf_counter() - started
+        _write(folder / _SECONDS_FILE, seconds)
+    _write(folder / RESULT_FILE, {"seconds": seconds, **result})
+
+
+def _seconds_spent(folder: Path) -> float:
+    """Of earlier attempts that could say so before they ended."""
+    try:
+        return float(json.loads((folder / _SECONDS_FILE).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return 0.0
+
+
+def _write(place: Path, value: object) -> None:
+    with replace_file(place) as unfinished:
+        unfinished.write_text(json.dumps(value), encoding="utf-8")
 
 
 def _data(order: Order) -> dict[str, Any]:
@@ -79,9 +122,14 @@ def _data(order: Order) -> dict[str, Any]:
 def _train(order: Order) -> dict[str, Any]:
     recipe = recipe_from_dict(order.settings["recipe"])
     assert recipe.data.table == TABLE
-    recipe = replace(recipe, data=replace(recipe.data, table=order.inputs["table"]))
+    tables = (order.latest_table(mix_role(place)) for place in range(len(recipe.data.mix)))
+    mix = tuple(replace(part, table=t) for part, t in zip(recipe.data.mix, tables, strict=True))
+    data = replace(recipe.data, table=order.latest_table(), mix=mix)
+    recipe = replace(recipe, data=data)
     if recipe.init_from == INIT:
         recipe = replace(recipe, init_from=str(find_model(order.inputs["init"])))
+    if recipe.tokenizer == TOKENIZER:
+        recipe = replace(recipe, tokenizer=order.inputs["tokenizer"])
     trained = train(recipe, order.folder / "run")
     if trained.interrupted:
         raise KeyboardInterrupt
@@ -91,7 +139,7 @@ def _train(order: Order) -> dict[str, Any]:
 def _capfilt(order: Order) -> dict[str, Any]:
     place = order.folder / "pairs.lance"
     if not place.exists():
-        _copy_table(order.inputs["table"], place)
+        _copy_table(order.latest_table(), place)
     settings = CapFiltSettings(
         captioner=order.inputs["captioner"],
         filter=order.inputs["filter"],
@@ -110,21 +158,14 @@ def _capfilt(order: Order) -> dict[str, Any]:
 def _evaluate(order: Order) -> dict[str, Any]:
     settings = dict(order.settings)
     protocol, split = PROTOCOLS[settings.pop("task")], settings.pop("split")
-    blip, table = load(order.inputs["model"]), PairTable.open(order.inputs["table"])
+    blip, table = load(order.inputs["model"]), order.table()
     try:
         chosen = from_plain(protocol.settings, settings, "settings")
         units = protocol.evaluate(blip, table, split, chosen)
     except MissingHead as error:
         # Said once, so that the same command does not try it again.
         return {"units": {}, "missing": str(error)}
-    return {"units": {name: _plain(found) for name, found in units.items()}}
-
-
-def _plain(units: UnitScores) -> dict[str, list[float]]:
-    return {
-        "scores": np.round(units.scores, _DIGITS).tolist(),
-        "weights": np.round(units.weights, _DIGITS).tolist(),
-    }
+    return {"units": stored_units(units)}
 
 
 def _copy_table(source: str, target: Path) -> None:

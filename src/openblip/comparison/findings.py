@@ -1,13 +1,12 @@
 """What finished stages say of a comparison: figures with intervals, compute, verdicts."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from openblip.comparison.planner import Planner
-from openblip.comparison.spec import ClaimSpec, ComparisonSpec, TableSpec
-from openblip.comparison.stages import Given, Stage, closure
+from openblip.comparison.spec import ClaimSpec, ComparisonSpec
+from openblip.comparison.stages import Given, Stage, closure, rows_of
 from openblip.comparison.statistics import SeedScores, seed_scores, verdict
 from openblip.comparison.tasks import parts_of
 from openblip.evaluation.metrics.bootstrap import Comparison
@@ -68,7 +67,9 @@ class Findings:
         Raises:
             FieldError: the file asks for what cannot be.
         """
-        wanted = dict.fromkeys((model, figure.partition(".")[0]) for model, figure in self._pairs())
+        wanted = dict.fromkeys(
+            (model, figure.partition(".")[0]) for _, model, figure in self.spec.pairs()
+        )
         return [
             self._planner.evaluation(model, task, seed)
             for seed in self.spec.seeds
@@ -95,9 +96,21 @@ class Findings:
             self._scores[key] = self._read(model, figure)
         return self._scores[key]
 
-    def is_finished(self, model: str, figure: str) -> bool:
-        """Whether all evaluations of a figure are done."""
-        return all(stage.result(self._root) for stage in self._stages(model, figure))
+    def why_missing(self, model: str, figure: str) -> str | None:
+        """Why a figure has no value though all is done; None if it has one, or is not finished."""
+        if self.scores(model, figure) is not None:
+            return None
+        results = [stage.result(self._root) for stage in self._stages(model, figure)]
+        finished = [result for result in results if result is not None]
+        if len(finished) < len(results):
+            return None
+        for result in finished:
+            if "missing" in result:
+                return str(result["missing"])
+        measured = set.intersection(*(set(result["units"]) for result in finished))
+        if not measured:
+            return "the data has nothing to compare with"
+        return f"the data gives {', '.join(sorted(measured))} alone"
 
     def difference(self, model: str, baseline: str, figure: str) -> Comparison | None:
         """A model's figure less that of another one, on the same seeds and images."""
@@ -131,15 +144,7 @@ class Findings:
 
     def label(self, model: str) -> str:
         """What the tables call a model."""
-        return self.spec.models[model].label or model
-
-    def _pairs(self) -> Iterator[tuple[str, str]]:
-        """Models and figures that are asked for."""
-        for table in self.spec.tables:
-            yield from pairs_of(table)
-        for claim in self.spec.claims:
-            for figure in claim.figures:
-                yield from ((model, figure) for model in (claim.better, claim.than))
+        return self.spec.label(model)
 
     def _stages(self, model: str, figure: str) -> list[Stage]:
         task = figure.partition(".")[0]
@@ -151,15 +156,6 @@ class Findings:
         units = [result["units"] for result in results if result is not None]
         if len(units) < len(results):
             return None
-        tables = {stage.inputs["table"].fingerprint for stage in stages}
+        tables = {rows_of(stage.inputs["table"]) for stage in stages}
         metrics = parts_of(figure.partition(".")[2])
         return seed_scores(units, metrics, is_shared=len(tables) == 1)
-
-
-def pairs_of(table: TableSpec) -> Iterator[tuple[str, str]]:
-    """The models and figures of a table, baselines included."""
-    baseline = [table.baseline] if table.baseline else []
-    for model in dict.fromkeys([*table.models, *baseline]):
-        yield from ((model, figure) for figure in table.figures)
-    for row in table.rows:
-        yield from ((model, row.figure) for model in (row.model, row.baseline))

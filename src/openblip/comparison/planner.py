@@ -12,6 +12,7 @@ from openblip.comparison.stages import Given, Stage
 from openblip.comparison.tasks import PROTOCOLS
 from openblip.data.patterns import matching_paths
 from openblip.data.table import PairTable
+from openblip.data.tokenizer import tokenizer_file
 from openblip.data.views import CaptionView
 from openblip.data.world import WorldConfig
 from openblip.data.world.config import config_to_dict
@@ -35,7 +36,13 @@ from openblip.training.recipe_file import (
 )
 
 # Stand in a recipe for the places of its inputs, which do not count for its fingerprint.
-TABLE, INIT = "@table", "@init"
+TABLE, INIT, TOKENIZER = "@table", "@init", "@tokenizer"
+# Fields of a recipe that `settings` leave alone, and what decides them.
+_ELSEWHERE = {
+    "data.table": "`data`, a name of the comparison's data",
+    "init_from": "`init`, the name of a model",
+    "train.seed": "the comparison's `seeds`",
+}
 _PRETRAIN = PRETRAIN_RECIPES | WORLD_PRETRAIN_RECIPES
 _FINETUNE = FINETUNE_RECIPES | WORLD_FINETUNE_RECIPES
 _TRAINED_AS = {"clip": as_clip, "albef": as_albef, "unimodal": as_unimodal}
@@ -103,8 +110,7 @@ class Planner:
     def _make_data(self, name: str, spec: DataSpec, seed: int) -> Stage | Given:
         title = f"{name}, seed {seed}"
         if spec.table is not None:
-            place = expandvars(spec.table)
-            return Given(place, f"{place} at version {PairTable.open(place).version}")
+            return _given_table(spec.table)
         if spec.capfilt is not None:
             job = spec.capfilt
             settings = {
@@ -131,9 +137,9 @@ class Planner:
         if spec.checkpoint is not None:
             place = _checkpoint(spec, seed)
             return Given(place, model_fingerprint(place))
-        recipe = self.recipe(name)
+        recipe, inputs = _detached(self.recipe(name))
         init, data = self._inherited(name, "init"), self._inherited(name, "data")
-        inputs = {"table": self.data(data, seed)}
+        inputs["table"] = self.data(data, seed)
         if init is not None:
             inputs["init"] = self.model(init, seed)
         seeded = replace(recipe, train=replace(recipe.train, seed=seed))
@@ -177,15 +183,15 @@ class Planner:
         if name in _PRETRAIN:
             return _PRETRAIN[name](TABLE)
         if name in _FINETUNE:
-            if init is None:
-                raise FieldError(
-                    field, f"{field}: the recipe {name} starts from a model: give init"
-                )
-            return _FINETUNE[name](TABLE, INIT, self._image_size(init))
+            start = _needed(init, name, field)
+            return _FINETUNE[name](TABLE, INIT, self._image_size(start))
         if Path(name).suffix in (".yaml", ".yml"):
             recipe = read_recipe(Path(name))
-            start = INIT if recipe.init_from is not None else None
-            return replace(recipe, data=replace(recipe.data, table=TABLE), init_from=start)
+            recipe = replace(recipe, data=replace(recipe.data, table=TABLE))
+            if recipe.init_from is None:
+                return recipe
+            _needed(init, name, field)
+            return replace(recipe, init_from=INIT)
         known = [*_PRETRAIN, *_FINETUNE]
         raise FieldError(f"{field}.recipe", f"{field}.recipe: no {name!r}{nearest(name, known)}")
 
@@ -210,6 +216,7 @@ def _checkpoint(spec: ModelSpec, seed: int) -> str:
 def _with_settings(recipe: Recipe, settings: Mapping[str, Any], field: str) -> Recipe:
     """The recipe with fields changed that are named with dots."""
     values = recipe_to_dict(recipe)
+    _check_settings(settings, field)
     for name, value in settings.items():
         *parents, last = name.split(".")
         part: Any = values
@@ -227,6 +234,48 @@ def _with_settings(recipe: Recipe, settings: Mapping[str, Any], field: str) -> R
     except RecipeError as error:
         place = error.field if isinstance(error, FieldError) else ""
         raise FieldError(f"{field}.{place}", f"{field}: {error}") from error
+
+
+def mix_role(place: int) -> str:
+    """What a training's input is called that is a further table of `data.mix`."""
+    return f"mix.{place}"
+
+
+def _detached(recipe: Recipe) -> tuple[Recipe, dict[str, Stage | Given]]:
+    """The recipe without the places that it names itself, and what lies there, by role."""
+    inputs: dict[str, Stage | Given] = {}
+    for place, part in enumerate(recipe.data.mix):
+        inputs[mix_role(place)] = _given_table(part.table)
+    mix = tuple(replace(part, table=TABLE) for part in recipe.data.mix)
+    recipe = replace(recipe, data=replace(recipe.data, mix=mix))
+    if recipe.tokenizer is not None and recipe.trained_vocabulary is None:
+        file = tokenizer_file(Path(expandvars(recipe.tokenizer)))
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        inputs["tokenizer"] = Given(str(file), f"{digest}{file.suffix}")
+        recipe = replace(recipe, tokenizer=TOKENIZER)
+    return recipe, inputs
+
+
+def _needed(init: str | None, recipe: str, field: str) -> str:
+    if init is None:
+        raise FieldError(field, f"{field}: the recipe {recipe} starts from a model: give init")
+    return init
+
+
+def _given_table(place: str) -> Given:
+    table = PairTable.open(expandvars(place))
+    return Given(table.uri, table.fingerprint, table.version)
+
+
+def _check_settings(settings: Mapping[str, Any], field: str) -> None:
+    """Refuse what is decided elsewhere, whether given by its name or within a part."""
+    parts = {name: value for name, value in settings.items() if isinstance(value, Mapping)}
+    within = (f"{name}.{key}" for name, part in parts.items() for key in part)
+    for name in (*settings, *within):
+        if name in _ELSEWHERE:
+            raise FieldError(
+                f"{field}.{name}", f"{field}: {name} is not set here, but by {_ELSEWHERE[name]}"
+            )
 
 
 def _source_digest(source: str) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from openblip.atomic import replace_file
-from openblip.comparison.findings import Findings, pairs_of
+from openblip.comparison.findings import Findings
 from openblip.comparison.tables import Section, sections
 from openblip.page import Page, bars
 
@@ -44,6 +44,8 @@ def markdown(findings: Findings, parts: Sequence[Section]) -> str:
         lines += [f"## {part.title}", "", *_paragraph(part.text)]
         lines += [_line(part.header), _line("---" for _ in part.header)]
         lines += [*map(_line, part.rows), ""]
+        for note in part.notes:
+            lines += _paragraph(note)
     return "\n".join(lines)
 
 
@@ -52,7 +54,7 @@ def figures_csv(findings: Findings) -> str:
     rows: list[list[object]] = [[*_FIGURES, *_AGAINST, *_COMPUTE]]
     for table in findings.spec.tables:
         baselines = {(row.model, row.figure): row.baseline for row in table.rows}
-        for model, figure in dict.fromkeys(pairs_of(table)):
+        for model, figure in dict.fromkeys(table.pairs()):
             baseline = baselines.get((model, figure), table.baseline or (*table.models, model)[0])
             rows.append([table.title, model, figure, *_values(findings, model, figure, baseline)])
     return _csv(rows)
@@ -87,6 +89,8 @@ def _page(findings: Findings, parts: Sequence[Section]) -> Page:
     for part in parts:
         page.section(part.title, part.text)
         page.table(part.header, part.rows)
+        for note in part.notes:
+            page.note(note)
         page.charts(
             bars(chart.title, chart.values, intervals=chart.intervals) for chart in part.charts
         )

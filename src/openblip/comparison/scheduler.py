@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 from openblip.comparison.stages import LOG_FILE, Stage, closure
@@ -50,31 +51,27 @@ class _Run:
         self.failed: dict[str, str] = {}
 
     def carry_out(self, progress: Progress, jobs: int) -> None:
-        workers: list[_Worker] = []
         with selectors.DefaultSelector() as selector:
+            workers = _Workers(jobs, selector)
             try:
                 while self._unfinished:
-                    while (stage := self._next()) is not None:
-                        worker = next((w for w in workers if w.stage is None), None)
-                        if worker is None and len(workers) == jobs:
-                            break
-                        if worker is None:
-                            worker = _Worker(jobs)
-                            workers.append(worker)
-                            selector.register(worker.answers, selectors.EVENT_READ, worker)
+                    while (stage := self._next()) is not None and (worker := workers.idle()):
+                        try:
+                            worker.begin(stage, self._root)
+                        except BrokenPipeError:
+                            workers.drop(worker)
+                            continue
                         progress.note(f"begin: {stage.kind} {stage.name}")
                         del self._waiting[stage.fingerprint]
-                        worker.begin(stage, self._root)
-                    if all(worker.stage is None for worker in workers):
+                    if not workers.are_busy:
                         # What is left needs what has failed.
                         break
-                    for key, _ in selector.select():
-                        worker = key.data
-                        if self._end(worker, progress):
-                            selector.unregister(worker.answers)
-                            workers.remove(worker)
+                    for worker in workers.that_answer():
+                        # One that died without a stage, as for want of memory, has failed nothing.
+                        if worker.stage is None or self._end(worker, progress):
+                            workers.drop(worker)
             finally:
-                _stop(workers)
+                workers.stop()
 
     def _next(self) -> Stage | None:
         """Of the stages that can begin, the one that most others wait for."""
@@ -125,9 +122,14 @@ class _Worker:
         self.began = 0.0
 
     def begin(self, stage: Stage, root: Path) -> None:
-        self.stage, self.began = stage, time.monotonic()
+        """Let it carry out a stage.
+
+        Raises:
+            BrokenPipeError: its process ended while it was idle.
+        """
         self._orders.write(f"{stage.write_order(root)}\n")
         self._orders.flush()
+        self.stage, self.began = stage, time.monotonic()
 
     def answer(self) -> str | None:
         """What went wrong with its stage, empty if nothing did; None if the process has ended."""
@@ -139,7 +141,8 @@ class _Worker:
         return f"its process ended with exit code {self._process.returncode}"
 
     def tell_to_stop(self) -> None:
-        if not self._orders.closed:
+        # What it was told last may still be under way to a process that has ended.
+        with suppress(BrokenPipeError):
             self._orders.close()
 
     def wait(self) -> None:
@@ -152,11 +155,46 @@ class _Worker:
         self.answers.close()
 
 
-def _stop(workers: list[_Worker]) -> None:
-    for worker in workers:
-        worker.tell_to_stop()
-    for worker in workers:
+class _Workers:
+    """Processes, at most `jobs` of them; one is started when it is wanted."""
+
+    def __init__(self, jobs: int, selector: selectors.BaseSelector) -> None:
+        self._jobs, self._selector = jobs, selector
+        self._all: list[_Worker] = []
+
+    @property
+    def are_busy(self) -> bool:
+        """Whether any has a stage."""
+        return any(worker.stage for worker in self._all)
+
+    def idle(self) -> _Worker | None:
+        """One without a stage; None if all there may be have one."""
+        for worker in self._all:
+            if worker.stage is None:
+                return worker
+        if len(self._all) == self._jobs:
+            return None
+        worker = _Worker(self._jobs)
+        self._all.append(worker)
+        self._selector.register(worker.answers, selectors.EVENT_READ, worker)
+        return worker
+
+    def that_answer(self) -> list[_Worker]:
+        """Those that have ended their stage or themselves; waits for one."""
+        return [key.data for key, _ in self._selector.select()]
+
+    def drop(self, worker: _Worker) -> None:
+        """Forget one whose process has ended."""
+        self._selector.unregister(worker.answers)
+        self._all.remove(worker)
         worker.wait()
+
+    def stop(self) -> None:
+        """End all."""
+        for worker in self._all:
+            worker.tell_to_stop()
+        for worker in self._all:
+            worker.wait()
 
 
 def _dependents(every: dict[str, Stage]) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """What a comparison file says: data, models, tasks, tables, claims."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -101,6 +102,11 @@ class ModelSpec:
         if self.checkpoint is not None and (self.trained_as or self.settings or self.view):
             raise RecipeError("a checkpoint is taken as it is: leave settings, view out")
 
+    @property
+    def is_given(self) -> bool:
+        """Whether it is there, and nothing is trained."""
+        return self.recipe is None and self.like is None
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskSpec:
@@ -165,6 +171,14 @@ class TableSpec:
         elif not self.models or not self.figures or self.rows:
             raise RecipeError(f"a table of the layout {self.layout} has models and figures")
 
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """The models and figures that it shows, baselines included."""
+        baseline = [self.baseline] if self.baseline else []
+        for model in dict.fromkeys([*self.models, *baseline]):
+            yield from ((model, figure) for figure in self.figures)
+        for row in self.rows:
+            yield from ((model, row.figure) for model in (row.model, row.baseline))
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClaimSpec:
@@ -178,6 +192,11 @@ class ClaimSpec:
     """Name of the other one."""
     figures: tuple[str, ...]
     """By which figures, each judged by itself."""
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """The models and figures that it needs."""
+        for figure in self.figures:
+            yield from ((model, figure) for model in (self.better, self.than))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,3 +225,14 @@ class ComparisonSpec:
             raise RecipeError("seeds: give at least one, each once")
         if not self.data or not self.models or not self.tables:
             raise RecipeError("data, models and tables must have an entry each")
+
+    def label(self, model: str) -> str:
+        """What the tables call a model."""
+        return self.models[model].label or model
+
+    def pairs(self) -> Iterator[tuple[str, str, str]]:
+        """A place in the file, and a model and a figure that it asks for."""
+        for number, table in enumerate(self.tables):
+            yield from ((f"tables.{number}", *pair) for pair in table.pairs())
+        for number, claim in enumerate(self.claims):
+            yield from ((f"claims.{number}", *pair) for pair in claim.pairs())

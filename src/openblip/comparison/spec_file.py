@@ -68,6 +68,7 @@ def check_names(spec: ComparisonSpec) -> None:
         from_plain(PROTOCOLS[task.task].settings, task.settings, f"tasks.{name}.settings")
     for field, figure in _figures_named(spec):
         _known_figure(figure, spec, field)
+    _check_labels(spec)
 
 
 def _data_named(spec: ComparisonSpec) -> Iterator[tuple[str, str | None]]:
@@ -119,10 +120,29 @@ def _known_figure(figure: str, spec: ComparisonSpec, field: str) -> None:
     if not metric:
         raise FieldError(field, f"{field}: {figure!r} is not TASK.METRIC, as in retrieval.TR@1")
     _known(task, spec.tasks, field)
-    metrics = PROTOCOLS[spec.tasks[task].task].metrics
-    if metric not in metrics:
-        message = f"{field}: {figure!r} has an unknown metric{nearest(metric, metrics)}"
+    protocol = PROTOCOLS[spec.tasks[task].task]
+    if metric not in protocol.metrics:
+        message = f"{field}: {figure!r} has an unknown metric{nearest(metric, protocol.metrics)}"
         raise FieldError(field, message)
+    switch = protocol.switches.get(metric)
+    if switch is not None and not spec.tasks[task].settings.get(switch):
+        message = f"{field}: {figure!r} needs tasks.{task}.settings with {switch}: true"
+        raise FieldError(field, message)
+
+
+def _check_labels(spec: ComparisonSpec) -> None:
+    """Check that a chart, which is of one figure of a table, tells its models apart."""
+    for number, table in enumerate(spec.tables):
+        models: dict[tuple[str, str], str] = {}
+        for model, figure in table.pairs():
+            label = spec.label(model)
+            other = models.setdefault((figure, label), model)
+            if other != model:
+                raise FieldError(
+                    f"tables.{number}",
+                    f"tables.{number}: {other} and {model} are both called {label!r}; "
+                    "give one another label",
+                )
 
 
 def _lines(node: "yaml.Node", name: str = "") -> dict[str, int]:

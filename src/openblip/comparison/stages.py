@@ -18,8 +18,8 @@ StageKind = Literal["data", "train", "capfilt", "evaluate"]
 RESULT_FILE = "result.json"
 ORDER_FILE = "stage.json"
 LOG_FILE = "log.txt"
-# A change of what stages compute at equal settings makes it larger.
-_VERSION = 1
+# A change of what stages of a kind compute at equal settings makes its number larger.
+_VERSIONS: dict[StageKind, int] = {"data": 1, "train": 1, "capfilt": 1, "evaluate": 2}
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Given:
     """Path or address."""
     fingerprint: str
     """Of its content."""
+    version: int | None = None
+    """Of a table: the one that is read, whatever is added to the table meanwhile."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +50,7 @@ class Stage:
     def fingerprint(self) -> str:
         """12 hexadecimal digits."""
         values = {
-            "version": _VERSION,
+            "version": _VERSIONS[self.kind],
             "kind": self.kind,
             "settings": self.settings,
             "inputs": {role: stage.fingerprint for role, stage in self.inputs.items()},
@@ -85,6 +87,11 @@ class Stage:
             "settings": self.settings,
             "inputs": places,
             "of": {role: stage.fingerprint for role, stage in self.inputs.items()},
+            "versions": {
+                role: stage.version
+                for role, stage in self.inputs.items()
+                if isinstance(stage, Given) and stage.version is not None
+            },
         }
         folder = self.folder(root)
         with replace_file(folder / ORDER_FILE, durable=False) as unfinished:
@@ -98,6 +105,13 @@ def place_of(stage: Stage, root: Path) -> Path:
         # Not the one of the lowest loss: all have learnt equally long.
         return stage.folder(root) / "run" / "checkpoints" / "last"
     return stage.folder(root) / "pairs.lance"
+
+
+def rows_of(table: Stage | Given) -> str:
+    """Fingerprint of the table that a table has its rows from: CapFilt adds columns alone."""
+    if isinstance(table, Stage) and table.kind == "capfilt":
+        return rows_of(table.inputs["table"])
+    return table.fingerprint
 
 
 def closure(stages: Iterable[Stage]) -> dict[str, Stage]:

@@ -7,17 +7,27 @@ is the mean of two metrics has both from the same images. Two models are compare
 seeds and of images.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openblip.errors import DataError
-from openblip.evaluation.metrics.bootstrap import Comparison, Interval
+from openblip.evaluation.metrics.bootstrap import (
+    Comparison,
+    Interval,
+    percentile_bounds,
+    two_sided_p,
+)
+from openblip.evaluation.units import UnitScores
 
+# Scores and weights of the images by metric.
+StoredUnits = dict[str, dict[str, list[float]]]
 NUM_SAMPLES = 2000
-_TAILS = [0.025, 0.975]
+# Numbers of draws that are held at a time, where a split is not larger than that: 32 MB.
+_BLOCK_NUMBERS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -50,13 +60,11 @@ class SeedScores:
         """Different test images over all seeds."""
         return sum(rows.shape[1] for rows in self.seeds[: 1 if self.is_shared else None])
 
-    def interval(self, num_samples: int = NUM_SAMPLES, seed: int = 0) -> Interval:
+    def interval(self) -> Interval:
         """The figure with its 95 % percentile interval."""
-        return Interval(self.estimate, *_bounds(self._samples(num_samples, seed)))
+        return Interval(self.estimate, *percentile_bounds(self._samples))
 
-    def minus(
-        self, other: "SeedScores", num_samples: int = NUM_SAMPLES, seed: int = 0
-    ) -> Comparison:
+    def minus(self, other: "SeedScores") -> Comparison:
         """The difference to another model on the same seeds and images.
 
         The p-value is two-sided, as that of `paired_bootstrap`.
@@ -67,34 +75,54 @@ class SeedScores:
         mine, others = [[rows.shape[1] for rows in one.seeds] for one in (self, other)]
         if mine != others or self.is_shared != other.is_shared:
             raise DataError(f"images of each seed are {mine} and {others}: they cannot be paired")
-        difference = self.of_seeds - other.of_seeds
-        samples = self._samples(num_samples, seed) - other._samples(num_samples, seed)
-        rarer = min(np.count_nonzero(samples <= 0.0), np.count_nonzero(samples >= 0.0))
-        p_value = min(1.0, 2.0 * (rarer + 1) / (num_samples + 1))
-        return Comparison(float(difference.mean()), *_bounds(samples), float(p_value))
+        difference = float((self.of_seeds - other.of_seeds).mean())
+        samples = self._samples - other._samples
+        return Comparison(difference, *percentile_bounds(samples), two_sided_p(samples))
 
-    def _samples(self, num_samples: int, seed: int) -> NDArray[np.float64]:
+    @cached_property
+    def _samples(self) -> NDArray[np.float64]:
         """The figure of each resample; equal numbers of seeds and images give equal draws."""
-        generator = np.random.default_rng(seed)
+        generator = np.random.default_rng(0)
+        most = max(rows.shape[1] for rows in self.seeds)
+        size = max(1, _BLOCK_NUMBERS // most)
+        starts = range(0, NUM_SAMPLES, size)
+        draw = self._drawn_together if self.is_shared else self._drawn_apart
+        return np.concatenate([draw(generator, min(size, NUM_SAMPLES - n)) for n in starts])
+
+    def _drawn_together(
+        self, generator: np.random.Generator, num_samples: int
+    ) -> NDArray[np.float64]:
+        """Resamples of seeds, all of which have a resample's images."""
         count = len(self.seeds)
-        drawn_seeds = generator.integers(count, size=(num_samples, count))
-        total = np.zeros(num_samples)
-        shared = _draws(generator, num_samples, self.seeds[0]) if self.is_shared else None
-        for place in range(count):
-            figures = np.empty((count, num_samples))
-            for number, rows in enumerate(self.seeds):
-                drawn = _draws(generator, num_samples, rows) if shared is None else shared
-                figures[number] = _figure(np.stack([drawn @ metric for metric in rows]))
-            total += figures[drawn_seeds[:, place], np.arange(num_samples)]
-        return total / count
+        drawn = generator.integers(count, size=(num_samples, count))
+        times = _times_drawn(generator, num_samples, self.seeds[0].shape[1])
+        figures = np.stack([_resampled(times, rows) for rows in self.seeds], axis=1)
+        mean: NDArray[np.float64] = np.take_along_axis(figures, drawn, axis=1).mean(axis=1)
+        return mean
+
+    def _drawn_apart(self, generator: np.random.Generator, num_samples: int) -> NDArray[np.float64]:
+        """Resamples of seeds, each of which has images of its own whenever it is drawn."""
+        count = len(self.seeds)
+        drawn = generator.integers(count, size=(num_samples, count))
+        figures = np.empty((num_samples, count))
+        for number, rows in enumerate(self.seeds):
+            places = drawn == number
+            times = _times_drawn(generator, int(places.sum()), rows.shape[1])
+            figures[places] = _resampled(times, rows)
+        mean: NDArray[np.float64] = figures.mean(axis=1)
+        return mean
 
 
-def _draws(
-    generator: np.random.Generator, num_samples: int, rows: NDArray[np.float64]
+def _times_drawn(
+    generator: np.random.Generator, num_samples: int, images: int
 ) -> NDArray[np.float64]:
     """How often each image is drawn in each resample, (samples, images)."""
-    images = rows.shape[1]
     return generator.multinomial(images, [1 / images] * images, size=num_samples).astype(np.float64)
+
+
+def _resampled(times: NDArray[np.float64], rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The figure of each resample, (samples,), of images drawn so many times, (samples, images)."""
+    return _figure(np.stack([times @ metric for metric in rows]))
 
 
 def _figure(sums: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -105,11 +133,6 @@ def _figure(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return mean
 
 
-def _bounds(samples: NDArray[np.float64]) -> tuple[float, float]:
-    low, high = np.quantile(samples, _TAILS)
-    return float(low), float(high)
-
-
 def verdict(difference: Comparison) -> str:
     """Whether a claimed difference above zero holds, by its interval."""
     if difference.low > 0:
@@ -117,8 +140,16 @@ def verdict(difference: Comparison) -> str:
     return "does not hold" if difference.high < 0 else "not decided"
 
 
+def stored_units(units: Mapping[str, UnitScores]) -> StoredUnits:
+    """Scores by metric as plain values, exact: weights may be small, as those of rare classes."""
+    return {
+        metric: {"scores": found.scores.tolist(), "weights": found.weights.tolist()}
+        for metric, found in units.items()
+    }
+
+
 def seed_scores(
-    units: Sequence[dict[str, dict[str, list[float]]]], metrics: Sequence[str], is_shared: bool
+    units: Sequence[StoredUnits], metrics: Sequence[str], is_shared: bool
 ) -> SeedScores | None:
     """The scores of some metrics from the stored units of each seed; None where one lacks them."""
     if any(metric not in found for found in units for metric in metrics):

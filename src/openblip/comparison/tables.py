@@ -1,9 +1,9 @@
 """The tables of a comparison as text, whatever they are written into."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from openblip.comparison.findings import Findings, pairs_of
+from openblip.comparison.findings import Findings
 from openblip.comparison.spec import TableSpec
 from openblip.evaluation.metrics.bootstrap import Comparison
 from openblip.progress import duration
@@ -31,6 +31,7 @@ class Section:
     header: list[str]
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
+    """Below it: why figures are missing."""
     charts: list[Chart] = field(default_factory=list)
 
 
@@ -53,16 +54,18 @@ def _claims(findings: Findings) -> Section:
             found.figure,
             found.word,
             f"{findings.label(found.claim.better)} - {findings.label(found.claim.than)}",
-            signed(found.difference),
+            _difference(findings, found.claim.better, found.claim.than, found.figure),
         ]
         for found in findings.verdicts()
     ]
+    pairs = (pair for claim in findings.spec.claims for pair in claim.pairs())
     return Section(
         "Claims",
         "A claim holds where the whole interval of the difference lies above zero, does not hold "
         "where it lies below, and is not decided where it contains zero.",
         ["claim", "figure", "verdict", "difference", "by, and 95 % interval"],
         rows,
+        _reasons(findings, pairs),
     )
 
 
@@ -94,7 +97,17 @@ def _by_figure(findings: Findings, table: TableSpec) -> Section:
 def _section(
     findings: Findings, table: TableSpec, header: list[str], rows: list[list[str]]
 ) -> Section:
-    return Section(table.title, table.text, header, rows, charts=list(_charts(findings, table)))
+    notes, charts = _reasons(findings, table.pairs()), list(_charts(findings, table))
+    return Section(table.title, table.text, header, rows, notes, charts)
+
+
+def _reasons(findings: Findings, pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Why figures have no value, once for each model and reason."""
+    figures: dict[tuple[str, str], list[str]] = {}
+    for model, figure in dict.fromkeys(pairs):
+        if why := findings.why_missing(model, figure):
+            figures.setdefault((findings.label(model), why), []).append(figure)
+    return [f"{label} has no {', '.join(own)}: {why}." for (label, why), own in figures.items()]
 
 
 def _differences(findings: Findings, table: TableSpec) -> Section:
@@ -103,7 +116,7 @@ def _differences(findings: Findings, table: TableSpec) -> Section:
     rows = [
         [
             findings.label(model),
-            *(signed(findings.difference(model, baseline, figure)) for figure in table.figures),
+            *(_difference(findings, model, baseline, figure) for figure in table.figures),
         ]
         for model in others
     ]
@@ -124,7 +137,7 @@ def _gains(findings: Findings, table: TableSpec) -> Section:
             findings.label(row.model),
             row.figure,
             _cell(findings, row.model, row.figure),
-            signed(findings.difference(row.model, row.baseline, row.figure)),
+            _difference(findings, row.model, row.baseline, row.figure),
         ]
         for row in table.rows
     ]
@@ -133,7 +146,7 @@ def _gains(findings: Findings, table: TableSpec) -> Section:
 
 def _charts(findings: Findings, table: TableSpec) -> Iterator[Chart]:
     by_figure: dict[str, dict[str, None]] = {}
-    for model, figure in pairs_of(table):
+    for model, figure in table.pairs():
         by_figure.setdefault(figure, {})[model] = None
     for figure, models in by_figure.items():
         found = {findings.label(m): s for m in models if (s := findings.scores(m, figure))}
@@ -149,14 +162,27 @@ def _charts(findings: Findings, table: TableSpec) -> Iterator[Chart]:
 def _cell(findings: Findings, model: str, figure: str) -> str:
     scores = findings.scores(model, figure)
     if scores is None:
-        return _CANNOT if findings.is_finished(model, figure) else _NOT_YET
+        return _absent(findings, figure, model)
     estimate, low, high = scores.interval()
     return f"{estimate:.1f} [{low:.1f}, {high:.1f}]"
 
 
+def _difference(findings: Findings, model: str, baseline: str, figure: str) -> str:
+    difference = findings.difference(model, baseline, figure)
+    return signed(difference) if difference else _absent(findings, figure, model, baseline)
+
+
+def _absent(findings: Findings, figure: str, *models: str) -> str:
+    """What stands for a value that there is not, or not yet."""
+    cannot = any(findings.why_missing(model, figure) for model in models)
+    return _CANNOT if cannot else _NOT_YET
+
+
 def _compute(findings: Findings, model: str) -> list[str]:
+    if findings.spec.models[model].is_given:
+        return [_CANNOT, _CANNOT]
     compute = findings.compute(model)
-    return [f"{compute.flops:.2e}", duration(compute.seconds)] if compute else [_CANNOT, _CANNOT]
+    return [f"{compute.flops:.2e}", duration(compute.seconds)] if compute else [_NOT_YET, _NOT_YET]
 
 
 def _split(figure: str) -> list[str]:
@@ -164,10 +190,8 @@ def _split(figure: str) -> list[str]:
     return [task, metric]
 
 
-def signed(difference: Comparison | None) -> str:
+def signed(difference: Comparison) -> str:
     """A difference with its interval and its p-value; a star below 0.05."""
-    if difference is None:
-        return _CANNOT
     star = "*" if difference.p_value < _LEVEL else ""
     return (
         f"{difference.difference:+.1f} [{difference.low:+.1f}, {difference.high:+.1f}]{star} "

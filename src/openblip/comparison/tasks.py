@@ -1,21 +1,22 @@
 """The tasks that models can be compared by: settings, metrics, and how each is evaluated."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from openblip.data.table import PairTable
-from openblip.errors import MissingHead
+from openblip.errors import MissingHead, RecipeError
 from openblip.evaluation.caption import evaluate_caption
-from openblip.evaluation.classification import TEMPLATES, evaluate_classification
+from openblip.evaluation.classification import TEMPLATES, check_templates, evaluate_classification
 from openblip.evaluation.nlvr import evaluate_nlvr
-from openblip.evaluation.retrieval import evaluate_retrieval
+from openblip.evaluation.retrieval import MAX_WORDS, evaluate_retrieval
 from openblip.evaluation.units import UnitScores
 from openblip.evaluation.vqa import evaluate_vqa
 from openblip.inference import Blip, Decoding
 
 TaskKind = Literal["retrieval", "caption", "classification", "vqa", "nlvr"]
 Units = dict[str, UnitScores]
+_WUPS = ("WUPS@0.9", "WUPS@0.0")
 # Metrics that are the mean of others.
 _MEANS = {f"R@{k}": (f"TR@{k}", f"IR@{k}") for k in (1, 5, 10)}
 
@@ -26,10 +27,13 @@ class RetrievalSettings:
 
     k: int = 128
     """Candidates that matching ranks again, where the model can match."""
-    max_words: int = 50
+    max_words: int = MAX_WORDS
     """Captions are cut to so many."""
     batch_size: int = 32
     """Images that are encoded together."""
+
+    def __post_init__(self) -> None:
+        _check_at_least(1, self, "k", "max_words", "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +44,13 @@ class CaptionSettings:
     """What the model continues; a pre-trained model has seen none."""
     decoding: Decoding = field(default_factory=Decoding)
     """How captions are written."""
+    seed: int = 0
+    """Of nucleus sampling: with a row's id it decides the row's caption."""
     batch_size: int = 32
     """Images that are encoded together."""
+
+    def __post_init__(self) -> None:
+        _check_at_least(1, self, "batch_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +68,11 @@ class ClassificationSettings:
     batch_size: int = 32
     """Images that are encoded together."""
 
+    def __post_init__(self) -> None:
+        _check_at_least(0, self, "k")
+        _check_at_least(1, self, "batch_size")
+        check_templates(self.templates)
+
 
 @dataclass(frozen=True, kw_only=True)
 class VqaSettings:
@@ -73,6 +87,11 @@ class VqaSettings:
     batch_size: int = 32
     """Images that are encoded together."""
 
+    def __post_init__(self) -> None:
+        _check_at_least(1, self, "k", "batch_size")
+        if self.candidates == ():
+            raise RecipeError("candidates is empty; name answers, or leave it out")
+
 
 @dataclass(frozen=True, kw_only=True)
 class NlvrSettings:
@@ -82,6 +101,9 @@ class NlvrSettings:
     """Sentences are cut to so many."""
     batch_size: int = 32
     """Pairs at a time."""
+
+    def __post_init__(self) -> None:
+        _check_at_least(1, self, "max_words", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -94,11 +116,19 @@ class Protocol:
     """What it gives unit by unit, and the means of these."""
     evaluate: Callable[[Blip, PairTable, str, Any], Units]
     """Of a model on a split of a table; raises `MissingHead` where the model cannot do it."""
+    switches: Mapping[str, str] = field(default_factory=dict)
+    """Metrics that a setting must switch on, and its name."""
 
 
 def parts_of(metric: str) -> tuple[str, ...]:
     """The metrics that a metric is the mean of; itself if it is none of several."""
     return _MEANS.get(metric, (metric,))
+
+
+def _check_at_least(least: int, settings: object, *names: str) -> None:
+    for name in names:
+        if (value := getattr(settings, name)) < least:
+            raise RecipeError(f"{name} is {value}; give at least {least}")
 
 
 def _retrieval(blip: Blip, table: PairTable, split: str, settings: RetrievalSettings) -> Units:
@@ -120,6 +150,7 @@ def _caption(blip: Blip, table: PairTable, split: str, settings: CaptionSettings
         split=split,
         decoding=settings.decoding,
         prompt=settings.prompt,
+        seed=settings.seed,
         batch_size=settings.batch_size,
     ).units
 
@@ -175,6 +206,11 @@ PROTOCOLS: dict[TaskKind, Protocol] = {
     "classification": Protocol(
         ClassificationSettings, ("top-1", "top-5", "mean per class"), _classification
     ),
-    "vqa": Protocol(VqaSettings, ("accuracy", "overall", "WUPS@0.9", "WUPS@0.0"), _vqa),
+    "vqa": Protocol(
+        VqaSettings,
+        ("accuracy", "overall", *_WUPS),
+        _vqa,
+        switches=dict.fromkeys(_WUPS, "wups"),
+    ),
     "nlvr": Protocol(NlvrSettings, ("accuracy", "consistency"), _nlvr),
 }

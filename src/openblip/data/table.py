@@ -119,6 +119,14 @@ class PairTable:
         return int(self._dataset.version)
 
     @property
+    def fingerprint(self) -> str:
+        """A version has it for itself, also where a table was removed and made again.
+
+        A copy of the table has it too.
+        """
+        return str(persist(self.uri, lambda: self._dataset.read_transaction(self.version)).uuid)
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns, those added by CapFilt included."""
         return tuple(name for name in self._dataset.schema.names if not _is_leftover(name))

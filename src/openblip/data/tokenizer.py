@@ -114,7 +114,7 @@ class TextTokenizer:
         Raises:
             DataError: if the file is missing or is not a tokenizer.
         """
-        file = _find_file(Path(path))
+        file = tokenizer_file(Path(path))
         if file.suffix == ".json":
             return cls(_read_json(file), str(file))
         return cls(_bert_backend(_read_vocabulary(file)), str(file))
@@ -223,7 +223,12 @@ class TextTokenizer:
         return [encoding.ids for encoding in encodings]
 
 
-def _find_file(path: Path) -> Path:
+def tokenizer_file(path: Path) -> Path:
+    """The file that `TextTokenizer.from_file` reads.
+
+    Raises:
+        DataError: there is none.
+    """
     candidates = [path / TOKENIZER_FILE, path / VOCABULARY_FILE] if path.is_dir() else [path]
     found = next((file for file in candidates if file.is_file()), None)
     if found is None:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openblip.data.loader import every_image
+from openblip.data.shuffle import named_seed
 from openblip.data.table import PairTable
 from openblip.data.views import split_rows
 from openblip.errors import DataError
@@ -67,6 +68,7 @@ def evaluate_caption(
     split: str = "test",
     decoding: Decoding | None = None,
     prompt: str = "a picture of ",
+    seed: int = 0,
     batch_size: int = 32,
     java: JavaPrograms | None = None,
 ) -> CaptionResult:
@@ -78,6 +80,7 @@ def evaluate_caption(
         split: which rows.
         decoding: how captions are written.
         prompt: what they begin with.
+        seed: of nucleus sampling: with a row's id it decides the row's caption.
         batch_size: images that are encoded together.
         java: the programs for METEOR and SPICE; without them these are left out.
 
@@ -98,8 +101,10 @@ def evaluate_caption(
     confidence: dict[str, float] = {}
     with Progress("captioning", total=len(ids), unit="images") as progress:
         for images in every_image(table, rows, batch_size, blip.image_size):
-            written = blip.generate(blip.encode(images), decoding or Decoding(), prompt=prompt)
-            for (best, *_), key in zip(written, ids[len(captions) :], strict=False):
+            keys = ids[len(captions) :][: len(images)]
+            seeds = [named_seed(seed, key) for key in keys]
+            written = blip.generate(blip.encode(images), decoding or Decoding(), prompt, seeds)
+            for (best, *_), key in zip(written, keys, strict=True):
                 captions[key] = best.text
                 confidence[key] = _confidence(best)
             progress.update(len(written))
@@ -110,9 +115,9 @@ def evaluate_caption(
     }
     metrics = _metrics(scores, captions, references, java)
     domains = {}
-    for domain, keys in sorted(_domains(known).items()):
-        own = {key: captions[key] for key in keys}
-        human = {key: references[key] for key in keys}
+    for domain, members in sorted(_domains(known).items()):
+        own = {key: captions[key] for key in members}
+        human = {key: references[key] for key in members}
         domains[domain] = _metrics(caption_scores(own, human), own, human, java)
     seconds = time.perf_counter() - started
     return CaptionResult(

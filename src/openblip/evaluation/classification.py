@@ -177,14 +177,23 @@ def class_prompts(classes: Sequence[str], templates: Sequence[str]) -> list[list
     Raises:
         RecipeError: there is no template, or one has no place for the name.
     """
+    check_templates(templates)
+    return [
+        [clean_caption(template.replace("{}", name)) for template in templates] for name in classes
+    ]
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Check that prompts can be made.
+
+    Raises:
+        RecipeError: there is no template, or one has no place for the name.
+    """
     if not templates:
         raise RecipeError("no template; give at least one, such as 'a photo of {}.'")
     for template in templates:
         if "{}" not in template:
             raise RecipeError(f"template {template!r}: write {{}} where the name of a class stands")
-    return [
-        [clean_caption(template.replace("{}", name)) for template in templates] for name in classes
-    ]
 
 
 def _labels(meta: Mapping[str, Any], label_field: str, where: str) -> list[str]:

@@ -27,6 +27,9 @@ from openblip.evaluation.units import UnitScores, retrieval_units
 from openblip.inference import Blip, Embedder
 from openblip.progress import Progress
 
+MAX_WORDS = 30
+"""Captions are cut to so many, as in the original's evaluation."""
+
 
 @dataclass(frozen=True)
 class RetrievalResult:
@@ -94,7 +97,7 @@ def evaluate_retrieval(
     split: str = "test",
     k: int = 128,
     batch_size: int = 32,
-    max_words: int = 30,
+    max_words: int = MAX_WORDS,
     use_itm: bool = True,
 ) -> RetrievalResult:
     """Text and image recall on the protocol of COCO and Flickr30k (several captions an image).
@@ -111,7 +114,7 @@ def evaluate_retrieval(
         split: which rows.
         k: how many candidates are re-ranked: 256 on COCO, 128 on Flickr30k in the paper.
         batch_size: images that are encoded together.
-        max_words: captions are cut to this many; 30 in the original's evaluation.
+        max_words: captions are cut to this many.
         use_itm: without it ITC decides alone, whatever the model can do.
 
     Raises:

@@ -57,7 +57,7 @@ def bootstrap_interval(
     """
     array = _units(values)
     samples = _resample([array], statistic, num_samples, seed)[0]
-    return Interval(statistic(array), *_bounds(samples, confidence))
+    return Interval(statistic(array), *percentile_bounds(samples, confidence))
 
 
 def paired_bootstrap(
@@ -71,8 +71,7 @@ def paired_bootstrap(
 ) -> Comparison:
     """Returns the difference of two systems on the same units, tested by the paired bootstrap.
 
-    The p-value is two-sided: twice the share of the resamples in which the difference is zero or
-    has the other sign (Koehn 2004), with one added to count and total so that it is never zero.
+    The p-value is that of `two_sided_p`.
 
     Args:
         first: one entry or row per unit, see `bootstrap_interval`.
@@ -89,10 +88,32 @@ def paired_bootstrap(
     if one.shape != two.shape:
         raise DataError(f"systems of shapes {one.shape} and {two.shape} have no common units")
     differences = np.subtract(*_resample([one, two], statistic, num_samples, seed))
+    low, high = percentile_bounds(differences, confidence)
+    return Comparison(statistic(one) - statistic(two), low, high, two_sided_p(differences))
+
+
+def two_sided_p(differences: NDArray[np.float64]) -> float:
+    """Returns twice the share of resampled differences that are zero or have the rarer sign.
+
+    One is added to count and total (Koehn 2004), so that it is never zero.
+    """
     rarer = min(np.count_nonzero(differences <= 0.0), np.count_nonzero(differences >= 0.0))
-    p_value = min(1.0, 2.0 * (rarer + 1) / (num_samples + 1))
-    low, high = _bounds(differences, confidence)
-    return Comparison(statistic(one) - statistic(two), low, high, p_value)
+    return min(1.0, 2.0 * (rarer + 1) / (len(differences) + 1))
+
+
+def percentile_bounds(
+    samples: NDArray[np.float64], confidence: float = 0.95
+) -> tuple[float, float]:
+    """Returns the ends of the interval that holds a share of the resamples.
+
+    Raises:
+        DataError: the share is not between 0 and 1.
+    """
+    if not 0.0 < confidence < 1.0:
+        raise DataError(f"confidence is {confidence}; it must lie between 0 and 1")
+    tail = (1.0 - confidence) / 2.0
+    low, high = np.quantile(samples, [tail, 1.0 - tail])
+    return float(low), float(high)
 
 
 def _units(values: ArrayLike) -> NDArray[Any]:
@@ -114,11 +135,3 @@ def _resample(
         drawn = generator.integers(len(systems[0]), size=len(systems[0]))
         results[:, sample] = [statistic(values[drawn]) for values in systems]
     return results
-
-
-def _bounds(samples: NDArray[np.float64], confidence: float) -> tuple[float, float]:
-    if not 0.0 < confidence < 1.0:
-        raise DataError(f"confidence is {confidence}; it must lie between 0 and 1")
-    tail = (1.0 - confidence) / 2.0
-    low, high = np.quantile(samples, [tail, 1.0 - tail])
-    return float(low), float(high)

@@ -1,0 +1,95 @@
+"""What is carried out is what was planned."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from openblip.comparison.carry_out import Order, carry_out
+from openblip.comparison.planner import Planner
+from openblip.comparison.spec_file import read_spec
+from openblip.comparison.stages import Given, Stage
+from openblip.data.table import PairTable
+from openblip.data.tokenizer import TextTokenizer
+from openblip.data.world import WorldConfig, create_world
+from openblip.errors import DataError
+from openblip.training.recipe_file import read_recipe
+
+from .conftest import written
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> PairTable:
+    return PairTable.create(tmp_path / "pairs.lance")
+
+
+@pytest.fixture
+def order(table: PairTable, tmp_path: Path) -> Order:
+    """To do something with the table."""
+    given = Given(table.uri, table.fingerprint, table.version)
+    return Order.read(Stage("train", "any", {}, {"table": given}).write_order(tmp_path / "stages"))
+
+
+def test_a_table_that_has_changed_since_is_read_as_it_was(order: Order, table: PairTable) -> None:
+    assert order.latest_table() == table.uri
+    table.update_metadata({"more": "1"})
+    assert order.table().fingerprint == order.of["table"] != table.fingerprint
+    with pytest.raises(DataError, match="changed during the comparison: run the same command"):
+        order.latest_table()
+
+
+def test_another_table_in_its_place_is_an_error(order: Order, table: PairTable) -> None:
+    shutil.rmtree(table.uri)
+    PairTable.create(table.uri)
+    with pytest.raises(DataError, match="changed during the comparison: run the same command"):
+        order.table()
+
+
+def test_the_time_of_earlier_attempts_counts(tmp_path: Path) -> None:
+    source = tmp_path / "pairs"
+    values = {"source": str(source), "origin": "human"}
+    stage, root = Stage("data", "any", {"sources": [values]}), tmp_path / "stages"
+    with pytest.raises(DataError):
+        carry_out(stage.write_order(root))
+    spent = json.loads((stage.folder(root) / "seconds.json").read_text())
+    (stage.folder(root) / "seconds.json").write_text(json.dumps(spent + 100))
+    source.mkdir()
+    Image.new("RGB", (8, 8)).save(source / "a.png")
+    (source / "a.txt").write_text("black")
+    carry_out(stage.write_order(root))
+    result = stage.result(root)
+    assert result is not None
+    assert result["rows"] == 1
+    assert result["seconds"] > 100 + spent > 100
+
+
+def test_a_training_reads_the_files_that_its_recipe_names(tmp_path: Path) -> None:
+    world = WorldConfig(web_rows=0, human_rows=24, test_rows=8)
+    table = create_world(tmp_path / "pairs.lance", world)
+    TextTokenizer.train(["a red square", "two blue dots"], 60).save(tmp_path / "words")
+    text = f"""\
+title: Files
+data: {{pairs: {{table: {table.uri}}}}}
+models:
+  one:
+    recipe: world
+    settings:
+      data.mix: [{{table: {table.uri}}}]
+      objectives.queue_size: 16
+      tokenizer: {tmp_path / "words"}
+      train.batch_size: 8
+      train.steps: 1
+tasks: {{retrieval: {{task: retrieval}}}}
+tables: [{{title: A, models: [one], figures: [retrieval.TR@1]}}]
+"""
+    planner = Planner(read_spec(written(tmp_path, text))[0])
+    stage = planner.model("one", 0)
+    assert isinstance(stage, Stage)
+    root = tmp_path / "stages"
+    carry_out(stage.write_order(root))
+    assert stage.result(root)
+    recipe = read_recipe(stage.folder(root) / "run" / "recipe.yaml")
+    assert [part.table for part in recipe.data.mixture] == [table.uri] * 2
+    assert recipe.tokenizer == str(tmp_path / "words" / "tokenizer.json")

@@ -1,0 +1,47 @@
+"""Stages in several processes, some of which die."""
+
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openblip.comparison import scheduler
+from openblip.comparison.stages import Stage
+
+
+def world(seed: int, kind: type[Stage] = Stage, **inputs: Stage) -> Stage:
+    """A stage of moments."""
+    settings = {"seed": seed, "web_rows": 4, "human_rows": 4, "val_rows": 2, "test_rows": 2}
+    return kind("data", f"world {seed}", {"world": settings}, inputs)
+
+
+@pytest.mark.parametrize("first", [0, 1], ids=["all", "another"])
+def test_a_process_that_dies_while_it_is_idle_fails_nothing(
+    first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes: list[subprocess.Popen[str]] = []
+    doomed: list[subprocess.Popen[str]] = []
+
+    class Observed(subprocess.Popen[str]):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            processes.append(self)
+
+    class Killing(Stage):
+        """Kills processes that have no stage when it begins."""
+
+        def write_order(self, root: Path) -> Path:
+            if not doomed:
+                doomed.extend(processes[first:])
+                for process in doomed:
+                    process.kill()
+                    process.wait()
+            return super().write_order(root)
+
+    monkeypatch.setattr(scheduler.subprocess, "Popen", Observed)
+    last = world(2, Killing, one=world(0), two=world(1))
+    assert scheduler.carry_out_all([last], tmp_path, jobs=2) == {}
+    assert last.result(tmp_path)
+    assert len(doomed) == 2 - first
+    assert len(processes) == (3 if first == 0 else 2)

@@ -1,0 +1,35 @@
+"""Settings of the tasks: what would fail when a model is evaluated is refused before."""
+
+import inspect
+from typing import Any
+
+import pytest
+
+from openblip.comparison.tasks import PROTOCOLS, RetrievalSettings
+from openblip.errors import RecipeError
+from openblip.evaluation.retrieval import evaluate_retrieval
+
+
+@pytest.mark.parametrize(
+    ("task", "settings", "message"),
+    [
+        ("retrieval", {"k": 0}, "k is 0; give at least 1"),
+        ("retrieval", {"max_words": 0}, "max_words is 0"),
+        ("caption", {"batch_size": 0}, "batch_size is 0"),
+        ("classification", {"k": -1}, "k is -1; give at least 0"),
+        ("classification", {"templates": ("a photo",)}, "write {} where the name"),
+        ("classification", {"templates": ()}, "no template"),
+        ("vqa", {"k": 0}, "k is 0"),
+        ("vqa", {"candidates": ()}, "candidates is empty"),
+        ("nlvr", {"batch_size": 0}, "batch_size is 0"),
+    ],
+)
+def test_settings_that_always_fail_are_refused(task: Any, settings: Any, message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        PROTOCOLS[task].settings(**settings)
+
+
+def test_retrieval_is_that_of_the_command() -> None:
+    ours, theirs = RetrievalSettings(), inspect.signature(evaluate_retrieval).parameters
+    for name in ("k", "max_words", "batch_size"):
+        assert getattr(ours, name) == theirs[name].default
