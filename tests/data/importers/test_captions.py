@@ -103,3 +103,22 @@ def test_missing_images_are_named_with_the_remedy(tmp_path: Path) -> None:
     file = write(tmp_path / "coco_karpathy_test.json", [{"image": VAL, "caption": ["a"]}])
     with pytest.raises(DataError, match="image_root"):
         imported(file)
+
+
+def test_a_split_within_another_word_of_the_name_is_none(tmp_path: Path, jpeg: Jpeg) -> None:
+    write_images(tmp_path, jpeg, ["a.jpg"])
+    records = [{"image": "a.jpg", "caption": "a"}]
+    report, _ = imported(write(tmp_path / "latest_retrieval.json", records))
+    assert report.splits == {"train": 1}
+
+
+def test_a_path_that_the_system_refuses_is_a_missing_image(tmp_path: Path, jpeg: Jpeg) -> None:
+    write_images(tmp_path, jpeg, ["a.jpg"])
+    records = [
+        {"image": f"{'x' * 300}.jpg", "caption": "too long for a name"},
+        {"image": f"{'x/' * 4000}.jpg", "caption": "too long for a path"},
+        {"image": "a.jpg", "caption": "a"},
+    ]
+    report, rows = imported(write(tmp_path / "captions.json", records))
+    assert [row["id"] for row in rows] == ["a.jpg"]
+    assert report.skipped == {"missing image": 2}

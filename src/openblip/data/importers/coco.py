@@ -1,6 +1,5 @@
 """COCO caption annotations, and the split files of Karpathy and Fei-Fei (2015)."""
 
-import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +13,9 @@ from openblip.data.importers.source import (
     SourceOptions,
     UnsafePath,
     inside,
+    is_file,
     plain,
+    split_in_name,
 )
 from openblip.data.report import Reason
 from openblip.errors import DataError
@@ -53,10 +54,8 @@ class CocoSource:
                 self._captions[image_id].append(caption)
             else:
                 self._stray.append(annotation)
-        # captions_val2014; nocaps_val_4500_captions.
-        name = re.search(r"(train|val|test)\d*(?=$|_)", file.stem)
-        self._split = name[1] if name else None
-        roots = (*ROOTS, f"../{name[0]}", name[0]) if name else ROOTS
+        self._split = split_in_name(file.stem)
+        roots = (*ROOTS, f"../{self._split}", self._split) if self._split else ROOTS
         self._root = image_folder(file, [i.get("file_name") for i in self._images], roots, options)
 
     def total(self) -> int:
@@ -176,7 +175,7 @@ def image_folder(
     for root in (file.parent / root for root in roots):
         for name in names[:20]:
             try:
-                if isinstance(name, str) and inside(root, name).is_file():
+                if isinstance(name, str) and is_file(inside(root, name)):
                     return root
             except UnsafePath:
                 continue

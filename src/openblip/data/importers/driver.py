@@ -17,6 +17,7 @@ from openblip.data.importers.source import (
     PairSource,
     Refused,
     SourceOptions,
+    is_file,
     known_split,
 )
 from openblip.data.parallel import default_threads, ordered_map
@@ -270,7 +271,7 @@ class _Import:
         split = self._settings.split or known_split(entry.split or "train")
         if split is None:
             return refused(Reason.BAD_RECORD, f"unknown split {entry.split!r}")
-        if isinstance(entry.image, Path) and not entry.image.is_file():
+        if isinstance(entry.image, Path) and not is_file(entry.image):
             return refused(Reason.MISSING_IMAGE, f"there is no file {entry.image}")
         try:
             row = self._row(entry, captions, split)

@@ -14,6 +14,7 @@ from openblip.data.importers.source import (
     SourceOptions,
     UnsafePath,
     inside,
+    is_file,
 )
 from openblip.data.report import Reason
 
@@ -103,7 +104,7 @@ class GatheredSource:
         return Found(
             where=where,
             cursor=cursor,
-            image=next((path for path in paths if path.is_file()), paths[0]),
+            image=next((path for path in paths if is_file(path)), paths[0]),
             captions=image.captions,
             key=image.key,
             split=self._split,

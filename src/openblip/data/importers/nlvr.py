@@ -7,12 +7,11 @@ from typing import Any
 
 from openblip.data.importers.coco import ROOTS
 from openblip.data.importers.gathered import Gathered, GatheredSource
-from openblip.data.importers.source import SourceOptions
+from openblip.data.importers.source import SourceOptions, split_in_name
 from openblip.errors import DataError
 
 # "split-set_id-pair_id-sentence_id"; images are called after the first three.
 _IDENTIFIER = re.compile(r"^(?P<pair>(?P<split>train|dev|test\d?)-\d+-\d+)-\d+$")
-_SPLITS = {"train": "train", "dev": "val", "test": "test"}
 
 
 def nlvr_source(file: Path, records: Sequence[Any], options: SourceOptions) -> GatheredSource:
@@ -42,7 +41,7 @@ def nlvr_source(file: Path, records: Sequence[Any], options: SourceOptions) -> G
         _add(gathered, f"line {number}", entry, names, paths, found[0])
     if len(splits) > 1:
         raise DataError(f"{file} mixes the splits {', '.join(sorted(splits))}: import them apart")
-    split = _SPLITS[re.sub(r"\d", "", splits.pop())] if splits else None
+    split = splits.pop() if splits else None
     return GatheredSource("nlvr", gathered, ROOTS, split, options)
 
 
@@ -63,8 +62,7 @@ def nlvr_list_source(file: Path, records: Sequence[Any], options: SourceOptions)
             continue
         assert isinstance(images, list)
         _add(gathered, f"record {number}", entry, images, [(name,) for name in images], None)
-    split = re.search(r"train|dev|val|test", file.stem)
-    return GatheredSource("nlvr", gathered, ROOTS, split[0] if split else None, options)
+    return GatheredSource("nlvr", gathered, ROOTS, split_in_name(file.stem), options)
 
 
 def _add(

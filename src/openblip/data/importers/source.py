@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +24,11 @@ _SPLIT_NAMES = {
     "val": ("val", "valid", "validation", "dev"),
     "test": ("test", "testing"),
 }
+# Such a word with its digits (val2014, test1); letters around it make it part of another one.
+_SPLIT_IN_NAME = re.compile(
+    rf"(?<![^\W\d_])(?:{'|'.join(word for words in _SPLIT_NAMES.values() for word in words)})"
+    r"\d*(?![^\W_])"
+)
 _URL = re.compile(r"^(https?|ftp)://", re.IGNORECASE)
 _ABSOLUTE = re.compile(r"^([/\\]|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://)")
 
@@ -115,12 +121,27 @@ def inside(root: Path, relative: str) -> Path:
     return root / relative
 
 
+def is_file(path: Path) -> bool:
+    """Whether a file is there; False too where the system refuses the path, as one too long."""
+    return os.path.isfile(path)  # noqa: PTH113 - the method of `Path` raises there
+
+
 def known_split(name: str) -> str | None:
-    """`train`, `val` or `test` for the words that data sets use; None for any other word."""
-    for split, names in _SPLIT_NAMES.items():
-        if name.strip().lower() in names:
-            return split
-    return None
+    """`train`, `val` or `test` for the words that data sets use; None for any other word.
+
+    Digits at the end do not count: `val2014` is `val`.
+    """
+    word = name.strip().lower().rstrip("0123456789")
+    return next((split for split, names in _SPLIT_NAMES.items() if word in names), None)
+
+
+def split_in_name(name: str) -> str | None:
+    """The first word in a file's name that `known_split` knows, digits included; None without one.
+
+    `captions_val2014.json` gives `val2014`; `retrieval.json` and `latest.json` give None.
+    """
+    found = _SPLIT_IN_NAME.search(name)
+    return found[0] if found else None
 
 
 def texts_of(value: Any) -> list[str]:
