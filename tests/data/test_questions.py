@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.data.questions import QuestionIndex, QuestionLoader, questions_of
+from openblip.data.questions import Question, QuestionIndex, QuestionLoader, questions_of
 from openblip.data.table import PairRow, PairTable
 from openblip.data.tokenizer import TextTokenizer
 from openblip.data.transforms import Augmentation
@@ -97,7 +97,19 @@ class TestMetadata:
     def test_a_row_may_have_none(self, meta: str | None) -> None:
         assert questions_of("row", meta) == []
 
-    @pytest.mark.parametrize("entry", [{"answer": "a"}, "q", {"question": "q", "answers": [1]}])
+    def test_what_is_null_is_not_known(self) -> None:
+        names = ("answers", "answer", "question_id", "question_type", "answer_type", "weight")
+        entry = {"question": "q", **dict.fromkeys(names)}
+        (question,) = questions_of("row", json.dumps({"questions": [entry]}))
+        assert question == Question("q", (), "row/0")
+
+    @pytest.mark.parametrize(
+        "entry",
+        [
+            *({"answer": "a"}, "q", {"question": "q", "answers": [1]}),
+            *({"question": "q", "answers": 5}, {"question": "q", "answer": "a", "weight": "w"}),
+        ],
+    )
     def test_what_is_malformed_is_named(self, entry: object) -> None:
         with pytest.raises(DataError, match="row/0"):
             questions_of("row", json.dumps({"questions": [entry]}))

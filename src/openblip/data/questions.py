@@ -64,20 +64,25 @@ def questions_of(row_id: str, meta: str | None) -> list[Question]:
 def _question(key: str, entry: Mapping[str, Any]) -> Question:
     if not isinstance(entry, Mapping) or not isinstance(entry.get("question"), str):
         raise DataError(f"question {key}: expected an object with a text `question`, got {entry!r}")
-    answers = entry.get("answers", entry.get("answer", []))
-    listed = [answers] if isinstance(answers, str) else answers
+    # What is null is not known.
+    known = {name: value for name, value in entry.items() if value is not None}
+    answers = known.get("answers", known.get("answer", []))
+    listed = answers if isinstance(answers, list) else [answers]
     # The official files have objects with the annotator's confidence.
     found = [a.get("answer") if isinstance(a, Mapping) else a for a in listed]
     texts = [text for text in found if isinstance(text, str)]
     if len(texts) < len(found):
         raise DataError(f"question {key}: its answers are no texts: {answers!r}")
+    weight = known.get("weight", 1.0)
+    if not isinstance(weight, int | float):
+        raise DataError(f"question {key}: its weight is no number: {weight!r}")
     return Question(
-        text=entry["question"],
+        text=known["question"],
         answers=tuple(texts),
-        key=str(entry.get("question_id", key)),
-        question_type=str(entry.get("question_type", "")),
-        answer_type=str(entry.get("answer_type", "")),
-        weight=float(entry.get("weight", 1.0)),
+        key=str(known.get("question_id", key)),
+        question_type=str(known.get("question_type", "")),
+        answer_type=str(known.get("answer_type", "")),
+        weight=float(weight),
     )
 
 

@@ -122,6 +122,7 @@ def test_the_annotations_in_a_folder_of_images_are_found(
     [
         ("{", "cannot be read as JSON"),
         ('{"foo": 1}', "its keys are foo"),
+        ('{"images": [5]}', "its keys are images"),
         ('{"images": {}, "annotations": []}', "'images' is not a list"),
     ],
 )

@@ -117,6 +117,27 @@ def test_what_belongs_to_nothing_is_reported(tmp_path: Path, jpeg: Callable[...,
     assert [question.key for _, question in _questions(table, "val")] == ["42000", "73000"]
 
 
+def test_malformed_annotations_are_reported(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
+    asked = [_question(42000, 42), _question(73000, 73), _question(42001, 42)]
+    source = _official(tmp_path, jpeg, asked)
+    without_answers = {**_annotation(73000, 73), "answers": None}
+    of_numbers = {**_annotation(42001, 42), "answers": [{"answer": 3}]}
+    unnamed = {**_annotation(1, 1), "question_id": "first"}
+    annotated = [unnamed, {}, _annotation(42000, 42), without_answers, of_numbers]
+    _write(tmp_path / ANNOTATIONS, {"annotations": annotated})
+
+    report, table = _import(source)
+
+    details = {example.where: example.detail for example in report.examples["bad record"]}
+    assert details == {
+        f"{OFFICIAL} annotation 0": "needs a question_id, a number",
+        f"{OFFICIAL} annotation 1": "needs a question_id, a number",
+        f"{OFFICIAL} annotation of question 73000": "needs answers, a list of texts",
+        f"{OFFICIAL} annotation of question 42001": "needs answers, a list of texts",
+    }
+    assert [question.key for _, question in _questions(table, "val")] == ["42000"]
+
+
 def test_the_test_questions_have_no_answers(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
     _images(tmp_path / "test2015", jpeg, ["COCO_test2015_000000000005.jpg"])
     file = _write(
@@ -155,6 +176,7 @@ def test_the_lists_that_blip_distributes(tmp_path: Path, jpeg: Callable[..., byt
         {"image": "val2014/a.jpg", "question": "q3?", "answer": ["red"], "dataset": "vqa"},
         {"image": "val2014/a.jpg", "question": "q4?", "answer": [3]},
         {"image": "../../secret.jpg", "question": "q5?", "answer": "no"},
+        {"image": "VG_100K/2.jpg", "question": "q6?", "answer": "red", "question_id": None},
     ]
     root = tmp_path / "coco"
     _images(root, jpeg, ["val2014/a.jpg", "VG_100K/2.jpg"])
@@ -167,7 +189,9 @@ def test_the_lists_that_blip_distributes(tmp_path: Path, jpeg: Callable[..., byt
         ("val2014/a.jpg", "q1?", 1.0),
         ("val2014/a.jpg", "q3?", 1.0),
         ("VG_100K/2.jpg", "q2?", 0.2),
+        ("VG_100K/2.jpg", "q6?", 1.0),
     ]
+    assert found[3][1].key == "VG_100K/2.jpg/1"
     assert list(found[0][1].answers) == HUMAN
     assert found[0][1].key == "7"
     assert found[2][1].weighted_answers == {"on the grass": 0.2}
@@ -218,6 +242,20 @@ def test_answers_of_visual_genome_weigh_a_fifth_and_end_without_a_full_stop(
         ("visual_genome/2", "21"),
     ]
     assert found[0][1].weighted_answers == {"A clock": 0.2}
+
+
+def test_malformed_questions_of_visual_genome_are_reported(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    _images(tmp_path, jpeg, ["VG_100K/1.jpg"])
+    said = {"question": "What is it?", "answer": "A clock."}
+    qas = [said, 5, {**said, "qa_id": 1, "answer": 3}, {**said, "qa_id": 2}]
+    report, table = _import(_write(tmp_path / "question_answers.json", [{"id": 1, "qas": qas}]))
+
+    assert [example.where for example in report.examples["bad record"]] == [
+        f"question_answers.json image 1, qas {place}" for place in (0, 1, 2)
+    ]
+    assert [question.key for _, question in _questions(table, "train")] == ["2"]
 
 
 def test_json_lines_may_bring_questions(write_jsonl: Callable[..., Path]) -> None:

@@ -76,6 +76,7 @@ def _of_object(file: Path, document: dict[str, Any], options: SourceOptions) -> 
         raise DataError(f"{file} has annotations without images: import the file of questions")
     if "annotations" in document:
         return CocoSource(file, document, options)
-    if isinstance(images, list) and images and "sentences" in images[0]:
+    first = images[0] if isinstance(images, list) and images else None
+    if isinstance(first, dict) and "sentences" in first:
         return KarpathySource(file, document, options)
     raise DataError(f"{file} is none of {_KNOWN}; its keys are {', '.join(list(document)[:10])}")

@@ -8,7 +8,7 @@ from typing import Any
 
 from openblip.data.importers.coco import ROOTS, objects_of
 from openblip.data.importers.gathered import Gathered, GatheredSource
-from openblip.data.importers.source import SourceOptions, parse_json
+from openblip.data.importers.source import SourceOptions, parse_json, split_in_name
 from openblip.errors import DataError
 
 # What answers of Visual Genome count beside those of VQA v2, in the original's data set.
@@ -49,8 +49,8 @@ def vqa_source(file: Path, document: Mapping[str, Any], options: SourceOptions) 
             "name it as the official one, such as v2_OpenEnded_mscoco_val2014_questions.json"
         )
     split, part = found[1], found[1] + found[2]
-    annotations = _annotations(file, needed=split != "test")
     gathered = Gathered(file)
+    annotations = _annotations(gathered, needed=split != "test")
     for number, entry in enumerate(objects_of(file, document, "questions")):
         image, text, key = (entry.get(name) for name in ("image_id", "question", "question_id"))
         if not isinstance(image, int) or not isinstance(text, str) or not isinstance(key, int):
@@ -61,6 +61,9 @@ def vqa_source(file: Path, document: Mapping[str, Any], options: SourceOptions) 
             gathered.refuse(f"question {key}", "is not in the file of annotations")
             continue
         known = {name: annotation.get(name) for name in _ANNOTATION_FIELDS} if annotation else {}
+        if annotation is not None and not _are_answers(annotation.get("answers")):
+            gathered.refuse(f"annotation of question {key}", "needs answers, a list of texts")
+            continue
         name = f"COCO_{part}_{image:012d}.jpg"
         _ask(gathered, str(image), (name,), {"question": text, "question_id": key, **known})
     for key in annotations:
@@ -74,8 +77,17 @@ def _ask(gathered: Gathered, key: str, names: tuple[str, ...], question: dict[st
     gathered.image(key, names).meta.setdefault("questions", []).append(question)
 
 
-def _annotations(file: Path, needed: bool) -> dict[int, Mapping[str, Any]]:
+def _are_answers(values: object) -> bool:
+    """Whether it is a list of texts, or of objects with a text `answer`."""
+    if not isinstance(values, list):
+        return False
+    texts = (value.get("answer") if isinstance(value, dict) else value for value in values)
+    return all(isinstance(text, str) for text in texts)
+
+
+def _annotations(gathered: Gathered, needed: bool) -> dict[int, Mapping[str, Any]]:
     """The annotations that belong to a file of questions, by question id."""
+    file = gathered.file
     name = file.name.replace("OpenEnded_", "").replace("questions", "annotations")
     beside = file.with_name(name)
     if beside == file or not beside.is_file():
@@ -90,7 +102,14 @@ def _annotations(file: Path, needed: bool) -> dict[int, Mapping[str, Any]]:
     except (OSError, ValueError) as error:
         raise DataError(f"{beside} cannot be read as JSON: {error}") from error
     entries = objects_of(beside, document if isinstance(document, dict) else {}, "annotations")
-    return {int(entry["question_id"]): entry for entry in entries if "question_id" in entry}
+    found: dict[int, Mapping[str, Any]] = {}
+    for number, entry in enumerate(entries):
+        key = entry.get("question_id")
+        if isinstance(key, int):
+            found[key] = entry
+        else:
+            gathered.refuse(f"annotation {number}", "needs a question_id, a number")
+    return found
 
 
 def question_list_source(
@@ -112,13 +131,12 @@ def question_list_source(
             gathered.refuse(f"record {number}", "needs an image, a question, and answers as texts")
             continue
         question: dict[str, Any] = {"question": text, "answers": listed}
-        if "question_id" in entry:
+        if entry.get("question_id") is not None:
             question["question_id"] = entry["question_id"]
         if entry.get("dataset") == "vg":
             question["weight"] = _VISUAL_GENOME_WEIGHT
         _ask(gathered, image, (image,), question)
-    split = re.search(r"train|val|test", file.stem)
-    return GatheredSource("questions", gathered, ROOTS, split[0] if split else None, options)
+    return GatheredSource("questions", gathered, ROOTS, split_in_name(file.stem), options)
 
 
 def visual_genome_source(
@@ -137,15 +155,17 @@ def visual_genome_source(
             gathered.refuse(f"image {number}", "needs an id and a list of qas")
             continue
         names = tuple(f"{folder}{image}.jpg" for folder in _VISUAL_GENOME_FOLDERS)
-        for qa in questions:
-            text, answer = qa.get("question"), qa.get("answer")
-            if not isinstance(text, str) or not isinstance(answer, str):
-                gathered.refuse(f"image {image}, qa {qa.get('qa_id')}", "needs two texts")
+        for place, qa in enumerate(questions):
+            said = qa if isinstance(qa, dict) else {}
+            text, answer, key = (said.get(name) for name in ("question", "answer", "qa_id"))
+            if not isinstance(text, str) or not isinstance(answer, str) or key is None:
+                detail = "needs a question and an answer, both texts, and its qa_id"
+                gathered.refuse(f"image {image}, qas {place}", detail)
                 continue
             question = {
                 "question": text,
                 "answers": [answer.strip().removesuffix(".")],
-                "question_id": qa["qa_id"],
+                "question_id": key,
                 "weight": _VISUAL_GENOME_WEIGHT,
             }
             _ask(gathered, f"visual_genome/{image}", names, question)
