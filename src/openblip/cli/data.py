@@ -1,6 +1,7 @@
 """`openblip data`: import, export and show."""
 
 import json as json_library
+import sys
 from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
@@ -49,6 +50,7 @@ def import_(
     Reads a folder with captions.jsonl, a folder of images with .txt files, WebDataset tars,
     Parquet or CSV, COCO caption JSON, Karpathy JSON, lists of captions, questions of VQA v2 or
     Visual Genome, sentences of NLVR2. A stopped import goes on where it was.
+    The exit code is 1 if things were left out and no row was imported.
     Example: openblip data import crawl/ pairs.lance --origin web
 
     Args:
@@ -68,6 +70,7 @@ def import_(
         json: print the report as JSON.
     """
     from openblip.data.importers.driver import import_pairs
+    from openblip.data.report import Reason
 
     report = import_pairs(
         source,
@@ -88,7 +91,13 @@ def import_(
         print_json(asdict(report))
     else:
         print(report.to_text())
-    return 0
+    if ids == "key" and Reason.DUPLICATE_ID in report.skipped:
+        print(
+            "if two sources have paths of the same name, import each with --ids sha256 into a new "
+            "table: its images then go by the hash of their bytes",
+            file=sys.stderr,
+        )
+    return 1 if report.skipped and not report.num_rows else 0
 
 
 def export(

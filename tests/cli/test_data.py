@@ -1,0 +1,53 @@
+"""Importing through its command."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from openblip.cli import main
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Callable[[str], Path]:
+    """A folder of one image of a colour, called as that of every other such folder."""
+
+    def write(colour: str) -> Path:
+        folder = tmp_path / colour
+        folder.mkdir()
+        Image.new("RGB", (8, 8), colour).save(folder / "a.png")
+        (folder / "captions.jsonl").write_text(json.dumps({"image": "a.png", "text": colour}))
+        return folder
+
+    return write
+
+
+def test_a_source_all_of_whose_ids_are_taken_fails_and_the_remedy_is_said(
+    source: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = str(source("red")), str(source("blue"))
+    table = str(tmp_path / "pairs.lance")
+    assert main(["data", "import", first, table]) == 0
+    assert "--ids sha256" not in capsys.readouterr().err
+
+    assert main(["data", "import", second, table]) == 1
+    told = capsys.readouterr()
+    assert "duplicate id: 1" in told.out
+    assert "--ids sha256" in told.err
+
+    hashed = str(tmp_path / "hashed.lance")
+    for folder in (first, second):
+        assert main(["data", "import", folder, hashed, "--ids", "sha256"]) == 0
+
+
+def test_an_import_of_nothing_but_damage_fails(
+    source: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = source("red")
+    (folder / "a.png").write_bytes(b"no image")
+    assert main(["data", "import", str(folder), str(tmp_path / "pairs.lance"), "--json"]) == 1
+    told = capsys.readouterr()
+    assert json.loads(told.out)["skipped"] == {"unreadable image": 1}
+    assert "sha256" not in told.err
