@@ -38,5 +38,9 @@ class OpenBlipWarning(UserWarning):
     """Something that a user should know about a result."""
 
 
+class MetricLeftOut(OpenBlipWarning):
+    """A metric could not be computed, by no fault of what it judges; the message has the reason."""
+
+
 class TextTruncated(OpenBlipWarning):
     """The model did not see the end of a text; the message names the word at which it is cut."""

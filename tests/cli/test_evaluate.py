@@ -1,6 +1,7 @@
 """One model that retrieves and captions, from `finetune shared` to both evaluations."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -81,3 +82,20 @@ def test_programs_that_are_missing_are_named_before_anything_is_computed(
     told = capsys.readouterr().err
     assert "meteor-1.5.jar" in told or "java" in told
     assert "captioning" not in told
+
+
+@pytest.mark.filterwarnings("default")
+@pytest.mark.skipif(shutil.which("java") is None, reason="there is no Java")
+def test_captions_outlive_a_program_that_fails(
+    table: str, checkpoint: Callable[[str], str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    jar = tmp_path / "meteor" / "meteor-1.5.jar"
+    jar.parent.mkdir()
+    jar.write_bytes(b"no archive")
+    results = tmp_path / "captions.json"
+    words = ["--java-metrics", str(tmp_path), "--results", str(results)]
+    assert main(["evaluate", "caption", checkpoint("captioner"), table, *words]) == 0
+    told = capsys.readouterr()
+    assert f"METEOR is left out: {jar} failed" in told.err
+    assert "METEOR" not in told.out
+    assert json.loads(results.read_text())

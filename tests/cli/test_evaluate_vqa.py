@@ -70,5 +70,8 @@ def test_mistakes_are_named(
 ) -> None:
     assert main(["evaluate", "vqa", checkpoint("vqa"), table, "--candidates", "gone.txt"]) == 1
     assert "gone.txt: the candidates cannot be read" in capsys.readouterr().err
+    # Before the model is loaded.
+    assert main(["evaluate", "vqa", "gone", table, "--split", "val", "--report", "p.html"]) == 1
+    assert "--report: pairs.lance: no row of the split 'val'" in capsys.readouterr().err
     assert main(["evaluate", "vqa", checkpoint("captioner"), table]) == 1
     assert "question-answering" in capsys.readouterr().err

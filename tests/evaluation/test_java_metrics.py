@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from openblip.errors import DataError
+from openblip.errors import DataError, MetricLeftOut
 from openblip.evaluation.java_metrics import JavaPrograms
 
 CAPTIONS = ["A dog runs on the grass.", "a red car", "two ||| men"]
@@ -60,10 +60,25 @@ def test_spice_is_the_mean_over_captions(folder: Path) -> None:
 
 
 @needs_java
-def test_a_program_that_fails_is_named_with_its_reason(tmp_path: Path) -> None:
+def test_a_program_that_fails_is_left_out_with_its_reason(tmp_path: Path) -> None:
     put(tmp_path, "meteor/meteor-1.5.jar")
-    with pytest.raises(DataError, match=r"meteor-1.5.jar: failed \(Error: .*corrupt"):
-        JavaPrograms.find(tmp_path).metrics(["a cat"], [["a cat"]])
+    with pytest.warns(MetricLeftOut, match=r"METEOR .*meteor-1.5.jar failed \(Error: .*corrupt"):
+        assert JavaPrograms.find(tmp_path).metrics(["a cat"], [["a cat"]]) == {}
+
+
+def test_what_a_program_says_last_is_told_where_it_names_no_error(tmp_path: Path) -> None:
+    said = "\n".join(f"line {number}" for number in range(5))
+    java = tmp_path / "java"
+    java.write_text(f"#!/bin/sh\necho '{said}' >&2\nexit 3\n")
+    java.chmod(0o755)
+    put(tmp_path, "meteor/meteor-1.5.jar", "spice/spice-1.0.jar")
+    meteor, spice = tmp_path / "meteor" / "meteor-1.5.jar", tmp_path / "spice" / "spice-1.0.jar"
+    programs = JavaPrograms(str(java), meteor, spice, spice_lacks=())
+    with pytest.warns(MetricLeftOut) as told:
+        assert programs.metrics(["a cat"], [["a cat"]]) == {}
+    for name, warning in zip(("METEOR", "SPICE"), told, strict=True):
+        assert f"{name} is left out" in str(warning.message)
+        assert "failed (line 2; line 3; line 4)" in str(warning.message)
 
 
 @needs_java

@@ -148,6 +148,19 @@ def test_wups_is_that_of_the_answers(model: Blip, tmp_path: Path, world: PairTab
     assert found.units["WUPS@0.0"].estimate == pytest.approx(expected["WUPS@0.0"])
 
 
+def test_wordnet_is_missed_before_anything_is_answered(
+    model: Blip, tmp_path: Path, world: PairTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WNSEARCHDIR", str(tmp_path / "nowhere"))
+    table = make_table(tmp_path, world, [[question(0, ["red"])]])
+    hook = model.vqa.image_encoder.register_forward_hook(
+        lambda *_: pytest.fail("an image was encoded")
+    )
+    with pytest.raises(DataError, match="no database of WordNet"):
+        evaluate_vqa(model, table, wups=True)
+    hook.remove()
+
+
 def test_a_split_without_answers_is_answered_all_the_same(
     model: Blip, tmp_path: Path, world: PairTable
 ) -> None:

@@ -10,6 +10,7 @@ import tyro
 from openblip.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
+    from openblip.data.table import PairTable
     from openblip.evaluation.metrics import Interval
 
 
@@ -142,9 +143,13 @@ def caption(
     rows = {"all": written.metrics, **written.domains}
     print_table(
         ["images", *written.metrics],
-        [[name, *(f"{100 * value:.1f}" for value in own.values())] for name, own in rows.items()],
+        [[name, *(_percent(own.get(of)) for of in written.metrics)] for name, own in rows.items()],
     )
     return 0
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{100 * value:.1f}"
 
 
 def vqa(
@@ -187,6 +192,8 @@ def vqa(
     from openblip.inference import load
 
     opened = PairTable.open(table)
+    if report is not None:
+        _check_answers_known(opened, split)
     ranked = None
     if candidates == "train":
         ranked = frequent_answers(opened, "train", min_count)
@@ -222,6 +229,17 @@ def vqa(
     ]
     print_table(["accuracy of", "%", "95 % interval"], rows)
     return 0
+
+
+def _check_answers_known(table: "PairTable", split: str) -> None:
+    """Misses them before the questions are answered, which takes long."""
+    from openblip.data.questions import QuestionIndex
+    from openblip.errors import DataError
+
+    try:
+        QuestionIndex.resolve(table, split)
+    except DataError as error:
+        raise DataError(f"--report: {error}") from error
 
 
 def nlvr(

@@ -32,7 +32,7 @@ class CaptionResult:
 
     metrics: dict[str, float]
     """BLEU-1 to BLEU-4, ROUGE-L and CIDEr, each as the field's tools give it (not per cent); METEOR
-    and SPICE where they were asked for."""
+    and SPICE where they were asked for and their programs did not fail."""
     domains: dict[str, dict[str, float]]
     """The same of the rows of each `domain` in their metadata, as NoCaps has them; each is a set of
     its own, with CIDEr's document frequencies from its own references."""
@@ -82,10 +82,11 @@ def evaluate_caption(
         prompt: what they begin with.
         seed: of nucleus sampling: with a row's id it decides the row's caption.
         batch_size: images that are encoded together.
-        java: the programs for METEOR and SPICE; without them these are left out.
+        java: the programs for METEOR and SPICE; without them these are left out, as is one whose
+            program fails (`MetricLeftOut`).
 
     Raises:
-        DataError: the split is empty, an image cannot be read, or a program fails.
+        DataError: the split is empty, or an image cannot be read.
         MissingHead: the model has no LM head.
     """
     started = time.perf_counter()

@@ -8,13 +8,14 @@ import json
 import shutil
 import subprocess
 import tempfile
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import IO, Self
 
-from openblip.errors import DataError
+from openblip.errors import DataError, MetricLeftOut
 from openblip.evaluation.metrics.caption_tokens import caption_tokens
 
 _METEOR = Path("meteor", "meteor-1.5.jar")
@@ -69,18 +70,23 @@ class JavaPrograms:
     ) -> dict[str, float]:
         """METEOR of captions, and SPICE unless it lacks something; 0 to 1.
 
+        A metric whose program fails is left out with a warning: the captions took long to write.
+
         Args:
             candidates: captions, one per image.
             references: human captions of the same images.
-
-        Raises:
-            DataError: a program fails.
         """
         ours = [_tokenised(text) for text in candidates]
         human = [[_tokenised(text) for text in texts] for texts in references]
-        found = {"METEOR": _meteor(self.java, self.meteor, ours, human)}
+        programs = {"METEOR": (_meteor, self.meteor)}
         if not self.spice_lacks:
-            found["SPICE"] = _spice(self.java, self.spice, ours, human)
+            programs["SPICE"] = (_spice, self.spice)
+        found = {}
+        for name, (run, jar) in programs.items():
+            try:
+                found[name] = run(self.java, jar, ours, human)
+            except (OSError, ValueError, LookupError) as error:
+                warnings.warn(f"{name} is left out: {jar} failed ({error})", MetricLeftOut, 2)
         return found
 
 
@@ -119,7 +125,7 @@ def _meteor(
             process.kill()
             process.wait()
             complaints.seek(0)
-            raise DataError(f"{jar}: failed ({_cause(complaints.read()) or error})") from error
+            raise ValueError(_cause(complaints.read()) or error) from error
         finally:
             process.kill()
             process.communicate()
@@ -145,8 +151,7 @@ def _spice(
         command = [java, "-Xmx8G", "-jar", jar.name, str(given), "-out", str(found), "-silent"]
         done = subprocess.run(command, cwd=jar.parent, capture_output=True, text=True, check=False)
         if done.returncode or not found.is_file():
-            reason = _cause(done.stderr) or f"exit code {done.returncode}"
-            raise DataError(f"{jar}: failed ({reason})")
+            raise ValueError(_cause(done.stderr) or f"exit code {done.returncode}")
         answers = json.loads(found.read_text(encoding="utf-8"))
     return fmean(float(row["scores"]["All"]["f"]) for row in answers)
 
@@ -154,8 +159,8 @@ def _spice(
 def _cause(complaints: str) -> str:
     """The line that names an error, of what a program wrote: before it stand notes, after it calls.
 
-    Without such a line, the last.
+    Without such a line, the last three.
     """
-    lines = complaints.strip().splitlines()
+    lines = [line.strip() for line in complaints.strip().splitlines()]
     named = [line for line in lines if "Exception" in line or "Error" in line]
-    return (named or lines[-1:] or [""])[0]
+    return "; ".join(named[:1] or lines[-3:])

@@ -15,6 +15,7 @@ from openblip.data.questions import Question, QuestionIndex
 from openblip.data.table import PairTable
 from openblip.errors import DataError, TextTruncated
 from openblip.evaluation.metrics.vqa import VqaScores, vqa_scores
+from openblip.evaluation.metrics.wordnet import WordNet
 from openblip.evaluation.metrics.wups import items_of, wups_scores
 from openblip.evaluation.results_file import official_id, save_json
 from openblip.evaluation.units import UnitScores, summed_units
@@ -98,6 +99,7 @@ def evaluate_vqa(
     keys = _distinct_keys(questions, table)
     if wups:
         _check_single_answers(questions, table, split)
+        WordNet.find()  # missed now, not when all is answered
     texts = _grouped(questions, image_of, len(rows))
     answers: list[Answer] = []
     with Progress("answering", total=len(questions), unit="questions") as progress:
