@@ -10,7 +10,14 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.data.loader import Batch, PairLoader, every_image, iterate_images, text_id
+from openblip.data.loader import (
+    Batch,
+    PairLoader,
+    every_image,
+    every_image_of,
+    iterate_images,
+    text_id,
+)
 from openblip.data.mixture import WeightedIndex
 from openblip.data.table import PairRow, PairTable
 from openblip.data.text import clean_caption
@@ -322,6 +329,14 @@ def test_images_are_iterated_in_the_order_of_the_rows(table: PairTable) -> None:
     encoded = table.take(rows, ["image"])["image"].to_pylist()
     for image, data in zip(images, encoded, strict=True):
         assert torch.equal(image, eval_transform(Image.open(io.BytesIO(data)), SIZE))
+
+
+def test_batches_of_images_may_differ_in_size(table: PairTable) -> None:
+    rows = np.array([5, 1, 5, 0])
+    found = list(every_image_of(table, [rows[:3], rows[3:]], SIZE))
+    assert [len(images) for images in found] == [3, 1]
+    (expected,) = every_image(table, rows, batch_size=4, image_size=SIZE)
+    assert torch.equal(torch.cat(found), expected)
 
 
 def test_broken_images_are_told_beside_the_good_ones(

@@ -7,7 +7,7 @@ each other.
 """
 
 import hashlib
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -248,10 +248,7 @@ def iterate_images(
         image_size: pixels of a side.
         num_threads: None for one for each core, 2 to 16.
     """
-    wanted = np.asarray(rows, dtype=np.int64)
-    parts = (wanted[at : at + batch_size] for at in range(0, len(wanted), batch_size))
-    threads = num_threads or default_threads()
-    return ordered_map(lambda part: _load(table, part, image_size), parts, threads, threads + 2)
+    return _load_ahead(table, _parts(rows, batch_size), image_size, num_threads)
 
 
 def every_image(
@@ -262,7 +259,18 @@ def every_image(
     Raises:
         DataError: an image cannot be read; names the row.
     """
-    for batch in iterate_images(table, rows, batch_size, image_size):
+    return every_image_of(table, _parts(rows, batch_size), image_size)
+
+
+def every_image_of(
+    table: PairTable, batches: Iterable[np.ndarray], image_size: int
+) -> Iterator[Tensor]:
+    """As `every_image`, where batches differ in size: one tensor for the row numbers of each.
+
+    Raises:
+        DataError: an image cannot be read; names the row.
+    """
+    for batch in _load_ahead(table, batches, image_size):
         for row, reason in batch.errors.items():
             raise DataError(f"row {row} of {table.uri}: {reason}")
         yield batch.images
@@ -310,6 +318,21 @@ def text_id(text: str) -> int:
     """A 63-bit hash of a cleaned text, the same on every machine and in every release."""
     digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
+
+
+def _parts(rows: Sequence[int] | np.ndarray, size: int) -> Iterator[np.ndarray]:
+    wanted = np.asarray(rows, dtype=np.int64)
+    return (wanted[at : at + size] for at in range(0, len(wanted), size))
+
+
+def _load_ahead(
+    table: PairTable,
+    batches: Iterable[np.ndarray],
+    image_size: int,
+    num_threads: int | None = None,
+) -> Generator[ImageBatch, None, None]:
+    threads = num_threads or default_threads()
+    return ordered_map(lambda rows: _load(table, rows, image_size), batches, threads, threads + 2)
 
 
 def _load(table: PairTable, rows: np.ndarray, image_size: int) -> ImageBatch:

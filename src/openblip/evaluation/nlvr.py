@@ -1,7 +1,7 @@
 """Natural language visual reasoning: are sentences true of two images (BLIP, section 5.4)."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openblip.atomic import replace_file
 from openblip.data.image_pairs import ImagePair, ImagePairIndex
-from openblip.data.loader import every_image
+from openblip.data.loader import every_image_of
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.errors import DataError
@@ -65,23 +65,15 @@ def evaluate_nlvr(
         DataError: there are no pairs, two have one identifier, or an image cannot be read.
         MissingHead: the model does not compare images.
     """
-    model = blip.nlvr
     started = time.perf_counter()
     index = ImagePairIndex.resolve(table, split)
     _check_distinct(index.pairs, table.uri)
     texts = [clean_caption(pair.sentence, max_words) for pair in index.pairs]
-    max_tokens = model.config.text.max_positions
     parts: list[Tensor] = []
     with Progress("comparing", total=len(index), unit="pairs") as progress, torch.inference_mode():
-        for start in range(0, len(index), batch_size):
-            chosen = slice(start, start + batch_size)
-            sides = np.stack([index.first_rows[chosen], index.second_rows[chosen]])
-            rows, places = np.unique(sides, return_inverse=True)
-            hidden = _encoded(blip, table, rows)
-            first, second = (hidden[torch.from_numpy(p)] for p in places.reshape(sides.shape))
-            tokens = blip.tokenizer.encode(texts[chosen], max_tokens, first="enc")
-            parts.append(compare_images(model, first, second, tokens))
-            progress.update(sides.shape[1])
+        for part in _judged(blip, index, texts, batch_size):
+            parts.append(part)
+            progress.update(len(part))
     keys = [pair.key for pair in index.pairs]
     predictions = dict(zip(keys, torch.cat(parts).tolist(), strict=True))
     labels = {pair.key: pair.label for pair in index.pairs}
@@ -110,10 +102,23 @@ def _check_distinct(pairs: Sequence[ImagePair], uri: str) -> None:
         seen.add(pair.key)
 
 
-def _encoded(blip: Blip, table: PairTable, rows: np.ndarray) -> Tensor:
-    """Patch tokens of some rows' images, all in one pass."""
-    (images,) = every_image(table, rows, len(rows), blip.image_size)
-    return blip.nlvr.encode_images(images.to(blip.device, blip.dtype))
+def _judged(
+    blip: Blip, index: ImagePairIndex, texts: Sequence[str], batch_size: int
+) -> Iterator[Tensor]:
+    """Probabilities that the texts are true of their images, a batch of pairs at a time."""
+    model = blip.nlvr
+    sides = np.stack([index.first_rows, index.second_rows])
+    starts = range(0, len(index), batch_size)
+    # Each batch has every image of its pairs once.
+    batches = [np.unique(sides[:, at : at + batch_size], return_inverse=True) for at in starts]
+    read = every_image_of(index.table, (rows for rows, _ in batches), blip.image_size)
+    for start, (_, places), images in zip(starts, batches, read, strict=True):
+        hidden = model.encode_images(images.to(blip.device, blip.dtype))
+        first, second = (hidden[torch.from_numpy(side)] for side in places.reshape(2, -1))
+        tokens = blip.tokenizer.encode(
+            texts[start : start + batch_size], model.config.text.max_positions, first="enc"
+        )
+        yield compare_images(model, first, second, tokens)
 
 
 def _units(right: Mapping[str, bool], index: ImagePairIndex) -> dict[str, UnitScores]:
