@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import Tensor
 
 from openblip.data.loader import Batch
 from openblip.data.tokenizer import SpecialTokens
@@ -73,6 +74,29 @@ def test_the_teacher_guesses_the_hidden_words_once_alpha_has_risen(
     assert not torch.equal(at_start, later)
     without = make_task(special, mask_probability=0.5, alpha=0.0)
     torch.testing.assert_close(without(batch, StepPosition(0, 1.0)).terms["mlm"], at_start)
+
+
+class TwoAlike:
+    """Two ranks that have the same batch, as the first of them sees it."""
+
+    rank, world_size = 0, 2
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        return torch.cat([tensor, tensor])
+
+    gather_with_gradient = gather
+
+
+def test_a_step_in_which_no_rank_hides_a_word_has_no_loss_of_words(
+    special: SpecialTokens, make_batch: MakeBatch
+) -> None:
+    settings = AlbefObjectives(
+        queue_size=12, losses=("itc", "mlm"), negatives="all_ranks", mask_probability=1e-9
+    )
+    student = Albef(replace(CONFIG, heads=settings.losses))
+    output = AlbefTask(student, special, settings, 0, TwoAlike())(make_batch(), START)
+    assert output.terms["mlm"] == 0.0
+    assert output.loss.isfinite()
 
 
 def test_a_forward_changes_nothing(special: SpecialTokens, make_batch: MakeBatch) -> None:

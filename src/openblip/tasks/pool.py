@@ -73,10 +73,14 @@ class PairPool:
         return batch_size * self.collectives.rank if self._gathers else 0
 
     def share(self, count: Tensor) -> Tensor | float:
-        """What turns a mean over `count` things of this batch into its part of the pool's mean."""
+        """What turns a mean over `count` things of this batch into its part of the pool's mean.
+
+        Where no rank has any, it is 0, not 0 / 0.
+        """
         if not self._gathers:
             return 1.0
-        return self.collectives.world_size * count / self.collectives.gather(count[None]).sum()
+        total = self.collectives.gather(count[None]).sum().clamp_min(1)
+        return self.collectives.world_size * count / total
 
     def texts(self, tokens: Tensor, mask: Tensor, pad: int) -> tuple[Texts, Texts]:
         """This batch's texts and the pool's, padded to one length."""
