@@ -36,6 +36,25 @@ def test_low_rank_changes_have_flags_and_the_command_says_how_much_is_trained(
     assert f"trains {factors:,} of " in capsys.readouterr().err
 
 
+def test_help_needs_no_model(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main(["finetune", "captioner", "t.lance", "runs/new", "--help"])
+    assert stop.value.code == 0
+    assert "--lora.rank" in capsys.readouterr().out
+
+
+def test_a_model_of_another_layout_is_to_be_converted_first(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "model_base.pth"
+    file.touch()
+    words[words.index("--init-from") + 1] = str(file)
+    assert main(words) == 1
+    told = capsys.readouterr().err
+    assert f"{file}: this is no OpenBLIP model folder" in told
+    assert "first `openblip convert SOURCE FOLDER`" in told
+
+
 def test_a_target_that_is_not_there_is_named(
     words: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

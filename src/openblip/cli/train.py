@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from openblip.training.config import Recipe
 
+_HELP = {"-h", "--help"}
+
 _PRETRAIN_HELP = """Train a MED from scratch: RECIPE is tiny, small, base, large, or a recipe.yaml;
 clip and albef train those models.
 
@@ -53,6 +55,9 @@ def finetune(words: list[str], prog: str) -> int:
     usage = f"{prog} TASK TABLE RUN_DIR --init-from MODEL [overrides]"
     (task, table, run_dir), rest = _positionals(words, 3, usage, _FINETUNE_HELP)
     make = _named(FINETUNE_RECIPES, task, "task")
+    if _HELP & set(rest):
+        # The flags are shown without a model, whose size of images stands at that of the paper.
+        return _train(make(table, "MODEL", 384), Path(run_dir), rest, prog, _FINETUNE_HELP)
     source, rest = _take_flag(rest, "--init-from", usage)
     from openblip.inference.loading import find_model
 
@@ -105,7 +110,7 @@ def _positionals(
 ) -> tuple[list[str], list[str]]:
     """The first `count` words and the rest; prints help or a usage error where they are not."""
     found = words[:count]
-    if any(word in ("-h", "--help") for word in found) or (not words and not before):
+    if _HELP & set(found) or (not words and not before):
         print(
             f"usage: {usage}\n\n{about}\n\nWith the positional words given, --help lists all flags."
         )

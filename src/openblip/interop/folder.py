@@ -26,6 +26,10 @@ FolderKind = Literal["pretrain", "captioner", "filter", "vqa", "nlvr", "dual_enc
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
+_OTHER_LAYOUT = (
+    "this is no OpenBLIP model folder, and `finetune` reads no other layout; "
+    "first `openblip convert SOURCE FOLDER`, then give FOLDER"
+)
 _FORMAT = "openblip"
 _VERSION = 1
 _CONFIGS: dict[str, type[AnyConfig]] = {
@@ -164,6 +168,8 @@ def read_config(folder: Path) -> FolderConfig:
     Raises:
         CheckpointError: if it is missing, damaged, or of another or a later format.
     """
+    if folder.is_file():
+        raise CheckpointError(f"{folder}: {_OTHER_LAYOUT}")
     path = folder / CONFIG_FILE
     values = read_json(path)
     _check_format(values, path)
@@ -201,8 +207,7 @@ def _one_of(allowed: tuple[str, ...], name: str, value: str) -> str:
 def _check_format(values: dict[str, Any], path: Path) -> None:
     if values.get("format") != _FORMAT:
         raise CheckpointError(
-            f"{path}: format is {values.get('format')!r}, expected {_FORMAT!r}; "
-            "this is no OpenBLIP model folder (`openblip convert` makes one of another layout)"
+            f"{path}: format is {values.get('format')!r}, expected {_FORMAT!r}; {_OTHER_LAYOUT}"
         )
     if values.get("format_version") != _VERSION:
         raise CheckpointError(
