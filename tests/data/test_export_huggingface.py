@@ -95,6 +95,18 @@ def test_the_card_states_counts_thresholds_and_fingerprints(loaded: tuple[object
         "| decoding.top_p | 0.9 |",
     ):
         assert line in text
+    assert "bootstrapped with CapFilt" in text
+
+
+def test_the_card_of_a_table_without_capfilt_does_not_name_it(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    rows = [PairRow("h", jpeg(0), captions=["human text"], origin="human")]
+    table = PairTable.create(tmp_path / "human.lance", rows)
+    export_pairs(table, tmp_path / "out", "huggingface", CaptionView(), show_progress=False)
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Image-text pairs, exported by OpenBLIP." in card
+    assert "capfilt" not in card.lower()
 
 
 def test_the_command_writes_rejected_texts_beside(table: PairTable, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ _COLUMNS = (
     ("split", "train, val or test"),
     ("meta", "what the source said besides, as JSON"),
 )
+_CAPFILT = "bootstrapped with CapFilt ([BLIP](https://arxiv.org/abs/2201.12086), section 3.3) and "
 
 
 def write_card(folder: Path, report: ExportReport) -> None:
@@ -34,16 +35,15 @@ def write_card(folder: Path, report: ExportReport) -> None:
     parts = [
         f"---\n{header}---\n",
         f"# {name}",
-        "Image-text pairs, bootstrapped with CapFilt ([BLIP](https://arxiv.org/abs/2201.12086), "
-        "section 3.3) and exported by OpenBLIP. To be "
-        "filled in by whoever publishes it: the licence (`license` above), where the images come "
-        "from, and what they may be used for.",
+        f"Image-text pairs, {_CAPFILT if _is_bootstrapped(report) else ''}exported by OpenBLIP. To "
+        "be filled in by whoever publishes it: the licence (`license` above), where the images "
+        "come from, and what they may be used for.",
         "## Images and texts",
         _counts(report),
         "## What counts",
         _thresholds(report),
         *_rejections(report),
-        *_capfilt(report.table_metadata.get("capfilt")),
+        *_capfilt(report),
         *_checks(report.table_metadata),
         "## Columns",
         _table(["column", "meaning"], [list(row) for row in _COLUMNS]),
@@ -66,7 +66,7 @@ def _header(folder: Path, report: ExportReport) -> dict[str, Any]:
     return {
         "license": "unknown",
         "task_categories": ["image-to-text", "text-to-image"],
-        "tags": ["blip", "capfilt"],
+        "tags": ["blip", "capfilt"] if _is_bootstrapped(report) else [],
         "configs": [{"config_name": "default", "data_files": files}],
         "dataset_info": {
             "features": features(),
@@ -116,10 +116,15 @@ def _rejections(report: ExportReport) -> list[str]:
     return ["## Rejected texts", _table(["split", "source", "reason", "texts"], rows)]
 
 
-def _capfilt(settings: object) -> list[str]:
-    if not isinstance(settings, Mapping):
+def _is_bootstrapped(report: ExportReport) -> bool:
+    """Whether CapFilt has run on the table."""
+    return isinstance(report.table_metadata.get("capfilt"), Mapping)
+
+
+def _capfilt(report: ExportReport) -> list[str]:
+    if not _is_bootstrapped(report):
         return []
-    rows = [[name, value] for name, value in _flat(settings)]
+    rows = [[name, value] for name, value in _flat(report.table_metadata["capfilt"])]
     about = "Captioner and filter are named by the SHA-256 of their configuration and weights."
     return ["## CapFilt", about, _table(["setting", "value"], rows)]
 
