@@ -50,7 +50,7 @@ def counted(task: AnyTask, pairs: Batch) -> int:
 
 
 def blip(losses: tuple[str, ...], config: MedConfig = TINY) -> PretrainTask:
-    objectives = PretrainObjectives(losses=losses, queue_size=0)
+    objectives = PretrainObjectives(losses=losses, queue_size=500)
     return PretrainTask(Med(replace(config, heads=losses)), SPECIAL, objectives, seed=0)
 
 
@@ -64,7 +64,7 @@ def clip(config: MedConfig = TINY) -> ClipTask:
 
 def albef(losses: tuple[str, ...], config: MedConfig = TINY) -> AlbefTask:
     model = AlbefConfig(vision=config.vision, text=config.text, fusion_layer=1, heads=losses)
-    objectives = AlbefObjectives(losses=losses, queue_size=0, mask_probability=0.5)
+    objectives = AlbefObjectives(losses=losses, queue_size=500, mask_probability=0.5)
     return AlbefTask(Albef(model), SPECIAL, objectives, seed=0)
 
 

@@ -139,6 +139,11 @@ def lm_head_flops(config: Sizes, rows: int, tokens: int) -> int:
     return rows * _product(tokens, text.width, text.width + text.vocab_size)
 
 
+def similarity_flops(config: MedConfig | AlbefConfig, rows: int, keys: int) -> int:
+    """Operations of comparing images with the texts among the keys, and texts with the images."""
+    return 2 * _product(rows, config.embed_dim, keys)
+
+
 def flop_counter() -> FlopCounterMode:
     """PyTorch's counter of the operations that run.
 

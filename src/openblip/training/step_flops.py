@@ -12,6 +12,7 @@ from openblip.model.flops import (
     image_encoder_flops,
     lm_head_flops,
     memory_flops,
+    similarity_flops,
     state_memory_flops,
     text_flops,
     twin_flops,
@@ -22,6 +23,7 @@ from openblip.model.vqa import VqaConfig
 from openblip.tasks.albef import AlbefTask
 from openblip.tasks.captioner import CaptionerTask
 from openblip.tasks.clip import ClipTask
+from openblip.tasks.contrastive import ContrastiveTask
 from openblip.tasks.nlvr import NlvrTask
 from openblip.tasks.pretrain import PretrainTask
 from openblip.tasks.protocol import AnyTask
@@ -39,14 +41,29 @@ def task_flops(task: AnyTask, batch: Examples) -> float:
     Of a student of which only low-rank changes are trained, about: frozen weights get no gradient,
     nor do the states of an image encoder without a change.
     """
-    total = _all_trained(task, batch)
+    total, contrast = _all_trained(task, batch), _contrast_flops(task, batch)
     student = task.student
     if not any(True for _ in low_rank_layers(student)):
-        return total
+        return total + contrast
     total *= _FROZEN
     if not any(parameter.requires_grad for parameter in student.image_encoder.parameters()):
         total -= image_encoder_flops(student.config, *_images_of(batch))
-    return total
+    return total + contrast
+
+
+def _contrast_flops(task: AnyTask, batch: Examples) -> int:
+    """Operations of comparing a batch's features with its keys', forward and backward."""
+    match task:
+        case ClipTask():
+            rows, _ = _images_of(batch)
+            keys = rows * task.collectives.world_size
+        case ContrastiveTask() if task.contrasts:
+            rows, _ = _images_of(batch)
+            keys = task.pool.size(rows) + task.objectives.queue_size
+        case _:
+            return 0
+    # The keys of a teacher get no gradient, but its own features are compared too.
+    return _TRAINED * similarity_flops(task.student.config, rows, keys)
 
 
 def recomputed_flops(task: AnyTask, batch: Batch) -> float:
@@ -111,7 +128,7 @@ def _all_trained(task: AnyTask, batch: Examples) -> float:
 
 
 def step_flops(config: MedConfig, losses: tuple[Head, ...], batch: Batch) -> float:
-    """Operations of forward and backward on a batch, and of the teacher's forward.
+    """Operations of both models on a batch: forward and backward, and the teacher's forward.
 
     What activation checkpointing computes twice counts once, and padding not at all but in the
     attention, although on an accelerator it goes through all layers: the share of the machine that
