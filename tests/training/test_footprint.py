@@ -129,7 +129,7 @@ def albef(recipe: Recipe) -> Recipe:
 
 
 def test_an_albef_has_a_teacher_without_matching(albef: Recipe) -> None:
-    parts = footprint(albef).parts
+    parts = footprint(albef, 64).parts
     assert isinstance(albef.model, AlbefConfig)
     assert parts[WEIGHTS] == sum(4 * p.numel() for p in Albef(albef.model).parameters())
     assert parts[WEIGHTS] - parts[TEACHER] == 4 * (2 * 128 + 2)
@@ -139,14 +139,14 @@ def test_an_albef_has_a_teacher_without_matching(albef: Recipe) -> None:
 def test_logits_are_those_of_the_masked_words(albef: Recipe) -> None:
     def logits(probability: float) -> int:
         objectives = replace(albef.objectives, mask_probability=probability)
-        return footprint(replace(albef, objectives=objectives), 32).parts[VOCABULARY]
+        return footprint(replace(albef, objectives=objectives), 64).parts[VOCABULARY]
 
-    assert logits(0.6) == pytest.approx(4 * logits(0.15), rel=0.2)
+    assert logits(0.9) == pytest.approx(1.5 * logits(0.6), rel=0.1)
 
 
 def test_checkpointed_fusion_keeps_less_and_computes_more(albef: Recipe) -> None:
     overrides = ModelOverrides(vision_checkpoint_layers=2, text_checkpoint_layers=2)
-    light, whole = footprint(replace(albef, overrides=overrides), 32), footprint(albef, 32)
+    light, whole = footprint(replace(albef, overrides=overrides), 64), footprint(albef, 64)
     assert light.total < whole.total
     for part in (IMAGES, TEXT_ALONE, TEXT_WITH_IMAGE):
         assert light.parts[part] < 0.5 * whole.parts[part]
@@ -164,7 +164,10 @@ def differences(*options: str) -> dict[str, float]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads resident memory from /proc")
-@pytest.mark.parametrize("setting", ["tiny, itc+itm+lm | 32", "tiny, albef | 32"])
+@pytest.mark.parametrize(
+    "setting",
+    ["tiny, itc+itm+lm | 32", pytest.param("tiny, albef | 32", marks=pytest.mark.slow)],
+)
 def test_a_real_step_takes_what_was_predicted(setting: str) -> None:
     for line, per_cent in differences("--only", setting).items():
         assert abs(per_cent) < 10, line
