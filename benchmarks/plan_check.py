@@ -10,8 +10,9 @@ first one makes the optimiser's moments). glibc gives blocks of 64 kB and more b
 when they are freed (MALLOC_MMAP_THRESHOLD_), so that its free lists do not count; with its own
 defaults a process keeps what it once had, which `--default-malloc` shows.
 
-Time: the utilisation of ONE setting, measured beside the machine's peak of matrix products,
-predicts the seconds of the others from their arithmetic. On a machine that others use at the same
+Time: the utilisation of the first setting of a preset, measured beside the machine's peak of matrix
+products, predicts the seconds of the preset's others from their arithmetic, as a short run's log
+does; a further column predicts all from that of base. On a machine that others use at the same
 time, `--clock processor --threads 1` counts the processor's time of one thread instead.
 """
 
@@ -30,6 +31,7 @@ import torch
 from openblip.data.tokenizer import TextTokenizer
 from openblip.model import MedConfig
 from openblip.model.flops import image_encoder_flops, lm_head_flops, memory_flops, text_flops
+from openblip.recipes.baselines import as_albef, as_clip
 from openblip.recipes.devices import DEVICES
 from openblip.recipes.pretrain import PRETRAIN_RECIPES, base
 from openblip.recipes.sizing import GPU_UTILISATION, Cluster, Planner, run_cost
@@ -64,6 +66,7 @@ def settings(preset, pairs, px=224, losses=ALL, vision=0, text=0, accumulate=1, 
 
 MEMORY_GRID = [
     settings("tiny", 32, 64),
+    settings("tiny", 32, 64, task="albef"),
     settings("tiny", 128, 64),
     settings("tiny", 128, 64, vision=4, text=3),
     settings("small", 4),
@@ -75,6 +78,9 @@ MEMORY_GRID = [
     settings("small", 16, losses=("itc",)),
     settings("small", 16, losses=("itm", "lm")),
     settings("small", 16, task="captioner", losses=("lm",)),
+    settings("small", 16, task="albef"),
+    settings("small", 16, task="albef", vision=12, text=6),
+    settings("small", 16, task="clip"),
     settings("small", 4, precision="bfloat16"),
     settings("base", 2),
     settings("base", 8),
@@ -87,26 +93,31 @@ def recipe_of(row) -> Recipe:
     """The recipe of a row."""
     recipe = base("none")
     model = MedConfig.preset(row["preset"], image_size=row["px"])
-    objectives = PretrainObjectives(losses=tuple(row["losses"]))
-    if row.get("task") == "captioner":
-        objectives = CaptionerObjectives()
     train = replace(
         recipe.train,
         precision=row.get("precision", "float32"),
         accumulate=row["accumulate"],
         batch_size=row["pairs"] * row["accumulate"],
     )
-    return replace(
+    pretraining = replace(
         recipe,
-        task=row.get("task", "pretrain"),
         model=replace(model, heads=tuple(row["losses"])),
         data=replace(recipe.data, image_size=row["px"]),
-        objectives=objectives,
+        objectives=PretrainObjectives(losses=tuple(row["losses"])),
         overrides=ModelOverrides(
             vision_checkpoint_layers=row["vision"], text_checkpoint_layers=row["text"]
         ),
         train=train,
     )
+    match row.get("task"):
+        case "captioner":
+            return replace(pretraining, task="captioner", objectives=CaptionerObjectives())
+        case "albef":
+            return as_albef(pretraining)
+        case "clip":
+            return as_clip(pretraining)
+        case _:
+            return pretraining
 
 
 def tokenizer() -> TextTokenizer:
@@ -141,7 +152,7 @@ def resident(field: str) -> int:
 def measure_memory(row) -> int:
     """Bytes by which the real step grows this process."""
     torch.set_num_threads(row["threads"])
-    make_step(settings("tiny", 2, 64, losses=row["losses"]))(0)  # loads the libraries
+    make_step({**row, **settings("tiny", 2, 64, losses=row["losses"])})(0)  # loads the libraries
     before = resident("VmRSS")
     step = make_step(row)
     step(0)
@@ -187,16 +198,16 @@ def check_memory(options) -> str:
             continue
         predicted = predict_memory(row)
         measured = measured_apart({**row, "threads": options.threads}, options.default_malloc)
-        off = 100 * (predicted / measured - 1)
-        cells = f" {predicted / 1e6:.0f} | {measured / 1e6:.0f} | {off:+.1f} % |"
+        off = difference(predicted, measured)
+        cells = f" {predicted / 1e6:.0f} | {measured / 1e6:.0f} | {off} |"
         lines.append(describe(row) + cells)
         print(lines[-1], flush=True)
     return "\n".join(lines)
 
 
-CALIBRATION = settings("base", 8)
+# The first setting of a preset tells its utilisation.
 TIME_GRID = [
-    CALIBRATION,
+    settings("base", 8),
     settings("base", 2),
     settings("base", 4, 384),
     settings("base", 8, vision=12, text=12),
@@ -204,7 +215,14 @@ TIME_GRID = [
     settings("small", 16),
     settings("small", 8, 384),
     settings("small", 16, losses=("itc",)),
+    settings("small", 16, task="albef"),
+    settings("small", 16, task="clip"),
     settings("tiny", 128, 64),
+    settings("tiny", 32, 64),
+    settings("tiny", 64, 64),
+    settings("tiny", 256, 64),
+    settings("tiny", 128, 64, losses=("itc",)),
+    settings("tiny", 128, 64, task="captioner", losses=("lm",)),
 ]
 
 
@@ -230,9 +248,16 @@ def measured_peak() -> float:
     return max(rate for by_library in rates for rate in by_library.values())
 
 
+def calibrating(preset: str):
+    """The first setting of a preset, whose utilisation is that of the preset."""
+    return next(row for row in TIME_GRID if row["preset"] == preset)
+
+
 def check_time(options) -> str:
     torch.set_num_threads(options.threads)
-    rows = [row for row in TIME_GRID if not options.only or options.only in describe(row)]
+    wanted = [row for row in TIME_GRID if not options.only or options.only in describe(row)]
+    calibrations = [calibrating(preset) for preset in {"base", *(row["preset"] for row in wanted)}]
+    rows = [row for row in TIME_GRID if row in wanted or row in calibrations]
     peaks = [measured_peak()]
     measured = []
     for row in rows:
@@ -240,31 +265,52 @@ def check_time(options) -> str:
         peaks.append(measured_peak())
         print(describe(row), measured[-1], f"{peaks[-1] / 1e9:.0f} GFLOP/s", flush=True)
     peak = statistics.median(peaks)
-    device = replace(DEVICES["l4"], name="cpu", float32=peak, is_accelerator=False)
-    planners = [
-        Planner(recipe_of(row), Cluster(device=device, utilisation=1.0), LENGTHS.mean)
-        for row in rows
-    ]
-    # With a utilisation of 1 a planner tells the seconds at the peak.
-    at_peak = [planner.compute_seconds(planner.recipe) for planner in planners]
     medians = [statistics.median(seconds) for seconds in measured]
-    utilisation = at_peak[0] / medians[0]
+    at_peak = [seconds_at_peak(row, peak) for row in rows]
+    utilisation = {
+        row["preset"]: ideal / median
+        for row, ideal, median in zip(rows, at_peak, medians, strict=True)
+        if row is calibrating(row["preset"])
+    }
+    of_presets = ", ".join(f"{preset} {value:.3f}" for preset, value in utilisation.items())
     lines = [
         f"Matrix-product peak: {peak / 1e9:.0f} GFLOP/s, the median of {len(peaks)} measurements "
         f"between the rows ({min(peaks) / 1e9:.0f} to {max(peaks) / 1e9:.0f}); threads: "
-        f"{options.threads}; clock: {options.clock}. Utilisation of the first row: "
-        f"{utilisation:.3f}.",
+        f"{options.threads}; clock: {options.clock}. Utilisation of the first row of each preset: "
+        f"{of_presets}.",
         "",
-        "| setting | pairs | px | predicted s | measured s (least to most) | difference |",
-        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        *time_table(rows, at_peak, measured, utilisation),
     ]
-    for row, ideal, seconds, median in zip(rows, at_peak, measured, medians, strict=True):
-        predicted = ideal / utilisation
-        span = f"{median:.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
-        off = "calibrates" if row is CALIBRATION else f"{100 * (predicted / median - 1):+.1f} %"
-        lines.append(f"{describe(row)} {predicted:.2f} | {span} | {off} |")
-    print("\n".join(lines))
     return "\n".join(lines)
+
+
+def time_table(rows, at_peak, measured, utilisation) -> list[str]:
+    """Predicted beside measured seconds, by the utilisation of each preset."""
+    lines = [
+        "| setting | pairs | px | predicted s | measured s (least to most) | difference "
+        "| from base |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row, ideal, seconds in zip(rows, at_peak, measured, strict=True):
+        own, median = utilisation[row["preset"]], statistics.median(seconds)
+        calibrates = row is calibrating(row["preset"])
+        off = "calibrates" if calibrates else difference(ideal / own, median)
+        from_base = difference(ideal / utilisation["base"], median)
+        span = f"{median:.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
+        lines.append(f"{describe(row)} {ideal / own:.2f} | {span} | {off} | {from_base} |")
+    return lines
+
+
+def seconds_at_peak(row, peak: float) -> float:
+    """Seconds of a row's arithmetic at a peak in FLOP/s."""
+    device = replace(DEVICES["l4"], name="cpu", float32=peak, is_accelerator=False)
+    planner = Planner(recipe_of(row), Cluster(device=device, utilisation=1.0), LENGTHS.mean)
+    return planner.compute_seconds(planner.recipe)
+
+
+def difference(predicted: float, measured: float) -> str:
+    """Of a prediction from a measurement, in words."""
+    return f"{100 * (predicted / measured - 1):+.1f} %"
 
 
 PAPER_GRID = [

@@ -18,6 +18,14 @@ def test_a_table_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert "40% of 30.3 TFLOP/s (assumed; --utilisation changes it)" in out
 
 
+def test_an_albef_counts_its_epochs(capsys: pytest.CaptureFixture[str]) -> None:
+    sizes = ["--model.vision.depth", "1", "--model.text.depth", "2", "--model.fusion-layer", "1"]
+    words = ["plan", "albef", "--gpus", "8", "--gpu", "a100-40g", "--images", "102400", "--json"]
+    assert main([*words, *sizes]) == 0
+    (found,) = json.loads(capsys.readouterr().out)
+    assert found["run"]["steps"] == 30 * 200
+
+
 def test_json_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "tiny", "--gpu", "cpu", "--utilisation", "0.5", "--json", *SMALL]
     assert main(words) == 0

@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 import tyro
 
+from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import RecipeError
-from openblip.model import MedConfig, TextConfig, VisionConfig
+from openblip.interop.folder import save_folder
+from openblip.model import Med, MedConfig, TextConfig, VisionConfig
+from openblip.recipes.baselines import as_albef
 from openblip.recipes.devices import DEVICES, find_device
+from openblip.recipes.finetune import vqa
 from openblip.recipes.planned import find_recipe
 from openblip.recipes.pretrain import PRETRAIN_RECIPES, tiny
 from openblip.recipes.sizing import (
@@ -133,11 +137,28 @@ def test_this_machine_is_a_device_too() -> None:
 
 
 def test_the_default_utilisation_is_the_measured_one() -> None:
-    found = re.search(r"Utilisation of the first row: (0\.\d+)", RESULTS.read_text())
+    found = re.search(
+        r"Utilisation of the first row of each preset: base (0\.\d+)", RESULTS.read_text()
+    )
     assert found is not None
     assert pytest.approx(float(found[1]), abs=0.01) == CPU_UTILISATION
 
 
-def test_other_models_are_refused() -> None:
-    with pytest.raises(RecipeError, match="only a MED can be planned for"):
-        Planner(PRETRAIN_RECIPES["albef"]("none"), Cluster(device=GPU))
+def test_an_albef_is_planned_for_too(planner: Planner) -> None:
+    blip = replace(planner.recipe.model, text=replace(planner.recipe.model.text, depth=2))
+    albef = as_albef(replace(planner.recipe, model=blip))
+    sized = Planner(albef, Cluster(device=GPU, devices=8, price_per_hour=2.0))
+    assert sized.as_given.fits
+    assert sized.as_given.parts[TEACHER] < sized.as_given.parts[WEIGHTS]
+    # Its teacher encodes whole images and reads texts with them.
+    assert sized.as_given.compute_seconds > planner.as_given.compute_seconds
+    lighter, *_ = sized.remedies()
+    assert lighter.memory < sized.as_given.memory
+
+
+def test_other_tasks_are_refused(tmp_path: Path) -> None:
+    tokenizer = TextTokenizer.train(["a b"], 60)
+    save_folder(tmp_path / "med", Med(MedConfig.preset("tiny")), tokenizer, "pretrain", 30)
+    recipe = vqa("none", str(tmp_path / "med"), 64)
+    with pytest.raises(RecipeError, match=r"the task 'vqa' from .* cannot be planned for"):
+        Planner(recipe, Cluster(device=GPU))

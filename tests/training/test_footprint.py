@@ -13,6 +13,8 @@ import torch.nn.functional as F
 
 from openblip.data.tokenizer import TextTokenizer
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig, linear
+from openblip.model.albef import Albef, AlbefConfig
+from openblip.recipes.baselines import as_albef
 from openblip.recipes.pretrain import tiny
 from openblip.tasks.captioner import CaptionerObjectives
 from openblip.training.config import ModelOverrides, Recipe
@@ -21,10 +23,14 @@ from openblip.training.footprint import (
     GRADIENTS,
     IMAGES,
     LOSSES,
+    MEMORY,
     MOMENTS,
     QUEUES,
     TEACHER,
+    TEACHER_PASS,
+    TEXT_ALONE,
     TEXT_WITH_IMAGE,
+    VOCABULARY,
     WEIGHTS,
     Footprint,
     TextLengths,
@@ -116,6 +122,38 @@ def test_a_captioner_has_neither_teacher_nor_queue(recipe: Recipe) -> None:
     assert parts.keys() & {LOSSES, BACKWARD}
 
 
+@pytest.fixture
+def albef(recipe: Recipe) -> Recipe:
+    deeper = replace(CONFIG, text=replace(CONFIG.text, depth=2))
+    return as_albef(replace(recipe, model=deeper))
+
+
+def test_an_albef_has_a_teacher_without_matching(albef: Recipe) -> None:
+    parts = footprint(albef, 64).parts
+    assert isinstance(albef.model, AlbefConfig)
+    assert parts[WEIGHTS] == sum(4 * p.numel() for p in Albef(albef.model).parameters())
+    assert parts[WEIGHTS] - parts[TEACHER] == 4 * (2 * 128 + 2)
+    assert parts.keys() >= {IMAGES, TEXT_ALONE, MEMORY, TEXT_WITH_IMAGE, TEACHER_PASS}
+
+
+def test_logits_are_those_of_the_masked_words(albef: Recipe) -> None:
+    def logits(probability: float) -> int:
+        objectives = replace(albef.objectives, mask_probability=probability)
+        return footprint(replace(albef, objectives=objectives), 64).parts[VOCABULARY]
+
+    assert logits(0.9) == pytest.approx(1.5 * logits(0.6), rel=0.1)
+
+
+def test_checkpointed_fusion_keeps_less_and_computes_more(albef: Recipe) -> None:
+    overrides = ModelOverrides(vision_checkpoint_layers=2, text_checkpoint_layers=2)
+    light, whole = footprint(replace(albef, overrides=overrides), 64), footprint(albef, 64)
+    assert light.total < whole.total
+    for part in (IMAGES, TEXT_ALONE, TEXT_WITH_IMAGE):
+        assert light.parts[part] < 0.5 * whole.parts[part]
+    assert light.operations == whole.operations
+    assert light.recomputed > whole.recomputed == 0
+
+
 def differences(*options: str) -> dict[str, float]:
     """Prediction over measurement in per cent, by setting, from the benchmark."""
     command = [sys.executable, str(CHECK), "memory", "--threads", "1", *options]
@@ -126,8 +164,12 @@ def differences(*options: str) -> dict[str, float]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads resident memory from /proc")
-def test_a_real_step_takes_what_was_predicted() -> None:
-    for line, per_cent in differences("--only", "tiny, itc+itm+lm | 32").items():
+@pytest.mark.parametrize(
+    "setting",
+    ["tiny, itc+itm+lm | 32", pytest.param("tiny, albef | 32", marks=pytest.mark.slow)],
+)
+def test_a_real_step_takes_what_was_predicted(setting: str) -> None:
+    for line, per_cent in differences("--only", setting).items():
         assert abs(per_cent) < 10, line
 
 

@@ -1,6 +1,8 @@
 """The counted arithmetic of a step is that of the operations which run."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import combinations
 
 import pytest
@@ -15,11 +17,13 @@ from openblip.model.flops import flop_counter
 from openblip.model.lowrank import adapt
 from openblip.tasks.albef import AlbefObjectives, AlbefTask
 from openblip.tasks.captioner import CaptionerTask
+from openblip.tasks.clip import ClipObjectives, ClipTask
 from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
-from openblip.tasks.protocol import StepPosition
-from openblip.training.step_flops import step_flops, task_flops
+from openblip.tasks.protocol import AnyTask, StepPosition
+from openblip.training.step_flops import recomputed_flops, task_flops
 
 SPECIAL = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4, dec=5, enc=6)
+TINY = MedConfig.preset("tiny", vocab_size=300, image_size=64)
 SUBSETS = [s for size in (1, 2, 3) for s in combinations(("itc", "itm", "lm"), size)]
 
 
@@ -37,49 +41,87 @@ def batch(rows: int, tokens: int) -> Batch:
     )
 
 
+def counted(task: AnyTask, pairs: Batch) -> int:
+    """What PyTorch's counter finds in a step that runs."""
+    # Only the unfused attention consists of operations that the counter knows on a CPU.
+    with flop_counter() as counter, sdpa_kernel(SDPBackend.MATH):
+        task(pairs, StepPosition(0, 2.0)).loss.backward()
+    return int(counter.get_total_flops())
+
+
+def blip(losses: tuple[str, ...], config: MedConfig = TINY) -> PretrainTask:
+    objectives = PretrainObjectives(losses=losses, queue_size=500)
+    return PretrainTask(Med(replace(config, heads=losses)), SPECIAL, objectives, seed=0)
+
+
+def captioner(config: MedConfig = TINY) -> CaptionerTask:
+    return CaptionerTask(Med(replace(config, heads=("lm",))), SPECIAL)
+
+
+def clip(config: MedConfig = TINY) -> ClipTask:
+    return ClipTask(Med(replace(config, heads=("itc",))), ClipObjectives())
+
+
+def albef(losses: tuple[str, ...], config: MedConfig = TINY) -> AlbefTask:
+    model = AlbefConfig(vision=config.vision, text=config.text, fusion_layer=1, heads=losses)
+    objectives = AlbefObjectives(losses=losses, queue_size=500, mask_probability=0.5)
+    return AlbefTask(Albef(model), SPECIAL, objectives, seed=0)
+
+
 @pytest.mark.parametrize(
     ("losses", "sharing"),
     [*((subset, "all_but_self_attention") for subset in SUBSETS), (SUBSETS[-1], "none")],
 )
 def test_forward_and_backward(losses: tuple[str, ...], sharing: str) -> None:
-    config = MedConfig.preset("tiny", vocab_size=300, image_size=64)
-    config = replace(
-        config,
-        heads=losses,
-        text=replace(config.text, sharing=sharing, depth=1),
-    )
-    objectives = PretrainObjectives(losses=losses, queue_size=0)
-    task = PretrainTask(Med(config), SPECIAL, objectives, seed=0)
-    pairs = batch(rows=4, tokens=16)
-    # Only the unfused attention consists of operations that the counter knows on a CPU.
-    with flop_counter() as counter, sdpa_kernel(SDPBackend.MATH):
-        task(pairs, StepPosition(0, 0.0)).loss.backward()
-    counted = counter.get_total_flops()
+    text = replace(TINY.text, sharing=sharing, depth=1)
+    task, pairs = blip(losses, replace(TINY, text=text)), batch(rows=4, tokens=16)
     # The first layer's images need no gradient, so that backward is a little cheaper.
-    assert step_flops(config, losses, pairs) == pytest.approx(counted, rel=0.03)
+    assert task_flops(task, pairs) == pytest.approx(counted(task, pairs), rel=0.03)
 
 
 @pytest.mark.parametrize("targets", [("qkv", "query", "key_value"), ("text",)])
 def test_low_rank_changes_of_a_captioner(targets: tuple[str, ...]) -> None:
-    config = replace(MedConfig.preset("tiny", vocab_size=300, image_size=64), heads=("lm",))
-    student = Med(config)
-    adapt(student, 1, 1.0, targets)
-    task, pairs = CaptionerTask(student, SPECIAL), batch(rows=4, tokens=16)
-    with flop_counter() as counter, sdpa_kernel(SDPBackend.MATH):
-        task(pairs, StepPosition(0, 0.0)).loss.backward()
+    task, pairs = captioner(), batch(rows=4, tokens=16)
+    adapt(task.student, 1, 1.0, targets)
     # Below the first change no state needs a gradient, and the factors are products too.
-    assert task_flops(task, pairs) == pytest.approx(counter.get_total_flops(), rel=0.1)
+    assert task_flops(task, pairs) == pytest.approx(counted(task, pairs), rel=0.1)
+
+
+def test_forward_and_backward_of_clip() -> None:
+    task, pairs = clip(), batch(rows=8, tokens=16)
+    assert task_flops(task, pairs) == pytest.approx(counted(task, pairs), rel=0.03)
 
 
 @pytest.mark.parametrize("losses", [("itc",), ("itc", "itm"), ("itc", "itm", "mlm")])
 def test_forward_and_backward_of_albef(losses: tuple[str, ...]) -> None:
-    med = MedConfig.preset("tiny", vocab_size=300, image_size=64)
-    config = AlbefConfig(vision=med.vision, text=med.text, fusion_layer=1, heads=losses)
-    objectives = AlbefObjectives(losses=losses, queue_size=0, mask_probability=0.5)
-    task = AlbefTask(Albef(config), SPECIAL, objectives, seed=0)
-    pairs = batch(rows=8, tokens=16)
-    with flop_counter() as counter, sdpa_kernel(SDPBackend.MATH):
-        task(pairs, StepPosition(0, 2.0)).loss.backward()
-    counted = counter.get_total_flops()
+    task, pairs = albef(losses), batch(rows=8, tokens=16)
     # The words that are masked are drawn, and the first layer's images need no gradient.
-    assert task_flops(task, pairs) == pytest.approx(counted, rel=0.03)
+    assert task_flops(task, pairs) == pytest.approx(counted(task, pairs), rel=0.03)
+
+
+@pytest.mark.parametrize("layers", [(1, 0), (4, 1), (0, 3)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(blip, ("itc", "itm", "lm")),
+        partial(blip, ("itm",)),
+        captioner,
+        clip,
+        partial(albef, ("itc", "itm", "mlm")),
+        partial(albef, ("itc",)),
+    ],
+)
+def test_checkpointing_computes_forward_passes_again(
+    make: Callable[..., AnyTask], layers: tuple[int, int]
+) -> None:
+    vision, text = layers
+    saving = replace(
+        TINY,
+        vision=replace(TINY.vision, checkpoint_layers=vision),
+        text=replace(TINY.text, checkpoint_layers=text),
+    )
+    whole, checkpointed, pairs = make(config=TINY), make(config=saving), batch(rows=8, tokens=16)
+    assert task_flops(checkpointed, pairs) == task_flops(whole, pairs)
+    assert recomputed_flops(whole, pairs) == 0
+    again = counted(checkpointed, pairs) - counted(whole, pairs)
+    assert recomputed_flops(checkpointed, pairs) == pytest.approx(again, rel=0.01)

@@ -20,8 +20,17 @@ from openblip.model.vqa import VqaConfig
 Sizes = MedConfig | AlbefConfig | VqaConfig | NlvrConfig
 
 
-def image_encoder_flops(config: Sizes, images: int, image_size: int | None = None) -> int:
-    """Operations of encoding images; `image_size` in pixels, the configured one by default."""
+def image_encoder_flops(
+    config: Sizes, images: int, image_size: int | None = None, blocks: int | None = None
+) -> int:
+    """Operations of encoding images.
+
+    Args:
+        config: sizes.
+        images: how many.
+        image_size: in pixels, the configured one by default.
+        blocks: which so many are run; by default all.
+    """
     vision = config.vision
     patches = _patches(config, image_size)
     patch_embed = _product(patches - 1, 3 * vision.patch_size**2, vision.width)
@@ -30,7 +39,7 @@ def image_encoder_flops(config: Sizes, images: int, image_size: int | None = Non
         + _attention(patches, patches, vision.width)
         + 2 * _product(patches, vision.width, int(vision.width * vision.mlp_ratio))
     )
-    return images * (patch_embed + vision.depth * block)
+    return images * (patch_embed + (vision.depth if blocks is None else blocks) * block)
 
 
 def class_token_flops(config: Sizes, images: int, image_size: int | None = None) -> int:
@@ -81,7 +90,7 @@ def text_flops(
     packed = rows * tokens if packed is None else packed
     depth = config.text.depth if layers is None else layers
     whole = _text_layer(config, rows, tokens, tokens, packed, packed, patches)
-    if not reads_first:
+    if not reads_first or depth == 0:
         return depth * whole
     return (depth - 1) * whole + _text_layer(config, rows, tokens, 1, packed, rows, patches)
 
@@ -128,6 +137,11 @@ def lm_head_flops(config: Sizes, rows: int, tokens: int) -> int:
     """Operations of next-token logits over the vocabulary."""
     text = config.text
     return rows * _product(tokens, text.width, text.width + text.vocab_size)
+
+
+def similarity_flops(config: MedConfig | AlbefConfig, rows: int, keys: int) -> int:
+    """Operations of comparing images with the texts among the keys, and texts with the images."""
+    return 2 * _product(rows, config.embed_dim, keys)
 
 
 def flop_counter() -> FlopCounterMode:

@@ -8,9 +8,10 @@ from openblip.errors import RecipeError
 from openblip.inference.loading import find_model
 from openblip.interop.folder import read_config
 from openblip.model import MedConfig
+from openblip.model.albef import AlbefConfig
 from openblip.recipes.pretrain import PRETRAIN_RECIPES
 from openblip.training.build import sized
-from openblip.training.config import Recipe
+from openblip.training.config import MODEL_OF, Recipe
 from openblip.training.recipe_file import RECIPE_FILE, read_recipe
 
 # The smallest tokenizer that has the special tokens.
@@ -41,7 +42,7 @@ def resolved(recipe: Recipe) -> tuple[Recipe, TextTokenizer]:
     What a tokenizer learns from captions is not looked at here: only its size counts.
 
     Raises:
-        RecipeError: it trains another model than a MED.
+        RecipeError: it trains neither a MED nor an ALBEF.
     """
     if recipe.init_from is not None:
         folder = find_model(recipe.init_from)
@@ -51,8 +52,11 @@ def resolved(recipe: Recipe) -> tuple[Recipe, TextTokenizer]:
     else:
         tokenizer, vocab_size = _tokenizer(recipe)
         config = recipe.model
-    if not isinstance(config, MedConfig):
-        raise RecipeError("only a MED can be planned for: pre-training, captioner, filter, CLIP")
+    if recipe.task not in MODEL_OF or not isinstance(config, MedConfig | AlbefConfig):
+        raise RecipeError(
+            f"the task {recipe.task!r} from {recipe.init_from or 'fresh weights'} cannot be "
+            f"planned for; what can: {', '.join(MODEL_OF)}, from a MED or an ALBEF"
+        )
     whole = replace(
         recipe,
         model=sized(config, recipe.data.image_size, vocab_size),

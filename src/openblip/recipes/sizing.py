@@ -12,15 +12,10 @@ from functools import cached_property
 from math import ceil
 
 from openblip.errors import RecipeError
-from openblip.model import MedConfig
-from openblip.model.config import Head
-from openblip.model.flops import image_encoder_flops, text_flops
 from openblip.recipes.devices import Device
 from openblip.recipes.planned import resolved
-from openblip.tasks.captioner import CaptionerObjectives
-from openblip.tasks.pretrain import PretrainObjectives
 from openblip.training.build import overridden
-from openblip.training.config import Recipe
+from openblip.training.config import ModelConfig, Recipe
 from openblip.training.footprint import (
     STATE,
     WEIGHTS,
@@ -31,7 +26,7 @@ from openblip.training.footprint import (
 
 _DIVIDED = ("--train.sharding full",)
 
-CPU_UTILISATION = 0.75
+CPU_UTILISATION = 0.66
 """Of the peak of matrix products, at base size: measured (`benchmarks/results/plan.md`)."""
 GPU_UTILISATION = 0.4
 """An assumption, not measured: PaLM (Chowdhery et al., 2022, table 3) reports 21 to 46 % of the
@@ -180,7 +175,7 @@ class Planner:
 
     def compute_seconds(self, recipe: Recipe) -> float:
         """Seconds of a step's arithmetic."""
-        operations = self.useful_operations(recipe) + self.recomputed_operations(recipe)
+        operations = self.useful_operations(recipe) + self._footprint(recipe).recomputed
         peak = self.cluster.device.peak(recipe.train.precision)
         return operations / (peak * self.cluster.assumed_utilisation)
 
@@ -237,18 +232,6 @@ class Planner:
 
     def _pairs(self, recipe: Recipe) -> int:
         return recipe.train.part_size(self.cluster.devices)
-
-    def recomputed_operations(self, recipe: Recipe) -> float:
-        """Operations that checkpointing computes again in a step: forward passes of its layers."""
-        config, losses, pairs = _configuration(recipe), _losses(recipe), self._pairs(recipe)
-        vision = config.vision.checkpoint_layers / config.vision.depth
-        text = config.text.checkpoint_layers / config.text.depth
-        tokens, patches = self.lengths.longest, config.vision.num_patches
-        alone = text_flops(config, pairs, tokens) if "itc" in losses else 0
-        rows = pairs * (3 * ("itm" in losses) + ("lm" in losses))
-        grounded = text_flops(config, rows, tokens, patches)
-        again = vision * image_encoder_flops(config, pairs) + text * (alone + grounded)
-        return recipe.train.accumulate * again
 
     def _checkpointed(self, recipe: Recipe, without: Sizing) -> Sizing:
         """With the fewest checkpointed layers that fit; with all where even they do not."""
@@ -344,19 +327,9 @@ def run_cost(planner: Planner, sizing: Sizing, images: int | None) -> RunCost:
     )
 
 
-def _configuration(recipe: Recipe) -> MedConfig:
-    assert isinstance(recipe.model, MedConfig), "`resolved` lets no other model through"
+def _configuration(recipe: Recipe) -> ModelConfig:
+    assert recipe.model is not None, "`resolved` gives one"
     return overridden(recipe.model, recipe.overrides)
-
-
-def _losses(recipe: Recipe) -> tuple[Head, ...]:
-    match recipe.objectives:
-        case PretrainObjectives() as objectives:
-            return objectives.losses
-        case CaptionerObjectives():
-            return ("lm",)
-        case _:
-            return ("itc",)
 
 
 def _first_that_fits(

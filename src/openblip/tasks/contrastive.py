@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from openblip.data.loader import Batch
 from openblip.errors import RecipeError
@@ -162,7 +162,7 @@ class ContrastiveTask(Task[Batch]):
         collectives: Collectives | None,
         negative_sampler: NegativeSampler | None,
         embed_dim: int,
-        teacher: nn.Module | None,
+        teacher: Med | Albef | None,
     ) -> None:
         super().__init__()
         self.objectives = objectives

@@ -68,6 +68,10 @@ class PairPool:
         """The pool's rows of a tensor (batch, ...), without gradient."""
         return self.collectives.gather(tensor.detach()) if self._gathers else tensor.detach()
 
+    def size(self, batch_size: int) -> int:
+        """How many pairs the pool has."""
+        return batch_size * self.collectives.world_size if self._gathers else batch_size
+
     def first_row(self, batch_size: int) -> int:
         """The row of the pool that is this batch's first pair."""
         return batch_size * self.collectives.rank if self._gathers else 0

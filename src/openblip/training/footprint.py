@@ -5,7 +5,7 @@ moment. Not seen is what a library allocates within one operation; for accelerat
 `openblip.recipes.sizing` adds an allowance for that, for their context, and for fragmentation.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -16,16 +16,20 @@ from torch import Tensor, nn
 from openblip.data.loader import Batch
 from openblip.data.tokenizer import TextTokenizer
 from openblip.interop.assembly import build_empty
-from openblip.model import Med, MedConfig, TextPass
-from openblip.tasks.pretrain import PretrainTask
+from openblip.model import Med, TextPass
+from openblip.model.albef import Albef
+from openblip.objectives.mlm import MaskDraws
+from openblip.tasks.albef import AlbefTask, MaskSampler
+from openblip.tasks.contrastive import ContrastiveTask
 from openblip.tasks.protocol import AnyTask, StepPosition
 from openblip.training.accelerator import accelerator_kernels
 from openblip.training.build import assemble_task, overridden
 from openblip.training.config import Recipe
 from openblip.training.distributed import Processes
 from openblip.training.optimiser import build_optimiser, trained_parameters
-from openblip.training.simulation import Simulation
-from openblip.training.step_flops import task_flops
+from openblip.training.simulation import Simulation, unsimulated
+from openblip.training.step_flops import recomputed_flops, task_flops
+from openblip.training.students import new_student
 from openblip.training.trainer import Trainer
 
 WEIGHTS, GRADIENTS, MOMENTS = "weights", "gradients", "optimiser moments"
@@ -73,6 +77,8 @@ class Footprint:
     """By part (`PARTS`)."""
     operations: float
     """Useful operations of the process in the step, all accumulated parts together."""
+    recomputed: float
+    """Operations besides, which checkpointing computes again in the step."""
     gathered: int
     """Bytes that a sharded run puts together for a time: what is in no layer, two layers, and the
     gradients of a layer and of what is in none."""
@@ -121,9 +127,9 @@ def step_footprint(
         world_size: processes of the run.
         accelerator: count the kernels that an accelerator takes, not those of a processor.
     """
-    assert isinstance(recipe.model, MedConfig), "a MED is planned for"
+    assert recipe.model is not None, "a resolved recipe"
     config = overridden(recipe.model, recipe.overrides)
-    empty = build_empty(lambda: Med(config))
+    empty = build_empty(lambda: new_student(config))
     with ExitStack() as stack:
         simulation = stack.enter_context(Simulation())
         if accelerator:
@@ -131,6 +137,8 @@ def step_footprint(
         student = empty.to_empty(device="cpu")
         processes = _Simulated(world_size=world_size)
         task = assemble_task(recipe, student, tokenizer, processes).train()
+        if isinstance(task, AlbefTask):
+            task.mask_sampler = _with_values(task.mask_sampler)
         optimiser = build_optimiser(trained_parameters(task), recipe.optimiser)
         trainer = Trainer(
             task,
@@ -150,11 +158,23 @@ def step_footprint(
         ]
         simulation.forget_peak()
         trainer.step(StepPosition(1, 10.0), batches, recipe.optimiser.lr)
+        accumulate = recipe.train.accumulate
         return Footprint(
             parts={part: simulation.peak[part] for part in PARTS if simulation.peak[part]},
-            operations=recipe.train.accumulate * task_flops(task, batches[0]),
+            operations=accumulate * task_flops(task, batches[0]),
+            recomputed=accumulate * recomputed_flops(task, batches[0]),
             gathered=_gathered(task),
         )
+
+
+def _with_values(sampler: MaskSampler) -> MaskSampler:
+    """Draws what a run would: how many words are masked decides the number of logits."""
+
+    def draw(shape: torch.Size, position: StepPosition) -> MaskDraws:
+        with unsimulated():
+            return sampler(shape, position)
+
+    return draw
 
 
 def _make_moments(task: AnyTask, optimiser: torch.optim.Optimizer) -> None:
@@ -173,31 +193,39 @@ def _label(simulation: Simulation, task: AnyTask, optimiser: torch.optim.Optimiz
     for state in optimiser.state.values():
         for value in state.values():
             simulation.relabel(value, MOMENTS)
-    if isinstance(task, PretrainTask) and hasattr(task, "teacher"):
+    if isinstance(task, ContrastiveTask) and task.contrasts:
         for parameter in task.teacher.parameters():
             simulation.relabel(parameter, TEACHER)
         for buffer in task.queue.buffers():
             simulation.relabel(buffer, QUEUES)
-        for part in (task.teacher.image_encoder, task.teacher.text):
-            simulation.within(part, TEACHER_PASS)
-    assert isinstance(task.student, Med)
-    _label_activations(simulation, task.student)
+        for module, _ in _activations(task.teacher):
+            simulation.within(module, TEACHER_PASS)
+    assert isinstance(task.student, Med | Albef)
+    for module, label in _activations(task.student):
+        simulation.within(module, label)
     task.register_forward_pre_hook(lambda *_: simulation.stage(LOSSES))
     task.register_forward_hook(_when_backward_begins(simulation))
     optimiser.register_step_pre_hook(lambda *_: simulation.stage(UPDATE))
 
 
-def _label_activations(simulation: Simulation, student: Med) -> None:
-    def role(texts: TextPass) -> str:
-        return TEXT_ALONE if texts.memory is None else TEXT_WITH_IMAGE
-
-    simulation.within(student.image_encoder, IMAGES)
-    simulation.within(student.text, role)
-    for name, module in student.named_modules():
+def _activations(model: Med | Albef) -> Iterator[tuple[nn.Module, str | Callable[[Any], str]]]:
+    """Modules, and the label of what they allocate; outer ones first."""
+    yield model.image_encoder, IMAGES
+    if isinstance(model, Med):
+        yield model.text, _role
+    else:
+        yield model.text.embeddings, TEXT_ALONE
+        for number, layer in enumerate(model.text.layers):
+            yield layer, TEXT_ALONE if number < model.config.fusion_layer else TEXT_WITH_IMAGE
+    for name, module in model.named_modules():
         if name.endswith(".key_value"):
-            simulation.within(module, MEMORY)
+            yield module, MEMORY
         elif name.endswith("lm_head"):
-            simulation.within(module, VOCABULARY)
+            yield module, VOCABULARY
+
+
+def _role(texts: TextPass) -> str:
+    return TEXT_ALONE if texts.memory is None else TEXT_WITH_IMAGE
 
 
 def _when_backward_begins(simulation: Simulation) -> Any:
@@ -208,10 +236,10 @@ def _when_backward_begins(simulation: Simulation) -> Any:
 
 
 def _gathered(task: AnyTask) -> int:
-    models = [child for child in task.children() if isinstance(child, Med)]
-    layers = [layer for med in models for layer in (*med.image_encoder.blocks, *med.text.layers)]
+    models = [child for child in task.children() if isinstance(child, Med | Albef)]
+    layers = [layer for one in models for layer in (*one.image_encoder.blocks, *one.text.layers)]
     of_layers = [_bytes(layer) for layer in layers]
-    in_none = sum(_bytes(med) for med in models) - sum(of_layers)
+    in_none = sum(_bytes(one) for one in models) - sum(of_layers)
     # One layer computes while the next one's weights arrive.
     return 2 * in_none + 3 * max(of_layers)
 

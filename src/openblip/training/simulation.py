@@ -7,13 +7,14 @@ counted on the step itself, with what autograd saves, and not by formulas that t
 
 import weakref
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 aten = torch.ops.aten
@@ -75,7 +76,8 @@ class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
             self._labels.pop()
 
         module.register_forward_pre_hook(enter)
-        module.register_forward_hook(leave)
+        # What a checkpointed layer computes again ends early, by an exception.
+        module.register_forward_hook(leave, always_call=True)
 
     def relabel(self, tensor: Tensor, label: str) -> None:
         """Let a tensor's storage have another label from here on."""
@@ -162,6 +164,13 @@ class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         if self._total > self._most:
             self._most = self._total
             self.peak = Counter(self.alive)
+
+
+@contextmanager
+def unsimulated() -> Iterator[None]:
+    """Within it tensors are real, as outside of the simulation, and no memory is counted."""
+    with _disable_current_modes():
+        yield
 
 
 def _value_of(tensor: Any) -> Tensor | None:

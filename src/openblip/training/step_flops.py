@@ -12,6 +12,7 @@ from openblip.model.flops import (
     image_encoder_flops,
     lm_head_flops,
     memory_flops,
+    similarity_flops,
     state_memory_flops,
     text_flops,
     twin_flops,
@@ -22,6 +23,7 @@ from openblip.model.vqa import VqaConfig
 from openblip.tasks.albef import AlbefTask
 from openblip.tasks.captioner import CaptionerTask
 from openblip.tasks.clip import ClipTask
+from openblip.tasks.contrastive import ContrastiveTask
 from openblip.tasks.nlvr import NlvrTask
 from openblip.tasks.pretrain import PretrainTask
 from openblip.tasks.protocol import AnyTask
@@ -39,14 +41,57 @@ def task_flops(task: AnyTask, batch: Examples) -> float:
     Of a student of which only low-rank changes are trained, about: frozen weights get no gradient,
     nor do the states of an image encoder without a change.
     """
-    total = _all_trained(task, batch)
+    total, contrast = _all_trained(task, batch), _contrast_flops(task, batch)
     student = task.student
     if not any(True for _ in low_rank_layers(student)):
-        return total
+        return total + contrast
     total *= _FROZEN
     if not any(parameter.requires_grad for parameter in student.image_encoder.parameters()):
         total -= image_encoder_flops(student.config, *_images_of(batch))
-    return total
+    return total + contrast
+
+
+def _contrast_flops(task: AnyTask, batch: Examples) -> int:
+    """Operations of comparing a batch's features with its keys', forward and backward."""
+    match task:
+        case ClipTask():
+            rows, _ = _images_of(batch)
+            keys = rows * task.collectives.world_size
+        case ContrastiveTask() if task.contrasts:
+            rows, _ = _images_of(batch)
+            keys = task.pool.size(rows) + task.objectives.queue_size
+        case _:
+            return 0
+    # The keys of a teacher get no gradient, but its own features are compared too.
+    return _TRAINED * similarity_flops(task.student.config, rows, keys)
+
+
+def recomputed_flops(task: AnyTask, batch: Batch) -> float:
+    """Operations that activation checkpointing computes again: forward passes of its layers."""
+    config, (count, side) = task.student.config, _images_of(batch)
+    once = config.vision.depth - config.vision.checkpoint_layers
+    images = image_encoder_flops(config, count, side)
+    images -= image_encoder_flops(config, count, side, once)
+    layers = config.text.checkpoint_layers
+    match task:
+        case AlbefTask():
+            losses = task.objectives.losses
+            texts = _albef_text_passes(task.student.config, losses, batch, layers)
+        case ClipTask() | PretrainTask() | CaptionerTask():
+            texts = sum(_text_passes(task.student.config, _losses(task), batch, layers))
+        case _:
+            raise TypeError(f"{type(task).__name__}: what it computes again is not counted")
+    return float(images + texts)
+
+
+def _losses(task: ClipTask | PretrainTask | CaptionerTask) -> tuple[Head, ...]:
+    match task:
+        case PretrainTask():
+            return task.objectives.losses
+        case CaptionerTask():
+            return ("lm",)
+        case ClipTask():
+            return ("itc",)
 
 
 def _images_of(batch: Examples) -> tuple[int, int]:
@@ -68,12 +113,12 @@ def _all_trained(task: AnyTask, batch: Examples) -> float:
                 task.student.config, objectives.losses, batch, objectives.mask_probability
             )
         case ClipTask(), Batch():
-            # It has no teacher, whose forward counts as a third of the student's work.
-            return step_flops(task.student.config, ("itc",), batch) * _TRAINED / (_TRAINED + 1)
-        case PretrainTask(), Batch():
-            return step_flops(task.student.config, task.objectives.losses, batch)
-        case CaptionerTask(), Batch():
-            return step_flops(task.student.config, ("lm",), batch)
+            clip = task.student.config
+            images = image_encoder_flops(clip, *_images_of(batch))
+            texts = _text_passes(clip, ("itc",), batch, clip.text.depth)
+            return float(_TRAINED * (images + sum(texts)))
+        case ((PretrainTask() | CaptionerTask()), Batch()):
+            return step_flops(task.student.config, _losses(task), batch)
         case VqaTask(), QuestionBatch():
             return _TRAINED * vqa_flops(task.student.config, batch)
         case NlvrTask(), ImagePairBatch():
@@ -83,7 +128,7 @@ def _all_trained(task: AnyTask, batch: Examples) -> float:
 
 
 def step_flops(config: MedConfig, losses: tuple[Head, ...], batch: Batch) -> float:
-    """Operations of forward and backward on a batch, and of the teacher's forward.
+    """Operations of both models on a batch: forward and backward, and the teacher's forward.
 
     What activation checkpointing computes twice counts once, and padding not at all but in the
     attention, although on an accelerator it goes through all layers: the share of the machine that
@@ -94,52 +139,78 @@ def step_flops(config: MedConfig, losses: tuple[Head, ...], batch: Batch) -> flo
         losses: the step's losses; the teacher takes part where "itc" is among them.
         batch: pairs; the images may have another size than the configured one.
     """
-    rows, tokens = batch.tokens.shape
-    packed = int(batch.mask.sum())
-    side = batch.images.shape[-1]
-    patches = (side // config.vision.patch_size) ** 2 + 1
+    rows, side = len(batch.tokens), batch.images.shape[-1]
     total = float(_TRAINED * image_encoder_flops(config, rows, side))
+    alone, grounded = _text_passes(config, losses, batch, config.text.depth)
+    total += _TRAINED * (alone + grounded)
     if "itc" in losses:
-        texts = text_flops(config, rows, tokens, packed=packed, reads_first=True)
-        total += (_TRAINED + 1) * texts + class_token_flops(config, rows, side)
+        total += alone + class_token_flops(config, rows, side)
     roles = len({"itm", "lm"} & set(losses))
     if roles:
         shared = config.text.sharing in ("all_but_self_attention", "all")
         memories = memory_flops(config, rows, side)
         total += _TRAINED * memories * (1 if shared else roles)
+    if "lm" in losses:
+        total += _TRAINED * lm_head_flops(config, int(batch.mask.sum()) - rows, 1)
+    return total
+
+
+def _text_passes(
+    config: MedConfig, losses: tuple[Head, ...], batch: Batch, layers: int
+) -> tuple[int, int]:
+    """Operations of the student's last text layers, for texts alone and for those with images."""
+    rows, tokens = batch.tokens.shape
+    packed = int(batch.mask.sum())
+    patches = (batch.images.shape[-1] // config.vision.patch_size) ** 2 + 1
+    alone = grounded = 0
+    if "itc" in losses:
+        alone = text_flops(config, rows, tokens, layers=layers, packed=packed, reads_first=True)
     if "itm" in losses:
         # Positives, negative images and negative texts, which are taken to be as long.
-        pairs = text_flops(config, 3 * rows, tokens, patches, packed=3 * packed, reads_first=True)
-        total += _TRAINED * pairs
+        grounded += text_flops(
+            config, 3 * rows, tokens, patches, layers, packed=3 * packed, reads_first=True
+        )
     if "lm" in losses:
-        total += _TRAINED * text_flops(config, rows, tokens, patches, packed=packed)
-        total += _TRAINED * lm_head_flops(config, packed - rows, 1)
-    return total
+        grounded += text_flops(config, rows, tokens, patches, layers, packed=packed)
+    return alone, grounded
 
 
 def albef_step_flops(
     config: AlbefConfig, losses: tuple[AlbefHead, ...], batch: Batch, mask_probability: float
 ) -> float:
     """The same of a step of ALBEF; of masked words there are as many as are expected."""
+    rows, side = len(batch.tokens), batch.images.shape[-1]
+    fusing = config.text.depth - config.fusion_layer
+    masked = round(mask_probability * (int(batch.mask.sum()) - rows))
+
+    def forward(losses: tuple[AlbefHead, ...]) -> int:
+        total = image_encoder_flops(config, rows, side)
+        total += _albef_text_passes(config, losses, batch, config.text.depth)
+        if losses != ("itc",):
+            total += memory_flops(config, rows, side, fusing)
+        if "mlm" in losses:
+            total += lm_head_flops(config, masked, 1)
+        return total
+
+    # The teacher does what the student does, but for matching.
+    return float(
+        _TRAINED * forward(losses) + forward(tuple(loss for loss in losses if loss != "itm"))
+    )
+
+
+def _albef_text_passes(
+    config: AlbefConfig, losses: tuple[AlbefHead, ...], batch: Batch, layers: int
+) -> int:
+    """Operations of the last text layers in all passes of a model."""
     rows, tokens = batch.tokens.shape
-    side = batch.images.shape[-1]
-    patches = (side // config.vision.patch_size) ** 2 + 1
-    below, above = config.fusion_layer, config.text.depth - config.fusion_layer
-    images = image_encoder_flops(config, rows, side)
-    encoded = text_flops(config, rows, tokens, layers=below)
-    fused = text_flops(config, rows, tokens, patches, above)
-    memory = memory_flops(config, rows, side, above)
-    both = _TRAINED + 1
-    total = float(both * (images + encoded))
-    if losses != ("itc",):
-        total += _TRAINED * memory
-    if "itm" in losses:
-        # Positives, negative images and negative texts.
-        total += _TRAINED * 3 * fused
-    if "mlm" in losses:
-        masked = round(mask_probability * (int(batch.mask.sum()) - rows))
-        total += both * (encoded + fused + lm_head_flops(config, masked, 1)) + memory
-    return total
+    patches = (batch.images.shape[-1] // config.vision.patch_size) ** 2 + 1
+    above = min(layers, config.text.depth - config.fusion_layer)
+    masked = "mlm" in losses
+    # Texts for contrast and matching, and masked ones.
+    encoded = text_flops(config, rows * (1 + masked), tokens, layers=layers - above)
+    # Positives, negative images and negative texts, and masked ones.
+    fused_rows = rows * (3 * ("itm" in losses) + masked)
+    return encoded + text_flops(config, fused_rows, tokens, patches, above)
 
 
 def vqa_flops(config: VqaConfig, batch: QuestionBatch) -> float:
