@@ -391,7 +391,8 @@ def main() -> None:
         return
     tables = {"memory": check_memory, "time": check_time, "paper": tabulate_paper}
     report = tables[options.what](options)
-    print("\n" + report)
+    if options.what != "memory":  # prints its rows as they are made
+        print("\n" + report)
     if options.output:
         options.output.write_text(report + "\n", encoding="utf-8")
 
