@@ -23,7 +23,7 @@ def run(script: str, *words: str) -> str:
 
 @pytest.mark.parametrize("script", SMALL)
 def test_a_small_one_gives_its_table(script: str) -> None:
-    assert run(script, *SMALL[script].split()).count("% |") + run(script, "--help").count("usage") >= 1
+    assert " % |" in run(script, *SMALL[script].split())
 
 
 @pytest.mark.slow
