@@ -17,6 +17,7 @@ from openblip.inference import Blip
 from openblip.inference.embedder import load_embedder
 
 from .conftest import make_med
+from .published_clip import save_clip, transformers_embeds
 
 TEXTS = ["a dog on grass", "two cats", "a red car beside a very long and winding road", ""]
 
@@ -30,67 +31,20 @@ def pictures() -> list[Image.Image]:
     ]
 
 
-def clip_tokenizer(folder: Path) -> Any:
-    """A tokenizer of CLIP whose words are letters."""
-    from transformers import CLIPTokenizer
-
-    letters = [chr(n) for n in range(ord("a"), ord("z") + 1)]
-    words = [*letters, *(f"{letter}</w>" for letter in letters)]
-    vocab = {word: number for number, word in enumerate([*words, "<|startoftext|>"])}
-    vocab["<|endoftext|>"] = len(vocab)
-    tokenizer = CLIPTokenizer(vocab=vocab, merges=[], model_max_length=16)
-    tokenizer.save_pretrained(folder)
-    return tokenizer
-
-
 @pytest.fixture
 def clip_folder(tmp_path: Path) -> Path:
-    """A small CLIP with random weights as the hub has them."""
-    from transformers import CLIPConfig, CLIPModel
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    tokenizer = clip_tokenizer(tmp_path / "clip")
-    sizes = {
-        "hidden_size": 16,
-        "intermediate_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-    }
-    text = sizes | {
-        "vocab_size": len(tokenizer),
-        "max_position_embeddings": 16,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-    }
-    vision = sizes | {"image_size": 32, "patch_size": 8}
-    torch.manual_seed(0)
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
-    CLIPModel(config).save_pretrained(tmp_path / "clip")
-    CLIPImageProcessorPil(
-        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
-    ).save_pretrained(tmp_path / "clip")
-    return tmp_path / "clip"
+    return save_clip(tmp_path / "clip")
 
 
 def test_a_clip_embeds_as_transformers_does(clip_folder: Path, pictures: list[Image.Image]) -> None:
-    from transformers import AutoTokenizer, CLIPModel
-    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
-
-    theirs = CLIPModel.from_pretrained(clip_folder).eval()
-    pixels = CLIPImageProcessorPil.from_pretrained(clip_folder)(pictures, return_tensors="pt")
-    tokens = AutoTokenizer.from_pretrained(clip_folder)(
-        TEXTS, padding="max_length", truncation=True, max_length=16, return_tensors="pt"
-    )
-    with torch.no_grad():
-        expected = theirs(**tokens, **pixels)
+    expected_images, expected_texts = transformers_embeds(clip_folder, pictures, TEXTS)
 
     ours = load_embedder(clip_folder)
 
     images = ours.embed_images(pictures, batch_size=2)
-    torch.testing.assert_close(images, expected.image_embeds, rtol=0, atol=1e-5)
+    torch.testing.assert_close(images, expected_images, rtol=0, atol=1e-5)
     texts = ours.embed_texts(TEXTS, batch_size=3)
-    torch.testing.assert_close(texts, expected.text_embeds, rtol=0, atol=1e-5)
+    torch.testing.assert_close(texts, expected_texts, rtol=0, atol=1e-5)
     torch.testing.assert_close(ours.embed_texts(TEXTS[0])[0], texts[0], rtol=0, atol=1e-5)
 
 
