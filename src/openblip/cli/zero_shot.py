@@ -27,8 +27,8 @@ def classify(
         --exclude todo
 
     Args:
-        model: model folder or run directory; also a CLIP of transformers, or
-            open_clip:ARCHITECTURE/PRETRAINED.
+        model: model folder, run directory, file, https address or hub repository; also a CLIP of
+            transformers, or open_clip:ARCHITECTURE/PRETRAINED.
         table: pair table whose rows have a label in their metadata.
         split: which rows.
         label_field: field of the metadata with a label, or a list of them: then any is a hit.
