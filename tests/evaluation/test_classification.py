@@ -23,9 +23,11 @@ from openblip.evaluation.classification import (
 )
 from openblip.evaluation.results_file import save_records
 from openblip.inference import Blip
+from openblip.inference.embedder import load_embedder
 from openblip.model import Med
 from openblip.model.albef import Albef, AlbefConfig
 
+from ..inference.published_clip import save_clip, transformers_embeds
 from .conftest import WORLD
 
 LABELS = ["red ball", "a blue cube", "tree", "house", "Dog.", "cat"]
@@ -93,6 +95,55 @@ def test_contrast_ranks_the_mean_of_the_prompts(
         found.classes[first] for first in best
     ]
     assert [row["correct"] for row in found.predictions] == right
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    return save_clip(tmp_path / "published")
+
+
+def test_a_published_clip_scores_as_transformers_does(published: Path, labelled: PairTable) -> None:
+    images = read_labels(labelled, "test", "label", ["todo"])
+    # Short ones: a word is as many tokens of this CLIP as it has letters.
+    templates = ("a {}", "{} here")
+    prompts = class_prompts(images.classes, templates)
+    pictures = [open_image(image) for image in images_of(labelled, images.rows)]
+    texts = [prompt for own in prompts for prompt in own]
+    of_images, of_texts = transformers_embeds(published, pictures, texts)
+    of_classes = F.normalize(of_texts.view(len(prompts), len(templates), -1).mean(dim=1), dim=-1)
+    expected = (of_images @ of_classes.T).numpy()
+
+    found = evaluate_classification(
+        load_embedder(published), labelled, templates=templates, exclude=["todo"], batch_size=3
+    )
+
+    assert np.ptp(expected) > 0.1
+    np.testing.assert_allclose(found.scores, expected, rtol=0, atol=1e-5)
+    assert found.metrics == found.contrastive
+    assert [row["predictions"][0] for row in found.predictions] == [
+        images.classes[first] for first in expected.argmax(axis=1)
+    ]
+
+
+def test_the_command_takes_a_published_clip_and_ranks_by_contrast_alone(
+    published: Path, labelled: PairTable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "classify", str(published), labelled.uri, "--exclude", "todo"]
+
+    assert main([*words, "--json"]) == 0
+    found = evaluate_classification(load_embedder(published), labelled, exclude=["todo"])
+    assert json.loads(capsys.readouterr().out)["metrics"] == pytest.approx(found.metrics)
+
+    assert main([*words, "--k", "3"]) == 1
+    assert "leave --k out" in capsys.readouterr().err
+
+
+def test_an_image_that_cannot_be_read_is_named(blip: Blip, tmp_path: Path) -> None:
+    rows = [PairRow(id=key, image=b"no image", split="test", meta={"label": key}) for key in "ab"]
+    table = PairTable.create(tmp_path / "t.lance", rows)
+    for k in (0, 1):
+        with pytest.raises(DataError, match="row 'a'"):
+            evaluate_classification(blip, table, k=k)
 
 
 def match_score(model: Blip, image: bytes, prompts: list[str]) -> float:
@@ -195,7 +246,7 @@ def test_what_cannot_be_evaluated_is_named(
         evaluate_classification(blip, labelled, templates=[])
     with pytest.raises(RecipeError, match="k is -1"):
         evaluate_classification(blip, labelled, k=-1)
-    with pytest.raises(MissingHead, match="itm"):
+    with pytest.raises(MissingHead, match=r"no itm head .* leave --k out"):
         evaluate_classification(clip, labelled, k=2)
     with pytest.raises(RecipeError, match=r"\.csv or \.json"):
         save_records(tmp_path / "r.txt", [])

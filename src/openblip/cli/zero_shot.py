@@ -27,13 +27,15 @@ def classify(
         --exclude todo
 
     Args:
-        model: model folder or run directory.
+        model: model folder, run directory, file, https address or hub repository; also a CLIP of
+            transformers, or open_clip:ARCHITECTURE/PRETRAINED.
         table: pair table whose rows have a label in their metadata.
         split: which rows.
         label_field: field of the metadata with a label, or a list of them: then any is a hit.
         templates: prompts with {} for the name of a class; embeddings of several are averaged.
         exclude: labels that do not count; images without another one are left out.
-        k: classes of each image that matching ranks again; 0 for contrast alone.
+        k: classes of each image that matching ranks again; 0 for contrast alone, all that a CLIP
+            has.
         batch_size: images that are encoded together.
         results: write the predictions there, as .csv or .json.
         json: print JSON.
@@ -41,12 +43,12 @@ def classify(
     from openblip.data.table import PairTable
     from openblip.evaluation.classification import evaluate_classification
     from openblip.evaluation.results_file import check_results_path, save_records
-    from openblip.inference import load
+    from openblip.inference.embedder import load_embedder
 
     if results is not None:
         check_results_path(results)
     found = evaluate_classification(
-        load(model),
+        load_embedder(model),
         PairTable.open(table),
         split=split,
         label_field=label_field,

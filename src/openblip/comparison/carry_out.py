@@ -23,6 +23,7 @@ from openblip.data.table import PairTable
 from openblip.data.world import WorldConfig, open_or_create_world
 from openblip.errors import DataError, MissingHead
 from openblip.inference import Decoding, load
+from openblip.inference.embedder import load_embedder
 from openblip.inference.loading import find_model
 from openblip.training.recipe_file import from_plain, recipe_from_dict
 from openblip.training.run import train
@@ -158,10 +159,11 @@ def _capfilt(order: Order) -> dict[str, Any]:
 def _evaluate(order: Order) -> dict[str, Any]:
     settings = dict(order.settings)
     protocol, split = PROTOCOLS[settings.pop("task")], settings.pop("split")
-    blip, table = load(order.inputs["model"]), order.table()
+    read = load_embedder if protocol.needs_contrast_alone else load
+    model, table = read(order.inputs["model"]), order.table()
     try:
         chosen = from_plain(protocol.settings, settings, "settings")
-        units = protocol.evaluate(blip, table, split, chosen)
+        units = protocol.evaluate(model, table, split, chosen)
     except MissingHead as error:
         # Said once, so that the same command does not try it again.
         return {"units": {}, "missing": str(error)}

@@ -118,7 +118,7 @@ class Findings:
         return mine.minus(other) if mine and other else None
 
     def compute(self, model: str) -> Compute | None:
-        """What the model took; None for a checkpoint, or while a stage is not finished."""
+        """What the model took; None for one that was there before, or is unfinished."""
         flops = seconds = 0.0
         for seed in self.spec.seeds:
             stage = self._planner.model(model, seed)

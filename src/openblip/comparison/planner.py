@@ -17,7 +17,8 @@ from openblip.data.views import CaptionView
 from openblip.data.world import WorldConfig
 from openblip.data.world.config import config_to_dict
 from openblip.errors import DataError, OpenBlipError, RecipeError
-from openblip.inference.fingerprint import model_fingerprint
+from openblip.inference.embedder import is_published_clip
+from openblip.inference.fingerprint import embedder_fingerprint
 from openblip.inference.loading import find_model
 from openblip.interop.folder import read_config
 from openblip.recipes.baselines import as_albef, as_clip, as_unimodal
@@ -134,9 +135,8 @@ class Planner:
         return Stage("data", title, {"sources": [*map(to_plain, sources)], "files": seen})
 
     def _make_model(self, name: str, spec: ModelSpec, seed: int) -> Stage | Given:
-        if spec.checkpoint is not None:
-            place = _checkpoint(spec, seed)
-            return Given(place, model_fingerprint(place))
+        if spec.is_given:
+            return _given(spec, seed)
         recipe, inputs = _detached(self.recipe(name))
         init, data = self._inherited(name, "init"), self._inherited(name, "data")
         inputs["table"] = self.data(data, seed)
@@ -163,7 +163,7 @@ class Planner:
         elif spec.recipe is not None:
             recipe = self._named_recipe(spec.recipe, spec.init, field)
         else:
-            raise FieldError(field, f"{field} is a checkpoint: it has no recipe to begin with")
+            raise FieldError(field, f"{field} is there already: it has no recipe to begin with")
         if spec.init is not None and recipe.model is not None:
             # The same training, from weights that are there.
             recipe = replace(recipe, model=None, tokenizer=None, init_from=INIT)
@@ -197,9 +197,9 @@ class Planner:
 
     def _image_size(self, model: str) -> int:
         spec = self._spec.models[model]
-        if spec.checkpoint is None:
+        if not spec.is_given:
             return self.recipe(model).data.image_size
-        return read_config(find_model(_checkpoint(spec, self._spec.seeds[0]))).image_size
+        return read_config(find_model(_place(spec, self._spec.seeds[0]))).image_size
 
     def _inherited(self, name: str, field: str) -> str | None:
         """A field of a model, or of the nearest one that it is like."""
@@ -208,8 +208,25 @@ class Planner:
         return self._inherited(spec.like, field) if value is None and spec.like else value
 
 
-def _checkpoint(spec: ModelSpec, seed: int) -> str:
-    assert spec.checkpoint is not None
+def _given(spec: ModelSpec, seed: int) -> Given:
+    """A model that is there.
+
+    Raises:
+        CheckpointError: it is not.
+        RecipeError: it stands in the wrong field.
+    """
+    place = _place(spec, seed)
+    is_clip = is_published_clip(place)
+    if is_clip != (spec.published_clip is not None):
+        found, right = ("a", "published_clip") if is_clip else ("no", "checkpoint")
+        raise RecipeError(f"{place} is {found} CLIP of others: give it as {right}")
+    return Given(place, embedder_fingerprint(place))
+
+
+def _place(spec: ModelSpec, seed: int) -> str:
+    """Of a model that is there; a published one is the same for all seeds."""
+    if spec.checkpoint is None:
+        return expandvars(spec.published_clip or "")
     return expandvars(spec.checkpoint).replace("{seed}", str(seed))
 
 

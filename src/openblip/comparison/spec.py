@@ -70,7 +70,7 @@ class DataSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """A model: one that is there (`checkpoint`), or one that is trained.
+    """A model: one that is there (`checkpoint`, `published_clip`), or one that is trained.
 
     `recipe` or `like` say what the training begins with; the other fields change that, in the
     order in which they stand here.
@@ -80,6 +80,9 @@ class ModelSpec:
     """What the tables call it; by default its name."""
     checkpoint: str | None = None
     """Model folder, run directory, file or hub id; `{seed}` stands for the seed."""
+    published_clip: str | None = None
+    """A CLIP of others, as `openblip evaluate retrieval` takes it: folder, hub id or `open_clip:`
+    name; may begin with a variable of the environment. It can be evaluated, and nothing else."""
     recipe: str | None = None
     """Name of a recipe, or a recipe.yaml."""
     like: str | None = None
@@ -96,11 +99,15 @@ class ModelSpec:
     """Fields of the recipe by their names with dots, such as `train.steps`."""
 
     def __post_init__(self) -> None:
-        begins = [self.checkpoint is not None, self.recipe is not None, self.like is not None]
-        if sum(begins) != 1:
-            raise RecipeError("give one of checkpoint, recipe, like")
-        if self.checkpoint is not None and (self.trained_as or self.settings or self.view):
-            raise RecipeError("a checkpoint is taken as it is: leave settings, view out")
+        begins = (self.checkpoint, self.published_clip, self.recipe, self.like)
+        if sum(beginning is not None for beginning in begins) != 1:
+            raise RecipeError("give one of checkpoint, published_clip, recipe, like")
+        changes = (self.data, self.init, self.view, self.trained_as, self.settings)
+        if self.is_given and any(changes):
+            raise RecipeError(
+                "a model that is there is taken as it is: leave data, init, view, trained_as and "
+                "settings out"
+            )
 
     @property
     def is_given(self) -> bool:

@@ -69,6 +69,31 @@ def check_names(spec: ComparisonSpec) -> None:
     for field, figure in _figures_named(spec):
         _known_figure(figure, spec, field)
     _check_labels(spec)
+    _check_published(spec)
+
+
+def _check_published(spec: ComparisonSpec) -> None:
+    """Check that a published CLIP is asked only for what contrast alone can do.
+
+    Raises:
+        FieldError: it is asked for something else; the message names the model, and the task.
+    """
+    clips = {name for name, model in spec.models.items() if model.published_clip is not None}
+    for field, name in _models_built_upon(spec):
+        if name in clips:
+            raise FieldError(
+                field, f"{field} is {name!r}, a published CLIP, which can only be evaluated"
+            )
+    able = [kind for kind, protocol in PROTOCOLS.items() if protocol.needs_contrast_alone]
+    for field, model, figure in spec.pairs():
+        task = figure.partition(".")[0]
+        kind = spec.tasks[task].task
+        if model in clips and kind not in able:
+            raise FieldError(
+                field,
+                f"{field}: the model {model!r} is a published CLIP, which cannot do the task "
+                f"{task!r} ({kind}), only {' and '.join(able)}; leave it out of this entry",
+            )
 
 
 def _data_named(spec: ComparisonSpec) -> Iterator[tuple[str, str | None]]:
@@ -82,7 +107,8 @@ def _data_named(spec: ComparisonSpec) -> Iterator[tuple[str, str | None]]:
         yield f"tasks.{name}.data", task.data
 
 
-def _models_named(spec: ComparisonSpec) -> Iterator[tuple[str, str | None]]:
+def _models_built_upon(spec: ComparisonSpec) -> Iterator[tuple[str, str | None]]:
+    """Fields that name what models and data are made with, and what they name."""
     for name, data in spec.data.items():
         if data.capfilt is not None:
             yield f"data.{name}.capfilt.captioner", data.capfilt.captioner
@@ -90,6 +116,10 @@ def _models_named(spec: ComparisonSpec) -> Iterator[tuple[str, str | None]]:
     for name, model in spec.models.items():
         yield f"models.{name}.like", model.like
         yield f"models.{name}.init", model.init
+
+
+def _models_named(spec: ComparisonSpec) -> Iterator[tuple[str, str | None]]:
+    yield from _models_built_upon(spec)
     for number, table in enumerate(spec.tables):
         yield from ((f"tables.{number}.models", name) for name in table.models)
         yield f"tables.{number}.baseline", table.baseline

@@ -5,14 +5,15 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from openblip.data.table import PairTable
-from openblip.errors import MissingHead, RecipeError
+from openblip.errors import RecipeError
 from openblip.evaluation.caption import evaluate_caption
 from openblip.evaluation.classification import TEMPLATES, check_templates, evaluate_classification
+from openblip.evaluation.matching import can_match
 from openblip.evaluation.nlvr import evaluate_nlvr
 from openblip.evaluation.retrieval import MAX_WORDS, evaluate_retrieval
 from openblip.evaluation.units import UnitScores
 from openblip.evaluation.vqa import evaluate_vqa
-from openblip.inference import Blip, Decoding
+from openblip.inference import Blip, Decoding, Embedder
 
 TaskKind = Literal["retrieval", "caption", "classification", "vqa", "nlvr"]
 Units = dict[str, UnitScores]
@@ -114,10 +115,12 @@ class Protocol:
     """Dataclass of its settings."""
     metrics: tuple[str, ...]
     """What it gives unit by unit, and the means of these."""
-    evaluate: Callable[[Blip, PairTable, str, Any], Units]
+    evaluate: Callable[[Any, PairTable, str, Any], Units]
     """Of a model on a split of a table; raises `MissingHead` where the model cannot do it."""
     switches: Mapping[str, str] = field(default_factory=dict)
     """Metrics that a setting must switch on, and its name."""
+    needs_contrast_alone: bool = False
+    """Whether any `Embedder` can do it, and so a published CLIP; otherwise a `Blip` is needed."""
 
 
 def parts_of(metric: str) -> tuple[str, ...]:
@@ -131,15 +134,14 @@ def _check_at_least(least: int, settings: object, *names: str) -> None:
             raise RecipeError(f"{name} is {value}; give at least {least}")
 
 
-def _retrieval(blip: Blip, table: PairTable, split: str, settings: RetrievalSettings) -> Units:
+def _retrieval(model: Embedder, table: PairTable, split: str, settings: RetrievalSettings) -> Units:
     return evaluate_retrieval(
-        blip,
+        model,
         table,
         split=split,
         k=settings.k,
         max_words=settings.max_words,
         batch_size=settings.batch_size,
-        use_itm=_can_match(blip),
     ).units
 
 
@@ -156,16 +158,16 @@ def _caption(blip: Blip, table: PairTable, split: str, settings: CaptionSettings
 
 
 def _classification(
-    blip: Blip, table: PairTable, split: str, settings: ClassificationSettings
+    model: Embedder, table: PairTable, split: str, settings: ClassificationSettings
 ) -> Units:
     return evaluate_classification(
-        blip,
+        model,
         table,
         split=split,
         label_field=settings.label_field,
         templates=settings.templates,
         exclude=settings.exclude,
-        k=settings.k if _can_match(blip) else 0,
+        k=settings.k if can_match(model) else 0,
         batch_size=settings.batch_size,
     ).units
 
@@ -188,23 +190,19 @@ def _nlvr(blip: Blip, table: PairTable, split: str, settings: NlvrSettings) -> U
     ).units
 
 
-def _can_match(blip: Blip) -> bool:
-    try:
-        blip.matcher.require("itm")
-    except MissingHead:
-        return False
-    return True
-
-
 PROTOCOLS: dict[TaskKind, Protocol] = {
     "retrieval": Protocol(
         RetrievalSettings,
         (*_MEANS, *(name for names in _MEANS.values() for name in names)),
         _retrieval,
+        needs_contrast_alone=True,
     ),
     "caption": Protocol(CaptionSettings, ("CIDEr", "ROUGE-L"), _caption),
     "classification": Protocol(
-        ClassificationSettings, ("top-1", "top-5", "mean per class"), _classification
+        ClassificationSettings,
+        ("top-1", "top-5", "mean per class"),
+        _classification,
+        needs_contrast_alone=True,
     ),
     "vqa": Protocol(
         VqaSettings,

@@ -4,20 +4,23 @@ import difflib
 import json
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
-from openblip.data.loader import every_image
+from openblip.data.reading import stream_images
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
-from openblip.errors import DataError, RecipeError
+from openblip.errors import DataError, MissingHead, RecipeError
 from openblip.evaluation.matching import (
+    can_match,
     candidates,
     embed_protocol_texts,
     matching_scores,
@@ -26,7 +29,8 @@ from openblip.evaluation.matching import (
 )
 from openblip.evaluation.metrics.classification import class_accuracy, class_ranks
 from openblip.evaluation.units import UnitScores, unit_scores
-from openblip.inference import Blip
+from openblip.inference import Blip, Embedder
+from openblip.inference.image_input import image_batches
 from openblip.progress import Progress
 
 TEMPLATES = ("a photo of {}.",)
@@ -63,6 +67,8 @@ class ClassificationResult:
     predictions: list[dict[str, Any]] = field(repr=False)
     """For each image its `id`, its `labels`, the five best classes, best first, in `predictions`,
     and whether the first is `correct`."""
+    scores: NDArray[np.floating[Any]] = field(repr=False)
+    """(images, classes), by which the classes are ranked: cosines without matching."""
     classes: list[str]
     num_images: int
     k: int
@@ -70,7 +76,7 @@ class ClassificationResult:
 
 
 def evaluate_classification(
-    blip: Blip,
+    model: Embedder,
     table: PairTable,
     *,
     split: str = "test",
@@ -87,7 +93,8 @@ def evaluate_classification(
     again by matching, each by the mean over its prompts.
 
     Args:
-        blip: a model with an ITC head, and an ITM head if it is to re-rank.
+        model: a `Blip` with an ITC head, and an ITM head if it is to re-rank; or another model
+            that embeds images and texts.
         table: with labels in the metadata of its rows.
         split: which rows.
         label_field: where a row's metadata has its label, or a list of them: then any is a hit.
@@ -103,12 +110,15 @@ def evaluate_classification(
     """
     if k < 0:
         raise RecipeError(f"k is {k}; give 0 for ITC alone, or how many classes matching ranks")
-    if k:
-        blip.matcher.require("itm")
+    if k and not can_match(model):
+        raise MissingHead(
+            f"k is {k}, but the model has no itm head to match with: leave --k out, so that "
+            "contrast alone ranks, or load a pre-trained, retrieval or filter checkpoint"
+        )
     started = time.perf_counter()
     images = read_labels(table, split, label_field, exclude)
     prompts = class_prompts(images.classes, templates)
-    cosines, scores = _rank(blip, table, images, prompts, k, batch_size)
+    cosines, scores = _rank(model, table, images, prompts, k, batch_size)
     right = images.classes_of_image
     contrastive = _units(cosines, right, len(images.classes))
     units = _units(scores, right, len(images.classes))
@@ -120,6 +130,7 @@ def evaluate_classification(
         {name: value for name, value in per_class if not np.isnan(value)},
         units,
         _predictions(images, scores),
+        scores,
         images.classes,
         len(images.rows),
         k,
@@ -217,7 +228,7 @@ def _check_excluded(exclude: Sequence[str], counts: Mapping[str, int], uri: str)
 
 @torch.inference_mode()
 def _rank(
-    blip: Blip,
+    model: Embedder,
     table: PairTable,
     images: LabelledImages,
     prompts: list[list[str]],
@@ -225,31 +236,47 @@ def _rank(
     batch_size: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cosines (images, classes), and the scores that rank in the end."""
-    num_classes, num_templates = len(prompts), len(prompts[0])
     texts = [prompt for own in prompts for prompt in own]
-    embeds = embed_protocol_texts(blip, texts).view(num_classes, num_templates, -1)
+    embeds = embed_protocol_texts(model, texts).view(len(prompts), len(prompts[0]), -1)
     class_embeds = F.normalize(embeds.mean(dim=1), dim=-1)
+    with Progress("classifying", total=len(images.rows), unit="images") as progress:
+        read = _counted(stream_images(table, images.rows), progress)
+        if k and can_match(model):
+            batches = image_batches(read, model.image_size, batch_size)
+            return _matched(model, batches, texts, class_embeds, k)
+        cosines = (model.embed_images(read, batch_size) @ class_embeds.T).numpy()
+    return cosines, cosines
+
+
+def _counted(images: Iterable[Image.Image], progress: Progress) -> Iterator[Image.Image]:
+    for image in images:
+        yield image
+        progress.update(1)
+
+
+def _matched(
+    blip: Blip, batches: Iterable[Tensor], texts: list[str], class_embeds: Tensor, k: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """As `_rank`, of images that are encoded once for both; `texts` are the prompts in order."""
+    num_classes = len(class_embeds)
+    num_templates = len(texts) // num_classes
     tokens = tokens_to_match(blip, texts)
     cosines: list[Tensor] = []
     scores: list[Tensor] = []
-    with Progress("classifying", total=len(images.rows), unit="images") as progress:
-        for batch in every_image(table, images.rows, batch_size, blip.image_size):
-            encoded = blip.encode(batch)
-            own = blip.matcher.embed_images(encoded.hidden).cpu() @ class_embeds.T
-            cosines.append(own)
-            if k:
-                wanted = candidates(own, k, dim=1)
-                matched, _ = matching_scores(
-                    blip,
-                    encoded.encoder_memory,
-                    tokens,
-                    own.repeat_interleave(num_templates, dim=1),
-                    wanted.repeat_interleave(num_templates, dim=1),
-                )
-                mean = matched.double().view(len(own), num_classes, num_templates).mean(dim=2)
-                own = torch.where(wanted, mean, unmatched_scores(own))
-            scores.append(own)
-            progress.update(len(own))
+    for batch in batches:
+        encoded = blip.encode(batch)
+        own = blip.matcher.embed_images(encoded.hidden).cpu() @ class_embeds.T
+        wanted = candidates(own, k, dim=1)
+        matched, _ = matching_scores(
+            blip,
+            encoded.encoder_memory,
+            tokens,
+            own.repeat_interleave(num_templates, dim=1),
+            wanted.repeat_interleave(num_templates, dim=1),
+        )
+        mean = matched.double().view(len(own), num_classes, num_templates).mean(dim=2)
+        cosines.append(own)
+        scores.append(torch.where(wanted, mean, unmatched_scores(own)))
     return torch.cat(cosines).numpy(), torch.cat(scores).numpy()
 
 

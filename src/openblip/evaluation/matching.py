@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Sequence
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -15,6 +16,11 @@ from openblip.model.albef import Albef
 
 NOT_RANKED = -100.0
 """Score of a pair that is not matched, below every matched one (as the original)."""
+
+
+def can_match(model: Embedder) -> TypeGuard[Blip]:
+    """Whether the model has an ITM head; one of others has contrast alone."""
+    return isinstance(model, Blip) and model.can_match
 
 
 def embed_protocol_texts(model: Embedder, texts: Sequence[str]) -> Tensor:

@@ -16,6 +16,7 @@ from openblip.data.views import split_rows
 from openblip.errors import DataError, RecipeError
 from openblip.evaluation.matching import (
     NOT_RANKED,
+    can_match,
     candidates,
     embed_protocol_texts,
     matching_scores,
@@ -129,7 +130,7 @@ def evaluate_retrieval(
         image_embeds = model.embed_images(stream_images(table, gallery.rows), batch_size)
         cosines = image_embeds @ embed_protocol_texts(model, gallery.texts).T
         contrastive = retrieval(cosines.numpy(), gallery.captions_of_image)
-        if use_itm and isinstance(model, Blip) and model.can_match:
+        if use_itm and can_match(model):
             pairs = _rerank(model, table, gallery, cosines, k, batch_size)
         else:
             scores = cosines.numpy()

@@ -94,6 +94,17 @@ def load_embedder(source: str | Path, device: str | torch.device | None = None) 
     return read_clip(path, place) if is_clip(path) else load(path, device)
 
 
+def is_published_clip(source: str | Path) -> bool:
+    """Whether `load_embedder` takes a source for a CLIP of others, and `load` does not.
+
+    Raises:
+        CheckpointError: if there is no such model.
+    """
+    from openblip.inference.transformers_towers import is_clip
+
+    return str(source).startswith(OPEN_CLIP) or is_clip(find_model(source))
+
+
 def _joined(parts: list[Tensor]) -> Float[Tensor, "rows embed"]:
     if not parts:
         return torch.empty(0, 0)

@@ -12,6 +12,25 @@ from openblip.inference.embedder import TwoTowers
 _CONFIG_FILE = "open_clip_config.json"
 
 
+def open_clip_identity(name: str) -> tuple[str, list[Path]]:
+    """What decides what a model computes: words of its name, and files on this machine.
+
+    Of a tag the words are all: open_clip says which weights it means. Of a file they are the
+    architecture; a folder says by itself what is in it.
+
+    Args:
+        name: as for `read_open_clip`.
+
+    Raises:
+        CheckpointError: if it is no such name.
+    """
+    if _is_folder(name):
+        return "", sorted(file for file in Path(name).iterdir() if file.is_file())
+    architecture, pretrained = _divided(name)
+    weights = Path(pretrained)
+    return (architecture, [weights]) if weights.is_file() else (name, [])
+
+
 def read_open_clip(name: str, device: torch.device) -> TwoTowers:
     """A model of open_clip with its own transform and tokenizer, in float32.
 
@@ -31,15 +50,10 @@ def read_open_clip(name: str, device: torch.device) -> TwoTowers:
             f"open_clip:{name} needs open_clip and a torchvision that fits this torch: "
             f"{install_extra('openclip')} ({str(error).strip().splitlines()[0]})"
         ) from error
-    if (Path(name) / _CONFIG_FILE).is_file():
+    if _is_folder(name):
         architecture, pretrained = f"local-dir:{name}", None
     else:
-        architecture, slash, pretrained = name.partition("/")
-        if not (slash and pretrained):
-            raise CheckpointError(
-                f"open_clip:{name}: give open_clip:ARCHITECTURE/PRETRAINED, such as "
-                f"open_clip:ViT-B-32/laion2b_s34b_b79k, or a folder with {_CONFIG_FILE}"
-            )
+        architecture, pretrained = _divided(name)
     try:
         model: Any
         model, _, prepare = open_clip.create_model_and_transforms(
@@ -56,3 +70,18 @@ def read_open_clip(name: str, device: torch.device) -> TwoTowers:
         return torch.as_tensor(model.encode_text(tokenizer(texts).to(device)))
 
     return TwoTowers(prepare, model.encode_image, encode_texts, device)
+
+
+def _is_folder(name: str) -> bool:
+    return (Path(name) / _CONFIG_FILE).is_file()
+
+
+def _divided(name: str) -> tuple[str, str]:
+    """Architecture, and tag or file."""
+    architecture, _, pretrained = name.partition("/")
+    if not pretrained:
+        raise CheckpointError(
+            f"open_clip:{name}: give open_clip:ARCHITECTURE/PRETRAINED, such as "
+            f"open_clip:ViT-B-32/laion2b_s34b_b79k, or a folder with {_CONFIG_FILE}"
+        )
+    return architecture, pretrained
