@@ -4,6 +4,7 @@ import json
 import math
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -265,6 +266,39 @@ def test_a_checkpoint_that_is_not_finite_is_passed_by(
     spoil_weights(other / "checkpoints" / "step-00000006")
     with pytest.raises(TrainingError, match="neither is any checkpoint"):
         train(more, other, quiet=True)
+
+
+def test_a_run_that_is_stopped_after_a_rewind_goes_on_from_there(
+    make_recipe: MakeRecipe,
+    poison: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    poison(6, 10)
+    recipe = unstable(make_recipe)
+    recipe = replace(recipe, stability=replace(recipe.stability, skip_steps=1))
+    with pytest.warns(OpenBlipWarning), pytest.raises(TrainingError, match="step 10 is not"):
+        train(recipe, tmp_path, quiet=True)
+    ninth = tmp_path / "checkpoints" / "step-00000009"
+    spoil_weights(ninth)
+    edit_state(ninth, best_step=9)
+    # The best of its time, which made room for the ninth.
+    edit_state(tmp_path / "checkpoints" / "step-00000006", best_step=1)
+    poison()
+    forward = PretrainTask.forward
+
+    def stopping(self: PretrainTask, batch: Batch, position: StepPosition) -> StepOutput:
+        if position.step == 7:
+            signal.raise_signal(signal.SIGTERM)
+        return forward(self, batch, position)
+
+    monkeypatch.setattr(PretrainTask, "forward", stopping)
+    more = replace(recipe, stability=replace(recipe.stability, rewinds=2))
+    with pytest.warns(OpenBlipWarning, match="step 9 is not finite.*back to step 6"):
+        result = train(more, tmp_path, quiet=True)
+    assert (result.steps, result.interrupted, ninth.exists()) == (8, True, False)
+    monkeypatch.setattr(PretrainTask, "forward", forward)
+    assert train(more, tmp_path, quiet=True).skipped == ((6, 7), (9, 10))
 
 
 def test_a_jump_of_the_loss_is_told_and_written(
