@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 
-from openblip.data.table import PairTable
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import DataError, MissingHead, RecipeError, TrainingError
 from openblip.interop.folder import read_folder
@@ -26,8 +25,6 @@ from openblip.training.config import LoraConfig, MixedTable, ModelOverrides, Rec
 from openblip.training.metrics_log import read_metrics
 from openblip.training.recipe_file import read_recipe, write_recipe
 from openblip.training.run import TrainResult, train
-
-from .conftest import wall
 
 MakeRecipe = Callable[..., Recipe]
 ReadStored = Callable[[Path], dict[str, torch.Tensor]]
@@ -329,16 +326,6 @@ def test_a_run_on_several_tables_goes_on_where_it_stopped(
     train(recipe, tmp_path / "stopped", quiet=True)
     assert weights(tmp_path / "stopped") == weights(tmp_path / "uninterrupted")
     assert read_metrics(tmp_path / "stopped")[-1]["epoch"] == pytest.approx(13 * 4 / 23)
-
-
-def test_a_run_does_not_go_on_with_other_rows_of_any_table(
-    make_recipe: MakeRecipe, other_table: str, tmp_path: Path
-) -> None:
-    recipe = mixed(make_recipe(steps=2), MixedTable(table=other_table))
-    train(recipe, tmp_path / "run", quiet=True)
-    PairTable.open(other_table).append([wall(100, "another")])
-    with pytest.raises(TrainingError, match=r"walls\.lance: 20 pairs.*other\.lance: 7 pairs"):
-        train(recipe, tmp_path / "run", quiet=True)
 
 
 def fine_tuning(
