@@ -99,15 +99,15 @@ def train(
         return recorded(_train)(recipe, Path(run_dir), resume, quiet)
     finally:
         torch.set_num_threads(threads)
-        return_freed_memory()
 
 
 def _train(recipe: Recipe, run_dir: Path, resume: bool, quiet: bool) -> TrainResult:
     processes = join_processes(recipe.train.device)
-    if processes.device.type == "cpu":
-        keep_freed_memory()
-    # Before anything else is written: the directory may be that of a run that lives.
-    with open_rank_log(run_dir, processes) as rank_log:
+    with ExitStack() as stack:
+        if processes.device.type == "cpu" and keep_freed_memory():
+            stack.callback(return_freed_memory)
+        # Before anything else is written: the directory may be that of a run that lives.
+        rank_log = stack.enter_context(open_rank_log(run_dir, processes))
         return _Run(recipe, run_dir, processes, resume, rank_log).carry_out(quiet)
 
 
