@@ -26,6 +26,8 @@ from openblip.training.metrics_log import read_metrics
 from openblip.training.recipe_file import read_recipe
 from openblip.training.run import TrainResult, train
 
+from .conftest import SignalInStep
+
 MakeRecipe = Callable[..., Recipe]
 
 
@@ -271,34 +273,25 @@ def test_a_checkpoint_that_is_not_finite_is_passed_by(
 def test_a_run_that_is_stopped_after_a_rewind_goes_on_from_there(
     make_recipe: MakeRecipe,
     poison: Callable[..., None],
-    monkeypatch: pytest.MonkeyPatch,
+    signal_in_step: SignalInStep,
     tmp_path: Path,
 ) -> None:
-    poison(6, 10)
-    recipe = unstable(make_recipe)
+    poison(8, 13)
+    recipe = unstable(make_recipe, steps=16, checkpoint_every=4)
     recipe = replace(recipe, stability=replace(recipe.stability, skip_steps=1))
-    with pytest.warns(OpenBlipWarning), pytest.raises(TrainingError, match="step 10 is not"):
+    with pytest.warns(OpenBlipWarning), pytest.raises(TrainingError, match="step 13 is not"):
         train(recipe, tmp_path, quiet=True)
-    ninth = tmp_path / "checkpoints" / "step-00000009"
-    spoil_weights(ninth)
-    edit_state(ninth, best_step=9)
-    # The best of its time, which made room for the ninth.
-    edit_state(tmp_path / "checkpoints" / "step-00000006", best_step=1)
-    poison()
-    forward = PretrainTask.forward
-
-    def stopping(self: PretrainTask, batch: Batch, position: StepPosition) -> StepOutput:
-        if position.step == 7:
-            signal.raise_signal(signal.SIGTERM)
-        return forward(self, batch, position)
-
-    monkeypatch.setattr(PretrainTask, "forward", stopping)
+    left = tmp_path / "checkpoints" / "step-00000012"
+    spoil_weights(left)
+    edit_state(left, best_step=12)
+    # The best of its time, which made room for that one.
+    edit_state(tmp_path / "checkpoints" / "step-00000008", best_step=1)
+    signal_in_step(9, signal.SIGTERM)
     more = replace(recipe, stability=replace(recipe.stability, rewinds=2))
-    with pytest.warns(OpenBlipWarning, match="step 9 is not finite.*back to step 6"):
+    with pytest.warns(OpenBlipWarning, match="step 12 is not finite.*back to step 8"):
         result = train(more, tmp_path, quiet=True)
-    assert (result.steps, result.interrupted, ninth.exists()) == (8, True, False)
-    monkeypatch.setattr(PretrainTask, "forward", forward)
-    assert train(more, tmp_path, quiet=True).skipped == ((6, 7), (9, 10))
+    assert (result.steps, result.interrupted, left.exists()) == (11, True, False)
+    assert train(more, tmp_path, quiet=True).skipped == ((8, 9), (12, 13))
 
 
 def test_a_jump_of_the_loss_is_told_and_written(
