@@ -2,6 +2,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -105,3 +106,14 @@ def test_it_goes_on_at_any_step(index: ImagePairIndex, tokenizer: TextTokenizer)
         again, once = next(batches.iterate(4)), batches.make(4)
     assert again.ids == once.ids
     assert torch.equal(again.first_images, once.first_images)
+
+
+def test_another_sentence_has_another_fingerprint(
+    index: ImagePairIndex, tokenizer: TextTokenizer
+) -> None:
+    other = [replace(index.pairs[0], sentence="one is brighter"), *index.pairs[1:]]
+    fingerprints = [
+        loader(replace(index, pairs=pairs), tokenizer, None).fingerprint()
+        for pairs in (index.pairs, list(index.pairs), other)
+    ]
+    assert fingerprints[0] == fingerprints[1] != fingerprints[2]

@@ -3,6 +3,7 @@ import io
 import itertools
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -358,3 +359,18 @@ def test_broken_images_are_told_beside_the_good_ones(
     assert torch.equal(next(needed)[0], found[0].images[0])
     with pytest.raises(DataError, match=r"row 4 of .*not an image"):
         next(needed)
+
+
+def test_other_texts_in_the_same_rows_have_another_fingerprint(
+    make: Callable[..., PairLoader],
+    pair_rows: Callable[..., list[PairRow]],
+    tokenizer: TextTokenizer,
+    tmp_path: Path,
+) -> None:
+    def loader(name: str, rows: list[PairRow]) -> PairLoader:
+        parts = [_whole(PairTable.create(tmp_path / name, rows))]
+        return PairLoader(parts, tokenizer, 4, SIZE, None, 32, 3)
+
+    other = [*pair_rows(19), replace(pair_rows(20)[19], captions=["another", "this is 19"])]
+    assert loader("same", pair_rows(20)).fingerprint() == make().fingerprint()
+    assert loader("other", other).fingerprint() != make().fingerprint()

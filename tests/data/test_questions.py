@@ -2,6 +2,8 @@
 
 import io
 import json
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -178,3 +180,16 @@ class TestBatches:
     ) -> None:
         with pytest.raises(DataError, match="lower the batch size"):
             loader(index, tokenizer, batch_size=64)
+
+
+def test_other_answers_have_another_fingerprint(
+    index: QuestionIndex, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    def fingerprint(name: str, rows: list[PairRow]) -> str:
+        table = PairTable.create(tmp_path / name, rows)
+        return loader(QuestionIndex.resolve(table, "train"), tokenizer).fingerprint()
+
+    rows = [row(number) for number in range(10)]
+    assert fingerprint("same", rows) == loader(index, tokenizer).fingerprint()
+    rows[1] = replace(rows[1], meta=row(2).meta | row(3).meta)
+    assert fingerprint("other", rows) != loader(index, tokenizer).fingerprint()

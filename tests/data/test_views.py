@@ -230,3 +230,29 @@ def test_what_was_not_checked_cannot_be_left_out(bootstrapped: PairTable) -> Non
         CaptionView(without=("duplicate_images",)).resolve(bootstrapped)
     with pytest.raises(DataError, match=r"not been checked: run `openblip data leakage"):
         CaptionView(without=("leaks",)).resolve(bootstrapped)
+
+
+def test_an_index_knows_its_texts_again(bootstrapped: PairTable, tmp_path: Path) -> None:
+    def digest(view: CaptionView, table: PairTable) -> bytes:
+        return view.resolve(table).text_digest
+
+    given, all_texts = CaptionView(), CaptionView(sources=("web", "synthetic"))
+    before = digest(given, bootstrapped), digest(all_texts, bootstrapped)
+    # A threshold that leaves rows alone and takes a text of one.
+    assert digest(CaptionView(itm_of=("web=0.55",)), bootstrapped) != digest(
+        CaptionView(itm_of=("web=0.45",)), bootstrapped
+    )
+    # Another captioner.
+    again = pa.table({"synthetic": [["t0"], ["t1"], ["t2"], ["t3"], None, ["t5"], ["t6"]]})
+    bootstrapped.add_columns(again, overwrite=True)
+    assert digest(given, bootstrapped) == before[0]
+    assert digest(all_texts, bootstrapped) != before[1]
+
+
+def test_what_a_table_is_written_in_does_not_change_the_digest(tmp_path: Path) -> None:
+    rows = [PairRow(str(n), b"", captions=[f"text {n}", "another"]) for n in range(6)]
+    whole = PairTable.create(tmp_path / "whole", rows)
+    parts = PairTable.create(tmp_path / "parts", rows[:2])
+    parts.append(rows[2:])
+    view = CaptionView()
+    assert view.resolve(whole).text_digest == view.resolve(parts).text_digest

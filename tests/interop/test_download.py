@@ -149,7 +149,7 @@ def test_ctrl_c_keeps_what_came(server: FileServer, tmp_path: Path) -> None:
     )
     words = [sys.executable, "-c", code, url, str(tmp_path)]
     with subprocess.Popen(words, stderr=subprocess.PIPE, text=True) as process:
-        assert server.paused.wait(20)
+        assert server.paused.wait(120)
         while not any(path.stat().st_size for path in tmp_path.glob("*.part")):
             assert process.poll() is None
             time.sleep(0.01)
@@ -168,7 +168,7 @@ def test_two_at_once_fetch_it_once(server: FileServer, tmp_path: Path) -> None:
     threads = [threading.Thread(target=fetch, args=(server, tmp_path)) for _ in range(2)]
     for thread in threads:
         thread.start()
-    assert server.paused.wait(20)
+    assert server.paused.wait(120)
     server.go_on.set()
     for thread in threads:
         thread.join()

@@ -26,7 +26,7 @@ from openblip.recipes.sizing import (
     Sizing,
     run_cost,
 )
-from openblip.training.config import Recipe
+from openblip.training.config import LoraConfig, Recipe
 from openblip.training.footprint import MOMENTS, QUEUES, TEACHER, WEIGHTS
 from openblip.training.recipe_file import write_recipe
 
@@ -92,12 +92,19 @@ def test_the_price_is_that_of_all_hours_of_all_devices(planner: Planner) -> None
 
 
 def test_epochs_need_the_number_of_images(planner: Planner) -> None:
-    train = replace(planner.recipe.train, steps=None, epochs=3)
+    train = replace(planner.recipe.train, steps=None, epochs=3, accumulate=2)
     sizing = replace(planner.as_given, recipe=replace(planner.recipe, train=train))
-    assert run_cost(planner, sizing, 1000).steps == 3 * (1000 // 256)
+    # A batch may span two epochs, as in the run.
+    assert run_cost(planner, sizing, 1000).steps == 3 * 1000 // 256 > 3 * (1000 // 256)
     for images in (None, 255):
         with pytest.raises(RecipeError, match="give the number of training images"):
             run_cost(planner, sizing, images)
+
+
+def test_changes_of_low_rank_are_refused(recipe: Recipe) -> None:
+    tuned = replace(recipe, model=None, tokenizer=None, init_from="model", lora=LoraConfig(rank=8))
+    with pytest.raises(RecipeError, match=r"lora.rank is 8, .* --lora.rank 0 for all weights"):
+        Planner(tuned, Cluster(device=GPU))
 
 
 def test_half_the_utilisation_takes_twice_the_time(recipe: Recipe) -> None:

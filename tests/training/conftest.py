@@ -1,6 +1,7 @@
 """Tables of one-colour pictures, and the smallest recipes that train on them."""
 
 import io
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,16 +12,19 @@ import torch
 from PIL import Image
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
+from openblip.data.loader import Batch
 from openblip.data.table import PairRow, PairTable
 from openblip.data.tokenizer import TextTokenizer
 from openblip.data.views import CaptionView
 from openblip.inference import Blip
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.recipes.finetune import FINETUNE_RECIPES
-from openblip.tasks.pretrain import PretrainObjectives
+from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
+from openblip.tasks.protocol import StepOutput, StepPosition
 from openblip.training.config import DataConfig, OptimiserConfig, Recipe, TrainConfig
 
 MakeRecipe = Callable[..., Recipe]
+SignalInStep = Callable[[int, signal.Signals], None]
 ReadStored = Callable[[Path], dict[str, torch.Tensor]]
 
 
@@ -92,6 +96,24 @@ def read_stored(tmp_path_factory: pytest.TempPathFactory) -> ReadStored:
         return values
 
     return read
+
+
+@pytest.fixture
+def signal_in_step(monkeypatch: pytest.MonkeyPatch) -> SignalInStep:
+    """`signal_in_step(step, number)`: it comes in that step, and ends the run after the next."""
+    forward = PretrainTask.forward
+
+    def at(step: int, number: signal.Signals) -> None:
+        waiting = [number]
+
+        def signalled(self: PretrainTask, batch: Batch, position: StepPosition) -> StepOutput:
+            if self.training and position.step == step and waiting:
+                signal.raise_signal(waiting.pop())
+            return forward(self, batch, position)
+
+        monkeypatch.setattr(PretrainTask, "forward", signalled)
+
+    return at
 
 
 COLOURS = ("red", "green", "blue", "white")

@@ -2,14 +2,11 @@
 
 The first argument is a folder, the others say what to do there: `steps` reads `inputs.pt` and
 writes `W-ranks-N.pt`; `train:NAME` trains the recipe `NAME.yaml` in the run directory `NAME`,
-`begin:NAME` stops after a step or two, and `fail:NAME` expects that it fails and writes why.
+`begin:NAME` stops after a few steps, and `fail:NAME` expects that it fails and writes why.
 """
 
-import os
 import signal
 import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +22,6 @@ from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
 from openblip.tasks.protocol import StepOutput, StepPosition
 from openblip.training.config import Recipe
 from openblip.training.distributed import Processes, join_processes
-from openblip.training.metrics_log import read_metrics
 from openblip.training.recipe_file import read_recipe
 from openblip.training.run import train
 from openblip.training.sharding import clip, shard, total_norm, whole_copies
@@ -154,16 +150,18 @@ def gathered(processes: Processes) -> dict[str, Any]:
 
 
 def train_until_interrupted(recipe: Recipe, run_dir: Path, processes: Processes) -> None:
-    """Train, and ask the last process alone to stop once a step has been logged."""
+    """Train, and ask the last process alone to stop, in the second step."""
+    forward = PretrainTask.forward
+    waiting = [signal.SIGTERM] if processes.rank == processes.world_size - 1 else []
 
-    def interrupt() -> None:
-        while not read_metrics(run_dir):
-            time.sleep(0.005)
-        os.kill(os.getpid(), signal.SIGTERM)
+    def signalled(self: PretrainTask, batch: Batch, position: StepPosition) -> StepOutput:
+        if position.step == 1 and waiting:
+            signal.raise_signal(waiting.pop())
+        return forward(self, batch, position)
 
-    if processes.rank == processes.world_size - 1:
-        threading.Thread(target=interrupt, daemon=True).start()
+    PretrainTask.forward = signalled  # type: ignore[method-assign]
     assert train(recipe, run_dir, quiet=True).interrupted
+    PretrainTask.forward = forward  # type: ignore[method-assign]
 
 
 def main(folder: Path, work: list[str]) -> None:

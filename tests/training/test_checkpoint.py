@@ -181,6 +181,16 @@ def test_before_the_first_judgement_there_is_no_best(tmp_path: Path) -> None:
     assert steps_in(store) == ["last", step_name(1)]
 
 
+def test_after_a_rewind_no_later_checkpoint_stays_not_even_as_the_best(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path, num_last=2)
+    for step in (3, 6, 9):
+        (tmp_path / step_name(step)).mkdir()
+    store.point(last=9, best=9)
+    assert steps_in(store) == ["best", "last", step_name(6), step_name(9)]
+    store.point(last=6, best=None)
+    assert steps_in(store) == ["last", step_name(6)]
+
+
 def test_what_a_killed_process_left_is_no_checkpoint(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     assert store.latest() is None

@@ -447,3 +447,5 @@ def test_one_process_needs_no_launcher() -> None:
 def test_a_device_that_is_not_there_is_refused() -> None:
     with pytest.raises(RecipeError, match="set it to 'auto'"):
         join_processes("xpu")
+    with pytest.raises(RecipeError, match=r"train.device is 'cudaa', which is no device: give"):
+        join_processes("cudaa")

@@ -4,6 +4,7 @@ import json
 import math
 import random
 import shutil
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,6 +25,8 @@ from openblip.training.guard import failed_window, is_skipped, joined, note_loss
 from openblip.training.metrics_log import read_metrics
 from openblip.training.recipe_file import read_recipe
 from openblip.training.run import TrainResult, train
+
+from .conftest import SignalInStep
 
 MakeRecipe = Callable[..., Recipe]
 
@@ -265,6 +268,30 @@ def test_a_checkpoint_that_is_not_finite_is_passed_by(
     spoil_weights(other / "checkpoints" / "step-00000006")
     with pytest.raises(TrainingError, match="neither is any checkpoint"):
         train(more, other, quiet=True)
+
+
+def test_a_run_that_is_stopped_after_a_rewind_goes_on_from_there(
+    make_recipe: MakeRecipe,
+    poison: Callable[..., None],
+    signal_in_step: SignalInStep,
+    tmp_path: Path,
+) -> None:
+    poison(8, 13)
+    recipe = unstable(make_recipe, steps=16, checkpoint_every=4)
+    recipe = replace(recipe, stability=replace(recipe.stability, skip_steps=1))
+    with pytest.warns(OpenBlipWarning), pytest.raises(TrainingError, match="step 13 is not"):
+        train(recipe, tmp_path, quiet=True)
+    left = tmp_path / "checkpoints" / "step-00000012"
+    spoil_weights(left)
+    edit_state(left, best_step=12)
+    # The best of its time, which made room for that one.
+    edit_state(tmp_path / "checkpoints" / "step-00000008", best_step=1)
+    signal_in_step(9, signal.SIGTERM)
+    more = replace(recipe, stability=replace(recipe.stability, rewinds=2))
+    with pytest.warns(OpenBlipWarning, match="step 12 is not finite.*back to step 8"):
+        result = train(more, tmp_path, quiet=True)
+    assert (result.steps, result.interrupted, left.exists()) == (11, True, False)
+    assert train(more, tmp_path, quiet=True).skipped == ((8, 9), (12, 13))
 
 
 def test_a_jump_of_the_loss_is_told_and_written(

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -147,7 +148,8 @@ def test_an_exception_is_recorded_for_the_launcher(
 
 
 def test_a_status_tells_how_far_a_process_is_and_how_it_ended(tmp_path: Path) -> None:
-    with RankLog(tmp_path, 0, step=3, total_steps=9) as log:
+    with RankLog(tmp_path, Processes()) as log:
+        log.begin(step=3, total_steps=9)
         log.beat(5)
         (status,) = read_statuses(tmp_path)
         assert (status.state, status.step, status.total_steps) == ("running", 5, 9)
@@ -160,28 +162,69 @@ def test_a_status_tells_how_far_a_process_is_and_how_it_ended(tmp_path: Path) ->
 
 
 def test_an_error_stands_in_status_and_log(tmp_path: Path) -> None:
-    with pytest.raises(TrainingError), RankLog(tmp_path, 0, step=0, total_steps=9):
+    with pytest.raises(TrainingError), RankLog(tmp_path, Processes()):
         raise TrainingError("step 3 is not finite")
     (status,) = read_statuses(tmp_path)
     assert (status.state, status.error) == ("failed", "TrainingError: step 3 is not finite")
     assert "Traceback" in log_path(tmp_path, 0).read_text()
 
 
+def test_a_start_that_fails_before_it_trains_leaves_what_was_known_of_the_run(
+    tmp_path: Path,
+) -> None:
+    with RankLog(tmp_path, Processes()) as log:
+        log.begin(step=0, total_steps=9)
+        log.end("finished", 9)
+    (before,) = read_statuses(tmp_path)
+    with pytest.raises(TrainingError), RankLog(tmp_path, Processes()):
+        raise TrainingError("another recipe")
+    assert read_statuses(tmp_path) == [before]
+    assert "another recipe" not in log_path(tmp_path, 0).read_text()
+
+
 def test_a_log_is_held_while_its_process_lives(tmp_path: Path) -> None:
     assert not is_held(tmp_path, 0)
-    with RankLog(tmp_path, 0, step=0, total_steps=9):
+    with RankLog(tmp_path, Processes()):
         assert is_held(tmp_path, 0)
     assert not is_held(tmp_path, 0)
 
 
-def test_two_runs_in_one_directory_are_refused(make_recipe: MakeRecipe, tmp_path: Path) -> None:
+def contents(run_dir: Path) -> dict[Path, bytes | None]:
+    """Everything in a run directory but the logs."""
+    paths = [path for path in run_dir.rglob("*") if "logs" not in path.parts]
+    return {path: path.read_bytes() if path.is_file() else None for path in paths}
+
+
+@pytest.mark.parametrize("has_checkpoint", [False, True])
+def test_a_second_run_in_one_directory_is_refused_and_changes_nothing(
+    make_recipe: MakeRecipe, tmp_path: Path, has_checkpoint: bool
+) -> None:
     recipe = make_recipe(steps=2)
+    train(recipe, tmp_path, quiet=True)
+    if not has_checkpoint:
+        shutil.rmtree(tmp_path / "checkpoints")
+    # What the living run is writing.
+    (tmp_path / "checkpoints" / ".step-00000004.1-2.unfinished").mkdir(parents=True)
+    before = contents(tmp_path)
+    other = recipe if has_checkpoint else replace(recipe, tokenizer="train:50")
     with (
-        RankLog(tmp_path, 0, step=0, total_steps=9),
+        RankLog(tmp_path, Processes()),
         pytest.raises(TrainingError, match=f"being trained by process {os.getpid()} on"),
     ):
-        train(recipe, tmp_path, quiet=True)
+        train(other, tmp_path, quiet=True)
+    assert contents(tmp_path) == before
     assert train(recipe, tmp_path, quiet=True).steps == 2
+
+
+def test_a_child_that_a_killed_process_left_behind_holds_nothing(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    with RankLog(tmp_path, Processes()):
+        path = log_path(tmp_path, 0).with_suffix(".json")
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"pid": dead.pid}))
+        with RankLog(tmp_path, Processes()):
+            (status,) = read_statuses(tmp_path)
+    assert status.pid == os.getpid()
 
 
 def leave_behind(run_dir: Path, rank: int, **values: object) -> None:
@@ -202,10 +245,10 @@ def test_a_killed_rank_is_named_before_those_that_lost_it(
     assert story.startswith("rank 1 died after step 7")
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "2")
-    with (
-        pytest.warns(OpenBlipWarning, match="restart 1 of 2: rank 1 died after step 7.*step 5"),
-        open_rank_log(tmp_path, Processes(), 5, 9) as log,
-    ):
+    told = "restart 1 of 2: rank 1 died after step 7.*step 5"
+    with open_rank_log(tmp_path, Processes()) as log:
+        with pytest.warns(OpenBlipWarning, match=told):
+            log.begin(step=5, total_steps=9)
         assert "restart 1 of 2" in log.path.read_text()
     # This start has one process: what the others left is no longer told.
     assert [status.rank for status in read_statuses(tmp_path)] == [0]

@@ -1,5 +1,6 @@
 """Recipes as YAML, and what a recipe refuses."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,12 +9,17 @@ from typing import Any
 import pytest
 import yaml
 
+from openblip.data.transforms import Augmentation
 from openblip.data.views import CaptionView
 from openblip.errors import RecipeError
+from openblip.model import TextConfig, VisionConfig
 from openblip.tasks.captioner import CaptionerObjectives
 from openblip.tasks.filter import FilterObjectives
 from openblip.training.config import (
+    LoraConfig,
     MixedTable,
+    ModelOverrides,
+    OptimiserConfig,
     Recipe,
     ScheduleConfig,
     TrainConfig,
@@ -158,6 +164,31 @@ def test_contradictions_are_refused(
 def test_lengths_are_checked(settings: dict[str, int], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         TrainConfig(**settings)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TrainConfig(steps=1, seed=-1), "train.seed is -1; give at least 0"),
+        (lambda: OptimiserConfig(lr=math.nan), "optimiser.lr is nan; give at least 0"),
+        (lambda: OptimiserConfig(lr=math.inf), "optimiser.lr is inf; give at least 0"),
+        (lambda: OptimiserConfig(betas=(0.9, 1.5)), "optimiser.betas is 1.5; give .* less than 1"),
+        (lambda: OptimiserConfig(clip_norm=0.0), "optimiser.clip_norm is 0.0; give more than 0"),
+        (lambda: ScheduleConfig(decay_rate=0.0), "schedule.decay_rate is 0.0; give more than 0"),
+        (lambda: LoraConfig(alpha=math.nan), "lora.alpha is nan; give more than 0"),
+        (lambda: ModelOverrides(drop_path=1.0), "overrides.drop_path is 1.0; give .* less than 1"),
+        (lambda: ModelOverrides(dropout=3.0), "overrides.dropout is 3.0"),
+        (lambda: ModelOverrides(text_checkpoint_layers=-1), "text_checkpoint_layers is -1"),
+        (lambda: VisionConfig(drop_path=-0.1), "vision.drop_path is -0.1"),
+        (lambda: TextConfig(dropout=math.nan), "text.dropout is nan"),
+        (lambda: Augmentation(min_scale=-1), "data.augmentation.min_scale is -1; give more than 0"),
+        (lambda: Augmentation(magnitude=99), "data.augmentation.magnitude is 99; give 0 to 10"),
+        (lambda: Augmentation(num_operations=-2), "num_operations is -2; give at least 0"),
+    ],
+)
+def test_ranges_are_checked(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(RecipeError, match=message):
+        make()
 
 
 def test_a_batch_is_divided_over_processes_and_parts() -> None:

@@ -15,6 +15,7 @@ from openblip.cli import main
 from openblip.errors import TrainingError
 from openblip.interop.folder import read_folder
 from openblip.training.config import Recipe
+from openblip.training.distributed import Processes
 from openblip.training.rank_log import RankLog, log_path, read_statuses
 from openblip.training.recipe_file import write_recipe
 from openblip.training.run import train
@@ -91,10 +92,12 @@ def test_a_running_and_then_a_killed_run(begun: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path;"
         "from openblip.training.rank_log import RankLog;"
-        "log = RankLog(Path(sys.argv[1]), 0, 3, 9).__enter__(); time.sleep(100)"
+        "from openblip.training.distributed import Processes;"
+        "log = RankLog(Path(sys.argv[1]), Processes()); log.begin(3, 9); time.sleep(100)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(begun)])
-    while not read_statuses(begun):
+    while not (statuses := read_statuses(begun)) or not statuses[0].total_steps:
+        assert process.poll() is None
         time.sleep(0.01)
     run = summarise(begun)
     assert (run.state, run.step) == ("running", 3)
@@ -106,13 +109,23 @@ def test_a_running_and_then_a_killed_run(begun: Path) -> None:
     assert run.reason.startswith("rank 0 died after step 3 without a word")
 
 
+def test_a_run_that_failed_before_it_trained(begun: Path) -> None:
+    with pytest.raises(TrainingError), RankLog(begun, Processes()):
+        raise TrainingError("no such view")
+    run = summarise(begun)
+    assert (run.state, run.step, run.total_steps) == ("failed", 0, 9)
+
+
 def test_a_failed_and_an_interrupted_run(begun: Path) -> None:
-    with pytest.raises(TrainingError), RankLog(begun, 0, 3, 9):
+    failing = RankLog(begun, Processes())
+    failing.begin(3, 9)
+    with pytest.raises(TrainingError), failing:
         raise TrainingError("step 3 is not finite")
     run = summarise(begun)
     assert run.state == "failed"
     assert "failed after step 3 (TrainingError: step 3 is not finite)" in run.reason
-    with RankLog(begun, 0, 3, 9) as log:
+    with RankLog(begun, Processes()) as log:
+        log.begin(3, 9)
         log.end("interrupted", 5)
     run = summarise(begun)
     assert (run.state, run.step) == ("interrupted", 5)

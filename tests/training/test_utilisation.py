@@ -9,11 +9,10 @@ from openblip.model.linear import has_onednn
 from openblip.training.utilisation import Meter, measure_peak, product_rates
 
 
-def test_the_peak_is_measured_once_and_soon() -> None:
+def test_the_peak_is_measured_once() -> None:
     first = measure_peak(torch.device("cpu"), torch.float32)
-    began = time.perf_counter()
+    # Two measurements would not give the same number.
     assert measure_peak(torch.device("cpu"), torch.float32) == first
-    assert time.perf_counter() - began < 0.1
     # Any machine that runs this does more than a product of 100 x 100 matrices in a second.
     assert first > 2e6
 
@@ -31,20 +30,17 @@ def test_the_peak_is_that_of_the_fastest_library() -> None:
 
 
 def test_rates_are_those_since_the_last_reading() -> None:
-    meter = Meter(peak_flops=1000.0)
+    meter, before = Meter(peak_flops=1000.0), time.perf_counter()
     meter.restart(waited_seconds=5.0)
     began = time.perf_counter()
     meter.add(num_pairs=8, flops=10.0)
     meter.add(num_pairs=8, flops=10.0)
     time.sleep(0.05)
+    least = time.perf_counter() - began
     rates = meter.read(waited_seconds=5.01)
-    seconds = time.perf_counter() - began
-    assert rates == pytest.approx(
-        {
-            "pairs_per_second": 16 / seconds,
-            "utilisation": 20 / seconds / 1000,
-            "loader_share": 0.01 / seconds,
-        },
-        rel=0.05,
-    )
+    most = time.perf_counter() - before
+    seconds = 16 / rates["pairs_per_second"]
+    assert least <= seconds <= most
+    assert rates["utilisation"] == pytest.approx(20 / seconds / 1000)
+    assert rates["loader_share"] == pytest.approx(0.01 / seconds)
     assert meter.read(waited_seconds=5.01)["pairs_per_second"] == 0.0

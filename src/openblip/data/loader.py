@@ -130,12 +130,13 @@ class PairLoader(StepLoader[Batch]):
         return self.mixture.num_rows
 
     def fingerprint(self) -> str:
-        """A digest of the rows that are admitted; of equal views, equal on every machine."""
+        """A digest of the rows and texts that are admitted, equal on every machine."""
         digest = hashlib.blake2b(digest_size=8)
         for number, part in enumerate(self.mixture.parts):
             if number:
                 digest.update(_BETWEEN_TABLES)
             digest.update(part.index.rows.astype("<i8").tobytes())
+            digest.update(part.index.text_digest)
         return digest.hexdigest()
 
     def summary(self) -> list[str]:

@@ -96,6 +96,8 @@ class QuestionIndex:
     """int64 (questions,), ascending."""
     places: np.ndarray
     """int64 (questions,), place among the row's questions."""
+    text_digest: bytes
+    """Another one where a question or an answer is another."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -114,11 +116,13 @@ class QuestionIndex:
         """
         rows: list[int] = []
         places: list[int] = []
+        digest = hashlib.blake2b(digest_size=8)
         start = 0
         for batch in table.scan(["id", "meta", "split"]):
             columns = (batch[name].to_pylist() for name in ("id", "meta", "split"))
             for row, (key, meta, where) in enumerate(zip(*columns, strict=True), start):
                 if where == split:
+                    digest.update((meta or "").encode())
                     for place, question in enumerate(questions_of(key, meta)):
                         if question.answers or not with_answers:
                             rows.append(row)
@@ -129,7 +133,8 @@ class QuestionIndex:
                 f"{table.uri}: no row of the split {split!r} has a question"
                 f"{' with an answer' if with_answers else ''} in its meta"
             )
-        return cls(table, split, np.array(rows, np.int64), np.array(places, np.int64))
+        arrays = (np.array(rows, np.int64), np.array(places, np.int64))
+        return cls(table, split, *arrays, digest.digest())
 
     def read(self, numbers: np.ndarray) -> list[Question]:
         """Questions by their number in this index."""
@@ -172,10 +177,11 @@ class QuestionLoader(ExampleLoader[QuestionBatch, QuestionIndex]):
     noun = "questions"
 
     def fingerprint(self) -> str:
-        """A digest of the questions' places in the table."""
+        """A digest of the questions' places in the table, and of what they say."""
         digest = hashlib.blake2b(digest_size=8)
         for numbers in (self.index.rows, self.index.places):
             digest.update(numbers.astype("<i8").tobytes())
+        digest.update(self.index.text_digest)
         return digest.hexdigest()
 
     def summary(self) -> list[str]:

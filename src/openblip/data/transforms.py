@@ -12,7 +12,8 @@ from PIL import Image
 from torch import Tensor
 
 from openblip.data.images import UndecodedImage, open_image
-from openblip.data.randaugment import Draws, rand_augment
+from openblip.data.randaugment import MAX_MAGNITUDE, Draws, rand_augment
+from openblip.errors import RecipeError
 
 __all__ = [
     "IMAGE_MEAN",
@@ -52,6 +53,18 @@ class Augmentation:
     """N of RandAugment: operations drawn per image, each applied with probability 0.5."""
     magnitude: int = 5
     """M of RandAugment, 0 to 10; 5 in BLIP, 7 in ALBEF."""
+
+    def __post_init__(self) -> None:
+        """Checks every number."""
+        for name, is_good, wanted in (
+            ("min_scale", 0 < self.min_scale <= 1, "more than 0 and at most 1"),
+            ("num_operations", self.num_operations >= 0, "at least 0"),
+            ("magnitude", 0 <= self.magnitude <= MAX_MAGNITUDE, f"0 to {MAX_MAGNITUDE}"),
+        ):
+            if not is_good:
+                raise RecipeError(
+                    f"data.augmentation.{name} is {getattr(self, name)}; give {wanted}"
+                )
 
 
 def eval_transform(image: Image.Image, size: int) -> Tensor:

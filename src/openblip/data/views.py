@@ -19,6 +19,7 @@ from openblip.data.judging import (
     string_values,
 )
 from openblip.data.table import SPLITS, PairTable
+from openblip.data.text_digest import TextDigest
 from openblip.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -155,22 +156,33 @@ class CaptionView:
             DataError: a column that the view needs is missing or out of date, a row has another
                 number of scores than of texts, or no row is left.
         """
+        import pyarrow as pa
+
         self._check_columns(table)
         admitted_rows: list[np.ndarray] = []
         index = ViewIndex(table, self, np.zeros(0, dtype=np.int64), {}, {})
         splits: Counter[str] = Counter()
+        digests = {source: TextDigest() for source in self.sources}
         start = 0
         for batch in table.scan([*self._scanned(table), "split"]):
             split = string_values(batch["split"])
             splits.update(split.tolist())
+            inside = split == self.split
             row_counts = np.zeros(batch.num_rows, dtype=np.int64)
             for source in self.sources:
                 verdicts = judge(batch, self, source, start)
-                index.count(source, verdicts, split == self.split)
-                row_counts += np.where(split == self.split, verdicts.num_admitted(), 0)
+                index.count(source, verdicts, inside)
+                row_counts += np.where(inside, verdicts.num_admitted(), 0)
+                counts = (verdicts.codes == 0) & inside[verdicts.rows]
+                texts = verdicts.texts.filter(pa.array(counts)).to_pylist()
+                digests[source].add(start + verdicts.rows[counts], texts)
             admitted_rows.append(start + np.flatnonzero(row_counts))
             start += batch.num_rows
-        index = replace(index, rows=np.concatenate([index.rows, *admitted_rows]))
+        index = replace(
+            index,
+            rows=np.concatenate([index.rows, *admitted_rows]),
+            text_digest=b"".join(digest.digest() for digest in digests.values()),
+        )
         if not (index.rows.size or may_be_empty):
             raise DataError(self._why_empty(index, splits))
         return index
@@ -282,6 +294,8 @@ class ViewIndex:
     """Texts that there are in the split, for each source."""
     num_rejected: dict[str, dict[str, int]] = field(default_factory=dict)
     """Texts of the split that do not count, for each source and reason (see `Rejection`)."""
+    text_digest: bytes = b""
+    """Another one where an admitted text, or the row that it belongs to, is another."""
 
     def __len__(self) -> int:
         return int(self.rows.size)

@@ -49,6 +49,7 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         _check_heads("vision", self.width, self.heads)
+        check_rate("vision.drop_path", self.drop_path)
         if self.image_size % self.patch_size:
             raise RecipeError(
                 f"vision.image_size {self.image_size} is not a multiple of vision.patch_size "
@@ -88,6 +89,7 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         _check_heads("text", self.width, self.heads)
+        check_rate("text.dropout", self.dropout)
         if self.sharing not in get_args(Sharing):
             raise RecipeError(
                 f"text.sharing {self.sharing!r} is not one of {', '.join(get_args(Sharing))}"
@@ -146,6 +148,16 @@ _PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "base": ({}, {}, 256),
     "large": ({"width": 1024, "depth": 24, "heads": 16, "drop_path": 0.1}, {}, 256),
 }
+
+
+def check_rate(name: str, rate: float) -> None:
+    """Check that a setting is a share that leaves something.
+
+    Raises:
+        RecipeError: it is not at least 0 and less than 1; names it.
+    """
+    if not 0 <= rate < 1:
+        raise RecipeError(f"{name} is {rate}; give at least 0 and less than 1")
 
 
 def _check_heads(part: str, width: int, heads: int) -> None:

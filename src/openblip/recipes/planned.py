@@ -42,8 +42,13 @@ def resolved(recipe: Recipe) -> tuple[Recipe, TextTokenizer]:
     What a tokenizer learns from captions is not looked at here: only its size counts.
 
     Raises:
-        RecipeError: it trains neither a MED nor an ALBEF.
+        RecipeError: it trains neither a MED nor an ALBEF, or changes of low rank.
     """
+    if recipe.lora.rank:
+        raise RecipeError(
+            f"lora.rank is {recipe.lora.rank}, and changes of low rank cannot be planned for: plan "
+            "with --lora.rank 0 for all weights, which need more of everything"
+        )
     if recipe.init_from is not None:
         folder = find_model(recipe.init_from)
         tokenizer = TextTokenizer.from_file(folder)

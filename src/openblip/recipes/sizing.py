@@ -23,6 +23,7 @@ from openblip.training.footprint import (
     TextLengths,
     step_footprint,
 )
+from openblip.training.plan import Plan
 
 _DIVIDED = ("--train.sharding full",)
 
@@ -305,15 +306,13 @@ def run_cost(planner: Planner, sizing: Sizing, images: int | None) -> RunCost:
         RecipeError: they are needed and not given, or fewer than a batch.
     """
     train = sizing.recipe.train
-    steps = train.steps
-    if steps is None:
-        assert train.epochs is not None, "a recipe gives steps or epochs"
-        if images is None or images < train.batch_size:
-            raise RecipeError(
-                f"--images is {images}: the recipe trains for {train.epochs} epochs of batches of "
-                f"{train.batch_size}, so give the number of training images, at least one batch"
-            )
-        steps = train.epochs * (images // train.batch_size)
+    if train.steps is None and (images is None or images < train.batch_size):
+        raise RecipeError(
+            f"--images is {images}: the recipe trains for {train.epochs} epochs of batches of "
+            f"{train.batch_size}, so give the number of training images, at least one batch"
+        )
+    parts_per_epoch = (images or 0) * train.accumulate / train.batch_size
+    steps = Plan.of(train, parts_per_epoch).total_steps
     hours = steps * sizing.step_seconds / 3600
     device_hours = hours * planner.cluster.devices
     rate = planner.cluster.price_per_hour

@@ -7,6 +7,8 @@ import sys
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
 _BEYOND_ANY_TENSOR = 1 << 30
 _NEVER = 2**31 - 1
+# glibc's DEFAULT_MMAP_THRESHOLD_MAX with 8-byte words.
+_LARGEST_ADJUSTED = 32 << 20
 
 
 def keep_freed_memory() -> bool:
@@ -28,9 +30,15 @@ def keep_freed_memory() -> bool:
 
 
 def return_freed_memory() -> None:
-    """Give what is free now back to the system."""
+    """Give what is free now back to the system, and from here on what is freed.
+
+    glibc raises both thresholds by itself as large blocks are freed, until they are set once: that
+    cannot be undone. So they stay where it would have brought them in the course of a run.
+    """
     libc = _glibc()
     if libc is not None:
+        libc.mallopt(_MMAP_THRESHOLD, _LARGEST_ADJUSTED)
+        libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_ADJUSTED)
         libc.malloc_trim(0)
 
 

@@ -54,7 +54,7 @@ class RunState:
     terms: dict[str, float] = field(default_factory=dict)
     """Losses of the latest log line, by name."""
     data_fingerprint: str = ""
-    """Digest of the rows that the run draws from."""
+    """Digest of the rows and texts that the run draws from."""
     skipped: list[tuple[int, int]] = field(default_factory=list)
     """Steps that are left out, as sorted (first, end) ranges; see `openblip.training.guard`."""
     rewinds: int = 0
@@ -93,11 +93,14 @@ class CheckpointStore:
     def point(self, last: int, best: int | None) -> None:
         """Let the links name the checkpoints after so many steps, and remove what is not kept.
 
-        Kept are those that the links name, and the latest ones before `last`.
+        Kept are those that the links name, and the latest ones before `last`. Later ones are of a
+        course that a rewind has left: nobody may go on from them.
         """
         self._link("last", step_name(last))
         if best is not None and (self.folder / step_name(best)).exists():
             self._link("best", step_name(best))
+        else:
+            (self.folder / "best").unlink(missing_ok=True)
         kept = {(self.folder / link).resolve().name for link in ("last", "best")}
         before = [path.name for step, path in self.by_step().items() if step <= last]
         kept.update(before[-self._num_last :])

@@ -9,6 +9,7 @@ from openblip.data.views import CaptionView
 from openblip.errors import RecipeError
 from openblip.model import MedConfig
 from openblip.model.albef import AlbefConfig
+from openblip.model.config import check_rate
 from openblip.tasks.albef import AlbefObjectives
 from openblip.tasks.captioner import CaptionerObjectives
 from openblip.tasks.clip import ClipObjectives
@@ -123,6 +124,12 @@ class ModelOverrides:
     text_checkpoint_layers: int | None = None
     """The last so many layers of the text stack recompute their activations."""
 
+    def __post_init__(self) -> None:
+        for name, rate in (("drop_path", self.drop_path), ("dropout", self.dropout)):
+            check_rate(f"overrides.{name}", rate or 0.0)
+        layers = ("vision_checkpoint_layers", "text_checkpoint_layers")
+        _check_at_least("overrides", self, 0, *layers)
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
@@ -141,8 +148,7 @@ class LoraConfig:
 
     def __post_init__(self) -> None:
         _check_at_least("lora", self, 0, "rank")
-        if self.alpha <= 0:
-            raise RecipeError(f"lora.alpha is {self.alpha}; give more than 0")
+        _check_above_zero("lora", self, "alpha")
         if self.rank and not self.targets:
             raise RecipeError("lora.targets is empty; name layers, or give no lora.rank")
 
@@ -165,9 +171,10 @@ class OptimiserConfig:
     """Longest gradient; None does not clip, as the original code does not."""
 
     def __post_init__(self) -> None:
-        _check_at_least("optimiser", self, 0, "lr", "weight_decay")
-        if self.clip_norm is not None and self.clip_norm <= 0:
-            raise RecipeError(f"optimiser.clip_norm is {self.clip_norm}; give more than 0, or null")
+        _check_at_least("optimiser", self, 0, "lr", "weight_decay", "eps")
+        _check_above_zero("optimiser", self, "clip_norm")
+        for beta in self.betas:
+            check_rate("optimiser.betas", beta)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +195,7 @@ class ScheduleConfig:
 
     def __post_init__(self) -> None:
         _check_at_least("schedule", self, 0, "min_lr", "warmup_steps", "warmup_lr")
+        _check_above_zero("schedule", self, "decay_rate")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,6 +236,7 @@ class TrainConfig:
     def __post_init__(self) -> None:
         counts = ("batch_size", "accumulate", "checkpoint_every", "validation_batches", "log_every")
         _check_at_least("train", self, 1, *counts, "steps", "epochs", "threads")
+        _check_at_least("train", self, 0, "seed")
         if (self.steps is None) == (self.epochs is None):
             raise RecipeError("give either train.steps or train.epochs")
         if self.compile and self.sharding == "full":
@@ -360,5 +369,13 @@ def _check_weight(name: str, weight: float) -> None:
 def _check_at_least(part: str, config: object, least: float, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if value is not None and value < least:
+        # A comparison with NaN is False.
+        if value is not None and not least <= value < math.inf:
             raise RecipeError(f"{part}.{name} is {value}; give at least {least}")
+
+
+def _check_above_zero(part: str, config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if value is not None and not 0 < value < math.inf:
+            raise RecipeError(f"{part}.{name} is {value}; give more than 0")

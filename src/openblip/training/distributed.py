@@ -161,7 +161,7 @@ def join_processes(device: str = "auto") -> Processes:
             several processes each takes the accelerator of its local rank.
 
     Raises:
-        RecipeError: if the machine has no such device.
+        RecipeError: if there is no such device, or the machine has none.
     """
     rank, world_size, local_rank = (
         int(os.environ.get(name, default))
@@ -198,7 +198,13 @@ def _device(name: str, local_rank: int | None) -> torch.device:
     if name == "auto":
         device = found if found is not None else torch.device("cpu")
     else:
-        device = torch.device(name)
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise RecipeError(
+                f"train.device is {name!r}, which is no device: give 'auto', 'cpu', 'cuda' or one "
+                "with its number, such as 'cuda:1'"
+            ) from error
         if device.type != "cpu" and (found is None or found.type != device.type):
             there = "only a CPU" if found is None else f"the accelerator {found.type!r}"
             raise RecipeError(f"train.device is {name!r}, but there is {there}: set it to 'auto'")

@@ -10,6 +10,7 @@ and during a spike in the same way, by hand.
 
 from collections.abc import Sequence
 from math import isfinite
+from pathlib import Path
 from statistics import median
 
 import torch
@@ -115,7 +116,8 @@ def rewind(
     """
     first, end = failed_window(state.skipped, failed_step, config.skip_steps)
     # One process looks, so that all see the same.
-    checkpoints = processes.gather_objects(store.by_step())[0]
+    found: dict[int, Path] = processes.gather_objects(store.by_step())[0]
+    checkpoints = {step: path for step, path in found.items() if step <= failed_step}
     before = sorted((step for step in checkpoints if step <= first), reverse=True)
     for step in [*before, *(step for step in checkpoints if step > first)]:
         try:

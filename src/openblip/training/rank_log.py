@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from openblip.atomic import replace_file
 from openblip.errors import OpenBlipWarning, TrainingError
@@ -54,83 +54,97 @@ class RankStatus:
     """Why it failed."""
 
 
-def open_rank_log(run_dir: Path, processes: Processes, step: int, total_steps: int) -> "RankLog":
-    """The log of this process; the first one tells in its own how an earlier start ended.
+def open_rank_log(run_dir: Path, processes: Processes) -> "RankLog":
+    """The log of this process, which holds the run directory until it is closed.
 
     Args:
-        run_dir: of the run.
-        processes: all come here together.
-        step: steps done at the start.
-        total_steps: of the whole run.
+        run_dir: of the run; nothing but `logs/` is changed in it.
+        processes: all come here together, before they write anything else.
 
     Raises:
-        TrainingError: another process trains in this directory as the same rank.
+        TrainingError: other processes train in this directory; all of these raise it.
     """
-    story = None
-    if processes.is_first:
-        story = what_happened(run_dir, read_statuses(run_dir))
-        for path in (run_dir / LOG_FOLDER).glob("rank-*.json"):
-            # An earlier start may have had more processes.
-            if int(path.stem.removeprefix("rank-")) >= processes.world_size:
-                path.unlink()
+    # Asked before the first lock, which would make a process of before look alive.
+    story = what_happened(run_dir, read_statuses(run_dir)) if processes.is_first else None
     processes.wait_for_all()
-    log = RankLog(run_dir, processes.rank, step, total_steps)
-    if story is not None:
-        count, most = _restarts()
-        story = f"{story}. Going on from step {step}"
-        if count:
-            log.warn(f"restart {count} of {most}: {story}")
-        else:
-            log.note(story)
+    log, refusal = None, None
+    try:
+        log = RankLog(run_dir, processes, story)
+    except TrainingError as error:
+        refusal = error
+    refusals = [each for each in processes.gather_objects(refusal) if each is not None]
+    if log is None or refusals:
+        if log is not None:
+            log.close()
+        raise refusals[0]
     return log
 
 
 class RankLog:
     """Log and status of this process; a context whose end is the end of the process's part.
 
+    It holds the run directory from its making on. Until `begin` its status goes on telling of an
+    earlier start, if there was one: a start that is refused changes nothing about the run.
+
     Args:
         run_dir: of the run.
-        rank: of this process.
-        step: steps done at the start.
-        total_steps: of the whole run.
+        processes: this process among them.
+        story: how an earlier start ended, for the log.
 
     Raises:
         TrainingError: another process trains in this directory as the same rank.
     """
 
-    def __init__(self, run_dir: Path, rank: int, step: int, total_steps: int) -> None:
-        self.path = log_path(run_dir, rank)
+    def __init__(self, run_dir: Path, processes: Processes, story: str | None = None) -> None:
+        self.path = log_path(run_dir, processes.rank)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a", encoding="utf-8")
-        if not try_lock(self._file.fileno()) and (holder := _holder(run_dir, rank)) is not None:
-            self._file.close()
+        is_free = try_lock(self._file.fileno())
+        known = next((s for s in read_statuses(run_dir) if s.rank == processes.rank), None)
+        if not is_free and known is not None and _is_alive(known):
+            self.close()
             raise TrainingError(
-                f"{run_dir} is being trained by process {holder.pid} on {holder.host}: stop it, "
+                f"{run_dir} is being trained by process {known.pid} on {known.host}: stop it, "
                 "or choose another run directory"
             )
+        self._processes, self._story = processes, story
         now = time.time()
-        self._status = RankStatus(
-            rank=rank,
-            step=step,
-            total_steps=total_steps,
-            attempt=_restarts()[0],
-            pid=os.getpid(),
-            host=socket.gethostname(),
-            started=now,
-            updated=now,
-        )
+        self._status = known or RankStatus(rank=processes.rank, started=now, updated=now)
+        self._speaks = known is None
+        # Whom a further start will find here.
+        self._write(pid=os.getpid(), host=socket.gethostname())
+
+    def begin(self, step: int, total_steps: int) -> None:
+        """Say that training begins; the first process also tells how an earlier start ended.
+
+        Args:
+            step: steps done before.
+            total_steps: of the whole run.
+        """
+        self._speaks = True
+        attempt, most = _restarts()
+        if self._processes.is_first:
+            for path in self.path.parent.glob("rank-*.json"):
+                # An earlier start may have had more processes.
+                if int(path.stem.removeprefix("rank-")) >= self._processes.world_size:
+                    path.unlink()
+        if self._story is not None:
+            story = f"{self._story}. Going on from step {step}"
+            if attempt:
+                self.warn(f"restart {attempt} of {most}: {story}")
+            else:
+                self.note(story)
+        pid, host = self._status.pid, self._status.host
+        restarted = f", restart {attempt}" if attempt else ""
+        self.note(f"process {pid} on {host} begins at step {step} of {total_steps}{restarted}")
+        fresh = RankStatus(rank=self._processes.rank, pid=pid, host=host, started=time.time())
+        self._status = fresh
+        self._tell(step=step, total_steps=total_steps, attempt=attempt)
 
     def __enter__(self) -> Self:
         if _is_launched():
             # What a crash in compiled code leaves; the process ends with this context.
             faulthandler.enable(self._file)
-        status = self._status
-        restarted = f", restart {status.attempt}" if status.attempt else ""
-        self.note(
-            f"process {status.pid} on {status.host} begins at step {status.step} of "
-            f"{status.total_steps}{restarted}"
-        )
-        self._write()
         return self
 
     def __exit__(
@@ -139,14 +153,14 @@ class RankLog:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            self.end("interrupted", self._status.step)
-        elif error is not None:
-            name = type(error).__name__
-            self.note("failed\n" + "".join(traceback.format_exception(error)).rstrip())
-            self._end("failed", f"{name}: {error}")
+        if error is not None and self._speaks:
+            self._fail(error)
         if _is_launched():
             faulthandler.enable(sys.__stderr__ or 2)
+        self.close()
+
+    def close(self) -> None:
+        """Let the run directory go."""
         self._file.close()
 
     def note(self, text: str) -> None:
@@ -157,26 +171,30 @@ class RankLog:
     def warn(self, text: str) -> None:
         """Append to the log; on the first process also warn."""
         self.note(f"warning: {text}")
-        if self._status.rank == 0:
+        if self._processes.is_first:
             warnings.warn(text, OpenBlipWarning, stacklevel=2)
 
     def beat(self, step: int) -> None:
         """Say how far this process is."""
-        self._status = replace(self._status, step=step)
-        self._write()
+        self._tell(step=step)
 
     def end(self, state: RankEnd, step: int) -> None:
         """Say that this process has done its part."""
-        self._status = replace(self._status, step=step)
         self.note(f"{state} at step {step}")
-        self._end(state)
+        self._tell(state=state, step=step)
 
-    def _end(self, state: RankEnd, error: str = "") -> None:
-        self._status = replace(self._status, state=state, error=error)
-        self._write()
+    def _fail(self, error: BaseException) -> None:
+        if isinstance(error, KeyboardInterrupt):
+            self.end("interrupted", self._status.step)
+            return
+        self.note("failed\n" + "".join(traceback.format_exception(error)).rstrip())
+        self._tell(state="failed", error=f"{type(error).__name__}: {error}")
 
-    def _write(self) -> None:
-        self._status = replace(self._status, updated=time.time())
+    def _tell(self, **changes: Any) -> None:
+        self._write(updated=time.time(), **changes)
+
+    def _write(self, **changes: Any) -> None:
+        self._status = replace(self._status, **changes)
         with replace_file(self.path.with_suffix(".json"), durable=False) as unfinished:
             unfinished.write_text(json.dumps(asdict(self._status)), encoding="utf-8")
 
@@ -237,18 +255,20 @@ def _restarts() -> tuple[int, int]:
     return count, most
 
 
-def _holder(run_dir: Path, rank: int) -> RankStatus | None:
-    """The living process that holds a log; None if only a child that it left behind does."""
-    status = next((s for s in read_statuses(run_dir) if s.rank == rank), None)
-    if status is None or status.host != socket.gethostname():
-        return status
+def _is_alive(status: RankStatus) -> bool:
+    """Whether a process lives, as far as can be told from here.
+
+    One that does not can have left a child behind that keeps its lock.
+    """
+    if status.host != socket.gethostname():
+        return True
     try:
         os.kill(status.pid, 0)
     except ProcessLookupError:
-        return None
+        return False
     except PermissionError:
         pass
-    return status
+    return True
 
 
 def _is_launched() -> bool:

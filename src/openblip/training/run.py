@@ -99,21 +99,30 @@ def train(
         return recorded(_train)(recipe, Path(run_dir), resume, quiet)
     finally:
         torch.set_num_threads(threads)
-        return_freed_memory()
 
 
 def _train(recipe: Recipe, run_dir: Path, resume: bool, quiet: bool) -> TrainResult:
     processes = join_processes(recipe.train.device)
-    if processes.device.type == "cpu":
-        keep_freed_memory()
-    return _Run(recipe, run_dir, processes, resume).carry_out(quiet)
+    with ExitStack() as stack:
+        if processes.device.type == "cpu" and keep_freed_memory():
+            stack.callback(return_freed_memory)
+        # Before anything else is written: the directory may be that of a run that lives.
+        rank_log = stack.enter_context(open_rank_log(run_dir, processes))
+        return _Run(recipe, run_dir, processes, resume, rank_log).carry_out(quiet)
 
 
 class _Run:
-    """The objects of one start of a run."""
+    """The objects of one start of a run, whose directory this process holds."""
 
-    def __init__(self, recipe: Recipe, run_dir: Path, processes: Processes, resume: bool) -> None:
-        self.run_dir, self.processes = run_dir, processes
+    def __init__(
+        self,
+        recipe: Recipe,
+        run_dir: Path,
+        processes: Processes,
+        resume: bool,
+        rank_log: RankLog,
+    ) -> None:
+        self.run_dir, self.processes, self.rank_log = run_dir, processes, rank_log
         # The one before the last may be wanted, see `rewind`.
         num_last = 2 if recipe.stability.rewinds else 1
         self.store = CheckpointStore(run_dir / CHECKPOINT_FOLDER, num_last)
@@ -150,12 +159,13 @@ class _Run:
         """Train until the end, or until someone asks to stop."""
         finished = self.state.step == self.plan.total_steps
         if not finished:
-            with self.loader, self._rank_log() as rank_log, self._trackers(rank_log) as trackers:
-                with self.checkpoints, self._reporting(quiet, rank_log, trackers) as reporting:
+            self.rank_log.begin(self.state.step, self.plan.total_steps)
+            with self.loader, self._trackers() as trackers:
+                with self.checkpoints, self._reporting(quiet, trackers) as reporting:
                     finished = self._run_to_the_end(reporting)
                 trackers.state = "finished" if finished else "interrupted"
                 trackers.results = self._results()
-                rank_log.end("finished" if finished else "interrupted", self.state.step)
+                self.rank_log.end("finished" if finished else "interrupted", self.state.step)
         self.processes.wait_for_all()
         return TrainResult(
             self.run_dir,
@@ -216,21 +226,18 @@ class _Run:
             f"{self.state.step}, leaving out steps {first} to {end - 1} (rewind "
             f"{self.state.rewinds} of {stability.rewinds})"
         )
-        reporting.rank_log.warn(text)
+        self.rank_log.warn(text)
         reporting.progress.update(self.state.step - failure.step)
         if reporting.log is not None:
             reporting.log.go_back(self.state.step)
             values = {"failed_step": failure.step, "skipped": [first, end], "ids": failure.ids}
             reporting.log.event("rewind", self.state.step, values, text)
 
-    def _rank_log(self) -> RankLog:
-        return open_rank_log(self.run_dir, self.processes, self.state.step, self.plan.total_steps)
-
     @contextmanager
-    def _trackers(self, rank_log: RankLog) -> Iterator[Trackers]:
+    def _trackers(self) -> Iterator[Trackers]:
         names = self.recipe.train.trackers if self.processes.is_first else ()
         settings = flattened(self.recipe)
-        with open_trackers(names, self.run_dir, settings, rank_log.warn) as trackers:
+        with open_trackers(names, self.run_dir, settings, self.rank_log.warn) as trackers:
             yield trackers
 
     def _results(self) -> dict[str, float]:
@@ -251,7 +258,7 @@ class _Run:
         return state
 
     @contextmanager
-    def _reporting(self, quiet: bool, rank_log: RankLog, trackers: Trackers) -> Iterator[Reporting]:
+    def _reporting(self, quiet: bool, trackers: Trackers) -> Iterator[Reporting]:
         device = self.processes.device
         dtype = getattr(torch, self.recipe.train.precision)
         progress = Progress(
@@ -276,7 +283,7 @@ class _Run:
             yield Reporting(
                 progress=progress,
                 log=log,
-                rank_log=rank_log,
+                rank_log=self.rank_log,
                 meter=meter,
                 flops_of=self._flops_of,
             )

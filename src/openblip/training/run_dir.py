@@ -68,10 +68,12 @@ def check_same_data(loader: AnyLoader, digest: str, run_dir: Path) -> None:
     """Check that a run goes on with the examples that it began with.
 
     Raises:
-        TrainingError: other ones are admitted than before.
+        TrainingError: there are other rows or other texts than before.
     """
     if digest != loader.fingerprint():
         raise TrainingError(
-            f"{run_dir} was begun when other rows were admitted than today "
-            f"({'; '.join(loader.summary())}): choose another run directory"
+            f"{run_dir} was begun on other rows or texts than its tables have today "
+            f"({'; '.join(loader.summary())}): they were imported or bootstrapped anew since, or "
+            "an earlier version of openblip began the run. Choose another run directory; init_from "
+            f"{run_dir / 'checkpoints' / 'last'} starts from the weights"
         )

@@ -99,7 +99,8 @@ def summarise(run_dir: Path, now: float | None = None) -> RunSummary:
     latest = {kind: _latest(lines, kind) for kind in ("train", "validation")}
     first = statuses[0] if statuses else None
     step = max([int(line["step"]) for line in lines] + [s.step for s in statuses], default=0)
-    total = first.total_steps if first is not None else recipe.train.steps
+    # A start that has not begun to train does not know yet.
+    total = (first.total_steps if first is not None else 0) or recipe.train.steps
     state, reason = _state(run_dir, statuses, step, total, time.time() if now is None else now)
     return RunSummary(
         path=run_dir,
