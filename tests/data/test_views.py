@@ -81,10 +81,19 @@ def test_single_sources(bootstrapped: PairTable) -> None:
     assert _texts(CaptionView(split="val"), bootstrapped) == {6: ["h6"]}
 
 
-def test_the_texts_of_one_row(bootstrapped: PairTable) -> None:
+def test_the_texts_of_any_rows(bootstrapped: PairTable) -> None:
     index = CaptionView(itm=0.5).resolve(bootstrapped)
-    assert index.captions_of(2) == ["w2b"]
-    assert index.captions_of(3) == []
+    assert index.captions_of_rows([2, 3]) == [["w2b"], []]
+
+
+def test_an_error_of_capfilt_rejects_no_human_text(bootstrapped: PairTable) -> None:
+    bootstrapped.add_columns(pa.table({"capfilt_error": ["workers died on the batch"] * 7}))
+    view = CaptionView(sources=("human", "web"))
+    assert _texts(view, bootstrapped) == {0: ["h0", "h1"]}
+    assert {text.reason for text in view.rejected(bootstrapped)} == {Rejection.UNREADABLE}
+    bootstrapped.add_columns(pa.table({"image_error": ["damaged", *[None] * 6]}))
+    with pytest.raises(DataError, match="none"):
+        view.resolve(bootstrapped)
 
 
 def test_a_missing_column_names_the_command_that_makes_it(table: PairTable) -> None:

@@ -286,10 +286,6 @@ class ViewIndex:
     def __len__(self) -> int:
         return int(self.rows.size)
 
-    def captions_of(self, row: int) -> list[str]:
-        """The admitted texts of one row of the table, by its row number."""
-        return self.captions_of_rows([row])[0]
-
     def captions_of_rows(self, rows: Sequence[int] | np.ndarray) -> list[list[str]]:
         """The admitted texts of several rows, read in one call."""
         return self.view.admitted_texts(self.table.take(rows, self.view.columns))
