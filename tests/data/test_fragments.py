@@ -117,12 +117,13 @@ def test_where_one_column_was_dropped_all_are_made_again(table: PairTable) -> No
 
 
 def test_changes_of_other_processes_do_not_end_it(table: PairTable) -> None:
-    files = {0: write(table, "a.lance", [0, 1, 2]), 1: write(table, "b.lance", [3, 4])}
+    files = {0: write(table, "a.lance", [0, 1, 2]), 1: write(table, "b.lance", [0, 0])}
+    better = {1: write(table, "c.lance", [3, 4])}
 
     def attach() -> None:
         for _ in range(6):
             attach_columns(PairTable.open(table.uri), files, SCHEMA, replace=True)
-            attach_columns(PairTable.open(table.uri), files, SCHEMA, replace=False)
+            attach_columns(PairTable.open(table.uri), better, SCHEMA, replace=False)
 
     def flag() -> None:
         for number in range(12):
