@@ -4,6 +4,7 @@ import io
 import os
 import random
 import signal
+import threading
 import time
 from contextlib import suppress
 from dataclasses import replace
@@ -13,9 +14,13 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from openblip.capfilt.job import CapFiltJob, CapFiltSettings
+from openblip.capfilt.job import NEW_COLUMNS, CapFiltJob, CapFiltSettings
+from openblip.capfilt.ledger import Entry, leased
 from openblip.capfilt.lock import JobLockedError
+from openblip.capfilt.pool import ManyProcesses, OneProcess
 from openblip.capfilt.run import run_capfilt
+from openblip.capfilt.units import Unit
+from openblip.data.fragments import list_fragments
 from openblip.data.table import PairRow, PairTable
 
 from ..interop.small_disk import small_disk
@@ -53,6 +58,49 @@ def test_a_driver_that_is_killed_loses_no_finished_batch(
     assert 0 < result.computed < result.rows
     assert columns(uri).equals(undisturbed)
     assert pieces.names("pieces/") == []
+
+
+def test_a_job_that_is_stopped_gives_back_every_fragment(
+    rows: list[PairRow], models: Models, tmp_path: Path
+) -> None:
+    many = [replace(row, id=f"{n} {row.id}") for n in range(6) for row in rows]
+    uri = make_table(str(tmp_path / "pairs.lance"), many, 1).uri
+    settings = job_settings(models)
+    pieces = CapFiltJob.plan(uri, settings).folder
+    with running(job_words(uri, models, "--processes", "2")) as process:
+        # Some of its units are done, the others wait or are being computed.
+        assert wait_until(lambda: len(pieces.names("pieces/")) >= 20, process)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate()
+    assert process.returncode != 0, output
+    assert ledger_of(uri, settings).counts() == {"waiting": 1, "leased": 0, "done": 0, "failed": 0}
+
+
+@pytest.mark.parametrize(("processes", "pool"), [(1, OneProcess), (2, ManyProcesses)])
+def test_a_fragment_of_a_killed_driver_is_suspect_where_it_would_kill_this_one_too(
+    processes: int,
+    pool: type[OneProcess | ManyProcesses],
+    uri: str,
+    models: Models,
+    undisturbed: pa.Table,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings, given, start = job_settings(models), [], pool.start
+    fragment = list_fragments(PairTable.open(uri), NEW_COLUMNS)[2]
+    ledger = ledger_of(uri, settings)
+    ledger.put(leased(Entry(fragment.number, fragment.digest, fragment.num_rows), "gone:1", 900.0))
+    ledger.flush()
+
+    def watched(self: OneProcess | ManyProcesses, worker: str, unit: Unit) -> None:
+        given.append(unit)
+        start(self, worker, unit)
+
+    monkeypatch.setattr(pool, "start", watched)
+    run_capfilt(uri, settings, processes=processes)
+
+    careful = {unit.fragment for unit in given if unit.careful}
+    assert careful == ({fragment.number} if processes == 1 else set())
+    assert columns(uri).equals(undisturbed)
 
 
 def killed_now_and_then(
@@ -170,6 +218,34 @@ def test_a_fragment_that_cannot_be_read_fails_alone_and_is_tried_again(
     assert (again.failed, again.computed) == ((), size)
     assert columns(uri).equals(undisturbed)
     assert run_capfilt(uri, settings, processes=1).computed == 0
+
+
+def test_a_failed_fragment_whose_file_is_lost_is_tried_again(
+    uri: str, models: Models, undisturbed: pa.Table
+) -> None:
+    file = data_file(uri, 0)
+    file.write_bytes(file.read_bytes()[:100])
+    lost = threading.Event()
+
+    def lose() -> None:
+        while not lost.is_set():
+            for found in (Path(uri) / "data").glob("capfilt-*-00000000-*.lance"):
+                found.unlink()
+                lost.set()
+            time.sleep(0.001)
+
+    thread = threading.Thread(target=lose)
+    thread.start()
+    try:
+        result = run_capfilt(uri, job_settings(models), processes=1)
+    finally:
+        lost.set()
+        thread.join()
+
+    assert len(result.failed) == 1
+    bad = PairTable.open(uri).dataset.get_fragment(0).count_rows()
+    assert set(columns(uri)["capfilt_error"][:bad].to_pylist()) == set(result.failed)
+    assert columns(uri)[bad:].equals(undisturbed[bad:])
 
 
 def test_a_table_that_grows_meanwhile_is_completed_and_a_second_job_refused(

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from openblip.capfilt.lock import JobLock, JobLockedError, Owner, lock_owner
-from openblip.capfilt.store import Store, open_store
+from openblip.capfilt.store import LocalStore, Store, open_store
+from openblip.errors import StorageError
 
 
 @pytest.fixture
@@ -57,6 +58,23 @@ def test_a_dead_process_of_this_machine_is_no_owner(store: Store) -> None:
     assert store.names("lock-") == ["lock-00000001"]
     with JobLock(store) as lock:
         lock.verify()
+
+
+class Stuck(LocalStore):
+    """A folder whose files cannot be removed."""
+
+    def remove(self, name: str) -> None:
+        raise StorageError(f"{name} cannot be removed")
+
+
+def test_a_lock_is_given_back_also_where_the_last_one_cannot_be_removed(tmp_path: Path) -> None:
+    store = Stuck(tmp_path)
+    store.create("lock-00000001", owner(released=True))
+    with JobLock(store) as lock:
+        lock.verify()
+    assert lock_owner(store) is None
+    with JobLock(store):
+        assert lock_owner(store) is not None
 
 
 def test_an_owner_that_was_taken_over_from_finds_out(store: Store) -> None:

@@ -1,17 +1,21 @@
 """A CapFilt job: what it writes, and that nothing but table, models and settings decides it."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
-from openblip.capfilt.job import METADATA_KEY, NEW_COLUMNS, CapFiltSettings
+from openblip.capfilt.job import METADATA_KEY, NEW_COLUMNS, CapFiltJob, CapFiltSettings, jobs_folder
+from openblip.capfilt.pool import RayCluster
 from openblip.capfilt.run import run_capfilt
+from openblip.capfilt.status import job_status
+from openblip.capfilt.worker import Worker
 from openblip.data.shuffle import named_seed
-from openblip.data.table import PairTable
-from openblip.errors import CheckpointError, RecipeError
+from openblip.data.table import PairRow, PairTable
+from openblip.errors import CheckpointError, DataError, RecipeError
 from openblip.inference import Decoding, load
 
 
@@ -32,8 +36,6 @@ def columns(table: PairTable) -> pa.Table:
 
 def copy_of(table: PairTable, folder: Path) -> PairTable:
     rows = table.take(range(len(table))).to_pylist()
-    from openblip.data.table import PairRow
-
     return PairTable.create(
         folder / "copy.lance",
         (PairRow(**{**row, "meta": json.loads(row["meta"])}) for row in rows),
@@ -115,6 +117,73 @@ def test_a_complete_job_is_not_done_again(table: PairTable, models: dict[str, st
     assert PairTable.open(table.uri).version == version
 
 
+def test_a_column_that_was_dropped_is_made_again(table: PairTable, models: dict[str, str]) -> None:
+    run_capfilt(table.uri, settings(models), processes=1)
+    before = columns(table)
+    PairTable.open(table.uri).drop_columns(["synthetic_itc"])
+    assert not job_status(table.uri).is_finished
+
+    assert run_capfilt(table.uri, settings(models), processes=1).computed == 0
+    assert columns(table).equals(before)
+
+    PairTable.open(table.uri).drop_columns(["captions_itm", "capfilt_error"])
+    image = table.take([0], ["image"])["image"][0].as_py()
+    PairTable.open(table.uri).append([PairRow(id="later", image=image, captions=["a thing"])])
+
+    assert run_capfilt(table.uri, settings(models), processes=1).computed == 1
+    assert columns(table).equals(before)
+    assert PairTable.open(table.uri).take([len(table)], ["captions_itm"])[0][0].is_valid
+    assert job_status(table.uri).is_finished
+
+
+def test_a_kill_before_the_metadata_empties_no_row_of_a_table_that_grew(
+    table: PairTable, models: dict[str, str]
+) -> None:
+    run_capfilt(table.uri, settings(models), processes=1)
+    before = columns(table)
+    killed = PairTable.open(table.uri)
+    killed.update_metadata({METADATA_KEY: None})
+    image = table.take([0], ["image"])["image"][0].as_py()
+    killed.append([PairRow(id="later", image=image, captions=["a thing"])])
+
+    assert run_capfilt(table.uri, settings(models), processes=1).computed == 1
+
+    for version in range(killed.version, PairTable.open(table.uri).version + 1):
+        seen = PairTable.open(table.uri, version=version)
+        assert seen.take(range(len(table)), NEW_COLUMNS).equals(before)
+
+
+def test_a_job_is_finished_when_its_files_stand_in_the_table(
+    table: PairTable, models: dict[str, str]
+) -> None:
+    run_capfilt(table.uri, settings(models), processes=1)
+    grown = PairTable.open(table.uri)
+    image = table.take([0], ["image"])["image"][0].as_py()
+    grown.append([PairRow(id="later", image=image, captions=["a thing"])])
+    run_capfilt(table.uri, settings(models), processes=1)
+    assert job_status(table.uri).is_finished
+
+    # As if it had been killed between the last fragment and the commit.
+    PairTable.open(table.uri, version=grown.version).dataset.restore()
+    assert not job_status(table.uri).is_finished
+
+    assert run_capfilt(table.uri, settings(models), processes=1).computed == 0
+    assert job_status(table.uri).is_finished
+
+
+def test_a_worker_whose_model_is_another_one_does_not_begin(
+    table: PairTable, models: dict[str, str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "filter"
+    shutil.copytree(models["filter"], folder)
+    job = CapFiltJob.plan(table.uri, settings(models, filter=str(folder)))
+    Worker(job, "cpu")
+    shutil.rmtree(folder)
+    shutil.copytree(models["captioner"], folder)
+    with pytest.raises(CheckpointError, match=rf"{folder} on .* the job began with"):
+        Worker(job, "cpu")
+
+
 def test_another_seed_replaces_the_columns(table: PairTable, models: dict[str, str]) -> None:
     run_capfilt(table.uri, settings(models), processes=1)
     before = columns(table)
@@ -150,8 +219,6 @@ def test_a_row_keeps_its_captions_when_other_rows_are_added(
 ) -> None:
     assert named_seed(0, "a") != named_seed(0, "b") != named_seed(1, "b")
     longer = copy_of(table, tmp_path)
-    from openblip.data.table import PairRow
-
     image = table.take([0], ["image"])["image"][0].as_py()
     longer.append([PairRow(id="later", image=image, captions=["a thing"])])
     run_capfilt(table.uri, settings(models), processes=1)
@@ -169,3 +236,17 @@ def test_missing_models_and_wrong_settings_are_named(
         run_capfilt(table.uri, settings(models, captioner=str(tmp_path / "nowhere")))
     with pytest.raises(RecipeError, match="num_captions"):
         settings(models, num_captions=0)
+    with pytest.raises(RecipeError, match="--processes -2"):
+        run_capfilt(table.uri, settings(models), processes=-2)
+    with pytest.raises(RecipeError, match="--workers 0"):
+        RayCluster(workers=0)
+
+
+def test_a_table_without_rows_is_refused_and_left_as_it_is(
+    models: dict[str, str], tmp_path: Path
+) -> None:
+    empty = PairTable.create(tmp_path / "empty.lance")
+    with pytest.raises(DataError, match="has no rows"):
+        run_capfilt(empty.uri, settings(models), processes=1)
+    assert PairTable.open(empty.uri).version == empty.version
+    assert not Path(jobs_folder(empty.uri)).exists()

@@ -33,6 +33,24 @@ def test_names_are_sorted_and_those_of_a_prefix(store: Store) -> None:
     assert store.names("nothing/") == []
 
 
+def test_a_sub_folder_goes_with_its_last_file(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "job"))
+    for name in ("pieces/1/a", "pieces/1/b", "pieces/2/a", "lock"):
+        store.write(name, b"")
+    for name in ("pieces/1/a", "pieces/1/b", "pieces/2/a", "lock"):
+        store.remove(name)
+        assert (tmp_path / "job/pieces/1").exists() == (name == "pieces/1/a")
+    assert list((tmp_path / "job/pieces").iterdir()) == []
+    assert store.names() == []
+
+
+def test_a_folder_that_cannot_be_listed_is_not_empty(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path))
+    store.write("ledger", b"a file where a folder was")
+    with pytest.raises(StorageError, match="ledger cannot be listed"):
+        store.names("ledger/")
+
+
 def test_one_of_many_creators_wins_and_its_content_stays(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         won = list(pool.map(lambda n: store.create("lock", bytes([n])), range(8)))

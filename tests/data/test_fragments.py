@@ -1,5 +1,7 @@
 """Fragments of a table, read one by one and given columns by files."""
 
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,7 +15,8 @@ from openblip.data.fragments import (
     read_rows,
 )
 from openblip.data.table import PairRow, PairTable
-from openblip.errors import DataError
+from openblip.data.versions import ConflictError
+from openblip.errors import DataError, StorageError
 
 SCHEMA = pa.schema([("score", pa.list_(pa.float32())), ("reason", pa.string())])
 
@@ -96,6 +99,58 @@ def test_a_reader_sees_the_old_columns_until_the_new_ones_are_whole(table: PairT
     assert {tuple(s) for s in seen} == {(0, 1, 2, 3, 4), (7, 7, 7, 7, 7)}
     names = {name for f in list_fragments(PairTable.open(table.uri), []) for name in f.files}
     assert not names & {"a.lance", "b.lance"}
+
+
+def test_where_one_column_was_dropped_all_are_made_again(table: PairTable) -> None:
+    files = {0: write(table, "a.lance", [0, 1, 2]), 1: write(table, "b.lance", [3, 4])}
+    attach_columns(table, files, SCHEMA, replace=True).drop_columns(["reason"])
+    grown = PairTable.open(table.uri)
+    grown.append(made(5, 1))
+    files[2] = write(table, "c.lance", [5])
+
+    attached = attach_columns(PairTable.open(table.uri), files, SCHEMA, replace=False)
+
+    assert scores(attached) == [0, 1, 2, 3, 4, 5]
+    assert attached.columns[-2:] == ("score", "reason")
+    assert attached.take([5], ["reason"])["reason"].to_pylist() == [None]
+    assert all(f.filled for f in list_fragments(attached, SCHEMA.names))
+
+
+def test_changes_of_other_processes_do_not_end_it(table: PairTable) -> None:
+    files = {0: write(table, "a.lance", [0, 1, 2]), 1: write(table, "b.lance", [0, 0])}
+    better = {1: write(table, "c.lance", [3, 4])}
+
+    def attach() -> None:
+        for _ in range(6):
+            attach_columns(PairTable.open(table.uri), files, SCHEMA, replace=True)
+            attach_columns(PairTable.open(table.uri), better, SCHEMA, replace=False)
+
+    def flag() -> None:
+        for number in range(12):
+            column = pa.table({"flag": [number] * 5})
+            try:
+                PairTable.open(table.uri).add_columns(column, overwrite=True)
+                PairTable.open(table.uri).drop_columns(["flag"])
+            except ConflictError:  # it says: run the same command again
+                continue
+
+    with ThreadPoolExecutor(2) as threads:
+        for future in [threads.submit(attach), threads.submit(flag)]:
+            future.result()
+
+    assert scores(table) == [0, 1, 2, 3, 4]
+    assert set(PairTable.open(table.uri).columns) - {"flag"} == {
+        *made_columns(table),
+        *SCHEMA.names,
+    }
+
+
+def test_a_folder_for_temporary_files_that_cannot_be_written_is_named(
+    table: PairTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(StorageError, match=r"gone, cannot be written .*TMPDIR"):
+        write(table, "a.lance", [0, 1, 2])
 
 
 def test_deleted_rows_and_columns_of_the_source_are_refused(table: PairTable) -> None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from openblip.data.table import BASE_COLUMNS, PairRow, PairTable
+from openblip.data.versions import ConflictError
 from openblip.errors import DataError
 
 Rows = Callable[..., list[PairRow]]
@@ -134,6 +135,41 @@ def test_a_known_id_is_not_appended_again(table: PairTable) -> None:
     assert len(PairTable.open(table.uri)) == 21
     # The row that was not committed with the failed call is still unknown.
     assert reopened.append([PairRow("other", b"1")]) == 1
+
+
+def test_rows_of_another_process_count_after_an_append(table: PairTable) -> None:
+    other = PairTable.open(table.uri)
+    assert table.append([PairRow("a", b"1")]) == 1
+    assert other.append([PairRow("b", b"1"), PairRow("c", b"1")]) == 2
+    assert len(other) == 23
+    assert other.take([20, 22], ["id"])["id"].to_pylist() == ["a", "c"]
+    with pytest.raises(DataError, match="'a' occurs twice"):
+        other.append([PairRow("a", b"2")])
+
+
+@pytest.mark.parametrize("change", ["drop", "replace"])
+def test_a_change_that_does_not_go_with_another_says_what_to_do(
+    table: PairTable, change: str
+) -> None:
+    table.add_columns(_scores(table, 0.25))
+    other = PairTable.open(table.uri)
+    table.add_columns(pa.table({"rank": pa.array(range(20))}))
+    changes = {
+        "drop": lambda: other.drop_columns(["captions_itm"]),
+        "replace": lambda: other.add_columns(_scores(other, 0.75), overwrite=True),
+    }
+    with pytest.raises(ConflictError, match="run the same command again"):
+        changes[change]()
+    assert {"rank", "captions_itm"} <= set(PairTable.open(table.uri).columns)
+
+
+def test_a_damaged_table_is_not_taken_for_a_missing_one(table: PairTable, pair_rows: Rows) -> None:
+    (manifest,) = Path(table.uri, "_versions").glob("*.manifest")
+    manifest.write_bytes(manifest.read_bytes()[:40])
+    with pytest.raises(DataError, match=r"cannot be opened .*too small.*_versions"):
+        PairTable.open(table.uri)
+    with pytest.raises(DataError, match="cannot be opened"):
+        PairTable.create(table.uri, pair_rows(1))
 
 
 def test_a_journal_note_appears_together_with_its_rows(table: PairTable) -> None:

@@ -86,6 +86,16 @@ def test_the_texts_of_some_rows(bootstrapped: PairTable) -> None:
     assert index.captions_of_rows([3, 2]) == [[], ["w2b"]]
 
 
+def test_an_error_of_capfilt_rejects_no_human_text(bootstrapped: PairTable) -> None:
+    bootstrapped.add_columns(pa.table({"capfilt_error": ["workers died on the batch"] * 7}))
+    view = CaptionView(sources=("human", "web"))
+    assert _texts(view, bootstrapped) == {0: ["h0", "h1"]}
+    assert {text.reason for text in view.rejected(bootstrapped)} == {Rejection.UNREADABLE}
+    bootstrapped.add_columns(pa.table({"image_error": ["damaged", *[None] * 6]}))
+    with pytest.raises(DataError, match="none"):
+        view.resolve(bootstrapped)
+
+
 def test_a_missing_column_names_the_command_that_makes_it(table: PairTable) -> None:
     with pytest.raises(DataError, match=r"captions_itm.*openblip capfilt run"):
         CaptionView(itm=0.5).resolve(table)

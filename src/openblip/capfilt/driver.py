@@ -16,6 +16,8 @@ from openblip.progress import Progress
 
 LEASE_SECONDS = 900.0
 """A worker that finishes no batch for so long is ended, and its unit given to another."""
+LEASE_BATCHES = 10
+"""It gets the time of so many of the slowest batches yet, if that is more."""
 MAX_READS = 3
 """A fragment that cannot be read so often is recorded as failed."""
 MAX_DEATHS = 5
@@ -48,6 +50,8 @@ class _Open:
 class _Lease:
     unit: Unit
     until: float
+    reported: float
+    """When its worker was last heard of, in seconds since 1970."""
     rows: int = 0
     """Rows of finished batches, saved or not."""
 
@@ -80,6 +84,7 @@ class Driver:
         self._leases: dict[str, _Lease] = {}
         self._obsolete: list[Unit] = []
         self._deaths_in_a_row = 0
+        self._lease_seconds = LEASE_SECONDS
         self._flushed = 0.0
         self._started, self._rows_before = time.time(), progress.num_done
 
@@ -88,7 +93,7 @@ class Driver:
         fragments: Sequence[Fragment],
         version: int,
         saved: Mapping[tuple[int, str], set[int]],
-        suspects: set[int],
+        interrupted: set[int],
     ) -> None:
         """Compute fragments until each is recorded as done or failed.
 
@@ -96,12 +101,12 @@ class Driver:
             fragments: those that are missing.
             version: of the table that has them.
             saved: batches of theirs that an earlier run has finished.
-            suspects: fragments that a driver was computing itself when it died.
+            interrupted: fragments that were being computed when an earlier driver was killed.
 
         Raises:
             OpenBlipError: the job cannot go on; all that is finished is kept.
         """
-        self._plan(fragments, version, saved, suspects)
+        self._plan(fragments, version, saved, interrupted)
         try:
             while self._queue or self._leases:
                 self._check()
@@ -113,9 +118,11 @@ class Driver:
                 self._end_silent()
                 self._flush()
         except BaseException:
-            for lease in self._leases.values():
-                self._ledger.put(released(self._entry(lease.unit), "the job was stopped"))
             self._leases.clear()
+            for opened in self._open.values():
+                entry = self._ledger.find(opened.fragment.number, opened.fragment.digest)
+                if entry is not None and entry.state == "leased":
+                    self._ledger.put(released(entry, "the job was stopped"))
             with suppress(OpenBlipError):  # the disk may be full: what stopped the job is said
                 self._flush(force=True)
             raise
@@ -132,15 +139,16 @@ class Driver:
         fragments: Sequence[Fragment],
         version: int,
         saved: Mapping[tuple[int, str], set[int]],
-        suspects: set[int],
+        interrupted: set[int],
     ) -> None:
         missing = 0
         for fragment in fragments:
             finished = saved.get((fragment.number, fragment.digest), set())
-            opened = _Open(fragment, version, finished, careful=fragment.number in suspects)
-            self._open[fragment.number] = opened
-            if opened.careful:
+            opened = self._open[fragment.number] = _Open(fragment, version, finished)
+            if fragment.number in interrupted:
                 self._remove_unfinished(fragment)
+                # One of them may have killed that driver. If it kills a worker, this one is told.
+                opened.careful = self._pool.dies_with_driver
             missing += len(self._missing(opened))
         # A few units for each worker, also where a table has few fragments; the division decides
         # who computes a batch, never what is in it.
@@ -192,10 +200,10 @@ class Driver:
             if not self._queue:
                 break
             unit = self._queue.popleft()
-            entry = leased(self._entry(unit), worker, LEASE_SECONDS)
+            entry = leased(self._entry(unit), worker, self._lease_seconds)
             self._ledger.put(entry)
             unit = replace(unit, attempt=entry.attempts)
-            self._leases[worker] = _Lease(unit, entry.until)
+            self._leases[worker] = _Lease(unit, entry.until, time.time())
             # If the unit kills this process, the next one must know which it was.
             self._flush(force=self._pool.dies_with_driver)
             self._pool.start(worker, unit)
@@ -209,7 +217,10 @@ class Driver:
         if isinstance(report.event, int):
             self._deaths_in_a_row = 0
             lease.rows += report.event
-            lease.until = time.time() + LEASE_SECONDS
+            now = time.time()
+            slowest = LEASE_BATCHES * (now - lease.reported)
+            self._lease_seconds = max(self._lease_seconds, slowest)
+            lease.reported, lease.until = now, now + self._lease_seconds
             self._progress.update(report.event)
             return
         del self._leases[report.worker]
@@ -314,7 +325,9 @@ class Driver:
         now = time.time()
         for worker in [name for name, lease in self._leases.items() if lease.until < now]:
             self._pool.kill(worker)
-            self._take(Report(worker, Died(f"silence of {LEASE_SECONDS:.0f} s")))
+            silence = now - self._leases[worker].reported
+            reason = f"silence of {silence:.0f} s (a smaller --batch-size makes a batch shorter)"
+            self._take(Report(worker, Died(reason)))
 
     def _entry(self, unit: Unit) -> Entry:
         found = self._ledger.find(unit.fragment, unit.digest)
@@ -327,7 +340,7 @@ class Driver:
         self._flushed = now
         for lease in self._leases.values():
             entry = self._entry(lease.unit)
-            if lease.until - entry.until > LEASE_SECONDS / 3:
+            if lease.until - entry.until > self._lease_seconds / 3:
                 self._ledger.put(replace(entry, until=lease.until))
         self._ledger.flush(self._activity())
         # The pieces of a fragment may go once its data file is on record.

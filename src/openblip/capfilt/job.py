@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import platform
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from openblip.capfilt.store import Store, open_store
-from openblip.errors import RecipeError
+from openblip.data.table import PairTable
+from openblip.errors import CheckpointError, RecipeError
 from openblip.inference import Decoding
 from openblip.inference.fingerprint import model_fingerprint
 
@@ -63,6 +65,11 @@ class CapFiltSettings:
         """The captioners in the order of their texts."""
         return (self.captioner,) if isinstance(self.captioner, str) else tuple(self.captioner)
 
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The captioners and the filter."""
+        return (*self.captioners, self.filter)
+
 
 @dataclass(frozen=True)
 class CapFiltJob:
@@ -70,17 +77,23 @@ class CapFiltJob:
 
     settings: CapFiltSettings
     table_uri: str
+    models: tuple[str, ...]
+    """Fingerprints of the captioners in their order, and of the filter."""
     fingerprint: str
-    """16 hexadecimal digits that change when a model or a setting does."""
+    """16 hexadecimal digits that change when a model or a setting does; where a model lies does
+    not count, only what it is."""
 
     @classmethod
     def plan(cls, table_uri: str, settings: CapFiltSettings) -> "CapFiltJob":
-        """The job of these settings on a table.
+        """The job of these settings on a table; reads the models' files once.
 
         Raises:
             CheckpointError: a model is not there.
         """
-        return cls(settings, table_uri.rstrip("/"), job_fingerprint(settings))
+        models = tuple(model_fingerprint(model) for model in settings.models)
+        values = {**asdict(settings), "captioner": _one_or_list(models[:-1]), "filter": models[-1]}
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
+        return cls(settings, table_uri.rstrip("/"), models, digest.hexdigest()[:16])
 
     @property
     def folder(self) -> Store:
@@ -106,11 +119,24 @@ class CapFiltJob:
         return json.dumps(
             {
                 **asdict(self.settings),
-                "captioner_fingerprint": _captioner_fingerprint(self.settings),
-                "filter_fingerprint": model_fingerprint(self.settings.filter),
+                "captioner_fingerprint": _one_or_list(self.models[:-1]),
+                "filter_fingerprint": self.models[-1],
                 "fingerprint": self.fingerprint,
             }
         )
+
+    def check_models(self) -> None:
+        """Reads the models' files again, on the machine of a worker that has loaded them.
+
+        Raises:
+            CheckpointError: a model is another one than that of the job.
+        """
+        for source, planned in zip(self.settings.models, self.models, strict=True):
+            if (found := model_fingerprint(source)) != planned:
+                raise CheckpointError(
+                    f"{source} on {platform.node()} is the model {found}, but the job began with "
+                    f"{planned}: put the same files there on every machine, or start the job anew"
+                )
 
 
 def jobs_folder(table_uri: str) -> str:
@@ -118,21 +144,15 @@ def jobs_folder(table_uri: str) -> str:
     return f"{table_uri.rstrip('/')}.capfilt"
 
 
-def job_fingerprint(settings: CapFiltSettings) -> str:
-    """16 hexadecimal digits that change when a model or a setting changes.
-
-    Where a model lies does not count, only what it is.
-    """
-    values = asdict(settings)
-    values["captioner"] = _captioner_fingerprint(settings)
-    values["filter"] = model_fingerprint(settings.filter)
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+def is_committed(table: PairTable, fingerprint: str) -> bool:
+    """Whether the table has all of CapFilt's columns, and they are those of a job."""
+    stored = table.metadata.get(METADATA_KEY, "")
+    return f'"fingerprint": "{fingerprint}"' in stored and set(NEW_COLUMNS) <= set(table.columns)
 
 
-def _captioner_fingerprint(settings: CapFiltSettings) -> str | list[str]:
+def _one_or_list(captioners: tuple[str, ...]) -> str | list[str]:
     """Of one captioner its fingerprint, of several a list of theirs."""
-    fingerprints = [model_fingerprint(captioner) for captioner in settings.captioners]
-    return fingerprints[0] if len(fingerprints) == 1 else fingerprints
+    return captioners[0] if len(captioners) == 1 else list(captioners)
 
 
 def column_schema() -> "pa.Schema":

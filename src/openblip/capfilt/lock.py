@@ -84,10 +84,13 @@ class JobLock:
             if self._store.create(_name(self._generation), _encode(self._owner)):
                 break
         _HELD.add(self._owner.since)
-        for number in _generations(self._store):
-            if number < self._generation:
-                self._store.remove(_name(number))
         self._thread.start()
+        # The locks of earlier owners may stay, should they be out of reach just now: the context
+        # that this leads to is the only one that gives the lock back.
+        with suppress(StorageError):
+            for number in _generations(self._store):
+                if number < self._generation:
+                    self._store.remove(_name(number))
         return self
 
     def __exit__(

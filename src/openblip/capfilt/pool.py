@@ -15,7 +15,7 @@ from typing import Protocol
 from openblip.capfilt.job import CapFiltJob
 from openblip.capfilt.units import Unit, UnitDone
 from openblip.capfilt.worker import Worker
-from openblip.errors import OpenBlipError
+from openblip.errors import OpenBlipError, RecipeError
 
 MAX_FAILED_STARTS = 5
 
@@ -30,6 +30,10 @@ class RayCluster:
     """Most workers at a time; None takes all room that the cluster has, now or later."""
     gpus_per_worker: float | None = None
     """None: one where the cluster has GPUs, none elsewhere."""
+
+    def __post_init__(self) -> None:
+        if self.workers is not None and self.workers < 1:
+            raise RecipeError(f"--workers {self.workers}: at least 1 worker does the work")
 
 
 @dataclass(frozen=True)

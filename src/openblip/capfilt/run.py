@@ -16,6 +16,7 @@ from openblip.capfilt.job import (
     CapFiltJob,
     CapFiltSettings,
     column_schema,
+    is_committed,
     jobs_folder,
 )
 from openblip.capfilt.ledger import Entry, Ledger, released
@@ -27,6 +28,8 @@ from openblip.capfilt.units import Pieces
 from openblip.data.fragments import ColumnFile, Fragment, attach_columns, list_fragments
 from openblip.data.parallel import num_usable_cores
 from openblip.data.table import PairTable
+from openblip.data.versions import again_after_conflicts
+from openblip.errors import DataError, RecipeError
 from openblip.progress import Progress
 
 
@@ -69,12 +72,16 @@ def run_capfilt(
         save_seconds: unfinished fragments are saved so often; what a killed worker loses.
 
     Raises:
+        RecipeError: a setting is out of range.
         DataError, CheckpointError, MissingHead: if table or models cannot be used.
         JobLockedError: another job works on the table.
         OpenBlipError: the job cannot go on; what is finished is kept.
     """
     started = time.perf_counter()
-    PairTable.open(str(table))
+    if processes is not None and processes < 1:
+        raise RecipeError(f"--processes {processes}: at least 1 process does the work")
+    if not len(PairTable.open(str(table))):
+        raise DataError(f"{table} has no rows: `openblip data import SOURCE {table}` adds some")
     job = CapFiltJob.plan(str(table), settings)
     run = _Run(job, lambda: _pool(job, processes, ray, save_seconds))
     if not run.look().is_complete:
@@ -100,7 +107,7 @@ class _View:
     missing: list[Fragment]
     """Fragments to compute."""
     computed: dict[int, Entry]
-    """Fragments with a data file that is not a part of the table yet."""
+    """Fragments with a data file that the next commit must make a part of the table."""
 
     @property
     def is_complete(self) -> bool:
@@ -120,20 +127,26 @@ class _Run:
     def look(self) -> _View:
         """The latest version of the table, and what is missing in it; reads no row."""
         table = PairTable.open(self.job.table_uri)
-        stored = table.metadata.get(METADATA_KEY, "")
-        is_committed = f'"fingerprint": "{self.job.fingerprint}"' in stored
+        committed = is_committed(table, self.job.fingerprint)
         missing, computed = [], {}
         for fragment in list_fragments(table, NEW_COLUMNS):
             entry = self.ledger.find(fragment.number, fragment.digest)
             if entry is None:
                 # Committed by a job whose ledger is gone, or compacted since.
-                if not (is_committed and fragment.filled):
+                if not (committed and fragment.filled):
                     missing.append(fragment)
-            elif entry.state != "done" and (entry.fragment, entry.digest) not in self.failed:
+            elif not self._is_settled(entry):
                 missing.append(fragment)
-            elif entry.file not in fragment.files:
+            # Columns that are replaced are replaced in all fragments: a kill before the metadata
+            # were written leaves files that stand in the table, and are not committed.
+            elif not committed or entry.file not in fragment.files:
                 computed[fragment.number] = entry
-        return _View(table, is_committed, missing, computed)
+        return _View(table, committed, missing, computed)
+
+    def _is_settled(self, entry: Entry) -> bool:
+        """Whether a fragment is done, or could not be read by this call."""
+        failed = entry.state == "failed" and (entry.fragment, entry.digest) in self.failed
+        return entry.state == "done" or failed
 
     def complete(self, lock: JobLock) -> None:
         """Compute and commit until the table, as it is then, is complete.
@@ -169,12 +182,12 @@ class _Run:
             for fragment in view.missing
             for batch in pieces.get((fragment.number, fragment.digest), ())
         )
-        suspects = {e.fragment for e in self.ledger.entries() if e.state == "leased"}
+        interrupted = {e.fragment for e in self.ledger.entries() if e.state == "leased"}
         total = len(view.table)
         done_before = total - rows_missing + saved
         with Progress("capfilt", total=total, unit="images", start=done_before) as progress:
             driver = Driver(self.job, self.ledger, pool, progress, lock.check)
-            driver.run(view.missing, view.table.version, pieces, suspects)
+            driver.run(view.missing, view.table.version, pieces, interrupted)
         self.computed += rows_missing - saved
         for entry in self.ledger.entries():
             if entry.state == "failed":
@@ -203,9 +216,10 @@ class _Run:
         table = view.table
         if view.computed:
             files = {n: ColumnFile(e.file, e.num_bytes) for n, e in view.computed.items()}
-            table = attach_columns(table, files, column_schema(), replace=not view.is_committed)
+            attach_columns(table, files, column_schema(), replace=not view.is_committed)
         if not view.is_committed:
-            table.update_metadata({METADATA_KEY: self.job.description()})
+            done = {METADATA_KEY: self.job.description()}
+            again_after_conflicts(lambda: PairTable.open(table.uri).update_metadata(done))
 
 
 def _pool(

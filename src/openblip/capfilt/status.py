@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from openblip.capfilt.job import METADATA_KEY, NEW_COLUMNS, jobs_folder
+from openblip.capfilt.job import NEW_COLUMNS, is_committed, jobs_folder
 from openblip.capfilt.ledger import STATES, Entry, Ledger, State
 from openblip.capfilt.lock import lock_owner
 from openblip.capfilt.store import open_store
@@ -25,7 +25,7 @@ class JobStatus:
     owner: str
     """host:pid of the driver that runs; empty if none does."""
     is_finished: bool
-    """Whether every row of the table has its result or a recorded reason."""
+    """Whether every row has its result or a recorded reason in the table, for all to read."""
     fragments: dict[State, int]
     rows: dict[State, int]
     rows_done: int
@@ -65,17 +65,20 @@ def job_status(table: str, price_per_hour: float | None = None) -> JobStatus:
     fingerprint = latest.decode()
     ledger = Ledger(open_store(f"{folder.uri}/{fingerprint}"))
     owner, activity = lock_owner(folder), ledger.activity()
-    is_committed = f'"fingerprint": "{fingerprint}"' in opened.metadata.get(METADATA_KEY, "")
+    committed = is_finished = is_committed(opened, fingerprint)
     fragments: Counter[State] = Counter()
     rows: Counter[State] = Counter()
     entries: list[Entry] = []
     for fragment in list_fragments(opened, NEW_COLUMNS):
         entry = ledger.find(fragment.number, fragment.digest)
-        state: State = "done" if is_committed and fragment.filled else "waiting"
+        state: State = "done" if committed and fragment.filled else "waiting"
+        is_attached = state == "done"
         if entry is not None:
             entries.append(entry)
+            is_attached = entry.state in ("done", "failed") and entry.file in fragment.files
             # Nobody works on what a driver had given out that is gone.
             state = "waiting" if entry.state == "leased" and owner is None else entry.state
+        is_finished &= is_attached
         fragments[state] += 1
         rows[state] += fragment.num_rows
     seconds = activity.time - activity.session_start if activity else 0.0
@@ -92,7 +95,7 @@ def job_status(table: str, price_per_hour: float | None = None) -> JobStatus:
         fingerprint=fingerprint,
         is_running=owner is not None,
         owner="" if owner is None else f"{owner.host}:{owner.pid}",
-        is_finished=is_committed and not fragments["waiting"] and not fragments["leased"],
+        is_finished=is_finished,
         fragments={state: fragments[state] for state in STATES},
         rows={state: rows[state] for state in STATES},
         rows_done=rows_done,

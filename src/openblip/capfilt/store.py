@@ -2,6 +2,7 @@
 
 import os
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 from urllib.parse import unquote, urlsplit
@@ -125,11 +126,17 @@ class LocalStore:
 
     def names(self, prefix: str = "") -> list[str]:
         """See `Store.names`."""
+
+        def failed(error: OSError) -> None:
+            # What is missing holds no files; a folder that cannot be read is not empty.
+            if not isinstance(error, FileNotFoundError):
+                raise error
+
         found = []
         inside, _, start = prefix.rpartition("/")
         top = self._folder / inside
         try:
-            for folder, folders, files in os.walk(top):
+            for folder, folders, files in os.walk(top, onerror=failed):
                 if Path(folder) == top:
                     folders[:] = [name for name in folders if name.startswith(start)]
                 here = Path(folder).relative_to(self._folder)
@@ -139,11 +146,15 @@ class LocalStore:
         return sorted(name for name in found if name.startswith(prefix))
 
     def remove(self, name: str) -> None:
-        """See `Store.remove`."""
+        """See `Store.remove`; a sub-folder goes with its last file."""
+        path = self._folder / name
         try:
-            (self._folder / name).unlink(missing_ok=True)
+            path.unlink(missing_ok=True)
         except OSError as error:
             raise self._failed("removed", name, error) from error
+        if path.parent != self._folder:
+            with suppress(OSError):  # it is gone, or there is more in it
+                path.parent.rmdir()
 
     def _failed(self, what: str, name: str, error: OSError) -> StorageError:
         return StorageError(

@@ -1,7 +1,7 @@
 """The work on one fragment: read, decode, caption, score, and write the new columns."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -23,7 +23,6 @@ from openblip.data.text import clean_caption
 from openblip.data.transforms import eval_transform
 from openblip.errors import DataError
 from openblip.inference import Blip, Caption, Match, load
-from openblip.inference.fingerprint import model_fingerprint
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -76,7 +75,9 @@ class Worker:
         for captioner in self.captioners:
             captioner.med.require("lm")
         self.filter.med.require("itm")
-        self._names = [model_fingerprint(source) for source in job.settings.captioners]
+        # Only now: what was loaded must be what is checked.
+        job.check_models()
+        self._names = job.models[:-1]
         self._pieces, self._data = Pieces(job.folder), job.data_folder
         self._table = PairTable.open(job.table_uri)
         self._save_seconds, self._decode_threads = save_seconds, decode_threads
@@ -231,7 +232,7 @@ def _columns(
     loaded: LoadedBatch,
     synthetic: list[list[Caption]],
     scores: list[list[Match]],
-    captioners: list[str],
+    captioners: Sequence[str],
 ) -> "pa.Table":
     import pyarrow as pa
 

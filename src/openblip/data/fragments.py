@@ -5,24 +5,27 @@ each write the new columns of one fragment; a single commit makes all of them vi
 """
 
 import hashlib
-import random
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openblip.data.rows import BASE_COLUMNS, listed
+from openblip.data.staging import Staging
 from openblip.data.storage import persist
-from openblip.data.table import REPLACED, STAGED, PairTable
-from openblip.data.versions import ConflictError, change_version, commit_version, lance_library
-from openblip.errors import DataError
+from openblip.data.table import PairTable
+from openblip.data.versions import (
+    again_after_conflicts,
+    change_version,
+    commit_version,
+    lance_library,
+    reason,
+)
+from openblip.errors import DataError, StorageError
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-_MAX_CONFLICTS = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,9 +105,9 @@ def read_rows(table: PairTable, fragment: int, rows: range, columns: Sequence[st
         return persist(table.uri, lambda: opened.take(list(rows), columns=list(columns)))
     except (OSError, ValueError, RuntimeError) as error:
         names = listed(f"data/{file.path}" for file in opened.metadata.files)
-        reason = str(error).split(", /", 1)[0]
         raise DataError(
-            f"{table.uri}: fragment {fragment} ({names}) cannot be read: {reason}; restore the file"
+            f"{table.uri}: fragment {fragment} ({names}) cannot be read: {reason(error)}; restore "
+            "the file"
         ) from error
 
 
@@ -112,18 +115,25 @@ def encode_columns(table: PairTable, columns: "pa.Table") -> bytes:
     """The content of a file with new columns of one fragment of a table, in the order of its rows.
 
     Raises:
-        OSError: the folder for temporary files is full.
+        StorageError: the folder for temporary files is full or cannot be written.
     """
     lance_library()
     from lance.file import LanceFileWriter
 
-    with tempfile.TemporaryDirectory(prefix="openblip-") as folder:
-        path = Path(folder) / "columns.lance"
-        version = table.dataset.data_storage_version
-        with LanceFileWriter(str(path), columns.schema, version=version) as writer:
-            for batch in columns.combine_chunks().to_batches():
-                writer.write_batch(batch)
-        return path.read_bytes()
+    version = table.dataset.data_storage_version
+    try:
+        with tempfile.TemporaryDirectory(prefix="openblip-") as folder:
+            path = Path(folder) / "columns.lance"
+            with LanceFileWriter(str(path), columns.schema, version=version) as writer:
+                for batch in columns.combine_chunks().to_batches():
+                    writer.write_batch(batch)
+            return path.read_bytes()
+    except OSError as error:
+        raise StorageError(
+            f"the folder for temporary files, {tempfile.gettempdir()}, cannot be written "
+            f"({reason(error)}): make room in it or name another one in TMPDIR, then run the same "
+            "command to go on"
+        ) from error
 
 
 def attach_columns(
@@ -142,35 +152,35 @@ def attach_columns(
         table: its latest version.
         files: by fragment number, files written with this schema.
         schema: names and types of the columns, all nullable.
-        replace: drop columns that stand under these names; else the files' fragments alone change.
+        replace: drop columns that stand under these names; else the files' fragments alone change,
+            if the table has all of the columns.
 
     Raises:
         DataError: a column of the source would be replaced.
+        ConflictError: other processes changed the table again and again.
         OSError: the version cannot be written.
     """
     if clash := sorted(set(schema.names) & set(BASE_COLUMNS)):
         raise DataError(f"{listed(clash)}: columns of the source cannot be written")
-    # Columns of both suffixes can only be leftovers of a process that was killed.
-    _again_after_conflicts(lambda: PairTable.open(table.uri).drop_leftovers())
     existing = [name for name in schema.names if name in table.columns]
-    staged = existing if existing and not replace else [f"{n}{STAGED}" for n in schema.names]
-    if staged != existing:
+    if existing == schema.names and not replace:
+        _replace_data(table.uri, files, existing)
+        return PairTable.open(table.uri)
+    again_after_conflicts(lambda: PairTable.open(table.uri).drop_leftovers())
+    new = Staging(schema.names, existing)
+    _change(
+        table.uri,
+        lambda dataset: dataset.add_columns(_renamed(schema, new.staged)),
+        lambda names: names.issuperset(new.staged),
+    )
+    _replace_data(table.uri, files, new.staged)
+    _change(table.uri, lambda dataset: dataset.alter_columns(*new.renames()), new.is_visible)
+    if existing:
         _change(
             table.uri,
-            lambda dataset: dataset.add_columns(_renamed(schema, staged)),
-            lambda names: names.issuperset(staged),
+            lambda dataset: dataset.drop_columns(new.replaced),
+            lambda names: names.isdisjoint(new.replaced),
         )
-    _replace_data(PairTable.open(table.uri), files, staged)
-    if staged != existing:
-        pairs = zip(staged, schema.names, strict=True)
-        names = [{"path": name, "name": f"{name}{REPLACED}"} for name in existing]
-        names += [{"path": path, "name": name} for path, name in pairs]
-        _change(
-            table.uri,
-            lambda dataset: dataset.alter_columns(*names),
-            lambda names: names.isdisjoint(staged),
-        )
-        _again_after_conflicts(lambda: PairTable.open(table.uri).drop_leftovers())
     return PairTable.open(table.uri)
 
 
@@ -183,24 +193,15 @@ def _change(uri: str, change: Callable[[Any], object], is_made: Callable[[set[st
             dataset, uri, lambda: change(dataset), lambda: is_made(set(dataset.schema.names))
         )
 
-    _again_after_conflicts(attempt)
+    again_after_conflicts(attempt)
 
 
-def _again_after_conflicts(change: Callable[[], None]) -> None:
-    """Change the latest version; again if another process has made a new one meanwhile."""
-    for attempt in range(_MAX_CONFLICTS):
-        try:
-            return change()
-        except ConflictError:
-            if attempt == _MAX_CONFLICTS - 1:
-                raise
-            time.sleep(random.random())
-    return None
+def _replace_data(uri: str, files: Mapping[int, ColumnFile], columns: Sequence[str]) -> None:
+    """Give fragments files with the values of columns that stand in the table."""
+    again_after_conflicts(lambda: _replace_in(PairTable.open(uri), files, columns))
 
 
-def _replace_data(
-    table: PairTable, files: Mapping[int, ColumnFile], columns: Sequence[str]
-) -> None:
+def _replace_in(table: PairTable, files: Mapping[int, ColumnFile], columns: Sequence[str]) -> None:
     lance = lance_library()
     from lance.fragment import DataFile
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 REMEDY = "run `openblip capfilt run` on the table first"
 ERROR_COLUMNS = ("capfilt_error", "image_error")
-"""Columns that say why an image cannot be read, if it cannot."""
+"""Columns that say why an image cannot be read, if it cannot; the first is about web rows alone."""
 
 
 class Rejection(StrEnum):
@@ -89,7 +89,7 @@ def judge(batch: "pa.RecordBatch", view: "CaptionView", source: str, start: int 
     scores = own.scores(is_required=source != "human")
     thresholds = np.repeat(_row_thresholds(batch, mask, view, source), own.own_lengths)
     codes = np.zeros(len(own.texts), dtype=np.uint8)
-    for reason, applies in _image_reasons(batch, mask, view).items():
+    for reason, applies in _image_reasons(batch, mask, view, source).items():
         codes[(codes == 0) & np.repeat(applies, own.own_lengths)] = _CODES[reason]
     for reason, applies in _text_reasons(own, view).items():
         codes[(codes == 0) & applies] = _CODES[reason]
@@ -180,9 +180,12 @@ class _Own:
 
 
 def _image_reasons(
-    batch: "pa.RecordBatch", mask: NDArray[np.bool_], view: "CaptionView"
+    batch: "pa.RecordBatch", mask: NDArray[np.bool_], view: "CaptionView", source: str
 ) -> dict[Rejection, NDArray[np.bool_]]:
     columns = {Rejection.UNREADABLE: list(ERROR_COLUMNS)}
+    if source == "human":
+        # CapFilt reads no image of theirs: its error is that of a batch or fragment as a whole.
+        columns[Rejection.UNREADABLE].remove("capfilt_error")
     if "leaks" in view.without:
         columns[Rejection.LEAKED_IMAGE] = ["leak_of"]
     if "duplicate_images" in view.without:

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
-from openblip.data.table import PairTable
 from openblip.progress import duration
 
 _KEY_PREFIX = "import/"
@@ -139,12 +138,3 @@ def metadata_key(fingerprint: str) -> str:
 def is_import_state(key: str) -> bool:
     """Whether an entry of a table's metadata holds the state of an import."""
     return key.startswith(_KEY_PREFIX)
-
-
-def import_reports(table: PairTable) -> list[ImportReport]:
-    """The reports of all imports into a table, finished or not, as last stored."""
-    return [
-        ImportReport.from_dict(json.loads(text)["report"])
-        for key, text in sorted(table.metadata.items())
-        if is_import_state(key)
-    ]

@@ -21,6 +21,7 @@ from openblip.data.rows import (
     row_batches,
     row_schema,
 )
+from openblip.data.staging import Staging, is_hidden, is_leftover
 from openblip.data.storage import persist
 from openblip.data.versions import (
     change_version,
@@ -36,9 +37,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 __all__ = ["BASE_COLUMNS", "ORIGINS", "SPLITS", "PairRow", "PairTable"]
-
-STAGED, REPLACED = "__staged", "__replaced"
-"""Endings of the names of columns that are not visible yet, or no more."""
 
 
 class PairTable:
@@ -129,7 +127,7 @@ class PairTable:
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the columns, those added by CapFilt included."""
-        return tuple(name for name in self._dataset.schema.names if not _is_leftover(name))
+        return tuple(name for name in self._dataset.schema.names if not is_hidden(name))
 
     @property
     def dataset(self) -> Any:
@@ -208,7 +206,7 @@ class PairTable:
         Raises:
             DataError: an id is not new and there is no `on_duplicate`, or a row is malformed.
         """
-        lance = lance_library()
+        lance, version = lance_library(), self.version
 
         try:
             batches = row_batches(rows, self._known_ids(), on_duplicate)
@@ -225,7 +223,10 @@ class PairTable:
             # Ids of rows that were not committed must not count as known.
             self._ids = None
             raise
-        self._num_rows += num_rows
+        if self.version > version + 1:
+            # Another process has written too: its rows are here now, their ids not known.
+            self._ids = None
+        self._num_rows = int(self._dataset.count_rows())
         return num_rows
 
     def journal_since(self, version: int, key: str) -> str | None:
@@ -260,24 +261,23 @@ class PairTable:
         if existing and not overwrite:
             raise DataError(f"{self.uri} has the columns {listed(existing)} already: overwrite?")
         self.drop_leftovers()
-        staged = [f"{name}{STAGED}" if existing else name for name in names]
-        named = columns.rename_columns(staged)
+        new = Staging(names, existing)
+        first = new.staged if existing else names
+        named = columns.rename_columns(first)
         change_version(
             self._dataset,
             self.uri,
             lambda: self._dataset.add_columns(named.to_reader(), reader_schema=named.schema),
-            lambda: set(staged) <= set(self._dataset.schema.names),
+            lambda: set(first) <= set(self._dataset.schema.names),
         )
         if existing:
-            away = [{"path": name, "name": f"{name}{REPLACED}"} for name in existing]
-            into = [{"path": path, "name": name} for path, name in zip(staged, names, strict=True)]
             change_version(
                 self._dataset,
                 self.uri,
-                lambda: self._dataset.alter_columns(*away, *into),
-                lambda: set(staged).isdisjoint(self._dataset.schema.names),
+                lambda: self._dataset.alter_columns(*new.renames()),
+                lambda: new.is_visible(set(self._dataset.schema.names)),
             )
-            self._drop([f"{name}{REPLACED}" for name in existing])
+            self._drop(new.replaced)
 
     def drop_columns(self, names: Sequence[str]) -> None:
         """Removes columns that were added to the source's; older versions keep them.
@@ -289,8 +289,8 @@ class PairTable:
         self._drop(self._existing(names))
 
     def drop_leftovers(self) -> None:
-        """Removes the columns of changes whose process was killed before they became visible."""
-        self._drop([name for name in self._dataset.schema.names if _is_leftover(name)])
+        """Removes the hidden columns of changes whose process was killed; see `data/staging.py`."""
+        self._drop([name for name in self._dataset.schema.names if is_leftover(name)])
 
     def count_values(self, column: str) -> int:
         """Number of rows that are not null in a column.
@@ -333,7 +333,3 @@ class PairTable:
                 for key in batch["id"].to_pylist():
                     self._ids.add(key)
         return self._ids
-
-
-def _is_leftover(column: str) -> bool:
-    return column.endswith((STAGED, REPLACED))

@@ -5,6 +5,8 @@ before a look at whether it was.
 """
 
 import os
+import random
+import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,15 @@ if TYPE_CHECKING:
 # fragments, so that one with small images must not have too many rows either.
 _FRAGMENT_BYTES = 128 << 20
 _FRAGMENT_ROWS = 16384
+_ABSENT = "was not found"
+# Lance has a class of its own for some conflicts; of the others only the text tells.
+_CONFLICTS = ("commit conflict", "Incompatible transaction")
+_MAX_CONFLICTS = 20
+
+
+def reason(error: Exception) -> str:
+    """What Lance says, without the place in its own source."""
+    return str(error).split(", /", 1)[0]
 
 
 class ConflictError(DataError):
@@ -38,14 +49,20 @@ def open_version(uri: str, version: int | None = None) -> Any:
     """The Lance dataset at an address; None if there is none, or no such version.
 
     Raises:
+        DataError: there is one, and it cannot be read.
         StorageError: the object store cannot be reached.
     """
     lance, options = lance_library(), lance_options(uri)
 
     try:
         return persist(uri, lambda: lance.dataset(uri, version=version, storage_options=options))
-    except (ValueError, OSError):
-        return None
+    except (ValueError, OSError) as error:
+        if _ABSENT in str(error):
+            return None
+        raise DataError(
+            f"the pair table at {uri} cannot be opened ({reason(error)}): check the path and its "
+            "permissions, or restore the damaged file in its folder _versions"
+        ) from error
 
 
 def create_version(uri: str, operation: Any) -> Any:
@@ -120,10 +137,31 @@ def change_version(
 
     try:
         persist(uri, attempt)
-    except lance_library().commit.CommitConflictError as error:
+    except OSError as error:
+        if not any(text in str(error) for text in _CONFLICTS):
+            raise
         raise ConflictError(
             f"{uri} was changed by another process at the same time: run the same command again"
         ) from error
+
+
+def again_after_conflicts(change: Callable[[], None]) -> None:
+    """Changes the latest version; again if another process has made a new one meanwhile.
+
+    Args:
+        change: opens the latest version and changes it.
+
+    Raises:
+        ConflictError: others were faster again and again.
+    """
+    for attempt in range(_MAX_CONFLICTS):
+        try:
+            return change()
+        except ConflictError:
+            if attempt == _MAX_CONFLICTS - 1:
+                raise
+            time.sleep(random.random())
+    return None
 
 
 def has_transaction(dataset: Any, uuid: str, since: int) -> bool:
