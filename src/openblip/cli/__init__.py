@@ -56,9 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 130 after Ctrl-C, and 141 if nobody reads the output any more, as `head` after its lines:
     what a shell reports of commands that a signal has ended.
     """
+    code = 0
     try:
         try:
-            return _carry_out(list(sys.argv[1:] if argv is None else argv))
+            code = _carry_out(list(sys.argv[1:] if argv is None else argv))
         finally:
             # Here an error can still be caught, at the interpreter's exit no more.
             print(end="", flush=True)
@@ -67,8 +68,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), _OUTPUT)
         if isinstance(error, BrokenPipeError):
             return 141
-        print(f"openblip: standard output: {error}", file=sys.stderr)
+        if not code:  # else the command has said what failed
+            print(f"openblip: standard output: {error}", file=sys.stderr)
         return 1
+    return code
 
 
 def _carry_out(words: list[str]) -> int:
