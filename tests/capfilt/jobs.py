@@ -1,12 +1,14 @@
 """CapFilt jobs as processes of their own, and how far they are."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -46,7 +48,13 @@ def running(words: Sequence[str], *python_path: Path) -> "Iterator[subprocess.Po
     paths = os.pathsep.join(str(path) for path in (SOURCE, *python_path))
     environment = {**os.environ, "PYTHONPATH": paths}
     with subprocess.Popen(
-        words, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        words,
+        env=environment,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        # A suite in the background ignores Ctrl-C, and its processes would inherit that.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     ) as process:
         try:
             yield process
