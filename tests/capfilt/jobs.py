@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pyarrow as pa
@@ -47,15 +46,12 @@ def running(words: Sequence[str], *python_path: Path) -> "Iterator[subprocess.Po
     """A process, which is killed if it still runs in the end."""
     paths = os.pathsep.join(str(path) for path in (SOURCE, *python_path))
     environment = {**os.environ, "PYTHONPATH": paths}
+    # A suite in the background ignores Ctrl-C, and its processes would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     with subprocess.Popen(
-        words,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        # A suite in the background ignores Ctrl-C, and its processes would inherit that.
-        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
+        words, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
+        signal.signal(signal.SIGINT, before)
         try:
             yield process
         finally:
