@@ -10,10 +10,11 @@ first one makes the optimiser's moments). glibc gives blocks of 64 kB and more b
 when they are freed (MALLOC_MMAP_THRESHOLD_), so that its free lists do not count; with its own
 defaults a process keeps what it once had, which `--default-malloc` shows.
 
-Time: the utilisation of the first setting of a preset, measured beside the machine's peak of matrix
-products, predicts the seconds of the preset's others from their arithmetic, as a short run's log
-does; a further column predicts all from that of base. On a machine that others use at the same
-time, `--clock processor --threads 1` counts the processor's time of one thread instead.
+Time: the utilisation of the first setting of a group, measured beside the machine's peak of matrix
+products, predicts the seconds of the group's others from their arithmetic, as a short run's log
+does; a further column predicts all from that of base. A group is a preset; tiny has one for each
+way to train it, as what is no product counts for more there. On a machine that others use at the
+same time, `--clock processor --threads 1` counts the processor's time of one thread instead.
 """
 
 import argparse
@@ -38,6 +39,7 @@ from openblip.recipes.sizing import GPU_UTILISATION, Cluster, Planner, run_cost
 from openblip.tasks.captioner import CaptionerObjectives
 from openblip.tasks.pretrain import PretrainObjectives
 from openblip.tasks.protocol import StepPosition
+from openblip.training.allocator import keep_freed_memory, return_freed_memory
 from openblip.training.build import build_model, build_task
 from openblip.training.config import ModelOverrides, Recipe
 from openblip.training.distributed import Processes
@@ -176,9 +178,14 @@ def predict_memory(row) -> int:
     return step_footprint(recipe_of(row), tokenizer(), LENGTHS, pairs=row["pairs"]).total
 
 
+def trained(row) -> str:
+    """The task of a row, or its losses."""
+    return row.get("task", "+".join(row["losses"]))
+
+
 def describe(row) -> str:
     """A row in words."""
-    words = [row["preset"], row.get("task", "+".join(row["losses"]))]
+    words = [row["preset"], trained(row)]
     if row["vision"] or row["text"]:
         words.append(f"checkpointed {row['vision']} + {row['text']}")
     if row["accumulate"] > 1:
@@ -205,7 +212,7 @@ def check_memory(options) -> str:
     return "\n".join(lines)
 
 
-# The first setting of a preset tells its utilisation.
+# The first setting of a group tells its utilisation.
 TIME_GRID = [
     settings("base", 8),
     settings("base", 2),
@@ -222,23 +229,29 @@ TIME_GRID = [
     settings("tiny", 64, 64),
     settings("tiny", 256, 64),
     settings("tiny", 128, 64, losses=("itc",)),
+    settings("tiny", 32, 64, losses=("itc",)),
     settings("tiny", 128, 64, task="captioner", losses=("lm",)),
+    settings("tiny", 32, 64, task="captioner", losses=("lm",)),
 ]
 
 
 CLOCKS = {"wall": time.perf_counter, "processor": time.process_time}
 
 
+WARMING_UP = 2
+"""Steps that are not measured: the second one still finds places for what the first one kept."""
+
+
 def measure_seconds(row, rounds: int, clock) -> list[float]:
-    """Seconds of some steps by a clock, after one that warms up."""
+    """Seconds of some steps by a clock, with freed memory kept as in a run."""
+    keep_freed_memory()
     step = make_step(row)
-    step(0)
     seconds = []
-    for number in range(1, rounds + 1):
+    for number in range(WARMING_UP + rounds):
         began = clock()
         step(number)
         seconds.append(clock() - began)
-    return seconds
+    return seconds[WARMING_UP:]
 
 
 def measured_peak() -> float:
@@ -248,36 +261,42 @@ def measured_peak() -> float:
     return max(rate for by_library in rates for rate in by_library.values())
 
 
-def calibrating(preset: str):
-    """The first setting of a preset, whose utilisation is that of the preset."""
-    return next(row for row in TIME_GRID if row["preset"] == preset)
+def group(row) -> str:
+    """What has one utilisation: a preset, or of a model as small as tiny one way to train it."""
+    return f"tiny, {trained(row)}" if row["preset"] == "tiny" else row["preset"]
+
+
+def calibrating(of_group: str):
+    """The first setting of a group, whose utilisation is that of the group."""
+    return next(row for row in TIME_GRID if group(row) == of_group)
 
 
 def check_time(options) -> str:
     torch.set_num_threads(options.threads)
     wanted = [row for row in TIME_GRID if not options.only or options.only in describe(row)]
-    calibrations = [calibrating(preset) for preset in {"base", *(row["preset"] for row in wanted)}]
+    calibrations = [calibrating(each) for each in {"base", *map(group, wanted)}]
     rows = [row for row in TIME_GRID if row in wanted or row in calibrations]
     peaks = [measured_peak()]
     measured = []
     for row in rows:
         measured.append(measure_seconds(row, options.rounds, CLOCKS[options.clock]))
+        return_freed_memory()
         peaks.append(measured_peak())
         print(describe(row), measured[-1], f"{peaks[-1] / 1e9:.0f} GFLOP/s", flush=True)
     peak = statistics.median(peaks)
     medians = [statistics.median(seconds) for seconds in measured]
     at_peak = [seconds_at_peak(row, peak) for row in rows]
     utilisation = {
-        row["preset"]: ideal / median
+        group(row): ideal / median
         for row, ideal, median in zip(rows, at_peak, medians, strict=True)
-        if row is calibrating(row["preset"])
+        if row is calibrating(group(row))
     }
-    of_presets = ", ".join(f"{preset} {value:.3f}" for preset, value in utilisation.items())
+    of_groups = "; ".join(f"{name} {value:.3f}" for name, value in utilisation.items())
     lines = [
         f"Matrix-product peak: {peak / 1e9:.0f} GFLOP/s, the median of {len(peaks)} measurements "
         f"between the rows ({min(peaks) / 1e9:.0f} to {max(peaks) / 1e9:.0f}); threads: "
-        f"{options.threads}; clock: {options.clock}. Utilisation of the first row of each preset: "
-        f"{of_presets}.",
+        f"{options.threads}; clock: {options.clock}. Utilisation of the first row of each group: "
+        f"{of_groups}.",
         "",
         *time_table(rows, at_peak, measured, utilisation),
     ]
@@ -285,15 +304,15 @@ def check_time(options) -> str:
 
 
 def time_table(rows, at_peak, measured, utilisation) -> list[str]:
-    """Predicted beside measured seconds, by the utilisation of each preset."""
+    """Predicted beside measured seconds, by the utilisation of each group."""
     lines = [
         "| setting | pairs | px | predicted s | measured s (least to most) | difference "
         "| from base |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for row, ideal, seconds in zip(rows, at_peak, measured, strict=True):
-        own, median = utilisation[row["preset"]], statistics.median(seconds)
-        calibrates = row is calibrating(row["preset"])
+        own, median = utilisation[group(row)], statistics.median(seconds)
+        calibrates = row is calibrating(group(row))
         off = "calibrates" if calibrates else difference(ideal / own, median)
         from_base = difference(ideal / utilisation["base"], median)
         span = f"{median:.2f} ({min(seconds):.2f} to {max(seconds):.2f})"
