@@ -177,7 +177,7 @@ def as_the_original() -> Iterator[None]:
     """The model's parts compute and keep everything that the original's do."""
     with ExitStack() as stack:
         for place, name, plain in (
-            (vision, "IMAGES_AT_ONCE", 1 << 30),
+            (vision, "PATCHES_AT_ONCE", 1 << 30),
             (vision, "mlp", plain_mlp),
             (text, "mlp", plain_mlp),
             (Linear, "of_normed", lambda layer, hidden, norm: layer(norm(hidden))),

@@ -18,7 +18,18 @@ def make(queries: int, keys: int) -> tuple[torch.Tensor, ...]:
 
 
 # Few queries, many queries, few keys; at and beside the bounds.
-SIZES = [(1, 20), (1, 200), (3, 577), (32, 128), (33, 128), (33, 127), (150, 150), (0, 200)]
+SIZES = [
+    (1, 20),
+    (1, 200),
+    (3, 577),
+    (32, 128),
+    (33, 128),
+    (33, 127),
+    (33, 256),
+    (33, 255),
+    (260, 260),
+    (0, 300),
+]
 
 
 @pytest.mark.parametrize(("queries", "keys"), SIZES)

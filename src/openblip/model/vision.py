@@ -13,9 +13,10 @@ from openblip.model.attention import ImageSelfAttention
 from openblip.model.config import ConfigT, VisionConfig, initial_std
 from openblip.model.linear import Linear, linear, mlp
 
-# A processor encodes so many at a time: the states of more than two, at 384 px in the base size,
-# outgrow its caches, and are given back to the system and cleared anew at every layer.
-IMAGES_AT_ONCE = 2
+# Of so many patches a processor encodes the images at a time, two at 384 px and six at 224: in the
+# base size the states of more outgrow its caches, and are given back to the system and cleared
+# anew at every layer; the weights are copied for every part.
+PATCHES_AT_ONCE = 1200
 
 
 class Mlp(nn.Module):
@@ -99,7 +100,7 @@ class ImageEncoder(nn.Module):
     ) -> Float[Tensor, "batch given width"]:
         """The states of the first `num_given` patches, by default of all."""
         if not torch.is_grad_enabled() and images.device.type == "cpu":
-            parts = torch.split(images, IMAGES_AT_ONCE)
+            parts = torch.split(images, max(1, PATCHES_AT_ONCE // self.config.num_patches))
             return torch.cat([self._encode(part, num_given) for part in parts])
         return self._encode(images, num_given)
 

@@ -33,7 +33,7 @@ def accelerator_kernels() -> Iterator[None]:
     not see what a backward pass computes again.
     """
     attention, layer_norm = F.scaled_dot_product_attention, F.layer_norm
-    images_at_once, has_onednn = vision.IMAGES_AT_ONCE, linear.has_onednn
+    patches_at_once, has_onednn = vision.PATCHES_AT_ONCE, linear.has_onednn
 
     def float32_norm(hidden: Tensor, *others: Any, **named: Any) -> Tensor:
         whole = hidden.float() if torch.is_autocast_enabled("cpu") else hidden
@@ -42,13 +42,13 @@ def accelerator_kernels() -> Iterator[None]:
     # Their callers, our models, give no further arguments.
     F.scaled_dot_product_attention = _fused_attention  # type: ignore[assignment]
     F.layer_norm = float32_norm  # type: ignore[assignment]
-    vision.IMAGES_AT_ONCE = sys.maxsize
+    vision.PATCHES_AT_ONCE = sys.maxsize
     linear.has_onednn = cast("Any", bool)
     try:
         yield
     finally:
         F.scaled_dot_product_attention, F.layer_norm = attention, layer_norm
-        vision.IMAGES_AT_ONCE, linear.has_onednn = images_at_once, has_onednn
+        vision.PATCHES_AT_ONCE, linear.has_onednn = patches_at_once, has_onednn
 
 
 def _fused_attention(
