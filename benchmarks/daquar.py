@@ -45,7 +45,7 @@ PRETRAIN = """--data.image-size 96 --model.vision.image-size 96 --model.vision.p
 FINETUNE = """--data.image-size 96 --data.validation-split val --data.augmentation.min-scale 0.5
   --data.augmentation.no-flip --data.augmentation.no-randaugment --optimiser.lr 5e-4
   --optimiser.clip-norm 1.0 --schedule.kind warmup_cosine --schedule.warmup-steps 50
-  --train.batch-size 64 --train.epochs None --train.steps 1000 --train.checkpoint-every 100"""
+  --train.batch-size 64 --train.steps 1000 --train.checkpoint-every 100"""
 NAMES = ("accuracy", "WUPS@0.9", "WUPS@0.0")
 Units = dict[str, UnitScores]
 

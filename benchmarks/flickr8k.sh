@@ -45,7 +45,7 @@ CONTRAST="--objectives.queue-size 0 --objectives.momentum 0.99 --objectives.min-
 RUN="--train.threads $THREADS --train.seed $SEED --optimiser.clip-norm 1.0"
 PRETRAIN="$MODEL $AUGMENTATION $CONTRAST $RUN --train.batch-size 128 --train.steps $STEPS
   --train.checkpoint-every 250 --optimiser.lr 1e-3 --schedule.warmup-steps 60"
-FINETUNE="$AUGMENTATION $RUN --train.batch-size 64 --train.epochs None
+FINETUNE="$AUGMENTATION $RUN --train.batch-size 64
   --schedule.kind warmup_cosine --schedule.warmup-steps 20 --data.max-tokens 32"
 
 # Each replaces the subshell that it is called in, so that a signal to the stage reaches it.

@@ -33,7 +33,7 @@ RUNS = {
     "BLIP-base, 224 px, 8 pairs a step": (
         "base",
         "--train.batch-size 8 --train.precision float32 --objectives.queue-size 512 "
-        "--train.steps 9 --train.log-every 3 --train.epochs None",
+        "--train.steps 9 --train.log-every 3",
     ),
     "the small model of flickr8k.sh, 64 px, 128 pairs a step": (
         "tiny",

@@ -17,7 +17,7 @@ def words(tmp_path: Path, checkpoint: Callable[[str], str]) -> list[str]:
     table = str(tmp_path / "pairs.lance")
     PairTable.create(table, build_world(WorldConfig(seed=3, human_rows=4)))
     run = str(tmp_path / "run")
-    steps = ["--train.steps=1", "--train.epochs=None", "--train.batch-size=4"]
+    steps = ["--train.steps=1", "--train.batch-size=4"]
     flags = ["--init-from", checkpoint("captioner"), *steps, "--train.device=cpu"]
     return ["finetune", "captioner", table, run, *flags]
 

@@ -154,8 +154,8 @@ def test_contradictions_are_refused(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"steps": 1, "epochs": 1}, "either train.steps or train.epochs"),
-        ({}, "either train.steps or train.epochs"),
+        ({"steps": 1, "epochs": 2}, "train.steps is 1 and train.epochs is 2"),
+        ({}, "train.steps is None and train.epochs is None"),
         ({"steps": 0}, "train.steps is 0; give at least 1"),
         ({"steps": 1, "accumulate": 0}, "train.accumulate is 0"),
         ({"steps": 1, "compile": True, "sharding": "full"}, "set one of them"),

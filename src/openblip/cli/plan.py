@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from openblip.cli.output import print_json, print_table
+from openblip.cli.recipe_flags import changed
 
 if TYPE_CHECKING:
     from openblip.recipes.sizing import Planner, RunCost, Sizing
-    from openblip.training.config import Recipe
 
 
 def plan(words: list[str], prog: str) -> int:
@@ -60,7 +60,7 @@ def _plan(
             price_per_hour=price_per_hour,
             network=1e9 * network,
         )
-        planner = Planner(_changed(find_recipe(recipe), changes, prog), cluster, mean_tokens)
+        planner = Planner(changed(find_recipe(recipe), changes, prog), cluster, mean_tokens)
         sizings = [planner.as_given]
         if not planner.as_given.fits:
             sizings += planner.remedies()
@@ -87,13 +87,6 @@ def _divided(words: list[str]) -> tuple[list[str], list[str]]:
     return own, changes
 
 
-def _changed(recipe: "Recipe", changes: list[str], prog: str) -> "Recipe":
-    from openblip.training.config import Recipe
-
-    kind = tyro.conf.AvoidSubcommands[Recipe]
-    return tyro.cli(kind, default=recipe, args=changes, prog=prog)
-
-
 def _print(planner: "Planner", sizings: "list[Sizing]", costs: "list[RunCost | None]") -> None:
     cluster, given = planner.cluster, sizings[0]
     train, device = planner.recipe.train, planner.cluster.device
@@ -112,7 +105,7 @@ def _print(planner: "Planner", sizings: "list[Sizing]", costs: "list[RunCost | N
     print(
         f"\nat {cluster.assumed_utilisation:.0%} of {peak:.3g} TFLOP/s"
         + (" (assumed; --utilisation changes it)" if cluster.utilisation is None else "")
-        + f"; sending takes {given.communication_seconds:.2f} s of a step, as far as possible "
+        + f"; sending takes {_short(given.communication_seconds)} s of a step, as far as possible "
         "behind the backward pass"
     )
     if given.communication_seconds > given.compute_seconds:
@@ -126,11 +119,11 @@ def _print(planner: "Planner", sizings: "list[Sizing]", costs: "list[RunCost | N
 def _row(sizing: "Sizing", cost: "RunCost | None") -> list[str]:
     pairs = sizing.recipe.train.batch_size / sizing.step_seconds
     cells = [" ".join(sizing.flags) or "as given", _gb(sizing.memory)]
-    cells += ["yes" if sizing.fits else "no", f"{sizing.step_seconds:.2f}", f"{pairs:.0f}"]
+    cells += ["yes" if sizing.fits else "no", _short(sizing.step_seconds), _short(pairs)]
     if cost is None:
         return [*cells, "-", "-", "-"]
     price = "-" if cost.price is None else f"{cost.price:,.0f}"
-    return [*cells, f"{cost.hours:.1f}", f"{cost.device_hours:.0f}", price]
+    return [*cells, _short(cost.hours), _short(cost.device_hours), price]
 
 
 def _as_json(sizing: "Sizing", cost: "RunCost | None") -> dict[str, Any]:
@@ -147,6 +140,11 @@ def _as_json(sizing: "Sizing", cost: "RunCost | None") -> dict[str, Any]:
         "step_seconds": sizing.step_seconds,
         "run": None if cost is None else asdict(cost),
     }
+
+
+def _short(number: float) -> str:
+    """Three digits, or all before the point: a tiny model's step is no thousandth of a second."""
+    return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
 
 
 def _gb(size: int) -> str:

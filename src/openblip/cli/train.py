@@ -5,6 +5,8 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openblip.cli.recipe_flags import changed
+
 if TYPE_CHECKING:
     from openblip.training.config import Recipe
 
@@ -67,15 +69,10 @@ def finetune(words: list[str], prog: str) -> int:
 
 
 def _train(recipe: "Recipe", run_dir: Path, words: list[str], prog: str, about: str) -> int:
-    import tyro
-
-    from openblip.training.config import Recipe
     from openblip.training.run import train
 
-    kind = tyro.conf.AvoidSubcommands[Recipe]
     recipe, words = _take_mix(recipe, words)
-    resolved = tyro.cli(kind, default=recipe, args=words, prog=prog, description=about)
-    result = train(resolved, run_dir)
+    result = train(changed(recipe, words, prog, about), run_dir)
     for first, end in result.skipped:
         print(f"{run_dir}: left out steps {first} to {end - 1}, see its metrics.jsonl")
     if result.interrupted:

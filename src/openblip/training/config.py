@@ -238,7 +238,10 @@ class TrainConfig:
         _check_at_least("train", self, 1, *counts, "steps", "epochs", "threads")
         _check_at_least("train", self, 0, "seed")
         if (self.steps is None) == (self.epochs is None):
-            raise RecipeError("give either train.steps or train.epochs")
+            raise RecipeError(
+                f"train.steps is {self.steps} and train.epochs is {self.epochs}: a run counts in "
+                "one of them; give it, and None for the other"
+            )
         if self.compile and self.sharding == "full":
             raise RecipeError(
                 "train.compile is for whole stacks of layers, which train.sharding 'full' takes "

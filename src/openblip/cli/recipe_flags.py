@@ -1,0 +1,31 @@
+"""Flags that change fields of a recipe, such as `--train.batch-size 64`."""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from openblip.training.config import Recipe
+
+
+def changed(recipe: "Recipe", words: list[str], prog: str, about: str | None = None) -> "Recipe":
+    """The recipe with the changes of a command line; prints its help where that is asked for.
+
+    `--train.steps` alone takes the place of the recipe's epochs, and `--train.epochs` of its steps.
+    """
+    import tyro
+
+    from openblip.training.config import Recipe
+
+    kind = tyro.conf.AvoidSubcommands[Recipe]
+    recipe = _counting_as_in(words, recipe)
+    return tyro.cli(kind, default=recipe, args=words, prog=prog, description=about)
+
+
+def _counting_as_in(words: list[str], recipe: "Recipe") -> "Recipe":
+    flags = {word.split("=")[0] for word in words}
+    given = [name for name in ("steps", "epochs") if f"--train.{name}" in flags]
+    if len(given) != 1:
+        return recipe
+    # Any number: that of the command line takes its place.
+    length = {"steps": None, "epochs": None} | {given[0]: 1}
+    return replace(recipe, train=replace(recipe.train, **length))
