@@ -23,9 +23,9 @@ def changed(recipe: "Recipe", words: list[str], prog: str, about: str | None = N
 
 def _counting_as_in(words: list[str], recipe: "Recipe") -> "Recipe":
     flags = {word.split("=")[0] for word in words}
-    given = [name for name in ("steps", "epochs") if f"--train.{name}" in flags]
-    if len(given) != 1:
+    in_steps, in_epochs = "--train.steps" in flags, "--train.epochs" in flags
+    if in_steps == in_epochs:
         return recipe
     # Any number: that of the command line takes its place.
-    length = {"steps": None, "epochs": None} | {given[0]: 1}
-    return replace(recipe, train=replace(recipe.train, **length))
+    steps, epochs = (1, None) if in_steps else (None, 1)
+    return replace(recipe, train=replace(recipe.train, steps=steps, epochs=epochs))
