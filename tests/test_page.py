@@ -78,7 +78,9 @@ def test_curves_draw_lines_dots_and_values(tmp_path: Path) -> None:
 
 def test_curves_of_nothing_and_of_one_value_are_drawn() -> None:
     assert "<svg" in curves("loss", [Curve(name="a", points=[])])
-    assert "step 3: 0" in curves("loss", [Curve(name="a", points=[(3, 0.0)])])
+    one = curves("loss", [Curve(name="a", points=[(3, 0.0)])])
+    assert "step 3: 0" in one
+    assert 'r="3.2" fill="var(--blue)"' in one
 
 
 def test_many_points_become_as_many_as_a_screen_shows() -> None:

@@ -284,7 +284,9 @@ def curves(
         drawn.append(_polyline(map(at, smooth[number]), colour, 'stroke-width="1.6"'))
         every = max(1, len(smooth[number]) // 60)
         name = f"{line.name}, {along}"
-        drawn += [_hover(name, p, at(p), 5, "transparent") for p in smooth[number][::every]]
+        # Of a single point the line would not be seen.
+        hover = (3.2, colour) if len(smooth[number]) == 1 else (5, "transparent")
+        drawn += [_hover(name, p, at(p), *hover) for p in smooth[number][::every]]
         drawn += [_hover(name, p, at(p), 3.2, colour) for p in dots[number]]
     names = _legend(line.name for line in lines) if legend else ""
     return _figure(escape(title) + names, width, height + 20, drawn)
