@@ -8,7 +8,14 @@ import pytest
 import torch
 
 from openblip.data.transforms import eval_transform
-from openblip.data.video import Clip, frame_numbers, iterate_clips, read_clips, sample_frames
+from openblip.data.video import (
+    Clip,
+    frame_numbers,
+    iterate_clips,
+    read_clip_questions,
+    read_clips,
+    sample_frames,
+)
 from openblip.errors import DataError
 
 from .clips import numbered_frames, write_clip
@@ -117,7 +124,8 @@ def test_what_is_malformed_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "a.mp4").touch()
     good = {"clip_name": "a", "caption": "x"}
     cases: list[tuple[list[object], str]] = [
-        ([good, {"clip_name": "a"}], "line 2: needs clip_name"),
+        ([good, {"clip_name": "a"}], "line 2: needs a caption"),
+        ([good, {"caption": "x"}], "line 2: needs the name of a clip: clip_name or video"),
         ([good, {"clip_name": "a", "caption": 5}], "line 2: captions must be"),
         ([good, 7], "line 2: expected an object"),
         ([good, good | {"clip_name": "b"}], "1 of 2 clips .* such as b"),
@@ -130,3 +138,28 @@ def test_what_is_malformed_is_named_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text("{")
     with pytest.raises(DataError, match="cannot be read as JSON"):
         read_clips(tmp_path / "t.jsonl", tmp_path)
+
+
+def test_questions_are_those_of_the_clip_that_a_record_names(tmp_path: Path) -> None:
+    for name in ("video7010.mp4", "vid1301.avi", "b.webm"):
+        (tmp_path / name).touch()
+    records = [
+        {"id": 5, "video_id": 7010, "question": "who sings?", "answer": "man"},
+        {"video": "b.webm", "question": "where?", "answers": ["park", "garden"]},
+        {"id": 6, "video_id": 1301, "question": "what is cut?"},
+        {"id": 7, "video_id": 7010, "question": "what is red?", "answer": "car"},
+    ]
+    clips = read_clip_questions(write_lines(tmp_path / "qa.jsonl", records), tmp_path)
+    assert [clip.path.name for clip in clips] == ["video7010.mp4", "b.webm", "vid1301.avi"]
+    assert [[(q.key, q.text, q.answers) for q in clip.questions] for clip in clips] == [
+        [("5", "who sings?", ("man",)), ("7", "what is red?", ("car",))],
+        [("b.webm/0", "where?", ("park", "garden"))],
+        [("6", "what is cut?", ())],
+    ]
+
+
+def test_a_malformed_question_is_named_with_its_line(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").touch()
+    file = write_lines(tmp_path / "qa.jsonl", [{"video": "a", "answer": "x"}])
+    with pytest.raises(DataError, match=r"qa\.jsonl line 1: question a/0: expected an object"):
+        read_clip_questions(file, tmp_path)

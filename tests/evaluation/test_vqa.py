@@ -20,28 +20,15 @@ from openblip.errors import DataError, MissingHead
 from openblip.evaluation.vqa import evaluate_vqa
 from openblip.inference import Blip, load
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
-from openblip.model.vqa import Vqa, VqaConfig
 from openblip.recipes.finetune import vqa as vqa_recipe
 from openblip.training.run import train
 
-from ..inference.conftest import draw_weights
-
-COLOURS = ("red", "green", "blue", "white")
-CHOICES = ["red", "green", "blue", "a white one", "no"]
-ASKED = ("what colour is it?", "is it red?", "which colour do you see here?")
+from .answering import ASKED, CHOICES, COLOURS, answering_model
 
 
 @pytest.fixture(scope="module")
 def model() -> Blip:
-    """A question-answering model with random weights."""
-    tokenizer = TextTokenizer.train([*ASKED, *CHOICES, *COLOURS] * 2, 200)
-    vision = VisionConfig(image_size=32, patch_size=16, width=32, depth=2, heads=2)
-    text = TextConfig(
-        vocab_size=tokenizer.vocab_size, width=32, depth=2, heads=4, ffn_width=48, max_positions=40
-    )
-    vqa = Vqa(VqaConfig(vision=vision, text=text))
-    draw_weights(vqa, seed=3)
-    return Blip(vqa, tokenizer, "vqa", 32, 35)
+    return answering_model()
 
 
 def question(number: int, answers: Sequence[str], **more: object) -> dict[str, object]:

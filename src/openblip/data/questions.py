@@ -58,10 +58,19 @@ def questions_of(row_id: str, meta: str | None) -> list[Question]:
         DataError: one of them has no text, or answers of another form.
     """
     entries = json.loads(meta or "{}").get("questions") or []
-    return [_question(f"{row_id}/{place}", entry) for place, entry in enumerate(entries)]
+    return [read_question(f"{row_id}/{place}", entry) for place, entry in enumerate(entries)]
 
 
-def _question(key: str, entry: Mapping[str, Any]) -> Question:
+def read_question(key: str, entry: Mapping[str, Any]) -> Question:
+    """The question of an object as it stands in a row's metadata.
+
+    Args:
+        key: of a question without a `question_id`.
+        entry: the object.
+
+    Raises:
+        DataError: it has no text, or answers of another form.
+    """
     if not isinstance(entry, Mapping) or not isinstance(entry.get("question"), str):
         raise DataError(f"question {key}: expected an object with a text `question`, got {entry!r}")
     # What is null is not known.

@@ -1,7 +1,7 @@
-"""Clips with captions, and frames of them; the only file that imports `av` (PyAV)."""
+"""Clips with captions or questions, and frames of them; the only file that imports PyAV."""
 
 import json
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from openblip.data.importers.source import inside, texts_of
 from openblip.data.parallel import default_threads, ordered_map
+from openblip.data.questions import Question, read_question
 from openblip.data.transforms import eval_transform
 from openblip.errors import DataError, RecipeError, install_extra
 
@@ -24,11 +25,14 @@ _CAPTION_FIELDS = ("caption", "captions", "sentence")
 
 @dataclass(frozen=True)
 class Clip:
-    """A video with the captions that describe it."""
+    """A video with what is said about it."""
 
     name: str
     path: Path
     captions: list[str] = field(default_factory=list)
+    """Texts that describe it."""
+    questions: list[Question] = field(default_factory=list)
+    """With their answers, where these are known."""
 
 
 def read_clips(annotations: Path, videos: Path) -> list[Clip]:
@@ -45,22 +49,57 @@ def read_clips(annotations: Path, videos: Path) -> list[Clip]:
     Raises:
         DataError: a record is malformed, a clip is not in the folder, or there is none.
     """
+
+    def add_captions(clip: Clip, record: dict[str, Any]) -> None:
+        captions = texts_of(next((record[key] for key in _CAPTION_FIELDS if key in record), None))
+        if not captions:
+            raise ValueError(f"needs a caption: {' or '.join(_CAPTION_FIELDS)}")
+        clip.captions.extend(captions)
+
+    return _read(annotations, videos, add_captions)
+
+
+def read_clip_questions(annotations: Path, videos: Path) -> list[Clip]:
+    """The clips of a file of questions, in the order in which they first occur.
+
+    Records are as for `read_clips`, with `question`, and `answer` or `answers` where these are
+    known, instead of the caption. A `video_id` that is a number N, as in the files of MSRVTT-QA and
+    MSVD-QA, means `videoN` or `vidN`.
+
+    Args:
+        annotations: `.jsonl` or `.json`.
+        videos: the folder of the clips.
+
+    Raises:
+        DataError: a record is malformed, a clip is not in the folder, or there is none.
+    """
+
+    def add_question(clip: Clip, record: dict[str, Any]) -> None:
+        key = str(record.get("id", f"{clip.name}/{len(clip.questions)}"))
+        clip.questions.append(read_question(key, record))
+
+    return _read(annotations, videos, add_question)
+
+
+def _read(
+    annotations: Path, videos: Path, add: Callable[[Clip, dict[str, Any]], None]
+) -> list[Clip]:
+    """The clips of an annotation file; `add` gives a clip what a record says about it."""
     clips: dict[str, Clip] = {}
     missing: list[str] = []
     for where, record in _records(annotations):
-        name = next((record[key] for key in _NAME_FIELDS if key in record), None)
-        told = next((record[key] for key in _CAPTION_FIELDS if key in record), None)
-        try:
-            captions = texts_of(told)
-        except ValueError as error:
-            raise DataError(f"{where}: {error}") from error
-        if not isinstance(name, str) or not captions:
-            raise DataError(f"{where}: needs {' or '.join(_NAME_FIELDS)}, and a caption")
+        names = _names(record)
+        if not names:
+            raise DataError(f"{where}: needs the name of a clip: {' or '.join(_NAME_FIELDS)}")
+        name = names[0]
         if name not in clips:
-            path = _existing(videos, name)
+            path = _existing(videos, names)
             missing += [name] if path is None else []
             clips[name] = Clip(name, path or videos / name)
-        clips[name].captions.extend(captions)
+        try:
+            add(clips[name], record)
+        except (ValueError, DataError) as error:
+            raise DataError(f"{where}: {error}") from error
     if missing:
         raise DataError(
             f"{len(missing)} of {len(clips)} clips of {annotations} are not in {videos}, such as "
@@ -170,12 +209,20 @@ def _records(file: Path) -> Generator[tuple[str, dict[str, Any]], None, None]:
             if record is None:
                 continue
             if not isinstance(record, dict):
-                raise DataError(f"{where}: expected an object with a clip and its caption")
+                raise DataError(f"{where}: expected an object that names a clip")
             yield where, record
     except (OSError, ValueError) as error:
         raise DataError(f"{file} cannot be read as JSON lines or a JSON list: {error}") from error
 
 
-def _existing(videos: Path, name: str) -> Path | None:
-    paths = (inside(videos, name + suffix) for suffix in _SUFFIXES)
+def _names(record: dict[str, Any]) -> list[str]:
+    """What a record's clip may be called; nothing where it has no name."""
+    name = next((record[key] for key in _NAME_FIELDS if key in record), None)
+    if isinstance(name, int) and not isinstance(name, bool):
+        return [f"video{name}", f"vid{name}"]
+    return [name] if isinstance(name, str) else []
+
+
+def _existing(videos: Path, names: Iterable[str]) -> Path | None:
+    paths = (inside(videos, name + suffix) for name in names for suffix in _SUFFIXES)
     return next((path for path in paths if path.is_file()), None)

@@ -1,4 +1,4 @@
-"""Video-text retrieval by a model that was trained on images alone (BLIP, section 5.7)."""
+"""Video-text retrieval by a model that was trained on images alone (BLIP, table 10)."""
 
 import time
 from collections.abc import Iterator, Sequence

@@ -2,13 +2,15 @@
 
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from openblip.data.loader import every_image
 from openblip.data.questions import Question, QuestionIndex
@@ -96,14 +98,18 @@ def evaluate_vqa(
     index = QuestionIndex.resolve(table, split, with_answers=False)
     questions = index.read(np.arange(len(index)))
     rows, image_of = np.unique(index.rows, return_inverse=True)
-    keys = _distinct_keys(questions, table)
+    keys = distinct_keys(questions, table.uri)
     if wups:
         _check_single_answers(questions, table, split)
         WordNet.find()  # missed now, not when all is answered
     texts = _grouped(questions, image_of, len(rows))
     answers: list[Answer] = []
+    encoded = (
+        encode_for_questions(blip, images)
+        for images in every_image(table, rows, batch_size, blip.image_size)
+    )
     with Progress("answering", total=len(questions), unit="questions") as progress:
-        for own in _answered(blip, table, rows, texts, candidates, k, batch_size):
+        for own in answer_all(blip, encoded, texts, candidates, k):
             answers += own
             progress.update(len(own))
     given = {key: answer.text for key, answer in zip(keys, answers, strict=True)}
@@ -116,13 +122,18 @@ def evaluate_vqa(
     return VqaResult(metrics, given, units, asked, len(rows), len(questions), seconds)
 
 
-def _distinct_keys(questions: Sequence[Question], table: PairTable) -> list[str]:
+def distinct_keys(questions: Sequence[Question], source: str) -> list[str]:
+    """The keys of questions, by which their answers are told apart.
+
+    Raises:
+        DataError: two are equal; names the source.
+    """
     seen: set[str] = set()
     for question in questions:
         if question.key in seen:
             raise DataError(
-                f"{table.uri}: the question_id {question.key} occurs twice in the split; evaluate "
-                "a table whose questions come from one source"
+                f"{source}: the question_id {question.key} occurs twice in what is evaluated; take "
+                "questions that come from one source"
             )
         seen.add(question.key)
     return [question.key for question in questions]
@@ -146,26 +157,38 @@ def _grouped(
     return texts
 
 
-def _answered(
+@torch.inference_mode()
+def encode_for_questions(
+    blip: Blip, images: Float[Tensor, "images 3 height width"]
+) -> Float[Tensor, "images patches width"]:
+    """Patch tokens of a question-answering model."""
+    return blip.vqa.encode_images(images.to(blip.device, blip.dtype))
+
+
+def answer_all(
     blip: Blip,
-    table: PairTable,
-    rows: NDArray[np.int64],
+    encoded: Iterable[Float[Tensor, "images patches width"]],
     texts: Sequence[Sequence[str]],
     candidates: Sequence[str] | None,
     k: int,
-    batch_size: int,
 ) -> Iterator[list[Answer]]:
-    """Answers to the questions about each image in turn."""
-    vqa = blip.vqa
+    """Answers to the questions about each image, or video, in turn; errors as in `answer_each`.
+
+    Args:
+        blip: a question-answering model.
+        encoded: patch tokens of some of them at a time.
+        texts: the questions about each.
+        candidates: answers to rank; None lets the model write.
+        k: candidates that are scored whole.
+    """
     first = 0
-    for images in every_image(table, rows, batch_size, blip.image_size):
-        own = texts[first : first + len(images)]
-        first += len(images)
+    for hidden in encoded:
+        own = texts[first : first + len(hidden)]
+        first += len(hidden)
         with torch.inference_mode(), warnings.catch_warnings():
             # The protocol cuts questions to what the model reads.
             warnings.simplefilter("ignore", TextTruncated)
-            hidden = vqa.encode_images(images.to(blip.device, blip.dtype))
-            answers = answer_each(vqa, blip.tokenizer, hidden, own, candidates, k)
+            answers = answer_each(blip.vqa, blip.tokenizer, hidden, own, candidates, k)
         yield from answers
 
 
