@@ -111,8 +111,9 @@ def test_what_cannot_be_evaluated_is_named(
         evaluate_videoqa(model, [*clips, clips[0]])
     with pytest.raises(RecipeError, match="num_frames is 0; give 1"):
         evaluate_videoqa(model, clips, num_frames=0)
-    with pytest.raises(MissingHead):
-        evaluate_videoqa(blip, clips, num_frames=FRAMES)
+    (question,) = clips[1].questions
+    with pytest.raises(MissingHead):  # before a clip is read
+        evaluate_videoqa(blip, [Clip("a", Path("none.mp4"), questions=[question])])
 
 
 def test_the_command_prints_and_writes(

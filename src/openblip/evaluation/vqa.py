@@ -181,6 +181,7 @@ def answer_all(
         candidates: answers to rank; None lets the model write.
         k: candidates that are scored whole.
     """
+    vqa, tokenizer = blip.vqa, blip.tokenizer  # missed before anything is read
     first = 0
     for hidden in encoded:
         own = texts[first : first + len(hidden)]
@@ -188,7 +189,7 @@ def answer_all(
         with torch.inference_mode(), warnings.catch_warnings():
             # The protocol cuts questions to what the model reads.
             warnings.simplefilter("ignore", TextTruncated)
-            answers = answer_each(blip.vqa, blip.tokenizer, hidden, own, candidates, k)
+            answers = answer_each(vqa, tokenizer, hidden, own, candidates, k)
         yield from answers
 
 
