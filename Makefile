@@ -17,7 +17,7 @@ golden: .venv/.installed-test        ## only the comparisons with reference outp
 slow: .venv/.installed-test          ## the long checks: demo over three seeds, full corpora
 	$(PYTEST) -m slow --timeout=7200 -rs
 
-ablations: .venv/.installed-core     ## BLIP's ablations on the embedded world, 3 seeds, in about an hour on two idle cores
+ablations: .venv/.installed-core     ## BLIP's ablations on the embedded world, 3 seeds, in about 40 minutes on two idle cores
 	$(BIN)/openblip compare benchmarks/ablations.yaml -o ablations --jobs 2
 
 bench: .venv/.installed-core         ## the training step, part by part, beside the naive step
