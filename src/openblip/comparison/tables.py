@@ -53,8 +53,8 @@ def _claims(findings: Findings) -> Section:
             found.claim.claim,
             found.figure,
             found.word,
-            f"{findings.label(found.claim.better)} - {findings.label(found.claim.than)}",
             _difference(findings, found.claim.better, found.claim.than, found.figure),
+            f"{findings.label(found.claim.better)} - {findings.label(found.claim.than)}",
         ]
         for found in findings.verdicts()
     ]
@@ -63,7 +63,7 @@ def _claims(findings: Findings) -> Section:
         "Claims",
         "A claim holds where the whole interval of the difference lies above zero, does not hold "
         "where it lies below, and is not decided where it contains zero.",
-        ["claim", "figure", "verdict", "difference", "by, and 95 % interval"],
+        ["claim", "figure", "verdict", "difference, 95 % interval", "of"],
         rows,
         _reasons(findings, pairs),
     )
