@@ -145,7 +145,7 @@ def test_this_machine_is_a_device_too() -> None:
 
 def test_the_default_utilisation_is_the_measured_one() -> None:
     found = re.search(
-        r"Utilisation of the first row of each preset: base (0\.\d+)", RESULTS.read_text()
+        r"Utilisation of the first row of each group: base (0\.\d+)", RESULTS.read_text()
     )
     assert found is not None
     assert pytest.approx(float(found[1]), abs=0.01) == CPU_UTILISATION

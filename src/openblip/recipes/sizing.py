@@ -27,7 +27,7 @@ from openblip.training.plan import Plan
 
 _DIVIDED = ("--train.sharding full",)
 
-CPU_UTILISATION = 0.66
+CPU_UTILISATION = 0.69
 """Of the peak of matrix products, at base size: measured (`benchmarks/results/plan.md`)."""
 GPU_UTILISATION = 0.4
 """An assumption, not measured: PaLM (Chowdhery et al., 2022, table 3) reports 21 to 46 % of the
