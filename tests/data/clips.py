@@ -24,3 +24,9 @@ def write_clip(path: Path, frames: Sequence[np.ndarray]) -> None:
 def numbered_frames(count: int, height: int = 24, width: int = 32) -> list[np.ndarray]:
     """Frames whose grey is their number."""
     return [np.full((height, width, 3), number, np.uint8) for number in range(count)]
+
+
+def write_noise(path: Path, number: int) -> None:
+    """A video of coloured noise, as long as its number says."""
+    generator = np.random.default_rng(number)
+    write_clip(path, list(generator.integers(0, 256, (2 + 3 * number, 24, 32, 3), np.uint8)))

@@ -20,7 +20,7 @@ from openblip.evaluation.video import evaluate_video
 from openblip.inference import Blip
 from openblip.model import Med
 
-from ..data.clips import write_clip
+from ..data.clips import write_noise
 
 CAPTIONS = [
     ["a red ball and a tree", "the ball is red"], ["two blue cubes"], ["a dog by a house"],
@@ -35,9 +35,7 @@ def annotations(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("videos")
     lines = []
     for number, captions in enumerate(CAPTIONS):
-        generator = np.random.default_rng(number)
-        frames = generator.integers(0, 256, (2 + 3 * number, 24, 32, 3), np.uint8)
-        write_clip(folder / f"video{number}.mkv", list(frames))
+        write_noise(folder / f"video{number}.mkv", number)
         lines += [{"clip_name": f"video{number}", "caption": text} for text in captions]
     (folder / "test.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder / "test.jsonl"

@@ -41,7 +41,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "evaluate nlvr": ("evaluate", "nlvr", "accuracy and consistency of sentences on two images"),
     "evaluate classify": ("zero_shot", "classify", "accuracy of naming classes by prompts"),
     "evaluate video": ("zero_shot", "video", "recall of texts and of videos, and median rank"),
-    "evaluate videoqa": ("zero_shot", "videoqa", "accuracy of answers to questions about videos"),
+    "evaluate videoqa": ("evaluate", "videoqa", "accuracy of answers to questions about videos"),
     "compare": ("compare", "compare", "models x tasks x seeds from one file: the tables"),
     "caption": ("predict", "caption", "caption images"),
     "match": ("predict", "match", "how well texts match images"),

@@ -1,4 +1,4 @@
-"""`openblip evaluate classify`, `video` and `videoqa`: tasks for which nothing was trained."""
+"""`openblip evaluate classify` and `video`: tasks for which nothing was trained."""
 
 from pathlib import Path
 
@@ -127,72 +127,4 @@ def video(
         ["ranking by", *names],
         [[name, *(f"{values[n]:.1f}" for n in names)] for name, values in rows.items()],
     )
-    return 0
-
-
-def videoqa(
-    model: tyro.conf.Positional[str],
-    questions: tyro.conf.Positional[Path],
-    videos: tyro.conf.Positional[Path],
-    /,
-    *,
-    num_frames: int = 16,
-    candidates: Path | None = None,
-    k: int = 128,
-    batch_size: int = 2,
-    results: Path | None = None,
-    json: bool = False,
-) -> int:
-    """Accuracy of answers about videos by a model that learnt from images; needs the extra video.
-
-    Example: openblip evaluate videoqa runs/vqa msrvtt_qa_test.json MSRVTT/videos
-
-    Args:
-        model: model folder, run directory, file, https address or hub repository.
-        questions: JSON lines, or a JSON list, with video_id, question and answer, as of MSRVTT-QA.
-        videos: folder of the clips.
-        num_frames: taken from each clip at even distances.
-        candidates: rank the answers of this file (one a line, or a list in JSON); by default the
-            model writes its answers.
-        k: candidates that are scored whole.
-        batch_size: clips whose frames are encoded together.
-        results: write the answers there, as .csv or .json.
-        json: print JSON.
-    """
-    from openblip.data.answer_lists import read_answers
-    from openblip.data.video import read_clip_questions
-    from openblip.evaluation.results_file import check_results_path, save_records
-    from openblip.evaluation.videoqa import evaluate_videoqa
-    from openblip.inference import load
-
-    if results is not None:
-        check_results_path(results)
-    ranked = None if candidates is None else read_answers(candidates)
-    found = evaluate_videoqa(
-        load(model),
-        read_clip_questions(questions, videos),
-        num_frames=num_frames,
-        candidates=ranked,
-        k=k,
-        batch_size=batch_size,
-    )
-    if results is not None:
-        save_records(results, found.answers)
-    intervals = {name: unit.interval() for name, unit in found.units.items()}
-    if json:
-        bounds = {name: [value.low, value.high] for name, value in intervals.items()}
-        shown = ("metrics", "num_videos", "num_questions", "seconds")
-        print_json({name: getattr(found, name) for name in shown} | {"intervals": bounds})
-        return 0
-    how = "written" if ranked is None else f"ranked among {len(ranked)}"
-    print(
-        f"{found.num_questions} questions about {found.num_videos} videos, {num_frames} frames, "
-        f"answers {how}, {found.seconds:.0f} s"
-    )
-    for name, value in found.metrics.items():
-        between = intervals.get(name)
-        shown_interval = f" ({between.low:.2f} to {between.high:.2f})" if between else ""
-        print(f"{name}: {value:.2f} %{shown_interval}")
-    if not found.metrics:
-        print("no answers are known" + (f"; see {results}" if results else ""))
     return 0
