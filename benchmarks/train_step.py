@@ -192,7 +192,8 @@ def as_the_original() -> Iterator[None]:
 @contextmanager
 def on_pytorch() -> Iterator[None]:
     """Products are those that PyTorch's own layers take."""
-    with patch.object(linear, "has_onednn", bool), patch.object(products, "has_onednn", bool):
+    names = {"prefers_onednn": bool}
+    with patch.multiple(linear, **names), patch.multiple(products, **names):
         yield
 
 

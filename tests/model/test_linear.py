@@ -11,9 +11,22 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from openblip.model import linear as linear_module
 from openblip.model.flops import flop_counter
-from openblip.model.linear import Linear, has_onednn, linear, mlp
+from openblip.model.linear import Linear, has_onednn, linear, mlp, prefers_onednn
 
 needs_onednn = pytest.mark.skipif(not has_onednn(), reason="no x86 processor with oneDNN")
+
+
+@pytest.fixture
+def with_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products are oneDNN's, on Intel's processors too."""
+    monkeypatch.setattr(linear_module, "prefers_onednn", lambda: True)
+
+
+@pytest.fixture(params=[pytest.param(True, marks=needs_onednn), False], ids=["oneDNN", "PyTorch"])
+def either_library(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    monkeypatch.setattr(linear_module, "prefers_onednn", lambda: request.param)
+
+
 ROWS = [(1,), (3,), (0,), (2, 5), (2, 0), (2, 3, 4)]
 
 
@@ -33,6 +46,7 @@ def takes_onednn(layer: nn.Module, hidden: torch.Tensor) -> bool:
     return without.get_total_flops() == 0
 
 
+@pytest.mark.usefixtures("either_library")
 @pytest.mark.parametrize("rows", ROWS)
 @torch.no_grad()
 def test_outputs_are_those_of_pytorch(layer: Linear, rows: tuple[int, ...]) -> None:
@@ -44,6 +58,7 @@ def test_outputs_are_those_of_pytorch(layer: Linear, rows: tuple[int, ...]) -> N
     torch.testing.assert_close(no_bias, F.linear(hidden, layer.weight))
 
 
+@pytest.mark.usefixtures("either_library")
 @torch.no_grad()
 def test_tensors_that_are_not_contiguous(layer: Linear) -> None:
     hidden = torch.randn(24, 5, 7).permute(2, 1, 0)
@@ -53,7 +68,22 @@ def test_tensors_that_are_not_contiguous(layer: Linear) -> None:
     torch.testing.assert_close(linear(hidden, view, None), F.linear(hidden, view))
 
 
+@pytest.mark.parametrize(
+    ("processor", "preferred"),
+    [("Intel Xeon", False), ("AMD EPYC 9R14", True), ("QEMU Virtual", True), (None, True)],
+)
+def test_onednn_is_preferred_where_mkl_is_slow(
+    processor: str | None, preferred: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = {} if processor is None else {"cpu_name": processor}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known)
+    assert prefers_onednn.__wrapped__() == (preferred and has_onednn())
+    monkeypatch.setattr(linear_module, "has_onednn", lambda: False)
+    assert not prefers_onednn.__wrapped__()
+
+
 @needs_onednn
+@pytest.mark.usefixtures("with_onednn")
 def test_onednn_is_taken_unless_a_small_product_has_a_gradient(layer: Linear) -> None:
     hidden = torch.randn(6, 24)
     assert not takes_onednn(layer, hidden)
@@ -65,6 +95,7 @@ def test_onednn_is_taken_unless_a_small_product_has_a_gradient(layer: Linear) ->
 
 
 @needs_onednn
+@pytest.mark.usefixtures("with_onednn")
 @torch.no_grad()
 def test_other_types_go_the_usual_way(layer: Linear) -> None:
     half = copy.deepcopy(layer).bfloat16()
@@ -76,8 +107,10 @@ def test_other_types_go_the_usual_way(layer: Linear) -> None:
 
 
 @pytest.fixture(params=[False, True], ids=["small", "beyond the caches"])
-def any_size(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    """Products of the tiny sizes here are oneDNN's with a gradient too."""
+def any_size(
+    monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, either_library: None
+) -> None:
+    """Products of the tiny sizes here are functions of ours, too."""
     monkeypatch.setattr(linear_module, "_WORTH_A_FUNCTION", 0)
     if request.param:
         monkeypatch.setattr(linear_module, "_BEYOND_CACHES", 0)
@@ -134,6 +167,7 @@ def test_gradients_of_tensors_that_are_not_contiguous() -> None:
             assert_gradients_are_exact(hidden, weight.requires_grad_(), bias, gradient)
 
 
+@pytest.mark.usefixtures("either_library")
 def test_a_product_of_the_size_of_training() -> None:
     torch.manual_seed(0)
     hidden = torch.randn(2, 197, 256, requires_grad=True)
@@ -192,7 +226,7 @@ def test_a_norm_that_is_computed_again_gives_the_same_gradients(learns: bool) ->
         assert torch.equal(one, other)
 
 
-@needs_onednn
+@pytest.mark.usefixtures("either_library")
 def test_what_gelu_and_norm_give_is_not_kept() -> None:
     norm, up, down = nn.LayerNorm(64), Linear(64, 256), Linear(256, 64)
     kept: dict[int, int] = {}
@@ -236,7 +270,7 @@ def test_checkpointed_activations_give_the_same_bits(layer: Linear) -> None:
             assert torch.equal(one, other)
 
 
-@needs_onednn
+@pytest.mark.usefixtures("either_library")
 def test_the_backward_pass_is_two_products_where_both_sides_learn(layer: Linear) -> None:
     hidden, forward = torch.randn(5000, 24), 2 * 5000 * 24 * 40
     counted = {}
@@ -255,6 +289,7 @@ def test_the_backward_pass_is_two_products_where_both_sides_learn(layer: Linear)
 
 
 @needs_onednn
+@pytest.mark.usefixtures("with_onednn")
 def test_a_gradient_has_no_gradient(layer: Linear) -> None:
     hidden = torch.randn(5000, 24, requires_grad=True)
     (gradient,) = torch.autograd.grad(layer(hidden).square().sum(), hidden, create_graph=True)

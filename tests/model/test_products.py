@@ -4,8 +4,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from openblip.model import products
 from openblip.model.attention import split_heads
+from openblip.model.linear import has_onednn
 from openblip.model.products import attend
+
+needs_onednn = pytest.mark.skipif(not has_onednn(), reason="no x86 processor with oneDNN")
+
+
+@pytest.fixture(params=[pytest.param(True, marks=needs_onednn), False], ids=["oneDNN", "PyTorch"])
+def either_library(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    monkeypatch.setattr(products, "prefers_onednn", lambda: request.param)
 
 
 def make(queries: int, keys: int) -> tuple[torch.Tensor, ...]:
@@ -32,6 +41,7 @@ SIZES = [
 ]
 
 
+@pytest.mark.usefixtures("either_library")
 @pytest.mark.parametrize(("queries", "keys"), SIZES)
 def test_attention_is_that_of_pytorch(queries: int, keys: int) -> None:
     query, key, value = make(queries, keys)
@@ -50,6 +60,7 @@ def test_a_mask_hides_tokens() -> None:
     torch.testing.assert_close(attend(query, key, value, mask), seen)
 
 
+@pytest.mark.usefixtures("either_library")
 @torch.no_grad()
 def test_nothing_that_was_given_is_changed() -> None:
     for size in SIZES:

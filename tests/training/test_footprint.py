@@ -101,7 +101,7 @@ def test_an_accelerator_keeps_no_attention_probabilities(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # A processor's products keep less, which is another difference; no other test shall find it.
-    monkeypatch.setattr(linear, "has_onednn", bool)
+    monkeypatch.setattr(linear, "is_processor_product", lambda hidden, weight: False)
     anew = footprint.__wrapped__
     attention = F.scaled_dot_product_attention
     fused = anew(recipe, 32, accelerator=True)

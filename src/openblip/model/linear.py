@@ -1,9 +1,9 @@
-"""Linear layers that take the fastest float32 product of an x86 processor.
+"""Linear layers that take a processor's fastest float32 product, and keep little for a gradient.
 
-PyTorch sends float32 products to MKL, which uses half of the vector width of a processor that is
-not Intel's: oneDNN, which PyTorch has too, is there twice as fast (`docs/log.md`). Its product is
-reached through the operator that `torch.compile` puts into graphs; it has no gradient of its own,
-so `_Product` gives it one, of the same products.
+PyTorch sends float32 products to MKL, which uses half of the vector width of an x86 processor that
+is not Intel's: oneDNN, which PyTorch has too, is there twice as fast, and slower on Intel's
+(`docs/log.md`). Its product is reached through the operator that `torch.compile` puts into graphs;
+it has no gradient of its own, so `_Product` gives it one, of the same products.
 """
 
 from collections.abc import Callable
@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
-# Multiply-adds from which a product with a gradient is oneDNN's: in smaller ones, what it costs to
-# call an autograd function written in Python is more than the product saves.
+# Multiply-adds from which a product with a gradient is a function of ours: in smaller ones, what it
+# costs to call an autograd function written in Python is more than the product saves.
 _WORTH_A_FUNCTION = 2**22
-# Numbers in both operands of a weight's gradient from which its product is up to a fifth faster,
-# copies included, once both lie by rows.
+# Numbers in both operands of a weight's gradient from which oneDNN's product is up to a fifth
+# faster, copies included, once both lie by rows.
 _BEYOND_CACHES = 2**22
 
 
@@ -39,7 +39,7 @@ class Linear(nn.Linear):
     ) -> Float[Tensor, "*rows outer"]:
         """Of `norm` of the states, which is not kept for the backward pass but computed again."""
         normed = norm(hidden)
-        if _takes_product(normed, self.weight):
+        if _has_own_gradient(normed, self.weight):
             return _product(normed, self.weight, self.bias, hidden, norm)
         return cast("Tensor", self(normed))
 
@@ -56,10 +56,11 @@ def linear(
     bias: Float[Tensor, " outer"] | None,
 ) -> Float[Tensor, "*rows outer"]:
     """`F.linear`, up to rounding; a gradient has no gradient itself."""
-    if _takes_product(hidden, weight):
-        return _product(hidden, weight, bias)
-    if not torch.is_grad_enabled() and _takes_onednn(hidden, weight):
-        return onednn_linear(hidden, weight, bias)
+    if _takes_onednn(hidden, weight):
+        if not torch.is_grad_enabled():
+            return onednn_linear(hidden, weight, bias)
+        if _has_own_gradient(hidden, weight):
+            return _product(hidden, weight, bias)
     return F.linear(hidden, weight, bias)
 
 
@@ -68,12 +69,12 @@ def mlp(
 ) -> Float[Tensor, "*rows width"]:
     """`down` of the exact GELU of `up`, of `norm` of the states if there is one.
 
-    Where products are oneDNN's, what GELU and norm give is not kept for the backward pass but
-    computed again: the hidden layer after GELU is as large as before, and to read it would take
-    as long as to compute it.
+    In float32 on a processor, what GELU and norm give is not kept for the backward pass but
+    computed again: the hidden layer after GELU is as large as before, and to read it would take as
+    long as to compute it.
     """
     normed = hidden if norm is None else norm(hidden)
-    if up.is_plain and down.is_plain and _takes_product(normed, up.weight):
+    if up.is_plain and down.is_plain and _has_own_gradient(normed, up.weight):
         weights = (up.weight, up.bias, down.weight, down.bias)
         kept = (None, None) if norm is None else (hidden, norm)
         return cast("Tensor", _Mlp.apply(normed, *weights, *kept))  # type: ignore[no-untyped-call]
@@ -86,10 +87,16 @@ def onednn_linear(
     bias: Float[Tensor, " outer"] | None = None,
     activation: Literal["none", "gelu"] = "none",
 ) -> Float[Tensor, "*rows outer"]:
-    """The same by oneDNN, for float32 on a processor with `has_onednn`; without a gradient."""
+    """`F.linear` by oneDNN, for float32 on a processor with `has_onednn`; without a gradient."""
     # The last "none" names the exact GELU, not the tanh approximation.
     out: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, activation, [], "none")
     return out
+
+
+def _faster_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` by the faster library, for tensors of a product with `_has_own_gradient`."""
+    by_library = onednn_linear if prefers_onednn() else F.linear
+    return by_library(hidden, weight, bias)
 
 
 Again = Callable[[Tensor], Tensor]
@@ -106,7 +113,7 @@ def _product(
 
 
 class _Product(torch.autograd.Function):
-    """`onednn_linear` with a gradient, computed once more by `onednn_linear`.
+    """A product with a gradient, which is two products of the same library.
 
     With `again`, which gives `hidden` from `source`, `source` is kept in its place.
     """
@@ -124,7 +131,7 @@ class _Product(torch.autograd.Function):
         ctx.again = again
         kept = hidden if again is None else source
         ctx.save_for_backward(kept if for_weight else None, weight if for_hidden else None)
-        return onednn_linear(hidden, weight, bias)
+        return _faster_linear(hidden, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -132,7 +139,7 @@ class _Product(torch.autograd.Function):
         kept, weight = ctx.saved_tensors
         grad = grad.contiguous()
         return (
-            onednn_linear(grad, weight.t()) if weight is not None else None,
+            _faster_linear(grad, weight.t()) if weight is not None else None,
             _weight_gradient(grad, _again(ctx, kept)) if kept is not None else None,
             _by_row(grad).sum(0) if ctx.needs_input_grad[2] else None,
             None,
@@ -154,11 +161,11 @@ class _Mlp(torch.autograd.Function):
         source: Tensor | None,
         again: Again | None,
     ) -> Tensor:
-        inner = onednn_linear(hidden, up, up_bias)
+        inner = _faster_linear(hidden, up, up_bias)
         ctx.again = again
         kept = hidden if again is None else source
         ctx.save_for_backward(kept if ctx.needs_input_grad[1] else None, inner, up, down)
-        return onednn_linear(F.gelu(inner), down, down_bias)
+        return _faster_linear(F.gelu(inner), down, down_bias)
 
     @staticmethod
     @once_differentiable
@@ -167,10 +174,10 @@ class _Mlp(torch.autograd.Function):
         for_hidden, for_up, for_up_bias, for_down, for_down_bias, _, _ = ctx.needs_input_grad
         grad = grad.contiguous()
         down_grad = _weight_gradient(grad, F.gelu(inner)) if for_down else None
-        inner_grad = onednn_linear(grad, down.t())
+        inner_grad = _faster_linear(grad, down.t())
         torch.ops.aten.gelu_backward.grad_input(inner_grad, inner, grad_input=inner_grad)
         return (
-            onednn_linear(inner_grad, up.t()) if for_hidden else None,
+            _faster_linear(inner_grad, up.t()) if for_hidden else None,
             _weight_gradient(inner_grad, _again(ctx, kept)) if for_up else None,
             _by_row(inner_grad).sum(0) if for_up_bias else None,
             down_grad,
@@ -188,10 +195,10 @@ def _again(ctx: Any, kept: Tensor) -> Tensor:
 def _weight_gradient(grad: Tensor, hidden: Tensor) -> Tensor:
     """The gradient of a weight, laid out as the weight is: the transposed product is not."""
     by_column = _by_row(grad).t(), _by_row(hidden).t()
-    if grad.numel() + hidden.numel() > _BEYOND_CACHES:
+    if prefers_onednn() and grad.numel() + hidden.numel() > _BEYOND_CACHES:
         # The first operand is copied in any case; the second need not be, but takes long to read.
         by_column = by_column[0].contiguous(), by_column[1].contiguous()
-    return onednn_linear(*by_column)
+    return _faster_linear(*by_column)
 
 
 def _by_row(tensor: Tensor) -> Tensor:
@@ -208,24 +215,35 @@ def has_onednn() -> bool:
     )
 
 
-def _takes_product(hidden: Tensor, weight: Tensor) -> bool:
-    """Whether the product is oneDNN's and has a gradient."""
-    return (
-        torch.is_grad_enabled()
-        and _takes_onednn(hidden, weight)
-        and hidden.numel() * len(weight) >= _WORTH_A_FUNCTION
-    )
+@cache
+def prefers_onednn() -> bool:
+    """Whether oneDNN's products are faster than PyTorch's own: on x86 that is not Intel's."""
+    processor = str(torch.cpu.get_capabilities().get("cpu_name", ""))
+    return has_onednn() and not processor.startswith("Intel")
 
 
-def _takes_onednn(hidden: Tensor, weight: Tensor) -> bool:
+def is_processor_product(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether a product is in float32 on a processor, outside of graphs and without autocast."""
     return (
         # Asked first: whatever else is asked, a compiled graph would be guarded by.
         not torch.compiler.is_compiling()
         and hidden.device.type == "cpu"
         and hidden.dtype == weight.dtype == torch.float32
-        and has_onednn()
         # A quantised weight is a tensor of another class, with a product of its own.
         and type(weight) in (Tensor, nn.Parameter, FakeTensor)
         and hidden.numel() > 0
         and not torch.is_autocast_enabled("cpu")
     )
+
+
+def _has_own_gradient(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether a product with a gradient is a function of ours."""
+    return (
+        torch.is_grad_enabled()
+        and is_processor_product(hidden, weight)
+        and hidden.numel() * len(weight) >= _WORTH_A_FUNCTION
+    )
+
+
+def _takes_onednn(hidden: Tensor, weight: Tensor) -> bool:
+    return is_processor_product(hidden, weight) and prefers_onednn()

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from openblip.model.linear import has_onednn, onednn_linear
+from openblip.model.linear import onednn_linear, prefers_onednn
 
 # Up to so many queries, reading keys and values takes the time: a plain product reads them at
 # about twice the rate at which PyTorch's fused attention does on a processor.
@@ -34,7 +34,7 @@ def attend(
     if mask is None and dropout == 0.0 and _is_inference(query) and key.shape[2] >= _MANY_KEYS:
         if query.shape[2] <= _FEW_QUERIES:
             return _by_plain_products(query, key, value)
-        if key.shape[2] >= _VERY_MANY_KEYS and has_onednn():
+        if key.shape[2] >= _VERY_MANY_KEYS and prefers_onednn():
             return _head_by_head(query, key, value)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
 

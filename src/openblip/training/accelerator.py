@@ -29,11 +29,11 @@ def accelerator_kernels() -> Iterator[None]:
     - The teacher encodes all images at once.
     - Products are no functions of ours that compute again what they read.
 
-    The two functions are exchanged in `torch.nn.functional` for the time: a mode of PyTorch's would
-    not see what a backward pass computes again.
+    The two functions of PyTorch's are exchanged in `torch.nn.functional` for the time: a mode of
+    PyTorch's would not see what a backward pass computes again.
     """
     attention, layer_norm = F.scaled_dot_product_attention, F.layer_norm
-    patches_at_once, has_onednn = vision.PATCHES_AT_ONCE, linear.has_onednn
+    patches_at_once, is_ours = vision.PATCHES_AT_ONCE, linear.is_processor_product
 
     def float32_norm(hidden: Tensor, *others: Any, **named: Any) -> Tensor:
         whole = hidden.float() if torch.is_autocast_enabled("cpu") else hidden
@@ -43,12 +43,12 @@ def accelerator_kernels() -> Iterator[None]:
     F.scaled_dot_product_attention = _fused_attention  # type: ignore[assignment]
     F.layer_norm = float32_norm  # type: ignore[assignment]
     vision.PATCHES_AT_ONCE = sys.maxsize
-    linear.has_onednn = cast("Any", bool)
+    linear.is_processor_product = lambda hidden, weight: False
     try:
         yield
     finally:
         F.scaled_dot_product_attention, F.layer_norm = attention, layer_norm
-        vision.PATCHES_AT_ONCE, linear.has_onednn = patches_at_once, has_onednn
+        vision.PATCHES_AT_ONCE, linear.is_processor_product = patches_at_once, is_ours
 
 
 def _fused_attention(
