@@ -50,12 +50,52 @@ def test_rows_that_are_no_multiple_of_the_images_are_refused(
         med.match(ids[:4], mask[:4], memory)
 
 
-def test_selected_images_are_those_of_the_index(memory: ImageMemory) -> None:
-    selected = memory.select(torch.tensor([2, 0, 2, 1]))
-    assert selected.images == 4
-    for layer in range(3):
-        assert torch.equal(selected.keys[layer][0], memory.keys[layer][2])
-        assert torch.equal(selected.values[layer][3], memory.values[layer][1])
+@pytest.mark.parametrize("with_gradient", [True, False])
+def test_selected_images_are_those_of_the_index(memory: ImageMemory, with_gradient: bool) -> None:
+    index, again = torch.tensor([2, 0, 2, 1]), torch.tensor([3, 0])
+    with torch.set_grad_enabled(with_gradient):
+        selected = memory.select(index)
+        twice = selected.select(again)
+        assert (selected.images, twice.images) == (4, 2)
+        for layer in range(3):
+            with selected.layer(layer).read() as (keys, values):
+                assert torch.equal(keys, memory.keys[layer][index])
+                assert torch.equal(values, memory.values[layer][index])
+            with twice.layer(layer).read() as (keys, _):
+                assert torch.equal(keys, memory.keys[layer][index[again]])
+
+
+def test_a_selection_keeps_no_copy_for_the_backward_pass(
+    med: Med, memory: ImageMemory, ids: Tensor, mask: Tensor
+) -> None:
+    kept: list[tuple[int, ...]] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tuple(tensor.shape))
+        return tensor
+
+    index = torch.tensor([0, 1, 2, 2, 1, 0])
+    of_a_copy = 6, 4, 17, 8
+    with torch.no_grad():
+        copied = memory.select(index)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        med.match(ids, mask, copied)
+        assert of_a_copy in kept
+        kept.clear()
+        med.match(ids, mask, memory.select(index))
+        assert of_a_copy not in kept
+
+
+def test_a_gradient_of_a_selection_has_a_gradient() -> None:
+    keys = torch.randn(3, 2, 5, 2, dtype=torch.float64, requires_grad=True)
+
+    def squared_keys(keys: Tensor) -> Tensor:
+        layer = ImageMemory((keys,), (keys,)).select(torch.tensor([2, 0, 2])).layer(0)
+        with layer.read() as (own, _):
+            return own.square().sum(dim=(1, 2, 3))
+
+    assert torch.autograd.gradcheck(squared_keys, (keys,))
+    assert torch.autograd.gradgradcheck(squared_keys, (keys,))
 
 
 def test_gradients_flow_back_through_a_selection(

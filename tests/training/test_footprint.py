@@ -27,7 +27,6 @@ from openblip.training.footprint import (
     MOMENTS,
     QUEUES,
     TEACHER,
-    TEACHER_PASS,
     TEXT_ALONE,
     TEXT_WITH_IMAGE,
     VOCABULARY,
@@ -133,7 +132,7 @@ def test_an_albef_has_a_teacher_without_matching(albef: Recipe) -> None:
     assert isinstance(albef.model, AlbefConfig)
     assert parts[WEIGHTS] == sum(4 * p.numel() for p in Albef(albef.model).parameters())
     assert parts[WEIGHTS] - parts[TEACHER] == 4 * (2 * 128 + 2)
-    assert parts.keys() >= {IMAGES, TEXT_ALONE, MEMORY, TEXT_WITH_IMAGE, TEACHER_PASS}
+    assert parts.keys() >= {IMAGES, TEXT_ALONE, MEMORY, TEXT_WITH_IMAGE, BACKWARD}
 
 
 def test_logits_are_those_of_the_masked_words(albef: Recipe) -> None:
@@ -149,7 +148,7 @@ def test_checkpointed_fusion_keeps_less_and_computes_more(albef: Recipe) -> None
     light, whole = footprint(replace(albef, overrides=overrides), 64), footprint(albef, 64)
     assert light.total < whole.total
     for part in (IMAGES, TEXT_ALONE, TEXT_WITH_IMAGE):
-        assert light.parts[part] < 0.5 * whole.parts[part]
+        assert light.parts[part] < 0.6 * whole.parts[part]
     assert light.operations == whole.operations
     assert light.recomputed > whole.recomputed == 0
 

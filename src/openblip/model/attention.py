@@ -162,20 +162,19 @@ class MemoryAttention(nn.Module):
         self, query: Float[Tensor, "rows tokens width"], memory: LayerMemory
     ) -> Float[Tensor, "rows tokens width"]:
         rows, tokens, width = query.shape
-        images = memory.keys.shape[0]
+        images = memory.images
         assert rows % images == 0, f"{rows} texts are not grouped over {images} images"
         if memory.record is not None:
             return self._attend_and_record(query, memory, memory.record)
         # Texts of one image stand one behind the other as one long query, so that its keys and
         # values are read once, not copied per text.
         long_query = query.reshape(images, rows // images * tokens, width)
-        attended = attend(
+        query, dropout = (
             split_heads(long_query, self.heads),
-            memory.keys,
-            memory.values,
-            memory.mask,
             self.dropout.p if self.training else 0.0,
         )
+        with memory.read() as (keys, values):
+            attended = attend(query, keys, values, memory.mask, dropout)
         return join_heads(attended).reshape(rows, tokens, width)
 
     def _attend_and_record(
@@ -185,19 +184,21 @@ class MemoryAttention(nn.Module):
         record: AttentionRecord,
     ) -> Float[Tensor, "rows tokens width"]:
         """The same with probabilities that exist: the fused attention never forms them."""
-        images, _, patches, head_dim = memory.keys.shape
+        patches, head_dim = memory.keys.shape[2:]
         rows, tokens, _ = query.shape
-        split = split_heads(query, self.heads).reshape(images, -1, self.heads, tokens, head_dim)
-        scores = split @ memory.keys[:, None].mT / head_dim**0.5
-        if memory.mask is not None:
-            scores = scores.masked_fill(~memory.mask[:, None], float("-inf"))
-        probabilities = scores.view(rows, self.heads, tokens, patches)
-        probabilities = probabilities.softmax(dim=-1, dtype=torch.float32)
-        if not probabilities.requires_grad:  # neither weights nor memory have a gradient
-            probabilities.requires_grad_()
-        record.probabilities = probabilities
-        kept = self.dropout(probabilities).to(query.dtype)
-        attended = kept.view(scores.shape) @ memory.values[:, None]
+        grouped = (memory.images, -1, self.heads, tokens, head_dim)
+        split = split_heads(query, self.heads).reshape(grouped)
+        with memory.read() as (keys, values):
+            scores = split @ keys[:, None].mT / head_dim**0.5
+            if memory.mask is not None:
+                scores = scores.masked_fill(~memory.mask[:, None], float("-inf"))
+            probabilities = scores.view(rows, self.heads, tokens, patches)
+            probabilities = probabilities.softmax(dim=-1, dtype=torch.float32)
+            if not probabilities.requires_grad:  # neither weights nor memory have a gradient
+                probabilities.requires_grad_()
+            record.probabilities = probabilities
+            kept = self.dropout(probabilities).to(query.dtype)
+            attended = kept.view(scores.shape) @ values[:, None]
         return join_heads(attended.flatten(0, 1))
 
 
