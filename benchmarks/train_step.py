@@ -357,7 +357,7 @@ def main() -> None:
 
     counted = {side: ask("flops", side) for side in SIDES}
     memory = {side: ask("memory", side) for side in ("openblip", "naive")}
-    for side in SIDES:
+    for side in 2 * list(SIDES):
         ask("time", side)  # the pages that were given back come back
     seconds: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     peaks = []
@@ -391,7 +391,8 @@ def describe(options, flops, seconds, peak, difference, memory) -> str:
         f"# Training step: BLIP-{options.preset}, batch {options.batch_size}, "
         f"{options.image_size} px, float32, CPU",
         "",
-        f"{platform.processor() or platform.machine()}, {options.threads} threads, "
+        f"{torch.cpu.get_capabilities().get('cpu_name', platform.machine())}, "
+        f"{options.threads} threads, "
         f"torch {torch.__version__}; {options.rounds} interleaved rounds, medians of "
         f"{'wall time' if options.clock == 'wall' else 'processor time'}. "
         f"Matrix-product peak measured in the same run, of MKL or oneDNN, whichever is faster: "
