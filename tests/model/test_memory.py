@@ -98,6 +98,14 @@ def test_a_gradient_of_a_selection_has_a_gradient() -> None:
     assert torch.autograd.gradgradcheck(squared_keys, (keys,))
 
 
+def test_a_selection_of_nothing_leaves_a_gradient_of_zero() -> None:
+    keys = torch.randn(3, 2, 5, 2, requires_grad=True)
+    nothing = ImageMemory((keys,), (keys,)).select(torch.tensor([], dtype=torch.int64))
+    with nothing.layer(0).read() as (own, _):
+        own.sum().backward()
+    assert torch.equal(keys.grad, torch.zeros_like(keys))
+
+
 def test_gradients_flow_back_through_a_selection(
     med: Med, memory: ImageMemory, hidden: Tensor, ids: Tensor, mask: Tensor
 ) -> None:

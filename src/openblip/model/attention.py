@@ -169,12 +169,10 @@ class MemoryAttention(nn.Module):
         # Texts of one image stand one behind the other as one long query, so that its keys and
         # values are read once, not copied per text.
         long_query = query.reshape(images, rows // images * tokens, width)
-        query, dropout = (
-            split_heads(long_query, self.heads),
-            self.dropout.p if self.training else 0.0,
-        )
+        split = split_heads(long_query, self.heads)
+        dropout = self.dropout.p if self.training else 0.0
         with memory.read() as (keys, values):
-            attended = attend(query, keys, values, memory.mask, dropout)
+            attended = attend(split, keys, values, memory.mask, dropout)
         return join_heads(attended).reshape(rows, tokens, width)
 
     def _attend_and_record(

@@ -93,7 +93,7 @@ class _Rows(Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (rows,) = ctx.saved_tensors
         by_token = grad.transpose(1, 2)
-        total = grad.new_zeros(ctx.images, by_token[0].numel())
+        total = grad.new_zeros(ctx.images, grad.shape[1:].numel())
         total = total.index_add(0, rows, by_token.flatten(1))
         return total.view(-1, *by_token.shape[1:]).transpose(1, 2), None
 
