@@ -211,12 +211,18 @@ class TestCache:
 
 
 @pytest.mark.parametrize("checkpointed", [1, 3])
+@pytest.mark.parametrize("index", [[0, 1, 2], [2, 0, 2]])
 def test_recomputed_activations_change_neither_output_nor_gradient(
-    make_med: MakeMed, images: Tensor, ids: Tensor, mask: Tensor, checkpointed: int
+    make_med: MakeMed,
+    images: Tensor,
+    ids: Tensor,
+    mask: Tensor,
+    index: list[int],
+    checkpointed: int,
 ) -> None:
     def output_and_gradients(checkpoint_layers: int) -> tuple[Tensor, dict[str, Tensor]]:
         med = make_med(checkpoint_layers=checkpoint_layers).train()
-        memory = med.memories(med.encode_images(images)).decoder
+        memory = med.memories(med.encode_images(images)).decoder.select(torch.tensor(index))
         with torch.random.fork_rng():
             torch.manual_seed(4)
             logits = med.decode(ids, mask, memory)

@@ -40,6 +40,8 @@ class LayerMemory(NamedTuple):
     record: AttentionRecord | None = None
     rows: Int[Tensor, " attended"] | None = None
     """Which rows of keys and values the images are; None, each in its place."""
+    keeps_copies: bool = False
+    """Whether the backward pass gets the copies of these rows, or makes them again."""
 
     @property
     def images(self) -> int:
@@ -50,14 +52,18 @@ class LayerMemory(NamedTuple):
     def read(self) -> Iterator[tuple[LayerKeys, LayerKeys]]:
         """Keys and values of the images.
 
-        Of a selection they are copies, and what is computed with them within the context does not
-        keep these for its backward pass, which copies them again.
+        Of a selection they are copies, and unless `keeps_copies`, what is computed with them within
+        the context does not keep these for its backward pass, which copies them again.
         """
         if self.rows is None:
             yield self.keys, self.values
             return
         wholes = self.keys, self.values
         copies = [cast("Tensor", _Rows.apply(whole, self.rows)) for whole in wholes]  # type: ignore[no-untyped-call]
+
+        if self.keeps_copies:
+            yield copies[0], copies[1]
+            return
 
         def keep(saved: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
             for whole, copy in zip(wholes, copies, strict=True):
@@ -114,6 +120,8 @@ class ImageMemory:
     """What of the attention to it is written down; nothing as a rule."""
     rows: Int[Tensor, " attended"] | None = None
     """Which rows of keys and values (not of `mask`) the images are; None, each in its place."""
+    keeps_copies: bool = False
+    """As of `LayerMemory`; for a layer that the backward pass computes again as a whole."""
 
     @property
     def images(self) -> int:
@@ -125,7 +133,8 @@ class ImageMemory:
         mask = None if self.mask is None else self.mask[:, None, None]
         is_recorded = self.record is not None and self.record.layer == number
         record = self.record if is_recorded else None
-        return LayerMemory(self.keys[number], self.values[number], mask, record, self.rows)
+        keys, values = self.keys[number], self.values[number]
+        return LayerMemory(keys, values, mask, record, self.rows, self.keeps_copies)
 
     def recording(self, layer: int) -> tuple["ImageMemory", AttentionRecord]:
         """The same memory, and the record that a pass which reads it fills.

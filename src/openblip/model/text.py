@@ -315,11 +315,11 @@ def run_layers(
         if number == len(layers) - 1 and any(reads_first):
             wanted = zip(roles, reads_first, strict=True)
             roles = [_narrowed(role) if is_first else role for role, is_first in wanted]
-        arguments = (hidden, roles, cache, number)
         if layer.training and number >= first_checkpointed:
-            hidden = checkpoint(layer, *arguments, use_reentrant=False)
+            own = [_checkpointed(role) for role in roles]
+            hidden = checkpoint(layer, hidden, own, cache, number, use_reentrant=False)
         else:
-            hidden = layer(*arguments)
+            hidden = layer(hidden, roles, cache, number)
     pieces = torch.split(hidden, [role.given.count for role in roles])
     return tuple(role.given.pad(piece) for role, piece in zip(roles, pieces, strict=True))
 
@@ -356,6 +356,16 @@ def _reads_first(texts: TextPass) -> bool:
     # An attention that is recorded is that of all tokens.
     is_recorded = texts.memory is not None and texts.memory.record is not None
     return texts.reads == "first" and not is_recorded
+
+
+def _checkpointed(role: Role) -> Role:
+    """The same for a layer that is computed again: what it keeps for that is left to checkpointing.
+
+    PyTorch asks the innermost alone what becomes of a tensor that is saved.
+    """
+    if role.memory is None:
+        return role
+    return replace(role, memory=replace(role.memory, keeps_copies=True))
 
 
 def _narrowed(role: Role) -> Role:
