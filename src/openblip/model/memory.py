@@ -1,7 +1,7 @@
 """Keys and values of an image's cross-attention, computed once and used by every text."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, cast
 
@@ -61,17 +61,13 @@ class LayerMemory(NamedTuple):
         wholes = self.keys, self.values
         copies = [cast("Tensor", _Rows.apply(whole, self.rows)) for whole in wholes]  # type: ignore[no-untyped-call]
 
-        if self.keeps_copies:
-            yield copies[0], copies[1]
-            return
-
         def keep(saved: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
             for whole, copy in zip(wholes, copies, strict=True):
                 if saved is copy:
                     return whole, self.rows
             return saved
 
-        with saved_tensors_hooks(keep, _copied_again):
+        with nullcontext() if self.keeps_copies else saved_tensors_hooks(keep, _copied_again):
             yield copies[0], copies[1]
 
 
