@@ -19,6 +19,7 @@ LAYERS = {
     "page": 0,
     "interruption": 0,
     "locks": 0,
+    "threads": 0,
     "model": 0,
     "objectives": 1,
     "data": 1,

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from openblip.errors import OpenBlipError, OpenBlipWarning
+from openblip.threads import wait_without_spinning
 
 # The descriptor of standard output.
 _OUTPUT = 1
@@ -57,6 +58,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 130 after Ctrl-C, and 141 if nobody reads the output any more, as `head` after its lines:
     what a shell reports of commands that a signal has ended.
     """
+    # Before any command imports PyTorch.
+    wait_without_spinning()
     code = 0
     try:
         try:
