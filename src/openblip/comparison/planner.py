@@ -25,7 +25,7 @@ from openblip.recipes.baselines import as_albef, as_clip, as_unimodal
 from openblip.recipes.finetune import FINETUNE_RECIPES
 from openblip.recipes.pretrain import PRETRAIN_RECIPES
 from openblip.recipes.world import WORLD_FINETUNE_RECIPES, WORLD_PRETRAIN_RECIPES
-from openblip.training.config import Recipe
+from openblip.training.config import DataConfig, Recipe
 from openblip.training.recipe_file import (
     FieldError,
     from_plain,
@@ -144,6 +144,9 @@ class Planner:
             inputs["init"] = self.model(init, seed)
         seeded = replace(recipe, train=replace(recipe.train, seed=seed))
         settings = {"recipe": recipe_to_dict(seeded)}
+        if recipe.data.max_unknown == DataConfig.max_unknown:
+            # Stages of before this setting count as finished.
+            del settings["recipe"]["data"]["max_unknown"]
         return Stage("train", f"{name}, seed {seed}", settings, inputs)
 
     def recipe(self, name: str) -> Recipe:

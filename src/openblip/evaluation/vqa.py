@@ -182,6 +182,8 @@ def answer_all(
         k: candidates that are scored whole.
     """
     vqa, tokenizer = blip.vqa, blip.tokenizer  # missed before anything is read
+    every = [text for own in texts for text in own]
+    blip.warn_of_unknown_words([*every, *(candidates or ())], "questions and candidates")
     first = 0
     for hidden in encoded:
         own = texts[first : first + len(hidden)]

@@ -13,6 +13,7 @@ from openblip.data.text import clean_question
 from openblip.data.tokenizer import SpecialTokens, TextTokenizer, TokenBatch
 from openblip.errors import DataError, RecipeError
 from openblip.inference.decoding import Decoding, Generated
+from openblip.inference.finite import finite
 from openblip.inference.generation import generate
 from openblip.inference.texts import FirstTokenName, tokens_for
 from openblip.model import ImageMemory, TextPass
@@ -106,7 +107,8 @@ def rank_answers(vqa: Vqa, questions: ImageMemory, candidates: TokenBatch, k: in
         raise DataError("there is no candidate to rank; give at least 1, or let the model write")
     device = questions.keys[0].device
     start = candidates.ids[:1, :1].expand(questions.images, 1).to(device)
-    first = vqa.decode(start, None, questions)[:, 0].float().softmax(dim=-1)
+    logits = finite(vqa.decode(start, None, questions)[:, 0].float(), "next-token logits")
+    first = logits.softmax(dim=-1)
     begin = first.index_select(1, candidates.ids[:, 1].to(device))
     probabilities, chosen = (part.cpu() for part in begin.topk(min(k, len(candidates.ids)), dim=1))
     # Passes over candidates of similar length waste little on padding.
@@ -248,4 +250,4 @@ def _score(
     # The vocabulary is the widest layer: positions without a label do not need it.
     logits = vqa.answer.logits(states[labels != IGNORED][None])[0]
     losses = lm_loss(logits, labels, _LABEL_SMOOTHING, reduction="sum_per_row")
-    return -losses.view(rows.shape).float().cpu()
+    return finite(-losses.view(rows.shape).float().cpu(), "scores of candidates")

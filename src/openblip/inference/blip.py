@@ -25,7 +25,7 @@ from openblip.inference.bundle import ModelBundle, check_batch_size
 from openblip.inference.captions import Caption, caption_encoded, caption_ids
 from openblip.inference.comparison import compare_images
 from openblip.inference.decoding import Decoding, Method, Scoring
-from openblip.inference.encoded import EncodedImages
+from openblip.inference.encoded import EncodedImages, embed_images
 from openblip.inference.explain import explain_answer, explain_caption, explain_match
 from openblip.inference.heatmap import Heatmap
 from openblip.inference.image_input import Images, as_sources
@@ -139,11 +139,12 @@ class Blip(ModelBundle):
         decoding = decoding or Decoding()
         key = secrets.randbits(63) if seed is None else seed
         prompts = repeat(prompt) if isinstance(prompt, str) else iter(prompt)
-        count = 0
+        count, is_told = 0, False
         for encoded in self._encoded(images, batch_size):
             seeds = [keyed_hash(key, count + place) for place in range(len(encoded))]
             count += len(encoded)
             own = list(islice(prompts, len(encoded)))
+            is_told = is_told or self.warn_of_unknown_words(list(dict.fromkeys(own)), "prompts")
             yield from self.generate(encoded, decoding, own, seeds, num_captions)
 
     def embed_images(self, images: Images, batch_size: int = 16) -> Float[Tensor, "images embed"]:
@@ -151,8 +152,7 @@ class Blip(ModelBundle):
         model = self._embedder()
         parts = [torch.empty(0, model.config.embed_dim)]
         for hidden in self._hidden(as_sources(images), batch_size):
-            with torch.no_grad():
-                parts.append(model.embed_images(hidden).cpu())
+            parts.append(embed_images(model, hidden).cpu())
         return torch.cat(parts)
 
     def embed_texts(
@@ -162,6 +162,7 @@ class Blip(ModelBundle):
         model = self._embedder()
         texts = [texts] if isinstance(texts, str) else texts
         check_batch_size(batch_size)
+        self.warn_of_unknown_words(texts)
         parts = [torch.empty(0, model.config.embed_dim)]
         for start in range(0, len(texts), batch_size):
             tokens = self._tokens(texts[start : start + batch_size], "[CLS]")
@@ -201,6 +202,7 @@ class Blip(ModelBundle):
                 f"{len(sources)} images and {len(texts)} texts: match compares them in pairs, or "
                 "a single image with all texts; use match_all to compare all with all"
             )
+        self.warn_of_unknown_words(texts)
         per_image = [texts] if len(sources) == 1 else [[text] for text in texts]
         matches: list[list[Match]] = []
         for encoded in self._encoded(sources, batch_size):
@@ -221,7 +223,9 @@ class Blip(ModelBundle):
         Each image is encoded once, with its cross-attention keys and values.
         """
         self.matcher.require("itm")
-        tokens = self._tokens([texts] if isinstance(texts, str) else texts, first_token)
+        texts = [texts] if isinstance(texts, str) else texts
+        self.warn_of_unknown_words(texts)
+        tokens = self._tokens(texts, first_token)
         every = range(len(tokens.ids))
         parts = [torch.empty(0, len(every))]
         for encoded in self._encoded(as_sources(images), batch_size):
@@ -264,6 +268,7 @@ class Blip(ModelBundle):
                 f"{len(sources)} images and {len(questions)} questions: give a question for each "
                 "image, or a single image"
             )
+        self.warn_of_unknown_words([*questions, *(candidates or ())], "questions and candidates")
         answers: list[Answer] = []
         for hidden in self._hidden(sources, batch_size):
             own = questions if len(sources) == 1 else questions[len(answers) :][: len(hidden)]
@@ -305,6 +310,7 @@ class Blip(ModelBundle):
         """
         if text is not None and question is not None:
             raise RecipeError("explain takes a text or a question, not both")
+        self.warn_of_unknown_words([given for given in (text, question, answer) if given])
         hidden = next(self._hidden([image], 1))
         if question is not None:
             return self._explain_answer(hidden, question, answer, layer, first_token)
@@ -363,6 +369,7 @@ class Blip(ModelBundle):
                 f"{len(sources[0])} first images, {len(sources[1])} second images and "
                 f"{len(sentences)} sentences: compare takes as many of each"
             )
+        self.warn_of_unknown_words(sentences, "sentences")
         parts = [torch.empty(0)]
         for first, second in zip(
             self._hidden(sources[0], batch_size), self._hidden(sources[1], batch_size), strict=True

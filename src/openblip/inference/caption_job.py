@@ -173,6 +173,7 @@ class _Job:
         if (first := next(images, None)) is not None:
             blip = load(self._settings.model, self._settings.device, self._settings.dtype)
             blip.med.require("lm")
+            blip.warn_of_unknown_words([self._settings.prompt], "prompts")
             started = time.perf_counter()
             is_interrupted = self._caption(blip, chain([first], images), batch_size)
         self._output.close(is_complete=not is_interrupted)

@@ -15,6 +15,7 @@ from torch import Tensor
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import DataError
 from openblip.inference.captions import prompt_ids
+from openblip.inference.finite import finite
 from openblip.inference.heatmap import Heatmap
 from openblip.inference.words import Word, find_words
 from openblip.model import AttentionRecord, ImageMemory, Med, TextPass
@@ -178,7 +179,7 @@ def _token_maps(
     (gradient,) = torch.autograd.grad(score, probabilities, retain_graph=True)
     maps = (gradient.clamp(min=0) * probabilities.detach()).mean(dim=1)[0, :, 1:]
     side = math.isqrt(maps.shape[1])
-    return maps.view(-1, side, side).cpu()
+    return finite(maps.view(-1, side, side).cpu(), "relevances")
 
 
 def _heatmap(
