@@ -70,7 +70,7 @@ class Planner:
         return Stage(
             "evaluate",
             f"{model} on {task}, seed {seed}",
-            {"task": spec.task, "split": spec.split, **to_plain(settings)},
+            {"task": spec.task, "split": spec.split, **_plain(settings)},
             {"model": self.model(model, seed), "table": self.data(spec.data, seed)},
         )
 
@@ -117,7 +117,7 @@ class Planner:
             settings = {
                 "prompt": job.prompt,
                 "num_captions": job.num_captions,
-                "decoding": to_plain(job.decoding),
+                "decoding": job.decoding.stored(),
                 "seed": seed,
             }
             inputs = {
@@ -311,3 +311,10 @@ def _source_digest(source: str) -> str:
                 seen = file.stat()
                 digest.update(f"{file.name} {seen.st_size} {seen.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:12]
+
+
+def _plain(settings: object) -> dict[str, Any]:
+    """The settings of an evaluation as plain values; of a decoding as jobs note it."""
+    values: dict[str, Any] = to_plain(settings)
+    decoding = getattr(settings, "decoding", None)
+    return values if decoding is None else {**values, "decoding": decoding.stored()}

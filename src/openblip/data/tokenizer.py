@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openblip.data.lists import read_utf8
 from openblip.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -255,9 +256,9 @@ def tokenizer_file(path: Path) -> Path:
 
 def _read_text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as text ({error}); {_REMEDY}") from error
+        return read_utf8(file)
+    except DataError as error:
+        raise DataError(f"{error}; {_REMEDY}") from error
 
 
 def _read_json(file: Path) -> "Tokenizer":

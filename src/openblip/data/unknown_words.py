@@ -1,5 +1,6 @@
 """Words that a vocabulary lacks: a tokenizer reads each as `[UNK]`, whatever it says."""
 
+import unicodedata
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -26,7 +27,7 @@ class TextCount:
     num_cut: int = 0
     """Texts that are longer."""
     words: Counter[str] = field(default_factory=Counter)
-    """The words that become `[UNK]`, and how often."""
+    """The words that become `[UNK]`, and how often; punctuation marks are no words."""
 
     @property
     def unknown_share(self) -> float:
@@ -67,7 +68,7 @@ def count_texts(tokenizer: TextTokenizer, texts: Iterable[str], max_tokens: int)
             spans = tokenizer.spans(text)[:most]
             lost = [span for piece, span in spans if piece == unknown]
             num_unknown += len(lost)
-            words.update(lost)
+            words.update(word for word in lost if not _is_mark(word))
             known = (span for piece, span in spans if piece != unknown)
             num_nameless += not any(letter.isalnum() for span in known for letter in span)
     return TextCount(len(texts), num_tokens, num_unknown, num_nameless, num_cut, words)
@@ -121,7 +122,7 @@ def warn_of_unknown_words(
         UnknownWords: names some of the words and their share.
     """
     count = count_texts(tokenizer, texts, max_tokens)
-    if not count.num_unknown:
+    if not count.words:
         return False
     told = (
         f"{count.num_unknown:,} of {count.num_tokens:,} tokens of the {what} "
@@ -134,6 +135,10 @@ def warn_of_unknown_words(
         )
     warnings.warn(told, UnknownWords, stacklevel=3)
     return True
+
+
+def _is_mark(word: str) -> bool:
+    return all(unicodedata.category(character).startswith("P") for character in word)
 
 
 def _short(word: str) -> str:

@@ -32,7 +32,7 @@ _LEAST_LOSSES = 16
 LARGEST_WEIGHT = 1e6
 """Weights of networks that have learnt something are a few hundred at most."""
 LARGEST_LOSS = 1e4
-"""Nats. Guessing costs some 10 a token; an answer of 24 tokens that are all wrong costs hundreds."""
+"""Nats. Guessing costs some 10 a token; a wrong answer of many costs hundreds."""
 
 
 def note_loss(recent: list[float], loss: float, config: StabilityConfig) -> float | None:
