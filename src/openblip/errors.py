@@ -44,3 +44,7 @@ class MetricLeftOut(OpenBlipWarning):
 
 class TextTruncated(OpenBlipWarning):
     """The model did not see the end of a text; the message names the word at which it is cut."""
+
+
+class UnknownWords(OpenBlipWarning):
+    """The model's vocabulary lacks words of a text, which it reads as `[UNK]`; names some."""

@@ -1,12 +1,21 @@
 """How commands print results: aligned tables for people, JSON for programs."""
 
 import json
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 
 
 def print_json(value: object) -> None:
-    """One line of JSON on standard output."""
-    print(json.dumps(value, ensure_ascii=False))
+    """One line of JSON on standard output; a number that is none becomes null, JSON has no NaN."""
+    print(json.dumps(_with_nulls(value), ensure_ascii=False, allow_nan=False))
+
+
+def _with_nulls(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _with_nulls(item) for name, item in value.items()}
+    return [_with_nulls(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from openblip.data.importers.source import inside, texts_of
+from openblip.data.lists import lines_of, read_utf8
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.questions import Question, read_question
 from openblip.data.transforms import eval_transform
@@ -200,9 +201,9 @@ def _decoded(frames: Iterable[Any], wanted: list[int]) -> list[Image.Image]:
 def _records(file: Path) -> Generator[tuple[str, dict[str, Any]], None, None]:
     """The objects of a JSON list, or of the lines of a file, and what errors call them."""
     try:
-        text = file.read_text(encoding="utf-8-sig")
+        text = read_utf8(file)
         is_list = text.lstrip().startswith("[")
-        values = json.loads(text) if is_list else text.splitlines()
+        values = json.loads(text) if is_list else lines_of(text)
         for number, value in enumerate(values, 1):
             where = f"{file} {'record' if is_list else 'line'} {number}"
             record = value if is_list else json.loads(value) if value.strip() else None
@@ -211,7 +212,7 @@ def _records(file: Path) -> Generator[tuple[str, dict[str, Any]], None, None]:
             if not isinstance(record, dict):
                 raise DataError(f"{where}: expected an object that names a clip")
             yield where, record
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DataError(f"{file} cannot be read as JSON lines or a JSON list: {error}") from error
 
 

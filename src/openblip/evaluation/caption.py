@@ -98,6 +98,7 @@ def evaluate_caption(
     ids = list(references)
     if not ids:
         raise DataError(f"{table.uri}: no row of the split {split!r} has a caption")
+    blip.warn_of_unknown_words([prompt], "prompts")
     captions: dict[str, str] = {}
     confidence: dict[str, float] = {}
     with Progress("captioning", total=len(ids), unit="images") as progress:

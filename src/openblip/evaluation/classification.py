@@ -30,6 +30,7 @@ from openblip.evaluation.matching import (
 from openblip.evaluation.metrics.classification import class_accuracy, class_ranks
 from openblip.evaluation.units import UnitScores, unit_scores
 from openblip.inference import Blip, Embedder
+from openblip.inference.encoded import embed_images
 from openblip.inference.image_input import image_batches
 from openblip.progress import Progress
 
@@ -265,7 +266,7 @@ def _matched(
     scores: list[Tensor] = []
     for batch in batches:
         encoded = blip.encode(batch)
-        own = blip.matcher.embed_images(encoded.hidden).cpu() @ class_embeds.T
+        own = embed_images(blip.matcher, encoded.hidden).cpu() @ class_embeds.T
         wanted = candidates(own, k, dim=1)
         matched, _ = matching_scores(
             blip,

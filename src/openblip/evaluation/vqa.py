@@ -22,7 +22,7 @@ from openblip.evaluation.metrics.wups import items_of, wups_scores
 from openblip.evaluation.results_file import official_id, save_json
 from openblip.evaluation.units import UnitScores, summed_units
 from openblip.inference import Answer, Blip
-from openblip.inference.answers import answer_each
+from openblip.inference.answers import AnswerList, answer_each
 from openblip.progress import Progress
 
 # As many answers has each question of VQA v2.
@@ -182,6 +182,11 @@ def answer_all(
         k: candidates that are scored whole.
     """
     vqa, tokenizer = blip.vqa, blip.tokenizer  # missed before anything is read
+    every = [text for own in texts for text in own]
+    blip.warn_of_unknown_words([*every, *(candidates or ())], "questions and candidates")
+    listed = None
+    if candidates is not None:
+        listed = AnswerList.of(tokenizer, candidates, vqa.config.text.max_positions)
     first = 0
     for hidden in encoded:
         own = texts[first : first + len(hidden)]
@@ -189,7 +194,7 @@ def answer_all(
         with torch.inference_mode(), warnings.catch_warnings():
             # The protocol cuts questions to what the model reads.
             warnings.simplefilter("ignore", TextTruncated)
-            answers = answer_each(vqa, tokenizer, hidden, own, candidates, k)
+            answers = answer_each(vqa, tokenizer, hidden, own, listed, k)
         yield from answers
 
 

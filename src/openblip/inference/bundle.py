@@ -10,6 +10,7 @@ from torch import Tensor
 
 from openblip.data.images import ImageSource
 from openblip.data.tokenizer import TextTokenizer, TokenBatch
+from openblip.data.unknown_words import warn_of_unknown_words
 from openblip.errors import MissingHead, RecipeError
 from openblip.inference.encoded import EncodedImages
 from openblip.inference.image_input import image_batches
@@ -189,6 +190,15 @@ class ModelBundle:
 
     def _tokens(self, texts: Sequence[str], first_token: FirstTokenName) -> TokenBatch:
         return tokens_for(self.tokenizer, texts, self.max_tokens, self._first(first_token))
+
+    def warn_of_unknown_words(self, texts: Sequence[str], what: str = "texts") -> bool:
+        """Whether the vocabulary lacks words of a job's texts; warns once (`UnknownWords`) if so.
+
+        Args:
+            texts: of the whole job, so that one warning tells all.
+            what: the texts are, in the plural.
+        """
+        return warn_of_unknown_words(self.tokenizer, texts, self.max_tokens, what)
 
     def _first(self, wanted: FirstTokenName) -> FirstTokenName:
         """The first token of a text that is matched: ALBEF has `[CLS]` alone."""

@@ -12,6 +12,7 @@ from openblip.data.tokenizer import (
 )
 from openblip.errors import CheckpointError, DataError, RecipeError
 from openblip.inference.blip import Blip
+from openblip.inference.finite import check_weights
 from openblip.inference.kinds import FROM_HUGGINGFACE, FROM_ORIGINAL
 from openblip.interop.folder import CONFIG_FILE, WEIGHTS_FILE, read_folder
 from openblip.model.albef import Albef
@@ -55,8 +56,8 @@ def load(
             uses take minutes. Not for float32 on an x86 processor, where it is slower.
 
     Raises:
-        CheckpointError: if there is no such model, or it is damaged, incomplete or of a kind
-            that OpenBLIP does not use.
+        CheckpointError: if there is no such model, or it is damaged, incomplete, has weights that
+            are NaN or infinite, or is of a kind that OpenBLIP does not use.
         RecipeError: if this machine has no such device, the model no such image size, or int8
             cannot be used.
     """
@@ -67,6 +68,7 @@ def load(
         place = _usable(device)
     path = find_model(source)
     blip = _read_original(path) if path.is_file() else _read_folder(path)
+    check_weights(blip.model, str(source))
     if image_size is not None:
         blip.model.resize_images(image_size)
         blip.image_size = image_size
@@ -81,6 +83,22 @@ def load(
 
         compile_parts(blip.model)
     return blip
+
+
+def load_tokenizer(source: str | Path) -> TextTokenizer:
+    """The tokenizer of what `load` takes, without the weights.
+
+    Raises:
+        CheckpointError: if there is no such model.
+        DataError: if it has no tokenizer that can be read.
+    """
+    from openblip.interop.huggingface_folder import is_huggingface
+    from openblip.interop.huggingface_processor import read_tokenizer
+
+    path = find_model(source)
+    if path.is_file():
+        return TextTokenizer.from_file(_tokenizer_beside(path))
+    return read_tokenizer(path) if is_huggingface(path) else TextTokenizer.from_file(path)
 
 
 def default_device() -> torch.device:

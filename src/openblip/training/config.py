@@ -93,6 +93,9 @@ class DataConfig:
     """Longer texts are cut, the first token and [SEP] included."""
     max_words: int = 30
     """Longer captions are cut before they are tokenised."""
+    max_unknown: float = 0.5
+    """A run does not begin if a larger share of its tokens is `[UNK]`: words that the vocabulary
+    lacks are learnt as one and the same. 1 begins whatever there is."""
     prefix: str = ""
     """Put before every caption that is learnt to be written, such as "a picture of "; it is given
     and no part of the loss, and contrast and matching see captions without it."""
@@ -103,6 +106,8 @@ class DataConfig:
         _check_at_least("data", self, 1, "image_size", "max_words", "num_threads")
         _check_at_least("data", self, 3, "max_tokens")
         _check_weight("data.weight", self.weight)
+        if not 0.0 <= self.max_unknown <= 1.0:
+            raise RecipeError(f"data.max_unknown is {self.max_unknown}; give a share from 0 to 1")
 
     @property
     def mixture(self) -> tuple[MixedTable, ...]:

@@ -13,10 +13,14 @@ from openblip.data.step_loader import AnyLoader
 from openblip.data.table import PairTable
 from openblip.data.tokenizer import TextTokenizer
 from openblip.data.transforms import Augmentation
+from openblip.data.unknown_words import TextSample
 from openblip.errors import DataError, OpenBlipWarning, RecipeError
 from openblip.tasks.contrastive import ContrastObjectives
 from openblip.training.config import DataConfig, Recipe
 from openblip.training.distributed import Processes
+
+# Whose texts are looked at before a run begins: a tenth of a second.
+_SAMPLED_EXAMPLES = 2048
 
 
 def open_tables(data: DataConfig) -> tuple[PairTable, ...]:
@@ -49,6 +53,25 @@ def training_loader(
     _warn_of_leaks(parts)
     _check_sizes(recipe, loader, ", ".join(dict.fromkeys(table.uri for table in tables)))
     return loader
+
+
+def judged_texts(recipe: Recipe, loader: AnyLoader) -> TextSample:
+    """What the vocabulary makes of the texts that are learnt from, or of a sample of them.
+
+    Raises:
+        DataError: more of the tokens are `[UNK]` than the recipe allows.
+    """
+    sample = loader.text_sample(_SAMPLED_EXAMPLES)
+    share, most = sample.count.unknown_share, recipe.data.max_unknown
+    if share > most:
+        given = recipe.init_from or recipe.tokenizer
+        raise DataError(
+            f"{share:.0%} of the tokens to learn from are [UNK] ({sample.count.named}): the "
+            f"vocabulary of {given} lacks these words, which would be learnt as one and the same. "
+            "Start from a model whose vocabulary has them, or `openblip pretrain` one with "
+            "--tokenizer train:8000; --data.max-unknown 1 goes on all the same"
+        )
+    return sample
 
 
 def _warn_of_leaks(parts: Sequence[WeightedIndex]) -> None:
