@@ -20,7 +20,7 @@ from openblip.data.importers.source import (
     inside,
     with_record,
 )
-from openblip.data.reading import MAX_IMAGE_BYTES
+from openblip.data.images import MAX_IMAGE_BYTES
 from openblip.data.report import Reason
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
