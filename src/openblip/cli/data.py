@@ -9,6 +9,7 @@ from typing import Literal
 
 import tyro
 
+from openblip.cli.flags import Count, CountOrNone, Share, Workers
 from openblip.cli.output import print_json, print_table
 
 FormatName = Literal[
@@ -37,12 +38,12 @@ def import_(
     split: Literal["train", "val", "test"] | None = None,
     store: Literal["bytes", "uri"] = "bytes",
     ids: Literal["key", "sha256"] = "key",
-    limit: int | None = None,
+    limit: Count | None = None,
     image_root: Path | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
     id_column: str | None = None,
-    threads: int | None = None,
+    threads: Workers | None = None,
     json: bool = False,
 ) -> int:
     """Bring image-text pairs into a pair table, which is made if there is none.
@@ -107,14 +108,14 @@ def export(
     *,
     format: Literal["webdataset", "parquet", "coco", "jsonl", "huggingface"] = "webdataset",
     sources: tuple[Literal["human", "web", "synthetic"], ...] = ("human", "web"),
-    itm: float | None = None,
+    itm: Share | None = None,
     itm_of: tuple[str, ...] = (),
     without: tuple[WithoutName, ...] = (),
     split: tuple[Literal["train", "val", "test"], ...] = ("train",),
     rejected: bool = False,
-    shard_size: int = 10_000,
+    shard_size: Count = 10_000,
     overwrite: bool = False,
-    threads: int | None = None,
+    threads: Workers | None = None,
     json: bool = False,
 ) -> int:
     """Write the images of a pair table with the texts that count, for other programs.
@@ -161,7 +162,7 @@ def export(
     return 1 if report.num_unreadable else 0
 
 
-def show(table: tyro.conf.Positional[str], /, *, rows: int = 3, json: bool = False) -> int:
+def show(table: tyro.conf.Positional[str], /, *, rows: CountOrNone = 3, json: bool = False) -> int:
     """What is in a pair table: rows by split and origin, texts, columns, examples.
 
     Example: openblip data show pairs.lance

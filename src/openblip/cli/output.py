@@ -1,12 +1,33 @@
 """How commands print results: aligned tables for people, JSON for programs."""
 
 import json
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
+
+from openblip.errors import one_line
 
 
 def print_json(value: object) -> None:
-    """One line of JSON on standard output."""
-    print(json.dumps(value, ensure_ascii=False))
+    """One line of JSON on standard output; escaped where the output's encoding lacks a letter."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeError:
+        text = json.dumps(value)
+    print(text)
+
+
+def complain(prog: str, message: object) -> None:
+    """One line on standard error, in the name of a command."""
+    print(f"{prog}: {one_line(message)}", file=sys.stderr)
+
+
+def replace_what_cannot_be_shown() -> None:
+    """From now on a letter that the terminal's encoding lacks is a question mark, no error."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # a caller's own stream
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from openblip.cli.output import print_json, print_table
+from openblip.cli.flags import Count, CountOrNone, Seed, Share
+from openblip.cli.output import complain, print_json, print_table
 from openblip.errors import DataError
 
 DtypeName = Literal["float32", "bfloat16", "float16", "int8"]
@@ -26,14 +27,14 @@ def caption(
     overwrite: bool = False,
     split: str | None = None,
     method: Literal["beam", "nucleus", "greedy"] = "beam",
-    num_beams: int = 3,
-    top_p: float = 0.9,
-    max_length: int = 20,
-    min_length: int = 5,
+    num_beams: Count = 3,
+    top_p: Share = 0.9,
+    max_length: Count = 20,
+    min_length: CountOrNone = 5,
     prompt: str = "a picture of ",
-    num_captions: int = 1,
-    seed: int = 0,
-    batch_size: int = 16,
+    num_captions: Count = 1,
+    seed: Seed = 0,
+    batch_size: Count = 16,
     dtype: DtypeName = "float32",
     device: str | None = None,
 ) -> int:
@@ -106,7 +107,7 @@ def _caption(
             settings,
             target,
             batch_size=batch_size,
-            report=lambda failure: print(f"openblip caption: {failure}", file=sys.stderr),
+            report=lambda failure: complain("openblip caption", failure),
             # Below the buffer, which on a full disk or a closed pipe would complain again at the
             # end; and below `sys.stdout`, which a progress bar redirects to its terminal.
             stdout=getattr(sys.stdout.buffer, "raw", sys.stdout.buffer),
