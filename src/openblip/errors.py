@@ -27,6 +27,10 @@ class StorageError(OpenBlipError):
     """An object store or a disk fails, or refuses; nothing that was finished is lost."""
 
 
+class MissingExtra(StorageError):  # noqa: N818 - as `MissingHead`
+    """The packages with which object stores are reached are not installed."""
+
+
 class RecipeError(OpenBlipError):
     """A setting is out of range, or two settings contradict each other."""
 

@@ -181,8 +181,6 @@ def show(table: tyro.conf.Positional[str], /, *, rows: CountOrNone = 3, json: bo
         for row in batch.to_pylist():
             images[row["split"], row["origin"]] += 1
             texts[row["split"], row["origin"]] += len(row["captions"] or [])
-    shown = [name for name in opened.columns if name != "image"]
-    examples = opened.take(range(min(rows, len(opened))), shown).to_pylist()
     if json:
         counts = [
             {"split": s, "origin": o, "images": n, "captions": texts[s, o]}
@@ -196,7 +194,13 @@ def show(table: tyro.conf.Positional[str], /, *, rows: CountOrNone = 3, json: bo
         [[s, o, str(n), str(texts[s, o])] for (s, o), n in sorted(images.items())],
     )
     print(f"columns: {', '.join(opened.columns)}")
-    for example in examples:
+    shown = [name for name in opened.columns if name != "image"]
+    for example in opened.take(range(min(rows, len(opened))), shown).to_pylist():
         known = {name: value for name, value in example.items() if value is not None}
-        print(json_library.dumps(known, ensure_ascii=False))
+        print(json_library.dumps(known, ensure_ascii=False, default=_in_words))
     return 0
+
+
+def _in_words(value: object) -> str:
+    """A value of a column of somebody else that JSON has no form for."""
+    return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)

@@ -1,6 +1,5 @@
 """Lists of the answers that a question may have."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
@@ -8,6 +7,7 @@ import numpy as np
 
 from openblip.data.questions import QuestionIndex
 from openblip.data.table import PairTable
+from openblip.documents import read_json, read_text
 from openblip.errors import DataError
 
 _CHUNK = 8192
@@ -19,11 +19,8 @@ def read_answers(file: Path) -> list[str]:
     Raises:
         DataError: it cannot be read, or holds no answer.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-        lines = json.loads(text) if file.suffix.lower() == ".json" else text.splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: the candidates cannot be read ({error})") from error
+    is_json = file.suffix.lower() == ".json"
+    lines = read_json(file) if is_json else read_text(file).splitlines()
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise DataError(f"{file}: the candidates are no list of texts")
     answers = [line.strip() for line in lines if line.strip()]
