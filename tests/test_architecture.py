@@ -20,6 +20,7 @@ LAYERS = {
     "interruption": 0,
     "locks": 0,
     "threads": 0,
+    "documents": 0,
     "model": 0,
     "objectives": 1,
     "data": 1,
@@ -37,7 +38,13 @@ LAYERS = {
     "__main__": 8,
 }
 NEVER = {("objectives", "model"), ("data", "model"), ("model", "progress"), ("model", "page")}
-SAME_LAYER = {("model", "errors"), ("page", "errors"), ("locks", "errors"), ("interop", "data")}
+SAME_LAYER = {
+    ("model", "errors"),
+    ("page", "errors"),
+    ("locks", "errors"),
+    ("documents", "errors"),
+    ("interop", "data"),
+}
 # Each heavy or optional library is imported by these files alone.
 ONE_PLACE = {
     "lance": {"data/versions.py", "data/fragments.py"},

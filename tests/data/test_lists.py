@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from openblip.data.lists import distinct, read_list, read_utf8
+from openblip.data.lists import distinct, read_list
 from openblip.data.tokenizer import TextTokenizer
+from openblip.documents import read_text
 from openblip.errors import DataError, OpenBlipWarning
 
 BOM = "\ufeff"
@@ -54,8 +55,8 @@ def test_another_encoding_is_named_with_its_line(tmp_path: Path, encoding) -> No
     file = tmp_path / "answers.txt"
     file.write_bytes("yes\nno\ncafé\n".encode(encoding))
     line = {"cp1252": 3, "utf-16": 1}[encoding]
-    with pytest.raises(DataError, match=rf"answers\.txt, line {line}: .*byte 0x\w\w is no UTF-8"):
-        read_utf8(file)
+    with pytest.raises(DataError, match=rf"answers\.txt, line {line}: .*byte 0x\w\w is not UTF-8"):
+        read_text(file)
 
 
 @pytest.mark.parametrize("text", ["{}", "3", '["yes", 3]', "[" * 100_000, '["yes"'])

@@ -27,6 +27,7 @@ from openblip.capfilt.store import open_store
 from openblip.capfilt.units import Pieces
 from openblip.data.fragments import ColumnFile, Fragment, attach_columns, list_fragments
 from openblip.data.parallel import num_usable_cores
+from openblip.data.reading import check_reachable
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.data.unknown_words import warn_of_unknown_words
@@ -86,7 +87,9 @@ def run_capfilt(
     started = time.perf_counter()
     if processes is not None and processes < 1:
         raise RecipeError(f"--processes {processes}: at least 1 process does the work")
-    if not len(PairTable.open(str(table))):
+    opened = PairTable.open(str(table))
+    check_reachable(opened)
+    if not len(opened):
         raise DataError(f"{table} has no rows: `openblip data import SOURCE {table}` adds some")
     job = CapFiltJob.plan(str(table), settings)
     run = _Run(job, lambda: _pool(job, processes, ray, save_seconds))

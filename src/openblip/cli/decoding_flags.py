@@ -3,6 +3,8 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
+from openblip.cli.flags import Count, CountOrNone, Share
+
 if TYPE_CHECKING:
     from openblip.inference import Decoding
 
@@ -13,19 +15,19 @@ class DecodingFlags:
 
     method: Literal["beam", "nucleus", "greedy"] = "beam"
     """how to decode."""
-    num_beams: int = 3
+    num_beams: Count = 3
     """beam: width."""
-    max_length: int = 20
+    max_length: Count = 20
     """tokens, prompt included."""
-    min_length: int = 5
+    min_length: CountOrNone = 5
     """tokens, prompt included."""
-    top_p: float = 0.9
+    top_p: Share = 0.9
     """nucleus: smallest set of words with this probability."""
-    top_k: int = 0
+    top_k: CountOrNone = 0
     """nucleus: before that, only so many likeliest words; 0 keeps all."""
     repetition_penalty: float = 1.0
     """above 1: words that are there already become less likely."""
-    no_repeat_ngram_size: int = 0
+    no_repeat_ngram_size: CountOrNone = 0
     """no so many tokens in a row come twice in a caption; 0 is off."""
     length_penalty: float = 1.0
     """beam: above 0 favours long captions, below 0 short ones."""

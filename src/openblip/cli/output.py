@@ -2,12 +2,25 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from openblip.errors import one_line
 
 
 def print_json(value: object) -> None:
-    """One line of JSON on standard output; a number that is none becomes null, JSON has no NaN."""
-    print(json.dumps(_with_nulls(value), ensure_ascii=False, allow_nan=False))
+    """One line of JSON on standard output; escaped where the output's encoding lacks a letter.
+
+    A number that is none becomes null: JSON has no NaN.
+    """
+    plain = _with_nulls(value)
+    text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeError:
+        text = json.dumps(plain, allow_nan=False)
+    print(text)
 
 
 def _with_nulls(value: object) -> object:
@@ -16,6 +29,18 @@ def _with_nulls(value: object) -> object:
     if isinstance(value, Mapping):
         return {name: _with_nulls(item) for name, item in value.items()}
     return [_with_nulls(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def complain(prog: str, message: object) -> None:
+    """One line on standard error, in the name of a command."""
+    print(f"{prog}: {one_line(message)}", file=sys.stderr)
+
+
+def replace_what_cannot_be_shown() -> None:
+    """From now on a letter that the terminal's encoding lacks is a question mark, no error."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # a caller's own stream
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from openblip.cli.decoding_flags import DecodingFlags
-from openblip.cli.output import print_json, print_table
+from openblip.cli.flags import Count, Seed
+from openblip.cli.output import complain, print_json, print_table
 from openblip.errors import DataError
 
 _DECODING = DecodingFlags()
@@ -29,10 +30,10 @@ def caption(
     split: str | None = None,
     decoding: Annotated[DecodingFlags, tyro.conf.arg(name="")] = _DECODING,
     prompt: str = "a picture of ",
-    num_captions: int = 1,
-    seed: int = 0,
-    batch_size: int = 16,
-    image_size: int | None = None,
+    num_captions: Count = 1,
+    seed: Seed = 0,
+    batch_size: Count = 16,
+    image_size: Count | None = None,
     dtype: DtypeName = "float32",
     device: str | None = None,
 ) -> int:
@@ -96,7 +97,7 @@ def _caption(
             settings,
             target,
             batch_size=batch_size,
-            report=lambda failure: print(f"openblip caption: {failure}", file=sys.stderr),
+            report=lambda failure: complain("openblip caption", failure),
             # Below the buffer, which on a full disk or a closed pipe would complain again at the
             # end; and below `sys.stdout`, which a progress bar redirects to its terminal.
             stdout=getattr(sys.stdout.buffer, "raw", sys.stdout.buffer),

@@ -5,7 +5,6 @@ other image's row), `sentence`, `label` (true or false), and optionally `pair_id
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from openblip.data.examples import Examples
 from openblip.data.loader import read_images
+from openblip.data.rows import read_meta
 from openblip.data.shuffle import keyed_hash
 from openblip.data.step_loader import ExampleLoader, spread
 from openblip.data.table import PairTable
@@ -47,7 +47,7 @@ def pairs_of(row_id: str, meta: str | None) -> list[ImagePair]:
     Raises:
         DataError: one of them is malformed.
     """
-    entries = json.loads(meta or "{}").get("pairs") or []
+    entries = read_meta(row_id, meta).get("pairs") or []
     return [_pair(f"{row_id}/{place}", entry) for place, entry in enumerate(entries)]
 
 

@@ -7,30 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from openblip.documents import read_text
 from openblip.errors import DataError, OpenBlipWarning
 
 # Not what Python's `splitlines` takes for one besides, such as U+2028.
 _LINE_END = re.compile(r"\r\n|\r|\n")
-
-
-def read_utf8(file: Path) -> str:
-    """The text of a file in UTF-8, without the mark that some editors put before it.
-
-    Raises:
-        DataError: it cannot be read, or is in another encoding; names the line.
-    """
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{file}, line {line}: cannot be read as text: byte 0x{data[error.start]:02x} is no "
-            "UTF-8; save the file in that encoding"
-        ) from error
 
 
 def lines_of(text: str) -> list[str]:
@@ -51,7 +32,7 @@ def read_list(file: Path, what: str) -> list[str]:
     Warns:
         OpenBlipWarning: some are repeated, or empty in JSON.
     """
-    text, source = read_utf8(file), f"{file}: "
+    text, source = read_text(file), f"{file}: "
     if file.suffix.lower() != ".json":
         return distinct([line for line in lines_of(text) if line.strip()], what, source)
     try:

@@ -6,7 +6,6 @@ annotators) or `answer` (one text), and optionally `question_id`, `question_type
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from openblip.data.examples import Examples
 from openblip.data.loader import read_images
+from openblip.data.rows import read_meta
 from openblip.data.step_loader import ExampleLoader, spread
 from openblip.data.table import PairTable
 from openblip.data.text import clean_question, exceeds
@@ -58,7 +58,7 @@ def questions_of(row_id: str, meta: str | None) -> list[Question]:
     Raises:
         DataError: one of them has no text, or answers of another form.
     """
-    entries = json.loads(meta or "{}").get("questions") or []
+    entries = read_meta(row_id, meta).get("questions") or []
     return [read_question(f"{row_id}/{place}", entry) for place, entry in enumerate(entries)]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from openblip.data.foreign import check_rows, check_schema
 from openblip.data.ids import IdSet
 from openblip.data.rows import (
     BASE_COLUMNS,
@@ -22,13 +23,13 @@ from openblip.data.rows import (
     row_schema,
 )
 from openblip.data.staging import Staging, is_hidden, is_leftover
-from openblip.data.storage import persist
 from openblip.data.versions import (
     change_version,
     commit_version,
     create_version,
     lance_library,
     open_version,
+    read,
     write_fragments,
 )
 from openblip.errors import DataError
@@ -48,8 +49,9 @@ class PairTable:
 
     def __init__(self, dataset: Any, uri: str) -> None:
         """Wraps an open Lance dataset; use `open` or `create` instead."""
+        check_schema(uri, dataset.schema)
         self._dataset = dataset
-        self._num_rows = int(dataset.count_rows())
+        self._num_rows = int(read(uri, dataset.count_rows))
         self._ids: IdSet | None = None
         self.uri = uri
 
@@ -106,10 +108,7 @@ class PairTable:
     @classmethod
     def open_or_create(cls, uri: str | Path) -> Self:
         """The table at `uri`, which is made without rows if there is none."""
-        try:
-            return cls.open(uri)
-        except DataError:
-            return cls.create(uri)
+        return cls.create(uri) if open_version(str(uri)) is None else cls.open(uri)
 
     @property
     def version(self) -> int:
@@ -122,7 +121,7 @@ class PairTable:
 
         A copy of the table has it too.
         """
-        return str(persist(self.uri, lambda: self._dataset.read_transaction(self.version)).uuid)
+        return str(read(self.uri, lambda: self._dataset.read_transaction(self.version)).uuid)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -154,7 +153,8 @@ class PairTable:
         One call for a batch is much faster than a call for each row.
 
         Raises:
-            DataError: an index or a column does not exist.
+            DataError: an index or a column does not exist, a file of the table is damaged, or a
+                value is none that a pair table has.
         """
         rows = np.asarray(indices, dtype=np.int64)
         if rows.size and not (rows.min() >= 0 and rows.max() < len(self)):
@@ -163,7 +163,9 @@ class PairTable:
                 f"but {self.uri} has rows 0 to {len(self) - 1}"
             )
         names = self._existing(columns)
-        return persist(self.uri, lambda: self._dataset.take(rows.tolist(), columns=names))
+        found = read(self.uri, lambda: self._dataset.take(rows.tolist(), columns=names))
+        check_rows(self.uri, found, rows)
+        return found
 
     def scan(
         self, columns: Sequence[str] | None = None, batch_size: int = 8192, start: int = 0
@@ -184,7 +186,8 @@ class PairTable:
                 batches = None
                 raise
 
-        while (batch := persist(self.uri, following)) is not None:
+        while (batch := read(self.uri, following)) is not None:
+            check_rows(self.uri, batch, range(start, start + batch.num_rows))
             start += batch.num_rows
             yield batch
 
@@ -232,7 +235,7 @@ class PairTable:
     def journal_since(self, version: int, key: str) -> str | None:
         """The latest note under `key` of an `append` after `version`; None if there is none."""
         count = max(self.version - version, 0)
-        for transaction in persist(self.uri, lambda: self._dataset.get_transactions(count)):
+        for transaction in read(self.uri, lambda: self._dataset.get_transactions(count)):
             notes = transaction.transaction_properties if transaction else None
             if notes and key in notes:
                 return str(notes[key])
@@ -300,7 +303,7 @@ class PairTable:
         """
         self._existing([column])
         condition = f"{column} IS NOT NULL"
-        return int(persist(self.uri, lambda: self._dataset.count_rows(filter=condition)))
+        return int(read(self.uri, lambda: self._dataset.count_rows(filter=condition)))
 
     def _drop(self, names: list[str]) -> None:
         if names:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openblip.data.lists import read_utf8
+from openblip.documents import read_text
 from openblip.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -256,7 +256,7 @@ def tokenizer_file(path: Path) -> Path:
 
 def _read_text(file: Path) -> str:
     try:
-        return read_utf8(file)
+        return read_text(file)
     except DataError as error:
         raise DataError(f"{error}; {_REMEDY}") from error
 

@@ -8,14 +8,15 @@ import os
 import random
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from openblip.data.storage import lance_options, persist
-from openblip.errors import DataError
+from openblip.errors import DataError, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_T = TypeVar("_T")
 # What is held in memory while rows are written, and becomes one data file. CapFilt hands out
 # fragments, so that one with small images must not have too many rows either.
 _FRAGMENT_BYTES = 128 << 20
@@ -26,9 +27,28 @@ _CONFLICTS = ("commit conflict", "Incompatible transaction")
 _MAX_CONFLICTS = 20
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """What Lance says, without the place in its own source."""
-    return str(error).split(", /", 1)[0]
+    return one_line(error).split(", /", 1)[0]
+
+
+def read(uri: str, action: Callable[[], _T]) -> _T:
+    """What `action` reads of the table at an address.
+
+    Raises:
+        DataError: a file of the table is missing or damaged.
+        StorageError: the object store cannot be reached.
+    """
+    try:
+        return persist(uri, action)
+    except BaseException as error:  # Lance's panics are no `Exception`
+        is_panic = type(error).__name__ == "PanicException"
+        if not is_panic and not isinstance(error, OSError | ValueError | RuntimeError):
+            raise
+        raise DataError(
+            f"{uri}: a file of this table is missing or damaged ({reason(error)}): restore it from "
+            "a copy, or import the table anew"
+        ) from error
 
 
 class ConflictError(DataError):

@@ -13,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from openblip.data.importers.source import inside, texts_of
-from openblip.data.lists import lines_of, read_utf8
+from openblip.data.lists import lines_of
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.questions import Question, read_question
 from openblip.data.transforms import eval_transform
+from openblip.documents import read_text
 from openblip.errors import DataError, RecipeError, install_extra
 
 _SUFFIXES = ("", ".mp4", ".avi", ".webm", ".mkv", ".mov")
@@ -200,8 +201,8 @@ def _decoded(frames: Iterable[Any], wanted: list[int]) -> list[Image.Image]:
 
 def _records(file: Path) -> Generator[tuple[str, dict[str, Any]], None, None]:
     """The objects of a JSON list, or of the lines of a file, and what errors call them."""
+    text = read_text(file)
     try:
-        text = read_utf8(file)
         is_list = text.lstrip().startswith("[")
         values = json.loads(text) if is_list else lines_of(text)
         for number, value in enumerate(values, 1):
@@ -212,7 +213,7 @@ def _records(file: Path) -> Generator[tuple[str, dict[str, Any]], None, None]:
             if not isinstance(record, dict):
                 raise DataError(f"{where}: expected an object that names a clip")
             yield where, record
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file} cannot be read as JSON lines or a JSON list: {error}") from error
 
 

@@ -9,6 +9,7 @@ from openblip.data.image_pairs import ImagePairIndex, ImagePairLoader
 from openblip.data.loader import PairLoader
 from openblip.data.mixture import WeightedIndex
 from openblip.data.questions import QuestionIndex, QuestionLoader
+from openblip.data.reading import check_reachable
 from openblip.data.step_loader import AnyLoader
 from openblip.data.table import PairTable
 from openblip.data.tokenizer import TextTokenizer
@@ -28,9 +29,12 @@ def open_tables(data: DataConfig) -> tuple[PairTable, ...]:
 
     Raises:
         DataError: there is no such table.
+        MissingExtra: images lie in an object store, and its packages are not installed.
     """
     uris = [part.table for part in data.mixture]
     opened = {uri: PairTable.open(uri) for uri in dict.fromkeys(uris)}
+    for table in opened.values():
+        check_reachable(table)
     return tuple(opened[uri] for uri in uris)
 
 

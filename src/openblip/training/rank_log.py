@@ -20,9 +20,11 @@ from types import TracebackType
 from typing import Any, Literal, Self
 
 from openblip.atomic import replace_file
-from openblip.errors import OpenBlipWarning, TrainingError
+from openblip.documents import read_json
+from openblip.errors import OpenBlipWarning, RecipeError, TrainingError
 from openblip.locks import try_lock
 from openblip.training.distributed import Processes
+from openblip.training.recipe_file import from_plain
 
 LOG_FOLDER = "logs"
 RankEnd = Literal["running", "finished", "interrupted", "failed"]
@@ -209,8 +211,14 @@ def read_statuses(run_dir: Path) -> list[RankStatus]:
     known = {f.name for f in fields(RankStatus)}
     found = []
     for path in (run_dir / LOG_FOLDER).glob("rank-*.json"):
-        values = json.loads(path.read_text(encoding="utf-8"))
-        found.append(RankStatus(**{k: v for k, v in values.items() if k in known}))
+        values = read_json(path, TrainingError)
+        if not isinstance(values, dict):
+            raise TrainingError(f"{path}: no JSON object; remove the file, which is damaged")
+        try:
+            own = {name: value for name, value in values.items() if name in known}
+            found.append(from_plain(RankStatus, own, ""))
+        except RecipeError as error:
+            raise TrainingError(f"{path}: {error}; remove the file, which is damaged") from error
     latest = max((status.attempt for status in found), default=0)
     return sorted((s for s in found if s.attempt == latest), key=lambda status: status.rank)
 

@@ -21,6 +21,10 @@ _WEIGHTS = Path("checkpoints", "last", WEIGHTS_FILE)
 # A process on another machine that has written within this time is taken for living.
 _SIGN_OF_LIFE_SECONDS = 600.0
 _FOUND_DEPTH = 3
+# As the library safetensors allows.
+_MOST_HEADER = 100_000_000
+# What JSON of another shape leads to.
+_OTHER_JSON = (LookupError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,11 +175,11 @@ def _num_parameters(weights: Path) -> int | None:
     try:
         with weights.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
-            header: dict[str, Any] = json.loads(file.read(size))
-    except (OSError, struct.error, json.JSONDecodeError):
+            header: dict[str, Any] = json.loads(file.read(min(size, _MOST_HEADER)))
+        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+        return sum(int(prod(shape)) for shape in shapes)
+    except (OSError, struct.error, ValueError, RecursionError, *_OTHER_JSON):
         return None
-    shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-    return sum(int(prod(shape)) for shape in shapes)
 
 
 def _is_run(folder: Path) -> bool:

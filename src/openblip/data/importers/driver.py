@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -101,7 +102,10 @@ def _on_disk(source: str | Path) -> str:
             f"{source}: sources are read from a disk; copy or mount it, and give the object store "
             "as the place of the table"
         )
-    return str(Path(source).absolute())
+    path = Path(source)
+    if os.path.exists(path) and not (path.is_file() or path.is_dir()):  # noqa: PTH110
+        raise DataError(f"{source} is no regular file: write what comes from a pipe into one first")
+    return str(path.absolute())
 
 
 def import_pairs(
