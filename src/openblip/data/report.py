@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
+from openblip.data.text import without_halves
 from openblip.progress import duration
 
 _KEY_PREFIX = "import/"
@@ -65,6 +66,10 @@ class ImportReport:
     complete: bool = False
     """Whether the source was read to its end."""
 
+    def __post_init__(self) -> None:
+        # Names of files may be no Unicode; what is shown and stored must be.
+        self.source, self.uri = without_halves(self.source), without_halves(self.uri)
+
     @property
     def num_skipped(self) -> int:
         """Number of things that were left out, for whatever reason."""
@@ -83,7 +88,8 @@ class ImportReport:
         self.skipped[reason.value] = self.skipped.get(reason.value, 0) + 1
         several = self.examples.setdefault(reason.value, [])
         if len(several) < _MAX_EXAMPLES:
-            several.append(Example(where, detail.removeprefix(f"{where}: ")[:500]))
+            said = detail.removeprefix(f"{where}: ")[:500]
+            several.append(Example(without_halves(where), without_halves(said)))
 
     def to_text(self) -> str:
         """The report for people, several lines."""

@@ -251,6 +251,16 @@ class ObjectFolder:
         found = persist(self.uri, listing)
         return sorted(name for name in found if name.startswith(prefix))
 
+    def some_names(self) -> list[str]:
+        """The first names of objects, about a thousand; enough to see what lies there.
+
+        Raises:
+            StorageError: they cannot be listed.
+        """
+        start = len(self._prefix) + 1 if self._prefix else 0
+        first = persist(self.uri, lambda: next(iter(self._store.list(self._prefix or None)), []))
+        return [str(entry["path"])[start:] for entry in first]
+
     def remove(self, name: str) -> None:
         """Removes an object; none by this name is fine.
 
