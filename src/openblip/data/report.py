@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
-from openblip.data.text import without_halves
+from openblip.data.text import encodable
 from openblip.progress import duration
 
 _KEY_PREFIX = "import/"
@@ -68,7 +68,7 @@ class ImportReport:
 
     def __post_init__(self) -> None:
         # Names of files may be no Unicode; what is shown and stored must be.
-        self.source, self.uri = without_halves(self.source), without_halves(self.uri)
+        self.source, self.uri = encodable(self.source), encodable(self.uri)
 
     @property
     def num_skipped(self) -> int:
@@ -89,7 +89,7 @@ class ImportReport:
         several = self.examples.setdefault(reason.value, [])
         if len(several) < _MAX_EXAMPLES:
             said = detail.removeprefix(f"{where}: ")[:500]
-            several.append(Example(without_halves(where), without_halves(said)))
+            several.append(Example(encodable(where), encodable(said)))
 
     def to_text(self) -> str:
         """The report for people, several lines."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openblip.data.text import encodable, has_halves, without_halves
+from openblip.data.text import encodable, has_halves
 from openblip.errors import DataError
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _meta_json(meta: Mapping[str, Any]) -> str:
 
 def _without_halves(value: Any) -> Any:
     if isinstance(value, str):
-        return without_halves(value)
+        return encodable(value)
     if isinstance(value, Mapping):
         return {_without_halves(key): _without_halves(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from itertools import islice
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -258,8 +259,8 @@ class ObjectFolder:
             StorageError: they cannot be listed.
         """
         start = len(self._prefix) + 1 if self._prefix else 0
-        first = persist(self.uri, lambda: next(iter(self._store.list(self._prefix or None)), []))
-        return [str(entry["path"])[start:] for entry in first]
+        chunks = persist(self.uri, lambda: list(islice(self._store.list(self._prefix or None), 1)))
+        return [str(entry["path"])[start:] for chunk in chunks for entry in chunk]
 
     def remove(self, name: str) -> None:
         """Removes an object; none by this name is fine.

@@ -6,10 +6,7 @@ _REMOVED = '.!"()*#:;~'
 _REMOVED_TO_SPACE = str.maketrans(_REMOVED, " " * len(_REMOVED))
 _REMOVED_TO_NOTHING = str.maketrans("", "", _REMOVED)
 _WHITESPACE_RUN = re.compile(r"\s{2,}")
-# Half of a surrogate pair, or what looks like the escape of one, each with the backslashes before.
-_HALF_OR_ESCAPE = re.compile(
-    r"(\\*)([\ud800-\udfff])|(\\+)(?=x[89a-f][0-9a-f]|ud[89a-f][0-9a-f]{2})"
-)
+_HALF = re.compile(r"[\ud800-\udfff]")
 
 
 def clean_caption(text: str, max_words: int = 50) -> str:
@@ -33,35 +30,22 @@ def clean_question(text: str, max_words: int = 50) -> str:
 
 
 def encodable(text: str) -> str:
-    """`text` as UTF-8 can hold it; different texts stay different.
+    r"""`text` as UTF-8 can hold it; any other text stays as it is.
 
-    A byte of a file name that is no UTF-8 becomes an escape such as `\\xe9`, any other half of a
-    surrogate pair one such as `\\ud83d`. Where a text has such an escape already, the backslashes
-    before it are doubled.
+    A byte of a file name that is no UTF-8 becomes an escape such as `\xe9`, any other half of a
+    surrogate pair one such as `\ud83d`, so that names that differ in these stay different.
     """
-    return _HALF_OR_ESCAPE.sub(_escaped, text)
-
-
-def without_halves(text: str) -> str:
-    """A text that UTF-8 cannot hold as `encodable` gives it, any other one as it is."""
-    return encodable(text) if has_halves(text) else text
+    return _HALF.sub(_escaped, text)
 
 
 def has_halves(text: str) -> bool:
     """Whether UTF-8 cannot hold `text`, because it has halves of surrogate pairs."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return True
-    return False
+    return _HALF.search(text) is not None
 
 
-def _escaped(found: re.Match[str]) -> str:
-    if found[2] is None:
-        return 2 * found[3]
-    code = ord(found[2])
-    is_byte = 0xDC80 <= code <= 0xDCFF
-    return 2 * found[1] + (f"\\x{code - 0xDC00:02x}" if is_byte else f"\\u{code:04x}")
+def _escaped(half: re.Match[str]) -> str:
+    code = ord(half[0])
+    return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
 def _first_words(text: str, max_words: int) -> str:
