@@ -36,7 +36,14 @@ LAYERS = {
     "__main__": 8,
 }
 NEVER = {("objectives", "model"), ("data", "model"), ("model", "progress"), ("model", "page")}
-SAME_LAYER = {("model", "errors"), ("page", "errors"), ("locks", "errors"), ("interop", "data")}
+SAME_LAYER = {
+    ("model", "errors"),
+    ("page", "errors"),
+    ("page", "atomic"),
+    ("locks", "errors"),
+    ("atomic", "errors"),
+    ("interop", "data"),
+}
 # Each heavy or optional library is imported by these files alone.
 ONE_PLACE = {
     "lance": {"data/versions.py", "data/fragments.py"},

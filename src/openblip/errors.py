@@ -21,6 +21,13 @@ class StorageError(OpenBlipError):
     """An object store or a disk fails, or refuses; nothing that was finished is lost."""
 
 
+class UnwritableError(StorageError, OSError):
+    """A file or folder cannot be written: there is no room or permission, or something in the way.
+
+    What was to be written has left nothing behind.
+    """
+
+
 class RecipeError(OpenBlipError):
     """A setting is out of range, or two settings contradict each other."""
 

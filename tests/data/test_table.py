@@ -235,6 +235,7 @@ class TestAPlaceThatIsNotFree:
     ) -> None:
         (tmp_path / "photos" / "data").mkdir(parents=True)
         (tmp_path / "photos" / "a.jpg").touch()
+        (tmp_path / "photos" / "data" / "b.csv").touch()
         with pytest.raises(DataError, match=r"no pair table, and holds other things \(a.jpg, data"):
             begin(str(tmp_path / "photos"))
         assert {path.name for path in (tmp_path / "photos").iterdir()} == {"a.jpg", "data"}
@@ -255,6 +256,21 @@ class TestAPlaceThatIsNotFree:
     def test_a_name_that_is_no_unicode_is_refused(self, begin: Callable[[str], PairTable]) -> None:
         with pytest.raises(DataError, match="must be UTF-8"):
             begin("caf\udce9")
+
+
+def test_rows_that_could_not_all_be_written_leave_nothing_in_the_way(
+    tmp_path: Path, pair_rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openblip.data.versions._FRAGMENT_ROWS", 1)
+
+    def rows() -> Iterator[PairRow]:
+        yield from (PairRow(f"r{number}", bytes(1 << 20)) for number in range(40))
+        raise KeyError("the source broke")
+
+    with pytest.raises(KeyError):
+        PairTable.create(tmp_path / "t", rows())
+    assert not list((tmp_path / "t").rglob("*.lance"))
+    assert len(PairTable.create(tmp_path / "t", pair_rows(2))) == 2
 
 
 def test_a_table_begins_in_an_empty_folder(tmp_path: Path, pair_rows: Rows) -> None:

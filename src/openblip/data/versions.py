@@ -6,15 +6,17 @@ before a look at whether it was.
 
 import os
 import random
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openblip.data.storage import ObjectFolder, is_object_address, lance_options, persist
 from openblip.data.text import has_halves
-from openblip.errors import DataError
+from openblip.errors import DataError, UnwritableError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -27,12 +29,13 @@ _ABSENT = "was not found"
 # Lance has a class of its own for some conflicts; of the others only the text tells.
 _CONFLICTS = ("commit conflict", "Incompatible transaction")
 _MAX_CONFLICTS = 20
+_KIND = re.compile(r"^LanceError\(\w+\): ")
 _SHOWN_NAMES = 3
 
 
 def reason(error: Exception) -> str:
     """What Lance says, without the place in its own source."""
-    return str(error).split(", /", 1)[0]
+    return _KIND.sub("", str(error).split(", /", 1)[0])
 
 
 class ConflictError(DataError):
@@ -109,9 +112,11 @@ def _names_at(uri: str) -> list[str]:
     folder = Path(uri)
     if not folder.is_dir():
         return []
-    names = [path.name for path in folder.iterdir()]
-    is_lance = any(path.suffix == ".lance" for path in folder.glob("data/*"))
-    return [*(name for name in names if not (is_lance and name == "data")), *["data/"] * is_lance]
+    names = {path.name for path in folder.iterdir()}
+    inner = [f"data/{path.name}" for path in folder.glob("data/*")]
+    has_rows = any(name.endswith(".lance") for name in inner)
+    # What a first attempt left empty is nothing.
+    return [*(names - {"data"} if has_rows or not inner else names), *(inner if has_rows else ())]
 
 
 def create_version(uri: str, operation: Any) -> Any:
@@ -128,8 +133,9 @@ def create_version(uri: str, operation: Any) -> Any:
         return lance.LanceDataset.commit(uri, transaction, storage_options=options, max_retries=0)
 
     try:
-        return persist(uri, attempt)
-    except OSError:
+        with _writing(uri):
+            return persist(uri, attempt)
+    except (OSError, ConflictError):
         if (dataset := open_version(uri)) is None:
             raise
     return dataset if has_transaction(dataset, transaction.uuid, since=0) else None
@@ -212,14 +218,21 @@ def change_version(
         is_first = False
         change()
 
-    try:
+    with _writing(uri):
         persist(uri, attempt)
+
+
+@contextmanager
+def _writing(uri: str) -> Iterator[None]:
+    """Errors of Lance, which name a place in its source, name the table."""
+    try:
+        yield
     except OSError as error:
-        if not any(text in str(error) for text in _CONFLICTS):
-            raise
-        raise ConflictError(
-            f"{uri} was changed by another process at the same time: run the same command again"
-        ) from error
+        if any(text in str(error) for text in _CONFLICTS):
+            raise ConflictError(
+                f"{uri} was changed by another process at the same time: run the same command again"
+            ) from error
+        raise UnwritableError(f"{uri}: cannot be written ({reason(error)})") from error
 
 
 def again_after_conflicts(change: Callable[[], None]) -> None:
@@ -272,16 +285,28 @@ def write_fragments(
         nonlocal held_rows, held_bytes
         if held:
             rows = pa.Table.from_batches(held)
-            fragments.extend(persist(uri, lambda: write(rows, place, storage_options=options)))
+            with _writing(uri):
+                fragments.extend(persist(uri, lambda: write(rows, place, storage_options=options)))
             held.clear()
             held_rows = held_bytes = 0
 
-    for batch in batches:
-        held.append(batch)
-        num_rows += batch.num_rows
-        held_rows += batch.num_rows
-        held_bytes += batch.nbytes
-        if held_bytes >= _FRAGMENT_BYTES or held_rows >= _FRAGMENT_ROWS:
-            flush()
-    flush()
+    try:
+        for batch in batches:
+            held.append(batch)
+            num_rows += batch.num_rows
+            held_rows += batch.num_rows
+            held_bytes += batch.nbytes
+            if held_bytes >= _FRAGMENT_BYTES or held_rows >= _FRAGMENT_ROWS:
+                flush()
+        flush()
+    except BaseException:
+        _remove_files(uri, fragments)
+        raise
     return fragments, num_rows
+
+
+def _remove_files(uri: str, fragments: Sequence[Any]) -> None:
+    """Files that no version will name; in an object store they stay, as unseen."""
+    if not is_object_address(uri):
+        for file in (file for fragment in fragments for file in fragment.files):
+            Path(uri, "data", file.path).unlink(missing_ok=True)
