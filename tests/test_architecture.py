@@ -41,6 +41,8 @@ NEVER = {("objectives", "model"), ("data", "model"), ("model", "progress"), ("mo
 SAME_LAYER = {
     ("model", "errors"),
     ("page", "errors"),
+    ("page", "atomic"),
+    ("atomic", "errors"),
     ("locks", "errors"),
     ("documents", "errors"),
     ("interop", "data"),

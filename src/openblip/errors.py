@@ -31,6 +31,13 @@ class MissingExtra(StorageError):  # noqa: N818 - as `MissingHead`
     """The packages with which object stores are reached are not installed."""
 
 
+class UnwritableError(StorageError, OSError):
+    """A file or folder cannot be written: there is no room or permission, or something in the way.
+
+    What was to be written has left nothing behind.
+    """
+
+
 class RecipeError(OpenBlipError):
     """A setting is out of range, or two settings contradict each other."""
 

@@ -1,10 +1,11 @@
 """The image of a row, wherever its bytes lie."""
 
+import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import numpy as np
 from PIL import Image
@@ -44,9 +45,10 @@ def encoded_image(image: bytes | None, image_uri: str | None) -> bytes:
             f"{image_uri} is on the web: download the images first (img2dataset does that well) "
             "and import its output"
         )
-    return read_image_file(
-        Path(unquote(urlsplit(image_uri).path)) if scheme == "file" else Path(image_uri)
-    )
+    if scheme == "file":
+        # A name that is no UTF-8 stands there byte by byte.
+        image_uri = os.fsdecode(unquote_to_bytes(urlsplit(image_uri).path))
+    return read_image_file(Path(image_uri))
 
 
 def row_image(

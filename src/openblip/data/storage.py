@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from itertools import islice
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -250,6 +251,16 @@ class ObjectFolder:
 
         found = persist(self.uri, listing)
         return sorted(name for name in found if name.startswith(prefix))
+
+    def some_names(self) -> list[str]:
+        """The first names of objects, about a thousand; enough to see what lies there.
+
+        Raises:
+            StorageError: they cannot be listed.
+        """
+        start = len(self._prefix) + 1 if self._prefix else 0
+        chunks = persist(self.uri, lambda: list(islice(self._store.list(self._prefix or None), 1)))
+        return [str(entry["path"])[start:] for chunk in chunks for entry in chunk]
 
     def remove(self, name: str) -> None:
         """Removes an object; none by this name is fine.

@@ -24,8 +24,9 @@ from openblip.data.rows import (
 )
 from openblip.data.staging import Staging, is_hidden, is_leftover
 from openblip.data.versions import (
+    again_after_conflicts,
+    append_version,
     change_version,
-    commit_version,
     create_version,
     lance_library,
     open_version,
@@ -67,12 +68,18 @@ class PairTable:
             DataError: there is no such table or version.
             StorageError: the object store cannot be reached.
         """
-        if (dataset := open_version(str(uri), version)) is not None:
-            return cls(dataset, str(uri))
+        if (table := cls.open_if_any(uri, version)) is not None:
+            return table
         which = "" if version is None else f" with version {version}"
         raise DataError(
             f"no pair table{which} at {uri}: make one with `openblip data import SOURCE {uri}`"
         )
+
+    @classmethod
+    def open_if_any(cls, uri: str | Path, version: int | None = None) -> Self | None:
+        """As `open`, but None where there is no table; a damaged one is an error all the same."""
+        dataset = open_version(str(uri), version)
+        return None if dataset is None else cls(dataset, str(uri))
 
     @classmethod
     def create(
@@ -86,7 +93,8 @@ class PairTable:
         Nothing is visible at `uri` before the last row has been written.
 
         Raises:
-            DataError: a table exists there, an id occurs twice, or a row is malformed.
+            DataError: a table or something else is there, an id occurs twice, or a row is
+                malformed.
         """
         place, known = str(uri), IdSet()
         taken = DataError(
@@ -94,7 +102,7 @@ class PairTable:
         )
         if open_version(place) is not None:
             raise taken
-        batches = row_batches(rows, known, on_duplicate=None)
+        batches = row_batches(rows, known.add, on_duplicate=None)
         fragments, _ = write_fragments(place, place, batches)
         operation = lance_library().LanceOperation.Overwrite(row_schema(), fragments)
         if (dataset := create_version(place, operation)) is None:
@@ -107,8 +115,17 @@ class PairTable:
 
     @classmethod
     def open_or_create(cls, uri: str | Path) -> Self:
-        """The table at `uri`, which is made without rows if there is none."""
-        return cls.create(uri) if open_version(str(uri)) is None else cls.open(uri)
+        """The table at `uri`, which is made without rows if there is none.
+
+        Raises:
+            DataError: there is one that is damaged, or something else is there.
+        """
+        place = str(uri)
+        if (dataset := open_version(place)) is None:
+            empty = lance_library().LanceOperation.Overwrite(row_schema(), [])
+            # Another process may be faster, and has made the same.
+            dataset = create_version(place, empty) or open_version(place)
+        return cls(dataset, place)
 
     @property
     def version(self) -> int:
@@ -207,30 +224,37 @@ class PairTable:
                 therefore left out. Without it such a row is an error.
 
         Raises:
-            DataError: an id is not new and there is no `on_duplicate`, or a row is malformed.
+            DataError: an id is not new and there is no `on_duplicate`, another process has added
+                one of the ids meanwhile, or a row is malformed.
         """
-        lance, version = lance_library(), self.version
-
         try:
-            batches = row_batches(rows, self._known_ids(), on_duplicate)
+            known, own = self._known_ids(), IdSet()
+            batches = row_batches(rows, lambda key: known.add(key) and own.add(key), on_duplicate)
             fragments, num_rows = write_fragments(self._dataset, self.uri, batches)
             if num_rows:
-                operation = lance.LanceOperation.Append(fragments)
                 notes = dict(journal()) if journal else {}
-                self._dataset = commit_version(
-                    self._dataset,
-                    self.uri,
-                    lance.Transaction(self.version, operation, transaction_properties=notes),
-                )
+                again_after_conflicts(lambda: self._commit_rows(fragments, own, notes))
         except BaseException:
             # Ids of rows that were not committed must not count as known.
             self._ids = None
             raise
-        if self.version > version + 1:
-            # Another process has written too: its rows are here now, their ids not known.
-            self._ids = None
         self._num_rows = int(self._dataset.count_rows())
         return num_rows
+
+    def _commit_rows(self, fragments: Sequence[Any], own: IdSet, notes: Mapping[str, str]) -> None:
+        """Makes written rows visible if no other process has added one of their ids."""
+        read(self.uri, self._dataset.checkout_latest)
+        others = PairTable(self._dataset, self.uri)
+        for batch in others.scan(["id"], start=len(self)) if len(others) > len(self) else ():
+            for key in batch["id"].to_pylist():
+                if key in own:
+                    raise DataError(
+                        f"{self.uri}: another process has added the id {key!r} at the same time: "
+                        "run the same command again when it has ended"
+                    )
+            # Its rows are here now, their ids not known.
+            self._ids = None
+        self._dataset = append_version(self._dataset, self.uri, fragments, notes)
 
     def journal_since(self, version: int, key: str) -> str | None:
         """The latest note under `key` of an `append` after `version`; None if there is none."""

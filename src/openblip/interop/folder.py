@@ -106,7 +106,7 @@ def save_folder(
         with replace_folder(folder) as unfinished:
             write_model(unfinished, model, tokenizer, kind, max_tokens)
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error})") from error
+        raise CheckpointError(str(error)) from error
 
 
 def write_model(

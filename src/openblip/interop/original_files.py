@@ -51,6 +51,14 @@ def write_original(path: Path, tensors: Mapping[str, Tensor]) -> None:
                 # The format stores no tensor twice, so that each key needs bytes of its own.
                 write_safetensors(temporary, {k: v.clone() for k, v in detached.items()})
             else:
-                torch.save({"model": detached}, temporary)
+                _save(detached, temporary)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error})") from error
+        raise CheckpointError(str(error)) from error
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    try:
+        torch.save({"model": tensors}, path)
+    except RuntimeError as error:
+        # Its own kind of error, for a full disk too; it does not say which.
+        raise OSError("the disk is full, or fails") from error

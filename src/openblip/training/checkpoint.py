@@ -19,7 +19,7 @@ import torch
 
 from openblip.atomic import begin_folder, finish_folder, force_to_disk
 from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, UnwritableError
 from openblip.interop.assembly import fill
 from openblip.interop.folder import write_model
 from openblip.interop.models import empty_model
@@ -250,8 +250,10 @@ def read_checkpoint(folder: Path, task: AnyTask, optimiser: torch.optim.Optimize
 
 
 def _cannot_write(folder: Path, error: Exception) -> CheckpointError:
+    named = isinstance(error, UnwritableError)
+    said = str(error) if named else f"{folder}: cannot be written ({error})"
     return CheckpointError(
-        f"{folder}: cannot be written ({error}); the checkpoint before it is whole: make room, and "
+        f"{said}; the checkpoint before it is whole: make room, and "
         "the same call goes on from there"
     )
 

@@ -165,7 +165,7 @@ def import_pairs(
     opened = open_source(settings.source, settings.options, format)
     if store == "uri" and opened.format == "webdataset":
         raise DataError("images in .tar shards have no path of their own: use store='bytes'")
-    table = _existing_table(uri)
+    table = PairTable.open_if_any(uri)
     key = metadata_key(settings.fingerprint())
     state = _restored(table, key) if table is not None else None
     if state is not None and state.report.complete and again:
@@ -182,13 +182,6 @@ def import_pairs(
 
 def _new_report(settings: _Settings, uri: str | Path, opened: PairSource) -> ImportReport:
     return ImportReport(settings.source, str(uri), opened.format)
-
-
-def _existing_table(uri: str | Path) -> PairTable | None:
-    try:
-        return PairTable.open(uri)
-    except DataError:
-        return None
 
 
 class _Import:
