@@ -61,7 +61,7 @@ def finetune(words: list[str], prog: str) -> int:
         # The flags are shown without a model, whose size of images stands at that of the paper.
         return _train(make(table, "MODEL", 384), Path(run_dir), rest, prog, _FINETUNE_HELP)
     source, rest = _take_flag(rest, "--init-from", usage)
-    from openblip.inference.loading import find_model
+    from openblip.interop.sources import find_model
 
     folder = find_model(source)
     recipe = make(table, str(folder), read_config(folder).image_size)

@@ -19,8 +19,8 @@ from openblip.data.world.config import config_to_dict
 from openblip.errors import DataError, OpenBlipError, RecipeError
 from openblip.inference.embedder import is_published_clip
 from openblip.inference.fingerprint import embedder_fingerprint
-from openblip.inference.loading import find_model
 from openblip.interop.folder import read_config
+from openblip.interop.sources import find_model
 from openblip.recipes.baselines import as_albef, as_clip, as_unimodal
 from openblip.recipes.finetune import FINETUNE_RECIPES
 from openblip.recipes.pretrain import PRETRAIN_RECIPES

@@ -117,8 +117,21 @@ class TextTokenizer:
         """
         file = tokenizer_file(Path(path))
         if file.suffix == ".json":
-            return cls(_read_json(file), str(file))
+            return cls.from_json(_read_text(file), str(file))
         return cls(_bert_backend(_read_vocabulary(file)), str(file))
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "tokenizer") -> Self:
+        """Returns the tokenizer that a `tokenizer.json` describes.
+
+        Args:
+            text: what the file holds.
+            source: what errors name.
+
+        Raises:
+            DataError: if it is no tokenizer.
+        """
+        return cls(_parse_json(text, source), source)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, lowercase: bool = True) -> Self:
@@ -153,6 +166,10 @@ class TextTokenizer:
         """Returns the number of ids, special tokens included: the rows of the word embedding."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
+    def to_json(self) -> str:
+        """Returns what `tokenizer.json` holds."""
+        return self._backend.to_str(pretty=True)
+
     def save(self, folder: str | Path) -> Path:
         """Returns the path of the `tokenizer.json` written into `folder`, which is made if absent.
 
@@ -162,7 +179,7 @@ class TextTokenizer:
         file = Path(folder) / TOKENIZER_FILE
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
+            file.write_text(self.to_json(), encoding="utf-8")
         except OSError as error:
             raise DataError(f"{file}: cannot be written ({error}); give another folder") from error
         return file
@@ -261,15 +278,14 @@ def _read_text(file: Path) -> str:
         raise DataError(f"{error}; {_REMEDY}") from error
 
 
-def _read_json(file: Path) -> "Tokenizer":
+def _parse_json(text: str, source: str) -> "Tokenizer":
     from tokenizers import Tokenizer
     from tokenizers.decoders import WordPiece
 
-    text = _read_text(file)
     try:
         backend = Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exceptions
-        raise DataError(f"{file}: not a tokenizer file ({error}); {_REMEDY}") from error
+        raise DataError(f"{source}: not a tokenizer file ({error!s:.120}); {_REMEDY}") from error
     # The library's own clean-up works token by token and leaves "dog ' s".
     if isinstance(backend.decoder, WordPiece) and backend.decoder.cleanup:
         backend.decoder = _bert_decoder(backend.decoder.prefix)

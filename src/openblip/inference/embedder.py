@@ -12,7 +12,8 @@ from torch import Tensor
 from openblip.inference.bundle import check_batch_size
 from openblip.inference.finite import finite
 from openblip.inference.image_input import Images, as_sources, prepared_batches
-from openblip.inference.loading import default_device, find_model, load
+from openblip.inference.loading import default_device, load
+from openblip.interop.sources import find_model
 
 OPEN_CLIP = "open_clip:"
 """Begins the name of a model that `open_clip` loads."""

@@ -10,7 +10,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from openblip.errors import MissingHead, RecipeError
-from openblip.model.config import TextConfig, VisionConfig, initial_std
+from openblip.model.config import (
+    TextConfig,
+    VisionConfig,
+    check_choices,
+    check_size,
+    initial_std,
+)
 from openblip.model.linear import Linear
 from openblip.model.memory import ImageMemory
 from openblip.model.packing import Packing
@@ -49,15 +55,14 @@ class AlbefConfig:
     model has no itm, and fine-tuning for retrieval no mlm."""
 
     def __post_init__(self) -> None:
+        check_size("embed_dim", self.embed_dim)
+        check_size("fusion_layer", self.fusion_layer, least=0)
         if not 0 < self.fusion_layer < self.text.depth:
             raise RecipeError(
                 f"fusion_layer {self.fusion_layer} leaves no layer below fusion or none for it; "
                 f"choose one from 1 to {self.text.depth - 1}, below text.depth"
             )
-        if not self.heads or set(self.heads) - set(get_args(AlbefHead)):
-            raise RecipeError(
-                f"heads {self.heads!r}: name at least one of {', '.join(get_args(AlbefHead))}"
-            )
+        check_choices("heads", self.heads, get_args(AlbefHead))
 
 
 class TypedTextEmbeddings(TextEmbeddings):
