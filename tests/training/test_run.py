@@ -18,8 +18,7 @@ import torch
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import DataError, MissingHead, RecipeError, TrainingError
 from openblip.interop.folder import read_folder
-from openblip.tasks.captioner import CaptionerObjectives
-from openblip.tasks.filter import FilterObjectives
+from openblip.tasks.settings import CaptionerObjectives, FilterObjectives
 from openblip.training.config import LoraConfig, MixedTable, ModelOverrides, Recipe
 from openblip.training.metrics_log import read_metrics
 from openblip.training.recipe_file import read_recipe, write_recipe

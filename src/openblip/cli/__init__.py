@@ -1,6 +1,7 @@
 """The `openblip` command: finds the subcommand, prints errors as one line."""
 
 import difflib
+import functools
 import importlib
 import os
 import select
@@ -9,10 +10,12 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 from openblip.errors import OpenBlipError, OpenBlipWarning
 
+# These answer at once; every other command says that it begins, see `announce`.
+_QUICK = ("data show", "runs")
 # The descriptor of standard output.
 _OUTPUT = 1
 # Command words -> (module under openblip.cli, function, one line of help).
@@ -103,7 +106,7 @@ def _guarded(run: Callable[..., int], words: list[str], prog: str, debug: bool) 
             return run(words, prog)
         import tyro
 
-        return tyro.cli(run, args=words, prog=prog)
+        return tyro.cli(_announced(run, prog), args=words, prog=prog)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it can", file=sys.stderr)
         return 130
@@ -114,6 +117,19 @@ def _guarded(run: Callable[..., int], words: list[str], prog: str, debug: bool) 
             traceback.print_exc()
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
+
+
+def _announced(run: Callable[..., int], prog: str) -> Callable[..., int]:
+    """The command, which says that it begins: after its flags are read, before it loads."""
+    from openblip.cli.output import announce
+
+    @functools.wraps(run)
+    def announced(*args: Any, **settings: Any) -> int:
+        if prog.removeprefix("openblip ") not in _QUICK:
+            announce(prog)
+        return run(*args, **settings)
+
+    return announced
 
 
 def _output_is_closed() -> bool:

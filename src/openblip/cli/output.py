@@ -1,7 +1,18 @@
 """How commands print results: aligned tables for people, JSON for programs."""
 
 import json
+import os
+import sys
 from collections.abc import Sequence
+
+
+def announce(prog: str) -> None:
+    """Say on standard error that a command begins, before it imports or reads anything heavy.
+
+    Of the processes that torchrun starts, the first one says it.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{prog}: loading ...", file=sys.stderr, flush=True)
 
 
 def print_json(value: object) -> None:

@@ -63,6 +63,23 @@ class Ranking(NamedTuple):
         return self.candidates.gather(1, self.logprobs.argmax(dim=1, keepdim=True))[:, 0]
 
 
+@dataclass(frozen=True)
+class Candidates:
+    """Answers to choose from, as tokens: made once for all questions."""
+
+    texts: Sequence[str]
+    tokens: TokenBatch
+    """`[DEC]` first, `[SEP]` last."""
+
+    @staticmethod
+    def of(vqa: Vqa, tokenizer: TextTokenizer, texts: "Sequence[str] | Candidates") -> "Candidates":
+        """The candidates of some texts; what is one already stays as it is."""
+        if isinstance(texts, Candidates):
+            return texts
+        most = vqa.config.text.max_positions
+        return Candidates(texts, tokenizer.encode(texts, most, first="dec"))
+
+
 @torch.no_grad()
 def read_questions(
     vqa: Vqa, hidden: Float[Tensor, "images patches width"], questions: TokenBatch
@@ -136,7 +153,7 @@ def answer_questions(
     tokenizer: TextTokenizer,
     hidden: Float[Tensor, "images patches width"],
     questions: Sequence[str],
-    candidates: Sequence[str] | None = None,
+    candidates: Sequence[str] | Candidates | None = None,
     k: int = 128,
     first_token: FirstTokenName = "[ENC]",
 ) -> list[Answer]:
@@ -171,10 +188,11 @@ def answer_questions(
             Answer(tokenizer.decode(text.token_ids), text.logprob, math.exp(text.logprob))
             for text in write_answers(vqa, memory, tokenizer.special)
         ]
-    ranking = rank_answers(vqa, memory, tokenizer.encode(candidates, most, first="dec"), k)
+    ranked = Candidates.of(vqa, tokenizer, candidates)
+    ranking = rank_answers(vqa, memory, ranked.tokens, k)
     shares = ranking.logprobs.softmax(dim=1).max(dim=1).values
     return [
-        Answer(candidates[best], logprob, share)
+        Answer(ranked.texts[best], logprob, share)
         for best, logprob, share in zip(
             ranking.best.tolist(),
             ranking.logprobs.max(dim=1).values.tolist(),
@@ -189,7 +207,7 @@ def answer_each(
     tokenizer: TextTokenizer,
     hidden: Float[Tensor, "images patches width"],
     questions: Sequence[Sequence[str]],
-    candidates: Sequence[str] | None = None,
+    candidates: Sequence[str] | Candidates | None = None,
     k: int = 128,
 ) -> list[list[Answer]]:
     """Answers to any number of questions about each image.

@@ -16,8 +16,7 @@ from openblip.errors import CheckpointError, DataError, RecipeError
 from openblip.interop.assembly import fill, read_safetensors, write_safetensors
 from openblip.interop.models import AnyConfig, AnyModel, empty_model
 from openblip.model import Med, MedConfig
-from openblip.model.albef import AlbefConfig
-from openblip.model.config import config_from_dict, config_to_dict
+from openblip.model.config import AlbefConfig, config_from_dict, config_to_dict
 from openblip.model.dual import DualConfig
 from openblip.model.nlvr import NlvrConfig
 from openblip.model.vqa import VqaConfig

@@ -2,7 +2,8 @@
 
 from openblip.interop.assembly import build_empty
 from openblip.model import Med, MedConfig
-from openblip.model.albef import Albef, AlbefConfig
+from openblip.model.albef import Albef
+from openblip.model.config import AlbefConfig
 from openblip.model.dual import DualConfig, DualEncoder
 from openblip.model.nlvr import Nlvr, NlvrConfig
 from openblip.model.vqa import Vqa, VqaConfig

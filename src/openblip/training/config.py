@@ -4,19 +4,20 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from openblip.data.transforms import Augmentation
+from openblip.data.augmentation import Augmentation
 from openblip.data.views import CaptionView
 from openblip.errors import RecipeError
 from openblip.model import MedConfig
-from openblip.model.albef import AlbefConfig
-from openblip.model.config import check_rate
-from openblip.tasks.albef import AlbefObjectives
-from openblip.tasks.captioner import CaptionerObjectives
-from openblip.tasks.clip import ClipObjectives
-from openblip.tasks.filter import FilterObjectives
-from openblip.tasks.nlvr import NlvrObjectives
-from openblip.tasks.pretrain import PretrainObjectives
-from openblip.tasks.vqa import VqaObjectives
+from openblip.model.config import AlbefConfig, check_rate
+from openblip.tasks.settings import (
+    AlbefObjectives,
+    CaptionerObjectives,
+    ClipObjectives,
+    FilterObjectives,
+    NlvrObjectives,
+    PretrainObjectives,
+    VqaObjectives,
+)
 
 TaskName = Literal["pretrain", "captioner", "filter", "clip", "albef", "vqa", "nlvr"]
 ScheduleKind = Literal["step_decay", "epoch_cosine", "warmup_cosine"]

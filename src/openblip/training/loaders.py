@@ -4,6 +4,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
+from openblip.data.augmentation import Augmentation
 from openblip.data.curation.flags import LEAKS, count_flagged
 from openblip.data.image_pairs import ImagePairIndex, ImagePairLoader
 from openblip.data.loader import PairLoader
@@ -12,9 +13,8 @@ from openblip.data.questions import QuestionIndex, QuestionLoader
 from openblip.data.step_loader import AnyLoader
 from openblip.data.table import PairTable
 from openblip.data.tokenizer import TextTokenizer
-from openblip.data.transforms import Augmentation
 from openblip.errors import DataError, OpenBlipWarning, RecipeError
-from openblip.tasks.contrastive import ContrastObjectives
+from openblip.tasks.settings import ContrastObjectives
 from openblip.training.config import DataConfig, Recipe
 from openblip.training.distributed import Processes
 
