@@ -55,10 +55,6 @@ def checkpoints(run_dir: Path) -> list[str]:
     return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
 
 
-def with_queue(recipe: Recipe, size: int) -> Recipe:
-    return replace(recipe, objectives=replace(recipe.objectives, queue_size=size))
-
-
 @pytest.fixture(scope="module")
 def finished(
     make_recipe: MakeRecipe, tmp_path_factory: pytest.TempPathFactory
@@ -240,7 +236,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_recipe: MakeRecipe, tmp_pa
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        (lambda r: with_queue(r, 21), RecipeError, "set objectives.queue_size <= 20"),
         (
             lambda r: replace(r, train=replace(r.train, batch_size=24)),
             DataError,

@@ -194,6 +194,11 @@ class ScheduleConfig:
     decay_rate: float = 0.9
     """Factor per epoch of `step_decay`."""
 
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether a step's rate depends on how many come after it: a longer run is another one."""
+        return self.kind != "step_decay"
+
     def __post_init__(self) -> None:
         _check_at_least("schedule", self, 0, "min_lr", "warmup_steps", "warmup_lr")
         _check_above_zero("schedule", self, "decay_rate")

@@ -37,7 +37,7 @@ def training_loader(
 
     Raises:
         DataError: there are no examples, or an epoch is smaller than one batch.
-        RecipeError: the batch cannot be divided, or the queue is longer than the data.
+        RecipeError: the batch cannot be divided.
     """
     size = recipe.train.part_size(processes.world_size)
     augmentation = recipe.data.augmentation
@@ -65,21 +65,29 @@ def _warn_of_leaks(parts: Sequence[WeightedIndex]) -> None:
 
 
 def _check_sizes(recipe: Recipe, loader: PairLoader, where: str) -> None:
-    num_rows, num_pairs = loader.num_examples, int(loader.mixture.pairs_per_epoch)
+    num_pairs = int(loader.mixture.pairs_per_epoch)
     if num_pairs < recipe.train.batch_size:
         raise RecipeError(
             f"train.batch_size is {recipe.train.batch_size}, but an epoch has only {num_pairs} "
             f"rows of {where}: set train.batch_size <= {num_pairs}"
         )
-    objectives, queue_size = recipe.objectives, 0
-    if isinstance(objectives, ContrastObjectives) and "itc" in objectives.losses:
-        queue_size = objectives.queue_size
-    # A longer queue would hold a pair twice and contrast it with itself.
-    if queue_size > num_rows:
-        raise RecipeError(
-            f"objectives.queue_size is {queue_size}, but the view admits only "
-            f"{num_rows} rows of {where}: set objectives.queue_size <= {num_rows}"
-        )
+
+
+def with_fitting_queue(recipe: Recipe, num_rows: int) -> Recipe:
+    """The recipe with a queue no longer than the data.
+
+    A longer one would hold a pair twice and contrast it with itself.
+
+    Args:
+        recipe: of any task; one without a contrast stays as it is.
+        num_rows: admitted rows of all tables.
+    """
+    objectives = recipe.objectives
+    if not isinstance(objectives, ContrastObjectives) or "itc" not in objectives.losses:
+        return recipe
+    if objectives.queue_size <= num_rows:
+        return recipe
+    return replace(recipe, objectives=replace(objectives, queue_size=num_rows))
 
 
 def validation_loader(
