@@ -1,6 +1,7 @@
 """The `openblip` command: finds the subcommand, prints errors as one line."""
 
 import difflib
+import functools
 import importlib
 import os
 import select
@@ -10,13 +11,15 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from typing import Any, TextIO
 
 from openblip.cli.flags import UsageError, checked
 from openblip.cli.output import complain, replace_what_cannot_be_shown
 from openblip.errors import OpenBlipError, OpenBlipWarning
 from openblip.threads import wait_without_spinning
 
+# These answer at once; every other command says that it begins, see `announce`.
+_QUICK = ("data show", "runs")
 # The descriptor of standard output.
 _OUTPUT = 1
 # Narrower, the boxes of usage messages cannot be drawn.
@@ -114,7 +117,7 @@ def _guarded(run: Callable[..., int], words: list[str], prog: str, debug: bool) 
             return run(words, prog)
         import tyro
 
-        return tyro.cli(checked(run), args=words, prog=prog)
+        return tyro.cli(_announced(checked(run), prog), args=words, prog=prog)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it can", file=sys.stderr)
         return 130
@@ -138,6 +141,19 @@ def _explained(error: BaseException) -> str:
     if isinstance(error, OpenBlipError | OSError):
         return str(error)
     return f"unexpected {type(error).__name__}: {error}; --debug shows the traceback"
+
+
+def _announced(run: Callable[..., int], prog: str) -> Callable[..., int]:
+    """The command, which says that it begins: after its flags are read, before it loads."""
+    from openblip.cli.output import announce
+
+    @functools.wraps(run)
+    def announced(*args: Any, **settings: Any) -> int:
+        if prog.removeprefix("openblip ") not in _QUICK:
+            announce(prog)
+        return run(*args, **settings)
+
+    return announced
 
 
 def _output_is_closed() -> bool:

@@ -2,11 +2,21 @@
 
 import json
 import math
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from openblip.errors import one_line
+
+
+def announce(prog: str) -> None:
+    """Say on standard error that a command begins, before it imports or reads anything heavy.
+
+    Of the processes that torchrun starts, the first one says it.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{prog}: loading ...", file=sys.stderr, flush=True)
 
 
 def print_json(value: object) -> None:

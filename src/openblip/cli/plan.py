@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import tyro
 
 from openblip.cli.flags import Count, NotNegative, Positive, Share, checked
-from openblip.cli.output import print_json, print_table
+from openblip.cli.output import announce, print_json, print_table
 from openblip.cli.recipe_flags import changed
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def _plan(
     """
 
     def carry_out(changes: list[str], prog: str) -> int:
+        announce(prog)
         from openblip.recipes.devices import find_device
         from openblip.recipes.planned import find_recipe
         from openblip.recipes.sizing import Cluster, Planner, run_cost

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openblip.data.augmentation import Augmentation
 from openblip.data.examples import Examples
 from openblip.data.images import UndecodedImage, open_image
 from openblip.data.mixture import Mixture, Samples, WeightedIndex
@@ -25,7 +26,7 @@ from openblip.data.step_loader import StepLoader, spread
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption, exceeds
 from openblip.data.tokenizer import TextTokenizer
-from openblip.data.transforms import Augmentation, eval_transform, train_transform
+from openblip.data.transforms import eval_transform, train_transform
 from openblip.data.unknown_words import TextSample, count_texts
 from openblip.errors import DataError
 

@@ -9,12 +9,12 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
+from openblip.data.augmentation import Augmentation
 from openblip.data.examples import Examples
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.shuffle import shuffled
 from openblip.data.table import PairTable
 from openblip.data.tokenizer import TextTokenizer
-from openblip.data.transforms import Augmentation
 from openblip.data.unknown_words import TextSample
 from openblip.errors import DataError
 

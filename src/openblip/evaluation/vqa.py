@@ -27,6 +27,8 @@ from openblip.progress import Progress
 
 # As many answers has each question of VQA v2.
 _OFFICIAL_ANSWERS = 10
+# Questions whose candidates are ranked together: enough to keep the matrix products busy.
+_PORTION = 32
 
 
 @dataclass(frozen=True)
@@ -174,6 +176,8 @@ def answer_all(
 ) -> Iterator[list[Answer]]:
     """Answers to the questions about each image, or video, in turn; errors as in `answer_each`.
 
+    Candidates are ranked for few questions at a time, so that the first answers come soon.
+
     Args:
         blip: a question-answering model.
         encoded: patch tokens of some of them at a time.
@@ -189,13 +193,24 @@ def answer_all(
         listed = AnswerList.of(tokenizer, candidates, vqa.config.text.max_positions)
     first = 0
     for hidden in encoded:
-        own = texts[first : first + len(hidden)]
+        for some in _portions(texts[first : first + len(hidden)], whole=listed is None):
+            own = texts[first + some.start : first + some.stop]
+            with torch.inference_mode(), warnings.catch_warnings():
+                # The protocol cuts questions to what the model reads.
+                warnings.simplefilter("ignore", TextTruncated)
+                answers = answer_each(vqa, tokenizer, hidden[some], own, listed, k)
+            yield from answers
         first += len(hidden)
-        with torch.inference_mode(), warnings.catch_warnings():
-            # The protocol cuts questions to what the model reads.
-            warnings.simplefilter("ignore", TextTruncated)
-            answers = answer_each(vqa, tokenizer, hidden, own, listed, k)
-        yield from answers
+
+
+def _portions(texts: Sequence[Sequence[str]], whole: bool) -> Iterator[slice]:
+    """Images that follow each other, with about `_PORTION` questions, or all of them."""
+    begin = count = 0
+    for place, own in enumerate(texts, 1):
+        count += len(own)
+        if place == len(texts) or (count >= _PORTION and not whole):
+            yield slice(begin, place)
+            begin, count = place, 0
 
 
 def judge_answers(

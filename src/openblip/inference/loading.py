@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import RecipeError
 from openblip.inference.blip import Blip
 from openblip.inference.finite import check_weights
@@ -77,10 +78,11 @@ def load_tokenizer(source: str | Path) -> TextTokenizer:
     """
     from openblip.interop.huggingface_folder import is_huggingface
     from openblip.interop.huggingface_processor import read_tokenizer
+    from openblip.interop.sources import tokenizer_beside
 
     path = find_model(source)
     if path.is_file():
-        return TextTokenizer.from_file(_tokenizer_beside(path))
+        return TextTokenizer.from_file(tokenizer_beside(path))
     return read_tokenizer(path) if is_huggingface(path) else TextTokenizer.from_file(path)
 
 

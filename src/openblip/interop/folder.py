@@ -22,8 +22,7 @@ from openblip.interop.models import (
     state_to_write,
 )
 from openblip.model import Med, MedConfig
-from openblip.model.albef import AlbefConfig
-from openblip.model.config import config_from_dict, config_to_dict
+from openblip.model.config import AlbefConfig, config_from_dict, config_to_dict
 from openblip.model.dual import DualConfig
 from openblip.model.nlvr import NlvrConfig
 from openblip.model.vqa import VqaConfig

@@ -4,19 +4,20 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from openblip.data.transforms import Augmentation
+from openblip.data.augmentation import Augmentation
 from openblip.data.views import CaptionView
 from openblip.errors import RecipeError
 from openblip.model import MedConfig
-from openblip.model.albef import AlbefConfig
-from openblip.model.config import check_rate
-from openblip.tasks.albef import AlbefObjectives
-from openblip.tasks.captioner import CaptionerObjectives
-from openblip.tasks.clip import ClipObjectives
-from openblip.tasks.filter import FilterObjectives
-from openblip.tasks.nlvr import NlvrObjectives
-from openblip.tasks.pretrain import PretrainObjectives
-from openblip.tasks.vqa import VqaObjectives
+from openblip.model.config import AlbefConfig, check_rate
+from openblip.tasks.settings import (
+    AlbefObjectives,
+    CaptionerObjectives,
+    ClipObjectives,
+    FilterObjectives,
+    NlvrObjectives,
+    PretrainObjectives,
+    VqaObjectives,
+)
 
 TaskName = Literal["pretrain", "captioner", "filter", "clip", "albef", "vqa", "nlvr"]
 ScheduleKind = Literal["step_decay", "epoch_cosine", "warmup_cosine"]
@@ -197,6 +198,11 @@ class ScheduleConfig:
     """Learning rate at the beginning of the rise."""
     decay_rate: float = 0.9
     """Factor per epoch of `step_decay`."""
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether a step's rate depends on how many come after it: a longer run is another one."""
+        return self.kind != "step_decay"
 
     def __post_init__(self) -> None:
         _check_at_least("schedule", self, 0, "min_lr", "warmup_steps", "warmup_lr")

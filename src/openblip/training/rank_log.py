@@ -17,14 +17,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from openblip.atomic import replace_file
 from openblip.documents import read_json
 from openblip.errors import OpenBlipWarning, RecipeError, TrainingError
 from openblip.locks import try_lock
-from openblip.training.distributed import Processes
 from openblip.training.recipe_file import from_plain
+
+if TYPE_CHECKING:
+    # Whoever lists runs reads logs without torch.
+    from openblip.training.distributed import Processes
 
 LOG_FOLDER = "logs"
 RankEnd = Literal["running", "finished", "interrupted", "failed"]
@@ -56,7 +59,7 @@ class RankStatus:
     """Why it failed."""
 
 
-def open_rank_log(run_dir: Path, processes: Processes) -> "RankLog":
+def open_rank_log(run_dir: Path, processes: "Processes") -> "RankLog":
     """The log of this process, which holds the run directory until it is closed.
 
     Args:
@@ -97,7 +100,7 @@ class RankLog:
         TrainingError: another process trains in this directory as the same rank.
     """
 
-    def __init__(self, run_dir: Path, processes: Processes, story: str | None = None) -> None:
+    def __init__(self, run_dir: Path, processes: "Processes", story: str | None = None) -> None:
         self.path = log_path(run_dir, processes.rank)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a", encoding="utf-8")

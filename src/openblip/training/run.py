@@ -23,6 +23,7 @@ from openblip.training.checkpoint import (
     CheckpointWriter,
     RunState,
     read_checkpoint,
+    read_run_state,
     step_name,
 )
 from openblip.training.config import Recipe
@@ -40,7 +41,7 @@ from openblip.training.optimiser import build_optimiser, trained_parameters
 from openblip.training.plan import Plan, learning_rates
 from openblip.training.rank_log import RankLog, open_rank_log
 from openblip.training.recipe_file import flattened
-from openblip.training.run_dir import check_same_data, prepare
+from openblip.training.run_dir import check_same_data, prepare, settle
 from openblip.training.step_flops import task_flops
 from openblip.training.trackers import Trackers, open_trackers
 from openblip.training.trainer import NonFiniteLoss, Trainer
@@ -140,8 +141,11 @@ class _Run:
             )
         tables = open_tables(recipe.data)
         recipe, self.tokenizer = prepare(recipe, tables, run_dir, processes, checkpoint)
-        self.recipe = recipe
         self.loader = training_loader(recipe, tables, self.tokenizer, processes)
+        if checkpoint is not None:
+            check_same_data(self.loader, read_run_state(checkpoint).data_fingerprint, run_dir)
+        recipe = settle(recipe, self.loader.num_examples, run_dir, processes, checkpoint)
+        self.recipe = recipe
         self.texts = judged_texts(recipe, self.loader)
         self.validation = validation_loader(recipe, tables, self.tokenizer, processes)
         self.plan = Plan.of(recipe.train, self.loader.batches_per_epoch)
@@ -257,7 +261,11 @@ class _Run:
         if checkpoint is None:
             return RunState(data_fingerprint=self.loader.fingerprint())
         state = read_checkpoint(checkpoint, self.task, self.optimiser)
-        check_same_data(self.loader, state.data_fingerprint, self.run_dir)
+        if state.step > self.plan.total_steps:
+            raise TrainingError(
+                f"{self.run_dir} has done {state.step} steps, and the recipe asks for "
+                f"{self.plan.total_steps}: choose another run directory for a shorter run"
+            )
         if self.processes.is_first:
             # The process may have been killed between writing and linking.
             self.store.point(state.step, state.best_step)

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openblip.errors import TrainingError
-from openblip.interop.folder import WEIGHTS_FILE
 from openblip.training.metrics_log import read_metrics
 from openblip.training.rank_log import RankStatus, is_held, log_path, read_statuses, what_happened
 from openblip.training.recipe_file import RECIPE_FILE, flattened, read_recipe
 
 RunCondition = Literal["running", "finished", "interrupted", "failed", "unknown"]
-_WEIGHTS = Path("checkpoints", "last", WEIGHTS_FILE)
+# As in `interop.folder`, which is not imported: that loads torch.
+_WEIGHTS = Path("checkpoints", "last", "model.safetensors")
 # A process on another machine that has written within this time is taken for living.
 _SIGN_OF_LIFE_SECONDS = 600.0
 _FOUND_DEPTH = 3
