@@ -5,6 +5,8 @@ from typing import Literal
 
 import tyro
 
+from openblip.cli.output import check_outputs
+
 
 def convert(
     source: tyro.conf.Positional[str],
@@ -29,6 +31,7 @@ def convert(
     """
     from openblip.inference import load
 
+    check_outputs({"DESTINATION": destination}, are_folders=to != "original")
     blip = load(source, device="cpu", image_size=image_size)
     if to == "openblip":
         blip.save(destination)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from openblip.cli.output import print_json, print_table
+from openblip.cli.output import check_outputs, print_json, print_table
 
 if TYPE_CHECKING:
     from openblip.training.run_listing import RunSummary
@@ -32,6 +32,7 @@ def runs(
     """
     from openblip.training.run_listing import find_runs, summarise
 
+    check_outputs({"--page": page})
     found = [summarise(path) for path in find_runs(folders)]
     if json:
         for run in found:

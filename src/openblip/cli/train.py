@@ -5,6 +5,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openblip.cli.output import check_outputs
 from openblip.cli.recipe_flags import changed
 
 if TYPE_CHECKING:
@@ -72,7 +73,9 @@ def _train(recipe: "Recipe", run_dir: Path, words: list[str], prog: str, about: 
     from openblip.training.run import train
 
     recipe, words = _take_mix(recipe, words)
-    result = train(changed(recipe, words, prog, about), run_dir)
+    recipe = changed(recipe, words, prog, about)
+    check_outputs({"RUN_DIR": run_dir}, are_folders=True)
+    result = train(recipe, run_dir)
     for first, end in result.skipped:
         print(f"{run_dir}: left out steps {first} to {end - 1}, see its metrics.jsonl")
     if result.interrupted:

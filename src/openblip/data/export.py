@@ -5,13 +5,14 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from openblip.atomic import replace_folder
+from openblip.atomic import check_output, replace_folder
 from openblip.data.dataset_card import write_card
 from openblip.data.export_formats import (
     ExportedPair,
@@ -24,6 +25,7 @@ from openblip.data.export_formats import (
 )
 from openblip.data.export_huggingface import write_huggingface
 from openblip.data.export_report import ExportReport, SplitCounts
+from openblip.data.ids import IdSet
 from openblip.data.images import image_suffix, open_image
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.reading import encoded_image
@@ -31,6 +33,7 @@ from openblip.data.report import Example, is_import_state
 from openblip.data.table import PairTable
 from openblip.data.views import TOLD_COLUMNS, AdmittedText, CaptionView, ViewIndex, split_rows
 from openblip.errors import DataError
+from openblip.locks import only_one
 from openblip.progress import Progress
 
 REPORT_NAME = "export.json"
@@ -82,7 +85,8 @@ def export_pairs(
 
     Raises:
         DataError: the destination is taken, an option is wrong, or the view admits no text.
-        OSError: the files cannot be written.
+        UnwritableError: the files cannot be written.
+        OpenBlipError: another process exports into the same place.
     """
     if format not in WRITERS:
         raise DataError(f"unknown format {format!r}: give one of {', '.join(FORMATS)}")
@@ -92,6 +96,7 @@ def export_pairs(
         raise DataError(f"the format {format} holds one split: give one, or choose huggingface")
     destination = Path(destination)
     _check_free(destination, overwrite)
+    check_output(destination, "DESTINATION", is_folder=True)
     views = [replace(view, split=split) for split in dict.fromkeys(splits)] or [view]
     indexes = [some.resolve(table) for some in views]
     report = ExportReport(
@@ -105,7 +110,7 @@ def export_pairs(
     layout = ExportLayout(shard_size, views[0].split, has_number_ids)
     began = time.monotonic()
     progress = Progress("exporting", sum(map(len, indexes)), "images", enabled=show_progress)
-    with replace_folder(destination) as folder, progress:
+    with _only_export(destination, overwrite), replace_folder(destination) as folder, progress:
         threads = num_threads or default_threads()
         WRITERS[format](folder, _pairs(indexes, report, progress, threads), layout)
         if format == "huggingface":
@@ -122,6 +127,7 @@ def _pairs(
     indexes: Sequence[ViewIndex], report: ExportReport, progress: Progress, num_threads: int
 ) -> Iterator[ExportedPair]:
     """Yields what can be read; the report counts it, and what cannot."""
+    ids = IdSet()
     for index in indexes:
         counts, texts = report.splits[index.view.split], Counter[str]()
         for result in ordered_map(_read, _records(index), num_threads, num_threads * 4):
@@ -130,6 +136,11 @@ def _pairs(
                 if len(report.unreadable) < _MAX_EXAMPLES:
                     report.unreadable.append(result)
             else:
+                if not ids.add(result.id):
+                    raise DataError(
+                        f"{report.table}: the id {result.id!r} is there twice, and files are named "
+                        "by it: import the sources into a new table, with ids sha256"
+                    )
                 yield result
                 counts.num_images += 1
                 texts.update(text.source for text in result.texts)
@@ -184,6 +195,14 @@ def _read(row: tuple[dict[str, Any], list[AdmittedText]]) -> ExportedPair | Exam
         split=record["split"],
         meta=json.loads(record["meta"] or "{}"),
     )
+
+
+@contextmanager
+def _only_export(destination: Path, overwrite: bool) -> Iterator[None]:
+    """No other process exports there at the same time, or has since this one was started."""
+    with only_one(destination, "writing an export into"):
+        _check_free(destination, overwrite)
+        yield
 
 
 def _check_free(destination: Path, overwrite: bool) -> None:

@@ -1,7 +1,6 @@
 """How exported pairs are written: WebDataset, Parquet, COCO and JSON lines."""
 
 import io
-import json
 import shutil
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from openblip.data.ids import file_key
 from openblip.data.importers.coco import COCO_ID
+from openblip.data.text import json_text
 from openblip.data.views import AdmittedText
 
 # Rows and bytes of one row group, which is held in memory.
@@ -186,4 +186,4 @@ def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(dict(value), ensure_ascii=False)
+    return json_text(dict(value))

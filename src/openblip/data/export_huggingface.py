@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openblip.data.export_formats import ExportedPair, ExportLayout, groups, shards
+from openblip.data.text import json_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -71,7 +72,7 @@ def _table(pairs: list[ExportedPair]) -> "pa.Table":
             "image": {"bytes": pair.image, "path": f"{pair.key}{pair.suffix}"},
             "width": pair.width,
             "height": pair.height,
-            "meta": json.dumps(dict(pair.meta), ensure_ascii=False),
+            "meta": json_text(dict(pair.meta)),
         }
         for pair in pairs
     ]
