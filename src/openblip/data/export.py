@@ -1,7 +1,6 @@
 """A view of a pair table as files that other programs read, and that an import reads back."""
 
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -10,20 +9,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from openblip.atomic import check_output, replace_folder
+from openblip.data.coco_ids import CocoIds
 from openblip.data.dataset_card import write_card
+from openblip.data.export_fields import MetaFields
 from openblip.data.export_formats import (
     ExportedPair,
     ExportLayout,
     Writer,
     write_coco,
     write_jsonl,
-    write_parquet,
     write_webdataset,
 )
-from openblip.data.export_huggingface import write_huggingface
+from openblip.data.export_huggingface import write_huggingface, write_parquet
 from openblip.data.export_report import ExportReport, SplitCounts
 from openblip.data.ids import IdSet
 from openblip.data.images import image_suffix, open_image
@@ -50,7 +48,6 @@ WRITERS: dict[str, Writer] = {
 FORMATS = tuple(WRITERS)
 _READ_ROWS = 32
 _MAX_EXAMPLES = 10
-_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 def export_pairs(
@@ -106,8 +103,9 @@ def export_pairs(
         counts = report.splits[index.view.split] = SplitCounts(rejected=index.num_rejected)
         counts.num_without_text = split_rows(table, index.view.split).size - len(index)
         report.num_without_text += counts.num_without_text
-    has_number_ids = format == "coco" and _has_number_ids(indexes[0])
-    layout = ExportLayout(shard_size, views[0].split, has_number_ids)
+    coco_ids = CocoIds(table, views[0].split) if format == "coco" else None
+    fields = _meta_fields(indexes[0]) if format == "webdataset" else MetaFields()
+    layout = ExportLayout(shard_size, views[0].split, fields, coco_ids)
     began = time.monotonic()
     progress = Progress("exporting", sum(map(len, indexes)), "images", enabled=show_progress)
     with _only_export(destination, overwrite), replace_folder(destination) as folder, progress:
@@ -164,12 +162,16 @@ def _write_rejected(path: Path, views: Sequence[CaptionView], table: PairTable) 
 
 def _records(index: ViewIndex) -> Iterator[tuple[dict[str, Any], list[AdmittedText]]]:
     table = index.table
-    told = [name for name in TOLD_COLUMNS if name in table.columns]
+    known = [name for name in TOLD_COLUMNS if name in table.columns]
     own = ["id", "image", "image_uri", "width", "height", "split", "meta"]
-    columns = list(dict.fromkeys([*own, *index.view.columns, *told]))
+    columns = list(dict.fromkeys([*own, *index.view.columns, *known]))
     for start in range(0, len(index), _READ_ROWS):
-        rows = table.take(index.rows[start : start + _READ_ROWS], columns)
-        yield from zip(rows.select(own).to_pylist(), index.view.admitted(rows), strict=True)
+        numbers = index.rows[start : start + _READ_ROWS]
+        rows = table.take(numbers, columns)
+        records = rows.select(own).to_pylist()
+        told = index.view.admitted(rows)
+        for number, record, texts in zip(numbers.tolist(), records, told, strict=True):
+            yield {**record, "row": number}, texts
 
 
 def _read(row: tuple[dict[str, Any], list[AdmittedText]]) -> ExportedPair | Example:
@@ -187,6 +189,7 @@ def _read(row: tuple[dict[str, Any], list[AdmittedText]]) -> ExportedPair | Exam
         return Example(where, str(error).removeprefix(f"{where}: ")[:500])
     return ExportedPair(
         id=record["id"],
+        row=record["row"],
         image=image,
         suffix=suffix,
         width=width,
@@ -236,10 +239,10 @@ def _metadata(table: PairTable) -> dict[str, Any]:
     return values
 
 
-def _has_number_ids(index: ViewIndex) -> bool:
-    rows = (index.rows[start : start + 8192] for start in range(0, len(index), 8192))
-    return all(_are_numbers(index.table, some) for some in rows)
-
-
-def _are_numbers(table: PairTable, rows: np.ndarray) -> bool:
-    return all(_NUMBER.fullmatch(key) for key in table.take(rows, ["id"])["id"].to_pylist())
+def _meta_fields(index: ViewIndex) -> MetaFields:
+    fields = MetaFields()
+    for start in range(0, len(index), 8192):
+        some = index.table.take(index.rows[start : start + 8192], ["meta"])
+        for text in some["meta"].to_pylist():
+            fields.add(json.loads(text or "{}"))
+    return fields
