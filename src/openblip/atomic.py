@@ -1,6 +1,7 @@
 """Files and folders that appear whole or not at all, and whether they can be written at all."""
 
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -8,13 +9,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO, cast
 
 from openblip.errors import OpenBlipError, UnwritableError
 
 # Names of what is open already, and may be a file to which other things are written.
-_STREAMS = ("/dev/std", "/dev/fd/", "/proc/self/fd/")
+_OPEN = re.compile(r"/dev/stdout|/dev/stderr|(?:/dev|/proc/self)/fd/(\d+)")
 # A name that is made longer must not become too long: at most 255 bytes.
 _NAME_CHARACTERS = 40
+_PART_BYTES = 1 << 16
 
 
 @contextmanager
@@ -122,17 +125,32 @@ def check_output(path: Path, flag: str, *, is_folder: bool = False) -> None:
         if not is_stream(path):
             with tempfile.TemporaryFile(dir=_nearest_folder(_followed(path))):
                 pass
+    except UnwritableError as error:
+        raise UnwritableError(f"{flag} {error}") from error
     except OSError as error:
-        said = str(error).removeprefix(f"{path}: ") if error.errno is None else error.strerror
-        raise UnwritableError(f"{flag} {path}: cannot be written ({said}): give another") from error
+        raise UnwritableError(
+            f"{flag} {path}: cannot be written ({error.strerror or error}): give another place"
+        ) from error
 
 
 def is_stream(path: Path) -> bool:
     """Whether a path is a device, a pipe or an open descriptor: written into, never replaced."""
-    if os.path.abspath(path).startswith(_STREAMS):  # noqa: PTH100 - links are not followed
+    if _descriptor(path) is not None:
         return True
     mode = _mode(path)
     return mode is not None and not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def open_stream(path: Path) -> BinaryIO:
+    """A device, a pipe or an open descriptor, to write behind what was written there; unbuffered.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    descriptor = _descriptor(path)
+    # A descriptor of its own would begin at the begin of a file, and write over the rest.
+    opened = os.open(path, os.O_WRONLY) if descriptor is None else os.dup(descriptor)
+    return cast(BinaryIO, os.fdopen(opened, "wb", buffering=0))
 
 
 def force_to_disk(path: Path) -> None:
@@ -155,10 +173,10 @@ def _into_stream(path: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder, _naming(path, Path(folder)):
         unfinished = Path(folder, path.name)
         yield unfinished
-        # Behind what is there already, where an open descriptor is that of a file.
-        descriptor = os.open(path, os.O_WRONLY | os.O_APPEND)
-        with os.fdopen(descriptor, "wb") as stream, unfinished.open("rb") as content:
-            shutil.copyfileobj(content, stream)
+        with open_stream(path) as stream, unfinished.open("rb") as content:
+            while part := content.read(_PART_BYTES):
+                while part:  # unbuffered streams may take less
+                    part = part[stream.write(part) :]
 
 
 @contextmanager
@@ -197,6 +215,14 @@ def _check_kind(path: Path, is_folder: bool) -> None:
         reason = None if os.access(path, os.W_OK) else "it is read-only"
     if reason is not None:
         raise UnwritableError(f"{path}: {reason}")
+
+
+def _descriptor(path: Path) -> int | None:
+    """The open descriptor that a path is another name of."""
+    found = _OPEN.fullmatch(os.path.abspath(path))  # noqa: PTH100 - links are not followed
+    if found is None:
+        return None
+    return int(found[1] or found[0].endswith("stderr") + 1)
 
 
 def _mode(path: Path) -> int | None:

@@ -9,7 +9,7 @@ import tyro
 
 from openblip.cli.data import WithoutName
 from openblip.cli.flags import Count, CountOrNone, NotNegative, Seed, Share, Workers
-from openblip.cli.output import print_json, print_table
+from openblip.cli.output import check_outputs, print_json, print_table
 
 if TYPE_CHECKING:
     from openblip.capfilt.pool import RayCluster
@@ -246,5 +246,6 @@ def report(
     from openblip.capfilt.report import write_report
     from openblip.data.table import PairTable
 
+    check_outputs({"-o": output})
     print(write_report(PairTable.open(table), output, threshold=threshold, seed=seed))
     return 0

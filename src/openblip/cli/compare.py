@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from openblip.cli.flags import Workers
-from openblip.cli.output import print_json, print_table
+from openblip.cli.output import check_outputs, print_json, print_table
 
 
 def compare(
@@ -44,6 +44,7 @@ def compare(
             [[row.kind, row.name, row.folder, "yes" if row.is_finished else "no"] for row in rows],
         )
         return 0
+    check_outputs({"-o": folder}, are_folders=True)
     compared = run(file, folder, jobs=jobs)
     if json:
         verdicts = [

@@ -6,6 +6,7 @@ from typing import Literal
 import tyro
 
 from openblip.cli.flags import Count
+from openblip.cli.output import check_outputs
 
 
 def convert(
@@ -31,6 +32,7 @@ def convert(
     """
     from openblip.inference import load
 
+    check_outputs({"DESTINATION": destination}, are_folders=to != "original")
     blip = load(source, device="cpu", image_size=image_size)
     if to == "openblip":
         blip.save(destination)

@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from openblip.cli.flags import Seed
-from openblip.cli.output import print_table
+from openblip.cli.output import check_outputs, print_table
 
 
 def demo(
@@ -27,6 +27,7 @@ def demo(
     from openblip.recipes.demo import DemoConfig, run_demo
     from openblip.recipes.demo_report import write_demo_report
 
+    check_outputs({"-o": output}, are_folders=True)
     result = run_demo(output, DemoConfig(seed=seed), say=print)
     names = list(result.noisy.headline)
     print()

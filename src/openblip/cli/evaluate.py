@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from openblip.cli.flags import Count, CountOrNone
-from openblip.cli.output import print_json, print_table
+from openblip.cli.output import check_outputs, print_json, print_table
 
 if TYPE_CHECKING:
     from openblip.data.table import PairTable
@@ -48,6 +48,7 @@ def retrieval(
     from openblip.evaluation.retrieval import evaluate_retrieval
     from openblip.inference.embedder import load_embedder
 
+    check_outputs({"--results": results, "--report": report})
     opened = PairTable.open(table)
     found = evaluate_retrieval(
         load_embedder(model), opened, split=split, k=k, batch_size=batch_size
@@ -115,6 +116,7 @@ def caption(
     from openblip.evaluation.java_metrics import JavaPrograms
     from openblip.inference import Decoding, load
 
+    check_outputs({"--results": results, "--report": report})
     folder = java_metrics or _folder_named("OPENBLIP_JAVA_METRICS")
     # Before the captions are written, which takes long.
     java = JavaPrograms.find(folder) if folder is not None else None
@@ -192,6 +194,7 @@ def vqa(
     from openblip.evaluation.vqa import evaluate_vqa
     from openblip.inference import load
 
+    check_outputs({"--results": results, "--report": report})
     opened = PairTable.open(table)
     if report is not None:
         _check_answers_known(opened, split)
@@ -264,6 +267,7 @@ def videoqa(
     from openblip.evaluation.videoqa import evaluate_videoqa
     from openblip.inference import load
 
+    check_outputs({"--results": results})
     if results is not None:
         check_results_path(results)
     ranked = None if candidates is None else read_answers(candidates)
@@ -337,6 +341,7 @@ def nlvr(
     from openblip.evaluation.nlvr import evaluate_nlvr
     from openblip.inference import load
 
+    check_outputs({"--results": results})
     found = evaluate_nlvr(load(model), PairTable.open(table), split=split, batch_size=batch_size)
     if results is not None:
         found.save_official(results)

@@ -6,6 +6,7 @@ from typing import Annotated
 import tyro
 
 from openblip.cli.flags import CountOrNone
+from openblip.cli.output import check_outputs
 from openblip.errors import RecipeError
 
 
@@ -43,6 +44,7 @@ def explain(
 
     if text and question:
         raise RecipeError("give a text or --question, not both")
+    check_outputs({"-o": output})
     task = "ask" if question else "match" if text else "caption"
     blip = load(model or PUBLISHED[task], device=device)
     picture = open_image(image)

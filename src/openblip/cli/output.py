@@ -6,8 +6,10 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
-from openblip.errors import one_line
+from openblip.atomic import check_output, is_stream
+from openblip.errors import RecipeError, one_line
 
 
 def announce(prog: str) -> None:
@@ -17,6 +19,27 @@ def announce(prog: str) -> None:
     """
     if os.environ.get("RANK", "0") == "0":
         print(f"{prog}: loading ...", file=sys.stderr, flush=True)
+
+
+def check_outputs(paths: Mapping[str, Path | None], *, are_folders: bool = False) -> None:
+    """Nothing, if a command can write all that it was asked to: asked before its work begins.
+
+    Args:
+        paths: by the flag that names them; None was not asked for.
+        are_folders: whether they are to be folders.
+
+    Raises:
+        UnwritableError: one cannot be written; names the flag.
+        RecipeError: two are the same.
+    """
+    flags: dict[Path, str] = {}
+    for flag, path in paths.items():
+        if path is None:
+            continue
+        check_output(path, flag, is_folder=are_folders)
+        other = flags.setdefault(path.resolve(), flag)
+        if other != flag and not is_stream(path):
+            raise RecipeError(f"{other} and {flag} are the same file, {path}: give two names")
 
 
 def print_json(value: object) -> None:

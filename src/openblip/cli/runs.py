@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from openblip.cli.output import complain, print_json, print_table
+from openblip.cli.output import check_outputs, complain, print_json, print_table
 from openblip.errors import OpenBlipError
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ def runs(
         page: also write a page with their curves.
         json: print one line of JSON for each run instead of tables.
     """
+    check_outputs({"--page": page})
     found, damaged = _summaries(folders)
     for error in damaged:
         complain("openblip runs", error)

@@ -5,7 +5,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openblip.cli.output import announce
+from openblip.cli.output import announce, check_outputs
 from openblip.cli.recipe_flags import changed
 
 if TYPE_CHECKING:
@@ -85,6 +85,7 @@ def _flagged(recipe: "Recipe", words: list[str], prog: str, about: str) -> "Reci
 def _train(recipe: "Recipe", run_dir: Path) -> int:
     from openblip.training.run import train
 
+    check_outputs({"RUN_DIR": run_dir}, are_folders=True)
     result = train(recipe, run_dir)
     for first, end in result.skipped:
         print(f"{run_dir}: left out steps {first} to {end - 1}, see its metrics.jsonl")

@@ -5,7 +5,7 @@ from pathlib import Path
 import tyro
 
 from openblip.cli.flags import Count, CountOrNone
-from openblip.cli.output import print_json, print_table
+from openblip.cli.output import check_outputs, print_json, print_table
 
 
 def classify(
@@ -46,6 +46,7 @@ def classify(
     from openblip.evaluation.results_file import check_results_path, save_records
     from openblip.inference.embedder import load_embedder
 
+    check_outputs({"--results": results})
     if results is not None:
         check_results_path(results)
     found = evaluate_classification(
@@ -108,6 +109,7 @@ def video(
     from openblip.evaluation.video import evaluate_video
     from openblip.inference import load
 
+    check_outputs({"--results": results})
     if results is not None:
         check_results_path(results)
     clips = read_clips(annotations, videos)

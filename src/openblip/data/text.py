@@ -1,5 +1,6 @@
 """Cleaning of captions and questions, as the original BLIP does before tokenising."""
 
+import json
 import re
 
 _REMOVED = '.!"()*#:;~'
@@ -42,6 +43,11 @@ def encodable(text: str) -> str:
     surrogate pair one such as `\ud83d`, so that names that differ in these stay different.
     """
     return _HALF.sub(_escaped, text)
+
+
+def json_text(value: object) -> str:
+    """`value` as JSON that UTF-8 can hold: halves of surrogate pairs stay escapes."""
+    return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
 
 
 def has_halves(text: str) -> bool:

@@ -1,12 +1,12 @@
 """What a model said of each example, for tables and programs."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from openblip.atomic import replace_file
+from openblip.data.text import json_text
 from openblip.errors import RecipeError
 
 _SUFFIXES = (".csv", ".json")
@@ -56,7 +56,7 @@ def save_json(path: Path, value: object) -> None:
         OSError: it cannot be written.
     """
     with replace_file(path) as unfinished:
-        unfinished.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+        unfinished.write_text(json_text(value), encoding="utf-8")
 
 
 def official_id(key: str) -> int | str:

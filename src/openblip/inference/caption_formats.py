@@ -11,6 +11,7 @@ from pathlib import PurePosixPath
 from typing import Literal, get_args
 
 from openblip.data.importers.source import IMAGE_SUFFIXES
+from openblip.data.text import json_text
 from openblip.errors import RecipeError
 from openblip.inference.captions import Caption
 
@@ -86,7 +87,7 @@ def caption_format(name: FormatName, num_captions: int) -> CaptionFormat:
             f"--num-captions {num_captions}: a COCO results file has one caption an image; leave "
             "it out, or give --format jsonl"
         )
-    return CaptionFormat(name, _coco_line, lambda image: _json(image_id(image)), _coco_mark)
+    return CaptionFormat(name, _coco_line, lambda image: json_text(image_id(image)), _coco_mark)
 
 
 def image_id(name: str) -> int | str:
@@ -111,26 +112,17 @@ def line_text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def _json(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a file name that is no Unicode; JSON must be
-        return json.dumps(value)
-    return text
-
-
 def _jsonl_line(name: str, captions: Sequence[Caption]) -> str:
     texts = [{"text": c.text, "logprob": round(c.logprob, _DECIMALS)} for c in captions]
-    return _json({"image": name, "captions": texts})
+    return json_text({"image": name, "captions": texts})
 
 
 def _coco_line(name: str, captions: Sequence[Caption]) -> str:
-    return _json({"image_id": image_id(name), "caption": captions[0].text})
+    return json_text({"image_id": image_id(name), "caption": captions[0].text})
 
 
 def _coco_mark(line: str) -> str:
-    return _json(json.loads(line)["image_id"])
+    return json_text(json.loads(line)["image_id"])
 
 
 def _csv_line(name: str, captions: Sequence[Caption]) -> str:

@@ -8,6 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from openblip.atomic import check_output, is_stream, open_stream
 from openblip.data.ids import IdSet
 from openblip.data.shuffle import named_seed
 from openblip.errors import DataError, RecipeError
@@ -26,6 +27,7 @@ from openblip.inference.image_input import TriedBatch, tried_batches
 from openblip.inference.image_sources import ImageSources, SourceImage
 from openblip.inference.loading import load
 from openblip.interruption import Interruption
+from openblip.locks import only_one
 from openblip.progress import Progress
 
 
@@ -248,7 +250,9 @@ def _open_output(
     lines = caption_format(form, settings.num_captions)
     if file is None:
         return StreamOutput(stdout, "standard output", lines)
-    if file.exists() and not file.is_file() and not file.is_dir():
-        device = opened.enter_context(file.open("wb", buffering=0))
+    check_output(file, "-o")
+    if is_stream(file):
+        device = opened.enter_context(open_stream(file))
         return StreamOutput(device, str(file), lines)
+    opened.enter_context(only_one(file, "writing captions into"))
     return FileOutput(file, lines, settings.stored(form), target.overwrite)

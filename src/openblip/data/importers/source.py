@@ -5,6 +5,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,8 @@ from openblip.errors import DataError
 Cursor = dict[str, int | str]
 """How far a source has been read; plain JSON, so that it can be stored with the table."""
 
+META_FIELD = "meta"
+"""Of a record: a JSON object in a text, as if each of its fields stood in the record."""
 IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
 )
@@ -220,4 +223,15 @@ def with_record(
     several = meta.get("captions")
     if isinstance(several, list) and several[: len(captions)] == captions:
         captions = texts_of(meta.pop("captions"))
-    return captions, None if split is None else str(split), plain(meta)
+    return captions, None if split is None else str(split), unfolded(meta)
+
+
+def unfolded(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata as JSON can hold it, with the fields of a JSON object in `META_FIELD`."""
+    inner: dict[str, Any] = {}
+    outer = dict(record)
+    if isinstance(text := outer.get(META_FIELD), str):
+        with suppress(ValueError):
+            inner = parse_object(text.encode("utf-8", "surrogatepass"))
+            del outer[META_FIELD]
+    return {**plain(inner), **plain(outer)}

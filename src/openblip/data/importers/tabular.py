@@ -2,7 +2,6 @@
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -15,9 +14,8 @@ from openblip.data.importers.source import (
     SourceOptions,
     UnsafePath,
     inside,
-    parse_object,
-    plain,
     texts_of,
+    unfolded,
 )
 from openblip.data.report import Reason
 from openblip.errors import DataError
@@ -35,7 +33,6 @@ CAPTION_COLUMNS = (
 )
 ID_COLUMNS = ("id", "key", "uid", "image_id")
 SPLIT_COLUMNS = ("split",)
-META_COLUMN = "meta"
 _BATCH_ROWS = 64
 
 
@@ -56,7 +53,7 @@ class TableSource:
     `BYTES_COLUMNS` if the type is binary (or the struct with `bytes` and `path` of the Hugging
     Face `datasets` library), by `PATH_COLUMNS` if it is text; texts by `CAPTION_COLUMNS`; and
     `ID_COLUMNS`, `SPLIT_COLUMNS` where there are any. All others become metadata, a JSON object in
-    `META_COLUMN` as if each of its fields were a column. Neighbouring
+    `META_FIELD` as if each of its fields were a column. Neighbouring
     rows with the same path (tables with a row per caption) become one row with several captions.
     The id is the path, or for bytes their SHA-256, where there is none.
     """
@@ -150,7 +147,7 @@ class TableSource:
             split=None if split in (None, "") else str(split),
             place=file,
             image_folder=str(PurePosixPath(name).parent) if name else "",
-            meta=_meta({name: value for name, value in record.items() if name not in used}),
+            meta=unfolded({name: value for name, value in record.items() if name not in used}),
         )
 
     def _image(self, value: Any, root: Path) -> tuple[bytes | Path | None, str | None]:
@@ -181,16 +178,6 @@ class TableSource:
             )
         key = _named(told.id_column, kinds, file) or _first(kinds, ID_COLUMNS)
         return _Columns(image, captions, key, _first(kinds, SPLIT_COLUMNS))
-
-
-def _meta(record: dict[str, Any]) -> dict[str, Any]:
-    unfolded: dict[str, Any] = {}
-    text = record.get(META_COLUMN)
-    if isinstance(text, str):
-        with suppress(ValueError):
-            unfolded = parse_object(text.encode())
-            del record[META_COLUMN]
-    return {**plain(unfolded), **plain(record)}
 
 
 def _same_image(held: Entry, entry: Entry) -> bool:
