@@ -193,7 +193,8 @@ def _read_folder(folder: Path) -> Blip:
             model.resize_images(theirs.image_size)
         return Blip(model, tokenizer, kind, theirs.image_size, theirs.max_tokens)
     ours = read_folder(folder)
-    return Blip(ours.model, ours.tokenizer, ours.kind, ours.image_size, ours.max_tokens)
+    sizes = ours.image_size, ours.max_tokens
+    return Blip(ours.model, ours.tokenizer, ours.kind, *sizes, ours.trained)
 
 
 def _read_original(path: Path) -> Blip:
