@@ -13,7 +13,7 @@ from openblip.errors import DataError, OpenBlipWarning
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
-def read_utf8(file: Path) -> str:
+def read_utf8(file: Path, what: str = "the file") -> str:
     """The text of a file in UTF-8, without the mark that some editors put before it.
 
     Raises:
@@ -22,7 +22,7 @@ def read_utf8(file: Path) -> str:
     try:
         data = file.read_bytes()
     except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror or error})") from error
+        raise DataError(f"{file}: {what} cannot be read ({error.strerror or error})") from error
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -51,7 +51,7 @@ def read_list(file: Path, what: str) -> list[str]:
     Warns:
         OpenBlipWarning: some are repeated, or empty in JSON.
     """
-    text, source = read_utf8(file), f"{file}: "
+    text, source = read_utf8(file, f"the {what}s"), f"{file}: "
     if file.suffix.lower() != ".json":
         return distinct([line for line in lines_of(text) if line.strip()], what, source)
     try:

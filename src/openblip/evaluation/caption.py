@@ -17,6 +17,7 @@ from openblip.data.shuffle import named_seed
 from openblip.data.table import PairTable
 from openblip.data.views import split_rows
 from openblip.errors import DataError
+from openblip.evaluation.dominance import Dominant, dominant
 from openblip.evaluation.java_metrics import JavaPrograms
 from openblip.evaluation.metrics.caption_metrics import CaptionScores, caption_scores
 from openblip.evaluation.results_file import official_id, save_json
@@ -48,6 +49,11 @@ class CaptionResult:
     """Geometric mean of the probabilities of a caption's words, by the row's id."""
     num_images: int
     seconds: float
+
+    @property
+    def dominant(self) -> Dominant | None:
+        """The caption of nearly all, if there is one."""
+        return dominant(self.captions.values())
 
     def save_coco(self, path: Path) -> None:
         """Write the captions as a COCO results file: a list of image_id and caption.
