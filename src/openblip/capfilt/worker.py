@@ -16,7 +16,7 @@ from openblip.data.fragments import ColumnFile, encode_columns, read_rows
 from openblip.data.guarded import GuardedDecoder
 from openblip.data.images import open_image
 from openblip.data.parallel import ordered_map
-from openblip.data.reading import row_image
+from openblip.data.reading import check_reachable, row_image
 from openblip.data.shuffle import named_seed
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
@@ -80,6 +80,8 @@ class Worker:
         self._names = job.models[:-1]
         self._pieces, self._data = Pieces(job.folder), job.data_folder
         self._table = PairTable.open(job.table_uri)
+        # This machine need not be that of the driver.
+        check_reachable(self._table)
         self._save_seconds, self._decode_threads = save_seconds, decode_threads
 
     def compute(self, unit: Unit) -> Iterator[int | UnitDone]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from openblip.cli.data import WithoutName
+from openblip.cli.flags import Count, CountOrNone, NotNegative, Seed, Share, Workers
 from openblip.cli.output import check_outputs, print_json, print_table
 
 if TYPE_CHECKING:
@@ -22,20 +23,20 @@ def run(
     captioner: tuple[str, ...],
     filter: str,
     method: Literal["nucleus", "beam", "greedy"] = "nucleus",
-    top_p: float = 0.9,
-    num_beams: int = 3,
-    max_length: int = 20,
-    min_length: int = 5,
+    top_p: Share = 0.9,
+    num_beams: Count = 3,
+    max_length: Count = 20,
+    min_length: CountOrNone = 5,
     prompt: str = "a picture of ",
-    num_captions: int = 1,
+    num_captions: Count = 1,
     first_token: Literal["[ENC]", "[CLS]"] = "[ENC]",
-    batch_size: int = 32,
-    seed: int = 0,
-    processes: int | None = None,
+    batch_size: Count = 32,
+    seed: Seed = 0,
+    processes: Workers | None = None,
     ray: str | None = None,
-    workers: int | None = None,
-    gpus_per_worker: float | None = None,
-    save_seconds: float = 10.0,
+    workers: Count | None = None,
+    gpus_per_worker: NotNegative | None = None,
+    save_seconds: NotNegative = 10.0,
     json: bool = False,
 ) -> int:
     """Caption the web rows of a table and score every given and synthetic text.
@@ -125,7 +126,7 @@ def status(
     table: tyro.conf.Positional[str],
     /,
     *,
-    price_per_hour: float | None = None,
+    price_per_hour: NotNegative | None = None,
     json: bool = False,
 ) -> int:
     """How far the job on a table is: while it runs, after a kill, or when it is finished.
@@ -168,7 +169,7 @@ def select(
     table: tyro.conf.Positional[str],
     /,
     *,
-    thresholds: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    thresholds: tuple[Share, ...] = (0.1, 0.3, 0.5, 0.7, 0.9),
     itm_of: tuple[str, ...] = (),
     without: tuple[WithoutName, ...] = (),
     json: bool = False,
@@ -229,8 +230,8 @@ def report(
     /,
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("capfilt.html"),
-    threshold: float = 0.5,
-    seed: int = 0,
+    threshold: Share = 0.5,
+    seed: Seed = 0,
 ) -> int:
     """Write a self-contained page of what is kept and what is rejected.
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from openblip.cli.flags import Workers
 from openblip.cli.output import check_outputs, print_json, print_table
 
 
@@ -13,7 +14,7 @@ def compare(
     /,
     *,
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
-    jobs: int = 1,
+    jobs: Workers = 1,
     plan: bool = False,
     json: bool = False,
 ) -> int:

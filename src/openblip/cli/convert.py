@@ -5,6 +5,7 @@ from typing import Literal
 
 import tyro
 
+from openblip.cli.flags import Count
 from openblip.cli.output import check_outputs
 
 
@@ -15,7 +16,7 @@ def convert(
     *,
     to: Literal["openblip", "original", "huggingface"] = "openblip",
     kind: str | None = None,
-    image_size: int | None = None,
+    image_size: Count | None = None,
 ) -> int:
     """Write a model in another layout: ours, the original's, or that of transformers.
 

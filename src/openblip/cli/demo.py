@@ -5,13 +5,14 @@ from typing import Annotated
 
 import tyro
 
+from openblip.cli.flags import Seed
 from openblip.cli.output import check_outputs, print_table
 
 
 def demo(
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("demo"),
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> int:
     """The whole BLIP loop on an embedded world, from nothing, in minutes on two cores.
 

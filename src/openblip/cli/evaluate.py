@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from openblip.cli.flags import Count, CountOrNone
 from openblip.cli.output import check_outputs, print_json, print_table
 
 if TYPE_CHECKING:
@@ -20,8 +21,8 @@ def retrieval(
     /,
     *,
     split: str = "test",
-    k: int = 128,
-    batch_size: int = 32,
+    k: CountOrNone = 128,
+    batch_size: Count = 32,
     results: Path | None = None,
     report: Path | None = None,
     json: bool = False,
@@ -78,11 +79,11 @@ def caption(
     /,
     *,
     split: str = "test",
-    num_beams: int = 3,
-    max_length: int = 20,
-    min_length: int = 5,
+    num_beams: Count = 3,
+    max_length: Count = 20,
+    min_length: CountOrNone = 5,
     prompt: str = "a picture of ",
-    batch_size: int = 32,
+    batch_size: Count = 32,
     results: Path | None = None,
     report: Path | None = None,
     java_metrics: Path | None = None,
@@ -161,10 +162,10 @@ def vqa(
     *,
     split: str = "test",
     candidates: str | None = None,
-    min_count: int = 1,
-    k: int = 128,
+    min_count: Count = 1,
+    k: CountOrNone = 128,
     wups: bool = False,
-    batch_size: int = 32,
+    batch_size: Count = 32,
     results: Path | None = None,
     report: Path | None = None,
     json: bool = False,
@@ -237,10 +238,10 @@ def videoqa(
     videos: tyro.conf.Positional[Path],
     /,
     *,
-    num_frames: int = 16,
+    num_frames: Count = 16,
     candidates: Path | None = None,
-    k: int = 128,
-    batch_size: int = 2,
+    k: CountOrNone = 128,
+    batch_size: Count = 2,
     results: Path | None = None,
     json: bool = False,
 ) -> int:
@@ -320,7 +321,7 @@ def nlvr(
     /,
     *,
     split: str = "test",
-    batch_size: int = 32,
+    batch_size: Count = 32,
     results: Path | None = None,
     json: bool = False,
 ) -> int:

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from openblip.cli.flags import CountOrNone
 from openblip.cli.output import check_outputs
 from openblip.errors import RecipeError
 
@@ -17,7 +18,7 @@ def explain(
     model: str | None = None,
     question: str | None = None,
     answer: str | None = None,
-    layer: int | None = None,
+    layer: CountOrNone | None = None,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("explained.png"),
     device: str | None = None,
 ) -> int:

@@ -1,11 +1,24 @@
 """How commands print results: aligned tables for people, JSON for programs."""
 
 import json
+import math
+import os
+import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from openblip.atomic import check_output, is_stream
-from openblip.errors import RecipeError
+from openblip.errors import RecipeError, one_line
+
+
+def announce(prog: str) -> None:
+    """Say on standard error that a command begins, before it imports or reads anything heavy.
+
+    Of the processes that torchrun starts, the first one says it.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{prog}: loading ...", file=sys.stderr, flush=True)
 
 
 def check_outputs(paths: Mapping[str, Path | None], *, are_folders: bool = False) -> None:
@@ -30,8 +43,37 @@ def check_outputs(paths: Mapping[str, Path | None], *, are_folders: bool = False
 
 
 def print_json(value: object) -> None:
-    """One line of JSON on standard output."""
-    print(json.dumps(value, ensure_ascii=False))
+    """One line of JSON on standard output; escaped where the output's encoding lacks a letter.
+
+    A number that is none becomes null: JSON has no NaN.
+    """
+    plain = _with_nulls(value)
+    text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeError:
+        text = json.dumps(plain, allow_nan=False)
+    print(text)
+
+
+def _with_nulls(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _with_nulls(item) for name, item in value.items()}
+    return [_with_nulls(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def complain(prog: str, message: object) -> None:
+    """One line on standard error, in the name of a command."""
+    print(f"{prog}: {one_line(message)}", file=sys.stderr)
+
+
+def replace_what_cannot_be_shown() -> None:
+    """From now on a letter that the terminal's encoding lacks is a question mark, no error."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # a caller's own stream
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import tyro
 
+from openblip.cli.flags import Count, CountOrNone
 from openblip.cli.output import check_outputs, print_json, print_table
 
 
@@ -16,8 +17,8 @@ def classify(
     label_field: str = "label",
     templates: tuple[str, ...] = ("a photo of {}.",),
     exclude: tuple[str, ...] = (),
-    k: int = 0,
-    batch_size: int = 32,
+    k: CountOrNone = 0,
+    batch_size: Count = 32,
     results: Path | None = None,
     json: bool = False,
 ) -> int:
@@ -83,9 +84,9 @@ def video(
     videos: tyro.conf.Positional[Path],
     /,
     *,
-    num_frames: int = 8,
-    k: int = 64,
-    batch_size: int = 4,
+    num_frames: Count = 8,
+    k: CountOrNone = 64,
+    batch_size: Count = 4,
     results: Path | None = None,
     json: bool = False,
 ) -> int:

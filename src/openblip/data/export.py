@@ -28,6 +28,7 @@ from openblip.data.images import image_suffix, open_image
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.reading import encoded_image
 from openblip.data.report import Example, is_import_state
+from openblip.data.rows import read_meta
 from openblip.data.table import PairTable
 from openblip.data.views import TOLD_COLUMNS, AdmittedText, CaptionView, ViewIndex, split_rows
 from openblip.errors import DataError
@@ -185,6 +186,7 @@ def _read(row: tuple[dict[str, Any], list[AdmittedText]]) -> ExportedPair | Exam
         # What the table holds was decoded when it was imported; a file may have changed since.
         if record["image"] is None or width is None or height is None:
             width, height = open_image(image, where).size
+        meta = read_meta(repr(record["id"]), record["meta"])
     except DataError as error:
         return Example(where, str(error).removeprefix(f"{where}: ")[:500])
     return ExportedPair(
@@ -196,7 +198,7 @@ def _read(row: tuple[dict[str, Any], list[AdmittedText]]) -> ExportedPair | Exam
         height=height,
         texts=texts,
         split=record["split"],
-        meta=json.loads(record["meta"] or "{}"),
+        meta=meta,
     )
 
 

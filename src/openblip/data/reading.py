@@ -10,16 +10,13 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import numpy as np
 from PIL import Image
 
-from openblip.data.images import open_image
+from openblip.data.images import MAX_IMAGE_BYTES, open_image
 from openblip.data.parallel import default_threads, ordered_map
-from openblip.data.storage import is_object_address, read_object
-from openblip.errors import DataError
+from openblip.data.storage import ObjectFolder, is_object_address, read_object
+from openblip.errors import DataError, MissingExtra
 
 if TYPE_CHECKING:
     from openblip.data.table import PairTable
-
-MAX_IMAGE_BYTES = 256 << 20
-"""A larger file is refused unread: it is no photograph."""
 
 _COLUMNS = ("id", "image", "image_uri")
 _READ_TOGETHER = 64
@@ -84,6 +81,29 @@ def table_images(table: "PairTable", rows: Sequence[int] | np.ndarray) -> list[I
     return [row_image(row) for row in found.to_pylist()]
 
 
+def check_reachable(table: "PairTable") -> None:
+    """Check, before work that can leave no row out, that there is what its images are read with.
+
+    Costs a scan of the column `image_uri`, and only where the extra for object stores is missing.
+
+    Raises:
+        MissingExtra: an image lies in an object store; names the row.
+    """
+    try:
+        ObjectFolder("gs://any")
+    except MissingExtra as error:
+        missing = error
+    else:
+        return
+    start = 0
+    for batch in table.scan(["image_uri"]):
+        for place, uri in enumerate(batch["image_uri"].to_pylist(), start):
+            if uri is not None and is_object_address(uri):
+                reason = str(missing).partition(": ")[2]
+                raise MissingExtra(f"row {place} of {table.uri}, {uri}: {reason}") from missing
+        start += batch.num_rows
+
+
 def stream_images(table: "PairTable", rows: np.ndarray) -> Iterator[Image.Image]:
     """As `table_images`, one by one; read and decoded by threads ahead of their use."""
     starts = range(0, len(rows), _READ_TOGETHER)
@@ -116,7 +136,7 @@ def read_image_file(path: Path) -> bytes:
 def _object(uri: str) -> bytes:
     try:
         content = read_object(uri, MAX_IMAGE_BYTES)
-    except ValueError as error:
+    except (ValueError, MissingExtra) as error:
         raise DataError(str(error)) from error
     if content is None:
         raise DataError(f"{uri}: there is no such object")

@@ -55,6 +55,25 @@ class PairRow:
     """What the source said besides; must be writable as JSON."""
 
 
+def read_meta(row: str, meta: str | None) -> dict[str, Any]:
+    """The object in a row's `meta`; empty where that is null.
+
+    Args:
+        row: what errors call the row: its id, or its number and table.
+        meta: the column's text.
+
+    Raises:
+        DataError: it is no JSON object.
+    """
+    try:
+        value = json.loads(meta or "{}")
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"row {row}: its meta is no JSON ({error}); mend the column") from error
+    if not isinstance(value, dict):
+        raise DataError(f"row {row}: its meta is {meta!r:.60}, no JSON object; mend the column")
+    return value
+
+
 def row_batches(
     rows: Iterable[PairRow],
     is_new: Callable[[str], bool],

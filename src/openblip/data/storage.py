@@ -16,7 +16,7 @@ from itertools import islice
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from openblip.errors import StorageError, install_extra
+from openblip.errors import MissingExtra, StorageError, install_extra
 
 _T = TypeVar("_T")
 _SCHEMES = ("s3://", "gs://")
@@ -353,7 +353,7 @@ def _settings(uri: str) -> _Settings:
     try:
         return _read_settings(uri.partition("://")[0], _environment())
     except StorageError as error:
-        raise StorageError(f"{uri}: {error}") from error
+        raise type(error)(f"{uri}: {error}") from error
 
 
 @lru_cache(maxsize=64)
@@ -365,7 +365,7 @@ def _read_settings(scheme: str, environment: tuple[tuple[str, str], ...]) -> _Se
         from botocore.exceptions import BotoCoreError
         from botocore.session import Session
     except ImportError as error:
-        raise StorageError(
+        raise MissingExtra(
             f"object stores need two more packages ({error}): {install_extra('cloud')}"
         ) from error
     if scheme == "gs":

@@ -30,6 +30,12 @@ def clean_question(text: str, max_words: int = 50) -> str:
     return _first_words(text.lower().translate(_REMOVED_TO_NOTHING).rstrip(" "), max_words)
 
 
+def exceeds(text: str, max_words: int) -> bool:
+    """Returns whether `clean_caption` loses words of a caption that are behind `max_words`."""
+    # Words are no more than characters.
+    return len(text) > max_words and len(clean_caption(text, len(text)).split(" ")) > max_words
+
+
 def encodable(text: str) -> str:
     r"""`text` as UTF-8 can hold it; any other text stays as it is.
 

@@ -12,15 +12,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from openblip.data.storage import ObjectFolder, is_object_address, lance_options, persist
 from openblip.data.text import has_halves
-from openblip.errors import DataError, UnwritableError
+from openblip.errors import DataError, UnwritableError, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_T = TypeVar("_T")
 # What is held in memory while rows are written, and becomes one data file. CapFilt hands out
 # fragments, so that one with small images must not have too many rows either.
 _FRAGMENT_BYTES = 128 << 20
@@ -33,9 +34,28 @@ _KIND = re.compile(r"^LanceError\(\w+\): ")
 _SHOWN_NAMES = 3
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """What Lance says, without the place in its own source."""
-    return _KIND.sub("", str(error).split(", /", 1)[0])
+    return _KIND.sub("", one_line(error).split(", /", 1)[0])
+
+
+def read(uri: str, action: Callable[[], _T]) -> _T:
+    """What `action` reads of the table at an address.
+
+    Raises:
+        DataError: a file of the table is missing or damaged.
+        StorageError: the object store cannot be reached.
+    """
+    try:
+        return persist(uri, action)
+    except BaseException as error:  # Lance's panics are no `Exception`
+        is_panic = type(error).__name__ == "PanicException"
+        if not is_panic and not isinstance(error, OSError | ValueError | RuntimeError):
+            raise
+        raise DataError(
+            f"{uri}: a file of this table is missing or damaged ({reason(error)}): restore it from "
+            "a copy, or import the table anew"
+        ) from error
 
 
 class ConflictError(DataError):

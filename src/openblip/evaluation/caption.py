@@ -1,6 +1,5 @@
 """Captioning: write captions of a split and compare them with the human ones."""
 
-import json
 import math
 import time
 from collections import defaultdict
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from openblip.data.coco_ids import CocoIds
 from openblip.data.loader import every_image
+from openblip.data.rows import read_meta
 from openblip.data.shuffle import named_seed
 from openblip.data.table import PairTable
 from openblip.data.views import split_rows
@@ -108,6 +108,7 @@ def evaluate_caption(
     ids = list(references)
     if not ids:
         raise DataError(f"{table.uri}: no row of the split {split!r} has a caption")
+    blip.warn_of_unknown_words([prompt], "prompts")
     captions: dict[str, str] = {}
     confidence: dict[str, float] = {}
     with Progress("captioning", total=len(ids), unit="images") as progress:
@@ -168,7 +169,7 @@ def _domains(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     """Ids of the rows of each domain; those without one are in none."""
     found: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        domain = json.loads(row["meta"] or "{}").get("domain")
+        domain = read_meta(row["id"], row["meta"]).get("domain")
         if domain is not None:
             found[str(domain)].append(row["id"])
     return found

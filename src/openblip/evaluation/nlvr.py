@@ -107,6 +107,7 @@ def _judged(
 ) -> Iterator[Tensor]:
     """Probabilities that the texts are true of their images, a batch of pairs at a time."""
     model = blip.nlvr
+    blip.warn_of_unknown_words(texts, "sentences")
     sides = np.stack([index.first_rows, index.second_rows])
     starts = range(0, len(index), batch_size)
     # Each batch has every image of its pairs once.

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from openblip.data.images import ImageSource
 from openblip.data.tokenizer import TextTokenizer, TokenBatch
-from openblip.errors import MissingHead, RecipeError
+from openblip.data.unknown_words import warn_of_unknown_words
+from openblip.errors import CheckpointError, MissingHead, RecipeError
 from openblip.inference.encoded import EncodedImages
 from openblip.inference.image_input import image_batches
-from openblip.inference.kinds import FROM_ORIGINAL, TO_HUGGINGFACE, TO_ORIGINAL
 from openblip.inference.texts import FirstTokenName, tokens_for
-from openblip.interop.models import AnyModel
+from openblip.interop.kinds import FROM_ORIGINAL, TO_HUGGINGFACE, TO_ORIGINAL
+from openblip.interop.models import AnyModel, check_vocabulary
 from openblip.model import Med
 from openblip.model.albef import Albef
 from openblip.model.nlvr import Nlvr
@@ -118,10 +119,14 @@ class ModelBundle:
         """Write a model folder, which `load` reads."""
         from openblip.interop.folder import save_folder
 
+        self._check_image_size()
         save_folder(Path(folder), self.model, self.tokenizer, self.kind, self.max_tokens)
 
     def save_original(self, path: str | Path, kind: str | None = None) -> None:
         """Write a file in the original's layout, `.pth` or `.safetensors` by its ending.
+
+        What the layout has no place for (heads, the tokenizer) travels in a note beside the
+        weights, which the original's code does not look at and `load` reads.
 
         A pre-trained or retrieval checkpoint gets a momentum model equal to the model and random
         queues, as where the original begins.
@@ -138,6 +143,7 @@ class ModelBundle:
         """
         from openblip.interop.original import to_original
         from openblip.interop.original_files import write_original
+        from openblip.interop.original_note import OriginalNote
 
         if isinstance(self.model, Albef):
             of_albef = "albef_pretrain" if "mlm" in self.model.config.heads else "albef_retrieval"
@@ -149,7 +155,10 @@ class ModelBundle:
                 f"the original has no kind {kind or self.kind!r}; there are "
                 f"{', '.join(FROM_ORIGINAL)}"
             )
-        write_original(Path(path), to_original(self.model, chosen))
+        self._check_image_size()
+        check_vocabulary(self.model, self.tokenizer, self.max_tokens)
+        note = OriginalNote.of(self.model, self.tokenizer, self.max_tokens)
+        write_original(Path(path), to_original(self.model, chosen), note)
 
     def save_huggingface(self, folder: str | Path, kind: str | None = None) -> None:
         """Write a folder that `transformers` reads, with its tokenizer and image processor.
@@ -166,8 +175,18 @@ class ModelBundle:
         """
         from openblip.interop.huggingface_folder import save_huggingface
 
+        self._check_image_size()
         chosen = cast("HuggingFaceKind | None", kind or TO_HUGGINGFACE.get(self.kind))
         save_huggingface(Path(folder), self.model, self.tokenizer, chosen, self.max_tokens)
+
+    def _check_image_size(self) -> None:
+        """Every layout stores the size that the positions belong to, and no other."""
+        size = self.model.config.vision.image_size
+        if self.image_size != size:
+            raise CheckpointError(
+                f"images are resized to {self.image_size} px, but the model's positions belong to "
+                f"{size} px: load it with image_size={self.image_size}, and save that"
+            )
 
     def _encoded(self, images: Iterable[ImageSource], batch_size: int) -> Iterator[EncodedImages]:
         for hidden in self._hidden(images, batch_size):
@@ -189,6 +208,15 @@ class ModelBundle:
 
     def _tokens(self, texts: Sequence[str], first_token: FirstTokenName) -> TokenBatch:
         return tokens_for(self.tokenizer, texts, self.max_tokens, self._first(first_token))
+
+    def warn_of_unknown_words(self, texts: Sequence[str], what: str = "texts") -> bool:
+        """Whether the vocabulary lacks words of a job's texts; warns once (`UnknownWords`) if so.
+
+        Args:
+            texts: of the whole job, so that one warning tells all.
+            what: the texts are, in the plural.
+        """
+        return warn_of_unknown_words(self.tokenizer, texts, self.max_tokens, what)
 
     def _first(self, wanted: FirstTokenName) -> FirstTokenName:
         """The first token of a text that is matched: ALBEF has `[CLS]` alone."""

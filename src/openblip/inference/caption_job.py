@@ -3,7 +3,7 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -47,13 +47,18 @@ class CaptionSettings:
     """With an image's key it decides what is sampled for the image, whatever else there is."""
     dtype: str = "float32"
     """Of the weights, as `load` takes it."""
+    image_size: int | None = None
+    """Side of the square that images are resized to, with the model's positions interpolated; by
+    default the model's own."""
     device: str | None = None
     """Where the model is; by default the best that there is."""
 
     def stored(self, form: FormatName) -> dict[str, Any]:
         """What an output remembers: the model by its content, not by where it lies."""
         return {
-            **asdict(self.decoding),
+            **self.decoding.stored(),
+            # What came later stands there only where it is used, so that older files go on.
+            **({} if self.image_size is None else {"image_size": self.image_size}),
             "prompt": self.prompt,
             "num_captions": self.num_captions,
             "seed": self.seed,
@@ -173,8 +178,11 @@ class _Job:
         started = time.perf_counter()
         # A model is not loaded if there is nothing to do.
         if (first := next(images, None)) is not None:
-            blip = load(self._settings.model, self._settings.device, self._settings.dtype)
+            settings = self._settings
+            size = settings.image_size
+            blip = load(settings.model, settings.device, settings.dtype, image_size=size)
             blip.med.require("lm")
+            blip.warn_of_unknown_words([settings.prompt], "prompts")
             started = time.perf_counter()
             is_interrupted = self._caption(blip, chain([first], images), batch_size)
         self._output.close(is_complete=not is_interrupted)

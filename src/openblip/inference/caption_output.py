@@ -292,9 +292,9 @@ def _stored(file: Path) -> dict[str, Any]:
 
 
 def _compare(before: dict[str, Any], now: dict[str, Any], file: Path) -> None:
-    names = [name for name in now if before.get(name) != now[name]]
+    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
     if names:
-        listed = "; ".join(f"{name} {before.get(name)!r}, not {now[name]!r}" for name in names)
+        listed = "; ".join(f"{name} {before.get(name)!r}, not {now.get(name)!r}" for name in names)
         raise RecipeError(
             f"-o {file}: it was written with {listed}; give the same settings to go on, "
             "--overwrite to begin again, or another name"

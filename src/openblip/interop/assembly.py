@@ -1,6 +1,7 @@
 """Stored weights, and modules that receive them: built without memory, checked, then filled."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -78,25 +79,33 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if the file is missing, truncated or of another format.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; the weights are missing")
-    try:
+    with _safetensors_errors(path):
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: truncated, or no safetensors file ({error}); fetch or save it again"
-        ) from error
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file says besides its tensors.
+
+    Raises:
+        CheckpointError: as `read_safetensors`.
+    """
+    from safetensors import safe_open
+
+    with _safetensors_errors(path), safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write tensors to a file that `read_safetensors` reads.
 
     Args:
         path: replaced if it exists.
         tensors: of any device; no two may share memory.
+        metadata: what the file says besides; see `read_metadata`.
 
     Raises:
         CheckpointError: if a tensor is not a plain one.
@@ -116,11 +125,25 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     mode = path.stat().st_mode
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(contiguous, path, metadata={"format": "pt"})
+        save_file(contiguous, path, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:
         # The library's own kind of error, for a full disk too.
         raise OSError(str(error)) from error
     path.chmod(mode)
+
+
+@contextmanager
+def _safetensors_errors(path: Path) -> Iterator[None]:
+    from safetensors import SafetensorError
+
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file; the weights are missing")
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path}: truncated, or no safetensors file ({error}); fetch or save it again"
+        ) from error
 
 
 def check_names(expected: set[str], found: set[str], source: str) -> None:

@@ -14,10 +14,15 @@ from openblip.data.tokenizer import TOKENIZER_FILE, TextTokenizer
 from openblip.data.transforms import IMAGE_MEAN, IMAGE_STD
 from openblip.errors import CheckpointError, DataError, RecipeError
 from openblip.interop.assembly import fill, read_safetensors, write_safetensors
-from openblip.interop.models import AnyConfig, AnyModel, empty_model
+from openblip.interop.models import (
+    AnyConfig,
+    AnyModel,
+    check_vocabulary,
+    empty_model,
+    state_to_write,
+)
 from openblip.model import Med, MedConfig
-from openblip.model.albef import AlbefConfig
-from openblip.model.config import config_from_dict, config_to_dict
+from openblip.model.config import AlbefConfig, config_from_dict, config_to_dict
 from openblip.model.dual import DualConfig
 from openblip.model.nlvr import NlvrConfig
 from openblip.model.vqa import VqaConfig
@@ -116,11 +121,14 @@ def write_model(
 
     Raises:
         OSError: if they cannot be written.
+        CheckpointError: if `read_folder` would not give the model back.
         ValueError: if there is no such kind, or it is of another model.
     """
     expected = _CONFIGS[_one_of(get_args(FolderKind), "kind", kind)]
     if not isinstance(model.config, expected):
         raise ValueError(f"kind {kind!r} is not a {type(model).__name__}")
+    check_vocabulary(model, tokenizer, max_tokens)
+    state = state_to_write(model)
     config = {
         "format": _FORMAT,
         "format_version": _VERSION,
@@ -130,7 +138,7 @@ def write_model(
         "text": {"max_tokens": max_tokens},
     }
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-    write_safetensors(folder / WEIGHTS_FILE, model.state_dict())
+    write_safetensors(folder / WEIGHTS_FILE, state)
     tokenizer.save(folder)
 
 

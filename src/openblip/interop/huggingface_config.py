@@ -7,6 +7,7 @@ from typing import Any
 from openblip.data.tokenizer import SpecialTokens
 from openblip.errors import CheckpointError, RecipeError
 from openblip.interop.huggingface_layout import CLASSES, MED_HEADS, HuggingFaceKind
+from openblip.interop.original_sizes import ratio_of
 from openblip.model import MedConfig, TextConfig, VisionConfig
 from openblip.model.dual import DualConfig
 from openblip.model.vqa import VqaConfig
@@ -196,6 +197,9 @@ def config_to_huggingface(
         kind: as which class it is written.
         special: the ids of its tokenizer.
         temperature: of a model that contrasts.
+
+    Raises:
+        CheckpointError: if it has no logarithm.
     """
     written: dict[str, Any] = {
         "architectures": [CLASSES[kind]],
@@ -209,6 +213,11 @@ def config_to_huggingface(
     elif isinstance(config, MedConfig):
         written["image_text_hidden_size"] = config.embed_dim
     if temperature is not None:
+        if not 0 < temperature < math.inf:
+            raise CheckpointError(
+                f"the model's temperature is {temperature}, whose logarithm the Hugging Face "
+                "layout stores; train it to a number above 0, or write another layout"
+            )
         is_default = math.isclose(temperature, _TEMPERATURE, rel_tol=1e-7)
         written["logit_scale_init_value"] = (
             DEFAULTS[""]["logit_scale_init_value"] if is_default else -math.log(temperature)
@@ -225,7 +234,7 @@ def _vision(part: _Part) -> VisionConfig:
         width=width,
         depth=part.size("num_hidden_layers"),
         heads=part.size("num_attention_heads"),
-        mlp_ratio=_ratio(part.size("intermediate_size"), width),
+        mlp_ratio=ratio_of(part.size("intermediate_size"), width),
         norm_eps=part.number("layer_norm_eps"),
     )
 
@@ -244,12 +253,6 @@ def _text(part: _Part) -> TextConfig:
         dropout=part.number("hidden_dropout_prob"),
         norm_eps=part.number("layer_norm_eps"),
     )
-
-
-def _ratio(hidden_width: int, width: int) -> float:
-    """A ratio whose product with the width, rounded down, is the hidden width."""
-    ratio = hidden_width / width
-    return ratio if int(width * ratio) == hidden_width else math.nextafter(ratio, math.inf)
 
 
 def _vision_to_dict(vision: VisionConfig) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """What an original checkpoint is and how large, told from its keys and shapes."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -10,8 +11,7 @@ from openblip.errors import CheckpointError
 from openblip.interop.assembly import Shapes, listed
 from openblip.interop.original_layout import Kind
 from openblip.model import MedConfig, TextConfig, VisionConfig
-from openblip.model.albef import AlbefConfig, AlbefHead
-from openblip.model.config import Head
+from openblip.model.config import AlbefConfig, AlbefHead, Head
 from openblip.model.nlvr import NlvrConfig
 from openblip.model.vqa import VqaConfig
 
@@ -156,7 +156,7 @@ def _vision(kind: Kind, shapes: _Shapes, heads: int | None) -> VisionConfig:
         width=width,
         depth=shapes.depth("visual_encoder.blocks.*.norm1.weight"),
         heads=_num_heads("vision_heads", heads, width, shapes.source),
-        mlp_ratio=hidden_width / width,
+        mlp_ratio=ratio_of(hidden_width, width),
         drop_path=drop_path,
     )
 
@@ -202,7 +202,13 @@ def _num_heads(argument: str, given: int | None, width: int, source: str) -> int
             f"{source}: width {width} is not a multiple of {_HEAD_DIM}, so the number of attention "
             f"heads cannot be told; give {argument}"
         )
-    return given or width // _HEAD_DIM
+    return width // _HEAD_DIM if given is None else given
+
+
+def ratio_of(hidden_width: int, width: int) -> float:
+    """A ratio whose product with the width, rounded down, is the hidden width."""
+    ratio = hidden_width / width
+    return ratio if int(width * ratio) == hidden_width else math.nextafter(ratio, math.inf)
 
 
 def teacher_config(config: OriginalConfig) -> MedConfig | AlbefConfig:

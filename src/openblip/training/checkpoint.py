@@ -238,7 +238,7 @@ def read_checkpoint(folder: Path, task: AnyTask, optimiser: torch.optim.Optimize
     Raises:
         CheckpointError: if a file is missing or damaged, or is of another model.
     """
-    state = _read_run_state(folder)
+    state = read_run_state(folder)
     try:
         read_into(folder / STATE_FOLDER, task, optimiser)
     except CheckpointError as error:
@@ -258,7 +258,12 @@ def _cannot_write(folder: Path, error: Exception) -> CheckpointError:
     )
 
 
-def _read_run_state(folder: Path) -> RunState:
+def read_run_state(folder: Path) -> RunState:
+    """Where the run of a checkpoint stood.
+
+    Raises:
+        CheckpointError: the file that tells it is missing or damaged, or of an earlier version.
+    """
     path = folder / RUN_STATE_FILE
     if (folder / "training_state.pt").exists():
         raise CheckpointError(

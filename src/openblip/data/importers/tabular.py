@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from openblip.data.importers.source import (
@@ -93,7 +93,8 @@ class TableSource:
                 assert isinstance(held, Found)
                 assert isinstance(entry, Found)
                 texts = [*held.captions, *entry.captions]
-                held = replace(held, captions=texts, cursor=entry.cursor)
+                number = held.num_records + entry.num_records
+                held = replace(held, captions=texts, cursor=entry.cursor, num_records=number)
                 continue
             if held is not None:
                 yield held
@@ -144,6 +145,8 @@ class TableSource:
             captions=captions,
             key=name if key in (None, "") else str(key),
             split=None if split in (None, "") else str(split),
+            place=file,
+            image_folder=str(PurePosixPath(name).parent) if name else "",
             meta=unfolded({name: value for name, value in record.items() if name not in used}),
         )
 

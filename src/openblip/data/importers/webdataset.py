@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
 
 from openblip.data.ids import file_key
+from openblip.data.images import MAX_IMAGE_BYTES
 from openblip.data.importers.source import (
     IMAGE_SUFFIXES,
     Cursor,
@@ -20,7 +21,6 @@ from openblip.data.importers.source import (
     inside,
     with_record,
 )
-from openblip.data.reading import MAX_IMAGE_BYTES
 from openblip.data.report import Reason
 
 TAR_SUFFIXES = (".tar", ".tar.gz", ".tgz")
@@ -195,6 +195,8 @@ def _entry(sample: _Sample, shard: Path, cursor: Cursor) -> Entry:
         captions=captions,
         key=key,
         split=split,
+        place=shard,
+        image_folder=str(PurePosixPath(sample.key).parent),
         meta=meta,
     )
 
