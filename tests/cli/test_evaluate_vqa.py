@@ -69,7 +69,7 @@ def test_mistakes_are_named(
     checkpoint: Checkpoint, table: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", "vqa", checkpoint("vqa"), table, "--candidates", "gone.txt"]) == 1
-    assert "gone.txt: the candidates cannot be read" in capsys.readouterr().err
+    assert "gone.txt: cannot be read" in capsys.readouterr().err
     # Before the model is loaded.
     assert main(["evaluate", "vqa", "gone", table, "--split", "val", "--report", "p.html"]) == 1
     assert "--report: pairs.lance: no row of the split 'val'" in capsys.readouterr().err

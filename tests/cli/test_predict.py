@@ -60,7 +60,7 @@ def test_candidates_may_stand_in_a_file(
     assert main([*words, "--candidates-file", "answers.txt"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["answer"] in ("yes", "no")
     assert main([*words, "--candidates-file", "nowhere.txt"]) == 1
-    assert "nowhere.txt: the candidates cannot be read" in capsys.readouterr().err
+    assert "nowhere.txt: cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -68,7 +68,12 @@ def checked(run: Callable[..., _Result]) -> Callable[..., _Result]:
         signature = inspect.signature(run)
         given = signature.bind(*args, **kwargs).arguments
         hints = get_type_hints(run, include_extras=True)
-        defaults = {name: p.default for name, p in signature.parameters.items()}
+        # What has no default is a positional word: the command itself says if it is missing.
+        defaults = {
+            name: parameter.default
+            for name, parameter in signature.parameters.items()
+            if parameter.default is not parameter.empty
+        }
         _check(given, hints, defaults)
         return run(*args, **kwargs)
 
