@@ -121,15 +121,20 @@ def inside(root: Path, relative: str) -> Path:
     """The path of a file that a source names, which must lie below `root`.
 
     Raises:
-        UnsafePath: the name is absolute, empty, an address, or climbs above `root`.
+        UnsafePath: the name is empty, an address, or does not lie below `root`.
     """
     if _URL.match(relative):
         raise UnsafePath(
             f"{relative!r} is a web address: download the images first (img2dataset does that "
             "well) and import its output"
         )
+    for folder in (root, Path(os.path.normpath(root))):
+        if (path := Path(relative)).is_absolute() and path.is_relative_to(folder):
+            relative = str(path.relative_to(folder))
     if "\0" in relative or _ABSOLUTE.match(relative):
-        raise UnsafePath(f"{relative!r} is not a path relative to {root}")
+        raise UnsafePath(
+            f"{relative!r} does not lie below {root}: name its folder with --image-root"
+        )
     depth = 0
     for part in re.split(r"[/\\]", relative):
         depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
@@ -148,12 +153,16 @@ def is_file(path: Path) -> bool:
 def texts_of(value: Any) -> list[str]:
     """The texts of a string or a list of strings; None gives none.
 
+    An object with a `text`, as `openblip caption` writes one, stands for that.
+
     Raises:
         ValueError: it is something else.
     """
     values = [value] if isinstance(value, str) else value
     if values is None:
         return []
+    if isinstance(values, list):
+        values = [item.get("text") if isinstance(item, dict) else item for item in values]
     if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
         raise ValueError(f"captions must be a text or a list of texts, not {str(value)[:100]!r}")
     return values
