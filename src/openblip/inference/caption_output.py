@@ -146,7 +146,7 @@ class FileOutput:
 
         There an import looks for it. One that lies elsewhere is named by its whole path.
         """
-        if file is None or file.is_absolute():
+        if file is None:
             return name
         # Links stay: what a linked folder holds is below it.
         folder, where = (Path(os.path.normpath(p.absolute())) for p in (self._file.parent, file))

@@ -10,7 +10,7 @@ from openblip.data.coco_ids import COCO_ID, image_id
 from openblip.data.image_formats import IMAGE_SUFFIXES
 from openblip.data.importers.coco import ROOTS
 from openblip.data.importers.gathered import Gathered, GatheredSource
-from openblip.data.importers.source import SourceOptions, texts_of
+from openblip.data.importers.source import SourceOptions, name_below, texts_of
 
 _COCO_ID = re.compile(r"COCO_[a-z]+\d{4}_(\d{12})\.")
 _USED = ("image", "caption", "captions", "image_id")
@@ -65,12 +65,13 @@ def results_source(file: Path, records: Sequence[Any], options: SourceOptions) -
         if not isinstance(key, int | str) or not isinstance(caption, str):
             gathered.refuse(f"record {number}", "needs an image_id and a caption")
             continue
-        found = names[key] if isinstance(key, int) else [key]
+        found = names[key] if isinstance(key, int) else [name_below(root, key)]
         if len(found) != 1:
             why = "several image files have" if found else "no image file has"
             gathered.refuse(f"record {number}", f"{why} the number {key} in the name, below {root}")
             continue
-        image = gathered.image(str(key), (found[0],))
+        is_number = isinstance(key, int)
+        image = gathered.image(str(key) if is_number else found[0], (found[0],))
         image.captions.append(caption)
         used = (*_USED, COCO_ID)
         image.meta |= {field: value for field, value in entry.items() if field not in used}

@@ -121,16 +121,13 @@ def inside(root: Path, relative: str) -> Path:
     """The path of a file that a source names, which must lie below `root`.
 
     Raises:
-        UnsafePath: the name is empty, an address, or does not lie below `root`.
+        UnsafePath: the name is absolute, empty, an address, or climbs above `root`.
     """
     if _URL.match(relative):
         raise UnsafePath(
             f"{relative!r} is a web address: download the images first (img2dataset does that "
             "well) and import its output"
         )
-    for folder in (root, Path(os.path.normpath(root))):
-        if (path := Path(relative)).is_absolute() and path.is_relative_to(folder):
-            relative = str(path.relative_to(folder))
     if "\0" in relative or _ABSOLUTE.match(relative):
         raise UnsafePath(
             f"{relative!r} does not lie below {root}: name its folder with --image-root"
@@ -143,6 +140,13 @@ def inside(root: Path, relative: str) -> Path:
     if depth == 0:
         raise UnsafePath(f"{relative!r} names no file")
     return root / relative
+
+
+def name_below(root: Path, name: str) -> str:
+    """The name of a file from `root` on where it is an absolute path below that; else as it is."""
+    folder, path = os.path.normpath(root), Path(name)
+    is_below = path.is_absolute() and path.is_relative_to(folder)
+    return path.relative_to(folder).as_posix() if is_below else name
 
 
 def is_file(path: Path) -> bool:

@@ -15,6 +15,7 @@ from openblip.data.importers.source import (
     SourceOptions,
     UnsafePath,
     inside,
+    name_below,
     texts_of,
     unfolded,
 )
@@ -155,7 +156,8 @@ class TableSource:
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str) and value:
-            return inside(root, value), value
+            name = name_below(root, value)
+            return inside(root, name), name
         return (value, None) if isinstance(value, bytes) and value else (None, None)
 
     def _root(self, file: Path) -> Path:
