@@ -1,14 +1,30 @@
 """Numbers of images in files for the tools of COCO, which take a text for a list."""
 
 import re
+from pathlib import PurePosixPath
 
+from openblip.data.image_formats import IMAGE_SUFFIXES
 from openblip.data.table import PairTable
 from openblip.data.views import split_rows
 
 COCO_ID = "openblip_id"
 """Field for the id of a row where that is no number."""
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
+# Of a COCO file name such as COCO_val2014_000000391895.jpg. More digits are no id but a hash.
+_TRAILING_NUMBER = re.compile(r"(?:^|_)(\d{1,18})$")
 _ROWS_TOGETHER = 8192
+
+
+def image_id(name: str) -> int | str:
+    """An image's id in COCO files: the number in its name, or else the name.
+
+    A number counts if it is the whole name, or follows a `_` at its end, without the folders and
+    the suffix: 391895 for `val2014/COCO_val2014_000000391895.jpg`, and for `391895`.
+    """
+    path = PurePosixPath(name)
+    stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
+    found = _TRAILING_NUMBER.search(stem)
+    return int(found[1]) if found else name
 
 
 class CocoIds:

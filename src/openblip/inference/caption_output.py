@@ -139,7 +139,20 @@ class FileOutput:
 
     def mark(self, name: str, file: Path | None) -> str:
         """What stands in the line of an image."""
-        return self._format.mark(name)
+        return self._format.mark(self._told(name, file))
+
+    def _told(self, name: str, file: Path | None) -> str:
+        """The name of an image file as it leads to it from the folder of the output.
+
+        There an import looks for it. One that lies elsewhere is named by its whole path.
+        """
+        if file is None:
+            return name
+        # Links stay: what a linked folder holds is below it.
+        folder, where = (Path(os.path.normpath(p.absolute())) for p in (self._file.parent, file))
+        if folder / name == where:
+            return name
+        return str(where.relative_to(folder) if where.is_relative_to(folder) else where)
 
     def has(self, mark: str) -> bool:
         """Whether a line of this image is there."""
@@ -151,7 +164,8 @@ class FileOutput:
         Raises:
             DataError: if that fails, as on a full disk; whole lines stay.
         """
-        text = "".join(f"{self._format.line(name, captions)}\n" for name, _, captions in results)
+        lines = (self._format.line(self._told(name, file), texts) for name, file, texts in results)
+        text = "".join(f"{line}\n" for line in lines)
         with _writing(str(self._journal)):
             self._append(line_bytes(text))
 

@@ -13,6 +13,7 @@ from openblip.data.importers.source import (
     SourceOptions,
     UnsafePath,
     inside,
+    name_below,
     parse_object,
     plain,
     texts_of,
@@ -69,6 +70,7 @@ class JsonlSource:
             name, captions = _pop_first(record, _IMAGE_FIELDS), _first(record, _CAPTION_FIELDS)
             if not isinstance(name, str):
                 raise ValueError(f"no field {' or '.join(_IMAGE_FIELDS)} with a path")
+            name = name_below(self._root, name)
             path = inside(self._root, name)
             texts = texts_of(captions)
         except UnsafePath as error:

@@ -129,7 +129,9 @@ def inside(root: Path, relative: str) -> Path:
             "well) and import its output"
         )
     if "\0" in relative or _ABSOLUTE.match(relative):
-        raise UnsafePath(f"{relative!r} is not a path relative to {root}")
+        raise UnsafePath(
+            f"{relative!r} does not lie below {root}: name its folder with --image-root"
+        )
     depth = 0
     for part in re.split(r"[/\\]", relative):
         depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
@@ -140,6 +142,13 @@ def inside(root: Path, relative: str) -> Path:
     return root / relative
 
 
+def name_below(root: Path, name: str) -> str:
+    """The name of a file from `root` on where it is an absolute path below that; else as it is."""
+    folder, path = os.path.normpath(root), Path(name)
+    is_below = path.is_absolute() and path.is_relative_to(folder)
+    return path.relative_to(folder).as_posix() if is_below else name
+
+
 def is_file(path: Path) -> bool:
     """Whether a file is there; False too where the system refuses the path, as one too long."""
     return os.path.isfile(path)  # noqa: PTH113 - the method of `Path` raises there
@@ -148,12 +157,16 @@ def is_file(path: Path) -> bool:
 def texts_of(value: Any) -> list[str]:
     """The texts of a string or a list of strings; None gives none.
 
+    An object with a `text`, as `openblip caption` writes one, stands for that.
+
     Raises:
         ValueError: it is something else.
     """
     values = [value] if isinstance(value, str) else value
     if values is None:
         return []
+    if isinstance(values, list):
+        values = [item.get("text") if isinstance(item, dict) else item for item in values]
     if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
         raise ValueError(f"captions must be a text or a list of texts, not {str(value)[:100]!r}")
     return values

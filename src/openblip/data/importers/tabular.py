@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from openblip.data.caption_cells import captioned_row
 from openblip.data.importers.source import (
     Cursor,
     Entry,
@@ -14,6 +15,7 @@ from openblip.data.importers.source import (
     SourceOptions,
     UnsafePath,
     inside,
+    name_below,
     texts_of,
     unfolded,
 )
@@ -154,7 +156,8 @@ class TableSource:
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str) and value:
-            return inside(root, value), value
+            name = name_below(root, value)
+            return inside(root, name), name
         return (value, None) if isinstance(value, bytes) and value else (None, None)
 
     def _root(self, file: Path) -> Path:
@@ -254,12 +257,13 @@ def _text_records(file: Path, done: int) -> Iterator[Mapping[str, Any] | ValueEr
                 yield record
 
 
-def _text_record(names: Sequence[str], values: Sequence[str]) -> Mapping[str, str]:
+def _text_record(names: Sequence[str], values: Sequence[str]) -> Mapping[str, Any]:
     if len(values) != len(names):
         raise ValueError(f"{len(values)} fields where the header has {len(names)}")
     if any("\udc80" <= character <= "\udcff" for value in values for character in value):
         raise ValueError("not UTF-8")
-    return dict(zip(names, (value.strip() for value in values), strict=True))
+    row = dict(zip(names, (value.strip() for value in values), strict=True))
+    return captioned_row(names, row)
 
 
 def _header(line: str, delimiter: str) -> list[str]:
