@@ -3,6 +3,7 @@
 import difflib
 import functools
 import importlib
+import inspect
 import os
 import select
 import sys
@@ -10,7 +11,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, TextIO, get_origin
 
 from openblip.errors import OpenBlipError, OpenBlipWarning
 
@@ -104,6 +105,9 @@ def _guarded(run: Callable[..., int], words: list[str], prog: str, debug: bool) 
         if run.__module__ in ("openblip.cli.train", "openblip.cli.plan"):
             # Their flags are, or include, the fields of a recipe that the first words name.
             return run(words, prog)
+        if flag := _flag_without_values(run, words):
+            print(f"{prog}: {flag} is given without a value", file=sys.stderr)
+            return 2
         import tyro
 
         return tyro.cli(_announced(run, prog), args=words, prog=prog)
@@ -117,6 +121,20 @@ def _guarded(run: Callable[..., int], words: list[str], prog: str, debug: bool) 
             traceback.print_exc()
         print(f"{prog}: {error}", file=sys.stderr)
         return 1
+
+
+def _flag_without_values(run: Callable[..., int], words: list[str]) -> str | None:
+    """The first flag for any number of values that is given none: nobody means that."""
+    lists = {
+        f"--{name.replace('_', '-')}"
+        for name, parameter in inspect.signature(run).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and get_origin(parameter.annotation) is tuple
+    }
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        is_flag = following.startswith("-") and not following[1:2].isdigit()
+        if word.replace("_", "-") in lists and is_flag:
+            return word
+    return None
 
 
 def _announced(run: Callable[..., int], prog: str) -> Callable[..., int]:
