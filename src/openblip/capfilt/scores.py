@@ -25,8 +25,8 @@ class TextScores:
     """Row of the table."""
     places: NDArray[np.int64]
     """Which of the row's texts of this source."""
-    itm: NDArray[np.float32]
-    """Probability that text and image match."""
+    itm: NDArray[np.float64]
+    """Probability that text and image match; compared with thresholds as views compare them."""
     itc: NDArray[np.float32]
     """Cosine of text and image."""
     kinds: NDArray[np.str_]
@@ -114,7 +114,7 @@ class _Collector:
             source=self.source,
             rows=np.array(self.rows, dtype=np.int64),
             places=np.array(self.places, dtype=np.int64),
-            itm=np.array(self.itm, dtype=np.float32),
+            itm=np.array(self.itm, dtype=np.float64),
             itc=np.array(self.itc, dtype=np.float32),
             kinds=np.array(self.kinds, dtype=np.str_),
         )

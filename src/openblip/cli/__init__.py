@@ -3,6 +3,7 @@
 import difflib
 import functools
 import importlib
+import inspect
 import os
 import select
 import shutil
@@ -11,7 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, TextIO
+from typing import Any, TextIO, get_origin
 
 from openblip.cli.flags import UsageError, checked
 from openblip.cli.output import complain, replace_what_cannot_be_shown
@@ -115,6 +116,9 @@ def _guarded(run: Callable[..., int], words: list[str], prog: str, debug: bool) 
         if run.__module__ in ("openblip.cli.train", "openblip.cli.plan"):
             # Their flags are, or include, the fields of a recipe that the first words name.
             return run(words, prog)
+        if flag := _flag_without_values(run, words):
+            print(f"{prog}: {flag} is given without a value", file=sys.stderr)
+            return 2
         import tyro
 
         return tyro.cli(_announced(checked(run), prog), args=words, prog=prog)
@@ -141,6 +145,20 @@ def _explained(error: BaseException) -> str:
     if isinstance(error, OpenBlipError | OSError):
         return str(error)
     return f"unexpected {type(error).__name__}: {error}; --debug shows the traceback"
+
+
+def _flag_without_values(run: Callable[..., int], words: list[str]) -> str | None:
+    """The first flag for any number of values that is given none: nobody means that."""
+    lists = {
+        f"--{name.replace('_', '-')}"
+        for name, parameter in inspect.signature(run).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and get_origin(parameter.annotation) is tuple
+    }
+    for word, following in zip(words, [*words[1:], "--"], strict=True):
+        is_flag = following.startswith("-") and not following[1:2].isdigit()
+        if word.replace("_", "-") in lists and is_flag:
+            return word
+    return None
 
 
 def _announced(run: Callable[..., int], prog: str) -> Callable[..., int]:
