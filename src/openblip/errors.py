@@ -75,5 +75,9 @@ class TextTruncated(OpenBlipWarning):
     """The model did not see the end of a text; the message names the word at which it is cut."""
 
 
+class UntrainedHead(OpenBlipWarning):
+    """A model is asked for what its last training was not for; names a model that can do it."""
+
+
 class UnknownWords(OpenBlipWarning):
     """The model's vocabulary lacks words of a text, which it reads as `[UNK]`; names some."""

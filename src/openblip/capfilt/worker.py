@@ -73,8 +73,8 @@ class Worker:
         self.captioners = [load(source, device=device) for source in job.settings.captioners]
         self.filter: Blip = load(job.settings.filter, device=device)
         for captioner in self.captioners:
-            captioner.med.require("lm")
-        self.filter.med.require("itm")
+            captioner.require("lm")
+        self.filter.require("itm")
         # Only now: what was loaded must be what is checked.
         job.check_models()
         self._names = job.models[:-1]

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 import tyro
 
 from openblip.cli.flags import Count, CountOrNone
-from openblip.cli.output import check_outputs, print_json, print_table
+from openblip.cli.output import (
+    check_outputs,
+    dominant_json,
+    print_dominant,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from openblip.data.table import PairTable
@@ -140,8 +146,10 @@ def caption(
         write_caption_report(written, opened, report, subject=f"{model}, split {split}")
     if json:
         shown = ("metrics", "domains", "num_images")
-        print_json({name: getattr(written, name) for name in shown})
+        values = {name: getattr(written, name) for name in shown}
+        print_json(values | dominant_json(written.dominant))
         return 0
+    print_dominant(written.dominant)
     print(f"{written.num_images} images, {written.seconds:.0f} s")
     rows = {"all": written.metrics, **written.domains}
     print_table(
@@ -220,8 +228,10 @@ def vqa(
     if json:
         bounds = {name: [value.low, value.high] for name, value in intervals.items()}
         counts = {"num_images": found.num_images, "num_questions": found.num_questions}
-        print_json({"metrics": found.metrics, "intervals": bounds, **counts})
+        values = {"metrics": found.metrics, "intervals": bounds, **counts}
+        print_json(values | dominant_json(found.dominant))
         return 0
+    print_dominant(found.dominant)
     asked = f"{found.num_questions} questions about {found.num_images} images"
     how = "written" if ranked is None else f"ranked among {len(ranked)}"
     print(f"{asked}, answers {how}, {found.seconds:.0f} s")
@@ -285,8 +295,10 @@ def videoqa(
     if json:
         bounds = {name: [value.low, value.high] for name, value in intervals.items()}
         shown = ("metrics", "num_videos", "num_questions", "seconds")
-        print_json({name: getattr(found, name) for name in shown} | {"intervals": bounds})
+        values = {name: getattr(found, name) for name in shown} | {"intervals": bounds}
+        print_json(values | dominant_json(found.dominant))
         return 0
+    print_dominant(found.dominant)
     how = "written" if ranked is None else f"ranked among {len(ranked)}"
     print(
         f"{found.num_questions} questions about {found.num_videos} videos, {num_frames} frames, "
@@ -349,8 +361,10 @@ def nlvr(
     if json:
         bounds = {name: [value.low, value.high] for name, value in intervals.items()}
         counts = {"num_pairs": found.num_pairs, "seconds": found.seconds}
-        print_json({"metrics": found.metrics, "intervals": bounds, **counts})
+        values = {"metrics": found.metrics, "intervals": bounds, **counts}
+        print_json(values | dominant_json(found.dominant))
         return 0
+    print_dominant(found.dominant)
     print(f"{found.num_pairs} sentences about two images, {found.seconds:.0f} s")
     rows = [
         [name, f"{value:.2f}", _shown(intervals, name)] for name, value in found.metrics.items()

@@ -6,10 +6,15 @@ import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from openblip.atomic import check_output, is_stream
 from openblip.errors import RecipeError, one_line
+
+if TYPE_CHECKING:
+    from openblip.evaluation.dominance import Dominant
 
 
 def announce(prog: str) -> None:
@@ -56,6 +61,11 @@ def print_json(value: object) -> None:
     print(text)
 
 
+def dominant_json(found: "Dominant | None") -> dict[str, object]:
+    """What a model says of nearly everything, or null, as a field of a result."""
+    return {"dominant": None if found is None else asdict(found)}
+
+
 def _with_nulls(value: object) -> object:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -74,6 +84,12 @@ def replace_what_cannot_be_shown() -> None:
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError):  # a caller's own stream
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+def print_dominant(found: "Dominant | None") -> None:
+    """Where a model says the same of nearly everything, that comes first."""
+    if found is not None:
+        print(found)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

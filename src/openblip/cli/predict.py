@@ -104,15 +104,17 @@ def _caption(
         )
     except BrokenPipeError:
         return 1  # whoever reads, such as `head`, has read enough
+    empty = f" ({result.empty:,} of them empty)" if result.empty else ""
     print(
-        f"{result.captioned:,} captioned, {result.failed:,} failed, {result.skipped:,} skipped, "
+        f"{result.captioned:,} captioned{empty}, {result.failed:,} failed, "
+        f"{result.skipped:,} skipped, "
         f"{result.rate:,.1f} images/s",
         file=sys.stderr,
     )
     if result.interrupted:
         print(f"interrupted; {_what_next(target)}", file=sys.stderr)
         return 130
-    return 1 if result.failed else 0
+    return 1 if result.failed or result.empty else 0
 
 
 def _what_next(target: "CaptionTarget") -> str:

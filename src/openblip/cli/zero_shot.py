@@ -5,7 +5,13 @@ from pathlib import Path
 import tyro
 
 from openblip.cli.flags import Count, CountOrNone
-from openblip.cli.output import check_outputs, print_json, print_table
+from openblip.cli.output import (
+    check_outputs,
+    dominant_json,
+    print_dominant,
+    print_json,
+    print_table,
+)
 
 
 def classify(
@@ -63,8 +69,10 @@ def classify(
         save_records(results, found.predictions)
     if json:
         shown = ("metrics", "contrastive", "per_class", "num_images", "classes", "k", "seconds")
-        print_json({name: getattr(found, name) for name in shown})
+        values = {name: getattr(found, name) for name in shown}
+        print_json(values | dominant_json(found.dominant))
         return 0
+    print_dominant(found.dominant)
     print(f"{found.num_images} images, {len(found.classes)} classes, {found.seconds:.0f} s")
     rows = {"ITC": found.contrastive} | ({f"ITM of the top {k}": found.metrics} if k else {})
     print_table(

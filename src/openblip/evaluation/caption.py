@@ -18,6 +18,7 @@ from openblip.data.shuffle import named_seed
 from openblip.data.table import PairTable
 from openblip.data.views import split_rows
 from openblip.errors import DataError
+from openblip.evaluation.dominance import Dominant, dominant
 from openblip.evaluation.java_metrics import JavaPrograms
 from openblip.evaluation.metrics.caption_metrics import CaptionScores, caption_scores
 from openblip.evaluation.results_file import save_json
@@ -51,6 +52,11 @@ class CaptionResult:
     """What numbers the images have in files for COCO."""
     num_images: int
     seconds: float
+
+    @property
+    def dominant(self) -> Dominant | None:
+        """The caption of nearly all, if there is one."""
+        return dominant(self.captions.values())
 
     def save_coco(self, path: Path) -> None:
         """Write the captions as a COCO results file: a list of image_id and caption.

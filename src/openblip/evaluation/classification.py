@@ -19,6 +19,7 @@ from openblip.data.rows import read_meta
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.errors import DataError, MissingHead, RecipeError
+from openblip.evaluation.dominance import Dominant, dominant
 from openblip.evaluation.matching import (
     can_match,
     candidates,
@@ -74,6 +75,11 @@ class ClassificationResult:
     num_images: int
     k: int
     seconds: float
+
+    @property
+    def dominant(self) -> Dominant | None:
+        """The class of nearly all, if there is one."""
+        return dominant(image["predictions"][0] for image in self.predictions)
 
 
 def evaluate_classification(

@@ -80,7 +80,7 @@ def evaluate_video(
         if value < least:
             raise RecipeError(f"{name} is {value}; give {least} or more")
     if k:
-        blip.matcher.require("itm")
+        blip.require("itm")
     if not clips:
         raise DataError("there are no clips to search")
     started = time.perf_counter()

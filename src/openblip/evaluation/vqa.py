@@ -16,6 +16,7 @@ from openblip.data.loader import every_image
 from openblip.data.questions import Question, QuestionIndex
 from openblip.data.table import PairTable
 from openblip.errors import DataError, TextTruncated
+from openblip.evaluation.dominance import Dominant, dominant
 from openblip.evaluation.metrics.vqa import VqaScores, vqa_scores
 from openblip.evaluation.metrics.wordnet import WordNet
 from openblip.evaluation.metrics.wups import items_of, wups_scores
@@ -58,6 +59,11 @@ class VqaResult:
     num_images: int
     num_questions: int
     seconds: float
+
+    @property
+    def dominant(self) -> Dominant | None:
+        """The answer of nearly all, if there is one."""
+        return dominant(self.answers.values())
 
     def save_results(self, path: Path) -> None:
         """Write the answers in the form that the server of the VQA challenge takes."""

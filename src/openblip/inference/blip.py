@@ -136,7 +136,7 @@ class Blip(ModelBundle):
             seed: as in `caption`; an image's draws depend on the seed and its place alone.
             batch_size: images at a time.
         """
-        self.med.require("lm")
+        self.require("lm")
         decoding = decoding or Decoding()
         key = secrets.randbits(63) if seed is None else seed
         prompts = repeat(prompt) if isinstance(prompt, str) else iter(prompt)
@@ -173,7 +173,7 @@ class Blip(ModelBundle):
     def _embedder(self) -> Med | Albef | DualEncoder:
         if isinstance(self.model, DualEncoder):
             return self.model
-        self.matcher.require("itc")
+        self.require("itc")
         return self.matcher
 
     def match(
@@ -195,7 +195,7 @@ class Blip(ModelBundle):
         Raises:
             DataError: if there are not as many texts as images.
         """
-        self.matcher.require("itm")
+        self.require("itm")
         sources = list(as_sources(images))
         texts = [texts] if isinstance(texts, str) else texts
         if len(sources) not in (1, len(texts)):
@@ -223,7 +223,7 @@ class Blip(ModelBundle):
 
         Each image is encoded once, with its cross-attention keys and values.
         """
-        self.matcher.require("itm")
+        self.require("itm")
         texts = [texts] if isinstance(texts, str) else texts
         self.warn_of_unknown_words(texts)
         tokens = self._tokens(texts, first_token)
@@ -339,7 +339,9 @@ class Blip(ModelBundle):
             return explain_question(
                 self.vqa, self.tokenizer, hidden, question, answer, layer, first_token
             )
-        if text is not None and "itm" in self.med.config.heads:
+        matches = text is not None and (self.can_match or not isinstance(self.model, Med))
+        self.require("itm" if matches else "lm")
+        if text is not None and matches:
             tokens = self._tokens([text], first_token)
             return explain_match(self.med, self.tokenizer, hidden, tokens.row(0), layer)
         if text is None:
@@ -405,6 +407,7 @@ class Blip(ModelBundle):
                 whatever other images are there.
             num_captions: per image.
         """
+        self.require("lm")
         return caption_encoded(encoded, self.tokenizer, decoding, prompt, seeds, num_captions)
 
     def score(
@@ -420,6 +423,7 @@ class Blip(ModelBundle):
             texts: per image any number, also none.
             first_token: first token of a text that is matched.
         """
+        self.require("itm")
 
         def tokens_of(own: Sequence[str]) -> TokenBatch:
             return encode_texts(self.tokenizer, own, self.max_tokens, self._first(first_token))

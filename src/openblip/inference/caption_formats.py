@@ -62,9 +62,9 @@ def format_name(suffix: str) -> FormatName:
 def caption_format(name: FormatName, num_captions: int) -> CaptionFormat:
     """The format of this name for so many captions an image.
 
-    `jsonl` has objects `{"image": name, "captions": [{"text", "logprob"}]}`; `csv` the columns
-    image, caption, logprob, and caption_2, logprob_2 and so on, a quote before what a spreadsheet
-    would run; `txt` the name and the captions
+    `jsonl` has objects `{"image": name, "captions": [{"text", "logprob"}]}`, and of an empty text
+    its `reason`; `csv` the columns image, caption, logprob, and caption_2, logprob_2 and so on, a
+    quote before what a spreadsheet would run; `txt` the name and the captions
     with tabs between them; `coco` the elements of a results file, `{"image_id", "caption"}`.
 
     Raises:
@@ -98,8 +98,13 @@ def line_text(data: bytes) -> str:
 
 
 def _jsonl_line(name: str, captions: Sequence[Caption]) -> str:
-    texts = [{"text": c.text, "logprob": round(c.logprob, _DECIMALS)} for c in captions]
-    return json_text({"image": name, "captions": texts})
+    return json_text({"image": name, "captions": [_as_json(caption) for caption in captions]})
+
+
+def _as_json(caption: Caption) -> dict[str, object]:
+    """A text with its log-probability, and where it is empty the reason."""
+    values = {"text": caption.text, "logprob": round(caption.logprob, _DECIMALS)}
+    return values | ({} if caption.reason is None else {"reason": caption.reason})
 
 
 def _coco_line(name: str, captions: Sequence[Caption]) -> str:

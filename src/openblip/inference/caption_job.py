@@ -98,6 +98,9 @@ class CaptionJobResult:
     """Images without captions; each was reported. They are tried again by the next run."""
     skipped: int
     """Images that were done before, or given twice."""
+    empty: int
+    """Captioned images all of whose captions are empty; each was reported. Beside an image no file
+    is written then."""
     seconds: float
     """Time since the first image was read, without loading the model."""
     interrupted: bool
@@ -168,7 +171,7 @@ class _Job:
     ) -> None:
         self._output, self._settings = output, settings
         self._progress, self._report = progress, report
-        self._captioned = self._failed = self._skipped = 0
+        self._captioned = self._failed = self._skipped = self._empty = 0
         self._names, self._marks = IdSet(), IdSet()
 
     def run(self, sources: ImageSources, batch_size: int) -> CaptionJobResult:
@@ -181,14 +184,14 @@ class _Job:
             settings = self._settings
             size = settings.image_size
             blip = load(settings.model, settings.device, settings.dtype, image_size=size)
-            blip.med.require("lm")
+            blip.require("lm")
             blip.warn_of_unknown_words([settings.prompt], "prompts")
             started = time.perf_counter()
             is_interrupted = self._caption(blip, chain([first], images), batch_size)
         self._output.close(is_complete=not is_interrupted)
         seconds = time.perf_counter() - started
         return CaptionJobResult(
-            self._captioned, self._failed, self._skipped, seconds, is_interrupted
+            self._captioned, self._failed, self._skipped, self._empty, seconds, is_interrupted
         )
 
     def _caption(self, blip: Blip, images: Iterable[SourceImage], batch_size: int) -> bool:
@@ -218,6 +221,10 @@ class _Job:
             ]
             self._output.write(written)
             self._captioned += len(written)
+            for name, _, own in written:
+                if not any(caption.text for caption in own):
+                    self._empty += 1
+                    self._report(f"{name}: the caption is empty: {own[0].reason}")
         self._progress.update(len(batch.items) + len(batch.failures))
 
     def _wants(self, name: str, file: Path | None) -> bool:

@@ -262,15 +262,17 @@ class SidecarOutput:
         return not self._overwrite and Path(mark).exists()
 
     def write(self, results: Sequence[Written]) -> None:
-        """Writes text files, each there whole or not at all.
+        """Writes text files, each there whole or not at all; none for an image without a text.
 
         Raises:
             DataError: if that fails; names the file.
         """
         for name, file, captions in results:
+            if not any(caption.text for caption in captions):
+                continue
             path = Path(self.mark(name, file))
             with _writing(str(path)), replace_file(path, durable=False) as unfinished:
-                lines = "".join(f"{caption.text}\n" for caption in captions)
+                lines = "".join(f"{caption.text}\n" for caption in captions if caption.text)
                 unfinished.write_text(lines, encoding="utf-8")
 
     def close(self, is_complete: bool) -> None:

@@ -51,7 +51,8 @@ def load(
     else:
         place = _usable(device)
     read = read_model(find_model(source))
-    blip = Blip(read.model, read.tokenizer, read.kind, read.image_size, read.max_tokens)
+    sizes = read.image_size, read.max_tokens
+    blip = Blip(read.model, read.tokenizer, read.kind, *sizes, read.trained)
     check_weights(blip.model, str(source))
     if image_size is not None:
         blip.model.resize_images(image_size)

@@ -111,6 +111,11 @@ class AlbefTask(ContrastiveTask):
         )
 
     @property
+    def trained_heads(self) -> tuple[str, ...]:
+        """Those of its losses."""
+        return self.objectives.losses
+
+    @property
     def trains_all_weights(self) -> bool:
         """Whether every head of the student has its loss."""
         return set(self.objectives.losses) == set(self.student.config.heads)

@@ -90,6 +90,11 @@ class CaptionerTask(Task[Batch]):
         self.label_smoothing = label_smoothing
 
     @property
+    def trained_heads(self) -> tuple[str, ...]:
+        """The lm head."""
+        return ("lm",)
+
+    @property
     def trains_all_weights(self) -> bool:
         """Whether the student is nothing but a captioner."""
         return self.student.config.heads == ("lm",)

@@ -49,6 +49,11 @@ class ClipTask(Task[Batch]):
         """Clamp the temperature in place."""
         self.student.temperature.clamp_(min=self.objectives.min_temperature)
 
+    @property
+    def trained_heads(self) -> tuple[str, ...]:
+        """The itc head."""
+        return ("itc",)
+
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """The contrast of a batch; draws nothing, so the position is unused."""
         hidden = self.student.encode_images(batch.images)

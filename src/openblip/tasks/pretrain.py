@@ -80,6 +80,11 @@ class PretrainTask(ContrastiveTask):
         self.prompt_tokens = prompt_tokens
 
     @property
+    def trained_heads(self) -> tuple[str, ...]:
+        """Those of its losses."""
+        return self.objectives.losses
+
+    @property
     def trains_all_weights(self) -> bool:
         """Whether every head of the student has its loss."""
         return set(self.objectives.losses) == set(self.student.config.heads)

@@ -186,7 +186,14 @@ class CheckpointWriter:
                 finish_state()
                 if first:
                     model = fill(empty_model(task.student.config), weights, str(folder))
-                    write_model(unfinished, model, self._tokenizer, task.kind, self._max_tokens)
+                    write_model(
+                        unfinished,
+                        model,
+                        self._tokenizer,
+                        task.kind,
+                        self._max_tokens,
+                        task.trained_heads,
+                    )
                     for name, text in texts.items():
                         (unfinished / name).write_text(text, encoding="utf-8")
                     finish_folder(unfinished, folder)
