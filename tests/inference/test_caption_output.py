@@ -261,15 +261,16 @@ class TestAnImport:
         self.write(photos / "captions.jsonl", names)
         assert set(self.captions_of(photos, tmp_path)) == {20, 21}
 
-    def test_tells_of_an_image_whose_caption_is_empty(self, photos: Path, tmp_path: Path) -> None:
+    def test_tells_why_a_caption_is_empty(self, photos: Path, tmp_path: Path) -> None:
         output = open_file(photos / "captions.jsonl")
-        output.write(
-            [(f"photos/{n}", photos / n, [caption(t)]) for n, t in (("a.jpg", ""), ("a.png", "b"))]
-        )
+        empty = Caption("", -1.0, (1,), reason="the model wrote no word")
+        output.write([("photos/a.jpg", photos / "a.jpg", [empty])])
+        output.write([("photos/a.png", photos / "a.png", [caption("b")])])
         output.close(is_complete=True)
         report = import_pairs(photos, tmp_path / "t", show_progress=False)
         assert report.num_rows == 1
         assert report.skipped == {"missing caption": 1}
+        assert "a.jpg: the model wrote no word" in report.to_text()
 
     def test_tells_of_a_number_that_is_that_of_two_files(
         self, photos: Path, tmp_path: Path

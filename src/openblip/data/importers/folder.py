@@ -77,6 +77,8 @@ class JsonlSource:
             return Refused(where, cursor, Reason.UNSAFE_PATH, str(error))
         except ValueError as error:
             return Refused(where, cursor, Reason.BAD_RECORD, str(error))
+        if not any(map(str.strip, texts)) and (why := _why_empty(captions)):
+            return Refused(f"{where}, {name}", cursor, Reason.MISSING_CAPTION, why)
         key, split = record.pop("id", None), record.pop("split", None)
         meta = {name: plain(v) for name, v in record.items() if name not in _CAPTION_FIELDS}
         return Found(
@@ -135,6 +137,13 @@ class SidecarSource:
             place=path.parent,
             meta=meta,
         )
+
+
+def _why_empty(captions: Any) -> str | None:
+    """The reason that `openblip caption` writes beside an empty text."""
+    items = captions if isinstance(captions, list) else []
+    reasons = (item.get("reason") for item in items if isinstance(item, dict))
+    return next((reason for reason in reasons if isinstance(reason, str)), None)
 
 
 def has_images(folder: Path) -> bool:
