@@ -135,7 +135,8 @@ def test_candidates_that_are_read_alike_count_once(vqa, tokenizer, hidden):
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", OpenBlipWarning)
         found = answer_questions(vqa, tokenizer, hidden, QUESTIONS, ["a", "cat", " a", "", "CAT"])
-    assert [str(each.message) for each in told] == [
+    notes = [str(each.message) for each in told if each.category is OpenBlipWarning]
+    assert notes == [
         "candidates: 1 empty, dropped; 1 repeated, counted once (such as 'a')",
         "candidates: 1 repeated, counted once (such as 'CAT')",
     ]
