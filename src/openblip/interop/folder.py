@@ -4,7 +4,7 @@ The only file that knows this layout; version 1 is the current one.
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -13,8 +13,9 @@ from openblip.atomic import replace_folder
 from openblip.data.tokenizer import TOKENIZER_FILE, TextTokenizer
 from openblip.data.transforms import IMAGE_MEAN, IMAGE_STD
 from openblip.errors import CheckpointError, DataError, RecipeError
-from openblip.interop.assembly import fill, read_safetensors, write_safetensors
+from openblip.interop.assembly import fill, read_safetensors, reason_of, write_safetensors
 from openblip.interop.models import (
+    FEWEST_TOKENS,
     AnyConfig,
     AnyModel,
     check_vocabulary,
@@ -203,17 +204,18 @@ def read_config(folder: Path) -> FolderConfig:
         config = FolderConfig(
             model=config_from_dict(_CONFIGS[kind], values["model"]),
             kind=cast("FolderKind", kind),
-            max_tokens=int(values["text"]["max_tokens"]),
+            max_tokens=_max_tokens(values["text"]["max_tokens"]),
             trained=_trained(values.get("trained")),
         )
+        _check_heads_are_said(values["model"])
         preprocess = {name: values["preprocess"][name] for name in ("image_size", "mean", "std")}
     except KeyError as error:
         raise CheckpointError(f"{path}: missing {error.args[0]!r}") from error
     except (RecipeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {reason_of(error)}") from error
     if preprocess != _preprocess(config.model):
         raise CheckpointError(
-            f"{path}: preprocess is {preprocess}, but this model's images are prepared with "
+            f"{path}: preprocess is {preprocess!s:.120}, but this model's images are prepared with "
             f"{_preprocess(config.model)}"
         )
     return config
@@ -232,21 +234,35 @@ def _trained(value: Any) -> tuple[str, ...] | None:
     return tuple(value)
 
 
+def _max_tokens(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < FEWEST_TOKENS:
+        raise ValueError(f"text.max_tokens is {value!r:.40}; expected {FEWEST_TOKENS} or more")
+    return value
+
+
+def _check_heads_are_said(model: Mapping[str, Any]) -> None:
+    """A default in their place would change what the model computes, and no weight shows them."""
+    for part in ("vision", "text"):
+        for field in ("heads", "norm_eps"):
+            if field not in model.get(part, {}):
+                raise ValueError(f"missing model.{part}.{field!r}")
+
+
 def _one_of(allowed: tuple[str, ...], name: str, value: str) -> str:
     if value not in allowed:
-        raise ValueError(f"{name} {value!r} is not one of {', '.join(allowed)}")
+        raise ValueError(f"{name} {value!r:.40} is not one of {', '.join(allowed)}")
     return value
 
 
 def _check_format(values: dict[str, Any], path: Path) -> None:
     if values.get("format") != _FORMAT:
         raise CheckpointError(
-            f"{path}: format is {values.get('format')!r}, expected {_FORMAT!r}; {_OTHER_LAYOUT}"
+            f"{path}: format is {values.get('format')!r:.40}, expected {_FORMAT!r}; {_OTHER_LAYOUT}"
         )
     if values.get("format_version") != _VERSION:
         raise CheckpointError(
-            f"{path}: format_version is {values.get('format_version')!r}, this version of OpenBLIP "
-            f"reads {_VERSION}; update OpenBLIP"
+            f"{path}: format_version is {values.get('format_version')!r:.40}, this version of "
+            f"OpenBLIP reads {_VERSION}; update OpenBLIP"
         )
 
 
@@ -257,11 +273,12 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: if it is missing, damaged, or holds something else.
     """
     try:
-        values = json.loads(path.read_text())
+        # Some editors put a byte order mark before the text.
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; expected a model folder") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({reason_of(error)})") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: holds no JSON object")
     return values

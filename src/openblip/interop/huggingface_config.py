@@ -51,6 +51,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 _EXACT_GELU = ("gelu", "gelu_python")
 _TEMPERATURE = 0.07
+_LARGEST_NUMBER = 100.0
 _GENERATING: tuple[HuggingFaceKind, ...] = ("caption", "vqa")
 
 
@@ -60,7 +61,7 @@ class _Part:
     def __init__(self, config: Mapping[str, Any], name: str, source: str) -> None:
         values = config.get(name, {}) if name else config
         if not isinstance(values, Mapping):
-            raise CheckpointError(f"{source}: {name} is {values!r}, expected an object")
+            raise CheckpointError(f"{source}: {name} is {values!r:.60}, expected an object")
         self._values = values
         self._defaults = DEFAULTS[name]
         self._prefix = f"{name}." if name else ""
@@ -68,7 +69,7 @@ class _Part:
 
     def error(self, field: str, expected: str) -> CheckpointError:
         return CheckpointError(
-            f"{self._source}: {self._prefix}{field} is {self.value(field)!r}; {expected}"
+            f"{self._source}: {self._prefix}{field} is {self.value(field)!r:.60}; {expected}"
         )
 
     def value(self, field: str) -> Any:
@@ -82,7 +83,9 @@ class _Part:
 
     def number(self, field: str) -> float:
         value = self.value(field)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        # No number of a configuration is larger; NaN compares as False.
+        if not is_number or not abs(value) <= _LARGEST_NUMBER:
             raise self.error(field, "expected a number")
         return float(value)
 
@@ -104,7 +107,7 @@ def check_readable(config: Mapping[str, Any], source: str) -> None:
     model_type = config.get("model_type")
     if model_type != MODEL_TYPE:
         raise CheckpointError(
-            f"{source}: model_type is {model_type!r}; of Hugging Face checkpoints those of "
+            f"{source}: model_type is {model_type!r:.60}; of Hugging Face checkpoints those of "
             f"model_type {MODEL_TYPE!r} can be read: {', '.join(CLASSES.values())}"
         )
     check_no_code(config, source)
@@ -142,10 +145,14 @@ def config_from_huggingface(
         CheckpointError: if a field is of no use, or of another function than ours.
     """
     try:
-        vision = _vision(_Part(config, "vision_config", source))
-        text = _text(_Part(config, "text_config", source))
+        return _config(config, kind, source)
     except RecipeError as error:
         raise CheckpointError(f"{source}: {error}") from error
+
+
+def _config(config: Mapping[str, Any], kind: HuggingFaceKind, source: str) -> HuggingFaceConfig:
+    vision = _vision(_Part(config, "vision_config", source))
+    text = _text(_Part(config, "text_config", source))
     if kind == "vqa":
         return VqaConfig(vision=vision, text=text)
     top = _Part(config, "", source)

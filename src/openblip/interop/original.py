@@ -53,9 +53,9 @@ class OriginalCheckpoint:
     """State of the model; not copied from the input where the names map one to one."""
     teacher: dict[str, Tensor] | None
     """State of the momentum model, a `Med` with the head itc, or of ALBEF all but the itm head;
-    None where the kind has none."""
+    None where there is none."""
     queues: OriginalQueues | None
-    """None where the kind has none."""
+    """None where there are none."""
     dropped: dict[str, str]
     """Keys that have no place in ours, with the reason."""
     source: str
@@ -87,8 +87,8 @@ class OriginalCheckpoint:
         """
         if self.teacher is None:
             raise CheckpointError(
-                f"{self.source}: a {self.kind} checkpoint has no momentum model; load a "
-                "pre-trained or retrieval one"
+                f"{self.source}: this {self.kind} checkpoint has no momentum model; load a "
+                "pre-trained or retrieval one with its parts *_m"
             )
         teacher = empty_model(teacher_config(self.config))
         assert isinstance(teacher, Med | Albef)
@@ -133,10 +133,13 @@ def from_original(
     teacher, queues = None, None
     if momentum := MOMENTUM.get(kind):
         sizes = teacher_config(config)
-        teacher = reader.state(shapes_of(empty_model(sizes)), NameMap(momentum.sections))
-        teacher["temperature"] = student["temperature"]
-        reader.drop_unused_teacher(student_shapes, momentum)
-        queues = reader.queues(momentum, sizes.embed_dim)
+        # Many leave out what training alone needs.
+        if reader.has_teacher():
+            teacher = reader.state(shapes_of(empty_model(sizes)), NameMap(momentum.sections))
+            teacher["temperature"] = student["temperature"]
+            reader.drop_unused_teacher(student_shapes, momentum)
+        if reader.has_queues(momentum):
+            queues = reader.queues(momentum, sizes.embed_dim)
     reader.drop_position_ids(config.text.max_positions)
     check_names(set(), reader.unread, source)
     return OriginalCheckpoint(kind, config, student, teacher, queues, reader.dropped, source)

@@ -11,7 +11,8 @@ from openblip.errors import CheckpointError
 from openblip.interop.assembly import read_metadata, read_safetensors, write_safetensors
 from openblip.interop.original import from_original
 from openblip.interop.original_note import NOTE_KEY, OriginalNote
-from openblip.interop.pickled import check_tensors, read_pickle
+from openblip.interop.pickled import read_pickle, read_state
+from openblip.interop.wrappers import plain_names
 
 _REMEDY = "fetch the file again, or give a .pth or .safetensors file of the original BLIP"
 
@@ -23,7 +24,7 @@ def read_original(path: Path) -> dict[str, Tensor]:
 
     Args:
         path: a `.safetensors` file, or one by `torch.save` that holds the state dict, or holds it
-            under "model" as the original's training scripts do.
+            under "model" as the original's training scripts do, or wrapped as others do.
 
     Raises:
         CheckpointError: if the file is missing, damaged, or holds no tensors.
@@ -31,11 +32,8 @@ def read_original(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such file")
     if path.suffix == ".safetensors":
-        return read_safetensors(path)
-    content = read_pickle(path, _REMEDY)
-    if "model" in content:
-        return check_tensors(content["model"], path, "'model'", _REMEDY)
-    return check_tensors(content, path, "the file, which has no 'model',", _REMEDY)
+        return plain_names(read_safetensors(path), str(path))
+    return plain_names(read_state(path, _REMEDY, "the file, which has no 'model',"), str(path))
 
 
 def read_note(path: Path) -> OriginalNote | None:

@@ -1,6 +1,5 @@
 """Sizes and choices that define a MED."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
@@ -19,6 +18,8 @@ PresetName = Literal["tiny", "small", "base", "large"]
 # Far above any model: what a damaged file asks for is refused before something is built for it.
 _MOST_LAYERS = 1_000
 _LARGEST = 1 << 24
+# Along a side of an image.
+_MOST_PATCHES = 512
 
 
 def initial_std(width: int) -> float:
@@ -66,6 +67,11 @@ class VisionConfig:
             raise RecipeError(
                 f"vision.image_size {self.image_size} is not a multiple of vision.patch_size "
                 f"{self.patch_size}; choose one that is"
+            )
+        if self.image_size // self.patch_size > _MOST_PATCHES:
+            raise RecipeError(
+                f"vision.image_size {self.image_size} is more than {_MOST_PATCHES} times "
+                f"vision.patch_size {self.patch_size}; choose smaller images"
             )
 
     @property
@@ -225,7 +231,8 @@ def check_choices(name: str, chosen: object, known: tuple[str, ...]) -> None:
 
 def _check_number(name: str, value: object) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not is_number or not math.isfinite(value) or value < 0:  # type: ignore[operator,arg-type]
+    # NaN compares as False.
+    if not is_number or not 0 <= value <= _LARGEST:  # type: ignore[operator]
         raise RecipeError(f"{name} is {value!r:.40}; give a number of 0 or more")
 
 
