@@ -164,5 +164,7 @@ def damaged_column(random: Random, name: str, column: pa.Array) -> pa.Array:
         odd_texts = [t for t in ODD_TEXTS if "\ud800" not in t] + ["[]", "3", '{"questions": 7}']
         odd_texts += ['{"questions": [{}]}', '{"pairs": [[]], "label": {}}', "[" * 2000]
         where = random.randrange(size)
-        return pa.array([random.choice(odd_texts) if n == where else v for n, v in enumerate(values)])
+        return pa.array(
+            [random.choice(odd_texts) if n == where else v for n, v in enumerate(values)]
+        )
     return pa.array([str(v)[:20] for v in values])

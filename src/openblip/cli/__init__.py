@@ -111,6 +111,8 @@ def _guarded(run: Callable[..., int], words: list[str], prog: str, debug: bool) 
             return run(words, prog)
         import tyro
 
+        if any("\x1b" in word for word in words):
+            raise UsageError("a word has the code in it with which terminals are told what to do")
         return tyro.cli(checked(run), args=words, prog=prog)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it can", file=sys.stderr)

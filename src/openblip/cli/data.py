@@ -39,6 +39,7 @@ def import_(
     store: Literal["bytes", "uri"] = "bytes",
     ids: Literal["key", "sha256"] = "key",
     limit: Count | None = None,
+    again: bool = False,
     image_root: Path | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
@@ -51,7 +52,7 @@ def import_(
     Reads a folder with captions.jsonl, a folder of images with .txt files, WebDataset tars,
     Parquet or CSV, COCO caption JSON, Karpathy JSON, lists of captions, questions of VQA v2 or
     Visual Genome, sentences of NLVR2. A stopped import goes on where it was.
-    The exit code is 1 if things were left out and no row was imported.
+    The exit code is 1 if no row was imported.
     Example: openblip data import crawl/ pairs.lance --origin web
 
     Args:
@@ -63,6 +64,7 @@ def import_(
         store: copy the image bytes, or only note where the files are.
         ids: keys of the source, or the hash of the image, which drops equal images.
         limit: stop at this many rows.
+        again: read a source once more that has been imported, and add what is new by its id.
         image_root: where relative paths of a JSON or table file begin.
         image_column: Parquet/CSV column with paths or bytes.
         caption_column: Parquet/CSV column with texts.
@@ -82,6 +84,7 @@ def import_(
         store=store,
         ids=ids,
         limit=limit,
+        again=again,
         image_root=image_root,
         image_column=image_column,
         caption_column=caption_column,
@@ -98,7 +101,7 @@ def import_(
             "table: its images then go by the hash of their bytes",
             file=sys.stderr,
         )
-    return 1 if report.skipped and not report.num_rows else 0
+    return 0 if report.num_rows or report.num_known or report.nothing_read else 1
 
 
 def export(

@@ -82,7 +82,8 @@ def _check(given: dict[str, Any], hints: dict[str, Any], defaults: dict[str, Any
             own = get_type_hints(type(value), include_extras=True)
             _check(vars(value), own, {f.name: f.default for f in fields(value)})
             continue
-        if value == () and defaults.get(name):
+        # Words that stand alone have messages of their own.
+        if value == () and defaults.get(name) not in ((), inspect.Parameter.empty):
             raise UsageError(f"{flag} needs a value, or several")
         for number in value if isinstance(value, tuple) else (value,):
             for allowed in _ranges(hints[name]):

@@ -20,7 +20,10 @@ def read_answers(file: Path) -> list[str]:
         DataError: it cannot be read, or holds no answer.
     """
     is_json = file.suffix.lower() == ".json"
-    lines = read_json(file) if is_json else read_text(file).splitlines()
+    try:
+        lines = read_json(file) if is_json else read_text(file).splitlines()
+    except DataError as error:
+        raise DataError(f"{file}: the candidates cannot be read ({error})") from error
     if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
         raise DataError(f"{file}: the candidates are no list of texts")
     answers = [line.strip() for line in lines if line.strip()]

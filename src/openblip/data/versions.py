@@ -6,11 +6,13 @@ before a look at whether it was.
 
 import os
 import random
+import struct
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from openblip.data.storage import lance_options, persist
+from openblip.data.storage import is_object_address, lance_options, persist
 from openblip.errors import DataError, one_line
 
 if TYPE_CHECKING:
@@ -22,6 +24,8 @@ _T = TypeVar("_T")
 _FRAGMENT_BYTES = 128 << 20
 _FRAGMENT_ROWS = 16384
 _ABSENT = "was not found"
+# Of a version's file: where its content begins, two numbers of the format, and a mark.
+_MANIFEST_END = struct.Struct("<QHH4s")
 # Lance has a class of its own for some conflicts; of the others only the text tells.
 _CONFLICTS = ("commit conflict", "Incompatible transaction")
 _MAX_CONFLICTS = 20
@@ -73,7 +77,7 @@ def open_version(uri: str, version: int | None = None) -> Any:
         StorageError: the object store cannot be reached.
     """
     lance, options = lance_library(), lance_options(uri)
-
+    _check_manifests(uri)
     try:
         return persist(uri, lambda: lance.dataset(uri, version=version, storage_options=options))
     except (ValueError, OSError) as error:
@@ -83,6 +87,36 @@ def open_version(uri: str, version: int | None = None) -> Any:
             f"the pair table at {uri} cannot be opened ({reason(error)}): check the path and its "
             "permissions, or restore the damaged file in its folder _versions"
         ) from error
+
+
+def _check_manifests(uri: str) -> None:
+    """Check the end of the files that Lance opens first.
+
+    It believes the place that stands there, and where that is wrong a panic writes pages about it.
+
+    Raises:
+        DataError: the file of a version is cut off or damaged.
+    """
+    if (
+        is_object_address(uri)
+        or not (folder := Path(uri.removeprefix("file://")) / "_versions").is_dir()
+    ):
+        return
+    names = sorted(folder.glob("*.manifest"))
+    # The latest is the first by today's naming, and the last by that of old versions of Lance.
+    for path in {*names[:1], *names[-1:]}:
+        if not path.is_file():
+            continue
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(size - _MANIFEST_END.size, 0))
+            end = file.read(_MANIFEST_END.size)
+        place, _, _, mark = _MANIFEST_END.unpack(end.rjust(_MANIFEST_END.size, b"\0"))
+        if mark != b"LANC" or place > size - _MANIFEST_END.size:
+            raise DataError(
+                f"the pair table at {uri} cannot be opened (_versions/{path.name} is damaged): "
+                "restore that file, or import the table anew"
+            )
 
 
 def create_version(uri: str, operation: Any) -> Any:

@@ -110,13 +110,63 @@ def test_a_second_source_is_appended_and_its_known_ids_are_left_out(
     assert {found.num_rows for found in _stored_reports(table)} == {9, 1}
 
 
-def test_a_source_of_damage_only_gives_an_empty_table_and_a_report(
+def test_a_source_of_damage_only_makes_no_table_and_says_what_was_in_it(
     tmp_path: Path, write_jsonl: Callable[..., Path]
 ) -> None:
     source = write_jsonl(["{", "{"])
     report = import_pairs(source, tmp_path / "t", show_progress=False)
     assert (report.num_rows, report.skipped, report.complete) == (0, {"bad record": 2}, True)
-    assert len(PairTable.open(tmp_path / "t")) == 0
+    assert "nothing in it could be used" in report.to_text()
+    assert not (tmp_path / "t").exists()
+
+
+def test_what_was_seen_was_used_or_left_out(source: Path, tmp_path: Path) -> None:
+    report = import_pairs(source, tmp_path / "t", show_progress=False)
+    assert (report.num_seen, report.num_used, report.num_skipped) == (11, 9, 2)
+    assert "left out: 2 of 11 files, members or records" in report.to_text()
+
+
+def test_the_report_says_who_said_the_split(
+    tmp_path: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    records = [{"image": f"images/{n}.jpg", "caption": "x"} for n in range(3)]
+    source = write_jsonl([records[0] | {"split": "dev"}, records[1], records[2]])
+    report = import_pairs(source, tmp_path / "t", show_progress=False)
+    assert report.split_from == {
+        "val": {"a field of the record": 1},
+        "train": {"nothing says otherwise": 2},
+    }
+    assert "splits: val 1 (a field of the record), train 2" in report.to_text()
+
+
+def test_contradicting_splits_are_left_out_with_both_names(
+    tmp_path: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    source = write_jsonl([{"image": "images/0.jpg", "caption": "x", "split": "train"}])
+    (source / "captions.jsonl").rename(source / "test.jsonl")
+    report = import_pairs(source / "test.jsonl", tmp_path / "t", show_progress=False)
+    assert report.skipped == {"contradiction": 1}
+    assert "says 'train', but test.jsonl says 'test'" in report.examples["contradiction"][0].detail
+
+
+def test_a_source_that_was_imported_says_that_nothing_was_read_or_is_read_again(
+    source: Path, tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    import_pairs(source, tmp_path / "t", show_progress=False)
+    (source / "images" / "8.jpg").write_bytes(jpeg(8))
+    with (source / "captions.jsonl").open("a") as file:
+        file.write(json.dumps({"image": "images/10.jpg", "caption": "new"}) + "\n")
+    (source / "images" / "10.jpg").write_bytes(jpeg(10))
+    report = import_pairs(source, tmp_path / "t", show_progress=False)
+    assert report.nothing_read
+    assert "nothing read now: --again" in report.to_text()
+    assert len(PairTable.open(tmp_path / "t")) == 9
+    # In steps, as after a stop: it stays one reading.
+    import_pairs(source, tmp_path / "t", again=True, limit=1, show_progress=False)
+    report = import_pairs(source, tmp_path / "t", again=True, show_progress=False)
+    assert (report.num_rows, report.nothing_read) == (2, False)
+    assert report.skipped == {"already in the table": 10}
+    assert _ids(tmp_path / "t")[-2:] == ["images/8.jpg", "images/10.jpg"]
 
 
 def test_only_the_first_examples_are_kept(tmp_path: Path, write_jsonl: Callable[..., Path]) -> None:

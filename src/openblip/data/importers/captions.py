@@ -7,7 +7,7 @@ from typing import Any
 
 from openblip.data.importers.coco import ROOTS
 from openblip.data.importers.gathered import Gathered, GatheredSource
-from openblip.data.importers.source import SourceOptions, split_in_name, texts_of
+from openblip.data.importers.source import SourceOptions, texts_of
 
 _COCO_ID = re.compile(r"COCO_[a-z]+\d{4}_(\d{12})\.")
 _USED = ("image", "caption", "captions", "image_id")
@@ -41,7 +41,7 @@ def caption_list_source(
         image = gathered.image(_key(entry, name), (name,))
         image.captions += captions
         image.meta |= {field: value for field, value in entry.items() if field not in _USED}
-    return GatheredSource("captions", gathered, ROOTS, split_in_name(file.stem), options)
+    return GatheredSource("captions", gathered, ROOTS, None, options)
 
 
 def _key(entry: dict[str, Any], name: str) -> str:

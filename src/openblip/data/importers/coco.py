@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from openblip.data.importers.source import (
@@ -15,8 +15,8 @@ from openblip.data.importers.source import (
     inside,
     is_file,
     plain,
-    split_in_name,
 )
+from openblip.data.importers.splits import split_in_name
 from openblip.data.report import Reason
 from openblip.errors import DataError
 
@@ -54,8 +54,8 @@ class CocoSource:
                 self._captions[image_id].append(caption)
             else:
                 self._stray.append(annotation)
-        self._split = split_in_name(file.stem)
-        roots = (*ROOTS, f"../{self._split}", self._split) if self._split else ROOTS
+        part = split_in_name(file.stem)
+        roots = (*ROOTS, f"../{part}", part) if part else ROOTS
         self._root = image_folder(file, [i.get("file_name") for i in self._images], roots, options)
 
     def total(self) -> int:
@@ -89,7 +89,8 @@ class CocoSource:
             image=path,
             captions=self._captions.get(str(key), []),
             key=str(image.get(COCO_ID, key)),
-            split=self._split,
+            place=self._file,
+            image_folder=str(PurePosixPath(name).parent),
             meta={n: plain(v) for n, v in image.items() if n not in ("id", COCO_ID)},
         )
 
@@ -143,6 +144,8 @@ class KarpathySource:
             captions=captions,
             key=str(image.get("cocoid", image["filename"])),
             split=None if split is None else str(split),
+            place=self._file,
+            image_folder=str(PurePosixPath(name).parent),
             meta={k: plain(v) for k, v in image.items() if k not in ("sentences", "split")},
         )
 

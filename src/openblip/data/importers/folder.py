@@ -1,7 +1,7 @@
 """Folders of images: with a `captions.jsonl`, or with a text file beside each image."""
 
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
 
 from openblip.data.importers.source import (
@@ -84,6 +84,8 @@ class JsonlSource:
             captions=texts,
             key=name if key is None else str(key),
             split=None if split is None else str(split),
+            place=self._file,
+            image_folder=str(PurePosixPath(name).parent),
             meta=meta,
             may_lack_captions=captions == [],
         )
@@ -128,6 +130,7 @@ class SidecarSource:
             captions=captions,
             key=name.removesuffix(path.suffix),
             split=split,
+            place=path.parent,
             meta=meta,
         )
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from openblip.data.importers.coco import image_folder
@@ -68,7 +68,7 @@ class GatheredSource:
             format: name of the layout.
             gathered: the images.
             roots: folders to look in, relative to that of the file.
-            split: of all images.
+            split: of all images, where the file says it inside; its name counts besides.
             options: may name the folder of images.
 
         Raises:
@@ -108,6 +108,8 @@ class GatheredSource:
             captions=image.captions,
             key=image.key,
             split=self._split,
+            place=self._file,
+            image_folder=str(PurePosixPath(image.names[0]).parent),
             meta=image.meta,
             may_lack_captions=not image.captions,
         )

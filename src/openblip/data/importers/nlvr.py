@@ -7,7 +7,7 @@ from typing import Any
 
 from openblip.data.importers.coco import ROOTS
 from openblip.data.importers.gathered import Gathered, GatheredSource
-from openblip.data.importers.source import SourceOptions, split_in_name
+from openblip.data.importers.source import SourceOptions
 from openblip.errors import DataError
 
 # "split-set_id-pair_id-sentence_id"; images are called after the first three.
@@ -62,7 +62,7 @@ def nlvr_list_source(file: Path, records: Sequence[Any], options: SourceOptions)
             continue
         assert isinstance(images, list)
         _add(gathered, f"record {number}", entry, images, [(name,) for name in images], None)
-    return GatheredSource("nlvr", gathered, ROOTS, split_in_name(file.stem), options)
+    return GatheredSource("nlvr", gathered, ROOTS, None, options)
 
 
 def _add(

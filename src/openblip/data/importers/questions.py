@@ -8,7 +8,7 @@ from typing import Any
 
 from openblip.data.importers.coco import ROOTS, objects_of
 from openblip.data.importers.gathered import Gathered, GatheredSource
-from openblip.data.importers.source import SourceOptions, parse_json, split_in_name
+from openblip.data.importers.source import SourceOptions, parse_json
 from openblip.errors import DataError
 
 # What answers of Visual Genome count beside those of VQA v2, in the original's data set.
@@ -136,7 +136,7 @@ def question_list_source(
         if entry.get("dataset") == "vg":
             question["weight"] = _VISUAL_GENOME_WEIGHT
         _ask(gathered, image, (image,), question)
-    return GatheredSource("questions", gathered, ROOTS, split_in_name(file.stem), options)
+    return GatheredSource("questions", gathered, ROOTS, None, options)
 
 
 def visual_genome_source(

@@ -19,16 +19,6 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
 )
 """Names of files that are taken for images."""
-_SPLIT_NAMES = {
-    "train": ("train", "training", "restval"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
-# Such a word with its digits (val2014, test1); letters around it make it part of another one.
-_SPLIT_IN_NAME = re.compile(
-    rf"(?<![^\W\d_])(?:{'|'.join(word for words in _SPLIT_NAMES.values() for word in words)})"
-    r"\d*(?![^\W_])"
-)
 _URL = re.compile(r"^(https?|ftp)://", re.IGNORECASE)
 _ABSOLUTE = re.compile(r"^([/\\]|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://)")
 
@@ -48,11 +38,31 @@ class Found:
     key: str | None = None
     """Id within the source; None if it has none."""
     split: str | None = None
-    """Name of the split in the words of the source; None if it says nothing."""
+    """Split in the words of the record; None if it says nothing. What else may tell the split
+    follows; `openblip.data.importers.splits` has the order in which they are believed."""
+    place: Path | None = None
+    """File or folder of the source that the entry comes from: its name may tell the split."""
+    card_split: str | None = None
+    """Split that the card of the dataset gives to that file."""
+    image_folder: str = ""
+    """Folder of the image as the source names it."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """Everything else, plain JSON."""
     may_lack_captions: bool = False
     """The source says outright that there are none, so that this is no damage."""
+    num_records: int = 1
+    """How many files, members or records it was made of, as its source counts them."""
+    remarks: tuple["Remark", ...] = ()
+    """What of it is not taken over, though the row is."""
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A part of an entry that is not taken over, and why."""
+
+    reason: Reason
+    where: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,7 @@ class Refused:
     cursor: Cursor
     reason: Reason
     detail: str
+    num_records: int = 1
 
 
 Entry = Found | Refused
@@ -92,6 +103,11 @@ class SourceOptions:
     """Column of a table with a text, or a list of them."""
     id_column: str | None = None
     """Column of a table with unique ids."""
+
+    def __post_init__(self) -> None:
+        if self.image_root is not None:
+            # The import is the same one from wherever it is restarted.
+            object.__setattr__(self, "image_root", Path(self.image_root).absolute())
 
 
 class UnsafePath(DataError):  # noqa: N818 - says what it is
@@ -124,24 +140,6 @@ def inside(root: Path, relative: str) -> Path:
 def is_file(path: Path) -> bool:
     """Whether a file is there; False too where the system refuses the path, as one too long."""
     return os.path.isfile(path)  # noqa: PTH113 - the method of `Path` raises there
-
-
-def known_split(name: str) -> str | None:
-    """`train`, `val` or `test` for the words that data sets use; None for any other word.
-
-    Digits at the end do not count: `val2014` is `val`.
-    """
-    word = name.strip().lower().rstrip("0123456789")
-    return next((split for split, names in _SPLIT_NAMES.items() if word in names), None)
-
-
-def split_in_name(name: str) -> str | None:
-    """The first word in a file's name that `known_split` knows, digits included; None without one.
-
-    `captions_val2014.json` gives `val2014`; `retrieval.json` and `latest.json` give None.
-    """
-    found = _SPLIT_IN_NAME.search(name)
-    return found[0] if found else None
 
 
 def texts_of(value: Any) -> list[str]:

@@ -4,7 +4,7 @@ import csv
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from openblip.data.importers.source import (
@@ -96,7 +96,8 @@ class TableSource:
                 assert isinstance(held, Found)
                 assert isinstance(entry, Found)
                 texts = [*held.captions, *entry.captions]
-                held = replace(held, captions=texts, cursor=entry.cursor)
+                number = held.num_records + entry.num_records
+                held = replace(held, captions=texts, cursor=entry.cursor, num_records=number)
                 continue
             if held is not None:
                 yield held
@@ -147,6 +148,8 @@ class TableSource:
             captions=captions,
             key=name if key in (None, "") else str(key),
             split=None if split in (None, "") else str(split),
+            place=file,
+            image_folder=str(PurePosixPath(name).parent) if name else "",
             meta=_meta({name: value for name, value in record.items() if name not in used}),
         )
 

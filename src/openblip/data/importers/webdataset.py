@@ -195,6 +195,8 @@ def _entry(sample: _Sample, shard: Path, cursor: Cursor) -> Entry:
         captions=captions,
         key=key,
         split=split,
+        place=shard,
+        image_folder=str(PurePosixPath(sample.key).parent),
         meta=meta,
     )
 
