@@ -85,14 +85,14 @@ _NUMBER_FLAGS = (
     "--images --utilisation --network --mean-tokens --price-per-hour --num-frames --min-count "
     "--train.steps --train.batch-size --optimiser.lr --train.threads --data.image-size "
     "--data.weight --objectives.queue-size --train.log-every --lora.rank --stability.rewinds"
-).split()
+).split()  # noqa: SIM905
 _WORD_FLAGS = (
     "--split --format --output --model --results --report --page --candidates --method --prompt "
     "--sources --itm-of --without --templates --exclude --label-field --image-root --first-token "
     "--image-column --caption-column --id-column --ids --store --origin --device --dtype --kind "
     "--to --question --answer --json --overwrite --sidecar --wups --plan --ray --gpu "
     "--data.table --data.mix --init-from --train.device --tokenizer"
-).split()
+).split()  # noqa: SIM905
 ENCODINGS = ("utf-8", "ascii", "cp1252", "latin-1", "utf-16")
 
 

@@ -21,7 +21,7 @@ class UsageError(OpenBlipError):
 
 @dataclass(frozen=True)
 class Range:
-    """What a number must be: from `least` to `most`, both included, or above `least`."""
+    """What a number must be: finite, and from `least` to `most`, both included, or above `least`."""
 
     least: float = -math.inf
     most: float = math.inf
@@ -30,7 +30,7 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         above = value > self.least if self.is_open else value >= self.least
-        return above and value <= self.most
+        return math.isfinite(value) and above and value <= self.most
 
     def __str__(self) -> str:
         if self.most < 1 << 31:
