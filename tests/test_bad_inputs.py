@@ -1,4 +1,4 @@
-"""Whatever is brought: one line, an exit code of 0, 1 or 2, and soon (see `bad_inputs/sweep.py`)."""
+"""Whatever is brought: one line, exit code 0, 1 or 2, and soon (see `bad_inputs/sweep.py`)."""
 
 import os
 import subprocess

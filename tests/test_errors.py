@@ -4,7 +4,9 @@ from openblip.errors import install_extra, one_line
 
 
 def test_lines_colours_and_places_in_rust_are_no_part_of_a_message() -> None:
-    told = "\x1b[31mLance error:\x1b[0m no file\n  here, /root/.cargo/registry/lance-1/src/io.rs:12:3"
+    told = (
+        "\x1b[31mLance error:\x1b[0m no file\n  here, /root/.cargo/registry/lance-1/src/io.rs:12:3"
+    )
     assert one_line(told) == "Lance error: no file here"
 
 

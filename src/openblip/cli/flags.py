@@ -21,7 +21,7 @@ class UsageError(OpenBlipError):
 
 @dataclass(frozen=True)
 class Range:
-    """What a number must be: finite, and from `least` to `most`, both included, or above `least`."""
+    """What a finite number must be: from `least` to `most`, both included, or above `least`."""
 
     least: float = -math.inf
     most: float = math.inf
@@ -68,7 +68,11 @@ def checked(run: Callable[..., _Result]) -> Callable[..., _Result]:
         signature = inspect.signature(run)
         given = signature.bind(*args, **kwargs).arguments
         hints = get_type_hints(run, include_extras=True)
-        defaults = {name: p.default for name, p in signature.parameters.items()}
+        # Words that stand alone have messages of their own.
+        defaults = {
+            name: None if p.kind is p.KEYWORD_ONLY and p.default is p.empty else p.default
+            for name, p in signature.parameters.items()
+        }
         _check(given, hints, defaults)
         return run(*args, **kwargs)
 
@@ -82,7 +86,6 @@ def _check(given: dict[str, Any], hints: dict[str, Any], defaults: dict[str, Any
             own = get_type_hints(type(value), include_extras=True)
             _check(vars(value), own, {f.name: f.default for f in fields(value)})
             continue
-        # Words that stand alone have messages of their own.
         if value == () and defaults.get(name) not in ((), inspect.Parameter.empty):
             raise UsageError(f"{flag} needs a value, or several")
         for number in value if isinstance(value, tuple) else (value,):

@@ -26,6 +26,7 @@ _FRAGMENT_ROWS = 16384
 _ABSENT = "was not found"
 # Of a version's file: where its content begins, two numbers of the format, and a mark.
 _MANIFEST_END = struct.Struct("<QHH4s")
+_LENGTH = struct.Struct("<I")
 # Lance has a class of its own for some conflicts; of the others only the text tells.
 _CONFLICTS = ("commit conflict", "Incompatible transaction")
 _MAX_CONFLICTS = 20
@@ -92,31 +93,37 @@ def open_version(uri: str, version: int | None = None) -> Any:
 def _check_manifests(uri: str) -> None:
     """Check the end of the files that Lance opens first.
 
-    It believes the place that stands there, and where that is wrong a panic writes pages about it.
+    It believes the place and the length that stand there, and where they are wrong a panic writes
+    pages about it.
 
     Raises:
         DataError: the file of a version is cut off or damaged.
     """
-    if (
-        is_object_address(uri)
-        or not (folder := Path(uri.removeprefix("file://")) / "_versions").is_dir()
-    ):
+    folder = Path(uri.removeprefix("file://")) / "_versions"
+    if is_object_address(uri) or not folder.is_dir():
         return
-    names = sorted(folder.glob("*.manifest"))
+    paths = sorted(folder.glob("*.manifest"))
     # The latest is the first by today's naming, and the last by that of old versions of Lance.
-    for path in {*names[:1], *names[-1:]}:
-        if not path.is_file():
-            continue
-        with path.open("rb") as file:
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(size - _MANIFEST_END.size, 0))
-            end = file.read(_MANIFEST_END.size)
-        place, _, _, mark = _MANIFEST_END.unpack(end.rjust(_MANIFEST_END.size, b"\0"))
-        if mark != b"LANC" or place > size - _MANIFEST_END.size:
+    for path in {*paths[:1], *paths[-1:]}:
+        if path.is_file() and not _is_whole_manifest(path):
             raise DataError(
                 f"the pair table at {uri} cannot be opened (_versions/{path.name} is damaged): "
                 "restore that file, or import the table anew"
             )
+
+
+def _is_whole_manifest(path: Path) -> bool:
+    with path.open("rb") as file:
+        room = file.seek(0, os.SEEK_END) - _MANIFEST_END.size
+        if room < _LENGTH.size:
+            return False
+        file.seek(room)
+        place, _, _, mark = _MANIFEST_END.unpack(file.read())
+        if mark != b"LANC" or place > room - _LENGTH.size:
+            return False
+        file.seek(place)
+        (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+        return bool(place + _LENGTH.size + length <= room)
 
 
 def create_version(uri: str, operation: Any) -> Any:
