@@ -106,13 +106,13 @@ def _carry_out(words: list[str]) -> int:
 
 def _guarded(run: Callable[..., int], words: list[str], prog: str, debug: bool) -> int:
     try:
+        if any("\x1b" in word for word in words):
+            raise UsageError("a word has the code in it with which terminals are told what to do")
         if run.__module__ in ("openblip.cli.train", "openblip.cli.plan"):
             # Their flags are, or include, the fields of a recipe that the first words name.
             return run(words, prog)
         import tyro
 
-        if any("\x1b" in word for word in words):
-            raise UsageError("a word has the code in it with which terminals are told what to do")
         return tyro.cli(checked(run), args=words, prog=prog)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it can", file=sys.stderr)

@@ -105,7 +105,7 @@ def _check_manifests(uri: str) -> None:
     paths = sorted(folder.glob("*.manifest"))
     # The latest is the first by today's naming, and the last by that of old versions of Lance.
     for path in {*paths[:1], *paths[-1:]}:
-        if path.is_file() and not _is_whole_manifest(path):
+        if path.exists() and not _is_whole_manifest(path):
             raise DataError(
                 f"the pair table at {uri} cannot be opened (_versions/{path.name} is damaged): "
                 "restore that file, or import the table anew"
@@ -113,6 +113,8 @@ def _check_manifests(uri: str) -> None:
 
 
 def _is_whole_manifest(path: Path) -> bool:
+    if not path.is_file():  # a pipe would block
+        return False
     with path.open("rb") as file:
         room = file.seek(0, os.SEEK_END) - _MANIFEST_END.size
         if room < _LENGTH.size:
