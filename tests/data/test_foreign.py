@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from openblip.cli import main
+from openblip.data.curation.columns import column_state
 from openblip.data.rows import read_meta
 from openblip.data.table import PairRow, PairTable
 from openblip.data.views import CaptionView
@@ -182,3 +183,11 @@ def test_a_table_is_shown_after_its_duplicates_were_flagged(
     assert main(["data", "duplicates", place]) == 0
     assert main(["data", "show", place]) == 0
     assert "8 bytes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("note", ["no JSON", "[]", "3"])
+def test_notes_of_another_program_are_named(note: str, table: Path) -> None:
+    opened = PairTable.open(table)
+    opened.update_metadata({"capfilt": note})
+    with pytest.raises(DataError, match="metadata under 'capfilt' is no JSON object"):
+        column_state(opened, "capfilt")

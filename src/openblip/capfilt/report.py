@@ -1,6 +1,5 @@
 """The page that shows what CapFilt kept and what it rejected."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from PIL import Image
 from openblip.capfilt.job import METADATA_KEY
 from openblip.capfilt.scores import TextScores, read_scores, texts_of
 from openblip.capfilt.select import DEFAULT_THRESHOLDS, keep_rates, noise_quality, rejections
+from openblip.data.curation.columns import column_state
 from openblip.data.reading import table_images
 from openblip.data.table import PairTable
 from openblip.errors import DataError, RecipeError
@@ -159,6 +159,6 @@ def _with_images(
 
 def _settings(page: Page, table: PairTable) -> None:
     page.section("Settings and fingerprints")
-    stored = json.loads(table.metadata.get(METADATA_KEY, "{}"))
+    stored = column_state(table, METADATA_KEY)
     decoding = stored.pop("decoding", {})
     page.facts({**stored, **{f"decoding.{name}": value for name, value in decoding.items()}})
