@@ -123,13 +123,15 @@ def _flipped(random: Random, content: bytes, count: int) -> bytes:
     return bytes(changed)
 
 
-def put_odd_file(random: Random, path: Path) -> None:
+def put_odd_file(random: Random, path: Path, with_pipes: bool = True) -> None:
     """Something that is no ordinary file, where one was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_dir():
         path.rmdir()
     path.unlink(missing_ok=True)
     kind = random.choice(("folder", "pipe", "zero", "loop", "gone", "dangling", "null", "empty"))
+    if kind == "pipe" and not with_pipes:
+        kind = "zero"
     if kind == "folder":
         path.mkdir()
     elif kind == "pipe":

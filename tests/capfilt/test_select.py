@@ -182,3 +182,25 @@ def test_a_flag_for_several_values_without_any_is_wrong_usage(
     for words in (["--thresholds"], ["--thresholds", "--json"], ["--keep", "--json"]):
         assert main(["capfilt", "select", scored.uri, *words]) == 2
         assert f"{words[0]} is given without a value" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("itm", "message"),
+    [
+        ([float("nan")], "row 0 of .*: a text in captions has the scores nan and"),
+        ([None], "has the scores None and"),
+        ([1.5], "has the scores 1.5 and"),
+        ([0.5, 0.5], "2 values in captions_itm but 1 in captions_itc"),
+        ([], "0 values in captions_itm but 1 in captions_itc"),
+    ],
+)
+def test_scores_that_are_none_are_refused_with_their_row(
+    itm: list[float | None], message: str, scored: PairTable
+) -> None:
+    web: list[list[float | None] | None] = [[score] for score in WEB_ITM]
+    web.insert(2, None)
+    web[0] = itm
+    column = pa.table({"captions_itm": pa.array(web, pa.list_(pa.float32()))})
+    scored.add_columns(column, overwrite=True)
+    with pytest.raises(DataError, match=message):
+        read_scores(PairTable.open(scored.uri))

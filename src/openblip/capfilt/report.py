@@ -1,6 +1,5 @@
 """The page that shows what CapFilt kept and what it rejected."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from openblip.capfilt.select import (
     spreads,
     warn_of_empty_sources,
 )
+from openblip.data.curation.columns import column_state
 from openblip.data.reading import table_images
 from openblip.data.table import PairTable
 from openblip.errors import DataError, RecipeError
@@ -168,6 +168,6 @@ def _with_images(
 
 def _settings(page: Page, table: PairTable) -> None:
     page.section("Settings and fingerprints")
-    stored = json.loads(table.metadata.get(METADATA_KEY, "{}"))
+    stored = column_state(table, METADATA_KEY)
     decoding = stored.pop("decoding", {})
     page.facts({**stored, **{f"decoding.{name}": value for name, value in decoding.items()}})

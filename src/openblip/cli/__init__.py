@@ -113,6 +113,8 @@ def _carry_out(words: list[str]) -> int:
 
 def _guarded(run: Callable[..., int], words: list[str], prog: str, debug: bool) -> int:
     try:
+        if any("\x1b" in word for word in words):
+            raise UsageError("a word has the code in it with which terminals are told what to do")
         if run.__module__ in ("openblip.cli.train", "openblip.cli.plan"):
             # Their flags are, or include, the fields of a recipe that the first words name.
             return run(words, prog)

@@ -21,7 +21,7 @@ class UsageError(OpenBlipError):
 
 @dataclass(frozen=True)
 class Range:
-    """What a number must be: from `least` to `most`, both included, or above `least`."""
+    """What a finite number must be: from `least` to `most`, both included, or above `least`."""
 
     least: float = -math.inf
     most: float = math.inf
@@ -30,7 +30,7 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         above = value > self.least if self.is_open else value >= self.least
-        return above and value <= self.most
+        return math.isfinite(value) and above and value <= self.most
 
     def __str__(self) -> str:
         if self.most < 1 << 31:
@@ -68,11 +68,10 @@ def checked(run: Callable[..., _Result]) -> Callable[..., _Result]:
         signature = inspect.signature(run)
         given = signature.bind(*args, **kwargs).arguments
         hints = get_type_hints(run, include_extras=True)
-        # What has no default is a positional word: the command itself says if it is missing.
+        # Words that stand alone have messages of their own.
         defaults = {
-            name: parameter.default
-            for name, parameter in signature.parameters.items()
-            if parameter.default is not parameter.empty
+            name: None if p.kind is p.KEYWORD_ONLY and p.default is p.empty else p.default
+            for name, p in signature.parameters.items()
         }
         _check(given, hints, defaults)
         return run(*args, **kwargs)
@@ -87,7 +86,7 @@ def _check(given: dict[str, Any], hints: dict[str, Any], defaults: dict[str, Any
             own = get_type_hints(type(value), include_extras=True)
             _check(vars(value), own, {f.name: f.default for f in fields(value)})
             continue
-        if value == () and defaults.get(name):
+        if value == () and defaults.get(name) not in ((), inspect.Parameter.empty):
             raise UsageError(f"{flag} needs a value, or several")
         for number in value if isinstance(value, tuple) else (value,):
             for allowed in _ranges(hints[name]):

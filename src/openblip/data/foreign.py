@@ -99,7 +99,7 @@ def _wrong_type(name: str, kind: "pa.DataType") -> str | None:
     if name in _LISTS_OF_TEXTS:
         return None if is_list and _is_text(kind.value_type) else "list<string>"
     if name in _LISTS_OF_NUMBERS:
-        return None if is_list and types.is_floating(kind.value_type) else "list<float>"
+        return None if is_list and _is_number(kind.value_type) else "list<float>"
     return None
 
 
@@ -107,6 +107,12 @@ def _is_text(kind: "pa.DataType") -> bool:
     import pyarrow.types as types
 
     return bool(types.is_string(kind) or types.is_large_string(kind))
+
+
+def _is_number(kind: "pa.DataType") -> bool:
+    import pyarrow.types as types
+
+    return bool(types.is_floating(kind) or types.is_integer(kind))
 
 
 def _array(column: Any) -> np.ndarray:

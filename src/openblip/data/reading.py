@@ -99,8 +99,8 @@ def check_reachable(table: "PairTable") -> None:
     for batch in table.scan(["image_uri"]):
         for place, uri in enumerate(batch["image_uri"].to_pylist(), start):
             if uri is not None and is_object_address(uri):
-                reason = str(missing).partition(": ")[2]
-                raise MissingExtra(f"row {place} of {table.uri}, {uri}: {reason}") from missing
+                where = f"row {place} of {table.uri}, {uri}"
+                raise MissingExtra(f"{where}: {_lack(missing)}") from missing
         start += batch.num_rows
 
 
@@ -133,11 +133,18 @@ def read_image_file(path: Path) -> bytes:
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
+def _lack(error: MissingExtra) -> str:
+    """What is missing, without the address for which it was."""
+    return str(error).partition(": ")[2]
+
+
 def _object(uri: str) -> bytes:
     try:
         content = read_object(uri, MAX_IMAGE_BYTES)
-    except (ValueError, MissingExtra) as error:
+    except ValueError as error:
         raise DataError(str(error)) from error
+    except MissingExtra as error:  # it costs the images in object stores, not those beside them
+        raise DataError(f"{uri}: {_lack(error)}") from error
     if content is None:
         raise DataError(f"{uri}: there is no such object")
     return content

@@ -7,6 +7,7 @@ before a look at whether it was.
 import os
 import random
 import re
+import struct
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -27,6 +28,9 @@ _T = TypeVar("_T")
 _FRAGMENT_BYTES = 128 << 20
 _FRAGMENT_ROWS = 16384
 _ABSENT = "was not found"
+# Of a version's file: where its content begins, two numbers of the format, and a mark.
+_MANIFEST_END = struct.Struct("<QHH4s")
+_LENGTH = struct.Struct("<I")
 # Lance has a class of its own for some conflicts; of the others only the text tells.
 _CONFLICTS = ("commit conflict", "Incompatible transaction")
 _MAX_CONFLICTS = 20
@@ -81,7 +85,7 @@ def open_version(uri: str, version: int | None = None) -> Any:
     """
     _check_address(uri)
     lance, options = lance_library(), lance_options(uri)
-
+    _check_manifests(uri)
     try:
         return persist(uri, lambda: lance.dataset(uri, version=version, storage_options=options))
     except (ValueError, OSError) as error:
@@ -137,6 +141,44 @@ def _names_at(uri: str) -> list[str]:
     has_rows = any(name.endswith(".lance") for name in inner)
     # What a first attempt left empty is nothing.
     return [*(names - {"data"} if has_rows or not inner else names), *(inner if has_rows else ())]
+
+
+def _check_manifests(uri: str) -> None:
+    """Check the end of the files that Lance opens first.
+
+    It believes the place and the length that stand there, and where they are wrong a panic writes
+    pages about it.
+
+    Raises:
+        DataError: the file of a version is cut off or damaged.
+    """
+    folder = Path(uri.removeprefix("file://")) / "_versions"
+    if is_object_address(uri) or not folder.is_dir():
+        return
+    paths = sorted(folder.glob("*.manifest"))
+    # The latest is the first by today's naming, and the last by that of old versions of Lance.
+    for path in {*paths[:1], *paths[-1:]}:
+        if path.exists() and not _is_whole_manifest(path):
+            raise DataError(
+                f"the pair table at {uri} cannot be opened (_versions/{path.name} is damaged): "
+                "restore that file, or import the table anew"
+            )
+
+
+def _is_whole_manifest(path: Path) -> bool:
+    if not path.is_file():  # a pipe would block
+        return False
+    with path.open("rb") as file:
+        room = file.seek(0, os.SEEK_END) - _MANIFEST_END.size
+        if room < _LENGTH.size:
+            return False
+        file.seek(room)
+        place, _, _, mark = _MANIFEST_END.unpack(file.read())
+        if mark != b"LANC" or place > room - _LENGTH.size:
+            return False
+        file.seek(place)
+        (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+        return bool(place + _LENGTH.size + length <= room)
 
 
 def create_version(uri: str, operation: Any) -> Any:

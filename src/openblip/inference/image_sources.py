@@ -192,10 +192,14 @@ def _plain(member: str) -> str:
 
 
 def _table_images(table: PairTable, split: str | None, wanted: Wanted) -> Iterator[SourceImage]:
-    rows = _wanted_rows(table, split, wanted)
-    while batch := list(islice(rows, _ROWS_AT_ONCE)):
-        for row in table.take(batch, ["id", "image", "image_uri"]).to_pylist():
-            yield SourceImage(row["id"], row["id"], partial(row_image, row))
+    """Those of a table; one that is damaged fails, and no other source with it."""
+    try:
+        rows = _wanted_rows(table, split, wanted)
+        while batch := list(islice(rows, _ROWS_AT_ONCE)):
+            for row in table.take(batch, ["id", "image", "image_uri"]).to_pylist():
+                yield SourceImage(row["id"], row["id"], partial(row_image, row))
+    except DataError as error:
+        yield _unreadable(table.uri, str(error).removeprefix(f"{table.uri}: "))
 
 
 def _wanted_rows(table: PairTable, split: str | None, wanted: Wanted) -> Iterator[int]:

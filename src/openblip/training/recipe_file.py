@@ -39,7 +39,7 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
     """
     parts = dict(values)
     task = parts.get("task")
-    if task not in OBJECTIVES_OF:
+    if not isinstance(task, str) or task not in OBJECTIVES_OF:
         raise RecipeError(f"task is {task!r}; choose one of {', '.join(OBJECTIVES_OF)}")
     objectives = from_plain(OBJECTIVES_OF[task], parts.get("objectives") or {}, "objectives")
     model = from_plain(MODEL_OF.get(task, MedConfig) | None, parts.get("model"), "model")
