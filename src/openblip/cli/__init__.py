@@ -12,6 +12,7 @@ import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any, TextIO, get_origin
 
 from openblip.cli.flags import UsageError, checked
@@ -119,11 +120,10 @@ def _guarded(run: Callable[..., int], words: list[str], prog: str, debug: bool) 
             # Their flags are, or include, the fields of a recipe that the first words name.
             return run(words, prog)
         if flag := _flag_without_values(run, words):
-            print(f"{prog}: {flag} is given without a value", file=sys.stderr)
-            return 2
+            raise UsageError(f"{flag} needs a value, or several")
         import tyro
 
-        return tyro.cli(_announced(checked(run), prog), args=words, prog=prog)
+        return tyro.cli(checked(_announced(run, prog)), args=words, prog=prog)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it can", file=sys.stderr)
         return 130
@@ -156,7 +156,7 @@ def _flag_without_values(run: Callable[..., int], words: list[str]) -> str | Non
         for name, parameter in inspect.signature(run).parameters.items()
         if parameter.kind is parameter.KEYWORD_ONLY and get_origin(parameter.annotation) is tuple
     }
-    for word, following in zip(words, [*words[1:], "--"], strict=True):
+    for word, following in pairwise([*words, "--"]):
         is_flag = following.startswith("-") and not following[1:2].isdigit()
         if word.replace("_", "-") in lists and is_flag:
             return word

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 import tyro
 
+from openblip.cli.flags import Count
 from openblip.cli.output import print_json, print_table
 from openblip.errors import DataError
 
@@ -20,7 +21,7 @@ def ask(
     model: str | None = None,
     candidates: tuple[str, ...] = (),
     candidates_file: Path | None = None,
-    top: int = 1,
+    top: Count = 1,
     device: str | None = None,
     json: bool = False,
 ) -> int:
@@ -64,7 +65,7 @@ def ask(
     return 0
 
 
-def _as_json(question: str, answers: "list[Answer]", top: int) -> dict[str, object]:
+def _as_json(question: str, answers: "list[Answer]", top: Count) -> dict[str, object]:
     """The best answer, and with more than one the ranking."""
     ranked = [{"answer": answer.text, "probability": answer.probability} for answer in answers]
     return {"question": question, **ranked[0]} | ({"ranking": ranked} if top > 1 else {})

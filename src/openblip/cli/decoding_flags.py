@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Literal
 
-from openblip.cli.flags import Count, CountOrNone, Share
+from openblip.cli.flags import Count, CountOrNone, Finite, Positive, Share
 
 if TYPE_CHECKING:
     from openblip.inference import Decoding
@@ -25,11 +25,11 @@ class DecodingFlags:
     """nucleus: smallest set of words with this probability."""
     top_k: CountOrNone = 0
     """nucleus: before that, only so many likeliest words; 0 keeps all."""
-    repetition_penalty: float = 1.0
+    repetition_penalty: Positive = 1.0
     """above 1: words that are there already become less likely."""
     no_repeat_ngram_size: CountOrNone = 0
     """no so many tokens in a row come twice in a caption; 0 is off."""
-    length_penalty: float = 1.0
+    length_penalty: Finite = 1.0
     """beam: above 0 favours long captions, below 0 short ones."""
     scoring: Literal["original", "transformers"] = "original"
     """beam: which length a text's score is divided by."""

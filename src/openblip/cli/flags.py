@@ -7,7 +7,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
 from openblip.errors import OpenBlipError
@@ -60,7 +60,7 @@ def checked(run: Callable[..., _Result]) -> Callable[..., _Result]:
     """A command that refuses numbers out of their ranges before it begins.
 
     Raises:
-        UsageError: a number is out of its range, or a flag that needs values has none.
+        UsageError: a number is out of its range.
     """
 
     @functools.wraps(run)
@@ -68,26 +68,19 @@ def checked(run: Callable[..., _Result]) -> Callable[..., _Result]:
         signature = inspect.signature(run)
         given = signature.bind(*args, **kwargs).arguments
         hints = get_type_hints(run, include_extras=True)
-        # Words that stand alone have messages of their own.
-        defaults = {
-            name: None if p.kind is p.KEYWORD_ONLY and p.default is p.empty else p.default
-            for name, p in signature.parameters.items()
-        }
-        _check(given, hints, defaults)
+        _check(given, hints)
         return run(*args, **kwargs)
 
     return command
 
 
-def _check(given: dict[str, Any], hints: dict[str, Any], defaults: dict[str, Any]) -> None:
+def _check(given: dict[str, Any], hints: dict[str, Any]) -> None:
     for name, value in given.items():
         flag = f"--{name.replace('_', '-')}"
         if is_dataclass(value):  # its fields are flags themselves
             own = get_type_hints(type(value), include_extras=True)
-            _check(vars(value), own, {f.name: f.default for f in fields(value)})
+            _check(vars(value), own)
             continue
-        if value == () and defaults.get(name) not in ((), inspect.Parameter.empty):
-            raise UsageError(f"{flag} needs a value, or several")
         for number in value if isinstance(value, tuple) else (value,):
             for allowed in _ranges(hints[name]):
                 if isinstance(number, int | float) and number not in allowed:
