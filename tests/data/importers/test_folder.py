@@ -90,7 +90,8 @@ def test_damaged_lines_are_reported_with_their_number(write_jsonl: Callable[...,
     )
     report, rows = _import(source)
     assert [row["id"] for row in rows] == ["images/0.jpg", "images/4.jpg"]
-    assert report.skipped == {"bad record": 6}
+    # The pictures of bad records are then of no record.
+    assert report.skipped == {"bad record": 6, "missing caption": 2}
     places = [example.where for example in report.examples["bad record"]]
     assert [place.split(",")[0] for place in places] == [
         f"captions.jsonl line {number}" for number in (2, 3, 4, 5, 6, 8)
@@ -190,8 +191,11 @@ def test_text_files_beside_images_are_their_captions(
         ("d", ["four"], "train"),
     ]
     assert json.loads(str(rows[1]["meta"])) == {"url": "http://x"}
-    assert report.skipped == {"missing caption": 1, "bad record": 1}
+    # An image and the text beside it are two files.
+    assert report.skipped == {"missing caption": 1, "bad record": 2, "other file": 1}
     assert report.examples["missing caption"][0].where == "b/2.jpg"
+    assert report.examples["other file"][0].where == "notes.txt"
+    assert (report.num_used, report.num_seen) == (7, 11)
 
 
 def test_a_circle_of_links_ends(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
