@@ -28,6 +28,7 @@ from openblip.data.walking import is_hidden
 _RECORD = "json"
 # What people call the image of a sample where every member has a name of its own.
 _IMAGE_NAMES = ("image", "img")
+_ASIDE = (Reason.OTHER_MEMBER, "not the image or the text of the sample")
 # So many members have no key in common by purpose.
 _MOST_MEMBERS = 1000
 
@@ -178,7 +179,7 @@ class _Shard:
             self._inner = _Sample(f"{key}.{named}")
         sample.endings.add(ending)
         if sample.has_parts:
-            sample.others[ending] = (Reason.OTHER_MEMBER, _what_it_is(member.name, member))
+            sample.others[ending] = _ASIDE
         else:
             self._inner.add(last, member)
 
@@ -193,8 +194,7 @@ class _Shard:
             sample.endings -= endings
             yield self._entry(inner)
         else:
-            aside = (Reason.OTHER_MEMBER, "not the image or the text of the sample")
-            sample.others |= dict.fromkeys(sorted(endings), aside)
+            sample.others |= dict.fromkeys(sorted(endings), _ASIDE)
 
     def _finished(self) -> Iterator[Entry]:
         sample = self._sample
