@@ -1,13 +1,20 @@
 """`openblip caption`: what it needs to start, and mistakes that it names before any work."""
 
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+import openblip
 from openblip.cli import main
+from openblip.inference import Blip
+
+from ..inference.conftest import make_med
 
 
 def test_help_needs_no_heavy_library() -> None:
@@ -59,3 +66,91 @@ def test_mistakes_are_named_in_one_line(
     assert not output.out
     assert "Traceback" not in output.err
     assert sorted(p.name for p in here.iterdir()) == ["mine.jsonl", "nothing", "photo.png"]
+
+
+def test_the_flags_are_the_settings_of_decoding() -> None:
+    from openblip.cli.decoding_flags import DecodingFlags
+    from openblip.inference import Decoding
+
+    assert DecodingFlags().decoding() == Decoding()
+    assert asdict(DecodingFlags()) == asdict(Decoding())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--repetition-penalty", "0"], "repetition_penalty is 0"),
+        (["--repetition-penalty", "nan"], "repetition_penalty is nan"),
+        (["--length-penalty", "inf"], "length_penalty is inf"),
+        (["--top-k", "-1"], "top_k is -1"),
+        (["--no-repeat-ngram-size", "-2"], "no_repeat_ngram_size is -2"),
+        (["--min-length", "-1"], "min_length is -1"),
+        (["--max-length", "0"], "max_length is 0"),
+        (["--image-size", "33"], "33"),
+        (["--image-size", "0"], "0"),
+        (["--image-size", "-32"], "-32"),
+    ],
+)
+def test_settings_out_of_range_are_named(
+    photo: str, checkpoint, words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["caption", photo, "--model", checkpoint("captioner"), *words]) == 1
+    error = capsys.readouterr().err
+    assert told in error.splitlines()[-1]
+    assert error.count("openblip caption: ") == 1
+
+
+def test_every_setting_reaches_the_model(
+    photo: str, checkpoint, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    words = ["caption", photo, "--model", checkpoint("captioner"), "--prompt", "a", "-o", "o.jsonl"]
+    settings = {
+        "repetition_penalty": 1.3,
+        "length_penalty": 0.5,
+        "scoring": "transformers",
+        "no_repeat_ngram_size": 2,
+        "max_length": 30,
+        "min_length": 20,
+    }
+    for name, value in settings.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    assert main([*words, "--image-size", "48"]) == 0
+    blip = openblip.load(checkpoint("captioner"), "cpu", image_size=48)
+    ((expected,),) = blip.caption(photo, prompt="a", **settings)
+    line = json.loads(Path("o.jsonl").read_text())
+    assert line["captions"][0]["text"] == expected.text
+    stored = json.loads(Path("o.jsonl.settings.json").read_text())
+    assert stored["image_size"] == 48
+    assert {name: stored[name] for name in settings} == settings
+    # Other settings do not go on with this file, in whichever direction.
+    assert main(words) == 1
+    assert "image_size 48, not None" in capfdbinary.readouterr().err.decode()
+    assert main([*words, "--image-size", "48"]) == 0
+
+
+def test_what_is_off_is_not_stored_so_that_older_files_go_on(photo: str, checkpoint) -> None:
+    words = ["caption", photo, "--model", checkpoint("captioner"), "-o", "o.csv"]
+    assert main(words) == 0
+    stored = json.loads(Path("o.csv.settings.json").read_text())
+    assert not {"image_size", "no_repeat_ngram_size"} & set(stored)
+    assert main([*words, "--no-repeat-ngram-size", "3"]) == 1
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "txt", "coco", "sidecar"])
+def test_an_empty_caption_is_told(
+    photo: str, tokenizer, tmp_path: Path, form: str, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    med = make_med(tokenizer, heads=("lm",))
+    with torch.no_grad():
+        med.text.lm_head.bias[tokenizer.special.sep] = 99.0
+    Blip(med, tokenizer, "captioner", 32, 40).save(tmp_path / "silent")
+    words = ["caption", photo, "--model", "silent", "--prompt", "", "--min-length", "0"]
+    assert main([*words, *(["--sidecar"] if form == "sidecar" else ["--format", form])]) == 1
+    output = capfdbinary.readouterr()
+    told = output.err.decode()
+    assert "photo.png: the caption is empty: the model ended the caption at once" in told
+    assert "1 captioned (1 of them empty)" in told
+    assert not Path("photo.txt").exists()
+    if form == "jsonl":
+        (caption,) = json.loads(output.out)["captions"]
+        assert (caption["text"], caption["reason"][:15]) == ("", "the model ended")

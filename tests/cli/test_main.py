@@ -111,12 +111,14 @@ def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_warning_is_one_line_without_code(capsys: pytest.CaptureFixture[str]) -> None:
-    with warnings.catch_warnings(record=True) as others, _warnings_in_one_line("openblip match"):
+    with _warnings_in_one_line("openblip match"):
         warnings.simplefilter("always")
         warnings.warn("text 1 is cut at its word 31, 'dog'", TextTruncated, 1)
         warnings.warn("of someone else", UserWarning, 1)
-    assert [str(other.message) for other in others] == ["of someone else"]
-    assert capsys.readouterr().err == "openblip match: text 1 is cut at its word 31, 'dog'\n"
+    assert capsys.readouterr().err == (
+        "openblip match: text 1 is cut at its word 31, 'dog'\n"
+        "openblip match: UserWarning: of someone else\n"
+    )
 
 
 def test_json_output_is_one_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,3 +131,83 @@ def test_json_output_is_one_value(tmp_path: Path, capsys: pytest.CaptureFixture[
     value = json.loads(capsys.readouterr().out)
     assert value["rows"] == 6
     assert {"split": "train", "origin": "web", "images": 3, "captions": 3} in value["counts"]
+
+
+WITHOUT_TORCH = """
+import sys
+from openblip.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    assert not {"torch", "lance", "pyarrow"} & set(sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "pretrain base t.lance run --help",
+        "pretrain albef t.lance run --help",
+        "finetune filter t.lance run --help",
+        "finetune vqa t.lance run --help",
+        "plan --help",
+        "compare --help",
+        "runs --help",
+        "evaluate vqa --help",
+    ],
+)
+def test_help_comes_without_torch(words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *words.split()], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Example" in done.stdout or "example" in done.stdout
+
+
+# Ends a command where it imports torch, which is where waiting begins.
+AT_TORCH = """
+import sys
+from openblip.cli import main
+
+class Torch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("torch", file=sys.stderr)
+            raise SystemExit(0)
+
+sys.meta_path.insert(0, Torch())
+for line in sys.stdin:
+    try:
+        main(line.split())
+    except SystemExit:
+        pass
+"""
+
+
+def test_a_long_command_says_that_it_begins_before_it_loads_anything() -> None:
+    lines = [
+        "pretrain tiny t.lance run",
+        "finetune filter t.lance run --init-from model",
+        "plan tiny --gpu cpu",
+        "capfilt run t.lance --captioner c --filter f",
+        "evaluate retrieval m t.lance",
+        "evaluate caption m t.lance",
+        "evaluate vqa m t.lance",
+        "evaluate nlvr m t.lance",
+        "evaluate classify m t.lance",
+        "caption x.jpg",
+        "match x.jpg text",
+        "ask x.jpg question",
+        "explain x.jpg text",
+        "convert a b",
+        "compare file.yaml",
+        "demo",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", AT_TORCH], input="\n".join(lines), capture_output=True, text=True
+    )
+    told = done.stderr.splitlines()
+    assert told.count("torch") == len(lines), done.stderr
+    for before, line in zip(told[::2], lines, strict=True):
+        name = before.removeprefix("openblip ").removesuffix(": loading ...")
+        assert line.startswith(name), before

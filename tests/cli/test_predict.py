@@ -52,6 +52,47 @@ def test_ask_answers_each_question(
     assert "probability" in capsys.readouterr().out
 
 
+def test_ask_gives_a_ranking(
+    photo: str, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["ask", photo, "is it night", "--model", checkpoint("vqa"), "--top", "2"]
+    assert main([*words, "--candidates", "yes", "no", "night", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert len(row["ranking"]) == 2
+    assert row["ranking"][0] == {"answer": row["answer"], "probability": row["probability"]}
+    assert row["ranking"][0]["probability"] >= row["ranking"][1]["probability"]
+    assert main(words) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert main([*words[:-1], "0"]) == 1
+    assert "top is 0" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("always::openblip.errors.OpenBlipWarning")
+def test_words_that_the_model_does_not_know_are_told_in_one_line(
+    photo: str, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["собака на столе", "кошка на улице"]
+    assert main(["match", photo, *texts, "--model", checkpoint("filter"), "--json"]) == 0
+    output = capsys.readouterr()
+    first, second = json.loads(output.out)
+    assert first["itm"] == second["itm"]
+    assert output.err.count("[UNK]") == output.err.count("\n") == 1
+    assert "2 of 2 texts have no word that it knows" in output.err
+
+
+@pytest.mark.filterwarnings("always::openblip.errors.OpenBlipWarning")
+def test_a_captioner_asked_to_match_says_what_it_is(
+    photo: str, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blip = openblip.load(checkpoint("pretrain"), "cpu")
+    blip.kind = "captioner"
+    blip.save(tmp_path / "captioner")
+    assert main(["match", photo, "a red square", "--model", str(tmp_path / "captioner")]) == 0
+    assert "(such as demo/filter)" in capsys.readouterr().err
+    assert main(["match", photo, "a red square", "--model", checkpoint("captioner")]) == 1
+    assert "(such as demo/filter)" in capsys.readouterr().err
+
+
 def test_candidates_may_stand_in_a_file(
     photo: str, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,7 +101,7 @@ def test_candidates_may_stand_in_a_file(
     assert main([*words, "--candidates-file", "answers.txt"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["answer"] in ("yes", "no")
     assert main([*words, "--candidates-file", "nowhere.txt"]) == 1
-    assert "nowhere.txt: the candidates cannot be read" in capsys.readouterr().err
+    assert "nowhere.txt: cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,14 @@ def test_paths_and_file_addresses_are_read(tmp_path: Path, prefix: str) -> None:
     assert encoded_image(None, prefix + (name.replace(" ", "%20") if prefix else name)) == b"abc"
 
 
+@pytest.mark.parametrize("name", ["caf\udce9.jpg", "50%\udce9 #1?.jpg"])
+def test_a_file_whose_name_is_no_unicode_is_found_by_its_row(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"abc")
+    row = PairRow("a", image_uri=str(tmp_path / name))
+    stored = PairTable.create(tmp_path / "t", [row]).take([0], ["image", "image_uri"]).to_pylist()
+    assert encoded_image(**stored[0]) == b"abc"
+
+
 def test_web_addresses_are_refused_with_a_remedy() -> None:
     with pytest.raises(DataError, match="img2dataset"):
         encoded_image(None, "https://example.com/a.jpg")

@@ -178,8 +178,8 @@ def test_what_is_not_cached_cannot_be_had_offline(cache: Path) -> None:
     message = fetch(None, cache, f"fetch_repository({REPO!r}, 'v1')", HF_HUB_OFFLINE="1")
     assert str(message) == (
         f"{REPO}@v1: not in the cache {cache / 'hub'}, and HF_HUB_OFFLINE is set; run it once "
-        f"online, or fetch it with `hf download {REPO} --revision v1`; `make demo` leaves a small "
-        "model at demo/captioner that works at once"
+        f"online, or fetch it with `hf download {REPO} --revision v1`; `make demo` leaves small "
+        "models that work at once: demo/captioner, and demo/filter that matches"
     )
 
 

@@ -18,8 +18,7 @@ import torch
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import DataError, MissingHead, RecipeError, TrainingError
 from openblip.interop.folder import read_folder
-from openblip.tasks.captioner import CaptionerObjectives
-from openblip.tasks.filter import FilterObjectives
+from openblip.tasks.settings import CaptionerObjectives, FilterObjectives
 from openblip.training.config import LoraConfig, MixedTable, ModelOverrides, Recipe
 from openblip.training.metrics_log import read_metrics
 from openblip.training.recipe_file import read_recipe, write_recipe
@@ -54,10 +53,6 @@ def run_state(run_dir: Path) -> dict[str, Any]:
 
 def checkpoints(run_dir: Path) -> list[str]:
     return sorted(path.name for path in (run_dir / "checkpoints").iterdir())
-
-
-def with_queue(recipe: Recipe, size: int) -> Recipe:
-    return replace(recipe, objectives=replace(recipe.objectives, queue_size=size))
 
 
 @pytest.fixture(scope="module")
@@ -241,7 +236,6 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_recipe: MakeRecipe, tmp_pa
 @pytest.mark.parametrize(
     ("change", "kind", "message"),
     [
-        (lambda r: with_queue(r, 21), RecipeError, "set objectives.queue_size <= 20"),
         (
             lambda r: replace(r, train=replace(r.train, batch_size=24)),
             DataError,

@@ -189,3 +189,12 @@ def test_without_runs_the_command_says_what_is_expected(
 ) -> None:
     assert main(["runs", str(tmp_path)]) == 1
     assert "name what `openblip pretrain`" in capsys.readouterr().err
+
+
+def test_runs_are_listed_without_torch(runs: Path) -> None:
+    code = (
+        "import sys; from openblip.cli import main; code = main(sys.argv[1:]);"
+        "assert not {'torch', 'lance', 'pyarrow'} & set(sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "runs", str(runs)], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")

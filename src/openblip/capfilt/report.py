@@ -9,7 +9,14 @@ from PIL import Image
 
 from openblip.capfilt.job import METADATA_KEY
 from openblip.capfilt.scores import TextScores, read_scores, texts_of
-from openblip.capfilt.select import DEFAULT_THRESHOLDS, keep_rates, noise_quality, rejections
+from openblip.capfilt.select import (
+    DEFAULT_THRESHOLDS,
+    keep_rates,
+    noise_quality,
+    rejections,
+    spreads,
+    warn_of_empty_sources,
+)
 from openblip.data.reading import table_images
 from openblip.data.table import PairTable
 from openblip.errors import DataError, RecipeError
@@ -56,6 +63,7 @@ def _rates(page: Page, scores: dict[str, TextScores], threshold: float) -> None:
     page.section("How much stays", "At other thresholds too; a threshold is a view, not a run.")
     thresholds = sorted({*DEFAULT_THRESHOLDS, threshold})
     rates = keep_rates(scores, thresholds)
+    warn_of_empty_sources([rate for rate in rates if rate.threshold == threshold])
     rows = []
     for value in thresholds:
         cells = [f"{value:g}"]
@@ -95,7 +103,8 @@ def _noise(page: Page, web: TextScores, threshold: float) -> None:
 
 
 def _histograms(page: Page, scores: dict[str, TextScores], threshold: float) -> None:
-    page.section("Scores", "ITM: probability of a match. ITC: cosine, shown from 0 to 1.")
+    about = "ITM: probability of a match. ITC: cosine, shown from 0 to 1"
+    page.section("Scores", ". ".join([about, *map(str, spreads(scores))]) + ".")
     page.charts(
         [
             histogram("ITM", {n: s.itm.tolist() for n, s in scores.items()}, threshold),

@@ -1,11 +1,15 @@
 """`openblip ask`."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import tyro
 
 from openblip.cli.output import print_json, print_table
 from openblip.errors import DataError
+
+if TYPE_CHECKING:
+    from openblip.inference import Answer
 
 
 def ask(
@@ -16,6 +20,7 @@ def ask(
     model: str | None = None,
     candidates: tuple[str, ...] = (),
     candidates_file: Path | None = None,
+    top: int = 1,
     device: str | None = None,
     json: bool = False,
 ) -> int:
@@ -31,6 +36,8 @@ def ask(
             the published base model.
         candidates: the answers to choose from.
         candidates_file: the same from a file: one a line, or a list in JSON.
+        top: so many answers to each question, best first: candidates by their share of the
+            probability, written ones by their own.
         device: cpu, cuda, mps; by default the best that there is.
         json: print JSON.
     """
@@ -42,17 +49,22 @@ def ask(
         raise DataError("no question was given; put one or more behind the image")
     choices = [*candidates, *(read_answers(candidates_file) if candidates_file else [])]
     blip = load(model or PUBLISHED["ask"], device=device)
-    answers = blip.ask(image, list(questions), choices or None)
+    answers = blip.ask_top(image, list(questions), top, choices or None)
     if json:
-        print_json(
-            [
-                {"question": q, "answer": a.text, "probability": a.probability}
-                for q, a in zip(questions, answers, strict=True)
-            ]
-        )
+        print_json([_as_json(*each, top) for each in zip(questions, answers, strict=True)])
         return 0
     print_table(
         ["question", "answer", "probability"],
-        [[q, a.text, f"{a.probability:.3f}"] for q, a in zip(questions, answers, strict=True)],
+        [
+            [question, answer.text, f"{answer.probability:.3f}"]
+            for question, own in zip(questions, answers, strict=True)
+            for answer in own
+        ],
     )
     return 0
+
+
+def _as_json(question: str, answers: "list[Answer]", top: int) -> dict[str, object]:
+    """The best answer, and with more than one the ranking."""
+    ranked = [{"answer": answer.text, "probability": answer.probability} for answer in answers]
+    return {"question": question, **ranked[0]} | ({"ranking": ranked} if top > 1 else {})

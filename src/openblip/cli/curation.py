@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from openblip.cli.flags import Range, Share, Workers
 from openblip.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -30,11 +31,11 @@ class _Search:
 
     model: str | None = None
     by: Literal["hash", "embedding", "both"] | None = None
-    radius: int = 6
-    colour: int = 24
-    cosine: float = 0.95
-    text: float = 0.9
-    threads: int | None = None
+    radius: Annotated[int, Range(0, 64)] = 6
+    colour: Annotated[int, Range(0, 255)] = 24
+    cosine: Annotated[float, Range(-1, 1)] = 0.95
+    text: Share = 0.9
+    threads: Workers | None = None
 
     def nearness(self) -> "Nearness":
         from openblip.data.curation.nearness import Nearness

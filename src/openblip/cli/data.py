@@ -9,6 +9,7 @@ from typing import Literal
 
 import tyro
 
+from openblip.cli.flags import Count, CountOrNone, Share, Workers
 from openblip.cli.output import print_json, print_table
 
 FormatName = Literal[
@@ -37,13 +38,13 @@ def import_(
     split: Literal["train", "val", "test"] | None = None,
     store: Literal["bytes", "uri"] = "bytes",
     ids: Literal["key", "sha256"] = "key",
-    limit: int | None = None,
+    limit: Count | None = None,
     again: bool = False,
     image_root: Path | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
     id_column: str | None = None,
-    threads: int | None = None,
+    threads: Workers | None = None,
     json: bool = False,
 ) -> int:
     """Bring image-text pairs into a pair table, which is made if there is none.
@@ -110,14 +111,14 @@ def export(
     *,
     format: Literal["webdataset", "parquet", "coco", "jsonl", "huggingface"] = "webdataset",
     sources: tuple[Literal["human", "web", "synthetic"], ...] = ("human", "web"),
-    itm: float | None = None,
+    itm: Share | None = None,
     itm_of: tuple[str, ...] = (),
     without: tuple[WithoutName, ...] = (),
     split: tuple[Literal["train", "val", "test"], ...] = ("train",),
     rejected: bool = False,
-    shard_size: int = 10_000,
+    shard_size: Count = 10_000,
     overwrite: bool = False,
-    threads: int | None = None,
+    threads: Workers | None = None,
     json: bool = False,
 ) -> int:
     """Write the images of a pair table with the texts that count, for other programs.
@@ -164,7 +165,7 @@ def export(
     return 1 if report.num_unreadable else 0
 
 
-def show(table: tyro.conf.Positional[str], /, *, rows: int = 3, json: bool = False) -> int:
+def show(table: tyro.conf.Positional[str], /, *, rows: CountOrNone = 3, json: bool = False) -> int:
     """What is in a pair table: rows by split and origin, texts, columns, examples.
 
     Example: openblip data show pairs.lance
@@ -183,8 +184,6 @@ def show(table: tyro.conf.Positional[str], /, *, rows: int = 3, json: bool = Fal
         for row in batch.to_pylist():
             images[row["split"], row["origin"]] += 1
             texts[row["split"], row["origin"]] += len(row["captions"] or [])
-    shown = [name for name in opened.columns if name != "image"]
-    examples = opened.take(range(min(rows, len(opened))), shown).to_pylist()
     if json:
         counts = [
             {"split": s, "origin": o, "images": n, "captions": texts[s, o]}
@@ -198,7 +197,13 @@ def show(table: tyro.conf.Positional[str], /, *, rows: int = 3, json: bool = Fal
         [[s, o, str(n), str(texts[s, o])] for (s, o), n in sorted(images.items())],
     )
     print(f"columns: {', '.join(opened.columns)}")
-    for example in examples:
+    shown = [name for name in opened.columns if name != "image"]
+    for example in opened.take(range(min(rows, len(opened))), shown).to_pylist():
         known = {name: value for name, value in example.items() if value is not None}
-        print(json_library.dumps(known, ensure_ascii=False))
+        print(json_library.dumps(known, ensure_ascii=False, default=_in_words))
     return 0
+
+
+def _in_words(value: object) -> str:
+    """A value of a column of somebody else that JSON has no form for."""
+    return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)

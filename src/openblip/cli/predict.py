@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from openblip.cli.output import print_json, print_table
+from openblip.cli.decoding_flags import DecodingFlags
+from openblip.cli.flags import Count, Seed
+from openblip.cli.output import complain, print_json, print_table
 from openblip.errors import DataError
 
+_DECODING = DecodingFlags()
 DtypeName = Literal["float32", "bfloat16", "float16", "int8"]
 
 if TYPE_CHECKING:
@@ -25,15 +28,12 @@ def caption(
     sidecar: bool = False,
     overwrite: bool = False,
     split: str | None = None,
-    method: Literal["beam", "nucleus", "greedy"] = "beam",
-    num_beams: int = 3,
-    top_p: float = 0.9,
-    max_length: int = 20,
-    min_length: int = 5,
+    decoding: Annotated[DecodingFlags, tyro.conf.arg(name="")] = _DECODING,
     prompt: str = "a picture of ",
-    num_captions: int = 1,
-    seed: int = 0,
-    batch_size: int = 16,
+    num_captions: Count = 1,
+    seed: Seed = 0,
+    batch_size: Count = 16,
+    image_size: Count | None = None,
     dtype: DtypeName = "float32",
     device: str | None = None,
 ) -> int:
@@ -55,34 +55,25 @@ def caption(
         sidecar: write a .txt beside each image; images that have one are left out.
         overwrite: begin again, and replace the file (or the .txt files) that is there.
         split: of pair tables only this one.
-        method: how to decode.
-        num_beams: beam: width.
-        top_p: nucleus: smallest set of words with this probability.
-        max_length: tokens, prompt included.
-        min_length: tokens, prompt included.
+        decoding: how tokens are chosen.
         prompt: what the model continues.
         num_captions: captions an image.
         seed: nucleus: same seed and name of an image within its folder, same captions.
         batch_size: images at once.
+        image_size: pixels of a side that images are brought to, where not the model's own.
         dtype: of the weights; int8 on the CPU alone.
         device: cpu, cuda, mps; by default the best that there is.
     """
-    from openblip.inference import Decoding
     from openblip.inference.caption_job import CaptionSettings, CaptionTarget
     from openblip.inference.published import PUBLISHED
 
     settings = CaptionSettings(
         model=model or PUBLISHED["caption"],
-        decoding=Decoding(
-            method=method,
-            num_beams=num_beams,
-            top_p=top_p,
-            max_length=max_length,
-            min_length=min_length,
-        ),
+        decoding=decoding.decoding(),
         prompt=prompt,
         num_captions=num_captions,
         seed=seed,
+        image_size=image_size,
         dtype=dtype,
         device=device,
     )
@@ -107,15 +98,17 @@ def _caption(
             settings,
             target,
             batch_size=batch_size,
-            report=lambda failure: print(f"openblip caption: {failure}", file=sys.stderr),
+            report=lambda failure: complain("openblip caption", failure),
             # Below the buffer, which on a full disk or a closed pipe would complain again at the
             # end; and below `sys.stdout`, which a progress bar redirects to its terminal.
             stdout=getattr(sys.stdout.buffer, "raw", sys.stdout.buffer),
         )
     except BrokenPipeError:
         return 1  # whoever reads, such as `head`, has read enough
+    empty = f" ({result.empty:,} of them empty)" if result.empty else ""
     print(
-        f"{result.captioned:,} captioned, {result.failed:,} failed, {result.skipped:,} skipped, "
+        f"{result.captioned:,} captioned{empty}, {result.failed:,} failed, "
+        f"{result.skipped:,} skipped, "
         f"{result.rate:,.1f} images/s",
         file=sys.stderr,
     )
@@ -124,7 +117,7 @@ def _caption(
     if result.interrupted:
         print(f"interrupted; {_what_next(target)}", file=sys.stderr)
         return 130
-    return 1 if result.failed else 0
+    return 1 if result.failed or result.empty else 0
 
 
 def _what_next(target: "CaptionTarget") -> str:

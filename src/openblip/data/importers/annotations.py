@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from openblip.data.importers.captions import caption_list_source
+from openblip.data.importers.captions import caption_list_source, results_source
 from openblip.data.importers.coco import CocoSource, KarpathySource
 from openblip.data.importers.nlvr import nlvr_list_source, nlvr_source
 from openblip.data.importers.questions import (
@@ -30,6 +30,7 @@ _LISTS = (
     ({"image", "caption"}, caption_list_source),
     ({"image", "captions"}, caption_list_source),
     ({"image", "img_id"}, caption_list_source),
+    ({"image_id", "caption"}, results_source),
 )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from openblip.data.coco_ids import COCO_ID
 from openblip.data.importers.source import (
     Cursor,
     Entry,
@@ -20,8 +21,6 @@ from openblip.data.importers.splits import split_in_name
 from openblip.data.report import Reason
 from openblip.errors import DataError
 
-COCO_ID = "openblip_id"
-"""Field of an image for an id that is no number, which tools for COCO need."""
 # Tried below the JSON file's folder for the first image; with COCO's usual layout it is
 # annotations/captions_val2014.json beside val2014/.
 ROOTS = (".", "images", "..", "../images")

@@ -15,7 +15,8 @@ from openblip.data.patterns import matching_paths
 from openblip.errors import DataError
 
 FORMATS = ("jsonl", "folder", "webdataset", "table", *ANNOTATION_FORMATS)
-_ANNOTATION_PATTERN = re.compile(r"^(dataset|captions|annotations).*\.json$")
+# What `openblip caption` writes beside a file, on how it was made, is none.
+_ANNOTATION_PATTERN = re.compile(r"^(dataset|captions|annotations).*(?<!\.settings)\.json$")
 _KNOWN = (
     "a folder with captions.jsonl (or metadata.jsonl), images with .txt files of the same names, "
     ".tar shards, .parquet/.csv/.tsv tables, or JSON of COCO, Karpathy, NoCaps, VQA, Visual Genome "

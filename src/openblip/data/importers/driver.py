@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -101,7 +102,10 @@ def _on_disk(source: str | Path) -> str:
             f"{source}: sources are read from a disk; copy or mount it, and give the object store "
             "as the place of the table"
         )
-    return str(Path(source).absolute())
+    path = Path(source)
+    if os.path.exists(path) and not (path.is_file() or path.is_dir()):  # noqa: PTH110
+        raise DataError(f"{source} is no regular file: write what comes from a pipe into one first")
+    return str(path.absolute())
 
 
 def import_pairs(
@@ -161,7 +165,7 @@ def import_pairs(
     opened = open_source(settings.source, settings.options, format)
     if store == "uri" and opened.format == "webdataset":
         raise DataError("images in .tar shards have no path of their own: use store='bytes'")
-    table = _existing_table(uri)
+    table = PairTable.open_if_any(uri)
     key = metadata_key(settings.fingerprint())
     state = _restored(table, key) if table is not None else None
     if state is not None and state.report.complete and again:
@@ -178,13 +182,6 @@ def import_pairs(
 
 def _new_report(settings: _Settings, uri: str | Path, opened: PairSource) -> ImportReport:
     return ImportReport(settings.source, str(uri), opened.format)
-
-
-def _existing_table(uri: str | Path) -> PairTable | None:
-    try:
-        return PairTable.open(uri)
-    except DataError:
-        return None
 
 
 class _Import:

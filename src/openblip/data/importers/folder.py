@@ -122,7 +122,7 @@ class FolderSource:
             yield replace(entry, cursor=here)
 
     def _note(self, entry: Entry) -> None:
-        if isinstance(entry, Found) and isinstance(entry.image, Path):
+        if isinstance(entry.image, Path):
             self._listed.add(os.path.normpath(entry.image))
 
     def _of_file(self, seen: Seen, inner: Cursor | None) -> Iterator[Entry]:

@@ -12,9 +12,10 @@ from openblip.data.importers.source import (
     SourceOptions,
     UnsafePath,
     inside,
+    name_below,
     parse_object,
-    plain,
     texts_of,
+    unfolded,
 )
 from openblip.data.importers.splits import known_split, pop_split
 from openblip.data.report import Reason
@@ -77,6 +78,7 @@ class JsonlSource:
                     yield self._entry(line, f"{self._name} line {number}", here)
 
     def _entry(self, line: bytes, where: str, cursor: Cursor) -> Entry:
+        path: Path | None = None
         try:
             if len(line) >= _MAX_LINE_BYTES:
                 raise ValueError(f"a line of more than {_MAX_LINE_BYTES} bytes")
@@ -84,12 +86,15 @@ class JsonlSource:
             name, captions = _pop_first(record, _IMAGE_FIELDS), _pop_first(record, _CAPTION_FIELDS)
             if not isinstance(name, str):
                 raise ValueError(f"no field {' or '.join(_IMAGE_FIELDS)} with a path")
+            name = name_below(self._root, name)
             path = inside(self._root, name)
             texts = texts_of(captions)
         except UnsafePath as error:
             return Refused(where, cursor, Reason.UNSAFE_PATH, str(error))
         except ValueError as error:
-            return Refused(where, cursor, Reason.BAD_RECORD, str(error))
+            return Refused(where, cursor, Reason.BAD_RECORD, str(error), image=path)
+        if not any(map(str.strip, texts)) and (why := _why_empty(captions)):
+            return Refused(f"{where}, {name}", cursor, Reason.MISSING_CAPTION, why, image=path)
         key, split = record.pop("id", None), pop_split(record)
         return Found(
             where=f"{where}, {name}",
@@ -100,9 +105,16 @@ class JsonlSource:
             split=split,
             place=self._file,
             image_folder=str(PurePosixPath(name).parent),
-            meta={name: plain(value) for name, value in record.items()},
+            meta=unfolded(record),
             may_lack_captions=captions == [],
         )
+
+
+def _why_empty(captions: Any) -> str | None:
+    """The reason that `openblip caption` writes beside an empty text."""
+    items = captions if isinstance(captions, list) else []
+    reasons = (item.get("reason") for item in items if isinstance(item, dict))
+    return next((reason for reason in reasons if isinstance(reason, str)), None)
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,6 +26,8 @@ RECORD_FIELDS = ("caption", "captions", "text")
 """Fields of a record beside an image that hold its texts; the first that has any."""
 MAX_TEXT_BYTES = 4 << 20
 """A longer text beside an image is none."""
+META_FIELD = "meta"
+"""Of a record: a JSON object in a text, as if each of its fields stood in the record."""
 _URL = re.compile(r"^(https?|ftp)://", re.IGNORECASE)
 _ABSOLUTE = re.compile(r"^([/\\]|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://)")
 
@@ -80,6 +83,8 @@ class Refused:
     reason: Reason
     detail: str
     num_records: int = 1
+    image: Path | None = None
+    """The file that it is about, where a list names it."""
 
 
 Entry = Found | Refused
@@ -132,7 +137,9 @@ def inside(root: Path, relative: str) -> Path:
             "well) and import its output"
         )
     if "\0" in relative or _ABSOLUTE.match(relative):
-        raise UnsafePath(f"{relative!r} is not a path relative to {root}")
+        raise UnsafePath(
+            f"{relative!r} does not lie below {root}: name its folder with --image-root"
+        )
     depth = 0
     for part in re.split(r"[/\\]", relative):
         depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
@@ -143,6 +150,13 @@ def inside(root: Path, relative: str) -> Path:
     return root / relative
 
 
+def name_below(root: Path, name: str) -> str:
+    """The name of a file from `root` on where it is an absolute path below that; else as it is."""
+    folder, path = os.path.normpath(root), Path(name)
+    is_below = path.is_absolute() and path.is_relative_to(folder)
+    return path.relative_to(folder).as_posix() if is_below else name
+
+
 def is_file(path: Path) -> bool:
     """Whether a file is there; False too where the system refuses the path, as one too long."""
     return os.path.isfile(path)  # noqa: PTH113 - the method of `Path` raises there
@@ -151,12 +165,16 @@ def is_file(path: Path) -> bool:
 def texts_of(value: Any) -> list[str]:
     """The texts of a string or a list of strings; None gives none.
 
+    An object with a `text`, as `openblip caption` writes one, stands for that.
+
     Raises:
         ValueError: it is something else.
     """
     values = [value] if isinstance(value, str) else value
     if values is None:
         return []
+    if isinstance(values, list):
+        values = [item.get("text") if isinstance(item, dict) else item for item in values]
     if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
         raise ValueError(f"captions must be a text or a list of texts, not {str(value)[:100]!r}")
     return values
@@ -248,7 +266,7 @@ def with_record(
     several = meta.get("captions")
     if isinstance(several, list) and captions and several[: len(captions)] == captions:
         captions = texts_of(meta.pop("captions"))
-    return captions, split, plain(meta)
+    return captions, split, unfolded(meta)
 
 
 def _lines(told: Any) -> list[str] | None:
@@ -258,3 +276,14 @@ def _lines(told: Any) -> list[str] | None:
         return None
     lines = [line for text in values for line in lines_of(text)]
     return [line.strip() for line in lines if line.strip()]
+
+
+def unfolded(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata as JSON can hold it, with the fields of a JSON object in `META_FIELD`."""
+    inner: dict[str, Any] = {}
+    outer = dict(record)
+    if isinstance(text := outer.get(META_FIELD), str):
+        with suppress(ValueError):
+            inner = parse_object(text.encode("utf-8", "surrogatepass"))
+            del outer[META_FIELD]
+    return {**plain(inner), **plain(outer)}
