@@ -54,7 +54,7 @@ _HEIF_BRANDS = frozenset(
 )
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 _PPM = re.compile(rb"P\w\s+[\d#-]")
-HEAD_BYTES = 64
+HEAD_BYTES = 512
 """As much of a file as tells its format."""
 
 
@@ -91,7 +91,8 @@ def is_heif(head: bytes) -> bool:
     if head[4:8] != b"ftyp" or head[8:12] not in _HEIF_BRANDS:
         return False
     # Of a brand for both, the compatible ones tell.
-    compatible = {head[place : place + 4] for place in range(16, len(head) - 3, 4)}
+    end = min(int.from_bytes(head[:4], "big"), len(head))
+    compatible = {head[place : place + 4] for place in range(16, end, 4)}
     return head[8:12] not in (b"mif1", b"msf1") or not compatible & _AVIF_BRANDS
 
 

@@ -166,13 +166,13 @@ def _from_file(path: Path, name: str) -> Image.Image:
         with path.open("rb") as stream:
             return _from_stream(stream, name)
     except (OSError, ValueError) as error:
-        other = _other_than_a_path(str(path)) if isinstance(error, FileNotFoundError) else None
+        other = other_than_a_path(str(path)) if isinstance(error, FileNotFoundError) else None
         detail = other or f"cannot be read ({error}); check the path"
         raise DataError(f"{name}: {detail}") from error
 
 
-def _other_than_a_path(path: str) -> str | None:
-    """What somebody means who gives this for a path, where it is none."""
+def other_than_a_path(path: str) -> str | None:
+    """What somebody means who gives this for a path where there is none; None if that is open."""
     # `Path` makes one slash of two.
     if scheme := _ADDRESS.match(path):
         return f"an address ({scheme[1]}), not a file; download the image and give its path"

@@ -1,5 +1,6 @@
 """What every kind of source yields, and the checks that all of them share."""
 
+import codecs
 import json
 import math
 import os
@@ -10,18 +11,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from openblip.data.importers.splits import pop_split
+from openblip.data.lists import lines_of
 from openblip.data.report import Reason
 from openblip.errors import DataError
 
 Cursor = dict[str, int | str]
 """How far a source has been read; plain JSON, so that it can be stored with the table."""
 
+TEXT_ENDINGS = ("txt", "caption", "text", "caption.txt", "captions.txt", "text.txt")
+"""Endings of the file, or member of an archive, with the texts of an image beside it, each after
+the image's name and a dot; of several the first counts."""
+RECORD_FIELDS = ("caption", "captions", "text")
+"""Fields of a record beside an image that hold its texts; the first that has any."""
+MAX_TEXT_BYTES = 4 << 20
+"""A longer text beside an image is none."""
 META_FIELD = "meta"
 """Of a record: a JSON object in a text, as if each of its fields stood in the record."""
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
-)
-"""Names of files that are taken for images."""
 _URL = re.compile(r"^(https?|ftp)://", re.IGNORECASE)
 _ABSOLUTE = re.compile(r"^([/\\]|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://)")
 
@@ -77,6 +83,8 @@ class Refused:
     reason: Reason
     detail: str
     num_records: int = 1
+    image: Path | None = None
+    """The file that it is about, where a list names it."""
 
 
 Entry = Found | Refused
@@ -215,28 +223,59 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, bytes) else str(value)
 
 
+def text_lines(data: bytes) -> list[str]:
+    """The lines of a text file in UTF-8; LF, CRLF and CR end a line, and nothing else.
+
+    Raises:
+        ValueError: it is of another encoding.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
+        raise ValueError("UTF-16, or no text at all; save it as UTF-8")
+    try:
+        return lines_of(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{data[error.start]:02x} at {error.start}"
+        raise ValueError(f"no UTF-8 ({byte}); save it as UTF-8") from error
+
+
 def with_record(
     texts: list[str] | None, record: bytes | None
 ) -> tuple[list[str], str | None, dict[str, Any]]:
     """Texts, split and metadata of an image that has a JSON object beside it.
 
-    Texts are those of the text file, or the `caption` of the JSON. A list `captions` in the JSON
-    that begins with these is taken instead: formats with one text put the others there.
+    Texts are those of the text file, or the first of `RECORD_FIELDS` in the JSON that has any. A
+    list `captions` in the JSON that begins with these is taken instead: formats with one text put
+    the others there. What else is in these fields becomes metadata as all other fields do.
 
     Args:
         texts: from a text file; None if there is none.
         record: the JSON in UTF-8; None if there is none.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: it is no JSON object, or a field holds no texts.
     """
     meta = parse_object(record) if record is not None else {}
-    told, split = meta.pop("caption", None), meta.pop("split", None)
-    captions = texts_of(told) if texts is None else texts
+    split = pop_split(meta)
+    captions = [text for text in texts or [] if text.strip()]
+    for name in RECORD_FIELDS:
+        told = meta.get(name)
+        if texts is None and not captions:
+            captions = texts_of(told)
+        if told is None or _lines(told) == [text.strip() for text in captions]:
+            meta.pop(name, None)
     several = meta.get("captions")
-    if isinstance(several, list) and several[: len(captions)] == captions:
+    if isinstance(several, list) and captions and several[: len(captions)] == captions:
         captions = texts_of(meta.pop("captions"))
-    return captions, None if split is None else str(split), unfolded(meta)
+    return captions, split, unfolded(meta)
+
+
+def _lines(told: Any) -> list[str] | None:
+    """The texts of a field as the lines of a text file would be; None if they are no texts."""
+    values = [told] if isinstance(told, str) else told
+    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+        return None
+    lines = [line for text in values for line in lines_of(text)]
+    return [line.strip() for line in lines if line.strip()]
 
 
 def unfolded(record: Mapping[str, Any]) -> dict[str, Any]:
