@@ -42,6 +42,7 @@ def import_(
     image_column: str | None = None,
     caption_column: str | None = None,
     id_column: str | None = None,
+    without_captions: bool = False,
     threads: int | None = None,
     json: bool = False,
 ) -> int:
@@ -52,6 +53,7 @@ def import_(
     Visual Genome, sentences of NLVR2. A stopped import goes on where it was.
     The exit code is 1 if things were left out and no row was imported.
     Example: openblip data import crawl/ pairs.lance --origin web
+    openblip data import photos/ photos.lance --without-captions
 
     Args:
         source: file, folder or pattern.
@@ -66,6 +68,7 @@ def import_(
         image_column: Parquet/CSV column with paths or bytes.
         caption_column: Parquet/CSV column with texts.
         id_column: Parquet/CSV column with unique ids.
+        without_captions: also take images that have no text, such as photos to be captioned.
         threads: threads that read and decode; one per core by default.
         json: print the report as JSON.
     """
@@ -85,6 +88,7 @@ def import_(
         image_column=image_column,
         caption_column=caption_column,
         id_column=id_column,
+        without_captions=without_captions,
         num_threads=threads,
     )
     if json:
@@ -95,6 +99,11 @@ def import_(
         print(
             "if two sources have paths of the same name, import each with --ids sha256 into a new "
             "table: its images then go by the hash of their bytes",
+            file=sys.stderr,
+        )
+    if set(report.skipped) == {Reason.MISSING_CAPTION} and not report.num_rows:
+        print(
+            "none of these images has a caption; --without-captions imports them all the same",
             file=sys.stderr,
         )
     return 1 if report.skipped and not report.num_rows else 0

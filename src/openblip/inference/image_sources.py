@@ -40,6 +40,15 @@ class SourceImage:
     """Reads and decodes it, from any thread; raises `DataError` if that cannot be done."""
     file: Path | None = None
     """The image's own file; None in an archive or a table."""
+    encoded: bytes | None = None
+    """Its bytes, in an archive; None where they are read when it is opened."""
+
+
+def is_single(place: str) -> bool:
+    """Whether a place is one image, or nothing, and no collection that `ImageSources` opens."""
+    if is_object_address(place) or _is_tar(place) or Path(place).is_dir():
+        return False
+    return Path(place).exists() or not matching_paths(place)
 
 
 class ImageSources:
@@ -177,7 +186,7 @@ def _tar_images(archive: Path, wanted: Wanted) -> Iterator[SourceImage]:
             key = _plain(member.name)
             name = f"{archive}/{key}"
             if isinstance(content, bytes):
-                yield SourceImage(name, key, partial(open_image, content, name))
+                yield SourceImage(name, key, partial(open_image, content, name), encoded=content)
             elif _is_image_name(key):
                 why = str(content) if isinstance(content, UnsafePath) else content[1]
                 yield _unreadable(name, why)

@@ -45,10 +45,15 @@ class _Settings:
     store: Store
     ids: Ids
     options: SourceOptions
+    without_captions: bool = False
 
     def fingerprint(self) -> str:
         """16 hex digits that tell this import from others into the same table."""
-        values = json.dumps(asdict(self), sort_keys=True, default=str)
+        decided = asdict(self)
+        # Imports that were begun before there was this setting are known by what they had.
+        if not self.without_captions:
+            del decided["without_captions"]
+        values = json.dumps(decided, sort_keys=True, default=str)
         return hashlib.sha256(values.encode()).hexdigest()[:16]
 
 
@@ -107,6 +112,7 @@ def import_pairs(
     image_column: str | None = None,
     caption_column: str | None = None,
     id_column: str | None = None,
+    without_captions: bool = False,
     num_threads: int | None = None,
     commit_rows: int = _COMMIT_ROWS,
     show_progress: bool = True,
@@ -132,6 +138,7 @@ def import_pairs(
         image_column: column of a table with image bytes or paths.
         caption_column: column of a table with texts.
         id_column: column of a table with unique ids.
+        without_captions: also take images that have no text, instead of refusing them.
         num_threads: that read and decode; None for one for each core, 2 to 16.
         commit_rows: rows that become visible, and safe, at a time.
         show_progress: on stderr.
@@ -153,6 +160,7 @@ def import_pairs(
             caption_column=caption_column,
             id_column=id_column,
         ),
+        without_captions=without_captions,
     )
     opened = open_source(settings.source, settings.options, format)
     if store == "uri" and opened.format == "webdataset":
@@ -266,7 +274,8 @@ class _Import:
             return _Checked(None, refusal, entry.where, entry.cursor)
 
         captions = [text.strip() for text in entry.captions if text.strip()]
-        if not captions and not entry.may_lack_captions:
+        may_lack = entry.may_lack_captions or self._settings.without_captions
+        if not captions and not may_lack:
             return refused(Reason.MISSING_CAPTION, "no text that is not blank")
         split = self._settings.split or known_split(entry.split or "train")
         if split is None:
