@@ -1,6 +1,7 @@
 """Many images to work through: files, folders, patterns, tar archives, pair tables."""
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -15,7 +16,7 @@ from openblip.data.importers.webdataset import TAR_DAMAGE, TAR_SUFFIXES, tar_mem
 from openblip.data.patterns import matching_paths
 from openblip.data.reading import read_image_file, row_image
 from openblip.data.storage import is_object_address
-from openblip.data.table import PairTable
+from openblip.data.table import PairRow, PairTable
 from openblip.data.views import split_rows
 from openblip.errors import DataError, RecipeError
 
@@ -75,7 +76,7 @@ class ImageSources:
         if not places:
             raise DataError("no image was given; name files, folders, tar archives or pair tables")
         self._places = [found for place in places for found in _expanded(place)]
-        self._tables = {p: PairTable.open(p) for p in self._places if _is_table(p)}
+        self._tables = {p: PairTable.open(p) for p in self._places if is_table(p)}
         self._split = split
         if split is not None and not self._tables:
             raise RecipeError(
@@ -125,6 +126,44 @@ class ImageSources:
         return count
 
 
+def scratch_table(sources: ImageSources, uri: Path, report: Callable[[str], None]) -> PairTable:
+    """A table of some images that refers to their files, for jobs that work on tables.
+
+    Ids are the images' names. What an archive holds is copied.
+
+    Args:
+        sources: the images.
+        uri: where the table goes.
+        report: is told of what cannot be read at all; images are not decoded.
+
+    Raises:
+        DataError: there is no image, or a table among the places, which is one already.
+    """
+    if (opened := next(iter(sources._tables), None)) is not None:
+        raise DataError(f"{opened} is a pair table: give it alone")
+    sources.total()
+
+    def rows() -> Iterator[PairRow]:
+        seen: Counter[str] = Counter()
+        for image in sources.images(lambda name, file: True):
+            if image.file is None and image.encoded is None:
+                try:
+                    image.open()
+                except DataError as error:
+                    report(str(error))
+                continue
+            seen[image.name] += 1
+            # An archive may have several members of one name.
+            again = f" ({seen[image.name]})" if seen[image.name] > 1 else ""
+            uri = None if image.file is None else str(image.file.absolute())
+            yield PairRow(image.name + again, image.encoded, uri)
+
+    table = PairTable.create(uri, rows())
+    if not len(table):
+        raise DataError("no image in what was given; name other files, folders or archives")
+    return table
+
+
 def _expanded(place: str) -> list[str]:
     if is_object_address(place):
         return [place]
@@ -136,7 +175,8 @@ def _expanded(place: str) -> list[str]:
     return [str(path) for path in found]
 
 
-def _is_table(place: str) -> bool:
+def is_table(place: str) -> bool:
+    """Whether a place is a pair table, or an address, which can be nothing else."""
     return is_object_address(place) or (Path(place) / _LANCE_MARK).is_dir()
 
 
