@@ -56,6 +56,8 @@ def test_photos_in_a_folder_are_compared_and_every_pair_is_written(
     assert 0 <= int(str(record["bits"])) <= 6
     assert record["same_file"] is False
     assert capsys.readouterr().out.startswith("photos/: 4 images, near-duplicates by hash: train 2")
+    # Photos have no texts to speak of, and nothing is written beside them.
+    assert "texts repeat" not in capsys.readouterr().out
     assert sorted(path.name for path in Path().iterdir()) == ["pairs.json", "photos"]
     assert set(pairs("photos/")) == {"photos/more/b.jpg", "photos/more/c.png"}
 

@@ -79,6 +79,7 @@ class DuplicateReport:
             f"{column}: {self.repeated_texts[column]:,} of {count:,} texts repeat another, "
             f"{self.repeated_in_row[column]:,} of them one of the same image"
             for column, count in self.num_texts.items()
+            if count
         ]
         for copies in self.most_copied:
             more = ", ..." if copies.count > len(copies.examples) else ""
