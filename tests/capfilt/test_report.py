@@ -8,7 +8,7 @@ from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.report import write_report
 from openblip.capfilt.run import run_capfilt
 from openblip.data.table import PairTable
-from openblip.errors import DataError, OpenBlipWarning, RecipeError
+from openblip.errors import DataError, RecipeError
 from openblip.inference import Decoding
 
 
@@ -39,8 +39,12 @@ def test_the_page_is_self_contained_and_shows_every_part(
     assert "<script" not in html
     assert settings.captioner in html
     assert "standard deviation" in html
-    with pytest.warns(OpenBlipWarning, match="at the threshold 1 none of"):
-        write_report(PairTable.open(table.uri), tmp_path / "none.html", threshold=1.0)
+    told: list[str] = []
+    scored = PairTable.open(table.uri)
+    page = write_report(scored, tmp_path / "none.html", threshold=1.0, warn=told.append)
+    assert told
+    assert all(line.startswith("at the threshold 1 none of ") for line in told)
+    assert all(line in page.read_text(encoding="utf-8") for line in told)
 
 
 def test_texts_of_strangers_are_escaped(

@@ -163,7 +163,6 @@ def test_shares_and_quantiles_are_given_on_the_command_line(
     assert "--keep half: write a share as 50% or 0.5" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("default::openblip.errors.OpenBlipWarning")
 def test_scores_that_no_threshold_separates_are_told(
     scored: PairTable, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """`openblip match`, `ask` and `explain` on a photo."""
 
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,3 +156,69 @@ def test_mistakes_are_named_in_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.fixture
+def photos(photo: str) -> Path:
+    """A folder of two photos, one of them in another folder, and of a broken one."""
+    folder = Path("photos")
+    (folder / "more").mkdir(parents=True)
+    Image.open(photo).save(folder / "a.png")
+    Image.new("RGB", (50, 40), "red").save(folder / "more" / "b.jpg")
+    (folder / "broken.jpg").write_bytes(b"no image")
+    return folder
+
+
+def test_every_photo_of_a_folder_is_matched_with_every_text(
+    photos: Path, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts, names = ["a red square", "people at night"], ["photos/a.png", "photos/more/b.jpg"]
+    words = ["match", "photos/", *texts, "--model", checkpoint("filter")]
+    assert main([*words, "--json"]) == 1
+    told = capsys.readouterr()
+    assert "openblip match: photos/broken.jpg: " in told.err
+    assert "2 images, 1 failed" in told.err
+    lines = [json.loads(line) for line in told.out.splitlines()]
+    assert [line["image"] for line in lines] == names
+    blip = openblip.load(checkpoint("filter"), "cpu")
+    for line in lines:
+        expected = blip.match(line["image"], texts)
+        assert [m["text"] for m in line["matches"]] == texts
+        for kind in ("itm", "itc"):
+            found = [m[kind] for m in line["matches"]]
+            assert found == pytest.approx([getattr(m, kind) for m in expected], abs=1e-5)
+
+    (photos / "broken.jpg").unlink()
+    assert main(words) == 0
+    shown = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert shown[0] == ["image", *texts]
+    assert [row[0] for row in shown[1:]] == names
+    assert all(0 <= float(value) <= 1 for row in shown[1:] for value in row[1:])
+
+
+def test_every_photo_is_asked_every_question_wherever_it_lies(
+    photos: Path, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "broken.jpg").unlink()
+    with tarfile.open("photos.tar", "w") as tar:
+        tar.add(photos, ".")
+    assert main(["data", "import", "photos", "photos.lance", "--without-captions"]) == 0
+    questions = ["is it night?", "is there a dog?"]
+    model = ["--model", checkpoint("vqa"), "--candidates", "yes", "no"]
+    blip = openblip.load(checkpoint("vqa"), "cpu")
+    files = [photos / "a.png", photos / "more" / "b.jpg"]
+    expected = [[a.text for a in blip.ask(file, questions, ["yes", "no"])] for file in files]
+    capsys.readouterr()
+    for place, number in (
+        ("photos", 2),
+        ("photos/*.png", 1),
+        ("photos.tar", 2),
+        ("photos.lance", 2),
+    ):
+        assert main(["ask", place, *questions, *model, "--json"]) == 0
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        answers = [[a["answer"] for a in line["answers"]] for line in found]
+        assert answers == (expected if place != "photos/*.png" else expected[:1])
+        assert len(found) == number
+    assert main(["ask", "photos.lance", *questions, *model, "--split", "train"]) == 0
+    assert main(["ask", "photos/*.gif", *questions, *model]) == 1

@@ -1,6 +1,5 @@
 """How many texts stay at a threshold, and how well the filter finds noise that is known."""
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +9,7 @@ from numpy.typing import NDArray
 from openblip.capfilt.scores import TextScores
 from openblip.data.table import PairTable
 from openblip.data.views import SOURCES, CaptionView
-from openblip.errors import OpenBlipWarning, RecipeError
+from openblip.errors import RecipeError
 
 # Standard deviation of probabilities below which a filter separates nothing.
 _NARROW = 0.02
@@ -74,16 +73,13 @@ def keep_rates(scores: dict[str, TextScores], thresholds: Sequence[float]) -> li
     ]
 
 
-def warn_of_empty_sources(rates: Sequence[KeepRate]) -> None:
-    """Warn of each source of whose texts a threshold keeps none."""
-    for rate in rates:
-        if rate.total and not rate.kept:
-            warnings.warn(
-                f"at the threshold {rate.threshold:g} none of {rate.total:,} {rate.source} texts "
-                "stays",
-                OpenBlipWarning,
-                stacklevel=2,
-            )
+def empty_sources(rates: Sequence[KeepRate]) -> list[str]:
+    """A line for each source of whose texts a threshold keeps none."""
+    return [
+        f"at the threshold {rate.threshold:g} none of {rate.total:,} {rate.source} texts stays"
+        for rate in rates
+        if rate.total and not rate.kept
+    ]
 
 
 @dataclass(frozen=True)

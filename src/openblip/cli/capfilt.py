@@ -199,11 +199,11 @@ def select(
     from openblip.capfilt.select import (
         DEFAULT_THRESHOLDS,
         cuts,
+        empty_sources,
         keep_rates,
         noise_quality,
         rejections,
         spreads,
-        warn_of_empty_sources,
     )
     from openblip.data.table import PairTable
 
@@ -214,7 +214,8 @@ def select(
     found = cuts(scores, shares)
     rejected = rejections(opened, thresholds, itm_of, without)
     rates = keep_rates(scores, thresholds)
-    warn_of_empty_sources(rates)
+    for line in empty_sources(rates):
+        print(line, file=sys.stderr)
     quality = {value: noise_quality(scores["web"], value) for value in thresholds}
     if json:
         print_json(
@@ -300,5 +301,12 @@ def report(
     from openblip.data.table import PairTable
 
     check_outputs({"-o": output})
-    print(write_report(PairTable.open(table), output, threshold=threshold, seed=seed))
+    written = write_report(
+        PairTable.open(table),
+        output,
+        threshold=threshold,
+        seed=seed,
+        warn=lambda line: print(line, file=sys.stderr),
+    )
+    print(written)
     return 0

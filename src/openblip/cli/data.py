@@ -44,6 +44,7 @@ def import_(
     image_column: str | None = None,
     caption_column: str | None = None,
     id_column: str | None = None,
+    without_captions: bool = False,
     threads: Workers | None = None,
     json: bool = False,
 ) -> int:
@@ -54,6 +55,7 @@ def import_(
     Visual Genome, sentences of NLVR2. A stopped import goes on where it was.
     The exit code is 1 if no row was imported.
     Example: openblip data import crawl/ pairs.lance --origin web
+    openblip data import photos/ photos.lance --without-captions
 
     Args:
         source: file, folder or pattern.
@@ -69,6 +71,7 @@ def import_(
         image_column: Parquet/CSV column with paths or bytes.
         caption_column: Parquet/CSV column with texts.
         id_column: Parquet/CSV column with unique ids.
+        without_captions: also take images that have no text, such as photos to be captioned.
         threads: threads that read and decode; one per core by default.
         json: print the report as JSON.
     """
@@ -89,6 +92,7 @@ def import_(
         image_column=image_column,
         caption_column=caption_column,
         id_column=id_column,
+        without_captions=without_captions,
         num_threads=threads,
     )
     if json:
@@ -99,6 +103,11 @@ def import_(
         print(
             "if two sources have paths of the same name, import each with --ids sha256 into a new "
             "table: its images then go by the hash of their bytes",
+            file=sys.stderr,
+        )
+    if set(report.skipped) == {Reason.MISSING_CAPTION} and not report.num_rows:
+        print(
+            "none of these images has a caption; --without-captions imports them all the same",
             file=sys.stderr,
         )
     return 0 if report.num_rows or report.num_known or report.nothing_read else 1

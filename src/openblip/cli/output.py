@@ -47,6 +47,20 @@ def check_outputs(paths: Mapping[str, Path | None], *, are_folders: bool = False
             raise RecipeError(f"{other} and {flag} are the same file, {path}: give two names")
 
 
+def print_each(name: str, columns: Sequence[str]) -> None:
+    """A line about one of many images, its columns divided by tabs, written at once."""
+    plain = [" ".join(column.split()) for column in (name, *columns)]
+    print("\t".join(plain), flush=True)
+
+
+def end_of_each(prog: str, done: int, failed: int, interrupted: bool) -> int:
+    """The exit code of a command over many images, whose last line says how many there were."""
+    print(f"{prog}: {done:,} images, {failed:,} failed", file=sys.stderr)
+    if interrupted:
+        return 130
+    return 1 if failed else 0
+
+
 def print_json(value: object) -> None:
     """One line of JSON on standard output; escaped where the output's encoding lacks a letter.
 

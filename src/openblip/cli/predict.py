@@ -8,14 +8,17 @@ import tyro
 
 from openblip.cli.decoding_flags import DecodingFlags
 from openblip.cli.flags import Count, Seed
-from openblip.cli.output import complain, print_json, print_table
+from openblip.cli.output import complain, end_of_each, print_each, print_json, print_table
 from openblip.errors import DataError
 
 _DECODING = DecodingFlags()
 DtypeName = Literal["float32", "bfloat16", "float16", "int8"]
 
 if TYPE_CHECKING:
+    from openblip.inference import Blip, Match
     from openblip.inference.caption_job import CaptionSettings, CaptionTarget
+    from openblip.inference.image_sources import ImageSources
+    from openblip.inference.texts import FirstTokenName
 
 
 def caption(
@@ -129,37 +132,46 @@ def _what_next(target: "CaptionTarget") -> str:
 
 
 def match(
-    image: tyro.conf.Positional[Path],
+    image: tyro.conf.Positional[str],
     texts: tyro.conf.Positional[tuple[str, ...]],
     /,
     *,
+    split: str | None = None,
     model: str | None = None,
     first_token: Literal["[ENC]", "[CLS]"] = "[ENC]",
     dtype: DtypeName = "float32",
     device: str | None = None,
     json: bool = False,
 ) -> int:
-    """How well texts match an image: ITM probability and ITC cosine.
+    """How well texts match an image, or each of many: ITM probability and ITC cosine.
 
+    Of many images there is a line each: the name, and the ITM probability of each text. One that
+    cannot be read is reported on standard error, and the exit code is 1.
     Example: openblip match photo.jpg "a dog on a beach" "a red car" --model demo/filter
 
     Args:
-        image: an image file.
+        image: an image file; or a folder, a quoted pattern, a tar archive or a pair table.
         texts: one or more texts.
+        split: of a pair table only this one.
         model: a checkpoint that can match: folder, run directory, file, https address or hub
             repository; by default the published base model.
         first_token: of a text: [ENC] as in training, or [CLS] as transformers does.
         dtype: of the weights; int8 on the CPU alone.
         device: cpu, cuda, mps; by default the best that there is.
-        json: print JSON.
+        json: print JSON; of many images a line each.
     """
     from openblip.inference import load
+    from openblip.inference.image_sources import ImageSources, is_single
     from openblip.inference.published import PUBLISHED
 
     if not texts:
         raise DataError("no text was given; put one or more behind the image")
-    blip = load(model or PUBLISHED["match"], device, dtype)
-    matches = blip.match(image, list(texts), first_token)
+    source = model or PUBLISHED["match"]
+    if split is not None or not is_single(image):
+        sources = ImageSources([image], split)
+        return _match_each(load(source, device, dtype), sources, texts, first_token, json)
+    blip = load(source, device, dtype)
+    matches = blip.match(Path(image), list(texts), first_token)
     if json:
         print_json(
             [{"text": t, "itm": m.itm, "itc": m.itc} for t, m in zip(texts, matches, strict=True)]
@@ -171,3 +183,35 @@ def match(
     ]
     print_table(["text", "ITM probability", "ITC cosine"], rows)
     return 0
+
+
+def _match_each(
+    blip: "Blip",
+    sources: "ImageSources",
+    texts: tuple[str, ...],
+    first_token: "FirstTokenName",
+    json: bool,
+) -> int:
+    from openblip.inference.each_image import match_each
+
+    def tell(name: str, matches: "list[Match]") -> None:
+        if json:
+            found = [
+                {"text": t, "itm": m.itm, "itc": m.itc} for t, m in zip(texts, matches, strict=True)
+            ]
+            print_json({"image": name, "matches": found})
+        else:
+            print_each(name, [f"{match.itm:.4f}" for match in matches])
+
+    if not json:
+        print_each("image", texts)
+    counts = match_each(
+        blip,
+        sources,
+        texts,
+        tell,
+        lambda failure: print(f"openblip match: {failure}", file=sys.stderr),
+        first_token=first_token,
+        show_progress=not sys.stdout.isatty(),
+    )
+    return end_of_each("openblip match", counts.done, counts.failed, counts.interrupted)

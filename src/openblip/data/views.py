@@ -319,10 +319,11 @@ class ViewIndex:
     def idle_sources(self) -> list[str]:
         """A line for each source that contributes nothing: all its texts are rejected, or none is.
 
-        That there is none is no news where nobody has named the source.
+        That there is none is no news where nobody has named the source, nor in `val` and `test`,
+        whose texts are people's.
         """
         view, lines = self.view, []
-        is_named = view.sources != CaptionView.sources
+        is_named = view.sources != CaptionView.sources and view.split == "train"
         where = f"{self.table.uri}, split {view.split!r}"
         for source in view.sources:
             offered = self.num_offered.get(source, 0)

@@ -415,15 +415,20 @@ class Blip(ModelBundle):
         encoded: EncodedImages,
         texts: Sequence[Sequence[str]],
         first_token: FirstTokenName = "[ENC]",
+        warns: bool = False,
     ) -> list[list[Match]]:
-        """How well each image's texts describe it; longer ones are cut without a word.
+        """How well each image's texts describe it.
 
         Args:
             encoded: from `encode` of this object.
             texts: per image any number, also none.
             first_token: first token of a text that is matched.
+            warns: whether something is said of a text that is cut.
         """
         self.require("itm")
+        if warns:
+            noisily = partial(self._tokens, first_token=first_token)
+            return score_texts(encoded, texts, noisily, self._tokens_to_embed)
 
         def tokens_of(own: Sequence[str]) -> TokenBatch:
             return encode_texts(self.tokenizer, own, self.max_tokens, self._first(first_token))

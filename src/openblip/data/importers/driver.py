@@ -47,10 +47,15 @@ class _Settings:
     store: Store
     ids: Ids
     options: SourceOptions
+    without_captions: bool = False
 
     def fingerprint(self) -> str:
         """16 hex digits that tell this import from others into the same table."""
-        values = json.dumps(asdict(self), sort_keys=True, default=str)
+        decided = asdict(self)
+        # Imports that were begun before there was this setting are known by what they had.
+        if not self.without_captions:
+            del decided["without_captions"]
+        values = json.dumps(decided, sort_keys=True, default=str)
         return hashlib.sha256(values.encode()).hexdigest()[:16]
 
 
@@ -119,6 +124,7 @@ def import_pairs(
     ids: Ids = "key",
     limit: int | None = None,
     again: bool = False,
+    without_captions: bool = False,
     num_threads: int | None = None,
     commit_rows: int = _COMMIT_ROWS,
     show_progress: bool = True,
@@ -144,6 +150,7 @@ def import_pairs(
         limit: stop at this many imported rows; a later call may go on with a larger one.
         again: read a source once more whose import is complete, and add the rows whose ids are
             new; rows of known ids stay as they are.
+        without_captions: also take images that have no text, instead of refusing them.
         num_threads: that read and decode; None for one for each core, 2 to 16.
         commit_rows: rows that become visible, and safe, at a time.
         show_progress: on stderr.
@@ -161,6 +168,7 @@ def import_pairs(
         store=store,
         ids=ids,
         options=SourceOptions(**options),
+        without_captions=without_captions,
     )
     opened = open_source(settings.source, settings.options, format)
     if store == "uri" and opened.format == "webdataset":
@@ -310,7 +318,8 @@ class _Import:
             return _Checked(None, Refused(entry.where, entry.cursor, reason, detail), entry)
 
         captions = [text.strip() for text in entry.captions if text.strip()]
-        if not captions and not entry.may_lack_captions:
+        may_lack = entry.may_lack_captions or self._settings.without_captions
+        if not captions and not may_lack:
             return refused(Reason.MISSING_CAPTION, "no text that is not blank")
         try:
             split, said_by = row_split(entry, self._root, self._settings.split)
