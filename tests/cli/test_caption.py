@@ -158,3 +158,34 @@ def test_an_empty_caption_is_told(
     if form == "jsonl":
         (caption,) = json.loads(output.out)["captions"]
         assert (caption["text"], caption["reason"][:15]) == ("", "the model ended")
+
+
+def test_every_file_of_a_folder_is_captioned_or_told(
+    photo: str, checkpoint, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "b.jfif", "c"):
+        (folder / name).write_bytes(Path(photo).read_bytes())
+    (folder / "notes.docx").write_bytes(b"PK\x03\x04")
+    (folder / ".hidden.png").touch()
+    (folder / "lost.png").symlink_to("nowhere")
+    words = ["caption", "photos", "--model", checkpoint("captioner"), "--format", "txt"]
+    assert main(words) == 1
+    output = capfdbinary.readouterr()
+    told = output.err.decode()
+    assert len(output.out.splitlines()) == 3
+    assert "photos/lost.png: a link to nothing" in told
+    assert "3 captioned" in told
+    assert "1 failed" in told
+    assert "left out: 1 hidden (such as photos/.hidden.png), 1 not an image" in told
+
+
+def test_an_address_and_standard_input_are_named(
+    photo: str, checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, why in {"https://x.org/a.jpg": "an address (https)", "-": "standard input"}.items():
+        for command in (["caption", name], ["match", name, "a"], ["ask", name, "what?"]):
+            head = {"match": "filter", "ask": "vqa"}.get(command[0], "captioner")
+            assert main([*command, "--model", checkpoint(head)]) == 1
+            assert why in capsys.readouterr().err
