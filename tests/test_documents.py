@@ -65,7 +65,7 @@ def test_what_is_no_regular_file_is_not_read(kind: str, tmp_path: Path) -> None:
 def test_a_file_that_is_too_large_or_in_another_encoding_is_refused(tmp_path: Path) -> None:
     file = tmp_path / "x.txt"
     file.write_bytes("na\u00efve".encode("cp1252"))
-    with pytest.raises(DataError, match="byte 2 is not UTF-8: save the file as UTF-8"):
+    with pytest.raises(DataError, match="line 1: byte 0xef is not UTF-8: save the file as UTF-8"):
         read_text(file)
     with pytest.raises(DataError, match="has 5 bytes, more than 4"):
         read_text(file, most_bytes=4)

@@ -212,7 +212,7 @@ def test_a_change_that_does_not_go_with_another_says_what_to_do(
 def test_a_damaged_table_is_not_taken_for_a_missing_one(table: PairTable, pair_rows: Rows) -> None:
     (manifest,) = Path(table.uri, "_versions").glob("*.manifest")
     manifest.write_bytes(manifest.read_bytes()[:40])
-    with pytest.raises(DataError, match=r"cannot be opened .*too small.*_versions"):
+    with pytest.raises(DataError, match=r"cannot be opened \(_versions/\d+\.manifest is damaged\)"):
         PairTable.open(table.uri)
     with pytest.raises(DataError, match="cannot be opened"):
         PairTable.create(table.uri, pair_rows(1))

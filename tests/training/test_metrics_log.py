@@ -70,5 +70,5 @@ def test_a_line_that_is_none_of_metrics_is_left_out_and_told_of(odd: str, tmp_pa
 
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / METRICS_FILE).write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(TrainingError, match="byte 0 is not UTF-8"):
+    with pytest.raises(TrainingError, match="byte 0xff is not UTF-8"):
         read_metrics(tmp_path)

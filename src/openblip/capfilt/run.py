@@ -4,8 +4,10 @@ import hashlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -37,7 +39,7 @@ from openblip.inference.loading import load_tokenizer
 from openblip.progress import Progress
 
 # Rows whose captions are looked at for words that the filter does not know, and how far.
-_SAMPLED_ROWS, _READ_TOKENS = 1024, 35
+_SAMPLED_ROWS, _SAMPLED_AT_ONCE, _READ_TOKENS = 1024, 32, 35
 
 
 @dataclass(frozen=True)
@@ -109,9 +111,7 @@ def run_capfilt(
 
 def _warn_of_unknown_words(job: CapFiltJob) -> None:
     """Judge the prompt and a sample of the captions here: each worker sees only a part of them."""
-    table, settings = PairTable.open(job.table_uri), job.settings
-    step = max(len(table) // _SAMPLED_ROWS, 1)
-    rows = table.take(range(0, len(table), step), ["captions", "origin"]).to_pylist()
+    rows, settings = _sampled_rows(PairTable.open(job.table_uri)), job.settings
     captions = [
         clean_caption(text)
         for row in rows
@@ -125,6 +125,17 @@ def _warn_of_unknown_words(job: CapFiltJob) -> None:
         tokenizer = load_tokenizer(captioner)
         if warn_of_unknown_words(tokenizer, [settings.prompt], _READ_TOKENS, "prompts"):
             break
+
+
+def _sampled_rows(table: PairTable) -> list[dict[str, Any]]:
+    sampled = range(0, len(table), max(len(table) // _SAMPLED_ROWS, 1))
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(sampled), _SAMPLED_AT_ONCE):
+        some = sampled[start : start + _SAMPLED_AT_ONCE]
+        # A damaged part of the table is told of as a failed fragment, and does not stop the rest.
+        with suppress(DataError):
+            rows += table.take(some, ["captions", "origin"]).to_pylist()
+    return rows
 
 
 @dataclass(frozen=True)

@@ -277,6 +277,8 @@ def _what_it_is(path: Path) -> str:
         return "an archive of a kind that is not read: unpack it, or pack it as .tar"
     if name.endswith(".jsonl"):
         return "a list whose name is not captions.jsonl: import it itself, if it is one of images"
+    if name == "export.json":
+        return "what `openblip data export` says of the files beside it"
     if name.endswith(".settings.json"):
         return "the settings by which `openblip caption` goes on with the file beside it"
     if name.endswith(".json"):
