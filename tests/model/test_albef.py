@@ -71,7 +71,7 @@ class TestParts:
     def test_there_are_layers_below_fusion_and_for_it(
         self, albef_config: AlbefConfig, fusion_layer: int
     ) -> None:
-        with pytest.raises(RecipeError, match="choose one from 1 to 2|give a whole number"):
+        with pytest.raises(RecipeError, match=r"choose one from 1 to 2|give a whole number"):
             replace(albef_config, fusion_layer=fusion_layer)
 
     def test_a_missing_head_is_named(self, albef_config: AlbefConfig) -> None:

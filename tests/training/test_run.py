@@ -228,7 +228,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_recipe: MakeRecipe, tmp_pa
     assert all(row in str(error.value) for row in report["ids"])
     assert f"step {report['step']} " in str(error.value)
     shorter = replace(recipe, train=replace(recipe.train, steps=report["step"]))
-    with pytest.raises(TrainingError, match="the weights after step .* have exploded"):
+    with pytest.raises(TrainingError, match=r"the weights after step .* have exploded"):
         train(shorter, tmp_path / "shorter", quiet=True)
     (exploded,) = (tmp_path / "shorter" / "checkpoints").glob("failed-step-*")
     before = read_folder(exploded).med.state_dict()
