@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from openblip.errors import MissingHead, RecipeError
 from openblip.model import MedConfig
-from openblip.model import albef as albef_module
+from openblip.model import config as config_module
 from openblip.model.albef import Albef, AlbefConfig
 
 
@@ -63,7 +63,7 @@ class TestParts:
         without_type_checks: Callable[[ModuleType], ModuleType],
         heads: tuple[str, ...],
     ) -> None:
-        unchecked = without_type_checks(albef_module)
+        unchecked = without_type_checks(config_module)
         with pytest.raises(RecipeError, match="name at least one of itc, itm, mlm"):
             unchecked.AlbefConfig(heads=heads)
 
