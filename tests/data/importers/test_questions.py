@@ -130,8 +130,8 @@ def test_malformed_annotations_are_reported(tmp_path: Path, jpeg: Callable[..., 
 
     details = {example.where: example.detail for example in report.examples["bad record"]}
     assert details == {
-        f"{OFFICIAL} annotation 0": "needs a question_id, a number",
-        f"{OFFICIAL} annotation 1": "needs a question_id, a number",
+        f"{OFFICIAL} annotation 1": "needs a question_id",
+        f"{OFFICIAL} annotation of question first": "has no question in the file",
         f"{OFFICIAL} annotation of question 73000": "needs answers, a list of texts",
         f"{OFFICIAL} annotation of question 42001": "needs answers, a list of texts",
     }

@@ -1,10 +1,10 @@
 """Which kind of source a path is."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
-from openblip.data.importers.annotations import ANNOTATION_FORMATS, read_annotations
+from openblip.data.importers.annotation_files import annotation_source
+from openblip.data.importers.annotations import ANNOTATION_FORMATS, has_annotation_lines
 from openblip.data.importers.folder import (
     JSONL_NAMES,
     JsonlSource,
@@ -18,7 +18,6 @@ from openblip.data.patterns import matching_paths
 from openblip.errors import DataError
 
 FORMATS = ("jsonl", "folder", "webdataset", "table", *ANNOTATION_FORMATS)
-_ANNOTATION_PATTERN = re.compile(r"^(dataset|captions|annotations).*\.json$")
 _KNOWN = (
     "a folder with captions.jsonl (or metadata.jsonl), images with .txt files of the same names, "
     ".tar shards, .parquet/.csv/.tsv tables, or JSON of COCO, Karpathy, NoCaps, VQA, Visual Genome "
@@ -47,7 +46,7 @@ def open_source(source: str, options: SourceOptions, wanted: str | None = None) 
         "jsonl": lambda: _jsonl(files, options),
         "webdataset": lambda: _shards(files),
         "table": lambda: _tables(files, options),
-        "annotations": lambda: _annotations(files, options),
+        "annotations": lambda: annotation_source(files, options),
         "folder": lambda: _images(files, is_wanted=wanted is not None),
     }
     # All kinds of annotation file open alike: which of them it is shows in its keys.
@@ -66,7 +65,7 @@ def _jsonl(files: list[Path], options: SourceOptions) -> JsonlSource | None:
     if path.is_dir():
         named = (path / name for name in JSONL_NAMES)
         path = next((file for file in named if file.is_file()), path)
-    if len(files) > 1 or path.suffix.lower() != ".jsonl":
+    if len(files) > 1 or path.suffix.lower() != ".jsonl" or has_annotation_lines(path):
         return None
     return JsonlSource(path, options)
 
@@ -83,16 +82,6 @@ def _tables(files: list[Path], options: SourceOptions) -> TableSource | None:
         inner = files[0] / "data"
         tables = _with_suffix([inner], TABLE_SUFFIXES) if inner.is_dir() else []
     return TableSource(tables, options) if tables else None
-
-
-def _annotations(files: list[Path], options: SourceOptions) -> PairSource | None:
-    path = files[0]
-    if len(files) == 1 and path.is_dir():
-        named = [file for file in path.iterdir() if _ANNOTATION_PATTERN.match(file.name)]
-        path = named[0] if len(named) == 1 else path
-    if len(files) > 1 or path.suffix.lower() not in (".json", ".jsonl"):
-        return None
-    return read_annotations(path, options)
 
 
 def _images(files: list[Path], is_wanted: bool) -> SidecarSource | None:

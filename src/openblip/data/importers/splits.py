@@ -4,9 +4,16 @@ import re
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from openblip.data.importers.source import Found
 from openblip.errors import DataError
+
+if TYPE_CHECKING:
+    from openblip.data.importers.source import Found
+
+SPLIT_FIELDS = ("split", "set_name")
+"""Fields of a record that say which split it is of."""
+_BOTH = " and "
 
 _SPLIT_NAMES = {
     "train": ("train", "training", "restval"),
@@ -46,6 +53,26 @@ def known_split(name: str) -> str | None:
     """
     word = name.strip().lower().rstrip("0123456789").removesuffix("-dev")
     return next((split for split, names in _SPLIT_NAMES.items() if word in names), None)
+
+
+def pop_split(record: dict[str, Any]) -> str | None:
+    """Takes what says the split out of a record, and returns it; None if nothing does.
+
+    Of two fields that name different splits it is both, which `row_split` takes for a conflict.
+    """
+    told = [record.pop(name, None) for name in SPLIT_FIELDS]
+    words = [str(word) for word in told if word not in (None, "")]
+    is_one = len({known_split(word) or word for word in words}) < 2
+    return next(iter(words), None) if is_one else _BOTH.join(words)
+
+
+def both_splits(first: str | None, second: str | None) -> str | None:
+    """What two that speak of one row say together; both words where they differ, as above."""
+    if first is None or second is None or first == second:
+        return first if second is None else second
+    if (known_split(first) or first) == (known_split(second) or second):
+        return first
+    return first if second in first.split(_BOTH) else f"{first}{_BOTH}{second}"
 
 
 def split_in_name(name: str) -> str | None:
@@ -93,7 +120,7 @@ def source_root(source: str) -> Path:
     return Path(*parts[: next(marked, len(parts) - 1)])
 
 
-def row_split(entry: Found, root: Path, option: str | None = None) -> tuple[str, Authority]:
+def row_split(entry: "Found", root: Path, option: str | None = None) -> tuple[str, Authority]:
     """The split of an entry, and what says so.
 
     Args:
@@ -124,7 +151,7 @@ def row_split(entry: Found, root: Path, option: str | None = None) -> tuple[str,
     return "train", Authority.NOTHING
 
 
-def _of_record(entry: Found, word: str, root: Path) -> str:
+def _of_record(entry: "Found", word: str, root: Path) -> str:
     split = _known(word)
     if split == "train" and entry.place is not None:
         try:
@@ -142,6 +169,11 @@ def _of_record(entry: Found, word: str, root: Path) -> str:
 
 def _known(word: str) -> str:
     split = known_split(word)
+    if split is None and _BOTH in word:
+        raise SplitConflict(
+            f"its records say {word!r} ({', '.join(SPLIT_FIELDS)}): say which with --split, or "
+            "mend one of them"
+        )
     if split is None:
         raise DataError(f"unknown split {word!r}: train, val and test are known")
     return split
