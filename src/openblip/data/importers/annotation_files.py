@@ -93,10 +93,11 @@ def _of_folder(folder: Path, options: SourceOptions) -> PairSource | None:
     files = [path for path in found if path.stem not in of_images]
     companions = {beside for file in files if (beside := answers_beside(file)) in files}
     files = [file for file in files if file not in companions]
-    named = [file for file in files if _NAMED.search(file.name)]
+    named = [file for file in files if _NAMED.search(file.name) and not _is_settings(file)]
     names = {path.name for path in paths}
     has_texts = any(f"{path.stem}.txt" in names for path in images)
-    chosen = named or ([] if has_texts else files)
+    unnamed = [] if has_texts else [file for file in files if not _is_settings(file)]
+    chosen = named or unnamed
     if len({_without_split(file) for file in chosen}) > 1:
         if not named:
             return None
@@ -115,6 +116,11 @@ def _source(
     if len(files) == 1 and not others:
         return read_annotations(files[0], options)
     return AnnotationFiles(files, options, others)
+
+
+def _is_settings(file: Path) -> bool:
+    """Whether it is what `openblip caption` writes beside a file, on how it was made."""
+    return file.name.endswith(".settings.json")
 
 
 def _without_split(file: Path) -> str:

@@ -31,19 +31,16 @@ _KNOWN = (
     "captions, questions of VQA v2, a list of questions, Visual Genome's questions or regions, or "
     "sentences of NLVR2"
 )
-_REFERRING = "referring expressions (of RefCOCO and the like), which are no captions of images"
+_REFERRING = "referring expressions (as of RefCOCO), which are about regions and no captions"
 # What is known and holds no captions of images, by the fields of its first object.
 _REFUSED = (
-    (
-        {"conversations"},
-        "conversations (of LLaVA and the like): what of them are captions, put into captions.jsonl",
-    ),
+    ({"conversations"}, "conversations (as of LLaVA): put what is a caption into a captions.jsonl"),
     ({"ref_id"}, _REFERRING),
     ({"refs"}, _REFERRING),
-    ({"img_id", "sent", "label"}, "questions in LXMERT's form; import the official files"),
+    ({"img_id", "sent", "label"}, "questions in the form of LXMERT: import the official files"),
 )
 _REFUSED_OBJECTS = (
-    ({"classes", "labels"}, "class labels (of FiftyOne), and no captions"),
+    ({"classes", "labels"}, "class labels (as of FiftyOne): export captions as COCO annotations"),
     *_REFUSED,
 )
 _CAPTION = frozenset((*CAPTION_FIELDS, "img_id"))
@@ -140,9 +137,7 @@ def _split_of(document: dict[str, Any]) -> str | None:
 def _refuse_by_name(file: Path, keys: Set[str], kinds: tuple[tuple[set[str], str], ...]) -> None:
     for fields, what in kinds:
         if fields <= keys:
-            raise DataError(
-                f"{file} holds {what}; bring what should count as a caption in a captions.jsonl"
-            )
+            raise DataError(f"{file} holds {what}")
 
 
 def _refuse_addresses(file: Path, keys: Set[str]) -> None:

@@ -116,10 +116,11 @@ def _others(record: Mapping[str, Any], captions: Sequence[str]) -> dict[str, Any
     """What a record says besides its image and captions."""
     used = {_name_field(record), "image_id"}
     used |= {name for name in CAPTION_FIELDS if _is_in(record.get(name), captions)}
+    used |= {name for name in IMAGE_FIELDS if not record.get(name)}
     return {name: value for name, value in record.items() if name not in used}
 
 
 def _is_in(value: Any, captions: Sequence[str]) -> bool:
     """Whether a field says nothing but these captions."""
     texts = value if isinstance(value, list) else [value]
-    return all(text is None or text in captions for text in texts)
+    return all(text in (None, "") or text in captions for text in texts)

@@ -1,5 +1,6 @@
 """JSON files as values: one in a file, or one a line."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,11 +33,13 @@ def read_document(file: Path, shorten: Shorten) -> Any:
             if len(lines_of_it) < 2 or not lines_of_it[0].rstrip().endswith(b"}"):
                 raise
             return [parse_json(line, shorten) for line in lines_of_it if line.strip()]
+    except json.JSONDecodeError as error:
+        reason = (
+            f"{error}; if it is cut off, copy it again" if file.stat().st_size else "it is empty"
+        )
+        raise DataError(f"{file} cannot be read as JSON: {reason}") from error
     except (OSError, ValueError) as error:
-        reason = "it is empty" if _is_blank(file) else str(error)[:200]
-        raise DataError(
-            f"{file} cannot be read as JSON: {reason}; if it is cut off, copy it again"
-        ) from error
+        raise DataError(f"{file} cannot be read as JSON: {str(error)[:200]}") from error
 
 
 def first_line(file: Path, most: int = 1 << 20) -> Any:
@@ -46,7 +49,3 @@ def first_line(file: Path, most: int = 1 << 20) -> Any:
             return parse_json(lines.readline(most))
     except (OSError, ValueError):
         return None
-
-
-def _is_blank(file: Path) -> bool:
-    return is_file(file) and file.stat().st_size == 0

@@ -4,12 +4,11 @@ import os
 import posixpath
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path, PurePosixPath
 
-from openblip.data.importers.source import SourceOptions, UnsafePath, inside
+from openblip.data.importers.source import SourceOptions, UnsafePath, inside, is_address, is_file
 from openblip.errors import DataError
 
 # Tried below the file's folder; with COCO's usual layout it is annotations/captions_val2014.json
@@ -35,7 +34,8 @@ class ImageFolder:
 
     def below(self, name: str) -> str:
         """A name as it is below `root`; one that does not lie there stays as it is."""
-        name = _with_slashes(name)
+        if "\\" in name and not is_file(self.root / name):
+            name = _with_slashes(name)
         for prefix in (self.prefix, f"{self.root.as_posix().rstrip('/')}/"):
             if prefix and name.startswith(prefix):
                 return name.removeprefix(prefix)
@@ -74,13 +74,16 @@ def find_images(
     """
     groups: dict[str, set[str]] = defaultdict(set)
     for name in names:
-        folder, base = posixpath.split(_with_slashes(name))
-        if folder in groups or len(groups) < _MAX_FOLDERS:
-            groups[folder].add(base)
+        if is_address(name):
+            continue  # Each is refused for what it is.
+        for spelt in {name, _with_slashes(name)}:
+            folder, base = posixpath.split(spelt)
+            if folder in groups or len(groups) < _MAX_FOLDERS:
+                groups[folder].add(base)
     told = options.image_root
     best, most = ImageFolder(told or file.parent), 0
     for root in [told] if told else [file.parent / root for root in roots]:
-        number, prefix = _search(root, groups)
+        number, prefix = _search(root, groups, is_told=told is not None)
         if number > most:
             best, most = ImageFolder(root, prefix), number
     if groups and not (most or told):
@@ -107,23 +110,33 @@ def with_suffixes(name: str) -> tuple[str, ...]:
 
 
 def _with_slashes(name: str) -> str:
-    return name.replace("\\", "/") if _DRIVE.match(name) else name
+    """A path of Windows as others write it."""
+    is_of_windows = _DRIVE.match(name) or "/" not in name
+    return name.replace("\\", "/") if is_of_windows else name
 
 
-def _search(root: Path, groups: dict[str, set[str]]) -> tuple[int, str]:
-    """How many names lie below `root`, and the prefix with which most absolute ones do."""
+def _search(root: Path, groups: Mapping[str, set[str]], is_told: bool) -> tuple[int, str]:
+    """How many names lie below `root`, and the prefix with which most absolute ones do.
+
+    Of absolute names a folder must be left at least, unless the user names `root`: else any
+    `1.jpg` would do. Where relative names are found, these say what lies in `root`.
+    """
     relative, absolute = 0, Counter[str]()
-    for folder, bases in islice(groups.items(), _MAX_FOLDERS):
+    own = f"{root.as_posix().rstrip('/')}/"
+    for folder, bases in groups.items():
         if not (folder.startswith("/") or _DRIVE.match(f"{folder}/")):
             relative += _number_of(root, folder, bases)
             continue
-        parts = f"{folder}/".split("/")
+        parts = folder.split("/")
         # From the longest remainder on, so that among equals most of a name is kept.
-        for cut in range(1, len(parts)):
-            rest = "/".join(parts[cut:-1])
-            absolute["/".join(parts[:cut]) + "/"] += _number_of(root, rest, bases)
+        for cut in range(1, len(parts) + 1) if ".." not in parts else ():
+            prefix, rest = "/".join(parts[:cut]) + "/", "/".join(parts[cut:])
+            if rest or is_told or prefix == own:
+                absolute[prefix] += _number_of(root, rest, bases)
+    if relative:
+        return relative + absolute[own], ""
     prefix, number = absolute.most_common(1)[0] if absolute else ("", 0)
-    return relative + number, prefix if number else ""
+    return number, prefix if number else ""
 
 
 def _number_of(root: Path, folder: str, bases: set[str]) -> int:

@@ -116,6 +116,11 @@ class UnsafePath(DataError):  # noqa: N818 - says what it is
     """A path in a source that points out of its folder."""
 
 
+def is_address(name: str) -> bool:
+    """Whether a name is a web address."""
+    return _URL.match(name) is not None
+
+
 def inside(root: Path, name: str) -> Path:
     """The path of a file that a source names, which must lie below `root`.
 
@@ -125,7 +130,7 @@ def inside(root: Path, name: str) -> Path:
     Raises:
         UnsafePath: the name is empty, an address, climbs above `root`, or lies elsewhere.
     """
-    if _URL.match(name):
+    if is_address(name):
         raise UnsafePath(
             f"{name!r} is a web address: download the images first (img2dataset does that "
             "well) and import its output"
@@ -222,6 +227,11 @@ def parse_json(text: bytes, shorten: Callable[[dict[str, Any]], Any] | None = No
         raise ValueError(f"no UTF-8 ({byte}); save it as UTF-8") from error
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+    except ValueError as error:
+        # Python's own message tells how to switch its limit off.
+        if isinstance(error, json.JSONDecodeError) or "digits" not in str(error):
+            raise
+        raise ValueError("a number of more than 4,300 digits") from error
 
 
 def _refuse_two_values(pairs: Sequence[tuple[str, Any]]) -> None:
