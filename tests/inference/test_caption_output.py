@@ -232,7 +232,7 @@ class TestAnImport:
             found = self.captions_of(source, tmp_path / str(source.is_dir()))
             assert found == {8 + n: ['=HYPERLINK("x"), a dog'] for n in range(len(self.NAMES))}
 
-    @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json"])
+    @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
     def test_is_told_the_folder_of_images_that_lie_elsewhere(
         self, photos: Path, tmp_path: Path, suffix: str
     ) -> None:
@@ -245,6 +245,13 @@ class TestAnImport:
             said = str(error)
         assert re.search("image.root", said)
         assert len(self.captions_of(file, tmp_path, image_root=photos.absolute())) == 4
+
+    def test_finds_images_of_results_beside_their_folder(
+        self, photos: Path, tmp_path: Path
+    ) -> None:
+        file = Path("results", "captions.json")
+        self.write(file, [photos.absolute() / name for name in self.NAMES[:4]])
+        assert len(self.captions_of(file, tmp_path)) == 4
 
     @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
     def test_takes_all_captions_of_an_image(

@@ -11,6 +11,7 @@ import tyro
 
 from openblip.cli.flags import Count, CountOrNone, Share, Workers
 from openblip.cli.output import print_json, print_table
+from openblip.data.report import ImportReport, Reason
 
 FormatName = Literal[
     "jsonl",
@@ -76,7 +77,6 @@ def import_(
         json: print the report as JSON.
     """
     from openblip.data.importers.driver import import_pairs
-    from openblip.data.report import Reason
 
     report = import_pairs(
         source,
@@ -99,18 +99,23 @@ def import_(
         print_json(asdict(report))
     else:
         print(report.to_text())
+    _hint(report, ids)
+    return 0 if report.num_rows or report.num_known or report.nothing_read else 1
+
+
+def _hint(report: ImportReport, ids: str) -> None:
+    """What a person may want to do about what was left out."""
     if ids == "key" and Reason.DUPLICATE_ID in report.skipped:
         print(
             "if two sources have paths of the same name, import each with --ids sha256 into a new "
             "table: its images then go by the hash of their bytes",
             file=sys.stderr,
         )
-    if set(report.skipped) == {Reason.MISSING_CAPTION} and not report.num_rows:
+    if Reason.MISSING_CAPTION in report.skipped and not report.num_rows:
         print(
             "none of these images has a caption; --without-captions imports them all the same",
             file=sys.stderr,
         )
-    return 0 if report.num_rows or report.num_known or report.nothing_read else 1
 
 
 def export(

@@ -1,11 +1,11 @@
 """Which kind of source a path is."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from openblip.data.archives import TAR_SUFFIXES, UNREAD_ARCHIVES
-from openblip.data.importers.annotations import ANNOTATION_FORMATS, read_annotations
+from openblip.data.importers.annotation_files import annotation_source
+from openblip.data.importers.annotations import ANNOTATION_FORMATS, has_annotation_lines
 from openblip.data.importers.folder import KINDS, FolderSource, holds_pairs
 from openblip.data.importers.jsonl import JsonlSource
 from openblip.data.importers.source import PairSource, SourceOptions
@@ -15,8 +15,6 @@ from openblip.data.patterns import matching_paths
 from openblip.errors import DataError
 
 FORMATS = ("jsonl", "folder", "webdataset", "table", *ANNOTATION_FORMATS)
-# What `openblip caption` writes beside a file, on how it was made, is none.
-_ANNOTATION_PATTERN = re.compile(r"^(dataset|captions|annotations).*(?<!\.settings)\.json$")
 _KNOWN = (
     "a folder with captions.jsonl (or metadata.jsonl), images with .txt files of the same names, "
     ".tar shards, .parquet/.csv/.tsv tables, or JSON of COCO, Karpathy, NoCaps, VQA, Visual Genome "
@@ -45,7 +43,7 @@ def open_source(source: str, options: SourceOptions, wanted: str | None = None) 
         "jsonl": lambda: _jsonl(files, options) or _folder(files, options, "jsonl", wanted),
         "webdataset": lambda: _shards(files) or _folder(files, options, "webdataset", wanted),
         "table": lambda: _tables(files, options, is_wanted=wanted is not None),
-        "annotations": lambda: _annotations(files, options),
+        "annotations": lambda: annotation_source(files, options),
         "folder": lambda: _folder(files, options, "folder", wanted),
     }
     # All kinds of annotation file open alike: which of them it is shows in its keys.
@@ -61,6 +59,8 @@ def open_source(source: str, options: SourceOptions, wanted: str | None = None) 
 
 def _jsonl(files: list[Path], options: SourceOptions) -> JsonlSource | None:
     if len(files) > 1 or files[0].is_dir() or files[0].suffix.lower() != ".jsonl":
+        return None
+    if has_annotation_lines(files[0]):
         return None
     return JsonlSource(files[0], options)
 
@@ -92,16 +92,6 @@ def _tables(files: list[Path], options: SourceOptions, *, is_wanted: bool) -> Ta
         inner = files[0] / "data"
         tables = _with_suffix([inner], TABLE_SUFFIXES) if inner.is_dir() else []
     return TableSource(tables, options) if tables else None
-
-
-def _annotations(files: list[Path], options: SourceOptions) -> PairSource | None:
-    path = files[0]
-    if len(files) == 1 and path.is_dir():
-        named = [file for file in path.iterdir() if _ANNOTATION_PATTERN.match(file.name)]
-        path = named[0] if len(named) == 1 else path
-    if len(files) > 1 or path.suffix.lower() not in (".json", ".jsonl"):
-        return None
-    return read_annotations(path, options)
 
 
 def _with_suffix(files: list[Path], suffixes: tuple[str, ...]) -> list[Path]:

@@ -29,6 +29,8 @@ MAX_TEXT_BYTES = 4 << 20
 META_FIELD = "meta"
 """Of a record: a JSON object in a text, as if each of its fields stood in the record."""
 _URL = re.compile(r"^(https?|ftp)://", re.IGNORECASE)
+# Of what becomes metadata; Python's own limit is not far above.
+_MAX_DEPTH = 100
 _ABSOLUTE = re.compile(r"^([/\\]|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://)")
 
 
@@ -125,29 +127,55 @@ class UnsafePath(DataError):  # noqa: N818 - says what it is
     """A path in a source that points out of its folder."""
 
 
-def inside(root: Path, relative: str) -> Path:
+def is_address(name: str) -> bool:
+    """Whether a name is a web address."""
+    return _URL.match(name) is not None
+
+
+def inside(root: Path, name: str) -> Path:
     """The path of a file that a source names, which must lie below `root`.
 
+    Backslashes are those of a path of Windows where no file has them in its name. An absolute
+    path counts if the file is below `root`, links followed.
+
     Raises:
-        UnsafePath: the name is absolute, empty, an address, or climbs above `root`.
+        UnsafePath: the name is empty, an address, climbs above `root`, or lies elsewhere.
     """
-    if _URL.match(relative):
+    if is_address(name):
         raise UnsafePath(
-            f"{relative!r} is a web address: download the images first (img2dataset does that "
+            f"{name!r} is a web address: download the images first (img2dataset does that "
             "well) and import its output"
         )
-    if "\0" in relative or _ABSOLUTE.match(relative):
-        raise UnsafePath(
-            f"{relative!r} does not lie below {root}: name its folder with --image-root"
-        )
-    depth = 0
-    for part in re.split(r"[/\\]", relative):
-        depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
-        if depth < 0:
-            raise UnsafePath(f"{relative!r} leaves {root}")
-    if depth == 0:
-        raise UnsafePath(f"{relative!r} names no file")
-    return root / relative
+    if "\0" in name:
+        raise UnsafePath(f"{name!r} is not a path relative to {root}")
+    if _ABSOLUTE.match(name):
+        return _absolute_inside(root, name)
+    parts: list[str] = []
+    for part in re.split(r"[/\\]", name):
+        if part == ".." and not parts:
+            raise UnsafePath(f"{name!r} leaves {root}")
+        if part == "..":
+            parts.pop()
+        elif part not in (".", ""):
+            parts.append(part)
+    if not parts:
+        raise UnsafePath(f"{name!r} names no file")
+    if "\\" in name and is_file(root / name):
+        return root / name
+    # Without `..`, so that no link to a folder takes it elsewhere.
+    return root / "/".join(parts)
+
+
+def _absolute_inside(root: Path, name: str) -> Path:
+    refused = f"{name!r} does not lie below {root}: name its folder with --image-root"
+    path = Path(name)
+    try:
+        is_below = path.is_absolute() and root.resolve() in path.resolve().parents
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UnsafePath(refused) from error
+    if not is_below:
+        raise UnsafePath(refused)
+    return path
 
 
 def name_below(root: Path, name: str) -> str:
@@ -180,6 +208,18 @@ def texts_of(value: Any) -> list[str]:
     return values
 
 
+def first_texts(record: Mapping[str, Any], names: Sequence[str]) -> tuple[list[str], str | None]:
+    """The texts of the first of several fields that has any, and which field that is.
+
+    Raises:
+        ValueError: a field before has something else than texts.
+    """
+    for name in names:
+        if (texts := texts_of(record.get(name))) and any(text.strip() for text in texts):
+            return texts, name
+    return [], None
+
+
 def parse_json(text: bytes, shorten: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """The JSON value in UTF-8 `text`; NaN and infinities become None.
 
@@ -188,14 +228,39 @@ def parse_json(text: bytes, shorten: Callable[[dict[str, Any]], Any] | None = No
         shorten: is given every object and returns what stands for it.
 
     Raises:
-        ValueError: it is no JSON, or nested too deep.
+        ValueError: it is no JSON, of another encoding, nested too deep, or gives one key of an
+            object two values.
     """
+
+    def made(pairs: list[tuple[str, Any]]) -> Any:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            _refuse_two_values(pairs)
+        return found if shorten is None else shorten(found)
+
+    encoding = json.detect_encoding(text)
+    if not encoding.startswith("utf-8"):
+        raise ValueError(f"it is {encoding[:6].upper()}, not UTF-8; save it as UTF-8")
     try:
-        return json.loads(
-            text.decode("utf-8-sig"), parse_constant=lambda _: None, object_hook=shorten
-        )
+        decoded = text.decode("utf-8-sig")
+        return json.loads(decoded, parse_constant=lambda _: None, object_pairs_hook=made)
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{text[error.start]:02x} at {error.start}"
+        raise ValueError(f"no UTF-8 ({byte}); save it as UTF-8") from error
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+    except ValueError as error:
+        # Python's own message tells how to switch its limit off.
+        if isinstance(error, json.JSONDecodeError) or "digits" not in str(error):
+            raise
+        raise ValueError("a number of more than 4,300 digits") from error
+
+
+def _refuse_two_values(pairs: Sequence[tuple[str, Any]]) -> None:
+    first: dict[str, Any] = {}
+    for name, value in pairs:
+        if first.setdefault(name, value) != value:
+            raise ValueError(f"the key {name[:100]!r} stands twice in one object, with two values")
 
 
 def parse_object(text: bytes) -> dict[str, Any]:
@@ -210,12 +275,18 @@ def parse_object(text: bytes) -> dict[str, Any]:
     return value
 
 
-def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: bytes are dropped, times and the like become texts."""
+def plain(value: Any, depth: int = _MAX_DEPTH) -> Any:
+    """`value` as JSON can hold it: bytes are dropped, times and the like become texts.
+
+    Raises:
+        ValueError: it is nested deeper than programs can be expected to read.
+    """
+    if depth == 0:
+        raise ValueError(f"nested more than {_MAX_DEPTH} deep")
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, depth - 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plain(item, depth - 1) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int | bool):
