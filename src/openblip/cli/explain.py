@@ -1,11 +1,12 @@
 """`openblip explain`."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from openblip.errors import RecipeError
+from openblip.errors import OpenBlipWarning, RecipeError
 
 
 def explain(
@@ -46,7 +47,10 @@ def explain(
     blip = load(model or PUBLISHED[task], device=device)
     picture = open_image(image)
     if question and not answer:
-        answer = blip.ask(picture, question)[0].text
+        with warnings.catch_warnings():
+            # The explanation says the same of the question.
+            warnings.simplefilter("ignore", OpenBlipWarning)
+            answer = blip.ask(picture, question)[0].text
     heatmap = blip.explain(picture, text, question=question, answer=answer, layer=layer)
     heatmap.save(output, picture)
     shown = f"{question} {answer}" if question else " ".join(heatmap.tokens)
