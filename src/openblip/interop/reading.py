@@ -4,12 +4,12 @@ import warnings
 from pathlib import Path
 from typing import cast
 
-from openblip.data.tokenizer import TextTokenizer
+from openblip.data.tokenizer import BLIP_TOKENS, TextTokenizer
 from openblip.errors import CheckpointError, DataError, OpenBlipWarning
 from openblip.interop.folder import FolderKind, LoadedModel, read_folder
 from openblip.interop.huggingface_folder import is_huggingface, read_huggingface
 from openblip.interop.kinds import FROM_HUGGINGFACE, FROM_ORIGINAL
-from openblip.interop.models import AnyConfig
+from openblip.interop.models import AnyConfig, fit_vocabulary
 from openblip.interop.original import from_original
 from openblip.interop.original_files import read_note, read_original
 from openblip.interop.original_note import OriginalNote
@@ -59,10 +59,11 @@ def _read_original(path: Path) -> LoadedModel:
     if note is None:
         _warn_of_guessed_heads(path, sizes)
     tokenizer, place = _tokenizer(path, sizes.text.vocab_size, note)
-    if isinstance(model, Albef):
+    lacking = tokenizer.vocab_size - sizes.text.vocab_size
+    if isinstance(model, Albef) and 0 <= lacking <= len(BLIP_TOKENS):
         # Ours has `[DEC]` and `[ENC]` behind every vocabulary; ALBEF never reads them.
-        model.add_words(tokenizer.vocab_size - sizes.text.vocab_size)
-    elif tokenizer.vocab_size != sizes.text.vocab_size:
+        model.add_words(lacking)
+    elif not fit_vocabulary(model, tokenizer, str(path)):
         raise CheckpointError(
             f"{place} has {tokenizer.vocab_size} tokens, but {path.name} has "
             f"{sizes.text.vocab_size}; put the vocabulary that it was trained with there"
