@@ -3,9 +3,11 @@
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Self
 
+from openblip.data.text import encodable
 from openblip.progress import duration
 
 _KEY_PREFIX = "import/"
@@ -15,14 +17,26 @@ _MAX_EXAMPLES = 10
 class Reason(StrEnum):
     """Why something of a source is not in the table, or is remarkable."""
 
+    ALREADY_IMPORTED = "already in the table"
+    """Read again on demand; the row of that id is left as it is."""
     BAD_RECORD = "bad record"
+    CONTRADICTION = "contradiction"
+    """Two things that a source says cannot both hold."""
     DUPLICATE_ID = "duplicate id"
+    HIDDEN_FILE = "hidden file"
+    """Of the system, or of a program: `.DS_Store`, `__MACOSX`, `Thumbs.db`."""
     IMAGE_TOO_LARGE = "image too large"
     MISSING_CAPTION = "missing caption"
     MISSING_IMAGE = "missing image"
     NO_CAPTIONS = "imported without captions"
     """The source says outright that there are none; no view admits the row."""
+    OTHER_FILE = "other file"
+    """Neither an image nor something that belongs to one."""
+    OTHER_MEMBER = "other member of a sample"
+    """Beside the image and its texts; the sample is taken without it."""
     TRUNCATED_ARCHIVE = "truncated archive"
+    UNREADABLE_FILE = "unreadable file or folder"
+    """The system refuses it, it is a link to nothing, or neither file nor folder."""
     UNREADABLE_IMAGE = "unreadable image"
     UNSAFE_MEMBER = "unsafe archive member"
     UNSAFE_PATH = "unsafe path"
@@ -52,54 +66,109 @@ class ImportReport:
     """Rows that were imported."""
     num_captions: int = 0
     """Their texts."""
+    num_seen: int = 0
+    """Files, members or records that were read: `num_used` and `num_skipped` together."""
+    num_used: int = 0
+    """Those that became rows; several may become one."""
     splits: dict[str, int] = field(default_factory=dict)
     """Imported rows of each split."""
+    split_from: dict[str, dict[str, int]] = field(default_factory=dict)
+    """For each split, how many of its rows are in it by whose word."""
     skipped: dict[str, int] = field(default_factory=dict)
-    """How many things were left out, by reason."""
+    """How many files, members or records were left out, by reason."""
     noted: dict[str, int] = field(default_factory=dict)
-    """How many imported rows are remarkable, by reason."""
+    """How much is remarkable about imported rows, by reason."""
     examples: dict[str, list[Example]] = field(default_factory=dict)
     """The first few of each reason."""
     seconds: float = 0.0
     """Time spent, pauses between restarts not counted."""
     complete: bool = False
     """Whether the source was read to its end."""
+    completed: str = ""
+    """When that was, in UTC; empty before."""
+    nothing_read: bool = field(default=False, compare=False)
+    """Whether this is the report of an import that was complete before, and nothing was read."""
+
+    def __post_init__(self) -> None:
+        # Names of files may be no Unicode; what is shown and stored must be.
+        self.source, self.uri = encodable(self.source), encodable(self.uri)
 
     @property
     def num_skipped(self) -> int:
         """Number of things that were left out, for whatever reason."""
         return sum(self.skipped.values())
 
-    def count_row(self, split: str, num_captions: int) -> None:
-        """Counts an imported row."""
+    @property
+    def num_known(self) -> int:
+        """Number of things that are in the table from an earlier import of the source."""
+        return self.skipped.get(Reason.ALREADY_IMPORTED.value, 0)
+
+    def count_row(
+        self, split: str, num_captions: int, said_by: str = "", num_records: int = 1
+    ) -> None:
+        """Counts an imported row, the split of which is `said_by` somebody."""
         self.num_rows += 1
         self.num_captions += num_captions
-        self.splits[split] = self.splits.get(split, 0) + 1
-        if num_captions == 0:
-            self.noted[Reason.NO_CAPTIONS.value] = self.noted.get(Reason.NO_CAPTIONS.value, 0) + 1
+        self.num_seen += num_records
+        self.num_used += num_records
+        _add(self.splits, split)
+        if said_by:
+            _add(self.split_from.setdefault(split, {}), said_by)
 
-    def skip(self, reason: Reason, where: str, detail: str) -> None:
+    def skip(self, reason: Reason, where: str, detail: str, num_records: int = 1) -> None:
         """Counts something that was left out; `detail` may begin with the place, as errors do."""
-        self.skipped[reason.value] = self.skipped.get(reason.value, 0) + 1
-        several = self.examples.setdefault(reason.value, [])
-        if len(several) < _MAX_EXAMPLES:
-            several.append(Example(where, detail.removeprefix(f"{where}: ")[:500]))
+        self.num_seen += num_records
+        _add(self.skipped, reason.value, num_records)
+        self._exemplify(reason, where, detail)
+
+    def note(self, reason: Reason, where: str, detail: str) -> None:
+        """Counts something remarkable about a row that was imported."""
+        _add(self.noted, reason.value)
+        self._exemplify(reason, where, detail)
+
+    def finish(self) -> None:
+        """Notes that the source was read to its end."""
+        self.complete = True
+        self.completed = datetime.now(UTC).isoformat(timespec="seconds")
 
     def to_text(self) -> str:
         """The report for people, several lines."""
         state = "" if self.complete else " (not yet to its end)"
+        if self.nothing_read:
+            state = " (before; nothing read now: --limit allows no more)"
+        if self.nothing_read and self.complete:
+            since = f"complete since {self.completed or 'an earlier call'}"
+            state = f" ({since}; nothing read now: --again reads it for what is new)"
         lines = [
             f"{self.num_rows:,} rows with {self.num_captions:,} captions imported from "
             f"{self.source} ({self.format}){state} into {self.uri} in {duration(self.seconds)}"
         ]
+        if self.complete and not (self.num_rows or self.num_known):
+            lines.append(f"nothing in it could be used: {self.uri} is as it was before")
         if self.splits:
-            lines.append("splits: " + ", ".join(f"{n} {c:,}" for n, c in self.splits.items()))
+            lines.append("splits: " + ", ".join(map(self._split_line, self.splits)))
         if self.skipped:
-            lines.append(f"left out: {self.num_skipped:,}")
-            lines += self._reasons()
+            lines.append(
+                f"left out: {self.num_skipped:,} of {self.num_seen:,} files, members or records"
+            )
+            lines += self._reasons(self.skipped)
         if self.noted:
-            lines += [f"{reason}: {count:,}" for reason, count in self.noted.items()]
+            lines.append("imported, but noted:")
+            lines += self._reasons(self.noted)
         return "\n".join(lines)
+
+    def _split_line(self, split: str) -> str:
+        said_by = self.split_from.get(split, {})
+        who = ", ".join(
+            name if len(said_by) == 1 else f"{name} {count:,}" for name, count in said_by.items()
+        )
+        return f"{split} {self.splits[split]:,}" + (f" ({who})" if who else "")
+
+    def _exemplify(self, reason: Reason, where: str, detail: str) -> None:
+        several = self.examples.setdefault(reason.value, [])
+        if len(several) < _MAX_EXAMPLES:
+            said = detail.removeprefix(f"{where}: ")[:500]
+            several.append(Example(encodable(where), encodable(said)))
 
     def to_json(self) -> str:
         """The report as a JSON object; `from_json` reads it back."""
@@ -119,15 +188,19 @@ class ImportReport:
         }
         return cls(**{**values, "examples": examples})
 
-    def _reasons(self) -> list[str]:
+    def _reasons(self, counts: Mapping[str, int]) -> list[str]:
         lines = []
-        for reason, count in sorted(self.skipped.items(), key=lambda item: -item[1]):
-            several = self.examples[reason]
+        for reason, count in sorted(counts.items(), key=lambda item: -item[1]):
+            several = self.examples.get(reason, [])
             lines.append(f"  {reason}: {count:,}")
             lines += [f"    {example.where}: {example.detail}" for example in several]
-            if count > len(several):
+            if several and count > len(several):
                 lines.append(f"    and {count - len(several):,} more")
         return lines
+
+
+def _add(counts: dict[str, int], name: str, number: int = 1) -> None:
+    counts[name] = counts.get(name, 0) + number
 
 
 def metadata_key(fingerprint: str) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openblip.documents import read_text
 from openblip.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -210,8 +211,8 @@ class TextTokenizer:
             first
         ]
         last = (self.special.sep,) if self._ends_texts else ()
-        most = max_tokens - 1 - len(last)
-        rows = [(first_id, *pieces[:most], *last) for pieces in self._pieces(texts)]
+        most = self.room(max_tokens)
+        rows = [(first_id, *pieces[:most], *last) for pieces in self.pieces(texts)]
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         longest = int(lengths.max(initial=2))
         width = -(-longest // _PAD_MULTIPLE) * _PAD_MULTIPLE if pad_to is None else pad_to
@@ -223,21 +224,38 @@ class TextTokenizer:
 
     def cut(self, text: str, max_tokens: int) -> int | None:
         """Returns the place of the first character that `encode` leaves out; None if none is."""
-        valid = text.encode("utf-8", "replace").decode()
-        offsets = self._backend.encode(valid, add_special_tokens=False).offsets
-        most = max_tokens - 1 - self._ends_texts
+        offsets = self._backend.encode(_valid(text), add_special_tokens=False).offsets
+        most = self.room(max_tokens)
         return offsets[most][0] if len(offsets) > most else None
+
+    def room(self, max_tokens: int) -> int:
+        """Returns how many pieces `encode` keeps of a text."""
+        return max_tokens - 1 - self._ends_texts
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of whole texts, without special tokens at their ends."""
+        valid = [_valid(text) for text in texts]
+        encodings = self._backend.encode_batch_fast(valid, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def spans(self, text: str) -> list[tuple[int, str]]:
+        """Returns the ids of a whole text, each with the part of the text that it stands for."""
+        valid = _valid(text)
+        encoding = self._backend.encode(valid, add_special_tokens=False)
+        return [
+            (piece, valid[first:end].strip())
+            for piece, (first, end) in zip(encoding.ids, encoding.offsets, strict=True)
+        ]
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """Returns the text of one row of ids; special tokens are skipped, wherever they stand."""
         plain = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         return self._backend.decode(plain, skip_special_tokens=True).strip()
 
-    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        # Half a surrogate pair (from broken JSON or a broken command line) is not valid Unicode.
-        valid = [text.encode("utf-8", "replace").decode() for text in texts]
-        encodings = self._backend.encode_batch_fast(valid, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+
+def _valid(text: str) -> str:
+    """Half a surrogate pair (from broken JSON or a broken command line) is not valid Unicode."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def tokenizer_file(path: Path) -> Path:
@@ -255,9 +273,9 @@ def tokenizer_file(path: Path) -> Path:
 
 def _read_text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as text ({error}); {_REMEDY}") from error
+        return read_text(file)
+    except DataError as error:
+        raise DataError(f"{error}; {_REMEDY}") from error
 
 
 def _parse_json(text: str, source: str) -> "Tokenizer":

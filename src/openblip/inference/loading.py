@@ -4,8 +4,10 @@ from pathlib import Path
 
 import torch
 
+from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import RecipeError
 from openblip.inference.blip import Blip
+from openblip.inference.finite import check_weights
 from openblip.interop.reading import read_model
 from openblip.interop.sources import find_model
 
@@ -38,8 +40,8 @@ def load(
             uses take minutes. Not for float32 on an x86 processor, where it is slower.
 
     Raises:
-        CheckpointError: if there is no such model, or it is damaged, incomplete or of a kind
-            that OpenBLIP does not use.
+        CheckpointError: if there is no such model, or it is damaged, incomplete, has weights that
+            are NaN or infinite, or is of a kind that OpenBLIP does not use.
         RecipeError: if this machine has no such device, the model no such image size, or int8
             cannot be used.
     """
@@ -49,7 +51,9 @@ def load(
     else:
         place = _usable(device)
     read = read_model(find_model(source))
-    blip = Blip(read.model, read.tokenizer, read.kind, read.image_size, read.max_tokens)
+    sizes = read.image_size, read.max_tokens
+    blip = Blip(read.model, read.tokenizer, read.kind, *sizes, read.trained)
+    check_weights(blip.model, str(source))
     if image_size is not None:
         blip.model.resize_images(image_size)
         blip.image_size = image_size
@@ -64,6 +68,23 @@ def load(
 
         compile_parts(blip.model)
     return blip
+
+
+def load_tokenizer(source: str | Path) -> TextTokenizer:
+    """The tokenizer of what `load` takes, without the weights.
+
+    Raises:
+        CheckpointError: if there is no such model.
+        DataError: if it has no tokenizer that can be read.
+    """
+    from openblip.interop.huggingface_folder import is_huggingface
+    from openblip.interop.huggingface_processor import read_tokenizer
+    from openblip.interop.sources import tokenizer_beside
+
+    path = find_model(source)
+    if path.is_file():
+        return TextTokenizer.from_file(tokenizer_beside(path))
+    return read_tokenizer(path) if is_huggingface(path) else TextTokenizer.from_file(path)
 
 
 def default_device() -> torch.device:

@@ -23,8 +23,7 @@ from openblip.interop.models import (
     state_to_write,
 )
 from openblip.model import Med, MedConfig
-from openblip.model.albef import AlbefConfig
-from openblip.model.config import config_from_dict, config_to_dict
+from openblip.model.config import AlbefConfig, config_from_dict, config_to_dict
 from openblip.model.dual import DualConfig
 from openblip.model.nlvr import NlvrConfig
 from openblip.model.vqa import VqaConfig
@@ -60,6 +59,8 @@ class FolderConfig:
     """What the model was trained as."""
     max_tokens: int
     """Longest text, special tokens included."""
+    trained: tuple[str, ...] | None = None
+    """Heads that its last training was for; None where that was not noted."""
 
     @property
     def image_size(self) -> int:
@@ -83,6 +84,8 @@ class LoadedModel:
     """Longest text, special tokens included."""
     source: str
     """What errors name."""
+    trained: tuple[str, ...] | None = None
+    """Heads that its last training was for; None where that was not noted."""
 
     @property
     def med(self) -> Med:
@@ -100,7 +103,12 @@ class LoadedModel:
 
 
 def save_folder(
-    folder: Path, model: AnyModel, tokenizer: TextTokenizer, kind: str, max_tokens: int
+    folder: Path,
+    model: AnyModel,
+    tokenizer: TextTokenizer,
+    kind: str,
+    max_tokens: int,
+    trained: Collection[str] | None = None,
 ) -> None:
     """Write a model folder, whole or not at all; one that was there is replaced.
 
@@ -111,13 +119,18 @@ def save_folder(
     check_replaceable(folder, (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE))
     try:
         with replace_folder(folder) as unfinished:
-            write_model(unfinished, model, tokenizer, kind, max_tokens)
+            write_model(unfinished, model, tokenizer, kind, max_tokens, trained)
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error})") from error
+        raise CheckpointError(str(error)) from error
 
 
 def write_model(
-    folder: Path, model: AnyModel, tokenizer: TextTokenizer, kind: str, max_tokens: int
+    folder: Path,
+    model: AnyModel,
+    tokenizer: TextTokenizer,
+    kind: str,
+    max_tokens: int,
+    trained: Collection[str] | None = None,
 ) -> None:
     """Write the files of a model into a folder that is there, beside what else it holds.
 
@@ -139,6 +152,8 @@ def write_model(
         "preprocess": _preprocess(model.config),
         "text": {"max_tokens": max_tokens},
     }
+    if trained:
+        config["trained"] = list(trained)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
     write_safetensors(folder / WEIGHTS_FILE, state)
     tokenizer.save(folder)
@@ -169,6 +184,7 @@ def read_folder(folder: Path) -> LoadedModel:
         image_size=config.image_size,
         max_tokens=config.max_tokens,
         source=str(folder),
+        trained=config.trained,
     )
 
 
@@ -189,6 +205,7 @@ def read_config(folder: Path) -> FolderConfig:
             model=config_from_dict(_CONFIGS[kind], values["model"]),
             kind=cast("FolderKind", kind),
             max_tokens=_max_tokens(values["text"]["max_tokens"]),
+            trained=_trained(values.get("trained")),
         )
         _check_heads_are_said(values["model"])
         preprocess = {name: values["preprocess"][name] for name in ("image_size", "mean", "std")}
@@ -207,6 +224,14 @@ def read_config(folder: Path) -> FolderConfig:
 def _preprocess(config: AnyConfig) -> dict[str, Any]:
     size = config.vision.image_size
     return {"image_size": size, "mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)}
+
+
+def _trained(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(head, str) for head in value):
+        raise ValueError(f"trained is {value!r}, not a list of heads")
+    return tuple(value)
 
 
 def _max_tokens(value: object) -> int:

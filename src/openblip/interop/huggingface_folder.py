@@ -141,7 +141,7 @@ def save_huggingface(
                 max_tokens or sizes.text.max_positions,
             )
     except (OSError, DataError) as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error})") from error
+        raise CheckpointError(str(error)) from error
 
 
 def _check_widths(model: AnyModel) -> None:

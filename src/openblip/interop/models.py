@@ -10,7 +10,8 @@ from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import CheckpointError, OpenBlipWarning
 from openblip.interop.assembly import build_empty, check_names, check_shape, shapes_of
 from openblip.model import Med, MedConfig
-from openblip.model.albef import Albef, AlbefConfig
+from openblip.model.albef import Albef
+from openblip.model.config import AlbefConfig
 from openblip.model.dual import DualConfig, DualEncoder
 from openblip.model.lowrank import low_rank_layers, merge
 from openblip.model.nlvr import Nlvr, NlvrConfig

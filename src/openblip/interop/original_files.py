@@ -76,6 +76,14 @@ def write_original(
                 clones = {key: tensor.clone() for key, tensor in detached.items()}
                 write_safetensors(temporary, clones, metadata)
             else:
-                torch.save({"model": detached, **metadata}, temporary)
+                _save({"model": detached, **metadata}, temporary)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written ({error})") from error
+        raise CheckpointError(str(error)) from error
+
+
+def _save(document: Mapping[str, object], path: Path) -> None:
+    try:
+        torch.save(document, path)
+    except RuntimeError as error:
+        # Its own kind of error, for a full disk too; it does not say which.
+        raise OSError("the disk is full, or fails") from error

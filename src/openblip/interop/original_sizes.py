@@ -11,8 +11,7 @@ from openblip.errors import CheckpointError, RecipeError
 from openblip.interop.assembly import Shapes, listed
 from openblip.interop.original_layout import Kind
 from openblip.model import MedConfig, TextConfig, VisionConfig
-from openblip.model.albef import AlbefConfig, AlbefHead
-from openblip.model.config import Head
+from openblip.model.config import AlbefConfig, AlbefHead, Head
 from openblip.model.nlvr import NlvrConfig
 from openblip.model.vqa import VqaConfig
 

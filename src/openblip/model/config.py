@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 ConfigT = TypeVar("ConfigT")
 Head = Literal["itc", "itm", "lm", "multimodal"]
+AlbefHead = Literal["itc", "itm", "mlm"]
 Sharing = Literal["all_but_self_attention", "all", "all_but_cross_attention", "none"]
 PresetName = Literal["tiny", "small", "base", "large"]
 
@@ -167,6 +168,33 @@ _PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
     "base": ({}, {}, 256),
     "large": ({"width": 1024, "depth": 24, "heads": 16, "drop_path": 0.1}, {}, 256),
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlbefConfig:
+    """Sizes of an ALBEF; by default those of its released pre-training."""
+
+    vision: VisionConfig = field(default_factory=lambda: VisionConfig(image_size=256))
+    """The image encoder."""
+    text: TextConfig = field(default_factory=lambda: TextConfig(vocab_size=30522))
+    """The text encoder with all its layers; it has no decoder, so `sharing` means nothing here."""
+    embed_dim: int = 256
+    """Dimensions of the space in which images and texts are contrasted."""
+    fusion_layer: int = 6
+    """Layers below fusion: so many encode the text alone, the others attend to the image too."""
+    heads: tuple[AlbefHead, ...] = ("itc", "itm", "mlm")
+    """What the model can do: contrast (itc), match (itm), fill in masked words (mlm). A momentum
+    model has no itm, and fine-tuning for retrieval no mlm."""
+
+    def __post_init__(self) -> None:
+        check_size("embed_dim", self.embed_dim)
+        check_size("fusion_layer", self.fusion_layer, least=0)
+        if not 0 < self.fusion_layer < self.text.depth:
+            raise RecipeError(
+                f"fusion_layer {self.fusion_layer} leaves no layer below fusion or none for it; "
+                f"choose one from 1 to {self.text.depth - 1}, below text.depth"
+            )
+        check_choices("heads", self.heads, get_args(AlbefHead))
 
 
 def check_rate(name: str, rate: float) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from openblip.data.importers.driver import import_pairs
+from openblip.data.reading import table_images
 from openblip.data.report import ImportReport, is_import_state
 from openblip.data.table import PairTable
 from openblip.errors import DataError
@@ -110,13 +111,74 @@ def test_a_second_source_is_appended_and_its_known_ids_are_left_out(
     assert {found.num_rows for found in _stored_reports(table)} == {9, 1}
 
 
-def test_a_source_of_damage_only_gives_an_empty_table_and_a_report(
+def test_a_source_of_damage_only_makes_no_table_and_says_what_was_in_it(
     tmp_path: Path, write_jsonl: Callable[..., Path]
 ) -> None:
     source = write_jsonl(["{", "{"])
     report = import_pairs(source, tmp_path / "t", show_progress=False)
     assert (report.num_rows, report.skipped, report.complete) == (0, {"bad record": 2}, True)
-    assert len(PairTable.open(tmp_path / "t")) == 0
+    assert "nothing in it could be used" in report.to_text()
+    assert not (tmp_path / "t").exists()
+
+
+def test_a_folder_of_which_nothing_is_usable_says_what_was_in_it(tmp_path: Path) -> None:
+    (tmp_path / "papers" / "more").mkdir(parents=True)
+    for name in ("notes.docx", "more/slides.pdf", ".DS_Store"):
+        (tmp_path / "papers" / name).write_bytes(b"%PDF-1.7")
+    report = import_pairs(tmp_path / "papers", tmp_path / "t", show_progress=False)
+    assert (report.num_rows, report.num_seen, report.complete) == (0, 3, True)
+    assert report.skipped == {"other file": 2, "hidden file": 1}
+    assert "more/slides.pdf: a PDF" in report.to_text()
+    assert not (tmp_path / "t").exists()
+
+
+def test_what_was_seen_was_used_or_left_out(source: Path, tmp_path: Path) -> None:
+    report = import_pairs(source, tmp_path / "t", show_progress=False)
+    assert (report.num_seen, report.num_used, report.num_skipped) == (11, 9, 2)
+    assert "left out: 2 of 11 files, members or records" in report.to_text()
+
+
+def test_the_report_says_who_said_the_split(
+    tmp_path: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    records = [{"image": f"images/{n}.jpg", "caption": "x"} for n in range(3)]
+    source = write_jsonl([records[0] | {"split": "dev"}, records[1], records[2]])
+    report = import_pairs(source, tmp_path / "t", show_progress=False)
+    assert report.split_from == {
+        "val": {"a field of the record": 1},
+        "train": {"nothing says otherwise": 2},
+    }
+    assert "splits: val 1 (a field of the record), train 2" in report.to_text()
+
+
+def test_contradicting_splits_are_left_out_with_both_names(
+    tmp_path: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    source = write_jsonl([{"image": "images/0.jpg", "caption": "x", "split": "train"}])
+    (source / "captions.jsonl").rename(source / "test.jsonl")
+    report = import_pairs(source / "test.jsonl", tmp_path / "t", show_progress=False)
+    assert report.skipped == {"contradiction": 1}
+    assert "says 'train', but test.jsonl says 'test'" in report.examples["contradiction"][0].detail
+
+
+def test_a_source_that_was_imported_says_that_nothing_was_read_or_is_read_again(
+    source: Path, tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    import_pairs(source, tmp_path / "t", show_progress=False)
+    (source / "images" / "8.jpg").write_bytes(jpeg(8))
+    with (source / "captions.jsonl").open("a") as file:
+        file.write(json.dumps({"image": "images/10.jpg", "caption": "new"}) + "\n")
+    (source / "images" / "10.jpg").write_bytes(jpeg(10))
+    report = import_pairs(source, tmp_path / "t", show_progress=False)
+    assert report.nothing_read
+    assert "nothing read now: --again" in report.to_text()
+    assert len(PairTable.open(tmp_path / "t")) == 9
+    # In steps, as after a stop: it stays one reading.
+    import_pairs(source, tmp_path / "t", again=True, limit=1, show_progress=False)
+    report = import_pairs(source, tmp_path / "t", again=True, show_progress=False)
+    assert (report.num_rows, report.nothing_read) == (2, False)
+    assert report.skipped == {"already in the table": 10}
+    assert _ids(tmp_path / "t")[-2:] == ["images/8.jpg", "images/10.jpg"]
 
 
 def test_only_the_first_examples_are_kept(tmp_path: Path, write_jsonl: Callable[..., Path]) -> None:
@@ -140,9 +202,9 @@ def test_a_place_that_is_no_source_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"not a known source.*it is empty"):
         import_pairs(tmp_path / "empty", tmp_path / "t")
-    (tmp_path / "empty" / "notes.docx").touch()
-    with pytest.raises(DataError, match=r"in it are notes\.docx"):
-        import_pairs(tmp_path / "empty", tmp_path / "t")
+    (tmp_path / "a.tar.zst").touch()
+    with pytest.raises(DataError, match=r"a\.tar\.zst is an archive of a kind that is not read"):
+        import_pairs(tmp_path / "a.tar.zst", tmp_path / "t")
     with pytest.raises(DataError, match="no pair table"):
         PairTable.open(tmp_path / "t")
 
@@ -170,3 +232,69 @@ def test_real_photographs(shared_data: Path, tmp_path: Path) -> None:
     record = PairTable.open(tmp_path / "t").take([0], ["width", "height", "captions"]).to_pylist()
     assert (record[0]["width"], record[0]["height"]) == (224, 224)
     assert len(record[0]["captions"]) == 5
+
+
+def test_names_that_differ_in_bytes_that_are_no_utf8_stay_different(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    for number, stem in enumerate(("caf\udce9", "caf\udce8")):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        (tmp_path / "photos" / f"{stem}.jpg").write_bytes(jpeg(number))
+        (tmp_path / "photos" / f"{stem}.txt").write_text(f"text {number}")
+    (tmp_path / "photos" / "bad\udcff.jpg").write_text("no image")
+    (tmp_path / "photos" / "bad\udcff.txt").write_text("text")
+    report = import_pairs(tmp_path / "photos", tmp_path / "t", store="uri", show_progress=False)
+    report.to_text().encode()
+    # And the text beside it.
+    assert report.skipped == {"unreadable image": 2}
+    table = PairTable.open(tmp_path / "t")
+    rows = table.take([0, 1], ["id", "captions"]).to_pylist()
+    assert rows == [
+        {"id": r"caf\xe8", "captions": ["text 1"]},
+        {"id": r"caf\xe9", "captions": ["text 0"]},
+    ]
+    assert len(table_images(table, [0, 1])) == 2
+
+
+@pytest.mark.parametrize("ids", ["key", "sha256"])
+def test_imports_at_the_same_time_never_give_one_id_to_two_rows(
+    tmp_path: Path, write_jsonl: Callable[..., Path], ids: str
+) -> None:
+    records = [{"image": f"images/{n}.jpg", "captions": ["x"]} for n in range(60)]
+    source = write_jsonl(records, 60)
+    call = f"import_pairs({str(source)!r}, {str(tmp_path / 't')!r}, ids={ids!r}, commit_rows=5"
+    code = f"from openblip.data.importers.driver import import_pairs; {call}, show_progress=False)"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for process in processes:
+        _, said = process.communicate(timeout=120)
+        if process.returncode:
+            assert "at the same time" in said.splitlines()[-1]
+    assert len(set(_ids(tmp_path / "t"))) == len(_ids(tmp_path / "t"))
+    # What was stopped goes on.
+    report = import_pairs(source, tmp_path / "t", ids=ids, show_progress=False)
+    assert report.complete
+    assert sorted(set(_ids(tmp_path / "t"))) == sorted(_ids(tmp_path / "t"))
+    assert len(PairTable.open(tmp_path / "t")) == 60
+
+
+def test_two_sources_at_the_same_time_both_come_into_a_new_table(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    processes = []
+    for source in ("left", "right"):
+        (tmp_path / source).mkdir()
+        for number in range(30):
+            (tmp_path / source / f"{source}-{number}.jpg").write_bytes(jpeg(number))
+            (tmp_path / source / f"{source}-{number}.txt").write_text("text")
+        call = f"import_pairs({str(tmp_path / source)!r}, {str(tmp_path / 't')!r}, commit_rows=3"
+        code = f"from openblip.data.importers.driver import import_pairs; {call})"
+        processes.append(subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE))
+    for process in processes:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    expected = {f"{source}-{number}" for source in ("left", "right") for number in range(30)}
+    assert set(_ids(tmp_path / "t")) == expected
+    assert len(_ids(tmp_path / "t")) == 60

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,8 +20,8 @@ from openblip.data.importers.source import (
     Refused,
     SourceOptions,
     is_file,
-    known_split,
 )
+from openblip.data.importers.splits import SplitConflict, row_split, source_root
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.reading import read_image_file
 from openblip.data.report import ImportReport, Reason, metadata_key
@@ -45,10 +47,15 @@ class _Settings:
     store: Store
     ids: Ids
     options: SourceOptions
+    without_captions: bool = False
 
     def fingerprint(self) -> str:
         """16 hex digits that tell this import from others into the same table."""
-        values = json.dumps(asdict(self), sort_keys=True, default=str)
+        decided = asdict(self)
+        # Imports that were begun before there was this setting are known by what they had.
+        if not self.without_captions:
+            del decided["without_captions"]
+        values = json.dumps(decided, sort_keys=True, default=str)
         return hashlib.sha256(values.encode()).hexdigest()[:16]
 
 
@@ -58,8 +65,9 @@ class _Checked:
 
     row: PairRow | None
     refused: Refused | None
-    where: str
-    cursor: Cursor
+    entry: Entry
+    said_by: str = ""
+    """Who said which split the row is in."""
 
 
 @dataclass
@@ -70,18 +78,27 @@ class _State:
     cursor: Cursor | None = None
     version: int = 0
     """Version of the table after which the notes of appended rows are newer than this."""
+    again: bool = False
+    """Whether the source had been imported before, so that known ids are expected."""
     until: int | None = field(default=None, compare=False)
     """Number of rows at which to stop; None for the end of the source. Not stored."""
 
     def to_json(self) -> str:
         report = asdict(self.report)
-        return json.dumps({"report": report, "cursor": self.cursor, "version": self.version})
+        return json.dumps(
+            {
+                "report": report,
+                "cursor": self.cursor,
+                "version": self.version,
+                "again": self.again,
+            }
+        )
 
     @classmethod
     def from_json(cls, text: str) -> "_State":
         values: dict[str, Any] = json.loads(text)
         report = ImportReport.from_dict(values["report"])
-        return cls(report, values["cursor"], values["version"])
+        return cls(report, values["cursor"], values["version"], values.get("again", False))
 
 
 def _on_disk(source: str | Path) -> str:
@@ -90,7 +107,10 @@ def _on_disk(source: str | Path) -> str:
             f"{source}: sources are read from a disk; copy or mount it, and give the object store "
             "as the place of the table"
         )
-    return str(Path(source).absolute())
+    path = Path(source)
+    if os.path.exists(path) and not (path.is_file() or path.is_dir()):  # noqa: PTH110
+        raise DataError(f"{source} is no regular file: write what comes from a pipe into one first")
+    return str(path.absolute())
 
 
 def import_pairs(
@@ -103,20 +123,20 @@ def import_pairs(
     store: Store = "bytes",
     ids: Ids = "key",
     limit: int | None = None,
-    image_root: str | Path | None = None,
-    image_column: str | None = None,
-    caption_column: str | None = None,
-    id_column: str | None = None,
+    again: bool = False,
+    without_captions: bool = False,
     num_threads: int | None = None,
     commit_rows: int = _COMMIT_ROWS,
     show_progress: bool = True,
+    **options: Any,
 ) -> ImportReport:
     """Appends the pairs of a source to a pair table, which is made if there is none.
 
     Every image is decoded once, so that training never meets a broken one. What is damaged,
     unsafe, incomplete or there twice is left out and stands in the report, which is also stored
     with the table. Called again after an interruption, the import carries on where it was;
-    called again after it is complete, it only returns the report.
+    called again after it is complete, it only returns the report, which then says so. A source
+    of which nothing can be used makes no table.
 
     Args:
         source: a file, folder, or pattern; see `openblip.data.importers.detect`.
@@ -128,13 +148,13 @@ def import_pairs(
         ids: `key` takes the source's ids, `sha256` the hash of the image, which drops images that
             are there twice.
         limit: stop at this many imported rows; a later call may go on with a larger one.
-        image_root: folder below which the paths in a table or JSON file lie.
-        image_column: column of a table with image bytes or paths.
-        caption_column: column of a table with texts.
-        id_column: column of a table with unique ids.
+        again: read a source once more whose import is complete, and add the rows whose ids are
+            new; rows of known ids stay as they are.
+        without_captions: also take images that have no text, instead of refusing them.
         num_threads: that read and decode; None for one for each core, 2 to 16.
         commit_rows: rows that become visible, and safe, at a time.
         show_progress: on stderr.
+        options: what the source does not say itself; the fields of `SourceOptions`.
 
     Raises:
         DataError: the source is of no known kind, or an option does not fit it.
@@ -147,27 +167,29 @@ def import_pairs(
         split=None if split is None else _one_of("split", split, SPLITS),
         store=store,
         ids=ids,
-        options=SourceOptions(
-            image_root=None if image_root is None else Path(image_root).absolute(),
-            image_column=image_column,
-            caption_column=caption_column,
-            id_column=id_column,
-        ),
+        options=SourceOptions(**options),
+        without_captions=without_captions,
     )
     opened = open_source(settings.source, settings.options, format)
     if store == "uri" and opened.format == "webdataset":
         raise DataError("images in .tar shards have no path of their own: use store='bytes'")
-    table = PairTable.open_or_create(uri)
+    table = PairTable.open_if_any(uri)
     key = metadata_key(settings.fingerprint())
-    state = _restored(table, key) or _State(ImportReport(settings.source, str(uri), opened.format))
+    state = _restored(table, key) if table is not None else None
+    if state is not None and state.report.complete and again:
+        state = _State(_new_report(settings, uri, opened), again=True)
+    state = state or _State(_new_report(settings, uri, opened))
     state.until = limit
-    if not (state.report.complete or _is_full(state)):
-        state.version = table.version
-        table.update_metadata({key: state.to_json()})
-        _Import(settings, opened, table, key, state, commit_rows).run(
-            num_threads or default_threads(), show_progress
-        )
+    if state.report.complete or _is_full(state):
+        state.report.nothing_read = True
+        return state.report
+    run = _Import(settings, opened, table, key, state, commit_rows)
+    run.run(num_threads or default_threads(), show_progress)
     return state.report
+
+
+def _new_report(settings: _Settings, uri: str | Path, opened: PairSource) -> ImportReport:
+    return ImportReport(settings.source, str(uri), opened.format)
 
 
 class _Import:
@@ -177,12 +199,13 @@ class _Import:
         self,
         settings: _Settings,
         source: PairSource,
-        table: PairTable,
+        table: PairTable | None,
         key: str,
         state: _State,
         commit_rows: int,
     ) -> None:
         self._settings, self._source, self._table = settings, source, table
+        self._root = source_root(settings.source)
         self._key, self._state, self._commit_rows = key, state, commit_rows
         self._was_duplicate = False
         self._is_finished = False
@@ -196,21 +219,40 @@ class _Import:
         progress = Progress(
             f"importing {Path(self._settings.source).name}",
             total=self._total() if show_progress else None,
-            start=report.num_rows + report.num_skipped,
+            start=report.num_seen,
             enabled=show_progress,
         )
         try:
             with progress:
-                while not self._is_finished:
-                    self._table.append(
-                        self._chunk(checked, progress),
-                        journal=lambda: {self._key: self._noted()},
-                        on_duplicate=self._on_duplicate,
-                    )
+                first = self._first_row(checked, progress)
+                if first is not None:
+                    self._append(chain([first], checked), progress)
         finally:
             checked.close()
-        # Entries without a row at the end were not committed with any.
-        self._table.update_metadata({self._key: self._noted()})
+        if self._table is not None:
+            # Entries without a row at the end were not committed with any.
+            self._table.update_metadata({self._key: self._noted()})
+
+    def _first_row(self, checked: Iterator[_Checked], progress: Progress) -> _Checked | None:
+        """The first result with a row; without one there is nothing to make a table for."""
+        for result in checked:
+            if result.row is not None:
+                return result
+            self._leave_out(result)
+            progress.update(1, **{"left out": self._state.report.num_skipped})
+        self._state.report.finish()
+        return None
+
+    def _append(self, checked: Iterator[_Checked], progress: Progress) -> None:
+        self._table = table = self._table or PairTable.open_or_create(self._state.report.uri)
+        self._state.version = table.version
+        table.update_metadata({self._key: self._noted()})
+        while not self._is_finished:
+            table.append(
+                self._chunk(checked, progress),
+                journal=lambda: {self._key: self._noted()},
+                on_duplicate=self._on_duplicate,
+            )
 
     def _chunk(self, checked: Iterator[_Checked], progress: Progress) -> Iterator[PairRow]:
         """Yields the rows of one commit."""
@@ -222,25 +264,36 @@ class _Import:
                 self._was_duplicate = False
                 # The table looks at the row, and maybe calls `_on_duplicate`, before it goes on.
                 yield result.row
-                self._count(result.row, result.where)
+                self._count(result, result.row)
                 num_rows += 1
                 num_bytes += len(result.row.image or b"")
-            if result.refused is not None:
-                report.skip(result.refused.reason, result.where, result.refused.detail)
-            state.cursor = result.cursor
+            self._leave_out(result)
+            state.cursor = result.entry.cursor
             progress.update(1, **{"left out": report.num_skipped})
             self._is_finished = _is_full(state)
             is_late = time.monotonic() - began > _COMMIT_SECONDS
             is_large = num_rows >= self._commit_rows or num_bytes >= _COMMIT_BYTES
             if self._is_finished or is_late or is_large:
                 return
-        self._is_finished = report.complete = True
+        report.finish()
+        self._is_finished = True
 
-    def _count(self, row: PairRow, where: str) -> None:
+    def _leave_out(self, result: _Checked) -> None:
+        if (left := result.refused) is not None:
+            report, number = self._state.report, result.entry.num_records
+            report.skip(left.reason, left.where, left.detail, number)
+
+    def _count(self, result: _Checked, row: PairRow) -> None:
+        report, entry = self._state.report, result.entry
         if self._was_duplicate:
-            self._state.report.skip(Reason.DUPLICATE_ID, where, f"id {row.id!r} is in the table")
-        else:
-            self._state.report.count_row(row.split, len(row.captions))
+            known = Reason.ALREADY_IMPORTED if self._state.again else Reason.DUPLICATE_ID
+            report.skip(known, entry.where, f"id {row.id!r} is in the table", entry.num_records)
+            return
+        report.count_row(row.split, len(row.captions), result.said_by, entry.num_records)
+        if not row.captions:
+            report.note(Reason.NO_CAPTIONS, entry.where, "the source says that there are none")
+        for remark in entry.remarks if isinstance(entry, Found) else ():
+            report.note(remark.reason, remark.where, remark.detail)
 
     def _on_duplicate(self, row: PairRow) -> None:
         self._was_duplicate = True
@@ -259,25 +312,28 @@ class _Import:
     def _check(self, entry: Entry) -> _Checked:
         """The row of an entry whose image decodes; runs in many threads at once."""
         if isinstance(entry, Refused):
-            return _Checked(None, entry, entry.where, entry.cursor)
+            return _Checked(None, entry, entry)
 
         def refused(reason: Reason, detail: str) -> _Checked:
-            refusal = Refused(entry.where, entry.cursor, reason, detail)
-            return _Checked(None, refusal, entry.where, entry.cursor)
+            return _Checked(None, Refused(entry.where, entry.cursor, reason, detail), entry)
 
         captions = [text.strip() for text in entry.captions if text.strip()]
-        if not captions and not entry.may_lack_captions:
+        may_lack = entry.may_lack_captions or self._settings.without_captions
+        if not captions and not may_lack:
             return refused(Reason.MISSING_CAPTION, "no text that is not blank")
-        split = self._settings.split or known_split(entry.split or "train")
-        if split is None:
-            return refused(Reason.BAD_RECORD, f"unknown split {entry.split!r}")
+        try:
+            split, said_by = row_split(entry, self._root, self._settings.split)
+        except SplitConflict as error:
+            return refused(Reason.CONTRADICTION, str(error))
+        except DataError as error:
+            return refused(Reason.BAD_RECORD, str(error))
         if isinstance(entry.image, Path) and not is_file(entry.image):
             return refused(Reason.MISSING_IMAGE, f"there is no file {entry.image}")
         try:
             row = self._row(entry, captions, split)
         except DataError as error:
             return refused(_reason(error), str(error))
-        return _Checked(row, None, entry.where, entry.cursor)
+        return _Checked(row, None, entry, said_by)
 
     def _row(self, entry: Found, captions: list[str], split: str) -> PairRow:
         is_file = isinstance(entry.image, Path)

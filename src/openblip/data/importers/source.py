@@ -1,35 +1,36 @@
 """What every kind of source yields, and the checks that all of them share."""
 
+import codecs
 import json
 import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from openblip.data.importers.splits import pop_split
+from openblip.data.lists import lines_of
 from openblip.data.report import Reason
 from openblip.errors import DataError
 
 Cursor = dict[str, int | str]
 """How far a source has been read; plain JSON, so that it can be stored with the table."""
 
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
-)
-"""Names of files that are taken for images."""
-_SPLIT_NAMES = {
-    "train": ("train", "training", "restval"),
-    "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
-}
-# Such a word with its digits (val2014, test1); letters around it make it part of another one.
-_SPLIT_IN_NAME = re.compile(
-    rf"(?<![^\W\d_])(?:{'|'.join(word for words in _SPLIT_NAMES.values() for word in words)})"
-    r"\d*(?![^\W_])"
-)
+TEXT_ENDINGS = ("txt", "caption", "text", "caption.txt", "captions.txt", "text.txt")
+"""Endings of the file, or member of an archive, with the texts of an image beside it, each after
+the image's name and a dot; of several the first counts."""
+RECORD_FIELDS = ("caption", "captions", "text")
+"""Fields of a record beside an image that hold its texts; the first that has any."""
+MAX_TEXT_BYTES = 4 << 20
+"""A longer text beside an image is none."""
+META_FIELD = "meta"
+"""Of a record: a JSON object in a text, as if each of its fields stood in the record."""
 _URL = re.compile(r"^(https?|ftp)://", re.IGNORECASE)
+# Of what becomes metadata; Python's own limit is not far above.
+_MAX_DEPTH = 100
 _ABSOLUTE = re.compile(r"^([/\\]|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://)")
 
 
@@ -48,11 +49,31 @@ class Found:
     key: str | None = None
     """Id within the source; None if it has none."""
     split: str | None = None
-    """Name of the split in the words of the source; None if it says nothing."""
+    """Split in the words of the record; None if it says nothing. What else may tell the split
+    follows; `openblip.data.importers.splits` has the order in which they are believed."""
+    place: Path | None = None
+    """File or folder of the source that the entry comes from: its name may tell the split."""
+    card_split: str | None = None
+    """Split that the card of the dataset gives to that file."""
+    image_folder: str = ""
+    """Folder of the image as the source names it."""
     meta: Mapping[str, Any] = field(default_factory=dict)
     """Everything else, plain JSON."""
     may_lack_captions: bool = False
     """The source says outright that there are none, so that this is no damage."""
+    num_records: int = 1
+    """How many files, members or records it was made of, as its source counts them."""
+    remarks: tuple["Remark", ...] = ()
+    """What of it is not taken over, though the row is."""
+
+
+@dataclass(frozen=True)
+class Remark:
+    """A part of an entry that is not taken over, and why."""
+
+    reason: Reason
+    where: str
+    detail: str
 
 
 @dataclass(frozen=True)
@@ -63,6 +84,9 @@ class Refused:
     cursor: Cursor
     reason: Reason
     detail: str
+    num_records: int = 1
+    image: Path | None = None
+    """The file that it is about, where a list names it."""
 
 
 Entry = Found | Refused
@@ -93,32 +117,72 @@ class SourceOptions:
     id_column: str | None = None
     """Column of a table with unique ids."""
 
+    def __post_init__(self) -> None:
+        if self.image_root is not None:
+            # The import is the same one from wherever it is restarted.
+            object.__setattr__(self, "image_root", Path(self.image_root).absolute())
+
 
 class UnsafePath(DataError):  # noqa: N818 - says what it is
     """A path in a source that points out of its folder."""
 
 
-def inside(root: Path, relative: str) -> Path:
+def is_address(name: str) -> bool:
+    """Whether a name is a web address."""
+    return _URL.match(name) is not None
+
+
+def inside(root: Path, name: str) -> Path:
     """The path of a file that a source names, which must lie below `root`.
 
+    Backslashes are those of a path of Windows where no file has them in its name. An absolute
+    path counts if the file is below `root`, links followed.
+
     Raises:
-        UnsafePath: the name is absolute, empty, an address, or climbs above `root`.
+        UnsafePath: the name is empty, an address, climbs above `root`, or lies elsewhere.
     """
-    if _URL.match(relative):
+    if is_address(name):
         raise UnsafePath(
-            f"{relative!r} is a web address: download the images first (img2dataset does that "
+            f"{name!r} is a web address: download the images first (img2dataset does that "
             "well) and import its output"
         )
-    if "\0" in relative or _ABSOLUTE.match(relative):
-        raise UnsafePath(f"{relative!r} is not a path relative to {root}")
-    depth = 0
-    for part in re.split(r"[/\\]", relative):
-        depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
-        if depth < 0:
-            raise UnsafePath(f"{relative!r} leaves {root}")
-    if depth == 0:
-        raise UnsafePath(f"{relative!r} names no file")
-    return root / relative
+    if "\0" in name:
+        raise UnsafePath(f"{name!r} is not a path relative to {root}")
+    if _ABSOLUTE.match(name):
+        return _absolute_inside(root, name)
+    parts: list[str] = []
+    for part in re.split(r"[/\\]", name):
+        if part == ".." and not parts:
+            raise UnsafePath(f"{name!r} leaves {root}")
+        if part == "..":
+            parts.pop()
+        elif part not in (".", ""):
+            parts.append(part)
+    if not parts:
+        raise UnsafePath(f"{name!r} names no file")
+    if "\\" in name and is_file(root / name):
+        return root / name
+    # Without `..`, so that no link to a folder takes it elsewhere.
+    return root / "/".join(parts)
+
+
+def _absolute_inside(root: Path, name: str) -> Path:
+    refused = f"{name!r} does not lie below {root}: name its folder with --image-root"
+    path = Path(name)
+    try:
+        is_below = path.is_absolute() and root.resolve() in path.resolve().parents
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UnsafePath(refused) from error
+    if not is_below:
+        raise UnsafePath(refused)
+    return path
+
+
+def name_below(root: Path, name: str) -> str:
+    """The name of a file from `root` on where it is an absolute path below that; else as it is."""
+    folder, path = os.path.normpath(root), Path(name)
+    is_below = path.is_absolute() and path.is_relative_to(folder)
+    return path.relative_to(folder).as_posix() if is_below else name
 
 
 def is_file(path: Path) -> bool:
@@ -126,26 +190,10 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 - the method of `Path` raises there
 
 
-def known_split(name: str) -> str | None:
-    """`train`, `val` or `test` for the words that data sets use; None for any other word.
-
-    Digits at the end do not count: `val2014` is `val`.
-    """
-    word = name.strip().lower().rstrip("0123456789")
-    return next((split for split, names in _SPLIT_NAMES.items() if word in names), None)
-
-
-def split_in_name(name: str) -> str | None:
-    """The first word in a file's name that `known_split` knows, digits included; None without one.
-
-    `captions_val2014.json` gives `val2014`; `retrieval.json` and `latest.json` give None.
-    """
-    found = _SPLIT_IN_NAME.search(name)
-    return found[0] if found else None
-
-
 def texts_of(value: Any) -> list[str]:
     """The texts of a string or a list of strings; None gives none.
+
+    An object with a `text`, as `openblip caption` writes one, stands for that.
 
     Raises:
         ValueError: it is something else.
@@ -153,9 +201,23 @@ def texts_of(value: Any) -> list[str]:
     values = [value] if isinstance(value, str) else value
     if values is None:
         return []
+    if isinstance(values, list):
+        values = [item.get("text") if isinstance(item, dict) else item for item in values]
     if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
         raise ValueError(f"captions must be a text or a list of texts, not {str(value)[:100]!r}")
     return values
+
+
+def first_texts(record: Mapping[str, Any], names: Sequence[str]) -> tuple[list[str], str | None]:
+    """The texts of the first of several fields that has any, and which field that is.
+
+    Raises:
+        ValueError: a field before has something else than texts.
+    """
+    for name in names:
+        if (texts := texts_of(record.get(name))) and any(text.strip() for text in texts):
+            return texts, name
+    return [], None
 
 
 def parse_json(text: bytes, shorten: Callable[[dict[str, Any]], Any] | None = None) -> Any:
@@ -166,14 +228,39 @@ def parse_json(text: bytes, shorten: Callable[[dict[str, Any]], Any] | None = No
         shorten: is given every object and returns what stands for it.
 
     Raises:
-        ValueError: it is no JSON, or nested too deep.
+        ValueError: it is no JSON, of another encoding, nested too deep, or gives one key of an
+            object two values.
     """
+
+    def made(pairs: list[tuple[str, Any]]) -> Any:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            _refuse_two_values(pairs)
+        return found if shorten is None else shorten(found)
+
+    encoding = json.detect_encoding(text)
+    if not encoding.startswith("utf-8"):
+        raise ValueError(f"it is {encoding[:6].upper()}, not UTF-8; save it as UTF-8")
     try:
-        return json.loads(
-            text.decode("utf-8-sig"), parse_constant=lambda _: None, object_hook=shorten
-        )
+        decoded = text.decode("utf-8-sig")
+        return json.loads(decoded, parse_constant=lambda _: None, object_pairs_hook=made)
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{text[error.start]:02x} at {error.start}"
+        raise ValueError(f"no UTF-8 ({byte}); save it as UTF-8") from error
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+    except ValueError as error:
+        # Python's own message tells how to switch its limit off.
+        if isinstance(error, json.JSONDecodeError) or "digits" not in str(error):
+            raise
+        raise ValueError("a number of more than 4,300 digits") from error
+
+
+def _refuse_two_values(pairs: Sequence[tuple[str, Any]]) -> None:
+    first: dict[str, Any] = {}
+    for name, value in pairs:
+        if first.setdefault(name, value) != value:
+            raise ValueError(f"the key {name[:100]!r} stands twice in one object, with two values")
 
 
 def parse_object(text: bytes) -> dict[str, Any]:
@@ -188,12 +275,18 @@ def parse_object(text: bytes) -> dict[str, Any]:
     return value
 
 
-def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: bytes are dropped, times and the like become texts."""
+def plain(value: Any, depth: int = _MAX_DEPTH) -> Any:
+    """`value` as JSON can hold it: bytes are dropped, times and the like become texts.
+
+    Raises:
+        ValueError: it is nested deeper than programs can be expected to read.
+    """
+    if depth == 0:
+        raise ValueError(f"nested more than {_MAX_DEPTH} deep")
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, depth - 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plain(item, depth - 1) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int | bool):
@@ -201,25 +294,67 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, bytes) else str(value)
 
 
+def text_lines(data: bytes) -> list[str]:
+    """The lines of a text file in UTF-8; LF, CRLF and CR end a line, and nothing else.
+
+    Raises:
+        ValueError: it is of another encoding.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
+        raise ValueError("UTF-16, or no text at all; save it as UTF-8")
+    try:
+        return lines_of(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{data[error.start]:02x} at {error.start}"
+        raise ValueError(f"no UTF-8 ({byte}); save it as UTF-8") from error
+
+
 def with_record(
     texts: list[str] | None, record: bytes | None
 ) -> tuple[list[str], str | None, dict[str, Any]]:
     """Texts, split and metadata of an image that has a JSON object beside it.
 
-    Texts are those of the text file, or the `caption` of the JSON. A list `captions` in the JSON
-    that begins with these is taken instead: formats with one text put the others there.
+    Texts are those of the text file, or the first of `RECORD_FIELDS` in the JSON that has any. A
+    list `captions` in the JSON that begins with these is taken instead: formats with one text put
+    the others there. What else is in these fields becomes metadata as all other fields do.
 
     Args:
         texts: from a text file; None if there is none.
         record: the JSON in UTF-8; None if there is none.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: it is no JSON object, or a field holds no texts.
     """
     meta = parse_object(record) if record is not None else {}
-    told, split = meta.pop("caption", None), meta.pop("split", None)
-    captions = texts_of(told) if texts is None else texts
+    split = pop_split(meta)
+    captions = [text for text in texts or [] if text.strip()]
+    for name in RECORD_FIELDS:
+        told = meta.get(name)
+        if texts is None and not captions:
+            captions = texts_of(told)
+        if told is None or _lines(told) == [text.strip() for text in captions]:
+            meta.pop(name, None)
     several = meta.get("captions")
-    if isinstance(several, list) and several[: len(captions)] == captions:
+    if isinstance(several, list) and captions and several[: len(captions)] == captions:
         captions = texts_of(meta.pop("captions"))
-    return captions, None if split is None else str(split), plain(meta)
+    return captions, split, unfolded(meta)
+
+
+def _lines(told: Any) -> list[str] | None:
+    """The texts of a field as the lines of a text file would be; None if they are no texts."""
+    values = [told] if isinstance(told, str) else told
+    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+        return None
+    lines = [line for text in values for line in lines_of(text)]
+    return [line.strip() for line in lines if line.strip()]
+
+
+def unfolded(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata as JSON can hold it, with the fields of a JSON object in `META_FIELD`."""
+    inner: dict[str, Any] = {}
+    outer = dict(record)
+    if isinstance(text := outer.get(META_FIELD), str):
+        with suppress(ValueError):
+            inner = parse_object(text.encode("utf-8", "surrogatepass"))
+            del outer[META_FIELD]
+    return {**plain(inner), **plain(outer)}

@@ -2,11 +2,11 @@
 
 import csv
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from openblip.data.caption_cells import captioned_row
 from openblip.data.importers.source import (
     Cursor,
     Entry,
@@ -15,9 +15,9 @@ from openblip.data.importers.source import (
     SourceOptions,
     UnsafePath,
     inside,
-    parse_object,
-    plain,
+    name_below,
     texts_of,
+    unfolded,
 )
 from openblip.data.report import Reason
 from openblip.errors import DataError
@@ -35,7 +35,6 @@ CAPTION_COLUMNS = (
 )
 ID_COLUMNS = ("id", "key", "uid", "image_id")
 SPLIT_COLUMNS = ("split",)
-META_COLUMN = "meta"
 _BATCH_ROWS = 64
 
 
@@ -56,7 +55,7 @@ class TableSource:
     `BYTES_COLUMNS` if the type is binary (or the struct with `bytes` and `path` of the Hugging
     Face `datasets` library), by `PATH_COLUMNS` if it is text; texts by `CAPTION_COLUMNS`; and
     `ID_COLUMNS`, `SPLIT_COLUMNS` where there are any. All others become metadata, a JSON object in
-    `META_COLUMN` as if each of its fields were a column. Neighbouring
+    `META_FIELD` as if each of its fields were a column. Neighbouring
     rows with the same path (tables with a row per caption) become one row with several captions.
     The id is the path, or for bytes their SHA-256, where there is none.
     """
@@ -96,7 +95,8 @@ class TableSource:
                 assert isinstance(held, Found)
                 assert isinstance(entry, Found)
                 texts = [*held.captions, *entry.captions]
-                held = replace(held, captions=texts, cursor=entry.cursor)
+                number = held.num_records + entry.num_records
+                held = replace(held, captions=texts, cursor=entry.cursor, num_records=number)
                 continue
             if held is not None:
                 yield held
@@ -147,14 +147,17 @@ class TableSource:
             captions=captions,
             key=name if key in (None, "") else str(key),
             split=None if split in (None, "") else str(split),
-            meta=_meta({name: value for name, value in record.items() if name not in used}),
+            place=file,
+            image_folder=str(PurePosixPath(name).parent) if name else "",
+            meta=unfolded({name: value for name, value in record.items() if name not in used}),
         )
 
     def _image(self, value: Any, root: Path) -> tuple[bytes | Path | None, str | None]:
         if isinstance(value, Mapping):
             value = value.get("bytes") or value.get("path")
         if isinstance(value, str) and value:
-            return inside(root, value), value
+            name = name_below(root, value)
+            return inside(root, name), name
         return (value, None) if isinstance(value, bytes) and value else (None, None)
 
     def _root(self, file: Path) -> Path:
@@ -178,16 +181,6 @@ class TableSource:
             )
         key = _named(told.id_column, kinds, file) or _first(kinds, ID_COLUMNS)
         return _Columns(image, captions, key, _first(kinds, SPLIT_COLUMNS))
-
-
-def _meta(record: dict[str, Any]) -> dict[str, Any]:
-    unfolded: dict[str, Any] = {}
-    text = record.get(META_COLUMN)
-    if isinstance(text, str):
-        with suppress(ValueError):
-            unfolded = parse_object(text.encode())
-            del record[META_COLUMN]
-    return {**plain(unfolded), **plain(record)}
 
 
 def _same_image(held: Entry, entry: Entry) -> bool:
@@ -264,12 +257,13 @@ def _text_records(file: Path, done: int) -> Iterator[Mapping[str, Any] | ValueEr
                 yield record
 
 
-def _text_record(names: Sequence[str], values: Sequence[str]) -> Mapping[str, str]:
+def _text_record(names: Sequence[str], values: Sequence[str]) -> Mapping[str, Any]:
     if len(values) != len(names):
         raise ValueError(f"{len(values)} fields where the header has {len(names)}")
     if any("\udc80" <= character <= "\udcff" for value in values for character in value):
         raise ValueError("not UTF-8")
-    return dict(zip(names, (value.strip() for value in values), strict=True))
+    row = dict(zip(names, (value.strip() for value in values), strict=True))
+    return captioned_row(names, row)
 
 
 def _header(line: str, delimiter: str) -> list[str]:
