@@ -92,7 +92,7 @@ def test_it_is_found_and_has_a_fingerprint_of_its_own(base: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"peft_type": "IA3"}, r"kind 'IA3', which is not merged here; .* merge_and_unload"),
+        ({"peft_type": "IA3"}, r"kind 'IA3', which is not merged here; .*\.merge_and_unload"),
         ({"use_dora": True}, "kind 'use_dora'"),
         ({"base_model_name_or_path": None}, "does not name its base"),
         ({"base_model_name_or_path": "nowhere"}, "an adapter whose base is not there: nowhere"),

@@ -190,7 +190,7 @@ def _same(value: Any, ours: Any) -> bool:
         return value is ours
     theirs, own = (v if isinstance(v, list) else [v] for v in (value, ours))
     return len(theirs) == len(own) and all(
-        isinstance(a, int | float) and abs(a - b) <= _TOLERANCE
+        isinstance(a, int | float) and b - _TOLERANCE <= a <= b + _TOLERANCE
         for a, b in zip(theirs, own, strict=True)
     )
 
