@@ -236,7 +236,7 @@ ODD = (
 )
 
 
-def drawn_changes(values: Any, seed: str, most: int = 100) -> list[tuple[tuple[Any, ...], Any]]:
+def drawn_changes(values: Any, seed: str, most: int = 40) -> list[tuple[tuple[Any, ...], Any]]:
     """Places of values, and what is put there; all of them would take minutes."""
     every = [(path, new) for path in leaves(values) for new in ODD]
     return random.Random(seed).sample(every, min(most, len(every)))
@@ -246,9 +246,9 @@ class TestConfigurations:
     """Values of each JSON file are replaced by odd ones: read, or refused in a line."""
 
     @pytest.mark.parametrize("field", ["heads", "width", "depth", "image_size", "vocab_size"])
-    @pytest.mark.parametrize("size", [0, -1, 10**9, 10**400, 1.5, float("nan"), "2", None])
+    @pytest.mark.parametrize("size", [0, -1, 10**9, 10**400])
     def test_sizes_that_no_model_has(
-        self, med: Med, tokenizer: TextTokenizer, tmp_path: Path, field: str, size: object
+        self, med: Med, tokenizer: TextTokenizer, tmp_path: Path, field: str, size: int
     ) -> None:
         place = write("ours", tmp_path, med, tokenizer)
         values = json.loads((place / "config.json").read_text())
