@@ -82,7 +82,7 @@ class _Part:
         # The bound is far above any model.
         if not is_whole or not 1 <= value <= _LARGEST_SIZE:
             raise self.error(field, f"expected a whole number from 1 to {_LARGEST_SIZE}")
-        return value
+        return int(value)
 
     def number(self, field: str) -> float:
         value = self.value(field)
