@@ -240,7 +240,8 @@ class TrainConfig:
     device: str = "auto"
     """`auto` takes an accelerator if there is one."""
     threads: int | None = None
-    """Threads that compute on a CPU; None leaves the choice to PyTorch."""
+    """Threads that compute on a CPU; None for one where the layers' products are too small to be
+    divided, else for PyTorch's choice."""
     trackers: tuple[TrackerName, ...] = ()
     """Experiment trackers that get the metrics too, besides `metrics.jsonl` and TensorBoard."""
 
