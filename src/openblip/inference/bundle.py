@@ -149,12 +149,12 @@ class ModelBundle:
     @property
     def device(self) -> torch.device:
         """Where the model is."""
-        return self.model.image_encoder.class_token.device
+        return next(self.model.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """Type of the model's weights."""
-        return self.model.image_encoder.class_token.dtype
+        return next(self.model.parameters()).dtype
 
     def encode(self, images: Float[Tensor, "images 3 height width"]) -> EncodedImages:
         """Encoded images, on the model's device; all in one pass.

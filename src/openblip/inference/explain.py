@@ -70,7 +70,7 @@ def explain_match(
     memory, record = _recorded(med.text, hidden, layer)
     ids = _row(token_ids, hidden)
     score = med.match(ids, torch.ones_like(ids, dtype=torch.bool), memory)[0, 1].float()
-    return _heatmap(words, _token_maps(score, record), float(score.detach()))
+    return _heatmap(words, _token_maps(med, score, record), float(score.detach()))
 
 
 @torch.inference_mode(False)
@@ -112,7 +112,7 @@ def explain_caption(
         # The vocabulary is the widest layer: each gradient runs through one token of it.
         logits = med.text.logits(states[:, place - 1 : place])[0, 0].float()
         logprob = logits.log_softmax(dim=-1)[token_ids[place]]
-        maps.append(_token_maps(logprob, record)[place - 1])
+        maps.append(_token_maps(med, logprob, record)[place - 1])
         total += float(logprob.detach())
     return _heatmap(words, torch.stack(maps), total)
 
@@ -150,7 +150,7 @@ def explain_answer(
     answer = _row(answer_ids, hidden)
     logits = vqa.decode(answer[:, :-1], None, vqa.question_memory(states, None))[0].float()
     score = logits.log_softmax(dim=-1).gather(1, answer[0, 1:, None]).sum()
-    return _heatmap(words, _token_maps(score, record), float(score.detach()))
+    return _heatmap(words, _token_maps(vqa, score, record), float(score.detach()))
 
 
 def explain_question(
@@ -197,14 +197,20 @@ def _row(token_ids: Sequence[int], hidden: Hidden) -> Int[Tensor, "1 tokens"]:
 
 
 def _token_maps(
-    score: Float[Tensor, ""], record: AttentionRecord
+    model: Med | Vqa, score: Float[Tensor, ""], record: AttentionRecord
 ) -> Float[Tensor, "tokens rows columns"]:
     """Every token's map, on the CPU; the graph stays for another score."""
     probabilities = record.probabilities
     assert probabilities is not None, "no pass has read the memory"
     (gradient,) = torch.autograd.grad(score, probabilities, retain_graph=True)
-    maps = (gradient.clamp(min=0) * probabilities.detach()).mean(dim=1)[0, :, 1:]
+    first = model.image_encoder.num_prefix_tokens
+    maps = (gradient.clamp(min=0) * probabilities.detach()).mean(dim=1)[0, :, first:]
     side = math.isqrt(maps.shape[1])
+    if side * side != maps.shape[1]:
+        raise RecipeError(
+            f"this model's backbone gives {maps.shape[1]} tokens of an image, which are no square "
+            "of patches: there is no map of them"
+        )
     return finite(maps.view(-1, side, side).cpu(), "relevances")
 
 

@@ -70,17 +70,19 @@ def fill(module: ModuleT, state: Mapping[str, Tensor], source: str) -> ModuleT:
         CheckpointError: if a key is missing, unknown, of another shape, or holds no floating-point
             numbers.
     """
-    expected = shapes_of(module)
+    expected = module.state_dict()
     check_names(set(expected), set(state), source)
-    for name, shape in expected.items():
-        check_shape(name, tuple(state[name].shape), shape, source)
-        _check_numbers(name, state[name], source)
+    for name, own in expected.items():
+        check_shape(name, tuple(state[name].shape), tuple(own.shape), source)
+        _check_numbers(name, state[name], own.dtype, source)
     module.load_state_dict(dict(state), assign=True)
     return module
 
 
-def _check_numbers(name: str, tensor: Tensor, source: str) -> None:
-    if tensor.layout is not torch.strided or not tensor.is_floating_point():
+def _check_numbers(name: str, tensor: Tensor, expected: torch.dtype, source: str) -> None:
+    # A backbone may count, as batch norms do.
+    fits = tensor.is_floating_point() if expected.is_floating_point else tensor.dtype == expected
+    if tensor.layout is not torch.strided or not fits:
         kind = str(tensor.dtype if tensor.layout is torch.strided else tensor.layout)
         raise CheckpointError(
             f"{source}: {name} holds {kind.removeprefix('torch.')}, expected floating-point "

@@ -29,7 +29,7 @@ from openblip.interop.huggingface_layout import (
     HuggingFaceKind,
     detect_kind,
 )
-from openblip.interop.models import AnyModel, empty_model, state_to_write
+from openblip.interop.models import AnyModel, check_own_encoder, empty_model, state_to_write
 from openblip.interop.original_layout import NameMap
 from openblip.model import Med
 from openblip.model.albef import Albef
@@ -123,6 +123,7 @@ def to_huggingface(
             f"transformers has no class for a model like {type(model).__name__}; write it in the "
             "original layout or ours"
         )
+    check_own_encoder(model, "the Hugging Face layout")
     kind = _kind_of(model, kind)
     if model.config.text.sharing != _SHARING:
         raise CheckpointError(

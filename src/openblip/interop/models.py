@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import CheckpointError, OpenBlipWarning
-from openblip.interop.assembly import build_empty, check_names, check_shape, shapes_of
+from openblip.interop.assembly import build_empty, check_names, check_shape
 from openblip.model import Med, MedConfig
+from openblip.model.backbones import shown
 from openblip.model.albef import Albef
 from openblip.model.config import AlbefConfig
 from openblip.model.dual import DualConfig, DualEncoder
@@ -57,22 +58,34 @@ def state_to_write(model: AnyModel) -> dict[str, Tensor]:
     changed = [f"{name}.weight" for name, _ in low_rank_layers(model)]
     state |= {name: state[name].clone() for name in changed}
     merge(state, model)
+    expected = empty_model(model.config).state_dict()
+    check_names(set(expected), set(state), source)
     for name, tensor in state.items():
         if type(tensor) is not Tensor:
             raise CheckpointError(
                 f"{source}: {name} is quantised, which cannot be saved; load the model again, as "
                 "float32, and save that"
             )
-        if not tensor.is_floating_point():
+        if not (tensor.is_floating_point() or tensor.dtype == expected[name].dtype):
             raise CheckpointError(
                 f"{source}: {name} holds {tensor.dtype}, which cannot be read again; convert the "
                 "model to float32, and save that"
             )
-    expected = shapes_of(empty_model(model.config))
-    check_names(set(expected), set(state), source)
-    for name, shape in expected.items():
-        check_shape(name, tuple(state[name].shape), shape, source)
+        check_shape(name, tuple(tensor.shape), tuple(expected[name].shape), source)
     return state
+
+
+def check_own_encoder(model: AnyModel, layout: str) -> None:
+    """Nothing, if a model's image encoder is ours, which alone has a place in other layouts.
+
+    Raises:
+        CheckpointError: if it is a backbone.
+    """
+    if model.config.vision.backbone is not None:
+        raise CheckpointError(
+            f"{shown(model.config.vision.backbone)} has no place in {layout}, which knows BLIP's "
+            "image encoder alone; write the model in our own layout"
+        )
 
 
 def check_vocabulary(model: AnyModel, tokenizer: TextTokenizer, max_tokens: int | None) -> None:

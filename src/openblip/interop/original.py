@@ -13,7 +13,7 @@ from torch import Tensor
 from openblip.errors import CheckpointError
 from openblip.interop.assembly import check_names, fill, shapes_of
 from openblip.interop.conversion import split_parts, write_state
-from openblip.interop.models import AnyModel, empty_model, state_to_write
+from openblip.interop.models import AnyModel, check_own_encoder, empty_model, state_to_write
 from openblip.interop.original_layout import (
     MOMENTUM,
     POSITION_IDS,
@@ -166,6 +166,7 @@ def to_original(
         CheckpointError: if the kind is of another model, the decoder shares other parts than in
             the original, or the model's configuration does not describe it.
     """
+    check_own_encoder(model, "the original layout")
     kind = kind or _natural_kind(model)
     _check_fits(model, kind)
     state = state_to_write(model)

@@ -22,7 +22,7 @@ from openblip.model.text import (
     remember,
     run_layers,
 )
-from openblip.model.vision import ImageEncoder, ImageModel
+from openblip.model.vision import ImageModel
 
 # As in BERT: sentences of one kind are all of type 0, and id 0 is `[PAD]`.
 _TOKEN_TYPES = 2
@@ -114,9 +114,8 @@ class Albef(ImageModel[AlbefConfig]):
     """
 
     def __init__(self, config: AlbefConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.image_encoder = ImageEncoder(config.vision)
+        super().__init__(config)
+        config = self.config
         self.text = FusionText(
             config.text,
             config.vision.width,

@@ -53,16 +53,31 @@ class VisionConfig:
     """Epsilon of the layer norms; 1e-5 in `transformers`' default configuration."""
     checkpoint_layers: int = 0
     """The last so many blocks recompute their activations in the backward pass."""
+    backbone: str | None = None
+    """Whose image encoder it is (`docs/backbones.md`): None, ours; or `timm:NAME`,
+    `transformers:NAME` of a folder or of the hub, or `module:name` of anybody's module. Of the
+    fields above `image_size` and `checkpoint_layers` are then settings; the others are what the
+    backbone turns out to have, or mean nothing."""
+    tokens: int | None = None
+    """Tokens of an image that a backbone turns out to give."""
 
     def __post_init__(self) -> None:
         for name in ("image_size", "patch_size", "width", "depth", "heads"):
             check_size(f"vision.{name}", getattr(self, name))
+        if self.backbone is None:
+            self._check_ours()
+        elif self.tokens is not None:
+            check_size("vision.tokens", self.tokens)
+        check_rate("vision.drop_path", self.drop_path)
+        check_size("vision.checkpoint_layers", self.checkpoint_layers, least=0)
+
+    def _check_ours(self) -> None:
+        if self.tokens is not None:
+            raise RecipeError("vision.tokens is what a backbone gives: leave it out without one")
         _check_heads("vision", self.width, self.heads)
         _check_number("vision.mlp_ratio", self.mlp_ratio)
         check_size("vision.mlp_ratio times vision.width", int(self.width * self.mlp_ratio))
         _check_number("vision.norm_eps", self.norm_eps)
-        check_rate("vision.drop_path", self.drop_path)
-        check_size("vision.checkpoint_layers", self.checkpoint_layers, least=0)
         if self.image_size % self.patch_size:
             raise RecipeError(
                 f"vision.image_size {self.image_size} is not a multiple of vision.patch_size "
@@ -77,6 +92,8 @@ class VisionConfig:
     @property
     def num_patches(self) -> int:
         """Tokens of an image at `image_size`, the class token included."""
+        if self.tokens is not None:
+            return self.tokens
         return (self.image_size // self.patch_size) ** 2 + 1
 
 

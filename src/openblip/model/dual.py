@@ -4,12 +4,14 @@ Not part of the paper; there it is the class `BlipModel`.
 """
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from openblip.errors import RecipeError
 from openblip.model.config import TextConfig, VisionConfig, check_size
 from openblip.model.linear import Linear
 from openblip.model.text import TextPass, TextStack
@@ -38,9 +40,9 @@ class DualEncoder(ImageModel[DualConfig]):
     """
 
     def __init__(self, config: DualConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.image_encoder = ImageEncoder(config.vision)
+        super().__init__(config)
+        if not isinstance(self.image_encoder, ImageEncoder):
+            raise RecipeError("a dual encoder of transformers has no backbone but its own")
         self.text = TextStack(config.text, config.vision.width, ("multimodal",))
         self.text_pooler = Linear(config.text.width, config.text.width)
         self.image_projection = Linear(config.vision.width, config.embed_dim, bias=False)
@@ -57,7 +59,8 @@ class DualEncoder(ImageModel[DualConfig]):
     ) -> Float[Tensor, "batch embed"]:
         """Unit-length embeddings of encoded images, from their class tokens."""
         # `transformers` applies the last layer norm to the class token a second time.
-        pooled = self.image_encoder.norm(image_hidden[:, 0])
+        encoder = cast("ImageEncoder", self.image_encoder)
+        pooled = encoder.norm(image_hidden[:, 0])
         return F.normalize(self.image_projection(pooled).float(), dim=-1)
 
     def embed_texts(

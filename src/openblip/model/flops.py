@@ -6,11 +6,13 @@ a backward pass takes twice as many. Norms, activations, softmax and residuals a
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from openblip.model.backbones import measure, output_shape, undrawn
 from openblip.model.config import AlbefConfig, MedConfig
 from openblip.model.linear import has_onednn
 from openblip.model.nlvr import NlvrConfig
@@ -31,7 +33,10 @@ def image_encoder_flops(
         blocks: which so many are run; by default all.
     """
     vision = config.vision
-    patches = _patches(config, image_size)
+    if vision.backbone is not None:
+        whole = _backbone_flops(vision.backbone, image_size or vision.image_size)
+        return images * (whole if blocks is None else whole * blocks // vision.depth)
+    patches = image_tokens(config, image_size)
     patch_embed = _product(patches - 1, 3 * vision.patch_size**2, vision.width)
     block = (
         _product(patches, vision.width, 4 * vision.width)  # qkv and output
@@ -44,7 +49,9 @@ def image_encoder_flops(
 def class_token_flops(config: Sizes, images: int, image_size: int | None = None) -> int:
     """Operations of encoding images of which the class token alone is read."""
     vision = config.vision
-    patches = _patches(config, image_size)
+    if vision.backbone is not None:
+        return image_encoder_flops(config, images, image_size)
+    patches = image_tokens(config, image_size)
     left_out = _product(1, vision.width, vision.width)
     left_out += 2 * _product(1, vision.width, int(vision.width * vision.mlp_ratio))
     left_out += _attention(1, patches, vision.width)
@@ -59,7 +66,7 @@ def memory_flops(
     Encoder and decoder use the same ones unless `TextConfig.sharing` separates them. `layers`
     is the number of layers that attend to images, by default all.
     """
-    patches = _patches(config, image_size)
+    patches = image_tokens(config, image_size)
     layer = _product(patches, config.vision.width, 2 * config.text.width)
     return images * (config.text.depth if layers is None else layers) * layer
 
@@ -178,10 +185,22 @@ def _onednn_flops(
     return _product(hidden.numel() // hidden[-1], hidden[-1], weight[0])
 
 
-def _patches(config: Sizes, image_size: int | None) -> int:
-    if image_size is None:
-        return config.vision.num_patches
-    return (image_size // config.vision.patch_size) ** 2 + 1
+def image_tokens(config: Sizes, image_size: int | None = None) -> int:
+    """Tokens of an image, the class token included; of the configured size by default."""
+    vision = config.vision
+    if image_size is None or image_size == vision.image_size:
+        return vision.num_patches
+    if vision.backbone is not None:
+        return measure(vision.backbone, image_size).tokens
+    return (image_size // vision.patch_size) ** 2 + 1
+
+
+@cache
+def _backbone_flops(backbone: str, image_size: int) -> int:
+    """Operations of a backbone on one image, counted as it runs."""
+    counter = flop_counter()
+    output_shape(undrawn(backbone).eval(), image_size, lambda: counter)
+    return int(counter.get_total_flops())
 
 
 def _product(rows: int, inner: int, columns: int) -> int:

@@ -4,7 +4,7 @@ Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import ClassVar
+from typing import ClassVar, TypeGuard
 
 import torch
 import torch.nn.functional as F
@@ -29,7 +29,7 @@ class LowRankLinear(Linear):
 
     is_plain: ClassVar[bool] = False
 
-    def __init__(self, layer: Linear, rank: int, alpha: float) -> None:
+    def __init__(self, layer: nn.Linear, rank: int, alpha: float) -> None:
         # Not that of nn.Linear, which would draw weights that are not used.
         nn.Module.__init__(self)
         self.in_features, self.out_features = layer.in_features, layer.out_features
@@ -74,7 +74,7 @@ def adapt(
         RecipeError: if there is nothing of a name, or the rank is no less than a layer's own.
     """
     model.requires_grad_(False)
-    layers = {name: m for name, m in model.named_modules() if isinstance(m, Linear)}
+    layers = {name: m for name, m in model.named_modules() if _is_adaptable(m)}
     for name in _named(layers, targets, "lora.targets"):
         layer = layers[name]
         full = min(layer.in_features, layer.out_features)
@@ -123,6 +123,11 @@ def add_changes(module: nn.Module, adapted: nn.Module, factor: float) -> None:
         weight = weights.get(f"{name}.weight")
         if weight is not None:
             weight.addmm_(layer.up, layer.down, alpha=factor * layer.scale)
+
+
+def _is_adaptable(module: nn.Module) -> TypeGuard[nn.Linear]:
+    """Whether it is a linear layer of ours or of a backbone; a subclass may be read otherwise."""
+    return isinstance(module, Linear) or type(module) is nn.Linear
 
 
 def _named(names: Iterable[str], parts: Sequence[str], field: str) -> list[str]:

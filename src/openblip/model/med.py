@@ -11,7 +11,7 @@ from openblip.model.config import Head, MedConfig
 from openblip.model.linear import Linear
 from openblip.model.memory import ImageMemory, Memories
 from openblip.model.text import TextPass, TextStack
-from openblip.model.vision import ImageEncoder, ImageModel
+from openblip.model.vision import ImageModel
 
 _MATCHING = "a pre-trained, retrieval or filter checkpoint (such as demo/filter)"
 KINDS_WITH: dict[Head, str] = {
@@ -27,13 +27,12 @@ class Med(ImageModel[MedConfig]):
     """Image encoder, text stack and the three heads; only what `config.heads` lists is built.
 
     Ids given to `embed_texts` begin with `[CLS]`, to `match` with `[ENC]`, to `decode` with
-    `[DEC]`: the model knows no tokenizer.
+    `[DEC]`: the model knows no tokenizer. Arguments are those of `ImageModel`.
     """
 
-    def __init__(self, config: MedConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.image_encoder = ImageEncoder(config.vision)
+    def __init__(self, config: MedConfig, backbone: nn.Module | None = None) -> None:
+        super().__init__(config, backbone)
+        config = self.config
         self.text = TextStack(config.text, config.vision.width, config.heads)
         if "itc" in config.heads:
             self.image_projection = Linear(config.vision.width, config.embed_dim)

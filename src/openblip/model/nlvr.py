@@ -16,7 +16,7 @@ from openblip.model.linear import Linear
 from openblip.model.memory import ImageMemory, LayerMemory
 from openblip.model.packing import Packing
 from openblip.model.text import TextLayer, TextPass, TextStack, initialise
-from openblip.model.vision import ImageEncoder, ImageModel
+from openblip.model.vision import ImageModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,9 +91,8 @@ class Nlvr(ImageModel[NlvrConfig]):
     """
 
     def __init__(self, config: NlvrConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.image_encoder = ImageEncoder(config.vision)
+        super().__init__(config)
+        config = self.config
         self.text = TextStack(config.text, config.vision.width, ("multimodal",))
         for number, layer in enumerate(self.text.layers):
             merges = number >= config.merge_from_layer

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openblip.errors import RecipeError
 from openblip.model.attention import ImageSelfAttention
+from openblip.model.backbones import BackboneEncoder, name_of, settled
 from openblip.model.config import ConfigT, VisionConfig, initial_std
 from openblip.model.linear import Linear, linear, mlp
 
@@ -74,6 +75,8 @@ class VisionBlock(nn.Module):
 
 class ImageEncoder(nn.Module):
     """Patch tokens of images, the class token first (BLIP, section 3.1)."""
+
+    num_prefix_tokens = 1
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
@@ -140,10 +143,31 @@ class ImageEncoder(nn.Module):
 
 
 class ImageModel(nn.Module, Generic[ConfigT]):
-    """A model that looks at images; its configuration has a field `vision`."""
+    """A model that looks at images; its configuration has a field `vision`.
 
-    image_encoder: ImageEncoder
+    Args:
+        config: of a model with a backbone, the attribute has the sizes that this turned out to
+            have.
+        backbone: a module that takes the place of our image encoder; see `model.backbones`. By
+            default `config.vision` names it.
+
+    Raises:
+        RecipeError: if there is no such backbone, or it cannot do what `config` asks of it.
+    """
+
+    image_encoder: ImageEncoder | BackboneEncoder
     config: ConfigT
+
+    def __init__(self, config: ConfigT, backbone: nn.Module | None = None) -> None:
+        super().__init__()
+        vision: VisionConfig = cast("Any", config).vision
+        if backbone is not None:
+            vision = replace(vision, backbone=name_of(backbone))
+        if vision.backbone is None:
+            self.image_encoder = ImageEncoder(vision)
+        else:
+            self.image_encoder = BackboneEncoder(vision, backbone)
+        self.config = replace(cast("Any", config), vision=self.image_encoder.config)
 
     def encode_images(
         self, images: Float[Tensor, "batch 3 height width"]
@@ -166,9 +190,13 @@ class ImageModel(nn.Module, Generic[ConfigT]):
             image_size: side of the square, in pixels.
 
         Raises:
-            RecipeError: if it is no multiple of the patch size.
+            RecipeError: if it is no multiple of the patch size, or a backbone does not take it.
         """
         encoder = self.image_encoder
+        if isinstance(encoder, BackboneEncoder):
+            encoder.config = settled(replace(encoder.config, image_size=image_size))
+            self.config = replace(cast("Any", self.config), vision=encoder.config)
+            return
         if image_size < encoder.config.patch_size:
             raise RecipeError(
                 f"image_size is {image_size}; give a multiple of the model's patch size, "

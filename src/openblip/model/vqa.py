@@ -9,7 +9,7 @@ from openblip.model.cache import KeyValueCache
 from openblip.model.config import TextConfig, VisionConfig, check_size
 from openblip.model.memory import ImageMemory
 from openblip.model.text import TextPass, TextStack
-from openblip.model.vision import ImageEncoder, ImageModel
+from openblip.model.vision import ImageModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +36,8 @@ class Vqa(ImageModel[VqaConfig]):
     """
 
     def __init__(self, config: VqaConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.image_encoder = ImageEncoder(config.vision)
+        super().__init__(config)
+        config = self.config
         self.question = TextStack(config.text, config.vision.width, ("multimodal",))
         memory_width = config.answer_memory_width or config.text.width
         self.answer = TextStack(config.text, memory_width, ("lm",))

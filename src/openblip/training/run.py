@@ -162,9 +162,14 @@ class _Run:
             seed=recipe.train.seed,
             precision=recipe.train.precision,
             clip_norm=recipe.optimiser.clip_norm,
-            find_unused=not self.task.trains_all_weights,
+            find_unused=self._may_leave_weights_out(),
         )
         self.checkpoints = CheckpointWriter(processes, self.tokenizer, recipe.data.max_tokens)
+
+    def _may_leave_weights_out(self) -> bool:
+        """Whether some weights get no gradient; of a backbone's nobody knows."""
+        has_backbone = self.task.student.config.vision.backbone is not None
+        return has_backbone or not self.task.trains_all_weights
 
     def carry_out(self, quiet: bool) -> TrainResult:
         """Train until the end, or until someone asks to stop."""

@@ -14,6 +14,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from openblip.model.attention import MemoryAttention
+from openblip.model.backbones import BackboneEncoder
 from openblip.model.text import TextLayer
 from openblip.model.vision import VisionBlock
 from openblip.tasks.protocol import AnyTask
@@ -34,6 +35,8 @@ def shard(task: AnyTask, processes: Processes) -> None:
     if processes.world_size == 1:
         return
     whole = task.state_dict()
+    # What a module keeps besides its state is in no state dict.
+    kept = {name: buffer for name, buffer in task.named_buffers() if name not in whole}
     task.to("meta")
     mesh = init_device_mesh(processes.device.type, (processes.world_size,))
     # A scalar cannot be divided.
@@ -49,6 +52,9 @@ def shard(task: AnyTask, processes: Processes) -> None:
             if isinstance(tensor, DTensor):
                 value = distribute_tensor(value, mesh, tensor.placements, src_data_rank=None)
             tensor.copy_(value)
+    for name, buffer in task.named_buffers():
+        if name in kept:
+            buffer.copy_(kept[name])
     for parameter in task.parameters():
         if parameter.ndim == 0 and parameter.requires_grad:
             _average_gradient(parameter, processes)
@@ -103,6 +109,8 @@ def _units(task: AnyTask) -> Iterator[nn.Module]:
     for module in task.modules():
         if isinstance(module, VisionBlock | TextLayer):
             yield module
+        elif isinstance(module, BackboneEncoder):
+            yield from module.blocks
 
 
 def _average_gradient(parameter: nn.Parameter, processes: Processes) -> None:

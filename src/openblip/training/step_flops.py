@@ -9,6 +9,7 @@ from openblip.model.config import AlbefConfig, AlbefHead, Head
 from openblip.model.flops import (
     class_token_flops,
     image_encoder_flops,
+    image_tokens,
     lm_head_flops,
     memory_flops,
     similarity_flops,
@@ -160,7 +161,7 @@ def _text_passes(
     """Operations of the student's last text layers, for texts alone and for those with images."""
     rows, tokens = batch.tokens.shape
     packed = int(batch.mask.sum())
-    patches = (batch.images.shape[-1] // config.vision.patch_size) ** 2 + 1
+    patches = image_tokens(config, batch.images.shape[-1])
     alone = grounded = 0
     if "itc" in losses:
         alone = text_flops(config, rows, tokens, layers=layers, packed=packed, reads_first=True)
@@ -202,7 +203,7 @@ def _albef_text_passes(
 ) -> int:
     """Operations of the last text layers in all passes of a model."""
     rows, tokens = batch.tokens.shape
-    patches = (batch.images.shape[-1] // config.vision.patch_size) ** 2 + 1
+    patches = image_tokens(config, batch.images.shape[-1])
     above = min(layers, config.text.depth - config.fusion_layer)
     masked = "mlm" in losses
     # Texts for contrast and matching, and masked ones.
@@ -217,7 +218,7 @@ def vqa_flops(config: VqaConfig, batch: QuestionBatch) -> float:
     questions, tokens = batch.tokens.shape
     answers, answer_tokens = batch.answers.shape
     side = batch.images.shape[-1]
-    patches = (side // config.vision.patch_size) ** 2 + 1
+    patches = image_tokens(config, side)
     labelled = int(batch.answers_mask.sum()) - answers
     return float(
         image_encoder_flops(config, questions, side)
@@ -233,7 +234,7 @@ def nlvr_flops(config: NlvrConfig, batch: ImagePairBatch) -> float:
     """Operations of a two-image model's forward on a batch."""
     rows, tokens = batch.tokens.shape
     side = batch.first_images.shape[-1]
-    patches = (side // config.vision.patch_size) ** 2 + 1
+    patches = image_tokens(config, side)
     return float(
         image_encoder_flops(config, 2 * rows, side)
         + memory_flops(config, 2 * rows, side)
