@@ -68,7 +68,8 @@ ONE_PLACE = {
     "pillow_heif": {"data/image_formats.py"},
     "obstore": {"data/storage.py"},
     "botocore": {"data/storage.py"},
-    "transformers": {"inference/transformers_towers.py"},
+    "transformers": {"inference/transformers_towers.py", "model/library_backbones.py"},
+    "timm": {"model/library_backbones.py"},
     "open_clip": {"inference/open_clip_towers.py"},
     "torchvision": set(),
 }

@@ -137,8 +137,8 @@ def settled_name(backbone: str) -> str:
 def build(backbone: str) -> nn.Module:
     """The module of a name, with fresh weights.
 
-    On the meta device its parameters have no memory and no random number is drawn, while what it
-    keeps besides its state is there: a state dict makes it complete.
+    On the meta device its state has no memory and the global generator stays as it is, while what
+    it keeps besides its state is there: a state dict makes it complete.
 
     Raises:
         RecipeError: if there is no such module.
@@ -149,8 +149,8 @@ def build(backbone: str) -> nn.Module:
 
 
 def undrawn(backbone: str) -> nn.Module:
-    """The module of a name on the CPU, whose weights mean nothing; no random number is drawn."""
-    with torch.device("cpu"), _Undrawn():
+    """The module of a name on the CPU, whose weights mean nothing; the global generator stays as it is."""
+    with torch.device("cpu"), _PrivateDraws():
         return _made(backbone)
 
 
@@ -257,7 +257,9 @@ def measure(backbone: str, image_size: int) -> Measures:
 
 @torch.no_grad()
 def output_shape(
-    module: nn.Module, image_size: int, watch: Callable[[], AbstractContextManager[Any]] = nullcontext
+    module: nn.Module,
+    image_size: int,
+    watch: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> torch.Size:
     """The shape of what a module gives for one image.
 
@@ -310,8 +312,8 @@ def _recomputing(block: nn.Module) -> Callable[..., Any]:
     return recomputed
 
 
-class _Undrawn(TorchFunctionMode):
-    """Lets nobody draw from the global generator: weights stay as they are, others are private.
+class _PrivateDraws(TorchFunctionMode):
+    """Lets nobody draw from the global generator.
 
     A checkpoint is written beside training, whose draws must not depend on when.
     """
@@ -328,29 +330,24 @@ class _Undrawn(TorchFunctionMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
         named = dict(kwargs or {})
-        if func in _FILLS:
-            return named["tensor"] if "tensor" in named else args[0]
         if func in _LIKE:
             return torch.zeros_like(*args, **named)
-        if func in _DRAWS:
-            named.setdefault("generator", self._generator)
+        if func in _DRAWS and named.get("generator") is None:
+            named["generator"] = self._generator
         return func(*args, **named)
 
 
-_FILLS = frozenset(
-    {
-        *(
-            getattr(nn.init, f"{name}_")
-            for name in (
-                "normal uniform trunc_normal kaiming_uniform kaiming_normal xavier_uniform "
-                "xavier_normal orthogonal"
-            ).split()
-        ),
-        *(getattr(Tensor, f"{name}_") for name in ("normal", "uniform", "random", "exponential")),
-    }
-)
+# All that draw where weights are made, and take a generator; the two others take none.
 _DRAWS = frozenset(
-    {torch.rand, torch.randn, torch.randint, torch.randperm, torch.normal, torch.bernoulli}
+    {
+        *(getattr(torch, name) for name in ("rand", "randn", "randint", "randperm", "normal")),
+        *(getattr(Tensor, f"{name}_") for name in ("normal", "uniform", "random", "exponential")),
+        *(
+            getattr(nn.init, name)
+            for name in nn.init.__dict__
+            if name.endswith(("uniform_", "normal_", "orthogonal_")) and not name.startswith("_")
+        ),
+    }
 )
 _LIKE = frozenset({torch.rand_like, torch.randn_like})
 

@@ -1,7 +1,8 @@
 """Image encoders of `transformers` and timm as backbones (extras `transformers` and `timm`)."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from openblip.errors import CheckpointError, RecipeError, install_extra
 
+TRANSFORMERS, TIMM = "transformers", "timm"
 # Tokens before those of the patches; of registers there are as many as the settings say.
 _PREFIX_TOKENS = {
     "vit": 1,
@@ -61,13 +63,9 @@ def transformers_settings(source: str) -> str:
     config = getattr(config, "vision_config", config)
     values = {k: v for k, v in config.to_dict().items() if k not in _UNSAID}
     values |= {"vision_use_head": False} if "vision_use_head" in values else {}
-    values |= {"use_mask_token": False} if "use_mask_token" in values else {}
     settings = json.dumps(values, sort_keys=True)
     _known(settings)
     return settings
-
-
-TRANSFORMERS, TIMM = "transformers", "timm"
 
 
 def model_type(settings: str) -> str:
@@ -149,17 +147,20 @@ def read_transformers_weights(
 
     config: Any = AutoConfig.for_model(kind, **values)
     try:
-        tower, info = AutoModel.from_pretrained(
-            source,
-            config=config,
-            local_files_only=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            **_options(kind),
-        )
+        with _quietly():
+            tower, info = AutoModel.from_pretrained(
+                source,
+                config=config,
+                local_files_only=True,
+                dtype=torch.float32,
+                output_loading_info=True,
+                **_options(kind),
+            )
     # It raises what its parts raise: no common class.
     except Exception as error:
-        raise CheckpointError(f"{source}: transformers cannot read it ({_reason(error)})") from error
+        raise CheckpointError(
+            f"{source}: transformers cannot read it ({_reason(error)})"
+        ) from error
     left = {name: sorted(map(str, info[f"{name}_keys"])) for name in ("missing", "unexpected")}
     if any(info.get("mismatched_keys", ())):
         raise CheckpointError(f"{source}: {info['mismatched_keys']!s:.120} do not fit its config")
@@ -167,12 +168,34 @@ def read_transformers_weights(
     return {f"tower.{name}": tensor for name, tensor in state.items()}, left
 
 
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """No bar and no table of keys: they are listed by us."""
+    from transformers.utils import logging
+
+    verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if had_bars:
+            logging.enable_progress_bar()
+
+
 def _options(kind: str) -> dict[str, Any]:
     return {"add_pooling_layer": False} if kind in _POOLED else {}
 
 
 def _without_unread(tower: Any) -> nn.Module:
-    """The tower without the norm of CLIP's pooled token, which is no part of the hidden states."""
+    """The tower without what is no part of the hidden states: they would get no gradient.
+
+    The norm of CLIP's pooled token, and the token for masked patches of DINOv2.
+    """
+    embeddings = getattr(tower, "embeddings", None)
+    if getattr(embeddings, "mask_token", None) is not None:
+        embeddings.mask_token = None
     if type(tower).__name__ == "CLIPVisionModel":
         inner = tower if hasattr(tower, "post_layernorm") else tower.vision_model
         inner.post_layernorm = nn.Identity()
