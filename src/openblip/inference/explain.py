@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import DataError
+from openblip.errors import DataError, RecipeError
 from openblip.inference.answers import question_tokens, read_questions, write_answers
 from openblip.inference.captions import prompt_ids
 from openblip.inference.finite import finite

@@ -10,8 +10,8 @@ from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import CheckpointError, OpenBlipWarning
 from openblip.interop.assembly import build_empty, check_names, check_shape
 from openblip.model import Med, MedConfig
-from openblip.model.backbones import shown
 from openblip.model.albef import Albef
+from openblip.model.backbones import shown
 from openblip.model.config import AlbefConfig
 from openblip.model.dual import DualConfig, DualEncoder
 from openblip.model.lowrank import low_rank_layers, merge

@@ -72,7 +72,7 @@ class BackboneEncoder(nn.Module):
         self.num_prefix_tokens = max(1, _num_prefix_tokens(self.backbone))
         count = self.config.checkpoint_layers
         for block in self.blocks[len(self.blocks) - count :] if count else ():
-            block.forward = _recomputing(block)  # type: ignore[method-assign]
+            block.forward = _recomputing(block)
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
@@ -149,7 +149,7 @@ def build(backbone: str) -> nn.Module:
 
 
 def undrawn(backbone: str) -> nn.Module:
-    """The module of a name on the CPU, whose weights mean nothing; the global generator stays as it is."""
+    """The module of a name on the CPU, with weights of any values; nothing is drawn from others."""
     with torch.device("cpu"), _PrivateDraws():
         return _made(backbone)
 
@@ -159,8 +159,9 @@ def _made(backbone: str) -> nn.Module:
     if library in (TIMM, TRANSFORMERS):
         from openblip.model import library_backbones as libraries
 
-        make = libraries.TimmBackbone if library == TIMM else libraries.TransformersBackbone
-        return make(name)
+        if library == TIMM:
+            return libraries.TimmBackbone(name)
+        return libraries.TransformersBackbone(name)
     make = _maker(library, name)
     try:
         return make()
@@ -337,16 +338,15 @@ class _PrivateDraws(TorchFunctionMode):
         return func(*args, **named)
 
 
-# All that draw where weights are made, and take a generator; the two others take none.
+# What draws where weights are made, and takes a generator; the two below take none.
 _DRAWS = frozenset(
     {
         *(getattr(torch, name) for name in ("rand", "randn", "randint", "randperm", "normal")),
         *(getattr(Tensor, f"{name}_") for name in ("normal", "uniform", "random", "exponential")),
-        *(
-            getattr(nn.init, name)
-            for name in nn.init.__dict__
-            if name.endswith(("uniform_", "normal_", "orthogonal_")) and not name.startswith("_")
-        ),
+        *(getattr(nn.init, f"{name}_") for name in ("normal", "uniform", "trunc_normal")),
+        *(getattr(nn.init, f"kaiming_{name}_") for name in ("normal", "uniform")),
+        *(getattr(nn.init, f"xavier_{name}_") for name in ("normal", "uniform")),
+        nn.init.orthogonal_,
     }
 )
 _LIKE = frozenset({torch.rand_like, torch.randn_like})

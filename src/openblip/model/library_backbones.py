@@ -104,7 +104,8 @@ class TransformersBackbone(nn.Module):
         except ImportError as error:
             raise _missing(TRANSFORMERS, error) from error
         config: Any = AutoConfig.for_model(kind, **values)
-        self.tower = _without_unread(AutoModel.from_config(config, **_options(kind)))
+        make: Any = AutoModel
+        self.tower = _without_unread(make.from_config(config, **_options(kind)))
         self.num_prefix_tokens = _PREFIX_TOKENS[kind] + values.get("num_register_tokens", 0)
         self._num_layers = int(config.num_hidden_layers)
         # DINOv2 interpolates unasked.
@@ -171,8 +172,9 @@ def read_transformers_weights(
 @contextmanager
 def _quietly() -> Iterator[None]:
     """No bar and no table of keys: they are listed by us."""
-    from transformers.utils import logging
+    from transformers.utils import logging as their_logging
 
+    logging: Any = their_logging
     verbosity, had_bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -193,11 +195,10 @@ def _without_unread(tower: Any) -> nn.Module:
 
     The norm of CLIP's pooled token, and the token for masked patches of DINOv2.
     """
-    embeddings = getattr(tower, "embeddings", None)
-    if getattr(embeddings, "mask_token", None) is not None:
-        embeddings.mask_token = None
+    inner = getattr(tower, "vision_model", tower)
+    if getattr(inner.embeddings, "mask_token", None) is not None:
+        inner.embeddings.mask_token = None
     if type(tower).__name__ == "CLIPVisionModel":
-        inner = tower if hasattr(tower, "post_layernorm") else tower.vision_model
         inner.post_layernorm = nn.Identity()
     return cast("nn.Module", tower)
 
