@@ -11,7 +11,7 @@ def changed(recipe: "Recipe", words: list[str], prog: str, about: str | None = N
     """The recipe with the changes of a command line; prints its help where that is asked for.
 
     `--train.steps` alone takes the place of the recipe's epochs, `--train.epochs` of its steps, and
-    `--init-from` of its fresh weights and their tokenizer.
+    `--init-from` of its fresh weights and their tokenizer, `--init-text` of the tokenizer.
     """
     import tyro
 
@@ -23,6 +23,8 @@ def changed(recipe: "Recipe", words: list[str], prog: str, about: str | None = N
     if "--init-from" in flags and recipe.init_from is None:
         # Any name: that of the command line takes its place.
         recipe = replace(recipe, model=None, tokenizer=None, init_from="MODEL")
+    if "--init-text" in flags and recipe.init_text is None:
+        recipe = replace(recipe, tokenizer=None, init_text="MODEL")
     return tyro.cli(kind, default=recipe, args=words, prog=prog, description=about)
 
 

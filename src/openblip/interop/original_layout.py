@@ -109,6 +109,18 @@ _TEACHER_ENCODER: Table = {**_EMBEDDINGS, **_SELF_ATTENTION, **_FFN}
 _FUSION_ENCODER: Table = {**_ENCODER, **_TOKEN_TYPES}
 
 
+TIMM_VISION = _VISION
+"""Our image encoder in timm's names, which the originals have from there."""
+BERT: Table = {
+    **_EMBEDDINGS,
+    **_TOKEN_TYPES,
+    **_SELF_ATTENTION,
+    **_FFN,
+    **{ours: f"cls.predictions.{original}" for ours, original in _LM_HEAD.items()},
+}
+"""What a text stack has of BERT, in the names of `transformers`."""
+
+
 @dataclass(frozen=True)
 class Section:
     """A table and what stands before its names on either side."""

@@ -5,12 +5,13 @@ from pathlib import Path
 
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import RecipeError
+from openblip.interop.beginnings import text_tokenizer
 from openblip.interop.reading import read_outline
 from openblip.interop.sources import find_model
 from openblip.model import MedConfig
 from openblip.model.config import AlbefConfig
 from openblip.recipes.pretrain import PRETRAIN_RECIPES
-from openblip.training.build import sized
+from openblip.training.build import begun_sizes, sized
 from openblip.training.config import MODEL_OF, Recipe
 from openblip.training.recipe_file import RECIPE_FILE, read_recipe
 
@@ -63,8 +64,10 @@ def resolved(recipe: Recipe) -> tuple[Recipe, TextTokenizer]:
         )
     whole = replace(
         recipe,
-        model=sized(config, recipe.data.image_size, vocab_size),
+        model=begun_sizes(recipe, sized(config, recipe.data.image_size, vocab_size)),
         init_from=None,
+        init_image=None,
+        init_text=None,
         tokenizer=recipe.tokenizer or f"train:{vocab_size}",
     )
     return whole, tokenizer
@@ -72,6 +75,9 @@ def resolved(recipe: Recipe) -> tuple[Recipe, TextTokenizer]:
 
 def _tokenizer(recipe: Recipe) -> tuple[TextTokenizer, int]:
     """A tokenizer, and how many tokens that of the run will have."""
+    if recipe.init_text is not None:
+        tokenizer = text_tokenizer(recipe.init_text)
+        return tokenizer, tokenizer.vocab_size
     size = recipe.trained_vocabulary
     if size is not None:
         return TextTokenizer.train(["a b"], _ANY_VOCABULARY), size

@@ -13,10 +13,19 @@ from openblip.data.text import clean_caption
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import RecipeError
 from openblip.interop.assembly import build_empty
+from openblip.interop.beginnings import (
+    KeyReport,
+    begin_images,
+    begin_text,
+    image_sizes,
+    text_sizes,
+    text_tokenizer,
+)
 from openblip.interop.reading import read_outline
 from openblip.interop.sources import find_model
 from openblip.model import Med
 from openblip.model.albef import Albef
+from openblip.model.backbones import settled
 from openblip.model.lowrank import adapt
 from openblip.model.nlvr import Nlvr
 from openblip.model.vqa import Vqa
@@ -59,6 +68,8 @@ def make_tokenizer(recipe: Recipe, tables: Sequence[PairTable]) -> TextTokenizer
     """
     if recipe.init_from is not None:
         return read_outline(find_model(recipe.init_from)).tokenizer
+    if recipe.init_text is not None:
+        return text_tokenizer(recipe.init_text)
     size = recipe.trained_vocabulary
     if size is not None:
         return TextTokenizer.train(_captions(recipe.data, tables), size)
@@ -74,11 +85,28 @@ def resolve(recipe: Recipe, tokenizer: TextTokenizer) -> Recipe:
     """
     if recipe.model is None:
         return recipe
-    return replace(recipe, model=sized(recipe.model, recipe.data.image_size, tokenizer.vocab_size))
+    config = sized(recipe.model, recipe.data.image_size, tokenizer.vocab_size)
+    return replace(recipe, model=begun_sizes(recipe, config))
 
 
-def build_model(recipe: Recipe, processes: Processes) -> Student:
+def begun_sizes(recipe: Recipe, config: SizesT) -> SizesT:
+    """The configuration with the sizes of what a fresh model begins with, or of its backbone."""
+    vision, text = config.vision, config.text
+    if recipe.init_text is not None:
+        text = text_sizes(recipe.init_text, text)
+    vision = (
+        settled(vision) if recipe.init_image is None else image_sizes(recipe.init_image, vision)
+    )
+    return replace(config, vision=vision, text=text)
+
+
+def build_model(
+    recipe: Recipe, processes: Processes, reports: list[KeyReport] | None = None
+) -> Student:
     """The student: fresh weights that depend on the seed alone, or those of `init_from`.
+
+    `init_image` and `init_text` take the place of fresh weights; what became of their keys is
+    added to `reports`.
 
     Where the processes divide it, the first one alone has the weights; that of the others is on
     the meta device until `build_task` divides it.
@@ -104,7 +132,22 @@ def build_model(recipe: Recipe, processes: Processes) -> Student:
         model = new_student(config)
         if state is not None:
             model.load_state_dict(state)
+        begun = _begin(recipe, model)
+        if reports is not None:
+            reports += begun
         return _adapted(model, recipe.lora)
+
+
+def _begin(recipe: Recipe, model: Student) -> list[KeyReport]:
+    """What became of the keys of the weights that a fresh model begins with; puts them there."""
+    reports = []
+    if recipe.init_image is not None:
+        reports.append(begin_images(model.image_encoder, recipe.init_image))
+    if recipe.init_text is not None:
+        assert isinstance(model, Med | Albef), "a task with fresh weights"
+        tokenizer = text_tokenizer(recipe.init_text)
+        reports.append(begin_text(model.text, recipe.init_text, tokenizer))
+    return reports
 
 
 def _adapted(model: Student, lora: LoraConfig) -> Student:

@@ -312,9 +312,16 @@ class Recipe:
     init_from: str | None = None
     """A model to start from, with its tokenizer, instead of `model`: a folder (ours or of
     `transformers`), a run, an original file or its address, or a name of the Hugging Face hub."""
+    init_image: str | None = None
+    """Image weights that `model` begins with: a folder or hub name of `transformers` (ViT, DeiT,
+    DINOv2, CLIP, SigLIP) or timm, a file in timm's names, or `timm:NAME`. The image encoder takes
+    the source's sizes, or becomes a backbone (`docs/training.md`)."""
+    init_text: str | None = None
+    """A BERT that encoder and decoder of `model` begin with: a folder or hub name of
+    `transformers`. Its sizes and its tokenizer are taken too."""
     tokenizer: str | None = None
     """File or folder of a tokenizer, or "train:N": N tokens learnt from the captions of the view.
-    Needed with `model`."""
+    Needed with `model`, unless `init_text` has one."""
     overrides: ModelOverrides = field(default_factory=ModelOverrides)
     """Changes to the configuration of either."""
     lora: LoraConfig = field(default_factory=LoraConfig)
@@ -331,10 +338,15 @@ class Recipe:
     def __post_init__(self) -> None:
         if (self.model is None) == (self.init_from is None):
             raise RecipeError("give either model (fresh weights) or init_from (a model folder)")
-        if (self.tokenizer is None) == (self.init_from is None):
+        if self.model is None and (self.init_image or self.init_text):
             raise RecipeError(
-                "tokenizer: give a file or train:N with model, and none with init_from, whose "
-                "tokenizer is used"
+                "init_image and init_text begin a model with fresh weights: give model, and no "
+                "init_from"
+            )
+        if [self.tokenizer, self.init_from, self.init_text].count(None) != 2:
+            raise RecipeError(
+                "tokenizer: give a file or train:N with model, and none with init_from or "
+                "init_text, whose tokenizer is used"
             )
         if type(self.objectives) is not OBJECTIVES_OF[self.task]:
             raise RecipeError(

@@ -3,14 +3,16 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
 import torch
 
+from openblip.atomic import replace_file
 from openblip.data.examples import Examples
 from openblip.errors import TrainingError
+from openblip.interop.beginnings import KeyReport
 from openblip.progress import Progress
 from openblip.threads import threads_for
 from openblip.training.allocator import keep_freed_memory, return_freed_memory
@@ -49,6 +51,7 @@ from openblip.training.trainer import NonFiniteLoss, Trainer
 from openblip.training.utilisation import Meter, measure_peak
 
 CHECKPOINT_FOLDER = "checkpoints"
+BEGINNINGS_FILE = "initial_weights.json"
 FAILED_BATCH_FILE = "failed_batch.json"
 # Ids that an error names before it points to the file with all of them.
 _NAMED_IDS = 8
@@ -150,7 +153,10 @@ class _Run:
         self.texts = judged_texts(recipe, self.loader)
         self.validation = validation_loader(recipe, tables, self.tokenizer, processes)
         self.plan = Plan.of(recipe.train, self.loader.batches_per_epoch)
-        self.task = build_task(recipe, build_model(recipe, processes), self.tokenizer, processes)
+        self.begun: list[KeyReport] = []
+        model = build_model(recipe, processes, self.begun)
+        self._note_beginnings()
+        self.task = build_task(recipe, model, self.tokenizer, processes)
         self.optimiser = build_optimiser(trained_parameters(self.task), recipe.optimiser)
         self.state, self.is_new = self._state_at(checkpoint), checkpoint is None
         if recipe.train.compile:
@@ -165,6 +171,15 @@ class _Run:
             find_unused=self._may_leave_weights_out(),
         )
         self.checkpoints = CheckpointWriter(processes, self.tokenizer, recipe.data.max_tokens)
+
+    def _note_beginnings(self) -> None:
+        """Write what became of every key of the weights that a fresh model begins with."""
+        for report in self.begun:
+            self.rank_log.note(f"{report}, see {BEGINNINGS_FILE}")
+        if self.begun and self.processes.is_first:
+            with replace_file(self.run_dir / BEGINNINGS_FILE) as unfinished:
+                text = json.dumps([asdict(report) for report in self.begun], indent=2)
+                unfinished.write_text(f"{text}\n", encoding="utf-8")
 
     def _may_leave_weights_out(self) -> bool:
         """Whether some weights get no gradient; of a backbone's nobody knows."""
@@ -301,7 +316,8 @@ class _Run:
         with ExitStack() as stack:
             stack.enter_context(progress)
             self.rank_log.note(f"texts: {self.texts}")
-            for line in (*self.loader.summary(), f"texts: {self.texts}"):
+            begun = [f"{report}, see {BEGINNINGS_FILE}" for report in self.begun]
+            for line in (*begun, *self.loader.summary(), f"texts: {self.texts}"):
                 progress.note(line)
             if self.recipe.lora.rank:
                 trained, every = self._num_trained(), _count(self.task.student.parameters())
