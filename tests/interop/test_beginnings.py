@@ -263,7 +263,7 @@ class TestText:
         # Tied copies are stored once.
         assert stored - listed <= {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
         assert not set(report.used) & set(report.dropped)
-        ours = {name.split(" ")[0] for names in report.used.values() for name in names.split(", ")}
+        ours = {name for names in report.used.values() for name in names.split(", ")}
         fresh = {name.split("[")[0] for name in report.fresh}
         assert ours | fresh == set(med.text.state_dict())
 

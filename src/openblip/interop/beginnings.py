@@ -3,6 +3,7 @@
 As the original begins: ViT-B/16 of ImageNet, and bert-base-uncased for encoder and decoder.
 """
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -209,9 +210,7 @@ def begin_text(text: nn.Module, source: str, tokenizer: TextTokenizer) -> KeyRep
             report.fresh += [f"{name}[{rows}:]"] if rows < len(own) else []
             own, value = own[:rows], value[:rows]
         elif name.endswith("embeddings.position.weight") and not own_types and _TYPES in tensors:
-            value = value + tensors[_TYPES][0]
-            report.used[_TYPES] = f"{name} (type 0, added to every position)"
-            unread.discard(_TYPES)
+            value, place = value + tensors[_TYPES][0], (*place, _TYPES)
         check_shape(" + ".join(place), tuple(value.shape), tuple(own.shape), source)
         own.copy_(value)
         for key in place:
@@ -280,7 +279,8 @@ class _ImageSource:
         if not number or rest != expected or any(k.startswith("fc_norm.") for k in tensors):
             return None
         width = tensors["cls_token"].shape[-1]
-        if not is_square(tensors["pos_embed"].shape[1] - 1):
+        patches = tensors["pos_embed"].shape[1] - 1
+        if math.isqrt(patches) ** 2 != patches:
             return None
         return {
             "patch_size": tensors["patch_embed.proj.weight"].shape[-1],
@@ -365,21 +365,12 @@ def _ratio(hidden_width: int, width: int) -> float:
     return ratio if int(width * ratio) == hidden_width else (hidden_width + 0.5) / width
 
 
-def is_square(number: int) -> bool:
-    """Whether it is one."""
-    return round(number**0.5) ** 2 == number
-
-
 def _bert_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights without the name of the model, and norms as they are named today."""
     renamed = {}
     for key, tensor in tensors.items():
-        for old, new in (
-            ("LayerNorm.gamma", "LayerNorm.weight"),
-            ("LayerNorm.beta", "LayerNorm.bias"),
-        ):
-            key = key.replace(old, new)
-        renamed[key.removeprefix("bert.")] = tensor
+        plain = key.replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias")
+        renamed[plain.removeprefix("bert.")] = tensor
     return renamed
 
 
