@@ -23,6 +23,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.checkpoint import checkpoint
 
 from openblip.errors import RecipeError
@@ -150,7 +151,8 @@ def build(backbone: str) -> nn.Module:
 
 def undrawn(backbone: str) -> nn.Module:
     """The module of a name on the CPU, with weights of any values; nothing is drawn from others."""
-    with torch.device("cpu"), _PrivateDraws():
+    # Also where a step is simulated: what looks at its own draws must find numbers.
+    with _disable_current_modes(), torch.device("cpu"), _PrivateDraws():
         return _made(backbone)
 
 
