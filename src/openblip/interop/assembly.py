@@ -53,6 +53,22 @@ def copy_of(module: nn.Module, build: Callable[[], ModuleT]) -> ModuleT:
     return copy.requires_grad_(False)
 
 
+def beside_state(module: nn.Module) -> dict[str, Tensor]:
+    """What a module keeps that is in no state dict, as backbones of others do, by name.
+
+    `nn.Module.to_empty` leaves anything in its place; `put_back` mends that.
+    """
+    state = module.state_dict()
+    return {name: buffer for name, buffer in module.named_buffers() if name not in state}
+
+
+def put_back(module: nn.Module, kept: Mapping[str, Tensor]) -> None:
+    """Give a module what `beside_state` found in it, wherever it is by now."""
+    for name, buffer in module.named_buffers():
+        if name in kept:
+            buffer.copy_(kept[name])
+
+
 def shapes_of(module: nn.Module) -> Shapes:
     """Name and shape of everything in a module's state, in its order."""
     return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}

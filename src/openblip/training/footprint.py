@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from openblip.data.loader import Batch
 from openblip.data.tokenizer import TextTokenizer
-from openblip.interop.assembly import build_empty
+from openblip.interop.assembly import beside_state, build_empty, put_back
 from openblip.model import Med, TextPass
 from openblip.model.albef import Albef
 from openblip.objectives.mlm import MaskDraws
@@ -134,7 +134,9 @@ def step_footprint(
         simulation = stack.enter_context(Simulation())
         if accelerator:
             stack.enter_context(accelerator_kernels())
+        kept = beside_state(empty)
         student = empty.to_empty(device="cpu")
+        put_back(student, kept)
         processes = _Simulated(world_size=world_size)
         task = assemble_task(recipe, student, tokenizer, processes).train()
         if isinstance(task, AlbefTask):

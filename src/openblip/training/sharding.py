@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from openblip.interop.assembly import beside_state, put_back
 from openblip.model.attention import MemoryAttention
 from openblip.model.backbones import BackboneEncoder
 from openblip.model.text import TextLayer
@@ -35,8 +36,7 @@ def shard(task: AnyTask, processes: Processes) -> None:
     if processes.world_size == 1:
         return
     whole = task.state_dict()
-    # What a module keeps besides its state is in no state dict.
-    kept = {name: buffer for name, buffer in task.named_buffers() if name not in whole}
+    kept = beside_state(task)
     task.to("meta")
     mesh = init_device_mesh(processes.device.type, (processes.world_size,))
     # A scalar cannot be divided.
@@ -52,9 +52,7 @@ def shard(task: AnyTask, processes: Processes) -> None:
             if isinstance(tensor, DTensor):
                 value = distribute_tensor(value, mesh, tensor.placements, src_data_rank=None)
             tensor.copy_(value)
-    for name, buffer in task.named_buffers():
-        if name in kept:
-            buffer.copy_(kept[name])
+    put_back(task, kept)
     for parameter in task.parameters():
         if parameter.ndim == 0 and parameter.requires_grad:
             _average_gradient(parameter, processes)
