@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from openblip.errors import RecipeError
 from openblip.interop.folder import read_folder
@@ -352,6 +353,28 @@ def test_the_other_models_can_be_divided_too(make_recipe: MakeRecipe, tmp_path: 
         assert [line["loss"] for line in divided] == pytest.approx(
             [line["loss"] for line in replicated], rel=1e-3
         )
+
+
+@pytest.mark.slow
+def test_a_model_with_a_backbone_can_be_divided_too(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    # It keeps the numbers of its positions besides its state.
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "image_size": 16, "patch_size": 8}
+    config = transformers.SiglipVisionConfig(**sizes, num_hidden_layers=2, num_attention_heads=2)
+    transformers.SiglipVisionModel(config).save_pretrained(tmp_path / "siglip")
+    vision = VisionConfig(backbone=f"transformers:{tmp_path / 'siglip'}", checkpoint_layers=1)
+    for sharding in SHARDING:
+        recipe = plain_recipe(make_recipe, sharding)
+        assert isinstance(recipe.model, MedConfig)
+        recipe = replace(recipe, model=replace(recipe.model, vision=vision))
+        write_recipe(recipe, tmp_path / f"{sharding}.yaml")
+    launch(2, tmp_path, *(f"train:{sharding}" for sharding in SHARDING))
+    replicated, divided = (read_metrics(tmp_path / sharding) for sharding in SHARDING)
+    assert len(divided) == 11
+    assert [line["loss"] for line in divided] == pytest.approx(
+        [line["loss"] for line in replicated], rel=1e-3
+    )
 
 
 @pytest.mark.slow

@@ -39,7 +39,7 @@ def accelerator_kernels() -> Iterator[None]:
         whole = hidden.float() if torch.is_autocast_enabled("cpu") else hidden
         return layer_norm(whole, *others, **named)
 
-    # Their callers, our models, give no further arguments.
+    # Of the callers our models give no further arguments, and backbones a scale.
     F.scaled_dot_product_attention = _fused_attention  # type: ignore[assignment]
     F.layer_norm = float32_norm  # type: ignore[assignment]
     vision.PATCHES_AT_ONCE = sys.maxsize
@@ -57,9 +57,14 @@ def _fused_attention(
     value: Tensor,
     attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    **others: Any,
 ) -> Tensor:
     if attn_mask is None and query.dtype == torch.bfloat16:
-        outputs = aten._scaled_dot_product_flash_attention(query, key, value, dropout_p)
+        outputs = aten._scaled_dot_product_flash_attention(
+            query, key, value, dropout_p, is_causal, scale=scale
+        )
         return cast("Tensor", outputs[0])
     bias = None
     if attn_mask is not None:
@@ -67,6 +72,6 @@ def _fused_attention(
         bias = torch.zeros_like(attn_mask, dtype=query.dtype).expand(shape)
     keeps = torch.is_grad_enabled()
     outputs = aten._scaled_dot_product_efficient_attention(
-        query, key, value, bias, keeps, dropout_p
+        query, key, value, bias, keeps, dropout_p, is_causal, scale=scale
     )
     return cast("Tensor", outputs[0])
