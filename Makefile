@@ -3,13 +3,16 @@ SHELL := /bin/sh
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test lint format golden slow ablations bench bench-inference clean
+.PHONY: demo test test-timm lint format golden slow ablations bench bench-inference clean
 
 demo: .venv/.installed-core          ## the whole loop on an embedded world, with a report page
 	$(BIN)/openblip demo
 
 test: .venv/.installed-test          ## the default suite (what CI runs)
 	$(PYTEST) -n auto --maxprocesses 8 --dist worksteal
+
+test-timm: .venv-timm/.installed     ## timm's models as image encoders, in an environment of its own (5.5 GB)
+	.venv-timm/bin/python -m pytest -m timm -rs tests/model/test_timm.py
 
 golden: .venv/.installed-test        ## only the comparisons with reference outputs (OPENBLIP_GOLDEN)
 	$(PYTEST) tests/golden -rs
@@ -36,7 +39,7 @@ format: .venv/.installed-lint
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-timm build dist .pytest_cache .mypy_cache .ruff_cache
 
 .venv/.installed-core: pyproject.toml scripts/install.sh
 	sh scripts/install.sh
@@ -44,6 +47,13 @@ clean:
 
 .venv/.installed-test: pyproject.toml scripts/install.sh
 	sh scripts/install.sh test
+	@touch $@
+
+# timm imports torchvision, which fits one torch alone.
+.venv-timm/.installed: pyproject.toml
+	$(or $(PYTHON),python3) -m venv .venv-timm
+	.venv-timm/bin/pip install torch==2.14.1 torchvision==0.29.1
+	.venv-timm/bin/pip install --editable ".[test,timm]"
 	@touch $@
 
 .venv/.installed-lint: pyproject.toml scripts/install.sh

@@ -21,6 +21,7 @@ LAYERS = {
     "locks": 0,
     "threads": 0,
     "documents": 0,
+    "references": 0,
     "model": 0,
     "objectives": 1,
     "data": 1,
@@ -45,6 +46,8 @@ SAME_LAYER = {
     ("atomic", "errors"),
     ("locks", "errors"),
     ("documents", "errors"),
+    ("references", "errors"),
+    ("model", "references"),
     ("interop", "data"),
 }
 # Each heavy or optional library is imported by these files alone.

@@ -17,7 +17,10 @@ from openblip.capfilt.worker import Worker
 from openblip.data.shuffle import named_seed
 from openblip.data.table import PairRow, PairTable
 from openblip.errors import CheckpointError, DataError, RecipeError, UnknownWords
-from openblip.inference import Decoding, load
+from openblip.inference import Blip, Decoding, load
+from openblip.model import Med, VisionConfig
+
+from .. import foreign_encoders
 
 
 def settings(models: dict[str, str], **changes: object) -> CapFiltSettings:
@@ -287,3 +290,19 @@ def test_a_setting_that_is_off_leaves_the_fingerprint_of_earlier_jobs(
     used = replace(plain, decoding=replace(plain.decoding, no_repeat_ngram_size=3))
     jobs = [CapFiltJob.plan(table.uri, each) for each in (plain, used)]
     assert jobs[0].fingerprint != jobs[1].fingerprint
+
+
+def test_models_with_an_image_encoder_of_others_do_the_job(
+    table: PairTable, models: dict[str, str], tmp_path: Path
+) -> None:
+    folders = {}
+    for kind in ("captioner", "filter"):
+        blip = load(models[kind], device="cpu")
+        config = replace(
+            blip.med.config,
+            vision=VisionConfig(image_size=32, backbone=f"{foreign_encoders.__name__}:wide"),
+        )
+        Blip(Med(config), blip.tokenizer, kind, 32, 32).save(tmp_path / kind)
+        folders[kind] = str(tmp_path / kind)
+    result = run_capfilt(table.uri, settings(folders), processes=1)
+    assert (result.computed, result.errors) == (len(table), 1)

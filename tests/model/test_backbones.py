@@ -106,8 +106,8 @@ class TestModules:
         ("backbone", "reason"),
         [
             ("vit", "give timm:NAME"),
-            (f"{HERE}:Nothing", "cannot be imported"),
-            ("no_such_module_of_mine:Encoder", "cannot be imported"),
+            (f"{HERE}:Nothing", "has no Nothing"),
+            ("no_such_module_of_mine:Encoder", "no module 'no_such_module_of_mine'"),
             (f"{HERE}:unannotated", "no class of modules"),
             (f"{HERE}:narrow", "no class of modules"),
             ("os:getcwd", "no class of modules"),

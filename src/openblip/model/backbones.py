@@ -9,7 +9,6 @@ width). It may say more of itself, as the modules of timm do:
   processes.
 """
 
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -28,6 +27,7 @@ from torch.utils.checkpoint import checkpoint
 
 from openblip.errors import RecipeError
 from openblip.model.config import VisionConfig
+from openblip.references import find_object, is_reference, reference_to
 
 TIMM, TRANSFORMERS = "timm", "transformers"
 _FORMS = "timm:NAME, transformers:NAME (a folder or a name of the hub) or module:name"
@@ -125,8 +125,8 @@ def settled(config: VisionConfig) -> VisionConfig:
 @cache
 def settled_name(backbone: str) -> str:
     """The name with all that it takes to build the backbone where a folder of others is not."""
-    library, found, name = backbone.partition(":")
-    if not found or not library or not name:
+    library, _, name = backbone.partition(":")
+    if not (name and library in (TIMM, TRANSFORMERS)) and not is_reference(backbone):
         raise RecipeError(f"vision.backbone is {backbone!r}; give {_FORMS}")
     if library == TRANSFORMERS:
         from openblip.model.library_backbones import transformers_settings
@@ -164,7 +164,7 @@ def _made(backbone: str) -> nn.Module:
         if library == TIMM:
             return libraries.TimmBackbone(name)
         return libraries.TransformersBackbone(name)
-    make = _maker(library, name)
+    make = _maker(backbone)
     try:
         return make()
     except Exception as error:  # whatever a module of anybody raises
@@ -174,24 +174,16 @@ def _made(backbone: str) -> nn.Module:
         ) from error
 
 
-def _maker(module: str, name: str) -> Callable[[], nn.Module]:
+def _maker(reference: str) -> Callable[[], nn.Module]:
     """The class or function of a name, which makes a module.
 
     A model folder names it too: nothing else is called than what says that it makes a module.
     """
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split("."):
-            found = getattr(found, part)
-    except (ImportError, AttributeError) as error:
-        raise RecipeError(
-            f"vision.backbone {module}:{name} cannot be imported ({error}); give {_FORMS}, where "
-            "Python finds the module"
-        ) from error
+    found: Any = find_object(reference)
     made = found if inspect.isclass(found) else _return_type(found)
     if not (inspect.isclass(made) and issubclass(made, nn.Module)):
         raise RecipeError(
-            f"vision.backbone {module}:{name} is no class of modules, and no function that is "
+            f"vision.backbone {reference} is no class of modules, and no function that is "
             "annotated to return one (`-> nn.Module`)"
         )
     return cast("Callable[[], nn.Module]", found)
@@ -210,8 +202,7 @@ def name_of(backbone: nn.Module) -> str:
     Raises:
         RecipeError: if its class alone does not give modules with the same weights.
     """
-    kind = type(backbone)
-    name = f"{kind.__module__}:{kind.__qualname__}"
+    name = reference_to(type(backbone))
     shapes = {key: tensor.shape for key, tensor in backbone.state_dict().items()}
     try:
         with torch.device("meta"):
@@ -219,7 +210,7 @@ def name_of(backbone: nn.Module) -> str:
         is_like = shapes == {key: tensor.shape for key, tensor in like.state_dict().items()}
     except RecipeError:
         is_like = False
-    if not is_like or kind.__module__ == "__main__":
+    if not is_like:
         raise RecipeError(
             f"{name}() does not build this backbone again, as teachers and saved models need: "
             "write a function without arguments, annotated to return the module, in a file that "

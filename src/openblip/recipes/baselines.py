@@ -40,7 +40,7 @@ def albef(table: str) -> Recipe:
 
     512 pairs a step, 30 epochs at 256 px. The original warms up over the first 2000 steps in
     stages of 100; here the rise is linear. Its image encoder starts from DeiT and its text encoder
-    from BERT, this from none.
+    from BERT: `init_image` and `init_text`; without them this starts from none.
     """
     return Recipe(
         task="albef",

@@ -27,7 +27,8 @@ def base(table: str) -> Recipe:
     """ViT-B/16 at 224 px, the paper's main model: 2880 pairs a step, 20 epochs.
 
     The released configuration decays the learning rate by 0.9 an epoch; the paper says 0.85. The
-    paper starts from ImageNet and BERT weights, this from none.
+    paper starts from ImageNet and BERT weights: `init_image` and `init_text`; without them this
+    starts from none.
     """
     return Recipe(
         task="pretrain",
