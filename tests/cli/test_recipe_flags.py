@@ -44,3 +44,19 @@ def test_a_model_to_start_from_takes_the_place_of_fresh_weights() -> None:
     begun = changed(recipe, ["--init-from", "runs/x"], "openblip pretrain")
     assert (begun.init_from, begun.model, begun.tokenizer) == ("runs/x", None, None)
     assert begun.objectives == recipe.objectives
+
+
+def test_a_bert_to_begin_with_takes_the_place_of_the_tokenizer() -> None:
+    recipe = changed(
+        PRETRAIN_RECIPES["tiny"]("t"), ["--init-text", "bert", "--init-image", "vit"], "prog"
+    )
+    assert (recipe.init_text, recipe.init_image, recipe.tokenizer) == ("bert", "vit", None)
+    assert recipe.model is not None
+
+
+def test_a_backbone_is_a_flag() -> None:
+    recipe = changed(
+        PRETRAIN_RECIPES["tiny"]("t"), ["--model.vision.backbone", "my_encoders:Encoder"], "prog"
+    )
+    assert recipe.model is not None
+    assert recipe.model.vision.backbone == "my_encoders:Encoder"

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, OpenBlipWarning
 from openblip.interop.beginnings import (
     begin_images,
     begin_text,
@@ -175,6 +175,15 @@ class TestImages:
         images = torch.randn(2, 3, 32, 32)
         with torch.no_grad():
             torch.testing.assert_close(encoder(images), source(images))
+
+    def test_heads_that_are_guessed_are_told(self, tmp_path: Path) -> None:
+        source = ImageEncoder(replace(VISION, width=80, heads=5))
+        names = NameMap((Section("", "", TIMM_VISION),))
+        path = tmp_path / "vit.pth"
+        torch.save({names.places(n)[0][0]: t for n, t in source.state_dict().items()}, path)
+        with pytest.warns(OpenBlipWarning, match="taken as 1, one per 64 channels"):
+            assert image_sizes(str(path), VISION).heads == 1
+        assert image_sizes(str(path), replace(VISION, width=80, heads=5)).heads == 5
 
     def test_a_model_that_does_not_say_what_it_is_is_refused(self, tmp_path: Path) -> None:
         torch.save(nn.Linear(3, 4).state_dict(), tmp_path / "some.pth")

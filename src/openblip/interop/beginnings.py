@@ -4,6 +4,7 @@ As the original begins: ViT-B/16 of ImageNet, and bert-base-uncased for encoder 
 """
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, OpenBlipWarning
 from openblip.interop.assembly import check_shape, listed
 from openblip.interop.folder import CONFIG_FILE, read_json
 from openblip.interop.huggingface_weights import find_weights, read_weights
@@ -45,6 +46,7 @@ _WORDS = "embeddings.word_embeddings.weight"
 _TYPES = "embeddings.token_type_embeddings.weight"
 # One head per so many channels, as in the released models.
 _HEAD_WIDTH = 64
+_USUAL_WIDTHS = (192, 384, 768, 1024)
 _CLASSIFIERS = ("head.", "head_dist.", "pre_logits.", "classifier.", "pooler.", "fc_norm.")
 
 
@@ -286,7 +288,7 @@ class _ImageSource:
             "patch_size": tensors["patch_embed.proj.weight"].shape[-1],
             "width": width,
             "depth": number,
-            "heads": vision.heads if width == vision.width else max(1, width // _HEAD_WIDTH),
+            "heads": vision.heads if width == vision.width else _guessed_heads(width, self.name),
             "mlp_ratio": _ratio(tensors["blocks.0.mlp.fc1.weight"].shape[0], width),
             "norm_eps": 1e-6,
         }
@@ -347,6 +349,19 @@ def _vit_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         "mlp_ratio": _ratio(config.get("intermediate_size", 3072), width),
         "norm_eps": config.get("layer_norm_eps", 1e-12),
     }
+
+
+def _guessed_heads(width: int, source: str) -> int:
+    heads = max(1, width // _HEAD_WIDTH)
+    if width not in _USUAL_WIDTHS:
+        warnings.warn(
+            f"{source}: does not say how many attention heads it has; taken as {heads}, one per "
+            f"{_HEAD_WIDTH} channels. If it has others, give model.vision.width {width} with its "
+            "model.vision.heads",
+            OpenBlipWarning,
+            stacklevel=2,
+        )
+    return heads
 
 
 def _names_of_ours(depth: int) -> Iterator[str]:

@@ -110,7 +110,7 @@ class TransformersBackbone(nn.Module):
         self._num_layers = int(config.num_hidden_layers)
         # DINOv2 interpolates unasked.
         self._asks = {} if kind.startswith("dinov2") else {"interpolate_pos_encoding": True}
-        self._image_size = int(config.image_size)
+        self._image_size = config.image_size
 
     @property
     def blocks(self) -> Sequence[nn.Module]:
