@@ -152,11 +152,11 @@ class TestImages:
     def test_weights_in_timms_names_begin_our_encoder(
         self, tmp_path: Path, as_folder: bool
     ) -> None:
-        sizes = VisionConfig(image_size=32, patch_size=8, width=64, depth=2, heads=1)
+        sizes = VisionConfig(image_size=32, patch_size=8, width=192, depth=2, heads=3)
         source = shaken(ImageEncoder(sizes))
         names = NameMap((Section("", "", TIMM_VISION),))
         tensors = {names.places(n)[0][0]: t for n, t in source.state_dict().items()}
-        tensors |= {"head.weight": torch.zeros(5, 64), "head.bias": torch.zeros(5)}
+        tensors |= {"head.weight": torch.zeros(5, 192), "head.bias": torch.zeros(5)}
         path = tmp_path / "deit.pth"
         if as_folder:
             path = tmp_path / "hub"
@@ -168,7 +168,7 @@ class TestImages:
         else:
             torch.save({"model": tensors}, path)
         vision = image_sizes(str(path), VISION)
-        assert (vision.width, vision.depth, vision.heads, vision.norm_eps) == (64, 2, 1, 1e-6)
+        assert (vision.width, vision.depth, vision.heads, vision.norm_eps) == (192, 2, 3, 1e-6)
         encoder = ImageEncoder(vision).eval()
         report = begin_images(encoder, str(path))
         assert set(report.dropped) == {"head.weight", "head.bias"}
