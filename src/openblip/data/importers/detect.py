@@ -12,7 +12,8 @@ from openblip.data.importers.folder import (
     has_images,
 )
 from openblip.data.importers.source import PairSource, SourceOptions
-from openblip.data.importers.tabular import TABLE_SUFFIXES, TableSource
+from openblip.data.importers.tabular import TableSource
+from openblip.data.importers.table_files import TABLE_SUFFIXES
 from openblip.data.importers.webdataset import TAR_SUFFIXES, TarSource
 from openblip.data.patterns import matching_paths
 from openblip.errors import DataError

@@ -1,14 +1,17 @@
 """What every kind of source yields, and the checks that all of them share."""
 
+import ast
 import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from openblip.data.importers.text_files import known_encoding
 from openblip.data.report import Reason
 from openblip.errors import DataError
 
@@ -19,6 +22,11 @@ IMAGE_SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
 )
 """Names of files that are taken for images."""
+TEXT_FIELDS = ("raw", "caption", "text", "sentence")
+"""Fields of an object that stands for a text; the first there is."""
+_MAX_WRITTEN_LIST = 1 << 18
+_QUOTED_TEXT = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|None""", re.DOTALL)
+_QUOTED_TEXTS = re.compile(rf"\[(?:(?:{_QUOTED_TEXT.pattern})[\s,]*)+\]", re.DOTALL)
 _URL = re.compile(r"^(https?|ftp)://", re.IGNORECASE)
 _ABSOLUTE = re.compile(r"^([/\\]|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://)")
 
@@ -103,8 +111,16 @@ class SourceOptions:
     """Column of a table with a text, or a list of them."""
     id_column: str | None = None
     """Column of a table with unique ids."""
+    columns: tuple[str, ...] | None = None
+    """Names of the columns of CSV and TSV files without header, in their order."""
+    encoding: str | None = None
+    """Encoding of texts; None for UTF-8."""
 
     def __post_init__(self) -> None:
+        if self.columns is not None:
+            object.__setattr__(self, "columns", tuple(self.columns))
+        if self.encoding is not None:
+            known_encoding(self.encoding)
         if self.image_root is not None:
             # The import is the same one from wherever it is restarted.
             object.__setattr__(self, "image_root", Path(self.image_root).absolute())
@@ -142,18 +158,106 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 - the method of `Path` raises there
 
 
+def placed(root: Path, name: str, is_told: bool = False) -> tuple[Path, str]:
+    """The path of an image that a record names, and its name below `root`, which is its id.
+
+    A path from another system may have backslashes; an absolute one is taken if it lies below
+    `root`, and one from another machine if its end names a file there and `root` was given.
+
+    Args:
+        root: the folder of the images.
+        name: as the record has it.
+        is_told: whether the user has named `root`.
+
+    Raises:
+        UnsafePath: the name is an address, empty, or points out of `root`.
+    """
+    if "\\" in name and "/" not in name and not is_file(root / name):
+        name = name.replace("\\", "/")
+    if not name.startswith("/"):
+        return inside(root, name), name
+    if (path := Path(name)).is_relative_to(root):
+        name = str(path.relative_to(root))
+        return inside(root, name), name
+    parts = [part for part in name.split("/") if part]
+    if is_told and ".." not in parts:
+        for start in range(len(parts)):
+            below = "/".join(parts[start:])
+            if is_file(root / below):
+                return inside(root, below), below
+    raise UnsafePath(f"{name!r} does not lie below {root}: name its folder with --image-root")
+
+
 def texts_of(value: Any) -> list[str]:
-    """The texts of a string or a list of strings; None gives none.
+    """The texts of a string or a list of strings; None, and what stands for it, gives none.
+
+    A string that is written as a list of texts, in JSON or Python, is that list. An object in a
+    list, as COCO's sentences are, stands for its `raw` (or another of `TEXT_FIELDS`).
 
     Raises:
         ValueError: it is something else.
     """
-    values = [value] if isinstance(value, str) else value
-    if values is None:
+    if isinstance(value, str):
+        value = _written_list(value)
+    texts = [_text(item) for item in (value if isinstance(value, list) else [value])]
+    return [text for several in texts for text in several]
+
+
+def first_texts(record: Mapping[str, Any], names: Sequence[str]) -> tuple[list[str], str | None]:
+    """The texts of the first of several fields that has any, and which field that is.
+
+    Raises:
+        ValueError: a field before has something else than texts.
+    """
+    for name in names:
+        if (texts := texts_of(record.get(name))) and any(text.strip() for text in texts):
+            return texts, name
+    return [], None
+
+
+def id_text(value: Any) -> str | None:
+    """The id that a field holds; None where it holds none.
+
+    Whole numbers that pandas has made floats, for a missing one among them, are whole again.
+    """
+    if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def _text(item: Any) -> list[str]:
+    if item is None or (isinstance(item, float) and math.isnan(item)):
         return []
-    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
-        raise ValueError(f"captions must be a text or a list of texts, not {str(value)[:100]!r}")
-    return values
+    if isinstance(item, str):
+        return [item]
+    if isinstance(item, Mapping):
+        found = next((item[name] for name in TEXT_FIELDS if item.get(name) is not None), None)
+        if isinstance(found, str | list):
+            return texts_of(found)
+    raise ValueError(f"captions must be a text or a list of texts, not {str(item)[:100]!r}")
+
+
+def _written_list(text: str) -> Any:
+    """The list that a text is written as, in JSON, Python or as NumPy prints it; else the text."""
+    bare = text.strip()
+    if not (bare.startswith("[") and bare.endswith("]")):
+        return text
+    if len(bare) > _MAX_WRITTEN_LIST:
+        raise ValueError(f"a list of texts of more than {_MAX_WRITTEN_LIST} characters")
+    try:
+        return json.loads(bare, strict=False, parse_constant=lambda _: None)
+    except (ValueError, RecursionError):
+        pass
+    with warnings.catch_warnings():
+        # An unknown escape, as in 'a \d', is what it is.
+        warnings.simplefilter("ignore")
+        try:
+            if _QUOTED_TEXTS.fullmatch(bare):
+                # One by one: Python would join texts that have no comma between them.
+                return [ast.literal_eval(found[0]) for found in _QUOTED_TEXT.finditer(bare)]
+            return ast.literal_eval(bare)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            return text
 
 
 def parse_json(text: bytes, shorten: Callable[[dict[str, Any]], Any] | None = None) -> Any:

@@ -1,11 +1,13 @@
 """Which split a row belongs to, and what says so: one order of authority for every importer."""
 
 import re
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
-from openblip.data.importers.source import Found
+from openblip.data.importers.source import Found, id_text
 from openblip.errors import DataError
 
 _SPLIT_NAMES = {
@@ -55,6 +57,19 @@ def split_in_name(name: str) -> str | None:
     """
     found = _SPLIT_IN_NAME.search(name)
     return found[0] if found else None
+
+
+def one_split(told: Mapping[str, Any]) -> str | None:
+    """The word for the split in those fields of a record that may tell it; None if none does.
+
+    Raises:
+        SplitConflict: two of them differ.
+    """
+    words = {name: str(value) for name, value in told.items() if id_text(value) is not None}
+    if len({known_split(word) or word for word in words.values()}) > 1:
+        both = " and ".join(f"{name} says {word!r}" for name, word in words.items())
+        raise SplitConflict(f"{both}: say which with --split, or mend one of them")
+    return next(iter(words.values()), None)
 
 
 @lru_cache(maxsize=4096)

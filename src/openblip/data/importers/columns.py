@@ -1,0 +1,210 @@
+"""Which columns of a table have a meaning, and the entry that a row makes."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from openblip.data.importers.source import (
+    TEXT_FIELDS,
+    Cursor,
+    Entry,
+    Found,
+    Refused,
+    SourceOptions,
+    UnsafePath,
+    first_texts,
+    id_text,
+    parse_object,
+    placed,
+    plain,
+)
+from openblip.data.importers.splits import SplitConflict, one_split
+from openblip.data.report import Reason
+from openblip.errors import DataError
+
+# The first of these that a table has is taken, whatever its case.
+BYTES_COLUMNS = ("image", "image_bytes", "bytes", "jpg", "jpeg", "png", "webp", "img")
+PATH_COLUMNS = (
+    *("image", "image_path", "file_name", "filename", "filepath", "file_path", "path"),
+    *("img_path", "image_file", "image_name", "img", "file"),
+)
+# Of these, the first in which a row has a text.
+CAPTION_COLUMNS = (
+    *("captions", "caption", "text", "texts", "txt", "sentences", "sentence", "raw"),
+    *("title", "description", "alt_text", "alt", "comment"),
+)
+ID_COLUMNS = ("id", "key", "uid", "image_id")
+SPLIT_COLUMNS = ("split", "set_name")
+META_COLUMN = "meta"
+# By these a table of img2dataset says why it has no image.
+_ERROR_COLUMNS = ("error_message", "status")
+
+
+class NoImageColumn(DataError):  # noqa: N818 - says what it is
+    """No column of a table can be the one of the images."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Names of the columns that have a meaning."""
+
+    image: str
+    captions: tuple[str, ...]
+    """The first in which a row has a text is that row's."""
+    keys: tuple[str, ...]
+    splits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where rows come from."""
+
+    path: Path
+    """File, shard or split, the name of which may tell the split."""
+    root: Path
+    """Folder below which paths of images lie."""
+    is_told: bool = False
+    """Whether the user has named that folder."""
+
+
+def find_columns(kinds: Mapping[str, str], told: SourceOptions, name: str) -> Columns:
+    """The columns by their names and kinds, unless the user names them.
+
+    Args:
+        kinds: `binary`, `text` or the name of another type for each column.
+        told: what the user says.
+        name: of the table, for errors.
+
+    Raises:
+        NoImageColumn: no column can be the one of the images.
+        DataError: there is none of texts, or none of the name that the user gives.
+    """
+    binary = [column for column, kind in kinds.items() if kind == "binary"]
+    text = [column for column, kind in kinds.items() if kind == "text"]
+    image = (
+        _named(told.image_column, kinds, name)
+        or _known(binary, BYTES_COLUMNS)
+        or _known(text, PATH_COLUMNS)
+    )
+    if not image:
+        raise NoImageColumn(_no_image(name, kinds))
+    captions = _named(told.caption_column, kinds, name) or _known(
+        [column for column in text if column != image[0]], CAPTION_COLUMNS
+    )
+    if not captions:
+        others = _known(kinds, CAPTION_COLUMNS)
+        of_type = f" ({others[0]} is {kinds[others[0]]})" if others else ""
+        raise DataError(
+            f"{name}: no column of texts among {', '.join(kinds)}{of_type}; looked for "
+            f"{', '.join(CAPTION_COLUMNS)}: name it (caption_column)"
+        )
+    keys = _named(told.id_column, kinds, name) or _known(kinds, ID_COLUMNS)[:1]
+    return Columns(image[0], captions, keys, _known(kinds, SPLIT_COLUMNS))
+
+
+def row_entry(
+    record: Mapping[str, Any], columns: Columns, place: Place, where: str, cursor: Cursor
+) -> Entry:
+    """What a row is: an image with its texts, or the reason why it is none."""
+    try:
+        image, name = _image(record[columns.image], place)
+        captions, used = first_texts(record, columns.captions)
+        split = one_split({field: record[field] for field in columns.splits})
+    except UnsafePath as error:
+        return Refused(where, cursor, Reason.UNSAFE_PATH, str(error))
+    except SplitConflict as error:
+        return Refused(where, cursor, Reason.CONTRADICTION, str(error))
+    except ValueError as error:
+        return Refused(where, cursor, Reason.BAD_RECORD, str(error))
+    if image is None:
+        detail = f"{columns.image} is empty"
+        said = [str(record[field]) for field in _ERROR_COLUMNS if record.get(field)]
+        return Refused(where, cursor, Reason.MISSING_IMAGE, ": ".join((detail, *said[:1])))
+    keys = (id_text(record[field]) for field in columns.keys)
+    read = (columns.image, used, *columns.keys, *columns.splits)
+    return Found(
+        where=f"{where}, {name}" if name else where,
+        cursor=cursor,
+        image=image,
+        captions=captions,
+        key=next(keys, None) or name,
+        split=split,
+        place=place.path,
+        image_folder=str(PurePosixPath(name).parent) if name else "",
+        meta=_meta({field: value for field, value in record.items() if field not in read}),
+    )
+
+
+def arrow_kinds(schema: Any) -> list[str]:
+    """`binary`, `text` or the name of another type for each column of an Arrow schema."""
+    return [_arrow_kind(field.type) for field in schema]
+
+
+def _arrow_kind(column: Any) -> str:
+    from pyarrow import types
+
+    if types.is_dictionary(column):
+        column = column.value_type
+    if types.is_struct(column) and column.get_field_index("bytes") >= 0:
+        return "binary"
+    is_text = types.is_string(column) or types.is_large_string(column)
+    if is_text or types.is_string_view(column) or types.is_null(column):
+        return "text"
+    is_binary = types.is_binary(column) or types.is_large_binary(column)
+    if is_binary or types.is_binary_view(column) or types.is_fixed_size_binary(column):
+        return "binary"
+    is_list = types.is_list(column) or types.is_large_list(column)
+    is_view = types.is_list_view(column) or types.is_large_list_view(column)
+    if is_list or is_view or types.is_fixed_size_list(column):
+        return "text" if _arrow_kind(column.value_type) == "text" else str(column)
+    if types.is_struct(column):
+        names = [name for name in TEXT_FIELDS if column.get_field_index(name) >= 0]
+        kinds = [_arrow_kind(column.field(name).type) for name in names]
+        return "text" if "text" in kinds[:1] else str(column)
+    return str(column)
+
+
+def _image(value: Any, place: Place) -> tuple[bytes | Path | None, str | None]:
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, str) and value:
+        return placed(place.root, value, place.is_told)
+    return (value, None) if isinstance(value, bytes) and value else (None, None)
+
+
+def _meta(record: dict[str, Any]) -> dict[str, Any]:
+    unfolded: dict[str, Any] = {}
+    text = record.get(META_COLUMN)
+    if isinstance(text, str):
+        with suppress(ValueError):
+            unfolded = parse_object(text.encode())
+            del record[META_COLUMN]
+    return {**plain(unfolded), **plain(record)}
+
+
+def _known(names: Sequence[str] | Mapping[str, str], wanted: Sequence[str]) -> tuple[str, ...]:
+    by_lower = {name.lower(): name for name in reversed(list(names))}
+    return tuple(by_lower[name] for name in wanted if name in by_lower)
+
+
+def _named(column: str | None, kinds: Mapping[str, str], name: str) -> tuple[str, ...]:
+    if column is None:
+        return ()
+    if column not in kinds:
+        raise DataError(f"{name} has no column {column!r}; it has {', '.join(kinds)}")
+    return (column,)
+
+
+def _no_image(name: str, kinds: Mapping[str, str]) -> str:
+    if any("url" in column.lower() for column in kinds):
+        return (
+            f"{name} holds addresses of images, not images: download them first (img2dataset "
+            "does that well) and import its output"
+        )
+    wanted = dict.fromkeys((*BYTES_COLUMNS, *PATH_COLUMNS))
+    return (
+        f"{name}: no column of images among {', '.join(kinds)}; looked for {', '.join(wanted)}: "
+        "name it (image_column), or all of a file without header (--columns image caption)"
+    )
