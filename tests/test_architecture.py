@@ -55,6 +55,7 @@ ONE_PLACE = {
     "mlflow": {"training/trackers/mlflow.py"},
     "trackio": {"training/trackers/trackio.py"},
     "av": {"data/video.py"},
+    "pillow_heif": {"data/image_formats.py"},
     "obstore": {"data/storage.py"},
     "botocore": {"data/storage.py"},
     "transformers": {"inference/transformers_towers.py"},

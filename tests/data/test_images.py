@@ -1,13 +1,16 @@
 """Opening images: every kind of source and pixel, damage, and bombs."""
 
 import io
+import os
 import struct
 import threading
 import warnings
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import ExifTags, Image, ImageFile
 
 from openblip.data.images import MAX_PIXELS, UndecodedImage, image_suffix, open_image
@@ -48,6 +51,48 @@ class TestSources:
             assert opened.mode == "RGB"
             assert opened.tobytes() == expected
 
+    def test_open_files_and_all_kinds_of_bytes_are_read_from_their_begin(self, photo, tmp_path):
+        data = encoded(photo)
+        written = io.BytesIO()
+        written.write(data)
+        (tmp_path / "photo.png").write_bytes(data)
+        with (tmp_path / "photo.png").open("rb") as file:
+            for source in (bytearray(data), memoryview(data), written, file):
+                assert open_image(source).tobytes() == photo.tobytes()
+
+    def test_what_cannot_be_read_is_named_for_what_it_is(self, tmp_path):
+        file = tmp_path / "a.txt"
+        file.write_text("text")
+        for source, message in {
+            "https://example.com/a.jpg": r"https://example\.com/a\.jpg: an address .*download",
+            Path("https://example.com/a.jpg"): "an address .*download",
+            "-": "standard input is not read",
+            "s3://lab/a.jpg": r"an address \(s3\)",
+            None: "no image; give a path, bytes, an open file",
+        }.items():
+            with pytest.raises(DataError, match=message):
+                open_image(source)
+        with file.open() as text, pytest.raises(DataError, match=r"a\.txt: opened .* text"):
+            open_image(text)
+        with pytest.raises(DataError, match="of a dictionary its bytes"):
+            open_image({"bytes": b"", "path": None})
+        os.mkfifo(tmp_path / "pipe")
+        with pytest.raises(DataError, match="a pipe or a device"):
+            open_image(tmp_path / "pipe")
+
+    def test_arrays_with_opacity_or_one_channel_are_read(self):
+        pixels = np.array([[[255, 0, 0, 255], [255, 0, 0, 0]]], dtype=np.uint8)
+        assert colours(open_image(pixels)) == [[RED, WHITE]]
+        assert colours(open_image(np.full((1, 1, 1), 7, np.uint8))) == [[(7, 7, 7)]]
+
+    def test_arrays_and_tensors_that_are_no_pixels_get_a_remedy(self):
+        with pytest.raises(DataError, match=r"with channels first: array\.transpose"):
+            open_image(np.zeros((3, 8, 8), np.uint8))
+        with pytest.raises(DataError, match=r"from 0 to 1: \(array \* 255\)"):
+            open_image(np.zeros((8, 8, 3), np.float32))
+        with pytest.raises(DataError, match=r"no image.*tensor\.permute\(1, 2, 0\)"):
+            open_image(torch.zeros(3, 8, 8))
+
     def test_a_grey_array_becomes_rgb(self):
         grey = np.array([[0, 100, 255]], dtype=np.uint8)
         assert colours(open_image(grey)) == [[(0, 0, 0), (100, 100, 100), (255, 255, 255)]]
@@ -72,6 +117,7 @@ class TestSources:
         [
             np.zeros((4, 4, 3)),
             np.zeros((4, 4, 2), dtype=np.uint8),
+            np.zeros((3, 8, 8), dtype=np.uint8),
             np.zeros((0, 4, 3), dtype=np.uint8),
             np.zeros(4, dtype=np.uint8),
             None,

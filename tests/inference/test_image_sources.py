@@ -1,6 +1,8 @@
 """Places with images become a stream of images with names that stay."""
 
 import io
+import os
+import re
 import tarfile
 from pathlib import Path
 
@@ -9,7 +11,7 @@ from PIL import Image
 
 from openblip.data.table import PairRow, PairTable
 from openblip.errors import DataError, RecipeError
-from openblip.inference.image_sources import ImageSources, SourceImage
+from openblip.inference.image_sources import ImageSources, SourceImage, left_out_text
 
 
 def png(colour: str = "red") -> bytes:
@@ -77,8 +79,34 @@ class TestFolders:
 
     def test_without_an_image_are_an_error(self, tmp_path: Path) -> None:
         (tmp_path / "notes.txt").touch()
-        with pytest.raises(DataError, match=r"no image in this folder.*\.jpg.*archives"):
+        with pytest.raises(DataError, match=r"no image in this folder; .*notes\.txt.*archives"):
             ImageSources([str(tmp_path)]).total()
+
+    def test_what_is_an_image_shows_in_its_content(self, photos: Path) -> None:
+        for name in ("photo", "c.jfif", "d.upload"):
+            (photos / name).write_bytes(png())
+        keys = [image.key for image in every(ImageSources(["photos"]))]
+        assert {"photo", "c.jfif", "d.upload"} <= set(keys)
+
+    def test_every_file_is_yielded_or_counted_with_its_reason(
+        self, photos: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "other").mkdir()
+        (tmp_path / "other" / "far.png").write_bytes(png())
+        (photos / "linked").symlink_to(tmp_path / "other")
+        (photos / "lost.png").symlink_to("nowhere")
+        os.mkfifo(photos / "pipe.png")
+        (photos / "shard.tar").touch()
+        sources = ImageSources(["photos"])
+        found = {image.key: image for image in every(sources)}
+        assert "linked/far.png" in found
+        for name, why in {"lost.png": "a link to nothing", "pipe.png": "a pipe"}.items():
+            with pytest.raises(DataError, match=why):
+                found[f"photos/{name}"].open()
+        counts = {reason: left.count for reason, left in sources.left_out.items()}
+        assert counts == {"hidden": 2, "not an image": 1, "an archive, to be named itself": 1}
+        assert "1 not an image (such as photos/notes.txt)" in left_out_text(sources.left_out)
+        assert sources.total() == len(found) == 7
 
     def test_a_link_that_leads_back_is_not_followed(self, photos: Path) -> None:
         (photos / "sub" / "again").symlink_to(photos.resolve())
@@ -118,10 +146,12 @@ class TestFilesAndPatterns:
             ("nowhere/x.jpg", "nowhere/x.jpg: no such file or folder"),
             ("nowhere/*.jpg", "nor a pattern that finds one"),
             ("s3:/typo", "no such file"),
+            ("https://example.com/a.jpg", "an address (https), not a file; download"),
+            ("-", "standard input is not read"),
         ],
     )
     def test_what_is_not_there_is_named_at_once(self, place: str, message: str) -> None:
-        with pytest.raises(DataError, match=message.replace("*", r"\*")):
+        with pytest.raises(DataError, match=re.escape(message)):
             ImageSources([place])
 
     def test_nothing_is_an_error(self) -> None:
@@ -141,6 +171,15 @@ class TestArchives:
         with pytest.raises(DataError, match=r"shard.*x/b\.png: not an image"):
             bad.open()
         assert sources.total() is None
+
+    def test_other_members_are_counted_and_content_decides(self, tmp_path: Path) -> None:
+        members = {"a": png(), "b.txt": b"text", "._b.png": b"of a Mac", "c.tar": b"nested"}
+        sources = ImageSources([str(write_tar(tmp_path / "a.tar", members))])
+        assert [image.key for image in every(sources)] == ["a"]
+        assert {reason: left.count for reason, left in sources.left_out.items()} == {
+            "not an image": 2,
+            "hidden": 1,
+        }
 
     def test_dangerous_members_fail_and_the_others_are_read(self, tmp_path: Path) -> None:
         members = {"../up.png": png(), "link.png": None, "link.txt": None, "ok.png": png()}

@@ -98,11 +98,12 @@ def _caption(
     batch_size: int,
 ) -> int:
     from openblip.inference.caption_job import caption_images
-    from openblip.inference.image_sources import ImageSources
+    from openblip.inference.image_sources import ImageSources, left_out_text
 
+    sources = ImageSources(paths, split)
     try:
         result = caption_images(
-            ImageSources(paths, split),
+            sources,
             settings,
             target,
             batch_size=batch_size,
@@ -118,6 +119,8 @@ def _caption(
         f"{result.rate:,.1f} images/s",
         file=sys.stderr,
     )
+    if sources.left_out:
+        print(f"left out: {left_out_text(sources.left_out)}", file=sys.stderr)
     if result.interrupted:
         print(f"interrupted; {_what_next(target)}", file=sys.stderr)
         return 130

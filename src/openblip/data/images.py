@@ -1,9 +1,11 @@
 """One way to open an image, whatever it comes as."""
 
 import io
+import os
 import re
+import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -12,17 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from openblip.data.image_formats import (
+    HEAD_BYTES,
+    HEIF,
+    formats,
+    is_heif,
+    register_heif,
+    what_it_is,
+)
 from openblip.errors import DataError
 
-ImageSource = bytes | str | Path | Image.Image | NDArray[np.uint8]
-"""Encoded bytes, a path, a Pillow image, or uint8 values (height, width, 3) or (height, width)."""
+Encoded = bytes | bytearray | memoryview
+ImageSource = Encoded | str | os.PathLike[str] | BinaryIO | Image.Image | NDArray[np.uint8]
+"""Encoded bytes, a path, a file opened for reading bytes, a Pillow image, or uint8 values (height,
+width) or (height, width, channels): 1, 3, or 4 with the opacity."""
 
 MAX_PIXELS = 178_956_970
 """Largest width times height that is decoded, where Pillow refuses too: 512 MiB as RGB."""
 
-# Only formats that Pillow decodes itself: EPS, for one, would start Ghostscript on a stranger's
-# file. AVIF is last because a Pillow without it stops there.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "AVIF")
 # EXIF orientation to the transposition that brings the picture upright.
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -36,6 +45,9 @@ _UPRIGHT = {
 _SIDEWAYS = (5, 6, 7, 8)
 _SUFFIXES = {"JPEG": ".jpg", "MPO": ".jpg", "TIFF": ".tif", "JPEG2000": ".jp2"}
 _WHITE_16 = 65535
+MAX_IMAGE_BYTES = 256 << 20
+"""A larger file is refused unread: it is no photograph."""
+_ADDRESS = re.compile(r"^(https?|ftp|s3|gs|data|file):/?/?(?=.)", re.IGNORECASE)
 _IGNORE_PILLOW = ("ignore", None, Warning, re.compile(r"PIL\."), 0)
 
 
@@ -46,7 +58,8 @@ def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
     and grey of 16 bits become RGB of 8 bits. The result is a new image without metadata.
 
     Args:
-        source: bytes, path, Pillow image or array, see `ImageSource`.
+        source: bytes, path, open file, Pillow image or array, see `ImageSource`. An open file is
+            read from its begin where it can be.
         name: what errors call the image, for example a row of a table; by default the path.
 
     Raises:
@@ -58,11 +71,16 @@ def open_image(source: ImageSource, name: str | None = None) -> Image.Image:
     with _pillow_warnings_ignored():
         if isinstance(source, Image.Image):
             return _decoded(source, name)
-        if isinstance(source, bytes):
+        if isinstance(source, Encoded):
             return _from_stream(io.BytesIO(source), name)
-        if isinstance(source, str | Path):
+        if isinstance(source, str | os.PathLike):
             return _from_file(Path(source), name)
-    raise DataError(f"{name}: no image; give a path, bytes, a Pillow image or a uint8 array")
+        if hasattr(source, "read"):
+            return _from_stream(io.BytesIO(_content(source, name)), name)
+    raise DataError(
+        f"{name}: no image; give a path, bytes, an open file, a Pillow image or a uint8 array"
+        f"{_hint(source)}"
+    )
 
 
 class UndecodedImage:
@@ -141,28 +159,80 @@ def _pillow_warnings_ignored() -> Iterator[None]:
 
 def _from_file(path: Path, name: str) -> Image.Image:
     try:
+        # Opening a pipe would wait for whoever fills it.
+        if not stat.S_ISREG(path.stat().st_mode):
+            kind = "a folder" if path.is_dir() else "a pipe or a device"
+            raise DataError(f"{name}: cannot be read: {kind}, not an image file")
         with path.open("rb") as stream:
             return _from_stream(stream, name)
     except (OSError, ValueError) as error:
-        raise DataError(f"{name}: cannot be read ({error}); check the path") from error
+        other = other_than_a_path(str(path)) if isinstance(error, FileNotFoundError) else None
+        detail = other or f"cannot be read ({error}); check the path"
+        raise DataError(f"{name}: {detail}") from error
+
+
+def other_than_a_path(path: str) -> str | None:
+    """What somebody means who gives this for a path where there is none; None if that is open."""
+    # `Path` makes one slash of two.
+    if scheme := _ADDRESS.match(path):
+        return f"an address ({scheme[1]}), not a file; download the image and give its path"
+    if path == "-":
+        return (
+            "standard input is not read; save the image to a file, or in Python give "
+            "sys.stdin.buffer"
+        )
+    return None
+
+
+def _content(stream: Any, name: str) -> bytes:
+    try:
+        if stream.seekable():
+            stream.seek(0)
+        content = stream.read(MAX_IMAGE_BYTES + 1)
+    except (OSError, ValueError, AttributeError) as error:
+        raise DataError(f"{name}: cannot be read ({error}); give an open file") from error
+    if not isinstance(content, bytes):
+        raise DataError(f"{name}: opened for reading text; open it with the mode 'rb'")
+    if len(content) > MAX_IMAGE_BYTES:
+        raise DataError(f"{name}: more than {MAX_IMAGE_BYTES} bytes; this is no photograph")
+    return content
+
+
+def _hint(source: object) -> str:
+    if type(source).__module__.partition(".")[0] == "torch":
+        return " (of a tensor of 0-255 with channels first: tensor.permute(1, 2, 0).byte().numpy())"
+    return " (of a dictionary its bytes or its path)" if isinstance(source, Mapping) else ""
 
 
 def _name(source: object) -> str:
-    if isinstance(source, str | Path):
+    if isinstance(source, str | os.PathLike):
         return str(source)
-    if isinstance(source, bytes):
-        return f"image of {len(source)} bytes"
+    if isinstance(source, Encoded):
+        return f"image of {memoryview(source).nbytes} bytes"
     if isinstance(source, np.ndarray):
         return f"array of {source.dtype} {source.shape}"
-    return str(getattr(source, "filename", "")) or type(source).__name__
+    named = str(getattr(source, "filename", "") or getattr(source, "name", ""))
+    return named or type(source).__name__
 
 
 def _from_array(values: NDArray[np.uint8], name: str) -> Image.Image:
-    is_image = values.ndim == 2 or (values.ndim == 3 and values.shape[2] == 3)
+    is_image = values.ndim == 2 or (values.ndim == 3 and values.shape[2] in (1, 3, 4))
     if values.dtype != np.uint8 or not is_image or values.size == 0:
-        raise DataError(f"{name}: expected uint8 of shape (height, width, 3) or (height, width)")
+        raise DataError(
+            f"{name}: expected uint8 of shape (height, width, 3) or (height, width)"
+            f"{_array_hint(values)}"
+        )
     _check_size(values.shape[1], values.shape[0], name)
-    return Image.fromarray(values).convert("RGB")
+    single = values.ndim == 3 and values.shape[2] == 1
+    return _rgb(Image.fromarray(values[:, :, 0] if single else values))
+
+
+def _array_hint(values: NDArray[Any]) -> str:
+    if values.ndim == 3 and values.shape[0] in (1, 3, 4) and values.shape[2] not in (1, 3, 4):
+        return "; with channels first: array.transpose(1, 2, 0)"
+    if values.dtype.kind == "f":
+        return "; of values from 0 to 1: (array * 255).round().astype('uint8')"
+    return ""
 
 
 def _from_stream(stream: BinaryIO, name: str) -> Image.Image:
@@ -171,17 +241,22 @@ def _from_stream(stream: BinaryIO, name: str) -> Image.Image:
 
 def _opened(stream: BinaryIO, name: str) -> Image.Image:
     """The image, of which only the header has been read."""
-    if not stream.read(1):
+    head = stream.read(HEAD_BYTES)
+    if not head:
         raise DataError(f"{name}: empty; fetch the image again")
     stream.seek(0)
+    if is_heif(head) and (missing := register_heif()) is not None:
+        raise DataError(f"{name}: {missing}")
+    known = [form for form in formats() if form != HEIF or is_heif(head)]
     try:
-        return Image.open(stream, formats=_FORMATS)
+        return Image.open(stream, formats=known)
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: too large ({error}); make the image smaller first") from error
     except UnidentifiedImageError as error:
+        other = what_it_is(head)
+        found = f" but {other}" if other else ", or its header is damaged"
         raise DataError(
-            f"{name}: not an image of a known format, or its header is damaged; "
-            f"give one of {', '.join(_FORMATS)}"
+            f"{name}: not an image of a known format{found}; give one of {', '.join(known)}"
         ) from error
     except Exception as error:  # on damaged data Pillow's formats raise nearly anything
         raise _damaged(name, error) from error

@@ -9,16 +9,13 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from PIL import Image
 
-from openblip.data.images import open_image
+from openblip.data.images import MAX_IMAGE_BYTES, open_image
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.storage import is_object_address, read_object
 from openblip.errors import DataError
 
 if TYPE_CHECKING:
     from openblip.data.table import PairTable
-
-MAX_IMAGE_BYTES = 256 << 20
-"""A larger file is refused unread: it is no photograph."""
 
 _COLUMNS = ("id", "image", "image_uri")
 _READ_TOGETHER = 64

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import PurePosixPath
 from typing import Literal, get_args
 
-from openblip.data.importers.source import IMAGE_SUFFIXES
+from openblip.data.image_formats import IMAGE_SUFFIXES
 from openblip.errors import RecipeError
 from openblip.inference.captions import Caption
 

@@ -1,11 +1,11 @@
 """From what a user calls an image to batches of tensors."""
 
-from collections.abc import Callable, Generator, Iterable, Iterator
+import os
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Generic, TypeVar, cast
 
 import numpy as np
 import torch
@@ -13,13 +13,14 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from openblip.data.images import ImageSource, open_image
+from openblip.data.images import Encoded, ImageSource, open_image
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.transforms import eval_transform
 from openblip.errors import DataError
 
 Images = ImageSource | Iterable[ImageSource]
-"""One image or several: paths, Pillow images, uint8 arrays (height, width, 3), encoded bytes."""
+"""One image or several: paths, Pillow images, uint8 arrays (height, width, 3), encoded bytes, open
+files."""
 
 Item = TypeVar("Item")
 
@@ -37,12 +38,15 @@ class TriedBatch(Generic[Item]):
 
 
 def as_sources(images: Images) -> Iterable[ImageSource]:
-    """The images one by one; a single one is a list of one."""
-    if isinstance(images, str | Path | bytes | Image.Image):
-        return [images]
+    """The images one by one; a single one is a list of one, and so is what is no image at all."""
     if isinstance(images, np.ndarray):
-        return [images] if images.ndim <= 3 else list(images)
-    return images
+        is_list = images.ndim > 3 or images.dtype.kind in "OU"
+        return list(images) if is_list else [images]
+    # Iterating over an open file would give its lines, over bytes or a tensor numbers.
+    is_one = isinstance(images, str | Encoded | os.PathLike | Image.Image | Mapping | Tensor)
+    if is_one or hasattr(images, "read") or not isinstance(images, Iterable):
+        return [cast(ImageSource, images)]
+    return cast(Iterable[ImageSource], images)
 
 
 def image_batches(

@@ -1,30 +1,42 @@
 """Many images to work through: files, folders, patterns, tar archives, pair tables."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from PIL import Image
 
-from openblip.data.images import open_image
-from openblip.data.importers.source import IMAGE_SUFFIXES, UnsafePath
-from openblip.data.importers.webdataset import TAR_DAMAGE, TAR_SUFFIXES, tar_members
+from openblip.data.archives import (
+    TAR_DAMAGE,
+    TAR_SUFFIXES,
+    UNREAD_ARCHIVES,
+    Member,
+    tar_members,
+)
+from openblip.data.image_formats import format_of, is_image_file, known_by_name
+from openblip.data.images import MAX_IMAGE_BYTES, open_image, other_than_a_path
+from openblip.data.importers.webdataset import why_refused
 from openblip.data.patterns import matching_paths
 from openblip.data.reading import read_image_file, row_image
+from openblip.data.report import Reason
 from openblip.data.storage import is_object_address
 from openblip.data.table import PairTable
 from openblip.data.views import split_rows
+from openblip.data.walking import TABLE_MARK, Seen, walk
 from openblip.errors import DataError, RecipeError
 
-_LANCE_MARK = "_versions"
 # Images of a table that are read together, and held until they are decoded.
 _ROWS_AT_ONCE = 32
 
 Wanted = Callable[[str, Path | None], bool]
 """Asked for each image, by its name and the file that it has of its own, before it is read."""
+
+
+LeaveOut = Callable[[str, str], None]
+"""Told of what is no image: why, and its name."""
+NO_IMAGE = "not an image"
 
 
 @dataclass(frozen=True)
@@ -42,21 +54,33 @@ class SourceImage:
     """The image's own file; None in an archive or a table."""
 
 
+@dataclass
+class LeftOut:
+    """Files or members that are no images."""
+
+    example: str
+    count: int = 0
+
+
 class ImageSources:
     """The images of some places, one after the other, in an order that depends on names alone.
 
     Nothing but the names in one folder is held in memory, and 32 images of a table. Within folders
-    hidden files and folders are left out, and links to folders not followed.
+    and archives images are known by their suffixes, or else by their first bytes; links to folders
+    are followed once. What is left out, as hidden files are, is counted.
+
+    Attributes:
+        left_out: what no image was seen in so far, by the reason.
     """
 
     def __init__(self, places: Sequence[str], split: str | None = None) -> None:
         """Looks only whether the places exist.
 
         Args:
-            places: image files, folders, `.tar`, `.tar.gz` or `.tgz` archives, and pair tables: a
-                folder that Lance wrote, or an `s3://` or `gs://` address. What a pattern such as
-                `photos/*.jpg` or a range such as `{000..041}.tar` finds counts as if it were given
-                itself.
+            places: image files, folders, tar archives (packed by gzip, bzip2 or xz, too), and pair
+                tables: a folder that Lance wrote, or an `s3://` or `gs://` address. What a pattern
+                such as `photos/*.jpg` or a range such as `{000..041}.tar` finds counts as if it
+                were given itself.
             split: of tables only rows of this one.
 
         Raises:
@@ -68,6 +92,7 @@ class ImageSources:
         self._places = [found for place in places for found in _expanded(place)]
         self._tables = {p: PairTable.open(p) for p in self._places if _is_table(p)}
         self._split = split
+        self.left_out: dict[str, LeftOut] = {}
         if split is not None and not self._tables:
             raise RecipeError(
                 f"--split {split} chooses rows of a pair table, and {places[0]} is none; leave "
@@ -89,13 +114,14 @@ class ImageSources:
 
     def images(self, wanted: Wanted) -> Iterator[SourceImage]:
         """Yields the wanted images; what cannot be read fails when it is opened."""
+        self.left_out = {}
         for place in self._places:
             if place in self._tables:
                 yield from _table_images(self._tables[place], self._split, wanted)
             elif _is_tar(place):
-                yield from _tar_images(Path(place), wanted)
+                yield from _tar_images(Path(place), wanted, self._leave_out)
             elif Path(place).is_dir():
-                yield from _folder_images(Path(place), wanted)
+                yield from _folder_images(Path(place), wanted, self._leave_out)
             elif wanted(str(Path(place)), Path(place)):
                 yield _file_image(Path(place), Path(place).name)
 
@@ -107,19 +133,33 @@ class ImageSources:
             return None
         if not Path(place).is_dir():
             return 1
-        count = sum(1 for _ in _walk(Path(place)))
+        count = sum(1 for _ in _folder_images(Path(place), lambda *_: True, self._leave_out))
+        found, self.left_out = left_out_text(self.left_out), {}
         if not count:
             raise DataError(
-                f"{place}: no image in this folder (looked for {', '.join(sorted(IMAGE_SUFFIXES))})"
-                "; archives and tables in it must be named themselves"
+                f"{place}: no image in this folder; {found or 'nothing at all'}: archives and "
+                "tables in it must be named themselves"
             )
         return count
+
+    def _leave_out(self, reason: str, name: str) -> None:
+        self.left_out.setdefault(reason, LeftOut(name)).count += 1
+
+
+def left_out_text(left_out: dict[str, LeftOut]) -> str:
+    """What was left out, in a line: how many of which reason, and an example; empty for nothing."""
+    return ", ".join(
+        f"{found.count:,} {reason} (such as {found.example})" for reason, found in left_out.items()
+    )
 
 
 def _expanded(place: str) -> list[str]:
     if is_object_address(place):
         return [place]
     found = matching_paths(place)
+    is_mistyped = place.startswith(("s3:", "gs:"))
+    if not found and not is_mistyped and (other := other_than_a_path(place)) is not None:
+        raise DataError(f"{place}: {other}")
     if not found:
         raise DataError(
             f"{place}: no such file or folder, nor a pattern that finds one; give images that exist"
@@ -128,36 +168,35 @@ def _expanded(place: str) -> list[str]:
 
 
 def _is_table(place: str) -> bool:
-    return is_object_address(place) or (Path(place) / _LANCE_MARK).is_dir()
+    return is_object_address(place) or (Path(place) / TABLE_MARK).is_dir()
 
 
 def _is_tar(place: str) -> bool:
     return place.lower().endswith(TAR_SUFFIXES) and not Path(place).is_dir()
 
 
-def _is_image_name(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+def _folder_images(folder: Path, wanted: Wanted, leave_out: LeaveOut) -> Iterator[SourceImage]:
+    for seen in walk(folder):
+        name = str(seen.path)
+        why = seen.problem if seen.is_unreadable else ""
+        try:
+            if not why and (reason := _why_no_image(seen)) is not None:
+                leave_out(reason, name)
+                continue
+        except OSError as error:
+            why = f"cannot be read ({error.strerror})"
+        if why:
+            yield _unreadable(name, why)
+        elif wanted(name, seen.path):
+            yield _file_image(seen.path, seen.name)
 
 
-def _walk(folder: Path) -> Iterator[Path | OSError]:
-    """Image files in a folder and the folders in it, and why one of these cannot be read."""
-    problems: list[OSError] = []
-    for parent, folders, files in os.walk(folder, onerror=problems.append):
-        yield from problems
-        problems.clear()
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(files):
-            if _is_image_name(name) and not name.startswith("."):
-                yield Path(parent) / name
-    yield from problems
-
-
-def _folder_images(folder: Path, wanted: Wanted) -> Iterator[SourceImage]:
-    for found in _walk(folder):
-        if isinstance(found, OSError):
-            yield _unreadable(str(found.filename), f"cannot be read ({found.strerror})")
-        elif wanted(str(found), found):
-            yield _file_image(found, found.relative_to(folder).as_posix())
+def _why_no_image(seen: Seen) -> str | None:
+    if seen.problem:
+        return seen.problem
+    if seen.parts[-1].lower().endswith((*TAR_SUFFIXES, *UNREAD_ARCHIVES)):
+        return "an archive, to be named itself"
+    return None if is_image_file(seen.path) else NO_IMAGE
 
 
 def _file_image(file: Path, key: str) -> SourceImage:
@@ -168,27 +207,34 @@ def _open_file(file: Path) -> Image.Image:
     return open_image(read_image_file(file), str(file))
 
 
-def _tar_images(archive: Path, wanted: Wanted) -> Iterator[SourceImage]:
-    def is_wanted(member: str) -> bool:
-        return _is_image_name(member) and wanted(f"{archive}/{_plain(member)}", None)
-
+def _tar_images(archive: Path, wanted: Wanted, leave_out: LeaveOut) -> Iterator[SourceImage]:
     try:
-        for member, content in tar_members(archive, is_wanted):
-            key = _plain(member.name)
+        for member in tar_members(archive):
+            key = member.name.removeprefix("./")
             name = f"{archive}/{key}"
-            if isinstance(content, bytes):
-                yield SourceImage(name, key, partial(open_image, content, name))
-            elif _is_image_name(key):
-                why = str(content) if isinstance(content, UnsafePath) else content[1]
+            is_image, why = _judged(member)
+            if not is_image:
+                leave_out(why or NO_IMAGE, name)
+            elif why:
                 yield _unreadable(name, why)
+            elif wanted(name, None):
+                yield SourceImage(name, key, partial(open_image, member.read(), name))
     except TAR_DAMAGE as error:
         yield _unreadable(
             str(archive), f"breaks off or is damaged ({error}); fetch the archive again"
         )
 
 
-def _plain(member: str) -> str:
-    return member.removeprefix("./")
+def _judged(member: Member) -> tuple[bool, str]:
+    """Whether a member is an image, and why it cannot be read, or is not looked into."""
+    known = known_by_name(member.name)
+    if (refused := why_refused(member.name)) is not None:
+        return known is True and refused[0] != Reason.HIDDEN_FILE, refused[1]
+    if not member.is_file:
+        return known is True, "a link or a device"
+    if member.size > MAX_IMAGE_BYTES:
+        return known is True, f"{member.size} bytes, more than {MAX_IMAGE_BYTES}"
+    return format_of(member.head()) is not None if known is None else known, ""
 
 
 def _table_images(table: PairTable, split: str | None, wanted: Wanted) -> Iterator[SourceImage]:

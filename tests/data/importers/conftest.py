@@ -12,14 +12,15 @@ import pytest
 
 @pytest.fixture
 def write_jsonl(tmp_path: Path, jpeg: Callable[..., bytes]) -> Callable[..., Path]:
-    """Writes a folder with captions.jsonl; images named `images/<n>.jpg` come into being."""
+    """Writes a folder with captions.jsonl; the images `images/<n>.jpg` it names come into being."""
 
     def write(records: Sequence[Mapping[str, Any] | str], num_images: int = 10) -> Path:
         folder = tmp_path / "jsonl"
         (folder / "images").mkdir(parents=True)
-        for number in range(num_images):
-            (folder / "images" / f"{number}.jpg").write_bytes(jpeg(number))
         lines = [record if isinstance(record, str) else json.dumps(record) for record in records]
+        for number in range(num_images):
+            if any(f"images/{number}.jpg" in line for line in lines):
+                (folder / "images" / f"{number}.jpg").write_bytes(jpeg(number))
         (folder / "captions.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         return folder
 

@@ -120,6 +120,17 @@ def test_a_source_of_damage_only_makes_no_table_and_says_what_was_in_it(
     assert not (tmp_path / "t").exists()
 
 
+def test_a_folder_of_which_nothing_is_usable_says_what_was_in_it(tmp_path: Path) -> None:
+    (tmp_path / "papers" / "more").mkdir(parents=True)
+    for name in ("notes.docx", "more/slides.pdf", ".DS_Store"):
+        (tmp_path / "papers" / name).write_bytes(b"%PDF-1.7")
+    report = import_pairs(tmp_path / "papers", tmp_path / "t", show_progress=False)
+    assert (report.num_rows, report.num_seen, report.complete) == (0, 3, True)
+    assert report.skipped == {"other file": 2, "hidden file": 1}
+    assert "more/slides.pdf: a PDF" in report.to_text()
+    assert not (tmp_path / "t").exists()
+
+
 def test_what_was_seen_was_used_or_left_out(source: Path, tmp_path: Path) -> None:
     report = import_pairs(source, tmp_path / "t", show_progress=False)
     assert (report.num_seen, report.num_used, report.num_skipped) == (11, 9, 2)
@@ -190,9 +201,9 @@ def test_a_place_that_is_no_source_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"not a known source.*it is empty"):
         import_pairs(tmp_path / "empty", tmp_path / "t")
-    (tmp_path / "empty" / "notes.docx").touch()
-    with pytest.raises(DataError, match=r"in it are notes\.docx"):
-        import_pairs(tmp_path / "empty", tmp_path / "t")
+    (tmp_path / "a.tar.zst").touch()
+    with pytest.raises(DataError, match=r"a\.tar\.zst is an archive of a kind that is not read"):
+        import_pairs(tmp_path / "a.tar.zst", tmp_path / "t")
     with pytest.raises(DataError, match="no pair table"):
         PairTable.open(tmp_path / "t")
 

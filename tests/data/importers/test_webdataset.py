@@ -1,3 +1,4 @@
+import io
 import json
 import tarfile
 from collections.abc import Callable
@@ -27,7 +28,8 @@ def test_shards_of_img2dataset(
         write_tar(f"{shard:05d}.tar", samples(shard * 3, 3))
         (tmp_path / "shards" / f"{shard:05d}.parquet").write_bytes(b"beside the tars, not read")
     report, rows = _import(tmp_path / "shards", tmp_path / "t")
-    assert (report.format, report.num_rows, report.num_skipped) == ("webdataset", 6, 0)
+    assert (report.format, report.num_rows, report.num_used) == ("webdataset", 6, 18)
+    assert report.skipped == {"other file": 2}
     assert [row["id"] for row in rows] == [f"{number:05d}" for number in range(6)]
     assert rows[4]["image"] == jpeg(4)
     assert rows[4]["captions"] == ["text 4"]
@@ -70,7 +72,7 @@ def test_folders_inside_a_shard_belong_to_the_key(
     ]
     report, rows = _import(write_tar("a.tar", members), tmp_path / "t")
     assert [(row["id"], row["captions"]) for row in rows] == [("a/1", ["one"]), ("b/1", ["two"])]
-    assert report.num_skipped == 0
+    assert report.skipped == {"hidden file": 1}
 
 
 def test_incomplete_samples_are_reported_and_the_rest_imported(
@@ -93,10 +95,12 @@ def test_incomplete_samples_are_reported_and_the_rest_imported(
     assert report.skipped == {
         "missing caption": 1,
         "missing image": 1,
-        "bad record": 2,
-        "unreadable image": 1,
-        "duplicate id": 1,
+        # The other samples have two members, or three.
+        "bad record": 4,
+        "unreadable image": 2,
+        "duplicate id": 3,
     }
+    assert report.num_seen == len(members)
     assert report.examples["unreadable image"][0].where == "a.tar: bad_image"
 
 
@@ -123,7 +127,7 @@ def test_dangerous_members_are_refused(
     ]
     report, rows = _import(write_tar("a.tar", members), tmp_path / "t")
     assert [row["id"] for row in rows] == ["00000", "00001"]
-    assert report.skipped == {"unsafe path": 3, "unsafe archive member": 4}
+    assert report.skipped == {"unsafe path": 3, "unsafe archive member": 5}
     assert not (tmp_path / "up.jpg").exists()
 
 
@@ -155,7 +159,7 @@ def test_a_truncated_shard_gives_what_lies_before_the_break(
     report, rows = _import(tmp_path / "shards", tmp_path / "t")
     expected = [f"{number:05d}" for number in (*range(num_rows), 10, 11)]
     assert [row["id"] for row in rows] == expected
-    assert report.skipped == {"truncated archive": 1}
+    assert report.skipped.keys() == {"truncated archive"}
     assert report.examples["truncated archive"][0].where == "a.tar"
 
 
@@ -235,3 +239,144 @@ def test_an_id_in_the_record_counts_only_if_the_key_stands_for_it(
         ("a/b.jpg", {}),
         ("00001", {"id": "not unique"}),
     ]
+
+
+def test_the_image_of_a_key_is_the_one_of_its_name(
+    tmp_path: Path, write_tar: WriteTar, jpeg: Callable[..., bytes]
+) -> None:
+    members: list[tuple[str, bytes]] = []
+    for key in ("0", "1"):
+        members += [
+            (f"{key}.depth.png", jpeg(50)),
+            (f"{key}.exif.json", b'{"caption": "of the camera"}'),
+            (f"{key}.jpg", jpeg(int(key))),
+            (f"{key}.mask.jpg", jpeg(51)),
+            (f"{key}.txt", f"text {key}".encode()),
+            (f"{key}.left.jpg", jpeg(52)),
+            (f"{key}.npy", b"numbers"),
+            (f"{key}.json", b'{"url": "u"}'),
+        ]
+    report, rows = _import(write_tar("a.tar", members), tmp_path / "t")
+    assert [(row["id"], row["image"], row["captions"]) for row in rows] == [
+        ("0", jpeg(0), ["text 0"]),
+        ("1", jpeg(1), ["text 1"]),
+    ]
+    assert [json.loads(str(row["meta"])) for row in rows] == [{"url": "u"}] * 2
+    assert report.noted == {"other member of a sample": 10}
+    assert "a.tar: 0.depth.png" in report.to_text()
+    assert (report.num_used, report.num_skipped) == (16, 0)
+
+
+def test_views_without_an_image_of_the_key_have_a_reason(
+    tmp_path: Path, write_tar: WriteTar, jpeg: Callable[..., bytes]
+) -> None:
+    members = [
+        (f"{key}.{end}", jpeg(0) if "jpg" in end else b"text")
+        for key in "01"
+        for end in ("left.jpg", "right.jpg", "txt")
+    ]
+    report = import_pairs(write_tar("a.tar", members), tmp_path / "t", show_progress=False)
+    assert report.skipped == {"missing image": 6}
+    assert "there is .left.jpg, .right.jpg, .txt" in report.to_text()
+
+
+@pytest.mark.parametrize("first", ["caption.txt", "tags.txt"])
+def test_a_text_may_have_its_name_before_the_suffix(
+    tmp_path: Path, write_tar: WriteTar, jpeg: Callable[..., bytes], first: str
+) -> None:
+    texts = {"caption.txt": b"a dog", "tags.txt": b"dog, grass"}
+    second = next(name for name in texts if name != first)
+    members = [(f"0.{first}", texts[first]), ("0.jpg", jpeg(0)), (f"0.{second}", texts[second])]
+    report, rows = _import(write_tar("a.tar", members), tmp_path / "t")
+    assert [row["captions"] for row in rows] == [["a dog"]]
+    assert report.noted == {"other member of a sample": 1}
+
+
+def test_names_with_dots_are_samples_of_their_own_where_the_key_has_nothing_else(
+    tmp_path: Path, write_tar: WriteTar, jpeg: Callable[..., bytes]
+) -> None:
+    members = []
+    for number in range(3):
+        members += [(f"IMG.{number}.jpg", jpeg(number)), (f"IMG.{number}.txt", b"text")]
+    report, rows = _import(write_tar("a.tar", members), tmp_path / "t")
+    assert [row["id"] for row in rows] == ["IMG.0", "IMG.1", "IMG.2"]
+    assert (report.num_used, report.num_seen) == (6, 6)
+
+
+def test_which_of_two_images_a_text_is_of_cannot_be_told(
+    tmp_path: Path, write_tar: WriteTar, jpeg: Callable[..., bytes]
+) -> None:
+    members = [
+        *(("0.jpg", jpeg(0)), ("0.png", jpeg(1)), ("0.txt", b"text")),
+        # Suffixes that are known count before what is an image by its content.
+        *(("1.jpg", jpeg(2)), ("1.thumb", jpeg(3)), ("1.txt", b"text")),
+        *(("2.upload", jpeg(4)), ("2.txt", b"text")),
+    ]
+    report, rows = _import(write_tar("a.tar", members), tmp_path / "t")
+    assert [(row["id"], row["image"]) for row in rows] == [("1", jpeg(2)), ("2", jpeg(4))]
+    assert report.skipped == {"contradiction": 3}
+    assert ".jpg and .png are images of this key" in report.to_text()
+    assert report.noted == {"other member of a sample": 1}
+
+
+def test_members_that_belong_to_nothing_are_left_out_by_name(
+    tmp_path: Path, write_tar: WriteTar, samples: Samples
+) -> None:
+    members = [
+        *(("inner.tar", b"tar"), ("README", b"text"), ("film.mp4", b"\0\0\0\x18ftypmp42")),
+        *(("raw.dng", b"II*\0"), ("__MACOSX/x.jpg", b"")),
+        *samples(0, 1),
+    ]
+    report, rows = _import(write_tar("a.tar", members), tmp_path / "t")
+    assert len(rows) == 1
+    assert report.skipped == {"other file": 4, "hidden file": 1}
+    assert report.num_seen == len(members)
+    text = report.to_text()
+    for line in ("archive in the archive", "film.mp4 is a video", "raw file of a camera"):
+        assert line in text
+
+
+def test_a_text_of_several_lines_is_a_caption_a_line_as_in_a_folder(
+    tmp_path: Path, write_tar: WriteTar, jpeg: Callable[..., bytes]
+) -> None:
+    text = "one\u2028still one\r\ntwo\rthree\n".encode()
+    members = [("0.jpg", jpeg(0)), ("0.txt", text), ("1.jpg", jpeg(1)), ("1.txt", b"a\0b\0")]
+    report, rows = _import(write_tar("a.tar", members), tmp_path / "t")
+    assert [row["captions"] for row in rows] == [["one\u2028still one", "two", "three"]]
+    assert report.skipped == {"bad record": 2}
+    assert "UTF-16" in report.to_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"), [("a.tar.bz2", "w:bz2"), ("a.txz", "w:xz"), ("mislabelled.tar", "w:gz")]
+)
+def test_archives_are_unpacked_by_their_content(
+    tmp_path: Path, samples: Samples, name: str, mode: str
+) -> None:
+    with tarfile.open(tmp_path / name, mode) as tar:  # type: ignore[call-overload]
+        for member, data in samples(0, 2):
+            info = tarfile.TarInfo(member)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    report, rows = _import(tmp_path / name, tmp_path / "t")
+    assert [row["id"] for row in rows] == ["00000", "00001"]
+    assert (report.format, report.num_skipped) == ("webdataset", 0)
+
+
+def test_an_import_of_odd_members_is_the_same_in_steps(
+    tmp_path: Path, write_tar: WriteTar, samples: Samples, jpeg: Callable[..., bytes]
+) -> None:
+    members = [
+        *samples(0, 2),
+        *(("x.a.jpg", jpeg(5)), ("x.a.txt", b"t"), ("x.b.jpg", jpeg(6)), ("x.b.txt", b"t")),
+        *(("notes", b"x"), ("y.left.jpg", jpeg(7)), ("y.txt", b"t")),
+        *samples(5, 2),
+    ]
+    shard = write_tar("a.tar", members)
+    whole, rows = _import(shard, tmp_path / "whole")
+    for limit in (1, 2, 3, 4, 5, None):
+        report = import_pairs(
+            shard, tmp_path / "t", limit=limit, commit_rows=1, show_progress=False
+        )
+    assert PairTable.open(tmp_path / "t").take(range(len(rows))).to_pylist() == rows
+    assert (report.num_seen, report.skipped) == (len(members), whole.skipped)

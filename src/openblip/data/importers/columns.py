@@ -20,7 +20,7 @@ from openblip.data.importers.source import (
     placed,
     plain,
 )
-from openblip.data.importers.splits import SplitConflict, one_split
+from openblip.data.importers.splits import SPLIT_FIELDS, pop_split
 from openblip.data.report import Reason
 from openblip.errors import DataError
 
@@ -36,14 +36,13 @@ CAPTION_COLUMNS = (
     *("title", "description", "alt_text", "alt", "comment"),
 )
 ID_COLUMNS = ("id", "key", "uid", "image_id")
-SPLIT_COLUMNS = ("split", "set_name")
 META_COLUMN = "meta"
 # By these a table of img2dataset says why it has no image.
 _ERROR_COLUMNS = ("error_message", "status")
 
 
-class NoImageColumn(DataError):  # noqa: N818 - says what it is
-    """No column of a table can be the one of the images."""
+class NoColumn(DataError):  # noqa: N818 - says what it is
+    """A table lacks a column that it needs, or that the user names."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,10 @@ class Place:
     """File, shard or split, the name of which may tell the split."""
     root: Path
     """Folder below which paths of images lie."""
-    is_told: bool = False
-    """Whether the user has named that folder."""
+    prefix: str = ""
+    """What stands in the place of that folder in absolute paths."""
+    within: str = ""
+    """Folder of the table in a source of several, with a slash behind; begins ids that are paths."""
 
 
 def find_columns(kinds: Mapping[str, str], told: SourceOptions, name: str) -> Columns:
@@ -78,8 +79,8 @@ def find_columns(kinds: Mapping[str, str], told: SourceOptions, name: str) -> Co
         name: of the table, for errors.
 
     Raises:
-        NoImageColumn: no column can be the one of the images.
-        DataError: there is none of texts, or none of the name that the user gives.
+        NoColumn: no column can be the one of the images, or of the texts, or none has the name
+            that the user gives.
     """
     binary = [column for column, kind in kinds.items() if kind == "binary"]
     text = [column for column, kind in kinds.items() if kind == "text"]
@@ -89,19 +90,19 @@ def find_columns(kinds: Mapping[str, str], told: SourceOptions, name: str) -> Co
         or _known(text, PATH_COLUMNS)
     )
     if not image:
-        raise NoImageColumn(_no_image(name, kinds))
+        raise NoColumn(_no_image(name, kinds))
     captions = _named(told.caption_column, kinds, name) or _known(
         [column for column in text if column != image[0]], CAPTION_COLUMNS
     )
     if not captions:
         others = _known(kinds, CAPTION_COLUMNS)
         of_type = f" ({others[0]} is {kinds[others[0]]})" if others else ""
-        raise DataError(
+        raise NoColumn(
             f"{name}: no column of texts among {', '.join(kinds)}{of_type}; looked for "
             f"{', '.join(CAPTION_COLUMNS)}: name it (caption_column)"
         )
     keys = _named(told.id_column, kinds, name) or _known(kinds, ID_COLUMNS)[:1]
-    return Columns(image[0], captions, keys, _known(kinds, SPLIT_COLUMNS))
+    return Columns(image[0], captions, keys, _known(kinds, SPLIT_FIELDS))
 
 
 def row_entry(
@@ -111,11 +112,9 @@ def row_entry(
     try:
         image, name = _image(record[columns.image], place)
         captions, used = first_texts(record, columns.captions)
-        split = one_split({field: record[field] for field in columns.splits})
+        split = pop_split({field.lower(): id_text(record[field]) for field in columns.splits})
     except UnsafePath as error:
         return Refused(where, cursor, Reason.UNSAFE_PATH, str(error))
-    except SplitConflict as error:
-        return Refused(where, cursor, Reason.CONTRADICTION, str(error))
     except ValueError as error:
         return Refused(where, cursor, Reason.BAD_RECORD, str(error))
     if image is None:
@@ -129,7 +128,7 @@ def row_entry(
         cursor=cursor,
         image=image,
         captions=captions,
-        key=next(keys, None) or name,
+        key=next(keys, None) or (name and place.within + name),
         split=split,
         place=place.path,
         image_folder=str(PurePosixPath(name).parent) if name else "",
@@ -170,7 +169,7 @@ def _image(value: Any, place: Place) -> tuple[bytes | Path | None, str | None]:
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str) and value:
-        return placed(place.root, value, place.is_told)
+        return placed(place.root, value, place.prefix)
     return (value, None) if isinstance(value, bytes) and value else (None, None)
 
 
@@ -193,7 +192,7 @@ def _named(column: str | None, kinds: Mapping[str, str], name: str) -> tuple[str
     if column is None:
         return ()
     if column not in kinds:
-        raise DataError(f"{name} has no column {column!r}; it has {', '.join(kinds)}")
+        raise NoColumn(f"{name} has no column {column!r}; it has {', '.join(kinds)}")
     return (column,)
 
 

@@ -1,177 +1,330 @@
-"""Folders of images: with a `captions.jsonl`, or with a text file beside each image."""
+"""Folders with whatever is in them: images with texts beside them, lists, tables, archives."""
 
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+import json
+import os
+import re
+from collections.abc import Iterator, Set
+from dataclasses import replace
+from pathlib import Path
 
+from openblip.data.archives import TAR_SUFFIXES, UNREAD_ARCHIVES
+from openblip.data.ids import IdSet
+from openblip.data.image_formats import HEAD_BYTES, what_it_is
+from openblip.data.importers.beside import Images, text_ending, texts_beside
+from openblip.data.importers.cards import Card
+from openblip.data.importers.columns import NoColumn
+from openblip.data.importers.img2dataset import DownloadLog
+from openblip.data.importers.jsonl import JsonlSource, is_list_name
 from openblip.data.importers.source import (
-    IMAGE_SUFFIXES,
+    MAX_TEXT_BYTES,
     Cursor,
     Entry,
     Found,
+    PairSource,
     Refused,
+    Remark,
     SourceOptions,
-    UnsafePath,
-    inside,
-    parse_object,
-    plain,
-    texts_of,
+    text_lines,
     with_record,
 )
+from openblip.data.importers.table_files import TABLE_SUFFIXES, is_table_file
+from openblip.data.importers.tabular import TableSource
+from openblip.data.importers.text_files import in_one_line, plain_name
+from openblip.data.importers.webdataset import TarSource
 from openblip.data.report import Reason
+from openblip.data.walking import Seen, is_hidden, walk
+from openblip.errors import DataError
 
-JSONL_NAMES = ("captions.jsonl", "metadata.jsonl")
-_IMAGE_FIELDS = ("image", "file_name", "filename", "filepath", "path")
-_CAPTION_FIELDS = ("captions", "caption", "text")
-# A longer line is no caption record; reading it whole could exhaust the memory.
-_MAX_LINE_BYTES = 16 << 20
-_MAX_TEXT_BYTES = 4 << 20
+KINDS = ("jsonl", "webdataset", "table", "folder")
+"""What a folder may hold; the first of them at its top is its format in a report."""
+_DONE = ""
+# Texts that are a table: those of Flickr8k and Flickr30k.
+_TABLE_TEXT = re.compile(r"captions\.txt|.*\.token(\.txt)?")
 
 
-class JsonlSource:
-    """One JSON object per line, each with a path and texts.
+class FolderSource:
+    """All that is in a folder and below it; each file is used or refused.
 
-    The image is in the first there is of `image`, `file_name`, `filename`, `filepath`, `path`
-    (relative to the folder of the file, or `image_root`); the texts in `captions`, `caption` or
-    `text`; `id` and `split` are optional, and everything else becomes metadata. The id is the
-    path where there is none.
+    First come the lists and tables, with the images that they name: `captions.jsonl` and the like
+    (`openblip.data.importers.jsonl.is_list_name`), and tables with a column of images. Then, in
+    the order of the paths, the samples of tar shards, and the images that no list has named. The
+    texts of such an image lie beside it: a `.txt` or `.caption` of its name, with or without its
+    suffix, a text a line; a `.json`, as img2dataset writes it, becomes metadata, but for its split
+    and, without a text file, its texts. The id is the path without its suffix; of images that
+    differ in nothing else, with it.
     """
 
-    format = "jsonl"
+    def __init__(
+        self,
+        folder: Path,
+        options: SourceOptions,
+        only: str | None = None,
+        card: Card | None = None,
+    ) -> None:
+        """Looks only at the names at the top.
 
-    def __init__(self, file: Path, options: SourceOptions) -> None:
-        """Reads nothing yet."""
-        self._file = file
-        self._root = options.image_root or file.parent
+        Args:
+            folder: any.
+            options: for the lists and tables in it.
+            only: the one of `KINDS` that is read; None for all.
+            card: may say that files are of another configuration, which are left out.
+        """
+        self._folder, self._options, self._only, self._card = folder, options, only, card
+        self.format = only or _kind_of_folder(folder)
+        self._listed = IdSet()
+        self._images = Images(folder, frozenset())
+        self._images_of: Set[str] | None = None
 
-    def total(self) -> int:
-        """Number of lines."""
-        with self._file.open("rb") as stream:
-            return sum(1 for _ in _lines(stream))
+    def total(self) -> int | None:
+        """Number of entries of lists, or of samples in shards; None where there is more."""
+        if self.format not in ("jsonl", "webdataset"):
+            return None
+        found = [seen.path for seen in self._files_of(self.format)]
+        if self.format == "webdataset":
+            return TarSource(found).total()
+        return sum(JsonlSource(file, self._options).total() for file in found)
 
-    def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
-        """Yields one entry for each line that is not blank."""
-        start = cursor or {"offset": 0, "line": 0}
-        number = int(start["line"])
-        with self._file.open("rb") as stream:
-            stream.seek(int(start["offset"]))
-            for line in _lines(stream):
-                number += 1
-                if line.strip():
-                    here: Cursor = {"offset": stream.tell(), "line": number}
-                    yield self._entry(line, f"{self._file.name} line {number}", here)
-
-    def _entry(self, line: bytes, where: str, cursor: Cursor) -> Entry:
-        try:
-            if len(line) >= _MAX_LINE_BYTES:
-                raise ValueError(f"a line of more than {_MAX_LINE_BYTES} bytes")
-            record = parse_object(line)
-            name, captions = _pop_first(record, _IMAGE_FIELDS), _first(record, _CAPTION_FIELDS)
-            if not isinstance(name, str):
-                raise ValueError(f"no field {' or '.join(_IMAGE_FIELDS)} with a path")
-            path = inside(self._root, name)
-            texts = texts_of(captions)
-        except UnsafePath as error:
-            return Refused(where, cursor, Reason.UNSAFE_PATH, str(error))
-        except ValueError as error:
-            return Refused(where, cursor, Reason.BAD_RECORD, str(error))
-        key, split = record.pop("id", None), record.pop("split", None)
-        meta = {name: plain(v) for name, v in record.items() if name not in _CAPTION_FIELDS}
-        return Found(
-            where=f"{where}, {name}",
-            cursor=cursor,
-            image=path,
-            captions=texts,
-            key=name if key is None else str(key),
-            split=None if split is None else str(split),
-            place=self._file,
-            image_folder=str(PurePosixPath(name).parent),
-            meta=meta,
-            may_lack_captions=captions == [],
-        )
-
-
-class SidecarSource:
-    """Images in a folder and below it, each with a `.txt` of the same name: a text per line.
-
-    A `.json` of the same name, as img2dataset writes it, becomes metadata, but for its `split`, and
-    its `caption` where there is no `.txt`. The id is the path without its suffix.
-    """
-
-    format = "folder"
-
-    def __init__(self, folder: Path) -> None:
-        """Reads nothing yet."""
-        self._folder = folder
-
-    def total(self) -> None:
-        """Unknown before the folders have been walked."""
+    def holds(self, kind: str) -> bool:
+        """Whether there is anything of that kind in it."""
+        return next(self._files_of(kind), None) is not None
 
     def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
-        """Yields one entry for each image, in the order of the paths."""
-        after = tuple(str(cursor["path"]).split("/")) if cursor else ()
-        for path in _walk(self._folder):
-            parts = path.relative_to(self._folder).parts
-            if parts > after:
-                yield self._entry(path, "/".join(parts))
+        """Yields those of lists and tables, then one for each image, sample and other file."""
+        at = cursor or {}
+        yield from self._of_lists(at)
+        after = _parts(at["path"]) if "path" in at else None
+        for seen in walk(self._folder):
+            if after is None or seen.parts > after:
+                yield from self._of_file(seen, None)
+            elif seen.parts == after and "inner" in at:
+                yield from self._of_file(seen, json.loads(str(at["inner"])))
 
-    def _entry(self, path: Path, name: str) -> Entry:
-        cursor: Cursor = {"path": name}
+    def _of_lists(self, at: Cursor) -> Iterator[Entry]:
+        """Entries of lists; reads those again that are done, for the names of their images."""
+        after = _parts(at.get("list", ""))
+        for seen in walk(self._folder):
+            kind = _kind_of(seen.path) if seen.parts and not seen.problem else ""
+            if kind not in ("jsonl", "table") or not self._reads(kind) or self._config_of(seen):
+                continue
+            is_done = "path" in at or seen.parts < after
+            self._note_images(seen, kind, is_begun=is_done or seen.parts == after)
+            inner = at.get("inner", _DONE) if seen.parts == after else None
+            if is_done or inner == _DONE:
+                continue
+            started = None if inner is None else json.loads(str(inner))
+            for entry in self._of_list(seen, kind, started):
+                self._note(entry)
+                yield entry
+
+    def _of_list(self, seen: Seen, kind: str, inner: Cursor | None) -> Iterator[Entry]:
         try:
-            text = _small_text(path.with_suffix(".txt"))
-            texts = None if text is None else text.decode("utf-8-sig").splitlines()
-            captions, split, meta = with_record(texts, _small_text(path.with_suffix(".json")))
+            source = self._list_source(seen, kind)
+        except (DataError, OSError, ValueError) as error:
+            here: Cursor = {"list": seen.name, "inner": _DONE}
+            detail = in_one_line(error).removeprefix(str(seen.path)).lstrip(": ")
+            reason = Reason.OTHER_FILE if isinstance(error, NoColumn) else Reason.BAD_RECORD
+            yield Refused(seen.name, here, reason, detail)
+            return
+        for entry in source.entries(inner):
+            here = {"list": seen.name, "inner": json.dumps(entry.cursor)}
+            yield replace(entry, cursor=here)
+
+    def _list_source(self, seen: Seen, kind: str) -> PairSource:
+        within = _within(seen)
+        if kind == "jsonl":
+            return JsonlSource(seen.path, self._options, within)
+        try:
+            return TableSource([seen.path], self._options, within)
+        except NoColumn:
+            try:
+                return DownloadLog(seen.path, self._options, within)
+            except DataError:
+                pass
+            raise
+
+    def _note_images(self, seen: Seen, kind: str, is_begun: bool) -> None:
+        """Notes which images a table names, or a list that an earlier run has begun."""
+        if kind == "jsonl":
+            for entry in self._of_list(seen, kind, None) if is_begun else ():
+                self._note(entry)
+            return
+        try:
+            for path in TableSource([seen.path], self._options).image_paths():
+                self._listed.add(os.path.normpath(path))
+        except DataError:
+            pass  # said when it is read
+
+    def _config_of(self, seen: Seen) -> str | None:
+        """The configuration that a file belongs to, if it is not read for that."""
+        return self._card.other_config(seen.path) if self._card is not None else None
+
+    def _note(self, entry: Entry) -> None:
+        if isinstance(entry, Found) and isinstance(entry.image, Path):
+            self._listed.add(os.path.normpath(entry.image))
+
+    def _of_file(self, seen: Seen, inner: Cursor | None) -> Iterator[Entry]:
+        here: Cursor = {"path": seen.name}
+        if seen.problem:
+            yield Refused(seen.name or str(seen.path), here, _reason(seen), seen.problem)
+            return
+        kind = _kind_of(seen.path)
+        if (config := self._config_of(seen)) is not None:
+            detail = f"of the configuration {config!r}, which the card does not make the default"
+            yield Refused(seen.name, here, Reason.OTHER_FILE, detail)
+        elif not self._reads(kind):
+            detail = f"left out by --format {self._only}"
+            yield Refused(seen.name, here, Reason.OTHER_FILE, detail)
+        elif kind == "webdataset":
+            for entry in TarSource([seen.path], _within(seen)).entries(inner):
+                here = {"path": seen.name, "inner": json.dumps(entry.cursor)}
+                yield replace(entry, cursor=here)
+        elif kind == "folder" and (found := self._of_image_or_other(seen, here)) is not None:
+            yield found
+
+    def _of_image_or_other(self, seen: Seen, here: Cursor) -> Entry | None:
+        """None for what is part of the entry of an image, or of a list."""
+        if seen.beside is not self._images_of:
+            self._images = Images(seen.path.parent, seen.beside)
+            self._images_of = seen.beside
+        images, name = self._images, seen.parts[-1]
+        if name not in images.names:
+            return None if name in images.belonging else self._other(seen, here)
+        if os.path.normpath(seen.path) in self._listed:
+            return self._beside_listed(seen, here)
+        if (clash := images.clashes.get(name)) is not None:
+            # The texts count with the first image.
+            number = 1 + len(clash.texts) * (name == clash.images[0])
+            return Refused(seen.name, here, Reason.CONTRADICTION, str(clash), number)
+        return self._pair(seen, here)
+
+    def _beside_listed(self, seen: Seen, here: Cursor) -> Entry | None:
+        texts = self._images.beside.get(seen.parts[-1], [])
+        if not texts:
+            return None
+        detail = f"beside an image of a list, which counts: {', '.join(texts)}"
+        return Refused(seen.name, here, Reason.OTHER_FILE, detail, len(texts))
+
+    def _pair(self, seen: Seen, here: Cursor) -> Entry:
+        name = seen.parts[-1]
+        beside = self._images.beside.get(name, [])
+        number = 1 + len(beside)
+        try:
+            contents = {text: _content(seen.path.parent / text) for text in beside}
+            texts, record, remarks = _chosen(contents, _within(seen))
+            captions, split, meta = with_record(texts, record)
         except (OSError, ValueError) as error:
-            return Refused(name, cursor, Reason.BAD_RECORD, f"the text beside it: {error}")
+            detail = f"the text beside it: {error}"
+            return Refused(seen.name, here, Reason.BAD_RECORD, detail, number)
         return Found(
-            where=name,
-            cursor=cursor,
-            image=path,
+            where=seen.name,
+            cursor=here,
+            image=seen.path,
             captions=captions,
-            key=name.removesuffix(path.suffix),
+            key=_within(seen) + self._images.key(name),
             split=split,
-            place=path.parent,
+            place=seen.path.parent,
             meta=meta,
+            num_records=number,
+            remarks=remarks,
         )
 
+    def _other(self, seen: Seen, here: Cursor) -> Entry:
+        if (why := self._images.unreadable.get(seen.parts[-1])) is not None:
+            return Refused(seen.name, here, Reason.UNREADABLE_FILE, why)
+        return Refused(seen.name, here, Reason.OTHER_FILE, _what_it_is(seen.path))
 
-def has_images(folder: Path) -> bool:
-    """Whether there is an image file in the folder or below it."""
-    return next(_walk(folder), None) is not None
+    def _reads(self, kind: str) -> bool:
+        return self._only in (None, kind)
 
-
-def _walk(folder: Path) -> Iterator[Path]:
-    """Image files in the order of their path parts; one folder's names are held at a time."""
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if path.name.startswith("."):
-            continue
-        # A link to a folder could lead in circles.
-        if path.is_dir() and not path.is_symlink():
-            yield from _walk(path)
-        elif path.suffix.lower() in IMAGE_SUFFIXES:
-            yield path
+    def _files_of(self, kind: str) -> Iterator[Seen]:
+        for seen in walk(self._folder):
+            if not seen.problem and _kind_of(seen.path) == kind:
+                yield seen
 
 
-def _lines(stream: BinaryIO) -> Iterator[bytes]:
-    """Lines, each cut to `_MAX_LINE_BYTES`; the rest of a longer one is passed over."""
-    while line := stream.readline(_MAX_LINE_BYTES):
-        rest = line
-        while rest and len(rest) == _MAX_LINE_BYTES and not rest.endswith(b"\n"):
-            rest = stream.readline(_MAX_LINE_BYTES)
-        yield line
+def holds_pairs(folder: Path) -> bool:
+    """Whether a folder has lists, shards, or images with texts beside them, as names tell."""
+    known: Set[str] = frozenset()
+    for seen in walk(folder):
+        if not seen.problem and _kind_of(seen.path) in ("jsonl", "webdataset"):
+            return True
+        if seen.beside is not known and texts_beside(seen.beside):
+            return True
+        known = seen.beside
+    return False
 
 
-def _small_text(path: Path) -> bytes | None:
-    if not path.is_file():
-        return None
-    if path.stat().st_size > _MAX_TEXT_BYTES:
-        raise ValueError(f"{path.name} has more than {_MAX_TEXT_BYTES} bytes")
+def _kind_of_folder(folder: Path) -> str:
+    try:
+        files = [path for path in folder.iterdir() if path.is_file()]
+    except OSError:
+        return "folder"
+    kinds = {_kind_of(file) for file in files if not is_hidden(file.name)}
+    return next((kind for kind in KINDS if kind in kinds), "folder")
+
+
+def _kind_of(file: Path) -> str:
+    if is_list_name(file.name):
+        return "jsonl"
+    name = plain_name(file)
+    if file.name.lower().endswith(TAR_SUFFIXES):
+        return "webdataset"
+    may_be_table = name.endswith(TABLE_SUFFIXES) or _TABLE_TEXT.fullmatch(name)
+    return "table" if may_be_table and is_table_file(file, SourceOptions()) else "folder"
+
+
+def _reason(seen: Seen) -> Reason:
+    if seen.is_hidden:
+        return Reason.HIDDEN_FILE
+    return Reason.UNREADABLE_FILE if seen.is_unreadable else Reason.OTHER_FILE
+
+
+def _chosen(
+    contents: dict[str, bytes], within: str
+) -> tuple[list[str] | None, bytes | None, tuple[Remark, ...]]:
+    """The lines of the text that counts, the record that counts, and what is said otherwise."""
+    counts: dict[bool, str] = {}
+    remarks = []
+    for name, content in contents.items():
+        first = counts.setdefault(text_ending(name) == "json", name)
+        if content.strip() != contents[first].strip():
+            detail = f"says something else than {first}, which counts"
+            remarks.append(Remark(Reason.OTHER_MEMBER, within + name, detail))
+    text, record = counts.get(False), counts.get(True)
+    return (
+        None if text is None else text_lines(contents[text]),
+        None if record is None else contents[record],
+        tuple(remarks),
+    )
+
+
+def _content(path: Path) -> bytes:
+    if path.stat().st_size > MAX_TEXT_BYTES:
+        raise ValueError(f"{path.name} has more than {MAX_TEXT_BYTES} bytes")
     return path.read_bytes()
 
 
-def _first(record: dict[str, Any], names: tuple[str, ...]) -> Any:
-    return next((record[name] for name in names if name in record), None)
+def _what_it_is(path: Path) -> str:
+    name = path.name.lower()
+    if name.endswith(UNREAD_ARCHIVES):
+        return "an archive of a kind that is not read: unpack it, or pack it as .tar"
+    if name.endswith(".jsonl"):
+        return "a list whose name is not captions.jsonl: import it itself, if it is one of images"
+    if name.endswith(".json"):
+        return "a JSON file of no image here: import it itself, if it has annotations"
+    if text_ending(name):
+        return "a text of no image here"
+    try:
+        with path.open("rb") as stream:
+            found = what_it_is(stream.read(HEAD_BYTES), name)
+    except OSError as error:
+        found = f"cannot be read ({error.strerror})"
+    return found or "neither an image nor the text of one"
 
 
-def _pop_first(record: dict[str, Any], names: tuple[str, ...]) -> Any:
-    return next((record.pop(name) for name in names if name in record), None)
+def _within(seen: Seen) -> str:
+    return "".join(f"{part}/" for part in seen.parts[:-1])
+
+
+def _parts(name: int | str) -> tuple[str, ...]:
+    return tuple(str(name).split("/")) if name else ()

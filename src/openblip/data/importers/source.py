@@ -1,32 +1,34 @@
 """What every kind of source yields, and the checks that all of them share."""
 
-import ast
+import codecs
 import json
 import math
 import os
 import re
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from openblip.data.importers.text_files import known_encoding
+from openblip.data.importers.written_lists import written_list
+from openblip.data.importers.splits import pop_split
+from openblip.data.lists import lines_of
 from openblip.data.report import Reason
 from openblip.errors import DataError
 
 Cursor = dict[str, int | str]
 """How far a source has been read; plain JSON, so that it can be stored with the table."""
 
-IMAGE_SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif", ".jp2", ".ppm")
-)
-"""Names of files that are taken for images."""
+TEXT_ENDINGS = ("txt", "caption", "text", "caption.txt", "captions.txt", "text.txt")
+"""Endings of the file, or member of an archive, with the texts of an image beside it, each after
+the image's name and a dot; of several the first counts."""
+RECORD_FIELDS = ("caption", "captions", "text")
+"""Fields of a record beside an image that hold its texts; the first that has any."""
 TEXT_FIELDS = ("raw", "caption", "text", "sentence")
 """Fields of an object that stands for a text; the first there is."""
-_MAX_WRITTEN_LIST = 1 << 18
-_QUOTED_TEXT = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|None""", re.DOTALL)
-_QUOTED_TEXTS = re.compile(rf"\[(?:(?:{_QUOTED_TEXT.pattern})[\s,]*)+\]", re.DOTALL)
+MAX_TEXT_BYTES = 4 << 20
+"""A longer text beside an image is none."""
 _URL = re.compile(r"^(https?|ftp)://", re.IGNORECASE)
 _ABSOLUTE = re.compile(r"^([/\\]|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://)")
 
@@ -142,7 +144,7 @@ def inside(root: Path, relative: str) -> Path:
             "well) and import its output"
         )
     if "\0" in relative or _ABSOLUTE.match(relative):
-        raise UnsafePath(f"{relative!r} is not a path relative to {root}")
+        raise UnsafePath(f"{relative!r} is not a path below {root}: name its folder (image_root)")
     depth = 0
     for part in re.split(r"[/\\]", relative):
         depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
@@ -158,34 +160,36 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 - the method of `Path` raises there
 
 
-def placed(root: Path, name: str, is_told: bool = False) -> tuple[Path, str]:
+def placed(root: Path, name: str, prefix: str = "") -> tuple[Path, str]:
     """The path of an image that a record names, and its name below `root`, which is its id.
 
-    A path from another system may have backslashes; an absolute one is taken if it lies below
-    `root`, and one from another machine if its end names a file there and `root` was given.
+    A path of another system may have backslashes; an absolute one is taken if it lies below `root`.
 
     Args:
         root: the folder of the images.
         name: as the record has it.
-        is_told: whether the user has named `root`.
+        prefix: what stands in the place of `root` in paths of the machine that they come from.
 
     Raises:
         UnsafePath: the name is an address, empty, or points out of `root`.
     """
     if "\\" in name and "/" not in name and not is_file(root / name):
         name = name.replace("\\", "/")
-    if not name.startswith("/"):
-        return inside(root, name), name
-    if (path := Path(name)).is_relative_to(root):
-        name = str(path.relative_to(root))
-        return inside(root, name), name
-    parts = [part for part in name.split("/") if part]
-    if is_told and ".." not in parts:
-        for start in range(len(parts)):
-            below = "/".join(parts[start:])
-            if is_file(root / below):
-                return inside(root, below), below
-    raise UnsafePath(f"{name!r} does not lie below {root}: name its folder with --image-root")
+    if prefix and name.startswith(prefix):
+        name = name.removeprefix(prefix)
+    elif name.startswith("/") and Path(name).is_relative_to(root):
+        name = str(Path(name).relative_to(root))
+    return inside(root, name), name
+
+
+def foreign_prefix(root: Path, names: Sequence[str]) -> str:
+    """What absolute paths begin with in the place of `root`: one for all, so that each is unique."""
+    for name in names:
+        parts = name.split("/")
+        for cut in range(1, len(parts)) if name.startswith("/") and ".." not in parts else ():
+            if is_file(root / "/".join(parts[cut:])):
+                return "/".join(parts[:cut]) + "/"
+    return ""
 
 
 def texts_of(value: Any) -> list[str]:
@@ -198,7 +202,7 @@ def texts_of(value: Any) -> list[str]:
         ValueError: it is something else.
     """
     if isinstance(value, str):
-        value = _written_list(value)
+        value = written_list(value)
     texts = [_text(item) for item in (value if isinstance(value, list) else [value])]
     return [text for several in texts for text in several]
 
@@ -235,29 +239,6 @@ def _text(item: Any) -> list[str]:
         if isinstance(found, str | list):
             return texts_of(found)
     raise ValueError(f"captions must be a text or a list of texts, not {str(item)[:100]!r}")
-
-
-def _written_list(text: str) -> Any:
-    """The list that a text is written as, in JSON, Python or as NumPy prints it; else the text."""
-    bare = text.strip()
-    if not (bare.startswith("[") and bare.endswith("]")):
-        return text
-    if len(bare) > _MAX_WRITTEN_LIST:
-        raise ValueError(f"a list of texts of more than {_MAX_WRITTEN_LIST} characters")
-    try:
-        return json.loads(bare, strict=False, parse_constant=lambda _: None)
-    except (ValueError, RecursionError):
-        pass
-    with warnings.catch_warnings():
-        # An unknown escape, as in 'a \d', is what it is.
-        warnings.simplefilter("ignore")
-        try:
-            if _QUOTED_TEXTS.fullmatch(bare):
-                # One by one: Python would join texts that have no comma between them.
-                return [ast.literal_eval(found[0]) for found in _QUOTED_TEXT.finditer(bare)]
-            return ast.literal_eval(bare)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            return text
 
 
 def parse_json(text: bytes, shorten: Callable[[dict[str, Any]], Any] | None = None) -> Any:
@@ -303,25 +284,56 @@ def plain(value: Any) -> Any:
     return None if isinstance(value, bytes) else str(value)
 
 
+def text_lines(data: bytes) -> list[str]:
+    """The lines of a text file in UTF-8; LF, CRLF and CR end a line, and nothing else.
+
+    Raises:
+        ValueError: it is of another encoding.
+    """
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
+        raise ValueError("UTF-16, or no text at all; save it as UTF-8")
+    try:
+        return lines_of(data.decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{data[error.start]:02x} at {error.start}"
+        raise ValueError(f"no UTF-8 ({byte}); save it as UTF-8") from error
+
+
 def with_record(
     texts: list[str] | None, record: bytes | None
 ) -> tuple[list[str], str | None, dict[str, Any]]:
     """Texts, split and metadata of an image that has a JSON object beside it.
 
-    Texts are those of the text file, or the `caption` of the JSON. A list `captions` in the JSON
-    that begins with these is taken instead: formats with one text put the others there.
+    Texts are those of the text file, or the first of `RECORD_FIELDS` in the JSON that has any. A
+    list `captions` in the JSON that begins with these is taken instead: formats with one text put
+    the others there. What else is in these fields becomes metadata as all other fields do.
 
     Args:
         texts: from a text file; None if there is none.
         record: the JSON in UTF-8; None if there is none.
 
     Raises:
-        ValueError: it is no JSON object.
+        ValueError: it is no JSON object, or a field holds no texts.
     """
     meta = parse_object(record) if record is not None else {}
-    told, split = meta.pop("caption", None), meta.pop("split", None)
-    captions = texts_of(told) if texts is None else texts
+    split = pop_split(meta)
+    captions = [text for text in texts or [] if text.strip()]
+    for name in RECORD_FIELDS:
+        told = meta.get(name)
+        if texts is None and not captions:
+            captions = texts_of(told)
+        if told is None or _lines(told) == [text.strip() for text in captions]:
+            meta.pop(name, None)
     several = meta.get("captions")
-    if isinstance(several, list) and several[: len(captions)] == captions:
+    if isinstance(several, list) and captions and several[: len(captions)] == captions:
         captions = texts_of(meta.pop("captions"))
-    return captions, None if split is None else str(split), plain(meta)
+    return captions, split, plain(meta)
+
+
+def _lines(told: Any) -> list[str] | None:
+    """The texts of a field as the lines of a text file would be; None if they are no texts."""
+    values = [told] if isinstance(told, str) else told
+    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
+        return None
+    lines = [line for text in values for line in lines_of(text)]
+    return [line.strip() for line in lines if line.strip()]

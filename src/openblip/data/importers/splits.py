@@ -1,14 +1,19 @@
 """Which split a row belongs to, and what says so: one order of authority for every importer."""
 
 import re
-from collections.abc import Mapping
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from openblip.data.importers.source import Found, id_text
 from openblip.errors import DataError
+
+if TYPE_CHECKING:
+    from openblip.data.importers.source import Found
+
+SPLIT_FIELDS = ("split", "set_name")
+"""Fields of a record that say which split it is of."""
+_BOTH = " and "
 
 _SPLIT_NAMES = {
     "train": ("train", "training", "restval"),
@@ -50,6 +55,17 @@ def known_split(name: str) -> str | None:
     return next((split for split, names in _SPLIT_NAMES.items() if word in names), None)
 
 
+def pop_split(record: dict[str, Any]) -> str | None:
+    """Takes what says the split out of a record, and returns it; None if nothing does.
+
+    Of two fields that name different splits it is both, which `row_split` takes for a conflict.
+    """
+    told = [record.pop(name, None) for name in SPLIT_FIELDS]
+    words = [str(word) for word in told if word not in (None, "")]
+    is_one = len({known_split(word) or word for word in words}) < 2
+    return next(iter(words), None) if is_one else _BOTH.join(words)
+
+
 def split_in_name(name: str) -> str | None:
     """The first word in a file's name that `known_split` knows, digits included; None without one.
 
@@ -57,19 +73,6 @@ def split_in_name(name: str) -> str | None:
     """
     found = _SPLIT_IN_NAME.search(name)
     return found[0] if found else None
-
-
-def one_split(told: Mapping[str, Any]) -> str | None:
-    """The word for the split in those fields of a record that may tell it; None if none does.
-
-    Raises:
-        SplitConflict: two of them differ.
-    """
-    words = {name: str(value) for name, value in told.items() if id_text(value) is not None}
-    if len({known_split(word) or word for word in words.values()}) > 1:
-        both = " and ".join(f"{name} says {word!r}" for name, word in words.items())
-        raise SplitConflict(f"{both}: say which with --split, or mend one of them")
-    return next(iter(words.values()), None)
 
 
 @lru_cache(maxsize=4096)
@@ -108,7 +111,7 @@ def source_root(source: str) -> Path:
     return Path(*parts[: next(marked, len(parts) - 1)])
 
 
-def row_split(entry: Found, root: Path, option: str | None = None) -> tuple[str, Authority]:
+def row_split(entry: "Found", root: Path, option: str | None = None) -> tuple[str, Authority]:
     """The split of an entry, and what says so.
 
     Args:
@@ -139,7 +142,7 @@ def row_split(entry: Found, root: Path, option: str | None = None) -> tuple[str,
     return "train", Authority.NOTHING
 
 
-def _of_record(entry: Found, word: str, root: Path) -> str:
+def _of_record(entry: "Found", word: str, root: Path) -> str:
     split = _known(word)
     if split == "train" and entry.place is not None:
         try:
@@ -157,6 +160,11 @@ def _of_record(entry: Found, word: str, root: Path) -> str:
 
 def _known(word: str) -> str:
     split = known_split(word)
+    if split is None and _BOTH in word:
+        raise SplitConflict(
+            f"fields of the record ({', '.join(SPLIT_FIELDS)}) say {word!r}: say which with "
+            "--split, or mend one of them"
+        )
     if split is None:
         raise DataError(f"unknown split {word!r}: train, val and test are known")
     return split

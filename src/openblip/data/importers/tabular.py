@@ -1,6 +1,5 @@
 """Parquet, CSV and TSV tables with a column of images (bytes or paths) and one of texts."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -9,7 +8,6 @@ from pathlib import Path
 
 from openblip.data.importers.columns import Columns, Place, find_columns, row_entry
 from openblip.data.importers.source import (
-    IMAGE_SUFFIXES,
     Cursor,
     Entry,
     Found,
@@ -17,6 +15,7 @@ from openblip.data.importers.source import (
     Remark,
     SourceOptions,
     UnsafePath,
+    foreign_prefix,
     is_file,
     placed,
 )
@@ -27,7 +26,7 @@ from openblip.errors import DataError
 
 _END = -1
 """The row of a cursor behind the last of a file."""
-_NUM_TRIED = 20
+_NUM_TRIED = 100
 _MAX_FOLDERS_TRIED = 200
 
 
@@ -45,45 +44,45 @@ class TableSource:
 
     format = "table"
 
-    def __init__(
-        self, files: Sequence[Path], options: SourceOptions, folder: Path | None = None
-    ) -> None:
-        """Finds the columns of the first table that can be read.
+    def __init__(self, files: Sequence[Path], options: SourceOptions, within: str = "") -> None:
+        """Finds the columns of the first table.
 
         Args:
             files: of the tables.
             options: what they do not say themselves.
-            folder: the source if it is one: what else is in it is accounted for.
+            within: folder of the tables in a source of several, with a slash behind; begins ids
+                that are paths.
 
         Raises:
-            DataError: there is one table, and it cannot be read; or none has the columns.
+            DataError: there is one table, and it is empty or damaged, or has not the columns; of
+                several each one says so in its turn.
         """
-        self._files, self._options, self._folder = sorted(files, key=str), options, folder
-        problem: DataError | None = None
-        for file in self._files:
-            try:
-                self._opened(file)
-            except DataError as error:
-                problem = problem or error
-            else:
-                return
-        if problem is not None and (len(self._files) == 1 and folder is None):
-            raise problem
+        self._files, self._options, self._within = sorted(files, key=str), options, within
+        if len(self._files) == 1:
+            self._opened(self._files[0])
 
     def total(self) -> int | None:
         """Number of rows of Parquet tables; None for text, which would have to be read."""
         return num_parquet_rows(self._files)
 
     def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
-        """Yields one entry for each image, or row; then one for each file that no row names."""
+        """Yields one entry for each image, or row."""
         at = cursor or {"file": "", "row": 0}
-        if "other" not in at:
-            for file in self._files:
-                is_begun = str(file) == at["file"]
-                if str(file) >= str(at["file"]) and not (is_begun and at["row"] == _END):
-                    yield from self._merged(file, int(at["row"]) if is_begun else 0)
-        if self._folder is not None:
-            yield from self._others(self._folder, str(at.get("other", "")))
+        for file in self._files:
+            is_begun = str(file) == at["file"]
+            if str(file) >= str(at["file"]) and not (is_begun and at["row"] == _END):
+                yield from self._merged(file, int(at["row"]) if is_begun else 0)
+
+    def image_paths(self) -> Iterator[Path]:
+        """Where the images are that rows name, whether they are there or not; reads nothing else."""
+        for file in self._files:
+            with suppress(DataError, *FILE_DAMAGE):
+                table, columns = self._opened(file)
+                place = self._place(file, table, columns)
+                for name in table.images(columns):
+                    with suppress(UnsafePath):
+                        if isinstance(name, str) and name:
+                            yield placed(place.root, name, place.prefix)[0]
 
     def _merged(self, file: Path, done: int) -> Iterator[Entry]:
         held: Entry | None = None
@@ -110,7 +109,7 @@ class TableSource:
             for record in table.records(columns, done):
                 number += 1
                 cursor: Cursor = {"file": str(file), "row": number}
-                where = f"{file.name} row {number}"
+                where = f"{self._within}{file.name} row {number}"
                 if isinstance(record, ValueError):
                     yield Refused(where, cursor, Reason.BAD_RECORD, in_one_line(record))
                     continue
@@ -119,13 +118,14 @@ class TableSource:
                     entry, remarks = replace(entry, remarks=remarks), ()
                 yield entry
             if number == 0:
-                yield Refused(file.name, end, Reason.EMPTY_FILE, "it has columns, but no rows")
+                where = f"{self._within}{file.name}"
+                yield Refused(where, end, Reason.EMPTY_FILE, "it has columns, but no rows")
         except (DataError, *FILE_DAMAGE) as error:
             # One damaged file must not keep the others out.
             detail = in_one_line(error).removeprefix(f"{file}: ").removeprefix(f"{file} ")
             if number:
                 detail = f"cannot be read from here on: {detail}"
-            where = f"{file.name} row {number + 1}" if number else file.name
+            where = f"{self._within}{file.name}" + (f" row {number + 1}" if number else "")
             yield Refused(where, end, Reason.BAD_RECORD, detail)
 
     def _opened(self, file: Path) -> tuple[TableFile, Columns]:
@@ -134,58 +134,13 @@ class TableSource:
 
     def _place(self, file: Path, table: TableFile, columns: Columns) -> Place:
         """Where the images of a table are: below its folder, or in one beside it that has them."""
-        if self._options.image_root is not None:
-            return Place(file, self._options.image_root, is_told=True)
-        names = islice(table.images(columns), _NUM_TRIED)
-        texts = [name for name in names if isinstance(name, str) and name]
-        return Place(file, _folder_of(file.parent, texts) if texts else file.parent)
-
-    def _others(self, folder: Path, after: str) -> Iterator[Entry]:
-        """Files beside the tables that are no table and no image of a row."""
-        named: set[int] | None = None
-        tables = set(self._files)
-        begun = tuple(after.split("/")) if after else ()
-        for path in files_below(folder):
-            parts = path.relative_to(folder).parts
-            if parts <= begun or path in tables:
-                continue
-            where = "/".join(parts)
-            detail = "no table that is read here"
-            if path.suffix.lower() in IMAGE_SUFFIXES:
-                named = self._named_images() if named is None else named
-                if hash(os.path.normpath(path)) in named:
-                    continue
-                detail = "an image that no row names"
-            yield Refused(where, {"other": where}, Reason.OTHER_FILE, detail)
-
-    def _named_images(self) -> set[int]:
-        """Hashes of the paths of all images that rows name: the paths would take much memory."""
-        named = set()
-        for file in self._files:
-            with suppress(DataError, *FILE_DAMAGE):
-                table, columns = self._opened(file)
-                place = self._place(file, table, columns)
-                for name in table.images(columns):
-                    with suppress(UnsafePath):
-                        if isinstance(name, str) and name:
-                            path, _ = placed(place.root, name, place.is_told)
-                            named.add(hash(os.path.normpath(path)))
-        return named
-
-
-def files_below(folder: Path, seen: frozenset[Path] = frozenset()) -> Iterator[Path]:
-    """Files in a folder and below it that are not hidden, in the order of their path parts.
-
-    Links to folders are followed, but not in circles.
-    """
-    seen = seen | {folder.resolve()}
-    for path in sorted(folder.iterdir(), key=lambda path: path.name):
-        if path.name.startswith("."):
-            continue
-        if not path.is_dir():
-            yield path
-        elif path.resolve() not in seen:
-            yield from files_below(path, seen)
+        root, texts = self._options.image_root, []
+        if table.kinds[columns.image] != "binary":
+            names = islice(table.images(columns), _NUM_TRIED)
+            texts = [name for name in names if isinstance(name, str) and name]
+        if root is not None:
+            return Place(file, root, foreign_prefix(root, texts))
+        return Place(file, _folder_of(file.parent, texts), within=self._within)
 
 
 def _folder_of(parent: Path, names: Sequence[str]) -> Path:
@@ -198,7 +153,7 @@ def _folder_of(parent: Path, names: Sequence[str]) -> Path:
                     return True
         return False
 
-    if holds(parent):
+    if not names or holds(parent):
         return parent
     below = _folders_in(parent)
     deeper = [folder for path in below for folder in _folders_in(path)]

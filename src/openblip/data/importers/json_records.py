@@ -1,0 +1,133 @@
+"""The records of a JSON file of them: one a line, or one array of all."""
+
+import json
+import re
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from openblip.data.importers.source import Cursor, parse_object
+from openblip.data.importers.text_files import (
+    FILE_DAMAGE,
+    MAX_LINE,
+    NOT_UTF8,
+    check_encoding,
+    in_one_line,
+    open_binary,
+    open_text,
+    short_lines,
+)
+
+Numbered = tuple[str, Cursor, dict[str, Any] | ValueError]
+"""What to call a record, where to read on after it, and the record or what is wrong with it."""
+_ARRAY = re.compile(r"\s*\[\s*(\{|\])")
+_GAP = re.compile(r"[\s,]*")
+_HEAD = 1 << 16
+_END = -1
+
+
+def json_records(file: Path, encoding: str | None, cursor: Cursor | None) -> Iterator[Numbered]:
+    """Yields the records after a cursor; of a damaged array those before the damage.
+
+    Raises:
+        DataError: it looks like UTF-16, and nobody said so.
+        OSError: it cannot be read.
+    """
+    check_encoding(file, encoding)
+    records = _of_array if is_array(file, encoding) else _of_lines
+    try:
+        yield from records(file, encoding, cursor)
+    except FILE_DAMAGE as error:
+        detail = ValueError(f"cannot be read from here on: {in_one_line(error)}")
+        yield file.name, {"record": _END, "line": _END, "offset": 0}, detail
+
+
+def num_records(file: Path, encoding: str | None) -> int | None:
+    """Number of lines; None for an array, and for what would have to be decompressed."""
+    if file.suffix.lower() != ".jsonl" or is_array(file, encoding):
+        return None
+    with file.open("rb") as stream:
+        return sum(1 for _ in _lines(stream))
+
+
+def is_array(file: Path, encoding: str | None = None) -> bool:
+    """Whether a file is one array of objects."""
+    try:
+        with open_text(file, encoding) as stream:
+            return _ARRAY.match(stream.read(_HEAD)) is not None
+    except FILE_DAMAGE:
+        return False
+
+
+def _of_lines(file: Path, encoding: str | None, cursor: Cursor | None) -> Iterator[Numbered]:
+    at = cursor or {"offset": 0, "line": 0}
+    number = int(at["line"])
+    if number == _END:
+        return
+    for line, offset in _from(file, encoding, int(at["offset"]), number):
+        number += 1
+        if line.strip():
+            here: Cursor = {"offset": offset, "line": number}
+            yield f"{file.name} line {number}", here, _object(line)
+
+
+def _from(file: Path, encoding: str | None, offset: int, done: int) -> Iterator[tuple[bytes, int]]:
+    """Lines in UTF-8 after the first `done`, and where the next begins in the file."""
+    if encoding is None:
+        with open_binary(file) as stream:
+            stream.seek(offset)
+            for line in _lines(stream):
+                yield line, stream.tell()
+        return
+    # What is not read as it lies cannot be read on from an offset.
+    with open_text(file, encoding) as text:
+        for recoded in islice(short_lines(text), done, None):
+            yield recoded.encode(errors="surrogateescape"), 0
+
+
+def _of_array(file: Path, encoding: str | None, cursor: Cursor | None) -> Iterator[Numbered]:
+    done = int(cursor["record"]) if cursor else 0
+    if done == _END:
+        return
+    with open_text(file, encoding) as stream:
+        text = stream.read()
+    decoder = json.JSONDecoder(parse_constant=lambda _: None)
+    number, at = 0, _GAP.match(text, text.index("[") + 1).end()  # type: ignore[union-attr]
+    while at < len(text) and text[at] != "]":
+        number += 1
+        try:
+            record, at = decoder.raw_decode(text, at)
+        except RecursionError as error:
+            raise ValueError("nested too deep") from error
+        at = _GAP.match(text, at).end()  # type: ignore[union-attr]
+        if number > done:
+            is_object = isinstance(record, dict)
+            here: Cursor = {"record": number}
+            yield f"{file.name} record {number}", here, record if is_object else _no_object()
+    if at >= len(text):
+        raise ValueError("the array breaks off")
+
+
+def _object(line: bytes) -> dict[str, Any] | ValueError:
+    if len(line) >= MAX_LINE:
+        return ValueError(f"a line of more than {MAX_LINE} bytes")
+    try:
+        return parse_object(line)
+    except UnicodeDecodeError:
+        return ValueError(NOT_UTF8)
+    except ValueError as error:
+        return error
+
+
+def _no_object() -> ValueError:
+    return ValueError("no JSON object")
+
+
+def _lines(stream: BinaryIO) -> Iterator[bytes]:
+    """Lines, each cut to `MAX_LINE` bytes; the rest of a longer one is passed over."""
+    while line := stream.readline(MAX_LINE):
+        rest = line
+        while rest and len(rest) == MAX_LINE and not rest.endswith(b"\n"):
+            rest = stream.readline(MAX_LINE)
+        yield line

@@ -1,0 +1,121 @@
+"""Lists of images with their texts, a JSON object a line."""
+
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from openblip.data.importers.json_records import json_records, num_records
+from openblip.data.importers.source import (
+    Cursor,
+    Entry,
+    Found,
+    Refused,
+    SourceOptions,
+    UnsafePath,
+    foreign_prefix,
+    id_text,
+    placed,
+    plain,
+    texts_of,
+)
+from openblip.data.importers.splits import known_split, pop_split
+from openblip.data.importers.text_files import plain_name
+from openblip.data.report import Reason
+
+_IMAGE_FIELDS = ("image", "file_name", "filename", "filepath", "path")
+_CAPTION_FIELDS = ("captions", "caption", "text")
+_LIST_NAMES = ("captions", "metadata")
+_NUM_TRIED = 100
+
+
+def is_list_name(name: str) -> bool:
+    """Whether a file of that name in a folder of images is taken for a list of them.
+
+    It is `captions.jsonl`, `metadata.jsonl`, or has the name of a split.
+    """
+    stem, _, suffix = plain_name(Path(name)).rpartition(".")
+    return suffix == "jsonl" and (stem in _LIST_NAMES or known_split(stem) is not None)
+
+
+class JsonlSource:
+    """One JSON object per line, or an array of them, each with a path and texts.
+
+    The image is in the first there is of `image`, `file_name`, `filename`, `filepath`, `path`
+    (relative to the folder of the file, or `image_root`); the texts in the first that has any of
+    `captions`, `caption` or `text`; `id`, and `split` or `set_name`, are optional, and everything
+    else becomes metadata. The id is the path where there is none.
+    """
+
+    format = "jsonl"
+
+    def __init__(self, file: Path, options: SourceOptions, within: str = "") -> None:
+        """Reads nothing yet.
+
+        Args:
+            file: the list.
+            options: may name the folder of the images.
+            within: folder of the list in a source of several, with a slash behind; begins ids that
+                are paths.
+        """
+        self._file, self._encoding = file, options.encoding
+        self._root, self._prefix = options.image_root or file.parent, ""
+        self._within_source, self._within = within, within if not options.image_root else ""
+        if options.image_root is not None:
+            names = islice(self._names(), _NUM_TRIED)
+            self._prefix = foreign_prefix(options.image_root, list(names))
+
+    def total(self) -> int | None:
+        """Number of lines; None where counting them means reading everything."""
+        return num_records(self._file, self._encoding)
+
+    def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
+        """Yields one entry for each line that is not blank, or record of an array."""
+        for where, here, record in json_records(self._file, self._encoding, cursor):
+            yield self._entry(record, self._within_source + where, here)
+
+    def _names(self) -> Iterator[str]:
+        for _, _, record in json_records(self._file, self._encoding, None):
+            name = None if isinstance(record, ValueError) else _pop_first(record, _IMAGE_FIELDS)
+            if isinstance(name, str):
+                yield name
+
+    def _entry(self, record: dict[str, Any] | ValueError, where: str, cursor: Cursor) -> Entry:
+        try:
+            if isinstance(record, ValueError):
+                raise record
+            name, captions = _pop_first(record, _IMAGE_FIELDS), _pop_first(record, _CAPTION_FIELDS)
+            if not isinstance(name, str):
+                raise ValueError(f"no field {' or '.join(_IMAGE_FIELDS)} with a path")
+            path, name = placed(self._root, name, self._prefix)
+            texts = texts_of(captions)
+        except UnsafePath as error:
+            return Refused(where, cursor, Reason.UNSAFE_PATH, str(error))
+        except ValueError as error:
+            return Refused(where, cursor, Reason.BAD_RECORD, str(error))
+        key, split = id_text(record.pop("id", None)), pop_split(record)
+        return Found(
+            where=f"{where}, {name}",
+            cursor=cursor,
+            image=path,
+            captions=texts,
+            key=self._within + name if key is None else key,
+            split=split,
+            place=self._file,
+            image_folder=str(PurePosixPath(name).parent),
+            meta={name: plain(value) for name, value in record.items()},
+            may_lack_captions=captions == [],
+        )
+
+
+def _pop_first(record: dict[str, Any], names: tuple[str, ...]) -> Any:
+    """Takes out the first field that has something in it, and those before, which have nothing."""
+    empty = None
+    for name in names:
+        value = record.get(name)
+        if value is None or value in ("", [], [None]):
+            record.pop(name, None)
+            empty = value if empty is None else empty
+        else:
+            return record.pop(name)
+    return empty

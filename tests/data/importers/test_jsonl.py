@@ -1,0 +1,218 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from openblip.data.importers.driver import import_pairs
+from openblip.data.report import ImportReport
+from openblip.data.table import PairTable
+
+
+def _import(source: Path, **options: object) -> tuple[ImportReport, list[dict[str, object]]]:
+    uri = source.with_name("out.lance")
+    report = import_pairs(source, uri, show_progress=False, **options)
+    return report, PairTable.open(uri).take(range(report.num_rows)).to_pylist()
+
+
+def test_captions_jsonl_gives_a_row_per_line(
+    write_jsonl: Callable[..., Path], jpeg: Callable[..., bytes]
+) -> None:
+    source = write_jsonl(
+        [
+            {"image": "images/0.jpg", "captions": ["a", "b"], "split": "val", "label": [1, "x"]},
+            {"image": "images/1.jpg", "captions": [" c "], "split": "test", "source": "s"},
+            {"image": "images/2.jpg", "captions": ["d"]},
+        ]
+    )
+    report, rows = _import(source, origin="human")
+    assert (report.num_rows, report.num_captions, report.num_skipped) == (3, 4, 0)
+    assert report.splits == {"val": 1, "test": 1, "train": 1}
+    assert report.format == "jsonl"
+    assert report.complete
+    assert rows[0] == {
+        "id": "images/0.jpg",
+        "image": jpeg(0),
+        "image_uri": None,
+        "width": 24,
+        "height": 16,
+        "captions": ["a", "b"],
+        "origin": "human",
+        "split": "val",
+        "meta": '{"label": [1, "x"]}',
+    }
+    assert rows[1]["captions"] == ["c"]
+    assert json.loads(str(rows[1]["meta"])) == {"source": "s"}
+
+
+def test_ids_and_other_field_names_are_understood(write_jsonl: Callable[..., Path]) -> None:
+    source = write_jsonl(
+        [
+            {"id": 7, "file_name": "images/0.jpg", "text": "a"},
+            {"id": "k", "path": "images/1.jpg", "caption": "b", "split": "restval"},
+        ]
+    )
+    _, rows = _import(source / "captions.jsonl")
+    assert [(row["id"], row["captions"], row["split"]) for row in rows] == [
+        ("7", ["a"], "train"),
+        ("k", ["b"], "train"),
+    ]
+
+
+def test_the_split_can_be_overridden(write_jsonl: Callable[..., Path]) -> None:
+    source = write_jsonl([{"image": "images/0.jpg", "captions": ["a"], "split": "train"}])
+    report, rows = _import(source, split="test")
+    assert report.splits == {"test": 1}
+    assert rows[0]["split"] == "test"
+
+
+def test_only_the_place_of_an_image_can_be_stored(write_jsonl: Callable[..., Path]) -> None:
+    source = write_jsonl([{"image": "images/0.jpg", "captions": ["a"]}])
+    _, rows = _import(source, store="uri")
+    assert rows[0]["image"] is None
+    assert rows[0]["image_uri"] == str(source / "images" / "0.jpg")
+    assert rows[0]["width"] == 24
+
+
+def test_damaged_lines_are_reported_with_their_number(write_jsonl: Callable[..., Path]) -> None:
+    source = write_jsonl(
+        [
+            {"image": "images/0.jpg", "captions": ["good"]},
+            '{"image": "images/1.jpg", "captions": ["broken',
+            "[1, 2]",
+            {"captions": ["no image"]},
+            {"image": "images/2.jpg", "captions": [1]},
+            {"image": "images/3.jpg", "captions": ["x"], "split": "holdout"},
+            "",
+            "[" * 100_000,
+            {"image": "images/4.jpg", "captions": ["good too"]},
+        ]
+    )
+    report, rows = _import(source)
+    assert [row["id"] for row in rows] == ["images/0.jpg", "images/4.jpg"]
+    # The pictures of bad records are then of no record.
+    assert report.skipped == {"bad record": 6, "missing caption": 2}
+    places = [example.where for example in report.examples["bad record"]]
+    assert [place.split(",")[0] for place in places] == [
+        f"captions.jsonl line {number}" for number in (2, 3, 4, 5, 6, 8)
+    ]
+    assert "unknown split 'holdout'" in report.to_text()
+
+
+def test_missing_captions_are_left_out_but_an_empty_list_is_an_answer(
+    write_jsonl: Callable[..., Path],
+) -> None:
+    source = write_jsonl(
+        [
+            {"image": "images/0.jpg"},
+            {"image": "images/1.jpg", "captions": ["  ", ""]},
+            {"image": "images/2.jpg", "captions": [], "questions": [{"question": "?"}]},
+        ]
+    )
+    report, rows = _import(source)
+    assert report.skipped == {"missing caption": 2}
+    assert report.noted == {"imported without captions": 1}
+    assert [row["captions"] for row in rows] == [[]]
+    assert json.loads(str(rows[0]["meta"])) == {"questions": [{"question": "?"}]}
+
+
+def test_bad_images_are_left_out_with_the_reason(
+    write_jsonl: Callable[..., Path], jpeg: Callable[..., bytes]
+) -> None:
+    names = ["0", "cut", "text", "empty", "gone", "bomb", "1"]
+    source = write_jsonl([{"image": f"images/{n}.jpg", "captions": ["x"]} for n in names])
+    (source / "images" / "cut.jpg").write_bytes(jpeg(0)[:-300])
+    (source / "images" / "text.jpg").write_text("no image")
+    (source / "images" / "empty.jpg").touch()
+    # A header that promises 60000 x 60000 pixels: nothing may be decoded for it.
+    bomb = b"P6 60000 60000 255\n" + bytes(100)
+    (source / "images" / "bomb.jpg").write_bytes(bomb)
+    report, rows = _import(source)
+    assert [row["id"] for row in rows] == ["images/0.jpg", "images/1.jpg"]
+    assert report.skipped == {"unreadable image": 3, "missing image": 1, "image too large": 1}
+    assert "line 6, images/bomb.jpg" in report.examples["image too large"][0].where
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("../outside.jpg", "images/../../outside.jpg", "..\\outside.jpg", "images/.."),
+        *("/etc/passwd", "C:\\x.jpg", "\\\\host\\x.jpg"),
+        *("file:///etc/passwd", "https://example.com/a.jpg"),
+    ],
+)
+def test_paths_out_of_the_folder_are_refused(
+    write_jsonl: Callable[..., Path], jpeg: Callable[..., bytes], name: str
+) -> None:
+    records = [{"image": path, "captions": ["x"]} for path in (name, "images/../images/0.jpg")]
+    source = write_jsonl(records)
+    source.with_name("outside.jpg").write_bytes(jpeg(99))
+    report, rows = _import(source)
+    assert report.skipped == {"unsafe path": 1}
+    assert [row["id"] for row in rows] == ["images/../images/0.jpg"]
+
+
+def test_duplicates_are_left_out(write_jsonl: Callable[..., Path]) -> None:
+    names = ["0", "1", "0", "2", "2"]
+    source = write_jsonl([{"image": f"images/{n}.jpg", "captions": ["x"]} for n in names])
+    report, rows = _import(source)
+    assert report.skipped == {"duplicate id": 2}
+    assert report.num_rows == len(rows) == 3
+    assert "line 3" in report.examples["duplicate id"][0].where
+
+
+def test_hashes_as_ids_drop_equal_images(write_jsonl: Callable[..., Path]) -> None:
+    source = write_jsonl([{"image": f"images/{n}.jpg", "captions": ["x"]} for n in (0, 1, 2)])
+    (source / "images" / "2.jpg").write_bytes((source / "images" / "0.jpg").read_bytes())
+    report, rows = _import(source, ids="sha256")
+    assert report.skipped == {"duplicate id": 1}
+    assert [len(str(row["id"])) for row in rows] == [64, 64]
+
+
+def test_a_field_that_is_null_or_empty_falls_through_to_the_next(
+    write_jsonl: Callable[..., Path],
+) -> None:
+    source = write_jsonl(
+        [
+            {"image": None, "file_name": "images/0.jpg", "captions": None, "caption": "a"},
+            {"image": "images/1.jpg", "captions": [], "text": "b"},
+            {"image": "images/2.jpg", "caption": "c", "text": "not this"},
+        ]
+    )
+    _, rows = _import(source)
+    assert [row["captions"] for row in rows] == [["a"], ["b"], ["c"]]
+    assert json.loads(str(rows[2]["meta"])) == {"text": "not this"}
+
+
+def test_the_split_may_be_called_set_name_and_must_not_contradict_itself(
+    write_jsonl: Callable[..., Path],
+) -> None:
+    fields = [
+        {"set_name": "test"},
+        {"split": None, "set_name": "val"},
+        {"split": "val", "set_name": "validation"},
+        {"split": "train", "set_name": "test"},
+    ]
+    records = [
+        {"image": f"images/{number}.jpg", "caption": "a", **own}
+        for number, own in enumerate(fields)
+    ]
+    report, rows = _import(write_jsonl(records))
+    assert [row["split"] for row in rows] == ["test", "val", "val"]
+    assert report.skipped == {"contradiction": 1}
+    assert "'train and test'" in report.to_text()
+
+
+def test_an_option_settles_a_contradiction(write_jsonl: Callable[..., Path]) -> None:
+    record = {"image": "images/0.jpg", "caption": "a", "split": "train", "set_name": "test"}
+    report, _ = _import(write_jsonl([record]), split="val")
+    assert report.splits == {"val": 1}
+
+
+def test_a_mark_of_the_byte_order_before_the_first_line_is_none_of_it(
+    write_jsonl: Callable[..., Path],
+) -> None:
+    source = write_jsonl([{"image": "images/0.jpg", "caption": "a"}])
+    file = source / "captions.jsonl"
+    file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    assert _import(source)[0].num_rows == 1
