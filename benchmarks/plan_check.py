@@ -36,9 +36,9 @@ from openblip.recipes.baselines import as_albef, as_clip
 from openblip.recipes.devices import DEVICES
 from openblip.recipes.pretrain import PRETRAIN_RECIPES, base
 from openblip.recipes.sizing import GPU_UTILISATION, Cluster, Planner, run_cost
-from openblip.tasks.captioner import CaptionerObjectives
 from openblip.tasks.pretrain import PretrainObjectives
 from openblip.tasks.protocol import StepPosition
+from openblip.tasks.settings import CaptionerObjectives
 from openblip.training.allocator import keep_freed_memory, return_freed_memory
 from openblip.training.build import build_model, build_task
 from openblip.training.config import ModelOverrides, Recipe

@@ -19,6 +19,8 @@ LAYERS = {
     "page": 0,
     "interruption": 0,
     "locks": 0,
+    "threads": 0,
+    "documents": 0,
     "model": 0,
     "objectives": 1,
     "data": 1,
@@ -36,7 +38,15 @@ LAYERS = {
     "__main__": 8,
 }
 NEVER = {("objectives", "model"), ("data", "model"), ("model", "progress"), ("model", "page")}
-SAME_LAYER = {("model", "errors"), ("page", "errors"), ("locks", "errors"), ("interop", "data")}
+SAME_LAYER = {
+    ("model", "errors"),
+    ("page", "errors"),
+    ("page", "atomic"),
+    ("atomic", "errors"),
+    ("locks", "errors"),
+    ("documents", "errors"),
+    ("interop", "data"),
+}
 # Each heavy or optional library is imported by these files alone.
 ONE_PLACE = {
     "lance": {"data/versions.py", "data/fragments.py"},

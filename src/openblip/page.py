@@ -2,7 +2,6 @@
 
 import base64
 import io
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -11,6 +10,8 @@ from pathlib import Path
 from typing import Literal
 
 from PIL import Image
+
+from openblip.atomic import replace_file
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1c2126; --soft: #5d6872;
@@ -129,17 +130,21 @@ class Page:
         self._parts.append(f'<div class="cards">{"".join(_card(*card) for card in cards)}</div>')
 
     def save(self, path: Path) -> Path:
-        """Write the page, whole or not at all, and return where it is."""
+        """Write the page, whole or not at all, and return where it is.
+
+        Raises:
+            UnwritableError: it cannot be written.
+        """
         html = (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{escape(self.title)}</title><style>{_STYLE}</style></head>"
             f"<body><main>{''.join(self._parts)}</main></body></html>"
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        temporary.write_text(html, encoding="utf-8")
-        return temporary.replace(path)
+        with replace_file(path) as unfinished:
+            # A name that is no Unicode must not keep the page from being written.
+            unfinished.write_text(html, encoding="utf-8", errors="backslashreplace")
+        return path
 
 
 def histogram(

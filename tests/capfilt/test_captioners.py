@@ -24,6 +24,7 @@ def rows_of(table: PairTable) -> list[dict[str, object]]:
     return [row for row in opened.take(range(len(opened))).to_pylist() if row["synthetic"]]
 
 
+@pytest.mark.filterwarnings("ignore::openblip.errors.UntrainedHead")
 def test_texts_of_each_captioner_are_those_that_it_writes_alone(
     table: PairTable, models: dict[str, str], tmp_path: Path
 ) -> None:
@@ -55,6 +56,7 @@ def test_texts_of_each_captioner_are_those_that_it_writes_alone(
     }
 
 
+@pytest.mark.filterwarnings("ignore::openblip.errors.UntrainedHead")
 def test_the_command_takes_several(table: PairTable, models: dict[str, str]) -> None:
     words = ["capfilt", "run", table.uri, "--filter", models["filter"], "--processes", "1"]
     assert main([*words, "--captioner", models["captioner"], models["filter"]]) == 0

@@ -61,6 +61,7 @@ def test_equal_images_are_found_by_their_embeddings(
     assert ("leak", "test-0000000") in {(leak.row, leak.of) for leak in leaks.examples}
 
 
+@pytest.mark.filterwarnings("ignore::openblip.errors.UntrainedHead")
 def test_embeddings_of_two_models_are_not_compared(
     doubled: PairTable, table: PairTable, models: dict[str, str]
 ) -> None:

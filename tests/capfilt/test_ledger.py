@@ -8,6 +8,7 @@ import pytest
 from openblip.capfilt import ledger as module
 from openblip.capfilt.ledger import Activity, Entry, Ledger, LedgerTakenError, leased, released
 from openblip.capfilt.store import Store, open_store
+from openblip.errors import StorageError
 
 DONE = Entry(7, "abcd", 100, state="done", worker="host:1", attempts=2, file="f", checksum="c")
 
@@ -71,3 +72,24 @@ def test_activity_is_read_as_written(store: Store) -> None:
     assert ledger.activity() is None
     ledger.flush(activity)
     assert Ledger(store).activity() == activity
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("ledger/log-000000000001", b"{}\n"),
+        ("ledger/log-000000000001", b"no JSON\n"),
+        ("ledger/log-000000000001", b"[1]\n"),
+        ("ledger/snapshot-000000000001", b"no gzip"),
+    ],
+)
+def test_a_damaged_file_is_named_with_what_to_do(name: str, content: bytes, store: Store) -> None:
+    store.write(name, content)
+    with pytest.raises(StorageError, match=rf"{name} is damaged .*: remove it"):
+        Ledger(store)
+
+
+def test_a_damaged_activity_is_named(store: Store) -> None:
+    store.write("activity.json", b"[]")
+    with pytest.raises(StorageError, match=r"activity\.json is damaged"):
+        Ledger(store).activity()

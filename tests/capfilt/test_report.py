@@ -38,6 +38,13 @@ def test_the_page_is_self_contained_and_shows_every_part(
     assert "https://" not in html
     assert "<script" not in html
     assert settings.captioner in html
+    assert "standard deviation" in html
+    told: list[str] = []
+    scored = PairTable.open(table.uri)
+    page = write_report(scored, tmp_path / "none.html", threshold=1.0, warn=told.append)
+    assert told
+    assert all(line.startswith("at the threshold 1 none of ") for line in told)
+    assert all(line in page.read_text(encoding="utf-8") for line in told)
 
 
 def test_texts_of_strangers_are_escaped(

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from openblip.capfilt.status import job_status
 from openblip.capfilt.worker import Worker
 from openblip.data.shuffle import named_seed
 from openblip.data.table import PairRow, PairTable
-from openblip.errors import CheckpointError, DataError, RecipeError
+from openblip.errors import CheckpointError, DataError, RecipeError, UnknownWords
 from openblip.inference import Decoding, load
 
 
@@ -171,6 +172,7 @@ def test_a_job_is_finished_when_its_files_stand_in_the_table(
     assert job_status(table.uri).is_finished
 
 
+@pytest.mark.filterwarnings("ignore::openblip.errors.UntrainedHead")
 def test_a_worker_whose_model_is_another_one_does_not_begin(
     table: PairTable, models: dict[str, str], tmp_path: Path
 ) -> None:
@@ -250,3 +252,38 @@ def test_a_table_without_rows_is_refused_and_left_as_it_is(
         run_capfilt(empty.uri, settings(models), processes=1)
     assert PairTable.open(empty.uri).version == empty.version
     assert not Path(jobs_folder(empty.uri)).exists()
+
+
+def test_a_job_tells_once_which_words_the_filter_does_not_know(
+    table: PairTable, models: dict[str, str], tmp_path: Path
+) -> None:
+    rows = table.take(range(6)).to_pylist()
+    uri = str(tmp_path / "unknown.lance")
+    texts = [["собака на столе"], ["кошка на улице"], ["a red circle"]] * 2
+    PairTable.create(
+        uri,
+        (
+            PairRow(row["id"], row["image"], captions=own, origin="web")
+            for row, own in zip(rows, texts, strict=True)
+        ),
+    )
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        run_capfilt(uri, settings(models, prompt="картина "), processes=1)
+    found = [str(each.message) for each in told if each.category is UnknownWords]
+    assert len(found) == 2
+    assert "4 of 6 captions of 6 rows have no word that it knows" in found[0]
+    assert "of the prompts (100%) are [UNK]: the model's vocabulary lacks 'картина'" in found[1]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        run_capfilt(uri, settings(models, prompt="картина "), processes=1)
+
+
+def test_a_setting_that_is_off_leaves_the_fingerprint_of_earlier_jobs(
+    table: PairTable, models: dict[str, str]
+) -> None:
+    plain = settings(models)
+    assert "no_repeat_ngram_size" not in plain.decoding.stored()
+    used = replace(plain, decoding=replace(plain.decoding, no_repeat_ngram_size=3))
+    jobs = [CapFiltJob.plan(table.uri, each) for each in (plain, used)]
+    assert jobs[0].fingerprint != jobs[1].fingerprint

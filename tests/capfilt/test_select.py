@@ -10,12 +10,16 @@ import pytest
 from openblip.capfilt.scores import read_scores, texts_of
 from openblip.capfilt.select import (
     Rejected,
+    cuts,
     keep_rates,
     noise_quality,
     precision_at_recall,
     rejections,
+    spreads,
 )
+from openblip.cli import main
 from openblip.data.table import PairRow, PairTable
+from openblip.data.views import CaptionView
 from openblip.errors import DataError, RecipeError
 
 KINDS = ["true", "true", "other_image", "other_image", "boilerplate"]
@@ -126,3 +130,76 @@ def test_every_text_that_does_not_count_has_its_reason(scored: PairTable) -> Non
     assert rejections(scored, [0.85], itm_of=("synthetic=0.1", "web=0.0")) == []
     with pytest.raises(DataError, match="not been checked"):
         rejections(scored, [0.5], without=("leaks",))
+
+
+def test_a_threshold_is_found_by_the_share_that_it_keeps(scored: PairTable) -> None:
+    scores = read_scores(scored)
+    found = {(c.source, c.share): c for c in cuts(scores, [1.0, 0.6, 0.4, 0.0])}
+    # Of 0.05, 0.1, 0.2, 0.6, 0.9; equal scores stay or go together.
+    assert [found["web", share].kept for share in (1.0, 0.6, 0.4, 0.0)] == [5, 3, 2, 0]
+    assert [found["synthetic", share].kept for share in (1.0, 0.6, 0.4, 0.0)] == [5, 0, 0, 0]
+    assert found["web", 0.4].threshold == 0.4
+    for cut in found.values():
+        view = CaptionView(sources=(cut.source,), itm=cut.threshold)
+        assert view.resolve(scored, may_be_empty=True).num_admitted[cut.source] == cut.kept
+        (rate,) = (r for r in keep_rates(scores, [cut.threshold]) if r.source == cut.source)
+        assert (rate.kept, rate.total) == (cut.kept, 5)
+    with pytest.raises(RecipeError, match="a share of 2 cannot"):
+        cuts(scores, [2.0])
+
+
+def test_shares_and_quantiles_are_given_on_the_command_line(
+    scored: PairTable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["capfilt", "select", scored.uri, "--keep", "40%", "--quantiles", "0.4"]) == 0
+    shown = capsys.readouterr().out
+    assert "to keep 40 %: --itm-of web=0.4 synthetic=" in shown
+    assert "to keep 60 %: --itm-of web=0.2 " in shown
+    assert "\nthreshold" not in shown
+    assert main(["capfilt", "select", scored.uri, "--keep", "40%", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert [(c["source"], c["kept"]) for c in told["cuts"]] == [("web", 2), ("synthetic", 0)]
+    assert main(["capfilt", "select", scored.uri, "--keep", "half"]) == 1
+    assert "--keep half: write a share as 50% or 0.5" in capsys.readouterr().err
+
+
+def test_scores_that_no_threshold_separates_are_told(
+    scored: PairTable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    narrow = {spread.source: spread.is_narrow for spread in spreads(read_scores(scored))}
+    assert narrow == {"web": False, "synthetic": True}
+    assert main(["capfilt", "select", scored.uri]) == 0
+    shown = capsys.readouterr()
+    assert "ITM of 5 web texts: 0.05 to 0.9, standard deviation 0.3" in shown.out
+    assert "5 synthetic texts: 0.8 to 0.8, standard deviation 0: so narrow a range" in shown.out
+    assert "at the threshold 0.9 none of 5 web texts stays" in shown.err
+
+
+def test_a_flag_for_several_values_without_any_is_wrong_usage(
+    scored: PairTable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (["--thresholds"], ["--thresholds", "--json"], ["--keep", "--json"]):
+        assert main(["capfilt", "select", scored.uri, *words]) == 2
+        assert f"{words[0]} needs a value, or several" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("itm", "message"),
+    [
+        ([float("nan")], "row 0 of .*: a text in captions has the scores nan and"),
+        ([None], "has the scores None and"),
+        ([1.5], "has the scores 1.5 and"),
+        ([0.5, 0.5], "2 values in captions_itm but 1 in captions_itc"),
+        ([], "0 values in captions_itm but 1 in captions_itc"),
+    ],
+)
+def test_scores_that_are_none_are_refused_with_their_row(
+    itm: list[float | None], message: str, scored: PairTable
+) -> None:
+    web: list[list[float | None] | None] = [[score] for score in WEB_ITM]
+    web.insert(2, None)
+    web[0] = itm
+    column = pa.table({"captions_itm": pa.array(web, pa.list_(pa.float32()))})
+    scored.add_columns(column, overwrite=True)
+    with pytest.raises(DataError, match=message):
+        read_scores(PairTable.open(scored.uri))

@@ -1,13 +1,20 @@
 """`openblip caption`: what it needs to start, and mistakes that it names before any work."""
 
+import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
+import openblip
 from openblip.cli import main
+from openblip.inference import Blip
+
+from ..inference.conftest import make_med
 
 
 def test_help_needs_no_heavy_library() -> None:
@@ -59,3 +66,126 @@ def test_mistakes_are_named_in_one_line(
     assert not output.out
     assert "Traceback" not in output.err
     assert sorted(p.name for p in here.iterdir()) == ["mine.jsonl", "nothing", "photo.png"]
+
+
+def test_the_flags_are_the_settings_of_decoding() -> None:
+    from openblip.cli.decoding_flags import DecodingFlags
+    from openblip.inference import Decoding
+
+    assert DecodingFlags().decoding() == Decoding()
+    assert asdict(DecodingFlags()) == asdict(Decoding())
+
+
+@pytest.mark.parametrize(
+    ("words", "told", "code"),
+    [
+        (["--repetition-penalty", "0"], "--repetition-penalty must be above 0, not 0", 2),
+        (["--repetition-penalty", "nan"], "--repetition-penalty must be above 0, not nan", 2),
+        (["--length-penalty", "nan"], "--length-penalty must be", 2),
+        (["--top-k", "-1"], "--top-k must be at least 0, not -1", 2),
+        (["--no-repeat-ngram-size", "-2"], "--no-repeat-ngram-size must be at least 0, not -2", 2),
+        (["--min-length", "-1"], "--min-length must be at least 0, not -1", 2),
+        (["--max-length", "0"], "--max-length must be at least 1, not 0", 2),
+        (["--image-size", "0"], "--image-size must be at least 1, not 0", 2),
+        (["--image-size", "-32"], "--image-size must be at least 1, not -32", 2),
+        # Only the model knows that it has patches of 16 pixels.
+        (["--image-size", "33"], "33", 1),
+    ],
+)
+def test_settings_out_of_range_are_named(
+    photo: str,
+    checkpoint,
+    words: list[str],
+    told: str,
+    code: int,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(["caption", photo, "--model", checkpoint("captioner"), *words]) == code
+    assert told in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_every_setting_reaches_the_model(
+    photo: str, checkpoint, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    words = ["caption", photo, "--model", checkpoint("captioner"), "--prompt", "a", "-o", "o.jsonl"]
+    settings = {
+        "repetition_penalty": 1.3,
+        "length_penalty": 0.5,
+        "scoring": "transformers",
+        "no_repeat_ngram_size": 2,
+        "max_length": 30,
+        "min_length": 20,
+    }
+    for name, value in settings.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    assert main([*words, "--image-size", "48"]) == 0
+    blip = openblip.load(checkpoint("captioner"), "cpu", image_size=48)
+    ((expected,),) = blip.caption(photo, prompt="a", **settings)
+    line = json.loads(Path("o.jsonl").read_text())
+    assert line["captions"][0]["text"] == expected.text
+    stored = json.loads(Path("o.jsonl.settings.json").read_text())
+    assert stored["image_size"] == 48
+    assert {name: stored[name] for name in settings} == settings
+    # Other settings do not go on with this file, in whichever direction.
+    assert main(words) == 1
+    assert "image_size 48, not None" in capfdbinary.readouterr().err.decode()
+    assert main([*words, "--image-size", "48"]) == 0
+
+
+def test_what_is_off_is_not_stored_so_that_older_files_go_on(photo: str, checkpoint) -> None:
+    words = ["caption", photo, "--model", checkpoint("captioner"), "-o", "o.csv"]
+    assert main(words) == 0
+    stored = json.loads(Path("o.csv.settings.json").read_text())
+    assert not {"image_size", "no_repeat_ngram_size"} & set(stored)
+    assert main([*words, "--no-repeat-ngram-size", "3"]) == 1
+
+
+@pytest.mark.parametrize("form", ["jsonl", "csv", "txt", "coco", "sidecar"])
+def test_an_empty_caption_is_told(
+    photo: str, tokenizer, tmp_path: Path, form: str, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    med = make_med(tokenizer, heads=("lm",))
+    with torch.no_grad():
+        med.text.lm_head.bias[tokenizer.special.sep] = 99.0
+    Blip(med, tokenizer, "captioner", 32, 40).save(tmp_path / "silent")
+    words = ["caption", photo, "--model", "silent", "--prompt", "", "--min-length", "0"]
+    assert main([*words, *(["--sidecar"] if form == "sidecar" else ["--format", form])]) == 1
+    output = capfdbinary.readouterr()
+    told = output.err.decode()
+    assert "photo.png: the caption is empty: the model ended the caption at once" in told
+    assert "1 captioned (1 of them empty)" in told
+    assert not Path("photo.txt").exists()
+    if form == "jsonl":
+        (caption,) = json.loads(output.out)["captions"]
+        assert (caption["text"], caption["reason"][:15]) == ("", "the model ended")
+
+
+def test_every_file_of_a_folder_is_captioned_or_told(
+    photo: str, checkpoint, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name in ("a.png", "b.jfif", "c"):
+        (folder / name).write_bytes(Path(photo).read_bytes())
+    (folder / "notes.docx").write_bytes(b"PK\x03\x04")
+    (folder / ".hidden.png").touch()
+    (folder / "lost.png").symlink_to("nowhere")
+    words = ["caption", "photos", "--model", checkpoint("captioner"), "--format", "txt"]
+    assert main(words) == 1
+    output = capfdbinary.readouterr()
+    told = output.err.decode()
+    assert len(output.out.splitlines()) == 3
+    assert "photos/lost.png: a link to nothing" in told
+    assert "3 captioned" in told
+    assert "1 failed" in told
+    assert "left out: 1 hidden (such as photos/.hidden.png), 1 not an image" in told
+
+
+def test_an_address_and_standard_input_are_named(
+    photo: str, checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, why in {"https://x.org/a.jpg": "an address (https)", "-": "standard input"}.items():
+        for command in (["caption", name], ["match", name, "a"], ["ask", name, "what?"]):
+            head = {"match": "filter", "ask": "vqa"}.get(command[0], "captioner")
+            assert main([*command, "--model", checkpoint(head)]) == 1
+            assert why in capsys.readouterr().err

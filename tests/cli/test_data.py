@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from openblip.cli import main
+from openblip.data.table import PairTable
 
 
 @pytest.fixture
@@ -51,3 +52,23 @@ def test_an_import_of_nothing_but_damage_fails(
     told = capsys.readouterr()
     assert json.loads(told.out)["skipped"] == {"unreadable image": 1}
     assert "sha256" not in told.err
+
+
+def test_photos_without_captions_are_imported_where_that_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    (folder / "more").mkdir(parents=True)
+    Image.new("RGB", (8, 8), "red").save(folder / "a.png")
+    Image.new("RGB", (8, 8), "blue").save(folder / "more" / "b.png")
+    table = str(tmp_path / "photos.lance")
+    assert main(["data", "import", str(folder), table]) == 1
+    told = capsys.readouterr()
+    assert "missing caption: 2" in told.out
+    assert "--without-captions imports them" in told.err
+
+    (folder / "a.txt").write_text("a red square")
+    assert main(["data", "import", str(folder), table, "--without-captions", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["num_rows"] == 2
+    rows = PairTable.open(table).take([0, 1], ["id", "captions"]).to_pylist()
+    assert rows == [{"id": "a", "captions": ["a red square"]}, {"id": "more/b", "captions": []}]

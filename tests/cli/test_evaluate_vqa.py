@@ -69,9 +69,24 @@ def test_mistakes_are_named(
     checkpoint: Checkpoint, table: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["evaluate", "vqa", checkpoint("vqa"), table, "--candidates", "gone.txt"]) == 1
-    assert "gone.txt: the candidates cannot be read" in capsys.readouterr().err
+    assert "gone.txt: cannot be read" in capsys.readouterr().err
     # Before the model is loaded.
     assert main(["evaluate", "vqa", "gone", table, "--split", "val", "--report", "p.html"]) == 1
     assert "--report: pairs.lance: no row of the split 'val'" in capsys.readouterr().err
     assert main(["evaluate", "vqa", checkpoint("captioner"), table]) == 1
     assert "question-answering" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("always::openblip.errors.OpenBlipWarning")
+def test_one_answer_for_nearly_all_comes_first(
+    checkpoint: Checkpoint, photo: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    questions = [{"question": "is it night", "answer": "no"}] * 12
+    row = PairRow("row", Path(photo).read_bytes(), split="test", meta={"questions": questions})
+    PairTable.create("pairs.lance", [row])
+    Path("list.txt").write_text("\ufeffyes\nyes\n\n", encoding="utf-8")
+    words = [checkpoint("vqa"), "pairs.lance", "--candidates", "list.txt"]
+    shown = run(capsys, *words).splitlines()
+    assert shown[0] == "nearly all results are the same: 12 of 12 are 'yes'"
+    found = json.loads(run(capsys, *words, "--json"))
+    assert found["dominant"] == {"text": "yes", "count": 12, "of": 12}

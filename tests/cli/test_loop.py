@@ -47,6 +47,8 @@ def run(*words: str | Path) -> None:
     assert main([str(word) for word in words]) == 0
 
 
+# Of models that have learnt for seconds little stays, which is told.
+@pytest.mark.filterwarnings("default::openblip.errors.OpenBlipWarning")
 def test_the_whole_loop_through_the_commands(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,5 +1,6 @@
 """The command's outer shape: help, exit codes, one-line errors."""
 
+import io
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from openblip.cli import _COMMANDS, _warnings_in_one_line, main
+from openblip.cli.output import print_json
+from openblip.data.table import PairRow, PairTable
 from openblip.errors import TextTruncated
 
 
@@ -111,12 +114,14 @@ def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_a_warning_is_one_line_without_code(capsys: pytest.CaptureFixture[str]) -> None:
-    with warnings.catch_warnings(record=True) as others, _warnings_in_one_line("openblip match"):
+    with _warnings_in_one_line("openblip match"):
         warnings.simplefilter("always")
         warnings.warn("text 1 is cut at its word 31, 'dog'", TextTruncated, 1)
-        warnings.warn("of someone else", UserWarning, 1)
-    assert [str(other.message) for other in others] == ["of someone else"]
-    assert capsys.readouterr().err == "openblip match: text 1 is cut at its word 31, 'dog'\n"
+        warnings.warn("of someone\nelse", UserWarning, 1)
+    assert capsys.readouterr().err.splitlines() == [
+        "openblip match: text 1 is cut at its word 31, 'dog'",
+        "openblip match: UserWarning: of someone else",
+    ]
 
 
 def test_json_output_is_one_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,3 +134,145 @@ def test_json_output_is_one_value(tmp_path: Path, capsys: pytest.CaptureFixture[
     value = json.loads(capsys.readouterr().out)
     assert value["rows"] == 6
     assert {"split": "train", "origin": "web", "images": 3, "captions": 3} in value["counts"]
+
+
+WITHOUT_TORCH = """
+import sys
+from openblip.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    assert not {"torch", "lance", "pyarrow"} & set(sys.modules)
+"""
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "pretrain base t.lance run --help",
+        "pretrain albef t.lance run --help",
+        "finetune filter t.lance run --help",
+        "finetune vqa t.lance run --help",
+        "plan --help",
+        "compare --help",
+        "runs --help",
+        "evaluate vqa --help",
+    ],
+)
+def test_help_comes_without_torch(words: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *words.split()], capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "Example" in done.stdout or "example" in done.stdout
+
+
+# Ends a command where it imports torch, which is where waiting begins.
+AT_TORCH = """
+import sys
+from openblip.cli import main
+
+class Torch:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            print("torch", file=sys.stderr)
+            raise SystemExit(0)
+
+sys.meta_path.insert(0, Torch())
+for line in sys.stdin:
+    try:
+        main(line.split())
+    except SystemExit:
+        pass
+"""
+
+
+def test_a_long_command_says_that_it_begins_before_it_loads_anything() -> None:
+    lines = [
+        "pretrain tiny t.lance run",
+        "finetune filter t.lance run --init-from model",
+        "plan tiny --gpu cpu",
+        "capfilt run t.lance --captioner c --filter f",
+        "evaluate retrieval m t.lance",
+        "evaluate caption m t.lance",
+        "evaluate vqa m t.lance",
+        "evaluate nlvr m t.lance",
+        "evaluate classify m t.lance",
+        "caption x.jpg",
+        "match x.jpg text",
+        "ask x.jpg question",
+        "explain x.jpg text",
+        "convert a b",
+        "compare file.yaml",
+        "demo",
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", AT_TORCH], input="\n".join(lines), capture_output=True, text=True
+    )
+    told = done.stderr.splitlines()
+    assert told.count("torch") == len(lines), done.stderr
+    for before, line in zip(told[::2], lines, strict=True):
+        name = before.removeprefix("openblip ").removesuffix(": loading ...")
+        assert line.startswith(name), before
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from openblip.cli import data
+
+    def show(table: str) -> int:
+        raise KeyError(f"{table}\n\x1b[31m{'x' * 2000}")
+
+    monkeypatch.setattr(data, "show", show)
+    assert main(["data", "show", "--table", "t"]) == 1
+    told = capsys.readouterr().err
+    assert told.startswith("openblip data show: unexpected KeyError: 't")
+    assert told.endswith("; --debug shows the traceback\n")
+    assert told.count("\n") == 1
+    assert len(told) < 500
+    assert main(["data", "show", "--table", "t", "--debug"]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def run_in(*words: str, **environment: str) -> tuple[int, bytes, bytes]:
+    done = subprocess.run(
+        [sys.executable, "-m", "openblip", *words],
+        capture_output=True,
+        env=os.environ | environment,
+        timeout=120,
+    )
+    return done.returncode, done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_what_an_encoding_lacks_is_replaced(encoding: str, tmp_path: Path) -> None:
+    table = str(tmp_path / "t.lance")
+    PairTable.create(table, [PairRow(id="\u732b", image=b"x", captions=["\u732b"])])
+    code, told, errors = run_in("data", "show", table, PYTHONIOENCODING=encoding)
+    assert (code, errors) == (0, b"")
+    assert b'"id": "?"' in told
+    code, _, errors = run_in("data", "show", "\u732b.lance", PYTHONIOENCODING=encoding)
+    assert code == 1
+    assert b"no pair table at ?.lance" in errors
+
+
+def test_json_is_escaped_where_the_encoding_lacks_a_letter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, "ascii", write_through=True))
+    print_json({"caption": "\u732b"})
+    assert json.loads(written.getvalue()) == {"caption": "\u732b"}
+
+
+@pytest.mark.parametrize("columns", ["1", "0", "-5", "wide"])
+def test_a_terminal_of_one_column_gets_help_too(columns: str) -> None:
+    code, told, errors = run_in("data", "show", "--help", COLUMNS=columns)
+    assert (code, errors) == (0, b"")
+    assert b"--rows" in told
+
+
+def test_a_code_for_terminals_is_not_repeated(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["data", "show", "t", "\x1b[31mred"]) == 2
+    assert "\x1b" not in capsys.readouterr().err

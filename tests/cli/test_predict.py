@@ -1,6 +1,7 @@
 """`openblip match`, `ask` and `explain` on a photo."""
 
 import json
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -52,6 +53,48 @@ def test_ask_answers_each_question(
     assert "probability" in capsys.readouterr().out
 
 
+def test_ask_gives_a_ranking(
+    photo: str, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["ask", photo, "is it night", "--model", checkpoint("vqa"), "--top", "2"]
+    assert main([*words, "--candidates", "yes", "no", "night", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert len(row["ranking"]) == 2
+    assert row["ranking"][0] == {"answer": row["answer"], "probability": row["probability"]}
+    assert row["ranking"][0]["probability"] >= row["ranking"][1]["probability"]
+    assert main(words) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+    assert main([*words[:-1], "0"]) == 2
+    assert "--top must be at least 1, not 0" in capsys.readouterr().err
+
+
+@pytest.mark.filterwarnings("always::openblip.errors.OpenBlipWarning")
+def test_words_that_the_model_does_not_know_are_told_in_one_line(
+    photo: str, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = ["собака на столе", "кошка на улице"]
+    assert main(["match", photo, *texts, "--model", checkpoint("filter"), "--json"]) == 0
+    output = capsys.readouterr()
+    first, second = json.loads(output.out)
+    assert first["itm"] == second["itm"]
+    (told,) = output.err.splitlines()[1:]  # the first line says that the command begins
+    assert told.count("[UNK]") == 1
+    assert "2 of 2 texts have no word that it knows" in output.err
+
+
+@pytest.mark.filterwarnings("always::openblip.errors.OpenBlipWarning")
+def test_a_captioner_asked_to_match_says_what_it_is(
+    photo: str, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blip = openblip.load(checkpoint("pretrain"), "cpu")
+    blip.kind = "captioner"
+    blip.save(tmp_path / "captioner")
+    assert main(["match", photo, "a red square", "--model", str(tmp_path / "captioner")]) == 0
+    assert "(such as demo/filter)" in capsys.readouterr().err
+    assert main(["match", photo, "a red square", "--model", checkpoint("captioner")]) == 1
+    assert "(such as demo/filter)" in capsys.readouterr().err
+
+
 def test_candidates_may_stand_in_a_file(
     photo: str, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,7 +103,7 @@ def test_candidates_may_stand_in_a_file(
     assert main([*words, "--candidates-file", "answers.txt"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["answer"] in ("yes", "no")
     assert main([*words, "--candidates-file", "nowhere.txt"]) == 1
-    assert "nowhere.txt: the candidates cannot be read" in capsys.readouterr().err
+    assert "nowhere.txt: cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -113,3 +156,69 @@ def test_mistakes_are_named_in_one_line(
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.fixture
+def photos(photo: str) -> Path:
+    """A folder of two photos, one of them in another folder, and of a broken one."""
+    folder = Path("photos")
+    (folder / "more").mkdir(parents=True)
+    Image.open(photo).save(folder / "a.png")
+    Image.new("RGB", (50, 40), "red").save(folder / "more" / "b.jpg")
+    (folder / "broken.jpg").write_bytes(b"no image")
+    return folder
+
+
+def test_every_photo_of_a_folder_is_matched_with_every_text(
+    photos: Path, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts, names = ["a red square", "people at night"], ["photos/a.png", "photos/more/b.jpg"]
+    words = ["match", "photos/", *texts, "--model", checkpoint("filter")]
+    assert main([*words, "--json"]) == 1
+    told = capsys.readouterr()
+    assert "openblip match: photos/broken.jpg: " in told.err
+    assert "2 images, 1 failed" in told.err
+    lines = [json.loads(line) for line in told.out.splitlines()]
+    assert [line["image"] for line in lines] == names
+    blip = openblip.load(checkpoint("filter"), "cpu")
+    for line in lines:
+        expected = blip.match(line["image"], texts)
+        assert [m["text"] for m in line["matches"]] == texts
+        for kind in ("itm", "itc"):
+            found = [m[kind] for m in line["matches"]]
+            assert found == pytest.approx([getattr(m, kind) for m in expected], abs=1e-5)
+
+    (photos / "broken.jpg").unlink()
+    assert main(words) == 0
+    shown = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert shown[0] == ["image", *texts]
+    assert [row[0] for row in shown[1:]] == names
+    assert all(0 <= float(value) <= 1 for row in shown[1:] for value in row[1:])
+
+
+def test_every_photo_is_asked_every_question_wherever_it_lies(
+    photos: Path, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (photos / "broken.jpg").unlink()
+    with tarfile.open("photos.tar", "w") as tar:
+        tar.add(photos, ".")
+    assert main(["data", "import", "photos", "photos.lance", "--without-captions"]) == 0
+    questions = ["is it night?", "is there a dog?"]
+    model = ["--model", checkpoint("vqa"), "--candidates", "yes", "no"]
+    blip = openblip.load(checkpoint("vqa"), "cpu")
+    files = [photos / "a.png", photos / "more" / "b.jpg"]
+    expected = [[a.text for a in blip.ask(file, questions, ["yes", "no"])] for file in files]
+    capsys.readouterr()
+    for place, number in (
+        ("photos", 2),
+        ("photos/*.png", 1),
+        ("photos.tar", 2),
+        ("photos.lance", 2),
+    ):
+        assert main(["ask", place, *questions, *model, "--json"]) == 0
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        answers = [[a["answer"] for a in line["answers"]] for line in found]
+        assert answers == (expected if place != "photos/*.png" else expected[:1])
+        assert len(found) == number
+    assert main(["ask", "photos.lance", *questions, *model, "--split", "train"]) == 0
+    assert main(["ask", "photos/*.gif", *questions, *model]) == 1

@@ -37,3 +37,10 @@ def test_both_are_refused_with_the_remedy() -> None:
     recipe = PRETRAIN_RECIPES["tiny"]("pairs.lance")
     with pytest.raises(RecipeError, match=r"train\.steps is 1 and train\.epochs is 2.*None for"):
         changed(recipe, ["--train.steps=1", "--train.epochs=2"], "openblip pretrain")
+
+
+def test_a_model_to_start_from_takes_the_place_of_fresh_weights() -> None:
+    recipe = PRETRAIN_RECIPES["tiny"]("pairs.lance")
+    begun = changed(recipe, ["--init-from", "runs/x"], "openblip pretrain")
+    assert (begun.init_from, begun.model, begun.tokenizer) == ("runs/x", None, None)
+    assert begun.objectives == recipe.objectives

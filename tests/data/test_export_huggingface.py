@@ -1,6 +1,7 @@
 """A dataset folder as the `datasets` library reads it, and its card."""
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from PIL import Image
 
 from openblip.cli import main
 from openblip.data.export import export_pairs
+from openblip.data.importers import import_pairs
 from openblip.data.table import PairRow, PairTable
 from openblip.data.views import CaptionView
 
@@ -118,3 +120,99 @@ def test_the_command_writes_rejected_texts_beside(table: PairTable, tmp_path: Pa
     # The other formats hold one split.
     words = ["data", "export", table.uri, str(tmp_path / "coco"), "--format", "coco"]
     assert main([*words, "--split", "train", "val"]) == 1
+
+
+def test_images_of_a_parquet_export_open_as_images(table: PairTable, tmp_path: Path) -> None:
+    view = CaptionView(sources=("web",))
+    export_pairs(table, tmp_path / "out", "parquet", view, show_progress=False)
+    for place in (
+        {"path": str(tmp_path / "out")},
+        {"path": "parquet", "data_files": f"{tmp_path}/out/*.parquet"},
+    ):
+        read = datasets.load_dataset(**place, split="train", cache_dir=str(tmp_path / "cache"))
+        assert [row["image"].size for row in read] == [(24, 16), (24, 16)]
+        assert read["captions"] == [["kept", "bad"], ["poor"]]
+
+
+class TestTarsAsTheLibraryReadsThem:
+    """It takes the type of a field from the first five samples that have it, and casts the rest."""
+
+    def read(self, table: PairTable, tmp_path: Path) -> datasets.Dataset:
+        view = CaptionView(sources=("web",))
+        export_pairs(table, tmp_path / "out", "webdataset", view, show_progress=False)
+        return datasets.load_dataset(
+            "webdataset", data_files=f"{tmp_path}/out/*.tar", split="train",
+            cache_dir=str(tmp_path / "cache"),
+        )  # fmt: skip
+
+    @pytest.mark.parametrize("scored", [range(0), range(7, 12), range(3), range(2, 12, 3)])
+    def test_scores_may_begin_and_end_anywhere(
+        self, tmp_path: Path, jpeg: Callable[..., bytes], scored: range
+    ) -> None:
+        rows = [PairRow(str(n), jpeg(n), captions=[f"text {n}", "b"]) for n in range(12)]
+        table = PairTable.create(tmp_path / "pairs.lance", rows)
+        itm = [[None, 0.5] if n in scored else None for n in range(12)]
+        table.add_columns(pa.table({"captions_itm": pa.array(itm, pa.list_(pa.float32()))}))
+        read = self.read(table, tmp_path)
+        assert [row["captions"] for row in read["json"]] == [[f"text {n}", "b"] for n in range(12)]
+        if scored and scored[0] < 5:
+            assert [row["caption_itm"] for row in read["json"]] == itm
+
+    @pytest.mark.parametrize(
+        ("values", "told"),
+        [
+            ([1] * 7 + [0.31], [1.0] * 7 + [0.31]),
+            ([None] * 7 + ["CC0"], None),
+            ([[1], [0.5], [2]], [[1.0], [0.5], [2.0]]),
+            ([["a"], ["b", "c"]], [["a"], ["b", "c"]]),
+            ([True, False], [True, False]),
+        ],
+    )
+    def test_fields_of_one_type_stand_beside_the_others(
+        self, tmp_path: Path, jpeg: Callable[..., bytes], values: list[object], told: object
+    ) -> None:
+        read = self.read(self.table_of(values, tmp_path, jpeg), tmp_path)
+        assert told is None or [row["field"] for row in read["json"]] == told
+        assert not any(row.get("meta") for row in read["json"])
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            [{"a": 1}, "text", {"b": [None]}],
+            [[], ["a"]],
+            [[1, "a"], [None]],
+            [2**70, 1],
+            [1, True],
+            [1, "1"],
+        ],
+    )
+    def test_a_field_of_several_types_is_a_text(
+        self, tmp_path: Path, jpeg: Callable[..., bytes], values: list[object]
+    ) -> None:
+        table = self.table_of(values, tmp_path, jpeg)
+        read = self.read(table, tmp_path)
+        assert [json.loads(row["meta"])["field"] for row in read["json"]] == values
+        import_pairs(tmp_path / "out", tmp_path / "again.lance", show_progress=False)
+        again = PairTable.open(tmp_path / "again.lance").take(range(len(values)), ["meta"])
+        assert [json.loads(text)["field"] for text in again["meta"].to_pylist()] == values
+
+    def test_images_of_several_formats_are_all_read(
+        self, tmp_path: Path, jpeg: Callable[..., bytes]
+    ) -> None:
+        stream = io.BytesIO()
+        Image.new("RGB", (5, 7), "teal").save(stream, "PNG")
+        images = [jpeg(0), stream.getvalue(), *map(jpeg, range(1, 7)), stream.getvalue()]
+        rows = [PairRow(str(n), image, captions=["a"]) for n, image in enumerate(images)]
+        read = self.read(PairTable.create(tmp_path / "pairs.lance", rows), tmp_path)
+        assert [row["jpg"].size for row in read] == [
+            (5, 7) if n in (1, 8) else (24, 16) for n in range(9)
+        ]
+
+    def table_of(
+        self, values: list[object], tmp_path: Path, jpeg: Callable[..., bytes]
+    ) -> PairTable:
+        rows = [
+            PairRow(str(n), jpeg(n), captions=["a"], meta={"field": value})
+            for n, value in enumerate(values)
+        ]
+        return PairTable.create(tmp_path / "pairs.lance", rows)

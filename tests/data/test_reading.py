@@ -1,14 +1,23 @@
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from openblip.data import storage
 from openblip.data.images import open_image
-from openblip.data.reading import encoded_image, read_image_file, stream_images, table_images
+from openblip.data.reading import (
+    check_reachable,
+    encoded_image,
+    read_image_file,
+    row_image,
+    stream_images,
+    table_images,
+)
 from openblip.data.table import PairRow, PairTable
-from openblip.errors import DataError
+from openblip.errors import DataError, MissingExtra
 
 
 def test_bytes_from_the_table_go_first() -> None:
@@ -20,6 +29,14 @@ def test_paths_and_file_addresses_are_read(tmp_path: Path, prefix: str) -> None:
     (tmp_path / "a b.jpg").write_bytes(b"abc")
     name = str(tmp_path / "a b.jpg")
     assert encoded_image(None, prefix + (name.replace(" ", "%20") if prefix else name)) == b"abc"
+
+
+@pytest.mark.parametrize("name", ["caf\udce9.jpg", "50%\udce9 #1?.jpg"])
+def test_a_file_whose_name_is_no_unicode_is_found_by_its_row(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(b"abc")
+    row = PairRow("a", image_uri=str(tmp_path / name))
+    stored = PairTable.create(tmp_path / "t", [row]).take([0], ["image", "image_uri"]).to_pylist()
+    assert encoded_image(**stored[0]) == b"abc"
 
 
 def test_web_addresses_are_refused_with_a_remedy() -> None:
@@ -67,3 +84,32 @@ def test_an_image_of_a_table_that_cannot_be_read_is_named(
     assert next(streamed).size == next(streamed).size
     with pytest.raises(DataError, match="row 'broken'"):
         next(streamed)
+
+
+@pytest.fixture
+def without_extra(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if the packages for object stores were not installed."""
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    storage._read_settings.cache_clear()
+    yield
+    storage._read_settings.cache_clear()
+
+
+@pytest.mark.usefixtures("without_extra")
+def test_without_the_extra_an_address_costs_its_row_alone() -> None:
+    with pytest.raises(DataError, match=r"s3://b/x\.jpg: .*pip install 'openblip\[cloud\]'"):
+        row_image({"id": "a", "image": None, "image_uri": "s3://b/x.jpg"})
+
+
+@pytest.mark.usefixtures("without_extra")
+def test_work_that_can_leave_no_row_out_asks_for_the_extra_before_it_begins(tmp_path: Path) -> None:
+    rows = [PairRow(id="a", image=b"x"), PairRow(id="b", image_uri="s3://b/x.jpg")]
+    table = PairTable.create(tmp_path / "t.lance", rows)
+    with pytest.raises(MissingExtra, match=r"row 1 of .*, s3://b/x\.jpg: .*'openblip\[cloud\]'"):
+        check_reachable(table)
+    check_reachable(PairTable.create(tmp_path / "u.lance", rows[:1]))
+
+
+def test_with_the_extra_nothing_is_scanned(tmp_path: Path) -> None:
+    row = PairRow(id="b", image_uri="s3://b/x.jpg")
+    check_reachable(PairTable.create(tmp_path / "t.lance", [row]))

@@ -194,4 +194,4 @@ def test_a_missing_extra_is_named() -> None:
         "PairTable.open('s3://bucket/pairs.lance')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "install the extra `cloud`" in done.stderr.splitlines()[-1]
+    assert "pip install 'openblip[cloud]'" in done.stderr.splitlines()[-1]

@@ -1,3 +1,4 @@
+import json
 import shutil
 import threading
 from collections.abc import Callable, Iterator
@@ -113,9 +114,28 @@ def test_an_error_of_the_rows_arrives_as_it_was(tmp_path: Path, pair_rows: Rows)
 
 
 def test_lone_surrogates_do_not_stop_an_import(tmp_path: Path) -> None:
-    table = PairTable.create(tmp_path / "t", [PairRow("a\ud800", b"1", captions=["\udfffx"])])
-    record = table.take([0], ["id", "captions"]).to_pylist()[0]
-    assert record == {"id": "a?", "captions": ["?x"]}
+    row = PairRow("a\ud800", b"1", captions=["\udfffx"], meta={"title": "cut \ud83d"})
+    table = PairTable.create(tmp_path / "t", [row])
+    record = table.take([0], ["id", "captions", "meta"]).to_pylist()[0]
+    assert record["id"] == r"a\ud800"
+    assert record["captions"] == ["?x"]
+    assert json.loads(record["meta"]) == {"title": r"cut \ud83d"}
+
+
+def test_ids_are_unique_as_they_are_stored(tmp_path: Path) -> None:
+    keys = ["caf\udce9", "caf\udce8", "caf?", "\ud83d", "\ude00"]
+    table = PairTable.create(tmp_path / "t", [PairRow(key, b"1") for key in keys])
+    stored = table.take(range(len(keys)), ["id"])["id"].to_pylist()
+    assert len(set(stored)) == len(keys)
+    again: list[str] = []
+    reopened = PairTable.open(table.uri)
+    reopened.append([PairRow(k, b"2") for k in keys], on_duplicate=lambda r: again.append(r.id))
+    assert again == keys
+    # A name that looks like another's escape is told, and never takes its place.
+    assert (
+        reopened.append([PairRow(r"caf\xe9", b"3")], on_duplicate=lambda r: again.append("x")) == 0
+    )
+    assert again[-1] == "x"
 
 
 def test_appended_rows_follow_the_others(table: PairTable) -> None:
@@ -147,6 +167,32 @@ def test_rows_of_another_process_count_after_an_append(table: PairTable) -> None
         other.append([PairRow("a", b"2")])
 
 
+def test_of_two_that_append_one_id_at_the_same_time_one_is_told(table: PairTable) -> None:
+    other = PairTable.open(table.uri)
+
+    def rows() -> Iterator[PairRow]:
+        yield PairRow("mine", b"1")
+        table.append([PairRow("a", b"1"), PairRow("b", b"1")])
+        yield PairRow("b", b"2")
+
+    with pytest.raises(DataError, match="another process has added the id 'b'"):
+        other.append(rows())
+    reopened = PairTable.open(table.uri)
+    ids = [key for batch in reopened.scan(["id"]) for key in batch["id"].to_pylist()]
+    assert ids[20:] == ["a", "b"]
+    # What was refused is not known: the same rows, but the one, can be appended.
+    assert other.append([PairRow("mine", b"1"), PairRow("b", b"2")], on_duplicate=print) == 1
+
+
+def test_rows_come_in_beside_columns_that_another_process_adds(table: PairTable) -> None:
+    other = PairTable.open(table.uri)
+    table.add_columns(_scores(table, 0.25))
+    table.update_metadata({"note": "x"})
+    assert other.append([PairRow("a", b"1")]) == 1
+    assert other.take([19, 20], ["captions_itm"])["captions_itm"].to_pylist() == [[0.25] * 2, None]
+    assert other.metadata["note"] == "x"
+
+
 @pytest.mark.parametrize("change", ["drop", "replace"])
 def test_a_change_that_does_not_go_with_another_says_what_to_do(
     table: PairTable, change: str
@@ -166,10 +212,71 @@ def test_a_change_that_does_not_go_with_another_says_what_to_do(
 def test_a_damaged_table_is_not_taken_for_a_missing_one(table: PairTable, pair_rows: Rows) -> None:
     (manifest,) = Path(table.uri, "_versions").glob("*.manifest")
     manifest.write_bytes(manifest.read_bytes()[:40])
-    with pytest.raises(DataError, match=r"cannot be opened .*too small.*_versions"):
+    with pytest.raises(DataError, match=r"cannot be opened \(_versions/\d+\.manifest is damaged\)"):
         PairTable.open(table.uri)
     with pytest.raises(DataError, match="cannot be opened"):
         PairTable.create(table.uri, pair_rows(1))
+
+
+@pytest.mark.parametrize("begin", [PairTable.open, PairTable.create, PairTable.open_or_create])
+class TestAPlaceThatIsNotFree:
+    def test_a_table_without_its_versions_is_damaged_not_new(
+        self, table: PairTable, begin: Callable[[str], PairTable]
+    ) -> None:
+        shutil.rmtree(Path(table.uri, "_versions"))
+        with pytest.raises(DataError, match=r"holds rows of a pair table, .* _versions was lost"):
+            begin(table.uri)
+        Path(table.uri, "_versions").mkdir()
+        with pytest.raises(DataError, match="_versions was lost"):
+            begin(table.uri)
+
+    def test_a_folder_of_other_things_is_refused(
+        self, tmp_path: Path, begin: Callable[[str], PairTable]
+    ) -> None:
+        (tmp_path / "photos" / "data").mkdir(parents=True)
+        (tmp_path / "photos" / "a.jpg").touch()
+        (tmp_path / "photos" / "data" / "b.csv").touch()
+        with pytest.raises(DataError, match=r"no pair table, and holds other things \(a.jpg, data"):
+            begin(str(tmp_path / "photos"))
+        assert {path.name for path in (tmp_path / "photos").iterdir()} == {"a.jpg", "data"}
+
+    @pytest.mark.parametrize("name", ["", "  "])
+    def test_an_empty_name_is_refused(self, begin: Callable[[str], PairTable], name: str) -> None:
+        with pytest.raises(DataError, match="the name of the pair table is empty"):
+            begin(name)
+
+    def test_a_file_or_a_device_is_refused(
+        self, tmp_path: Path, begin: Callable[[str], PairTable]
+    ) -> None:
+        (tmp_path / "pairs.csv").write_text("image,caption")
+        for place in (str(tmp_path / "pairs.csv"), "/dev/null"):
+            with pytest.raises(DataError, match="is a file, and a pair table is a folder"):
+                begin(place)
+
+    def test_a_name_that_is_no_unicode_is_refused(self, begin: Callable[[str], PairTable]) -> None:
+        with pytest.raises(DataError, match="must be UTF-8"):
+            begin("caf\udce9")
+
+
+def test_rows_that_could_not_all_be_written_leave_nothing_in_the_way(
+    tmp_path: Path, pair_rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openblip.data.versions._FRAGMENT_ROWS", 1)
+
+    def rows() -> Iterator[PairRow]:
+        yield from (PairRow(f"r{number}", bytes(1 << 20)) for number in range(40))
+        raise KeyError("the source broke")
+
+    with pytest.raises(KeyError):
+        PairTable.create(tmp_path / "t", rows())
+    assert not list((tmp_path / "t").rglob("*.lance"))
+    assert len(PairTable.create(tmp_path / "t", pair_rows(2))) == 2
+
+
+def test_a_table_begins_in_an_empty_folder(tmp_path: Path, pair_rows: Rows) -> None:
+    (tmp_path / "t").mkdir()
+    assert len(PairTable.create(tmp_path / "t", pair_rows(2))) == 2
+    assert len(PairTable.open_or_create(tmp_path / "t")) == 2
 
 
 def test_a_journal_note_appears_together_with_its_rows(table: PairTable) -> None:

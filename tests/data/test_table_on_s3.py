@@ -33,7 +33,7 @@ def ids(table: PairTable) -> list[str]:
 
 
 def scores(table: PairTable, value: float) -> pa.Table:
-    return pa.table({"captions_itm": pa.array([[value, value]] * len(table))})
+    return pa.table({"captions_itm": pa.array([[float(value)] * 2] * len(table))})
 
 
 def at_once(count: int, act: Callable[[int], object]) -> list[OpenBlipError]:

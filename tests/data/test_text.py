@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openblip.data.text import clean_caption, clean_question
+from openblip.data.text import clean_caption, clean_question, encodable
 
 
 @pytest.mark.parametrize(
@@ -49,3 +49,22 @@ def test_a_cleaned_caption_has_no_marks_and_no_double_spaces(text):
     assert not set(cleaned) & set('.!"()*#:;~')
     assert "  " not in cleaned
     assert len(cleaned.split(" ")) <= 5
+
+
+@given(st.text(max_size=5))
+def test_what_utf8_can_hold_stays(text):
+    assert encodable(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        ("caf\udce9.jpg", r"caf\xe9.jpg"),
+        ("caf\udce8.jpg", r"caf\xe8.jpg"),
+        ("cut \ud83d", r"cut \ud83d"),
+        ("cut \ude00", r"cut \ude00"),
+        (r"C:\photos\xe9", r"C:\photos\xe9"),
+    ],
+)
+def test_bytes_and_halves_become_escapes(text, stored):
+    assert encodable(text) == stored

@@ -131,7 +131,7 @@ class TestFiles:
         [
             ("tokenizer.json", b"{}", "not a tokenizer file"),
             ("tokenizer.json", b'{"model": ', "not a tokenizer file"),
-            ("vocab.txt", b"\xff\xfe\x00", "cannot be read as text"),
+            ("vocab.txt", b"\xff\xfe\x00", "is not UTF-8"),
             ("vocab.txt", b"[PAD]\n[UNK]\ndog\n", r"lacks \[CLS\] \[SEP\] \[MASK\]"),
             ("vocab.txt", b"[PAD]\ndog\ncat\ndog\n", "line 4 repeats the token 'dog' of line 2"),
             ("vocab.txt", b"", r"lacks \[PAD\]"),

@@ -7,7 +7,7 @@ import pytest
 from openblip.data.judging import Rejection
 from openblip.data.table import PairRow, PairTable
 from openblip.data.views import AdmittedText, CaptionView, split_rows
-from openblip.errors import DataError, RecipeError
+from openblip.errors import DataError, OpenBlipWarning, RecipeError
 
 
 @pytest.fixture
@@ -89,7 +89,8 @@ def test_the_texts_of_some_rows(bootstrapped: PairTable) -> None:
 def test_an_error_of_capfilt_rejects_no_human_text(bootstrapped: PairTable) -> None:
     bootstrapped.add_columns(pa.table({"capfilt_error": ["workers died on the batch"] * 7}))
     view = CaptionView(sources=("human", "web"))
-    assert _texts(view, bootstrapped) == {0: ["h0", "h1"]}
+    with pytest.warns(OpenBlipWarning, match=r"none of 4 web texts|none of 5 web texts"):
+        assert _texts(view, bootstrapped) == {0: ["h0", "h1"]}
     assert {text.reason for text in view.rejected(bootstrapped)} == {Rejection.UNREADABLE}
     bootstrapped.add_columns(pa.table({"image_error": ["damaged", *[None] * 6]}))
     with pytest.raises(DataError, match="none"):
@@ -182,7 +183,8 @@ def test_each_source_may_have_a_threshold_of_its_own(bootstrapped: PairTable) ->
     view = CaptionView(sources=ALL, itm_of=("synthetic=0.75",))
     assert _texts(view, bootstrapped)[3] == ["w3"]
     view = CaptionView(sources=ALL, itm=0.95, itm_of=("synthetic=0.75",))
-    assert _texts(view, bootstrapped) == {0: ["h0", "h1"], 1: ["s1"]}
+    with pytest.warns(OpenBlipWarning, match=r"none of 5 web texts counts at itm=0.95"):
+        assert _texts(view, bootstrapped) == {0: ["h0", "h1"], 1: ["s1"]}
 
 
 def test_each_data_set_may_have_thresholds_of_its_own(tmp_path: Path) -> None:
@@ -266,3 +268,20 @@ def test_what_a_table_is_written_in_does_not_change_the_digest(tmp_path: Path) -
     parts.append(rows[2:])
     view = CaptionView()
     assert view.resolve(whole).text_digest == view.resolve(parts).text_digest
+
+
+def test_a_source_that_contributes_nothing_is_warned_of(table: PairTable) -> None:
+    row = PairRow("human", b"x", captions=["h"], origin="human")
+    table.append([row])
+    texts: list[list[str]] = [[]] * 21
+    scores: list[list[float]] = [[0.3, 0.4]] * 20 + [[0.9]]
+    table.add_columns(pa.table({"synthetic": pa.array(texts, pa.list_(pa.string()))}))
+    table.add_columns(pa.table({"captions_itm": scores}))
+    with pytest.warns(OpenBlipWarning, match=r"split 'train': there are no synthetic texts"):
+        CaptionView(sources=ALL).resolve(table)
+    with pytest.warns(OpenBlipWarning, match=r"web texts counts at itm=0\.5 \(below"):
+        CaptionView(itm=0.5).resolve(table)
+    # It is said of sources that somebody has named, and of none that contributes.
+    CaptionView().resolve(table)
+    only_human = PairTable.create(Path(table.uri).with_name("human"), [row])
+    CaptionView().resolve(only_human)

@@ -1,6 +1,7 @@
 """A folder is walked in one order, once, and nothing in it is passed over without a word."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -85,12 +86,18 @@ def test_a_table_is_one_thing(folder: Path) -> None:
     assert problems(folder) == {"t.lance": "a pair table: name it itself"}
 
 
-def test_a_deep_folder_is_walked_to_its_end(tmp_path: Path) -> None:
+def test_a_folder_deeper_than_python_recurses_is_walked_to_its_end(tmp_path: Path) -> None:
+    depth = sys.getrecursionlimit() + 100
     deep = tmp_path
-    for _ in range(1200):
-        deep = deep / "d"
-        if len(str(deep)) > 3800:
-            break
-        deep.mkdir()
-    (deep.parent / "end").touch()
-    assert len(names(tmp_path)) == 1
+    try:
+        for _ in range(depth):
+            deep = deep / "d"
+            deep.mkdir()
+        (deep / "end").touch()
+        assert len(names(tmp_path)) == 1
+    finally:
+        # What empties this folder later recurses.
+        (deep / "end").unlink(missing_ok=True)
+        while deep != tmp_path:
+            deep.rmdir()
+            deep = deep.parent

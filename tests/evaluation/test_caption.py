@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from openblip.data.export import export_pairs
 from openblip.data.table import PairTable
+from openblip.data.views import CaptionView
 from openblip.errors import DataError
 from openblip.evaluation.caption import evaluate_caption
 from openblip.evaluation.metrics import caption
@@ -44,7 +46,26 @@ def test_results_are_written_as_coco_does(blip: Blip, world: PairTable, tmp_path
     result.save_coco(tmp_path / "results.json")
 
     values = json.loads((tmp_path / "results.json").read_text())
-    assert {v["image_id"]: v["caption"] for v in values} == result.captions
+    assert {v["openblip_id"]: v["caption"] for v in values} == result.captions
+    assert [v["image_id"] for v in values] == [row + 1 for row in result.rows.tolist()]
+
+
+def test_results_are_about_the_images_of_an_export(
+    blip: Blip, world: PairTable, tmp_path: Path
+) -> None:
+    coco = pytest.importorskip("pycocotools.coco")
+    view = CaptionView(sources=("human",), split="test")
+    export_pairs(world, tmp_path / "coco", "coco", view, show_progress=False)
+    result = evaluate_caption(blip, world, decoding=Decoding(method="greedy", max_length=10))
+    result.save_coco(tmp_path / "results.json")
+
+    truth = coco.COCO(str(tmp_path / "coco" / "captions_test.json"))
+    found = truth.loadRes(str(tmp_path / "results.json"))
+    for number, image in truth.imgs.items():
+        (written,) = found.imgToAnns[number]
+        assert written["caption"] == result.captions[image["openblip_id"]]
+        references = [note["caption"] for note in truth.imgToAnns[number]]
+        assert references == result.references[image["openblip_id"]]
 
 
 def test_a_split_without_captions_is_named(blip: Blip, empty_split: PairTable) -> None:

@@ -17,8 +17,9 @@ from openblip.data.table import PairRow, PairTable
 from openblip.data.tokenizer import TextTokenizer
 from openblip.data.transforms import Augmentation
 from openblip.errors import DataError, MissingHead
-from openblip.evaluation.vqa import evaluate_vqa
+from openblip.evaluation.vqa import answer_all, encode_for_questions, evaluate_vqa
 from openblip.inference import Blip, load
+from openblip.inference.answers import answer_each
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.recipes.finetune import vqa as vqa_recipe
 from openblip.training.run import train
@@ -218,3 +219,33 @@ def test_what_only_an_image_tells_is_learnt(tmp_path: Path) -> None:
     for candidates in (frequent_answers(table), None):
         # By guessing 25.
         assert evaluate_vqa(blip, table, candidates=candidates).metrics["accuracy"] > 80.0
+
+
+def test_candidates_are_read_once_and_the_first_answers_come_after_few_questions(
+    model: Blip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    encode = TextTokenizer.encode
+
+    def counted(self: TextTokenizer, texts: Sequence[str], *rest: object, **more: object) -> object:
+        if list(texts) == CHOICES:
+            reads.append(len(texts))
+        return encode(self, texts, *rest, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(TextTokenizer, "encode", counted)
+    asked = [[ASKED[number % 3]] for number in range(80)]
+    hidden = encode_for_questions(model, torch.zeros(80, 3, 32, 32))
+    given = [len(own) for own in answer_all(model, [hidden], asked, CHOICES, 3)]
+    assert given == [1] * 80
+    assert len(reads) == 1
+    begun: list[int] = []
+
+    def portion(*args: object, **more: object) -> object:
+        begun.append(1)
+        return answer_each(*args, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("openblip.evaluation.vqa.answer_each", portion)
+    next(iter(answer_all(model, [hidden], asked, CHOICES, 3)))
+    assert len(begun) == 1
+    assert len(list(answer_all(model, [hidden], asked, CHOICES, 3))) == 80
+    assert len(begun) == 4

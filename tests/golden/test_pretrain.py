@@ -18,9 +18,10 @@ from openblip.interop.original import OriginalQueues, export_gradients, to_origi
 from openblip.model import Med, TextPass
 from openblip.objectives.itc import similarities
 from openblip.tasks.captioner import CaptionerTask
-from openblip.tasks.filter import FilterObjectives, FilterTask
+from openblip.tasks.filter import FilterTask
 from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
 from openblip.tasks.protocol import StepOutput, StepPosition
+from openblip.tasks.settings import FilterObjectives
 
 pytestmark = pytest.mark.golden
 

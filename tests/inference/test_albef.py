@@ -11,6 +11,7 @@ from openblip.errors import MissingHead
 from openblip.inference import Blip, load
 from openblip.interop.original import to_original
 from openblip.interop.original_files import write_original
+from openblip.interop.original_note import OriginalNote
 from openblip.model import TextConfig, VisionConfig
 from openblip.model.albef import Albef, AlbefConfig
 
@@ -90,7 +91,7 @@ def test_an_original_file_has_two_words_less(
 ) -> None:
     torch.manual_seed(0)
     model = Albef(config(tokenizer.vocab_size - 2))
-    write_original(tmp_path / "albef.pth", to_original(model))
+    write_original(tmp_path / "albef.pth", to_original(model), OriginalNote.of(model))
     tokenizer.save(tmp_path)
     read = load(tmp_path / "albef.pth", device="cpu")
     tokens = read.tokenizer.encode(TEXTS, 12)

@@ -1,17 +1,21 @@
 """Answers to questions about images: ranked candidates, and written ones."""
 
+import copy
 import math
+import warnings
 
 import pytest
 import torch
 
 from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import DataError, RecipeError
+from openblip.errors import DataError, OpenBlipWarning, RecipeError
 from openblip.inference.answers import (
+    AnswerList,
     answer_each,
     answer_questions,
     rank_answers,
     read_questions,
+    top_answers,
     write_answers,
 )
 from openblip.model.vqa import Vqa
@@ -86,6 +90,61 @@ def test_ranking_equals_a_plain_one(vqa, tokenizer, hidden, candidates, k):
         assert answer.text == plain[0][0]
         assert answer.logprob == pytest.approx(plain[0][1], abs=1e-4)
         assert answer.probability == pytest.approx(math.exp(plain[0][1]) / total, abs=1e-4)
+
+
+def test_a_model_that_knows_nothing_prefers_the_answer_of_fewest_tokens(vqa, tokenizer, hidden):
+    """A score is a sum over tokens, as in the original; a share near 1 is then no knowledge."""
+    head = copy.deepcopy(vqa)
+    with torch.no_grad():
+        for parameter in head.answer.parameters():
+            parameter.zero_()
+    vocab = tokenizer.vocab_size
+    lengths = [len(pieces) for pieces in tokenizer.pieces(CANDIDATES)]
+    assert sorted(lengths)[:2] == [1, 3], "one candidate has fewer tokens than all others"
+    total = sum(vocab ** -(length + 1.0) for length in lengths)
+    for (answer,) in top_answers(head, tokenizer, hidden, QUESTIONS, 1, CANDIDATES):
+        assert answer.text == "a"
+        assert answer.logprob == pytest.approx(-2 * math.log(vocab), abs=1e-4)
+        assert answer.probability == pytest.approx(vocab**-2.0 / total, abs=1e-5)
+        assert answer.probability > 0.99
+
+
+def test_the_best_answers_are_ranked(vqa, tokenizer, hidden):
+    every = top_answers(vqa, tokenizer, hidden, QUESTIONS, 100, CANDIDATES)
+    for question, own in zip(QUESTIONS, every, strict=True):
+        assert sorted(answer.text for answer in own) == sorted(CANDIDATES), question
+        assert sum(answer.probability for answer in own) == pytest.approx(1.0)
+        assert [a.logprob for a in own] == sorted((a.logprob for a in own), reverse=True)
+    first = [own[:3] for own in every]
+    assert top_answers(vqa, tokenizer, hidden, QUESTIONS, 3, CANDIDATES) == first
+    assert answer_questions(vqa, tokenizer, hidden, QUESTIONS, CANDIDATES) == [o[0] for o in first]
+
+
+def test_the_best_written_answers_are_ranked(vqa, tokenizer, hidden):
+    every = top_answers(vqa, tokenizer, hidden, QUESTIONS, 3)
+    assert [len(own) for own in every] == [3] * len(QUESTIONS)
+    assert [own[0] for own in every] == answer_questions(vqa, tokenizer, hidden, QUESTIONS)
+    assert all(answer.probability == math.exp(answer.logprob) for own in every for answer in own)
+    assert [len(own) for own in top_answers(vqa, tokenizer, hidden, QUESTIONS, 5)] == [5] * 6
+    with pytest.raises(RecipeError, match="top is 0"):
+        top_answers(vqa, tokenizer, hidden, QUESTIONS, 0)
+
+
+def test_candidates_that_are_read_alike_count_once(vqa, tokenizer, hidden):
+    plain = answer_questions(vqa, tokenizer, hidden, QUESTIONS, ["a", "cat"])
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", OpenBlipWarning)
+        found = answer_questions(vqa, tokenizer, hidden, QUESTIONS, ["a", "cat", " a", "", "CAT"])
+    notes = [str(each.message) for each in told if each.category is OpenBlipWarning]
+    assert notes == [
+        "candidates: 1 empty, dropped; 1 repeated, counted once (such as 'a')",
+        "candidates: 1 repeated, counted once (such as 'CAT')",
+    ]
+    assert found == plain
+    unknown = AnswerList.of(tokenizer, ["кот", "пёс", "a"], 40)
+    assert unknown.texts == ("кот", "пёс", "a"), "they are different, if not to the model"
+    with pytest.raises(DataError, match="no candidate"):
+        AnswerList.of(tokenizer, ["", " "], 40)
 
 
 def test_candidates_are_ordered_by_their_beginning(vqa, tokenizer, hidden):

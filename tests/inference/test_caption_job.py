@@ -80,10 +80,8 @@ def test_what_is_broken_is_reported_and_tried_again(photos, caption_run, tmp_pat
         (photos / name).write_bytes(data)
     file = tmp_path / "o.jsonl"
     assert counts(caption_run(photos, file=file)) == (7, 2, 0)
-    assert [report.split(":")[0] for report in caption_run.reports] == [
-        "photos/empty.jpg",
-        "photos/html.png",
-    ]
+    failed = [report.split(":")[0] for report in caption_run.reports if "is empty: " not in report]
+    assert failed == ["photos/empty.jpg", "photos/html.png"]
     (photos / "empty.jpg").write_bytes((photos / "0.png").read_bytes())
     assert counts(caption_run(photos, file=file)) == (1, 1, 7)
 
@@ -166,9 +164,10 @@ def test_no_image_is_an_error_and_what_is_done_needs_no_model(photos, caption_ru
         pass
     with pytest.raises(DataError, match="no image in what was given"):
         caption_run(tmp_path / "a.tar")
-    caption_run(photos, sidecar=True)
+    words = Decoding(min_length=10)  # no caption is empty
+    caption_run(photos, sidecar=True, decoding=words)
     caption_run.model = "nowhere"
-    assert counts(caption_run(photos, sidecar=True)) == (0, 0, 7)
+    assert counts(caption_run(photos, sidecar=True, decoding=words)) == (0, 0, 7)
 
 
 def test_a_model_that_cannot_write_is_refused(photos, caption_run, tokenizer, tmp_path):

@@ -2,10 +2,14 @@
 
 import io
 import json
+import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from openblip.data.importers import import_pairs
+from openblip.data.table import PairTable
 from openblip.errors import DataError, RecipeError
 from openblip.inference import Caption
 from openblip.inference.caption_formats import FormatName, caption_format, format_name, image_id
@@ -177,3 +181,111 @@ def test_sidecars_are_left_alone_or_replaced(tmp_path: Path) -> None:
     output.write([(str(photo), photo, [caption("a dog"), caption("a cat")])])
     assert [file.name for file in tmp_path.iterdir()] == ["a.b.txt"]
     assert (tmp_path / "a.b.txt").read_text() == "a dog\na cat\n"
+
+
+class TestAnImport:
+    """What was written comes in, wherever it stands."""
+
+    NAMES = (
+        "a.jpg",
+        "a.png",
+        "sub/b.jpg",
+        "=1+1.jpg",
+        "new\nline.jpg",
+        "COCO_val2014_000000000042.jpg",
+    )
+
+    @pytest.fixture
+    def photos(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+        for number, name in enumerate(self.NAMES):
+            path = tmp_path / "home" / "photos" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (8, 8 + number)).save(path)
+        monkeypatch.chdir(tmp_path / "home")
+        return Path("photos")
+
+    def write(self, file: Path, images: list[Path], num_captions: int = 1) -> None:
+        file.parent.mkdir(exist_ok=True)
+        form = format_name(file.suffix)
+        output = FileOutput(file, caption_format(form, num_captions), SETTINGS, overwrite=False)
+        texts = ['=HYPERLINK("x"), a dog', "-second"][:num_captions]
+        output.write([(str(image), image, [*map(caption, texts)]) for image in images])
+        output.close(is_complete=True)
+
+    def captions_of(self, source: Path, tmp_path: Path, **told: Path) -> dict[int, list[str]]:
+        """By the height of the image, which tells them apart."""
+        report = import_pairs(source, tmp_path / "t", show_progress=False, **told)
+        # It is told of its settings what they are, and of images that it does not name.
+        assert set(report.skipped) <= {"other file", "missing caption"}, report.to_text()
+        rows = PairTable.open(tmp_path / "t").take(range(report.num_rows), ["height", "captions"])
+        return {row["height"]: row["captions"] for row in rows.to_pylist()}
+
+    @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json"])
+    @pytest.mark.parametrize("place", ["photos", ".", "photos/sub/.."])
+    @pytest.mark.parametrize("absolute", [False, True])
+    def test_finds_the_images_from_where_the_file_stands(
+        self, photos: Path, tmp_path: Path, suffix: str, place: str, absolute: bool
+    ) -> None:
+        file = (Path.cwd() if absolute else Path()) / place / f"captions{suffix}"
+        self.write(file, [(photos.absolute() if absolute else photos) / n for n in self.NAMES])
+        for source in (file, file.parent):
+            found = self.captions_of(source, tmp_path / str(source.is_dir()))
+            assert found == {8 + n: ['=HYPERLINK("x"), a dog'] for n in range(len(self.NAMES))}
+
+    @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+    def test_is_told_the_folder_of_images_that_lie_elsewhere(
+        self, photos: Path, tmp_path: Path, suffix: str
+    ) -> None:
+        file = Path("results", f"captions{suffix}")
+        self.write(file, [photos / name for name in self.NAMES[:4]])
+        try:
+            said = import_pairs(file, tmp_path / "refused", show_progress=False).to_text()
+            assert "unsafe path: 4" in said
+        except DataError as error:  # nothing at all was found
+            said = str(error)
+        assert re.search("image.root", said)
+        assert len(self.captions_of(file, tmp_path, image_root=photos.absolute())) == 4
+
+    def test_finds_images_of_results_beside_their_folder(
+        self, photos: Path, tmp_path: Path
+    ) -> None:
+        file = Path("results", "captions.json")
+        self.write(file, [photos.absolute() / name for name in self.NAMES[:4]])
+        assert len(self.captions_of(file, tmp_path)) == 4
+
+    @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+    def test_takes_all_captions_of_an_image(
+        self, photos: Path, tmp_path: Path, suffix: str
+    ) -> None:
+        file = photos / f"captions{suffix}"
+        self.write(file, [photos / name for name in self.NAMES], num_captions=2)
+        found = self.captions_of(file, tmp_path)
+        assert list(found.values()) == [['=HYPERLINK("x"), a dog', "-second"]] * len(self.NAMES)
+
+    def test_keeps_names_apart_that_are_no_unicode(self, photos: Path, tmp_path: Path) -> None:
+        names = [photos / "caf\udce9.jpg", photos / "caf\udce8.jpg"]
+        for number, name in enumerate(names):
+            Image.new("RGB", (8, 20 + number)).save(name)
+        self.write(photos / "captions.jsonl", names)
+        assert set(self.captions_of(photos, tmp_path)) == {20, 21}
+
+    def test_tells_why_a_caption_is_empty(self, photos: Path, tmp_path: Path) -> None:
+        output = open_file(photos / "captions.jsonl")
+        empty = Caption("", -1.0, (1,), reason="the model wrote no word")
+        output.write([("photos/a.jpg", photos / "a.jpg", [empty])])
+        output.write([("photos/a.png", photos / "a.png", [caption("b")])])
+        output.close(is_complete=True)
+        report = import_pairs(photos, tmp_path / "t", show_progress=False)
+        assert report.num_rows == 1
+        # The other images of the folder have no text at all.
+        assert set(report.skipped) == {"missing caption", "other file"}
+        assert "a.jpg: the model wrote no word" in report.to_text()
+
+    def test_tells_of_a_number_that_is_that_of_two_files(
+        self, photos: Path, tmp_path: Path
+    ) -> None:
+        Image.new("RGB", (8, 20)).save(photos / "sub" / "x_42.jpg")
+        self.write(photos / "captions.json", [photos / name for name in self.NAMES])
+        report = import_pairs(photos / "captions.json", tmp_path / "t", show_progress=False)
+        assert report.skipped == {"bad record": 1}
+        assert "several image files have the number 42" in report.to_text()

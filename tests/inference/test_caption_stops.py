@@ -113,6 +113,24 @@ def test_that_runs_out_of_space_keeps_whole_lines(many, start, caption_run, tmp_
     assert counts(caption_run(many, decoding=GREEDY, file=file)) == (77 - done, 1, done)
 
 
+def test_that_finds_another_at_work_on_its_file_is_refused(many, start, caption_run, tmp_path):
+    file = tmp_path / "o.jsonl"
+    first = start(many, "-o", file)
+    while not file.exists():
+        assert first.poll() is None
+        time.sleep(0.01)
+    first.send_signal(signal.SIGSTOP)
+    for words in ([], ["--overwrite"]):
+        second = start(many, "-o", file, *words)
+        error = second.communicate(timeout=120)[1]
+        assert second.returncode == 1
+        assert f"{file}: another process is writing captions into it" in error
+    first.send_signal(signal.SIGCONT)
+    assert first.communicate(timeout=120)[1]
+    caption_run(many, decoding=GREEDY, file=file)
+    assert len(dict(said(file))) == len(said(file)) == 77
+
+
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
 @pytest.mark.parametrize("words", [["-o", "/dev/full", "--format", "csv"], []])
 def test_a_full_device_is_named_once(photos, start, words):

@@ -63,5 +63,7 @@ def test_it_survives_its_folder(nlvr, pictures, tmp_path):
 def test_other_checkpoints_cannot_compare_and_this_one_nothing_else(nlvr, blip, pictures):
     with pytest.raises(MissingHead, match="of the kind pretrain; load a two-image"):
         blip.compare(pictures[0], pictures[1], "a dog")
-    with pytest.raises(MissingHead, match="of the kind nlvr; load a pre-trained, captioner"):
+    with pytest.raises(
+        MissingHead, match="of the kind nlvr, which cannot caption; load a pre-trained or captioner"
+    ):
         nlvr.caption(pictures[0])

@@ -58,10 +58,10 @@ def test_a_library_that_is_not_installed_is_named_with_its_extra(
     clip_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(CheckpointError, match="extra `clip`"):
+    with pytest.raises(CheckpointError, match=r"pip install 'openblip\[clip\]'"):
         load_embedder(clip_folder)
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(CheckpointError, match="extra `openclip`"):
+    with pytest.raises(CheckpointError, match=r"pip install 'openblip\[openclip\]'"):
         load_embedder("open_clip:ViT-B-32/laion2b_s34b_b79k")
 
 

@@ -244,3 +244,12 @@ def test_places_of_all_kinds_follow_each_other(photos: Path, table: Path) -> Non
     assert [image.key for image in every(sources)][:3] == ["c.png", "deeper/d.png", "1.png"]
     assert sources.without_own_file() == "a.tar"
     assert ImageSources(["photos"]).without_own_file() is None
+
+
+def test_a_damaged_table_fails_and_the_other_sources_do_not(photos: Path, table: Path) -> None:
+    (file,) = (table / "data").iterdir()
+    file.write_bytes(file.read_bytes()[:40])
+    damaged, *others = every(ImageSources([str(table), "photos/sub"]))
+    assert [image.key for image in others] == ["c.png", "deeper/d.png"]
+    with pytest.raises(DataError, match="a file of this table is missing or damaged"):
+        damaged.open()

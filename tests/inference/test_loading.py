@@ -6,9 +6,11 @@ import torch
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import CheckpointError, MissingHead, RecipeError
 from openblip.inference import Blip, load
-from openblip.inference.loading import default_device, find_model, find_model_files
+from openblip.inference.loading import default_device
 from openblip.interop.original import to_original
 from openblip.interop.original_files import write_original
+from openblip.interop.original_note import OriginalNote
+from openblip.interop.sources import find_model, find_model_files
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.model.dual import DualConfig, DualEncoder
 from openblip.model.nlvr import Nlvr, NlvrConfig
@@ -88,7 +90,7 @@ def original(kind, vocabulary, path):
         model = Nlvr(NlvrConfig(**parts))
     else:
         model = Med(MedConfig(**parts, embed_dim=8, heads=heads[kind]))
-    write_original(path, to_original(model, kind))
+    write_original(path, to_original(model, kind), OriginalNote.of(model))
     (path.parent / "vocab.txt").write_text("\n".join(vocabulary) + "\n")
     return model
 

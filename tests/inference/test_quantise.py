@@ -88,7 +88,7 @@ def test_without_the_library_the_extra_is_named():
         "from openblip.errors import RecipeError\n"
         "from openblip.inference.quantise import quantise\n"
         "try: quantise(nn.Linear(2, 2))\n"
-        "except RecipeError as error: assert 'install the extra `int8`' in str(error)\n"
+        "except RecipeError as error: assert 'openblip[int8]' in str(error)\n"
         "else: raise AssertionError\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import TextTruncated
+from openblip.errors import TextTruncated, UnknownWords
+from openblip.inference import Blip
 from openblip.inference.texts import tokens_for
 
 
@@ -80,6 +81,7 @@ STRANGE = [
 ]
 
 
+@pytest.mark.filterwarnings("ignore::openblip.errors.UnknownWords")
 @pytest.mark.parametrize("text", STRANGE)
 def test_any_text_can_be_matched_and_embedded(blip, pictures, text):
     (match,) = blip.match(pictures[0], text)
@@ -89,6 +91,7 @@ def test_any_text_can_be_matched_and_embedded(blip, pictures, text):
     torch.testing.assert_close(embed.norm(dim=1), torch.ones(1))
 
 
+@pytest.mark.filterwarnings("ignore::openblip.errors.UnknownWords")
 @pytest.mark.parametrize("prompt", STRANGE)
 def test_any_text_can_be_a_prompt(blip, pictures, prompt):
     ((caption,),) = blip.caption(pictures[0], prompt=prompt, max_length=38)
@@ -97,3 +100,40 @@ def test_any_text_can_be_a_prompt(blip, pictures, prompt):
 
 def test_no_text_is_no_row(words):
     assert len(tokens_for(words, [], 8, "[CLS]").ids) == 0
+
+
+UNKNOWN = ["a собака", "a dog", "a кошка"]
+CALLS = {
+    "match": lambda blip, image: blip.match([image] * 3, UNKNOWN, batch_size=1),
+    "match_all": lambda blip, image: blip.match_all([image] * 3, UNKNOWN, batch_size=1),
+    "embed_texts": lambda blip, image: blip.embed_texts(UNKNOWN, batch_size=1),
+    "explain": lambda blip, image: blip.explain(image, UNKNOWN[0]),
+    "caption": lambda blip, image: blip.caption([image] * 3, prompt=UNKNOWN[0], batch_size=1),
+    "prompts": lambda blip, image: blip.caption([image] * 3, prompt=UNKNOWN, batch_size=3),
+    "stream": lambda blip, image: list(
+        blip.caption_stream(iter([image] * 3), prompt=iter(UNKNOWN), batch_size=1)
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_a_call_tells_once_which_words_the_vocabulary_lacks(blip, pictures, call):
+    with pytest.warns(UnknownWords, match="lacks .*'собака'") as told:
+        CALLS[call](blip, pictures[0])
+    assert len([each for each in told if each.category is UnknownWords]) == 1
+
+
+@pytest.mark.parametrize("candidates", [None, ["yes", "кошка"]])
+def test_questions_and_candidates_are_told_together(vqa, tokenizer, pictures, candidates):
+    blip = Blip(vqa, tokenizer, "vqa", 32, 35)
+    with pytest.warns(UnknownWords) as told:
+        blip.ask(pictures[:2], ["a собака", "a dog"], candidates, batch_size=1)
+    (told,) = [str(each.message) for each in told if each.category is UnknownWords]
+    assert "собака" in told
+    assert ("кошка" in told) == (candidates is not None)
+
+
+def test_a_mark_that_the_vocabulary_lacks_is_no_word(blip, pictures):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        blip.match(pictures[0], "a dog, a cat?")

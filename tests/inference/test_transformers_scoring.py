@@ -96,6 +96,8 @@ SETTINGS = [
     {"num_beams": 4, "max_length": 12, "min_length": 8, "length_penalty": 2.0},
     {"num_beams": 3, "max_length": 9, "min_length": 0, "length_penalty": -1.0},
     {"num_beams": 2, "max_length": 16, "min_length": 5, "repetition_penalty": 1.4},
+    {"num_beams": 3, "max_length": 24, "min_length": 16, "no_repeat_ngram_size": 2},
+    {"num_beams": 3, "max_length": 12, "min_length": 8, "no_repeat_ngram_size": 1},
 ]
 
 
@@ -140,6 +142,7 @@ def random_case(number, tokenizer):
         "max_length": max_length,
         "min_length": draw.choice([0, draw.randint(0, max_length)]),
         "repetition_penalty": draw.choice([1.0, 1.0, draw.uniform(1.0, 2.0), 0.8]),
+        "no_repeat_ngram_size": draw.choice([0, 0, 1, 2, 3]),
         # Of a single beam the library refuses it.
         "length_penalty": 1.0 if beams == 1 else draw.choice([1.0, 0.0, 0.5, 2.0, -1.0]),
     }
@@ -246,17 +249,24 @@ def test_distributions_are_those_of_their_processors(number):
     rows, length, end = draw.randint(1, 5), draw.randint(1, 12), 3
     vocab = draw.choice([7, 90, 1000])
     scores = torch.randn(rows, vocab, generator=generator) * draw.uniform(0.5, 4.0)
-    ids = torch.randint(vocab, (rows, length), generator=generator)
+    ids = torch.randint(draw.choice([3, vocab]), (rows, length), generator=generator)
     decoding = Decoding(
         min_length=draw.randint(0, 16),
         max_length=20,
         repetition_penalty=draw.choice([1.0, 1.1, draw.uniform(0.5, 2.0)]),
+        # Of seven tokens all could be excluded.
+        no_repeat_ngram_size=draw.choice([0, 1, 2, 3, 20]) if vocab > 7 else 0,
         top_p=draw.choice([1.0, 0.9, draw.uniform(0.05, 1.0)]),
         top_k=draw.choice([0, 50, draw.randint(1, 100)]),
     )
     processors = transformers.LogitsProcessorList(
         [
             transformers.RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty),
+            *(
+                [transformers.NoRepeatNGramLogitsProcessor(decoding.no_repeat_ngram_size)]
+                if decoding.no_repeat_ngram_size
+                else []
+            ),
             transformers.MinLengthLogitsProcessor(decoding.min_length, torch.tensor([end])),
         ]
     )

@@ -1,12 +1,15 @@
 """Models from the hub: the real client, in a process of its own, and a server on this machine."""
 
+import contextlib
 import json
 import os
 import pty
 import shutil
+import socket
 import subprocess
 import sys
 import termios
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -178,8 +181,8 @@ def test_what_is_not_cached_cannot_be_had_offline(cache: Path) -> None:
     message = fetch(None, cache, f"fetch_repository({REPO!r}, 'v1')", HF_HUB_OFFLINE="1")
     assert str(message) == (
         f"{REPO}@v1: not in the cache {cache / 'hub'}, and HF_HUB_OFFLINE is set; run it once "
-        f"online, or fetch it with `hf download {REPO} --revision v1`; `make demo` leaves a small "
-        "model at demo/captioner that works at once"
+        f"online, or fetch it with `hf download {REPO} --revision v1`; `make demo` leaves small "
+        "models that work at once: demo/captioner, and demo/filter that matches"
     )
 
 
@@ -188,6 +191,27 @@ def test_what_is_not_cached_cannot_be_had_without_a_network(cache: Path) -> None
     assert "http://127.0.0.1:9 cannot be reached" in message
     assert f"hf download {REPO}" in message
     assert "demo/captioner" in message
+
+
+def test_a_hub_that_cannot_be_reached_is_asked_but_once_or_twice(cache: Path) -> None:
+    asked: list[object] = []
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        hub = Hub(url=f"http://127.0.0.1:{listening.getsockname()[1]}")
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, address = listening.accept()
+                    asked.append(address)
+                    connection.close()
+
+        thread = threading.Thread(target=hang_up, daemon=True)
+        thread.start()
+        assert str(fetch(hub, cache)).startswith(f"{REPO}: ")
+        listening.shutdown(socket.SHUT_RDWR)
+        thread.join()
+    # No retries, which take half a minute: once for what there is, once for what is cached.
+    assert len(asked) <= 2
 
 
 def test_a_missing_repository_is_named_with_the_hint_of_a_token(hub: Hub, cache: Path) -> None:

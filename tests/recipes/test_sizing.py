@@ -165,7 +165,9 @@ def test_an_albef_is_planned_for_too(planner: Planner) -> None:
 
 def test_other_tasks_are_refused(tmp_path: Path) -> None:
     tokenizer = TextTokenizer.train(["a b"], 60)
-    save_folder(tmp_path / "med", Med(MedConfig.preset("tiny")), tokenizer, "pretrain", 30)
+    config = MedConfig.preset("tiny")
+    config = replace(config, text=replace(config.text, vocab_size=tokenizer.vocab_size))
+    save_folder(tmp_path / "med", Med(config), tokenizer, "pretrain", 30)
     recipe = vqa("none", str(tmp_path / "med"), 64)
     with pytest.raises(RecipeError, match=r"the task 'vqa' from .* cannot be planned for"):
         Planner(recipe, Cluster(device=GPU))

@@ -14,9 +14,9 @@ from torch import Tensor
 from openblip.data.loader import Batch
 from openblip.data.tokenizer import SpecialTokens
 from openblip.model import Med
-from openblip.tasks.filter import FilterObjectives
 from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
 from openblip.tasks.protocol import StepOutput, StepPosition
+from openblip.tasks.settings import FilterObjectives
 
 WORLD_SIZE = 2
 POSITION = StepPosition(step=4, epoch=1.0)

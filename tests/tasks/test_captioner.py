@@ -11,8 +11,9 @@ from openblip.data.loader import Batch
 from openblip.data.tokenizer import SpecialTokens
 from openblip.errors import MissingHead, RecipeError
 from openblip.model import Med
-from openblip.tasks.captioner import CaptionerObjectives, CaptionerTask
+from openblip.tasks.captioner import CaptionerTask
 from openblip.tasks.protocol import StepPosition
+from openblip.tasks.settings import CaptionerObjectives
 
 START = StepPosition(step=0, epoch=0.0)
 MakeStudent = Callable[..., Med]

@@ -11,8 +11,9 @@ from openblip.data.tokenizer import SpecialTokens
 from openblip.model import Med
 from openblip.objectives.itc import similarities
 from openblip.objectives.itm import hard_negatives
-from openblip.tasks.filter import FilterObjectives, FilterTask
+from openblip.tasks.filter import FilterTask
 from openblip.tasks.protocol import StepPosition
+from openblip.tasks.settings import FilterObjectives
 
 MakeStudent = Callable[..., Med]
 MakeBatch = Callable[..., Batch]

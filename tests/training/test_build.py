@@ -13,7 +13,8 @@ from openblip.data.curation.leakage import flag_leaks
 from openblip.data.table import PairRow, PairTable
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import OpenBlipWarning, RecipeError
-from openblip.tasks.captioner import CaptionerObjectives, CaptionerTask
+from openblip.tasks.captioner import CaptionerTask
+from openblip.tasks.settings import CaptionerObjectives
 from openblip.training.build import (
     build_model,
     build_task,

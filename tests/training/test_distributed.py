@@ -21,8 +21,8 @@ from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.model.albef import AlbefConfig
 from openblip.model.config import config_to_dict
 from openblip.tasks.albef import AlbefObjectives
-from openblip.tasks.captioner import CaptionerObjectives
 from openblip.tasks.clip import ClipObjectives
+from openblip.tasks.settings import CaptionerObjectives
 from openblip.training.config import LoraConfig, ModelOverrides, Recipe
 from openblip.training.distributed import Processes, join_processes
 from openblip.training.metrics_log import read_metrics

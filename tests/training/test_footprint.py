@@ -16,7 +16,7 @@ from openblip.model import Med, MedConfig, TextConfig, VisionConfig, linear
 from openblip.model.albef import Albef, AlbefConfig
 from openblip.recipes.baselines import as_albef
 from openblip.recipes.pretrain import tiny
-from openblip.tasks.captioner import CaptionerObjectives
+from openblip.tasks.settings import CaptionerObjectives
 from openblip.training.config import ModelOverrides, Recipe
 from openblip.training.footprint import (
     BACKWARD,

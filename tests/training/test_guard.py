@@ -310,3 +310,35 @@ def test_a_jump_of_the_loss_is_told_and_written(
     (line,) = (line for line in read_metrics(tmp_path) if line["kind"] == "alarm")
     assert line["step"] == 19
     assert line["deviations"] > 10
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_last_step_that_explodes_fails_the_run(
+    make_recipe: MakeRecipe, tmp_path: Path, steps: int
+) -> None:
+    """No further step is there to show in its loss what the last one has made of the weights."""
+    recipe = make_recipe(steps=steps)
+    small = replace(recipe.schedule, warmup_steps=steps - 1, warmup_lr=1e-6)
+    recipe = replace(recipe, optimiser=replace(recipe.optimiser, lr=1e30), schedule=small)
+    told = r"the weights after step \d are not finite or have exploded.*lower optimiser.lr"
+    with pytest.raises(TrainingError, match=told):
+        train(recipe, tmp_path, quiet=True)
+    assert not (tmp_path / "checkpoints" / "last").exists()
+    with pytest.raises(TrainingError):
+        train(recipe, tmp_path, quiet=True)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, 1e30, -1e7])
+def test_weights_that_no_training_comes_to_are_no_good(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    finish_step = PretrainTask.finish_step
+
+    def damage(task: PretrainTask, update: object) -> None:
+        finish_step(task, update)
+        with torch.no_grad():
+            task.student.temperature.copy_(torch.tensor(value).clamp(max=1e30))
+
+    monkeypatch.setattr(PretrainTask, "finish_step", damage)
+    with pytest.raises(TrainingError, match="weights after step 0 are not finite or have exploded"):
+        train(make_recipe(steps=1), tmp_path, quiet=True)

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+import pytest
+
+from openblip.errors import OpenBlipWarning, TrainingError
 from openblip.training.metrics_log import METRICS_FILE, MetricsLog, read_metrics
 
 
@@ -41,3 +44,31 @@ def test_a_line_torn_by_a_kill_is_left_out(tmp_path: Path) -> None:
 
 def test_without_a_file_there_are_no_lines(tmp_path: Path) -> None:
     assert read_metrics(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        "[]",
+        "3",
+        "{}",
+        '{"step": 2}',
+        '{"step": "2", "kind": "train"}',
+        '{"step": -1, "kind": "train"}',
+        '{"step": 2, "kind": ["train"]}',
+        '{"step": 2, "kind": "train", "loss": "low"}',
+        "[" * 100_000,
+        "no JSON",
+    ],
+)
+def test_a_line_that_is_none_of_metrics_is_left_out_and_told_of(odd: str, tmp_path: Path) -> None:
+    good = '{"step": 1, "kind": "train", "loss": NaN}\n'
+    (tmp_path / METRICS_FILE).write_text(f"{good}{odd}\n{good}", encoding="utf-8")
+    with pytest.warns(OpenBlipWarning, match=r"metrics\.jsonl: line 2 is no line of metrics \(1 "):
+        assert [line["step"] for line in read_metrics(tmp_path)] == [1, 1]
+
+
+def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / METRICS_FILE).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(TrainingError, match="byte 0xff is not UTF-8"):
+        read_metrics(tmp_path)

@@ -13,8 +13,7 @@ from openblip.data.transforms import Augmentation
 from openblip.data.views import CaptionView
 from openblip.errors import RecipeError
 from openblip.model import TextConfig, VisionConfig
-from openblip.tasks.captioner import CaptionerObjectives
-from openblip.tasks.filter import FilterObjectives
+from openblip.tasks.settings import CaptionerObjectives, FilterObjectives
 from openblip.training.config import (
     LoraConfig,
     MixedTable,

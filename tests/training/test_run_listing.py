@@ -1,6 +1,7 @@
 """What run directories tell without being opened for training, in rows and on a page."""
 
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -189,3 +190,46 @@ def test_without_runs_the_command_says_what_is_expected(
 ) -> None:
     assert main(["runs", str(tmp_path)]) == 1
     assert "name what `openblip pretrain`" in capsys.readouterr().err
+
+
+def test_runs_are_listed_without_torch(runs: Path) -> None:
+    code = (
+        "import sys; from openblip.cli import main; code = main(sys.argv[1:]);"
+        "assert not {'torch', 'lance', 'pyarrow'} & set(sys.modules); sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "runs", str(runs)], capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("recipe.yaml", "a: &a [*a]\n"),
+        ("metrics.jsonl", "\0\udcff"),
+        ("logs/rank-0.json", "[]"),
+        ("logs/rank-0.json", '{"rank": "first"}'),
+    ],
+)
+def test_a_damaged_run_does_not_hide_the_others(
+    file: str, content: str, runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(runs, tmp_path / "runs", symlinks=True)
+    damaged = tmp_path / "runs" / "walls" / "fast" / file
+    damaged.write_text(content, encoding="utf-8", errors="surrogateescape")
+    assert main(["runs", str(tmp_path / "runs"), str(tmp_path / "absent")]) == 1
+    told = capsys.readouterr()
+    assert "slow" in told.out
+    lines = told.err.splitlines()
+    assert len(lines) == 2
+    assert str(damaged) in lines[0]
+    assert "absent is no folder" in lines[1]
+
+
+@pytest.mark.parametrize("header", [b"", b"\xff" * 8, b"\x02" + b"\0" * 7 + b"[]", bytes(8) + b"{"])
+def test_weights_whose_header_is_damaged_leave_their_number_open(
+    header: bytes, runs: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(runs / "walls" / "slow", tmp_path / "run", symlinks=True)
+    weights = tmp_path / "run" / "checkpoints" / "last" / "model.safetensors"
+    weights.write_bytes(header)
+    assert summarise(tmp_path / "run").num_parameters is None

@@ -208,6 +208,6 @@ def test_a_tracker_that_is_not_installed_is_named_before_training(
     make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda name: None)
-    with pytest.raises(RecipeError, match="install the extra `wandb`"):
+    with pytest.raises(RecipeError, match=r"pip install 'openblip\[wandb\]'"):
         train(make_recipe(trackers=("wandb",)), tmp_path, quiet=True)
     assert not (tmp_path / "metrics.jsonl").exists()

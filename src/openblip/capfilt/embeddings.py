@@ -40,7 +40,7 @@ def embed_table(
     """
     settings = {"model": model_fingerprint(model)}
     loaded = load(model, device=device)
-    loaded.med.require("itc")
+    loaded.require("itc")
     return compute_columns(
         table,
         EMBEDDING_KEY,

@@ -91,7 +91,12 @@ class CapFiltJob:
             CheckpointError: a model is not there.
         """
         models = tuple(model_fingerprint(model) for model in settings.models)
-        values = {**asdict(settings), "captioner": _one_or_list(models[:-1]), "filter": models[-1]}
+        values = {
+            **asdict(settings),
+            "decoding": settings.decoding.stored(),
+            "captioner": _one_or_list(models[:-1]),
+            "filter": models[-1],
+        }
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
         return cls(settings, table_uri.rstrip("/"), models, digest.hexdigest()[:16])
 

@@ -7,18 +7,20 @@ too and a second writer is found out. From time to time a snapshot takes the pla
 import gzip
 import json
 import time
+import zlib
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import Literal
 
-from openblip.capfilt.store import Store
-from openblip.errors import OpenBlipError
+from openblip.capfilt.store import Store, decoded
+from openblip.errors import OpenBlipError, StorageError
 
 State = Literal["waiting", "leased", "done", "failed"]
 STATES: tuple[State, ...] = ("waiting", "leased", "done", "failed")
 _LOG, _SNAPSHOT = "ledger/log-", "ledger/snapshot-"
 _SNAPSHOT_EVERY = 256
+_ACTIVITY = "activity.json"
 
 
 class LedgerTakenError(OpenBlipError):
@@ -116,7 +118,7 @@ class Ledger:
             if self._since_snapshot >= _SNAPSHOT_EVERY:
                 self.compact()
         if activity is not None:
-            self._store.write("activity.json", json.dumps(asdict(activity)).encode())
+            self._store.write(_ACTIVITY, json.dumps(asdict(activity)).encode())
 
     def compact(self) -> None:
         """Put a snapshot in the place of the log so far.
@@ -139,8 +141,10 @@ class Ledger:
 
     def activity(self) -> Activity | None:
         """How the job was going when its driver last wrote; None before that."""
-        content = self._store.read("activity.json")
-        return None if content is None else Activity(**json.loads(content))
+        content = self._store.read(_ACTIVITY)
+        if content is None:
+            return None
+        return decoded(self._store, _ACTIVITY, content, lambda values: Activity(**values))
 
     def _read(self) -> None:
         snapshot, logs = self._files()
@@ -163,9 +167,9 @@ class Ledger:
             if content is None:
                 return False
             if name == snapshot:
-                content = gzip.decompress(content)
+                content = _unpacked(self._store, name, content)
             for line in content.splitlines():
-                entry = Entry(*json.loads(line))
+                entry = decoded(self._store, name, line, lambda values: Entry(*values))
                 self._entries[entry.fragment] = entry
             self._last = _number(name)
         self._since_snapshot = len(logs)
@@ -186,6 +190,15 @@ def leased(entry: Entry, worker: str, seconds: float) -> Entry:
         until=time.time() + seconds,
         attempts=entry.attempts + 1,
     )
+
+
+def _unpacked(store: Store, name: str, content: bytes) -> bytes:
+    try:
+        return gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
+        raise StorageError(
+            f"{store.uri}/{name} is damaged ({error}): remove it, and its fragments are done again"
+        ) from error
 
 
 def _name(prefix: str, number: int) -> str:

@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from openblip.capfilt.store import Store
+from openblip.capfilt.store import Store, decoded
 from openblip.errors import OpenBlipError, StorageError
 
 HEARTBEAT_SECONDS = 10.0
@@ -142,8 +142,11 @@ def lock_owner(store: Store) -> Owner | None:
 
 def _latest(store: Store) -> tuple[int, Owner | None]:
     generation = max(_generations(store), default=0)
-    content = store.read(_name(generation)) if generation else None
-    return generation, None if content is None else Owner(**json.loads(content))
+    name = _name(generation)
+    content = store.read(name) if generation else None
+    if content is None:
+        return generation, None
+    return generation, decoded(store, name, content, lambda values: Owner(**values))
 
 
 def _generations(store: Store) -> list[int]:

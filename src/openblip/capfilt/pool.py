@@ -16,6 +16,7 @@ from openblip.capfilt.job import CapFiltJob
 from openblip.capfilt.units import Unit, UnitDone
 from openblip.capfilt.worker import Worker
 from openblip.errors import OpenBlipError, RecipeError
+from openblip.threads import wait_without_spinning
 
 MAX_FAILED_STARTS = 5
 
@@ -149,6 +150,8 @@ class _Child:
         # Spawned, since neither CUDA nor the table's reader survives a fork.
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
+        # The child takes the environment over, and loads PyTorch before any of our code runs.
+        wait_without_spinning()
         self.process: BaseProcess = context.Process(
             target=_serve, args=(job, device, save_seconds, threads, theirs), daemon=False
         )

@@ -13,6 +13,7 @@ from openblip.capfilt.pool import MAX_FAILED_STARTS, Died, RayCluster, Report, w
 from openblip.capfilt.units import Unit, UnitDone
 from openblip.capfilt.worker import Worker
 from openblip.errors import OpenBlipError, install_extra
+from openblip.threads import wait_without_spinning
 
 _MAX_CPUS = 8
 
@@ -140,7 +141,10 @@ class RayWorkers:
 
     def _new_actor(self) -> Any:
         remote = self._ray.remote(_RayWorker).options(
-            num_cpus=self._need["CPU"], num_gpus=self._need.get("GPU", 0), max_restarts=0
+            num_cpus=self._need["CPU"],
+            num_gpus=self._need.get("GPU", 0),
+            max_restarts=0,
+            runtime_env={"env_vars": wait_without_spinning()},
         )
         device = "cuda" if self._need.get("GPU") else "cpu"
         threads = int(self._need["CPU"]) if device == "cuda" else 1

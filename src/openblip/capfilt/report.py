@@ -1,7 +1,6 @@
 """The page that shows what CapFilt kept and what it rejected."""
 
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,15 @@ from PIL import Image
 
 from openblip.capfilt.job import METADATA_KEY
 from openblip.capfilt.scores import TextScores, read_scores, texts_of
-from openblip.capfilt.select import DEFAULT_THRESHOLDS, keep_rates, noise_quality, rejections
+from openblip.capfilt.select import (
+    DEFAULT_THRESHOLDS,
+    empty_sources,
+    keep_rates,
+    noise_quality,
+    rejections,
+    spreads,
+)
+from openblip.data.curation.columns import column_state
 from openblip.data.reading import table_images
 from openblip.data.table import PairTable
 from openblip.errors import DataError, RecipeError
@@ -19,7 +26,14 @@ _PAIR_CARDS = 24
 _REJECTIONS = 50
 
 
-def write_report(table: PairTable, path: Path, *, threshold: float = 0.5, seed: int = 0) -> Path:
+def write_report(
+    table: PairTable,
+    path: Path,
+    *,
+    threshold: float = 0.5,
+    seed: int = 0,
+    warn: Callable[[str], None] = lambda line: None,
+) -> Path:
     """The report of a scored table as one self-contained HTML file.
 
     Args:
@@ -27,6 +41,7 @@ def write_report(table: PairTable, path: Path, *, threshold: float = 0.5, seed: 
         path: where the page goes; whole or not at all.
         threshold: a text is kept when its ITM probability is above it.
         seed: which rows are shown as examples.
+        warn: is told of each source of whose texts the threshold keeps none.
 
     Raises:
         DataError: if the table is not scored, or has no web row.
@@ -42,7 +57,8 @@ def write_report(table: PairTable, path: Path, *, threshold: float = 0.5, seed: 
         f"{table.uri}: {len(table)} images. A text is kept when the filter gives it a probability "
         f"above {threshold:g} of matching its image; human captions always stay.",
     )
-    _rates(page, scores, threshold)
+    for line in _rates(page, scores, threshold):
+        warn(line)
     _reasons(page, table, threshold)
     _noise(page, scores["web"], threshold)
     _histograms(page, scores, threshold)
@@ -52,10 +68,13 @@ def write_report(table: PairTable, path: Path, *, threshold: float = 0.5, seed: 
     return page.save(path)
 
 
-def _rates(page: Page, scores: dict[str, TextScores], threshold: float) -> None:
-    page.section("How much stays", "At other thresholds too; a threshold is a view, not a run.")
+def _rates(page: Page, scores: dict[str, TextScores], threshold: float) -> list[str]:
+    """Lines about sources of which nothing stays."""
     thresholds = sorted({*DEFAULT_THRESHOLDS, threshold})
     rates = keep_rates(scores, thresholds)
+    empty = empty_sources([rate for rate in rates if rate.threshold == threshold])
+    about = ["At other thresholds too; a threshold is a view, not a run.", *empty]
+    page.section("How much stays", " ".join(about))
     rows = []
     for value in thresholds:
         cells = [f"{value:g}"]
@@ -67,6 +86,7 @@ def _rates(page: Page, scores: dict[str, TextScores], threshold: float) -> None:
         rows,
         strong=[thresholds.index(threshold)],
     )
+    return empty
 
 
 def _reasons(page: Page, table: PairTable, threshold: float) -> None:
@@ -95,7 +115,8 @@ def _noise(page: Page, web: TextScores, threshold: float) -> None:
 
 
 def _histograms(page: Page, scores: dict[str, TextScores], threshold: float) -> None:
-    page.section("Scores", "ITM: probability of a match. ITC: cosine, shown from 0 to 1.")
+    about = "ITM: probability of a match. ITC: cosine, shown from 0 to 1"
+    page.section("Scores", ". ".join([about, *map(str, spreads(scores))]) + ".")
     page.charts(
         [
             histogram("ITM", {n: s.itm.tolist() for n, s in scores.items()}, threshold),
@@ -159,6 +180,6 @@ def _with_images(
 
 def _settings(page: Page, table: PairTable) -> None:
     page.section("Settings and fingerprints")
-    stored = json.loads(table.metadata.get(METADATA_KEY, "{}"))
+    stored = column_state(table, METADATA_KEY)
     decoding = stored.pop("decoding", {})
     page.facts({**stored, **{f"decoding.{name}": value for name, value in decoding.items()}})

@@ -4,8 +4,10 @@ import hashlib
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -27,10 +29,17 @@ from openblip.capfilt.store import open_store
 from openblip.capfilt.units import Pieces
 from openblip.data.fragments import ColumnFile, Fragment, attach_columns, list_fragments
 from openblip.data.parallel import num_usable_cores
+from openblip.data.reading import check_reachable
 from openblip.data.table import PairTable
+from openblip.data.text import clean_caption
+from openblip.data.unknown_words import warn_of_unknown_words
 from openblip.data.versions import again_after_conflicts
 from openblip.errors import DataError, RecipeError
+from openblip.inference.loading import load_tokenizer
 from openblip.progress import Progress
+
+# Rows whose captions are looked at for words that the filter does not know, and how far.
+_SAMPLED_ROWS, _SAMPLED_AT_ONCE, _READ_TOKENS = 1024, 32, 35
 
 
 @dataclass(frozen=True)
@@ -80,11 +89,14 @@ def run_capfilt(
     started = time.perf_counter()
     if processes is not None and processes < 1:
         raise RecipeError(f"--processes {processes}: at least 1 process does the work")
-    if not len(PairTable.open(str(table))):
+    opened = PairTable.open(str(table))
+    check_reachable(opened)
+    if not len(opened):
         raise DataError(f"{table} has no rows: `openblip data import SOURCE {table}` adds some")
     job = CapFiltJob.plan(str(table), settings)
     run = _Run(job, lambda: _pool(job, processes, ray, save_seconds))
     if not run.look().is_complete:
+        _warn_of_unknown_words(job)
         with JobLock(open_store(jobs_folder(job.table_uri))) as lock:
             run.complete(lock)
     opened = PairTable.open(job.table_uri)
@@ -95,6 +107,35 @@ def run_capfilt(
         failed=tuple(run.failed.values()),
         seconds=time.perf_counter() - started,
     )
+
+
+def _warn_of_unknown_words(job: CapFiltJob) -> None:
+    """Judge the prompt and a sample of the captions here: each worker sees only a part of them."""
+    rows, settings = _sampled_rows(PairTable.open(job.table_uri)), job.settings
+    captions = [
+        clean_caption(text)
+        for row in rows
+        if row["origin"] == "web"
+        for text in row["captions"] or []
+    ]
+    warn_of_unknown_words(
+        load_tokenizer(settings.filter), captions, _READ_TOKENS, f"captions of {len(rows):,} rows"
+    )
+    for captioner in settings.captioners:
+        tokenizer = load_tokenizer(captioner)
+        if warn_of_unknown_words(tokenizer, [settings.prompt], _READ_TOKENS, "prompts"):
+            break
+
+
+def _sampled_rows(table: PairTable) -> list[dict[str, Any]]:
+    sampled = range(0, len(table), max(len(table) // _SAMPLED_ROWS, 1))
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(sampled), _SAMPLED_AT_ONCE):
+        some = sampled[start : start + _SAMPLED_AT_ONCE]
+        # A damaged part of the table is told of as a failed fragment, and does not stop the rest.
+        with suppress(DataError):
+            rows += table.take(some, ["captions", "origin"]).to_pylist()
+    return rows
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,13 @@
 """The filter's scores of a table as flat arrays, and where each text stands."""
 
-import json
+import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from openblip.data.rows import read_meta
 from openblip.data.table import PairTable
 from openblip.errors import DataError
 
@@ -23,8 +25,8 @@ class TextScores:
     """Row of the table."""
     places: NDArray[np.int64]
     """Which of the row's texts of this source."""
-    itm: NDArray[np.float32]
-    """Probability that text and image match."""
+    itm: NDArray[np.float64]
+    """Probability that text and image match; compared with thresholds as views compare them."""
     itc: NDArray[np.float32]
     """Cosine of text and image."""
     kinds: NDArray[np.str_]
@@ -50,11 +52,11 @@ def read_scores(table: PairTable) -> dict[str, TextScores]:
     for batch in table.scan(["origin", "meta", *SCORE_COLUMNS], batch_size=8192):
         for number, row in enumerate(batch.to_pylist()):
             if row["origin"] == "web":
-                kind = json.loads(row["meta"] or "{}").get("noise", "")
-                flat["web"].add(first + number, row["captions_itm"], row["captions_itc"], kind)
-                flat["synthetic"].add(
-                    first + number, row["synthetic_itm"], row["synthetic_itc"], ""
-                )
+                where = f"{first + number} of {table.uri}"
+                kind = str(read_meta(where, row["meta"]).get("noise") or "")
+                for source, column in _TEXT_COLUMNS.items():
+                    pairs = _scores_of(where, row, column)
+                    flat[source].add(first + number, pairs, kind if source == "web" else "")
         first += batch.num_rows
     return {source: collector.finish() for source, collector in flat.items()}
 
@@ -66,6 +68,29 @@ def texts_of(table: PairTable, scores: TextScores, chosen: NDArray[np.int64]) ->
     return [row[place] for row, place in zip(texts, scores.places[chosen], strict=True)]
 
 
+def _scores_of(where: str, row: dict[str, Any], column: str) -> list[tuple[float, float]]:
+    """Match probability and cosine of each text of a row.
+
+    Raises:
+        DataError: there are more of one than of the other, or one is no such number.
+    """
+    itm, itc = row[f"{column}_itm"] or [], row[f"{column}_itc"] or []
+    remedy = "run `openblip capfilt run` on the table again"
+    if len(itm) != len(itc):
+        raise DataError(
+            f"row {where}: {len(itm)} values in {column}_itm but {len(itc)} in {column}_itc: "
+            f"{remedy}"
+        )
+    for match, cosine in zip(itm, itc, strict=True):
+        # A comparison with NaN is False.
+        if match is None or cosine is None or not (0 <= match <= 1 and abs(cosine) < math.inf):
+            raise DataError(
+                f"row {where}: a text in {column} has the scores {match} and {cosine}, which are "
+                f"no probability and cosine: {remedy}"
+            )
+    return list(zip(itm, itc, strict=True))
+
+
 class _Collector:
     def __init__(self, source: str) -> None:
         self.source = source
@@ -75,9 +100,9 @@ class _Collector:
         self.itc: list[float] = []
         self.kinds: list[str] = []
 
-    def add(self, row: int, itm: list[float] | None, itc: list[float] | None, kind: str) -> None:
+    def add(self, row: int, scores: list[tuple[float, float]], kind: str) -> None:
         """Append the texts of a row; a row without scores (an error) has none."""
-        for place, (match, cosine) in enumerate(zip(itm or [], itc or [], strict=True)):
+        for place, (match, cosine) in enumerate(scores):
             self.rows.append(row)
             self.places.append(place)
             self.itm.append(match)
@@ -89,7 +114,7 @@ class _Collector:
             source=self.source,
             rows=np.array(self.rows, dtype=np.int64),
             places=np.array(self.places, dtype=np.int64),
-            itm=np.array(self.itm, dtype=np.float32),
+            itm=np.array(self.itm, dtype=np.float64),
             itc=np.array(self.itc, dtype=np.float32),
             kinds=np.array(self.kinds, dtype=np.str_),
         )

@@ -11,6 +11,8 @@ from openblip.data.table import PairTable
 from openblip.data.views import SOURCES, CaptionView
 from openblip.errors import RecipeError
 
+# Standard deviation of probabilities below which a filter separates nothing.
+_NARROW = 0.02
 TRUE_KIND = "true"
 DEFAULT_THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
@@ -67,6 +69,110 @@ def keep_rates(scores: dict[str, TextScores], thresholds: Sequence[float]) -> li
     return [
         KeepRate(threshold, source, int((texts.itm > threshold).sum()), len(texts))
         for threshold in thresholds
+        for source, texts in scores.items()
+    ]
+
+
+def empty_sources(rates: Sequence[KeepRate]) -> list[str]:
+    """A line for each source of whose texts a threshold keeps none."""
+    return [
+        f"at the threshold {rate.threshold:g} none of {rate.total:,} {rate.source} texts stays"
+        for rate in rates
+        if rate.total and not rate.kept
+    ]
+
+
+@dataclass(frozen=True)
+class Cut(KeepRate):
+    """The threshold that keeps a share of a source's texts, as nearly as equal scores allow."""
+
+    share: float
+    """What was asked for, from 0 to 1."""
+
+
+@dataclass(frozen=True)
+class Spread:
+    """How far apart the ITM probabilities of a source lie."""
+
+    source: str
+    total: int
+    """Scored texts; where there is none, the other numbers are 0."""
+    lowest: float
+    highest: float
+    deviation: float
+    """Standard deviation."""
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether a threshold tells next to nothing apart: a deviation below 0.02.
+
+        Scores all over a range of 0.07 have it, and so has one text in 2,500 that lies far off.
+        """
+        return self.total > 1 and self.deviation < _NARROW
+
+    def __str__(self) -> str:
+        if not self.total:
+            return f"there is no scored {self.source} text"
+        text = (
+            f"ITM of {self.total:,} {self.source} texts: {self.lowest:.3g} to {self.highest:.3g}, "
+            f"standard deviation {self.deviation:.2g}"
+        )
+        if not self.is_narrow:
+            return text
+        return (
+            f"{text}: so narrow a range separates nothing, whatever the threshold; the filter has "
+            "learnt too little, or the texts are alike"
+        )
+
+
+def cuts(scores: dict[str, TextScores], shares: Sequence[float]) -> list[Cut]:
+    """For each share the thresholds that keep it of the web and of the synthetic texts.
+
+    Raises:
+        RecipeError: if a share is not in [0, 1].
+    """
+    found = []
+    for share in shares:
+        if not 0.0 <= share <= 1.0:
+            raise RecipeError(f"a share of {share:g} cannot be kept; give 0% to 100%")
+        for source, texts in scores.items():
+            itm = np.sort(texts.itm)
+            threshold = _threshold_above(itm, len(itm) - round(share * len(itm)))
+            kept = int((itm > threshold).sum())
+            found.append(Cut(threshold, source, kept, len(itm), share))
+    return found
+
+
+def _threshold_above(itm: NDArray[np.float64], rejected: int) -> float:
+    """The shortest number that rejects the lowest scores, and those that are equal to them.
+
+    Args:
+        itm: ascending.
+        rejected: how many of them.
+    """
+    if not rejected:
+        return 0.0
+    highest = float(itm[rejected - 1])
+    above = itm[itm > highest]
+    if not above.size:
+        return highest
+    for digits in range(1, 17):
+        number = round(highest + (float(above[0]) - highest) / 2, digits)
+        if highest <= number < above[0]:
+            return number
+    return highest
+
+
+def spreads(scores: dict[str, TextScores]) -> list[Spread]:
+    """How far apart the scores of each source lie."""
+    return [
+        Spread(
+            source=source,
+            total=len(texts),
+            lowest=float(texts.itm.min()) if len(texts) else 0.0,
+            highest=float(texts.itm.max()) if len(texts) else 0.0,
+            deviation=float(texts.itm.std()) if len(texts) else 0.0,
+        )
         for source, texts in scores.items()
     ]
 

@@ -1,15 +1,19 @@
 """Where the files of a CapFilt job lie: small files that appear whole or not at all."""
 
+import json
 import os
 import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from openblip.atomic import force_to_disk, replace_file
 from openblip.data.storage import ObjectFolder, is_object_address
 from openblip.errors import StorageError
+
+_T = TypeVar("_T")
 
 
 class Store(Protocol):
@@ -61,6 +65,21 @@ class Store(Protocol):
             StorageError: it is there and cannot be removed.
         """
         ...
+
+
+def decoded(store: Store, name: str, content: bytes, make: Callable[[Any], _T]) -> _T:
+    """What `make` makes of the JSON value in a file of a job.
+
+    Raises:
+        StorageError: it is damaged.
+    """
+    try:
+        return make(json.loads(content))
+    except (ValueError, TypeError, LookupError, RecursionError) as error:
+        raise StorageError(
+            f"{store.uri}/{name} is damaged ({error}): remove it, and what it says of the job is "
+            "found out again"
+        ) from error
 
 
 def open_store(uri: str) -> Store:

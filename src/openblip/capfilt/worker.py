@@ -16,7 +16,7 @@ from openblip.data.fragments import ColumnFile, encode_columns, read_rows
 from openblip.data.guarded import GuardedDecoder
 from openblip.data.images import open_image
 from openblip.data.parallel import ordered_map
-from openblip.data.reading import row_image
+from openblip.data.reading import check_reachable, row_image
 from openblip.data.shuffle import named_seed
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
@@ -73,13 +73,15 @@ class Worker:
         self.captioners = [load(source, device=device) for source in job.settings.captioners]
         self.filter: Blip = load(job.settings.filter, device=device)
         for captioner in self.captioners:
-            captioner.med.require("lm")
-        self.filter.med.require("itm")
+            captioner.require("lm")
+        self.filter.require("itm")
         # Only now: what was loaded must be what is checked.
         job.check_models()
         self._names = job.models[:-1]
         self._pieces, self._data = Pieces(job.folder), job.data_folder
         self._table = PairTable.open(job.table_uri)
+        # This machine need not be that of the driver.
+        check_reachable(self._table)
         self._save_seconds, self._decode_threads = save_seconds, decode_threads
 
     def compute(self, unit: Unit) -> Iterator[int | UnitDone]:

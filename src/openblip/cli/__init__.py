@@ -1,20 +1,31 @@
 """The `openblip` command: finds the subcommand, prints errors as one line."""
 
 import difflib
+import functools
 import importlib
+import inspect
 import os
 import select
+import shutil
 import sys
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO
+from itertools import pairwise
+from typing import Any, TextIO, get_origin
 
+from openblip.cli.flags import UsageError, checked
+from openblip.cli.output import complain, replace_what_cannot_be_shown
 from openblip.errors import OpenBlipError, OpenBlipWarning
+from openblip.threads import wait_without_spinning
 
+# These answer at once; every other command says that it begins, see `announce`.
+_QUICK = ("data show", "runs")
 # The descriptor of standard output.
 _OUTPUT = 1
+# Narrower, the boxes of usage messages cannot be drawn.
+_LEAST_COLUMNS = 40
 # Command words -> (module under openblip.cli, function, one line of help).
 _COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("demo", "demo", "the whole loop on an embedded world, with a report page"),
@@ -57,7 +68,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     It is 130 after Ctrl-C, and 141 if nobody reads the output any more, as `head` after its lines:
     what a shell reports of commands that a signal has ended.
     """
+    # Before any command imports PyTorch.
+    wait_without_spinning()
     code = 0
+    replace_what_cannot_be_shown()
+    if shutil.get_terminal_size().columns < _LEAST_COLUMNS:
+        os.environ["COLUMNS"] = str(_LEAST_COLUMNS)
     try:
         try:
             code = _carry_out(list(sys.argv[1:] if argv is None else argv))
@@ -70,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(error, BrokenPipeError):
             return 141
         if not code:  # else the command has said what failed
-            print(f"openblip: standard output: {error}", file=sys.stderr)
+            complain("openblip", f"standard output: {error}")
         return 1
     return code
 
@@ -98,22 +114,66 @@ def _carry_out(words: list[str]) -> int:
 
 def _guarded(run: Callable[..., int], words: list[str], prog: str, debug: bool) -> int:
     try:
+        if any("\x1b" in word for word in words):
+            raise UsageError("a word has the code in it with which terminals are told what to do")
         if run.__module__ in ("openblip.cli.train", "openblip.cli.plan"):
             # Their flags are, or include, the fields of a recipe that the first words name.
             return run(words, prog)
+        if flag := _flag_without_values(run, words):
+            raise UsageError(f"{flag} needs a value, or several")
         import tyro
 
-        return tyro.cli(run, args=words, prog=prog)
+        return tyro.cli(checked(_announced(run, prog)), args=words, prog=prog)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it can", file=sys.stderr)
         return 130
-    except (OpenBlipError, OSError) as error:
+    except SystemExit:  # wrong usage, which has been told
+        raise
+    except BaseException as error:  # a panic of a library in Rust is no `Exception`
         if isinstance(error, BrokenPipeError) and _output_is_closed():
             raise
         if debug:
             traceback.print_exc()
-        print(f"{prog}: {error}", file=sys.stderr)
-        return 1
+        complain(prog, _explained(error))
+        return 2 if isinstance(error, UsageError) else 1
+
+
+def _explained(error: BaseException) -> str:
+    """What a person is told of an error, foreseen or not."""
+    if isinstance(error, MemoryError):
+        return "there is not enough memory; give it less at once (--help lists the sizes)"
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OpenBlipError | OSError):
+        return str(error)
+    return f"unexpected {type(error).__name__}: {error}; --debug shows the traceback"
+
+
+def _flag_without_values(run: Callable[..., int], words: list[str]) -> str | None:
+    """The first flag for any number of values that is given none: nobody means that."""
+    lists = {
+        f"--{name.replace('_', '-')}"
+        for name, parameter in inspect.signature(run).parameters.items()
+        if parameter.kind is parameter.KEYWORD_ONLY and get_origin(parameter.annotation) is tuple
+    }
+    for word, following in pairwise([*words, "--"]):
+        is_flag = following.startswith("-") and not following[1:2].isdigit()
+        if word.replace("_", "-") in lists and is_flag:
+            return word
+    return None
+
+
+def _announced(run: Callable[..., int], prog: str) -> Callable[..., int]:
+    """The command, which says that it begins: after its flags are read, before it loads."""
+    from openblip.cli.output import announce
+
+    @functools.wraps(run)
+    def announced(*args: Any, **settings: Any) -> int:
+        if prog.removeprefix("openblip ") not in _QUICK:
+            announce(prog)
+        return run(*args, **settings)
+
+    return announced
 
 
 def _output_is_closed() -> bool:
@@ -125,9 +185,8 @@ def _output_is_closed() -> bool:
 
 @contextmanager
 def _warnings_in_one_line(prog: str) -> Iterator[None]:
-    """Our own warnings are for the user, who has no use for the line of code."""
+    """Warnings are for the user, who has no use for the line of code."""
     with warnings.catch_warnings():
-        show = warnings.showwarning
 
         def show_plainly(
             message: Warning | str,
@@ -137,10 +196,8 @@ def _warnings_in_one_line(prog: str) -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
-            if issubclass(category, OpenBlipWarning):
-                print(f"{prog}: {message}", file=sys.stderr)
-            else:
-                show(message, category, filename, lineno, file, line)
+            is_ours = issubclass(category, OpenBlipWarning)
+            complain(prog, message if is_ours else f"{category.__name__}: {message}")
 
         warnings.showwarning = show_plainly
         yield

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from openblip.cli.data import WithoutName
-from openblip.cli.output import print_json, print_table
+from openblip.cli.flags import Count, CountOrNone, NotNegative, Seed, Share, Workers
+from openblip.cli.output import check_outputs, print_json, print_table
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from openblip.capfilt.pool import RayCluster
     from openblip.capfilt.run import CapFiltResult
+    from openblip.capfilt.select import Cut, KeepRate
 
 
 def run(
@@ -22,20 +26,20 @@ def run(
     captioner: tuple[str, ...],
     filter: str,
     method: Literal["nucleus", "beam", "greedy"] = "nucleus",
-    top_p: float = 0.9,
-    num_beams: int = 3,
-    max_length: int = 20,
-    min_length: int = 5,
+    top_p: Share = 0.9,
+    num_beams: Count = 3,
+    max_length: Count = 20,
+    min_length: CountOrNone = 5,
     prompt: str = "a picture of ",
-    num_captions: int = 1,
+    num_captions: Count = 1,
     first_token: Literal["[ENC]", "[CLS]"] = "[ENC]",
-    batch_size: int = 32,
-    seed: int = 0,
-    processes: int | None = None,
+    batch_size: Count = 32,
+    seed: Seed = 0,
+    processes: Workers | None = None,
     ray: str | None = None,
-    workers: int | None = None,
-    gpus_per_worker: float | None = None,
-    save_seconds: float = 10.0,
+    workers: Count | None = None,
+    gpus_per_worker: NotNegative | None = None,
+    save_seconds: NotNegative = 10.0,
     json: bool = False,
 ) -> int:
     """Caption the web rows of a table and score every given and synthetic text.
@@ -125,7 +129,7 @@ def status(
     table: tyro.conf.Positional[str],
     /,
     *,
-    price_per_hour: float | None = None,
+    price_per_hour: NotNegative | None = None,
     json: bool = False,
 ) -> int:
     """How far the job on a table is: while it runs, after a kill, or when it is finished.
@@ -168,47 +172,65 @@ def select(
     table: tyro.conf.Positional[str],
     /,
     *,
-    thresholds: tuple[float, ...] = (0.1, 0.3, 0.5, 0.7, 0.9),
+    thresholds: tuple[Share, ...] = (),
+    keep: tuple[str, ...] = (),
+    quantiles: tuple[Share, ...] = (),
     itm_of: tuple[str, ...] = (),
     without: tuple[WithoutName, ...] = (),
     json: bool = False,
 ) -> int:
     """How many web and synthetic texts stay at each ITM threshold, and why others do not.
 
-    Runs no model.
+    Runs no model. Says if the scores lie so close together that no threshold separates them.
 
     Example: openblip capfilt select pairs.lance --thresholds 0.3 0.5 0.7
+    openblip capfilt select pairs.lance --keep 50% 80%
 
     Args:
         table: a table that `openblip capfilt run` has scored.
-        thresholds: ITM probabilities.
+        thresholds: ITM probabilities; by default 0.1 0.3 0.5 0.7 0.9, or none with the next two.
+        keep: instead, the thresholds that keep these shares of each source, such as 50%.
+        quantiles: the same by what they reject: 0.25 is the threshold that keeps 75%.
         itm_of: for the reasons: thresholds by source or data set, such as synthetic=0.3.
         without: for the reasons: leave out what `data duplicates` and `leakage` have flagged.
         json: print JSON.
     """
     from openblip.capfilt.scores import read_scores
-    from openblip.capfilt.select import keep_rates, noise_quality, rejections
+    from openblip.capfilt.select import (
+        DEFAULT_THRESHOLDS,
+        cuts,
+        empty_sources,
+        keep_rates,
+        noise_quality,
+        rejections,
+        spreads,
+    )
     from openblip.data.table import PairTable
 
     opened = PairTable.open(table)
+    shares = [*map(_share, keep), *(1.0 - quantile for quantile in quantiles)]
+    thresholds = thresholds or (() if shares else DEFAULT_THRESHOLDS)
     scores = read_scores(opened)
+    found = cuts(scores, shares)
     rejected = rejections(opened, thresholds, itm_of, without)
     rates = keep_rates(scores, thresholds)
+    for line in empty_sources(rates):
+        print(line, file=sys.stderr)
     quality = {value: noise_quality(scores["web"], value) for value in thresholds}
     if json:
         print_json(
             {
                 "kept": [{**asdict(rate), "rate": rate.rate} for rate in rates],
+                "cuts": [{**asdict(cut), "rate": cut.rate} for cut in found],
+                "spread": [{**asdict(s), "is_narrow": s.is_narrow} for s in spreads(scores)],
                 "rejected": [asdict(some) for some in rejected],
                 "noise": {str(value): [asdict(q) for q in qs] for value, qs in quality.items()},
             }
         )
         return 0
-    rows = [
-        [f"{r.threshold:g}", r.source, str(r.kept), str(r.total), f"{100 * r.rate:.1f} %"]
-        for r in rates
-    ]
-    print_table(["threshold", "source", "kept", "of", "rate"], rows)
+    for spread in spreads(scores):
+        print(spread)
+    _print_rates(rates, found)
     if rejected:
         print("\ntraining texts that do not count:")
         reasons = [[f"{r.threshold:g}", r.source, r.reason, str(r.count)] for r in rejected]
@@ -224,13 +246,46 @@ def select(
     return 0
 
 
+def _share(text: str) -> float:
+    """A share from 0 to 1 of `50%` or `0.5`."""
+    from openblip.errors import RecipeError
+
+    try:
+        return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise RecipeError(f"--keep {text}: write a share as 50% or 0.5") from None
+
+
+def _print_rates(rates: "Sequence[KeepRate]", found: "Sequence[Cut]") -> None:
+    header = ["threshold", "source", "kept", "of", "rate"]
+    rows = [
+        [f"{r.threshold:g}", r.source, str(r.kept), str(r.total), f"{100 * r.rate:.1f} %"]
+        for r in rates
+    ]
+    if rows:
+        print_table(header, rows)
+    if not found:
+        return
+    shares = [
+        [f"{100 * c.share:g} %", repr(c.threshold), c.source, str(c.kept), str(c.total)]
+        for c in found
+    ]
+    rates_kept = [f"{100 * c.rate:.1f} %" for c in found]
+    print_table(
+        ["to keep", *header], [[*row, r] for row, r in zip(shares, rates_kept, strict=True)]
+    )
+    for share in dict.fromkeys(c.share for c in found):
+        own = [f"{c.source}={c.threshold!r}" for c in found if c.share == share and c.total]
+        print(f"to keep {100 * share:g} %: --itm-of {' '.join(own)} (training: --data.view.itm-of)")
+
+
 def report(
     table: tyro.conf.Positional[str],
     /,
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("capfilt.html"),
-    threshold: float = 0.5,
-    seed: int = 0,
+    threshold: Share = 0.5,
+    seed: Seed = 0,
 ) -> int:
     """Write a self-contained page of what is kept and what is rejected.
 
@@ -245,5 +300,13 @@ def report(
     from openblip.capfilt.report import write_report
     from openblip.data.table import PairTable
 
-    print(write_report(PairTable.open(table), output, threshold=threshold, seed=seed))
+    check_outputs({"-o": output})
+    written = write_report(
+        PairTable.open(table),
+        output,
+        threshold=threshold,
+        seed=seed,
+        warn=lambda line: print(line, file=sys.stderr),
+    )
+    print(written)
     return 0

@@ -5,7 +5,8 @@ from typing import Annotated
 
 import tyro
 
-from openblip.cli.output import print_json, print_table
+from openblip.cli.flags import Workers
+from openblip.cli.output import check_outputs, print_json, print_table
 
 
 def compare(
@@ -13,7 +14,7 @@ def compare(
     /,
     *,
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
-    jobs: int = 1,
+    jobs: Workers = 1,
     plan: bool = False,
     json: bool = False,
 ) -> int:
@@ -43,6 +44,7 @@ def compare(
             [[row.kind, row.name, row.folder, "yes" if row.is_finished else "no"] for row in rows],
         )
         return 0
+    check_outputs({"-o": folder}, are_folders=True)
     compared = run(file, folder, jobs=jobs)
     if json:
         verdicts = [

@@ -5,6 +5,9 @@ from typing import Literal
 
 import tyro
 
+from openblip.cli.flags import Count
+from openblip.cli.output import check_outputs
+
 
 def convert(
     source: tyro.conf.Positional[str],
@@ -13,7 +16,7 @@ def convert(
     *,
     to: Literal["openblip", "original", "huggingface"] = "openblip",
     kind: str | None = None,
-    image_size: int | None = None,
+    image_size: Count | None = None,
 ) -> int:
     """Write a model in another layout: ours, the original's, or that of transformers.
 
@@ -29,6 +32,7 @@ def convert(
     """
     from openblip.inference import load
 
+    check_outputs({"DESTINATION": destination}, are_folders=to != "original")
     blip = load(source, device="cpu", image_size=image_size)
     if to == "openblip":
         blip.save(destination)

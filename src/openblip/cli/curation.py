@@ -1,10 +1,16 @@
 """`openblip data duplicates` and `openblip data leakage`."""
 
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from openblip.cli.flags import Range, Share, Workers
 from openblip.cli.output import print_json
 
 if TYPE_CHECKING:
@@ -30,11 +36,11 @@ class _Search:
 
     model: str | None = None
     by: Literal["hash", "embedding", "both"] | None = None
-    radius: int = 6
-    colour: int = 24
-    cosine: float = 0.95
-    text: float = 0.9
-    threads: int | None = None
+    radius: Annotated[int, Range(0, 64)] = 6
+    colour: Annotated[int, Range(0, 255)] = 24
+    cosine: Annotated[float, Range(-1, 1)] = 0.95
+    text: Share = 0.9
+    threads: Workers | None = None
 
     def nearness(self) -> "Nearness":
         from openblip.data.curation.nearness import Nearness
@@ -61,26 +67,83 @@ _Flags = Annotated[_Search, tyro.conf.arg(name="")]
 
 
 def duplicates(
-    table: tyro.conf.Positional[str], /, *, search: _Flags = _Search(), json: bool = False
+    place: tyro.conf.Positional[str],
+    /,
+    *,
+    keep: Literal["first", "largest", "newest"] = "first",
+    page: Path | None = None,
+    output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
+    search: _Flags = _Search(),
+    json: bool = False,
 ) -> int:
-    """Flag near-duplicate images and captions within each split; no row is removed.
+    """Find near-duplicate images and captions within each split; none is removed.
 
-    Adds columns that say which row is kept instead; a view leaves the others out with
-    `--without duplicate_images`. A stopped run goes on where it was, and a table that has grown is
-    extended. Example: openblip data duplicates pairs.lance
+    To a pair table, columns are added that say which row is kept instead; a view leaves the others
+    out with `--without duplicate_images`. A stopped run goes on where it was, and a table that has
+    grown is extended. Images in folders and archives are only compared; the exit code is 1 if some
+    cannot be read.
+    Example: openblip data duplicates pairs.lance
+    openblip data duplicates photos/ --keep largest --page duplicates.html -o duplicates.csv
 
     Args:
-        table: the pair table.
+        place: a pair table; or a folder, a quoted pattern or a tar archive with images.
+        keep: of near images, human before web ones: the first in order; the largest in pixels; or
+            the newest, by the camera's date, else the file's, else the order.
+        page: write a page there (HTML) with kept images and their copies side by side.
+        output: write every pair there, with distances and sizes, as .csv or .json.
         search: how near-duplicates are searched.
         json: print the report as JSON.
     """
+    from openblip.data.curation.duplicate_pairs import duplicate_pairs, write_duplicates_page
     from openblip.data.curation.duplicates import flag_duplicates
-    from openblip.data.table import PairTable
+    from openblip.evaluation.results_file import check_results_path, save_records
 
-    opened = PairTable.open(table)
-    search.embed(opened)
-    _print(flag_duplicates(opened, search.nearness(), num_threads=search.threads), json)
-    return 0
+    if output is not None:
+        check_results_path(output)
+    with _opened(place) as (table, unreadable):
+        search.embed(table)
+        nearness, threads = search.nearness(), search.threads
+        report = flag_duplicates(table, nearness, keep=keep, num_threads=threads)
+        report.table = place
+        _print(report, json)
+        pairs = []
+        if page is not None or output is not None:
+            pairs = duplicate_pairs(table, nearness, threads)
+        if output is not None:
+            save_records(output, [asdict(pair) for pair in pairs])
+        if page is not None:
+            write_duplicates_page(table, pairs, page, place)
+        return 1 if unreadable() else 0
+
+
+@contextmanager
+def _opened(place: str) -> "Iterator[tuple[PairTable, Callable[[], int]]]":
+    """A pair table, or one of the images of a place for as long as it is needed.
+
+    Beside it what counts, and tells, the images that cannot be read: of a table its own column
+    does that.
+    """
+    from openblip.data.patterns import matching_paths
+    from openblip.data.table import PairTable
+    from openblip.inference.image_sources import ImageSources, is_table, scratch_table
+
+    if is_table(place) or not matching_paths(place):
+        yield PairTable.open(place), lambda: 0
+        return
+    failures: list[str] = []
+    with TemporaryDirectory(prefix="openblip-") as folder:
+        table = scratch_table(ImageSources([place]), Path(folder) / "t.lance", failures.append)
+
+        def unreadable() -> int:
+            for batch in table.scan(["id", "image_error"]):
+                for row in batch.to_pylist():
+                    if row["image_error"]:
+                        failures.append(f"{row['id']}: {row['image_error']}")
+            for failure in failures:
+                print(f"openblip data duplicates: {failure}", file=sys.stderr)
+            return len(failures)
+
+        yield table, unreadable
 
 
 def leakage(

@@ -9,7 +9,9 @@ from typing import Literal
 
 import tyro
 
+from openblip.cli.flags import Count, CountOrNone, Share, Workers
 from openblip.cli.output import print_json, print_table
+from openblip.data.report import ImportReport, Reason
 
 FormatName = Literal[
     "jsonl",
@@ -37,13 +39,14 @@ def import_(
     split: Literal["train", "val", "test"] | None = None,
     store: Literal["bytes", "uri"] = "bytes",
     ids: Literal["key", "sha256"] = "key",
-    limit: int | None = None,
+    limit: Count | None = None,
     again: bool = False,
     image_root: Path | None = None,
     image_column: str | None = None,
     caption_column: str | None = None,
     id_column: str | None = None,
-    threads: int | None = None,
+    without_captions: bool = False,
+    threads: Workers | None = None,
     json: bool = False,
 ) -> int:
     """Bring image-text pairs into a pair table, which is made if there is none.
@@ -53,6 +56,7 @@ def import_(
     Visual Genome, sentences of NLVR2. A stopped import goes on where it was.
     The exit code is 1 if no row was imported.
     Example: openblip data import crawl/ pairs.lance --origin web
+    openblip data import photos/ photos.lance --without-captions
 
     Args:
         source: file, folder or pattern.
@@ -68,11 +72,11 @@ def import_(
         image_column: Parquet/CSV column with paths or bytes.
         caption_column: Parquet/CSV column with texts.
         id_column: Parquet/CSV column with unique ids.
+        without_captions: also take images that have no text, such as photos to be captioned.
         threads: threads that read and decode; one per core by default.
         json: print the report as JSON.
     """
     from openblip.data.importers.driver import import_pairs
-    from openblip.data.report import Reason
 
     report = import_pairs(
         source,
@@ -88,19 +92,30 @@ def import_(
         image_column=image_column,
         caption_column=caption_column,
         id_column=id_column,
+        without_captions=without_captions,
         num_threads=threads,
     )
     if json:
         print_json(asdict(report))
     else:
         print(report.to_text())
+    _hint(report, ids)
+    return 0 if report.num_rows or report.num_known or report.nothing_read else 1
+
+
+def _hint(report: ImportReport, ids: str) -> None:
+    """What a person may want to do about what was left out."""
     if ids == "key" and Reason.DUPLICATE_ID in report.skipped:
         print(
             "if two sources have paths of the same name, import each with --ids sha256 into a new "
             "table: its images then go by the hash of their bytes",
             file=sys.stderr,
         )
-    return 0 if report.num_rows or report.num_known or report.nothing_read else 1
+    if Reason.MISSING_CAPTION in report.skipped and not report.num_rows:
+        print(
+            "none of these images has a caption; --without-captions imports them all the same",
+            file=sys.stderr,
+        )
 
 
 def export(
@@ -110,14 +125,14 @@ def export(
     *,
     format: Literal["webdataset", "parquet", "coco", "jsonl", "huggingface"] = "webdataset",
     sources: tuple[Literal["human", "web", "synthetic"], ...] = ("human", "web"),
-    itm: float | None = None,
+    itm: Share | None = None,
     itm_of: tuple[str, ...] = (),
     without: tuple[WithoutName, ...] = (),
     split: tuple[Literal["train", "val", "test"], ...] = ("train",),
     rejected: bool = False,
-    shard_size: int = 10_000,
+    shard_size: Count = 10_000,
     overwrite: bool = False,
-    threads: int | None = None,
+    threads: Workers | None = None,
     json: bool = False,
 ) -> int:
     """Write the images of a pair table with the texts that count, for other programs.
@@ -164,7 +179,7 @@ def export(
     return 1 if report.num_unreadable else 0
 
 
-def show(table: tyro.conf.Positional[str], /, *, rows: int = 3, json: bool = False) -> int:
+def show(table: tyro.conf.Positional[str], /, *, rows: CountOrNone = 3, json: bool = False) -> int:
     """What is in a pair table: rows by split and origin, texts, columns, examples.
 
     Example: openblip data show pairs.lance
@@ -183,8 +198,6 @@ def show(table: tyro.conf.Positional[str], /, *, rows: int = 3, json: bool = Fal
         for row in batch.to_pylist():
             images[row["split"], row["origin"]] += 1
             texts[row["split"], row["origin"]] += len(row["captions"] or [])
-    shown = [name for name in opened.columns if name != "image"]
-    examples = opened.take(range(min(rows, len(opened))), shown).to_pylist()
     if json:
         counts = [
             {"split": s, "origin": o, "images": n, "captions": texts[s, o]}
@@ -198,7 +211,13 @@ def show(table: tyro.conf.Positional[str], /, *, rows: int = 3, json: bool = Fal
         [[s, o, str(n), str(texts[s, o])] for (s, o), n in sorted(images.items())],
     )
     print(f"columns: {', '.join(opened.columns)}")
-    for example in examples:
+    shown = [name for name in opened.columns if name != "image"]
+    for example in opened.take(range(min(rows, len(opened))), shown).to_pylist():
         known = {name: value for name, value in example.items() if value is not None}
-        print(json_library.dumps(known, ensure_ascii=False))
+        print(json_library.dumps(known, ensure_ascii=False, default=_in_words))
     return 0
+
+
+def _in_words(value: object) -> str:
+    """A value of a column of somebody else that JSON has no form for."""
+    return f"{len(value)} bytes" if isinstance(value, bytes) else str(value)

@@ -5,13 +5,14 @@ from typing import Annotated
 
 import tyro
 
-from openblip.cli.output import print_table
+from openblip.cli.flags import Seed
+from openblip.cli.output import check_outputs, print_table
 
 
 def demo(
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("demo"),
-    seed: int = 0,
+    seed: Seed = 0,
 ) -> int:
     """The whole BLIP loop on an embedded world, from nothing, in minutes on two cores.
 
@@ -26,6 +27,7 @@ def demo(
     from openblip.recipes.demo import DemoConfig, run_demo
     from openblip.recipes.demo_report import write_demo_report
 
+    check_outputs({"-o": output}, are_folders=True)
     result = run_demo(output, DemoConfig(seed=seed), say=print)
     names = list(result.noisy.headline)
     print()

@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from openblip.cli.output import print_json, print_table
+from openblip.cli.flags import Count, CountOrNone
+from openblip.cli.output import (
+    check_outputs,
+    dominant_json,
+    print_dominant,
+    print_json,
+    print_table,
+)
 
 if TYPE_CHECKING:
     from openblip.data.table import PairTable
@@ -20,8 +27,8 @@ def retrieval(
     /,
     *,
     split: str = "test",
-    k: int = 128,
-    batch_size: int = 32,
+    k: CountOrNone = 128,
+    batch_size: Count = 32,
     results: Path | None = None,
     report: Path | None = None,
     json: bool = False,
@@ -47,6 +54,7 @@ def retrieval(
     from openblip.evaluation.retrieval import evaluate_retrieval
     from openblip.inference.embedder import load_embedder
 
+    check_outputs({"--results": results, "--report": report})
     opened = PairTable.open(table)
     found = evaluate_retrieval(
         load_embedder(model), opened, split=split, k=k, batch_size=batch_size
@@ -77,11 +85,11 @@ def caption(
     /,
     *,
     split: str = "test",
-    num_beams: int = 3,
-    max_length: int = 20,
-    min_length: int = 5,
+    num_beams: Count = 3,
+    max_length: Count = 20,
+    min_length: CountOrNone = 5,
     prompt: str = "a picture of ",
-    batch_size: int = 32,
+    batch_size: Count = 32,
     results: Path | None = None,
     report: Path | None = None,
     java_metrics: Path | None = None,
@@ -114,6 +122,7 @@ def caption(
     from openblip.evaluation.java_metrics import JavaPrograms
     from openblip.inference import Decoding, load
 
+    check_outputs({"--results": results, "--report": report})
     folder = java_metrics or _folder_named("OPENBLIP_JAVA_METRICS")
     # Before the captions are written, which takes long.
     java = JavaPrograms.find(folder) if folder is not None else None
@@ -137,8 +146,10 @@ def caption(
         write_caption_report(written, opened, report, subject=f"{model}, split {split}")
     if json:
         shown = ("metrics", "domains", "num_images")
-        print_json({name: getattr(written, name) for name in shown})
+        values = {name: getattr(written, name) for name in shown}
+        print_json(values | dominant_json(written.dominant))
         return 0
+    print_dominant(written.dominant)
     print(f"{written.num_images} images, {written.seconds:.0f} s")
     rows = {"all": written.metrics, **written.domains}
     print_table(
@@ -159,10 +170,10 @@ def vqa(
     *,
     split: str = "test",
     candidates: str | None = None,
-    min_count: int = 1,
-    k: int = 128,
+    min_count: Count = 1,
+    k: CountOrNone = 128,
     wups: bool = False,
-    batch_size: int = 32,
+    batch_size: Count = 32,
     results: Path | None = None,
     report: Path | None = None,
     json: bool = False,
@@ -191,6 +202,7 @@ def vqa(
     from openblip.evaluation.vqa import evaluate_vqa
     from openblip.inference import load
 
+    check_outputs({"--results": results, "--report": report})
     opened = PairTable.open(table)
     if report is not None:
         _check_answers_known(opened, split)
@@ -216,8 +228,10 @@ def vqa(
     if json:
         bounds = {name: [value.low, value.high] for name, value in intervals.items()}
         counts = {"num_images": found.num_images, "num_questions": found.num_questions}
-        print_json({"metrics": found.metrics, "intervals": bounds, **counts})
+        values = {"metrics": found.metrics, "intervals": bounds, **counts}
+        print_json(values | dominant_json(found.dominant))
         return 0
+    print_dominant(found.dominant)
     asked = f"{found.num_questions} questions about {found.num_images} images"
     how = "written" if ranked is None else f"ranked among {len(ranked)}"
     print(f"{asked}, answers {how}, {found.seconds:.0f} s")
@@ -234,10 +248,10 @@ def videoqa(
     videos: tyro.conf.Positional[Path],
     /,
     *,
-    num_frames: int = 16,
+    num_frames: Count = 16,
     candidates: Path | None = None,
-    k: int = 128,
-    batch_size: int = 2,
+    k: CountOrNone = 128,
+    batch_size: Count = 2,
     results: Path | None = None,
     json: bool = False,
 ) -> int:
@@ -263,6 +277,7 @@ def videoqa(
     from openblip.evaluation.videoqa import evaluate_videoqa
     from openblip.inference import load
 
+    check_outputs({"--results": results})
     if results is not None:
         check_results_path(results)
     ranked = None if candidates is None else read_answers(candidates)
@@ -280,8 +295,10 @@ def videoqa(
     if json:
         bounds = {name: [value.low, value.high] for name, value in intervals.items()}
         shown = ("metrics", "num_videos", "num_questions", "seconds")
-        print_json({name: getattr(found, name) for name in shown} | {"intervals": bounds})
+        values = {name: getattr(found, name) for name in shown} | {"intervals": bounds}
+        print_json(values | dominant_json(found.dominant))
         return 0
+    print_dominant(found.dominant)
     how = "written" if ranked is None else f"ranked among {len(ranked)}"
     print(
         f"{found.num_questions} questions about {found.num_videos} videos, {num_frames} frames, "
@@ -316,7 +333,7 @@ def nlvr(
     /,
     *,
     split: str = "test",
-    batch_size: int = 32,
+    batch_size: Count = 32,
     results: Path | None = None,
     json: bool = False,
 ) -> int:
@@ -336,6 +353,7 @@ def nlvr(
     from openblip.evaluation.nlvr import evaluate_nlvr
     from openblip.inference import load
 
+    check_outputs({"--results": results})
     found = evaluate_nlvr(load(model), PairTable.open(table), split=split, batch_size=batch_size)
     if results is not None:
         found.save_official(results)
@@ -343,8 +361,10 @@ def nlvr(
     if json:
         bounds = {name: [value.low, value.high] for name, value in intervals.items()}
         counts = {"num_pairs": found.num_pairs, "seconds": found.seconds}
-        print_json({"metrics": found.metrics, "intervals": bounds, **counts})
+        values = {"metrics": found.metrics, "intervals": bounds, **counts}
+        print_json(values | dominant_json(found.dominant))
         return 0
+    print_dominant(found.dominant)
     print(f"{found.num_pairs} sentences about two images, {found.seconds:.0f} s")
     rows = [
         [name, f"{value:.2f}", _shown(intervals, name)] for name, value in found.metrics.items()

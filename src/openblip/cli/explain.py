@@ -5,6 +5,8 @@ from typing import Annotated
 
 import tyro
 
+from openblip.cli.flags import CountOrNone
+from openblip.cli.output import check_outputs
 from openblip.errors import RecipeError
 
 
@@ -16,7 +18,7 @@ def explain(
     model: str | None = None,
     question: str | None = None,
     answer: str | None = None,
-    layer: int | None = None,
+    layer: CountOrNone | None = None,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("explained.png"),
     device: str | None = None,
 ) -> int:
@@ -42,6 +44,7 @@ def explain(
 
     if text and question:
         raise RecipeError("give a text or --question, not both")
+    check_outputs({"-o": output})
     task = "ask" if question else "match" if text else "caption"
     blip = load(model or PUBLISHED[task], device=device)
     picture = open_image(image)

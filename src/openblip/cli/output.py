@@ -1,12 +1,109 @@
 """How commands print results: aligned tables for people, JSON for programs."""
 
 import json
-from collections.abc import Sequence
+import math
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from openblip.atomic import check_output, is_stream
+from openblip.errors import RecipeError, one_line
+
+if TYPE_CHECKING:
+    from openblip.evaluation.dominance import Dominant
+
+
+def announce(prog: str) -> None:
+    """Say on standard error that a command begins, before it imports or reads anything heavy.
+
+    Of the processes that torchrun starts, the first one says it.
+    """
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{prog}: loading ...", file=sys.stderr, flush=True)
+
+
+def check_outputs(paths: Mapping[str, Path | None], *, are_folders: bool = False) -> None:
+    """Nothing, if a command can write all that it was asked to: asked before its work begins.
+
+    Args:
+        paths: by the flag that names them; None was not asked for.
+        are_folders: whether they are to be folders.
+
+    Raises:
+        UnwritableError: one cannot be written; names the flag.
+        RecipeError: two are the same.
+    """
+    flags: dict[Path, str] = {}
+    for flag, path in paths.items():
+        if path is None:
+            continue
+        check_output(path, flag, is_folder=are_folders)
+        other = flags.setdefault(path.resolve(), flag)
+        if other != flag and not is_stream(path):
+            raise RecipeError(f"{other} and {flag} are the same file, {path}: give two names")
+
+
+def print_each(name: str, columns: Sequence[str]) -> None:
+    """A line about one of many images, its columns divided by tabs, written at once."""
+    plain = [" ".join(column.split()) for column in (name, *columns)]
+    print("\t".join(plain), flush=True)
+
+
+def end_of_each(prog: str, done: int, failed: int, interrupted: bool) -> int:
+    """The exit code of a command over many images, whose last line says how many there were."""
+    print(f"{prog}: {done:,} images, {failed:,} failed", file=sys.stderr)
+    if interrupted:
+        return 130
+    return 1 if failed else 0
 
 
 def print_json(value: object) -> None:
-    """One line of JSON on standard output."""
-    print(json.dumps(value, ensure_ascii=False))
+    """One line of JSON on standard output; escaped where the output's encoding lacks a letter.
+
+    A number that is none becomes null: JSON has no NaN.
+    """
+    plain = _with_nulls(value)
+    text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeError:
+        text = json.dumps(plain, allow_nan=False)
+    print(text)
+
+
+def dominant_json(found: "Dominant | None") -> dict[str, object]:
+    """What a model says of nearly everything, or null, as a field of a result."""
+    return {"dominant": None if found is None else asdict(found)}
+
+
+def _with_nulls(value: object) -> object:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _with_nulls(item) for name, item in value.items()}
+    return [_with_nulls(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def complain(prog: str, message: object) -> None:
+    """One line on standard error, in the name of a command."""
+    print(f"{prog}: {one_line(message)}", file=sys.stderr)
+
+
+def replace_what_cannot_be_shown() -> None:
+    """From now on a letter that the terminal's encoding lacks is a question mark, no error."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # a caller's own stream
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+
+
+def print_dominant(found: "Dominant | None") -> None:
+    """Where a model says the same of nearly everything, that comes first."""
+    if found is not None:
+        print(found)
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

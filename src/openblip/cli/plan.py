@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from openblip.cli.output import print_json, print_table
+from openblip.cli.flags import Count, NotNegative, Positive, Share, checked
+from openblip.cli.output import announce, print_json, print_table
 from openblip.cli.recipe_flags import changed
 
 if TYPE_CHECKING:
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 def plan(words: list[str], prog: str) -> int:
     """What a run needs; words with a dot in their flag change the recipe, as in training."""
     own, changes = _divided(words)
-    return int(tyro.cli(_plan, args=own, prog=prog)(changes, prog))
+    return int(tyro.cli(checked(_plan), args=own, prog=prog)(changes, prog))
 
 
 def _plan(
@@ -22,12 +23,12 @@ def _plan(
     /,
     *,
     gpu: str,
-    gpus: int = 1,
-    images: int | None = None,
-    utilisation: float | None = None,
-    price_per_hour: float | None = None,
-    network: float = 200.0,
-    mean_tokens: float = 16.0,
+    gpus: Count = 1,
+    images: Count | None = None,
+    utilisation: Share | None = None,
+    price_per_hour: NotNegative | None = None,
+    network: Positive = 200.0,
+    mean_tokens: Positive = 16.0,
     json: bool = False,
 ) -> Any:
     """Memory of a GPU by part, settings that make a run fit, its time and its price.
@@ -49,6 +50,7 @@ def _plan(
     """
 
     def carry_out(changes: list[str], prog: str) -> int:
+        announce(prog)
         from openblip.recipes.devices import find_device
         from openblip.recipes.planned import find_recipe
         from openblip.recipes.sizing import Cluster, Planner, run_cost

@@ -10,19 +10,23 @@ if TYPE_CHECKING:
 def changed(recipe: "Recipe", words: list[str], prog: str, about: str | None = None) -> "Recipe":
     """The recipe with the changes of a command line; prints its help where that is asked for.
 
-    `--train.steps` alone takes the place of the recipe's epochs, and `--train.epochs` of its steps.
+    `--train.steps` alone takes the place of the recipe's epochs, `--train.epochs` of its steps, and
+    `--init-from` of its fresh weights and their tokenizer.
     """
     import tyro
 
     from openblip.training.config import Recipe
 
     kind = tyro.conf.AvoidSubcommands[Recipe]
-    recipe = _counting_as_in(words, recipe)
+    flags = {word.split("=")[0] for word in words}
+    recipe = _counting_as_in(flags, recipe)
+    if "--init-from" in flags and recipe.init_from is None:
+        # Any name: that of the command line takes its place.
+        recipe = replace(recipe, model=None, tokenizer=None, init_from="MODEL")
     return tyro.cli(kind, default=recipe, args=words, prog=prog, description=about)
 
 
-def _counting_as_in(words: list[str], recipe: "Recipe") -> "Recipe":
-    flags = {word.split("=")[0] for word in words}
+def _counting_as_in(flags: set[str], recipe: "Recipe") -> "Recipe":
     in_steps, in_epochs = "--train.steps" in flags, "--train.epochs" in flags
     if in_steps == in_epochs:
         return recipe

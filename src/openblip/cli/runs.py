@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 
 import tyro
 
-from openblip.cli.output import print_json, print_table
+from openblip.cli.output import check_outputs, complain, print_json, print_table
+from openblip.errors import OpenBlipError
 
 if TYPE_CHECKING:
     from openblip.training.run_listing import RunSummary
@@ -22,7 +23,8 @@ def runs(
 ) -> int:
     """List and compare training runs: state, position, losses, and where their recipes differ.
 
-    Reads only, also while a run is going on. Example:
+    Reads only, also while a run is going on. A run that cannot be read is told of on standard
+    error, the others are listed, and the exit code is 1. Example:
     openblip runs runs/ --page runs.html
 
     Args:
@@ -30,9 +32,12 @@ def runs(
         page: also write a page with their curves.
         json: print one line of JSON for each run instead of tables.
     """
-    from openblip.training.run_listing import find_runs, summarise
-
-    found = [summarise(path) for path in find_runs(folders)]
+    check_outputs({"--page": page})
+    found, damaged = _summaries(folders)
+    for error in damaged:
+        complain("openblip runs", error)
+    if not found:
+        return 1
     if json:
         for run in found:
             print_json(run.to_json())
@@ -44,7 +49,27 @@ def runs(
         written = write_runs_page(found, (_HEADER, _rows(found)), page)
         if not json:
             print(f"\npage: {written}")
-    return 0
+    return 1 if damaged else 0
+
+
+def _summaries(folders: Sequence[Path]) -> "tuple[list[RunSummary], list[OpenBlipError]]":
+    """The runs that can be read, and why others cannot."""
+    from openblip.training.run_listing import find_runs, summarise
+
+    found: dict[Path, RunSummary] = {}
+    damaged: list[OpenBlipError] = []
+    for folder in folders:
+        try:
+            paths = find_runs([folder])
+        except OpenBlipError as error:
+            damaged.append(error)
+            continue
+        for path in paths:
+            try:
+                found.setdefault(path, summarise(path))
+            except OpenBlipError as error:
+                damaged.append(error)
+    return list(found.values()), damaged
 
 
 def _print(found: Sequence["RunSummary"]) -> None:

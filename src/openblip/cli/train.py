@@ -5,6 +5,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from openblip.cli.output import announce, check_outputs
 from openblip.cli.recipe_flags import changed
 
 if TYPE_CHECKING:
@@ -43,15 +44,20 @@ def pretrain(words: list[str], prog: str) -> int:
         from openblip.training.recipe_file import read_recipe
 
         (run_dir,), rest = _positionals(rest, 1, f"{prog} FILE.yaml RUN_DIR", _PRETRAIN_HELP)
-        return _train(read_recipe(Path(name[0])), Path(run_dir), rest, prog, _PRETRAIN_HELP)
+        return _pretrain(read_recipe(Path(name[0])), run_dir, rest, prog)
     (table, run_dir), rest = _positionals(rest, 2, usage, _PRETRAIN_HELP, name)
     recipe = _named(PRETRAIN_RECIPES, name[0], "recipe")(table)
-    return _train(recipe, Path(run_dir), rest, prog, _PRETRAIN_HELP)
+    return _pretrain(recipe, run_dir, rest, prog)
+
+
+def _pretrain(recipe: "Recipe", run_dir: str, words: list[str], prog: str) -> int:
+    recipe = _flagged(recipe, words, prog, _PRETRAIN_HELP)
+    announce(prog)
+    return _train(recipe, Path(run_dir))
 
 
 def finetune(words: list[str], prog: str) -> int:
     """Fine-tune for a task from a model folder or run directory, with overrides."""
-    from openblip.interop.folder import read_config
     from openblip.recipes.finetune import FINETUNE_RECIPES
 
     usage = f"{prog} TASK TABLE RUN_DIR --init-from MODEL [overrides]"
@@ -59,20 +65,28 @@ def finetune(words: list[str], prog: str) -> int:
     make = _named(FINETUNE_RECIPES, task, "task")
     if _HELP & set(rest):
         # The flags are shown without a model, whose size of images stands at that of the paper.
-        return _train(make(table, "MODEL", 384), Path(run_dir), rest, prog, _FINETUNE_HELP)
+        _flagged(make(table, "MODEL", 384), rest, prog, _FINETUNE_HELP)
     source, rest = _take_flag(rest, "--init-from", usage)
-    from openblip.inference.loading import find_model
+    announce(prog)
+    from openblip.interop.folder import read_config
+    from openblip.interop.sources import find_model
 
     folder = find_model(source)
     recipe = make(table, str(folder), read_config(folder).image_size)
-    return _train(recipe, Path(run_dir), rest, prog, _FINETUNE_HELP)
+    return _train(_flagged(recipe, rest, prog, _FINETUNE_HELP), Path(run_dir))
 
 
-def _train(recipe: "Recipe", run_dir: Path, words: list[str], prog: str, about: str) -> int:
+def _flagged(recipe: "Recipe", words: list[str], prog: str, about: str) -> "Recipe":
+    """The recipe with the changes of a command line; prints its help where that is asked for."""
+    recipe, words = _take_mix(recipe, words)
+    return changed(recipe, words, prog, about)
+
+
+def _train(recipe: "Recipe", run_dir: Path) -> int:
     from openblip.training.run import train
 
-    recipe, words = _take_mix(recipe, words)
-    result = train(changed(recipe, words, prog, about), run_dir)
+    check_outputs({"RUN_DIR": run_dir}, are_folders=True)
+    result = train(recipe, run_dir)
     for first, end in result.skipped:
         print(f"{run_dir}: left out steps {first} to {end - 1}, see its metrics.jsonl")
     if result.interrupted:

@@ -4,7 +4,14 @@ from pathlib import Path
 
 import tyro
 
-from openblip.cli.output import print_json, print_table
+from openblip.cli.flags import Count, CountOrNone
+from openblip.cli.output import (
+    check_outputs,
+    dominant_json,
+    print_dominant,
+    print_json,
+    print_table,
+)
 
 
 def classify(
@@ -16,8 +23,8 @@ def classify(
     label_field: str = "label",
     templates: tuple[str, ...] = ("a photo of {}.",),
     exclude: tuple[str, ...] = (),
-    k: int = 0,
-    batch_size: int = 32,
+    k: CountOrNone = 0,
+    batch_size: Count = 32,
     results: Path | None = None,
     json: bool = False,
 ) -> int:
@@ -45,6 +52,7 @@ def classify(
     from openblip.evaluation.results_file import check_results_path, save_records
     from openblip.inference.embedder import load_embedder
 
+    check_outputs({"--results": results})
     if results is not None:
         check_results_path(results)
     found = evaluate_classification(
@@ -61,8 +69,10 @@ def classify(
         save_records(results, found.predictions)
     if json:
         shown = ("metrics", "contrastive", "per_class", "num_images", "classes", "k", "seconds")
-        print_json({name: getattr(found, name) for name in shown})
+        values = {name: getattr(found, name) for name in shown}
+        print_json(values | dominant_json(found.dominant))
         return 0
+    print_dominant(found.dominant)
     print(f"{found.num_images} images, {len(found.classes)} classes, {found.seconds:.0f} s")
     rows = {"ITC": found.contrastive} | ({f"ITM of the top {k}": found.metrics} if k else {})
     print_table(
@@ -82,9 +92,9 @@ def video(
     videos: tyro.conf.Positional[Path],
     /,
     *,
-    num_frames: int = 8,
-    k: int = 64,
-    batch_size: int = 4,
+    num_frames: Count = 8,
+    k: CountOrNone = 64,
+    batch_size: Count = 4,
     results: Path | None = None,
     json: bool = False,
 ) -> int:
@@ -107,6 +117,7 @@ def video(
     from openblip.evaluation.video import evaluate_video
     from openblip.inference import load
 
+    check_outputs({"--results": results})
     if results is not None:
         check_results_path(results)
     clips = read_clips(annotations, videos)

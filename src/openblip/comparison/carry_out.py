@@ -24,7 +24,7 @@ from openblip.data.world import WorldConfig, open_or_create_world
 from openblip.errors import DataError, MissingHead
 from openblip.inference import Decoding, load
 from openblip.inference.embedder import load_embedder
-from openblip.inference.loading import find_model
+from openblip.interop.sources import find_model
 from openblip.training.recipe_file import from_plain, recipe_from_dict
 from openblip.training.run import train
 

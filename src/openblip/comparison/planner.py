@@ -19,13 +19,13 @@ from openblip.data.world.config import config_to_dict
 from openblip.errors import DataError, OpenBlipError, RecipeError
 from openblip.inference.embedder import is_published_clip
 from openblip.inference.fingerprint import embedder_fingerprint
-from openblip.inference.loading import find_model
 from openblip.interop.folder import read_config
+from openblip.interop.sources import find_model
 from openblip.recipes.baselines import as_albef, as_clip, as_unimodal
 from openblip.recipes.finetune import FINETUNE_RECIPES
 from openblip.recipes.pretrain import PRETRAIN_RECIPES
 from openblip.recipes.world import WORLD_FINETUNE_RECIPES, WORLD_PRETRAIN_RECIPES
-from openblip.training.config import Recipe
+from openblip.training.config import DataConfig, Recipe
 from openblip.training.recipe_file import (
     FieldError,
     from_plain,
@@ -70,7 +70,7 @@ class Planner:
         return Stage(
             "evaluate",
             f"{model} on {task}, seed {seed}",
-            {"task": spec.task, "split": spec.split, **to_plain(settings)},
+            {"task": spec.task, "split": spec.split, **_plain(settings)},
             {"model": self.model(model, seed), "table": self.data(spec.data, seed)},
         )
 
@@ -117,7 +117,7 @@ class Planner:
             settings = {
                 "prompt": job.prompt,
                 "num_captions": job.num_captions,
-                "decoding": to_plain(job.decoding),
+                "decoding": job.decoding.stored(),
                 "seed": seed,
             }
             inputs = {
@@ -144,6 +144,9 @@ class Planner:
             inputs["init"] = self.model(init, seed)
         seeded = replace(recipe, train=replace(recipe.train, seed=seed))
         settings = {"recipe": recipe_to_dict(seeded)}
+        if recipe.data.max_unknown == DataConfig.max_unknown:
+            # Stages of before this setting count as finished.
+            del settings["recipe"]["data"]["max_unknown"]
         return Stage("train", f"{name}, seed {seed}", settings, inputs)
 
     def recipe(self, name: str) -> Recipe:
@@ -308,3 +311,10 @@ def _source_digest(source: str) -> str:
                 seen = file.stat()
                 digest.update(f"{file.name} {seen.st_size} {seen.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:12]
+
+
+def _plain(settings: object) -> dict[str, Any]:
+    """The settings of an evaluation as plain values; of a decoding as jobs note it."""
+    values: dict[str, Any] = to_plain(settings)
+    decoding = getattr(settings, "decoding", None)
+    return values if decoding is None else {**values, "decoding": decoding.stored()}

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from openblip.comparison.stages import LOG_FILE, Stage, closure
 from openblip.progress import Progress, duration
+from openblip.threads import wait_without_spinning
 
 # How long a stage may take to write its checkpoint when it is told to stop.
 _PATIENCE_SECONDS = 60.0
@@ -110,7 +111,7 @@ class _Worker:
             [sys.executable, "-m", "openblip.comparison.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={"OMP_NUM_THREADS": threads, **os.environ},
+            env={"OMP_NUM_THREADS": threads, **os.environ, **wait_without_spinning()},
             # Ctrl-C shall reach the parent alone, which tells its workers.
             start_new_session=True,
             text=True,

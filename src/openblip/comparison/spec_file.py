@@ -2,15 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from openblip.comparison.spec import ComparisonSpec
 from openblip.comparison.tasks import PROTOCOLS
+from openblip.documents import read_yaml
 from openblip.errors import RecipeError
 from openblip.training.recipe_file import FieldError, from_plain, nearest
-
-if TYPE_CHECKING:
-    import yaml
 
 
 def read_spec(path: Path) -> tuple[ComparisonSpec, dict[str, int]]:
@@ -19,22 +17,9 @@ def read_spec(path: Path) -> tuple[ComparisonSpec, dict[str, int]]:
     Raises:
         RecipeError: the file is missing or not YAML, or a field is wrong; names file and line.
     """
-    import yaml
-
-    try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read ({error.strerror})") from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path}: cannot be read as YAML ({error})") from error
-    if root is None or not isinstance(values, dict):
+    values, lines = read_yaml(path, RecipeError)
+    if not isinstance(values, dict):
         raise RecipeError(f"{path}: expected the fields of a comparison, such as `title:`")
-    try:
-        lines = _lines(root)
-    except FieldError as error:
-        raise RecipeError(f"{path}: {error}") from None
     try:
         spec = from_plain(ComparisonSpec, values, "")
         assert isinstance(spec, ComparisonSpec)
@@ -173,27 +158,3 @@ def _check_labels(spec: ComparisonSpec) -> None:
                     f"tables.{number}: {other} and {model} are both called {label!r}; "
                     "give one another label",
                 )
-
-
-def _lines(node: "yaml.Node", name: str = "") -> dict[str, int]:
-    """The line of each field by its name with dots, counted from 1.
-
-    Raises:
-        FieldError: a field is there twice, of which YAML would silently take the second.
-    """
-    import yaml
-
-    lines = {name: node.start_mark.line + 1} if name else {}
-    prefix = f"{name}." if name else ""
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            field, line = f"{prefix}{key.value}", key.start_mark.line + 1
-            if field in lines:
-                raise FieldError(
-                    field, f"{field} is there twice, in lines {lines[field]} and {line}"
-                )
-            lines |= _lines(value, field) | {field: line}
-    elif isinstance(node, yaml.SequenceNode):
-        for place, value in enumerate(node.value):
-            lines |= _lines(value, f"{prefix}{place}")
-    return lines

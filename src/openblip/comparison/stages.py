@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openblip.atomic import replace_file
+from openblip.documents import read_json
+from openblip.errors import DataError
 
 StageKind = Literal["data", "train", "capfilt", "evaluate"]
 RESULT_FILE = "result.json"
@@ -67,12 +69,17 @@ class Stage:
         return root / f"{self.kind}-{self.fingerprint}"
 
     def result(self, root: Path) -> dict[str, Any] | None:
-        """What it found; None before it is finished."""
-        try:
-            text = (self.folder(root) / RESULT_FILE).read_text(encoding="utf-8")
-        except FileNotFoundError:
+        """What it found; None before it is finished.
+
+        Raises:
+            DataError: the file that says it is damaged.
+        """
+        file = self.folder(root) / RESULT_FILE
+        if not file.exists():
             return None
-        result: dict[str, Any] = json.loads(text)
+        result = read_json(file)
+        if not isinstance(result, dict):
+            raise DataError(f"{file}: no JSON object; remove the file, and the stage is done again")
         return result
 
     def write_order(self, root: Path) -> Path:

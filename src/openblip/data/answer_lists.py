@@ -1,11 +1,11 @@
 """Lists of the answers that a question may have."""
 
-import json
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
+from openblip.data.lists import read_list
 from openblip.data.questions import QuestionIndex
 from openblip.data.table import PairTable
 from openblip.errors import DataError
@@ -14,22 +14,12 @@ _CHUNK = 8192
 
 
 def read_answers(file: Path) -> list[str]:
-    """The answers in a file: a list in JSON, as `answer_list.json` of BLIP, or one a line.
+    """The answers in a file, as `read_list` reads them: `answer_list.json` of BLIP, or one a line.
 
     Raises:
         DataError: it cannot be read, or holds no answer.
     """
-    try:
-        text = file.read_text(encoding="utf-8")
-        lines = json.loads(text) if file.suffix.lower() == ".json" else text.splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"{file}: the candidates cannot be read ({error})") from error
-    if not isinstance(lines, list) or not all(isinstance(line, str) for line in lines):
-        raise DataError(f"{file}: the candidates are no list of texts")
-    answers = [line.strip() for line in lines if line.strip()]
-    if not answers:
-        raise DataError(f"{file}: there is no candidate in it")
-    return answers
+    return read_list(file, "candidate")
 
 
 def frequent_answers(table: PairTable, split: str = "train", min_count: int = 1) -> list[str]:

@@ -1,36 +1,38 @@
 """A view of a pair table as files that other programs read, and that an import reads back."""
 
 import json
-import re
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from openblip.atomic import replace_folder
+from openblip.atomic import check_output, replace_folder
+from openblip.data.coco_ids import CocoIds
 from openblip.data.dataset_card import write_card
+from openblip.data.export_fields import MetaFields
 from openblip.data.export_formats import (
     ExportedPair,
     ExportLayout,
     Writer,
     write_coco,
     write_jsonl,
-    write_parquet,
     write_webdataset,
 )
-from openblip.data.export_huggingface import write_huggingface
+from openblip.data.export_huggingface import write_huggingface, write_parquet
 from openblip.data.export_report import ExportReport, SplitCounts
+from openblip.data.ids import IdSet
 from openblip.data.images import image_suffix, open_image
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.reading import encoded_image
 from openblip.data.report import Example, is_import_state
+from openblip.data.rows import read_meta
 from openblip.data.table import PairTable
 from openblip.data.views import TOLD_COLUMNS, AdmittedText, CaptionView, ViewIndex, split_rows
 from openblip.errors import DataError
+from openblip.locks import only_one
 from openblip.progress import Progress
 
 REPORT_NAME = "export.json"
@@ -47,7 +49,6 @@ WRITERS: dict[str, Writer] = {
 FORMATS = tuple(WRITERS)
 _READ_ROWS = 32
 _MAX_EXAMPLES = 10
-_NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 
 
 def export_pairs(
@@ -82,7 +83,8 @@ def export_pairs(
 
     Raises:
         DataError: the destination is taken, an option is wrong, or the view admits no text.
-        OSError: the files cannot be written.
+        UnwritableError: the files cannot be written.
+        OpenBlipError: another process exports into the same place.
     """
     if format not in WRITERS:
         raise DataError(f"unknown format {format!r}: give one of {', '.join(FORMATS)}")
@@ -92,6 +94,7 @@ def export_pairs(
         raise DataError(f"the format {format} holds one split: give one, or choose huggingface")
     destination = Path(destination)
     _check_free(destination, overwrite)
+    check_output(destination, "DESTINATION", is_folder=True)
     views = [replace(view, split=split) for split in dict.fromkeys(splits)] or [view]
     indexes = [some.resolve(table) for some in views]
     report = ExportReport(
@@ -101,11 +104,12 @@ def export_pairs(
         counts = report.splits[index.view.split] = SplitCounts(rejected=index.num_rejected)
         counts.num_without_text = split_rows(table, index.view.split).size - len(index)
         report.num_without_text += counts.num_without_text
-    has_number_ids = format == "coco" and _has_number_ids(indexes[0])
-    layout = ExportLayout(shard_size, views[0].split, has_number_ids)
+    coco_ids = CocoIds(table, views[0].split) if format == "coco" else None
+    fields = _meta_fields(indexes[0]) if format == "webdataset" else MetaFields()
+    layout = ExportLayout(shard_size, views[0].split, fields, coco_ids)
     began = time.monotonic()
     progress = Progress("exporting", sum(map(len, indexes)), "images", enabled=show_progress)
-    with replace_folder(destination) as folder, progress:
+    with _only_export(destination, overwrite), replace_folder(destination) as folder, progress:
         threads = num_threads or default_threads()
         WRITERS[format](folder, _pairs(indexes, report, progress, threads), layout)
         if format == "huggingface":
@@ -122,6 +126,7 @@ def _pairs(
     indexes: Sequence[ViewIndex], report: ExportReport, progress: Progress, num_threads: int
 ) -> Iterator[ExportedPair]:
     """Yields what can be read; the report counts it, and what cannot."""
+    ids = IdSet()
     for index in indexes:
         counts, texts = report.splits[index.view.split], Counter[str]()
         for result in ordered_map(_read, _records(index), num_threads, num_threads * 4):
@@ -130,6 +135,11 @@ def _pairs(
                 if len(report.unreadable) < _MAX_EXAMPLES:
                     report.unreadable.append(result)
             else:
+                if not ids.add(result.id):
+                    raise DataError(
+                        f"{report.table}: the id {result.id!r} is there twice, and files are named "
+                        "by it: import the sources into a new table, with ids sha256"
+                    )
                 yield result
                 counts.num_images += 1
                 texts.update(text.source for text in result.texts)
@@ -153,12 +163,16 @@ def _write_rejected(path: Path, views: Sequence[CaptionView], table: PairTable) 
 
 def _records(index: ViewIndex) -> Iterator[tuple[dict[str, Any], list[AdmittedText]]]:
     table = index.table
-    told = [name for name in TOLD_COLUMNS if name in table.columns]
+    known = [name for name in TOLD_COLUMNS if name in table.columns]
     own = ["id", "image", "image_uri", "width", "height", "split", "meta"]
-    columns = list(dict.fromkeys([*own, *index.view.columns, *told]))
+    columns = list(dict.fromkeys([*own, *index.view.columns, *known]))
     for start in range(0, len(index), _READ_ROWS):
-        rows = table.take(index.rows[start : start + _READ_ROWS], columns)
-        yield from zip(rows.select(own).to_pylist(), index.view.admitted(rows), strict=True)
+        numbers = index.rows[start : start + _READ_ROWS]
+        rows = table.take(numbers, columns)
+        records = rows.select(own).to_pylist()
+        told = index.view.admitted(rows)
+        for number, record, texts in zip(numbers.tolist(), records, told, strict=True):
+            yield {**record, "row": number}, texts
 
 
 def _read(row: tuple[dict[str, Any], list[AdmittedText]]) -> ExportedPair | Example:
@@ -172,18 +186,28 @@ def _read(row: tuple[dict[str, Any], list[AdmittedText]]) -> ExportedPair | Exam
         # What the table holds was decoded when it was imported; a file may have changed since.
         if record["image"] is None or width is None or height is None:
             width, height = open_image(image, where).size
+        meta = read_meta(repr(record["id"]), record["meta"])
     except DataError as error:
         return Example(where, str(error).removeprefix(f"{where}: ")[:500])
     return ExportedPair(
         id=record["id"],
+        row=record["row"],
         image=image,
         suffix=suffix,
         width=width,
         height=height,
         texts=texts,
         split=record["split"],
-        meta=json.loads(record["meta"] or "{}"),
+        meta=meta,
     )
+
+
+@contextmanager
+def _only_export(destination: Path, overwrite: bool) -> Iterator[None]:
+    """No other process exports there at the same time, or has since this one was started."""
+    with only_one(destination, "writing an export into"):
+        _check_free(destination, overwrite)
+        yield
 
 
 def _check_free(destination: Path, overwrite: bool) -> None:
@@ -217,10 +241,10 @@ def _metadata(table: PairTable) -> dict[str, Any]:
     return values
 
 
-def _has_number_ids(index: ViewIndex) -> bool:
-    rows = (index.rows[start : start + 8192] for start in range(0, len(index), 8192))
-    return all(_are_numbers(index.table, some) for some in rows)
-
-
-def _are_numbers(table: PairTable, rows: np.ndarray) -> bool:
-    return all(_NUMBER.fullmatch(key) for key in table.take(rows, ["id"])["id"].to_pylist())
+def _meta_fields(index: ViewIndex) -> MetaFields:
+    fields = MetaFields()
+    for start in range(0, len(index), 8192):
+        some = index.table.take(index.rows[start : start + 8192], ["meta"])
+        for text in some["meta"].to_pylist():
+            fields.add(json.loads(text or "{}"))
+    return fields

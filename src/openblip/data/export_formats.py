@@ -1,7 +1,6 @@
-"""How exported pairs are written: WebDataset, Parquet, COCO and JSON lines."""
+"""How exported pairs are written: WebDataset, COCO and JSON lines."""
 
 import io
-import json
 import shutil
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,8 +9,10 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+from openblip.data.coco_ids import CocoIds
+from openblip.data.export_fields import MetaFields
 from openblip.data.ids import file_key
-from openblip.data.importers.coco import COCO_ID
+from openblip.data.text import json_text
 from openblip.data.views import AdmittedText
 
 # Rows and bytes of one row group, which is held in memory.
@@ -24,6 +25,8 @@ class ExportedPair:
 
     id: str
     """Its id in the table."""
+    row: int
+    """Its place in the table, from 0."""
     image: bytes
     """Encoded bytes as stored."""
     suffix: str
@@ -65,8 +68,10 @@ class ExportLayout:
     """Images in one file, where there are several files."""
     split: str
     """Of all pairs."""
-    has_number_ids: bool
-    """Whether all ids are whole numbers as they are usually written."""
+    fields: MetaFields
+    """What the metadata of all pairs are like, for WebDataset."""
+    coco_ids: CocoIds | None
+    """What numbers the images have, for COCO."""
 
 
 Writer = Callable[[Path, Iterable[ExportedPair], ExportLayout], None]
@@ -74,38 +79,21 @@ Writer = Callable[[Path, Iterable[ExportedPair], ExportLayout], None]
 
 
 def write_webdataset(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayout) -> None:
-    """Tars `00000.tar`, ...: an image, its first text as `.txt`, everything else as `.json`."""
+    """Tars `00000.tar`, ...: an image, its first text as `.txt`, everything else as `.json`.
+
+    `datasets` takes the names and the types of all samples from the first few. So the images have
+    one ending, that of the first, and what would be null is left out.
+    """
+    suffix: str | None = None
     for number, shard in enumerate(shards(pairs, layout.shard_size)):
         with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
             for pair in shard:
-                first = pair.texts[0].text
-                record = {**pair.meta, "caption": first, **pair.told}
-                _add_member(tar, f"{pair.key}{pair.suffix}", pair.image)
+                first, suffix = pair.texts[0].text, suffix or pair.suffix
+                told = {name: value for name, value in pair.told.items() if not _is_null(value)}
+                record = {**layout.fields.typed(pair.meta), "caption": first, **told}
+                _add_member(tar, f"{pair.key}{suffix}", pair.image)
                 _add_member(tar, f"{pair.key}.txt", first.encode())
                 _add_member(tar, f"{pair.key}.json", _json(record).encode())
-
-
-def write_parquet(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayout) -> None:
-    """Files `00000.parquet`, ... with encoded images, lists of texts, and `meta` as JSON."""
-    import pyarrow as pa
-    from pyarrow import parquet
-
-    types = {
-        "id": pa.string(),
-        "image": pa.binary(),
-        "captions": pa.list_(pa.string()),
-        "caption_sources": pa.list_(pa.string()),
-        "caption_itm": pa.list_(pa.float32()),
-        "caption_captioners": pa.list_(pa.string()),
-        "split": pa.string(),
-        "meta": pa.string(),
-    }
-    schema = pa.schema(list(types.items()))
-    for number, shard in enumerate(shards(pairs, layout.shard_size)):
-        with parquet.ParquetWriter(folder / f"{number:05d}.parquet", schema) as writer:
-            for group in groups(shard):
-                rows = [{**p.told, "image": p.image, "meta": _json(p.meta)} for p in group]
-                writer.write_table(pa.Table.from_pylist(rows, schema=schema))
 
 
 def write_jsonl(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayout) -> None:
@@ -121,9 +109,10 @@ def write_jsonl(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayou
 def write_coco(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayout) -> None:
     """`captions_SPLIT.json` with `images` and `annotations`, and the images in `images`.
 
-    Image ids are those of the table if all are numbers; otherwise they count from 1, and the
-    table's are in `openblip_id`: tools for COCO take a text for a list.
+    Image ids are those of the table if all of the split are numbers; otherwise they are places in
+    the table, from 1, and the table's are in `openblip_id`.
     """
+    assert layout.coco_ids is not None
     (folder / "images").mkdir()
     # The two lists of the document grow at the same time, and need not fit into memory.
     unfinished = folder / "annotations.unfinished"
@@ -137,9 +126,8 @@ def write_coco(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayout
             name = f"{pair.key}{pair.suffix}"
             (folder / "images" / name).write_bytes(pair.image)
             size = {"width": pair.width, "height": pair.height}
-            image = {**pair.meta, "id": number, "file_name": name, **size, COCO_ID: pair.id}
-            if layout.has_number_ids:
-                image["id"] = int(image.pop(COCO_ID))
+            ids = layout.coco_ids.fields(pair.id, pair.row, "id")
+            image = {**pair.meta, "file_name": name, **size, **ids}
             document.write((",\n" if number > 1 else "\n") + _json(image))
             for text in pair.texts:
                 num_texts += 1
@@ -178,6 +166,10 @@ def groups(pairs: Iterable[ExportedPair]) -> Iterator[list[ExportedPair]]:
         yield group
 
 
+def _is_null(value: object) -> bool:
+    return isinstance(value, list) and all(item is None for item in value)
+
+
 def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
     # Owner and time stay at their neutral defaults: equal exports are equal files.
     member = tarfile.TarInfo(name)
@@ -186,4 +178,4 @@ def _add_member(tar: tarfile.TarFile, name: str, content: bytes) -> None:
 
 
 def _json(value: Mapping[str, Any]) -> str:
-    return json.dumps(dict(value), ensure_ascii=False)
+    return json_text(dict(value))

@@ -1,4 +1,4 @@
-"""A view as a dataset folder of the Hugging Face hub: Parquet shards with typed images."""
+"""Parquet shards with typed images, also as a dataset folder of the Hugging Face hub."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from openblip.data.export_formats import ExportedPair, ExportLayout, groups, shards
+from openblip.data.text import json_text
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,23 +32,25 @@ _LISTS = {
 _ORDER = ("id", "image", "width", "height", *_LISTS, "split", "meta")
 
 
+def write_parquet(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayout) -> None:
+    """Files `00000.parquet`, ... with images and lists of texts, and `meta` as JSON."""
+    for number, shard in enumerate(shards(pairs, layout.shard_size)):
+        _write_shard(folder / f"{number:05d}.parquet", shard)
+
+
 def write_huggingface(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayout) -> None:
     """Files `data/SPLIT-00000-of-00003.parquet`, which `datasets.load_dataset` reads.
 
     Pairs of one split come one after the other. The types of the columns, images included, stand
     in each file.
     """
-    from pyarrow import parquet
-
     data = folder / DATA_FOLDER
     data.mkdir()
     for split, of_split in groupby(pairs, key=lambda pair: pair.split):
         written = []
         for number, shard in enumerate(shards(of_split, layout.shard_size)):
             path = data / f"{split}-{number}.unfinished"
-            with parquet.ParquetWriter(path, _schema()) as writer:
-                for group in groups(shard):
-                    writer.write_table(_table(group))
+            _write_shard(path, shard)
             written.append(path)
         for number, path in enumerate(written):
             name = f"{SPLIT_NAMES[split]}-{number:05d}-of-{len(written):05d}.parquet"
@@ -62,6 +65,14 @@ def features() -> list[dict[str, Any]]:
     return [{"name": name, **kinds[name]} for name in _ORDER]
 
 
+def _write_shard(path: Path, pairs: Iterable[ExportedPair]) -> None:
+    from pyarrow import parquet
+
+    with parquet.ParquetWriter(path, _schema()) as writer:
+        for group in groups(pairs):
+            writer.write_table(_table(group))
+
+
 def _table(pairs: list[ExportedPair]) -> "pa.Table":
     import pyarrow as pa
 
@@ -71,7 +82,7 @@ def _table(pairs: list[ExportedPair]) -> "pa.Table":
             "image": {"bytes": pair.image, "path": f"{pair.key}{pair.suffix}"},
             "width": pair.width,
             "height": pair.height,
-            "meta": json.dumps(dict(pair.meta), ensure_ascii=False),
+            "meta": json_text(dict(pair.meta)),
         }
         for pair in pairs
     ]

@@ -5,7 +5,6 @@ other image's row), `sentence`, `label` (true or false), and optionally `pair_id
 """
 
 import hashlib
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,10 +15,12 @@ from torch import Tensor
 
 from openblip.data.examples import Examples
 from openblip.data.loader import read_images
+from openblip.data.rows import read_meta
 from openblip.data.shuffle import keyed_hash
-from openblip.data.step_loader import ExampleLoader
+from openblip.data.step_loader import ExampleLoader, spread
 from openblip.data.table import PairTable
-from openblip.data.text import clean_caption
+from openblip.data.text import clean_caption, exceeds
+from openblip.data.unknown_words import TextSample, count_texts
 from openblip.errors import DataError
 
 # Which image is which matters to a sentence with one of these.
@@ -46,7 +47,7 @@ def pairs_of(row_id: str, meta: str | None) -> list[ImagePair]:
     Raises:
         DataError: one of them is malformed.
     """
-    entries = json.loads(meta or "{}").get("pairs") or []
+    entries = read_meta(row_id, meta).get("pairs") or []
     return [_pair(f"{row_id}/{place}", entry) for place, entry in enumerate(entries)]
 
 
@@ -154,6 +155,20 @@ class ImagePairLoader(ExampleLoader[ImagePairBatch, ImagePairIndex]):
         return [
             f"{self.index.table.uri}: {count:,} sentences about two images, {true:,} of them true"
         ]
+
+    def text_sample(self, most: int) -> TextSample:
+        """As `StepLoader` says, of the sentences."""
+        numbers = spread(len(self.index), most).tolist()
+        sentences = [self.index.pairs[number].sentence for number in numbers]
+        texts = [clean_caption(sentence, self._max_words) for sentence in sentences]
+        return TextSample(
+            count_texts(self._tokenizer, texts, self._max_tokens),
+            len(sentences),
+            len(self.index),
+            self._max_tokens,
+            self._max_words,
+            sum(exceeds(sentence, self._max_words) for sentence in sentences),
+        )
 
     def make(self, step: int) -> ImagePairBatch:
         """This rank's part of the global batch of that number."""

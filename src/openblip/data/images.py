@@ -7,8 +7,9 @@ import stat
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,6 +141,46 @@ def image_suffix(encoded: bytes, name: str) -> str:
     with _pillow_warnings_ignored():
         form = str(_opened(io.BytesIO(encoded), name).format)
     return _SUFFIXES.get(form, f".{form.lower()}")
+
+
+class ImageHeader(NamedTuple):
+    """What stands at the beginning of an encoded image."""
+
+    width: int
+    """Pixels, upright."""
+    height: int
+    date: float
+    """When it was taken, or else changed, as its EXIF says, in seconds since 1970 by the camera's
+    clock; 0 where it does not say."""
+
+    @property
+    def pixels(self) -> int:
+        """All of them."""
+        return self.width * self.height
+
+
+def read_header(encoded: bytes, name: str | None = None) -> ImageHeader:
+    """Size and date of an encoded image, which is not decoded.
+
+    Raises:
+        DataError: it is no image of a known format.
+    """
+    with _pillow_warnings_ignored():
+        image = _opened(io.BytesIO(encoded), name or _name(encoded))
+        width, height = image.size
+        if _orientation(image) in _SIDEWAYS:
+            width, height = height, width
+        return ImageHeader(width, height, _date(image))
+
+
+def _date(image: Image.Image) -> float:
+    try:
+        exif = image.getexif()
+        taken = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal)
+        text = str(taken or exif.get(ExifTags.Base.DateTime))
+        return datetime.strptime(text, "%Y:%m:%d %H:%M:%S").replace(tzinfo=UTC).timestamp()
+    except Exception:  # damaged metadata, or none
+        return 0.0
 
 
 @contextmanager

@@ -1,6 +1,5 @@
 """Which texts of some rows count in a view, and why the others do not."""
 
-import json
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from openblip.data.rows import read_meta
 from openblip.errors import DataError
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def judge(batch: "pa.RecordBatch", view: "CaptionView", source: str, start: int 
     column = "synthetic" if source == "synthetic" else "captions"
     own = _Own(batch, mask, column, start)
     scores = own.scores(is_required=source != "human")
-    thresholds = np.repeat(_row_thresholds(batch, mask, view, source), own.own_lengths)
+    thresholds = np.repeat(_row_thresholds(batch, mask, view, source, start), own.own_lengths)
     codes = np.zeros(len(own.texts), dtype=np.uint8)
     for reason, applies in _image_reasons(batch, mask, view, source).items():
         codes[(codes == 0) & np.repeat(applies, own.own_lengths)] = _CODES[reason]
@@ -214,7 +214,7 @@ def _text_reasons(own: _Own, view: "CaptionView") -> dict[Rejection, NDArray[np.
 
 
 def _row_thresholds(
-    batch: "pa.RecordBatch", mask: NDArray[np.bool_], view: "CaptionView", source: str
+    batch: "pa.RecordBatch", mask: NDArray[np.bool_], view: "CaptionView", source: str, start: int
 ) -> NDArray[np.float64]:
     """What the scores of each row of the mask must be above, NaN for nothing."""
     if source == "human":
@@ -223,17 +223,17 @@ def _row_thresholds(
     general = thresholds.get(source, np.nan if view.itm is None else view.itm)
     if not view.names_data_sets:
         return np.full(int(mask.sum()), general)
-    names = [_data_set(meta) for meta in string_values(batch["meta"])[mask]]
+    numbers, metas = start + np.flatnonzero(mask), string_values(batch["meta"])[mask]
+    # What a row's source calls itself.
+    names = [
+        str(read_meta(str(number), meta).get("source", ""))
+        for number, meta in zip(numbers, metas, strict=True)
+    ]
     of_name = {
         name: thresholds.get(f"{name}/{source}", thresholds.get(name, general))
         for name in set(names)
     }
     return np.array([of_name[name] for name in names], dtype=np.float64)
-
-
-def _data_set(meta: str | None) -> str:
-    """What a row's source calls itself: the entry `source` of its `meta`."""
-    return str(json.loads(meta).get("source", "")) if meta else ""
 
 
 def _lengths(column: "pa.Array") -> NDArray[np.int64]:

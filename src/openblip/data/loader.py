@@ -15,17 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openblip.data.augmentation import Augmentation
 from openblip.data.examples import Examples
 from openblip.data.images import UndecodedImage, open_image
 from openblip.data.mixture import Mixture, Samples, WeightedIndex
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.reading import encoded_image
 from openblip.data.shuffle import keyed_hash
-from openblip.data.step_loader import StepLoader
+from openblip.data.step_loader import StepLoader, spread
 from openblip.data.table import PairTable
-from openblip.data.text import clean_caption
+from openblip.data.text import clean_caption, exceeds
 from openblip.data.tokenizer import TextTokenizer
-from openblip.data.transforms import Augmentation, eval_transform, train_transform
+from openblip.data.transforms import eval_transform, train_transform
+from openblip.data.unknown_words import TextSample, count_texts
 from openblip.errors import DataError
 
 _IMAGE_COLUMNS = ("id", "image", "image_uri")
@@ -142,6 +144,25 @@ class PairLoader(StepLoader[Batch]):
     def summary(self) -> list[str]:
         """A line for each table: pairs in an epoch, and the texts that its view admits."""
         return self.mixture.summary()
+
+    def text_sample(self, most: int) -> TextSample:
+        """As `StepLoader` says, of all texts that a row's view admits."""
+        texts: list[str] = []
+        num_rows = 0
+        for part in self.mixture.parts:
+            share = -(-most * len(part.index) // self.num_examples)
+            rows = part.index.rows[spread(len(part.index), share)]
+            num_rows += len(rows)
+            texts += [text for own in part.index.captions_of_rows(rows) for text in own]
+        read = [self._prefix + clean_caption(text, self._max_words) for text in texts]
+        return TextSample(
+            count_texts(self._tokenizer, read, self._max_tokens),
+            num_rows,
+            self.num_examples,
+            self._max_tokens,
+            self._max_words,
+            sum(exceeds(text, self._max_words) for text in texts),
+        )
 
     def samples_of_step(self, step: int) -> Samples:
         """What this rank's part of the global batch `step` is made of."""

@@ -6,10 +6,9 @@ annotators) or `answer` (one text), and optionally `question_id`, `question_type
 """
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,9 +17,11 @@ from torch import Tensor
 
 from openblip.data.examples import Examples
 from openblip.data.loader import read_images
-from openblip.data.step_loader import ExampleLoader
+from openblip.data.rows import read_meta
+from openblip.data.step_loader import ExampleLoader, spread
 from openblip.data.table import PairTable
-from openblip.data.text import clean_question
+from openblip.data.text import clean_question, exceeds
+from openblip.data.unknown_words import TextSample, count_texts
 from openblip.errors import DataError
 
 # Answers are short; a longer one is cut.
@@ -57,7 +58,7 @@ def questions_of(row_id: str, meta: str | None) -> list[Question]:
     Raises:
         DataError: one of them has no text, or answers of another form.
     """
-    entries = json.loads(meta or "{}").get("questions") or []
+    entries = read_meta(row_id, meta).get("questions") or []
     return [read_question(f"{row_id}/{place}", entry) for place, entry in enumerate(entries)]
 
 
@@ -197,6 +198,21 @@ class QuestionLoader(ExampleLoader[QuestionBatch, QuestionIndex]):
         """How many questions there are, about how many images."""
         images = len(np.unique(self.index.rows))
         return [f"{self.index.table.uri}: {len(self.index):,} questions about {images:,} images"]
+
+    def text_sample(self, most: int) -> TextSample:
+        """As `StepLoader` says; of answers, which are short, the words alone count."""
+        questions = self.index.read(spread(len(self.index), most))
+        texts = [clean_question(question.text, self._max_words) for question in questions]
+        answers = [text for question in questions for text in question.weighted_answers]
+        said = count_texts(self._tokenizer, answers, _ANSWER_TOKENS)
+        return TextSample(
+            count_texts(self._tokenizer, texts, self._max_tokens) + replace(said, num_cut=0),
+            len(questions),
+            len(self.index),
+            self._max_tokens,
+            self._max_words,
+            sum(exceeds(question.text, self._max_words) for question in questions),
+        )
 
     def make(self, step: int) -> QuestionBatch:
         """This rank's part of the global batch of that number."""

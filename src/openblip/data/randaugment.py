@@ -12,8 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 
-MAX_MAGNITUDE = 10
-"""Magnitudes count from 0 to this."""
+from openblip.data.augmentation import MAX_MAGNITUDE
 
 Draws = np.random.Generator | np.random.RandomState
 """Source of random numbers. The legacy `RandomState` replays draws of the original code."""

@@ -1,18 +1,19 @@
 """The image of a row, wherever its bytes lie."""
 
+import os
 import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote_to_bytes, urlsplit
 
 import numpy as np
 from PIL import Image
 
 from openblip.data.images import MAX_IMAGE_BYTES, open_image
 from openblip.data.parallel import default_threads, ordered_map
-from openblip.data.storage import is_object_address, read_object
-from openblip.errors import DataError
+from openblip.data.storage import ObjectFolder, is_object_address, read_object
+from openblip.errors import DataError, MissingExtra
 
 if TYPE_CHECKING:
     from openblip.data.table import PairTable
@@ -44,9 +45,10 @@ def encoded_image(image: bytes | None, image_uri: str | None) -> bytes:
             f"{image_uri} is on the web: download the images first (img2dataset does that well) "
             "and import its output"
         )
-    return read_image_file(
-        Path(unquote(urlsplit(image_uri).path)) if scheme == "file" else Path(image_uri)
-    )
+    if scheme == "file":
+        # A name that is no UTF-8 stands there byte by byte.
+        image_uri = os.fsdecode(unquote_to_bytes(urlsplit(image_uri).path))
+    return read_image_file(Path(image_uri))
 
 
 def row_image(
@@ -79,6 +81,29 @@ def table_images(table: "PairTable", rows: Sequence[int] | np.ndarray) -> list[I
     return [row_image(row) for row in found.to_pylist()]
 
 
+def check_reachable(table: "PairTable") -> None:
+    """Check, before work that can leave no row out, that there is what its images are read with.
+
+    Costs a scan of the column `image_uri`, and only where the extra for object stores is missing.
+
+    Raises:
+        MissingExtra: an image lies in an object store; names the row.
+    """
+    try:
+        ObjectFolder("gs://any")
+    except MissingExtra as error:
+        missing = error
+    else:
+        return
+    start = 0
+    for batch in table.scan(["image_uri"]):
+        for place, uri in enumerate(batch["image_uri"].to_pylist(), start):
+            if uri is not None and is_object_address(uri):
+                where = f"row {place} of {table.uri}, {uri}"
+                raise MissingExtra(f"{where}: {_lack(missing)}") from missing
+        start += batch.num_rows
+
+
 def stream_images(table: "PairTable", rows: np.ndarray) -> Iterator[Image.Image]:
     """As `table_images`, one by one; read and decoded by threads ahead of their use."""
     starts = range(0, len(rows), _READ_TOGETHER)
@@ -108,11 +133,18 @@ def read_image_file(path: Path) -> bytes:
         raise DataError(f"{path}: {getattr(error, 'strerror', None) or error}") from error
 
 
+def _lack(error: MissingExtra) -> str:
+    """What is missing, without the address for which it was."""
+    return str(error).partition(": ")[2]
+
+
 def _object(uri: str) -> bytes:
     try:
         content = read_object(uri, MAX_IMAGE_BYTES)
     except ValueError as error:
         raise DataError(str(error)) from error
+    except MissingExtra as error:  # it costs the images in object stores, not those beside them
+        raise DataError(f"{uri}: {_lack(error)}") from error
     if content is None:
         raise DataError(f"{uri}: there is no such object")
     return content

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import Any, Self
 
+from openblip.data.text import encodable
 from openblip.progress import duration
 
 _KEY_PREFIX = "import/"
@@ -91,6 +92,10 @@ class ImportReport:
     nothing_read: bool = field(default=False, compare=False)
     """Whether this is the report of an import that was complete before, and nothing was read."""
 
+    def __post_init__(self) -> None:
+        # Names of files may be no Unicode; what is shown and stored must be.
+        self.source, self.uri = encodable(self.source), encodable(self.uri)
+
     @property
     def num_skipped(self) -> int:
         """Number of things that were left out, for whatever reason."""
@@ -165,7 +170,8 @@ class ImportReport:
     def _exemplify(self, reason: Reason, where: str, detail: str) -> None:
         several = self.examples.setdefault(reason.value, [])
         if len(several) < _MAX_EXAMPLES:
-            several.append(Example(where, detail.removeprefix(f"{where}: ")[:500]))
+            said = detail.removeprefix(f"{where}: ")[:500]
+            several.append(Example(encodable(where), encodable(said)))
 
     def to_json(self) -> str:
         """The report as a JSON object; `from_json` reads it back."""

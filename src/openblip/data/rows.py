@@ -3,9 +3,10 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from openblip.data.ids import IdSet
+from openblip.data.text import encodable, has_halves
 from openblip.errors import DataError
 
 if TYPE_CHECKING:
@@ -33,11 +34,13 @@ class PairRow:
     """One image and the texts that came with it."""
 
     id: str
-    """Unique within the table: the key from the source, or the SHA-256 of the bytes."""
+    """Unique within the table: the key from the source, or the SHA-256 of the bytes. What UTF-8
+    cannot hold is stored as `encodable` gives it."""
     image: bytes | None = None
     """Encoded bytes as received; None when they stay at `image_uri`."""
     image_uri: str | None = None
-    """Path or URI of bytes that are not stored in the table."""
+    """Path or URI of bytes that are not stored in the table; a path that is no UTF-8 is stored as
+    a `file://` address."""
     width: int | None = None
     """Pixels."""
     height: int | None = None
@@ -52,14 +55,35 @@ class PairRow:
     """What the source said besides; must be writable as JSON."""
 
 
+def read_meta(row: str, meta: str | None) -> dict[str, Any]:
+    """The object in a row's `meta`; empty where that is null.
+
+    Args:
+        row: what errors call the row: its id, or its number and table.
+        meta: the column's text.
+
+    Raises:
+        DataError: it is no JSON object.
+    """
+    try:
+        value = json.loads(meta or "{}")
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"row {row}: its meta is no JSON ({error}); mend the column") from error
+    if not isinstance(value, dict):
+        raise DataError(f"row {row}: its meta is {meta!r:.60}, no JSON object; mend the column")
+    return value
+
+
 def row_batches(
-    rows: Iterable[PairRow], known: IdSet, on_duplicate: Callable[[PairRow], None] | None
+    rows: Iterable[PairRow],
+    is_new: Callable[[str], bool],
+    on_duplicate: Callable[[PairRow], None] | None,
 ) -> "Iterator[pa.RecordBatch]":
     """Yields the rows whose id is new, in order, in batches of bounded size.
 
     Args:
         rows: taken as they are needed.
-        known: ids that are taken; grows by those of the rows.
+        is_new: whether an id, as it is stored, is not taken; it is taken afterwards.
         on_duplicate: is given each row whose id is known, at once; None makes it an error.
 
     Raises:
@@ -71,7 +95,7 @@ def row_batches(
     num_bytes = 0
     for row in rows:
         record = _record(row)
-        if known.add(row.id):
+        if is_new(record["id"]):
             records.append(record)
             num_bytes += len(row.image or b"")
         elif on_duplicate is not None:
@@ -109,21 +133,37 @@ def _record(row: PairRow) -> dict[str, Any]:
     if row.split not in SPLITS:
         raise DataError(f"row {row.id!r}: split {row.split!r} is none of {listed(SPLITS)}")
     return {
-        "id": _encodable(row.id),
+        "id": encodable(row.id),
         "image": row.image,
-        "image_uri": row.image_uri,
+        "image_uri": _address(row.image_uri),
         "width": row.width,
         "height": row.height,
-        "captions": [_encodable(text) for text in row.captions],
+        "captions": [text.encode("utf-8", "replace").decode() for text in row.captions],
         "origin": row.origin,
         "split": row.split,
-        "meta": _encodable(json.dumps(dict(row.meta), ensure_ascii=False)),
+        "meta": _meta_json(row.meta),
     }
 
 
-def _encodable(text: str) -> str:
-    """`text` with lone surrogates (which JSON escapes can hold) replaced by question marks."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+def _address(place: str | None) -> str | None:
+    if place is None or not has_halves(place):
+        return place
+    return Path(place).absolute().as_uri()
+
+
+def _meta_json(meta: Mapping[str, Any]) -> str:
+    text = json.dumps(dict(meta), ensure_ascii=False)
+    return json.dumps(_without_halves(meta), ensure_ascii=False) if has_halves(text) else text
+
+
+def _without_halves(value: Any) -> Any:
+    if isinstance(value, str):
+        return encodable(value)
+    if isinstance(value, Mapping):
+        return {_without_halves(key): _without_halves(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_halves(item) for item in value]
+    return value
 
 
 def listed(names: Iterable[str]) -> str:

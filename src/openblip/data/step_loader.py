@@ -9,12 +9,13 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 import numpy as np
 
+from openblip.data.augmentation import Augmentation
 from openblip.data.examples import Examples
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.shuffle import shuffled
 from openblip.data.table import PairTable
 from openblip.data.tokenizer import TextTokenizer
-from openblip.data.transforms import Augmentation
+from openblip.data.unknown_words import TextSample
 from openblip.errors import DataError
 
 BatchT = TypeVar("BatchT", bound=Examples)
@@ -78,6 +79,13 @@ class StepLoader(ABC, Generic[BatchT]):
     @abstractmethod
     def summary(self) -> list[str]:
         """Lines for a person: what an epoch is made of."""
+
+    @abstractmethod
+    def text_sample(self, most: int) -> TextSample:
+        """What the tokenizer makes of the texts of all examples, or of about `most` of them.
+
+        Those that are looked at lie at even distances; no image is read.
+        """
 
     @abstractmethod
     def make(self, step: int) -> BatchT:
@@ -212,6 +220,11 @@ class ExampleLoader(StepLoader[BatchT], Generic[BatchT, IndexT]):
 
 
 AnyLoader = StepLoader[Any]
+
+
+def spread(count: int, most: int) -> np.ndarray:
+    """At most `most` of the numbers below `count`, at even distances; int64."""
+    return np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
 
 
 def _count(start: int) -> Iterator[int]:

@@ -12,10 +12,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from itertools import islice
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from openblip.errors import StorageError, install_extra
+from openblip.errors import MissingExtra, StorageError, install_extra
 
 _T = TypeVar("_T")
 _SCHEMES = ("s3://", "gs://")
@@ -251,6 +252,16 @@ class ObjectFolder:
         found = persist(self.uri, listing)
         return sorted(name for name in found if name.startswith(prefix))
 
+    def some_names(self) -> list[str]:
+        """The first names of objects, about a thousand; enough to see what lies there.
+
+        Raises:
+            StorageError: they cannot be listed.
+        """
+        start = len(self._prefix) + 1 if self._prefix else 0
+        chunks = persist(self.uri, lambda: list(islice(self._store.list(self._prefix or None), 1)))
+        return [str(entry["path"])[start:] for chunk in chunks for entry in chunk]
+
     def remove(self, name: str) -> None:
         """Removes an object; none by this name is fine.
 
@@ -342,7 +353,7 @@ def _settings(uri: str) -> _Settings:
     try:
         return _read_settings(uri.partition("://")[0], _environment())
     except StorageError as error:
-        raise StorageError(f"{uri}: {error}") from error
+        raise type(error)(f"{uri}: {error}") from error
 
 
 @lru_cache(maxsize=64)
@@ -354,7 +365,7 @@ def _read_settings(scheme: str, environment: tuple[tuple[str, str], ...]) -> _Se
         from botocore.exceptions import BotoCoreError
         from botocore.session import Session
     except ImportError as error:
-        raise StorageError(
+        raise MissingExtra(
             f"object stores need two more packages ({error}): {install_extra('cloud')}"
         ) from error
     if scheme == "gs":

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from openblip.data.foreign import check_rows, check_schema
 from openblip.data.ids import IdSet
 from openblip.data.rows import (
     BASE_COLUMNS,
@@ -22,13 +23,14 @@ from openblip.data.rows import (
     row_schema,
 )
 from openblip.data.staging import Staging, is_hidden, is_leftover
-from openblip.data.storage import persist
 from openblip.data.versions import (
+    again_after_conflicts,
+    append_version,
     change_version,
-    commit_version,
     create_version,
     lance_library,
     open_version,
+    read,
     write_fragments,
 )
 from openblip.errors import DataError
@@ -48,8 +50,9 @@ class PairTable:
 
     def __init__(self, dataset: Any, uri: str) -> None:
         """Wraps an open Lance dataset; use `open` or `create` instead."""
+        check_schema(uri, dataset.schema)
         self._dataset = dataset
-        self._num_rows = int(dataset.count_rows())
+        self._num_rows = int(read(uri, dataset.count_rows))
         self._ids: IdSet | None = None
         self.uri = uri
 
@@ -65,12 +68,18 @@ class PairTable:
             DataError: there is no such table or version.
             StorageError: the object store cannot be reached.
         """
-        if (dataset := open_version(str(uri), version)) is not None:
-            return cls(dataset, str(uri))
+        if (table := cls.open_if_any(uri, version)) is not None:
+            return table
         which = "" if version is None else f" with version {version}"
         raise DataError(
             f"no pair table{which} at {uri}: make one with `openblip data import SOURCE {uri}`"
         )
+
+    @classmethod
+    def open_if_any(cls, uri: str | Path, version: int | None = None) -> Self | None:
+        """As `open`, but None where there is no table; a damaged one is an error all the same."""
+        dataset = open_version(str(uri), version)
+        return None if dataset is None else cls(dataset, str(uri))
 
     @classmethod
     def create(
@@ -84,7 +93,8 @@ class PairTable:
         Nothing is visible at `uri` before the last row has been written.
 
         Raises:
-            DataError: a table exists there, an id occurs twice, or a row is malformed.
+            DataError: a table or something else is there, an id occurs twice, or a row is
+                malformed.
         """
         place, known = str(uri), IdSet()
         taken = DataError(
@@ -92,7 +102,7 @@ class PairTable:
         )
         if open_version(place) is not None:
             raise taken
-        batches = row_batches(rows, known, on_duplicate=None)
+        batches = row_batches(rows, known.add, on_duplicate=None)
         fragments, _ = write_fragments(place, place, batches)
         operation = lance_library().LanceOperation.Overwrite(row_schema(), fragments)
         if (dataset := create_version(place, operation)) is None:
@@ -105,11 +115,17 @@ class PairTable:
 
     @classmethod
     def open_or_create(cls, uri: str | Path) -> Self:
-        """The table at `uri`, which is made without rows if there is none."""
-        try:
-            return cls.open(uri)
-        except DataError:
-            return cls.create(uri)
+        """The table at `uri`, which is made without rows if there is none.
+
+        Raises:
+            DataError: there is one that is damaged, or something else is there.
+        """
+        place = str(uri)
+        if (dataset := open_version(place)) is None:
+            empty = lance_library().LanceOperation.Overwrite(row_schema(), [])
+            # Another process may be faster, and has made the same.
+            dataset = create_version(place, empty) or open_version(place)
+        return cls(dataset, place)
 
     @property
     def version(self) -> int:
@@ -122,7 +138,7 @@ class PairTable:
 
         A copy of the table has it too.
         """
-        return str(persist(self.uri, lambda: self._dataset.read_transaction(self.version)).uuid)
+        return str(read(self.uri, lambda: self._dataset.read_transaction(self.version)).uuid)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -154,7 +170,8 @@ class PairTable:
         One call for a batch is much faster than a call for each row.
 
         Raises:
-            DataError: an index or a column does not exist.
+            DataError: an index or a column does not exist, a file of the table is damaged, or a
+                value is none that a pair table has.
         """
         rows = np.asarray(indices, dtype=np.int64)
         if rows.size and not (rows.min() >= 0 and rows.max() < len(self)):
@@ -163,7 +180,9 @@ class PairTable:
                 f"but {self.uri} has rows 0 to {len(self) - 1}"
             )
         names = self._existing(columns)
-        return persist(self.uri, lambda: self._dataset.take(rows.tolist(), columns=names))
+        found = read(self.uri, lambda: self._dataset.take(rows.tolist(), columns=names))
+        check_rows(self.uri, found, rows)
+        return found
 
     def scan(
         self, columns: Sequence[str] | None = None, batch_size: int = 8192, start: int = 0
@@ -184,7 +203,8 @@ class PairTable:
                 batches = None
                 raise
 
-        while (batch := persist(self.uri, following)) is not None:
+        while (batch := read(self.uri, following)) is not None:
+            check_rows(self.uri, batch, range(start, start + batch.num_rows))
             start += batch.num_rows
             yield batch
 
@@ -204,35 +224,42 @@ class PairTable:
                 therefore left out. Without it such a row is an error.
 
         Raises:
-            DataError: an id is not new and there is no `on_duplicate`, or a row is malformed.
+            DataError: an id is not new and there is no `on_duplicate`, another process has added
+                one of the ids meanwhile, or a row is malformed.
         """
-        lance, version = lance_library(), self.version
-
         try:
-            batches = row_batches(rows, self._known_ids(), on_duplicate)
+            known, own = self._known_ids(), IdSet()
+            batches = row_batches(rows, lambda key: known.add(key) and own.add(key), on_duplicate)
             fragments, num_rows = write_fragments(self._dataset, self.uri, batches)
             if num_rows:
-                operation = lance.LanceOperation.Append(fragments)
                 notes = dict(journal()) if journal else {}
-                self._dataset = commit_version(
-                    self._dataset,
-                    self.uri,
-                    lance.Transaction(self.version, operation, transaction_properties=notes),
-                )
+                again_after_conflicts(lambda: self._commit_rows(fragments, own, notes))
         except BaseException:
             # Ids of rows that were not committed must not count as known.
             self._ids = None
             raise
-        if self.version > version + 1:
-            # Another process has written too: its rows are here now, their ids not known.
-            self._ids = None
         self._num_rows = int(self._dataset.count_rows())
         return num_rows
+
+    def _commit_rows(self, fragments: Sequence[Any], own: IdSet, notes: Mapping[str, str]) -> None:
+        """Makes written rows visible if no other process has added one of their ids."""
+        read(self.uri, self._dataset.checkout_latest)
+        others = PairTable(self._dataset, self.uri)
+        for batch in others.scan(["id"], start=len(self)) if len(others) > len(self) else ():
+            for key in batch["id"].to_pylist():
+                if key in own:
+                    raise DataError(
+                        f"{self.uri}: another process has added the id {key!r} at the same time: "
+                        "run the same command again when it has ended"
+                    )
+            # Its rows are here now, their ids not known.
+            self._ids = None
+        self._dataset = append_version(self._dataset, self.uri, fragments, notes)
 
     def journal_since(self, version: int, key: str) -> str | None:
         """The latest note under `key` of an `append` after `version`; None if there is none."""
         count = max(self.version - version, 0)
-        for transaction in persist(self.uri, lambda: self._dataset.get_transactions(count)):
+        for transaction in read(self.uri, lambda: self._dataset.get_transactions(count)):
             notes = transaction.transaction_properties if transaction else None
             if notes and key in notes:
                 return str(notes[key])
@@ -300,7 +327,7 @@ class PairTable:
         """
         self._existing([column])
         condition = f"{column} IS NOT NULL"
-        return int(persist(self.uri, lambda: self._dataset.count_rows(filter=condition)))
+        return int(read(self.uri, lambda: self._dataset.count_rows(filter=condition)))
 
     def _drop(self, names: list[str]) -> None:
         if names:

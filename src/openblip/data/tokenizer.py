@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openblip.documents import read_text
 from openblip.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
@@ -116,8 +117,21 @@ class TextTokenizer:
         """
         file = tokenizer_file(Path(path))
         if file.suffix == ".json":
-            return cls(_read_json(file), str(file))
+            return cls.from_json(_read_text(file), str(file))
         return cls(_bert_backend(_read_vocabulary(file)), str(file))
+
+    @classmethod
+    def from_json(cls, text: str, source: str = "tokenizer") -> Self:
+        """Returns the tokenizer that a `tokenizer.json` describes.
+
+        Args:
+            text: what the file holds.
+            source: what errors name.
+
+        Raises:
+            DataError: if it is no tokenizer.
+        """
+        return cls(_parse_json(text, source), source)
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, lowercase: bool = True) -> Self:
@@ -152,6 +166,10 @@ class TextTokenizer:
         """Returns the number of ids, special tokens included: the rows of the word embedding."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
+    def to_json(self) -> str:
+        """Returns what `tokenizer.json` holds."""
+        return self._backend.to_str(pretty=True)
+
     def save(self, folder: str | Path) -> Path:
         """Returns the path of the `tokenizer.json` written into `folder`, which is made if absent.
 
@@ -161,7 +179,7 @@ class TextTokenizer:
         file = Path(folder) / TOKENIZER_FILE
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(self._backend.to_str(pretty=True), encoding="utf-8")
+            file.write_text(self.to_json(), encoding="utf-8")
         except OSError as error:
             raise DataError(f"{file}: cannot be written ({error}); give another folder") from error
         return file
@@ -193,8 +211,8 @@ class TextTokenizer:
             first
         ]
         last = (self.special.sep,) if self._ends_texts else ()
-        most = max_tokens - 1 - len(last)
-        rows = [(first_id, *pieces[:most], *last) for pieces in self._pieces(texts)]
+        most = self.room(max_tokens)
+        rows = [(first_id, *pieces[:most], *last) for pieces in self.pieces(texts)]
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         longest = int(lengths.max(initial=2))
         width = -(-longest // _PAD_MULTIPLE) * _PAD_MULTIPLE if pad_to is None else pad_to
@@ -206,21 +224,38 @@ class TextTokenizer:
 
     def cut(self, text: str, max_tokens: int) -> int | None:
         """Returns the place of the first character that `encode` leaves out; None if none is."""
-        valid = text.encode("utf-8", "replace").decode()
-        offsets = self._backend.encode(valid, add_special_tokens=False).offsets
-        most = max_tokens - 1 - self._ends_texts
+        offsets = self._backend.encode(_valid(text), add_special_tokens=False).offsets
+        most = self.room(max_tokens)
         return offsets[most][0] if len(offsets) > most else None
+
+    def room(self, max_tokens: int) -> int:
+        """Returns how many pieces `encode` keeps of a text."""
+        return max_tokens - 1 - self._ends_texts
+
+    def pieces(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the ids of whole texts, without special tokens at their ends."""
+        valid = [_valid(text) for text in texts]
+        encodings = self._backend.encode_batch_fast(valid, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
+
+    def spans(self, text: str) -> list[tuple[int, str]]:
+        """Returns the ids of a whole text, each with the part of the text that it stands for."""
+        valid = _valid(text)
+        encoding = self._backend.encode(valid, add_special_tokens=False)
+        return [
+            (piece, valid[first:end].strip())
+            for piece, (first, end) in zip(encoding.ids, encoding.offsets, strict=True)
+        ]
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """Returns the text of one row of ids; special tokens are skipped, wherever they stand."""
         plain = ids.tolist() if isinstance(ids, Tensor) else list(ids)
         return self._backend.decode(plain, skip_special_tokens=True).strip()
 
-    def _pieces(self, texts: Sequence[str]) -> list[list[int]]:
-        # Half a surrogate pair (from broken JSON or a broken command line) is not valid Unicode.
-        valid = [text.encode("utf-8", "replace").decode() for text in texts]
-        encodings = self._backend.encode_batch_fast(valid, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+
+def _valid(text: str) -> str:
+    """Half a surrogate pair (from broken JSON or a broken command line) is not valid Unicode."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def tokenizer_file(path: Path) -> Path:
@@ -238,20 +273,19 @@ def tokenizer_file(path: Path) -> Path:
 
 def _read_text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"{file}: cannot be read as text ({error}); {_REMEDY}") from error
+        return read_text(file)
+    except DataError as error:
+        raise DataError(f"{error}; {_REMEDY}") from error
 
 
-def _read_json(file: Path) -> "Tokenizer":
+def _parse_json(text: str, source: str) -> "Tokenizer":
     from tokenizers import Tokenizer
     from tokenizers.decoders import WordPiece
 
-    text = _read_text(file)
     try:
         backend = Tokenizer.from_str(text)
     except Exception as error:  # the library raises bare Exceptions
-        raise DataError(f"{file}: not a tokenizer file ({error}); {_REMEDY}") from error
+        raise DataError(f"{source}: not a tokenizer file ({error!s:.120}); {_REMEDY}") from error
     # The library's own clean-up works token by token and leaves "dog ' s".
     if isinstance(backend.decoder, WordPiece) and backend.decoder.cleanup:
         backend.decoder = _bert_decoder(backend.decoder.prefix)

@@ -6,29 +6,60 @@ before a look at whether it was.
 
 import os
 import random
+import re
+import struct
 import time
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from openblip.data.storage import lance_options, persist
-from openblip.errors import DataError
+from openblip.data.storage import ObjectFolder, is_object_address, lance_options, persist
+from openblip.data.text import has_halves
+from openblip.errors import DataError, UnwritableError, one_line
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+_T = TypeVar("_T")
 # What is held in memory while rows are written, and becomes one data file. CapFilt hands out
 # fragments, so that one with small images must not have too many rows either.
 _FRAGMENT_BYTES = 128 << 20
 _FRAGMENT_ROWS = 16384
 _ABSENT = "was not found"
+# Of a version's file: where its content begins, two numbers of the format, and a mark.
+_MANIFEST_END = struct.Struct("<QHH4s")
+_LENGTH = struct.Struct("<I")
 # Lance has a class of its own for some conflicts; of the others only the text tells.
 _CONFLICTS = ("commit conflict", "Incompatible transaction")
 _MAX_CONFLICTS = 20
+_KIND = re.compile(r"^LanceError\(\w+\): ")
+_SHOWN_NAMES = 3
 
 
-def reason(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """What Lance says, without the place in its own source."""
-    return str(error).split(", /", 1)[0]
+    return _KIND.sub("", one_line(error).split(", /", 1)[0])
+
+
+def read(uri: str, action: Callable[[], _T]) -> _T:
+    """What `action` reads of the table at an address.
+
+    Raises:
+        DataError: a file of the table is missing or damaged.
+        StorageError: the object store cannot be reached.
+    """
+    try:
+        return persist(uri, action)
+    except BaseException as error:  # Lance's panics are no `Exception`
+        is_panic = type(error).__name__ == "PanicException"
+        if not is_panic and not isinstance(error, OSError | ValueError | RuntimeError):
+            raise
+        raise DataError(
+            f"{uri}: a file of this table is missing or damaged ({reason(error)}): restore it from "
+            "a copy, or import the table anew"
+        ) from error
 
 
 class ConflictError(DataError):
@@ -49,20 +80,105 @@ def open_version(uri: str, version: int | None = None) -> Any:
     """The Lance dataset at an address; None if there is none, or no such version.
 
     Raises:
-        DataError: there is one, and it cannot be read.
+        DataError: there is one, and it cannot be read; or something else is there.
         StorageError: the object store cannot be reached.
     """
+    _check_address(uri)
     lance, options = lance_library(), lance_options(uri)
-
+    _check_manifests(uri)
     try:
         return persist(uri, lambda: lance.dataset(uri, version=version, storage_options=options))
     except (ValueError, OSError) as error:
         if _ABSENT in str(error):
+            if version is None:
+                _check_vacant(uri)
             return None
         raise DataError(
             f"the pair table at {uri} cannot be opened ({reason(error)}): check the path and its "
             "permissions, or restore the damaged file in its folder _versions"
         ) from error
+
+
+def _check_address(uri: str) -> None:
+    if not uri.strip():
+        raise DataError("the name of the pair table is empty: give a path, such as pairs.lance")
+    if "\0" in uri or has_halves(uri):
+        raise DataError(f"the name of a pair table must be UTF-8. Got {uri!r}.")
+    if not is_object_address(uri) and os.path.lexists(uri) and not Path(uri).is_dir():
+        raise DataError(f"{uri} is a file, and a pair table is a folder: give another name")
+
+
+def _check_vacant(uri: str) -> None:
+    """Nothing, if a table could begin there: no other files, and none of a table that is damaged.
+
+    Raises:
+        DataError: there are.
+    """
+    names = _names_at(uri)
+    if any(name.startswith("data/") for name in names):
+        raise DataError(
+            f"{uri} holds rows of a pair table, but no version of it: its folder _versions was "
+            "lost, or its first version is not finished. Restore that folder, or remove all of it"
+        )
+    # Lance begins with these; hidden files are nobody's work.
+    foreign = sorted(name for name in names if not name.startswith(("_", ".")))
+    if foreign:
+        shown = ", ".join(foreign[:_SHOWN_NAMES]) + (", ..." if foreign[_SHOWN_NAMES:] else "")
+        raise DataError(
+            f"{uri} is no pair table, and holds other things ({shown}): give a name that is not "
+            "there yet"
+        )
+
+
+def _names_at(uri: str) -> list[str]:
+    if is_object_address(uri):
+        return ObjectFolder(uri).some_names()
+    folder = Path(uri)
+    if not folder.is_dir():
+        return []
+    names = {path.name for path in folder.iterdir()}
+    inner = [f"data/{path.name}" for path in folder.glob("data/*")]
+    has_rows = any(name.endswith(".lance") for name in inner)
+    # What a first attempt left empty is nothing.
+    return [*(names - {"data"} if has_rows or not inner else names), *(inner if has_rows else ())]
+
+
+def _check_manifests(uri: str) -> None:
+    """Check the end of the files that Lance opens first.
+
+    It believes the place and the length that stand there, and where they are wrong a panic writes
+    pages about it.
+
+    Raises:
+        DataError: the file of a version is cut off or damaged.
+    """
+    folder = Path(uri.removeprefix("file://")) / "_versions"
+    if is_object_address(uri) or not folder.is_dir():
+        return
+    paths = sorted(folder.glob("*.manifest"))
+    # The latest is the first by today's naming, and the last by that of old versions of Lance.
+    for path in {*paths[:1], *paths[-1:]}:
+        if path.exists() and not _is_whole_manifest(path):
+            raise DataError(
+                f"the pair table at {uri} cannot be opened (_versions/{path.name} is damaged): "
+                "restore that file, or import the table anew"
+            )
+
+
+def _is_whole_manifest(path: Path) -> bool:
+    if not path.is_file():  # a pipe would block
+        return False
+    with path.open("rb") as file:
+        room = file.seek(0, os.SEEK_END) - _MANIFEST_END.size
+        if room < _LENGTH.size:
+            return False
+        file.seek(room)
+        place, _, _, mark = _MANIFEST_END.unpack(file.read())
+        if mark != b"LANC" or place > room - _LENGTH.size:
+            return False
+        file.seek(place)
+        (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
+        return bool(place + _LENGTH.size + length <= room)
 
 
 def create_version(uri: str, operation: Any) -> Any:
@@ -79,8 +195,9 @@ def create_version(uri: str, operation: Any) -> Any:
         return lance.LanceDataset.commit(uri, transaction, storage_options=options, max_retries=0)
 
     try:
-        return persist(uri, attempt)
-    except OSError:
+        with _writing(uri):
+            return persist(uri, attempt)
+    except (OSError, ConflictError):
         if (dataset := open_version(uri)) is None:
             raise
     return dataset if has_transaction(dataset, transaction.uuid, since=0) else None
@@ -103,6 +220,34 @@ def commit_version(dataset: Any, uri: str, transaction: Any) -> Any:
         dataset, uri, change, lambda: has_transaction(dataset, transaction.uuid, since=version)
     )
     return dataset
+
+
+def append_version(
+    dataset: Any, uri: str, fragments: Sequence[Any], notes: Mapping[str, str]
+) -> Any:
+    """The dataset with the rows of some fragments, if nobody has changed the rows meanwhile.
+
+    To Lance appending is what two may do at once, whatever their rows are; merging is not.
+
+    Args:
+        dataset: its latest version.
+        uri: its address.
+        fragments: of `write_fragments`.
+        notes: are kept with the change.
+
+    Raises:
+        ConflictError: another process has made rows or columns.
+        OSError, StorageError: it cannot be written.
+    """
+    lance = lance_library()
+    known = [fragment.metadata for fragment in dataset.get_fragments()]
+    begin = 1 + max((fragment.id for fragment in known), default=-1)
+    added = [replace(fragment, id=begin + place) for place, fragment in enumerate(fragments)]
+    operation = lance.LanceOperation.Merge([*known, *added], dataset.lance_schema)
+    transaction = lance.Transaction(
+        int(dataset.version), operation, transaction_properties=dict(notes)
+    )
+    return commit_version(dataset, uri, transaction)
 
 
 def change_version(
@@ -135,14 +280,21 @@ def change_version(
         is_first = False
         change()
 
-    try:
+    with _writing(uri):
         persist(uri, attempt)
+
+
+@contextmanager
+def _writing(uri: str) -> Iterator[None]:
+    """Errors of Lance, which name a place in its source, name the table."""
+    try:
+        yield
     except OSError as error:
-        if not any(text in str(error) for text in _CONFLICTS):
-            raise
-        raise ConflictError(
-            f"{uri} was changed by another process at the same time: run the same command again"
-        ) from error
+        if any(text in str(error) for text in _CONFLICTS):
+            raise ConflictError(
+                f"{uri} was changed by another process at the same time: run the same command again"
+            ) from error
+        raise UnwritableError(f"{uri}: cannot be written ({reason(error)})") from error
 
 
 def again_after_conflicts(change: Callable[[], None]) -> None:
@@ -195,16 +347,28 @@ def write_fragments(
         nonlocal held_rows, held_bytes
         if held:
             rows = pa.Table.from_batches(held)
-            fragments.extend(persist(uri, lambda: write(rows, place, storage_options=options)))
+            with _writing(uri):
+                fragments.extend(persist(uri, lambda: write(rows, place, storage_options=options)))
             held.clear()
             held_rows = held_bytes = 0
 
-    for batch in batches:
-        held.append(batch)
-        num_rows += batch.num_rows
-        held_rows += batch.num_rows
-        held_bytes += batch.nbytes
-        if held_bytes >= _FRAGMENT_BYTES or held_rows >= _FRAGMENT_ROWS:
-            flush()
-    flush()
+    try:
+        for batch in batches:
+            held.append(batch)
+            num_rows += batch.num_rows
+            held_rows += batch.num_rows
+            held_bytes += batch.nbytes
+            if held_bytes >= _FRAGMENT_BYTES or held_rows >= _FRAGMENT_ROWS:
+                flush()
+        flush()
+    except BaseException:
+        _remove_files(uri, fragments)
+        raise
     return fragments, num_rows
+
+
+def _remove_files(uri: str, fragments: Sequence[Any]) -> None:
+    """Files that no version will name; in an object store they stay, as unseen."""
+    if not is_object_address(uri):
+        for file in (file for fragment in fragments for file in fragment.files):
+            Path(uri, "data", file.path).unlink(missing_ok=True)

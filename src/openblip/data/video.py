@@ -13,9 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from openblip.data.importers.source import inside, texts_of
+from openblip.data.lists import lines_of
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.questions import Question, read_question
 from openblip.data.transforms import eval_transform
+from openblip.documents import read_text
 from openblip.errors import DataError, RecipeError, install_extra
 
 _SUFFIXES = ("", ".mp4", ".avi", ".webm", ".mkv", ".mov")
@@ -199,10 +201,10 @@ def _decoded(frames: Iterable[Any], wanted: list[int]) -> list[Image.Image]:
 
 def _records(file: Path) -> Generator[tuple[str, dict[str, Any]], None, None]:
     """The objects of a JSON list, or of the lines of a file, and what errors call them."""
+    text = read_text(file)
     try:
-        text = file.read_text(encoding="utf-8-sig")
         is_list = text.lstrip().startswith("[")
-        values = json.loads(text) if is_list else text.splitlines()
+        values = json.loads(text) if is_list else lines_of(text)
         for number, value in enumerate(values, 1):
             where = f"{file} {'record' if is_list else 'line'} {number}"
             record = value if is_list else json.loads(value) if value.strip() else None
@@ -211,7 +213,7 @@ def _records(file: Path) -> Generator[tuple[str, dict[str, Any]], None, None]:
             if not isinstance(record, dict):
                 raise DataError(f"{where}: expected an object that names a clip")
             yield where, record
-    except (OSError, ValueError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{file} cannot be read as JSON lines or a JSON list: {error}") from error
 
 

@@ -1,5 +1,6 @@
 """Which texts of a table count: a view is a choice of sources and a threshold, not a copy."""
 
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from openblip.data.judging import (
 )
 from openblip.data.table import SPLITS, PairTable
 from openblip.data.text_digest import TextDigest
-from openblip.errors import DataError, RecipeError
+from openblip.errors import DataError, OpenBlipWarning, RecipeError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -150,7 +151,8 @@ class CaptionView:
 
         Args:
             table: where the rows are.
-            may_be_empty: whether a view without rows is of use.
+            may_be_empty: whether a view without rows is of use; else a source that contributes
+                nothing is warned of, see `ViewIndex.idle_sources`.
 
         Raises:
             DataError: a column that the view needs is missing or out of date, a row has another
@@ -185,6 +187,8 @@ class CaptionView:
         )
         if not (index.rows.size or may_be_empty):
             raise DataError(self._why_empty(index, splits))
+        for line in [] if may_be_empty else index.idle_sources():
+            warnings.warn(line, OpenBlipWarning, stacklevel=2)
         return index
 
     def admitted_texts(self, batch: "pa.RecordBatch | pa.Table") -> list[list[str]]:
@@ -311,6 +315,29 @@ class ViewIndex:
             f"{self.num_offered.get(source, 0):,} texts"
             for source in self.view.sources
         )
+
+    def idle_sources(self) -> list[str]:
+        """A line for each source that contributes nothing: all its texts are rejected, or none is.
+
+        That there is none is no news where nobody has named the source, nor in `val` and `test`,
+        whose texts are people's.
+        """
+        view, lines = self.view, []
+        is_named = view.sources != CaptionView.sources and view.split == "train"
+        where = f"{self.table.uri}, split {view.split!r}"
+        for source in view.sources:
+            offered = self.num_offered.get(source, 0)
+            if self.num_admitted.get(source, 0):
+                continue
+            if offered:
+                reasons = self.num_rejected[source].items()
+                why = ", ".join(f"{reason}: {number:,}" for reason, number in reasons)
+                asked = [f"itm={view.itm}"] * (view.itm is not None) + list(view.itm_of)
+                at = f" at {' '.join(asked)}" if asked else ""
+                lines.append(f"{where}: none of {offered:,} {source} texts counts{at} ({why})")
+            elif is_named:
+                lines.append(f"{where}: there are no {source} texts, which the view asks for")
+        return lines
 
     def count(self, source: str, verdicts: Verdicts, inside: np.ndarray) -> None:
         """Adds the texts of the rows that are `inside` to the numbers."""

@@ -1,6 +1,5 @@
 """Captioning: write captions of a split and compare them with the human ones."""
 
-import json
 import math
 import time
 from collections import defaultdict
@@ -12,14 +11,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openblip.data.coco_ids import CocoIds
 from openblip.data.loader import every_image
+from openblip.data.rows import read_meta
 from openblip.data.shuffle import named_seed
 from openblip.data.table import PairTable
 from openblip.data.views import split_rows
 from openblip.errors import DataError
+from openblip.evaluation.dominance import Dominant, dominant
 from openblip.evaluation.java_metrics import JavaPrograms
 from openblip.evaluation.metrics.caption_metrics import CaptionScores, caption_scores
-from openblip.evaluation.results_file import official_id, save_json
+from openblip.evaluation.results_file import save_json
 from openblip.evaluation.units import UnitScores, unit_scores
 from openblip.inference import Blip, Decoding
 from openblip.inference.captions import Caption
@@ -46,19 +48,33 @@ class CaptionResult:
     """The human captions by the row's id."""
     confidence: dict[str, float] = field(repr=False)
     """Geometric mean of the probabilities of a caption's words, by the row's id."""
+    coco_ids: CocoIds = field(repr=False)
+    """What numbers the images have in files for COCO."""
     num_images: int
     seconds: float
+
+    @property
+    def dominant(self) -> Dominant | None:
+        """The caption of nearly all, if there is one."""
+        return dominant(self.captions.values())
 
     def save_coco(self, path: Path) -> None:
         """Write the captions as a COCO results file: a list of image_id and caption.
 
-        The evaluation servers of COCO and NoCaps take it.
+        The evaluation servers of COCO and NoCaps take it, and `loadRes` of pycocotools with what
+        `openblip data export --format coco` writes of the split.
 
         Raises:
             OSError: if it cannot be written.
         """
-        captions = self.captions.items()
-        save_json(path, [{"image_id": official_id(key), "caption": text} for key, text in captions])
+        captions = zip(self.captions.items(), self.rows.tolist(), strict=True)
+        save_json(
+            path,
+            [
+                {**self.coco_ids.fields(key, row, "image_id"), "caption": text}
+                for (key, text), row in captions
+            ],
+        )
 
 
 def evaluate_caption(
@@ -98,6 +114,7 @@ def evaluate_caption(
     ids = list(references)
     if not ids:
         raise DataError(f"{table.uri}: no row of the split {split!r} has a caption")
+    blip.warn_of_unknown_words([prompt], "prompts")
     captions: dict[str, str] = {}
     confidence: dict[str, float] = {}
     with Progress("captioning", total=len(ids), unit="images") as progress:
@@ -122,7 +139,16 @@ def evaluate_caption(
         domains[domain] = _metrics(caption_scores(own, human), own, human, java)
     seconds = time.perf_counter() - started
     return CaptionResult(
-        metrics, domains, captions, units, rows, references, confidence, len(captions), seconds
+        metrics,
+        domains,
+        captions,
+        units,
+        rows,
+        references,
+        confidence,
+        CocoIds(table, split),
+        len(captions),
+        seconds,
     )
 
 
@@ -149,7 +175,7 @@ def _domains(rows: list[dict[str, Any]]) -> dict[str, list[str]]:
     """Ids of the rows of each domain; those without one are in none."""
     found: dict[str, list[str]] = defaultdict(list)
     for row in rows:
-        domain = json.loads(row["meta"] or "{}").get("domain")
+        domain = read_meta(row["id"], row["meta"]).get("domain")
         if domain is not None:
             found[str(domain)].append(row["id"])
     return found

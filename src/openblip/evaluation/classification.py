@@ -1,7 +1,6 @@
 """Zero-shot classification: prompts of the class names, ranked for each image."""
 
 import difflib
-import json
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,9 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from openblip.data.reading import stream_images
+from openblip.data.rows import read_meta
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.errors import DataError, MissingHead, RecipeError
+from openblip.evaluation.dominance import Dominant, dominant
 from openblip.evaluation.matching import (
     can_match,
     candidates,
@@ -30,6 +31,7 @@ from openblip.evaluation.matching import (
 from openblip.evaluation.metrics.classification import class_accuracy, class_ranks
 from openblip.evaluation.units import UnitScores, unit_scores
 from openblip.inference import Blip, Embedder
+from openblip.inference.encoded import embed_images
 from openblip.inference.image_input import image_batches
 from openblip.progress import Progress
 
@@ -73,6 +75,11 @@ class ClassificationResult:
     num_images: int
     k: int
     seconds: float
+
+    @property
+    def dominant(self) -> Dominant | None:
+        """The class of nearly all, if there is one."""
+        return dominant(image["predictions"][0] for image in self.predictions)
 
 
 def evaluate_classification(
@@ -156,7 +163,7 @@ def read_labels(
     for batch in table.scan(["id", "split", "meta"]):
         columns = (batch[name].to_pylist() for name in ("id", "split", "meta"))
         for row, (key, where, text) in enumerate(zip(*columns, strict=True), start):
-            meta = json.loads(text or "{}")
+            meta = read_meta(f"{row} of {table.uri}", text)
             fields.update(meta)
             labels = _labels(meta, label_field, f"row {row} of {table.uri}")
             counts.update(labels)
@@ -265,7 +272,7 @@ def _matched(
     scores: list[Tensor] = []
     for batch in batches:
         encoded = blip.encode(batch)
-        own = blip.matcher.embed_images(encoded.hidden).cpu() @ class_embeds.T
+        own = embed_images(blip.matcher, encoded.hidden).cpu() @ class_embeds.T
         wanted = candidates(own, k, dim=1)
         matched, _ = matching_scores(
             blip,

@@ -32,6 +32,7 @@ def embed_protocol_texts(model: Embedder, texts: Sequence[str]) -> Tensor:
 
 def tokens_to_match(blip: Blip, texts: Sequence[str]) -> TokenBatch:
     """Texts as the model matches them: `[ENC]` first, of ALBEF `[CLS]`."""
+    blip.require("itm")
     is_albef = isinstance(blip.matcher, Albef)
     return blip.tokenizer.encode(texts, blip.max_tokens, first="cls" if is_albef else "enc")
 

@@ -15,6 +15,7 @@ from openblip.data.loader import every_image_of
 from openblip.data.table import PairTable
 from openblip.data.text import clean_caption
 from openblip.errors import DataError
+from openblip.evaluation.dominance import Dominant, dominant
 from openblip.evaluation.metrics.nlvr import consistent_sentences, image_set, nlvr
 from openblip.evaluation.units import UnitScores, summed_units
 from openblip.inference import Blip
@@ -34,6 +35,11 @@ class NlvrResult:
     """`metrics` by what shares images: a set of NLVR2, or a first image elsewhere."""
     num_pairs: int
     seconds: float
+
+    @property
+    def dominant(self) -> Dominant | None:
+        """The judgement of nearly all, if there is one."""
+        return dominant(str(_is_true(value)) for value in self.predictions.values())
 
     def save_official(self, path: Path) -> None:
         """Write `identifier,prediction` lines, True or False, as NLVR2's evaluation reads them.
@@ -107,6 +113,7 @@ def _judged(
 ) -> Iterator[Tensor]:
     """Probabilities that the texts are true of their images, a batch of pairs at a time."""
     model = blip.nlvr
+    blip.warn_of_unknown_words(texts, "sentences")
     sides = np.stack([index.first_rows, index.second_rows])
     starts = range(0, len(index), batch_size)
     # Each batch has every image of its pairs once.

@@ -1,12 +1,13 @@
 """What a model said of each example, for tables and programs."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from openblip.atomic import replace_file
+from openblip.data.caption_cells import guarded
+from openblip.data.text import encodable, json_text
 from openblip.errors import RecipeError
 
 _SUFFIXES = (".csv", ".json")
@@ -25,8 +26,8 @@ def check_results_path(path: Path) -> None:
 def save_records(path: Path, records: Sequence[Mapping[str, Any]]) -> None:
     """Write a row of a CSV file, or an object of a JSON list, for each record; whole or not at all.
 
-    In CSV the fields of the first record are the header, and the items of a list are joined by
-    "; ".
+    In CSV the fields of the first record are the header, the items of a list are joined by "; ",
+    and a quote stands before what a spreadsheet would run.
 
     Args:
         path: ends in `.csv` or `.json`.
@@ -56,7 +57,7 @@ def save_json(path: Path, value: object) -> None:
         OSError: it cannot be written.
     """
     with replace_file(path) as unfinished:
-        unfinished.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+        unfinished.write_text(json_text(value), encoding="utf-8")
 
 
 def official_id(key: str) -> int | str:
@@ -65,4 +66,6 @@ def official_id(key: str) -> int | str:
 
 
 def _cell(value: Any) -> Any:
-    return "; ".join(map(str, value)) if isinstance(value, list) else value
+    if isinstance(value, list):
+        value = "; ".join(map(str, value))
+    return guarded(encodable(value)) if isinstance(value, str) else value

@@ -22,6 +22,7 @@ from openblip.evaluation.matching import (
 from openblip.evaluation.metrics import image_ranks, retrieval
 from openblip.evaluation.units import UnitScores, retrieval_units
 from openblip.inference import Blip
+from openblip.inference.encoded import embed_images
 from openblip.progress import Progress
 
 _LISTED = 10
@@ -79,7 +80,7 @@ def evaluate_video(
         if value < least:
             raise RecipeError(f"{name} is {value}; give {least} or more")
     if k:
-        blip.matcher.require("itm")
+        blip.require("itm")
     if not clips:
         raise DataError("there are no clips to search")
     started = time.perf_counter()
@@ -125,7 +126,7 @@ def _embed(blip: Blip, hidden: Tensor) -> Tensor:
     The original averages projections and then brings the mean to unit length; a projection is
     linear, so that the projection of the mean is the same.
     """
-    return blip.matcher.embed_images(hidden[:, :, :1].mean(dim=1)).cpu()
+    return embed_images(blip.matcher, hidden[:, :, :1].mean(dim=1)).cpu()
 
 
 def _rerank(

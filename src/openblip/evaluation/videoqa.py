@@ -10,6 +10,7 @@ from torch import Tensor
 
 from openblip.data.video import Clip, iterate_clips
 from openblip.errors import DataError, RecipeError
+from openblip.evaluation.dominance import Dominant, dominant
 from openblip.evaluation.units import UnitScores
 from openblip.evaluation.vqa import (
     answer_all,
@@ -37,6 +38,11 @@ class VideoQaResult:
     num_videos: int
     num_questions: int
     seconds: float
+
+    @property
+    def dominant(self) -> Dominant | None:
+        """The answer of nearly all, if there is one."""
+        return dominant(answer["answer"] for answer in self.answers)
 
 
 def evaluate_videoqa(

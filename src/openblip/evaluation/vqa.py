@@ -16,17 +16,20 @@ from openblip.data.loader import every_image
 from openblip.data.questions import Question, QuestionIndex
 from openblip.data.table import PairTable
 from openblip.errors import DataError, TextTruncated
+from openblip.evaluation.dominance import Dominant, dominant
 from openblip.evaluation.metrics.vqa import VqaScores, vqa_scores
 from openblip.evaluation.metrics.wordnet import WordNet
 from openblip.evaluation.metrics.wups import items_of, wups_scores
 from openblip.evaluation.results_file import official_id, save_json
 from openblip.evaluation.units import UnitScores, summed_units
 from openblip.inference import Answer, Blip
-from openblip.inference.answers import answer_each
+from openblip.inference.answers import AnswerList, answer_each
 from openblip.progress import Progress
 
 # As many answers has each question of VQA v2.
 _OFFICIAL_ANSWERS = 10
+# Questions whose candidates are ranked together: enough to keep the matrix products busy.
+_PORTION = 32
 
 
 @dataclass(frozen=True)
@@ -56,6 +59,11 @@ class VqaResult:
     num_images: int
     num_questions: int
     seconds: float
+
+    @property
+    def dominant(self) -> Dominant | None:
+        """The answer of nearly all, if there is one."""
+        return dominant(self.answers.values())
 
     def save_results(self, path: Path) -> None:
         """Write the answers in the form that the server of the VQA challenge takes."""
@@ -174,6 +182,8 @@ def answer_all(
 ) -> Iterator[list[Answer]]:
     """Answers to the questions about each image, or video, in turn; errors as in `answer_each`.
 
+    Candidates are ranked for few questions at a time, so that the first answers come soon.
+
     Args:
         blip: a question-answering model.
         encoded: patch tokens of some of them at a time.
@@ -182,15 +192,31 @@ def answer_all(
         k: candidates that are scored whole.
     """
     vqa, tokenizer = blip.vqa, blip.tokenizer  # missed before anything is read
+    every = [text for own in texts for text in own]
+    blip.warn_of_unknown_words([*every, *(candidates or ())], "questions and candidates")
+    listed = None
+    if candidates is not None:
+        listed = AnswerList.of(tokenizer, candidates, vqa.config.text.max_positions)
     first = 0
     for hidden in encoded:
-        own = texts[first : first + len(hidden)]
+        for some in _portions(texts[first : first + len(hidden)], whole=listed is None):
+            own = texts[first + some.start : first + some.stop]
+            with torch.inference_mode(), warnings.catch_warnings():
+                # The protocol cuts questions to what the model reads.
+                warnings.simplefilter("ignore", TextTruncated)
+                answers = answer_each(vqa, tokenizer, hidden[some], own, listed, k)
+            yield from answers
         first += len(hidden)
-        with torch.inference_mode(), warnings.catch_warnings():
-            # The protocol cuts questions to what the model reads.
-            warnings.simplefilter("ignore", TextTruncated)
-            answers = answer_each(vqa, tokenizer, hidden, own, candidates, k)
-        yield from answers
+
+
+def _portions(texts: Sequence[Sequence[str]], whole: bool) -> Iterator[slice]:
+    """Images that follow each other, with about `_PORTION` questions, or all of them."""
+    begin = count = 0
+    for place, own in enumerate(texts, 1):
+        count += len(own)
+        if place == len(texts) or (count >= _PORTION and not whole):
+            yield slice(begin, place)
+            begin, count = place, 0
 
 
 def judge_answers(

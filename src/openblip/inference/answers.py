@@ -2,17 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from openblip.data.lists import distinct, note_dropped
 from openblip.data.text import clean_question
 from openblip.data.tokenizer import SpecialTokens, TextTokenizer, TokenBatch
 from openblip.errors import DataError, RecipeError
 from openblip.inference.decoding import Decoding, Generated
+from openblip.inference.finite import finite
 from openblip.inference.generation import generate
 from openblip.inference.texts import FirstTokenName, tokens_for
 from openblip.model import ImageMemory, TextPass
@@ -45,6 +47,44 @@ class Answer:
     ones, the softmax of their `logprob`."""
 
 
+@dataclass(frozen=True)
+class AnswerList:
+    """What may be answered: texts that a model reads as different ones, and how it reads them."""
+
+    texts: tuple[str, ...]
+    tokens: TokenBatch
+    """`[DEC]` first, `[SEP]` last."""
+
+    @classmethod
+    def of(cls, tokenizer: TextTokenizer, candidates: Sequence[str], most: int) -> "AnswerList":
+        """The candidates, of those that have the same tokens the first alone.
+
+        Repeated ones would share one answer's probability. Those of unknown words stay: they are
+        different texts, though the model cannot tell them apart.
+
+        Args:
+            tokenizer: of answers.
+            candidates: empty ones are dropped.
+            most: longer ones are cut to so many tokens.
+
+        Raises:
+            DataError: there is none.
+
+        Warns:
+            OpenBlipWarning: some are empty or repeated.
+        """
+        texts = distinct(candidates, "candidate")
+        unknown = tokenizer.special.unk
+        kept: dict[object, str] = {}
+        repeated = []
+        for text, pieces in zip(texts, tokenizer.pieces(texts), strict=True):
+            read: object = text if unknown in pieces else tuple(pieces[: tokenizer.room(most)])
+            if kept.setdefault(read, text) != text:
+                repeated.append(text)
+        note_dropped("candidate", "", 0, repeated)
+        return cls(tuple(kept.values()), tokenizer.encode([*kept.values()], most, first="dec"))
+
+
 class Ranking(NamedTuple):
     """The candidates of each question whose first token is likeliest, that one first."""
 
@@ -56,6 +96,16 @@ class Ranking(NamedTuple):
     logprobs: Float[Tensor, "questions k"]
     """Sums over a candidate's tokens and its end, by label-smoothed cross-entropy; not divided by
     the length."""
+
+    def answers(self, texts: Sequence[str], top: int) -> list[list[Answer]]:
+        """Per question the `top` candidates, best first; of equals the likelier beginning."""
+        ordered, places = self.logprobs.sort(dim=1, descending=True, stable=True)
+        shares = ordered.softmax(dim=1)[:, :top].tolist()
+        rows = self.candidates.gather(1, places)[:, :top].tolist()
+        return [
+            [Answer(texts[row], logprob, share) for row, logprob, share in zip(*own, strict=True)]
+            for own in zip(rows, ordered[:, :top].tolist(), shares, strict=True)
+        ]
 
     @property
     def best(self) -> Int[Tensor, " questions"]:
@@ -106,7 +156,8 @@ def rank_answers(vqa: Vqa, questions: ImageMemory, candidates: TokenBatch, k: in
         raise DataError("there is no candidate to rank; give at least 1, or let the model write")
     device = questions.keys[0].device
     start = candidates.ids[:1, :1].expand(questions.images, 1).to(device)
-    first = vqa.decode(start, None, questions)[:, 0].float().softmax(dim=-1)
+    logits = finite(vqa.decode(start, None, questions)[:, 0].float(), "next-token logits")
+    first = logits.softmax(dim=-1)
     begin = first.index_select(1, candidates.ids[:, 1].to(device))
     probabilities, chosen = (part.cpu() for part in begin.topk(min(k, len(candidates.ids)), dim=1))
     # Passes over candidates of similar length waste little on padding.
@@ -136,11 +187,26 @@ def answer_questions(
     tokenizer: TextTokenizer,
     hidden: Float[Tensor, "images patches width"],
     questions: Sequence[str],
-    candidates: Sequence[str] | None = None,
+    candidates: Sequence[str] | AnswerList | None = None,
     k: int = 128,
     first_token: FirstTokenName = "[ENC]",
 ) -> list[Answer]:
-    """An answer per question: the best of the candidates, or written where there are none.
+    """The best answer per question: the first of `top_answers`, which has the arguments."""
+    found = top_answers(vqa, tokenizer, hidden, questions, 1, candidates, k, first_token)
+    return [best for best, *_ in found]
+
+
+def top_answers(
+    vqa: Vqa,
+    tokenizer: TextTokenizer,
+    hidden: Float[Tensor, "images patches width"],
+    questions: Sequence[str],
+    top: int,
+    candidates: Sequence[str] | AnswerList | None = None,
+    k: int = 128,
+    first_token: FirstTokenName = "[ENC]",
+) -> list[list[Answer]]:
+    """Per question the best of the candidates, or the best that the model writes; best first.
 
     Args:
         vqa: the model, in eval mode.
@@ -148,40 +214,42 @@ def answer_questions(
         hidden: of `encode_images`.
         questions: cleaned here as the original does, and cut to its 50 words and 35 tokens;
             those of an image follow each other, equally many per image.
+        top: answers per question, or as many as there are. More than 3 that are written are
+            searched for with as many beams, which may find another best one.
         candidates: what may be answered; None lets the model write.
         k: candidates that are scored whole, those whose first token is likeliest.
         first_token: first token of a question: `[ENC]` as BLIP was trained, or `[CLS]` as
             `transformers` does.
 
     Raises:
-        RecipeError: if k is below 1 or `first_token` is another one.
-        DataError: if `candidates` is empty, or the questions are not equally many per image.
+        RecipeError: if k or top is below 1 or `first_token` is another one.
+        DataError: if `candidates` has none, or the questions are not equally many per image.
     """
     if len(questions) % max(len(hidden), 1) or (len(questions) and not len(hidden)):
         raise DataError(
             f"{len(questions)} questions for {len(hidden)} images; give equally many per image"
         )
+    if top < 1:
+        raise RecipeError(f"top is {top}; give 1 or more")
     if not questions:
         return []
     most = vqa.config.text.max_positions
     tokens = question_tokens(tokenizer, questions, most, first_token)
     memory = read_questions(vqa, hidden, tokens)
     if candidates is None:
-        return [
-            Answer(tokenizer.decode(text.token_ids), text.logprob, math.exp(text.logprob))
-            for text in write_answers(vqa, memory, tokenizer.special)
-        ]
-    ranking = rank_answers(vqa, memory, tokenizer.encode(candidates, most, first="dec"), k)
-    shares = ranking.logprobs.softmax(dim=1).max(dim=1).values
-    return [
-        Answer(candidates[best], logprob, share)
-        for best, logprob, share in zip(
-            ranking.best.tolist(),
-            ranking.logprobs.max(dim=1).values.tolist(),
-            shares.tolist(),
-            strict=True,
-        )
-    ]
+        beams = max(ANSWER_DECODING.num_beams, top)
+        start = torch.full((memory.images, 1), tokenizer.special.dec)
+        decoding = replace(ANSWER_DECODING, num_beams=beams)
+        texts = generate(vqa.answer, memory, start, decoding, tokenizer.special, num_captions=top)
+        return [[_written(tokenizer, text) for text in own] for own in texts]
+    if not isinstance(candidates, AnswerList):
+        candidates = AnswerList.of(tokenizer, candidates, most)
+    ranking = rank_answers(vqa, memory, candidates.tokens, k)
+    return ranking.answers(candidates.texts, top)
+
+
+def _written(tokenizer: TextTokenizer, text: Generated) -> Answer:
+    return Answer(tokenizer.decode(text.token_ids), text.logprob, math.exp(text.logprob))
 
 
 def answer_each(
@@ -189,7 +257,7 @@ def answer_each(
     tokenizer: TextTokenizer,
     hidden: Float[Tensor, "images patches width"],
     questions: Sequence[Sequence[str]],
-    candidates: Sequence[str] | None = None,
+    candidates: Sequence[str] | AnswerList | None = None,
     k: int = 128,
 ) -> list[list[Answer]]:
     """Answers to any number of questions about each image.
@@ -248,4 +316,4 @@ def _score(
     # The vocabulary is the widest layer: positions without a label do not need it.
     logits = vqa.answer.logits(states[labels != IGNORED][None])[0]
     losses = lm_loss(logits, labels, _LABEL_SMOOTHING, reduction="sum_per_row")
-    return -losses.view(rows.shape).float().cpu()
+    return finite(-losses.view(rows.shape).float().cpu(), "scores of candidates")

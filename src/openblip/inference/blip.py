@@ -16,17 +16,15 @@ from openblip.data.tokenizer import TokenBatch
 from openblip.errors import DataError, RecipeError
 from openblip.inference.answers import (
     Answer,
-    answer_questions,
-    question_tokens,
-    read_questions,
-    write_answers,
+    AnswerList,
+    top_answers,
 )
 from openblip.inference.bundle import ModelBundle, check_batch_size
 from openblip.inference.captions import Caption, caption_encoded, caption_ids
 from openblip.inference.comparison import compare_images
 from openblip.inference.decoding import Decoding, Method, Scoring
-from openblip.inference.encoded import EncodedImages
-from openblip.inference.explain import explain_answer, explain_caption, explain_match
+from openblip.inference.encoded import EncodedImages, embed_images
+from openblip.inference.explain import explain_caption, explain_match, explain_question
 from openblip.inference.heatmap import Heatmap
 from openblip.inference.image_input import Images, as_sources
 from openblip.inference.scoring import Match, embed_texts, match_probabilities, score_texts
@@ -66,6 +64,7 @@ class Blip(ModelBundle):
         scoring: Scoring = "original",
         *,
         top_k: int = 0,
+        no_repeat_ngram_size: int = 0,
         batch_size: int = 16,
     ) -> list[list[Caption]]:
         """Captions: a list per image, of `num_captions`.
@@ -88,6 +87,7 @@ class Blip(ModelBundle):
                 each time.
             scoring: how beams are normalised: "original" or as "transformers" does.
             top_k: of nucleus sampling; 0 is off, the original has 50.
+            no_repeat_ngram_size: no so many ids in a row come twice in a caption; 0 is off.
             batch_size: images at a time.
 
         Raises:
@@ -101,6 +101,7 @@ class Blip(ModelBundle):
             top_p=top_p,
             top_k=top_k,
             repetition_penalty=repetition_penalty,
+            no_repeat_ngram_size=no_repeat_ngram_size,
             length_penalty=length_penalty,
             scoring=scoring,
         )
@@ -135,15 +136,16 @@ class Blip(ModelBundle):
             seed: as in `caption`; an image's draws depend on the seed and its place alone.
             batch_size: images at a time.
         """
-        self.med.require("lm")
+        self.require("lm")
         decoding = decoding or Decoding()
         key = secrets.randbits(63) if seed is None else seed
         prompts = repeat(prompt) if isinstance(prompt, str) else iter(prompt)
-        count = 0
+        count, is_told = 0, False
         for encoded in self._encoded(images, batch_size):
             seeds = [keyed_hash(key, count + place) for place in range(len(encoded))]
             count += len(encoded)
             own = list(islice(prompts, len(encoded)))
+            is_told = is_told or self.warn_of_unknown_words(list(dict.fromkeys(own)), "prompts")
             yield from self.generate(encoded, decoding, own, seeds, num_captions)
 
     def embed_images(self, images: Images, batch_size: int = 16) -> Float[Tensor, "images embed"]:
@@ -151,8 +153,7 @@ class Blip(ModelBundle):
         model = self._embedder()
         parts = [torch.empty(0, model.config.embed_dim)]
         for hidden in self._hidden(as_sources(images), batch_size):
-            with torch.no_grad():
-                parts.append(model.embed_images(hidden).cpu())
+            parts.append(embed_images(model, hidden).cpu())
         return torch.cat(parts)
 
     def embed_texts(
@@ -162,6 +163,7 @@ class Blip(ModelBundle):
         model = self._embedder()
         texts = [texts] if isinstance(texts, str) else texts
         check_batch_size(batch_size)
+        self.warn_of_unknown_words(texts)
         parts = [torch.empty(0, model.config.embed_dim)]
         for start in range(0, len(texts), batch_size):
             tokens = self._tokens(texts[start : start + batch_size], "[CLS]")
@@ -171,7 +173,7 @@ class Blip(ModelBundle):
     def _embedder(self) -> Med | Albef | DualEncoder:
         if isinstance(self.model, DualEncoder):
             return self.model
-        self.matcher.require("itc")
+        self.require("itc")
         return self.matcher
 
     def match(
@@ -193,7 +195,7 @@ class Blip(ModelBundle):
         Raises:
             DataError: if there are not as many texts as images.
         """
-        self.matcher.require("itm")
+        self.require("itm")
         sources = list(as_sources(images))
         texts = [texts] if isinstance(texts, str) else texts
         if len(sources) not in (1, len(texts)):
@@ -201,6 +203,7 @@ class Blip(ModelBundle):
                 f"{len(sources)} images and {len(texts)} texts: match compares them in pairs, or "
                 "a single image with all texts; use match_all to compare all with all"
             )
+        self.warn_of_unknown_words(texts)
         per_image = [texts] if len(sources) == 1 else [[text] for text in texts]
         matches: list[list[Match]] = []
         for encoded in self._encoded(sources, batch_size):
@@ -220,8 +223,10 @@ class Blip(ModelBundle):
 
         Each image is encoded once, with its cross-attention keys and values.
         """
-        self.matcher.require("itm")
-        tokens = self._tokens([texts] if isinstance(texts, str) else texts, first_token)
+        self.require("itm")
+        texts = [texts] if isinstance(texts, str) else texts
+        self.warn_of_unknown_words(texts)
+        tokens = self._tokens(texts, first_token)
         every = range(len(tokens.ids))
         parts = [torch.empty(0, len(every))]
         for encoded in self._encoded(as_sources(images), batch_size):
@@ -248,6 +253,7 @@ class Blip(ModelBundle):
             images: one or several; of a single image any number of questions may be asked.
             questions: one or several.
             candidates: what may be answered, ranked as the paper does; None lets the model write.
+                Those that the model reads alike count once.
             k: candidates that are scored whole, those whose first token is likeliest.
             first_token: first token of a question: `[ENC]` as BLIP was trained, or `[CLS]` as
                 `transformers` does.
@@ -255,6 +261,26 @@ class Blip(ModelBundle):
 
         Raises:
             DataError: if there are not as many questions as images.
+        """
+        found = self.ask_top(
+            images, questions, 1, candidates, k=k, first_token=first_token, batch_size=batch_size
+        )
+        return [best for best, *_ in found]
+
+    def ask_top(
+        self,
+        images: Images,
+        questions: str | Sequence[str],
+        top: int = 5,
+        candidates: Sequence[str] | None = None,
+        *,
+        k: int = 128,
+        first_token: FirstTokenName = "[ENC]",
+        batch_size: int = 16,
+    ) -> list[list[Answer]]:
+        """The `top` answers to each question, or as many as there are, best first.
+
+        Of written ones more than 3 are searched for with as many beams. Else as `ask`.
         """
         vqa = self.vqa
         sources = list(as_sources(images))
@@ -264,12 +290,14 @@ class Blip(ModelBundle):
                 f"{len(sources)} images and {len(questions)} questions: give a question for each "
                 "image, or a single image"
             )
-        answers: list[Answer] = []
+        self.warn_of_unknown_words([*questions, *(candidates or ())], "questions and candidates")
+        listed = None
+        if candidates is not None:
+            listed = AnswerList.of(self.tokenizer, candidates, vqa.config.text.max_positions)
+        answers: list[list[Answer]] = []
         for hidden in self._hidden(sources, batch_size):
             own = questions if len(sources) == 1 else questions[len(answers) :][: len(hidden)]
-            answers += answer_questions(
-                vqa, self.tokenizer, hidden, own, candidates, k, first_token
-            )
+            answers += top_answers(vqa, self.tokenizer, hidden, own, top, listed, k, first_token)
         return answers
 
     def explain(
@@ -305,10 +333,15 @@ class Blip(ModelBundle):
         """
         if text is not None and question is not None:
             raise RecipeError("explain takes a text or a question, not both")
+        self.warn_of_unknown_words([given for given in (text, question, answer) if given])
         hidden = next(self._hidden([image], 1))
         if question is not None:
-            return self._explain_answer(hidden, question, answer, layer, first_token)
-        if text is not None and "itm" in self.med.config.heads:
+            return explain_question(
+                self.vqa, self.tokenizer, hidden, question, answer, layer, first_token
+            )
+        matches = text is not None and (self.can_match or not isinstance(self.model, Med))
+        self.require("itm" if matches else "lm")
+        if text is not None and matches:
             tokens = self._tokens([text], first_token)
             return explain_match(self.med, self.tokenizer, hidden, tokens.row(0), layer)
         if text is None:
@@ -317,24 +350,6 @@ class Blip(ModelBundle):
         else:
             ids = caption_ids(self.tokenizer, prompt, text, self.med.config.text.max_positions)
         return explain_caption(self.med, self.tokenizer, hidden, ids, prompt, layer)
-
-    def _explain_answer(
-        self,
-        hidden: Float[Tensor, "1 patches width"],
-        question: str,
-        answer: str | None,
-        layer: int | None,
-        first_token: FirstTokenName,
-    ) -> Heatmap:
-        most = self.vqa.config.text.max_positions
-        tokens = question_tokens(self.tokenizer, [question], most, first_token)
-        if answer is None:
-            memory = read_questions(self.vqa, hidden, tokens)
-            (written,) = write_answers(self.vqa, memory, self.tokenizer.special)
-            answer_ids = list(written.token_ids)
-        else:
-            answer_ids = self.tokenizer.encode([answer], most, first="dec").row(0)
-        return explain_answer(self.vqa, self.tokenizer, hidden, tokens.row(0), answer_ids, layer)
 
     def compare(
         self,
@@ -363,13 +378,14 @@ class Blip(ModelBundle):
                 f"{len(sources[0])} first images, {len(sources[1])} second images and "
                 f"{len(sentences)} sentences: compare takes as many of each"
             )
+        cleaned = [clean_caption(sentence, _COMPARED_WORDS) for sentence in sentences]
+        self.warn_of_unknown_words(cleaned, "sentences")
         parts = [torch.empty(0)]
         for first, second in zip(
             self._hidden(sources[0], batch_size), self._hidden(sources[1], batch_size), strict=True
         ):
-            own = sentences[sum(map(len, parts)) :][: len(first)]
-            cleaned = [clean_caption(sentence, _COMPARED_WORDS) for sentence in own]
-            tokens = self._tokens(cleaned, "[ENC]")
+            own = cleaned[sum(map(len, parts)) :][: len(first)]
+            tokens = self._tokens(own, "[ENC]")
             parts.append(compare_images(nlvr, first, second, tokens))
         return torch.cat(parts)
 
@@ -391,6 +407,7 @@ class Blip(ModelBundle):
                 whatever other images are there.
             num_captions: per image.
         """
+        self.require("lm")
         return caption_encoded(encoded, self.tokenizer, decoding, prompt, seeds, num_captions)
 
     def score(
@@ -398,14 +415,20 @@ class Blip(ModelBundle):
         encoded: EncodedImages,
         texts: Sequence[Sequence[str]],
         first_token: FirstTokenName = "[ENC]",
+        warns: bool = False,
     ) -> list[list[Match]]:
-        """How well each image's texts describe it; longer ones are cut without a word.
+        """How well each image's texts describe it.
 
         Args:
             encoded: from `encode` of this object.
             texts: per image any number, also none.
             first_token: first token of a text that is matched.
+            warns: whether something is said of a text that is cut.
         """
+        self.require("itm")
+        if warns:
+            noisily = partial(self._tokens, first_token=first_token)
+            return score_texts(encoded, texts, noisily, self._tokens_to_embed)
 
         def tokens_of(own: Sequence[str]) -> TokenBatch:
             return encode_texts(self.tokenizer, own, self.max_tokens, self._first(first_token))

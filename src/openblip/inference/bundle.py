@@ -1,8 +1,9 @@
 """A model together with what it takes to use it: its tokenizer and its sizes."""
 
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, cast
+from typing import TYPE_CHECKING, Literal, TypeVar, cast
 
 import torch
 from jaxtyping import Float
@@ -10,14 +11,16 @@ from torch import Tensor
 
 from openblip.data.images import ImageSource
 from openblip.data.tokenizer import TextTokenizer, TokenBatch
-from openblip.errors import MissingHead, RecipeError
+from openblip.data.unknown_words import warn_of_unknown_words
+from openblip.errors import CheckpointError, MissingHead, RecipeError, UntrainedHead
 from openblip.inference.encoded import EncodedImages
 from openblip.inference.image_input import image_batches
-from openblip.inference.kinds import FROM_ORIGINAL, TO_HUGGINGFACE, TO_ORIGINAL
 from openblip.inference.texts import FirstTokenName, tokens_for
-from openblip.interop.models import AnyModel
+from openblip.interop.kinds import FROM_ORIGINAL, TO_HUGGINGFACE, TO_ORIGINAL
+from openblip.interop.models import AnyModel, check_vocabulary
 from openblip.model import Med
 from openblip.model.albef import Albef
+from openblip.model.med import KINDS_WITH
 from openblip.model.nlvr import Nlvr
 from openblip.model.vqa import Vqa
 
@@ -26,6 +29,15 @@ if TYPE_CHECKING:
     from openblip.interop.original_layout import Kind
 
 ModelT = TypeVar("ModelT")
+
+UsedHead = Literal["itc", "itm", "lm"]
+_USES: dict[UsedHead, str] = {
+    "itc": "embed images and texts",
+    "itm": "match images and texts",
+    "lm": "caption",
+}
+# Of models that do not say it themselves.
+_TRAINED_AS = {"captioner": ("lm",), "filter": ("itc", "itm")}
 
 
 class ModelBundle:
@@ -38,12 +50,21 @@ class ModelBundle:
             "albef" or "dual_encoder".
         image_size: height and width to which images are resized, in pixels.
         max_tokens: longer texts are cut to this when they are embedded or matched.
+        trained: heads that its last training was for; None where only the kind tells it.
     """
 
     def __init__(
-        self, model: AnyModel, tokenizer: TextTokenizer, kind: str, image_size: int, max_tokens: int
+        self,
+        model: AnyModel,
+        tokenizer: TextTokenizer,
+        kind: str,
+        image_size: int,
+        max_tokens: int,
+        trained: tuple[str, ...] | None = None,
     ) -> None:
         self.model = model.eval()
+        self.trained = trained
+        self._told: set[str] = set()
         # Texts of ALBEF have no `[SEP]`.
         self.tokenizer = tokenizer.without_end() if isinstance(model, Albef) else tokenizer
         self.kind = kind
@@ -67,6 +88,35 @@ class ModelBundle:
             MissingHead: if the checkpoint does something else.
         """
         return self.model if isinstance(self.model, Albef) else self.med
+
+    def require(self, head: UsedHead) -> None:
+        """Check that the model has a head, and that it was trained for it.
+
+        Raises:
+            MissingHead: if it has not; names a checkpoint that has.
+
+        Warns:
+            UntrainedHead: once for each head, if the last training was for another one.
+        """
+        if not isinstance(self.model, Med | Albef):
+            raise MissingHead(
+                f"this is a checkpoint of the kind {self.kind}, which cannot {_USES[head]}; load "
+                f"{KINDS_WITH[head]}"
+            )
+        if head == "lm":
+            self.med.require(head)
+        else:
+            self.model.require(head)
+        trained = self.trained or _TRAINED_AS.get(self.kind)
+        if trained is not None and head not in trained and head not in self._told:
+            self._told.add(head)
+            warnings.warn(
+                f"this {self.kind} was trained for {', '.join(trained)}, not to {_USES[head]}: its "
+                f"{head} head is what it began with, and what it gives means little; load "
+                f"{KINDS_WITH[head]}",
+                UntrainedHead,
+                stacklevel=3,
+            )
 
     @property
     def can_match(self) -> bool:
@@ -118,10 +168,15 @@ class ModelBundle:
         """Write a model folder, which `load` reads."""
         from openblip.interop.folder import save_folder
 
-        save_folder(Path(folder), self.model, self.tokenizer, self.kind, self.max_tokens)
+        self._check_image_size()
+        about = self.kind, self.max_tokens, self.trained
+        save_folder(Path(folder), self.model, self.tokenizer, *about)
 
     def save_original(self, path: str | Path, kind: str | None = None) -> None:
         """Write a file in the original's layout, `.pth` or `.safetensors` by its ending.
+
+        What the layout has no place for (heads, the tokenizer) travels in a note beside the
+        weights, which the original's code does not look at and `load` reads.
 
         A pre-trained or retrieval checkpoint gets a momentum model equal to the model and random
         queues, as where the original begins.
@@ -138,6 +193,7 @@ class ModelBundle:
         """
         from openblip.interop.original import to_original
         from openblip.interop.original_files import write_original
+        from openblip.interop.original_note import OriginalNote
 
         if isinstance(self.model, Albef):
             of_albef = "albef_pretrain" if "mlm" in self.model.config.heads else "albef_retrieval"
@@ -149,7 +205,10 @@ class ModelBundle:
                 f"the original has no kind {kind or self.kind!r}; there are "
                 f"{', '.join(FROM_ORIGINAL)}"
             )
-        write_original(Path(path), to_original(self.model, chosen))
+        self._check_image_size()
+        check_vocabulary(self.model, self.tokenizer, self.max_tokens)
+        note = OriginalNote.of(self.model, self.tokenizer, self.max_tokens)
+        write_original(Path(path), to_original(self.model, chosen), note)
 
     def save_huggingface(self, folder: str | Path, kind: str | None = None) -> None:
         """Write a folder that `transformers` reads, with its tokenizer and image processor.
@@ -166,8 +225,18 @@ class ModelBundle:
         """
         from openblip.interop.huggingface_folder import save_huggingface
 
+        self._check_image_size()
         chosen = cast("HuggingFaceKind | None", kind or TO_HUGGINGFACE.get(self.kind))
         save_huggingface(Path(folder), self.model, self.tokenizer, chosen, self.max_tokens)
+
+    def _check_image_size(self) -> None:
+        """Every layout stores the size that the positions belong to, and no other."""
+        size = self.model.config.vision.image_size
+        if self.image_size != size:
+            raise CheckpointError(
+                f"images are resized to {self.image_size} px, but the model's positions belong to "
+                f"{size} px: load it with image_size={self.image_size}, and save that"
+            )
 
     def _encoded(self, images: Iterable[ImageSource], batch_size: int) -> Iterator[EncodedImages]:
         for hidden in self._hidden(images, batch_size):
@@ -189,6 +258,15 @@ class ModelBundle:
 
     def _tokens(self, texts: Sequence[str], first_token: FirstTokenName) -> TokenBatch:
         return tokens_for(self.tokenizer, texts, self.max_tokens, self._first(first_token))
+
+    def warn_of_unknown_words(self, texts: Sequence[str], what: str = "texts") -> bool:
+        """Whether the vocabulary lacks words of a job's texts; warns once (`UnknownWords`) if so.
+
+        Args:
+            texts: of the whole job, so that one warning tells all.
+            what: the texts are, in the plural.
+        """
+        return warn_of_unknown_words(self.tokenizer, texts, self.max_tokens, what)
 
     def _first(self, wanted: FirstTokenName) -> FirstTokenName:
         """The first token of a text that is matched: ALBEF has `[CLS]` alone."""

@@ -3,14 +3,14 @@
 import csv
 import io
 import json
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import PurePosixPath
 from typing import Literal, get_args
 
-from openblip.data.image_formats import IMAGE_SUFFIXES
+from openblip.data.caption_cells import CAPTION_COLUMNS, guarded, one_line
+from openblip.data.coco_ids import image_id
+from openblip.data.text import json_text
 from openblip.errors import RecipeError
 from openblip.inference.captions import Caption
 
@@ -21,9 +21,6 @@ _OF_SUFFIX: dict[str, FormatName] = {
     ".json": "coco",
     ".txt": "txt",
 }
-# Of a COCO file name such as COCO_val2014_000000391895.jpg. More digits are no id but a hash.
-_TRAILING_NUMBER = re.compile(r"(?:^|_)(\d{1,18})$")
-_ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n", "\r": "\\r"})
 # What a line says of a log-probability; the digits behind it change with the size of a batch.
 _DECIMALS = 4
 
@@ -65,8 +62,9 @@ def format_name(suffix: str) -> FormatName:
 def caption_format(name: FormatName, num_captions: int) -> CaptionFormat:
     """The format of this name for so many captions an image.
 
-    `jsonl` has objects `{"image": name, "captions": [{"text", "logprob"}]}`; `csv` the columns
-    image, caption, logprob, and caption_2, logprob_2 and so on; `txt` the name and the captions
+    `jsonl` has objects `{"image": name, "captions": [{"text", "logprob"}]}`, and of an empty text
+    its `reason`; `csv` the columns image, caption, logprob, and caption_2, logprob_2 and so on, a
+    quote before what a spreadsheet would run; `txt` the name and the captions
     with tabs between them; `coco` the elements of a results file, `{"image_id", "caption"}`.
 
     Raises:
@@ -78,27 +76,15 @@ def caption_format(name: FormatName, num_captions: int) -> CaptionFormat:
         return CaptionFormat(name, _jsonl_line, str, lambda line: str(json.loads(line)["image"]))
     if name == "csv":
         mark_of = partial(_csv_mark, columns=1 + 2 * num_captions)
-        return CaptionFormat(name, _csv_line, _one_line, mark_of, _csv_head(num_captions))
+        return CaptionFormat(name, _csv_line, _csv_name, mark_of, _csv_head(num_captions))
     if name == "txt":
-        return CaptionFormat(name, _txt_line, _one_line, _txt_mark)
+        return CaptionFormat(name, _txt_line, one_line, _txt_mark)
     if num_captions > 1:
         raise RecipeError(
             f"--num-captions {num_captions}: a COCO results file has one caption an image; leave "
             "it out, or give --format jsonl"
         )
-    return CaptionFormat(name, _coco_line, lambda image: _json(image_id(image)), _coco_mark)
-
-
-def image_id(name: str) -> int | str:
-    """An image's id in COCO files: the number in its name, or else the name.
-
-    A number counts if it is the whole name, or follows a `_` at its end, without the folders and
-    the suffix: 391895 for `val2014/COCO_val2014_000000391895.jpg`, and for `391895`.
-    """
-    path = PurePosixPath(name)
-    stem = path.stem if path.suffix.lower() in IMAGE_SUFFIXES else path.name
-    found = _TRAILING_NUMBER.search(stem)
-    return int(found[1]) if found else name
+    return CaptionFormat(name, _coco_line, lambda image: json_text(image_id(image)), _coco_mark)
 
 
 def line_bytes(line: str) -> bytes:
@@ -111,37 +97,37 @@ def line_text(data: bytes) -> str:
     return data.decode("utf-8", "surrogateescape")
 
 
-def _json(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a file name that is no Unicode; JSON must be
-        return json.dumps(value)
-    return text
-
-
 def _jsonl_line(name: str, captions: Sequence[Caption]) -> str:
-    texts = [{"text": c.text, "logprob": round(c.logprob, _DECIMALS)} for c in captions]
-    return _json({"image": name, "captions": texts})
+    return json_text({"image": name, "captions": [_as_json(caption) for caption in captions]})
+
+
+def _as_json(caption: Caption) -> dict[str, object]:
+    """A text with its log-probability, and where it is empty the reason."""
+    values = {"text": caption.text, "logprob": round(caption.logprob, _DECIMALS)}
+    return values | ({} if caption.reason is None else {"reason": caption.reason})
 
 
 def _coco_line(name: str, captions: Sequence[Caption]) -> str:
-    return _json({"image_id": image_id(name), "caption": captions[0].text})
+    return json_text({"image_id": image_id(name), "caption": captions[0].text})
 
 
 def _coco_mark(line: str) -> str:
-    return _json(json.loads(line)["image_id"])
+    return json_text(json.loads(line)["image_id"])
 
 
 def _csv_line(name: str, captions: Sequence[Caption]) -> str:
-    cells: list[str] = [_one_line(name)]
+    cells: list[str] = [_csv_name(name)]
     for caption in captions:
-        cells += [_one_line(caption.text), f"{caption.logprob:.{_DECIMALS}f}"]
+        cells += [guarded(one_line(caption.text)), f"{caption.logprob:.{_DECIMALS}f}"]
     return _csv(cells)
 
 
+def _csv_name(name: str) -> str:
+    return guarded(one_line(name))
+
+
 def _csv_head(num_captions: int) -> str:
-    cells = ["image", "caption", "logprob"]
+    cells = [*CAPTION_COLUMNS]
     for number in range(2, num_captions + 1):
         cells += [f"caption_{number}", f"logprob_{number}"]
     return _csv(cells)
@@ -161,13 +147,9 @@ def _csv_mark(line: str, columns: int) -> str:
 
 
 def _txt_line(name: str, captions: Sequence[Caption]) -> str:
-    return "\t".join([_one_line(name), *(_one_line(caption.text) for caption in captions)])
+    return "\t".join([one_line(name), *(one_line(caption.text) for caption in captions)])
 
 
 def _txt_mark(line: str) -> str:
     name, _, _ = line.partition("\t")
     return name
-
-
-def _one_line(text: str) -> str:
-    return text.translate(_ESCAPES)

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from openblip.atomic import check_output, is_stream, open_stream
 from openblip.data.ids import IdSet
 from openblip.data.shuffle import named_seed
 from openblip.errors import DataError, RecipeError
@@ -26,6 +27,7 @@ from openblip.inference.image_input import TriedBatch, tried_batches
 from openblip.inference.image_sources import ImageSources, SourceImage
 from openblip.inference.loading import load
 from openblip.interruption import Interruption
+from openblip.locks import only_one
 from openblip.progress import Progress
 
 
@@ -45,13 +47,18 @@ class CaptionSettings:
     """With an image's key it decides what is sampled for the image, whatever else there is."""
     dtype: str = "float32"
     """Of the weights, as `load` takes it."""
+    image_size: int | None = None
+    """Side of the square that images are resized to, with the model's positions interpolated; by
+    default the model's own."""
     device: str | None = None
     """Where the model is; by default the best that there is."""
 
     def stored(self, form: FormatName) -> dict[str, Any]:
         """What an output remembers: the model by its content, not by where it lies."""
         return {
-            **asdict(self.decoding),
+            **self.decoding.stored(),
+            # What came later stands there only where it is used, so that older files go on.
+            **({} if self.image_size is None else {"image_size": self.image_size}),
             "prompt": self.prompt,
             "num_captions": self.num_captions,
             "seed": self.seed,
@@ -91,6 +98,9 @@ class CaptionJobResult:
     """Images without captions; each was reported. They are tried again by the next run."""
     skipped: int
     """Images that were done before, or given twice."""
+    empty: int
+    """Captioned images all of whose captions are empty; each was reported. Beside an image no file
+    is written then."""
     seconds: float
     """Time since the first image was read, without loading the model."""
     interrupted: bool
@@ -161,7 +171,7 @@ class _Job:
     ) -> None:
         self._output, self._settings = output, settings
         self._progress, self._report = progress, report
-        self._captioned = self._failed = self._skipped = 0
+        self._captioned = self._failed = self._skipped = self._empty = 0
         self._names, self._marks = IdSet(), IdSet()
 
     def run(self, sources: ImageSources, batch_size: int) -> CaptionJobResult:
@@ -171,14 +181,17 @@ class _Job:
         started = time.perf_counter()
         # A model is not loaded if there is nothing to do.
         if (first := next(images, None)) is not None:
-            blip = load(self._settings.model, self._settings.device, self._settings.dtype)
-            blip.med.require("lm")
+            settings = self._settings
+            size = settings.image_size
+            blip = load(settings.model, settings.device, settings.dtype, image_size=size)
+            blip.require("lm")
+            blip.warn_of_unknown_words([settings.prompt], "prompts")
             started = time.perf_counter()
             is_interrupted = self._caption(blip, chain([first], images), batch_size)
         self._output.close(is_complete=not is_interrupted)
         seconds = time.perf_counter() - started
         return CaptionJobResult(
-            self._captioned, self._failed, self._skipped, seconds, is_interrupted
+            self._captioned, self._failed, self._skipped, self._empty, seconds, is_interrupted
         )
 
     def _caption(self, blip: Blip, images: Iterable[SourceImage], batch_size: int) -> bool:
@@ -208,6 +221,10 @@ class _Job:
             ]
             self._output.write(written)
             self._captioned += len(written)
+            for name, _, own in written:
+                if not any(caption.text for caption in own):
+                    self._empty += 1
+                    self._report(f"{name}: the caption is empty: {own[0].reason}")
         self._progress.update(len(batch.items) + len(batch.failures))
 
     def _wants(self, name: str, file: Path | None) -> bool:
@@ -240,7 +257,9 @@ def _open_output(
     lines = caption_format(form, settings.num_captions)
     if file is None:
         return StreamOutput(stdout, "standard output", lines)
-    if file.exists() and not file.is_file() and not file.is_dir():
-        device = opened.enter_context(file.open("wb", buffering=0))
+    check_output(file, "-o")
+    if is_stream(file):
+        device = opened.enter_context(open_stream(file))
         return StreamOutput(device, str(file), lines)
+    opened.enter_context(only_one(file, "writing captions into"))
     return FileOutput(file, lines, settings.stored(form), target.overwrite)

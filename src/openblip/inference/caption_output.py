@@ -139,7 +139,20 @@ class FileOutput:
 
     def mark(self, name: str, file: Path | None) -> str:
         """What stands in the line of an image."""
-        return self._format.mark(name)
+        return self._format.mark(self._told(name, file))
+
+    def _told(self, name: str, file: Path | None) -> str:
+        """The name of an image file as it leads to it from the folder of the output.
+
+        There an import looks for it. One that lies elsewhere is named by its whole path.
+        """
+        if file is None:
+            return name
+        # Links stay: what a linked folder holds is below it.
+        folder, where = (Path(os.path.normpath(p.absolute())) for p in (self._file.parent, file))
+        if folder / name == where:
+            return name
+        return str(where.relative_to(folder) if where.is_relative_to(folder) else where)
 
     def has(self, mark: str) -> bool:
         """Whether a line of this image is there."""
@@ -151,7 +164,8 @@ class FileOutput:
         Raises:
             DataError: if that fails, as on a full disk; whole lines stay.
         """
-        text = "".join(f"{self._format.line(name, captions)}\n" for name, _, captions in results)
+        lines = (self._format.line(self._told(name, file), texts) for name, file, texts in results)
+        text = "".join(f"{line}\n" for line in lines)
         with _writing(str(self._journal)):
             self._append(line_bytes(text))
 
@@ -248,15 +262,17 @@ class SidecarOutput:
         return not self._overwrite and Path(mark).exists()
 
     def write(self, results: Sequence[Written]) -> None:
-        """Writes text files, each there whole or not at all.
+        """Writes text files, each there whole or not at all; none for an image without a text.
 
         Raises:
             DataError: if that fails; names the file.
         """
         for name, file, captions in results:
+            if not any(caption.text for caption in captions):
+                continue
             path = Path(self.mark(name, file))
             with _writing(str(path)), replace_file(path, durable=False) as unfinished:
-                lines = "".join(f"{caption.text}\n" for caption in captions)
+                lines = "".join(f"{caption.text}\n" for caption in captions if caption.text)
                 unfinished.write_text(lines, encoding="utf-8")
 
     def close(self, is_complete: bool) -> None:
@@ -292,9 +308,9 @@ def _stored(file: Path) -> dict[str, Any]:
 
 
 def _compare(before: dict[str, Any], now: dict[str, Any], file: Path) -> None:
-    names = [name for name in now if before.get(name) != now[name]]
+    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
     if names:
-        listed = "; ".join(f"{name} {before.get(name)!r}, not {now[name]!r}" for name in names)
+        listed = "; ".join(f"{name} {before.get(name)!r}, not {now.get(name)!r}" for name in names)
         raise RecipeError(
             f"-o {file}: it was written with {listed}; give the same settings to go on, "
             "--overwrite to begin again, or another name"

@@ -39,6 +39,8 @@ class Caption:
     words: tuple[WordConfidence, ...] = field(default=(), compare=False)
     """The text's words in their order. The end has no word: the product of the probabilities is
     exp(`logprob`) but for the end's own."""
+    reason: str | None = field(default=None, compare=False)
+    """Why the text is empty; None where it is not."""
 
 
 def caption_encoded(
@@ -116,4 +118,13 @@ def _caption(tokenizer: TextTokenizer, text: Generated, start: int) -> Caption:
         )
         for word in find_words(tokenizer, ids)
     )
-    return Caption(tokenizer.decode(ids), text.logprob, text.token_ids, words)
+    written = tokenizer.decode(ids)
+    reason = None if written else _why_empty(tokenizer, ids)
+    return Caption(written, text.logprob, text.token_ids, words, reason)
+
+
+def _why_empty(tokenizer: TextTokenizer, ids: Sequence[int]) -> str:
+    if set(ids) <= {tokenizer.special.sep}:
+        return "the model ended the caption at once"
+    what = "[UNK]" if tokenizer.special.unk in ids else "tokens without a text"
+    return f"the model wrote nothing but {what}"

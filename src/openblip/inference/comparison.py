@@ -5,6 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from openblip.data.tokenizer import TokenBatch
+from openblip.inference.finite import finite
 from openblip.model.nlvr import Nlvr
 
 
@@ -26,4 +27,4 @@ def compare_images(
     memory = nlvr.memory(first_hidden, second_hidden)
     device = first_hidden.device
     logits = nlvr.compare(sentences.ids.to(device), sentences.mask.to(device), memory)
-    return logits.float().softmax(dim=-1)[:, 1].cpu()
+    return finite(logits.float(), "comparing logits").softmax(dim=-1)[:, 1].cpu()

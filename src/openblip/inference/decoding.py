@@ -1,12 +1,14 @@
 """How a text is generated, and what a generated text is."""
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass
+from math import inf, isfinite
+from typing import Any, Literal, get_args
 
 from openblip.errors import RecipeError
 
 Method = Literal["beam", "nucleus", "greedy"]
 Scoring = Literal["original", "transformers"]
+_LEAST = {"num_beams": 1, "max_length": 1, "min_length": 0, "top_k": 0, "no_repeat_ngram_size": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,9 @@ class Decoding:
 
     Scores are log-probabilities in beam search, logits otherwise. The original's nucleus has 1.1.
     """
+    no_repeat_ngram_size: int = 0
+    """No so many ids in a row occur twice in a text, prompt included, as in `transformers`; 0 is
+    off."""
     length_penalty: float = 1.0
     """Exponent of the length by which a text's summed log-probability is divided."""
     scoring: Scoring = "original"
@@ -45,21 +50,33 @@ class Decoding:
                 raise RecipeError(
                     f"{name} {getattr(self, name)!r} is not one of {', '.join(choices)}"
                 )
-        if self.num_beams < 1:
-            raise RecipeError(f"num_beams is {self.num_beams}; give 1 or more")
+        for name, least in _LEAST.items():
+            if getattr(self, name) < least:
+                off = " (off)" if least == 0 and name != "min_length" else ""
+                raise RecipeError(f"{name} is {getattr(self, name)}; give {least}{off} or more")
         if not 0.0 < self.top_p <= 1.0:
             raise RecipeError(f"top_p is {self.top_p}; give a probability above 0 and up to 1")
-        if self.top_k < 0:
-            raise RecipeError(f"top_k is {self.top_k}; give 0 (off) or more")
-        if self.repetition_penalty <= 0.0:
+        if not 0.0 < self.repetition_penalty < inf:
             raise RecipeError(
                 f"repetition_penalty is {self.repetition_penalty}; give more than 0 (1 is off)"
             )
+        if not isfinite(self.length_penalty):
+            raise RecipeError(f"length_penalty is {self.length_penalty}; give a finite number")
         if self.min_length > self.max_length:
             raise RecipeError(
                 f"min_length {self.min_length} is above max_length {self.max_length}; "
                 "both count the prompt"
             )
+
+    def stored(self) -> dict[str, Any]:
+        """The settings by name as jobs note them: what came later only where it is used.
+
+        So what was written before goes on.
+        """
+        values = asdict(self)
+        if not self.no_repeat_ngram_size:
+            del values["no_repeat_ngram_size"]
+        return values
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,10 @@ from PIL import Image
 from torch import Tensor
 
 from openblip.inference.bundle import check_batch_size
+from openblip.inference.finite import finite
 from openblip.inference.image_input import Images, as_sources, prepared_batches
-from openblip.inference.loading import default_device, find_model, load
+from openblip.inference.loading import default_device, load
+from openblip.interop.sources import find_model
 
 OPEN_CLIP = "open_clip:"
 """Begins the name of a model that `open_clip` loads."""
@@ -108,4 +110,5 @@ def is_published_clip(source: str | Path) -> bool:
 def _joined(parts: list[Tensor]) -> Float[Tensor, "rows embed"]:
     if not parts:
         return torch.empty(0, 0)
-    return torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1).cpu()
+    embed = torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1)
+    return finite(embed.cpu(), "embeddings")

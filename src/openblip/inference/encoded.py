@@ -7,11 +7,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from openblip.errors import MissingHead
+from openblip.inference.finite import finite
 from openblip.model import ImageMemory, Med
 from openblip.model.albef import Albef
+from openblip.model.dual import DualEncoder
 
 # In these, encoder and decoder have one cross-attention (BLIP, table 3).
 _SHARED_CROSS_ATTENTION = ("all", "all_but_self_attention")
+
+
+@torch.no_grad()
+def embed_images(
+    model: Med | Albef | DualEncoder, hidden: Float[Tensor, "images patches width"]
+) -> Float[Tensor, "images embed"]:
+    """Unit-length embeddings of encoded images, on the model's device.
+
+    Raises:
+        MissingHead: if the model has no itc head.
+        CheckpointError: if a number is none.
+    """
+    return finite(model.embed_images(hidden), "image embeddings")
 
 
 class EncodedImages:
@@ -33,7 +48,7 @@ class EncodedImages:
         """Unit-length embeddings; None where the model has no itc head."""
         with torch.no_grad():
             has_head = "itc" in self.model.config.heads
-            return self.model.embed_images(self.hidden) if has_head else None
+            return embed_images(self.model, self.hidden) if has_head else None
 
     @cached_property
     def encoder_memory(self) -> ImageMemory:

@@ -14,8 +14,11 @@ from torch import Tensor
 
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import DataError
+from openblip.inference.answers import question_tokens, read_questions, write_answers
 from openblip.inference.captions import prompt_ids
+from openblip.inference.finite import finite
 from openblip.inference.heatmap import Heatmap
+from openblip.inference.texts import FirstTokenName
 from openblip.inference.words import Word, find_words
 from openblip.model import AttentionRecord, ImageMemory, Med, TextPass
 from openblip.model.text import TextStack
@@ -150,6 +153,30 @@ def explain_answer(
     return _heatmap(words, _token_maps(score, record), float(score.detach()))
 
 
+def explain_question(
+    vqa: Vqa,
+    tokenizer: TextTokenizer,
+    hidden: Hidden,
+    question: str,
+    answer: str | None = None,
+    layer: int | None = None,
+    first_token: FirstTokenName = "[ENC]",
+) -> Heatmap:
+    """As `explain_answer`, of a question and an answer as people write them.
+
+    Without an answer that which the model writes is explained.
+    """
+    most = vqa.config.text.max_positions
+    tokens = question_tokens(tokenizer, [question], most, first_token)
+    if answer is None:
+        memory = read_questions(vqa, hidden, tokens)
+        (written,) = write_answers(vqa, memory, tokenizer.special)
+        answer_ids = list(written.token_ids)
+    else:
+        answer_ids = tokenizer.encode([answer], most, first="dec").row(0)
+    return explain_answer(vqa, tokenizer, hidden, tokens.row(0), answer_ids, layer)
+
+
 def _words(tokenizer: TextTokenizer, ids: Sequence[int], what: str) -> list[Word]:
     words = find_words(tokenizer, ids)
     if not words:
@@ -178,7 +205,7 @@ def _token_maps(
     (gradient,) = torch.autograd.grad(score, probabilities, retain_graph=True)
     maps = (gradient.clamp(min=0) * probabilities.detach()).mean(dim=1)[0, :, 1:]
     side = math.isqrt(maps.shape[1])
-    return maps.view(-1, side, side).cpu()
+    return finite(maps.view(-1, side, side).cpu(), "relevances")
 
 
 def _heatmap(

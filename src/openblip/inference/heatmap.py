@@ -98,7 +98,7 @@ class Heatmap:
             with replace_file(file) as unfinished:
                 sheet.save(unfinished, "PNG")
         except OSError as error:
-            raise DataError(f"{file}: cannot be written ({error}); give another path") from error
+            raise DataError(f"{error}; give another path") from error
         return file
 
     def _map_of(self, token: int | str | None) -> Float[Tensor, "rows columns"]:

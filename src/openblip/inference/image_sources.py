@@ -1,5 +1,6 @@
 """Many images to work through: files, folders, patterns, tar archives, pair tables."""
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -22,7 +23,7 @@ from openblip.data.patterns import matching_paths
 from openblip.data.reading import read_image_file, row_image
 from openblip.data.report import Reason
 from openblip.data.storage import is_object_address
-from openblip.data.table import PairTable
+from openblip.data.table import PairRow, PairTable
 from openblip.data.views import split_rows
 from openblip.data.walking import TABLE_MARK, Seen, walk
 from openblip.errors import DataError, RecipeError
@@ -52,6 +53,15 @@ class SourceImage:
     """Reads and decodes it, from any thread; raises `DataError` if that cannot be done."""
     file: Path | None = None
     """The image's own file; None in an archive or a table."""
+    encoded: bytes | None = None
+    """Its bytes, in an archive; None where they are read when it is opened."""
+
+
+def is_single(place: str) -> bool:
+    """Whether a place is one image, or nothing, and no collection that `ImageSources` opens."""
+    if is_object_address(place) or _is_tar(place) or Path(place).is_dir():
+        return False
+    return Path(place).exists() or not matching_paths(place)
 
 
 @dataclass
@@ -90,7 +100,7 @@ class ImageSources:
         if not places:
             raise DataError("no image was given; name files, folders, tar archives or pair tables")
         self._places = [found for place in places for found in _expanded(place)]
-        self._tables = {p: PairTable.open(p) for p in self._places if _is_table(p)}
+        self._tables = {p: PairTable.open(p) for p in self._places if is_table(p)}
         self._split = split
         self.left_out: dict[str, LeftOut] = {}
         if split is not None and not self._tables:
@@ -153,6 +163,44 @@ def left_out_text(left_out: dict[str, LeftOut]) -> str:
     )
 
 
+def scratch_table(sources: ImageSources, uri: Path, report: Callable[[str], None]) -> PairTable:
+    """A table of some images that refers to their files, for jobs that work on tables.
+
+    Ids are the images' names. What an archive holds is copied.
+
+    Args:
+        sources: the images.
+        uri: where the table goes.
+        report: is told of what cannot be read at all; images are not decoded.
+
+    Raises:
+        DataError: there is no image, or a table among the places, which is one already.
+    """
+    if (opened := next(iter(sources._tables), None)) is not None:
+        raise DataError(f"{opened} is a pair table: give it alone")
+    sources.total()
+
+    def rows() -> Iterator[PairRow]:
+        seen: Counter[str] = Counter()
+        for image in sources.images(lambda name, file: True):
+            if image.file is None and image.encoded is None:
+                try:
+                    image.open()
+                except DataError as error:
+                    report(str(error))
+                continue
+            seen[image.name] += 1
+            # An archive may have several members of one name.
+            again = f" ({seen[image.name]})" if seen[image.name] > 1 else ""
+            uri = None if image.file is None else str(image.file.absolute())
+            yield PairRow(image.name + again, image.encoded, uri)
+
+    table = PairTable.create(uri, rows())
+    if not len(table):
+        raise DataError("no image in what was given; name other files, folders or archives")
+    return table
+
+
 def _expanded(place: str) -> list[str]:
     if is_object_address(place):
         return [place]
@@ -167,7 +215,8 @@ def _expanded(place: str) -> list[str]:
     return [str(path) for path in found]
 
 
-def _is_table(place: str) -> bool:
+def is_table(place: str) -> bool:
+    """Whether a place is a pair table, or an address, which can be nothing else."""
     return is_object_address(place) or (Path(place) / TABLE_MARK).is_dir()
 
 
@@ -218,7 +267,8 @@ def _tar_images(archive: Path, wanted: Wanted, leave_out: LeaveOut) -> Iterator[
             elif why:
                 yield _unreadable(name, why)
             elif wanted(name, None):
-                yield SourceImage(name, key, partial(open_image, member.read(), name))
+                encoded = member.read()
+                yield SourceImage(name, key, partial(open_image, encoded, name), encoded=encoded)
     except TAR_DAMAGE as error:
         yield _unreadable(
             str(archive), f"breaks off or is damaged ({error}); fetch the archive again"
@@ -238,10 +288,14 @@ def _judged(member: Member) -> tuple[bool, str]:
 
 
 def _table_images(table: PairTable, split: str | None, wanted: Wanted) -> Iterator[SourceImage]:
-    rows = _wanted_rows(table, split, wanted)
-    while batch := list(islice(rows, _ROWS_AT_ONCE)):
-        for row in table.take(batch, ["id", "image", "image_uri"]).to_pylist():
-            yield SourceImage(row["id"], row["id"], partial(row_image, row))
+    """Those of a table; one that is damaged fails, and no other source with it."""
+    try:
+        rows = _wanted_rows(table, split, wanted)
+        while batch := list(islice(rows, _ROWS_AT_ONCE)):
+            for row in table.take(batch, ["id", "image", "image_uri"]).to_pylist():
+                yield SourceImage(row["id"], row["id"], partial(row_image, row))
+    except DataError as error:
+        yield _unreadable(table.uri, str(error).removeprefix(f"{table.uri}: "))
 
 
 def _wanted_rows(table: PairTable, split: str | None, wanted: Wanted) -> Iterator[int]:

@@ -13,7 +13,7 @@ def constrain(
     decoding: Decoding,
     end: int,
 ) -> Float[Tensor, "rows vocab"]:
-    """The scores with ids that were seen penalised, and no end of a text that is too short.
+    """The scores with ids that were seen penalised; without n-grams that repeat, and early ends.
 
     Differs from a renormalised distribution on purpose: log-probabilities given to it no longer
     sum to one, as in the original.
@@ -21,7 +21,7 @@ def constrain(
     Args:
         scores: logits or log-probabilities.
         ids: each row's text so far, prompt included.
-        decoding: its repetition penalty and minimum length.
+        decoding: its repetition penalty, size of n-grams and minimum length.
         end: id of the token that ends a text.
     """
     penalty = decoding.repetition_penalty
@@ -30,10 +30,28 @@ def constrain(
         seen = scores.gather(1, ids)
         seen = torch.where(seen < 0, seen * penalty, seen / penalty)
         scores = scores.scatter(1, ids, seen)
+    if decoding.no_repeat_ngram_size:
+        scores = _without_repeats(scores, ids, decoding.no_repeat_ngram_size)
     if ids.shape[1] < decoding.min_length:
         column = torch.tensor([end], device=scores.device)
         scores = scores.index_fill(1, column, float("-inf"))
     return scores
+
+
+def _without_repeats(
+    scores: Float[Tensor, "rows vocab"], ids: Int[Tensor, "rows length"], size: int
+) -> Float[Tensor, "rows vocab"]:
+    """The scores without the ids that would end an n-gram of this size which a row has already."""
+    if ids.shape[1] < size:
+        return scores
+    grams = ids.cpu().unfold(1, size, 1)
+    begun = ids.cpu()[:, ids.shape[1] - size + 1 :]
+    repeats = (grams[:, :, :-1] == begun[:, None]).all(dim=2)
+    rows, places = repeats.nonzero(as_tuple=True)
+    banned = grams[rows, places, -1]
+    excluded = torch.tensor(float("-inf"), device=scores.device)
+    at = (rows.to(scores.device), banned.to(scores.device))
+    return scores.index_put(at, excluded)
 
 
 def nucleus_probabilities(

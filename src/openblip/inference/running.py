@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from openblip.errors import RecipeError
+from openblip.inference.finite import finite
 from openblip.model import ImageMemory, KeyValueCache, TextPass
 from openblip.model.text import TextStack
 
@@ -67,7 +68,7 @@ class RunningDecoder:
         texts = TextPass(ids.to(self.device), memory=self._memory, causal=True)
         (hidden,) = self._text(texts, cache=self._cache)
         # The vocabulary is the widest layer: only the last token needs it.
-        return self._text.logits(hidden[:, -1:])[:, 0].float()
+        return finite(self._text.logits(hidden[:, -1:])[:, 0].float(), "next-token logits")
 
 
 def remaining(unfinished: Sequence[bool]) -> Int[Tensor, " kept"]:

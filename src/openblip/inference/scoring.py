@@ -10,6 +10,7 @@ from torch import Tensor
 
 from openblip.data.tokenizer import TokenBatch
 from openblip.inference.encoded import EncodedImages
+from openblip.inference.finite import finite
 from openblip.model import ImageMemory, Med
 from openblip.model.albef import Albef
 from openblip.model.dual import DualEncoder
@@ -78,7 +79,7 @@ def match_logits(
                 for place in chosen
             ]
             logits = model.match(*_trimmed(model, texts, rows), group).float().cpu()
-            parts = logits.view(len(images), -1, 2)
+            parts = finite(logits, "matching logits").view(len(images), -1, 2)
             for image, chosen, part in zip(images, places, parts, strict=True):
                 results[image][chosen] = part
     return results
@@ -98,7 +99,7 @@ def embed_texts(model: Med | Albef | DualEncoder, texts: TokenBatch) -> Float[Te
             for start in range(0, len(order), _MAX_ROWS)
         ]
     )
-    return embed[torch.tensor(order).argsort().to(embed.device)]
+    return finite(embed, "text embeddings")[torch.tensor(order).argsort().to(embed.device)]
 
 
 def score_texts(

@@ -1,6 +1,8 @@
 """Stored weights, and modules that receive them: built without memory, checked, then filled."""
 
-from collections.abc import Callable, Iterable, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +17,9 @@ Shapes = dict[str, tuple[int, ...]]
 
 # Names listed in an error before it says how many more there are.
 _LISTED = 5
+# Characters of a name, and of a library's words.
+_LONGEST_NAME = 80
+_LONGEST_REASON = 120
 
 
 class _NoRandomFill(TorchFunctionMode):
@@ -62,14 +67,57 @@ def fill(module: ModuleT, state: Mapping[str, Tensor], source: str) -> ModuleT:
         source: what errors name, usually a file.
 
     Raises:
-        CheckpointError: if a key is missing, unknown or of another shape.
+        CheckpointError: if a key is missing, unknown, of another shape, or holds no floating-point
+            numbers.
     """
     expected = shapes_of(module)
     check_names(set(expected), set(state), source)
     for name, shape in expected.items():
         check_shape(name, tuple(state[name].shape), shape, source)
+        _check_numbers(name, state[name], source)
     module.load_state_dict(dict(state), assign=True)
     return module
+
+
+def _check_numbers(name: str, tensor: Tensor, source: str) -> None:
+    if tensor.layout is not torch.strided or not tensor.is_floating_point():
+        kind = str(tensor.dtype if tensor.layout is torch.strided else tensor.layout)
+        raise CheckpointError(
+            f"{source}: {name} holds {kind.removeprefix('torch.')}, expected floating-point "
+            "numbers; load the checkpoint that it was made from"
+        )
+
+
+def check_content(path: Path) -> None:
+    """Nothing, unless a file begins like something that is often saved in the place of weights.
+
+    Raises:
+        CheckpointError: if it is missing, empty, a web page, or a pointer of git-lfs.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(200).lstrip().lower()
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file; the weights are missing") from error
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read ({reason_of(error)})") from error
+    if not start:
+        raise CheckpointError(f"{path}: is empty, no checkpoint of tensors; fetch it again")
+    if start.startswith((b"<!doctype", b"<html", b"<?xml", b"<head", b"<!--")):
+        raise CheckpointError(
+            f"{path}: is a web page, no checkpoint; download the file that the page is about"
+        )
+    if start.startswith(b"version https://git-lfs"):
+        raise CheckpointError(
+            f"{path}: is a pointer of git-lfs, not the weights; fetch them with `git lfs pull`"
+        )
+
+
+def reason_of(error: BaseException) -> str:
+    """What a library says went wrong, short and on one line, without the colours of a terminal."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).strip()
+    line = (text.splitlines() or [""])[0]
+    return line[:_LONGEST_REASON] or type(error).__name__
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -78,25 +126,33 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
     Raises:
         CheckpointError: if the file is missing, truncated or of another format.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; the weights are missing")
-    try:
+    with _safetensors_errors(path):
         return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path}: truncated, or no safetensors file ({error}); fetch or save it again"
-        ) from error
 
 
-def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def read_metadata(path: Path) -> dict[str, str]:
+    """What a file says besides its tensors.
+
+    Raises:
+        CheckpointError: as `read_safetensors`.
+    """
+    from safetensors import safe_open
+
+    with _safetensors_errors(path), safe_open(path, framework="pt") as file:
+        return file.metadata() or {}
+
+
+def write_safetensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
     """Write tensors to a file that `read_safetensors` reads.
 
     Args:
         path: replaced if it exists.
         tensors: of any device; no two may share memory.
+        metadata: what the file says besides; see `read_metadata`.
 
     Raises:
         CheckpointError: if a tensor is not a plain one.
@@ -116,11 +172,24 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     mode = path.stat().st_mode
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
     try:
-        save_file(contiguous, path, metadata={"format": "pt"})
+        save_file(contiguous, path, metadata={"format": "pt", **(metadata or {})})
     except SafetensorError as error:
         # The library's own kind of error, for a full disk too.
         raise OSError(str(error)) from error
     path.chmod(mode)
+
+
+@contextmanager
+def _safetensors_errors(path: Path) -> Iterator[None]:
+    check_content(path)
+    try:
+        yield
+    # A damaged header makes the library raise more than its own kind of error.
+    except Exception as error:
+        raise CheckpointError(
+            f"{path}: truncated, or no safetensors file ({reason_of(error)}); fetch or save it "
+            "again"
+        ) from error
 
 
 def check_names(expected: set[str], found: set[str], source: str) -> None:
@@ -148,7 +217,8 @@ def check_shape(name: str, found: tuple[int, ...], expected: tuple[int, ...], so
     """
     if found != expected:
         raise CheckpointError(
-            f"{source}: {name} has shape {found}, expected {expected} by the model's other sizes"
+            f"{source}: {name:.{_LONGEST_NAME}} has shape {found}, expected {expected} by the "
+            "model's other sizes"
         )
 
 
@@ -156,4 +226,5 @@ def listed(names: Iterable[str]) -> str:
     """The names in order, separated by commas; of many, the first few and how many more."""
     ordered = sorted(names)
     more = len(ordered) - _LISTED
-    return ", ".join(ordered[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+    names = [name[:_LONGEST_NAME] for name in ordered[:_LISTED]]
+    return ", ".join(names) + (f" and {more} more" if more > 0 else "")

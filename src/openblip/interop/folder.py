@@ -4,7 +4,7 @@ The only file that knows this layout; version 1 is the current one.
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
@@ -13,11 +13,17 @@ from openblip.atomic import replace_folder
 from openblip.data.tokenizer import TOKENIZER_FILE, TextTokenizer
 from openblip.data.transforms import IMAGE_MEAN, IMAGE_STD
 from openblip.errors import CheckpointError, DataError, RecipeError
-from openblip.interop.assembly import fill, read_safetensors, write_safetensors
-from openblip.interop.models import AnyConfig, AnyModel, empty_model
+from openblip.interop.assembly import fill, read_safetensors, reason_of, write_safetensors
+from openblip.interop.models import (
+    FEWEST_TOKENS,
+    AnyConfig,
+    AnyModel,
+    check_vocabulary,
+    empty_model,
+    state_to_write,
+)
 from openblip.model import Med, MedConfig
-from openblip.model.albef import AlbefConfig
-from openblip.model.config import config_from_dict, config_to_dict
+from openblip.model.config import AlbefConfig, config_from_dict, config_to_dict
 from openblip.model.dual import DualConfig
 from openblip.model.nlvr import NlvrConfig
 from openblip.model.vqa import VqaConfig
@@ -53,6 +59,8 @@ class FolderConfig:
     """What the model was trained as."""
     max_tokens: int
     """Longest text, special tokens included."""
+    trained: tuple[str, ...] | None = None
+    """Heads that its last training was for; None where that was not noted."""
 
     @property
     def image_size(self) -> int:
@@ -76,6 +84,8 @@ class LoadedModel:
     """Longest text, special tokens included."""
     source: str
     """What errors name."""
+    trained: tuple[str, ...] | None = None
+    """Heads that its last training was for; None where that was not noted."""
 
     @property
     def med(self) -> Med:
@@ -93,7 +103,12 @@ class LoadedModel:
 
 
 def save_folder(
-    folder: Path, model: AnyModel, tokenizer: TextTokenizer, kind: str, max_tokens: int
+    folder: Path,
+    model: AnyModel,
+    tokenizer: TextTokenizer,
+    kind: str,
+    max_tokens: int,
+    trained: Collection[str] | None = None,
 ) -> None:
     """Write a model folder, whole or not at all; one that was there is replaced.
 
@@ -104,23 +119,31 @@ def save_folder(
     check_replaceable(folder, (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE))
     try:
         with replace_folder(folder) as unfinished:
-            write_model(unfinished, model, tokenizer, kind, max_tokens)
+            write_model(unfinished, model, tokenizer, kind, max_tokens, trained)
     except OSError as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error})") from error
+        raise CheckpointError(str(error)) from error
 
 
 def write_model(
-    folder: Path, model: AnyModel, tokenizer: TextTokenizer, kind: str, max_tokens: int
+    folder: Path,
+    model: AnyModel,
+    tokenizer: TextTokenizer,
+    kind: str,
+    max_tokens: int,
+    trained: Collection[str] | None = None,
 ) -> None:
     """Write the files of a model into a folder that is there, beside what else it holds.
 
     Raises:
         OSError: if they cannot be written.
+        CheckpointError: if `read_folder` would not give the model back.
         ValueError: if there is no such kind, or it is of another model.
     """
     expected = _CONFIGS[_one_of(get_args(FolderKind), "kind", kind)]
     if not isinstance(model.config, expected):
         raise ValueError(f"kind {kind!r} is not a {type(model).__name__}")
+    check_vocabulary(model, tokenizer, max_tokens)
+    state = state_to_write(model)
     config = {
         "format": _FORMAT,
         "format_version": _VERSION,
@@ -129,8 +152,10 @@ def write_model(
         "preprocess": _preprocess(model.config),
         "text": {"max_tokens": max_tokens},
     }
+    if trained:
+        config["trained"] = list(trained)
     (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-    write_safetensors(folder / WEIGHTS_FILE, model.state_dict())
+    write_safetensors(folder / WEIGHTS_FILE, state)
     tokenizer.save(folder)
 
 
@@ -159,6 +184,7 @@ def read_folder(folder: Path) -> LoadedModel:
         image_size=config.image_size,
         max_tokens=config.max_tokens,
         source=str(folder),
+        trained=config.trained,
     )
 
 
@@ -178,16 +204,18 @@ def read_config(folder: Path) -> FolderConfig:
         config = FolderConfig(
             model=config_from_dict(_CONFIGS[kind], values["model"]),
             kind=cast("FolderKind", kind),
-            max_tokens=int(values["text"]["max_tokens"]),
+            max_tokens=_max_tokens(values["text"]["max_tokens"]),
+            trained=_trained(values.get("trained")),
         )
+        _check_heads_are_said(values["model"])
         preprocess = {name: values["preprocess"][name] for name in ("image_size", "mean", "std")}
     except KeyError as error:
         raise CheckpointError(f"{path}: missing {error.args[0]!r}") from error
     except (RecipeError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {error}") from error
+        raise CheckpointError(f"{path}: {reason_of(error)}") from error
     if preprocess != _preprocess(config.model):
         raise CheckpointError(
-            f"{path}: preprocess is {preprocess}, but this model's images are prepared with "
+            f"{path}: preprocess is {preprocess!s:.120}, but this model's images are prepared with "
             f"{_preprocess(config.model)}"
         )
     return config
@@ -198,21 +226,43 @@ def _preprocess(config: AnyConfig) -> dict[str, Any]:
     return {"image_size": size, "mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)}
 
 
+def _trained(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(head, str) for head in value):
+        raise ValueError(f"trained is {value!r}, not a list of heads")
+    return tuple(value)
+
+
+def _max_tokens(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < FEWEST_TOKENS:
+        raise ValueError(f"text.max_tokens is {value!r:.40}; expected {FEWEST_TOKENS} or more")
+    return value
+
+
+def _check_heads_are_said(model: Mapping[str, Any]) -> None:
+    """A default in their place would change what the model computes, and no weight shows them."""
+    for part in ("vision", "text"):
+        for field in ("heads", "norm_eps"):
+            if field not in model.get(part, {}):
+                raise ValueError(f"missing model.{part}.{field!r}")
+
+
 def _one_of(allowed: tuple[str, ...], name: str, value: str) -> str:
     if value not in allowed:
-        raise ValueError(f"{name} {value!r} is not one of {', '.join(allowed)}")
+        raise ValueError(f"{name} {value!r:.40} is not one of {', '.join(allowed)}")
     return value
 
 
 def _check_format(values: dict[str, Any], path: Path) -> None:
     if values.get("format") != _FORMAT:
         raise CheckpointError(
-            f"{path}: format is {values.get('format')!r}, expected {_FORMAT!r}; {_OTHER_LAYOUT}"
+            f"{path}: format is {values.get('format')!r:.40}, expected {_FORMAT!r}; {_OTHER_LAYOUT}"
         )
     if values.get("format_version") != _VERSION:
         raise CheckpointError(
-            f"{path}: format_version is {values.get('format_version')!r}, this version of OpenBLIP "
-            f"reads {_VERSION}; update OpenBLIP"
+            f"{path}: format_version is {values.get('format_version')!r:.40}, this version of "
+            f"OpenBLIP reads {_VERSION}; update OpenBLIP"
         )
 
 
@@ -223,11 +273,12 @@ def read_json(path: Path) -> dict[str, Any]:
         CheckpointError: if it is missing, damaged, or holds something else.
     """
     try:
-        values = json.loads(path.read_text())
+        # Some editors put a byte order mark before the text.
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path}: no such file; expected a model folder") from error
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path}: cannot be read as JSON ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({reason_of(error)})") from error
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: holds no JSON object")
     return values

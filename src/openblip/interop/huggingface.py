@@ -29,7 +29,7 @@ from openblip.interop.huggingface_layout import (
     HuggingFaceKind,
     detect_kind,
 )
-from openblip.interop.models import AnyModel, empty_model
+from openblip.interop.models import AnyModel, empty_model, state_to_write
 from openblip.interop.original_layout import NameMap
 from openblip.model import Med
 from openblip.model.albef import Albef
@@ -132,7 +132,7 @@ def to_huggingface(
     temperature = None
     if isinstance(model, Med) and kind == "retrieval" and not model.temperature.is_meta:
         temperature = model.temperature.item()
-    written = write_state(model.state_dict(), NameMap(SECTIONS[kind]))
+    written = write_state(state_to_write(model), NameMap(SECTIONS[kind]))
     return written, config_to_huggingface(model.config, kind, special, temperature)
 
 

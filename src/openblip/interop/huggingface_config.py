@@ -7,6 +7,7 @@ from typing import Any
 from openblip.data.tokenizer import SpecialTokens
 from openblip.errors import CheckpointError, RecipeError
 from openblip.interop.huggingface_layout import CLASSES, MED_HEADS, HuggingFaceKind
+from openblip.interop.original_sizes import ratio_of
 from openblip.model import MedConfig, TextConfig, VisionConfig
 from openblip.model.dual import DualConfig
 from openblip.model.vqa import VqaConfig
@@ -50,6 +51,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 
 _EXACT_GELU = ("gelu", "gelu_python")
 _TEMPERATURE = 0.07
+_LARGEST_NUMBER = 100.0
 _GENERATING: tuple[HuggingFaceKind, ...] = ("caption", "vqa")
 
 
@@ -59,7 +61,7 @@ class _Part:
     def __init__(self, config: Mapping[str, Any], name: str, source: str) -> None:
         values = config.get(name, {}) if name else config
         if not isinstance(values, Mapping):
-            raise CheckpointError(f"{source}: {name} is {values!r}, expected an object")
+            raise CheckpointError(f"{source}: {name} is {values!r:.60}, expected an object")
         self._values = values
         self._defaults = DEFAULTS[name]
         self._prefix = f"{name}." if name else ""
@@ -67,7 +69,7 @@ class _Part:
 
     def error(self, field: str, expected: str) -> CheckpointError:
         return CheckpointError(
-            f"{self._source}: {self._prefix}{field} is {self.value(field)!r}; {expected}"
+            f"{self._source}: {self._prefix}{field} is {self.value(field)!r:.60}; {expected}"
         )
 
     def value(self, field: str) -> Any:
@@ -81,7 +83,9 @@ class _Part:
 
     def number(self, field: str) -> float:
         value = self.value(field)
-        if isinstance(value, bool) or not isinstance(value, int | float):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        # No number of a configuration is larger; NaN compares as False.
+        if not is_number or not abs(value) <= _LARGEST_NUMBER:
             raise self.error(field, "expected a number")
         return float(value)
 
@@ -103,7 +107,7 @@ def check_readable(config: Mapping[str, Any], source: str) -> None:
     model_type = config.get("model_type")
     if model_type != MODEL_TYPE:
         raise CheckpointError(
-            f"{source}: model_type is {model_type!r}; of Hugging Face checkpoints those of "
+            f"{source}: model_type is {model_type!r:.60}; of Hugging Face checkpoints those of "
             f"model_type {MODEL_TYPE!r} can be read: {', '.join(CLASSES.values())}"
         )
     check_no_code(config, source)
@@ -141,10 +145,14 @@ def config_from_huggingface(
         CheckpointError: if a field is of no use, or of another function than ours.
     """
     try:
-        vision = _vision(_Part(config, "vision_config", source))
-        text = _text(_Part(config, "text_config", source))
+        return _config(config, kind, source)
     except RecipeError as error:
         raise CheckpointError(f"{source}: {error}") from error
+
+
+def _config(config: Mapping[str, Any], kind: HuggingFaceKind, source: str) -> HuggingFaceConfig:
+    vision = _vision(_Part(config, "vision_config", source))
+    text = _text(_Part(config, "text_config", source))
     if kind == "vqa":
         return VqaConfig(vision=vision, text=text)
     top = _Part(config, "", source)
@@ -196,6 +204,9 @@ def config_to_huggingface(
         kind: as which class it is written.
         special: the ids of its tokenizer.
         temperature: of a model that contrasts.
+
+    Raises:
+        CheckpointError: if it has no logarithm.
     """
     written: dict[str, Any] = {
         "architectures": [CLASSES[kind]],
@@ -209,6 +220,11 @@ def config_to_huggingface(
     elif isinstance(config, MedConfig):
         written["image_text_hidden_size"] = config.embed_dim
     if temperature is not None:
+        if not 0 < temperature < math.inf:
+            raise CheckpointError(
+                f"the model's temperature is {temperature}, whose logarithm the Hugging Face "
+                "layout stores; train it to a number above 0, or write another layout"
+            )
         is_default = math.isclose(temperature, _TEMPERATURE, rel_tol=1e-7)
         written["logit_scale_init_value"] = (
             DEFAULTS[""]["logit_scale_init_value"] if is_default else -math.log(temperature)
@@ -225,7 +241,7 @@ def _vision(part: _Part) -> VisionConfig:
         width=width,
         depth=part.size("num_hidden_layers"),
         heads=part.size("num_attention_heads"),
-        mlp_ratio=_ratio(part.size("intermediate_size"), width),
+        mlp_ratio=ratio_of(part.size("intermediate_size"), width),
         norm_eps=part.number("layer_norm_eps"),
     )
 
@@ -244,12 +260,6 @@ def _text(part: _Part) -> TextConfig:
         dropout=part.number("hidden_dropout_prob"),
         norm_eps=part.number("layer_norm_eps"),
     )
-
-
-def _ratio(hidden_width: int, width: int) -> float:
-    """A ratio whose product with the width, rounded down, is the hidden width."""
-    ratio = hidden_width / width
-    return ratio if int(width * ratio) == hidden_width else math.nextafter(ratio, math.inf)
 
 
 def _vision_to_dict(vision: VisionConfig) -> dict[str, Any]:

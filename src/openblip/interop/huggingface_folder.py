@@ -21,7 +21,7 @@ from openblip.interop.huggingface_processor import (
     write_processor,
 )
 from openblip.interop.huggingface_weights import find_weights, read_weights
-from openblip.interop.models import AnyModel
+from openblip.interop.models import AnyModel, check_vocabulary
 from openblip.model.vqa import Vqa, VqaConfig
 
 _WRITTEN = (
@@ -121,7 +121,8 @@ def save_huggingface(
     """
     tensors, config = to_huggingface(model, tokenizer.special, kind)
     sizes = model.config
-    _check_fits(model, tokenizer)
+    check_vocabulary(model, tokenizer, max_tokens)
+    _check_widths(model)
     check_replaceable(folder, _WRITTEN)
     stored = {key: tensor for key, tensor in tensors.items() if not key.startswith(TIED)}
     try:
@@ -135,16 +136,11 @@ def save_huggingface(
                 max_tokens or sizes.text.max_positions,
             )
     except (OSError, DataError) as error:
-        raise CheckpointError(f"{folder}: cannot be written ({error})") from error
+        raise CheckpointError(str(error)) from error
 
 
-def _check_fits(model: AnyModel, tokenizer: TextTokenizer) -> None:
+def _check_widths(model: AnyModel) -> None:
     vision, text = model.config.vision, model.config.text
-    if tokenizer.vocab_size != text.vocab_size:
-        raise CheckpointError(
-            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's word embedding has "
-            f"{text.vocab_size} rows; give the model's own"
-        )
     if isinstance(model, Vqa) and vision.width != text.width:
         raise CheckpointError(
             f"transformers builds a BlipForQuestionAnswering for equal widths alone, but this one "

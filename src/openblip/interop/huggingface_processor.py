@@ -10,6 +10,7 @@ from openblip.data.transforms import IMAGE_MEAN, IMAGE_STD
 from openblip.errors import CheckpointError, DataError
 from openblip.interop.folder import read_json
 from openblip.interop.huggingface_config import check_no_code
+from openblip.interop.models import FEWEST_TOKENS
 
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 IMAGE_CONFIG_FILE = "preprocessor_config.json"
@@ -29,6 +30,8 @@ _PIXELS: dict[str, Any] = {
     "image_std": list(IMAGE_STD),
 }
 _TOLERANCE = 1e-6
+# Pixels along a side; a damaged file must not ask for positions that no memory holds.
+_SIZES = range(1, 4097)
 _TEXT_TEMPLATE = (("SpecialToken", "[CLS]"), ("Sequence", "A"), ("SpecialToken", "[SEP]"))
 
 
@@ -48,16 +51,21 @@ def read_image_size(folder: Path, model_size: int, patch_size: int) -> int:
     for field, ours in _PIXELS.items():
         if field in values and not _same(values[field], ours):
             raise CheckpointError(
-                f"{path}: {field} is {values[field]!r}, but images are prepared with {ours!r}; "
+                f"{path}: {field} is {values[field]!r:.60}, but images are prepared with {ours!r}; "
                 "load a checkpoint that was trained so"
             )
     size = values.get("size", model_size)
     if isinstance(size, Mapping) and size.get("height") == size.get("width"):
         size = size.get("height")
-    if not isinstance(size, int) or size < 1 or size % patch_size:
+    if (
+        isinstance(size, bool)
+        or not isinstance(size, int)
+        or size not in _SIZES
+        or size % patch_size
+    ):
         raise CheckpointError(
-            f"{path}: size is {values['size']!r}, expected a square (height and width) whose side "
-            f"is a multiple of the model's patch size {patch_size}"
+            f"{path}: size is {values.get('size', size)!r:.60}, expected a square (height and "
+            f"width) whose side is a multiple of the model's patch size {patch_size}"
         )
     return size
 
@@ -84,7 +92,17 @@ def read_max_tokens(folder: Path, max_positions: int) -> int:
     Raises:
         CheckpointError: if the file is damaged.
     """
-    limit = _optional(folder / TOKENIZER_CONFIG_FILE).get("model_max_length", max_positions)
+    path = folder / TOKENIZER_CONFIG_FILE
+    limit = _optional(path).get("model_max_length")
+    if limit is None:
+        return max_positions
+    is_number = isinstance(limit, int | float) and not isinstance(limit, bool)
+    # NaN compares as False.
+    if not is_number or not limit >= FEWEST_TOKENS:
+        raise CheckpointError(
+            f"{path}: model_max_length is {limit!r:.60}, expected a number of {FEWEST_TOKENS} or "
+            "more"
+        )
     # Without a limit `transformers` writes 1e30.
     return int(min(limit, max_positions))
 

@@ -7,7 +7,8 @@ from torch import Tensor
 from openblip.errors import CheckpointError
 from openblip.interop.assembly import check_names, read_safetensors
 from openblip.interop.folder import WEIGHTS_FILE, read_json
-from openblip.interop.pickled import check_tensors, read_pickle
+from openblip.interop.pickled import read_state
+from openblip.interop.wrappers import plain_names
 
 _PICKLE_FILE = "pytorch_model.bin"
 _INDEX_ENDING = ".index.json"
@@ -40,7 +41,7 @@ def read_weights(weights: Path) -> dict[str, Tensor]:
         CheckpointError: if a file is missing, damaged, or not what the index says.
     """
     if not weights.name.endswith(_INDEX_ENDING):
-        return _read_file(weights)
+        return plain_names(_read_file(weights), str(weights))
     index = _index(weights)
     tensors: dict[str, Tensor] = {}
     for name in sorted(set(index.values())):
@@ -52,7 +53,7 @@ def read_weights(weights: Path) -> dict[str, Tensor]:
         found = _read_file(shard)
         check_names({key for key, file in index.items() if file == name}, set(found), str(shard))
         tensors |= found
-    return tensors
+    return plain_names(tensors, str(weights))
 
 
 def _index(path: Path) -> dict[str, str]:
@@ -72,4 +73,4 @@ def _index(path: Path) -> dict[str, str]:
 def _read_file(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return read_safetensors(path)
-    return check_tensors(read_pickle(path, _REMEDY), path, "the file", _REMEDY)
+    return read_state(path, _REMEDY)

@@ -1,13 +1,21 @@
-"""Every model that a checkpoint may hold."""
+"""Every model that a checkpoint may hold, and what of it is written."""
 
-from openblip.interop.assembly import build_empty
+from torch import Tensor
+
+from openblip.data.tokenizer import TextTokenizer
+from openblip.errors import CheckpointError
+from openblip.interop.assembly import build_empty, check_names, check_shape, shapes_of
 from openblip.model import Med, MedConfig
-from openblip.model.albef import Albef, AlbefConfig
+from openblip.model.albef import Albef
+from openblip.model.config import AlbefConfig
 from openblip.model.dual import DualConfig, DualEncoder
+from openblip.model.lowrank import low_rank_layers, merge
 from openblip.model.nlvr import Nlvr, NlvrConfig
 from openblip.model.vqa import Vqa, VqaConfig
 
 AnyModel = Med | Vqa | Nlvr | Albef | DualEncoder
+FEWEST_TOKENS = 2
+"""The first and the last token of an empty text."""
 AnyConfig = MedConfig | VqaConfig | NlvrConfig | AlbefConfig | DualConfig
 
 
@@ -24,3 +32,56 @@ def empty_model(config: AnyConfig) -> AnyModel:
             return build_empty(lambda: Albef(config))
         case DualConfig():
             return build_empty(lambda: DualEncoder(config))
+
+
+def state_to_write(model: AnyModel) -> dict[str, Tensor]:
+    """The state of a model as whoever reads its configuration expects it.
+
+    Tensors are shared with the model, but for weights with low-rank changes: these are copies with
+    the changes added.
+
+    Raises:
+        CheckpointError: if the model was changed so that its configuration does not describe it,
+            or is quantised: nobody could read it again.
+    """
+    source = "the model in memory"
+    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    changed = [f"{name}.weight" for name, _ in low_rank_layers(model)]
+    state |= {name: state[name].clone() for name in changed}
+    merge(state, model)
+    for name, tensor in state.items():
+        if type(tensor) is not Tensor:
+            raise CheckpointError(
+                f"{source}: {name} is quantised, which cannot be saved; load the model again, as "
+                "float32, and save that"
+            )
+        if not tensor.is_floating_point():
+            raise CheckpointError(
+                f"{source}: {name} holds {tensor.dtype}, which cannot be read again; convert the "
+                "model to float32, and save that"
+            )
+    expected = shapes_of(empty_model(model.config))
+    check_names(set(expected), set(state), source)
+    for name, shape in expected.items():
+        check_shape(name, tuple(state[name].shape), shape, source)
+    return state
+
+
+def check_vocabulary(model: AnyModel, tokenizer: TextTokenizer, max_tokens: int | None) -> None:
+    """Nothing, if a tokenizer can be written as that of a model.
+
+    Raises:
+        CheckpointError: if it has another number of tokens than the model's word embedding, or
+            there is no room for a text.
+    """
+    rows = model.config.text.vocab_size
+    if tokenizer.vocab_size != rows:
+        raise CheckpointError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens, but the model's word embedding has "
+            f"{rows} rows; give the model's own"
+        )
+    if max_tokens is not None and max_tokens < FEWEST_TOKENS:
+        raise CheckpointError(
+            f"max_tokens is {max_tokens}; a text takes {FEWEST_TOKENS} or more, its first and last "
+            "token included"
+        )

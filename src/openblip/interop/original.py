@@ -13,7 +13,7 @@ from torch import Tensor
 from openblip.errors import CheckpointError
 from openblip.interop.assembly import check_names, fill, shapes_of
 from openblip.interop.conversion import split_parts, write_state
-from openblip.interop.models import AnyModel, empty_model
+from openblip.interop.models import AnyModel, empty_model, state_to_write
 from openblip.interop.original_layout import (
     MOMENTUM,
     POSITION_IDS,
@@ -22,6 +22,7 @@ from openblip.interop.original_layout import (
     Momentum,
     NameMap,
 )
+from openblip.interop.original_note import OriginalNote
 from openblip.interop.original_reading import OriginalQueues, OriginalReader
 from openblip.interop.original_sizes import (
     ALBEF_HEADS,
@@ -37,6 +38,7 @@ from openblip.model.nlvr import Nlvr
 from openblip.model.vqa import Vqa
 
 _SHARING = "all_but_self_attention"
+_TEMPERATURE = 0.07
 
 
 @dataclass(frozen=True)
@@ -51,9 +53,9 @@ class OriginalCheckpoint:
     """State of the model; not copied from the input where the names map one to one."""
     teacher: dict[str, Tensor] | None
     """State of the momentum model, a `Med` with the head itc, or of ALBEF all but the itm head;
-    None where the kind has none."""
+    None where there is none."""
     queues: OriginalQueues | None
-    """None where the kind has none."""
+    """None where there are none."""
     dropped: dict[str, str]
     """Keys that have no place in ours, with the reason."""
     source: str
@@ -85,8 +87,8 @@ class OriginalCheckpoint:
         """
         if self.teacher is None:
             raise CheckpointError(
-                f"{self.source}: a {self.kind} checkpoint has no momentum model; load a "
-                "pre-trained or retrieval one"
+                f"{self.source}: this {self.kind} checkpoint has no momentum model; load a "
+                "pre-trained or retrieval one with its parts *_m"
             )
         teacher = empty_model(teacher_config(self.config))
         assert isinstance(teacher, Med | Albef)
@@ -99,6 +101,7 @@ def from_original(
     *,
     vision_heads: int | None = None,
     text_heads: int | None = None,
+    note: OriginalNote | None = None,
 ) -> OriginalCheckpoint:
     """The checkpoint in our names; tensors on the meta device are checked by shape alone.
 
@@ -107,6 +110,7 @@ def from_original(
         source: what errors name, usually the file.
         vision_heads: attention heads, which no shape shows; one per 64 channels by default.
         text_heads: the same for the text.
+        note: what the file says that no shape shows; goes before the two above.
 
     Raises:
         CheckpointError: if a key is missing, unknown, of another shape, or unequal to the one
@@ -114,20 +118,28 @@ def from_original(
             neither.
     """
     kind = detect_kind(tensors, source)
+    if note is not None:
+        vision_heads, text_heads = note.vision["heads"], note.text["heads"]
     config = infer_config(kind, tensors, source, vision_heads, text_heads)
+    if note is not None:
+        config = note.added_to(config, source)
     reader = OriginalReader(tensors, source)
     student_shapes = shapes_of(empty_model(config))
     student = reader.state(student_shapes, NameMap(SECTIONS[kind]))
     if kind == "itm":
         # The original's class for matching has no temperature, and its scores use none.
-        student["temperature"] = torch.tensor(0.07)
+        noted = note.temperature if note is not None else None
+        student["temperature"] = torch.tensor(_TEMPERATURE if noted is None else noted)
     teacher, queues = None, None
     if momentum := MOMENTUM.get(kind):
         sizes = teacher_config(config)
-        teacher = reader.state(shapes_of(empty_model(sizes)), NameMap(momentum.sections))
-        teacher["temperature"] = student["temperature"]
-        reader.drop_unused_teacher(student_shapes, momentum)
-        queues = reader.queues(momentum, sizes.embed_dim)
+        # Many leave out what training alone needs.
+        if reader.has_teacher():
+            teacher = reader.state(shapes_of(empty_model(sizes)), NameMap(momentum.sections))
+            teacher["temperature"] = student["temperature"]
+            reader.drop_unused_teacher(student_shapes, momentum)
+        if reader.has_queues(momentum):
+            queues = reader.queues(momentum, sizes.embed_dim)
     reader.drop_position_ids(config.text.max_positions)
     check_names(set(), reader.unread, source)
     return OriginalCheckpoint(kind, config, student, teacher, queues, reader.dropped, source)
@@ -151,12 +163,12 @@ def to_original(
 
     Raises:
         MissingHead: if the model lacks a head that the kind has.
-        CheckpointError: if the kind is of another model, or the decoder shares other parts than
-            in the original.
+        CheckpointError: if the kind is of another model, the decoder shares other parts than in
+            the original, or the model's configuration does not describe it.
     """
     kind = kind or _natural_kind(model)
     _check_fits(model, kind)
-    state = model.state_dict()
+    state = state_to_write(model)
     written = write_state(state, NameMap(SECTIONS[kind]))
     if momentum := MOMENTUM.get(kind):
         assert isinstance(model, Med | Albef)

@@ -8,6 +8,8 @@ from openblip.interop.assembly import Shapes
 from openblip.interop.conversion import StateReader
 from openblip.interop.original_layout import Momentum, NameMap
 
+_QUEUES = ("image_queue", "text_queue", "idx_queue")
+
 
 @dataclass(frozen=True)
 class OriginalQueues:
@@ -25,6 +27,14 @@ class OriginalQueues:
 
 class OriginalReader(StateReader):
     """Reads what the originals alone store: a momentum model's idle parts, and queues."""
+
+    def has_teacher(self) -> bool:
+        """Whether there is anything of a momentum model."""
+        return any(key.split(".")[0].endswith("_m") for key in self.tensors)
+
+    def has_queues(self, momentum: Momentum) -> bool:
+        """Whether there is anything of the queues."""
+        return bool({*_QUEUES, momentum.queue_position} & set(self.tensors))
 
     def drop_unused_teacher(self, shapes: Shapes, momentum: Momentum) -> None:
         """Leave out what the momentum model has and never runs; the student's shapes are its.
@@ -50,5 +60,5 @@ class OriginalReader(StateReader):
         texts = self.take("text_queue", (embed_dim, size))
         pointer = self.take(momentum.queue_position, (1,))
         ids = self.take("idx_queue", (1, size))[0] if momentum.has_image_ids else None
-        position = 0 if pointer.is_meta else int(pointer)
+        position = 0 if pointer.is_meta else int(pointer.nan_to_num())
         return OriginalQueues(images.T.contiguous(), texts.T.contiguous(), position, ids)

@@ -1,17 +1,17 @@
 """What an original checkpoint is and how large, told from its keys and shapes."""
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, RecipeError
 from openblip.interop.assembly import Shapes, listed
 from openblip.interop.original_layout import Kind
 from openblip.model import MedConfig, TextConfig, VisionConfig
-from openblip.model.albef import AlbefConfig, AlbefHead
-from openblip.model.config import Head
+from openblip.model.config import AlbefConfig, AlbefHead, Head
 from openblip.model.nlvr import NlvrConfig
 from openblip.model.vqa import VqaConfig
 
@@ -49,11 +49,13 @@ class _Shapes:
             raise CheckpointError(
                 f"{self.source}: {key} has shape {shape}, expected {dimensions} dimensions"
             )
+        if 0 in shape:
+            raise CheckpointError(f"{self.source}: {key} has shape {shape}, which is empty")
         return shape
 
     def layers(self, pattern: str) -> list[int]:
         """Numbers of the layers that have a key of the pattern, whose `*` is the number."""
-        layer = re.compile(re.escape(pattern).replace(r"\*", r"(\d+)"))
+        layer = re.compile(re.escape(pattern).replace(r"\*", r"(\d{1,9})"))
         return [int(match[1]) for match in map(layer.match, self.shapes) if match]
 
     def depth(self, pattern: str) -> int:
@@ -89,10 +91,13 @@ def _albef_kind(keys: Mapping[str, Tensor], tops: set[str], source: str) -> Kind
     """BERT's token types are part of ALBEF, not of BLIP."""
     if any(key.startswith("text_encoder.cls.") for key in keys):
         return "albef_pretrain"
-    if "idx_queue" in tops:
+    heads, of_others = {"itm_head", "vision_proj", "text_proj"}, {"cls_head", "text_decoder"}
+    # Its queue knows the images; many leave it out, as whatever training alone needs.
+    has_whole_queue = "idx_queue" in tops or "image_queue" not in tops
+    if heads <= tops and not tops & of_others and has_whole_queue:
         return "albef_retrieval"
     raise CheckpointError(
-        f"{source}: an ALBEF checkpoint without the masked-word head of pre-training or the queue "
+        f"{source}: an ALBEF checkpoint without the masked-word head of pre-training or the heads "
         "of retrieval; ALBEF's other models cannot be read"
     )
 
@@ -117,6 +122,15 @@ def infer_config(
         CheckpointError: if a key that tells a size is missing or is of no use.
     """
     shapes = _Shapes({key: tuple(tensor.shape) for key, tensor in tensors.items()}, source)
+    try:
+        return _config(kind, shapes, vision_heads, text_heads)
+    except RecipeError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+
+
+def _config(
+    kind: Kind, shapes: _Shapes, vision_heads: int | None, text_heads: int | None
+) -> OriginalConfig:
     vision = _vision(kind, shapes, vision_heads)
     text = _text(kind, shapes, text_heads)
     if kind == "vqa":
@@ -156,7 +170,7 @@ def _vision(kind: Kind, shapes: _Shapes, heads: int | None) -> VisionConfig:
         width=width,
         depth=shapes.depth("visual_encoder.blocks.*.norm1.weight"),
         heads=_num_heads("vision_heads", heads, width, shapes.source),
-        mlp_ratio=hidden_width / width,
+        mlp_ratio=ratio_of(hidden_width, width),
         drop_path=drop_path,
     )
 
@@ -202,7 +216,13 @@ def _num_heads(argument: str, given: int | None, width: int, source: str) -> int
             f"{source}: width {width} is not a multiple of {_HEAD_DIM}, so the number of attention "
             f"heads cannot be told; give {argument}"
         )
-    return given or width // _HEAD_DIM
+    return width // _HEAD_DIM if given is None else given
+
+
+def ratio_of(hidden_width: int, width: int) -> float:
+    """A ratio whose product with the width, rounded down, is the hidden width."""
+    ratio = hidden_width / width
+    return ratio if int(width * ratio) == hidden_width else math.nextafter(ratio, math.inf)
 
 
 def teacher_config(config: OriginalConfig) -> MedConfig | AlbefConfig:

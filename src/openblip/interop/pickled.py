@@ -1,15 +1,23 @@
 """Files written by `torch.save`, of which nothing but tensors and plain values is taken."""
 
-import pickle
+import argparse
+import re
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from openblip.errors import CheckpointError
+from openblip.interop.assembly import check_content, reason_of
+from openblip.interop.wrappers import innermost
+
+# Names that torch's message has of what it does not run.
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)|class '([\w.]+)'")
 
 
 def read_pickle(path: Path, remedy: str) -> Mapping[str, Any]:
@@ -22,6 +30,7 @@ def read_pickle(path: Path, remedy: str) -> Mapping[str, Any]:
     Raises:
         CheckpointError: if the file is damaged, or holds more than tensors and plain values.
     """
+    check_content(path)
     content = _load(path, remedy)
     if not isinstance(content, Mapping):
         raise CheckpointError(
@@ -30,24 +39,34 @@ def read_pickle(path: Path, remedy: str) -> Mapping[str, Any]:
     return content
 
 
-def check_tensors(state: object, path: Path, place: str, remedy: str) -> dict[str, Tensor]:
-    """What a file holds, if it is a dictionary of tensors.
+def read_state(path: Path, remedy: str, whole: str = "the file") -> dict[str, Tensor]:
+    """The weights that a file holds, without the dictionaries that training programs put around.
 
     Args:
-        state: what `read_pickle` gave, or a part of it.
-        path: what errors name.
-        place: where in the file it is.
+        path: a file by `torch.save`.
         remedy: what errors advise.
+        whole: what errors call a file without such dictionaries.
 
     Raises:
-        CheckpointError: if it is not, or empty.
+        CheckpointError: as `read_pickle`; or if it holds no dictionary of tensors.
     """
+    state, place = innermost(read_pickle(path, remedy))
+    return _check_tensors(state, path, place or whole, remedy)
+
+
+def _check_tensors(state: object, path: Path, place: str, remedy: str) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not state:
         raise CheckpointError(f"{path}: {place} holds no dictionary of tensors; {remedy}")
     for key, value in state.items():
+        if not isinstance(key, str):
+            raise CheckpointError(
+                f"{path}: {key!r:.40} in {place} is no name of a weight, but a "
+                f"{type(key).__name__}; {remedy}"
+            )
         if not isinstance(value, Tensor):
             raise CheckpointError(
-                f"{path}: {key} in {place} is a {type(value).__name__}, expected a tensor; {remedy}"
+                f"{path}: {key:.80} in {place} is a {type(value).__name__}, expected a tensor; "
+                f"{remedy}"
             )
     return dict(state)
 
@@ -56,19 +75,38 @@ def _load(path: Path, remedy: str) -> Any:
     # Files older than torch 1.6 are no zip archives and cannot be mapped.
     mapped = zipfile.is_zipfile(path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        if mapped:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_plain_values()):
+            # It warns of programs (TorchScript), which are refused.
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+    # A damaged pickle makes its reader raise whatever comes.
+    except Exception as error:
+        text = str(error)
+        if "TorchScript" in text:
             raise CheckpointError(
-                f"{path}: holds more than tensors and plain values, and is not run for safety "
-                f"({_first_line(error)}); save its state dict alone"
+                f"{path}: is a program (TorchScript), which is not run; save the state dict of "
+                "the model that it was made from"
             ) from error
+        if named := _GLOBAL.search(text):
+            raise CheckpointError(
+                f"{path}: holds more than tensors and plain values, {named[1] or named[2]}, and "
+                "code is not run for safety; where it was trained, save model.state_dict() alone"
+            ) from error
+        if mapped and "weights_only" in text:
+            raise CheckpointError(
+                f"{path}: holds more than tensors and plain values, and code is not run for "
+                "safety; where it was trained, save model.state_dict() alone"
+            ) from error
+        reason = "not by torch.save" if "weights_only" in text else reason_of(error)
         raise CheckpointError(
-            f"{path}: truncated, or no checkpoint of tensors ({_first_line(error)}); {remedy}"
+            f"{path}: truncated, or no checkpoint of tensors ({reason}); {remedy}"
         ) from error
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        raise CheckpointError(f"{path}: cannot be read ({_first_line(error)}); {remedy}") from error
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _plain_values() -> list[Any]:
+    """What training programs store beside weights, and what is no more than numbers and names."""
+    kinds = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
+    scalar = np.float64(0).__reduce__()[0]
+    # Under the name that it has in numpy 1 too.
+    names = [(scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+    return [*names, np.dtype, *kinds, argparse.Namespace]

@@ -1,16 +1,15 @@
 """ALBEF: a text encoder whose upper layers fuse the text with the image (ALBEF, section 3.1)."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from openblip.errors import MissingHead, RecipeError
-from openblip.model.config import TextConfig, VisionConfig, initial_std
+from openblip.errors import MissingHead
+from openblip.model.config import AlbefConfig, AlbefHead, TextConfig, initial_std
 from openblip.model.linear import Linear
 from openblip.model.memory import ImageMemory
 from openblip.model.packing import Packing
@@ -25,39 +24,9 @@ from openblip.model.text import (
 )
 from openblip.model.vision import ImageEncoder, ImageModel
 
-AlbefHead = Literal["itc", "itm", "mlm"]
-
 # As in BERT: sentences of one kind are all of type 0, and id 0 is `[PAD]`.
 _TOKEN_TYPES = 2
 _PADDING_ID = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlbefConfig:
-    """Sizes of an ALBEF; by default those of its released pre-training."""
-
-    vision: VisionConfig = field(default_factory=lambda: VisionConfig(image_size=256))
-    """The image encoder."""
-    text: TextConfig = field(default_factory=lambda: TextConfig(vocab_size=30522))
-    """The text encoder with all its layers; it has no decoder, so `sharing` means nothing here."""
-    embed_dim: int = 256
-    """Dimensions of the space in which images and texts are contrasted."""
-    fusion_layer: int = 6
-    """Layers below fusion: so many encode the text alone, the others attend to the image too."""
-    heads: tuple[AlbefHead, ...] = ("itc", "itm", "mlm")
-    """What the model can do: contrast (itc), match (itm), fill in masked words (mlm). A momentum
-    model has no itm, and fine-tuning for retrieval no mlm."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.fusion_layer < self.text.depth:
-            raise RecipeError(
-                f"fusion_layer {self.fusion_layer} leaves no layer below fusion or none for it; "
-                f"choose one from 1 to {self.text.depth - 1}, below text.depth"
-            )
-        if not self.heads or set(self.heads) - set(get_args(AlbefHead)):
-            raise RecipeError(
-                f"heads {self.heads!r}: name at least one of {', '.join(get_args(AlbefHead))}"
-            )
 
 
 class TypedTextEmbeddings(TextEmbeddings):

@@ -11,8 +11,15 @@ if TYPE_CHECKING:
 
 ConfigT = TypeVar("ConfigT")
 Head = Literal["itc", "itm", "lm", "multimodal"]
+AlbefHead = Literal["itc", "itm", "mlm"]
 Sharing = Literal["all_but_self_attention", "all", "all_but_cross_attention", "none"]
 PresetName = Literal["tiny", "small", "base", "large"]
+
+# Far above any model: what a damaged file asks for is refused before something is built for it.
+_MOST_LAYERS = 1_000
+_LARGEST = 1 << 24
+# Along a side of an image.
+_MOST_PATCHES = 512
 
 
 def initial_std(width: int) -> float:
@@ -48,12 +55,23 @@ class VisionConfig:
     """The last so many blocks recompute their activations in the backward pass."""
 
     def __post_init__(self) -> None:
+        for name in ("image_size", "patch_size", "width", "depth", "heads"):
+            check_size(f"vision.{name}", getattr(self, name))
         _check_heads("vision", self.width, self.heads)
+        _check_number("vision.mlp_ratio", self.mlp_ratio)
+        check_size("vision.mlp_ratio times vision.width", int(self.width * self.mlp_ratio))
+        _check_number("vision.norm_eps", self.norm_eps)
         check_rate("vision.drop_path", self.drop_path)
+        check_size("vision.checkpoint_layers", self.checkpoint_layers, least=0)
         if self.image_size % self.patch_size:
             raise RecipeError(
                 f"vision.image_size {self.image_size} is not a multiple of vision.patch_size "
                 f"{self.patch_size}; choose one that is"
+            )
+        if self.image_size // self.patch_size > _MOST_PATCHES:
+            raise RecipeError(
+                f"vision.image_size {self.image_size} is more than {_MOST_PATCHES} times "
+                f"vision.patch_size {self.patch_size}; choose smaller images"
             )
 
     @property
@@ -88,8 +106,12 @@ class TextConfig:
     """The last so many layers recompute their activations in the backward pass."""
 
     def __post_init__(self) -> None:
+        for name in ("vocab_size", "width", "depth", "heads", "ffn_width", "max_positions"):
+            check_size(f"text.{name}", getattr(self, name))
         _check_heads("text", self.width, self.heads)
+        _check_number("text.norm_eps", self.norm_eps)
         check_rate("text.dropout", self.dropout)
+        check_size("text.checkpoint_layers", self.checkpoint_layers, least=0)
         if self.sharing not in get_args(Sharing):
             raise RecipeError(
                 f"text.sharing {self.sharing!r} is not one of {', '.join(get_args(Sharing))}"
@@ -111,10 +133,8 @@ class MedConfig:
     states of a text that attends to an image (multimodal)."""
 
     def __post_init__(self) -> None:
-        if not self.heads or set(self.heads) - set(get_args(Head)):
-            raise RecipeError(
-                f"model.heads {self.heads!r}: name at least one of {', '.join(get_args(Head))}"
-            )
+        check_size("embed_dim", self.embed_dim)
+        check_choices("model.heads", self.heads, get_args(Head))
 
     @staticmethod
     def preset(name: PresetName, *, vocab_size: int = 30524, image_size: int = 224) -> "MedConfig":
@@ -150,14 +170,70 @@ _PRESETS: dict[str, tuple[dict[str, Any], dict[str, Any], int]] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class AlbefConfig:
+    """Sizes of an ALBEF; by default those of its released pre-training."""
+
+    vision: VisionConfig = field(default_factory=lambda: VisionConfig(image_size=256))
+    """The image encoder."""
+    text: TextConfig = field(default_factory=lambda: TextConfig(vocab_size=30522))
+    """The text encoder with all its layers; it has no decoder, so `sharing` means nothing here."""
+    embed_dim: int = 256
+    """Dimensions of the space in which images and texts are contrasted."""
+    fusion_layer: int = 6
+    """Layers below fusion: so many encode the text alone, the others attend to the image too."""
+    heads: tuple[AlbefHead, ...] = ("itc", "itm", "mlm")
+    """What the model can do: contrast (itc), match (itm), fill in masked words (mlm). A momentum
+    model has no itm, and fine-tuning for retrieval no mlm."""
+
+    def __post_init__(self) -> None:
+        check_size("embed_dim", self.embed_dim)
+        check_size("fusion_layer", self.fusion_layer, least=0)
+        if not 0 < self.fusion_layer < self.text.depth:
+            raise RecipeError(
+                f"fusion_layer {self.fusion_layer} leaves no layer below fusion or none for it; "
+                f"choose one from 1 to {self.text.depth - 1}, below text.depth"
+            )
+        check_choices("heads", self.heads, get_args(AlbefHead))
+
+
 def check_rate(name: str, rate: float) -> None:
     """Check that a setting is a share that leaves something.
 
     Raises:
         RecipeError: it is not at least 0 and less than 1; names it.
     """
+    _check_number(name, rate)
     if not 0 <= rate < 1:
         raise RecipeError(f"{name} is {rate}; give at least 0 and less than 1")
+
+
+def check_size(name: str, size: object, least: int = 1) -> None:
+    """Check that a setting is a number of things that a model could have.
+
+    Raises:
+        RecipeError: it is no whole number, or out of all proportion; names it.
+    """
+    most = _MOST_LAYERS if name.endswith("depth") else _LARGEST
+    if isinstance(size, bool) or not isinstance(size, int) or not least <= size <= most:
+        raise RecipeError(f"{name} is {size!r:.40}; give a whole number from {least} to {most}")
+
+
+def check_choices(name: str, chosen: object, known: tuple[str, ...]) -> None:
+    """Check that a setting names some of the known words.
+
+    Raises:
+        RecipeError: it names none, or another one.
+    """
+    if not isinstance(chosen, tuple) or not chosen or any(word not in known for word in chosen):
+        raise RecipeError(f"{name} {chosen!r:.80}: name at least one of {', '.join(known)}")
+
+
+def _check_number(name: str, value: object) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    # NaN compares as False.
+    if not is_number or not 0 <= value <= _LARGEST:  # type: ignore[operator]
+        raise RecipeError(f"{name} is {value!r:.40}; give a number of 0 or more")
 
 
 def _check_heads(part: str, width: int, heads: int) -> None:
@@ -186,8 +262,10 @@ def config_from_dict(
         part: what errors name.
 
     Raises:
-        RecipeError: if a name is unknown.
+        RecipeError: if a name is unknown, or a value is none that the field can have.
     """
+    if not isinstance(values, Mapping):
+        raise RecipeError(f"{part} is {values!r:.40}; expected an object with its sizes")
     types = get_type_hints(kind)
     if unknown := sorted(set(values) - set(types)):
         raise RecipeError(

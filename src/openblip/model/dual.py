@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from openblip.model.config import TextConfig, VisionConfig
+from openblip.model.config import TextConfig, VisionConfig, check_size
 from openblip.model.linear import Linear
 from openblip.model.text import TextPass, TextStack
 from openblip.model.vision import ImageEncoder, ImageModel
@@ -26,6 +26,9 @@ class DualConfig:
     """The text encoder."""
     embed_dim: int = 512
     """Dimensions of the space in which images and texts are contrasted."""
+
+    def __post_init__(self) -> None:
+        check_size("embed_dim", self.embed_dim)
 
 
 class DualEncoder(ImageModel[DualConfig]):

@@ -11,8 +11,7 @@ from typing import Any
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from openblip.model.albef import AlbefConfig
-from openblip.model.config import MedConfig
+from openblip.model.config import AlbefConfig, MedConfig
 from openblip.model.linear import has_onednn
 from openblip.model.nlvr import NlvrConfig
 from openblip.model.vqa import VqaConfig

@@ -13,12 +13,14 @@ from openblip.model.memory import ImageMemory, Memories
 from openblip.model.text import TextPass, TextStack
 from openblip.model.vision import ImageEncoder, ImageModel
 
-_KINDS_WITH: dict[Head, str] = {
-    "itc": "a pre-trained, retrieval or filter checkpoint",
-    "itm": "a pre-trained, retrieval or filter checkpoint",
-    "lm": "a pre-trained or captioner checkpoint",
-    "multimodal": "a pre-trained, retrieval or filter checkpoint",
+_MATCHING = "a pre-trained, retrieval or filter checkpoint (such as demo/filter)"
+KINDS_WITH: dict[Head, str] = {
+    "itc": _MATCHING,
+    "itm": _MATCHING,
+    "lm": "a pre-trained or captioner checkpoint (such as demo/captioner)",
+    "multimodal": _MATCHING,
 }
+"""What to load where a head is missing; the demo's models work at once."""
 
 
 class Med(ImageModel[MedConfig]):
@@ -49,7 +51,7 @@ class Med(ImageModel[MedConfig]):
         if head not in self.config.heads:
             has = ", ".join(self.config.heads)
             raise MissingHead(
-                f"this checkpoint has no {head} head (it has: {has}); load {_KINDS_WITH[head]}"
+                f"this checkpoint has no {head} head (it has: {has}); load {KINDS_WITH[head]}"
             )
 
     def embed_images(

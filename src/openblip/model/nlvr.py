@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from openblip.model.attention import MemoryAttention
-from openblip.model.config import TextConfig, VisionConfig, initial_std
+from openblip.model.config import TextConfig, VisionConfig, check_size, initial_std
 from openblip.model.linear import Linear
 from openblip.model.memory import ImageMemory, LayerMemory
 from openblip.model.packing import Packing
@@ -29,6 +29,9 @@ class NlvrConfig:
     """The text encoder."""
     merge_from_layer: int = 6
     """First layer that joins the two images by a learned map; those below average them."""
+
+    def __post_init__(self) -> None:
+        check_size("merge_from_layer", self.merge_from_layer, least=0)
 
 
 class TwinCrossAttention(nn.Module):

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from openblip.errors import RecipeError
 from openblip.model.attention import ImageSelfAttention
 from openblip.model.config import ConfigT, VisionConfig, initial_std
 from openblip.model.linear import Linear, linear, mlp
@@ -168,6 +169,11 @@ class ImageModel(nn.Module, Generic[ConfigT]):
             RecipeError: if it is no multiple of the patch size.
         """
         encoder = self.image_encoder
+        if image_size < encoder.config.patch_size:
+            raise RecipeError(
+                f"image_size is {image_size}; give a multiple of the model's patch size, "
+                f"{encoder.config.patch_size}"
+            )
         vision = replace(encoder.config, image_size=image_size)
         grid = image_size // vision.patch_size
         with torch.no_grad():

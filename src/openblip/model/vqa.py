@@ -6,7 +6,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from openblip.model.cache import KeyValueCache
-from openblip.model.config import TextConfig, VisionConfig
+from openblip.model.config import TextConfig, VisionConfig, check_size
 from openblip.model.memory import ImageMemory
 from openblip.model.text import TextPass, TextStack
 from openblip.model.vision import ImageEncoder, ImageModel
@@ -23,6 +23,10 @@ class VqaConfig:
     answer_memory_width: int | None = None
     """Channels that the answer decoder's cross-attention is built for; None, those of a question.
     Any other model can be converted between layouts, but not run."""
+
+    def __post_init__(self) -> None:
+        if self.answer_memory_width is not None:
+            check_size("answer_memory_width", self.answer_memory_width)
 
 
 class Vqa(ImageModel[VqaConfig]):

@@ -2,12 +2,10 @@
 
 from dataclasses import replace
 
-from openblip.data.transforms import Augmentation
+from openblip.data.augmentation import Augmentation
 from openblip.model import MedConfig
-from openblip.model.albef import AlbefConfig
-from openblip.tasks.albef import AlbefObjectives
-from openblip.tasks.clip import ClipObjectives
-from openblip.tasks.pretrain import PretrainObjectives
+from openblip.model.config import AlbefConfig
+from openblip.tasks.settings import AlbefObjectives, ClipObjectives, PretrainObjectives
 from openblip.training.config import (
     DataConfig,
     OptimiserConfig,

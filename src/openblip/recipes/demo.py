@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from openblip.atomic import replace_file
 from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.report import write_report
 from openblip.capfilt.run import run_capfilt
@@ -24,6 +25,7 @@ from openblip.data.world import WorldConfig, is_true_caption, open_or_create_wor
 from openblip.evaluation.caption import CaptionResult, evaluate_caption
 from openblip.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from openblip.inference import Decoding, load
+from openblip.locks import only_here
 from openblip.recipes.world import WORLD, world_captioner, world_filter, world_pretrain
 from openblip.training.config import Recipe
 from openblip.training.run import train
@@ -127,7 +129,15 @@ def run_demo(
         folder: gets `pairs.lance`, a run directory for each training, and the reports.
         config: sizes and seed.
         say: told what begins, one line a stage.
+
+    Raises:
+        OpenBlipError: another process runs it in the same folder.
     """
+    with only_here(folder, "demonstration"):
+        return _run_demo(folder, config, say)
+
+
+def _run_demo(folder: Path, config: DemoConfig, say: Callable[[str], None]) -> DemoResult:
     stages = _Stages(folder, config, say)
     table = stages.world()
     pretraining = world_pretrain(table)
@@ -156,7 +166,8 @@ def run_demo(
         synthetic_truth(opened, config.threshold),
         stages.seconds,
     )
-    (folder / "results.json").write_text(result.to_json(), encoding="utf-8")
+    with replace_file(folder / "results.json") as unfinished:
+        unfinished.write_text(result.to_json(), encoding="utf-8")
     write_report(opened, folder / "capfilt.html", threshold=config.threshold)
     return result
 

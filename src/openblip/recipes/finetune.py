@@ -3,12 +3,14 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from openblip.data.transforms import Augmentation
+from openblip.data.augmentation import Augmentation
 from openblip.data.views import CaptionView
-from openblip.tasks.captioner import CaptionerObjectives
-from openblip.tasks.filter import FilterObjectives
-from openblip.tasks.nlvr import NlvrObjectives
-from openblip.tasks.vqa import VqaObjectives
+from openblip.tasks.settings import (
+    CaptionerObjectives,
+    FilterObjectives,
+    NlvrObjectives,
+    VqaObjectives,
+)
 from openblip.training.config import (
     DataConfig,
     LoraConfig,

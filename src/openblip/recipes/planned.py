@@ -5,10 +5,10 @@ from pathlib import Path
 
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import RecipeError
-from openblip.inference.loading import find_model
 from openblip.interop.folder import read_config
+from openblip.interop.sources import find_model
 from openblip.model import MedConfig
-from openblip.model.albef import AlbefConfig
+from openblip.model.config import AlbefConfig
 from openblip.recipes.pretrain import PRETRAIN_RECIPES
 from openblip.training.build import sized
 from openblip.training.config import MODEL_OF, Recipe

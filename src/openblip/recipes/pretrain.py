@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from openblip.data.transforms import Augmentation
+from openblip.data.augmentation import Augmentation
 from openblip.data.views import CaptionView
 from openblip.model import MedConfig
 from openblip.recipes.baselines import albef, clip
-from openblip.tasks.pretrain import PretrainObjectives
+from openblip.tasks.settings import PretrainObjectives
 from openblip.training.config import (
     DataConfig,
     OptimiserConfig,

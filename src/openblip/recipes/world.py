@@ -3,14 +3,12 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from openblip.data.transforms import Augmentation
+from openblip.data.augmentation import Augmentation
 from openblip.data.views import CaptionView
 from openblip.data.world import WorldConfig
 from openblip.model import MedConfig, TextConfig, VisionConfig
 from openblip.recipes.finetune import PROMPT
-from openblip.tasks.captioner import CaptionerObjectives
-from openblip.tasks.filter import FilterObjectives
-from openblip.tasks.pretrain import PretrainObjectives
+from openblip.tasks.settings import CaptionerObjectives, FilterObjectives, PretrainObjectives
 from openblip.training.config import (
     DataConfig,
     OptimiserConfig,

@@ -3,8 +3,8 @@
 Li et al. 2021, "Align before Fuse", sections 3.2 and 3.3.
 """
 
-from dataclasses import dataclass, replace
-from typing import Literal, Protocol, cast, get_args
+from dataclasses import replace
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
@@ -12,52 +12,19 @@ from torch import Tensor
 from openblip.data.loader import Batch
 from openblip.data.shuffle import keyed_hash
 from openblip.data.tokenizer import SpecialTokens
-from openblip.errors import RecipeError
 from openblip.interop.assembly import copy_of
 from openblip.model import ImageMemory
-from openblip.model.albef import Albef, AlbefHead
+from openblip.model.albef import Albef
+from openblip.model.config import AlbefHead
 from openblip.objectives.lm import IGNORED
 from openblip.objectives.mlm import MaskDraws, MaskedWords, mask_draws, mask_words, mlm_loss
-from openblip.tasks.contrastive import (
-    Contrast,
-    ContrastiveTask,
-    ContrastObjectives,
-    check_losses,
-)
+from openblip.tasks.contrastive import Contrast, ContrastiveTask
 from openblip.tasks.matching import NegativeSampler
 from openblip.tasks.protocol import Collectives, QueueUpdate, StepOutput, StepPosition
-
-AlbefLoss = Literal["itc", "itm", "mlm"]
+from openblip.tasks.settings import AlbefObjectives
 
 # Tells the draws of masks from those of negatives.
 _MASKS = 3
-
-
-@dataclass(frozen=True, kw_only=True)
-class AlbefObjectives(ContrastObjectives):
-    """Which losses a step has, and their settings; the defaults are those of its pre-training.
-
-    For retrieval the original trains ("itc", "itm") with `id_targets`, and does not bound the
-    temperature.
-    """
-
-    losses: tuple[AlbefLoss, ...] = ("itc", "itm", "mlm")
-    """What is added up; "itc" is always among them: images and texts are aligned, then fused."""
-    queue_size: int = 65536
-    alpha_ramp_epochs: float = 1.0
-    negative_floor: float = 0.0
-    mask_probability: float = 0.15
-    """Share of the words that are masked."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_losses(self.losses, get_args(AlbefLoss))
-        if "itc" not in self.losses:
-            raise RecipeError(f"objectives.losses {self.losses!r}: ALBEF needs itc among them")
-        if not 0.0 < self.mask_probability < 1.0:
-            raise RecipeError(
-                f"objectives.mask_probability {self.mask_probability} is not in (0, 1)"
-            )
 
 
 class MaskSampler(Protocol):
@@ -142,6 +109,11 @@ class AlbefTask(ContrastiveTask):
             student.config.text.vocab_size,
             self.collectives,
         )
+
+    @property
+    def trained_heads(self) -> tuple[str, ...]:
+        """Those of its losses."""
+        return self.objectives.losses
 
     @property
     def trains_all_weights(self) -> bool:

@@ -1,29 +1,15 @@
 """Fine-tuning a captioner: language modelling on human captions (BLIP, section 3.3)."""
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 from torch import Tensor
 
 from openblip.data.loader import Batch
 from openblip.data.tokenizer import SpecialTokens
-from openblip.errors import RecipeError
 from openblip.model import ImageMemory, Med, TextPass
 from openblip.objectives.lm import IGNORED, lm_loss, next_token_labels
 from openblip.tasks.pool import Texts
 from openblip.tasks.protocol import StepOutput, StepPosition, Task
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionerObjectives:
-    """Language modelling alone; the default is that of the paper."""
-
-    label_smoothing: float = 0.1
-    """Probability that is spread over the vocabulary."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise RecipeError(f"objectives.label_smoothing {self.label_smoothing} is not in [0, 1)")
 
 
 class CaptionLoss(NamedTuple):
@@ -102,6 +88,11 @@ class CaptionerTask(Task[Batch]):
         self.special = special
         self.prompt_tokens = prompt_tokens
         self.label_smoothing = label_smoothing
+
+    @property
+    def trained_heads(self) -> tuple[str, ...]:
+        """The lm head."""
+        return ("lm",)
 
     @property
     def trains_all_weights(self) -> bool:

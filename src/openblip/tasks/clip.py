@@ -1,7 +1,5 @@
 """CLIP's training: contrast within the batch, without a teacher (Radford et al. 2021)."""
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
@@ -10,21 +8,7 @@ from openblip.errors import RecipeError
 from openblip.model import Med
 from openblip.objectives.itc import itc_loss, own_pairs, similarities
 from openblip.tasks.protocol import Collectives, SingleProcess, StepOutput, StepPosition, Task
-
-
-@dataclass(frozen=True, kw_only=True)
-class ClipObjectives:
-    """The contrast of every pair with the others of the batch, over all ranks."""
-
-    min_temperature: float = 0.01
-    """The temperature is not learnt below this (CLIP, section 2.5: logits scaled by 100 at
-    most)."""
-
-    def __post_init__(self) -> None:
-        if self.min_temperature <= 0.0:
-            raise RecipeError(
-                f"objectives.min_temperature {self.min_temperature}: give more than 0"
-            )
+from openblip.tasks.settings import ClipObjectives
 
 
 class ClipTask(Task[Batch]):
@@ -64,6 +48,11 @@ class ClipTask(Task[Batch]):
     def begin_step(self, position: StepPosition) -> None:
         """Clamp the temperature in place."""
         self.student.temperature.clamp_(min=self.objectives.min_temperature)
+
+    @property
+    def trained_heads(self) -> tuple[str, ...]:
+        """The itc head."""
+        return ("itc",)
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """The contrast of a batch; draws nothing, so the position is unused."""

@@ -1,13 +1,11 @@
 """What tasks with a contrast share: teacher, queue, keys, soft targets, hard negatives."""
 
-from dataclasses import dataclass
-from typing import Literal, NamedTuple, get_args
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from openblip.data.loader import Batch
-from openblip.errors import RecipeError
 from openblip.model import Med
 from openblip.model.albef import Albef
 from openblip.model.lowrank import add_changes
@@ -32,68 +30,7 @@ from openblip.tasks.protocol import (
     StepPosition,
     Task,
 )
-
-NegativesFrom = Literal["rank", "all_ranks"]
-NegativeFeatures = Literal["teacher", "online"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ContrastObjectives:
-    """Settings of the contrast and of the negatives that it finds."""
-
-    queue_size: int = 57600
-    """Pairs of earlier batches that serve as keys of the contrast; 0 uses the batch alone."""
-    momentum: float = 0.995
-    """Part of the teacher that a step keeps."""
-    alpha: float = 0.4
-    """Weight of the teacher's similarities in the targets of the contrast."""
-    alpha_ramp_epochs: float = 2.0
-    """Epochs over which alpha rises from 0."""
-    min_temperature: float = 0.001
-    """The temperature is not learnt below this. The original's bound; with few pairs or a high
-    learning rate it falls so low that the hardest negatives are wrong ones: give about 0.05."""
-    max_temperature: float = 0.5
-    """Nor above this."""
-    negatives: NegativesFrom = "rank"
-    """Whether the keys and negatives that a batch gives come from its rank or from all ranks."""
-    id_targets: bool = False
-    """Whether every text of the same image counts as a positive of the contrast; in the original
-    only in retrieval fine-tuning."""
-    negative_features: NegativeFeatures = "teacher"
-    """Whose features are compared with the student's to find hard negatives."""
-    negative_floor: float = 1e-4
-    """Added to the weight of every negative, so that easy ones come up too."""
-
-    def __post_init__(self) -> None:
-        for name, known in (
-            ("negatives", get_args(NegativesFrom)),
-            ("negative_features", get_args(NegativeFeatures)),
-        ):
-            if getattr(self, name) not in known:
-                raise RecipeError(
-                    f"objectives.{name} {getattr(self, name)!r} is not one of {', '.join(known)}"
-                )
-        for name in ("momentum", "alpha"):
-            if not 0.0 <= getattr(self, name) <= 1.0:
-                raise RecipeError(f"objectives.{name} {getattr(self, name)} is not in [0, 1]")
-        if not 0.0 < self.min_temperature <= self.max_temperature:
-            raise RecipeError(
-                f"objectives.min_temperature {self.min_temperature} and max_temperature "
-                f"{self.max_temperature}: need 0 < min_temperature <= max_temperature"
-            )
-        for name in ("queue_size", "alpha_ramp_epochs", "negative_floor"):
-            if getattr(self, name) < 0:
-                raise RecipeError(f"objectives.{name} {getattr(self, name)} is negative")
-
-
-def check_losses(losses: tuple[str, ...], known: tuple[str, ...]) -> None:
-    """Check that some of the known losses are named, and nothing else.
-
-    Raises:
-        RecipeError: naming those that are known.
-    """
-    if not losses or set(losses) - set(known):
-        raise RecipeError(f"objectives.losses {losses!r}: name at least one of {', '.join(known)}")
+from openblip.tasks.settings import ContrastObjectives
 
 
 class Contrast(NamedTuple):

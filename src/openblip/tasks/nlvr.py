@@ -1,18 +1,11 @@
 """Fine-tuning for sentences about two images (BLIP, section 5.4)."""
 
-from dataclasses import dataclass
-
 import torch
 import torch.nn.functional as F
 
 from openblip.data.image_pairs import ImagePairBatch
 from openblip.model.nlvr import Nlvr
 from openblip.tasks.protocol import StepOutput, StepPosition, Task
-
-
-@dataclass(frozen=True, kw_only=True)
-class NlvrObjectives:
-    """Cross-entropy of true and false; it has no settings."""
 
 
 class NlvrTask(Task[ImagePairBatch]):

@@ -1,45 +1,21 @@
 """Pre-training: contrast, matching and language modelling in one step (BLIP, section 3.2)."""
 
-from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from openblip.data.loader import Batch
 from openblip.data.tokenizer import SpecialTokens
-from openblip.errors import RecipeError
 from openblip.interop.assembly import copy_of
 from openblip.model import ImageMemory, Med, TextPass
 from openblip.tasks.captioner import caption_loss, caption_pass
-from openblip.tasks.contrastive import (
-    Contrast,
-    ContrastiveTask,
-    ContrastObjectives,
-    Negatives,
-    check_losses,
-)
+from openblip.tasks.contrastive import Contrast, ContrastiveTask, Negatives
 from openblip.tasks.matching import NegativeSampler, pair_logits, pair_passes
 from openblip.tasks.pool import Texts
 from openblip.tasks.protocol import Collectives, QueueUpdate, StepOutput, StepPosition
-
-Loss = Literal["itc", "itm", "lm"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class PretrainObjectives(ContrastObjectives):
-    """Which losses a step has, and their settings; the defaults are those of the paper."""
-
-    losses: tuple[Loss, ...] = ("itc", "itm", "lm")
-    """What is added up; without "itc" the negatives of "itm" are drawn uniformly."""
-    label_smoothing: float = 0.1
-    """Probability that language modelling spreads over the vocabulary."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_losses(self.losses, get_args(Loss))
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise RecipeError(f"objectives.label_smoothing {self.label_smoothing} is not in [0, 1)")
+from openblip.tasks.settings import PretrainObjectives
 
 
 class Pairs(NamedTuple):
@@ -102,6 +78,11 @@ class PretrainTask(ContrastiveTask):
         self.student = student
         self.special = special
         self.prompt_tokens = prompt_tokens
+
+    @property
+    def trained_heads(self) -> tuple[str, ...]:
+        """Those of its losses."""
+        return self.objectives.losses
 
     @property
     def trains_all_weights(self) -> bool:

@@ -98,6 +98,11 @@ class Task(nn.Module, ABC, Generic[BatchT]):
     """The model that is trained."""
 
     @property
+    def trained_heads(self) -> tuple[str, ...]:
+        """The heads of the student that the loss reaches; of a student without heads none."""
+        return ()
+
+    @property
     def trains_all_weights(self) -> bool:
         """Whether the loss reaches every weight of the student; some may belong to other heads."""
         return True

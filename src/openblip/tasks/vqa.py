@@ -1,25 +1,11 @@
 """Fine-tuning for questions about images (BLIP, section 5.3)."""
 
-from dataclasses import dataclass
-
 from openblip.data.questions import QuestionBatch
-from openblip.errors import RecipeError
 from openblip.model import TextPass
 from openblip.model.vqa import Vqa
 from openblip.objectives.lm import IGNORED, lm_loss, next_token_labels
 from openblip.tasks.protocol import StepOutput, StepPosition, Task
-
-
-@dataclass(frozen=True, kw_only=True)
-class VqaObjectives:
-    """Language modelling of answers; the default is that of the paper."""
-
-    label_smoothing: float = 0.1
-    """Probability that is spread over the vocabulary."""
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise RecipeError(f"objectives.label_smoothing {self.label_smoothing} is not in [0, 1)")
+from openblip.tasks.settings import VqaObjectives
 
 
 class VqaTask(Task[QuestionBatch]):

@@ -20,14 +20,23 @@ from openblip.model.albef import Albef
 from openblip.model.lowrank import adapt
 from openblip.model.nlvr import Nlvr
 from openblip.model.vqa import Vqa
-from openblip.tasks.albef import AlbefObjectives, AlbefTask
-from openblip.tasks.captioner import CaptionerObjectives, CaptionerTask
-from openblip.tasks.clip import ClipObjectives, ClipTask
-from openblip.tasks.filter import FilterObjectives, FilterTask
-from openblip.tasks.nlvr import NlvrObjectives, NlvrTask
-from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
+from openblip.tasks.albef import AlbefTask
+from openblip.tasks.captioner import CaptionerTask
+from openblip.tasks.clip import ClipTask
+from openblip.tasks.filter import FilterTask
+from openblip.tasks.nlvr import NlvrTask
+from openblip.tasks.pretrain import PretrainTask
 from openblip.tasks.protocol import AnyTask, Collectives, Student
-from openblip.tasks.vqa import VqaObjectives, VqaTask
+from openblip.tasks.settings import (
+    AlbefObjectives,
+    CaptionerObjectives,
+    ClipObjectives,
+    FilterObjectives,
+    NlvrObjectives,
+    PretrainObjectives,
+    VqaObjectives,
+)
+from openblip.tasks.vqa import VqaTask
 from openblip.training.config import DataConfig, LoraConfig, ModelOverrides, Recipe
 from openblip.training.distributed import Processes
 from openblip.training.loaders import resolved_parts

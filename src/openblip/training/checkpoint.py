@@ -19,7 +19,7 @@ import torch
 
 from openblip.atomic import begin_folder, finish_folder, force_to_disk
 from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, UnwritableError
 from openblip.interop.assembly import fill
 from openblip.interop.folder import write_model
 from openblip.interop.models import empty_model
@@ -186,7 +186,14 @@ class CheckpointWriter:
                 finish_state()
                 if first:
                     model = fill(empty_model(task.student.config), weights, str(folder))
-                    write_model(unfinished, model, self._tokenizer, task.kind, self._max_tokens)
+                    write_model(
+                        unfinished,
+                        model,
+                        self._tokenizer,
+                        task.kind,
+                        self._max_tokens,
+                        task.trained_heads,
+                    )
                     for name, text in texts.items():
                         (unfinished / name).write_text(text, encoding="utf-8")
                     finish_folder(unfinished, folder)
@@ -238,7 +245,7 @@ def read_checkpoint(folder: Path, task: AnyTask, optimiser: torch.optim.Optimize
     Raises:
         CheckpointError: if a file is missing or damaged, or is of another model.
     """
-    state = _read_run_state(folder)
+    state = read_run_state(folder)
     try:
         read_into(folder / STATE_FOLDER, task, optimiser)
     except CheckpointError as error:
@@ -250,13 +257,20 @@ def read_checkpoint(folder: Path, task: AnyTask, optimiser: torch.optim.Optimize
 
 
 def _cannot_write(folder: Path, error: Exception) -> CheckpointError:
+    named = isinstance(error, UnwritableError)
+    said = str(error) if named else f"{folder}: cannot be written ({error})"
     return CheckpointError(
-        f"{folder}: cannot be written ({error}); the checkpoint before it is whole: make room, and "
+        f"{said}; the checkpoint before it is whole: make room, and "
         "the same call goes on from there"
     )
 
 
-def _read_run_state(folder: Path) -> RunState:
+def read_run_state(folder: Path) -> RunState:
+    """Where the run of a checkpoint stood.
+
+    Raises:
+        CheckpointError: the file that tells it is missing or damaged, or of an earlier version.
+    """
     path = folder / RUN_STATE_FILE
     if (folder / "training_state.pt").exists():
         raise CheckpointError(

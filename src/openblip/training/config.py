@@ -4,19 +4,20 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
-from openblip.data.transforms import Augmentation
+from openblip.data.augmentation import Augmentation
 from openblip.data.views import CaptionView
 from openblip.errors import RecipeError
 from openblip.model import MedConfig
-from openblip.model.albef import AlbefConfig
-from openblip.model.config import check_rate
-from openblip.tasks.albef import AlbefObjectives
-from openblip.tasks.captioner import CaptionerObjectives
-from openblip.tasks.clip import ClipObjectives
-from openblip.tasks.filter import FilterObjectives
-from openblip.tasks.nlvr import NlvrObjectives
-from openblip.tasks.pretrain import PretrainObjectives
-from openblip.tasks.vqa import VqaObjectives
+from openblip.model.config import AlbefConfig, check_rate
+from openblip.tasks.settings import (
+    AlbefObjectives,
+    CaptionerObjectives,
+    ClipObjectives,
+    FilterObjectives,
+    NlvrObjectives,
+    PretrainObjectives,
+    VqaObjectives,
+)
 
 TaskName = Literal["pretrain", "captioner", "filter", "clip", "albef", "vqa", "nlvr"]
 ScheduleKind = Literal["step_decay", "epoch_cosine", "warmup_cosine"]
@@ -93,6 +94,9 @@ class DataConfig:
     """Longer texts are cut, the first token and [SEP] included."""
     max_words: int = 30
     """Longer captions are cut before they are tokenised."""
+    max_unknown: float = 0.5
+    """A run does not begin if a larger share of its tokens is `[UNK]`: words that the vocabulary
+    lacks are learnt as one and the same. 1 begins whatever there is."""
     prefix: str = ""
     """Put before every caption that is learnt to be written, such as "a picture of "; it is given
     and no part of the loss, and contrast and matching see captions without it."""
@@ -103,6 +107,8 @@ class DataConfig:
         _check_at_least("data", self, 1, "image_size", "max_words", "num_threads")
         _check_at_least("data", self, 3, "max_tokens")
         _check_weight("data.weight", self.weight)
+        if not 0.0 <= self.max_unknown <= 1.0:
+            raise RecipeError(f"data.max_unknown is {self.max_unknown}; give a share from 0 to 1")
 
     @property
     def mixture(self) -> tuple[MixedTable, ...]:
@@ -192,6 +198,11 @@ class ScheduleConfig:
     """Learning rate at the beginning of the rise."""
     decay_rate: float = 0.9
     """Factor per epoch of `step_decay`."""
+
+    @property
+    def depends_on_length(self) -> bool:
+        """Whether a step's rate depends on how many come after it: a longer run is another one."""
+        return self.kind != "step_decay"
 
     def __post_init__(self) -> None:
         _check_at_least("schedule", self, 0, "min_lr", "warmup_steps", "warmup_lr")

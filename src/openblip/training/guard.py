@@ -29,6 +29,11 @@ _NORMAL = 1.4826
 _LEAST_SPREAD = 0.001
 _LEAST_LOSSES = 16
 
+LARGEST_WEIGHT = 1e6
+"""Weights of networks that have learnt something are a few hundred at most."""
+LARGEST_LOSS = 1e4
+"""Nats. Guessing costs some 10 a token; a wrong answer of many costs hundreds."""
+
 
 def note_loss(recent: list[float], loss: float, config: StabilityConfig) -> float | None:
     """Deviations of a loss that begins a spike; None of one that does not.
@@ -124,7 +129,7 @@ def rewind(
             restored = read_checkpoint(checkpoints[step], task, optimiser)
         except CheckpointError:
             continue
-        if not _all_finite(task, optimiser, processes):
+        if not (_all_finite(task, optimiser, processes) and weights_are_sane(task, processes)):
             continue
         restored.skipped = joined([*state.skipped, (max(first, step), end)])
         restored.rewinds = state.rewinds + 1
@@ -138,10 +143,30 @@ def rewind(
     )
 
 
+def weights_are_sane(task: AnyTask, processes: Processes) -> bool:
+    """Whether all weights are numbers that a training can come to; the same on every process.
+
+    A network whose outputs are normalised has a small loss also with weights of 1e30.
+    """
+    parts = [local_part(weights.detach()) for weights in task.student.parameters()]
+    # A comparison with NaN is False.
+    own = all(bool(part.abs().max() <= LARGEST_WEIGHT) for part in parts if part.numel())
+    return _on_all(own, processes)
+
+
+def loss_is_sane(loss: float) -> bool:
+    """Whether a loss is a number that a training can come to."""
+    return isfinite(loss) and loss <= LARGEST_LOSS
+
+
 def _all_finite(task: AnyTask, optimiser: torch.optim.Optimizer, processes: Processes) -> bool:
     moments = [value for values in optimiser.state.values() for value in values.values()]
     values = (*task.state_dict().values(), *moments)
     tensors = [local_part(value) for value in values if torch.is_tensor(value)]
     own = all(bool(torch.isfinite(t).all()) for t in tensors if t.is_floating_point())
+    return _on_all(own, processes)
+
+
+def _on_all(own: bool, processes: Processes) -> bool:
     flag = torch.tensor(0.0 if own else float("nan"), device=processes.device)
     return isfinite(processes.mean(flag).item())

@@ -4,19 +4,24 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
+from openblip.data.augmentation import Augmentation
 from openblip.data.curation.flags import LEAKS, count_flagged
 from openblip.data.image_pairs import ImagePairIndex, ImagePairLoader
 from openblip.data.loader import PairLoader
 from openblip.data.mixture import WeightedIndex
 from openblip.data.questions import QuestionIndex, QuestionLoader
+from openblip.data.reading import check_reachable
 from openblip.data.step_loader import AnyLoader
 from openblip.data.table import PairTable
 from openblip.data.tokenizer import TextTokenizer
-from openblip.data.transforms import Augmentation
+from openblip.data.unknown_words import TextSample
 from openblip.errors import DataError, OpenBlipWarning, RecipeError
-from openblip.tasks.contrastive import ContrastObjectives
+from openblip.tasks.settings import ContrastObjectives
 from openblip.training.config import DataConfig, Recipe
 from openblip.training.distributed import Processes
+
+# Whose texts are looked at before a run begins: a tenth of a second.
+_SAMPLED_EXAMPLES = 2048
 
 
 def open_tables(data: DataConfig) -> tuple[PairTable, ...]:
@@ -24,9 +29,12 @@ def open_tables(data: DataConfig) -> tuple[PairTable, ...]:
 
     Raises:
         DataError: there is no such table.
+        MissingExtra: images lie in an object store, and its packages are not installed.
     """
     uris = [part.table for part in data.mixture]
     opened = {uri: PairTable.open(uri) for uri in dict.fromkeys(uris)}
+    for table in opened.values():
+        check_reachable(table)
     return tuple(opened[uri] for uri in uris)
 
 
@@ -37,7 +45,7 @@ def training_loader(
 
     Raises:
         DataError: there are no examples, or an epoch is smaller than one batch.
-        RecipeError: the batch cannot be divided, or the queue is longer than the data.
+        RecipeError: the batch cannot be divided.
     """
     size = recipe.train.part_size(processes.world_size)
     augmentation = recipe.data.augmentation
@@ -49,6 +57,25 @@ def training_loader(
     _warn_of_leaks(parts)
     _check_sizes(recipe, loader, ", ".join(dict.fromkeys(table.uri for table in tables)))
     return loader
+
+
+def judged_texts(recipe: Recipe, loader: AnyLoader) -> TextSample:
+    """What the vocabulary makes of the texts that are learnt from, or of a sample of them.
+
+    Raises:
+        DataError: more of the tokens are `[UNK]` than the recipe allows.
+    """
+    sample = loader.text_sample(_SAMPLED_EXAMPLES)
+    share, most = sample.count.unknown_share, recipe.data.max_unknown
+    if share > most:
+        given = recipe.init_from or recipe.tokenizer
+        raise DataError(
+            f"{share:.0%} of the tokens to learn from are [UNK] ({sample.count.named}): the "
+            f"vocabulary of {given} lacks these words, which would be learnt as one and the same. "
+            "Start from a model whose vocabulary has them, or `openblip pretrain` one with "
+            "--tokenizer train:8000; --data.max-unknown 1 goes on all the same"
+        )
+    return sample
 
 
 def _warn_of_leaks(parts: Sequence[WeightedIndex]) -> None:
@@ -65,21 +92,29 @@ def _warn_of_leaks(parts: Sequence[WeightedIndex]) -> None:
 
 
 def _check_sizes(recipe: Recipe, loader: PairLoader, where: str) -> None:
-    num_rows, num_pairs = loader.num_examples, int(loader.mixture.pairs_per_epoch)
+    num_pairs = int(loader.mixture.pairs_per_epoch)
     if num_pairs < recipe.train.batch_size:
         raise RecipeError(
             f"train.batch_size is {recipe.train.batch_size}, but an epoch has only {num_pairs} "
             f"rows of {where}: set train.batch_size <= {num_pairs}"
         )
-    objectives, queue_size = recipe.objectives, 0
-    if isinstance(objectives, ContrastObjectives) and "itc" in objectives.losses:
-        queue_size = objectives.queue_size
-    # A longer queue would hold a pair twice and contrast it with itself.
-    if queue_size > num_rows:
-        raise RecipeError(
-            f"objectives.queue_size is {queue_size}, but the view admits only "
-            f"{num_rows} rows of {where}: set objectives.queue_size <= {num_rows}"
-        )
+
+
+def with_fitting_queue(recipe: Recipe, num_rows: int) -> Recipe:
+    """The recipe with a queue no longer than the data.
+
+    A longer one would hold a pair twice and contrast it with itself.
+
+    Args:
+        recipe: of any task; one without a contrast stays as it is.
+        num_rows: admitted rows of all tables.
+    """
+    objectives = recipe.objectives
+    if not isinstance(objectives, ContrastObjectives) or "itc" not in objectives.losses:
+        return recipe
+    if objectives.queue_size <= num_rows:
+        return recipe
+    return replace(recipe, objectives=replace(objectives, queue_size=num_rows))
 
 
 def validation_loader(

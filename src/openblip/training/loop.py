@@ -12,11 +12,11 @@ from openblip.progress import Progress
 from openblip.tasks.protocol import StepPosition
 from openblip.training.checkpoint import RunState
 from openblip.training.config import StabilityConfig
-from openblip.training.guard import is_skipped, note_loss
+from openblip.training.guard import is_skipped, loss_is_sane, note_loss, weights_are_sane
 from openblip.training.metrics_log import MetricsLog
 from openblip.training.plan import Plan
 from openblip.training.rank_log import RankLog
-from openblip.training.trainer import Trainer
+from openblip.training.trainer import NonFiniteLoss, Trainer
 from openblip.training.utilisation import Meter
 
 
@@ -71,6 +71,7 @@ class Loop:
         self._reporting = reporting
         self._sums: dict[str, float] = {}
         self._num_summed = 0
+        self._learnt: Examples | None = None
 
     def run(self, state: RunState) -> bool:
         """Make the steps that are left, and change the state as they are made.
@@ -79,7 +80,8 @@ class Loop:
             whether the run came to its end; False where it was asked to stop, and was saved.
 
         Raises:
-            NonFiniteLoss: nothing of the failed step has been learnt or counted.
+            NonFiniteLoss: nothing of the failed step has been learnt or counted; or the weights
+                after it are no good, and no checkpoint has them.
         """
         plan = self._plan
         batches = self._loader.iterate(state.step * plan.accumulate)
@@ -91,6 +93,8 @@ class Loop:
                 else:
                     stop = self._step(state, batches, interruption)
                 is_due = plan.is_due(plan.checkpoint_every, state.step)
+                if is_due or state.step == plan.total_steps:
+                    self._judge(state)
                 if is_due:
                     self._checkpoint(state)
                 if stop:
@@ -107,6 +111,7 @@ class Loop:
         parts = list(islice(batches, self._plan.accumulate))
         lr = self._learning_rate(state.step)
         report = self._trainer.step(position, parts, lr, stop=interruption.requested)
+        self._learnt = parts[-1]
         state.step += 1
         state.window_loss += report.terms["loss"]
         state.window_steps += 1
@@ -117,6 +122,21 @@ class Loop:
         self._reporting.progress.update(1)
         state.seconds += perf_counter() - began
         return report.stop
+
+    def _judge(self, state: RunState) -> None:
+        """Look at the weights before they are kept; after the last step also at their loss.
+
+        What any other step has made of them shows in the loss of the next one.
+        """
+        if self._learnt is None:
+            return
+        trainer = self._trainer
+        is_good, losses = weights_are_sane(trainer.task, trainer.processes), dict[str, float]()
+        if is_good and state.step == self._plan.total_steps:
+            losses = trainer.evaluate([self._learnt])
+            is_good = loss_is_sane(losses["loss"])
+        if not is_good:
+            raise NonFiniteLoss(state.step - 1, losses, list(self._learnt.ids), is_learnt=True)
 
     def _pass_over(self, state: RunState, batches: Iterator[Examples]) -> bool:
         """Leave out a step; what is due after it happens all the same."""

@@ -1,18 +1,22 @@
 """A run's numbers: `metrics.jsonl`, a line a report, and the same for TensorBoard and others."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 from openblip.atomic import replace_file
+from openblip.documents import read_text
+from openblip.errors import OpenBlipWarning, TrainingError
 from openblip.training.trackers import TrackerThread
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 # Lines of this kind stay when the run goes back behind them: they tell that it did.
 _HISTORY = "rewind"
+_NUMBERS_ALONE = ("train", "validation")
 
 
 class MetricsLog:
@@ -100,19 +104,47 @@ class MetricsLog:
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
-    """The lines of a run's `metrics.jsonl`; one that a killed process left torn is left out."""
+    """The lines of a run's `metrics.jsonl`; one that a killed process left torn is left out.
+
+    So are others that are no lines of metrics, which `OpenBlipWarning` tells of.
+    """
     path = run_dir / METRICS_FILE
     return _complete_lines(path) if path.exists() else []
 
 
 def _complete_lines(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
+    lines, odd = [], []
+    texts = read_text(path, TrainingError).split("\n")
+    for number, text in enumerate(texts, 1):
+        if text.strip():
+            line = _line(text)
+            if line is not None:
+                lines.append(line)
+            elif number < len(texts):  # else it has no end: a killed process left it torn
+                odd.append(number)
+    if odd:
+        warnings.warn(
+            f"{path}: line {odd[0]} is no line of metrics ({len(odd)} in all); left out",
+            OpenBlipWarning,
+            stacklevel=2,
+        )
     return lines
+
+
+def _line(text: str) -> dict[str, Any] | None:
+    """A line of metrics: an object with a step, a kind, and numbers; None if it is none."""
+    try:
+        line = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(line, dict) or not isinstance(line.get("kind"), str):
+        return None
+    step = line.get("step")
+    if type(step) is not int or not 0 <= step < 1 << 63:
+        return None
+    values = [value for name, value in line.items() if name not in ("kind", "step")]
+    is_numbers = line["kind"] not in _NUMBERS_ALONE or all(type(v) in (int, float) for v in values)
+    return line if is_numbers else None
 
 
 def _keep_until(path: Path, step: int) -> None:

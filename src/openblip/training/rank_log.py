@@ -17,12 +17,17 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from openblip.atomic import replace_file
-from openblip.errors import OpenBlipWarning, TrainingError
+from openblip.documents import read_json
+from openblip.errors import OpenBlipWarning, RecipeError, TrainingError
 from openblip.locks import try_lock
-from openblip.training.distributed import Processes
+from openblip.training.recipe_file import from_plain
+
+if TYPE_CHECKING:
+    # Whoever lists runs reads logs without torch.
+    from openblip.training.distributed import Processes
 
 LOG_FOLDER = "logs"
 RankEnd = Literal["running", "finished", "interrupted", "failed"]
@@ -54,7 +59,7 @@ class RankStatus:
     """Why it failed."""
 
 
-def open_rank_log(run_dir: Path, processes: Processes) -> "RankLog":
+def open_rank_log(run_dir: Path, processes: "Processes") -> "RankLog":
     """The log of this process, which holds the run directory until it is closed.
 
     Args:
@@ -95,7 +100,7 @@ class RankLog:
         TrainingError: another process trains in this directory as the same rank.
     """
 
-    def __init__(self, run_dir: Path, processes: Processes, story: str | None = None) -> None:
+    def __init__(self, run_dir: Path, processes: "Processes", story: str | None = None) -> None:
         self.path = log_path(run_dir, processes.rank)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._file = self.path.open("a", encoding="utf-8")
@@ -209,8 +214,14 @@ def read_statuses(run_dir: Path) -> list[RankStatus]:
     known = {f.name for f in fields(RankStatus)}
     found = []
     for path in (run_dir / LOG_FOLDER).glob("rank-*.json"):
-        values = json.loads(path.read_text(encoding="utf-8"))
-        found.append(RankStatus(**{k: v for k, v in values.items() if k in known}))
+        values = read_json(path, TrainingError)
+        if not isinstance(values, dict):
+            raise TrainingError(f"{path}: no JSON object; remove the file, which is damaged")
+        try:
+            own = {name: value for name, value in values.items() if name in known}
+            found.append(from_plain(RankStatus, own, ""))
+        except RecipeError as error:
+            raise TrainingError(f"{path}: {error}; remove the file, which is damaged") from error
     latest = max((status.attempt for status in found), default=0)
     return sorted((s for s in found if s.attempt == latest), key=lambda status: status.rank)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from openblip.atomic import replace_file
+from openblip.documents import read_yaml
 from openblip.errors import RecipeError
 from openblip.model import MedConfig
 from openblip.training.config import MODEL_OF, OBJECTIVES_OF, Recipe
@@ -38,7 +39,7 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
     """
     parts = dict(values)
     task = parts.get("task")
-    if task not in OBJECTIVES_OF:
+    if not isinstance(task, str) or task not in OBJECTIVES_OF:
         raise RecipeError(f"task is {task!r}; choose one of {', '.join(OBJECTIVES_OF)}")
     objectives = from_plain(OBJECTIVES_OF[task], parts.get("objectives") or {}, "objectives")
     model = from_plain(MODEL_OF.get(task, MedConfig) | None, parts.get("model"), "model")
@@ -62,12 +63,7 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         RecipeError: the file is missing, is not YAML, or is not a recipe.
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RecipeError(f"{path}: cannot be read as YAML ({error})") from error
+    values, _ = read_yaml(path, RecipeError)
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: expected fields of a recipe such as `task: pretrain`")
     try:

@@ -23,19 +23,25 @@ from openblip.training.checkpoint import (
     CheckpointWriter,
     RunState,
     read_checkpoint,
+    read_run_state,
     step_name,
 )
 from openblip.training.config import Recipe
 from openblip.training.distributed import Processes, join_processes, recorded
 from openblip.training.guard import joined, rewind
-from openblip.training.loaders import open_tables, training_loader, validation_loader
+from openblip.training.loaders import (
+    judged_texts,
+    open_tables,
+    training_loader,
+    validation_loader,
+)
 from openblip.training.loop import Loop, Reporting
 from openblip.training.metrics_log import MetricsLog
 from openblip.training.optimiser import build_optimiser, trained_parameters
 from openblip.training.plan import Plan, learning_rates
 from openblip.training.rank_log import RankLog, open_rank_log
 from openblip.training.recipe_file import flattened
-from openblip.training.run_dir import check_same_data, prepare
+from openblip.training.run_dir import check_same_data, prepare, settle
 from openblip.training.step_flops import task_flops
 from openblip.training.trackers import Trackers, open_trackers
 from openblip.training.trainer import NonFiniteLoss, Trainer
@@ -135,8 +141,12 @@ class _Run:
             )
         tables = open_tables(recipe.data)
         recipe, self.tokenizer = prepare(recipe, tables, run_dir, processes, checkpoint)
-        self.recipe = recipe
         self.loader = training_loader(recipe, tables, self.tokenizer, processes)
+        if checkpoint is not None:
+            check_same_data(self.loader, read_run_state(checkpoint).data_fingerprint, run_dir)
+        recipe = settle(recipe, self.loader.num_examples, run_dir, processes, checkpoint)
+        self.recipe = recipe
+        self.texts = judged_texts(recipe, self.loader)
         self.validation = validation_loader(recipe, tables, self.tokenizer, processes)
         self.plan = Plan.of(recipe.train, self.loader.batches_per_epoch)
         self.task = build_task(recipe, build_model(recipe, processes), self.tokenizer, processes)
@@ -208,7 +218,7 @@ class _Run:
         self.loader.close()
         self.checkpoints.wait()
         self.processes.wait_for_all()
-        stability = self.recipe.stability
+        stability, stood_at = self.recipe.stability, self.state.step
         self.state = rewind(
             self.store,
             self.task,
@@ -222,12 +232,12 @@ class _Run:
         self._save(self.state)
         first, end = next(r for r in self.state.skipped if r[0] <= failure.step < r[1])
         text = (
-            f"step {failure.step} is not finite ({_terms(failure)}): back to step "
+            f"{_what_failed(failure)}: back to step "
             f"{self.state.step}, leaving out steps {first} to {end - 1} (rewind "
             f"{self.state.rewinds} of {stability.rewinds})"
         )
         self.rank_log.warn(text)
-        reporting.progress.update(self.state.step - failure.step)
+        reporting.progress.update(self.state.step - stood_at)
         if reporting.log is not None:
             reporting.log.go_back(self.state.step)
             values = {"failed_step": failure.step, "skipped": [first, end], "ids": failure.ids}
@@ -251,7 +261,11 @@ class _Run:
         if checkpoint is None:
             return RunState(data_fingerprint=self.loader.fingerprint())
         state = read_checkpoint(checkpoint, self.task, self.optimiser)
-        check_same_data(self.loader, state.data_fingerprint, self.run_dir)
+        if state.step > self.plan.total_steps:
+            raise TrainingError(
+                f"{self.run_dir} has done {state.step} steps, and the recipe asks for "
+                f"{self.plan.total_steps}: choose another run directory for a shorter run"
+            )
         if self.processes.is_first:
             # The process may have been killed between writing and linking.
             self.store.point(state.step, state.best_step)
@@ -271,7 +285,8 @@ class _Run:
         meter = Meter(measure_peak(device, dtype))
         with ExitStack() as stack:
             stack.enter_context(progress)
-            for line in self.loader.summary():
+            self.rank_log.note(f"texts: {self.texts}")
+            for line in (*self.loader.summary(), f"texts: {self.texts}"):
                 progress.note(line)
             if self.recipe.lora.rank:
                 trained, every = self._num_trained(), _count(self.task.student.parameters())
@@ -319,8 +334,14 @@ class _Run:
         self._write(folder.name, {FAILED_BATCH_FILE: json.dumps(report, indent=2)})
         named = ", ".join(failure.ids[:_NAMED_IDS])
         more = f" and {n} more" if (n := len(failure.ids) - _NAMED_IDS) > 0 else ""
+        if failure.is_learnt:
+            return TrainingError(
+                f"{_what_failed(failure)}. They are in {folder}, and in no checkpoint. "
+                "Start anew in another run directory, with a lower optimiser.lr or "
+                "optimiser.clip_norm=1"
+            )
         return TrainingError(
-            f"step {failure.step} is not finite ({_terms(failure)}). Its pairs: {named}{more} "
+            f"{_what_failed(failure)}. Its pairs: {named}{more} "
             f"(all in {folder / FAILED_BATCH_FILE}). The weights before it are in {folder}. Look "
             "at those pairs; or go on without them with stability.rewinds="
             f"{self.recipe.stability.rewinds + 1}; or start anew in another run directory, from "
@@ -333,5 +354,9 @@ def _count(parameters: Iterable[torch.nn.Parameter]) -> int:
     return sum(parameter.numel() for parameter in parameters)
 
 
-def _terms(failure: NonFiniteLoss) -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in failure.terms.items())
+def _what_failed(failure: NonFiniteLoss) -> str:
+    terms = ", ".join(f"{name} {value:.4g}" for name, value in failure.terms.items())
+    if failure.is_learnt:
+        shown = f" ({terms})" if terms else ""
+        return f"the weights after step {failure.step} are not finite or have exploded{shown}"
+    return f"step {failure.step} is not finite ({terms})"

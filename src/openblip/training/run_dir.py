@@ -1,6 +1,7 @@
 """What a run directory holds besides checkpoints and metrics, and whether it may be continued."""
 
 import shutil
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,10 +9,12 @@ from pathlib import Path
 from openblip.data.step_loader import AnyLoader
 from openblip.data.table import PairTable
 from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import TrainingError
+from openblip.errors import OpenBlipWarning, TrainingError
+from openblip.tasks.settings import ContrastObjectives
 from openblip.training.build import make_tokenizer, resolve
 from openblip.training.config import Recipe
 from openblip.training.distributed import Processes
+from openblip.training.loaders import with_fitting_queue
 from openblip.training.recipe_file import RECIPE_FILE, difference, read_recipe, write_recipe
 
 TOKENIZER_FOLDER = "tokenizer"
@@ -24,7 +27,9 @@ def prepare(
     processes: Processes,
     checkpoint: Path | None,
 ) -> tuple[Recipe, TextTokenizer]:
-    """The resolved recipe and the tokenizer of a run directory, which are written into it.
+    """The recipe that the tokenizer resolves, and the tokenizer of a run directory; writes both.
+
+    What the data decide is settled by `settle` when they are there.
 
     Args:
         recipe: what was asked for.
@@ -47,21 +52,84 @@ def prepare(
     tokenizer = TextTokenizer.from_file(folder)
     resolved = resolve(recipe, tokenizer)
     recorded = read_recipe(run_dir / RECIPE_FILE)
-    changed = difference(recorded, _with_free_settings(resolved, recorded))
-    if changed is not None:
-        raise TrainingError(
-            f"{run_dir} belongs to a run of another recipe: {changed}. Go on with that recipe, or "
-            "choose another run directory"
-        )
-    if processes.is_first and recorded != resolved:
-        write_recipe(resolved, run_dir / RECIPE_FILE)
+    _check_same_recipe(recorded, _with_queue_of(recorded, resolved), run_dir)
     return resolved, tokenizer
+
+
+def settle(
+    recipe: Recipe, num_examples: int, run_dir: Path, processes: Processes, checkpoint: Path | None
+) -> Recipe:
+    """The recipe with a queue that the data fill, as it stands in the run directory from now on.
+
+    A run that goes on has the rows that it began with (`check_same_data`), so that the size stays.
+
+    Args:
+        recipe: of `prepare`.
+        num_examples: admitted rows of all tables.
+        run_dir: of the run.
+        processes: the first one writes, and warns of a smaller queue.
+        checkpoint: what the run goes on from.
+
+    Raises:
+        TrainingError: the directory's checkpoints were made by another recipe.
+    """
+    settled = with_fitting_queue(recipe, num_examples)
+    recorded = read_recipe(run_dir / RECIPE_FILE)
+    if checkpoint is not None:
+        _check_same_recipe(recorded, settled, run_dir)
+    if processes.is_first:
+        if settled != recipe:
+            warnings.warn(
+                f"objectives.queue_size is {_queue_size(settled)} instead of "
+                f"{_queue_size(recipe)}: the view admits no more rows, and a longer queue would "
+                "contrast pairs with themselves",
+                OpenBlipWarning,
+                stacklevel=2,
+            )
+        if settled != recorded:
+            write_recipe(settled, run_dir / RECIPE_FILE)
+    return settled
+
+
+def _check_same_recipe(recorded: Recipe, recipe: Recipe, run_dir: Path) -> None:
+    changed = difference(recorded, _with_free_settings(recipe, recorded))
+    if changed is None:
+        return
+    last = run_dir / "checkpoints" / "last"
+    if changed.startswith(("train.steps", "train.epochs")):
+        raise TrainingError(
+            f"{run_dir} belongs to a run of another length: {changed}. Its learning rate "
+            f"(schedule.kind {recipe.schedule.kind}) falls until the last step, so that a longer "
+            "run differs from its first step on. To train on from its weights, choose another run "
+            f"directory and --init-from {last}"
+        )
+    raise TrainingError(
+        f"{run_dir} belongs to a run of another recipe: {changed}. Go on with that recipe, or "
+        f"choose another run directory (--init-from {last} starts from its weights)"
+    )
 
 
 def _with_free_settings(recipe: Recipe, other: Recipe) -> Recipe:
     """The recipe with those settings of the other that a run may change when it is resumed."""
     train = replace(recipe.train, trackers=other.train.trackers)
+    if not recipe.schedule.depends_on_length:
+        train = replace(train, steps=other.train.steps, epochs=other.train.epochs)
     return replace(recipe, train=train, stability=other.stability)
+
+
+def _queue_size(recipe: Recipe) -> int | None:
+    """None for a task without a queue."""
+    objectives = recipe.objectives
+    return objectives.queue_size if isinstance(objectives, ContrastObjectives) else None
+
+
+def _with_queue_of(recorded: Recipe, recipe: Recipe) -> Recipe:
+    """The recipe with the recorded queue, where it asks for a longer one: data may have cut it."""
+    size, objectives = _queue_size(recorded), recipe.objectives
+    if not isinstance(objectives, ContrastObjectives) or size is None:
+        return recipe
+    queue_size = min(size, objectives.queue_size)
+    return replace(recipe, objectives=replace(objectives, queue_size=queue_size))
 
 
 def check_same_data(loader: AnyLoader, digest: str, run_dir: Path) -> None:

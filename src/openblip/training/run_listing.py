@@ -11,16 +11,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openblip.errors import TrainingError
-from openblip.interop.folder import WEIGHTS_FILE
 from openblip.training.metrics_log import read_metrics
 from openblip.training.rank_log import RankStatus, is_held, log_path, read_statuses, what_happened
 from openblip.training.recipe_file import RECIPE_FILE, flattened, read_recipe
 
 RunCondition = Literal["running", "finished", "interrupted", "failed", "unknown"]
-_WEIGHTS = Path("checkpoints", "last", WEIGHTS_FILE)
+# As in `interop.folder`, which is not imported: that loads torch.
+_WEIGHTS = Path("checkpoints", "last", "model.safetensors")
 # A process on another machine that has written within this time is taken for living.
 _SIGN_OF_LIFE_SECONDS = 600.0
 _FOUND_DEPTH = 3
+# As the library safetensors allows.
+_MOST_HEADER = 100_000_000
+# What JSON of another shape leads to.
+_OTHER_JSON = (LookupError, TypeError, AttributeError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,11 +175,11 @@ def _num_parameters(weights: Path) -> int | None:
     try:
         with weights.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
-            header: dict[str, Any] = json.loads(file.read(size))
-    except (OSError, struct.error, json.JSONDecodeError):
+            header: dict[str, Any] = json.loads(file.read(min(size, _MOST_HEADER)))
+        shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
+        return sum(int(prod(shape)) for shape in shapes)
+    except (OSError, struct.error, ValueError, RecursionError, *_OTHER_JSON):
         return None
-    shapes = [entry["shape"] for name, entry in header.items() if name != "__metadata__"]
-    return sum(int(prod(shape)) for shape in shapes)
 
 
 def _is_run(folder: Path) -> bool:

@@ -5,8 +5,7 @@ from openblip.data.image_pairs import ImagePairBatch
 from openblip.data.loader import Batch
 from openblip.data.questions import QuestionBatch
 from openblip.model import MedConfig
-from openblip.model.albef import AlbefConfig, AlbefHead
-from openblip.model.config import Head
+from openblip.model.config import AlbefConfig, AlbefHead, Head
 from openblip.model.flops import (
     class_token_flops,
     image_encoder_flops,

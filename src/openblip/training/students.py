@@ -6,7 +6,8 @@ from pathlib import Path
 from openblip.errors import CheckpointError
 from openblip.interop.folder import read_folder
 from openblip.model import Med, MedConfig
-from openblip.model.albef import Albef, AlbefConfig
+from openblip.model.albef import Albef
+from openblip.model.config import AlbefConfig
 from openblip.model.derived import nlvr_from, vqa_from
 from openblip.model.nlvr import Nlvr, NlvrConfig
 from openblip.model.vqa import Vqa, VqaConfig

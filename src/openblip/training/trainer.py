@@ -21,9 +21,14 @@ _TRAINING, _VALIDATION = 1, 2
 
 
 class NonFiniteLoss(Exception):  # noqa: N818 - a condition between trainer and run, never shown
-    """The loss or the gradient of a step is not finite; nothing has been learnt from it."""
+    """The loss or the gradient of a step is not finite; nothing has been learnt from it.
 
-    def __init__(self, step: int, terms: dict[str, float], ids: list[str]) -> None:
+    Or what it has made of the weights is not finite or has exploded.
+    """
+
+    def __init__(
+        self, step: int, terms: dict[str, float], ids: list[str], is_learnt: bool = False
+    ) -> None:
         super().__init__(f"step {step}")
         self.step = step
         """Optimiser steps done before this one."""
@@ -31,6 +36,8 @@ class NonFiniteLoss(Exception):  # noqa: N818 - a condition between trainer and 
         """Losses and gradient norm by name."""
         self.ids = ids
         """Ids of the batch, or of the parts of it whose own loss is not finite."""
+        self.is_learnt = is_learnt
+        """The step has changed the weights; `terms` are losses with these, if any were taken."""
 
 
 @dataclass(frozen=True)

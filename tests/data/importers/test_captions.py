@@ -122,3 +122,115 @@ def test_a_path_that_the_system_refuses_is_a_missing_image(tmp_path: Path, jpeg:
     report, rows = imported(write(tmp_path / "captions.json", records))
     assert [row["id"] for row in rows] == ["a.jpg"]
     assert report.skipped == {"missing image": 2}
+
+
+def test_each_record_says_its_split(tmp_path: Path, jpeg: Jpeg) -> None:
+    names = ["a.jpg", "b.jpg", "c.jpg", "d.jpg"]
+    write_images(tmp_path, jpeg, names)
+    splits = ["train", "val", "test", None]
+    records = [{"image": n, "caption": n, "split": s} for n, s in zip(names, splits, strict=True)]
+    records.append({"image": "d.jpg", "caption": "more"})
+    report, rows = imported(write(tmp_path / "annotations.json", records))
+    assert [row["split"] for row in rows] == ["train", "val", "test", "train"]
+    assert rows[3]["captions"] == ["d.jpg", "more"]
+    assert (report.num_seen, report.num_used) == (5, 5)
+
+
+def test_records_of_one_image_must_say_one_split(tmp_path: Path, jpeg: Jpeg) -> None:
+    write_images(tmp_path, jpeg, ["a.jpg", "b.jpg"])
+    records = [
+        {"image": "a.jpg", "caption": "a", "split": "train"},
+        {"image": "a.jpg", "caption": "b", "split": "val"},
+        {"image": "b.jpg", "caption": "c", "split": "train", "set_name": "test"},
+        {"image": "b.jpg", "caption": "d"},
+    ]
+    report = import_pairs(write(tmp_path / "x.json", records), tmp_path / "t", show_progress=False)
+    assert (report.num_rows, report.skipped) == (0, {"contradiction": 4})
+    said = [example.detail for example in report.examples["contradiction"]]
+    assert ["'train and val'" in said[0], "'train and test'" in said[1]] == [True, True]
+
+
+def test_a_field_that_says_nothing_is_passed_over(tmp_path: Path, jpeg: Jpeg) -> None:
+    write_images(tmp_path, jpeg, ["a.jpg", "b.jpg"])
+    records = [
+        {"image": "a.jpg", "caption": None, "captions": ["x", "y"], "split": ""},
+        {"image": None, "file_name": "b.jpg", "caption": " ", "text": "z", "licence": 3},
+    ]
+    _, rows = imported(write(tmp_path / "metadata.json", records))
+    assert [row["captions"] for row in rows] == [["x", "y"], ["z"]]
+    assert json.loads(rows[1]["meta"]) == {"caption": " ", "licence": 3}
+
+
+def test_absolute_paths_of_another_machine_are_found_below_the_list(
+    tmp_path: Path, jpeg: Jpeg
+) -> None:
+    write_images(tmp_path, jpeg, ["image/0.jpg", "image/1.jpg"])
+    there = "/export/share/datasets/vision/visual-genome/image"
+    records = [
+        {"image": f"{there}/{n}.jpg", "caption": f"text {n}", "image_id": f"vg_{n}"} for n in (0, 1)
+    ]
+    report, rows = imported(write(tmp_path / "vg_caption.json", records))
+    assert [(row["id"], row["captions"]) for row in rows] == [
+        ("image/0.jpg", ["text 0"]), ("image/1.jpg", ["text 1"]),
+    ]  # fmt: skip
+    assert report.num_skipped == 0
+
+
+def test_text_caps_has_all_texts_of_an_image_in_each_record(tmp_path: Path, jpeg: Jpeg) -> None:
+    write_images(tmp_path, jpeg, ["train_images/0054c9.jpg"])
+    data = [
+        {
+            "caption_str": text, "caption_id": number, "image_id": "0054c9", "set_name": "val",
+            "image_path": "train/0054c9.jpg", "reference_strs": ["a watch", "a clock"],
+        }
+        for number, text in enumerate(("a watch", "a clock"))
+    ]  # fmt: skip
+    document = {"dataset_name": "textcaps", "dataset_type": "val", "data": data}
+    report, (row,) = imported(write(tmp_path / "TextCaps_0.1_val.json", document))
+    assert (row["id"], row["captions"], row["split"]) == ("0054c9", ["a watch", "a clock"], "val")
+    assert (report.num_seen, report.num_used) == (2, 2)
+
+
+def test_localized_narratives_and_results_name_images_by_their_ids(
+    tmp_path: Path, jpeg: Jpeg
+) -> None:
+    write_images(tmp_path, jpeg, ["val2017/000000000042.jpg", "7.jpg"])
+    narrative = {
+        "dataset_id": "mscoco_val2017", "image_id": "42", "annotator_id": 9, "caption": "In this",
+        "timed_caption": [{"utterance": "In"}], "traces": [[{"x": 0.1, "y": 0.2, "t": 0.0}]],
+    }  # fmt: skip
+    lines = tmp_path / "coco_val_localized_narratives.jsonl"
+    lines.write_text(f"{json.dumps(narrative)}\n\n{json.dumps(narrative)}\n")
+    _, (row,) = imported(lines)
+    assert (row["id"], row["captions"], row["split"]) == ("42", ["In this", "In this"], "val")
+    assert json.loads(row["meta"]) == {"dataset_id": "mscoco_val2017"}
+    results = write(tmp_path / "r.json", [{"image_id": 7.0, "caption": "a dog"}])
+    report = import_pairs(results, tmp_path / "t", show_progress=False)
+    assert (report.num_rows, report.splits) == (1, {"train": 1})
+
+
+def test_captions_under_the_names_of_images(tmp_path: Path, jpeg: Jpeg) -> None:
+    write_images(tmp_path, jpeg, ["1.jpg", "x/2.png"])
+    document = {
+        "1": {"caption": "a boat", "tags": "1boat, sea"},
+        "x/2.png": {"caption": "a ship"},
+        "3": {"tags": "1girl"},
+    }
+    report, rows = imported(write(tmp_path / "meta_cap.json", document))
+    assert [(row["id"], row["captions"]) for row in rows] == [
+        ("1", ["a boat"]), ("x/2.png", ["a ship"]),
+    ]  # fmt: skip
+    assert report.skipped == {"bad record": 1}
+
+
+def test_a_list_of_unusable_records_makes_no_table(tmp_path: Path, jpeg: Jpeg) -> None:
+    write_images(tmp_path, jpeg, ["a.jpg"])
+    records = [
+        {"image": "a.jpg", "caption": None},
+        {"image": "a.jpg", "caption": "x", "deep": json.loads("[" * 500 + "]" * 500)},
+        {"image": "https://a.example/a.jpg", "caption": "x"},
+    ]
+    report = import_pairs(write(tmp_path / "c.json", records), tmp_path / "t", show_progress=False)
+    assert (report.num_rows, report.num_seen) == (0, 3)
+    assert report.skipped == {"bad record": 2, "unsafe path": 1}
+    assert not (tmp_path / "t").exists()

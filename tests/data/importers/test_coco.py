@@ -139,3 +139,168 @@ def test_another_kind_than_the_wanted_one_is_refused(
     file = _write(tmp_path / "captions.json", COCO)
     with pytest.raises(DataError, match="holds coco annotations, not karpathy"):
         _import(file, format="karpathy")
+
+
+def _split_coco(jpeg: Callable[..., bytes], folder: Path, name: str, **more: Any) -> Path:
+    """Two images with a caption each; `more` replaces parts of the file."""
+    _images(folder, jpeg, ["a.jpg", "b.jpg"])
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 2, "file_name": "b.jpg"}]
+    annotations = [{"id": n, "image_id": n, "caption": f"text {n}"} for n in (1, 2)]
+    return _write(folder / name, {"images": images, "annotations": annotations, **more})
+
+
+def test_images_annotations_and_info_say_the_split(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    images = [
+        {"id": 1, "file_name": "a.jpg", "split": "test"},
+        {"id": 2, "file_name": "b.jpg", "set_name": "restval"},
+    ]
+    report, rows = _import(_split_coco(jpeg, tmp_path / "1", "labels.json", images=images))
+    assert [row["split"] for row in rows] == ["test", "train"]
+    assert report.split_from["test"] == {"a field of the record": 1}
+    annotations = [{"id": 1, "image_id": 1, "caption": "a", "split": "val"}]
+    report, _ = _import(_split_coco(jpeg, tmp_path / "2", "x.json", annotations=annotations))
+    assert report.splits == {"val": 1}
+    report, _ = _import(_split_coco(jpeg, tmp_path / "3", "x.json", info={"split": "test"}))
+    assert report.splits == {"test": 2}
+
+
+def test_an_image_of_two_splits_is_a_contradiction_that_names_both(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    images = [
+        {"id": 1, "file_name": "a.jpg", "split": "train"},
+        {"id": 2, "file_name": "b.jpg", "split": "train"},
+    ]
+    annotations = [
+        {"id": 1, "image_id": 1, "caption": "a", "split": "test"},
+        {"id": 2, "image_id": 2, "caption": "b"},
+    ]
+    changed = {"images": images, "annotations": annotations}
+    report, rows = _import(_split_coco(jpeg, tmp_path / "1", "x.json", **changed))
+    assert [row["id"] for row in rows] == ["2"]
+    assert report.skipped == {"contradiction": 1}
+    (example,) = report.examples["contradiction"]
+    assert "'train and test'" in example.detail
+    report, _ = _import(_split_coco(jpeg, tmp_path / "2", "x.json", **changed), split="val")
+    assert report.splits == {"val": 2}
+
+
+def test_one_id_of_two_files_is_a_contradiction(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
+    images = [{"id": 1, "file_name": "a.jpg"}, {"id": 1, "file_name": "b.jpg"}] * 2
+    images += [{"id": 2, "file_name": "b.jpg"}] * 2
+    report, rows = _import(_split_coco(jpeg, tmp_path, "x.json", images=images))
+    assert [row["captions"] for row in rows] == [["text 2"]]
+    assert (report.num_seen, report.num_used, report.skipped) == (6, 2, {"contradiction": 4})
+
+
+def test_ids_that_pandas_made_floats_are_the_same(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    annotations = [{"id": n, "image_id": float(n), "caption": f"text {n}"} for n in (1, 2)]
+    report, rows = _import(_split_coco(jpeg, tmp_path, "x.json", annotations=annotations))
+    assert [(row["id"], row["captions"]) for row in rows] == [("1", ["text 1"]), ("2", ["text 2"])]
+    assert report.num_skipped == 0
+
+
+def test_of_a_long_list_with_few_images_each_missing_one_has_its_reason(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    images = [{"id": n, "file_name": f"{n}.jpg"} for n in range(30)]
+    annotations = [{"id": n, "image_id": n, "caption": f"text {n}"} for n in range(30)]
+    file = _split_coco(jpeg, tmp_path, "x.json", images=images, annotations=annotations)
+    _images(tmp_path / "images", jpeg, [f"{n}.jpg" for n in range(25, 30)])
+    report, rows = _import(file)
+    assert [row["id"] for row in rows] == [str(n) for n in range(25, 30)]
+    assert (report.num_seen, report.skipped) == (30, {"missing image": 25})
+
+
+def test_absolute_paths_inside_the_folder_of_images_are_taken(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    _images(tmp_path / "test" / "images", jpeg, ["a.jpg"])
+    images = [
+        {"id": 1, "file_name": str(tmp_path / "test" / "images" / "a.jpg")},
+        {"id": 2, "file_name": str(tmp_path / "b.jpg")},
+    ]
+    file = _split_coco(jpeg, tmp_path, "x.json", images=images)
+    report, rows = _import(file, image_root=tmp_path / "test" / "images")
+    # The folders above are no words of the source.
+    assert [(row["id"], row["split"]) for row in rows] == [("1", "train")]
+    assert report.skipped == {"unsafe path": 1}
+
+
+def test_records_that_are_none_and_annotations_of_another_kind_are_left_out_by_name(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    annotations: list[object] = [
+        {"id": 1, "image_id": 1, "caption": None, "captions": ["a", "b"]},
+        {"id": 2, "image_id": 1, "bbox": [1, 2, 3, 4], "category_id": 1},
+        {"id": 3, "image_id": 1, "caption": 3},
+        {"id": 4, "image_id": None, "caption": "of nothing"},
+        None,
+    ]
+    images: list[object] = [{"id": 1, "file_name": "a.jpg"}, None, {"id": None, "file_name": "b"}]
+    file = _split_coco(jpeg, tmp_path, "x.json", images=images, annotations=annotations)
+    report, rows = _import(file)
+    assert [row["captions"] for row in rows] == [["a", "b"]]
+    assert (report.num_seen, report.num_used, report.skipped) == (7, 1, {"bad record": 6})
+    details = [example.detail for example in report.examples["bad record"]]
+    assert "is a box, and no caption" in details
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({"bbox": [1, 2, 3, 4], "category_id": 1}, "a box"),
+        ({"segmentation": [], "bbox": []}, "a segmentation"),
+        ({"keypoints": [], "segmentation": []}, "keypoints"),
+        ({"segments_info": []}, "a panoptic segmentation"),
+    ],
+)
+def test_a_file_of_another_kind_of_annotation_is_refused_for_what_it_is(
+    tmp_path: Path, jpeg: Callable[..., bytes], fields: dict[str, object], kind: str
+) -> None:
+    annotations = [{"id": 1, "image_id": 1, **fields}]
+    file = _split_coco(jpeg, tmp_path, "instances_val2014.json", annotations=annotations)
+    with pytest.raises(DataError, match=rf"has no captions: each of its 1 annotations is {kind};"):
+        _import(file)
+    assert not (tmp_path / "out.lance").exists()
+
+
+def test_a_karpathy_split_of_images_in_one_folder(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    _images(tmp_path / "images", jpeg, ["a.jpg", "b.jpg"])
+    images = [
+        _karpathy("a.jpg", "test", filepath="val2014", cocoid=1.0),
+        # Two of one name: which the one in the folder is nobody says.
+        _karpathy("b.jpg", "test", filepath="val2014", cocoid=2),
+        _karpathy("b.jpg", "test", filepath="train2014", cocoid=3),
+    ]
+    report, rows = _import(_write(tmp_path / "dataset_coco.json", {"images": images}))
+    assert [row["id"] for row in rows] == ["1"]
+    assert report.skipped == {"missing image": 2}
+
+
+def test_sentences_without_text_are_noted_and_images_of_two_splits_left_out(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    _images(tmp_path, jpeg, ["a.jpg", "b.jpg"])
+    sentences = [{"raw": None, "tokens": ["two", "dogs"]}, {"raw": "a cat"}, {}, 5]
+    images = [
+        {"filename": "a.jpg", "split": "val", "sentences": sentences},
+        _karpathy("b.jpg", "train"), _karpathy("b.jpg", "test"), 7,
+    ]  # fmt: skip
+    report, rows = _import(_write(tmp_path / "dataset_x.json", {"images": images}))
+    assert [row["captions"] for row in rows] == [["two dogs", "a cat"]]
+    assert (report.noted, report.num_seen) == ({"bad record": 2}, 4)
+    assert report.skipped == {"contradiction": 2, "bad record": 1}
+
+
+def test_a_file_without_images_makes_no_table(tmp_path: Path) -> None:
+    file = _write(tmp_path / "x.json", {"images": [], "annotations": []})
+    report = import_pairs(file, tmp_path / "t", show_progress=False)
+    assert (report.num_rows, report.num_seen) == (0, 0)
+    assert not (tmp_path / "t").exists()

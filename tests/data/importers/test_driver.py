@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from openblip.data.importers.driver import import_pairs
+from openblip.data.reading import table_images
 from openblip.data.report import ImportReport, is_import_state
 from openblip.data.table import PairTable
 from openblip.errors import DataError
@@ -231,3 +232,69 @@ def test_real_photographs(shared_data: Path, tmp_path: Path) -> None:
     record = PairTable.open(tmp_path / "t").take([0], ["width", "height", "captions"]).to_pylist()
     assert (record[0]["width"], record[0]["height"]) == (224, 224)
     assert len(record[0]["captions"]) == 5
+
+
+def test_names_that_differ_in_bytes_that_are_no_utf8_stay_different(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    for number, stem in enumerate(("caf\udce9", "caf\udce8")):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        (tmp_path / "photos" / f"{stem}.jpg").write_bytes(jpeg(number))
+        (tmp_path / "photos" / f"{stem}.txt").write_text(f"text {number}")
+    (tmp_path / "photos" / "bad\udcff.jpg").write_text("no image")
+    (tmp_path / "photos" / "bad\udcff.txt").write_text("text")
+    report = import_pairs(tmp_path / "photos", tmp_path / "t", store="uri", show_progress=False)
+    report.to_text().encode()
+    # And the text beside it.
+    assert report.skipped == {"unreadable image": 2}
+    table = PairTable.open(tmp_path / "t")
+    rows = table.take([0, 1], ["id", "captions"]).to_pylist()
+    assert rows == [
+        {"id": r"caf\xe8", "captions": ["text 1"]},
+        {"id": r"caf\xe9", "captions": ["text 0"]},
+    ]
+    assert len(table_images(table, [0, 1])) == 2
+
+
+@pytest.mark.parametrize("ids", ["key", "sha256"])
+def test_imports_at_the_same_time_never_give_one_id_to_two_rows(
+    tmp_path: Path, write_jsonl: Callable[..., Path], ids: str
+) -> None:
+    records = [{"image": f"images/{n}.jpg", "captions": ["x"]} for n in range(60)]
+    source = write_jsonl(records, 60)
+    call = f"import_pairs({str(source)!r}, {str(tmp_path / 't')!r}, ids={ids!r}, commit_rows=5"
+    code = f"from openblip.data.importers.driver import import_pairs; {call}, show_progress=False)"
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE, text=True)
+        for _ in range(3)
+    ]
+    for process in processes:
+        _, said = process.communicate(timeout=120)
+        if process.returncode:
+            assert "at the same time" in said.splitlines()[-1]
+    assert len(set(_ids(tmp_path / "t"))) == len(_ids(tmp_path / "t"))
+    # What was stopped goes on.
+    report = import_pairs(source, tmp_path / "t", ids=ids, show_progress=False)
+    assert report.complete
+    assert sorted(set(_ids(tmp_path / "t"))) == sorted(_ids(tmp_path / "t"))
+    assert len(PairTable.open(tmp_path / "t")) == 60
+
+
+def test_two_sources_at_the_same_time_both_come_into_a_new_table(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    processes = []
+    for source in ("left", "right"):
+        (tmp_path / source).mkdir()
+        for number in range(30):
+            (tmp_path / source / f"{source}-{number}.jpg").write_bytes(jpeg(number))
+            (tmp_path / source / f"{source}-{number}.txt").write_text("text")
+        call = f"import_pairs({str(tmp_path / source)!r}, {str(tmp_path / 't')!r}, commit_rows=3"
+        code = f"from openblip.data.importers.driver import import_pairs; {call})"
+        processes.append(subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.PIPE))
+    for process in processes:
+        _, said = process.communicate(timeout=120)
+        assert process.returncode == 0, said
+    expected = {f"{source}-{number}" for source in ("left", "right") for number in range(30)}
+    assert set(_ids(tmp_path / "t")) == expected
+    assert len(_ids(tmp_path / "t")) == 60

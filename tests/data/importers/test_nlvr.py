@@ -114,13 +114,37 @@ def test_what_is_malformed_stands_in_the_report(tmp_path: Path, jpeg: Jpeg) -> N
     assert report.skipped == {"bad record": 2, "missing image": 2}
 
 
-def test_missing_images_and_mixed_splits_are_named(tmp_path: Path, jpeg: Jpeg) -> None:
+def test_missing_images_and_cut_files_are_named(tmp_path: Path, jpeg: Jpeg) -> None:
     with pytest.raises(DataError, match="image_root"):
         imported(write_lines(tmp_path / "dev.json", DEV))
-    mixed = [*DEV, example("test1-1-0-0", "s", "True")]
-    with pytest.raises(DataError, match="mixes the splits dev, test1"):
-        imported(write_lines(tmp_path / "all.json", mixed))
     cut = write_lines(tmp_path / "cut.json", DEV)
     cut.write_text(cut.read_text()[:-20])
     with pytest.raises(DataError, match=r"cut\.json cannot be read as JSON"):
         imported(cut)
+
+
+def test_each_identifier_says_the_split_of_its_images(tmp_path: Path, jpeg: Jpeg) -> None:
+    write_images(tmp_path / "images", jpeg, sides("dev-850-0", "test1-1-0"))
+    mixed = [DEV[0], example("test1-1-0-0", "s", "True")]
+    report, table = imported(write_lines(tmp_path / "all.json", mixed))
+    assert report.splits == {"val": 2, "test": 2}
+    assert report.split_from["test"] == {"a field of the record": 2}
+    assert len(ImagePairIndex.resolve(table, "test").pairs) == 1
+
+
+def test_a_file_that_names_another_split_than_its_identifiers_is_believed_in_nothing(
+    tmp_path: Path, jpeg: Jpeg
+) -> None:
+    write_images(tmp_path / "images/train/41", jpeg, sides("train-10-2"))
+    lines = [example("train-10-2-0", "One dog.", "True", directory=41)]
+    report = import_pairs(
+        write_lines(tmp_path / "test1.json", lines), tmp_path / "t", show_progress=False
+    )
+    assert (report.num_rows, report.skipped) == (0, {"contradiction": 2})
+
+
+def test_every_sentence_is_counted_once(tmp_path: Path, jpeg: Jpeg) -> None:
+    write_images(tmp_path / "images", jpeg, sides("dev-850-0", "dev-850-1"))
+    report, _ = imported(write_lines(tmp_path / "dev.json", [*DEV, 5, None]))
+    # Three sentences of two first images, two second images without any, and two lines.
+    assert (report.num_seen, report.num_used, report.skipped) == (7, 5, {"bad record": 2})

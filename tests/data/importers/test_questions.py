@@ -130,8 +130,8 @@ def test_malformed_annotations_are_reported(tmp_path: Path, jpeg: Callable[..., 
 
     details = {example.where: example.detail for example in report.examples["bad record"]}
     assert details == {
-        f"{OFFICIAL} annotation 0": "needs a question_id, a number",
-        f"{OFFICIAL} annotation 1": "needs a question_id, a number",
+        f"{OFFICIAL} annotation 1": "needs a question_id",
+        f"{OFFICIAL} annotation of question first": "has no question in the file",
         f"{OFFICIAL} annotation of question 73000": "needs answers, a list of texts",
         f"{OFFICIAL} annotation of question 42001": "needs answers, a list of texts",
     }
@@ -282,3 +282,99 @@ def test_the_pairs_of_daquar_are_imported_whole(shared_data: Path, tmp_path: Pat
     expected = [q["answer"] for line in lines if line["split"] == "test" for q in line["questions"]]
     found = [question.answers for _, question in _questions(PairTable.open(uri), "test")]
     assert found == [(answer,) for answer in expected]
+
+
+def test_answers_are_read_from_every_field_that_is_known(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    _images(tmp_path, jpeg, ["a.jpg"])
+    vizwiz = [{"answer": "beans", "answer_confidence": c} for c in ("yes", "maybe", "no")]
+    said = [
+        {"answers": ["x", "y", None]},
+        {"answers": None, "answer": "z"},
+        {"answers": vizwiz, "answer_type": "other", "answerable": 1},
+        {"answers": [{"answer": "u"}, {"answer": None}]},
+        {"direct_answers": ["bus", "bus"], "choices": ["a", "b"], "correct_choice_idx": 0},
+        {"direct_answers": None, "choices": ["a", "b"], "correct_choice_idx": 1},
+        {"multiple_choice_answer": "dog"},
+    ]
+    records = [{"image": "a.jpg", "question": f"q{n}?", **entry} for n, entry in enumerate(said)]
+    report, table = _import(_write(tmp_path / "train.json", records))
+    assert report.num_skipped == 0
+    assert [question.answers for _, question in _questions(table, "train")] == [
+        ("x", "y"), ("z",), ("beans",) * 3, ("u",), ("bus", "bus"), ("b",), ("dog",),
+    ]  # fmt: skip
+    kept = json.loads(table.take([0], ["meta"])["meta"][0].as_py())["questions"]
+    assert (kept[2]["answerable"], kept[4]["choices"]) == (1, ["a", "b"])
+
+
+def test_answers_that_cannot_be_read_refuse_their_record(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    _images(tmp_path, jpeg, ["a.jpg"])
+    said: list[dict[str, object]] = [
+        {"answers": {"yes": 3}}, {"answers": [1]}, {"answer": 4}, {"gt_answers": ["x"]},
+        {"label": "red"}, {"answers": ["good"]},
+    ]  # fmt: skip
+    records = [{"image": "a.jpg", "question": "q?", **entry} for entry in said]
+    report, table = _import(_write(tmp_path / "train.json", records))
+    assert (report.num_seen, report.skipped) == (6, {"bad record": 5})
+    assert "has answers in 'gt_answers'" in report.to_text()
+    assert [question.answers for _, question in _questions(table, "train")] == [("good",)]
+
+
+def test_ids_of_questions_may_be_texts_and_floats(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    asked = [{**_question(1, 42), "question_id": key} for key in ("x1", 42000.0, True)]
+    file = _official(tmp_path, jpeg, [*asked, None])
+    annotated = [{**_annotation(42000, 42)}, {**_annotation(1, 42), "question_id": "x1"}]
+    _write(tmp_path / ANNOTATIONS, {"annotations": [*annotated, annotated[0]]})
+    report, table = _import(file)
+    assert [question.key for _, question in _questions(table, "val")] == ["x1", "42000"]
+    assert (report.num_seen, report.skipped) == (5, {"bad record": 3})
+
+
+def test_the_split_of_a_question_file_is_said_by_it_or_by_its_name(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    file = _official(tmp_path, jpeg, [_question(42000, 42)])
+    report, _ = _import(file)
+    assert report.split_from == {"val": {"a field of the record": 1}}
+    unsaid = _write(file, {"questions": [_question(42000, 42)]})
+    report = import_pairs(unsaid, tmp_path / "t", show_progress=False)
+    assert report.split_from == {"val": {"the name of a file or folder": 1}}
+
+
+def test_questions_and_annotations_may_be_in_one_file(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    _official(tmp_path, jpeg, [])
+    document = {"questions": [_question(42000, 42)], "annotations": [_annotation(42000, 42)]}
+    _, table = _import(_write(tmp_path / "mine_val2014.json", document))
+    ((_, question),) = _questions(table, "val")
+    assert list(question.answers) == HUMAN
+
+
+def test_records_without_a_path_have_the_id_of_their_image(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    _images(tmp_path, jpeg, ["val2017/000000000042.jpg", "train_images/0054c9.jpg"])
+    asked = {"image_id": 42, "question_id": "x", "question": "q?", "direct_answers": ["bus"]}
+    _, table = _import(_write(tmp_path / "aokvqa.json", [{**asked, "split": "val"}]))
+    assert [(row, q.key) for row, q in _questions(table, "val")] == [("42", "x")]
+    data = [{**asked, "image_id": "0054c9", "answers": ["nokia"], "set_name": "val"}]
+    document = {"dataset_type": "val", "data": data}
+    file = _write(tmp_path / "b" / "TextVQA_0.5.1_val.json", document)
+    _, table = _import(file, image_root=tmp_path)
+    assert [row for row, _ in _questions(table, "val")] == ["0054c9"]
+
+
+def test_questions_of_gqa_are_under_their_ids(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
+    _images(tmp_path, jpeg, ["images/2405722.jpg"])
+    said = {"question": "What bird?", "imageId": "2405722", "answer": "parrot", "types": {}}
+    file = _write(tmp_path / "val_balanced_questions.json", {"05515938": said, "1": None})
+    report, table = _import(file)
+    ((row, question),) = _questions(table, "val")
+    assert (row, question.key, question.answers) == ("2405722.jpg", "05515938", ("parrot",))
+    assert report.num_seen == 2

@@ -146,8 +146,10 @@ def test_one_damaged_parquet_file_does_not_keep_the_others_out(
     (folder / "1.parquet").write_bytes(whole[: len(whole) // 2])
     report, rows = _import(folder)
     assert [row["captions"] for row in rows] == [["text 0"], ["text 2"]]
-    assert report.skipped == {"bad record": 1}
-    assert "1.parquet row 1" in report.to_text()
+    # The images of the folder that no table names are told of, too.
+    assert report.skipped == {"bad record": 1, "missing caption": 6}
+    (example,) = report.examples["bad record"]
+    assert (example.where, example.detail[:14]) == ("1.parquet", "cannot be read")
 
 
 def test_a_table_of_addresses_says_what_to_do(folder: Path) -> None:

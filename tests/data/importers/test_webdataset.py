@@ -4,7 +4,9 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from openblip.data.ids import file_key
 from openblip.data.importers.driver import import_pairs
@@ -26,7 +28,8 @@ def test_shards_of_img2dataset(
 ) -> None:
     for shard in range(2):
         write_tar(f"{shard:05d}.tar", samples(shard * 3, 3))
-        (tmp_path / "shards" / f"{shard:05d}.parquet").write_bytes(b"beside the tars, not read")
+        log = {"key": [f"{shard * 3 + n:05d}" for n in range(3)], "status": ["success"] * 3}
+        parquet.write_table(pa.table(log), tmp_path / "shards" / f"{shard:05d}.parquet")
     report, rows = _import(tmp_path / "shards", tmp_path / "t")
     assert (report.format, report.num_rows, report.num_used) == ("webdataset", 6, 18)
     assert report.skipped == {"other file": 2}

@@ -11,6 +11,7 @@ from urllib.parse import urlsplit
 from openblip.atomic import replace_file
 from openblip.data.parallel import ordered_map
 from openblip.data.table import PairTable
+from openblip.errors import DataError
 from openblip.progress import Progress
 
 if TYPE_CHECKING:
@@ -82,8 +83,20 @@ def compute_columns(
 
 
 def column_state(table: PairTable, key: str) -> dict[str, Any]:
-    """What the metadata remembers under a key; empty if nothing."""
-    state: dict[str, Any] = json.loads(table.metadata.get(key, "{}"))
+    """What the metadata remembers under a key; empty if nothing.
+
+    Raises:
+        DataError: it is no JSON object.
+    """
+    try:
+        state = json.loads(table.metadata.get(key, "{}"))
+    except (ValueError, RecursionError):
+        state = None
+    if not isinstance(state, dict):
+        raise DataError(
+            f"{table.uri}: its metadata under {key!r} is no JSON object: another program has "
+            "written it; remove the entry (`PairTable.update_metadata`)"
+        )
     return state
 
 

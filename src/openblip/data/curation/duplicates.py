@@ -18,6 +18,7 @@ from openblip.data.curation.flags import (
 from openblip.data.curation.marks import Marks, count_errors, embedding_model, mark_images
 from openblip.data.curation.near_texts import repeated_texts
 from openblip.data.curation.nearness import Nearness, repeated_images
+from openblip.data.curation.preference import Keep, keeping_order
 from openblip.data.curation.table_texts import TableTexts
 from openblip.data.table import SPLITS, PairTable
 
@@ -62,6 +63,8 @@ class DuplicateReport:
     """Those of them that repeat a text of their own image."""
     most_copied: list[Copies] = field(default_factory=list)
     """Images with the most copies."""
+    keep: Keep = "first"
+    """Which of several near images is kept."""
 
     def to_text(self) -> str:
         """The report for people, several lines."""
@@ -76,6 +79,7 @@ class DuplicateReport:
             f"{column}: {self.repeated_texts[column]:,} of {count:,} texts repeat another, "
             f"{self.repeated_in_row[column]:,} of them one of the same image"
             for column, count in self.num_texts.items()
+            if count
         ]
         for copies in self.most_copied:
             more = ", ..." if copies.count > len(copies.examples) else ""
@@ -87,6 +91,7 @@ def flag_duplicates(
     table: PairTable,
     nearness: Nearness | None = None,
     *,
+    keep: Keep = "first",
     num_threads: int | None = None,
     show_progress: bool = True,
 ) -> DuplicateReport:
@@ -97,12 +102,14 @@ def flag_duplicates(
     the image's own id if the image has the text twice. Null is kept. No row is removed: a view
     with `without` leaves them out.
 
-    Kept is the first in this order: images of human origin before those of the web, then the order
-    of the table; of texts, those of kept images first, then given before synthetic ones.
+    Kept is the first in this order: images of human origin before those of the web, then as `keep`
+    says (see `keeping_order`); of texts, in the order of the table, those of kept images first,
+    then given before synthetic ones.
 
     Args:
         table: gets the columns, and those of `mark_images`.
         nearness: thresholds; those of an embedding need `embed_table` first.
+        keep: which of several near images is kept.
         num_threads: that read images; None for one for each core, 2 to 16.
         show_progress: on stderr.
 
@@ -111,12 +118,12 @@ def flag_duplicates(
     """
     nearness = nearness or Nearness()
     mark_images(table, num_threads=num_threads, show_progress=show_progress)
-    report = DuplicateReport(table.uri, nearness, num_images=len(table))
+    report = DuplicateReport(table.uri, nearness, num_images=len(table), keep=keep)
     if nearness.needs_embeddings:
         report.model = embedding_model(table)["model"]
     report.num_unreadable = count_errors(table).total()
     split, is_web = _splits(table)
-    order = np.lexsort((np.arange(len(table)), is_web))
+    order = keeping_order(table, is_web, keep, num_threads)
     images = _image_leaders(table, nearness, split, order, report)
     texts = TableTexts.read(table)
     demoted = np.zeros(len(table), dtype=bool)

@@ -96,15 +96,6 @@ class Images:
         return sorted(known or images)
 
 
-def texts_beside(files: Set[str]) -> bool:
-    """Whether a text lies beside an image, as far as names tell."""
-    images = {name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES}
-    stems = _by_stem(images)
-    return bool(images) and any(
-        base in images or base in stems for name in files for base in _bases(name)
-    )
-
-
 def _by_stem(names: Set[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = defaultdict(list)
     for name in names:

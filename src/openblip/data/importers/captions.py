@@ -1,51 +1,165 @@
-"""Lists of captions that BLIP's authors distribute: COCO and Flickr30k by Karpathy, NoCaps."""
+"""Lists of captions: of BLIP's authors, NoCaps, TextCaps, localized narratives, COCO results."""
 
 import re
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from openblip.data.importers.coco import ROOTS
-from openblip.data.importers.gathered import Gathered, GatheredSource
-from openblip.data.importers.source import SourceOptions, texts_of
+from openblip.data.coco_ids import COCO_ID, image_id
+from openblip.data.image_formats import IMAGE_SUFFIXES
+from openblip.data.importers.gathered import Gathered, GatheredSource, fields_of
+from openblip.data.importers.image_folders import (
+    ImageFolder,
+    coco_names,
+    find_images,
+    with_suffixes,
+)
+from openblip.data.importers.source import SourceOptions, first_texts, known_id, name_below
+from openblip.data.importers.splits import pop_split
 
+IMAGE_FIELDS = ("image", "file_name", "filename", "filepath", "path", "image_path", "img_path")
+"""Fields of a record that name the file of its image; the first that has a text."""
+CAPTION_FIELDS = ("captions", "caption", "text", "reference_strs", "caption_str", "sentences")
+"""Fields of a record that hold texts of its image; the first that has any."""
 _COCO_ID = re.compile(r"COCO_[a-z]+\d{4}_(\d{12})\.")
-_USED = ("image", "caption", "captions", "image_id")
+# Of TextCaps, whose validation images are training images of Open Images.
+_FOLDERS = ("train_images/", "test_images/")
 
 
 def caption_list_source(
-    file: Path, records: Sequence[Any], options: SourceOptions
+    file: Path, records: Sequence[Any], options: SourceOptions, split: str | None = None
 ) -> GatheredSource:
-    """A list of objects with `image` and `caption` (or `captions`): a text, or several.
+    """A list of objects with the path of an image and a text, or several.
 
-    This is the form of `coco_karpathy_train.json` and `flickr30k_train.json` (a record for each
-    caption), of the `val` and `test` files beside them (one for each image), and of
+    This is the form of `coco_karpathy_train.json`, `flickr30k_train.json` and `vg_caption.json` (a
+    record for each caption), of the `val` and `test` files beside them (one for each image), and of
     `nocaps_val.json`, which may lack captions. The id is `img_id`, or COCO's image id in the name
-    of the file, or the path; the split is what the file's name says.
+    of the file, or the path. A record without a path, as of TextCaps, localized narratives and
+    results for COCO, has an `image_id`, which is then the id.
+
+    Args:
+        file: that holds them.
+        records: the objects.
+        options: may name the folder of images.
+        split: of all records, where the file says it.
+
+    Raises:
+        DataError: the images are nowhere to be found.
     """
-    gathered = Gathered(file)
-    for number, record in enumerate(records):
-        entry = record if isinstance(record, dict) else {}
-        name = entry.get("image")
-        if not isinstance(name, str):
-            gathered.refuse(f"record {number}", "needs a path in image")
+    own = [image_names(fields_of(record)) for record in records]
+    folder = find_images(file, (name for names in own for name in names), options)
+    gathered = Gathered(file, folder, split)
+    for number, (record, names) in enumerate(zip(records, own, strict=True)):
+        entry, what = fields_of(record), f"record {number}"
+        if not names:
+            gathered.refuse(what, "needs a path in image, or an image_id")
             continue
         try:
-            captions = texts_of(entry.get("caption", entry.get("captions")))
+            captions, used = first_texts(entry, CAPTION_FIELDS)
         except ValueError as error:
-            gathered.refuse(f"record {number}", str(error))
+            gathered.refuse(what, str(error))
             continue
-        if not captions and "img_id" not in entry:
-            gathered.refuse(f"record {number}", "needs a caption")
+        lacks = not captions and (entry.get("captions") == [] or "img_id" in entry)
+        if not captions and not lacks:
+            gathered.refuse(what, "needs a caption")
             continue
-        image = gathered.image(_key(entry, name), (name,))
+        key = image_key(entry, folder, names)
+        if known_id(entry.get("img_id")) is not None:
+            key = str(known_id(entry["img_id"]))
+        image = gathered.image(key, names, pop_split(entry))
+        image.may_lack_captions = not (captions or image.captions)
+        if used == "reference_strs":
+            # All texts of the image stand in each of its records.
+            captions = [text for text in captions if text not in image.captions]
         image.captions += captions
-        image.meta |= {field: value for field, value in entry.items() if field not in _USED}
-    return GatheredSource("captions", gathered, ROOTS, None, options)
+        image.meta |= _others(entry, captions)
+    return GatheredSource("captions", gathered)
 
 
-def _key(entry: dict[str, Any], name: str) -> str:
-    if "img_id" in entry:
-        return str(entry["img_id"])
-    coco = _COCO_ID.search(name)
-    return str(int(coco[1])) if coco else name
+def is_result(fields: Set[str]) -> bool:
+    """Whether a record with these fields is one of COCO's results, and nothing more."""
+    return {"image_id", "caption"} <= fields <= {"image_id", "caption", COCO_ID, "id"}
+
+
+def results_source(
+    file: Path, records: Sequence[Any], options: SourceOptions
+) -> GatheredSource | None:
+    """A list of objects with `image_id` and `caption`: COCO's results, of `openblip caption` too.
+
+    The image is the file of that path, or else the one whose name has that number at its end,
+    below the folder of the file, or `image_root`. None if no image is there.
+    """
+    root = options.image_root or file.parent
+    gathered = Gathered(file, ImageFolder(root))
+    names: dict[int | str, list[str]] = defaultdict(list)
+    for path in sorted(root.rglob("*")):
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            name = path.relative_to(root).as_posix()
+            names[image_id(name)].append(name)
+    for number, record in enumerate(records):
+        entry = fields_of(record)
+        key, caption = known_id(entry.get("image_id")), entry.get("caption")
+        if key is None or not isinstance(caption, str):
+            gathered.refuse(f"record {number}", "needs an image_id and a caption")
+            continue
+        found = names[key] if isinstance(key, int) else [name_below(root, key)]
+        if len(found) != 1:
+            why = "several image files have" if found else "no image file has"
+            gathered.refuse(f"record {number}", f"{why} the number {key} in the name, below {root}")
+            continue
+        image = gathered.image(str(key) if isinstance(key, int) else found[0], (found[0],))
+        image.captions.append(caption)
+    return GatheredSource("captions", gathered) if names else None
+
+
+def keyed_captions_source(
+    file: Path, document: Mapping[str, Any], options: SourceOptions
+) -> GatheredSource:
+    """An object with one for each image, under its path or its name without suffix.
+
+    This is the form of `meta_cap.json` of kohya's scripts; `caption` counts, `tags` do not.
+    """
+    records = [{**fields_of(value), "image_id": name} for name, value in document.items()]
+    return caption_list_source(file, records, options)
+
+
+def image_names(record: Mapping[str, Any]) -> tuple[str, ...]:
+    """Where the image of a record may be; empty if it names none."""
+    field, image_id = _name_field(record), known_id(record.get("image_id"))
+    told = () if field is None else (str(record[field]),)
+    # TextCaps and TextVQA come with paths of their own beside the ids that are the names.
+    if image_id is None or field not in (None, "image_path"):
+        return told
+    # Folders that the record does not name come last: the first name tells where it says to look.
+    below = (f"{folder}{image_id}.jpg" for folder in _FOLDERS)
+    is_number = str(image_id).isascii() and str(image_id).isdecimal()
+    coco = coco_names(int(image_id)) if is_number else ()
+    return (*told, *with_suffixes(str(image_id)), *coco, *below)
+
+
+def image_key(record: Mapping[str, Any], folder: ImageFolder, names: Sequence[str]) -> str:
+    """The id of a record's image: COCO's in the name of its file, the path, or its `image_id`."""
+    if _name_field(record) in (None, "image_path") and "image_id" in record:
+        return str(known_id(record["image_id"]))
+    coco = _COCO_ID.search(names[0])
+    return str(int(coco[1])) if coco else folder.below(names[0])
+
+
+def _name_field(record: Mapping[str, Any]) -> str | None:
+    """The field with the path of a record's image."""
+    return next((n for n in IMAGE_FIELDS if isinstance(record.get(n), str) and record[n]), None)
+
+
+def _others(record: Mapping[str, Any], captions: Sequence[str]) -> dict[str, Any]:
+    """What a record says besides its image and captions."""
+    used = {_name_field(record), "image_id"}
+    used |= {name for name in CAPTION_FIELDS if _is_in(record.get(name), captions)}
+    used |= {name for name in IMAGE_FIELDS if not record.get(name)}
+    return {name: value for name, value in record.items() if name not in used}
+
+
+def _is_in(value: Any, captions: Sequence[str]) -> bool:
+    """Whether a field says nothing but these captions."""
+    texts = value if isinstance(value, list) else [value]
+    return all(text in (None, "") or text in captions for text in texts)

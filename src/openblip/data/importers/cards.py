@@ -100,7 +100,8 @@ def read_card(folder: Path) -> Card | None:
     header = _header(path, text)
     configs: dict[str, tuple[tuple[str | None, str], ...]] = {}
     default = None
-    for config in header.get("configs") if isinstance(header.get("configs"), list) else ():
+    listed = header.get("configs")
+    for config in listed if isinstance(listed, list) else ():
         patterns = tuple(_patterns(config)) if isinstance(config, dict) else ()
         if patterns:
             name = str(config.get("config_name", _DEFAULT))

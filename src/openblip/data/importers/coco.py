@@ -1,188 +1,161 @@
 """COCO caption annotations, and the split files of Karpathy and Fei-Fei (2015)."""
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from openblip.data.importers.source import (
-    Cursor,
-    Entry,
-    Found,
-    Refused,
-    SourceOptions,
-    UnsafePath,
-    inside,
-    is_file,
-    plain,
+from openblip.data.coco_ids import COCO_ID
+from openblip.data.importers.gathered import (
+    Gathered,
+    GatheredImage,
+    GatheredSource,
+    fields_of,
+    listed,
 )
-from openblip.data.importers.splits import split_in_name
-from openblip.data.report import Reason
+from openblip.data.importers.image_folders import ROOTS, find_images
+from openblip.data.importers.source import SourceOptions, first_texts, known_id
+from openblip.data.importers.splits import both_splits, pop_split, split_in_name
 from openblip.errors import DataError
 
-COCO_ID = "openblip_id"
-"""Field of an image for an id that is no number, which tools for COCO need."""
-# Tried below the JSON file's folder for the first image; with COCO's usual layout it is
-# annotations/captions_val2014.json beside val2014/.
-ROOTS = (".", "images", "..", "../images")
+_TEXTS = ("caption", "captions", "text")
+# What annotations are that have no text; the first of these fields that there is says it.
+_OTHER_KINDS = {
+    "keypoints": "keypoints",
+    "segments_info": "a panoptic segmentation",
+    "segmentation": "a segmentation",
+    "bbox": "a box",
+    "category_id": "a class label",
+}
 
 
-class CocoSource:
+def coco_source(file: Path, document: dict[str, Any], options: SourceOptions) -> GatheredSource:
     """`images` and `annotations` with captions, joined by image id.
 
     The id is COCO's image id, which is a number, or `openblip_id` where there is one. The split is
-    what the file's name says (`captions_val2014.json`, `nocaps_val_4500_captions.json`).
-    The file is held in memory; images are read one by one.
+    that of `split` or `set_name` in the image, its annotations or `info`, or what the file's name
+    says (`captions_val2014.json`, `nocaps_val_4500_captions.json`). An image with its annotations
+    is one record; an annotation that belongs to none is another.
+
+    Raises:
+        DataError: the lists are missing, no annotation has a text, or the images are nowhere to
+            be found.
     """
+    images, annotations = (listed(file, document, name) for name in ("images", "annotations"))
+    _check_texts(file, annotations)
+    part = split_in_name(file.stem)
+    roots = (*ROOTS, f"../{part}", part) if part else ROOTS
+    names = (fields_of(image).get("file_name") for image in images)
+    folder = find_images(file, (n for n in names if isinstance(n, str)), options, roots)
+    gathered = Gathered(file, folder, pop_split(fields_of(document.get("info"))))
+    found = {}
+    for number, record in enumerate(images):
+        image = fields_of(record)
+        key, name, split = known_id(image.get("id")), image.get("file_name"), pop_split(image)
+        if key is None or not isinstance(name, str):
+            gathered.refuse(f"image {number}, {name}", "needs a file_name and an id")
+            continue
+        found[str(key)] = known = gathered.image(str(key), (name,), split)
+        known.key = str(image.get(COCO_ID) or key)
+        known.meta |= {n: v for n, v in image.items() if n not in ("id", COCO_ID)}
+    for number, record in enumerate(annotations):
+        _annotate(gathered, found, number, fields_of(record))
+    return GatheredSource("coco", gathered)
 
-    format = "coco"
 
-    def __init__(self, file: Path, document: Mapping[str, Any], options: SourceOptions) -> None:
-        """Joins texts to images.
+def _annotate(
+    gathered: Gathered,
+    images: Mapping[str, GatheredImage],
+    number: int,
+    annotation: dict[str, Any],
+) -> None:
+    """Adds the texts of an annotation to its image."""
+    what = f"annotation {annotation.get('id', number)}"
+    image_id = known_id(annotation.get("image_id"))
+    image = images.get(str(image_id))
+    try:
+        texts, _ = first_texts(annotation, _TEXTS)
+    except ValueError as error:
+        gathered.refuse(what, str(error))
+        return
+    if not texts:
+        kind = _kind(annotation)
+        gathered.refuse(what, f"is {kind}, and no caption" if kind else "has no text")
+    elif image is None:
+        gathered.refuse(what, f"is of the image {image_id}, which the file does not have")
+    else:
+        image.captions += texts
+        image.split = both_splits(image.split, pop_split(annotation))
 
-        Raises:
-            DataError: the lists are missing, or the images are nowhere to be found.
-        """
-        self._file = file
-        self._images = objects_of(file, document, "images")
-        ids = {str(image.get("id")) for image in self._images}
-        self._captions: dict[str, list[str]] = defaultdict(list)
-        self._stray: list[Mapping[str, Any]] = []
-        for annotation in objects_of(file, document, "annotations"):
-            image_id, caption = str(annotation.get("image_id")), annotation.get("caption")
-            if image_id in ids and isinstance(caption, str):
-                self._captions[image_id].append(caption)
-            else:
-                self._stray.append(annotation)
-        part = split_in_name(file.stem)
-        roots = (*ROOTS, f"../{part}", part) if part else ROOTS
-        self._root = image_folder(file, [i.get("file_name") for i in self._images], roots, options)
 
-    def total(self) -> int:
-        """Number of images, and of annotations that belong to none."""
-        return len(self._images) + len(self._stray)
+def _kind(annotation: Mapping[str, Any]) -> str | None:
+    return next((kind for name, kind in _OTHER_KINDS.items() if name in annotation), None)
 
-    def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
-        """Yields one entry for each image, then one for each stray annotation."""
-        done = int(cursor["index"]) if cursor else 0
-        for index, image in enumerate(self._images):
-            if index >= done:
-                yield self._entry(image, {"index": index + 1})
-        for index, annotation in enumerate(self._stray, len(self._images)):
-            if index >= done:
-                where = f"{self._file.name} annotation {annotation.get('id')}"
-                detail = "has no text, or is of an image that is not in the file"
-                yield Refused(where, {"index": index + 1}, Reason.BAD_RECORD, detail)
 
-    def _entry(self, image: Mapping[str, Any], cursor: Cursor) -> Entry:
-        name, key = image.get("file_name"), image.get("id")
-        where = f"{self._file.name} image {key}, {name}"
-        if not isinstance(name, str) or key is None:
-            return Refused(where, cursor, Reason.BAD_RECORD, "needs a file_name and an id")
-        try:
-            path = inside(self._root, name)
-        except UnsafePath as error:
-            return Refused(where, cursor, Reason.UNSAFE_PATH, str(error))
-        return Found(
-            where=where,
-            cursor=cursor,
-            image=path,
-            captions=self._captions.get(str(key), []),
-            key=str(image.get(COCO_ID, key)),
-            place=self._file,
-            image_folder=str(PurePosixPath(name).parent),
-            meta={n: plain(v) for n, v in image.items() if n not in ("id", COCO_ID)},
+def _check_texts(file: Path, annotations: list[Any]) -> None:
+    """Refuses a file of which all annotations are something else than texts."""
+    if any(fields_of(record).get(name) is not None for record in annotations for name in _TEXTS):
+        return
+    kinds = Counter(_kind(fields_of(record)) for record in annotations)
+    if annotations and None not in kinds:
+        kind = kinds.most_common(1)[0][0]
+        raise DataError(
+            f"{file} has no captions: each of its {len(annotations):,} annotations is {kind}; "
+            "import the file of captions, as captions_val2014.json beside instances_val2014.json"
         )
 
 
-class KarpathySource:
+def karpathy_source(file: Path, document: dict[str, Any], options: SourceOptions) -> GatheredSource:
     """`images` with `sentences` and `split`, as in `dataset_coco.json` and `dataset_flickr8k.json`.
 
     The id is `cocoid`, or the file name where there is none; the split `restval` is training.
-    The file is held in memory; images are read one by one.
-    """
-
-    format = "karpathy"
-
-    def __init__(self, file: Path, document: Mapping[str, Any], options: SourceOptions) -> None:
-        """Looks for the images.
-
-        Raises:
-            DataError: the list is missing, or the images are nowhere to be found.
-        """
-        self._file = file
-        self._images = objects_of(file, document, "images")
-        self._root = image_folder(file, [_karpathy_name(i) for i in self._images], ROOTS, options)
-
-    def total(self) -> int:
-        """Number of images."""
-        return len(self._images)
-
-    def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
-        """Yields one entry for each image."""
-        done = int(cursor["index"]) if cursor else 0
-        for index, image in enumerate(self._images[done:], done):
-            yield self._entry(image, f"{self._file.name} image {index}", {"index": index + 1})
-
-    def _entry(self, image: Mapping[str, Any], where: str, cursor: Cursor) -> Entry:
-        try:
-            name = _karpathy_name(image)
-            if name is None:
-                raise ValueError("needs a filename")
-            path = inside(self._root, name)
-            captions = [str(sentence["raw"]) for sentence in image["sentences"]]
-        except UnsafePath as error:
-            return Refused(where, cursor, Reason.UNSAFE_PATH, str(error))
-        except (KeyError, TypeError, ValueError) as error:
-            detail = f"needs sentences, each with its raw text: {error!r}"
-            return Refused(where, cursor, Reason.BAD_RECORD, detail)
-        split = image.get("split")
-        return Found(
-            where=f"{where}, {name}",
-            cursor=cursor,
-            image=path,
-            captions=captions,
-            key=str(image.get("cocoid", image["filename"])),
-            split=None if split is None else str(split),
-            place=self._file,
-            image_folder=str(PurePosixPath(name).parent),
-            meta={k: plain(v) for k, v in image.items() if k not in ("sentences", "split")},
-        )
-
-
-def objects_of(file: Path, document: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
-    """The list of objects of that name in a JSON file.
+    Images lie in their `filepath`, or all in one folder.
 
     Raises:
-        DataError: it is missing, or no such list.
+        DataError: the list is missing, or the images are nowhere to be found.
     """
-    values = document.get(name)
-    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
-        raise DataError(f"{file}: {name!r} is not a list of objects")
-    return values
+    images = listed(file, document, "images")
+    numbers = Counter(str(fields_of(image).get("filename")) for image in images)
+    names = [_karpathy_names(fields_of(image), numbers) for image in images]
+    folder = find_images(file, (name for several in names for name in several), options)
+    gathered = Gathered(file, folder, pop_split(document))
+    for number, (record, own) in enumerate(zip(images, names, strict=True)):
+        image, what = fields_of(record), f"image {number}"
+        sentences = image.get("sentences")
+        if not own or not isinstance(sentences, list):
+            gathered.refuse(what, "needs a filename, and sentences, each with its raw text")
+            continue
+        texts = [_sentence(sentence) for sentence in sentences]
+        known_texts = [text for text in texts if text is not None]
+        if texts and not known_texts:
+            gathered.refuse(what, "needs sentences, each with its raw text")
+            continue
+        key = known_id(image.get("cocoid"))
+        split = pop_split(image)
+        known = gathered.image(own[0] if key is None else str(key), own, split)
+        known.key = str(image["filename"] if key is None else key)
+        known.captions += known_texts
+        known.meta |= {k: v for k, v in image.items() if k != "sentences"}
+        for place in (place for place, text in enumerate(texts) if text is None):
+            gathered.remark(known, f"{what}, sentence {place}", "has no raw text")
+    return GatheredSource("karpathy", gathered)
 
 
-def _karpathy_name(image: Mapping[str, Any]) -> str | None:
-    name = image.get("filename")
+def _sentence(sentence: Any) -> str | None:
+    """The text of a sentence, or its words where there is none."""
+    said = fields_of(sentence)
+    text, words = said.get("raw"), said.get("tokens")
+    if isinstance(text, str):
+        return text
+    is_words = isinstance(words, list) and words and all(isinstance(word, str) for word in words)
+    return " ".join(words) if is_words and isinstance(words, list) else None
+
+
+def _karpathy_names(image: Mapping[str, Any], numbers: Mapping[str, int]) -> tuple[str, ...]:
+    name, folder = image.get("filename"), image.get("filepath")
     if not isinstance(name, str):
-        return None
-    return f"{image['filepath']}/{name}" if image.get("filepath") else name
-
-
-def image_folder(
-    file: Path, names: Sequence[str | None], roots: tuple[str, ...], options: SourceOptions
-) -> Path:
-    """The folder below which the images lie: as told, or where one of the first is found."""
-    if options.image_root is not None:
-        return options.image_root
-    for root in (file.parent / root for root in roots):
-        for name in names[:20]:
-            try:
-                if isinstance(name, str) and is_file(inside(root, name)):
-                    return root
-            except UnsafePath:
-                continue
-    raise DataError(
-        f"the images of {file} are in none of {', '.join(str(file.parent / r) for r in roots)}: "
-        "name the folder that their paths start from (image_root)"
-    )
+        return ()
+    if not isinstance(folder, str) or not folder:
+        return (name,)
+    # A name that two folders have says nothing without its folder.
+    return (f"{folder}/{name}", name) if numbers[name] == 1 else (f"{folder}/{name}",)

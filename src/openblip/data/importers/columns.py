@@ -1,11 +1,11 @@
 """Which columns of a table have a meaning, and the entry that a row makes."""
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from openblip.data.importers.image_folders import ImageFolder
 from openblip.data.importers.source import (
     TEXT_FIELDS,
     Cursor,
@@ -16,9 +16,7 @@ from openblip.data.importers.source import (
     UnsafePath,
     first_texts,
     id_text,
-    parse_object,
-    placed,
-    plain,
+    unfolded,
 )
 from openblip.data.importers.splits import SPLIT_FIELDS, pop_split
 from openblip.data.report import Reason
@@ -36,7 +34,6 @@ CAPTION_COLUMNS = (
     *("title", "description", "alt_text", "alt", "comment"),
 )
 ID_COLUMNS = ("id", "key", "uid", "image_id")
-META_COLUMN = "meta"
 # By these a table of img2dataset says why it has no image.
 _ERROR_COLUMNS = ("error_message", "status")
 
@@ -62,12 +59,11 @@ class Place:
 
     path: Path
     """File, shard or split, the name of which may tell the split."""
-    root: Path
+    images: ImageFolder
     """Folder below which paths of images lie."""
-    prefix: str = ""
-    """What stands in the place of that folder in absolute paths."""
     within: str = ""
-    """Folder of the table in a source of several, with a slash behind; begins ids that are paths."""
+    """Folder of the table in a source of several, with a slash behind; begins ids that are
+    paths."""
 
 
 def find_columns(kinds: Mapping[str, str], told: SourceOptions, name: str) -> Columns:
@@ -131,8 +127,8 @@ def row_entry(
         key=next(keys, None) or (name and place.within + name),
         split=split,
         place=place.path,
-        image_folder=str(PurePosixPath(name).parent) if name else "",
-        meta=_meta({field: value for field, value in record.items() if field not in read}),
+        image_folder=place.images.folder_of(name) if name else "",
+        meta=unfolded({field: value for field, value in record.items() if field not in read}),
     )
 
 
@@ -169,18 +165,8 @@ def _image(value: Any, place: Place) -> tuple[bytes | Path | None, str | None]:
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
     if isinstance(value, str) and value:
-        return placed(place.root, value, place.prefix)
+        return place.images.path(value), place.images.below(value)
     return (value, None) if isinstance(value, bytes) and value else (None, None)
-
-
-def _meta(record: dict[str, Any]) -> dict[str, Any]:
-    unfolded: dict[str, Any] = {}
-    text = record.get(META_COLUMN)
-    if isinstance(text, str):
-        with suppress(ValueError):
-            unfolded = parse_object(text.encode())
-            del record[META_COLUMN]
-    return {**plain(unfolded), **plain(record)}
 
 
 def _known(names: Sequence[str] | Mapping[str, str], wanted: Sequence[str]) -> tuple[str, ...]:

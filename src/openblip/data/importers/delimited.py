@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from openblip.data.caption_cells import captioned_row
 from openblip.data.importers.source import SourceOptions
 from openblip.data.importers.text_files import (
     MAX_LINE,
@@ -199,7 +200,7 @@ class _Rows:
         if num_read > 1 and self._swallows(values, num_read):
             detail = (
                 f"line {self._number + 1}: a quote opens a field that swallows the rows up to line "
-                f"{self._number + num_read}: double it, or close it"
+                f"{self._number + num_read}: double or close it"
             )
             return ValueError(detail), num_read
         return values, num_read
@@ -213,7 +214,7 @@ class _Rows:
             detail = f"is not closed as it should be before line {self._number + num_read}"
         else:
             return ValueError(f"line {first}: a quote within a quoted field: double it")
-        return ValueError(f"line {first}: a quote opens a field and {detail}: double it, or close it")
+        return ValueError(f"line {first}: a quote opens a field and {detail}: double or close it")
 
     def _swallows(self, values: Sequence[str], num_lines: int) -> bool:
         """Whether a field over several lines holds lines that are rows themselves."""
@@ -261,17 +262,17 @@ def _record(
     record: dict[str, Any] = dict(zip(names, (value.strip() for value in values), strict=True))
     if layout.numbers_images:
         record[image] = record[image].rpartition("#")[0] or record[image]
-    return record
+    return captioned_row(names, record)
 
 
-def or_none(text: str) -> str | None:
+def or_none(text: Any) -> Any:
     """What a cell says; None where it is empty, or one of the words for that."""
-    return None if text.lower() in _NULLS else text
+    return None if isinstance(text, str) and text.lower() in _NULLS else text
 
 
 def cell_id(text: str) -> str | None:
     """The id in a cell: a number that pandas has made a float, `1.0`, is what it was before."""
-    found = or_none(text)
+    found: str | None = or_none(text)
     is_float = found is not None and _NUMBER_WITH_POINT.fullmatch(found)
     return found[:-2] if found and is_float else found
 

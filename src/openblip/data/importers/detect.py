@@ -1,14 +1,13 @@
 """Which kind of source a path is."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 from openblip.data.archives import TAR_SUFFIXES, UNREAD_ARCHIVES
-from openblip.data.importers.annotations import ANNOTATION_FORMATS, read_annotations
+from openblip.data.importers.annotation_files import annotation_source
+from openblip.data.importers.annotations import ANNOTATION_FORMATS, has_annotation_lines
 from openblip.data.importers.cards import Card, CardedSource, card_above, read_card
 from openblip.data.importers.folder import KINDS, FolderSource
-from openblip.data.importers.hub_datasets import HUB_PREFIX, DatasetsSource, is_saved_dataset
 from openblip.data.importers.jsonl import JsonlSource
 from openblip.data.importers.source import PairSource, SourceOptions
 from openblip.data.importers.table_files import is_table_file
@@ -18,8 +17,7 @@ from openblip.data.importers.webdataset import TarSource
 from openblip.data.patterns import matching_paths
 from openblip.errors import DataError
 
-FORMATS = ("datasets", "jsonl", "folder", "webdataset", "table", *ANNOTATION_FORMATS)
-_ANNOTATION_PATTERN = re.compile(r"^(dataset|captions|annotations).*\.json$")
+FORMATS = ("jsonl", "folder", "webdataset", "table", *ANNOTATION_FORMATS)
 _KNOWN = (
     "a folder with captions.jsonl (or metadata.jsonl), images with .txt files of the same names, "
     ".tar shards, .parquet/.csv/.tsv tables, or JSON of COCO, Karpathy, NoCaps, VQA, Visual Genome "
@@ -41,20 +39,15 @@ def open_source(source: str, options: SourceOptions, wanted: str | None = None) 
     """
     if wanted is not None and wanted not in FORMATS:
         raise DataError(f"unknown format {wanted!r}: give one of {', '.join(FORMATS)}")
-    if source.startswith(HUB_PREFIX):
-        return DatasetsSource.named(source, options)
     files = matching_paths(source)
     if not files:
         raise DataError(f"{source} does not exist: give {_KNOWN}")
     card = _card(files)
     openers: dict[str, Callable[[], PairSource | None]] = {
-        "datasets": lambda: _saved(files, options),
         "jsonl": lambda: _jsonl(files, options) or _folder(files, options, "jsonl", wanted, card),
-        "webdataset": lambda: (
-            _shards(files) or _folder(files, options, "webdataset", wanted, card)
-        ),
+        "webdataset": lambda: _shards(files) or _folder(files, options, "webdataset", wanted, card),
         "table": lambda: _tables(files, options) or _folder(files, options, "table", wanted, card),
-        "annotations": lambda: _annotations(files, options),
+        "annotations": lambda: annotation_source(files, options),
         "folder": lambda: _folder(files, options, "folder", wanted, card),
     }
     # All kinds of annotation file open alike: which of them it is shows in its keys.
@@ -70,6 +63,8 @@ def open_source(source: str, options: SourceOptions, wanted: str | None = None) 
 
 def _jsonl(files: list[Path], options: SourceOptions) -> JsonlSource | None:
     if len(files) > 1 or files[0].is_dir() or not plain_name(files[0]).endswith(".jsonl"):
+        return None
+    if has_annotation_lines(files[0]):
         return None
     return JsonlSource(files[0], options)
 
@@ -97,11 +92,6 @@ def _tables(files: list[Path], options: SourceOptions) -> TableSource | None:
     return TableSource(files, options) if are_tables else None
 
 
-def _saved(files: list[Path], options: SourceOptions) -> PairSource | None:
-    is_saved = len(files) == 1 and is_saved_dataset(files[0])
-    return DatasetsSource.saved(files[0], options) if is_saved else None
-
-
 def _card(files: list[Path]) -> Card | None:
     """The card of a folder, or the one that speaks of a file; it must say what is meant."""
     if len(files) != 1 or not files[0].is_dir():
@@ -110,20 +100,10 @@ def _card(files: list[Path]) -> Card | None:
     if card is not None and card.default is None:
         first = next(iter(card.configs.values()))[0][1]
         raise DataError(
-            f"{files[0]} has the configurations {', '.join(card.configs)}, and none is the default: "
+            f"{files[0]} has the configurations {', '.join(card.configs)}, and no default: "
             f"give the files of one, as '{files[0] / first}', or hf:{files[0]}:NAME"
         )
     return card
-
-
-def _annotations(files: list[Path], options: SourceOptions) -> PairSource | None:
-    path = files[0]
-    if len(files) == 1 and path.is_dir():
-        named = [file for file in path.iterdir() if _ANNOTATION_PATTERN.match(file.name)]
-        path = named[0] if len(named) == 1 else path
-    if len(files) > 1 or path.suffix.lower() not in (".json", ".jsonl"):
-        return None
-    return read_annotations(path, options)
 
 
 def _what_is_there(files: list[Path]) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -46,10 +47,15 @@ class _Settings:
     store: Store
     ids: Ids
     options: SourceOptions
+    without_captions: bool = False
 
     def fingerprint(self) -> str:
         """16 hex digits that tell this import from others into the same table."""
-        values = json.dumps(asdict(self), sort_keys=True, default=str)
+        decided = asdict(self)
+        # Imports that were begun before there was this setting are known by what they had.
+        if not self.without_captions:
+            del decided["without_captions"]
+        values = json.dumps(decided, sort_keys=True, default=str)
         return hashlib.sha256(values.encode()).hexdigest()[:16]
 
 
@@ -101,7 +107,10 @@ def _on_disk(source: str | Path) -> str:
             f"{source}: sources are read from a disk; copy or mount it, and give the object store "
             "as the place of the table"
         )
-    return str(Path(source).absolute())
+    path = Path(source)
+    if os.path.exists(path) and not (path.is_file() or path.is_dir()):  # noqa: PTH110
+        raise DataError(f"{source} is no regular file: write what comes from a pipe into one first")
+    return str(path.absolute())
 
 
 def import_pairs(
@@ -115,6 +124,7 @@ def import_pairs(
     ids: Ids = "key",
     limit: int | None = None,
     again: bool = False,
+    without_captions: bool = False,
     num_threads: int | None = None,
     commit_rows: int = _COMMIT_ROWS,
     show_progress: bool = True,
@@ -140,6 +150,7 @@ def import_pairs(
         limit: stop at this many imported rows; a later call may go on with a larger one.
         again: read a source once more whose import is complete, and add the rows whose ids are
             new; rows of known ids stay as they are.
+        without_captions: also take images that have no text, instead of refusing them.
         num_threads: that read and decode; None for one for each core, 2 to 16.
         commit_rows: rows that become visible, and safe, at a time.
         show_progress: on stderr.
@@ -157,11 +168,12 @@ def import_pairs(
         store=store,
         ids=ids,
         options=SourceOptions(**options),
+        without_captions=without_captions,
     )
     opened = open_source(settings.source, settings.options, format)
     if store == "uri" and opened.format == "webdataset":
         raise DataError("images in .tar shards have no path of their own: use store='bytes'")
-    table = _existing_table(uri)
+    table = PairTable.open_if_any(uri)
     key = metadata_key(settings.fingerprint())
     state = _restored(table, key) if table is not None else None
     if state is not None and state.report.complete and again:
@@ -178,13 +190,6 @@ def import_pairs(
 
 def _new_report(settings: _Settings, uri: str | Path, opened: PairSource) -> ImportReport:
     return ImportReport(settings.source, str(uri), opened.format)
-
-
-def _existing_table(uri: str | Path) -> PairTable | None:
-    try:
-        return PairTable.open(uri)
-    except DataError:
-        return None
 
 
 class _Import:
@@ -313,7 +318,8 @@ class _Import:
             return _Checked(None, Refused(entry.where, entry.cursor, reason, detail), entry)
 
         captions = [text.strip() for text in entry.captions if text.strip()]
-        if not captions and not entry.may_lack_captions:
+        may_lack = entry.may_lack_captions or self._settings.without_captions
+        if not captions and not may_lack:
             return refused(Reason.MISSING_CAPTION, "no text that is not blank")
         try:
             split, said_by = row_split(entry, self._root, self._settings.split)

@@ -10,7 +10,7 @@ from pathlib import Path
 from openblip.data.archives import TAR_SUFFIXES, UNREAD_ARCHIVES
 from openblip.data.ids import IdSet
 from openblip.data.image_formats import HEAD_BYTES, what_it_is
-from openblip.data.importers.beside import Images, text_ending, texts_beside
+from openblip.data.importers.beside import Images, text_ending
 from openblip.data.importers.cards import Card
 from openblip.data.importers.columns import NoColumn
 from openblip.data.importers.img2dataset import DownloadLog
@@ -82,7 +82,7 @@ class FolderSource:
         found = [seen.path for seen in self._files_of(self.format)]
         if self.format == "webdataset":
             return TarSource(found).total()
-        return sum(JsonlSource(file, self._options).total() for file in found)
+        return sum(JsonlSource(file, self._options).total() or 0 for file in found) or None
 
     def holds(self, kind: str) -> bool:
         """Whether there is anything of that kind in it."""
@@ -159,7 +159,7 @@ class FolderSource:
         return self._card.other_config(seen.path) if self._card is not None else None
 
     def _note(self, entry: Entry) -> None:
-        if isinstance(entry, Found) and isinstance(entry.image, Path):
+        if isinstance(entry.image, Path):
             self._listed.add(os.path.normpath(entry.image))
 
     def _of_file(self, seen: Seen, inner: Cursor | None) -> Iterator[Entry]:
@@ -242,18 +242,6 @@ class FolderSource:
                 yield seen
 
 
-def holds_pairs(folder: Path) -> bool:
-    """Whether a folder has lists, shards, or images with texts beside them, as names tell."""
-    known: Set[str] = frozenset()
-    for seen in walk(folder):
-        if not seen.problem and _kind_of(seen.path) in ("jsonl", "webdataset"):
-            return True
-        if seen.beside is not known and texts_beside(seen.beside):
-            return True
-        known = seen.beside
-    return False
-
-
 def _kind_of_folder(folder: Path) -> str:
     try:
         files = [path for path in folder.iterdir() if path.is_file()]
@@ -310,6 +298,10 @@ def _what_it_is(path: Path) -> str:
         return "an archive of a kind that is not read: unpack it, or pack it as .tar"
     if name.endswith(".jsonl"):
         return "a list whose name is not captions.jsonl: import it itself, if it is one of images"
+    if name == "export.json":
+        return "what `openblip data export` says of the files beside it"
+    if name.endswith(".settings.json"):
+        return "the settings by which `openblip caption` goes on with the file beside it"
     if name.endswith(".json"):
         return "a JSON file of no image here: import it itself, if it has annotations"
     if text_ending(name):

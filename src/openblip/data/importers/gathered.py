@@ -1,25 +1,30 @@
 """Sources whose file has several records of an image: gathered to one row for each image."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
-from openblip.data.importers.coco import image_folder
+from openblip.data.importers.image_folders import ImageFolder
 from openblip.data.importers.source import (
     Cursor,
     Entry,
     Found,
     Refused,
-    SourceOptions,
+    Remark,
     UnsafePath,
-    inside,
     is_file,
+    plain,
 )
+from openblip.data.importers.splits import both_splits, known_split
 from openblip.data.report import Reason
+from openblip.errors import DataError
+
+_MAX_NAME = 120
 
 
-@dataclass
+@dataclass(slots=True)
 class GatheredImage:
     """An image and all that the file says about it."""
 
@@ -28,6 +33,16 @@ class GatheredImage:
     """Where its file may be below the folder of images; the first that is there is taken."""
     captions: list[str] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
+    split: str | None = None
+    """Split in the words of its records; None if they say nothing."""
+    may_lack_captions: bool = False
+    """The file says outright that there are none."""
+    num_records: int = 0
+    """How many records were gathered to it; 0 of an image that another one's record names."""
+    other_names: tuple[str, ...] = ()
+    """The names of a record that says the same id of another file."""
+    remarks: tuple[Remark, ...] = ()
+    """What of its records is not taken over."""
 
 
 @dataclass
@@ -35,17 +50,40 @@ class Gathered:
     """The images of a file, in the order in which they first occur."""
 
     file: Path
+    folder: ImageFolder
+    split: str | None = None
+    """What the file says inside about all of its images."""
     images: dict[str, GatheredImage] = field(default_factory=dict)
     stray: list[tuple[str, str]] = field(default_factory=list)
-    """What belongs to no image, and why."""
+    """Records that belong to no image, and why."""
 
-    def image(self, key: str, names: tuple[str, ...]) -> GatheredImage:
-        """The image of that key, which is new at first."""
-        return self.images.setdefault(key, GatheredImage(key, names))
+    def image(
+        self, key: str, names: tuple[str, ...], split: str | None = None, num_records: int = 1
+    ) -> GatheredImage:
+        """The image of that key, which is new at first, with a record more.
+
+        Args:
+            key: what tells images apart.
+            names: where its file may be.
+            split: what the record says.
+            num_records: 0 if the record is another image's.
+        """
+        names = tuple(self.folder.below(name) for name in names)
+        found = self.images.setdefault(key, GatheredImage(key, names))
+        if names != found.names:
+            found.other_names = names
+        found.num_records += num_records
+        found.split = both_splits(found.split, split)
+        return found
 
     def refuse(self, what: str, detail: str) -> None:
         """Notes a record that belongs to no image."""
-        self.stray.append((f"{self.file.name} {what}", detail))
+        self.stray.append((f"{self.file.name} {what[:_MAX_NAME]}", detail))
+
+    def remark(self, image: GatheredImage, what: str, detail: str) -> None:
+        """Notes a part of an image's record that is not taken over."""
+        remark = Remark(Reason.BAD_RECORD, f"{self.file.name} {what[:_MAX_NAME]}", detail)
+        image.remarks = (*image.remarks, remark)
 
 
 class GatheredSource:
@@ -54,35 +92,14 @@ class GatheredSource:
     The file is held in memory; images are read one by one.
     """
 
-    def __init__(
-        self,
-        format: str,
-        gathered: Gathered,
-        roots: tuple[str, ...],
-        split: str | None,
-        options: SourceOptions,
-    ) -> None:
-        """Looks for the images.
-
-        Args:
-            format: name of the layout.
-            gathered: the images.
-            roots: folders to look in, relative to that of the file.
-            split: of all images, where the file says it inside; its name counts besides.
-            options: may name the folder of images.
-
-        Raises:
-            DataError: the images are nowhere to be found.
-        """
+    def __init__(self, format: str, gathered: Gathered) -> None:
+        """Takes over what was gathered; `format` is the name of the layout."""
         self.format = format
-        self._file, self._split = gathered.file, split
-        self._images, self._stray = list(gathered.images.values()), gathered.stray
-        names = [name for image in self._images[:20] for name in image.names]
-        self._root = image_folder(self._file, names, roots, options)
+        self._gathered, self._images = gathered, list(gathered.images.values())
 
     def total(self) -> int:
         """Number of images, and of records that belong to none."""
-        return len(self._images) + len(self._stray)
+        return len(self._images) + len(self._gathered.stray)
 
     def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
         """Yields one entry for each image, then one for each record that belongs to none."""
@@ -92,24 +109,60 @@ class GatheredSource:
             if index < len(self._images):
                 yield self._entry(self._images[index], here)
             else:
-                where, detail = self._stray[index - len(self._images)]
+                where, detail = self._gathered.stray[index - len(self._images)]
                 yield Refused(where, here, Reason.BAD_RECORD, detail)
 
     def _entry(self, image: GatheredImage, cursor: Cursor) -> Entry:
-        where = f"{self._file.name} image {image.names[0]}"
+        folder, file = self._gathered.folder, self._gathered.file
+        name = image.names[0]
+        where = f"{file.name} image {'' if image.key == name else f'{image.key}, '}{name}"
+        where = where[: _MAX_NAME + len(file.name)]
+        number = max(image.num_records, 1)
+        refused = functools.partial(Refused, where, cursor, num_records=number)
+        if image.other_names:
+            detail = f"its id is that of two files, {name!r} and {image.other_names[0]!r}"
+            return refused(Reason.CONTRADICTION, detail)
         try:
-            paths = [inside(self._root, name) for name in image.names]
+            paths = [folder.path(name) for name in image.names]
+            meta = plain(image.meta)
         except UnsafePath as error:
-            return Refused(where, cursor, Reason.UNSAFE_PATH, str(error))
+            return refused(Reason.UNSAFE_PATH, str(error))
+        except ValueError as error:
+            return refused(Reason.BAD_RECORD, str(error))
         return Found(
             where=where,
             cursor=cursor,
             image=next((path for path in paths if is_file(path)), paths[0]),
             captions=image.captions,
             key=image.key,
-            split=self._split,
-            place=self._file,
-            image_folder=str(PurePosixPath(image.names[0]).parent),
-            meta=image.meta,
-            may_lack_captions=not image.captions,
+            split=self._split(image),
+            place=file,
+            image_folder=folder.folder_of(name),
+            meta=meta,
+            may_lack_captions=image.may_lack_captions,
+            num_records=number,
+            remarks=image.remarks,
         )
+
+    def _split(self, image: GatheredImage) -> str | None:
+        said = self._gathered.split
+        # Of a whole file words such as "all" may be said, which contradict no record.
+        is_vague = said is not None and known_split(said) is None
+        return image.split if image.split and is_vague else both_splits(image.split, said)
+
+
+def listed(file: Path, document: Mapping[str, Any], name: str) -> list[Any]:
+    """The list of that name in a JSON file; its elements may be anything.
+
+    Raises:
+        DataError: it is missing, or no list.
+    """
+    values = document.get(name)
+    if not isinstance(values, list):
+        raise DataError(f"{file}: {name!r} is not a list of objects")
+    return values
+
+
+def fields_of(record: Any) -> dict[str, Any]:
+    """The fields of a record; none of what is no object."""
+    return record if isinstance(record, dict) else {}

@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
+from openblip.data.importers.image_folders import ImageFolder, folder_told
 from openblip.data.importers.json_records import json_records, num_records
 from openblip.data.importers.source import (
     Cursor,
@@ -13,11 +14,9 @@ from openblip.data.importers.source import (
     Refused,
     SourceOptions,
     UnsafePath,
-    foreign_prefix,
     id_text,
-    placed,
-    plain,
     texts_of,
+    unfolded,
 )
 from openblip.data.importers.splits import known_split, pop_split
 from openblip.data.importers.text_files import plain_name
@@ -59,11 +58,11 @@ class JsonlSource:
                 are paths.
         """
         self._file, self._encoding = file, options.encoding
-        self._root, self._prefix = options.image_root or file.parent, ""
+        self._folder = ImageFolder(file.parent)
         self._within_source, self._within = within, within if not options.image_root else ""
         if options.image_root is not None:
             names = islice(self._names(), _NUM_TRIED)
-            self._prefix = foreign_prefix(options.image_root, list(names))
+            self._folder = folder_told(options.image_root, names)
 
     def total(self) -> int | None:
         """Number of lines; None where counting them means reading everything."""
@@ -81,18 +80,22 @@ class JsonlSource:
                 yield name
 
     def _entry(self, record: dict[str, Any] | ValueError, where: str, cursor: Cursor) -> Entry:
+        path: Path | None = None
         try:
             if isinstance(record, ValueError):
                 raise record
             name, captions = _pop_first(record, _IMAGE_FIELDS), _pop_first(record, _CAPTION_FIELDS)
             if not isinstance(name, str):
                 raise ValueError(f"no field {' or '.join(_IMAGE_FIELDS)} with a path")
-            path, name = placed(self._root, name, self._prefix)
+            name = self._folder.below(name)
+            path = self._folder.path(name)
             texts = texts_of(captions)
         except UnsafePath as error:
             return Refused(where, cursor, Reason.UNSAFE_PATH, str(error))
         except ValueError as error:
-            return Refused(where, cursor, Reason.BAD_RECORD, str(error))
+            return Refused(where, cursor, Reason.BAD_RECORD, str(error), image=path)
+        if not any(map(str.strip, texts)) and (why := _why_empty(captions)):
+            return Refused(f"{where}, {name}", cursor, Reason.MISSING_CAPTION, why, image=path)
         key, split = id_text(record.pop("id", None)), pop_split(record)
         return Found(
             where=f"{where}, {name}",
@@ -102,10 +105,17 @@ class JsonlSource:
             key=self._within + name if key is None else key,
             split=split,
             place=self._file,
-            image_folder=str(PurePosixPath(name).parent),
-            meta={name: plain(value) for name, value in record.items()},
+            image_folder=self._folder.folder_of(name),
+            meta=unfolded(record),
             may_lack_captions=captions == [],
         )
+
+
+def _why_empty(captions: Any) -> str | None:
+    """The reason that `openblip caption` writes beside an empty text."""
+    items = captions if isinstance(captions, list) else []
+    reasons = (item.get("reason") for item in items if isinstance(item, dict))
+    return next((reason for reason in reasons if isinstance(reason, str)), None)
 
 
 def _pop_first(record: dict[str, Any], names: tuple[str, ...]) -> Any:

@@ -1,4 +1,4 @@
-"""Questions about images: VQA v2, the lists that BLIP's authors distribute, Visual Genome."""
+"""Questions about images: VQA v2, OK-VQA, A-OKVQA, VizWiz, TextVQA, GQA, lists of BLIP."""
 
 import re
 import sys
@@ -6,29 +6,44 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from openblip.data.importers.coco import ROOTS, objects_of
-from openblip.data.importers.gathered import Gathered, GatheredSource
-from openblip.data.importers.source import SourceOptions, parse_json
+from openblip.data.importers.captions import image_key, image_names
+from openblip.data.importers.documents import read_document
+from openblip.data.importers.gathered import Gathered, GatheredSource, fields_of, listed
+from openblip.data.importers.image_folders import ROOTS, find_images
+from openblip.data.importers.source import SourceOptions, known_id
+from openblip.data.importers.splits import pop_split
+from openblip.data.importers.visual_genome import ANSWER_WEIGHT
 from openblip.errors import DataError
 
-# What answers of Visual Genome count beside those of VQA v2, in the original's data set.
-_VISUAL_GENOME_WEIGHT = 0.2
-# Its images come in two archives; which has an image its annotations do not say.
-_VISUAL_GENOME_FOLDERS = ("VG_100K/", "VG_100K_2/", "")
 _COCO_PART = re.compile(r"(train|val|test)(?:-dev)?(\d{4})")
-_ANNOTATION_FIELDS = ("question_type", "answer_type", "answers")
+_ANNOTATION_FIELDS = ("question_type", "answer_type")
+# Besides the question and its answers, what is kept of a record of a list.
+_QUESTION_FIELDS = (
+    *("question_type", "answer_type", "answerable", "choices", "correct_choice_idx"),
+    *("rationales", "difficult_direct_answer"),
+)
+# The first of these that has any; what else is called an answer is not known.
+_ANSWERS = ("answers", "answer", "direct_answers", "multiple_choice_answer")
+_KNOWN_ANSWERS = (*_ANSWERS, *_QUESTION_FIELDS, "answer_confidence", "fullAnswer")
 
 
 def shorten_answers(value: dict[str, Any]) -> Any:
     """What is kept of an object while a file is parsed; the whole would take gigabytes.
 
-    Of an annotator's answer in VQA v2 that is its text, of a question in Visual Genome its texts
-    and its id.
+    Of an annotator's answer in VQA v2 that is its text, of a question in Visual Genome or GQA its
+    texts and its ids, of a region in Visual Genome its phrase and box, of a localized narrative
+    what is not its traces.
     """
     if "answer_confidence" in value and isinstance(value.get("answer"), str):
         return sys.intern(value["answer"])
     if "qa_id" in value:
         return {name: value.get(name) for name in ("question", "answer", "qa_id")}
+    if "imageId" in value:
+        return {name: value.get(name) for name in ("question", "answer", "imageId")}
+    if "region_id" in value:
+        return {name: value.get(name) for name in ("phrase", "x", "y", "width", "height")}
+    if "timed_caption" in value:
+        return {name: value.get(name) for name in ("dataset_id", "image_id", "caption")}
     return value
 
 
@@ -36,137 +51,195 @@ def vqa_source(file: Path, document: Mapping[str, Any], options: SourceOptions) 
     """The questions of VQA v2 about images of COCO, with the annotations that lie beside them.
 
     The id is COCO's image id; the split is that of COCO. `v2_OpenEnded_mscoco_val2014_questions`
-    is annotated in `v2_mscoco_val2014_annotations`; the test splits have no annotations.
+    is annotated in `v2_mscoco_val2014_annotations`; the test splits have no annotations. A question
+    with its annotation is one record.
 
     Raises:
         DataError: which part of COCO it is does not show, annotations of a split that has them
             are not there, or the images are nowhere to be found.
     """
-    found = _COCO_PART.search(str(document.get("data_subtype", ""))) or _COCO_PART.search(file.name)
+    told = _COCO_PART.search(str(document.get("data_subtype", "")))
+    found = told or _COCO_PART.search(file.name)
     if found is None:
         raise DataError(
             f"{file}: neither data_subtype nor the file's name says which images it is about; "
             "name it as the official one, such as v2_OpenEnded_mscoco_val2014_questions.json"
         )
-    split, part = found[1], found[1] + found[2]
-    gathered = Gathered(file)
-    annotations = _annotations(gathered, needed=split != "test")
-    for number, entry in enumerate(objects_of(file, document, "questions")):
-        image, text, key = (entry.get(name) for name in ("image_id", "question", "question_id"))
-        if not isinstance(image, int) or not isinstance(text, str) or not isinstance(key, int):
+    part = found[1] + found[2]
+    questions = [fields_of(entry) for entry in listed(file, document, "questions")]
+    names = [_official_name(part, entry.get("image_id")) for entry in questions]
+    roots = (*ROOTS, part, f"../{part}", f"../images/{part}")
+    folder = find_images(file, (name for name in names if name), options, roots)
+    # What a name says needs no telling: names have a rank of their own.
+    gathered = Gathered(file, folder, found[1] if told else None)
+    annotations = _annotations(gathered, document, needed=found[1] != "test")
+    for number, (entry, name) in enumerate(zip(questions, names, strict=True)):
+        text, key = entry.get("question"), known_id(entry.get("question_id"))
+        if name is None or not isinstance(text, str) or key is None:
             gathered.refuse(f"question {number}", "needs a question, its question_id and image_id")
             continue
-        annotation = annotations.pop(key, None)
-        if annotation is None and split != "test":
+        question = {"question": text, "question_id": key}
+        annotation = annotations.pop(str(key), None)
+        if annotation is None and found[1] != "test":
             gathered.refuse(f"question {key}", "is not in the file of annotations")
             continue
-        known = {name: annotation.get(name) for name in _ANNOTATION_FIELDS} if annotation else {}
-        if annotation is not None and not _are_answers(annotation.get("answers")):
+        if annotation is not None and not _annotate(question, annotation):
             gathered.refuse(f"annotation of question {key}", "needs answers, a list of texts")
             continue
-        name = f"COCO_{part}_{image:012d}.jpg"
-        _ask(gathered, str(image), (name,), {"question": text, "question_id": key, **known})
-    for key in annotations:
-        gathered.refuse(f"annotation of question {key}", "has no question in the file")
-    roots = (*ROOTS, part, f"../{part}", f"../images/{part}")
-    return GatheredSource("vqa", gathered, roots, split, options)
+        image = str(known_id(entry["image_id"])).lstrip("0") or "0"
+        _ask(gathered, image, (name,), question, pop_split(entry))
+    for left in annotations:
+        gathered.refuse(f"annotation of question {left}", "has no question in the file")
+    return GatheredSource("vqa", gathered)
 
 
-def _ask(gathered: Gathered, key: str, names: tuple[str, ...], question: dict[str, Any]) -> None:
-    """Adds a question about an image, as `openblip.data.questions` reads it."""
-    gathered.image(key, names).meta.setdefault("questions", []).append(question)
+def _official_name(part: str, image_id: Any) -> str | None:
+    text = str(known_id(image_id))
+    return f"COCO_{part}_{text:0>12}.jpg" if text.isascii() and text.isdecimal() else None
 
 
-def _are_answers(values: object) -> bool:
-    """Whether it is a list of texts, or of objects with a text `answer`."""
-    if not isinstance(values, list):
+def _annotate(question: dict[str, Any], annotation: Mapping[str, Any]) -> bool:
+    """Adds what an annotation says; whether it has answers."""
+    try:
+        answers = _texts(annotation.get("answers"))
+    except ValueError:
         return False
-    texts = (value.get("answer") if isinstance(value, dict) else value for value in values)
-    return all(isinstance(text, str) for text in texts)
+    known = {name: annotation.get(name) for name in _ANNOTATION_FIELDS}
+    question |= {**known, "answers": answers}
+    return bool(answers)
 
 
-def _annotations(gathered: Gathered, needed: bool) -> dict[int, Mapping[str, Any]]:
+def _ask(
+    gathered: Gathered,
+    key: str,
+    names: tuple[str, ...],
+    question: dict[str, Any],
+    split: str | None,
+) -> None:
+    """Adds a question about an image, as `openblip.data.questions` reads it."""
+    image = gathered.image(key, names, split)
+    image.may_lack_captions = True
+    image.meta.setdefault("questions", []).append(question)
+
+
+def _texts(value: Any) -> list[str]:
+    """The answers of a text, or a list of texts or of objects with a text `answer`.
+
+    Raises:
+        ValueError: it is something else.
+    """
+    several = value if isinstance(value, list) else [value]
+    texts = [e["answer"] if isinstance(e, dict) and "answer" in e else e for e in several]
+    known = [text for text in texts if text is not None]
+    if not all(isinstance(text, str) for text in known):
+        raise ValueError("needs an image, a question, and answers as texts")
+    return [text for text in known if text.strip()]
+
+
+def answers_beside(file: Path) -> Path | None:
+    """Where the annotations of a file of questions are looked for; None if no name says it."""
+    name = re.sub("(OpenEnded|MultipleChoice)_", "", file.name)
+    beside = file.with_name(name.replace("questions", "annotations"))
+    return None if beside == file else beside
+
+
+def _annotations(
+    gathered: Gathered, document: Mapping[str, Any], needed: bool
+) -> dict[str, Mapping[str, Any]]:
     """The annotations that belong to a file of questions, by question id."""
     file = gathered.file
-    name = file.name.replace("OpenEnded_", "").replace("questions", "annotations")
-    beside = file.with_name(name)
-    if beside == file or not beside.is_file():
+    beside = answers_beside(file)
+    if "annotations" in document:
+        entries = listed(file, document, "annotations")
+    elif beside is None or not beside.exists():
         if not needed:
             return {}
         raise DataError(
-            f"{file}: its answers are looked for in {beside}, which is not there: put the official "
-            "annotations beside the questions, under that name"
+            f"{file}: its answers are looked for in {beside or file}, which is not there: put the "
+            "official annotations beside the questions, under that name"
         )
-    try:
-        document = parse_json(beside.read_bytes(), shorten_answers)
-    except (OSError, ValueError) as error:
-        raise DataError(f"{beside} cannot be read as JSON: {error}") from error
-    entries = objects_of(beside, document if isinstance(document, dict) else {}, "annotations")
-    found: dict[int, Mapping[str, Any]] = {}
-    for number, entry in enumerate(entries):
-        key = entry.get("question_id")
-        if isinstance(key, int):
-            found[key] = entry
+    else:
+        found = fields_of(read_document(beside, shorten_answers))
+        entries = listed(beside, found, "annotations")
+    by_id: dict[str, Mapping[str, Any]] = {}
+    for number, entry in enumerate(map(fields_of, entries)):
+        key = known_id(entry.get("question_id"))
+        if key is None:
+            gathered.refuse(f"annotation {number}", "needs a question_id")
+        elif str(key) in by_id:
+            gathered.refuse(f"annotation {number}", f"is a second one of question {key}")
         else:
-            gathered.refuse(f"annotation {number}", "needs a question_id, a number")
-    return found
+            by_id[str(key)] = entry
+    return by_id
 
 
 def question_list_source(
-    file: Path, records: Sequence[Any], options: SourceOptions
+    file: Path, records: Sequence[Any], options: SourceOptions, split: str | None = None
 ) -> GatheredSource:
-    """A list of objects with `image`, `question`, `answer` and perhaps `question_id`, `dataset`.
+    """A list of objects with `image`, `question`, answers, and perhaps `question_id`, `dataset`.
 
-    This is the form of `vqa_train.json`, `vqa_val.json`, `vqa_test.json` and `vg_qa.json` of BLIP.
-    Answers of the data set `vg` weigh 0.2. The id is the path of the image; the split is what the
-    file's name says.
+    This is the form of `vqa_train.json`, `vqa_val.json`, `vqa_test.json` and `vg_qa.json` of BLIP,
+    of VizWiz, TextVQA and A-OKVQA. Answers are in `answers`, `answer`, `direct_answers` or
+    `multiple_choice_answer`, or are the right one of `choices`; those of the data set `vg` weigh
+    0.2. The id is the path of the image, or its `image_id`.
+
+    Args:
+        file: that holds them.
+        records: the objects.
+        options: may name the folder of images.
+        split: of all records, where the file says it.
+
+    Raises:
+        DataError: the images are nowhere to be found.
     """
-    gathered = Gathered(file)
-    for number, record in enumerate(records):
-        entry = record if isinstance(record, dict) else {}
-        image, text, answers = (entry.get(name) for name in ("image", "question", "answer"))
-        listed = [answers] if isinstance(answers, str) else answers or []
-        is_listed = isinstance(listed, list) and all(isinstance(answer, str) for answer in listed)
-        if not isinstance(image, str) or not isinstance(text, str) or not is_listed:
-            gathered.refuse(f"record {number}", "needs an image, a question, and answers as texts")
+    own = [image_names(fields_of(record)) for record in records]
+    folder = find_images(file, (name for names in own for name in names), options)
+    gathered = Gathered(file, folder, split)
+    for number, (record, names) in enumerate(zip(records, own, strict=True)):
+        entry = fields_of(record)
+        text = entry.get("question")
+        try:
+            if not names or not isinstance(text, str):
+                raise ValueError("needs an image, a question, and answers as texts")
+            question: dict[str, Any] = {"question": text, "answers": _answers(entry)}
+        except ValueError as error:
+            gathered.refuse(f"record {number}", str(error))
             continue
-        question: dict[str, Any] = {"question": text, "answers": listed}
-        if entry.get("question_id") is not None:
-            question["question_id"] = entry["question_id"]
+        question |= {n: entry[n] for n in _QUESTION_FIELDS if entry.get(n) is not None}
+        if (key := known_id(entry.get("question_id"))) is not None:
+            question["question_id"] = key
         if entry.get("dataset") == "vg":
-            question["weight"] = _VISUAL_GENOME_WEIGHT
-        _ask(gathered, image, (image,), question)
-    return GatheredSource("questions", gathered, ROOTS, None, options)
+            question["weight"] = ANSWER_WEIGHT
+        _ask(gathered, image_key(entry, folder, names), names, question, pop_split(entry))
+    return GatheredSource("questions", gathered)
 
 
-def visual_genome_source(
-    file: Path, records: Sequence[Any], options: SourceOptions
+def keyed_questions_source(
+    file: Path, document: Mapping[str, Any], options: SourceOptions
 ) -> GatheredSource:
-    """`question_answers.json` of Visual Genome: a list of images with `qas`, which weigh 0.2.
+    """An object that has a question under each question's id, as GQA; its image is `imageId`."""
+    records = [
+        {**fields_of(v), "question_id": k, "image": f"{fields_of(v).get('imageId')}.jpg"}
+        for k, v in document.items()
+    ]
+    return question_list_source(file, records, options)
 
-    Its answers are sentences: a closing full stop goes, as answers of VQA v2 have none. The id is
-    "visual_genome/" and its image id.
+
+def _answers(entry: Mapping[str, Any]) -> list[str]:
+    """The answers of a record; none of a test set, whose are not published.
+
+    Raises:
+        ValueError: they are no texts, or in a field that is not known.
     """
-    gathered = Gathered(file)
-    for number, record in enumerate(records):
-        entry = record if isinstance(record, dict) else {}
-        image, questions = entry.get("id"), entry.get("qas")
-        if not isinstance(image, int) or not isinstance(questions, list):
-            gathered.refuse(f"image {number}", "needs an id and a list of qas")
-            continue
-        names = tuple(f"{folder}{image}.jpg" for folder in _VISUAL_GENOME_FOLDERS)
-        for place, qa in enumerate(questions):
-            said = qa if isinstance(qa, dict) else {}
-            text, answer, key = (said.get(name) for name in ("question", "answer", "qa_id"))
-            if not isinstance(text, str) or not isinstance(answer, str) or key is None:
-                detail = "needs a question and an answer, both texts, and its qa_id"
-                gathered.refuse(f"image {image}, qas {place}", detail)
-                continue
-            question = {
-                "question": text,
-                "answers": [answer.strip().removesuffix(".")],
-                "question_id": key,
-                "weight": _VISUAL_GENOME_WEIGHT,
-            }
-            _ask(gathered, f"visual_genome/{image}", names, question)
-    return GatheredSource("visual_genome", gathered, ROOTS, None, options)
+    for name in _ANSWERS:
+        if answers := _texts(entry.get(name)):
+            return answers
+    choices, right = entry.get("choices"), known_id(entry.get("correct_choice_idx"))
+    if isinstance(choices, list) and isinstance(right, int) and 0 <= right < len(choices):
+        return _texts(choices[right])
+    for name, value in entry.items():
+        is_said = bool(value) and isinstance(value, str | list | dict)
+        is_answer = "answer" in name.lower() or name.lower() in ("label", "labels", "target")
+        if is_said and is_answer and name not in _KNOWN_ANSWERS:
+            raise ValueError(f"has answers in {name!r}, which is not known: call it answers")
+    return []

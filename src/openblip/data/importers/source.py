@@ -6,13 +6,14 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from openblip.data.importers.splits import pop_split
 from openblip.data.importers.text_files import known_encoding
 from openblip.data.importers.written_lists import written_list
-from openblip.data.importers.splits import pop_split
 from openblip.data.lists import lines_of
 from openblip.data.report import Reason
 from openblip.errors import DataError
@@ -29,7 +30,11 @@ TEXT_FIELDS = ("raw", "caption", "text", "sentence")
 """Fields of an object that stands for a text; the first there is."""
 MAX_TEXT_BYTES = 4 << 20
 """A longer text beside an image is none."""
+META_FIELD = "meta"
+"""Of a record: a JSON object in a text, as if each of its fields stood in the record."""
 _URL = re.compile(r"^(https?|ftp)://", re.IGNORECASE)
+# Of what becomes metadata; Python's own limit is not far above.
+_MAX_DEPTH = 100
 _ABSOLUTE = re.compile(r"^([/\\]|[A-Za-z]:|[A-Za-z][A-Za-z0-9+.-]*://)")
 
 
@@ -84,6 +89,8 @@ class Refused:
     reason: Reason
     detail: str
     num_records: int = 1
+    image: Path | None = None
+    """The file that it is about, where a list names it."""
 
 
 Entry = Found | Refused
@@ -132,27 +139,62 @@ class UnsafePath(DataError):  # noqa: N818 - says what it is
     """A path in a source that points out of its folder."""
 
 
-def inside(root: Path, relative: str) -> Path:
+def is_address(name: str) -> bool:
+    """Whether a name is a web address."""
+    return _URL.match(name) is not None
+
+
+def inside(root: Path, name: str) -> Path:
     """The path of a file that a source names, which must lie below `root`.
 
+    Backslashes are those of a path of Windows where no file has them in its name. An absolute
+    path counts if the file is below `root`, links followed.
+
     Raises:
-        UnsafePath: the name is absolute, empty, an address, or climbs above `root`.
+        UnsafePath: the name is empty, an address, climbs above `root`, or lies elsewhere.
     """
-    if _URL.match(relative):
+    if is_address(name):
         raise UnsafePath(
-            f"{relative!r} is a web address: download the images first (img2dataset does that "
+            f"{name!r} is a web address: download the images first (img2dataset does that "
             "well) and import its output"
         )
-    if "\0" in relative or _ABSOLUTE.match(relative):
-        raise UnsafePath(f"{relative!r} is not a path below {root}: name its folder (image_root)")
-    depth = 0
-    for part in re.split(r"[/\\]", relative):
-        depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
-        if depth < 0:
-            raise UnsafePath(f"{relative!r} leaves {root}")
-    if depth == 0:
-        raise UnsafePath(f"{relative!r} names no file")
-    return root / relative
+    if "\0" in name:
+        raise UnsafePath(f"{name!r} is not a path relative to {root}")
+    if _ABSOLUTE.match(name):
+        return _absolute_inside(root, name)
+    parts: list[str] = []
+    for part in re.split(r"[/\\]", name):
+        if part == ".." and not parts:
+            raise UnsafePath(f"{name!r} leaves {root}")
+        if part == "..":
+            parts.pop()
+        elif part not in (".", ""):
+            parts.append(part)
+    if not parts:
+        raise UnsafePath(f"{name!r} names no file")
+    if "\\" in name and is_file(root / name):
+        return root / name
+    # Without `..`, so that no link to a folder takes it elsewhere.
+    return root / "/".join(parts)
+
+
+def _absolute_inside(root: Path, name: str) -> Path:
+    refused = f"{name!r} does not lie below {root}: name its folder with --image-root"
+    path = Path(name)
+    try:
+        is_below = path.is_absolute() and root.resolve() in path.resolve().parents
+    except (OSError, RuntimeError, ValueError) as error:
+        raise UnsafePath(refused) from error
+    if not is_below:
+        raise UnsafePath(refused)
+    return path
+
+
+def name_below(root: Path, name: str) -> str:
+    """The name of a file from `root` on where it is an absolute path below that; else as it is."""
+    folder, path = os.path.normpath(root), Path(name)
+    is_below = path.is_absolute() and path.is_relative_to(folder)
+    return path.relative_to(folder).as_posix() if is_below else name
 
 
 def is_file(path: Path) -> bool:
@@ -160,43 +202,13 @@ def is_file(path: Path) -> bool:
     return os.path.isfile(path)  # noqa: PTH113 - the method of `Path` raises there
 
 
-def placed(root: Path, name: str, prefix: str = "") -> tuple[Path, str]:
-    """The path of an image that a record names, and its name below `root`, which is its id.
-
-    A path of another system may have backslashes; an absolute one is taken if it lies below `root`.
-
-    Args:
-        root: the folder of the images.
-        name: as the record has it.
-        prefix: what stands in the place of `root` in paths of the machine that they come from.
-
-    Raises:
-        UnsafePath: the name is an address, empty, or points out of `root`.
-    """
-    if "\\" in name and "/" not in name and not is_file(root / name):
-        name = name.replace("\\", "/")
-    if prefix and name.startswith(prefix):
-        name = name.removeprefix(prefix)
-    elif name.startswith("/") and Path(name).is_relative_to(root):
-        name = str(Path(name).relative_to(root))
-    return inside(root, name), name
-
-
-def foreign_prefix(root: Path, names: Sequence[str]) -> str:
-    """What absolute paths begin with in the place of `root`: one for all, so that each is unique."""
-    for name in names:
-        parts = name.split("/")
-        for cut in range(1, len(parts)) if name.startswith("/") and ".." not in parts else ():
-            if is_file(root / "/".join(parts[cut:])):
-                return "/".join(parts[:cut]) + "/"
-    return ""
-
-
 def texts_of(value: Any) -> list[str]:
     """The texts of a string or a list of strings; None, and what stands for it, gives none.
 
     A string that is written as a list of texts, in JSON or Python, is that list. An object in a
     list, as COCO's sentences are, stands for its `raw` (or another of `TEXT_FIELDS`).
+
+    An object with a `text`, as `openblip caption` writes one, stands for that.
 
     Raises:
         ValueError: it is something else.
@@ -219,14 +231,23 @@ def first_texts(record: Mapping[str, Any], names: Sequence[str]) -> tuple[list[s
     return [], None
 
 
-def id_text(value: Any) -> str | None:
-    """The id that a field holds; None where it holds none.
+def known_id(value: Any) -> int | str | None:
+    """An id, a number or a text; None for what is none.
 
     Whole numbers that pandas has made floats, for a missing one among them, are whole again.
     """
-    if value is None or value == "" or (isinstance(value, float) and not math.isfinite(value)):
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    is_id = isinstance(value, int | str) and not isinstance(value, bool) and value != ""
+    return value if is_id else None
+
+
+def id_text(value: Any) -> str | None:
+    """What a field that holds an id, or another single value, says as a text; None for nothing."""
+    if value in (None, "") or (isinstance(value, float) and math.isnan(value)):
         return None
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+    known = known_id(value)
+    return str(value if known is None else known)
 
 
 def _text(item: Any) -> list[str]:
@@ -249,14 +270,39 @@ def parse_json(text: bytes, shorten: Callable[[dict[str, Any]], Any] | None = No
         shorten: is given every object and returns what stands for it.
 
     Raises:
-        ValueError: it is no JSON, or nested too deep.
+        ValueError: it is no JSON, of another encoding, nested too deep, or gives one key of an
+            object two values.
     """
+
+    def made(pairs: list[tuple[str, Any]]) -> Any:
+        found = dict(pairs)
+        if len(found) < len(pairs):
+            _refuse_two_values(pairs)
+        return found if shorten is None else shorten(found)
+
+    encoding = json.detect_encoding(text)
+    if not encoding.startswith("utf-8"):
+        raise ValueError(f"it is {encoding[:6].upper()}, not UTF-8; save it as UTF-8")
     try:
-        return json.loads(
-            text.decode("utf-8-sig"), parse_constant=lambda _: None, object_hook=shorten
-        )
+        decoded = text.decode("utf-8-sig")
+        return json.loads(decoded, parse_constant=lambda _: None, object_pairs_hook=made)
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{text[error.start]:02x} at {error.start}"
+        raise ValueError(f"no UTF-8 ({byte}); save it as UTF-8") from error
     except RecursionError as error:
         raise ValueError("nested too deep") from error
+    except ValueError as error:
+        # Python's own message tells how to switch its limit off.
+        if isinstance(error, json.JSONDecodeError) or "digits" not in str(error):
+            raise
+        raise ValueError("a number of more than 4,300 digits") from error
+
+
+def _refuse_two_values(pairs: Sequence[tuple[str, Any]]) -> None:
+    first: dict[str, Any] = {}
+    for name, value in pairs:
+        if first.setdefault(name, value) != value:
+            raise ValueError(f"the key {name[:100]!r} stands twice in one object, with two values")
 
 
 def parse_object(text: bytes) -> dict[str, Any]:
@@ -271,12 +317,18 @@ def parse_object(text: bytes) -> dict[str, Any]:
     return value
 
 
-def plain(value: Any) -> Any:
-    """`value` as JSON can hold it: bytes are dropped, times and the like become texts."""
+def plain(value: Any, depth: int = _MAX_DEPTH) -> Any:
+    """`value` as JSON can hold it: bytes are dropped, times and the like become texts.
+
+    Raises:
+        ValueError: it is nested deeper than programs can be expected to read.
+    """
+    if depth == 0:
+        raise ValueError(f"nested more than {_MAX_DEPTH} deep")
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, depth - 1) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [plain(item) for item in value]
+        return [plain(item, depth - 1) for item in value]
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if value is None or isinstance(value, str | int | bool):
@@ -327,7 +379,7 @@ def with_record(
     several = meta.get("captions")
     if isinstance(several, list) and captions and several[: len(captions)] == captions:
         captions = texts_of(meta.pop("captions"))
-    return captions, split, plain(meta)
+    return captions, split, unfolded(meta)
 
 
 def _lines(told: Any) -> list[str] | None:
@@ -337,3 +389,14 @@ def _lines(told: Any) -> list[str] | None:
         return None
     lines = [line for text in values for line in lines_of(text)]
     return [line.strip() for line in lines if line.strip()]
+
+
+def unfolded(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Metadata as JSON can hold it, with the fields of a JSON object in `META_FIELD`."""
+    inner: dict[str, Any] = {}
+    outer = dict(record)
+    if isinstance(text := outer.get(META_FIELD), str):
+        with suppress(ValueError):
+            inner = parse_object(text.encode("utf-8", "surrogatepass"))
+            del outer[META_FIELD]
+    return {**plain(inner), **plain(outer)}

@@ -66,6 +66,15 @@ def pop_split(record: dict[str, Any]) -> str | None:
     return next(iter(words), None) if is_one else _BOTH.join(words)
 
 
+def both_splits(first: str | None, second: str | None) -> str | None:
+    """What two that speak of one row say together; both words where they differ, as above."""
+    if first is None or second is None or first == second:
+        return first if second is None else second
+    if (known_split(first) or first) == (known_split(second) or second):
+        return first
+    return first if second in first.split(_BOTH) else f"{first}{_BOTH}{second}"
+
+
 def split_in_name(name: str) -> str | None:
     """The first word in a file's name that `known_split` knows, digits included; None without one.
 
@@ -162,8 +171,8 @@ def _known(word: str) -> str:
     split = known_split(word)
     if split is None and _BOTH in word:
         raise SplitConflict(
-            f"fields of the record ({', '.join(SPLIT_FIELDS)}) say {word!r}: say which with "
-            "--split, or mend one of them"
+            f"its records say {word!r} ({', '.join(SPLIT_FIELDS)}): say which with --split, or "
+            "mend one of them"
         )
     if split is None:
         raise DataError(f"unknown split {word!r}: train, val and test are known")

@@ -86,7 +86,7 @@ class _Delimited:
             if isinstance(record, ValueError):
                 yield record
                 continue
-            yield record | {name: read(record[name]) for name, read in readers.items()}
+            yield dict(record) | {name: read(record[name]) for name, read in readers.items()}
 
     def images(self, columns: Columns) -> Iterator[Any]:
         for record in self.records(columns, 0):

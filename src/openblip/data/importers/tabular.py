@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from openblip.data.importers.columns import Columns, Place, find_columns, row_entry
+from openblip.data.importers.image_folders import ImageFolder, folder_told
 from openblip.data.importers.source import (
     Cursor,
     Entry,
@@ -15,9 +16,7 @@ from openblip.data.importers.source import (
     Remark,
     SourceOptions,
     UnsafePath,
-    foreign_prefix,
     is_file,
-    placed,
 )
 from openblip.data.importers.table_files import TableFile, num_parquet_rows, open_table
 from openblip.data.importers.text_files import FILE_DAMAGE, in_one_line
@@ -37,7 +36,7 @@ class TableSource:
     `BYTES_COLUMNS` if the type is binary (or the struct with `bytes` and `path` of the Hugging
     Face `datasets` library), by `PATH_COLUMNS` if it is text; texts by `CAPTION_COLUMNS`, of which
     each row has its own first; and `ID_COLUMNS`, `SPLIT_COLUMNS` where there are any. All others
-    become metadata, a JSON object in `META_COLUMN` as if each of its fields were a column.
+    become metadata, a JSON object in `META_FIELD` as if each of its fields were a column.
     Neighbouring rows with the same path (tables with a row per caption) become one row with several
     captions. The id is the path, or for bytes their SHA-256, where there is none.
     """
@@ -74,7 +73,7 @@ class TableSource:
                 yield from self._merged(file, int(at["row"]) if is_begun else 0)
 
     def image_paths(self) -> Iterator[Path]:
-        """Where the images are that rows name, whether they are there or not; reads nothing else."""
+        """Where the images are that rows name, whether they are there or not."""
         for file in self._files:
             with suppress(DataError, *FILE_DAMAGE):
                 table, columns = self._opened(file)
@@ -82,7 +81,7 @@ class TableSource:
                 for name in table.images(columns):
                     with suppress(UnsafePath):
                         if isinstance(name, str) and name:
-                            yield placed(place.root, name, place.prefix)[0]
+                            yield place.images.path(name)
 
     def _merged(self, file: Path, done: int) -> Iterator[Entry]:
         held: Entry | None = None
@@ -139,8 +138,8 @@ class TableSource:
             names = islice(table.images(columns), _NUM_TRIED)
             texts = [name for name in names if isinstance(name, str) and name]
         if root is not None:
-            return Place(file, root, foreign_prefix(root, texts))
-        return Place(file, _folder_of(file.parent, texts), within=self._within)
+            return Place(file, folder_told(root, texts))
+        return Place(file, ImageFolder(_folder_of(file.parent, texts)), self._within)
 
 
 def _folder_of(parent: Path, names: Sequence[str]) -> Path:
@@ -149,10 +148,12 @@ def _folder_of(parent: Path, names: Sequence[str]) -> Path:
     def holds(root: Path) -> bool:
         for name in names:
             with suppress(UnsafePath):
-                if is_file(placed(root, name)[0]):
+                if is_file(ImageFolder(root).path(name)):
                     return True
         return False
 
+    # An absolute one says where it is, so that nothing has to be guessed.
+    names = [name for name in names if not name.startswith("/")]
     if not names or holds(parent):
         return parent
     below = _folders_in(parent)

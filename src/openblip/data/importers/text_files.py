@@ -6,15 +6,15 @@ import gzip
 import io
 import lzma
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, TextIO, cast
+from typing import Any, BinaryIO, TextIO, cast
 
 from openblip.errors import DataError
 
 FILE_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 """What reading a damaged text file raises, compressed or not."""
-_OPENERS = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 # A longer line is no record; reading it whole could exhaust the memory.
 MAX_LINE = 16 << 20
 _BOMS = (

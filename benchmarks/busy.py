@@ -1,0 +1,209 @@
+"""What other work on the cores costs: three workloads beside 0, 1 and 2 busy loops.
+
+    python benchmarks/busy.py --output benchmarks/results/busy.md
+
+Each figure is that of a process of its own: the demo's training, captions by BLIP-base one image
+at a time, and a CapFilt worker with the demo's sizes. "Spinning" is OpenMP's default, which a user
+gets back by setting it; "sleeping" is what `openblip` sets for itself. They take turns.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+# Before PyTorch is loaded, as the command does; the parent gives "spinning" by a variable.
+from openblip.threads import wait_without_spinning
+
+wait_without_spinning()
+
+WORK = {
+    "train": "training the demo's model (pairs/s)",
+    "caption": "captions of BLIP-base, 384 px, beam 3 (images/s)",
+    "capfilt": "CapFilt worker, the demo's sizes (images/s)",
+}
+# The default of GNU's OpenMP, and LLVM's in milliseconds.
+SPINNING = {"GOMP_SPINCOUNT": "300000", "KMP_BLOCKTIME": "200"}
+BUSY = (0, 1, 2)
+
+
+def train(folder: Path, seconds: float) -> float:
+    """Trains until the time is over; the first reports are of a cold start."""
+    run_dir = Path(tempfile.mkdtemp(dir=folder))
+    threads = os.environ.get("BUSY_THREADS", "None")
+    script = (
+        "from openblip.threads import wait_without_spinning; wait_without_spinning()\n"
+        "from dataclasses import replace\n"
+        "from openblip.recipes.world import world_pretrain\n"
+        "from openblip.training.run import train\n"
+        f"recipe = world_pretrain({str(folder / 'pairs.lance')!r})\n"
+        f"loop = replace(recipe.train, steps=100_000, log_every=1, threads={threads})\n"
+        f"train(replace(recipe, train=loop), {str(run_dir)!r}, quiet=True)\n"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])
+    metrics = run_dir / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 3):
+        time.sleep(0.1)
+    cold = metrics.read_text().count("\n")
+    began = time.perf_counter()
+    while process.poll() is None and time.perf_counter() - began < seconds:
+        time.sleep(0.1)
+    process.kill()
+    process.wait()
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()[cold - 1 :]]
+    rates = [line["pairs_per_second"] for line in lines if line.get("kind") == "train"]
+    return statistics.harmonic_mean(rates)
+
+
+def caption(folder: Path, seconds: float) -> float:
+    """Captions one photograph after the other."""
+    import torch
+
+    from openblip.inference import load
+
+    torch.set_num_threads(int(os.environ.get("BUSY_THREADS", torch.get_num_threads())))
+    blip = load(folder / "base")
+    photo = (folder / "photo.jpg").read_bytes()
+    blip.caption(photo, num_beams=3, min_length=12, max_length=12, prompt="")
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds:
+        blip.caption(photo, num_beams=3, min_length=12, max_length=12, prompt="")
+        done += 1
+    return done / (time.perf_counter() - began)
+
+
+def capfilt(folder: Path, seconds: float) -> float:
+    """The batches of a CapFilt job, read before."""
+    from capfilt_throughput import bare_rate
+
+    return bare_rate(folder, str(folder / "web.lance"), seconds)
+
+
+def prepare(folder: Path) -> None:
+    """Tables and models that the workloads share."""
+    import torch
+
+    from capfilt_throughput import WORDS, photograph, rows, save_models
+    from openblip.data.table import PairTable
+    from openblip.data.tokenizer import TextTokenizer
+    from openblip.data.world import create_world
+    from openblip.inference import Blip
+    from openblip.model import Med, MedConfig
+    from openblip.recipes.world import WORLD, world_pretrain
+
+    create_world(folder / "pairs.lance", replace(WORLD, web_rows=600, human_rows=150))
+    (folder / "photo.jpg").write_bytes(photograph(0, 500))
+    PairTable.create(folder / "web.lance", rows(256, 64))
+    save_models(folder, world_pretrain("").model, 64)
+    base = MedConfig.preset("base")
+    tokenizer = TextTokenizer.train([" ".join(WORDS)] * 4, 200)
+    torch.manual_seed(0)
+    text = replace(base.text, vocab_size=tokenizer.vocab_size)
+    vision = replace(base.vision, image_size=384)
+    Blip(Med(replace(base, text=text, vision=vision)), tokenizer, "captioner", 384, 32).save(
+        folder / "base"
+    )
+
+
+@contextmanager
+def busy_loops(number: int) -> Iterator[None]:
+    """Programs beside the measured one, each of which would take a core."""
+    loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(number)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def measured(folder: Path, work: str, number: int, is_spinning: bool, seconds: float) -> float:
+    """The rate of a workload in a process of its own beside so many busy loops."""
+    environment = {**os.environ, **(SPINNING if is_spinning else {})}
+    command = [sys.executable, __file__, "--child", work, "--folder", str(folder)]
+    with busy_loops(number):
+        done = subprocess.run(
+            [*command, "--seconds", str(seconds)],
+            check=True,
+            text=True,
+            stdout=subprocess.PIPE,
+            env=environment,
+        )
+    return float(done.stdout.split()[-1])
+
+
+def table(found: dict[tuple[str, int, bool], list[float]]) -> list[str]:
+    """Medians, and each beside the idle rate of the same row."""
+    lines = ["| work | waiting | " + " | ".join(f"beside {n}" for n in BUSY) + " |"]
+    lines += ["| --- | --- |" + " ---: |" * len(BUSY)]
+    for work, title in WORK.items():
+        for is_spinning in (True, False):
+            rates = [found[work, number, is_spinning] for number in BUSY]
+            if not all(rates):
+                continue
+            idle = statistics.median(rates[0])
+            cells = [
+                f"{statistics.median(values):.3g} ({min(values):.3g} to {max(values):.3g}), "
+                f"{statistics.median(values) / idle:.0%}"
+                for values in rates
+            ]
+            name = "spinning" if is_spinning else "sleeping"
+            lines.append(f"| {title} | {name} | " + " | ".join(cells) + " |")
+        if found[work, 0, True]:
+            pairs = zip(found[work, 0, False], found[work, 0, True], strict=True)
+            ratio = statistics.median(ours / theirs for ours, theirs in pairs)
+            lines.append(
+                f"| | sleeping over spinning, idle | {ratio:.3f} |" + " |" * (len(BUSY) - 1)
+            )
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=12.0, help="of each figure")
+    parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK))
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--child", choices=WORK, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(globals()[options.child](options.folder, options.seconds))
+        return
+    found: dict[tuple[str, int, bool], list[float]] = defaultdict(list)
+    with tempfile.TemporaryDirectory() as name:
+        prepare(Path(name))
+        for turn in range(options.rounds):
+            for work in options.only:
+                for number in BUSY:
+                    for is_spinning in (True, False) if turn % 2 else (False, True):
+                        rate = measured(Path(name), work, number, is_spinning, options.seconds)
+                        found[work, number, is_spinning].append(rate)
+                        print(work, number, is_spinning, f"{rate:.3g}", file=sys.stderr, flush=True)
+    lines = [
+        "# Beside other work",
+        "",
+        f"{platform.machine()}, {os.cpu_count()} cores. Busy loops beside, {options.rounds} rounds "
+        f"of {options.seconds:g} s in turn: median (range), share of the same row's idle rate.",
+        "",
+        "Command: `python benchmarks/busy.py`",
+        "",
+        *table(found),
+    ]
+    print("\n".join(lines))
+    if options.output:
+        options.output.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

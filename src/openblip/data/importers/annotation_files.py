@@ -1,0 +1,129 @@
+"""Which files of a folder are annotations, and several of them as one source."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from openblip.data.importers.annotations import UnknownAnnotations, read_annotations
+from openblip.data.importers.image_folders import SUFFIXES
+from openblip.data.importers.questions import answers_beside
+from openblip.data.importers.source import Cursor, Entry, PairSource, Refused, SourceOptions
+from openblip.data.importers.splits import split_in_name
+from openblip.data.report import Reason
+from openblip.errors import DataError
+
+_SUFFIXES = (".json", ".jsonl")
+# Files of such names are annotations even beside other JSON files.
+_NAMED = re.compile(
+    r"^(dataset_|captions|annotations|labels)|karpathy|questions|question_answers|regions?_desc"
+)
+
+
+class AnnotationFiles:
+    """Files of annotations, one after another; each is opened when it is reached.
+
+    The first is opened at once, so that what it is shows, and its faults are errors. A later one
+    that cannot be read is left out.
+    """
+
+    def __init__(
+        self, files: Sequence[Path], options: SourceOptions, others: Sequence[Path] = ()
+    ) -> None:
+        """Opens the first of `files`; `others` lie beside them, and are not read.
+
+        Raises:
+            DataError: it is of no known kind, or no JSON at all.
+        """
+        self._files, self._others, self._options = list(files), list(others), options
+        self._first: PairSource | None = read_annotations(self._files[0], options)
+        self.format = self._first.format
+        self._total = self._first.total() if len(self._files) == 1 else None
+
+    def total(self) -> int | None:
+        """Number of entries of a single file; None for several."""
+        return None if self._total is None else self._total + len(self._others)
+
+    def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
+        """Yields the entries of each file, then the files that are not read."""
+        at = int(cursor.get("file", 0)) if cursor else 0
+        for number, file in enumerate(self._files[at:], at):
+            inner = cursor if number == at else None
+            for entry in self._entries(number, file, inner):
+                yield replace(entry, cursor={**entry.cursor, "file": number})
+        done = int(cursor["index"]) if cursor and at == len(self._files) else 0
+        for index, other in enumerate(self._others[done:], done + 1):
+            here: Cursor = {"file": len(self._files), "index": index}
+            detail = "beside the annotations that were read; name it to read it"
+            yield Refused(other.name, here, Reason.OTHER_FILE, detail)
+
+    def _entries(self, number: int, file: Path, cursor: Cursor | None) -> Iterator[Entry]:
+        # The first is let go of when it is read, so that one at a time is in memory.
+        source, self._first = self._first if number == 0 else None, None
+        try:
+            source = source or read_annotations(file, self._options)
+        except DataError as error:
+            if not (cursor and cursor.get("index")):
+                yield Refused(file.name, {"index": 1}, Reason.BAD_RECORD, str(error))
+            return
+        yield from source.entries(cursor)
+
+
+def annotation_source(paths: Sequence[Path], options: SourceOptions) -> PairSource | None:
+    """The source of files of annotations, or of those in a folder; None if there are none.
+
+    Of a folder these are its JSON files that belong to no image, if they differ in the split that
+    their names say. Files of usual names come before others, which must not lie beside texts.
+
+    Raises:
+        DataError: a folder has several kinds of them, or one cannot be read.
+    """
+    if len(paths) == 1 and paths[0].is_dir():
+        return _of_folder(paths[0], options)
+    if not all(path.suffix.lower() in _SUFFIXES for path in paths):
+        return None
+    return _source(sorted(paths), options)
+
+
+def _of_folder(folder: Path, options: SourceOptions) -> PairSource | None:
+    paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    images = [path for path in paths if path.suffix.lower() in SUFFIXES]
+    of_images = {name for path in images for name in (path.name, path.stem)}
+    found = [path for path in paths if path.suffix.lower() == ".json" and path.is_file()]
+    files = [path for path in found if path.stem not in of_images]
+    companions = {beside for file in files if (beside := answers_beside(file)) in files}
+    files = [file for file in files if file not in companions]
+    named = [file for file in files if _NAMED.search(file.name) and not _is_settings(file)]
+    names = {path.name for path in paths}
+    has_texts = any(f"{path.stem}.txt" in names for path in images)
+    unnamed = [] if has_texts else [file for file in files if not _is_settings(file)]
+    chosen = named or unnamed
+    if len({_without_split(file) for file in chosen}) > 1:
+        if not named:
+            return None
+        said = ", ".join(file.name for file in named[:5])
+        raise DataError(f"{folder} has several files of annotations, {said}: name one of them")
+    others = [file for file in files if file not in chosen]
+    try:
+        return _source(chosen, options, others) if chosen else None
+    except UnknownAnnotations:
+        return None
+
+
+def _source(
+    files: Sequence[Path], options: SourceOptions, others: Sequence[Path] = ()
+) -> PairSource:
+    if len(files) == 1 and not others:
+        return read_annotations(files[0], options)
+    return AnnotationFiles(files, options, others)
+
+
+def _is_settings(file: Path) -> bool:
+    """Whether it is what `openblip caption` writes beside a file, on how it was made."""
+    return file.name.endswith(".settings.json")
+
+
+def _without_split(file: Path) -> str:
+    """A file's name without the word that names a split."""
+    word = split_in_name(file.stem)
+    return file.stem if word is None else file.stem.replace(word, "", 1)

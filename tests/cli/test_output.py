@@ -1,0 +1,83 @@
+"""What commands print for programs; what they are asked to write is looked at before the work."""
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from openblip.cli import main
+from openblip.cli.output import print_json
+
+# No model and no table of these names: whoever looks at them first says so.
+COMMANDS = {
+    "evaluate retrieval": ["evaluate", "retrieval", "m", "t", "--report"],
+    "evaluate caption": ["evaluate", "caption", "m", "t", "--results"],
+    "evaluate vqa": ["evaluate", "vqa", "m", "t", "--results"],
+    "evaluate nlvr": ["evaluate", "nlvr", "m", "t", "--results"],
+    "evaluate videoqa": ["evaluate", "videoqa", "m", "q", "v", "--results"],
+    "evaluate video": ["evaluate", "video", "m", "q", "v", "--results"],
+    "evaluate classify": ["evaluate", "classify", "m", "t", "--results"],
+    "runs": ["runs", "runs", "--page"],
+    "capfilt report": ["capfilt", "report", "t", "-o"],
+    "explain": ["explain", "photo.jpg", "a dog", "-o"],
+    "convert": ["convert", "m", "--to", "original"],
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("place", ["folder", "file/inside.html"])
+def test_a_file_that_cannot_be_written_is_told_first(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    place: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("precious")
+    words = COMMANDS[name]
+    flag = words[-1] if words[-1].startswith("-") else "DESTINATION"
+    assert main([*words, place]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert told[-1].startswith(f"openblip {name}: {flag} {place}: "), told
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["convert", "m"],
+        ["pretrain", "tiny", "t"],
+        ["demo", "-o"],
+        ["compare", "c.yaml", "-o"],
+    ],
+)
+@pytest.mark.parametrize("place", ["file", "/dev/null"])
+def test_a_folder_that_cannot_be_made_is_told_first(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    place: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("precious")
+    assert main([*words, place]) == 1
+    assert f"{place}: it is a file; give the name of a folder" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "precious"
+
+
+def test_two_things_are_not_written_into_one_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = str(tmp_path / "a.json")
+    assert main(["evaluate", "vqa", "m", "t", "--results", place, "--report", place]) == 1
+    assert "--results and --report are the same file" in capsys.readouterr().err
+
+
+def test_json_has_no_number_that_is_none(capsys):
+    print_json({"a": [1.5, math.nan, (math.inf, {"b": -math.inf})], "c": "NaN", "d": True})
+    text = capsys.readouterr().out
+    assert json.loads(text) == {"a": [1.5, None, [None, {"b": None}]], "c": "NaN", "d": True}
