@@ -109,6 +109,15 @@ def test_a_view_that_needs_meta_names_the_row_whose_meta_is_no_object(foreign: F
         CaptionView(itm_of=("cc/web=0.5",)).resolve(table)
 
 
+def test_an_export_names_the_row_whose_meta_is_no_object(
+    foreign: Foreign, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = foreign(meta=pa.array(["{}", "no JSON", "{}", "{}"]))
+    assert main(["data", "export", table, str(tmp_path / "out"), "--format", "webdataset"]) == 1
+    assert "its meta is no JSON" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize(
     "words",
     ["data show T", "data export T OUT", "data duplicates T", "capfilt select T", "caption T"],

@@ -1,6 +1,7 @@
 """Our model folder: written whole or not at all, read without copies, refused by name."""
 
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -206,3 +207,10 @@ class TestRefusing:
         TextTokenizer.train(["b c d e f g"], 20).save(folder)
         with pytest.raises(CheckpointError, match=r"tokenizer\.json has \d+ tokens, but text\.vo"):
             read_folder(folder)
+
+
+def test_weights_that_are_a_pipe_are_refused_unread(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    os.mkfifo(folder / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: is no regular file"):
+        read_folder(folder)

@@ -244,7 +244,7 @@ def _metadata(table: PairTable) -> dict[str, Any]:
 def _meta_fields(index: ViewIndex) -> MetaFields:
     fields = MetaFields()
     for start in range(0, len(index), 8192):
-        some = index.table.take(index.rows[start : start + 8192], ["meta"])
-        for text in some["meta"].to_pylist():
-            fields.add(json.loads(text or "{}"))
+        some = index.table.take(index.rows[start : start + 8192], ["id", "meta"])
+        for row in some.to_pylist():
+            fields.add(read_meta(repr(row["id"]), row["meta"]))
     return fields

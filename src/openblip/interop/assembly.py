@@ -92,8 +92,11 @@ def check_content(path: Path) -> None:
     """Nothing, unless a file begins like something that is often saved in the place of weights.
 
     Raises:
-        CheckpointError: if it is missing, empty, a web page, or a pointer of git-lfs.
+        CheckpointError: if it is missing, empty, a web page, a pointer of git-lfs, or no file
+            (a pipe would block).
     """
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"{path}: is no regular file")
     try:
         with path.open("rb") as file:
             start = file.read(200).lstrip().lower()
