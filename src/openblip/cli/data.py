@@ -45,6 +45,8 @@ def import_(
     image_column: str | None = None,
     caption_column: str | None = None,
     id_column: str | None = None,
+    columns: tuple[str, ...] | None = None,
+    encoding: str | None = None,
     without_captions: bool = False,
     threads: Workers | None = None,
     json: bool = False,
@@ -72,6 +74,8 @@ def import_(
         image_column: Parquet/CSV column with paths or bytes.
         caption_column: Parquet/CSV column with texts.
         id_column: Parquet/CSV column with unique ids.
+        columns: names of all columns of CSV/TSV files without header, such as image caption.
+        encoding: of texts that are not UTF-8, such as cp1252 or utf-16.
         without_captions: also take images that have no text, such as photos to be captioned.
         threads: threads that read and decode; one per core by default.
         json: print the report as JSON.
@@ -92,6 +96,8 @@ def import_(
         image_column=image_column,
         caption_column=caption_column,
         id_column=id_column,
+        columns=columns,
+        encoding=encoding,
         without_captions=without_captions,
         num_threads=threads,
     )

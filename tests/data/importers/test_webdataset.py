@@ -200,12 +200,13 @@ def test_a_truncated_packed_shard_and_a_file_that_is_no_archive(
 def test_the_total_comes_from_the_statistics_beside_the_shards(
     tmp_path: Path, write_tar: WriteTar, samples: Samples
 ) -> None:
+    from openblip.data.importers.source import SourceOptions
     from openblip.data.importers.webdataset import TarSource
 
     shard = write_tar("00000.tar", samples(0, 3))
-    assert TarSource([shard]).total() is None
+    assert TarSource([shard], SourceOptions()).total() is None
     shard.with_name("00000_stats.json").write_text('{"successes": 3}')
-    assert TarSource([shard]).total() == 3
+    assert TarSource([shard], SourceOptions()).total() == 3
 
 
 def test_images_in_shards_cannot_stay_outside_the_table(

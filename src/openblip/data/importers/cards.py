@@ -1,7 +1,8 @@
 """The card of a dataset folder: which files belong to which configuration and split."""
 
+import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -12,6 +13,7 @@ from openblip.data.importers.splits import split_in_name
 from openblip.data.report import Reason
 from openblip.errors import DataError
 
+_MARKS = re.compile(r"[*?\[]")
 CARD_NAME = "README.md"
 _DEFAULT = "default"
 _MAX_HEADER = 1 << 20
@@ -38,6 +40,10 @@ class Card:
                 for file in _matching(self.folder, pattern):
                     found[file].append((config, split))
         return found
+
+    def speaks_of(self, file: Path) -> bool:
+        """Whether it names a file."""
+        return file in self._files
 
     def split_of(self, file: Path) -> str | None:
         """The split of a file by the card; None if it says nothing.
@@ -114,15 +120,15 @@ def read_card(folder: Path) -> Card | None:
     return Card(folder, configs, default if len(configs) > 1 else next(iter(configs)))
 
 
-def card_above(file: Path) -> Card | None:
-    """The nearest card that speaks of a file, in its folder or a few above it."""
-    for folder in list(file.parents)[:_MAX_ABOVE]:
+def card_above(files: Sequence[Path]) -> Card | None:
+    """The nearest card that speaks of some files, in the folder of the first or a few above it."""
+    for folder in list(files[0].parents)[:_MAX_ABOVE]:
         try:
             card = read_card(folder)
         except DataError:
             return None
         if card is not None:
-            return card if card.split_of(file) is not None else None
+            return card if any(map(card.speaks_of, files)) else None
     return None
 
 
@@ -164,8 +170,13 @@ def _matching(folder: Path, pattern: str) -> Iterator[Path]:
     path = PurePosixPath(pattern)
     if path.is_absolute() or ".." in path.parts or ":" in pattern or not path.parts:
         return
-    for found in folder.glob(pattern):
-        if found.is_dir():
-            yield from (file for file in found.rglob("*") if file.is_file())
-        else:
-            yield found
+    # A folder stands for what is in it where it is named, not where a pattern meets it.
+    is_folder = path.parts[-1] == "**" or not _MARKS.search(pattern)
+    try:
+        for found in folder.glob(pattern):
+            if not found.is_dir():
+                yield found
+            elif is_folder:
+                yield from (file for file in found.rglob("*") if file.is_file())
+    except ValueError as error:
+        raise DataError(f"{folder / CARD_NAME}: {pattern} is no pattern ({error})") from error

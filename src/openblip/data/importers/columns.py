@@ -94,8 +94,7 @@ def find_columns(kinds: Mapping[str, str], told: SourceOptions, name: str) -> Co
         others = _known(kinds, CAPTION_COLUMNS)
         of_type = f" ({others[0]} is {kinds[others[0]]})" if others else ""
         raise NoColumn(
-            f"{name}: no column of texts among {', '.join(kinds)}{of_type}; looked for "
-            f"{', '.join(CAPTION_COLUMNS)}: name it (caption_column)"
+            f"{name}: no column of texts among {_some(kinds)}{of_type}: name it (--caption-column)"
         )
     keys = _named(told.id_column, kinds, name) or _known(kinds, ID_COLUMNS)[:1]
     return Columns(image[0], captions, keys, _known(kinds, SPLIT_FIELDS))
@@ -105,20 +104,23 @@ def row_entry(
     record: Mapping[str, Any], columns: Columns, place: Place, where: str, cursor: Cursor
 ) -> Entry:
     """What a row is: an image with its texts, or the reason why it is none."""
+    image: bytes | Path | None = None
     try:
         image, name = _image(record[columns.image], place)
         captions, used = first_texts(record, columns.captions)
         split = pop_split({field.lower(): id_text(record[field]) for field in columns.splits})
+        read = (columns.image, used, *columns.keys, *columns.splits)
+        meta = unfolded({field: value for field, value in record.items() if field not in read})
     except UnsafePath as error:
         return Refused(where, cursor, Reason.UNSAFE_PATH, str(error))
     except ValueError as error:
-        return Refused(where, cursor, Reason.BAD_RECORD, str(error))
+        path = image if isinstance(image, Path) else None
+        return Refused(where, cursor, Reason.BAD_RECORD, str(error), image=path)
     if image is None:
         detail = f"{columns.image} is empty"
         said = [str(record[field]) for field in _ERROR_COLUMNS if record.get(field)]
         return Refused(where, cursor, Reason.MISSING_IMAGE, ": ".join((detail, *said[:1])))
     keys = (id_text(record[field]) for field in columns.keys)
-    read = (columns.image, used, *columns.keys, *columns.splits)
     return Found(
         where=f"{where}, {name}" if name else where,
         cursor=cursor,
@@ -128,7 +130,7 @@ def row_entry(
         split=split,
         place=place.path,
         image_folder=place.images.folder_of(name) if name else "",
-        meta=unfolded({field: value for field, value in record.items() if field not in read}),
+        meta=meta,
     )
 
 
@@ -178,18 +180,28 @@ def _named(column: str | None, kinds: Mapping[str, str], name: str) -> tuple[str
     if column is None:
         return ()
     if column not in kinds:
-        raise NoColumn(f"{name} has no column {column!r}; it has {', '.join(kinds)}")
+        raise NoColumn(f"{name} has no column {column!r}; it has {_some(kinds)}")
     return (column,)
 
 
 def _no_image(name: str, kinds: Mapping[str, str]) -> str:
+    if {"key", "status"} <= kinds.keys():
+        return (
+            f"{name} has no images: where it is img2dataset's table of those that it fetched, "
+            "import the folder that it lies in"
+        )
     if any("url" in column.lower() for column in kinds):
         return (
             f"{name} holds addresses of images, not images: download them first (img2dataset "
             "does that well) and import its output"
         )
-    wanted = dict.fromkeys((*BYTES_COLUMNS, *PATH_COLUMNS))
     return (
-        f"{name}: no column of images among {', '.join(kinds)}; looked for {', '.join(wanted)}: "
-        "name it (image_column), or all of a file without header (--columns image caption)"
+        f"{name}: no column of images among {_some(kinds)}: name it (--image-column), or all "
+        "columns of a file without header (--columns image caption)"
     )
+
+
+def _some(names: Mapping[str, str]) -> str:
+    """Names for a message that stays short."""
+    shown = [name if len(name) <= 40 else f"{name[:39]}…" for name in list(names)[:12]]
+    return ", ".join(shown) + (f" and {len(names) - 12} more" if len(names) > 12 else "")

@@ -17,8 +17,8 @@ from openblip.data.caption_cells import captioned_row
 from openblip.data.importers.source import SourceOptions
 from openblip.data.importers.text_files import (
     MAX_LINE,
-    NOT_UTF8,
     is_text,
+    no_text,
     open_text,
     plain_name,
     short_lines,
@@ -81,6 +81,11 @@ def delimited_layout(file: Path, options: SourceOptions) -> Delimited:
     names = [name.strip() for name in names]
     if options.columns is None:
         return Delimited(tuple(names), delimiter, number, is_quoted)
+    if len(names) != num_columns and '"' not in line:
+        raise DataError(
+            f"{file}: line {number} has {len(names)} fields, and --columns names {num_columns}: "
+            "give each column a name"
+        )
     is_header = [n.lower() for n in names] == [n.lower() for n in options.columns]
     numbers_images = _TOKEN_LINE.match(line) is not None
     before = number if is_header else number - 1
@@ -112,19 +117,20 @@ def delimited_records(
         rows = _Rows(lines, layout, names.index(image))
         for number, values in enumerate(rows, 1):
             if number > done:
-                yield _record(names, values, layout, image)
+                is_readable = isinstance(values, ValueError) or all(map(is_text, values))
+                yield _record(names, values, layout, image) if is_readable else no_text(encoding)
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
     """The names with a number behind those that were there before: `caption`, `caption_2`."""
-    unique: list[str] = []
+    unique: dict[str, None] = {}
     for name in names:
         number, candidate = 1, name
         while candidate in unique:
             number += 1
             candidate = f"{name}_{number}"
-        unique.append(candidate)
-    return unique
+        unique[candidate] = None
+    return list(unique)
 
 
 class _Rows:
@@ -207,6 +213,9 @@ class _Rows:
 
     def _quote_error(self, num_read: int, error: csv.Error) -> ValueError:
         first = self._number + 1
+        if "larger than field limit" in str(error):
+            limit = csv.field_size_limit()
+            return ValueError(f"line {first}: a field of more than {limit:,} characters")
         is_open = num_read > 1 or "unexpected end" in str(error)
         if is_open and self._line(num_read) is None and "unexpected end" in str(error):
             detail = "is never closed"
@@ -248,7 +257,7 @@ class _Rows:
     def _wrong_number(self, values: Sequence[str]) -> ValueError:
         expected = len(self._layout.names)
         return ValueError(
-            f"line {self._number + 1}: {len(values)} fields where the header has {expected}"
+            f"line {self._number + 1} has {len(values)} fields where {expected} columns are named"
         )
 
 
@@ -257,8 +266,6 @@ def _record(
 ) -> Mapping[str, Any] | ValueError:
     if isinstance(values, ValueError):
         return values
-    if not all(map(is_text, values)):
-        return ValueError(NOT_UTF8)
     record: dict[str, Any] = dict(zip(names, (value.strip() for value in values), strict=True))
     if layout.numbers_images:
         record[image] = record[image].rpartition("#")[0] or record[image]

@@ -45,7 +45,9 @@ def open_source(source: str, options: SourceOptions, wanted: str | None = None) 
     card = _card(files)
     openers: dict[str, Callable[[], PairSource | None]] = {
         "jsonl": lambda: _jsonl(files, options) or _folder(files, options, "jsonl", wanted, card),
-        "webdataset": lambda: _shards(files) or _folder(files, options, "webdataset", wanted, card),
+        "webdataset": lambda: (
+            _shards(files, options) or _folder(files, options, "webdataset", wanted, card)
+        ),
         "table": lambda: _tables(files, options) or _folder(files, options, "table", wanted, card),
         "annotations": lambda: annotation_source(files, options),
         "folder": lambda: _folder(files, options, "folder", wanted, card),
@@ -69,9 +71,9 @@ def _jsonl(files: list[Path], options: SourceOptions) -> JsonlSource | None:
     return JsonlSource(files[0], options)
 
 
-def _shards(files: list[Path]) -> TarSource | None:
+def _shards(files: list[Path], options: SourceOptions) -> TarSource | None:
     are_shards = all(file.name.lower().endswith(TAR_SUFFIXES) and file.is_file() for file in files)
-    return TarSource(sorted(files, key=str)) if are_shards else None
+    return TarSource(sorted(files, key=str), options) if are_shards else None
 
 
 def _folder(
@@ -95,7 +97,7 @@ def _tables(files: list[Path], options: SourceOptions) -> TableSource | None:
 def _card(files: list[Path]) -> Card | None:
     """The card of a folder, or the one that speaks of a file; it must say what is meant."""
     if len(files) != 1 or not files[0].is_dir():
-        return card_above(files[0])
+        return card_above(files)
     card = read_card(files[0])
     if card is not None and card.default is None:
         first = next(iter(card.configs.values()))[0][1]

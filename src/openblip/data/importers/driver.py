@@ -52,9 +52,12 @@ class _Settings:
     def fingerprint(self) -> str:
         """16 hex digits that tell this import from others into the same table."""
         decided = asdict(self)
-        # Imports that were begun before there was this setting are known by what they had.
+        # Imports that were begun before there were these settings are known by what they had.
         if not self.without_captions:
             del decided["without_captions"]
+        for name in ("columns", "encoding"):
+            if decided["options"][name] is None:
+                del decided["options"][name]
         values = json.dumps(decided, sort_keys=True, default=str)
         return hashlib.sha256(values.encode()).hexdigest()[:16]
 

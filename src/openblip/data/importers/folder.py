@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Set
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -81,7 +82,7 @@ class FolderSource:
             return None
         found = [seen.path for seen in self._files_of(self.format)]
         if self.format == "webdataset":
-            return TarSource(found).total()
+            return TarSource(found, self._options).total()
         return sum(JsonlSource(file, self._options).total() or 0 for file in found) or None
 
     def holds(self, kind: str) -> bool:
@@ -107,7 +108,8 @@ class FolderSource:
             if kind not in ("jsonl", "table") or not self._reads(kind) or self._config_of(seen):
                 continue
             is_done = "path" in at or seen.parts < after
-            self._note_images(seen, kind, is_begun=is_done or seen.parts == after)
+            if is_done or seen.parts == after:
+                self._note_images(seen, kind)
             inner = at.get("inner", _DONE) if seen.parts == after else None
             if is_done or inner == _DONE:
                 continue
@@ -142,17 +144,15 @@ class FolderSource:
                 pass
             raise
 
-    def _note_images(self, seen: Seen, kind: str, is_begun: bool) -> None:
-        """Notes which images a table names, or a list that an earlier run has begun."""
+    def _note_images(self, seen: Seen, kind: str) -> None:
+        """Notes which images a list names that an earlier run has begun."""
         if kind == "jsonl":
-            for entry in self._of_list(seen, kind, None) if is_begun else ():
+            for entry in self._of_list(seen, kind, None):
                 self._note(entry)
             return
-        try:
+        with suppress(DataError):  # said when it is read
             for path in TableSource([seen.path], self._options).image_paths():
                 self._listed.add(os.path.normpath(path))
-        except DataError:
-            pass  # said when it is read
 
     def _config_of(self, seen: Seen) -> str | None:
         """The configuration that a file belongs to, if it is not read for that."""
@@ -175,7 +175,7 @@ class FolderSource:
             detail = f"left out by --format {self._only}"
             yield Refused(seen.name, here, Reason.OTHER_FILE, detail)
         elif kind == "webdataset":
-            for entry in TarSource([seen.path], _within(seen)).entries(inner):
+            for entry in TarSource([seen.path], self._options, _within(seen)).entries(inner):
                 here = {"path": seen.name, "inner": json.dumps(entry.cursor)}
                 yield replace(entry, cursor=here)
         elif kind == "folder" and (found := self._of_image_or_other(seen, here)) is not None:
@@ -210,7 +210,7 @@ class FolderSource:
         number = 1 + len(beside)
         try:
             contents = {text: _content(seen.path.parent / text) for text in beside}
-            texts, record, remarks = _chosen(contents, _within(seen))
+            texts, record, remarks = _chosen(contents, _within(seen), self._options.encoding)
             captions, split, meta = with_record(texts, record)
         except (OSError, ValueError) as error:
             detail = f"the text beside it: {error}"
@@ -268,7 +268,7 @@ def _reason(seen: Seen) -> Reason:
 
 
 def _chosen(
-    contents: dict[str, bytes], within: str
+    contents: dict[str, bytes], within: str, encoding: str | None
 ) -> tuple[list[str] | None, bytes | None, tuple[Remark, ...]]:
     """The lines of the text that counts, the record that counts, and what is said otherwise."""
     counts: dict[bool, str] = {}
@@ -280,7 +280,7 @@ def _chosen(
             remarks.append(Remark(Reason.OTHER_MEMBER, within + name, detail))
     text, record = counts.get(False), counts.get(True)
     return (
-        None if text is None else text_lines(contents[text]),
+        None if text is None else text_lines(contents[text], encoding),
         None if record is None else contents[record],
         tuple(remarks),
     )

@@ -11,9 +11,10 @@ from openblip.data.importers.source import Cursor, parse_object
 from openblip.data.importers.text_files import (
     FILE_DAMAGE,
     MAX_LINE,
-    NOT_UTF8,
     check_encoding,
     in_one_line,
+    is_text,
+    no_text,
     open_binary,
     open_text,
     short_lines,
@@ -24,7 +25,9 @@ Numbered = tuple[str, Cursor, dict[str, Any] | ValueError]
 _ARRAY = re.compile(r"\s*\[\s*(\{|\])")
 _GAP = re.compile(r"[\s,]*")
 _HEAD = 1 << 16
-_END = -1
+_LAST = -1
+END: Cursor = {"record": _LAST, "line": _LAST, "offset": 0}
+"""Behind the last record of a file."""
 
 
 def json_records(file: Path, encoding: str | None, cursor: Cursor | None) -> Iterator[Numbered]:
@@ -40,7 +43,7 @@ def json_records(file: Path, encoding: str | None, cursor: Cursor | None) -> Ite
         yield from records(file, encoding, cursor)
     except FILE_DAMAGE as error:
         detail = ValueError(f"cannot be read from here on: {in_one_line(error)}")
-        yield file.name, {"record": _END, "line": _END, "offset": 0}, detail
+        yield file.name, END, detail
 
 
 def num_records(file: Path, encoding: str | None) -> int | None:
@@ -63,13 +66,13 @@ def is_array(file: Path, encoding: str | None = None) -> bool:
 def _of_lines(file: Path, encoding: str | None, cursor: Cursor | None) -> Iterator[Numbered]:
     at = cursor or {"offset": 0, "line": 0}
     number = int(at["line"])
-    if number == _END:
+    if number == _LAST:
         return
     for line, offset in _from(file, encoding, int(at["offset"]), number):
         number += 1
         if line.strip():
             here: Cursor = {"offset": offset, "line": number}
-            yield f"{file.name} line {number}", here, _object(line)
+            yield f"{file.name} line {number}", here, _object(line, encoding)
 
 
 def _from(file: Path, encoding: str | None, offset: int, done: int) -> Iterator[tuple[bytes, int]]:
@@ -88,40 +91,51 @@ def _from(file: Path, encoding: str | None, offset: int, done: int) -> Iterator[
 
 def _of_array(file: Path, encoding: str | None, cursor: Cursor | None) -> Iterator[Numbered]:
     done = int(cursor["record"]) if cursor else 0
-    if done == _END:
+    if done == _LAST:
         return
     with open_text(file, encoding) as stream:
         text = stream.read()
-    decoder = json.JSONDecoder(parse_constant=lambda _: None)
-    number, at = 0, _GAP.match(text, text.index("[") + 1).end()  # type: ignore[union-attr]
-    while at < len(text) and text[at] != "]":
-        number += 1
+    for number, found in enumerate(_elements(text), 1):
+        if number > done:
+            record = _object(found.encode(errors="surrogateescape"), encoding)
+            yield f"{file.name} record {number}", {"record": number}, record
+
+
+def _elements(array: str) -> Iterator[str]:
+    """The texts of the elements of an array.
+
+    Raises:
+        ValueError: it is damaged here, or breaks off.
+    """
+    # It finds where they end, whatever they are; a long number, too.
+    decoder = json.JSONDecoder(parse_int=lambda _: None, parse_constant=lambda _: None)
+    at = _after_gap(array, array.index("[") + 1)
+    while at < len(array) and array[at] != "]":
         try:
-            record, at = decoder.raw_decode(text, at)
+            _, end = decoder.raw_decode(array, at)
         except RecursionError as error:
             raise ValueError("nested too deep") from error
-        at = _GAP.match(text, at).end()  # type: ignore[union-attr]
-        if number > done:
-            is_object = isinstance(record, dict)
-            here: Cursor = {"record": number}
-            yield f"{file.name} record {number}", here, record if is_object else _no_object()
-    if at >= len(text):
+        yield array[at:end]
+        at = _after_gap(array, end)
+    if at >= len(array):
         raise ValueError("the array breaks off")
 
 
-def _object(line: bytes) -> dict[str, Any] | ValueError:
+def _after_gap(text: str, at: int) -> int:
+    gap = _GAP.match(text, at)
+    assert gap is not None  # it may be empty
+    return gap.end()
+
+
+def _object(line: bytes, encoding: str | None) -> dict[str, Any] | ValueError:
     if len(line) >= MAX_LINE:
         return ValueError(f"a line of more than {MAX_LINE} bytes")
+    if not line.isascii() and not is_text(line.decode("utf-8-sig", errors="surrogateescape")):
+        return no_text(encoding)
     try:
         return parse_object(line)
-    except UnicodeDecodeError:
-        return ValueError(NOT_UTF8)
     except ValueError as error:
         return error
-
-
-def _no_object() -> ValueError:
-    return ValueError("no JSON object")
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:

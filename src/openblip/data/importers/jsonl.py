@@ -5,8 +5,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from openblip.data.importers.captions import IMAGE_FIELDS
 from openblip.data.importers.image_folders import ImageFolder, folder_told
-from openblip.data.importers.json_records import json_records, num_records
+from openblip.data.importers.json_records import END, json_records, num_records
 from openblip.data.importers.source import (
     Cursor,
     Entry,
@@ -14,16 +15,16 @@ from openblip.data.importers.source import (
     Refused,
     SourceOptions,
     UnsafePath,
+    first_texts,
     id_text,
-    texts_of,
     unfolded,
 )
 from openblip.data.importers.splits import known_split, pop_split
 from openblip.data.importers.text_files import plain_name
 from openblip.data.report import Reason
 
-_IMAGE_FIELDS = ("image", "file_name", "filename", "filepath", "path")
 _CAPTION_FIELDS = ("captions", "caption", "text")
+_IMAGE = f"{', '.join(IMAGE_FIELDS[:-1])} or {IMAGE_FIELDS[-1]}"
 _LIST_NAMES = ("captions", "metadata")
 _NUM_TRIED = 100
 
@@ -40,9 +41,9 @@ def is_list_name(name: str) -> bool:
 class JsonlSource:
     """One JSON object per line, or an array of them, each with a path and texts.
 
-    The image is in the first there is of `image`, `file_name`, `filename`, `filepath`, `path`
-    (relative to the folder of the file, or `image_root`); the texts in the first that has any of
-    `captions`, `caption` or `text`; `id`, and `split` or `set_name`, are optional, and everything
+    The image is in the first there is of `openblip.data.importers.captions.IMAGE_FIELDS` (relative
+    to the folder of the file, or `image_root`); the texts in the first that has any of `captions`,
+    `caption` or `text`; `id`, and `split` or `set_name`, are optional, and everything
     else becomes metadata. The id is the path where there is none.
     """
 
@@ -70,12 +71,17 @@ class JsonlSource:
 
     def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
         """Yields one entry for each line that is not blank, or record of an array."""
+        is_empty = cursor is None
         for where, here, record in json_records(self._file, self._encoding, cursor):
+            is_empty = False
             yield self._entry(record, self._within_source + where, here)
+        if is_empty:
+            where = self._within_source + self._file.name
+            yield Refused(where, END, Reason.EMPTY_FILE, "it has no records")
 
     def _names(self) -> Iterator[str]:
         for _, _, record in json_records(self._file, self._encoding, None):
-            name = None if isinstance(record, ValueError) else _pop_first(record, _IMAGE_FIELDS)
+            name = None if isinstance(record, ValueError) else _pop_image(record)
             if isinstance(name, str):
                 yield name
 
@@ -84,19 +90,21 @@ class JsonlSource:
         try:
             if isinstance(record, ValueError):
                 raise record
-            name, captions = _pop_first(record, _IMAGE_FIELDS), _pop_first(record, _CAPTION_FIELDS)
+            fields = ", ".join(list(record)[:12])
+            name = _pop_image(record)
             if not isinstance(name, str):
-                raise ValueError(f"no field {' or '.join(_IMAGE_FIELDS)} with a path")
+                raise ValueError(f"none of its fields ({fields}) is {_IMAGE} with a path")
             name = self._folder.below(name)
             path = self._folder.path(name)
-            texts = texts_of(captions)
+            texts, captions = _pop_texts(record)
+            key, split = id_text(record.pop("id", None)), pop_split(record)
+            meta = unfolded(record)
         except UnsafePath as error:
             return Refused(where, cursor, Reason.UNSAFE_PATH, str(error))
         except ValueError as error:
             return Refused(where, cursor, Reason.BAD_RECORD, str(error), image=path)
-        if not any(map(str.strip, texts)) and (why := _why_empty(captions)):
+        if not texts and (why := _why_empty(captions)):
             return Refused(f"{where}, {name}", cursor, Reason.MISSING_CAPTION, why, image=path)
-        key, split = id_text(record.pop("id", None)), pop_split(record)
         return Found(
             where=f"{where}, {name}",
             cursor=cursor,
@@ -106,9 +114,29 @@ class JsonlSource:
             split=split,
             place=self._file,
             image_folder=self._folder.folder_of(name),
-            meta=unfolded(record),
+            meta=meta,
             may_lack_captions=captions == [],
         )
+
+
+def _pop_image(record: dict[str, Any]) -> Any:
+    """Takes out the first field of the image that says anything, and the empty ones before."""
+    for name in IMAGE_FIELDS:
+        if value := record.pop(name, None):
+            return value
+    return None
+
+
+def _pop_texts(record: dict[str, Any]) -> tuple[list[str], Any]:
+    """Takes out the texts of the first field that has any; without them, what the fields hold."""
+    texts, used = first_texts(record, _CAPTION_FIELDS)
+    told = None
+    for name in _CAPTION_FIELDS:
+        value = record.pop(name, None)
+        told = value if told is None else told
+        if name == used:
+            break
+    return texts, told
 
 
 def _why_empty(captions: Any) -> str | None:
@@ -116,16 +144,3 @@ def _why_empty(captions: Any) -> str | None:
     items = captions if isinstance(captions, list) else []
     reasons = (item.get("reason") for item in items if isinstance(item, dict))
     return next((reason for reason in reasons if isinstance(reason, str)), None)
-
-
-def _pop_first(record: dict[str, Any], names: tuple[str, ...]) -> Any:
-    """Takes out the first field that has something in it, and those before, which have nothing."""
-    empty = None
-    for name in names:
-        value = record.get(name)
-        if value is None or value in ("", [], [None]):
-            record.pop(name, None)
-            empty = value if empty is None else empty
-        else:
-            return record.pop(name)
-    return empty

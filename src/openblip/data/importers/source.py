@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from openblip.data.importers.splits import pop_split
-from openblip.data.importers.text_files import known_encoding
+from openblip.data.importers.text_files import codec, known_encoding
 from openblip.data.importers.written_lists import written_list
 from openblip.data.lists import lines_of
 from openblip.data.report import Reason
@@ -336,19 +336,25 @@ def plain(value: Any, depth: int = _MAX_DEPTH) -> Any:
     return None if isinstance(value, bytes) else str(value)
 
 
-def text_lines(data: bytes) -> list[str]:
-    """The lines of a text file in UTF-8; LF, CRLF and CR end a line, and nothing else.
+def text_lines(data: bytes, encoding: str | None = None) -> list[str]:
+    """The lines of a text file; LF, CRLF and CR end a line, and nothing else.
+
+    Args:
+        data: its content.
+        encoding: of that; None for UTF-8.
 
     Raises:
         ValueError: it is of another encoding.
     """
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
-        raise ValueError("UTF-16, or no text at all; save it as UTF-8")
+    remedy = "save it as UTF-8, or name its encoding with --encoding"
+    is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data
+    if encoding is None and is_wide:
+        raise ValueError(f"UTF-16, or no text at all; {remedy}")
     try:
-        return lines_of(data.decode("utf-8-sig"))
+        return lines_of(data.decode(codec(encoding)))
     except UnicodeDecodeError as error:
         byte = f"byte 0x{data[error.start]:02x} at {error.start}"
-        raise ValueError(f"no UTF-8 ({byte}); save it as UTF-8") from error
+        raise ValueError(f"no {encoding or 'UTF-8'} ({byte}); {remedy}") from error
 
 
 def with_record(

@@ -1,6 +1,7 @@
 """The files that hold tables, each read in its own way: Parquet, and delimited text."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -101,7 +102,8 @@ class _Parquet:
         if options.columns is not None:
             raise DataError(f"{file} names its columns itself: --columns is for CSV and TSV files")
         self._file = file
-        schema = parquet.read_schema(file)
+        with _parquet_damage():
+            schema = parquet.read_schema(file)
         self.repeated = _repeated(schema.names)
         self._names = unique_names(schema.names)
         self.kinds = dict(zip(self._names, arrow_kinds(schema), strict=True))
@@ -109,7 +111,7 @@ class _Parquet:
     def records(self, columns: Columns, done: int) -> Iterator[Record | ValueError]:
         from pyarrow import parquet
 
-        with parquet.ParquetFile(self._file) as table:
+        with _parquet_damage(), parquet.ParquetFile(self._file) as table:
             for group in range(table.num_row_groups):
                 num_rows = table.metadata.row_group(group).num_rows
                 if done >= num_rows:
@@ -123,25 +125,40 @@ class _Parquet:
     def images(self, columns: Columns) -> Iterator[Any]:
         from pyarrow import parquet
 
-        wanted = columns.image
-        if self.kinds[wanted] == "binary":
-            wanted = f"{wanted}.path"
-        with parquet.ParquetFile(self._file) as table:
-            if wanted not in (column.path for column in table.schema):
-                return
+        number = self._names.index(columns.image)
+        if self.kinds[columns.image] == "binary":
+            return
+        with _parquet_damage(), parquet.ParquetFile(self._file) as table:
+            # Its own name, under which a column of the same name may be read beside it.
+            wanted = table.schema_arrow.names[number]
             for batch in table.iter_batches(columns=[wanted]):
                 yield from batch.column(0).to_pylist()
 
 
+@contextmanager
+def _parquet_damage() -> Iterator[None]:
+    """Turns the errors of Arrow that are no `ValueError` into one."""
+    import pyarrow
+
+    try:
+        yield
+    except pyarrow.ArrowException as error:
+        raise ValueError(in_one_line(error)) from error
+
+
 def _rows_of(batch: Any) -> Iterator[Record | ValueError]:
+    import pyarrow
+
+    # One value that Python cannot hold, as a time of the year 20000 or in an unknown zone, costs
+    # its row alone.
+    unreadable = (ValueError, OverflowError, LookupError, pyarrow.ArrowException)
     try:
         yield from batch.to_pylist()
-    except (ValueError, OverflowError):
-        # One value that Python cannot hold, as a time of the year 20000, costs its row alone.
+    except unreadable:
         for number in range(batch.num_rows):
             try:
                 yield from batch.slice(number, 1).to_pylist()
-            except (ValueError, OverflowError) as error:
+            except unreadable as error:
                 yield ValueError(in_one_line(error))
 
 
@@ -154,7 +171,8 @@ def num_parquet_rows(files: list[Path]) -> int | None:
     total = 0
     for file in files:
         try:
-            total += int(parquet.read_metadata(file).num_rows)
+            with _parquet_damage():
+                total += int(parquet.read_metadata(file).num_rows)
         except (OSError, ValueError):
             return None
     return total

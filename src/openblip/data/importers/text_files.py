@@ -5,6 +5,7 @@ import codecs
 import gzip
 import io
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,13 +18,13 @@ FILE_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 # A longer line is no record; reading it whole could exhaust the memory.
 MAX_LINE = 16 << 20
+_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 _BOMS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-NOT_UTF8 = "not UTF-8: if it is another encoding, name it, as --encoding cp1252"
 
 
 def plain_name(path: Path) -> str:
@@ -49,9 +50,8 @@ def open_text(path: Path, encoding: str | None) -> TextIO:
         OSError: it cannot be read.
     """
     check_encoding(path, encoding)
-    # The byte order mark of UTF-8 stands before texts in its other names, too.
-    name = "utf-8-sig" if encoding is None or _is_utf8(encoding) else encoding
-    return io.TextIOWrapper(open_binary(path), name, errors="surrogateescape", newline="")
+    stream = open_binary(path)
+    return io.TextIOWrapper(stream, codec(encoding), errors="surrogateescape", newline="")
 
 
 def check_encoding(path: Path, encoding: str | None) -> None:
@@ -89,9 +89,21 @@ def known_encoding(name: str) -> str:
     return name
 
 
+def codec(encoding: str | None) -> str:
+    """What Python reads an encoding with: UTF-8, which None stands for, with a mark before it."""
+    is_utf8 = encoding is None or codecs.lookup(encoding).name == "utf-8"
+    return "utf-8-sig" if is_utf8 or encoding is None else encoding
+
+
 def is_text(value: str) -> bool:
     """Whether every byte that `value` was read from is text in the encoding."""
-    return value.isascii() or not any("\udc80" <= mark <= "\udcff" for mark in value)
+    return value.isascii() or _ESCAPED_BYTE.search(value) is None
+
+
+def no_text(encoding: str | None) -> ValueError:
+    """What is wrong with bytes that are no text in an encoding; None for UTF-8."""
+    found = f"no text in {encoding or 'UTF-8'}"
+    return ValueError(f"{found}: name the encoding that it is in, as --encoding cp1252")
 
 
 def short_lines(stream: TextIO) -> Iterator[str]:
@@ -108,7 +120,3 @@ def in_one_line(error: BaseException) -> str:
     """What an error says, on one line that is not long."""
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 300 else f"{text[:299]}…"
-
-
-def _is_utf8(encoding: str) -> bool:
-    return codecs.lookup(encoding).name == "utf-8"

@@ -17,6 +17,7 @@ from openblip.data.importers.source import (
     Found,
     Refused,
     Remark,
+    SourceOptions,
     UnsafePath,
     inside,
     text_lines,
@@ -99,14 +100,15 @@ class TarSource:
 
     format = "webdataset"
 
-    def __init__(self, shards: Sequence[Path], within: str = "") -> None:
+    def __init__(self, shards: Sequence[Path], options: SourceOptions, within: str = "") -> None:
         """Reads nothing yet.
 
         Args:
             shards: archives, in the order of reading.
+            options: may name the encoding of texts.
             within: folder of the shards in a source of several, with a slash behind; begins ids.
         """
-        self._shards, self._within = list(shards), within
+        self._shards, self._options, self._within = list(shards), options, within
 
     def total(self) -> int | None:
         """Number of samples where img2dataset's `_stats.json` lies beside every shard."""
@@ -126,7 +128,8 @@ class TarSource:
             if str(shard) < str(at["shard"]):
                 continue
             done = int(at["entry"]) if str(shard) == at["shard"] else 0
-            for number, entry in enumerate(_Shard(shard, self._within).entries(), 1):
+            archive = _Shard(shard, self._options, self._within)
+            for number, entry in enumerate(archive.entries(), 1):
                 if number > done:
                     yield entry
 
@@ -134,8 +137,8 @@ class TarSource:
 class _Shard:
     """Groups the members of one archive."""
 
-    def __init__(self, shard: Path, within: str) -> None:
-        self._shard, self._within = shard, within
+    def __init__(self, shard: Path, options: SourceOptions, within: str) -> None:
+        self._shard, self._within, self._encoding = shard, within, options.encoding
         self._number = 0
         self._sample: _Sample | None = None
         # Of members such as KEY.left.jpg, the last such key.
@@ -226,7 +229,7 @@ class _Shard:
         told = {ending.lower(): data for ending, data in sample.texts.items()}
         text = next((ending for ending in TEXT_ENDINGS if ending in told), None)
         try:
-            lines = None if text is None else text_lines(told[text])
+            lines = None if text is None else text_lines(told[text], self._encoding)
             captions, split, meta = with_record(lines, told.get(_RECORD))
         except ValueError as error:
             return Refused(where, cursor, Reason.BAD_RECORD, str(error), number)
