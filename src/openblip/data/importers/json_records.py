@@ -19,6 +19,7 @@ from openblip.data.importers.text_files import (
     open_text,
     short_lines,
 )
+from openblip.errors import DataError
 
 Numbered = tuple[str, Cursor, dict[str, Any] | ValueError]
 """What to call a record, where to read on after it, and the record or what is wrong with it."""
@@ -33,14 +34,14 @@ END: Cursor = {"record": _LAST, "line": _LAST, "offset": 0}
 def json_records(file: Path, encoding: str | None, cursor: Cursor | None) -> Iterator[Numbered]:
     """Yields the records after a cursor; of a damaged array those before the damage.
 
-    Raises:
-        DataError: it looks like UTF-16, and nobody said so.
-        OSError: it cannot be read.
+    The last is what is wrong with the file, if it is damaged, or of another encoding.
     """
-    check_encoding(file, encoding)
-    records = _of_array if is_array(file, encoding) else _of_lines
     try:
+        check_encoding(file, encoding)
+        records = _of_array if is_array(file, encoding) else _of_lines
         yield from records(file, encoding, cursor)
+    except DataError as error:
+        yield file.name, END, ValueError(str(error).removeprefix(f"{file} "))
     except FILE_DAMAGE as error:
         detail = ValueError(f"cannot be read from here on: {in_one_line(error)}")
         yield file.name, END, detail

@@ -256,8 +256,9 @@ def _text(item: Any) -> list[str]:
     if isinstance(item, str):
         return [item]
     if isinstance(item, Mapping):
-        found = next((item[name] for name in TEXT_FIELDS if item.get(name) is not None), None)
-        if isinstance(found, str | list):
+        told = [item[name] for name in TEXT_FIELDS if name in item]
+        found = next((value for value in told if value is not None), None)
+        if isinstance(found, str | list) or (told and found is None):
             return texts_of(found)
     raise ValueError(f"captions must be a text or a list of texts, not {str(item)[:100]!r}")
 
