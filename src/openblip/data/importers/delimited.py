@@ -34,6 +34,8 @@ _SPACE_AFTER_QUOTE = re.compile(r'"[ \t]+(?=[,;]|$)')
 _ENCLOSED = re.compile(r'"[^"]*"')
 _NUMBER_WITH_POINT = re.compile(r"\d+\.0")
 _MAX_LINES_OF_A_ROW = 1000
+# What Python's reader says where a quoted field is still open at the end.
+_OPEN = "unexpected end of data"
 # How tools write that there is nothing; no caption, path or id looks so.
 _NULLS = frozenset(("", "nan", "null", "none", "<na>", "\\n"))
 
@@ -216,10 +218,9 @@ class _Rows:
         if "larger than field limit" in str(error):
             limit = csv.field_size_limit()
             return ValueError(f"line {first}: a field of more than {limit:,} characters")
-        is_open = num_read > 1 or "unexpected end" in str(error)
-        if is_open and self._line(num_read) is None and "unexpected end" in str(error):
+        if _OPEN in str(error) and self._line(num_read) is None:
             detail = "is never closed"
-        elif is_open:
+        elif _OPEN in str(error) or num_read > 1:
             detail = f"is not closed as it should be before line {self._number + num_read}"
         else:
             return ValueError(f"line {first}: a quote within a quoted field: double it")
@@ -241,8 +242,11 @@ class _Rows:
         delimiter = self._layout.delimiter
         trimmed = _SPACE_AFTER_QUOTE.sub('"', line.strip())
         try:
-            values = next(csv.reader([trimmed], delimiter=delimiter, strict=True))
-        except csv.Error:
+            reader = csv.reader([trimmed], delimiter=delimiter, skipinitialspace=True, strict=True)
+            values = next(reader)
+        except csv.Error as again:
+            if _OPEN in str(again):
+                return error
             try:
                 values = [_bare(value.strip()) for value in line.split(delimiter)]
             except ValueError:

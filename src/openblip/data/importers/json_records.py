@@ -26,8 +26,7 @@ Numbered = tuple[str, Cursor, dict[str, Any] | ValueError]
 _ARRAY = re.compile(r"\s*\[\s*(\{|\])")
 _GAP = re.compile(r"[\s,]*")
 _HEAD = 1 << 16
-_LAST = -1
-END: Cursor = {"record": _LAST, "line": _LAST, "offset": 0}
+END: Cursor = {"record": -1}
 """Behind the last record of a file."""
 
 
@@ -36,6 +35,8 @@ def json_records(file: Path, encoding: str | None, cursor: Cursor | None) -> Ite
 
     The last is what is wrong with the file, if it is damaged, or of another encoding.
     """
+    if cursor == END:
+        return
     try:
         check_encoding(file, encoding)
         records = _of_array if is_array(file, encoding) else _of_lines
@@ -67,8 +68,6 @@ def is_array(file: Path, encoding: str | None = None) -> bool:
 def _of_lines(file: Path, encoding: str | None, cursor: Cursor | None) -> Iterator[Numbered]:
     at = cursor or {"offset": 0, "line": 0}
     number = int(at["line"])
-    if number == _LAST:
-        return
     for line, offset in _from(file, encoding, int(at["offset"]), number):
         number += 1
         if line.strip():
@@ -92,8 +91,6 @@ def _from(file: Path, encoding: str | None, offset: int, done: int) -> Iterator[
 
 def _of_array(file: Path, encoding: str | None, cursor: Cursor | None) -> Iterator[Numbered]:
     done = int(cursor["record"]) if cursor else 0
-    if done == _LAST:
-        return
     with open_text(file, encoding) as stream:
         text = stream.read()
     for number, found in enumerate(_elements(text), 1):
