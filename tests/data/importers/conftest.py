@@ -123,7 +123,7 @@ def splits(entries: Callable[..., list[Entry]]) -> Callable[..., dict[str, str]]
 
     def read(source: Path | str, **options: Any) -> dict[str, str]:
         root = source_root(str(source))
-        found = (entry for entry in entries(source, **options) if isinstance(entry, Found))
-        return {entry.captions[0]: row_split(entry, root)[0] for entry in found}
+        found = [entry for entry in entries(source, **options) if isinstance(entry, Found)]
+        return {entry.captions[0]: row_split(entry, root)[0] for entry in found if entry.captions}
 
     return read

@@ -4,11 +4,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from openblip.data.importers.driver import import_pairs
+from openblip.data.importers.driver import _Settings, import_pairs
+from openblip.data.importers.source import SourceOptions
 from openblip.data.reading import table_images
 from openblip.data.report import ImportReport, is_import_state
 from openblip.data.table import PairTable
@@ -298,3 +300,20 @@ def test_two_sources_at_the_same_time_both_come_into_a_new_table(
     expected = {f"{source}-{number}" for source in ("left", "right") for number in range(30)}
     assert set(_ids(tmp_path / "t")) == expected
     assert len(_ids(tmp_path / "t")) == 60
+
+
+def test_an_import_is_known_by_the_same_name_in_every_version() -> None:
+    options = SourceOptions(caption_column="x")
+    settings = _Settings(
+        source="/a",
+        format=None,
+        origin="web",
+        split=None,
+        store="bytes",
+        ids="key",
+        options=options,
+    )
+    # What is said for the first time since makes another import of it.
+    assert settings.fingerprint() == "a5003748a8298920"
+    named = replace(options, columns=("image", "x"))
+    assert replace(settings, options=named).fingerprint() != "a5003748a8298920"

@@ -145,6 +145,12 @@ class TestTextsBeside:
         assert report.skipped == {"bad record": 2}
         assert "save it as UTF-8" in report.to_text()
 
+    def test_are_read_in_the_encoding_that_is_said(self, tmp_path: Path, jpeg: Jpeg) -> None:
+        pair = {"0.jpg": jpeg(0), "0.txt": "Grüße\n\nein Hund".encode("cp1252")}
+        folder = _write(tmp_path / "p", {**pair, "s/a.tar": _tar(pair)})
+        _, rows = _import(folder, encoding="cp1252")
+        assert [row["captions"] for row in rows] == [["Grüße", "ein Hund"]] * 2
+
     def test_of_two_that_differ_the_first_counts_and_the_other_is_noted(
         self, tmp_path: Path, jpeg: Jpeg
     ) -> None:

@@ -12,7 +12,7 @@ from openblip.data.archives import TAR_SUFFIXES, UNREAD_ARCHIVES
 from openblip.data.ids import IdSet
 from openblip.data.image_formats import HEAD_BYTES, what_it_is
 from openblip.data.importers.beside import Images, text_ending
-from openblip.data.importers.cards import Card
+from openblip.data.importers.cards import CARD_NAME, Card
 from openblip.data.importers.columns import NoColumn
 from openblip.data.importers.img2dataset import DownloadLog
 from openblip.data.importers.jsonl import JsonlSource, is_list_name
@@ -296,6 +296,8 @@ def _what_it_is(path: Path) -> str:
     name = path.name.lower()
     if name.endswith(UNREAD_ARCHIVES):
         return "an archive of a kind that is not read: unpack it, or pack it as .tar"
+    if name == CARD_NAME.lower():
+        return "the card of the folder: what it says of splits counts"
     if name.endswith(".jsonl"):
         return "a list whose name is not captions.jsonl: import it itself, if it is one of images"
     if name == "export.json":
