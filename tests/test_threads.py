@@ -5,6 +5,9 @@ import subprocess
 import sys
 
 import pytest
+import torch
+
+from openblip.threads import threads_for
 
 NAMES = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY")
 SEEN = (
@@ -36,3 +39,15 @@ def test_the_command_sets_it_before_pytorch_is_loaded_and_the_user_wins(
         check=True,
     )
     assert done.stdout.splitlines()[-1] == str(expected)
+
+
+@pytest.mark.parametrize(("multiply_adds", "expected"), [(31_000_000, 1), (33_000_000, 2)])
+def test_small_products_are_not_divided(multiply_adds: int, expected: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with threads_for(multiply_adds):
+            assert torch.get_num_threads() == expected
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

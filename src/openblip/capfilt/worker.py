@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -23,6 +23,7 @@ from openblip.data.text import clean_caption
 from openblip.data.transforms import eval_transform
 from openblip.errors import DataError
 from openblip.inference import Blip, Caption, Match, load
+from openblip.threads import one_thread
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -95,7 +96,7 @@ class Worker:
         """
         clock = SaveClock(0.0 if unit.careful else self._save_seconds)
         fresh: dict[int, pa.Table] = {}
-        with _one_thread() if self.filter.device.type == "cpu" else nullcontext():
+        with one_thread() if self.filter.device.type == "cpu" else nullcontext():
             for batch, columns in self._computed(unit):
                 fresh[batch] = columns
                 if clock.is_due():
@@ -218,16 +219,6 @@ class Worker:
         if self._table.version < version:
             self._table = PairTable.open(self.job.table_uri)
         return self._table
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _columns(

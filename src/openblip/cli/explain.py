@@ -1,5 +1,6 @@
 """`openblip explain`."""
 
+import warnings
 from pathlib import Path
 from typing import Annotated
 
@@ -7,7 +8,7 @@ import tyro
 
 from openblip.cli.flags import CountOrNone
 from openblip.cli.output import check_outputs
-from openblip.errors import RecipeError
+from openblip.errors import OpenBlipWarning, RecipeError
 
 
 def explain(
@@ -49,7 +50,10 @@ def explain(
     blip = load(model or PUBLISHED[task], device=device)
     picture = open_image(image)
     if question and not answer:
-        answer = blip.ask(picture, question)[0].text
+        with warnings.catch_warnings():
+            # The explanation says the same of the question.
+            warnings.simplefilter("ignore", OpenBlipWarning)
+            answer = blip.ask(picture, question)[0].text
     heatmap = blip.explain(picture, text, question=question, answer=answer, layer=layer)
     heatmap.save(output, picture)
     shown = f"{question} {answer}" if question else " ".join(heatmap.tokens)

@@ -26,7 +26,8 @@ openblip pretrain base human.lance runs/mixed --data.weight 2 --data.mix web.lan
 
 _FINETUNE_HELP = """Fine-tune a pre-trained MED on human captions: TASK is captioner, filter,
 retrieval (as the filter, at 384 px), shared (one model that retrieves and captions), vqa
-(questions in the rows' meta) or nlvr (sentences about two images).
+(questions in the rows' meta) or nlvr (sentences about two images). MODEL is a folder (ours or of
+transformers), a run, an original .pth file or its address, or a name of the Hugging Face hub.
 
 The same command goes on with a run that was stopped. Example:
 openblip finetune captioner pairs.lance runs/captioner --init-from runs/noisy --train.epochs 5
@@ -57,7 +58,7 @@ def _pretrain(recipe: "Recipe", run_dir: str, words: list[str], prog: str) -> in
 
 
 def finetune(words: list[str], prog: str) -> int:
-    """Fine-tune for a task from a model folder or run directory, with overrides."""
+    """Fine-tune a model of any layout for a task, with overrides."""
     from openblip.recipes.finetune import FINETUNE_RECIPES
 
     usage = f"{prog} TASK TABLE RUN_DIR --init-from MODEL [overrides]"
@@ -68,11 +69,11 @@ def finetune(words: list[str], prog: str) -> int:
         _flagged(make(table, "MODEL", 384), rest, prog, _FINETUNE_HELP)
     source, rest = _take_flag(rest, "--init-from", usage)
     announce(prog)
-    from openblip.interop.folder import read_config
+    from openblip.interop.reading import read_outline
     from openblip.interop.sources import find_model
 
-    folder = find_model(source)
-    recipe = make(table, str(folder), read_config(folder).image_size)
+    found = find_model(source)
+    recipe = make(table, str(found), read_outline(found).image_size)
     return _train(_flagged(recipe, rest, prog, _FINETUNE_HELP), Path(run_dir))
 
 
@@ -138,7 +139,7 @@ def _take_flag(words: list[str], flag: str, usage: str) -> tuple[str, list[str]]
             return words[place + 1], words[:place] + words[place + 2 :]
         if word.startswith(f"{flag}="):
             return word.removeprefix(f"{flag}="), words[:place] + words[place + 1 :]
-    print(f"{flag} is needed: a model folder or run directory\nusage: {usage}", file=sys.stderr)
+    print(f"{flag} is needed: the model to start from\nusage: {usage}", file=sys.stderr)
     raise SystemExit(2)
 
 

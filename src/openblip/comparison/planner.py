@@ -19,7 +19,7 @@ from openblip.data.world.config import config_to_dict
 from openblip.errors import DataError, OpenBlipError, RecipeError
 from openblip.inference.embedder import is_published_clip
 from openblip.inference.fingerprint import embedder_fingerprint
-from openblip.interop.folder import read_config
+from openblip.interop.reading import read_outline
 from openblip.interop.sources import find_model
 from openblip.recipes.baselines import as_albef, as_clip, as_unimodal
 from openblip.recipes.finetune import FINETUNE_RECIPES
@@ -202,7 +202,7 @@ class Planner:
         spec = self._spec.models[model]
         if not spec.is_given:
             return self.recipe(model).data.image_size
-        return read_config(find_model(_place(spec, self._spec.seeds[0]))).image_size
+        return read_outline(find_model(_place(spec, self._spec.seeds[0]))).image_size
 
     def _inherited(self, name: str, field: str) -> str | None:
         """A field of a model, or of the nearest one that it is like."""

@@ -13,7 +13,9 @@ from openblip.inference.decoding import Decoding, Generated
 from openblip.inference.running import RunningDecoder
 from openblip.inference.sampling import NucleusChoice, likeliest, sample
 from openblip.model import ImageMemory
+from openblip.model.config import TextConfig
 from openblip.model.text import TextStack
+from openblip.threads import threads_for
 
 __all__ = ["Decoding", "Generated", "generate"]
 
@@ -46,13 +48,22 @@ def generate(
     if prompt_ids.shape[0] == 0:
         return []
     decoder = RunningDecoder(text, memory, decoding.max_length)
-    if decoding.method == "nucleus":
-        assert seeds is not None
-        choice = NucleusChoice(decoding, seeds, num_captions)
-        return sample(decoder, prompt_ids, decoding, special.sep, choice, num_captions)
-    if decoding.method == "greedy" or decoding.num_beams == 1:
-        return sample(decoder, prompt_ids, decoding, special.sep, likeliest)
-    return beam_search(decoder, prompt_ids, decoding, special.sep, num_captions)
+    with threads_for(_largest_product(text.config, len(prompt_ids), decoding, num_captions)):
+        if decoding.method == "nucleus":
+            assert seeds is not None
+            choice = NucleusChoice(decoding, seeds, num_captions)
+            return sample(decoder, prompt_ids, decoding, special.sep, choice, num_captions)
+        if decoding.method == "greedy" or decoding.num_beams == 1:
+            return sample(decoder, prompt_ids, decoding, special.sep, likeliest)
+        return beam_search(decoder, prompt_ids, decoding, special.sep, num_captions)
+
+
+def _largest_product(
+    config: TextConfig, num_images: int, decoding: Decoding, num_captions: int
+) -> int:
+    """Multiply-adds of a step's largest product, mostly that with the vocabulary."""
+    rows = num_images * (decoding.num_beams if decoding.method == "beam" else num_captions)
+    return rows * config.width * max(config.vocab_size, config.ffn_width)
 
 
 def _check(

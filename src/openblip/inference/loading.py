@@ -71,20 +71,14 @@ def load(
 
 
 def load_tokenizer(source: str | Path) -> TextTokenizer:
-    """The tokenizer of what `load` takes, without the weights.
+    """The tokenizer of what `load` takes.
 
     Raises:
-        CheckpointError: if there is no such model.
-        DataError: if it has no tokenizer that can be read.
+        CheckpointError: if there is no such model, or it has no tokenizer that can be read.
     """
-    from openblip.interop.huggingface_folder import is_huggingface
-    from openblip.interop.huggingface_processor import read_tokenizer
-    from openblip.interop.sources import tokenizer_beside
+    from openblip.interop.reading import read_outline
 
-    path = find_model(source)
-    if path.is_file():
-        return TextTokenizer.from_file(tokenizer_beside(path))
-    return read_tokenizer(path) if is_huggingface(path) else TextTokenizer.from_file(path)
+    return read_outline(find_model(source)).tokenizer
 
 
 def default_device() -> torch.device:

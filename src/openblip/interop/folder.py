@@ -32,10 +32,7 @@ FolderKind = Literal["pretrain", "captioner", "filter", "vqa", "nlvr", "dual_enc
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-_OTHER_LAYOUT = (
-    "this is no OpenBLIP model folder, and `finetune` reads no other layout; "
-    "first `openblip convert SOURCE FOLDER`, then give FOLDER"
-)
+_OTHER_LAYOUT = "this is no folder of OpenBLIP's layout; `openblip.load` reads the others, too"
 _FORMAT = "openblip"
 _VERSION = 1
 _CONFIGS: dict[str, type[AnyConfig]] = {

@@ -36,6 +36,11 @@ _SMALL_FILES = (
 _SAFETENSORS = (_SAFETENSORS_FILE, "model-*.safetensors", f"{_SAFETENSORS_FILE}.index.json")
 _BIN = (_BIN_FILE, "pytorch_model-*.bin", f"{_BIN_FILE}.index.json")
 
+BERT_ROWS = 30524
+"""Rows of the word embedding of every released BLIP: BERT's tokens, `[DEC]` and `[ENC]`."""
+_ROWS_OF_ALBEF = 30522
+# Where a training program padded them to a multiple of so many or more.
+_PADDED_TO, _MOST_PADDED_TO = 8, 128
 _BERT = "bert-base-uncased"
 # The hub moved it under an organisation; caches may have it under either name.
 _BERT_NAMES = (_BERT, f"google-bert/{_BERT}")
@@ -100,6 +105,15 @@ def fetch_repository(repo_id: str, revision: str | None = None) -> Path:
                 f"BLIP model in PyTorch, or where the hub was out of reach {remedy}"
             )
     return folder
+
+
+def has_bert_vocabulary(rows: int) -> bool:
+    """Whether a word embedding of so many rows is that of BERT's vocabulary, as far as that goes.
+
+    ALBEF has no rows for `[DEC]` and `[ENC]`; some have rows of padding.
+    """
+    is_padded = rows % _PADDED_TO == 0 and BERT_ROWS < rows < BERT_ROWS + _MOST_PADDED_TO
+    return rows in (BERT_ROWS, _ROWS_OF_ALBEF) or is_padded
 
 
 def fetch_bert_vocabulary() -> Path:

@@ -52,6 +52,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 _EXACT_GELU = ("gelu", "gelu_python")
 _TEMPERATURE = 0.07
 _LARGEST_NUMBER = 100.0
+_LARGEST_SIZE = 1 << 24
 _GENERATING: tuple[HuggingFaceKind, ...] = ("caption", "vqa")
 
 
@@ -77,9 +78,11 @@ class _Part:
 
     def size(self, field: str) -> int:
         value = self.value(field)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise self.error(field, "expected a whole number of 1 or more")
-        return value
+        is_whole = isinstance(value, int) and not isinstance(value, bool)
+        # The bound is far above any model.
+        if not is_whole or not 1 <= value <= _LARGEST_SIZE:
+            raise self.error(field, f"expected a whole number from 1 to {_LARGEST_SIZE}")
+        return int(value)
 
     def number(self, field: str) -> float:
         value = self.value(field)

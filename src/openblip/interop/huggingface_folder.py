@@ -6,6 +6,7 @@ from pathlib import Path
 from openblip.atomic import replace_folder
 from openblip.data.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE, TextTokenizer
 from openblip.errors import CheckpointError, DataError
+from openblip.interop.adapters import find_base, is_adapter, with_adapter
 from openblip.interop.assembly import write_safetensors
 from openblip.interop.folder import CONFIG_FILE, WEIGHTS_FILE, check_replaceable, read_json
 from openblip.interop.huggingface import from_huggingface, to_huggingface
@@ -21,7 +22,7 @@ from openblip.interop.huggingface_processor import (
     write_processor,
 )
 from openblip.interop.huggingface_weights import find_weights, read_weights
-from openblip.interop.models import AnyModel, check_vocabulary
+from openblip.interop.models import AnyModel, check_vocabulary, fit_vocabulary
 from openblip.model.vqa import Vqa, VqaConfig
 
 _WRITTEN = (
@@ -53,6 +54,8 @@ class LoadedHuggingFace:
 
 def is_huggingface(folder: Path) -> bool:
     """Whether a folder is in the Hugging Face layout; `read_huggingface` tells of which model."""
+    if is_adapter(folder):
+        return True
     try:
         return "model_type" in read_json(folder / CONFIG_FILE)
     except CheckpointError:
@@ -60,19 +63,21 @@ def is_huggingface(folder: Path) -> bool:
 
 
 def read_huggingface(folder: Path) -> LoadedHuggingFace:
-    """The model of a folder; no code of it is run.
+    """The model of a folder, or of an adapter's folder with its base; no code of it is run.
 
     Raises:
         CheckpointError: if a file is missing, damaged, of another model than BLIP, or does not
             fit the others.
     """
-    config_file = folder / CONFIG_FILE
+    base = find_base(folder) if is_adapter(folder) else folder
+    config_file = base / CONFIG_FILE
     config = read_json(config_file)
     check_readable(config, str(config_file))
-    weights = find_weights(folder)
-    checkpoint = from_huggingface(
-        read_weights(weights), config, str(weights), config_source=str(config_file)
-    )
+    weights = find_weights(base)
+    tensors = read_weights(weights)
+    if base != folder:
+        tensors = with_adapter(tensors, folder)
+    checkpoint = from_huggingface(tensors, config, str(weights), config_source=str(config_file))
     sizes = checkpoint.config
     if isinstance(sizes, VqaConfig) and sizes.answer_memory_width is not None:
         raise CheckpointError(
@@ -80,20 +85,20 @@ def read_huggingface(folder: Path) -> LoadedHuggingFace:
             f"where a question has {sizes.text.width}; transformers builds such a model, but "
             "cannot run it either; load one whose image encoder is as wide as its text"
         )
-    tokenizer = read_tokenizer(folder)
-    if tokenizer.vocab_size != sizes.text.vocab_size:
+    model, tokenizer = checkpoint.model(), read_tokenizer(base, sizes.text.vocab_size)
+    if not fit_vocabulary(model, tokenizer, str(weights)):
         raise CheckpointError(
-            f"{folder}: its tokenizer has {tokenizer.vocab_size} tokens with [DEC] and [ENC], but "
+            f"{base}: its tokenizer has {tokenizer.vocab_size} tokens with [DEC] and [ENC], but "
             f"text_config.vocab_size in {CONFIG_FILE} is {sizes.text.vocab_size}, as many rows as "
             "the word embedding has; restore the model's own tokenizer"
         )
     check_token_ids(config, checkpoint.kind, tokenizer.special, str(config_file))
     return LoadedHuggingFace(
-        model=checkpoint.model(),
+        model=model,
         tokenizer=tokenizer,
         kind=checkpoint.kind,
-        image_size=read_image_size(folder, sizes.vision.image_size, sizes.vision.patch_size),
-        max_tokens=read_max_tokens(folder, sizes.text.max_positions),
+        image_size=read_image_size(base, sizes.vision.image_size, sizes.vision.patch_size),
+        max_tokens=read_max_tokens(base, sizes.text.max_positions),
     )
 
 

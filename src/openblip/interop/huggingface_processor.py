@@ -9,6 +9,7 @@ from openblip.data.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE, TextTokeniz
 from openblip.data.transforms import IMAGE_MEAN, IMAGE_STD
 from openblip.errors import CheckpointError, DataError
 from openblip.interop.folder import read_json
+from openblip.interop.hub import fetch_bert_vocabulary, has_bert_vocabulary
 from openblip.interop.huggingface_config import check_no_code
 from openblip.interop.models import FEWEST_TOKENS
 
@@ -70,13 +71,25 @@ def read_image_size(folder: Path, model_size: int, patch_size: int) -> int:
     return size
 
 
-def read_tokenizer(folder: Path) -> TextTokenizer:
-    """The tokenizer of a folder: its `tokenizer.json`, or else its `vocab.txt`.
+def read_tokenizer(folder: Path, vocab_size: int) -> TextTokenizer:
+    """The tokenizer of a folder: its `tokenizer.json`, or else its `vocab.txt`, or else BERT's.
+
+    Args:
+        folder: may be without a tokenizer if its model has BERT's vocabulary.
+        vocab_size: rows of the model's word embedding.
 
     Raises:
         CheckpointError: if there is none, it is damaged, or a file beside a `vocab.txt` asks for
             another one than bert-base-uncased's.
     """
+    if not has_tokenizer(folder):
+        if not has_bert_vocabulary(vocab_size):
+            raise CheckpointError(
+                f"{folder}: the tokenizer cannot be read, there is none, and its {vocab_size} "
+                f"tokens are not those of bert-base-uncased; put the model's {TOKENIZER_FILE} or "
+                f"{VOCABULARY_FILE} there"
+            )
+        return TextTokenizer.from_file(fetch_bert_vocabulary())
     try:
         tokenizer = TextTokenizer.from_file(folder)
     except DataError as error:
@@ -84,6 +97,11 @@ def read_tokenizer(folder: Path) -> TextTokenizer:
     if not (folder / TOKENIZER_FILE).is_file():
         _check_vocabulary(folder, tokenizer)
     return tokenizer
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether a folder has a tokenizer of its own."""
+    return any((folder / name).is_file() for name in (TOKENIZER_FILE, VOCABULARY_FILE))
 
 
 def read_max_tokens(folder: Path, max_positions: int) -> int:
@@ -172,7 +190,7 @@ def _same(value: Any, ours: Any) -> bool:
         return value is ours
     theirs, own = (v if isinstance(v, list) else [v] for v in (value, ours))
     return len(theirs) == len(own) and all(
-        isinstance(a, int | float) and abs(a - b) <= _TOLERANCE
+        isinstance(a, int | float) and b - _TOLERANCE <= a <= b + _TOLERANCE
         for a, b in zip(theirs, own, strict=True)
     )
 

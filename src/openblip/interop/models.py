@@ -1,9 +1,13 @@
 """Every model that a checkpoint may hold, and what of it is written."""
 
-from torch import Tensor
+import warnings
+from dataclasses import replace
+from typing import Any, cast
+
+from torch import Tensor, nn
 
 from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import CheckpointError
+from openblip.errors import CheckpointError, OpenBlipWarning
 from openblip.interop.assembly import build_empty, check_names, check_shape, shapes_of
 from openblip.model import Med, MedConfig
 from openblip.model.albef import Albef
@@ -11,11 +15,15 @@ from openblip.model.config import AlbefConfig
 from openblip.model.dual import DualConfig, DualEncoder
 from openblip.model.lowrank import low_rank_layers, merge
 from openblip.model.nlvr import Nlvr, NlvrConfig
+from openblip.model.text import LmHead, TextEmbeddings
 from openblip.model.vqa import Vqa, VqaConfig
 
 AnyModel = Med | Vqa | Nlvr | Albef | DualEncoder
 FEWEST_TOKENS = 2
 """The first and the last token of an empty text."""
+# Rows of padding are fewer than the largest multiple that is usual.
+_ROWS_ARE_PADDED_TO = 8
+_MOST_PADDING = 128
 AnyConfig = MedConfig | VqaConfig | NlvrConfig | AlbefConfig | DualConfig
 
 
@@ -85,3 +93,33 @@ def check_vocabulary(model: AnyModel, tokenizer: TextTokenizer, max_tokens: int 
             f"max_tokens is {max_tokens}; a text takes {FEWEST_TOKENS} or more, its first and last "
             "token included"
         )
+
+
+def fit_vocabulary(model: AnyModel, tokenizer: TextTokenizer, source: str) -> bool:
+    """Whether a model has a row for every token of its tokenizer; rows of padding are cut off.
+
+    Embeddings are often padded to a multiple of 8 or 64 rows, which are fast to multiply with.
+
+    Warns:
+        OpenBlipWarning: rows were cut off.
+    """
+    rows, tokens = model.config.text.vocab_size, tokenizer.vocab_size
+    if rows == tokens:
+        return True
+    if rows % _ROWS_ARE_PADDED_TO or not 0 < rows - tokens < _MOST_PADDING:
+        return False
+    warnings.warn(
+        f"{source}: {rows} rows of the word embedding for {tokens} tokens; the last "
+        f"{rows - tokens} are taken as padding and left out",
+        OpenBlipWarning,
+        stacklevel=2,
+    )
+    for part in model.modules():
+        if isinstance(part, TextEmbeddings):
+            part.word.weight = nn.Parameter(part.word.weight.detach()[:tokens].clone())
+            part.word.num_embeddings = tokens
+        elif isinstance(part, LmHead):
+            part.bias = nn.Parameter(part.bias.detach()[:tokens].clone())
+    text = replace(model.config.text, vocab_size=tokens)
+    model.config = replace(cast("Any", model.config), text=text)
+    return True

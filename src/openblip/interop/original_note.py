@@ -11,7 +11,9 @@ from typing import Any, TypeVar, cast
 
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import CheckpointError, RecipeError
+from openblip.interop.assembly import reason_of
 from openblip.interop.models import AnyConfig, AnyModel
+from openblip.model.config import check_size
 
 NOTE_KEY = "openblip"
 """Name of the note: beside "model" in a `.pth`, in the metadata of a `.safetensors` file."""
@@ -60,7 +62,7 @@ class OriginalNote:
         try:
             note = OriginalNote(**json.loads(cast("str", text)))
             _check(note)
-        except (TypeError, ValueError, RecursionError) as error:
+        except (RecipeError, TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{source}: its note {NOTE_KEY!r} is damaged ({error!s:.80}); convert the model "
                 "again"
@@ -83,14 +85,15 @@ class OriginalNote:
                 vision=replace(config.vision, **self.vision),
                 text=replace(config.text, **self.text),
             )
-        except RecipeError as error:
-            raise CheckpointError(f"{source}: {error}") from error
+        except (RecipeError, TypeError) as error:
+            raise CheckpointError(f"{source}: {reason_of(error)}") from error
 
 
 def _check(note: OriginalNote) -> None:
     for names, values in ((_VISION, note.vision), (_TEXT, note.text)):
         if set(values) != set(names):
             raise ValueError(f"expected the fields {', '.join(names)}")
+        check_size("heads", values["heads"])
     if note.temperature is not None:
         float(note.temperature)
     if note.max_tokens is not None and not int(note.max_tokens) > 1:

@@ -84,7 +84,8 @@ def detect_kind(keys: Mapping[str, Tensor], source: str) -> Kind:
         return "nlvr"
     if "itm_head" not in tops:
         return "feature_extractor"
-    return "retrieval" if "idx_queue" in tops else "itm"
+    # The class for matching has no temperature.
+    return "retrieval" if tops & {"idx_queue", "temp"} else "itm"
 
 
 def _albef_kind(keys: Mapping[str, Tensor], tops: set[str], source: str) -> Kind:

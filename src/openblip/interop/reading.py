@@ -1,15 +1,16 @@
 """A model from any layout, with its tokenizer."""
 
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from openblip.data.tokenizer import TextTokenizer
+from openblip.data.tokenizer import BLIP_TOKENS, TextTokenizer
 from openblip.errors import CheckpointError, DataError, OpenBlipWarning
-from openblip.interop.folder import FolderKind, LoadedModel, read_folder
+from openblip.interop.folder import FolderKind, LoadedModel, read_config, read_folder
 from openblip.interop.huggingface_folder import is_huggingface, read_huggingface
 from openblip.interop.kinds import FROM_HUGGINGFACE, FROM_ORIGINAL
-from openblip.interop.models import AnyConfig
+from openblip.interop.models import AnyConfig, fit_vocabulary
 from openblip.interop.original import from_original
 from openblip.interop.original_files import read_note, read_original
 from openblip.interop.original_note import OriginalNote
@@ -17,6 +18,16 @@ from openblip.interop.sources import tokenizer_beside
 from openblip.model.albef import Albef
 
 _RELEASED_WIDTHS = (768, 1024)
+
+
+@dataclass(frozen=True)
+class ModelOutline:
+    """What a model is, but for its weights."""
+
+    config: AnyConfig
+    tokenizer: TextTokenizer
+    image_size: int
+    """Side of the square that images are resized to, in pixels."""
 
 
 def read_model(path: Path) -> LoadedModel:
@@ -28,6 +39,22 @@ def read_model(path: Path) -> LoadedModel:
     if path.is_file():
         return _read_original(path)
     return _read_huggingface(path) if is_huggingface(path) else read_folder(path)
+
+
+def read_outline(path: Path) -> ModelOutline:
+    """What the model is that `find_model` found; of our own folders no weights are looked at.
+
+    Raises:
+        CheckpointError: as for `read_model`.
+    """
+    if path.is_file() or is_huggingface(path):
+        loaded = read_model(path)
+        return ModelOutline(loaded.model.config, loaded.tokenizer, loaded.image_size)
+    config = read_config(path)
+    try:
+        return ModelOutline(config.model, TextTokenizer.from_file(path), config.image_size)
+    except DataError as error:
+        raise CheckpointError(f"{path}: its tokenizer cannot be read ({error})") from error
 
 
 def _read_huggingface(folder: Path) -> LoadedModel:
@@ -59,10 +86,11 @@ def _read_original(path: Path) -> LoadedModel:
     if note is None:
         _warn_of_guessed_heads(path, sizes)
     tokenizer, place = _tokenizer(path, sizes.text.vocab_size, note)
-    if isinstance(model, Albef):
+    lacking = tokenizer.vocab_size - sizes.text.vocab_size
+    if isinstance(model, Albef) and 0 <= lacking <= len(BLIP_TOKENS):
         # Ours has `[DEC]` and `[ENC]` behind every vocabulary; ALBEF never reads them.
-        model.add_words(tokenizer.vocab_size - sizes.text.vocab_size)
-    elif tokenizer.vocab_size != sizes.text.vocab_size:
+        model.add_words(lacking)
+    elif not fit_vocabulary(model, tokenizer, str(path)):
         raise CheckpointError(
             f"{place} has {tokenizer.vocab_size} tokens, but {path.name} has "
             f"{sizes.text.vocab_size}; put the vocabulary that it was trained with there"

@@ -4,9 +4,18 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from openblip.data.tokenizer import BLIP_TOKENS, TOKENIZER_FILE, VOCABULARY_FILE
+from openblip.data.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE
 from openblip.errors import CheckpointError
+from openblip.interop.adapters import ADAPTER_CONFIG_FILE
 from openblip.interop.folder import CONFIG_FILE, WEIGHTS_FILE
+from openblip.interop.hub import (
+    BERT_ROWS,
+    fetch_bert_vocabulary,
+    fetch_repository,
+    has_bert_vocabulary,
+    is_repo_id,
+    split_revision,
+)
 
 # Of a training run, the first that is there.
 _CHECKPOINTS = ("best", "last")
@@ -16,8 +25,6 @@ _EXPECTED = (
 )
 # Suffixes of what a folder of `transformers` holds of a model.
 _HUGGINGFACE_SUFFIXES = (".json", ".txt", ".safetensors", ".bin")
-BERT_VOCABULARY = (30524, 30524 - len(BLIP_TOKENS))
-"""Rows of the word embedding of every released BLIP, and of ALBEF, which lacks two tokens."""
 
 
 def find_model(source: str | Path) -> Path:
@@ -37,7 +44,7 @@ def find_model(source: str | Path) -> Path:
         return path.parent if has_config else path
     if path.is_dir():
         for folder in (path, *(path / "checkpoints" / name for name in _CHECKPOINTS)):
-            if (folder / CONFIG_FILE).is_file():
+            if any((folder / name).is_file() for name in (CONFIG_FILE, ADAPTER_CONFIG_FILE)):
                 return folder
         raise CheckpointError(f"{path}: holds no model; {_EXPECTED}")
     return _fetch(text)
@@ -49,8 +56,6 @@ def is_fetched(source: str) -> bool:
 
 
 def _fetch(name: str) -> Path:
-    from openblip.interop.hub import fetch_repository, is_repo_id, split_revision
-
     repo_id, revision = split_revision(name)
     if not is_repo_id(repo_id):
         raise CheckpointError(f"{name}: no such file or folder; {_EXPECTED}")
@@ -66,7 +71,9 @@ def find_model_files(source: str | Path) -> list[Path]:
     Raises:
         CheckpointError: if there is no model, or a file of it is missing.
     """
+    from openblip.interop.adapters import adapter_files, find_base, is_adapter
     from openblip.interop.huggingface_folder import is_huggingface
+    from openblip.interop.huggingface_processor import has_tokenizer
     from openblip.interop.original_files import read_note
 
     path = find_model(source)
@@ -74,8 +81,11 @@ def find_model_files(source: str | Path) -> list[Path]:
         note = read_note(path)
         has_own = note is not None and note.tokenizer is not None
         return [path] if has_own else [path, tokenizer_beside(path)]
+    if is_adapter(path):
+        return [*find_model_files(find_base(path)), *adapter_files(path)]
     if is_huggingface(path):
-        return sorted(file for file in path.iterdir() if file.suffix in _HUGGINGFACE_SUFFIXES)
+        files = sorted(file for file in path.iterdir() if file.suffix in _HUGGINGFACE_SUFFIXES)
+        return files if has_tokenizer(path) else [*files, fetch_bert_vocabulary()]
     files = [path / name for name in (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE)]
     for file in files:
         if not file.is_file():
@@ -83,7 +93,7 @@ def find_model_files(source: str | Path) -> list[Path]:
     return files
 
 
-def tokenizer_beside(path: Path, vocab_size: int = BERT_VOCABULARY[0]) -> Path:
+def tokenizer_beside(path: Path, vocab_size: int = BERT_ROWS) -> Path:
     """The tokenizer in a file's folder, or else that of BERT if the vocabulary is as large.
 
     Raises:
@@ -92,9 +102,7 @@ def tokenizer_beside(path: Path, vocab_size: int = BERT_VOCABULARY[0]) -> Path:
     for name in (TOKENIZER_FILE, VOCABULARY_FILE):
         if (path.parent / name).is_file():
             return path.parent / name
-    if vocab_size in BERT_VOCABULARY:
-        from openblip.interop.hub import fetch_bert_vocabulary
-
+    if has_bert_vocabulary(vocab_size):
         return fetch_bert_vocabulary()
     raise CheckpointError(
         f"{path}: an original checkpoint has no vocabulary in it, and its {vocab_size} tokens are "

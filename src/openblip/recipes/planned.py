@@ -5,7 +5,7 @@ from pathlib import Path
 
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import RecipeError
-from openblip.interop.folder import read_config
+from openblip.interop.reading import read_outline
 from openblip.interop.sources import find_model
 from openblip.model import MedConfig
 from openblip.model.config import AlbefConfig
@@ -50,10 +50,9 @@ def resolved(recipe: Recipe) -> tuple[Recipe, TextTokenizer]:
             "with --lora.rank 0 for all weights, which need more of everything"
         )
     if recipe.init_from is not None:
-        folder = find_model(recipe.init_from)
-        tokenizer = TextTokenizer.from_file(folder)
-        config: object = read_config(folder).model
-        vocab_size = tokenizer.vocab_size
+        outline = read_outline(find_model(recipe.init_from))
+        config: object = outline.config
+        tokenizer, vocab_size = outline.tokenizer, outline.tokenizer.vocab_size
     else:
         tokenizer, vocab_size = _tokenizer(recipe)
         config = recipe.model

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -14,7 +13,8 @@ from openblip.data.text import clean_caption
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import RecipeError
 from openblip.interop.assembly import build_empty
-from openblip.interop.folder import read_folder
+from openblip.interop.reading import read_outline
+from openblip.interop.sources import find_model
 from openblip.model import Med
 from openblip.model.albef import Albef
 from openblip.model.lowrank import adapt
@@ -58,7 +58,7 @@ def make_tokenizer(recipe: Recipe, tables: Sequence[PairTable]) -> TextTokenizer
         DataError: the file is no tokenizer, or a view is empty.
     """
     if recipe.init_from is not None:
-        return read_folder(Path(recipe.init_from)).tokenizer
+        return read_outline(find_model(recipe.init_from)).tokenizer
     size = recipe.trained_vocabulary
     if size is not None:
         return TextTokenizer.train(_captions(recipe.data, tables), size)

@@ -240,7 +240,8 @@ class TrainConfig:
     device: str = "auto"
     """`auto` takes an accelerator if there is one."""
     threads: int | None = None
-    """Threads that compute on a CPU; None leaves the choice to PyTorch."""
+    """Threads that compute on a CPU; None for one where the layers' products are too small to be
+    divided, else for PyTorch's choice."""
     trackers: tuple[TrackerName, ...] = ()
     """Experiment trackers that get the metrics too, besides `metrics.jsonl` and TensorBoard."""
 
@@ -309,7 +310,8 @@ class Recipe:
     model: ModelConfig | None = None
     """A model with fresh weights; vocabulary and image size become those of tokenizer and data."""
     init_from: str | None = None
-    """Folder of a model to start from, with its tokenizer; instead of `model`."""
+    """A model to start from, with its tokenizer, instead of `model`: a folder (ours or of
+    `transformers`), a run, an original file or its address, or a name of the Hugging Face hub."""
     tokenizer: str | None = None
     """File or folder of a tokenizer, or "train:N": N tokens learnt from the captions of the view.
     Needed with `model`."""

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch
 from openblip.data.examples import Examples
 from openblip.errors import TrainingError
 from openblip.progress import Progress
+from openblip.threads import threads_for
 from openblip.training.allocator import keep_freed_memory, return_freed_memory
 from openblip.training.build import (
     build_model,
@@ -170,7 +171,7 @@ class _Run:
         finished = self.state.step == self.plan.total_steps
         if not finished:
             self.rank_log.begin(self.state.step, self.plan.total_steps)
-            with self.loader, self._trackers() as trackers:
+            with self._threads(), self.loader, self._trackers() as trackers:
                 with self.checkpoints, self._reporting(quiet, trackers) as reporting:
                     finished = self._run_to_the_end(reporting)
                 trackers.state = "finished" if finished else "interrupted"
@@ -211,6 +212,15 @@ class _Run:
                 if self.state.rewinds >= self.recipe.stability.rewinds:
                     raise self._failed(failure) from None
                 self._rewind(failure, reporting)
+
+    def _threads(self) -> AbstractContextManager[None]:
+        """As many as the recipe says, or else as are worth it for the layers' products."""
+        if self.recipe.train.threads is not None or self.processes.device.type != "cpu":
+            return nullcontext()
+        config, size = self.task.student.config, self.recipe.train.batch_size
+        image = config.vision.num_patches * config.vision.width**2 * config.vision.mlp_ratio
+        text = self.recipe.data.max_tokens * config.text.width * config.text.ffn_width
+        return threads_for(int(size * max(image, text)))
 
     def _rewind(self, failure: NonFiniteLoss, reporting: Reporting) -> None:
         """Go back to a good checkpoint, and leave out the failed step and some before it."""

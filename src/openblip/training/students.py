@@ -1,10 +1,10 @@
 """Which model a run trains: a fresh one, one that was trained before, or one made out of it."""
 
 from collections.abc import Callable
-from pathlib import Path
 
 from openblip.errors import CheckpointError
-from openblip.interop.folder import read_folder
+from openblip.interop.reading import read_model
+from openblip.interop.sources import find_model
 from openblip.model import Med, MedConfig
 from openblip.model.albef import Albef
 from openblip.model.config import AlbefConfig
@@ -40,10 +40,10 @@ def starting_model(recipe: Recipe) -> Student:
     own kind.
 
     Raises:
-        CheckpointError: if the folder holds another model.
+        CheckpointError: if it is another model, or cannot be read.
     """
     assert recipe.init_from is not None, "a recipe that starts from a model"
-    loaded = read_folder(Path(recipe.init_from))
+    loaded = read_model(find_model(recipe.init_from))
     wanted = _TRAINED.get(recipe.task, Med)
     if isinstance(loaded.model, wanted):
         return loaded.model

@@ -1,0 +1,167 @@
+"""Adapters as peft writes them: changes of low rank (LoRA), added to the weights of their base."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from openblip.errors import CheckpointError
+from openblip.interop.assembly import check_shape, listed, read_safetensors
+from openblip.interop.folder import CONFIG_FILE, read_json
+from openblip.interop.huggingface_layout import TIED
+from openblip.interop.pickled import read_state
+
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+_FILES = ("adapter_model.safetensors", "adapter_model.bin")
+_PREFIX = "base_model.model."
+_DOWN = re.compile(r"(.*)\.lora_(?:A|embedding_A)(?:\.\w+)?(?:\.weight)?")
+# How layers that have a change, or are trained whole, show in the names of what they hold.
+_WRAPPED = re.compile(r"\.(?:base_layer|modules_to_save(?:\.default)?)\.")
+# What changes weights otherwise than by a product that is added.
+_OTHER_KINDS = ("use_dora", "fan_in_fan_out", "megatron_config")
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, and no whole model."""
+    return (folder / ADAPTER_CONFIG_FILE).is_file() and not (folder / CONFIG_FILE).is_file()
+
+
+def find_base(folder: Path) -> Path:
+    """The folder of the model that an adapter changes; one of the hub is fetched.
+
+    Raises:
+        CheckpointError: if it cannot be found.
+    """
+    from openblip.interop.sources import find_model
+
+    path = folder / ADAPTER_CONFIG_FILE
+    config = read_json(path)
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(name, str) or not name:
+        raise CheckpointError(f"{path}: does not name its base; {_by_hand(name)}")
+    beside = folder / name
+    pinned = f"@{revision}" if isinstance(revision, str) and not Path(name).exists() else ""
+    try:
+        base = find_model(beside if beside.is_dir() else name + pinned)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: an adapter whose base is not there: {error}") from error
+    if not (base / CONFIG_FILE).is_file() or "model_type" not in read_json(base / CONFIG_FILE):
+        raise CheckpointError(
+            f"{path}: its base {name:.80} is no model of transformers, to which adapters belong"
+        )
+    return base
+
+
+def adapter_files(folder: Path) -> list[Path]:
+    """The files of an adapter that decide what its model computes."""
+    return [folder / ADAPTER_CONFIG_FILE, _weights(folder)]
+
+
+def with_adapter(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tensor]:
+    """The weights of the base with the adapter's changes.
+
+    Args:
+        tensors: of the base, by the names of `transformers`.
+        folder: of the adapter.
+
+    Raises:
+        CheckpointError: if the adapter is damaged, of another kind, or of another base.
+    """
+    config, file = read_json(folder / ADAPTER_CONFIG_FILE), _weights(folder)
+    base = config.get("base_model_name_or_path")
+    others = [name for name in _OTHER_KINDS if config.get(name)]
+    if config.get("peft_type") != "LORA" or others:
+        kind = others[0] if others else config.get("peft_type")
+        raise CheckpointError(
+            f"{folder}: an adapter of the kind {kind!r:.40}, which is not merged here; "
+            f"{_by_hand(base)}"
+        )
+    stored = read_safetensors(file) if file.suffix == ".safetensors" else read_state(file, "")
+    changes = {
+        _WRAPPED.sub(".", key.removeprefix(_PREFIX)): tensor
+        for key, tensor in stored.items()
+        if ".original_module." not in key
+    }
+    factors = {key for key in changes if ".lora_" in key}
+    whole = {key: tensor for key, tensor in changes.items() if key not in factors}
+    for key, tensor in whole.items():
+        if key in tensors:
+            check_shape(key, tuple(tensor.shape), tuple(tensors[key].shape), str(file))
+        elif not key.startswith(TIED):
+            raise _of_another_base(file, key, base)
+    merged = {**tensors, **whole}
+    while factors:
+        key = min(factors)
+        match = _DOWN.fullmatch(key)
+        partner = key.replace(".lora_A", ".lora_B").replace("_embedding_A", "_embedding_B")
+        name = f"{match[1]}.weight" if match else ""
+        if name not in merged or partner not in factors:
+            raise _of_another_base(file, key, base)
+        assert match is not None
+        factors -= {key, partner}
+        scale = _scale(config, match[1], changes[key], folder)
+        change = _change(changes[key], changes[partner], file)
+        if ".lora_embedding_A" in key:
+            change = change.T
+        merged[name] = _sum(merged[name], scale * change, file)
+    return merged
+
+
+def _change(down: Tensor, up: Tensor, file: Path) -> Tensor:
+    if down.ndim < 2 or up.ndim < 2 or up.shape[1] != down.shape[0]:
+        raise CheckpointError(
+            f"{file}: factors of shapes {tuple(down.shape)} and {tuple(up.shape)} do not fit"
+        )
+    return up.float().flatten(1) @ down.float().flatten(1)
+
+
+def _sum(weight: Tensor, change: Tensor, file: Path) -> Tensor:
+    if change.numel() != weight.numel() or change.shape[0] != weight.shape[0]:
+        raise CheckpointError(
+            f"{file}: a change of shape {tuple(change.shape)} does not fit a weight of shape "
+            f"{tuple(weight.shape)}; it is of another base"
+        )
+    return (weight.float() + change.reshape(weight.shape)).to(weight.dtype)
+
+
+def _scale(config: Mapping[str, Any], layer: str, down: Tensor, folder: Path) -> float:
+    """What a change is multiplied with; the file may give layers an alpha of their own."""
+    alpha = config.get("lora_alpha")
+    patterns = config.get("alpha_pattern") or {}
+    try:
+        for pattern, own in patterns.items():
+            if re.fullmatch(rf"(.*\.)?({pattern})", layer):
+                alpha = own
+    except (AttributeError, re.error) as error:
+        raise CheckpointError(
+            f"{folder / ADAPTER_CONFIG_FILE}: alpha_pattern is {patterns!r:.40}, expected layers "
+            "and their alpha"
+        ) from error
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not alpha > 0:
+        raise CheckpointError(
+            f"{folder / ADAPTER_CONFIG_FILE}: lora_alpha is {alpha!r:.40}, expected a number"
+        )
+    rank = down.shape[0]
+    return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
+
+
+def _weights(folder: Path) -> Path:
+    for name in _FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise CheckpointError(f"{folder}: an adapter without weights; expected {' or '.join(_FILES)}")
+
+
+def _of_another_base(file: Path, key: str, base: object) -> CheckpointError:
+    return CheckpointError(
+        f"{file}: {listed([key])} changes nothing that the base has; {_by_hand(base)}"
+    )
+
+
+def _by_hand(base: object) -> str:
+    return (
+        f"merge it where it was trained (base {base!r:.80}), with peft's "
+        "`model.merge_and_unload().save_pretrained(FOLDER)`, and give FOLDER"
+    )
