@@ -6,7 +6,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from openblip.data.importers.source import (
     SourceOptions,
@@ -58,7 +58,7 @@ class ImageFolder:
     def folder_of(self, name: str) -> str:
         """The folder that a name says, below `root`; empty where it says none."""
         below = self.below(name)
-        return "" if below.startswith("/") else str(PurePosixPath(below).parent)
+        return "" if below.startswith("/") else posixpath.dirname(below)
 
 
 def find_images(

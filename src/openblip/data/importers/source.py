@@ -192,9 +192,10 @@ def _absolute_inside(root: Path, name: str) -> Path:
 
 def name_below(root: Path, name: str) -> str:
     """The name of a file from `root` on where it is an absolute path below that; else as it is."""
+    if not os.path.isabs(name):  # noqa: PTH117 - a path for each of many names takes long
+        return name
     folder, path = os.path.normpath(root), Path(name)
-    is_below = path.is_absolute() and path.is_relative_to(folder)
-    return path.relative_to(folder).as_posix() if is_below else name
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else name
 
 
 def is_file(path: Path) -> bool:
