@@ -21,6 +21,8 @@ from openblip.errors import DataError, install_extra, one_line
 PREFIX = "hf:"
 _DICT_FILE, _STATE_FILE, _INFO_FILE = "dataset_dict.json", "state.json", "dataset_info.json"
 _MAX_NAMED = 20
+_CACHE = "cache"
+"""Stands for a commit where the library's cache is read and the hub not asked."""
 _LOGIN = "set HF_TOKEN or run `hf auth login`"
 
 Namer = Callable[[Any], Any]
@@ -104,7 +106,7 @@ class OpenedDataset:
     num_rows: int | None
     """None where it would have to be read."""
     revision: str = ""
-    """The commit of the hub's repository that it is."""
+    """Which of the versions of the hub it is; empty for a folder."""
 
 
 def open_saved(folder: Path) -> OpenedDataset:
@@ -148,6 +150,15 @@ def _saved_rows(file: Path) -> Any:
     return Dataset.from_file(str(file))
 
 
+def tables_after(rows: Any, done: int) -> Iterator[Any]:
+    """Yields a table of one row for each row of a part after the first `done`, nothing decoded."""
+    from datasets import Dataset
+
+    # `skip` refuses to skip all of them.
+    if not (isinstance(rows, Dataset) and done >= len(rows)):
+        yield from rows.skip(done).with_format("arrow")
+
+
 def _fail(message: str) -> NoReturn:
     raise DataError(message)
 
@@ -157,7 +168,7 @@ def open_named(dataset: DatasetName, revision: str = "") -> OpenedDataset:
 
     Args:
         dataset: the name.
-        revision: a commit of the hub; empty for the newest.
+        revision: what an earlier call opened; empty for the newest.
 
     Raises:
         DataError: there is none of that name or configuration, it may not be read, the hub is out
@@ -167,16 +178,15 @@ def open_named(dataset: DatasetName, revision: str = "") -> OpenedDataset:
 
     if dataset.folder is None:
         revision = _commit(dataset, revision)
+    commit = None if revision in ("", _CACHE) else revision
     with quietly() as kept:
         try:
-            builder = datasets.load_dataset_builder(
-                dataset.name, dataset.config, revision=revision or None
-            )
+            builder = datasets.load_dataset_builder(dataset.name, dataset.config, revision=commit)
             splits = builder.as_streaming_dataset()
         # The library, the hub's client and the readers of files have no error class in common.
         except Exception as error:
             text = said_with(error, kept)
-            reason = _reason(dataset, revision, error, text)
+            reason = _reason(dataset, commit, error, text)
             raise DataError(f"{dataset}: {reason}") from error
     sizes = builder.info.splits or {}
     known = [sizes[name].num_examples for name in splits if name in sizes]
@@ -188,6 +198,8 @@ def open_named(dataset: DatasetName, revision: str = "") -> OpenedDataset:
 
 
 def _shards(dataset: DatasetName, split: str, rows: Any) -> Iterator[Part]:
+    # Else an image that lies in a file of its own comes decoded, and encoded once more.
+    rows = rows.decode(False) if rows.features else rows
     number = rows.num_shards
     for index in range(number):
         name = split if number == 1 else f"{split}, shard {index + 1} of {number}"
@@ -195,36 +207,48 @@ def _shards(dataset: DatasetName, split: str, rows: Any) -> Iterator[Part]:
 
 
 def _commit(dataset: DatasetName, revision: str) -> str:
-    """The newest commit of a repository, or `revision` if it is there; empty where offline.
+    """The newest commit of a repository, or `revision` if it is there; `_CACHE` where offline.
 
     It is asked for first because the library tries for half a minute where there is no network.
     """
     from huggingface_hub import HfApi, constants, errors
 
-    hub = constants.ENDPOINT
+    hub, begun = constants.ENDPOINT, "an import goes on with what it was begun with"
+    if revision == _CACHE and not constants.HF_HUB_OFFLINE:
+        raise DataError(f"{dataset}: {begun}, the library's cache: set HF_HUB_OFFLINE=1")
     try:
         found = HfApi().dataset_info(dataset.name, revision=revision or None, timeout=10)
-    except errors.OfflineModeIsEnabled:
-        return ""
+    except errors.OfflineModeIsEnabled as error:
+        if revision not in ("", _CACHE):
+            raise DataError(
+                f"{dataset}: {begun}, a commit of {hub}: unset HF_HUB_OFFLINE"
+            ) from error
+        return _CACHE
     except Exception as error:
-        if isinstance(error, errors.RepositoryNotFoundError):
-            reason = f"no such dataset on {hub}, nor a folder; for a private one {_LOGIN}"
-        elif isinstance(error, errors.RevisionNotFoundError):
-            reason = f"its commit {revision} is gone from {hub}: import it into a new table"
-        elif isinstance(error, errors.HFValidationError):
-            reason = "no name of a dataset; give hf:organisation/name or hf:FOLDER"
-        elif isinstance(error, errors.HfHubHTTPError):
-            reason = f"{hub} refuses it ({one_line(error)}); {_LOGIN}, or try again later"
-        else:
-            reason = (
-                f"{hub} cannot be reached ({one_line(error)}); with HF_HUB_OFFLINE=1 what the "
-                "library has in its cache is read"
-            )
-        raise DataError(f"{dataset}: {reason}") from error
+        raise DataError(f"{dataset}: {_refused(error, revision)}") from error
     return found.sha or ""
 
 
-def _reason(dataset: DatasetName, revision: str, error: Exception, text: str) -> str:
+def _refused(error: Exception, revision: str) -> str:
+    """What the hub's client says of a dataset that it does not find."""
+    from huggingface_hub import constants, errors
+
+    hub = constants.ENDPOINT
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return f"no such dataset on {hub}, nor a folder; for a private one {_LOGIN}"
+    if isinstance(error, errors.RevisionNotFoundError):
+        return f"its commit {revision} is gone from {hub}: import it into a new table"
+    if isinstance(error, errors.HFValidationError):
+        return "no name of a dataset; give hf:organisation/name or hf:FOLDER"
+    if isinstance(error, errors.HfHubHTTPError):
+        return f"{hub} refuses it ({one_line(error)}); {_LOGIN}, or try again later"
+    return (
+        f"{hub} cannot be reached ({one_line(error)}); with HF_HUB_OFFLINE=1 what the library has "
+        "in its cache is read"
+    )
+
+
+def _reason(dataset: DatasetName, commit: str | None, error: Exception, text: str) -> str:
     if "Dataset scripts" in text:
         return (
             f"{text}: of many the hub has Parquet files, `hf download {dataset.name} --repo-type "
@@ -235,17 +259,17 @@ def _reason(dataset: DatasetName, revision: str, error: Exception, text: str) ->
             "HF_HUB_OFFLINE is set, and the library has it not in its cache: unset it, or load it "
             "once online with datasets.load_dataset"
         )
-    if isinstance(error, ValueError) and (others := _other_configs(dataset, revision)):
+    if isinstance(error, ValueError) and (others := _other_configs(dataset, commit)):
         return others
     return text
 
 
-def _other_configs(dataset: DatasetName, revision: str) -> str | None:
+def _other_configs(dataset: DatasetName, commit: str | None) -> str | None:
     """What to say where a configuration is not named, or not there; None if that is not it."""
     import datasets
 
     try:
-        names = datasets.get_dataset_config_names(dataset.name, revision=revision or None)
+        names = datasets.get_dataset_config_names(dataset.name, revision=commit)
     except Exception:
         return None
     if dataset.config in names or (dataset.config is None and len(names) < 2):
@@ -264,6 +288,7 @@ class Kept(logging.Handler):
     said = ""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Keeps the line instead of writing it."""
         self.said = record.getMessage()
 
 
@@ -295,14 +320,16 @@ def said_with(error: Exception, kept: Kept) -> str:
     return one_line(kept.said) if text[:40] in one_line(kept.said) else text
 
 
-def is_damage(error: Exception, dataset: DatasetName | None) -> bool:
+def is_damage(error: Exception, dataset: DatasetName) -> bool:
     """Whether a part is damaged, so that the others can be read; else the way to it failed."""
     from datasets.exceptions import DatasetGenerationError
 
-    if dataset is None or dataset.folder is not None:
+    if dataset.folder is not None:
         return True
     damage = (ValueError, TypeError, LookupError, DatasetGenerationError, DataError)
-    return isinstance(error, damage) and not isinstance(error, OSError)
+    # Arrow says so of a damaged Parquet file; what the network raises is of a class of its own.
+    is_arrow = type(error) is OSError and error.errno is None
+    return is_arrow or (isinstance(error, damage) and not isinstance(error, OSError))
 
 
 def label_names(features: Mapping[str, Any] | None) -> dict[str, Namer]:
@@ -346,7 +373,7 @@ def _labels_within(namers: Mapping[str, Namer], values: Any) -> Any:
     return {key: namers[key](item) if key in namers else item for key, item in values.items()}
 
 
-def fetched(path: str, dataset: DatasetName | None, root: Path | None) -> bytes | None:
+def fetched(path: str, dataset: DatasetName, root: Path | None) -> bytes | None:
     """The bytes of an image in the repository or an archive; None for a path of another kind.
 
     Raises:
@@ -357,7 +384,7 @@ def fetched(path: str, dataset: DatasetName | None, root: Path | None) -> bytes 
     is_on_hub = place.startswith("hf://")
     if not is_on_hub and place == path:
         return None
-    if is_on_hub and dataset is not None and dataset.folder is None:
+    if is_on_hub and dataset.folder is None:
         own = f"hf://datasets/{dataset.name}"
         is_inside = place.startswith((f"{own}@", f"{own}/"))
     else:

@@ -121,7 +121,7 @@ class DatasetSource:
             reader = _RowReader(
                 self._dataset, self._options, self._root, rows, self._split_of(part)
             )
-            for table in rows.skip(done).with_format("arrow"):
+            for table in library.tables_after(rows, done):
                 number += 1
                 yield reader.entry(table, f"{part.name} row {number}", start | {"row": number})
             if number == 0:
@@ -198,7 +198,7 @@ class _RowReader:
         if self._options.image_root is None:
             return ImageFolder(self._root or Path())
         column = self._columns.image
-        tables = self._rows.select_columns([column]).with_format("arrow")
+        tables = library.tables_after(self._rows.select_columns([column]), 0)
         values = (table[column][0].as_py() for table in islice(tables, _NUM_TRIED))
         paths = [path for value in values if (path := _path_of(value)) is not None]
         return folder_told(self._options.image_root, paths)
