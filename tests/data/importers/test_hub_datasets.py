@@ -308,10 +308,39 @@ def test_columns_that_are_not_there(tmp_path: Path, pairs: Callable[..., Dataset
     DatasetDict(splits).save_to_disk(tmp_path / "saved")
     report, rows = _import(tmp_path / "saved", tmp_path / "t")
     assert _captions(rows) == ["text 0"]
-    assert "no column of texts among image" in _details(report, "bad record")[0]
+    assert _details(report, "bad record")[0].startswith("no column of texts among image")
     report, _ = _import(tmp_path / "saved", tmp_path / "u", caption_column="words")
     assert (report.num_rows, report.skipped) == (0, {"bad record": 2})
     assert not (tmp_path / "u").exists()
+
+
+def test_what_is_for_files_of_text_is_refused(
+    tmp_path: Path, pairs: Callable[..., Dataset]
+) -> None:
+    pairs([0]).save_to_disk(tmp_path / "saved")
+    for option in ({"columns": ("a", "b")}, {"encoding": "cp1252"}):
+        with pytest.raises(DataError, match="no --columns or --encoding"):
+            _import(tmp_path / "saved", tmp_path / "t", **option)
+
+
+def test_a_dataset_without_rows_makes_no_table(
+    tmp_path: Path, pairs: Callable[..., Dataset]
+) -> None:
+    DatasetDict({"train": pairs([])}).save_to_disk(tmp_path / "saved")
+    report, _ = _import(tmp_path / "saved", tmp_path / "t")
+    assert (report.num_rows, report.num_skipped) == (0, 1)
+    assert not (tmp_path / "t").exists()
+
+
+def test_the_format_makes_the_library_read_a_folder(
+    tmp_path: Path, pairs: Callable[..., Dataset]
+) -> None:
+    (tmp_path / "pq").mkdir()
+    pairs([0]).to_parquet(tmp_path / "pq" / "a.parquet")
+    report, _ = _import(tmp_path / "pq", tmp_path / "t", format="datasets")
+    assert (report.format, report.num_rows) == ("datasets", 1)
+    with pytest.raises(DataError, match="not as table"):
+        _import(f"hf:{tmp_path / 'pq'}", tmp_path / "u", format="table")
 
 
 def test_a_damaged_file_of_a_saved_dataset_does_not_keep_the_others_out(

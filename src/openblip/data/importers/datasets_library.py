@@ -136,6 +136,8 @@ def _saved_parts(folder: Path, split: str) -> list[Part]:
     except (OSError, ValueError, LookupError, TypeError) as error:
         message = f"{below / _STATE_FILE} cannot be read: {one_line(error)}"
         return [Part(split or folder.name, split or None, partial(_fail, message))]
+    if not files:
+        return [Part(split or folder.name, split or None, partial(_fail, "it has no rows"))]
     prefix = f"{split}/" if split else ""
     return [
         Part(prefix + file, str(said) if said else None, partial(_saved_rows, below / file))

@@ -57,7 +57,7 @@ def open_source(source: str, options: SourceOptions, wanted: str | None = None) 
         raise DataError(f"{source} does not exist: give {_KNOWN}")
     card = _card(files)
     openers: dict[str, Callable[[], PairSource | None]] = {
-        DATASETS: lambda: _saved(files, options),
+        DATASETS: lambda: _dataset(files, options, wanted),
         "jsonl": lambda: _jsonl(files, options) or _folder(files, options, "jsonl", wanted, card),
         "webdataset": lambda: _shards(files) or _folder(files, options, "webdataset", wanted, card),
         "table": lambda: _tables(files, options) or _folder(files, options, "table", wanted, card),
@@ -75,8 +75,9 @@ def open_source(source: str, options: SourceOptions, wanted: str | None = None) 
     raise DataError(f"{source} is not {kind}{_what_is_there(files)}")
 
 
-def _saved(files: list[Path], options: SourceOptions) -> DatasetSource | None:
-    if len(files) > 1 or not is_saved(files[0]):
+def _dataset(files: list[Path], options: SourceOptions, wanted: str | None) -> DatasetSource | None:
+    """A folder that the library has saved, or is said to read."""
+    if len(files) > 1 or not files[0].is_dir() or not (wanted or is_saved(files[0])):
         return None
     return DatasetSource(DatasetName(str(files[0]), folder=files[0]), options)
 

@@ -59,13 +59,16 @@ class DatasetSource:
             options: what it does not say itself.
 
         Raises:
-            DataError: the library is not installed, or a saved dataset is to have configurations.
+            DataError: the library is not installed, a saved dataset is to have configurations, or
+                something is said that is for files of text.
         """
         library.check_installed(str(dataset))
         folder = dataset.folder
         self._is_saved = folder is not None and library.is_saved(folder)
         if self._is_saved and dataset.config:
             raise DataError(f"{folder} is a saved dataset, which has no configurations")
+        if options.columns or options.encoding:
+            raise DataError(f"{dataset} says itself how it is read: no --columns or --encoding")
         self._dataset, self._options = dataset, options
         self._root = options.image_root or folder
         self._opened: OpenedDataset | None = None
@@ -122,8 +125,10 @@ class DatasetSource:
                 self._dataset, self._options, self._root, rows, self._split_of(part)
             )
             for table in library.tables_after(rows, done):
+                cursor = start | {"row": number + 1}
+                entry = reader.entry(table, f"{part.name} row {number + 1}", cursor)
                 number += 1
-                yield reader.entry(table, f"{part.name} row {number}", start | {"row": number})
+                yield entry
             if number == 0:
                 end = start | {"row": _END}
                 yield Refused(part.name, end, Reason.EMPTY_FILE, "it has columns, but no rows")
@@ -135,6 +140,7 @@ class DatasetSource:
                     "is kept, run the same again"
                 ) from error
             # One damaged part must not keep the others out.
+            detail = detail.removeprefix(f"{self._dataset}: ").removeprefix(f"{self._dataset} ")
             if number:
                 detail = f"cannot be read from here on: {detail}"
             where = part.name + (f" row {number + 1}" if number else "")
