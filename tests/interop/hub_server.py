@@ -88,7 +88,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.hub.fail_with is not None:
             return self._refuse(self.hub.fail_with)
         described = r"(?:/(?P<what>revision|tree|paths-info)/(?P<rev>[^/]+)(?:/(?P<below>.+))?)?"
-        pattern = rf"/api/(?:models/)?(?P<repo>(?:datasets/)?[^/]+/[^/]+){described}"
+        kind, name = r"(?:models/|(?=datasets/))", r"(?:datasets/)?[^/]+(?:/[^/]+)??"
+        pattern = rf"/api/{kind}(?P<repo>{name}){described}"
         pattern += r"|/(?P<repo2>.+)/resolve/(?P<rev2>[^/]+)/(?P<file>.+)"
         match = re.fullmatch(pattern, path)
         if match is None:
