@@ -18,6 +18,7 @@ FormatName = Literal[
     "folder",
     "webdataset",
     "table",
+    "datasets",
     "coco",
     "karpathy",
     "vqa",
@@ -54,14 +55,15 @@ def import_(
     """Bring image-text pairs into a pair table, which is made if there is none.
 
     Reads a folder with captions.jsonl, a folder of images with .txt files, WebDataset tars,
-    Parquet or CSV, COCO caption JSON, Karpathy JSON, lists of captions, questions of VQA v2 or
-    Visual Genome, sentences of NLVR2. A stopped import goes on where it was.
-    The exit code is 1 if no row was imported.
+    Parquet or CSV, datasets of the Hugging Face hub, COCO caption JSON, Karpathy JSON, lists of
+    captions, questions of VQA v2 or Visual Genome, sentences of NLVR2. A stopped import goes on
+    where it was. The exit code is 1 if no row was imported.
     Example: openblip data import crawl/ pairs.lance --origin web
     openblip data import photos/ photos.lance --without-captions
+    openblip data import hf:organisation/name pairs.lance --origin human
 
     Args:
-        source: file, folder or pattern.
+        source: file, folder or pattern; or hf:NAME or hf:NAME:CONFIG, a dataset of the hub.
         table: the pair table.
         format: how to read the source; found out by default.
         origin: web (noisy) or human (annotated).

@@ -1,7 +1,7 @@
 """Which columns of a table have a meaning, and the entry that a row makes."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +131,33 @@ def row_entry(
         place=place.path,
         image_folder=place.images.folder_of(name) if name else "",
         meta=meta,
+    )
+
+
+def merged(entries: Iterable[Entry]) -> Iterator[Entry]:
+    """The entries, neighbours of one image file as one with the texts of all."""
+    held: Entry | None = None
+    for entry in entries:
+        if held is not None and _same_image(held, entry):
+            assert isinstance(held, Found)
+            assert isinstance(entry, Found)
+            texts = [*held.captions, *entry.captions]
+            number = held.num_records + entry.num_records
+            held = replace(held, captions=texts, cursor=entry.cursor, num_records=number)
+            continue
+        if held is not None:
+            yield held
+        held = entry
+    if held is not None:
+        yield held
+
+
+def _same_image(held: Entry, entry: Entry) -> bool:
+    return (
+        isinstance(held, Found)
+        and isinstance(entry, Found)
+        and isinstance(entry.image, Path)
+        and (held.image, held.key, held.split) == (entry.image, entry.key, entry.split)
     )
 
 

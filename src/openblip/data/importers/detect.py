@@ -7,7 +7,15 @@ from openblip.data.archives import TAR_SUFFIXES, UNREAD_ARCHIVES
 from openblip.data.importers.annotation_files import annotation_source
 from openblip.data.importers.annotations import ANNOTATION_FORMATS, has_annotation_lines
 from openblip.data.importers.cards import Card, CardedSource, card_above, read_card
+from openblip.data.importers.datasets_library import (
+    DatasetName,
+    dataset_name,
+    is_dataset_name,
+    is_saved,
+)
 from openblip.data.importers.folder import KINDS, FolderSource
+from openblip.data.importers.hub_datasets import FORMAT as DATASETS
+from openblip.data.importers.hub_datasets import DatasetSource
 from openblip.data.importers.jsonl import JsonlSource
 from openblip.data.importers.source import PairSource, SourceOptions
 from openblip.data.importers.table_files import is_table_file
@@ -17,7 +25,7 @@ from openblip.data.importers.webdataset import TarSource
 from openblip.data.patterns import matching_paths
 from openblip.errors import DataError
 
-FORMATS = ("jsonl", "folder", "webdataset", "table", *ANNOTATION_FORMATS)
+FORMATS = ("jsonl", "folder", "webdataset", "table", DATASETS, *ANNOTATION_FORMATS)
 _KNOWN = (
     "a folder with captions.jsonl (or metadata.jsonl), images with .txt files of the same names, "
     ".tar shards, .parquet/.csv/.tsv tables, or JSON of COCO, Karpathy, NoCaps, VQA, Visual Genome "
@@ -30,7 +38,8 @@ def open_source(source: str, options: SourceOptions, wanted: str | None = None) 
 
     Args:
         source: a file, a folder, a pattern such as `shards/*.tar`, a range such as
-            `shards/{00000..00041}.tar`, or `hf:NAME` for a dataset of the Hugging Face hub.
+            `shards/{00000..00041}.tar`, or what the library `datasets` reads: `hf:NAME` or
+            `hf:NAME:CONFIG` for a dataset of the Hugging Face hub, `hf:FOLDER` for a folder.
         options: what the source does not say itself.
         wanted: one of `FORMATS`; None to find out from what is there.
 
@@ -39,11 +48,16 @@ def open_source(source: str, options: SourceOptions, wanted: str | None = None) 
     """
     if wanted is not None and wanted not in FORMATS:
         raise DataError(f"unknown format {wanted!r}: give one of {', '.join(FORMATS)}")
+    if is_dataset_name(source):
+        if wanted not in (None, DATASETS):
+            raise DataError(f"{source} is read by the library `datasets`, not as {wanted}")
+        return DatasetSource(dataset_name(source), options)
     files = matching_paths(source)
     if not files:
         raise DataError(f"{source} does not exist: give {_KNOWN}")
     card = _card(files)
     openers: dict[str, Callable[[], PairSource | None]] = {
+        DATASETS: lambda: _dataset(files, options, wanted),
         "jsonl": lambda: _jsonl(files, options) or _folder(files, options, "jsonl", wanted, card),
         "webdataset": lambda: (
             _shards(files, options) or _folder(files, options, "webdataset", wanted, card)
@@ -61,6 +75,13 @@ def open_source(source: str, options: SourceOptions, wanted: str | None = None) 
             return opened if card is None else CardedSource(opened, card)
     kind = f"a source of the format {wanted!r}" if wanted else f"a known source: {_KNOWN}"
     raise DataError(f"{source} is not {kind}{_what_is_there(files)}")
+
+
+def _dataset(files: list[Path], options: SourceOptions, wanted: str | None) -> DatasetSource | None:
+    """A folder that the library has saved, or is said to read."""
+    if len(files) > 1 or not files[0].is_dir() or not (wanted or is_saved(files[0])):
+        return None
+    return DatasetSource(DatasetName(str(files[0]), folder=files[0]), options)
 
 
 def _jsonl(files: list[Path], options: SourceOptions) -> JsonlSource | None:

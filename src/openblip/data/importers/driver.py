@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openblip.data.images import open_image
+from openblip.data.importers.datasets_library import dataset_name, is_dataset_name
 from openblip.data.importers.detect import open_source
 from openblip.data.importers.source import (
     Cursor,
@@ -105,6 +106,8 @@ class _State:
 
 
 def _on_disk(source: str | Path) -> str:
+    if is_dataset_name(str(source)):
+        return str(dataset_name(str(source)))
     if is_object_address(str(source)):
         raise DataError(
             f"{source}: sources are read from a disk; copy or mount it, and give the object store "
@@ -208,7 +211,8 @@ class _Import:
         commit_rows: int,
     ) -> None:
         self._settings, self._source, self._table = settings, source, table
-        self._root = source_root(settings.source)
+        folder = dataset_name(settings.source).folder if is_dataset_name(settings.source) else None
+        self._root = folder or source_root(settings.source)
         self._key, self._state, self._commit_rows = key, state, commit_rows
         self._was_duplicate = False
         self._is_finished = False

@@ -175,7 +175,9 @@ def _known(word: str) -> str:
             "mend one of them"
         )
     if split is None:
-        raise DataError(f"unknown split {word!r}: train, val and test are known")
+        raise DataError(
+            f"unknown split {word!r}: train, val and test are known (--split says it for all)"
+        )
     return split
 
 

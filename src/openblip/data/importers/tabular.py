@@ -6,7 +6,7 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from openblip.data.importers.columns import Columns, Place, find_columns, row_entry
+from openblip.data.importers.columns import Columns, Place, find_columns, merged, row_entry
 from openblip.data.importers.image_folders import ImageFolder, folder_told
 from openblip.data.importers.source import (
     Cursor,
@@ -70,7 +70,8 @@ class TableSource:
         for file in self._files:
             is_begun = str(file) == at["file"]
             if str(file) >= str(at["file"]) and not (is_begun and at["row"] == _END):
-                yield from self._merged(file, int(at["row"]) if is_begun else 0)
+                done = int(at["row"]) if is_begun else 0
+                yield from merged(self._file_entries(file, done))
 
     def image_paths(self) -> Iterator[Path]:
         """Where the images are that rows name, whether they are there or not."""
@@ -82,22 +83,6 @@ class TableSource:
                     with suppress(UnsafePath):
                         if isinstance(name, str) and name:
                             yield place.images.path(name)
-
-    def _merged(self, file: Path, done: int) -> Iterator[Entry]:
-        held: Entry | None = None
-        for entry in self._file_entries(file, done):
-            if held is not None and _same_image(held, entry):
-                assert isinstance(held, Found)
-                assert isinstance(entry, Found)
-                texts = [*held.captions, *entry.captions]
-                number = held.num_records + entry.num_records
-                held = replace(held, captions=texts, cursor=entry.cursor, num_records=number)
-                continue
-            if held is not None:
-                yield held
-            held = entry
-        if held is not None:
-            yield held
 
     def _file_entries(self, file: Path, done: int) -> Iterator[Entry]:
         number, end = done, Cursor(file=str(file), row=_END)
@@ -177,13 +162,4 @@ def _repeated_columns(file: Path, table: TableFile) -> tuple[Remark, ...]:
             f"({name}_2 and so on)",
         )
         for name in table.repeated
-    )
-
-
-def _same_image(held: Entry, entry: Entry) -> bool:
-    return (
-        isinstance(held, Found)
-        and isinstance(entry, Found)
-        and isinstance(entry.image, Path)
-        and (held.image, held.key, held.split) == (entry.image, entry.key, entry.split)
     )
