@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from openblip.data.importers.detect import open_source
+from openblip.data.importers.file_splits import FileSplits
 from openblip.data.importers.source import Entry, Found, SourceOptions
 from openblip.data.importers.splits import row_split, source_root
 
@@ -124,6 +125,11 @@ def splits(entries: Callable[..., list[Entry]]) -> Callable[..., dict[str, str]]
     def read(source: Path | str, **options: Any) -> dict[str, str]:
         root = source_root(str(source))
         found = [entry for entry in entries(source, **options) if isinstance(entry, Found)]
-        return {entry.captions[0]: row_split(entry, root)[0] for entry in found if entry.captions}
+        files = FileSplits(open_source(str(source), SourceOptions(**options)).listed(), root)
+        return {
+            entry.captions[0]: files.agreed(entry, *row_split(entry, root))[0]
+            for entry in found
+            if entry.captions
+        }
 
     return read

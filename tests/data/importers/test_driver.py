@@ -19,8 +19,8 @@ from openblip.errors import DataError
 
 @pytest.fixture
 def source(write_jsonl: Callable[..., Path]) -> Path:
-    """Ten images; the last but one is broken, the last is there twice."""
-    records = [{"image": f"images/{n}.jpg", "captions": [f"text {n}"]} for n in (*range(10), 9)]
+    """Ten images; the last but one is broken, the first comes again at the end."""
+    records = [{"image": f"images/{n}.jpg", "captions": [f"text {n}"]} for n in (*range(10), 0)]
     source = write_jsonl(records)
     (source / "images" / "8.jpg").write_text("broken")
     return source
@@ -49,7 +49,7 @@ def test_the_report_is_returned_stored_and_rendered(source: Path, tmp_path: Path
     assert "9 rows with 9 captions imported" in text
     assert "left out: 2" in text
     assert "unreadable image: 1\n    captions.jsonl line 9, images/8.jpg: " in text
-    assert "duplicate id: 1\n    captions.jsonl line 11, images/9.jpg: " in text
+    assert "duplicate id: 1\n    captions.jsonl line 11, images/0.jpg: " in text
 
 
 def test_a_complete_import_is_not_repeated(source: Path, tmp_path: Path) -> None:

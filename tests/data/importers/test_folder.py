@@ -236,7 +236,7 @@ class TestEverythingInAFolder:
         }
         report, rows = _import(_write(tmp_path / "p", files))
         assert report.format == "jsonl"
-        assert _facts(rows) == [("./a.jpg", ["listed"]), ("b", ["b"])]
+        assert _facts(rows) == [("a.jpg", ["listed"]), ("b", ["b"])]
         assert report.skipped == {"other file": 1}
         assert "beside an image of a list, which counts: a.txt" in report.to_text()
 

@@ -7,6 +7,7 @@ import pytest
 from openblip.data.importers.source import Found
 from openblip.data.importers.splits import (
     Authority,
+    SourceRoot,
     SplitConflict,
     known_split,
     row_split,
@@ -118,28 +119,31 @@ def _found(
 def test_the_first_that_says_anything_is_believed(
     entry: Found, option: str | None, expected: tuple[str, Authority]
 ) -> None:
-    assert row_split(entry, ROOT, option) == expected
+    assert row_split(entry, SourceRoot(ROOT), option) == expected
 
 
 def test_only_names_below_the_source_count_and_that_of_its_own_folder_as_a_whole() -> None:
     entry = _found(None, "x.csv")
-    assert row_split(entry, Path("/photos/test_of_mine")) == ("train", Authority.NOTHING)
-    assert row_split(entry, Path("/photos/test")) == ("test", Authority.SOURCE_FOLDER)
+    assert row_split(entry, SourceRoot(Path("/photos/test_of_mine"))) == (
+        "train",
+        Authority.NOTHING,
+    )
+    assert row_split(entry, SourceRoot(Path("/photos/test"))) == ("test", Authority.SOURCE_FOLDER)
 
 
 def test_what_lies_in_a_test_file_never_becomes_training_data() -> None:
     with pytest.raises(SplitConflict, match=r"says 'train', but data/test\.csv says 'test'"):
-        row_split(_found("train", "data/test.csv"), ROOT)
+        row_split(_found("train", "data/test.csv"), SourceRoot(ROOT))
 
 
 def test_a_word_that_names_no_split_is_an_error() -> None:
     with pytest.raises(DataError, match="unknown split 'holdout'"):
-        row_split(_found("holdout", "test.csv"), ROOT)
+        row_split(_found("holdout", "test.csv"), SourceRoot(ROOT))
 
 
 def test_the_root_of_a_source(tmp_path: Path) -> None:
     (tmp_path / "a.tar").touch()
-    assert source_root(str(tmp_path)) == tmp_path
-    assert source_root(str(tmp_path / "a.tar")) == tmp_path
-    assert source_root("/d/*/x-*.parquet") == Path("/d")
-    assert source_root("/d/test/x-{0..3}.tar") == Path("/d/test")
+    assert source_root(str(tmp_path)).path == tmp_path
+    assert source_root(str(tmp_path / "a.tar")).path == tmp_path
+    assert source_root("/d/*/x-*.parquet").path == Path("/d")
+    assert source_root("/d/test/x-{0..3}.tar").path == Path("/d/test")

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,6 +57,13 @@ class AnnotationFiles:
             here: Cursor = {"file": len(self._files), "index": index}
             detail = "beside the annotations that were read; name it to read it"
             yield Refused(other.name, here, Reason.OTHER_FILE, detail)
+
+    def listed(self) -> Iterator[Entry]:
+        """Yields the entries of all files, of which those after the first are read for it."""
+        for number, file in enumerate(self._files):
+            source = self._first if number == 0 else None
+            with suppress(DataError):  # said when it is reached
+                yield from (source or read_annotations(file, self._options)).listed()
 
     def _entries(self, number: int, file: Path, cursor: Cursor | None) -> Iterator[Entry]:
         # The first is let go of when it is read, so that one at a time is in memory.

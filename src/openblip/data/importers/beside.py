@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from openblip.data.image_formats import IMAGE_SUFFIXES, is_image_file
-from openblip.data.importers.source import TEXT_ENDINGS
+from openblip.data.importers.side_texts import TEXT_ENDINGS
 
 _BESIDE = (*TEXT_ENDINGS, "json")
 # The longest first: of `a.caption.txt` more belongs to the ending than `.txt`.

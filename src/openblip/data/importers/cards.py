@@ -79,11 +79,15 @@ class CardedSource:
 
     def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
         """Yields those of the source."""
-        for entry in self._source.entries(cursor):
-            yield self._told(entry) if isinstance(entry, Found) and entry.place else entry
+        yield from map(self._told, self._source.entries(cursor))
 
-    def _told(self, entry: Found) -> Entry:
-        assert entry.place is not None
+    def listed(self) -> Iterator[Entry]:
+        """Yields those of the source."""
+        yield from map(self._told, self._source.listed())
+
+    def _told(self, entry: Entry) -> Entry:
+        if not isinstance(entry, Found) or entry.place is None:
+            return entry
         try:
             return replace(entry, card_split=self._card.split_of(entry.place))
         except DataError as error:

@@ -14,7 +14,7 @@ from openblip.data.importers.gathered import (
     listed,
 )
 from openblip.data.importers.image_folders import ROOTS, find_images
-from openblip.data.importers.source import SourceOptions, first_texts, known_id
+from openblip.data.importers.source import SourceOptions, first_texts, known_id, one_name
 from openblip.data.importers.splits import both_splits, pop_split, split_in_name
 from openblip.errors import DataError
 
@@ -132,8 +132,8 @@ def karpathy_source(file: Path, document: dict[str, Any], options: SourceOptions
             continue
         key = known_id(image.get("cocoid"))
         split = pop_split(image)
-        known = gathered.image(own[0] if key is None else str(key), own, split)
-        known.key = str(image["filename"] if key is None else key)
+        known = gathered.image(folder.below(own[0]) if key is None else str(key), own, split)
+        known.key = str(one_name(image["filename"]) if key is None else key)
         known.captions += known_texts
         known.meta |= {k: v for k, v in image.items() if k != "sentences"}
         for place in (place for place, text in enumerate(texts) if text is None):

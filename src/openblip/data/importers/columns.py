@@ -1,7 +1,7 @@
 """Which columns of a table have a meaning, and the entry that a row makes."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from openblip.data.importers.source import (
     id_text,
     unfolded,
 )
-from openblip.data.importers.splits import SPLIT_FIELDS, pop_split
+from openblip.data.importers.splits import SPLIT_FIELDS, SUBSET_FIELDS, pop_split
 from openblip.data.report import Reason
 from openblip.errors import DataError
 
@@ -97,7 +97,9 @@ def find_columns(kinds: Mapping[str, str], told: SourceOptions, name: str) -> Co
             f"{name}: no column of texts among {_some(kinds)}{of_type}: name it (--caption-column)"
         )
     keys = _named(told.id_column, kinds, name) or _known(kinds, ID_COLUMNS)[:1]
-    return Columns(image[0], captions, keys, _known(kinds, SPLIT_FIELDS))
+    said = (*SPLIT_FIELDS, *SUBSET_FIELDS)
+    splits = tuple(column for column in kinds if column.lower() in said and column != image[0])
+    return Columns(image[0], captions, keys, splits)
 
 
 def row_entry(
@@ -108,9 +110,10 @@ def row_entry(
     try:
         image, name = _image(record[columns.image], place)
         captions, used = first_texts(record, columns.captions)
-        split = pop_split({field.lower(): id_text(record[field]) for field in columns.splits})
-        read = (columns.image, used, *columns.keys, *columns.splits)
-        meta = unfolded({field: value for field, value in record.items() if field not in read})
+        others = {field: value for field, value in record.items() if field != columns.image}
+        split = pop_split(others)
+        read = (used, *columns.keys)
+        meta = unfolded({field: value for field, value in others.items() if field not in read})
     except UnsafePath as error:
         return Refused(where, cursor, Reason.UNSAFE_PATH, str(error))
     except ValueError as error:
@@ -131,33 +134,6 @@ def row_entry(
         place=place.path,
         image_folder=place.images.folder_of(name) if name else "",
         meta=meta,
-    )
-
-
-def merged(entries: Iterable[Entry]) -> Iterator[Entry]:
-    """The entries, neighbours of one image file as one with the texts of all."""
-    held: Entry | None = None
-    for entry in entries:
-        if held is not None and _same_image(held, entry):
-            assert isinstance(held, Found)
-            assert isinstance(entry, Found)
-            texts = [*held.captions, *entry.captions]
-            number = held.num_records + entry.num_records
-            held = replace(held, captions=texts, cursor=entry.cursor, num_records=number)
-            continue
-        if held is not None:
-            yield held
-        held = entry
-    if held is not None:
-        yield held
-
-
-def _same_image(held: Entry, entry: Entry) -> bool:
-    return (
-        isinstance(held, Found)
-        and isinstance(entry, Found)
-        and isinstance(entry.image, Path)
-        and (held.image, held.key, held.split) == (entry.image, entry.key, entry.split)
     )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from openblip.data.images import open_image
 from openblip.data.importers.datasets_library import dataset_name, is_dataset_name
 from openblip.data.importers.detect import open_source
+from openblip.data.importers.file_splits import FileSplits
 from openblip.data.importers.source import (
     Cursor,
     Entry,
@@ -22,7 +23,7 @@ from openblip.data.importers.source import (
     SourceOptions,
     is_file,
 )
-from openblip.data.importers.splits import SplitConflict, row_split, source_root
+from openblip.data.importers.splits import SourceRoot, SplitConflict, row_split, source_root
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.reading import read_image_file
 from openblip.data.report import ImportReport, Reason, metadata_key
@@ -212,7 +213,8 @@ class _Import:
     ) -> None:
         self._settings, self._source, self._table = settings, source, table
         folder = dataset_name(settings.source).folder if is_dataset_name(settings.source) else None
-        self._root = folder or source_root(settings.source)
+        self._root = SourceRoot(folder) if folder else source_root(settings.source)
+        self._files = FileSplits()
         self._key, self._state, self._commit_rows = key, state, commit_rows
         self._was_duplicate = False
         self._is_finished = False
@@ -231,6 +233,8 @@ class _Import:
         )
         try:
             with progress:
+                if self._settings.split is None:
+                    self._files = FileSplits(self._source.listed(), self._root)
                 first = self._first_row(checked, progress)
                 if first is not None:
                     self._append(chain([first], checked), progress)
@@ -329,7 +333,8 @@ class _Import:
         if not captions and not may_lack:
             return refused(Reason.MISSING_CAPTION, "no text that is not blank")
         try:
-            split, said_by = row_split(entry, self._root, self._settings.split)
+            said = row_split(entry, self._root, self._settings.split)
+            split, said_by = self._files.agreed(entry, *said)
         except SplitConflict as error:
             return refused(Reason.CONTRADICTION, str(error))
         except DataError as error:

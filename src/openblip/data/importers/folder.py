@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,8 +16,8 @@ from openblip.data.importers.cards import CARD_NAME, Card
 from openblip.data.importers.columns import NoColumn
 from openblip.data.importers.img2dataset import DownloadLog
 from openblip.data.importers.jsonl import JsonlSource, is_list_name
+from openblip.data.importers.side_texts import MAX_TEXT_BYTES, first_with_text, with_record
 from openblip.data.importers.source import (
-    MAX_TEXT_BYTES,
     Cursor,
     Entry,
     Found,
@@ -25,8 +25,6 @@ from openblip.data.importers.source import (
     Refused,
     Remark,
     SourceOptions,
-    text_lines,
-    with_record,
 )
 from openblip.data.importers.table_files import TABLE_SUFFIXES, is_table_file
 from openblip.data.importers.tabular import TableSource
@@ -100,13 +98,23 @@ class FolderSource:
             elif seen.parts == after and "inner" in at:
                 yield from self._of_file(seen, json.loads(str(at["inner"])))
 
+    def listed(self) -> Iterator[Entry]:
+        """Yields what its lists and tables say."""
+        for seen in self._lists():
+            with suppress(DataError, OSError, ValueError):  # said when it is reached
+                yield from self._list_source(seen, _kind_of(seen.path)).listed()
+
+    def _lists(self) -> Iterator[Seen]:
+        for seen in walk(self._folder):
+            kind = _kind_of(seen.path) if seen.parts and not seen.problem else ""
+            if kind in ("jsonl", "table") and self._reads(kind) and not self._config_of(seen):
+                yield seen
+
     def _of_lists(self, at: Cursor) -> Iterator[Entry]:
         """Entries of lists; reads those again that are done, for the names of their images."""
         after = _parts(at.get("list", ""))
-        for seen in walk(self._folder):
-            kind = _kind_of(seen.path) if seen.parts and not seen.problem else ""
-            if kind not in ("jsonl", "table") or not self._reads(kind) or self._config_of(seen):
-                continue
+        for seen in self._lists():
+            kind = _kind_of(seen.path)
             is_done = "path" in at or seen.parts < after
             if is_done or seen.parts == after:
                 self._note_images(seen, kind)
@@ -205,13 +213,16 @@ class FolderSource:
         return Refused(seen.name, here, Reason.OTHER_FILE, detail, len(texts))
 
     def _pair(self, seen: Seen, here: Cursor) -> Entry:
-        name = seen.parts[-1]
+        name, within = seen.parts[-1], _within(seen)
         beside = self._images.beside.get(name, [])
         number = 1 + len(beside)
         try:
-            contents = {text: _content(seen.path.parent / text) for text in beside}
-            texts, record, remarks = _chosen(contents, _within(seen), self._options.encoding)
-            captions, split, meta = with_record(texts, record)
+            texts = {text: _content(seen.path.parent / text) for text in beside}
+            records = {text: texts.pop(text) for text in beside if text_ending(text) == "json"}
+            text, lines = first_with_text(texts, self._options.encoding)
+            known = (name for name in records if records[name].strip())
+            record = next(known, next(iter(records), ""))
+            captions, split, meta = with_record(lines, records.get(record))
         except (OSError, ValueError) as error:
             detail = f"the text beside it: {error}"
             return Refused(seen.name, here, Reason.BAD_RECORD, detail, number)
@@ -220,12 +231,12 @@ class FolderSource:
             cursor=here,
             image=seen.path,
             captions=captions,
-            key=_within(seen) + self._images.key(name),
+            key=within + self._images.key(name),
             split=split,
             place=seen.path.parent,
             meta=meta,
             num_records=number,
-            remarks=remarks,
+            remarks=(*_others(texts, text, within), *_others(records, record, within)),
         )
 
     def _other(self, seen: Seen, here: Cursor) -> Entry:
@@ -267,23 +278,12 @@ def _reason(seen: Seen) -> Reason:
     return Reason.UNREADABLE_FILE if seen.is_unreadable else Reason.OTHER_FILE
 
 
-def _chosen(
-    contents: dict[str, bytes], within: str, encoding: str | None
-) -> tuple[list[str] | None, bytes | None, tuple[Remark, ...]]:
-    """The lines of the text that counts, the record that counts, and what is said otherwise."""
-    counts: dict[bool, str] = {}
-    remarks = []
+def _others(contents: Mapping[str, bytes], first: str, within: str) -> Iterator[Remark]:
+    """What texts, or records, say otherwise than the one that counts."""
     for name, content in contents.items():
-        first = counts.setdefault(text_ending(name) == "json", name)
-        if content.strip() != contents[first].strip():
+        if content.strip() not in (b"", contents[first].strip()):
             detail = f"says something else than {first}, which counts"
-            remarks.append(Remark(Reason.OTHER_MEMBER, within + name, detail))
-    text, record = counts.get(False), counts.get(True)
-    return (
-        None if text is None else text_lines(contents[text], encoding),
-        None if record is None else contents[record],
-        tuple(remarks),
-    )
+            yield Remark(Reason.OTHER_MEMBER, within + name, detail)
 
 
 def _content(path: Path) -> bytes:

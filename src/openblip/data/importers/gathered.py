@@ -112,6 +112,10 @@ class GatheredSource:
                 where, detail = self._gathered.stray[index - len(self._images)]
                 yield Refused(where, here, Reason.BAD_RECORD, detail)
 
+    def listed(self) -> Iterator[Entry]:
+        """All entries."""
+        return self.entries(None)
+
     def _entry(self, image: GatheredImage, cursor: Cursor) -> Entry:
         folder, file = self._gathered.folder, self._gathered.file
         name = image.names[0]

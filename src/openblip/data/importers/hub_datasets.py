@@ -14,11 +14,11 @@ from openblip.data.importers.columns import (
     Place,
     arrow_kinds,
     find_columns,
-    merged,
     row_entry,
 )
 from openblip.data.importers.datasets_library import DatasetName, Namer, OpenedDataset, Part
 from openblip.data.importers.image_folders import ImageFolder, folder_told
+from openblip.data.importers.neighbours import merged
 from openblip.data.importers.source import (
     Cursor,
     Entry,
@@ -76,6 +76,10 @@ class DatasetSource:
     def total(self) -> int | None:
         """Number of rows where the dataset says it."""
         return self._open("").num_rows
+
+    def listed(self) -> Iterator[Entry]:
+        """Nothing."""
+        return iter(())
 
     def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
         """Yields one entry for each image, or row.

@@ -15,6 +15,7 @@ from openblip.data.importers.source import (
     is_address,
     is_file,
     name_below,
+    one_name,
 )
 from openblip.errors import DataError
 
@@ -40,9 +41,13 @@ class ImageFolder:
     from, the last `/` included; empty where there are none."""
 
     def below(self, name: str) -> str:
-        """A name as it is below `root`; one that does not lie there stays as it is."""
+        """The one name that a file has below `root`, however it is spelt.
+
+        One that does not lie there stays where it is.
+        """
+        name = one_name(name)
         if "\\" in name and not is_file(self.root / name):
-            name = _with_slashes(name)
+            name = one_name(_with_slashes(name))
         if self.prefix and name.startswith(self.prefix):
             return name.removeprefix(self.prefix)
         return name_below(self.root, name)
@@ -118,7 +123,7 @@ def _by_folder(names: Iterable[str]) -> Mapping[str, set[str]]:
     for name in names:
         if is_address(name):
             continue  # Each is refused for what it is.
-        for spelt in {name, _with_slashes(name)}:
+        for spelt in {one_name(name), one_name(_with_slashes(name))}:
             folder, base = posixpath.split(spelt)
             if folder in groups or len(groups) < _MAX_FOLDERS:
                 groups[folder].add(base)
@@ -127,8 +132,7 @@ def _by_folder(names: Iterable[str]) -> Mapping[str, set[str]]:
 
 def _with_slashes(name: str) -> str:
     """A path of Windows as others write it."""
-    is_of_windows = _DRIVE.match(name) or "/" not in name
-    return name.replace("\\", "/") if is_of_windows else name
+    return name if name.startswith("/") else name.replace("\\", "/")
 
 
 def _search(root: Path, groups: Mapping[str, set[str]], is_told: bool) -> tuple[int, str]:

@@ -37,6 +37,10 @@ class DownloadLog:
     def total(self) -> None:
         """Unknown before it is read."""
 
+    def listed(self) -> Iterator[Entry]:
+        """Nothing."""
+        return iter(())
+
     def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
         """Yields one entry for each row without image, and one for the table itself."""
         number = int(cursor["row"]) if cursor else 0

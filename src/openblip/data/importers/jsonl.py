@@ -8,6 +8,7 @@ from typing import Any
 from openblip.data.importers.captions import IMAGE_FIELDS
 from openblip.data.importers.image_folders import ImageFolder, folder_told
 from openblip.data.importers.json_records import END, json_records, num_records
+from openblip.data.importers.neighbours import merged
 from openblip.data.importers.source import (
     Cursor,
     Entry,
@@ -44,7 +45,8 @@ class JsonlSource:
     The image is in the first there is of `openblip.data.importers.captions.IMAGE_FIELDS` (relative
     to the folder of the file, or `image_root`); the texts in the first that has any of `captions`,
     `caption` or `text`; `id`, and `split` or `set_name`, are optional, and everything
-    else becomes metadata. The id is the path where there is none.
+    else becomes metadata. The id is the path where there is none. Neighbours of one image (lists
+    with a record for each caption) become one row with several captions.
     """
 
     format = "jsonl"
@@ -70,7 +72,14 @@ class JsonlSource:
         return num_records(self._file, self._encoding)
 
     def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
-        """Yields one entry for each line that is not blank, or record of an array."""
+        """Yields one entry for each image of neighbouring lines, or records of an array."""
+        yield from merged(self._records(cursor))
+
+    def listed(self) -> Iterator[Entry]:
+        """All entries."""
+        return self.entries(None)
+
+    def _records(self, cursor: Cursor | None) -> Iterator[Entry]:
         is_empty = cursor is None
         for where, here, record in json_records(self._file, self._encoding, cursor):
             is_empty = False

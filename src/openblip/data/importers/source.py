@@ -1,6 +1,5 @@
 """What every kind of source yields, and the checks that all of them share."""
 
-import codecs
 import json
 import math
 import os
@@ -11,25 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from openblip.data.importers.splits import pop_split
-from openblip.data.importers.text_files import codec, known_encoding
+from openblip.data.importers.text_files import known_encoding
 from openblip.data.importers.written_lists import written_list
-from openblip.data.lists import lines_of
 from openblip.data.report import Reason
 from openblip.errors import DataError
 
 Cursor = dict[str, int | str]
 """How far a source has been read; plain JSON, so that it can be stored with the table."""
 
-TEXT_ENDINGS = ("txt", "caption", "text", "caption.txt", "captions.txt", "text.txt")
-"""Endings of the file, or member of an archive, with the texts of an image beside it, each after
-the image's name and a dot; of several the first counts."""
-RECORD_FIELDS = ("caption", "captions", "text")
-"""Fields of a record beside an image that hold its texts; the first that has any."""
 TEXT_FIELDS = ("raw", "caption", "text", "sentence")
 """Fields of an object that stands for a text; the first there is."""
-MAX_TEXT_BYTES = 4 << 20
-"""A longer text beside an image is none."""
 META_FIELD = "meta"
 """Of a record: a JSON object in a text, as if each of its fields stood in the record."""
 _URL = re.compile(r"^(https?|ftp)://", re.IGNORECASE)
@@ -106,6 +96,12 @@ class PairSource(Protocol):
 
     def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
         """Yields what comes after `cursor`, in bounded memory; damage is yielded, not raised."""
+
+    def listed(self) -> Iterator[Entry]:
+        """Yields what lists and tables say of image files, for the splits of these alone.
+
+        Nothing of images that come as bytes, or that are in no list: those are there once.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,8 +186,18 @@ def _absolute_inside(root: Path, name: str) -> Path:
     return path
 
 
+def one_name(name: str) -> str:
+    """The name of a file without parts that say nothing, so that each file has one name.
+
+    `./a.jpg`, `b/../a.jpg` and `.//a.jpg` are `a.jpg`; a web address stays as it is.
+    """
+    is_path = name and "://" not in name and "\0" not in name
+    return os.path.normpath(name) if is_path else name  # noqa: PTH - a path would take long
+
+
 def name_below(root: Path, name: str) -> str:
-    """The name of a file from `root` on where it is an absolute path below that; else as it is."""
+    """The one name of a file, from `root` on where it is an absolute path below that."""
+    name = one_name(name)
     if not os.path.isabs(name):  # noqa: PTH117 - a path for each of many names takes long
         return name
     folder, path = os.path.normpath(root), Path(name)
@@ -336,67 +342,6 @@ def plain(value: Any, depth: int = _MAX_DEPTH) -> Any:
     if value is None or isinstance(value, str | int | bool):
         return value
     return None if isinstance(value, bytes) else str(value)
-
-
-def text_lines(data: bytes, encoding: str | None = None) -> list[str]:
-    """The lines of a text file; LF, CRLF and CR end a line, and nothing else.
-
-    Args:
-        data: its content.
-        encoding: of that; None for UTF-8.
-
-    Raises:
-        ValueError: it is of another encoding.
-    """
-    remedy = "save it as UTF-8, or name its encoding with --encoding"
-    is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data
-    if encoding is None and is_wide:
-        raise ValueError(f"UTF-16, or no text at all; {remedy}")
-    try:
-        return lines_of(data.decode(codec(encoding)))
-    except UnicodeDecodeError as error:
-        byte = f"byte 0x{data[error.start]:02x} at {error.start}"
-        raise ValueError(f"no {encoding or 'UTF-8'} ({byte}); {remedy}") from error
-
-
-def with_record(
-    texts: list[str] | None, record: bytes | None
-) -> tuple[list[str], str | None, dict[str, Any]]:
-    """Texts, split and metadata of an image that has a JSON object beside it.
-
-    Texts are those of the text file, or the first of `RECORD_FIELDS` in the JSON that has any. A
-    list `captions` in the JSON that begins with these is taken instead: formats with one text put
-    the others there. What else is in these fields becomes metadata as all other fields do.
-
-    Args:
-        texts: from a text file; None if there is none.
-        record: the JSON in UTF-8; None if there is none.
-
-    Raises:
-        ValueError: it is no JSON object, or a field holds no texts.
-    """
-    meta = parse_object(record) if record is not None else {}
-    split = pop_split(meta)
-    captions = [text for text in texts or [] if text.strip()]
-    for name in RECORD_FIELDS:
-        told = meta.get(name)
-        if texts is None and not captions:
-            captions = texts_of(told)
-        if told is None or _lines(told) == [text.strip() for text in captions]:
-            meta.pop(name, None)
-    several = meta.get("captions")
-    if isinstance(several, list) and captions and several[: len(captions)] == captions:
-        captions = texts_of(meta.pop("captions"))
-    return captions, split, unfolded(meta)
-
-
-def _lines(told: Any) -> list[str] | None:
-    """The texts of a field as the lines of a text file would be; None if they are no texts."""
-    values = [told] if isinstance(told, str) else told
-    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
-        return None
-    lines = [line for text in values for line in lines_of(text)]
-    return [line.strip() for line in lines if line.strip()]
 
 
 def unfolded(record: Mapping[str, Any]) -> dict[str, Any]:

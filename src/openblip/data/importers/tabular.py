@@ -6,8 +6,9 @@ from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
-from openblip.data.importers.columns import Columns, Place, find_columns, merged, row_entry
+from openblip.data.importers.columns import Columns, Place, find_columns, row_entry
 from openblip.data.importers.image_folders import ImageFolder, folder_told
+from openblip.data.importers.neighbours import merged
 from openblip.data.importers.source import (
     Cursor,
     Entry,
@@ -72,6 +73,19 @@ class TableSource:
             if str(file) >= str(at["file"]) and not (is_begun and at["row"] == _END):
                 done = int(at["row"]) if is_begun else 0
                 yield from merged(self._file_entries(file, done))
+
+    def listed(self) -> Iterator[Entry]:
+        """Yields rows; only their images where no column says a split."""
+        for file in self._files:
+            with suppress(DataError, *FILE_DAMAGE):
+                table, columns = self._opened(file)
+                if table.kinds[columns.image] == "binary":
+                    continue
+                if columns.splits:
+                    yield from self._file_entries(file, 0)
+                    continue
+                for path in TableSource([file], self._options).image_paths():
+                    yield Found(str(path), {}, path, (), place=file)
 
     def image_paths(self) -> Iterator[Path]:
         """Where the images are that rows name, whether they are there or not."""

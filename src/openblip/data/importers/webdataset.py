@@ -9,9 +9,13 @@ from openblip.data.archives import TAR_DAMAGE, TAR_SUFFIXES, UNREAD_ARCHIVES, Me
 from openblip.data.ids import file_key
 from openblip.data.image_formats import format_of, known_by_name, what_it_is
 from openblip.data.images import MAX_IMAGE_BYTES
-from openblip.data.importers.source import (
+from openblip.data.importers.side_texts import (
     MAX_TEXT_BYTES,
     TEXT_ENDINGS,
+    first_with_text,
+    with_record,
+)
+from openblip.data.importers.source import (
     Cursor,
     Entry,
     Found,
@@ -20,8 +24,6 @@ from openblip.data.importers.source import (
     SourceOptions,
     UnsafePath,
     inside,
-    text_lines,
-    with_record,
 )
 from openblip.data.report import Reason
 from openblip.data.walking import is_hidden
@@ -120,6 +122,10 @@ class TarSource:
             except (OSError, ValueError, KeyError, TypeError):
                 return None
         return total
+
+    def listed(self) -> Iterator[Entry]:
+        """Nothing."""
+        return iter(())
 
     def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
         """Yields one entry for each sample, and one for each thing that was refused."""
@@ -227,15 +233,15 @@ class _Shard:
     ) -> Entry:
         number = len(sample.endings)
         told = {ending.lower(): data for ending, data in sample.texts.items()}
-        text = next((ending for ending in TEXT_ENDINGS if ending in told), None)
+        texts = {ending: told[ending] for ending in TEXT_ENDINGS if ending in told}
         try:
-            lines = None if text is None else text_lines(told[text], self._encoding)
+            text, lines = first_with_text(texts, self._encoding)
             captions, split, meta = with_record(lines, told.get(_RECORD))
         except ValueError as error:
             return Refused(where, cursor, Reason.BAD_RECORD, str(error), number)
         others = dict(sample.others)
-        for ending, data in told.items():
-            if text is not None and ending != _RECORD and data.strip() != told[text].strip():
+        for ending, data in texts.items():
+            if data.strip() not in (b"", texts[text].strip()):
                 detail = f"says something else than .{text}, which counts"
                 others[ending] = (Reason.OTHER_MEMBER, detail)
         for ending in sample.likely.keys() - {image[0]}:
