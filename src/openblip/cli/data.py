@@ -108,7 +108,7 @@ def import_(
     else:
         print(report.to_text())
     _hint(report, ids)
-    return 0 if report.num_rows or report.num_known or report.nothing_read else 1
+    return 0 if report.num_rows or report.num_known else 1
 
 
 def _hint(report: ImportReport, ids: str) -> None:

@@ -63,7 +63,7 @@ def open_source(source: str, options: SourceOptions, wanted: str | None = None) 
             _shards(files, options) or _folder(files, options, "webdataset", wanted, card)
         ),
         "table": lambda: _tables(files, options) or _folder(files, options, "table", wanted, card),
-        "annotations": lambda: annotation_source(files, options),
+        "annotations": lambda: annotation_source(files, options, card),
         "folder": lambda: _folder(files, options, "folder", wanted, card),
     }
     # All kinds of annotation file open alike: which of them it is shows in its keys.

@@ -143,7 +143,7 @@ def import_pairs(
     unsafe, incomplete or there twice is left out and stands in the report, which is also stored
     with the table. Called again after an interruption, the import carries on where it was;
     called again after it is complete, it only returns the report, which then says so. A source
-    of which nothing can be used makes no table.
+    of which nothing can be used makes no table, and is read anew each time.
 
     Args:
         source: a file, folder, or pattern; see `openblip.data.importers.detect`.
@@ -183,8 +183,12 @@ def import_pairs(
     table = PairTable.open_if_any(uri)
     key = metadata_key(settings.fingerprint())
     state = _restored(table, key) if table is not None else None
-    if state is not None and state.report.complete and again:
-        state = _State(_new_report(settings, uri, opened), again=True)
+    if state is not None and state.report.complete:
+        if again:
+            state = _State(_new_report(settings, uri, opened), again=True)
+        elif not (state.report.num_rows or state.report.num_known):
+            # It came to nothing, so that there is nothing to be repeated: it may be mended now.
+            state = None
     state = state or _State(_new_report(settings, uri, opened))
     state.until = limit
     if state.report.complete or _is_full(state):

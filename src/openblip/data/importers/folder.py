@@ -59,6 +59,7 @@ class FolderSource:
         options: SourceOptions,
         only: str | None = None,
         card: Card | None = None,
+        read: Set[Path] = frozenset(),
     ) -> None:
         """Looks only at the names at the top.
 
@@ -67,10 +68,11 @@ class FolderSource:
             options: for the lists and tables in it.
             only: the one of `KINDS` that is read; None for all.
             card: may say that files are of another configuration, which are left out.
+            read: files in it that somebody else reads, who calls `note` with their entries.
         """
         self._folder, self._options, self._only, self._card = folder, options, only, card
         self.format = only or _kind_of_folder(folder)
-        self._listed = IdSet()
+        self._read, self._listed = read, IdSet()
         self._images = Images(folder, frozenset())
         self._images_of: Set[str] | None = None
 
@@ -123,7 +125,7 @@ class FolderSource:
                 continue
             started = None if inner is None else json.loads(str(inner))
             for entry in self._of_list(seen, kind, started):
-                self._note(entry)
+                self.note(entry)
                 yield entry
 
     def _of_list(self, seen: Seen, kind: str, inner: Cursor | None) -> Iterator[Entry]:
@@ -156,7 +158,7 @@ class FolderSource:
         """Notes which images a list names that an earlier run has begun."""
         if kind == "jsonl":
             for entry in self._of_list(seen, kind, None):
-                self._note(entry)
+                self.note(entry)
             return
         with suppress(DataError):  # said when it is read
             for path in TableSource([seen.path], self._options).image_paths():
@@ -166,12 +168,15 @@ class FolderSource:
         """The configuration that a file belongs to, if it is not read for that."""
         return self._card.other_config(seen.path) if self._card is not None else None
 
-    def _note(self, entry: Entry) -> None:
+    def note(self, entry: Entry) -> None:
+        """Notes the image of a list's entry, which is then no image of its own."""
         if isinstance(entry.image, Path):
             self._listed.add(os.path.normpath(entry.image))
 
     def _of_file(self, seen: Seen, inner: Cursor | None) -> Iterator[Entry]:
         here: Cursor = {"path": seen.name}
+        if seen.path in self._read:
+            return
         if seen.problem:
             yield Refused(seen.name or str(seen.path), here, _reason(seen), seen.problem)
             return
