@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import random
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -355,3 +356,27 @@ def test_half_a_surrogate_pair_in_metadata_stops_no_export(
     report = _export(PairTable.open(table.uri), tmp_path / "out", form)
     assert report.num_images == 2
     assert set(_reimported(tmp_path / "out")) == {"a", "b"}
+
+
+def test_any_list_of_captions_comes_back_from_every_format(tmp_path: Path, jpeg: Jpeg) -> None:
+    parts = [*'a,[]"\\=| \n\r\t\ufeff\u2028\x0bü🐈{}', "'", "\r\n", "\n\n"]
+    parts += ["line", "=1+1", "null", "NaN", '["a", "b"]']
+    draw = random.Random(7)
+
+    def text() -> str:
+        drawn = "".join(draw.choices(parts, k=draw.randint(1, 6))).strip()
+        return drawn or "x"
+
+    lists = [["line1\nline2", "x"], ["\ufeffa", "b"], ['["a", "b"]'], ["a\nb"], ["a", "a\nb"]]
+    lists += [[text() for _ in range(draw.randint(1, 4))] for _ in range(80)]
+    rows = [PairRow(f"r{n}", jpeg(0), captions=texts) for n, texts in enumerate(lists)]
+    table = PairTable.create(tmp_path / "t.lance", rows)
+    for form in FORMATS:
+        _export(table, tmp_path / form, form)
+        found = {key: row["captions"] for key, row in _reimported(tmp_path / form).items()}
+        assert [found.get(row.id) or found.get(_place(row)) for row in rows] == lists, form
+
+
+def _place(row: PairRow) -> str:
+    """The id of a row in an export of COCO's form, which is its place."""
+    return str(int(row.id[1:]) + 1)

@@ -30,7 +30,7 @@ class Reason(StrEnum):
     MISSING_CAPTION = "missing caption"
     MISSING_IMAGE = "missing image"
     NO_CAPTIONS = "imported without captions"
-    """The source says outright that there are none; no view admits the row."""
+    """The source says that there are none, or the user; no view admits the row."""
     OTHER_FILE = "other file"
     """Neither an image nor something that belongs to one."""
     OTHER_MEMBER = "other member of a sample"

@@ -317,3 +317,29 @@ def test_an_import_is_known_by_the_same_name_in_every_version() -> None:
     assert settings.fingerprint() == "a5003748a8298920"
     named = replace(options, columns=("image", "x"))
     assert replace(settings, options=named).fingerprint() != "a5003748a8298920"
+
+
+def test_an_import_that_came_to_nothing_is_read_anew(source: Path, tmp_path: Path) -> None:
+    import_pairs(source, tmp_path / "t", show_progress=False)
+    for _ in range(2):
+        report = import_pairs(source, tmp_path / "t", origin="human", show_progress=False)
+        assert (report.num_rows, report.nothing_read) == (0, False)
+        assert report.skipped == {"duplicate id": 10, "unreadable image": 1}
+    (source / "images" / "8.jpg").write_bytes((source / "images" / "7.jpg").read_bytes())
+    report = import_pairs(source, tmp_path / "t", origin="human", show_progress=False)
+    assert report.num_rows == 1
+
+
+def test_whether_there_are_no_captions_by_the_sources_word_is_told(
+    source: Path, tmp_path: Path
+) -> None:
+    records = [
+        {"image": "images/0.jpg", "captions": []},
+        {"image": "images/1.jpg"},
+    ]
+    (source / "captions.jsonl").write_text("\n".join(map(json.dumps, records)))
+    for number in range(2, 10):
+        (source / "images" / f"{number}.jpg").unlink()
+    report = import_pairs(source, tmp_path / "t", without_captions=True, show_progress=False)
+    said = [example.detail for example in report.examples["imported without captions"]]
+    assert said == ["the source says that there are none", "there is no text of it"]

@@ -306,7 +306,9 @@ class _Import:
             return
         report.count_row(row.split, len(row.captions), result.said_by, entry.num_records)
         if not row.captions:
-            report.note(Reason.NO_CAPTIONS, entry.where, "the source says that there are none")
+            is_said = isinstance(entry, Found) and entry.may_lack_captions
+            why = "the source says that there are none" if is_said else "there is no text of it"
+            report.note(Reason.NO_CAPTIONS, entry.where, why)
         for remark in entry.remarks if isinstance(entry, Found) else ():
             report.note(remark.reason, remark.where, remark.detail)
 
