@@ -166,3 +166,14 @@ def test_what_caption_writes_about_its_settings_is_no_annotation(
     write(folder / "captions.json.settings.json", {"num_beams": 3})
     report, ids = imported(folder, tmp_path / "t")
     assert (ids, report.skipped) == (["a.jpg"], {"missing caption": 2, "other file": 1})
+
+
+def test_an_id_that_two_files_have_for_two_images_hides_neither(
+    folder: Path, tmp_path: Path
+) -> None:
+    for name, image in (("train", "a.jpg"), ("val", "./b.jpg"), ("test", "c.jpg")):
+        write(folder / f"captions_{name}.json", coco(image, 1))
+    for limit in (1, 2, None):
+        report, ids = imported(folder, tmp_path / "t", limit=limit)
+        assert ids == ["1", "a.jpg", "b.jpg"][:limit]
+    assert (report.splits, report.skipped) == ({"test": 1, "train": 1, "val": 1}, {})

@@ -311,3 +311,26 @@ class TestEverythingInAFolder:
         assert tables[0] == tables[1]
         assert (report.skipped, report.num_seen) == (whole.skipped, whole.num_seen)
         assert report.complete
+
+
+def test_a_blank_text_hides_no_text_beside_it(tmp_path: Path, jpeg: Jpeg) -> None:
+    files = {
+        **{"a.jpg": jpeg(0), "a.txt": "", "a.json": '{"caption": "real", "SPLIT": "test"}'},
+        **{"b.jpg": jpeg(1), "b.txt": "\ufeff\n", "b.caption": "real"},
+        **{"c.jpg": jpeg(2), "c.json": '{"caption": "", "captions": ["real", null]}'},
+    }
+    report, rows = _import(_write(tmp_path / "p", files))
+    assert [(row["id"], row["split"], row["captions"]) for row in rows] == [
+        ("a", "test", ["real"]),
+        ("b", "train", ["real"]),
+        ("c", "train", ["real"]),
+    ]
+    assert (report.num_seen, report.num_skipped, report.noted) == (8, 0, {})
+
+
+def test_a_linked_folder_has_the_split_of_its_target(tmp_path: Path, jpeg: Jpeg) -> None:
+    _write(tmp_path / "far" / "test", {"a.jpg": jpeg(0), "a.txt": "a"})
+    source = _write(tmp_path / "p", {"b.jpg": jpeg(1), "b.txt": "b"})
+    (source / "more").symlink_to(tmp_path / "far" / "test")
+    report, _ = _import(source)
+    assert report.splits == {"train": 1, "test": 1}

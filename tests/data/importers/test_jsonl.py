@@ -299,3 +299,15 @@ def test_a_list_in_utf16_hides_nothing_else_in_its_folder(
     told = ("captions.jsonl", "bad record", "looks like UTF-16: say --encoding utf-16")
     assert told in left_out(folder)
     assert texts(folder / "captions.jsonl", encoding="utf-16") == {"0.jpg": ["grün"]}
+
+
+def test_neighbouring_lines_of_an_image_are_one_row(write_jsonl: Callable[..., Path]) -> None:
+    texts = ["one", ["two", None], "three"]
+    lines = [{"image": "images/0.jpg", "caption": text} for text in texts]
+    source = write_jsonl([*lines, {"image": "images/1.jpg", "caption": "b", "n": 1}])
+    report, rows = _import(source)
+    assert [(row["id"], row["captions"]) for row in rows] == [
+        ("images/0.jpg", ["one", "two", "three"]),
+        ("images/1.jpg", ["b"]),
+    ]
+    assert (report.num_seen, report.num_used, report.skipped) == (4, 4, {})

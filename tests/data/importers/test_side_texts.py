@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from openblip.data.importers.side_texts import first_with_text, with_record
+from openblip.data.importers.side_texts import first_with_text, others_say, with_record
 
 
 def _json(**fields: Any) -> bytes:
@@ -61,3 +61,10 @@ def test_lines_that_are_in_no_list_count_before_it() -> None:
         None,
         {"captions": told},
     )
+
+
+def test_texts_that_say_something_else_are_told_and_blank_ones_are_not() -> None:
+    texts = {"txt": b"\xef\xbb\xbf ", "caption": b"a\n", "text": b"a", "captions.txt": b"b"}
+    said = [("captions.txt", "says something else than .caption, which counts")]
+    assert list(others_say(texts, "caption", called=".")) == said
+    assert list(others_say({}, "")) == []

@@ -10,6 +10,7 @@ from pyarrow import parquet
 
 from openblip.data.ids import file_key
 from openblip.data.importers.driver import import_pairs
+from openblip.data.importers.source import Entry, Found
 from openblip.data.report import ImportReport
 from openblip.data.table import PairTable
 from openblip.errors import DataError
@@ -384,3 +385,19 @@ def test_an_import_of_odd_members_is_the_same_in_steps(
         )
     assert PairTable.open(tmp_path / "t").take(range(len(rows))).to_pylist() == rows
     assert (report.num_seen, report.skipped) == (len(members), whole.skipped)
+
+
+def test_a_blank_text_hides_no_other_in_a_shard(
+    write_tar: Callable[..., Path], entries: Callable[..., list[Entry]], jpeg: Callable[..., bytes]
+) -> None:
+    members = [
+        *[("a.jpg", jpeg(0)), ("a.txt", b""), ("a.json", b'{"caption": "real", "Split": "val"}')],
+        *[("b.jpg", jpeg(1)), ("b.txt", b" "), ("b.caption", b"real")],
+        *[("c.jpg", jpeg(2)), ("c.json", b'{"caption": ["real", null]}')],
+    ]
+    found = [e for e in entries(write_tar("x.tar", members)) if isinstance(e, Found)]
+    assert [(e.key, list(e.captions), e.split, e.remarks) for e in found] == [
+        ("a", ["real"], "val", ()),
+        ("b", ["real"], None, ()),
+        ("c", ["real"], None, ()),
+    ]

@@ -5,14 +5,14 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from openblip.data.importers.annotations import UnknownAnnotations, read_annotations
 from openblip.data.importers.cards import Card
 from openblip.data.importers.folder import FolderSource
 from openblip.data.importers.image_folders import SUFFIXES
 from openblip.data.importers.questions import answers_beside
-from openblip.data.importers.source import Cursor, Entry, PairSource, Refused, SourceOptions
+from openblip.data.importers.source import Cursor, Entry, Found, PairSource, Refused, SourceOptions
 from openblip.data.importers.splits import split_in_name
 from openblip.data.report import Reason
 from openblip.errors import DataError
@@ -46,16 +46,26 @@ class AnnotationFiles:
         """Unknown before they are read."""
 
     def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
-        """Yields the entries of each file."""
+        """Yields the entries of each file; an id that a file before has for another image is new.
+
+        Files whose ids all begin at 1 are such. The image then goes by its path.
+        """
         at = int(cursor.get("file", 0)) if cursor else 0
+        ids: dict[str, Path] = {}
+        for entry in self._listed(self._files[: at + 1]) if cursor else ():
+            _with_own_id(entry, ids)
         for number, file in enumerate(self._files[at:], at):
             inner = cursor if number == at else None
             for entry in self._entries(number, file, inner):
-                yield replace(entry, cursor={**entry.cursor, "file": number})
+                own = _with_own_id(entry, ids)
+                yield replace(own, cursor={**entry.cursor, "file": number})
 
     def listed(self) -> Iterator[Entry]:
         """Yields the entries of all files, of which those after the first are read for it."""
-        for number, file in enumerate(self._files):
+        return self._listed(self._files)
+
+    def _listed(self, files: Sequence[Path]) -> Iterator[Entry]:
+        for number, file in enumerate(files):
             source = self._first if number == 0 else None
             with suppress(DataError):  # said when it is reached
                 yield from (source or read_annotations(file, self._options)).listed()
@@ -70,6 +80,15 @@ class AnnotationFiles:
                 yield Refused(file.name, {"index": 1}, Reason.BAD_RECORD, str(error))
             return
         yield from source.entries(cursor)
+
+
+def _with_own_id(entry: Entry, ids: dict[str, Path]) -> Entry:
+    """The entry, under an id that is no other image's of `ids`, to which it is added."""
+    if not isinstance(entry, Found) or entry.key is None or not isinstance(entry.image, Path):
+        return entry
+    if ids.setdefault(entry.key, entry.image) == entry.image:
+        return entry
+    return replace(entry, key=(PurePosixPath(entry.image_folder) / entry.image.name).as_posix())
 
 
 class AnnotatedFolder:

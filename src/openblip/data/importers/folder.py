@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Set
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,12 @@ from openblip.data.importers.cards import CARD_NAME, Card
 from openblip.data.importers.columns import NoColumn
 from openblip.data.importers.img2dataset import DownloadLog
 from openblip.data.importers.jsonl import JsonlSource, is_list_name
-from openblip.data.importers.side_texts import MAX_TEXT_BYTES, first_with_text, with_record
+from openblip.data.importers.side_texts import (
+    MAX_TEXT_BYTES,
+    first_with_text,
+    others_say,
+    with_record,
+)
 from openblip.data.importers.source import (
     Cursor,
     Entry,
@@ -241,7 +246,10 @@ class FolderSource:
             place=seen.path.parent,
             meta=meta,
             num_records=number,
-            remarks=(*_others(texts, text, within), *_others(records, record, within)),
+            remarks=tuple(
+                Remark(Reason.OTHER_MEMBER, within + name, detail)
+                for name, detail in (*others_say(texts, text), *others_say(records, record))
+            ),
         )
 
     def _other(self, seen: Seen, here: Cursor) -> Entry:
@@ -281,14 +289,6 @@ def _reason(seen: Seen) -> Reason:
     if seen.is_hidden:
         return Reason.HIDDEN_FILE
     return Reason.UNREADABLE_FILE if seen.is_unreadable else Reason.OTHER_FILE
-
-
-def _others(contents: Mapping[str, bytes], first: str, within: str) -> Iterator[Remark]:
-    """What texts, or records, say otherwise than the one that counts."""
-    for name, content in contents.items():
-        if content.strip() not in (b"", contents[first].strip()):
-            detail = f"says something else than {first}, which counts"
-            yield Remark(Reason.OTHER_MEMBER, within + name, detail)
 
 
 def _content(path: Path) -> bytes:

@@ -1,7 +1,7 @@
 """The texts and the record beside an image, as files of a folder or members of an archive."""
 
 import codecs
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from openblip.data.importers.source import first_texts, parse_object, texts_of, unfolded
@@ -56,6 +56,22 @@ def first_with_text(contents: Mapping[str, bytes], encoding: str | None) -> tupl
         if lines:
             return name, lines
     return next(iter(contents), ""), []
+
+
+def others_say(
+    texts: Mapping[str, bytes], counts: str, *, called: str = ""
+) -> Iterator[tuple[str, str]]:
+    """Which of several texts, or records, say something else than the one that counts, and so.
+
+    Args:
+        texts: contents by their names.
+        counts: name of that one.
+        called: begins its name where it is told.
+    """
+    for name, content in texts.items():
+        said = content.removeprefix(codecs.BOM_UTF8).strip()
+        if said and content.strip() != texts[counts].strip():
+            yield name, f"says something else than {called}{counts}, which counts"
 
 
 def with_record(

@@ -13,6 +13,7 @@ from openblip.data.importers.side_texts import (
     MAX_TEXT_BYTES,
     TEXT_ENDINGS,
     first_with_text,
+    others_say,
     with_record,
 )
 from openblip.data.importers.source import (
@@ -240,10 +241,8 @@ class _Shard:
         except ValueError as error:
             return Refused(where, cursor, Reason.BAD_RECORD, str(error), number)
         others = dict(sample.others)
-        for ending, data in texts.items():
-            if data.strip() not in (b"", texts[text].strip()):
-                detail = f"says something else than .{text}, which counts"
-                others[ending] = (Reason.OTHER_MEMBER, detail)
+        for ending, detail in others_say(texts, text, called="."):
+            others[ending] = (Reason.OTHER_MEMBER, detail)
         for ending in sample.likely.keys() - {image[0]}:
             others[ending] = (Reason.OTHER_MEMBER, f"an image besides .{image[0]}, which counts")
         said = meta.get("id")
