@@ -191,8 +191,11 @@ def one_name(name: str) -> str:
 
     `./a.jpg`, `b/../a.jpg` and `.//a.jpg` are `a.jpg`; a web address stays as it is.
     """
-    is_path = name and "://" not in name and "\0" not in name
-    return os.path.normpath(name) if is_path else name  # noqa: PTH - a path would take long
+    # Most names are one already, and there are millions.
+    if "//" not in name and "./" not in name and "/." not in name and name[-1:] != "/":
+        return name
+    is_path = "://" not in name and "\0" not in name
+    return os.path.normpath(name) if is_path else name
 
 
 def name_below(root: Path, name: str) -> str:
