@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate videoqa": ["evaluate", "videoqa", "m", "q", "v", "--results"],
     "evaluate video": ["evaluate", "video", "m", "q", "v", "--results"],
     "evaluate classify": ["evaluate", "classify", "m", "t", "--results"],
+    "data duplicates": ["data", "duplicates", "t", "--page"],
     "runs": ["runs", "runs", "--page"],
     "capfilt report": ["capfilt", "report", "t", "-o"],
     "explain": ["explain", "photo.jpg", "a dog", "-o"],
@@ -43,6 +44,16 @@ def test_a_file_that_cannot_be_written_is_told_first(
     told = capsys.readouterr().err.splitlines()
     assert told[-1].startswith(f"openblip {name}: {flag} {place}: "), told
     assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("explain", "convert")])
+def test_a_text_does_not_replace_a_photo(
+    photo: str, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    before = Path(photo).read_bytes()
+    assert main([*COMMANDS[name], photo]) == 1
+    assert f"{photo}: is there, and no text" in capsys.readouterr().err
+    assert Path(photo).read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openblip.atomic import check_output, is_stream
-from openblip.errors import RecipeError, one_line
+from openblip.errors import DataError, RecipeError, UnwritableError, one_line
 
 if TYPE_CHECKING:
     from openblip.evaluation.dominance import Dominant
+
+_HEAD_BYTES = 8192
 
 
 def announce(prog: str) -> None:
@@ -34,7 +36,8 @@ def check_outputs(paths: Mapping[str, Path | None], *, are_folders: bool = False
         are_folders: whether they are to be folders.
 
     Raises:
-        UnwritableError: one cannot be written; names the flag.
+        UnwritableError: one cannot be written, or what is there is no text, such as an image or a
+            model, which a text shall not replace; names the flag.
         RecipeError: two are the same.
     """
     flags: dict[Path, str] = {}
@@ -42,9 +45,32 @@ def check_outputs(paths: Mapping[str, Path | None], *, are_folders: bool = False
         if path is None:
             continue
         check_output(path, flag, is_folder=are_folders)
+        if not are_folders and path.is_file() and is_binary(path):
+            raise UnwritableError(
+                f"{flag} {path}: is there, and no text that could be an earlier result; give "
+                "another name"
+            )
         other = flags.setdefault(path.resolve(), flag)
         if other != flag and not is_stream(path):
             raise RecipeError(f"{other} and {flag} are the same file, {path}: give two names")
+
+
+def check_texts(texts: Sequence[str], what: str) -> None:
+    """Nothing, if there are texts behind an image, and none of them is blank.
+
+    Raises:
+        DataError: says what each of them is.
+    """
+    if not texts:
+        raise DataError(f"no {what} was given; put one or more behind the image")
+    if not all(text.strip() for text in texts):
+        raise DataError(f"a {what} is empty; leave it out, or write one")
+
+
+def is_binary(path: Path) -> bool:
+    """Whether a file that is there holds bytes that no text has."""
+    with path.open("rb") as stream:
+        return b"\0" in stream.read(_HEAD_BYTES)
 
 
 def print_each(name: str, columns: Sequence[str]) -> None:

@@ -69,13 +69,14 @@ def read_huggingface(folder: Path) -> LoadedHuggingFace:
         CheckpointError: if a file is missing, damaged, of another model than BLIP, or does not
             fit the others.
     """
-    base = find_base(folder) if is_adapter(folder) else folder
+    has_adapter = is_adapter(folder)
+    base = find_base(folder) if has_adapter else folder
     config_file = base / CONFIG_FILE
     config = read_json(config_file)
     check_readable(config, str(config_file))
     weights = find_weights(base)
     tensors = read_weights(weights)
-    if base != folder:
+    if has_adapter:
         tensors = with_adapter(tensors, folder)
     checkpoint = from_huggingface(tensors, config, str(weights), config_source=str(config_file))
     sizes = checkpoint.config

@@ -72,17 +72,23 @@ def find_model_files(source: str | Path) -> list[Path]:
         CheckpointError: if there is no model, or a file of it is missing.
     """
     from openblip.interop.adapters import adapter_files, find_base, is_adapter
+
+    path = find_model(source)
+    if path.is_dir() and is_adapter(path):
+        return [*_files_of(find_base(path)), *adapter_files(path)]
+    return _files_of(path)
+
+
+def _files_of(path: Path) -> list[Path]:
+    """Those of a model; an adapter beside it does not count."""
     from openblip.interop.huggingface_folder import is_huggingface
     from openblip.interop.huggingface_processor import has_tokenizer
     from openblip.interop.original_files import read_note
 
-    path = find_model(source)
     if path.is_file():
         note = read_note(path)
         has_own = note is not None and note.tokenizer is not None
         return [path] if has_own else [path, tokenizer_beside(path)]
-    if is_adapter(path):
-        return [*find_model_files(find_base(path)), *adapter_files(path)]
     if is_huggingface(path):
         files = sorted(file for file in path.iterdir() if file.suffix in _HUGGINGFACE_SUFFIXES)
         return files if has_tokenizer(path) else [*files, fetch_bert_vocabulary()]
