@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-SOURCE = Path(__file__).resolve().parent.parent / "src" / "openblip"
+ROOT = Path(__file__).resolve().parent.parent
+SOURCE = ROOT / "src" / "openblip"
 FILES = sorted(SOURCE.rglob("*.py"))
 
 # A package may import from lower layers, from itself, and from its friends of the same layer.
@@ -149,3 +150,14 @@ def test_public_names_exist_and_are_documented() -> None:
         assert getattr(openblip, name).__doc__, name
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = openblip.nothing
+
+
+def test_no_merge_was_left_half_done() -> None:
+    files = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *FILES]
+    marks = tuple(mark * 7 + " " for mark in "<>|")
+    assert [
+        f"{file.relative_to(ROOT)}: {line}"
+        for file in files
+        for line in file.read_text(encoding="utf-8").splitlines()
+        if line.startswith(marks)
+    ] == []
