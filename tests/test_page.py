@@ -76,6 +76,14 @@ def test_curves_draw_lines_dots_and_values(tmp_path: Path) -> None:
     assert "var(--orange)" in svg
 
 
+def test_a_value_outside_of_the_range_is_not_drawn_at_its_edge() -> None:
+    points = [(float(step), 10.0 + step % 2) for step in range(30)]
+    points[12] = (12.0, 1e6)
+    svg = curves("loss", [Curve(name="a", points=points)], smoothing=0.999)
+    raw = re.findall(r'<polyline points="([^"]*)"[^>]*stroke-opacity', svg)
+    assert [len(part.split()) for part in raw] == [12, 17]
+
+
 def test_curves_of_nothing_and_of_one_value_are_drawn() -> None:
     assert "<svg" in curves("loss", [Curve(name="a", points=[])])
     one = curves("loss", [Curve(name="a", points=[(3, 0.0)])])

@@ -5,6 +5,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 from math import ceil, floor, isfinite, log10
 from pathlib import Path
 from typing import Literal
@@ -271,6 +272,9 @@ def curves(
         along = (width - left - 10) * point[0] / x_end
         return left + along, height - (y - bottom) / (top - bottom) * (height - 8)
 
+    def is_inside(point: tuple[float, float]) -> bool:
+        return bottom <= point[1] <= top
+
     for value in values:
         y = at((0.0, value))[1]
         drawn.append(
@@ -285,7 +289,10 @@ def curves(
     for number, line in enumerate(lines):
         colour = _colour(number)
         if smoothing > 0:
-            drawn.append(_polyline(map(at, raw[number]), colour, 'stroke-opacity="0.25"'))
+            # A value outside of the range is not drawn at its edge, which would be another value.
+            for inside, part in groupby(raw[number], is_inside):
+                if inside:
+                    drawn.append(_polyline(map(at, part), colour, 'stroke-opacity="0.25"'))
         drawn.append(_polyline(map(at, smooth[number]), colour, 'stroke-width="1.6"'))
         every = max(1, len(smooth[number]) // 60)
         name = f"{line.name}, {along}"

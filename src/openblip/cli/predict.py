@@ -209,6 +209,8 @@ def _match_each(
             print_each(name, [f"{match.itm:.4f}" for match in matches])
 
     if not json:
+        note = "the ITM probability of each text; --json has the ITC cosine too"
+        print(f"openblip match: {note}", file=sys.stderr)
         print_each("image", texts)
     counts = match_each(
         blip,
