@@ -36,12 +36,12 @@ _PIECES = rf"{_WORD_MARK}?\p{{Han}}|{_WORD_MARK}?[^\p{{P}}\p{{S}}\p{{Han}}\s]+|{
 # Scripts without spaces (Thai, Khmer) make long words; BERT's limit of 100 would lose them.
 _MAX_WORD_CHARACTERS = 512
 
-# Of `tokenizer_config.json`, and what the library's normaliser calls it.
-_SETTINGS = {
+SETTINGS = {
     "do_lower_case": "lowercase",
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",
 }
+"""Of `tokenizer_config.json`, and what the library's normaliser calls each."""
 
 
 def read_vocabulary(file: Path) -> "Tokenizer":
@@ -75,7 +75,7 @@ def follow_settings(backend: "Tokenizer", file: Path) -> None:
 
     stored = backend.normalizer
     if isinstance(stored, BertNormalizer) and (told := _read_settings(file)):
-        names = ("clean_text", *_SETTINGS.values())
+        names = ("clean_text", *SETTINGS.values())
         backend.normalizer = _normalizer({name: getattr(stored, name) for name in names} | told)
 
 
@@ -146,11 +146,11 @@ def _read_settings(file: Path) -> dict[str, bool]:
     if not isinstance(told, dict):
         raise DataError(f"{beside}: holds no JSON object")
     # `strip_accents` is null where it follows the case.
-    found = {name: told[name] for name in _SETTINGS if told.get(name) is not None}
+    found = {name: told[name] for name in SETTINGS if told.get(name) is not None}
     for name, value in found.items():
         if not isinstance(value, bool):
             raise DataError(f"{beside}: {name} is {value!r:.60}, expected true or false")
-    return {_SETTINGS[name]: value for name, value in found.items()}
+    return {SETTINGS[name]: value for name, value in found.items()}
 
 
 def _normalizer(settings: dict[str, Any]) -> "BertNormalizer":

@@ -5,7 +5,13 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+from openblip.data.text import is_unspaced
 from openblip.data.tokenizer import TextTokenizer
+
+# What BERT writes before a piece within a word, and decoding leaves at the beginning of a text.
+_WITHIN = "##"
+# Of a letter that takes several pieces (byte-level BPE), each piece alone.
+_PART_OF_LETTER = "\ufffd"
 
 
 class Word(NamedTuple):
@@ -20,7 +26,8 @@ def find_words(tokenizer: TextTokenizer, ids: Sequence[int]) -> list[Word]:
     """The words of a text in their order; special tokens belong to none.
 
     What decoding writes without white space between is one word ("do", "n", "'", "t": "don't"),
-    but punctuation at its ends and Han characters stand alone. `[UNK]` is a word of that name.
+    but punctuation at its ends stands alone, and so does each piece of a script without spaces, in
+    which nothing tells the words (of Han that is a character). `[UNK]` is a word of that name.
     """
     special = set(tokenizer.special.__dict__.values())
     unknown = tokenizer.special.unk
@@ -61,7 +68,8 @@ def _words_of_run(
     for _, group in groupby(zip(number_of_word, pieces, strict=True), lambda item: item[0]):
         for part in _separated([piece for _, piece in group]):
             own = tuple(place for piece in part for place in piece.places)
-            words.append(Word(tokenizer.decode([ids[place] for place in own]), own))
+            text = tokenizer.decode([ids[place] for place in own])
+            words.append(Word(text.removeprefix(_WITHIN) if is_unspaced(text) else text, own))
     return words
 
 
@@ -81,13 +89,13 @@ def _visible_pieces(
 
 
 def _separated(pieces: list[Word]) -> list[list[Word]]:
-    """A word's pieces without the punctuation at its ends, which stands alone like Han."""
+    """A word's pieces without the punctuation at its ends, which stands alone."""
     lettered = [index for index, piece in enumerate(pieces) if not _is_punctuation(piece.text)]
     parts: list[list[Word]] = []
     continues = False
     for index, piece in enumerate(pieces):
         is_at_an_end = not lettered or not lettered[0] <= index <= lettered[-1]
-        stands_alone = is_at_an_end or _is_han(piece.text)
+        stands_alone = is_at_an_end or is_unspaced(piece.text)
         if continues and not stands_alone:
             parts[-1].append(piece)
         else:
@@ -97,8 +105,6 @@ def _separated(pieces: list[Word]) -> list[list[Word]]:
 
 
 def _is_punctuation(piece: str) -> bool:
-    return all(unicodedata.category(character)[0] in "PS" for character in piece)
-
-
-def _is_han(piece: str) -> bool:
-    return any(unicodedata.name(character, "").startswith("CJK UNIFIED") for character in piece)
+    return piece != _PART_OF_LETTER and all(
+        unicodedata.category(character)[0] in "PS" for character in piece
+    )
