@@ -27,7 +27,6 @@ from ..data.foreign_tokenizers import (  # noqa: E402
     letters_of,
     unigram_folder,
 )
-
 from .huggingface_peers import (  # noqa: E402
     KINDS,
     WORDS,

@@ -8,8 +8,7 @@ import pytest
 from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.run import run_capfilt
 from openblip.data.table import PairTable
-from openblip.data.world import WorldConfig, create_world, is_true_caption
-from openblip.evaluation.caption import evaluate_caption
+from openblip.data.world import WorldConfig, create_world
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.inference import Decoding, load
 from openblip.recipes.world import WORLD, world_captioner, world_filter, world_pretrain
@@ -90,9 +89,4 @@ def test_a_model_learns_chinese_as_well_as_english(tmp_path: Path) -> None:
         model = load(trained(world_pretrain(table), tmp_path / language), device="cpu")
         opened = PairTable.open(table)
         recalls[language] = evaluate_retrieval(model, opened, k=16).metrics["TR@1"]
-        written = evaluate_caption(
-            model, opened, prompt="", decoding=Decoding(max_length=32, min_length=3)
-        )
-        readable = [is_true_caption(text, None) for text in written.captions.values() if not text]
-        assert not readable
     assert recalls["zh"] >= recalls["en"] - 3, recalls

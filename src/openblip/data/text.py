@@ -2,6 +2,7 @@
 
 import json
 import re
+import unicodedata
 from dataclasses import dataclass
 
 _REMOVED = '.!"()*#:;~'
@@ -93,6 +94,27 @@ def has_words(text: str) -> bool:
 def is_unspaced(text: str) -> bool:
     """Whether a text has a letter of a script without spaces between words."""
     return _UNSPACED.search(text) is not None
+
+
+def characters(text: str) -> list[str]:
+    """What stands for words where there are none: letters with their marks, in lower case.
+
+    Words of other scripts in between stay whole; punctuation is left out.
+    """
+    found: list[str] = []
+    is_word = False
+    for character in text.lower():
+        unspaced = is_unspaced(character)
+        if found and unicodedata.category(character)[0] == "M":
+            found[-1] += character
+        elif unspaced or not character.isalnum():
+            found += [character] if unspaced else []
+            is_word = False
+        else:
+            found += [] if is_word else [""]
+            found[-1] += character
+            is_word = True
+    return found
 
 
 def encodable(text: str) -> str:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """The special tokens of a BERT, first in a vocabulary that is learnt here."""
 
-CONFIG_FILE = "tokenizer_config.json"
+TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 """Beside a vocabulary: what becomes of a text before it is looked up."""
 
 # Spaces that BERT's decoding leaves before English punctuation and clitics, and what they become.
@@ -139,7 +139,7 @@ def _tokens(file: Path) -> dict[str, int]:
 
 def _read_settings(file: Path) -> dict[str, bool]:
     """What the settings beside a tokenizer's file say, by the names of the library."""
-    beside = file.parent / CONFIG_FILE
+    beside = file.parent / TOKENIZER_CONFIG_FILE
     if not beside.is_file():
         return {}
     told = read_json(beside)

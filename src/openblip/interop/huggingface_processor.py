@@ -7,8 +7,7 @@ from typing import Any
 
 from openblip.data.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE, TextTokenizer
 from openblip.data.transforms import IMAGE_MEAN, IMAGE_STD
-from openblip.data.wordpiece import CONFIG_FILE as TOKENIZER_CONFIG_FILE
-from openblip.data.wordpiece import SETTINGS
+from openblip.data.wordpiece import SETTINGS, TOKENIZER_CONFIG_FILE
 from openblip.errors import CheckpointError, DataError
 from openblip.interop.folder import read_json
 from openblip.interop.hub import fetch_bert_vocabulary, has_bert_vocabulary

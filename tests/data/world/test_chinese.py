@@ -39,6 +39,7 @@ WORLD = WorldConfig(
 )  # fmt: skip
 HAN = re.compile(r"[\u4e00-\u9fff]")
 
+
 # A busy machine is no failure.
 @settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(claims(), st.integers(0, 2**32))

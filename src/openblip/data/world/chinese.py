@@ -124,7 +124,7 @@ def _write(claim: Claim, dice: Dice, is_title: bool) -> str:
     text = body.format_map(dict(zip("ABC", phrases, strict=False)))
     if claim.pattern is None and claim.ground is None:
         return text
-    frames = _TITLE_FRAMES if is_title else _FRAMES
+    frames: tuple[str, ...] = _TITLE_FRAMES if is_title else _FRAMES
     if not is_title and claim.relation is None and not body.startswith(_SENTENCE_STARTS):
         frames += (_NOUN_FRAME,)
     # Two times in three the background comes last, as in English.
@@ -208,7 +208,11 @@ def _backgrounds() -> tuple[re.Pattern[str], ...]:
     ground, pattern = _one_of(_GROUNDS), _one_of(_PATTERNS)
     words = f"(?P<words>{ground}{pattern}|{pattern}{ground}|{ground}|{pattern})"
     place = f"{words}{_one_of(_GROUND_NOUNS)}"
-    shapes = (f"(?P<body>.+?)(?:在{place}上)", f"在?{place}上有?(?P<body>.+)", f"(?P<body>.+?){place}")
+    shapes = (
+        f"(?P<body>.+?)(?:在{place}上)",
+        f"在?{place}上有?(?P<body>.+)",
+        f"(?P<body>.+?){place}",
+    )
     return tuple(re.compile(shape) for shape in shapes)
 
 
