@@ -199,12 +199,12 @@ class ImagePairLoader(ExampleLoader[ImagePairBatch, ImagePairIndex]):
         )
 
     def _swaps(self, pair: ImagePair, key: tuple[int, int]) -> bool:
-        if self._augmentation is None or _may_name_a_side(pair.sentence):
+        if self._augmentation is None or may_name_a_side(pair.sentence):
             return False
         return keyed_hash(self._seed, *key) % 2 == 1
 
 
-def _may_name_a_side(sentence: str) -> bool:
+def may_name_a_side(sentence: str) -> bool:
     """Whether it matters to a sentence which image is which: in another script nobody can tell."""
     letters = [letter for letter in sentence if letter.isalpha()]
     is_foreign = 2 * sum(map(str.isascii, letters)) < len(letters)

@@ -79,6 +79,12 @@ def follow_settings(backend: "Tokenizer", file: Path) -> None:
         backend.normalizer = _normalizer({name: getattr(stored, name) for name in names} | told)
 
 
+def settings_beside(file: Path) -> list[Path]:
+    """The file that decides with a tokenizer's own what becomes of a text, if there is one."""
+    beside = file.parent / TOKENIZER_CONFIG_FILE
+    return [beside] if beside.is_file() else []
+
+
 def has_capitals(vocabulary: dict[str, int]) -> bool:
     """Whether a token has a capital letter of ours, special tokens such as `[PAD]` left out."""
     return any(
@@ -139,10 +145,12 @@ def _tokens(file: Path) -> dict[str, int]:
 
 def _read_settings(file: Path) -> dict[str, bool]:
     """What the settings beside a tokenizer's file say, by the names of the library."""
-    beside = file.parent / TOKENIZER_CONFIG_FILE
-    if not beside.is_file():
-        return {}
-    told = read_json(beside)
+    for beside in settings_beside(file):
+        return _checked_settings(beside, read_json(beside))
+    return {}
+
+
+def _checked_settings(beside: Path, told: object) -> dict[str, bool]:
     if not isinstance(told, dict):
         raise DataError(f"{beside}: holds no JSON object")
     # `strip_accents` is null where it follows the case.

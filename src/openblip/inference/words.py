@@ -10,7 +10,7 @@ from openblip.data.tokenizer import TextTokenizer
 
 # What BERT writes before a piece within a word, and decoding leaves at the beginning of a text.
 _WITHIN = "##"
-# Of a letter that takes several pieces (byte-level BPE), each piece alone.
+# What a piece of byte-level BPE is without the other bytes of its letter.
 _PART_OF_LETTER = "\ufffd"
 
 
@@ -76,15 +76,16 @@ def _words_of_run(
 def _visible_pieces(
     tokenizer: TextTokenizer, ids: Sequence[int], places: Sequence[int]
 ) -> list[Word]:
-    """Each piece with its text; a mere word mark goes with the piece behind it."""
+    """Each piece with its text; a word mark or a part of a letter goes with the piece behind it."""
     pieces: list[Word] = []
-    marks: list[int] = []
+    held: list[int] = []
     for place in places:
-        text = tokenizer.decode([ids[place]])
-        marks.append(place)
-        if text:
-            pieces.append(Word(text, tuple(marks)))
-            marks = []
+        held.append(place)
+        text = tokenizer.decode([ids[own] for own in held])
+        is_part = _PART_OF_LETTER in text and place != places[-1]
+        if text and not is_part:
+            pieces.append(Word(text, tuple(held)))
+            held = []
     return pieces
 
 
@@ -105,6 +106,4 @@ def _separated(pieces: list[Word]) -> list[list[Word]]:
 
 
 def _is_punctuation(piece: str) -> bool:
-    return piece != _PART_OF_LETTER and all(
-        unicodedata.category(character)[0] in "PS" for character in piece
-    )
+    return all(unicodedata.category(character)[0] in "PS" for character in piece)
