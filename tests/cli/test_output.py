@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from openblip.cli import main
-from openblip.cli.output import print_json
+from openblip.cli.output import print_json, print_table
 
 # No model and no table of these names: whoever looks at them first says so.
 COMMANDS = {
@@ -92,3 +92,10 @@ def test_json_has_no_number_that_is_none(capsys):
     print_json({"a": [1.5, math.nan, (math.inf, {"b": -math.inf})], "c": "NaN", "d": True})
     text = capsys.readouterr().out
     assert json.loads(text) == {"a": [1.5, None, [None, {"b": None}]], "c": "NaN", "d": True}
+
+
+def test_columns_of_wide_letters_stand_below_each_other(capsys):
+    print_table(["class", "top-1"], [["狗", "50.0"], ["กำลัง", "7.5"], ["plane", "100.0"]])
+    lines = capsys.readouterr().out.splitlines()
+    # Of the Thai word a mark takes no place, of the Chinese one each letter two.
+    assert lines == ["class  top-1", "狗      50.0", "กำลัง     7.5", "plane  100.0"]

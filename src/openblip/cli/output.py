@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -134,8 +135,14 @@ def print_dominant(found: "Dominant | None") -> None:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as their widest cell; the first flush left, the others flush right."""
-    widths = [max(len(row[place]) for row in [header, *rows]) for place in range(len(header))]
+    widths = [max(_width(row[place]) for row in [header, *rows]) for place in range(len(header))]
     for row in [header, *rows]:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        gaps = [" " * (most - _width(cell)) for cell, most in zip(row, widths, strict=True)]
+        cells = [row[0] + gaps[0], *map(str.__add__, gaps[1:], row[1:])]
         print("  ".join(cells).rstrip())
+
+
+def _width(text: str) -> int:
+    """Places of a terminal that a text takes: two a Han character, none a mark above a letter."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(unicodedata.category(character) == "Mn" for character in text)

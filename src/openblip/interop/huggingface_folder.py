@@ -5,6 +5,7 @@ from pathlib import Path
 
 from openblip.atomic import replace_folder
 from openblip.data.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE, TextTokenizer
+from openblip.data.wordpiece import TOKENIZER_CONFIG_FILE
 from openblip.errors import CheckpointError, DataError
 from openblip.interop.adapters import find_base, is_adapter, with_adapter
 from openblip.interop.assembly import write_safetensors
@@ -14,7 +15,6 @@ from openblip.interop.huggingface_config import check_readable, check_token_ids
 from openblip.interop.huggingface_layout import TIED, HuggingFaceKind
 from openblip.interop.huggingface_processor import (
     IMAGE_CONFIG_FILE,
-    TOKENIZER_CONFIG_FILE,
     read_image_size,
     read_max_tokens,
     read_tokenizer,

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from openblip.data.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE
+from openblip.data.wordpiece import settings_beside
 from openblip.errors import CheckpointError
 from openblip.interop.adapters import ADAPTER_CONFIG_FILE
 from openblip.interop.folder import CONFIG_FILE, WEIGHTS_FILE
@@ -90,7 +91,10 @@ def _files_of(path: Path) -> list[Path]:
     if path.is_file():
         note = read_note(path)
         has_own = note is not None and note.tokenizer is not None
-        return [path] if has_own else [path, tokenizer_beside(path)]
+        if has_own:
+            return [path]
+        tokenizer = tokenizer_beside(path)
+        return [path, tokenizer, *settings_beside(tokenizer)]
     if is_huggingface(path):
         files = sorted(file for file in path.iterdir() if file.suffix in _HUGGINGFACE_SUFFIXES)
         return files if has_tokenizer(path) else [*files, fetch_bert_vocabulary()]
@@ -98,7 +102,7 @@ def _files_of(path: Path) -> list[Path]:
     for file in files:
         if not file.is_file():
             raise CheckpointError(f"{file}: no such file; {_EXPECTED}")
-    return files
+    return [*files, *settings_beside(path / TOKENIZER_FILE)]
 
 
 def tokenizer_beside(path: Path, vocab_size: int = BERT_ROWS) -> Path:
