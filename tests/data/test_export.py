@@ -24,6 +24,7 @@ from openblip.errors import DataError, OpenBlipError
 
 Jpeg = Callable[..., bytes]
 ALL = ("human", "web", "synthetic")
+OTHER_ORIGIN = "texts of another origin"
 # What an export adds to the metadata of a row.
 _ADDED = {"caption_sources", "caption_itm", "caption_captioners", "file_name", "width", "height"}
 
@@ -91,6 +92,31 @@ def test_an_import_reads_an_export_back(form: str, bootstrapped: PairTable, tmp_
         assert again["captions"] == row["captions"] + (row["synthetic"] or [])
         own = {name: value for name, value in again["meta"].items() if name not in _ADDED}
         assert own == json.loads(row["meta"])
+
+
+def origins(table: PairTable) -> dict[str, str]:
+    rows = [row for batch in table.scan(["id", "origin"]) for row in batch.to_pylist()]
+    return {row["id"]: row["origin"] for row in rows}
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet", "jsonl", "huggingface"])
+def test_an_import_knows_who_wrote_the_texts_of_an_export(
+    form: str, bootstrapped: PairTable, tmp_path: Path
+) -> None:
+    view = CaptionView(sources=("human", "web", "synthetic"))
+    export_pairs(bootstrapped, tmp_path / "out", form, view, show_progress=False)
+
+    def imported(name: str, origin: str | None) -> tuple[dict[str, str], int]:
+        report = import_pairs(tmp_path / "out", tmp_path / name, origin=origin, show_progress=False)
+        return origins(PairTable.open(tmp_path / name)), report.noted.get(OTHER_ORIGIN, 0)
+
+    before = origins(bootstrapped)
+    after, num_noted = imported("told", None)
+    assert after == {key: before[key] for key in after}
+    assert set(after.values()) == {"human", "web"}
+    num_web = sum(origin == "web" for origin in after.values())
+    assert 0 < num_noted <= num_web
+    assert imported("human", "human") == (dict.fromkeys(after, "human"), num_web)
 
 
 @pytest.mark.parametrize("form", ["webdataset", "parquet", "jsonl"])

@@ -36,7 +36,7 @@ def import_(
     /,
     *,
     format: FormatName | None = None,
-    origin: Literal["web", "human"] = "web",
+    origin: Literal["web", "human"] | None = None,
     split: Literal["train", "val", "test"] | None = None,
     store: Literal["bytes", "uri"] = "bytes",
     ids: Literal["key", "sha256"] = "key",
@@ -66,7 +66,7 @@ def import_(
         source: file, folder or pattern; or hf:NAME or hf:NAME:CONFIG, a dataset of the hub.
         table: the pair table.
         format: how to read the source; found out by default.
-        origin: web (noisy) or human (annotated).
+        origin: web (noisy) or human (annotated); by default what an export says, or web.
         split: for every row; by default what the source says, or train.
         store: copy the image bytes, or only note where the files are.
         ids: keys of the source, or the hash of the image, which drops equal images.

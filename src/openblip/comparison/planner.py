@@ -14,6 +14,7 @@ from openblip.data.patterns import matching_paths
 from openblip.data.table import PairTable
 from openblip.data.tokenizer import tokenizer_file
 from openblip.data.views import CaptionView
+from openblip.data.wordpiece import settings_beside
 from openblip.data.world import WorldConfig
 from openblip.data.world.config import config_to_dict
 from openblip.errors import DataError, OpenBlipError, RecipeError
@@ -270,7 +271,8 @@ def _detached(recipe: Recipe) -> tuple[Recipe, dict[str, Stage | Given]]:
     recipe = replace(recipe, data=replace(recipe.data, mix=mix))
     if recipe.tokenizer is not None and recipe.trained_vocabulary is None:
         file = tokenizer_file(Path(expandvars(recipe.tokenizer)))
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        content = b"".join(part.read_bytes() for part in (file, *settings_beside(file)))
+        digest = hashlib.sha256(content).hexdigest()
         inputs["tokenizer"] = Given(str(file), f"{digest}{file.suffix}")
         recipe = replace(recipe, tokenizer=TOKENIZER)
     return recipe, inputs

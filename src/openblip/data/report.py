@@ -33,6 +33,8 @@ class Reason(StrEnum):
     """The source says that there are none, or the user; no view admits the row."""
     OTHER_FILE = "other file"
     """Neither an image nor something that belongs to one."""
+    OTHER_ORIGIN = "texts of another origin"
+    """A captioner's texts in a row of web texts; or the row is said to be `human`, and is not."""
     OTHER_MEMBER = "other member of a sample"
     """Beside the image and its texts; the sample is taken without it."""
     REPEATED_COLUMN = "several columns of one name"

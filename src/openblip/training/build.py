@@ -9,7 +9,7 @@ import torch
 
 from openblip.data.shuffle import keyed_hash
 from openblip.data.table import PairTable
-from openblip.data.text import clean_caption
+from openblip.data.text import Cleaning
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import RecipeError
 from openblip.interop.assembly import build_empty
@@ -179,11 +179,13 @@ def compile_parts(model: Student, **options: Any) -> None:
 
 
 def _captions(data: DataConfig, tables: Sequence[PairTable]) -> Iterator[str]:
+    # What is learnt here lowers case.
+    clean = Cleaning(lowercases=True).caption
     for part in resolved_parts(data, tables):
         rows = part.index.rows
         for start in range(0, len(rows), 8192):
             for texts in part.index.captions_of_rows(rows[start : start + 8192]):
-                yield from (data.prefix + clean_caption(text, data.max_words) for text in texts)
+                yield from (data.prefix + clean(text, data.max_words) for text in texts)
 
 
 def sized(config: SizesT, image_size: int, vocab_size: int) -> SizesT:

@@ -75,9 +75,9 @@ class Images:
     def _attach(self, texts: list[str]) -> None:
         shared = []
         for text in texts:
-            if (named := next((b for b in _bases(text) if b in self.names), None)) is not None:
+            if (named := next((b for b in bases_of(text) if b in self.names), None)) is not None:
                 self.beside[named].append(text)
-            elif owners := next((o for b in _bases(text) if (o := self._likely(b))), None):
+            elif owners := next((o for b in bases_of(text) if (o := self._likely(b))), None):
                 shared.append((text, owners))
         for text, owners in shared:
             # A text of its full name is an image's own, so that this one is of the others.
@@ -103,7 +103,7 @@ def _by_stem(names: Set[str]) -> dict[str, list[str]]:
     return found
 
 
-def _bases(text: str) -> list[str]:
+def bases_of(text: str) -> list[str]:
     """What an image may be called that has this text, the shortest first."""
     lower = text.lower()
     return [text[: -len(e) - 1] for e in _BY_LENGTH if lower.endswith(f".{e}")]

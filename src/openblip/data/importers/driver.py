@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -35,6 +35,9 @@ from openblip.progress import Progress
 Store = Literal["bytes", "uri"]
 Ids = Literal["key", "sha256"]
 # Work that a kill loses at most; each commit becomes a fragment of the table.
+_DEFAULT_ORIGIN = "web"
+# Of an exported text: who wrote it (docs/data.md).
+_SOURCES_FIELD = "caption_sources"
 _COMMIT_ROWS, _COMMIT_BYTES, _COMMIT_SECONDS = 8192, 1 << 30, 60.0
 
 
@@ -44,7 +47,7 @@ class _Settings:
 
     source: str
     format: str | None
-    origin: str
+    origin: str | None
     split: str | None
     store: Store
     ids: Ids
@@ -53,7 +56,7 @@ class _Settings:
 
     def fingerprint(self) -> str:
         """16 hex digits that tell this import from others into the same table."""
-        decided = asdict(self)
+        decided = asdict(self) | {"origin": self.origin or _DEFAULT_ORIGIN}
         # Imports that were begun before there were these settings are known by what they had.
         if not self.without_captions:
             del decided["without_captions"]
@@ -124,7 +127,7 @@ def import_pairs(
     source: str | Path,
     uri: str | Path,
     format: str | None = None,
-    origin: str = "web",
+    origin: str | None = None,
     split: str | None = None,
     *,
     store: Store = "bytes",
@@ -149,7 +152,8 @@ def import_pairs(
         source: a file, folder, or pattern; see `openblip.data.importers.detect`.
         uri: the table.
         format: one of `openblip.data.importers.detect.FORMATS`; None to find out.
-        origin: `web` (noisy) or `human` (annotated).
+        origin: `web` (noisy) or `human` (annotated); None takes the word of an exported row
+            (`caption_sources`), or `web`.
         split: for all rows, whatever the source says; None takes the source's word, or `train`.
         store: `bytes` copies the encoded images, `uri` only notes where the files are.
         ids: `key` takes the source's ids, `sha256` the hash of the image, which drops images that
@@ -170,7 +174,7 @@ def import_pairs(
         # An absolute path: the import is the same one from wherever it is restarted.
         source=_on_disk(source),
         format=format,
-        origin=_one_of("origin", origin, ORIGINS),
+        origin=None if origin is None else _one_of("origin", origin, ORIGINS),
         split=None if split is None else _one_of("split", split, SPLITS),
         store=store,
         ids=ids,
@@ -309,6 +313,8 @@ class _Import:
             is_said = isinstance(entry, Found) and entry.may_lack_captions
             why = "the source says that there are none" if is_said else "there is no text of it"
             report.note(Reason.NO_CAPTIONS, entry.where, why)
+        if (other := _other_sources(row)) is not None:
+            report.note(Reason.OTHER_ORIGIN, entry.where, other)
         for remark in entry.remarks if isinstance(entry, Found) else ():
             report.note(remark.reason, remark.where, remark.detail)
 
@@ -366,10 +372,25 @@ class _Import:
             width=width,
             height=height,
             captions=captions,
-            origin=self._settings.origin,
+            origin=self._settings.origin or _told_origin(entry.meta, captions),
             split=split,
             meta=entry.meta,
         )
+
+
+def _told_origin(meta: Mapping[str, Any], captions: Sequence[str]) -> str:
+    """That of the row that was exported; `web` for a row that says nothing."""
+    said = meta.get(_SOURCES_FIELD)
+    are_human = isinstance(said, list) and len(said) == len(captions) and set(said) == {"human"}
+    return "human" if are_human else _DEFAULT_ORIGIN
+
+
+def _other_sources(row: PairRow) -> str | None:
+    """Which texts of a row are by its metadata of another origin than the row; None for none."""
+    said = row.meta.get(_SOURCES_FIELD)
+    others = [name for name in said if name != row.origin] if isinstance(said, list) else []
+    counts = ", ".join(f"{others.count(name)} {name}" for name in dict.fromkeys(map(str, others)))
+    return f"of its texts {counts}, which count as {row.origin} here" if others else None
 
 
 def _restored(table: PairTable, key: str) -> _State | None:
