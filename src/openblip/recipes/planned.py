@@ -11,7 +11,7 @@ from openblip.model import MedConfig
 from openblip.model.config import AlbefConfig
 from openblip.recipes.pretrain import PRETRAIN_RECIPES
 from openblip.training.build import sized
-from openblip.training.config import MODEL_OF, Recipe
+from openblip.training.config import Recipe
 from openblip.training.recipe_file import RECIPE_FILE, read_recipe
 
 # The smallest tokenizer that has the special tokens.
@@ -56,10 +56,10 @@ def resolved(recipe: Recipe) -> tuple[Recipe, TextTokenizer]:
     else:
         tokenizer, vocab_size = _tokenizer(recipe)
         config = recipe.model
-    if recipe.task not in MODEL_OF or not isinstance(config, MedConfig | AlbefConfig):
+    if recipe.needs.model is None or not isinstance(config, MedConfig | AlbefConfig):
         raise RecipeError(
             f"the task {recipe.task!r} from {recipe.init_from or 'fresh weights'} cannot be "
-            f"planned for; what can: {', '.join(MODEL_OF)}, from a MED or an ALBEF"
+            "planned for; what can: tasks that learn from pairs, from a MED or an ALBEF"
         )
     whole = replace(
         recipe,

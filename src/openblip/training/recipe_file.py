@@ -11,7 +11,8 @@ from openblip.atomic import replace_file
 from openblip.documents import read_yaml
 from openblip.errors import RecipeError
 from openblip.model import MedConfig
-from openblip.training.config import MODEL_OF, OBJECTIVES_OF, Recipe
+from openblip.tasks.named import task_needs
+from openblip.training.config import Recipe
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -39,10 +40,9 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
     """
     parts = dict(values)
     task = parts.get("task")
-    if not isinstance(task, str) or task not in OBJECTIVES_OF:
-        raise RecipeError(f"task is {task!r}; choose one of {', '.join(OBJECTIVES_OF)}")
-    objectives = from_plain(OBJECTIVES_OF[task], parts.get("objectives") or {}, "objectives")
-    model = from_plain(MODEL_OF.get(task, MedConfig) | None, parts.get("model"), "model")
+    needs = task_needs(task if isinstance(task, str) else repr(task))
+    objectives = from_plain(needs.settings, parts.get("objectives") or {}, "objectives")
+    model = from_plain((needs.model or MedConfig) | None, parts.get("model"), "model")
     recipe = from_plain(Recipe, {**parts, "objectives": objectives, "model": model}, "")
     assert isinstance(recipe, Recipe)
     return recipe
