@@ -115,7 +115,8 @@ def assemble_task(
     """The task around the student, where the student is; weights of its own follow from the seed.
 
     Raises:
-        RecipeError: it has another student than the one it was given.
+        RecipeError: it has another student than the one it was given, or does not say which of its
+            heads are trained: nobody would be warned of those that are not.
     """
     name, seed = task_name(recipe.task), recipe.train.seed
     prompt = _prompt_tokens(recipe.data, tokenizer)
@@ -126,6 +127,12 @@ def assemble_task(
         task = find_task(name).build(model, recipe.objectives, context)
     if getattr(task, "student", None) is not model:
         raise RecipeError(f"task {name}: its `student` is not the model that it was built with")
+    heads = getattr(model.config, "heads", ())
+    if heads and not (task.trained_heads and set(task.trained_heads) <= set(heads)):
+        raise RecipeError(
+            f"task {name}: its `trained_heads` are {task.trained_heads!r}; name those of "
+            f"{', '.join(heads)} that its loss reaches"
+        )
     return task
 
 

@@ -297,7 +297,6 @@ class _Run:
             self.rank_log.note(f"texts: {self.texts}")
             for line in (*self.loader.summary(), f"texts: {self.texts}"):
                 progress.note(line)
-            figures = _Figures(lambda line: (self.rank_log.note(line), progress.note(line)))
             if self.recipe.lora.rank:
                 trained, every = self._num_trained(), _count(self.task.student.parameters())
                 progress.note(f"trains {trained:,} of {every:,} weights ({trained / every:.2%})")
@@ -305,6 +304,14 @@ class _Run:
             if self.processes.is_first:
                 log = MetricsLog(self.run_dir, self.state.step, trackers.threads)
                 stack.enter_context(log)
+
+            def note(line: str) -> None:
+                self.rank_log.note(line)
+                progress.note(line)
+                if log is not None:
+                    log.note(self.state.step, line)
+
+            figures = _Figures(note)
             yield Reporting(
                 progress=progress,
                 log=log,
@@ -360,7 +367,7 @@ class _Run:
 class _Figures:
     """Figures about a run, of which none is worth the run: what cannot be had is noted, once."""
 
-    def __init__(self, note: Callable[[str], object]) -> None:
+    def __init__(self, note: Callable[[str], None]) -> None:
         self._note = note
         self._missed: set[str] = set()
 
