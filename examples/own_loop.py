@@ -1,4 +1,4 @@
-"""Our model, loader and tokenizer in a loop of your own: python own_loop.py PAIRS.lance MODEL [STEPS].
+"""Our parts in a loop of your own: python own_loop.py PAIRS.lance MODEL_FOLDER [STEPS].
 
 The model learns by contrast alone; it is saved with its tokenizer, and loaded again.
 """

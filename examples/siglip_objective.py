@@ -46,7 +46,9 @@ class SigLipTask(openblip.Task[openblip.Batch]):
         """Before the forward: keep the temperature in its range."""
         self.student.temperature.clamp_(min=self.settings.min_temperature)
 
-    def forward(self, batch: openblip.Batch, position: openblip.StepPosition) -> openblip.StepOutput:
+    def forward(
+        self, batch: openblip.Batch, position: openblip.StepPosition
+    ) -> openblip.StepOutput:
         """The mean over this process's images of -log sigmoid(+-logit), summed over the texts."""
         images = self.student.embed_images(self.student.encode_images(batch.images))
         texts = self.student.embed_texts(batch.tokens, batch.mask)

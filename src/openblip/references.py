@@ -96,8 +96,13 @@ def _look_here(package: str) -> None:
 
 
 def _failed(name: str, why: BaseException, error: type[OpenBlipError]) -> OpenBlipError:
+    return error(f"{name} cannot be imported: {told(why)}")
+
+
+def told(why: BaseException) -> str:
+    """What somebody else's code has raised, in one line with its file and line."""
     if isinstance(why, SyntaxError) and why.filename:
-        return error(f"{name} cannot be imported: {why.filename}, line {why.lineno}: {why.msg}")
+        return f"{why.filename}, line {why.lineno}: {why.msg}"
     frames = [
         frame
         for frame in traceback.extract_tb(why.__traceback__)
@@ -106,7 +111,7 @@ def _failed(name: str, why: BaseException, error: type[OpenBlipError]) -> OpenBl
     # Where the user's own code is, not the library that it calls.
     own = [frame for frame in frames if not frame.filename.startswith(_LIBRARIES)]
     where = "".join(f"{place.filename}, line {place.lineno}: " for place in (own or frames)[-1:])
-    return error(f"{name} cannot be imported: {where}{type(why).__name__}: {one_line(why)}")
+    return f"{where}{type(why).__name__}: {one_line(why)}"
 
 
 def _name_of_main() -> str:

@@ -4,8 +4,8 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from openblip.errors import RecipeError
-from openblip.references import find_object
+from openblip.errors import OpenBlipError, RecipeError
+from openblip.references import find_object, told
 from openblip.training.config import Recipe
 
 
@@ -34,7 +34,12 @@ def named_recipe(
         raise RecipeError(
             f"{name}: cannot be called with {', '.join(map(repr, (table, *others)))} ({why})"
         ) from why
-    recipe = found(table, *others)
+    try:
+        recipe = found(table, *others)
+    except OpenBlipError:
+        raise
+    except Exception as why:
+        raise RecipeError(f"{name}: {told(why)}") from why
     if not isinstance(recipe, Recipe):
         raise RecipeError(f"{name}: gives {recipe!r:.80}, no openblip.Recipe")
     return recipe
