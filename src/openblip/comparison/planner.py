@@ -185,7 +185,7 @@ class Planner:
         return _with_settings(recipe, spec.settings, f"{field}.settings")
 
     def _own_recipe(self, name: str, init: str | None, field: str) -> Recipe:
-        start = [INIT, self._image_size(init)] if init is not None else []
+        start = () if init is None else (INIT, self._image_size(init))
         try:
             return named_recipe(name, {}, TABLE, *start)
         except RecipeError as error:
