@@ -18,6 +18,7 @@ LAYERS = {
     "atomic": 0,
     "progress": 0,
     "page": 0,
+    "references": 0,
     "interruption": 0,
     "locks": 0,
     "threads": 0,
@@ -46,6 +47,7 @@ SAME_LAYER = {
     ("atomic", "errors"),
     ("locks", "errors"),
     ("documents", "errors"),
+    ("references", "errors"),
     ("interop", "data"),
 }
 # Each heavy or optional library is imported by these files alone.
