@@ -1,5 +1,6 @@
 """`openblip plan`."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -63,9 +64,13 @@ def _plan(
             network=1e9 * network,
         )
         planner = Planner(changed(find_recipe(recipe), changes, prog), cluster, mean_tokens)
+        _tell("going through a step as given ...")
         sizings = [planner.as_given]
         if planner.as_given.fits is False:
-            sizings += planner.remedies()
+            _tell(f"{_gb(planner.as_given.memory)} GB do not fit; looking for settings that do ...")
+            for sizing in planner.remedies():
+                _tell(f"{' '.join(sizing.flags)}: {_gb(sizing.memory)} GB")
+                sizings.append(sizing)
         counts = planner.recipe.train.steps is not None or images is not None
         costs = [run_cost(planner, each, images) if counts else None for each in sizings]
         if json:
@@ -75,6 +80,11 @@ def _plan(
         return 0
 
     return carry_out
+
+
+def _tell(line: str) -> None:
+    """A sign of life: a step of a large model takes a minute to be gone through."""
+    print(f"openblip plan: {line}", file=sys.stderr, flush=True)
 
 
 def _divided(words: list[str]) -> tuple[list[str], list[str]]:
