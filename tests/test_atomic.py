@@ -302,3 +302,18 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     process.wait(30)
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("name", [".", "..", "/", "{here}", "{above}", "below/.."])
+def test_the_folder_in_which_it_runs_is_not_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    here = tmp_path / "here"
+    (here / "below").mkdir(parents=True)
+    (here / "kept.txt").write_text("kept")
+    monkeypatch.chdir(here)
+    place = Path(name.format(here=here, above=tmp_path))
+    with pytest.raises(UnwritableError, match="one inside of it"), replace_folder(place) as folder:
+        (folder / "new.txt").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+    assert (here / "kept.txt").read_text() == "kept"

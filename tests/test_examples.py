@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,65 @@ exec "$@"
 SCONTROL = """#!/bin/sh
 if [ "$1" = show ]; then echo localhost; else echo "$@" >> "$NOTES"; fi
 """
+
+
+@pytest.fixture
+def walls(tmp_path: Path) -> Path:
+    """A folder outside of the repository with a table in it."""
+    from io import BytesIO
+
+    def row(number: int) -> PairRow:
+        file = BytesIO()
+        Image.new("RGB", (64, 64), (number * 10, 99, 255 - number * 10)).save(file, format="PNG")
+        return PairRow(f"row-{number}", file.getvalue(), captions=[f"wall number {number}"])
+
+    PairTable.create(str(tmp_path / "walls.lance"), (row(number) for number in range(16)))
+    return tmp_path
+
+
+def run_in(folder: Path, *words: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_loop_of_ones_own(walls: Path) -> None:
+    script = EXAMPLES / "own_loop.py"
+    assert len(script.read_text().splitlines()) <= 40
+    shown = run_in(walls, str(script), "walls.lance", "model", "3")
+    assert "step 0: loss" in shown
+    assert "embeds as (2, 64)" in shown
+    assert (walls / "model" / "model.safetensors").exists()
+
+
+def test_an_objective_of_ones_own(walls: Path) -> None:
+    """As a module of the current directory, then as a script of another folder, which goes on."""
+    script = EXAMPLES / "siglip_objective.py"
+    assert len(script.read_text().splitlines()) <= 80
+    shutil.copy(script, walls)
+    words = ["pretrain", "siglip_objective:recipe", "walls.lance", "run", "--train.steps", "2"]
+    flags = ["--train.batch-size", "4", "--objectives.bias", "-4", "--train.threads", "1"]
+    shown = run_in(walls, "-m", "openblip", *words, *flags, "--tokenizer", "train:60")
+    assert "run: 2 steps" in shown
+    code = script.read_text().replace("    return replace(tiny,", "    return replace(small(tiny),")
+    shorter = "train=replace(recipe.train, steps=2, batch_size=4, threads=1), tokenizer='train:60')"
+    code = code.replace(
+        "\ndef recipe",
+        f"\ndef small(recipe):\n    return replace(recipe, {shorter}\n\n\ndef recipe",
+    )
+    (walls / "scripts").mkdir()
+    (walls / "scripts" / "siglip_objective.py").write_text(code)
+    (walls / "siglip_objective.py").unlink()
+    shown = run_in(walls, "scripts/siglip_objective.py", "walls.lance", "by-script")
+    assert "2 steps; embeds as (1, 64)" in shown
+    assert "task: siglip_objective:SigLipTask" in (walls / "by-script" / "recipe.yaml").read_text()
 
 
 def test_the_script_is_correct_shell() -> None:
@@ -87,19 +147,13 @@ def test_without_a_command_it_says_what_is_missing(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_job_whose_time_is_over_saves_is_requeued_and_goes_on(tmp_path: Path) -> None:
+def test_a_job_whose_time_is_over_saves_is_requeued_and_goes_on(
+    tmp_path: Path, walls: Path
+) -> None:
     """The real launcher with two processes, under stand-ins for Slurm's own commands."""
-    from io import BytesIO
-
-    def row(number: int) -> PairRow:
-        file = BytesIO()
-        Image.new("RGB", (64, 64), (number * 10, 99, 255 - number * 10)).save(file, format="PNG")
-        return PairRow(f"row-{number}", file.getvalue(), captions=[f"wall number {number}"])
-
-    PairTable.create(str(tmp_path / "walls.lance"), (row(number) for number in range(16)))
     run_dir = tmp_path / "run"
     steps = ["--train.batch-size", "8", "--objectives.queue-size", "8", "--train.log-every", "1"]
-    words = ["pretrain", "tiny", str(tmp_path / "walls.lance"), str(run_dir), *steps]
+    words = ["pretrain", "tiny", str(walls / "walls.lance"), str(run_dir), *steps]
     words += ["--train.sharding", "full", "--train.device", "cpu", "--train.threads", "1"]
     words += ["--train.steps", "40", "--tokenizer", "train:60"]
     process = start(tmp_path, *words)

@@ -76,6 +76,14 @@ def test_curves_draw_lines_dots_and_values(tmp_path: Path) -> None:
     assert "var(--orange)" in svg
 
 
+def test_a_value_outside_of_the_range_is_not_drawn_at_its_edge() -> None:
+    points = [(float(step), 10.0 + step % 2) for step in range(30)]
+    points[12] = (12.0, 1e6)
+    svg = curves("loss", [Curve(name="a", points=points)], smoothing=0.999)
+    raw = re.findall(r'<polyline points="([^"]*)"[^>]*stroke-opacity', svg)
+    assert [len(part.split()) for part in raw] == [12, 17]
+
+
 def test_curves_of_nothing_and_of_one_value_are_drawn() -> None:
     assert "<svg" in curves("loss", [Curve(name="a", points=[])])
     one = curves("loss", [Curve(name="a", points=[(3, 0.0)])])
@@ -122,3 +130,15 @@ def test_an_interval_is_drawn_at_the_scale_of_its_bar() -> None:
     x1, x2 = map(float, re.findall(r'<line x1="([\d.]+)" x2="([\d.]+)"', drawn)[0])
     (start,) = map(float, re.findall(r'<rect x="([\d.]+)"', drawn))
     assert (x1 - start, x2 - start) == pytest.approx((width / 2, 2 * width), abs=0.2)
+
+
+def test_a_text_from_right_to_left_runs_so_and_the_rest_is_as_ever(tmp_path: Path) -> None:
+    page = Page("t", "lead")
+    page.quote("قطة نائمة")
+    page.table(["name", "n"], [["كلب", "3"]])
+    page.facts({"ש": "א", "a": "b"})
+    page.cards([(Image.new("RGB", (8, 8)), [CardText("كلب يجري", "0.9", "kept")])])
+    html = page.save(tmp_path / "page.html").read_text(encoding="utf-8")
+    for text in ("h3", "td", "dt", "dd", 'div class="text kept"'):
+        assert f'<{text} dir="auto">' in html
+    assert html.count('dir="auto"') == 5

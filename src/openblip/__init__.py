@@ -1,6 +1,7 @@
 """OpenBLIP: vision-language pre-training, and the cleaning of image-text data.
 
 The names below are loaded when they are first used, so that `import openblip` takes no time.
+`docs/api.md` shows each of them at work.
 """
 
 import importlib
@@ -18,10 +19,24 @@ from openblip.errors import (
 )
 
 if TYPE_CHECKING:
-    from openblip import metrics
+    from openblip import metrics, recipes
+    from openblip.capfilt.job import CapFiltSettings
+    from openblip.capfilt.run import run_capfilt
+    from openblip.data.image_pairs import ImagePairBatch
     from openblip.data.importers.driver import import_pairs
-    from openblip.data.table import PairTable
+    from openblip.data.loader import Batch, PairLoader
+    from openblip.data.mixture import WeightedIndex
+    from openblip.data.questions import QuestionBatch
+    from openblip.data.table import PairRow, PairTable
+    from openblip.data.tokenizer import TextTokenizer
     from openblip.data.views import CaptionView
+    from openblip.evaluation.caption import evaluate_caption
+    from openblip.evaluation.classification import evaluate_classification
+    from openblip.evaluation.nlvr import evaluate_nlvr
+    from openblip.evaluation.retrieval import evaluate_retrieval
+    from openblip.evaluation.video import evaluate_video
+    from openblip.evaluation.videoqa import evaluate_videoqa
+    from openblip.evaluation.vqa import evaluate_vqa
     from openblip.inference import (
         Answer,
         Blip,
@@ -33,51 +48,149 @@ if TYPE_CHECKING:
         calibrate,
         load,
     )
+    from openblip.model import Med, MedConfig, TextConfig, VisionConfig
+    from openblip.tasks.named import TaskNeeds
+    from openblip.tasks.protocol import Collectives, StepOutput, StepPosition, Task, TaskContext
+    from openblip.training.config import (
+        DataConfig,
+        OptimiserConfig,
+        Recipe,
+        ScheduleConfig,
+        TrainConfig,
+    )
+    from openblip.training.run import TrainResult, train
 
 __version__ = "0.1.0"
 __all__ = [
     "Answer",
+    "Batch",
     "Blip",
     "Calibration",
+    "CapFiltSettings",
     "Caption",
     "CaptionView",
     "CheckpointError",
+    "Collectives",
+    "DataConfig",
     "DataError",
     "Decoding",
     "Heatmap",
+    "ImagePairBatch",
     "Match",
+    "Med",
+    "MedConfig",
     "MissingHead",
     "OpenBlipError",
+    "OptimiserConfig",
+    "PairLoader",
+    "PairRow",
     "PairTable",
+    "QuestionBatch",
+    "Recipe",
     "RecipeError",
+    "ScheduleConfig",
+    "StepOutput",
+    "StepPosition",
     "StorageError",
+    "Task",
+    "TaskContext",
+    "TaskNeeds",
+    "TextConfig",
+    "TextTokenizer",
     "TextTruncated",
+    "TrainConfig",
+    "TrainResult",
     "TrainingError",
+    "VisionConfig",
+    "WeightedIndex",
     "calibrate",
+    "evaluate_caption",
+    "evaluate_classification",
+    "evaluate_nlvr",
+    "evaluate_retrieval",
+    "evaluate_video",
+    "evaluate_videoqa",
+    "evaluate_vqa",
     "import_pairs",
     "load",
     "metrics",
+    "recipes",
+    "run_capfilt",
+    "train",
 ]
 
-_HOMES = {
-    "Answer": "openblip.inference",
-    "Blip": "openblip.inference",
-    "Calibration": "openblip.inference",
-    "Caption": "openblip.inference",
-    "CaptionView": "openblip.data.views",
-    "Decoding": "openblip.inference",
-    "Heatmap": "openblip.inference",
-    "Match": "openblip.inference",
-    "PairTable": "openblip.data.table",
-    "calibrate": "openblip.inference",
-    "import_pairs": "openblip.data.importers.driver",
-    "load": "openblip.inference",
+_MODULES = ("metrics", "recipes")
+_NAMES_IN = {
+    "capfilt.job": ("CapFiltSettings",),
+    "capfilt.run": ("run_capfilt",),
+    "data.image_pairs": ("ImagePairBatch",),
+    "data.importers.driver": ("import_pairs",),
+    "data.loader": (
+        "Batch",
+        "PairLoader",
+    ),
+    "data.mixture": ("WeightedIndex",),
+    "data.questions": ("QuestionBatch",),
+    "data.table": (
+        "PairRow",
+        "PairTable",
+    ),
+    "data.tokenizer": ("TextTokenizer",),
+    "data.views": ("CaptionView",),
+    "evaluation.caption": ("evaluate_caption",),
+    "evaluation.classification": ("evaluate_classification",),
+    "evaluation.nlvr": ("evaluate_nlvr",),
+    "evaluation.retrieval": ("evaluate_retrieval",),
+    "evaluation.video": ("evaluate_video",),
+    "evaluation.videoqa": ("evaluate_videoqa",),
+    "evaluation.vqa": ("evaluate_vqa",),
+    "inference": (
+        "Answer",
+        "Blip",
+        "Calibration",
+        "Caption",
+        "Decoding",
+        "Heatmap",
+        "Match",
+        "calibrate",
+        "load",
+    ),
+    "model": (
+        "Med",
+        "MedConfig",
+        "TextConfig",
+        "VisionConfig",
+    ),
+    "tasks.named": ("TaskNeeds",),
+    "tasks.protocol": (
+        "Collectives",
+        "StepOutput",
+        "StepPosition",
+        "Task",
+        "TaskContext",
+    ),
+    "training.config": (
+        "DataConfig",
+        "OptimiserConfig",
+        "Recipe",
+        "ScheduleConfig",
+        "TrainConfig",
+    ),
+    "training.run": (
+        "TrainResult",
+        "train",
+    ),
 }
+_HOMES = {name: home for home, names in _NAMES_IN.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
-    if name == "metrics":
-        return importlib.import_module("openblip.metrics")
+    if name in _MODULES:
+        return importlib.import_module(f"openblip.{name}")
     if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name]), name)
+        return getattr(importlib.import_module(f"openblip.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'openblip' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

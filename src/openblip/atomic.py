@@ -78,9 +78,13 @@ def begin_folder(path: Path) -> Path:
     """An empty folder beside `path`, for `finish_folder` to put in its place.
 
     Raises:
-        UnwritableError: it cannot be made, or a file is there.
+        UnwritableError: it cannot be made, a file is there, or the process runs inside of it.
     """
     path = _followed(path)
+    if Path.cwd().is_relative_to(path.resolve()):
+        raise UnwritableError(
+            f"{path}: the folder in which this runs cannot be replaced; give one inside of it"
+        )
     unfinished = _unfinished(path)
     with _naming(path, unfinished):
         _check_kind(path, is_folder=True)

@@ -5,9 +5,11 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import groupby
 from math import ceil, floor, isfinite, log10
 from pathlib import Path
 from typing import Literal
+from unicodedata import bidirectional
 
 from PIL import Image
 
@@ -42,7 +44,8 @@ tr.strong td { font-weight: 650; }
 .card img { width: 100%; height: 165px; object-fit: contain; background: var(--line); }
 .card img.small { image-rendering: pixelated; }
 .card .texts { padding: .55rem .7rem .7rem; display: grid; gap: .45rem; font-size: .88rem; }
-.text { border-left: 3px solid var(--line); padding-left: .5rem; overflow-wrap: anywhere; }
+.text { border-inline-start: 3px solid var(--line); padding-inline-start: .5rem;
+  overflow-wrap: anywhere; }
 .text.kept, .text.right { border-color: var(--green); }
 .text.rejected, .text.wrong { border-color: var(--red); }
 .text.rejected .words { color: var(--soft); text-decoration: line-through;
@@ -83,17 +86,17 @@ class Page:
 
     def section(self, title: str, text: str = "") -> None:
         """Begin a section with an optional paragraph."""
-        self._parts.append(f"<h2>{escape(title)}</h2>")
+        self._parts.append(f"<h2{_direction(title)}>{escape(title)}</h2>")
         if text:
             self.note(text)
 
     def note(self, text: str) -> None:
         """A paragraph."""
-        self._parts.append(f"<p>{escape(text)}</p>")
+        self._parts.append(f"<p{_direction(text)}>{escape(text)}</p>")
 
     def quote(self, text: str) -> None:
         """Somebody's words, above what belongs to them."""
-        self._parts.append(f"<h3>{escape(text)}</h3>")
+        self._parts.append(f"<h3{_direction(text)}>{escape(text)}</h3>")
 
     def table(
         self, header: Sequence[str], rows: Iterable[Sequence[str]], strong: Sequence[int] = ()
@@ -112,7 +115,8 @@ class Page:
     def facts(self, values: Mapping[str, object]) -> None:
         """Names with their values."""
         items = "".join(
-            f"<dt>{escape(name)}</dt><dd>{escape(str(value))}</dd>"
+            f"<dt{_direction(name)}>{escape(name)}</dt>"
+            f"<dd{_direction(str(value))}>{escape(str(value))}</dd>"
             for name, value in values.items()
         )
         self._parts.append(f"<dl>{items}</dl>")
@@ -271,6 +275,9 @@ def curves(
         along = (width - left - 10) * point[0] / x_end
         return left + along, height - (y - bottom) / (top - bottom) * (height - 8)
 
+    def is_inside(point: tuple[float, float]) -> bool:
+        return bottom <= point[1] <= top
+
     for value in values:
         y = at((0.0, value))[1]
         drawn.append(
@@ -285,7 +292,10 @@ def curves(
     for number, line in enumerate(lines):
         colour = _colour(number)
         if smoothing > 0:
-            drawn.append(_polyline(map(at, raw[number]), colour, 'stroke-opacity="0.25"'))
+            # A value outside of the range is not drawn at its edge, which would be another value.
+            for inside, part in groupby(raw[number], is_inside):
+                if inside:
+                    drawn.append(_polyline(map(at, part), colour, 'stroke-opacity="0.25"'))
         drawn.append(_polyline(map(at, smooth[number]), colour, 'stroke-width="1.6"'))
         every = max(1, len(smooth[number]) // 60)
         name = f"{line.name}, {along}"
@@ -355,11 +365,18 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], strong: Sequenc
     body = []
     for number, row in enumerate(rows):
         kind = ' class="strong"' if number in strong else ""
-        body.append(f"<tr{kind}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>")
+        cells = (f"<td{_direction(cell)}>{escape(cell)}</td>" for cell in row)
+        body.append(f"<tr{kind}>{''.join(cells)}</tr>")
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def _direction(text: str) -> str:
+    """Lets a text in Arabic or Hebrew run from right to left; its first letter decides."""
+    runs_left = not text.isascii() and any(bidirectional(mark) in ("R", "AL") for mark in text)
+    return ' dir="auto"' if runs_left else ""
 
 
 def _binned(values: Sequence[float], bins: int) -> list[float]:
@@ -394,7 +411,7 @@ def _card(image: Image.Image, texts: Sequence[CardText]) -> str:
         word = f"<b>{text.verdict}</b> " if text.verdict else ""
         tag = f'<span class="tag">{word}{escape(text.tag)}</span>' if word or text.tag else ""
         lines.append(
-            f'<div class="text {text.verdict}"><span class="words">'
+            f'<div class="text {text.verdict}"{_direction(text.words)}><span class="words">'
             f"{escape(text.words) or '(empty)'}</span>{tag}</div>"
         )
     small = ' class="small"' if max(image.size) <= 128 else ""

@@ -74,3 +74,17 @@ def test_what_cannot_be_written_is_named(
     assert main(["convert", checkpoint(words[0]), *words[1:]]) == 1
     assert message in capsys.readouterr().err
     assert Path("photos/mine.jpg").exists()
+
+
+@pytest.mark.parametrize("layout", ["openblip", "original", "huggingface"])
+def test_a_model_that_is_there_is_replaced_only_if_that_is_asked_for(
+    tmp_path: Path, checkpoint: Checkpoint, layout: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = str(tmp_path / "model.pth")
+    assert main(["convert", checkpoint("filter"), place, "--to", layout]) == 0
+    words = ["convert", checkpoint("captioner"), place, "--to", layout]
+    assert main(words) == 1
+    assert f"{place} is there: give another name, or --overwrite" in capsys.readouterr().err
+    assert openblip.load(place).kind == "filter"
+    assert main([*words, "--overwrite"]) == 0
+    assert openblip.load(place).kind == "captioner"

@@ -72,3 +72,25 @@ def test_photos_without_captions_are_imported_where_that_is_said(
     assert json.loads(capsys.readouterr().out)["num_rows"] == 2
     rows = PairTable.open(table).take([0, 1], ["id", "captions"]).to_pylist()
     assert rows == [{"id": "a", "captions": ["a red square"]}, {"id": "more/b", "captions": []}]
+
+
+def test_columns_and_encoding_of_a_list_that_has_no_header(
+    source: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, table = source("red"), str(tmp_path / "pairs.lance")
+    (folder / "a.csv").write_text("Grüße,a.png\n", encoding="cp1252")
+    words = ["data", "import", str(folder / "a.csv"), table]
+
+    assert main(words) == 1
+    assert "--columns image caption" in capsys.readouterr().err
+    assert main([*words, "--columns", "image", "caption", "id"]) == 1
+    assert "line 1 has 2 fields, and --columns names 3" in capsys.readouterr().err
+    assert main([*words, "--columns", "caption", "image"]) == 1
+    assert "--encoding cp1252" in capsys.readouterr().out
+    assert main([*words, "--columns", "caption", "image", "--encoding", "latin9000"]) == 1
+    assert "unknown encoding 'latin9000'" in capsys.readouterr().err
+    assert not (tmp_path / "pairs.lance").exists()
+
+    assert main([*words, "--columns", "caption", "image", "--encoding", "cp1252"]) == 0
+    (row,) = PairTable.open(table).take([0]).to_pylist()
+    assert (row["id"], row["captions"]) == ("a.png", ["Grüße"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from openblip.cli import main
-from openblip.cli.output import print_json
+from openblip.cli.output import print_json, print_table
 
 # No model and no table of these names: whoever looks at them first says so.
 COMMANDS = {
@@ -18,6 +18,7 @@ COMMANDS = {
     "evaluate videoqa": ["evaluate", "videoqa", "m", "q", "v", "--results"],
     "evaluate video": ["evaluate", "video", "m", "q", "v", "--results"],
     "evaluate classify": ["evaluate", "classify", "m", "t", "--results"],
+    "data duplicates": ["data", "duplicates", "t", "--page"],
     "runs": ["runs", "runs", "--page"],
     "capfilt report": ["capfilt", "report", "t", "-o"],
     "explain": ["explain", "photo.jpg", "a dog", "-o"],
@@ -43,6 +44,16 @@ def test_a_file_that_cannot_be_written_is_told_first(
     told = capsys.readouterr().err.splitlines()
     assert told[-1].startswith(f"openblip {name}: {flag} {place}: "), told
     assert (tmp_path / "file").read_text() == "precious"
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name not in ("explain", "convert")])
+def test_a_text_does_not_replace_a_photo(
+    photo: str, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    before = Path(photo).read_bytes()
+    assert main([*COMMANDS[name], photo]) == 1
+    assert f"{photo}: is there, and no text" in capsys.readouterr().err
+    assert Path(photo).read_bytes() == before
 
 
 @pytest.mark.parametrize(
@@ -81,3 +92,10 @@ def test_json_has_no_number_that_is_none(capsys):
     print_json({"a": [1.5, math.nan, (math.inf, {"b": -math.inf})], "c": "NaN", "d": True})
     text = capsys.readouterr().out
     assert json.loads(text) == {"a": [1.5, None, [None, {"b": None}]], "c": "NaN", "d": True}
+
+
+def test_columns_of_wide_letters_stand_below_each_other(capsys):
+    print_table(["class", "top-1"], [["狗", "50.0"], ["กำลัง", "7.5"], ["plane", "100.0"]])
+    lines = capsys.readouterr().out.splitlines()
+    # Of the Thai word a mark takes no place, of the Chinese one each letter two.
+    assert lines == ["class  top-1", "狗      50.0", "กำลัง     7.5", "plane  100.0"]

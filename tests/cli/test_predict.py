@@ -142,6 +142,9 @@ def test_explain_writes_a_sheet(
         (["ask", "photo.png", "why?"], "load a question-answering (vqa) checkpoint"),
         (["ask", "photo.png"], "no question was given"),
         (["match", "photo.png"], "no text was given"),
+        (["match", "photo.png", "a dog", ""], "a text is empty"),
+        (["ask", "photo.png", " "], "a question is empty"),
+        (["explain", "photo.png", "a dog", "-o", "./photo.png"], "is the image that is explained"),
         (["match", "photo.png", "a dog", "--device", "toaster"], "device 'toaster'"),
     ],
 )

@@ -11,6 +11,7 @@ from openblip.comparison.spec import ComparisonSpec
 from openblip.comparison.spec_file import read_spec
 from openblip.comparison.stages import Given, Stage, closure
 from openblip.data.table import PairTable
+from openblip.errors import RecipeError
 from openblip.recipes.baselines import as_clip
 from openblip.training.config import Recipe
 from openblip.training.recipe_file import recipe_from_dict
@@ -144,3 +145,27 @@ def test_another_table_in_the_place_of_one_changes_the_fingerprint(tmp_path: Pat
     shutil.rmtree(place)
     PairTable.create(place)
     assert Planner(spec).data("pairs", 0).fingerprint != first.fingerprint
+
+
+OWN = """
+from dataclasses import replace
+from openblip.recipes.pretrain import tiny
+
+def longer(table):
+    recipe = tiny(table)
+    return replace(recipe, train=replace(recipe.train, steps=7))
+"""
+
+
+def test_a_recipe_may_be_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "recipes_of_mine.py").write_text(OWN)
+    monkeypatch.syspath_prepend(str(tmp_path))
+
+    def named(name: str) -> Stage:
+        text = TINY.replace("  noise:\n    recipe: world\n", f"  noise:\n    recipe: {name}\n")
+        text = text.replace("      train.steps: 2\n", "", 1)
+        return stages_of(spec_of(tmp_path, text))["train noise"]
+
+    assert recipe_of(named("recipes_of_mine:longer")).train.steps == 7
+    with pytest.raises(RecipeError, match=r"models.noise.recipe: .* has no shorter"):
+        named("recipes_of_mine:shorter")

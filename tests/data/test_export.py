@@ -1,6 +1,7 @@
 import hashlib
 import io
 import json
+import random
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from openblip.errors import DataError, OpenBlipError
 
 Jpeg = Callable[..., bytes]
 ALL = ("human", "web", "synthetic")
+OTHER_ORIGIN = "texts of another origin"
 # What an export adds to the metadata of a row.
 _ADDED = {"caption_sources", "caption_itm", "caption_captioners", "file_name", "width", "height"}
 
@@ -90,6 +92,31 @@ def test_an_import_reads_an_export_back(form: str, bootstrapped: PairTable, tmp_
         assert again["captions"] == row["captions"] + (row["synthetic"] or [])
         own = {name: value for name, value in again["meta"].items() if name not in _ADDED}
         assert own == json.loads(row["meta"])
+
+
+def origins(table: PairTable) -> dict[str, str]:
+    rows = [row for batch in table.scan(["id", "origin"]) for row in batch.to_pylist()]
+    return {row["id"]: row["origin"] for row in rows}
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet", "jsonl", "huggingface"])
+def test_an_import_knows_who_wrote_the_texts_of_an_export(
+    form: str, bootstrapped: PairTable, tmp_path: Path
+) -> None:
+    view = CaptionView(sources=("human", "web", "synthetic"))
+    export_pairs(bootstrapped, tmp_path / "out", form, view, show_progress=False)
+
+    def imported(name: str, origin: str | None) -> tuple[dict[str, str], int]:
+        report = import_pairs(tmp_path / "out", tmp_path / name, origin=origin, show_progress=False)
+        return origins(PairTable.open(tmp_path / name)), report.noted.get(OTHER_ORIGIN, 0)
+
+    before = origins(bootstrapped)
+    after, num_noted = imported("told", None)
+    assert after == {key: before[key] for key in after}
+    assert set(after.values()) == {"human", "web"}
+    num_web = sum(origin == "web" for origin in after.values())
+    assert 0 < num_noted <= num_web
+    assert imported("human", "human") == (dict.fromkeys(after, "human"), num_web)
 
 
 @pytest.mark.parametrize("form", ["webdataset", "parquet", "jsonl"])
@@ -355,3 +382,27 @@ def test_half_a_surrogate_pair_in_metadata_stops_no_export(
     report = _export(PairTable.open(table.uri), tmp_path / "out", form)
     assert report.num_images == 2
     assert set(_reimported(tmp_path / "out")) == {"a", "b"}
+
+
+def test_any_list_of_captions_comes_back_from_every_format(tmp_path: Path, jpeg: Jpeg) -> None:
+    parts = [*'a,[]"\\=| \n\r\t\ufeff\u2028\x0bü🐈{}', "'", "\r\n", "\n\n"]
+    parts += ["line", "=1+1", "null", "NaN", '["a", "b"]']
+    draw = random.Random(7)
+
+    def text() -> str:
+        drawn = "".join(draw.choices(parts, k=draw.randint(1, 6))).strip()
+        return drawn or "x"
+
+    lists = [["line1\nline2", "x"], ["\ufeffa", "b"], ['["a", "b"]'], ["a\nb"], ["a", "a\nb"]]
+    lists += [[text() for _ in range(draw.randint(1, 4))] for _ in range(80)]
+    rows = [PairRow(f"r{n}", jpeg(0), captions=texts) for n, texts in enumerate(lists)]
+    table = PairTable.create(tmp_path / "t.lance", rows)
+    for form in FORMATS:
+        _export(table, tmp_path / form, form)
+        found = {key: row["captions"] for key, row in _reimported(tmp_path / form).items()}
+        assert [found.get(row.id) or found.get(_place(row)) for row in rows] == lists, form
+
+
+def _place(row: PairRow) -> str:
+    """The id of a row in an export of COCO's form, which is its place."""
+    return str(int(row.id[1:]) + 1)

@@ -8,7 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.data.image_pairs import ImagePairIndex, ImagePairLoader, pairs_of
+from openblip.data.image_pairs import (
+    ImagePairIndex,
+    ImagePairLoader,
+    may_name_a_side,
+    pairs_of,
+)
 from openblip.data.table import PairRow, PairTable
 from openblip.data.tokenizer import TextTokenizer
 from openblip.data.transforms import Augmentation
@@ -117,3 +122,17 @@ def test_another_sentence_has_another_fingerprint(
         for pairs in (index.pairs, list(index.pairs), other)
     ]
     assert fingerprints[0] == fingerprints[1] != fingerprints[2]
+
+
+@pytest.mark.parametrize(
+    ("sentence", "may"),
+    [
+        ("The Left one is darker", True),
+        ("one is darker", False),
+        ("a café is darker", False),
+        ("左边的更暗", True),
+        ("एक चित्र बाईं ओर है", True),
+    ],
+)
+def test_sides_in_another_script_are_never_swapped(sentence: str, may: bool) -> None:
+    assert may_name_a_side(sentence) is may

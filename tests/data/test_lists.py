@@ -36,6 +36,30 @@ def test_json_may_have_a_mark(tmp_path: Path, mark) -> None:
     assert read_list(file, "answer") == ["yes", "no"]
 
 
+@pytest.mark.parametrize("name", ["answers.txt", "answers", "answers.json"])
+def test_a_list_in_json_is_one_by_its_content(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text('["yes", "no"]')
+    assert read_list(tmp_path / name, "answer") == ["yes", "no"]
+
+
+def test_json_lines_are_texts_in_json(tmp_path: Path) -> None:
+    (tmp_path / "answers.jsonl").write_text('"yes"\n"no"\n')
+    assert read_list(tmp_path / "answers.jsonl", "answer") == ["yes", "no"]
+
+
+def test_lines_that_are_json_by_chance_are_lines(tmp_path: Path) -> None:
+    for text, expected in (("[UNK]\n[SEP]", ["[UNK]", "[SEP]"]), ("12", ["12"]), ('"a', ['"a'])):
+        (tmp_path / "answers.txt").write_text(text)
+        assert read_list(tmp_path / "answers.txt", "answer") == expected
+
+
+@pytest.mark.parametrize("name", ["answers.csv", "answers.TSV", "answers.parquet"])
+def test_a_table_is_no_list(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("yes,3\nno,2\n")
+    with pytest.raises(DataError, match=r"a table, and no list: .* one a line"):
+        read_list(tmp_path / name, "answer")
+
+
 def test_repeated_ones_count_once_and_empty_ones_not_with_a_note(tmp_path: Path) -> None:
     file = tmp_path / "answers.json"
     file.write_text(json.dumps(["yes", "", "no", " yes", "no", "  "]))

@@ -210,6 +210,19 @@ def test_a_malformed_threshold_is_refused(entry: str) -> None:
         CaptionView(itm_of=(entry,))
 
 
+def test_a_threshold_is_given_once() -> None:
+    with pytest.raises(RecipeError, match=r"gives 'web' twice: web=0\.9 and web=0\.1"):
+        CaptionView(itm_of=("web=0.9", "web=0.1"))
+
+
+@pytest.mark.parametrize("name", ["webb", "Web", "nosuch", "nosuch/web", "web/web"])
+def test_a_name_that_nothing_has_is_refused(name: str, bootstrapped: PairTable) -> None:
+    view = CaptionView(sources=ALL, itm_of=(f"{name}=0.9",))
+    for use in (view.resolve, lambda table: list(view.rejected(table))):
+        with pytest.raises(DataError, match=rf"itm_of names '{name}', which is no source"):
+            use(bootstrapped)
+
+
 def test_every_rejected_text_has_its_reason(bootstrapped: PairTable) -> None:
     errors = [None, None, None, None, "broken", None, None]
     bootstrapped.add_columns(pa.table({"capfilt_error": pa.array(errors, pa.string())}))

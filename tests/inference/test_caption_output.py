@@ -183,6 +183,14 @@ def test_sidecars_are_left_alone_or_replaced(tmp_path: Path) -> None:
     assert (tmp_path / "a.b.txt").read_text() == "a dog\na cat\n"
 
 
+@pytest.mark.parametrize("text", ["a.caption", "a.TXT", "a.jpg.txt", "a.text", "a.captions.txt"])
+def test_a_text_of_any_name_that_an_import_reads_is_left_alone(tmp_path: Path, text: str) -> None:
+    (tmp_path / text).write_text("by hand")
+    output = SidecarOutput(overwrite=False)
+    for name, has_text in (("a.jpg", True), ("b.jpg", False), ("a.b.jpg", False)):
+        assert output.has(output.mark(name, tmp_path / name)) is has_text
+
+
 class TestAnImport:
     """What was written comes in, wherever it stands."""
 

@@ -127,3 +127,10 @@ def test_where_it_cannot_be_saved(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"heat.png: cannot be written"):
         heat.save(tmp_path / "file" / "heat.png", picture)
+
+
+def test_words_that_the_font_cannot_write_are_numbered():
+    picture = grey(80, 40)
+    numbered = heatmap("dog", "#1", "#2").contact_sheet(picture)
+    assert heatmap("dog", "狗", "कुत्ता").contact_sheet(picture) == numbered
+    assert heatmap("dog", "café", "#2").contact_sheet(picture) != numbered

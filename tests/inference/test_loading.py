@@ -104,6 +104,9 @@ def test_an_original_captioner(vocabulary, pictures, tmp_path, name):
     expected = Blip(med, tokenizer, "captioner", 32, 40)
     assert blip.caption(pictures) == expected.caption(pictures)
     assert find_model_files(tmp_path / name) == [tmp_path / name, tmp_path / "vocab.txt"]
+    # Whether a vocabulary keeps case decides what the model reads.
+    (tmp_path / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+    assert find_model_files(tmp_path / name)[2:] == [tmp_path / "tokenizer_config.json"]
 
 
 def test_an_original_matcher_serves_as_filter(vocabulary, pictures, tmp_path):

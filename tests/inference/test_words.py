@@ -5,6 +5,8 @@ import pytest
 from openblip.data.tokenizer import TextTokenizer
 from openblip.inference.words import find_words
 
+from ..data.foreign_tokenizers import ALL, TEXTS, bert_folder, byte_level_folder, unigram_folder
+
 # fmt: off
 VOCABULARY = [
     "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "dog", "run", "##s", "##ning", "play",
@@ -65,6 +67,26 @@ def test_han_characters_stand_alone(bert):
     assert split(bert, "的狗") == [("的", 1), ("狗", 1)]
     trained = TextTokenizer.train(["狗在草地上奔跑 dog", "一只猫 dog"], vocab_size=60)
     assert [text for text, _ in split(trained, "狗在草地 dog")] == ["狗", "在", "草", "地", "dog"]
+
+
+def test_pieces_stand_alone_where_nothing_tells_the_words(tmp_path):
+    bert = TextTokenizer.from_file(
+        bert_folder(tmp_path, ["วิ่ง", "##อยู่", "走", "って", "##いる", "。"], do_lower_case=False)
+    )
+    assert split(bert, "วิ่งอยู่") == [("วิ่ง", 1), ("อยู่", 1)]
+    assert split(bert, "走っている。") == [("走", 1), ("って", 1), ("いる", 1), ("。", 1)]
+
+
+@pytest.mark.parametrize("make", [unigram_folder, byte_level_folder])
+@pytest.mark.parametrize("language", TEXTS)
+def test_words_of_every_language_are_its_text(tmp_path, make, language):
+    tokenizer = TextTokenizer.from_file(make(tmp_path, ALL))
+    for text in TEXTS[language]:
+        words = [word.text for word in find_words(tokenizer, tokenizer.pieces([text])[0])]
+        decoded = tokenizer.decode(tokenizer.pieces([text])[0])
+        assert "".join(words) == decoded.replace(" ", "")
+        if language in ("thai", "chinese") and make is unigram_folder:
+            assert len(words) > 1
 
 
 def test_a_trained_tokenizer(tokenizer):

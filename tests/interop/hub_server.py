@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 COMMIT = "a" * 40
 
@@ -21,7 +21,8 @@ class Hub:
     url: str = ""
     """Where it listens, without a slash at the end."""
     repositories: dict[str, dict[str, bytes]] = field(default_factory=dict)
-    """Files by repository and name; all revisions are the same commit."""
+    """Files by repository and name; all revisions are the same commit. The repositories of datasets
+    begin with `datasets/`, as in their addresses."""
     revisions: set[str] = field(default_factory=lambda: {"main", "v1", COMMIT})
     gated: set[str] = field(default_factory=set)
     """Repositories whose description is public, and whose files are not."""
@@ -75,6 +76,9 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer(with_body=True)
 
+    def do_POST(self) -> None:
+        self._answer(with_body=True)
+
     def log_message(self, *args: object) -> None:
         """Silent."""
 
@@ -83,7 +87,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, path, self.headers.get("Range")))
         if self.hub.fail_with is not None:
             return self._refuse(self.hub.fail_with)
-        pattern = r"/api/models/(?P<repo>.+)/(?P<what>revision|tree)/(?P<rev>.+)"
+        described = r"(?:/(?P<what>revision|tree|paths-info)/(?P<rev>[^/]+)(?:/(?P<below>.+))?)?"
+        kind, name = r"(?:models/|(?=datasets/))", r"(?:datasets/)?[^/]+(?:/[^/]+)??"
+        pattern = rf"/api/{kind}(?P<repo>{name}){described}"
         pattern += r"|/(?P<repo2>.+)/resolve/(?P<rev2>[^/]+)/(?P<file>.+)"
         match = re.fullmatch(pattern, path)
         if match is None:
@@ -92,18 +98,28 @@ class _Handler(BaseHTTPRequestHandler):
         if repo not in self.hub.repositories:
             # The hub does not tell a stranger whether a private repository exists.
             return self._refuse(401, "RepoNotFound")
-        if (match["rev"] or match["rev2"]) not in self.hub.revisions:
+        if (match["rev"] or match["rev2"] or "main") not in self.hub.revisions:
             return self._refuse(404, "RevisionNotFound")
         files = self.hub.repositories[repo]
-        if match["what"] == "revision":
-            return self._send_json({"id": repo, "sha": COMMIT, "siblings": []})
-        if match["what"] == "tree":
-            return self._send_json([_entry(name, data) for name, data in files.items()])
+        if match["repo"]:
+            return self._send_json(self._description(repo, match["what"], match["below"]))
         if repo in self.hub.gated:
             return self._refuse(403, "GatedRepo")
         if match["file"] not in files:
             return self._refuse(404, "EntryNotFound")
         return self._send_file(files[match["file"]], with_body)
+
+    def _description(self, repo: str, what: str | None, below: str | None) -> object:
+        """What the hub says of a repository, or of files and folders in it."""
+        files = self.hub.repositories[repo]
+        if what == "tree":
+            is_deep = "recursive=true" in self.path.lower()
+            return _listing(files, f"{below}/" if below else "", is_deep)
+        if what == "paths-info":
+            length = int(self.headers["Content-Length"])
+            wanted = parse_qs(self.rfile.read(length).decode()).get("paths", [])
+            return [_entry(name, files[name]) for name in wanted if name in files]
+        return {"id": repo.removeprefix("datasets/"), "sha": COMMIT, "siblings": []}
 
     def _send_json(self, value: object) -> None:
         data = json.dumps(value).encode()
@@ -116,11 +132,12 @@ class _Handler(BaseHTTPRequestHandler):
             "X-Repo-Commit": COMMIT,
             "Accept-Ranges": "bytes",
         }
-        span = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        start = int(span[1]) if span else 0
+        span = re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
+        body = data
         if span:
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        body = data[start:]
+            start, end = int(span[1]), min(int(span[2] or len(data)), len(data) - 1)
+            headers["Content-Range"] = f"bytes {start}-{end}/{len(data)}"
+            body = data[start : end + 1]
         if with_body and self.hub.shorten_to is not None:
             body = body[: self.hub.shorten_to]
         self._head(206 if span else 200, {**headers, "Content-Length": len(body)})
@@ -140,6 +157,18 @@ class _Handler(BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, str(value))
         self.end_headers()
+
+
+def _listing(files: dict[str, bytes], inside: str, is_deep: bool) -> list[dict[str, object]]:
+    found = {}
+    for name, data in files.items():
+        child, is_below, _ = name.removeprefix(inside).partition("/")
+        if name.startswith(inside) and is_below and not is_deep:
+            path = inside + child
+            found[path] = {"type": "directory", "path": path, "oid": "0" * 40}
+        elif name.startswith(inside):
+            found[name] = _entry(name, data)
+    return list(found.values())
 
 
 def _entry(name: str, data: bytes) -> dict[str, object]:

@@ -298,7 +298,11 @@ class TestDamage:
     def test_a_vocabulary_that_distinguishes_case(self, tmp_path: Path) -> None:
         folder, _ = bert_folder(tmp_path / "bert", tmp_path)
         (folder / "tokenizer_config.json").write_text('{"do_lower_case": false}')
-        with pytest.raises(CheckpointError, match="do_lower_case is false"):
+        assert not read_huggingface(folder).tokenizer.cleaning.lowercases
+        (folder / "tokenizer_config.json").write_text('{"do_lower_case": true}')
+        assert read_huggingface(folder).tokenizer.cleaning.lowercases
+        (folder / "tokenizer_config.json").write_text('{"do_lower_case": 3}')
+        with pytest.raises(CheckpointError, match="do_lower_case is 3"):
             read_huggingface(folder)
 
     def test_added_tokens_in_another_order(self, tmp_path: Path) -> None:

@@ -21,6 +21,12 @@ from openblip.model.vqa import Vqa, VqaConfig
 
 transformers = pytest.importorskip("transformers")
 
+from ..data.foreign_tokenizers import (  # noqa: E402
+    ALL,
+    bert_folder,
+    letters_of,
+    unigram_folder,
+)
 from .huggingface_peers import (  # noqa: E402
     KINDS,
     WORDS,
@@ -125,6 +131,30 @@ def test_the_processor(
         decoded = processor.decode(row, skip_special_tokens=True)
         assert decoded.strip() == tokenizer.decode(row)
     assert read_huggingface(tmp_path / "ours").max_tokens == 20
+
+
+@pytest.mark.parametrize("kind", ["cased", "accents", "unigram"])
+def test_transformers_reads_other_languages_tokenizers_alike(
+    config: MedConfig, tmp_path: Path, kind: str
+) -> None:
+    if kind == "unigram":
+        folder = unigram_folder(tmp_path / "theirs", ALL)
+    else:
+        settings = {"do_lower_case": kind != "cased", "strip_accents": False}
+        letters = letters_of([*ALL, *(text.lower() for text in ALL)])
+        folder = bert_folder(tmp_path / "theirs", letters, **settings)
+    tokenizer = TextTokenizer.from_file(folder)
+    med = Med(replace(config, text=replace(config.text, vocab_size=tokenizer.vocab_size)))
+    save_huggingface(tmp_path / "ours", med, tokenizer, "caption", max_tokens=24)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "ours")
+    again = read_huggingface(tmp_path / "ours").tokenizer
+    for text in ALL:
+        assert theirs(text)["input_ids"] == tokenizer.encode([text], 512).row(0)
+        assert again.pieces([text]) == tokenizer.pieces([text])
+    assert (theirs.pad_token_id, theirs.mask_token_id) == (
+        tokenizer.special.pad,
+        tokenizer.special.mask,
+    )
 
 
 def test_both_parts_of_a_pretrained_model(

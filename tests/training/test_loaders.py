@@ -10,7 +10,7 @@ from PIL import Image
 
 from openblip.data.step_loader import spread
 from openblip.data.table import PairRow, PairTable
-from openblip.data.text import exceeds
+from openblip.data.text import Cleaning
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import DataError, RecipeError
 from openblip.training.config import DataConfig, MixedTable, Recipe
@@ -133,9 +133,9 @@ def test_numbers_are_spread_evenly() -> None:
 
 
 def test_words_behind_the_last_one_that_is_read_are_seen() -> None:
-    assert exceeds("a b c d", 3)
-    assert not exceeds("a b c .", 3), "a mark is no word"
-    assert not exceeds("", 1)
+    assert Cleaning().exceeds("a b c d", 3)
+    assert not Cleaning().exceeds("a b c .", 3), "a mark is no word"
+    assert not Cleaning().exceeds("", 1)
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.1, float("nan")])

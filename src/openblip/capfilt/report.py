@@ -73,8 +73,8 @@ def _rates(page: Page, scores: dict[str, TextScores], threshold: float) -> list[
     thresholds = sorted({*DEFAULT_THRESHOLDS, threshold})
     rates = keep_rates(scores, thresholds)
     empty = empty_sources([rate for rate in rates if rate.threshold == threshold])
-    about = ["At other thresholds too; a threshold is a view, not a run.", *empty]
-    page.section("How much stays", " ".join(about))
+    about = ["At other thresholds too; a threshold is a view, not a run", *empty]
+    page.section("How much stays", "; ".join(about) + ".")
     rows = []
     for value in thresholds:
         cells = [f"{value:g}"]

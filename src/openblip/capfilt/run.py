@@ -31,7 +31,6 @@ from openblip.data.fragments import ColumnFile, Fragment, attach_columns, list_f
 from openblip.data.parallel import num_usable_cores
 from openblip.data.reading import check_reachable
 from openblip.data.table import PairTable
-from openblip.data.text import clean_caption
 from openblip.data.unknown_words import warn_of_unknown_words
 from openblip.data.versions import again_after_conflicts
 from openblip.errors import DataError, RecipeError
@@ -112,15 +111,14 @@ def run_capfilt(
 def _warn_of_unknown_words(job: CapFiltJob) -> None:
     """Judge the prompt and a sample of the captions here: each worker sees only a part of them."""
     rows, settings = _sampled_rows(PairTable.open(job.table_uri)), job.settings
+    tokenizer = load_tokenizer(settings.filter)
     captions = [
-        clean_caption(text)
+        tokenizer.cleaning.caption(text)
         for row in rows
         if row["origin"] == "web"
         for text in row["captions"] or []
     ]
-    warn_of_unknown_words(
-        load_tokenizer(settings.filter), captions, _READ_TOKENS, f"captions of {len(rows):,} rows"
-    )
+    warn_of_unknown_words(tokenizer, captions, _READ_TOKENS, f"captions of {len(rows):,} rows")
     for captioner in settings.captioners:
         tokenizer = load_tokenizer(captioner)
         if warn_of_unknown_words(tokenizer, [settings.prompt], _READ_TOKENS, "prompts"):

@@ -19,7 +19,6 @@ from openblip.data.parallel import ordered_map
 from openblip.data.reading import check_reachable, row_image
 from openblip.data.shuffle import named_seed
 from openblip.data.table import PairTable
-from openblip.data.text import clean_caption
 from openblip.data.transforms import eval_transform
 from openblip.errors import DataError
 from openblip.inference import Blip, Caption, Match, load
@@ -78,6 +77,8 @@ class Worker:
         self.filter.require("itm")
         # Only now: what was loaded must be what is checked.
         job.check_models()
+        # The filter alone reads texts.
+        self._clean = self.filter.tokenizer.cleaning.caption
         self._names = job.models[:-1]
         self._pieces, self._data = Pieces(job.folder), job.data_folder
         self._table = PairTable.open(job.table_uri)
@@ -145,7 +146,7 @@ class Worker:
                 continue
             places.append(place)
             ids.append(row["id"])
-            captions.append([clean_caption(text) for text in row["captions"] or []])
+            captions.append([self._clean(text) for text in row["captions"] or []])
             images.append(image)
         sizes = {model.image_size for model in (*self.captioners, self.filter)}
         tensors = {
@@ -169,7 +170,7 @@ class Worker:
             return _columns(loaded, [], [], self._names)
         synthetic = self._write_captions(loaded)
         texts = [
-            given + [clean_caption(caption.text) for caption in written]
+            given + [self._clean(caption.text) for caption in written]
             for given, written in zip(loaded.captions, synthetic, strict=True)
         ]
         encoded = self.filter.encode(loaded.images[self.filter.image_size])

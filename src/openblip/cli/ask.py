@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import tyro
 
 from openblip.cli.flags import Count
-from openblip.cli.output import end_of_each, print_each, print_json, print_table
+from openblip.cli.output import check_texts, end_of_each, print_each, print_json, print_table
 from openblip.errors import DataError
 
 if TYPE_CHECKING:
@@ -54,8 +54,7 @@ def ask(
     from openblip.inference.image_sources import ImageSources, is_single
     from openblip.inference.published import PUBLISHED
 
-    if not questions:
-        raise DataError("no question was given; put one or more behind the image")
+    check_texts(questions, "question")
     choices = [*candidates, *(read_answers(candidates_file) if candidates_file else [])]
     if split is not None or not is_single(image):
         if top > 1:

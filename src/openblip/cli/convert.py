@@ -5,8 +5,9 @@ from typing import Literal
 
 import tyro
 
+from openblip.atomic import check_output
 from openblip.cli.flags import Count
-from openblip.cli.output import check_outputs
+from openblip.errors import RecipeError
 
 
 def convert(
@@ -17,6 +18,7 @@ def convert(
     to: Literal["openblip", "original", "huggingface"] = "openblip",
     kind: str | None = None,
     image_size: Count | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Write a model in another layout: ours, the original's, or that of transformers.
 
@@ -29,10 +31,14 @@ def convert(
         kind: what to write where the layout has several: pretrain, caption, retrieval, itm, vqa,
             nlvr (original), caption or retrieval (huggingface).
         image_size: side of the images of the new model, in pixels; positions are interpolated.
+        overwrite: replace the model that is there.
     """
     from openblip.inference import load
 
-    check_outputs({"DESTINATION": destination}, are_folders=to != "original")
+    check_output(destination, "DESTINATION", is_folder=to != "original")
+    is_there = destination.is_file() or (destination.is_dir() and any(destination.iterdir()))
+    if is_there and not overwrite:
+        raise RecipeError(f"{destination} is there: give another name, or --overwrite")
     blip = load(source, device="cpu", image_size=image_size)
     if to == "openblip":
         blip.save(destination)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from openblip.cli.flags import Range, Share, Workers
-from openblip.cli.output import print_json
+from openblip.cli.output import check_outputs, print_json
 
 if TYPE_CHECKING:
     from openblip.data.curation.duplicates import DuplicateReport
@@ -98,6 +98,7 @@ def duplicates(
     from openblip.data.curation.duplicates import flag_duplicates
     from openblip.evaluation.results_file import check_results_path, save_records
 
+    check_outputs({"--page": page, "-o": output})
     if output is not None:
         check_results_path(output)
     with _opened(place) as (table, unreadable):

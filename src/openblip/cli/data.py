@@ -18,6 +18,7 @@ FormatName = Literal[
     "folder",
     "webdataset",
     "table",
+    "datasets",
     "coco",
     "karpathy",
     "vqa",
@@ -35,7 +36,7 @@ def import_(
     /,
     *,
     format: FormatName | None = None,
-    origin: Literal["web", "human"] = "web",
+    origin: Literal["web", "human"] | None = None,
     split: Literal["train", "val", "test"] | None = None,
     store: Literal["bytes", "uri"] = "bytes",
     ids: Literal["key", "sha256"] = "key",
@@ -45,6 +46,8 @@ def import_(
     image_column: str | None = None,
     caption_column: str | None = None,
     id_column: str | None = None,
+    columns: tuple[str, ...] | None = None,
+    encoding: str | None = None,
     without_captions: bool = False,
     threads: Workers | None = None,
     json: bool = False,
@@ -52,17 +55,18 @@ def import_(
     """Bring image-text pairs into a pair table, which is made if there is none.
 
     Reads a folder with captions.jsonl, a folder of images with .txt files, WebDataset tars,
-    Parquet or CSV, COCO caption JSON, Karpathy JSON, lists of captions, questions of VQA v2 or
-    Visual Genome, sentences of NLVR2. A stopped import goes on where it was.
-    The exit code is 1 if no row was imported.
+    Parquet or CSV, datasets of the Hugging Face hub, COCO caption JSON, Karpathy JSON, lists of
+    captions, questions of VQA v2 or Visual Genome, sentences of NLVR2. A stopped import goes on
+    where it was. The exit code is 1 if no row was imported.
     Example: openblip data import crawl/ pairs.lance --origin web
     openblip data import photos/ photos.lance --without-captions
+    openblip data import hf:organisation/name pairs.lance --origin human
 
     Args:
-        source: file, folder or pattern.
+        source: file, folder or pattern; or hf:NAME or hf:NAME:CONFIG, a dataset of the hub.
         table: the pair table.
         format: how to read the source; found out by default.
-        origin: web (noisy) or human (annotated).
+        origin: web (noisy) or human (annotated); by default what an export says, or web.
         split: for every row; by default what the source says, or train.
         store: copy the image bytes, or only note where the files are.
         ids: keys of the source, or the hash of the image, which drops equal images.
@@ -72,6 +76,8 @@ def import_(
         image_column: Parquet/CSV column with paths or bytes.
         caption_column: Parquet/CSV column with texts.
         id_column: Parquet/CSV column with unique ids.
+        columns: names of all columns of CSV/TSV files without header, such as image caption.
+        encoding: of texts that are not UTF-8, such as cp1252 or utf-16.
         without_captions: also take images that have no text, such as photos to be captioned.
         threads: threads that read and decode; one per core by default.
         json: print the report as JSON.
@@ -92,6 +98,8 @@ def import_(
         image_column=image_column,
         caption_column=caption_column,
         id_column=id_column,
+        columns=columns,
+        encoding=encoding,
         without_captions=without_captions,
         num_threads=threads,
     )
@@ -100,7 +108,7 @@ def import_(
     else:
         print(report.to_text())
     _hint(report, ids)
-    return 0 if report.num_rows or report.num_known or report.nothing_read else 1
+    return 0 if report.num_rows or report.num_known else 1
 
 
 def _hint(report: ImportReport, ids: str) -> None:

@@ -6,8 +6,8 @@ from typing import Annotated
 
 import tyro
 
+from openblip.atomic import check_output
 from openblip.cli.flags import CountOrNone
-from openblip.cli.output import check_outputs
 from openblip.errors import OpenBlipWarning, RecipeError
 
 
@@ -45,7 +45,9 @@ def explain(
 
     if text and question:
         raise RecipeError("give a text or --question, not both")
-    check_outputs({"-o": output})
+    check_output(output, "-o")
+    if output.exists() and output.samefile(image):
+        raise RecipeError(f"-o {output}: is the image that is explained; give another name")
     task = "ask" if question else "match" if text else "caption"
     blip = load(model or PUBLISHED[task], device=device)
     picture = open_image(image)

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import sys
+import unicodedata
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openblip.atomic import check_output, is_stream
-from openblip.errors import RecipeError, one_line
+from openblip.errors import DataError, RecipeError, UnwritableError, one_line
 
 if TYPE_CHECKING:
     from openblip.evaluation.dominance import Dominant
+
+_HEAD_BYTES = 8192
 
 
 def announce(prog: str) -> None:
@@ -34,7 +37,8 @@ def check_outputs(paths: Mapping[str, Path | None], *, are_folders: bool = False
         are_folders: whether they are to be folders.
 
     Raises:
-        UnwritableError: one cannot be written; names the flag.
+        UnwritableError: one cannot be written, or what is there is no text, such as an image or a
+            model, which a text shall not replace; names the flag.
         RecipeError: two are the same.
     """
     flags: dict[Path, str] = {}
@@ -42,9 +46,32 @@ def check_outputs(paths: Mapping[str, Path | None], *, are_folders: bool = False
         if path is None:
             continue
         check_output(path, flag, is_folder=are_folders)
+        if not are_folders and path.is_file() and is_binary(path):
+            raise UnwritableError(
+                f"{flag} {path}: is there, and no text that could be an earlier result; give "
+                "another name"
+            )
         other = flags.setdefault(path.resolve(), flag)
         if other != flag and not is_stream(path):
             raise RecipeError(f"{other} and {flag} are the same file, {path}: give two names")
+
+
+def check_texts(texts: Sequence[str], what: str) -> None:
+    """Nothing, if there are texts behind an image, and none of them is blank.
+
+    Raises:
+        DataError: says what each of them is.
+    """
+    if not texts:
+        raise DataError(f"no {what} was given; put one or more behind the image")
+    if not all(text.strip() for text in texts):
+        raise DataError(f"a {what} is empty; leave it out, or write one")
+
+
+def is_binary(path: Path) -> bool:
+    """Whether a file that is there holds bytes that no text has."""
+    with path.open("rb") as stream:
+        return b"\0" in stream.read(_HEAD_BYTES)
 
 
 def print_each(name: str, columns: Sequence[str]) -> None:
@@ -108,8 +135,14 @@ def print_dominant(found: "Dominant | None") -> None:
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     """Columns as wide as their widest cell; the first flush left, the others flush right."""
-    widths = [max(len(row[place]) for row in [header, *rows]) for place in range(len(header))]
+    widths = [max(_width(row[place]) for row in [header, *rows]) for place in range(len(header))]
     for row in [header, *rows]:
-        cells = [row[0].ljust(widths[0])]
-        cells += [cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True)]
+        gaps = [" " * (most - _width(cell)) for cell, most in zip(row, widths, strict=True)]
+        cells = [row[0] + gaps[0], *map(str.__add__, gaps[1:], row[1:])]
         print("  ".join(cells).rstrip())
+
+
+def _width(text: str) -> int:
+    """Places of a terminal that a text takes: two a Han character, none a mark above a letter."""
+    wide = sum(unicodedata.east_asian_width(character) in "WF" for character in text)
+    return len(text) + wide - sum(unicodedata.category(character) == "Mn" for character in text)

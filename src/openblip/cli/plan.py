@@ -1,5 +1,6 @@
 """`openblip plan`."""
 
+import sys
 from typing import TYPE_CHECKING, Any
 
 import tyro
@@ -33,8 +34,8 @@ def _plan(
 ) -> Any:
     """Memory of a GPU by part, settings that make a run fit, its time and its price.
 
-    RECIPE is tiny, small, base, large, a recipe.yaml or a run directory; any of its fields can be
-    changed as in training. Neither data nor GPUs are needed. Example:
+    RECIPE is tiny, small, base, large, module:recipe, a recipe.yaml or a run directory; any of its
+    fields can be changed as in training. Neither data nor GPUs are needed. Example:
     openblip plan base --gpus 64 --gpu a100-40g --images 14000000 --train.batch-size 2880
 
     Args:
@@ -63,9 +64,13 @@ def _plan(
             network=1e9 * network,
         )
         planner = Planner(changed(find_recipe(recipe), changes, prog), cluster, mean_tokens)
+        _tell("going through a step as given ...")
         sizings = [planner.as_given]
-        if not planner.as_given.fits:
-            sizings += planner.remedies()
+        if planner.as_given.fits is False:
+            _tell(f"{_gb(planner.as_given.memory)} GB do not fit; looking for settings that do ...")
+            for sizing in planner.remedies():
+                _tell(f"{' '.join(sizing.flags)}: {_gb(sizing.memory)} GB")
+                sizings.append(sizing)
         counts = planner.recipe.train.steps is not None or images is not None
         costs = [run_cost(planner, each, images) if counts else None for each in sizings]
         if json:
@@ -75,6 +80,11 @@ def _plan(
         return 0
 
     return carry_out
+
+
+def _tell(line: str) -> None:
+    """A sign of life: a step of a large model takes a minute to be gone through."""
+    print(f"openblip plan: {line}", file=sys.stderr, flush=True)
 
 
 def _divided(words: list[str]) -> tuple[list[str], list[str]]:
@@ -99,7 +109,9 @@ def _print(planner: "Planner", sizings: "list[Sizing]", costs: "list[RunCost | N
     )
     rows = [[name, _gb(size)] for name, size in given.parts.items()]
     print_table(["memory of a GPU", "GB"], [*rows, ["all", _gb(given.memory)]])
-    verdict = "fits" if given.fits else "does not fit"
+    if given.missing:
+        print(f"without activations and time: the step cannot be counted ({given.missing})")
+    verdict = {True: "fits", False: "does not fit", None: "may fit"}[given.fits]
     print(f"{verdict}: {_gb(given.memory)} of {_gb(given.capacity)} GB\n")
     header = ["settings", "GB", "fits", "s/step", "pairs/s", "hours", "GPU-hours", "price"]
     print_table(header, [_row(*pair) for pair in zip(sizings, costs, strict=True)])
@@ -110,18 +122,23 @@ def _print(planner: "Planner", sizings: "list[Sizing]", costs: "list[RunCost | N
         + f"; sending takes {_short(given.communication_seconds)} s of a step, as far as possible "
         "behind the backward pass"
     )
-    if given.communication_seconds > given.compute_seconds:
+    computes = given.compute_seconds
+    if computes is not None and given.communication_seconds > computes:
         print("sending takes longer than computing: use fewer GPUs, or larger parts")
-    if not given.fits:
+    if given.fits is False:
         best = next((each for each in sizings if each.fits), None)
         flags = "nothing above makes it fit" if best is None else " ".join(best.flags)
         print(f"to make it fit: {flags}" if best else flags)
 
 
 def _row(sizing: "Sizing", cost: "RunCost | None") -> list[str]:
-    pairs = sizing.recipe.train.batch_size / sizing.step_seconds
     cells = [" ".join(sizing.flags) or "as given", _gb(sizing.memory)]
-    cells += ["yes" if sizing.fits else "no", _short(sizing.step_seconds), _short(pairs)]
+    cells.append({True: "yes", False: "no", None: "?"}[sizing.fits])
+    if sizing.step_seconds is None:
+        cells += ["-", "-"]
+    else:
+        pairs = sizing.recipe.train.batch_size / sizing.step_seconds
+        cells += [_short(sizing.step_seconds), _short(pairs)]
     if cost is None:
         return [*cells, "-", "-", "-"]
     price = "-" if cost.price is None else f"{cost.price:,.0f}"
@@ -137,6 +154,7 @@ def _as_json(sizing: "Sizing", cost: "RunCost | None") -> dict[str, Any]:
         "memory": sizing.memory,
         "capacity": sizing.capacity,
         "fits": sizing.fits,
+        "missing": sizing.missing,
         "compute_seconds": sizing.compute_seconds,
         "communication_seconds": sizing.communication_seconds,
         "step_seconds": sizing.step_seconds,

@@ -8,8 +8,14 @@ import tyro
 
 from openblip.cli.decoding_flags import DecodingFlags
 from openblip.cli.flags import Count, Seed
-from openblip.cli.output import complain, end_of_each, print_each, print_json, print_table
-from openblip.errors import DataError
+from openblip.cli.output import (
+    check_texts,
+    complain,
+    end_of_each,
+    print_each,
+    print_json,
+    print_table,
+)
 
 _DECODING = DecodingFlags()
 DtypeName = Literal["float32", "bfloat16", "float16", "int8"]
@@ -164,8 +170,7 @@ def match(
     from openblip.inference.image_sources import ImageSources, is_single
     from openblip.inference.published import PUBLISHED
 
-    if not texts:
-        raise DataError("no text was given; put one or more behind the image")
+    check_texts(texts, "text")
     source = model or PUBLISHED["match"]
     if split is not None or not is_single(image):
         sources = ImageSources([image], split)
@@ -204,6 +209,8 @@ def _match_each(
             print_each(name, [f"{match.itm:.4f}" for match in matches])
 
     if not json:
+        note = "the ITM probability of each text; --json has the ITC cosine too"
+        print(f"openblip match: {note}", file=sys.stderr)
         print_each("image", texts)
     counts = match_each(
         blip,

@@ -9,12 +9,14 @@ from openblip.cli.output import announce, check_outputs
 from openblip.cli.recipe_flags import changed
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from openblip.training.config import Recipe
 
 _HELP = {"-h", "--help"}
 
 _PRETRAIN_HELP = """Train a MED from scratch: RECIPE is tiny, small, base, large, or a recipe.yaml;
-clip and albef train those models.
+clip and albef train those models, and module:recipe what a function of your own says (docs/api.md).
 
 The same command goes on with a run that was stopped. Several processes: torchrun
 --nproc-per-node=8 -m openblip pretrain ... Example:
@@ -26,7 +28,8 @@ openblip pretrain base human.lance runs/mixed --data.weight 2 --data.mix web.lan
 
 _FINETUNE_HELP = """Fine-tune a pre-trained MED on human captions: TASK is captioner, filter,
 retrieval (as the filter, at 384 px), shared (one model that retrieves and captions), vqa
-(questions in the rows' meta) or nlvr (sentences about two images). MODEL is a folder (ours or of
+(questions in the rows' meta), nlvr (sentences about two images), or module:recipe, a function of
+your own. MODEL is a folder (ours or of
 transformers), a run, an original .pth file or its address, or a name of the Hugging Face hub.
 
 The same command goes on with a run that was stopped. Example:
@@ -47,7 +50,7 @@ def pretrain(words: list[str], prog: str) -> int:
         (run_dir,), rest = _positionals(rest, 1, f"{prog} FILE.yaml RUN_DIR", _PRETRAIN_HELP)
         return _pretrain(read_recipe(Path(name[0])), run_dir, rest, prog)
     (table, run_dir), rest = _positionals(rest, 2, usage, _PRETRAIN_HELP, name)
-    recipe = _named(PRETRAIN_RECIPES, name[0], "recipe")(table)
+    recipe = _named(name[0], PRETRAIN_RECIPES, "recipe", table)
     return _pretrain(recipe, run_dir, rest, prog)
 
 
@@ -63,17 +66,18 @@ def finetune(words: list[str], prog: str) -> int:
 
     usage = f"{prog} TASK TABLE RUN_DIR --init-from MODEL [overrides]"
     (task, table, run_dir), rest = _positionals(words, 3, usage, _FINETUNE_HELP)
-    make = _named(FINETUNE_RECIPES, task, "task")
+    # The flags are shown without a model, whose size of images stands at that of the paper.
+    recipe = _named(task, FINETUNE_RECIPES, "task", table, "MODEL", 384)
     if _HELP & set(rest):
-        # The flags are shown without a model, whose size of images stands at that of the paper.
-        _flagged(make(table, "MODEL", 384), rest, prog, _FINETUNE_HELP)
+        _flagged(recipe, rest, prog, _FINETUNE_HELP)
     source, rest = _take_flag(rest, "--init-from", usage)
     announce(prog)
     from openblip.interop.reading import read_outline
     from openblip.interop.sources import find_model
 
     found = find_model(source)
-    recipe = make(table, str(found), read_outline(found).image_size)
+    size = read_outline(found).image_size
+    recipe = _named(task, FINETUNE_RECIPES, "task", table, str(found), size)
     return _train(_flagged(recipe, rest, prog, _FINETUNE_HELP), Path(run_dir))
 
 
@@ -143,12 +147,18 @@ def _take_flag(words: list[str], flag: str, usage: str) -> tuple[str, list[str]]
     raise SystemExit(2)
 
 
-def _named(choices: dict[str, Any], name: str, what: str) -> Any:
-    if name not in choices:
+def _named(
+    name: str, choices: "dict[str, Callable[..., Recipe]]", what: str, *given: Any
+) -> "Recipe":
+    """The recipe of one of the choices or of `module:recipe`."""
+    from openblip.recipes.named import named_recipe
+    from openblip.references import is_reference
+
+    if name not in choices and not is_reference(name):
         import difflib
 
         near = difflib.get_close_matches(name, choices, 1)
         hint = f"; did you mean {near[0]!r}?" if near else "."
         print(f"no {what} {name!r}{hint} There are: {', '.join(choices)}", file=sys.stderr)
         raise SystemExit(2)
-    return choices[name]
+    return named_recipe(name, choices, *given)

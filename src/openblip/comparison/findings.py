@@ -10,14 +10,15 @@ from openblip.comparison.stages import Given, Stage, closure, rows_of
 from openblip.comparison.statistics import SeedScores, seed_scores, verdict
 from openblip.comparison.tasks import parts_of
 from openblip.evaluation.metrics.bootstrap import Comparison
+from openblip.training.utilisation import added
 
 
 @dataclass(frozen=True)
 class Compute:
     """What a model took, with all that it needs: means over seeds."""
 
-    flops: float
-    """Of training and of CapFilt."""
+    flops: float | None
+    """Of training and of CapFilt; None where that of a task was not counted."""
     seconds: float
 
 
@@ -119,7 +120,8 @@ class Findings:
 
     def compute(self, model: str) -> Compute | None:
         """What the model took; None for one that was there before, or is unfinished."""
-        flops = seconds = 0.0
+        flops: float | None = 0.0
+        seconds = 0.0
         for seed in self.spec.seeds:
             stage = self._planner.model(model, seed)
             if isinstance(stage, Given):
@@ -129,10 +131,10 @@ class Findings:
                 if result is None:
                     return None
                 if needed.kind != "data":
-                    flops += result["flops"]
+                    flops = added(flops, result["flops"])
                     seconds += result["seconds"]
         count = len(self.spec.seeds)
-        return Compute(flops / count, seconds / count)
+        return Compute(None if flops is None else flops / count, seconds / count)
 
     def verdicts(self) -> list[Verdict]:
         """Every claim by each of its figures."""

@@ -14,6 +14,7 @@ from openblip.data.patterns import matching_paths
 from openblip.data.table import PairTable
 from openblip.data.tokenizer import tokenizer_file
 from openblip.data.views import CaptionView
+from openblip.data.wordpiece import settings_beside
 from openblip.data.world import WorldConfig
 from openblip.data.world.config import config_to_dict
 from openblip.errors import DataError, OpenBlipError, RecipeError
@@ -23,8 +24,10 @@ from openblip.interop.reading import read_outline
 from openblip.interop.sources import find_model
 from openblip.recipes.baselines import as_albef, as_clip, as_unimodal
 from openblip.recipes.finetune import FINETUNE_RECIPES
+from openblip.recipes.named import named_recipe
 from openblip.recipes.pretrain import PRETRAIN_RECIPES
 from openblip.recipes.world import WORLD_FINETUNE_RECIPES, WORLD_PRETRAIN_RECIPES
+from openblip.references import is_reference
 from openblip.training.config import DataConfig, Recipe
 from openblip.training.recipe_file import (
     FieldError,
@@ -182,6 +185,13 @@ class Planner:
             recipe = _TRAINED_AS[spec.trained_as](recipe)
         return _with_settings(recipe, spec.settings, f"{field}.settings")
 
+    def _own_recipe(self, name: str, init: str | None, field: str) -> Recipe:
+        start = () if init is None else (INIT, self._image_size(init))
+        try:
+            return named_recipe(name, {}, TABLE, *start)
+        except RecipeError as error:
+            raise FieldError(f"{field}.recipe", f"{field}.recipe: {error}") from error
+
     def _named_recipe(self, name: str, init: str | None, field: str) -> Recipe:
         if name in _PRETRAIN:
             return _PRETRAIN[name](TABLE)
@@ -195,6 +205,8 @@ class Planner:
                 return recipe
             _needed(init, name, field)
             return replace(recipe, init_from=INIT)
+        if is_reference(name):
+            return self._own_recipe(name, init, field)
         known = [*_PRETRAIN, *_FINETUNE]
         raise FieldError(f"{field}.recipe", f"{field}.recipe: no {name!r}{nearest(name, known)}")
 
@@ -270,7 +282,8 @@ def _detached(recipe: Recipe) -> tuple[Recipe, dict[str, Stage | Given]]:
     recipe = replace(recipe, data=replace(recipe.data, mix=mix))
     if recipe.tokenizer is not None and recipe.trained_vocabulary is None:
         file = tokenizer_file(Path(expandvars(recipe.tokenizer)))
-        digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        content = b"".join(part.read_bytes() for part in (file, *settings_beside(file)))
+        digest = hashlib.sha256(content).hexdigest()
         inputs["tokenizer"] = Given(str(file), f"{digest}{file.suffix}")
         recipe = replace(recipe, tokenizer=TOKENIZER)
     return recipe, inputs

@@ -79,7 +79,9 @@ def _values(findings: Findings, model: str, figure: str, baseline: str) -> list[
         values = [*scores.interval(), len(scores.seeds), scores.num_images, by_seed]
     difference = findings.difference(model, baseline, figure) if model != baseline else None
     values += [baseline, *(difference or [""] * 4)]
-    return values + ([compute.flops, compute.seconds] if compute else ["", ""])
+    if compute is None:
+        return [*values, "", ""]
+    return [*values, "" if compute.flops is None else compute.flops, compute.seconds]
 
 
 def _page(findings: Findings, parts: Sequence[Section]) -> Page:

@@ -182,7 +182,10 @@ def _compute(findings: Findings, model: str) -> list[str]:
     if findings.spec.models[model].is_given:
         return [_CANNOT, _CANNOT]
     compute = findings.compute(model)
-    return [f"{compute.flops:.2e}", duration(compute.seconds)] if compute else [_NOT_YET, _NOT_YET]
+    if compute is None:
+        return [_NOT_YET, _NOT_YET]
+    flops = _CANNOT if compute.flops is None else f"{compute.flops:.2e}"
+    return [flops, duration(compute.seconds)]
 
 
 def _split(figure: str) -> list[str]:

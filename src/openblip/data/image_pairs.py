@@ -19,7 +19,6 @@ from openblip.data.rows import read_meta
 from openblip.data.shuffle import keyed_hash
 from openblip.data.step_loader import ExampleLoader, spread
 from openblip.data.table import PairTable
-from openblip.data.text import clean_caption, exceeds
 from openblip.data.unknown_words import TextSample, count_texts
 from openblip.errors import DataError
 
@@ -160,14 +159,15 @@ class ImagePairLoader(ExampleLoader[ImagePairBatch, ImagePairIndex]):
         """As `StepLoader` says, of the sentences."""
         numbers = spread(len(self.index), most).tolist()
         sentences = [self.index.pairs[number].sentence for number in numbers]
-        texts = [clean_caption(sentence, self._max_words) for sentence in sentences]
+        cleaning = self._tokenizer.cleaning
+        texts = [cleaning.caption(sentence, self._max_words) for sentence in sentences]
         return TextSample(
             count_texts(self._tokenizer, texts, self._max_tokens),
             len(sentences),
             len(self.index),
             self._max_tokens,
             self._max_words,
-            sum(exceeds(sentence, self._max_words) for sentence in sentences),
+            sum(cleaning.exceeds(sentence, self._max_words) for sentence in sentences),
         )
 
     def make(self, step: int) -> ImagePairBatch:
@@ -184,7 +184,8 @@ class ImagePairLoader(ExampleLoader[ImagePairBatch, ImagePairIndex]):
             self._augmentation,
             [(self._seed, *key, side) for side in range(2) for key in keys],
         )
-        texts = [clean_caption(pair.sentence, self._max_words) for pair in pairs]
+        clean = self._tokenizer.cleaning.caption
+        texts = [clean(pair.sentence, self._max_words) for pair in pairs]
         tokens = self._tokenizer.encode(texts, self._max_tokens, first="enc")
         first_images, second_images = images.chunk(2)
         return ImagePairBatch(
@@ -198,6 +199,13 @@ class ImagePairLoader(ExampleLoader[ImagePairBatch, ImagePairIndex]):
         )
 
     def _swaps(self, pair: ImagePair, key: tuple[int, int]) -> bool:
-        if self._augmentation is None or _SIDES & set(pair.sentence.lower().split(" ")):
+        if self._augmentation is None or may_name_a_side(pair.sentence):
             return False
         return keyed_hash(self._seed, *key) % 2 == 1
+
+
+def may_name_a_side(sentence: str) -> bool:
+    """Whether it matters to a sentence which image is which: in another script nobody can tell."""
+    letters = [letter for letter in sentence if letter.isalpha()]
+    is_foreign = 2 * sum(map(str.isascii, letters)) < len(letters)
+    return is_foreign or bool(_SIDES & set(sentence.lower().split(" ")))

@@ -224,16 +224,30 @@ def _row_thresholds(
     if not view.names_data_sets:
         return np.full(int(mask.sum()), general)
     numbers, metas = start + np.flatnonzero(mask), string_values(batch["meta"])[mask]
-    # What a row's source calls itself.
-    names = [
-        str(read_meta(str(number), meta).get("source", ""))
-        for number, meta in zip(numbers, metas, strict=True)
-    ]
+    names = data_sets(metas, numbers)
     of_name = {
         name: thresholds.get(f"{name}/{source}", thresholds.get(name, general))
         for name in set(names)
     }
     return np.array([of_name[name] for name in names], dtype=np.float64)
+
+
+def data_sets(metas: NDArray[np.object_], numbers: NDArray[np.int64] | None = None) -> list[str]:
+    """What the source of each row calls itself in its `meta`, empty where it does not.
+
+    Args:
+        metas: of the rows.
+        numbers: of the rows, for errors; by default counted from 0.
+
+    Raises:
+        DataError: one is no object.
+    """
+    if numbers is None:
+        numbers = np.arange(len(metas))
+    return [
+        str(read_meta(str(number), meta).get("source", ""))
+        for number, meta in zip(numbers, metas, strict=True)
+    ]
 
 
 def _lengths(column: "pa.Array") -> NDArray[np.int64]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from openblip.documents import read_text
 from openblip.errors import DataError, OpenBlipWarning
 
+_TABLES = (".csv", ".tsv", ".parquet")
 # Not what Python's `splitlines` takes for one besides, such as U+2028.
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
@@ -23,22 +24,28 @@ def read_list(file: Path, what: str) -> list[str]:
     """The texts in a file, each once: a list in JSON, or one a line; blank lines do not count.
 
     Args:
-        file: JSON if its name ends in `.json`.
+        file: JSON if its name ends in `.json`, or if it is a list in JSON; in a `.jsonl` each line
+            is a text in JSON.
         what: each text is, for errors.
 
     Raises:
-        DataError: it cannot be read, or holds none.
+        DataError: it cannot be read, is a table, or holds none.
 
     Warns:
         OpenBlipWarning: some are repeated, or empty in JSON.
     """
-    text, source = read_text(file), f"{file}: "
-    if file.suffix.lower() != ".json":
-        return distinct([line for line in lines_of(text) if line.strip()], what, source)
+    text, source, suffix = read_text(file), f"{file}: ", file.suffix.lower()
+    if suffix in _TABLES:
+        raise DataError(f"{file}: a table, and no list: give the {what}s one a line, as .txt")
+    lines = [line for line in lines_of(text) if line.strip()]
     try:
-        found = json.loads(text)
+        found = [json.loads(line) for line in lines] if suffix == ".jsonl" else json.loads(text)
     except (ValueError, RecursionError) as error:
+        if suffix not in (".json", ".jsonl"):
+            return distinct(lines, what, source)
         raise DataError(f"{file}: the {what}s cannot be read as JSON ({error})") from error
+    if suffix not in (".json", ".jsonl") and not isinstance(found, list):
+        return distinct(lines, what, source)
     if not isinstance(found, list):
         raise DataError(f"{file}: the {what}s are no list of texts")
     for number, item in enumerate(found, 1):

@@ -24,7 +24,6 @@ from openblip.data.reading import encoded_image
 from openblip.data.shuffle import keyed_hash
 from openblip.data.step_loader import StepLoader, spread
 from openblip.data.table import PairTable
-from openblip.data.text import clean_caption, exceeds
 from openblip.data.tokenizer import TextTokenizer
 from openblip.data.transforms import eval_transform, train_transform
 from openblip.data.unknown_words import TextSample, count_texts
@@ -154,14 +153,15 @@ class PairLoader(StepLoader[Batch]):
             rows = part.index.rows[spread(len(part.index), share)]
             num_rows += len(rows)
             texts += [text for own in part.index.captions_of_rows(rows) for text in own]
-        read = [self._prefix + clean_caption(text, self._max_words) for text in texts]
+        cleaning = self._tokenizer.cleaning
+        read = [self._prefix + cleaning.caption(text, self._max_words) for text in texts]
         return TextSample(
             count_texts(self._tokenizer, read, self._max_tokens),
             num_rows,
             self.num_examples,
             self._max_tokens,
             self._max_words,
-            sum(exceeds(text, self._max_words) for text in texts),
+            sum(cleaning.exceeds(text, self._max_words) for text in texts),
         )
 
     def samples_of_step(self, step: int) -> Samples:
@@ -183,7 +183,7 @@ class PairLoader(StepLoader[Batch]):
             except (DataError, OSError, ValueError) as error:
                 raise DataError(f"{pair.where}: {error}") from error
         texts = [
-            clean_caption(
+            self._tokenizer.cleaning.caption(
                 pair.texts[keyed_hash(self._seed, *draw) % len(pair.texts)], self._max_words
             )
             for pair, draw in zip(pairs, draws, strict=True)

@@ -20,7 +20,6 @@ from openblip.data.loader import read_images
 from openblip.data.rows import read_meta
 from openblip.data.step_loader import ExampleLoader, spread
 from openblip.data.table import PairTable
-from openblip.data.text import clean_question, exceeds
 from openblip.data.unknown_words import TextSample, count_texts
 from openblip.errors import DataError
 
@@ -202,7 +201,8 @@ class QuestionLoader(ExampleLoader[QuestionBatch, QuestionIndex]):
     def text_sample(self, most: int) -> TextSample:
         """As `StepLoader` says; of answers, which are short, the words alone count."""
         questions = self.index.read(spread(len(self.index), most))
-        texts = [clean_question(question.text, self._max_words) for question in questions]
+        cleaning = self._tokenizer.cleaning
+        texts = [cleaning.question(question.text, self._max_words) for question in questions]
         answers = [text for question in questions for text in question.weighted_answers]
         said = count_texts(self._tokenizer, answers, _ANSWER_TOKENS)
         return TextSample(
@@ -211,7 +211,7 @@ class QuestionLoader(ExampleLoader[QuestionBatch, QuestionIndex]):
             len(self.index),
             self._max_tokens,
             self._max_words,
-            sum(exceeds(question.text, self._max_words) for question in questions),
+            sum(cleaning.exceeds(question.text, self._max_words) for question in questions),
         )
 
     def make(self, step: int) -> QuestionBatch:
@@ -226,7 +226,8 @@ class QuestionLoader(ExampleLoader[QuestionBatch, QuestionIndex]):
             [(self._seed, *key) for key in keys],
         )
         answers = [question.weighted_answers for question in questions]
-        texts = [clean_question(question.text, self._max_words) for question in questions]
+        clean = self._tokenizer.cleaning.question
+        texts = [clean(question.text, self._max_words) for question in questions]
         tokens = self._tokenizer.encode(texts, self._max_tokens, first="enc")
         answer_tokens = self._tokenizer.encode(
             [text for own in answers for text in own], _ANSWER_TOKENS, first="dec"

@@ -1,13 +1,11 @@
 """Text to token ids and back: a BERT vocabulary, any `tokenizer.json`, or one trained here.
 
-The only file that imports `tokenizers`.
+Only this file and `wordpiece.py` import `tokenizers`.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from copy import copy
-from dataclasses import dataclass
-from itertools import chain
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self
 
@@ -15,36 +13,33 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openblip.data.text import Cleaning
+from openblip.data.wordpiece import (
+    BERT_TOKENS,
+    bert_decoder,
+    follow_settings,
+    has_capitals,
+    read_vocabulary,
+    train_wordpiece,
+)
 from openblip.documents import read_text
 from openblip.errors import DataError, RecipeError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from tokenizers.decoders import Decoder
 
 FirstToken = Literal["cls", "enc", "dec"]
 
 TOKENIZER_FILE = "tokenizer.json"
 VOCABULARY_FILE = "vocab.txt"
 
-_BERT_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+# What other families call these, in the same order: XLM-RoBERTa, CamemBERT, PhoBERT. Some mix both
+# (ALBERT and IndicBERT have "<pad>" and "[CLS]"), so each is looked for by itself.
+_OTHER_TOKENS = ("<pad>", "<unk>", "<s>", "</s>", "<mask>")
 # In this order behind the vocabulary: 30522 and 30523 for bert-base-uncased, as in the original.
 BLIP_TOKENS = ("[DEC]", "[ENC]")
 _REMEDY = "give a tokenizer.json, a BERT vocab.txt, or a folder that holds one of them"
 
-# Spaces that BERT's decoding leaves before English punctuation and clitics, and what they become.
-_ENGLISH_JOINS = (
-    *((f" {mark}", mark) for mark in ".?!,"),
-    (" ' ", "'"),
-    *((f" {clitic}", clitic) for clitic in ("n't", "'m", "'s", "'ve", "'re")),
-)
-
-# A word start keeps its leading "\u2581" (a space), so that decoding restores the spaces exactly.
-# Han characters and every mark or symbol stand alone; other letters and digits run together.
-_WORD_MARK = "\u2581"
-_PIECES = rf"{_WORD_MARK}?\p{{Han}}|{_WORD_MARK}?[^\p{{P}}\p{{S}}\p{{Han}}\s]+|{_WORD_MARK}?[\s\S]"
-# Scripts without spaces (Thai, Khmer) make long words; BERT's limit of 100 would lose them.
-_MAX_WORD_CHARACTERS = 512
 _PAD_MULTIPLE = 8
 
 
@@ -82,6 +77,13 @@ class TokenBatch:
 class TextTokenizer:
     """A WordPiece (or any other) tokenizer with the special tokens of BLIP."""
 
+    special: SpecialTokens
+    """Ids of the special tokens."""
+    special_names: tuple[str, ...]
+    """What the vocabulary calls them, in the order of `SpecialTokens`."""
+    cleaning: Cleaning
+    """What becomes of a text before it is tokenised."""
+
     def __init__(self, backend: "Tokenizer", source: str = "tokenizer") -> None:
         """Wraps a tokenizer of the `tokenizers` library and appends `[DEC]` and `[ENC]` if absent.
 
@@ -90,12 +92,11 @@ class TextTokenizer:
             source: what errors name, usually a file.
 
         Raises:
-            DataError: if one of `[PAD] [UNK] [CLS] [SEP] [MASK]` is not in the vocabulary.
+            DataError: if one of `[PAD] [UNK] [CLS] [SEP] [MASK]` is not in the vocabulary, under
+                this name or that of XLM-RoBERTa (`<pad> <unk> <s> </s> <mask>`).
         """
-        missing = [token for token in _BERT_TOKENS if backend.token_to_id(token) is None]
-        if missing:
-            raise DataError(f"{source}: the vocabulary lacks {' '.join(missing)}; {_REMEDY}")
-        backend.add_special_tokens([*_BERT_TOKENS, *BLIP_TOKENS])
+        names = (*_names_of_roles(backend, source), *BLIP_TOKENS)
+        backend.add_special_tokens(list(names))
         backend.no_padding()
         backend.no_truncation()
         # Differs from BLIP: "[SEP]" written in a caption is text, not the end of it.
@@ -103,22 +104,33 @@ class TextTokenizer:
         self._backend = backend
         self._ends_texts = True
         ids = backend.get_vocab(with_added_tokens=True)
-        self.special = SpecialTokens(*(ids[token] for token in (*_BERT_TOKENS, *BLIP_TOKENS)))
+        self.special_names = names
+        self.special = SpecialTokens(*(ids[token] for token in names))
+        self._reserved = frozenset(astuple(self.special)) - {self.special.unk}
+        self.cleaning = Cleaning(lowercases=_lowercases(backend))
 
     @classmethod
     def from_file(cls, path: str | Path) -> Self:
         """Returns the tokenizer stored in a `tokenizer.json`, a BERT `vocab.txt`, or their folder.
 
-        A vocabulary is read as the lower-casing WordPiece of bert-base-uncased. In a folder
-        `tokenizer.json` goes first.
+        A vocabulary is read as WordPiece, whose `tokenizer_config.json` beside it says whether it
+        keeps case (`do_lower_case`), accents and Han characters (`strip_accents`,
+        `tokenize_chinese_chars`); where it is silent, a vocabulary with capital letters keeps case.
+        In a folder `tokenizer.json` goes first.
 
         Raises:
             DataError: if the file is missing or is not a tokenizer.
         """
         file = tokenizer_file(Path(path))
-        if file.suffix == ".json":
-            return cls.from_json(_read_text(file), str(file))
-        return cls(_bert_backend(_read_vocabulary(file)), str(file))
+        try:
+            if file.suffix != ".json":
+                return cls(read_vocabulary(file), str(file))
+            backend = _parse_json(read_text(file), str(file))
+            follow_settings(backend, file)
+        except DataError as error:
+            told = str(error)
+            raise DataError(told if _REMEDY in told else f"{told}; {_REMEDY}") from error
+        return cls(backend, str(file))
 
     @classmethod
     def from_json(cls, text: str, source: str = "tokenizer") -> Self:
@@ -150,10 +162,10 @@ class TextTokenizer:
             DataError: if the texts hold no character.
             RecipeError: if `vocab_size` leaves no room besides the special tokens.
         """
-        num_special = len(_BERT_TOKENS) + len(BLIP_TOKENS)
+        num_special = len(BERT_TOKENS) + len(BLIP_TOKENS)
         if vocab_size <= num_special + 1:
             raise RecipeError(f"vocab_size is {vocab_size}; give more than {num_special + 1}")
-        return cls(_train_backend(list(texts), vocab_size - len(BLIP_TOKENS), lowercase))
+        return cls(train_wordpiece(list(texts), vocab_size - len(BLIP_TOKENS), lowercase))
 
     def without_end(self) -> Self:
         """Returns the same tokenizer, but `encode` puts no `[SEP]` behind a text, as ALBEF's."""
@@ -236,7 +248,7 @@ class TextTokenizer:
         """Returns the ids of whole texts, without special tokens at their ends."""
         valid = [_valid(text) for text in texts]
         encodings = self._backend.encode_batch_fast(valid, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return [self._as_text(encoding.ids) for encoding in encodings]
 
     def spans(self, text: str) -> list[tuple[int, str]]:
         """Returns the ids of a whole text, each with the part of the text that it stands for."""
@@ -244,8 +256,16 @@ class TextTokenizer:
         encoding = self._backend.encode(valid, add_special_tokens=False)
         return [
             (piece, valid[first:end].strip())
-            for piece, (first, end) in zip(encoding.ids, encoding.offsets, strict=True)
+            for piece, (first, end) in zip(
+                self._as_text(encoding.ids), encoding.offsets, strict=True
+            )
         ]
+
+    def _as_text(self, ids: list[int]) -> list[int]:
+        """Ids of a text: where a Unigram finds "</s>" in it, that is no end, but unknown."""
+        if self._reserved.isdisjoint(ids):
+            return ids
+        return [self.special.unk if piece in self._reserved else piece for piece in ids]
 
     def decode(self, ids: Sequence[int] | Tensor) -> str:
         """Returns the text of one row of ids; special tokens are skipped, wherever they stand."""
@@ -271,11 +291,29 @@ def tokenizer_file(path: Path) -> Path:
     return found
 
 
-def _read_text(file: Path) -> str:
-    try:
-        return read_text(file)
-    except DataError as error:
-        raise DataError(f"{error}; {_REMEDY}") from error
+def _names_of_roles(backend: "Tokenizer", source: str) -> tuple[str, ...]:
+    """What a vocabulary calls the special tokens of a BERT, in their order."""
+    names = []
+    for pair in zip(BERT_TOKENS, _OTHER_TOKENS, strict=True):
+        found = next((name for name in pair if backend.token_to_id(name) is not None), None)
+        names.append(found)
+    missing = [token for token, name in zip(BERT_TOKENS, names, strict=True) if name is None]
+    if missing:
+        others = [_OTHER_TOKENS[BERT_TOKENS.index(token)] for token in missing]
+        raise DataError(
+            f"{source}: the vocabulary lacks {' '.join(missing)} (or {' '.join(others)}); {_REMEDY}"
+        )
+    return tuple(name for name in names if name is not None)
+
+
+def _lowercases(backend: "Tokenizer") -> bool:
+    """Whether a tokenizer reads a capital letter as a small one.
+
+    One that changes nothing reads capitals as unknown if it has none: then small ones it must be.
+    """
+    if backend.normalizer is None:
+        return not has_capitals(backend.get_vocab(with_added_tokens=False))
+    return "A" not in backend.normalizer.normalize_str("A")
 
 
 def _parse_json(text: str, source: str) -> "Tokenizer":
@@ -287,96 +325,6 @@ def _parse_json(text: str, source: str) -> "Tokenizer":
     except Exception as error:  # the library raises bare Exceptions
         raise DataError(f"{source}: not a tokenizer file ({error!s:.120}); {_REMEDY}") from error
     # The library's own clean-up works token by token and leaves "dog ' s".
-    if isinstance(backend.decoder, WordPiece) and backend.decoder.cleanup:
-        backend.decoder = _bert_decoder(backend.decoder.prefix)
+    if isinstance(backend.decoder, WordPiece):
+        backend.decoder = bert_decoder(backend.decoder.prefix, backend.decoder.cleanup)
     return backend
-
-
-def _read_vocabulary(file: Path) -> dict[str, int]:
-    lines = _read_text(file).removesuffix("\n").split("\n")
-    vocabulary: dict[str, int] = {}
-    for index, line in enumerate(lines):
-        token = line.removesuffix("\r")
-        if vocabulary.setdefault(token, index) != index:
-            first = vocabulary[token] + 1
-            raise DataError(
-                f"{file}: line {index + 1} repeats the token {token!r} of line {first}; {_REMEDY}"
-            )
-    return vocabulary
-
-
-def _bert_backend(vocabulary: dict[str, int]) -> "Tokenizer":
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
-
-    backend = Tokenizer(models.WordPiece(vocab=vocabulary, unk_token="[UNK]"))
-    backend.normalizer = normalizers.BertNormalizer(lowercase=True)
-    backend.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    backend.decoder = _bert_decoder("##")
-    return backend
-
-
-def _bert_decoder(prefix: str) -> "Decoder":
-    from tokenizers import decoders
-
-    joins = [decoders.Replace(pattern, content) for pattern, content in _ENGLISH_JOINS]
-    words = decoders.WordPiece(prefix=prefix, cleanup=False)
-    return decoders.Sequence([words, decoders.Fuse(), *joins])
-
-
-def _train_backend(texts: list[str], vocab_size: int, lowercase: bool) -> "Tokenizer":
-    from tokenizers import trainers
-
-    backend = _untrained_backend(lowercase)
-    alphabet = _alphabet(backend, texts, (vocab_size - len(_BERT_TOKENS) + 1) // 2)
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocab_size,
-        min_frequency=2,
-        special_tokens=list(_BERT_TOKENS),
-        initial_alphabet=alphabet,
-        limit_alphabet=len(alphabet),
-        continuing_subword_prefix="",
-        show_progress=False,
-    )
-    backend.train_from_iterator(texts, trainer)
-    return backend
-
-
-def _untrained_backend(lowercase: bool) -> "Tokenizer":
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
-
-    # The prefix is empty because the word mark already tells where a word begins.
-    model = models.WordPiece(
-        vocab={},
-        unk_token="[UNK]",
-        max_input_chars_per_word=_MAX_WORD_CHARACTERS,
-        continuing_subword_prefix="",
-    )
-    backend = Tokenizer(model)
-    steps = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Strip()]
-    if lowercase:
-        # Before form C: the lower case of a composed letter may be a decomposed one.
-        steps.insert(0, normalizers.Lowercase())
-    backend.normalizer = normalizers.Sequence(steps)
-    backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Metaspace(replacement=_WORD_MARK, prepend_scheme="always"),
-            pre_tokenizers.Split(Regex(_PIECES), behavior="isolated"),
-        ]
-    )
-    backend.decoder = decoders.Metaspace(replacement=_WORD_MARK, prepend_scheme="always")
-    return backend
-
-
-def _alphabet(backend: "Tokenizer", texts: list[str], limit: int) -> list[str]:
-    """Returns the word mark and the most frequent characters, at most `limit` in all.
-
-    The library's own choice among equally rare characters differs from run to run.
-    """
-    normalizer = backend.normalizer
-    assert normalizer is not None
-    counts = Counter(chain.from_iterable(normalizer.normalize_str(text) for text in texts))
-    del counts[" "]
-    if not counts:
-        raise DataError("no text to train a tokenizer on; give captions with at least one letter")
-    ranked = sorted(counts, key=lambda character: (-counts[character], character))
-    return [_WORD_MARK, *ranked][:limit]

@@ -16,6 +16,7 @@ from openblip.data.judging import (
     REMEDY,
     Rejection,
     Verdicts,
+    data_sets,
     judge,
     string_values,
 )
@@ -106,7 +107,7 @@ class CaptionView:
         """The numbers of `itm_of` by name.
 
         Raises:
-            RecipeError: one of them is malformed.
+            RecipeError: one of them is malformed, or a name is given twice.
         """
         thresholds = {}
         for entry in self.itm_of:
@@ -119,6 +120,8 @@ class CaptionView:
                 raise RecipeError(
                     f"itm_of must be names with probabilities, such as web=0.5. Got {entry!r}."
                 )
+            if name in thresholds:
+                raise RecipeError(f"itm_of gives {name!r} twice: {' and '.join(self.itm_of)}")
             thresholds[name] = value
         return thresholds
 
@@ -273,6 +276,23 @@ class CaptionView:
                 f"{table.uri} has no column {', '.join(missing)}, which the view "
                 f"sources={self.sources}, itm={self.itm} needs: {REMEDY}"
             )
+        self._check_names(table)
+
+    def _check_names(self, table: PairTable) -> None:
+        """A name that nothing has would leave all texts in without a word."""
+        if not self.names_data_sets:
+            return
+        there: set[str] = set()
+        for batch in table.scan(["meta"]):
+            there.update(data_sets(string_values(batch["meta"])))
+        known = there - {""} | set(SOURCES) - {"human"}
+        for name in self.thresholds:
+            data_set, _, source = name.rpartition("/")
+            if name not in known and (data_set not in there or source not in known - there):
+                raise DataError(
+                    f"{table.uri}: itm_of names {name!r}, which is no source and no data set "
+                    f"there; it has {', '.join(sorted(known))}"
+                )
 
     def _why_empty(self, index: "ViewIndex", splits: Counter[str]) -> str:
         where = f"{index.table.uri}: the view has no row in the split {self.split!r}"

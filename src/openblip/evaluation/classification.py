@@ -17,12 +17,13 @@ from torch import Tensor
 from openblip.data.reading import stream_images
 from openblip.data.rows import read_meta
 from openblip.data.table import PairTable
-from openblip.data.text import clean_caption
+from openblip.data.text import Cleaning
 from openblip.errors import DataError, MissingHead, RecipeError
 from openblip.evaluation.dominance import Dominant, dominant
 from openblip.evaluation.matching import (
     can_match,
     candidates,
+    cleaning_of,
     embed_protocol_texts,
     matching_scores,
     tokens_to_match,
@@ -124,7 +125,7 @@ def evaluate_classification(
         )
     started = time.perf_counter()
     images = read_labels(table, split, label_field, exclude)
-    prompts = class_prompts(images.classes, templates)
+    prompts = class_prompts(images.classes, templates, cleaning_of(model))
     cosines, scores = _rank(model, table, images, prompts, k, batch_size)
     right = images.classes_of_image
     contrastive = _units(cosines, right, len(images.classes))
@@ -189,16 +190,22 @@ def read_labels(
     )
 
 
-def class_prompts(classes: Sequence[str], templates: Sequence[str]) -> list[list[str]]:
+def class_prompts(
+    classes: Sequence[str], templates: Sequence[str], cleaning: Cleaning | None = None
+) -> list[list[str]]:
     """The prompts of each class.
+
+    Args:
+        classes: their names.
+        templates: each with `{}` for the name.
+        cleaning: that of the model's tokenizer; by default the original's.
 
     Raises:
         RecipeError: there is no template, or one has no place for the name.
     """
     check_templates(templates)
-    return [
-        [clean_caption(template.replace("{}", name)) for template in templates] for name in classes
-    ]
+    clean = (cleaning or Cleaning()).caption
+    return [[clean(template.replace("{}", name)) for template in templates] for name in classes]
 
 
 def check_templates(templates: Sequence[str]) -> None:

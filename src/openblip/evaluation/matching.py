@@ -7,6 +7,7 @@ from typing import TypeGuard
 import torch
 from torch import Tensor
 
+from openblip.data.text import Cleaning
 from openblip.data.tokenizer import TokenBatch
 from openblip.errors import TextTruncated
 from openblip.inference import Blip, Embedder
@@ -21,6 +22,11 @@ NOT_RANKED = -100.0
 def can_match(model: Embedder) -> TypeGuard[Blip]:
     """Whether the model has an ITM head; one of others has contrast alone."""
     return isinstance(model, Blip) and model.can_match
+
+
+def cleaning_of(model: Embedder) -> Cleaning:
+    """How texts are cleaned for a model: as its tokenizer says; for one of others as for BLIP."""
+    return model.tokenizer.cleaning if isinstance(model, Blip) else Cleaning()
 
 
 def embed_protocol_texts(model: Embedder, texts: Sequence[str]) -> Tensor:

@@ -13,7 +13,6 @@ from openblip.atomic import replace_file
 from openblip.data.image_pairs import ImagePair, ImagePairIndex
 from openblip.data.loader import every_image_of
 from openblip.data.table import PairTable
-from openblip.data.text import clean_caption
 from openblip.errors import DataError
 from openblip.evaluation.dominance import Dominant, dominant
 from openblip.evaluation.metrics.nlvr import consistent_sentences, image_set, nlvr
@@ -74,7 +73,8 @@ def evaluate_nlvr(
     started = time.perf_counter()
     index = ImagePairIndex.resolve(table, split)
     _check_distinct(index.pairs, table.uri)
-    texts = [clean_caption(pair.sentence, max_words) for pair in index.pairs]
+    clean = blip.tokenizer.cleaning.caption
+    texts = [clean(pair.sentence, max_words) for pair in index.pairs]
     parts: list[Tensor] = []
     with Progress("comparing", total=len(index), unit="pairs") as progress, torch.inference_mode():
         for part in _judged(blip, index, texts, batch_size):

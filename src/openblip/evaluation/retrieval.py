@@ -11,13 +11,14 @@ from torch import Tensor
 from openblip.data.loader import every_image
 from openblip.data.reading import stream_images
 from openblip.data.table import PairTable
-from openblip.data.text import clean_caption
+from openblip.data.text import Cleaning
 from openblip.data.views import split_rows
 from openblip.errors import DataError, RecipeError
 from openblip.evaluation.matching import (
     NOT_RANKED,
     can_match,
     candidates,
+    cleaning_of,
     embed_protocol_texts,
     matching_scores,
     tokens_to_match,
@@ -125,7 +126,7 @@ def evaluate_retrieval(
     if k < 1:
         raise RecipeError(f"k is {k}; give at least 1 candidate to re-rank")
     started = time.perf_counter()
-    gallery = read_gallery(table, split, max_words)
+    gallery = read_gallery(table, split, max_words, cleaning_of(model))
     with torch.inference_mode():
         image_embeds = model.embed_images(stream_images(table, gallery.rows), batch_size)
         cosines = image_embeds @ embed_protocol_texts(model, gallery.texts).T
@@ -148,8 +149,16 @@ def evaluate_retrieval(
     )
 
 
-def read_gallery(table: PairTable, split: str, max_words: int) -> Gallery:
-    """The images of a split that have captions, and their cleaned captions.
+def read_gallery(
+    table: PairTable, split: str, max_words: int, cleaning: Cleaning | None = None
+) -> Gallery:
+    """The images of a split that have captions, and their captions as a model reads them.
+
+    Args:
+        table: with captions in the split.
+        split: which rows.
+        max_words: captions are cut to this many.
+        cleaning: that of the model's tokenizer; by default the original's.
 
     Raises:
         DataError: if there is none.
@@ -160,11 +169,12 @@ def read_gallery(table: PairTable, split: str, max_words: int) -> Gallery:
     kept = [number for number, texts in enumerate(captions) if texts]
     if not kept:
         raise DataError(f"{table.uri}: no row of the split {split!r} has a caption")
+    clean = (cleaning or Cleaning()).caption
     texts: list[str] = []
     captions_of_image = []
     for number in kept:
         first = len(texts)
-        texts += [clean_caption(text, max_words) for text in captions[number]]
+        texts += [clean(text, max_words) for text in captions[number]]
         captions_of_image.append(list(range(first, len(texts))))
     ids = known["id"].to_pylist()
     return Gallery(rows[kept], [ids[number] for number in kept], texts, captions_of_image)

@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openblip.data.text import clean_caption
 from openblip.data.video import Clip, iterate_clips
 from openblip.errors import DataError, RecipeError
 from openblip.evaluation.matching import (
@@ -84,7 +83,8 @@ def evaluate_video(
     if not clips:
         raise DataError("there are no clips to search")
     started = time.perf_counter()
-    texts = [clean_caption(text, max_words) for clip in clips for text in clip.captions]
+    clean = blip.tokenizer.cleaning.caption
+    texts = [clean(text, max_words) for clip in clips for text in clip.captions]
     counts = [len(clip.captions) for clip in clips]
     ends = np.cumsum(counts).tolist()
     captions = [list(range(end - n, end)) for n, end in zip(counts, ends, strict=True)]

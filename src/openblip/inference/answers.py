@@ -10,7 +10,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from openblip.data.lists import distinct, note_dropped
-from openblip.data.text import clean_question
 from openblip.data.tokenizer import SpecialTokens, TextTokenizer, TokenBatch
 from openblip.errors import DataError, RecipeError
 from openblip.inference.decoding import Decoding, Generated
@@ -294,7 +293,8 @@ def question_tokens(
     Raises:
         RecipeError: if `first_token` is another one.
     """
-    cleaned = [clean_question(question, _MAX_QUESTION_WORDS) for question in questions]
+    clean = tokenizer.cleaning.question
+    cleaned = [clean(question, _MAX_QUESTION_WORDS) for question in questions]
     longest = min(_MAX_QUESTION_TOKENS, most)
     return tokens_for(tokenizer, cleaned, longest, first_token)
 

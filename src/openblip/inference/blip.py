@@ -11,7 +11,6 @@ from torch import Tensor
 
 from openblip.data.images import ImageSource
 from openblip.data.shuffle import keyed_hash
-from openblip.data.text import clean_caption
 from openblip.data.tokenizer import TokenBatch
 from openblip.errors import DataError, RecipeError
 from openblip.inference.answers import (
@@ -378,7 +377,8 @@ class Blip(ModelBundle):
                 f"{len(sources[0])} first images, {len(sources[1])} second images and "
                 f"{len(sentences)} sentences: compare takes as many of each"
             )
-        cleaned = [clean_caption(sentence, _COMPARED_WORDS) for sentence in sentences]
+        clean = self.tokenizer.cleaning.caption
+        cleaned = [clean(sentence, _COMPARED_WORDS) for sentence in sentences]
         self.warn_of_unknown_words(cleaned, "sentences")
         parts = [torch.empty(0)]
         for first, second in zip(

@@ -9,6 +9,9 @@ from typing import Any, BinaryIO, Protocol
 
 from openblip.atomic import force_to_disk, replace_file
 from openblip.data.ids import IdSet
+from openblip.data.image_formats import known_by_name
+from openblip.data.importers.beside import bases_of, text_ending
+from openblip.data.importers.side_texts import TEXT_ENDINGS
 from openblip.errors import DataError, RecipeError
 from openblip.inference.caption_formats import CaptionFormat, line_bytes, line_text
 from openblip.inference.captions import Caption
@@ -247,19 +250,35 @@ class FileOutput:
 
 
 class SidecarOutput:
-    """A text file beside each image, with a caption a line; one that is there is left alone."""
+    """A text file beside each image, with a caption a line.
+
+    An image that has a text, under any of the names that an import reads, is left alone.
+    """
 
     def __init__(self, overwrite: bool) -> None:
         """`overwrite` replaces text files that are there, whoever wrote them."""
         self._overwrite = overwrite
+        self._stems: dict[Path, set[str]] = {}
 
     def mark(self, name: str, file: Path | None) -> str:
         """Path of the text file."""
         return str((file or Path(name)).with_suffix(".txt"))
 
     def has(self, mark: str) -> bool:
-        """Whether the text file exists and stays."""
-        return not self._overwrite and Path(mark).exists()
+        """Whether the image has a text, which stays."""
+        path = Path(mark)
+        return not self._overwrite and (path.exists() or path.stem in self._told(path.parent))
+
+    def _told(self, folder: Path) -> set[str]:
+        """Stems of the images that have a text in a folder when it is first looked at."""
+        if folder not in self._stems:
+            names = [file.name for file in folder.iterdir()] if folder.is_dir() else []
+            texts = [name for name in names if text_ending(name) in TEXT_ENDINGS]
+            bases = {base for text in texts for base in bases_of(text)}
+            # Of `a.jpg.txt` the image is `a.jpg`, of `a.b.txt` it is not `a`.
+            named = {Path(base).stem for base in bases if known_by_name(base)}
+            self._stems[folder] = bases | named
+        return self._stems[folder]
 
     def write(self, results: Sequence[Written]) -> None:
         """Writes text files, each there whole or not at all; none for an image without a text.

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,8 @@ _GAP = 12
 _LABEL = 28
 _FONT = 18
 _SMALLEST_FONT = 11
+# Never a letter: a font draws what it draws for all that it lacks.
+_NO_LETTER = "\U0010ffff"
 _PAPER, _INK, _SOFT = "#ffffff", "#1c2126", "#5d6872"
 # How much of the colour covers the picture where there is no heat, and where it is greatest.
 _COVER = (0.35, 0.75)
@@ -59,6 +62,7 @@ class Heatmap:
     def contact_sheet(self, image: ImageSource) -> Image.Image:
         """One picture with an overlay of all words together and one of each word, labelled.
 
+        A word in letters that Pillow's own font lacks is labelled by its number, from 0.
         Each overlay is scaled to the largest value of its own map.
 
         Raises:
@@ -73,7 +77,7 @@ class Heatmap:
         sheet = Image.new("RGB", size, _PAPER)
         draw = ImageDraw.Draw(sheet)
         for number, (values, label) in enumerate(
-            zip(maps, (_OVERALL_LABEL, *self.tokens), strict=True)
+            zip(maps, (_OVERALL_LABEL, *map(_label, count(), self.tokens)), strict=True)
         ):
             left = _GAP + number % columns * (cell_width + _GAP)
             top = _GAP + number // columns * (cell_height + _GAP)
@@ -170,6 +174,14 @@ def _cell(picture: Image.Image) -> tuple[int, int]:
 def _columns(number: int) -> int:
     """A sheet somewhat wider than high, of at most six columns."""
     return min(number, 6, math.ceil(math.sqrt(1.5 * number)))
+
+
+def _label(number: int, word: str) -> str:
+    """The word, or its number where the font would draw little but empty boxes."""
+    font = ImageFont.load_default(_FONT)
+    box = bytes(font.getmask(_NO_LETTER))
+    lacking = sum(bytes(font.getmask(letter)) == box for letter in word)
+    return f"#{number}" if 2 * lacking > len(word) else word
 
 
 def _fitting(label: str, width: int) -> tuple[str, ImageFont.FreeTypeFont | ImageFont.ImageFont]:

@@ -5,7 +5,13 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import NamedTuple
 
+from openblip.data.text import is_unspaced
 from openblip.data.tokenizer import TextTokenizer
+
+# What BERT writes before a piece within a word, and decoding leaves at the beginning of a text.
+_WITHIN = "##"
+# What a piece of byte-level BPE is without the other bytes of its letter.
+_PART_OF_LETTER = "\ufffd"
 
 
 class Word(NamedTuple):
@@ -20,7 +26,8 @@ def find_words(tokenizer: TextTokenizer, ids: Sequence[int]) -> list[Word]:
     """The words of a text in their order; special tokens belong to none.
 
     What decoding writes without white space between is one word ("do", "n", "'", "t": "don't"),
-    but punctuation at its ends and Han characters stand alone. `[UNK]` is a word of that name.
+    but punctuation at its ends stands alone, and so does each piece of a script without spaces, in
+    which nothing tells the words (of Han that is a character). `[UNK]` is a word of that name.
     """
     special = set(tokenizer.special.__dict__.values())
     unknown = tokenizer.special.unk
@@ -61,33 +68,35 @@ def _words_of_run(
     for _, group in groupby(zip(number_of_word, pieces, strict=True), lambda item: item[0]):
         for part in _separated([piece for _, piece in group]):
             own = tuple(place for piece in part for place in piece.places)
-            words.append(Word(tokenizer.decode([ids[place] for place in own]), own))
+            text = tokenizer.decode([ids[place] for place in own])
+            words.append(Word(text.removeprefix(_WITHIN) if is_unspaced(text) else text, own))
     return words
 
 
 def _visible_pieces(
     tokenizer: TextTokenizer, ids: Sequence[int], places: Sequence[int]
 ) -> list[Word]:
-    """Each piece with its text; a mere word mark goes with the piece behind it."""
+    """Each piece with its text; a word mark or a part of a letter goes with the piece behind it."""
     pieces: list[Word] = []
-    marks: list[int] = []
+    held: list[int] = []
     for place in places:
-        text = tokenizer.decode([ids[place]])
-        marks.append(place)
-        if text:
-            pieces.append(Word(text, tuple(marks)))
-            marks = []
+        held.append(place)
+        text = tokenizer.decode([ids[own] for own in held])
+        is_part = _PART_OF_LETTER in text and place != places[-1]
+        if text and not is_part:
+            pieces.append(Word(text, tuple(held)))
+            held = []
     return pieces
 
 
 def _separated(pieces: list[Word]) -> list[list[Word]]:
-    """A word's pieces without the punctuation at its ends, which stands alone like Han."""
+    """A word's pieces without the punctuation at its ends, which stands alone."""
     lettered = [index for index, piece in enumerate(pieces) if not _is_punctuation(piece.text)]
     parts: list[list[Word]] = []
     continues = False
     for index, piece in enumerate(pieces):
         is_at_an_end = not lettered or not lettered[0] <= index <= lettered[-1]
-        stands_alone = is_at_an_end or _is_han(piece.text)
+        stands_alone = is_at_an_end or is_unspaced(piece.text)
         if continues and not stands_alone:
             parts[-1].append(piece)
         else:
@@ -98,7 +107,3 @@ def _separated(pieces: list[Word]) -> list[list[Word]]:
 
 def _is_punctuation(piece: str) -> bool:
     return all(unicodedata.category(character)[0] in "PS" for character in piece)
-
-
-def _is_han(piece: str) -> bool:
-    return any(unicodedata.name(character, "").startswith("CJK UNIFIED") for character in piece)

@@ -19,13 +19,25 @@ _PREFIX = "base_model.model."
 _DOWN = re.compile(r"(.*)\.lora_(?:A|embedding_A)(?:\.\w+)?(?:\.weight)?")
 # How layers that have a change, or are trained whole, show in the names of what they hold.
 _WRAPPED = re.compile(r"\.(?:base_layer|modules_to_save(?:\.default)?)\.")
-# What changes weights otherwise than by a product that is added.
-_OTHER_KINDS = ("use_dora", "fan_in_fan_out", "megatron_config")
+# Fields that do not say how weights change, or are read below. What else is set may change them
+# otherwise than by a product that is added, now or in a later version of peft.
+_KNOWN_FIELDS = (
+    *("peft_type", "peft_version", "base_model_name_or_path", "revision", "task_type"),
+    *("auto_mapping", "inference_mode", "r", "lora_alpha", "lora_dropout", "target_modules"),
+    *("exclude_modules", "layers_pattern", "layers_to_transform", "rank_pattern", "alpha_pattern"),
+    *("use_rslora", "bias", "modules_to_save", "init_lora_weights", "eva_config", "loftq_config"),
+    *("corda_config", "lora_ga_config", "qalora_group_size", "runtime_config", "megatron_core"),
+)
+# Other beginnings (pissa, olora, corda, loftq) change the base besides, also when it is read.
+_BEGINNINGS = (True, False, None, "gaussian", "eva")
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, and no whole model."""
-    return (folder / ADAPTER_CONFIG_FILE).is_file() and not (folder / CONFIG_FILE).is_file()
+    """Whether a folder holds an adapter; as in `transformers` it counts before a model there."""
+    if not (folder / ADAPTER_CONFIG_FILE).is_file():
+        return False
+    has_weights = any((folder / name).is_file() for name in _FILES)
+    return has_weights or not (folder / CONFIG_FILE).is_file()
 
 
 def find_base(folder: Path) -> Path:
@@ -47,6 +59,8 @@ def find_base(folder: Path) -> Path:
         base = find_model(beside if beside.is_dir() else name + pinned)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: an adapter whose base is not there: {error}") from error
+    if base != folder and is_adapter(base):
+        raise CheckpointError(f"{path}: its base {name:.80} is an adapter itself; {_by_hand(name)}")
     if not (base / CONFIG_FILE).is_file() or "model_type" not in read_json(base / CONFIG_FILE):
         raise CheckpointError(
             f"{path}: its base {name:.80} is no model of transformers, to which adapters belong"
@@ -71,11 +85,9 @@ def with_adapter(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tenso
     """
     config, file = read_json(folder / ADAPTER_CONFIG_FILE), _weights(folder)
     base = config.get("base_model_name_or_path")
-    others = [name for name in _OTHER_KINDS if config.get(name)]
-    if config.get("peft_type") != "LORA" or others:
-        kind = others[0] if others else config.get("peft_type")
+    if (kind := _other_kind(config)) is not None:
         raise CheckpointError(
-            f"{folder}: an adapter of the kind {kind!r:.40}, which is not merged here; "
+            f"{folder}: an adapter of the kind {kind:.60}, which is not merged here; "
             f"{_by_hand(base)}"
         )
     stored = read_safetensors(file) if file.suffix == ".safetensors" else read_state(file, "")
@@ -109,6 +121,15 @@ def with_adapter(tensors: Mapping[str, Tensor], folder: Path) -> dict[str, Tenso
     return merged
 
 
+def _other_kind(config: Mapping[str, Any]) -> str | None:
+    """What an adapter does besides adding products; None for nothing."""
+    if config.get("peft_type") != "LORA":
+        return repr(config.get("peft_type"))
+    if (beginning := config.get("init_lora_weights", True)) not in _BEGINNINGS:
+        return f"init_lora_weights {beginning!r}"
+    return next((name for name in config if config[name] and name not in _KNOWN_FIELDS), None)
+
+
 def _change(down: Tensor, up: Tensor, file: Path) -> Tensor:
     if down.ndim < 2 or up.ndim < 2 or up.shape[1] != down.shape[0]:
         raise CheckpointError(
@@ -134,6 +155,7 @@ def _scale(config: Mapping[str, Any], layer: str, down: Tensor, folder: Path) ->
         for pattern, own in patterns.items():
             if re.fullmatch(rf"(.*\.)?({pattern})", layer):
                 alpha = own
+                break
     except (AttributeError, re.error) as error:
         raise CheckpointError(
             f"{folder / ADAPTER_CONFIG_FILE}: alpha_pattern is {patterns!r:.40}, expected layers "

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from openblip.atomic import replace_folder
 from openblip.data.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE, TextTokenizer
+from openblip.data.wordpiece import TOKENIZER_CONFIG_FILE
 from openblip.errors import CheckpointError, DataError
 from openblip.interop.adapters import find_base, is_adapter, with_adapter
 from openblip.interop.assembly import write_safetensors
@@ -14,7 +15,6 @@ from openblip.interop.huggingface_config import check_readable, check_token_ids
 from openblip.interop.huggingface_layout import TIED, HuggingFaceKind
 from openblip.interop.huggingface_processor import (
     IMAGE_CONFIG_FILE,
-    TOKENIZER_CONFIG_FILE,
     read_image_size,
     read_max_tokens,
     read_tokenizer,
@@ -69,13 +69,14 @@ def read_huggingface(folder: Path) -> LoadedHuggingFace:
         CheckpointError: if a file is missing, damaged, of another model than BLIP, or does not
             fit the others.
     """
-    base = find_base(folder) if is_adapter(folder) else folder
+    has_adapter = is_adapter(folder)
+    base = find_base(folder) if has_adapter else folder
     config_file = base / CONFIG_FILE
     config = read_json(config_file)
     check_readable(config, str(config_file))
     weights = find_weights(base)
     tensors = read_weights(weights)
-    if base != folder:
+    if has_adapter:
         tensors = with_adapter(tensors, folder)
     checkpoint = from_huggingface(tensors, config, str(weights), config_source=str(config_file))
     sizes = checkpoint.config

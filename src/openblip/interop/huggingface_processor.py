@@ -7,13 +7,13 @@ from typing import Any
 
 from openblip.data.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE, TextTokenizer
 from openblip.data.transforms import IMAGE_MEAN, IMAGE_STD
+from openblip.data.wordpiece import SETTINGS, TOKENIZER_CONFIG_FILE
 from openblip.errors import CheckpointError, DataError
 from openblip.interop.folder import read_json
 from openblip.interop.hub import fetch_bert_vocabulary, has_bert_vocabulary
 from openblip.interop.huggingface_config import check_no_code
 from openblip.interop.models import FEWEST_TOKENS
 
-TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
 IMAGE_CONFIG_FILE = "preprocessor_config.json"
 PROCESSOR_CONFIG_FILE = "processor_config.json"
 _ADDED_TOKENS_FILE = "added_tokens.json"
@@ -33,7 +33,6 @@ _PIXELS: dict[str, Any] = {
 _TOLERANCE = 1e-6
 # Pixels along a side; a damaged file must not ask for positions that no memory holds.
 _SIZES = range(1, 4097)
-_TEXT_TEMPLATE = (("SpecialToken", "[CLS]"), ("Sequence", "A"), ("SpecialToken", "[SEP]"))
 
 
 def read_image_size(folder: Path, model_size: int, patch_size: int) -> int:
@@ -79,8 +78,8 @@ def read_tokenizer(folder: Path, vocab_size: int) -> TextTokenizer:
         vocab_size: rows of the model's word embedding.
 
     Raises:
-        CheckpointError: if there is none, it is damaged, or a file beside a `vocab.txt` asks for
-            another one than bert-base-uncased's.
+        CheckpointError: if there is none, it is damaged, or a file beside a `vocab.txt` adds other
+            tokens than BLIP's.
     """
     if not has_tokenizer(folder):
         if not has_bert_vocabulary(vocab_size):
@@ -149,7 +148,7 @@ def write_processor(
         vocabulary = sorted(backend["model"]["vocab"].items(), key=lambda item: item[1])
         lines = "".join(f"{token}\n" for token, _ in vocabulary)
         (folder / VOCABULARY_FILE).write_text(lines, encoding="utf-8")
-    write_json(folder / TOKENIZER_CONFIG_FILE, _tokenizer_config(is_bert, max_tokens))
+    write_json(folder / TOKENIZER_CONFIG_FILE, _tokenizer_config(tokenizer, backend, max_tokens))
     image_config = {
         **_PIXELS,
         "do_convert_rgb": True,
@@ -196,12 +195,6 @@ def _same(value: Any, ours: Any) -> bool:
 
 
 def _check_vocabulary(folder: Path, tokenizer: TextTokenizer) -> None:
-    config = folder / TOKENIZER_CONFIG_FILE
-    if _optional(config).get("do_lower_case", True) is not True:
-        raise CheckpointError(
-            f"{config}: do_lower_case is false, but a {VOCABULARY_FILE} alone is read in lower "
-            f"case; put the tokenizer's {TOKENIZER_FILE} into the folder"
-        )
     path = folder / _ADDED_TOKENS_FILE
     ours = {"[DEC]": tokenizer.special.dec, "[ENC]": tokenizer.special.enc}
     for token, index in _optional(path).items():
@@ -223,12 +216,12 @@ def _is_bert(backend: Mapping[str, Any]) -> bool:
 
 def _template(tokenizer: TextTokenizer) -> dict[str, Any]:
     """`[CLS] text [SEP]`, as `transformers` tokenises a text."""
-    ids = {"[CLS]": tokenizer.special.cls, "[SEP]": tokenizer.special.sep}
-    single = [{kind: {"id": name, "type_id": 0}} for kind, name in _TEXT_TEMPLATE]
-    second = [
-        {"Sequence": {"id": "B", "type_id": 1}},
-        {"SpecialToken": {"id": "[SEP]", "type_id": 1}},
-    ]
+    names = _names(tokenizer)
+    first, last = names["cls_token"], names["sep_token"]
+    special, text = _special_part(first), {"Sequence": {"id": "A", "type_id": 0}}
+    second = [{"Sequence": {"id": "B", "type_id": 1}}, _special_part(last, 1)]
+    single = [special, text, _special_part(last)]
+    ids = {first: tokenizer.special.cls, last: tokenizer.special.sep}
     return {
         "type": "TemplateProcessing",
         "single": single,
@@ -239,17 +232,34 @@ def _template(tokenizer: TextTokenizer) -> dict[str, Any]:
     }
 
 
-def _tokenizer_config(is_bert: bool, max_tokens: int) -> dict[str, Any]:
+def _special_part(name: str, type_id: int = 0) -> dict[str, Any]:
+    return {"SpecialToken": {"id": name, "type_id": type_id}}
+
+
+def _names(tokenizer: TextTokenizer) -> dict[str, str]:
+    """What `transformers` calls the roles, and what the vocabulary calls their tokens."""
+    roles = ("pad", "unk", "cls", "sep", "mask", "bos")
+    # Without [ENC], for which it has no role.
     return {
+        f"{role}_token": name
+        for role, name in zip(roles, tokenizer.special_names[: len(roles)], strict=True)
+    }
+
+
+def _tokenizer_config(
+    tokenizer: TextTokenizer, backend: Mapping[str, Any], max_tokens: int
+) -> dict[str, Any]:
+    is_bert = _is_bert(backend)
+    config = {
         "tokenizer_class": "BertTokenizer" if is_bert else "PreTrainedTokenizerFast",
         "processor_class": "BlipProcessor",
         "model_max_length": max_tokens,
         "clean_up_tokenization_spaces": False,
-        "pad_token": "[PAD]",
-        "unk_token": "[UNK]",
-        "cls_token": "[CLS]",
-        "sep_token": "[SEP]",
-        "mask_token": "[MASK]",
-        "bos_token": "[DEC]",
-        "additional_special_tokens": ["[ENC]"],
+        **_names(tokenizer),
+        "additional_special_tokens": [tokenizer.special_names[-1]],
     }
+    if is_bert:
+        # Their class takes these from here, whatever the tokenizer's file says.
+        normalizer = backend["normalizer"]
+        config |= {theirs: normalizer[ours] for theirs, ours in SETTINGS.items()}
+    return config

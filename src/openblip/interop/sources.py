@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from openblip.data.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE
+from openblip.data.wordpiece import settings_beside
 from openblip.errors import CheckpointError
 from openblip.interop.adapters import ADAPTER_CONFIG_FILE
 from openblip.interop.folder import CONFIG_FILE, WEIGHTS_FILE
@@ -62,7 +63,9 @@ def _fetch(name: str) -> Path:
     try:
         return fetch_repository(repo_id, revision)
     except CheckpointError as error:
-        raise CheckpointError(f"{error} (and no such file or folder is here)") from error
+        raise CheckpointError(
+            f"{name}: no such file or folder is here, and as a name of the hub: {error}"
+        ) from error
 
 
 def find_model_files(source: str | Path) -> list[Path]:
@@ -72,17 +75,26 @@ def find_model_files(source: str | Path) -> list[Path]:
         CheckpointError: if there is no model, or a file of it is missing.
     """
     from openblip.interop.adapters import adapter_files, find_base, is_adapter
+
+    path = find_model(source)
+    if path.is_dir() and is_adapter(path):
+        return [*_files_of(find_base(path)), *adapter_files(path)]
+    return _files_of(path)
+
+
+def _files_of(path: Path) -> list[Path]:
+    """Those of a model; an adapter beside it does not count."""
     from openblip.interop.huggingface_folder import is_huggingface
     from openblip.interop.huggingface_processor import has_tokenizer
     from openblip.interop.original_files import read_note
 
-    path = find_model(source)
     if path.is_file():
         note = read_note(path)
         has_own = note is not None and note.tokenizer is not None
-        return [path] if has_own else [path, tokenizer_beside(path)]
-    if is_adapter(path):
-        return [*find_model_files(find_base(path)), *adapter_files(path)]
+        if has_own:
+            return [path]
+        tokenizer = tokenizer_beside(path)
+        return [path, tokenizer, *settings_beside(tokenizer)]
     if is_huggingface(path):
         files = sorted(file for file in path.iterdir() if file.suffix in _HUGGINGFACE_SUFFIXES)
         return files if has_tokenizer(path) else [*files, fetch_bert_vocabulary()]
@@ -90,7 +102,7 @@ def find_model_files(source: str | Path) -> list[Path]:
     for file in files:
         if not file.is_file():
             raise CheckpointError(f"{file}: no such file; {_EXPECTED}")
-    return files
+    return [*files, *settings_beside(path / TOKENIZER_FILE)]
 
 
 def tokenizer_beside(path: Path, vocab_size: int = BERT_ROWS) -> Path:

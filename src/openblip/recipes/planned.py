@@ -10,9 +10,11 @@ from openblip.interop.reading import read_outline
 from openblip.interop.sources import find_model
 from openblip.model import MedConfig
 from openblip.model.config import AlbefConfig
+from openblip.recipes.named import named_recipe
 from openblip.recipes.pretrain import PRETRAIN_RECIPES
+from openblip.references import is_reference
 from openblip.training.build import begun_sizes, sized
-from openblip.training.config import MODEL_OF, Recipe
+from openblip.training.config import Recipe
 from openblip.training.recipe_file import RECIPE_FILE, read_recipe
 
 # The smallest tokenizer that has the special tokens.
@@ -20,20 +22,21 @@ _ANY_VOCABULARY = 60
 
 
 def find_recipe(name: str) -> Recipe:
-    """The recipe of a preset, of a YAML file, or of a run directory.
+    """The recipe of a preset, of `module:recipe`, of a YAML file, or of a run directory.
 
     Raises:
         RecipeError: there is none, or the file is no recipe.
     """
-    if name in PRETRAIN_RECIPES:
-        return PRETRAIN_RECIPES[name]("not opened")
+    if name in PRETRAIN_RECIPES or is_reference(name):
+        return named_recipe(name, PRETRAIN_RECIPES, "not opened")
     path = Path(name)
     if path.is_dir():
         path = path / RECIPE_FILE
     if path.suffix in (".yaml", ".yml"):
         return read_recipe(path)
     raise RecipeError(
-        f"{name}: no recipe. Give {', '.join(PRETRAIN_RECIPES)}, a recipe.yaml or a run directory"
+        f"{name}: no recipe. Give {', '.join(PRETRAIN_RECIPES)}, a recipe.yaml, a run directory or "
+        "module:recipe"
     )
 
 
@@ -57,10 +60,10 @@ def resolved(recipe: Recipe) -> tuple[Recipe, TextTokenizer]:
     else:
         tokenizer, vocab_size = _tokenizer(recipe)
         config = recipe.model
-    if recipe.task not in MODEL_OF or not isinstance(config, MedConfig | AlbefConfig):
+    if recipe.needs.model is None or not isinstance(config, MedConfig | AlbefConfig):
         raise RecipeError(
             f"the task {recipe.task!r} from {recipe.init_from or 'fresh weights'} cannot be "
-            f"planned for; what can: {', '.join(MODEL_OF)}, from a MED or an ALBEF"
+            "planned for; what can: tasks that learn from pairs, from a MED or an ALBEF"
         )
     whole = replace(
         recipe,

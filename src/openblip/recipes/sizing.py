@@ -99,24 +99,31 @@ class Sizing:
     """Bytes of one process at the fullest moment, by part."""
     capacity: int
     """Bytes of its device."""
-    compute_seconds: float
-    """Arithmetic of a step, what checkpointing computes again included."""
+    compute_seconds: float | None
+    """Arithmetic of a step, what checkpointing computes again included; None where it is not known
+    (`missing`)."""
     communication_seconds: float
     """Sending and receiving of a step, if nothing hid it."""
+    missing: str | None = None
+    """Why the step of a task from outside could not be counted: `parts` lack its activations."""
 
     @property
     def memory(self) -> int:
-        """Bytes of one process."""
+        """Bytes of one process, as far as they are counted."""
         return sum(self.parts.values())
 
     @property
-    def fits(self) -> bool:
-        """Whether the device has them, and a little room besides."""
-        return self.memory <= _ROOM * self.capacity
+    def fits(self) -> bool | None:
+        """Whether the device has them, and a little room besides; None where nobody knows."""
+        if self.memory > _ROOM * self.capacity:
+            return False
+        return None if self.missing else True
 
     @property
-    def step_seconds(self) -> float:
+    def step_seconds(self) -> float | None:
         """Seconds of a step: communication counts as far as the backward pass does not hide it."""
+        if self.compute_seconds is None:
+            return None
         hidden = _BACKWARD_SHARE * self.compute_seconds
         return self.compute_seconds + max(0.0, self.communication_seconds - hidden)
 
@@ -155,6 +162,7 @@ class Planner:
             capacity=self.cluster.device.memory,
             compute_seconds=self.compute_seconds(recipe),
             communication_seconds=self.communication_seconds(recipe),
+            missing=self._footprint(recipe).missing,
         )
 
     def remedies(self) -> Iterator[Sizing]:
@@ -174,13 +182,16 @@ class Planner:
                 yield self._checkpointed(sharded.recipe, sharded)
         yield self._accumulated()
 
-    def compute_seconds(self, recipe: Recipe) -> float:
-        """Seconds of a step's arithmetic."""
-        operations = self.useful_operations(recipe) + self._footprint(recipe).recomputed
+    def compute_seconds(self, recipe: Recipe) -> float | None:
+        """Seconds of a step's arithmetic; None where it is not known."""
+        useful = self.useful_operations(recipe)
+        if useful is None:
+            return None
+        operations = useful + self._footprint(recipe).recomputed
         peak = self.cluster.device.peak(recipe.train.precision)
         return operations / (peak * self.cluster.assumed_utilisation)
 
-    def useful_operations(self, recipe: Recipe) -> float:
+    def useful_operations(self, recipe: Recipe) -> float | None:
         """Operations of one process in a step, without what checkpointing computes again."""
         return self._footprint(recipe).operations
 
@@ -294,8 +305,8 @@ class RunCost:
     """In the unit of `Cluster.price_per_hour`; None where that is None."""
 
 
-def run_cost(planner: Planner, sizing: Sizing, images: int | None) -> RunCost:
-    """Time and price of a run.
+def run_cost(planner: Planner, sizing: Sizing, images: int | None) -> RunCost | None:
+    """Time and price of a run; None where those of a step are not known.
 
     Args:
         planner: that made the sizing.
@@ -311,15 +322,18 @@ def run_cost(planner: Planner, sizing: Sizing, images: int | None) -> RunCost:
             f"--images is {images}: the recipe trains for {train.epochs} epochs of batches of "
             f"{train.batch_size}, so give the number of training images, at least one batch"
         )
+    seconds, operations = sizing.step_seconds, planner.useful_operations(sizing.recipe)
+    if seconds is None or operations is None:
+        return None
     parts_per_epoch = (images or 0) * train.accumulate / train.batch_size
     steps = Plan.of(train, parts_per_epoch).total_steps
-    hours = steps * sizing.step_seconds / 3600
+    hours = steps * seconds / 3600
     device_hours = hours * planner.cluster.devices
     rate = planner.cluster.price_per_hour
     return RunCost(
         steps=steps,
         pairs=steps * train.batch_size,
-        operations=steps * planner.cluster.devices * planner.useful_operations(sizing.recipe),
+        operations=steps * planner.cluster.devices * operations,
         hours=hours,
         device_hours=device_hours,
         price=None if rate is None else rate * device_hours,

@@ -4,7 +4,7 @@ Li et al. 2021, "Align before Fuse", sections 3.2 and 3.3.
 """
 
 from dataclasses import replace
-from typing import Protocol, cast
+from typing import Protocol, Self, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +20,14 @@ from openblip.objectives.lm import IGNORED
 from openblip.objectives.mlm import MaskDraws, MaskedWords, mask_draws, mask_words, mlm_loss
 from openblip.tasks.contrastive import Contrast, ContrastiveTask
 from openblip.tasks.matching import NegativeSampler
-from openblip.tasks.protocol import Collectives, QueueUpdate, StepOutput, StepPosition
+from openblip.tasks.named import ALBEF
+from openblip.tasks.protocol import (
+    Collectives,
+    QueueUpdate,
+    StepOutput,
+    StepPosition,
+    TaskContext,
+)
 from openblip.tasks.settings import AlbefObjectives
 
 # Tells the draws of masks from those of negatives.
@@ -76,6 +83,7 @@ class AlbefTask(ContrastiveTask):
         MissingHead: if the student lacks a head.
     """
 
+    needs = ALBEF
     kind = "albef"
     student: Albef
     teacher: Albef
@@ -110,15 +118,15 @@ class AlbefTask(ContrastiveTask):
             self.collectives,
         )
 
+    @classmethod
+    def build(cls, student: Albef, settings: AlbefObjectives, context: TaskContext) -> Self:
+        """As `Task.build`."""
+        return cls(student, context.tokenizer.special, settings, context.seed, context.collectives)
+
     @property
     def trained_heads(self) -> tuple[str, ...]:
         """Those of its losses."""
         return self.objectives.losses
-
-    @property
-    def trains_all_weights(self) -> bool:
-        """Whether every head of the student has its loss."""
-        return set(self.objectives.losses) == set(self.student.config.heads)
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """The sum of the losses of a batch."""

@@ -1,6 +1,6 @@
 """Fine-tuning a captioner: language modelling on human captions (BLIP, section 3.3)."""
 
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from torch import Tensor
 
@@ -8,8 +8,10 @@ from openblip.data.loader import Batch
 from openblip.data.tokenizer import SpecialTokens
 from openblip.model import ImageMemory, Med, TextPass
 from openblip.objectives.lm import IGNORED, lm_loss, next_token_labels
+from openblip.tasks.named import CAPTIONER
 from openblip.tasks.pool import Texts
-from openblip.tasks.protocol import StepOutput, StepPosition, Task
+from openblip.tasks.protocol import StepOutput, StepPosition, Task, TaskContext
+from openblip.tasks.settings import CaptionerObjectives
 
 
 class CaptionLoss(NamedTuple):
@@ -72,6 +74,7 @@ class CaptionerTask(Task[Batch]):
         MissingHead: if the student cannot generate.
     """
 
+    needs = CAPTIONER
     kind = "captioner"
     student: Med
 
@@ -89,15 +92,20 @@ class CaptionerTask(Task[Batch]):
         self.prompt_tokens = prompt_tokens
         self.label_smoothing = label_smoothing
 
+    @classmethod
+    def build(cls, student: Med, settings: CaptionerObjectives, context: TaskContext) -> Self:
+        """As `Task.build`."""
+        return cls(
+            student,
+            context.tokenizer.special,
+            context.prompt_tokens,
+            settings.label_smoothing,
+        )
+
     @property
     def trained_heads(self) -> tuple[str, ...]:
         """The lm head."""
         return ("lm",)
-
-    @property
-    def trains_all_weights(self) -> bool:
-        """Whether the student is nothing but a captioner."""
-        return self.student.config.heads == ("lm",)
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """The language-modelling loss of a batch; draws nothing, so the position is unused."""

@@ -1,5 +1,7 @@
 """CLIP's training: contrast within the batch, without a teacher (Radford et al. 2021)."""
 
+from typing import Self
+
 import torch
 from torch import Tensor
 
@@ -7,7 +9,15 @@ from openblip.data.loader import Batch
 from openblip.errors import RecipeError
 from openblip.model import Med
 from openblip.objectives.itc import itc_loss, own_pairs, similarities
-from openblip.tasks.protocol import Collectives, SingleProcess, StepOutput, StepPosition, Task
+from openblip.tasks.named import CLIP
+from openblip.tasks.protocol import (
+    Collectives,
+    SingleProcess,
+    StepOutput,
+    StepPosition,
+    Task,
+    TaskContext,
+)
 from openblip.tasks.settings import ClipObjectives
 
 
@@ -27,6 +37,7 @@ class ClipTask(Task[Batch]):
         RecipeError: if it has others, which would not be trained.
     """
 
+    needs = CLIP
     kind = "pretrain"
     student: Med
 
@@ -43,6 +54,11 @@ class ClipTask(Task[Batch]):
         self.student = student
         self.objectives = objectives
         self.collectives = collectives or SingleProcess()
+
+    @classmethod
+    def build(cls, student: Med, settings: ClipObjectives, context: TaskContext) -> Self:
+        """As `Task.build`."""
+        return cls(student, settings, context.collectives)
 
     @torch.no_grad()
     def begin_step(self, position: StepPosition) -> None:

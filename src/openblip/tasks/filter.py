@@ -1,5 +1,6 @@
 """Fine-tuning a filter: contrast and matching on human captions (BLIP, section 3.3)."""
 
+from openblip.tasks.named import FILTER
 from openblip.tasks.pretrain import PretrainTask
 
 
@@ -10,4 +11,5 @@ class FilterTask(PretrainTask):
     those of `PretrainTask`, with `FilterObjectives`.
     """
 
+    needs = FILTER
     kind = "filter"

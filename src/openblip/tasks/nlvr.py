@@ -1,11 +1,18 @@
 """Fine-tuning for sentences about two images (BLIP, section 5.4)."""
 
+from typing import Self
+
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from openblip.data.image_pairs import ImagePairBatch
+from openblip.model import Med
+from openblip.model.derived import nlvr_from
 from openblip.model.nlvr import Nlvr
-from openblip.tasks.protocol import StepOutput, StepPosition, Task
+from openblip.tasks.named import NLVR
+from openblip.tasks.protocol import StepOutput, StepPosition, Task, TaskContext
+from openblip.tasks.settings import NlvrObjectives
 
 
 class NlvrTask(Task[ImagePairBatch]):
@@ -15,12 +22,25 @@ class NlvrTask(Task[ImagePairBatch]):
         student: the model.
     """
 
+    needs = NLVR
     kind = "nlvr"
     student: Nlvr
 
     def __init__(self, student: Nlvr) -> None:
         super().__init__()
         self.student = student
+
+    @classmethod
+    def build(cls, student: Nlvr, settings: NlvrObjectives, context: TaskContext) -> Self:
+        """As `Task.build`."""
+        return cls(student)
+
+    @classmethod
+    def student_from(cls, model: nn.Module) -> Nlvr | None:
+        """A model of this kind, or one that is made out of a pre-trained MED."""
+        if isinstance(model, Med):
+            return nlvr_from(model)
+        return model if isinstance(model, Nlvr) else None
 
     def forward(self, batch: ImagePairBatch, position: StepPosition) -> StepOutput:
         """The cross-entropy of a batch; draws nothing, so the position is unused."""

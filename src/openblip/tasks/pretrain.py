@@ -1,7 +1,7 @@
 """Pre-training: contrast, matching and language modelling in one step (BLIP, section 3.2)."""
 
 from dataclasses import replace
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -13,8 +13,15 @@ from openblip.model import ImageMemory, Med, TextPass
 from openblip.tasks.captioner import caption_loss, caption_pass
 from openblip.tasks.contrastive import Contrast, ContrastiveTask, Negatives
 from openblip.tasks.matching import NegativeSampler, pair_logits, pair_passes
+from openblip.tasks.named import PRETRAIN
 from openblip.tasks.pool import Texts
-from openblip.tasks.protocol import Collectives, QueueUpdate, StepOutput, StepPosition
+from openblip.tasks.protocol import (
+    Collectives,
+    QueueUpdate,
+    StepOutput,
+    StepPosition,
+    TaskContext,
+)
 from openblip.tasks.settings import PretrainObjectives
 
 
@@ -54,6 +61,7 @@ class PretrainTask(ContrastiveTask):
         MissingHead: if the student lacks a head.
     """
 
+    needs = PRETRAIN
     kind = "pretrain"
     student: Med
     teacher: Med
@@ -79,15 +87,22 @@ class PretrainTask(ContrastiveTask):
         self.special = special
         self.prompt_tokens = prompt_tokens
 
+    @classmethod
+    def build(cls, student: Med, settings: PretrainObjectives, context: TaskContext) -> Self:
+        """As `Task.build`."""
+        return cls(
+            student,
+            context.tokenizer.special,
+            settings,
+            context.seed,
+            context.collectives,
+            prompt_tokens=context.prompt_tokens,
+        )
+
     @property
     def trained_heads(self) -> tuple[str, ...]:
         """Those of its losses."""
         return self.objectives.losses
-
-    @property
-    def trains_all_weights(self) -> bool:
-        """Whether every head of the student has its loss."""
-        return set(self.objectives.losses) == set(self.student.config.heads)
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """The sum of the losses of a batch."""

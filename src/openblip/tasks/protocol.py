@@ -3,18 +3,29 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 
 from torch import Tensor, nn
 
 from openblip.data.examples import Examples
+from openblip.data.tokenizer import TextTokenizer
+from openblip.errors import TrainingError
 from openblip.model import Med
 from openblip.model.albef import Albef
+from openblip.model.config import AlbefConfig
 from openblip.model.nlvr import Nlvr
 from openblip.model.vqa import Vqa
+from openblip.tasks.named import TaskNeeds
 
 BatchT = TypeVar("BatchT", bound=Examples)
 Student = Med | Albef | Vqa | Nlvr
+# What a model folder is called that a task of the student without a name of its own has trained.
+_KIND_OF: dict[type[Student], str] = {Med: "pretrain", Albef: "albef", Vqa: "vqa", Nlvr: "nlvr"}
+# What a line of metrics says besides the terms of a step.
+_TAKEN = frozenset(
+    {"step", "kind", "epoch", "lr", "loss", "grad_norm"}
+    | {"pairs_per_second", "utilisation", "loader_share"}
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,13 @@ class StepOutput:
     update: QueueUpdate | None = None
     """What `Task.finish_step` shall enqueue."""
 
+    def __post_init__(self) -> None:
+        if taken := _TAKEN & self.terms.keys():
+            raise TrainingError(
+                f"a step has a term {min(taken)!r}, which the log calls something else: choose "
+                f"another name than {', '.join(sorted(_TAKEN))}"
+            )
+
 
 class Collectives(Protocol):
     """Communication between the processes of a run, given to a task by the loop."""
@@ -85,17 +103,57 @@ class SingleProcess:
         return tensor
 
 
+@dataclass(frozen=True, kw_only=True)
+class TaskContext:
+    """What a run gives a task besides the student and the settings."""
+
+    tokenizer: TextTokenizer
+    """Of the texts; its `special` says where `[CLS]`, `[DEC]` and the others are."""
+    collectives: Collectives
+    """To the other processes of the run."""
+    seed: int
+    """Of the run: with the position it decides every draw."""
+    prompt_tokens: int
+    """Tokens of the prompt that stands before every caption (`data.prefix`): with the first,
+    special one and without `[SEP]`."""
+
+
 class Task(nn.Module, ABC, Generic[BatchT]):
     """A model with its objectives; `state_dict` holds all that a resumed run needs.
 
     One optimiser step of the loop is: `begin_step`, then `forward` and backward for each
     accumulated batch, the optimiser, then `finish_step` for each batch's update.
+
+    A recipe names a task by `module:Class`, and `build` makes it. Parameters of its own are trained
+    with the student's. A model folder has the student alone.
     """
 
-    kind: str
-    """What the student can be used as: the kind of a model folder."""
+    needs: ClassVar[TaskNeeds]
+    """What the task needs of a recipe and of the data."""
     student: Student
     """The model that is trained."""
+
+    @classmethod
+    def build(cls, student: Any, settings: Any, context: TaskContext) -> Self:
+        """The task of a recipe; unless this is overridden, the class is called with all three.
+
+        Args:
+            student: of the recipe, on the host or without content; the task keeps it as `student`.
+            settings: the recipe's `objectives`, of the type that `needs` says.
+            context: what the run gives.
+        """
+        return cls(student, settings, context)
+
+    @classmethod
+    def student_from(cls, model: nn.Module) -> Student | None:
+        """The student that a trained model gives to start from; None where it can give none."""
+        wanted = Albef if cls.needs.model is AlbefConfig else Med
+        return model if isinstance(model, wanted) else None
+
+    @property
+    def kind(self) -> str:
+        """What the student can be used as: the kind of a model folder."""
+        return _KIND_OF[type(self.student)]
 
     @property
     def trained_heads(self) -> tuple[str, ...]:
@@ -105,7 +163,7 @@ class Task(nn.Module, ABC, Generic[BatchT]):
     @property
     def trains_all_weights(self) -> bool:
         """Whether the loss reaches every weight of the student; some may belong to other heads."""
-        return True
+        return set(self.trained_heads) == set(getattr(self.student.config, "heads", ()))
 
     def begin_step(self, position: StepPosition) -> None:
         """Changes that come before the forward: temperature clamp, teacher update."""

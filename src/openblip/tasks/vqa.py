@@ -1,10 +1,16 @@
 """Fine-tuning for questions about images (BLIP, section 5.3)."""
 
+from typing import Self
+
+from torch import nn
+
 from openblip.data.questions import QuestionBatch
-from openblip.model import TextPass
+from openblip.model import Med, TextPass
+from openblip.model.derived import vqa_from
 from openblip.model.vqa import Vqa
 from openblip.objectives.lm import IGNORED, lm_loss, next_token_labels
-from openblip.tasks.protocol import StepOutput, StepPosition, Task
+from openblip.tasks.named import VQA
+from openblip.tasks.protocol import StepOutput, StepPosition, Task, TaskContext
 from openblip.tasks.settings import VqaObjectives
 
 
@@ -20,6 +26,7 @@ class VqaTask(Task[QuestionBatch]):
         objectives: settings.
     """
 
+    needs = VQA
     kind = "vqa"
     student: Vqa
 
@@ -27,6 +34,18 @@ class VqaTask(Task[QuestionBatch]):
         super().__init__()
         self.student = student
         self.objectives = objectives
+
+    @classmethod
+    def build(cls, student: Vqa, settings: VqaObjectives, context: TaskContext) -> Self:
+        """As `Task.build`."""
+        return cls(student, settings)
+
+    @classmethod
+    def student_from(cls, model: nn.Module) -> Vqa | None:
+        """A model of this kind, or one that is made out of a pre-trained MED."""
+        if isinstance(model, Med):
+            return vqa_from(model)
+        return model if isinstance(model, Vqa) else None
 
     def forward(self, batch: QuestionBatch, position: StepPosition) -> StepOutput:
         """The weighted loss of the answers; draws nothing, so the position is unused."""

@@ -9,7 +9,7 @@ import torch
 
 from openblip.data.shuffle import keyed_hash
 from openblip.data.table import PairTable
-from openblip.data.text import clean_caption
+from openblip.data.text import Cleaning
 from openblip.data.tokenizer import TextTokenizer
 from openblip.errors import RecipeError
 from openblip.interop.assembly import build_empty
@@ -27,33 +27,17 @@ from openblip.model import Med
 from openblip.model.albef import Albef
 from openblip.model.backbones import settled
 from openblip.model.lowrank import adapt
-from openblip.model.nlvr import Nlvr
 from openblip.model.vqa import Vqa
-from openblip.tasks.albef import AlbefTask
-from openblip.tasks.captioner import CaptionerTask
-from openblip.tasks.clip import ClipTask
-from openblip.tasks.filter import FilterTask
-from openblip.tasks.nlvr import NlvrTask
-from openblip.tasks.pretrain import PretrainTask
-from openblip.tasks.protocol import AnyTask, Collectives, Student
-from openblip.tasks.settings import (
-    AlbefObjectives,
-    CaptionerObjectives,
-    ClipObjectives,
-    FilterObjectives,
-    NlvrObjectives,
-    PretrainObjectives,
-    VqaObjectives,
-)
-from openblip.tasks.vqa import VqaTask
+from openblip.tasks.named import find_task, task_name
+from openblip.tasks.protocol import AnyTask, Collectives, Student, TaskContext
 from openblip.training.config import DataConfig, LoraConfig, ModelOverrides, Recipe
 from openblip.training.distributed import Processes
 from openblip.training.loaders import resolved_parts
 from openblip.training.sharding import shard
 from openblip.training.students import StudentConfig, new_student, starting_model
 
-# Tells the random numbers of fresh weights from those of the steps.
-_FRESH_WEIGHTS = 0
+# Tell the random numbers of fresh weights, the student's and a task's own, from those of the steps.
+_FRESH_WEIGHTS, _FRESH_TASK = 0, 4
 SizesT = TypeVar("SizesT", bound=StudentConfig)
 
 # Texts are padded to multiples of this.
@@ -128,7 +112,7 @@ def build_model(
     _check_text_length(recipe.data, config)
     if recipe.train.sharding == "full" and not processes.is_first:
         return build_empty(lambda: _adapted(new_student(config), recipe.lora))
-    with _fresh_weights(recipe.train.seed):
+    with _fresh_weights(recipe.train.seed, _FRESH_WEIGHTS):
         model = new_student(config)
         if state is not None:
             model.load_state_dict(state)
@@ -173,40 +157,28 @@ def build_task(
 def assemble_task(
     recipe: Recipe, model: Student, tokenizer: TextTokenizer, collectives: Collectives
 ) -> AnyTask:
-    """The task around the student, where the student is."""
-    match recipe.objectives:
-        case AlbefObjectives() as objectives:
-            assert isinstance(model, Albef)
-            seed = recipe.train.seed
-            return AlbefTask(model, tokenizer.special, objectives, seed, collectives)
-        case VqaObjectives() as objectives:
-            assert isinstance(model, Vqa)
-            return VqaTask(model, objectives)
-        case NlvrObjectives():
-            assert isinstance(model, Nlvr)
-            return NlvrTask(model)
-        case objectives:
-            assert isinstance(model, Med)
-            return _med_task(recipe, objectives, model, tokenizer, collectives)
+    """The task around the student, where the student is; weights of its own follow from the seed.
 
-
-def _med_task(
-    recipe: Recipe,
-    objectives: PretrainObjectives | ClipObjectives | CaptionerObjectives,
-    med: Med,
-    tokenizer: TextTokenizer,
-    collectives: Collectives,
-) -> AnyTask:
-    special, seed = tokenizer.special, recipe.train.seed
+    Raises:
+        RecipeError: it has another student than the one it was given, or does not say which of its
+            heads are trained: nobody would be warned of those that are not.
+    """
+    name, seed = task_name(recipe.task), recipe.train.seed
     prompt = _prompt_tokens(recipe.data, tokenizer)
-    match objectives:
-        case PretrainObjectives():
-            kind = FilterTask if isinstance(objectives, FilterObjectives) else PretrainTask
-            return kind(med, special, objectives, seed, collectives, prompt_tokens=prompt)
-        case ClipObjectives():
-            return ClipTask(med, objectives, collectives)
-        case CaptionerObjectives():
-            return CaptionerTask(med, special, prompt, objectives.label_smoothing)
+    context = TaskContext(
+        tokenizer=tokenizer, collectives=collectives, seed=seed, prompt_tokens=prompt
+    )
+    with _fresh_weights(seed, _FRESH_TASK):
+        task = find_task(name).build(model, recipe.objectives, context)
+    if getattr(task, "student", None) is not model:
+        raise RecipeError(f"task {name}: its `student` is not the model that it was built with")
+    heads = getattr(model.config, "heads", ())
+    if heads and not (task.trained_heads and set(task.trained_heads) <= set(heads)):
+        raise RecipeError(
+            f"task {name}: its `trained_heads` are {task.trained_heads!r}; name those of "
+            f"{', '.join(heads)} that its loss reaches"
+        )
+    return task
 
 
 def compile_parts(model: Student, **options: Any) -> None:
@@ -222,11 +194,13 @@ def compile_parts(model: Student, **options: Any) -> None:
 
 
 def _captions(data: DataConfig, tables: Sequence[PairTable]) -> Iterator[str]:
+    # What is learnt here lowers case.
+    clean = Cleaning(lowercases=True).caption
     for part in resolved_parts(data, tables):
         rows = part.index.rows
         for start in range(0, len(rows), 8192):
             for texts in part.index.captions_of_rows(rows[start : start + 8192]):
-                yield from (data.prefix + clean_caption(text, data.max_words) for text in texts)
+                yield from (data.prefix + clean(text, data.max_words) for text in texts)
 
 
 def sized(config: SizesT, image_size: int, vocab_size: int) -> SizesT:
@@ -275,8 +249,8 @@ def _prompt_tokens(data: DataConfig, tokenizer: TextTokenizer) -> int:
 
 
 @contextmanager
-def _fresh_weights(seed: int) -> Iterator[None]:
+def _fresh_weights(seed: int, purpose: int) -> Iterator[None]:
     """The global generator, which modules draw their weights from, as the seed decides."""
     with torch.random.fork_rng([]):
-        torch.manual_seed(keyed_hash(seed, _FRESH_WEIGHTS))
+        torch.manual_seed(keyed_hash(seed, purpose))
         yield

@@ -41,8 +41,9 @@ class RunState:
     """Optimiser steps done."""
     seconds: float = 0.0
     """Time spent in the loop, over all starts of the run."""
-    flops: float = 0.0
-    """Arithmetic of all processes, each like the first, as `task_flops` counts; over all starts."""
+    flops: float | None = 0.0
+    """Arithmetic of all processes, each like the first, as `task_flops` counts; over all starts.
+    None where it was not counted."""
     best_loss: float = float("inf")
     """The lowest loss that a checkpoint was judged by, nats."""
     best_step: int | None = None

@@ -2,55 +2,28 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from openblip.data.augmentation import Augmentation
 from openblip.data.views import CaptionView
 from openblip.errors import RecipeError
 from openblip.model import MedConfig
 from openblip.model.config import AlbefConfig, check_rate
-from openblip.tasks.settings import (
-    AlbefObjectives,
-    CaptionerObjectives,
-    ClipObjectives,
-    FilterObjectives,
-    NlvrObjectives,
-    PretrainObjectives,
-    VqaObjectives,
-)
+from openblip.tasks.named import TaskNeeds, task_name, task_needs
 
-TaskName = Literal["pretrain", "captioner", "filter", "clip", "albef", "vqa", "nlvr"]
 ScheduleKind = Literal["step_decay", "epoch_cosine", "warmup_cosine"]
 Precision = Literal["float32", "bfloat16"]
 Sharding = Literal["replicate", "full"]
 TrackerName = Literal["wandb", "mlflow", "trackio"]
-Objectives = (
-    PretrainObjectives
-    | FilterObjectives
-    | CaptionerObjectives
-    | ClipObjectives
-    | AlbefObjectives
-    | VqaObjectives
-    | NlvrObjectives
-)
 ModelConfig = MedConfig | AlbefConfig
+# Files and flags know the name alone, which is what a recipe keeps.
+if TYPE_CHECKING:
+    from openblip.tasks.protocol import AnyTask
 
-OBJECTIVES_OF: dict[TaskName, type[Objectives]] = {
-    "pretrain": PretrainObjectives,
-    "captioner": CaptionerObjectives,
-    "filter": FilterObjectives,
-    "clip": ClipObjectives,
-    "albef": AlbefObjectives,
-    "vqa": VqaObjectives,
-    "nlvr": NlvrObjectives,
-}
-MODEL_OF: dict[TaskName, type[ModelConfig]] = {
-    "pretrain": MedConfig,
-    "captioner": MedConfig,
-    "filter": MedConfig,
-    "clip": MedConfig,
-    "albef": AlbefConfig,
-}
+    TaskName = str | type[AnyTask]
+else:
+    TaskName = str
+
 _TRAINED_TOKENIZER = "train:"
 
 
@@ -299,14 +272,17 @@ class StabilityConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """One run: a model, what it learns, from which data, and how."""
+    """One run: a model, what it learns, from which data, and how.
+
+    `objectives` are the settings of the task's losses, of the type that the task needs. In Python a
+    `task` may be the class itself; its name is what is kept.
+    """
 
     task: TaskName
-    """What is trained."""
+    """What is trained: pretrain, captioner, filter, clip, albef, vqa, nlvr, or module:Class."""
     data: DataConfig
     """What it is trained on."""
-    objectives: Objectives
-    """The task's losses."""
+    objectives: Any
     model: ModelConfig | None = None
     """A model with fresh weights; vocabulary and image size become those of tokenizer and data."""
     init_from: str | None = None
@@ -336,6 +312,8 @@ class Recipe:
     """Losses that are not finite, or jump."""
 
     def __post_init__(self) -> None:
+        # Nobody has seen the recipe yet, so that it may still change.
+        object.__setattr__(self, "task", task_name(self.task))
         if (self.model is None) == (self.init_from is None):
             raise RecipeError("give either model (fresh weights) or init_from (a model folder)")
         if self.model is None and (self.init_image or self.init_text):
@@ -348,31 +326,40 @@ class Recipe:
                 "tokenizer: give a file or train:N with model, and none with init_from or "
                 "init_text, whose tokenizer is used"
             )
-        if type(self.objectives) is not OBJECTIVES_OF[self.task]:
-            raise RecipeError(
-                f"objectives are {type(self.objectives).__name__}, but the task {self.task!r} "
-                f"needs {OBJECTIVES_OF[self.task].__name__}"
-            )
-        if self.model is not None and self.task not in MODEL_OF:
-            raise RecipeError(
-                f"the task {self.task!r} starts from a pre-trained model: give init_from, no model"
-            )
-        if self.lora.rank and self.init_from is None:
-            raise RecipeError("lora.rank is for a model to start from: give init_from, no model")
-        if self.task in ("vqa", "nlvr") and len(self.data.mixture) > 1:
-            raise RecipeError(
-                f"the task {self.task!r} learns from one table: import all its sources into one"
-            )
-        if self.model is not None and type(self.model) is not MODEL_OF[self.task]:
-            raise RecipeError(
-                f"model is {type(self.model).__name__}, but the task {self.task!r} needs "
-                f"{MODEL_OF[self.task].__name__}"
-            )
+        self._check_task()
         if self.schedule.min_lr > self.optimiser.lr:
             raise RecipeError(
                 f"schedule.min_lr {self.schedule.min_lr} is above optimiser.lr "
                 f"{self.optimiser.lr}; lower it"
             )
+
+    def _check_task(self) -> None:
+        needs = self.needs
+        if type(self.objectives) is not needs.settings:
+            raise RecipeError(
+                f"objectives are {type(self.objectives).__name__}, but the task {self.task!r} "
+                f"needs {needs.settings.__name__}"
+            )
+        if self.model is not None and needs.model is None:
+            raise RecipeError(
+                f"the task {self.task!r} starts from a pre-trained model: give init_from, no model"
+            )
+        if self.lora.rank and self.init_from is None:
+            raise RecipeError("lora.rank is for a model to start from: give init_from, no model")
+        if needs.examples != "pairs" and len(self.data.mixture) > 1:
+            raise RecipeError(
+                f"the task {self.task!r} learns from one table: import all its sources into one"
+            )
+        if self.model is not None and type(self.model) is not needs.model:
+            wanted = "none" if needs.model is None else needs.model.__name__
+            raise RecipeError(
+                f"model is {type(self.model).__name__}, but the task {self.task!r} needs {wanted}"
+            )
+
+    @property
+    def needs(self) -> TaskNeeds:
+        """What the task needs."""
+        return task_needs(task_name(self.task))
 
     @property
     def trained_vocabulary(self) -> int | None:

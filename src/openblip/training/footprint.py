@@ -15,12 +15,15 @@ from torch import Tensor, nn
 
 from openblip.data.loader import Batch
 from openblip.data.tokenizer import TextTokenizer
+from openblip.errors import one_line
 from openblip.interop.assembly import beside_state, build_empty, put_back
 from openblip.model import Med, TextPass
 from openblip.model.albef import Albef
+from openblip.model.flops import flop_counter
 from openblip.objectives.mlm import MaskDraws
 from openblip.tasks.albef import AlbefTask, MaskSampler
 from openblip.tasks.contrastive import ContrastiveTask
+from openblip.tasks.named import is_own
 from openblip.tasks.protocol import AnyTask, StepPosition
 from openblip.training.accelerator import accelerator_kernels
 from openblip.training.build import assemble_task, overridden
@@ -75,13 +78,18 @@ class Footprint:
 
     parts: Mapping[str, int]
     """By part (`PARTS`)."""
-    operations: float
-    """Useful operations of the process in the step, all accumulated parts together."""
+    operations: float | None
+    """Useful operations of the process in the step, all accumulated parts together. Of a task that
+    `task_flops` does not know, those that ran, with what checkpointing computes again; None where
+    the step did not run."""
     recomputed: float
     """Operations besides, which checkpointing computes again in the step."""
     gathered: int
     """Bytes that a sharded run puts together for a time: what is in no layer, two layers, and the
     gradients of a layer and of what is in none."""
+    missing: str | None = None
+    """Why the step of a task from outside does not run on fake tensors: then `parts` are its state
+    alone."""
 
     @property
     def total(self) -> int:
@@ -159,14 +167,43 @@ def step_footprint(
             for _ in range(min(recipe.train.accumulate, _MOST_PARTS))
         ]
         simulation.forget_peak()
-        trainer.step(StepPosition(1, 10.0), batches, recipe.optimiser.lr)
-        accumulate = recipe.train.accumulate
+        operations = _by_formula(task, batches[0])
+        counter = flop_counter()
+        if operations is None:
+            stack.enter_context(counter)
+        try:
+            trainer.step(StepPosition(1, 10.0), batches, recipe.optimiser.lr)
+        except Exception as why:
+            if not is_own(recipe.task):
+                raise
+            reason = f"{type(why).__name__}: {one_line(why)}"
+            return Footprint(
+                parts=_state_alone(task),
+                operations=None,
+                recomputed=0.0,
+                gathered=_gathered(task),
+                missing=reason,
+            )
+        useful, again = operations or (counter.get_total_flops() / len(batches), 0.0)
         return Footprint(
             parts={part: simulation.peak[part] for part in PARTS if simulation.peak[part]},
-            operations=accumulate * task_flops(task, batches[0]),
-            recomputed=accumulate * recomputed_flops(task, batches[0]),
+            operations=recipe.train.accumulate * useful,
+            recomputed=recipe.train.accumulate * again,
             gathered=_gathered(task),
         )
+
+
+def _by_formula(task: AnyTask, batch: Batch) -> tuple[float, float] | None:
+    """Operations of a part, and those that are computed again; None where no formula has them."""
+    try:
+        return task_flops(task, batch), recomputed_flops(task, batch)
+    except TypeError:
+        return None
+
+
+def _state_alone(task: AnyTask) -> dict[str, int]:
+    trained = sum(p.numel() * p.element_size() for p in trained_parameters(task))
+    return {WEIGHTS: _bytes(task), GRADIENTS: trained, MOMENTS: 2 * trained}
 
 
 def _with_values(sampler: MaskSampler) -> MaskSampler:
@@ -187,8 +224,10 @@ def _make_moments(task: AnyTask, optimiser: torch.optim.Optimizer) -> None:
 
 
 def _label(simulation: Simulation, task: AnyTask, optimiser: torch.optim.Optimizer) -> None:
-    for parameter in task.student.parameters():
+    # The teacher's, which are among them, get their own label below.
+    for parameter in task.parameters():
         simulation.relabel(parameter, WEIGHTS)
+    for parameter in trained_parameters(task):
         parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]  # torch
             lambda p: simulation.relabel(p.grad, GRADIENTS)
         )

@@ -49,7 +49,7 @@ def training_loader(
     """
     size = recipe.train.part_size(processes.world_size)
     augmentation = recipe.data.augmentation
-    if recipe.task in ("vqa", "nlvr"):
+    if recipe.needs.examples != "pairs":
         split = recipe.data.view.split
         return _example_loader(recipe, augmentation, tables[0], split, tokenizer, processes, size)
     parts = resolved_parts(recipe.data, tables)
@@ -110,7 +110,10 @@ def with_fitting_queue(recipe: Recipe, num_rows: int) -> Recipe:
         num_rows: admitted rows of all tables.
     """
     objectives = recipe.objectives
-    if not isinstance(objectives, ContrastObjectives) or "itc" not in objectives.losses:
+    if not isinstance(objectives, ContrastObjectives):
+        return recipe
+    # A contrast from outside need not name its losses.
+    if "itc" not in getattr(objectives, "losses", ("itc",)):
         return recipe
     if objectives.queue_size <= num_rows:
         return recipe
@@ -132,7 +135,7 @@ def validation_loader(
     if split is None:
         return None
     part_size = recipe.train.part_size(processes.world_size)
-    if recipe.task in ("vqa", "nlvr"):
+    if recipe.needs.examples != "pairs":
         return _example_loader(recipe, None, tables[0], split, tokenizer, processes, part_size)
     parts, failures = [], []
     for part, table in zip(recipe.data.mixture, tables, strict=True):
@@ -149,7 +152,7 @@ def validation_loader(
 
 def _as_read(recipe: Recipe, tokenizer: TextTokenizer) -> TextTokenizer:
     """The tokenizer as the task's model reads texts: those of ALBEF have no `[SEP]`."""
-    return tokenizer.without_end() if recipe.task == "albef" else tokenizer
+    return tokenizer if recipe.needs.ends_texts else tokenizer.without_end()
 
 
 def resolved_parts(data: DataConfig, tables: Sequence[PairTable]) -> list[WeightedIndex]:
@@ -202,7 +205,8 @@ def _example_loader(
 ) -> AnyLoader:
     """Batches of questions, or of sentences about two images; no more than there are at once."""
     data = recipe.data
-    index = (QuestionIndex if recipe.task == "vqa" else ImagePairIndex).resolve(table, split)
+    asks = recipe.needs.examples == "questions"
+    index = (QuestionIndex if asks else ImagePairIndex).resolve(table, split)
     if augmentation is None:
         batch_size = max(1, min(batch_size, len(index) // processes.world_size))
     images = (batch_size, data.image_size, augmentation)

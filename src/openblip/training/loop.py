@@ -17,7 +17,7 @@ from openblip.training.metrics_log import MetricsLog
 from openblip.training.plan import Plan
 from openblip.training.rank_log import RankLog
 from openblip.training.trainer import NonFiniteLoss, Trainer
-from openblip.training.utilisation import Meter
+from openblip.training.utilisation import Meter, added
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,8 +32,8 @@ class Reporting:
     """What this process leaves behind."""
     meter: Meter
     """What this process does per second."""
-    flops_of: Callable[[Examples], float]
-    """Arithmetic of a step on a batch."""
+    flops_of: Callable[[Examples], float | None]
+    """Arithmetic of a step on a batch; None where it is not counted."""
 
 
 class Loop:
@@ -169,7 +169,8 @@ class Loop:
         for part in parts:
             world_size, flops = self._trainer.processes.world_size, self._reporting.flops_of(part)
             self._reporting.meter.add(len(part.ids) * world_size, flops)
-            state.flops += flops * world_size
+            of_all = None if flops is None else flops * world_size
+            state.flops = added(state.flops, of_all)
 
     def _log(self, state: RunState, position: StepPosition, lr: float) -> None:
         """Report means over the steps since the last line."""
@@ -179,9 +180,10 @@ class Loop:
         shown: dict[str, float | str] = {
             **{name: value for name, value in state.terms.items() if name != "grad_norm"},
             "pairs/s": rates["pairs_per_second"],
-            "utilisation": f"{rates['utilisation']:.0%}",
-            "waiting for data": f"{rates['loader_share']:.0%}",
         }
+        if "utilisation" in rates:
+            shown["utilisation"] = f"{rates['utilisation']:.0%}"
+        shown["waiting for data"] = f"{rates['loader_share']:.0%}"
         self._reporting.progress.update(0, **shown)
         self._reporting.rank_log.note(
             f"step {state.step}: loss {state.terms['loss']:.4g}, {rates['pairs_per_second']:.4g} "

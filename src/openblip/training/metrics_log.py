@@ -82,6 +82,11 @@ class MetricsLog:
         for tracker in self._trackers:
             tracker.alert(step, kind, text)
 
+    def note(self, step: int, text: str) -> None:
+        """Append a line for a person, which nobody need be alerted to."""
+        self._write_line({"step": step, "kind": "note", "text": text})
+        self._board.add_text("note", text, step)
+
     def _write_line(self, line: Mapping[str, Any]) -> None:
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()

@@ -11,7 +11,8 @@ from openblip.atomic import replace_file
 from openblip.documents import read_yaml
 from openblip.errors import RecipeError
 from openblip.model import MedConfig
-from openblip.training.config import MODEL_OF, OBJECTIVES_OF, Recipe
+from openblip.tasks.named import is_own, task_needs
+from openblip.training.config import Recipe
 
 RECIPE_FILE = "recipe.yaml"
 
@@ -39,10 +40,9 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
     """
     parts = dict(values)
     task = parts.get("task")
-    if not isinstance(task, str) or task not in OBJECTIVES_OF:
-        raise RecipeError(f"task is {task!r}; choose one of {', '.join(OBJECTIVES_OF)}")
-    objectives = from_plain(OBJECTIVES_OF[task], parts.get("objectives") or {}, "objectives")
-    model = from_plain(MODEL_OF.get(task, MedConfig) | None, parts.get("model"), "model")
+    needs = task_needs(task if isinstance(task, str) else repr(task))
+    objectives = from_plain(needs.settings, parts.get("objectives") or {}, "objectives")
+    model = from_plain((needs.model or MedConfig) | None, parts.get("model"), "model")
     recipe = from_plain(Recipe, {**parts, "objectives": objectives, "model": model}, "")
     assert isinstance(recipe, Recipe)
     return recipe
@@ -63,9 +63,37 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         RecipeError: the file is missing, is not YAML, or is not a recipe.
     """
+    return _recipe_of(_read_fields(path), path)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """Every field of a YAML file's recipe by its name with dots; runs nobody's code.
+
+    The settings of a task from outside are those that the file gives.
+
+    Raises:
+        RecipeError: as `read_recipe`.
+    """
+    values = _read_fields(path)
+    if not is_own(values.get("task")):
+        return flattened(_recipe_of(values, path))
+    # Of a known task all other fields are filled up and checked.
+    known = {"task": "pretrain", "objectives": None}
+    if isinstance(model := values.get("model"), dict) and "fusion_layer" in model:
+        known["task"] = "albef"
+    checked = recipe_to_dict(_recipe_of({**values, **known}, path))
+    own = {name: values.get(name) or {} for name in ("task", "objectives")}
+    return dict(_flattened({**checked, **own}, ""))
+
+
+def _read_fields(path: Path) -> dict[str, Any]:
     values, _ = read_yaml(path, RecipeError)
     if not isinstance(values, dict):
         raise RecipeError(f"{path}: expected fields of a recipe such as `task: pretrain`")
+    return values
+
+
+def _recipe_of(values: Mapping[str, Any], path: Path) -> Recipe:
     try:
         return recipe_from_dict(values)
     except RecipeError as error:

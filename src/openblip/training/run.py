@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 
 from openblip.atomic import replace_file
-from openblip.data.examples import Examples
-from openblip.errors import TrainingError
+from openblip.errors import TrainingError, one_line
 from openblip.interop.beginnings import KeyReport
 from openblip.progress import Progress
 from openblip.threads import threads_for
@@ -69,8 +68,9 @@ class TrainResult:
     """Optimiser steps done, over all starts of the run."""
     seconds: float
     """Time spent in them, validation included."""
-    flops: float
-    """Arithmetic of their forward and backward passes and the teacher's, as `task_flops` counts."""
+    flops: float | None
+    """Arithmetic of their forward and backward passes and the teacher's, as `task_flops` counts;
+    None of a task that it does not know."""
     terms: dict[str, float]
     """Losses by name: means over the steps of the latest log line."""
     interrupted: bool
@@ -312,7 +312,6 @@ class _Run:
             start=self.state.step,
             enabled=self.processes.is_first and not quiet,
         )
-        meter = Meter(measure_peak(device, dtype))
         with ExitStack() as stack:
             stack.enter_context(progress)
             self.rank_log.note(f"texts: {self.texts}")
@@ -326,19 +325,24 @@ class _Run:
             if self.processes.is_first:
                 log = MetricsLog(self.run_dir, self.state.step, trackers.threads)
                 stack.enter_context(log)
+
+            def note(line: str) -> None:
+                self.rank_log.note(line)
+                progress.note(line)
+                if log is not None:
+                    log.note(self.state.step, line)
+
+            figures = _Figures(note)
             yield Reporting(
                 progress=progress,
                 log=log,
                 rank_log=self.rank_log,
-                meter=meter,
-                flops_of=self._flops_of,
+                meter=Meter(figures.known(lambda: measure_peak(device, dtype))),
+                flops_of=lambda batch: figures.known(lambda: task_flops(self.task, batch)),
             )
 
     def _num_trained(self) -> int:
         return _count(trained_parameters(self.task))
-
-    def _flops_of(self, batch: Examples) -> float:
-        return task_flops(self.task, batch)
 
     def _validate(self) -> dict[str, float]:
         assert self.validation is not None
@@ -379,6 +383,25 @@ class _Run:
             "these weights with init_from, with a lower optimiser.lr, optimiser.clip_norm=1, or "
             "train.precision=float32"
         )
+
+
+class _Figures:
+    """Figures about a run, of which none is worth the run: what cannot be had is noted, once."""
+
+    def __init__(self, note: Callable[[str], None]) -> None:
+        self._note = note
+        self._missed: set[str] = set()
+
+    def known(self, count: Callable[[], float]) -> float | None:
+        """The figure, or None."""
+        try:
+            return count()
+        except Exception as why:
+            reason = f"{type(why).__name__}: {one_line(why)}"
+            if reason not in self._missed:
+                self._missed.add(reason)
+                self._note(f"no utilisation is told: {reason}")
+            return None
 
 
 def _count(parameters: Iterable[torch.nn.Parameter]) -> int:

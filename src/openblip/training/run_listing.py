@@ -13,7 +13,7 @@ from typing import Any, Literal
 from openblip.errors import TrainingError
 from openblip.training.metrics_log import read_metrics
 from openblip.training.rank_log import RankStatus, is_held, log_path, read_statuses, what_happened
-from openblip.training.recipe_file import RECIPE_FILE, flattened, read_recipe
+from openblip.training.recipe_file import RECIPE_FILE, read_settings
 
 RunCondition = Literal["running", "finished", "interrupted", "failed", "unknown"]
 # As in `interop.folder`, which is not imported: that loads torch.
@@ -97,21 +97,21 @@ def summarise(run_dir: Path, now: float | None = None) -> RunSummary:
     Raises:
         RecipeError: its recipe cannot be read.
     """
-    recipe = read_recipe(run_dir / RECIPE_FILE)
+    settings = read_settings(run_dir / RECIPE_FILE)
     lines = read_metrics(run_dir)
     statuses = read_statuses(run_dir)
     latest = {kind: _latest(lines, kind) for kind in ("train", "validation")}
     first = statuses[0] if statuses else None
     step = max([int(line["step"]) for line in lines] + [s.step for s in statuses], default=0)
     # A start that has not begun to train does not know yet.
-    total = (first.total_steps if first is not None else 0) or recipe.train.steps
+    total = (first.total_steps if first is not None else 0) or settings["train.steps"]
     state, reason = _state(run_dir, statuses, step, total, time.time() if now is None else now)
     return RunSummary(
         path=run_dir,
         state=state,
         reason=reason,
-        task=recipe.task,
-        data=recipe.data.table,
+        task=settings["task"],
+        data=settings["data.table"],
         num_parameters=_num_parameters(run_dir / _WEIGHTS),
         step=step,
         total_steps=total,
@@ -120,7 +120,7 @@ def summarise(run_dir: Path, now: float | None = None) -> RunSummary:
         rewinds=sum(line["kind"] == "rewind" for line in lines),
         alarms=sum(line["kind"] == "alarm" for line in lines),
         updated=max([s.updated for s in statuses], default=_modified(run_dir)),
-        settings=flattened(recipe),
+        settings=settings,
     )
 
 

@@ -64,24 +64,30 @@ def _timed(product: Callable[[], torch.Tensor]) -> float:
     return time.perf_counter() - start
 
 
+def added(total: float | None, more: float | None) -> float | None:
+    """The sum of operations; None once a part of them is not known."""
+    return None if total is None or more is None else total + more
+
+
 class Meter:
     """Adds up what some steps did, and tells rates since it was last asked."""
 
-    def __init__(self, peak_flops: float) -> None:
+    def __init__(self, peak_flops: float | None) -> None:
         self._peak = peak_flops
         self._waited = 0.0
         self.restart()
 
     def restart(self, waited_seconds: float = 0.0) -> None:
         """Begin to measure now; `waited_seconds` is the loader's count so far."""
-        self._pairs, self._flops = 0, 0.0
+        self._pairs = 0
+        self._flops: float | None = 0.0
         self._waited = waited_seconds
         self._began = time.perf_counter()
 
-    def add(self, num_pairs: int, flops: float) -> None:
-        """Count pairs of the run, and operations of this process."""
+    def add(self, num_pairs: int, flops: float | None) -> None:
+        """Count pairs of the run, and operations of this process; None where nobody knows them."""
         self._pairs += num_pairs
-        self._flops += flops
+        self._flops = added(self._flops, flops)
 
     def read(self, waited_seconds: float) -> dict[str, float]:
         """Rates since the last reading, which starts the next.
@@ -91,13 +97,13 @@ class Meter:
 
         Returns:
             `pairs_per_second` of the run; `utilisation`, arithmetic of this process over that of
-            the peak; and `loader_share`, the part of the time that it waited for data.
+            the peak, if both are known; and `loader_share`, the part of the time that it waited for
+            data.
         """
         seconds = max(time.perf_counter() - self._began, 1e-9)
-        values = {
-            "pairs_per_second": self._pairs / seconds,
-            "utilisation": self._flops / seconds / self._peak,
-            "loader_share": (waited_seconds - self._waited) / seconds,
-        }
+        values = {"pairs_per_second": self._pairs / seconds}
+        if self._flops is not None and self._peak is not None:
+            values["utilisation"] = self._flops / seconds / self._peak
+        values["loader_share"] = (waited_seconds - self._waited) / seconds
         self.restart(waited_seconds)
         return values

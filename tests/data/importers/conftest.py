@@ -9,6 +9,11 @@ from typing import Any
 
 import pytest
 
+from openblip.data.importers.detect import open_source
+from openblip.data.importers.file_splits import FileSplits
+from openblip.data.importers.source import Entry, Found, SourceOptions
+from openblip.data.importers.splits import row_split, source_root
+
 
 @pytest.fixture
 def write_jsonl(tmp_path: Path, jpeg: Callable[..., bytes]) -> Callable[..., Path]:
@@ -64,3 +69,67 @@ def samples(jpeg: Callable[..., bytes]) -> Callable[..., list[tuple[str, bytes]]
         return members
 
     return make
+
+
+@pytest.fixture
+def entries() -> Callable[..., list[Entry]]:
+    """What a source yields; read on from each of its entries, it yields the same rest."""
+
+    def read(source: Path | str, **options: Any) -> list[Entry]:
+        def rest(cursor: Mapping[str, Any] | None) -> list[Entry]:
+            opened = open_source(str(source), SourceOptions(**options))
+            return list(opened.entries(None if cursor is None else json.loads(json.dumps(cursor))))
+
+        everything = rest(None)
+        for number, entry in enumerate(everything, 1):
+            assert rest(entry.cursor) == everything[number:]
+        return everything
+
+    return read
+
+
+@pytest.fixture
+def texts(entries: Callable[..., list[Entry]]) -> Callable[..., dict[str, list[str]]]:
+    """The captions that a source yields by the names of their images; bytes have their length."""
+
+    def read(source: Path | str, **options: Any) -> dict[str, list[str]]:
+        return {
+            entry.image.name if isinstance(entry.image, Path) else str(len(entry.image)): [
+                *entry.captions
+            ]
+            for entry in entries(source, **options)
+            if isinstance(entry, Found)
+        }
+
+    return read
+
+
+@pytest.fixture
+def left_out(entries: Callable[..., list[Entry]]) -> Callable[..., list[tuple[str, str, str]]]:
+    """Where, why and in which words a source leaves something out."""
+
+    def read(source: Path | str, **options: Any) -> list[tuple[str, str, str]]:
+        return [
+            (entry.where, entry.reason, entry.detail)
+            for entry in entries(source, **options)
+            if not isinstance(entry, Found)
+        ]
+
+    return read
+
+
+@pytest.fixture
+def splits(entries: Callable[..., list[Entry]]) -> Callable[..., dict[str, str]]:
+    """The split of each first caption that a source yields."""
+
+    def read(source: Path | str, **options: Any) -> dict[str, str]:
+        root = source_root(str(source))
+        found = [entry for entry in entries(source, **options) if isinstance(entry, Found)]
+        files = FileSplits(open_source(str(source), SourceOptions(**options)).listed(), root)
+        return {
+            entry.captions[0]: files.agreed(entry, *row_split(entry, root))[0]
+            for entry in found
+            if entry.captions
+        }
+
+    return read

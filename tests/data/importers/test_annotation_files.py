@@ -45,7 +45,8 @@ def test_files_that_differ_in_their_split_are_all_read(folder: Path, tmp_path: P
     report, ids = imported(folder, tmp_path / "t")
     assert (report.format, ids, report.splits) == ("coco", ["1", "2"], {"train": 1, "val": 1})
     # A file that is not read is not passed over without a word.
-    assert report.skipped == {"other file": 1}
+    assert report.skipped == {"missing caption": 1, "other file": 1}
+    assert report.examples["missing caption"][0].where == "c.jpg"
     assert report.examples["other file"][0].where == "instances_val2014.json"
 
 
@@ -74,7 +75,7 @@ def test_a_later_file_that_is_damaged_does_not_stop_the_others(
     write(folder / "captions_train.json", "{")
     write(folder / "captions_val.json", coco("b.jpg", 2))
     report, ids = imported(folder, tmp_path / "t")
-    assert (ids, report.skipped) == (["1", "2"], {"bad record": 1})
+    assert (ids, report.skipped) == (["1", "2"], {"bad record": 1, "missing caption": 1})
     assert "captions_train.json" in report.examples["bad record"][0].where
 
 
@@ -104,7 +105,40 @@ def test_questions_and_the_annotations_beside_them_are_one_source(
     annotation = {"question_id": 1, "answers": [{"answer": "tail", "answer_confidence": "yes"}]}
     write(folder / "mscoco_val2014_annotations.json", {"annotations": [annotation]})
     report, ids = imported(folder, tmp_path / "t")
-    assert (report.format, ids, report.num_skipped) == ("vqa", ["42"], 0)
+    assert (report.format, ids, report.skipped) == ("vqa", ["42"], {"missing caption": 2})
+
+
+def test_images_that_no_annotation_names_are_not_passed_over(folder: Path, tmp_path: Path) -> None:
+    write(folder / "captions_train.json", coco("a.jpg", 1))
+    (folder / "c.txt").write_text("text of c")
+    report, ids = imported(folder, tmp_path / "t")
+    assert (ids, report.skipped) == (["1", "c"], {"missing caption": 1})
+    assert report.examples["missing caption"][0].where == "b.jpg"
+    # The file of annotations itself is as many as the records in it.
+    assert (report.num_seen, report.num_used) == (4, 3)
+    report, ids = imported(folder, tmp_path / "all", without_captions=True)
+    assert (ids, report.skipped) == (["1", "b", "c"], {})
+
+
+def test_an_import_of_annotations_and_what_is_beside_goes_on_after_any_row(
+    folder: Path, tmp_path: Path
+) -> None:
+    write(folder / "captions_train.json", coco("a.jpg", 1))
+    for limit in (1, 2, None):
+        report, ids = imported(folder, tmp_path / "t", limit=limit, without_captions=True)
+        assert ids == ["1", "b", "c"][:limit]
+    assert (report.num_seen, report.skipped) == (3, {})
+
+
+def test_an_image_that_two_files_put_into_two_splits_is_in_none(
+    folder: Path, tmp_path: Path
+) -> None:
+    write(folder / "captions_train.json", coco("a.jpg", 1))
+    write(folder / "captions_val.json", coco("a.jpg", 2))
+    write(folder / "captions_test.json", coco("b.jpg", 3))
+    report, ids = imported(folder, tmp_path / "t", without_captions=True)
+    assert (ids, report.splits["test"], report.skipped) == (["3", "c"], 1, {"contradiction": 2})
+    assert "'train' and 'val'" in report.examples["contradiction"][0].detail
 
 
 @pytest.mark.parametrize(
@@ -131,4 +165,15 @@ def test_what_caption_writes_about_its_settings_is_no_annotation(
     write(folder / "captions.json", [{"image_id": "a.jpg", "caption": "x"}])
     write(folder / "captions.json.settings.json", {"num_beams": 3})
     report, ids = imported(folder, tmp_path / "t")
-    assert (ids, report.skipped) == (["a.jpg"], {"other file": 1})
+    assert (ids, report.skipped) == (["a.jpg"], {"missing caption": 2, "other file": 1})
+
+
+def test_an_id_that_two_files_have_for_two_images_hides_neither(
+    folder: Path, tmp_path: Path
+) -> None:
+    for name, image in (("train", "a.jpg"), ("val", "./b.jpg"), ("test", "c.jpg")):
+        write(folder / f"captions_{name}.json", coco(image, 1))
+    for limit in (1, 2, None):
+        report, ids = imported(folder, tmp_path / "t", limit=limit)
+        assert ids == ["1", "a.jpg", "b.jpg"][:limit]
+    assert (report.splits, report.skipped) == ({"test": 1, "train": 1, "val": 1}, {})

@@ -304,3 +304,23 @@ def test_a_file_without_images_makes_no_table(tmp_path: Path) -> None:
     report = import_pairs(file, tmp_path / "t", show_progress=False)
     assert (report.num_rows, report.num_seen) == (0, 0)
     assert not (tmp_path / "t").exists()
+
+
+def test_an_id_that_is_none_is_told_as_it_stands(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    _images(tmp_path, jpeg, ["a.jpg"])
+    annotations = [{"image_id": 1, "caption": "a"}, {"image_id": True, "caption": "b"}]
+    document = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": annotations}
+    report, _ = _import(_write(tmp_path / "x.json", document))
+    assert "the image true, which" in report.examples["bad record"][0].detail
+
+
+def test_a_text_is_one_also_if_it_looks_like_a_list(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    _images(tmp_path, jpeg, ["a.jpg"])
+    annotations = [{"image_id": 1, "caption": '["a", "b"]'}]
+    document = {"images": [{"id": 1, "file_name": "a.jpg"}], "annotations": annotations}
+    _, rows = _import(_write(tmp_path / "x.json", {**document, "split": "test"}))
+    assert [(row["captions"], row["split"]) for row in rows] == [(['["a", "b"]'], "test")]

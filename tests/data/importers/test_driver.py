@@ -4,11 +4,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from openblip.data.importers.driver import import_pairs
+from openblip.data.importers.driver import _Settings, import_pairs
+from openblip.data.importers.source import SourceOptions
 from openblip.data.reading import table_images
 from openblip.data.report import ImportReport, is_import_state
 from openblip.data.table import PairTable
@@ -17,8 +19,8 @@ from openblip.errors import DataError
 
 @pytest.fixture
 def source(write_jsonl: Callable[..., Path]) -> Path:
-    """Ten images; the last but one is broken, the last is there twice."""
-    records = [{"image": f"images/{n}.jpg", "captions": [f"text {n}"]} for n in (*range(10), 9)]
+    """Ten images; the last but one is broken, the first comes again at the end."""
+    records = [{"image": f"images/{n}.jpg", "captions": [f"text {n}"]} for n in (*range(10), 0)]
     source = write_jsonl(records)
     (source / "images" / "8.jpg").write_text("broken")
     return source
@@ -47,7 +49,7 @@ def test_the_report_is_returned_stored_and_rendered(source: Path, tmp_path: Path
     assert "9 rows with 9 captions imported" in text
     assert "left out: 2" in text
     assert "unreadable image: 1\n    captions.jsonl line 9, images/8.jpg: " in text
-    assert "duplicate id: 1\n    captions.jsonl line 11, images/9.jpg: " in text
+    assert "duplicate id: 1\n    captions.jsonl line 11, images/0.jpg: " in text
 
 
 def test_a_complete_import_is_not_repeated(source: Path, tmp_path: Path) -> None:
@@ -298,3 +300,46 @@ def test_two_sources_at_the_same_time_both_come_into_a_new_table(
     expected = {f"{source}-{number}" for source in ("left", "right") for number in range(30)}
     assert set(_ids(tmp_path / "t")) == expected
     assert len(_ids(tmp_path / "t")) == 60
+
+
+def test_an_import_is_known_by_the_same_name_in_every_version() -> None:
+    options = SourceOptions(caption_column="x")
+    settings = _Settings(
+        source="/a",
+        format=None,
+        origin="web",
+        split=None,
+        store="bytes",
+        ids="key",
+        options=options,
+    )
+    # What is said for the first time since makes another import of it.
+    assert settings.fingerprint() == "a5003748a8298920"
+    named = replace(options, columns=("image", "x"))
+    assert replace(settings, options=named).fingerprint() != "a5003748a8298920"
+
+
+def test_an_import_that_came_to_nothing_is_read_anew(source: Path, tmp_path: Path) -> None:
+    import_pairs(source, tmp_path / "t", show_progress=False)
+    for _ in range(2):
+        report = import_pairs(source, tmp_path / "t", origin="human", show_progress=False)
+        assert (report.num_rows, report.nothing_read) == (0, False)
+        assert report.skipped == {"duplicate id": 10, "unreadable image": 1}
+    (source / "images" / "8.jpg").write_bytes((source / "images" / "7.jpg").read_bytes())
+    report = import_pairs(source, tmp_path / "t", origin="human", show_progress=False)
+    assert report.num_rows == 1
+
+
+def test_whether_there_are_no_captions_by_the_sources_word_is_told(
+    source: Path, tmp_path: Path
+) -> None:
+    records = [
+        {"image": "images/0.jpg", "captions": []},
+        {"image": "images/1.jpg"},
+    ]
+    (source / "captions.jsonl").write_text("\n".join(map(json.dumps, records)))
+    for number in range(2, 10):
+        (source / "images" / f"{number}.jpg").unlink()
+    report = import_pairs(source, tmp_path / "t", without_captions=True, show_progress=False)
+    said = [example.detail for example in report.examples["imported without captions"]]
+    assert said == ["the source says that there are none", "there is no text of it"]

@@ -145,6 +145,12 @@ class TestTextsBeside:
         assert report.skipped == {"bad record": 2}
         assert "save it as UTF-8" in report.to_text()
 
+    def test_are_read_in_the_encoding_that_is_said(self, tmp_path: Path, jpeg: Jpeg) -> None:
+        pair = {"0.jpg": jpeg(0), "0.txt": "Grüße\n\nein Hund".encode("cp1252")}
+        folder = _write(tmp_path / "p", {**pair, "s/a.tar": _tar(pair)})
+        _, rows = _import(folder, encoding="cp1252")
+        assert [row["captions"] for row in rows] == [["Grüße", "ein Hund"]] * 2
+
     def test_of_two_that_differ_the_first_counts_and_the_other_is_noted(
         self, tmp_path: Path, jpeg: Jpeg
     ) -> None:
@@ -230,7 +236,7 @@ class TestEverythingInAFolder:
         }
         report, rows = _import(_write(tmp_path / "p", files))
         assert report.format == "jsonl"
-        assert _facts(rows) == [("./a.jpg", ["listed"]), ("b", ["b"])]
+        assert _facts(rows) == [("a.jpg", ["listed"]), ("b", ["b"])]
         assert report.skipped == {"other file": 1}
         assert "beside an image of a list, which counts: a.txt" in report.to_text()
 
@@ -305,3 +311,26 @@ class TestEverythingInAFolder:
         assert tables[0] == tables[1]
         assert (report.skipped, report.num_seen) == (whole.skipped, whole.num_seen)
         assert report.complete
+
+
+def test_a_blank_text_hides_no_text_beside_it(tmp_path: Path, jpeg: Jpeg) -> None:
+    files = {
+        **{"a.jpg": jpeg(0), "a.txt": "", "a.json": '{"caption": "real", "SPLIT": "test"}'},
+        **{"b.jpg": jpeg(1), "b.txt": "\ufeff\n", "b.caption": "real"},
+        **{"c.jpg": jpeg(2), "c.json": '{"caption": "", "captions": ["real", null]}'},
+    }
+    report, rows = _import(_write(tmp_path / "p", files))
+    assert [(row["id"], row["split"], row["captions"]) for row in rows] == [
+        ("a", "test", ["real"]),
+        ("b", "train", ["real"]),
+        ("c", "train", ["real"]),
+    ]
+    assert (report.num_seen, report.num_skipped, report.noted) == (8, 0, {})
+
+
+def test_a_linked_folder_has_the_split_of_its_target(tmp_path: Path, jpeg: Jpeg) -> None:
+    _write(tmp_path / "far" / "test", {"a.jpg": jpeg(0), "a.txt": "a"})
+    source = _write(tmp_path / "p", {"b.jpg": jpeg(1), "b.txt": "b"})
+    (source / "more").symlink_to(tmp_path / "far" / "test")
+    report, _ = _import(source)
+    assert report.splits == {"train": 1, "test": 1}

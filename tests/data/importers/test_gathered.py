@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from openblip.data.importers.gathered import Gathered, GatheredSource, known_id
+from openblip.data.importers.gathered import Gathered, GatheredSource
 from openblip.data.importers.image_folders import ImageFolder
-from openblip.data.importers.source import Entry, Found, Refused
+from openblip.data.importers.source import Entry, Found, Refused, known_id
 from openblip.data.report import Reason
 
 

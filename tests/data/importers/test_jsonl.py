@@ -1,3 +1,5 @@
+import bz2
+import gzip
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -149,11 +151,11 @@ def test_paths_out_of_the_folder_are_refused(
     source.with_name("outside.jpg").write_bytes(jpeg(99))
     report, rows = _import(source)
     assert report.skipped == {"unsafe path": 1}
-    assert [row["id"] for row in rows] == ["images/../images/0.jpg"]
+    assert [row["id"] for row in rows] == ["images/0.jpg"]
 
 
 def test_duplicates_are_left_out(write_jsonl: Callable[..., Path]) -> None:
-    names = ["0", "1", "0", "2", "2"]
+    names = ["0", "1", "0", "2", "1"]
     source = write_jsonl([{"image": f"images/{n}.jpg", "captions": ["x"]} for n in names])
     report, rows = _import(source)
     assert report.skipped == {"duplicate id": 2}
@@ -216,3 +218,96 @@ def test_a_mark_of_the_byte_order_before_the_first_line_is_none_of_it(
     file = source / "captions.jsonl"
     file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     assert _import(source)[0].num_rows == 1
+
+
+Texts = Callable[..., dict[str, list[str]]]
+LeftOut = Callable[..., list[tuple[str, str, str]]]
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "captions.jsonl.gz", "train.jsonl.bz2"])
+@pytest.mark.parametrize("is_array", [False, True])
+def test_a_list_may_be_compressed_and_an_array(
+    write_jsonl: Callable[..., Path],
+    texts: Texts,
+    name: str,
+    is_array: bool,
+) -> None:
+    records = [{"image": f"images/{number}.jpg", "text": f"text {number}"} for number in range(3)]
+    folder = write_jsonl(records)
+    content = (folder / "captions.jsonl").read_bytes()
+    if is_array:
+        content = json.dumps(records, indent=2).encode()
+    (folder / "captions.jsonl").unlink()
+    pack = {".gz": gzip.compress, ".bz2": bz2.compress}.get(Path(name).suffix, bytes)
+    (folder / name).write_bytes(pack(content))
+    expected = {f"{number}.jpg": [f"text {number}"] for number in range(3)}
+    assert texts(folder) == texts(folder / name) == expected
+
+
+@pytest.mark.parametrize("content", ["", "\n\n", "[]"])
+def test_a_list_of_nothing_is_said_to_be_empty(
+    write_jsonl: Callable[..., Path], left_out: LeftOut, content: str
+) -> None:
+    folder = write_jsonl([])
+    (folder / "captions.jsonl").write_text(content)
+    expected = [("captions.jsonl", "empty file", "it has no records")]
+    assert left_out(folder) == left_out(folder / "captions.jsonl") == expected
+
+
+def test_texts_that_are_null_or_blank_fall_through_and_lists_keep_the_others(
+    write_jsonl: Callable[..., Path], texts: Texts
+) -> None:
+    records: list[dict[str, Any]] = [
+        {"captions": ["a", None]},
+        {"captions": [None, " "], "text": "b"},
+        {"captions": [], "caption": None, "text": "['c', \"d's\"]"},
+        {"caption": [{"raw": "e"}, {"raw": None}]},
+        {"captions": [float("nan"), "f"]},
+    ]
+    named = [{"image": f"images/{number}.jpg", **r} for number, r in enumerate(records)]
+    found = texts(write_jsonl(named))
+    assert list(found.values()) == [["a", None][:1], ["b"], ["c", "d's"], ["e"], ["f"]]
+
+
+def test_a_record_that_is_nested_too_deep_costs_itself(
+    write_jsonl: Callable[..., Path], texts: Texts, left_out: LeftOut
+) -> None:
+    deep = '{"image": "images/0.jpg", "text": "a", "x": ' + "[" * 200 + "]" * 200 + "}"
+    folder = write_jsonl([deep, {"image": "images/1.jpg", "text": "b"}])
+    assert texts(folder) == {"1.jpg": ["b"]}
+    told = ("captions.jsonl line 1", "bad record", "nested more than 100 deep")
+    assert left_out(folder / "captions.jsonl") == [told]
+
+
+def test_a_record_without_image_is_told_with_its_fields(
+    write_jsonl: Callable[..., Path], left_out: LeftOut
+) -> None:
+    folder = write_jsonl([{"images": ["1.jpg"], "text": "a boat"}])
+    ((_, _, detail),) = left_out(folder)
+    assert detail.startswith("none of its fields (images, text) is image, file_name,")
+
+
+def test_a_list_in_utf16_hides_nothing_else_in_its_folder(
+    write_jsonl: Callable[..., Path], texts: Texts, left_out: LeftOut
+) -> None:
+    folder = write_jsonl([{"image": "images/0.jpg", "text": "grün"}])
+    (folder / "images" / "1.jpg").write_bytes((folder / "images" / "0.jpg").read_bytes())
+    (folder / "images" / "1.txt").write_text("one")
+    content = (folder / "captions.jsonl").read_text(encoding="utf-8")
+    (folder / "captions.jsonl").write_text(content, encoding="utf-16")
+    assert texts(folder)["1.jpg"] == ["one"]
+    told = ("captions.jsonl", "bad record", "looks like UTF-16: say --encoding utf-16")
+    assert told in left_out(folder)
+    assert texts(folder / "captions.jsonl", encoding="utf-16") == {"0.jpg": ["grün"]}
+
+
+def test_neighbouring_lines_of_an_image_are_one_row(write_jsonl: Callable[..., Path]) -> None:
+    texts = ["one", ["two", None], "three"]
+    lines = [{"image": "images/0.jpg", "caption": text} for text in texts]
+    source = write_jsonl([*lines, {"image": "images/1.jpg", "caption": "b", "n": 1}])
+    report, rows = _import(source)
+    assert [(row["id"], row["captions"]) for row in rows] == [
+        ("images/0.jpg", ["one", "two", "three"]),
+        ("images/1.jpg", ["b"]),
+    ]
+    assert (report.num_seen, report.num_used, report.skipped) == (4, 4, {})

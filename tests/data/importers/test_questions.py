@@ -121,7 +121,7 @@ def test_malformed_annotations_are_reported(tmp_path: Path, jpeg: Callable[..., 
     asked = [_question(42000, 42), _question(73000, 73), _question(42001, 42)]
     source = _official(tmp_path, jpeg, asked)
     without_answers = {**_annotation(73000, 73), "answers": None}
-    of_numbers = {**_annotation(42001, 42), "answers": [{"answer": 3}]}
+    of_numbers = {**_annotation(42001, 42), "answers": [{"answer": True}]}
     unnamed = {**_annotation(1, 1), "question_id": "first"}
     annotated = [unnamed, {}, _annotation(42000, 42), without_answers, of_numbers]
     _write(tmp_path / ANNOTATIONS, {"annotations": annotated})
@@ -174,7 +174,7 @@ def test_the_lists_that_blip_distributes(tmp_path: Path, jpeg: Callable[..., byt
         },
         {"image": "VG_100K/2.jpg", "question": "q2?", "answer": "on the grass", "dataset": "vg"},
         {"image": "val2014/a.jpg", "question": "q3?", "answer": ["red"], "dataset": "vqa"},
-        {"image": "val2014/a.jpg", "question": "q4?", "answer": [3]},
+        {"image": "val2014/a.jpg", "question": "q4?", "answer": [True]},
         {"image": "../../secret.jpg", "question": "q5?", "answer": "no"},
         {"image": "VG_100K/2.jpg", "question": "q6?", "answer": "red", "question_id": None},
     ]
@@ -313,8 +313,8 @@ def test_answers_that_cannot_be_read_refuse_their_record(
 ) -> None:
     _images(tmp_path, jpeg, ["a.jpg"])
     said: list[dict[str, object]] = [
-        {"answers": {"yes": 3}}, {"answers": [1]}, {"answer": 4}, {"gt_answers": ["x"]},
-        {"label": "red"}, {"answers": ["good"]},
+        {"answers": {"yes": 3}}, {"answers": [True]}, {"answer": 1, "choices": ["a", "b"]},
+        {"gt_answers": ["x"]}, {"label": "red"}, {"answers": ["good"]},
     ]  # fmt: skip
     records = [{"image": "a.jpg", "question": "q?", **entry} for entry in said]
     report, table = _import(_write(tmp_path / "train.json", records))
@@ -378,3 +378,16 @@ def test_questions_of_gqa_are_under_their_ids(tmp_path: Path, jpeg: Callable[...
     ((row, question),) = _questions(table, "val")
     assert (row, question.key, question.answers) == ("2405722.jpg", "05515938", ("parrot",))
     assert report.num_seen == 2
+
+
+def test_lines_of_questions_are_questions(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
+    _images(tmp_path, jpeg, ["a.jpg"])
+    record = {"image": "a.jpg", "question": "how many?"}
+    lines = [json.dumps({**record, "answer": 5}), json.dumps({**record, "answers": [2.0, "two"]})]
+    (tmp_path / "vqa.jsonl").write_text("\n".join(lines))
+    report, table = _import(tmp_path / "vqa.jsonl", split="train")
+    assert (report.format, report.num_skipped) == ("questions", 0)
+    assert json.loads(table.take([0], ["meta"])["meta"][0].as_py())["questions"] == [
+        {"question": "how many?", "answers": ["5"]},
+        {"question": "how many?", "answers": ["2", "two"]},
+    ]

@@ -5,7 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from openblip.data.importers.source import UnsafePath, first_texts, inside, parse_json, plain
+from openblip.data.importers.source import (
+    UnsafePath,
+    first_texts,
+    inside,
+    one_name,
+    parse_json,
+    plain,
+)
 
 
 @pytest.fixture
@@ -59,6 +66,21 @@ def test_a_link_to_a_folder_leads_nowhere_but_into_it(root: Path, tmp_path: Path
     (tmp_path / "far" / "photos").mkdir(parents=True)
     (root / "link").symlink_to(tmp_path / "far" / "photos")
     assert inside(root, "link/../a.jpg") == root / "a.jpg"
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a/b.jpg", "./a/b.jpg", "a//b.jpg", "a/./b.jpg", "c/../a/b.jpg", "a/b.jpg/", "a/b.jpg/."],
+)
+def test_a_file_has_one_name(name: str) -> None:
+    assert one_name(name) == "a/b.jpg"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "../a.jpg", "/a/b.jpg", "https://x//a.jpg", "a\0/../b", "a..b"]
+)
+def test_what_is_one_name_or_none_stays(name: str) -> None:
+    assert one_name(name) == name
 
 
 def test_a_known_field_that_says_nothing_is_passed_over() -> None:

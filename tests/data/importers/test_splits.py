@@ -7,8 +7,10 @@ import pytest
 from openblip.data.importers.source import Found
 from openblip.data.importers.splits import (
     Authority,
+    SourceRoot,
     SplitConflict,
     known_split,
+    pop_split,
     row_split,
     source_root,
     split_in_name,
@@ -118,28 +120,125 @@ def _found(
 def test_the_first_that_says_anything_is_believed(
     entry: Found, option: str | None, expected: tuple[str, Authority]
 ) -> None:
-    assert row_split(entry, ROOT, option) == expected
+    assert row_split(entry, SourceRoot(ROOT), option) == expected
 
 
 def test_only_names_below_the_source_count_and_that_of_its_own_folder_as_a_whole() -> None:
     entry = _found(None, "x.csv")
-    assert row_split(entry, Path("/photos/test_of_mine")) == ("train", Authority.NOTHING)
-    assert row_split(entry, Path("/photos/test")) == ("test", Authority.SOURCE_FOLDER)
+    assert row_split(entry, SourceRoot(Path("/photos/test_of_mine"))) == (
+        "train",
+        Authority.NOTHING,
+    )
+    assert row_split(entry, SourceRoot(Path("/photos/test"))) == ("test", Authority.SOURCE_FOLDER)
 
 
 def test_what_lies_in_a_test_file_never_becomes_training_data() -> None:
     with pytest.raises(SplitConflict, match=r"says 'train', but data/test\.csv says 'test'"):
-        row_split(_found("train", "data/test.csv"), ROOT)
+        row_split(_found("train", "data/test.csv"), SourceRoot(ROOT))
 
 
 def test_a_word_that_names_no_split_is_an_error() -> None:
     with pytest.raises(DataError, match="unknown split 'holdout'"):
-        row_split(_found("holdout", "test.csv"), ROOT)
+        row_split(_found("holdout", "test.csv"), SourceRoot(ROOT))
 
 
 def test_the_root_of_a_source(tmp_path: Path) -> None:
     (tmp_path / "a.tar").touch()
-    assert source_root(str(tmp_path)) == tmp_path
-    assert source_root(str(tmp_path / "a.tar")) == tmp_path
-    assert source_root("/d/*/x-*.parquet") == Path("/d")
-    assert source_root("/d/test/x-{0..3}.tar") == Path("/d/test")
+    assert source_root(str(tmp_path)).path == tmp_path
+    assert source_root(str(tmp_path / "a.tar")).path == tmp_path
+    assert source_root("/d/*/x-*.parquet").path == Path("/d")
+    assert source_root("/d/test/x-{0..3}.tar").path == Path("/d/test")
+
+
+@pytest.mark.parametrize(
+    ("record", "split"),
+    [
+        ({"Split": "test"}, "test"),
+        ({"SPLIT": "val", "split": None}, "val"),
+        ({"Set_Name": "Test"}, "Test"),
+        ({"subset": "test"}, "test"),
+        ({"Partition": "Validation", "fold": 3}, "Validation"),
+        ({"data_split": "dev", "subset": "cats"}, "dev"),
+        ({"split": "train", "subset": "test"}, "train"),
+        ({"subset": "cats", "fold": 1}, None),
+        ({"split": "", "usage": float("nan")}, None),
+        ({"split": "test", "Split": "train"}, "test and train"),
+        ({"subset": "test", "fold": "train"}, "test and train"),
+    ],
+)
+def test_fields_of_a_record_say_the_split_in_any_case(
+    record: dict[str, object], split: str | None
+) -> None:
+    assert pop_split(record) == split
+
+
+def test_only_what_is_a_split_by_its_name_is_taken_out_of_a_record() -> None:
+    record: dict[str, object] = {"SPLIT": "test", "subset": "test", "n": 1}
+    assert pop_split(record) == "test"
+    assert record == {"subset": "test", "n": 1}
+
+
+@pytest.mark.parametrize(
+    ("given", "split"),
+    [
+        ("test", "test"),
+        ("test/images", "test"),
+        ("test/images/..", "test"),
+        ("test/sub/..", "test"),
+        ("test/images/deep", None),
+        ("link", "test"),
+        ("link/images", "test"),
+        ("my_test_photos", None),
+        ("test/train", "train"),
+    ],
+)
+def test_the_sources_own_folder_counts_wherever_the_path_leads(
+    tmp_path: Path, given: str, split: str | None
+) -> None:
+    for name in ("test/images/deep", "test/sub", "test/train", "my_test_photos"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    (tmp_path / "data" / "link").symlink_to("test")
+    assert source_root(str(tmp_path / "data" / given)).split == split
+
+
+def test_a_link_and_its_target_may_not_contradict_each_other(tmp_path: Path) -> None:
+    (tmp_path / "test").mkdir()
+    (tmp_path / "train").symlink_to("test")
+    with pytest.raises(SplitConflict, match=r"train says 'train', and .*test, to which it links"):
+        _ = source_root(str(tmp_path / "train")).split
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "split"),
+    [
+        ("more", "test", "test"),
+        ("more", "test/images", "test"),
+        ("test", "photos", "test"),
+        ("val", "coco_val2014", "val"),
+        ("more", "photos", None),
+    ],
+)
+def test_targets_of_links_in_a_source_say_the_split(
+    tmp_path: Path, link: str, target: str, split: str | None
+) -> None:
+    (tmp_path / "far" / target / "sub").mkdir(parents=True)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / link).symlink_to(tmp_path / "far" / target)
+    root = SourceRoot(tmp_path / "source")
+    assert root.split_in(root.path / link) == split
+    assert root.split_in(root.path / link / "sub") == split
+
+
+def test_a_link_in_a_source_contradicts_its_target(tmp_path: Path) -> None:
+    (tmp_path / "far" / "test").mkdir(parents=True)
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "train").symlink_to(tmp_path / "far" / "test")
+    root = SourceRoot(tmp_path / "source")
+    with pytest.raises(SplitConflict, match=r"'train', and .*'test'"):
+        root.split_in(root.path / "train" / "sub")
+
+
+def test_a_link_to_a_list_has_the_name_of_its_target(tmp_path: Path) -> None:
+    (tmp_path / "test.csv").touch()
+    (tmp_path / "link.csv").symlink_to("test.csv")
+    assert source_root(str(tmp_path / "link.csv")).split_in(tmp_path / "link.csv") == "test"

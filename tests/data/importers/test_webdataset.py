@@ -4,10 +4,13 @@ import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from pyarrow import parquet
 
 from openblip.data.ids import file_key
 from openblip.data.importers.driver import import_pairs
+from openblip.data.importers.source import Entry, Found
 from openblip.data.report import ImportReport
 from openblip.data.table import PairTable
 from openblip.errors import DataError
@@ -26,7 +29,8 @@ def test_shards_of_img2dataset(
 ) -> None:
     for shard in range(2):
         write_tar(f"{shard:05d}.tar", samples(shard * 3, 3))
-        (tmp_path / "shards" / f"{shard:05d}.parquet").write_bytes(b"beside the tars, not read")
+        log = {"key": [f"{shard * 3 + n:05d}" for n in range(3)], "status": ["success"] * 3}
+        parquet.write_table(pa.table(log), tmp_path / "shards" / f"{shard:05d}.parquet")
     report, rows = _import(tmp_path / "shards", tmp_path / "t")
     assert (report.format, report.num_rows, report.num_used) == ("webdataset", 6, 18)
     assert report.skipped == {"other file": 2}
@@ -197,12 +201,13 @@ def test_a_truncated_packed_shard_and_a_file_that_is_no_archive(
 def test_the_total_comes_from_the_statistics_beside_the_shards(
     tmp_path: Path, write_tar: WriteTar, samples: Samples
 ) -> None:
+    from openblip.data.importers.source import SourceOptions
     from openblip.data.importers.webdataset import TarSource
 
     shard = write_tar("00000.tar", samples(0, 3))
-    assert TarSource([shard]).total() is None
+    assert TarSource([shard], SourceOptions()).total() is None
     shard.with_name("00000_stats.json").write_text('{"successes": 3}')
-    assert TarSource([shard]).total() == 3
+    assert TarSource([shard], SourceOptions()).total() == 3
 
 
 def test_images_in_shards_cannot_stay_outside_the_table(
@@ -380,3 +385,19 @@ def test_an_import_of_odd_members_is_the_same_in_steps(
         )
     assert PairTable.open(tmp_path / "t").take(range(len(rows))).to_pylist() == rows
     assert (report.num_seen, report.skipped) == (len(members), whole.skipped)
+
+
+def test_a_blank_text_hides_no_other_in_a_shard(
+    write_tar: Callable[..., Path], entries: Callable[..., list[Entry]], jpeg: Callable[..., bytes]
+) -> None:
+    members = [
+        *[("a.jpg", jpeg(0)), ("a.txt", b""), ("a.json", b'{"caption": "real", "Split": "val"}')],
+        *[("b.jpg", jpeg(1)), ("b.txt", b" "), ("b.caption", b"real")],
+        *[("c.jpg", jpeg(2)), ("c.json", b'{"caption": ["real", null]}')],
+    ]
+    found = [e for e in entries(write_tar("x.tar", members)) if isinstance(e, Found)]
+    assert [(e.key, list(e.captions), e.split, e.remarks) for e in found] == [
+        ("a", ["real"], "val", ()),
+        ("b", ["real"], None, ()),
+        ("c", ["real"], None, ()),
+    ]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from openblip.metrics import caption_tokens
+from openblip.metrics import caption, caption_tokens
 
 # What the Java tokenizer made of each caption, then joined by spaces (a no-break space is inside
 # a token).
@@ -128,3 +128,18 @@ def test_damaged_captions_equal_the_java_tokenizer(shared_data, java_tokens):
 def test_every_real_text_equals_the_java_tokenizer(name, shared_data, java_tokens):
     captions = captions_of(shared_data, name)
     assert_equal_tokens(captions, java_tokens(captions))
+
+
+def test_where_spaces_tell_no_words_each_character_is_one() -> None:
+    assert caption_tokens("一只狗，在 TV 旁。") == ("一", "只", "狗", "在", "tv", "旁")
+    assert caption_tokens("犬が走る") == ("犬", "が", "走", "る")
+    assert caption_tokens("วิ่งอยู่") == ("วิ่", "ง", "อ", "ยู่")
+    # A text of words stays as the reference has it, whatever stands in it.
+    assert caption_tokens("a sign that says 停车场") == ("a", "sign", "that", "says", "停车场")
+
+
+def test_near_captions_without_spaces_score() -> None:
+    references = {1: ["一只狗在公园里跑"], 2: ["两只猫睡在沙发上"]}
+    near = caption({1: "一只狗在公园里走", 2: "两只猫睡在床上"}, references)
+    far = caption({1: "红色的汽车", 2: "很多人吃饭"}, references)
+    assert near["CIDEr"] > 5 > 0.5 > far["CIDEr"]

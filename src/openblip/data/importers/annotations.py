@@ -77,7 +77,8 @@ def has_annotation_lines(file: Path) -> bool:
     """Whether the lines of a file are annotations of a known form, and not paths with texts."""
     first = fields_of(first_line(file)).keys()
     is_narrative = {"dataset_id", "image_id", "caption"} <= first
-    return is_narrative or {"sentence", "identifier"} <= first
+    is_question = "question" in first and not _CAPTION & first
+    return is_narrative or is_question or {"sentence", "identifier"} <= first
 
 
 def _of_list(

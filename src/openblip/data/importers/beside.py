@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from openblip.data.image_formats import IMAGE_SUFFIXES, is_image_file
-from openblip.data.importers.source import TEXT_ENDINGS
+from openblip.data.importers.side_texts import TEXT_ENDINGS
 
 _BESIDE = (*TEXT_ENDINGS, "json")
 # The longest first: of `a.caption.txt` more belongs to the ending than `.txt`.
@@ -75,9 +75,9 @@ class Images:
     def _attach(self, texts: list[str]) -> None:
         shared = []
         for text in texts:
-            if (named := next((b for b in _bases(text) if b in self.names), None)) is not None:
+            if (named := next((b for b in bases_of(text) if b in self.names), None)) is not None:
                 self.beside[named].append(text)
-            elif owners := next((o for b in _bases(text) if (o := self._likely(b))), None):
+            elif owners := next((o for b in bases_of(text) if (o := self._likely(b))), None):
                 shared.append((text, owners))
         for text, owners in shared:
             # A text of its full name is an image's own, so that this one is of the others.
@@ -96,15 +96,6 @@ class Images:
         return sorted(known or images)
 
 
-def texts_beside(files: Set[str]) -> bool:
-    """Whether a text lies beside an image, as far as names tell."""
-    images = {name for name in files if Path(name).suffix.lower() in IMAGE_SUFFIXES}
-    stems = _by_stem(images)
-    return bool(images) and any(
-        base in images or base in stems for name in files for base in _bases(name)
-    )
-
-
 def _by_stem(names: Set[str]) -> dict[str, list[str]]:
     found: dict[str, list[str]] = defaultdict(list)
     for name in names:
@@ -112,7 +103,7 @@ def _by_stem(names: Set[str]) -> dict[str, list[str]]:
     return found
 
 
-def _bases(text: str) -> list[str]:
+def bases_of(text: str) -> list[str]:
     """What an image may be called that has this text, the shortest first."""
     lower = text.lower()
     return [text[: -len(e) - 1] for e in _BY_LENGTH if lower.endswith(f".{e}")]

@@ -8,14 +8,14 @@ from typing import Any
 
 from openblip.data.coco_ids import COCO_ID, image_id
 from openblip.data.image_formats import IMAGE_SUFFIXES
-from openblip.data.importers.gathered import Gathered, GatheredSource, fields_of, known_id
+from openblip.data.importers.gathered import Gathered, GatheredSource, fields_of
 from openblip.data.importers.image_folders import (
     ImageFolder,
     coco_names,
     find_images,
     with_suffixes,
 )
-from openblip.data.importers.source import SourceOptions, first_texts, name_below
+from openblip.data.importers.source import SourceOptions, first_texts, known_id, name_below
 from openblip.data.importers.splits import pop_split
 
 IMAGE_FIELDS = ("image", "file_name", "filename", "filepath", "path", "image_path", "img_path")

@@ -1,5 +1,6 @@
 """COCO caption annotations, and the split files of Karpathy and Fei-Fei (2015)."""
 
+import json
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,11 +12,10 @@ from openblip.data.importers.gathered import (
     GatheredImage,
     GatheredSource,
     fields_of,
-    known_id,
     listed,
 )
 from openblip.data.importers.image_folders import ROOTS, find_images
-from openblip.data.importers.source import SourceOptions, first_texts
+from openblip.data.importers.source import SourceOptions, first_texts, known_id, one_name
 from openblip.data.importers.splits import both_splits, pop_split, split_in_name
 from openblip.errors import DataError
 
@@ -48,7 +48,8 @@ def coco_source(file: Path, document: dict[str, Any], options: SourceOptions) ->
     roots = (*ROOTS, f"../{part}", part) if part else ROOTS
     names = (fields_of(image).get("file_name") for image in images)
     folder = find_images(file, (n for n in names if isinstance(n, str)), options, roots)
-    gathered = Gathered(file, folder, pop_split(fields_of(document.get("info"))))
+    said = both_splits(pop_split(fields_of(document.get("info"))), pop_split(document))
+    gathered = Gathered(file, folder, said)
     found = {}
     for number, record in enumerate(images):
         image = fields_of(record)
@@ -75,7 +76,10 @@ def _annotate(
     image_id = known_id(annotation.get("image_id"))
     image = images.get(str(image_id))
     try:
-        texts, _ = first_texts(annotation, _TEXTS)
+        # A text is one, also if it looks like a list of texts.
+        values = ((name, annotation.get(name)) for name in _TEXTS)
+        whole = {name: [text] if isinstance(text, str) else text for name, text in values}
+        texts, _ = first_texts(whole, _TEXTS)
     except ValueError as error:
         gathered.refuse(what, str(error))
         return
@@ -83,7 +87,10 @@ def _annotate(
         kind = _kind(annotation)
         gathered.refuse(what, f"is {kind}, and no caption" if kind else "has no text")
     elif image is None:
-        gathered.refuse(what, f"is of the image {image_id}, which the file does not have")
+        told = annotation.get("image_id") if image_id is None else image_id
+        gathered.refuse(
+            what, f"is of the image {json.dumps(told)[:100]}, which the file does not have"
+        )
     else:
         image.captions += texts
         image.split = both_splits(image.split, pop_split(annotation))
@@ -133,8 +140,8 @@ def karpathy_source(file: Path, document: dict[str, Any], options: SourceOptions
             continue
         key = known_id(image.get("cocoid"))
         split = pop_split(image)
-        known = gathered.image(own[0] if key is None else str(key), own, split)
-        known.key = str(image["filename"] if key is None else key)
+        known = gathered.image(folder.below(own[0]) if key is None else str(key), own, split)
+        known.key = str(one_name(image["filename"]) if key is None else key)
         known.captions += known_texts
         known.meta |= {k: v for k, v in image.items() if k != "sentences"}
         for place in (place for place, text in enumerate(texts) if text is None):

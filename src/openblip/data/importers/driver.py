@@ -4,14 +4,16 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
 from openblip.data.images import open_image
+from openblip.data.importers.datasets_library import dataset_name, is_dataset_name
 from openblip.data.importers.detect import open_source
+from openblip.data.importers.file_splits import FileSplits
 from openblip.data.importers.source import (
     Cursor,
     Entry,
@@ -21,7 +23,7 @@ from openblip.data.importers.source import (
     SourceOptions,
     is_file,
 )
-from openblip.data.importers.splits import SplitConflict, row_split, source_root
+from openblip.data.importers.splits import SourceRoot, SplitConflict, row_split, source_root
 from openblip.data.parallel import default_threads, ordered_map
 from openblip.data.reading import read_image_file
 from openblip.data.report import ImportReport, Reason, metadata_key
@@ -33,6 +35,9 @@ from openblip.progress import Progress
 Store = Literal["bytes", "uri"]
 Ids = Literal["key", "sha256"]
 # Work that a kill loses at most; each commit becomes a fragment of the table.
+_DEFAULT_ORIGIN = "web"
+# Of an exported text: who wrote it (docs/data.md).
+_SOURCES_FIELD = "caption_sources"
 _COMMIT_ROWS, _COMMIT_BYTES, _COMMIT_SECONDS = 8192, 1 << 30, 60.0
 
 
@@ -42,7 +47,7 @@ class _Settings:
 
     source: str
     format: str | None
-    origin: str
+    origin: str | None
     split: str | None
     store: Store
     ids: Ids
@@ -51,10 +56,13 @@ class _Settings:
 
     def fingerprint(self) -> str:
         """16 hex digits that tell this import from others into the same table."""
-        decided = asdict(self)
-        # Imports that were begun before there was this setting are known by what they had.
+        decided = asdict(self) | {"origin": self.origin or _DEFAULT_ORIGIN}
+        # Imports that were begun before there were these settings are known by what they had.
         if not self.without_captions:
             del decided["without_captions"]
+        for name in ("columns", "encoding"):
+            if decided["options"][name] is None:
+                del decided["options"][name]
         values = json.dumps(decided, sort_keys=True, default=str)
         return hashlib.sha256(values.encode()).hexdigest()[:16]
 
@@ -102,6 +110,8 @@ class _State:
 
 
 def _on_disk(source: str | Path) -> str:
+    if is_dataset_name(str(source)):
+        return str(dataset_name(str(source)))
     if is_object_address(str(source)):
         raise DataError(
             f"{source}: sources are read from a disk; copy or mount it, and give the object store "
@@ -117,7 +127,7 @@ def import_pairs(
     source: str | Path,
     uri: str | Path,
     format: str | None = None,
-    origin: str = "web",
+    origin: str | None = None,
     split: str | None = None,
     *,
     store: Store = "bytes",
@@ -136,13 +146,14 @@ def import_pairs(
     unsafe, incomplete or there twice is left out and stands in the report, which is also stored
     with the table. Called again after an interruption, the import carries on where it was;
     called again after it is complete, it only returns the report, which then says so. A source
-    of which nothing can be used makes no table.
+    of which nothing can be used makes no table, and is read anew each time.
 
     Args:
         source: a file, folder, or pattern; see `openblip.data.importers.detect`.
         uri: the table.
         format: one of `openblip.data.importers.detect.FORMATS`; None to find out.
-        origin: `web` (noisy) or `human` (annotated).
+        origin: `web` (noisy) or `human` (annotated); None takes the word of an exported row
+            (`caption_sources`), or `web`.
         split: for all rows, whatever the source says; None takes the source's word, or `train`.
         store: `bytes` copies the encoded images, `uri` only notes where the files are.
         ids: `key` takes the source's ids, `sha256` the hash of the image, which drops images that
@@ -163,7 +174,7 @@ def import_pairs(
         # An absolute path: the import is the same one from wherever it is restarted.
         source=_on_disk(source),
         format=format,
-        origin=_one_of("origin", origin, ORIGINS),
+        origin=None if origin is None else _one_of("origin", origin, ORIGINS),
         split=None if split is None else _one_of("split", split, SPLITS),
         store=store,
         ids=ids,
@@ -176,8 +187,12 @@ def import_pairs(
     table = PairTable.open_if_any(uri)
     key = metadata_key(settings.fingerprint())
     state = _restored(table, key) if table is not None else None
-    if state is not None and state.report.complete and again:
-        state = _State(_new_report(settings, uri, opened), again=True)
+    if state is not None and state.report.complete:
+        if again:
+            state = _State(_new_report(settings, uri, opened), again=True)
+        elif not (state.report.num_rows or state.report.num_known):
+            # It came to nothing, so that there is nothing to be repeated: it may be mended now.
+            state = None
     state = state or _State(_new_report(settings, uri, opened))
     state.until = limit
     if state.report.complete or _is_full(state):
@@ -205,7 +220,9 @@ class _Import:
         commit_rows: int,
     ) -> None:
         self._settings, self._source, self._table = settings, source, table
-        self._root = source_root(settings.source)
+        folder = dataset_name(settings.source).folder if is_dataset_name(settings.source) else None
+        self._root = SourceRoot(folder) if folder else source_root(settings.source)
+        self._files = FileSplits()
         self._key, self._state, self._commit_rows = key, state, commit_rows
         self._was_duplicate = False
         self._is_finished = False
@@ -224,6 +241,8 @@ class _Import:
         )
         try:
             with progress:
+                if self._settings.split is None:
+                    self._files = FileSplits(self._source.listed(), self._root)
                 first = self._first_row(checked, progress)
                 if first is not None:
                     self._append(chain([first], checked), progress)
@@ -291,7 +310,11 @@ class _Import:
             return
         report.count_row(row.split, len(row.captions), result.said_by, entry.num_records)
         if not row.captions:
-            report.note(Reason.NO_CAPTIONS, entry.where, "the source says that there are none")
+            is_said = isinstance(entry, Found) and entry.may_lack_captions
+            why = "the source says that there are none" if is_said else "there is no text of it"
+            report.note(Reason.NO_CAPTIONS, entry.where, why)
+        if (other := _other_sources(row)) is not None:
+            report.note(Reason.OTHER_ORIGIN, entry.where, other)
         for remark in entry.remarks if isinstance(entry, Found) else ():
             report.note(remark.reason, remark.where, remark.detail)
 
@@ -322,7 +345,8 @@ class _Import:
         if not captions and not may_lack:
             return refused(Reason.MISSING_CAPTION, "no text that is not blank")
         try:
-            split, said_by = row_split(entry, self._root, self._settings.split)
+            said = row_split(entry, self._root, self._settings.split)
+            split, said_by = self._files.agreed(entry, *said)
         except SplitConflict as error:
             return refused(Reason.CONTRADICTION, str(error))
         except DataError as error:
@@ -348,10 +372,25 @@ class _Import:
             width=width,
             height=height,
             captions=captions,
-            origin=self._settings.origin,
+            origin=self._settings.origin or _told_origin(entry.meta, captions),
             split=split,
             meta=entry.meta,
         )
+
+
+def _told_origin(meta: Mapping[str, Any], captions: Sequence[str]) -> str:
+    """That of the row that was exported; `web` for a row that says nothing."""
+    said = meta.get(_SOURCES_FIELD)
+    are_human = isinstance(said, list) and len(said) == len(captions) and set(said) == {"human"}
+    return "human" if are_human else _DEFAULT_ORIGIN
+
+
+def _other_sources(row: PairRow) -> str | None:
+    """Which texts of a row are by its metadata of another origin than the row; None for none."""
+    said = row.meta.get(_SOURCES_FIELD)
+    others = [name for name in said if name != row.origin] if isinstance(said, list) else []
+    counts = ", ".join(f"{others.count(name)} {name}" for name in dict.fromkeys(map(str, others)))
+    return f"of its texts {counts}, which count as {row.origin} here" if others else None
 
 
 def _restored(table: PairTable, key: str) -> _State | None:

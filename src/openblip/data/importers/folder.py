@@ -2,17 +2,27 @@
 
 import json
 import os
+import re
 from collections.abc import Iterator, Set
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from openblip.data.archives import TAR_SUFFIXES, UNREAD_ARCHIVES
 from openblip.data.ids import IdSet
 from openblip.data.image_formats import HEAD_BYTES, what_it_is
-from openblip.data.importers.beside import Images, text_ending, texts_beside
+from openblip.data.importers.beside import Images, text_ending
+from openblip.data.importers.cards import CARD_NAME, Card
+from openblip.data.importers.columns import NoColumn
+from openblip.data.importers.img2dataset import DownloadLog
 from openblip.data.importers.jsonl import JsonlSource, is_list_name
-from openblip.data.importers.source import (
+from openblip.data.importers.side_texts import (
     MAX_TEXT_BYTES,
+    first_with_text,
+    others_say,
+    with_record,
+)
+from openblip.data.importers.source import (
     Cursor,
     Entry,
     Found,
@@ -20,10 +30,10 @@ from openblip.data.importers.source import (
     Refused,
     Remark,
     SourceOptions,
-    text_lines,
-    with_record,
 )
-from openblip.data.importers.tabular import TABLE_SUFFIXES, TableSource
+from openblip.data.importers.table_files import TABLE_SUFFIXES, is_table_file
+from openblip.data.importers.tabular import TableSource
+from openblip.data.importers.text_files import in_one_line, plain_name
 from openblip.data.importers.webdataset import TarSource
 from openblip.data.report import Reason
 from openblip.data.walking import Seen, is_hidden, walk
@@ -32,6 +42,8 @@ from openblip.errors import DataError
 KINDS = ("jsonl", "webdataset", "table", "folder")
 """What a folder may hold; the first of them at its top is its format in a report."""
 _DONE = ""
+# Texts that are a table: those of Flickr8k and Flickr30k.
+_TABLE_TEXT = re.compile(r"captions\.txt|.*\.token(\.txt)?")
 
 
 class FolderSource:
@@ -46,17 +58,26 @@ class FolderSource:
     differ in nothing else, with it.
     """
 
-    def __init__(self, folder: Path, options: SourceOptions, only: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        options: SourceOptions,
+        only: str | None = None,
+        card: Card | None = None,
+        read: Set[Path] = frozenset(),
+    ) -> None:
         """Looks only at the names at the top.
 
         Args:
             folder: any.
             options: for the lists and tables in it.
             only: the one of `KINDS` that is read; None for all.
+            card: may say that files are of another configuration, which are left out.
+            read: files in it that somebody else reads, who calls `note` with their entries.
         """
-        self._folder, self._options, self._only = folder, options, only
+        self._folder, self._options, self._only, self._card = folder, options, only, card
         self.format = only or _kind_of_folder(folder)
-        self._listed = IdSet()
+        self._read, self._listed = read, IdSet()
         self._images = Images(folder, frozenset())
         self._images_of: Set[str] | None = None
 
@@ -66,8 +87,8 @@ class FolderSource:
             return None
         found = [seen.path for seen in self._files_of(self.format)]
         if self.format == "webdataset":
-            return TarSource(found).total()
-        return sum(JsonlSource(file, self._options).total() for file in found)
+            return TarSource(found, self._options).total()
+        return sum(JsonlSource(file, self._options).total() or 0 for file in found) or None
 
     def holds(self, kind: str) -> bool:
         """Whether there is anything of that kind in it."""
@@ -84,58 +105,95 @@ class FolderSource:
             elif seen.parts == after and "inner" in at:
                 yield from self._of_file(seen, json.loads(str(at["inner"])))
 
+    def listed(self) -> Iterator[Entry]:
+        """Yields what its lists and tables say."""
+        for seen in self._lists():
+            with suppress(DataError, OSError, ValueError):  # said when it is reached
+                yield from self._list_source(seen, _kind_of(seen.path)).listed()
+
+    def _lists(self) -> Iterator[Seen]:
+        for seen in walk(self._folder):
+            kind = _kind_of(seen.path) if seen.parts and not seen.problem else ""
+            if kind in ("jsonl", "table") and self._reads(kind) and not self._config_of(seen):
+                yield seen
+
     def _of_lists(self, at: Cursor) -> Iterator[Entry]:
         """Entries of lists; reads those again that are done, for the names of their images."""
         after = _parts(at.get("list", ""))
-        for seen in walk(self._folder):
-            kind = _kind_of(seen.parts[-1]) if seen.parts and not seen.problem else ""
-            if kind not in ("jsonl", "table") or not self._reads(kind):
-                continue
+        for seen in self._lists():
+            kind = _kind_of(seen.path)
             is_done = "path" in at or seen.parts < after
             if is_done or seen.parts == after:
-                for entry in self._of_list(seen, kind, None):
-                    self._note(entry)
+                self._note_images(seen, kind)
             inner = at.get("inner", _DONE) if seen.parts == after else None
             if is_done or inner == _DONE:
                 continue
             started = None if inner is None else json.loads(str(inner))
             for entry in self._of_list(seen, kind, started):
-                self._note(entry)
+                self.note(entry)
                 yield entry
 
     def _of_list(self, seen: Seen, kind: str, inner: Cursor | None) -> Iterator[Entry]:
-        within = _within(seen)
         try:
-            source: PairSource = (
-                JsonlSource(seen.path, self._options, within)
-                if kind == "jsonl"
-                else TableSource([seen.path], self._options)
-            )
+            source = self._list_source(seen, kind)
         except (DataError, OSError, ValueError) as error:
             here: Cursor = {"list": seen.name, "inner": _DONE}
-            yield Refused(seen.name, here, Reason.OTHER_FILE, str(error))
+            detail = in_one_line(error).removeprefix(str(seen.path)).lstrip(": ")
+            reason = Reason.OTHER_FILE if isinstance(error, NoColumn) else Reason.BAD_RECORD
+            yield Refused(seen.name, here, reason, detail)
             return
         for entry in source.entries(inner):
             here = {"list": seen.name, "inner": json.dumps(entry.cursor)}
-            if kind == "table":
-                entry = _placed(entry, seen.path.parent, within)
             yield replace(entry, cursor=here)
 
-    def _note(self, entry: Entry) -> None:
+    def _list_source(self, seen: Seen, kind: str) -> PairSource:
+        within = _within(seen)
+        if kind == "jsonl":
+            return JsonlSource(seen.path, self._options, within)
+        try:
+            return TableSource([seen.path], self._options, within)
+        except NoColumn:
+            try:
+                return DownloadLog(seen.path, self._options, within)
+            except DataError:
+                pass
+            raise
+
+    def _note_images(self, seen: Seen, kind: str) -> None:
+        """Notes which images a list names that an earlier run has begun."""
+        if kind == "jsonl":
+            for entry in self._of_list(seen, kind, None):
+                self.note(entry)
+            return
+        with suppress(DataError):  # said when it is read
+            for path in TableSource([seen.path], self._options).image_paths():
+                self._listed.add(os.path.normpath(path))
+
+    def _config_of(self, seen: Seen) -> str | None:
+        """The configuration that a file belongs to, if it is not read for that."""
+        return self._card.other_config(seen.path) if self._card is not None else None
+
+    def note(self, entry: Entry) -> None:
+        """Notes the image of a list's entry, which is then no image of its own."""
         if isinstance(entry.image, Path):
             self._listed.add(os.path.normpath(entry.image))
 
     def _of_file(self, seen: Seen, inner: Cursor | None) -> Iterator[Entry]:
         here: Cursor = {"path": seen.name}
+        if seen.path in self._read:
+            return
         if seen.problem:
             yield Refused(seen.name or str(seen.path), here, _reason(seen), seen.problem)
             return
-        kind = _kind_of(seen.parts[-1])
-        if not self._reads(kind):
+        kind = _kind_of(seen.path)
+        if (config := self._config_of(seen)) is not None:
+            detail = f"of the configuration {config!r}, which the card does not make the default"
+            yield Refused(seen.name, here, Reason.OTHER_FILE, detail)
+        elif not self._reads(kind):
             detail = f"left out by --format {self._only}"
             yield Refused(seen.name, here, Reason.OTHER_FILE, detail)
         elif kind == "webdataset":
-            for entry in TarSource([seen.path], _within(seen)).entries(inner):
+            for entry in TarSource([seen.path], self._options, _within(seen)).entries(inner):
                 here = {"path": seen.name, "inner": json.dumps(entry.cursor)}
                 yield replace(entry, cursor=here)
         elif kind == "folder" and (found := self._of_image_or_other(seen, here)) is not None:
@@ -165,13 +223,16 @@ class FolderSource:
         return Refused(seen.name, here, Reason.OTHER_FILE, detail, len(texts))
 
     def _pair(self, seen: Seen, here: Cursor) -> Entry:
-        name = seen.parts[-1]
+        name, within = seen.parts[-1], _within(seen)
         beside = self._images.beside.get(name, [])
         number = 1 + len(beside)
         try:
-            contents = {text: _content(seen.path.parent / text) for text in beside}
-            texts, record, remarks = _chosen(contents, _within(seen))
-            captions, split, meta = with_record(texts, record)
+            texts = {text: _content(seen.path.parent / text) for text in beside}
+            records = {text: texts.pop(text) for text in beside if text_ending(text) == "json"}
+            text, lines = first_with_text(texts, self._options.encoding)
+            known = (name for name in records if records[name].strip())
+            record = next(known, next(iter(records), ""))
+            captions, split, meta = with_record(lines, records.get(record))
         except (OSError, ValueError) as error:
             detail = f"the text beside it: {error}"
             return Refused(seen.name, here, Reason.BAD_RECORD, detail, number)
@@ -180,12 +241,15 @@ class FolderSource:
             cursor=here,
             image=seen.path,
             captions=captions,
-            key=_within(seen) + self._images.key(name),
+            key=within + self._images.key(name),
             split=split,
             place=seen.path.parent,
             meta=meta,
             num_records=number,
-            remarks=remarks,
+            remarks=tuple(
+                Remark(Reason.OTHER_MEMBER, within + name, detail)
+                for name, detail in (*others_say(texts, text), *others_say(records, record))
+            ),
         )
 
     def _other(self, seen: Seen, here: Cursor) -> Entry:
@@ -198,71 +262,33 @@ class FolderSource:
 
     def _files_of(self, kind: str) -> Iterator[Seen]:
         for seen in walk(self._folder):
-            if not seen.problem and _kind_of(seen.parts[-1]) == kind:
+            if not seen.problem and _kind_of(seen.path) == kind:
                 yield seen
-
-
-def holds_pairs(folder: Path) -> bool:
-    """Whether a folder has lists, shards, or images with texts beside them, as names tell."""
-    known: Set[str] = frozenset()
-    for seen in walk(folder):
-        if not seen.problem and _kind_of(seen.parts[-1]) in ("jsonl", "webdataset"):
-            return True
-        if seen.beside is not known and texts_beside(seen.beside):
-            return True
-        known = seen.beside
-    return False
 
 
 def _kind_of_folder(folder: Path) -> str:
     try:
-        names = {path.name for path in folder.iterdir() if path.is_file()}
+        files = [path for path in folder.iterdir() if path.is_file()]
     except OSError:
         return "folder"
-    kinds = {_kind_of(name) for name in names if not is_hidden(name)}
+    kinds = {_kind_of(file) for file in files if not is_hidden(file.name)}
     return next((kind for kind in KINDS if kind in kinds), "folder")
 
 
-def _kind_of(name: str) -> str:
-    if is_list_name(name):
+def _kind_of(file: Path) -> str:
+    if is_list_name(file.name):
         return "jsonl"
-    if name.lower().endswith(TAR_SUFFIXES):
+    name = plain_name(file)
+    if file.name.lower().endswith(TAR_SUFFIXES):
         return "webdataset"
-    return "table" if name.lower().endswith(TABLE_SUFFIXES) else "folder"
+    may_be_table = name.endswith(TABLE_SUFFIXES) or _TABLE_TEXT.fullmatch(name)
+    return "table" if may_be_table and is_table_file(file, SourceOptions()) else "folder"
 
 
 def _reason(seen: Seen) -> Reason:
     if seen.is_hidden:
         return Reason.HIDDEN_FILE
     return Reason.UNREADABLE_FILE if seen.is_unreadable else Reason.OTHER_FILE
-
-
-def _placed(entry: Entry, folder: Path, within: str) -> Entry:
-    """An entry of a table in a folder below: places, and ids that are paths, say so."""
-    entry = replace(entry, where=within + entry.where)
-    if isinstance(entry, Found) and isinstance(entry.image, Path) and entry.key is not None:
-        is_path = folder / entry.key == entry.image
-        entry = replace(entry, key=within + entry.key if is_path else entry.key)
-    return entry
-
-
-def _chosen(
-    contents: dict[str, bytes], within: str
-) -> tuple[list[str] | None, bytes | None, tuple[Remark, ...]]:
-    """The lines of the text that counts, the record that counts, and what is said otherwise."""
-    counts: dict[bool, str] = {}
-    remarks = []
-    for name, content in contents.items():
-        first = counts.setdefault(text_ending(name) == "json", name)
-        if content.strip() != contents[first].strip():
-            detail = f"says something else than {first}, which counts"
-            remarks.append(Remark(Reason.OTHER_MEMBER, within + name, detail))
-    text, record = counts.get(False), counts.get(True)
-    return (
-        None if text is None else text_lines(contents[text]),
-        None if record is None else contents[record],
-        tuple(remarks),
-    )
 
 
 def _content(path: Path) -> bytes:
@@ -275,6 +301,8 @@ def _what_it_is(path: Path) -> str:
     name = path.name.lower()
     if name.endswith(UNREAD_ARCHIVES):
         return "an archive of a kind that is not read: unpack it, or pack it as .tar"
+    if name == CARD_NAME.lower():
+        return "the card of the folder: what it says of splits counts"
     if name.endswith(".jsonl"):
         return "a list whose name is not captions.jsonl: import it itself, if it is one of images"
     if name == "export.json":

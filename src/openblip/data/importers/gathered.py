@@ -112,6 +112,10 @@ class GatheredSource:
                 where, detail = self._gathered.stray[index - len(self._images)]
                 yield Refused(where, here, Reason.BAD_RECORD, detail)
 
+    def listed(self) -> Iterator[Entry]:
+        """All entries."""
+        return self.entries(None)
+
     def _entry(self, image: GatheredImage, cursor: Cursor) -> Entry:
         folder, file = self._gathered.folder, self._gathered.file
         name = image.names[0]
@@ -166,14 +170,3 @@ def listed(file: Path, document: Mapping[str, Any], name: str) -> list[Any]:
 def fields_of(record: Any) -> dict[str, Any]:
     """The fields of a record; none of what is no object."""
     return record if isinstance(record, dict) else {}
-
-
-def known_id(value: Any) -> int | str | None:
-    """An id, a number or a text; None for what is none.
-
-    Whole numbers that pandas has made floats, for a missing one among them, are whole again.
-    """
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    is_id = isinstance(value, int | str) and not isinstance(value, bool) and value != ""
-    return value if is_id else None

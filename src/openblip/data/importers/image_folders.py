@@ -6,9 +6,17 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
-from openblip.data.importers.source import SourceOptions, UnsafePath, inside, is_address, is_file
+from openblip.data.importers.source import (
+    SourceOptions,
+    UnsafePath,
+    inside,
+    is_address,
+    is_file,
+    name_below,
+    one_name,
+)
 from openblip.errors import DataError
 
 # Tried below the file's folder; with COCO's usual layout it is annotations/captions_val2014.json
@@ -33,13 +41,16 @@ class ImageFolder:
     from, the last `/` included; empty where there are none."""
 
     def below(self, name: str) -> str:
-        """A name as it is below `root`; one that does not lie there stays as it is."""
+        """The one name that a file has below `root`, however it is spelt.
+
+        One that does not lie there stays where it is.
+        """
+        name = one_name(name)
         if "\\" in name and not is_file(self.root / name):
-            name = _with_slashes(name)
-        for prefix in (self.prefix, f"{self.root.as_posix().rstrip('/')}/"):
-            if prefix and name.startswith(prefix):
-                return name.removeprefix(prefix)
-        return name
+            name = one_name(_with_slashes(name))
+        if self.prefix and name.startswith(self.prefix):
+            return name.removeprefix(self.prefix)
+        return name_below(self.root, name)
 
     def path(self, name: str) -> Path:
         """The path of an image.
@@ -52,7 +63,7 @@ class ImageFolder:
     def folder_of(self, name: str) -> str:
         """The folder that a name says, below `root`; empty where it says none."""
         below = self.below(name)
-        return "" if below.startswith("/") else str(PurePosixPath(below).parent)
+        return "" if below.startswith("/") else posixpath.dirname(below)
 
 
 def find_images(
@@ -72,14 +83,7 @@ def find_images(
     Raises:
         DataError: there are images, and none is found.
     """
-    groups: dict[str, set[str]] = defaultdict(set)
-    for name in names:
-        if is_address(name):
-            continue  # Each is refused for what it is.
-        for spelt in {name, _with_slashes(name)}:
-            folder, base = posixpath.split(spelt)
-            if folder in groups or len(groups) < _MAX_FOLDERS:
-                groups[folder].add(base)
+    groups = _by_folder(names)
     told = options.image_root
     best, most = ImageFolder(told or file.parent), 0
     for root in [told] if told else [file.parent / root for root in roots]:
@@ -93,6 +97,11 @@ def find_images(
             "folder that their paths start from (image_root)"
         )
     return best
+
+
+def folder_told(root: Path, names: Iterable[str]) -> ImageFolder:
+    """The folder that the user names for a list, of which `names` are some of the first."""
+    return ImageFolder(root, _search(root, _by_folder(names), is_told=True)[1])
 
 
 def coco_names(image_id: int) -> tuple[str, ...]:
@@ -109,10 +118,21 @@ def with_suffixes(name: str) -> tuple[str, ...]:
     return (name, *(f"{name}{suffix}" for suffix in SUFFIXES))
 
 
+def _by_folder(names: Iterable[str]) -> Mapping[str, set[str]]:
+    groups: dict[str, set[str]] = defaultdict(set)
+    for name in names:
+        if is_address(name):
+            continue  # Each is refused for what it is.
+        for spelt in {one_name(name), one_name(_with_slashes(name))}:
+            folder, base = posixpath.split(spelt)
+            if folder in groups or len(groups) < _MAX_FOLDERS:
+                groups[folder].add(base)
+    return groups
+
+
 def _with_slashes(name: str) -> str:
     """A path of Windows as others write it."""
-    is_of_windows = _DRIVE.match(name) or "/" not in name
-    return name.replace("\\", "/") if is_of_windows else name
+    return name if name.startswith("/") else name.replace("\\", "/")
 
 
 def _search(root: Path, groups: Mapping[str, set[str]], is_told: bool) -> tuple[int, str]:

@@ -8,9 +8,9 @@ from typing import Any
 
 from openblip.data.importers.captions import image_key, image_names
 from openblip.data.importers.documents import read_document
-from openblip.data.importers.gathered import Gathered, GatheredSource, fields_of, known_id, listed
+from openblip.data.importers.gathered import Gathered, GatheredSource, fields_of, listed
 from openblip.data.importers.image_folders import ROOTS, find_images
-from openblip.data.importers.source import SourceOptions
+from openblip.data.importers.source import SourceOptions, id_text, known_id
 from openblip.data.importers.splits import pop_split
 from openblip.data.importers.visual_genome import ANSWER_WEIGHT
 from openblip.errors import DataError
@@ -123,14 +123,18 @@ def _ask(
 
 
 def _texts(value: Any) -> list[str]:
-    """The answers of a text, or a list of texts or of objects with a text `answer`.
+    """The answers of a text or number, or a list of them or of objects with one in `answer`.
 
     Raises:
         ValueError: it is something else.
     """
     several = value if isinstance(value, list) else [value]
     texts = [e["answer"] if isinstance(e, dict) and "answer" in e else e for e in several]
-    known = [text for text in texts if text is not None]
+    # "How many?" is answered with a number now and then.
+    said = [
+        id_text(e) if isinstance(e, int | float) and not isinstance(e, bool) else e for e in texts
+    ]
+    known = [text for text in said if text is not None]
     if not all(isinstance(text, str) for text in known):
         raise ValueError("needs an image, a question, and answers as texts")
     return [text for text in known if text.strip()]
@@ -232,6 +236,11 @@ def _answers(entry: Mapping[str, Any]) -> list[str]:
         ValueError: they are no texts, or in a field that is not known.
     """
     for name in _ANSWERS:
+        if "choices" in entry and isinstance(entry.get(name), int | float):
+            raise ValueError(
+                f"has a number in {name!r}, and choices: call it correct_choice_idx if it is the "
+                "place of one, from 0, or write it as a text"
+            )
         if answers := _texts(entry.get(name)):
             return answers
     choices, right = entry.get("choices"), known_id(entry.get("correct_choice_idx"))

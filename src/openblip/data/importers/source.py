@@ -1,6 +1,5 @@
 """What every kind of source yields, and the checks that all of them share."""
 
-import codecs
 import json
 import math
 import os
@@ -11,21 +10,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from openblip.data.importers.splits import pop_split
-from openblip.data.lists import lines_of
+from openblip.data.importers.text_files import known_encoding
+from openblip.data.importers.written_lists import written_list
 from openblip.data.report import Reason
 from openblip.errors import DataError
 
 Cursor = dict[str, int | str]
 """How far a source has been read; plain JSON, so that it can be stored with the table."""
 
-TEXT_ENDINGS = ("txt", "caption", "text", "caption.txt", "captions.txt", "text.txt")
-"""Endings of the file, or member of an archive, with the texts of an image beside it, each after
-the image's name and a dot; of several the first counts."""
-RECORD_FIELDS = ("caption", "captions", "text")
-"""Fields of a record beside an image that hold its texts; the first that has any."""
-MAX_TEXT_BYTES = 4 << 20
-"""A longer text beside an image is none."""
+TEXT_FIELDS = ("raw", "caption", "text", "sentence")
+"""Fields of an object that stands for a text; the first there is."""
 META_FIELD = "meta"
 """Of a record: a JSON object in a text, as if each of its fields stood in the record."""
 _URL = re.compile(r"^(https?|ftp)://", re.IGNORECASE)
@@ -103,6 +97,12 @@ class PairSource(Protocol):
     def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
         """Yields what comes after `cursor`, in bounded memory; damage is yielded, not raised."""
 
+    def listed(self) -> Iterator[Entry]:
+        """Yields what lists and tables say of image files, for the splits of these alone.
+
+        Nothing of images that come as bytes, or that are in no list: those are there once.
+        """
+
 
 @dataclass(frozen=True, kw_only=True)
 class SourceOptions:
@@ -116,8 +116,16 @@ class SourceOptions:
     """Column of a table with a text, or a list of them."""
     id_column: str | None = None
     """Column of a table with unique ids."""
+    columns: tuple[str, ...] | None = None
+    """Names of the columns of CSV and TSV files without header, in their order."""
+    encoding: str | None = None
+    """Encoding of texts; None for UTF-8."""
 
     def __post_init__(self) -> None:
+        if self.columns is not None:
+            object.__setattr__(self, "columns", tuple(self.columns))
+        if self.encoding is not None:
+            known_encoding(self.encoding)
         if self.image_root is not None:
             # The import is the same one from wherever it is restarted.
             object.__setattr__(self, "image_root", Path(self.image_root).absolute())
@@ -178,11 +186,25 @@ def _absolute_inside(root: Path, name: str) -> Path:
     return path
 
 
+def one_name(name: str) -> str:
+    """The name of a file without parts that say nothing, so that each file has one name.
+
+    `./a.jpg`, `b/../a.jpg` and `.//a.jpg` are `a.jpg`; a web address stays as it is.
+    """
+    # Most names are one already, and there are millions.
+    if "//" not in name and "./" not in name and "/." not in name and name[-1:] != "/":
+        return name
+    is_path = "://" not in name and "\0" not in name
+    return os.path.normpath(name) if is_path else name
+
+
 def name_below(root: Path, name: str) -> str:
-    """The name of a file from `root` on where it is an absolute path below that; else as it is."""
+    """The one name of a file, from `root` on where it is an absolute path below that."""
+    name = one_name(name)
+    if not os.path.isabs(name):  # noqa: PTH117 - a path for each of many names takes long
+        return name
     folder, path = os.path.normpath(root), Path(name)
-    is_below = path.is_absolute() and path.is_relative_to(folder)
-    return path.relative_to(folder).as_posix() if is_below else name
+    return path.relative_to(folder).as_posix() if path.is_relative_to(folder) else name
 
 
 def is_file(path: Path) -> bool:
@@ -191,21 +213,20 @@ def is_file(path: Path) -> bool:
 
 
 def texts_of(value: Any) -> list[str]:
-    """The texts of a string or a list of strings; None gives none.
+    """The texts of a string or a list of strings; None, and what stands for it, gives none.
+
+    A string that is written as a list of texts, in JSON or Python, is that list. An object in a
+    list, as COCO's sentences are, stands for its `raw` (or another of `TEXT_FIELDS`).
 
     An object with a `text`, as `openblip caption` writes one, stands for that.
 
     Raises:
         ValueError: it is something else.
     """
-    values = [value] if isinstance(value, str) else value
-    if values is None:
-        return []
-    if isinstance(values, list):
-        values = [item.get("text") if isinstance(item, dict) else item for item in values]
-    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
-        raise ValueError(f"captions must be a text or a list of texts, not {str(value)[:100]!r}")
-    return values
+    if isinstance(value, str):
+        value = written_list(value)
+    texts = [_text(item) for item in (value if isinstance(value, list) else [value])]
+    return [text for several in texts for text in several]
 
 
 def first_texts(record: Mapping[str, Any], names: Sequence[str]) -> tuple[list[str], str | None]:
@@ -218,6 +239,38 @@ def first_texts(record: Mapping[str, Any], names: Sequence[str]) -> tuple[list[s
         if (texts := texts_of(record.get(name))) and any(text.strip() for text in texts):
             return texts, name
     return [], None
+
+
+def known_id(value: Any) -> int | str | None:
+    """An id, a number or a text; None for what is none.
+
+    Whole numbers that pandas has made floats, for a missing one among them, are whole again.
+    """
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    is_id = isinstance(value, int | str) and not isinstance(value, bool) and value != ""
+    return value if is_id else None
+
+
+def id_text(value: Any) -> str | None:
+    """What a field that holds an id, or another single value, says as a text; None for nothing."""
+    if value in (None, "") or (isinstance(value, float) and math.isnan(value)):
+        return None
+    known = known_id(value)
+    return str(value if known is None else known)
+
+
+def _text(item: Any) -> list[str]:
+    if item is None or (isinstance(item, float) and math.isnan(item)):
+        return []
+    if isinstance(item, str):
+        return [item]
+    if isinstance(item, Mapping):
+        told = [item[name] for name in TEXT_FIELDS if name in item]
+        found = next((value for value in told if value is not None), None)
+        if isinstance(found, str | list) or (told and found is None):
+            return texts_of(found)
+    raise ValueError(f"captions must be a text or a list of texts, not {str(item)[:100]!r}")
 
 
 def parse_json(text: bytes, shorten: Callable[[dict[str, Any]], Any] | None = None) -> Any:
@@ -292,61 +345,6 @@ def plain(value: Any, depth: int = _MAX_DEPTH) -> Any:
     if value is None or isinstance(value, str | int | bool):
         return value
     return None if isinstance(value, bytes) else str(value)
-
-
-def text_lines(data: bytes) -> list[str]:
-    """The lines of a text file in UTF-8; LF, CRLF and CR end a line, and nothing else.
-
-    Raises:
-        ValueError: it is of another encoding.
-    """
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data:
-        raise ValueError("UTF-16, or no text at all; save it as UTF-8")
-    try:
-        return lines_of(data.decode("utf-8-sig"))
-    except UnicodeDecodeError as error:
-        byte = f"byte 0x{data[error.start]:02x} at {error.start}"
-        raise ValueError(f"no UTF-8 ({byte}); save it as UTF-8") from error
-
-
-def with_record(
-    texts: list[str] | None, record: bytes | None
-) -> tuple[list[str], str | None, dict[str, Any]]:
-    """Texts, split and metadata of an image that has a JSON object beside it.
-
-    Texts are those of the text file, or the first of `RECORD_FIELDS` in the JSON that has any. A
-    list `captions` in the JSON that begins with these is taken instead: formats with one text put
-    the others there. What else is in these fields becomes metadata as all other fields do.
-
-    Args:
-        texts: from a text file; None if there is none.
-        record: the JSON in UTF-8; None if there is none.
-
-    Raises:
-        ValueError: it is no JSON object, or a field holds no texts.
-    """
-    meta = parse_object(record) if record is not None else {}
-    split = pop_split(meta)
-    captions = [text for text in texts or [] if text.strip()]
-    for name in RECORD_FIELDS:
-        told = meta.get(name)
-        if texts is None and not captions:
-            captions = texts_of(told)
-        if told is None or _lines(told) == [text.strip() for text in captions]:
-            meta.pop(name, None)
-    several = meta.get("captions")
-    if isinstance(several, list) and captions and several[: len(captions)] == captions:
-        captions = texts_of(meta.pop("captions"))
-    return captions, split, unfolded(meta)
-
-
-def _lines(told: Any) -> list[str] | None:
-    """The texts of a field as the lines of a text file would be; None if they are no texts."""
-    values = [told] if isinstance(told, str) else told
-    if not isinstance(values, list) or not all(isinstance(text, str) for text in values):
-        return None
-    lines = [line for text in values for line in lines_of(text)]
-    return [line.strip() for line in lines if line.strip()]
 
 
 def unfolded(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,18 +1,24 @@
 """Which split a row belongs to, and what says so: one order of authority for every importer."""
 
+import os
 import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from openblip.data.importers.source import Found, id_text
 from openblip.errors import DataError
 
-if TYPE_CHECKING:
-    from openblip.data.importers.source import Found
-
 SPLIT_FIELDS = ("split", "set_name")
-"""Fields of a record that say which split it is of."""
+"""Fields of a record that say which split it is of, in whatever case."""
+SUBSET_FIELDS = (
+    *("subset", "partition", "fold", "phase", "usage"),
+    *("split_name", "data_split", "dataset_split"),
+)
+"""Fields that say it where none of the others does, if their value is the name of a split."""
 _BOTH = " and "
 
 _SPLIT_NAMES = {
@@ -37,6 +43,7 @@ class Authority(StrEnum):
     RECORD = "a field of the record"
     NAME = "the name of a file or folder"
     CARD = "the dataset card"
+    SAME_IMAGE = "another record of the same image"
     IMAGE_FOLDER = "the folder of the image"
     SOURCE_FOLDER = "the folder of the source"
     NOTHING = "nothing says otherwise"
@@ -59,9 +66,17 @@ def pop_split(record: dict[str, Any]) -> str | None:
     """Takes what says the split out of a record, and returns it; None if nothing does.
 
     Of two fields that name different splits it is both, which `row_split` takes for a conflict.
+    Values of `SUBSET_FIELDS` may say something else, so that they stay in the record.
     """
-    told = [record.pop(name, None) for name in SPLIT_FIELDS]
-    words = [str(word) for word in told if word not in (None, "")]
+    fields = [name for name in record if name.lower() in SPLIT_FIELDS]
+    told = [id_text(record.pop(name)) for name in fields]
+    if words := [word for word in told if word is not None]:
+        return _together(words)
+    told = [id_text(value) for name, value in record.items() if name.lower() in SUBSET_FIELDS]
+    return _together([word for word in told if word is not None and known_split(word)])
+
+
+def _together(words: Sequence[str]) -> str | None:
     is_one = len({known_split(word) or word for word in words}) < 2
     return next(iter(words), None) if is_one else _BOTH.join(words)
 
@@ -105,22 +120,89 @@ def split_of_path(path: Path) -> str | None:
     return next(iter(splits), None)
 
 
-def source_root(source: str) -> Path:
-    """The folder that a source is, or lies in: names of files count from there on.
+@dataclass(frozen=True)
+class SourceRoot:
+    """The folder that a source is, or lies in, and what names of files and folders in it say."""
+
+    path: Path
+    _named: dict[Path, str | None] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def split(self) -> str | None:
+        """What its own name says as a whole word, or else that of the folder around it.
+
+        `test` and `test/images` say it, `my_test_photos`, where people put sources to try them,
+        does not. A link has the names of its target besides its own.
+
+        Raises:
+            SplitConflict: these differ.
+        """
+        path = Path(os.path.realpath(self.path))
+        spelt = path if ".." in self.path.parts else self.path.absolute()
+        return _one_of_links(
+            {spelt: known_split(spelt.name), path: known_split(path.name)}
+        ) or _one_of_links({p: known_split(p.name) for p in (spelt.parent, path.parent)})
+
+    def split_in(self, place: Path) -> str | None:
+        """What the names from here on to a file or folder say, and the targets of links in it.
+
+        Raises:
+            SplitConflict: two of them differ.
+        """
+        if place not in self._named:
+            # Again at each call where it raises.
+            self._named[place] = self._split_in(place)
+        return self._named[place]
+
+    def below(self, place: Path) -> Path:
+        """The path of a place from here on."""
+        return place.relative_to(self.path) if place.is_relative_to(self.path) else Path(place.name)
+
+    def _split_in(self, place: Path) -> str | None:
+        names = self.below(place)
+        said = {names: split_of_path(names)}
+        above = Path(str(place).removesuffix(str(names)))
+        for depth in range(1, len(names.parts) + 1):
+            step = above.joinpath(*names.parts[:depth])
+            if step.is_symlink():
+                target = Path(os.path.realpath(step))
+                own = split_of_path(Path(target.name))
+                said[target] = own or known_split(target.parent.name)
+        return _one_of_links(said)
+
+
+def _one_of_links(said: Mapping[Path, str | None]) -> str | None:
+    """The split that a path says, and those that it links to.
+
+    Raises:
+        SplitConflict: these differ.
+    """
+    paths = {split: path for path, split in said.items() if split is not None}
+    if len(paths) > 1:
+        (first, path), (second, target), *_ = paths.items()
+        raise SplitConflict(
+            f"{path} says {first!r}, and {target}, to which it links, says {second!r}: say which "
+            "with --split"
+        )
+    return next(iter(paths), None)
+
+
+def source_root(source: str) -> SourceRoot:
+    """The folder from which on names of files in a source count.
 
     Of a pattern it is the part before the first folder or file that has a mark of a pattern.
     """
     path = Path(source)
     if path.is_dir():
-        return path
+        return SourceRoot(path)
     if path.exists():
-        return path.parent
+        return SourceRoot(path.parent)
     parts = path.parts
     marked = (n for n, part in enumerate(parts) if any(mark in part for mark in "*?[{"))
-    return Path(*parts[: next(marked, len(parts) - 1)])
+    return SourceRoot(Path(*parts[: next(marked, len(parts) - 1)]))
 
 
-def row_split(entry: "Found", root: Path, option: str | None = None) -> tuple[str, Authority]:
+def row_split(entry: Found, root: SourceRoot, option: str | None = None) -> tuple[str, Authority]:
     """The split of an entry, and what says so.
 
     Args:
@@ -137,7 +219,7 @@ def row_split(entry: "Found", root: Path, option: str | None = None) -> tuple[st
         return option, Authority.OPTION
     if entry.split is not None:
         return _of_record(entry, entry.split, root), Authority.RECORD
-    if (named := _in_names(entry.place, root)) is not None:
+    if entry.place is not None and (named := root.split_in(entry.place)) is not None:
         return named, Authority.NAME
     if entry.card_split is not None:
         return _known(entry.card_split), Authority.CARD
@@ -145,23 +227,22 @@ def row_split(entry: "Found", root: Path, option: str | None = None) -> tuple[st
     # their folder counts where nothing else says anything, and contradicts nobody.
     if entry.image_folder and (split := split_of_path(Path(entry.image_folder) / "_")) is not None:
         return split, Authority.IMAGE_FOLDER
-    # The whole name: `test`, not `my_test_photos`, where people put sources to try them.
-    if (split := known_split(root.name)) is not None:
-        return split, Authority.SOURCE_FOLDER
+    if root.split is not None:
+        return root.split, Authority.SOURCE_FOLDER
     return "train", Authority.NOTHING
 
 
-def _of_record(entry: "Found", word: str, root: Path) -> str:
+def _of_record(entry: Found, word: str, root: SourceRoot) -> str:
     split = _known(word)
     if split == "train" and entry.place is not None:
         try:
-            named = _in_names(entry.place, root)
+            named = root.split_in(entry.place)
         except SplitConflict:
             # Such a name says nothing, so that the record does.
             named = None
         if named not in (None, "train"):
             raise SplitConflict(
-                f"the record says {word!r}, but {_below(entry.place, root)} says {named!r}: say "
+                f"the record says {word!r}, but {root.below(entry.place)} says {named!r}: say "
                 "which with --split, or mend one of them"
             )
     return split
@@ -175,13 +256,7 @@ def _known(word: str) -> str:
             "mend one of them"
         )
     if split is None:
-        raise DataError(f"unknown split {word!r}: train, val and test are known")
+        raise DataError(
+            f"unknown split {word!r}: train, val and test are known (--split says it for all)"
+        )
     return split
-
-
-def _in_names(place: Path | None, root: Path) -> str | None:
-    return None if place is None else split_of_path(_below(place, root))
-
-
-def _below(place: Path, root: Path) -> Path:
-    return place.relative_to(root) if place.is_relative_to(root) else Path(place.name)

@@ -9,10 +9,9 @@ from openblip.data.importers.gathered import (
     GatheredImage,
     GatheredSource,
     fields_of,
-    known_id,
 )
 from openblip.data.importers.image_folders import find_images
-from openblip.data.importers.source import SourceOptions
+from openblip.data.importers.source import SourceOptions, known_id
 from openblip.data.importers.splits import pop_split
 
 ANSWER_WEIGHT = 0.2

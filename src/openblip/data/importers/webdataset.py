@@ -9,18 +9,22 @@ from openblip.data.archives import TAR_DAMAGE, TAR_SUFFIXES, UNREAD_ARCHIVES, Me
 from openblip.data.ids import file_key
 from openblip.data.image_formats import format_of, known_by_name, what_it_is
 from openblip.data.images import MAX_IMAGE_BYTES
-from openblip.data.importers.source import (
+from openblip.data.importers.side_texts import (
     MAX_TEXT_BYTES,
     TEXT_ENDINGS,
+    first_with_text,
+    others_say,
+    with_record,
+)
+from openblip.data.importers.source import (
     Cursor,
     Entry,
     Found,
     Refused,
     Remark,
+    SourceOptions,
     UnsafePath,
     inside,
-    text_lines,
-    with_record,
 )
 from openblip.data.report import Reason
 from openblip.data.walking import is_hidden
@@ -99,14 +103,15 @@ class TarSource:
 
     format = "webdataset"
 
-    def __init__(self, shards: Sequence[Path], within: str = "") -> None:
+    def __init__(self, shards: Sequence[Path], options: SourceOptions, within: str = "") -> None:
         """Reads nothing yet.
 
         Args:
             shards: archives, in the order of reading.
+            options: may name the encoding of texts.
             within: folder of the shards in a source of several, with a slash behind; begins ids.
         """
-        self._shards, self._within = list(shards), within
+        self._shards, self._options, self._within = list(shards), options, within
 
     def total(self) -> int | None:
         """Number of samples where img2dataset's `_stats.json` lies beside every shard."""
@@ -119,6 +124,10 @@ class TarSource:
                 return None
         return total
 
+    def listed(self) -> Iterator[Entry]:
+        """Nothing."""
+        return iter(())
+
     def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
         """Yields one entry for each sample, and one for each thing that was refused."""
         at = cursor or {"shard": "", "entry": 0}
@@ -126,7 +135,8 @@ class TarSource:
             if str(shard) < str(at["shard"]):
                 continue
             done = int(at["entry"]) if str(shard) == at["shard"] else 0
-            for number, entry in enumerate(_Shard(shard, self._within).entries(), 1):
+            archive = _Shard(shard, self._options, self._within)
+            for number, entry in enumerate(archive.entries(), 1):
                 if number > done:
                     yield entry
 
@@ -134,8 +144,8 @@ class TarSource:
 class _Shard:
     """Groups the members of one archive."""
 
-    def __init__(self, shard: Path, within: str) -> None:
-        self._shard, self._within = shard, within
+    def __init__(self, shard: Path, options: SourceOptions, within: str) -> None:
+        self._shard, self._within, self._encoding = shard, within, options.encoding
         self._number = 0
         self._sample: _Sample | None = None
         # Of members such as KEY.left.jpg, the last such key.
@@ -224,17 +234,15 @@ class _Shard:
     ) -> Entry:
         number = len(sample.endings)
         told = {ending.lower(): data for ending, data in sample.texts.items()}
-        text = next((ending for ending in TEXT_ENDINGS if ending in told), None)
+        texts = {ending: told[ending] for ending in TEXT_ENDINGS if ending in told}
         try:
-            lines = None if text is None else text_lines(told[text])
+            text, lines = first_with_text(texts, self._encoding)
             captions, split, meta = with_record(lines, told.get(_RECORD))
         except ValueError as error:
             return Refused(where, cursor, Reason.BAD_RECORD, str(error), number)
         others = dict(sample.others)
-        for ending, data in told.items():
-            if text is not None and ending != _RECORD and data.strip() != told[text].strip():
-                detail = f"says something else than .{text}, which counts"
-                others[ending] = (Reason.OTHER_MEMBER, detail)
+        for ending, detail in others_say(texts, text, called="."):
+            others[ending] = (Reason.OTHER_MEMBER, detail)
         for ending in sample.likely.keys() - {image[0]}:
             others[ending] = (Reason.OTHER_MEMBER, f"an image besides .{image[0]}, which counts")
         said = meta.get("id")

@@ -145,7 +145,7 @@ def _human_captions(scene: Scene, config: WorldConfig, dice: Dice) -> list[str]:
     captions: list[str] = []
     trials = 10 * config.captions_per_image
     while len(captions) < config.captions_per_image:
-        text = write_human_caption(describe(scene, dice, config), dice)
+        text = write_human_caption(describe(scene, dice, config), dice, config.language)
         trials -= 1
         if text not in captions or trials <= 0:
             captions.append(text)

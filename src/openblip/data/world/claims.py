@@ -53,6 +53,16 @@ def _mention_key(mention: Mention) -> tuple[str, str, str, int]:
     return (mention.kind, mention.colour or "", mention.size or "", mention.count)
 
 
+def spoken_order(claim: Claim, dice: Dice) -> tuple[Mention, ...]:
+    """The mentions as a sentence may name them: where their order says nothing, in any order."""
+    mentions = list(claim.mentions)
+    if claim.relation is None or claim.relation == "beside":
+        mentions = dice.sample(mentions, len(mentions))
+    elif claim.relation == "between" and dice.chance(0.5):
+        mentions.reverse()
+    return tuple(mentions)
+
+
 def claim_errors(claim: Claim, scene: Scene) -> tuple[str, ...]:
     """What is false in a claim: any of object, colour, size, count, relation, background.
 

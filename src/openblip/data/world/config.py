@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Literal, get_args
 
 from openblip.errors import RecipeError
 
@@ -10,6 +11,9 @@ MAX_GROUPS = 3
 MAX_COUNT = 3
 NUM_KINDS = 8
 NUM_COLOURS = 8
+
+Language = Literal["en", "zh"]
+"""Of captions: English or Chinese."""
 
 NOISE_KINDS = ("true", "wrong_attribute", "wrong_object", "other_image", "boilerplate")
 
@@ -48,6 +52,8 @@ class WorldConfig:
 
     seed: int = 0
     """Selects the world; any integer >= 0."""
+    language: Language = "en"
+    """Of all captions; the pictures, their truth and the kinds of noise are the same in each."""
     image_size: int = 64
     """Side of the square images in pixels; a multiple of 16, at least 48."""
     web_rows: int = 10_000
@@ -92,6 +98,8 @@ class WorldConfig:
                 raise RecipeError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
 
     def _check_sizes(self) -> None:
+        if self.language not in get_args(Language):
+            raise RecipeError(f"language must be en or zh, got {self.language!r}")
         if self.image_size < 48 or self.image_size % 16:
             raise RecipeError(
                 f"image_size must be a multiple of 16 and at least 48, got {self.image_size}"
@@ -128,6 +136,9 @@ def _check_weights(name: str, weights: Sequence[float], most: int) -> None:
 def config_to_dict(config: WorldConfig) -> dict[str, object]:
     """Plain JSON values of a config, kept in the metadata of its table."""
     plain: dict[str, object] = {entry.name: getattr(config, entry.name) for entry in fields(config)}
+    if config.language == "en":
+        # Tables of the English world have the same bytes as before there was another.
+        del plain["language"]
     plain["group_weights"] = list(config.group_weights)
     plain["count_weights"] = list(config.count_weights)
     plain["noise"] = dict(zip(NOISE_KINDS, config.noise.as_tuple(), strict=True))

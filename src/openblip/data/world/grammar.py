@@ -7,7 +7,9 @@ background: `{on}` is a phrase such as "on a striped background", `{ground}` its
 
 from dataclasses import dataclass
 
-from openblip.data.world.claims import Claim, Mention
+from openblip.data.world import chinese
+from openblip.data.world.claims import Claim, Mention, spoken_order
+from openblip.data.world.config import Language
 from openblip.data.world.dice import Dice
 from openblip.data.world.scene import KINDS
 
@@ -83,13 +85,17 @@ _HUMAN = _Voice(articles=True, plain=0.3)
 _TITLE = _Voice(articles=False, plain=0.6)
 
 
-def write_human_caption(claim: Claim, dice: Dice) -> str:
+def write_human_caption(claim: Claim, dice: Dice, language: Language = "en") -> str:
     """A sentence with exactly the meaning of a claim, in lower case without a full stop."""
+    if language == "zh":
+        return chinese.write_human(claim, dice)
     return _write(claim, dice, _HUMAN)
 
 
-def write_web_caption(claim: Claim, dice: Dice) -> str:
+def write_web_caption(claim: Claim, dice: Dice, language: Language = "en") -> str:
     """The same meaning as an alt text: mostly without articles, often with shop words around."""
+    if language == "zh":
+        return chinese.write_web(claim, dice)
     voice = _TITLE if dice.chance(0.7) else _HUMAN
     text = _write(claim, dice, voice)
     # "buy there is" is not even shop English.
@@ -100,13 +106,15 @@ def write_web_caption(claim: Claim, dice: Dice) -> str:
     return text.title() if dice.chance(0.25) else text
 
 
-def write_boilerplate(dice: Dice) -> str:
+def write_boilerplate(dice: Dice, language: Language = "en") -> str:
     """A text that says nothing of any image."""
+    if language == "zh":
+        return chinese.write_nothing(dice)
     return dice.choose(BOILERPLATE).format(number=dice.between(1000, 9999))
 
 
 def _write(claim: Claim, dice: Dice, voice: _Voice) -> str:
-    mentions = _spoken_order(claim, dice)
+    mentions = spoken_order(claim, dice)
     bodies = BODIES[len(mentions), claim.relation]
     if not voice.articles:
         bodies = tuple(body for body in bodies if "{is" not in body)
@@ -125,15 +133,6 @@ def _write(claim: Claim, dice: Dice, voice: _Voice) -> str:
     frame = frames[0] if dice.chance(0.5) else dice.choose(frames)
     ground = _ground_phrase(claim, dice, voice)
     return frame.format(body=text, ground=ground, on=f"{_pick(ON_WORDS, 0.15, dice)} {ground}")
-
-
-def _spoken_order(claim: Claim, dice: Dice) -> tuple[Mention, ...]:
-    mentions = list(claim.mentions)
-    if claim.relation is None or claim.relation == "beside":
-        mentions = dice.sample(mentions, len(mentions))
-    elif claim.relation == "between" and dice.chance(0.5):
-        mentions.reverse()
-    return tuple(mentions)
 
 
 def _noun_phrase(mention: Mention, dice: Dice, voice: _Voice) -> str:

@@ -24,7 +24,7 @@ def noisy_caption(scene: Scene, dice: Dice, config: WorldConfig) -> tuple[str, s
     """
     kind = NOISE_KINDS[dice.weighted(config.noise.as_tuple())]
     if kind == "boilerplate":
-        return write_boilerplate(dice), kind
+        return write_boilerplate(dice, config.language), kind
     if kind == "other_image":
         claim = claim_of_other_image(scene, dice, config)
     else:
@@ -33,7 +33,7 @@ def noisy_caption(scene: Scene, dice: Dice, config: WorldConfig) -> tuple[str, s
             claim = with_wrong_attribute(claim, scene, dice, config)
         elif kind == "wrong_object":
             claim = with_wrong_object(claim, scene, dice, config)
-    return write_web_caption(claim, dice), kind
+    return write_web_caption(claim, dice, config.language), kind
 
 
 def claim_of_other_image(scene: Scene, dice: Dice, config: WorldConfig) -> Claim:

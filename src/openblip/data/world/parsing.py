@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 from functools import lru_cache
 
+from openblip.data.text import is_unspaced
+from openblip.data.world import chinese
 from openblip.data.world.claims import Claim, Mention, claim_errors, make_claim
 from openblip.data.world.grammar import (
     BODIES,
@@ -25,11 +27,13 @@ _NOUNS |= {DISC: ("circle", False), f"{DISC}s": ("circle", True)}
 
 
 def parse_caption(text: str) -> Claim | None:
-    """The claim of a caption of the grammar, human or web style; None where it is none.
+    """The claim of a caption of either grammar, human or web style; None where it is none.
 
     Case and punctuation do not matter. Text outside the grammar is None as a whole: unknown
     words, a plural without a number, a number that disagrees with its noun.
     """
+    if is_unspaced(text):
+        return chinese.parse(text)
     words = " ".join(re.findall("[a-z0-9]+", text.lower()))
     words = _decoration().sub("", words)
     body, pattern, ground = _split_background(words)

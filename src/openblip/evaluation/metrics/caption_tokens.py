@@ -3,6 +3,7 @@
 import re
 from functools import lru_cache
 
+from openblip.data.text import characters, has_words
 from openblip.evaluation.metrics.ptb_rules import KEEP_FULL_STOP, RULES, SPLIT_WORDS
 
 # A word of letters between spaces, perhaps with a mark behind it: nine of ten words in captions.
@@ -21,8 +22,12 @@ def caption_tokens(caption: str) -> tuple[str, ...]:
 
     Differs from pycocoevalcap: that one tokenises all captions as one text, so the first word of a
     caption can decide on the last full stop of the caption before it ("Fig." keeps it before a
-    number, "J." loses it before "The"). Here no caption depends on its neighbour.
+    number, "J." loses it before "The"). Here no caption depends on its neighbour. And a text of a
+    script without spaces between words (Chinese, Japanese, Thai) is one token there, so that every
+    score is 0 unless all is equal; here each of its characters counts as a word.
     """
+    if not has_words(caption):
+        return tuple(characters(caption))
     text = caption.replace("\u00ad", "")
     tokens: list[str] = []
     position = 0

@@ -1,0 +1,92 @@
+"""The whole loop in another script: nothing of it assumes English."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from openblip.capfilt.job import CapFiltSettings
+from openblip.capfilt.run import run_capfilt
+from openblip.data.table import PairTable
+from openblip.data.world import WorldConfig, create_world
+from openblip.evaluation.retrieval import evaluate_retrieval
+from openblip.inference import Decoding, load
+from openblip.recipes.world import WORLD, world_captioner, world_filter, world_pretrain
+from openblip.training.run import train
+
+SMALL = WorldConfig(language="zh", web_rows=24, human_rows=24, val_rows=2, test_rows=6)
+CAPTION = "一个红色圆形在一个蓝色方块左边"
+
+
+def trained(recipe, folder: Path, **changes: int) -> str:
+    loop = replace(recipe.train, **changes)
+    return str(train(replace(recipe, train=loop), folder).model_folder)
+
+
+@pytest.fixture(scope="module")
+def chinese(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table, and models of two steps each."""
+    folder = tmp_path_factory.mktemp("chinese")
+    table = str(folder / "pairs.lance")
+    create_world(table, SMALL)
+    few = {"steps": 2, "batch_size": 8, "checkpoint_every": 2}
+    recipe = world_pretrain(table)
+    recipe = replace(recipe, objectives=replace(recipe.objectives, queue_size=8))
+    model = trained(recipe, folder / "model", **few)
+    captioner = world_captioner(table, model, 64)
+    captioner = replace(captioner, data=replace(captioner.data, prefix="图中"))
+    trained(captioner, folder / "captioner", **few)
+    filter_ = world_filter(table, model, 64)
+    filter_ = replace(filter_, objectives=replace(filter_.objectives, queue_size=8))
+    trained(filter_, folder / "filter", **few)
+    return folder
+
+
+def model_of(folder: Path, name: str) -> str:
+    return str(next((folder / name).rglob("config.json")).parent)
+
+
+def test_a_learnt_vocabulary_knows_every_character_and_gives_captions_back(chinese: Path) -> None:
+    tokenizer = load(model_of(chinese, "model")).tokenizer
+    (pieces,) = tokenizer.pieces([CAPTION])
+    assert tokenizer.special.unk not in pieces
+    assert len(pieces) == len(CAPTION)
+    assert tokenizer.decode(pieces) == CAPTION
+
+
+def test_captioning_matching_and_explaining_speak_chinese(chinese: Path) -> None:
+    image = PairTable.open(str(chinese / "pairs.lance")).take([0], ["image"])["image"][0].as_py()
+    captioner = load(model_of(chinese, "captioner"))
+    ((caption,),) = captioner.caption(image, prompt="图中", max_length=12)
+    assert " " not in caption.text.strip()
+    assert "".join(word.text for word in caption.words) == caption.text
+    blip = load(model_of(chinese, "filter"))
+    (match,) = blip.match(image, CAPTION)
+    assert 0 <= match.itm <= 1
+    assert blip.explain(image, CAPTION).tokens == tuple(CAPTION)
+
+
+def test_capfilt_scores_chinese_texts(chinese: Path) -> None:
+    table = str(chinese / "pairs.lance")
+    settings = CapFiltSettings(
+        captioner=model_of(chinese, "captioner"),
+        filter=model_of(chinese, "filter"),
+        prompt="图中",
+        decoding=Decoding(method="nucleus", max_length=16),
+    )
+    result = run_capfilt(table, settings)
+    assert result.errors == 0
+    rows = PairTable.open(table).take(range(24), ["captions", "captions_itm"]).to_pylist()
+    assert all(len(row["captions"]) == len(row["captions_itm"]) for row in rows)
+
+
+@pytest.mark.slow
+def test_a_model_learns_chinese_as_well_as_english(tmp_path: Path) -> None:
+    recalls = {}
+    for language in ("en", "zh"):
+        table = str(tmp_path / f"{language}.lance")
+        create_world(table, replace(WORLD, language=language))
+        model = load(trained(world_pretrain(table), tmp_path / language), device="cpu")
+        opened = PairTable.open(table)
+        recalls[language] = evaluate_retrieval(model, opened, k=16).metrics["TR@1"]
+    assert recalls["zh"] >= recalls["en"] - 3, recalls
