@@ -21,6 +21,7 @@ def run(script: str, *words: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SMALL)
 def test_a_small_one_gives_its_table(script: str) -> None:
     assert " % |" in run(script, *SMALL[script].split())

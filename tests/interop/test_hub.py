@@ -182,7 +182,7 @@ def test_what_is_not_cached_cannot_be_had_offline(cache: Path) -> None:
     assert str(message) == (
         f"{REPO}@v1: not in the cache {cache / 'hub'}, and HF_HUB_OFFLINE is set; run it once "
         f"online, or fetch it with `hf download {REPO} --revision v1`; `make demo` leaves small "
-        "models that work at once, of drawn shapes: demo/captioner, and demo/filter that matches"
+        "ones of drawn shapes: demo/captioner, and demo/filter that matches"
     )
 
 

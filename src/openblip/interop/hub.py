@@ -93,8 +93,7 @@ def fetch_repository(repo_id: str, revision: str | None = None) -> Path:
     option = "" if revision is None else f" --revision {revision}"
     remedy = (
         f"run it once online, or fetch it with `hf download {repo_id}{option}`; `make demo` "
-        "leaves small models that work at once, of drawn shapes: demo/captioner, and demo/filter "
-        "that matches"
+        "leaves small ones of drawn shapes: demo/captioner, and demo/filter that matches"
     )
     with _as_checkpoint_error(name, remedy), _client_settings():
         folder = _snapshot(repo_id, revision, _SAFETENSORS)

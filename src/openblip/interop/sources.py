@@ -63,9 +63,7 @@ def _fetch(name: str) -> Path:
     try:
         return fetch_repository(repo_id, revision)
     except CheckpointError as error:
-        raise CheckpointError(
-            f"{name}: no such file or folder is here, and as a name of the hub: {error}"
-        ) from error
+        raise CheckpointError(f"no such file or folder; of the hub {error}") from error
 
 
 def find_model_files(source: str | Path) -> list[Path]:
