@@ -173,7 +173,7 @@ class ImportReport:
         several = self.examples.setdefault(reason.value, [])
         if len(several) < _MAX_EXAMPLES:
             said = detail.removeprefix(f"{where}: ")[:500]
-            several.append(Example(encodable(where), encodable(said)))
+            several.append(Example(_shown(where), _shown(said)))
 
     def to_json(self) -> str:
         """The report as a JSON object; `from_json` reads it back."""
@@ -202,6 +202,12 @@ class ImportReport:
             if several and count > len(several):
                 lines.append(f"    and {count - len(several):,} more")
         return lines
+
+
+def _shown(text: str) -> str:
+    """A text on one line, without what a terminal would take for a command."""
+    plain = (mark if mark.isprintable() else repr(mark)[1:-1] for mark in encodable(text))
+    return "".join(plain)
 
 
 def _add(counts: dict[str, int], name: str, number: int = 1) -> None:

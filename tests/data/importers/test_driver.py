@@ -343,3 +343,13 @@ def test_whether_there_are_no_captions_by_the_sources_word_is_told(
     report = import_pairs(source, tmp_path / "t", without_captions=True, show_progress=False)
     said = [example.detail for example in report.examples["imported without captions"]]
     assert said == ["the source says that there are none", "there is no text of it"]
+
+
+def test_a_name_shows_no_command_for_the_terminal(tmp_path: Path) -> None:
+    source = tmp_path / "photos"
+    source.mkdir()
+    (source / "\x1b[31mred\n.jpg").write_bytes(b"no image")
+    (source / "a.txt").write_text("a text")
+    shown = import_pairs(source, tmp_path / "t", show_progress=False).to_text()
+    assert "\x1b" not in shown
+    assert r"\x1b[31mred\n.jpg" in shown
