@@ -103,6 +103,9 @@ class RankLog:
     def __init__(self, run_dir: Path, processes: "Processes", story: str | None = None) -> None:
         self.path = log_path(run_dir, processes.rank)
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists() and not self.path.is_file():
+            # A pipe would wait for a reader that never comes.
+            raise TrainingError(f"{self.path} is no regular file: take it away, and start again")
         self._file = self.path.open("a", encoding="utf-8")
         is_free = try_lock(self._file.fileno())
         known = next((s for s in read_statuses(run_dir) if s.rank == processes.rank), None)
@@ -229,7 +232,7 @@ def read_statuses(run_dir: Path) -> list[RankStatus]:
 def is_held(run_dir: Path, rank: int) -> bool:
     """Whether a living process holds the log of this rank."""
     path = log_path(run_dir, rank)
-    if not path.exists():
+    if not path.is_file():
         return False
     with path.open("rb") as file:
         return not try_lock(file.fileno())
