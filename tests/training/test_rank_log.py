@@ -189,6 +189,15 @@ def test_a_log_is_held_while_its_process_lives(tmp_path: Path) -> None:
     assert not is_held(tmp_path, 0)
 
 
+def test_a_pipe_in_place_of_a_log_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    place = log_path(tmp_path, 0)
+    place.parent.mkdir()
+    os.mkfifo(place)
+    with pytest.raises(TrainingError, match=r"rank-0\.log is no regular file"):
+        RankLog(tmp_path, Processes())
+    assert not is_held(tmp_path, 0)
+
+
 def contents(run_dir: Path) -> dict[Path, bytes | None]:
     """Everything in a run directory but the logs."""
     paths = [path for path in run_dir.rglob("*") if "logs" not in path.parts]

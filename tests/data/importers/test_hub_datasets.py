@@ -369,13 +369,18 @@ def _damage(file: Path) -> bytes:
     return bytes(data)
 
 
-def test_files_before_and_after_a_damaged_one_are_read(
-    tmp_path: Path, pairs: Callable[..., Dataset]
-) -> None:
+def _three_files(tmp_path: Path, pairs: Callable[..., Dataset]) -> Path:
     folder = tmp_path / "pq"
     folder.mkdir()
     for number in range(3):
         pairs([2 * number, 2 * number + 1]).to_parquet(folder / f"train-{number}.parquet")
+    return folder
+
+
+def test_files_before_and_after_a_damaged_one_are_read(
+    tmp_path: Path, pairs: Callable[..., Dataset]
+) -> None:
+    folder = _three_files(tmp_path, pairs)
     _damage(folder / "train-1.parquet")
     report, rows = _import(f"hf:{folder}", tmp_path / "t")
     assert _captions(rows) == ["text 0", "text 1", "text 4", "text 5"]
@@ -449,10 +454,7 @@ def test_an_import_does_not_go_on_in_another_dataset(
 def test_rows_are_read_when_they_are_asked_for(
     tmp_path: Path, pairs: Callable[..., Dataset]
 ) -> None:
-    folder = tmp_path / "pq"
-    folder.mkdir()
-    for number in range(3):
-        pairs([2 * number, 2 * number + 1]).to_parquet(folder / f"train-{number}.parquet")
+    folder = _three_files(tmp_path, pairs)
     entries = _entries(f"hf:{folder}")
     first = next(entries)
     assert isinstance(first, Found)

@@ -47,9 +47,7 @@ def caption_list_source(
     Raises:
         DataError: the images are nowhere to be found.
     """
-    own = [image_names(fields_of(record)) for record in records]
-    folder = find_images(file, (name for names in own for name in names), options)
-    gathered = Gathered(file, folder, split)
+    gathered, own = gathered_with_names(file, records, options, split)
     for number, (record, names) in enumerate(zip(records, own, strict=True)):
         entry, what = fields_of(record), f"record {number}"
         if not names:
@@ -64,7 +62,7 @@ def caption_list_source(
         if not captions and not lacks:
             gathered.refuse(what, "needs a caption")
             continue
-        key = image_key(entry, folder, names)
+        key = image_key(entry, gathered.folder, names)
         if known_id(entry.get("img_id")) is not None:
             key = str(known_id(entry["img_id"]))
         image = gathered.image(key, names, pop_split(entry))
@@ -122,6 +120,19 @@ def keyed_captions_source(
     """
     records = [{**fields_of(value), "image_id": name} for name, value in document.items()]
     return caption_list_source(file, records, options)
+
+
+def gathered_with_names(
+    file: Path, records: Sequence[Any], options: SourceOptions, split: str | None
+) -> tuple[Gathered, list[tuple[str, ...]]]:
+    """What gathers the records of a list, and what each says of where its image is.
+
+    Raises:
+        DataError: the images are nowhere to be found.
+    """
+    own = [image_names(fields_of(record)) for record in records]
+    folder = find_images(file, (name for names in own for name in names), options)
+    return Gathered(file, folder, split), own
 
 
 def image_names(record: Mapping[str, Any]) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from openblip.data.importers.captions import image_key, image_names
+from openblip.data.importers.captions import gathered_with_names, image_key
 from openblip.data.importers.documents import read_document
 from openblip.data.importers.gathered import Gathered, GatheredSource, fields_of, listed
 from openblip.data.importers.image_folders import ROOTS, find_images
@@ -196,9 +196,7 @@ def question_list_source(
     Raises:
         DataError: the images are nowhere to be found.
     """
-    own = [image_names(fields_of(record)) for record in records]
-    folder = find_images(file, (name for names in own for name in names), options)
-    gathered = Gathered(file, folder, split)
+    gathered, own = gathered_with_names(file, records, options, split)
     for number, (record, names) in enumerate(zip(records, own, strict=True)):
         entry = fields_of(record)
         text = entry.get("question")
@@ -214,7 +212,7 @@ def question_list_source(
             question["question_id"] = key
         if entry.get("dataset") == "vg":
             question["weight"] = ANSWER_WEIGHT
-        _ask(gathered, image_key(entry, folder, names), names, question, pop_split(entry))
+        _ask(gathered, image_key(entry, gathered.folder, names), names, question, pop_split(entry))
     return GatheredSource("questions", gathered)
 
 

@@ -5,10 +5,9 @@ and no plurals, a number takes the measure word, and a relation often stands beh
 """
 
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 
-from openblip.data.world.claims import Claim, Mention, make_claim, spoken_order
+from openblip.data.world.claims import Claim, Mention, make_claim, one_of, spoken_order
 from openblip.data.world.dice import Dice
 
 # (number of groups, relation) -> sentences, the plainest first.
@@ -170,21 +169,16 @@ def _without_marks(text: str) -> str:
     return "".join(re.findall(r"\w+", text)).lower()
 
 
-def _one_of(options: Iterable[str]) -> str:
-    # Longer words first, lest one hide another that begins with it.
-    return "(?:" + "|".join(sorted(options, key=len, reverse=True)) + ")"
-
-
 @lru_cache(maxsize=1)
 def _decoration() -> re.Pattern[str]:
-    return re.compile(f"^{_one_of(_PREFIXES)}|{_one_of(_SUFFIXES)}$")
+    return re.compile(f"^{one_of(_PREFIXES)}|{one_of(_SUFFIXES)}$")
 
 
 @lru_cache(maxsize=1)
 def _phrase() -> re.Pattern[str]:
     return re.compile(
-        f"(?P<count>{_one_of(_COUNTS)})?(?P<size>{_one_of(_SIZES)})?"
-        f"(?:(?P<colour>{_one_of(_COLOURS)})的?)?(?P<kind>{_one_of(_KINDS)})"
+        f"(?P<count>{one_of(_COUNTS)})?(?P<size>{one_of(_SIZES)})?"
+        f"(?:(?P<colour>{one_of(_COLOURS)})的?)?(?P<kind>{one_of(_KINDS)})"
     )
 
 
@@ -205,9 +199,9 @@ def _sentences() -> tuple[tuple[str, str | None, re.Pattern[str]], ...]:
 
 @lru_cache(maxsize=1)
 def _backgrounds() -> tuple[re.Pattern[str], ...]:
-    ground, pattern = _one_of(_GROUNDS), _one_of(_PATTERNS)
+    ground, pattern = one_of(_GROUNDS), one_of(_PATTERNS)
     words = f"(?P<words>{ground}{pattern}|{pattern}{ground}|{ground}|{pattern})"
-    place = f"{words}{_one_of(_GROUND_NOUNS)}"
+    place = f"{words}{one_of(_GROUND_NOUNS)}"
     shapes = (
         f"(?P<body>.+?)(?:在{place}上)",
         f"在?{place}上有?(?P<body>.+)",

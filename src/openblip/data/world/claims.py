@@ -1,5 +1,6 @@
 """What a caption asserts, and whether it is true of a scene."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from openblip.data.world.config import WorldConfig
@@ -163,3 +164,9 @@ def _mention_background(
     pattern = None if part == "ground" else scene.background.pattern
     ground = None if part == "pattern" else scene.background.colour
     return pattern, ground
+
+
+def one_of(options: Iterable[str]) -> str:
+    """A pattern of any of the words."""
+    # Longer words first, lest "a" hide "a couple of".
+    return "(?:" + "|".join(sorted(options, key=len, reverse=True)) + ")"

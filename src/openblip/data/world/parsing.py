@@ -1,12 +1,11 @@
 """From the text of a caption back to what it asserts, so that its truth can be decided."""
 
 import re
-from collections.abc import Iterable
 from functools import lru_cache
 
 from openblip.data.text import is_unspaced
 from openblip.data.world import chinese
-from openblip.data.world.claims import Claim, Mention, claim_errors, make_claim
+from openblip.data.world.claims import Claim, Mention, claim_errors, make_claim, one_of
 from openblip.data.world.grammar import (
     BODIES,
     COUNT_WORDS,
@@ -60,23 +59,18 @@ def is_true_caption(text: str, scene: Scene) -> bool | None:
     return None if errors is None else not errors
 
 
-def _one_of(options: Iterable[str]) -> str:
-    # Longer words first, lest "a" hide "a couple of".
-    return "(?:" + "|".join(sorted(options, key=len, reverse=True)) + ")"
-
-
 @lru_cache(maxsize=1)
 def _decoration() -> re.Pattern[str]:
-    return re.compile(f"^{_one_of(PREFIXES)} | {_one_of(SUFFIXES)}$")
+    return re.compile(f"^{one_of(PREFIXES)} | {one_of(SUFFIXES)}$")
 
 
 @lru_cache(maxsize=1)
 def _noun_phrase() -> re.Pattern[str]:
     return re.compile(
-        f"(?:(?P<count>{_one_of(COUNT_WORDS)}) )?"
-        f"(?:(?P<size>{_one_of(SIZE_WORDS)}) )?"
-        f"(?:(?P<colour>{_one_of(COLOURS)}) )?"
-        f"(?P<noun>{_one_of(_NOUNS)})"
+        f"(?:(?P<count>{one_of(COUNT_WORDS)}) )?"
+        f"(?:(?P<size>{one_of(SIZE_WORDS)}) )?"
+        f"(?:(?P<colour>{one_of(COLOURS)}) )?"
+        f"(?P<noun>{one_of(_NOUNS)})"
     )
 
 
@@ -98,13 +92,13 @@ def _sentences() -> tuple[tuple[str, str | None, re.Pattern[str]], ...]:
 
 @lru_cache(maxsize=1)
 def _backgrounds() -> tuple[re.Pattern[str], ...]:
-    colour, pattern = _one_of(GROUND_COLOURS), _one_of(PATTERNS)
+    colour, pattern = one_of(GROUND_COLOURS), one_of(PATTERNS)
     # At least one adjective: "on a background" says nothing.
     adjectives = f"(?P<adjectives>{colour}(?: {pattern})?|{pattern}(?: {colour})?)"
-    ground = f"(?:a )?{adjectives} {_one_of(GROUND_NOUNS)}"
+    ground = f"(?:a )?{adjectives} {one_of(GROUND_NOUNS)}"
     shapes = (
-        f"(?P<body>.+?) (?:{_one_of(ON_WORDS)} )?{ground}",
-        f"{_one_of(ON_WORDS)} {ground} (?P<body>.+)",
+        f"(?P<body>.+?) (?:{one_of(ON_WORDS)} )?{ground}",
+        f"{one_of(ON_WORDS)} {ground} (?P<body>.+)",
         f"{ground} with (?P<body>.+)",
     )
     return tuple(re.compile(shape) for shape in shapes)
