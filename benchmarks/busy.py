@@ -23,7 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 # Before PyTorch is loaded, as the command does; the parent gives "spinning" by a variable.
-from openblip.threads import wait_without_spinning
+from openblip.runtime.threads import wait_without_spinning
 
 wait_without_spinning()
 
@@ -42,9 +42,9 @@ def train(folder: Path, seconds: float) -> float:
     run_dir = Path(tempfile.mkdtemp(dir=folder))
     threads = os.environ.get("BUSY_THREADS", "None")
     script = (
-        "from openblip.threads import wait_without_spinning; wait_without_spinning()\n"
+        "from openblip.runtime.threads import wait_without_spinning; wait_without_spinning()\n"
         "from dataclasses import replace\n"
-        "from openblip.recipes.world import world_pretrain\n"
+        "from openblip.world.recipes import world_pretrain\n"
         "from openblip.training.run import train\n"
         f"recipe = world_pretrain({str(folder / 'pairs.lance')!r})\n"
         f"loop = replace(recipe.train, steps=100_000, log_every=1, threads={threads})\n"
@@ -94,12 +94,12 @@ def prepare(folder: Path) -> None:
     import torch
 
     from capfilt_throughput import WORDS, photograph, rows, save_models
-    from openblip.data.table import PairTable
-    from openblip.data.tokenizer import TextTokenizer
-    from openblip.data.world import create_world
+    from openblip.batches.tokenizer import TextTokenizer
     from openblip.inference import Blip
     from openblip.model import Med, MedConfig
-    from openblip.recipes.world import WORLD, world_pretrain
+    from openblip.table.table import PairTable
+    from openblip.world import create_world
+    from openblip.world.recipes import WORLD, world_pretrain
 
     create_world(folder / "pairs.lance", replace(WORLD, web_rows=600, human_rows=150))
     (folder / "photo.jpg").write_bytes(photograph(0, 500))

@@ -28,19 +28,18 @@ from typing import Any
 
 import torch
 
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.capfilt.job import CapFiltJob, CapFiltSettings, column_schema, jobs_folder
-from openblip.capfilt.ledger import Ledger
+from openblip.capfilt.ledger import Ledger, open_store
 from openblip.capfilt.lock import JobLock
-from openblip.capfilt.pool import Report
+from openblip.capfilt.pools import Report
 from openblip.capfilt.run import _Run
-from openblip.capfilt.store import open_store
-from openblip.capfilt.units import FragmentResult, Pieces, Unit, UnitDone
-from openblip.data.fragments import ColumnFile, encode_columns
-from openblip.data.table import PairTable, lance_library
-from openblip.data.tokenizer import TextTokenizer
-from openblip.data.world import WorldConfig, build_world
+from openblip.capfilt.worker import FragmentResult, Pieces, Unit, UnitDone
 from openblip.inference import Blip
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
+from openblip.table.columns import ColumnFile, encode_columns
+from openblip.table.table import PairTable, lance_library
+from openblip.world import WorldConfig, build_world
 
 WORKERS = 64
 

@@ -27,13 +27,13 @@ import numpy as np
 import torch
 from PIL import Image
 
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.capfilt.job import CapFiltJob, CapFiltSettings
 from openblip.capfilt.worker import Worker
-from openblip.data.fragments import list_fragments
-from openblip.data.table import PairRow, PairTable
-from openblip.data.tokenizer import TextTokenizer
 from openblip.inference import Blip, Decoding
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
+from openblip.table.columns import list_fragments
+from openblip.table.table import PairRow, PairTable
 
 BATCH = 16
 WORDS = ("a", "photo", "of", "the", "red", "small", "dog", "cat", "house", "on", "under", "two")

@@ -17,16 +17,14 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, ImageEnhance
 
-from openblip.data.curation.duplicates import flag_duplicates
-from openblip.data.curation.image_hash import THUMBNAIL_BYTES, mark_image
-from openblip.data.curation.leakage import flag_leaks
-from openblip.data.curation.marks import MARK_SETTINGS, MARKS_KEY, Marks
-from openblip.data.curation.near import near_pairs
-from openblip.data.curation.near_texts import repeated_texts
-from openblip.data.curation.nearness import Nearness, repeated_images, seen_images
-from openblip.data.reading import row_image
-from openblip.data.table import PairRow, PairTable
-from openblip.data.views import SOURCES, WITHOUT, CaptionView
+from openblip.curation.duplicates import flag_duplicates
+from openblip.curation.leakage import flag_leaks
+from openblip.curation.marks import MARK_SETTINGS, MARKS_KEY, THUMBNAIL_BYTES, Marks, mark_image
+from openblip.curation.near_texts import repeated_texts
+from openblip.curation.nearness import Nearness, near_pairs, repeated_images, seen_images
+from openblip.sources.row_images import row_image
+from openblip.table.table import PairRow, PairTable
+from openblip.table.views import SOURCES, WITHOUT, CaptionView
 
 MARK_TYPES = {
     "image_hash": pa.uint64(),

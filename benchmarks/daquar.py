@@ -21,16 +21,15 @@ from pathlib import Path
 
 import numpy as np
 
+from openblip.batches.questions import Question, QuestionIndex, frequent_answers
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.cli import main as openblip
-from openblip.data.answer_lists import frequent_answers
-from openblip.data.questions import Question, QuestionIndex
-from openblip.data.table import PairRow, PairTable
-from openblip.data.tokenizer import TextTokenizer
-from openblip.data.views import split_rows
-from openblip.evaluation.metrics.wups import items_of
-from openblip.evaluation.units import UnitScores
+from openblip.evaluation.results import UnitScores
 from openblip.evaluation.vqa import evaluate_vqa, judge_answers
 from openblip.inference import load
+from openblip.metrics.wups import items_of
+from openblip.table.table import PairRow, PairTable
+from openblip.table.views import split_rows
 
 VOCABULARY = 3000
 PRETRAIN = """--data.image-size 96 --model.vision.image-size 96 --model.vision.patch-size 16

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from openblip.capfilt.job import METADATA_KEY, NEW_COLUMNS
-from openblip.data.table import PairTable
+from openblip.table.table import PairTable
 
 
 def status(table: Path) -> dict[str, object]:

@@ -27,16 +27,13 @@ import torch.nn.functional as F
 import transformers
 from PIL import Image
 
-from openblip.data.tokenizer import SpecialTokens, TokenBatch
-from openblip.inference.decoding import Decoding
-from openblip.inference.encoded import EncodedImages
+from openblip.batches.tokenizer import SpecialTokens, TokenBatch
+from openblip.checkpoints.huggingface import to_huggingface
+from openblip.checkpoints.huggingface_config import HuggingFaceKind
+from openblip.inference.decoding import Decoding, RunningDecoder, nucleus_probabilities
 from openblip.inference.generation import generate
-from openblip.inference.image_input import image_batches
-from openblip.inference.processors import nucleus_probabilities
-from openblip.inference.running import RunningDecoder
-from openblip.inference.scoring import embed_texts, match_logits
-from openblip.interop.huggingface import to_huggingface
-from openblip.interop.huggingface_layout import HuggingFaceKind
+from openblip.inference.image_input import EncodedImages, image_batches
+from openblip.inference.matching import embed_texts, match_logits
 from openblip.model import Med, MedConfig
 from openblip.model.flops import image_encoder_flops
 from openblip.training.utilisation import product_rates

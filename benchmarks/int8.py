@@ -18,11 +18,11 @@ from collections.abc import Callable
 import torch
 
 import openblip
-from openblip.data.tokenizer import TextTokenizer
-from openblip.evaluation.caption import evaluate_caption
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.evaluation.captioning import evaluate_caption
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.inference import Blip, Decoding
-from openblip.inference.quantise import quantise
+from openblip.inference.loading import quantise
 from openblip.model import Med, MedConfig
 
 ROUNDS = 5

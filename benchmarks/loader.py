@@ -20,22 +20,22 @@ import numpy as np
 import torch
 from PIL import Image, features
 
-from openblip.data.images import UndecodedImage, open_image
-from openblip.data.loader import PairLoader
-from openblip.data.mixture import WeightedIndex
-from openblip.data.randaugment import rand_augment
-from openblip.data.table import PairRow, PairTable
-from openblip.data.text import clean_caption
-from openblip.data.tokenizer import TextTokenizer
-from openblip.data.transforms import (
+from openblip.batches.loader import PairLoader
+from openblip.batches.mixture import WeightedIndex
+from openblip.batches.text import clean_caption
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.batches.transforms import (
     IMAGE_MEAN,
     IMAGE_STD,
     Augmentation,
+    rand_augment,
     random_crop_box,
     to_tensor,
     train_transform,
 )
-from openblip.data.views import CaptionView
+from openblip.sources.images import UndecodedImage, open_image
+from openblip.table.table import PairRow, PairTable
+from openblip.table.views import CaptionView
 
 TILE = 224
 SHAPES = {"500 px": (500, 375), "1000 px": (1000, 750)}

@@ -20,11 +20,11 @@ import torch
 
 from openblip.model import Med, MedConfig
 from openblip.model.lowrank import adapt
-from openblip.tasks.captioner import CaptionerTask
-from openblip.tasks.protocol import StepPosition
-from openblip.training.allocator import keep_freed_memory
-from openblip.training.config import LoraConfig, OptimiserConfig
+from openblip.objectives.finetune import CaptionerTask
+from openblip.objectives.task import StepPosition
+from openblip.training.loop import keep_freed_memory
 from openblip.training.optimiser import build_optimiser, trained_parameters
+from openblip.training.recipe import LoraConfig, OptimiserConfig
 from train_step import SPECIAL, make_batch, memory_of_a_step
 
 ALL = "all weights"

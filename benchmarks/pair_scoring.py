@@ -28,8 +28,8 @@ import torch
 import transformers
 
 from inference import PEERS, SPECIAL, machine, make_med, make_peer
-from openblip.data.tokenizer import TokenBatch
-from openblip.inference.scoring import match_logits
+from openblip.batches.tokenizer import TokenBatch
+from openblip.inference.matching import match_logits
 from openblip.model import Med
 
 MAX_TOKENS = 35

@@ -29,23 +29,21 @@ from pathlib import Path
 
 import torch
 
-from openblip.data.tokenizer import TextTokenizer
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.model import MedConfig
 from openblip.model.flops import image_encoder_flops, lm_head_flops, memory_flops, text_flops
+from openblip.objectives.pretrain import PretrainObjectives
+from openblip.objectives.settings import CaptionerObjectives
+from openblip.objectives.task import StepPosition
+from openblip.plan.footprint import TextLengths, example_batch, step_footprint
+from openblip.plan.sizing import DEVICES, GPU_UTILISATION, Cluster, Planner, run_cost
 from openblip.recipes.baselines import as_albef, as_clip
-from openblip.recipes.devices import DEVICES
 from openblip.recipes.pretrain import PRETRAIN_RECIPES, base
-from openblip.recipes.sizing import GPU_UTILISATION, Cluster, Planner, run_cost
-from openblip.tasks.pretrain import PretrainObjectives
-from openblip.tasks.protocol import StepPosition
-from openblip.tasks.settings import CaptionerObjectives
-from openblip.training.allocator import keep_freed_memory, return_freed_memory
 from openblip.training.build import build_model, build_task
-from openblip.training.config import ModelOverrides, Recipe
-from openblip.training.distributed import Processes
-from openblip.training.footprint import TextLengths, example_batch, step_footprint
+from openblip.training.loop import Trainer, keep_freed_memory, return_freed_memory
 from openblip.training.optimiser import build_optimiser, trained_parameters
-from openblip.training.trainer import Trainer
+from openblip.training.parallelism import Processes
+from openblip.training.recipe import ModelOverrides, Recipe
 from openblip.training.utilisation import product_rates
 
 LENGTHS = TextLengths(longest=32, mean=14)

@@ -24,17 +24,17 @@ from typing import Any
 
 import torch
 
-from openblip.data.loader import Batch
-from openblip.data.tokenizer import TextTokenizer
+from openblip.batches.loader import Batch
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.model import MedConfig
+from openblip.objectives.task import StepPosition
 from openblip.recipes.pretrain import PRETRAIN_RECIPES
-from openblip.tasks.protocol import StepPosition
 from openblip.training.build import build_model, build_task
 from openblip.training.checkpoint import CheckpointWriter, RunState
-from openblip.training.config import Recipe
-from openblip.training.distributed import Processes, join_processes
+from openblip.training.loop import Trainer
 from openblip.training.optimiser import build_optimiser, trained_parameters
-from openblip.training.trainer import Trainer
+from openblip.training.parallelism import Processes, join_processes
+from openblip.training.recipe import Recipe
 
 MIB = 2**20
 TOKENS = 16

@@ -29,20 +29,20 @@ from unittest.mock import patch
 import torch
 import torch.nn.functional as F
 
-from openblip.data.loader import Batch
-from openblip.data.tokenizer import SpecialTokens
+from openblip.batches.loader import Batch
+from openblip.batches.tokenizer import SpecialTokens
 from openblip.model import Med, MedConfig, linear, products, text, vision
 from openblip.model.flops import flop_counter
-from openblip.model.linear import Linear
+from openblip.model.kernels import Linear
 from openblip.model.packing import Packing
 from openblip.model.vision import ImageModel
 from openblip.objectives.itm import itm_loss
 from openblip.objectives.lm import lm_loss, next_token_labels
-from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
-from openblip.tasks.protocol import StepPosition
-from openblip.training.allocator import keep_freed_memory, return_freed_memory
-from openblip.training.config import OptimiserConfig
+from openblip.objectives.pretrain import PretrainObjectives, PretrainTask
+from openblip.objectives.task import StepPosition
+from openblip.training.loop import keep_freed_memory, return_freed_memory
 from openblip.training.optimiser import build_optimiser, trained_parameters
+from openblip.training.recipe import OptimiserConfig
 from openblip.training.utilisation import product_rates
 
 SPECIAL = SpecialTokens(pad=0, unk=100, cls=101, sep=102, mask=103, dec=30522, enc=30523)

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from loader import CAPTION, jpeg, tiles
-from openblip.data.table import PairRow, PairTable
+from openblip.table.table import PairRow, PairTable
 
 ROWS = 512
 COMMON = (

@@ -1,12 +1,15 @@
-"""Shared fixtures: where reference data lies, and run-time checking of shape annotations."""
+"""Shared fixtures: reference data, small images and tables, and the checks of shape annotations."""
 
+import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from uuid import uuid4
 
+import numpy as np
 import pytest
 from jaxtyping import install_import_hook
+from PIL import Image
 
 from .s3_server import S3Proxy, serve_proxy, serve_s3
 
@@ -18,7 +21,10 @@ if WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 
 # Checks every annotated shape while the tests run; inert in production.
-install_import_hook(["openblip.model", "openblip.objectives"], "beartype.beartype")
+LOSSES = [f"openblip.objectives.{name}" for name in ("itc", "itm", "lm")]
+install_import_hook(["openblip.model", *LOSSES], "beartype.beartype")
+
+from openblip.table.table import PairRow, PairTable  # noqa: E402
 
 
 def _existing(path: Path) -> Path:
@@ -57,3 +63,42 @@ def s3(s3_backend: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator
         # A total outage is tested too, and must not take three minutes.
         monkeypatch.setenv("OBJECT_STORE_CLIENT_RETRY_TIMEOUT", "20")
         yield proxy
+
+
+def _jpeg(seed: int, width: int = 24, height: int = 16) -> bytes:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "JPEG")
+    return stream.getvalue()
+
+
+@pytest.fixture(scope="session")
+def jpeg() -> Callable[..., bytes]:
+    """Makes a small JPEG file of noise that its seed decides."""
+    return _jpeg
+
+
+@pytest.fixture(scope="session")
+def pair_rows() -> Callable[..., list[PairRow]]:
+    """Makes rows `r0`, `r1`, ... with one image and two captions each."""
+
+    def make(count: int, **changes: object) -> list[PairRow]:
+        return [
+            PairRow(
+                id=f"r{number}",
+                image=_jpeg(number),
+                width=24,
+                height=16,
+                captions=[f"picture number {number}", f"this is {number}"],
+                **changes,
+            )
+            for number in range(count)
+        ]
+
+    return make
+
+
+@pytest.fixture
+def table(tmp_path: Path, pair_rows: Callable[..., list[PairRow]]) -> PairTable:
+    """A table of 20 rows of origin web."""
+    return PairTable.create(tmp_path / "pairs.lance", pair_rows(20))

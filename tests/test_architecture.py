@@ -1,4 +1,4 @@
-"""The package keeps its layers, its sizes, and its promise that an import has no effect."""
+"""The package keeps its floors, its sizes, and its promise that an import has no effect."""
 
 import ast
 import subprocess
@@ -12,75 +12,74 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "openblip"
 FILES = sorted(SOURCE.rglob("*.py"))
 
-# A package may import from lower layers, from itself, and from its friends of the same layer.
-LAYERS = {
-    "errors": 0,
-    "atomic": 0,
-    "progress": 0,
-    "page": 0,
-    "references": 0,
-    "interruption": 0,
-    "locks": 0,
-    "threads": 0,
-    "documents": 0,
+# A room may import from the floors below, from itself, and from its friends of the same floor.
+FLOORS = {
+    "runtime": 0,
     "model": 0,
-    "objectives": 1,
-    "data": 1,
-    "interop": 1,
-    "tasks": 2,
+    "table": 1,
+    "sources": 1,
+    "batches": 1,
+    "curation": 1,
+    "checkpoints": 1,
+    "objectives": 2,
+    "metrics": 2,
     "training": 3,
     "inference": 3,
     "capfilt": 4,
     "evaluation": 4,
-    "metrics": 5,
     "recipes": 5,
+    "plan": 5,
+    "world": 5,
     "comparison": 6,
     "cli": 7,
     "__init__": 8,
     "__main__": 8,
 }
-NEVER = {("objectives", "model"), ("data", "model"), ("model", "progress"), ("model", "page")}
-SAME_LAYER = {
-    ("model", "errors"),
-    ("page", "errors"),
-    ("page", "atomic"),
-    ("atomic", "errors"),
-    ("locks", "errors"),
-    ("documents", "errors"),
-    ("references", "errors"),
-    ("model", "references"),
-    ("interop", "data"),
+# On floor 1 only `checkpoints` knows a model, and `model` draws no progress and no page.
+NEVER = {
+    *((room, "model") for room in ("table", "sources", "batches", "curation")),
+    *(("model", f"runtime.{name}") for name in ("progress", "page")),
+}
+SAME_FLOOR = {
+    ("model", "runtime"),
+    ("sources", "table"),
+    ("batches", "table"),
+    ("batches", "sources"),
+    ("curation", "table"),
+    ("curation", "sources"),
+    ("checkpoints", "batches"),
+    ("plan", "recipes"),
+    ("world", "recipes"),
 }
 # Each heavy or optional library is imported by these files alone.
 ONE_PLACE = {
-    "lance": {"data/versions.py", "data/fragments.py"},
-    "ray": {"capfilt/ray_workers.py"},
-    "tokenizers": {"data/tokenizer.py", "data/wordpiece.py"},
+    "lance": {"table/versions.py", "table/columns.py"},
+    "ray": {"capfilt/pools.py"},
+    "tokenizers": {"batches/tokenizer.py", "batches/wordpiece.py"},
     "tensorboardX": {"training/metrics_log.py"},
     "torch.distributed": {
-        "training/distributed.py",
-        "training/sharding.py",
+        "training/parallelism.py",
         "training/state_folder.py",
     },
-    "rich": {"progress.py"},
-    "huggingface_hub": {"interop/hub.py", "data/importers/datasets_library.py"},
-    "datasets": {"data/importers/datasets_library.py"},
-    "torchao": {"inference/quantise.py"},
-    "wandb": {"training/trackers/wandb.py"},
-    "mlflow": {"training/trackers/mlflow.py"},
-    "trackio": {"training/trackers/trackio.py"},
-    "av": {"data/video.py"},
-    "pillow_heif": {"data/image_formats.py"},
-    "obstore": {"data/storage.py"},
-    "botocore": {"data/storage.py"},
-    "transformers": {"inference/transformers_towers.py", "model/library_backbones.py"},
+    "rich": {"runtime/progress.py"},
+    "huggingface_hub": {"checkpoints/hub.py", "sources/datasets_library.py"},
+    "datasets": {"sources/datasets_library.py"},
+    "torchao": {"inference/loading.py"},
+    "wandb": {"training/trackers.py"},
+    "mlflow": {"training/trackers.py"},
+    "trackio": {"training/trackers.py"},
+    "av": {"batches/video.py"},
+    "pillow_heif": {"sources/image_formats.py"},
+    "obstore": {"table/storage.py"},
+    "botocore": {"table/storage.py"},
+    "transformers": {"inference/embedder.py", "model/library_backbones.py"},
     "timm": {"model/library_backbones.py"},
-    "open_clip": {"inference/open_clip_towers.py"},
+    "open_clip": {"inference/embedder.py"},
     "torchvision": set(),
 }
 
 
-def package_of(file: Path) -> str:
+def room_of(file: Path) -> str:
     return file.relative_to(SOURCE).with_suffix("").parts[0]
 
 
@@ -98,19 +97,19 @@ def imports_of(file: Path) -> set[str]:
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
 def test_imports_go_downwards_only(file: Path) -> None:
-    here = package_of(file)
+    here = room_of(file)
     for name in imports_of(file):
         parts = name.split(".")
-        if parts[0] != "openblip" or len(parts) < 2 or parts[1] not in LAYERS:
+        if parts[0] != "openblip" or len(parts) < 2 or parts[1] not in FLOORS:
             continue
         there = parts[1]
-        assert (here, there) not in NEVER, f"{here} imports {there}"
-        allowed = here == there or (here, there) in SAME_LAYER or LAYERS[there] < LAYERS[here]
-        assert allowed, f"{here} (layer {LAYERS[here]}) imports {there} (layer {LAYERS[there]})"
+        assert not {(here, there), (here, ".".join(parts[1:3]))} & NEVER, f"{here} imports {name}"
+        allowed = here == there or (here, there) in SAME_FLOOR or FLOORS[there] < FLOORS[here]
+        assert allowed, f"{here} (floor {FLOORS[here]}) imports {there} (floor {FLOORS[there]})"
 
 
-def test_every_package_has_a_layer() -> None:
-    assert {package_of(file) for file in FILES} <= set(LAYERS)
+def test_every_room_has_a_floor() -> None:
+    assert {room_of(file) for file in FILES} <= set(FLOORS)
 
 
 @pytest.mark.parametrize("library", ONE_PLACE)
@@ -126,7 +125,7 @@ def test_a_heavy_library_is_imported_in_one_place(library: str) -> None:
 @pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.relative_to(SOURCE)))
 def test_files_and_functions_stay_short(file: Path) -> None:
     text = file.read_text(encoding="utf-8")
-    assert text.count("\n") <= 450
+    assert text.count("\n") <= 600
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
@@ -134,7 +133,7 @@ def test_files_and_functions_stay_short(file: Path) -> None:
 
 
 def test_only_a_tokenizer_decides_how_texts_are_cleaned() -> None:
-    original = {"openblip.data.text.clean_caption", "openblip.data.text.clean_question"}
+    original = {"openblip.batches.text.clean_caption", "openblip.batches.text.clean_question"}
     assert not [file for file in FILES if original & imports_of(file)]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from openblip.data.table import PairRow, PairTable
+from openblip.table.table import PairRow, PairTable
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
 SBATCH = EXAMPLES / "slurm" / "train.sbatch"

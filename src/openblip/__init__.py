@@ -7,7 +7,7 @@ The names below are loaded when they are first used, so that `import openblip` t
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from openblip.errors import (
+from openblip.runtime.errors import (
     CheckpointError,
     DataError,
     MissingHead,
@@ -20,22 +20,18 @@ from openblip.errors import (
 
 if TYPE_CHECKING:
     from openblip import metrics, recipes
+    from openblip.batches.image_pairs import ImagePairBatch
+    from openblip.batches.loader import Batch, PairLoader
+    from openblip.batches.mixture import WeightedIndex
+    from openblip.batches.questions import QuestionBatch
+    from openblip.batches.tokenizer import TextTokenizer
     from openblip.capfilt.job import CapFiltSettings
     from openblip.capfilt.run import run_capfilt
-    from openblip.data.image_pairs import ImagePairBatch
-    from openblip.data.importers.driver import import_pairs
-    from openblip.data.loader import Batch, PairLoader
-    from openblip.data.mixture import WeightedIndex
-    from openblip.data.questions import QuestionBatch
-    from openblip.data.table import PairRow, PairTable
-    from openblip.data.tokenizer import TextTokenizer
-    from openblip.data.views import CaptionView
-    from openblip.evaluation.caption import evaluate_caption
+    from openblip.evaluation.captioning import evaluate_caption
     from openblip.evaluation.classification import evaluate_classification
     from openblip.evaluation.nlvr import evaluate_nlvr
     from openblip.evaluation.retrieval import evaluate_retrieval
-    from openblip.evaluation.video import evaluate_video
-    from openblip.evaluation.videoqa import evaluate_videoqa
+    from openblip.evaluation.video import evaluate_video, evaluate_videoqa
     from openblip.evaluation.vqa import evaluate_vqa
     from openblip.inference import (
         Answer,
@@ -49,9 +45,12 @@ if TYPE_CHECKING:
         load,
     )
     from openblip.model import Med, MedConfig, TextConfig, VisionConfig
-    from openblip.tasks.named import TaskNeeds
-    from openblip.tasks.protocol import Collectives, StepOutput, StepPosition, Task, TaskContext
-    from openblip.training.config import (
+    from openblip.objectives.named import TaskNeeds
+    from openblip.objectives.task import Collectives, StepOutput, StepPosition, Task, TaskContext
+    from openblip.sources.importing import import_pairs
+    from openblip.table.table import PairRow, PairTable
+    from openblip.table.views import CaptionView
+    from openblip.training.recipe import (
         DataConfig,
         OptimiserConfig,
         Recipe,
@@ -60,7 +59,6 @@ if TYPE_CHECKING:
     )
     from openblip.training.run import TrainResult, train
 
-__version__ = "0.1.0"
 __all__ = [
     "Answer",
     "Batch",
@@ -118,6 +116,8 @@ __all__ = [
     "run_capfilt",
     "train",
 ]
+
+__version__ = "0.1.0"
 
 _MODULES = ("metrics", "recipes")
 _NAMES_IN = {

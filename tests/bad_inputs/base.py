@@ -14,11 +14,11 @@ import torch
 from PIL import Image
 from pyarrow import csv, parquet
 
-from openblip.data.table import PairRow, PairTable
-from openblip.data.tokenizer import TextTokenizer
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.inference import Blip
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.model.vqa import Vqa, VqaConfig
+from openblip.table.table import PairRow, PairTable
 
 WORDS = ("a red dog on the grass", "two blue cars", "a green cat by a tree", "three small boats")
 TINY = """\

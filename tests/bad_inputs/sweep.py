@@ -51,13 +51,13 @@ def load_everything() -> None:
 
     import openblip.capfilt.run
     import openblip.comparison.run
-    import openblip.data.export
-    import openblip.data.importers.driver
     import openblip.evaluation.vqa
     import openblip.inference.caption_job
-    import openblip.recipes.sizing
+    import openblip.plan.sizing
+    import openblip.sources.export
+    import openblip.sources.importing
     import openblip.training.run
-    import openblip.training.run_page  # noqa: F401
+    import openblip.training.watching  # noqa: F401
 
     torch.set_num_threads(1)
 

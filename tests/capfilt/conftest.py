@@ -7,12 +7,12 @@ import pyarrow as pa
 import pytest
 import torch
 
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.capfilt.run import run_capfilt
-from openblip.data.table import PairRow, PairTable
-from openblip.data.tokenizer import TextTokenizer
-from openblip.data.world import WorldConfig, build_world
 from openblip.inference import Blip
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
+from openblip.table.table import PairRow, PairTable
+from openblip.world import WorldConfig, build_world
 
 from .jobs import columns, job_settings, make_table
 

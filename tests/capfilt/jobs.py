@@ -14,8 +14,8 @@ import pyarrow as pa
 
 from openblip.capfilt.job import NEW_COLUMNS, CapFiltJob, CapFiltSettings
 from openblip.capfilt.ledger import Ledger
-from openblip.data.table import PairRow, PairTable
 from openblip.inference import Decoding
+from openblip.table.table import PairRow, PairTable
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
 

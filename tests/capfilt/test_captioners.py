@@ -8,10 +8,10 @@ import pytest
 from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.run import run_capfilt
 from openblip.cli import main
-from openblip.data.table import PairTable
-from openblip.data.views import CaptionView
-from openblip.errors import RecipeError
-from openblip.inference.fingerprint import model_fingerprint
+from openblip.inference.embedder import model_fingerprint
+from openblip.runtime.errors import RecipeError
+from openblip.table.table import PairTable
+from openblip.table.views import CaptionView
 
 from .jobs import job_settings
 from .test_run import copy_of
@@ -24,7 +24,7 @@ def rows_of(table: PairTable) -> list[dict[str, object]]:
     return [row for row in opened.take(range(len(opened))).to_pylist() if row["synthetic"]]
 
 
-@pytest.mark.filterwarnings("ignore::openblip.errors.UntrainedHead")
+@pytest.mark.filterwarnings("ignore::openblip.runtime.errors.UntrainedHead")
 def test_texts_of_each_captioner_are_those_that_it_writes_alone(
     table: PairTable, models: dict[str, str], tmp_path: Path
 ) -> None:
@@ -56,7 +56,7 @@ def test_texts_of_each_captioner_are_those_that_it_writes_alone(
     }
 
 
-@pytest.mark.filterwarnings("ignore::openblip.errors.UntrainedHead")
+@pytest.mark.filterwarnings("ignore::openblip.runtime.errors.UntrainedHead")
 def test_the_command_takes_several(table: PairTable, models: dict[str, str]) -> None:
     words = ["capfilt", "run", table.uri, "--filter", models["filter"], "--processes", "1"]
     assert main([*words, "--captioner", models["captioner"], models["filter"]]) == 0

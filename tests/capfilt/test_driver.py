@@ -9,12 +9,12 @@ import pytest
 from openblip.capfilt import driver
 from openblip.capfilt.job import NEW_COLUMNS, CapFiltJob
 from openblip.capfilt.ledger import Ledger
-from openblip.capfilt.pool import Report
-from openblip.capfilt.units import FragmentResult, Unit, UnitDone
-from openblip.data.fragments import ColumnFile, list_fragments
-from openblip.data.table import PairTable
-from openblip.errors import OpenBlipError
-from openblip.progress import Progress
+from openblip.capfilt.pools import Report
+from openblip.capfilt.worker import FragmentResult, Unit, UnitDone
+from openblip.runtime.errors import OpenBlipError
+from openblip.runtime.progress import Progress
+from openblip.table.columns import ColumnFile, list_fragments
+from openblip.table.table import PairTable
 
 from .jobs import job_settings
 

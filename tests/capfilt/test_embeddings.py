@@ -8,13 +8,13 @@ import pytest
 
 from openblip.capfilt.embeddings import embed_table
 from openblip.cli import main
-from openblip.data.curation.duplicates import flag_duplicates
-from openblip.data.curation.leakage import flag_leaks
-from openblip.data.curation.nearness import Criterion, Nearness
-from openblip.data.table import PairTable
-from openblip.data.world import build_world
-from openblip.errors import DataError
+from openblip.curation.duplicates import flag_duplicates
+from openblip.curation.leakage import flag_leaks
+from openblip.curation.nearness import Criterion, Nearness
 from openblip.inference import load
+from openblip.runtime.errors import DataError
+from openblip.table.table import PairTable
+from openblip.world import build_world
 
 from .conftest import WORLD
 
@@ -61,7 +61,7 @@ def test_equal_images_are_found_by_their_embeddings(
     assert ("leak", "test-0000000") in {(leak.row, leak.of) for leak in leaks.examples}
 
 
-@pytest.mark.filterwarnings("ignore::openblip.errors.UntrainedHead")
+@pytest.mark.filterwarnings("ignore::openblip.runtime.errors.UntrainedHead")
 def test_embeddings_of_two_models_are_not_compared(
     doubled: PairTable, table: PairTable, models: dict[str, str]
 ) -> None:

@@ -17,13 +17,13 @@ from PIL import Image
 from openblip.capfilt.job import NEW_COLUMNS, CapFiltJob, CapFiltSettings
 from openblip.capfilt.ledger import Entry, leased
 from openblip.capfilt.lock import JobLockedError
-from openblip.capfilt.pool import ManyProcesses, OneProcess
+from openblip.capfilt.pools import ManyProcesses, OneProcess
 from openblip.capfilt.run import run_capfilt
-from openblip.capfilt.units import Unit
-from openblip.data.fragments import list_fragments
-from openblip.data.table import PairRow, PairTable
+from openblip.capfilt.worker import Unit
+from openblip.table.columns import list_fragments
+from openblip.table.table import PairRow, PairTable
 
-from ..interop.small_disk import small_disk
+from ..checkpoints.small_disk import small_disk
 from .jobs import (
     columns,
     job_settings,

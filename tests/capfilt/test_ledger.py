@@ -6,9 +6,17 @@ from pathlib import Path
 import pytest
 
 from openblip.capfilt import ledger as module
-from openblip.capfilt.ledger import Activity, Entry, Ledger, LedgerTakenError, leased, released
-from openblip.capfilt.store import Store, open_store
-from openblip.errors import StorageError
+from openblip.capfilt.ledger import (
+    Activity,
+    Entry,
+    Ledger,
+    LedgerTakenError,
+    Store,
+    leased,
+    open_store,
+    released,
+)
+from openblip.runtime.errors import StorageError
 
 DONE = Entry(7, "abcd", 100, state="done", worker="host:1", attempts=2, file="f", checksum="c")
 

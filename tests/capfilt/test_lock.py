@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from openblip.capfilt.ledger import LocalStore, Store, open_store
 from openblip.capfilt.lock import JobLock, JobLockedError, Owner, lock_owner
-from openblip.capfilt.store import LocalStore, Store, open_store
-from openblip.errors import StorageError
+from openblip.runtime.errors import StorageError
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def test_an_owner_on_another_machine_counts_while_it_is_heard_of(store: Store) -
 def test_a_dead_process_of_this_machine_is_no_owner(store: Store) -> None:
     code = (
         "import sys, os, signal; from openblip.capfilt.lock import JobLock;"
-        "from openblip.capfilt.store import open_store;"
+        "from openblip.capfilt.ledger import open_store;"
         "JobLock(open_store(sys.argv[1])).__enter__(); os.kill(os.getpid(), signal.SIGKILL)"
     )
     subprocess.run([sys.executable, "-c", code, store.uri], check=False)

@@ -11,10 +11,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from openblip.capfilt.pool import RayCluster
+from openblip.capfilt.pools import RayCluster
 from openblip.capfilt.run import CapFiltResult, run_capfilt
-from openblip.data.table import PairRow
-from openblip.errors import OpenBlipError
+from openblip.runtime.errors import OpenBlipError
+from openblip.table.table import PairRow
 
 from .jobs import columns, job_settings, leases, make_table, wait_until
 

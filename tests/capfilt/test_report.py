@@ -7,9 +7,9 @@ import pytest
 from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.report import write_report
 from openblip.capfilt.run import run_capfilt
-from openblip.data.table import PairTable
-from openblip.errors import DataError, RecipeError
 from openblip.inference import Decoding
+from openblip.runtime.errors import DataError, RecipeError
+from openblip.table.table import PairTable
 
 
 def test_the_page_is_self_contained_and_shows_every_part(
@@ -50,7 +50,7 @@ def test_the_page_is_self_contained_and_shows_every_part(
 def test_texts_of_strangers_are_escaped(
     table: PairTable, models: dict[str, str], tmp_path: Path
 ) -> None:
-    from openblip.data.table import PairRow
+    from openblip.table.table import PairRow
 
     image = table.take([0], ["image"])["image"][0].as_py()
     evil = PairTable.create(

@@ -9,16 +9,22 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from openblip.capfilt.job import METADATA_KEY, NEW_COLUMNS, CapFiltJob, CapFiltSettings, jobs_folder
-from openblip.capfilt.pool import RayCluster
+from openblip.batches.shuffle import named_seed
+from openblip.capfilt.job import (
+    METADATA_KEY,
+    NEW_COLUMNS,
+    CapFiltJob,
+    CapFiltSettings,
+    job_status,
+    jobs_folder,
+)
+from openblip.capfilt.pools import RayCluster
 from openblip.capfilt.run import run_capfilt
-from openblip.capfilt.status import job_status
 from openblip.capfilt.worker import Worker
-from openblip.data.shuffle import named_seed
-from openblip.data.table import PairRow, PairTable
-from openblip.errors import CheckpointError, DataError, RecipeError, UnknownWords
 from openblip.inference import Blip, Decoding, load
 from openblip.model import Med, VisionConfig
+from openblip.runtime.errors import CheckpointError, DataError, RecipeError, UnknownWords
+from openblip.table.table import PairRow, PairTable
 
 from .. import foreign_encoders
 
@@ -75,8 +81,8 @@ def test_an_unreadable_image_is_recorded_with_its_reason(
 
 
 def test_scores_are_those_of_the_filter(table: PairTable, models: dict[str, str]) -> None:
-    from openblip.data.reading import row_image
-    from openblip.data.text import clean_caption
+    from openblip.batches.text import clean_caption
+    from openblip.sources.row_images import row_image
 
     run_capfilt(table.uri, settings(models), processes=1)
 
@@ -175,7 +181,7 @@ def test_a_job_is_finished_when_its_files_stand_in_the_table(
     assert job_status(table.uri).is_finished
 
 
-@pytest.mark.filterwarnings("ignore::openblip.errors.UntrainedHead")
+@pytest.mark.filterwarnings("ignore::openblip.runtime.errors.UntrainedHead")
 def test_a_worker_whose_model_is_another_one_does_not_begin(
     table: PairTable, models: dict[str, str], tmp_path: Path
 ) -> None:

@@ -10,15 +10,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from openblip.capfilt.job import CapFiltJob
+from openblip.capfilt.job import CapFiltJob, job_status
 from openblip.capfilt.lock import JobLockedError
-from openblip.capfilt.pool import RayCluster
+from openblip.capfilt.pools import RayCluster
 from openblip.capfilt.run import run_capfilt
-from openblip.capfilt.status import job_status
 from openblip.cli import main
-from openblip.data.storage import ObjectFolder
-from openblip.data.table import PairRow
-from openblip.errors import StorageError
+from openblip.runtime.errors import StorageError
+from openblip.table.storage import ObjectFolder
+from openblip.table.table import PairRow
 
 from ..s3_server import S3Proxy
 from .jobs import columns, job_settings, job_words, leases, make_table, running, wait_until

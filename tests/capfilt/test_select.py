@@ -7,20 +7,21 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from openblip.capfilt.scores import read_scores, texts_of
 from openblip.capfilt.select import (
     Rejected,
     cuts,
     keep_rates,
     noise_quality,
     precision_at_recall,
+    read_scores,
     rejections,
     spreads,
+    texts_of,
 )
 from openblip.cli import main
-from openblip.data.table import PairRow, PairTable
-from openblip.data.views import CaptionView
-from openblip.errors import DataError, RecipeError
+from openblip.runtime.errors import DataError, RecipeError
+from openblip.table.table import PairRow, PairTable
+from openblip.table.views import CaptionView
 
 KINDS = ["true", "true", "other_image", "other_image", "boilerplate"]
 WEB_ITM = [0.9, 0.2, 0.1, 0.6, 0.05]

@@ -6,12 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from openblip.capfilt.job import CapFiltJob
+from openblip.capfilt.job import CapFiltJob, job_status
 from openblip.capfilt.run import run_capfilt
-from openblip.capfilt.status import job_status
 from openblip.cli import main
-from openblip.data.table import PairRow, PairTable
-from openblip.errors import DataError
+from openblip.runtime.errors import DataError
+from openblip.table.table import PairRow, PairTable
 
 from .jobs import job_settings, job_words, running, wait_until
 

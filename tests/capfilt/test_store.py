@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from openblip.capfilt.store import Store, open_store
-from openblip.errors import StorageError
+from openblip.capfilt.ledger import Store, open_store
+from openblip.runtime.errors import StorageError
 
 
 @pytest.fixture

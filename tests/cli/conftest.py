@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.data.tokenizer import TextTokenizer
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.inference import Blip
 from openblip.model import TextConfig, VisionConfig
 from openblip.model.vqa import Vqa, VqaConfig

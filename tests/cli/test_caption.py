@@ -69,7 +69,7 @@ def test_mistakes_are_named_in_one_line(
 
 
 def test_the_flags_are_the_settings_of_decoding() -> None:
-    from openblip.cli.decoding_flags import DecodingFlags
+    from openblip.cli.flags import DecodingFlags
     from openblip.inference import Decoding
 
     assert DecodingFlags().decoding() == Decoding()

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from openblip.cli import main
-from openblip.data.table import PairTable
+from openblip.table.table import PairTable
 
 
 @pytest.fixture

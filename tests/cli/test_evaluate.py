@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from openblip.cli import main
-from openblip.data.table import PairRow, PairTable
-from openblip.data.world import WorldConfig, build_world
+from openblip.table.table import PairRow, PairTable
+from openblip.world import WorldConfig, build_world
 
 TUNE = [
     *("--train.steps=2", "--train.epochs=None", "--train.batch-size=4", "--train.threads=1"),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from openblip.cli import main
-from openblip.data.table import PairRow, PairTable
+from openblip.table.table import PairRow, PairTable
 
 Checkpoint = Callable[[str], str]
 
@@ -77,7 +77,7 @@ def test_mistakes_are_named(
     assert "question-answering" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("always::openblip.errors.OpenBlipWarning")
+@pytest.mark.filterwarnings("always::openblip.runtime.errors.OpenBlipWarning")
 def test_one_answer_for_nearly_all_comes_first(
     checkpoint: Checkpoint, photo: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

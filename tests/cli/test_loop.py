@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from openblip.cli import main
-from openblip.data.table import PairTable
-from openblip.data.world import WorldConfig, build_world
+from openblip.table.table import PairTable
 from openblip.training.recipe_file import read_recipe
+from openblip.world import WorldConfig, build_world
 
 SMALL = [
     "--train.steps=2",
@@ -48,7 +48,7 @@ def run(*words: str | Path) -> None:
 
 
 # Of models that have learnt for seconds little stays, which is told.
-@pytest.mark.filterwarnings("default::openblip.errors.OpenBlipWarning")
+@pytest.mark.filterwarnings("default::openblip.runtime.errors.OpenBlipWarning")
 def test_the_whole_loop_through_the_commands(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,8 +12,8 @@ import pytest
 
 from openblip.cli import _COMMANDS, _warnings_in_one_line, main
 from openblip.cli.output import print_json
-from openblip.data.table import PairRow, PairTable
-from openblip.errors import TextTruncated
+from openblip.runtime.errors import TextTruncated
+from openblip.table.table import PairRow, PairTable
 
 
 def unread(*words: str, **environment: str) -> tuple[int, str]:
@@ -93,7 +93,7 @@ def test_an_error_is_one_line_without_traceback(
 def test_a_reader_that_has_had_enough_ends_it_in_silence(
     words: str, unbuffered: str, tmp_path: Path
 ) -> None:
-    from openblip.data.world import WorldConfig, create_world
+    from openblip.world import WorldConfig, create_world
 
     table = tmp_path / "w.lance"
     create_world(table, WorldConfig(web_rows=3, human_rows=1, val_rows=1, test_rows=1))
@@ -125,7 +125,7 @@ def test_a_warning_is_one_line_without_code(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_json_output_is_one_value(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from openblip.data.world import WorldConfig, create_world
+    from openblip.world import WorldConfig, create_world
 
     table = tmp_path / "w.lance"
     create_world(table, WorldConfig(web_rows=3, human_rows=1, val_rows=1, test_rows=1))

@@ -68,7 +68,7 @@ def test_ask_gives_a_ranking(
     assert "--top must be at least 1, not 0" in capsys.readouterr().err
 
 
-@pytest.mark.filterwarnings("always::openblip.errors.OpenBlipWarning")
+@pytest.mark.filterwarnings("always::openblip.runtime.errors.OpenBlipWarning")
 def test_words_that_the_model_does_not_know_are_told_in_one_line(
     photo: str, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -82,7 +82,7 @@ def test_words_that_the_model_does_not_know_are_told_in_one_line(
     assert "2 of 2 texts have no word that it knows" in output.err
 
 
-@pytest.mark.filterwarnings("always::openblip.errors.OpenBlipWarning")
+@pytest.mark.filterwarnings("always::openblip.runtime.errors.OpenBlipWarning")
 def test_a_captioner_asked_to_match_says_what_it_is(
     photo: str, checkpoint: Checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import openblip
-from openblip.inference.published import PUBLISHED
+from openblip.inference.loading import PUBLISHED
 
-from ..interop.hub_server import serve_hub
+from ..checkpoints.hub_server import serve_hub
 
 Checkpoint = Callable[[str], str]
 

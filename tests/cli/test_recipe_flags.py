@@ -2,10 +2,10 @@
 
 import pytest
 
-from openblip.cli.recipe_flags import changed
-from openblip.errors import RecipeError
+from openblip.cli.flags import changed
 from openblip.recipes.finetune import FINETUNE_RECIPES
 from openblip.recipes.pretrain import PRETRAIN_RECIPES
+from openblip.runtime.errors import RecipeError
 
 
 def test_steps_take_the_place_of_the_recipes_epochs() -> None:

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from openblip.cli import main
-from openblip.data.table import PairTable
-from openblip.data.world import WorldConfig, build_world
 from openblip.inference.loading import load
+from openblip.table.table import PairTable
 from openblip.training.recipe_file import read_recipe
+from openblip.world import WorldConfig, build_world
 
 
 @pytest.fixture

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.comparison.carry_out import Order, carry_out
 from openblip.comparison.planner import Planner
-from openblip.comparison.spec_file import read_spec
+from openblip.comparison.spec import read_spec
 from openblip.comparison.stages import Given, Stage
-from openblip.data.table import PairTable
-from openblip.data.tokenizer import TextTokenizer
-from openblip.data.world import WorldConfig, create_world
-from openblip.errors import DataError
+from openblip.runtime.errors import DataError
+from openblip.table.table import PairTable
 from openblip.training.recipe_file import read_recipe
+from openblip.world import WorldConfig, create_world
 
 from .conftest import written
 

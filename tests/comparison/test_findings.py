@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from openblip.comparison.findings import Findings
 from openblip.comparison.run import plan
 from openblip.comparison.stages import RESULT_FILE
+from openblip.comparison.tables import Findings
 
 from .conftest import TINY, written
 

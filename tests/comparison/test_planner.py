@@ -7,13 +7,12 @@ from typing import Any
 import pytest
 
 from openblip.comparison.planner import Planner
-from openblip.comparison.spec import ComparisonSpec
-from openblip.comparison.spec_file import read_spec
+from openblip.comparison.spec import ComparisonSpec, read_spec
 from openblip.comparison.stages import Given, Stage, closure
-from openblip.data.table import PairTable
-from openblip.errors import RecipeError
 from openblip.recipes.baselines import as_clip
-from openblip.training.config import Recipe
+from openblip.runtime.errors import RecipeError
+from openblip.table.table import PairTable
+from openblip.training.recipe import Recipe
 from openblip.training.recipe_file import recipe_from_dict
 
 from .conftest import TINY, written

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.comparison.run import Compared, compare, plan
-from openblip.comparison.spec_file import read_spec
-from openblip.data.table import PairTable
-from openblip.data.tokenizer import TextTokenizer
-from openblip.data.world import WorldConfig, build_world
-from openblip.errors import RecipeError
+from openblip.comparison.spec import read_spec
 from openblip.evaluation.classification import evaluate_classification
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.inference import Blip
 from openblip.inference.embedder import load_embedder
+from openblip.runtime.errors import RecipeError
+from openblip.table.table import PairTable
+from openblip.world import WorldConfig, build_world
 
 from ..inference.conftest import TEXTS, make_med
 from ..inference.published_clip import save_clip

@@ -8,7 +8,7 @@ import pytest
 
 from openblip.comparison.run import Compared
 from openblip.comparison.tables import signed
-from openblip.evaluation.metrics.bootstrap import Comparison
+from openblip.metrics.bootstrap import Comparison
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -11,9 +11,9 @@ import pytest
 
 from openblip.cli import main
 from openblip.comparison.run import Compared, ComparisonError, compare, plan
-from openblip.data.table import PairTable
-from openblip.errors import OpenBlipError
-from openblip.locks import only_here
+from openblip.runtime.errors import OpenBlipError
+from openblip.runtime.locks import only_here
+from openblip.table.table import PairTable
 
 from .conftest import TINY, written
 

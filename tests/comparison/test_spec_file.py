@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 
 from openblip.comparison.run import plan
-from openblip.comparison.spec_file import read_spec
-from openblip.errors import RecipeError
-from openblip.recipes.world import world_captioner
+from openblip.comparison.spec import read_spec
+from openblip.runtime.errors import RecipeError
 from openblip.training.recipe_file import write_recipe
+from openblip.world.recipes import world_captioner
 
 from .conftest import TINY, written
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from openblip.comparison.statistics import SeedScores, seed_scores, stored_units, verdict
-from openblip.errors import DataError
-from openblip.evaluation.metrics.bootstrap import Comparison
-from openblip.evaluation.units import unit_scores
+from openblip.evaluation.results import unit_scores
+from openblip.metrics.bootstrap import Comparison
+from openblip.runtime.errors import DataError
 
 
 def figure(*seeds: list[float], is_shared: bool = False) -> SeedScores:

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from openblip.comparison.tasks import PROTOCOLS, RetrievalSettings
-from openblip.errors import RecipeError
 from openblip.evaluation.retrieval import evaluate_retrieval
+from openblip.runtime.errors import RecipeError
 
 
 @pytest.mark.parametrize(

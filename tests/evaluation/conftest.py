@@ -5,11 +5,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from openblip.data.table import PairTable
-from openblip.data.tokenizer import TextTokenizer
-from openblip.data.world import WorldConfig, build_world
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.inference import Blip
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
+from openblip.table.table import PairTable
+from openblip.world import WorldConfig, build_world
 
 WORLD = WorldConfig(seed=5, web_rows=2, human_rows=2, val_rows=2, test_rows=9)
 
@@ -44,7 +44,7 @@ def blip() -> Blip:
 @pytest.fixture
 def empty_split(tmp_path: Path, world: PairTable) -> PairTable:
     """A table whose test images have no captions."""
-    from openblip.data.table import PairRow
+    from openblip.table.table import PairRow
 
     image = world.take([0], ["image"])["image"][0].as_py()
     return PairTable.create(tmp_path / "e.lance", [PairRow(id="a", image=image, split="test")])

@@ -10,22 +10,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from openblip.batches.transforms import eval_transform
 from openblip.cli import main
-from openblip.data.images import open_image
-from openblip.data.table import PairRow, PairTable
-from openblip.data.transforms import eval_transform
-from openblip.data.world import build_world
-from openblip.errors import DataError, MissingHead, RecipeError
-from openblip.evaluation.classification import (
-    class_prompts,
-    evaluate_classification,
-    read_labels,
-)
-from openblip.evaluation.results_file import save_records
+from openblip.evaluation.classification import class_prompts, evaluate_classification, read_labels
+from openblip.evaluation.results import save_records
 from openblip.inference import Blip
 from openblip.inference.embedder import load_embedder
 from openblip.model import Med
 from openblip.model.albef import Albef, AlbefConfig
+from openblip.runtime.errors import DataError, MissingHead, RecipeError
+from openblip.sources.images import open_image
+from openblip.table.table import PairRow, PairTable
+from openblip.world import build_world
 
 from ..inference.published_clip import save_clip, transformers_embeds
 from .conftest import WORLD

@@ -2,7 +2,7 @@
 
 import pytest
 
-from openblip.evaluation.dominance import Dominant, dominant
+from openblip.evaluation.results import Dominant, dominant
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from openblip.errors import DataError, MetricLeftOut
 from openblip.evaluation.java_metrics import JavaPrograms
+from openblip.runtime.errors import DataError, MetricLeftOut
 
 CAPTIONS = ["A dog runs on the grass.", "a red car", "two ||| men"]
 REFERENCES = [

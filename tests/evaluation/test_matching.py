@@ -2,7 +2,7 @@
 
 import torch
 
-from openblip.evaluation.matching import candidates, unmatched_scores
+from openblip.evaluation.retrieval import candidates, unmatched_scores
 
 
 def test_candidates_are_the_best_of_each_image_or_of_each_text() -> None:

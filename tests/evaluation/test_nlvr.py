@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
+from openblip.batches.image_pairs import ImagePairIndex
 from openblip.cli import main
-from openblip.data.image_pairs import ImagePairIndex
-from openblip.data.importers import import_pairs
-from openblip.data.table import PairRow, PairTable
-from openblip.errors import DataError, MissingHead
 from openblip.evaluation.nlvr import evaluate_nlvr
 from openblip.inference import Blip
-from openblip.model.nlvr import Nlvr, NlvrConfig
+from openblip.model.vqa import Nlvr, NlvrConfig
+from openblip.runtime.errors import DataError, MissingHead
+from openblip.sources import import_pairs
+from openblip.table.table import PairRow, PairTable
 
 SENTENCES = ["There is a red ball in both.", "The left one: two trees", "a house and a dog!"]
 

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from openblip.data.reading import row_image
-from openblip.data.table import PairRow, PairTable
-from openblip.data.transforms import eval_transform
-from openblip.data.views import split_rows
-from openblip.errors import DataError, MissingHead, RecipeError
-from openblip.evaluation.metrics import retrieval
+from openblip.batches.transforms import eval_transform
 from openblip.evaluation.retrieval import evaluate_retrieval, read_gallery
 from openblip.inference import Blip
 from openblip.inference.image_input import Images
+from openblip.metrics import retrieval
 from openblip.model import Med
+from openblip.runtime.errors import DataError, MissingHead, RecipeError
+from openblip.sources.row_images import row_image
+from openblip.table.table import PairRow, PairTable
+from openblip.table.views import split_rows
 
 Scores = tuple[np.ndarray, np.ndarray]
 

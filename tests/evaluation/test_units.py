@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from openblip.errors import DataError
-from openblip.evaluation.metrics import retrieval
-from openblip.evaluation.units import UnitScores, retrieval_units, summed_units, unit_scores
+from openblip.evaluation.results import UnitScores, retrieval_units, summed_units, unit_scores
+from openblip.metrics import retrieval
+from openblip.runtime.errors import DataError
 
 
 def random_ranking(seed: int) -> tuple[np.ndarray, list[list[int]], np.ndarray]:

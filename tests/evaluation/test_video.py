@@ -10,17 +10,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from openblip.batches.text import clean_caption
+from openblip.batches.transforms import eval_transform
+from openblip.batches.video import Clip, read_clips, sample_frames
 from openblip.cli import main
-from openblip.data.text import clean_caption
-from openblip.data.transforms import eval_transform
-from openblip.data.video import Clip, read_clips, sample_frames
-from openblip.errors import DataError, MissingHead, RecipeError
-from openblip.evaluation.metrics import image_ranks, retrieval
 from openblip.evaluation.video import evaluate_video
 from openblip.inference import Blip
+from openblip.metrics import image_ranks, retrieval
 from openblip.model import Med
+from openblip.runtime.errors import DataError, MissingHead, RecipeError
 
-from ..data.clips import write_noise
+from ..batches.clips import write_noise
 
 CAPTIONS = [
     ["a red ball and a tree", "the ball is red"], ["two blue cubes"], ["a dog by a house"],

@@ -7,15 +7,15 @@ from pathlib import Path
 import pytest
 import torch
 
+from openblip.batches.transforms import eval_transform
+from openblip.batches.video import Clip, read_clip_questions, sample_frames
 from openblip.cli import main
-from openblip.data.transforms import eval_transform
-from openblip.data.video import Clip, read_clip_questions, sample_frames
-from openblip.errors import DataError, MissingHead, RecipeError
-from openblip.evaluation.videoqa import evaluate_videoqa
+from openblip.evaluation.video import evaluate_videoqa
 from openblip.inference import Blip
 from openblip.inference.answers import answer_questions
+from openblip.runtime.errors import DataError, MissingHead, RecipeError
 
-from ..data.clips import write_noise
+from ..batches.clips import write_noise
 from .answering import CHOICES, answering_model
 
 FRAMES = 3

@@ -12,16 +12,16 @@ import torch
 from PIL import Image, ImageColor
 
 from openblip import metrics
-from openblip.data.answer_lists import frequent_answers
-from openblip.data.table import PairRow, PairTable
-from openblip.data.tokenizer import TextTokenizer
-from openblip.data.transforms import Augmentation
-from openblip.errors import DataError, MissingHead
+from openblip.batches.questions import frequent_answers
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.batches.transforms import Augmentation
 from openblip.evaluation.vqa import answer_all, encode_for_questions, evaluate_vqa
 from openblip.inference import Blip, load
 from openblip.inference.answers import answer_each
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.recipes.finetune import vqa as vqa_recipe
+from openblip.runtime.errors import DataError, MissingHead
+from openblip.table.table import PairRow, PairTable
 from openblip.training.run import train
 
 from .answering import ASKED, CHOICES, COLOURS, answering_model

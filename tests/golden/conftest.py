@@ -20,8 +20,8 @@ import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
-from openblip.interop.models import AnyModel
-from openblip.interop.original import OriginalCheckpoint, export_gradients, from_original
+from openblip.checkpoints.families import AnyModel
+from openblip.checkpoints.original import OriginalCheckpoint, export_gradients, from_original
 from openblip.model import Med, TextConfig, VisionConfig
 from openblip.model.albef import Albef
 

@@ -12,9 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.interop.original import to_original
+from openblip.checkpoints.original import to_original
 from openblip.model.albef import Albef
-from openblip.objectives.teacher import update_teacher
+from openblip.objectives.itc import update_teacher
 
 pytestmark = pytest.mark.golden
 

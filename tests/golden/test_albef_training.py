@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.data.loader import Batch
-from openblip.data.tokenizer import SpecialTokens
-from openblip.interop.original import OriginalQueues, export_gradients, to_original
-from openblip.objectives.mlm import MaskDraws, mask_words
-from openblip.tasks.albef import AlbefObjectives, AlbefTask
-from openblip.tasks.protocol import StepPosition
+from openblip.batches.loader import Batch
+from openblip.batches.tokenizer import SpecialTokens
+from openblip.checkpoints.original import OriginalQueues, export_gradients, to_original
+from openblip.objectives.albef import AlbefObjectives, AlbefTask
+from openblip.objectives.lm import MaskDraws, mask_words
+from openblip.objectives.task import StepPosition
 
 pytestmark = pytest.mark.golden
 

@@ -8,15 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.data.tokenizer import TextTokenizer
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.checkpoints.original import export_gradients
 from openblip.inference.captions import caption_encoded
-from openblip.inference.decoding import Decoding, Generated
-from openblip.inference.encoded import EncodedImages
-from openblip.inference.generation import generate
-from openblip.inference.processors import nucleus_probabilities
-from openblip.inference.running import RunningDecoder
-from openblip.inference.sampling import sample
-from openblip.interop.original import export_gradients
+from openblip.inference.decoding import Decoding, Generated, RunningDecoder, nucleus_probabilities
+from openblip.inference.generation import generate, sample
+from openblip.inference.image_input import EncodedImages
 from openblip.model import Med
 from openblip.objectives.lm import lm_loss, next_token_labels
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.data.tokenizer import SpecialTokens
-from openblip.interop.huggingface import from_huggingface, to_huggingface
-from openblip.interop.huggingface_layout import CLASSES, TIED
-from openblip.interop.original import from_original, to_original
+from openblip.batches.tokenizer import SpecialTokens
+from openblip.checkpoints.huggingface import from_huggingface, to_huggingface
+from openblip.checkpoints.huggingface_config import CLASSES, TIED
+from openblip.checkpoints.original import from_original, to_original
 from openblip.model.vqa import VqaConfig
 
 pytestmark = pytest.mark.golden

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.model.nlvr import Nlvr
-from openblip.tasks.nlvr import ImagePairBatch, NlvrTask
-from openblip.tasks.protocol import StepPosition
+from openblip.model.vqa import Nlvr
+from openblip.objectives.finetune import ImagePairBatch, NlvrTask
+from openblip.objectives.task import StepPosition
 
 pytestmark = pytest.mark.golden
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.interop.original import from_original, to_original
+from openblip.checkpoints.original import from_original, to_original
 from openblip.model import Med, MedConfig, VisionConfig
 from openblip.model.albef import AlbefConfig
 from openblip.model.config import PresetName

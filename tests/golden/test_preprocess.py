@@ -8,11 +8,10 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from openblip.data.randaugment import OPERATIONS, rand_augment
-from openblip.data.text import clean_caption, clean_question
-from openblip.data.tokenizer import TextTokenizer
-from openblip.data.transforms import eval_transform
-from openblip.training.schedule import cosine_lr, step_decay_lr, warmup_lr
+from openblip.batches.text import clean_caption, clean_question
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.batches.transforms import OPERATIONS, eval_transform, rand_augment
+from openblip.training.optimiser import cosine_lr, step_decay_lr, warmup_lr
 
 pytestmark = pytest.mark.golden
 

@@ -12,16 +12,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.data.loader import Batch
-from openblip.data.tokenizer import SpecialTokens
-from openblip.interop.original import OriginalQueues, export_gradients, to_original
+from openblip.batches.loader import Batch
+from openblip.batches.tokenizer import SpecialTokens
+from openblip.checkpoints.original import OriginalQueues, export_gradients, to_original
 from openblip.model import Med, TextPass
+from openblip.objectives.finetune import CaptionerTask
 from openblip.objectives.itc import similarities
-from openblip.tasks.captioner import CaptionerTask
-from openblip.tasks.filter import FilterTask
-from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
-from openblip.tasks.protocol import StepOutput, StepPosition
-from openblip.tasks.settings import FilterObjectives
+from openblip.objectives.pretrain import FilterTask, PretrainObjectives, PretrainTask
+from openblip.objectives.settings import FilterObjectives
+from openblip.objectives.task import StepOutput, StepPosition
 
 pytestmark = pytest.mark.golden
 

@@ -9,17 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.data.tokenizer import TextTokenizer, TokenBatch
-from openblip.inference.answers import (
-    answer_questions,
-    rank_answers,
-    read_questions,
-    write_answers,
-)
+from openblip.batches.tokenizer import TextTokenizer, TokenBatch
+from openblip.inference.answers import answer_questions, rank_answers, read_questions, write_answers
 from openblip.model.memory import ImageMemory
 from openblip.model.vqa import Vqa
-from openblip.tasks.protocol import StepPosition
-from openblip.tasks.vqa import QuestionBatch, VqaObjectives, VqaTask
+from openblip.objectives.finetune import QuestionBatch, VqaObjectives, VqaTask
+from openblip.objectives.task import StepPosition
 
 pytestmark = pytest.mark.golden
 

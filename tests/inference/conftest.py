@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.data.tokenizer import TextTokenizer
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.inference import Blip
 from openblip.inference.caption_job import (
     CaptionJobResult,
@@ -17,7 +17,7 @@ from openblip.inference.caption_job import (
     CaptionTarget,
     caption_images,
 )
-from openblip.inference.encoded import EncodedImages
+from openblip.inference.image_input import EncodedImages
 from openblip.inference.image_sources import ImageSources
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.model.vqa import Vqa, VqaConfig

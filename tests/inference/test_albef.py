@@ -6,14 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import MissingHead
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.checkpoints.original import OriginalNote, to_original, write_original
 from openblip.inference import Blip, load
-from openblip.interop.original import to_original
-from openblip.interop.original_files import write_original
-from openblip.interop.original_note import OriginalNote
 from openblip.model import TextConfig, VisionConfig
 from openblip.model.albef import Albef, AlbefConfig
+from openblip.runtime.errors import MissingHead
 
 TEXTS = ["a red square", "two green birds on a wall", "a cat"]
 

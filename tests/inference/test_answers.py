@@ -7,8 +7,7 @@ import warnings
 import pytest
 import torch
 
-from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import DataError, OpenBlipWarning, RecipeError
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.inference.answers import (
     AnswerList,
     answer_each,
@@ -19,9 +18,10 @@ from openblip.inference.answers import (
     write_answers,
 )
 from openblip.model.vqa import Vqa
+from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
 
 # The small vocabulary makes many tokens of a word: longer texts are cut.
-pytestmark = pytest.mark.filterwarnings("ignore::openblip.errors.TextTruncated")
+pytestmark = pytest.mark.filterwarnings("ignore::openblip.runtime.errors.TextTruncated")
 
 QUESTIONS = [
     "What is above the blue circle?",

@@ -13,8 +13,8 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.errors import DataError
 from openblip.inference import Decoding
+from openblip.runtime.errors import DataError
 
 
 def encoded(image, image_format="PNG", **options):

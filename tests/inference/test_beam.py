@@ -5,10 +5,8 @@ import random
 import pytest
 import torch
 
-from openblip.inference.beam import Hypotheses, beam_search
-from openblip.inference.decoding import Decoding, Generated, divisor
-from openblip.inference.generation import generate
-from openblip.inference.running import RunningDecoder
+from openblip.inference.decoding import Decoding, Generated, RunningDecoder, divisor
+from openblip.inference.generation import Hypotheses, beam_search, generate
 
 
 def text(score, *ids):

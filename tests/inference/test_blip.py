@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from openblip.data.transforms import eval_transform
-from openblip.errors import DataError, MissingHead, RecipeError
+from openblip.batches.transforms import eval_transform
 from openblip.inference import Blip, Decoding, load
+from openblip.runtime.errors import DataError, MissingHead, RecipeError
 
 from .conftest import TEXTS, make_med
 
 # The small vocabulary makes many tokens of a word: longer texts are cut.
-pytestmark = pytest.mark.filterwarnings("ignore::openblip.errors.TextTruncated")
+pytestmark = pytest.mark.filterwarnings("ignore::openblip.runtime.errors.TextTruncated")
 
 
 @pytest.fixture

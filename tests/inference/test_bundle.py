@@ -11,23 +11,21 @@ import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import CheckpointError, MissingHead, OpenBlipWarning, RecipeError
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.checkpoints.original import to_original, write_original
 from openblip.inference import Blip, Caption, load
-from openblip.inference.quantise import quantise
-from openblip.interop.original import to_original
-from openblip.interop.original_files import write_original
+from openblip.inference.loading import quantise
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.model.albef import Albef, AlbefConfig
 from openblip.model.dual import DualConfig, DualEncoder
 from openblip.model.lowrank import adapt, low_rank_layers
-from openblip.model.nlvr import Nlvr, NlvrConfig
-from openblip.model.vqa import Vqa, VqaConfig
+from openblip.model.vqa import Nlvr, NlvrConfig, Vqa, VqaConfig
+from openblip.runtime.errors import CheckpointError, MissingHead, OpenBlipWarning, RecipeError
 
 from .conftest import draw_weights
 
 # The second text is longer than these models read, so that where it is cut counts.
-pytestmark = pytest.mark.filterwarnings("ignore::openblip.errors.TextTruncated")
+pytestmark = pytest.mark.filterwarnings("ignore::openblip.runtime.errors.TextTruncated")
 
 TEXTS = ["a red square", "two green triangles on a large white table under a tree"]
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from openblip.errors import DataError, RecipeError
 from openblip.inference.calibration import calibrate, expected_error, reliability
+from openblip.runtime.errors import DataError, RecipeError
 
 
 def softmax(logits):

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from openblip.data.shuffle import named_seed
-from openblip.data.table import PairRow, PairTable
-from openblip.data.transforms import eval_transform
-from openblip.errors import DataError, MissingHead, RecipeError
+from openblip.batches.shuffle import named_seed
+from openblip.batches.transforms import eval_transform
 from openblip.inference import Blip, Decoding
 from openblip.inference.caption_job import CaptionJobResult, CaptionTarget
+from openblip.runtime.errors import DataError, MissingHead, RecipeError
+from openblip.table.table import PairRow, PairTable
 
 from .conftest import make_med
 

@@ -8,12 +8,20 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from openblip.data.importers import import_pairs
-from openblip.data.table import PairTable
-from openblip.errors import DataError, RecipeError
 from openblip.inference import Caption
-from openblip.inference.caption_formats import FormatName, caption_format, format_name, image_id
-from openblip.inference.caption_output import FileOutput, SidecarOutput, StreamOutput, Written
+from openblip.inference.caption_output import (
+    FileOutput,
+    FormatName,
+    SidecarOutput,
+    StreamOutput,
+    Written,
+    caption_format,
+    format_name,
+    image_id,
+)
+from openblip.runtime.errors import DataError, RecipeError
+from openblip.sources import import_pairs
+from openblip.table.table import PairTable
 
 NAMES = ["a/COCO_val2014_000000000042.jpg", 'odd, "name"\twith\na break.png', "\udcff一只狗.png"]
 ALL: list[FormatName] = ["jsonl", "csv", "coco", "txt"]

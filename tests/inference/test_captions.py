@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from openblip.errors import RecipeError
 from openblip.inference import Caption, Decoding
 from openblip.inference.captions import WordConfidence, caption_encoded
+from openblip.runtime.errors import RecipeError
 
 SEEDS = [11, 12, 13, 14, 15, 16, 17]
 PROMPTS = ["a picture of", "", "a large dog and", "a picture of", "two", "people with", "the cat"]

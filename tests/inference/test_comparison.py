@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from openblip.data.text import clean_caption
-from openblip.data.transforms import eval_transform
-from openblip.errors import DataError, MissingHead
+from openblip.batches.text import clean_caption
+from openblip.batches.transforms import eval_transform
 from openblip.inference import Blip, load
-from openblip.model.nlvr import Nlvr, NlvrConfig
+from openblip.model.vqa import Nlvr, NlvrConfig
+from openblip.runtime.errors import DataError, MissingHead
 
 from .conftest import draw_weights, make_med
 

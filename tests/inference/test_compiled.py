@@ -11,8 +11,8 @@ PROGRAM = """
 import json
 import torch
 from torch._dynamo.utils import counters
-from openblip.data.tokenizer import SpecialTokens
-from openblip.inference.compiled import compile_parts
+from openblip.batches.tokenizer import SpecialTokens
+from openblip.inference.loading import compile_parts
 from openblip.inference.decoding import Decoding
 from openblip.inference.generation import generate
 from openblip.model import Med, MedConfig

@@ -11,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import CheckpointError
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.inference import Blip
 from openblip.inference.embedder import load_embedder
+from openblip.runtime.errors import CheckpointError
 
 from .conftest import make_med
 from .published_clip import save_clip, transformers_embeds

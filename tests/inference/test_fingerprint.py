@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from openblip.errors import CheckpointError
-from openblip.inference.fingerprint import embedder_fingerprint, model_fingerprint
+from openblip.inference.embedder import embedder_fingerprint, model_fingerprint
+from openblip.runtime.errors import CheckpointError
 
 from .published_clip import save_clip
 

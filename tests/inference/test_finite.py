@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from openblip.errors import CheckpointError
 from openblip.inference import Blip, load
-from openblip.inference.finite import check_weights, finite
+from openblip.inference.texts import check_weights, finite
 from openblip.model import MedConfig
-from openblip.model.nlvr import Nlvr, NlvrConfig
+from openblip.model.vqa import Nlvr, NlvrConfig
+from openblip.runtime.errors import CheckpointError
 
 from .conftest import make_med
 

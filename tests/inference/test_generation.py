@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from openblip.errors import MissingHead, RecipeError
 from openblip.inference import Blip, Decoding
+from openblip.inference.decoding import remaining
 from openblip.inference.generation import generate
-from openblip.inference.running import remaining
+from openblip.runtime.errors import MissingHead, RecipeError
 
 from .conftest import make_med
 

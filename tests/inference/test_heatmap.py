@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.errors import DataError, RecipeError
-from openblip.inference.heatmap import Heatmap, _colours
+from openblip.inference.explanation import Heatmap, _colours
+from openblip.runtime.errors import DataError, RecipeError
 
 
 def heatmap(*tokens: str, grid: int = 4) -> Heatmap:

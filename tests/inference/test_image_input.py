@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.errors import DataError
 from openblip.inference.image_input import as_sources
+from openblip.runtime.errors import DataError
 
 
 def encoded() -> bytes:

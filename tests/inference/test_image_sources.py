@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from openblip.data.table import PairRow, PairTable
-from openblip.errors import DataError, RecipeError
 from openblip.inference.image_sources import ImageSources, SourceImage, left_out_text
+from openblip.runtime.errors import DataError, RecipeError
+from openblip.table.table import PairRow, PairTable
 
 
 def png(colour: str = "red") -> bytes:

@@ -3,19 +3,16 @@
 import pytest
 import torch
 
-from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import CheckpointError, MissingHead, RecipeError
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.checkpoints.original import OriginalNote, to_original, write_original
+from openblip.checkpoints.reading import find_model, find_model_files
 from openblip.inference import Blip, load
 from openblip.inference.loading import default_device
-from openblip.interop.original import to_original
-from openblip.interop.original_files import write_original
-from openblip.interop.original_note import OriginalNote
-from openblip.interop.sources import find_model, find_model_files
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.model.dual import DualConfig, DualEncoder
-from openblip.model.nlvr import Nlvr, NlvrConfig
 from openblip.model.vision import interpolate_positions
-from openblip.model.vqa import Vqa, VqaConfig
+from openblip.model.vqa import Nlvr, NlvrConfig, Vqa, VqaConfig
+from openblip.runtime.errors import CheckpointError, MissingHead, RecipeError
 
 
 @pytest.fixture

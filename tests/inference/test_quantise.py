@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
-from openblip.errors import CheckpointError, RecipeError
 from openblip.inference import Blip, Decoding
-from openblip.inference.quantise import quantise
+from openblip.inference.loading import quantise
+from openblip.runtime.errors import CheckpointError, RecipeError
 
 TEXTS = ["a red square", "two green triangles on a white table", "people walk along the street"]
 # Of a narrow model with large weights, whose probabilities lie between 0 and 1 everywhere.
@@ -85,8 +85,8 @@ def test_without_the_library_the_extra_is_named():
     code = (
         "import sys; sys.modules['torchao.quantization'] = None\n"
         "from torch import nn\n"
-        "from openblip.errors import RecipeError\n"
-        "from openblip.inference.quantise import quantise\n"
+        "from openblip.runtime.errors import RecipeError\n"
+        "from openblip.inference.loading import quantise\n"
         "try: quantise(nn.Linear(2, 2))\n"
         "except RecipeError as error: assert 'openblip[int8]' in str(error)\n"
         "else: raise AssertionError\n"

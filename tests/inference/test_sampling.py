@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from openblip.inference.decoding import Decoding
-from openblip.inference.sampling import (
+from openblip.inference.generation import (
     NucleusChoice,
     invert_cumulative,
     likeliest,

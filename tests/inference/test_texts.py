@@ -5,10 +5,10 @@ import warnings
 import pytest
 import torch
 
-from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import TextTruncated, UnknownWords
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.inference import Blip
 from openblip.inference.texts import tokens_for
+from openblip.runtime.errors import TextTruncated, UnknownWords
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ STRANGE = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore::openblip.errors.UnknownWords")
+@pytest.mark.filterwarnings("ignore::openblip.runtime.errors.UnknownWords")
 @pytest.mark.parametrize("text", STRANGE)
 def test_any_text_can_be_matched_and_embedded(blip, pictures, text):
     (match,) = blip.match(pictures[0], text)
@@ -91,7 +91,7 @@ def test_any_text_can_be_matched_and_embedded(blip, pictures, text):
     torch.testing.assert_close(embed.norm(dim=1), torch.ones(1))
 
 
-@pytest.mark.filterwarnings("ignore::openblip.errors.UnknownWords")
+@pytest.mark.filterwarnings("ignore::openblip.runtime.errors.UnknownWords")
 @pytest.mark.parametrize("prompt", STRANGE)
 def test_any_text_can_be_a_prompt(blip, pictures, prompt):
     ((caption,),) = blip.caption(pictures[0], prompt=prompt, max_length=38)

@@ -4,8 +4,8 @@ import warnings
 
 import pytest
 
-from openblip.errors import CheckpointError, MissingHead, UntrainedHead
 from openblip.inference import Blip, load
+from openblip.runtime.errors import CheckpointError, MissingHead, UntrainedHead
 
 from .conftest import make_med
 

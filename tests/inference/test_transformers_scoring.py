@@ -7,13 +7,13 @@ from functools import cache
 import pytest
 import torch
 
+from openblip.checkpoints.original import to_original
 from openblip.inference import Decoding
 from openblip.inference.answers import read_questions, write_answers
 from openblip.inference.captions import caption_encoded, prompt_ids
-from openblip.inference.encoded import EncodedImages
+from openblip.inference.decoding import constrain, nucleus_probabilities
 from openblip.inference.generation import generate
-from openblip.inference.processors import constrain, nucleus_probabilities
-from openblip.interop.original import to_original
+from openblip.inference.image_input import EncodedImages
 
 from .conftest import make_med
 

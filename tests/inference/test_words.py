@@ -2,10 +2,10 @@
 
 import pytest
 
-from openblip.data.tokenizer import TextTokenizer
-from openblip.inference.words import find_words
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.inference.captions import find_words
 
-from ..data.foreign_tokenizers import ALL, TEXTS, bert_folder, byte_level_folder, unigram_folder
+from ..batches.foreign_tokenizers import ALL, TEXTS, bert_folder, byte_level_folder, unigram_folder
 
 # fmt: off
 VOCABULARY = [

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from openblip.errors import MissingHead, RecipeError
 from openblip.model import MedConfig
 from openblip.model import config as config_module
 from openblip.model.albef import Albef, AlbefConfig
+from openblip.runtime.errors import MissingHead, RecipeError
 
 
 @pytest.fixture

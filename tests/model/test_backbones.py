@@ -10,14 +10,14 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from openblip.errors import RecipeError
-from openblip.interop.assembly import copy_of
-from openblip.interop.models import empty_model
+from openblip.checkpoints.assembly import copy_of
+from openblip.checkpoints.families import empty_model
 from openblip.model import Med, MedConfig
 from openblip.model.backbones import BackboneEncoder, measure
 from openblip.model.flops import class_token_flops, flop_counter, image_encoder_flops, image_tokens
 from openblip.model.library_backbones import read_transformers_weights
 from openblip.model.lowrank import adapt, low_rank_layers
+from openblip.runtime.errors import RecipeError
 
 from .. import foreign_encoders
 from ..foreign_encoders import Convolutions

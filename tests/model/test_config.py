@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from openblip.errors import RecipeError
-from openblip.interop.assembly import build_empty
+from openblip.checkpoints.assembly import build_empty
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.model import config as config_module
 from openblip.model.config import PresetName, config_from_dict, config_to_dict
+from openblip.runtime.errors import RecipeError
 
 
 @pytest.fixture

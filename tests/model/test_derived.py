@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from openblip.errors import MissingHead
 from openblip.model import Med, MedConfig, TextConfig, TextPass, VisionConfig
-from openblip.model.derived import nlvr_from, vqa_from
+from openblip.model.vqa import nlvr_from, vqa_from
+from openblip.runtime.errors import MissingHead
 
 CONFIG = MedConfig(
     vision=VisionConfig(image_size=32, patch_size=16, width=32, depth=1, heads=2),

@@ -7,11 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openblip.errors import RecipeError
 from openblip.model import Med
-from openblip.model import linear as linear_module
-from openblip.model.linear import Linear, mlp
+from openblip.model import kernels as linear_module
+from openblip.model.kernels import Linear, mlp
 from openblip.model.lowrank import adapt, add_changes, low_rank_layers, merge
+from openblip.runtime.errors import RecipeError
 
 MakeMed = Callable[..., Med]
 EVERY = ("image_encoder", "text", "image_projection", "text_projection")

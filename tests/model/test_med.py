@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.errors import MissingHead
 from openblip.model import ImageMemory, Med, TextPass
+from openblip.runtime.errors import MissingHead
 
 MakeMed = Callable[..., Med]
 

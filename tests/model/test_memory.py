@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.errors import RecipeError
 from openblip.model import ImageMemory, Med
+from openblip.runtime.errors import RecipeError
 
 
 @pytest.fixture

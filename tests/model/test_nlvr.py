@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from openblip.model import MedConfig
 from openblip.model.memory import LayerMemory
-from openblip.model.nlvr import Nlvr, NlvrConfig, TwinCrossAttention
 from openblip.model.packing import Packing
+from openblip.model.vqa import Nlvr, NlvrConfig, TwinCrossAttention
 
 
 @pytest.fixture

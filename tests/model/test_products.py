@@ -4,10 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from openblip.model import products
+from openblip.model import kernels as products
 from openblip.model.attention import split_heads
-from openblip.model.linear import has_onednn
-from openblip.model.products import attend
+from openblip.model.kernels import attend, has_onednn
 
 needs_onednn = pytest.mark.skipif(not has_onednn(), reason="no x86 processor with oneDNN")
 

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from openblip.errors import RecipeError
-from openblip.interop.assembly import fill
-from openblip.interop.beginnings import begin_images, image_sizes
-from openblip.interop.models import empty_model, state_to_write
+from openblip.checkpoints.assembly import fill
+from openblip.checkpoints.beginnings import begin_images, image_sizes
+from openblip.checkpoints.families import empty_model, state_to_write
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.model.flops import image_encoder_flops
+from openblip.runtime.errors import RecipeError
 
 pytestmark = pytest.mark.timm
 timm = pytest.importorskip("timm", exc_type=ImportError)

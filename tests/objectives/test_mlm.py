@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.objectives.lm import IGNORED
-from openblip.objectives.mlm import MaskDraws, mask_draws, mask_words, mlm_loss
+from openblip.objectives.lm import IGNORED, MaskDraws, mask_draws, mask_words, mlm_loss
 
 MASK, VOCABULARY = 4, 50
 

@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from openblip.objectives.itc import UNKNOWN_ID
-from openblip.objectives.queue import FeatureQueue
+from openblip.objectives.itc import UNKNOWN_ID, FeatureQueue
 
 
 def push(queue: FeatureQueue, *ids: int) -> None:

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from openblip.objectives.teacher import update_teacher
+from openblip.objectives.itc import update_teacher
 
 
 def test_after_k_steps_the_teacher_keeps_momentum_to_the_k() -> None:

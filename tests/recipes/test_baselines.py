@@ -7,14 +7,14 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.data.table import PairTable
-from openblip.data.world import WorldConfig, create_world
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.inference import load
 from openblip.recipes.baselines import as_albef, as_clip, as_unimodal
 from openblip.recipes.pretrain import PRETRAIN_RECIPES
-from openblip.training.config import Recipe
+from openblip.table.table import PairTable
+from openblip.training.recipe import Recipe
 from openblip.training.run import train
+from openblip.world import WorldConfig, create_world
 
 CONVERSIONS = {"clip": as_clip, "albef": as_albef, "unimodal": as_unimodal}
 

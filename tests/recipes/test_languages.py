@@ -7,12 +7,12 @@ import pytest
 
 from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.run import run_capfilt
-from openblip.data.table import PairTable
-from openblip.data.world import WorldConfig, create_world
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.inference import Decoding, load
-from openblip.recipes.world import WORLD, world_captioner, world_filter, world_pretrain
+from openblip.table.table import PairTable
 from openblip.training.run import train
+from openblip.world import WorldConfig, create_world
+from openblip.world.recipes import WORLD, world_captioner, world_filter, world_pretrain
 
 SMALL = WorldConfig(language="zh", web_rows=24, human_rows=24, val_rows=2, test_rows=6)
 CAPTION = "一个红色圆形在一个蓝色方块左边"

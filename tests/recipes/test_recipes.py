@@ -5,7 +5,7 @@ from inspect import signature
 
 import pytest
 
-from openblip.evaluation.caption import evaluate_caption
+from openblip.evaluation.captioning import evaluate_caption
 from openblip.inference import Blip
 from openblip.recipes.finetune import FINETUNE_RECIPES, PROMPT
 from openblip.recipes.pretrain import PRETRAIN_RECIPES

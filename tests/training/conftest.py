@@ -12,16 +12,16 @@ import torch
 from PIL import Image
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
-from openblip.data.loader import Batch
-from openblip.data.table import PairRow, PairTable
-from openblip.data.tokenizer import TextTokenizer
-from openblip.data.views import CaptionView
+from openblip.batches.loader import Batch
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.inference import Blip
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
+from openblip.objectives.pretrain import PretrainObjectives, PretrainTask
+from openblip.objectives.task import StepOutput, StepPosition
 from openblip.recipes.finetune import FINETUNE_RECIPES
-from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
-from openblip.tasks.protocol import StepOutput, StepPosition
-from openblip.training.config import DataConfig, OptimiserConfig, Recipe, TrainConfig
+from openblip.table.table import PairRow, PairTable
+from openblip.table.views import CaptionView
+from openblip.training.recipe import DataConfig, OptimiserConfig, Recipe, TrainConfig
 
 MakeRecipe = Callable[..., Recipe]
 SignalInStep = Callable[[int, signal.Signals], None]

@@ -9,9 +9,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from openblip.data.loader import Batch
-from openblip.tasks.pretrain import PretrainTask
-from openblip.tasks.protocol import StepOutput, StepPosition
+from openblip.batches.loader import Batch
+from openblip.objectives.pretrain import PretrainTask
+from openblip.objectives.task import StepOutput, StepPosition
 from openblip.training.recipe_file import read_recipe
 from openblip.training.run import train
 

@@ -12,19 +12,25 @@ from typing import Any
 
 import torch
 
-from openblip.data.loader import Batch
-from openblip.data.tokenizer import SpecialTokens
-from openblip.errors import TrainingError
-from openblip.interop.assembly import build_empty
+from openblip.batches.loader import Batch
+from openblip.batches.tokenizer import SpecialTokens
+from openblip.checkpoints.assembly import build_empty
 from openblip.model import Med, MedConfig
 from openblip.model.config import config_from_dict
-from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
-from openblip.tasks.protocol import StepOutput, StepPosition
-from openblip.training.config import Recipe
-from openblip.training.distributed import Processes, join_processes
+from openblip.objectives.pretrain import PretrainObjectives, PretrainTask
+from openblip.objectives.task import StepOutput, StepPosition
+from openblip.runtime.errors import TrainingError
+from openblip.training.parallelism import (
+    Processes,
+    clip,
+    join_processes,
+    shard,
+    total_norm,
+    whole_copies,
+)
+from openblip.training.recipe import Recipe
 from openblip.training.recipe_file import read_recipe
 from openblip.training.run import train
-from openblip.training.sharding import clip, shard, total_norm, whole_copies
 
 POSITION = StepPosition(step=3, epoch=1.0)
 

@@ -5,11 +5,11 @@ import sys
 
 import pytest
 
-from openblip.training.allocator import keep_freed_memory
+from openblip.training.loop import keep_freed_memory
 
 FAULTS = """
 import resource, torch
-from openblip.training.allocator import keep_freed_memory, return_freed_memory
+from openblip.training.loop import keep_freed_memory, return_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -10,14 +10,13 @@ import pytest
 import torch
 import transformers
 
-from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import CheckpointError, RecipeError
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.inference import load
 from openblip.model.config import VisionConfig
-from openblip.recipes.devices import DEVICES
+from openblip.plan.sizing import DEVICES, Cluster, Planner
 from openblip.recipes.finetune import FINETUNE_RECIPES
-from openblip.recipes.sizing import Cluster, Planner
-from openblip.training.config import LoraConfig, ModelOverrides, Recipe
+from openblip.runtime.errors import CheckpointError, RecipeError
+from openblip.training.recipe import LoraConfig, ModelOverrides, Recipe
 from openblip.training.recipe_file import read_recipe
 from openblip.training.run import BEGINNINGS_FILE, train
 

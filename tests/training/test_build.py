@@ -9,21 +9,16 @@ from typing import Any
 import pytest
 import torch
 
-from openblip.data.curation.leakage import flag_leaks
-from openblip.data.table import PairRow, PairTable
-from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import OpenBlipWarning, RecipeError
-from openblip.tasks.captioner import CaptionerTask
-from openblip.tasks.settings import CaptionerObjectives
-from openblip.training.build import (
-    build_model,
-    build_task,
-    make_tokenizer,
-    resolve,
-)
-from openblip.training.config import MixedTable, Recipe
-from openblip.training.distributed import Processes
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.curation.leakage import flag_leaks
+from openblip.objectives.finetune import CaptionerTask
+from openblip.objectives.settings import CaptionerObjectives
+from openblip.runtime.errors import OpenBlipWarning, RecipeError
+from openblip.table.table import PairRow, PairTable
+from openblip.training.build import build_model, build_task, make_tokenizer, resolve
 from openblip.training.loaders import open_tables, training_loader, validation_loader
+from openblip.training.parallelism import Processes
+from openblip.training.recipe import MixedTable, Recipe
 
 from .conftest import wall
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import CheckpointError
-from openblip.interop.folder import read_folder
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.checkpoints.folder import read_folder
 from openblip.model import Med, MedConfig
-from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
+from openblip.objectives.pretrain import PretrainObjectives, PretrainTask
+from openblip.runtime.errors import CheckpointError
 from openblip.training.checkpoint import (
     STATE_FOLDER,
     CheckpointStore,
@@ -20,7 +20,7 @@ from openblip.training.checkpoint import (
     read_checkpoint,
     step_name,
 )
-from openblip.training.distributed import Processes
+from openblip.training.parallelism import Processes
 
 ReadStored = Callable[[Path], dict[str, torch.Tensor]]
 TOKENIZER = TextTokenizer.train(["a wall", "a red wall"] * 3, 40)

@@ -15,14 +15,14 @@ import torch
 from safetensors.torch import load_file
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save, torch_save_to_dcp
 
-from openblip.data.loader import Batch
-from openblip.errors import OpenBlipWarning, TrainingError
-from openblip.tasks.pretrain import PretrainTask
-from openblip.tasks.protocol import StepOutput, StepPosition
+from openblip.batches.loader import Batch
+from openblip.objectives.pretrain import PretrainTask
+from openblip.objectives.task import StepOutput, StepPosition
+from openblip.runtime.errors import OpenBlipWarning, TrainingError
 from openblip.training.checkpoint import RUN_STATE_FILE, STATE_FOLDER
-from openblip.training.config import Recipe, StabilityConfig
 from openblip.training.guard import failed_window, is_skipped, joined, note_loss
 from openblip.training.metrics_log import read_metrics
+from openblip.training.recipe import Recipe, StabilityConfig
 from openblip.training.recipe_file import read_recipe
 from openblip.training.run import TrainResult, train
 

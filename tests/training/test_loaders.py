@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from openblip.data.step_loader import spread
-from openblip.data.table import PairRow, PairTable
-from openblip.data.text import Cleaning
-from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import DataError, RecipeError
-from openblip.training.config import DataConfig, MixedTable, Recipe
+from openblip.batches.step_loader import spread
+from openblip.batches.text import Cleaning
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.runtime.errors import DataError, RecipeError
+from openblip.table.table import PairRow, PairTable
+from openblip.training.recipe import DataConfig, MixedTable, Recipe
 from openblip.training.run import train
 
 MakeRecipe = Callable[..., Recipe]
@@ -87,8 +87,8 @@ def test_a_run_on_known_short_texts_says_so(
 def test_of_many_examples_a_sample_is_counted_over_all_tables(
     make_recipe: MakeRecipe, tmp_path: Path, tokenizer_file: str
 ) -> None:
-    from openblip.training.distributed import join_processes
     from openblip.training.loaders import open_tables, training_loader
+    from openblip.training.parallelism import join_processes
 
     recipe = on_texts(make_recipe(), tmp_path, tokenizer_file, "a red wall", "a стена")
     mixed = MixedTable(table=recipe.data.table, view=recipe.data.view, weight=0.5)
@@ -105,8 +105,8 @@ def test_of_many_examples_a_sample_is_counted_over_all_tables(
 def test_questions_answers_and_sentences_count(
     make_recipe: MakeRecipe, tmp_path: Path, tokenizer_file: str, task: str
 ) -> None:
-    from openblip.data.image_pairs import ImagePairIndex, ImagePairLoader
-    from openblip.data.questions import QuestionIndex, QuestionLoader
+    from openblip.batches.image_pairs import ImagePairIndex, ImagePairLoader
+    from openblip.batches.questions import QuestionIndex, QuestionLoader
 
     meta = {
         "vqa": {"questions": [{"question": "What colour is it", "answers": ["красный"]}]},

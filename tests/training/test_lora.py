@@ -7,16 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from openblip.errors import RecipeError
-from openblip.interop.folder import read_folder
+from openblip.checkpoints.folder import read_folder
 from openblip.model.lowrank import low_rank_layers
-from openblip.tasks.contrastive import ContrastiveTask
-from openblip.tasks.protocol import StepPosition
+from openblip.objectives.contrastive import ContrastiveTask
+from openblip.objectives.task import StepPosition
+from openblip.runtime.errors import RecipeError
 from openblip.training.build import build_model, build_task
 from openblip.training.checkpoint import read_checkpoint
-from openblip.training.config import LoraConfig, Recipe
-from openblip.training.distributed import Processes
 from openblip.training.optimiser import build_optimiser, trained_parameters
+from openblip.training.parallelism import Processes
+from openblip.training.recipe import LoraConfig, Recipe
 from openblip.training.run import train
 
 MakeRecipe = Callable[..., Recipe]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from openblip.errors import OpenBlipWarning, TrainingError
+from openblip.runtime.errors import OpenBlipWarning, TrainingError
 from openblip.training.metrics_log import METRICS_FILE, MetricsLog, read_metrics
 
 

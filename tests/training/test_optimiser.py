@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from openblip.training.config import OptimiserConfig
 from openblip.training.optimiser import build_optimiser, set_learning_rate, trained_parameters
+from openblip.training.recipe import OptimiserConfig
 
 
 class Parts(nn.Module):

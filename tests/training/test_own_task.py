@@ -13,28 +13,28 @@ import pytest
 import torch
 
 import openblip
+from openblip.batches.loader import Batch
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.cli import main
-from openblip.data.loader import Batch
-from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import MissingHead, RecipeError, TrainingError
 from openblip.model import Med
 from openblip.model.config import AlbefConfig
+from openblip.objectives.clip import ClipTask
+from openblip.objectives.finetune import VqaTask
+from openblip.objectives.named import TaskNeeds, find_task
+from openblip.objectives.pretrain import PretrainTask
+from openblip.objectives.settings import ContrastObjectives, VqaObjectives
+from openblip.objectives.task import StepOutput, StepPosition, Task, TaskContext
+from openblip.plan.footprint import MOMENTS, WEIGHTS, TextLengths, step_footprint
 from openblip.recipes.baselines import as_clip
-from openblip.tasks.clip import ClipTask
-from openblip.tasks.named import TaskNeeds, find_task
-from openblip.tasks.pretrain import PretrainTask
-from openblip.tasks.protocol import StepOutput, StepPosition, Task, TaskContext
-from openblip.tasks.settings import ContrastObjectives, VqaObjectives
-from openblip.tasks.vqa import VqaTask
+from openblip.runtime.errors import MissingHead, RecipeError, TrainingError
 from openblip.training.build import assemble_task, build_model, resolve
-from openblip.training.config import ModelOverrides, Recipe, ScheduleConfig
-from openblip.training.distributed import Processes
-from openblip.training.footprint import MOMENTS, WEIGHTS, TextLengths, step_footprint
 from openblip.training.loaders import with_fitting_queue
 from openblip.training.metrics_log import read_metrics
+from openblip.training.parallelism import Processes
+from openblip.training.recipe import ModelOverrides, Recipe, ScheduleConfig
 from openblip.training.recipe_file import read_recipe, write_recipe
 from openblip.training.run import train
-from openblip.training.run_listing import summarise
+from openblip.training.watching import summarise
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 MakeRecipe = Callable[..., Recipe]
@@ -185,7 +185,9 @@ def test_a_recipe_stores_the_name_of_the_class(recipe: Recipe, tmp_path: Path) -
 
 def test_a_class_of_ours_is_stored_by_our_name(make_recipe: MakeRecipe) -> None:
     assert replace(make_recipe(), task=PretrainTask).task == "pretrain"
-    assert replace(make_recipe(), task="openblip.tasks.pretrain:PretrainTask").task == "pretrain"
+    assert (
+        replace(make_recipe(), task="openblip.objectives.pretrain:PretrainTask").task == "pretrain"
+    )
     assert find_task("clip") is ClipTask
 
 

@@ -6,9 +6,9 @@ from math import cos, pi
 
 import pytest
 
-from openblip.tasks.protocol import StepPosition
-from openblip.training.config import Recipe, ScheduleConfig, TrainConfig
-from openblip.training.plan import Plan, learning_rates
+from openblip.objectives.task import StepPosition
+from openblip.training.optimiser import Plan, learning_rates
+from openblip.training.recipe import Recipe, ScheduleConfig, TrainConfig
 
 MakeRecipe = Callable[..., Recipe]
 

@@ -15,11 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from openblip.data.table import PairRow, PairTable
-from openblip.errors import OpenBlipWarning, TrainingError
-from openblip.training.config import Recipe, StabilityConfig
-from openblip.training.distributed import Processes, recorded
+from openblip.runtime.errors import OpenBlipWarning, TrainingError
+from openblip.table.table import PairRow, PairTable
 from openblip.training.metrics_log import read_metrics
+from openblip.training.parallelism import Processes, recorded
 from openblip.training.rank_log import (
     RankLog,
     is_held,
@@ -28,6 +27,7 @@ from openblip.training.rank_log import (
     read_statuses,
     what_happened,
 )
+from openblip.training.recipe import Recipe, StabilityConfig
 from openblip.training.recipe_file import write_recipe
 from openblip.training.run import train
 

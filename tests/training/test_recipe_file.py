@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from openblip.data.transforms import Augmentation
-from openblip.data.views import CaptionView
-from openblip.errors import RecipeError
+from openblip.batches.transforms import Augmentation
 from openblip.model import TextConfig, VisionConfig
-from openblip.tasks.settings import CaptionerObjectives, FilterObjectives
-from openblip.training.config import (
+from openblip.objectives.settings import CaptionerObjectives, FilterObjectives
+from openblip.runtime.errors import RecipeError
+from openblip.table.views import CaptionView
+from openblip.training.recipe import (
     LoraConfig,
     MixedTable,
     ModelOverrides,

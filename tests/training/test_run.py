@@ -15,12 +15,12 @@ from typing import Any
 import pytest
 import torch
 
-from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import DataError, MissingHead, RecipeError, TrainingError
-from openblip.interop.folder import read_folder
-from openblip.tasks.settings import CaptionerObjectives, FilterObjectives
-from openblip.training.config import LoraConfig, MixedTable, ModelOverrides, Recipe
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.checkpoints.folder import read_folder
+from openblip.objectives.settings import CaptionerObjectives, FilterObjectives
+from openblip.runtime.errors import DataError, MissingHead, RecipeError, TrainingError
 from openblip.training.metrics_log import read_metrics
+from openblip.training.recipe import LoraConfig, MixedTable, ModelOverrides, Recipe
 from openblip.training.recipe_file import read_recipe, write_recipe
 from openblip.training.run import TrainResult, train
 

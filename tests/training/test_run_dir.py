@@ -8,14 +8,14 @@ import pyarrow as pa
 import pytest
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
-from openblip.data.table import PairTable
-from openblip.data.views import CaptionView
-from openblip.errors import OpenBlipWarning, TrainingError
-from openblip.interop.folder import read_folder
+from openblip.checkpoints.folder import read_folder
 from openblip.model import MedConfig
 from openblip.model.config import AlbefConfig
-from openblip.tasks.settings import AlbefObjectives, FilterObjectives, PretrainObjectives
-from openblip.training.config import MixedTable, Recipe, ScheduleConfig, ScheduleKind
+from openblip.objectives.settings import AlbefObjectives, FilterObjectives, PretrainObjectives
+from openblip.runtime.errors import OpenBlipWarning, TrainingError
+from openblip.table.table import PairTable
+from openblip.table.views import CaptionView
+from openblip.training.recipe import MixedTable, Recipe, ScheduleConfig, ScheduleKind
 from openblip.training.recipe_file import read_recipe
 from openblip.training.run import train
 

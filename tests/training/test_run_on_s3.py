@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from openblip.data.table import PairTable
-from openblip.training.config import Recipe
+from openblip.table.table import PairTable
+from openblip.training.recipe import Recipe
 from openblip.training.run import train
 
 from ..s3_server import S3Proxy

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from openblip.training.schedule import (
+from openblip.training.optimiser import (
     cosine_lr,
     finetuning_lr,
     pretraining_lr,

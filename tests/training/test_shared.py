@@ -8,11 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.data.tokenizer import TextTokenizer
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.inference import Blip, load
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.recipes.finetune import PROMPT
-from openblip.training.config import Recipe
+from openblip.training.recipe import Recipe
 from openblip.training.run import train
 
 from .conftest import COLOURS

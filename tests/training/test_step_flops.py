@@ -9,17 +9,17 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from openblip.data.loader import Batch
-from openblip.data.tokenizer import SpecialTokens
+from openblip.batches.loader import Batch
+from openblip.batches.tokenizer import SpecialTokens
 from openblip.model import Med, MedConfig
 from openblip.model.albef import Albef, AlbefConfig
 from openblip.model.flops import flop_counter
 from openblip.model.lowrank import adapt
-from openblip.tasks.albef import AlbefObjectives, AlbefTask
-from openblip.tasks.captioner import CaptionerTask
-from openblip.tasks.clip import ClipObjectives, ClipTask
-from openblip.tasks.pretrain import PretrainObjectives, PretrainTask
-from openblip.tasks.protocol import AnyTask, StepPosition
+from openblip.objectives.albef import AlbefObjectives, AlbefTask
+from openblip.objectives.clip import ClipObjectives, ClipTask
+from openblip.objectives.finetune import CaptionerTask
+from openblip.objectives.pretrain import PretrainObjectives, PretrainTask
+from openblip.objectives.task import AnyTask, StepPosition
 from openblip.training.step_flops import recomputed_flops, task_flops
 
 SPECIAL = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4, dec=5, enc=6)

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from openblip.errors import CheckpointError, RecipeError
 from openblip.inference import load
 from openblip.model import MedConfig
-from openblip.training.config import Recipe
+from openblip.runtime.errors import CheckpointError, RecipeError
+from openblip.training.recipe import Recipe
 from openblip.training.run import train
 
 MakeRecipe = Callable[..., Recipe]

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from openblip.errors import OpenBlipWarning, RecipeError
+from openblip.runtime.errors import OpenBlipWarning, RecipeError
 from openblip.training import trackers
-from openblip.training.config import Recipe
 from openblip.training.metrics_log import read_metrics
+from openblip.training.recipe import Recipe
 from openblip.training.run import train
 from openblip.training.trackers import Tracker, TrackerThread, open_trackers
 

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from openblip.data.loader import Batch
+from openblip.batches.loader import Batch
 from openblip.model import Med
-from openblip.tasks.protocol import QueueUpdate, StepOutput, StepPosition, Task
-from openblip.training.distributed import Processes
-from openblip.training.trainer import NonFiniteLoss, Trainer
+from openblip.objectives.task import QueueUpdate, StepOutput, StepPosition, Task
+from openblip.training.loop import NonFiniteLoss, Trainer
+from openblip.training.parallelism import Processes
 
 START = StepPosition(0, 0.0)
 

@@ -5,7 +5,7 @@ import time
 import pytest
 import torch
 
-from openblip.model.linear import has_onednn
+from openblip.model.kernels import has_onednn
 from openblip.training.utilisation import Meter, measure_peak, product_rates
 
 

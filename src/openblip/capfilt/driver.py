@@ -8,11 +8,11 @@ from dataclasses import dataclass, field, replace
 
 from openblip.capfilt.job import CapFiltJob
 from openblip.capfilt.ledger import Activity, Entry, Ledger, leased, released
-from openblip.capfilt.pool import Died, Pool, Report
-from openblip.capfilt.units import FragmentResult, Pieces, Unit, UnitDone
-from openblip.data.fragments import Fragment
-from openblip.errors import DataError, OpenBlipError
-from openblip.progress import Progress
+from openblip.capfilt.pools import Died, Pool, Report
+from openblip.capfilt.worker import FragmentResult, Pieces, Unit, UnitDone
+from openblip.runtime.errors import DataError, OpenBlipError
+from openblip.runtime.progress import Progress
+from openblip.table.columns import Fragment
 
 LEASE_SECONDS = 900.0
 """A worker that finishes no batch for so long is ended, and its unit given to another."""

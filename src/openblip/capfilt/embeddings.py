@@ -4,12 +4,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from openblip.data.curation.columns import compute_columns
-from openblip.data.curation.marks import EMBEDDING_KEY
-from openblip.data.loader import iterate_images
-from openblip.data.table import PairTable
+from openblip.batches.loader import iterate_images
+from openblip.curation.marks import EMBEDDING_KEY
 from openblip.inference import Blip, load
-from openblip.inference.fingerprint import model_fingerprint
+from openblip.inference.embedder import model_fingerprint
+from openblip.table.columns import compute_columns
+from openblip.table.table import PairTable
 
 if TYPE_CHECKING:
     import pyarrow as pa

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from openblip.capfilt.store import Store, decoded
-from openblip.errors import OpenBlipError, StorageError
+from openblip.capfilt.ledger import Store, decoded
+from openblip.runtime.errors import OpenBlipError, StorageError
 
 HEARTBEAT_SECONDS = 10.0
 EXPIRY_SECONDS = 60.0

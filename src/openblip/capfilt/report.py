@@ -7,20 +7,22 @@ import numpy as np
 from PIL import Image
 
 from openblip.capfilt.job import METADATA_KEY
-from openblip.capfilt.scores import TextScores, read_scores, texts_of
 from openblip.capfilt.select import (
     DEFAULT_THRESHOLDS,
+    TextScores,
     empty_sources,
     keep_rates,
     noise_quality,
+    read_scores,
     rejections,
     spreads,
+    texts_of,
 )
-from openblip.data.curation.columns import column_state
-from openblip.data.reading import table_images
-from openblip.data.table import PairTable
-from openblip.errors import DataError, RecipeError
-from openblip.page import CardText, Page, histogram
+from openblip.runtime.errors import DataError, RecipeError
+from openblip.runtime.page import CardText, Page, histogram
+from openblip.sources.row_images import table_images
+from openblip.table.columns import column_state
+from openblip.table.table import PairTable
 
 _PAIR_CARDS = 24
 _REJECTIONS = 50

@@ -11,8 +11,10 @@ from typing import Any
 
 import torch
 
+from openblip.batches.unknown_words import warn_of_unknown_words
 from openblip.capfilt.driver import Driver
 from openblip.capfilt.job import (
+    LATEST,
     METADATA_KEY,
     NEW_COLUMNS,
     CapFiltJob,
@@ -21,21 +23,18 @@ from openblip.capfilt.job import (
     is_committed,
     jobs_folder,
 )
-from openblip.capfilt.ledger import Entry, Ledger, released
+from openblip.capfilt.ledger import Entry, Ledger, open_store, released
 from openblip.capfilt.lock import JobLock
-from openblip.capfilt.pool import ManyProcesses, OneProcess, Pool, RayCluster
-from openblip.capfilt.status import LATEST
-from openblip.capfilt.store import open_store
-from openblip.capfilt.units import Pieces
-from openblip.data.fragments import ColumnFile, Fragment, attach_columns, list_fragments
-from openblip.data.parallel import num_usable_cores
-from openblip.data.reading import check_reachable
-from openblip.data.table import PairTable
-from openblip.data.unknown_words import warn_of_unknown_words
-from openblip.data.versions import again_after_conflicts
-from openblip.errors import DataError, RecipeError
+from openblip.capfilt.pools import ManyProcesses, OneProcess, Pool, RayCluster
+from openblip.capfilt.worker import Pieces
 from openblip.inference.loading import load_tokenizer
-from openblip.progress import Progress
+from openblip.runtime.errors import DataError, RecipeError
+from openblip.runtime.progress import Progress
+from openblip.runtime.threads import num_usable_cores
+from openblip.sources.row_images import check_reachable
+from openblip.table.columns import ColumnFile, Fragment, attach_columns, list_fragments
+from openblip.table.table import PairTable
+from openblip.table.versions import again_after_conflicts
 
 # Rows whose captions are looked at for words that the filter does not know, and how far.
 _SAMPLED_ROWS, _SAMPLED_AT_ONCE, _READ_TOKENS = 1024, 32, 35
@@ -265,7 +264,7 @@ def _pool(
     job: CapFiltJob, processes: int | None, ray: RayCluster | None, save_seconds: float
 ) -> Pool:
     if ray is not None:
-        from openblip.capfilt.ray_workers import RayWorkers
+        from openblip.capfilt.pools import RayWorkers
 
         return RayWorkers(job, ray, save_seconds)
     gpus = torch.cuda.device_count()

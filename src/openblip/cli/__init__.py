@@ -17,8 +17,8 @@ from typing import Any, TextIO, get_origin
 
 from openblip.cli.flags import UsageError, checked
 from openblip.cli.output import complain, replace_what_cannot_be_shown
-from openblip.errors import OpenBlipError, OpenBlipWarning
-from openblip.threads import wait_without_spinning
+from openblip.runtime.errors import OpenBlipError, OpenBlipWarning
+from openblip.runtime.threads import wait_without_spinning
 
 # These answer at once; every other command says that it begins, see `announce`.
 _QUICK = ("data show", "runs")

@@ -14,7 +14,7 @@ from openblip.cli.output import check_outputs, print_json, print_table
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from openblip.capfilt.pool import RayCluster
+    from openblip.capfilt.pools import RayCluster
     from openblip.capfilt.run import CapFiltResult
     from openblip.capfilt.select import Cut, KeepRate
 
@@ -100,8 +100,8 @@ def run(
 def _cluster(
     ray: str | None, workers: int | None, gpus_per_worker: float | None, processes: int | None
 ) -> "RayCluster | None":
-    from openblip.capfilt.pool import RayCluster
-    from openblip.errors import RecipeError
+    from openblip.capfilt.pools import RayCluster
+    from openblip.runtime.errors import RecipeError
 
     if ray is None:
         if workers is not None or gpus_per_worker is not None:
@@ -141,8 +141,8 @@ def status(
         price_per_hour: of one worker (a GPU, say); gives the cost of a million images.
         json: print JSON.
     """
-    from openblip.capfilt.status import job_status
-    from openblip.progress import duration
+    from openblip.capfilt.job import job_status
+    from openblip.runtime.progress import duration
 
     found = job_status(table, price_per_hour)
     if json:
@@ -195,17 +195,17 @@ def select(
         without: for the reasons: leave out what `data duplicates` and `leakage` have flagged.
         json: print JSON.
     """
-    from openblip.capfilt.scores import read_scores
     from openblip.capfilt.select import (
         DEFAULT_THRESHOLDS,
         cuts,
         empty_sources,
         keep_rates,
         noise_quality,
+        read_scores,
         rejections,
         spreads,
     )
-    from openblip.data.table import PairTable
+    from openblip.table.table import PairTable
 
     opened = PairTable.open(table)
     shares = [*map(_share, keep), *(1.0 - quantile for quantile in quantiles)]
@@ -248,7 +248,7 @@ def select(
 
 def _share(text: str) -> float:
     """A share from 0 to 1 of `50%` or `0.5`."""
-    from openblip.errors import RecipeError
+    from openblip.runtime.errors import RecipeError
 
     try:
         return float(text[:-1]) / 100 if text.endswith("%") else float(text)
@@ -298,7 +298,7 @@ def report(
         seed: which rows are shown.
     """
     from openblip.capfilt.report import write_report
-    from openblip.data.table import PairTable
+    from openblip.table.table import PairTable
 
     check_outputs({"-o": output})
     written = write_report(

@@ -32,9 +32,9 @@ def compare(
         plan: only list the stages, and which of them are finished.
         json: print the verdicts on the claims, and where the report is, as JSON.
     """
-    from openblip.comparison.report import PAGE_FILE
     from openblip.comparison.run import compare as run
     from openblip.comparison.run import plan as planned
+    from openblip.comparison.tables import PAGE_FILE
 
     folder = output if output is not None else Path(file.stem)
     if plan:

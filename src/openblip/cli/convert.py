@@ -5,9 +5,9 @@ from typing import Literal
 
 import tyro
 
-from openblip.atomic import check_output
 from openblip.cli.flags import Count
-from openblip.errors import RecipeError
+from openblip.runtime.atomic import check_output
+from openblip.runtime.errors import RecipeError
 
 
 def convert(

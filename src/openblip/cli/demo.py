@@ -24,8 +24,7 @@ def demo(
         output: folder of the table, the models and the report.
         seed: of the world, the weights and every draw.
     """
-    from openblip.recipes.demo import DemoConfig, run_demo
-    from openblip.recipes.demo_report import write_demo_report
+    from openblip.world.demo import DemoConfig, run_demo, write_demo_report
 
     check_outputs({"-o": output}, are_folders=True)
     result = run_demo(output, DemoConfig(seed=seed), say=print)

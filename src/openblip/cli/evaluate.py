@@ -1,4 +1,7 @@
-"""`openblip evaluate TASK`."""
+"""`openblip evaluate TASK`.
+
+`openblip evaluate classify` and `video`: tasks for which nothing was trained.
+"""
 
 import os
 import sys
@@ -17,8 +20,8 @@ from openblip.cli.output import (
 )
 
 if TYPE_CHECKING:
-    from openblip.data.table import PairTable
-    from openblip.evaluation.metrics import Interval
+    from openblip.metrics import Interval
+    from openblip.table.table import PairTable
 
 
 def retrieval(
@@ -49,10 +52,10 @@ def retrieval(
         report: write a page there (HTML) that shows the worst searches and the calibration.
         json: print JSON.
     """
-    from openblip.data.table import PairTable
     from openblip.evaluation.error_report.retrieval import write_retrieval_report
     from openblip.evaluation.retrieval import evaluate_retrieval
     from openblip.inference.embedder import load_embedder
+    from openblip.table.table import PairTable
 
     check_outputs({"--results": results, "--report": report})
     opened = PairTable.open(table)
@@ -116,11 +119,11 @@ def caption(
             environment variable OPENBLIP_JAVA_METRICS names it.
         json: print JSON.
     """
-    from openblip.data.table import PairTable
-    from openblip.evaluation.caption import evaluate_caption
+    from openblip.evaluation.captioning import evaluate_caption
     from openblip.evaluation.error_report.caption import write_caption_report
     from openblip.evaluation.java_metrics import JavaPrograms
     from openblip.inference import Decoding, load
+    from openblip.table.table import PairTable
 
     check_outputs({"--results": results, "--report": report})
     folder = java_metrics or _folder_named("OPENBLIP_JAVA_METRICS")
@@ -196,11 +199,11 @@ def vqa(
         report: write a page there (HTML) that shows accuracy by type, confusions, worst answers.
         json: print JSON.
     """
-    from openblip.data.answer_lists import frequent_answers, read_answers
-    from openblip.data.table import PairTable
+    from openblip.batches.questions import frequent_answers, read_answers
     from openblip.evaluation.error_report.vqa import write_vqa_report
     from openblip.evaluation.vqa import evaluate_vqa
     from openblip.inference import load
+    from openblip.table.table import PairTable
 
     check_outputs({"--results": results, "--report": report})
     opened = PairTable.open(table)
@@ -271,10 +274,10 @@ def videoqa(
         results: write the answers there, as .csv or .json.
         json: print JSON.
     """
-    from openblip.data.answer_lists import read_answers
-    from openblip.data.video import read_clip_questions
-    from openblip.evaluation.results_file import check_results_path, save_records
-    from openblip.evaluation.videoqa import evaluate_videoqa
+    from openblip.batches.questions import read_answers
+    from openblip.batches.video import read_clip_questions
+    from openblip.evaluation.results import check_results_path, save_records
+    from openblip.evaluation.video import evaluate_videoqa
     from openblip.inference import load
 
     check_outputs({"--results": results})
@@ -318,8 +321,8 @@ def _print_accuracies(metrics: dict[str, float], intervals: "dict[str, Interval]
 
 def _check_answers_known(table: "PairTable", split: str) -> None:
     """Misses them before the questions are answered, which takes long."""
-    from openblip.data.questions import QuestionIndex
-    from openblip.errors import DataError
+    from openblip.batches.questions import QuestionIndex
+    from openblip.runtime.errors import DataError
 
     try:
         QuestionIndex.resolve(table, split)
@@ -349,9 +352,9 @@ def nlvr(
         results: write the predictions there as NLVR2's evaluation reads them (CSV).
         json: print JSON.
     """
-    from openblip.data.table import PairTable
     from openblip.evaluation.nlvr import evaluate_nlvr
     from openblip.inference import load
+    from openblip.table.table import PairTable
 
     check_outputs({"--results": results})
     found = evaluate_nlvr(load(model), PairTable.open(table), split=split, batch_size=batch_size)
@@ -381,3 +384,130 @@ def _shown(intervals: "dict[str, Interval]", name: str) -> str:
 def _folder_named(variable: str) -> Path | None:
     value = os.environ.get(variable)
     return Path(value) if value else None
+
+
+def classify(
+    model: tyro.conf.Positional[str],
+    table: tyro.conf.Positional[str],
+    /,
+    *,
+    split: str = "test",
+    label_field: str = "label",
+    templates: tuple[str, ...] = ("a photo of {}.",),
+    exclude: tuple[str, ...] = (),
+    k: CountOrNone = 0,
+    batch_size: Count = 32,
+    results: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Accuracy of naming the classes of images by prompts, without training for it.
+
+    Example: openblip evaluate classify runs/new xrays.lance --templates "an X-ray of {}" \
+        --exclude todo
+
+    Args:
+        model: model folder, run directory, file, https address or hub repository; also a CLIP of
+            transformers, or open_clip:ARCHITECTURE/PRETRAINED.
+        table: pair table whose rows have a label in their metadata.
+        split: which rows.
+        label_field: field of the metadata with a label, or a list of them: then any is a hit.
+        templates: prompts with {} for the name of a class; embeddings of several are averaged.
+        exclude: labels that do not count; images without another one are left out.
+        k: classes of each image that matching ranks again; 0 for contrast alone, all that a CLIP
+            has.
+        batch_size: images that are encoded together.
+        results: write the predictions there, as .csv or .json.
+        json: print JSON.
+    """
+    from openblip.evaluation.classification import evaluate_classification
+    from openblip.evaluation.results import check_results_path, save_records
+    from openblip.inference.embedder import load_embedder
+    from openblip.table.table import PairTable
+
+    check_outputs({"--results": results})
+    if results is not None:
+        check_results_path(results)
+    found = evaluate_classification(
+        load_embedder(model),
+        PairTable.open(table),
+        split=split,
+        label_field=label_field,
+        templates=templates,
+        exclude=exclude,
+        k=k,
+        batch_size=batch_size,
+    )
+    if results is not None:
+        save_records(results, found.predictions)
+    if json:
+        shown = ("metrics", "contrastive", "per_class", "num_images", "classes", "k", "seconds")
+        values = {name: getattr(found, name) for name in shown}
+        print_json(values | dominant_json(found.dominant))
+        return 0
+    print_dominant(found.dominant)
+    print(f"{found.num_images} images, {len(found.classes)} classes, {found.seconds:.0f} s")
+    rows = {"ITC": found.contrastive} | ({f"ITM of the top {k}": found.metrics} if k else {})
+    print_table(
+        ["ranking by", *found.metrics],
+        [[name, *(f"{value:.1f}" for value in values.values())] for name, values in rows.items()],
+    )
+    print()
+    print_table(
+        ["class", "top-1"], [[name, f"{value:.1f}"] for name, value in found.per_class.items()]
+    )
+    return 0
+
+
+def video(
+    model: tyro.conf.Positional[str],
+    annotations: tyro.conf.Positional[Path],
+    videos: tyro.conf.Positional[Path],
+    /,
+    *,
+    num_frames: Count = 8,
+    k: CountOrNone = 64,
+    batch_size: Count = 4,
+    results: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Recall of texts and of videos by a model that was trained on images; needs the extra video.
+
+    Example: openblip evaluate video runs/retrieval msrvtt_test.jsonl MSRVTT/videos
+
+    Args:
+        model: model folder, run directory, file, https address or hub repository.
+        annotations: JSON lines, or a JSON list, with clip_name and caption, as of MSR-VTT.
+        videos: folder of the clips.
+        num_frames: taken from each clip at even distances.
+        k: candidates that matching ranks again; 0 for contrast alone.
+        batch_size: clips whose frames are encoded together.
+        results: write what each text found there, as .csv or .json.
+        json: print JSON.
+    """
+    from openblip.batches.video import read_clips
+    from openblip.evaluation.results import check_results_path, save_records
+    from openblip.evaluation.video import evaluate_video
+    from openblip.inference import load
+
+    check_outputs({"--results": results})
+    if results is not None:
+        check_results_path(results)
+    clips = read_clips(annotations, videos)
+    found = evaluate_video(load(model), clips, num_frames=num_frames, k=k, batch_size=batch_size)
+    if results is not None:
+        save_records(results, found.searches)
+    if json:
+        shown = ("metrics", "contrastive", "num_videos", "num_texts", "k", "seconds")
+        print_json({name: getattr(found, name) for name in shown})
+        return 0
+    print(
+        f"{found.num_videos} videos, {found.num_texts} texts, {num_frames} frames, "
+        f"{found.seconds:.0f} s"
+    )
+    names = ["TR@1", "TR@5", "TR@10", "VR@1", "VR@5", "VR@10", "mean", "MdR"]
+    rows = {"ITC": found.contrastive} | ({f"ITM of the top {k}": found.metrics} if k else {})
+    print_table(
+        ["ranking by", *names],
+        [[name, *(f"{values[n]:.1f}" for n in names)] for name, values in rows.items()],
+    )
+    return 0

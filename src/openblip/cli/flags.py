@@ -1,16 +1,33 @@
-"""Ranges of numbers on the command line, and one check of them for every command.
+"""Flags: ranges of numbers, fields of a recipe, and how captions are decoded.
 
 A command says `batch_size: Count`; what is out of range is wrong usage, and names the flag.
+
+Flags that change fields of a recipe, such as `--train.batch-size 64`.
+
+The flags by which commands that write captions choose tokens.
 """
 
 import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, is_dataclass
-from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+from dataclasses import asdict, dataclass, is_dataclass, replace
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    TypeVar,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
-from openblip.errors import OpenBlipError
+from openblip.runtime.errors import OpenBlipError
+
+if TYPE_CHECKING:
+    from openblip.inference import Decoding
+    from openblip.training.recipe import Recipe
 
 _Result = TypeVar("_Result")
 
@@ -93,3 +110,69 @@ def _ranges(hint: Any) -> Iterator[Range]:
         yield from (part for part in hint.__metadata__ if isinstance(part, Range))
     for part in get_args(hint):
         yield from _ranges(part)
+
+
+def changed(recipe: "Recipe", words: list[str], prog: str, about: str | None = None) -> "Recipe":
+    """The recipe with the changes of a command line; prints its help where that is asked for.
+
+    `--train.steps` alone takes the place of the recipe's epochs, `--train.epochs` of its steps, and
+    `--init-from` of its fresh weights and their tokenizer, `--init-text` of the tokenizer.
+    """
+    import tyro
+
+    from openblip.training.recipe import Recipe
+
+    kind = tyro.conf.AvoidSubcommands[Recipe]
+    flags = {word.split("=")[0] for word in words}
+    recipe = _counting_as_in(flags, recipe)
+    if "--init-from" in flags and recipe.init_from is None:
+        # Any name: that of the command line takes its place.
+        recipe = replace(recipe, model=None, tokenizer=None, init_from="MODEL")
+    if "--init-text" in flags and recipe.init_text is None:
+        recipe = replace(recipe, tokenizer=None, init_text="MODEL")
+    return tyro.cli(kind, default=recipe, args=words, prog=prog, description=about)
+
+
+def _counting_as_in(flags: set[str], recipe: "Recipe") -> "Recipe":
+    in_steps, in_epochs = "--train.steps" in flags, "--train.epochs" in flags
+    if in_steps == in_epochs:
+        return recipe
+    # Any number: that of the command line takes its place.
+    steps, epochs = (1, None) if in_steps else (None, 1)
+    return replace(recipe, train=replace(recipe.train, steps=steps, epochs=epochs))
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodingFlags:
+    """The fields of `openblip.inference.Decoding`, which is not imported for a help text."""
+
+    method: Literal["beam", "nucleus", "greedy"] = "beam"
+    """how to decode."""
+    num_beams: Count = 3
+    """beam: width."""
+    max_length: Count = 20
+    """tokens, prompt included."""
+    min_length: CountOrNone = 5
+    """tokens, prompt included."""
+    top_p: Share = 0.9
+    """nucleus: smallest set of words with this probability."""
+    top_k: CountOrNone = 0
+    """nucleus: before that, only so many likeliest words; 0 keeps all."""
+    repetition_penalty: Positive = 1.0
+    """above 1: words that are there already become less likely."""
+    no_repeat_ngram_size: CountOrNone = 0
+    """no so many tokens in a row come twice in a caption; 0 is off."""
+    length_penalty: Finite = 1.0
+    """beam: above 0 favours long captions, below 0 short ones."""
+    scoring: Literal["original", "transformers"] = "original"
+    """beam: which length a text's score is divided by."""
+
+    def decoding(self) -> "Decoding":
+        """The rule that they describe.
+
+        Raises:
+            RecipeError: one is out of range, or two contradict each other.
+        """
+        from openblip.inference import Decoding
+
+        return Decoding(**asdict(self))

@@ -11,11 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from openblip.atomic import check_output, is_stream
-from openblip.errors import DataError, RecipeError, UnwritableError, one_line
+from openblip.runtime.atomic import check_output, is_stream
+from openblip.runtime.errors import DataError, RecipeError, UnwritableError, one_line
 
 if TYPE_CHECKING:
-    from openblip.evaluation.dominance import Dominant
+    from openblip.evaluation.results import Dominant
 
 _HEAD_BYTES = 8192
 

@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from openblip.cli.flags import Count, NotNegative, Positive, Share, checked
+from openblip.cli.flags import Count, NotNegative, Positive, Share, changed, checked
 from openblip.cli.output import announce, print_json, print_table
-from openblip.cli.recipe_flags import changed
 
 if TYPE_CHECKING:
-    from openblip.recipes.sizing import Planner, RunCost, Sizing
+    from openblip.plan.sizing import Planner, RunCost, Sizing
 
 
 def plan(words: list[str], prog: str) -> int:
@@ -52,9 +51,8 @@ def _plan(
 
     def carry_out(changes: list[str], prog: str) -> int:
         announce(prog)
-        from openblip.recipes.devices import find_device
-        from openblip.recipes.planned import find_recipe
-        from openblip.recipes.sizing import Cluster, Planner, run_cost
+        from openblip.plan.planned import find_recipe
+        from openblip.plan.sizing import Cluster, Planner, find_device, run_cost
 
         cluster = Cluster(
             device=find_device(gpu),

@@ -1,13 +1,19 @@
-"""`openblip caption` and `openblip match`."""
+"""`openblip caption`, `match`, `ask` and `explain`.
+
+`openblip ask`.
+
+`openblip explain`.
+"""
 
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from openblip.cli.decoding_flags import DecodingFlags
-from openblip.cli.flags import Count, Seed
+from openblip.cli.flags import Count, CountOrNone, DecodingFlags, Seed
 from openblip.cli.output import (
     check_texts,
     complain,
@@ -16,15 +22,17 @@ from openblip.cli.output import (
     print_json,
     print_table,
 )
-
-_DECODING = DecodingFlags()
-DtypeName = Literal["float32", "bfloat16", "float16", "int8"]
+from openblip.runtime.atomic import check_output
+from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
 
 if TYPE_CHECKING:
-    from openblip.inference import Blip, Match
+    from openblip.inference import Answer, Blip, Match
     from openblip.inference.caption_job import CaptionSettings, CaptionTarget
     from openblip.inference.image_sources import ImageSources
     from openblip.inference.texts import FirstTokenName
+
+_DECODING = DecodingFlags()
+DtypeName = Literal["float32", "bfloat16", "float16", "int8"]
 
 
 def caption(
@@ -74,7 +82,7 @@ def caption(
         device: cpu, cuda, mps; by default the best that there is.
     """
     from openblip.inference.caption_job import CaptionSettings, CaptionTarget
-    from openblip.inference.published import PUBLISHED
+    from openblip.inference.loading import PUBLISHED
 
     settings = CaptionSettings(
         model=model or PUBLISHED["caption"],
@@ -168,7 +176,7 @@ def match(
     """
     from openblip.inference import load
     from openblip.inference.image_sources import ImageSources, is_single
-    from openblip.inference.published import PUBLISHED
+    from openblip.inference.loading import PUBLISHED
 
     check_texts(texts, "text")
     source = model or PUBLISHED["match"]
@@ -222,3 +230,156 @@ def _match_each(
         show_progress=not sys.stdout.isatty(),
     )
     return end_of_each("openblip match", counts.done, counts.failed, counts.interrupted)
+
+
+def ask(
+    image: tyro.conf.Positional[str],
+    questions: tyro.conf.Positional[tuple[str, ...]],
+    /,
+    *,
+    split: str | None = None,
+    model: str | None = None,
+    candidates: tuple[str, ...] = (),
+    candidates_file: Path | None = None,
+    top: Count = 1,
+    device: str | None = None,
+    json: bool = False,
+) -> int:
+    """Answer questions about an image, or about each of many.
+
+    Answers are generated, or chosen among candidates where some are given. Of many images there is
+    a line each: the name, and an answer to each question. One that cannot be read is reported on
+    standard error, and the exit code is 1.
+    Example: openblip ask photo.jpg "how many dogs are there?" --candidates one two three
+
+    Args:
+        image: an image file; or a folder, a quoted pattern, a tar archive or a pair table.
+        questions: one or more questions.
+        split: of a pair table only this one.
+        model: question-answering checkpoint: folder, file, address or hub repository; by default
+            the published base model.
+        candidates: the answers to choose from.
+        candidates_file: the same from a file: one a line, or a list in JSON.
+        top: so many answers to each question, best first: candidates by their share of the
+            probability, written ones by their own.
+        device: cpu, cuda, mps; by default the best that there is.
+        json: print JSON; of many images a line each.
+    """
+    from openblip.batches.questions import read_answers
+    from openblip.inference import load
+    from openblip.inference.image_sources import ImageSources, is_single
+    from openblip.inference.loading import PUBLISHED
+
+    check_texts(questions, "question")
+    choices = [*candidates, *(read_answers(candidates_file) if candidates_file else [])]
+    if split is not None or not is_single(image):
+        if top > 1:
+            raise DataError("--top gives a ranking for one image; leave it out for many")
+        sources = ImageSources([image], split)
+        blip = load(model or PUBLISHED["ask"], device=device)
+        return _ask_each(blip, sources, questions, choices or None, json)
+    blip = load(model or PUBLISHED["ask"], device=device)
+    answers = blip.ask_top(Path(image), list(questions), top, choices or None)
+    if json:
+        print_json([_as_json(*each, top) for each in zip(questions, answers, strict=True)])
+        return 0
+    print_table(
+        ["question", "answer", "probability"],
+        [
+            [question, answer.text, f"{answer.probability:.3f}"]
+            for question, own in zip(questions, answers, strict=True)
+            for answer in own
+        ],
+    )
+    return 0
+
+
+def _as_json(question: str, answers: "list[Answer]", top: Count) -> dict[str, object]:
+    """The best answer, and with more than one the ranking."""
+    ranked = [{"answer": answer.text, "probability": answer.probability} for answer in answers]
+    return {"question": question, **ranked[0]} | ({"ranking": ranked} if top > 1 else {})
+
+
+def _ask_each(
+    blip: "Blip",
+    sources: "ImageSources",
+    questions: tuple[str, ...],
+    candidates: Sequence[str] | None,
+    json: bool,
+) -> int:
+    from openblip.inference.each_image import answer_each_image
+
+    def tell(name: str, answers: "list[Answer]") -> None:
+        if json:
+            found = [
+                {"question": q, "answer": a.text, "probability": a.probability}
+                for q, a in zip(questions, answers, strict=True)
+            ]
+            print_json({"image": name, "answers": found})
+        else:
+            print_each(name, [answer.text for answer in answers])
+
+    if not json:
+        print_each("image", questions)
+    counts = answer_each_image(
+        blip,
+        sources,
+        questions,
+        tell,
+        lambda failure: print(f"openblip ask: {failure}", file=sys.stderr),
+        candidates=candidates,
+        show_progress=not sys.stdout.isatty(),
+    )
+    return end_of_each("openblip ask", counts.done, counts.failed, counts.interrupted)
+
+
+def explain(
+    image: tyro.conf.Positional[Path],
+    text: tyro.conf.Positional[str | None] = None,
+    /,
+    *,
+    model: str | None = None,
+    question: str | None = None,
+    answer: str | None = None,
+    layer: CountOrNone | None = None,
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("explained.png"),
+    device: str | None = None,
+) -> int:
+    """Show where the model looks: a heat map for each word, on one sheet.
+
+    Explains the match of a given text, the answer to a question, or, with neither, the caption
+    that the model writes. Example: openblip explain photo.jpg "a dog on a beach" -o dog.png
+
+    Args:
+        image: an image file.
+        text: a text that may describe it.
+        model: a checkpoint that can match, caption or answer: folder, file, address or hub
+            repository; by default the published base model for it.
+        question: a question about the image.
+        answer: an answer to explain; by default the model's own.
+        layer: text layer whose attention is shown, counted from 0.
+        output: the PNG file.
+        device: cpu, cuda, mps; by default the best that there is.
+    """
+    from openblip.inference import load
+    from openblip.inference.loading import PUBLISHED
+    from openblip.sources.images import open_image
+
+    if text and question:
+        raise RecipeError("give a text or --question, not both")
+    check_output(output, "-o")
+    if output.exists() and output.samefile(image):
+        raise RecipeError(f"-o {output}: is the image that is explained; give another name")
+    task = "ask" if question else "match" if text else "caption"
+    blip = load(model or PUBLISHED[task], device=device)
+    picture = open_image(image)
+    if question and not answer:
+        with warnings.catch_warnings():
+            # The explanation says the same of the question.
+            warnings.simplefilter("ignore", OpenBlipWarning)
+            answer = blip.ask(picture, question)[0].text
+    heatmap = blip.explain(picture, text, question=question, answer=answer, layer=layer)
+    heatmap.save(output, picture)
+    shown = f"{question} {answer}" if question else " ".join(heatmap.tokens)
+    print(f"{shown} (score {heatmap.score:.3f}): {output}")
+    return 0

@@ -7,28 +7,23 @@ from os.path import expandvars
 from pathlib import Path
 from typing import Any
 
+from openblip.batches.tokenizer import tokenizer_file
+from openblip.batches.wordpiece import settings_beside
+from openblip.checkpoints.reading import find_model, read_outline
 from openblip.comparison.spec import ComparisonSpec, DataSpec, ModelSpec
 from openblip.comparison.stages import Given, Stage
 from openblip.comparison.tasks import PROTOCOLS
-from openblip.data.patterns import matching_paths
-from openblip.data.table import PairTable
-from openblip.data.tokenizer import tokenizer_file
-from openblip.data.views import CaptionView
-from openblip.data.wordpiece import settings_beside
-from openblip.data.world import WorldConfig
-from openblip.data.world.config import config_to_dict
-from openblip.errors import DataError, OpenBlipError, RecipeError
-from openblip.inference.embedder import is_published_clip
-from openblip.inference.fingerprint import embedder_fingerprint
-from openblip.interop.reading import read_outline
-from openblip.interop.sources import find_model
+from openblip.inference.embedder import embedder_fingerprint, is_published_clip
 from openblip.recipes.baselines import as_albef, as_clip, as_unimodal
 from openblip.recipes.finetune import FINETUNE_RECIPES
 from openblip.recipes.named import named_recipe
 from openblip.recipes.pretrain import PRETRAIN_RECIPES
-from openblip.recipes.world import WORLD_FINETUNE_RECIPES, WORLD_PRETRAIN_RECIPES
-from openblip.references import is_reference
-from openblip.training.config import DataConfig, Recipe
+from openblip.runtime.errors import DataError, OpenBlipError, RecipeError
+from openblip.runtime.references import is_reference
+from openblip.sources.paths import matching_paths
+from openblip.table.table import PairTable
+from openblip.table.views import CaptionView
+from openblip.training.recipe import DataConfig, Recipe
 from openblip.training.recipe_file import (
     FieldError,
     from_plain,
@@ -38,6 +33,9 @@ from openblip.training.recipe_file import (
     recipe_to_dict,
     to_plain,
 )
+from openblip.world import WorldConfig
+from openblip.world.config import config_to_dict
+from openblip.world.recipes import WORLD_FINETUNE_RECIPES, WORLD_PRETRAIN_RECIPES
 
 # Stand in a recipe for the places of its inputs, which do not count for its fingerprint.
 TABLE, INIT, TOKENIZER = "@table", "@init", "@tokenizer"

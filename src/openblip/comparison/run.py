@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from openblip.comparison.findings import Findings
-from openblip.comparison.report import write_reports
 from openblip.comparison.scheduler import carry_out_all
-from openblip.comparison.spec_file import located, read_spec
-from openblip.errors import OpenBlipError, RecipeError
-from openblip.locks import only_here
+from openblip.comparison.spec import located, read_spec
+from openblip.comparison.tables import Findings, write_reports
+from openblip.runtime.errors import OpenBlipError, RecipeError
+from openblip.runtime.locks import only_here
 
 STAGES_FOLDER = "stages"
 

@@ -1,18 +1,32 @@
-"""Carries out stages in several processes, each as soon as what it needs is finished."""
+"""Carries out stages in several processes, each as soon as what it needs is finished.
+
+A process that carries out stages one after the other, as its parent names them.
+
+It reads a folder a line on standard input, and answers a line of JSON on standard output when the
+stage is done or has failed. What a stage prints goes to the log in its folder. The end of the
+input is the order to stop: it comes too when the parent dies, however it does.
+"""
 
 import json
 import os
 import selectors
+import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from queue import SimpleQueue
+from typing import TextIO
 
+from openblip.comparison.carry_out import carry_out
 from openblip.comparison.stages import LOG_FILE, Stage, closure
-from openblip.progress import Progress, duration
-from openblip.threads import wait_without_spinning
+from openblip.runtime.errors import OpenBlipError
+from openblip.runtime.progress import Progress, duration
+from openblip.runtime.threads import wait_without_spinning
 
 # How long a stage may take to write its checkpoint when it is told to stop.
 _PATIENCE_SECONDS = 60.0
@@ -103,12 +117,12 @@ class _Run:
 
 
 class _Worker:
-    """A process of `openblip.comparison.worker`, idle if it has no stage."""
+    """A process of `openblip.comparison.scheduler`, idle if it has no stage."""
 
     def __init__(self, jobs: int) -> None:
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "openblip.comparison.worker"],
+            [sys.executable, "-m", "openblip.comparison.scheduler"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={"OMP_NUM_THREADS": threads, **os.environ, **wait_without_spinning()},
@@ -205,3 +219,61 @@ def _dependents(every: dict[str, Stage]) -> dict[str, int]:
         for key in closure(stage.needs):
             needed[key] += 1
     return needed
+
+
+def serve() -> None:
+    """Carry out stages until the input ends."""
+    # Ctrl-C on a terminal reaches the whole group: the parent says what is to happen.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    orders: SimpleQueue[str | None] = SimpleQueue()
+    threading.Thread(target=_listen, args=(sys.stdin, orders), daemon=True).start()
+    try:
+        while (order := orders.get()) is not None:
+            error = _attempt(Path(order))
+            answers.write(json.dumps({"error": error}) + "\n")
+            answers.flush()
+    except KeyboardInterrupt:
+        pass
+
+
+def _listen(stream: TextIO, orders: "SimpleQueue[str | None]") -> None:
+    for line in stream:
+        orders.put(line.strip())
+    orders.put(None)
+    # A stage that is under way is interrupted: a training writes its checkpoint first.
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def _attempt(folder: Path) -> str | None:
+    """Why a stage failed; None if it is done."""
+    with _logged(folder / LOG_FILE):
+        try:
+            carry_out(folder)
+        except (OpenBlipError, OSError) as error:
+            traceback.print_exc()
+            return str(error)
+        except Exception as error:
+            traceback.print_exc()
+            return f"{type(error).__name__}: {error}"
+    return None
+
+
+@contextmanager
+def _logged(log: Path) -> Iterator[None]:
+    """Everything that is printed goes to the end of a file, also from other languages."""
+    saved = os.dup(1), os.dup(2)
+    with log.open("ab") as stream:
+        for number in (1, 2):
+            os.dup2(stream.fileno(), number)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            for number, before in zip((1, 2), saved, strict=True):
+                os.dup2(before, number)
+                os.close(before)
+
+
+if __name__ == "__main__":
+    serve()

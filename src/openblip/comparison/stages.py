@@ -12,9 +12,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from openblip.atomic import replace_file
-from openblip.documents import read_json
-from openblip.errors import DataError
+from openblip.runtime.atomic import replace_file
+from openblip.runtime.documents import read_json
+from openblip.runtime.errors import DataError
 
 StageKind = Literal["data", "train", "capfilt", "evaluate"]
 RESULT_FILE = "result.json"

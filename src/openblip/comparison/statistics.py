@@ -14,14 +14,9 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from openblip.errors import DataError
-from openblip.evaluation.metrics.bootstrap import (
-    Comparison,
-    Interval,
-    percentile_bounds,
-    two_sided_p,
-)
-from openblip.evaluation.units import UnitScores
+from openblip.evaluation.results import UnitScores
+from openblip.metrics.bootstrap import Comparison, Interval, percentile_bounds, two_sided_p
+from openblip.runtime.errors import DataError
 
 # Scores and weights of the images by metric.
 StoredUnits = dict[str, dict[str, list[float]]]

@@ -4,16 +4,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from openblip.data.table import PairTable
-from openblip.errors import RecipeError
-from openblip.evaluation.caption import evaluate_caption
+from openblip.evaluation.captioning import evaluate_caption
 from openblip.evaluation.classification import TEMPLATES, check_templates, evaluate_classification
-from openblip.evaluation.matching import can_match
 from openblip.evaluation.nlvr import evaluate_nlvr
-from openblip.evaluation.retrieval import MAX_WORDS, evaluate_retrieval
-from openblip.evaluation.units import UnitScores
+from openblip.evaluation.results import UnitScores
+from openblip.evaluation.retrieval import MAX_WORDS, can_match, evaluate_retrieval
 from openblip.evaluation.vqa import evaluate_vqa
 from openblip.inference import Blip, Decoding, Embedder
+from openblip.runtime.errors import RecipeError
+from openblip.table.table import PairTable
 
 TaskKind = Literal["retrieval", "caption", "classification", "vqa", "nlvr"]
 Units = dict[str, UnitScores]

@@ -14,13 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from openblip.data.reading import stream_images
-from openblip.data.rows import read_meta
-from openblip.data.table import PairTable
-from openblip.data.text import Cleaning
-from openblip.errors import DataError, MissingHead, RecipeError
-from openblip.evaluation.dominance import Dominant, dominant
-from openblip.evaluation.matching import (
+from openblip.batches.text import Cleaning
+from openblip.evaluation.results import Dominant, UnitScores, dominant, unit_scores
+from openblip.evaluation.retrieval import (
     can_match,
     candidates,
     cleaning_of,
@@ -29,12 +25,14 @@ from openblip.evaluation.matching import (
     tokens_to_match,
     unmatched_scores,
 )
-from openblip.evaluation.metrics.classification import class_accuracy, class_ranks
-from openblip.evaluation.units import UnitScores, unit_scores
 from openblip.inference import Blip, Embedder
-from openblip.inference.encoded import embed_images
-from openblip.inference.image_input import image_batches
-from openblip.progress import Progress
+from openblip.inference.image_input import embed_images, image_batches
+from openblip.metrics.accuracy import class_accuracy, class_ranks
+from openblip.runtime.errors import DataError, MissingHead, RecipeError
+from openblip.runtime.progress import Progress
+from openblip.sources.row_images import stream_images
+from openblip.table.rows import read_meta
+from openblip.table.table import PairTable
 
 TEMPLATES = ("a photo of {}.",)
 """Prompts by default; `{}` stands for the name of a class."""

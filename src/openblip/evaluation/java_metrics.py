@@ -15,8 +15,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import IO, Self
 
-from openblip.errors import DataError, MetricLeftOut
-from openblip.evaluation.metrics.caption_tokens import caption_tokens
+from openblip.metrics.caption_tokens import caption_tokens
+from openblip.runtime.errors import DataError, MetricLeftOut
 
 _METEOR = Path("meteor", "meteor-1.5.jar")
 _SPICE = Path("spice", "spice-1.0.jar")

@@ -9,17 +9,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openblip.atomic import replace_file
-from openblip.data.image_pairs import ImagePair, ImagePairIndex
-from openblip.data.loader import every_image_of
-from openblip.data.table import PairTable
-from openblip.errors import DataError
-from openblip.evaluation.dominance import Dominant, dominant
-from openblip.evaluation.metrics.nlvr import consistent_sentences, image_set, nlvr
-from openblip.evaluation.units import UnitScores, summed_units
+from openblip.batches.image_pairs import ImagePair, ImagePairIndex
+from openblip.batches.loader import every_image_of
+from openblip.evaluation.results import Dominant, UnitScores, dominant, summed_units
 from openblip.inference import Blip
-from openblip.inference.comparison import compare_images
-from openblip.progress import Progress
+from openblip.inference.matching import compare_images
+from openblip.metrics.accuracy import consistent_sentences, image_set, nlvr
+from openblip.runtime.atomic import replace_file
+from openblip.runtime.errors import DataError
+from openblip.runtime.progress import Progress
+from openblip.table.table import PairTable
 
 
 @dataclass(frozen=True)

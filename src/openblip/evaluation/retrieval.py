@@ -1,36 +1,86 @@
-"""Image-text retrieval: ranking by contrast, then by matching (BLIP, section 5.1)."""
+"""Image-text retrieval: ranking by contrast, then by matching (BLIP, section 5.1).
+
+Scores by matching for the candidates that contrast has chosen (BLIP, section 5.1).
+
+Ranked lists of a retrieval evaluation: what each image and each text found.
+"""
 
 import time
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openblip.data.loader import every_image
-from openblip.data.reading import stream_images
-from openblip.data.table import PairTable
-from openblip.data.text import Cleaning
-from openblip.data.views import split_rows
-from openblip.errors import DataError, RecipeError
-from openblip.evaluation.matching import (
-    NOT_RANKED,
-    can_match,
-    candidates,
-    cleaning_of,
-    embed_protocol_texts,
-    matching_scores,
-    tokens_to_match,
-)
-from openblip.evaluation.metrics import retrieval
-from openblip.evaluation.rankings import LISTED, Rankings, rankings
-from openblip.evaluation.units import UnitScores, retrieval_units
+from openblip.batches.loader import every_image
+from openblip.batches.text import Cleaning
+from openblip.batches.tokenizer import TokenBatch
+from openblip.evaluation.results import UnitScores, retrieval_units, save_json
 from openblip.inference import Blip, Embedder
-from openblip.progress import Progress
+from openblip.inference.matching import match_logits
+from openblip.metrics import retrieval
+from openblip.model import ImageMemory
+from openblip.model.albef import Albef
+from openblip.runtime.errors import DataError, RecipeError, TextTruncated
+from openblip.runtime.progress import Progress
+from openblip.sources.row_images import stream_images
+from openblip.table.table import PairTable
+from openblip.table.views import split_rows
 
 MAX_WORDS = 30
 """Captions are cut to so many, as in the original's evaluation."""
+
+
+@dataclass(frozen=True)
+class Rankings:
+    """The best texts of every image and the best images of every text, best first."""
+
+    image_ids: list[str]
+    """Row ids of the images."""
+    texts: list[str]
+    """All texts."""
+    captions_of_image: list[list[int]]
+    """For each image the positions of its captions in `texts`."""
+    texts_of_image: Tensor
+    """int64 (images, listed), positions in `texts`."""
+    text_scores: Tensor
+    """(images, listed)."""
+    images_of_text: Tensor
+    """int64 (texts, listed), positions in `image_ids`."""
+    image_scores: Tensor
+    """(texts, listed)."""
+
+    def save(self, path: Path) -> None:
+        """Write the lists as JSON, in the format of `docs/tasks/retrieval.md`; whole or not at all.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        own = {text: image for image, texts in enumerate(self.captions_of_image) for text in texts}
+        named = [
+            {"text": text, "image_id": self.image_ids[own[number]]}
+            for number, text in enumerate(self.texts)
+        ]
+        found_texts = [
+            [named[text] | {"score": score} for text, score in row]
+            for row in _pairs(self.texts_of_image, self.text_scores)
+        ]
+        found_images = [
+            [{"image_id": self.image_ids[image], "score": score} for image, score in row]
+            for row in _pairs(self.images_of_text, self.image_scores)
+        ]
+        values = {
+            "texts_of_image": dict(zip(self.image_ids, found_texts, strict=True)),
+            "images_of_text": [
+                text | {"images": images} for text, images in zip(named, found_images, strict=True)
+            ],
+        }
+        save_json(path, values)
 
 
 @dataclass(frozen=True)
@@ -203,3 +253,112 @@ def _rerank(
         torch.where(of_text, scores, NOT_RANKED).numpy(),
         itm.numpy(),
     )
+
+
+NOT_RANKED = -100.0
+"""Score of a pair that is not matched, below every matched one (as the original)."""
+
+
+def can_match(model: Embedder) -> TypeGuard[Blip]:
+    """Whether the model has an ITM head; one of others has contrast alone."""
+    return isinstance(model, Blip) and model.can_match
+
+
+def cleaning_of(model: Embedder) -> Cleaning:
+    """How texts are cleaned for a model: as its tokenizer says; for one of others as for BLIP."""
+    return model.tokenizer.cleaning if isinstance(model, Blip) else Cleaning()
+
+
+def embed_protocol_texts(model: Embedder, texts: Sequence[str]) -> Tensor:
+    """Embeddings (texts, embed); a text is cut to what the model reads without a warning."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", TextTruncated)
+        return model.embed_texts(texts)
+
+
+def tokens_to_match(blip: Blip, texts: Sequence[str]) -> TokenBatch:
+    """Texts as the model matches them: `[ENC]` first, of ALBEF `[CLS]`."""
+    blip.require("itm")
+    is_albef = isinstance(blip.matcher, Albef)
+    return blip.tokenizer.encode(texts, blip.max_tokens, first="cls" if is_albef else "enc")
+
+
+def candidates(cosines: Tensor, k: int, dim: int) -> Tensor:
+    """Which pairs are among the k best along a dimension, bool like `cosines`."""
+    best = cosines.topk(min(k, cosines.shape[dim]), dim=dim).indices
+    return torch.zeros_like(cosines, dtype=torch.bool).scatter_(dim, best, True)
+
+
+def unmatched_scores(cosines: Tensor) -> Tensor:
+    """Scores of pairs that are not matched, float64: behind all others, in the order of ITC."""
+    return cosines.double() + NOT_RANKED
+
+
+def matching_scores(
+    blip: Blip, memory: ImageMemory, tokens: TokenBatch, cosines: Tensor, wanted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Scores by which wanted pairs are ranked again, and their probabilities of a match.
+
+    Both are (images, texts) like `cosines`, and NaN where a pair is not wanted. A score is the ITM
+    logit + cosine, as the original ranks; of ALBEF the logit alone.
+
+    Args:
+        blip: with an ITM head.
+        memory: keys and values of the images.
+        tokens: all texts, from `tokens_to_match`.
+        cosines: (images, texts), on the CPU.
+        wanted: bool (images, texts), which pairs are matched.
+
+    Raises:
+        MissingHead: the model cannot match.
+    """
+    scores = torch.full_like(cosines, torch.nan)
+    probabilities = scores.clone()
+    chosen = [row.nonzero()[:, 0].tolist() for row in wanted]
+    adds_cosine = not isinstance(blip.matcher, Albef)
+    for image, logits in enumerate(match_logits(blip.matcher, memory, tokens, chosen)):
+        texts = chosen[image]
+        scores[image, texts] = logits[:, 1] + (cosines[image, texts] if adds_cosine else 0.0)
+        probabilities[image, texts] = logits.softmax(dim=-1)[:, 1]
+    return scores, probabilities
+
+
+LISTED = 10
+"""Candidates of a list: as many as the largest k of a recall."""
+
+
+def rankings(
+    image_ids: Sequence[str],
+    texts: Sequence[str],
+    captions_of_image: Sequence[Sequence[int]],
+    for_images: Tensor,
+    for_texts: Tensor,
+    listed: int = LISTED,
+) -> Rankings:
+    """The first candidates of every image and of every text.
+
+    Args:
+        image_ids: of the images.
+        texts: all of them.
+        captions_of_image: which of them are an image's own.
+        for_images: (images, texts), the scores that rank texts.
+        for_texts: (images, texts), the scores that rank images.
+        listed: how many candidates, if there are so many.
+    """
+    text_scores, of_image = for_images.topk(min(listed, len(texts)), dim=1)
+    image_scores, of_text = for_texts.T.topk(min(listed, len(image_ids)), dim=1)
+    return Rankings(
+        list(image_ids),
+        list(texts),
+        [list(own) for own in captions_of_image],
+        of_image,
+        text_scores,
+        of_text,
+        image_scores,
+    )
+
+
+def _pairs(places: Tensor, scores: Tensor) -> Iterator[list[tuple[int, float]]]:
+    """For every row its places with their scores."""
+    for row in zip(places.tolist(), scores.tolist(), strict=True):
+        yield list(zip(*row, strict=True))

@@ -12,19 +12,23 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openblip.data.loader import every_image
-from openblip.data.questions import Question, QuestionIndex
-from openblip.data.table import PairTable
-from openblip.errors import DataError, TextTruncated
-from openblip.evaluation.dominance import Dominant, dominant
-from openblip.evaluation.metrics.vqa import VqaScores, vqa_scores
-from openblip.evaluation.metrics.wordnet import WordNet
-from openblip.evaluation.metrics.wups import items_of, wups_scores
-from openblip.evaluation.results_file import official_id, save_json
-from openblip.evaluation.units import UnitScores, summed_units
+from openblip.batches.loader import every_image
+from openblip.batches.questions import Question, QuestionIndex
+from openblip.evaluation.results import (
+    Dominant,
+    UnitScores,
+    dominant,
+    official_id,
+    save_json,
+    summed_units,
+)
 from openblip.inference import Answer, Blip
 from openblip.inference.answers import AnswerList, answer_each
-from openblip.progress import Progress
+from openblip.metrics.vqa import VqaScores, vqa_scores
+from openblip.metrics.wups import WordNet, items_of, wups_scores
+from openblip.runtime.errors import DataError, TextTruncated
+from openblip.runtime.progress import Progress
+from openblip.table.table import PairTable
 
 # As many answers has each question of VQA v2.
 _OFFICIAL_ANSWERS = 10

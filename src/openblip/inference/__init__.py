@@ -6,9 +6,9 @@ from openblip.inference.calibration import Calibration, calibrate
 from openblip.inference.captions import Caption
 from openblip.inference.decoding import Decoding
 from openblip.inference.embedder import Embedder
-from openblip.inference.heatmap import Heatmap
+from openblip.inference.explanation import Heatmap
 from openblip.inference.loading import load
-from openblip.inference.scoring import Match
+from openblip.inference.matching import Match
 
 __all__ = [
     "Answer",

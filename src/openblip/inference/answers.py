@@ -9,16 +9,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from openblip.data.lists import distinct, note_dropped
-from openblip.data.tokenizer import SpecialTokens, TextTokenizer, TokenBatch
-from openblip.errors import DataError, RecipeError
+from openblip.batches.tokenizer import SpecialTokens, TextTokenizer, TokenBatch
 from openblip.inference.decoding import Decoding, Generated
-from openblip.inference.finite import finite
 from openblip.inference.generation import generate
-from openblip.inference.texts import FirstTokenName, tokens_for
+from openblip.inference.texts import FirstTokenName, finite, tokens_for
 from openblip.model import ImageMemory, TextPass
 from openblip.model.vqa import Vqa
 from openblip.objectives.lm import IGNORED, lm_loss, next_token_labels
+from openblip.runtime.errors import DataError, RecipeError
+from openblip.sources.text_files import distinct, note_dropped
 
 ANSWER_DECODING = Decoding(num_beams=3, max_length=10, min_length=1)
 """The original's: ids of `[DEC]`, answer and `[SEP]`."""

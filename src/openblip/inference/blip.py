@@ -9,28 +9,27 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from openblip.data.images import ImageSource
-from openblip.data.shuffle import keyed_hash
-from openblip.data.tokenizer import TokenBatch
-from openblip.errors import DataError, RecipeError
-from openblip.inference.answers import (
-    Answer,
-    AnswerList,
-    top_answers,
-)
+from openblip.batches.shuffle import keyed_hash
+from openblip.batches.tokenizer import TokenBatch
+from openblip.inference.answers import Answer, AnswerList, top_answers
 from openblip.inference.bundle import ModelBundle, check_batch_size
 from openblip.inference.captions import Caption, caption_encoded, caption_ids
-from openblip.inference.comparison import compare_images
 from openblip.inference.decoding import Decoding, Method, Scoring
-from openblip.inference.encoded import EncodedImages, embed_images
-from openblip.inference.explain import explain_caption, explain_match, explain_question
-from openblip.inference.heatmap import Heatmap
-from openblip.inference.image_input import Images, as_sources
-from openblip.inference.scoring import Match, embed_texts, match_probabilities, score_texts
+from openblip.inference.explanation import Heatmap, explain_caption, explain_match, explain_question
+from openblip.inference.image_input import EncodedImages, Images, as_sources, embed_images
+from openblip.inference.matching import (
+    Match,
+    compare_images,
+    embed_texts,
+    match_probabilities,
+    score_texts,
+)
 from openblip.inference.texts import FirstTokenName, encode_texts
 from openblip.model import Med
 from openblip.model.albef import Albef
 from openblip.model.dual import DualEncoder
+from openblip.runtime.errors import DataError, RecipeError
+from openblip.sources.images import ImageSource
 
 PROMPT = "a picture of "
 """What the captioners of the paper were trained to continue."""

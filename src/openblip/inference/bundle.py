@@ -9,24 +9,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from openblip.data.images import ImageSource
-from openblip.data.tokenizer import TextTokenizer, TokenBatch
-from openblip.data.unknown_words import warn_of_unknown_words
-from openblip.errors import CheckpointError, MissingHead, RecipeError, UntrainedHead
-from openblip.inference.encoded import EncodedImages
-from openblip.inference.image_input import image_batches
+from openblip.batches.tokenizer import TextTokenizer, TokenBatch
+from openblip.batches.unknown_words import warn_of_unknown_words
+from openblip.checkpoints.families import AnyModel, check_vocabulary
+from openblip.checkpoints.folder import FROM_ORIGINAL, TO_HUGGINGFACE, TO_ORIGINAL
+from openblip.inference.image_input import EncodedImages, image_batches
 from openblip.inference.texts import FirstTokenName, tokens_for
-from openblip.interop.kinds import FROM_ORIGINAL, TO_HUGGINGFACE, TO_ORIGINAL
-from openblip.interop.models import AnyModel, check_vocabulary
 from openblip.model import Med
 from openblip.model.albef import Albef
 from openblip.model.med import KINDS_WITH
-from openblip.model.nlvr import Nlvr
-from openblip.model.vqa import Vqa
+from openblip.model.vqa import Nlvr, Vqa
+from openblip.runtime.errors import CheckpointError, MissingHead, RecipeError, UntrainedHead
+from openblip.sources.images import ImageSource
 
 if TYPE_CHECKING:
-    from openblip.interop.huggingface_layout import HuggingFaceKind
-    from openblip.interop.original_layout import Kind
+    from openblip.checkpoints.huggingface_config import HuggingFaceKind
+    from openblip.checkpoints.original_layout import Kind
 
 ModelT = TypeVar("ModelT")
 
@@ -166,7 +164,7 @@ class ModelBundle:
 
     def save(self, folder: str | Path) -> None:
         """Write a model folder, which `load` reads."""
-        from openblip.interop.folder import save_folder
+        from openblip.checkpoints.folder import save_folder
 
         self._check_image_size()
         about = self.kind, self.max_tokens, self.trained
@@ -191,9 +189,7 @@ class ModelBundle:
             CheckpointError: if the layout has no place for the model, or it cannot be written.
             MissingHead: if the model lacks a head that the kind has.
         """
-        from openblip.interop.original import to_original
-        from openblip.interop.original_files import write_original
-        from openblip.interop.original_note import OriginalNote
+        from openblip.checkpoints.original import OriginalNote, to_original, write_original
 
         if isinstance(self.model, Albef):
             of_albef = "albef_pretrain" if "mlm" in self.model.config.heads else "albef_retrieval"
@@ -223,7 +219,7 @@ class ModelBundle:
                 or the folder cannot be written.
             MissingHead: if the model lacks a head that the kind has.
         """
-        from openblip.interop.huggingface_folder import save_huggingface
+        from openblip.checkpoints.huggingface import save_huggingface
 
         self._check_image_size()
         chosen = cast("HuggingFaceKind | None", kind or TO_HUGGINGFACE.get(self.kind))

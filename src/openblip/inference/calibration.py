@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from openblip.errors import DataError, RecipeError
+from openblip.runtime.errors import DataError, RecipeError
 
 _SMALLEST = 1e-12
 # A temperature outside says that the labels can be told apart without error, or not at all.

@@ -8,27 +8,29 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from openblip.atomic import check_output, is_stream, open_stream
-from openblip.data.ids import IdSet
-from openblip.data.shuffle import named_seed
-from openblip.errors import DataError, RecipeError
+from openblip.batches.shuffle import named_seed
 from openblip.inference.blip import PROMPT, Blip
-from openblip.inference.caption_formats import FormatName, caption_format, format_name
 from openblip.inference.caption_output import (
     CaptionOutput,
     FileOutput,
+    FormatName,
     SidecarOutput,
     StreamOutput,
     Written,
+    caption_format,
+    format_name,
 )
 from openblip.inference.decoding import Decoding
-from openblip.inference.fingerprint import model_fingerprint
+from openblip.inference.embedder import model_fingerprint
 from openblip.inference.image_input import TriedBatch, tried_batches
 from openblip.inference.image_sources import ImageSources, SourceImage
 from openblip.inference.loading import load
-from openblip.interruption import Interruption
-from openblip.locks import only_one
-from openblip.progress import Progress
+from openblip.runtime.atomic import check_output, is_stream, open_stream
+from openblip.runtime.errors import DataError, RecipeError
+from openblip.runtime.interruption import Interruption
+from openblip.runtime.locks import only_one
+from openblip.runtime.progress import Progress
+from openblip.table.rows import IdSet
 
 
 @dataclass(frozen=True, kw_only=True)

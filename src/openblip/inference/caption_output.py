@@ -1,20 +1,28 @@
-"""Where captions of many images go: a stream, a file that can be resumed, a file beside each."""
+"""Where captions of many images go: a stream, a file that can be resumed, a file beside each.
 
+Formats of captions of many images: each has one line per image, so that it can be resumed.
+"""
+
+import csv
+import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Literal, Protocol, get_args
 
-from openblip.atomic import force_to_disk, replace_file
-from openblip.data.ids import IdSet
-from openblip.data.image_formats import known_by_name
-from openblip.data.importers.beside import bases_of, text_ending
-from openblip.data.importers.side_texts import TEXT_ENDINGS
-from openblip.errors import DataError, RecipeError
-from openblip.inference.caption_formats import CaptionFormat, line_bytes, line_text
 from openblip.inference.captions import Caption
+from openblip.runtime.atomic import force_to_disk, replace_file
+from openblip.runtime.documents import json_text
+from openblip.runtime.errors import DataError, RecipeError
+from openblip.sources.beside import TEXT_ENDINGS, bases_of, text_ending
+from openblip.sources.coco import image_id
+from openblip.sources.delimited import CAPTION_COLUMNS, guarded, one_line
+from openblip.sources.image_formats import known_by_name
+from openblip.table.rows import IdSet
 
 Written = tuple[str, Path | None, Sequence[Caption]]
 """Name of an image, its own file if it has one, and its captions."""
@@ -34,6 +42,29 @@ class CaptionOutput(Protocol):
 
     def close(self, is_complete: bool) -> None:
         """Ends the output. `is_complete` tells that no image is left."""
+
+
+FormatName = Literal["jsonl", "csv", "coco", "txt"]
+
+
+@dataclass(frozen=True)
+class CaptionFormat:
+    """How the captions of an image become a line, and how a line tells whose it is."""
+
+    name: FormatName
+    line: Callable[[str, Sequence[Caption]], str]
+    """The line, without its end, of an image's name and captions."""
+    mark: Callable[[str], str]
+    """What stands in the line of an image with this name."""
+    mark_of: Callable[[str], str]
+    """What stands in a line; raises `ValueError`, `KeyError` or `TypeError` if it is none."""
+    head: str = ""
+    """First line of the file; empty if there is none."""
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the lines are the elements of one JSON list."""
+        return self.name == "coco"
 
 
 class StreamOutput:
@@ -334,3 +365,123 @@ def _compare(before: dict[str, Any], now: dict[str, Any], file: Path) -> None:
             f"-o {file}: it was written with {listed}; give the same settings to go on, "
             "--overwrite to begin again, or another name"
         )
+
+
+_OF_SUFFIX: dict[str, FormatName] = {
+    ".jsonl": "jsonl",
+    ".csv": "csv",
+    ".json": "coco",
+    ".txt": "txt",
+}
+# What a line says of a log-probability; the digits behind it change with the size of a batch.
+_DECIMALS = 4
+
+
+def format_name(suffix: str) -> FormatName:
+    """The format of a file with this suffix.
+
+    Raises:
+        RecipeError: if no format has it.
+    """
+    if suffix.lower() not in _OF_SUFFIX:
+        raise RecipeError(
+            f"-o: no format has the suffix {suffix!r}; end the name in {', '.join(_OF_SUFFIX)}, "
+            "or give --format"
+        )
+    return _OF_SUFFIX[suffix.lower()]
+
+
+def caption_format(name: FormatName, num_captions: int) -> CaptionFormat:
+    """The format of this name for so many captions an image.
+
+    `jsonl` has objects `{"image": name, "captions": [{"text", "logprob"}]}`, and of an empty text
+    its `reason`; `csv` the columns image, caption, logprob, and caption_2, logprob_2 and so on, a
+    quote before what a spreadsheet would run; `txt` the name and the captions
+    with tabs between them; `coco` the elements of a results file, `{"image_id", "caption"}`.
+
+    Raises:
+        RecipeError: if there is no such format, or it has room for one caption only.
+    """
+    if name not in get_args(FormatName):
+        raise RecipeError(f"--format {name!r} is not one of {', '.join(get_args(FormatName))}")
+    if name == "jsonl":
+        return CaptionFormat(name, _jsonl_line, str, lambda line: str(json.loads(line)["image"]))
+    if name == "csv":
+        mark_of = partial(_csv_mark, columns=1 + 2 * num_captions)
+        return CaptionFormat(name, _csv_line, _csv_name, mark_of, _csv_head(num_captions))
+    if name == "txt":
+        return CaptionFormat(name, _txt_line, one_line, _txt_mark)
+    if num_captions > 1:
+        raise RecipeError(
+            f"--num-captions {num_captions}: a COCO results file has one caption an image; leave "
+            "it out, or give --format jsonl"
+        )
+    return CaptionFormat(name, _coco_line, lambda image: json_text(image_id(image)), _coco_mark)
+
+
+def line_bytes(line: str) -> bytes:
+    """A line in UTF-8; a file name that is no Unicode keeps its bytes."""
+    return line.encode("utf-8", "surrogateescape")
+
+
+def line_text(data: bytes) -> str:
+    """The inverse of `line_bytes`."""
+    return data.decode("utf-8", "surrogateescape")
+
+
+def _jsonl_line(name: str, captions: Sequence[Caption]) -> str:
+    return json_text({"image": name, "captions": [_as_json(caption) for caption in captions]})
+
+
+def _as_json(caption: Caption) -> dict[str, object]:
+    """A text with its log-probability, and where it is empty the reason."""
+    values = {"text": caption.text, "logprob": round(caption.logprob, _DECIMALS)}
+    return values | ({} if caption.reason is None else {"reason": caption.reason})
+
+
+def _coco_line(name: str, captions: Sequence[Caption]) -> str:
+    return json_text({"image_id": image_id(name), "caption": captions[0].text})
+
+
+def _coco_mark(line: str) -> str:
+    return json_text(json.loads(line)["image_id"])
+
+
+def _csv_line(name: str, captions: Sequence[Caption]) -> str:
+    cells: list[str] = [_csv_name(name)]
+    for caption in captions:
+        cells += [guarded(one_line(caption.text)), f"{caption.logprob:.{_DECIMALS}f}"]
+    return _csv(cells)
+
+
+def _csv_name(name: str) -> str:
+    return guarded(one_line(name))
+
+
+def _csv_head(num_captions: int) -> str:
+    cells = [*CAPTION_COLUMNS]
+    for number in range(2, num_captions + 1):
+        cells += [f"caption_{number}", f"logprob_{number}"]
+    return _csv(cells)
+
+
+def _csv(cells: Sequence[str]) -> str:
+    stream = io.StringIO()
+    csv.writer(stream, lineterminator="").writerow(cells)
+    return stream.getvalue()
+
+
+def _csv_mark(line: str, columns: int) -> str:
+    cells = next(csv.reader([line]))
+    if len(cells) != columns:
+        raise ValueError(f"{len(cells)} columns where {columns} should be")
+    return cells[0]
+
+
+def _txt_line(name: str, captions: Sequence[Caption]) -> str:
+    return "\t".join([one_line(name), *(one_line(caption.text) for caption in captions)])
+
+
+def _txt_mark(line: str) -> str:
+    name, _, _ = line.partition("\t")
+    return name

@@ -8,15 +8,15 @@ from typing import TypeVar
 from jaxtyping import Float
 from torch import Tensor
 
-from openblip.errors import DataError
 from openblip.inference.answers import Answer, AnswerList, answer_each
 from openblip.inference.blip import Blip
 from openblip.inference.image_input import tried_batches
 from openblip.inference.image_sources import ImageSources
-from openblip.inference.scoring import Match
+from openblip.inference.matching import Match
 from openblip.inference.texts import FirstTokenName
-from openblip.interruption import Interruption
-from openblip.progress import Progress
+from openblip.runtime.errors import DataError
+from openblip.runtime.interruption import Interruption
+from openblip.runtime.progress import Progress
 
 Result = TypeVar("Result")
 Tell = Callable[[str, Result], None]

@@ -1,19 +1,31 @@
-"""What an evaluation by contrast needs of a model, ours or one of others."""
+"""What an evaluation by contrast needs of a model, ours or one of others.
+
+What a model is, in 16 digits: equal ones compute the same.
+
+CLIP models in the Hugging Face layout, by `transformers` (extra `clip`).
+
+Contrastive models of open_clip (extra `openclip`).
+"""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from openblip.checkpoints.folder import CONFIG_FILE, read_json
+from openblip.checkpoints.huggingface import is_huggingface
+from openblip.checkpoints.reading import digest, find_model, model_fingerprint
 from openblip.inference.bundle import check_batch_size
-from openblip.inference.finite import finite
 from openblip.inference.image_input import Images, as_sources, prepared_batches
 from openblip.inference.loading import default_device, load
-from openblip.interop.sources import find_model
+from openblip.inference.texts import finite
+from openblip.runtime.errors import CheckpointError, install_extra
+
+__all__ = ["embedder_fingerprint", "model_fingerprint"]
 
 OPEN_CLIP = "open_clip:"
 """Begins the name of a model that `open_clip` loads."""
@@ -87,10 +99,7 @@ def load_embedder(source: str | Path, device: str | torch.device | None = None) 
     """
     place = torch.device(device) if device is not None else default_device()
     if str(source).startswith(OPEN_CLIP):
-        from openblip.inference.open_clip_towers import read_open_clip
-
         return read_open_clip(str(source).removeprefix(OPEN_CLIP), place)
-    from openblip.inference.transformers_towers import is_clip, read_clip
 
     path = find_model(source)
     return read_clip(path, place) if is_clip(path) else load(path, device)
@@ -102,8 +111,6 @@ def is_published_clip(source: str | Path) -> bool:
     Raises:
         CheckpointError: if there is no such model.
     """
-    from openblip.inference.transformers_towers import is_clip
-
     return str(source).startswith(OPEN_CLIP) or is_clip(find_model(source))
 
 
@@ -112,3 +119,150 @@ def _joined(parts: list[Tensor]) -> Float[Tensor, "rows embed"]:
         return torch.empty(0, 0)
     embed = torch.nn.functional.normalize(torch.cat(parts).float(), dim=-1)
     return finite(embed.cpu(), "embeddings")
+
+
+def embedder_fingerprint(source: str) -> str:
+    """As `model_fingerprint`, of whatever `load_embedder` takes.
+
+    Of a CLIP it covers the image processor too; of a tag of open_clip nothing but the name.
+
+    Raises:
+        CheckpointError: if there is no model.
+    """
+    if source.startswith(OPEN_CLIP):
+        return digest(*open_clip_identity(source.removeprefix(OPEN_CLIP)))
+    return model_fingerprint(source)
+
+
+_MODEL_TYPE = "clip"
+
+
+def is_clip(path: Path) -> bool:
+    """Whether a folder holds a `CLIPModel` of `transformers`."""
+    if not is_huggingface(path):
+        return False
+    return bool(read_json(path / CONFIG_FILE)["model_type"] == _MODEL_TYPE)
+
+
+def read_clip(folder: Path, device: torch.device) -> TwoTowers:
+    """The CLIP of a folder with its own image processor and tokenizer, in float32.
+
+    Raises:
+        CheckpointError: if `transformers` is not installed or cannot read it.
+    """
+    try:
+        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+    except ImportError as error:
+        raise CheckpointError(
+            f"{folder}: a CLIP model needs transformers: {install_extra('clip')}"
+        ) from error
+    try:
+        model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        # Pillow's resampling, as CLIP was trained and published with.
+        processor: Any = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+            folder, local_files_only=True, backend="pil"
+        )
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    # It raises what its parts raise: no common class.
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"{folder}: transformers cannot read it ({reason})") from error
+    model.eval().to(device)
+    longest = model.config.text_config.max_position_embeddings
+
+    def prepare(image: Image.Image) -> Tensor:
+        return torch.as_tensor(processor(image, return_tensors="pt")["pixel_values"][0])
+
+    def encode_texts(texts: list[str]) -> Tensor:
+        tokens = tokenizer(
+            texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"
+        ).to(device)
+        return _pooled(model.get_text_features(**tokens))
+
+    def encode_images(images: Tensor) -> Tensor:
+        return _pooled(model.get_image_features(pixel_values=images))
+
+    return TwoTowers(prepare, encode_images, encode_texts, device)
+
+
+def _pooled(output: Any) -> Tensor:
+    """The projected embeddings; earlier versions return them bare."""
+    return output if isinstance(output, Tensor) else output.pooler_output
+
+
+_CONFIG_FILE = "open_clip_config.json"
+
+
+def open_clip_identity(name: str) -> tuple[str, list[Path]]:
+    """What decides what a model computes: words of its name, and files on this machine.
+
+    Of a tag the words are all: open_clip says which weights it means. Of a file they are the
+    architecture; a folder says by itself what is in it.
+
+    Args:
+        name: as for `read_open_clip`.
+
+    Raises:
+        CheckpointError: if it is no such name.
+    """
+    if _is_folder(name):
+        return "", sorted(file for file in Path(name).iterdir() if file.is_file())
+    architecture, pretrained = _divided(name)
+    weights = Path(pretrained)
+    return (architecture, [weights]) if weights.is_file() else (name, [])
+
+
+def read_open_clip(name: str, device: torch.device) -> TwoTowers:
+    """A model of open_clip with its own transform and tokenizer, in float32.
+
+    Args:
+        name: `ARCHITECTURE/PRETRAINED`, PRETRAINED a tag or a file of weights; or a folder with an
+            `open_clip_config.json`.
+        device: where it is put.
+
+    Raises:
+        CheckpointError: if open_clip is not installed or has no such model.
+    """
+    try:
+        import open_clip
+    # An open_clip whose torchvision does not fit this torch fails with a RuntimeError.
+    except (ImportError, RuntimeError) as error:
+        raise CheckpointError(
+            f"open_clip:{name} needs open_clip and a torchvision that fits this torch: "
+            f"{install_extra('openclip')} ({str(error).strip().splitlines()[0]})"
+        ) from error
+    if _is_folder(name):
+        architecture, pretrained = f"local-dir:{name}", None
+    else:
+        architecture, pretrained = _divided(name)
+    try:
+        model: Any
+        model, _, prepare = open_clip.create_model_and_transforms(
+            architecture, pretrained=pretrained, device=device
+        )
+        tokenizer: Any = open_clip.get_tokenizer(architecture)
+    # It raises what its parts raise: no common class.
+    except Exception as error:
+        reason = str(error).strip().split("\n")[0]
+        raise CheckpointError(f"open_clip:{name}: open_clip cannot load it ({reason})") from error
+    model.eval()
+
+    def encode_texts(texts: list[str]) -> Tensor:
+        return torch.as_tensor(model.encode_text(tokenizer(texts).to(device)))
+
+    return TwoTowers(prepare, model.encode_image, encode_texts, device)
+
+
+def _is_folder(name: str) -> bool:
+    return (Path(name) / _CONFIG_FILE).is_file()
+
+
+def _divided(name: str) -> tuple[str, str]:
+    """Architecture, and tag or file."""
+    architecture, _, pretrained = name.partition("/")
+    if not pretrained:
+        raise CheckpointError(
+            f"open_clip:{name}: give open_clip:ARCHITECTURE/PRETRAINED, such as "
+            f"open_clip:ViT-B-32/laion2b_s34b_b79k, or a folder with {_CONFIG_FILE}"
+        )
+    return architecture, pretrained

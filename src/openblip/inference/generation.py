@@ -1,21 +1,35 @@
-"""Generation of texts about images: greedy, beam search, nucleus sampling."""
+"""Generation of texts about images: greedy, beam search, nucleus sampling.
 
-from collections.abc import Sequence
+Beam search without early stopping, many images at once.
 
+Texts that grow by one chosen token at a time: the likeliest one, or a drawn one.
+"""
+
+from collections.abc import Callable, Container, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from openblip.data.tokenizer import SpecialTokens
-from openblip.errors import RecipeError
-from openblip.inference.beam import beam_search
-from openblip.inference.decoding import Decoding, Generated
-from openblip.inference.running import RunningDecoder
-from openblip.inference.sampling import NucleusChoice, likeliest, sample
+from openblip.batches.shuffle import keyed_hash
+from openblip.batches.tokenizer import SpecialTokens
+from openblip.inference.decoding import (
+    Decoding,
+    Generated,
+    RunningDecoder,
+    constrain,
+    divisor,
+    nucleus_probabilities,
+    remaining,
+)
 from openblip.model import ImageMemory
 from openblip.model.config import TextConfig
 from openblip.model.text import TextStack
-from openblip.threads import threads_for
+from openblip.runtime.errors import RecipeError
+from openblip.runtime.threads import threads_for
 
 __all__ = ["Decoding", "Generated", "generate"]
 
@@ -86,3 +100,272 @@ def _check(
             f"num_captions {num_captions} is more than the {most} that this method finds; "
             "raise num_beams with method beam, or use method nucleus"
         )
+
+
+# Score of beams that do not exist yet: at the start all texts of an image are the same.
+_ABSENT = -1.0e9
+
+
+class Running(NamedTuple):
+    """The unfinished texts, best first, on the CPU."""
+
+    ids: Int[Tensor, "images beams length"]
+    scores: Float[Tensor, "images beams"]
+    logprobs: Float[Tensor, "images beams generated"]
+    """Of every id behind the prompt."""
+
+
+class Candidates(NamedTuple):
+    """The best continuations of each image's beams by one token, best first, on the CPU."""
+
+    scores: Float[Tensor, "images candidates"]
+    logprobs: Float[Tensor, "images candidates"]
+    """Of the added token alone."""
+    parents: Int[Tensor, "images candidates"]
+    tokens: Int[Tensor, "images candidates"]
+
+
+@dataclass
+class Hypotheses:
+    """The best finished texts of one image, in the order in which they were finished."""
+
+    capacity: int
+    texts: list[Generated] = field(default_factory=list)
+    is_complete: bool = False
+    """No text that may still come is better: none is taken any more."""
+
+    def offer(self, text: Generated) -> None:
+        """Keep a text if there is room or a worse one to give up; of equals the older leaves."""
+        if self.is_complete:
+            return
+        if len(self.texts) < self.capacity:
+            self.texts.append(text)
+        elif text.score > (worst := min(self.texts, key=lambda kept: kept.score)).score:
+            self.texts.remove(worst)
+            self.texts.append(text)
+
+    def complete(self, attainable: float) -> None:
+        """Close if there are enough texts, all at least as good as what may still come."""
+        if len(self.texts) == self.capacity:
+            self.is_complete |= min(text.score for text in self.texts) >= attainable
+
+    def best(self, number: int) -> list[Generated]:
+        """The best texts, best first; of equals the younger goes first."""
+        return sorted(self.texts, key=lambda text: text.score)[::-1][:number]
+
+
+def beam_search(
+    decoder: RunningDecoder,
+    prompt_ids: Int[Tensor, "images prompt"],
+    decoding: Decoding,
+    end: int,
+    num_captions: int = 1,
+) -> list[list[Generated]]:
+    """The `num_captions` best texts per image, best first.
+
+    An image is finished when it has `num_beams` texts and the best candidate, divided by its
+    length as it is, is no better than the worst of them. The steps are those of the release that
+    the original BLIP pins (`scoring="original"`) or of today's `transformers`.
+    """
+    images, prompt_tokens = prompt_ids.shape
+    beams = decoding.num_beams
+    hypotheses = [Hypotheses(beams) for _ in range(images)]
+    batch = hypotheses
+    running = _start(prompt_ids, beams)
+    logits = decoder.start(prompt_ids, beams)
+    for length in range(prompt_tokens + 1, decoding.max_length + 1):
+        by = divisor(decoding, length, True, prompt_tokens)
+        candidates = _expand(logits, running, decoding, end)
+        ended = candidates.tokens == end
+        if length == decoding.max_length and decoding.scoring == "transformers":
+            ended = torch.ones_like(ended)
+        for place, rank in ended[:, :beams].nonzero().tolist():
+            batch[place].offer(_generated(running, candidates, place, rank, by))
+        parents, running = _survive(running, candidates, ended)
+        # Only the original counts a text that has just ended among those that may still come.
+        hopeful = candidates.scores if decoding.scoring == "original" else running.scores
+        for texts, score in zip(batch, hopeful[:, 0].tolist(), strict=True):
+            texts.complete(score / by)
+        if length == decoding.max_length or all(texts.is_complete for texts in batch):
+            break
+        kept = remaining([not texts.is_complete for texts in batch])
+        batch = [batch[place] for place in kept.tolist()]
+        running = Running(*(part[kept] for part in running))
+        decoder.select((kept[:, None] * beams + parents[kept]).flatten(), kept)
+        logits = decoder.step(running.ids[:, :, -1].flatten())
+    if decoding.scoring == "original":
+        _offer_unfinished(batch, running, decoding)
+    return [texts.best(num_captions) for texts in hypotheses]
+
+
+def _start(prompt_ids: Int[Tensor, "images prompt"], beams: int) -> Running:
+    ids = prompt_ids.cpu()[:, None].repeat(1, beams, 1)
+    scores = torch.zeros(ids.shape[:2])
+    scores[:, 1:] = _ABSENT
+    return Running(ids, scores, torch.zeros(*ids.shape[:2], 0))
+
+
+def _expand(
+    logits: Float[Tensor, "rows vocab"], running: Running, decoding: Decoding, end: int
+) -> Candidates:
+    """Twice as many candidates as beams: if half of them end, the other half goes on."""
+    images, beams, _ = running.ids.shape
+    vocab = logits.shape[1]
+    logprobs = logits.log_softmax(dim=-1)
+    scores = constrain(logprobs, running.ids.flatten(0, 1), decoding, end)
+    totals = scores + running.scores.flatten().to(logits.device)[:, None]
+    top_scores, flat = totals.view(images, beams * vocab).topk(2 * beams)
+    top_logprobs = logprobs.view(images, beams * vocab).gather(1, flat).cpu()
+    flat = flat.cpu()
+    return Candidates(top_scores.cpu(), top_logprobs, flat // vocab, flat % vocab)
+
+
+def _survive(
+    running: Running, candidates: Candidates, ended: Tensor
+) -> tuple[Int[Tensor, "images beams"], Running]:
+    """The best candidates that go on, and which beam each of them comes from."""
+    beams = running.scores.shape[1]
+    chosen = ended.int().argsort(dim=1, stable=True)[:, :beams]
+    scores, logprobs, parents, tokens = (part.gather(1, chosen) for part in candidates)
+
+    def extended(earlier: Tensor, added: Tensor) -> Tensor:
+        own = earlier.gather(1, parents[:, :, None].expand(-1, -1, earlier.shape[2]))
+        return torch.cat([own, added[:, :, None]], dim=2)
+
+    ids = extended(running.ids, tokens)
+    return parents, Running(ids, scores, extended(running.logprobs, logprobs))
+
+
+def _generated(
+    running: Running, candidates: Candidates, place: int, rank: int, by: float
+) -> Generated:
+    parent = candidates.parents[place, rank]
+    ids = [*running.ids[place, parent].tolist(), int(candidates.tokens[place, rank])]
+    logprobs = [
+        *running.logprobs[place, parent].tolist(),
+        float(candidates.logprobs[place, rank]),
+    ]
+    score = float(candidates.scores[place, rank]) / by
+    return Generated(tuple(ids), sum(logprobs), score, tuple(logprobs))
+
+
+def _offer_unfinished(batch: list[Hypotheses], running: Running, decoding: Decoding) -> None:
+    """Texts that reached the longest length without an end compete with those that ended."""
+    by = divisor(decoding, running.ids.shape[2], False, prompt_tokens=0)
+    for texts, *beams in zip(batch, *(part.tolist() for part in running), strict=True):
+        for ids, score, logprobs in zip(*beams, strict=True):
+            texts.offer(Generated(tuple(ids), sum(logprobs), score / by, tuple(logprobs)))
+
+
+Choice = Callable[[Tensor, list[int], int], Tensor]
+"""Chooses a token per row, from scores (rows, vocab), the rows' numbers and the step.
+
+A row's number is image * captions per image + caption, and stays when others leave.
+"""
+
+
+def likeliest(
+    scores: Float[Tensor, "rows vocab"], numbers: list[int], step: int
+) -> Int[Tensor, " rows"]:
+    """The token of each row with the highest score: greedy decoding."""
+    return scores.argmax(dim=-1)
+
+
+class NucleusChoice:
+    """Draws from the nucleus, by inverting the cumulative distribution at a hashed number.
+
+    The number depends on (the image's seed, the caption's number, the step) alone, so that a
+    caption does not depend on its batch (as far as rounding in the model does not).
+    """
+
+    def __init__(self, decoding: Decoding, seeds: Sequence[int], captions_per_image: int) -> None:
+        self._decoding = decoding
+        self._keys = [(seed, number) for seed in seeds for number in range(captions_per_image)]
+
+    def __call__(
+        self, scores: Float[Tensor, "rows vocab"], numbers: list[int], step: int
+    ) -> Int[Tensor, " rows"]:
+        """A drawn token per row."""
+        probabilities = nucleus_probabilities(
+            scores, top_p=self._decoding.top_p, top_k=self._decoding.top_k
+        )
+        uniform = [uniform_number(*self._keys[number], step) for number in numbers]
+        return invert_cumulative(probabilities.cpu(), uniform)
+
+
+def uniform_number(seed: int, caption: int, step: int) -> float:
+    """A number in [0, 1) that looks random, and is the same on every machine."""
+    return (keyed_hash(seed, caption, step) >> 12) * 2.0**-52
+
+
+def invert_cumulative(
+    probabilities: Float[Tensor, "rows vocab"], uniform: Sequence[float]
+) -> Int[Tensor, " rows"]:
+    """The token of each row in whose part of [0, 1) the row's number falls.
+
+    Tokens stand in the order of their ids: in the order of probability, rounding could swap two
+    of them, and with them the draw.
+    """
+    cumulative = probabilities.double().numpy().cumsum(axis=1)
+    targets = np.array(uniform) * cumulative[:, -1]
+    chosen = [
+        np.searchsorted(row, at, "right") for row, at in zip(cumulative, targets, strict=True)
+    ]
+    return torch.from_numpy(np.array(chosen, dtype=np.int64))
+
+
+def sample(
+    decoder: RunningDecoder,
+    prompt_ids: Int[Tensor, "images prompt"],
+    decoding: Decoding,
+    end: int,
+    choose: Choice,
+    captions_per_image: int = 1,
+) -> list[list[Generated]]:
+    """`captions_per_image` texts per image, each token of them chosen by `choose`."""
+    images, prompt_tokens = prompt_ids.shape
+    finished: dict[int, Generated] = {}
+    numbers = torch.arange(images * captions_per_image).view(images, captions_per_image)
+    ids = prompt_ids.cpu().repeat_interleave(captions_per_image, dim=0)
+    logprobs = torch.zeros(len(ids), 0)
+    logits = decoder.start(prompt_ids, captions_per_image)
+    for length in range(prompt_tokens + 1, decoding.max_length + 1):
+        scores = constrain(logits, ids, decoding, end)
+        tokens = choose(scores, numbers.flatten().tolist(), length - prompt_tokens - 1).cpu()
+        ids = torch.cat([ids, tokens[:, None]], dim=1)
+        chosen = tokens[:, None].to(logits.device)
+        added = logits.log_softmax(dim=-1).gather(1, chosen).cpu()
+        logprobs = torch.cat([logprobs, added], dim=1)
+        ended = tokens == end
+        for row in (ended | (length == decoding.max_length)).nonzero().flatten().tolist():
+            by = divisor(decoding, length, bool(ended[row]), prompt_tokens)
+            parts = tuple(logprobs[row].tolist())
+            text = Generated(tuple(ids[row].tolist()), sum(parts), sum(parts) / by, parts)
+            # A finished text that is carried along must not replace itself.
+            finished.setdefault(int(numbers.flatten()[row]), text)
+        if len(finished) == images * captions_per_image:
+            break
+        kept, rows = _still_needed(numbers, finished)
+        numbers = numbers.flatten()[rows].view(len(kept), -1)
+        ids, logprobs = ids[rows], logprobs[rows]
+        decoder.select(rows, kept)
+        logits = decoder.step(ids[:, -1])
+    every = range(captions_per_image)
+    return [[finished[image * captions_per_image + n] for n in every] for image in range(images)]
+
+
+def _still_needed(
+    numbers: Int[Tensor, "images captions"], finished: Container[int]
+) -> tuple[Int[Tensor, " kept_images"], Int[Tensor, " kept_rows"]]:
+    """Which images stay in the batch, and which of their rows.
+
+    Every image has the same number of rows: of the image with the most unfinished texts. Others
+    carry finished texts along, which are ignored.
+    """
+    unfinished = torch.tensor(
+        [[number not in finished for number in row] for row in numbers.tolist()]
+    )
+    kept = remaining(unfinished.any(dim=1).tolist())
+    most = int(unfinished.sum(dim=1).max())
+    columns = unfinished[kept].int().argsort(dim=1, descending=True, stable=True)[:, :most]
+    return kept, (kept[:, None] * numbers.shape[1] + columns).flatten()

@@ -9,24 +9,23 @@ from pathlib import Path
 
 from PIL import Image
 
-from openblip.data.archives import (
+from openblip.runtime.errors import DataError, RecipeError
+from openblip.sources.image_formats import format_of, is_image_file, known_by_name
+from openblip.sources.images import MAX_IMAGE_BYTES, open_image, other_than_a_path
+from openblip.sources.paths import TABLE_MARK, Seen, matching_paths, walk
+from openblip.sources.report import Reason
+from openblip.sources.row_images import read_image_file, row_image
+from openblip.sources.tars import (
     TAR_DAMAGE,
     TAR_SUFFIXES,
     UNREAD_ARCHIVES,
     Member,
     tar_members,
+    why_refused,
 )
-from openblip.data.image_formats import format_of, is_image_file, known_by_name
-from openblip.data.images import MAX_IMAGE_BYTES, open_image, other_than_a_path
-from openblip.data.importers.webdataset import why_refused
-from openblip.data.patterns import matching_paths
-from openblip.data.reading import read_image_file, row_image
-from openblip.data.report import Reason
-from openblip.data.storage import is_object_address
-from openblip.data.table import PairRow, PairTable
-from openblip.data.views import split_rows
-from openblip.data.walking import TABLE_MARK, Seen, walk
-from openblip.errors import DataError, RecipeError
+from openblip.table.storage import is_object_address
+from openblip.table.table import PairRow, PairTable
+from openblip.table.views import split_rows
 
 # Images of a table that are read together, and held until they are decoded.
 _ROWS_AT_ONCE = 32

@@ -1,15 +1,29 @@
-"""A model to use, whatever it comes from and in whichever layout."""
+"""A model to use, whatever it comes from and in whichever layout.
 
+Published checkpoints, by what they are for: used where no model is named.
+
+`torch.compile` for a model that is only used, never trained.
+
+Linear layers in 8-bit integers, for inference on the CPU.
+
+The only file that imports `torchao`.
+"""
+
+import logging
 from pathlib import Path
+from typing import TypeVar
 
 import torch
+from torch import nn
 
-from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import RecipeError
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.checkpoints.families import AnyModel
+from openblip.checkpoints.reading import find_model, read_model
 from openblip.inference.blip import Blip
-from openblip.inference.finite import check_weights
-from openblip.interop.reading import read_model
-from openblip.interop.sources import find_model
+from openblip.inference.texts import check_weights
+from openblip.model.text import FeedForward
+from openblip.model.vision import VisionBlock
+from openblip.runtime.errors import RecipeError, install_extra
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 
@@ -58,14 +72,10 @@ def load(
         blip.model.resize_images(image_size)
         blip.image_size = image_size
     if weights == torch.int8:
-        from openblip.inference.quantise import quantise
-
         quantise(blip.model.to(device=place, dtype=torch.float32))
     else:
         blip.model.to(device=place, dtype=weights)
     if compile:
-        from openblip.inference.compiled import compile_parts
-
         compile_parts(blip.model)
     return blip
 
@@ -76,7 +86,7 @@ def load_tokenizer(source: str | Path) -> TextTokenizer:
     Raises:
         CheckpointError: if there is no such model, or it has no tokenizer that can be read.
     """
-    from openblip.interop.reading import read_outline
+    from openblip.checkpoints.reading import read_outline
 
     return read_outline(find_model(source)).tokenizer
 
@@ -105,3 +115,69 @@ def _usable(device: str | torch.device) -> torch.device:
         raise RecipeError(
             f"device {str(device)!r} cannot be used ({reason}); this machine has {default_device()}"
         ) from error
+
+
+PUBLISHED = {
+    "caption": "Salesforce/blip-image-captioning-base",
+    "match": "Salesforce/blip-itm-base-coco",
+    "ask": "Salesforce/blip-vqa-base",
+}
+"""Repositories of the Hugging Face hub with the base-size models of the paper's authors."""
+
+
+_COMPILED = (VisionBlock, FeedForward)
+
+
+def compile_parts(model: AnyModel) -> AnyModel:
+    """The same model, its blocks compiled where they are; gives back its argument.
+
+    Compiled are the image encoder's blocks and the text layers' feed-forward networks: what all
+    layers do alike, so that one graph serves them all, and where most of the time goes. Sizes are
+    symbols in it: another batch or text length compiles nothing. PyTorch keeps a graph of its own
+    for a single row and for a single token, so that a handful are made, when first needed.
+
+    The state dict is unchanged. On an x86 processor in float32 the model is faster as it is:
+    compiled products go to MKL, not to oneDNN (`docs/log.md`).
+    """
+    for module in model.modules():
+        if isinstance(module, _COMPILED):
+            module.compile(dynamic=True)
+    return model
+
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def quantise(model: Model) -> Model:
+    """The same model, its linear layers changed in place to multiply 8-bit integers.
+
+    Weights are rounded per output channel when this is called, activations per token as they come
+    (dynamic quantisation): nothing has to be calibrated, and a text does not depend on its batch.
+    Everything else, the embeddings and with them the vocabulary's logits too, stays float32.
+    Linear weights take a quarter of the memory. Many rows at once, as in the image encoder, are a
+    little faster; a token at a time is slower (`benchmarks/results/int8.md`). Keep the float32
+    model to train or to save: this one cannot.
+
+    Args:
+        model: a `Med` or any other, float32, on the CPU.
+
+    Raises:
+        RecipeError: if torchao is not installed, or the model is elsewhere or of another type.
+    """
+    for name, parameter in model.named_parameters():
+        if parameter.device.type != "cpu" or parameter.dtype.itemsize != 4:
+            raise RecipeError(
+                f"{name} is {parameter.dtype} on {parameter.device}; int8 takes a float32 model "
+                "on the CPU; elsewhere use bfloat16 or float16"
+            )
+    disabled = logging.root.manager.disable
+    try:
+        # Its import warns of kernels for GPUs, which a CPU does not need.
+        logging.disable(logging.WARNING)
+        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+    except ImportError as error:
+        raise RecipeError(f"int8 needs torchao: {install_extra('int8')}") from error
+    finally:
+        logging.disable(disabled)
+    quantize_(model.eval(), Int8DynamicActivationInt8WeightConfig())
+    return model

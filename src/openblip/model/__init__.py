@@ -7,7 +7,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from openblip.model.cache import KeyValueCache
+    from openblip.model.attention import KeyValueCache
     from openblip.model.config import MedConfig, TextConfig, VisionConfig
     from openblip.model.med import Med
     from openblip.model.memory import AttentionRecord, ImageMemory, Memories
@@ -28,7 +28,7 @@ __all__ = [
 _HOMES = {
     "AttentionRecord": "memory",
     "ImageMemory": "memory",
-    "KeyValueCache": "cache",
+    "KeyValueCache": "attention",
     "Med": "med",
     "MedConfig": "config",
     "Memories": "memory",

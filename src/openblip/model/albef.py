@@ -8,9 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from openblip.errors import MissingHead
 from openblip.model.config import AlbefConfig, AlbefHead, TextConfig, initial_std
-from openblip.model.linear import Linear
+from openblip.model.kernels import Linear
 from openblip.model.memory import ImageMemory
 from openblip.model.packing import Packing
 from openblip.model.text import (
@@ -23,6 +22,7 @@ from openblip.model.text import (
     run_layers,
 )
 from openblip.model.vision import ImageModel
+from openblip.runtime.errors import MissingHead
 
 # As in BERT: sentences of one kind are all of type 0, and id 0 is `[PAD]`.
 _TOKEN_TYPES = 2

@@ -25,9 +25,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.checkpoint import checkpoint
 
-from openblip.errors import RecipeError
 from openblip.model.config import VisionConfig
-from openblip.references import find_object, is_reference, reference_to
+from openblip.runtime.errors import RecipeError
+from openblip.runtime.references import find_object, is_reference, reference_to
 
 TIMM, TRANSFORMERS = "timm", "transformers"
 _FORMS = "timm:NAME, transformers:NAME (a folder or a name of the hub) or module:name"

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, is_dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_args, get_type_hints
 
-from openblip.errors import RecipeError
+from openblip.runtime.errors import RecipeError
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

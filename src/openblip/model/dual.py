@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from openblip.errors import RecipeError
 from openblip.model.config import TextConfig, VisionConfig, check_size
-from openblip.model.linear import Linear
+from openblip.model.kernels import Linear
 from openblip.model.text import TextPass, TextStack
 from openblip.model.vision import ImageEncoder, ImageModel
+from openblip.runtime.errors import RecipeError
 
 
 @dataclass(frozen=True, kw_only=True)

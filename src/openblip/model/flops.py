@@ -14,9 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from openblip.model.backbones import measure, output_shape, undrawn
 from openblip.model.config import AlbefConfig, MedConfig
-from openblip.model.linear import has_onednn
-from openblip.model.nlvr import NlvrConfig
-from openblip.model.vqa import VqaConfig
+from openblip.model.kernels import has_onednn
+from openblip.model.vqa import NlvrConfig, VqaConfig
 
 Sizes = MedConfig | AlbefConfig | VqaConfig | NlvrConfig
 

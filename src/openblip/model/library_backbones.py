@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openblip.errors import CheckpointError, RecipeError, install_extra
+from openblip.runtime.errors import CheckpointError, RecipeError, install_extra
 
 TRANSFORMERS, TIMM = "transformers", "timm"
 # Tokens before those of the patches; of registers there are as many as the settings say.

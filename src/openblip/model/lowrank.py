@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from openblip.errors import RecipeError
-from openblip.model.linear import Linear, linear
+from openblip.model.kernels import Linear, linear
+from openblip.runtime.errors import RecipeError
 
 
 class LowRankLinear(Linear):

@@ -5,13 +5,13 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from openblip.errors import MissingHead
-from openblip.model.cache import KeyValueCache
+from openblip.model.attention import KeyValueCache
 from openblip.model.config import Head, MedConfig
-from openblip.model.linear import Linear
+from openblip.model.kernels import Linear
 from openblip.model.memory import ImageMemory, Memories
 from openblip.model.text import TextPass, TextStack
 from openblip.model.vision import ImageModel
+from openblip.runtime.errors import MissingHead
 
 _MATCHING = "a pre-trained, retrieval or filter checkpoint (such as demo/filter)"
 KINDS_WITH: dict[Head, str] = {

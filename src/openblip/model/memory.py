@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.graph import saved_tensors_hooks
 
-from openblip.errors import RecipeError
+from openblip.runtime.errors import RecipeError
 
 LayerKeys = Float[Tensor, "images heads patches head_dim"]
 

@@ -15,10 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openblip.model.attention import CrossAttention, TextSelfAttention, causal_mask
-from openblip.model.cache import KeyValueCache
+from openblip.model.attention import CrossAttention, KeyValueCache, TextSelfAttention, causal_mask
 from openblip.model.config import Head, Sharing, TextConfig, initial_std
-from openblip.model.linear import Linear, linear, mlp
+from openblip.model.kernels import Linear, linear, mlp
 from openblip.model.memory import ImageMemory, Memories
 from openblip.model.packing import Packing, joined
 

@@ -9,11 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from openblip.errors import RecipeError
 from openblip.model.attention import ImageSelfAttention
 from openblip.model.backbones import BackboneEncoder, name_of, settled
 from openblip.model.config import ConfigT, VisionConfig, initial_std
-from openblip.model.linear import Linear, linear, mlp
+from openblip.model.kernels import Linear, linear, mlp
+from openblip.runtime.errors import RecipeError
 
 # Of so many patches a processor encodes the images at a time, two at 384 px and six at 224: in the
 # base size the states of more outgrow its caches, and are given back to the system and cleared

@@ -1,1 +1,1 @@
-"""The objectives of BLIP (section 3.2): functions of tensors, and the queue's buffers."""
+"""The objectives of BLIP (section 3.2): losses, queue, teacher, and the tasks that use them."""

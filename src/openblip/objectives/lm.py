@@ -1,6 +1,9 @@
-"""Language modelling: labels of a text, and the label-smoothed loss."""
+"""Language modelling, causal and masked.
 
-from typing import Literal
+Masked language modelling: which words are hidden, and the loss of guessing them.
+"""
+
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -55,3 +58,93 @@ def lm_loss(
         return losses.sum() / max(losses.shape[0], 1)
     rows = labelled.nonzero()[:, 0]
     return torch.zeros(len(labels), device=losses.device).index_add(0, rows, losses)
+
+
+# Of the masked words so many become [MASK], and half of the others a random word (BERT, 3.1).
+_REPLACED, _RANDOM = 0.8, 0.5
+
+
+class MaskDraws(NamedTuple):
+    """The random numbers of masking, each (rows, tokens)."""
+
+    masked: Bool[Tensor, "rows tokens"]
+    """True with the probability of masking."""
+    replaced: Bool[Tensor, "rows tokens"]
+    """True with probability 0.8: a masked word becomes `[MASK]`."""
+    random: Bool[Tensor, "rows tokens"]
+    """True with probability 0.5: a masked word that does not becomes a random one."""
+    words: Int[Tensor, "rows tokens"]
+    """Random words, of the whole vocabulary."""
+
+
+def mask_draws(rows: int, tokens: int, probability: float, vocab_size: int, seed: int) -> MaskDraws:
+    """Draws that depend on the arguments alone; on the CPU."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def happens(chance: float) -> Tensor:
+        return torch.rand(rows, tokens, generator=generator) < chance
+
+    return MaskDraws(
+        happens(probability),
+        happens(_REPLACED),
+        happens(_RANDOM),
+        torch.randint(vocab_size, (rows, tokens), generator=generator),
+    )
+
+
+class MaskedWords(NamedTuple):
+    """Texts with hidden words."""
+
+    ids: Int[Tensor, "rows tokens"]
+    """What the model reads."""
+    labels: Int[Tensor, "rows tokens"]
+    """The hidden words; IGNORED elsewhere."""
+
+
+def mask_words(
+    ids: Int[Tensor, "rows tokens"],
+    mask: Bool[Tensor, "rows tokens"],
+    draws: MaskDraws,
+    mask_token: int,
+) -> MaskedWords:
+    """Hides words: 80 % become `[MASK]`, 10 % a random word, 10 % stay (ALBEF, section 3.2).
+
+    Args:
+        ids: the first token of every text is special and never masked.
+        mask: True where a token is; padding is never masked.
+        draws: which words.
+        mask_token: id of `[MASK]`.
+    """
+    chosen = draws.masked & mask
+    chosen[:, 0] = False
+    labels = ids.masked_fill(~chosen, IGNORED)
+    replaced = chosen & draws.replaced
+    random = chosen & ~draws.replaced & draws.random
+    hidden = torch.where(random, draws.words, ids.masked_fill(replaced, mask_token))
+    return MaskedWords(hidden, labels)
+
+
+def mlm_loss(
+    logits: Float[Tensor, "masked vocab"],
+    labels: Int[Tensor, " masked"],
+    teacher_logits: Float[Tensor, "masked vocab"] | None = None,
+    alpha: float = 0.0,
+) -> Float[Tensor, ""]:
+    """Cross-entropy with the hidden words, and with the teacher's guesses (ALBEF, equation 7).
+
+    Args:
+        logits: of the masked positions.
+        labels: the words that are hidden there.
+        teacher_logits: of the teacher for the same positions of the same masked texts.
+        alpha: weight of the teacher's distribution, in [0, 1]; the words have the rest.
+
+    Returns:
+        Nats, mean over the masked positions; 0 where nothing is masked.
+    """
+    count = max(len(labels), 1)
+    loss = F.cross_entropy(logits.float(), labels, reduction="sum") / count
+    if teacher_logits is None or alpha == 0.0:
+        return loss
+    targets = teacher_logits.float().softmax(dim=1)
+    distilled = -(logits.float().log_softmax(dim=1) * targets).sum() / count
+    return (1.0 - alpha) * loss + alpha * distilled

@@ -2,11 +2,11 @@
 
 from dataclasses import replace
 
-from openblip.data.augmentation import Augmentation
+from openblip.batches.augmentation import Augmentation
 from openblip.model import MedConfig
 from openblip.model.config import AlbefConfig
-from openblip.tasks.settings import AlbefObjectives, ClipObjectives, PretrainObjectives
-from openblip.training.config import (
+from openblip.objectives.settings import AlbefObjectives, ClipObjectives, PretrainObjectives
+from openblip.training.recipe import (
     DataConfig,
     OptimiserConfig,
     Recipe,

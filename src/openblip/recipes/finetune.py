@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from openblip.data.augmentation import Augmentation
-from openblip.data.views import CaptionView
-from openblip.tasks.settings import (
+from openblip.batches.augmentation import Augmentation
+from openblip.objectives.settings import (
     CaptionerObjectives,
     FilterObjectives,
     NlvrObjectives,
     VqaObjectives,
 )
-from openblip.training.config import (
+from openblip.table.views import CaptionView
+from openblip.training.recipe import (
     DataConfig,
     LoraConfig,
     ModelOverrides,

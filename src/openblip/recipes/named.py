@@ -4,9 +4,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from openblip.errors import OpenBlipError, RecipeError
-from openblip.references import find_object, told
-from openblip.training.config import Recipe
+from openblip.runtime.errors import OpenBlipError, RecipeError
+from openblip.runtime.references import find_object, told
+from openblip.training.recipe import Recipe
 
 
 def named_recipe(

@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-from openblip.data.augmentation import Augmentation
-from openblip.data.views import CaptionView
+from openblip.batches.augmentation import Augmentation
 from openblip.model import MedConfig
+from openblip.objectives.settings import PretrainObjectives
 from openblip.recipes.baselines import albef, clip
-from openblip.tasks.settings import PretrainObjectives
-from openblip.training.config import (
+from openblip.table.views import CaptionView
+from openblip.training.recipe import (
     DataConfig,
     OptimiserConfig,
     Recipe,

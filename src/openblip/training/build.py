@@ -1,4 +1,7 @@
-"""From a recipe to the objects of a run: tokenizer, loaders, model, task."""
+"""From a recipe to the objects of a run: tokenizer, loaders, model, task.
+
+Which model a run trains: a fresh one, one that was trained before, or one made out of it.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -7,13 +10,11 @@ from typing import Any, TypeVar
 
 import torch
 
-from openblip.data.shuffle import keyed_hash
-from openblip.data.table import PairTable
-from openblip.data.text import Cleaning
-from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import RecipeError
-from openblip.interop.assembly import build_empty
-from openblip.interop.beginnings import (
+from openblip.batches.shuffle import keyed_hash
+from openblip.batches.text import Cleaning
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.checkpoints.assembly import build_empty
+from openblip.checkpoints.beginnings import (
     KeyReport,
     begin_images,
     begin_text,
@@ -21,23 +22,25 @@ from openblip.interop.beginnings import (
     text_sizes,
     text_tokenizer,
 )
-from openblip.interop.reading import read_outline
-from openblip.interop.sources import find_model
-from openblip.model import Med
+from openblip.checkpoints.reading import find_model, read_model, read_outline
+from openblip.model import Med, MedConfig
 from openblip.model.albef import Albef
 from openblip.model.backbones import settled
+from openblip.model.config import AlbefConfig
 from openblip.model.lowrank import adapt
-from openblip.model.vqa import Vqa
-from openblip.tasks.named import find_task, task_name
-from openblip.tasks.protocol import AnyTask, Collectives, Student, TaskContext
-from openblip.training.config import DataConfig, LoraConfig, ModelOverrides, Recipe
-from openblip.training.distributed import Processes
+from openblip.model.vqa import Nlvr, NlvrConfig, Vqa, VqaConfig
+from openblip.objectives.named import find_task, task_name
+from openblip.objectives.task import AnyTask, Collectives, Student, TaskContext
+from openblip.runtime.errors import CheckpointError, RecipeError
+from openblip.table.table import PairTable
 from openblip.training.loaders import resolved_parts
-from openblip.training.sharding import shard
-from openblip.training.students import StudentConfig, new_student, starting_model
+from openblip.training.parallelism import Processes, shard
+from openblip.training.recipe import DataConfig, LoraConfig, ModelOverrides, Recipe
 
 # Tell the random numbers of fresh weights, the student's and a task's own, from those of the steps.
 _FRESH_WEIGHTS, _FRESH_TASK = 0, 4
+StudentConfig = MedConfig | AlbefConfig | VqaConfig | NlvrConfig
+
 SizesT = TypeVar("SizesT", bound=StudentConfig)
 
 # Texts are padded to multiples of this.
@@ -254,3 +257,36 @@ def _fresh_weights(seed: int, purpose: int) -> Iterator[None]:
     with torch.random.fork_rng([]):
         torch.manual_seed(keyed_hash(seed, purpose))
         yield
+
+
+def new_student(config: StudentConfig) -> Student:
+    """A model with fresh weights."""
+    match config:
+        case MedConfig():
+            return Med(config)
+        case AlbefConfig():
+            return Albef(config)
+        case VqaConfig():
+            return Vqa(config)
+        case NlvrConfig():
+            return Nlvr(config)
+
+
+def starting_model(recipe: Recipe) -> Student:
+    """The model that a recipe's `init_from` gives its task.
+
+    One for questions or for two images is made out of a pre-trained MED, or goes on from one of its
+    own kind.
+
+    Raises:
+        CheckpointError: if it is another model, or cannot be read.
+    """
+    assert recipe.init_from is not None, "a recipe that starts from a model"
+    loaded = read_model(find_model(recipe.init_from))
+    student = find_task(task_name(recipe.task)).student_from(loaded.model)
+    if student is None:
+        raise CheckpointError(
+            f"{loaded.source}: a {loaded.kind} model, which the task {recipe.task!r} cannot start "
+            "from"
+        )
+    return student

@@ -1,9 +1,9 @@
 """Checkpoints: folders that appear whole or not at all, and what is in them.
 
-A checkpoint is a model folder (see `openblip.interop.folder`) with two things beside the weights,
-so that it can be loaded as a model and continued as a run: `run_state.json`, and the folder
-`training_state` (see `openblip.training.state_folder`), which holds weights, teacher, queues and
-the optimiser's moments for any number of processes.
+A checkpoint is a model folder (see `openblip.checkpoints.folder`) with two things beside the
+weights, so that it can be loaded as a model and continued as a run: `run_state.json`, and the
+folder `training_state` (see `openblip.training.state_folder`), which holds weights, teacher, queues
+and the optimiser's moments for any number of processes.
 """
 
 import json
@@ -17,16 +17,15 @@ from typing import Any, Self
 
 import torch
 
-from openblip.atomic import begin_folder, finish_folder, force_to_disk
-from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import CheckpointError, UnwritableError
-from openblip.interop.assembly import fill
-from openblip.interop.folder import write_model
-from openblip.interop.models import empty_model
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.checkpoints.assembly import fill
+from openblip.checkpoints.families import empty_model
+from openblip.checkpoints.folder import write_model
 from openblip.model.lowrank import merge
-from openblip.tasks.protocol import AnyTask
-from openblip.training.distributed import Processes
-from openblip.training.sharding import whole_copies
+from openblip.objectives.task import AnyTask
+from openblip.runtime.atomic import begin_folder, finish_folder, force_to_disk
+from openblip.runtime.errors import CheckpointError, UnwritableError
+from openblip.training.parallelism import Processes, whole_copies
 from openblip.training.state_folder import begin_writing, read_into
 
 STATE_FOLDER = "training_state"

@@ -15,12 +15,11 @@ from statistics import median
 
 import torch
 
-from openblip.errors import CheckpointError, TrainingError
-from openblip.tasks.protocol import AnyTask
+from openblip.objectives.task import AnyTask
+from openblip.runtime.errors import CheckpointError, TrainingError
 from openblip.training.checkpoint import CheckpointStore, RunState, read_checkpoint
-from openblip.training.config import StabilityConfig
-from openblip.training.distributed import Processes
-from openblip.training.sharding import local_part
+from openblip.training.parallelism import Processes, local_part
+from openblip.training.recipe import StabilityConfig
 
 Range = tuple[int, int]
 # Standard deviations of a normal distribution in one median absolute deviation.

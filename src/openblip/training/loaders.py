@@ -4,21 +4,21 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 
-from openblip.data.augmentation import Augmentation
-from openblip.data.curation.flags import LEAKS, count_flagged
-from openblip.data.image_pairs import ImagePairIndex, ImagePairLoader
-from openblip.data.loader import PairLoader
-from openblip.data.mixture import WeightedIndex
-from openblip.data.questions import QuestionIndex, QuestionLoader
-from openblip.data.reading import check_reachable
-from openblip.data.step_loader import AnyLoader
-from openblip.data.table import PairTable
-from openblip.data.tokenizer import TextTokenizer
-from openblip.data.unknown_words import TextSample
-from openblip.errors import DataError, OpenBlipWarning, RecipeError
-from openblip.tasks.settings import ContrastObjectives
-from openblip.training.config import DataConfig, Recipe
-from openblip.training.distributed import Processes
+from openblip.batches.augmentation import Augmentation
+from openblip.batches.image_pairs import ImagePairIndex, ImagePairLoader
+from openblip.batches.loader import PairLoader
+from openblip.batches.mixture import WeightedIndex
+from openblip.batches.questions import QuestionIndex, QuestionLoader
+from openblip.batches.step_loader import AnyLoader
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.batches.unknown_words import TextSample
+from openblip.objectives.settings import ContrastObjectives
+from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
+from openblip.sources.row_images import check_reachable
+from openblip.table.flags import LEAKS, count_flagged
+from openblip.table.table import PairTable
+from openblip.training.parallelism import Processes
+from openblip.training.recipe import DataConfig, Recipe
 
 # Whose texts are looked at before a run begins: a tenth of a second.
 _SAMPLED_EXAMPLES = 2048

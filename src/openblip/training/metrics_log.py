@@ -7,9 +7,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from openblip.atomic import replace_file
-from openblip.documents import read_text
-from openblip.errors import OpenBlipWarning, TrainingError
+from openblip.runtime.atomic import replace_file
+from openblip.runtime.documents import read_text
+from openblip.runtime.errors import OpenBlipWarning, TrainingError
 from openblip.training.trackers import TrackerThread
 
 METRICS_FILE = "metrics.jsonl"

@@ -19,15 +19,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from openblip.atomic import replace_file
-from openblip.documents import read_json
-from openblip.errors import OpenBlipWarning, RecipeError, TrainingError
-from openblip.locks import try_lock
+from openblip.runtime.atomic import replace_file
+from openblip.runtime.documents import read_json
+from openblip.runtime.errors import OpenBlipWarning, RecipeError, TrainingError
+from openblip.runtime.locks import try_lock
 from openblip.training.recipe_file import from_plain
 
 if TYPE_CHECKING:
-    # Whoever lists runs reads logs without torch.
-    from openblip.training.distributed import Processes
+    from openblip.training.parallelism import Processes
 
 LOG_FOLDER = "logs"
 RankEnd = Literal["running", "finished", "interrupted", "failed"]

@@ -7,12 +7,12 @@ from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from openblip.atomic import replace_file
-from openblip.documents import read_yaml
-from openblip.errors import RecipeError
 from openblip.model import MedConfig
-from openblip.tasks.named import is_own, task_needs
-from openblip.training.config import Recipe
+from openblip.objectives.named import is_own, task_needs
+from openblip.runtime.atomic import replace_file
+from openblip.runtime.documents import read_yaml
+from openblip.runtime.errors import RecipeError
+from openblip.training.recipe import Recipe
 
 RECIPE_FILE = "recipe.yaml"
 

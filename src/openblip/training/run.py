@@ -9,17 +9,12 @@ from pathlib import Path
 
 import torch
 
-from openblip.atomic import replace_file
-from openblip.errors import TrainingError, one_line
-from openblip.interop.beginnings import KeyReport
-from openblip.progress import Progress
-from openblip.threads import threads_for
-from openblip.training.allocator import keep_freed_memory, return_freed_memory
-from openblip.training.build import (
-    build_model,
-    build_task,
-    compile_parts,
-)
+from openblip.checkpoints.beginnings import KeyReport
+from openblip.runtime.atomic import replace_file
+from openblip.runtime.errors import TrainingError, one_line
+from openblip.runtime.progress import Progress
+from openblip.runtime.threads import threads_for
+from openblip.training.build import build_model, build_task, compile_parts
 from openblip.training.checkpoint import (
     CheckpointStore,
     CheckpointWriter,
@@ -28,25 +23,25 @@ from openblip.training.checkpoint import (
     read_run_state,
     step_name,
 )
-from openblip.training.config import Recipe
-from openblip.training.distributed import Processes, join_processes, recorded
 from openblip.training.guard import joined, rewind
-from openblip.training.loaders import (
-    judged_texts,
-    open_tables,
-    training_loader,
-    validation_loader,
+from openblip.training.loaders import judged_texts, open_tables, training_loader, validation_loader
+from openblip.training.loop import (
+    Loop,
+    NonFiniteLoss,
+    Reporting,
+    Trainer,
+    keep_freed_memory,
+    return_freed_memory,
 )
-from openblip.training.loop import Loop, Reporting
 from openblip.training.metrics_log import MetricsLog
-from openblip.training.optimiser import build_optimiser, trained_parameters
-from openblip.training.plan import Plan, learning_rates
+from openblip.training.optimiser import Plan, build_optimiser, learning_rates, trained_parameters
+from openblip.training.parallelism import Processes, join_processes, recorded
 from openblip.training.rank_log import RankLog, open_rank_log
+from openblip.training.recipe import Recipe
 from openblip.training.recipe_file import flattened
 from openblip.training.run_dir import check_same_data, prepare, settle
 from openblip.training.step_flops import task_flops
 from openblip.training.trackers import Trackers, open_trackers
-from openblip.training.trainer import NonFiniteLoss, Trainer
 from openblip.training.utilisation import Meter, measure_peak
 
 CHECKPOINT_FOLDER = "checkpoints"

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from openblip.data.step_loader import AnyLoader
-from openblip.data.table import PairTable
-from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import OpenBlipWarning, TrainingError
-from openblip.tasks.settings import ContrastObjectives
+from openblip.batches.step_loader import AnyLoader
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.objectives.settings import ContrastObjectives
+from openblip.runtime.errors import OpenBlipWarning, TrainingError
+from openblip.table.table import PairTable
 from openblip.training.build import make_tokenizer, resolve
-from openblip.training.config import Recipe
-from openblip.training.distributed import Processes
 from openblip.training.loaders import with_fitting_queue
+from openblip.training.parallelism import Processes
+from openblip.training.recipe import Recipe
 from openblip.training.recipe_file import RECIPE_FILE, difference, read_recipe, write_recipe
 
 TOKENIZER_FOLDER = "tokenizer"

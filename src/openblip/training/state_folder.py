@@ -21,10 +21,10 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import async_save
 from torch.distributed.tensor import DTensor
 
-from openblip.errors import CheckpointError
-from openblip.interop.assembly import check_names, check_shape
-from openblip.tasks.protocol import AnyTask
-from openblip.training.distributed import Processes
+from openblip.checkpoints.assembly import check_names, check_shape
+from openblip.objectives.task import AnyTask
+from openblip.runtime.errors import CheckpointError
+from openblip.training.parallelism import Processes
 
 _TASK, _MOMENTS = "task.", "optimiser."
 # A damaged file raises many kinds; what happens in another process is no `Exception` of DCP's.

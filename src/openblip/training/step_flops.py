@@ -1,9 +1,9 @@
 """Arithmetic of a training step, counted from the model's sizes and the batch's shape."""
 
-from openblip.data.examples import Examples
-from openblip.data.image_pairs import ImagePairBatch
-from openblip.data.loader import Batch
-from openblip.data.questions import QuestionBatch
+from openblip.batches.image_pairs import ImagePairBatch
+from openblip.batches.loader import Batch
+from openblip.batches.questions import QuestionBatch
+from openblip.batches.step_loader import Examples
 from openblip.model import MedConfig
 from openblip.model.config import AlbefConfig, AlbefHead, Head
 from openblip.model.flops import (
@@ -18,16 +18,13 @@ from openblip.model.flops import (
     twin_flops,
 )
 from openblip.model.lowrank import low_rank_layers
-from openblip.model.nlvr import NlvrConfig
-from openblip.model.vqa import VqaConfig
-from openblip.tasks.albef import AlbefTask
-from openblip.tasks.captioner import CaptionerTask
-from openblip.tasks.clip import ClipTask
-from openblip.tasks.contrastive import ContrastiveTask
-from openblip.tasks.nlvr import NlvrTask
-from openblip.tasks.pretrain import PretrainTask
-from openblip.tasks.protocol import AnyTask
-from openblip.tasks.vqa import VqaTask
+from openblip.model.vqa import NlvrConfig, VqaConfig
+from openblip.objectives.albef import AlbefTask
+from openblip.objectives.clip import ClipTask
+from openblip.objectives.contrastive import ContrastiveTask
+from openblip.objectives.finetune import CaptionerTask, NlvrTask, VqaTask
+from openblip.objectives.pretrain import PretrainTask
+from openblip.objectives.task import AnyTask
 
 # A backward pass costs twice its forward.
 _TRAINED = 3

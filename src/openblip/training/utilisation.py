@@ -6,7 +6,7 @@ from functools import cache
 
 import torch
 
-from openblip.model.linear import has_onednn, onednn_linear
+from openblip.model.kernels import has_onednn, onednn_linear
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:

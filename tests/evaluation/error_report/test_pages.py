@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from openblip.data.table import PairRow, PairTable
-from openblip.evaluation.caption import evaluate_caption
+from openblip.evaluation.captioning import evaluate_caption
 from openblip.evaluation.error_report.caption import write_caption_report
 from openblip.evaluation.error_report.retrieval import write_retrieval_report
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.inference import Blip, Decoding
+from openblip.table.table import PairRow, PairTable
 
 SHORT = Decoding(method="greedy", max_length=10)
 EVIL = "<script>alert(1)</script> dog"

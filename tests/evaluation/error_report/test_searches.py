@@ -3,13 +3,8 @@
 import numpy as np
 import pytest
 
-from openblip.evaluation.error_report.searches import (
-    image_searches,
-    judged_pairs,
-    text_searches,
-)
-from openblip.evaluation.matching import NOT_RANKED
-from openblip.evaluation.retrieval import Gallery, PairScores
+from openblip.evaluation.error_report.retrieval import image_searches, judged_pairs, text_searches
+from openblip.evaluation.retrieval import NOT_RANKED, Gallery, PairScores
 
 
 @pytest.fixture

@@ -6,16 +6,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from openblip.data.questions import Question
-from openblip.data.table import PairRow, PairTable
-from openblip.data.tokenizer import TextTokenizer
-from openblip.errors import DataError
+from openblip.batches.questions import Question
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.evaluation.error_report.vqa import write_vqa_report
-from openblip.evaluation.units import unit_scores
+from openblip.evaluation.results import unit_scores
 from openblip.evaluation.vqa import AnsweredQuestion, VqaResult, evaluate_vqa, question_accuracies
 from openblip.inference import Answer, Blip
 from openblip.model import TextConfig, VisionConfig
 from openblip.model.vqa import Vqa, VqaConfig
+from openblip.runtime.errors import DataError
+from openblip.table.table import PairRow, PairTable
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from math import log, sqrt
 
 import pytest
 
-from openblip.evaluation.error_report.wording import lengths, ngram_use, vocabulary
+from openblip.evaluation.error_report.caption import lengths, ngram_use, vocabulary
 
 
 def test_overused_words_come_first_and_missing_ones_last() -> None:

@@ -1,18 +1,23 @@
-"""The page of a captioning: worst and best captions, words used too often or too seldom."""
+"""The page of a captioning: worst and best captions, words used too often or too seldom.
+
+What captions say more, or less, often than human ones do.
+"""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import chain
+from math import log, sqrt
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from openblip.data.reading import table_images
-from openblip.data.table import PairTable
-from openblip.evaluation.caption import CaptionResult
-from openblip.evaluation.error_report.wording import NgramUse, lengths, ngram_use, vocabulary
-from openblip.page import CardText, Curve, Page, curves
+from openblip.evaluation.captioning import CaptionResult
+from openblip.metrics.caption_tokens import caption_tokens
+from openblip.runtime.page import CardText, Curve, Page, curves
+from openblip.sources.row_images import table_images
+from openblip.table.table import PairTable
 
 _WORST, _BEST = 24, 8
 _NGRAMS = 20
@@ -111,6 +116,17 @@ def _words(page: Page, result: CaptionResult) -> None:
     )
 
 
+@dataclass(frozen=True)
+class NgramUse:
+    """How often an n-gram stands in the captions, and in the references."""
+
+    words: str
+    captions: int
+    references: int
+    z: float
+    """Log-odds of the captions against the references, in its standard deviations."""
+
+
 def _use_row(use: NgramUse, sizes: tuple[int, int]) -> list[str]:
     model, human = 100 * use.captions / sizes[0], 100 * use.references / sizes[1]
     return [use.words, f"{model:.1f}", f"{human:.1f}", f"{use.z:+.1f}"]
@@ -154,3 +170,51 @@ def _cards(
         human = [CardText(text, "") for text in result.references[key]]
         cards.append([CardText(result.captions[key], tag), *human])
     page.cards(zip(images, cards, strict=True))
+
+
+_LONGEST = 3
+# Part of the pooled counts that every n-gram has beforehand on both sides.
+_PRIOR = 0.1
+
+
+def ngram_use(captions: Iterable[str], references: Iterable[str]) -> list[NgramUse]:
+    """N-grams of 1 to 3 words, the most overused first and the most underused last.
+
+    Compared by the log-odds ratio with an informative Dirichlet prior (Monroe, Colaresi and Quinn,
+    2008, "Fightin' Words", section 3.3), which neither favours rare words nor common ones; the
+    prior is a tenth of the pooled counts, order by order.
+    """
+    ours, theirs = (_counts(texts) for texts in (captions, references))
+    found = []
+    for counts, human in zip(ours, theirs, strict=True):
+        prior = {ngram: _PRIOR * (counts[ngram] + human[ngram]) for ngram in {*counts, *human}}
+        total = sum(prior.values())
+        sizes = counts.total() + total, human.total() + total
+        for ngram, beforehand in prior.items():
+            a, b = counts[ngram] + beforehand, human[ngram] + beforehand
+            odds = log(a) - log(sizes[0] - a or beforehand)
+            odds -= log(b) - log(sizes[1] - b or beforehand)
+            words = " ".join(ngram)
+            found.append(NgramUse(words, counts[ngram], human[ngram], odds / sqrt(1 / a + 1 / b)))
+    return sorted(found, key=lambda use: (-use.z, use.words))
+
+
+def lengths(texts: Iterable[str]) -> list[float]:
+    """Share of the texts that have 0, 1, 2, ... words."""
+    counts = Counter(len(caption_tokens(text)) for text in texts)
+    longest = max(counts, default=0)
+    return [counts[length] / counts.total() for length in range(longest + 1)]
+
+
+def vocabulary(texts: Iterable[str]) -> int:
+    """Number of different words."""
+    return len({word for text in texts for word in caption_tokens(text)})
+
+
+def _counts(texts: Iterable[str]) -> Sequence[Counter[tuple[str, ...]]]:
+    counts: list[Counter[tuple[str, ...]]] = [Counter() for _ in range(_LONGEST)]
+    for text in texts:
+        words = caption_tokens(text)
+        for order, of_order in enumerate(counts, 1):
+            of_order.update(words[at : at + order] for at in range(len(words) - order + 1))
+    return counts

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
-from openblip.data.reading import table_images
-from openblip.data.table import PairTable
-from openblip.errors import DataError
 from openblip.evaluation.vqa import VqaResult, question_accuracies
 from openblip.inference import Answer
-from openblip.page import CardText, Curve, Page, curves
+from openblip.runtime.errors import DataError
+from openblip.runtime.page import CardText, Curve, Page, curves
+from openblip.sources.row_images import table_images
+from openblip.table.table import PairTable
 
 _TYPES = 16
 _CONFUSIONS = 24

@@ -1,0 +1,1 @@
+"""From rows to batches: mixture, shuffling, transforms, tokenizer, loaders."""

@@ -1,0 +1,1 @@
+"""Checkpoint layouts (ours, the original's, that of `transformers`), and how they are fetched."""

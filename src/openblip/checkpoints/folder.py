@@ -1,0 +1,338 @@
+"""Our model folder: `config.json`, `model.safetensors`, `tokenizer.json`.
+
+The only file that knows this layout; version 1 is the current one.
+
+What a model was trained as, in the words of each layout.
+"""
+
+import json
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+from openblip.batches.tokenizer import TOKENIZER_FILE, TextTokenizer
+from openblip.batches.transforms import IMAGE_MEAN, IMAGE_STD
+from openblip.checkpoints.assembly import fill, read_safetensors, reason_of, write_safetensors
+from openblip.checkpoints.families import (
+    FEWEST_TOKENS,
+    AnyConfig,
+    AnyModel,
+    check_vocabulary,
+    empty_model,
+    state_to_write,
+)
+from openblip.checkpoints.huggingface_config import HuggingFaceKind
+from openblip.checkpoints.original_layout import Kind
+from openblip.model import Med, MedConfig
+from openblip.model.config import AlbefConfig, config_from_dict, config_to_dict
+from openblip.model.dual import DualConfig
+from openblip.model.vqa import NlvrConfig, VqaConfig
+from openblip.runtime.atomic import replace_folder
+from openblip.runtime.errors import CheckpointError, DataError, RecipeError
+
+FolderKind = Literal["pretrain", "captioner", "filter", "vqa", "nlvr", "dual_encoder", "albef"]
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+_OTHER_LAYOUT = "this is no folder of OpenBLIP's layout; `openblip.load` reads the others, too"
+_FORMAT = "openblip"
+_VERSION = 1
+_CONFIGS: dict[str, type[AnyConfig]] = {
+    "pretrain": MedConfig,
+    "captioner": MedConfig,
+    "filter": MedConfig,
+    "vqa": VqaConfig,
+    "nlvr": NlvrConfig,
+    "dual_encoder": DualConfig,
+    "albef": AlbefConfig,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderConfig:
+    """What `config.json` says of a model."""
+
+    model: AnyConfig
+    """Sizes and heads."""
+    kind: FolderKind
+    """What the model was trained as."""
+    max_tokens: int
+    """Longest text, special tokens included."""
+    trained: tuple[str, ...] | None = None
+    """Heads that its last training was for; None where that was not noted."""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the square that images are resized to, in pixels."""
+        return self.model.vision.image_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadedModel:
+    """A model folder in memory."""
+
+    model: AnyModel
+    """On the CPU, in training mode; its weights are mapped from the file."""
+    tokenizer: TextTokenizer
+    """The one that it was trained with."""
+    kind: FolderKind
+    """What it was trained as."""
+    image_size: int
+    """Side of the square that images are resized to, in pixels."""
+    max_tokens: int
+    """Longest text, special tokens included."""
+    source: str
+    """What errors name."""
+    trained: tuple[str, ...] | None = None
+    """Heads that its last training was for; None where that was not noted."""
+
+    @property
+    def med(self) -> Med:
+        """The model, of a kind that is a `Med`.
+
+        Raises:
+            CheckpointError: if it is another model, such as one that answers questions.
+        """
+        if not isinstance(self.model, Med):
+            raise CheckpointError(
+                f"{self.source}: a {self.kind} model; give a pre-trained one, a captioner or a "
+                "filter"
+            )
+        return self.model
+
+
+def save_folder(
+    folder: Path,
+    model: AnyModel,
+    tokenizer: TextTokenizer,
+    kind: str,
+    max_tokens: int,
+    trained: Collection[str] | None = None,
+) -> None:
+    """Write a model folder, whole or not at all; one that was there is replaced.
+
+    Raises:
+        CheckpointError: if it cannot be written, or `folder` holds something else than a model.
+        ValueError: if there is no such kind, or it is of another model.
+    """
+    check_replaceable(folder, (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE))
+    try:
+        with replace_folder(folder) as unfinished:
+            write_model(unfinished, model, tokenizer, kind, max_tokens, trained)
+    except OSError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def write_model(
+    folder: Path,
+    model: AnyModel,
+    tokenizer: TextTokenizer,
+    kind: str,
+    max_tokens: int,
+    trained: Collection[str] | None = None,
+) -> None:
+    """Write the files of a model into a folder that is there, beside what else it holds.
+
+    Raises:
+        OSError: if they cannot be written.
+        CheckpointError: if `read_folder` would not give the model back.
+        ValueError: if there is no such kind, or it is of another model.
+    """
+    expected = _CONFIGS[_one_of(get_args(FolderKind), "kind", kind)]
+    if not isinstance(model.config, expected):
+        raise ValueError(f"kind {kind!r} is not a {type(model).__name__}")
+    check_vocabulary(model, tokenizer, max_tokens)
+    state = state_to_write(model)
+    config = {
+        "format": _FORMAT,
+        "format_version": _VERSION,
+        "kind": kind,
+        "model": config_to_dict(model.config),
+        "preprocess": _preprocess(model.config),
+        "text": {"max_tokens": max_tokens},
+    }
+    if trained:
+        config["trained"] = list(trained)
+    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    write_safetensors(folder / WEIGHTS_FILE, state)
+    tokenizer.save(folder)
+
+
+def read_folder(folder: Path) -> LoadedModel:
+    """The model of a folder, without a copy of its weights: they are read when they are used.
+
+    Raises:
+        CheckpointError: if a file is missing, damaged, or does not fit the others.
+    """
+    config = read_config(folder)
+    weights = read_safetensors(folder / WEIGHTS_FILE)
+    model = fill(empty_model(config.model), weights, str(folder / WEIGHTS_FILE))
+    try:
+        tokenizer = TextTokenizer.from_file(folder / TOKENIZER_FILE)
+    except DataError as error:
+        raise CheckpointError(f"{folder}: the tokenizer cannot be read ({error})") from error
+    if tokenizer.vocab_size != config.model.text.vocab_size:
+        raise CheckpointError(
+            f"{folder / TOKENIZER_FILE} has {tokenizer.vocab_size} tokens, but text.vocab_size in "
+            f"{CONFIG_FILE} is {config.model.text.vocab_size}; restore the model's own tokenizer"
+        )
+    return LoadedModel(
+        model=model,
+        tokenizer=tokenizer,
+        kind=config.kind,
+        image_size=config.image_size,
+        max_tokens=config.max_tokens,
+        source=str(folder),
+        trained=config.trained,
+    )
+
+
+def read_config(folder: Path) -> FolderConfig:
+    """What a folder's `config.json` says; the weights are not looked at.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, or of another or a later format.
+    """
+    if folder.is_file():
+        raise CheckpointError(f"{folder}: {_OTHER_LAYOUT}")
+    path = folder / CONFIG_FILE
+    values = read_json(path)
+    _check_format(values, path)
+    try:
+        kind = _one_of(get_args(FolderKind), "kind", values["kind"])
+        config = FolderConfig(
+            model=config_from_dict(_CONFIGS[kind], values["model"]),
+            kind=cast("FolderKind", kind),
+            max_tokens=_max_tokens(values["text"]["max_tokens"]),
+            trained=_trained(values.get("trained")),
+        )
+        _check_heads_are_said(values["model"])
+        preprocess = {name: values["preprocess"][name] for name in ("image_size", "mean", "std")}
+    except KeyError as error:
+        raise CheckpointError(f"{path}: missing {error.args[0]!r}") from error
+    except (RecipeError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path}: {reason_of(error)}") from error
+    if preprocess != _preprocess(config.model):
+        raise CheckpointError(
+            f"{path}: preprocess is {preprocess!s:.120}, but this model's images are prepared with "
+            f"{_preprocess(config.model)}"
+        )
+    return config
+
+
+def _preprocess(config: AnyConfig) -> dict[str, Any]:
+    size = config.vision.image_size
+    return {"image_size": size, "mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)}
+
+
+def _trained(value: Any) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(isinstance(head, str) for head in value):
+        raise ValueError(f"trained is {value!r}, not a list of heads")
+    return tuple(value)
+
+
+def _max_tokens(value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < FEWEST_TOKENS:
+        raise ValueError(f"text.max_tokens is {value!r:.40}; expected {FEWEST_TOKENS} or more")
+    return value
+
+
+def _check_heads_are_said(model: Mapping[str, Any]) -> None:
+    """A default in their place would change what the model computes, and no weight shows them."""
+    for part in ("vision", "text"):
+        for field in ("heads", "norm_eps"):
+            if field not in model.get(part, {}):
+                raise ValueError(f"missing model.{part}.{field!r}")
+
+
+def _one_of(allowed: tuple[str, ...], name: str, value: str) -> str:
+    if value not in allowed:
+        raise ValueError(f"{name} {value!r:.40} is not one of {', '.join(allowed)}")
+    return value
+
+
+def _check_format(values: dict[str, Any], path: Path) -> None:
+    if values.get("format") != _FORMAT:
+        raise CheckpointError(
+            f"{path}: format is {values.get('format')!r:.40}, expected {_FORMAT!r}; {_OTHER_LAYOUT}"
+        )
+    if values.get("format_version") != _VERSION:
+        raise CheckpointError(
+            f"{path}: format_version is {values.get('format_version')!r:.40}, this version of "
+            f"OpenBLIP reads {_VERSION}; update OpenBLIP"
+        )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, or holds something else.
+    """
+    try:
+        # Some editors put a byte order mark before the text.
+        values = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path}: no such file; expected a model folder") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path}: cannot be read as JSON ({reason_of(error)})") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path}: holds no JSON object")
+    return values
+
+
+def check_replaceable(folder: Path, known: Collection[str]) -> None:
+    """Nothing, if a folder is absent or holds known files alone.
+
+    A wrong path must not cost a photo collection.
+
+    Raises:
+        CheckpointError: naming what else is there.
+    """
+    if folder.is_file():
+        raise CheckpointError(f"{folder}: is a file; give a folder")
+    others = sorted(p.name for p in folder.iterdir()) if folder.is_dir() else []
+    if unknown := [name for name in others if name not in known]:
+        raise CheckpointError(
+            f"{folder}: holds {unknown[0]}, which is not part of a model; give an empty folder"
+        )
+
+
+# The original's code cuts the texts of each kind to so many tokens; sentences about two images
+# it does not cut.
+FROM_ORIGINAL: dict[Kind, tuple[str, int | None]] = {
+    "pretrain": ("pretrain", 30),
+    "caption": ("captioner", 40),
+    "retrieval": ("filter", 35),
+    "itm": ("filter", 35),
+    "vqa": ("vqa", 35),
+    "nlvr": ("nlvr", None),
+    "albef_pretrain": ("albef", 30),
+    "albef_retrieval": ("albef", 30),
+}
+"""Our kind and longest text, for the original's kinds that can be used here."""
+
+TO_ORIGINAL: dict[str, Kind] = {
+    "pretrain": "pretrain",
+    "captioner": "caption",
+    "filter": "retrieval",
+    "vqa": "vqa",
+    "nlvr": "nlvr",
+}
+"""As what the original writes a model of ours."""
+
+FROM_HUGGINGFACE: dict[HuggingFaceKind, str] = {
+    "caption": "captioner",
+    "retrieval": "filter",
+    "vqa": "vqa",
+    "dual": "dual_encoder",
+}
+"""Our kind for the classes of `transformers`."""
+
+TO_HUGGINGFACE: dict[str, HuggingFaceKind] = {
+    ours: theirs for theirs, ours in FROM_HUGGINGFACE.items()
+}
+"""As which class `transformers` has a model of ours; a pre-trained one is none alone."""

@@ -1,0 +1,510 @@
+"""Conversion between checkpoints of the original BLIP or ALBEF and ours, both ways and strictly.
+
+Every key is either converted, or dropped with a reason that the result names, or an error.
+
+What is read of an original checkpoint besides its model.
+
+Reading and writing files in the original's layout: `.pth`, or `.safetensors`.
+
+What the original layout has no place for, as a note beside the weights in its files.
+
+The originals' code reads `checkpoint["model"]` alone, and does not see it. No shape shows how many
+heads attention has, and no key holds the vocabulary.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.checkpoints.assembly import (
+    Shapes,
+    check_names,
+    fill,
+    read_metadata,
+    read_safetensors,
+    reason_of,
+    shapes_of,
+    write_safetensors,
+)
+from openblip.checkpoints.conversion import StateReader, split_parts, write_state
+from openblip.checkpoints.families import (
+    AnyConfig,
+    AnyModel,
+    check_own_encoder,
+    empty_model,
+    state_to_write,
+)
+from openblip.checkpoints.original_layout import (
+    ALBEF_HEADS,
+    MED_HEADS,
+    MOMENTUM,
+    POSITION_IDS,
+    SECTIONS,
+    Kind,
+    Momentum,
+    NameMap,
+    OriginalConfig,
+    detect_kind,
+    infer_config,
+    teacher_config,
+)
+from openblip.checkpoints.pickled import plain_names, read_pickle, read_state
+from openblip.model import Med
+from openblip.model.albef import Albef
+from openblip.model.config import check_size
+from openblip.model.vqa import Nlvr, Vqa
+from openblip.runtime.atomic import replace_file
+from openblip.runtime.errors import CheckpointError, RecipeError
+
+_SHARING = "all_but_self_attention"
+_TEMPERATURE = 0.07
+
+
+@dataclass(frozen=True)
+class OriginalQueues:
+    """Contents of the original's feature queues, in our orientation."""
+
+    image_embed: Tensor
+    """(queue, embed), unit length."""
+    text_embed: Tensor
+    """(queue, embed), unit length."""
+    pointer: int
+    """Where the next batch is written."""
+    image_ids: Tensor | None = None
+    """int64 (queue,), of retrieval alone; -100 where no image has been."""
+
+
+@dataclass(frozen=True)
+class OriginalCheckpoint:
+    """An original checkpoint in our names."""
+
+    kind: Kind
+    """Which of the original's models it is."""
+    config: OriginalConfig
+    """Sizes of the model."""
+    student: dict[str, Tensor]
+    """State of the model; not copied from the input where the names map one to one."""
+    teacher: dict[str, Tensor] | None
+    """State of the momentum model, a `Med` with the head itc, or of ALBEF all but the itm head;
+    None where there is none."""
+    queues: OriginalQueues | None
+    """None where there are none."""
+    dropped: dict[str, str]
+    """Keys that have no place in ours, with the reason."""
+    source: str
+    """What errors name."""
+
+    def model(self) -> AnyModel:
+        """The model of the kind, whose weights are the tensors of `student` themselves."""
+        return fill(empty_model(self.config), self.student, self.source)
+
+    def med(self) -> Med:
+        """The model, of a kind that is a `Med`.
+
+        Raises:
+            CheckpointError: for a question-answering, two-image or ALBEF checkpoint.
+        """
+        model = self.model()
+        if not isinstance(model, Med):
+            raise CheckpointError(
+                f"{self.source}: a checkpoint of the kind {self.kind}; expected a pre-trained, "
+                "caption, retrieval or itm one of BLIP"
+            )
+        return model
+
+    def teacher_model(self) -> Med | Albef:
+        """The momentum model, whose weights are the tensors of `teacher` themselves.
+
+        Raises:
+            CheckpointError: if the kind has none.
+        """
+        if self.teacher is None:
+            raise CheckpointError(
+                f"{self.source}: this {self.kind} checkpoint has no momentum model; load a "
+                "pre-trained or retrieval one with its parts *_m"
+            )
+        teacher = empty_model(teacher_config(self.config))
+        assert isinstance(teacher, Med | Albef)
+        return fill(teacher, self.teacher, self.source)
+
+
+ConfigT = TypeVar("ConfigT", bound=AnyConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OriginalNote:
+    """What a file in the original layout says besides its weights."""
+
+    vision: Mapping[str, Any]
+    """Fields of the image encoder's configuration that no weight shows."""
+    text: Mapping[str, Any]
+    """The same of the text stack."""
+    temperature: float | None = None
+    """Of the contrast, which some kinds do not store; None where there is none."""
+    max_tokens: int | None = None
+    """Longest text, special tokens included; None, as long as the kind's usually are."""
+    tokenizer: str | None = None
+    """What `tokenizer.json` holds; None, the vocabulary is elsewhere."""
+
+    @staticmethod
+    def of(
+        model: AnyModel, tokenizer: TextTokenizer | None = None, max_tokens: int | None = None
+    ) -> "OriginalNote":
+        """The note of a model."""
+        temperature = model.state_dict().get("temperature")
+        return OriginalNote(
+            vision={name: getattr(model.config.vision, name) for name in _VISION},
+            text={name: getattr(model.config.text, name) for name in _TEXT},
+            temperature=None if temperature is None else temperature.item(),
+            max_tokens=max_tokens,
+            tokenizer=None if tokenizer is None else tokenizer.to_json(),
+        )
+
+    @staticmethod
+    def from_json(text: object, source: str) -> "OriginalNote":
+        """The note that `to_json` wrote.
+
+        Raises:
+            CheckpointError: if it is damaged.
+        """
+        try:
+            note = OriginalNote(**json.loads(cast("str", text)))
+            _check(note)
+        except (RecipeError, TypeError, ValueError, RecursionError) as error:
+            raise CheckpointError(
+                f"{source}: its note {NOTE_KEY!r} is damaged ({error!s:.80}); convert the model "
+                "again"
+            ) from error
+        return note
+
+    def to_json(self) -> str:
+        """The note as text."""
+        return json.dumps(asdict(self))
+
+    def added_to(self, config: ConfigT, source: str) -> ConfigT:
+        """A configuration that was told from shapes, with what they do not show.
+
+        Raises:
+            CheckpointError: if the two contradict each other.
+        """
+        try:
+            return replace(
+                config,
+                vision=replace(config.vision, **self.vision),
+                text=replace(config.text, **self.text),
+            )
+        except (RecipeError, TypeError) as error:
+            raise CheckpointError(f"{source}: {reason_of(error)}") from error
+
+
+def from_original(
+    tensors: Mapping[str, Tensor],
+    source: str = "the checkpoint",
+    *,
+    vision_heads: int | None = None,
+    text_heads: int | None = None,
+    note: OriginalNote | None = None,
+) -> OriginalCheckpoint:
+    """The checkpoint in our names; tensors on the meta device are checked by shape alone.
+
+    Args:
+        tensors: the original's state dict.
+        source: what errors name, usually the file.
+        vision_heads: attention heads, which no shape shows; one per 64 channels by default.
+        text_heads: the same for the text.
+        note: what the file says that no shape shows; goes before the two above.
+
+    Raises:
+        CheckpointError: if a key is missing, unknown, of another shape, or unequal to the one
+            that it is tied to; nothing is left out silently, positions of another image size
+            neither.
+    """
+    kind = detect_kind(tensors, source)
+    if note is not None:
+        vision_heads, text_heads = note.vision["heads"], note.text["heads"]
+    config = infer_config(kind, tensors, source, vision_heads, text_heads)
+    if note is not None:
+        config = note.added_to(config, source)
+    reader = OriginalReader(tensors, source)
+    student_shapes = shapes_of(empty_model(config))
+    student = reader.state(student_shapes, NameMap(SECTIONS[kind]))
+    if kind == "itm":
+        # The original's class for matching has no temperature, and its scores use none.
+        noted = note.temperature if note is not None else None
+        student["temperature"] = torch.tensor(_TEMPERATURE if noted is None else noted)
+    teacher, queues = None, None
+    if momentum := MOMENTUM.get(kind):
+        sizes = teacher_config(config)
+        # Many leave out what training alone needs.
+        if reader.has_teacher():
+            teacher = reader.state(shapes_of(empty_model(sizes)), NameMap(momentum.sections))
+            teacher["temperature"] = student["temperature"]
+            reader.drop_unused_teacher(student_shapes, momentum)
+        if reader.has_queues(momentum):
+            queues = reader.queues(momentum, sizes.embed_dim)
+    reader.drop_position_ids(config.text.max_positions)
+    check_names(set(), reader.unread, source)
+    return OriginalCheckpoint(kind, config, student, teacher, queues, reader.dropped, source)
+
+
+def to_original(
+    model: AnyModel,
+    kind: Kind | None = None,
+    *,
+    teacher: Med | Albef | None = None,
+    queues: OriginalQueues | None = None,
+) -> dict[str, Tensor]:
+    """The original's complete state dict of a model; tensors are shared with it, not copied.
+
+    Args:
+        model: what is written.
+        kind: as which of the original's models; by default as the one with all its heads.
+        teacher: momentum model; by default, and for what it lacks of the original's always, the
+            model's own weights, as where the original begins.
+        queues: by default random unit vectors, as where the original begins.
+
+    Raises:
+        MissingHead: if the model lacks a head that the kind has.
+        CheckpointError: if the kind is of another model, the decoder shares other parts than in
+            the original, or the model's configuration does not describe it.
+    """
+    check_own_encoder(model, "the original layout")
+    kind = kind or _natural_kind(model)
+    _check_fits(model, kind)
+    state = state_to_write(model)
+    written = write_state(state, NameMap(SECTIONS[kind]))
+    if momentum := MOMENTUM.get(kind):
+        assert isinstance(model, Med | Albef)
+        names = NameMap((*momentum.sections, *momentum.unused))
+        written |= write_state(state | (teacher.state_dict() if teacher else {}), names)
+        queues = queues or _initial_queues(momentum.queue_size, model.config.embed_dim)
+        written |= _write_queues(momentum, queues)
+    positions = torch.arange(model.config.text.max_positions)[None]
+    word_embeddings = ".embeddings.word_embeddings.weight"
+    for key in [key for key in written if key.endswith(word_embeddings)]:
+        written[key.removesuffix(word_embeddings) + POSITION_IDS] = positions
+    return written
+
+
+def export_gradients(
+    gradients: Mapping[str, Tensor | None], kind: Kind
+) -> dict[str, Tensor | None]:
+    """Gradients by the original's parameter names; a tied parameter appears once, as there.
+
+    Args:
+        gradients: of a model's parameters by our names; None where there is none.
+        kind: which of the original's models they are compared with.
+
+    Raises:
+        CheckpointError: if a name is not part of that model.
+    """
+    names = NameMap(SECTIONS[kind])
+    exported: dict[str, Tensor | None] = {}
+    for name, gradient in gradients.items():
+        places = names.places(name)
+        if not places:
+            raise CheckpointError(f"{name} is not a parameter of the original's {kind} model")
+        whole = dict.fromkeys(places[0]) if gradient is None else split_parts(gradient, places[0])
+        exported.update(whole)
+    return exported
+
+
+def _write_queues(momentum: Momentum, queues: OriginalQueues) -> dict[str, Tensor]:
+    written = {
+        "image_queue": queues.image_embed.T.contiguous(),
+        "text_queue": queues.text_embed.T.contiguous(),
+        momentum.queue_position: torch.tensor([queues.pointer]),
+    }
+    if momentum.has_image_ids:
+        unknown = torch.full((len(queues.image_embed),), -100)
+        ids = unknown if queues.image_ids is None else queues.image_ids
+        written["idx_queue"] = ids[None]
+    return written
+
+
+def _initial_queues(size: int, embed_dim: int) -> OriginalQueues:
+    generator = torch.Generator().manual_seed(0)
+    images, texts = (
+        F.normalize(torch.randn(size, embed_dim, generator=generator), dim=1) for _ in range(2)
+    )
+    return OriginalQueues(images, texts, pointer=0)
+
+
+def _natural_kind(model: AnyModel) -> Kind:
+    if isinstance(model, Albef):
+        return "albef_pretrain" if "mlm" in model.config.heads else "albef_retrieval"
+    if isinstance(model, Med):
+        kinds: tuple[Kind, ...] = ("pretrain", "itm", "caption", "feature_extractor")
+        fitting = [k for k in kinds if set(MED_HEADS[k]) <= set(model.config.heads)]
+        if not fitting:
+            raise CheckpointError(
+                f"the original has no model with the heads {', '.join(model.config.heads)} alone"
+            )
+        return fitting[0]
+    return "vqa" if isinstance(model, Vqa) else "nlvr"
+
+
+def _check_fits(model: AnyModel, kind: Kind) -> None:
+    expected = Albef if kind in ALBEF_HEADS else {"vqa": Vqa, "nlvr": Nlvr}.get(kind, Med)
+    if not isinstance(model, expected):
+        raise CheckpointError(
+            f"{type(model).__name__} cannot be written as a checkpoint of the kind {kind}; it is "
+            "another model"
+        )
+    if isinstance(model, Albef):
+        for albef_head in ALBEF_HEADS[kind]:
+            model.require(albef_head)
+        return
+    if isinstance(model, Med):
+        for head in MED_HEADS[kind]:
+            if not (head == "multimodal" and "itm" in model.config.heads):
+                model.require(head)
+    if model.config.text.sharing != _SHARING:
+        raise CheckpointError(
+            f"text.sharing {model.config.text.sharing!r} has no place in the original layout, "
+            f"which knows {_SHARING!r} alone"
+        )
+
+
+_QUEUES = ("image_queue", "text_queue", "idx_queue")
+
+
+class OriginalReader(StateReader):
+    """Reads what the originals alone store: a momentum model's idle parts, and queues."""
+
+    def has_teacher(self) -> bool:
+        """Whether there is anything of a momentum model."""
+        return any(key.split(".")[0].endswith("_m") for key in self.tensors)
+
+    def has_queues(self, momentum: Momentum) -> bool:
+        """Whether there is anything of the queues."""
+        return bool({*_QUEUES, momentum.queue_position} & set(self.tensors))
+
+    def drop_unused_teacher(self, shapes: Shapes, momentum: Momentum) -> None:
+        """Leave out what the momentum model has and never runs; the student's shapes are its.
+
+        Raises:
+            CheckpointError: if a key is missing or of another shape.
+        """
+        names = NameMap(momentum.unused)
+        for name, shape in shapes.items():
+            for place in names.places(name):
+                self.parts(place, shape)
+                for key in place:
+                    self.dropped[key] = "cross-attention of the teacher: updated, but never run"
+
+    def queues(self, momentum: Momentum, embed_dim: int) -> OriginalQueues:
+        """The queues, in our orientation.
+
+        Raises:
+            CheckpointError: if a key is missing or of another shape.
+        """
+        size = self.tensors["image_queue"].shape[-1] if "image_queue" in self.tensors else 0
+        images = self.take("image_queue", (embed_dim, size))
+        texts = self.take("text_queue", (embed_dim, size))
+        pointer = self.take(momentum.queue_position, (1,))
+        ids = self.take("idx_queue", (1, size))[0] if momentum.has_image_ids else None
+        position = 0 if pointer.is_meta else int(pointer.nan_to_num())
+        return OriginalQueues(images.T.contiguous(), texts.T.contiguous(), position, ids)
+
+
+_REMEDY = "fetch the file again, or give a .pth or .safetensors file of the original BLIP"
+
+
+def read_original(path: Path) -> dict[str, Tensor]:
+    """The state dict of an original checkpoint, memory-mapped; see `original.from_original`.
+
+    No code of the file is run: a pickle of anything but tensors and plain values is refused.
+
+    Args:
+        path: a `.safetensors` file, or one by `torch.save` that holds the state dict, or holds it
+            under "model" as the original's training scripts do, or wrapped as others do.
+
+    Raises:
+        CheckpointError: if the file is missing, damaged, or holds no tensors.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return plain_names(read_safetensors(path), str(path))
+    return plain_names(read_state(path, _REMEDY, "the file, which has no 'model',"), str(path))
+
+
+def read_note(path: Path) -> OriginalNote | None:
+    """What a file says besides its weights; None of one that OpenBLIP has not written.
+
+    Raises:
+        CheckpointError: if the file or its note is damaged.
+    """
+    if path.suffix == ".safetensors":
+        text = read_metadata(path).get(NOTE_KEY)
+    else:
+        text = read_pickle(path, _REMEDY).get(NOTE_KEY)
+    return None if text is None else OriginalNote.from_json(text, str(path))
+
+
+def write_original(
+    path: Path, tensors: Mapping[str, Tensor], note: OriginalNote | None = None
+) -> None:
+    """Write a state dict, whole or not at all: `.safetensors` by its ending, else for `torch.load`.
+
+    A `.pth` has the state dict under "model", and stores tied weights once.
+
+    Args:
+        path: replaced if it exists.
+        tensors: see `original.to_original`.
+        note: what they do not show; without it, whoever reads the file has to know.
+
+    Raises:
+        CheckpointError: if the file cannot be written, or what is read with its note would be
+            another model.
+    """
+    if note is not None:
+        from_original({k: t.to("meta") for k, t in tensors.items()}, str(path), note=note)
+    metadata = {} if note is None else {NOTE_KEY: note.to_json()}
+    detached = {key: tensor.detach() for key, tensor in tensors.items()}
+    try:
+        with replace_file(path) as temporary:
+            if path.suffix == ".safetensors":
+                # The format stores no tensor twice, so that each key needs bytes of its own.
+                clones = {key: tensor.clone() for key, tensor in detached.items()}
+                write_safetensors(temporary, clones, metadata)
+            else:
+                _save({"model": detached, **metadata}, temporary)
+    except OSError as error:
+        raise CheckpointError(str(error)) from error
+
+
+def _save(document: Mapping[str, object], path: Path) -> None:
+    try:
+        torch.save(document, path)
+    except RuntimeError as error:
+        # Its own kind of error, for a full disk too; it does not say which.
+        raise OSError("the disk is full, or fails") from error
+
+
+NOTE_KEY = "openblip"
+"""Name of the note: beside "model" in a `.pth`, in the metadata of a `.safetensors` file."""
+
+_VISION = ("heads", "drop_path", "norm_eps")
+_TEXT = ("heads", "dropout", "norm_eps")
+
+
+def _check(note: OriginalNote) -> None:
+    for names, values in ((_VISION, note.vision), (_TEXT, note.text)):
+        if set(values) != set(names):
+            raise ValueError(f"expected the fields {', '.join(names)}")
+        check_size("heads", values["heads"])
+    if note.temperature is not None:
+        float(note.temperature)
+    if note.max_tokens is not None and not int(note.max_tokens) > 1:
+        raise ValueError(f"max_tokens is {note.max_tokens}")
+    if not isinstance(note.tokenizer, str | None):
+        raise TypeError("the tokenizer is no text")

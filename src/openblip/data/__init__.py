@@ -1,1 +1,0 @@
-"""From sources on disk to batches: import, table, views, text, images, loader."""

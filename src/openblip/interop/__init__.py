@@ -1,1 +1,0 @@
-"""Checkpoint layouts: our model folder, and conversion from and to others."""

@@ -1,0 +1,315 @@
+"""Products of matrices and attention, each done as a processor does its shape fastest.
+
+PyTorch sends float32 products to MKL, which uses half of the vector width of an x86 processor that
+is not Intel's: oneDNN, which PyTorch has too, is there twice as fast, and slower on Intel's
+(`docs/log.md`). Its product is reached through the operator that `torch.compile` puts into graphs;
+it has no gradient of its own, so `_Product` gives it one, of the same products.
+
+Scaled dot-product attention, done as each shape is done fastest.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any, ClassVar, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.autograd.function import once_differentiable
+
+# Multiply-adds from which a product with a gradient is a function of ours: in smaller ones, what it
+# costs to call an autograd function written in Python is more than the product saves.
+_WORTH_A_FUNCTION = 2**22
+# Numbers in both operands of a weight's gradient from which oneDNN's product is up to a fifth
+# faster, copies included, once both lie by rows.
+_BEYOND_CACHES = 2**22
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear`; a state dict, and a gradient, are the same."""
+
+    is_plain: ClassVar[bool] = True
+    """Whether weight and bias are all that it computes with."""
+
+    def forward(self, hidden: Float[Tensor, "*rows inner"]) -> Float[Tensor, "*rows outer"]:
+        return linear(hidden, self.weight, self.bias)
+
+    def of_normed(
+        self, hidden: Float[Tensor, "*rows inner"], norm: nn.LayerNorm
+    ) -> Float[Tensor, "*rows outer"]:
+        """Of `norm` of the states, which is not kept for the backward pass but computed again."""
+        normed = norm(hidden)
+        if _has_own_gradient(normed, self.weight):
+            return _product(normed, self.weight, self.bias, hidden, norm)
+        return cast("Tensor", self(normed))
+
+    def with_gelu(self, hidden: Float[Tensor, "*rows inner"]) -> Float[Tensor, "*rows outer"]:
+        """The exact GELU of the outputs, applied where they are made."""
+        if not torch.is_grad_enabled() and _takes_onednn(hidden, self.weight):
+            return onednn_linear(hidden, self.weight, self.bias, "gelu")
+        return F.gelu(self(hidden))
+
+
+def linear(
+    hidden: Float[Tensor, "*rows inner"],
+    weight: Float[Tensor, "outer inner"],
+    bias: Float[Tensor, " outer"] | None,
+) -> Float[Tensor, "*rows outer"]:
+    """`F.linear`, up to rounding; a gradient has no gradient itself."""
+    if _takes_onednn(hidden, weight):
+        if not torch.is_grad_enabled():
+            return onednn_linear(hidden, weight, bias)
+        if _has_own_gradient(hidden, weight):
+            return _product(hidden, weight, bias)
+    return F.linear(hidden, weight, bias)
+
+
+def mlp(
+    hidden: Float[Tensor, "*rows width"], up: Linear, down: Linear, norm: nn.LayerNorm | None = None
+) -> Float[Tensor, "*rows width"]:
+    """`down` of the exact GELU of `up`, of `norm` of the states if there is one.
+
+    In float32 on a processor, what GELU and norm give is not kept for the backward pass but
+    computed again: the hidden layer after GELU is as large as before, and to read it would take as
+    long as to compute it.
+    """
+    normed = hidden if norm is None else norm(hidden)
+    if up.is_plain and down.is_plain and _has_own_gradient(normed, up.weight):
+        weights = (up.weight, up.bias, down.weight, down.bias)
+        kept = (None, None) if norm is None else (hidden, norm)
+        return cast("Tensor", _Mlp.apply(normed, *weights, *kept))  # type: ignore[no-untyped-call]
+    return cast("Tensor", down(up.with_gelu(normed)))
+
+
+def onednn_linear(
+    hidden: Float[Tensor, "*rows inner"],
+    weight: Float[Tensor, "outer inner"],
+    bias: Float[Tensor, " outer"] | None = None,
+    activation: Literal["none", "gelu"] = "none",
+) -> Float[Tensor, "*rows outer"]:
+    """`F.linear` by oneDNN, for float32 on a processor with `has_onednn`; without a gradient."""
+    # The last "none" names the exact GELU, not the tanh approximation.
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(hidden, weight, bias, activation, [], "none")
+    return out
+
+
+def _faster_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """`F.linear` by the faster library, for tensors of a product with `_has_own_gradient`."""
+    by_library = onednn_linear if prefers_onednn() else F.linear
+    return by_library(hidden, weight, bias)
+
+
+Again = Callable[[Tensor], Tensor]
+
+
+def _product(
+    hidden: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    source: Tensor | None = None,
+    again: Again | None = None,
+) -> Tensor:
+    return cast("Tensor", _Product.apply(hidden, weight, bias, source, again))  # type: ignore[no-untyped-call]
+
+
+class _Product(torch.autograd.Function):
+    """A product with a gradient, which is two products of the same library.
+
+    With `again`, which gives `hidden` from `source`, `source` is kept in its place.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        source: Tensor | None,
+        again: Again | None,
+    ) -> Tensor:
+        for_hidden, for_weight = ctx.needs_input_grad[:2]
+        ctx.again = again
+        kept = hidden if again is None else source
+        ctx.save_for_backward(kept if for_weight else None, weight if for_hidden else None)
+        return _faster_linear(hidden, weight, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        kept, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        return (
+            _faster_linear(grad, weight.t()) if weight is not None else None,
+            _weight_gradient(grad, _again(ctx, kept)) if kept is not None else None,
+            _by_row(grad).sum(0) if ctx.needs_input_grad[2] else None,
+            None,
+            None,
+        )
+
+
+class _Mlp(torch.autograd.Function):
+    """Two products with GELU between them; of the hidden layer what GELU takes is kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        up: Tensor,
+        up_bias: Tensor,
+        down: Tensor,
+        down_bias: Tensor,
+        source: Tensor | None,
+        again: Again | None,
+    ) -> Tensor:
+        inner = _faster_linear(hidden, up, up_bias)
+        ctx.again = again
+        kept = hidden if again is None else source
+        ctx.save_for_backward(kept if ctx.needs_input_grad[1] else None, inner, up, down)
+        return _faster_linear(F.gelu(inner), down, down_bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        kept, inner, up, down = ctx.saved_tensors
+        for_hidden, for_up, for_up_bias, for_down, for_down_bias, _, _ = ctx.needs_input_grad
+        grad = grad.contiguous()
+        down_grad = _weight_gradient(grad, F.gelu(inner)) if for_down else None
+        inner_grad = _faster_linear(grad, down.t())
+        torch.ops.aten.gelu_backward.grad_input(inner_grad, inner, grad_input=inner_grad)
+        return (
+            _faster_linear(inner_grad, up.t()) if for_hidden else None,
+            _weight_gradient(inner_grad, _again(ctx, kept)) if for_up else None,
+            _by_row(inner_grad).sum(0) if for_up_bias else None,
+            down_grad,
+            _by_row(grad).sum(0) if for_down_bias else None,
+            None,
+            None,
+        )
+
+
+def _again(ctx: Any, kept: Tensor) -> Tensor:
+    out: Tensor = kept if ctx.again is None else ctx.again(kept)
+    return out
+
+
+def _weight_gradient(grad: Tensor, hidden: Tensor) -> Tensor:
+    """The gradient of a weight, laid out as the weight is: the transposed product is not."""
+    by_column = _by_row(grad).t(), _by_row(hidden).t()
+    if prefers_onednn() and grad.numel() + hidden.numel() > _BEYOND_CACHES:
+        # The first operand is copied in any case; the second need not be, but takes long to read.
+        by_column = by_column[0].contiguous(), by_column[1].contiguous()
+    return _faster_linear(*by_column)
+
+
+def _by_row(tensor: Tensor) -> Tensor:
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+@cache
+def has_onednn() -> bool:
+    """Whether this is an x86 processor, and a PyTorch with the operator."""
+    return (
+        bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+        and torch.backends.cpu.get_cpu_capability().startswith("AVX")
+        and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    )
+
+
+@cache
+def prefers_onednn() -> bool:
+    """Whether oneDNN's products are faster than PyTorch's own: on x86 that is not Intel's."""
+    processor = str(torch.cpu.get_capabilities().get("cpu_name", ""))
+    return has_onednn() and not processor.startswith("Intel")
+
+
+def is_processor_product(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether a product is in float32 on a processor, outside of graphs and without autocast."""
+    return (
+        # Asked first: whatever else is asked, a compiled graph would be guarded by.
+        not torch.compiler.is_compiling()
+        and hidden.device.type == "cpu"
+        and hidden.dtype == weight.dtype == torch.float32
+        # A quantised weight is a tensor of another class, with a product of its own.
+        and type(weight) in (Tensor, nn.Parameter, FakeTensor)
+        and hidden.numel() > 0
+        and not torch.is_autocast_enabled("cpu")
+    )
+
+
+def _has_own_gradient(hidden: Tensor, weight: Tensor) -> bool:
+    """Whether a product with a gradient is a function of ours."""
+    return (
+        torch.is_grad_enabled()
+        and is_processor_product(hidden, weight)
+        and hidden.numel() * len(weight) >= _WORTH_A_FUNCTION
+    )
+
+
+def _takes_onednn(hidden: Tensor, weight: Tensor) -> bool:
+    return is_processor_product(hidden, weight) and prefers_onednn()
+
+
+# Up to so many queries, reading keys and values takes the time: a plain product reads them at
+# about twice the rate at which PyTorch's fused attention does on a processor.
+_FEW_QUERIES = 32
+_MANY_KEYS = 128
+# From so many keys on, a head is worth two calls of its own: 577 at 384 px are, 197 at 224 not.
+_VERY_MANY_KEYS = 256
+
+
+def attend(
+    query: Float[Tensor, "batch heads queries head_dim"],
+    key: Float[Tensor, "batch heads keys head_dim"],
+    value: Float[Tensor, "batch heads keys head_dim"],
+    mask: Bool[Tensor, "#batch 1 #queries keys"] | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "batch heads queries head_dim"]:
+    """`F.scaled_dot_product_attention`, up to rounding.
+
+    Args:
+        query: of the tokens that attend.
+        key: of the tokens that are attended to.
+        value: of the same tokens.
+        mask: True = attend; None attends to all.
+        dropout: probability that an attention weight is dropped.
+    """
+    if mask is None and dropout == 0.0 and _is_inference(query) and key.shape[2] >= _MANY_KEYS:
+        if query.shape[2] <= _FEW_QUERIES:
+            return _by_plain_products(query, key, value)
+        if key.shape[2] >= _VERY_MANY_KEYS and prefers_onednn():
+            return _head_by_head(query, key, value)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, dropout_p=dropout)
+
+
+def _is_inference(query: Tensor) -> bool:
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and query.device.type == "cpu"
+        and query.dtype == torch.float32
+        and query.numel() > 0
+    )
+
+
+def _by_plain_products(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    scores = (query * query.shape[-1] ** -0.5) @ key.transpose(2, 3)
+    out: Tensor = scores.softmax(dim=-1) @ value
+    return out
+
+
+def _head_by_head(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """A head's scores stay in the cache between its two products, which oneDNN does."""
+    batch, heads, queries, head_dim = query.shape
+    scaled = (query * head_dim**-0.5).contiguous()
+    key = key.contiguous()
+    value_columns = value.transpose(2, 3).contiguous()
+    # In the order in which the heads are joined, so that joining them copies nothing.
+    out = query.new_empty(batch, queries, heads, head_dim)
+    for row in range(batch):
+        for head in range(heads):
+            scores = onednn_linear(scaled[row, head], key[row, head])
+            torch.softmax(scores, dim=-1, out=scores)
+            out[row, :, head] = onednn_linear(scores, value_columns[row, head])
+    return out.transpose(1, 2)

@@ -1,0 +1,222 @@
+"""Fine-tuning: captioner, questions about images, sentences about two images.
+
+Fine-tuning for questions about images (BLIP, section 5.3).
+
+Fine-tuning for sentences about two images (BLIP, section 5.4).
+"""
+
+from typing import NamedTuple, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from openblip.batches.image_pairs import ImagePairBatch
+from openblip.batches.loader import Batch
+from openblip.batches.questions import QuestionBatch
+from openblip.batches.tokenizer import SpecialTokens
+from openblip.model import ImageMemory, Med, TextPass
+from openblip.model.vqa import Nlvr, Vqa, nlvr_from, vqa_from
+from openblip.objectives.lm import IGNORED, lm_loss, next_token_labels
+from openblip.objectives.named import CAPTIONER, NLVR, VQA
+from openblip.objectives.pool import Texts
+from openblip.objectives.settings import CaptionerObjectives, NlvrObjectives, VqaObjectives
+from openblip.objectives.task import StepOutput, StepPosition, Task, TaskContext
+
+
+class CaptionLoss(NamedTuple):
+    """The loss of some captions and over how much it is a mean."""
+
+    loss: Tensor
+    """Scalar, nats per label."""
+    num_labels: Tensor
+    """Scalar int64."""
+
+
+def caption_pass(texts: Texts, memory: ImageMemory, special: SpecialTokens) -> TextPass:
+    """Captions in the decoder role: whatever their first token is, it becomes `[DEC]`.
+
+    Args:
+        texts: captions.
+        memory: of one image per caption.
+        special: where `[DEC]` is.
+    """
+    ids = texts.beginning_with(special.dec)
+    return TextPass(ids, texts.mask, memory, causal=True, reads="tokens")
+
+
+def caption_loss(
+    student: Med,
+    captions: TextPass,
+    hidden: Tensor,
+    *,
+    prompt_tokens: int = 0,
+    label_smoothing: float = 0.1,
+) -> CaptionLoss:
+    """The language-modelling loss of captions given their images.
+
+    Args:
+        student: has the head "lm".
+        captions: of `caption_pass`.
+        hidden: (rows, tokens, width) of their pass through the text stack.
+        prompt_tokens: tokens at the beginning that are no labels, `[DEC]` included.
+        label_smoothing: as in `lm_loss`.
+    """
+    assert captions.mask is not None
+    labels = next_token_labels(captions.ids, captions.mask, prompt_tokens)
+    labelled = labels != IGNORED
+    # About half of a batch is padding, and the vocabulary is the largest product of the decoder.
+    logits = student.text.logits(hidden[labelled][None])[0]
+    return CaptionLoss(lm_loss(logits, labels, label_smoothing), labelled.sum())
+
+
+class CaptionerTask(Task[Batch]):
+    """Trains a captioner from a pre-trained model.
+
+    Args:
+        student: has the head "lm".
+        special: where `[DEC]` is.
+        prompt_tokens: tokens of the prompt that the loader puts before every caption, with the
+            first, special one and without `[SEP]` (4 for "a picture of "); they are no labels.
+        label_smoothing: as in `lm_loss`.
+
+    Raises:
+        MissingHead: if the student cannot generate.
+    """
+
+    needs = CAPTIONER
+    kind = "captioner"
+    student: Med
+
+    def __init__(
+        self,
+        student: Med,
+        special: SpecialTokens,
+        prompt_tokens: int = 0,
+        label_smoothing: float = 0.1,
+    ) -> None:
+        super().__init__()
+        student.require("lm")
+        self.student = student
+        self.special = special
+        self.prompt_tokens = prompt_tokens
+        self.label_smoothing = label_smoothing
+
+    @classmethod
+    def build(cls, student: Med, settings: CaptionerObjectives, context: TaskContext) -> Self:
+        """As `Task.build`."""
+        return cls(
+            student,
+            context.tokenizer.special,
+            context.prompt_tokens,
+            settings.label_smoothing,
+        )
+
+    @property
+    def trained_heads(self) -> tuple[str, ...]:
+        """The lm head."""
+        return ("lm",)
+
+    def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
+        """The language-modelling loss of a batch; draws nothing, so the position is unused."""
+        hidden = self.student.encode_images(batch.images)
+        memory = self.student.text.remember(hidden, causal=True)
+        captions = caption_pass(Texts(batch.tokens, batch.mask), memory, self.special)
+        (states,) = self.student.text(captions)
+        loss = caption_loss(
+            self.student,
+            captions,
+            states,
+            prompt_tokens=self.prompt_tokens,
+            label_smoothing=self.label_smoothing,
+        ).loss
+        return StepOutput(loss, {"lm": loss.detach()})
+
+
+class VqaTask(Task[QuestionBatch]):
+    """Trains a question encoder and an answer decoder.
+
+    Every question is read once with its image, and its states' keys and values serve all of its
+    answers. The loss of an answer is the *sum* over its tokens, weighted, and divided by the number
+    of questions, as in the original.
+
+    Args:
+        student: the model.
+        objectives: settings.
+    """
+
+    needs = VQA
+    kind = "vqa"
+    student: Vqa
+
+    def __init__(self, student: Vqa, objectives: VqaObjectives) -> None:
+        super().__init__()
+        self.student = student
+        self.objectives = objectives
+
+    @classmethod
+    def build(cls, student: Vqa, settings: VqaObjectives, context: TaskContext) -> Self:
+        """As `Task.build`."""
+        return cls(student, settings)
+
+    @classmethod
+    def student_from(cls, model: nn.Module) -> Vqa | None:
+        """A model of this kind, or one that is made out of a pre-trained MED."""
+        if isinstance(model, Med):
+            return vqa_from(model)
+        return model if isinstance(model, Vqa) else None
+
+    def forward(self, batch: QuestionBatch, position: StepPosition) -> StepOutput:
+        """The weighted loss of the answers; draws nothing, so the position is unused."""
+        memory = self.student.image_memory(self.student.encode_images(batch.images))
+        states = self.student.read_questions(batch.tokens, batch.mask, memory)
+        questions = self.student.question_memory(states, batch.mask)
+        answers = TextPass(
+            batch.answers,
+            batch.answers_mask,
+            questions.select(batch.question_of_answer),
+            causal=True,
+        )
+        (hidden,) = self.student.answer(answers)
+        labels = next_token_labels(batch.answers, batch.answers_mask)
+        logits = self.student.answer.logits(hidden[labels != IGNORED][None])[0]
+        losses = lm_loss(logits, labels, self.objectives.label_smoothing, "sum_per_row")
+        loss = (batch.weights * losses).sum() / len(batch.images)
+        return StepOutput(loss, {"lm": loss.detach()})
+
+
+class NlvrTask(Task[ImagePairBatch]):
+    """Trains a two-image model; both images of all pairs are encoded as one batch.
+
+    Args:
+        student: the model.
+    """
+
+    needs = NLVR
+    kind = "nlvr"
+    student: Nlvr
+
+    def __init__(self, student: Nlvr) -> None:
+        super().__init__()
+        self.student = student
+
+    @classmethod
+    def build(cls, student: Nlvr, settings: NlvrObjectives, context: TaskContext) -> Self:
+        """As `Task.build`."""
+        return cls(student)
+
+    @classmethod
+    def student_from(cls, model: nn.Module) -> Nlvr | None:
+        """A model of this kind, or one that is made out of a pre-trained MED."""
+        if isinstance(model, Med):
+            return nlvr_from(model)
+        return model if isinstance(model, Nlvr) else None
+
+    def forward(self, batch: ImagePairBatch, position: StepPosition) -> StepOutput:
+        """The cross-entropy of a batch; draws nothing, so the position is unused."""
+        images = torch.cat([batch.first_images, batch.second_images])
+        memory = self.student.memory(*self.student.encode_images(images).chunk(2))
+        logits = self.student.compare(batch.tokens, batch.mask, memory)
+        loss = F.cross_entropy(logits.float(), batch.labels)
+        right = (logits.argmax(dim=1) == batch.labels).float().mean()
+        return StepOutput(loss, {"truth": loss.detach(), "accuracy": right})

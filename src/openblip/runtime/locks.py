@@ -1,0 +1,74 @@
+"""Locks of files: one process at a time; the lock of a process ends with it."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from openblip.runtime.errors import OpenBlipError
+
+
+def try_lock(descriptor: int) -> bool:
+    """Take the lock of an open file; False if another process has it."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # A file system without locks: nobody can hold one.
+        return True
+    return True
+
+
+@contextmanager
+def only_one(path: Path, what: str) -> Iterator[None]:
+    """A context that one process at a time is in, for a file or folder that need not be there yet.
+
+    Args:
+        path: the lock is that of a hidden file beside it, which is removed at the end.
+        what: is done with it, for the error.
+
+    Raises:
+        OpenBlipError: another process is in it.
+        OSError: the folder of `path` cannot be written.
+    """
+    path = path.resolve()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_name(f".{path.name[:40]}.lock")
+    while True:
+        with lock.open("a") as file:
+            if not try_lock(file.fileno()):
+                raise OpenBlipError(f"{path}: another process is {what} it at this moment")
+            if not _is_still(lock, file.fileno()):
+                continue  # whoever had it has removed it in between
+            try:
+                yield
+            finally:
+                lock.unlink(missing_ok=True)
+            return
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
+
+@contextmanager
+def only_here(folder: Path, what: str) -> Iterator[None]:
+    """A context that one process at a time is in, for a folder.
+
+    Args:
+        folder: made if it is absent; the lock is that of its file `.lock`.
+        what: is done in it, for the error.
+
+    Raises:
+        OpenBlipError: another process is in it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("a") as file:
+        if not try_lock(file.fileno()):
+            raise OpenBlipError(f"{folder}: another process is at work on this {what}")
+        yield

@@ -1,0 +1,319 @@
+"""Folders with whatever is in them: images with texts beside them, lists, tables, archives."""
+
+import json
+import os
+import re
+from collections.abc import Iterator, Set
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+from openblip.runtime.errors import DataError
+from openblip.sources.beside import (
+    MAX_TEXT_BYTES,
+    Images,
+    first_with_text,
+    others_say,
+    text_ending,
+    with_record,
+)
+from openblip.sources.caption_lists import JsonlSource, is_list_name
+from openblip.sources.cards import CARD_NAME, Card
+from openblip.sources.columns import NoColumn
+from openblip.sources.image_formats import HEAD_BYTES, what_it_is
+from openblip.sources.paths import Seen, is_hidden, walk
+from openblip.sources.report import Reason
+from openblip.sources.source import Cursor, Entry, Found, PairSource, Refused, Remark, SourceOptions
+from openblip.sources.tables import TABLE_SUFFIXES, DownloadLog, TableSource, is_table_file
+from openblip.sources.tars import TAR_SUFFIXES, UNREAD_ARCHIVES, TarSource
+from openblip.sources.text_files import in_one_line, plain_name
+from openblip.table.rows import IdSet
+
+KINDS = ("jsonl", "webdataset", "table", "folder")
+"""What a folder may hold; the first of them at its top is its format in a report."""
+_DONE = ""
+# Texts that are a table: those of Flickr8k and Flickr30k.
+_TABLE_TEXT = re.compile(r"captions\.txt|.*\.token(\.txt)?")
+
+
+class FolderSource:
+    """All that is in a folder and below it; each file is used or refused.
+
+    First come the lists and tables, with the images that they name: `captions.jsonl` and the like
+    (`openblip.sources.caption_lists.is_list_name`), and tables with a column of images. Then, in
+    the order of the paths, the samples of tar shards, and the images that no list has named. The
+    texts of such an image lie beside it: a `.txt` or `.caption` of its name, with or without its
+    suffix, a text a line; a `.json`, as img2dataset writes it, becomes metadata, but for its split
+    and, without a text file, its texts. The id is the path without its suffix; of images that
+    differ in nothing else, with it.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        options: SourceOptions,
+        only: str | None = None,
+        card: Card | None = None,
+        read: Set[Path] = frozenset(),
+    ) -> None:
+        """Looks only at the names at the top.
+
+        Args:
+            folder: any.
+            options: for the lists and tables in it.
+            only: the one of `KINDS` that is read; None for all.
+            card: may say that files are of another configuration, which are left out.
+            read: files in it that somebody else reads, who calls `note` with their entries.
+        """
+        self._folder, self._options, self._only, self._card = folder, options, only, card
+        self.format = only or _kind_of_folder(folder)
+        self._read, self._listed = read, IdSet()
+        self._images = Images(folder, frozenset())
+        self._images_of: Set[str] | None = None
+
+    def total(self) -> int | None:
+        """Number of entries of lists, or of samples in shards; None where there is more."""
+        if self.format not in ("jsonl", "webdataset"):
+            return None
+        found = [seen.path for seen in self._files_of(self.format)]
+        if self.format == "webdataset":
+            return TarSource(found, self._options).total()
+        return sum(JsonlSource(file, self._options).total() or 0 for file in found) or None
+
+    def holds(self, kind: str) -> bool:
+        """Whether there is anything of that kind in it."""
+        return next(self._files_of(kind), None) is not None
+
+    def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
+        """Yields those of lists and tables, then one for each image, sample and other file."""
+        at = cursor or {}
+        yield from self._of_lists(at)
+        after = _parts(at["path"]) if "path" in at else None
+        for seen in walk(self._folder):
+            if after is None or seen.parts > after:
+                yield from self._of_file(seen, None)
+            elif seen.parts == after and "inner" in at:
+                yield from self._of_file(seen, json.loads(str(at["inner"])))
+
+    def listed(self) -> Iterator[Entry]:
+        """Yields what its lists and tables say."""
+        for seen in self._lists():
+            with suppress(DataError, OSError, ValueError):  # said when it is reached
+                yield from self._list_source(seen, _kind_of(seen.path)).listed()
+
+    def _lists(self) -> Iterator[Seen]:
+        for seen in walk(self._folder):
+            kind = _kind_of(seen.path) if seen.parts and not seen.problem else ""
+            if kind in ("jsonl", "table") and self._reads(kind) and not self._config_of(seen):
+                yield seen
+
+    def _of_lists(self, at: Cursor) -> Iterator[Entry]:
+        """Entries of lists; reads those again that are done, for the names of their images."""
+        after = _parts(at.get("list", ""))
+        for seen in self._lists():
+            kind = _kind_of(seen.path)
+            is_done = "path" in at or seen.parts < after
+            if is_done or seen.parts == after:
+                self._note_images(seen, kind)
+            inner = at.get("inner", _DONE) if seen.parts == after else None
+            if is_done or inner == _DONE:
+                continue
+            started = None if inner is None else json.loads(str(inner))
+            for entry in self._of_list(seen, kind, started):
+                self.note(entry)
+                yield entry
+
+    def _of_list(self, seen: Seen, kind: str, inner: Cursor | None) -> Iterator[Entry]:
+        try:
+            source = self._list_source(seen, kind)
+        except (DataError, OSError, ValueError) as error:
+            here: Cursor = {"list": seen.name, "inner": _DONE}
+            detail = in_one_line(error).removeprefix(str(seen.path)).lstrip(": ")
+            reason = Reason.OTHER_FILE if isinstance(error, NoColumn) else Reason.BAD_RECORD
+            yield Refused(seen.name, here, reason, detail)
+            return
+        for entry in source.entries(inner):
+            here = {"list": seen.name, "inner": json.dumps(entry.cursor)}
+            yield replace(entry, cursor=here)
+
+    def _list_source(self, seen: Seen, kind: str) -> PairSource:
+        within = _within(seen)
+        if kind == "jsonl":
+            return JsonlSource(seen.path, self._options, within)
+        try:
+            return TableSource([seen.path], self._options, within)
+        except NoColumn:
+            try:
+                return DownloadLog(seen.path, self._options, within)
+            except DataError:
+                pass
+            raise
+
+    def _note_images(self, seen: Seen, kind: str) -> None:
+        """Notes which images a list names that an earlier run has begun."""
+        if kind == "jsonl":
+            for entry in self._of_list(seen, kind, None):
+                self.note(entry)
+            return
+        with suppress(DataError):  # said when it is read
+            for path in TableSource([seen.path], self._options).image_paths():
+                self._listed.add(os.path.normpath(path))
+
+    def _config_of(self, seen: Seen) -> str | None:
+        """The configuration that a file belongs to, if it is not read for that."""
+        return self._card.other_config(seen.path) if self._card is not None else None
+
+    def note(self, entry: Entry) -> None:
+        """Notes the image of a list's entry, which is then no image of its own."""
+        if isinstance(entry.image, Path):
+            self._listed.add(os.path.normpath(entry.image))
+
+    def _of_file(self, seen: Seen, inner: Cursor | None) -> Iterator[Entry]:
+        here: Cursor = {"path": seen.name}
+        if seen.path in self._read:
+            return
+        if seen.problem:
+            yield Refused(seen.name or str(seen.path), here, _reason(seen), seen.problem)
+            return
+        kind = _kind_of(seen.path)
+        if (config := self._config_of(seen)) is not None:
+            detail = f"of the configuration {config!r}, which the card does not make the default"
+            yield Refused(seen.name, here, Reason.OTHER_FILE, detail)
+        elif not self._reads(kind):
+            detail = f"left out by --format {self._only}"
+            yield Refused(seen.name, here, Reason.OTHER_FILE, detail)
+        elif kind == "webdataset":
+            for entry in TarSource([seen.path], self._options, _within(seen)).entries(inner):
+                here = {"path": seen.name, "inner": json.dumps(entry.cursor)}
+                yield replace(entry, cursor=here)
+        elif kind == "folder" and (found := self._of_image_or_other(seen, here)) is not None:
+            yield found
+
+    def _of_image_or_other(self, seen: Seen, here: Cursor) -> Entry | None:
+        """None for what is part of the entry of an image, or of a list."""
+        if seen.beside is not self._images_of:
+            self._images = Images(seen.path.parent, seen.beside)
+            self._images_of = seen.beside
+        images, name = self._images, seen.parts[-1]
+        if name not in images.names:
+            return None if name in images.belonging else self._other(seen, here)
+        if os.path.normpath(seen.path) in self._listed:
+            return self._beside_listed(seen, here)
+        if (clash := images.clashes.get(name)) is not None:
+            # The texts count with the first image.
+            number = 1 + len(clash.texts) * (name == clash.images[0])
+            return Refused(seen.name, here, Reason.CONTRADICTION, str(clash), number)
+        return self._pair(seen, here)
+
+    def _beside_listed(self, seen: Seen, here: Cursor) -> Entry | None:
+        texts = self._images.beside.get(seen.parts[-1], [])
+        if not texts:
+            return None
+        detail = f"beside an image of a list, which counts: {', '.join(texts)}"
+        return Refused(seen.name, here, Reason.OTHER_FILE, detail, len(texts))
+
+    def _pair(self, seen: Seen, here: Cursor) -> Entry:
+        name, within = seen.parts[-1], _within(seen)
+        beside = self._images.beside.get(name, [])
+        number = 1 + len(beside)
+        try:
+            texts = {text: _content(seen.path.parent / text) for text in beside}
+            records = {text: texts.pop(text) for text in beside if text_ending(text) == "json"}
+            text, lines = first_with_text(texts, self._options.encoding)
+            known = (name for name in records if records[name].strip())
+            record = next(known, next(iter(records), ""))
+            captions, split, meta = with_record(lines, records.get(record))
+        except (OSError, ValueError) as error:
+            detail = f"the text beside it: {error}"
+            return Refused(seen.name, here, Reason.BAD_RECORD, detail, number)
+        return Found(
+            where=seen.name,
+            cursor=here,
+            image=seen.path,
+            captions=captions,
+            key=within + self._images.key(name),
+            split=split,
+            place=seen.path.parent,
+            meta=meta,
+            num_records=number,
+            remarks=tuple(
+                Remark(Reason.OTHER_MEMBER, within + name, detail)
+                for name, detail in (*others_say(texts, text), *others_say(records, record))
+            ),
+        )
+
+    def _other(self, seen: Seen, here: Cursor) -> Entry:
+        if (why := self._images.unreadable.get(seen.parts[-1])) is not None:
+            return Refused(seen.name, here, Reason.UNREADABLE_FILE, why)
+        return Refused(seen.name, here, Reason.OTHER_FILE, _what_it_is(seen.path))
+
+    def _reads(self, kind: str) -> bool:
+        return self._only in (None, kind)
+
+    def _files_of(self, kind: str) -> Iterator[Seen]:
+        for seen in walk(self._folder):
+            if not seen.problem and _kind_of(seen.path) == kind:
+                yield seen
+
+
+def _kind_of_folder(folder: Path) -> str:
+    try:
+        files = [path for path in folder.iterdir() if path.is_file()]
+    except OSError:
+        return "folder"
+    kinds = {_kind_of(file) for file in files if not is_hidden(file.name)}
+    return next((kind for kind in KINDS if kind in kinds), "folder")
+
+
+def _kind_of(file: Path) -> str:
+    if is_list_name(file.name):
+        return "jsonl"
+    name = plain_name(file)
+    if file.name.lower().endswith(TAR_SUFFIXES):
+        return "webdataset"
+    may_be_table = name.endswith(TABLE_SUFFIXES) or _TABLE_TEXT.fullmatch(name)
+    return "table" if may_be_table and is_table_file(file, SourceOptions()) else "folder"
+
+
+def _reason(seen: Seen) -> Reason:
+    if seen.is_hidden:
+        return Reason.HIDDEN_FILE
+    return Reason.UNREADABLE_FILE if seen.is_unreadable else Reason.OTHER_FILE
+
+
+def _content(path: Path) -> bytes:
+    if path.stat().st_size > MAX_TEXT_BYTES:
+        raise ValueError(f"{path.name} has more than {MAX_TEXT_BYTES} bytes")
+    return path.read_bytes()
+
+
+def _what_it_is(path: Path) -> str:
+    name = path.name.lower()
+    if name.endswith(UNREAD_ARCHIVES):
+        return "an archive of a kind that is not read: unpack it, or pack it as .tar"
+    if name == CARD_NAME.lower():
+        return "the card of the folder: what it says of splits counts"
+    if name.endswith(".jsonl"):
+        return "a list whose name is not captions.jsonl: import it itself, if it is one of images"
+    if name == "export.json":
+        return "what `openblip data export` says of the files beside it"
+    if name.endswith(".settings.json"):
+        return "the settings by which `openblip caption` goes on with the file beside it"
+    if name.endswith(".json"):
+        return "a JSON file of no image here: import it itself, if it has annotations"
+    if text_ending(name):
+        return "a text of no image here"
+    try:
+        with path.open("rb") as stream:
+            found = what_it_is(stream.read(HEAD_BYTES), name)
+    except OSError as error:
+        found = f"cannot be read ({error.strerror})"
+    return found or "neither an image nor the text of one"
+
+
+def _within(seen: Seen) -> str:
+    return "".join(f"{part}/" for part in seen.parts[:-1])
+
+
+def _parts(name: int | str) -> tuple[str, ...]:
+    return tuple(str(name).split("/")) if name else ()

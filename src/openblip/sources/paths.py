@@ -1,0 +1,200 @@
+"""The paths that a user means: a folder with all below it, a pattern, a range.
+
+The paths that a user means by a pattern or a range.
+"""
+
+import math
+import os
+import re
+from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from pathlib import Path
+
+from openblip.runtime.errors import DataError
+
+TABLE_MARK = "_versions"
+"""A folder in every folder that is a pair table."""
+_OF_SYSTEMS = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "icon\r"))
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A file, or something that is not looked into and why."""
+
+    path: Path
+    parts: tuple[str, ...]
+    """Names of the folders below the one that was walked, and of the file."""
+    beside: Set[str]
+    """Names of all visible files in its folder; the same object for all of a folder."""
+    problem: str = ""
+    """Why it cannot be read, or is not looked into; empty for a file."""
+    is_hidden: bool = False
+    """A hidden file or folder, or one that a system leaves behind."""
+    is_unreadable: bool = False
+    """The system refuses it, or it is neither file nor folder."""
+
+    @property
+    def name(self) -> str:
+        """The parts with slashes between."""
+        return "/".join(self.parts)
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of that name is hidden, or left behind by a system."""
+    return name.startswith(".") or name.lower() in _OF_SYSTEMS
+
+
+def walk(folder: Path) -> Iterator[Seen]:
+    """Yields all files in a folder and the folders in it, in the order of their path parts.
+
+    What is hidden, pair tables and what the system refuses are yielded as one thing and not looked
+    into. A link to a folder is followed where it leads out of `folder`, and each such folder once,
+    so that circles end. The names of a folder and of those above it are held at a time.
+    """
+    return _Walk(folder).run()
+
+
+class _Walk:
+    def __init__(self, folder: Path) -> None:
+        self._folder, self._real = folder, os.path.realpath(folder)
+        self._known: set[tuple[int, int]] = set()
+
+    def run(self) -> Iterator[Seen]:
+        stack = [self._of_folder(self._folder, ())]
+        while stack:
+            found = next(stack[-1], None)
+            if found is None:
+                stack.pop()
+            elif isinstance(found, Seen):
+                yield found
+            else:
+                stack.append(self._of_folder(*found))
+
+    def _of_folder(
+        self, folder: Path, parts: tuple[str, ...]
+    ) -> Iterator[Seen | tuple[Path, tuple[str, ...]]]:
+        """What is in one folder; folders that are to be walked come as their path and parts."""
+        nothing: Set[str] = frozenset()
+        try:
+            status = folder.stat()
+            if (status.st_dev, status.st_ino) in self._known:
+                yield Seen(folder, parts, nothing, "a folder that was read by another link")
+                return
+            self._known.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                found = sorted(entries, key=lambda entry: entry.name)
+        except OSError as error:
+            why = f"a folder that cannot be read ({error.strerror})"
+            yield Seen(folder, parts, nothing, why, is_unreadable=True)
+            return
+        if any(entry.name == TABLE_MARK for entry in found):
+            yield Seen(folder, parts, nothing, "a pair table: name it itself")
+            return
+        visible = [(entry, _kind(entry)) for entry in found if not is_hidden(entry.name)]
+        kinds = {entry.name: kind for entry, kind in visible}
+        beside = frozenset(name for name, kind in kinds.items() if kind == "file")
+        for entry in found:
+            place, path = (*parts, entry.name), folder / entry.name
+            kind = kinds.get(entry.name, "")
+            if not kind:
+                yield Seen(path, place, beside, "hidden", is_hidden=True)
+            elif kind == "file":
+                yield Seen(path, place, beside)
+            elif kind != "folder":
+                yield Seen(path, place, beside, kind, is_unreadable=True)
+            elif entry.is_symlink() and (reason := self._why_not_followed(path)):
+                yield Seen(path, place, beside, reason)
+            else:
+                yield path, place
+
+    def _why_not_followed(self, link: Path) -> str | None:
+        target = os.path.realpath(link)
+        if os.path.commonpath([target, self._real]) == target:
+            return "a link to a folder that it lies in"
+        if os.path.commonpath([target, self._real]) != self._real:
+            return None
+        # What is hidden is not read where it lies.
+        is_seen = not any(map(is_hidden, Path(target).relative_to(self._real).parts))
+        return "a link to a folder that is read where it lies" if is_seen else None
+
+
+def _kind(entry: os.DirEntry[str]) -> str:
+    """`file`, `folder`, or why it is neither."""
+    try:
+        if entry.is_dir():
+            return "folder"
+        if entry.is_file():
+            return "file"
+        entry.stat()
+    except OSError as error:
+        is_lost = entry.is_symlink() and isinstance(error, FileNotFoundError)
+        return "a link to nothing" if is_lost else f"cannot be read ({error.strerror})"
+    return "a pipe, a socket or a device"
+
+
+_BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{},/]*(?:,[^{},/]*)+)\}")
+_MARKS = re.compile(r"[*?\[]")
+_MAX_PATHS = 1_000_000
+
+
+def matching_paths(source: str) -> list[Path]:
+    """The path of this name, or else those of a pattern or a range; none if none is there.
+
+    Args:
+        source: a path, a pattern such as `shards/*.tar`, or one with ranges or words in braces,
+            such as `shards/{00000..00041}.tar` or `{train,val}-{0..9}.parquet`.
+
+    Raises:
+        DataError: a path that is named by braces does not exist, or they name too many.
+    """
+    if Path(source).exists():
+        return [Path(source)]
+    if not _BRACES.search(source):
+        return _globbed(source) if _MARKS.search(source) else []
+    if math.prod(map(_num_choices, _BRACES.finditer(source))) > _MAX_PATHS:
+        raise DataError(f"{source} names more than {_MAX_PATHS:,} files: give it in parts")
+    named = {
+        name: _globbed(name) if _MARKS.search(name) else _there(name) for name in _each(source)
+    }
+    if missing := [name for name, paths in named.items() if not paths]:
+        raise DataError(f"{source}: {missing[0]} does not exist ({len(missing)} are missing)")
+    return list(dict.fromkeys(path for paths in named.values() for path in paths))
+
+
+def _each(source: str) -> Iterator[str]:
+    """What a source means, with one choice of each of its braces after the other."""
+    braces = _BRACES.search(source)
+    if braces is None:
+        yield source
+        return
+    before, after = source[: braces.start()], source[braces.end() :]
+    for choice in _choices(braces):
+        for rest in _each(after):
+            yield f"{before}{choice}{rest}"
+
+
+def _choices(braces: re.Match[str]) -> list[str]:
+    if braces[3] is not None:
+        return braces[3].split(",")
+    numbers = range(int(braces[1]), int(braces[2]) + 1)
+    return [f"{number:0{len(braces[1])}d}" for number in numbers]
+
+
+def _num_choices(braces: re.Match[str]) -> int:
+    if braces[3] is not None:
+        return braces[3].count(",") + 1
+    return max(0, int(braces[2]) + 1 - int(braces[1]))
+
+
+def _there(name: str) -> list[Path]:
+    return [Path(name)] if Path(name).exists() else []
+
+
+def _globbed(pattern: str) -> list[Path]:
+    path = Path(pattern)
+    anchor = Path(path.anchor or ".")
+    below = str(path.relative_to(path.anchor)) if path.anchor else pattern
+    try:
+        return sorted(anchor.glob(below), key=str)
+    except ValueError as error:
+        raise DataError(f"{pattern} is no pattern ({error})") from error

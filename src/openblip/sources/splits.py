@@ -1,0 +1,326 @@
+"""Which split a row belongs to, and what says so: one order of authority for every importer.
+
+What all lists of a source say together about the split of an image file.
+"""
+
+import os
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from openblip.runtime.errors import DataError
+from openblip.sources.source import Entry, Found, id_text
+from openblip.table.rows import IdSet
+
+SPLIT_FIELDS = ("split", "set_name")
+"""Fields of a record that say which split it is of, in whatever case."""
+SUBSET_FIELDS = (
+    *("subset", "partition", "fold", "phase", "usage"),
+    *("split_name", "data_split", "dataset_split"),
+)
+"""Fields that say it where none of the others does, if their value is the name of a split."""
+_BOTH = " and "
+
+_SPLIT_NAMES = {
+    "train": ("train", "training", "restval"),
+    "val": ("val", "valid", "validation", "dev"),
+    "test": ("test", "testing"),
+}
+# Such a word with its digits (val2014, test1); letters around it make it part of another one.
+# Of the test images of VQA v2 one part is called test-dev, which is one word.
+_SPLIT_IN_NAME = re.compile(
+    r"(?<![^\W\d_])(?:test-dev|"
+    rf"{'|'.join(word for words in _SPLIT_NAMES.values() for word in words)})"
+    r"\d*(?![^\W_])",
+    re.IGNORECASE,
+)
+
+
+class Authority(StrEnum):
+    """What said which split a row belongs to; the first that says anything is believed."""
+
+    OPTION = "the option --split"
+    RECORD = "a field of the record"
+    NAME = "the name of a file or folder"
+    CARD = "the dataset card"
+    SAME_IMAGE = "another record of the same image"
+    IMAGE_FOLDER = "the folder of the image"
+    SOURCE_FOLDER = "the folder of the source"
+    NOTHING = "nothing says otherwise"
+
+
+class SplitConflict(DataError):  # noqa: N818 - says what it is
+    """Two of the same authority name different splits; the message names both."""
+
+
+def known_split(name: str) -> str | None:
+    """`train`, `val` or `test` for the words that data sets use; None for any other word.
+
+    Digits at the end do not count: `val2014` is `val`.
+    """
+    word = name.strip().lower().rstrip("0123456789").removesuffix("-dev")
+    return next((split for split, names in _SPLIT_NAMES.items() if word in names), None)
+
+
+def pop_split(record: dict[str, Any]) -> str | None:
+    """Takes what says the split out of a record, and returns it; None if nothing does.
+
+    Of two fields that name different splits it is both, which `row_split` takes for a conflict.
+    Values of `SUBSET_FIELDS` may say something else, so that they stay in the record.
+    """
+    fields = [name for name in record if name.lower() in SPLIT_FIELDS]
+    told = [id_text(record.pop(name)) for name in fields]
+    if words := [word for word in told if word is not None]:
+        return _together(words)
+    told = [id_text(value) for name, value in record.items() if name.lower() in SUBSET_FIELDS]
+    return _together([word for word in told if word is not None and known_split(word)])
+
+
+def _together(words: Sequence[str]) -> str | None:
+    is_one = len({known_split(word) or word for word in words}) < 2
+    return next(iter(words), None) if is_one else _BOTH.join(words)
+
+
+def both_splits(first: str | None, second: str | None) -> str | None:
+    """What two that speak of one row say together; both words where they differ, as above."""
+    if first is None or second is None or first == second:
+        return first if second is None else second
+    if (known_split(first) or first) == (known_split(second) or second):
+        return first
+    return first if second in first.split(_BOTH) else f"{first}{_BOTH}{second}"
+
+
+def split_in_name(name: str) -> str | None:
+    """The first word in a file's name that `known_split` knows, digits included; None without one.
+
+    `captions_val2014.json` gives `val2014`; `retrieval.json` and `latest.json` give None.
+    """
+    found = _SPLIT_IN_NAME.search(name)
+    return found[0] if found else None
+
+
+@lru_cache(maxsize=4096)
+def split_of_path(path: Path) -> str | None:
+    """The split that the names in a path tell, as words of their own; None if none does.
+
+    `data/test-00000-of-00001.parquet` and `test/a/b` give `test`; the suffix does not count.
+
+    Raises:
+        SplitConflict: names in it tell different splits, as `train/test.csv` and `train_val.csv`.
+    """
+    names = [*path.parts[:-1], path.stem]
+    words = [word for name in names for word in _SPLIT_IN_NAME.findall(name)]
+    splits = {known_split(word): word for word in reversed(words)}
+    if len(splits) > 1:
+        first, second, *_ = reversed(splits.values())
+        raise SplitConflict(
+            f"{path} names two splits, {first!r} and {second!r}: say which with --split, or give "
+            "each record a field `split`"
+        )
+    return next(iter(splits), None)
+
+
+@dataclass(frozen=True)
+class SourceRoot:
+    """The folder that a source is, or lies in, and what names of files and folders in it say."""
+
+    path: Path
+    _named: dict[Path, str | None] = field(default_factory=dict, compare=False, repr=False)
+
+    @cached_property
+    def split(self) -> str | None:
+        """What its own name says as a whole word, or else that of the folder around it.
+
+        `test` and `test/images` say it, `my_test_photos`, where people put sources to try them,
+        does not. A link has the names of its target besides its own.
+
+        Raises:
+            SplitConflict: these differ.
+        """
+        path = Path(os.path.realpath(self.path))
+        spelt = path if ".." in self.path.parts else self.path.absolute()
+        return _one_of_links(
+            {spelt: known_split(spelt.name), path: known_split(path.name)}
+        ) or _one_of_links({p: known_split(p.name) for p in (spelt.parent, path.parent)})
+
+    def split_in(self, place: Path) -> str | None:
+        """What the names from here on to a file or folder say, and the targets of links in it.
+
+        Raises:
+            SplitConflict: two of them differ.
+        """
+        if place not in self._named:
+            # Again at each call where it raises.
+            self._named[place] = self._split_in(place)
+        return self._named[place]
+
+    def below(self, place: Path) -> Path:
+        """The path of a place from here on."""
+        return place.relative_to(self.path) if place.is_relative_to(self.path) else Path(place.name)
+
+    def _split_in(self, place: Path) -> str | None:
+        names = self.below(place)
+        said = {names: split_of_path(names)}
+        above = Path(str(place).removesuffix(str(names)))
+        for depth in range(1, len(names.parts) + 1):
+            step = above.joinpath(*names.parts[:depth])
+            if step.is_symlink():
+                target = Path(os.path.realpath(step))
+                own = split_of_path(Path(target.name))
+                said[target] = own or known_split(target.parent.name)
+        return _one_of_links(said)
+
+
+def _one_of_links(said: Mapping[Path, str | None]) -> str | None:
+    """The split that a path says, and those that it links to.
+
+    Raises:
+        SplitConflict: these differ.
+    """
+    paths = {split: path for path, split in said.items() if split is not None}
+    if len(paths) > 1:
+        (first, path), (second, target), *_ = paths.items()
+        raise SplitConflict(
+            f"{path} says {first!r}, and {target}, to which it links, says {second!r}: say which "
+            "with --split"
+        )
+    return next(iter(paths), None)
+
+
+def source_root(source: str) -> SourceRoot:
+    """The folder from which on names of files in a source count.
+
+    Of a pattern it is the part before the first folder or file that has a mark of a pattern.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return SourceRoot(path)
+    if path.exists():
+        return SourceRoot(path.parent)
+    parts = path.parts
+    marked = (n for n, part in enumerate(parts) if any(mark in part for mark in "*?[{"))
+    return SourceRoot(Path(*parts[: next(marked, len(parts) - 1)]))
+
+
+def row_split(entry: Found, root: SourceRoot, option: str | None = None) -> tuple[str, Authority]:
+    """The split of an entry, and what says so.
+
+    Args:
+        entry: of a source.
+        root: see `source_root`.
+        option: what the user said, for all rows.
+
+    Raises:
+        SplitConflict: two of one authority differ, or a record in a file or folder of validation
+            or test claims to be training data.
+        DataError: a word that names no split.
+    """
+    if option is not None:
+        return option, Authority.OPTION
+    if entry.split is not None:
+        return _of_record(entry, entry.split, root), Authority.RECORD
+    if entry.place is not None and (named := root.split_in(entry.place)) is not None:
+        return named, Authority.NAME
+    if entry.card_split is not None:
+        return _known(entry.card_split), Authority.CARD
+    # Pictures lie together for reasons of their own: COCO's val2014 is mostly training data. So
+    # their folder counts where nothing else says anything, and contradicts nobody.
+    if entry.image_folder and (split := split_of_path(Path(entry.image_folder) / "_")) is not None:
+        return split, Authority.IMAGE_FOLDER
+    if root.split is not None:
+        return root.split, Authority.SOURCE_FOLDER
+    return "train", Authority.NOTHING
+
+
+def _of_record(entry: Found, word: str, root: SourceRoot) -> str:
+    split = _known(word)
+    if split == "train" and entry.place is not None:
+        try:
+            named = root.split_in(entry.place)
+        except SplitConflict:
+            # Such a name says nothing, so that the record does.
+            named = None
+        if named not in (None, "train"):
+            raise SplitConflict(
+                f"the record says {word!r}, but {root.below(entry.place)} says {named!r}: say "
+                "which with --split, or mend one of them"
+            )
+    return split
+
+
+def _known(word: str) -> str:
+    split = known_split(word)
+    if split is None and _BOTH in word:
+        raise SplitConflict(
+            f"its records say {word!r} ({', '.join(SPLIT_FIELDS)}): say which with --split, or "
+            "mend one of them"
+        )
+    if split is None:
+        raise DataError(
+            f"unknown split {word!r}: train, val and test are known (--split says it for all)"
+        )
+    return split
+
+
+# What says nothing about an image in itself, so that what is said elsewhere of it holds.
+_WEAK = (Authority.IMAGE_FOLDER, Authority.SOURCE_FOLDER, Authority.NOTHING)
+
+
+class FileSplits:
+    """Which splits each file is said to be in; a file has one, however many records name it."""
+
+    def __init__(self, entries: Iterable[Entry] = (), root: SourceRoot | None = None) -> None:
+        """Reads all entries; what cannot be understood will be refused where it stands.
+
+        Args:
+            entries: of all lists of a source.
+            root: of the source.
+        """
+        self._folder = lru_cache(maxsize=4096)(os.path.realpath)
+        self._told: dict[str, IdSet] = {}
+        found = set()
+        for entry in entries:
+            if root is None or not isinstance(entry, Found) or not isinstance(entry.image, Path):
+                continue
+            try:
+                split, said_by = row_split(entry, root)
+            except DataError:
+                continue
+            found.add(split)
+            if said_by not in _WEAK:
+                self._told.setdefault(split, IdSet()).add(self._name(entry.image))
+        if len(found) < 2:
+            self._told = {}
+
+    def agreed(self, entry: Entry, split: str, said_by: Authority) -> tuple[str, Authority]:
+        """The split of an entry, and what says so, after what other records say of its image.
+
+        Args:
+            entry: of the source.
+            split: what is said of it alone.
+            said_by: and what says that.
+
+        Raises:
+            SplitConflict: its image is said to be in several splits.
+        """
+        if not self._told or not isinstance(entry.image, Path):
+            return split, said_by
+        name = self._name(entry.image)
+        told = [split for split, names in self._told.items() if name in names]
+        if len(told) > 1:
+            both = " and ".join(map(repr, sorted(told)))
+            raise SplitConflict(
+                f"{entry.image.name} is in {both} here (this record: {split!r}, by {said_by}): say "
+                "which with --split, or mend the records"
+            )
+        if told and said_by in _WEAK:
+            return told[0], Authority.SAME_IMAGE
+        return split, said_by
+
+    def _name(self, path: Path) -> str:
+        folder, name = os.path.split(path)
+        return os.path.join(self._folder(folder), name)  # noqa: PTH118 - for each of many names

@@ -1,0 +1,1 @@
+"""The pair table: versions, columns, rows, and the views that say which texts count."""

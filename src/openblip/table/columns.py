@@ -1,0 +1,348 @@
+"""Fragments of a pair table: read one by one, and given columns by files written elsewhere.
+
+A fragment is a run of rows that were written together; its files never change. Many processes can
+each write the new columns of one fragment; a single commit makes all of them visible.
+
+Columns that take long to compute: done part by part, resumed, extended as a table grows.
+"""
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from openblip.runtime.atomic import replace_file
+from openblip.runtime.errors import DataError, StorageError
+from openblip.runtime.progress import Progress
+from openblip.runtime.threads import ordered_map
+from openblip.table.rows import BASE_COLUMNS, listed
+from openblip.table.storage import persist
+from openblip.table.table import PairTable, Staging
+from openblip.table.versions import (
+    again_after_conflicts,
+    change_version,
+    commit_version,
+    lance_library,
+    reason,
+)
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+@dataclass(frozen=True, slots=True)
+class Fragment:
+    """A run of rows of a table, and whether it has certain columns."""
+
+    number: int
+    """Lance's id of the fragment."""
+    num_rows: int
+    digest: str
+    """16 hexadecimal digits; they change when the rows do, not when columns are added."""
+    files: tuple[str, ...]
+    """Names of the files with its columns, in the folder `data` of the table."""
+    filled: bool
+    """Whether it has values (nulls included) in all columns that were asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class ColumnFile:
+    """A file in the folder `data` of a table, written by `encode_columns`."""
+
+    name: str
+    num_bytes: int
+
+
+def list_fragments(table: PairTable, columns: Sequence[str]) -> list[Fragment]:
+    """The fragments of a table in the order of its rows; reads no row.
+
+    Args:
+        table: any version of a table.
+        columns: which columns `filled` is about.
+
+    Raises:
+        DataError: rows have been deleted from the table.
+    """
+    fields = _leaves(table)
+    base = {number for name in BASE_COLUMNS for number in fields.get(name, ())}
+    live = {number for name in table.columns for number in fields[name]}
+    wanted = {number for name in columns for number in fields.get(name, ())}
+    known = set(columns) <= set(fields)
+    found = []
+    for fragment in table.dataset.get_fragments():
+        metadata = fragment.metadata
+        if metadata.num_deletions:
+            raise DataError(
+                f"{table.uri}: rows were deleted from fragment {metadata.id}: compact the table "
+                "first (`lance.dataset(...).optimize.compact_files()`)"
+            )
+        digest = hashlib.sha256(f"{metadata.id} {metadata.physical_rows}".encode())
+        covered: set[int] = set()
+        for file in metadata.files:
+            covered.update(file.fields)
+            if not base.isdisjoint(file.fields):
+                digest.update(f"\n{file.path}".encode())
+        found.append(
+            Fragment(
+                number=metadata.id,
+                num_rows=metadata.physical_rows,
+                digest=digest.hexdigest()[:16],
+                files=tuple(str(f.path) for f in metadata.files if not live.isdisjoint(f.fields)),
+                filled=known and wanted <= covered,
+            )
+        )
+    return found
+
+
+def read_rows(table: PairTable, fragment: int, rows: range, columns: Sequence[str]) -> "pa.Table":
+    """Rows of a fragment, counted from its first.
+
+    Raises:
+        DataError: a file of the fragment is missing or damaged, or there is no such fragment.
+    """
+    opened = table.dataset.get_fragment(fragment)
+    if opened is None:
+        raise DataError(f"{table.uri} has no fragment {fragment}: was the table compacted?")
+    try:
+        return persist(table.uri, lambda: opened.take(list(rows), columns=list(columns)))
+    except (OSError, ValueError, RuntimeError) as error:
+        names = listed(f"data/{file.path}" for file in opened.metadata.files)
+        raise DataError(
+            f"{table.uri}: fragment {fragment} ({names}) cannot be read: {reason(error)}; restore "
+            "the file"
+        ) from error
+
+
+def encode_columns(table: PairTable, columns: "pa.Table") -> bytes:
+    """The content of a file with new columns of one fragment of a table, in the order of its rows.
+
+    Raises:
+        StorageError: the folder for temporary files is full or cannot be written.
+    """
+    lance_library()
+    from lance.file import LanceFileWriter
+
+    version = table.dataset.data_storage_version
+    try:
+        with tempfile.TemporaryDirectory(prefix="openblip-") as folder:
+            path = Path(folder) / "columns.lance"
+            with LanceFileWriter(str(path), columns.schema, version=version) as writer:
+                for batch in columns.combine_chunks().to_batches():
+                    writer.write_batch(batch)
+            return path.read_bytes()
+    except OSError as error:
+        raise StorageError(
+            f"the folder for temporary files, {tempfile.gettempdir()}, cannot be written "
+            f"({reason(error)}): make room in it or name another one in TMPDIR, then run the same "
+            "command to go on"
+        ) from error
+
+
+def attach_columns(
+    table: PairTable,
+    files: Mapping[int, ColumnFile],
+    schema: "pa.Schema",
+    *,
+    replace: bool,
+) -> PairTable:
+    """The table with the columns of `schema` in all fragments that have a file.
+
+    Readers see all of the change or none of it. Rows that another process appends meanwhile are
+    kept; they have nulls in these columns.
+
+    Args:
+        table: its latest version.
+        files: by fragment number, files written with this schema.
+        schema: names and types of the columns, all nullable.
+        replace: drop columns that stand under these names; else the files' fragments alone change,
+            if the table has all of the columns.
+
+    Raises:
+        DataError: a column of the source would be replaced.
+        ConflictError: other processes changed the table again and again.
+        OSError: the version cannot be written.
+    """
+    if clash := sorted(set(schema.names) & set(BASE_COLUMNS)):
+        raise DataError(f"{listed(clash)}: columns of the source cannot be written")
+    existing = [name for name in schema.names if name in table.columns]
+    if existing == schema.names and not replace:
+        _replace_data(table.uri, files, existing)
+        return PairTable.open(table.uri)
+    again_after_conflicts(lambda: PairTable.open(table.uri).drop_leftovers())
+    new = Staging(schema.names, existing)
+    _change(
+        table.uri,
+        lambda dataset: dataset.add_columns(_renamed(schema, new.staged)),
+        lambda names: names.issuperset(new.staged),
+    )
+    _replace_data(table.uri, files, new.staged)
+    _change(table.uri, lambda dataset: dataset.alter_columns(*new.renames()), new.is_visible)
+    if existing:
+        _change(
+            table.uri,
+            lambda dataset: dataset.drop_columns(new.replaced),
+            lambda names: names.isdisjoint(new.replaced),
+        )
+    return PairTable.open(table.uri)
+
+
+def _change(uri: str, change: Callable[[Any], object], is_made: Callable[[set[str]], bool]) -> None:
+    """Change the latest version; `is_made` is told the names of its columns."""
+
+    def attempt() -> None:
+        dataset = PairTable.open(uri).dataset
+        change_version(
+            dataset, uri, lambda: change(dataset), lambda: is_made(set(dataset.schema.names))
+        )
+
+    again_after_conflicts(attempt)
+
+
+def _replace_data(uri: str, files: Mapping[int, ColumnFile], columns: Sequence[str]) -> None:
+    """Give fragments files with the values of columns that stand in the table."""
+    again_after_conflicts(lambda: _replace_in(PairTable.open(uri), files, columns))
+
+
+def _replace_in(table: PairTable, files: Mapping[int, ColumnFile], columns: Sequence[str]) -> None:
+    lance = lance_library()
+    from lance.fragment import DataFile
+
+    leaves = _leaves(table)
+    fields = [number for name in columns for number in leaves[name]]
+    major, minor = (int(part) for part in table.dataset.data_storage_version.split("."))
+    groups = [
+        lance.LanceOperation.DataReplacementGroup(
+            number,
+            DataFile(file.name, fields, list(range(len(fields))), major, minor, file.num_bytes),
+        )
+        for number, file in files.items()
+    ]
+    operation = lance.LanceOperation.DataReplacement(groups)
+    transaction = lance.Transaction(table.version, operation)
+    commit_version(table.dataset, table.uri, transaction)
+
+
+def _leaves(table: PairTable) -> dict[str, list[int]]:
+    """Ids of the leaves of each column: what a file of format 2.1 or later stores."""
+    return {field.name(): _leaf_ids(field) for field in table.dataset.lance_schema.fields()}
+
+
+def _leaf_ids(field: Any) -> list[int]:
+    children = field.children()
+    return [n for child in children for n in _leaf_ids(child)] if children else [field.id()]
+
+
+def _renamed(schema: "pa.Schema", names: Sequence[str]) -> "pa.Schema":
+    import pyarrow as pa
+
+    return pa.schema([f.with_name(name) for f, name in zip(schema, names, strict=True)])
+
+
+_PART_ROWS = 1024
+
+
+def compute_columns(
+    table: PairTable,
+    key: str,
+    settings: Mapping[str, Any],
+    compute: "Callable[[range], pa.Table]",
+    *,
+    num_threads: int = 1,
+    show_progress: bool = True,
+) -> int:
+    """Number of rows that were computed; the columns are in the table afterwards.
+
+    Rows that an earlier call with the same settings did are not done again, also when the table
+    has grown since. Finished parts are files in `work_folder` until the columns are written: a
+    call that was stopped goes on with the parts that are missing.
+
+    Args:
+        table: gets the columns.
+        key: the entry of the table's metadata that remembers `settings` and the number of rows.
+        settings: what decides the values, besides the row; JSON values.
+        compute: the new columns of some rows; called from `num_threads` threads.
+        num_threads: at least 1.
+        show_progress: on stderr.
+
+    Raises:
+        OSError: a part cannot be written.
+    """
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    state = column_state(table, key)
+    known = state["rows"] if state.get("settings") == dict(settings) else 0
+    if known == len(table):
+        return 0
+    parts = list(_parts(table, key, settings, known))
+    missing = [(rows, path) for rows, path in parts if not path.exists()]
+    computed = sum(len(rows) for rows, _ in missing)
+
+    def work(part: tuple[range, Path]) -> int:
+        rows, path = part
+        with replace_file(path) as unfinished:
+            parquet.write_table(compute(rows), unfinished)
+        return len(rows)
+
+    start = len(table) - computed
+    with Progress(key, len(table), "images", start=start, enabled=show_progress) as progress:
+        for count in ordered_map(work, missing, num_threads, num_threads * 2):
+            progress.update(count)
+    # Memory maps: the columns of 100 million rows need not fit into memory twice.
+    columns = pa.concat_tables([parquet.read_table(path, memory_map=True) for _, path in parts])
+    if known:
+        before = pa.Table.from_batches(table.scan(columns.column_names))
+        columns = pa.concat_tables([before.slice(0, known).cast(columns.schema), columns])
+    table.add_columns(columns, overwrite=True)
+    note = json.dumps({"settings": dict(settings), "rows": len(table)})
+    table.update_metadata({key: note})
+    for _, path in parts:
+        path.unlink()
+    with suppress(OSError):  # another job keeps its parts there
+        work_folder(table).rmdir()
+    return computed
+
+
+def column_state(table: PairTable, key: str) -> dict[str, Any]:
+    """What the metadata remembers under a key; empty if nothing.
+
+    Raises:
+        DataError: it is no JSON object.
+    """
+    try:
+        state = json.loads(table.metadata.get(key, "{}"))
+    except (ValueError, RecursionError):
+        state = None
+    if not isinstance(state, dict):
+        raise DataError(
+            f"{table.uri}: its metadata under {key!r} is no JSON object: another program has "
+            "written it; remove the entry (`PairTable.update_metadata`)"
+        )
+    return state
+
+
+def work_folder(table: PairTable) -> Path:
+    """Where unfinished work lies: beside a local table, else in the working directory."""
+    place = table.uri.rstrip("/")
+    if urlsplit(place).scheme not in ("", "file"):
+        place = place.rsplit("/", 1)[-1]
+    return Path(f"{place.removeprefix('file://')}.curation")
+
+
+def _parts(
+    table: PairTable, key: str, settings: Mapping[str, Any], start: int
+) -> Iterator[tuple[range, Path]]:
+    """The rows and the file of each part; its name is a function of all that decides it."""
+    folder = work_folder(table)
+    about = json.dumps([key, settings], sort_keys=True)
+    for batch in table.scan(["id"], batch_size=_PART_ROWS, start=start):
+        rows = range(start, start + batch.num_rows)
+        ids = "\n".join(batch["id"].to_pylist())
+        digest = hashlib.sha256(f"{about}\n{ids}".encode("utf-8", "surrogatepass")).hexdigest()
+        yield rows, folder / f"{key}-{rows.start:010d}-{digest[:16]}.parquet"
+        start = rows.stop

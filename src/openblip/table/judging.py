@@ -1,0 +1,286 @@
+"""Which texts of some rows count in a view, and why the others do not.
+
+A digest of texts: whether what a run learns from is what it was.
+"""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openblip.runtime.errors import DataError
+from openblip.table.rows import read_meta
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from openblip.table.views import CaptionView
+
+REMEDY = "run `openblip capfilt run` on the table first"
+ERROR_COLUMNS = ("capfilt_error", "image_error")
+"""Columns that say why an image cannot be read, if it cannot; the first is about web rows alone."""
+
+
+class Rejection(StrEnum):
+    """Why a text does not count; of several reasons the first of these."""
+
+    UNREADABLE = "unreadable image"
+    LEAKED_IMAGE = "leaked image"
+    DUPLICATE_IMAGE = "duplicate image"
+    EMPTY = "empty text"
+    LEAKED_TEXT = "leaked caption"
+    REPEATED_TEXT = "repeated caption"
+    DUPLICATE_TEXT = "duplicate caption"
+    UNSCORED = "not scored"
+    BELOW_THRESHOLD = "below the threshold"
+
+
+REJECTIONS = tuple(Rejection)
+"""Code c of a verdict is `REJECTIONS[c - 1]`; 0 is no rejection."""
+_CODES = {reason: code for code, reason in enumerate(REJECTIONS, 1)}
+
+
+@dataclass(frozen=True, eq=False)
+class Verdicts:
+    """The texts of one source in some rows, one after the other, and what becomes of them."""
+
+    lengths: NDArray[np.int64]
+    """Texts of this source in each row."""
+    texts: "pa.Array"
+    scores: NDArray[np.float64]
+    """Match probabilities, NaN for a text that was not judged or whose score was not read."""
+    thresholds: NDArray[np.float64]
+    """What each score must be above, NaN where it need not."""
+    captioners: NDArray[np.object_]
+    """Fingerprint of the captioner that wrote each text, None for a given text, or where it was
+    not read."""
+    codes: NDArray[np.uint8]
+    """0 for a text that counts, else its rejection, see `REJECTIONS`."""
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The row of each text, counted from the first of the rows."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+    def num_admitted(self) -> NDArray[np.int64]:
+        """How many texts of each row count."""
+        running = np.concatenate([[0], np.cumsum(self.codes == 0)])
+        ends = np.cumsum(self.lengths)
+        counts: NDArray[np.int64] = running[ends] - running[ends - self.lengths]
+        return counts
+
+
+def judge(batch: "pa.RecordBatch", view: "CaptionView", source: str, start: int = 0) -> Verdicts:
+    """What becomes of the texts of one source.
+
+    Args:
+        batch: rows with `view.columns`. Reasons that concern the image apply if their columns
+            are there; scores are told also without a threshold if theirs are.
+        view: the rules.
+        source: one of `views.SOURCES`.
+        start: number of the first row, for errors.
+
+    Raises:
+        DataError: a row has another number of scores, or flags, than of texts.
+    """
+    is_human = string_values(batch["origin"]) == "human"
+    mask = is_human if source == "human" else ~is_human
+    column = "synthetic" if source == "synthetic" else "captions"
+    own = _Own(batch, mask, column, start)
+    scores = own.scores(is_required=source != "human")
+    thresholds = np.repeat(_row_thresholds(batch, mask, view, source, start), own.own_lengths)
+    codes = np.zeros(len(own.texts), dtype=np.uint8)
+    for reason, applies in _image_reasons(batch, mask, view, source).items():
+        codes[(codes == 0) & np.repeat(applies, own.own_lengths)] = _CODES[reason]
+    for reason, applies in _text_reasons(own, view).items():
+        codes[(codes == 0) & applies] = _CODES[reason]
+    has_threshold = ~np.isnan(thresholds)
+    codes[(codes == 0) & has_threshold & np.isnan(scores)] = _CODES[Rejection.UNSCORED]
+    # A comparison with NaN is False, so what is left has a score.
+    below = (codes == 0) & has_threshold & ~(scores > thresholds)
+    codes[below] = _CODES[Rejection.BELOW_THRESHOLD]
+    return Verdicts(own.lengths, own.texts, scores, thresholds, own.captioners(), codes)
+
+
+def string_values(column: "pa.Array") -> NDArray[np.object_]:
+    """The texts of a column as objects, None for a null."""
+    return np.asarray(column.to_numpy(zero_copy_only=False), dtype=object)
+
+
+class _Own:
+    """The texts of one source: lists of the rows of a mask, flat, and lists beside them."""
+
+    def __init__(
+        self, batch: "pa.RecordBatch", mask: NDArray[np.bool_], column: str, start: int
+    ) -> None:
+        self.batch, self.mask, self.column, self.start = batch, mask, column, start
+        lists = self._lists(column)
+        self.own_lengths = _lengths(lists)
+        self.texts = lists.flatten()
+        self.lengths = np.zeros(batch.num_rows, dtype=np.int64)
+        self.lengths[mask] = self.own_lengths
+
+    def scores(self, is_required: bool) -> NDArray[np.float64]:
+        """The scores of the texts, NaN where there are none."""
+        scores = np.full(len(self.texts), np.nan)
+        name = f"{self.column}_itm"
+        if name in self.batch.schema.names:
+            places, lists = self._beside(name, REMEDY if is_required else None)
+            # Nulls become NaN.
+            scores[places] = lists.flatten().to_numpy(zero_copy_only=False)
+        return scores
+
+    def captioners(self) -> NDArray[np.object_]:
+        """Who wrote the texts, None where it is not known."""
+        captioners = np.full(len(self.texts), None, dtype=object)
+        name = f"{self.column}_captioner"
+        if name in self.batch.schema.names:
+            places, lists = self._beside(name, REMEDY)
+            captioners[places] = string_values(lists.flatten())
+        return captioners
+
+    def flagged(self, name: str) -> "tuple[NDArray[np.bool_], pa.Array]":
+        """Which texts have a flag, and the flags of all."""
+        places, lists = self._beside(name, "run `openblip data duplicates` and `leakage` again")
+        flags = lists.flatten()
+        has_flag = np.zeros(len(self.texts), dtype=bool)
+        has_flag[places] = flags.is_valid().to_numpy(zero_copy_only=False)
+        return has_flag, flags
+
+    def repeated(self, name: str) -> NDArray[np.bool_]:
+        """Which texts are flagged with the id of their own row."""
+        has_flag, flags = self.flagged(name)
+        ids = np.repeat(string_values(self.batch["id"])[self.mask], self.own_lengths)
+        has_flag[has_flag] = string_values(flags.drop_null()) == ids[has_flag]
+        return has_flag
+
+    def _lists(self, name: str) -> "pa.Array":
+        import pyarrow as pa
+
+        column = self.batch[name]
+        return column if self.mask.all() else column.filter(pa.array(self.mask))
+
+    def _beside(self, name: str, remedy: str | None) -> "tuple[NDArray[np.int64], pa.Array]":
+        """Which texts have a value in another column of lists, and the lists of these."""
+        import pyarrow as pa
+
+        lists = self._lists(name)
+        others = _lengths(lists)
+        wrong = np.flatnonzero((others != self.own_lengths) & (others != 0))
+        # A row without any value was not looked at (it failed, or came later).
+        if wrong.size and remedy is not None:
+            place = int(wrong[0])
+            row = self.start + int(np.flatnonzero(self.mask)[place])
+            raise DataError(
+                f"row {row}: {self.own_lengths[place]} texts in {self.column} but "
+                f"{others[place]} values in {name}: {remedy}"
+            )
+        has_values = (others == self.own_lengths) & (others > 0)
+        places = np.flatnonzero(np.repeat(has_values, self.own_lengths))
+        return places, lists.filter(pa.array(has_values))
+
+
+def _image_reasons(
+    batch: "pa.RecordBatch", mask: NDArray[np.bool_], view: "CaptionView", source: str
+) -> dict[Rejection, NDArray[np.bool_]]:
+    columns = {Rejection.UNREADABLE: list(ERROR_COLUMNS)}
+    if source == "human":
+        # CapFilt reads no image of theirs: its error is that of a batch or fragment as a whole.
+        columns[Rejection.UNREADABLE].remove("capfilt_error")
+    if "leaks" in view.without:
+        columns[Rejection.LEAKED_IMAGE] = ["leak_of"]
+    if "duplicate_images" in view.without:
+        columns[Rejection.DUPLICATE_IMAGE] = ["duplicate_of"]
+    reasons: dict[Rejection, NDArray[np.bool_]] = {}
+    for reason, names in columns.items():
+        for name in names:
+            if name in batch.schema.names:
+                is_set = batch[name].is_valid().to_numpy(zero_copy_only=False)[mask]
+                reasons[reason] = reasons.get(reason, np.zeros_like(is_set)) | is_set
+    return reasons
+
+
+def _text_reasons(own: _Own, view: "CaptionView") -> dict[Rejection, NDArray[np.bool_]]:
+    import pyarrow.compute as pc
+
+    trimmed = pc.utf8_length(pc.utf8_trim_whitespace(own.texts)).fill_null(0)
+    reasons = {Rejection.EMPTY: np.asarray(trimmed.to_numpy(zero_copy_only=False) == 0)}
+    if "leaks" in view.without:
+        reasons[Rejection.LEAKED_TEXT] = own.flagged(f"{own.column}_leak_of")[0]
+    if "repeated_captions" in view.without:
+        reasons[Rejection.REPEATED_TEXT] = own.repeated(f"{own.column}_duplicate_of")
+    if "duplicate_captions" in view.without:
+        reasons[Rejection.DUPLICATE_TEXT] = own.flagged(f"{own.column}_duplicate_of")[0]
+    return reasons
+
+
+def _row_thresholds(
+    batch: "pa.RecordBatch", mask: NDArray[np.bool_], view: "CaptionView", source: str, start: int
+) -> NDArray[np.float64]:
+    """What the scores of each row of the mask must be above, NaN for nothing."""
+    if source == "human":
+        return np.full(int(mask.sum()), np.nan)
+    thresholds = view.thresholds
+    general = thresholds.get(source, np.nan if view.itm is None else view.itm)
+    if not view.names_data_sets:
+        return np.full(int(mask.sum()), general)
+    numbers, metas = start + np.flatnonzero(mask), string_values(batch["meta"])[mask]
+    names = data_sets(metas, numbers)
+    of_name = {
+        name: thresholds.get(f"{name}/{source}", thresholds.get(name, general))
+        for name in set(names)
+    }
+    return np.array([of_name[name] for name in names], dtype=np.float64)
+
+
+def data_sets(metas: NDArray[np.object_], numbers: NDArray[np.int64] | None = None) -> list[str]:
+    """What the source of each row calls itself in its `meta`, empty where it does not.
+
+    Args:
+        metas: of the rows.
+        numbers: of the rows, for errors; by default counted from 0.
+
+    Raises:
+        DataError: one is no object.
+    """
+    if numbers is None:
+        numbers = np.arange(len(metas))
+    return [
+        str(read_meta(str(number), meta).get("source", ""))
+        for number, meta in zip(numbers, metas, strict=True)
+    ]
+
+
+def _lengths(column: "pa.Array") -> NDArray[np.int64]:
+    """Number of values in each list, 0 for a null."""
+    lengths = column.value_lengths().fill_null(0)
+    return np.asarray(lengths.to_numpy(zero_copy_only=False), dtype=np.int64)
+
+
+_SIZE = 8
+
+
+class TextDigest:
+    """Grows with texts and their rows; how many of them come at once makes no difference."""
+
+    def __init__(self) -> None:
+        self._rows = hashlib.blake2b(digest_size=_SIZE)
+        self._texts = hashlib.blake2b(digest_size=_SIZE)
+
+    def add(self, rows: NDArray[np.int64], texts: Iterable[str]) -> None:
+        """Counts texts in.
+
+        Args:
+            rows: of each text, int64 (texts,).
+            texts: as they are stored.
+        """
+        self._rows.update(rows.astype("<i8").tobytes())
+        self._texts.update("\0".join([*texts, ""]).encode())
+
+    def digest(self) -> bytes:
+        """Equal for the same texts in the same rows and order, on every machine."""
+        return self._rows.digest() + self._texts.digest()

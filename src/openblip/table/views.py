@@ -1,0 +1,403 @@
+"""Which texts of a table count: a view is a choice of sources and a threshold, not a copy."""
+
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
+from openblip.table.flags import DUPLICATES, LEAKS, what_is_unchecked
+from openblip.table.judging import (
+    ERROR_COLUMNS,
+    REJECTIONS,
+    REMEDY,
+    Rejection,
+    TextDigest,
+    Verdicts,
+    data_sets,
+    judge,
+    string_values,
+)
+from openblip.table.table import SPLITS, PairTable
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SOURCES = ("human", "web", "synthetic")
+_COLUMN_OF = {"human": "captions", "web": "captions", "synthetic": "synthetic"}
+TOLD_COLUMNS = ("captions_itm", "synthetic_itm", "synthetic_captioner")
+"""Columns of what is told of a text besides whether it counts."""
+WITHOUT = ("duplicate_images", "duplicate_captions", "repeated_captions", "leaks")
+_CHECK_OF = {name: LEAKS if name == "leaks" else DUPLICATES for name in WITHOUT}
+_COMMAND_OF = {
+    DUPLICATES: "openblip data duplicates TABLE",
+    LEAKS: "openblip data leakage TABLE EVALUATION_TABLE",
+}
+
+
+@dataclass(frozen=True)
+class RejectedText:
+    """A text that does not count, and why."""
+
+    id: str
+    """Of its row."""
+    text: str
+    source: str
+    """One of `SOURCES`."""
+    reason: Rejection
+    itm: float | None
+    """The filter's match probability; None where the text was not judged."""
+    threshold: float | None
+    """What `itm` would have to be above; None where nothing is asked."""
+
+
+@dataclass(frozen=True)
+class AdmittedText:
+    """A text that counts, and what is known of it."""
+
+    text: str
+    source: str
+    """One of `SOURCES`."""
+    itm: float | None
+    """The filter's match probability; None where it was not read or the text was not judged."""
+    captioner: str | None = None
+    """Fingerprint of the model that wrote it; None for a given text, or where it was not read."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionView:
+    """The rows and texts that a run sees (BLIP, section 3.3: the bootstrapped dataset)."""
+
+    sources: tuple[str, ...] = ("human", "web")
+    """Of `human` (texts of annotated rows), `web` (texts of web rows) and `synthetic` (the
+    captioner's texts for web rows)."""
+    itm: float | None = None
+    """Web and synthetic texts count if the filter's match probability, from 0 to 1, is above
+    this; None lets all through. Human texts always count."""
+    split: str = "train"
+    """`train`, `val` or `test`."""
+    itm_of: tuple[str, ...] = ()
+    """Thresholds that replace `itm`, as `NAME=PROBABILITY`. A name is `web` or `synthetic`; or a
+    data set, as the `source` of a row's `meta` says; or both, as in `cc12m/synthetic`. The most
+    exact name holds."""
+    without: tuple[str, ...] = ()
+    """What `openblip data duplicates` and `leakage` have flagged and is to be left out: some of
+    `duplicate_images`, `duplicate_captions` (within the split), `repeated_captions` (within an
+    image) and `leaks` (of images and texts)."""
+
+    def __post_init__(self) -> None:
+        """Checks every field."""
+        unknown = [source for source in self.sources if source not in SOURCES]
+        if unknown or not self.sources:
+            raise RecipeError(f"sources must be some of {', '.join(SOURCES)}. Got {self.sources}.")
+        if self.itm is not None and not 0 <= self.itm <= 1:
+            raise RecipeError(f"itm must be a probability from 0 to 1, or None. Got {self.itm}.")
+        if self.split not in SPLITS:
+            raise RecipeError(f"split must be one of {', '.join(SPLITS)}. Got {self.split!r}.")
+        if not set(self.without) <= set(WITHOUT):
+            raise RecipeError(f"without must be some of {', '.join(WITHOUT)}. Got {self.without}.")
+        _ = self.thresholds
+
+    @cached_property
+    def thresholds(self) -> dict[str, float]:
+        """The numbers of `itm_of` by name.
+
+        Raises:
+            RecipeError: one of them is malformed, or a name is given twice.
+        """
+        thresholds = {}
+        for entry in self.itm_of:
+            name, _, number = entry.rpartition("=")
+            try:
+                value = float(number)
+            except ValueError:
+                value = -1.0
+            if name in ("", "human") or not 0 <= value <= 1:
+                raise RecipeError(
+                    f"itm_of must be names with probabilities, such as web=0.5. Got {entry!r}."
+                )
+            if name in thresholds:
+                raise RecipeError(f"itm_of gives {name!r} twice: {' and '.join(self.itm_of)}")
+            thresholds[name] = value
+        return thresholds
+
+    @property
+    def names_data_sets(self) -> bool:
+        """Whether a threshold depends on the data set of a row."""
+        return not set(self.thresholds) <= set(SOURCES)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the table that decide which texts of a row count."""
+        columns = ["origin", "captions"]
+        texts = ["captions"]
+        if "synthetic" in self.sources:
+            columns.append("synthetic")
+            texts.append("synthetic")
+        columns += [f"{_COLUMN_OF[s]}_itm" for s in self.sources if self._has_threshold(s)]
+        if self.names_data_sets:
+            columns.append("meta")
+        if "repeated_captions" in self.without:
+            columns.append("id")
+        if {"repeated_captions", "duplicate_captions"} & set(self.without):
+            columns += [f"{name}_duplicate_of" for name in texts]
+        if "leaks" in self.without:
+            columns += [f"{name}_leak_of" for name in texts]
+        return tuple(columns)
+
+    def resolve(self, table: PairTable, may_be_empty: bool = False) -> "ViewIndex":
+        """The rows of `table` that have an admitted text, found in one scan without images.
+
+        Args:
+            table: where the rows are.
+            may_be_empty: whether a view without rows is of use; else a source that contributes
+                nothing is warned of, see `ViewIndex.idle_sources`.
+
+        Raises:
+            DataError: a column that the view needs is missing or out of date, a row has another
+                number of scores than of texts, or no row is left.
+        """
+        import pyarrow as pa
+
+        self._check_columns(table)
+        admitted_rows: list[np.ndarray] = []
+        index = ViewIndex(table, self, np.zeros(0, dtype=np.int64), {}, {})
+        splits: Counter[str] = Counter()
+        digests = {source: TextDigest() for source in self.sources}
+        start = 0
+        for batch in table.scan([*self._scanned(table), "split"]):
+            split = string_values(batch["split"])
+            splits.update(split.tolist())
+            inside = split == self.split
+            row_counts = np.zeros(batch.num_rows, dtype=np.int64)
+            for source in self.sources:
+                verdicts = judge(batch, self, source, start)
+                index.count(source, verdicts, inside)
+                row_counts += np.where(inside, verdicts.num_admitted(), 0)
+                counts = (verdicts.codes == 0) & inside[verdicts.rows]
+                texts = verdicts.texts.filter(pa.array(counts)).to_pylist()
+                digests[source].add(start + verdicts.rows[counts], texts)
+            admitted_rows.append(start + np.flatnonzero(row_counts))
+            start += batch.num_rows
+        index = replace(
+            index,
+            rows=np.concatenate([index.rows, *admitted_rows]),
+            text_digest=b"".join(digest.digest() for digest in digests.values()),
+        )
+        if not (index.rows.size or may_be_empty):
+            raise DataError(self._why_empty(index, splits))
+        for line in [] if may_be_empty else index.idle_sources():
+            warnings.warn(line, OpenBlipWarning, stacklevel=2)
+        return index
+
+    def admitted_texts(self, batch: "pa.RecordBatch | pa.Table") -> list[list[str]]:
+        """The texts of each row that count, given columns; those of the row itself come first.
+
+        Args:
+            batch: rows that `resolve` admits, with `columns`, as `PairTable.take` returns them.
+        """
+        return [[text.text for text in texts] for texts in self.admitted(batch)]
+
+    def admitted(self, batch: "pa.RecordBatch | pa.Table") -> list[list[AdmittedText]]:
+        """The texts of each row that count, in the order of `SOURCES`.
+
+        Args:
+            batch: rows with `columns`. Texts get their scores also without a threshold, and their
+                captioners, if there are the columns of `TOLD_COLUMNS`.
+        """
+        admitted: list[list[AdmittedText]] = []
+        for part in _record_batches(batch):
+            of_row: list[list[AdmittedText]] = [[] for _ in range(part.num_rows)]
+            for source in (source for source in SOURCES if source in self.sources):
+                verdicts = judge(part, self, source)
+                texts, rows = verdicts.texts.to_pylist(), verdicts.rows.tolist()
+                for at in np.flatnonzero(verdicts.codes == 0).tolist():
+                    score = _number(verdicts.scores[at])
+                    of_row[rows[at]].append(
+                        AdmittedText(texts[at], source, score, verdicts.captioners[at])
+                    )
+            admitted += of_row
+        return admitted
+
+    def rejected(self, table: PairTable) -> Iterator[RejectedText]:
+        """The texts of the split that do not count, in the order of the table.
+
+        Raises:
+            DataError: as `resolve`.
+        """
+        self._check_columns(table)
+        scores = [name for name in TOLD_COLUMNS if name in table.columns]
+        columns = list(dict.fromkeys(["id", "split", *self._scanned(table), *scores]))
+        for batch in table.scan(columns):
+            inside = string_values(batch["split"]) == self.split
+            ids = string_values(batch["id"])
+            found = []
+            for number, source in enumerate(self.sources):
+                verdicts = judge(batch, self, source)
+                rows, texts = verdicts.rows, verdicts.texts
+                for at in np.flatnonzero((verdicts.codes > 0) & inside[rows]).tolist():
+                    text = RejectedText(
+                        id=ids[rows[at]],
+                        text=texts[at].as_py() or "",
+                        source=source,
+                        reason=REJECTIONS[verdicts.codes[at] - 1],
+                        itm=_number(verdicts.scores[at]),
+                        threshold=_number(verdicts.thresholds[at]),
+                    )
+                    found.append((int(rows[at]), number, at, text))
+            yield from (text for *_, text in sorted(found, key=lambda entry: entry[:3]))
+
+    def _has_threshold(self, source: str) -> bool:
+        if source == "human":
+            return False
+        return self.itm is not None or source in self.thresholds or self.names_data_sets
+
+    def _scanned(self, table: PairTable) -> list[str]:
+        """Columns that decide which texts count, those that concern a whole row included."""
+        flags = {"duplicate_images": "duplicate_of", "leaks": "leak_of"}
+        columns = [*self.columns, *(name for name in ERROR_COLUMNS if name in table.columns)]
+        return columns + [column for name, column in flags.items() if name in self.without]
+
+    def _check_columns(self, table: PairTable) -> None:
+        for check in dict.fromkeys(_CHECK_OF[name] for name in self.without):
+            unchecked = what_is_unchecked(table, check)
+            if unchecked:
+                raise DataError(
+                    f"{table.uri}: the view leaves {', '.join(self.without)} out, but {unchecked}: "
+                    f"run `{_COMMAND_OF[check]}`"
+                )
+        missing = [column for column in self.columns if column not in table.columns]
+        if missing:
+            raise DataError(
+                f"{table.uri} has no column {', '.join(missing)}, which the view "
+                f"sources={self.sources}, itm={self.itm} needs: {REMEDY}"
+            )
+        self._check_names(table)
+
+    def _check_names(self, table: PairTable) -> None:
+        """A name that nothing has would leave all texts in without a word."""
+        if not self.names_data_sets:
+            return
+        there: set[str] = set()
+        for batch in table.scan(["meta"]):
+            there.update(data_sets(string_values(batch["meta"])))
+        known = there - {""} | set(SOURCES) - {"human"}
+        for name in self.thresholds:
+            data_set, _, source = name.rpartition("/")
+            if name not in known and (data_set not in there or source not in known - there):
+                raise DataError(
+                    f"{table.uri}: itm_of names {name!r}, which is no source and no data set "
+                    f"there; it has {', '.join(sorted(known))}"
+                )
+
+    def _why_empty(self, index: "ViewIndex", splits: Counter[str]) -> str:
+        where = f"{index.table.uri}: the view has no row in the split {self.split!r}"
+        if not splits[self.split]:
+            return f"{where}; the table has {_listed(splits)}"
+        return (
+            f"{where}: of its {splits[self.split]} rows none has an admitted text "
+            f"({index.summary()}). Widen the sources or lower the itm threshold."
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class ViewIndex:
+    """What a view admits of one table: row numbers only, 8 bytes each; texts are read on demand."""
+
+    table: PairTable
+    view: CaptionView
+    rows: np.ndarray
+    """Row numbers with at least one admitted text, int64, ascending."""
+    num_admitted: dict[str, int]
+    """Texts that count, for each source."""
+    num_offered: dict[str, int]
+    """Texts that there are in the split, for each source."""
+    num_rejected: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Texts of the split that do not count, for each source and reason (see `Rejection`)."""
+    text_digest: bytes = b""
+    """Another one where an admitted text, or the row that it belongs to, is another."""
+
+    def __len__(self) -> int:
+        return int(self.rows.size)
+
+    def captions_of_rows(self, rows: Sequence[int] | np.ndarray) -> list[list[str]]:
+        """The admitted texts of several rows, read in one call."""
+        return self.view.admitted_texts(self.table.take(rows, self.view.columns))
+
+    def summary(self) -> str:
+        """One line: how many texts of each source are admitted."""
+        return ", ".join(
+            f"{source}: {self.num_admitted.get(source, 0):,} of "
+            f"{self.num_offered.get(source, 0):,} texts"
+            for source in self.view.sources
+        )
+
+    def idle_sources(self) -> list[str]:
+        """A line for each source that contributes nothing: all its texts are rejected, or none is.
+
+        That there is none is no news where nobody has named the source, nor in `val` and `test`,
+        whose texts are people's.
+        """
+        view, lines = self.view, []
+        is_named = view.sources != CaptionView.sources and view.split == "train"
+        where = f"{self.table.uri}, split {view.split!r}"
+        for source in view.sources:
+            offered = self.num_offered.get(source, 0)
+            if self.num_admitted.get(source, 0):
+                continue
+            if offered:
+                reasons = self.num_rejected[source].items()
+                why = ", ".join(f"{reason}: {number:,}" for reason, number in reasons)
+                asked = [f"itm={view.itm}"] * (view.itm is not None) + list(view.itm_of)
+                at = f" at {' '.join(asked)}" if asked else ""
+                lines.append(f"{where}: none of {offered:,} {source} texts counts{at} ({why})")
+            elif is_named:
+                lines.append(f"{where}: there are no {source} texts, which the view asks for")
+        return lines
+
+    def count(self, source: str, verdicts: Verdicts, inside: np.ndarray) -> None:
+        """Adds the texts of the rows that are `inside` to the numbers."""
+        codes = verdicts.codes[inside[verdicts.rows]]
+        counts = np.bincount(codes, minlength=len(REJECTIONS) + 1).tolist()
+        self.num_offered[source] = self.num_offered.get(source, 0) + len(codes)
+        self.num_admitted[source] = self.num_admitted.get(source, 0) + counts[0]
+        rejected = self.num_rejected.setdefault(source, {})
+        for reason, number in zip(REJECTIONS, counts[1:], strict=True):
+            if number:
+                rejected[reason.value] = rejected.get(reason.value, 0) + number
+
+
+def split_rows(table: PairTable, split: str) -> np.ndarray:
+    """Numbers of all rows of a split, with or without texts, int64, ascending.
+
+    Raises:
+        DataError: the split has no row; names those that there are.
+    """
+    parts = [np.zeros(0, dtype=np.int64)]
+    there: Counter[str] = Counter()
+    for batch in table.scan(["split"]):
+        names = string_values(batch["split"])
+        parts.append(np.flatnonzero(names == split) + there.total())
+        there.update(names.tolist())
+    rows = np.concatenate(parts)
+    if not rows.size:
+        raise DataError(f"{table.uri} has no row in the split {split!r}; it has {_listed(there)}")
+    return rows
+
+
+def _listed(splits: Counter[str]) -> str:
+    return ", ".join(f"{name} {count}" for name, count in sorted(splits.items())) or "no rows"
+
+
+def _record_batches(batch: "pa.RecordBatch | pa.Table") -> "list[pa.RecordBatch]":
+    import pyarrow as pa
+
+    return batch.combine_chunks().to_batches() if isinstance(batch, pa.Table) else [batch]
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)

@@ -1,1 +1,0 @@
-"""Steps of training: a model with its objectives, unaware of the loop."""

@@ -1,0 +1,247 @@
+"""What a picture of the embedded world shows: groups of equal objects over a background.
+
+Where the objects of a scene stand: on a lattice of four by four places.
+
+A small object takes one place and a large one two by two, so a vision transformer whose patches
+are a quarter of the picture wide sees every small object whole, and each quarter of a large one
+in a patch of its own. That makes the world learnable from tens of thousands of pictures.
+
+Random choices that are equal on every machine and with every version of every library.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from openblip.world.config import MAX_GROUPS, WorldConfig
+
+# The first entries look least alike: a world of few kinds or colours takes those.
+KINDS = ("circle", "square", "star", "triangle", "cross", "heart", "ring", "diamond")
+COLOURS = ("red", "blue", "yellow", "green", "black", "orange", "purple", "pink")
+SIZES = ("large", "small")
+AXES = ("row", "column")
+PATTERNS = ("plain", "striped", "checkered", "gradient", "speckled")
+GROUND_COLOURS = ("gray", "beige", "teal", "navy")
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectGroup:
+    """One to three equal objects, drawn close together."""
+
+    kind: str
+    colour: str
+    size: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Background:
+    """A pattern in two tones of one colour."""
+
+    pattern: str
+    colour: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """Groups in order, left to right (`row`) or top to bottom (`column`), over a background.
+
+    The kinds of the groups differ, so naming a kind picks at most one group: whether a caption
+    is true never depends on how its words are matched with the groups.
+    """
+
+    groups: tuple[ObjectGroup, ...]
+    axis: str
+    background: Background
+
+    @property
+    def core(self) -> frozenset[tuple[str, str, int]]:
+        """(kind, colour, count) of every group: what each human caption states in full."""
+        return frozenset((group.kind, group.colour, group.count) for group in self.groups)
+
+    def group_of(self, kind: str) -> int | None:
+        """Position of the group of that kind, None where the scene has none."""
+        for index, group in enumerate(self.groups):
+            if group.kind == kind:
+                return index
+        return None
+
+
+T = TypeVar("T")
+
+
+class Dice:
+    """A stream of random choices named by integers: `Dice(seed, stream, row)`.
+
+    SplitMix64 (Steele et al. 2014) in plain integers: NumPy and the standard library do not
+    promise that their derived draws stay equal from version to version.
+    """
+
+    def __init__(self, *key: int) -> None:
+        state = 0
+        for part in key:
+            state = mix64((state + _STEP + part) & _MASK)
+        self._state = state
+
+    def bits(self) -> int:
+        """A uniform integer in [0, 2**64)."""
+        self._state = (self._state + _STEP) & _MASK
+        return mix64(self._state)
+
+    def below(self, bound: int) -> int:
+        """A uniform integer in [0, bound)."""
+        return (self.bits() * bound) >> 64
+
+    def between(self, low: int, high: int) -> int:
+        """A uniform integer in [low, high], both ends included."""
+        return low + self.below(high - low + 1)
+
+    def chance(self, probability: float) -> bool:
+        """True with the given probability."""
+        return self._unit() < probability
+
+    def choose(self, options: Sequence[T]) -> T:
+        """One of the options, all equally likely."""
+        return options[self.below(len(options))]
+
+    def weighted(self, weights: Sequence[float]) -> int:
+        """An index, drawn in proportion to the weights (>= 0, not all 0)."""
+        # Correctly rounded, where `sum` differs between versions of Python.
+        point = self._unit() * math.fsum(weights)
+        last = 0
+        for index, weight in enumerate(weights):
+            if weight > 0:
+                last = index
+                if point < weight:
+                    return index
+                point -= weight
+        return last  # rounding may leave the point at the very end
+
+    def sample(self, options: Sequence[T], num: int) -> list[T]:
+        """`num` different options in random order (Fisher-Yates)."""
+        pool = list(options)
+        for index in range(num):
+            other = self.between(index, len(pool) - 1)
+            pool[index], pool[other] = pool[other], pool[index]
+        return pool[:num]
+
+    def _unit(self) -> float:
+        # 53 bits make an exact float in [0, 1) on every machine.
+        return float(self.bits() >> 11) * 2.0**-53
+
+
+def sample_scene(dice: Dice, config: WorldConfig) -> Scene:
+    """A random scene of the world."""
+    num_groups = dice.weighted(config.group_weights) + 1
+    groups: list[ObjectGroup] = []
+    room_for_large = 2 if num_groups < MAX_GROUPS else 1
+    for kind in dice.sample(KINDS[: config.num_kinds], num_groups):
+        colour = COLOURS[dice.below(config.num_colours)]
+        count = dice.weighted(config.count_weights) + 1
+        size = dice.choose(SIZES)
+        # Pictures have room for two large objects in a row, and for so many rows of them.
+        if count > 2 or room_for_large == 0:
+            size = "small"
+        room_for_large -= size == "large"
+        groups.append(ObjectGroup(kind, colour, size, count))
+    # One group lies on no axis; a fixed word keeps equal scenes equal.
+    axis = dice.choose(AXES) if num_groups > 1 else "row"
+    background = Background(dice.choose(PATTERNS), dice.choose(GROUND_COLOURS))
+    return Scene(tuple(groups), axis, background)
+
+
+def scene_to_dict(scene: Scene) -> dict[str, Any]:
+    """Plain JSON values of a scene, as the rows' `meta` carries them."""
+    return {
+        "groups": [
+            {"kind": g.kind, "colour": g.colour, "size": g.size, "count": g.count}
+            for g in scene.groups
+        ],
+        "axis": scene.axis,
+        "background": {"pattern": scene.background.pattern, "colour": scene.background.colour},
+    }
+
+
+def scene_from_dict(plain: Mapping[str, Any]) -> Scene:
+    """The scene that `scene_to_dict` wrote."""
+    return Scene(
+        groups=tuple(ObjectGroup(**group) for group in plain["groups"]),
+        axis=plain["axis"],
+        background=Background(**plain["background"]),
+    )
+
+
+LATTICE = 4
+
+Slots = tuple[int, ...]
+
+# Starts of the objects along the strip of their group. Groups beside each other stay about
+# level, so that no second relation seems to hold between them.
+_LEVEL_SLOTS: dict[tuple[str, int], tuple[Slots, ...]] = {
+    ("large", 1): ((1,),),
+    ("large", 2): ((0, 2),),
+    ("small", 1): ((1,), (2,)),
+    ("small", 2): ((0, 2), (1, 3), (0, 3), (1, 2)),
+    ("small", 3): ((0, 1, 2), (1, 2, 3), (0, 1, 3), (0, 2, 3)),
+}
+_FREE_SLOTS = _LEVEL_SLOTS | {
+    ("large", 1): ((0,), (1,), (2,)),
+    ("small", 1): ((0,), (1,), (2,), (3,)),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """The square of lattice places that one object takes."""
+
+    column: int
+    row: int
+    span: int
+    """Places on a side: 1 for small objects, 2 for large ones."""
+
+
+def place_objects(scene: Scene, dice: Dice) -> list[list[Place]]:
+    """Places of the objects of each group; no two of them share a place.
+
+    Each group has a strip of the lattice for itself, one or two places thick, and the strips
+    follow each other along the axis of the scene.
+    """
+    alone = len(scene.groups) == 1
+    # One group has no axis: its strip may lie either way.
+    upright = dice.chance(0.5) if alone else scene.axis == "row"
+    slots_of = _FREE_SLOTS if alone else _LEVEL_SLOTS
+    places = []
+    for group, start in zip(scene.groups, _strip_starts(scene, dice), strict=True):
+        slots = dice.choose(slots_of[group.size, group.count])
+        span = _span(group)
+        pairs = [(start, slot) if upright else (slot, start) for slot in slots]
+        places.append([Place(column, row, span) for column, row in pairs])
+    return places
+
+
+def _span(group: ObjectGroup) -> int:
+    return 2 if group.size == "large" else 1
+
+
+def _strip_starts(scene: Scene, dice: Dice) -> list[int]:
+    """First place of the strip of each group; what is left over falls between them at random."""
+    spare = LATTICE - sum(map(_span, scene.groups))
+    assert spare >= 0, "sample_scene leaves room for every group"
+    shifts = sorted(dice.below(spare + 1) for _ in scene.groups)
+    starts, used = [], 0
+    for group, shift in zip(scene.groups, shifts, strict=True):
+        starts.append(used + shift)
+        used += _span(group)
+    return starts
+
+
+_MASK = (1 << 64) - 1
+_STEP = 0x9E3779B97F4A7C15
+
+
+def mix64(value: int) -> int:
+    """A well-mixed 64-bit number of a 64-bit number (the finaliser of SplitMix64)."""
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)

@@ -1,0 +1,49 @@
+"""One process at a time."""
+
+from pathlib import Path
+
+import pytest
+
+from openblip.runtime.errors import OpenBlipError
+from openblip.runtime.locks import only_here, only_one
+
+
+def test_a_path_that_is_not_there_yet_is_held_by_one(tmp_path: Path) -> None:
+    place = tmp_path / "new" / "captions.jsonl"
+    with only_one(place, "writing captions into"):
+        with (
+            pytest.raises(OpenBlipError, match=rf"^{place}: another process is writing captions"),
+            only_one(place, "writing captions into"),
+        ):
+            pass
+        with only_one(place.with_name("other.jsonl"), "writing captions into"):
+            pass
+    with only_one(place, "writing captions into"):
+        pass
+    assert list(place.parent.iterdir()) == []
+
+
+def test_a_lock_is_held_by_way_of_a_link_too(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("folder")
+    with (
+        only_one(tmp_path / "folder", "writing"),
+        pytest.raises(OpenBlipError, match="another process"),
+        only_one(tmp_path / "link", "writing"),
+    ):
+        pass
+
+
+def test_what_a_killed_process_leaves_is_no_lock(tmp_path: Path) -> None:
+    (tmp_path / ".file.lock").touch()
+    with only_one(tmp_path / "file", "writing"):
+        assert [path.name for path in tmp_path.iterdir()] == [".file.lock"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
+    with (
+        only_here(tmp_path, "demonstration"),
+        pytest.raises(OpenBlipError, match="another process is at work on this demonstration"),
+        only_here(tmp_path, "demonstration"),
+    ):
+        pass

@@ -1,0 +1,53 @@
+"""OpenMP's threads sleep while they wait, unless the user wants it otherwise."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from openblip.runtime.threads import threads_for
+
+NAMES = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY")
+SEEN = (
+    "import atexit, os, sys\n"
+    f"atexit.register(lambda: print([os.environ.get(name) for name in {NAMES!r}]))\n"
+    "from openblip.cli import main\n"
+    "assert 'torch' not in sys.modules\n"
+    "main(['--version'])\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        ({}, ["0", "0", None]),
+        ({"GOMP_SPINCOUNT": "1000"}, ["1000", None, None]),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, [None, None, "ACTIVE"]),
+    ],
+)
+def test_the_command_sets_it_before_pytorch_is_loaded_and_the_user_wins(
+    wish: dict[str, str], expected: list[str | None]
+) -> None:
+    environment = {name: value for name, value in os.environ.items() if name not in NAMES}
+    done = subprocess.run(
+        [sys.executable, "-c", SEEN],
+        env={**environment, **wish},
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.splitlines()[-1] == str(expected)
+
+
+@pytest.mark.parametrize(("multiply_adds", "expected"), [(31_000_000, 1), (33_000_000, 2)])
+def test_small_products_are_not_divided(multiply_adds: int, expected: int) -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        with threads_for(multiply_adds):
+            assert torch.get_num_threads() == expected
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,242 @@
+"""Rows of CSV, TSV and their relatives: what a quote means, and what is damaged."""
+
+import csv
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from openblip.runtime.errors import DataError
+from openblip.sources.delimited import (
+    Delimited,
+    cell_id,
+    delimited_layout,
+    delimited_records,
+    or_none,
+    unique_names,
+)
+from openblip.sources.source import SourceOptions
+
+
+def _layout(file: Path, text: str | bytes, **told: Any) -> Delimited:
+    file.write_bytes(text.encode() if isinstance(text, str) else text)
+    return delimited_layout(file, SourceOptions(**told))
+
+
+def _read(file: Path, text: str | bytes, **told: Any) -> list[Any]:
+    """The cells of each row, or what is wrong with it; read on from anywhere, the same rest."""
+    layout = _layout(file, text, **told)
+
+    def rows(done: int) -> list[Any]:
+        found = delimited_records(file, layout, layout.names[0], told.get("encoding"), done)
+        return [list(row.values()) if isinstance(row, Mapping) else str(row) for row in found]
+
+    everything = rows(0)
+    for number in range(len(everything)):
+        assert rows(number) == everything[number:]
+    return everything
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "a.csv"
+
+
+class TestTheFirstLine:
+    @pytest.mark.parametrize("line", ["image,caption", "image;caption", "image|caption"])
+    def test_says_what_stands_between_the_fields(self, file: Path, line: str) -> None:
+        layout = _layout(file, f"{line}\n")
+        assert (layout.names, layout.delimiter) == (("image", "caption"), line[5])
+
+    def test_may_come_after_blank_ones_and_one_for_spreadsheets(self, file: Path) -> None:
+        assert _read(file, "\n\r\nsep=;\r\nimage;caption\r\n0.jpg;a, b\r\n") == [["0.jpg", "a, b"]]
+        assert _read(file, '"sep=|"\nimage|caption\n0.jpg|a;b\n') == [["0.jpg", "a;b"]]
+
+    def test_is_a_row_where_the_columns_are_named(self, file: Path) -> None:
+        rows = [["0.jpg", "a boat"], ["1.jpg", "b"]]
+        named = ("image", "caption")
+        assert _read(file, "0.jpg,a boat\n1.jpg,b\n", columns=named) == rows
+        assert _read(file, "0.jpg\ta boat\n1.jpg\tb\n", columns=named) == rows
+        # A header that says the same is one.
+        assert _read(file, "Image,Caption\n0.jpg,a boat\n1.jpg,b\n", columns=named) == rows
+
+    def test_must_have_as_many_fields_as_columns_are_named(self, file: Path) -> None:
+        with pytest.raises(DataError, match=r"a\.csv: line 2 has 2 fields, and --columns names 3"):
+            _layout(file, "\n0.jpg,a boat\n", columns=("image", "caption", "id"))
+
+    def test_of_flickr8k_needs_no_header(self, file: Path) -> None:
+        text = '0.jpg#0\tA "big" dog .\n0.jpg#1\tA # sign\n'
+        rows = [["0.jpg", 'A "big" dog .'], ["0.jpg", "A # sign"]]
+        assert _read(file, text) == rows
+        assert _read(file, text, columns=("image", "caption")) == rows
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [(b"", "is empty"), (b"\n \n", "is empty"), (b"PK\0\0", "is no text")],
+    )
+    def test_must_be_there(self, file: Path, content: bytes, message: str) -> None:
+        with pytest.raises(DataError, match=message):
+            _layout(file, content)
+
+    def test_may_name_a_column_twice(self, file: Path) -> None:
+        assert unique_names(["a", "b", "a", "a_2", "a"]) == ["a", "b", "a_2", "a_2_2", "a_3"]
+        assert _read(file, "image,caption,caption\n0.jpg,a,b\n") == [["0.jpg", "a", "b"]]
+
+
+class TestAQuote:
+    @pytest.mark.parametrize("mark", ["\t", "|"])
+    def test_is_a_character_between_tabs_and_pipes(self, file: Path, mark: str) -> None:
+        texts = ['"stop now', 'the "queen', '" big " sign', 'a 5" disk', "it's"]
+        lines = [f"image{mark}caption", *(f"0.jpg{mark}{text}" for text in texts)]
+        assert [row[1] for row in _read(file, "\n".join(lines))] == texts
+
+    def test_encloses_fields_there_if_it_encloses_the_header(self, file: Path) -> None:
+        text = '"image"\t"caption"\n"0.jpg"\t"say ""hi"" to\tyou"\n'
+        assert _read(file, text) == [["0.jpg", 'say "hi" to\tyou']]
+
+    def test_encloses_commas_and_lines_in_csv(self, file: Path) -> None:
+        text = 'image,caption\n0.jpg,"a, b"\n1.jpg,"two\nlines"\n2.jpg, "after a space" \n'
+        assert _read(file, text) == [
+            ["0.jpg", "a, b"],
+            ["1.jpg", "two\nlines"],
+            ["2.jpg", "after a space"],
+        ]
+
+    def test_within_a_field_is_a_character(self, file: Path) -> None:
+        assert _read(file, 'image,caption\n0.jpg,a 5" disk\n1.jpg,say "a, b"\n') == [
+            ["0.jpg", 'a 5" disk'],
+            "line 3 has 3 fields where 2 columns are named",
+        ]
+
+    def test_may_be_escaped_by_a_backslash(self, file: Path) -> None:
+        text = 'image,caption\n0.jpg,"a \\"big\\" dog"\n1.jpg,"a \\", b"\n2.jpg,"a \\"\n'
+        assert _read(file, text) == [
+            ["0.jpg", 'a "big" dog'],
+            ["1.jpg", 'a ", b'],
+            ["2.jpg", "a \\"],
+        ]
+
+    def test_that_is_never_closed_costs_its_own_row(self, file: Path) -> None:
+        assert _read(file, 'image,caption\n0.jpg,"open\n1.jpg,b\n2.jpg,c\n') == [
+            "line 2: a quote opens a field and is never closed: double or close it",
+            ["1.jpg", "b"],
+            ["2.jpg", "c"],
+        ]
+
+    def test_that_swallows_rows_costs_its_own_row(self, file: Path) -> None:
+        text = 'image,caption\n0.jpg,"open\n1.jpg,b\n2.jpg,c"\n3.jpg,d\n'
+        first, *rest = _read(file, text)
+        assert first == (
+            "line 2: a quote opens a field that swallows the rows up to line 4: double or close it"
+        )
+        assert rest == [["1.jpg", "b"], ["2.jpg", 'c"'], ["3.jpg", "d"]]
+
+    def test_that_closes_in_the_next_row_is_named(self, file: Path) -> None:
+        text = 'image,caption\n0.jpg,"open\n1.jpg,"b"\n2.jpg,c\n'
+        first, *rest = _read(file, text)
+        assert first.startswith("line 2: a quote opens a field and is not closed")
+        assert rest == [["1.jpg", "b"], ["2.jpg", "c"]]
+
+    def test_opens_no_search_through_the_whole_file(self, file: Path) -> None:
+        lines = [f'{number}.jpg,"open {number}' for number in range(3000)]
+        rows = _read_once(file, "image,caption\n" + "\n".join(lines))
+        assert len(rows) == 3000
+        assert all(isinstance(row, str) for row in rows)
+
+
+def _read_once(file: Path, text: str) -> list[Any]:
+    layout = _layout(file, text)
+    found = delimited_records(file, layout, "image", None)
+    return [str(row) if isinstance(row, ValueError) else row for row in found]
+
+
+_CELLS = st.text(st.sampled_from("ab,;\t|\"'\\\n\r [é\u2028\x0b"), max_size=12)
+_ROWS = st.lists(st.tuples(_CELLS, _CELLS), min_size=1, max_size=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "dialect"),
+    [
+        ("a.csv", {}),
+        ("a.csv", {"delimiter": ";"}),
+        ("a.csv", {"quoting": csv.QUOTE_ALL}),
+        ("a.csv", {"quoting": csv.QUOTE_NONNUMERIC, "lineterminator": "\n"}),
+        ("a.csv", {"quoting": csv.QUOTE_ALL, "lineterminator": "\r"}),
+        ("a.tsv", {"delimiter": "\t", "quoting": csv.QUOTE_ALL}),
+        ("a.csv", {"delimiter": "|", "quoting": csv.QUOTE_ALL}),
+    ],
+)
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(rows=_ROWS)
+def test_what_is_written_is_read_back(
+    tmp_path: Path, name: str, dialect: dict[str, Any], rows: list[tuple[str, str]]
+) -> None:
+    written = [(f"{number}.jpg", *cells) for number, cells in enumerate(rows)]
+    stream = io.StringIO(newline="")
+    csv.writer(stream, **dialect).writerows([("image", "caption", "note"), *written])
+    found = _read(tmp_path / name, stream.getvalue())
+    assert found == [[cell.strip() for cell in row] for row in written]
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    texts=st.lists(
+        st.text(st.sampled_from("ab,;|\"'\\ é\u2028\x0b"), min_size=1).filter(str.strip), min_size=1
+    )
+)
+def test_what_is_written_between_tabs_without_quotes_is_read_back(
+    tmp_path: Path, texts: list[str]
+) -> None:
+    lines = ["image\tcaption", *(f"{number}.jpg\t{text}" for number, text in enumerate(texts))]
+    found = _read(tmp_path / "a.tsv", "\n".join(lines))
+    assert found == [[f"{number}.jpg", text.strip()] for number, text in enumerate(texts)]
+
+
+def test_a_row_of_another_length_is_refused_with_its_line(file: Path) -> None:
+    assert _read(file, "image,caption\n0.jpg,a, b\n\n1.jpg\n2.jpg,c\n") == [
+        "line 2 has 3 fields where 2 columns are named",
+        "line 4 has 1 fields where 2 columns are named",
+        ["2.jpg", "c"],
+    ]
+
+
+def test_a_line_ends_at_cr_lf_or_both_and_nowhere_else(file: Path) -> None:
+    text = "image,caption\r0.jpg,a\u2028b\r\n1.jpg,c\x0bd\n2.jpg,e\x85f"
+    assert [row[1] for row in _read(file, text)] == ["a\u2028b", "c\x0bd", "e\x85f"]
+
+
+def test_bytes_that_are_no_text_cost_their_row(file: Path) -> None:
+    content = b"image,caption\n0.jpg,gr\xfcn\n1.jpg,b\n"
+    refused = "no text in UTF-8: name the encoding that it is in, as --encoding cp1252"
+    assert _read(file, content) == [refused, ["1.jpg", "b"]]
+    assert _read(file, content, encoding="cp1252") == [["0.jpg", "grün"], ["1.jpg", "b"]]
+    # A byte that cp1252 has no character for.
+    assert _read(file, b"image,caption\n0.jpg,\x81\n", encoding="cp1252") == [
+        "no text in cp1252: name the encoding that it is in, as --encoding cp1252"
+    ]
+
+
+def test_what_openblip_caption_wrote_is_read_as_it_was(file: Path) -> None:
+    text = "image,caption,logprob,caption_2,logprob_2\na\\nb.jpg,'=1+1,-0.5,two,-0.7\n"
+    assert _read(file, text) == [["a\nb.jpg", "-0.5", "-0.7", ["=1+1", "two"]]]
+
+
+@pytest.mark.parametrize("word", ["", "nan", "NaN", "NULL", "None", "<NA>", "\\N"])
+def test_how_tools_write_that_there_is_nothing(word: str) -> None:
+    assert or_none(word) is None
+    assert cell_id(word) is None
+
+
+@pytest.mark.parametrize(
+    ("cell", "key"), [("7.0", "7"), ("7", "7"), ("7.5", "7.5"), ("a.0", "a.0")]
+)
+def test_ids_that_pandas_has_made_floats_are_whole_again(cell: str, key: str) -> None:
+    assert cell_id(cell) == key

@@ -1,0 +1,165 @@
+"""Fragments of a table, read one by one and given columns by files."""
+
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from openblip.runtime.errors import DataError, StorageError
+from openblip.table.columns import (
+    ColumnFile,
+    attach_columns,
+    encode_columns,
+    list_fragments,
+    read_rows,
+)
+from openblip.table.table import PairRow, PairTable
+from openblip.table.versions import ConflictError
+
+SCHEMA = pa.schema([("score", pa.list_(pa.float32())), ("reason", pa.string())])
+
+
+def made(first: int, count: int) -> list[PairRow]:
+    return [PairRow(id=f"r{n}", image=b"x") for n in range(first, first + count)]
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> PairTable:
+    """Two fragments, of three and of two rows."""
+    table = PairTable.create(tmp_path / "t.lance", made(0, 3))
+    table.append(made(3, 2))
+    return PairTable.open(table.uri)
+
+
+def write(table: PairTable, name: str, values: list[float]) -> ColumnFile:
+    columns = pa.table(
+        {"score": [[v, v + 1] for v in values], "reason": [None] * len(values)}, SCHEMA
+    )
+    content = encode_columns(table, columns)
+    Path(table.uri, "data", name).write_bytes(content)
+    return ColumnFile(name, len(content))
+
+
+def scores(table: PairTable) -> list[float | None]:
+    values = PairTable.open(table.uri).take(range(len(table)), ["score"])["score"].to_pylist()
+    return [value and value[0] for value in values]
+
+
+def test_fragments_are_listed_with_rows_that_keep_their_digest(table: PairTable) -> None:
+    before = list_fragments(table, ["score"])
+    assert [(f.number, f.num_rows, f.filled) for f in before] == [(0, 3, False), (1, 2, False)]
+    assert before[0].digest != before[1].digest
+
+    table.add_columns(pa.table({"score": [[1.0]] * 5}))
+    after = list_fragments(PairTable.open(table.uri), ["score"])
+    assert [f.digest for f in after] == [f.digest for f in before]
+    assert all(f.filled for f in after)
+
+
+def test_rows_are_counted_from_the_first_of_the_fragment(table: PairTable) -> None:
+    assert read_rows(table, 1, range(1, 2), ["id"])["id"].to_pylist() == ["r4"]
+
+
+def test_a_damaged_file_and_an_unknown_fragment_are_named(table: PairTable) -> None:
+    (name,) = list_fragments(table, [])[1].files
+    Path(table.uri, "data", name).write_bytes(b"damaged")
+    with pytest.raises(DataError, match=f"fragment 1 .*{name}"):
+        read_rows(PairTable.open(table.uri), 1, range(2), ["id"])
+    with pytest.raises(DataError, match="no fragment 9"):
+        read_rows(table, 9, range(1), ["id"])
+
+
+def test_files_become_columns_and_rows_that_came_meanwhile_have_nulls(table: PairTable) -> None:
+    files = {0: write(table, "a.lance", [0, 1, 2]), 1: write(table, "b.lance", [3, 4])}
+    PairTable.open(table.uri).append(made(5, 1))
+    attached = attach_columns(table, files, SCHEMA, replace=True)
+
+    assert len(attached) == 6
+    assert scores(attached) == [0, 1, 2, 3, 4, None]
+    assert [f.filled for f in list_fragments(attached, SCHEMA.names)] == [True, True, False]
+
+    more = attach_columns(attached, {2: write(table, "c.lance", [5])}, SCHEMA, replace=False)
+    assert scores(more) == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_reader_sees_the_old_columns_until_the_new_ones_are_whole(table: PairTable) -> None:
+    files = {0: write(table, "a.lance", [0, 1, 2]), 1: write(table, "b.lance", [3, 4])}
+    attach_columns(table, files, SCHEMA, replace=True)
+    first = PairTable.open(table.uri).version
+    files = {0: write(table, "c.lance", [7, 7, 7]), 1: write(table, "d.lance", [7, 7])}
+    attach_columns(PairTable.open(table.uri), files, SCHEMA, replace=True)
+
+    seen = []
+    for version in range(first, PairTable.open(table.uri).version + 1):
+        old = PairTable.open(table.uri, version=version)
+        assert set(old.columns) == {*made_columns(table), *SCHEMA.names}
+        seen.append([value[0] for value in old.take(range(5), ["score"])["score"].to_pylist()])
+    assert {tuple(s) for s in seen} == {(0, 1, 2, 3, 4), (7, 7, 7, 7, 7)}
+    names = {name for f in list_fragments(PairTable.open(table.uri), []) for name in f.files}
+    assert not names & {"a.lance", "b.lance"}
+
+
+def test_where_one_column_was_dropped_all_are_made_again(table: PairTable) -> None:
+    files = {0: write(table, "a.lance", [0, 1, 2]), 1: write(table, "b.lance", [3, 4])}
+    attach_columns(table, files, SCHEMA, replace=True).drop_columns(["reason"])
+    grown = PairTable.open(table.uri)
+    grown.append(made(5, 1))
+    files[2] = write(table, "c.lance", [5])
+
+    attached = attach_columns(PairTable.open(table.uri), files, SCHEMA, replace=False)
+
+    assert scores(attached) == [0, 1, 2, 3, 4, 5]
+    assert attached.columns[-2:] == ("score", "reason")
+    assert attached.take([5], ["reason"])["reason"].to_pylist() == [None]
+    assert all(f.filled for f in list_fragments(attached, SCHEMA.names))
+
+
+def test_changes_of_other_processes_do_not_end_it(table: PairTable) -> None:
+    files = {0: write(table, "a.lance", [0, 1, 2]), 1: write(table, "b.lance", [0, 0])}
+    better = {1: write(table, "c.lance", [3, 4])}
+
+    def attach() -> None:
+        for _ in range(6):
+            attach_columns(PairTable.open(table.uri), files, SCHEMA, replace=True)
+            attach_columns(PairTable.open(table.uri), better, SCHEMA, replace=False)
+
+    def flag() -> None:
+        for number in range(12):
+            column = pa.table({"flag": [number] * 5})
+            try:
+                PairTable.open(table.uri).add_columns(column, overwrite=True)
+                PairTable.open(table.uri).drop_columns(["flag"])
+            except ConflictError:  # it says: run the same command again
+                continue
+
+    with ThreadPoolExecutor(2) as threads:
+        for future in [threads.submit(attach), threads.submit(flag)]:
+            future.result()
+
+    assert scores(table) == [0, 1, 2, 3, 4]
+    assert set(PairTable.open(table.uri).columns) - {"flag"} == {
+        *made_columns(table),
+        *SCHEMA.names,
+    }
+
+
+def test_a_folder_for_temporary_files_that_cannot_be_written_is_named(
+    table: PairTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    with pytest.raises(StorageError, match=r"gone, cannot be written .*TMPDIR"):
+        write(table, "a.lance", [0, 1, 2])
+
+
+def test_deleted_rows_and_columns_of_the_source_are_refused(table: PairTable) -> None:
+    with pytest.raises(DataError, match="captions"):
+        attach_columns(table, {}, pa.schema([("captions", pa.string())]), replace=True)
+    table.dataset.delete("id = 'r1'")
+    with pytest.raises(DataError, match="compact"):
+        list_fragments(PairTable.open(table.uri), [])
+
+
+def made_columns(table: PairTable) -> set[str]:
+    return set(PairTable.open(table.uri, version=1).columns)

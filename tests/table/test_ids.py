@@ -1,0 +1,44 @@
+import hashlib
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openblip.table.rows import IdSet, file_key
+
+
+@given(st.lists(st.text(max_size=3)))
+def test_an_id_is_new_exactly_once(texts: list[str]) -> None:
+    ids, seen = IdSet(), set()
+    for text in texts:
+        assert ids.add(text) == (text not in seen)
+        seen.add(text)
+    assert len(ids) == len(seen)
+
+
+def test_ids_are_remembered_after_they_have_left_the_buffer() -> None:
+    ids = IdSet()
+    assert all(ids.add(str(number)) for number in range(70_000))
+    assert len(ids) == 70_000
+    assert not any(ids.add(str(number)) for number in range(0, 70_000, 97))
+    assert "69999" in ids
+    assert "70000" not in ids
+
+
+@given(st.text(min_size=1))
+def test_a_file_key_is_safe_as_a_name_and_stays_itself(row_id: str) -> None:
+    key = file_key(row_id)
+    assert re.fullmatch(r"[A-Za-z0-9_-]{1,100}", key)
+    assert file_key(key) == key
+
+
+@pytest.mark.parametrize(
+    "row_id", ["a.b", "a/b", "../up", ".hidden", "-flag", "a\n", "ü", "x" * 101]
+)
+def test_unsafe_ids_become_their_hash(row_id: str) -> None:
+    assert file_key(row_id) == hashlib.sha256(row_id.encode()).hexdigest()
+
+
+def test_safe_ids_are_kept() -> None:
+    assert [file_key(row_id) for row_id in ("00012", "COCO_val-1")] == ["00012", "COCO_val-1"]
