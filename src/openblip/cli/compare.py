@@ -5,8 +5,8 @@ from typing import Annotated
 
 import tyro
 
-from openblip.cli.flags import Workers
 from openblip.cli.output import check_outputs, print_json, print_table
+from openblip.runtime.ranges import Workers
 
 
 def compare(

@@ -16,10 +16,10 @@ from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.run import run_capfilt
 from openblip.checkpoints.reading import find_model
 from openblip.comparison.planner import INIT, TABLE, TOKENIZER, mix_role
+from openblip.comparison.protocols import PROTOCOLS
 from openblip.comparison.spec import SourceSpec
 from openblip.comparison.stages import ORDER_FILE, RESULT_FILE
 from openblip.comparison.statistics import stored_units
-from openblip.comparison.tasks import PROTOCOLS
 from openblip.inference import Blip, Decoding, load
 from openblip.inference.embedder import load_embedder
 from openblip.model.flops import image_encoder_flops, lm_head_flops, memory_flops, text_flops
@@ -166,7 +166,7 @@ def _evaluate(order: Order) -> dict[str, Any]:
     model, table = read(order.inputs["model"]), order.table()
     try:
         chosen = from_plain(protocol.settings, settings, "settings")
-        units = protocol.evaluate(model, table, split, chosen)
+        units = protocol.evaluate(model, table, split=split, **vars(chosen)).units
     except MissingHead as error:
         # Said once, so that the same command does not try it again.
         return {"units": {}, "missing": str(error)}

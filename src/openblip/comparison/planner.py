@@ -10,9 +10,9 @@ from typing import Any
 from openblip.batches.tokenizer import tokenizer_file
 from openblip.batches.wordpiece import settings_beside
 from openblip.checkpoints.reading import find_model, read_outline
+from openblip.comparison.protocols import PROTOCOLS
 from openblip.comparison.spec import ComparisonSpec, DataSpec, ModelSpec
 from openblip.comparison.stages import Given, Stage
-from openblip.comparison.tasks import PROTOCOLS
 from openblip.inference.embedder import embedder_fingerprint, is_published_clip
 from openblip.recipes.baselines import as_albef, as_clip, as_unimodal
 from openblip.recipes.finetune import FINETUNE_RECIPES

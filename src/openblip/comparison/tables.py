@@ -13,10 +13,10 @@ from functools import cached_property
 from pathlib import Path
 
 from openblip.comparison.planner import Planner
+from openblip.comparison.protocols import parts_of
 from openblip.comparison.spec import ClaimSpec, ComparisonSpec, TableSpec
 from openblip.comparison.stages import Given, Stage, closure, rows_of
 from openblip.comparison.statistics import SeedScores, seed_scores, verdict
-from openblip.comparison.tasks import parts_of
 from openblip.metrics.bootstrap import Comparison
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.page import Page, bars

@@ -21,19 +21,17 @@ from openblip.batches.loader import every_image
 from openblip.batches.text import Cleaning
 from openblip.batches.tokenizer import TokenBatch
 from openblip.evaluation.results import UnitScores, retrieval_units, save_json
+from openblip.evaluation.settings import RetrievalSettings
 from openblip.inference import Blip, Embedder
 from openblip.inference.matching import match_logits
 from openblip.metrics import retrieval
 from openblip.model import ImageMemory
 from openblip.model.albef import Albef
-from openblip.runtime.errors import DataError, RecipeError, TextTruncated
+from openblip.runtime.errors import DataError, TextTruncated
 from openblip.runtime.progress import Progress
 from openblip.sources.row_images import stream_images
 from openblip.table.table import PairTable
 from openblip.table.views import split_rows
-
-MAX_WORDS = 30
-"""Captions are cut to so many, as in the original's evaluation."""
 
 
 @dataclass(frozen=True)
@@ -147,9 +145,9 @@ def evaluate_retrieval(
     table: PairTable,
     *,
     split: str = "test",
-    k: int = 128,
-    batch_size: int = 32,
-    max_words: int = MAX_WORDS,
+    k: int = RetrievalSettings.k,
+    batch_size: int = RetrievalSettings.batch_size,
+    max_words: int = RetrievalSettings.max_words,
     use_itm: bool = True,
 ) -> RetrievalResult:
     """Text and image recall on the protocol of COCO and Flickr30k (several captions an image).
@@ -164,17 +162,17 @@ def evaluate_retrieval(
             that embeds images and texts.
         table: with human captions in the split.
         split: which rows.
-        k: how many candidates are re-ranked: 256 on COCO, 128 on Flickr30k in the paper.
-        batch_size: images that are encoded together.
-        max_words: captions are cut to this many.
+        k: see `RetrievalSettings`.
+        batch_size: see there.
+        max_words: see there.
         use_itm: without it ITC decides alone, whatever the model can do.
 
     Raises:
         DataError: the split is empty or an image cannot be read.
         MissingHead: the model has no ITC head.
+        RecipeError: a number is too small.
     """
-    if k < 1:
-        raise RecipeError(f"k is {k}; give at least 1 candidate to re-rank")
+    settings = RetrievalSettings(k=k, batch_size=batch_size, max_words=max_words)
     started = time.perf_counter()
     gallery = read_gallery(table, split, max_words, cleaning_of(model))
     with torch.inference_mode():
@@ -182,7 +180,7 @@ def evaluate_retrieval(
         cosines = image_embeds @ embed_protocol_texts(model, gallery.texts).T
         contrastive = retrieval(cosines.numpy(), gallery.captions_of_image)
         if use_itm and can_match(model):
-            pairs = _rerank(model, table, gallery, cosines, k, batch_size)
+            pairs = _rerank(model, table, gallery, cosines, settings)
         else:
             scores = cosines.numpy()
             pairs = PairScores(gallery, scores, scores, scores, None)
@@ -231,16 +229,16 @@ def read_gallery(
 
 
 def _rerank(
-    blip: Blip, table: PairTable, gallery: Gallery, cosines: Tensor, k: int, batch_size: int
+    blip: Blip, table: PairTable, gallery: Gallery, cosines: Tensor, settings: RetrievalSettings
 ) -> PairScores:
     """The candidates of ITC ranked by ITM."""
-    of_image, of_text = candidates(cosines, k, dim=1), candidates(cosines, k, dim=0)
+    of_image, of_text = (candidates(cosines, settings.k, dim) for dim in (1, 0))
     wanted = of_image | of_text
     tokens = tokens_to_match(blip, gallery.texts)
     scores, itm = torch.empty_like(cosines), torch.empty_like(cosines)
     first = 0
     with Progress("matching", total=int(wanted.sum()), unit="pairs") as progress:
-        for images in every_image(table, gallery.rows, batch_size, blip.image_size):
+        for images in every_image(table, gallery.rows, settings.batch_size, blip.image_size):
             own = slice(first, first + len(images))
             memory = blip.encode(images).encoder_memory
             scores[own], itm[own] = matching_scores(blip, memory, tokens, cosines[own], wanted[own])
