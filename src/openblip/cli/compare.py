@@ -33,12 +33,12 @@ def compare(
         json: print the verdicts on the claims, and where the report is, as JSON.
     """
     from openblip.comparison.run import compare as run
-    from openblip.comparison.run import plan as planned
+    from openblip.comparison.run import read_comparison
     from openblip.comparison.tables import PAGE_FILE
 
     folder = output if output is not None else Path(file.stem)
     if plan:
-        rows = planned(file, folder).stages
+        rows = read_comparison(file, folder).stages
         print_table(
             ["stage", "name", "folder", "finished"],
             [[row.kind, row.name, row.folder, "yes" if row.is_finished else "no"] for row in rows],

@@ -1,8 +1,7 @@
 """Image-text retrieval: ranking by contrast, then by matching (BLIP, section 5.1).
 
-Scores by matching for the candidates that contrast has chosen (BLIP, section 5.1).
-
-Ranked lists of a retrieval evaluation: what each image and each text found.
+What stands below the protocol is what classification and video share with it: the candidates that
+contrast chooses, and the scores by which matching ranks them again.
 """
 
 import time
@@ -32,6 +31,9 @@ from openblip.runtime.progress import Progress
 from openblip.sources.row_images import stream_images
 from openblip.table.table import PairTable
 from openblip.table.views import split_rows
+
+# Candidates of a list: as many as the largest k of a recall.
+_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -101,15 +103,7 @@ class RetrievalResult:
     @property
     def rankings(self) -> Rankings:
         """The first candidates of every image and of every text."""
-        gallery = self.pairs.gallery
-        return rankings(
-            gallery.ids,
-            gallery.texts,
-            gallery.captions_of_image,
-            torch.from_numpy(self.pairs.of_texts),
-            torch.from_numpy(self.pairs.of_images),
-            LISTED if self.pairs.itm is None else min(LISTED, self.k),
-        )
+        return _rankings(self.pairs, _LISTED if self.pairs.itm is None else min(_LISTED, self.k))
 
 
 @dataclass(frozen=True)
@@ -233,6 +227,7 @@ def _rerank(
 ) -> PairScores:
     """The candidates of ITC ranked by ITM."""
     of_image, of_text = (candidates(cosines, settings.k, dim) for dim in (1, 0))
+    # A pair that both directions want is matched once.
     wanted = of_image | of_text
     tokens = tokens_to_match(blip, gallery.texts)
     scores, itm = torch.empty_like(cosines), torch.empty_like(cosines)
@@ -247,6 +242,7 @@ def _rerank(
     return PairScores(
         gallery,
         cosines.numpy(),
+        # A pair may be matched for one direction alone: in the other it was no candidate.
         torch.where(of_image, scores, NOT_RANKED).numpy(),
         torch.where(of_text, scores, NOT_RANKED).numpy(),
         itm.numpy(),
@@ -321,37 +317,19 @@ def matching_scores(
     return scores, probabilities
 
 
-LISTED = 10
-"""Candidates of a list: as many as the largest k of a recall."""
-
-
-def rankings(
-    image_ids: Sequence[str],
-    texts: Sequence[str],
-    captions_of_image: Sequence[Sequence[int]],
-    for_images: Tensor,
-    for_texts: Tensor,
-    listed: int = LISTED,
-) -> Rankings:
-    """The first candidates of every image and of every text.
-
-    Args:
-        image_ids: of the images.
-        texts: all of them.
-        captions_of_image: which of them are an image's own.
-        for_images: (images, texts), the scores that rank texts.
-        for_texts: (images, texts), the scores that rank images.
-        listed: how many candidates, if there are so many.
-    """
-    text_scores, of_image = for_images.topk(min(listed, len(texts)), dim=1)
-    image_scores, of_text = for_texts.T.topk(min(listed, len(image_ids)), dim=1)
+def _rankings(pairs: PairScores, listed: int) -> Rankings:
+    """The first candidates of every image and of every text, `listed` if there are so many."""
+    gallery = pairs.gallery
+    of_texts, of_images = torch.from_numpy(pairs.of_texts), torch.from_numpy(pairs.of_images)
+    text_scores, texts = of_texts.topk(min(listed, len(gallery.texts)), dim=1)
+    image_scores, images = of_images.T.topk(min(listed, len(gallery.ids)), dim=1)
     return Rankings(
-        list(image_ids),
-        list(texts),
-        [list(own) for own in captions_of_image],
-        of_image,
+        gallery.ids,
+        gallery.texts,
+        gallery.captions_of_image,
+        texts,
         text_scores,
-        of_text,
+        images,
         image_scores,
     )
 

@@ -1,7 +1,4 @@
-"""Videos: retrieval (BLIP, table 10) and questions (table 11) by a model that saw images.
-
-Questions about videos, answered by a model that learnt from images (BLIP, table 11).
-"""
+"""Videos: retrieval (BLIP, table 10) and questions (table 11), by models that saw images alone."""
 
 import time
 from collections.abc import Iterator, Sequence
