@@ -187,19 +187,7 @@ class StageGraph:
             recipe = _TRAINED_AS[spec.trained_as](recipe)
         return _with_settings(recipe, spec.settings, f"{field}.settings")
 
-    def _own_recipe(self, name: str, init: str | None, field: str) -> Recipe:
-        start = () if init is None else (_INIT, self._image_size(init))
-        try:
-            return named_recipe(name, {}, _TABLE, *start)
-        except RecipeError as error:
-            raise FieldError(f"{field}.recipe", f"{field}.recipe: {error}") from error
-
     def _named_recipe(self, name: str, init: str | None, field: str) -> Recipe:
-        if name in _PRETRAIN:
-            return _PRETRAIN[name](_TABLE)
-        if name in _FINETUNE:
-            start = _needed(init, name, field)
-            return _FINETUNE[name](_TABLE, _INIT, self._image_size(start))
         if Path(name).suffix in (".yaml", ".yml"):
             recipe = read_recipe(Path(name))
             recipe = replace(recipe, data=replace(recipe.data, table=_TABLE))
@@ -207,10 +195,19 @@ class StageGraph:
                 return recipe
             _needed(init, name, field)
             return replace(recipe, init_from=_INIT)
-        if is_reference(name):
-            return self._own_recipe(name, init, field)
-        known = [*_PRETRAIN, *_FINETUNE]
-        raise FieldError(f"{field}.recipe", f"{field}.recipe: no {name!r}{nearest(name, known)}")
+        ours = _PRETRAIN | _FINETUNE
+        if name not in ours and not is_reference(name):
+            raise FieldError(
+                f"{field}.recipe", f"{field}.recipe: no {name!r}{nearest(name, list(ours))}"
+            )
+        if name in _FINETUNE:
+            init = _needed(init, name, field)
+        # What a function of somebody else begins with is for it to say, and for its caller.
+        start = () if name in _PRETRAIN or init is None else (_INIT, self._image_size(init))
+        try:
+            return named_recipe(name, ours, _TABLE, *start)
+        except RecipeError as error:
+            raise FieldError(f"{field}.recipe", f"{field}.recipe: {error}") from error
 
     def _image_size(self, model: str) -> int:
         spec = self._spec.models[model]

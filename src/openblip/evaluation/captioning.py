@@ -107,16 +107,9 @@ def evaluate_caption(
 ) -> CaptionResult:
     """Captions of a split, by default with beam 3 as the original, against the given captions.
 
-    Args:
-        blip: the captioner.
-        table: with human captions in the split.
-        split: which rows.
-        decoding: this and the next three: see `CaptionSettings`.
-        prompt: see there.
-        seed: see there.
-        batch_size: see there.
-        java: the programs for METEOR and SPICE; without them these are left out, as is one whose
-            program fails (`MetricLeftOut`).
+    The table has human captions in the split. `java` are the programs for METEOR and SPICE; without
+    them these are left out, as is one whose program fails (`MetricLeftOut`). Other keywords are
+    fields of `CaptionSettings`.
 
     Raises:
         DataError: the split is empty, or an image cannot be read.

@@ -97,16 +97,9 @@ def evaluate_classification(
     its prompts, brought to unit length (section 3.1.4 there). With `k` the best of them are ranked
     again by matching, each by the mean over its prompts.
 
-    Args:
-        model: a `Blip` with an ITC head, and an ITM head if it is to re-rank; or another model
-            that embeds images and texts.
-        table: with labels in the metadata of its rows.
-        split: which rows.
-        label_field: this and what follows: see `ClassificationSettings`.
-        templates: cleaned as captions are.
-        exclude: see there.
-        k: see there.
-        batch_size: see there.
+    The model is a `Blip` with an ITC head, and an ITM head if it is to re-rank, or another one that
+    embeds images and texts; the table has labels in the metadata of its rows. Prompts are cleaned
+    as captions are. Other keywords are fields of `ClassificationSettings`.
 
     Raises:
         DataError: the split has no labels, an excluded one is unknown, or an image is unreadable.

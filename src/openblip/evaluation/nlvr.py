@@ -64,12 +64,8 @@ def evaluate_nlvr(
     The images are shown in the order of the data set. (The original swaps some of them by chance
     here too.) Within a batch each image is encoded once, however many sentences are about it.
 
-    Args:
-        blip: a two-image model.
-        table: with pairs in the metadata of the split's rows.
-        split: which rows.
-        batch_size: see `NlvrSettings`.
-        max_words: see there.
+    The table has pairs in the metadata of the split's rows. Other keywords are fields of
+    `NlvrSettings`.
 
     Raises:
         DataError: there are no pairs, two have one identifier, or an image cannot be read.

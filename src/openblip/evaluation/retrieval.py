@@ -151,15 +151,9 @@ def evaluate_retrieval(
     so that each image's cross-attention keys and values are computed once, however many texts it
     is paired with. Where the model does not match, contrast decides alone.
 
-    Args:
-        model: a `Blip` with an ITC head, and an ITM head if it is to re-rank; or another model
-            that embeds images and texts.
-        table: with human captions in the split.
-        split: which rows.
-        k: see `RetrievalSettings`.
-        batch_size: see there.
-        max_words: see there.
-        use_itm: without it ITC decides alone, whatever the model can do.
+    The model is a `Blip` with an ITC head, and an ITM head if it is to re-rank, or another one that
+    embeds images and texts; the table has human captions in the split. `use_itm=False` lets ITC
+    decide alone, whatever the model can do. Other keywords are fields of `RetrievalSettings`.
 
     Raises:
         DataError: the split is empty or an image cannot be read.

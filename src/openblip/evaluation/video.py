@@ -65,13 +65,8 @@ def evaluate_video(
     their order. The k best texts of each video and the k best videos of each text are ranked again
     by ITM logit + cosine; the others stay behind them, in the order of ITC.
 
-    Args:
-        blip: a model with an ITC head, and an ITM head if it is to re-rank.
-        clips: with captions.
-        num_frames: this and what follows: see `VideoSettings`.
-        k: see there.
-        batch_size: see there.
-        max_words: see there.
+    The model has an ITC head, and an ITM head if it is to re-rank; the clips have captions.
+    Keywords are fields of `VideoSettings`.
 
     Raises:
         DataError: there are no clips, or one cannot be decoded.
@@ -219,13 +214,8 @@ def evaluate_videoqa(
     As for retrieval the model attends to the patches of all frames one after the other, and so is
     blind to their order.
 
-    Args:
-        blip: a question-answering model.
-        clips: with questions.
-        num_frames: this and what follows: see `VideoQaSettings`; the paper takes 16.
-        candidates: see there.
-        k: see there.
-        batch_size: see there.
+    The model answers questions; the clips have some. Keywords are fields of `VideoQaSettings`; the
+    paper takes 16 frames.
 
     Raises:
         DataError: there is no question, two have one id, or a clip cannot be decoded.

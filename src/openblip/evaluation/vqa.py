@@ -92,14 +92,9 @@ def evaluate_vqa(
 
     An image is encoded once, however many questions it has.
 
-    Args:
-        blip: a question-answering model.
-        table: with questions in the metadata of the split's rows.
-        split: which rows.
-        candidates: this and what follows: see `VqaSettings`; the paper ranks candidates.
-        k: those whose first token is likeliest are scored whole.
-        wups: see there.
-        batch_size: see there.
+    The model answers questions; the table has them in the metadata of the split's rows. Keywords
+    are fields of `VqaSettings`; of `candidates`, which the paper ranks, those whose first token is
+    likeliest are scored whole.
 
     Raises:
         DataError: there is no question, two have one id, an image cannot be read, or WUPS is

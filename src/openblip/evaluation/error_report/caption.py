@@ -28,11 +28,8 @@ def write_caption_report(
 ) -> Path:
     """The error analysis of a captioning as one self-contained HTML file.
 
-    Args:
-        result: of `evaluate_caption` on `table`.
-        table: where the images are read.
-        path: where the page goes; whole or not at all.
-        subject: model and split, for the title.
+    It shows a result of `evaluate_caption` on the table, from which images are read. `subject`, for
+    the title, says model and split.
 
     Raises:
         DataError: if an image that is shown cannot be read.

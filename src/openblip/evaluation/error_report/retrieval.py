@@ -32,11 +32,8 @@ def write_retrieval_report(
 ) -> Path:
     """The error analysis of a retrieval as one self-contained HTML file.
 
-    Args:
-        result: of `evaluate_retrieval` on `table`.
-        table: where the images are read.
-        path: where the page goes; whole or not at all.
-        subject: model and split, for the title.
+    It shows a result of `evaluate_retrieval` on the table, from which images are read. `subject`,
+    for the title, says model and split.
 
     Raises:
         DataError: if an image that is shown cannot be read.

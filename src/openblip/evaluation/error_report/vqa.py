@@ -43,11 +43,8 @@ class _Case:
 def write_vqa_report(result: VqaResult, table: PairTable, path: Path, *, subject: str) -> Path:
     """The error analysis of a question answering as one self-contained HTML file.
 
-    Args:
-        result: of `evaluate_vqa` on `table`.
-        table: where the images are read.
-        path: where the page goes; whole or not at all.
-        subject: model and split, for the title.
+    It shows a result of `evaluate_vqa` on the table, from which images are read. `subject`, for
+    the title, says model and split.
 
     Raises:
         DataError: if no answers are known, or an image that is shown cannot be read.
