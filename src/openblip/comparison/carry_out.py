@@ -41,6 +41,7 @@ def carry_out(folder: Path) -> None:
     try:
         result = _WORK[order.kind](order)
     finally:
+        # Also of an attempt that failed: what a figure cost is all that was spent on it.
         seconds = earlier + time.perf_counter() - started
         _write(folder / _SECONDS_FILE, seconds)
     _write(folder / RESULT_FILE, {"seconds": seconds, **result})
@@ -86,6 +87,7 @@ def _train(order: Order) -> dict[str, Any]:
 
 def _capfilt(order: Order) -> dict[str, Any]:
     place = order.folder / "pairs.lance"
+    # A job adds columns: to a copy, for the table may be read by other stages, or be the user's.
     if not place.exists():
         _copy_table(order.latest_table(), place)
     settings = CapFiltSettings(

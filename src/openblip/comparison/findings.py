@@ -83,6 +83,7 @@ class SeedScores:
     @cached_property
     def _samples(self) -> NDArray[np.float64]:
         """The figure of each resample; equal numbers of seeds and images give equal draws."""
+        # A fixed seed: two models with equal splits have equal draws, and can be subtracted.
         generator = np.random.default_rng(0)
         most = max(rows.shape[1] for rows in self.seeds)
         size = max(1, _BLOCK_NUMBERS // most)
@@ -97,6 +98,7 @@ class SeedScores:
         count = len(self.seeds)
         drawn = generator.integers(count, size=(num_samples, count))
         times = _times_drawn(generator, num_samples, self.seeds[0].shape[1])
+        # Of all seeds by the same images, then those that were drawn, each as often as it was.
         figures = np.stack([_resampled(times, rows) for rows in self.seeds], axis=1)
         mean: NDArray[np.float64] = np.take_along_axis(figures, drawn, axis=1).mean(axis=1)
         return mean
@@ -118,6 +120,7 @@ def _times_drawn(
     generator: np.random.Generator, num_samples: int, images: int
 ) -> NDArray[np.float64]:
     """How often each image is drawn in each resample, (samples, images)."""
+    # Counts instead of places: a resample is then one row of a matrix product.
     return generator.multinomial(images, [1 / images] * images, size=num_samples).astype(np.float64)
 
 
@@ -129,6 +132,7 @@ def _resampled(times: NDArray[np.float64], rows: NDArray[np.float64]) -> NDArray
 def _figure(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     """Mean over metrics of the quotients of (metrics, ..., 2)."""
     scores, weights = sums[..., 0], sums[..., 1]
+    # A resample may draw no image that counts for a metric.
     quotients = np.divide(scores, weights, out=np.full_like(scores, np.nan), where=weights > 0)
     mean: NDArray[np.float64] = quotients.mean(axis=0)
     return mean
@@ -279,6 +283,7 @@ class Findings:
                 result = needed.result(self._root)
                 if result is None:
                     return None
+                # Making data is no computation of a model's.
                 if needed.kind != "data":
                     flops = added(flops, result["flops"])
                     seconds += result["seconds"]
@@ -307,6 +312,7 @@ class Findings:
         units = [result["units"] for result in results if result is not None]
         if len(units) < len(results):
             return None
+        # Seeds share their test images where their tables have their rows from one and the same.
         tables = {rows_of(stage.inputs["table"]) for stage in stages}
         metrics = parts_of(figure.partition(".")[2])
         return seed_scores(units, metrics, is_shared=len(tables) == 1)

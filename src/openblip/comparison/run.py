@@ -272,6 +272,7 @@ class _Workers:
 
     def stop(self) -> None:
         """End all."""
+        # All are told first, so that they write their checkpoints at the same time.
         for worker in self._all:
             worker.tell_to_stop()
         for worker in self._all:
@@ -289,7 +290,7 @@ def _dependents(every: dict[str, Stage]) -> dict[str, int]:
 
 def serve() -> None:
     """Carry out stages until the input ends."""
-    # Ctrl-C on a terminal reaches the whole group: the parent says what is to happen.
+    # Kept aside before a stage's log takes the place of standard output.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     orders: SimpleQueue[str | None] = SimpleQueue()
     threading.Thread(target=_listen, args=(sys.stdin, orders), daemon=True).start()
@@ -329,6 +330,7 @@ def _logged(log: Path) -> Iterator[None]:
     """Everything that is printed goes to the end of a file, also from other languages."""
     saved = os.dup(1), os.dup(2)
     with log.open("ab") as stream:
+        # By descriptor, since libraries in C++ and Rust do not print through Python.
         for number in (1, 2):
             os.dup2(stream.fileno(), number)
         try:

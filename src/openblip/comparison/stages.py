@@ -59,6 +59,7 @@ class Stage:
             "settings": self.settings,
             "inputs": {role: stage.fingerprint for role, stage in self.inputs.items()},
         }
+        # Names are for people, and places may be elsewhere tomorrow: neither decides a result.
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -76,6 +77,7 @@ class Stage:
         Raises:
             DataError: the file that says it is damaged.
         """
+        # Written last, and whole: with it a stage is finished, without it begun at most.
         file = self.folder(root) / RESULT_FILE
         if not file.exists():
             return None
@@ -147,6 +149,7 @@ class Order:
             DataError: that is not the planned one any more.
         """
         table = self.table(role)
+        # A training opens tables by itself, at their latest version.
         if PairTable.open(table.uri).version != table.version:
             raise _changed(table)
         return table.uri
@@ -195,6 +198,7 @@ def closure(stages: Iterable[Stage]) -> dict[str, Stage]:
     """The stages and all that they need, by fingerprint; what is needed comes first."""
     found: dict[str, Stage] = {}
     for stage in stages:
+        # Depth first: what a stage needs is in before the stage itself.
         if stage.fingerprint not in found:
             found |= {k: v for k, v in closure(stage.needs).items() if k not in found}
             found[stage.fingerprint] = stage

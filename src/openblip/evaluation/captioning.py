@@ -139,6 +139,7 @@ def evaluate_caption(
         "ROUGE-L": unit_scores(100 * scores.rouge_l),
     }
     metrics = _metrics(scores, captions, references, java)
+    # Each domain by itself: CIDEr is no mean over domains, its weights come from the whole set.
     domains = {}
     for domain, members in sorted(_domains(known).items()):
         own = {key: captions[key] for key in members}
@@ -167,6 +168,7 @@ def _written(
     with Progress("captioning", total=len(ids), unit="images") as progress:
         for batch in images:
             keys = ids[done : done + len(batch)]
+            # By the row's id, so that a row's caption depends on no batch and no other row.
             seeds = [named_seed(settings.seed, key) for key in keys]
             encoded = blip.encode(batch)
             found = blip.generate(encoded, settings.decoding, settings.prompt, seeds)
@@ -177,6 +179,7 @@ def _written(
 
 def _confidence(caption: Caption) -> float:
     """Geometric mean over the words; of a caption without a word 0."""
+    # A probability may underflow to 0, and would take the whole mean with it.
     logs = [math.log(max(word.probability, 1e-12)) for word in caption.words]
     return math.exp(sum(logs) / len(logs)) if logs else 0.0
 

@@ -166,6 +166,7 @@ def read_labels(
             if where == split:
                 found.append((row, key, [label for label in labels if label not in exclude]))
         start += batch.num_rows
+    # Counted before they are left out: an unknown label to leave out is a slip of the pen.
     _check_excluded(exclude, counts, table.uri)
     found = [image for image in found if image[2]]
     if not found:
@@ -173,6 +174,7 @@ def read_labels(
             f"{table.uri}: no row of the split {split!r} has a label in the field {label_field!r} "
             f"of its metadata; fields are {', '.join(sorted(fields)) or 'none'} (label_field)"
         )
+    # Also classes that only other splits have: they are wrong answers that a model may give.
     classes = sorted(set(counts) - set(exclude))
     if len(classes) < 2:
         raise DataError(f"{table.uri}: {classes[0]!r} is the only label: nothing to tell apart")
@@ -228,6 +230,7 @@ def _rank(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cosines (images, classes), and the scores that rank in the end."""
     texts = [prompt for own in prompts for prompt in own]
+    # Every class has as many prompts as there are templates, one class behind the other.
     embeds = embed_protocol_texts(model, texts).view(len(prompts), len(prompts[0]), -1)
     class_embeds = F.normalize(embeds.mean(dim=1), dim=-1)
     with Progress("classifying", total=len(images.rows), unit="images") as progress:
@@ -265,6 +268,7 @@ def _matched(
             own.repeat_interleave(num_templates, dim=1),
             wanted.repeat_interleave(num_templates, dim=1),
         )
+        # In float64, as the scores of classes behind them: float32 would tie cosines less 100.
         mean = matched.double().view(len(own), num_classes, num_templates).mean(dim=2)
         cosines.append(own)
         scores.append(torch.where(wanted, mean, unmatched_scores(own)))
@@ -275,6 +279,8 @@ def _units(scores: np.ndarray, right: list[list[int]], num_classes: int) -> dict
     ranks = class_ranks(scores, right)
     units = {f"top-{k}": unit_scores(100 * ranks.hits(k)) for k in _TOP_AT}
     images = np.bincount(np.concatenate([np.array(own) for own in right]), minlength=num_classes)
+    # An image counts in each of its classes by one part in that class's images, so that the sums
+    # over images are those over classes, and images can be resampled.
     weights = np.array([(1 / images[own]).sum() for own in right])
     units["mean per class"] = UnitScores(100 * ranks.hits(1) * weights, weights)
     return units

@@ -123,6 +123,7 @@ def _judged(
     batches = [np.unique(sides[:, at : at + batch_size], return_inverse=True) for at in starts]
     read = every_image_of(index.table, (rows for rows, _ in batches), blip.image_size)
     for start, (_, places), images in zip(starts, batches, read, strict=True):
+        # `places` leads from each pair's two sides to the images that were encoded once.
         hidden = model.encode_images(images.to(blip.device, blip.dtype))
         first, second = (hidden[torch.from_numpy(side)] for side in places.reshape(2, -1))
         tokens = blip.tokenizer.encode(
@@ -137,6 +138,7 @@ def _units(right: Mapping[str, bool], index: ImagePairIndex) -> dict[str, UnitSc
         return {"accuracy": _summed(index.first_rows.tolist(), list(right.values()))}
     return {
         "accuracy": _summed([image_set(key) for key in right], list(right.values())),
+        # A sentence is right where it is in all of its pairs; the set of images is what was drawn.
         "consistency": _summed([key for key, _ in consistent], list(consistent.values())),
     }
 

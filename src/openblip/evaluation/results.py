@@ -183,6 +183,7 @@ def retrieval_units(
     of_text = text_ranks(scores, captions_of_image)
     of_image = image_ranks(scores_t2i, captions_of_image)
     owner = np.full(len(of_image.above), -1)
+    # Backwards, so that the first image stays of those that share a text.
     for image, texts in reversed(list(enumerate(captions_of_image))):
         owner[list(texts)] = image
     images = len(captions_of_image)
@@ -194,5 +195,6 @@ def retrieval_units(
 
 
 def _quotient(rows: NDArray[Any]) -> float:
+    # A quotient of sums, no mean of quotients: images with more captions weigh more.
     scores, weights = rows.sum(axis=0)
     return float(scores / weights) if weights else float("nan")

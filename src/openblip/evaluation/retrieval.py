@@ -260,6 +260,7 @@ def cleaning_of(model: Embedder) -> Cleaning:
 def embed_protocol_texts(model: Embedder, texts: Sequence[str]) -> Tensor:
     """Embeddings (texts, embed); a text is cut to what the model reads without a warning."""
     with warnings.catch_warnings():
+        # The protocol cuts texts anyway, to `max_words`.
         warnings.simplefilter("ignore", TextTruncated)
         return model.embed_texts(texts)
 
@@ -273,6 +274,7 @@ def tokens_to_match(blip: Blip, texts: Sequence[str]) -> TokenBatch:
 
 def candidates(cosines: Tensor, k: int, dim: int) -> Tensor:
     """Which pairs are among the k best along a dimension, bool like `cosines`."""
+    # Places instead of a threshold: with equal scores a threshold would let in more than k.
     best = cosines.topk(min(k, cosines.shape[dim]), dim=dim).indices
     return torch.zeros_like(cosines, dtype=torch.bool).scatter_(dim, best, True)
 
@@ -306,6 +308,7 @@ def matching_scores(
     adds_cosine = not isinstance(blip.matcher, Albef)
     for image, logits in enumerate(match_logits(blip.matcher, memory, tokens, chosen)):
         texts = chosen[image]
+        # ALBEF ranks by its logit alone; BLIP's original adds the cosine to the logit.
         scores[image, texts] = logits[:, 1] + (cosines[image, texts] if adds_cosine else 0.0)
         probabilities[image, texts] = logits.softmax(dim=-1)[:, 1]
     return scores, probabilities

@@ -90,6 +90,7 @@ def evaluate_video(
         cosines = torch.cat(embeds) @ text_embeds.T
         for_videos = for_texts = cosines
         if k:
+            # Encoded once more: the patches of all frames of all clips would fill the memory.
             frames = _encoded(blip, clips, settings)
             for_videos, for_texts = _rerank(blip, frames, texts, cosines, k)
     ranked = for_videos.numpy(), captions, for_texts.numpy().T
@@ -139,6 +140,7 @@ def _rerank(
     first = 0
     for hidden in encoded:
         own = slice(first, first + len(hidden))
+        # One long image a video: attention reads the patches of all frames, in no order.
         memory = blip.matcher.text.remember(hidden.flatten(1, 2))
         wanted = (of_video | of_text)[own]
         parts.append(matching_scores(blip, memory, tokens, cosines[own], wanted)[0])
@@ -151,6 +153,7 @@ def _metrics(
     for_videos: np.ndarray, captions: list[list[int]], for_texts: np.ndarray
 ) -> dict[str, float]:
     recalls = retrieval(for_videos, captions, for_texts)
+    # The median over texts, ties at the mean of their places, as MSR-VTT's protocol has it.
     ranks = image_ranks(for_texts, captions).expected
     return {_renamed(name): value for name, value in recalls.items()} | {
         "MdR": float(np.median(ranks))
