@@ -1,5 +1,6 @@
 """`openblip caption`: what it needs to start, and mistakes that it names before any work."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -75,6 +76,18 @@ def test_the_flags_are_the_settings_of_decoding() -> None:
 
     assert DecodingFlags().decoding() == Decoding()
     assert asdict(DecodingFlags()) == asdict(Decoding())
+
+
+def test_the_evaluation_has_the_defaults_of_its_protocol() -> None:
+    from openblip.cli.evaluate import caption
+    from openblip.evaluation.captioning import CaptionSettings
+
+    settings = CaptionSettings()
+    expected = vars(settings) | vars(settings.decoding)
+    flags = inspect.signature(caption).parameters
+    shared = flags.keys() & expected.keys()
+    assert shared == {"num_beams", "max_length", "min_length", "prompt", "batch_size"}
+    assert {name: flags[name].default for name in shared} == {n: expected[n] for n in shared}
 
 
 @pytest.mark.parametrize(

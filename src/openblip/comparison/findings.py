@@ -298,10 +298,6 @@ class Findings:
             for figure in claim.figures
         ]
 
-    def label(self, model: str) -> str:
-        """What the tables call a model."""
-        return self.spec.label(model)
-
     def _stages(self, model: str, figure: str) -> list[Stage]:
         task = figure.partition(".")[0]
         return [self._graph.evaluation(model, task, seed) for seed in self.spec.seeds]

@@ -59,7 +59,7 @@ def _claims(findings: Findings) -> Section:
             found.figure,
             found.word,
             _difference(findings, found.claim.better, found.claim.than, found.figure),
-            f"{findings.label(found.claim.better)} - {findings.label(found.claim.than)}",
+            f"{findings.spec.label(found.claim.better)} - {findings.spec.label(found.claim.than)}",
         ]
         for found in findings.verdicts()
     ]
@@ -78,7 +78,7 @@ def _by_model(findings: Findings, table: TableSpec) -> Section:
     header = ["model", *table.figures, "FLOP", "time"]
     rows = [
         [
-            findings.label(model),
+            findings.spec.label(model),
             *(_cell(findings, model, figure) for figure in table.figures),
             *_compute(findings, model),
         ]
@@ -88,7 +88,7 @@ def _by_model(findings: Findings, table: TableSpec) -> Section:
 
 
 def _by_figure(findings: Findings, table: TableSpec) -> Section:
-    header = ["task", "metric", *map(findings.label, table.models)]
+    header = ["task", "metric", *map(findings.spec.label, table.models)]
     rows = [
         [*_split(figure), *(_cell(findings, model, figure) for model in table.models)]
         for figure in table.figures
@@ -111,7 +111,7 @@ def _reasons(findings: Findings, pairs: Iterable[tuple[str, str]]) -> list[str]:
     figures: dict[tuple[str, str], list[str]] = {}
     for model, figure in dict.fromkeys(pairs):
         if why := findings.why_missing(model, figure):
-            figures.setdefault((findings.label(model), why), []).append(figure)
+            figures.setdefault((findings.spec.label(model), why), []).append(figure)
     return [f"{label} has no {', '.join(own)}: {why}." for (label, why), own in figures.items()]
 
 
@@ -120,13 +120,13 @@ def _differences(findings: Findings, table: TableSpec) -> Section:
     others = [model for model in table.models if model != baseline]
     rows = [
         [
-            findings.label(model),
+            findings.spec.label(model),
             *(_difference(findings, model, baseline, figure) for figure in table.figures),
         ]
         for model in others
     ]
     return Section(
-        f"{table.title}: differences to {findings.label(baseline)}",
+        f"{table.title}: differences to {findings.spec.label(baseline)}",
         "Paired: the same seeds and the same images.",
         ["model", *table.figures],
         rows,
@@ -134,12 +134,12 @@ def _differences(findings: Findings, table: TableSpec) -> Section:
 
 
 def _gains(findings: Findings, table: TableSpec) -> Section:
-    names = dict.fromkeys(findings.label(row.baseline) for row in table.rows)
+    names = dict.fromkeys(findings.spec.label(row.baseline) for row in table.rows)
     header = [*table.header, "model", "figure", "value", f"gain over {' or '.join(names)}"]
     rows = [
         [
             *row.labels,
-            findings.label(row.model),
+            findings.spec.label(row.model),
             row.figure,
             _cell(findings, row.model, row.figure),
             _difference(findings, row.model, row.baseline, row.figure),
@@ -154,7 +154,7 @@ def _charts(findings: Findings, table: TableSpec) -> Iterator[_Chart]:
     for model, figure in table.pairs():
         by_figure.setdefault(figure, {})[model] = None
     for figure, models in by_figure.items():
-        found = {findings.label(m): s for m in models if (s := findings.scores(m, figure))}
+        found = {findings.spec.label(m): s for m in models if (s := findings.scores(m, figure))}
         intervals = {name: scores.interval() for name, scores in found.items()}
         if found:
             yield _Chart(
