@@ -1,9 +1,20 @@
-"""Fragments of a pair table: read one by one, and given columns by files written elsewhere.
+"""Columns that take long to compute: kept part by part, resumed, extended as a table grows.
 
 A fragment is a run of rows that were written together; its files never change. Many processes can
-each write the new columns of one fragment; a single commit makes all of them visible.
+each write the new columns of one fragment (`encode_columns`), for a table on any store; a single
+commit (`attach_columns`) makes all of them visible. One process alone computes columns of all rows
+by `compute_columns`. Both change the table by the same stages (`Staging`).
 
-Columns that take long to compute: done part by part, resumed, extended as a table grows.
+Which crash leaves what:
+
+| killed | readers see | left behind | the next call |
+| --- | --- | --- | --- |
+| while values are computed | old columns | parts, files no version names | goes on with the rest |
+| while columns are staged | old columns | those, and hidden columns | stages them anew |
+| after the renaming | new columns | parts, hidden old columns | makes the change again, notes it |
+
+What is hidden is dropped by the first change that comes an hour later.
+No file of rows is touched by any of it, so that no crash costs a row.
 """
 
 import hashlib
@@ -25,7 +36,6 @@ from openblip.table.storage import persist
 from openblip.table.table import PairTable, Staging
 from openblip.table.versions import (
     again_after_conflicts,
-    change_version,
     commit_version,
     lance_library,
     reason,
@@ -174,33 +184,16 @@ def attach_columns(
         _replace_data(table.uri, files, existing)
         return PairTable.open(table.uri)
     again_after_conflicts(lambda: PairTable.open(table.uri).drop_leftovers())
-    new = Staging(schema.names, existing)
-    _change(
-        table.uri,
-        lambda dataset: dataset.add_columns(_renamed(schema, new.staged)),
-        lambda names: names.issuperset(new.staged),
+    # Each step is one of the latest version: whoever appends rows meanwhile is no obstacle, since
+    # no file here is about rows that this job has not seen.
+    Staging(schema.names, existing).carry_out(
+        lambda action, is_made: again_after_conflicts(
+            lambda: PairTable.open(table.uri).change(action, is_made)
+        ),
+        lambda dataset, names: dataset.add_columns(_renamed(schema, names)),
+        lambda names: _replace_data(table.uri, files, names),
     )
-    _replace_data(table.uri, files, new.staged)
-    _change(table.uri, lambda dataset: dataset.alter_columns(*new.renames()), new.is_visible)
-    if existing:
-        _change(
-            table.uri,
-            lambda dataset: dataset.drop_columns(new.replaced),
-            lambda names: names.isdisjoint(new.replaced),
-        )
     return PairTable.open(table.uri)
-
-
-def _change(uri: str, change: Callable[[Any], object], is_made: Callable[[set[str]], bool]) -> None:
-    """Change the latest version; `is_made` is told the names of its columns."""
-
-    def attempt() -> None:
-        dataset = PairTable.open(uri).dataset
-        change_version(
-            dataset, uri, lambda: change(dataset), lambda: is_made(set(dataset.schema.names))
-        )
-
-    again_after_conflicts(attempt)
 
 
 def _replace_data(uri: str, files: Mapping[int, ColumnFile], columns: Sequence[str]) -> None:
