@@ -22,7 +22,7 @@ from openblip.runtime.errors import DataError, RecipeError
 from openblip.runtime.page import CardText, Page
 from openblip.runtime.threads import default_threads, ordered_map
 from openblip.sources.images import ImageHeader, read_header
-from openblip.sources.row_images import encoded_image, table_images
+from openblip.sources.row_images import encoded_image, image_rows, stream_images
 from openblip.table.flags import (
     DUPLICATES,
     IMAGE_FLAGS,
@@ -355,9 +355,8 @@ def write_duplicates_page(
         page.quote(f"{kept}: {len(own)} {'copy' if len(own) == 1 else 'copies'}{more}")
         size = f"{own[0].kept_width} x {own[0].kept_height}"
         texts = [CardText(kept, size, "kept"), *map(_card_text, shown)]
-        images = table_images(
-            table, [row_of[name] for name in (kept, *(p.duplicate for p in shown))]
-        )
+        rows = [row_of[name] for name in (kept, *(pair.duplicate for pair in shown))]
+        images = stream_images(table, rows)
         page.cards((image, [text]) for image, text in zip(images, texts, strict=True))
     return page.save(path)
 
@@ -367,9 +366,6 @@ def _card_text(pair: DuplicatePair) -> CardText:
     if pair.cosine is not None:
         distance += f", cosine {pair.cosine:.3f}"
     return CardText(pair.duplicate, f"{pair.width} x {pair.height} · {distance}", "rejected")
-
-
-_ROWS_TOGETHER = 64
 
 
 def keeping_order(
@@ -406,15 +402,8 @@ def read_headers(
     table: PairTable, rows: NDArray[np.int64], num_threads: int | None = None
 ) -> list[ImageHeader]:
     """Sizes and dates of the images of some rows; zeros for what cannot be read."""
-    found = (
-        row
-        for start in range(0, len(rows), _ROWS_TOGETHER)
-        for row in table.take(
-            rows[start : start + _ROWS_TOGETHER], ["image", "image_uri"]
-        ).to_pylist()
-    )
     threads = num_threads or default_threads()
-    return list(ordered_map(_header, found, threads, num_ahead=threads + 2))
+    return list(ordered_map(_header, image_rows(table, rows), threads, num_ahead=threads + 2))
 
 
 def _header(row: dict[str, bytes | str | None]) -> ImageHeader:

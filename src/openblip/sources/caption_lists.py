@@ -21,6 +21,7 @@ from openblip.sources.image_folders import (
 )
 from openblip.sources.image_formats import IMAGE_SUFFIXES
 from openblip.sources.json_files import END, json_records, num_records
+from openblip.sources.paths import walk
 from openblip.sources.report import Reason
 from openblip.sources.source import (
     Cursor,
@@ -111,10 +112,9 @@ def results_source(
     root = options.image_root or file.parent
     gathered = Gathered(file, ImageFolder(root))
     names: dict[int | str, list[str]] = defaultdict(list)
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            name = path.relative_to(root).as_posix()
-            names[image_id(name)].append(name)
+    for seen in walk(root):
+        if not seen.problem and seen.path.suffix.lower() in IMAGE_SUFFIXES:
+            names[image_id(seen.name)].append(seen.name)
     for number, record in enumerate(records):
         entry = fields_of(record)
         key, caption = known_id(entry.get("image_id")), entry.get("caption")
