@@ -1,4 +1,28 @@
-"""Hands out the fragments of a table, takes back results, and outlives the workers."""
+"""Hands out the fragments of a table, takes back results, and outlives the workers.
+
+A fragment is done in units: some of its batches, computed by one worker. A unit's way:
+
+      _enqueue            _hand_out              _done
+    ───────────► waiting ───────────► leased ───────────► its batches are saved as pieces,
+                 _queue               _leases             or it seals: the data file is written
+                    ▲                    │
+                    └────── _again ──────┤ _died: the worker was killed, or silent too long
+               the batches that are not  │ _unreadable: up to MAX_READS times
+               saved, as one unit        │
+                                         └─► any other error stops the job
+
+What holds whenever `_take` has returned, for each open fragment that has not failed:
+
+- `num_units` counts its units that are waiting or leased, and at least one is;
+- each of its batches is saved, or belongs to one of these units, and to no other;
+- a unit that seals is its only unit. So when it runs nobody else writes pieces, and all batches
+  but its own are saved.
+
+When the last other unit is done, `_seal_if_last` queues one without batches that seals. A fragment
+that has failed loses its waiting units; the last leased one is followed by one that seals it with
+the reason in every row. The ledger knows fragments alone: what it calls leased when this process is
+killed is computed again but for the pieces.
+"""
 
 import time
 from collections import deque

@@ -163,7 +163,18 @@ class _Run:
         """Why this call could not read a fragment."""
 
     def look(self) -> _View:
-        """The latest version of the table, and what is missing in it; reads no row."""
+        """The latest version of the table, and what is missing in it; reads no row.
+
+        A fragment has one of four fates:
+
+        | the ledger says | its columns in the table | fate |
+        | --- | --- | --- |
+        | nothing | are not those of this job | compute |
+        | nothing | are those of this job | leave: the ledger is gone, or rows were compacted |
+        | waiting, leased; failed before this call | any | compute (again) |
+        | done; failed in this call | are not its file, or not committed | commit its file |
+        | done; failed in this call | are its file, committed | leave |
+        """
         table = PairTable.open(self.job.table_uri)
         committed = is_committed(table, self.job.fingerprint)
         missing, computed = [], {}

@@ -236,7 +236,27 @@ def _text_leaders(
 
 
 def _repeated(distinct: list[str], numbers: Rows, rows: Rows, least: float) -> Rows:
-    """The row of the text that each text, of those in order, repeats; -1 where it is kept."""
+    """The row of the text that each text, of those in order, repeats; -1 where it is kept.
+
+    Texts are compared once for each number; what is found is said of all by indices:
+
+        numbers    7  3  7  7     "a dog", "a cat", "a dog", "a dog"; those to keep come first
+        rows       0  0  1  1
+        unique     3  7           numbers once; inverse 1 0 1 1, first 1 0
+        meaning    1  0  1  1     as inverse, but the kept text's place for one that is near it
+        original   0  1  0  0     the place where the kept text comes first
+        result    -1 -1  0  1     kept, kept, repeats row 0, and repeats a text of its own row
+
+    The last is no question of which text is kept: a row has a text twice whatever others have. So
+    (row, meaning) is looked up as one number, row * len(unique) + meaning, in which no two pairs
+    are equal as meaning < len(unique); its first place is a row's own original.
+
+    Args:
+        distinct: the normalised texts.
+        numbers: of the texts among them, those that are to be kept first.
+        rows: of each text.
+        least: similarity from which on a text repeats another.
+    """
     if not numbers.size:
         return np.empty(0, dtype=np.int64)
     unique, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
