@@ -1,7 +1,4 @@
-"""Batches numbered by step, made ahead by threads.
-
-What the batches of all tasks have in common.
-"""
+"""What the loaders of all tasks have in common: batches numbered by step, made ahead by threads."""
 
 import time
 import weakref

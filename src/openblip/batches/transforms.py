@@ -1,10 +1,8 @@
 """Images to the tensors that the model takes, for evaluation and for training.
 
-Equal to torchvision's transforms on Pillow images, without torchvision.
-
-RandAugment with the ten operations of BLIP's training (Cubuk et al. 2020, arXiv:1909.13719).
-
-The original works with OpenCV; this file gives the same bytes with Pillow and numpy.
+Equal to torchvision's transforms on Pillow images, without torchvision. RandAugment has the ten
+operations of BLIP's training (Cubuk et al. 2020, arXiv:1909.13719): the original's work with
+OpenCV, ours give the same bytes with Pillow and numpy.
 """
 
 import math

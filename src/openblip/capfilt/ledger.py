@@ -1,9 +1,8 @@
 """The ledger of a CapFilt job: what became of each fragment, written by the driver alone.
 
 A log in numbered files, each created once and never changed, so that it works on object storage
-too and a second writer is found out. From time to time a snapshot takes the place of the log.
-
-Where the files of a CapFilt job lie: small files that appear whole or not at all.
+too and a second writer is found out. From time to time a snapshot takes the place of the log. All
+that it needs is a `Store`: small files that appear whole or not at all.
 """
 
 import gzip

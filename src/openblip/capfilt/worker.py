@@ -1,6 +1,6 @@
 """The work on one fragment: read, decode, caption, score, and write the new columns.
 
-What a worker is given to do, what it reports, and the pieces it saves on the way.
+A worker is given units, reports each batch that is finished, and saves pieces on the way.
 """
 
 import hashlib
@@ -146,7 +146,7 @@ class Worker:
             DataError: the fragment cannot be read.
             StorageError: results cannot be written.
         """
-        clock = SaveClock(0.0 if unit.careful else self._save_seconds)
+        clock = _SaveClock(0.0 if unit.careful else self._save_seconds)
         fresh: dict[int, pa.Table] = {}
         with one_thread() if self.filter.device.type == "cpu" else nullcontext():
             for batch, columns in self._computed(unit):
@@ -374,7 +374,7 @@ class Pieces:
             self._store.remove(name)
 
 
-class SaveClock:
+class _SaveClock:
     """Says when what is finished should be saved."""
 
     def __init__(self, seconds: float) -> None:

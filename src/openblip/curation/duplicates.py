@@ -1,16 +1,15 @@
 """Near-duplicate images and captions within each split of a table, flagged and kept.
 
-Every image that repeats another, beside that one: as records and as a page.
-
-Which of several equal images is kept, and the sizes and dates that decide it.
+Which of several near images is kept is a question of order (`Keep`). Pairs that were found can be
+looked at as records and as a page.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,6 +52,10 @@ class Copies:
 
 
 Keep = Literal["first", "largest", "newest"]
+"""Which of several near images is kept: the first in the order of the table; that with the most
+pixels; or that of the latest date, of equal dates the one that was imported last. The date is that
+of the camera (EXIF: taken, else changed); where there is none the modification time of the file; an
+image without either counts as the oldest."""
 
 
 @dataclass
@@ -120,13 +123,13 @@ def flag_duplicates(
     with `without` leaves them out.
 
     Kept is the first in this order: images of human origin before those of the web, then as `keep`
-    says (see `keeping_order`); of texts, in the order of the table, those of kept images first,
-    then given before synthetic ones.
+    says; of texts, in the order of the table, those of kept images first, then given before
+    synthetic ones.
 
     Args:
         table: gets the columns, and those of `mark_images`.
         nearness: thresholds; those of an embedding need `embed_table` first.
-        keep: which of several near images is kept.
+        keep: see `Keep`.
         num_threads: that read images; None for one for each core, 2 to 16.
         show_progress: on stderr.
 
@@ -140,7 +143,7 @@ def flag_duplicates(
         report.model = embedding_model(table)["model"]
     report.num_unreadable = count_errors(table).total()
     split, is_web = _splits(table)
-    order = keeping_order(table, is_web, keep, num_threads)
+    order = _keeping_order(table, is_web, keep, num_threads)
     images = _image_leaders(table, nearness, split, order, report)
     texts = TableTexts.read(table)
     demoted = np.zeros(len(table), dtype=bool)
@@ -322,7 +325,7 @@ def duplicate_pairs(
     row_of = {row_id: row for row, row_id in enumerate(ids)}
     found = sorted((row_of[kept], row) for row, kept in enumerate(kept_as) if kept is not None)
     rows = np.unique(np.array(found, dtype=np.int64))
-    headers = dict(zip(rows.tolist(), read_headers(table, rows, num_threads), strict=True))
+    headers = dict(zip(rows.tolist(), _read_headers(table, rows, num_threads), strict=True))
     marks = Marks.read(table, nearness.needs_embeddings)
     pairs = []
     for first, second in found:
@@ -388,48 +391,38 @@ def _card_text(pair: DuplicatePair) -> CardText:
     return CardText(pair.duplicate, f"{pair.width} x {pair.height} · {distance}", "rejected")
 
 
-def keeping_order(
+def _keeping_order(
     table: PairTable, is_web: NDArray[np.bool_], keep: Keep, num_threads: int | None = None
 ) -> NDArray[np.int64]:
-    """All rows, those that are kept rather than others first.
-
-    Images of human origin come before those of the web. Among them `first` takes the order of the
-    table; `largest` most pixels first; `newest` the latest date first, and of equal dates the row
-    that was imported last. The date is that of the camera (EXIF: taken, else changed); where there
-    is none the modification time of the file; an image without either counts as the oldest.
-
-    Args:
-        table: with the images.
-        is_web: for each row.
-        keep: one of the three.
-        num_threads: that read images; None for one for each core.
+    """All rows, those that are kept rather than others first: those of human origin, then `keep`.
 
     Raises:
-        RecipeError: `keep` is another word.
+        RecipeError: `keep` is no `Keep`.
     """
     rows = np.arange(len(table))
     if keep == "first":
         return np.lexsort((rows, is_web))
     if keep not in get_args(Keep):
         raise RecipeError(f"keep must be one of {', '.join(get_args(Keep))}. Got {keep!r}.")
-    headers = read_headers(table, rows, num_threads)
+    headers = _read_headers(table, rows, num_threads)
     if keep == "largest":
         return np.lexsort((rows, np.array([-header.pixels for header in headers]), is_web))
     return np.lexsort((-rows, np.array([-header.date for header in headers]), is_web))
 
 
-def read_headers(
+def _read_headers(
     table: PairTable, rows: NDArray[np.int64], num_threads: int | None = None
 ) -> list[ImageHeader]:
-    """Sizes and dates of the images of some rows; zeros for what cannot be read."""
+    """Sizes and dates of the images of some rows; zeros for what cannot be read.
+
+    By default as many threads read as there are cores.
+    """
     threads = num_threads or default_threads()
     return list(ordered_map(_header, image_rows(table, rows), threads, num_ahead=threads + 2))
 
 
-def _header(row: dict[str, bytes | str | None]) -> ImageHeader:
+def _header(row: Mapping[str, Any]) -> ImageHeader:
     image, uri = row["image"], row["image_uri"]
-    assert not isinstance(image, str)
-    assert not isinstance(uri, bytes)
     try:
         header = read_header(encoded_image(image, uri))
     except (DataError, OSError):

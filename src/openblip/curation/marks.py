@@ -1,6 +1,6 @@
-"""The marks of a table's images as columns, and as arrays.
+"""What is kept of an image to recognise it again, as columns of a table and as arrays.
 
-What is kept of an image to recognise it again: a perceptual hash, a thumbnail, a digest.
+A mark is a perceptual hash, a thumbnail and a digest of the bytes.
 """
 
 import hashlib

@@ -1,8 +1,6 @@
-"""When two images, or two texts, count as nearly the same.
+"""When two images, or two texts, count as nearly the same, and which images of a table do.
 
-Pairs of 64-bit hashes that differ in few bits, found without comparing all with all.
-
-Which of several alike things is kept: each is kept unless an earlier kept one is like it.
+Of several alike things each is kept unless an earlier kept one is like it (`find_leaders`).
 """
 
 import math

@@ -1,7 +1,4 @@
-"""What an import or an export took over, and what it left out and why.
-
-What an export wrote and left out.
-"""
+"""What an import or an export took over, and what it left out and why."""
 
 import json
 from collections import Counter

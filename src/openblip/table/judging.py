@@ -1,6 +1,6 @@
 """Which texts of some rows count in a view, and why the others do not.
 
-A digest of texts: whether what a run learns from is what it was.
+`TextDigest` grows with those that count: by it a run knows whether it learns from what it did.
 """
 
 import hashlib
