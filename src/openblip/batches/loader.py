@@ -138,6 +138,7 @@ class PairLoader(StepLoader[Batch]):
         """A digest of the rows and texts that are admitted, equal on every machine."""
         digest = hashlib.blake2b(digest_size=8)
         for number, part in enumerate(self.mixture.parts):
+            # Of one table nothing more: runs of before several were possible keep their digest.
             if number:
                 digest.update(_BETWEEN_TABLES)
             digest.update(part.index.rows.astype("<i8").tobytes())
@@ -153,6 +154,7 @@ class PairLoader(StepLoader[Batch]):
         texts: list[str] = []
         num_rows = 0
         for part in self.mixture.parts:
+            # Rounded up: a small table beside a large one is looked at too.
             share = -(-most * len(part.index) // self.num_examples)
             rows = part.index.rows[spread(len(part.index), share)]
             num_rows += len(rows)
@@ -187,6 +189,7 @@ class PairLoader(StepLoader[Batch]):
             self._augmentation,
             self._scaled_decoding,
         )
+        # Which text is a hash of the draw, not a random number: so nothing depends on the thread.
         texts = [
             self._tokenizer.cleaning.caption(
                 pair.texts[keyed_hash(self._seed, *draw) % len(pair.texts)], self._max_words
@@ -206,11 +209,13 @@ class PairLoader(StepLoader[Batch]):
 
     def _read(self, samples: Samples) -> "list[_Pair]":
         """The samples as they are stored, in order; one read for each table."""
+        # Places and not a list: the pairs of a step come table by table, and stand mixed.
         pairs: dict[int, _Pair] = {}
         for number in np.unique(samples.parts).tolist():
             index = self.mixture.parts[number].index
             places = np.flatnonzero(samples.parts == number)
             rows = samples.rows[places]
+            # A view's columns may be among those of an image.
             columns = dict.fromkeys((*_IMAGE_COLUMNS, *index.view.columns))
             found = index.table.take(rows, list(columns))
             values = zip(
@@ -346,6 +351,7 @@ def read_images(
 def text_id(text: str) -> int:
     """A 63-bit hash of a cleaned text, the same on every machine and in every release."""
     digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
+    # Tensors have no unsigned 64 bits.
     return int.from_bytes(digest, "little") >> 1
 
 
@@ -365,6 +371,7 @@ def _load_ahead(
 
 
 def _load(table: PairTable, rows: np.ndarray, image_size: int) -> ImageBatch:
+    # Filled from the front, and cut behind the last that could be read.
     images = _empty_images(len(rows), image_size, pin_memory=False)
     good: list[int] = []
     errors: dict[int, str] = {}
@@ -406,4 +413,5 @@ def _stacked(
 
 
 def _empty_images(count: int, size: int, pin_memory: bool) -> Tensor:
+    # Every image is written before it is read, so nothing is set to zero first.
     return torch.empty((count, 3, size, size), pin_memory=pin_memory)

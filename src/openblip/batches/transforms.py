@@ -17,18 +17,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
 from openblip.batches.augmentation import MAX_MAGNITUDE, Augmentation
-from openblip.sources.images import UndecodedImage, open_image
-
-__all__ = [
-    "IMAGE_MEAN",
-    "IMAGE_STD",
-    "Augmentation",
-    "eval_transform",
-    "open_image",
-    "random_crop_box",
-    "to_tensor",
-    "train_transform",
-]
+from openblip.sources.images import UndecodedImage
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Mean of red, green and blue in 0..1, from CLIP (Radford et al. 2021)."""

@@ -142,6 +142,7 @@ class Driver:
                 self._end_silent()
                 self._flush()
         except BaseException:
+            # Workers may still compute: what they save is found as pieces, nobody hears the rest.
             self._leases.clear()
             for opened in self._open.values():
                 entry = self._ledger.find(opened.fragment.number, opened.fragment.digest)
@@ -234,6 +235,7 @@ class Driver:
 
     def _take(self, report: Report) -> None:
         lease = self._leases.get(report.worker)
+        # A worker without a unit: it was ended for its silence, or could not load its models.
         if lease is None:
             if isinstance(report.event, OpenBlipError):
                 raise report.event
@@ -242,6 +244,7 @@ class Driver:
             self._deaths_in_a_row = 0
             lease.rows += report.event
             now = time.time()
+            # Never shorter than before: a cluster with one slow machine must not lose its work.
             slowest = LEASE_BATCHES * (now - lease.reported)
             self._lease_seconds = max(self._lease_seconds, slowest)
             lease.reported, lease.until = now, now + self._lease_seconds
@@ -286,6 +289,7 @@ class Driver:
     def _died(self, opened: _Open, lease: _Lease, reason: str) -> None:
         unit = lease.unit
         self._deaths_in_a_row += 1
+        # Each worker of a pool may die twice of the same cause, such as a full memory, and recover.
         if self._deaths_in_a_row >= MAX_DEATHS_IN_A_ROW + 2 * self._pool.size_hint():
             raise OpenBlipError(
                 f"{self._deaths_in_a_row} CapFilt workers in a row died without finishing a batch, "
@@ -295,6 +299,7 @@ class Driver:
         opened.careful = True
         missing = self._take_stock(opened, lease)
         self._ledger.put(released(self._entry(unit), f"its worker died: {reason}"))
+        # Nobody knows whether it was written whole; another attempt writes another name.
         if unit.seals:
             self._job.data_folder.remove(unit.column_file(self._job.fingerprint))
         if unit.careful and missing:
@@ -319,6 +324,7 @@ class Driver:
         waiting = [unit for unit in self._queue if unit.fragment == number]
         self._queue = deque(unit for unit in self._queue if unit.fragment != number)
         opened.num_units -= len(waiting)
+        # All rows get the reason, those of saved batches too: they count once, when it is sealed.
         saved = opened.finished
         self._progress.update(-sum(self._num_rows(opened, batch) for batch in saved))
         self._seal_if_last(opened)
@@ -364,6 +370,7 @@ class Driver:
         self._flushed = now
         for lease in self._leases.values():
             entry = self._entry(lease.unit)
+            # Not at each batch: the ledger would grow with the batches, not with the fragments.
             if lease.until - entry.until > self._lease_seconds / 3:
                 self._ledger.put(replace(entry, until=lease.until))
         self._ledger.flush(self._activity())

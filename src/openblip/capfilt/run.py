@@ -205,16 +205,19 @@ class _Run:
         """
         # What another job has written before this one had the lock counts too.
         self.ledger = Ledger(self.job.folder)
+        # Before any work: what lies in the folder can be told apart also after a kill.
         self.job.folder.write("job.json", self.job.description().encode())
         open_store(jobs_folder(self.job.table_uri)).write(LATEST, self.job.fingerprint.encode())
         pool: Pool | None = None
         driver: Driver | None = None
         try:
+            # Rows may be appended while it computes, so it looks again until nothing is left.
             while not (view := self.look()).is_complete:
                 if view.missing:
                     pool = pool or self._start_pool()
                     driver = self._compute(view, pool, lock)
                 elif self._verify(view.computed):
+                    # The one step that another job could not undo: asked for once more, before it.
                     lock.verify()
                     self._commit(view)
             if driver is not None:
@@ -266,6 +269,7 @@ class _Run:
         if view.computed:
             files = {n: ColumnFile(e.file, e.num_bytes) for n, e in view.computed.items()}
             attach_columns(table, files, column_schema(), replace=not view.is_committed)
+        # Last, as it is what `is_committed` looks at: a kill before it commits the files once more.
         if not view.is_committed:
             done = {METADATA_KEY: self.job.description()}
             again_after_conflicts(lambda: PairTable.open(table.uri).update_metadata(done))

@@ -233,6 +233,8 @@ class PairTable:
                 one of the ids meanwhile, or a row is malformed.
         """
         try:
+            # Data files are written before anything is decided: no version names them, so that
+            # nobody sees them, and only the last step can conflict with another process.
             known, own = self._known_ids(), IdSet()
             batches = row_batches(rows, lambda key: known.add(key) and own.add(key), on_duplicate)
             fragments, num_rows = write_fragments(self._dataset, self.uri, batches)
@@ -249,6 +251,7 @@ class PairTable:
     def _commit_rows(self, fragments: Sequence[Any], own: IdSet, notes: Mapping[str, str]) -> None:
         """Makes written rows visible if no other process has added one of their ids."""
         read(self.uri, self._dataset.checkout_latest)
+        # Ids are unique by this check alone; rows that come after it are a conflict.
         others = PairTable(self._dataset, self.uri)
         for batch in others.scan(["id"], start=len(self)) if len(others) > len(self) else ():
             for key in batch["id"].to_pylist():
@@ -298,9 +301,10 @@ class PairTable:
             named = columns.rename_columns(names)
             dataset.add_columns(named.to_reader(), reader_schema=named.schema)
 
+        # Columns that are new become visible in one step anyway; old ones must go in the same.
         if existing:
             Staging(names, existing).carry_out(self.change, add)
-        else:  # one step as it is
+        else:
             self.change(lambda dataset: add(dataset, names), lambda there: there.issuperset(names))
 
     def drop_columns(self, names: Sequence[str]) -> None:
@@ -372,6 +376,7 @@ class PairTable:
         return self._ids
 
 
+# A table has no lock: a change that is slower than this fails, as its columns are gone.
 LEFTOVER_SECONDS = 3600.0
 """A change that began so long ago is dead; it takes seconds, and clocks differ by less."""
 _HIDDEN = re.compile(r"__(?:staged|replaced)_(\d+)_[0-9a-f]{8}$")
