@@ -1,6 +1,6 @@
-"""What a CapFilt job is: its settings, its fingerprint, its folder, its columns.
+"""What a CapFilt job is: its settings, fingerprint, folder and columns, and how far it is.
 
-How far a CapFilt job is, read from its ledger while it runs, after a kill, or at its end.
+The status is read from table and ledger alone: while the job runs, after a kill, or at its end.
 """
 
 import hashlib

@@ -4,7 +4,6 @@ Requests to web servers: over https alone, with the failures that may pass told 
 """
 
 import errno
-import fcntl
 import hashlib
 import http.client
 import json
@@ -25,6 +24,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 from openblip.runtime.atomic import force_to_disk, replace_file
 from openblip.runtime.errors import CheckpointError
+from openblip.runtime.locks import in_turn
 from openblip.runtime.progress import Progress
 
 _FOLDER_VARIABLE = "OPENBLIP_CACHE"
@@ -70,7 +70,7 @@ def fetch_url(
     try:
         if not target.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(target.with_name(f"{target.name}.lock")):
+            with in_turn(target.with_name(f"{target.name}.lock")):
                 # Another process may have finished it meanwhile.
                 if not target.is_file():
                     _download(_Partial(target, address), retry_delays_seconds, expected)
@@ -287,14 +287,6 @@ def _file_name(address: str) -> str:
     own = Path(re.sub(r"[^\w.-]", "_", Path(unquote(urlsplit(address).path)).name, flags=re.ASCII))
     short_hash = hashlib.sha256(address.encode()).hexdigest()[:8]
     return f"{own.stem[:_LONGEST_STEM] or 'checkpoint'}-{short_hash}{own.suffix}"
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keeps two processes from writing one file: the second one waits."""
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")

@@ -1,7 +1,4 @@
-"""What an import or an export took over, and what it left out and why.
-
-What an export wrote and left out.
-"""
+"""What an import or an export took over, and what it left out and why."""
 
 import json
 from collections import Counter
@@ -300,7 +297,7 @@ class ExportReport:
         if self.format == "coco" and set(self.num_texts) - {"web"}:
             # What an import takes texts for of which nothing is said.
             lines.append(
-                "COCO has no place for who wrote a text: an import of these files takes all of them "
-                "for web texts, unless --origin human is given"
+                "COCO has no place for who wrote a text: an import of these files takes all of "
+                "them for web texts, unless --origin human is given"
             )
         return "\n".join(lines)

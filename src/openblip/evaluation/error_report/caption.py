@@ -14,7 +14,7 @@ from openblip.evaluation.captioning import CaptionResult
 from openblip.evaluation.error_report import by_confidence
 from openblip.metrics.caption_tokens import caption_tokens
 from openblip.runtime.page import CardText, Curve, Page, curves
-from openblip.sources.row_images import table_images
+from openblip.sources.row_images import stream_images
 from openblip.table.table import PairTable
 
 _WORST, _BEST = 24, 8
@@ -149,7 +149,7 @@ def _cards(
     title: str,
 ) -> None:
     page.section(title, "The model's caption, then what people wrote.")
-    images = table_images(table, result.rows[places])
+    images = stream_images(table, result.rows[places])
     keys: Sequence[str] = list(result.captions)
     cards = []
     for place in places.tolist():

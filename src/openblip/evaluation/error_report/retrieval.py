@@ -17,7 +17,7 @@ from openblip.inference.calibration import ReliabilityBin, calibrate
 from openblip.metrics.retrieval import Ranks, image_ranks, text_ranks
 from openblip.runtime.errors import DataError
 from openblip.runtime.page import CardText, Curve, Page, Verdict, curves, histogram
-from openblip.sources.row_images import table_images
+from openblip.sources.row_images import stream_images
 from openblip.table.table import PairTable
 
 _WORST_IMAGES = 24
@@ -267,7 +267,7 @@ class _Shown:
             tag = _tag(searches, image, best, searches.ranks.expected[image])
             cards.append([*listed, CardText(self._gallery.texts[best], tag, "right")])
         rows = self._gallery.rows[np.asarray(chosen)]
-        self._page.cards(zip(table_images(self._table, rows), cards, strict=True))
+        self._page.cards(zip(stream_images(self._table, rows), cards, strict=True))
 
     def texts(self, searches: Searches) -> None:
         """For each of the worst texts a row of images: the right one, then those above it."""
@@ -290,7 +290,7 @@ class _Shown:
                 for at, image, verdict in zip(places, images, verdicts, strict=True)
             ]
             self._page.quote(self._gallery.texts[text])
-            pictures = table_images(self._table, self._gallery.rows[np.asarray(images)])
+            pictures = stream_images(self._table, self._gallery.rows[np.asarray(images)])
             self._page.cards(zip(pictures, cards, strict=True))
 
     def _other_words(self, image: int, text: int) -> str:

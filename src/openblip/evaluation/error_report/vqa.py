@@ -12,7 +12,7 @@ from openblip.evaluation.vqa import VqaResult, question_accuracies
 from openblip.inference import Answer
 from openblip.runtime.errors import DataError
 from openblip.runtime.page import CardText, Curve, Page, curves
-from openblip.sources.row_images import table_images
+from openblip.sources.row_images import stream_images
 from openblip.table.table import PairTable
 
 _TYPES = 16
@@ -183,5 +183,5 @@ def _worst(page: Page, table: PairTable, cases: Sequence[_Case]) -> None:
                 CardText(people, "people", "right"),
             ]
         )
-    images = table_images(table, [case.row for case in shown])
+    images = stream_images(table, [case.row for case in shown])
     page.cards(zip(images, cards, strict=True))
