@@ -1,8 +1,6 @@
-"""Fine-tuning: captioner, questions about images, sentences about two images.
+"""Fine-tuning: captions, questions about images, sentences about two images.
 
-Fine-tuning for questions about images (BLIP, section 5.3).
-
-Fine-tuning for sentences about two images (BLIP, section 5.4).
+BLIP, sections 5.2 to 5.4. Fine-tuning a filter is pre-training's step: `objectives.pretrain`.
 """
 
 from typing import NamedTuple, Self

@@ -1,6 +1,6 @@
-"""Pre-training: contrast, matching and language modelling in one step (BLIP, section 3.2).
+"""Contrast, matching and language modelling in one step: pre-training (BLIP, section 3.2).
 
-Fine-tuning a filter: contrast and matching on human captions (BLIP, section 3.3).
+Fine-tuning a filter is the same step with other settings (section 3.3).
 """
 
 from dataclasses import replace

@@ -156,6 +156,7 @@ def step_footprint(
             precision=recipe.train.precision,
             clip_norm=recipe.optimiser.clip_norm,
         )
+        # A run's first step has no moments yet, every other has.
         _make_moments(task, optimiser)
         _label(simulation, task, optimiser)
         simulation.stage(BATCH)
@@ -170,6 +171,7 @@ def step_footprint(
         if operations is None:
             stack.enter_context(counter)
         try:
+            # Past the ramp of alpha: with alpha 0 the teacher's guesses would not be made.
             trainer.step(StepPosition(1, 10.0), batches, recipe.optimiser.lr)
         except Exception as why:
             if not is_own(recipe.task):
@@ -215,6 +217,7 @@ def _with_values(sampler: MaskSampler) -> MaskSampler:
 
 
 def _make_moments(task: AnyTask, optimiser: torch.optim.Optimizer) -> None:
+    # Gradients and update are empty: what is wanted is the optimiser's state.
     for parameter in trained_parameters(task):
         parameter.grad = torch.empty_like(parameter)
     optimiser.step()

@@ -4,10 +4,8 @@ PyTorch's fake tensors have shape, type and storage but no content. `Simulation`
 them and keeps count of the storages that are alive, so that the memory of a training step is
 counted on the step itself, with what autograd saves, and not by formulas that the code outgrows.
 
-What an accelerator would run where a processor runs something else, for tensors without numbers.
-
-Fake tensors take the processor's kernels. The choices that decide how much is kept for the
-backward pass are made here as PyTorch makes them on CUDA.
+Fake tensors take the processor's kernels. `accelerator_kernels` makes the choices that decide how
+much is kept for the backward pass as PyTorch makes them on CUDA.
 """
 
 import sys
@@ -26,6 +24,11 @@ from torch.utils._pytree import tree_flatten, tree_map_only
 
 from openblip.model import kernels, vision
 
+# Of PyTorch's operators these are known by name, because their results depend on numbers:
+# `_local_scalar_dense` (`.item()`, `int(tensor)`, `.tolist()`), `nonzero` (packing), `index` with a
+# mask (labelled positions), and `argmax` (which negative is drawn). Any other with such a result,
+# as `unique` or `masked_select`, ends the simulation with an error of PyTorch's, not with a wrong
+# figure. `accelerator_kernels` relies on two more: the flash and the memory-efficient attention.
 aten = torch.ops.aten
 # Results up to so many elements are computed beside the fakes: masks, labels, indices.
 _MOST_KNOWN = 2**22
@@ -113,6 +116,7 @@ class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is aten._local_scalar_dense.default:
+            # A number that nobody knows is 1: it divides and scales without harm.
             value = _value_of(args[0])
             with unset_fake_temporarily():
                 return torch.ones((), dtype=args[0].dtype).item() if value is None else value.item()
@@ -121,6 +125,7 @@ class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         elif func is aten.nonzero.default:
             return self._known(_places(args[0]))
         out = func(*args, **kwargs)
+        # Were all rows to draw the same candidate, its text's length would stand for all lengths.
         if func is aten.argmax.default and _value_of(args[0]) is None:
             self._remember(out, _next_row(args[0], out))
         elif _is_small(out):
@@ -152,9 +157,12 @@ class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         if value is not None:
             fake.known_value = value
         elif hasattr(fake, "known_value"):
+            # Written in place with what nobody knows.
             del fake.known_value
 
     def _count(self, tensor: Tensor) -> None:
+        # Storages, not tensors: views share one. It is told apart by its address, as Python may
+        # wrap the same one again and again; the address is free again once it has died.
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._label_of:
@@ -162,6 +170,7 @@ class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         self._label_of[key] = self._labels[-1]
         self.alive[self._labels[-1]] += size
         self._total += size
+        # Autograd frees what it saved at moments that no operator shows.
         weakref.finalize(storage, self._free, key, size).atexit = False
         self._raise_peak()
 
@@ -221,6 +230,7 @@ def _is_small(out: Any) -> bool:
 
 def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The result of an operation whose arguments are all known; None of any other."""
+    # A draw would take numbers from the generator of the process.
     if torch.Tag.nondeterministic_seeded in func.tags:
         return None
     leaves = tree_flatten((args, kwargs))[0]

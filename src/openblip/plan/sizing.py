@@ -3,9 +3,7 @@
 Memory is counted on the run's own step (`openblip.plan.footprint`). Time is arithmetic
 (`openblip.training.step_flops`) over a device's peak and a utilisation, plus communication that
 does not hide behind the backward pass. Assumptions stand here as constants, each with its reason;
-`docs/scaling.md` tells which figures are measured.
-
-Accelerators that a run may be planned for: memory, arithmetic and links, from data sheets.
+`docs/scaling.md` tells which figures are measured. What devices can do is from data sheets.
 """
 
 import os

@@ -1,8 +1,6 @@
 """The loop: steps, log lines, checkpoints, and an orderly end when someone asks for it.
 
-One optimiser step of a task, and its loss on batches that it does not learn from.
-
-Memory that a step frees stays with the process, for the next one.
+`Trainer` makes one optimiser step of a task, `Loop` all of a run, and reports them.
 """
 
 import ctypes
@@ -117,6 +115,7 @@ class Trainer:
         """
         set_learning_rate(self.optimiser, lr)
         self.optimiser.zero_grad(set_to_none=True)
+        # Keyed by the step, not drawn on from the step before: a resumed run draws the same.
         with self._keyed_random(_TRAINING, position.step):
             self.task.begin_step(position)
             outputs = [
@@ -154,6 +153,7 @@ class Trainer:
         return dict(zip(names, means, strict=True))
 
     def _accumulate(self, part: Examples, position: StepPosition, num_parts: int) -> StepOutput:
+        # Gradients of a step are sent once, with its last part.
         is_last = position.micro_step == num_parts - 1
         sync = _always() if is_last else self.processes.without_sync(self._module)
         with sync:
@@ -163,6 +163,7 @@ class Trainer:
         return replace(output, loss=output.loss.detach())
 
     def _clip_and_report(self, outputs: Sequence[StepOutput], stop: bool) -> StepReport:
+        # Losses, and whether to stop, go in one message: all processes stop after the same step.
         values = torch.stack([_values(output) for output in outputs]).mean(dim=0)
         asked = torch.tensor([float(stop)], device=values.device)
         values = self.processes.mean(torch.cat([values, asked]))

@@ -1,9 +1,4 @@
-"""AdamW, the learning rate of each step, and what happens at which step.
-
-Learning rates as functions of the step; nothing here holds state.
-
-How long a run is, what happens when, and at which learning rate.
-"""
+"""AdamW, how many steps a run has, and the learning rate of each, as functions of the step."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -17,6 +12,8 @@ from openblip.training.recipe import OptimiserConfig, Recipe, ScheduleConfig, Tr
 
 # Devices that have a kernel which updates all parameters at once.
 _FUSED_ON = ("cpu", "cuda", "mps")
+# A quotient that falls short of a whole number by rounding alone counts as whole.
+_ROUNDING = 1e-6
 
 
 def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
@@ -151,12 +148,7 @@ def warmup_cosine_lr(
 
 
 def _epoch(step: int, steps_per_epoch: float) -> int:
-    # A quotient that falls short of a whole number by rounding alone counts as whole.
-    return math.floor(step / steps_per_epoch + 1e-6)
-
-
-# Of a quotient that is whole but for rounding.
-_ROUNDING = 1e-6
+    return math.floor(step / steps_per_epoch + _ROUNDING)
 
 
 @dataclass(frozen=True, kw_only=True)
