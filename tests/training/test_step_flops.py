@@ -20,7 +20,7 @@ from openblip.objectives.clip import ClipObjectives, ClipTask
 from openblip.objectives.finetune import CaptionerTask
 from openblip.objectives.pretrain import PretrainObjectives, PretrainTask
 from openblip.objectives.task import AnyTask, StepPosition
-from openblip.training.step_flops import recomputed_flops, task_flops
+from openblip.training.utilisation import recomputed_flops, task_flops
 
 SPECIAL = SpecialTokens(pad=0, unk=1, cls=2, sep=3, mask=4, dec=5, enc=6)
 TINY = MedConfig.preset("tiny", vocab_size=300, image_size=64)

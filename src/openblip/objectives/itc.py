@@ -19,7 +19,7 @@ def similarities(
     temperature: Float[Tensor, ""],
 ) -> Float[Tensor, "rows keys"]:
     """Cosines of unit vectors, divided by the temperature; in float32 under autocast too."""
-    # Divided by a temperature of 0.07 or less, bfloat16's rounding (0.2 %) would decide between keys.
+    # Divided by a temperature of 0.07 or less, bfloat16's rounding (0.2 %) would show.
     with torch.autocast(embed.device.type, enabled=False):
         return embed.float() @ keys.float().T / temperature.float()
 

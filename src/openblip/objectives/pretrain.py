@@ -11,7 +11,6 @@ from torch import Tensor
 
 from openblip.batches.loader import Batch
 from openblip.batches.tokenizer import SpecialTokens
-from openblip.checkpoints.assembly import copy_of
 from openblip.model import ImageMemory, Med, TextPass
 from openblip.objectives.contrastive import Contrast, ContrastiveTask, Negatives
 from openblip.objectives.finetune import caption_loss, caption_pass
@@ -73,13 +72,7 @@ class PretrainTask(ContrastiveTask):
         negative_sampler: NegativeSampler | None = None,
         prompt_tokens: int = 0,
     ) -> None:
-        for loss in objectives.losses:
-            student.require(loss)
-        teacher = _teacher_of(student) if "itc" in objectives.losses else None
-        super().__init__(
-            objectives, seed, collectives, negative_sampler, student.config.embed_dim, teacher
-        )
-        self.student = student
+        super().__init__(student, objectives, seed, collectives, negative_sampler, ("itc",))
         self.special = special
         self.prompt_tokens = prompt_tokens
 
@@ -94,11 +87,6 @@ class PretrainTask(ContrastiveTask):
             context.collectives,
             prompt_tokens=context.prompt_tokens,
         )
-
-    @property
-    def trained_heads(self) -> tuple[str, ...]:
-        """Those of its losses."""
-        return self.objectives.losses
 
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """The sum of the losses of a batch."""
@@ -200,18 +188,6 @@ class PretrainTask(ContrastiveTask):
             label_smoothing=self.objectives.label_smoothing,
         )
         return loss * self.pool.share(num_labels)
-
-
-def _teacher_of(student: Med) -> Med:
-    """A copy of what the contrast needs of a student; it gets no gradient."""
-    config = student.config
-    teacher_config = replace(
-        config,
-        heads=("itc",),
-        vision=replace(config.vision, checkpoint_layers=0),
-        text=replace(config.text, checkpoint_layers=0),
-    )
-    return copy_of(student, lambda: Med(teacher_config))
 
 
 class FilterTask(PretrainTask):

@@ -31,7 +31,7 @@ from openblip.training.loop import Trainer
 from openblip.training.optimiser import build_optimiser, trained_parameters
 from openblip.training.parallelism import Processes
 from openblip.training.recipe import Recipe
-from openblip.training.step_flops import recomputed_flops, task_flops
+from openblip.training.utilisation import recomputed_flops, task_flops
 
 WEIGHTS, GRADIENTS, MOMENTS = "weights", "gradients", "optimiser moments"
 TEACHER, QUEUES, BATCH = "teacher", "queues", "batch"

@@ -152,7 +152,7 @@ def _epoch(step: int, steps_per_epoch: float) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RunSteps:
     """The steps of a run."""
 
     total_steps: int
@@ -168,14 +168,14 @@ class Plan:
     """Steps between log lines."""
 
     @staticmethod
-    def of(config: TrainConfig, batches_per_epoch: float) -> "Plan":
-        """The plan of a run over data of that many batches."""
+    def of(config: TrainConfig, batches_per_epoch: float) -> "RunSteps":
+        """The steps of a run over data of that many batches."""
         steps = config.steps
         if steps is None:
             assert config.epochs is not None, "a recipe gives steps or epochs"
             steps = math.floor(config.epochs * batches_per_epoch / config.accumulate + _ROUNDING)
             steps = max(steps, config.epochs)
-        return Plan(
+        return RunSteps(
             total_steps=steps,
             batches_per_epoch=batches_per_epoch,
             accumulate=config.accumulate,
@@ -197,7 +197,7 @@ class Plan:
         return step % every == 0 or step == self.total_steps
 
 
-def learning_rates(recipe: Recipe, plan: Plan) -> Callable[[int], float]:
+def learning_rates(recipe: Recipe, steps: RunSteps) -> Callable[[int], float]:
     """The learning rate of a step, given the number of steps before it."""
     schedule, peak_lr = recipe.schedule, recipe.optimiser.lr
     start_lr = min(schedule.warmup_lr, peak_lr)
@@ -205,7 +205,7 @@ def learning_rates(recipe: Recipe, plan: Plan) -> Callable[[int], float]:
         case "step_decay":
             return lambda step: pretraining_lr(
                 step,
-                plan.steps_per_epoch,
+                steps.steps_per_epoch,
                 peak_lr=peak_lr,
                 min_lr=schedule.min_lr,
                 decay_rate=schedule.decay_rate,
@@ -213,21 +213,21 @@ def learning_rates(recipe: Recipe, plan: Plan) -> Callable[[int], float]:
                 start_lr=start_lr,
             )
         case "epoch_cosine":
-            num_epochs = math.ceil(plan.total_steps / plan.steps_per_epoch - _ROUNDING)
+            num_epochs = math.ceil(steps.total_steps / steps.steps_per_epoch - _ROUNDING)
             return lambda step: finetuning_lr(
-                step, plan.steps_per_epoch, num_epochs, peak_lr=peak_lr, min_lr=schedule.min_lr
+                step, steps.steps_per_epoch, num_epochs, peak_lr=peak_lr, min_lr=schedule.min_lr
             )
         case "warmup_cosine":
             return lambda step: warmup_cosine_lr(
                 step,
-                plan.total_steps,
+                steps.total_steps,
                 peak_lr=peak_lr,
                 min_lr=schedule.min_lr,
-                warmup_steps=_warmup(schedule, plan),
+                warmup_steps=_warmup(schedule, steps),
                 start_lr=start_lr,
             )
 
 
-def _warmup(schedule: ScheduleConfig, plan: Plan) -> int:
+def _warmup(schedule: ScheduleConfig, steps: RunSteps) -> int:
     # A run shorter than the rise would never reach the cosine.
-    return min(schedule.warmup_steps, plan.total_steps - 1)
+    return min(schedule.warmup_steps, steps.total_steps - 1)
