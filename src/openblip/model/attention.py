@@ -140,6 +140,7 @@ class TextSelfAttention(nn.Module):
             layer: whose part of the cache it is.
         """
         # Products over packed states, attention over padded ones: it needs texts as rows.
+        # Query, key and value in one product, three times as wide: one reading of the states.
         pieces = self.qkv(hidden).split(packed_sizes(given))
         attended = [
             after.pack(self._attend(before.pad(qkv), mask, after.tokens, cache, layer))

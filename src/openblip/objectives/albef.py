@@ -46,6 +46,7 @@ class KeyedMasks:
     def __call__(self, shape: torch.Size, position: StepPosition) -> MaskDraws:
         """Draws for texts of a shape (rows, tokens)."""
         rank = self.collectives.rank
+        # Of the rank too: its texts are others, and shall not be masked at the same places.
         seed = keyed_hash(self.seed, _MASKS, position.step, position.micro_step, rank)
         return mask_draws(shape[0], shape[1], self.probability, self.vocab_size, seed)
 
@@ -108,6 +109,7 @@ class AlbefTask(ContrastiveTask):
         """The sum of the losses of a batch."""
         hidden = self.student.encode_images(batch.images)
         states = self.student.encode_texts(batch.tokens, batch.mask)
+        # Encoded once for contrast and masked words, as the student's.
         teacher_hidden = self._teacher_hidden(batch)
         contrast = self.contrast(batch, hidden, states, teacher_hidden, position)
         terms = {"itc": contrast.loss}
@@ -184,11 +186,13 @@ class AlbefTask(ContrastiveTask):
         position: StepPosition,
     ) -> Tensor:
         draws = self.mask_sampler(batch.tokens.shape, position)
+        # Drawn on the host, so that every device masks the same words.
         on_device = MaskDraws(*(draw.to(batch.tokens.device) for draw in draws))
         words = mask_words(batch.tokens, batch.mask, on_device, self.special.mask)
         labels = words.labels[words.labels != IGNORED]
         alpha = self.alpha(position)
         guesses = None
+        # With alpha 0, as in the first step, they would count for nothing.
         if alpha > 0.0:
             with torch.no_grad():
                 guesses = _word_logits(
@@ -203,4 +207,5 @@ def _word_logits(model: Albef, words: MaskedWords, batch: Batch, memory: ImageMe
     """Logits (masked, vocab) of the hidden words."""
     states = model.encode_texts(words.ids, batch.mask)
     fused = model.fuse(states, batch.mask, memory)
+    # The vocabulary is the largest product, and few words are hidden.
     return model.mlm_logits(fused[words.labels != IGNORED][None])[0]

@@ -130,6 +130,8 @@ class ContrastiveTask(Task[Batch]):
     def begin_step(self, position: StepPosition) -> None:
         """Clamp the temperature in place, then move the teacher towards the student."""
         if self.contrasts:
+            # In place, as in the original: a clamp within the forward has no gradient beyond its
+            # bounds, and the temperature could not come back.
             self.student.temperature.clamp_(
                 self.objectives.min_temperature, self.objectives.max_temperature
             )
@@ -141,6 +143,7 @@ class ContrastiveTask(Task[Batch]):
         """Enqueue the teacher features of all ranks."""
         if update is None:
             return
+        # Of all ranks, in one order: every rank's queue holds the same.
         gather = self.collectives.gather
         self.queue.push(
             gather(update.image_embed),

@@ -92,6 +92,7 @@ class PretrainTask(ContrastiveTask):
         """The sum of the losses of a batch."""
         losses = self.objectives.losses
         captions = Texts(batch.tokens, batch.mask)
+        # All captions begin with the prompt: it tells no image from another.
         texts = captions.without_prompt(self.prompt_tokens, self.special.pad)
         batch = replace(batch, tokens=texts.tokens, mask=texts.mask)
         hidden = self.student.encode_images(batch.images)
@@ -119,6 +120,7 @@ class PretrainTask(ContrastiveTask):
 
     @torch.no_grad()
     def _teacher_features(self, batch: Batch) -> QueueUpdate:
+        # Of the teacher nothing but features is read, hence the class token alone.
         return QueueUpdate(
             self.teacher.embed_images(self.teacher.encode_class_tokens(batch.images)),
             self.teacher.embed_texts(batch.tokens, batch.mask),
@@ -138,8 +140,10 @@ class PretrainTask(ContrastiveTask):
         losses = self.objectives.losses
         memories = self.student.memories(hidden)
         texts = Texts(batch.tokens, batch.mask)
+        # Encoder before decoder: neighbours go through the text stack as one batch where they can.
         passes: list[TextPass] = []
         if "itm" in losses:
+            # A negative text of another rank may be longer than this batch's.
             texts, pool_texts = self.pool.texts(*texts, self.special.pad)
             captions = captions.padded(texts.tokens.shape[1], self.special.pad)
             pairs = self._pairs(
@@ -187,6 +191,7 @@ class PretrainTask(ContrastiveTask):
             prompt_tokens=self.prompt_tokens,
             label_smoothing=self.objectives.label_smoothing,
         )
+        # A mean over this rank's labels, of which other ranks may have more or fewer.
         return loss * self.pool.share(num_labels)
 
 
