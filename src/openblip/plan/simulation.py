@@ -21,8 +21,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils.module_tracker import ModuleTracker
 
 from openblip.model import kernels, vision
+from openblip.model.flops import flop_counter
 
 # Of PyTorch's operators these are known by name, because their results depend on numbers:
 # `_local_scalar_dense` (`.item()`, `int(tensor)`, `.tolist()`), `nonzero` (packing), `index` with a
@@ -37,7 +39,7 @@ _MOST_KNOWN_FLOATS = 2**10
 
 
 class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base
-    """Runs what is called within it on fake tensors, and counts their memory.
+    """Runs what is called within it on fake tensors, and counts their memory and its arithmetic.
 
     What a program reads back (lengths of texts, which positions have a label) must be known, so
     small results that follow from real tensors and sizes alone are computed as well. Where a draw
@@ -49,6 +51,8 @@ class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     Attributes:
         alive: bytes of living storages by label.
         peak: what `alive` was when its sum was largest.
+        operations: of all products that ran, as `flop_counter` knows them.
+        recomputed: those among them that a forward pass of a watched module did in a backward pass.
     """
 
     def __init__(self) -> None:
@@ -59,6 +63,10 @@ class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         self._labels: list[str] = [""]
         self._label_of: dict[int, str] = {}
         self._fakes = FakeTensorMode(allow_non_fake_inputs=True)
+        # Its table alone: as a context, PyTorch's counter keeps tensors alive.
+        self._known_products = flop_counter().flop_registry
+        self._tracker = ModuleTracker()
+        self.operations = self.recomputed = self._depth = 0
 
     def __enter__(self) -> Self:
         self._fakes.__enter__()
@@ -91,6 +99,18 @@ class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         # What a checkpointed layer computes again ends early, by an exception.
         module.register_forward_hook(leave, always_call=True)
 
+    def watch(self, module: nn.Module) -> None:
+        """Tell what the module's forward computes again, for checkpointing, from all else."""
+
+        def move(by: int) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                self._depth += by
+
+            return hook
+
+        module.register_forward_pre_hook(move(1))
+        module.register_forward_hook(move(-1), always_call=True)
+
     def relabel(self, tensor: Tensor, label: str) -> None:
         """Let a tensor's storage have another label from here on."""
         storage = tensor.untyped_storage()
@@ -109,6 +129,11 @@ class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = self._run(func, args, kwargs or {})
+        if (product := self._known_products.get(func._overloadpacket)) is not None:
+            done = product(*args, **(kwargs or {}), out_val=out)
+            self.operations += done
+            if self._depth and self._tracker.is_bw:
+                self.recomputed += done
         for leaf in tree_flatten(out)[0]:
             if isinstance(leaf, FakeTensor):
                 self._count(leaf)

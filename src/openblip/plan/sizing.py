@@ -1,8 +1,8 @@
 """What a run needs: memory of a process, time and price, before anything is rented.
 
-Memory is counted on the run's own step (`openblip.plan.footprint`). Time is arithmetic
-(`openblip.training.utilisation`) over a device's peak and a utilisation, plus communication that
-does not hide behind the backward pass. Assumptions stand here as constants, each with its reason;
+Memory and arithmetic are counted on the run's own step (`openblip.plan.footprint`). Time is the
+arithmetic over a device's peak and a utilisation, plus communication that does not hide behind the
+backward pass. Assumptions stand here as constants, each with its reason;
 `docs/scaling.md` tells which figures are measured. What devices can do is from data sheets.
 """
 

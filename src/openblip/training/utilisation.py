@@ -131,24 +131,6 @@ def _contrast_flops(task: AnyTask, batch: Examples) -> int:
     return _TRAINED * similarity_flops(task.student.config, rows, keys)
 
 
-def recomputed_flops(task: AnyTask, batch: Batch) -> float:
-    """Operations that activation checkpointing computes again: forward passes of its layers."""
-    config, (count, side) = task.student.config, _images_of(batch)
-    once = config.vision.depth - config.vision.checkpoint_layers
-    images = image_encoder_flops(config, count, side)
-    images -= image_encoder_flops(config, count, side, once)
-    layers = config.text.checkpoint_layers
-    match task:
-        case AlbefTask():
-            losses = task.objectives.losses
-            texts = _albef_text_passes(task.student.config, losses, batch, layers)
-        case ClipTask() | PretrainTask() | CaptionerTask():
-            texts = sum(_text_passes(task.student.config, _losses(task), batch, layers))
-        case _:
-            raise TypeError(f"{type(task).__name__}: what it computes again is not counted")
-    return float(images + texts)
-
-
 def _losses(task: ClipTask | PretrainTask | CaptionerTask) -> tuple[Head, ...]:
     match task:
         case PretrainTask():
@@ -180,7 +162,7 @@ def _all_trained(task: AnyTask, batch: Examples) -> float:
         case ClipTask(), Batch():
             clip = task.student.config
             images = image_encoder_flops(clip, *_images_of(batch))
-            texts = _text_passes(clip, ("itc",), batch, clip.text.depth)
+            texts = _text_passes(clip, ("itc",), batch)
             return float(_TRAINED * (images + sum(texts)))
         case ((PretrainTask() | CaptionerTask()), Batch()):
             return _step_flops(task.student.config, _losses(task), batch)
@@ -206,7 +188,7 @@ def _step_flops(config: MedConfig, losses: tuple[Head, ...], batch: Batch) -> fl
     """
     rows, side = len(batch.tokens), batch.images.shape[-1]
     total = float(_TRAINED * image_encoder_flops(config, rows, side))
-    alone, grounded = _text_passes(config, losses, batch, config.text.depth)
+    alone, grounded = _text_passes(config, losses, batch)
     total += _TRAINED * (alone + grounded)
     if "itc" in losses:
         total += alone + class_token_flops(config, rows, side)
@@ -220,23 +202,21 @@ def _step_flops(config: MedConfig, losses: tuple[Head, ...], batch: Batch) -> fl
     return total
 
 
-def _text_passes(
-    config: MedConfig, losses: tuple[Head, ...], batch: Batch, layers: int
-) -> tuple[int, int]:
-    """Operations of the student's last text layers, for texts alone and for those with images."""
+def _text_passes(config: MedConfig, losses: tuple[Head, ...], batch: Batch) -> tuple[int, int]:
+    """Operations of the student's text layers, for texts alone and for those with images."""
     rows, tokens = batch.tokens.shape
     packed = int(batch.mask.sum())
     patches = image_tokens(config, batch.images.shape[-1])
     alone = grounded = 0
     if "itc" in losses:
-        alone = text_flops(config, rows, tokens, layers=layers, packed=packed, reads_first=True)
+        alone = text_flops(config, rows, tokens, packed=packed, reads_first=True)
     if "itm" in losses:
         # Positives, negative images and negative texts, which are taken to be as long.
         grounded += text_flops(
-            config, 3 * rows, tokens, patches, layers, packed=3 * packed, reads_first=True
+            config, 3 * rows, tokens, patches, packed=3 * packed, reads_first=True
         )
     if "lm" in losses:
-        grounded += text_flops(config, rows, tokens, patches, layers, packed=packed)
+        grounded += text_flops(config, rows, tokens, patches, packed=packed)
     return alone, grounded
 
 
@@ -250,7 +230,7 @@ def _albef_step_flops(
 
     def forward(losses: tuple[AlbefHead, ...]) -> int:
         total = image_encoder_flops(config, rows, side)
-        total += _albef_text_passes(config, losses, batch, config.text.depth)
+        total += _albef_text_passes(config, losses, batch)
         if losses != ("itc",):
             total += memory_flops(config, rows, side, fusing)
         if "mlm" in losses:
@@ -263,16 +243,14 @@ def _albef_step_flops(
     )
 
 
-def _albef_text_passes(
-    config: AlbefConfig, losses: tuple[AlbefHead, ...], batch: Batch, layers: int
-) -> int:
-    """Operations of the last text layers in all passes of a model."""
+def _albef_text_passes(config: AlbefConfig, losses: tuple[AlbefHead, ...], batch: Batch) -> int:
+    """Operations of the text layers in all passes of a model."""
     rows, tokens = batch.tokens.shape
     patches = image_tokens(config, batch.images.shape[-1])
-    above = min(layers, config.text.depth - config.fusion_layer)
+    above = config.text.depth - config.fusion_layer
     masked = "mlm" in losses
     # Texts for contrast and matching, and masked ones.
-    encoded = text_flops(config, rows * (1 + masked), tokens, layers=layers - above)
+    encoded = text_flops(config, rows * (1 + masked), tokens, layers=config.fusion_layer)
     # Positives, negative images and negative texts, and masked ones.
     fused_rows = rows * (3 * ("itm" in losses) + masked)
     return encoded + text_flops(config, fused_rows, tokens, patches, above)
