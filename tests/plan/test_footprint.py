@@ -38,7 +38,7 @@ from openblip.plan.footprint import (
 )
 from openblip.recipes.baselines import as_albef
 from openblip.recipes.pretrain import tiny
-from openblip.training.build import assemble_task, new_student, overridden
+from openblip.training.build import assemble_task, overridden
 from openblip.training.parallelism import Processes
 from openblip.training.recipe import ModelOverrides, Recipe
 
@@ -172,7 +172,8 @@ def test_operations_are_those_of_a_step_that_runs(
     found = step_footprint(whole, tokenizer, lengths, pairs=16)
     assert (found.recomputed > 0) == (layers > 0)
 
-    student = new_student(overridden(whole.model, overrides))
+    build = Med if family == "med" else Albef
+    student = build(overridden(whole.model, overrides))
     task = assemble_task(whole, student, tokenizer, Processes()).train()
     batch = example_batch(16, lengths, whole.data.image_size)
     batch = replace(batch, images=torch.zeros_like(batch.images))

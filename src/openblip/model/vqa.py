@@ -1,6 +1,8 @@
-"""Models made out of a pre-trained MED: for questions about images, and for sentences about two.
+"""The models made out of a MED: for questions (section 5.3) and for two images (section 5.4).
 
-BLIP, sections 5.3 (visual question answering) and 5.4 (natural-language visual reasoning).
+Natural-language visual reasoning: is a sentence true of two images (BLIP, section 5.4).
+
+Models for questions and for two images, made out of a pre-trained MED.
 """
 
 from collections.abc import Mapping, Sequence
