@@ -77,6 +77,7 @@ class FusionText(nn.Module):
         self, ids: Int[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"]
     ) -> Float[Tensor, "rows tokens width"]:
         """States of texts alone, after the layers below fusion."""
+        # Checkpointed layers are counted from the end, and the fusion layers come last.
         fusion_layers = self.config.depth - self.fusion_layer
         (states,) = run_layers(
             self.layers[: self.fusion_layer],

@@ -135,6 +135,7 @@ class TwinCrossAttention(nn.Module):
         Float[Tensor, "images heads patches head_dim"],
     ]:
         """Keys and values of the first images, then of the second ones."""
+        # Halves, not pairs side by side: both images of all pairs were encoded as one batch.
         first, second = image_hidden.chunk(2)
         pairs = zip(self.first.remember(first), self.second.remember(second), strict=True)
         keys, values = (torch.cat(pair) for pair in pairs)

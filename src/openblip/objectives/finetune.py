@@ -1,8 +1,6 @@
-"""Fine-tuning: captioner, questions about images, sentences about two images.
+"""Fine-tuning: captions, questions about images, sentences about two images.
 
-Fine-tuning for questions about images (BLIP, section 5.3).
-
-Fine-tuning for sentences about two images (BLIP, section 5.4).
+BLIP, sections 5.2 to 5.4. Fine-tuning a filter is pre-training's step: `objectives.pretrain`.
 """
 
 from typing import NamedTuple, Self
@@ -120,6 +118,7 @@ class CaptionerTask(Task[Batch]):
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """The language-modelling loss of a batch; draws nothing, so the position is unused."""
         hidden = self.student.encode_images(batch.images)
+        # The decoder's alone: an encoder that is not trained would only cost.
         memory = self.student.text.remember(hidden, causal=True)
         captions = caption_pass(Texts(batch.tokens, batch.mask), memory, self.special)
         (states,) = self.student.text(captions)
@@ -169,11 +168,13 @@ class VqaTask(Task[QuestionBatch]):
     def forward(self, batch: QuestionBatch, position: StepPosition) -> StepOutput:
         """The weighted loss of the answers; draws nothing, so the position is unused."""
         memory = self.student.image_memory(self.student.encode_images(batch.images))
+        # Grouped by image, one question each.
         states = self.student.read_questions(batch.tokens, batch.mask, memory)
         questions = self.student.question_memory(states, batch.mask)
         answers = TextPass(
             batch.answers,
             batch.answers_mask,
+            # By index: a question's keys and values are not computed for each of its answers.
             questions.select(batch.question_of_answer),
             causal=True,
         )

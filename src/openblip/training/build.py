@@ -1,6 +1,6 @@
-"""From a recipe to the objects of a run: tokenizer, loaders, model, task.
+"""From a recipe to the objects of a run: tokenizer, model, task.
 
-Which model a run trains: a fresh one, one that was trained before, or one made out of it.
+A run trains a fresh model, one that was trained before, or one made out of it.
 """
 
 from collections.abc import Iterator, Sequence
