@@ -315,6 +315,8 @@ class _Run:
         with ExitStack() as stack:
             stack.enter_context(progress)
             self.rank_log.note(f"texts: {self.texts}")
+            if device.type == "cpu":
+                self.rank_log.note(f"threads: {_threads_told(self.recipe.train.threads)}")
             begun = [f"{report}, see {BEGINNINGS_FILE}" for report in self.begun]
             for line in (*begun, *self.loader.summary(), f"texts: {self.texts}"):
                 progress.note(line)
@@ -402,6 +404,14 @@ class _Figures:
                 self._missed.add(reason)
                 self._note(f"no utilisation is told: {reason}")
             return None
+
+
+def _threads_told(asked: int | None) -> str:
+    """How many threads compute, and why so many; the learnt numbers depend on it in the last bits."""
+    count = torch.get_num_threads()
+    if asked is not None:
+        return f"{count}, as train.threads says"
+    return f"{count}, for products of this size (train.threads says otherwise)"
 
 
 def _count(parameters: Iterable[torch.nn.Parameter]) -> int:
