@@ -407,7 +407,7 @@ class _Figures:
 
 
 def _threads_told(asked: int | None) -> str:
-    """How many threads compute, and why so many; the learnt numbers depend on it in the last bits."""
+    """How many threads compute, and why so many: the last bits of what is learnt depend on it."""
     count = torch.get_num_threads()
     if asked is not None:
         return f"{count}, as train.threads says"
