@@ -31,8 +31,8 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("demo", "demo", "the whole loop on an embedded world, with a report page"),
     "data import": ("data", "import_", "bring image-text pairs into a pair table"),
     "data export": ("data", "export", "write a view of a pair table for other programs"),
-    "data duplicates": ("curation", "duplicates", "flag images and captions that repeat others"),
-    "data leakage": ("curation", "leakage", "flag training rows that an evaluation sees again"),
+    "data duplicates": ("data", "duplicates", "flag images and captions that repeat others"),
+    "data leakage": ("data", "leakage", "flag training rows that an evaluation sees again"),
     "data show": ("data", "show", "what is in a pair table"),
     "pretrain": ("train", "pretrain", "train a MED from scratch on a view of a table"),
     "finetune": (
@@ -40,7 +40,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
         "finetune",
         "fine-tune for captions, retrieval, questions, image pairs, or as a filter",
     ),
-    "runs": ("runs", "runs", "list and compare training runs; a page with curves"),
+    "runs": ("train", "runs", "list and compare training runs; a page with curves"),
     "plan": ("plan", "plan", "memory, time and price of a training run, before it runs"),
     "capfilt run": ("capfilt", "run", "caption and score the web rows of a table"),
     "capfilt status": ("capfilt", "status", "how far a job is, its rate and its cost"),
@@ -50,14 +50,14 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "evaluate caption": ("evaluate", "caption", "BLEU, ROUGE-L and CIDEr of captions"),
     "evaluate vqa": ("evaluate", "vqa", "accuracy of answers to questions; WUPS"),
     "evaluate nlvr": ("evaluate", "nlvr", "accuracy and consistency of sentences on two images"),
-    "evaluate classify": ("zero_shot", "classify", "accuracy of naming classes by prompts"),
-    "evaluate video": ("zero_shot", "video", "recall of texts and of videos, and median rank"),
+    "evaluate classify": ("evaluate", "classify", "accuracy of naming classes by prompts"),
+    "evaluate video": ("evaluate", "video", "recall of texts and of videos, and median rank"),
     "evaluate videoqa": ("evaluate", "videoqa", "accuracy of answers to questions about videos"),
     "compare": ("compare", "compare", "models x tasks x seeds from one file: the tables"),
     "caption": ("predict", "caption", "caption images"),
     "match": ("predict", "match", "how well texts match images"),
-    "ask": ("ask", "ask", "answer questions about an image"),
-    "explain": ("explain", "explain", "show where the model looks, word by word"),
+    "ask": ("predict", "ask", "answer questions about an image"),
+    "explain": ("predict", "explain", "show where the model looks, word by word"),
     "convert": ("convert", "convert", "write a model in another layout"),
 }
 
@@ -116,8 +116,8 @@ def _guarded(run: Callable[..., int], words: list[str], prog: str, debug: bool) 
     try:
         if any("\x1b" in word for word in words):
             raise UsageError("a word has the code in it with which terminals are told what to do")
-        if run.__module__ in ("openblip.cli.train", "openblip.cli.plan"):
-            # Their flags are, or include, the fields of a recipe that the first words name.
+        if "words" in inspect.signature(run).parameters:
+            # Its flags are, or include, the fields of a recipe that the first words name.
             return run(words, prog)
         if flag := _flag_without_values(run, words):
             raise UsageError(f"{flag} needs a value, or several")
