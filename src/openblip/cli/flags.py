@@ -1,10 +1,7 @@
-"""Flags: ranges of numbers, fields of a recipe, and how captions are decoded.
+"""Flags that commands share: ranges of numbers, fields of a recipe, how captions are decoded.
 
-A command says `batch_size: Count`; what is out of range is wrong usage, and names the flag.
-
-Flags that change fields of a recipe, such as `--train.batch-size 64`.
-
-The flags by which commands that write captions choose tokens.
+A command says `batch_size: Count`; what is out of range is wrong usage, and names the flag. Fields
+of a recipe are changed by flags such as `--train.batch-size 64`.
 """
 
 import functools

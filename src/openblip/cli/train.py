@@ -1,7 +1,4 @@
-"""`openblip pretrain`, `finetune` and `runs`.
-
-`openblip runs`.
-"""
+"""`openblip pretrain`, `finetune` and `runs`."""
 
 import sys
 from collections.abc import Sequence
