@@ -87,6 +87,20 @@ def check_own_encoder(model: AnyModel, layout: str) -> None:
         )
 
 
+def check_image_size(model: AnyModel, image_size: int) -> None:
+    """Nothing, if positions belong to the size of images: every layout stores that one, no other.
+
+    Raises:
+        CheckpointError: if the size is another one.
+    """
+    size = model.config.vision.image_size
+    if image_size != size:
+        raise CheckpointError(
+            f"images are resized to {image_size} px, but the model's positions belong to "
+            f"{size} px: load it with image_size={image_size}, and save that"
+        )
+
+
 def check_vocabulary(model: AnyModel, tokenizer: TextTokenizer, max_tokens: int | None) -> None:
     """Nothing, if a tokenizer can be written as that of a model.
 

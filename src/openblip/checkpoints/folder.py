@@ -336,3 +336,26 @@ TO_HUGGINGFACE: dict[str, HuggingFaceKind] = {
     ours: theirs for theirs, ours in FROM_HUGGINGFACE.items()
 }
 """As which class `transformers` has a model of ours; a pre-trained one is none alone."""
+
+TRAINED_AS = {"captioner": ("lm",), "filter": ("itc", "itm")}
+"""Heads that models were trained for which do not say it themselves."""
+
+
+def original_kind(kind: str, wanted: str | None) -> Kind | None:
+    """As which of the original's models one of ours is written; None where its heads say that.
+
+    Args:
+        kind: what the model was trained as.
+        wanted: what a person asks for.
+
+    Raises:
+        RecipeError: the original has no such kind.
+    """
+    chosen = wanted or TO_ORIGINAL.get(kind)
+    if chosen is None and kind == "albef":
+        return None
+    if chosen not in FROM_ORIGINAL:
+        raise RecipeError(
+            f"the original has no kind {wanted or kind!r}; there are {', '.join(FROM_ORIGINAL)}"
+        )
+    return chosen

@@ -38,6 +38,7 @@ from openblip.checkpoints.families import (
     AnyConfig,
     AnyModel,
     check_own_encoder,
+    check_vocabulary,
     empty_model,
     state_to_write,
 )
@@ -480,6 +481,32 @@ def write_original(
                 _save({"model": detached, **metadata}, temporary)
     except OSError as error:
         raise CheckpointError(str(error)) from error
+
+
+def save_original(
+    path: Path,
+    model: AnyModel,
+    tokenizer: TextTokenizer,
+    kind: Kind | None = None,
+    max_tokens: int | None = None,
+) -> None:
+    """Write a model with a note of what the layout has no place for, whole or not at all.
+
+    Args:
+        path: replaced if it exists; `.pth` or `.safetensors`.
+        model: what is written.
+        tokenizer: the one that it was trained with.
+        kind: as for `to_original`.
+        max_tokens: longest text, special tokens included.
+
+    Raises:
+        MissingHead: if the model lacks a head that the kind has.
+        CheckpointError: if the layout has no place for the model, the tokenizer is of another
+            one, or the file cannot be written.
+    """
+    check_vocabulary(model, tokenizer, max_tokens)
+    note = OriginalNote.of(model, tokenizer, max_tokens)
+    write_original(path, to_original(model, kind), note)
 
 
 def _save(document: Mapping[str, object], path: Path) -> None:

@@ -22,6 +22,8 @@ from openblip.runtime.threads import wait_without_spinning
 
 # These answer at once; every other command says that it begins, see `announce`.
 _QUICK = ("data show", "runs")
+# Their flags are, or include, the fields of a recipe that the first words name.
+_OF_RECIPES = ("pretrain", "finetune", "plan")
 # The descriptor of standard output.
 _OUTPUT = 1
 # Narrower, the boxes of usage messages cannot be drawn.
@@ -116,8 +118,7 @@ def _guarded(run: Callable[..., int], words: list[str], prog: str, debug: bool) 
     try:
         if any("\x1b" in word for word in words):
             raise UsageError("a word has the code in it with which terminals are told what to do")
-        if "words" in inspect.signature(run).parameters:
-            # Its flags are, or include, the fields of a recipe that the first words name.
+        if prog.removeprefix("openblip ") in _OF_RECIPES:
             return run(words, prog)
         if flag := _flag_without_values(run, words):
             raise UsageError(f"{flag} needs a value, or several")

@@ -24,7 +24,7 @@ from openblip.evaluation.retrieval import (
 from openblip.evaluation.vqa import answer_all, distinct_keys, encode_for_questions, judge_answers
 from openblip.inference import Blip
 from openblip.inference.answers import Answer
-from openblip.inference.image_input import embed_images
+from openblip.inference.encoding import embed_images
 from openblip.metrics import image_ranks, retrieval
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.runtime.progress import Progress

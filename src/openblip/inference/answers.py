@@ -11,8 +11,8 @@ from torch import Tensor
 
 from openblip.batches.tokenizer import SpecialTokens, TextTokenizer, TokenBatch
 from openblip.inference.decoding import Decoding, Generated
+from openblip.inference.encoding import FirstTokenName, finite, tokens_for
 from openblip.inference.generation import generate
-from openblip.inference.texts import FirstTokenName, finite, tokens_for
 from openblip.model import ImageMemory, TextPass
 from openblip.model.vqa import Vqa
 from openblip.objectives.lm import IGNORED, lm_loss, next_token_labels

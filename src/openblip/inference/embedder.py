@@ -19,10 +19,9 @@ from torch import Tensor
 from openblip.checkpoints.folder import CONFIG_FILE, read_json
 from openblip.checkpoints.huggingface import is_huggingface
 from openblip.checkpoints.reading import digest, find_model, model_fingerprint
-from openblip.inference.bundle import check_batch_size
-from openblip.inference.image_input import Images, as_sources, prepared_batches
+from openblip.inference.encoding import finite, text_batches
+from openblip.inference.image_sources import Images, prepared_batches
 from openblip.inference.loading import default_device, load
-from openblip.inference.texts import finite
 from openblip.runtime.errors import CheckpointError, install_extra
 
 __all__ = ["embedder_fingerprint", "model_fingerprint"]
@@ -69,8 +68,7 @@ class TwoTowers:
     @torch.no_grad()
     def embed_images(self, images: Images, batch_size: int = 16) -> Float[Tensor, "images embed"]:
         """Unit-length float32 embeddings of images, on the CPU."""
-        check_batch_size(batch_size)
-        batches = prepared_batches(as_sources(images), self._prepare, batch_size)
+        batches = prepared_batches(images, self._prepare, batch_size)
         return _joined([self._encode_images(batch.to(self._device)) for batch in batches])
 
     @torch.no_grad()
@@ -78,10 +76,8 @@ class TwoTowers:
         self, texts: str | Sequence[str], batch_size: int = 256
     ) -> Float[Tensor, "texts embed"]:
         """Unit-length float32 embeddings of texts, on the CPU."""
-        check_batch_size(batch_size)
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        starts = range(0, len(texts), batch_size)
-        return _joined([self._encode_texts(texts[at : at + batch_size]) for at in starts])
+        batches = text_batches(texts, batch_size)
+        return _joined([self._encode_texts(list(batch)) for batch in batches])
 
 
 def load_embedder(source: str | Path, device: str | torch.device | None = None) -> Embedder:

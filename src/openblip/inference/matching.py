@@ -1,6 +1,6 @@
 """Scores of texts against images: matching probability and cosine similarity.
 
-Is a sentence true of two images (BLIP, section 5.4).
+And whether a sentence is true of two images (BLIP, section 5.4).
 """
 
 from collections import defaultdict
@@ -12,8 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from openblip.batches.tokenizer import TokenBatch
-from openblip.inference.image_input import EncodedImages
-from openblip.inference.texts import finite
+from openblip.inference.encoding import EncodedImages, finite
 from openblip.model import ImageMemory, Med
 from openblip.model.albef import Albef
 from openblip.model.dual import DualEncoder
@@ -22,6 +21,9 @@ from openblip.model.vqa import Nlvr
 # Rows of one pass: enough to keep the matrix products busy, few enough for the cache.
 _MAX_ROWS = 64
 _PAD_MULTIPLE = 8
+
+COMPARED_WORDS = 40
+"""A sentence about two images is cut to this many words, as in the original's NLVR2 data set."""
 
 
 @dataclass(frozen=True)
