@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from openblip.batches.tokenizer import BLIP_TOKENS, TOKENIZER_FILE, VOCABULARY_FILE, TextTokenizer
 from openblip.batches.wordpiece import settings_beside
@@ -19,7 +18,6 @@ from openblip.checkpoints.folder import (
     FROM_HUGGINGFACE,
     FROM_ORIGINAL,
     WEIGHTS_FILE,
-    FolderKind,
     LoadedModel,
     read_config,
     read_folder,
@@ -85,7 +83,7 @@ def _read_huggingface(folder: Path) -> LoadedModel:
     return LoadedModel(
         model=model,
         tokenizer=theirs.tokenizer,
-        kind=cast("FolderKind", FROM_HUGGINGFACE[theirs.kind]),
+        kind=FROM_HUGGINGFACE[theirs.kind],
         image_size=theirs.image_size,
         max_tokens=theirs.max_tokens,
         source=str(folder),
@@ -120,7 +118,7 @@ def _read_original(path: Path) -> LoadedModel:
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        kind=cast("FolderKind", kind),
+        kind=kind,
         image_size=sizes.vision.image_size,
         max_tokens=min(max_tokens or sizes.text.max_positions, sizes.text.max_positions),
         source=str(path),

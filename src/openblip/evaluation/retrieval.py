@@ -25,7 +25,6 @@ from openblip.inference import Blip, Embedder
 from openblip.inference.matching import match_logits
 from openblip.metrics import retrieval
 from openblip.model import ImageMemory
-from openblip.model.albef import Albef
 from openblip.runtime.errors import DataError, RecipeError, TextTruncated
 from openblip.runtime.progress import Progress
 from openblip.sources.row_images import stream_images
@@ -279,8 +278,7 @@ def embed_protocol_texts(model: Embedder, texts: Sequence[str]) -> Tensor:
 def tokens_to_match(blip: Blip, texts: Sequence[str]) -> TokenBatch:
     """Texts as the model matches them: `[ENC]` first, of ALBEF `[CLS]`."""
     blip.require("itm")
-    is_albef = isinstance(blip.matcher, Albef)
-    return blip.tokenizer.encode(texts, blip.max_tokens, first="cls" if is_albef else "enc")
+    return blip.tokenizer.encode(texts, blip.max_tokens, first="cls" if blip.fuses else "enc")
 
 
 def candidates(cosines: Tensor, k: int, dim: int) -> Tensor:
@@ -315,10 +313,9 @@ def matching_scores(
     scores = torch.full_like(cosines, torch.nan)
     probabilities = scores.clone()
     chosen = [row.nonzero()[:, 0].tolist() for row in wanted]
-    adds_cosine = not isinstance(blip.matcher, Albef)
     for image, logits in enumerate(match_logits(blip.matcher, memory, tokens, chosen)):
         texts = chosen[image]
-        scores[image, texts] = logits[:, 1] + (cosines[image, texts] if adds_cosine else 0.0)
+        scores[image, texts] = logits[:, 1] + (0.0 if blip.fuses else cosines[image, texts])
         probabilities[image, texts] = logits.softmax(dim=-1)[:, 1]
     return scores, probabilities
 
