@@ -11,7 +11,7 @@ from torch import Tensor
 
 from openblip.batches.tokenizer import TextTokenizer, TokenBatch
 from openblip.batches.unknown_words import warn_of_unknown_words
-from openblip.checkpoints.families import AnyModel, check_vocabulary, family_of
+from openblip.checkpoints.families import AnyModel, check_vocabulary
 from openblip.checkpoints.folder import FROM_ORIGINAL, TO_HUGGINGFACE, TO_ORIGINAL
 from openblip.inference.image_input import EncodedImages, image_batches
 from openblip.inference.texts import FirstTokenName, tokens_for
@@ -49,7 +49,6 @@ class ModelBundle:
         image_size: height and width to which images are resized, in pixels.
         max_tokens: longer texts are cut to this when they are embedded or matched.
         trained: heads that its last training was for; None where only the kind tells it.
-        fuses: whether it encodes a text once and then fuses it with images, as ALBEF does.
     """
 
     def __init__(
@@ -64,8 +63,8 @@ class ModelBundle:
         self.model = model.eval()
         self.trained = trained
         self._told: set[str] = set()
-        self.fuses = family_of(model).fuses
-        self.tokenizer = tokenizer.without_end() if self.fuses else tokenizer
+        # Texts of ALBEF have no `[SEP]`.
+        self.tokenizer = tokenizer.without_end() if isinstance(model, Albef) else tokenizer
         self.kind = kind
         self.image_size = image_size
         self.max_tokens = max_tokens
@@ -267,7 +266,7 @@ class ModelBundle:
 
     def _first(self, wanted: FirstTokenName) -> FirstTokenName:
         """The first token of a text that is matched: ALBEF has `[CLS]` alone."""
-        return "[CLS]" if self.fuses else wanted
+        return "[CLS]" if isinstance(self.model, Albef) else wanted
 
 
 def check_batch_size(batch_size: int) -> None:
