@@ -13,6 +13,7 @@ from PIL import Image
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.batches.transforms import eval_transform
+from openblip.checkpoints.folder import FROM_HUGGINGFACE
 from openblip.checkpoints.huggingface import read_huggingface, save_huggingface
 from openblip.checkpoints.huggingface_config import CLASSES, HuggingFaceKind
 from openblip.model import Med, MedConfig
@@ -165,7 +166,7 @@ def test_both_parts_of_a_pretrained_model(
     for kind in kinds:
         save_huggingface(tmp_path / kind, med, tokenizer, kind)
         loaded = read_huggingface(tmp_path / kind)
-        assert loaded.kind == kind
+        assert loaded.kind == FROM_HUGGINGFACE[kind]
         for name, tensor in loaded.model.state_dict().items():
             assert torch.equal(tensor, med.state_dict()[name]), name
         seen |= set(loaded.model.state_dict())

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.checkpoints.assembly import check_shape, listed
+from openblip.checkpoints.conversion import NameMap, Section, Table
 from openblip.checkpoints.folder import CONFIG_FILE, read_json
 from openblip.checkpoints.huggingface import find_weights, read_weights
 from openblip.checkpoints.original import read_original
-from openblip.checkpoints.original_layout import BERT, TIMM_VISION, NameMap, Section, Table
+from openblip.checkpoints.original_layout import BERT, TIMM_VISION
 from openblip.checkpoints.reading import find_model
 from openblip.model.backbones import TIMM, TRANSFORMERS, BackboneEncoder, settled, settled_name
 from openblip.model.config import TextConfig, VisionConfig

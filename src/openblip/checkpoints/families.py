@@ -33,6 +33,8 @@ FEWEST_TOKENS = 2
 # Rows of padding are fewer than the largest multiple that is usual.
 _ROWS_ARE_PADDED_TO = 8
 _MOST_PADDING = 128
+# What encoder and decoder share in the layouts of others.
+_SHARING = "all_but_self_attention"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -176,16 +178,22 @@ def state_to_write(model: AnyModel, family: Family | None = None) -> dict[str, T
     return state
 
 
-def check_own_encoder(model: AnyModel, layout: str) -> None:
-    """Nothing, if a model's image encoder is ours, which alone has a place in other layouts.
+def check_layout(model: AnyModel, layout: str) -> None:
+    """Nothing, if a layout of BLIP's authors or of `transformers` has a place for a model's parts.
 
     Raises:
-        CheckpointError: if it is a backbone.
+        CheckpointError: if its image encoder is a backbone, or its decoder shares other parts.
     """
     if model.config.vision.backbone is not None:
         raise CheckpointError(
             f"{shown(model.config.vision.backbone)} has no place in {layout}, which knows BLIP's "
             "image encoder alone; write the model in our own layout"
+        )
+    # ALBEF has no decoder, so that its setting means nothing.
+    if not (family_of(model.config).fuses or model.config.text.sharing == _SHARING):
+        raise CheckpointError(
+            f"text.sharing {model.config.text.sharing!r} has no place in {layout}, which knows "
+            f"{_SHARING!r} alone"
         )
 
 

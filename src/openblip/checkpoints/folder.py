@@ -1,8 +1,7 @@
 """Our model folder: `config.json`, `model.safetensors`, `tokenizer.json`.
 
-The only file that knows this layout; version 1 is the current one.
-
-What a model was trained as, in the words of each layout.
+The only file that knows this layout; version 1 is the current one. It says what a model was trained
+as, for which the layouts of others have other words: they are the tables at the end.
 """
 
 import json
@@ -141,7 +140,13 @@ def write_model(
     }
     if trained:
         config["trained"] = list(trained)
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    write_json(folder / CONFIG_FILE, config)
+    # The weights and the tokenizer were looked at above; this is the rest of what is read again.
+    if read_config(folder).model != model.config:
+        raise CheckpointError(
+            f"{kind}: its configuration is another one when it is read from JSON; give its fields "
+            "types that JSON has: numbers, words, tuples of them, or dataclasses"
+        )
     write_safetensors(folder / WEIGHTS_FILE, state)
     tokenizer.save(folder)
 
@@ -264,6 +269,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: holds no JSON object")
     return values
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write an object as JSON.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def check_replaceable(folder: Path, known: Collection[str]) -> None:

@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from openblip.batches.tokenizer import SpecialTokens
 from openblip.checkpoints.assembly import listed
-from openblip.checkpoints.original_layout import SECTIONS as ORIGINAL_SECTIONS
-from openblip.checkpoints.original_layout import Kind, Section, Table, ratio_of
+from openblip.checkpoints.conversion import Section, Table
+from openblip.checkpoints.original_layout import MODELS as ORIGINAL_MODELS
+from openblip.checkpoints.original_layout import Kind, ratio_of
 from openblip.model import MedConfig, TextConfig, VisionConfig
 from openblip.model.config import Head
 from openblip.model.dual import DualConfig
@@ -348,13 +349,10 @@ _DUAL_HEADS: Table = {
 def _sections(original: Kind, **renamed: str) -> tuple[Section, ...]:
     """The original's sections with the image encoder's names, and some prefixes, replaced."""
     image_encoder = Section("image_encoder.", "vision_model.", _VISION)
-    others = [s for s in ORIGINAL_SECTIONS[original] if s.ours != image_encoder.ours]
+    others = [s for s in ORIGINAL_MODELS[original].sections if s.ours != image_encoder.ours]
     return (
         image_encoder,
-        *(
-            Section(s.ours, renamed.get(s.original.rstrip("."), s.original), s.table)
-            for s in others
-        ),
+        *(Section(s.ours, renamed.get(s.theirs.rstrip("."), s.theirs), s.table) for s in others),
     )
 
 
@@ -369,7 +367,7 @@ SECTIONS: dict[HuggingFaceKind, tuple[Section, ...]] = {
 }
 
 
-def detect_kind(keys: Iterable[str], source: str) -> HuggingFaceKind:
+def kind_of_huggingface(keys: Iterable[str], source: str) -> HuggingFaceKind:
     """Which of `transformers`' models a state dict belongs to.
 
     Raises:

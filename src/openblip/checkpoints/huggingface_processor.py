@@ -9,7 +9,7 @@ from openblip.batches.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE, TextToke
 from openblip.batches.transforms import IMAGE_MEAN, IMAGE_STD
 from openblip.batches.wordpiece import SETTINGS, TOKENIZER_CONFIG_FILE
 from openblip.checkpoints.families import FEWEST_TOKENS
-from openblip.checkpoints.folder import read_json
+from openblip.checkpoints.folder import read_json, write_json
 from openblip.checkpoints.hub import fetch_bert_vocabulary, has_bert_vocabulary
 from openblip.checkpoints.huggingface_config import check_no_code
 from openblip.runtime.errors import CheckpointError, DataError
@@ -159,16 +159,6 @@ def write_processor(
     # `transformers`' class has no cropping.
     del image_config["do_center_crop"]
     write_json(folder / IMAGE_CONFIG_FILE, image_config)
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write an object as JSON.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
-    text = json.dumps(values, indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
 
 
 def _optional(path: Path) -> dict[str, Any]:

@@ -1,7 +1,4 @@
-"""A model from any layout, with its tokenizer.
-
-Where a model is: on this machine, or fetched to it; and what it is, in 16 digits.
-"""
+"""A model from any layout, with its tokenizer; where it is, and what it is in 16 digits."""
 
 import hashlib
 import warnings
@@ -11,11 +8,15 @@ from pathlib import Path
 
 from openblip.batches.tokenizer import BLIP_TOKENS, TOKENIZER_FILE, VOCABULARY_FILE, TextTokenizer
 from openblip.batches.wordpiece import settings_beside
-from openblip.checkpoints.adapters import ADAPTER_CONFIG_FILE
+from openblip.checkpoints.adapters import (
+    ADAPTER_CONFIG_FILE,
+    adapter_files,
+    find_base,
+    is_adapter,
+)
 from openblip.checkpoints.families import AnyConfig, fit_vocabulary
 from openblip.checkpoints.folder import (
     CONFIG_FILE,
-    FROM_HUGGINGFACE,
     FROM_ORIGINAL,
     WEIGHTS_FILE,
     LoadedModel,
@@ -31,11 +32,20 @@ from openblip.checkpoints.hub import (
     split_revision,
 )
 from openblip.checkpoints.huggingface import is_huggingface, read_huggingface
+from openblip.checkpoints.huggingface_processor import has_tokenizer
 from openblip.checkpoints.original import OriginalNote, from_original, read_note, read_original
 from openblip.model.albef import Albef
 from openblip.runtime.errors import CheckpointError, DataError, OpenBlipWarning
 
 _RELEASED_WIDTHS = (768, 1024)
+# Of a training run, the first that is there.
+_CHECKPOINTS = ("best", "last")
+_EXPECTED = (
+    "give a model folder (ours or of transformers), a training run's folder, an original .pth "
+    "file, its https address, or organisation/name of the Hugging Face hub"
+)
+# Suffixes of what a folder of `transformers` holds of a model.
+_HUGGINGFACE_SUFFIXES = (".json", ".txt", ".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,7 @@ def read_model(path: Path) -> LoadedModel:
     """
     if path.is_file():
         return _read_original(path)
-    return _read_huggingface(path) if is_huggingface(path) else read_folder(path)
+    return read_huggingface(path) if is_huggingface(path) else read_folder(path)
 
 
 def read_outline(path: Path) -> ModelOutline:
@@ -73,21 +83,6 @@ def read_outline(path: Path) -> ModelOutline:
         return ModelOutline(config.model, TextTokenizer.from_file(path), config.image_size)
     except DataError as error:
         raise CheckpointError(f"{path}: its tokenizer cannot be read ({error})") from error
-
-
-def _read_huggingface(folder: Path) -> LoadedModel:
-    theirs = read_huggingface(folder)
-    model = theirs.model
-    if theirs.image_size != model.config.vision.image_size:
-        model.resize_images(theirs.image_size)
-    return LoadedModel(
-        model=model,
-        tokenizer=theirs.tokenizer,
-        kind=FROM_HUGGINGFACE[theirs.kind],
-        image_size=theirs.image_size,
-        max_tokens=theirs.max_tokens,
-        source=str(folder),
-    )
 
 
 def _read_original(path: Path) -> LoadedModel:
@@ -151,16 +146,6 @@ def _tokenizer(
         raise CheckpointError(f"{path}: its tokenizer cannot be read ({error})") from error
 
 
-# Of a training run, the first that is there.
-_CHECKPOINTS = ("best", "last")
-_EXPECTED = (
-    "give a model folder (ours or of transformers), a training run's folder, an original .pth "
-    "file, its https address, or organisation/name of the Hugging Face hub"
-)
-# Suffixes of what a folder of `transformers` holds of a model.
-_HUGGINGFACE_SUFFIXES = (".json", ".txt", ".safetensors", ".bin")
-
-
 def find_model(source: str | Path) -> Path:
     """The local model folder or original file of a source; what is elsewhere is fetched first.
 
@@ -205,8 +190,6 @@ def find_model_files(source: str | Path) -> list[Path]:
     Raises:
         CheckpointError: if there is no model, or a file of it is missing.
     """
-    from openblip.checkpoints.adapters import adapter_files, find_base, is_adapter
-
     path = find_model(source)
     if path.is_dir() and is_adapter(path):
         return [*_files_of(find_base(path)), *adapter_files(path)]
@@ -215,10 +198,6 @@ def find_model_files(source: str | Path) -> list[Path]:
 
 def _files_of(path: Path) -> list[Path]:
     """Those of a model; an adapter beside it does not count."""
-    from openblip.checkpoints.huggingface import is_huggingface
-    from openblip.checkpoints.huggingface_processor import has_tokenizer
-    from openblip.checkpoints.original import read_note
-
     if path.is_file():
         note = read_note(path)
         has_own = note is not None and note.tokenizer is not None
