@@ -87,6 +87,15 @@ def test_a_model_of_somebody_else_is_saved_and_read_back(
     ).read_text()
 
 
+def test_a_configuration_that_json_changes_is_not_written(
+    tmp_path: Path, tokenizer: TextTokenizer
+) -> None:
+    model = Bag(BagConfig(vision=VISION, text=text(tokenizer), sizes=[3]))  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match="another one when it is read from JSON"):
+        save_folder(tmp_path / "bag", model, tokenizer, f"{__name__}:Bag", 12)  # type: ignore[arg-type]
+    assert not (tmp_path / "bag").exists()
+
+
 def test_what_derives_from_ours_does_what_ours_does(
     tmp_path: Path, tokenizer: TextTokenizer
 ) -> None:

@@ -223,3 +223,13 @@ def test_widths_that_their_class_cannot_have(
     with pytest.raises(CheckpointError, match=r"vision\.width 64 and text\.width 128"):
         save_huggingface(tmp_path / "vqa", model, tokenizer)
     assert not (tmp_path / "vqa").exists()
+
+
+def test_images_that_nobody_would_read_are_not_written(
+    config: MedConfig, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    vision = replace(config.vision, image_size=4128, patch_size=2064)
+    med = Med(replace(config, vision=vision, heads=("lm",)))
+    with pytest.raises(CheckpointError, match=r"size is .*4128.*, expected a square"):
+        save_huggingface(tmp_path / "large", med, tokenizer)
+    assert not list(tmp_path.iterdir())

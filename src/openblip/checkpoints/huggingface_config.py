@@ -1,6 +1,6 @@
-"""`config.json` of `transformers`' BLIP models and our configurations, both ways.
+"""`transformers`' BLIP models: their `config.json` and our configurations, and names of weights.
 
-Names of `transformers`' BLIP weights beside ours: the original's, but for the image encoder.
+Names are the original's, but for the image encoder.
 """
 
 import math
@@ -20,7 +20,7 @@ from openblip.runtime.errors import CheckpointError, RecipeError
 
 HuggingFaceConfig = MedConfig | VqaConfig | DualConfig
 
-MODEL_TYPE = "blip"
+_MODEL_TYPE = "blip"
 DEFAULTS: dict[str, dict[str, Any]] = {
     "": {
         "projection_dim": 512,
@@ -116,10 +116,10 @@ def check_readable(config: Mapping[str, Any], source: str) -> None:
         CheckpointError: naming the field that says otherwise.
     """
     model_type = config.get("model_type")
-    if model_type != MODEL_TYPE:
+    if model_type != _MODEL_TYPE:
         raise CheckpointError(
             f"{source}: model_type is {model_type!r:.60}; of Hugging Face checkpoints those of "
-            f"model_type {MODEL_TYPE!r} can be read: {', '.join(CLASSES.values())}"
+            f"model_type {_MODEL_TYPE!r} can be read: {', '.join(CLASSES.values())}"
         )
     check_no_code(config, source)
     if config.get("quantization_config"):
@@ -221,7 +221,7 @@ def config_to_huggingface(
     """
     written: dict[str, Any] = {
         "architectures": [CLASSES[kind]],
-        "model_type": MODEL_TYPE,
+        "model_type": _MODEL_TYPE,
         "vision_config": _vision_to_dict(config.vision),
         "text_config": _text_to_dict(config.text, config.vision.width, special),
         "tie_word_embeddings": True,

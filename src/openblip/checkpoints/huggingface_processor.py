@@ -15,7 +15,7 @@ from openblip.checkpoints.huggingface_config import check_no_code
 from openblip.runtime.errors import CheckpointError, DataError
 
 IMAGE_CONFIG_FILE = "preprocessor_config.json"
-PROCESSOR_CONFIG_FILE = "processor_config.json"
+_PROCESSOR_CONFIG_FILE = "processor_config.json"
 _ADDED_TOKENS_FILE = "added_tokens.json"
 
 _BICUBIC = 3
@@ -167,7 +167,7 @@ def _optional(path: Path) -> dict[str, Any]:
 
 def _image_config(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The file that describes the pixels, and what it says; nothing where there is none."""
-    path = folder / PROCESSOR_CONFIG_FILE
+    path = folder / _PROCESSOR_CONFIG_FILE
     values = _optional(path).get("image_processor")
     if isinstance(values, dict):
         return path, values

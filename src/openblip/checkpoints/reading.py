@@ -140,7 +140,7 @@ def _tokenizer(
     try:
         if note is not None and note.tokenizer is not None:
             return TextTokenizer.from_json(note.tokenizer, str(path)), path
-        file = tokenizer_beside(path, vocab_size)
+        file = _tokenizer_beside(path, vocab_size)
         return TextTokenizer.from_file(file), file
     except DataError as error:
         raise CheckpointError(f"{path}: its tokenizer cannot be read ({error})") from error
@@ -167,11 +167,6 @@ def find_model(source: str | Path) -> Path:
                 return folder
         raise CheckpointError(f"{path}: holds no model; {_EXPECTED}")
     return _fetch(text)
-
-
-def is_fetched(source: str) -> bool:
-    """Whether a source is an address or a name of the hub, and nothing of this machine."""
-    return not Path(source).exists()
 
 
 def _fetch(name: str) -> Path:
@@ -203,7 +198,7 @@ def _files_of(path: Path) -> list[Path]:
         has_own = note is not None and note.tokenizer is not None
         if has_own:
             return [path]
-        tokenizer = tokenizer_beside(path)
+        tokenizer = _tokenizer_beside(path)
         return [path, tokenizer, *settings_beside(tokenizer)]
     if is_huggingface(path):
         files = sorted(file for file in path.iterdir() if file.suffix in _HUGGINGFACE_SUFFIXES)
@@ -215,7 +210,7 @@ def _files_of(path: Path) -> list[Path]:
     return [*files, *settings_beside(path / TOKENIZER_FILE)]
 
 
-def tokenizer_beside(path: Path, vocab_size: int = BERT_ROWS) -> Path:
+def _tokenizer_beside(path: Path, vocab_size: int = BERT_ROWS) -> Path:
     """The tokenizer in a file's folder, or else that of BERT if the vocabulary is as large.
 
     Raises:
