@@ -141,7 +141,10 @@ _NAMES_IN = {
     "evaluation.classification": ("evaluate_classification",),
     "evaluation.nlvr": ("evaluate_nlvr",),
     "evaluation.retrieval": ("evaluate_retrieval",),
-    "evaluation.video": ("evaluate_video", "evaluate_videoqa"),
+    "evaluation.video": (
+        "evaluate_video",
+        "evaluate_videoqa",
+    ),
     "evaluation.vqa": ("evaluate_vqa",),
     "inference": (
         "Answer",
