@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from openblip.cli.data import WithoutName
-from openblip.cli.flags import Count, DecodingFlags, NotNegative, Seed, Share, Workers
+from openblip.cli.flags import DecodingFlags
 from openblip.cli.output import check_outputs, print_json, print_table
+from openblip.runtime.ranges import Count, NotNegative, Seed, Share, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

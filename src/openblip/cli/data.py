@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from openblip.cli.flags import Count, CountOrNone, Range, Share, Workers
 from openblip.cli.output import check_outputs, print_json, print_table
+from openblip.runtime.ranges import Count, CountOrNone, Range, Share, Workers
 from openblip.sources.report import ExportReport, ImportReport, Reason
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from openblip.cli.flags import Count, CountOrNone, DecodingFlags, Seed
+from openblip.cli.flags import DecodingFlags
 from openblip.cli.output import (
     check_texts,
     complain,
@@ -20,6 +20,7 @@ from openblip.cli.output import (
 )
 from openblip.runtime.atomic import check_output
 from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
+from openblip.runtime.ranges import Count, CountOrNone, Seed
 
 if TYPE_CHECKING:
     from openblip.inference import Answer, Blip, Match

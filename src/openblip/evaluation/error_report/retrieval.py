@@ -1,6 +1,7 @@
 """The page of a retrieval: the worst searches, what stood above the right ones, calibration.
 
-A ranked gallery seen as searches: where the right one stands, and what stands above it.
+It sees a ranked gallery as searches in two directions: an image's for its texts, a text's for its
+image.
 """
 
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from openblip.evaluation.error_report import PERFECT
 from openblip.evaluation.retrieval import NOT_RANKED, Gallery, PairScores, RetrievalResult
 from openblip.inference.calibration import ReliabilityBin, calibrate
 from openblip.metrics.retrieval import Ranks, image_ranks, text_ranks
@@ -30,11 +32,8 @@ def write_retrieval_report(
 ) -> Path:
     """The error analysis of a retrieval as one self-contained HTML file.
 
-    Args:
-        result: of `evaluate_retrieval` on `table`.
-        table: where the images are read.
-        path: where the page goes; whole or not at all.
-        subject: model and split, for the title.
+    It shows a result of `evaluate_retrieval` on the table, from which images are read. `subject`,
+    for the title, says model and split.
 
     Raises:
         DataError: if an image that is shown cannot be read.
@@ -223,14 +222,13 @@ def _calibration(page: Page, result: RetrievalResult) -> None:
         page.note(f"No temperature can be fitted: {error}.")
         return
     scaled = f"with temperature {found.temperature:.2f}"
-    names = ["as given", scaled, "perfect"]
     charts.append(
         curves(
             "share that is right, by confidence",
             [
-                _reliability_curve(names[0], found.before),
-                _reliability_curve(names[1], found.after),
-                Curve(name=names[2], points=[(0.0, 0.0), (1.0, 1.0)]),
+                _reliability_curve("as given", found.before),
+                _reliability_curve(scaled, found.after),
+                PERFECT,
             ],
             along="confidence",
             legend=True,
