@@ -250,10 +250,12 @@ class Blip:
         """
         self.require("lm")
         decoding = decoding or Decoding()
+        # Not from torch's generator, whose state is the caller's.
         key = secrets.randbits(63) if seed is None else seed
         prompts = repeat(prompt) if isinstance(prompt, str) else iter(prompt)
         count, is_told = 0, False
         for encoded in map(self.encode, image_batches(images, self.image_size, batch_size)):
+            # By an image's place, so that the size of batches changes no draw.
             seeds = [keyed_hash(key, count + place) for place in range(len(encoded))]
             count += len(encoded)
             own = list(islice(prompts, len(encoded)))

@@ -199,6 +199,7 @@ def explain_match(
     words = _words(tokenizer, token_ids, "text")
     memory, record = _recorded(med.text, hidden, layer)
     ids = _row(token_ids, hidden)
+    # The logit, not the probability, whose gradient vanishes where the model is sure.
     score = med.match(ids, torch.ones_like(ids, dtype=torch.bool), memory)[0, 1].float()
     return _heatmap(words, _token_maps(med, score, record), float(score.detach()))
 
@@ -332,6 +333,7 @@ def _token_maps(
     """Every token's map, on the CPU; the graph stays for another score."""
     probabilities = record.probabilities
     assert probabilities is not None, "no pass has read the memory"
+    # Of the attention alone: no weight gets a gradient.
     (gradient,) = torch.autograd.grad(score, probabilities, retain_graph=True)
     first = model.image_encoder.num_prefix_tokens
     maps = (gradient.clamp(min=0) * probabilities.detach()).mean(dim=1)[0, :, first:]
@@ -372,6 +374,7 @@ _COVER = (0.35, 0.75)
 
 def _blend(picture: Image.Image, values: Float[Tensor, "rows columns"]) -> Image.Image:
     """The picture with the map over it, in bytes all through: a photograph may be large."""
+    # A map without heat stays without: nothing is divided by zero.
     scaled = values / values.max().clamp(min=torch.finfo(torch.float32).tiny)
     levels = (scaled * 255).round().to(torch.uint8).numpy()
     heat = Image.fromarray(levels).resize(picture.size, Image.Resampling.BICUBIC)

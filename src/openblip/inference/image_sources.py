@@ -392,6 +392,7 @@ def _tar_images(archive: Path, wanted: Wanted, leave_out: LeaveOut) -> Iterator[
             elif why:
                 yield _unreadable(name, why)
             elif wanted(name, None):
+                # Now, not when it is opened by a thread: an archive is read from front to back.
                 encoded = member.read()
                 yield SourceImage(name, key, partial(open_image, encoded, name), encoded=encoded)
     except TAR_DAMAGE as error:
@@ -415,6 +416,7 @@ def _judged(member: Member) -> tuple[bool, str]:
 def _table_images(table: PairTable, split: str | None, wanted: Wanted) -> Iterator[SourceImage]:
     """Those of a table; one that is damaged fails, and no other source with it."""
     try:
+        # Ids of the whole table are cheap, images are not: only wanted rows are fetched, and few.
         rows = _wanted_rows(table, split, wanted)
         while batch := list(islice(rows, _ROWS_AT_ONCE)):
             for row in table.take(batch, ["id", "image", "image_uri"]).to_pylist():

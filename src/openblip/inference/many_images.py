@@ -16,6 +16,7 @@ from torch import Tensor
 
 from openblip.batches.shuffle import named_seed
 from openblip.batches.transforms import eval_transform
+from openblip.checkpoints.reading import model_fingerprint
 from openblip.inference.answers import Answer, AnswerList, answer_each
 from openblip.inference.blip import Blip
 from openblip.inference.caption_output import (
@@ -30,7 +31,6 @@ from openblip.inference.caption_output import (
 )
 from openblip.inference.captions import PROMPT
 from openblip.inference.decoding import Decoding
-from openblip.inference.embedder import model_fingerprint
 from openblip.inference.encoding import FirstTokenName
 from openblip.inference.image_sources import (
     NOTHING_FOUND,
@@ -235,6 +235,7 @@ class _Job:
                 (image.name, image.file, own)
                 for image, own in zip(batch.items, captions, strict=True)
             ]
+            # Counted and told of once it is on its way to the disk: what a count says is there.
             self._output.write(written)
             self._captioned += len(written)
             for name, _, own in written:
@@ -245,6 +246,7 @@ class _Job:
 
     def _wants(self, name: str, file: Path | None) -> bool:
         mark = self._output.mark(name, file)
+        # Asked before an image is read, so that going on over finished ones costs names alone.
         if not self._names.add(name):
             return self._skip()
         if not self._marks.add(mark):
@@ -277,6 +279,7 @@ def _open_output(
     if is_stream(file):
         device = opened.enter_context(open_stream(file))
         return StreamOutput(device, str(file), lines)
+    # Two jobs that append to one file would each hold the other's images for not done.
     opened.enter_context(only_one(file, "writing captions into"))
     return FileOutput(file, lines, settings.stored(form), target.overwrite)
 

@@ -300,7 +300,7 @@ class ExportReport:
         if self.format == "coco" and set(self.num_texts) - {"web"}:
             # What an import takes texts for of which nothing is said.
             lines.append(
-                "COCO has no place for who wrote a text: an import of these files takes all of them "
-                "for web texts, unless --origin human is given"
+                "COCO has no place for who wrote a text: an import of these files takes all of "
+                "them for web texts, unless --origin human is given"
             )
         return "\n".join(lines)
