@@ -22,8 +22,6 @@ from openblip.runtime.threads import wait_without_spinning
 
 # These answer at once; every other command says that it begins, see `announce`.
 _QUICK = ("data show", "runs")
-# Their flags are, or include, the fields of a recipe that the first words name.
-_OF_RECIPES = ("pretrain", "finetune", "plan")
 # The descriptor of standard output.
 _OUTPUT = 1
 # Narrower, the boxes of usage messages cannot be drawn.
@@ -42,7 +40,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
         "finetune",
         "fine-tune for captions, retrieval, questions, image pairs, or as a filter",
     ),
-    "runs": ("train", "runs", "list and compare training runs; a page with curves"),
+    "runs": ("runs", "runs", "list and compare training runs; a page with curves"),
     "plan": ("plan", "plan", "memory, time and price of a training run, before it runs"),
     "capfilt run": ("capfilt", "run", "caption and score the web rows of a table"),
     "capfilt status": ("capfilt", "status", "how far a job is, its rate and its cost"),
@@ -118,7 +116,8 @@ def _guarded(run: Callable[..., int], words: list[str], prog: str, debug: bool) 
     try:
         if any("\x1b" in word for word in words):
             raise UsageError("a word has the code in it with which terminals are told what to do")
-        if prog.removeprefix("openblip ") in _OF_RECIPES:
+        if run.__module__ in ("openblip.cli.train", "openblip.cli.plan"):
+            # Their flags are, or include, the fields of a recipe that the first words name.
             return run(words, prog)
         if flag := _flag_without_values(run, words):
             raise UsageError(f"{flag} needs a value, or several")
