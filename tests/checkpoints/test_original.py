@@ -15,6 +15,7 @@ from openblip.checkpoints.original import (
 )
 from openblip.checkpoints.original_layout import Kind
 from openblip.model import Med, MedConfig
+from openblip.model.dual import DualConfig, DualEncoder
 from openblip.model.vqa import Nlvr, NlvrConfig, Vqa, VqaConfig
 from openblip.runtime.errors import CheckpointError, MissingHead
 
@@ -270,3 +271,9 @@ class TestGradients:
     def test_a_parameter_of_another_model_is_refused(self) -> None:
         with pytest.raises(CheckpointError, match=r"itm_head.weight is not a parameter"):
             export_gradients({"itm_head.weight": None}, "caption")
+
+
+def test_a_model_that_the_original_does_not_have(config: MedConfig) -> None:
+    dual = DualEncoder(DualConfig(vision=config.vision, text=config.text))
+    with pytest.raises(CheckpointError, match="the original has no model like DualEncoder"):
+        to_original(dual)

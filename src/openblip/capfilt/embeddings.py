@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from openblip.batches.loader import iterate_images
+from openblip.checkpoints.reading import model_fingerprint
 from openblip.curation.marks import EMBEDDING_KEY
 from openblip.inference import Blip, load
-from openblip.inference.embedder import model_fingerprint
 from openblip.table.columns import compute_columns
 from openblip.table.table import PairTable
 

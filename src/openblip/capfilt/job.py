@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from openblip.capfilt.ledger import STATES, Entry, Ledger, State, Store, open_store
 from openblip.capfilt.lock import lock_owner
+from openblip.checkpoints.reading import model_fingerprint
 from openblip.inference import Decoding
-from openblip.inference.embedder import model_fingerprint
 from openblip.runtime.errors import CheckpointError, DataError, RecipeError
 from openblip.table.columns import list_fragments
 from openblip.table.table import PairTable

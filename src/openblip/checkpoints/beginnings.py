@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.checkpoints.assembly import check_shape, listed
+from openblip.checkpoints.conversion import NameMap, Section, Table
 from openblip.checkpoints.folder import CONFIG_FILE, read_json
 from openblip.checkpoints.huggingface import find_weights, read_weights
 from openblip.checkpoints.original import read_original
-from openblip.checkpoints.original_layout import BERT, TIMM_VISION, NameMap, Section, Table
+from openblip.checkpoints.original_layout import BERT, TIMM_VISION, ratio_of
 from openblip.checkpoints.reading import find_model
 from openblip.model.backbones import TIMM, TRANSFORMERS, BackboneEncoder, settled, settled_name
 from openblip.model.config import TextConfig, VisionConfig
@@ -289,7 +290,7 @@ class _ImageSource:
             "width": width,
             "depth": number,
             "heads": vision.heads if width == vision.width else _guessed_heads(width, self.name),
-            "mlp_ratio": _ratio(tensors["blocks.0.mlp.fc1.weight"].shape[0], width),
+            "mlp_ratio": ratio_of(tensors["blocks.0.mlp.fc1.weight"].shape[0], width),
             "norm_eps": 1e-6,
         }
 
@@ -346,7 +347,7 @@ def _vit_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         "width": width,
         "depth": config.get("num_hidden_layers", 12),
         "heads": config.get("num_attention_heads", 12),
-        "mlp_ratio": _ratio(config.get("intermediate_size", 3072), width),
+        "mlp_ratio": ratio_of(config.get("intermediate_size", 3072), width),
         "norm_eps": config.get("layer_norm_eps", 1e-12),
     }
 
@@ -372,12 +373,6 @@ def _names_of_ours(depth: int) -> Iterator[str]:
                 yield ours
             else:
                 yield from (f"{ours}.weight", f"{ours}.bias")
-
-
-def _ratio(hidden_width: int, width: int) -> float:
-    ratio = hidden_width / width
-    # Rounded down again where a model is built.
-    return ratio if int(width * ratio) == hidden_width else (hidden_width + 0.5) / width
 
 
 def _bert_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -27,7 +27,8 @@ from openblip.evaluation.retrieval import (
 )
 from openblip.evaluation.settings import ClassificationSettings
 from openblip.inference import Blip, Embedder
-from openblip.inference.image_input import embed_images, image_batches
+from openblip.inference.encoding import embed_images
+from openblip.inference.image_sources import image_batches
 from openblip.metrics.accuracy import class_accuracy, class_ranks
 from openblip.runtime.errors import DataError, MissingHead
 from openblip.runtime.progress import Progress

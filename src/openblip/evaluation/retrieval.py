@@ -19,13 +19,13 @@ from torch import Tensor
 from openblip.batches.loader import every_image
 from openblip.batches.text import Cleaning
 from openblip.batches.tokenizer import TokenBatch
+from openblip.checkpoints.families import family_of
 from openblip.evaluation.results import UnitScores, retrieval_units, save_json
 from openblip.evaluation.settings import RetrievalSettings
 from openblip.inference import Blip, Embedder
 from openblip.inference.matching import match_logits
 from openblip.metrics import retrieval
 from openblip.model import ImageMemory
-from openblip.model.albef import Albef
 from openblip.runtime.errors import DataError, TextTruncated
 from openblip.runtime.progress import Progress
 from openblip.sources.row_images import stream_images
@@ -268,8 +268,8 @@ def embed_protocol_texts(model: Embedder, texts: Sequence[str]) -> Tensor:
 def tokens_to_match(blip: Blip, texts: Sequence[str]) -> TokenBatch:
     """Texts as the model matches them: `[ENC]` first, of ALBEF `[CLS]`."""
     blip.require("itm")
-    is_albef = isinstance(blip.matcher, Albef)
-    return blip.tokenizer.encode(texts, blip.max_tokens, first="cls" if is_albef else "enc")
+    fuses = family_of(blip.model).fuses
+    return blip.tokenizer.encode(texts, blip.max_tokens, first="cls" if fuses else "enc")
 
 
 def candidates(cosines: Tensor, k: int, dim: int) -> Tensor:
@@ -305,7 +305,7 @@ def matching_scores(
     scores = torch.full_like(cosines, torch.nan)
     probabilities = scores.clone()
     chosen = [row.nonzero()[:, 0].tolist() for row in wanted]
-    adds_cosine = not isinstance(blip.matcher, Albef)
+    adds_cosine = not family_of(blip.model).fuses
     for image, logits in enumerate(match_logits(blip.matcher, memory, tokens, chosen)):
         texts = chosen[image]
         # ALBEF ranks by its logit alone; BLIP's original adds the cosine to the logit.

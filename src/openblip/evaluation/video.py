@@ -22,7 +22,7 @@ from openblip.evaluation.settings import VideoQaSettings, VideoSettings
 from openblip.evaluation.vqa import answer_all, distinct_keys, encode_for_questions, judge_answers
 from openblip.inference import Blip
 from openblip.inference.answers import Answer
-from openblip.inference.image_input import embed_images
+from openblip.inference.encoding import embed_images
 from openblip.metrics import image_ranks, retrieval
 from openblip.runtime.errors import DataError
 from openblip.runtime.progress import Progress

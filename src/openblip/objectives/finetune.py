@@ -13,8 +13,9 @@ from openblip.batches.image_pairs import ImagePairBatch
 from openblip.batches.loader import Batch
 from openblip.batches.questions import QuestionBatch
 from openblip.batches.tokenizer import SpecialTokens
+from openblip.checkpoints.families import family_of
 from openblip.model import ImageMemory, Med, TextPass
-from openblip.model.vqa import Nlvr, Vqa, nlvr_from, vqa_from
+from openblip.model.vqa import Nlvr, Vqa
 from openblip.objectives.lm import IGNORED, lm_loss, next_token_labels
 from openblip.objectives.named import CAPTIONER, NLVR, VQA
 from openblip.objectives.pool import Texts
@@ -161,9 +162,8 @@ class VqaTask(Task[QuestionBatch]):
     @classmethod
     def student_from(cls, model: nn.Module) -> Vqa | None:
         """A model of this kind, or one that is made out of a pre-trained MED."""
-        if isinstance(model, Med):
-            return vqa_from(model)
-        return model if isinstance(model, Vqa) else None
+        student: Vqa | None = family_of(Vqa).begun_from(model)
+        return student
 
     def forward(self, batch: QuestionBatch, position: StepPosition) -> StepOutput:
         """The weighted loss of the answers; draws nothing, so the position is unused."""
@@ -209,9 +209,8 @@ class NlvrTask(Task[ImagePairBatch]):
     @classmethod
     def student_from(cls, model: nn.Module) -> Nlvr | None:
         """A model of this kind, or one that is made out of a pre-trained MED."""
-        if isinstance(model, Med):
-            return nlvr_from(model)
-        return model if isinstance(model, Nlvr) else None
+        student: Nlvr | None = family_of(Nlvr).begun_from(model)
+        return student
 
     def forward(self, batch: ImagePairBatch, position: StepPosition) -> StepOutput:
         """The cross-entropy of a batch; draws nothing, so the position is unused."""

@@ -15,17 +15,18 @@ from torch import Tensor, nn
 
 from openblip.batches.loader import Batch
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.checkpoints.assembly import beside_state, build_empty, put_back
+from openblip.checkpoints.assembly import beside_state, put_back
+from openblip.checkpoints.families import family_of
 from openblip.model import Med, TextPass
 from openblip.model.albef import Albef
 from openblip.objectives.albef import AlbefTask, MaskSampler
 from openblip.objectives.contrastive import ContrastiveTask
 from openblip.objectives.lm import MaskDraws
 from openblip.objectives.named import is_own
-from openblip.objectives.task import AnyTask, StepPosition
+from openblip.objectives.task import AnyTask, StepPosition, Student
 from openblip.plan.simulation import Simulation, accelerator_kernels, unsimulated
 from openblip.runtime.errors import one_line
-from openblip.training.build import assemble_task, new_student, overridden
+from openblip.training.build import assemble_task, overridden
 from openblip.training.loop import Trainer
 from openblip.training.optimiser import build_optimiser, trained_parameters
 from openblip.training.parallelism import Processes
@@ -132,7 +133,7 @@ def step_footprint(
     """
     assert recipe.model is not None, "a resolved recipe"
     config = overridden(recipe.model, recipe.overrides)
-    empty = build_empty(lambda: new_student(config))
+    empty: Student = family_of(config).empty(config)
     with ExitStack() as stack:
         simulation = stack.enter_context(Simulation())
         if accelerator:

@@ -19,7 +19,7 @@ import torch
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.checkpoints.assembly import fill
-from openblip.checkpoints.families import empty_model
+from openblip.checkpoints.families import family_of
 from openblip.checkpoints.folder import write_model
 from openblip.model.lowrank import merge
 from openblip.objectives.task import AnyTask
@@ -190,7 +190,8 @@ class CheckpointWriter:
             try:
                 finish_state()
                 if first:
-                    model = fill(empty_model(task.student.config), weights, str(folder))
+                    empty = family_of(task.student).empty(task.student.config)
+                    model = fill(empty, weights, str(folder))
                     write_model(
                         unfinished,
                         model,
