@@ -263,6 +263,7 @@ def from_original(
         # Many leave out what training alone needs.
         if any(key.split(".")[0].endswith("_m") for key in tensors):
             teacher = reader.state(shapes_of(empty_model(sizes)), NameMap(momentum.sections))
+            # The original has one for both.
             teacher["temperature"] = student["temperature"]
             _drop_unused_teacher(reader, student_shapes, momentum)
         if {*_QUEUES, momentum.queue_position} & set(tensors):
@@ -288,6 +289,7 @@ def _read_queues(reader: StateReader, momentum: Momentum, embed_dim: int) -> Ori
     texts = reader.take("text_queue", (embed_dim, size))
     pointer = reader.take(momentum.queue_position, (1,))
     ids = reader.take("idx_queue", (1, size))[0] if momentum.has_image_ids else None
+    # NaN, which a damaged file may hold, is no whole number.
     position = 0 if pointer.is_meta else int(pointer.nan_to_num())
     return OriginalQueues(images.T.contiguous(), texts.T.contiguous(), position, ids)
 
@@ -338,6 +340,7 @@ def _write_queues(momentum: Momentum, queues: OriginalQueues) -> dict[str, Tenso
         momentum.queue_position: torch.tensor([queues.pointer]),
     }
     if momentum.has_image_ids:
+        # What the original fills an empty queue with: the id of no image.
         unknown = torch.full((len(queues.image_embed),), -100)
         ids = unknown if queues.image_ids is None else queues.image_ids
         written["idx_queue"] = ids[None]
@@ -345,6 +348,7 @@ def _write_queues(momentum: Momentum, queues: OriginalQueues) -> dict[str, Tenso
 
 
 def _initial_queues(size: int, embed_dim: int) -> OriginalQueues:
+    # Always the same ones: a model that is written twice gives equal files.
     generator = torch.Generator().manual_seed(0)
     images, texts = (
         F.normalize(torch.randn(size, embed_dim, generator=generator), dim=1) for _ in range(2)
@@ -451,6 +455,7 @@ def write_original(
         CheckpointError: if the file cannot be written, or what is read with its note would be
             another model.
     """
+    # Before anything is written, and without the numbers: names and shapes are what may not fit.
     if note is not None:
         from_original({k: t.to("meta") for k, t in tensors.items()}, str(path), note=note)
     metadata = {} if note is None else {NOTE_KEY: note.to_json()}
