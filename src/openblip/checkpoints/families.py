@@ -73,7 +73,7 @@ class Family:
         return model if isinstance(model, self.model) else None
 
 
-FAMILIES = (
+FAMILIES: tuple[Family, ...] = (
     Family(config=MedConfig, model=Med, kinds=("pretrain", "captioner", "filter")),
     Family(
         config=VqaConfig,

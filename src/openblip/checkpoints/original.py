@@ -27,13 +27,7 @@ from openblip.checkpoints.assembly import (
     shapes_of,
     write_safetensors,
 )
-from openblip.checkpoints.conversion import (
-    POSITION_IDS,
-    NameMap,
-    StateReader,
-    split_parts,
-    write_state,
-)
+from openblip.checkpoints.conversion import POSITION_IDS, NameMap, StateReader, write_state
 from openblip.checkpoints.families import (
     AnyConfig,
     AnyModel,
@@ -382,29 +376,6 @@ def _check_fits(model: AnyModel, kind: Kind) -> None:
         # A matching model gives the states of a text with an image, too.
         if not (head == "multimodal" and "itm" in cast("Any", model.config).heads):
             cast("Any", model).require(head)
-
-
-def export_gradients(
-    gradients: Mapping[str, Tensor | None], kind: Kind
-) -> dict[str, Tensor | None]:
-    """Gradients by the original's parameter names; a tied parameter appears once, as there.
-
-    Args:
-        gradients: of a model's parameters by our names; None where there is none.
-        kind: which of the original's models they are compared with.
-
-    Raises:
-        CheckpointError: if a name is not part of that model.
-    """
-    names = NameMap(MODELS[kind].sections)
-    exported: dict[str, Tensor | None] = {}
-    for name, gradient in gradients.items():
-        places = names.places(name)
-        if not places:
-            raise CheckpointError(f"{name} is not a parameter of the original's {kind} model")
-        whole = dict.fromkeys(places[0]) if gradient is None else split_parts(gradient, places[0])
-        exported.update(whole)
-    return exported
 
 
 def read_original(path: Path) -> dict[str, Tensor]:
