@@ -1,11 +1,14 @@
 """The table of families, and families that others have written."""
 
-from dataclasses import dataclass, field
+import io
+import json
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import openblip
@@ -14,8 +17,11 @@ from openblip.checkpoints.families import FAMILIES, family_named, family_of
 from openblip.checkpoints.folder import read_folder, save_folder
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.model.vision import ImageModel
-from openblip.objectives.task import Task
+from openblip.recipes.finetune import captioner
 from openblip.runtime.errors import CheckpointError, MissingHead
+from openblip.table.table import PairRow, PairTable
+from openblip.training.recipe import TrainConfig
+from openblip.training.run import train
 
 VISION = VisionConfig(image_size=16, patch_size=8, width=8, depth=1, heads=2)
 
@@ -72,6 +78,8 @@ def test_a_model_of_somebody_else_is_saved_and_read_back(
     model = Bag(BagConfig(vision=VISION, text=text(tokenizer), sizes=(5,)))
     kind = family_of(model).kinds[0]
     assert kind == f"{__name__}:Bag"
+    with pytest.raises(ValueError, match="kind 'pretrain' is not a Bag"):
+        save_folder(tmp_path / "bag", model, tokenizer, "pretrain", 12)  # type: ignore[arg-type]
     save_folder(tmp_path / "bag", model, tokenizer, kind, 12)  # type: ignore[arg-type]
     read: Any = read_folder(tmp_path / "bag")
     assert type(read.model) is Bag
@@ -99,27 +107,41 @@ def test_a_configuration_that_json_changes_is_not_written(
 def test_what_derives_from_ours_does_what_ours_does(
     tmp_path: Path, tokenizer: TextTokenizer
 ) -> None:
-    model = TallMed(MedConfig(vision=VISION, text=text(tokenizer), heads=("itc",)))
-    save_folder(tmp_path / "med", model, tokenizer, f"{__name__}:TallMed", 12)
+    model = TallMed(MedConfig(vision=VISION, text=text(tokenizer), heads=("itc", "itm")))
+    save_folder(tmp_path / "med", model, tokenizer, "filter", 12)
     blip = openblip.load(tmp_path / "med", device="cpu")
     assert isinstance(blip.model, TallMed)
+    assert blip.kind == "filter"
     assert blip.embed_texts(["a b"]).shape == (1, 256)
     with pytest.raises(CheckpointError, match="unknown height"):
-        save_folder(tmp_path / "plain", model, tokenizer, "pretrain", 12)
+        blip.save_original(tmp_path / "tall.pth", "itm")
 
 
-def test_a_run_says_that_it_trained_a_model_of_somebody_else(tokenizer: TextTokenizer) -> None:
-    class Own(Task[Any]):
-        needs: ClassVar[Any] = None
-        forward: Any = None
-
-    task = Own()
-    task.student = TallMed(MedConfig(vision=VISION, text=text(tokenizer)))
-    assert task.kind == f"{__name__}:TallMed"
+def test_a_run_trains_a_model_of_somebody_else(tmp_path: Path, tokenizer: TextTokenizer) -> None:
+    model = TallMed(MedConfig(vision=VISION, text=text(tokenizer), heads=("itm", "lm")))
+    save_folder(tmp_path / "tall", model, tokenizer, "pretrain", 12)
+    file = io.BytesIO()
+    Image.new("RGB", (16, 16), "red").save(file, "PNG")
+    rows = [
+        PairRow(f"{n}", file.getvalue(), origin="human", split=split, captions=["a dog runs"])
+        for n, split in enumerate(("train", "train", "val"))
+    ]
+    table = str(tmp_path / "pairs.lance")
+    PairTable.create(table, rows)
+    recipe = captioner(table, str(tmp_path / "tall"), 16)
+    recipe = replace(
+        recipe,
+        data=replace(recipe.data, max_tokens=12, prefix="", num_threads=1),
+        train=TrainConfig(steps=1, batch_size=2, checkpoint_every=1),
+    )
+    result = train(recipe, tmp_path / "run")
+    trained = openblip.load(result.model_folder, device="cpu")
+    assert isinstance(trained.model, TallMed)
+    assert trained.kind == "captioner"
 
 
 @pytest.mark.parametrize(
-    ("kind", "message"),
+    ("reference", "message"),
     [
         ("no_such_module_here:Bag", "no module 'no_such_module_here'"),
         (f"{__name__}:Sack", "has no Sack"),
@@ -128,14 +150,12 @@ def test_a_run_says_that_it_trained_a_model_of_somebody_else(tokenizer: TextToke
     ],
 )
 def test_a_class_that_is_no_family_is_told(
-    tmp_path: Path, tokenizer: TextTokenizer, kind: str, message: str
+    tmp_path: Path, tokenizer: TextTokenizer, reference: str, message: str
 ) -> None:
     med = Med(MedConfig(vision=VISION, text=text(tokenizer)))
-    with pytest.raises(CheckpointError, match=message):
-        save_folder(tmp_path / "model", med, tokenizer, kind, 12)
     save_folder(tmp_path / "model", med, tokenizer, "pretrain", 12)
     config = tmp_path / "model" / "config.json"
-    config.write_text(config.read_text().replace('"pretrain"', f'"{kind}"'))
+    config.write_text(json.dumps({**json.loads(config.read_text()), "class": reference}))
     with pytest.raises(CheckpointError, match=rf"config\.json: .*{message[:30]}"):
         read_folder(tmp_path / "model")
 

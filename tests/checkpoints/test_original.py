@@ -9,7 +9,6 @@ from torch import Tensor
 
 from openblip.checkpoints.original import (
     OriginalQueues,
-    export_gradients,
     from_original,
     to_original,
 )
@@ -18,6 +17,8 @@ from openblip.model import Med, MedConfig
 from openblip.model.dual import DualConfig, DualEncoder
 from openblip.model.vqa import Nlvr, NlvrConfig, Vqa, VqaConfig
 from openblip.runtime.errors import CheckpointError, MissingHead
+
+from ..original_gradients import export_gradients
 
 SELF_ATTENTION = "text_encoder.encoder.layer.1.attention.self"
 

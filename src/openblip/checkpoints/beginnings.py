@@ -126,6 +126,7 @@ def begin_images(encoder: ImageEncoder | BackboneEncoder, source: str) -> KeyRep
     for name, own in encoder.state_dict().items():
         (place,) = names.places(name)
         _check_there(place, tensors, source)
+        # Query, key and value are one weight of ours.
         value = torch.cat([tensors[key] for key in place])
         if name == "positions":
             grid = encoder.config.image_size // encoder.config.patch_size
@@ -201,6 +202,7 @@ def begin_text(text: nn.Module, source: str, tokenizer: TextTokenizer) -> KeyRep
     names, unread = NameMap((Section("", "", BERT),)), set(tensors)
     own_types = any(name.endswith("token_type.weight") for name in text.state_dict())
     for name, own in text.state_dict().items():
+        # The decoder's own self-attention begins as the encoder's.
         place = next(iter(names.places(name.replace("causal_", ""))), ())
         is_head = name.startswith("lm_head.")
         if not place or (is_head and not set(place) <= set(tensors)):
@@ -283,6 +285,7 @@ class _ImageSource:
             return None
         width = tensors["cls_token"].shape[-1]
         patches = tensors["pos_embed"].shape[1] - 1
+        # Images that are no squares, or class tokens beside the first, as DeiT's for distillation.
         if math.isqrt(patches) ** 2 != patches:
             return None
         return {
@@ -291,6 +294,7 @@ class _ImageSource:
             "depth": number,
             "heads": vision.heads if width == vision.width else _guessed_heads(width, self.name),
             "mlp_ratio": ratio_of(tensors["blocks.0.mlp.fc1.weight"].shape[0], width),
+            # No weight shows it: that of every plain ViT in timm.
             "norm_eps": 1e-6,
         }
 
@@ -379,6 +383,7 @@ def _bert_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights without the name of the model, and norms as they are named today."""
     renamed = {}
     for key, tensor in tensors.items():
+        # Files of the first BERTs name them as TensorFlow does.
         plain = key.replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias")
         renamed[plain.removeprefix("bert.")] = tensor
     return renamed

@@ -46,6 +46,7 @@ class NameMap:
         components = name.split(".")
         number = next((c for c in components if c.isdigit()), "")
         components = ["*" if c == number else c for c in components]
+        # The longest name goes first: a rule for `lm_head.bias` before one for `lm_head`.
         for length in range(len(components), 0, -1):
             rest = "".join(f".{component}" for component in components[length:])
             if places := self._places.get(".".join(components[:length])):
@@ -88,9 +89,11 @@ class StateReader:
         for name, shape in shapes.items():
             places = names.places(name)
             if not places:
+                # Some layouts keep it elsewhere; whoever calls this puts it in.
                 assert name == "temperature", f"no rule for {name}"
                 continue
             parts = self.parts(places[0], shape)
+            # Ours holds a tied weight once: an unequal copy would be lost without a word.
             for copy in places[1:]:
                 self._drop_tied(places[0], parts, copy, self.parts(copy, shape))
             state[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -145,6 +148,8 @@ def split_parts(tensor: Tensor, place: Place) -> dict[str, Tensor]:
 
 
 def _equal(tensor: Tensor, other: Tensor) -> bool:
+    # Shapes alone have no numbers; and what `torch.save` found tied lies once in its file, so that
+    # a word embedding of 90 MB need not be read to be compared with itself.
     if tensor.is_meta or other.is_meta or tensor.data_ptr() == other.data_ptr():
         return True
     return torch.equal(tensor, other)

@@ -199,6 +199,7 @@ def _attempt_often(partial: _Partial, delays: Sequence[float]) -> None:
 
 def _attempt(partial: _Partial) -> None:
     version, offset = partial.read_version(), partial.num_bytes
+    # A process was stopped between the last byte and the renaming.
     if offset and offset == version.length:
         return
     headers = {}
@@ -257,6 +258,7 @@ def _continued(response: http.client.HTTPResponse, version: _Version, offset: in
 
 def _check_space(folder: Path, length: int | None, offset: int) -> None:
     free = shutil.disk_usage(folder).free
+    # Told before the first byte rather than after hours, when the disk is full for others too.
     if length is not None and length - offset > free:
         raise _no_space(folder, f"{length - offset:,} bytes to come, {free:,} free")
 
@@ -284,6 +286,7 @@ def _check_finished(target: Path, address: str, expected: str | None) -> None:
     try:
         checksum = _checksum_path(target).read_text().split()[0]
     except (FileNotFoundError, IndexError):
+        # Somebody removed or emptied it; the file itself was whole when it got its name.
         checksum = _checksum_of(target)
         _write_checksum(target, checksum)
     if expected is not None and checksum != expected:
@@ -314,6 +317,7 @@ def _default_folder() -> Path:
 def _file_name(address: str) -> str:
     """The address's own name and ending, told apart from the same name elsewhere."""
     own = Path(re.sub(r"[^\w.-]", "_", Path(unquote(urlsplit(address).path)).name, flags=re.ASCII))
+    # Of the query too: many sites tell files apart by it alone.
     short_hash = hashlib.sha256(address.encode()).hexdigest()[:8]
     return f"{own.stem[:_LONGEST_STEM] or 'checkpoint'}-{short_hash}{own.suffix}"
 

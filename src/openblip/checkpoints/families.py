@@ -1,7 +1,7 @@
 """The families of models: what each is built from and may begin as, and what is written of it.
 
-A family of somebody else's is no entry of the table: its model class, which a folder names as
-`module:Class`, says all that an entry says.
+A family of somebody else's is no entry of the table: it is told from its model class, which a
+folder names as `module:Class`.
 """
 
 import warnings
@@ -23,7 +23,7 @@ from openblip.model.text import LmHead, TextEmbeddings
 from openblip.model.vision import ImageModel
 from openblip.model.vqa import Nlvr, NlvrConfig, Vqa, VqaConfig, nlvr_from, vqa_from
 from openblip.runtime.errors import CheckpointError, OpenBlipWarning
-from openblip.runtime.references import find_object, is_reference, reference_to
+from openblip.runtime.references import find_object, reference_to
 
 AnyModel = Med | Vqa | Nlvr | Albef | DualEncoder
 AnyConfig = MedConfig | VqaConfig | NlvrConfig | AlbefConfig | DualConfig
@@ -48,6 +48,8 @@ class Family:
     kinds: tuple[str, ...]
     """What a folder may say that such a model was trained as; the first where its task does not
     say."""
+    reference: str | None = None
+    """Its model class as `module:Class`; None of ours."""
     from_med: Callable[[Med], AnyModel] | None = None
     """How one is made out of a pre-trained MED; None where that cannot be."""
     text_parts: tuple[str, ...] = ("text",)
@@ -71,7 +73,7 @@ class Family:
         return model if isinstance(model, self.model) else None
 
 
-FAMILIES = (
+FAMILIES: tuple[Family, ...] = (
     Family(config=MedConfig, model=Med, kinds=("pretrain", "captioner", "filter")),
     Family(
         config=VqaConfig,
@@ -100,19 +102,24 @@ def family_of(known: Any) -> Family:
     return next(ours, None) or _own_family(kind)
 
 
-def family_named(kind: str) -> Family:
-    """The family whose models are trained as a kind: a word of ours, or `module:Class`.
+def family_named(kind: str, reference: str | None = None) -> Family:
+    """The family of the models that a folder describes.
+
+    Args:
+        kind: what they were trained as.
+        reference: of their class, if it is none of ours.
 
     Raises:
-        ValueError: there is no such kind.
+        ValueError: there is no such kind, or the family has it not.
         CheckpointError: the class cannot be imported, or lacks what a family needs.
     """
-    if isinstance(kind, str) and is_reference(kind):
-        return _own_family(find_object(kind, CheckpointError))
-    for family in FAMILIES:
+    known = FAMILIES
+    if reference is not None:
+        known = (family_of(find_object(reference, CheckpointError)),)
+    for family in known:
         if kind in family.kinds:
             return family
-    kinds = ", ".join(kind for family in FAMILIES for kind in family.kinds)
+    kinds = ", ".join(kind for family in known for kind in family.kinds)
     raise ValueError(f"kind {kind!r:.40} is not one of {kinds}")
 
 
@@ -132,8 +139,9 @@ def _own_family(model: Any) -> Family:
             "the fields vision and text"
         )
     bases = (family for family in FAMILIES if issubclass(model, family.model))
-    base = next(bases, Family(config=config, model=model, kinds=()))
-    return replace(base, config=config, model=model, kinds=(name,), from_med=None)
+    base = next(bases, Family(config=config, model=model, kinds=(name,)))
+    # What is made out of a MED is the base's class, not this one.
+    return replace(base, config=config, model=model, reference=name, from_med=None)
 
 
 def empty_model(config: AnyConfig) -> AnyModel:
@@ -158,6 +166,7 @@ def state_to_write(model: AnyModel, family: Family | None = None) -> dict[str, T
     """
     source = "the model in memory"
     state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    # Copies, because the model goes on with its weights apart from their changes.
     changed = [f"{name}.weight" for name, _ in low_rank_layers(model)]
     state |= {name: state[name].clone() for name in changed}
     merge(state, model)

@@ -17,8 +17,10 @@ from openblip.checkpoints.families import (
     FEWEST_TOKENS,
     AnyConfig,
     AnyModel,
+    Family,
     check_vocabulary,
     family_named,
+    family_of,
     state_to_write,
 )
 from openblip.checkpoints.huggingface_config import HuggingFaceKind
@@ -39,6 +41,8 @@ _VERSION = 1
 class FolderConfig:
     """What `config.json` says of a model."""
 
+    family: Family
+    """Which kind of model it is."""
     model: AnyConfig
     """Sizes and heads."""
     kind: str
@@ -125,8 +129,10 @@ def write_model(
         CheckpointError: if `read_folder` would not give the model back.
         ValueError: if there is no such kind, or it is of another model.
     """
-    family = family_named(kind)
-    if not isinstance(model.config, family.config):
+    family = family_of(model)
+    if kind not in family.kinds:
+        # A word that no family has is told as such.
+        family_named(kind)
         raise ValueError(f"kind {kind!r} is not a {type(model).__name__}")
     check_vocabulary(model, tokenizer, max_tokens)
     state = state_to_write(model, family)
@@ -138,10 +144,14 @@ def write_model(
         "preprocess": _preprocess(model.config),
         "text": {"max_tokens": max_tokens},
     }
+    if family.reference is not None:
+        config["class"] = family.reference
+    # Left out where nobody knows, and not only empty: a head that is not named counts as untrained.
     if trained:
         config["trained"] = list(trained)
+    # The short file goes first: what is refused has cost no writing of weights. Weights and
+    # tokenizer were held to their readers above, and this is the rest of what is read again.
     write_json(folder / CONFIG_FILE, config)
-    # The weights and the tokenizer were looked at above; this is the rest of what is read again.
     if read_config(folder).model != model.config:
         raise CheckpointError(
             f"{kind}: its configuration is another one when it is read from JSON; give its fields "
@@ -159,7 +169,7 @@ def read_folder(folder: Path) -> LoadedModel:
     """
     config = read_config(folder)
     weights = read_safetensors(folder / WEIGHTS_FILE)
-    empty = family_named(config.kind).empty(config.model)
+    empty = config.family.empty(config.model)
     model = fill(empty, weights, str(folder / WEIGHTS_FILE))
     try:
         tokenizer = TextTokenizer.from_file(folder / TOKENIZER_FILE)
@@ -193,10 +203,11 @@ def read_config(folder: Path) -> FolderConfig:
     values = read_json(path)
     _check_format(values, path)
     try:
-        kind = values["kind"]
+        family = family_named(values["kind"], values.get("class"))
         config = FolderConfig(
-            model=config_from_dict(family_named(kind).config, values["model"]),
-            kind=kind,
+            family=family,
+            model=config_from_dict(family.config, values["model"]),
+            kind=values["kind"],
             max_tokens=_max_tokens(values["text"]["max_tokens"]),
             trained=_trained(values.get("trained")),
         )
@@ -215,6 +226,8 @@ def read_config(folder: Path) -> FolderConfig:
 
 
 def _preprocess(config: AnyConfig) -> dict[str, Any]:
+    # It follows from the model, but a folder says it: other programs prepare images by it, and a
+    # later version that prepares them otherwise would see that this model was trained so.
     size = config.vision.image_size
     return {"image_size": size, "mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)}
 
@@ -228,6 +241,7 @@ def _trained(value: Any) -> tuple[str, ...] | None:
 
 
 def _max_tokens(value: object) -> int:
+    # To Python, True is a whole number.
     if isinstance(value, bool) or not isinstance(value, int) or value < FEWEST_TOKENS:
         raise ValueError(f"text.max_tokens is {value!r:.40}; expected {FEWEST_TOKENS} or more")
     return value

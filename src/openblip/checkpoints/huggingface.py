@@ -144,6 +144,7 @@ def from_huggingface(
     if kind == "retrieval":
         state["temperature"] = torch.tensor(temperature_of(config, config_source))
     reader.drop_position_ids(ours.text.max_positions)
+    # Files of other classes may hold it too, where it was trained with them and is not used.
     if LOGIT_SCALE in reader.unread:
         reader.take(LOGIT_SCALE, ())
         reader.dropped[LOGIT_SCALE] = f"not part of a {CLASSES[kind]}"
@@ -209,6 +210,7 @@ def _with_tied(
         stored = next((key for key in (first, *copies) if key in tensors), None)
         if not copies or stored is None:
             continue
+        # Under which of its names a tied weight is stored depends on what wrote the file.
         if stored != first:
             stands_in.add(stored)
         for key in (first, *copies):
@@ -348,6 +350,7 @@ def save_huggingface(
     check_vocabulary(model, tokenizer, max_tokens)
     _check_widths(model)
     check_replaceable(folder, _WRITTEN)
+    # As `transformers` writes it: safetensors hold no tensor twice, and it ties them on reading.
     stored = {key: tensor for key, tensor in tensors.items() if not key.startswith(TIED)}
     try:
         with replace_folder(folder) as unfinished:
@@ -416,6 +419,7 @@ def _index(path: Path) -> dict[str, str]:
     if not isinstance(index, dict) or not index:
         raise CheckpointError(f"{path}: weight_map is no object with keys; fetch the file again")
     for key, name in index.items():
+        # An index may not lead to files outside of its folder, on any system.
         if not isinstance(name, str) or Path(name).name != name or "\\" in name:
             raise CheckpointError(
                 f"{path}: {key} is said to be in {name!r}, expected a file of the same folder; "

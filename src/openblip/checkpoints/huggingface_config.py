@@ -53,7 +53,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "pad_token_id": 0,
     },
 }
-"""What `transformers` takes where a part of `config.json` is silent; "" is its top level."""
+"""What `transformers` takes where a part of `config.json` is silent; "" is its top level.
+
+It writes what differs from these alone, so that most files lack most fields.
+"""
 
 _EXACT_GELU = ("gelu", "gelu_python")
 _TEMPERATURE = 0.07
@@ -181,6 +184,7 @@ def temperature_of(config: Mapping[str, Any], source: str) -> float:
     """
     top = _Part(config, "", source)
     scale = top.number("logit_scale_init_value")
+    # The default is the logarithm of 1 / 0.07, rounded: taken back, it is BLIP's own 0.07 again.
     is_default = scale == DEFAULTS[""]["logit_scale_init_value"]
     return _TEMPERATURE if is_default else math.exp(-scale)
 
@@ -193,6 +197,7 @@ def check_token_ids(
     Raises:
         CheckpointError: naming the field and both ids.
     """
+    # The other classes never write a token of their own.
     if kind not in _GENERATING:
         return
     part = _Part(config, "text_config", source)

@@ -27,13 +27,7 @@ from openblip.checkpoints.assembly import (
     shapes_of,
     write_safetensors,
 )
-from openblip.checkpoints.conversion import (
-    POSITION_IDS,
-    NameMap,
-    StateReader,
-    split_parts,
-    write_state,
-)
+from openblip.checkpoints.conversion import POSITION_IDS, NameMap, StateReader, write_state
 from openblip.checkpoints.families import (
     AnyConfig,
     AnyModel,
@@ -263,6 +257,7 @@ def from_original(
         # Many leave out what training alone needs.
         if any(key.split(".")[0].endswith("_m") for key in tensors):
             teacher = reader.state(shapes_of(empty_model(sizes)), NameMap(momentum.sections))
+            # The original has one for both.
             teacher["temperature"] = student["temperature"]
             _drop_unused_teacher(reader, student_shapes, momentum)
         if {*_QUEUES, momentum.queue_position} & set(tensors):
@@ -288,6 +283,7 @@ def _read_queues(reader: StateReader, momentum: Momentum, embed_dim: int) -> Ori
     texts = reader.take("text_queue", (embed_dim, size))
     pointer = reader.take(momentum.queue_position, (1,))
     ids = reader.take("idx_queue", (1, size))[0] if momentum.has_image_ids else None
+    # NaN, which a damaged file may hold, is no whole number.
     position = 0 if pointer.is_meta else int(pointer.nan_to_num())
     return OriginalQueues(images.T.contiguous(), texts.T.contiguous(), position, ids)
 
@@ -338,6 +334,7 @@ def _write_queues(momentum: Momentum, queues: OriginalQueues) -> dict[str, Tenso
         momentum.queue_position: torch.tensor([queues.pointer]),
     }
     if momentum.has_image_ids:
+        # What the original fills an empty queue with: the id of no image.
         unknown = torch.full((len(queues.image_embed),), -100)
         ids = unknown if queues.image_ids is None else queues.image_ids
         written["idx_queue"] = ids[None]
@@ -345,6 +342,7 @@ def _write_queues(momentum: Momentum, queues: OriginalQueues) -> dict[str, Tenso
 
 
 def _initial_queues(size: int, embed_dim: int) -> OriginalQueues:
+    # Always the same ones: a model that is written twice gives equal files.
     generator = torch.Generator().manual_seed(0)
     images, texts = (
         F.normalize(torch.randn(size, embed_dim, generator=generator), dim=1) for _ in range(2)
@@ -378,29 +376,6 @@ def _check_fits(model: AnyModel, kind: Kind) -> None:
         # A matching model gives the states of a text with an image, too.
         if not (head == "multimodal" and "itm" in cast("Any", model.config).heads):
             cast("Any", model).require(head)
-
-
-def export_gradients(
-    gradients: Mapping[str, Tensor | None], kind: Kind
-) -> dict[str, Tensor | None]:
-    """Gradients by the original's parameter names; a tied parameter appears once, as there.
-
-    Args:
-        gradients: of a model's parameters by our names; None where there is none.
-        kind: which of the original's models they are compared with.
-
-    Raises:
-        CheckpointError: if a name is not part of that model.
-    """
-    names = NameMap(MODELS[kind].sections)
-    exported: dict[str, Tensor | None] = {}
-    for name, gradient in gradients.items():
-        places = names.places(name)
-        if not places:
-            raise CheckpointError(f"{name} is not a parameter of the original's {kind} model")
-        whole = dict.fromkeys(places[0]) if gradient is None else split_parts(gradient, places[0])
-        exported.update(whole)
-    return exported
 
 
 def read_original(path: Path) -> dict[str, Tensor]:
@@ -451,6 +426,7 @@ def write_original(
         CheckpointError: if the file cannot be written, or what is read with its note would be
             another model.
     """
+    # Before anything is written, and without the numbers: names and shapes are what may not fit.
     if note is not None:
         from_original({k: t.to("meta") for k, t in tensors.items()}, str(path), note=note)
     metadata = {} if note is None else {NOTE_KEY: note.to_json()}
