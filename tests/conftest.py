@@ -1,5 +1,6 @@
 """Shared fixtures: reference data, small images and tables, and the checks of shape annotations."""
 
+import gc
 import io
 import os
 import sys
@@ -45,6 +46,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     room = item.path.relative_to(ROOT / "tests").parts[0]
     checked = room in CHECKED_ROOMS or crc32(item.nodeid.encode()) % 10 == 0
     config.update("jaxtyping_disable", not checked)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: the collector of garbage need not visit it ever again."""
+    gc.freeze()
 
 
 def _existing(path: Path) -> Path:

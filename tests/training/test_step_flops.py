@@ -99,16 +99,24 @@ def test_forward_and_backward_of_albef(losses: tuple[str, ...]) -> None:
     assert task_flops(task, pairs) == pytest.approx(counted(task, pairs), rel=0.03)
 
 
-@pytest.mark.parametrize("layers", [(1, 0), (4, 1), (0, 3)])
+MAKERS = [
+    partial(blip, ("itc", "itm", "lm")),
+    partial(blip, ("itm",)),
+    captioner,
+    clip,
+    partial(albef, ("itc", "itm", "mlm")),
+    partial(albef, ("itc",)),
+]
+LAYERS = [(1, 0), (4, 1), (0, 3)]
+
+
+# Each with layers of its own; the others are slow.
 @pytest.mark.parametrize(
-    "make",
+    ("make", "layers"),
     [
-        partial(blip, ("itc", "itm", "lm")),
-        partial(blip, ("itm",)),
-        captioner,
-        clip,
-        partial(albef, ("itc", "itm", "mlm")),
-        partial(albef, ("itc",)),
+        pytest.param(make, layers, marks=() if n % 3 == m else pytest.mark.slow)
+        for n, make in enumerate(MAKERS)
+        for m, layers in enumerate(LAYERS)
     ],
 )
 def test_checkpointing_computes_forward_passes_again(
