@@ -123,26 +123,28 @@ _MODULES = ("metrics", "recipes")
 _NAMES_IN = {
     "capfilt.job": ("CapFiltSettings",),
     "capfilt.run": ("run_capfilt",),
-    "data.image_pairs": ("ImagePairBatch",),
-    "data.importers.driver": ("import_pairs",),
-    "data.loader": (
+    "batches.image_pairs": ("ImagePairBatch",),
+    "sources.importing": ("import_pairs",),
+    "batches.loader": (
         "Batch",
         "PairLoader",
     ),
-    "data.mixture": ("WeightedIndex",),
-    "data.questions": ("QuestionBatch",),
-    "data.table": (
+    "batches.mixture": ("WeightedIndex",),
+    "batches.questions": ("QuestionBatch",),
+    "table.table": (
         "PairRow",
         "PairTable",
     ),
-    "data.tokenizer": ("TextTokenizer",),
-    "data.views": ("CaptionView",),
-    "evaluation.caption": ("evaluate_caption",),
+    "batches.tokenizer": ("TextTokenizer",),
+    "table.views": ("CaptionView",),
+    "evaluation.captioning": ("evaluate_caption",),
     "evaluation.classification": ("evaluate_classification",),
     "evaluation.nlvr": ("evaluate_nlvr",),
     "evaluation.retrieval": ("evaluate_retrieval",),
-    "evaluation.video": ("evaluate_video",),
-    "evaluation.videoqa": ("evaluate_videoqa",),
+    "evaluation.video": (
+        "evaluate_video",
+        "evaluate_videoqa",
+    ),
     "evaluation.vqa": ("evaluate_vqa",),
     "inference": (
         "Answer",
@@ -161,15 +163,15 @@ _NAMES_IN = {
         "TextConfig",
         "VisionConfig",
     ),
-    "tasks.named": ("TaskNeeds",),
-    "tasks.protocol": (
+    "objectives.named": ("TaskNeeds",),
+    "objectives.task": (
         "Collectives",
         "StepOutput",
         "StepPosition",
         "Task",
         "TaskContext",
     ),
-    "training.config": (
+    "training.recipe": (
         "DataConfig",
         "OptimiserConfig",
         "Recipe",

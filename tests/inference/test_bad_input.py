@@ -1,6 +1,6 @@
 """Bad images through everything that takes images: each gives its kind of error, or a result.
 
-Which pixels an odd image becomes is told in tests/data/test_images.py.
+Which pixels an odd image becomes is told in tests/sources/test_images.py.
 """
 
 import io

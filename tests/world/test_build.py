@@ -164,7 +164,7 @@ def test_a_table_that_was_half_written_is_made_again(tmp_path: Path) -> None:
     place = tmp_path / "demo" / "pairs.lance"
     endless = (
         "import pathlib, sys\n"
-        "from openblip.data import versions\n"
+        "from openblip.table import versions\n"
         "from openblip.world import WorldConfig, open_or_create_world\n"
         "versions._FRAGMENT_ROWS = 1\n"
         "open_or_create_world(pathlib.Path(sys.argv[1]), WorldConfig(web_rows=10**9))\n"
