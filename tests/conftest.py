@@ -6,9 +6,11 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 from zlib import crc32
 
+import jaxtyping
 import numpy as np
 import pytest
 from jaxtyping import config, install_import_hook
@@ -31,6 +33,17 @@ sys.dont_write_bytecode = False
 LOSSES = [f"openblip.objectives.{name}" for name in ("itc", "itm", "lm")]
 install_import_hook(["openblip.model", *LOSSES], "beartype.beartype")
 
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def _outermost(**options: Any) -> Callable[[Any], Any]:
+    """Leaves functions within functions alone: they would be decorated anew at every call."""
+    decorated = _jaxtyped(**options)
+    return lambda thing: thing if "<locals>" in thing.__qualname__ else decorated(thing)
+
+
+jaxtyping.jaxtyped = _outermost
+
 from openblip.table.table import PairRow, PairTable  # noqa: E402
 
 # In the tests of these rooms every shape is checked.
@@ -41,7 +54,7 @@ CHECKED_ROOMS = ("model", "objectives")
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Elsewhere shapes are checked in one test of ten, which its name chooses.
 
-    Checked, the small models of the tests compute six times as long.
+    Checked, the small models of the tests compute three times as long.
     """
     room = item.path.relative_to(ROOT / "tests").parts[0]
     checked = room in CHECKED_ROOMS or crc32(item.nodeid.encode()) % 10 == 0
