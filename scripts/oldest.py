@@ -19,7 +19,7 @@ def oldest(project: dict) -> dict[str, str]:
     for requirement in [*project["dependencies"], *(each for extra in extras for each in extra)]:
         match = REQUIREMENT.fullmatch(requirement)
         if match is None:
-            raise SystemExit(f"pyproject.toml: {requirement!r} names no lower bound")
+            raise SystemExit(f"pyproject.toml: {requirement!r} names no lower bound alone")
         name, bound = match["name"], match["bound"]
         if bounds.setdefault(name, bound) != bound:
             raise SystemExit(f"pyproject.toml: {name} has two bounds: {bounds[name]} and {bound}")
