@@ -5,7 +5,6 @@ import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Iterator
 from dataclasses import fields, replace
-from types import TracebackType
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, cast
 
 import numpy as np
@@ -139,12 +138,7 @@ class StepLoader(ABC, Generic[BatchT]):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _iterate(self, start_step: int) -> Generator[BatchT, None, None]:
