@@ -18,7 +18,7 @@ def test_every_name_has_an_example() -> None:
 
 
 def test_the_examples_run_one_after_the_other(tmp_path: Path) -> None:
-    script = tmp_path / "runtime/page.py"
+    script = tmp_path / "page.py"
     script.write_text("".join(BLOCKS))
     done = subprocess.run(
         [sys.executable, "-W", "error::DeprecationWarning:__main__", str(script)],

@@ -110,6 +110,9 @@ def test_an_index_of_vectors_is_made_above_the_size_and_extended(
     place = [row["id"] for row in rows].index("new.png")
     found = nearest_rows(table, "image_embedding", np.array(rows[place]["image_embedding"]), 3)
     assert found[0] == place
+    query = np.array(rows[3]["image_embedding"])
+    few = nearest_rows(table, "image_embedding", query, 20, "id LIKE 'trip/%'")
+    assert {rows[row]["id"] for row in few} == {f"trip/{n}.png" for n in range(8, 12)}
     assert vector_index(table, "image_embedding").num_rows == 300
 
 

@@ -30,11 +30,26 @@ def write_page(path: Path, table: PairTable, query: Query, found: Found) -> Path
         UnwritableError: it cannot be written.
     """
     page = Page(_title(query), f"{len(found.hits)} images of {table.uri}; {found}.")
+    page.facts(_facts(query))
     if found.nothing:
         page.section(f"Nothing found above {found.threshold:g}")
         page.note("The nearest:" if found.hits else "No row fulfils what was asked.")
     page.cards([_card(table, hit) for hit in found.hits])
     return page.save(path)
+
+
+def _facts(query: Query) -> dict[str, object]:
+    """All that was asked for, which the title names in short."""
+    weights = [*query.weights, *[1.0] * (len(query.texts) - len(query.weights))]
+    asked = {
+        "shall fit": [
+            text if weight == 1 else f"{text} (weight {weight:g})"
+            for text, weight in zip(query.texts, weights, strict=True)
+        ],
+        "shall not fit": query.without,
+        "alike": [*(str(name) for name in query.like), *map(str, query.images)],
+    }
+    return {name: ", ".join(parts) for name, parts in asked.items() if parts}
 
 
 def _title(query: Query) -> str:
