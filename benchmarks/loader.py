@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from PIL import Image, features
 
+from openblip.batches.augmentation import Augmentation
 from openblip.batches.loader import PairLoader
 from openblip.batches.mixture import WeightedIndex
 from openblip.batches.text import clean_caption
@@ -27,7 +28,6 @@ from openblip.batches.tokenizer import TextTokenizer
 from openblip.batches.transforms import (
     IMAGE_MEAN,
     IMAGE_STD,
-    Augmentation,
     rand_augment,
     random_crop_box,
     to_tensor,

@@ -87,7 +87,6 @@ SMALL = {
     "cli/compare.py": "a command a file",
     "cli/convert.py": "a command a file",
     "cli/demo.py": "a command a file",
-    "recipes/named.py": "finds what the other files of the room make",
     "runtime/interruption.py": "signals are nothing else's subject",
 }
 

@@ -52,7 +52,7 @@ def load_everything() -> None:
     import openblip.capfilt.run
     import openblip.comparison.run
     import openblip.evaluation.vqa
-    import openblip.inference.caption_job
+    import openblip.inference.many_images
     import openblip.plan.sizing
     import openblip.sources.export
     import openblip.sources.importing

@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
+from openblip.batches.augmentation import Augmentation
 from openblip.batches.image_pairs import ImagePairIndex, ImagePairLoader, may_name_a_side, pairs_of
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.batches.transforms import Augmentation
 from openblip.runtime.errors import DataError
 from openblip.table.table import PairRow, PairTable
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from openblip.batches.augmentation import Augmentation
 from openblip.batches.loader import (
     Batch,
     PairLoader,
@@ -22,7 +23,7 @@ from openblip.batches.loader import (
 from openblip.batches.mixture import WeightedIndex
 from openblip.batches.text import clean_caption
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.batches.transforms import Augmentation, eval_transform
+from openblip.batches.transforms import eval_transform
 from openblip.runtime.errors import DataError
 from openblip.table.table import PairRow, PairTable
 from openblip.table.views import CaptionView

@@ -9,10 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from openblip.batches.augmentation import Augmentation
 from openblip.batches.transforms import (
     IMAGE_MEAN,
     IMAGE_STD,
-    Augmentation,
     eval_transform,
     random_crop_box,
     to_tensor,

@@ -7,8 +7,8 @@ import pytest
 
 from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.run import run_capfilt
+from openblip.checkpoints.reading import model_fingerprint
 from openblip.cli import main
-from openblip.inference.embedder import model_fingerprint
 from openblip.runtime.errors import RecipeError
 from openblip.table.table import PairTable
 from openblip.table.views import CaptionView

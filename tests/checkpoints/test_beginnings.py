@@ -20,7 +20,8 @@ from openblip.checkpoints.beginnings import (
     text_sizes,
     text_tokenizer,
 )
-from openblip.checkpoints.original_layout import TIMM_VISION, NameMap, Section
+from openblip.checkpoints.conversion import NameMap, Section
+from openblip.checkpoints.original_layout import TIMM_VISION
 from openblip.model import Med, MedConfig, TextConfig, TextPass, VisionConfig
 from openblip.model.albef import Albef
 from openblip.model.config import AlbefConfig, Sharing

@@ -11,7 +11,8 @@ from torch import Tensor
 from openblip.batches.tokenizer import TextTokenizer, TokenBatch
 from openblip.checkpoints.huggingface import from_huggingface, read_huggingface, to_huggingface
 from openblip.checkpoints.huggingface_config import HuggingFaceKind
-from openblip.inference.generation import Decoding, generate
+from openblip.inference.decoding import Decoding
+from openblip.inference.generation import generate
 from openblip.model import Med
 from openblip.model.dual import DualEncoder
 from openblip.model.vqa import Vqa

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.batches.transforms import IMAGE_MEAN
+from openblip.checkpoints.folder import FROM_HUGGINGFACE
 from openblip.checkpoints.huggingface import is_huggingface, read_huggingface
 from openblip.checkpoints.huggingface_config import HuggingFaceKind
 from openblip.runtime.errors import CheckpointError
@@ -54,7 +55,7 @@ class TestReading:
     ) -> None:
         theirs = peer(kind, tokenizer)
         loaded = read_huggingface(folder_of(theirs, tokenizer, tmp_path))
-        assert loaded.kind == kind
+        assert loaded.kind == FROM_HUGGINGFACE[kind]
         assert loaded.image_size == theirs.config.vision_config.image_size
         assert loaded.max_tokens == 32
         assert loaded.tokenizer.special == tokenizer.special

@@ -13,6 +13,7 @@ from PIL import Image
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.batches.transforms import eval_transform
+from openblip.checkpoints.folder import FROM_HUGGINGFACE
 from openblip.checkpoints.huggingface import read_huggingface, save_huggingface
 from openblip.checkpoints.huggingface_config import CLASSES, HuggingFaceKind
 from openblip.model import Med, MedConfig
@@ -165,7 +166,7 @@ def test_both_parts_of_a_pretrained_model(
     for kind in kinds:
         save_huggingface(tmp_path / kind, med, tokenizer, kind)
         loaded = read_huggingface(tmp_path / kind)
-        assert loaded.kind == kind
+        assert loaded.kind == FROM_HUGGINGFACE[kind]
         for name, tensor in loaded.model.state_dict().items():
             assert torch.equal(tensor, med.state_dict()[name]), name
         seen |= set(loaded.model.state_dict())
@@ -222,3 +223,13 @@ def test_widths_that_their_class_cannot_have(
     with pytest.raises(CheckpointError, match=r"vision\.width 64 and text\.width 128"):
         save_huggingface(tmp_path / "vqa", model, tokenizer)
     assert not (tmp_path / "vqa").exists()
+
+
+def test_images_that_nobody_would_read_are_not_written(
+    config: MedConfig, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    vision = replace(config.vision, image_size=4128, patch_size=2064)
+    med = Med(replace(config, vision=vision, heads=("lm",)))
+    with pytest.raises(CheckpointError, match=r"size is .*4128.*, expected a square"):
+        save_huggingface(tmp_path / "large", med, tokenizer)
+    assert not list(tmp_path.iterdir())

@@ -9,14 +9,16 @@ from torch import Tensor
 
 from openblip.checkpoints.original import (
     OriginalQueues,
-    export_gradients,
     from_original,
     to_original,
 )
 from openblip.checkpoints.original_layout import Kind
 from openblip.model import Med, MedConfig
+from openblip.model.dual import DualConfig, DualEncoder
 from openblip.model.vqa import Nlvr, NlvrConfig, Vqa, VqaConfig
 from openblip.runtime.errors import CheckpointError, MissingHead
+
+from ..original_gradients import export_gradients
 
 SELF_ATTENTION = "text_encoder.encoder.layer.1.attention.self"
 
@@ -270,3 +272,9 @@ class TestGradients:
     def test_a_parameter_of_another_model_is_refused(self) -> None:
         with pytest.raises(CheckpointError, match=r"itm_head.weight is not a parameter"):
             export_gradients({"itm_head.weight": None}, "caption")
+
+
+def test_a_model_that_the_original_does_not_have(config: MedConfig) -> None:
+    dual = DualEncoder(DualConfig(vision=config.vision, text=config.text))
+    with pytest.raises(CheckpointError, match="the original has no model like DualEncoder"):
+        to_original(dual)

@@ -8,7 +8,6 @@ from torch import Tensor
 
 from openblip.checkpoints.original import (
     OriginalQueues,
-    export_gradients,
     from_original,
     to_original,
 )
@@ -16,6 +15,8 @@ from openblip.checkpoints.original_layout import Kind
 from openblip.model import Med, MedConfig
 from openblip.model.albef import Albef, AlbefConfig
 from openblip.runtime.errors import CheckpointError, MissingHead
+
+from ..original_gradients import export_gradients
 
 KINDS: list[Kind] = ["albef_pretrain", "albef_retrieval"]
 HEADS = {"albef_pretrain": ("itc", "itm", "mlm"), "albef_retrieval": ("itc", "itm")}

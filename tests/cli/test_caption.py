@@ -1,5 +1,6 @@
 """`openblip caption`: what it needs to start, and mistakes that it names before any work."""
 
+import inspect
 import json
 import subprocess
 import sys
@@ -17,18 +18,19 @@ from openblip.inference import Blip
 from ..inference.conftest import make_med
 
 
-def test_help_needs_no_heavy_library() -> None:
+@pytest.mark.parametrize("name", ["caption", "evaluate retrieval"])
+def test_help_needs_no_heavy_library(name: str) -> None:
     code = """
 import sys
 from openblip.cli import main
 try:
-    main(["caption", "--help"])
+    main([*sys.argv[1].split(), "--help"])
 except SystemExit as stop:
     assert stop.code == 0
 heavy = {"torch", "lance", "pyarrow", "numpy", "PIL", "tokenizers"} & set(sys.modules)
 assert not heavy, heavy
 """
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", code, name], check=True, capture_output=True)
 
 
 @pytest.fixture
@@ -74,6 +76,18 @@ def test_the_flags_are_the_settings_of_decoding() -> None:
 
     assert DecodingFlags().decoding() == Decoding()
     assert asdict(DecodingFlags()) == asdict(Decoding())
+
+
+def test_the_evaluation_has_the_defaults_of_its_protocol() -> None:
+    from openblip.cli.evaluate import caption
+    from openblip.evaluation.captioning import CaptionSettings
+
+    settings = CaptionSettings()
+    expected = vars(settings) | vars(settings.decoding)
+    flags = inspect.signature(caption).parameters
+    shared = flags.keys() & expected.keys()
+    assert shared == {"num_beams", "max_length", "min_length", "prompt", "batch_size"}
+    assert {name: flags[name].default for name in shared} == {n: expected[n] for n in shared}
 
 
 @pytest.mark.parametrize(

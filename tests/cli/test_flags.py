@@ -10,7 +10,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 import pytest
 
 from openblip.cli import _COMMANDS, main
-from openblip.cli.flags import Range
+from openblip.runtime.ranges import Range
 
 # Their flags are, or include, fields of a recipe, which checks them itself.
 _OF_RECIPES = {"pretrain", "finetune", "plan"}
@@ -63,6 +63,8 @@ def test_every_number_of_a_command_has_a_range(name: str) -> None:
         ("capfilt run t --captioner c --filter f --workers 0", "--workers must be at least 1"),
         ("capfilt status t --price-per-hour inf", "--price-per-hour must be at least 0, not inf"),
         ("evaluate retrieval m t --batch-size -1", "--batch-size must be at least 1, not -1"),
+        ("evaluate retrieval m t --max-words 0", "--max-words must be at least 1, not 0"),
+        ("evaluate vqa m t --k 0", "--k must be at least 1, not 0"),
         ("evaluate classify m t --templates", "--templates needs a value, or several"),
         ("caption x --seed -1", "--seed must be at least 0, not -1"),
         ("compare f --jobs 0", "--jobs must be from 1 to 4096, not 0"),

@@ -8,10 +8,10 @@ import pytest
 from PIL import Image
 
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.comparison.carry_out import Order, carry_out
-from openblip.comparison.planner import Planner
+from openblip.comparison.carry_out import carry_out
+from openblip.comparison.graph import StageGraph
 from openblip.comparison.spec import read_spec
-from openblip.comparison.stages import Given, Stage
+from openblip.comparison.stages import Given, Order, Stage
 from openblip.runtime.errors import DataError
 from openblip.table.table import PairTable
 from openblip.training.recipe_file import read_recipe
@@ -84,8 +84,8 @@ models:
 tasks: {{retrieval: {{task: retrieval}}}}
 tables: [{{title: A, models: [one], figures: [retrieval.TR@1]}}]
 """
-    planner = Planner(read_spec(written(tmp_path, text))[0])
-    stage = planner.model("one", 0)
+    graph = StageGraph(read_spec(written(tmp_path, text))[0])
+    stage = graph.model("one", 0)
     assert isinstance(stage, Stage)
     root = tmp_path / "stages"
     carry_out(stage.write_order(root))

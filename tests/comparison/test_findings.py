@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from openblip.comparison.run import plan
+from openblip.comparison.findings import Findings
+from openblip.comparison.run import read_comparison
 from openblip.comparison.stages import RESULT_FILE
-from openblip.comparison.tables import Findings
 
 from .conftest import TINY, written
 
@@ -18,7 +18,7 @@ UNITS = {"scores": [100.0, 0.0], "weights": [1.0, 1.0]}
 def findings(tmp_path: Path) -> Findings:
     """Of a comparison on one world, nothing of which is finished."""
     text = TINY.replace("{web_rows", "{seed: 5, web_rows")
-    return plan(written(tmp_path, text), tmp_path)
+    return read_comparison(written(tmp_path, text), tmp_path)
 
 
 def finish(findings: Findings, name: str, result: object, folder: Path) -> None:
@@ -51,7 +51,7 @@ def test_seeds_share_the_images_of_a_table_whatever_captions_were_added(
         folder = tmp_path / str(number)
         folder.mkdir()
         path = written(folder, on_cleaned.replace("{web_rows", f"{world}web_rows"))
-        findings = plan(path, folder)
+        findings = read_comparison(path, folder)
         finish(findings, "both on retrieval", {"units": {"TR@1": UNITS}}, folder)
         scores = findings.scores("both", "retrieval.TR@1")
         assert scores is not None

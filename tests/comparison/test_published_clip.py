@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.comparison.run import Compared, compare, plan
+from openblip.comparison.run import Compared, compare, read_comparison
 from openblip.comparison.spec import read_spec
 from openblip.evaluation.classification import evaluate_classification
 from openblip.evaluation.retrieval import evaluate_retrieval
@@ -57,7 +57,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def unfinished(place: Path) -> set[str]:
-    stages = plan(place / "tiny.yaml", place / "out").stages
+    stages = read_comparison(place / "tiny.yaml", place / "out").stages
     return {stage.name.partition(" on ")[0] for stage in stages if not stage.is_finished}
 
 
@@ -158,5 +158,5 @@ def test_models_in_the_wrong_field_are_named_before_anything_runs(place: Path) -
         ("$PLACE/clip", "$PLACE/none", "no such file or folder"),
     ):
         with pytest.raises(RecipeError, match=rf"tiny\.yaml, line \d+: .*{message}"):
-            plan(written(place, FILE.replace(before, after)), place / "out")
+            read_comparison(written(place, FILE.replace(before, after)), place / "out")
     assert not (place / "out").exists()

@@ -8,7 +8,7 @@ import pytest
 
 from openblip.comparison.run import Compared
 from openblip.comparison.tables import signed
-from openblip.metrics.bootstrap import Comparison
+from openblip.metrics.bootstrap import Difference
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
@@ -78,5 +78,5 @@ def test_the_page_has_every_table_and_bars_with_their_intervals(compared: Compar
 
 
 def test_a_difference_says_how_sure_it_is() -> None:
-    assert signed(Comparison(2.0, 0.5, 3.0, 0.012)) == "+2.0 [+0.5, +3.0]* p 0.012"
-    assert signed(Comparison(-2.0, -5.0, 1.0, 0.3)) == "-2.0 [-5.0, +1.0] p 0.300"
+    assert signed(Difference(2.0, 0.5, 3.0, 0.012)) == "+2.0 [+0.5, +3.0]* p 0.012"
+    assert signed(Difference(-2.0, -5.0, 1.0, 0.3)) == "-2.0 [-5.0, +1.0] p 0.300"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from openblip.cli import main
-from openblip.comparison.run import Compared, ComparisonError, compare, plan
+from openblip.comparison.run import Compared, ComparisonError, compare, read_comparison
 from openblip.runtime.errors import OpenBlipError
 from openblip.runtime.locks import only_here
 from openblip.table.table import PairTable
@@ -78,7 +78,7 @@ def test_a_change_does_only_that_again(
     compared: Compared, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = written(tmp_path, TINY.replace("k: 4", "k: 5"))
-    missing = [s for s in plan(path, compared.folder).stages if not s.is_finished]
+    missing = [s for s in read_comparison(path, compared.folder).stages if not s.is_finished]
     assert {stage.kind for stage in missing} == {"evaluate"}
     assert len(missing) == 2 * 3
     assert main(["compare", str(path), "-o", str(compared.folder), "--plan"]) == 0

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from openblip.comparison.run import plan
+from openblip.comparison.run import read_comparison
 from openblip.comparison.spec import read_spec
 from openblip.runtime.errors import RecipeError
 from openblip.training.recipe_file import write_recipe
@@ -51,7 +51,7 @@ def test_an_error_names_file_and_line(case: str, tmp_path: Path) -> None:
     text = TINY.replace(before, after, 1)
     assert text != TINY
     with pytest.raises(RecipeError) as error:
-        plan(written(tmp_path, text), tmp_path / "out")
+        read_comparison(written(tmp_path, text), tmp_path / "out")
     found = re.match(r".*tiny\.yaml, line (\d+): (.*)", str(error.value))
     assert found is not None, error.value
     assert message in found[2]
@@ -89,9 +89,9 @@ def test_a_recipe_file_that_starts_from_a_model_needs_init(tmp_path: Path) -> No
     recipe = tmp_path / "recipe.yaml"
     write_recipe(world_captioner("pairs.lance", "runs/noise", 32), recipe)
     text = TINY.replace("recipe: world_captioner", f"recipe: {recipe}")
-    assert plan(written(tmp_path, text), tmp_path / "out").stages
+    assert read_comparison(written(tmp_path, text), tmp_path / "out").stages
     with pytest.raises(RecipeError, match=r"line \d+: .*yaml starts from a model: give init"):
-        plan(written(tmp_path, text.replace(CAPTIONER_INIT, "")), tmp_path / "out")
+        read_comparison(written(tmp_path, text.replace(CAPTIONER_INIT, "")), tmp_path / "out")
 
 
 def test_what_is_no_yaml_says_where(tmp_path: Path) -> None:
@@ -108,4 +108,4 @@ def test_the_files_of_the_project_are_right(path: Path, tmp_path: Path) -> None:
     spec, _ = read_spec(path)
     assert spec.claims
     if path.name == "ablations.yaml":
-        assert plan(path, tmp_path / "out").stages
+        assert read_comparison(path, tmp_path / "out").stages

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from openblip.comparison.statistics import SeedScores, seed_scores, stored_units, verdict
+from openblip.comparison.findings import SeedScores, seed_scores, stored_units, verdict
 from openblip.evaluation.results import unit_scores
-from openblip.metrics.bootstrap import Comparison
+from openblip.metrics.bootstrap import Difference
 from openblip.runtime.errors import DataError
 
 
@@ -87,9 +87,9 @@ def test_other_images_cannot_be_paired() -> None:
 
 
 def test_a_verdict_needs_the_whole_interval() -> None:
-    assert verdict(Comparison(2.0, 0.1, 3.0, 0.01)) == "holds"
-    assert verdict(Comparison(-2.0, -3.0, -0.1, 0.01)) == "does not hold"
-    assert verdict(Comparison(2.0, 0.0, 3.0, 0.05)) == "not decided"
+    assert verdict(Difference(2.0, 0.1, 3.0, 0.01)) == "holds"
+    assert verdict(Difference(-2.0, -3.0, -0.1, 0.01)) == "does not hold"
+    assert verdict(Difference(2.0, 0.0, 3.0, 0.05)) == "not decided"
 
 
 def test_weights_are_stored_exactly() -> None:

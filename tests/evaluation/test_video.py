@@ -133,7 +133,7 @@ def test_units_are_videos_and_add_up(blip: Blip, clips: list[Clip]) -> None:
 def test_what_cannot_be_evaluated_is_named(blip: Blip, clips: list[Clip], tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no clips"):
         evaluate_video(blip, [])
-    with pytest.raises(RecipeError, match="num_frames is 0; give 1"):
+    with pytest.raises(RecipeError, match="num_frames is 0; give at least 1"):
         evaluate_video(blip, clips, num_frames=0)
     with pytest.raises(RecipeError, match="k is -1"):
         evaluate_video(blip, clips, k=-1)

@@ -107,7 +107,7 @@ def test_what_cannot_be_evaluated_is_named(
         evaluate_videoqa(model, [Clip("a", Path("a.mp4"), ["a caption"])])
     with pytest.raises(DataError, match="question_id 100 occurs twice"):
         evaluate_videoqa(model, [*clips, clips[0]])
-    with pytest.raises(RecipeError, match="num_frames is 0; give 1"):
+    with pytest.raises(RecipeError, match="num_frames is 0; give at least 1"):
         evaluate_videoqa(model, clips, num_frames=0)
     (question,) = clips[1].questions
     with pytest.raises(MissingHead):  # before a clip is read

@@ -12,9 +12,9 @@ import torch
 from PIL import Image, ImageColor
 
 from openblip import metrics
+from openblip.batches.augmentation import Augmentation
 from openblip.batches.questions import frequent_answers
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.batches.transforms import Augmentation
 from openblip.evaluation.vqa import answer_all, encode_for_questions, evaluate_vqa
 from openblip.inference import Blip, load
 from openblip.inference.answers import answer_each

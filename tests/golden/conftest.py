@@ -21,9 +21,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from openblip.checkpoints.families import AnyModel
-from openblip.checkpoints.original import OriginalCheckpoint, export_gradients, from_original
+from openblip.checkpoints.original import OriginalCheckpoint, from_original
 from openblip.model import Med, TextConfig, VisionConfig
 from openblip.model.albef import Albef
+
+from ..original_gradients import export_gradients
 
 STATE = "state_dict."
 

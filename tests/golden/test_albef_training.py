@@ -14,10 +14,12 @@ from torch import Tensor
 
 from openblip.batches.loader import Batch
 from openblip.batches.tokenizer import SpecialTokens
-from openblip.checkpoints.original import OriginalQueues, export_gradients, to_original
+from openblip.checkpoints.original import OriginalQueues, to_original
 from openblip.objectives.albef import AlbefObjectives, AlbefTask
 from openblip.objectives.lm import MaskDraws, mask_words
 from openblip.objectives.task import StepPosition
+
+from ..original_gradients import export_gradients
 
 pytestmark = pytest.mark.golden
 

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.checkpoints.original import export_gradients
 from openblip.inference.captions import caption_encoded
-from openblip.inference.decoding import Decoding, Generated, RunningDecoder, nucleus_probabilities
-from openblip.inference.generation import generate, sample
-from openblip.inference.image_input import EncodedImages
+from openblip.inference.decoding import Decoding, Generated, nucleus_probabilities
+from openblip.inference.encoding import EncodedImages
+from openblip.inference.generation import RunningDecoder, generate, sample
 from openblip.model import Med
 from openblip.objectives.lm import lm_loss, next_token_labels
+
+from ..original_gradients import export_gradients
 
 pytestmark = pytest.mark.golden
 

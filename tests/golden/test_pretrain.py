@@ -14,13 +14,15 @@ from torch import Tensor
 
 from openblip.batches.loader import Batch
 from openblip.batches.tokenizer import SpecialTokens
-from openblip.checkpoints.original import OriginalQueues, export_gradients, to_original
+from openblip.checkpoints.original import OriginalQueues, to_original
 from openblip.model import Med, TextPass
 from openblip.objectives.finetune import CaptionerTask
 from openblip.objectives.itc import similarities
 from openblip.objectives.pretrain import FilterTask, PretrainObjectives, PretrainTask
 from openblip.objectives.settings import FilterObjectives
 from openblip.objectives.task import StepOutput, StepPosition
+
+from ..original_gradients import export_gradients
 
 pytestmark = pytest.mark.golden
 

@@ -11,14 +11,14 @@ from PIL import Image
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.inference import Blip
-from openblip.inference.caption_job import (
+from openblip.inference.encoding import EncodedImages
+from openblip.inference.image_sources import ImageSources
+from openblip.inference.many_images import (
     CaptionJobResult,
     CaptionSettings,
     CaptionTarget,
     caption_images,
 )
-from openblip.inference.image_input import EncodedImages
-from openblip.inference.image_sources import ImageSources
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.model.vqa import Vqa, VqaConfig
 

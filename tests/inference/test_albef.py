@@ -9,6 +9,7 @@ from PIL import Image
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.checkpoints.original import OriginalNote, to_original, write_original
 from openblip.inference import Blip, load
+from openblip.inference.image_sources import image_batches
 from openblip.model import TextConfig, VisionConfig
 from openblip.model.albef import Albef, AlbefConfig
 from openblip.runtime.errors import MissingHead
@@ -61,7 +62,7 @@ def test_it_embeds_and_matches_as_its_model_does(albef: Blip, images: list[Image
     embeds = albef.embed_texts(TEXTS)
     with torch.no_grad():
         torch.testing.assert_close(embeds, model.embed_texts(tokens.ids, tokens.mask))
-        hidden = torch.cat(list(albef._hidden(images, 2)))
+        hidden = model.encode_images(torch.cat(list(image_batches(images, 32, 2))))
         memory = model.memory(hidden)
         logits = model.match(tokens.ids.repeat(3, 1), tokens.mask.repeat(3, 1), memory)
     expected = logits.softmax(1)[:, 1].view(3, 3)

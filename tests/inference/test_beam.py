@@ -5,8 +5,8 @@ import random
 import pytest
 import torch
 
-from openblip.inference.decoding import Decoding, Generated, RunningDecoder, divisor
-from openblip.inference.generation import Hypotheses, beam_search, generate
+from openblip.inference.decoding import Decoding, Generated, divisor
+from openblip.inference.generation import Hypotheses, RunningDecoder, beam_search, generate
 
 
 def text(score, *ids):

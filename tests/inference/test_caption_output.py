@@ -132,6 +132,20 @@ def test_a_finished_list_can_be_added_to(tmp_path: Path) -> None:
     assert open_file(tmp_path / "a.json", "coco").has("2")
 
 
+def test_a_list_has_each_line_once_whenever_its_writer_was_killed(tmp_path: Path) -> None:
+    file, journal = tmp_path / "a.json", tmp_path / "a.json.partial"
+    output = open_file(file, "coco")
+    output.write(results("1.jpg", "2.jpg"))
+    lines = journal.read_bytes()
+    output.close(is_complete=True)
+    # As if the process had ended between the list and what is done after it.
+    journal.write_bytes(lines)
+    output = open_file(file, "coco")
+    output.write(results("3.jpg"))
+    output.close(is_complete=True)
+    assert [v["image_id"] for v in json.loads(file.read_text())] == [1, 2, 3]
+
+
 def test_a_list_that_is_not_complete_leaves_the_old_one(tmp_path: Path) -> None:
     output = open_file(tmp_path / "a.json", "coco")
     output.write(results("1.jpg"))

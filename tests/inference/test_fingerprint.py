@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from openblip.inference.embedder import embedder_fingerprint, model_fingerprint
+from openblip.checkpoints.reading import model_fingerprint
+from openblip.inference.embedder import embedder_fingerprint
 from openblip.runtime.errors import CheckpointError
 
 from .published_clip import save_clip

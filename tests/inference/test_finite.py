@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from openblip.inference import Blip, load
-from openblip.inference.texts import check_weights, finite
+from openblip.inference.encoding import finite
+from openblip.inference.loading import check_weights
 from openblip.model import MedConfig
 from openblip.model.vqa import Nlvr, NlvrConfig
 from openblip.runtime.errors import CheckpointError

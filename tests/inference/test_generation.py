@@ -4,8 +4,7 @@ import pytest
 import torch
 
 from openblip.inference import Blip, Decoding
-from openblip.inference.decoding import remaining
-from openblip.inference.generation import generate
+from openblip.inference.generation import generate, remaining
 from openblip.runtime.errors import MissingHead, RecipeError
 
 from .conftest import make_med

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.inference.image_input import as_sources
+from openblip.inference.image_sources import as_sources
 from openblip.runtime.errors import DataError
 
 

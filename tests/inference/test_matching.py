@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from openblip.inference import Blip
-from openblip.inference.image_input import EncodedImages
+from openblip.inference.encoding import EncodedImages
 from openblip.runtime.errors import MissingHead
 
 from .conftest import TEXTS, make_med

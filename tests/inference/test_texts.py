@@ -7,7 +7,7 @@ import torch
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.inference import Blip
-from openblip.inference.texts import tokens_for
+from openblip.inference.encoding import tokens_for
 from openblip.runtime.errors import TextTruncated, UnknownWords
 
 

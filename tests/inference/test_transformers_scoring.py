@@ -12,8 +12,8 @@ from openblip.inference import Decoding
 from openblip.inference.answers import read_questions, write_answers
 from openblip.inference.captions import caption_encoded, prompt_ids
 from openblip.inference.decoding import constrain, nucleus_probabilities
+from openblip.inference.encoding import EncodedImages
 from openblip.inference.generation import generate
-from openblip.inference.image_input import EncodedImages
 
 from .conftest import make_med
 

@@ -1,6 +1,7 @@
 """Similarity of nouns: closed forms on a small hierarchy; nltk on drawn ones and the real one."""
 
 import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,6 @@ def test_where_it_is_missing_the_remedy_is_named(
     with pytest.raises(DataError, match="nowhere is no database of WordNet"):
         WordNet.find()
     monkeypatch.delenv("WNSEARCHDIR")
-    monkeypatch.setattr("openblip.metrics.wups._PLACES", (str(tmp_path),))
+    monkeypatch.setattr(sys.modules[WordNet.__module__], "_PLACES", (str(tmp_path),))
     with pytest.raises(DataError, match="apt install wordnet-base"):
         WordNet.find()

@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import torch.nn.functional as F
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig, kernels
 from openblip.model.albef import Albef, AlbefConfig
+from openblip.model.flops import flop_counter
 from openblip.objectives.settings import CaptionerObjectives
+from openblip.objectives.task import StepPosition
 from openblip.plan.footprint import (
     BACKWARD,
     GRADIENTS,
@@ -30,10 +33,13 @@ from openblip.plan.footprint import (
     WEIGHTS,
     Footprint,
     TextLengths,
+    example_batch,
     step_footprint,
 )
 from openblip.recipes.baselines import as_albef
 from openblip.recipes.pretrain import tiny
+from openblip.training.build import assemble_task, overridden
+from openblip.training.parallelism import Processes
 from openblip.training.recipe import ModelOverrides, Recipe
 
 LENGTHS = TextLengths(longest=16, mean=12)
@@ -151,6 +157,29 @@ def test_checkpointed_fusion_keeps_less_and_computes_more(albef: Recipe) -> None
         assert light.parts[part] < 0.5 * whole.parts[part]
     assert light.operations == whole.operations
     assert light.recomputed > whole.recomputed == 0
+
+
+@pytest.mark.parametrize("layers", [0, 1])
+@pytest.mark.parametrize("family", ["med", "albef"])
+def test_operations_are_those_of_a_step_that_runs(
+    recipe: Recipe, albef: Recipe, family: str, layers: int
+) -> None:
+    overrides = ModelOverrides(vision_checkpoint_layers=layers, text_checkpoint_layers=layers)
+    whole = replace(recipe if family == "med" else albef, overrides=overrides)
+    # Of one length, so that it makes no difference which texts are drawn as negatives.
+    lengths = TextLengths(longest=16, mean=16)
+    tokenizer = TextTokenizer.train(["a b"], 60)
+    found = step_footprint(whole, tokenizer, lengths, pairs=16)
+    assert (found.recomputed > 0) == (layers > 0)
+
+    build = Med if family == "med" else Albef
+    student = build(overridden(whole.model, overrides))
+    task = assemble_task(whole, student, tokenizer, Processes()).train()
+    batch = example_batch(16, lengths, whole.data.image_size)
+    batch = replace(batch, images=torch.zeros_like(batch.images))
+    with flop_counter() as counter:
+        task(batch, StepPosition(1, 10.0)).loss.backward()
+    assert found.operations + found.recomputed == counter.get_total_flops()
 
 
 def differences(*options: str) -> dict[str, float]:

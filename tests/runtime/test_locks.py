@@ -1,11 +1,12 @@
 """One process at a time."""
 
 from pathlib import Path
+from threading import Thread
 
 import pytest
 
 from openblip.runtime.errors import OpenBlipError
-from openblip.runtime.locks import only_here, only_one
+from openblip.runtime.locks import in_turn, only_here, only_one
 
 
 def test_a_path_that_is_not_there_yet_is_held_by_one(tmp_path: Path) -> None:
@@ -47,3 +48,19 @@ def test_a_folder_is_held_by_one(tmp_path: Path) -> None:
         only_here(tmp_path, "demonstration"),
     ):
         pass
+
+
+def test_others_wait_for_their_turn(tmp_path: Path) -> None:
+    done: list[str] = []
+
+    def second() -> None:
+        with in_turn(tmp_path / "lock"):
+            done.append("second")
+
+    with in_turn(tmp_path / "lock"):
+        thread = Thread(target=second)
+        thread.start()
+        thread.join(timeout=0.2)
+        done.append("first")
+    thread.join()
+    assert done == ["first", "second"]

@@ -209,6 +209,13 @@ def test_localized_narratives_and_results_name_images_by_their_ids(
     assert (report.num_rows, report.splits) == (1, {"train": 1})
 
 
+def test_a_hidden_file_is_no_second_image_of_a_number(tmp_path: Path, jpeg: Jpeg) -> None:
+    write_images(tmp_path, jpeg, ["a/7.jpg", "a/._7.jpg", ".thumbnails/7.jpg"])
+    results = write(tmp_path / "r.json", [{"image_id": 7, "caption": "a dog"}])
+    _, rows = imported(results)
+    assert [row["captions"] for row in rows] == [["a dog"]]
+
+
 def test_captions_under_the_names_of_images(tmp_path: Path, jpeg: Jpeg) -> None:
     write_images(tmp_path, jpeg, ["1.jpg", "x/2.png"])
     document = {

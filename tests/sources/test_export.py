@@ -155,6 +155,19 @@ def test_sources_and_split_decide_too(bootstrapped: PairTable, tmp_path: Path) -
     assert (row["id"], row["split"], row["captions"]) == ("other", "val", ["v"])
 
 
+@pytest.mark.parametrize(
+    ("form", "source", "is_told"),
+    [("coco", "synthetic", True), ("coco", "web", False), ("jsonl", "synthetic", False)],
+)
+def test_what_cannot_say_who_wrote_a_text_says_that(
+    bootstrapped: PairTable, tmp_path: Path, form: str, source: str, is_told: bool
+) -> None:
+    report = _export(bootstrapped, tmp_path / "out", form, sources=(source,))
+    assert ("COCO has no place for who wrote a text" in report.to_text()) == is_told
+    (row, *_) = _reimported(tmp_path / "out").values()
+    assert row["origin"] == "web"
+
+
 def test_members_of_a_tar_are_an_image_a_text_and_a_record(
     bootstrapped: PairTable, tmp_path: Path
 ) -> None:

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from openblip.sources.gathered import Gathered, GatheredSource
-from openblip.sources.image_folders import ImageFolder
+from openblip.sources.records import Gathered, GatheredSource, ImageFolder
 from openblip.sources.report import Reason
 from openblip.sources.source import Entry, Found, Refused, known_id
 

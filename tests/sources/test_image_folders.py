@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from openblip.runtime.errors import DataError
-from openblip.sources.image_folders import ImageFolder, coco_names, find_images
+from openblip.sources.records import ImageFolder, coco_names, find_images
 from openblip.sources.source import SourceOptions, UnsafePath
 
 OTHERS = "/export/share/datasets/vision"

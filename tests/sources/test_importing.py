@@ -12,7 +12,7 @@ import pytest
 from openblip.runtime.errors import DataError
 from openblip.sources.importing import _Settings, import_pairs
 from openblip.sources.report import ImportReport, is_import_state
-from openblip.sources.row_images import table_images
+from openblip.sources.row_images import stream_images
 from openblip.sources.source import SourceOptions
 from openblip.table.table import PairTable
 
@@ -255,7 +255,7 @@ def test_names_that_differ_in_bytes_that_are_no_utf8_stay_different(
         {"id": r"caf\xe8", "captions": ["text 1"]},
         {"id": r"caf\xe9", "captions": ["text 0"]},
     ]
-    assert len(table_images(table, [0, 1])) == 2
+    assert len(list(stream_images(table, [0, 1]))) == 2
 
 
 @pytest.mark.parametrize("ids", ["key", "sha256"])

@@ -14,7 +14,6 @@ from openblip.sources.row_images import (
     read_image_file,
     row_image,
     stream_images,
-    table_images,
 )
 from openblip.table import storage
 from openblip.table.table import PairRow, PairTable
@@ -71,7 +70,6 @@ def test_images_of_a_table_come_in_the_order_that_was_asked_for(table: PairTable
     rows = np.array([5, 0, 19, 5] * 20)
     encoded = table.take(rows, ["image"])["image"].to_pylist()
     expected = [open_image(image).tobytes() for image in encoded]
-    assert [image.tobytes() for image in table_images(table, rows)] == expected
     assert [image.tobytes() for image in stream_images(table, rows)] == expected
 
 

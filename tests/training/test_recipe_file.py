@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from openblip.batches.transforms import Augmentation
+from openblip.batches.augmentation import Augmentation
 from openblip.model import TextConfig, VisionConfig
 from openblip.objectives.settings import CaptionerObjectives, FilterObjectives
 from openblip.runtime.errors import RecipeError

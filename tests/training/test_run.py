@@ -421,6 +421,15 @@ def test_bfloat16_comes_near_float32(
     assert read_folder(result.model_folder).med.temperature.dtype == torch.float32
 
 
+@pytest.mark.parametrize(("asked", "told"), [(1, "1, as train.threads"), (None, "1, for products")])
+def test_the_log_says_how_many_threads_compute(
+    make_recipe: MakeRecipe, tmp_path: Path, asked: int | None, told: str
+) -> None:
+    recipe = make_recipe(steps=1)
+    train(replace(recipe, train=replace(recipe.train, threads=asked)), tmp_path / "run", quiet=True)
+    assert f"threads: {told}" in next(tmp_path.glob("run/logs/*.log")).read_text()
+
+
 def test_progress_shows_losses_and_rates(
     make_recipe: MakeRecipe, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

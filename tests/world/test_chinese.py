@@ -18,7 +18,7 @@ from openblip.world import (
     is_true_caption,
     truth_of,
 )
-from openblip.world.chinese import write_nothing
+from openblip.world.chinese import CHINESE
 from openblip.world.claims import Claim, Mention, make_claim
 from openblip.world.config import config_to_dict
 from openblip.world.english import (
@@ -78,7 +78,7 @@ def test_what_is_no_sentence_of_the_grammar_is_neither_true_nor_false(text: str)
 
 def test_boilerplate_has_no_meaning() -> None:
     for seed in range(100):
-        assert parse_caption(write_nothing(Dice(seed))) is None
+        assert parse_caption(CHINESE.write_nothing(Dice(seed))) is None
 
 
 def test_one_claim_has_many_sentences() -> None:

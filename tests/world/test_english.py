@@ -8,8 +8,7 @@ from hypothesis import strategies as st
 
 from openblip.world.claims import Claim, Mention, make_claim
 from openblip.world.english import (
-    BODIES,
-    BOILERPLATE,
+    ENGLISH,
     caption_errors,
     is_true_caption,
     parse_caption,
@@ -46,7 +45,7 @@ mentions = st.builds(
 
 @st.composite
 def claims(draw: st.DrawFn) -> Claim:
-    num_groups, relation = draw(st.sampled_from(sorted(BODIES, key=str)))
+    num_groups, relation = draw(st.sampled_from(sorted(ENGLISH.bodies, key=str)))
     named = draw(st.lists(mentions, min_size=num_groups, max_size=num_groups))
     pattern = draw(st.sampled_from((None, *PATTERNS)))
     ground = draw(st.sampled_from((None, *GROUND_COLOURS)))
@@ -98,7 +97,7 @@ def test_errors_are_named(text, errors):
         "a circle left of",
         "a green elephant",
         "a circle and a cross and a star",
-        *(text.format(number=1234) for text in BOILERPLATE),
+        *(text.format(number=1234) for text in ENGLISH.boilerplate),
     ],
 )
 def test_what_is_no_sentence_of_the_grammar_is_neither_true_nor_false(text):

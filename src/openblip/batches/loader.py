@@ -9,7 +9,7 @@ each other.
 import hashlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -28,7 +28,12 @@ from openblip.sources.images import UndecodedImage, open_image
 from openblip.sources.row_images import encoded_image
 from openblip.table.table import PairTable
 
+if TYPE_CHECKING:
+    import pyarrow as pa
+
 _IMAGE_COLUMNS = ("id", "image", "image_uri")
+# What reading or decoding an image may raise.
+_UNREADABLE = (DataError, OSError, ValueError)
 # No row number, so that rows cannot move from one table to the next unseen.
 _BETWEEN_TABLES = b"\xff" * 8
 
@@ -133,6 +138,7 @@ class PairLoader(StepLoader[Batch]):
         """A digest of the rows and texts that are admitted, equal on every machine."""
         digest = hashlib.blake2b(digest_size=8)
         for number, part in enumerate(self.mixture.parts):
+            # Of one table nothing more: runs of before several were possible keep their digest.
             if number:
                 digest.update(_BETWEEN_TABLES)
             digest.update(part.index.rows.astype("<i8").tobytes())
@@ -148,6 +154,7 @@ class PairLoader(StepLoader[Batch]):
         texts: list[str] = []
         num_rows = 0
         for part in self.mixture.parts:
+            # Rounded up: a small table beside a large one is looked at too.
             share = -(-most * len(part.index) // self.num_examples)
             rows = part.index.rows[spread(len(part.index), share)]
             num_rows += len(rows)
@@ -175,12 +182,14 @@ class PairLoader(StepLoader[Batch]):
         draws = list(
             zip(samples.passes.tolist(), self.mixture.draw_keys(samples).tolist(), strict=True)
         )
-        images = _empty_images(len(pairs), self._image_size, self._pin_memory)
-        for place, (pair, draw) in enumerate(zip(pairs, draws, strict=True)):
-            try:
-                images[place] = self._image(pair, draw)
-            except (DataError, OSError, ValueError) as error:
-                raise DataError(f"{pair.where}: {error}") from error
+        images = _stacked(
+            [pair.row for pair in pairs],
+            [(self._seed, *draw) for draw in draws],
+            _empty_images(len(pairs), self._image_size, self._pin_memory),
+            self._augmentation,
+            self._scaled_decoding,
+        )
+        # Which text is a hash of the draw, not a random number: so nothing depends on the thread.
         texts = [
             self._tokenizer.cleaning.caption(
                 pair.texts[keyed_hash(self._seed, *draw) % len(pair.texts)], self._max_words
@@ -189,7 +198,7 @@ class PairLoader(StepLoader[Batch]):
         ]
         tokens = self._tokenizer.encode([self._prefix + text for text in texts], self._max_tokens)
         return Batch(
-            ids=tuple(pair.id for pair in pairs),
+            ids=tuple(pair.row.id for pair in pairs),
             images=images,
             tokens=tokens.ids,
             mask=tokens.mask,
@@ -200,43 +209,58 @@ class PairLoader(StepLoader[Batch]):
 
     def _read(self, samples: Samples) -> "list[_Pair]":
         """The samples as they are stored, in order; one read for each table."""
+        # Places and not a list: the pairs of a step come table by table, and stand mixed.
         pairs: dict[int, _Pair] = {}
         for number in np.unique(samples.parts).tolist():
             index = self.mixture.parts[number].index
             places = np.flatnonzero(samples.parts == number)
             rows = samples.rows[places]
+            # A view's columns may be among those of an image.
             columns = dict.fromkeys((*_IMAGE_COLUMNS, *index.view.columns))
             found = index.table.take(rows, list(columns))
             values = zip(
                 places.tolist(),
-                rows.tolist(),
-                *(found[name].to_pylist() for name in _IMAGE_COLUMNS),
+                _rows_of(index.table, rows, found),
                 index.view.admitted_texts(found),
                 strict=True,
             )
-            for place, row, key, image, uri, texts in values:
-                where = f"row {row} (id {key!r}) of {index.table.uri}"
-                pairs[place] = _Pair(key, image, uri, texts, where)
+            pairs |= {place: _Pair(row, texts) for place, row, texts in values}
         return [pairs[place] for place in range(len(samples.rows))]
 
-    def _image(self, pair: "_Pair", draw: tuple[int, int]) -> Tensor:
-        encoded = encoded_image(pair.image, pair.image_uri)
-        if self._augmentation is None:
-            return eval_transform(open_image(encoded), self._image_size)
-        image = UndecodedImage(encoded) if self._scaled_decoding else open_image(encoded)
-        generator = np.random.default_rng([self._seed, *draw])
-        return train_transform(image, self._image_size, self._augmentation, generator)
+
+class _Row(NamedTuple):
+    """A row with an image, as it is stored."""
+
+    number: int
+    id: str
+    image: bytes | None
+    image_uri: str | None
+    table: PairTable
+
+    def tensor(
+        self,
+        image_size: int,
+        augmentation: Augmentation | None = None,
+        key: Sequence[int] = (),
+        scaled_decoding: bool = False,
+    ) -> Tensor:
+        """Its image, float32 (3, size, size); at the transform of evaluation without augmentation.
+
+        Raises:
+            DataError, OSError, ValueError: it cannot be read.
+        """
+        encoded = encoded_image(self.image, self.image_uri)
+        if augmentation is None:
+            return eval_transform(open_image(encoded), image_size)
+        image = UndecodedImage(encoded) if scaled_decoding else open_image(encoded)
+        return train_transform(image, image_size, augmentation, np.random.default_rng(key))
 
 
 class _Pair(NamedTuple):
     """An image and the texts that may stand for it."""
 
-    id: str
-    image: bytes | None
-    image_uri: str | None
+    row: _Row
     texts: list[str]
-    where: str
-    """What errors call it."""
 
 
 class ImageBatch(NamedTuple):
@@ -319,25 +343,15 @@ def read_images(
     Raises:
         DataError: an image cannot be read; names the row.
     """
-    found = table.take(rows, _IMAGE_COLUMNS)
+    found = list(_rows_of(table, rows, table.take(rows, _IMAGE_COLUMNS)))
     images = _empty_images(len(rows), image_size, pin_memory=False)
-    ids, encoded, uris = (found[name].to_pylist() for name in _IMAGE_COLUMNS)
-    for place, row in enumerate(rows.tolist()):
-        try:
-            image = open_image(encoded_image(encoded[place], uris[place]))
-            if augmentation is None:
-                images[place] = eval_transform(image, image_size)
-            else:
-                generator = np.random.default_rng(keys[place])
-                images[place] = train_transform(image, image_size, augmentation, generator)
-        except (DataError, OSError, ValueError) as error:
-            raise DataError(f"row {row} (id {ids[place]!r}) of {table.uri}: {error}") from error
-    return tuple(ids), images
+    return tuple(row.id for row in found), _stacked(found, keys, images, augmentation)
 
 
 def text_id(text: str) -> int:
     """A 63-bit hash of a cleaned text, the same on every machine and in every release."""
     digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
+    # Tensors have no unsigned 64 bits.
     return int.from_bytes(digest, "little") >> 1
 
 
@@ -357,19 +371,47 @@ def _load_ahead(
 
 
 def _load(table: PairTable, rows: np.ndarray, image_size: int) -> ImageBatch:
-    pairs = table.take(rows, _IMAGE_COLUMNS)
+    # Filled from the front, and cut behind the last that could be read.
     images = _empty_images(len(rows), image_size, pin_memory=False)
     good: list[int] = []
     errors: dict[int, str] = {}
-    sources = zip(pairs["image"].to_pylist(), pairs["image_uri"].to_pylist(), strict=True)
-    for row, source in zip(rows.tolist(), sources, strict=True):
+    for row in _rows_of(table, rows, table.take(rows, _IMAGE_COLUMNS)):
         try:
-            images[len(good)] = eval_transform(open_image(encoded_image(*source)), image_size)
-            good.append(row)
-        except (DataError, OSError, ValueError) as error:
-            errors[row] = str(error)
+            images[len(good)] = row.tensor(image_size)
+            good.append(row.number)
+        except _UNREADABLE as error:
+            errors[row.number] = str(error)
     return ImageBatch(np.array(good, dtype=np.int64), images[: len(good)], errors)
 
 
+def _rows_of(table: PairTable, rows: np.ndarray, found: "pa.Table") -> Iterator[_Row]:
+    """What was read of rows of these numbers, `_IMAGE_COLUMNS` and others."""
+    columns = (found[name].to_pylist() for name in _IMAGE_COLUMNS)
+    for number, key, image, uri in zip(rows.tolist(), *columns, strict=True):
+        yield _Row(number, key, image, uri, table)
+
+
+def _stacked(
+    rows: Sequence[_Row],
+    keys: Sequence[Sequence[int]],
+    images: Tensor,
+    augmentation: Augmentation | None,
+    scaled_decoding: bool = False,
+) -> Tensor:
+    """`images` (rows, 3, size, size), filled; `keys` decide the augmentation of each.
+
+    Raises:
+        DataError: an image cannot be read; names the row.
+    """
+    for place, (row, key) in enumerate(zip(rows, keys, strict=True)):
+        try:
+            images[place] = row.tensor(images.shape[-1], augmentation, key, scaled_decoding)
+        except _UNREADABLE as error:
+            where = f"row {row.number} (id {row.id!r}) of {row.table.uri}"
+            raise DataError(f"{where}: {error}") from error
+    return images
+
+
 def _empty_images(count: int, size: int, pin_memory: bool) -> Tensor:
+    # Every image is written before it is read, so nothing is set to zero first.
     return torch.empty((count, 3, size, size), pin_memory=pin_memory)

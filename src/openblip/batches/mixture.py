@@ -102,6 +102,7 @@ class Mixture:
 
     def epoch_of(self, number: int) -> int:
         """The epoch that the pair of this number belongs to."""
+        # Exact: a float would lose whole numbers above 2^53, and with them a resumed position.
         epoch = math.floor(number / self._exact_pairs)
         # Rounding down, table by table, makes epochs begin a little earlier than on average.
         while self.pairs_before(epoch + 1) <= number:
@@ -123,6 +124,7 @@ class Mixture:
 
     def image_ids(self, samples: Samples) -> np.ndarray:
         """Numbers that tell images of all tables apart, int64: of the first table, its rows."""
+        # Tables have fewer than 2^40 rows, and fewer than 2^23 of them are mixed.
         ids: np.ndarray = (self._table_numbers[samples.parts] << _ROW_BITS) + samples.rows
         return ids
 
@@ -151,6 +153,7 @@ class Mixture:
             for part, begin in zip(self.parts, begins, strict=True)
         ]
         ends = np.cumsum(counts)
+        # A part without a pair in this epoch ends where the one before does, and is passed over.
         which = np.searchsorted(ends, places, side="right")
         rows, passes = np.empty_like(places), np.empty_like(places)
         for number in np.unique(which).tolist():

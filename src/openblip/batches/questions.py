@@ -1,10 +1,8 @@
-"""Questions about the images of a table, and batches of them to learn from.
+"""Questions about the images of a table, batches of them to learn from, and their usual answers.
 
 A row's `meta` may hold `questions`: a list of objects with `question`, `answers` (texts of several
 annotators) or `answer` (one text), and optionally `question_id`, `question_type`, `answer_type` and
 `weight`.
-
-Lists of the answers that a question may have.
 """
 
 import hashlib

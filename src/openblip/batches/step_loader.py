@@ -1,7 +1,4 @@
-"""Batches numbered by step, made ahead by threads.
-
-What the batches of all tasks have in common.
-"""
+"""What the loaders of all tasks have in common: batches numbered by step, made ahead by threads."""
 
 import time
 import weakref
@@ -38,6 +35,7 @@ class Examples:
             return self
         values = {f.name: getattr(self, f.name) for f in fields(cast("Any", self))}
         moved = {
+            # From pinned memory the copy runs beside the step before.
             name: value.to(device, non_blocking=True)
             for name, value in values.items()
             if isinstance(value, Tensor)
@@ -87,6 +85,7 @@ class StepLoader(ABC, Generic[BatchT]):
         self._seed = seed
         self._num_threads = num_threads or default_threads()
         self._num_prefetched = num_prefetched
+        # Weak: an iterator that nobody holds any more ends its threads when it is collected.
         self._open: weakref.WeakSet[Generator[BatchT, None, None]] = weakref.WeakSet()
 
     @property
@@ -126,12 +125,14 @@ class StepLoader(ABC, Generic[BatchT]):
         Raises:
             DataError: (while iterating) an image cannot be read; names the row.
         """
+        # Not iterated before somebody asks: the threads start with the first batch.
         batches = self._iterate(start_step)
         self._open.add(batches)
         return batches
 
     def close(self) -> None:
         """Ends the threads of every iterator that was handed out; those yield no more."""
+        # A list: closing one takes it out of the set.
         for batches in list(self._open):
             batches.close()
 
@@ -148,6 +149,7 @@ class StepLoader(ABC, Generic[BatchT]):
 
     def _iterate(self, start_step: int) -> Generator[BatchT, None, None]:
         # One thread makes one batch, so that a single read fetches its rows.
+        # Bounded, or a slow model would fill the memory with batches.
         ahead = self._num_threads + self._num_prefetched
         batches = ordered_map(self.make, _count(start_step), self._num_threads, ahead)
         try:

@@ -1,10 +1,8 @@
 """Images to the tensors that the model takes, for evaluation and for training.
 
-Equal to torchvision's transforms on Pillow images, without torchvision.
-
-RandAugment with the ten operations of BLIP's training (Cubuk et al. 2020, arXiv:1909.13719).
-
-The original works with OpenCV; this file gives the same bytes with Pillow and numpy.
+Equal to torchvision's transforms on Pillow images, without torchvision. RandAugment has the ten
+operations of BLIP's training (Cubuk et al. 2020, arXiv:1909.13719): the original's work with
+OpenCV, ours give the same bytes with Pillow and numpy.
 """
 
 import math
@@ -19,18 +17,7 @@ from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from torch import Tensor
 
 from openblip.batches.augmentation import MAX_MAGNITUDE, Augmentation
-from openblip.sources.images import UndecodedImage, open_image
-
-__all__ = [
-    "IMAGE_MEAN",
-    "IMAGE_STD",
-    "Augmentation",
-    "eval_transform",
-    "open_image",
-    "random_crop_box",
-    "to_tensor",
-    "train_transform",
-]
+from openblip.sources.images import UndecodedImage
 
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 """Mean of red, green and blue in 0..1, from CLIP (Radford et al. 2021)."""

@@ -1,4 +1,28 @@
-"""Hands out the fragments of a table, takes back results, and outlives the workers."""
+"""Hands out the fragments of a table, takes back results, and outlives the workers.
+
+A fragment is done in units: some of its batches, computed by one worker. A unit's way:
+
+      _enqueue            _hand_out              _done
+    ───────────► waiting ───────────► leased ───────────► its batches are saved as pieces,
+                 _queue               _leases             or it seals: the data file is written
+                    ▲                    │
+                    └────── _again ──────┤ _died: the worker was killed, or silent too long
+               the batches that are not  │ _unreadable: up to MAX_READS times
+               saved, as one unit        │
+                                         └─► any other error stops the job
+
+What holds whenever `_take` has returned, for each open fragment that has not failed:
+
+- `num_units` counts its units that are waiting or leased, and at least one is;
+- each of its batches is saved, or belongs to one of these units, and to no other;
+- a unit that seals is its only unit. So when it runs nobody else writes pieces, and all batches
+  but its own are saved.
+
+When the last other unit is done, `_seal_if_last` queues one without batches that seals. A fragment
+that has failed loses its waiting units; the last leased one is followed by one that seals it with
+the reason in every row. The ledger knows fragments alone: what it calls leased when this process is
+killed is computed again but for the pieces.
+"""
 
 import time
 from collections import deque
@@ -118,6 +142,7 @@ class Driver:
                 self._end_silent()
                 self._flush()
         except BaseException:
+            # Workers may still compute: what they save is found as pieces, nobody hears the rest.
             self._leases.clear()
             for opened in self._open.values():
                 entry = self._ledger.find(opened.fragment.number, opened.fragment.digest)
@@ -210,6 +235,7 @@ class Driver:
 
     def _take(self, report: Report) -> None:
         lease = self._leases.get(report.worker)
+        # A worker without a unit: it was ended for its silence, or could not load its models.
         if lease is None:
             if isinstance(report.event, OpenBlipError):
                 raise report.event
@@ -218,6 +244,7 @@ class Driver:
             self._deaths_in_a_row = 0
             lease.rows += report.event
             now = time.time()
+            # Never shorter than before: a cluster with one slow machine must not lose its work.
             slowest = LEASE_BATCHES * (now - lease.reported)
             self._lease_seconds = max(self._lease_seconds, slowest)
             lease.reported, lease.until = now, now + self._lease_seconds
@@ -262,6 +289,7 @@ class Driver:
     def _died(self, opened: _Open, lease: _Lease, reason: str) -> None:
         unit = lease.unit
         self._deaths_in_a_row += 1
+        # Each worker of a pool may die twice of the same cause, such as a full memory, and recover.
         if self._deaths_in_a_row >= MAX_DEATHS_IN_A_ROW + 2 * self._pool.size_hint():
             raise OpenBlipError(
                 f"{self._deaths_in_a_row} CapFilt workers in a row died without finishing a batch, "
@@ -271,6 +299,7 @@ class Driver:
         opened.careful = True
         missing = self._take_stock(opened, lease)
         self._ledger.put(released(self._entry(unit), f"its worker died: {reason}"))
+        # Nobody knows whether it was written whole; another attempt writes another name.
         if unit.seals:
             self._job.data_folder.remove(unit.column_file(self._job.fingerprint))
         if unit.careful and missing:
@@ -295,6 +324,7 @@ class Driver:
         waiting = [unit for unit in self._queue if unit.fragment == number]
         self._queue = deque(unit for unit in self._queue if unit.fragment != number)
         opened.num_units -= len(waiting)
+        # All rows get the reason, those of saved batches too: they count once, when it is sealed.
         saved = opened.finished
         self._progress.update(-sum(self._num_rows(opened, batch) for batch in saved))
         self._seal_if_last(opened)
@@ -340,6 +370,7 @@ class Driver:
         self._flushed = now
         for lease in self._leases.values():
             entry = self._entry(lease.unit)
+            # Not at each batch: the ledger would grow with the batches, not with the fragments.
             if lease.until - entry.until > self._lease_seconds / 3:
                 self._ledger.put(replace(entry, until=lease.until))
         self._ledger.flush(self._activity())

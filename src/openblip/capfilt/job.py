@@ -1,6 +1,6 @@
-"""What a CapFilt job is: its settings, its fingerprint, its folder, its columns.
+"""What a CapFilt job is: its settings, fingerprint, folder and columns, and how far it is.
 
-How far a CapFilt job is, read from its ledger while it runs, after a kill, or at its end.
+The status is read from table and ledger alone: while the job runs, after a kill, or at its end.
 """
 
 import hashlib
@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal
 
 from openblip.capfilt.ledger import STATES, Entry, Ledger, State, Store, open_store
 from openblip.capfilt.lock import lock_owner
+from openblip.checkpoints.reading import model_fingerprint
 from openblip.inference import Decoding
-from openblip.inference.embedder import model_fingerprint
 from openblip.runtime.errors import CheckpointError, DataError, RecipeError
 from openblip.table.columns import list_fragments
 from openblip.table.table import PairTable

@@ -1,9 +1,8 @@
 """The ledger of a CapFilt job: what became of each fragment, written by the driver alone.
 
 A log in numbered files, each created once and never changed, so that it works on object storage
-too and a second writer is found out. From time to time a snapshot takes the place of the log.
-
-Where the files of a CapFilt job lie: small files that appear whole or not at all.
+too and a second writer is found out. From time to time a snapshot takes the place of the log. All
+that it needs is a `Store`: small files that appear whole or not at all.
 """
 
 import gzip
@@ -139,6 +138,7 @@ class Ledger:
         """
         self._store = store
         self._entries: dict[int, Entry] = {}
+        # Entries since the last `flush`; the last of a fragment counts.
         self._dirty: dict[int, Entry] = {}
         self._last = 0
         self._since_snapshot = 0
@@ -165,6 +165,8 @@ class Ledger:
             LedgerTakenError: another driver has written meanwhile.
         """
         if self._dirty:
+            # The next number, not a free one: it is taken only if somebody else writes here, which
+            # must not go on unseen. No lock and no clock is needed for that.
             number = self._last + 1
             if not self._store.create(_name(_LOG, number), _encode(self._dirty.values())):
                 raise LedgerTakenError(
@@ -185,6 +187,7 @@ class Ledger:
         Raises:
             StorageError: it cannot be written.
         """
+        # Written before anything is removed: a kill in between leaves too much, not too little.
         content = gzip.compress(_encode(self._entries.values()), compresslevel=1)
         self._store.write(_name(_SNAPSHOT, self._last), content)
         for prefix, keep in ((_LOG, self._last + 1), (_SNAPSHOT, self._last)):
@@ -218,6 +221,7 @@ class Ledger:
         return snapshot, [name for name in self._store.names(_LOG) if _number(name) > after]
 
     def _read_files(self, snapshot: str | None, logs: list[str]) -> bool:
+        # Later entries of a fragment replace earlier ones.
         self._entries.clear()
         for name in [snapshot, *logs]:
             if name is None:
@@ -269,6 +273,7 @@ def _number(name: str) -> int:
 
 
 def _encode(entries: Iterable[Entry]) -> bytes:
+    # Lists and not objects: a line for each of 100,000 fragments, without names.
     fields = Entry.__slots__
     lines = [json.dumps([getattr(entry, name) for name in fields]) for entry in entries]
     return ("\n".join(lines) + "\n").encode()
@@ -344,6 +349,7 @@ class LocalStore:
                 whole.write_bytes(content)
                 force_to_disk(whole)
                 path.hardlink_to(whole)
+                # The name is content of the folder: else a crash of the machine may undo it.
                 force_to_disk(path.parent)
             finally:
                 whole.unlink(missing_ok=True)

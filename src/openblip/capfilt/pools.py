@@ -1,6 +1,6 @@
-"""Workers that units are handed to: in this process, or in several processes of this machine.
+"""Workers that units are handed to: in this process, in several of this machine, or Ray's.
 
-Workers that Ray places on the machines of a cluster; the only file that touches Ray.
+The only file that touches Ray, which places its workers on the machines of a cluster.
 """
 
 import multiprocessing
@@ -96,7 +96,7 @@ class Pool(Protocol):
         ...
 
 
-def worker_name() -> str:
+def _worker_name() -> str:
     """This process, as the ledger names it."""
     return f"{platform.node()}:{os.getpid()}"
 
@@ -121,7 +121,7 @@ class OneProcess:
 
     def idle(self, num_units: int) -> list[str]:
         """See `Pool.idle`."""
-        return [] if self._unit else [worker_name()]
+        return [] if self._unit else [_worker_name()]
 
     def start(self, worker: str, unit: Unit) -> None:
         """See `Pool.start`; `reports` computes it."""
@@ -135,10 +135,10 @@ class OneProcess:
             for event in self._worker.compute(self._unit):
                 if isinstance(event, UnitDone):
                     self._unit = None
-                yield Report(worker_name(), event)
+                yield Report(_worker_name(), event)
         except OpenBlipError as error:
             self._unit = None
-            yield Report(worker_name(), error)
+            yield Report(_worker_name(), error)
 
     def kill(self, worker: str) -> None:
         """Nobody else could."""
@@ -484,7 +484,7 @@ class _RayWorker:
         self._worker = Worker(job, device, save_seconds=save_seconds, decode_threads=threads)
 
     def name(self) -> str:
-        return worker_name()
+        return _worker_name()
 
     def compute(self, unit: Unit) -> Iterator[int | UnitDone]:
         yield from self._worker.compute(unit)

@@ -20,7 +20,7 @@ from openblip.capfilt.select import (
 )
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.runtime.page import CardText, Page, histogram
-from openblip.sources.row_images import table_images
+from openblip.sources.row_images import stream_images
 from openblip.table.columns import column_state
 from openblip.table.table import PairTable
 
@@ -176,7 +176,7 @@ def _card_text(
 def _with_images(
     table: PairTable, cards: Sequence[tuple[int, list[CardText]]]
 ) -> list[tuple[Image.Image, list[CardText]]]:
-    images = table_images(table, [row for row, _ in cards])
+    images = stream_images(table, [row for row, _ in cards])
     return list(zip(images, (texts for _, texts in cards), strict=True))
 
 

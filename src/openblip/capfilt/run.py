@@ -163,7 +163,18 @@ class _Run:
         """Why this call could not read a fragment."""
 
     def look(self) -> _View:
-        """The latest version of the table, and what is missing in it; reads no row."""
+        """The latest version of the table, and what is missing in it; reads no row.
+
+        A fragment has one of four fates:
+
+        | the ledger says | its columns in the table | fate |
+        | --- | --- | --- |
+        | nothing | are not those of this job | compute |
+        | nothing | are those of this job | leave: the ledger is gone, or rows were compacted |
+        | waiting, leased; failed before this call | any | compute (again) |
+        | done; failed in this call | are not its file, or not committed | commit its file |
+        | done; failed in this call | are its file, committed | leave |
+        """
         table = PairTable.open(self.job.table_uri)
         committed = is_committed(table, self.job.fingerprint)
         missing, computed = [], {}
@@ -194,16 +205,19 @@ class _Run:
         """
         # What another job has written before this one had the lock counts too.
         self.ledger = Ledger(self.job.folder)
+        # Before any work: what lies in the folder can be told apart also after a kill.
         self.job.folder.write("job.json", self.job.description().encode())
         open_store(jobs_folder(self.job.table_uri)).write(LATEST, self.job.fingerprint.encode())
         pool: Pool | None = None
         driver: Driver | None = None
         try:
+            # Rows may be appended while it computes, so it looks again until nothing is left.
             while not (view := self.look()).is_complete:
                 if view.missing:
                     pool = pool or self._start_pool()
                     driver = self._compute(view, pool, lock)
                 elif self._verify(view.computed):
+                    # The one step that another job could not undo: asked for once more, before it.
                     lock.verify()
                     self._commit(view)
             if driver is not None:
@@ -255,6 +269,7 @@ class _Run:
         if view.computed:
             files = {n: ColumnFile(e.file, e.num_bytes) for n, e in view.computed.items()}
             attach_columns(table, files, column_schema(), replace=not view.is_committed)
+        # Last, as it is what `is_committed` looks at: a kill before it commits the files once more.
         if not view.is_committed:
             done = {METADATA_KEY: self.job.description()}
             again_after_conflicts(lambda: PairTable.open(table.uri).update_metadata(done))

@@ -1,6 +1,6 @@
 """How many texts stay at a threshold, and how well the filter finds noise that is known.
 
-The filter's scores of a table as flat arrays, and where each text stands.
+The scores of a table are flat arrays, beside them where each text stands.
 """
 
 import math
@@ -18,7 +18,7 @@ from openblip.table.views import SOURCES, CaptionView
 
 # Standard deviation of probabilities below which a filter separates nothing.
 _NARROW = 0.02
-TRUE_KIND = "true"
+_TRUE_KIND = "true"
 DEFAULT_THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
@@ -239,8 +239,8 @@ def noise_quality(web: TextScores, threshold: float) -> list[NoiseQuality]:
     The last entry, "all noise", takes every kind together. Empty where the kinds are not known.
     """
     rejected = web.itm <= threshold
-    true = web.kinds == TRUE_KIND
-    noisy_kinds = sorted(set(web.kinds.tolist()) - {TRUE_KIND, ""})
+    true = web.kinds == _TRUE_KIND
+    noisy_kinds = sorted(set(web.kinds.tolist()) - {_TRUE_KIND, ""})
     if not noisy_kinds:
         return []
     groups = {kind: web.kinds == kind for kind in noisy_kinds}
@@ -262,7 +262,7 @@ def precision_at_recall(web: TextScores, kind: str, recall: float) -> tuple[floa
     noisy = np.sort(web.itm[web.kinds == kind])
     if not noisy.size or not 0.0 < recall <= 1.0:
         raise RecipeError(f"{noisy.size} texts are {kind!r}; recall must be in (0, 1]: {recall}")
-    true = np.sort(web.itm[web.kinds == TRUE_KIND])
+    true = np.sort(web.itm[web.kinds == _TRUE_KIND])
     thresholds = np.unique(noisy[int(np.ceil(recall * noisy.size)) - 1 :])
     found = np.searchsorted(noisy, thresholds, side="right")
     wrong = np.searchsorted(true, thresholds, side="right")
@@ -288,7 +288,7 @@ def _quality(
     )
 
 
-SCORE_COLUMNS = ("captions_itm", "captions_itc", "synthetic_itm", "synthetic_itc")
+_SCORE_COLUMNS = ("captions_itm", "captions_itc", "synthetic_itm", "synthetic_itc")
 _TEXT_COLUMNS = {"web": "captions", "synthetic": "synthetic"}
 
 
@@ -298,14 +298,14 @@ def read_scores(table: PairTable) -> dict[str, TextScores]:
     Raises:
         DataError: if CapFilt has not scored the table.
     """
-    if missing := [c for c in SCORE_COLUMNS if c not in table.columns]:
+    if missing := [c for c in _SCORE_COLUMNS if c not in table.columns]:
         raise DataError(
             f"{table.uri} has no column {missing[0]}: score it first with "
             f"`openblip capfilt run {table.uri} --captioner ... --filter ...`"
         )
     flat: dict[str, _Collector] = {source: _Collector(source) for source in _TEXT_COLUMNS}
     first = 0
-    for batch in table.scan(["origin", "meta", *SCORE_COLUMNS], batch_size=8192):
+    for batch in table.scan(["origin", "meta", *_SCORE_COLUMNS], batch_size=8192):
         for number, row in enumerate(batch.to_pylist()):
             if row["origin"] == "web":
                 where = f"{first + number} of {table.uri}"

@@ -1,6 +1,6 @@
 """The work on one fragment: read, decode, caption, score, and write the new columns.
 
-What a worker is given to do, what it reports, and the pieces it saves on the way.
+A worker is given units, reports each batch that is finished, and saves pieces on the way.
 """
 
 import hashlib
@@ -146,7 +146,7 @@ class Worker:
             DataError: the fragment cannot be read.
             StorageError: results cannot be written.
         """
-        clock = SaveClock(0.0 if unit.careful else self._save_seconds)
+        clock = _SaveClock(0.0 if unit.careful else self._save_seconds)
         fresh: dict[int, pa.Table] = {}
         with one_thread() if self.filter.device.type == "cpu" else nullcontext():
             for batch, columns in self._computed(unit):
@@ -169,12 +169,14 @@ class Worker:
                 yield batch, _reason_columns(reason, len(rows.pop(batch)))
 
         if unit.careful:
+            # One batch after the other, so that the first that is not saved is the guilty one.
             with GuardedDecoder() as decoder:
                 for batch in rows:
                     loaded = self.load(table, unit.fragment, rows[batch], decoder.open)
                     yield batch, self.process(loaded)
             return
         threads = self._decode_threads
+        # Read and decoded while the device computes the batch before.
         ahead = ordered_map(
             lambda batch: self.load(table, unit.fragment, rows[batch]), rows, threads, threads + 1
         )
@@ -188,6 +190,7 @@ class Worker:
         places, ids, captions, images = [], [], [], []
         errors: dict[int, str] = {}
         for place, row in enumerate(read_rows(table, fragment, rows, _READ).to_pylist()):
+            # What people wrote is neither judged nor added to (section 3.3 of the paper).
             if row["origin"] != "web":
                 continue
             try:
@@ -224,12 +227,14 @@ class Worker:
             given + [self._clean(caption.text) for caption in written]
             for given, written in zip(loaded.captions, synthetic, strict=True)
         ]
+        # Given and written texts of an image are scored together, against one image memory.
         encoded = self.filter.encode(loaded.images[self.filter.image_size])
         scores = self.filter.score(encoded, texts, first_token=self.settings.first_token)
         return _columns(loaded, synthetic, scores, self._names)
 
     def _write_captions(self, loaded: LoadedBatch) -> list[list[Caption]]:
         """For each image the texts of the first captioner, then those of the next."""
+        # By the row's id: neither batch nor worker nor place in the table decides what is drawn.
         seeds = [named_seed(self.settings.seed, row_id) for row_id in loaded.ids]
         written: list[list[Caption]] = [[] for _ in seeds]
         for captioner in self.captioners:
@@ -250,12 +255,14 @@ class Worker:
 
         count = self.job.num_batches(unit.num_rows)
         used_pieces = len(fresh) < count
+        # What was saved of a fragment that cannot be read any more would make half a fragment.
         if unit.failure:
             columns = _reason_columns(unit.failure, unit.num_rows)
         else:
             if used_pieces:
                 fresh = self._pieces.read(unit, self.settings.batch_size) | fresh
             columns = pa.concat_tables([fresh[batch] for batch in range(count)])
+        # No version of the table names the file: only the driver's commit makes it be seen.
         content = encode_columns(self._table, columns)
         name = unit.column_file(self.job.fingerprint)
         self._data.write(name, content)
@@ -326,6 +333,7 @@ class Pieces:
             sink = io.BytesIO()
             with pa.ipc.new_stream(sink, table.schema) as writer:
                 writer.write_table(table)
+            # The name says which batches are in it, so that one listing tells what is finished.
             name = f"{_folder(unit.fragment, unit.digest)}{run[0]:08d}-{run[-1]:08d}"
             self._store.write(name, sink.getvalue())
 
@@ -343,6 +351,7 @@ class Pieces:
                 continue
             table = pa.ipc.open_stream(content).read_all()
             first, last = _span(name)
+            # Of units that were given out again, pieces may overlap; they say the same.
             for batch in range(first, last + 1):
                 found[batch] = table.slice((batch - first) * batch_size, batch_size)
         return found
@@ -374,7 +383,7 @@ class Pieces:
             self._store.remove(name)
 
 
-class SaveClock:
+class _SaveClock:
     """Says when what is finished should be saved."""
 
     def __init__(self, seconds: float) -> None:

@@ -144,6 +144,7 @@ def _sum(weight: Tensor, change: Tensor, file: Path) -> Tensor:
             f"{file}: a change of shape {tuple(change.shape)} does not fit a weight of shape "
             f"{tuple(weight.shape)}; it is of another base"
         )
+    # In float32: a change that is small beside its weight would be lost in half precision.
     return (weight.float() + change.reshape(weight.shape)).to(weight.dtype)
 
 
@@ -165,6 +166,7 @@ def _scale(config: Mapping[str, Any], layer: str, down: Tensor, folder: Path) ->
         raise CheckpointError(
             f"{folder / ADAPTER_CONFIG_FILE}: lora_alpha is {alpha!r:.40}, expected a number"
         )
+    # The weights tell it: the configuration may give layers ranks of their own.
     rank = down.shape[0]
     return float(alpha) / (rank**0.5 if config.get("use_rslora") else rank)
 

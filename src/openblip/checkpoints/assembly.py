@@ -172,22 +172,15 @@ def write_safetensors(
 
     Args:
         path: replaced if it exists.
-        tensors: of any device; no two may share memory.
+        tensors: plain ones, of any device; no two may share memory.
         metadata: what the file says besides; see `read_metadata`.
 
     Raises:
-        CheckpointError: if a tensor is not a plain one.
         OSError: if it cannot be written.
     """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    for name, tensor in tensors.items():
-        if type(tensor.detach()) is not Tensor:
-            raise CheckpointError(
-                f"{path}: {name} is quantised, which cannot be saved; load the model again, as "
-                "float32, and save that"
-            )
     # The library makes files that only their owner can read; this one is as readable as others.
     path.touch()
     mode = path.stat().st_mode

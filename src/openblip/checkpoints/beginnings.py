@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.checkpoints.assembly import check_shape, listed
+from openblip.checkpoints.conversion import NameMap, Section, Table
 from openblip.checkpoints.folder import CONFIG_FILE, read_json
 from openblip.checkpoints.huggingface import find_weights, read_weights
 from openblip.checkpoints.original import read_original
-from openblip.checkpoints.original_layout import BERT, TIMM_VISION, NameMap, Section, Table
+from openblip.checkpoints.original_layout import BERT, TIMM_VISION, ratio_of
 from openblip.checkpoints.reading import find_model
 from openblip.model.backbones import TIMM, TRANSFORMERS, BackboneEncoder, settled, settled_name
 from openblip.model.config import TextConfig, VisionConfig
@@ -125,6 +126,7 @@ def begin_images(encoder: ImageEncoder | BackboneEncoder, source: str) -> KeyRep
     for name, own in encoder.state_dict().items():
         (place,) = names.places(name)
         _check_there(place, tensors, source)
+        # Query, key and value are one weight of ours.
         value = torch.cat([tensors[key] for key in place])
         if name == "positions":
             grid = encoder.config.image_size // encoder.config.patch_size
@@ -200,6 +202,7 @@ def begin_text(text: nn.Module, source: str, tokenizer: TextTokenizer) -> KeyRep
     names, unread = NameMap((Section("", "", BERT),)), set(tensors)
     own_types = any(name.endswith("token_type.weight") for name in text.state_dict())
     for name, own in text.state_dict().items():
+        # The decoder's own self-attention begins as the encoder's.
         place = next(iter(names.places(name.replace("causal_", ""))), ())
         is_head = name.startswith("lm_head.")
         if not place or (is_head and not set(place) <= set(tensors)):
@@ -282,6 +285,7 @@ class _ImageSource:
             return None
         width = tensors["cls_token"].shape[-1]
         patches = tensors["pos_embed"].shape[1] - 1
+        # Images that are no squares, or class tokens beside the first, as DeiT's for distillation.
         if math.isqrt(patches) ** 2 != patches:
             return None
         return {
@@ -289,7 +293,8 @@ class _ImageSource:
             "width": width,
             "depth": number,
             "heads": vision.heads if width == vision.width else _guessed_heads(width, self.name),
-            "mlp_ratio": _ratio(tensors["blocks.0.mlp.fc1.weight"].shape[0], width),
+            "mlp_ratio": ratio_of(tensors["blocks.0.mlp.fc1.weight"].shape[0], width),
+            # No weight shows it: that of every plain ViT in timm.
             "norm_eps": 1e-6,
         }
 
@@ -346,7 +351,7 @@ def _vit_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
         "width": width,
         "depth": config.get("num_hidden_layers", 12),
         "heads": config.get("num_attention_heads", 12),
-        "mlp_ratio": _ratio(config.get("intermediate_size", 3072), width),
+        "mlp_ratio": ratio_of(config.get("intermediate_size", 3072), width),
         "norm_eps": config.get("layer_norm_eps", 1e-12),
     }
 
@@ -374,16 +379,11 @@ def _names_of_ours(depth: int) -> Iterator[str]:
                 yield from (f"{ours}.weight", f"{ours}.bias")
 
 
-def _ratio(hidden_width: int, width: int) -> float:
-    ratio = hidden_width / width
-    # Rounded down again where a model is built.
-    return ratio if int(width * ratio) == hidden_width else (hidden_width + 0.5) / width
-
-
 def _bert_names(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights without the name of the model, and norms as they are named today."""
     renamed = {}
     for key, tensor in tensors.items():
+        # Files of the first BERTs name them as TensorFlow does.
         plain = key.replace("Norm.gamma", "Norm.weight").replace("Norm.beta", "Norm.bias")
         renamed[plain.removeprefix("bert.")] = tensor
     return renamed

@@ -1,13 +1,59 @@
-"""State dicts from one layout's names to another's, by a `NameMap`, strictly."""
+"""State dicts from one layout's names to another's, by tables of names, strictly.
+
+A table maps our name to the other one, or to several that ours holds one below the other. A name
+stands for everything below it (`.weight`, `.bias`); `*` is the number of a layer.
+"""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from openblip.checkpoints.assembly import Shapes, check_shape
-from openblip.checkpoints.original_layout import POSITION_IDS, NameMap, Place
 from openblip.runtime.errors import CheckpointError
+
+Table = Mapping[str, str | tuple[str, ...]]
+Place = tuple[str, ...]
+"""Names of the other layout that ours holds one below the other."""
+POSITION_IDS = ".embeddings.position_ids"
+"""Ending of the buffers 0, 1, 2, ... that others store for each text stack."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table and what stands before its names on either side."""
+
+    ours: str
+    theirs: str
+    table: Table
+
+
+class NameMap:
+    """Where another layout stores a weight of ours."""
+
+    def __init__(self, sections: tuple[Section, ...]) -> None:
+        """Joins the tables of all sections."""
+        self._places: dict[str, list[Place]] = {}
+        for section in sections:
+            for ours, theirs in section.table.items():
+                parts = (theirs,) if isinstance(theirs, str) else theirs
+                place = tuple(section.theirs + part for part in parts)
+                self._places.setdefault(section.ours + ours, []).append(place)
+
+    def places(self, name: str) -> list[Place]:
+        """Every place of one of our weights, the trained one first; [] if no table names it."""
+        components = name.split(".")
+        number = next((c for c in components if c.isdigit()), "")
+        components = ["*" if c == number else c for c in components]
+        # The longest name goes first: a rule for `lm_head.bias` before one for `lm_head`.
+        for length in range(len(components), 0, -1):
+            rest = "".join(f".{component}" for component in components[length:])
+            if places := self._places.get(".".join(components[:length])):
+                return [
+                    tuple(part.replace("*", number) + rest for part in place) for place in places
+                ]
+        return []
 
 
 class StateReader:
@@ -43,9 +89,11 @@ class StateReader:
         for name, shape in shapes.items():
             places = names.places(name)
             if not places:
+                # Some layouts keep it elsewhere; whoever calls this puts it in.
                 assert name == "temperature", f"no rule for {name}"
                 continue
             parts = self.parts(places[0], shape)
+            # Ours holds a tied weight once: an unequal copy would be lost without a word.
             for copy in places[1:]:
                 self._drop_tied(places[0], parts, copy, self.parts(copy, shape))
             state[name] = torch.cat(parts) if len(parts) > 1 else parts[0]
@@ -100,6 +148,8 @@ def split_parts(tensor: Tensor, place: Place) -> dict[str, Tensor]:
 
 
 def _equal(tensor: Tensor, other: Tensor) -> bool:
+    # Shapes alone have no numbers; and what `torch.save` found tied lies once in its file, so that
+    # a word embedding of 90 MB need not be read to be compared with itself.
     if tensor.is_meta or other.is_meta or tensor.data_ptr() == other.data_ptr():
         return True
     return torch.equal(tensor, other)

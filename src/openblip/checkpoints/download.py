@@ -1,10 +1,10 @@
-"""Original checkpoints from web addresses: resumable, checked, kept.
+"""Original checkpoints from web addresses, over https alone: resumable, checked, kept.
 
-Requests to web servers: over https alone, with the failures that may pass told from the rest.
+Beside a file that is not finished stands which version of the remote file it is a part of: a server
+that has another one by now sends that from its start, so that no two are ever spliced.
 """
 
 import errno
-import fcntl
 import hashlib
 import http.client
 import json
@@ -25,6 +25,7 @@ from urllib.parse import unquote, urldefrag, urlsplit
 
 from openblip.runtime.atomic import force_to_disk, replace_file
 from openblip.runtime.errors import CheckpointError
+from openblip.runtime.locks import in_turn
 from openblip.runtime.progress import Progress
 
 _FOLDER_VARIABLE = "OPENBLIP_CACHE"
@@ -32,6 +33,34 @@ _DEFAULT_FOLDER = "~/.cache/openblip/checkpoints"
 _RETRY_DELAYS_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _MEGABYTE = 1_000_000
 _LONGEST_STEM = 100
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_CHUNK_BYTES = 1 << 20
+_TIMEOUT_SECONDS = 30.0
+# Request timeout, too early, too many requests.
+_TRANSIENT_STATUSES = (408, 425, 429)
+_TRANSIENT_CAUSES = (
+    TimeoutError,
+    ConnectionResetError,
+    ConnectionAbortedError,
+    BrokenPipeError,
+    http.client.BadStatusLine,
+    http.client.IncompleteRead,
+)
+_RANGE_REFUSED = 416
+_REMEDIES = {
+    401: "it asks for a login; download the file by hand and give its path",
+    403: "access is denied; download the file by hand and give its path",
+    404: "there is no such file; check the address",
+    410: "the file is gone; look for another address",
+}
+
+
+class _TransientError(Exception):
+    """A failure that may pass; the message says what it was."""
+
+
+class _StaleRangeError(_TransientError):
+    """The part that was asked for does not fit the file that the server has."""
 
 
 def is_url(source: str) -> bool:
@@ -63,14 +92,14 @@ def fetch_url(
             its length or checksum says, or it cannot be written.
     """
     address, fragment = urldefrag(url)
-    check_address(address)
+    _check_address(address)
     expected = _expected_checksum(fragment, address)
     folder = folder if folder is not None else _default_folder()
     target = folder / _file_name(address)
     try:
         if not target.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            with _locked(target.with_name(f"{target.name}.lock")):
+            with in_turn(target.with_name(f"{target.name}.lock")):
                 # Another process may have finished it meanwhile.
                 if not target.is_file():
                     _download(_Partial(target, address), retry_delays_seconds, expected)
@@ -90,7 +119,7 @@ class _Version:
     """Which version of the remote file an unfinished one is a part of."""
 
     validator: str | None = None
-    """See `validator_of`; None where the server gave none, so that nothing can be gone on with."""
+    """See `_validator_of`; None where the server gave none, so that nothing can be gone on with."""
     length: int | None = None
     """Bytes of the whole file, if the server said so."""
 
@@ -138,7 +167,7 @@ def _download(partial: _Partial, delays: Sequence[float], expected: str | None) 
     if expected is not None and checksum != expected:
         partial.discard()
         raise CheckpointError(
-            f"{without_query(partial.address)}: its SHA-256 is {checksum}, expected {expected}; "
+            f"{_without_query(partial.address)}: its SHA-256 is {checksum}, expected {expected}; "
             "the file is discarded. Fetch it again, or correct the checksum"
         )
     partial.finish(checksum)
@@ -151,12 +180,12 @@ def _attempt_often(partial: _Partial, delays: Sequence[float]) -> None:
         before = partial.num_bytes
         try:
             return _attempt(partial)
-        except TransientError as error:
-            if isinstance(error, StaleRangeError):
+        except _TransientError as error:
+            if isinstance(error, _StaleRangeError):
                 partial.discard()
             if partial.num_bytes > before:
                 num_failures = 0
-            name = without_query(partial.address)
+            name = _without_query(partial.address)
             if num_failures == len(delays):
                 raise CheckpointError(
                     f"{name}: {error}; {partial.num_bytes:,} bytes are kept, run the same again "
@@ -170,22 +199,23 @@ def _attempt_often(partial: _Partial, delays: Sequence[float]) -> None:
 
 def _attempt(partial: _Partial) -> None:
     version, offset = partial.read_version(), partial.num_bytes
+    # A process was stopped between the last byte and the renaming.
     if offset and offset == version.length:
         return
     headers = {}
     if offset and version.validator is not None:
         headers = {"Range": f"bytes={offset}-", "If-Range": version.validator}
-    with opened(partial.address, headers) as response:
+    with _opened(partial.address, headers) as response:
         if response.status == http.client.PARTIAL_CONTENT:
             version = _continued(response, version, offset)
         else:
-            version = _Version(validator=validator_of(response), length=length_of(response))
+            version = _Version(validator=_validator_of(response), length=_length_of(response))
             offset = 0
             partial.restart(version)
         _check_space(partial.target.parent, version.length, offset)
         _receive(response, partial, version.length, offset)
     if version.length is not None and partial.num_bytes != version.length:
-        raise TransientError(
+        raise _TransientError(
             f"the connection ended after {partial.num_bytes:,} of {version.length:,} bytes"
         )
 
@@ -201,7 +231,7 @@ def _receive(
         ) as progress,
         partial.path.open("ab") as file,
     ):
-        while chunk := read_chunk(response):
+        while chunk := _read_chunk(response):
             file.write(chunk)
             num_bytes += len(chunk)
             # The total is rounded up, so that the last, broken megabyte counts when it is there.
@@ -213,21 +243,22 @@ def _continued(response: http.client.HTTPResponse, version: _Version, offset: in
     """The version, with the length that an answer to a Range may be the first to tell.
 
     Raises:
-        StaleRangeError: if the answer is not the rest of that version.
+        _StaleRangeError: if the answer is not the rest of that version.
     """
     span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
     # Some servers and caches do not look at If-Range.
-    is_same = validator_of(response) in (None, version.validator)
+    is_same = _validator_of(response) in (None, version.validator)
     if span is None or int(span[1]) != offset or not is_same:
-        raise StaleRangeError("the server has another version of the file")
+        raise _StaleRangeError("the server has another version of the file")
     length = version.length if span[2] == "*" else int(span[2])
     if version.length not in (None, length):
-        raise StaleRangeError("the server has a file of another length")
+        raise _StaleRangeError("the server has a file of another length")
     return _Version(validator=version.validator, length=length)
 
 
 def _check_space(folder: Path, length: int | None, offset: int) -> None:
     free = shutil.disk_usage(folder).free
+    # Told before the first byte rather than after hours, when the disk is full for others too.
     if length is not None and length - offset > free:
         raise _no_space(folder, f"{length - offset:,} bytes to come, {free:,} free")
 
@@ -245,7 +276,7 @@ def _expected_checksum(fragment: str, address: str) -> str | None:
         return None
     if not re.fullmatch(r"[0-9a-fA-F]{64}", value):
         raise CheckpointError(
-            f"{without_query(address)}: sha256={value} is no SHA-256; give its 64 hexadecimal "
+            f"{_without_query(address)}: sha256={value} is no SHA-256; give its 64 hexadecimal "
             "digits"
         )
     return value.lower()
@@ -255,11 +286,12 @@ def _check_finished(target: Path, address: str, expected: str | None) -> None:
     try:
         checksum = _checksum_path(target).read_text().split()[0]
     except (FileNotFoundError, IndexError):
+        # Somebody removed or emptied it; the file itself was whole when it got its name.
         checksum = _checksum_of(target)
         _write_checksum(target, checksum)
     if expected is not None and checksum != expected:
         raise CheckpointError(
-            f"{target}: the SHA-256 of this file from {without_query(address)} is {checksum}, "
+            f"{target}: the SHA-256 of this file from {_without_query(address)} is {checksum}, "
             f"expected {expected}; delete it to fetch it again, or correct the checksum"
         )
 
@@ -285,49 +317,12 @@ def _default_folder() -> Path:
 def _file_name(address: str) -> str:
     """The address's own name and ending, told apart from the same name elsewhere."""
     own = Path(re.sub(r"[^\w.-]", "_", Path(unquote(urlsplit(address).path)).name, flags=re.ASCII))
+    # Of the query too: many sites tell files apart by it alone.
     short_hash = hashlib.sha256(address.encode()).hexdigest()[:8]
     return f"{own.stem[:_LONGEST_STEM] or 'checkpoint'}-{short_hash}{own.suffix}"
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keeps two processes from writing one file: the second one waits."""
-    with path.open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
-_CHUNK_BYTES = 1 << 20
-_TIMEOUT_SECONDS = 30.0
-# Request timeout, too early, too many requests.
-_TRANSIENT_STATUSES = (408, 425, 429)
-_TRANSIENT_CAUSES = (
-    TimeoutError,
-    ConnectionResetError,
-    ConnectionAbortedError,
-    BrokenPipeError,
-    http.client.BadStatusLine,
-    http.client.IncompleteRead,
-)
-_RANGE_REFUSED = 416
-_REMEDIES = {
-    401: "it asks for a login; download the file by hand and give its path",
-    403: "access is denied; download the file by hand and give its path",
-    404: "there is no such file; check the address",
-    410: "the file is gone; look for another address",
-}
-
-
-class TransientError(Exception):
-    """A failure that may pass; the message says what it was."""
-
-
-class StaleRangeError(TransientError):
-    """The part that was asked for does not fit the file that the server has."""
-
-
-def check_address(address: str) -> None:
+def _check_address(address: str) -> None:
     """Passes https, and plain http to this machine.
 
     Raises:
@@ -341,17 +336,17 @@ def check_address(address: str) -> None:
     is_local = parts.scheme == "http" and host in _LOOPBACK
     if not host or not (parts.scheme == "https" or is_local):
         raise CheckpointError(
-            f"{without_query(address)}: refused, because only https keeps a file from being "
+            f"{_without_query(address)}: refused, because only https keeps a file from being "
             "changed on its way; give an https address"
         )
 
 
 @contextmanager
-def opened(address: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResponse]:
+def _opened(address: str, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResponse]:
     """The answer to a GET, after redirects; its body is not read yet.
 
     Raises:
-        TransientError: if the server or the connection may do better later.
+        _TransientError: if the server or the connection may do better later.
         CheckpointError: if it is of no use to try again.
     """
     request = urllib.request.Request(address, headers=dict(headers))
@@ -366,38 +361,38 @@ def opened(address: str, headers: Mapping[str, str]) -> Iterator[http.client.HTT
     with response:
         if response.headers.get_content_type() == "text/html":
             raise CheckpointError(
-                f"{without_query(address)}: answers with a web page instead of a checkpoint; give "
+                f"{_without_query(address)}: answers with a web page instead of a checkpoint; give "
                 "the address of the file itself"
             )
         yield response
 
 
-def read_chunk(response: http.client.HTTPResponse) -> bytes:
+def _read_chunk(response: http.client.HTTPResponse) -> bytes:
     """The next bytes of a body, as they come; none at its end.
 
     Raises:
-        TransientError: if the connection breaks off.
+        _TransientError: if the connection breaks off.
     """
     try:
         # What has come, rather than a full chunk: a connection that is cut loses nothing.
         return response.read1(_CHUNK_BYTES)
     except (OSError, http.client.HTTPException) as error:
-        raise TransientError(f"the connection broke off ({_reason(error)})") from error
+        raise _TransientError(f"the connection broke off ({_reason(error)})") from error
 
 
-def validator_of(response: http.client.HTTPResponse) -> str | None:
+def _validator_of(response: http.client.HTTPResponse) -> str | None:
     """What tells a file from other versions of it: its strong ETag, or else its time of change."""
     tag: str | None = response.headers.get("ETag")
     return tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified")
 
 
-def length_of(response: http.client.HTTPResponse) -> int | None:
+def _length_of(response: http.client.HTTPResponse) -> int | None:
     """Bytes of the body, where the server says it."""
     length = response.headers.get("Content-Length", "")
     return int(length) if length.isdecimal() else None
 
 
-def without_query(address: str) -> str:
+def _without_query(address: str) -> str:
     """The address for messages: its query may hold a key."""
     return address.split("?")[0].split("#")[0]
 
@@ -409,31 +404,33 @@ class _CheckedRedirects(urllib.request.HTTPRedirectHandler):
         self, req: urllib.request.Request, fp: Any, code: int, msg: str, headers: Any, newurl: str
     ) -> urllib.request.Request | None:
         try:
-            check_address(newurl)
+            _check_address(newurl)
         except CheckpointError as error:
-            raise CheckpointError(f"{without_query(req.full_url)}: redirects to {error}") from error
+            raise CheckpointError(
+                f"{_without_query(req.full_url)}: redirects to {error}"
+            ) from error
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
 def _status_error(address: str, error: urllib.error.HTTPError) -> Exception:
     status = f"the server answers with status {error.code} ({error.reason})"
     if error.code == _RANGE_REFUSED:
-        return StaleRangeError(status)
+        return _StaleRangeError(status)
     if error.code >= 500 or error.code in _TRANSIENT_STATUSES:
-        return TransientError(status)
+        return _TransientError(status)
     remedy = _REMEDIES.get(error.code, "check the address")
-    return CheckpointError(f"{without_query(address)}: {status}; {remedy}")
+    return CheckpointError(f"{_without_query(address)}: {status}; {remedy}")
 
 
 def _connection_error(address: str, error: OSError | http.client.HTTPException) -> Exception:
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
     if isinstance(cause, _TRANSIENT_CAUSES):
-        return TransientError(f"the connection broke off ({_reason(cause)})")
+        return _TransientError(f"the connection broke off ({_reason(cause)})")
     remedy = "check the address and the network, or download the file by hand and give its path"
     if isinstance(cause, ssl.SSLError):
         remedy = "check the address, and the clock and certificates of this machine"
     return CheckpointError(
-        f"{without_query(address)}: cannot be reached ({_reason(cause)}); {remedy}"
+        f"{_without_query(address)}: cannot be reached ({_reason(cause)}); {remedy}"
     )
 
 

@@ -1,15 +1,14 @@
 """Our model folder: `config.json`, `model.safetensors`, `tokenizer.json`.
 
-The only file that knows this layout; version 1 is the current one.
-
-What a model was trained as, in the words of each layout.
+The only file that knows this layout; version 1 is the current one. It says what a model was trained
+as, for which the layouts of others have other words: they are the tables at the end.
 """
 
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast, get_args
+from typing import Any
 
 from openblip.batches.tokenizer import TOKENIZER_FILE, TextTokenizer
 from openblip.batches.transforms import IMAGE_MEAN, IMAGE_STD
@@ -18,44 +17,35 @@ from openblip.checkpoints.families import (
     FEWEST_TOKENS,
     AnyConfig,
     AnyModel,
+    Family,
     check_vocabulary,
-    empty_model,
+    family_named,
+    family_of,
     state_to_write,
 )
 from openblip.checkpoints.huggingface_config import HuggingFaceKind
 from openblip.checkpoints.original_layout import Kind
-from openblip.model import Med, MedConfig
-from openblip.model.config import AlbefConfig, config_from_dict, config_to_dict
-from openblip.model.dual import DualConfig
-from openblip.model.vqa import NlvrConfig, VqaConfig
+from openblip.model import Med
+from openblip.model.config import config_from_dict, config_to_dict
 from openblip.runtime.atomic import replace_folder
 from openblip.runtime.errors import CheckpointError, DataError, RecipeError
-
-FolderKind = Literal["pretrain", "captioner", "filter", "vqa", "nlvr", "dual_encoder", "albef"]
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 _OTHER_LAYOUT = "this is no folder of OpenBLIP's layout; `openblip.load` reads the others, too"
 _FORMAT = "openblip"
 _VERSION = 1
-_CONFIGS: dict[str, type[AnyConfig]] = {
-    "pretrain": MedConfig,
-    "captioner": MedConfig,
-    "filter": MedConfig,
-    "vqa": VqaConfig,
-    "nlvr": NlvrConfig,
-    "dual_encoder": DualConfig,
-    "albef": AlbefConfig,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class FolderConfig:
     """What `config.json` says of a model."""
 
+    family: Family
+    """Which kind of model it is."""
     model: AnyConfig
     """Sizes and heads."""
-    kind: FolderKind
+    kind: str
     """What the model was trained as."""
     max_tokens: int
     """Longest text, special tokens included."""
@@ -76,7 +66,7 @@ class LoadedModel:
     """On the CPU, in training mode; its weights are mapped from the file."""
     tokenizer: TextTokenizer
     """The one that it was trained with."""
-    kind: FolderKind
+    kind: str
     """What it was trained as."""
     image_size: int
     """Side of the square that images are resized to, in pixels."""
@@ -139,11 +129,13 @@ def write_model(
         CheckpointError: if `read_folder` would not give the model back.
         ValueError: if there is no such kind, or it is of another model.
     """
-    expected = _CONFIGS[_one_of(get_args(FolderKind), "kind", kind)]
-    if not isinstance(model.config, expected):
+    family = family_of(model)
+    if kind not in family.kinds:
+        # A word that no family has is told as such.
+        family_named(kind)
         raise ValueError(f"kind {kind!r} is not a {type(model).__name__}")
     check_vocabulary(model, tokenizer, max_tokens)
-    state = state_to_write(model)
+    state = state_to_write(model, family)
     config = {
         "format": _FORMAT,
         "format_version": _VERSION,
@@ -152,9 +144,19 @@ def write_model(
         "preprocess": _preprocess(model.config),
         "text": {"max_tokens": max_tokens},
     }
+    if family.reference is not None:
+        config["class"] = family.reference
+    # Left out where nobody knows, and not only empty: a head that is not named counts as untrained.
     if trained:
         config["trained"] = list(trained)
-    (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    # The short file goes first: what is refused has cost no writing of weights. Weights and
+    # tokenizer were held to their readers above, and this is the rest of what is read again.
+    write_json(folder / CONFIG_FILE, config)
+    if read_config(folder).model != model.config:
+        raise CheckpointError(
+            f"{kind}: its configuration is another one when it is read from JSON; give its fields "
+            "types that JSON has: numbers, words, tuples of them, or dataclasses"
+        )
     write_safetensors(folder / WEIGHTS_FILE, state)
     tokenizer.save(folder)
 
@@ -167,7 +169,8 @@ def read_folder(folder: Path) -> LoadedModel:
     """
     config = read_config(folder)
     weights = read_safetensors(folder / WEIGHTS_FILE)
-    model = fill(empty_model(config.model), weights, str(folder / WEIGHTS_FILE))
+    empty = config.family.empty(config.model)
+    model = fill(empty, weights, str(folder / WEIGHTS_FILE))
     try:
         tokenizer = TextTokenizer.from_file(folder / TOKENIZER_FILE)
     except DataError as error:
@@ -200,10 +203,11 @@ def read_config(folder: Path) -> FolderConfig:
     values = read_json(path)
     _check_format(values, path)
     try:
-        kind = _one_of(get_args(FolderKind), "kind", values["kind"])
+        family = family_named(values["kind"], values.get("class"))
         config = FolderConfig(
-            model=config_from_dict(_CONFIGS[kind], values["model"]),
-            kind=cast("FolderKind", kind),
+            family=family,
+            model=config_from_dict(family.config, values["model"]),
+            kind=values["kind"],
             max_tokens=_max_tokens(values["text"]["max_tokens"]),
             trained=_trained(values.get("trained")),
         )
@@ -211,7 +215,7 @@ def read_config(folder: Path) -> FolderConfig:
         preprocess = {name: values["preprocess"][name] for name in ("image_size", "mean", "std")}
     except KeyError as error:
         raise CheckpointError(f"{path}: missing {error.args[0]!r}") from error
-    except (RecipeError, TypeError, ValueError) as error:
+    except (CheckpointError, RecipeError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {reason_of(error)}") from error
     if preprocess != _preprocess(config.model):
         raise CheckpointError(
@@ -222,6 +226,8 @@ def read_config(folder: Path) -> FolderConfig:
 
 
 def _preprocess(config: AnyConfig) -> dict[str, Any]:
+    # It follows from the model, but a folder says it: other programs prepare images by it, and a
+    # later version that prepares them otherwise would see that this model was trained so.
     size = config.vision.image_size
     return {"image_size": size, "mean": list(IMAGE_MEAN), "std": list(IMAGE_STD)}
 
@@ -235,6 +241,7 @@ def _trained(value: Any) -> tuple[str, ...] | None:
 
 
 def _max_tokens(value: object) -> int:
+    # To Python, True is a whole number.
     if isinstance(value, bool) or not isinstance(value, int) or value < FEWEST_TOKENS:
         raise ValueError(f"text.max_tokens is {value!r:.40}; expected {FEWEST_TOKENS} or more")
     return value
@@ -246,12 +253,6 @@ def _check_heads_are_said(model: Mapping[str, Any]) -> None:
         for field in ("heads", "norm_eps"):
             if field not in model.get(part, {}):
                 raise ValueError(f"missing model.{part}.{field!r}")
-
-
-def _one_of(allowed: tuple[str, ...], name: str, value: str) -> str:
-    if value not in allowed:
-        raise ValueError(f"{name} {value!r:.40} is not one of {', '.join(allowed)}")
-    return value
 
 
 def _check_format(values: dict[str, Any], path: Path) -> None:
@@ -282,6 +283,16 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise CheckpointError(f"{path}: holds no JSON object")
     return values
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write an object as JSON.
+
+    Raises:
+        OSError: if the file cannot be written.
+    """
+    text = json.dumps(values, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def check_replaceable(folder: Path, known: Collection[str]) -> None:
@@ -336,3 +347,26 @@ TO_HUGGINGFACE: dict[str, HuggingFaceKind] = {
     ours: theirs for theirs, ours in FROM_HUGGINGFACE.items()
 }
 """As which class `transformers` has a model of ours; a pre-trained one is none alone."""
+
+TRAINED_AS = {"captioner": ("lm",), "filter": ("itc", "itm")}
+"""Heads that models were trained for which do not say it themselves."""
+
+
+def original_kind(kind: str, wanted: str | None) -> Kind | None:
+    """As which of the original's models one of ours is written; None where its heads say that.
+
+    Args:
+        kind: what the model was trained as.
+        wanted: what a person asks for.
+
+    Raises:
+        RecipeError: the original has no such kind.
+    """
+    chosen = wanted or TO_ORIGINAL.get(kind)
+    if chosen is None and kind == "albef":
+        return None
+    if chosen not in FROM_ORIGINAL:
+        raise RecipeError(
+            f"the original has no kind {wanted or kind!r}; there are {', '.join(FROM_ORIGINAL)}"
+        )
+    return chosen

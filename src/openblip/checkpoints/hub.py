@@ -45,6 +45,7 @@ _BERT = "bert-base-uncased"
 # The hub moved it under an organisation; caches may have it under either name.
 _BERT_NAMES = (_BERT, f"google-bert/{_BERT}")
 
+_LOGIN = "set HF_TOKEN or run `hf auth login`"
 _SPACE_WARNING = "Not enough free disk space"
 _REPO_PART = r"[A-Za-z0-9_](?:[\w.-]{0,94}[A-Za-z0-9_])?"
 _REPO_ID = re.compile(rf"(?!.*(?:--|\.\.|\.git$)){_REPO_PART}/{_REPO_PART}", re.ASCII)
@@ -223,60 +224,55 @@ def _as_checkpoint_error(name: str, remedy: str) -> Iterator[None]:
         raise
     # The client, its HTTP library and its native downloader have no error class in common.
     except Exception as error:
-        reason = _refused(error) or _failed(error, remedy)
-        raise CheckpointError(f"{name}: {reason}") from error
+        raise CheckpointError(f"{name}: {_reason(error, remedy)}") from error
 
 
-def _refused(error: Exception) -> str | None:
-    """What the hub answered, if it did answer."""
+def _reason(error: Exception, remedy: str) -> str:
+    """What the hub answered, or what went wrong on the way from it or on this machine."""
     from huggingface_hub import constants, errors
 
-    hub = constants.ENDPOINT
-    login = "set HF_TOKEN or run `hf auth login`"
-    if _find(error, errors.GatedRepoError):
-        return f"gated; accept its conditions at {hub}, then {login}"
-    if _find(error, errors.RepositoryNotFoundError):
-        return f"no such repository on {hub}, nor a local path; for a private one {login}"
-    if _find(error, errors.RevisionNotFoundError):
-        return f"no such revision on {hub}; give a branch, a tag or a commit of the repository"
+    hub, cache = constants.ENDPOINT, constants.HF_HUB_CACHE
+    known = {
+        errors.GatedRepoError: f"gated; accept its conditions at {hub}, then {_LOGIN}",
+        errors.RepositoryNotFoundError: f"no such repository on {hub}, nor a local path; for a "
+        f"private one {_LOGIN}",
+        errors.RevisionNotFoundError: f"no such revision on {hub}; give a branch, a tag or a "
+        "commit of the repository",
+        errors.HFValidationError: f"no name of a repository ({_first_line(error)}); give "
+        "organisation/name",
+        errors.OfflineModeIsEnabled: f"not in the cache {cache}, and HF_HUB_OFFLINE is set; "
+        f"{remedy}",
+    }
+    for kind, said in known.items():
+        if _find(error, kind):
+            return said
     if answer := _find(error, errors.HfHubHTTPError):
-        status = answer.response.status_code
-        if status in (401, 403):
-            return f"{hub} denies access (status {status}); check the token: {login}"
-        if status == 429:
-            return f"{hub} has had too many requests (status 429); wait, or {login}"
-        if status >= 500:
-            return f"{hub} has an error of its own (status {status}); try again later"
-        return f"{hub} answers with status {status} ({_first_line(answer)})"
-    return None
-
-
-def _failed(error: Exception, remedy: str) -> str:
-    """What went wrong on the way from the hub or on this machine."""
-    from huggingface_hub import constants, errors
-
-    if isinstance(error, errors.HFValidationError):
-        return f"no name of a repository ({_first_line(error)}); give organisation/name"
-    if _find(error, errors.OfflineModeIsEnabled):
-        return f"not in the cache {constants.HF_HUB_CACHE}, and HF_HUB_OFFLINE is set; {remedy}"
+        return f"{hub} {_told_by_status(answer.response.status_code, _first_line(answer))}"
     if isinstance(error, errors.LocalEntryNotFoundError):
         why = _first_line(error.__cause__ or error)
-        return (
-            f"not in the cache {constants.HF_HUB_CACHE}, and {constants.ENDPOINT} cannot be "
-            f"reached ({why}); {remedy}"
-        )
+        return f"not in the cache {cache}, and {hub} cannot be reached ({why}); {remedy}"
     number = error.errno if isinstance(error, OSError) else None
     if number in (errno.ENOSPC, errno.EDQUOT) or str(error).startswith(_SPACE_WARNING):
         return (
-            f"no space for it in {constants.HF_HUB_CACHE} ({_first_line(error)}); make room, or "
-            "set HF_HOME to a folder on another disk"
+            f"no space for it in {cache} ({_first_line(error)}); make room, or set HF_HOME to a "
+            "folder on another disk"
         )
     if number is not None:
-        return f"the cache {constants.HF_HUB_CACHE} cannot be used ({error}); or set HF_HOME"
+        return f"the cache {cache} cannot be used ({error}); or set HF_HOME"
     return (
         f"the download broke off ({_first_line(error)}); files that are complete are kept, run "
         "the same again"
     )
+
+
+def _told_by_status(status: int, said: str) -> str:
+    if status in (401, 403):
+        return f"denies access (status {status}); check the token: {_LOGIN}"
+    if status == 429:
+        return f"has had too many requests (status {status}); wait, or {_LOGIN}"
+    if status >= 500:
+        return f"has an error of its own (status {status}); try again later"
+    return f"answers with status {status} ({said})"
 
 
 def _find(error: BaseException | None, kind: type[_Error]) -> _Error | None:

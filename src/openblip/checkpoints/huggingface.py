@@ -1,10 +1,7 @@
-"""Conversion between `transformers`' BLIP models and ours, both ways and strictly.
+"""`transformers`' BLIP models: to and from ours, strictly; their folders and files of weights.
 
-Every key is either converted, or dropped with a reason that the result names, or an error.
-
-Folders in the Hugging Face layout: a model of `transformers` with its processor, both ways.
-
-Weight files of the Hugging Face layout: one file, or shards with an index.
+Every key is either converted, or dropped with a reason that the result names, or an error. Weights
+are one file, or shards with an index; beside them stands the model's processor.
 """
 
 from collections.abc import Mapping
@@ -26,16 +23,24 @@ from openblip.checkpoints.assembly import (
     shapes_of,
     write_safetensors,
 )
-from openblip.checkpoints.conversion import StateReader, write_state
+from openblip.checkpoints.conversion import NameMap, StateReader, write_state
 from openblip.checkpoints.families import (
     AnyModel,
-    check_own_encoder,
+    check_layout,
     check_vocabulary,
     empty_model,
     fit_vocabulary,
     state_to_write,
 )
-from openblip.checkpoints.folder import CONFIG_FILE, WEIGHTS_FILE, check_replaceable, read_json
+from openblip.checkpoints.folder import (
+    CONFIG_FILE,
+    FROM_HUGGINGFACE,
+    WEIGHTS_FILE,
+    LoadedModel,
+    check_replaceable,
+    read_json,
+    write_json,
+)
 from openblip.checkpoints.huggingface_config import (
     CLASSES,
     LOGIT_SCALE,
@@ -48,7 +53,7 @@ from openblip.checkpoints.huggingface_config import (
     check_token_ids,
     config_from_huggingface,
     config_to_huggingface,
-    detect_kind,
+    kind_of_huggingface,
     temperature_of,
 )
 from openblip.checkpoints.huggingface_processor import (
@@ -56,10 +61,8 @@ from openblip.checkpoints.huggingface_processor import (
     read_image_size,
     read_max_tokens,
     read_tokenizer,
-    write_json,
     write_processor,
 )
-from openblip.checkpoints.original_layout import NameMap
 from openblip.checkpoints.pickled import plain_names, read_state
 from openblip.model import Med
 from openblip.model.albef import Albef
@@ -68,7 +71,25 @@ from openblip.model.vqa import Nlvr, Vqa, VqaConfig
 from openblip.runtime.atomic import replace_folder
 from openblip.runtime.errors import CheckpointError, DataError
 
-_SHARING = "all_but_self_attention"
+_WRITTEN = (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
+    TOKENIZER_FILE,
+    TOKENIZER_CONFIG_FILE,
+    VOCABULARY_FILE,
+    IMAGE_CONFIG_FILE,
+)
+
+_PICKLE_FILE = "pytorch_model.bin"
+_INDEX_ENDING = ".index.json"
+# The first that is there is read.
+_FILES = (
+    WEIGHTS_FILE,
+    WEIGHTS_FILE + _INDEX_ENDING,
+    _PICKLE_FILE,
+    _PICKLE_FILE + _INDEX_ENDING,
+)
+_REMEDY = "fetch the file again, or save the model as model.safetensors"
 
 
 @dataclass(frozen=True)
@@ -112,7 +133,7 @@ def from_huggingface(
             of another shape than it says, or unequal to the one that it is tied to.
     """
     check_readable(config, config_source)
-    kind = detect_kind(tensors, source)
+    kind = kind_of_huggingface(tensors, source)
     ours = config_from_huggingface(config, kind, config_source)
     if isinstance(ours, VqaConfig) and _decoder_is_built_for_images(tensors, ours):
         ours = replace(ours, answer_memory_width=ours.vision.width)
@@ -123,6 +144,7 @@ def from_huggingface(
     if kind == "retrieval":
         state["temperature"] = torch.tensor(temperature_of(config, config_source))
     reader.drop_position_ids(ours.text.max_positions)
+    # Files of other classes may hold it too, where it was trained with them and is not used.
     if LOGIT_SCALE in reader.unread:
         reader.take(LOGIT_SCALE, ())
         reader.dropped[LOGIT_SCALE] = f"not part of a {CLASSES[kind]}"
@@ -154,13 +176,8 @@ def to_huggingface(
             f"transformers has no class for a model like {type(model).__name__}; write it in the "
             "original layout or ours"
         )
-    check_own_encoder(model, "the Hugging Face layout")
+    check_layout(model, "the Hugging Face layout")
     kind = _kind_of(model, kind)
-    if model.config.text.sharing != _SHARING:
-        raise CheckpointError(
-            f"text.sharing {model.config.text.sharing!r} has no place in the Hugging Face layout,"
-            f" which knows {_SHARING!r} alone"
-        )
     temperature = None
     if isinstance(model, Med) and kind == "retrieval" and not model.temperature.is_meta:
         temperature = model.temperature.item()
@@ -193,6 +210,7 @@ def _with_tied(
         stored = next((key for key in (first, *copies) if key in tensors), None)
         if not copies or stored is None:
             continue
+        # Under which of its names a tied weight is stored depends on what wrote the file.
         if stored != first:
             stands_in.add(stored)
         for key in (first, *copies):
@@ -241,33 +259,6 @@ def _kind_of_med(
     return kind
 
 
-_WRITTEN = (
-    CONFIG_FILE,
-    WEIGHTS_FILE,
-    TOKENIZER_FILE,
-    TOKENIZER_CONFIG_FILE,
-    VOCABULARY_FILE,
-    IMAGE_CONFIG_FILE,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoadedHuggingFace:
-    """A folder of `transformers` in memory."""
-
-    model: AnyModel
-    """On the CPU, in training mode; what the layouts store alike is mapped from the file."""
-    tokenizer: TextTokenizer
-    """The one of the folder, with `[DEC]` and `[ENC]`."""
-    kind: HuggingFaceKind
-    """Which of `transformers`' classes it is."""
-    image_size: int
-    """Side of the square that images are resized to, in pixels; positions of another size are
-    interpolated."""
-    max_tokens: int
-    """Longest text, special tokens included."""
-
-
 def is_huggingface(folder: Path) -> bool:
     """Whether a folder is in the Hugging Face layout; `read_huggingface` tells of which model."""
     if is_adapter(folder):
@@ -278,8 +269,10 @@ def is_huggingface(folder: Path) -> bool:
         return False
 
 
-def read_huggingface(folder: Path) -> LoadedHuggingFace:
+def read_huggingface(folder: Path) -> LoadedModel:
     """The model of a folder, or of an adapter's folder with its base; no code of it is run.
+
+    Positions are interpolated to the size that its processor resizes images to.
 
     Raises:
         CheckpointError: if a file is missing, damaged, of another model than BLIP, or does not
@@ -287,14 +280,24 @@ def read_huggingface(folder: Path) -> LoadedHuggingFace:
     """
     has_adapter = is_adapter(folder)
     base = find_base(folder) if has_adapter else folder
-    config_file = base / CONFIG_FILE
-    config = read_json(config_file)
-    check_readable(config, str(config_file))
+    config = read_json(base / CONFIG_FILE)
+    check_readable(config, str(base / CONFIG_FILE))
     weights = find_weights(base)
     tensors = read_weights(weights)
     if has_adapter:
         tensors = with_adapter(tensors, folder)
-    checkpoint = from_huggingface(tensors, config, str(weights), config_source=str(config_file))
+    loaded = _assembled(base, config, tensors, weights, str(folder))
+    if loaded.image_size != loaded.model.config.vision.image_size:
+        loaded.model.resize_images(loaded.image_size)
+    return loaded
+
+
+def _assembled(
+    base: Path, config: Mapping[str, Any], tensors: Mapping[str, Tensor], weights: Path, source: str
+) -> LoadedModel:
+    """The model of tensors, a configuration and a folder's processor files."""
+    config_file = str(base / CONFIG_FILE)
+    checkpoint = from_huggingface(tensors, config, str(weights), config_source=config_file)
     sizes = checkpoint.config
     if isinstance(sizes, VqaConfig) and sizes.answer_memory_width is not None:
         raise CheckpointError(
@@ -309,13 +312,14 @@ def read_huggingface(folder: Path) -> LoadedHuggingFace:
             f"text_config.vocab_size in {CONFIG_FILE} is {sizes.text.vocab_size}, as many rows as "
             "the word embedding has; restore the model's own tokenizer"
         )
-    check_token_ids(config, checkpoint.kind, tokenizer.special, str(config_file))
-    return LoadedHuggingFace(
+    check_token_ids(config, checkpoint.kind, tokenizer.special, config_file)
+    return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        kind=checkpoint.kind,
+        kind=FROM_HUGGINGFACE[checkpoint.kind],
         image_size=read_image_size(base, sizes.vision.image_size, sizes.vision.patch_size),
         max_tokens=read_max_tokens(base, sizes.text.max_positions),
+        source=source,
     )
 
 
@@ -346,6 +350,7 @@ def save_huggingface(
     check_vocabulary(model, tokenizer, max_tokens)
     _check_widths(model)
     check_replaceable(folder, _WRITTEN)
+    # As `transformers` writes it: safetensors hold no tensor twice, and it ties them on reading.
     stored = {key: tensor for key, tensor in tensors.items() if not key.startswith(TIED)}
     try:
         with replace_folder(folder) as unfinished:
@@ -357,6 +362,9 @@ def save_huggingface(
                 sizes.vision.image_size,
                 max_tokens or sizes.text.max_positions,
             )
+            # What is read again, but for the bytes of the weights: they are many.
+            shapes = {key: tensor.to("meta") for key, tensor in stored.items()}
+            _assembled(unfinished, config, shapes, unfinished / WEIGHTS_FILE, str(folder))
     except (OSError, DataError) as error:
         raise CheckpointError(str(error)) from error
 
@@ -369,18 +377,6 @@ def _check_widths(model: AnyModel) -> None:
             f"has vision.width {vision.width} and text.width {text.width}; write it in the "
             "original layout or ours"
         )
-
-
-_PICKLE_FILE = "pytorch_model.bin"
-_INDEX_ENDING = ".index.json"
-# The first that is there is read.
-_FILES = (
-    WEIGHTS_FILE,
-    WEIGHTS_FILE + _INDEX_ENDING,
-    _PICKLE_FILE,
-    _PICKLE_FILE + _INDEX_ENDING,
-)
-_REMEDY = "fetch the file again, or save the model as model.safetensors"
 
 
 def find_weights(folder: Path) -> Path:
@@ -423,6 +419,7 @@ def _index(path: Path) -> dict[str, str]:
     if not isinstance(index, dict) or not index:
         raise CheckpointError(f"{path}: weight_map is no object with keys; fetch the file again")
     for key, name in index.items():
+        # An index may not lead to files outside of its folder, on any system.
         if not isinstance(name, str) or Path(name).name != name or "\\" in name:
             raise CheckpointError(
                 f"{path}: {key} is said to be in {name!r}, expected a file of the same folder; "

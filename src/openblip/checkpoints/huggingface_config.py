@@ -1,6 +1,6 @@
-"""`config.json` of `transformers`' BLIP models and our configurations, both ways.
+"""`transformers`' BLIP models: their `config.json` and our configurations, and names of weights.
 
-Names of `transformers`' BLIP weights beside ours: the original's, but for the image encoder.
+Names are the original's, but for the image encoder.
 """
 
 import math
@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from openblip.batches.tokenizer import SpecialTokens
 from openblip.checkpoints.assembly import listed
-from openblip.checkpoints.original_layout import SECTIONS as ORIGINAL_SECTIONS
-from openblip.checkpoints.original_layout import Kind, Section, Table, ratio_of
+from openblip.checkpoints.conversion import Section, Table
+from openblip.checkpoints.original_layout import MODELS as ORIGINAL_MODELS
+from openblip.checkpoints.original_layout import Kind, ratio_of
 from openblip.model import MedConfig, TextConfig, VisionConfig
 from openblip.model.config import Head
 from openblip.model.dual import DualConfig
@@ -19,7 +20,7 @@ from openblip.runtime.errors import CheckpointError, RecipeError
 
 HuggingFaceConfig = MedConfig | VqaConfig | DualConfig
 
-MODEL_TYPE = "blip"
+_MODEL_TYPE = "blip"
 DEFAULTS: dict[str, dict[str, Any]] = {
     "": {
         "projection_dim": 512,
@@ -52,7 +53,10 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "pad_token_id": 0,
     },
 }
-"""What `transformers` takes where a part of `config.json` is silent; "" is its top level."""
+"""What `transformers` takes where a part of `config.json` is silent; "" is its top level.
+
+It writes what differs from these alone, so that most files lack most fields.
+"""
 
 _EXACT_GELU = ("gelu", "gelu_python")
 _TEMPERATURE = 0.07
@@ -115,10 +119,10 @@ def check_readable(config: Mapping[str, Any], source: str) -> None:
         CheckpointError: naming the field that says otherwise.
     """
     model_type = config.get("model_type")
-    if model_type != MODEL_TYPE:
+    if model_type != _MODEL_TYPE:
         raise CheckpointError(
             f"{source}: model_type is {model_type!r:.60}; of Hugging Face checkpoints those of "
-            f"model_type {MODEL_TYPE!r} can be read: {', '.join(CLASSES.values())}"
+            f"model_type {_MODEL_TYPE!r} can be read: {', '.join(CLASSES.values())}"
         )
     check_no_code(config, source)
     if config.get("quantization_config"):
@@ -180,6 +184,7 @@ def temperature_of(config: Mapping[str, Any], source: str) -> float:
     """
     top = _Part(config, "", source)
     scale = top.number("logit_scale_init_value")
+    # The default is the logarithm of 1 / 0.07, rounded: taken back, it is BLIP's own 0.07 again.
     is_default = scale == DEFAULTS[""]["logit_scale_init_value"]
     return _TEMPERATURE if is_default else math.exp(-scale)
 
@@ -192,6 +197,7 @@ def check_token_ids(
     Raises:
         CheckpointError: naming the field and both ids.
     """
+    # The other classes never write a token of their own.
     if kind not in _GENERATING:
         return
     part = _Part(config, "text_config", source)
@@ -220,7 +226,7 @@ def config_to_huggingface(
     """
     written: dict[str, Any] = {
         "architectures": [CLASSES[kind]],
-        "model_type": MODEL_TYPE,
+        "model_type": _MODEL_TYPE,
         "vision_config": _vision_to_dict(config.vision),
         "text_config": _text_to_dict(config.text, config.vision.width, special),
         "tie_word_embeddings": True,
@@ -348,13 +354,10 @@ _DUAL_HEADS: Table = {
 def _sections(original: Kind, **renamed: str) -> tuple[Section, ...]:
     """The original's sections with the image encoder's names, and some prefixes, replaced."""
     image_encoder = Section("image_encoder.", "vision_model.", _VISION)
-    others = [s for s in ORIGINAL_SECTIONS[original] if s.ours != image_encoder.ours]
+    others = [s for s in ORIGINAL_MODELS[original].sections if s.ours != image_encoder.ours]
     return (
         image_encoder,
-        *(
-            Section(s.ours, renamed.get(s.original.rstrip("."), s.original), s.table)
-            for s in others
-        ),
+        *(Section(s.ours, renamed.get(s.theirs.rstrip("."), s.theirs), s.table) for s in others),
     )
 
 
@@ -369,7 +372,7 @@ SECTIONS: dict[HuggingFaceKind, tuple[Section, ...]] = {
 }
 
 
-def detect_kind(keys: Iterable[str], source: str) -> HuggingFaceKind:
+def kind_of_huggingface(keys: Iterable[str], source: str) -> HuggingFaceKind:
     """Which of `transformers`' models a state dict belongs to.
 
     Raises:

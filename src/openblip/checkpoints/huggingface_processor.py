@@ -9,13 +9,13 @@ from openblip.batches.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE, TextToke
 from openblip.batches.transforms import IMAGE_MEAN, IMAGE_STD
 from openblip.batches.wordpiece import SETTINGS, TOKENIZER_CONFIG_FILE
 from openblip.checkpoints.families import FEWEST_TOKENS
-from openblip.checkpoints.folder import read_json
+from openblip.checkpoints.folder import read_json, write_json
 from openblip.checkpoints.hub import fetch_bert_vocabulary, has_bert_vocabulary
 from openblip.checkpoints.huggingface_config import check_no_code
 from openblip.runtime.errors import CheckpointError, DataError
 
 IMAGE_CONFIG_FILE = "preprocessor_config.json"
-PROCESSOR_CONFIG_FILE = "processor_config.json"
+_PROCESSOR_CONFIG_FILE = "processor_config.json"
 _ADDED_TOKENS_FILE = "added_tokens.json"
 
 _BICUBIC = 3
@@ -161,23 +161,13 @@ def write_processor(
     write_json(folder / IMAGE_CONFIG_FILE, image_config)
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write an object as JSON.
-
-    Raises:
-        OSError: if the file cannot be written.
-    """
-    text = json.dumps(values, indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
-
-
 def _optional(path: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
 def _image_config(folder: Path) -> tuple[Path, dict[str, Any]]:
     """The file that describes the pixels, and what it says; nothing where there is none."""
-    path = folder / PROCESSOR_CONFIG_FILE
+    path = folder / _PROCESSOR_CONFIG_FILE
     values = _optional(path).get("image_processor")
     if isinstance(values, dict):
         return path, values

@@ -1,15 +1,9 @@
-"""Conversion between checkpoints of the original BLIP or ALBEF and ours, both ways and strictly.
+"""Checkpoints of the original BLIP and ALBEF: to and from ours, strictly; their files.
 
-Every key is either converted, or dropped with a reason that the result names, or an error.
-
-What is read of an original checkpoint besides its model.
-
-Reading and writing files in the original's layout: `.pth`, or `.safetensors`.
-
-What the original layout has no place for, as a note beside the weights in its files.
-
-The originals' code reads `checkpoint["model"]` alone, and does not see it. No shape shows how many
-heads attention has, and no key holds the vocabulary.
+Every key is either converted, or dropped with a reason that the result names, or an error. A file
+is a `.pth` or a `.safetensors`. What the layout has no place for stands in a note beside the
+weights: no shape shows how many heads attention has, and no key holds the vocabulary. The
+originals' code reads `checkpoint["model"]` alone, and does not see it.
 """
 
 import json
@@ -33,38 +27,48 @@ from openblip.checkpoints.assembly import (
     shapes_of,
     write_safetensors,
 )
-from openblip.checkpoints.conversion import StateReader, split_parts, write_state
+from openblip.checkpoints.conversion import POSITION_IDS, NameMap, StateReader, write_state
 from openblip.checkpoints.families import (
     AnyConfig,
     AnyModel,
-    check_own_encoder,
+    check_layout,
+    check_vocabulary,
     empty_model,
     state_to_write,
 )
 from openblip.checkpoints.original_layout import (
-    ALBEF_HEADS,
-    MED_HEADS,
-    MOMENTUM,
-    POSITION_IDS,
-    SECTIONS,
+    MODELS,
     Kind,
     Momentum,
-    NameMap,
     OriginalConfig,
-    detect_kind,
     infer_config,
+    kind_of_original,
     teacher_config,
 )
 from openblip.checkpoints.pickled import plain_names, read_pickle, read_state
 from openblip.model import Med
 from openblip.model.albef import Albef
 from openblip.model.config import check_size
-from openblip.model.vqa import Nlvr, Vqa
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.errors import CheckpointError, RecipeError
 
-_SHARING = "all_but_self_attention"
+ConfigT = TypeVar("ConfigT", bound=AnyConfig)
+
+NOTE_KEY = "openblip"
+"""Name of the note: beside "model" in a `.pth`, in the metadata of a `.safetensors` file."""
+# What it says of either part's configuration.
+_VISION = ("heads", "drop_path", "norm_eps")
+_TEXT = ("heads", "dropout", "norm_eps")
+
+# The original's class for matching has no temperature, and its scores use none.
 _TEMPERATURE = 0.07
+_QUEUES = ("image_queue", "text_queue", "idx_queue")
+# As it is written, the first that fits the heads of a model.
+_NATURAL_KINDS: tuple[Kind, ...] = (
+    *("pretrain", "itm", "caption", "feature_extractor", "vqa", "nlvr"),
+    *("albef_pretrain", "albef_retrieval"),
+)
+_REMEDY = "fetch the file again, or give a .pth or .safetensors file of the original BLIP"
 
 
 @dataclass(frozen=True)
@@ -135,9 +139,6 @@ class OriginalCheckpoint:
         return fill(teacher, self.teacher, self.source)
 
 
-ConfigT = TypeVar("ConfigT", bound=AnyConfig)
-
-
 @dataclass(frozen=True, kw_only=True)
 class OriginalNote:
     """What a file in the original layout says besides its weights."""
@@ -176,7 +177,7 @@ class OriginalNote:
         """
         try:
             note = OriginalNote(**json.loads(cast("str", text)))
-            _check(note)
+            note._check()
         except (RecipeError, TypeError, ValueError, RecursionError) as error:
             raise CheckpointError(
                 f"{source}: its note {NOTE_KEY!r} is damaged ({error!s:.80}); convert the model "
@@ -203,6 +204,18 @@ class OriginalNote:
         except (RecipeError, TypeError) as error:
             raise CheckpointError(f"{source}: {reason_of(error)}") from error
 
+    def _check(self) -> None:
+        for names, values in ((_VISION, self.vision), (_TEXT, self.text)):
+            if set(values) != set(names):
+                raise ValueError(f"expected the fields {', '.join(names)}")
+            check_size("heads", values["heads"])
+        if self.temperature is not None:
+            float(self.temperature)
+        if self.max_tokens is not None and not int(self.max_tokens) > 1:
+            raise ValueError(f"max_tokens is {self.max_tokens}")
+        if not isinstance(self.tokenizer, str | None):
+            raise TypeError("the tokenizer is no text")
+
 
 def from_original(
     tensors: Mapping[str, Tensor],
@@ -226,32 +239,53 @@ def from_original(
             that it is tied to; nothing is left out silently, positions of another image size
             neither.
     """
-    kind = detect_kind(tensors, source)
+    kind = kind_of_original(tensors, source)
     if note is not None:
         vision_heads, text_heads = note.vision["heads"], note.text["heads"]
     config = infer_config(kind, tensors, source, vision_heads, text_heads)
     if note is not None:
         config = note.added_to(config, source)
-    reader = OriginalReader(tensors, source)
+    reader = StateReader(tensors, source)
     student_shapes = shapes_of(empty_model(config))
-    student = reader.state(student_shapes, NameMap(SECTIONS[kind]))
+    student = reader.state(student_shapes, NameMap(MODELS[kind].sections))
     if kind == "itm":
-        # The original's class for matching has no temperature, and its scores use none.
         noted = note.temperature if note is not None else None
         student["temperature"] = torch.tensor(_TEMPERATURE if noted is None else noted)
     teacher, queues = None, None
-    if momentum := MOMENTUM.get(kind):
+    if momentum := MODELS[kind].momentum:
         sizes = teacher_config(config)
         # Many leave out what training alone needs.
-        if reader.has_teacher():
+        if any(key.split(".")[0].endswith("_m") for key in tensors):
             teacher = reader.state(shapes_of(empty_model(sizes)), NameMap(momentum.sections))
+            # The original has one for both.
             teacher["temperature"] = student["temperature"]
-            reader.drop_unused_teacher(student_shapes, momentum)
-        if reader.has_queues(momentum):
-            queues = reader.queues(momentum, sizes.embed_dim)
+            _drop_unused_teacher(reader, student_shapes, momentum)
+        if {*_QUEUES, momentum.queue_position} & set(tensors):
+            queues = _read_queues(reader, momentum, sizes.embed_dim)
     reader.drop_position_ids(config.text.max_positions)
     check_names(set(), reader.unread, source)
     return OriginalCheckpoint(kind, config, student, teacher, queues, reader.dropped, source)
+
+
+def _drop_unused_teacher(reader: StateReader, shapes: Shapes, momentum: Momentum) -> None:
+    """Leave out what the momentum model has and never runs; the student's shapes are its."""
+    names = NameMap(momentum.unused)
+    for name, shape in shapes.items():
+        for place in names.places(name):
+            reader.parts(place, shape)
+            for key in place:
+                reader.dropped[key] = "cross-attention of the teacher: updated, but never run"
+
+
+def _read_queues(reader: StateReader, momentum: Momentum, embed_dim: int) -> OriginalQueues:
+    size = reader.tensors["image_queue"].shape[-1] if "image_queue" in reader.tensors else 0
+    images = reader.take("image_queue", (embed_dim, size))
+    texts = reader.take("text_queue", (embed_dim, size))
+    pointer = reader.take(momentum.queue_position, (1,))
+    ids = reader.take("idx_queue", (1, size))[0] if momentum.has_image_ids else None
+    # NaN, which a damaged file may hold, is no whole number.
+    position = 0 if pointer.is_meta else int(pointer.nan_to_num())
+    return OriginalQueues(images.T.contiguous(), texts.T.contiguous(), position, ids)
 
 
 def to_original(
@@ -275,12 +309,12 @@ def to_original(
         CheckpointError: if the kind is of another model, the decoder shares other parts than in
             the original, or the model's configuration does not describe it.
     """
-    check_own_encoder(model, "the original layout")
+    check_layout(model, "the original layout")
     kind = kind or _natural_kind(model)
     _check_fits(model, kind)
     state = state_to_write(model)
-    written = write_state(state, NameMap(SECTIONS[kind]))
-    if momentum := MOMENTUM.get(kind):
+    written = write_state(state, NameMap(MODELS[kind].sections))
+    if momentum := MODELS[kind].momentum:
         assert isinstance(model, Med | Albef)
         names = NameMap((*momentum.sections, *momentum.unused))
         written |= write_state(state | (teacher.state_dict() if teacher else {}), names)
@@ -293,29 +327,6 @@ def to_original(
     return written
 
 
-def export_gradients(
-    gradients: Mapping[str, Tensor | None], kind: Kind
-) -> dict[str, Tensor | None]:
-    """Gradients by the original's parameter names; a tied parameter appears once, as there.
-
-    Args:
-        gradients: of a model's parameters by our names; None where there is none.
-        kind: which of the original's models they are compared with.
-
-    Raises:
-        CheckpointError: if a name is not part of that model.
-    """
-    names = NameMap(SECTIONS[kind])
-    exported: dict[str, Tensor | None] = {}
-    for name, gradient in gradients.items():
-        places = names.places(name)
-        if not places:
-            raise CheckpointError(f"{name} is not a parameter of the original's {kind} model")
-        whole = dict.fromkeys(places[0]) if gradient is None else split_parts(gradient, places[0])
-        exported.update(whole)
-    return exported
-
-
 def _write_queues(momentum: Momentum, queues: OriginalQueues) -> dict[str, Tensor]:
     written = {
         "image_queue": queues.image_embed.T.contiguous(),
@@ -323,6 +334,7 @@ def _write_queues(momentum: Momentum, queues: OriginalQueues) -> dict[str, Tenso
         momentum.queue_position: torch.tensor([queues.pointer]),
     }
     if momentum.has_image_ids:
+        # What the original fills an empty queue with: the id of no image.
         unknown = torch.full((len(queues.image_embed),), -100)
         ids = unknown if queues.image_ids is None else queues.image_ids
         written["idx_queue"] = ids[None]
@@ -330,6 +342,7 @@ def _write_queues(momentum: Momentum, queues: OriginalQueues) -> dict[str, Tenso
 
 
 def _initial_queues(size: int, embed_dim: int) -> OriginalQueues:
+    # Always the same ones: a model that is written twice gives equal files.
     generator = torch.Generator().manual_seed(0)
     images, texts = (
         F.normalize(torch.randn(size, embed_dim, generator=generator), dim=1) for _ in range(2)
@@ -338,84 +351,31 @@ def _initial_queues(size: int, embed_dim: int) -> OriginalQueues:
 
 
 def _natural_kind(model: AnyModel) -> Kind:
+    heads = getattr(model.config, "heads", ())
+    for kind in _NATURAL_KINDS:
+        known = MODELS[kind]
+        if isinstance(model.config, known.config) and set(known.heads) <= set(heads):
+            return kind
     if isinstance(model, Albef):
-        return "albef_pretrain" if "mlm" in model.config.heads else "albef_retrieval"
-    if isinstance(model, Med):
-        kinds: tuple[Kind, ...] = ("pretrain", "itm", "caption", "feature_extractor")
-        fitting = [k for k in kinds if set(MED_HEADS[k]) <= set(model.config.heads)]
-        if not fitting:
-            raise CheckpointError(
-                f"the original has no model with the heads {', '.join(model.config.heads)} alone"
-            )
-        return fitting[0]
-    return "vqa" if isinstance(model, Vqa) else "nlvr"
+        # The least that there is of it: what it lacks of that is told next.
+        return "albef_retrieval"
+    raise CheckpointError(
+        f"the original has no model with the heads {', '.join(heads)} alone"
+        if heads
+        else f"the original has no model like {type(model).__name__}"
+    )
 
 
 def _check_fits(model: AnyModel, kind: Kind) -> None:
-    expected = Albef if kind in ALBEF_HEADS else {"vqa": Vqa, "nlvr": Nlvr}.get(kind, Med)
-    if not isinstance(model, expected):
+    if not isinstance(model.config, MODELS[kind].config):
         raise CheckpointError(
             f"{type(model).__name__} cannot be written as a checkpoint of the kind {kind}; it is "
             "another model"
         )
-    if isinstance(model, Albef):
-        for albef_head in ALBEF_HEADS[kind]:
-            model.require(albef_head)
-        return
-    if isinstance(model, Med):
-        for head in MED_HEADS[kind]:
-            if not (head == "multimodal" and "itm" in model.config.heads):
-                model.require(head)
-    if model.config.text.sharing != _SHARING:
-        raise CheckpointError(
-            f"text.sharing {model.config.text.sharing!r} has no place in the original layout, "
-            f"which knows {_SHARING!r} alone"
-        )
-
-
-_QUEUES = ("image_queue", "text_queue", "idx_queue")
-
-
-class OriginalReader(StateReader):
-    """Reads what the originals alone store: a momentum model's idle parts, and queues."""
-
-    def has_teacher(self) -> bool:
-        """Whether there is anything of a momentum model."""
-        return any(key.split(".")[0].endswith("_m") for key in self.tensors)
-
-    def has_queues(self, momentum: Momentum) -> bool:
-        """Whether there is anything of the queues."""
-        return bool({*_QUEUES, momentum.queue_position} & set(self.tensors))
-
-    def drop_unused_teacher(self, shapes: Shapes, momentum: Momentum) -> None:
-        """Leave out what the momentum model has and never runs; the student's shapes are its.
-
-        Raises:
-            CheckpointError: if a key is missing or of another shape.
-        """
-        names = NameMap(momentum.unused)
-        for name, shape in shapes.items():
-            for place in names.places(name):
-                self.parts(place, shape)
-                for key in place:
-                    self.dropped[key] = "cross-attention of the teacher: updated, but never run"
-
-    def queues(self, momentum: Momentum, embed_dim: int) -> OriginalQueues:
-        """The queues, in our orientation.
-
-        Raises:
-            CheckpointError: if a key is missing or of another shape.
-        """
-        size = self.tensors["image_queue"].shape[-1] if "image_queue" in self.tensors else 0
-        images = self.take("image_queue", (embed_dim, size))
-        texts = self.take("text_queue", (embed_dim, size))
-        pointer = self.take(momentum.queue_position, (1,))
-        ids = self.take("idx_queue", (1, size))[0] if momentum.has_image_ids else None
-        position = 0 if pointer.is_meta else int(pointer.nan_to_num())
-        return OriginalQueues(images.T.contiguous(), texts.T.contiguous(), position, ids)
-
-
-_REMEDY = "fetch the file again, or give a .pth or .safetensors file of the original BLIP"
+    for head in MODELS[kind].heads:
+        # A matching model gives the states of a text with an image, too.
+        if not (head == "multimodal" and "itm" in cast("Any", model.config).heads):
+            cast("Any", model).require(head)
 
 
 def read_original(path: Path) -> dict[str, Tensor]:
@@ -466,6 +426,7 @@ def write_original(
         CheckpointError: if the file cannot be written, or what is read with its note would be
             another model.
     """
+    # Before anything is written, and without the numbers: names and shapes are what may not fit.
     if note is not None:
         from_original({k: t.to("meta") for k, t in tensors.items()}, str(path), note=note)
     metadata = {} if note is None else {NOTE_KEY: note.to_json()}
@@ -482,29 +443,35 @@ def write_original(
         raise CheckpointError(str(error)) from error
 
 
+def save_original(
+    path: Path,
+    model: AnyModel,
+    tokenizer: TextTokenizer,
+    kind: Kind | None = None,
+    max_tokens: int | None = None,
+) -> None:
+    """Write a model with a note of what the layout has no place for, whole or not at all.
+
+    Args:
+        path: replaced if it exists; `.pth` or `.safetensors`.
+        model: what is written.
+        tokenizer: the one that it was trained with.
+        kind: as for `to_original`.
+        max_tokens: longest text, special tokens included.
+
+    Raises:
+        MissingHead: if the model lacks a head that the kind has.
+        CheckpointError: if the layout has no place for the model, the tokenizer is of another
+            one, or the file cannot be written.
+    """
+    check_vocabulary(model, tokenizer, max_tokens)
+    note = OriginalNote.of(model, tokenizer, max_tokens)
+    write_original(path, to_original(model, kind), note)
+
+
 def _save(document: Mapping[str, object], path: Path) -> None:
     try:
         torch.save(document, path)
     except RuntimeError as error:
         # Its own kind of error, for a full disk too; it does not say which.
         raise OSError("the disk is full, or fails") from error
-
-
-NOTE_KEY = "openblip"
-"""Name of the note: beside "model" in a `.pth`, in the metadata of a `.safetensors` file."""
-
-_VISION = ("heads", "drop_path", "norm_eps")
-_TEXT = ("heads", "dropout", "norm_eps")
-
-
-def _check(note: OriginalNote) -> None:
-    for names, values in ((_VISION, note.vision), (_TEXT, note.text)):
-        if set(values) != set(names):
-            raise ValueError(f"expected the fields {', '.join(names)}")
-        check_size("heads", values["heads"])
-    if note.temperature is not None:
-        float(note.temperature)
-    if note.max_tokens is not None and not int(note.max_tokens) > 1:
-        raise ValueError(f"max_tokens is {note.max_tokens}")
-    if not isinstance(note.tokenizer, str | None):
-        raise TypeError("the tokenizer is no text")

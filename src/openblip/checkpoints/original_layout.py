@@ -1,22 +1,20 @@
-"""Names of the original BLIP's and ALBEF's weights beside ours, as tables.
+"""What the originals' checkpoints hold: names beside ours, and their models' sizes from shapes.
 
-A table maps our name to the original one, or to several that ours holds one below the other. A
-name stands for everything below it (`.weight`, `.bias`); `*` is the number of a layer.
-
-What an original checkpoint is and how large, told from its keys and shapes.
+The originals are BLIP, and ALBEF where a name says so.
 """
 
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from torch import Tensor
 
 from openblip.checkpoints.assembly import Shapes, listed
+from openblip.checkpoints.conversion import Section, Table
 from openblip.model import MedConfig, TextConfig, VisionConfig
-from openblip.model.config import AlbefConfig, AlbefHead, Head
+from openblip.model.config import AlbefConfig
 from openblip.model.vqa import NlvrConfig, VqaConfig
 from openblip.runtime.errors import CheckpointError, RecipeError
 
@@ -32,9 +30,6 @@ Kind = Literal[
     "albef_retrieval",
 ]
 """Which of the originals' models: BLIP's, or ALBEF's where the name says so."""
-Table = Mapping[str, str | tuple[str, ...]]
-Place = tuple[str, ...]
-"""Original names that ours holds one below the other."""
 
 _VISION: Table = {
     "class_token": "cls_token",
@@ -133,15 +128,6 @@ BERT: Table = {
 """What a text stack has of BERT, in the names of `transformers`."""
 
 
-@dataclass(frozen=True)
-class Section:
-    """A table and what stands before its names on either side."""
-
-    ours: str
-    original: str
-    table: Table
-
-
 def _with_lm_head(ours: str, original: str, table: Table) -> tuple[Section, ...]:
     return (
         Section(ours, f"{original}.bert.", table),
@@ -159,36 +145,6 @@ _TEXT_ENCODER = Section("text.", "text_encoder.", _ENCODER)
 _FEATURE_EXTRACTOR = (_IMAGE_ENCODER, _TEXT_ENCODER)
 _HEADS = Section("", "", {**_PROJECTIONS, **_ITM_HEAD, **_TEMPERATURE})
 _RETRIEVAL = (*_FEATURE_EXTRACTOR, _HEADS)
-
-# Where several sections name the same weight of ours, the original stores it several times: the
-# first place is the one that it also trains.
-SECTIONS: dict[Kind, tuple[Section, ...]] = {
-    "pretrain": (*_RETRIEVAL, *_decoder("text.")),
-    "retrieval": _RETRIEVAL,
-    "itm": (*_FEATURE_EXTRACTOR, Section("", "", {**_PROJECTIONS, **_ITM_HEAD})),
-    "caption": (_IMAGE_ENCODER, *_decoder("text.")),
-    "feature_extractor": _FEATURE_EXTRACTOR,
-    "vqa": (
-        _IMAGE_ENCODER,
-        Section("question.", "text_encoder.", _ENCODER),
-        *_decoder("answer."),
-    ),
-    "nlvr": (
-        _IMAGE_ENCODER,
-        Section("text.", "text_encoder.", _TWIN_ENCODER),
-        Section("classifier.", "cls_head.", _CLASSIFIER),
-    ),
-    "albef_pretrain": (
-        _IMAGE_ENCODER,
-        *_with_lm_head("text.", "text_encoder", _FUSION_ENCODER),
-        _HEADS,
-    ),
-    "albef_retrieval": (
-        _IMAGE_ENCODER,
-        Section("text.", "text_encoder.", _FUSION_ENCODER),
-        _HEADS,
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -217,78 +173,105 @@ _TEACHER = (
 # BLIP's momentum text encoder stays unimodal.
 _UNUSED_TEACHER = (Section("text.", "text_encoder_m.", _CROSS_ATTENTION),)
 
-MOMENTUM: dict[Kind, Momentum] = {
-    "pretrain": Momentum("queue_ptr", 57600, False, _TEACHER, _UNUSED_TEACHER),
-    "retrieval": Momentum("ptr_queue", 57600, True, _TEACHER, _UNUSED_TEACHER),
-    "albef_pretrain": Momentum(
-        "queue_ptr",
-        65536,
-        False,
-        (
-            _TEACHER_IMAGE_ENCODER,
-            *_with_lm_head("text.", "text_encoder_m", _FUSION_ENCODER),
-            _TEACHER_HEADS,
-        ),
+OriginalConfig = MedConfig | VqaConfig | NlvrConfig | AlbefConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class OriginalModel:
+    """One of the originals' models."""
+
+    sections: tuple[Section, ...]
+    """Its weights. Where several name the same one of ours, it is stored several times: the first
+    place is the one that is also trained."""
+    config: type[OriginalConfig] = MedConfig
+    """Which of our models it is."""
+    heads: tuple[str, ...] = ()
+    """Of a MED or an ALBEF."""
+    momentum: Momentum | None = None
+    """None where it is trained without a momentum model."""
+    bert: str = "text_encoder."
+    """What stands before the names of the first BERT."""
+
+
+MODELS: dict[Kind, OriginalModel] = {
+    "pretrain": OriginalModel(
+        sections=(*_RETRIEVAL, *_decoder("text.")),
+        heads=("itc", "itm", "lm"),
+        momentum=Momentum("queue_ptr", 57600, False, _TEACHER, _UNUSED_TEACHER),
     ),
-    "albef_retrieval": Momentum(
-        "queue_ptr",
-        65536,
-        True,
-        (
-            _TEACHER_IMAGE_ENCODER,
-            Section("text.", "text_encoder_m.", _FUSION_ENCODER),
-            _TEACHER_HEADS,
+    "retrieval": OriginalModel(
+        sections=_RETRIEVAL,
+        heads=("itc", "itm"),
+        momentum=Momentum("ptr_queue", 57600, True, _TEACHER, _UNUSED_TEACHER),
+    ),
+    "itm": OriginalModel(
+        sections=(*_FEATURE_EXTRACTOR, Section("", "", {**_PROJECTIONS, **_ITM_HEAD})),
+        heads=("itc", "itm"),
+    ),
+    "caption": OriginalModel(
+        sections=(_IMAGE_ENCODER, *_decoder("text.")), heads=("lm",), bert="text_decoder.bert."
+    ),
+    "feature_extractor": OriginalModel(sections=_FEATURE_EXTRACTOR, heads=("multimodal",)),
+    "vqa": OriginalModel(
+        sections=(
+            _IMAGE_ENCODER,
+            Section("question.", "text_encoder.", _ENCODER),
+            *_decoder("answer."),
+        ),
+        config=VqaConfig,
+    ),
+    "nlvr": OriginalModel(
+        sections=(
+            _IMAGE_ENCODER,
+            Section("text.", "text_encoder.", _TWIN_ENCODER),
+            Section("classifier.", "cls_head.", _CLASSIFIER),
+        ),
+        config=NlvrConfig,
+    ),
+    "albef_pretrain": OriginalModel(
+        sections=(
+            _IMAGE_ENCODER,
+            *_with_lm_head("text.", "text_encoder", _FUSION_ENCODER),
+            _HEADS,
+        ),
+        config=AlbefConfig,
+        heads=("itc", "itm", "mlm"),
+        momentum=Momentum(
+            "queue_ptr",
+            65536,
+            False,
+            (
+                _TEACHER_IMAGE_ENCODER,
+                *_with_lm_head("text.", "text_encoder_m", _FUSION_ENCODER),
+                _TEACHER_HEADS,
+            ),
+        ),
+        bert="text_encoder.bert.",
+    ),
+    "albef_retrieval": OriginalModel(
+        sections=(
+            _IMAGE_ENCODER,
+            Section("text.", "text_encoder.", _FUSION_ENCODER),
+            _HEADS,
+        ),
+        config=AlbefConfig,
+        heads=("itc", "itm"),
+        momentum=Momentum(
+            "queue_ptr",
+            65536,
+            True,
+            (
+                _TEACHER_IMAGE_ENCODER,
+                Section("text.", "text_encoder_m.", _FUSION_ENCODER),
+                _TEACHER_HEADS,
+            ),
         ),
     ),
 }
-"""A kind that is not here has neither momentum model nor queue."""
-POSITION_IDS = ".embeddings.position_ids"
-"""Ending of the buffers 0, 1, 2, ... that the original stores for each text stack."""
-
-
-class NameMap:
-    """Where the original stores a weight of ours."""
-
-    def __init__(self, sections: tuple[Section, ...]) -> None:
-        """Joins the tables of all sections."""
-        self._places: dict[str, list[Place]] = {}
-        for section in sections:
-            for ours, original in section.table.items():
-                parts = (original,) if isinstance(original, str) else original
-                place = tuple(section.original + part for part in parts)
-                self._places.setdefault(section.ours + ours, []).append(place)
-
-    def places(self, name: str) -> list[Place]:
-        """Every place of one of our weights, the trained one first; [] if no table names it."""
-        components = name.split(".")
-        number = next((c for c in components if c.isdigit()), "")
-        components = ["*" if c == number else c for c in components]
-        for length in range(len(components), 0, -1):
-            rest = "".join(f".{component}" for component in components[length:])
-            if places := self._places.get(".".join(components[:length])):
-                return [
-                    tuple(part.replace("*", number) + rest for part in place) for place in places
-                ]
-        return []
-
-
-OriginalConfig = MedConfig | VqaConfig | NlvrConfig | AlbefConfig
+"""The originals' models, by their kinds."""
 
 # Channels of an attention head at every released size.
 _HEAD_DIM = 64
-MED_HEADS: dict[Kind, tuple[Head, ...]] = {
-    "pretrain": ("itc", "itm", "lm"),
-    "retrieval": ("itc", "itm"),
-    "itm": ("itc", "itm"),
-    "caption": ("lm",),
-    "feature_extractor": ("multimodal",),
-}
-"""Heads of the kinds that are a MED."""
-ALBEF_HEADS: dict[Kind, tuple[AlbefHead, ...]] = {
-    "albef_pretrain": ("itc", "itm", "mlm"),
-    "albef_retrieval": ("itc", "itm"),
-}
-"""Heads of the kinds that are an ALBEF."""
 
 
 @dataclass(frozen=True)
@@ -319,7 +302,7 @@ class _Shapes:
         return 1 + max(self.layers(pattern), default=-1)
 
 
-def detect_kind(keys: Mapping[str, Tensor], source: str) -> Kind:
+def kind_of_original(keys: Mapping[str, Tensor], source: str) -> Kind:
     """Which of the original's models a state dict belongs to.
 
     Raises:
@@ -391,23 +374,18 @@ def _config(
 ) -> OriginalConfig:
     vision = _vision(kind, shapes, vision_heads)
     text = _text(kind, shapes, text_heads)
-    if kind == "vqa":
-        return VqaConfig(vision=vision, text=text)
-    if kind == "nlvr":
+    sizes: dict[str, Any] = {"vision": vision, "text": text}
+    config, heads = MODELS[kind].config, MODELS[kind].heads
+    if config is NlvrConfig:
         merging = "text_encoder.encoder.layer.*.crossattention.output.merge_layer.weight"
-        first_merging = min(shapes.layers(merging), default=text.depth)
-        return NlvrConfig(vision=vision, text=text, merge_from_layer=first_merging)
-    if kind in ALBEF_HEADS:
-        return AlbefConfig(
-            vision=vision,
-            text=text,
-            embed_dim=shapes.get("vision_proj.weight", 2)[0],
-            fusion_layer=_fusion_layer(kind, shapes, text.depth),
-            heads=ALBEF_HEADS[kind],
-        )
-    heads = MED_HEADS[kind]
-    embed_dim = shapes.get("vision_proj.weight", 2)[0] if "itc" in heads else MedConfig.embed_dim
-    return MedConfig(vision=vision, text=text, embed_dim=embed_dim, heads=heads)
+        sizes["merge_from_layer"] = min(shapes.layers(merging), default=text.depth)
+    if "itc" in heads:
+        sizes["embed_dim"] = shapes.get("vision_proj.weight", 2)[0]
+    if config is AlbefConfig:
+        sizes["fusion_layer"] = _fusion_layer(kind, shapes, text.depth)
+    if heads:
+        sizes["heads"] = heads
+    return config(**sizes)
 
 
 def _vision(kind: Kind, shapes: _Shapes, heads: int | None) -> VisionConfig:
@@ -434,7 +412,7 @@ def _vision(kind: Kind, shapes: _Shapes, heads: int | None) -> VisionConfig:
 
 
 def _text(kind: Kind, shapes: _Shapes, heads: int | None) -> TextConfig:
-    bert = _bert(kind)
+    bert = MODELS[kind].bert
     vocab_size, width = shapes.get(f"{bert}embeddings.word_embeddings.weight", 2)
     return TextConfig(
         vocab_size=vocab_size,
@@ -448,7 +426,7 @@ def _text(kind: Kind, shapes: _Shapes, heads: int | None) -> TextConfig:
 
 def _fusion_layer(kind: Kind, shapes: _Shapes, depth: int) -> int:
     """The first layer with cross-attention."""
-    query = f"{_bert(kind)}encoder.layer.*.crossattention.self.query.weight"
+    query = f"{MODELS[kind].bert}encoder.layer.*.crossattention.self.query.weight"
     shapes.get(query.replace("*", str(depth - 1)), 2)
     first = min(shapes.layers(query))
     if first == 0:
@@ -457,15 +435,6 @@ def _fusion_layer(kind: Kind, shapes: _Shapes, depth: int) -> int:
             "layer; expected layers of the text alone below, as in ALBEF"
         )
     return first
-
-
-def _bert(kind: Kind) -> str:
-    """What stands before the names of BERT."""
-    prefixes: dict[Kind, str] = {
-        "caption": "text_decoder.bert.",
-        "albef_pretrain": "text_encoder.bert.",
-    }
-    return prefixes.get(kind, "text_encoder.")
 
 
 def _num_heads(argument: str, given: int | None, width: int, source: str) -> int:

@@ -1,6 +1,7 @@
-"""Files written by `torch.save`, of which nothing but tensors and plain values is taken.
+"""Files written by `torch.save`: tensors and plain values alone, without what is put around them.
 
-What training programs put around a model's weights, taken off: dictionaries and prefixes.
+No code of a file is run. Training programs put weights into dictionaries and give their names
+prefixes, which are taken off.
 """
 
 import argparse
@@ -52,7 +53,7 @@ def read_state(path: Path, remedy: str, whole: str = "the file") -> dict[str, Te
     Raises:
         CheckpointError: as `read_pickle`; or if it holds no dictionary of tensors.
     """
-    state, place = innermost(read_pickle(path, remedy))
+    state, place = _innermost(read_pickle(path, remedy))
     return _check_tensors(state, path, place or whole, remedy)
 
 
@@ -132,8 +133,8 @@ _ANCHORS = ("visual_encoder.cls_token", "vision_model.embeddings.class_embedding
 _LOW_RANK = (".lora_A.", ".lora_B.", ".lora_embedding_A", ".lora_magnitude_vector")
 
 
-def innermost(content: Mapping[str, Any]) -> tuple[Any, str]:
-    """What a file's outer dictionaries have as weights, and their names, the innermost first."""
+def _innermost(content: Mapping[str, Any]) -> tuple[Any, str]:
+    """What a file's outer dictionaries have as weights, and their names, the _innermost first."""
     state: Any = content
     places: list[str] = []
     while isinstance(state, Mapping):

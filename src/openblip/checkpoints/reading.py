@@ -1,25 +1,24 @@
-"""A model from any layout, with its tokenizer.
-
-Where a model is: on this machine, or fetched to it; and what it is, in 16 digits.
-"""
+"""A model from any layout, with its tokenizer; where it is, and what it is in 16 digits."""
 
 import hashlib
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from openblip.batches.tokenizer import BLIP_TOKENS, TOKENIZER_FILE, VOCABULARY_FILE, TextTokenizer
 from openblip.batches.wordpiece import settings_beside
-from openblip.checkpoints.adapters import ADAPTER_CONFIG_FILE
+from openblip.checkpoints.adapters import (
+    ADAPTER_CONFIG_FILE,
+    adapter_files,
+    find_base,
+    is_adapter,
+)
 from openblip.checkpoints.families import AnyConfig, fit_vocabulary
 from openblip.checkpoints.folder import (
     CONFIG_FILE,
-    FROM_HUGGINGFACE,
     FROM_ORIGINAL,
     WEIGHTS_FILE,
-    FolderKind,
     LoadedModel,
     read_config,
     read_folder,
@@ -33,11 +32,20 @@ from openblip.checkpoints.hub import (
     split_revision,
 )
 from openblip.checkpoints.huggingface import is_huggingface, read_huggingface
+from openblip.checkpoints.huggingface_processor import has_tokenizer
 from openblip.checkpoints.original import OriginalNote, from_original, read_note, read_original
 from openblip.model.albef import Albef
 from openblip.runtime.errors import CheckpointError, DataError, OpenBlipWarning
 
 _RELEASED_WIDTHS = (768, 1024)
+# Of a training run, the first that is there.
+_CHECKPOINTS = ("best", "last")
+_EXPECTED = (
+    "give a model folder (ours or of transformers), a training run's folder, an original .pth "
+    "file, its https address, or organisation/name of the Hugging Face hub"
+)
+# Suffixes of what a folder of `transformers` holds of a model.
+_HUGGINGFACE_SUFFIXES = (".json", ".txt", ".safetensors", ".bin")
 
 
 @dataclass(frozen=True)
@@ -58,7 +66,7 @@ def read_model(path: Path) -> LoadedModel:
     """
     if path.is_file():
         return _read_original(path)
-    return _read_huggingface(path) if is_huggingface(path) else read_folder(path)
+    return read_huggingface(path) if is_huggingface(path) else read_folder(path)
 
 
 def read_outline(path: Path) -> ModelOutline:
@@ -75,21 +83,6 @@ def read_outline(path: Path) -> ModelOutline:
         return ModelOutline(config.model, TextTokenizer.from_file(path), config.image_size)
     except DataError as error:
         raise CheckpointError(f"{path}: its tokenizer cannot be read ({error})") from error
-
-
-def _read_huggingface(folder: Path) -> LoadedModel:
-    theirs = read_huggingface(folder)
-    model = theirs.model
-    if theirs.image_size != model.config.vision.image_size:
-        model.resize_images(theirs.image_size)
-    return LoadedModel(
-        model=model,
-        tokenizer=theirs.tokenizer,
-        kind=cast("FolderKind", FROM_HUGGINGFACE[theirs.kind]),
-        image_size=theirs.image_size,
-        max_tokens=theirs.max_tokens,
-        source=str(folder),
-    )
 
 
 def _read_original(path: Path) -> LoadedModel:
@@ -120,7 +113,7 @@ def _read_original(path: Path) -> LoadedModel:
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
-        kind=cast("FolderKind", kind),
+        kind=kind,
         image_size=sizes.vision.image_size,
         max_tokens=min(max_tokens or sizes.text.max_positions, sizes.text.max_positions),
         source=str(path),
@@ -147,20 +140,10 @@ def _tokenizer(
     try:
         if note is not None and note.tokenizer is not None:
             return TextTokenizer.from_json(note.tokenizer, str(path)), path
-        file = tokenizer_beside(path, vocab_size)
+        file = _tokenizer_beside(path, vocab_size)
         return TextTokenizer.from_file(file), file
     except DataError as error:
         raise CheckpointError(f"{path}: its tokenizer cannot be read ({error})") from error
-
-
-# Of a training run, the first that is there.
-_CHECKPOINTS = ("best", "last")
-_EXPECTED = (
-    "give a model folder (ours or of transformers), a training run's folder, an original .pth "
-    "file, its https address, or organisation/name of the Hugging Face hub"
-)
-# Suffixes of what a folder of `transformers` holds of a model.
-_HUGGINGFACE_SUFFIXES = (".json", ".txt", ".safetensors", ".bin")
 
 
 def find_model(source: str | Path) -> Path:
@@ -186,11 +169,6 @@ def find_model(source: str | Path) -> Path:
     return _fetch(text)
 
 
-def is_fetched(source: str) -> bool:
-    """Whether a source is an address or a name of the hub, and nothing of this machine."""
-    return not Path(source).exists()
-
-
 def _fetch(name: str) -> Path:
     repo_id, revision = split_revision(name)
     if not is_repo_id(repo_id):
@@ -207,8 +185,6 @@ def find_model_files(source: str | Path) -> list[Path]:
     Raises:
         CheckpointError: if there is no model, or a file of it is missing.
     """
-    from openblip.checkpoints.adapters import adapter_files, find_base, is_adapter
-
     path = find_model(source)
     if path.is_dir() and is_adapter(path):
         return [*_files_of(find_base(path)), *adapter_files(path)]
@@ -217,16 +193,12 @@ def find_model_files(source: str | Path) -> list[Path]:
 
 def _files_of(path: Path) -> list[Path]:
     """Those of a model; an adapter beside it does not count."""
-    from openblip.checkpoints.huggingface import is_huggingface
-    from openblip.checkpoints.huggingface_processor import has_tokenizer
-    from openblip.checkpoints.original import read_note
-
     if path.is_file():
         note = read_note(path)
         has_own = note is not None and note.tokenizer is not None
         if has_own:
             return [path]
-        tokenizer = tokenizer_beside(path)
+        tokenizer = _tokenizer_beside(path)
         return [path, tokenizer, *settings_beside(tokenizer)]
     if is_huggingface(path):
         files = sorted(file for file in path.iterdir() if file.suffix in _HUGGINGFACE_SUFFIXES)
@@ -238,7 +210,7 @@ def _files_of(path: Path) -> list[Path]:
     return [*files, *settings_beside(path / TOKENIZER_FILE)]
 
 
-def tokenizer_beside(path: Path, vocab_size: int = BERT_ROWS) -> Path:
+def _tokenizer_beside(path: Path, vocab_size: int = BERT_ROWS) -> Path:
     """The tokenizer in a file's folder, or else that of BERT if the vocabulary is as large.
 
     Raises:

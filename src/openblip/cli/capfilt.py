@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from openblip.cli.data import WithoutName
-from openblip.cli.flags import Count, CountOrNone, NotNegative, Seed, Share, Workers
+from openblip.cli.flags import DecodingFlags
 from openblip.cli.output import check_outputs, print_json, print_table
+from openblip.runtime.ranges import Count, NotNegative, Seed, Share, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from openblip.capfilt.run import CapFiltResult
     from openblip.capfilt.select import Cut, KeepRate
 
+_NUCLEUS = DecodingFlags(method="nucleus")
+
 
 def run(
     table: tyro.conf.Positional[str],
@@ -25,11 +28,7 @@ def run(
     *,
     captioner: tuple[str, ...],
     filter: str,
-    method: Literal["nucleus", "beam", "greedy"] = "nucleus",
-    top_p: Share = 0.9,
-    num_beams: Count = 3,
-    max_length: Count = 20,
-    min_length: CountOrNone = 5,
+    decoding: Annotated[DecodingFlags, tyro.conf.arg(name="")] = _NUCLEUS,
     prompt: str = "a picture of ",
     num_captions: Count = 1,
     first_token: Literal["[ENC]", "[CLS]"] = "[ENC]",
@@ -52,11 +51,7 @@ def run(
         captioner: what writes captions, one or several: each a model folder, run directory, file,
             https address or hub repository.
         filter: what scores texts: the same.
-        method: nucleus as in the paper, or beam, or greedy.
-        top_p: nucleus: smallest set of words with this probability.
-        num_beams: beam: how many.
-        max_length: of a caption in tokens, prompt included.
-        min_length: of a caption in tokens, prompt included.
+        decoding: how tokens are chosen; nucleus as in the paper.
         prompt: what the captioner continues.
         num_captions: synthetic captions per image and captioner.
         first_token: of a matched text; [CLS] as some released models do.
@@ -71,20 +66,12 @@ def run(
     """
     from openblip.capfilt.job import CapFiltSettings
     from openblip.capfilt.run import run_capfilt
-    from openblip.inference import Decoding
 
     cluster = _cluster(ray, workers, gpus_per_worker, processes)
-    decoding = Decoding(
-        method=method,
-        top_p=top_p,
-        num_beams=num_beams,
-        max_length=max_length,
-        min_length=min_length,
-    )
     settings = CapFiltSettings(
         captioner=captioner if len(captioner) > 1 else captioner[0],
         filter=filter,
-        decoding=decoding,
+        decoding=decoding.decoding(),
         prompt=prompt,
         num_captions=num_captions,
         first_token=first_token,

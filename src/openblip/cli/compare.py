@@ -5,8 +5,8 @@ from typing import Annotated
 
 import tyro
 
-from openblip.cli.flags import Workers
 from openblip.cli.output import check_outputs, print_json, print_table
+from openblip.runtime.ranges import Workers
 
 
 def compare(
@@ -33,12 +33,12 @@ def compare(
         json: print the verdicts on the claims, and where the report is, as JSON.
     """
     from openblip.comparison.run import compare as run
-    from openblip.comparison.run import plan as planned
+    from openblip.comparison.run import read_comparison
     from openblip.comparison.tables import PAGE_FILE
 
     folder = output if output is not None else Path(file.stem)
     if plan:
-        rows = planned(file, folder).stages
+        rows = read_comparison(file, folder).stages
         print_table(
             ["stage", "name", "folder", "finished"],
             [[row.kind, row.name, row.folder, "yes" if row.is_finished else "no"] for row in rows],

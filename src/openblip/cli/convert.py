@@ -5,9 +5,9 @@ from typing import Literal
 
 import tyro
 
-from openblip.cli.flags import Count
 from openblip.runtime.atomic import check_output
 from openblip.runtime.errors import RecipeError
+from openblip.runtime.ranges import Count
 
 
 def convert(

@@ -1,7 +1,4 @@
-"""`openblip data`: import, export, show, duplicates, leakage.
-
-`openblip data duplicates` and `openblip data leakage`.
-"""
+"""`openblip data`: import, export, show, duplicates, leakage."""
 
 import json as json_library
 import sys
@@ -15,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from openblip.cli.flags import Count, CountOrNone, Range, Share, Workers
 from openblip.cli.output import check_outputs, print_json, print_table
-from openblip.sources.report import ImportReport, Reason
+from openblip.runtime.ranges import Count, CountOrNone, Range, Share, Workers
+from openblip.sources.report import ExportReport, ImportReport, Reason
 
 if TYPE_CHECKING:
     from openblip.curation.duplicates import DuplicateReport
@@ -115,10 +112,7 @@ def import_(
         without_captions=without_captions,
         num_threads=threads,
     )
-    if json:
-        print_json(asdict(report))
-    else:
-        print(report.to_text())
+    _print(report, json)
     _hint(report, ids)
     return 0 if report.num_rows or report.num_known else 1
 
@@ -192,10 +186,7 @@ def export(
         overwrite=overwrite,
         num_threads=threads,
     )
-    if json:
-        print_json(asdict(report))
-    else:
-        print(report.to_text())
+    _print(report, json)
     return 1 if report.num_unreadable else 0
 
 
@@ -403,7 +394,9 @@ def leakage(
     return 1 if check and report.num_leaking_images else 0
 
 
-def _print(report: "DuplicateReport | LeakReport", json: bool) -> None:
+def _print(
+    report: "ImportReport | ExportReport | DuplicateReport | LeakReport", json: bool
+) -> None:
     if json:
         print_json(asdict(report))
     else:

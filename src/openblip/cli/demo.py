@@ -5,8 +5,8 @@ from typing import Annotated
 
 import tyro
 
-from openblip.cli.flags import Seed
 from openblip.cli.output import check_outputs, print_table
+from openblip.runtime.ranges import Seed
 
 
 def demo(

@@ -1,16 +1,14 @@
-"""`openblip evaluate TASK`.
-
-`openblip evaluate classify` and `video`: tasks for which nothing was trained.
-"""
+"""`openblip evaluate TASK`; `classify` and `video` are tasks for which nothing was trained."""
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from openblip.cli.flags import Count, CountOrNone
+from openblip.cli.flags import takes
 from openblip.cli.output import (
     check_outputs,
     dominant_json,
@@ -18,20 +16,29 @@ from openblip.cli.output import (
     print_json,
     print_table,
 )
+from openblip.evaluation.settings import (
+    ClassificationSettings,
+    NlvrSettings,
+    RetrievalSettings,
+    VideoQaSettings,
+    VideoSettings,
+    VqaSettings,
+)
+from openblip.runtime.ranges import Count, CountOrNone
 
 if TYPE_CHECKING:
-    from openblip.metrics import Interval
+    from openblip.evaluation.results import UnitScores
     from openblip.table.table import PairTable
 
 
+@takes(RetrievalSettings)
 def retrieval(
     model: tyro.conf.Positional[str],
     table: tyro.conf.Positional[str],
     /,
     *,
     split: str = "test",
-    k: CountOrNone = 128,
-    batch_size: Count = 32,
+    settings: RetrievalSettings,
     results: Path | None = None,
     report: Path | None = None,
     json: bool = False,
@@ -45,9 +52,7 @@ def retrieval(
             transformers, or open_clip:ARCHITECTURE/PRETRAINED.
         table: pair table with human captions in the split.
         split: which rows.
-        k: candidates that matching ranks again, where the model matches; the paper takes 256 on
-            COCO, 128 on Flickr30k.
-        batch_size: images that are encoded together.
+        settings: the flags of the protocol.
         results: write the first candidates of every image and of every text there, as JSON.
         report: write a page there (HTML) that shows the worst searches and the calibration.
         json: print JSON.
@@ -59,26 +64,18 @@ def retrieval(
 
     check_outputs({"--results": results, "--report": report})
     opened = PairTable.open(table)
-    found = evaluate_retrieval(
-        load_embedder(model), opened, split=split, k=k, batch_size=batch_size
-    )
+    found = evaluate_retrieval(load_embedder(model), opened, split=split, **vars(settings))
     if results is not None:
         found.rankings.save(results)
     if report is not None:
         write_retrieval_report(found, opened, report, subject=f"{model}, split {split}")
     if json:
-        shown = ("metrics", "contrastive", "num_images", "num_texts", "k", "seconds")
-        print_json({name: getattr(found, name) for name in shown})
+        print_json(_of(found, "metrics", "contrastive", "num_images", "num_texts", "k", "seconds"))
         return 0
-    names = ["TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10", "mean"]
     print(f"{found.num_images} images, {found.num_texts} texts, {found.seconds:.0f} s")
-    rows = {"ITC": found.contrastive}
-    if found.pairs.itm is not None:
-        rows[f"ITM of the top {found.k}"] = found.metrics
-    print_table(
-        ["ranking by", *names],
-        [[name, *(f"{values[n]:.1f}" for n in names)] for name, values in rows.items()],
-    )
+    names = ["TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10", "mean"]
+    matched = found.metrics if found.pairs.itm is not None else None
+    _print_rankings(names, found.contrastive, matched, found.k)
     return 0
 
 
@@ -136,9 +133,7 @@ def caption(
         load(model),
         opened,
         split=split,
-        decoding=Decoding(
-            method="beam", num_beams=num_beams, max_length=max_length, min_length=min_length
-        ),
+        decoding=Decoding(num_beams=num_beams, max_length=max_length, min_length=min_length),
         prompt=prompt,
         batch_size=batch_size,
         java=java,
@@ -148,8 +143,7 @@ def caption(
     if report is not None:
         write_caption_report(written, opened, report, subject=f"{model}, split {split}")
     if json:
-        shown = ("metrics", "domains", "num_images")
-        values = {name: getattr(written, name) for name in shown}
+        values = _of(written, "metrics", "domains", "num_images")
         print_json(values | dominant_json(written.dominant))
         return 0
     print_dominant(written.dominant)
@@ -166,6 +160,12 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{100 * value:.1f}"
 
 
+def _folder_named(variable: str) -> Path | None:
+    value = os.environ.get(variable)
+    return Path(value) if value else None
+
+
+@takes(VqaSettings)
 def vqa(
     model: tyro.conf.Positional[str],
     table: tyro.conf.Positional[str],
@@ -174,9 +174,7 @@ def vqa(
     split: str = "test",
     candidates: str | None = None,
     min_count: Count = 1,
-    k: CountOrNone = 128,
-    wups: bool = False,
-    batch_size: Count = 32,
+    settings: VqaSettings,
     results: Path | None = None,
     report: Path | None = None,
     json: bool = False,
@@ -192,9 +190,7 @@ def vqa(
         candidates: rank the answers of this file (one a line, or a list in JSON), or "train" for
             those of the table's training questions; by default the model writes its answers.
         min_count: of "train", answers to at least so many questions.
-        k: candidates that are scored whole.
-        wups: also WUPS at 0.9 and 0.0, the metric of DAQUAR; needs WordNet.
-        batch_size: images that are encoded together.
+        settings: the flags of the protocol.
         results: write the answers there in the form of the VQA challenge's server.
         report: write a page there (HTML) that shows accuracy by type, confusions, worst answers.
         json: print JSON.
@@ -214,109 +210,18 @@ def vqa(
         ranked = frequent_answers(opened, "train", min_count)
     elif candidates is not None:
         ranked = read_answers(Path(candidates))
-    found = evaluate_vqa(
-        load(model),
-        opened,
-        split=split,
-        candidates=ranked,
-        k=k,
-        wups=wups,
-        batch_size=batch_size,
-    )
+    asked = vars(settings) | {"candidates": ranked}
+    found = evaluate_vqa(load(model), opened, split=split, **asked)
     if results is not None:
         found.save_results(results)
     if report is not None:
         write_vqa_report(found, opened, report, subject=f"{model}, split {split}")
-    intervals = {name: unit.interval() for name, unit in found.units.items()}
     if json:
-        bounds = {name: [value.low, value.high] for name, value in intervals.items()}
-        counts = {"num_images": found.num_images, "num_questions": found.num_questions}
-        values = {"metrics": found.metrics, "intervals": bounds, **counts}
-        print_json(values | dominant_json(found.dominant))
+        _print_judged_json(found, "num_images", "num_questions")
         return 0
-    print_dominant(found.dominant)
-    asked = f"{found.num_questions} questions about {found.num_images} images"
-    how = "written" if ranked is None else f"ranked among {len(ranked)}"
-    print(f"{asked}, answers {how}, {found.seconds:.0f} s")
-    if not found.metrics:
-        print("no answers are known in this split" + (f"; see {results}" if results else ""))
-        return 0
-    _print_accuracies(found.metrics, intervals)
+    subject = f"{found.num_questions} questions about {found.num_images} images"
+    _print_answered(found, subject, ranked, where=" in this split", results=results)
     return 0
-
-
-def videoqa(
-    model: tyro.conf.Positional[str],
-    questions: tyro.conf.Positional[Path],
-    videos: tyro.conf.Positional[Path],
-    /,
-    *,
-    num_frames: Count = 16,
-    candidates: Path | None = None,
-    k: CountOrNone = 128,
-    batch_size: Count = 2,
-    results: Path | None = None,
-    json: bool = False,
-) -> int:
-    """Accuracy of answers about videos by a model that learnt from images; needs the extra video.
-
-    Example: openblip evaluate videoqa runs/vqa msrvtt_qa_test.json MSRVTT/videos
-
-    Args:
-        model: model folder, run directory, file, https address or hub repository.
-        questions: JSON lines, or a JSON list, with video_id, question and answer, as of MSRVTT-QA.
-        videos: folder of the clips.
-        num_frames: taken from each clip at even distances.
-        candidates: rank the answers of this file (one a line, or a list in JSON); by default the
-            model writes its answers.
-        k: candidates that are scored whole.
-        batch_size: clips whose frames are encoded together.
-        results: write the answers there, as .csv or .json.
-        json: print JSON.
-    """
-    from openblip.batches.questions import read_answers
-    from openblip.batches.video import read_clip_questions
-    from openblip.evaluation.results import check_results_path, save_records
-    from openblip.evaluation.video import evaluate_videoqa
-    from openblip.inference import load
-
-    check_outputs({"--results": results})
-    if results is not None:
-        check_results_path(results)
-    ranked = None if candidates is None else read_answers(candidates)
-    found = evaluate_videoqa(
-        load(model),
-        read_clip_questions(questions, videos),
-        num_frames=num_frames,
-        candidates=ranked,
-        k=k,
-        batch_size=batch_size,
-    )
-    if results is not None:
-        save_records(results, found.answers)
-    intervals = {name: unit.interval() for name, unit in found.units.items()}
-    if json:
-        bounds = {name: [value.low, value.high] for name, value in intervals.items()}
-        shown = ("metrics", "num_videos", "num_questions", "seconds")
-        values = {name: getattr(found, name) for name in shown} | {"intervals": bounds}
-        print_json(values | dominant_json(found.dominant))
-        return 0
-    print_dominant(found.dominant)
-    how = "written" if ranked is None else f"ranked among {len(ranked)}"
-    print(
-        f"{found.num_questions} questions about {found.num_videos} videos, {num_frames} frames, "
-        f"answers {how}, {found.seconds:.0f} s"
-    )
-    if not found.metrics:
-        print("no answers are known" + (f"; see {results}" if results else ""))
-        return 0
-    _print_accuracies(found.metrics, intervals)
-    return 0
-
-
-def _print_accuracies(metrics: dict[str, float], intervals: "dict[str, Interval]") -> None:
-    rows = [[name, f"{value:.2f}", _shown(intervals, name)] for name, value in metrics.items()]
-    print_table(["accuracy of", "%", "95 % interval"], rows)
 
 
 def _check_answers_known(table: "PairTable", split: str) -> None:
@@ -330,13 +235,61 @@ def _check_answers_known(table: "PairTable", split: str) -> None:
         raise DataError(f"--report: {error}") from error
 
 
+@takes(VideoQaSettings)
+def videoqa(
+    model: tyro.conf.Positional[str],
+    questions: tyro.conf.Positional[Path],
+    videos: tyro.conf.Positional[Path],
+    /,
+    *,
+    settings: VideoQaSettings,
+    candidates: Path | None = None,
+    results: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Accuracy of answers about videos by a model that learnt from images; needs the extra video.
+
+    Example: openblip evaluate videoqa runs/vqa msrvtt_qa_test.json MSRVTT/videos
+
+    Args:
+        model: model folder, run directory, file, https address or hub repository.
+        questions: JSON lines, or a JSON list, with video_id, question and answer, as of MSRVTT-QA.
+        videos: folder of the clips.
+        candidates: rank the answers of this file (one a line, or a list in JSON); by default the
+            model writes its answers.
+        settings: the flags of the protocol.
+        results: write the answers there, as .csv or .json.
+        json: print JSON.
+    """
+    from openblip.batches.questions import read_answers
+    from openblip.batches.video import read_clip_questions
+    from openblip.evaluation.video import evaluate_videoqa
+    from openblip.inference import load
+
+    _check_records(results)
+    ranked = None if candidates is None else read_answers(candidates)
+    asked = vars(settings) | {"candidates": ranked}
+    found = evaluate_videoqa(load(model), read_clip_questions(questions, videos), **asked)
+    _save_records(results, found.answers)
+    if json:
+        _print_judged_json(found, "num_videos", "num_questions", "seconds")
+        return 0
+    subject = (
+        f"{found.num_questions} questions about {found.num_videos} videos, "
+        f"{settings.num_frames} frames"
+    )
+    _print_answered(found, subject, ranked, where="", results=results)
+    return 0
+
+
+@takes(NlvrSettings)
 def nlvr(
     model: tyro.conf.Positional[str],
     table: tyro.conf.Positional[str],
     /,
     *,
     split: str = "test",
-    batch_size: Count = 32,
+    settings: NlvrSettings,
     results: Path | None = None,
     json: bool = False,
 ) -> int:
@@ -348,7 +301,7 @@ def nlvr(
         model: model folder, run directory, file, https address or hub repository.
         table: pair table with sentences about two images in its rows' metadata.
         split: which rows.
-        batch_size: pairs at a time.
+        settings: the flags of the protocol.
         results: write the predictions there as NLVR2's evaluation reads them (CSV).
         json: print JSON.
     """
@@ -357,46 +310,26 @@ def nlvr(
     from openblip.table.table import PairTable
 
     check_outputs({"--results": results})
-    found = evaluate_nlvr(load(model), PairTable.open(table), split=split, batch_size=batch_size)
+    found = evaluate_nlvr(load(model), PairTable.open(table), split=split, **vars(settings))
     if results is not None:
         found.save_official(results)
-    intervals = {name: unit.interval() for name, unit in found.units.items()}
     if json:
-        bounds = {name: [value.low, value.high] for name, value in intervals.items()}
-        counts = {"num_pairs": found.num_pairs, "seconds": found.seconds}
-        values = {"metrics": found.metrics, "intervals": bounds, **counts}
-        print_json(values | dominant_json(found.dominant))
+        _print_judged_json(found, "num_pairs", "seconds")
         return 0
     print_dominant(found.dominant)
     print(f"{found.num_pairs} sentences about two images, {found.seconds:.0f} s")
-    rows = [
-        [name, f"{value:.2f}", _shown(intervals, name)] for name, value in found.metrics.items()
-    ]
-    print_table(["", "%", "95 % interval"], rows)
+    _print_accuracies("", found.metrics, found.units)
     return 0
 
 
-def _shown(intervals: "dict[str, Interval]", name: str) -> str:
-    known = intervals.get(name)
-    return f"{known.low:.2f} to {known.high:.2f}" if known else ""
-
-
-def _folder_named(variable: str) -> Path | None:
-    value = os.environ.get(variable)
-    return Path(value) if value else None
-
-
+@takes(ClassificationSettings)
 def classify(
     model: tyro.conf.Positional[str],
     table: tyro.conf.Positional[str],
     /,
     *,
     split: str = "test",
-    label_field: str = "label",
-    templates: tuple[str, ...] = ("a photo of {}.",),
-    exclude: tuple[str, ...] = (),
-    k: CountOrNone = 0,
-    batch_size: Count = 32,
+    settings: ClassificationSettings,
     results: Path | None = None,
     json: bool = False,
 ) -> int:
@@ -410,47 +343,27 @@ def classify(
             transformers, or open_clip:ARCHITECTURE/PRETRAINED.
         table: pair table whose rows have a label in their metadata.
         split: which rows.
-        label_field: field of the metadata with a label, or a list of them: then any is a hit.
-        templates: prompts with {} for the name of a class; embeddings of several are averaged.
-        exclude: labels that do not count; images without another one are left out.
-        k: classes of each image that matching ranks again; 0 for contrast alone, all that a CLIP
-            has.
-        batch_size: images that are encoded together.
+        settings: the flags of the protocol.
         results: write the predictions there, as .csv or .json.
         json: print JSON.
     """
     from openblip.evaluation.classification import evaluate_classification
-    from openblip.evaluation.results import check_results_path, save_records
     from openblip.inference.embedder import load_embedder
     from openblip.table.table import PairTable
 
-    check_outputs({"--results": results})
-    if results is not None:
-        check_results_path(results)
+    _check_records(results)
     found = evaluate_classification(
-        load_embedder(model),
-        PairTable.open(table),
-        split=split,
-        label_field=label_field,
-        templates=templates,
-        exclude=exclude,
-        k=k,
-        batch_size=batch_size,
+        load_embedder(model), PairTable.open(table), split=split, **vars(settings)
     )
-    if results is not None:
-        save_records(results, found.predictions)
+    _save_records(results, found.predictions)
     if json:
-        shown = ("metrics", "contrastive", "per_class", "num_images", "classes", "k", "seconds")
-        values = {name: getattr(found, name) for name in shown}
-        print_json(values | dominant_json(found.dominant))
+        values = _of(found, "metrics", "contrastive", "per_class", "num_images", "classes", "k")
+        print_json(values | {"seconds": found.seconds} | dominant_json(found.dominant))
         return 0
     print_dominant(found.dominant)
     print(f"{found.num_images} images, {len(found.classes)} classes, {found.seconds:.0f} s")
-    rows = {"ITC": found.contrastive} | ({f"ITM of the top {k}": found.metrics} if k else {})
-    print_table(
-        ["ranking by", *found.metrics],
-        [[name, *(f"{value:.1f}" for value in values.values())] for name, values in rows.items()],
-    )
+    matched = found.metrics if found.k else None
+    _print_rankings(list(found.metrics), found.contrastive, matched, found.k)
     print()
     print_table(
         ["class", "top-1"], [[name, f"{value:.1f}"] for name, value in found.per_class.items()]
@@ -458,15 +371,14 @@ def classify(
     return 0
 
 
+@takes(VideoSettings)
 def video(
     model: tyro.conf.Positional[str],
     annotations: tyro.conf.Positional[Path],
     videos: tyro.conf.Positional[Path],
     /,
     *,
-    num_frames: Count = 8,
-    k: CountOrNone = 64,
-    batch_size: Count = 4,
+    settings: VideoSettings,
     results: Path | None = None,
     json: bool = False,
 ) -> int:
@@ -478,36 +390,92 @@ def video(
         model: model folder, run directory, file, https address or hub repository.
         annotations: JSON lines, or a JSON list, with clip_name and caption, as of MSR-VTT.
         videos: folder of the clips.
-        num_frames: taken from each clip at even distances.
-        k: candidates that matching ranks again; 0 for contrast alone.
-        batch_size: clips whose frames are encoded together.
+        settings: the flags of the protocol.
         results: write what each text found there, as .csv or .json.
         json: print JSON.
     """
     from openblip.batches.video import read_clips
-    from openblip.evaluation.results import check_results_path, save_records
     from openblip.evaluation.video import evaluate_video
     from openblip.inference import load
+
+    _check_records(results)
+    clips = read_clips(annotations, videos)
+    found = evaluate_video(load(model), clips, **vars(settings))
+    _save_records(results, found.searches)
+    if json:
+        print_json(_of(found, "metrics", "contrastive", "num_videos", "num_texts", "k", "seconds"))
+        return 0
+    print(
+        f"{found.num_videos} videos, {found.num_texts} texts, {settings.num_frames} frames, "
+        f"{found.seconds:.0f} s"
+    )
+    names = ["TR@1", "TR@5", "TR@10", "VR@1", "VR@5", "VR@10", "mean", "MdR"]
+    _print_rankings(names, found.contrastive, found.metrics if found.k else None, found.k)
+    return 0
+
+
+def _of(found: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(found, name) for name in names}
+
+
+def _check_records(results: Path | None) -> None:
+    """Misses what stands against writing them before the work, which takes long."""
+    from openblip.evaluation.results import check_results_path
 
     check_outputs({"--results": results})
     if results is not None:
         check_results_path(results)
-    clips = read_clips(annotations, videos)
-    found = evaluate_video(load(model), clips, num_frames=num_frames, k=k, batch_size=batch_size)
+
+
+def _save_records(results: Path | None, records: Sequence[Mapping[str, Any]]) -> None:
+    from openblip.evaluation.results import save_records
+
     if results is not None:
-        save_records(results, found.searches)
-    if json:
-        shown = ("metrics", "contrastive", "num_videos", "num_texts", "k", "seconds")
-        print_json({name: getattr(found, name) for name in shown})
-        return 0
-    print(
-        f"{found.num_videos} videos, {found.num_texts} texts, {num_frames} frames, "
-        f"{found.seconds:.0f} s"
-    )
-    names = ["TR@1", "TR@5", "TR@10", "VR@1", "VR@5", "VR@10", "mean", "MdR"]
-    rows = {"ITC": found.contrastive} | ({f"ITM of the top {k}": found.metrics} if k else {})
+        save_records(results, records)
+
+
+def _print_rankings(
+    names: Sequence[str],
+    contrastive: Mapping[str, float],
+    matched: Mapping[str, float] | None,
+    k: int,
+) -> None:
+    rows = {"ITC": contrastive} | ({f"ITM of the top {k}": matched} if matched is not None else {})
     print_table(
         ["ranking by", *names],
-        [[name, *(f"{values[n]:.1f}" for n in names)] for name, values in rows.items()],
+        [[by, *(f"{values[name]:.1f}" for name in names)] for by, values in rows.items()],
     )
-    return 0
+
+
+def _print_judged_json(found: Any, *counts: str) -> None:
+    """What a model's judgements are worth, with the intervals of the figures."""
+    intervals = {name: scores.interval() for name, scores in found.units.items()}
+    bounds = {name: [value.low, value.high] for name, value in intervals.items()}
+    values = {"metrics": found.metrics, "intervals": bounds, **_of(found, *counts)}
+    print_json(values | dominant_json(found.dominant))
+
+
+def _print_answered(
+    found: Any, subject: str, ranked: Sequence[str] | None, *, where: str, results: Path | None
+) -> None:
+    print_dominant(found.dominant)
+    how = "written" if ranked is None else f"ranked among {len(ranked)}"
+    print(f"{subject}, answers {how}, {found.seconds:.0f} s")
+    if found.metrics:
+        _print_accuracies("accuracy of", found.metrics, found.units)
+    else:
+        print(f"no answers are known{where}" + (f"; see {results}" if results else ""))
+
+
+def _print_accuracies(
+    title: str, metrics: Mapping[str, float], units: "Mapping[str, UnitScores]"
+) -> None:
+    rows = [[name, f"{value:.2f}", _interval(units.get(name))] for name, value in metrics.items()]
+    print_table([title, "%", "95 % interval"], rows)
+
+
+def _interval(scores: "UnitScores | None") -> str:
+    if scores is None:
+        return ""
+    known = scores.interval()
+    return f"{known.low:.2f} to {known.high:.2f}"

@@ -1,29 +1,28 @@
-"""Flags: ranges of numbers, fields of a recipe, and how captions are decoded.
+"""Flags: ranges of numbers, fields of settings and of a recipe, and how captions are decoded.
 
-A command says `batch_size: Count`; what is out of range is wrong usage, and names the flag.
-
-Flags that change fields of a recipe, such as `--train.batch-size 64`.
-
-The flags by which commands that write captions choose tokens.
+What is out of its range (`batch_size: Count`) is wrong usage, and names the flag. A command takes
+the fields of a dataclass as flags by `takes`; those of a recipe have its parts in their names, such
+as `--train.batch-size 64`.
 """
 
+import ast
 import functools
 import inspect
-import math
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, is_dataclass, replace
-from typing import (
-    TYPE_CHECKING,
-    Annotated,
-    Any,
-    Literal,
-    TypeVar,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+import textwrap
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
 from openblip.runtime.errors import OpenBlipError
+from openblip.runtime.ranges import (
+    Count,
+    CountOrNone,
+    Finite,
+    Positive,
+    Share,
+    broken_range,
+)
 
 if TYPE_CHECKING:
     from openblip.inference import Decoding
@@ -34,43 +33,6 @@ _Result = TypeVar("_Result")
 
 class UsageError(OpenBlipError):
     """The words of a command line make no sense; the exit code is 2."""
-
-
-@dataclass(frozen=True)
-class Range:
-    """What a finite number must be: from `least` to `most`, both included, or above `least`."""
-
-    least: float = -math.inf
-    most: float = math.inf
-    is_open: bool = False
-    """Whether `least` itself is too small."""
-
-    def __contains__(self, value: float) -> bool:
-        above = value > self.least if self.is_open else value >= self.least
-        return math.isfinite(value) and above and value <= self.most
-
-    def __str__(self) -> str:
-        if self.most < 1 << 31:
-            return f"from {self.least:g} to {self.most:g}"
-        return f"above {self.least:g}" if self.is_open else f"at least {self.least:g}"
-
-
-Count = Annotated[int, Range(1, 1 << 53)]
-"""How many of something that there must be: rows of a batch, beams, images."""
-CountOrNone = Annotated[int, Range(0, 1 << 53)]
-"""How many of something, none included."""
-Workers = Annotated[int, Range(1, 4096)]
-"""Threads or processes."""
-Seed = Annotated[int, Range(0, (1 << 63) - 1)]
-"""What draws begin with."""
-Share = Annotated[float, Range(0, 1)]
-"""A probability, or a part of a whole."""
-Positive = Annotated[float, Range(0, is_open=True)]
-"""Seconds, prices and the like, which nothing comes free of."""
-NotNegative = Annotated[float, Range(0)]
-"""A strength or a rate that may be nothing."""
-Finite = Annotated[float, Range()]
-"""Any number."""
 
 
 def checked(run: Callable[..., _Result]) -> Callable[..., _Result]:
@@ -93,23 +55,67 @@ def checked(run: Callable[..., _Result]) -> Callable[..., _Result]:
 
 def _check(given: dict[str, Any], hints: dict[str, Any]) -> None:
     for name, value in given.items():
-        flag = f"--{name.replace('_', '-')}"
         if is_dataclass(value):  # its fields are flags themselves
             own = get_type_hints(type(value), include_extras=True)
             _check(vars(value), own)
             continue
         for number in value if isinstance(value, tuple) else (value,):
-            for allowed in _ranges(hints[name]):
-                if isinstance(number, int | float) and number not in allowed:
-                    raise UsageError(f"{flag} must be {allowed}, not {number}")
+            if allowed := broken_range(hints[name], number):
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{flag} must be {allowed}, not {number}")
 
 
-def _ranges(hint: Any) -> Iterator[Range]:
-    """The ranges in an annotation, also in those of a union's or a tuple's members."""
-    if get_origin(hint) is Annotated:
-        yield from (part for part in hint.__metadata__ if isinstance(part, Range))
-    for part in get_args(hint):
-        yield from _ranges(part)
+def takes(kind: type[Any]) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
+    """A command whose parameter `settings` is made from flags: one for each field of a dataclass.
+
+    Help, range and default of such a flag are those of the field. A flag of the command's own takes
+    the place of the field of the same name, which then keeps its default.
+    """
+
+    def with_flags(run: Callable[..., _Result]) -> Callable[..., _Result]:
+        signature = inspect.signature(run)
+        hints = get_type_hints(kind, include_extras=True)
+        flags = [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default)
+            for f in fields(kind)
+            if f.name not in signature.parameters
+        ]
+        flags = [flag.replace(annotation=hints[flag.name]) for flag in flags]
+
+        @functools.wraps(run)
+        def command(*args: Any, **given: Any) -> _Result:
+            values = {flag.name: given.pop(flag.name) for flag in flags if flag.name in given}
+            return run(*args, settings=kind(**values), **given)
+
+        # These three are what a parser of command lines reads, if it does not see what is wrapped.
+        del command.__wrapped__
+        parameters = [
+            parameter
+            for own in signature.parameters.values()
+            for parameter in (flags if own.name == "settings" else [own])
+        ]
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": int}
+        docs = _field_docs(kind)
+        command.__doc__ = (run.__doc__ or "").rstrip() + "".join(
+            f"\n        {flag.name}: {docs[flag.name]}" for flag in flags
+        )
+        return command
+
+    return with_flags
+
+
+def _field_docs(kind: type[Any]) -> dict[str, str]:
+    """What stands below each field of a dataclass, as a help text: in one line, in lower case."""
+    (tree,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(tree, ast.ClassDef)
+    docs = {}
+    for field, below in pairwise(tree.body):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+            assert isinstance(field.target, ast.Name)
+            text = " ".join(ast.literal_eval(below.value).split())
+            docs[field.target.id] = text[0].lower() + text[1:]
+    return docs
 
 
 def changed(recipe: "Recipe", words: list[str], prog: str, about: str | None = None) -> "Recipe":

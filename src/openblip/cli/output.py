@@ -16,6 +16,7 @@ from openblip.runtime.errors import DataError, RecipeError, UnwritableError, one
 
 if TYPE_CHECKING:
     from openblip.evaluation.results import Dominant
+    from openblip.inference.many_images import ImageCounts
 
 _HEAD_BYTES = 8192
 
@@ -80,12 +81,12 @@ def print_each(name: str, columns: Sequence[str]) -> None:
     print("\t".join(plain), flush=True)
 
 
-def end_of_each(prog: str, done: int, failed: int, interrupted: bool) -> int:
+def end_of_each(prog: str, counts: "ImageCounts") -> int:
     """The exit code of a command over many images, whose last line says how many there were."""
-    print(f"{prog}: {done:,} images, {failed:,} failed", file=sys.stderr)
-    if interrupted:
+    print(f"{prog}: {counts.done:,} images, {counts.failed:,} failed", file=sys.stderr)
+    if counts.interrupted:
         return 130
-    return 1 if failed else 0
+    return 1 if counts.failed else 0
 
 
 def print_json(value: object) -> None:

@@ -5,8 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from openblip.cli.flags import Count, NotNegative, Positive, Share, changed, checked
+from openblip.cli.flags import changed, checked
 from openblip.cli.output import announce, print_json, print_table
+from openblip.runtime.ranges import Count, NotNegative, Positive, Share
 
 if TYPE_CHECKING:
     from openblip.plan.sizing import Planner, RunCost, Sizing

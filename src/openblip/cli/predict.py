@@ -1,19 +1,15 @@
-"""`openblip caption`, `match`, `ask` and `explain`.
-
-`openblip ask`.
-
-`openblip explain`.
-"""
+"""`openblip caption`, `match`, `ask` and `explain`."""
 
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from openblip.cli.flags import Count, CountOrNone, DecodingFlags, Seed
+from openblip.cli.flags import DecodingFlags
 from openblip.cli.output import (
     check_texts,
     complain,
@@ -24,12 +20,13 @@ from openblip.cli.output import (
 )
 from openblip.runtime.atomic import check_output
 from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
+from openblip.runtime.ranges import Count, CountOrNone, Seed
 
 if TYPE_CHECKING:
     from openblip.inference import Answer, Blip, Match
-    from openblip.inference.caption_job import CaptionSettings, CaptionTarget
+    from openblip.inference.encoding import FirstTokenName
     from openblip.inference.image_sources import ImageSources
-    from openblip.inference.texts import FirstTokenName
+    from openblip.inference.many_images import CaptionSettings, CaptionTarget
 
 _DECODING = DecodingFlags()
 DtypeName = Literal["float32", "bfloat16", "float16", "int8"]
@@ -81,8 +78,8 @@ def caption(
         dtype: of the weights; int8 on the CPU alone.
         device: cpu, cuda, mps; by default the best that there is.
     """
-    from openblip.inference.caption_job import CaptionSettings, CaptionTarget
     from openblip.inference.loading import PUBLISHED
+    from openblip.inference.many_images import CaptionSettings, CaptionTarget
 
     settings = CaptionSettings(
         model=model or PUBLISHED["caption"],
@@ -105,8 +102,8 @@ def _caption(
     target: "CaptionTarget",
     batch_size: int,
 ) -> int:
-    from openblip.inference.caption_job import caption_images
     from openblip.inference.image_sources import ImageSources, left_out_text
+    from openblip.inference.many_images import caption_images
 
     sources = ImageSources(paths, split)
     try:
@@ -115,7 +112,7 @@ def _caption(
             settings,
             target,
             batch_size=batch_size,
-            report=lambda failure: complain("openblip caption", failure),
+            report=partial(complain, "openblip caption"),
             # Below the buffer, which on a full disk or a closed pipe would complain again at the
             # end; and below `sys.stdout`, which a progress bar redirects to its terminal.
             stdout=getattr(sys.stdout.buffer, "raw", sys.stdout.buffer),
@@ -186,9 +183,7 @@ def match(
     blip = load(source, device, dtype)
     matches = blip.match(Path(image), list(texts), first_token)
     if json:
-        print_json(
-            [{"text": t, "itm": m.itm, "itc": m.itc} for t, m in zip(texts, matches, strict=True)]
-        )
+        print_json(_matches_as_json(texts, matches))
         return 0
     rows = [
         [text, f"{match.itm:.4f}", "-" if match.itc is None else f"{match.itc:.3f}"]
@@ -198,6 +193,10 @@ def match(
     return 0
 
 
+def _matches_as_json(texts: Sequence[str], matches: "Sequence[Match]") -> list[dict[str, object]]:
+    return [{"text": t, "itm": m.itm, "itc": m.itc} for t, m in zip(texts, matches, strict=True)]
+
+
 def _match_each(
     blip: "Blip",
     sources: "ImageSources",
@@ -205,14 +204,11 @@ def _match_each(
     first_token: "FirstTokenName",
     json: bool,
 ) -> int:
-    from openblip.inference.each_image import match_each
+    from openblip.inference.many_images import match_each
 
     def tell(name: str, matches: "list[Match]") -> None:
         if json:
-            found = [
-                {"text": t, "itm": m.itm, "itc": m.itc} for t, m in zip(texts, matches, strict=True)
-            ]
-            print_json({"image": name, "matches": found})
+            print_json({"image": name, "matches": _matches_as_json(texts, matches)})
         else:
             print_each(name, [f"{match.itm:.4f}" for match in matches])
 
@@ -225,11 +221,11 @@ def _match_each(
         sources,
         texts,
         tell,
-        lambda failure: print(f"openblip match: {failure}", file=sys.stderr),
+        partial(complain, "openblip match"),
         first_token=first_token,
         show_progress=not sys.stdout.isatty(),
     )
-    return end_of_each("openblip match", counts.done, counts.failed, counts.interrupted)
+    return end_of_each("openblip match", counts)
 
 
 def ask(
@@ -307,7 +303,7 @@ def _ask_each(
     candidates: Sequence[str] | None,
     json: bool,
 ) -> int:
-    from openblip.inference.each_image import answer_each_image
+    from openblip.inference.many_images import answer_each_image
 
     def tell(name: str, answers: "list[Answer]") -> None:
         if json:
@@ -326,11 +322,11 @@ def _ask_each(
         sources,
         questions,
         tell,
-        lambda failure: print(f"openblip ask: {failure}", file=sys.stderr),
+        partial(complain, "openblip ask"),
         candidates=candidates,
         show_progress=not sys.stdout.isatty(),
     )
-    return end_of_each("openblip ask", counts.done, counts.failed, counts.interrupted)
+    return end_of_each("openblip ask", counts)
 
 
 def explain(

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from openblip.cli.flags import Count, CountOrNone, Positive, Share, UsageError
+from openblip.cli.flags import UsageError
 from openblip.cli.output import check_outputs, print_json, print_table
 from openblip.runtime.progress import duration
+from openblip.runtime.ranges import Count, CountOrNone, Positive, Share
 
 if TYPE_CHECKING:
     from openblip.search.index import IndexReport

@@ -150,7 +150,7 @@ def _named(
     name: str, choices: "dict[str, Callable[..., Recipe]]", what: str, *given: Any
 ) -> "Recipe":
     """The recipe of one of the choices or of `module:recipe`."""
-    from openblip.recipes.named import named_recipe
+    from openblip.recipes import named_recipe
     from openblip.runtime.references import is_reference
 
     if name not in choices and not is_reference(name):

@@ -1,25 +1,20 @@
-"""Carries out a stage in its folder; called again after an interruption, it goes on.
-
-Arithmetic of a CapFilt job, counted from the models' sizes and the texts that it wrote.
-"""
+"""Carries out a stage in its folder; called again after an interruption, it goes on."""
 
 import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.run import run_capfilt
 from openblip.checkpoints.reading import find_model
-from openblip.comparison.planner import INIT, TABLE, TOKENIZER, mix_role
+from openblip.comparison.findings import stored_units
+from openblip.comparison.protocols import PROTOCOLS
 from openblip.comparison.spec import SourceSpec
-from openblip.comparison.stages import ORDER_FILE, RESULT_FILE
-from openblip.comparison.statistics import stored_units
-from openblip.comparison.tasks import PROTOCOLS
+from openblip.comparison.stages import RESULT_FILE, Order, reading_from
 from openblip.inference import Blip, Decoding, load
 from openblip.inference.embedder import load_embedder
 from openblip.model.flops import image_encoder_flops, lm_head_flops, memory_flops, text_flops
@@ -34,54 +29,6 @@ from openblip.world import WorldConfig, open_or_create_world
 _SECONDS_FILE = "seconds.json"
 
 
-@dataclass(frozen=True)
-class Order:
-    """What a stage's folder says is to be done in it."""
-
-    folder: Path
-    kind: str
-    settings: Mapping[str, Any]
-    inputs: Mapping[str, str]
-    """Places by role."""
-    of: Mapping[str, str]
-    """Fingerprints of these."""
-    versions: Mapping[str, int]
-    """Of the tables among them that were there already."""
-
-    @classmethod
-    def read(cls, folder: Path) -> "Order":
-        """The order that `Stage.write_order` wrote."""
-        order = json.loads((folder / ORDER_FILE).read_text(encoding="utf-8"))
-        parts = ("kind", "settings", "inputs", "of", "versions")
-        return cls(folder, *(order[part] for part in parts))
-
-    def table(self, role: str = "table") -> PairTable:
-        """A table as it was when the comparison was planned.
-
-        Raises:
-            DataError: it was removed or replaced since.
-        """
-        table = PairTable.open(self.inputs[role], self.versions.get(role))
-        if role in self.versions and table.fingerprint != self.of[role]:
-            raise _changed(table)
-        return table
-
-    def latest_table(self, role: str = "table") -> str:
-        """Place of a table for those who read its latest version.
-
-        Raises:
-            DataError: that is not the planned one any more.
-        """
-        table = self.table(role)
-        if PairTable.open(table.uri).version != table.version:
-            raise _changed(table)
-        return table.uri
-
-
-def _changed(table: PairTable) -> DataError:
-    return DataError(f"{table.uri} was changed during the comparison: run the same command again")
-
-
 def carry_out(folder: Path) -> None:
     """Do what a stage's folder orders, and write the result there.
 
@@ -94,6 +41,7 @@ def carry_out(folder: Path) -> None:
     try:
         result = _WORK[order.kind](order)
     finally:
+        # Also of an attempt that failed: what a figure cost is all that was spent on it.
         seconds = earlier + time.perf_counter() - started
         _write(folder / _SECONDS_FILE, seconds)
     _write(folder / RESULT_FILE, {"seconds": seconds, **result})
@@ -124,16 +72,13 @@ def _data(order: Order) -> dict[str, Any]:
 
 
 def _train(order: Order) -> dict[str, Any]:
-    recipe = recipe_from_dict(order.settings["recipe"])
-    assert recipe.data.table == TABLE
-    tables = (order.latest_table(mix_role(place)) for place in range(len(recipe.data.mix)))
-    mix = tuple(replace(part, table=t) for part, t in zip(recipe.data.mix, tables, strict=True))
-    data = replace(recipe.data, table=order.latest_table(), mix=mix)
-    recipe = replace(recipe, data=data)
-    if recipe.init_from == INIT:
-        recipe = replace(recipe, init_from=str(find_model(order.inputs["init"])))
-    if recipe.tokenizer == TOKENIZER:
-        recipe = replace(recipe, tokenizer=order.inputs["tokenizer"])
+    places = {
+        role: place if role in ("init", "tokenizer") else order.latest_table(role)
+        for role, place in order.inputs.items()
+    }
+    if "init" in places:
+        places["init"] = str(find_model(places["init"]))
+    recipe = reading_from(recipe_from_dict(order.settings["recipe"]), places)
     trained = train(recipe, order.folder / "run")
     if trained.interrupted:
         raise KeyboardInterrupt
@@ -142,6 +87,7 @@ def _train(order: Order) -> dict[str, Any]:
 
 def _capfilt(order: Order) -> dict[str, Any]:
     place = order.folder / "pairs.lance"
+    # A job adds columns: to a copy, for the table may be read by other stages, or be the user's.
     if not place.exists():
         _copy_table(order.latest_table(), place)
     settings = CapFiltSettings(
@@ -156,7 +102,7 @@ def _capfilt(order: Order) -> dict[str, Any]:
     found = run_capfilt(place, settings, processes=1)
     if found.failed:
         raise DataError(f"{place}: {'; '.join(found.failed)}")
-    return {"flops": capfilt_flops(place, settings), "errors": found.errors}
+    return {"flops": _capfilt_flops(place, settings), "errors": found.errors}
 
 
 def _evaluate(order: Order) -> dict[str, Any]:
@@ -166,7 +112,7 @@ def _evaluate(order: Order) -> dict[str, Any]:
     model, table = read(order.inputs["model"]), order.table()
     try:
         chosen = from_plain(protocol.settings, settings, "settings")
-        units = protocol.evaluate(model, table, split, chosen)
+        units = protocol.evaluate(model, table, split=split, **vars(chosen)).units
     except MissingHead as error:
         # Said once, so that the same command does not try it again.
         return {"units": {}, "missing": str(error)}
@@ -200,7 +146,7 @@ _WORK: dict[str, Callable[[Order], dict[str, Any]]] = {
 _MEASURED = 10_000
 
 
-def capfilt_flops(table: Path, settings: CapFiltSettings) -> float:
+def _capfilt_flops(table: Path, settings: CapFiltSettings) -> float:
     """Operations of captioning the web rows of a finished table, and of scoring their texts.
 
     A text is taken to have the mean length, and counts as one pass over all of it, for each beam;

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from openblip.comparison.tasks import PROTOCOLS, TaskKind
+from openblip.comparison.protocols import PROTOCOLS, ProtocolName
 from openblip.inference import Decoding
 from openblip.runtime.documents import read_yaml
 from openblip.runtime.errors import RecipeError
@@ -125,14 +125,14 @@ class ModelSpec:
 class TaskSpec:
     """Something that models are measured by, on a split of a table."""
 
-    task: TaskKind
+    task: ProtocolName
     """The protocol."""
     data: str | None = None
     """Name of the data; of the first one by default."""
     split: str = "test"
     """Which rows."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """Fields of the protocol's settings (`openblip.comparison.tasks`)."""
+    """Fields of the protocol's settings (`openblip.evaluation.settings`)."""
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:

@@ -7,7 +7,7 @@ setting gives new folders to what depends on it and to nothing else.
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -15,10 +15,12 @@ from typing import Any, Literal
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.documents import read_json
 from openblip.runtime.errors import DataError
+from openblip.table.table import PairTable
+from openblip.training.recipe import Recipe
 
 StageKind = Literal["data", "train", "capfilt", "evaluate"]
 RESULT_FILE = "result.json"
-ORDER_FILE = "stage.json"
+_ORDER_FILE = "stage.json"
 LOG_FILE = "log.txt"
 # A change of what stages of a kind compute at equal settings makes its number larger.
 _VERSIONS: dict[StageKind, int] = {"data": 1, "train": 1, "capfilt": 1, "evaluate": 2}
@@ -57,6 +59,7 @@ class Stage:
             "settings": self.settings,
             "inputs": {role: stage.fingerprint for role, stage in self.inputs.items()},
         }
+        # Names are for people, and places may be elsewhere tomorrow: neither decides a result.
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -74,6 +77,7 @@ class Stage:
         Raises:
             DataError: the file that says it is damaged.
         """
+        # Written last, and whole: with it a stage is finished, without it begun at most.
         file = self.folder(root) / RESULT_FILE
         if not file.exists():
             return None
@@ -85,7 +89,7 @@ class Stage:
     def write_order(self, root: Path) -> Path:
         """Its folder, with all that a process needs to carry it out."""
         places = {
-            role: stage.place if isinstance(stage, Given) else str(place_of(stage, root))
+            role: stage.place if isinstance(stage, Given) else str(_place_of(stage, root))
             for role, stage in self.inputs.items()
         }
         order = {
@@ -101,12 +105,81 @@ class Stage:
             },
         }
         folder = self.folder(root)
-        with replace_file(folder / ORDER_FILE, durable=False) as unfinished:
+        with replace_file(folder / _ORDER_FILE, durable=False) as unfinished:
             unfinished.write_text(json.dumps(order, indent=2), encoding="utf-8")
         return folder
 
 
-def place_of(stage: Stage, root: Path) -> Path:
+@dataclass(frozen=True)
+class Order:
+    """What a stage's folder says is to be done in it."""
+
+    folder: Path
+    kind: str
+    settings: Mapping[str, Any]
+    inputs: Mapping[str, str]
+    """Places by role."""
+    of: Mapping[str, str]
+    """Fingerprints of these."""
+    versions: Mapping[str, int]
+    """Of the tables among them that were there already."""
+
+    @classmethod
+    def read(cls, folder: Path) -> "Order":
+        """The order that `Stage.write_order` wrote."""
+        order = json.loads((folder / _ORDER_FILE).read_text(encoding="utf-8"))
+        parts = ("kind", "settings", "inputs", "of", "versions")
+        return cls(folder, *(order[part] for part in parts))
+
+    def table(self, role: str = "table") -> PairTable:
+        """A table as it was when the comparison was planned.
+
+        Raises:
+            DataError: it was removed or replaced since.
+        """
+        table = PairTable.open(self.inputs[role], self.versions.get(role))
+        if role in self.versions and table.fingerprint != self.of[role]:
+            raise _changed(table)
+        return table
+
+    def latest_table(self, role: str = "table") -> str:
+        """Place of a table for those who read its latest version.
+
+        Raises:
+            DataError: that is not the planned one any more.
+        """
+        table = self.table(role)
+        # A training opens tables by itself, at their latest version.
+        if PairTable.open(table.uri).version != table.version:
+            raise _changed(table)
+        return table.uri
+
+
+def _changed(table: PairTable) -> DataError:
+    return DataError(f"{table.uri} was changed during the comparison: run the same command again")
+
+
+def mix_role(place: int) -> str:
+    """What a training's input is called that is a further table of `data.mix`."""
+    return f"mix.{place}"
+
+
+def reading_from(recipe: Recipe, places: Mapping[str, str]) -> Recipe:
+    """The recipe of a training with its inputs in other places, by role.
+
+    Roles are `table`, `mix.0` and so on for further tables, `init` and `tokenizer`; what has no
+    place in `places` of the latter two stays as it is.
+    """
+    mix = tuple(
+        replace(part, table=places[mix_role(at)]) for at, part in enumerate(recipe.data.mix)
+    )
+    data = replace(recipe.data, table=places["table"], mix=mix)
+    init = recipe.init_from and places.get("init", recipe.init_from)
+    tokenizer = places.get("tokenizer", recipe.tokenizer)
+    return replace(recipe, data=data, init_from=init, tokenizer=tokenizer)
+
+
+def _place_of(stage: Stage, root: Path) -> Path:
     """What a stage makes: a table, or the model at the end of a run."""
     if stage.kind == "train":
         # Not the one of the lowest loss: all have learnt equally long.
@@ -125,6 +198,7 @@ def closure(stages: Iterable[Stage]) -> dict[str, Stage]:
     """The stages and all that they need, by fingerprint; what is needed comes first."""
     found: dict[str, Stage] = {}
     for stage in stages:
+        # Depth first: what a stage needs is in before the stage itself.
         if stage.fingerprint not in found:
             found |= {k: v for k, v in closure(stage.needs).items() if k not in found}
             found[stage.fingerprint] = stage

@@ -1,27 +1,17 @@
-"""The tables of a comparison as text, whatever they are written into.
-
-What finished stages say of a comparison: figures with intervals, compute, verdicts.
-
-Writes a comparison as Markdown, as CSV, and as one HTML page.
-"""
+"""The tables and verdicts of a comparison, written as Markdown, as CSV, and as one HTML page."""
 
 import csv
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 
-from openblip.comparison.planner import Planner
-from openblip.comparison.spec import ClaimSpec, ComparisonSpec, TableSpec
-from openblip.comparison.stages import Given, Stage, closure, rows_of
-from openblip.comparison.statistics import SeedScores, seed_scores, verdict
-from openblip.comparison.tasks import parts_of
-from openblip.metrics.bootstrap import Comparison
+from openblip.comparison.findings import Findings
+from openblip.comparison.spec import TableSpec
+from openblip.metrics.bootstrap import Difference
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.page import Page, bars
 from openblip.runtime.progress import duration
-from openblip.training.utilisation import added
 
 _CANNOT, _NOT_YET = "-", "?"
 # Two-sided level at which a difference is marked.
@@ -29,7 +19,7 @@ _LEVEL = 0.05
 
 
 @dataclass(frozen=True)
-class Chart:
+class _Chart:
     """Values with their intervals, by name."""
 
     title: str
@@ -47,157 +37,7 @@ class Section:
     rows: list[list[str]]
     notes: list[str] = field(default_factory=list)
     """Below it: why figures are missing."""
-    charts: list[Chart] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class StageState:
-    """How far a stage is."""
-
-    kind: str
-    name: str
-    folder: str
-    """Name of its folder."""
-    is_finished: bool
-
-
-@dataclass(frozen=True)
-class Compute:
-    """What a model took, with all that it needs: means over seeds."""
-
-    flops: float | None
-    """Of training and of CapFilt; None where that of a task was not counted."""
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """A claim by one figure."""
-
-    claim: ClaimSpec
-    figure: str
-    difference: Comparison | None
-    """None where a figure is missing."""
-
-    @property
-    def word(self) -> str:
-        """`holds`, `does not hold`, `not decided`, or `not measured`."""
-        return verdict(self.difference) if self.difference else "not measured"
-
-
-class Findings:
-    """The figures of a comparison, as far as its stages are finished.
-
-    Args:
-        spec: the comparison.
-        root: folder of the stages.
-    """
-
-    def __init__(self, spec: ComparisonSpec, root: Path) -> None:
-        self.spec = spec
-        self._planner, self._root = Planner(spec), root
-        self._scores: dict[tuple[str, str], SeedScores | None] = {}
-
-    @cached_property
-    def evaluations(self) -> list[Stage]:
-        """The evaluations that tables and claims need, each once.
-
-        Raises:
-            FieldError: the file asks for what cannot be.
-        """
-        wanted = dict.fromkeys(
-            (model, figure.partition(".")[0]) for _, model, figure in self.spec.pairs()
-        )
-        return [
-            self._planner.evaluation(model, task, seed)
-            for seed in self.spec.seeds
-            for model, task in wanted
-        ]
-
-    @property
-    def stages(self) -> list[StageState]:
-        """All stages in an order in which they can be carried out."""
-        return [
-            StageState(
-                stage.kind,
-                stage.name,
-                stage.folder(self._root).name,
-                stage.result(self._root) is not None,
-            )
-            for stage in closure(self.evaluations).values()
-        ]
-
-    def scores(self, model: str, figure: str) -> SeedScores | None:
-        """A figure of a model; None if it cannot do the task, or a stage is not finished."""
-        key = (model, figure)
-        if key not in self._scores:
-            self._scores[key] = self._read(model, figure)
-        return self._scores[key]
-
-    def why_missing(self, model: str, figure: str) -> str | None:
-        """Why a figure has no value though all is done; None if it has one, or is not finished."""
-        if self.scores(model, figure) is not None:
-            return None
-        results = [stage.result(self._root) for stage in self._stages(model, figure)]
-        finished = [result for result in results if result is not None]
-        if len(finished) < len(results):
-            return None
-        for result in finished:
-            if "missing" in result:
-                return str(result["missing"])
-        measured = set.intersection(*(set(result["units"]) for result in finished))
-        if not measured:
-            return "the data has nothing to compare with"
-        return f"the data gives {', '.join(sorted(measured))} alone"
-
-    def difference(self, model: str, baseline: str, figure: str) -> Comparison | None:
-        """A model's figure less that of another one, on the same seeds and images."""
-        mine, other = self.scores(model, figure), self.scores(baseline, figure)
-        return mine.minus(other) if mine and other else None
-
-    def compute(self, model: str) -> Compute | None:
-        """What the model took; None for one that was there before, or is unfinished."""
-        flops: float | None = 0.0
-        seconds = 0.0
-        for seed in self.spec.seeds:
-            stage = self._planner.model(model, seed)
-            if isinstance(stage, Given):
-                return None
-            for needed in closure([stage]).values():
-                result = needed.result(self._root)
-                if result is None:
-                    return None
-                if needed.kind != "data":
-                    flops = added(flops, result["flops"])
-                    seconds += result["seconds"]
-        count = len(self.spec.seeds)
-        return Compute(None if flops is None else flops / count, seconds / count)
-
-    def verdicts(self) -> list[Verdict]:
-        """Every claim by each of its figures."""
-        return [
-            Verdict(claim, figure, self.difference(claim.better, claim.than, figure))
-            for claim in self.spec.claims
-            for figure in claim.figures
-        ]
-
-    def label(self, model: str) -> str:
-        """What the tables call a model."""
-        return self.spec.label(model)
-
-    def _stages(self, model: str, figure: str) -> list[Stage]:
-        task = figure.partition(".")[0]
-        return [self._planner.evaluation(model, task, seed) for seed in self.spec.seeds]
-
-    def _read(self, model: str, figure: str) -> SeedScores | None:
-        stages = self._stages(model, figure)
-        results = [stage.result(self._root) for stage in stages]
-        units = [result["units"] for result in results if result is not None]
-        if len(units) < len(results):
-            return None
-        tables = {rows_of(stage.inputs["table"]) for stage in stages}
-        metrics = parts_of(figure.partition(".")[2])
-        return seed_scores(units, metrics, is_shared=len(tables) == 1)
+    charts: list[_Chart] = field(default_factory=list)
 
 
 def sections(findings: Findings) -> list[Section]:
@@ -219,7 +59,7 @@ def _claims(findings: Findings) -> Section:
             found.figure,
             found.word,
             _difference(findings, found.claim.better, found.claim.than, found.figure),
-            f"{findings.label(found.claim.better)} - {findings.label(found.claim.than)}",
+            f"{findings.spec.label(found.claim.better)} - {findings.spec.label(found.claim.than)}",
         ]
         for found in findings.verdicts()
     ]
@@ -238,7 +78,7 @@ def _by_model(findings: Findings, table: TableSpec) -> Section:
     header = ["model", *table.figures, "FLOP", "time"]
     rows = [
         [
-            findings.label(model),
+            findings.spec.label(model),
             *(_cell(findings, model, figure) for figure in table.figures),
             *_compute(findings, model),
         ]
@@ -248,7 +88,7 @@ def _by_model(findings: Findings, table: TableSpec) -> Section:
 
 
 def _by_figure(findings: Findings, table: TableSpec) -> Section:
-    header = ["task", "metric", *map(findings.label, table.models)]
+    header = ["task", "metric", *map(findings.spec.label, table.models)]
     rows = [
         [*_split(figure), *(_cell(findings, model, figure) for model in table.models)]
         for figure in table.figures
@@ -271,7 +111,7 @@ def _reasons(findings: Findings, pairs: Iterable[tuple[str, str]]) -> list[str]:
     figures: dict[tuple[str, str], list[str]] = {}
     for model, figure in dict.fromkeys(pairs):
         if why := findings.why_missing(model, figure):
-            figures.setdefault((findings.label(model), why), []).append(figure)
+            figures.setdefault((findings.spec.label(model), why), []).append(figure)
     return [f"{label} has no {', '.join(own)}: {why}." for (label, why), own in figures.items()]
 
 
@@ -280,13 +120,13 @@ def _differences(findings: Findings, table: TableSpec) -> Section:
     others = [model for model in table.models if model != baseline]
     rows = [
         [
-            findings.label(model),
+            findings.spec.label(model),
             *(_difference(findings, model, baseline, figure) for figure in table.figures),
         ]
         for model in others
     ]
     return Section(
-        f"{table.title}: differences to {findings.label(baseline)}",
+        f"{table.title}: differences to {findings.spec.label(baseline)}",
         "Paired: the same seeds and the same images.",
         ["model", *table.figures],
         rows,
@@ -294,12 +134,12 @@ def _differences(findings: Findings, table: TableSpec) -> Section:
 
 
 def _gains(findings: Findings, table: TableSpec) -> Section:
-    names = dict.fromkeys(findings.label(row.baseline) for row in table.rows)
+    names = dict.fromkeys(findings.spec.label(row.baseline) for row in table.rows)
     header = [*table.header, "model", "figure", "value", f"gain over {' or '.join(names)}"]
     rows = [
         [
             *row.labels,
-            findings.label(row.model),
+            findings.spec.label(row.model),
             row.figure,
             _cell(findings, row.model, row.figure),
             _difference(findings, row.model, row.baseline, row.figure),
@@ -309,15 +149,15 @@ def _gains(findings: Findings, table: TableSpec) -> Section:
     return _section(findings, table, header, rows)
 
 
-def _charts(findings: Findings, table: TableSpec) -> Iterator[Chart]:
+def _charts(findings: Findings, table: TableSpec) -> Iterator[_Chart]:
     by_figure: dict[str, dict[str, None]] = {}
     for model, figure in table.pairs():
         by_figure.setdefault(figure, {})[model] = None
     for figure, models in by_figure.items():
-        found = {findings.label(m): s for m in models if (s := findings.scores(m, figure))}
+        found = {findings.spec.label(m): s for m in models if (s := findings.scores(m, figure))}
         intervals = {name: scores.interval() for name, scores in found.items()}
         if found:
-            yield Chart(
+            yield _Chart(
                 figure,
                 {name: i.estimate for name, i in intervals.items()},
                 {name: (i.low, i.high) for name, i in intervals.items()},
@@ -358,7 +198,7 @@ def _split(figure: str) -> list[str]:
     return [task, metric]
 
 
-def signed(difference: Comparison) -> str:
+def signed(difference: Difference) -> str:
     """A difference with its interval and its p-value; a star below 0.05."""
     star = "*" if difference.p_value < _LEVEL else ""
     return (
@@ -381,11 +221,11 @@ _COMPUTE = ("flops", "seconds")
 def write_reports(findings: Findings, folder: Path) -> str:
     """Write all files of the report into a folder; the Markdown is returned too."""
     parts = sections(findings)
-    text = markdown(findings, parts)
+    text = _markdown(findings, parts)
     for name, content in (
         (MARKDOWN_FILE, text),
-        (CSV_FILE, figures_csv(findings)),
-        (CLAIMS_FILE, claims_csv(findings)),
+        (CSV_FILE, _figures_csv(findings)),
+        (CLAIMS_FILE, _claims_csv(findings)),
     ):
         with replace_file(folder / name, durable=False) as unfinished:
             unfinished.write_text(content, encoding="utf-8")
@@ -393,7 +233,7 @@ def write_reports(findings: Findings, folder: Path) -> str:
     return text
 
 
-def markdown(findings: Findings, parts: Sequence[Section]) -> str:
+def _markdown(findings: Findings, parts: Sequence[Section]) -> str:
     """The report as Markdown."""
     spec = findings.spec
     lines = [f"# {spec.title}", "", *_paragraph(spec.text), *_paragraph(_how(findings))]
@@ -406,7 +246,7 @@ def markdown(findings: Findings, parts: Sequence[Section]) -> str:
     return "\n".join(lines)
 
 
-def figures_csv(findings: Findings) -> str:
+def _figures_csv(findings: Findings) -> str:
     """Every figure of every table with its interval, its difference to the baseline, its cost."""
     rows: list[list[object]] = [[*_FIGURES, *_AGAINST, *_COMPUTE]]
     for table in findings.spec.tables:
@@ -417,7 +257,7 @@ def figures_csv(findings: Findings) -> str:
     return _csv(rows)
 
 
-def claims_csv(findings: Findings) -> str:
+def _claims_csv(findings: Findings) -> str:
     """Every claim by each of its figures."""
     header = ["claim", "better", "than", "figure", "difference", "low", "high", "p_value"]
     rows: list[list[object]] = [[*header, "verdict"]]

@@ -1,16 +1,15 @@
 """Near-duplicate images and captions within each split of a table, flagged and kept.
 
-Every image that repeats another, beside that one: as records and as a page.
-
-Which of several equal images is kept, and the sizes and dates that decide it.
+Which of several near images is kept is a question of order (`Keep`). Pairs that were found can be
+looked at as records and as a page.
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +21,7 @@ from openblip.runtime.errors import DataError, RecipeError
 from openblip.runtime.page import CardText, Page
 from openblip.runtime.threads import default_threads, ordered_map
 from openblip.sources.images import ImageHeader, read_header
-from openblip.sources.row_images import encoded_image, table_images
+from openblip.sources.row_images import encoded_image, image_rows, stream_images
 from openblip.table.flags import (
     DUPLICATES,
     IMAGE_FLAGS,
@@ -53,6 +52,10 @@ class Copies:
 
 
 Keep = Literal["first", "largest", "newest"]
+"""Which of several near images is kept: the first in the order of the table; that with the most
+pixels; or that of the latest date, of equal dates the one that was imported last. The date is that
+of the camera (EXIF: taken, else changed); where there is none the modification time of the file; an
+image without either counts as the oldest."""
 
 
 @dataclass
@@ -120,13 +123,13 @@ def flag_duplicates(
     with `without` leaves them out.
 
     Kept is the first in this order: images of human origin before those of the web, then as `keep`
-    says (see `keeping_order`); of texts, in the order of the table, those of kept images first,
-    then given before synthetic ones.
+    says; of texts, in the order of the table, those of kept images first, then given before
+    synthetic ones.
 
     Args:
         table: gets the columns, and those of `mark_images`.
         nearness: thresholds; those of an embedding need `embed_table` first.
-        keep: which of several near images is kept.
+        keep: see `Keep`.
         num_threads: that read images; None for one for each core, 2 to 16.
         show_progress: on stderr.
 
@@ -140,7 +143,7 @@ def flag_duplicates(
         report.model = embedding_model(table)["model"]
     report.num_unreadable = count_errors(table).total()
     split, is_web = _splits(table)
-    order = keeping_order(table, is_web, keep, num_threads)
+    order = _keeping_order(table, is_web, keep, num_threads)
     images = _image_leaders(table, nearness, split, order, report)
     texts = TableTexts.read(table)
     demoted = np.zeros(len(table), dtype=bool)
@@ -236,7 +239,27 @@ def _text_leaders(
 
 
 def _repeated(distinct: list[str], numbers: Rows, rows: Rows, least: float) -> Rows:
-    """The row of the text that each text, of those in order, repeats; -1 where it is kept."""
+    """The row of the text that each text, of those in order, repeats; -1 where it is kept.
+
+    Texts are compared once for each number; what is found is said of all by indices:
+
+        numbers    7  3  7  7     "a dog", "a cat", "a dog", "a dog"; those to keep come first
+        rows       0  0  1  1
+        unique     3  7           numbers once; inverse 1 0 1 1, first 1 0
+        meaning    1  0  1  1     as inverse, but the kept text's place for one that is near it
+        original   0  1  0  0     the place where the kept text comes first
+        result    -1 -1  0  1     kept, kept, repeats row 0, and repeats a text of its own row
+
+    The last is no question of which text is kept: a row has a text twice whatever others have. So
+    (row, meaning) is looked up as one number, row * len(unique) + meaning, in which no two pairs
+    are equal as meaning < len(unique); its first place is a row's own original.
+
+    Args:
+        distinct: the normalised texts.
+        numbers: of the texts among them, those that are to be kept first.
+        rows: of each text.
+        least: similarity from which on a text repeats another.
+    """
     if not numbers.size:
         return np.empty(0, dtype=np.int64)
     unique, first, inverse = np.unique(numbers, return_index=True, return_inverse=True)
@@ -302,7 +325,7 @@ def duplicate_pairs(
     row_of = {row_id: row for row, row_id in enumerate(ids)}
     found = sorted((row_of[kept], row) for row, kept in enumerate(kept_as) if kept is not None)
     rows = np.unique(np.array(found, dtype=np.int64))
-    headers = dict(zip(rows.tolist(), read_headers(table, rows, num_threads), strict=True))
+    headers = dict(zip(rows.tolist(), _read_headers(table, rows, num_threads), strict=True))
     marks = Marks.read(table, nearness.needs_embeddings)
     pairs = []
     for first, second in found:
@@ -355,9 +378,8 @@ def write_duplicates_page(
         page.quote(f"{kept}: {len(own)} {'copy' if len(own) == 1 else 'copies'}{more}")
         size = f"{own[0].kept_width} x {own[0].kept_height}"
         texts = [CardText(kept, size, "kept"), *map(_card_text, shown)]
-        images = table_images(
-            table, [row_of[name] for name in (kept, *(p.duplicate for p in shown))]
-        )
+        rows = [row_of[name] for name in (kept, *(pair.duplicate for pair in shown))]
+        images = stream_images(table, rows)
         page.cards((image, [text]) for image, text in zip(images, texts, strict=True))
     return page.save(path)
 
@@ -369,58 +391,38 @@ def _card_text(pair: DuplicatePair) -> CardText:
     return CardText(pair.duplicate, f"{pair.width} x {pair.height} · {distance}", "rejected")
 
 
-_ROWS_TOGETHER = 64
-
-
-def keeping_order(
+def _keeping_order(
     table: PairTable, is_web: NDArray[np.bool_], keep: Keep, num_threads: int | None = None
 ) -> NDArray[np.int64]:
-    """All rows, those that are kept rather than others first.
-
-    Images of human origin come before those of the web. Among them `first` takes the order of the
-    table; `largest` most pixels first; `newest` the latest date first, and of equal dates the row
-    that was imported last. The date is that of the camera (EXIF: taken, else changed); where there
-    is none the modification time of the file; an image without either counts as the oldest.
-
-    Args:
-        table: with the images.
-        is_web: for each row.
-        keep: one of the three.
-        num_threads: that read images; None for one for each core.
+    """All rows, those that are kept rather than others first: those of human origin, then `keep`.
 
     Raises:
-        RecipeError: `keep` is another word.
+        RecipeError: `keep` is no `Keep`.
     """
     rows = np.arange(len(table))
     if keep == "first":
         return np.lexsort((rows, is_web))
     if keep not in get_args(Keep):
         raise RecipeError(f"keep must be one of {', '.join(get_args(Keep))}. Got {keep!r}.")
-    headers = read_headers(table, rows, num_threads)
+    headers = _read_headers(table, rows, num_threads)
     if keep == "largest":
         return np.lexsort((rows, np.array([-header.pixels for header in headers]), is_web))
     return np.lexsort((-rows, np.array([-header.date for header in headers]), is_web))
 
 
-def read_headers(
+def _read_headers(
     table: PairTable, rows: NDArray[np.int64], num_threads: int | None = None
 ) -> list[ImageHeader]:
-    """Sizes and dates of the images of some rows; zeros for what cannot be read."""
-    found = (
-        row
-        for start in range(0, len(rows), _ROWS_TOGETHER)
-        for row in table.take(
-            rows[start : start + _ROWS_TOGETHER], ["image", "image_uri"]
-        ).to_pylist()
-    )
+    """Sizes and dates of the images of some rows; zeros for what cannot be read.
+
+    By default as many threads read as there are cores.
+    """
     threads = num_threads or default_threads()
-    return list(ordered_map(_header, found, threads, num_ahead=threads + 2))
+    return list(ordered_map(_header, image_rows(table, rows), threads, num_ahead=threads + 2))
 
 
-def _header(row: dict[str, bytes | str | None]) -> ImageHeader:
+def _header(row: Mapping[str, Any]) -> ImageHeader:
     image, uri = row["image"], row["image_uri"]
-    assert not isinstance(image, str)
-    assert not isinstance(uri, bytes)
     try:
         header = read_header(encoded_image(image, uri))
     except (DataError, OSError):

@@ -1,6 +1,6 @@
-"""The marks of a table's images as columns, and as arrays.
+"""What is kept of an image to recognise it again, as columns of a table and as arrays.
 
-What is kept of an image to recognise it again: a perceptual hash, a thumbnail, a digest.
+A mark is a perceptual hash, a thumbnail and a digest of the bytes.
 """
 
 import hashlib
@@ -15,7 +15,7 @@ from PIL import Image
 from openblip.runtime.errors import DataError
 from openblip.runtime.threads import default_threads
 from openblip.sources.images import open_image
-from openblip.sources.row_images import encoded_image
+from openblip.sources.row_images import encoded_image, image_rows
 from openblip.table.columns import column_state, compute_columns
 from openblip.table.table import PairTable
 
@@ -108,19 +108,16 @@ def _marks_of(table: PairTable, rows: range) -> "pa.Table":
     import pyarrow as pa
 
     values: dict[str, list[object]] = {name: [] for name in _COLUMNS}
-    # Few rows at a time: a part of large photographs would fill the memory.
-    for start in range(rows.start, rows.stop, 64):
-        some = range(start, min(start + 64, rows.stop))
-        for row in table.take(list(some), ["image", "image_uri"]).to_pylist():
-            mark: tuple[object, ...]
-            try:
-                encoded = encoded_image(row["image"], row["image_uri"])
-                found = mark_image(open_image(encoded), encoded)
-                mark = (found.hash, found.thumbnail, found.digest, None)
-            except (DataError, OSError) as error:
-                mark = (None, None, None, str(error)[:500])
-            for name, value in zip(_COLUMNS, mark, strict=True):
-                values[name].append(value)
+    for row in image_rows(table, rows):
+        mark: tuple[object, ...]
+        try:
+            encoded = encoded_image(row["image"], row["image_uri"])
+            found = mark_image(open_image(encoded), encoded)
+            mark = (found.hash, found.thumbnail, found.digest, None)
+        except (DataError, OSError) as error:
+            mark = (None, None, None, str(error)[:500])
+        for name, value in zip(_COLUMNS, mark, strict=True):
+            values[name].append(value)
     types = [pa.uint64(), pa.binary(THUMBNAIL_BYTES), pa.uint64(), pa.string()]
     schema = pa.schema(list(zip(_COLUMNS, types, strict=True)))
     return pa.table(values, schema=schema)

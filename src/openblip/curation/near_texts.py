@@ -72,6 +72,7 @@ def seen_texts(texts: Sequence[str], references: Sequence[str], least: float) ->
     for at, row in enumerate(buckets[: len(references)].tolist()):
         for number in row:
             members[number].append(at)
+    # -1 stands for no bucket.
     members.pop(-1, None)
     are_alike = _comparison(references, least)
     seen = {}
@@ -102,6 +103,7 @@ def _jaccard(first: set[str], second: set[str]) -> float:
 
 
 def _shingles(text: str) -> set[str]:
+    # A text of fewer letters has one shingle, not none.
     text = text.ljust(_SHINGLE)
     return {text[at : at + _SHINGLE] for at in range(len(text) - _SHINGLE + 1)}
 
@@ -127,6 +129,7 @@ def _band_keys(texts: Sequence[str]) -> NDArray[np.uint64]:
     letters = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)
     lengths = np.array([len(text) for text in padded])
     ends = np.cumsum(lengths)
+    # All texts are one array: a shingle begins at every letter but the last three of each text.
     is_start = np.ones(len(letters), dtype=bool)
     for back in range(1, _SHINGLE):
         is_start[ends - back] = False
@@ -137,6 +140,7 @@ def _band_keys(texts: Sequence[str]) -> NDArray[np.uint64]:
     first = np.concatenate([[0], np.cumsum(lengths - _SHINGLE + 1)[:-1]])
     keys = np.zeros((len(texts), _BANDS), dtype=np.uint64)
     for number, multiplier in enumerate(_MULTIPLIERS):
+        # Multiplying by an odd number is a permutation of 64-bit numbers: another random order.
         minima = np.minimum.reduceat(values * multiplier, first)
         band = number // _ROWS
         keys[:, band] = _mixed(keys[:, band] + minima)

@@ -1,8 +1,6 @@
-"""When two images, or two texts, count as nearly the same.
+"""When two images, or two texts, count as nearly the same, and which images of a table do.
 
-Pairs of 64-bit hashes that differ in few bits, found without comparing all with all.
-
-Which of several alike things is kept: each is kept unless an earlier kept one is like it.
+Of several alike things each is kept unless an earlier kept one is like it (`find_leaders`).
 """
 
 import math
@@ -74,6 +72,7 @@ def repeated_images(marks: Marks, nearness: Nearness) -> dict[int, int]:
     neighbours = _neighbours(near_pairs(unique, None, nearness.radius))
     sizes = np.bincount(groups, minlength=len(unique))
     suspicious = sizes > 1
+    # An image whose hash is like no other is kept without being looked at.
     suspicious[list(neighbours)] = True
     group_of = np.full(len(marks.readable), -1, dtype=np.int64)
     group_of[order] = groups
@@ -120,6 +119,7 @@ def _comparison(
     """Which of some images, whose hashes are near, one image is like."""
 
     def are_alike(item: int, candidates: Rows) -> NDArray[np.bool_]:
+        # Signed: the difference of two bytes does not fit into a byte.
         mine = marks.thumbnails[item].astype(np.int16)
         colours = np.abs(others.thumbnails[candidates] - mine).max(axis=1)
         alike: NDArray[np.bool_] = colours <= nearness.colour
@@ -128,6 +128,7 @@ def _comparison(
             assert others.embeddings is not None
             cosines = others.embeddings[candidates] @ marks.embeddings[item]
             alike &= cosines >= nearness.cosine
+        # Equal files are the same, whatever colours or embeddings say.
         alike |= others.digests[candidates] == marks.digests[item]
         return alike
 
@@ -145,6 +146,7 @@ def _repeated_by_embedding(marks: Marks, order: Rows, least: float) -> dict[int,
         leader |= {
             int(item): int(kept[at]) for item, at in zip(block, first, strict=True) if at >= 0
         }
+        # What repeats nothing kept so far may still repeat one of its own block.
         left = block[first < 0]
         near = marks.embeddings[left] @ marks.embeddings[left].T >= least
         own: list[int] = []
@@ -187,6 +189,7 @@ def _first_near(
     for start in range(0, len(references), 64 * _BLOCK):
         others = torch.from_numpy(references[start : start + 64 * _BLOCK]).to(device)
         near = mine @ others.T >= least
+        # Of equal ones the first counts; booleans have no argmax.
         at = torch.where(near.any(dim=1), near.to(torch.uint8).argmax(dim=1) + start, -1)
         first = torch.where(first >= 0, first, at)
     found: Rows = first.cpu().numpy()
@@ -219,6 +222,8 @@ def near_pairs(left: Hashes, right: Hashes | None, radius: int) -> Numbers:
     if not left.size or not other.size:
         return np.empty((0, 2), dtype=np.int64)
     width = len(other)
+    # A pair is one number, first * width + second: sets of numbers are made and sorted at once, and
+    # a pair that is met under several masks is kept once.
     found = np.empty(0, dtype=np.int64)
     for mask in _masks(len(left), width, radius):
         parts = [found]
@@ -234,6 +239,7 @@ def _masks(num_left: int, num_right: int, radius: int) -> list[np.uint64]:
     """Which bits must be equal, once for each choice of k bands."""
 
     def cost(k: int) -> float:
+        # More bands must be sorted more often, and leave fewer equal by chance.
         bits = HASH_BITS * k / (radius + k)
         each = _SORTING * (num_left + num_right) + num_left * num_right / 2**bits
         return math.comb(radius + k, k) * each
@@ -252,6 +258,7 @@ def _equal_under(
     ordered = right[order]
     keys = ordered & mask
     if within:
+        # Each asks those behind it alone, so that a pair comes once.
         asking, low = order, np.arange(1, len(order) + 1)
     else:
         asking = np.argsort(left & mask, kind="stable")

@@ -1,1 +1,1 @@
-"""Protocols and metrics by which models are compared."""
+"""Protocols by which models are judged: settings, results, and pages of what goes wrong."""

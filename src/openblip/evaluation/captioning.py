@@ -3,13 +3,14 @@
 import math
 import time
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from openblip.batches.loader import every_image
 from openblip.batches.shuffle import named_seed
@@ -20,10 +21,28 @@ from openblip.inference.captions import Caption
 from openblip.metrics.caption import CaptionScores, caption_scores
 from openblip.runtime.errors import DataError
 from openblip.runtime.progress import Progress
+from openblip.runtime.ranges import Count, Seed, check_ranges
 from openblip.sources.coco import CocoIds
 from openblip.table.rows import read_meta
 from openblip.table.table import PairTable
 from openblip.table.views import split_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionSettings:
+    """Of `evaluate_caption`."""
+
+    decoding: Decoding = field(default_factory=Decoding)
+    """How captions are written; by default with beam 3, as the original."""
+    prompt: str = "a picture of "
+    """What the model continues; a pre-trained model has seen none."""
+    seed: Seed = 0
+    """Of nucleus sampling: with a row's id it decides the row's caption."""
+    batch_size: Count = 32
+    """Images that are encoded together."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
 
 
 @dataclass(frozen=True)
@@ -81,28 +100,25 @@ def evaluate_caption(
     *,
     split: str = "test",
     decoding: Decoding | None = None,
-    prompt: str = "a picture of ",
-    seed: int = 0,
-    batch_size: int = 32,
+    prompt: str = CaptionSettings.prompt,
+    seed: int = CaptionSettings.seed,
+    batch_size: int = CaptionSettings.batch_size,
     java: JavaPrograms | None = None,
 ) -> CaptionResult:
     """Captions of a split, by default with beam 3 as the original, against the given captions.
 
-    Args:
-        blip: the captioner.
-        table: with human captions in the split.
-        split: which rows.
-        decoding: how captions are written.
-        prompt: what they begin with.
-        seed: of nucleus sampling: with a row's id it decides the row's caption.
-        batch_size: images that are encoded together.
-        java: the programs for METEOR and SPICE; without them these are left out, as is one whose
-            program fails (`MetricLeftOut`).
+    The table has human captions in the split. `java` are the programs for METEOR and SPICE; without
+    them these are left out, as is one whose program fails (`MetricLeftOut`). Other keywords are
+    fields of `CaptionSettings`.
 
     Raises:
         DataError: the split is empty, or an image cannot be read.
         MissingHead: the model has no LM head.
+        RecipeError: a number is too small.
     """
+    settings = CaptionSettings(
+        decoding=decoding or Decoding(), prompt=prompt, seed=seed, batch_size=batch_size
+    )
     started = time.perf_counter()
     rows = split_rows(table, split)
     known = table.take(rows, ["id", "captions", "meta"]).to_pylist()
@@ -112,24 +128,18 @@ def evaluate_caption(
     ids = list(references)
     if not ids:
         raise DataError(f"{table.uri}: no row of the split {split!r} has a caption")
-    blip.warn_of_unknown_words([prompt], "prompts")
-    captions: dict[str, str] = {}
-    confidence: dict[str, float] = {}
-    with Progress("captioning", total=len(ids), unit="images") as progress:
-        for images in every_image(table, rows, batch_size, blip.image_size):
-            keys = ids[len(captions) :][: len(images)]
-            seeds = [named_seed(seed, key) for key in keys]
-            written = blip.generate(blip.encode(images), decoding or Decoding(), prompt, seeds)
-            for (best, *_), key in zip(written, keys, strict=True):
-                captions[key] = best.text
-                confidence[key] = _confidence(best)
-            progress.update(len(written))
+    blip.warn_of_unknown_words([settings.prompt], "prompts")
+    images = every_image(table, rows, settings.batch_size, blip.image_size)
+    written = dict(zip(ids, _written(blip, images, ids, settings), strict=True))
+    captions = {key: best.text for key, best in written.items()}
+    confidence = {key: _confidence(best) for key, best in written.items()}
     scores = caption_scores(captions, references)
     units = {
         "CIDEr": unit_scores(100 * scores.cider),
         "ROUGE-L": unit_scores(100 * scores.rouge_l),
     }
     metrics = _metrics(scores, captions, references, java)
+    # Each domain by itself: CIDEr is no mean over domains, its weights come from the whole set.
     domains = {}
     for domain, members in sorted(_domains(known).items()):
         own = {key: captions[key] for key in members}
@@ -150,8 +160,26 @@ def evaluate_caption(
     )
 
 
+def _written(
+    blip: Blip, images: Iterable[Tensor], ids: Sequence[str], settings: CaptionSettings
+) -> Iterator[Caption]:
+    """The best caption of each image, from batches of them."""
+    done = 0
+    with Progress("captioning", total=len(ids), unit="images") as progress:
+        for batch in images:
+            keys = ids[done : done + len(batch)]
+            # By the row's id, so that a row's caption depends on no batch and no other row.
+            seeds = [named_seed(settings.seed, key) for key in keys]
+            encoded = blip.encode(batch)
+            found = blip.generate(encoded, settings.decoding, settings.prompt, seeds)
+            yield from (best for best, *_ in found)
+            done += len(batch)
+            progress.update(len(batch))
+
+
 def _confidence(caption: Caption) -> float:
     """Geometric mean over the words; of a caption without a word 0."""
+    # A probability may underflow to 0, and would take the whole mean with it.
     logs = [math.log(max(word.probability, 1e-12)) for word in caption.words]
     return math.exp(sum(logs) / len(logs)) if logs else 0.0
 

@@ -25,17 +25,17 @@ from openblip.evaluation.retrieval import (
     tokens_to_match,
     unmatched_scores,
 )
+from openblip.evaluation.settings import ClassificationSettings
 from openblip.inference import Blip, Embedder
-from openblip.inference.image_input import embed_images, image_batches
+from openblip.inference.encoding import embed_images
+from openblip.inference.image_sources import image_batches
 from openblip.metrics.accuracy import class_accuracy, class_ranks
-from openblip.runtime.errors import DataError, MissingHead, RecipeError
+from openblip.runtime.errors import DataError, MissingHead
 from openblip.runtime.progress import Progress
 from openblip.sources.row_images import stream_images
 from openblip.table.rows import read_meta
 from openblip.table.table import PairTable
 
-TEMPLATES = ("a photo of {}.",)
-"""Prompts by default; `{}` stands for the name of a class."""
 _TOP_AT = (1, 5)
 
 
@@ -86,11 +86,11 @@ def evaluate_classification(
     table: PairTable,
     *,
     split: str = "test",
-    label_field: str = "label",
-    templates: Sequence[str] = TEMPLATES,
-    exclude: Sequence[str] = (),
-    k: int = 0,
-    batch_size: int = 32,
+    label_field: str = ClassificationSettings.label_field,
+    templates: Sequence[str] = ClassificationSettings.templates,
+    exclude: Sequence[str] = ClassificationSettings.exclude,
+    k: int = ClassificationSettings.k,
+    batch_size: int = ClassificationSettings.batch_size,
 ) -> ClassificationResult:
     """Accuracy of naming the class of each image without training for it (CLIP, section 3.1).
 
@@ -98,24 +98,22 @@ def evaluate_classification(
     its prompts, brought to unit length (section 3.1.4 there). With `k` the best of them are ranked
     again by matching, each by the mean over its prompts.
 
-    Args:
-        model: a `Blip` with an ITC head, and an ITM head if it is to re-rank; or another model
-            that embeds images and texts.
-        table: with labels in the metadata of its rows.
-        split: which rows.
-        label_field: where a row's metadata has its label, or a list of them: then any is a hit.
-        templates: prompts, each with `{}` for the name; cleaned as captions are.
-        exclude: labels that do not count; an image without another one is left out.
-        k: how many classes of each image are ranked again by ITM; 0 for ITC alone.
-        batch_size: images that are encoded together.
+    The model is a `Blip` with an ITC head, and an ITM head if it is to re-rank, or another one that
+    embeds images and texts; the table has labels in the metadata of its rows. Prompts are cleaned
+    as captions are. Other keywords are fields of `ClassificationSettings`.
 
     Raises:
         DataError: the split has no labels, an excluded one is unknown, or an image is unreadable.
         RecipeError: a template has no place for the name, or `k` is negative.
         MissingHead: the model cannot do it.
     """
-    if k < 0:
-        raise RecipeError(f"k is {k}; give 0 for ITC alone, or how many classes matching ranks")
+    settings = ClassificationSettings(
+        label_field=label_field,
+        templates=tuple(templates),
+        exclude=tuple(exclude),
+        k=k,
+        batch_size=batch_size,
+    )
     if k and not can_match(model):
         raise MissingHead(
             f"k is {k}, but the model has no itm head to match with: leave --k out, so that "
@@ -124,7 +122,7 @@ def evaluate_classification(
     started = time.perf_counter()
     images = read_labels(table, split, label_field, exclude)
     prompts = class_prompts(images.classes, templates, cleaning_of(model))
-    cosines, scores = _rank(model, table, images, prompts, k, batch_size)
+    cosines, scores = _rank(model, table, images, prompts, settings)
     right = images.classes_of_image
     contrastive = _units(cosines, right, len(images.classes))
     units = _units(scores, right, len(images.classes))
@@ -169,6 +167,7 @@ def read_labels(
             if where == split:
                 found.append((row, key, [label for label in labels if label not in exclude]))
         start += batch.num_rows
+    # Counted before they are left out: an unknown label to leave out is a slip of the pen.
     _check_excluded(exclude, counts, table.uri)
     found = [image for image in found if image[2]]
     if not found:
@@ -176,6 +175,7 @@ def read_labels(
             f"{table.uri}: no row of the split {split!r} has a label in the field {label_field!r} "
             f"of its metadata; fields are {', '.join(sorted(fields)) or 'none'} (label_field)"
         )
+    # Also classes that only other splits have: they are wrong answers that a model may give.
     classes = sorted(set(counts) - set(exclude))
     if len(classes) < 2:
         raise DataError(f"{table.uri}: {classes[0]!r} is the only label: nothing to tell apart")
@@ -197,26 +197,9 @@ def class_prompts(
         classes: their names.
         templates: each with `{}` for the name.
         cleaning: that of the model's tokenizer; by default the original's.
-
-    Raises:
-        RecipeError: there is no template, or one has no place for the name.
     """
-    check_templates(templates)
     clean = (cleaning or Cleaning()).caption
     return [[clean(template.replace("{}", name)) for template in templates] for name in classes]
-
-
-def check_templates(templates: Sequence[str]) -> None:
-    """Check that prompts can be made.
-
-    Raises:
-        RecipeError: there is no template, or one has no place for the name.
-    """
-    if not templates:
-        raise RecipeError("no template; give at least one, such as 'a photo of {}.'")
-    for template in templates:
-        if "{}" not in template:
-            raise RecipeError(f"template {template!r}: write {{}} where the name of a class stands")
 
 
 def _labels(meta: Mapping[str, Any], label_field: str, where: str) -> list[str]:
@@ -244,19 +227,19 @@ def _rank(
     table: PairTable,
     images: LabelledImages,
     prompts: list[list[str]],
-    k: int,
-    batch_size: int,
+    settings: ClassificationSettings,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Cosines (images, classes), and the scores that rank in the end."""
     texts = [prompt for own in prompts for prompt in own]
+    # Every class has as many prompts as there are templates, one class behind the other.
     embeds = embed_protocol_texts(model, texts).view(len(prompts), len(prompts[0]), -1)
     class_embeds = F.normalize(embeds.mean(dim=1), dim=-1)
     with Progress("classifying", total=len(images.rows), unit="images") as progress:
         read = _counted(stream_images(table, images.rows), progress)
-        if k and can_match(model):
-            batches = image_batches(read, model.image_size, batch_size)
-            return _matched(model, batches, texts, class_embeds, k)
-        cosines = (model.embed_images(read, batch_size) @ class_embeds.T).numpy()
+        if settings.k and can_match(model):
+            batches = image_batches(read, model.image_size, settings.batch_size)
+            return _matched(model, batches, texts, class_embeds, settings.k)
+        cosines = (model.embed_images(read, settings.batch_size) @ class_embeds.T).numpy()
     return cosines, cosines
 
 
@@ -286,6 +269,7 @@ def _matched(
             own.repeat_interleave(num_templates, dim=1),
             wanted.repeat_interleave(num_templates, dim=1),
         )
+        # In float64, as the scores of classes behind them: float32 would tie cosines less 100.
         mean = matched.double().view(len(own), num_classes, num_templates).mean(dim=2)
         cosines.append(own)
         scores.append(torch.where(wanted, mean, unmatched_scores(own)))
@@ -296,6 +280,8 @@ def _units(scores: np.ndarray, right: list[list[int]], num_classes: int) -> dict
     ranks = class_ranks(scores, right)
     units = {f"top-{k}": unit_scores(100 * ranks.hits(k)) for k in _TOP_AT}
     images = np.bincount(np.concatenate([np.array(own) for own in right]), minlength=num_classes)
+    # An image counts in each of its classes by one part in that class's images, so that the sums
+    # over images are those over classes, and images can be resampled.
     weights = np.array([(1 / images[own]).sum() for own in right])
     units["mean per class"] = UnitScores(100 * ranks.hits(1) * weights, weights)
     return units

@@ -12,6 +12,7 @@ from torch import Tensor
 from openblip.batches.image_pairs import ImagePair, ImagePairIndex
 from openblip.batches.loader import every_image_of
 from openblip.evaluation.results import Dominant, UnitScores, dominant, summed_units
+from openblip.evaluation.settings import NlvrSettings
 from openblip.inference import Blip
 from openblip.inference.matching import compare_images
 from openblip.metrics.accuracy import consistent_sentences, image_set, nlvr
@@ -51,32 +52,35 @@ class NlvrResult:
 
 
 def evaluate_nlvr(
-    blip: Blip, table: PairTable, *, split: str = "test", batch_size: int = 32, max_words: int = 40
+    blip: Blip,
+    table: PairTable,
+    *,
+    split: str = "test",
+    batch_size: int = NlvrSettings.batch_size,
+    max_words: int = NlvrSettings.max_words,
 ) -> NlvrResult:
     """Accuracy of telling whether sentences are true of two images.
 
     The images are shown in the order of the data set. (The original swaps some of them by chance
     here too.) Within a batch each image is encoded once, however many sentences are about it.
 
-    Args:
-        blip: a two-image model.
-        table: with pairs in the metadata of the split's rows.
-        split: which rows.
-        batch_size: pairs at a time.
-        max_words: sentences are cut to this many.
+    The table has pairs in the metadata of the split's rows. Other keywords are fields of
+    `NlvrSettings`.
 
     Raises:
         DataError: there are no pairs, two have one identifier, or an image cannot be read.
         MissingHead: the model does not compare images.
+        RecipeError: a number is too small.
     """
+    settings = NlvrSettings(batch_size=batch_size, max_words=max_words)
     started = time.perf_counter()
     index = ImagePairIndex.resolve(table, split)
     _check_distinct(index.pairs, table.uri)
     clean = blip.tokenizer.cleaning.caption
-    texts = [clean(pair.sentence, max_words) for pair in index.pairs]
+    texts = [clean(pair.sentence, settings.max_words) for pair in index.pairs]
     parts: list[Tensor] = []
     with Progress("comparing", total=len(index), unit="pairs") as progress, torch.inference_mode():
-        for part in _judged(blip, index, texts, batch_size):
+        for part in _judged(blip, index, texts, settings.batch_size):
             parts.append(part)
             progress.update(len(part))
     keys = [pair.key for pair in index.pairs]
@@ -119,6 +123,7 @@ def _judged(
     batches = [np.unique(sides[:, at : at + batch_size], return_inverse=True) for at in starts]
     read = every_image_of(index.table, (rows for rows, _ in batches), blip.image_size)
     for start, (_, places), images in zip(starts, batches, read, strict=True):
+        # `places` leads from each pair's two sides to the images that were encoded once.
         hidden = model.encode_images(images.to(blip.device, blip.dtype))
         first, second = (hidden[torch.from_numpy(side)] for side in places.reshape(2, -1))
         tokens = blip.tokenizer.encode(
@@ -133,6 +138,7 @@ def _units(right: Mapping[str, bool], index: ImagePairIndex) -> dict[str, UnitSc
         return {"accuracy": _summed(index.first_rows.tolist(), list(right.values()))}
     return {
         "accuracy": _summed([image_set(key) for key in right], list(right.values())),
+        # A sentence is right where it is in all of its pairs; the set of images is what was drawn.
         "consistency": _summed([key for key, _ in consistent], list(consistent.values())),
     }
 

@@ -1,8 +1,7 @@
-"""What a model said of each example, and what that amounts to.
+"""What protocols have in common of their results: files, scores image by image, and a warning.
 
-A model that says the same of nearly everything: its figures need to be read with that.
-
-Scores per independent unit, so that a metric can be given with an interval and compared.
+Scores are kept per independent unit, so that a metric can be given with an interval and compared.
+Where a model says the same of nearly everything, its figures need to be read with that.
 """
 
 import csv
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from openblip.metrics.bootstrap import Comparison, Interval, bootstrap_interval, paired_bootstrap
+from openblip.metrics.bootstrap import Difference, Interval, bootstrap_interval, paired_bootstrap
 from openblip.metrics.retrieval import RECALL_AT, image_ranks, text_ranks
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.documents import encodable, json_text
@@ -142,7 +141,7 @@ class UnitScores:
         """The metric with its 95 % bootstrap interval over units."""
         return bootstrap_interval(self.rows, _quotient, num_samples=num_samples, seed=seed)
 
-    def minus(self, other: "UnitScores", *, num_samples: int = 1000, seed: int = 0) -> Comparison:
+    def minus(self, other: "UnitScores", *, num_samples: int = 1000, seed: int = 0) -> Difference:
         """The difference to another system on the same units, by the paired bootstrap.
 
         Raises:
@@ -184,6 +183,7 @@ def retrieval_units(
     of_text = text_ranks(scores, captions_of_image)
     of_image = image_ranks(scores_t2i, captions_of_image)
     owner = np.full(len(of_image.above), -1)
+    # Backwards, so that the first image stays of those that share a text.
     for image, texts in reversed(list(enumerate(captions_of_image))):
         owner[list(texts)] = image
     images = len(captions_of_image)
@@ -195,5 +195,6 @@ def retrieval_units(
 
 
 def _quotient(rows: NDArray[Any]) -> float:
+    # A quotient of sums, no mean of quotients: images with more captions weigh more.
     scores, weights = rows.sum(axis=0)
     return float(scores / weights) if weights else float("nan")

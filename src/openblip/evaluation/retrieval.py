@@ -1,8 +1,7 @@
 """Image-text retrieval: ranking by contrast, then by matching (BLIP, section 5.1).
 
-Scores by matching for the candidates that contrast has chosen (BLIP, section 5.1).
-
-Ranked lists of a retrieval evaluation: what each image and each text found.
+What stands below the protocol is what classification and video share with it: the candidates that
+contrast chooses, and the scores by which matching ranks them again.
 """
 
 import time
@@ -20,20 +19,21 @@ from torch import Tensor
 from openblip.batches.loader import every_image
 from openblip.batches.text import Cleaning
 from openblip.batches.tokenizer import TokenBatch
+from openblip.checkpoints.families import family_of
 from openblip.evaluation.results import UnitScores, retrieval_units, save_json
+from openblip.evaluation.settings import RetrievalSettings
 from openblip.inference import Blip, Embedder
 from openblip.inference.matching import match_logits
 from openblip.metrics import retrieval
 from openblip.model import ImageMemory
-from openblip.model.albef import Albef
-from openblip.runtime.errors import DataError, RecipeError, TextTruncated
+from openblip.runtime.errors import DataError, TextTruncated
 from openblip.runtime.progress import Progress
 from openblip.sources.row_images import stream_images
 from openblip.table.table import PairTable
 from openblip.table.views import split_rows
 
-MAX_WORDS = 30
-"""Captions are cut to so many, as in the original's evaluation."""
+# Candidates of a list: as many as the largest k of a recall.
+_LISTED = 10
 
 
 @dataclass(frozen=True)
@@ -103,15 +103,7 @@ class RetrievalResult:
     @property
     def rankings(self) -> Rankings:
         """The first candidates of every image and of every text."""
-        gallery = self.pairs.gallery
-        return rankings(
-            gallery.ids,
-            gallery.texts,
-            gallery.captions_of_image,
-            torch.from_numpy(self.pairs.of_texts),
-            torch.from_numpy(self.pairs.of_images),
-            LISTED if self.pairs.itm is None else min(LISTED, self.k),
-        )
+        return _rankings(self.pairs, _LISTED if self.pairs.itm is None else min(_LISTED, self.k))
 
 
 @dataclass(frozen=True)
@@ -147,9 +139,9 @@ def evaluate_retrieval(
     table: PairTable,
     *,
     split: str = "test",
-    k: int = 128,
-    batch_size: int = 32,
-    max_words: int = MAX_WORDS,
+    k: int = RetrievalSettings.k,
+    batch_size: int = RetrievalSettings.batch_size,
+    max_words: int = RetrievalSettings.max_words,
     use_itm: bool = True,
 ) -> RetrievalResult:
     """Text and image recall on the protocol of COCO and Flickr30k (several captions an image).
@@ -159,22 +151,16 @@ def evaluate_retrieval(
     so that each image's cross-attention keys and values are computed once, however many texts it
     is paired with. Where the model does not match, contrast decides alone.
 
-    Args:
-        model: a `Blip` with an ITC head, and an ITM head if it is to re-rank; or another model
-            that embeds images and texts.
-        table: with human captions in the split.
-        split: which rows.
-        k: how many candidates are re-ranked: 256 on COCO, 128 on Flickr30k in the paper.
-        batch_size: images that are encoded together.
-        max_words: captions are cut to this many.
-        use_itm: without it ITC decides alone, whatever the model can do.
+    The model is a `Blip` with an ITC head, and an ITM head if it is to re-rank, or another one that
+    embeds images and texts; the table has human captions in the split. `use_itm=False` lets ITC
+    decide alone, whatever the model can do. Other keywords are fields of `RetrievalSettings`.
 
     Raises:
         DataError: the split is empty or an image cannot be read.
         MissingHead: the model has no ITC head.
+        RecipeError: a number is too small.
     """
-    if k < 1:
-        raise RecipeError(f"k is {k}; give at least 1 candidate to re-rank")
+    settings = RetrievalSettings(k=k, batch_size=batch_size, max_words=max_words)
     started = time.perf_counter()
     gallery = read_gallery(table, split, max_words, cleaning_of(model))
     with torch.inference_mode():
@@ -182,7 +168,7 @@ def evaluate_retrieval(
         cosines = image_embeds @ embed_protocol_texts(model, gallery.texts).T
         contrastive = retrieval(cosines.numpy(), gallery.captions_of_image)
         if use_itm and can_match(model):
-            pairs = _rerank(model, table, gallery, cosines, k, batch_size)
+            pairs = _rerank(model, table, gallery, cosines, settings)
         else:
             scores = cosines.numpy()
             pairs = PairScores(gallery, scores, scores, scores, None)
@@ -231,16 +217,17 @@ def read_gallery(
 
 
 def _rerank(
-    blip: Blip, table: PairTable, gallery: Gallery, cosines: Tensor, k: int, batch_size: int
+    blip: Blip, table: PairTable, gallery: Gallery, cosines: Tensor, settings: RetrievalSettings
 ) -> PairScores:
     """The candidates of ITC ranked by ITM."""
-    of_image, of_text = candidates(cosines, k, dim=1), candidates(cosines, k, dim=0)
+    of_image, of_text = (candidates(cosines, settings.k, dim) for dim in (1, 0))
+    # A pair that both directions want is matched once.
     wanted = of_image | of_text
     tokens = tokens_to_match(blip, gallery.texts)
     scores, itm = torch.empty_like(cosines), torch.empty_like(cosines)
     first = 0
     with Progress("matching", total=int(wanted.sum()), unit="pairs") as progress:
-        for images in every_image(table, gallery.rows, batch_size, blip.image_size):
+        for images in every_image(table, gallery.rows, settings.batch_size, blip.image_size):
             own = slice(first, first + len(images))
             memory = blip.encode(images).encoder_memory
             scores[own], itm[own] = matching_scores(blip, memory, tokens, cosines[own], wanted[own])
@@ -249,6 +236,7 @@ def _rerank(
     return PairScores(
         gallery,
         cosines.numpy(),
+        # A pair may be matched for one direction alone: in the other it was no candidate.
         torch.where(of_image, scores, NOT_RANKED).numpy(),
         torch.where(of_text, scores, NOT_RANKED).numpy(),
         itm.numpy(),
@@ -272,6 +260,7 @@ def cleaning_of(model: Embedder) -> Cleaning:
 def embed_protocol_texts(model: Embedder, texts: Sequence[str]) -> Tensor:
     """Embeddings (texts, embed); a text is cut to what the model reads without a warning."""
     with warnings.catch_warnings():
+        # The protocol cuts texts anyway, to `max_words`.
         warnings.simplefilter("ignore", TextTruncated)
         return model.embed_texts(texts)
 
@@ -279,12 +268,13 @@ def embed_protocol_texts(model: Embedder, texts: Sequence[str]) -> Tensor:
 def tokens_to_match(blip: Blip, texts: Sequence[str]) -> TokenBatch:
     """Texts as the model matches them: `[ENC]` first, of ALBEF `[CLS]`."""
     blip.require("itm")
-    is_albef = isinstance(blip.matcher, Albef)
-    return blip.tokenizer.encode(texts, blip.max_tokens, first="cls" if is_albef else "enc")
+    fuses = family_of(blip.model).fuses
+    return blip.tokenizer.encode(texts, blip.max_tokens, first="cls" if fuses else "enc")
 
 
 def candidates(cosines: Tensor, k: int, dim: int) -> Tensor:
     """Which pairs are among the k best along a dimension, bool like `cosines`."""
+    # Places instead of a threshold: with equal scores a threshold would let in more than k.
     best = cosines.topk(min(k, cosines.shape[dim]), dim=dim).indices
     return torch.zeros_like(cosines, dtype=torch.bool).scatter_(dim, best, True)
 
@@ -315,45 +305,28 @@ def matching_scores(
     scores = torch.full_like(cosines, torch.nan)
     probabilities = scores.clone()
     chosen = [row.nonzero()[:, 0].tolist() for row in wanted]
-    adds_cosine = not isinstance(blip.matcher, Albef)
+    adds_cosine = not family_of(blip.model).fuses
     for image, logits in enumerate(match_logits(blip.matcher, memory, tokens, chosen)):
         texts = chosen[image]
+        # ALBEF ranks by its logit alone; BLIP's original adds the cosine to the logit.
         scores[image, texts] = logits[:, 1] + (cosines[image, texts] if adds_cosine else 0.0)
         probabilities[image, texts] = logits.softmax(dim=-1)[:, 1]
     return scores, probabilities
 
 
-LISTED = 10
-"""Candidates of a list: as many as the largest k of a recall."""
-
-
-def rankings(
-    image_ids: Sequence[str],
-    texts: Sequence[str],
-    captions_of_image: Sequence[Sequence[int]],
-    for_images: Tensor,
-    for_texts: Tensor,
-    listed: int = LISTED,
-) -> Rankings:
-    """The first candidates of every image and of every text.
-
-    Args:
-        image_ids: of the images.
-        texts: all of them.
-        captions_of_image: which of them are an image's own.
-        for_images: (images, texts), the scores that rank texts.
-        for_texts: (images, texts), the scores that rank images.
-        listed: how many candidates, if there are so many.
-    """
-    text_scores, of_image = for_images.topk(min(listed, len(texts)), dim=1)
-    image_scores, of_text = for_texts.T.topk(min(listed, len(image_ids)), dim=1)
+def _rankings(pairs: PairScores, listed: int) -> Rankings:
+    """The first candidates of every image and of every text, `listed` if there are so many."""
+    gallery = pairs.gallery
+    of_texts, of_images = torch.from_numpy(pairs.of_texts), torch.from_numpy(pairs.of_images)
+    text_scores, texts = of_texts.topk(min(listed, len(gallery.texts)), dim=1)
+    image_scores, images = of_images.T.topk(min(listed, len(gallery.ids)), dim=1)
     return Rankings(
-        list(image_ids),
-        list(texts),
-        [list(own) for own in captions_of_image],
-        of_image,
+        gallery.ids,
+        gallery.texts,
+        gallery.captions_of_image,
+        texts,
         text_scores,
-        of_text,
+        images,
         image_scores,
     )
 

@@ -1,7 +1,4 @@
-"""Videos: retrieval (BLIP, table 10) and questions (table 11) by a model that saw images.
-
-Questions about videos, answered by a model that learnt from images (BLIP, table 11).
-"""
+"""Videos: retrieval (BLIP, table 10) and questions (table 11), by models that saw images alone."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -21,12 +18,13 @@ from openblip.evaluation.retrieval import (
     tokens_to_match,
     unmatched_scores,
 )
+from openblip.evaluation.settings import VideoQaSettings, VideoSettings
 from openblip.evaluation.vqa import answer_all, distinct_keys, encode_for_questions, judge_answers
 from openblip.inference import Blip
 from openblip.inference.answers import Answer
-from openblip.inference.image_input import embed_images
+from openblip.inference.encoding import embed_images
 from openblip.metrics import image_ranks, retrieval
-from openblip.runtime.errors import DataError, RecipeError
+from openblip.runtime.errors import DataError
 from openblip.runtime.progress import Progress
 
 _LISTED = 10
@@ -55,10 +53,10 @@ def evaluate_video(
     blip: Blip,
     clips: Sequence[Clip],
     *,
-    num_frames: int = 8,
-    k: int = 64,
-    batch_size: int = 4,
-    max_words: int = 40,
+    num_frames: int = VideoSettings.num_frames,
+    k: int = VideoSettings.k,
+    batch_size: int = VideoSettings.batch_size,
+    max_words: int = VideoSettings.max_words,
 ) -> VideoResult:
     """Text and video recall on the protocol of MSR-VTT, without training on videos.
 
@@ -67,39 +65,33 @@ def evaluate_video(
     their order. The k best texts of each video and the k best videos of each text are ranked again
     by ITM logit + cosine; the others stay behind them, in the order of ITC.
 
-    Args:
-        blip: a model with an ITC head, and an ITM head if it is to re-rank.
-        clips: with captions.
-        num_frames: of each video.
-        k: how many candidates are re-ranked; 0 for ITC alone.
-        batch_size: videos whose frames are encoded together.
-        max_words: captions are cut to this many.
+    The model has an ITC head, and an ITM head if it is to re-rank; the clips have captions.
+    Keywords are fields of `VideoSettings`.
 
     Raises:
         DataError: there are no clips, or one cannot be decoded.
         RecipeError: a number is too small, or PyAV is not installed.
         MissingHead: the model cannot do it.
     """
-    for name, value, least in (("k", k, 0), ("num_frames", num_frames, 1)):
-        if value < least:
-            raise RecipeError(f"{name} is {value}; give {least} or more")
-    if k:
+    settings = VideoSettings(num_frames=num_frames, k=k, batch_size=batch_size, max_words=max_words)
+    if settings.k:
         blip.require("itm")
     if not clips:
         raise DataError("there are no clips to search")
     started = time.perf_counter()
     clean = blip.tokenizer.cleaning.caption
-    texts = [clean(text, max_words) for clip in clips for text in clip.captions]
+    texts = [clean(text, settings.max_words) for clip in clips for text in clip.captions]
     counts = [len(clip.captions) for clip in clips]
     ends = np.cumsum(counts).tolist()
     captions = [list(range(end - n, end)) for n, end in zip(counts, ends, strict=True)]
     with torch.inference_mode():
         text_embeds = embed_protocol_texts(blip, texts)
-        embeds = [_embed(blip, hidden) for hidden in _encoded(blip, clips, num_frames, batch_size)]
+        embeds = [_embed(blip, hidden) for hidden in _encoded(blip, clips, settings)]
         cosines = torch.cat(embeds) @ text_embeds.T
         for_videos = for_texts = cosines
         if k:
-            frames = _encoded(blip, clips, num_frames, batch_size)
+            # Encoded once more: the patches of all frames of all clips would fill the memory.
+            frames = _encoded(blip, clips, settings)
             for_videos, for_texts = _rerank(blip, frames, texts, cosines, k)
     ranked = for_videos.numpy(), captions, for_texts.numpy().T
     return VideoResult(
@@ -114,15 +106,19 @@ def evaluate_video(
     )
 
 
-def _encoded(
-    blip: Blip, clips: Sequence[Clip], num_frames: int, batch_size: int
-) -> Iterator[Tensor]:
+def _encoded(blip: Blip, clips: Sequence[Clip], settings: VideoSettings) -> Iterator[Tensor]:
     """Patch tokens of some videos' frames at a time, (videos, frames, patches, width)."""
     with Progress("encoding", total=len(clips), unit="videos") as progress:
-        for frames in iterate_clips(clips, num_frames, batch_size, blip.image_size):
+        for frames in _frames(blip, clips, settings):
             hidden = blip.encode(frames.flatten(0, 1)).hidden
             yield hidden.reshape(*frames.shape[:2], *hidden.shape[1:])
             progress.update(len(frames))
+
+
+def _frames(
+    blip: Blip, clips: Sequence[Clip], settings: VideoSettings | VideoQaSettings
+) -> Iterator[Tensor]:
+    return iterate_clips(clips, settings.num_frames, settings.batch_size, blip.image_size)
 
 
 def _embed(blip: Blip, hidden: Tensor) -> Tensor:
@@ -144,6 +140,7 @@ def _rerank(
     first = 0
     for hidden in encoded:
         own = slice(first, first + len(hidden))
+        # One long image a video: attention reads the patches of all frames, in no order.
         memory = blip.matcher.text.remember(hidden.flatten(1, 2))
         wanted = (of_video | of_text)[own]
         parts.append(matching_scores(blip, memory, tokens, cosines[own], wanted)[0])
@@ -156,6 +153,7 @@ def _metrics(
     for_videos: np.ndarray, captions: list[list[int]], for_texts: np.ndarray
 ) -> dict[str, float]:
     recalls = retrieval(for_videos, captions, for_texts)
+    # The median over texts, ties at the mean of their places, as MSR-VTT's protocol has it.
     ranks = image_ranks(for_texts, captions).expected
     return {_renamed(name): value for name, value in recalls.items()} | {
         "MdR": float(np.median(ranks))
@@ -209,31 +207,30 @@ def evaluate_videoqa(
     blip: Blip,
     clips: Sequence[Clip],
     *,
-    num_frames: int = 16,
-    candidates: Sequence[str] | None = None,
-    k: int = 128,
-    batch_size: int = 2,
+    num_frames: int = VideoQaSettings.num_frames,
+    candidates: Sequence[str] | None = VideoQaSettings.candidates,
+    k: int = VideoQaSettings.k,
+    batch_size: int = VideoQaSettings.batch_size,
 ) -> VideoQaResult:
     """Answers to questions about videos, without training on videos.
 
     As for retrieval the model attends to the patches of all frames one after the other, and so is
     blind to their order.
 
-    Args:
-        blip: a question-answering model.
-        clips: with questions.
-        num_frames: of each video; the paper takes 16.
-        candidates: answers to rank; None lets the model write.
-        k: candidates that are scored whole, those whose first token is likeliest.
-        batch_size: videos whose frames are encoded together.
+    The model answers questions; the clips have some. Keywords are fields of `VideoQaSettings`; the
+    paper takes 16 frames.
 
     Raises:
         DataError: there is no question, two have one id, or a clip cannot be decoded.
         RecipeError: a number is too small, or PyAV is not installed.
         MissingHead: the model answers no questions.
     """
-    if num_frames < 1:
-        raise RecipeError(f"num_frames is {num_frames}; give 1 or more")
+    settings = VideoQaSettings(
+        num_frames=num_frames,
+        candidates=None if candidates is None else tuple(candidates),
+        k=k,
+        batch_size=batch_size,
+    )
     questions = [question for clip in clips for question in clip.questions]
     if not questions:
         raise DataError("there is no question to answer")
@@ -242,8 +239,8 @@ def evaluate_videoqa(
     texts = [[question.text for question in clip.questions] for clip in clips]
     answers: list[Answer] = []
     with Progress("answering", total=len(questions), unit="questions") as progress:
-        encoded = _encoded_questions(blip, clips, num_frames, batch_size)
-        for own in answer_all(blip, encoded, texts, candidates, k):
+        encoded = _encoded_questions(blip, clips, settings)
+        for own in answer_all(blip, encoded, texts, settings.candidates, settings.k):
             answers += own
             progress.update(len(own))
     given = {key: answer.text for key, answer in zip(keys, answers, strict=True)}
@@ -260,10 +257,10 @@ def evaluate_videoqa(
 
 
 def _encoded_questions(
-    blip: Blip, clips: Sequence[Clip], num_frames: int, batch_size: int
+    blip: Blip, clips: Sequence[Clip], settings: VideoQaSettings
 ) -> Iterator[Tensor]:
     """Patch tokens of all frames of a video, one after the other, (videos, tokens, width)."""
-    for frames in iterate_clips(clips, num_frames, batch_size, blip.image_size):
+    for frames in _frames(blip, clips, settings):
         hidden = encode_for_questions(blip, frames.flatten(0, 1))
         yield hidden.reshape(len(frames), -1, hidden.shape[-1])
 

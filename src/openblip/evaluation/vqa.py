@@ -22,6 +22,7 @@ from openblip.evaluation.results import (
     save_json,
     summed_units,
 )
+from openblip.evaluation.settings import VqaSettings
 from openblip.inference import Answer, Blip
 from openblip.inference.answers import AnswerList, answer_each
 from openblip.metrics.vqa import VqaScores, vqa_scores
@@ -82,50 +83,47 @@ def evaluate_vqa(
     table: PairTable,
     *,
     split: str = "test",
-    candidates: Sequence[str] | None = None,
-    k: int = 128,
-    wups: bool = False,
-    batch_size: int = 32,
+    candidates: Sequence[str] | None = VqaSettings.candidates,
+    k: int = VqaSettings.k,
+    wups: bool = VqaSettings.wups,
+    batch_size: int = VqaSettings.batch_size,
 ) -> VqaResult:
     """Answers to the questions of a split, against those of people where these are known.
 
     An image is encoded once, however many questions it has.
 
-    Args:
-        blip: a question-answering model.
-        table: with questions in the metadata of the split's rows.
-        split: which rows.
-        candidates: answers to rank, as the paper does; None lets the model write.
-        k: candidates that are scored whole, those whose first token is likeliest.
-        wups: also compute WUPS at 0.9 and 0.0, the metric of DAQUAR; needs WordNet.
-        batch_size: images that are encoded together.
+    The model answers questions; the table has them in the metadata of the split's rows. Keywords
+    are fields of `VqaSettings`; of `candidates`, which the paper ranks, those whose first token is
+    likeliest are scored whole.
 
     Raises:
         DataError: there is no question, two have one id, an image cannot be read, or WUPS is
             asked for where questions have several answers or none, or WordNet is not there.
         MissingHead: the model answers no questions.
-        RecipeError: k is below 1.
+        RecipeError: a number is too small, or the list of candidates is empty.
     """
+    listed = None if candidates is None else tuple(candidates)
+    settings = VqaSettings(candidates=listed, k=k, wups=wups, batch_size=batch_size)
     started = time.perf_counter()
     index = QuestionIndex.resolve(table, split, with_answers=False)
     questions = index.read(np.arange(len(index)))
     rows, image_of = np.unique(index.rows, return_inverse=True)
     keys = distinct_keys(questions, table.uri)
-    if wups:
+    if settings.wups:
         _check_single_answers(questions, table, split)
         WordNet.find()  # missed now, not when all is answered
     texts = _grouped(questions, image_of, len(rows))
     answers: list[Answer] = []
     encoded = (
         encode_for_questions(blip, images)
-        for images in every_image(table, rows, batch_size, blip.image_size)
+        for images in every_image(table, rows, settings.batch_size, blip.image_size)
     )
     with Progress("answering", total=len(questions), unit="questions") as progress:
-        for own in answer_all(blip, encoded, texts, candidates, k):
+        for own in answer_all(blip, encoded, texts, settings.candidates, settings.k):
             answers += own
             progress.update(len(own))
     given = {key: answer.text for key, answer in zip(keys, answers, strict=True)}
-    metrics, units = judge_answers(questions, image_of, given, wups)
+    metrics, units = judge_answers(questions, image_of, given, settings.wups)
     asked = [
         AnsweredQuestion(*each)
         for each in zip(questions, index.rows.tolist(), answers, strict=True)

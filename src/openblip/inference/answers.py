@@ -11,8 +11,8 @@ from torch import Tensor
 
 from openblip.batches.tokenizer import SpecialTokens, TextTokenizer, TokenBatch
 from openblip.inference.decoding import Decoding, Generated
+from openblip.inference.encoding import FirstTokenName, finite, tokens_for
 from openblip.inference.generation import generate
-from openblip.inference.texts import FirstTokenName, finite, tokens_for
 from openblip.model import ImageMemory, TextPass
 from openblip.model.vqa import Vqa
 from openblip.objectives.lm import IGNORED, lm_loss, next_token_labels
@@ -153,6 +153,7 @@ def rank_answers(vqa: Vqa, questions: ImageMemory, candidates: TokenBatch, k: in
     if not len(candidates.ids):
         raise DataError("there is no candidate to rank; give at least 1, or let the model write")
     device = questions.keys[0].device
+    # Every candidate begins with `[DEC]`: one pass over it tells all first tokens' probabilities.
     start = candidates.ids[:1, :1].expand(questions.images, 1).to(device)
     logits = finite(vqa.decode(start, None, questions)[:, 0].float(), "next-token logits")
     first = logits.softmax(dim=-1)
@@ -240,6 +241,7 @@ def top_answers(
         decoding = replace(ANSWER_DECODING, num_beams=beams)
         texts = generate(vqa.answer, memory, start, decoding, tokenizer.special, num_captions=top)
         return [[_written(tokenizer, text) for text in own] for own in texts]
+    # A list that many batches share is read by the tokenizer once.
     if not isinstance(candidates, AnswerList):
         candidates = AnswerList.of(tokenizer, candidates, most)
     ranking = rank_answers(vqa, memory, candidates.tokens, k)
@@ -272,6 +274,7 @@ def answer_each(
     """
     answers: list[list[Answer]] = [[] for _ in questions]
     counts = [len(own) for own in questions]
+    # The questions of an image share its keys and values only where there are equally many.
     for count in sorted(set(counts) - {0}):
         places = [place for place, own in enumerate(counts) if own == count]
         asked = [text for place in places for text in questions[place]]

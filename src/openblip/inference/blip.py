@@ -1,50 +1,165 @@
-"""A loaded model with its tokenizer: captions, embeddings, matches."""
+"""A loaded model with its tokenizer: captions, matches, answers, embeddings, explanations."""
 
 import secrets
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from functools import partial
 from itertools import islice, repeat
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from openblip.batches.shuffle import keyed_hash
-from openblip.batches.tokenizer import TokenBatch
+from openblip.batches.tokenizer import TextTokenizer, TokenBatch
+from openblip.batches.unknown_words import warn_of_unknown_words
+from openblip.checkpoints.families import AnyModel, check_image_size
+from openblip.checkpoints.folder import TO_HUGGINGFACE, TRAINED_AS, original_kind, save_folder
+from openblip.checkpoints.huggingface import save_huggingface
+from openblip.checkpoints.original import save_original
 from openblip.inference.answers import Answer, AnswerList, top_answers
-from openblip.inference.bundle import ModelBundle, check_batch_size
-from openblip.inference.captions import Caption, caption_encoded, caption_ids
+from openblip.inference.captions import PROMPT, Caption, caption_encoded
 from openblip.inference.decoding import Decoding, Method, Scoring
-from openblip.inference.explanation import Heatmap, explain_caption, explain_match, explain_question
-from openblip.inference.image_input import EncodedImages, Images, as_sources, embed_images
+from openblip.inference.encoding import (
+    EncodedImages,
+    FirstTokenName,
+    as_texts,
+    embed_images,
+    text_batches,
+    tokens_for,
+)
+from openblip.inference.explanation import Heatmap, explain
+from openblip.inference.image_sources import Images, as_sources, image_batches, one_or_each
 from openblip.inference.matching import (
+    COMPARED_WORDS,
     Match,
     compare_images,
     embed_texts,
     match_probabilities,
     score_texts,
 )
-from openblip.inference.texts import FirstTokenName, encode_texts
 from openblip.model import Med
 from openblip.model.albef import Albef
 from openblip.model.dual import DualEncoder
-from openblip.runtime.errors import DataError, RecipeError
+from openblip.model.med import KINDS_WITH
+from openblip.model.vqa import Nlvr, Vqa
+from openblip.runtime.errors import DataError, MissingHead, UntrainedHead
 from openblip.sources.images import ImageSource
 
-PROMPT = "a picture of "
-"""What the captioners of the paper were trained to continue."""
+ModelT = TypeVar("ModelT")
 
-# Of a sentence about two images, as the original's NLVR2 data set cuts it.
-_COMPARED_WORDS = 40
+UsedHead = Literal["itc", "itm", "lm"]
+_USES: dict[UsedHead, str] = {
+    "itc": "embed images and texts",
+    "itm": "match images and texts",
+    "lm": "caption",
+}
 
 
-class Blip(ModelBundle):
-    """What a checkpoint can do with images and texts.
+class Blip:
+    """A model with its tokenizer, and what it can do with images and texts.
 
     Images are paths, Pillow images, uint8 arrays (height, width, 3) or encoded bytes, one or
-    several. They are processed `batch_size` at a time. Each method that needs a head which the
-    checkpoint lacks raises `MissingHead`; an unreadable image raises `DataError`.
+    several. They are processed `batch_size` at a time. What needs a head which the checkpoint
+    lacks, or another model, raises `MissingHead`; an unreadable image raises `DataError`.
+
+    Attributes:
+        model: a `Med`, a `Vqa`, an `Nlvr`, an `Albef` or a `DualEncoder`, in eval mode.
+        tokenizer: of the texts.
+        kind: what the model was trained as: "pretrain", "captioner", "filter", "vqa", "nlvr",
+            "albef" or "dual_encoder".
+        image_size: height and width to which images are resized, in pixels.
+        max_tokens: longer texts are cut to this when they are embedded or matched.
+        trained: heads that its last training was for; None where only the kind tells it.
     """
+
+    def __init__(
+        self,
+        model: AnyModel,
+        tokenizer: TextTokenizer,
+        kind: str,
+        image_size: int,
+        max_tokens: int,
+        trained: tuple[str, ...] | None = None,
+    ) -> None:
+        self.model = model.eval()
+        self.trained = trained
+        self._told: set[str] = set()
+        # Texts of ALBEF have no `[SEP]`.
+        self.tokenizer = tokenizer.without_end() if isinstance(model, Albef) else tokenizer
+        self.kind = kind
+        self.image_size = image_size
+        self.max_tokens = max_tokens
+
+    @property
+    def med(self) -> Med:
+        """The model that captions, matches and embeds."""
+        return self._model_as(Med, "a pre-trained, captioner, retrieval or filter checkpoint")
+
+    @property
+    def matcher(self) -> Med | Albef:
+        """The model that matches and embeds."""
+        return self.model if isinstance(self.model, Albef) else self.med
+
+    def require(self, head: UsedHead) -> None:
+        """Check that the model has a head, and that it was trained for it.
+
+        Raises:
+            MissingHead: if it has not; names a checkpoint that has.
+
+        Warns:
+            UntrainedHead: once for each head, if the last training was for another one.
+        """
+        if not isinstance(self.model, Med | Albef):
+            raise MissingHead(
+                f"this is a checkpoint of the kind {self.kind}, which cannot {_USES[head]}; load "
+                f"{KINDS_WITH[head]}"
+            )
+        if head == "lm":
+            self.med.require(head)
+        else:
+            self.model.require(head)
+        trained = self.trained or TRAINED_AS.get(self.kind)
+        if trained is not None and head not in trained and head not in self._told:
+            self._told.add(head)
+            warnings.warn(
+                f"this {self.kind} was trained for {', '.join(trained)}, not to {_USES[head]}: its "
+                f"{head} head is what it began with, and what it gives means little; load "
+                f"{KINDS_WITH[head]}",
+                UntrainedHead,
+                stacklevel=3,
+            )
+
+    @property
+    def can_match(self) -> bool:
+        """Whether it has an ITM head."""
+        return isinstance(self.model, Med | Albef) and "itm" in self.model.config.heads
+
+    @property
+    def vqa(self) -> Vqa:
+        """The model that answers questions."""
+        return self._model_as(Vqa, "a question-answering (vqa) checkpoint")
+
+    @property
+    def nlvr(self) -> Nlvr:
+        """The model that compares two images."""
+        return self._model_as(Nlvr, "a two-image (nlvr) checkpoint")
+
+    def _model_as(self, kind: type[ModelT], remedy: str) -> ModelT:
+        if not isinstance(self.model, kind):
+            raise MissingHead(f"this is a checkpoint of the kind {self.kind}; load {remedy}")
+        return self.model
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the model's weights."""
+        return next(self.model.parameters()).dtype
 
     def caption(
         self,
@@ -103,16 +218,15 @@ class Blip(ModelBundle):
             length_penalty=length_penalty,
             scoring=scoring,
         )
-        return list(
-            self.caption_stream(
-                as_sources(images),
-                decoding,
-                prompt=prompt,
-                num_captions=num_captions,
-                seed=seed,
-                batch_size=batch_size,
-            )
+        captions = self.caption_stream(
+            as_sources(images),
+            decoding,
+            prompt=prompt,
+            num_captions=num_captions,
+            seed=seed,
+            batch_size=batch_size,
         )
+        return list(captions)
 
     def caption_stream(
         self,
@@ -136,43 +250,17 @@ class Blip(ModelBundle):
         """
         self.require("lm")
         decoding = decoding or Decoding()
+        # Not from torch's generator, whose state is the caller's.
         key = secrets.randbits(63) if seed is None else seed
         prompts = repeat(prompt) if isinstance(prompt, str) else iter(prompt)
         count, is_told = 0, False
-        for encoded in self._encoded(images, batch_size):
+        for encoded in map(self.encode, image_batches(images, self.image_size, batch_size)):
+            # By an image's place, so that the size of batches changes no draw.
             seeds = [keyed_hash(key, count + place) for place in range(len(encoded))]
             count += len(encoded)
             own = list(islice(prompts, len(encoded)))
             is_told = is_told or self.warn_of_unknown_words(list(dict.fromkeys(own)), "prompts")
             yield from self.generate(encoded, decoding, own, seeds, num_captions)
-
-    def embed_images(self, images: Images, batch_size: int = 16) -> Float[Tensor, "images embed"]:
-        """Unit-length float32 embeddings of images, on the CPU."""
-        model = self._embedder()
-        parts = [torch.empty(0, model.config.embed_dim)]
-        for hidden in self._hidden(as_sources(images), batch_size):
-            parts.append(embed_images(model, hidden).cpu())
-        return torch.cat(parts)
-
-    def embed_texts(
-        self, texts: str | Sequence[str], batch_size: int = 256
-    ) -> Float[Tensor, "texts embed"]:
-        """Unit-length float32 embeddings of texts, on the CPU."""
-        model = self._embedder()
-        texts = [texts] if isinstance(texts, str) else texts
-        check_batch_size(batch_size)
-        self.warn_of_unknown_words(texts)
-        parts = [torch.empty(0, model.config.embed_dim)]
-        for start in range(0, len(texts), batch_size):
-            tokens = self._tokens(texts[start : start + batch_size], "[CLS]")
-            parts.append(embed_texts(model, tokens).cpu())
-        return torch.cat(parts)
-
-    def _embedder(self) -> Med | Albef | DualEncoder:
-        if isinstance(self.model, DualEncoder):
-            return self.model
-        self.require("itc")
-        return self.matcher
 
     def match(
         self,
@@ -194,20 +282,15 @@ class Blip(ModelBundle):
             DataError: if there are not as many texts as images.
         """
         self.require("itm")
-        sources = list(as_sources(images))
-        texts = [texts] if isinstance(texts, str) else texts
-        if len(sources) not in (1, len(texts)):
-            raise DataError(
-                f"{len(sources)} images and {len(texts)} texts: match compares them in pairs, or "
-                "a single image with all texts; use match_all to compare all with all"
-            )
+        texts = as_texts(texts)
+        remedy = "match compares them in pairs, or a single image with all texts; use match_all "
+        sources = one_or_each(images, texts, "texts", f"{remedy}to compare all with all")
         self.warn_of_unknown_words(texts)
         per_image = [texts] if len(sources) == 1 else [[text] for text in texts]
         matches: list[list[Match]] = []
-        for encoded in self._encoded(sources, batch_size):
+        for encoded in map(self.encode, image_batches(sources, self.image_size, batch_size)):
             own = per_image[len(matches) :][: len(encoded)]
-            tokens_of = partial(self._tokens, first_token=first_token)
-            matches += score_texts(encoded, own, tokens_of, self._tokens_to_embed)
+            matches += self.score(encoded, own, first_token, warns=True)
         return [match for of_image in matches for match in of_image]
 
     def match_all(
@@ -222,17 +305,14 @@ class Blip(ModelBundle):
         Each image is encoded once, with its cross-attention keys and values.
         """
         self.require("itm")
-        texts = [texts] if isinstance(texts, str) else texts
+        texts = as_texts(texts)
         self.warn_of_unknown_words(texts)
         tokens = self._tokens(texts, first_token)
-        every = range(len(tokens.ids))
-        parts = [torch.empty(0, len(every))]
-        for encoded in self._encoded(as_sources(images), batch_size):
-            pairs = [every] * len(encoded)
-            parts += [
-                row[None]
-                for row in match_probabilities(self.matcher, encoded.encoder_memory, tokens, pairs)
-            ]
+        parts = [torch.empty(0, len(texts))]
+        for encoded in map(self.encode, image_batches(images, self.image_size, batch_size)):
+            pairs = [range(len(texts))] * len(encoded)
+            memory = encoded.encoder_memory
+            parts.append(torch.stack(match_probabilities(self.matcher, memory, tokens, pairs)))
         return torch.cat(parts)
 
     def ask(
@@ -281,19 +361,14 @@ class Blip(ModelBundle):
         Of written ones more than 3 are searched for with as many beams. Else as `ask`.
         """
         vqa = self.vqa
-        sources = list(as_sources(images))
-        questions = [questions] if isinstance(questions, str) else list(questions)
-        if len(sources) not in (1, len(questions)):
-            raise DataError(
-                f"{len(sources)} images and {len(questions)} questions: give a question for each "
-                "image, or a single image"
-            )
+        questions = as_texts(questions)
+        remedy = "give a question for each image, or a single image"
+        sources = one_or_each(images, questions, "questions", remedy)
         self.warn_of_unknown_words([*questions, *(candidates or ())], "questions and candidates")
-        listed = None
-        if candidates is not None:
-            listed = AnswerList.of(self.tokenizer, candidates, vqa.config.text.max_positions)
+        most = vqa.config.text.max_positions
+        listed = None if candidates is None else AnswerList.of(self.tokenizer, candidates, most)
         answers: list[list[Answer]] = []
-        for hidden in self._hidden(sources, batch_size):
+        for hidden in map(self.encode_patches, image_batches(sources, self.image_size, batch_size)):
             own = questions if len(sources) == 1 else questions[len(answers) :][: len(hidden)]
             answers += top_answers(vqa, self.tokenizer, hidden, own, top, listed, k, first_token)
         return answers
@@ -322,32 +397,14 @@ class Blip(ModelBundle):
             answer: of the question; by default the one that the model writes.
             prompt: what a caption continues.
             layer: text layer whose attention is shown, counted from 0; by default
-                `explain.default_layer`.
+                `explanation.default_layer`.
             first_token: first token of a matched text or a question.
 
         Raises:
             RecipeError: if there is no such layer, or both a text and a question are given.
             DataError: if the text has no word.
         """
-        if text is not None and question is not None:
-            raise RecipeError("explain takes a text or a question, not both")
-        self.warn_of_unknown_words([given for given in (text, question, answer) if given])
-        hidden = next(self._hidden([image], 1))
-        if question is not None:
-            return explain_question(
-                self.vqa, self.tokenizer, hidden, question, answer, layer, first_token
-            )
-        matches = text is not None and (self.can_match or not isinstance(self.model, Med))
-        self.require("itm" if matches else "lm")
-        if text is not None and matches:
-            tokens = self._tokens([text], first_token)
-            return explain_match(self.med, self.tokenizer, hidden, tokens.row(0), layer)
-        if text is None:
-            ((caption,),) = self.generate(EncodedImages(self.med, hidden), Decoding(), prompt)
-            ids = list(caption.token_ids)
-        else:
-            ids = caption_ids(self.tokenizer, prompt, text, self.med.config.text.max_positions)
-        return explain_caption(self.med, self.tokenizer, hidden, ids, prompt, layer)
+        return explain(self, image, text, question, answer, prompt, layer, first_token)
 
     def compare(
         self,
@@ -368,25 +425,58 @@ class Blip(ModelBundle):
             DataError: if there are not as many of each.
         """
         nlvr = self.nlvr
-        sources = [list(as_sources(images)) for images in (images_a, images_b)]
-        sentences = [sentences] if isinstance(sentences, str) else sentences
-        counts = {len(sources[0]), len(sources[1]), len(sentences)}
-        if len(counts) > 1:
+        first, second = (list(as_sources(images)) for images in (images_a, images_b))
+        sentences = as_texts(sentences)
+        if not len(first) == len(second) == len(sentences):
             raise DataError(
-                f"{len(sources[0])} first images, {len(sources[1])} second images and "
-                f"{len(sentences)} sentences: compare takes as many of each"
+                f"{len(first)} first images, {len(second)} second images and {len(sentences)} "
+                "sentences: compare takes as many of each"
             )
         clean = self.tokenizer.cleaning.caption
-        cleaned = [clean(sentence, _COMPARED_WORDS) for sentence in sentences]
+        cleaned = [clean(sentence, COMPARED_WORDS) for sentence in sentences]
         self.warn_of_unknown_words(cleaned, "sentences")
         parts = [torch.empty(0)]
-        for first, second in zip(
-            self._hidden(sources[0], batch_size), self._hidden(sources[1], batch_size), strict=True
-        ):
-            own = cleaned[sum(map(len, parts)) :][: len(first)]
-            tokens = self._tokens(own, "[ENC]")
-            parts.append(compare_images(nlvr, first, second, tokens))
+        batches = (image_batches(images, self.image_size, batch_size) for images in (first, second))
+        for pair in zip(*batches, strict=True):
+            hidden_a, hidden_b = (self.encode_patches(images) for images in pair)
+            own = cleaned[sum(map(len, parts)) :][: len(hidden_a)]
+            parts.append(compare_images(nlvr, hidden_a, hidden_b, self._tokens(own, "[ENC]")))
         return torch.cat(parts)
+
+    def embed_images(self, images: Images, batch_size: int = 16) -> Float[Tensor, "images embed"]:
+        """Unit-length float32 embeddings of images, on the CPU."""
+        model = self._embedder()
+        parts = [torch.empty(0, model.config.embed_dim)]
+        for hidden in map(self.encode_patches, image_batches(images, self.image_size, batch_size)):
+            parts.append(embed_images(model, hidden).cpu())
+        return torch.cat(parts)
+
+    def embed_texts(
+        self, texts: str | Sequence[str], batch_size: int = 256
+    ) -> Float[Tensor, "texts embed"]:
+        """Unit-length float32 embeddings of texts, on the CPU."""
+        model = self._embedder()
+        batches = text_batches(texts, batch_size)
+        self.warn_of_unknown_words(as_texts(texts))
+        parts = [torch.empty(0, model.config.embed_dim)]
+        for own in batches:
+            parts.append(embed_texts(model, self._tokens(own, "[CLS]")).cpu())
+        return torch.cat(parts)
+
+    def encode(self, images: Float[Tensor, "images 3 height width"]) -> EncodedImages:
+        """Encoded images, on the model's device; all in one pass.
+
+        Args:
+            images: normalised, as `eval_transform` gives them.
+        """
+        return EncodedImages(self.matcher, self.encode_patches(images))
+
+    @torch.no_grad()
+    def encode_patches(
+        self, images: Float[Tensor, "images 3 height width"]
+    ) -> Float[Tensor, "images patches width"]:
+        """As `encode`, the patch tokens alone, of whatever model it is."""
+        return self.model.encode_images(images.to(self.device, self.dtype))
 
     def generate(
         self,
@@ -425,14 +515,76 @@ class Blip(ModelBundle):
             warns: whether something is said of a text that is cut.
         """
         self.require("itm")
-        if warns:
-            noisily = partial(self._tokens, first_token=first_token)
-            return score_texts(encoded, texts, noisily, self._tokens_to_embed)
+        return score_texts(
+            encoded,
+            texts,
+            lambda own: self._tokens(own, first_token, warns),
+            lambda own: self._tokens(own, "[CLS]", warns=False),
+        )
 
-        def tokens_of(own: Sequence[str]) -> TokenBatch:
-            return encode_texts(self.tokenizer, own, self.max_tokens, self._first(first_token))
+    def save(self, folder: str | Path) -> None:
+        """Write a model folder, which `load` reads."""
+        check_image_size(self.model, self.image_size)
+        about = self.kind, self.max_tokens, self.trained
+        save_folder(Path(folder), self.model, self.tokenizer, *about)
 
-        return score_texts(encoded, texts, tokens_of, self._tokens_to_embed)
+    def save_original(self, path: str | Path, kind: str | None = None) -> None:
+        """Write a file in the original's layout, `.pth` or `.safetensors` by its ending.
 
-    def _tokens_to_embed(self, texts: Sequence[str]) -> TokenBatch:
-        return encode_texts(self.tokenizer, texts, self.max_tokens, "[CLS]")
+        What the layout has no place for (heads, the tokenizer) travels in a note beside the
+        weights, which the original's code does not look at and `load` reads. A pre-trained or
+        retrieval checkpoint gets a momentum model equal to the model and random queues, as where
+        the original begins.
+
+        Args:
+            path: the file; replaced if it exists.
+            kind: as which of the original's models: "pretrain", "retrieval", "itm", "caption",
+                "vqa" or "nlvr"; by default what the model was trained as.
+
+        Raises:
+            RecipeError: if there is no such kind.
+            CheckpointError: if the layout has no place for the model, or it cannot be written.
+            MissingHead: if the model lacks a head that the kind has.
+        """
+        chosen = original_kind(self.kind, kind)
+        check_image_size(self.model, self.image_size)
+        save_original(Path(path), self.model, self.tokenizer, chosen, self.max_tokens)
+
+    def save_huggingface(self, folder: str | Path, kind: str | None = None) -> None:
+        """Write a folder that `transformers` reads, with its tokenizer and image processor.
+
+        Args:
+            folder: replaced if it holds such a model.
+            kind: "caption" or "retrieval", for a model that can be both; by default what the
+                model was trained as.
+
+        Raises:
+            CheckpointError: if `transformers` has no class for the model, the kind must be given,
+                or the folder cannot be written.
+            MissingHead: if the model lacks a head that the kind has.
+        """
+        check_image_size(self.model, self.image_size)
+        chosen: Any = kind or TO_HUGGINGFACE.get(self.kind)
+        save_huggingface(Path(folder), self.model, self.tokenizer, chosen, self.max_tokens)
+
+    def warn_of_unknown_words(self, texts: Sequence[str], what: str = "texts") -> bool:
+        """Whether the vocabulary lacks words of a job's texts; warns once (`UnknownWords`) if so.
+
+        Args:
+            texts: of the whole job, so that one warning tells all.
+            what: the texts are, in the plural.
+        """
+        return warn_of_unknown_words(self.tokenizer, texts, self.max_tokens, what)
+
+    def _tokens(
+        self, texts: Sequence[str], first_token: FirstTokenName, warns: bool = True
+    ) -> TokenBatch:
+        # ALBEF was trained with `[CLS]` alone.
+        first: FirstTokenName = "[CLS]" if isinstance(self.model, Albef) else first_token
+        return tokens_for(self.tokenizer, texts, self.max_tokens, first, warns)
+
+    def _embedder(self) -> Med | Albef | DualEncoder:
+        if isinstance(self.model, DualEncoder):
+            return self.model
+        self.require("itc")
+        return self.matcher

@@ -96,6 +96,7 @@ def reliability(
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
     edges = np.linspace(0.0, 1.0, num_bins + 1)
+    # The lowest edge belongs to the first bin, although intervals are open below.
     places = np.clip(np.searchsorted(edges, confidence, side="left") - 1, 0, num_bins - 1)
     bins = []
     for number in range(num_bins):
@@ -149,6 +150,7 @@ def _fit_inverse_temperature(logits: NDArray[np.float64], labels: NDArray[np.int
     inverse = 1.0
     for _ in range(_NEWTON_STEPS):
         slope, curvature = derivatives(inverse)
+        # The bracket shrinks at every step, also where Newton would leave it: then it is halved.
         low, high = (inverse, high) if slope < 0.0 else (low, inverse)
         step = inverse - slope / curvature if curvature > 0.0 else low
         following = step if low < step < high else (low + high) / 2
@@ -203,5 +205,6 @@ def _as_logits(probabilities: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    # Less the largest, so that no power overflows; the quotient is the same.
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))

@@ -1,6 +1,9 @@
 """Where captions of many images go: a stream, a file that can be resumed, a file beside each.
 
-Formats of captions of many images: each has one line per image, so that it can be resumed.
+Every format has one line per image, so that a file says itself what is done. What a crash leaves:
+settings without a line (begun again), whole lines with half a one at the end (cut off when the file
+is opened), or a list's `FILE.partial` beside `FILE`, with lines that are there already or not (both
+are read; the next end makes one list of them).
 """
 
 import csv
@@ -11,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO, Literal, Protocol, get_args
 
@@ -158,6 +162,7 @@ class FileOutput:
             if overwrite or not self._has_captions():
                 for old in (file, self._journal, self._settings):
                     old.unlink(missing_ok=True)
+            # Settings before lines: no line may be there of which nobody knows how it was made.
             self._check_settings(dict(settings))
             self._read_done()
             self._journal.touch()
@@ -213,14 +218,17 @@ class FileOutput:
             force_to_disk(self._journal)
             if is_complete and self._format.is_list:
                 self._write_list()
+                # Last: whoever is killed before has lines twice, of which the next list has one.
                 self._journal.unlink()
 
     def _append(self, data: bytes) -> None:
+        # Without a buffer, whose rest would be written at the exit, behind what was cut off.
         with self._journal.open("ab", buffering=0) as stream:
             end = stream.tell()
             try:
                 _write_all(stream, data)
             except OSError:
+                # Half a line would make the next one unreadable; whole ones are work that is done.
                 written = data[: stream.seek(0, os.SEEK_END) - end]
                 stream.truncate(end + written.rfind(b"\n") + 1)
                 raise
@@ -272,11 +280,16 @@ class FileOutput:
                         yield line
 
     def _write_list(self) -> None:
-        with replace_file(self._file) as unfinished, unfinished.open("wb") as stream:
+        with (
+            replace_file(self._file) as unfinished,
+            unfinished.open("wb") as stream,
+            self._journal.open("rb") as journal,
+        ):
             output = StreamOutput(stream, str(self._file), self._format)
-            output.copy(self._list_lines())
-            with self._journal.open("rb") as journal:
-                output.copy(line_text(data).rstrip("\n") for data in journal)
+            added = (line_text(data).rstrip("\n") for data in journal)
+            marks = IdSet()
+            lines = chain(self._list_lines(), added)
+            output.copy(line for line in lines if marks.add(self._format.mark_of(line)))
             output.close(is_complete=True)
 
 

@@ -1,7 +1,4 @@
-"""Captions of encoded images: prompt to ids, generation, ids to text.
-
-Token ids as the words that a reader sees.
-"""
+"""Captions of encoded images: prompt to ids, generation, ids to text and to the words in it."""
 
 import math
 import unicodedata
@@ -18,9 +15,17 @@ from torch import Tensor
 from openblip.batches.text import is_unspaced
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.inference.decoding import Decoding, Generated
+from openblip.inference.encoding import EncodedImages
 from openblip.inference.generation import generate
-from openblip.inference.image_input import EncodedImages
 from openblip.runtime.errors import RecipeError
+
+PROMPT = "a picture of "
+"""What the captioners of the paper were trained to continue."""
+
+# What BERT writes before a piece within a word, and decoding leaves at the beginning of a text.
+_WITHIN = "##"
+# What a piece of byte-level BPE is without the other bytes of its letter.
+_PART_OF_LETTER = "\ufffd"
 
 
 @dataclass(frozen=True)
@@ -134,12 +139,6 @@ def _why_empty(tokenizer: TextTokenizer, ids: Sequence[int]) -> str:
         return "the model ended the caption at once"
     what = "[UNK]" if tokenizer.special.unk in ids else "tokens without a text"
     return f"the model wrote nothing but {what}"
-
-
-# What BERT writes before a piece within a word, and decoding leaves at the beginning of a text.
-_WITHIN = "##"
-# What a piece of byte-level BPE is without the other bytes of its letter.
-_PART_OF_LETTER = "\ufffd"
 
 
 class Word(NamedTuple):

@@ -1,10 +1,7 @@
-"""What an evaluation by contrast needs of a model, ours or one of others.
+"""What an evaluation by contrast needs of a model: ours, or a published CLIP.
 
-What a model is, in 16 digits: equal ones compute the same.
-
-CLIP models in the Hugging Face layout, by `transformers` (extra `clip`).
-
-Contrastive models of open_clip (extra `openclip`).
+`transformers` computes one in its layout (extra `clip`), open_clip its own ones (extra `openclip`):
+nothing of a model is written again.
 """
 
 from collections.abc import Callable, Sequence
@@ -19,16 +16,15 @@ from torch import Tensor
 from openblip.checkpoints.folder import CONFIG_FILE, read_json
 from openblip.checkpoints.huggingface import is_huggingface
 from openblip.checkpoints.reading import digest, find_model, model_fingerprint
-from openblip.inference.bundle import check_batch_size
-from openblip.inference.image_input import Images, as_sources, prepared_batches
+from openblip.inference.encoding import finite, text_batches
+from openblip.inference.image_sources import Images, prepared_batches
 from openblip.inference.loading import default_device, load
-from openblip.inference.texts import finite
 from openblip.runtime.errors import CheckpointError, install_extra
-
-__all__ = ["embedder_fingerprint", "model_fingerprint"]
 
 OPEN_CLIP = "open_clip:"
 """Begins the name of a model that `open_clip` loads."""
+_CLIP = "clip"
+_OPEN_CLIP_CONFIG = "open_clip_config.json"
 
 
 class Embedder(Protocol):
@@ -55,7 +51,7 @@ class TwoTowers:
         encode_texts: Callable[[list[str]], Float[Tensor, "texts embed"]],
         device: torch.device,
     ) -> None:
-        """Takes the library's own parts, so that nothing of a model is written again.
+        """Takes the library's own parts.
 
         Args:
             prepare: from an RGB image to the image tower's input.
@@ -69,8 +65,7 @@ class TwoTowers:
     @torch.no_grad()
     def embed_images(self, images: Images, batch_size: int = 16) -> Float[Tensor, "images embed"]:
         """Unit-length float32 embeddings of images, on the CPU."""
-        check_batch_size(batch_size)
-        batches = prepared_batches(as_sources(images), self._prepare, batch_size)
+        batches = prepared_batches(images, self._prepare, batch_size)
         return _joined([self._encode_images(batch.to(self._device)) for batch in batches])
 
     @torch.no_grad()
@@ -78,10 +73,8 @@ class TwoTowers:
         self, texts: str | Sequence[str], batch_size: int = 256
     ) -> Float[Tensor, "texts embed"]:
         """Unit-length float32 embeddings of texts, on the CPU."""
-        check_batch_size(batch_size)
-        texts = [texts] if isinstance(texts, str) else list(texts)
-        starts = range(0, len(texts), batch_size)
-        return _joined([self._encode_texts(texts[at : at + batch_size]) for at in starts])
+        batches = text_batches(texts, batch_size)
+        return _joined([self._encode_texts(list(batch)) for batch in batches])
 
 
 def load_embedder(source: str | Path, device: str | torch.device | None = None) -> Embedder:
@@ -134,14 +127,11 @@ def embedder_fingerprint(source: str) -> str:
     return model_fingerprint(source)
 
 
-_MODEL_TYPE = "clip"
-
-
 def is_clip(path: Path) -> bool:
     """Whether a folder holds a `CLIPModel` of `transformers`."""
     if not is_huggingface(path):
         return False
-    return bool(read_json(path / CONFIG_FILE)["model_type"] == _MODEL_TYPE)
+    return bool(read_json(path / CONFIG_FILE)["model_type"] == _CLIP)
 
 
 def read_clip(folder: Path, device: torch.device) -> TwoTowers:
@@ -188,9 +178,6 @@ def read_clip(folder: Path, device: torch.device) -> TwoTowers:
 def _pooled(output: Any) -> Tensor:
     """The projected embeddings; earlier versions return them bare."""
     return output if isinstance(output, Tensor) else output.pooler_output
-
-
-_CONFIG_FILE = "open_clip_config.json"
 
 
 def open_clip_identity(name: str) -> tuple[str, list[Path]]:
@@ -254,7 +241,7 @@ def read_open_clip(name: str, device: torch.device) -> TwoTowers:
 
 
 def _is_folder(name: str) -> bool:
-    return (Path(name) / _CONFIG_FILE).is_file()
+    return (Path(name) / _OPEN_CLIP_CONFIG).is_file()
 
 
 def _divided(name: str) -> tuple[str, str]:
@@ -263,6 +250,6 @@ def _divided(name: str) -> tuple[str, str]:
     if not pretrained:
         raise CheckpointError(
             f"open_clip:{name}: give open_clip:ARCHITECTURE/PRETRAINED, such as "
-            f"open_clip:ViT-B-32/laion2b_s34b_b79k, or a folder with {_CONFIG_FILE}"
+            f"open_clip:ViT-B-32/laion2b_s34b_b79k, or a folder with {_OPEN_CLIP_CONFIG}"
         )
     return architecture, pretrained

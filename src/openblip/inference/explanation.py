@@ -1,10 +1,8 @@
-"""Where a model looks: Grad-CAM over the cross-attention of one text layer.
+"""Where a model looks: Grad-CAM over the cross-attention of one text layer, and pictures of it.
 
 A token's map is the mean over heads of relu(gradient) * attention, the gradient being that of a
 score with respect to the layer's attention probabilities; the image's class token is left out
 (Selvaraju et al. 2017; on cross-attention: ALBEF, weakly-supervised visual grounding).
-
-Maps of where a model looks at an image, and pictures of them.
 """
 
 import math
@@ -13,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import count
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -22,14 +21,19 @@ from torch import Tensor
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.inference.answers import question_tokens, read_questions, write_answers
-from openblip.inference.captions import Word, find_words, prompt_ids
-from openblip.inference.texts import FirstTokenName, finite
+from openblip.inference.captions import Word, caption_ids, find_words, prompt_ids
+from openblip.inference.decoding import Decoding
+from openblip.inference.encoding import EncodedImages, FirstTokenName, finite, tokens_for
+from openblip.inference.image_sources import image_batches
 from openblip.model import AttentionRecord, ImageMemory, Med, TextPass
 from openblip.model.text import TextStack
 from openblip.model.vqa import Vqa
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.sources.images import ImageSource, open_image
+
+if TYPE_CHECKING:
+    from openblip.inference.blip import Blip
 
 Hidden = Float[Tensor, "1 patches width"]
 """One encoded image, as `encode_images` of the model gives it: class token, then a square grid."""
@@ -133,6 +137,38 @@ class Heatmap:
         return self.maps[token]
 
 
+def explain(
+    blip: "Blip",
+    image: ImageSource,
+    text: str | None,
+    question: str | None,
+    answer: str | None,
+    prompt: str,
+    layer: int | None,
+    first_token: FirstTokenName,
+) -> Heatmap:
+    """What `Blip.explain` gives: of a match, an answer or a caption, by what is given."""
+    if text is not None and question is not None:
+        raise RecipeError("explain takes a text or a question, not both")
+    blip.warn_of_unknown_words([given for given in (text, question, answer) if given])
+    (images,) = image_batches(image, blip.image_size, 1)
+    hidden = blip.encode_patches(images)
+    tokenizer = blip.tokenizer
+    if question is not None:
+        return explain_question(blip.vqa, tokenizer, hidden, question, answer, layer, first_token)
+    matches = text is not None and (blip.can_match or not isinstance(blip.model, Med))
+    blip.require("itm" if matches else "lm")
+    if text is not None and matches:
+        tokens = tokens_for(tokenizer, [text], blip.max_tokens, first_token)
+        return explain_match(blip.med, tokenizer, hidden, tokens.row(0), layer)
+    if text is None:
+        ((caption,),) = blip.generate(EncodedImages(blip.med, hidden), Decoding(), prompt)
+        ids = list(caption.token_ids)
+    else:
+        ids = caption_ids(tokenizer, prompt, text, blip.med.config.text.max_positions)
+    return explain_caption(blip.med, tokenizer, hidden, ids, prompt, layer)
+
+
 @torch.inference_mode(False)
 @torch.enable_grad()
 def explain_match(
@@ -163,6 +199,7 @@ def explain_match(
     words = _words(tokenizer, token_ids, "text")
     memory, record = _recorded(med.text, hidden, layer)
     ids = _row(token_ids, hidden)
+    # The logit, not the probability, whose gradient vanishes where the model is sure.
     score = med.match(ids, torch.ones_like(ids, dtype=torch.bool), memory)[0, 1].float()
     return _heatmap(words, _token_maps(med, score, record), float(score.detach()))
 
@@ -296,6 +333,7 @@ def _token_maps(
     """Every token's map, on the CPU; the graph stays for another score."""
     probabilities = record.probabilities
     assert probabilities is not None, "no pass has read the memory"
+    # Of the attention alone: no weight gets a gradient.
     (gradient,) = torch.autograd.grad(score, probabilities, retain_graph=True)
     first = model.image_encoder.num_prefix_tokens
     maps = (gradient.clamp(min=0) * probabilities.detach()).mean(dim=1)[0, :, first:]
@@ -336,6 +374,7 @@ _COVER = (0.35, 0.75)
 
 def _blend(picture: Image.Image, values: Float[Tensor, "rows columns"]) -> Image.Image:
     """The picture with the map over it, in bytes all through: a photograph may be large."""
+    # A map without heat stays without: nothing is divided by zero.
     scaled = values / values.max().clamp(min=torch.finfo(torch.float32).tiny)
     levels = (scaled * 255).round().to(torch.uint8).numpy()
     heat = Image.fromarray(levels).resize(picture.size, Image.Resampling.BICUBIC)

@@ -1,8 +1,7 @@
-"""Generation of texts about images: greedy, beam search, nucleus sampling.
+"""Generation of texts about many images at once: greedy, beam search, nucleus sampling.
 
-Beam search without early stopping, many images at once.
-
-Texts that grow by one chosen token at a time: the likeliest one, or a drawn one.
+A decoder holds what earlier tokens left behind. Beam search follows several texts an image, without
+early stopping; of the other methods each text grows by its likeliest token, or by a drawn one.
 """
 
 from collections.abc import Callable, Container, Sequence
@@ -19,19 +18,16 @@ from openblip.batches.tokenizer import SpecialTokens
 from openblip.inference.decoding import (
     Decoding,
     Generated,
-    RunningDecoder,
     constrain,
     divisor,
     nucleus_probabilities,
-    remaining,
 )
-from openblip.model import ImageMemory
+from openblip.inference.encoding import finite
+from openblip.model import ImageMemory, KeyValueCache, TextPass
 from openblip.model.config import TextConfig
 from openblip.model.text import TextStack
 from openblip.runtime.errors import RecipeError
 from openblip.runtime.threads import threads_for
-
-__all__ = ["Decoding", "Generated", "generate"]
 
 
 @torch.inference_mode()
@@ -100,6 +96,82 @@ def _check(
             f"num_captions {num_captions} is more than the {most} that this method finds; "
             "raise num_beams with method beam, or use method nucleus"
         )
+
+
+class RunningDecoder:
+    """Next-token logits of texts that grow by one token a step.
+
+    Rows are grouped by image, so that all texts of an image read one set of cross-attention keys
+    and values. Texts that are finished leave with `select`.
+    """
+
+    def __init__(self, text: TextStack, memory: ImageMemory, max_length: int) -> None:
+        """Prepares texts of up to `max_length` ids about the images of `memory`.
+
+        Raises:
+            RecipeError: if the model has no positions for such long texts.
+        """
+        limit = text.config.max_positions
+        if max_length > limit:
+            raise RecipeError(f"max_length is {max_length}; this model has {limit} positions")
+        self._text = text
+        self._memory = memory
+        self._max_length = max_length
+        self._cache: KeyValueCache | None = None
+        self.device = memory.keys[0].device
+
+    def start(
+        self, prompt_ids: Int[Tensor, "images prompt"], texts_per_image: int
+    ) -> Float[Tensor, "rows vocab"]:
+        """Logits of the first token behind the prompt; the rows of an image are equal.
+
+        The prompt is read in one pass, once per image, and its cache is then copied to the rows.
+        """
+        images = prompt_ids.shape[0]
+        # Room for the longest text at once: a cache that grew by a token would be copied each step.
+        self._cache = KeyValueCache.empty(
+            self._text.config, images, self._max_length, self.device, self._memory.keys[0].dtype
+        )
+        logits = self._logits(prompt_ids)
+        if texts_per_image > 1:
+            rows = torch.arange(images).repeat_interleave(texts_per_image).to(self.device)
+            self._cache = self._cache.select(rows)
+            logits = logits.index_select(0, rows)
+        return logits
+
+    def step(self, ids: Int[Tensor, " rows"]) -> Float[Tensor, "rows vocab"]:
+        """Logits of the token behind these."""
+        return self._logits(ids[:, None])
+
+    def select(self, rows: Int[Tensor, " new_rows"], images: Int[Tensor, " new_images"]) -> None:
+        """Go on with the texts `rows` about the images `images`, both counted as they stand."""
+        assert self._cache is not None, "start comes before select"
+        # Mostly nothing moves, and what does not move is not copied.
+        if not _is_everything(rows, self._cache.keys.shape[1]):
+            self._cache = self._cache.select(rows.to(self.device))
+        if not _is_everything(images, self._memory.images):
+            self._memory = self._memory.select(images.to(self.device))
+
+    def _logits(self, ids: Int[Tensor, "rows tokens"]) -> Float[Tensor, "rows vocab"]:
+        texts = TextPass(ids.to(self.device), memory=self._memory, causal=True)
+        (hidden,) = self._text(texts, cache=self._cache)
+        # The vocabulary is the widest layer: only the last token needs it.
+        return finite(self._text.logits(hidden[:, -1:])[:, 0].float(), "next-token logits")
+
+
+def remaining(unfinished: Sequence[bool]) -> Int[Tensor, " kept"]:
+    """Places of the images that stay in the batch: the unfinished ones, or for a while all.
+
+    The keys and values of an image at 384 px take 42 MB in the base size. Copying those of the
+    remaining images costs about as much as two steps for them, so that a few finished images among
+    many are carried along until a quarter is finished.
+    """
+    leave = 4 * sum(unfinished) <= 3 * len(unfinished)
+    return torch.tensor([place for place, stays in enumerate(unfinished) if stays or not leave])
+
+
+def _is_everything(index: Tensor, size: int) -> bool:
+    return len(index) == size and bool((index == torch.arange(size)).all())
 
 
 # Score of beams that do not exist yet: at the start all texts of an image are the same.
@@ -174,11 +246,14 @@ def beam_search(
     running = _start(prompt_ids, beams)
     logits = decoder.start(prompt_ids, beams)
     for length in range(prompt_tokens + 1, decoding.max_length + 1):
+        # As if every candidate ended here: those that go on may yet score higher by their length,
+        # which the original does not look ahead to either.
         by = divisor(decoding, length, True, prompt_tokens)
         candidates = _expand(logits, running, decoding, end)
         ended = candidates.tokens == end
         if length == decoding.max_length and decoding.scoring == "transformers":
             ended = torch.ones_like(ended)
+        # An end that ranks below all beams would not have been followed either.
         for place, rank in ended[:, :beams].nonzero().tolist():
             batch[place].offer(_generated(running, candidates, place, rank, by))
         parents, running = _survive(running, candidates, ended)
@@ -191,6 +266,7 @@ def beam_search(
         kept = remaining([not texts.is_complete for texts in batch])
         batch = [batch[place] for place in kept.tolist()]
         running = Running(*(part[kept] for part in running))
+        # A beam takes over the cache of the one that it continues, which several may do.
         decoder.select((kept[:, None] * beams + parents[kept]).flatten(), kept)
         logits = decoder.step(running.ids[:, :, -1].flatten())
     if decoding.scoring == "original":
@@ -211,11 +287,13 @@ def _expand(
     """Twice as many candidates as beams: if half of them end, the other half goes on."""
     images, beams, _ = running.ids.shape
     vocab = logits.shape[1]
+    # Penalties change what beams are ranked by, but not what the model thinks of a text.
     logprobs = logits.log_softmax(dim=-1)
     scores = constrain(logprobs, running.ids.flatten(0, 1), decoding, end)
     totals = scores + running.scores.flatten().to(logits.device)[:, None]
     top_scores, flat = totals.view(images, beams * vocab).topk(2 * beams)
     top_logprobs = logprobs.view(images, beams * vocab).gather(1, flat).cpu()
+    # From here on a handful of numbers an image, read one by one: that is no work for a GPU.
     flat = flat.cpu()
     return Candidates(top_scores.cpu(), top_logprobs, flat // vocab, flat % vocab)
 
@@ -225,6 +303,7 @@ def _survive(
 ) -> tuple[Int[Tensor, "images beams"], Running]:
     """The best candidates that go on, and which beam each of them comes from."""
     beams = running.scores.shape[1]
+    # A stable sort keeps the order of scores among those that go on.
     chosen = ended.int().argsort(dim=1, stable=True)[:, :beams]
     scores, logprobs, parents, tokens = (part.gather(1, chosen) for part in candidates)
 
@@ -295,6 +374,7 @@ class NucleusChoice:
 
 def uniform_number(seed: int, caption: int, step: int) -> float:
     """A number in [0, 1) that looks random, and is the same on every machine."""
+    # 52 bits: all of them fit into the mantissa, so that none is rounded up to 1.
     return (keyed_hash(seed, caption, step) >> 12) * 2.0**-52
 
 
@@ -306,6 +386,7 @@ def invert_cumulative(
     Tokens stand in the order of their ids: in the order of probability, rounding could swap two
     of them, and with them the draw.
     """
+    # In float64, and up to the sum as it is: then each token's part is as wide as it should be.
     cumulative = probabilities.double().numpy().cumsum(axis=1)
     targets = np.array(uniform) * cumulative[:, -1]
     chosen = [
@@ -334,6 +415,7 @@ def sample(
         tokens = choose(scores, numbers.flatten().tolist(), length - prompt_tokens - 1).cpu()
         ids = torch.cat([ids, tokens[:, None]], dim=1)
         chosen = tokens[:, None].to(logits.device)
+        # Of the model's own distribution, whatever the nucleus and the penalties made of it.
         added = logits.log_softmax(dim=-1).gather(1, chosen).cpu()
         logprobs = torch.cat([logprobs, added], dim=1)
         ended = tokens == end

@@ -1,17 +1,36 @@
-"""Many images to work through: files, folders, patterns, tar archives, pair tables."""
+"""From what a person calls images to batches of tensors.
 
+A few that are given by hand, or many to work through: files, folders, patterns, tar archives, pair
+tables.
+"""
+
+import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from typing import Generic, TypeVar, cast
 
+import numpy as np
+import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
+from openblip.batches.transforms import eval_transform
+from openblip.inference.encoding import check_batch_size
 from openblip.runtime.errors import DataError, RecipeError
+from openblip.runtime.threads import default_threads, ordered_map
 from openblip.sources.image_formats import format_of, is_image_file, known_by_name
-from openblip.sources.images import MAX_IMAGE_BYTES, open_image, other_than_a_path
+from openblip.sources.images import (
+    MAX_IMAGE_BYTES,
+    Encoded,
+    ImageSource,
+    open_image,
+    other_than_a_path,
+)
 from openblip.sources.paths import TABLE_MARK, Seen, matching_paths, walk
 from openblip.sources.report import Reason
 from openblip.sources.row_images import read_image_file, row_image
@@ -27,16 +46,123 @@ from openblip.table.storage import is_object_address
 from openblip.table.table import PairRow, PairTable
 from openblip.table.views import split_rows
 
+Images = ImageSource | Iterable[ImageSource]
+"""One image or several: paths, Pillow images, uint8 arrays (height, width, 3), encoded bytes, open
+files."""
+
+Item = TypeVar("Item")
+
 # Images of a table that are read together, and held until they are decoded.
 _ROWS_AT_ONCE = 32
 
 Wanted = Callable[[str, Path | None], bool]
 """Asked for each image, by its name and the file that it has of its own, before it is read."""
-
-
 LeaveOut = Callable[[str, str], None]
 """Told of what is no image: why, and its name."""
-NO_IMAGE = "not an image"
+_NO_IMAGE = "not an image"
+NOTHING_FOUND = "no image in what was given; name other files, folders or archives"
+
+
+def as_sources(images: Images) -> Iterable[ImageSource]:
+    """The images one by one; a single one is a list of one, and so is what is no image at all."""
+    if isinstance(images, np.ndarray):
+        is_list = images.ndim > 3 or images.dtype.kind in "OU"
+        return list(images) if is_list else [images]
+    # Iterating over an open file would give its lines, over bytes or a tensor numbers.
+    is_one = isinstance(images, str | Encoded | os.PathLike | Image.Image | Mapping | Tensor)
+    if is_one or hasattr(images, "read") or not isinstance(images, Iterable):
+        return [cast(ImageSource, images)]
+    return cast(Iterable[ImageSource], images)
+
+
+def one_or_each(images: Images, texts: Sequence[str], what: str, remedy: str) -> list[ImageSource]:
+    """The images, of which there must be one for all texts, or one for each.
+
+    Args:
+        images: one or several.
+        texts: any number.
+        what: the texts are, in the plural.
+        remedy: what an error advises.
+
+    Raises:
+        DataError: if there are others.
+    """
+    sources = list(as_sources(images))
+    if len(sources) not in (1, len(texts)):
+        raise DataError(f"{len(sources)} images and {len(texts)} {what}: {remedy}")
+    return sources
+
+
+def image_batches(
+    images: Images, size: int, batch_size: int
+) -> Iterator[Float[Tensor, "batch 3 size size"]]:
+    """Normalised images of size x size pixels, in order; all else as in `tried_batches`.
+
+    Raises:
+        DataError: if an image cannot be read; names it.
+    """
+    return prepared_batches(images, partial(eval_transform, size=size), batch_size)
+
+
+def prepared_batches(
+    images: Images, prepare: Callable[[Image.Image], Tensor], batch_size: int
+) -> Iterator[Float[Tensor, "batch 3 height width"]]:
+    """As `image_batches`, with another way from an RGB image to a tensor."""
+    sources = as_sources(images)
+    for batch in tried_batches(sources, lambda source: prepare(open_image(source)), batch_size):
+        for _, error in batch.failures:
+            raise error
+        yield batch.images
+
+
+@dataclass(frozen=True)
+class TriedBatch(Generic[Item]):
+    """Some items, in order, divided into those whose images could be read and the others."""
+
+    items: list[Item]
+    """Items whose images stand in `images`, in their order."""
+    images: Float[Tensor, "items 3 height width"]
+    """Prepared; without a dimension where there is no item."""
+    failures: list[tuple[Item, DataError]]
+    """The others, and why."""
+
+
+def tried_batches(
+    items: Iterable[Item], prepare: Callable[[Item], Tensor], batch_size: int
+) -> Generator[TriedBatch[Item], None, None]:
+    """Batches of images, in order, decoded by threads ahead of their use.
+
+    An image that cannot be read does not stop the others.
+
+    Args:
+        items: taken from the consumer's thread; may be endless, since only the next two batches
+            are held.
+        prepare: from an item to its image as a tensor; called from threads.
+        batch_size: items at a time.
+
+    Raises:
+        RecipeError: if `batch_size` is below 1.
+    """
+    check_batch_size(batch_size)
+
+    def tried(item: Item) -> tuple[Item, Tensor | DataError]:
+        try:
+            return item, prepare(item)
+        except DataError as error:
+            return item, error
+
+    found = ordered_map(tried, items, default_threads(), num_ahead=2 * batch_size)
+    try:
+        while batch := list(islice(found, batch_size)):
+            read = [(item, image) for item, image in batch if isinstance(image, Tensor)]
+            yield TriedBatch(
+                items=[item for item, _ in read],
+                images=torch.stack([image for _, image in read]) if read else torch.empty(0),
+                failures=[(item, why) for item, why in batch if isinstance(why, DataError)],
+            )
+    finally:
+        # Else the threads would live until this generator is collected.
+        found.close()
 
 
 @dataclass(frozen=True)
@@ -196,7 +322,7 @@ def scratch_table(sources: ImageSources, uri: Path, report: Callable[[str], None
 
     table = PairTable.create(uri, rows())
     if not len(table):
-        raise DataError("no image in what was given; name other files, folders or archives")
+        raise DataError(NOTHING_FOUND)
     return table
 
 
@@ -244,7 +370,7 @@ def _why_no_image(seen: Seen) -> str | None:
         return seen.problem
     if seen.parts[-1].lower().endswith((*TAR_SUFFIXES, *UNREAD_ARCHIVES)):
         return "an archive, to be named itself"
-    return None if is_image_file(seen.path) else NO_IMAGE
+    return None if is_image_file(seen.path) else _NO_IMAGE
 
 
 def _file_image(file: Path, key: str) -> SourceImage:
@@ -262,10 +388,11 @@ def _tar_images(archive: Path, wanted: Wanted, leave_out: LeaveOut) -> Iterator[
             name = f"{archive}/{key}"
             is_image, why = _judged(member)
             if not is_image:
-                leave_out(why or NO_IMAGE, name)
+                leave_out(why or _NO_IMAGE, name)
             elif why:
                 yield _unreadable(name, why)
             elif wanted(name, None):
+                # Now, not when it is opened by a thread: an archive is read from front to back.
                 encoded = member.read()
                 yield SourceImage(name, key, partial(open_image, encoded, name), encoded=encoded)
     except TAR_DAMAGE as error:
@@ -289,6 +416,7 @@ def _judged(member: Member) -> tuple[bool, str]:
 def _table_images(table: PairTable, split: str | None, wanted: Wanted) -> Iterator[SourceImage]:
     """Those of a table; one that is damaged fails, and no other source with it."""
     try:
+        # Ids of the whole table are cheap, images are not: only wanted rows are fetched, and few.
         rows = _wanted_rows(table, split, wanted)
         while batch := list(islice(rows, _ROWS_AT_ONCE)):
             for row in table.take(batch, ["id", "image", "image_uri"]).to_pylist():

@@ -1,10 +1,4 @@
-"""A model to use, whatever it comes from and in whichever layout.
-
-Published checkpoints, by what they are for: used where no model is named.
-
-`torch.compile` for a model that is only used, never trained.
-
-Linear layers in 8-bit integers, for inference on the CPU.
+"""A model to use, whatever it comes from and in whichever layout; compiled or in 8-bit integers.
 
 The only file that imports `torchao`.
 """
@@ -20,12 +14,22 @@ from openblip.batches.tokenizer import TextTokenizer
 from openblip.checkpoints.families import AnyModel
 from openblip.checkpoints.reading import find_model, read_model
 from openblip.inference.blip import Blip
-from openblip.inference.texts import check_weights
+from openblip.inference.encoding import all_finite
 from openblip.model.text import FeedForward
 from openblip.model.vision import VisionBlock
-from openblip.runtime.errors import RecipeError, install_extra
+from openblip.runtime.errors import CheckpointError, RecipeError, install_extra
+
+PUBLISHED = {
+    "caption": "Salesforce/blip-image-captioning-base",
+    "match": "Salesforce/blip-itm-base-coco",
+    "ask": "Salesforce/blip-vqa-base",
+}
+"""Repositories of the Hugging Face hub with the base-size models of the paper's authors."""
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
+_COMPILED = (VisionBlock, FeedForward)
+
+Model = TypeVar("Model", bound=nn.Module)
 
 
 def load(
@@ -117,15 +121,19 @@ def _usable(device: str | torch.device) -> torch.device:
         ) from error
 
 
-PUBLISHED = {
-    "caption": "Salesforce/blip-image-captioning-base",
-    "match": "Salesforce/blip-itm-base-coco",
-    "ask": "Salesforce/blip-vqa-base",
-}
-"""Repositories of the Hugging Face hub with the base-size models of the paper's authors."""
+def check_weights(model: nn.Module, source: str) -> None:
+    """Nothing, if all weights of a model are numbers.
 
-
-_COMPILED = (VisionBlock, FeedForward)
+    Raises:
+        CheckpointError: some are NaN or infinite; names the first tensor that has such.
+    """
+    for name, weights in model.state_dict().items():
+        if weights.is_floating_point() and not all_finite(weights):
+            bad = int((~torch.isfinite(weights)).sum())
+            raise CheckpointError(
+                f"{source}: {bad:,} of {weights.numel():,} weights of {name} are NaN or infinite; "
+                "the checkpoint is damaged, or its training has diverged: load another one"
+            )
 
 
 def compile_parts(model: AnyModel) -> AnyModel:
@@ -143,9 +151,6 @@ def compile_parts(model: AnyModel) -> AnyModel:
         if isinstance(module, _COMPILED):
             module.compile(dynamic=True)
     return model
-
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 def quantise(model: Model) -> Model:

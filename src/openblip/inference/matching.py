@@ -1,6 +1,6 @@
 """Scores of texts against images: matching probability and cosine similarity.
 
-Is a sentence true of two images (BLIP, section 5.4).
+And whether a sentence is true of two images (BLIP, section 5.4).
 """
 
 from collections import defaultdict
@@ -12,8 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from openblip.batches.tokenizer import TokenBatch
-from openblip.inference.image_input import EncodedImages
-from openblip.inference.texts import finite
+from openblip.inference.encoding import EncodedImages, finite
 from openblip.model import ImageMemory, Med
 from openblip.model.albef import Albef
 from openblip.model.dual import DualEncoder
@@ -22,6 +21,9 @@ from openblip.model.vqa import Nlvr
 # Rows of one pass: enough to keep the matrix products busy, few enough for the cache.
 _MAX_ROWS = 64
 _PAD_MULTIPLE = 8
+
+COMPARED_WORDS = 40
+"""A sentence about two images is cut to this many words, as in the original's NLVR2 data set."""
 
 
 @dataclass(frozen=True)
@@ -127,6 +129,7 @@ def score_texts(
         f"{len(texts_of_image)} lists, {len(encoded)} images"
     )
     texts = list(dict.fromkeys(text for own in texts_of_image for text in own))
+    # A web text such as "image" stands with many images, and costs its tokens once.
     row_of = {text: row for row, text in enumerate(texts)}
     rows = [[row_of[text] for text in own] for own in texts_of_image]
     memory, model = encoded.encoder_memory, encoded.model
@@ -152,6 +155,7 @@ def _by_number_of_texts(texts_of_image: Sequence[Sequence[int]]) -> Iterator[lis
 
 
 def _selected(memory: ImageMemory, images: list[int]) -> ImageMemory:
+    # Keys and values are the largest tensors here: whole batches are not copied.
     if images == list(range(memory.images)):
         return memory
     return memory.select(torch.tensor(images, device=memory.keys[0].device))
@@ -164,6 +168,7 @@ def _trimmed(
     index = torch.tensor(rows)
     mask = texts.mask[index]
     longest = int(mask.sum(dim=1).max())
+    # Multiples of 8 suit the tensor cores of GPUs, and give few different shapes.
     width = min(-(-longest // _PAD_MULTIPLE) * _PAD_MULTIPLE, mask.shape[1])
     device = next(model.parameters()).device
     return texts.ids[index, :width].to(device), mask[:, :width].to(device)

@@ -1,7 +1,7 @@
 """Metric math: arrays and texts in, numbers out; numpy only."""
 
 from openblip.metrics.accuracy import nlvr
-from openblip.metrics.bootstrap import Comparison, Interval, bootstrap_interval, paired_bootstrap
+from openblip.metrics.bootstrap import Difference, Interval, bootstrap_interval, paired_bootstrap
 from openblip.metrics.caption import CaptionScores, caption, caption_scores
 from openblip.metrics.caption_tokens import caption_tokens
 from openblip.metrics.retrieval import Ranks, image_ranks, retrieval, text_ranks
@@ -10,7 +10,7 @@ from openblip.metrics.wups import wups, wups_scores
 
 __all__ = [
     "CaptionScores",
-    "Comparison",
+    "Difference",
     "Interval",
     "Ranks",
     "VqaScores",

@@ -1,7 +1,4 @@
-"""Accuracy: of ranked classes, and of NLVR2 as its official script counts it.
-
-Accuracy and consistency of NLVR2, as its official script counts them.
-"""
+"""Accuracy: of ranked classes, and of NLVR2 with its consistency as its official script does."""
 
 import re
 from collections import defaultdict

@@ -19,7 +19,7 @@ class Interval(NamedTuple):
     high: float
 
 
-class Comparison(NamedTuple):
+class Difference(NamedTuple):
     """The difference of two systems (first - second), its interval, and how sure it is."""
 
     difference: float
@@ -68,7 +68,7 @@ def paired_bootstrap(
     num_samples: int = 1000,
     confidence: float = 0.95,
     seed: int = 0,
-) -> Comparison:
+) -> Difference:
     """Returns the difference of two systems on the same units, tested by the paired bootstrap.
 
     The p-value is that of `two_sided_p`.
@@ -89,7 +89,7 @@ def paired_bootstrap(
         raise DataError(f"systems of shapes {one.shape} and {two.shape} have no common units")
     differences = np.subtract(*_resample([one, two], statistic, num_samples, seed))
     low, high = percentile_bounds(differences, confidence)
-    return Comparison(statistic(one) - statistic(two), low, high, two_sided_p(differences))
+    return Difference(statistic(one) - statistic(two), low, high, two_sided_p(differences))
 
 
 def two_sided_p(differences: NDArray[np.float64]) -> float:
@@ -97,6 +97,7 @@ def two_sided_p(differences: NDArray[np.float64]) -> float:
 
     One is added to count and total (Koehn 2004), so that it is never zero.
     """
+    # A difference of zero speaks for neither side, and so counts against both.
     rarer = min(np.count_nonzero(differences <= 0.0), np.count_nonzero(differences >= 0.0))
     return min(1.0, 2.0 * (rarer + 1) / (len(differences) + 1))
 
@@ -129,9 +130,13 @@ def _resample(
     """Returns the statistic of each resample, (systems, num_samples)."""
     if num_samples < 1:
         raise DataError(f"num_samples is {num_samples}; it must be at least 1")
+    # One statistic after another, for it may be any function, as BLEU, which is no mean over units;
+    # and a table of all draws (samples, units) would be larger than the scores by a thousand.
     generator = np.random.default_rng(seed)
     results = np.empty((len(systems), num_samples))
     for sample in range(num_samples):
+        # The same units for all systems: what is hard for one mostly is for the other, and that
+        # part of the variance leaves the difference.
         drawn = generator.integers(len(systems[0]), size=len(systems[0]))
         results[:, sample] = [statistic(values[drawn]) for values in systems]
     return results

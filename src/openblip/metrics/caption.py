@@ -1,12 +1,8 @@
 """The caption metrics of the COCO evaluation, from texts to numbers.
 
-Counts of the n-grams of all captions of an evaluation, shared by BLEU and CIDEr.
-
-BLEU over a corpus of captions (Papineni et al. 2002, with the closest reference length).
-
-ROUGE-L of captions (Lin 2004), with the choices of the COCO evaluation.
-
-CIDEr-D of captions (Vedantam et al. 2015), with the choices of the COCO evaluation.
+BLEU (Papineni et al. 2002, with the closest reference length), ROUGE-L (Lin 2004) and CIDEr-D
+(Vedantam et al. 2015), each with the choices of the COCO evaluation. BLEU and CIDEr share the
+counts of the n-grams of all captions.
 """
 
 import math
@@ -101,22 +97,22 @@ def _check(candidates: Mapping[Key, str], references: Mapping[Key, Sequence[str]
             raise DataError(f"image {key!r}: references must be a list of at least one caption")
 
 
-MAX_ORDER = 4
+_MAX_ORDER = 4
 
-Ints = NDArray[np.int64]
+_Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ngrams:
+class _Ngrams:
     """The n-grams of one order: one entry per caption and distinct n-gram."""
 
-    caption: Ints
+    caption: _Ints
     """Number of the caption, ascending."""
 
-    ngram: Ints
+    ngram: _Ints
     """Number of the n-gram, below `num_ngrams`: equal words, equal number."""
 
-    count: Ints
+    count: _Ints
     """How often the caption holds it."""
 
     num_ngrams: int
@@ -128,14 +124,14 @@ class CaptionCounts:
 
     num_images: int
 
-    image: Ints
+    image: _Ints
     """Number of the image of each caption."""
 
-    length: Ints
+    length: _Ints
     """Words of each caption."""
 
-    orders: tuple[Ngrams, ...]
-    """N-grams of 1 to `MAX_ORDER` words."""
+    orders: tuple[_Ngrams, ...]
+    """N-grams of 1 to `_MAX_ORDER` words."""
 
 
 def count_captions(
@@ -160,7 +156,7 @@ def count_captions(
     )
 
 
-def _count(captions: Sequence[Sequence[str]], length: Ints) -> tuple[Ngrams, ...]:
+def _count(captions: Sequence[Sequence[str]], length: _Ints) -> tuple[_Ngrams, ...]:
     number: dict[str, int] = {}
     words = np.array(
         [number.setdefault(word, len(number)) for caption in captions for word in caption],
@@ -169,7 +165,7 @@ def _count(captions: Sequence[Sequence[str]], length: Ints) -> tuple[Ngrams, ...
     caption = np.repeat(np.arange(len(captions)), length)
     start, ngram, num_ngrams = np.arange(len(words)), words, len(number)
     orders = [_entries(caption, ngram, num_ngrams)]
-    for order in range(2, MAX_ORDER + 1):
+    for order in range(2, _MAX_ORDER + 1):
         # An n-gram is the one of n - 1 words at its start, and one word more of the same caption.
         last = start + order - 1
         inside = last < len(words)
@@ -182,13 +178,15 @@ def _count(captions: Sequence[Sequence[str]], length: Ints) -> tuple[Ngrams, ...
     return tuple(orders)
 
 
-def _entries(caption: Ints, ngram: Ints, num_ngrams: int) -> Ngrams:
+def _entries(caption: _Ints, ngram: _Ints, num_ngrams: int) -> _Ngrams:
+    # Caption and n-gram as one integer, which sorts by caption first; at least 1 where no caption
+    # has an n-gram of this order, or the division below would be one by zero.
     keys, count = np.unique(caption * max(num_ngrams, 1) + ngram, return_counts=True)
     owner, kind = np.divmod(keys, max(num_ngrams, 1))
-    return Ngrams(caption=owner, ngram=kind, count=count, num_ngrams=num_ngrams)
+    return _Ngrams(caption=owner, ngram=kind, count=count, num_ngrams=num_ngrams)
 
 
-def locate(keys: Ints, sorted_keys: Ints) -> tuple[NDArray[np.bool_], Ints]:
+def _locate(keys: _Ints, sorted_keys: _Ints) -> tuple[NDArray[np.bool_], _Ints]:
     """Returns which keys occur in `sorted_keys`, and the places of those that do."""
     place = np.searchsorted(sorted_keys, keys)
     found = place < len(sorted_keys)
@@ -201,7 +199,7 @@ _SMALL = 1e-9
 _TINY = 1e-15
 
 
-def bleu_statistics(captions: CaptionCounts) -> Ints:
+def bleu_statistics(captions: CaptionCounts) -> _Ints:
     """Returns what BLEU needs of each image, (images, 2 + 4 + 4).
 
     Columns: length of the candidate, length of its closest reference (the shorter one of two
@@ -209,7 +207,7 @@ def bleu_statistics(captions: CaptionCounts) -> Ints:
     corpus are the sum of its rows, so rows may be resampled.
     """
     length = captions.length[: captions.num_images]
-    orders = np.arange(MAX_ORDER)
+    orders = np.arange(_MAX_ORDER)
     return np.column_stack(
         [
             length,
@@ -220,7 +218,7 @@ def bleu_statistics(captions: CaptionCounts) -> Ints:
     )
 
 
-def bleu(statistics: Ints) -> tuple[float, ...]:
+def bleu(statistics: _Ints) -> tuple[float, ...]:
     """Returns BLEU-1 to BLEU-4 of a corpus, 0 to 1.
 
     BLEU-n = brevity * (p_1 * ... * p_n)^(1/n); brevity = exp(1 - r/c) if c < r, else 1.
@@ -232,13 +230,13 @@ def bleu(statistics: Ints) -> tuple[float, ...]:
     ratio = (length + _TINY) / (closest + _SMALL)
     brevity = math.exp(1.0 - 1.0 / ratio) if ratio < 1.0 else 1.0
     scores, product = [], 1.0
-    for order in range(MAX_ORDER):
-        product *= (counts[order] + _TINY) / (counts[MAX_ORDER + order] + _SMALL)
+    for order in range(_MAX_ORDER):
+        product *= (counts[order] + _TINY) / (counts[_MAX_ORDER + order] + _SMALL)
         scores.append(brevity * product ** (1.0 / (order + 1)))
     return tuple(scores)
 
 
-def _closest_length(captions: CaptionCounts) -> Ints:
+def _closest_length(captions: CaptionCounts) -> _Ints:
     ours, theirs = np.split(captions.length, [captions.num_images])
     image = captions.image[captions.num_images :]
     # Nearest first, then shorter first: the first reference of each image is the closest.
@@ -247,14 +245,15 @@ def _closest_length(captions: CaptionCounts) -> Ints:
     return theirs[order][first]
 
 
-def _num_matched(captions: CaptionCounts, ngrams: Ngrams) -> Ints:
+def _num_matched(captions: CaptionCounts, ngrams: _Ngrams) -> _Ints:
     """N-grams of each candidate that a reference has, each at most as often as one has it."""
     key = captions.image[ngrams.caption] * ngrams.num_ngrams + ngrams.ngram
     ours = ngrams.caption < captions.num_images
     known, place = np.unique(key[~ours], return_inverse=True)
+    # The most that any one reference has: `at` because an n-gram may come from several of them.
     most = np.zeros(len(known), dtype=np.int64)
     np.maximum.at(most, place, ngrams.count[~ours])
-    found, place = locate(key[ours], known)
+    found, place = _locate(key[ours], known)
     matched = np.zeros(captions.num_images, dtype=np.int64)
     clipped = np.minimum(ngrams.count[ours][found], most[place])
     np.add.at(matched, ngrams.caption[ours][found], clipped)
@@ -306,10 +305,10 @@ def longest_common_subsequence(first: Sequence[str], second: Sequence[str]) -> i
 # Standard deviation of the penalty on a difference in length, in words.
 _SIGMA = 6.0
 
-Floats = NDArray[np.float64]
+_Floats = NDArray[np.float64]
 
 
-def cider(captions: CaptionCounts) -> Floats:
+def cider(captions: CaptionCounts) -> _Floats:
     """Returns CIDEr-D of each image's candidate, 0 to 10; the CIDEr of a corpus is the mean.
 
     The weight of an n-gram is its count times log(images / images whose references hold it). The
@@ -322,37 +321,41 @@ def cider(captions: CaptionCounts) -> Floats:
     similarity = np.zeros(len(image))
     for ngrams in captions.orders:
         similarity += _clipped_cosine(captions, ngrams)
+    # The COCO evaluation's length is the number of bigrams, not of words.
     num_pairs = np.maximum(captions.length - 1, 0)
     difference = num_pairs[image] - num_pairs[captions.num_images :]
-    similarity *= np.exp(-(difference**2) / (2.0 * _SIGMA**2)) / MAX_ORDER
+    similarity *= np.exp(-(difference**2) / (2.0 * _SIGMA**2)) / _MAX_ORDER
     num_references = np.bincount(image, minlength=captions.num_images)
     total = np.bincount(image, weights=similarity, minlength=captions.num_images)
     return np.asarray(10.0 * total / num_references, np.float64)
 
 
-def _clipped_cosine(captions: CaptionCounts, ngrams: Ngrams) -> Floats:
+def _clipped_cosine(captions: CaptionCounts, ngrams: _Ngrams) -> _Floats:
     """Returns, for each reference, the cosine with its image's candidate."""
     weight = ngrams.count * _rarity(captions, ngrams)[ngrams.ngram]
     norm = np.sqrt(np.bincount(ngrams.caption, weight**2, minlength=len(captions.image)))
     key = captions.image[ngrams.caption] * ngrams.num_ngrams + ngrams.ngram
     ours = ngrams.caption < captions.num_images
     # The candidates' keys ascend: candidate and image have the same number.
-    found, place = locate(key[~ours], key[ours])
+    found, place = _locate(key[~ours], key[ours])
     theirs = weight[~ours][found]
     reference = ngrams.caption[~ours][found] - captions.num_images
+    # Cut to the reference's weight, a word earns nothing more for being repeated. The norms below
+    # are of the whole weights, as in the COCO evaluation: what is repeated in vain costs.
     product = np.minimum(weight[ours][place], theirs) * theirs
     num_references = len(captions.image) - captions.num_images
     common = np.bincount(reference, product, minlength=num_references)
     scale = norm[captions.image[captions.num_images :]] * norm[captions.num_images :]
-    cosine: Floats = np.divide(common, scale, out=np.zeros(num_references), where=scale > 0.0)
+    cosine: _Floats = np.divide(common, scale, out=np.zeros(num_references), where=scale > 0.0)
     return cosine
 
 
-def _rarity(captions: CaptionCounts, ngrams: Ngrams) -> Floats:
+def _rarity(captions: CaptionCounts, ngrams: _Ngrams) -> _Floats:
     """Returns log(images / images whose references hold it) per n-gram; unseen counts as 1."""
     theirs = ngrams.caption >= captions.num_images
     image = captions.image[ngrams.caption[theirs]]
     keys = np.unique(image * ngrams.num_ngrams + ngrams.ngram[theirs])
+    # An image counts once, however many of its references hold the n-gram.
     holding = np.bincount(keys % max(ngrams.num_ngrams, 1), minlength=ngrams.num_ngrams)
-    rarity: Floats = np.log(captions.num_images) - np.log(np.maximum(holding, 1))
+    rarity: _Floats = np.log(captions.num_images) - np.log(np.maximum(holding, 1))
     return rarity

@@ -1,11 +1,10 @@
 """Caption words as the COCO caption metrics count them, without Java.
 
-Token rules of the Penn Treebank convention, as caption metrics use it.
-
-Written from the observed behaviour of the tokenizer behind pycocoevalcap (Stanford CoreNLP 3.4.1,
-`-preserveLines -lowerCase`). At each place the rule with the longest match wins, the earlier rule
-on a tie; context that a rule matches after its group `token` counts towards that length. Tokens
-which the caption metrics drop as punctuation are rewritten to nothing.
+The rules are those of the Penn Treebank convention, written from the observed behaviour of the
+tokenizer behind pycocoevalcap (Stanford CoreNLP 3.4.1, `-preserveLines -lowerCase`). At each place
+the rule with the longest match wins, the earlier rule on a tie; context that a rule matches after
+its group `token` counts towards that length. Tokens which the caption metrics drop as punctuation
+are rewritten to nothing.
 """
 
 import re
@@ -54,9 +53,9 @@ def caption_tokens(caption: str) -> tuple[str, ...]:
 
 
 def _is_ordinary(word: str, mark: str) -> bool:
-    if mark == "." and (len(word) == 1 or word in KEEP_FULL_STOP):
+    if mark == "." and (len(word) == 1 or word in _KEEP_FULL_STOP):
         return False
-    return word not in SPLIT_WORDS
+    return word not in _SPLIT_WORDS
 
 
 def _apply_rules(text: str, position: int, tokens: list[str]) -> int:
@@ -73,7 +72,7 @@ def _apply_rules(text: str, position: int, tokens: list[str]) -> int:
     return match.end("token")
 
 
-class Rule(NamedTuple):
+class _Rule(NamedTuple):
     """One kind of token: how it looks, and the tokens it becomes."""
 
     pattern: re.Pattern[str]
@@ -81,7 +80,7 @@ class Rule(NamedTuple):
 
 
 # Split after the third letter: "can not", "gon na".
-SPLIT_WORDS = frozenset(("cannot", "gonna", "gotta", "lemme", "gimme", "wanna"))
+_SPLIT_WORDS = frozenset(("cannot", "gonna", "gotta", "lemme", "gimme", "wanna"))
 
 # Abbreviations, which keep their full stop. These may end a sentence; a single letter glued to the
 # stop ("Jr.a") is then a word of its own. Of names the stop stays only with a capital ("Pa.", but
@@ -100,7 +99,7 @@ _LEADING = """adj adm adv alex assoc asst atty attys ave brig capt cf cie cmdr c
 _LEADING_FORMS = "mfg mtg"
 # These keep it before a number only.
 _NUMBERED = "art ca fig figs no nos op pp prop"
-KEEP_FULL_STOP = frozenset(
+_KEEP_FULL_STOP = frozenset(
     " ".join(
         (_CLOSING, _CLOSING_NAMES, _CLOSING_FORMS, _LEADING, _LEADING_FORMS, _NUMBERED)
     ).split()
@@ -196,11 +195,11 @@ def _rule(
     *,
     before: str = "",
     flags: re.RegexFlag = re.NOFLAG,
-) -> Rule:
-    return Rule(re.compile(f"(?P<token>{pattern})(?:{before})", flags), rewrite)
+) -> _Rule:
+    return _Rule(re.compile(f"(?P<token>{pattern})(?:{before})", flags), rewrite)
 
 
-def _fixed(pattern: str, token: str) -> Rule:
+def _fixed(pattern: str, token: str) -> _Rule:
     return _rule(pattern, lambda _: [token])
 
 
@@ -219,7 +218,7 @@ _CLOSING_STOP = (
 )
 
 _CONTRACTIONS = (
-    _rule(_any_of(" ".join(sorted(SPLIT_WORDS))), _halves, flags=_I),
+    _rule(_any_of(" ".join(sorted(_SPLIT_WORDS))), _halves, flags=_I),
     _rule("'t", before="is|was", flags=_I),
     _rule("[a-z]*[a-mo-z]", before=_NOT, flags=_I),
     _rule(_WORD, before=_AUXILIARY, flags=_I),
@@ -311,7 +310,7 @@ _SYMBOLS = (
     _rule(f"[{_SIGNS}]"),
 )
 
-RULES: tuple[Rule, ...] = (
+RULES: tuple[_Rule, ...] = (
     *_CONTRACTIONS,
     *_ABBREVIATIONS,
     *_WORDS,

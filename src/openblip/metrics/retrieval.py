@@ -40,6 +40,8 @@ class Ranks:
     @property
     def expected(self) -> NDArray[np.float64]:
         """Rank of the first right candidate, 1 = best, the mean over all orders of the tied."""
+        # Over all orders the tied wrong ones fall evenly into the `tied_right` + 1 gaps around the
+        # tied right ones; those in the first gap stand before the first right one.
         return np.asarray(1.0 + self.above + self.tied / (self.tied_right + 1.0), np.float64)
 
     def hits(self, k: int) -> NDArray[np.float64]:
@@ -168,6 +170,7 @@ def candidate_ranks(matrix: NDArray[np.floating], right: _Rows) -> Ranks:
     for start in range(0, len(right), _BLOCK):
         # A transposed matrix is read in strips: column after column would miss the cache.
         block = np.ascontiguousarray(matrix[start : start + _BLOCK])
+        # Three counts a query instead of a sort: only the place of the best right one is asked for.
         for query, row in enumerate(block, start):
             own = row[right[query]]
             best[query] = own.max()

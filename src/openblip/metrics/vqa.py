@@ -1,10 +1,9 @@
 """Accuracy of visual question answering: the evaluation of VQA v2 (Antol et al. 2015).
 
-Normal form of short answers, as the evaluation of the VQA challenge compares them.
-
-Written from the published rules (visualqa.org/evaluation.html) and the behaviour of the official
-program (GT-Vision-Lab/VQA, `vqaEval.py`), which decides where the two differ: its digits, articles
-and contractions are looked up as whole words, in that order, after the punctuation is gone.
+The normal form of short answers is written from the published rules (visualqa.org/evaluation.html)
+and the behaviour of the official program (GT-Vision-Lab/VQA, `vqaEval.py`), which decides where the
+two differ: its digits, articles and contractions are looked up as whole words, in that order, after
+the punctuation is gone.
 """
 
 import re
@@ -112,8 +111,8 @@ def vqa_scores(answers: Mapping[Key, str], annotations: Annotations) -> VqaScore
 
 
 def _accuracy(answer: str, human: Sequence[str]) -> float:
-    answer = on_one_line(answer)
-    human = [on_one_line(text) for text in human]
+    answer = _on_one_line(answer)
+    human = [_on_one_line(text) for text in human]
     # Where all agree the question may be about a text in the image, which is to be read exactly.
     if len(set(human)) > 1:
         answer = normal_answer(answer)
@@ -238,7 +237,7 @@ _CONTRACTIONS = """
 CONTRACTIONS = dict(zip(_CONTRACTIONS.split()[::2], _CONTRACTIONS.split()[1::2], strict=True))
 
 
-def on_one_line(text: str) -> str:
+def _on_one_line(text: str) -> str:
     """Returns `text` with spaces for line ends and tabs, and without white space around it."""
     return text.replace("\n", " ").replace("\t", " ").strip()
 

@@ -1,8 +1,8 @@
 """WUPS: accuracy of answers that forgives similar words (Malinowski and Fritz 2014, section 4).
 
-Similarity of English nouns over WordNet (Fellbaum 1998), by Wu and Palmer (1994).
-
-Reads WordNet's own database (its manual page wndb); numbers are those of `wup_similarity` of nltk.
+How similar two English nouns are says WordNet (Fellbaum 1998), by the measure of Wu and Palmer
+(1994): its own database is read (its manual page wndb), numbers are those of nltk's
+`wup_similarity`.
 """
 
 import os
@@ -20,7 +20,7 @@ from openblip.runtime.errors import DataError
 Key = TypeVar("Key", bound=Hashable)
 Similarity = Callable[[str, str], float]
 
-WUPS_THRESHOLDS = (0.9, 0.0)
+_WUPS_THRESHOLDS = (0.9, 0.0)
 """Those that are reported for DAQUAR."""
 
 # What a similarity below the threshold counts.
@@ -36,7 +36,7 @@ def items_of(answer: str) -> frozenset[str]:
 def wups(
     answers: Mapping[Key, str],
     references: Mapping[Key, str],
-    thresholds: Sequence[float] = WUPS_THRESHOLDS,
+    thresholds: Sequence[float] = _WUPS_THRESHOLDS,
     similarity: Similarity | None = None,
 ) -> dict[str, float]:
     """Returns "WUPS@t" for each threshold t, the mean over questions in per cent.
@@ -66,7 +66,7 @@ def wups(
 def wups_scores(
     answers: Mapping[Key, str],
     references: Mapping[Key, str],
-    thresholds: Sequence[float] = WUPS_THRESHOLDS,
+    thresholds: Sequence[float] = _WUPS_THRESHOLDS,
     similarity: Similarity | None = None,
 ) -> dict[str, NDArray[np.float64]]:
     """Returns the score of each question in the order of the references, 0 to 1; see `wups`."""

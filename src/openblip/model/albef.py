@@ -3,13 +3,13 @@
 from dataclasses import replace
 from functools import partial
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from openblip.model.config import AlbefConfig, AlbefHead, TextConfig, initial_std
 from openblip.model.kernels import Linear
+from openblip.model.med import build_heads
 from openblip.model.memory import ImageMemory
 from openblip.model.packing import Packing
 from openblip.model.text import (
@@ -77,6 +77,7 @@ class FusionText(nn.Module):
         self, ids: Int[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"]
     ) -> Float[Tensor, "rows tokens width"]:
         """States of texts alone, after the layers below fusion."""
+        # Checkpointed layers are counted from the end, and the fusion layers come last.
         fusion_layers = self.config.depth - self.fusion_layer
         (states,) = run_layers(
             self.layers[: self.fusion_layer],
@@ -113,6 +114,11 @@ class Albef(ImageModel[AlbefConfig]):
     Ids begin with `[CLS]`; `[PAD]` has id 0. The momentum model is an `Albef` without itm head.
     """
 
+    image_projection: Linear
+    text_projection: Linear
+    temperature: nn.Parameter
+    itm_head: Linear
+
     def __init__(self, config: AlbefConfig) -> None:
         super().__init__(config)
         config = self.config
@@ -122,12 +128,7 @@ class Albef(ImageModel[AlbefConfig]):
             config.fusion_layer,
             fills_masks="mlm" in config.heads,
         )
-        if "itc" in config.heads:
-            self.image_projection = Linear(config.vision.width, config.embed_dim)
-            self.text_projection = Linear(config.text.width, config.embed_dim)
-            self.temperature = nn.Parameter(torch.tensor(0.07))
-        if "itm" in config.heads:
-            self.itm_head = Linear(config.text.width, 2)
+        build_heads(self)
 
     def require(self, head: AlbefHead) -> None:
         """Check that the model has a head.

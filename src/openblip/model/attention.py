@@ -1,6 +1,6 @@
 """Attention of an image over itself, of a text over itself, and of a text over an image.
 
-Self-attention keys and values of the text generated so far.
+A text that is being written keeps its keys and values (`KeyValueCache`).
 """
 
 from collections.abc import Sequence
@@ -139,6 +139,8 @@ class TextSelfAttention(nn.Module):
             cache: keys and values of earlier tokens, for a single mask.
             layer: whose part of the cache it is.
         """
+        # Products over packed states, attention over padded ones: it needs texts as rows.
+        # Query, key and value in one product, three times as wide: one reading of the states.
         pieces = self.qkv(hidden).split(packed_sizes(given))
         attended = [
             after.pack(self._attend(before.pad(qkv), mask, after.tokens, cache, layer))
@@ -245,6 +247,7 @@ class MemoryAttention(nn.Module):
         grouped = (memory.images, -1, self.heads, tokens, head_dim)
         split = split_heads(query, self.heads).reshape(grouped)
         with memory.read() as (keys, values):
+            # Texts of an image are a dimension here: keys and values are broadcast, not copied.
             scores = split @ keys[:, None].mT / head_dim**0.5
             if memory.mask is not None:
                 scores = scores.masked_fill(~memory.mask[:, None], float("-inf"))
@@ -295,6 +298,7 @@ def causal_mask(
     tokens: int, cached: int, device: torch.device
 ) -> Bool[Tensor, "1 1 tokens keys"] | None:
     """Which of the cached and new tokens each new token may attend to; None when to all."""
+    # The newest token attends to all; flash attention takes no mask, not even one of ones.
     if tokens == 1:
         return None
     full = torch.ones(tokens, cached + tokens, dtype=torch.bool, device=device)

@@ -20,21 +20,17 @@ from openblip.model.vqa import NlvrConfig, VqaConfig
 Sizes = MedConfig | AlbefConfig | VqaConfig | NlvrConfig
 
 
-def image_encoder_flops(
-    config: Sizes, images: int, image_size: int | None = None, blocks: int | None = None
-) -> int:
+def image_encoder_flops(config: Sizes, images: int, image_size: int | None = None) -> int:
     """Operations of encoding images.
 
     Args:
         config: sizes.
         images: how many.
         image_size: in pixels, the configured one by default.
-        blocks: which so many are run; by default all.
     """
     vision = config.vision
     if vision.backbone is not None:
-        whole = _backbone_flops(vision.backbone, image_size or vision.image_size)
-        return images * (whole if blocks is None else whole * blocks // vision.depth)
+        return images * _backbone_flops(vision.backbone, image_size or vision.image_size)
     patches = image_tokens(config, image_size)
     patch_embed = _product(patches - 1, 3 * vision.patch_size**2, vision.width)
     block = (
@@ -42,7 +38,7 @@ def image_encoder_flops(
         + _attention(patches, patches, vision.width)
         + 2 * _product(patches, vision.width, int(vision.width * vision.mlp_ratio))
     )
-    return images * (patch_embed + (vision.depth if blocks is None else blocks) * block)
+    return images * (patch_embed + vision.depth * block)
 
 
 def class_token_flops(config: Sizes, images: int, image_size: int | None = None) -> int:
@@ -152,13 +148,15 @@ def similarity_flops(config: MedConfig | AlbefConfig, rows: int, keys: int) -> i
 def flop_counter() -> FlopCounterMode:
     """PyTorch's counter of the operations that run.
 
-    Here it knows oneDNN's products and a processor's fused attention too; of the latter's backward
-    pass four products, not the scores, which it computes a second time.
+    Here it knows oneDNN's products and a processor's fused attention too; of the backward pass of
+    any fused attention four products, not the scores, which it computes a second time.
     """
     aten = torch.ops.aten
     known: dict[Any, Callable[..., int]] = {
         aten._scaled_dot_product_flash_attention_for_cpu: _fused_attention_flops,
         aten._scaled_dot_product_flash_attention_for_cpu_backward: _fused_backward_flops,
+        aten._scaled_dot_product_flash_attention_backward: _fused_backward_flops,
+        aten._scaled_dot_product_efficient_attention_backward: _fused_backward_flops,
     }
     if has_onednn():
         known[torch.ops.mkldnn._linear_pointwise] = _onednn_flops

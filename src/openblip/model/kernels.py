@@ -4,8 +4,6 @@ PyTorch sends float32 products to MKL, which uses half of the vector width of an
 is not Intel's: oneDNN, which PyTorch has too, is there twice as fast, and slower on Intel's
 (`docs/log.md`). Its product is reached through the operator that `torch.compile` puts into graphs;
 it has no gradient of its own, so `_Product` gives it one, of the same products.
-
-Scaled dot-product attention, done as each shape is done fastest.
 """
 
 from collections.abc import Callable

@@ -105,6 +105,7 @@ def merge(weights: dict[str, Tensor], adapted: nn.Module) -> None:
         adapted: the model.
     """
     for name, layer in low_rank_layers(adapted):
+        # In the weights that are written, not in the model, which goes on learning.
         down, up = (weights.pop(f"{name}.{factor}") for factor in ("down", "up"))
         weights[f"{name}.weight"].addmm_(up, down, alpha=layer.scale)
 

@@ -1,5 +1,7 @@
 """The multimodal mixture of encoder-decoder (BLIP, section 3.1 and figure 2)."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -23,6 +25,17 @@ KINDS_WITH: dict[Head, str] = {
 """What to load where a head is missing; the demo's models work at once."""
 
 
+def build_heads(model: Any) -> None:
+    """Give a `Med` or an `Albef` those heads of contrast and matching that its `config` lists."""
+    config = model.config
+    if "itc" in config.heads:
+        model.image_projection = Linear(config.vision.width, config.embed_dim)
+        model.text_projection = Linear(config.text.width, config.embed_dim)
+        model.temperature = nn.Parameter(torch.tensor(0.07))
+    if "itm" in config.heads:
+        model.itm_head = Linear(config.text.width, 2)
+
+
 class Med(ImageModel[MedConfig]):
     """Image encoder, text stack and the three heads; only what `config.heads` lists is built.
 
@@ -30,16 +43,16 @@ class Med(ImageModel[MedConfig]):
     `[DEC]`: the model knows no tokenizer. Arguments are those of `ImageModel`.
     """
 
+    image_projection: Linear
+    text_projection: Linear
+    temperature: nn.Parameter
+    itm_head: Linear
+
     def __init__(self, config: MedConfig, backbone: nn.Module | None = None) -> None:
         super().__init__(config, backbone)
         config = self.config
         self.text = TextStack(config.text, config.vision.width, config.heads)
-        if "itc" in config.heads:
-            self.image_projection = Linear(config.vision.width, config.embed_dim)
-            self.text_projection = Linear(config.text.width, config.embed_dim)
-            self.temperature = nn.Parameter(torch.tensor(0.07))
-        if "itm" in config.heads:
-            self.itm_head = Linear(config.text.width, 2)
+        build_heads(self)
 
     def require(self, head: Head) -> None:
         """Check that the model has a head.

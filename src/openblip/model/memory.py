@@ -61,12 +61,17 @@ class LayerMemory(NamedTuple):
         wholes = self.keys, self.values
         copies = [cast("Tensor", _Rows.apply(whole, self.rows)) for whole in wholes]  # type: ignore[no-untyped-call]
 
+        # Autograd hands a hook the very tensors that an operation read, so that a copy is known by
+        # identity; all else that is saved here (queries, results) stays as it is. Shapes would not
+        # do: queries can have the same. A view of a copy is kept as any tensor is: that costs
+        # memory, and is not wrong.
         def keep(saved: Tensor) -> Tensor | tuple[Tensor, Tensor | None]:
             for whole, copy in zip(wholes, copies, strict=True):
                 if saved is copy:
                     return whole, self.rows
             return saved
 
+        # A checkpointed layer's own hooks are around these, and PyTorch asks the innermost alone.
         with nullcontext() if self.keeps_copies else saved_tensors_hooks(keep, _copied_again):
             yield copies[0], copies[1]
 
@@ -87,6 +92,7 @@ class _Rows(Function):
 
     @staticmethod
     def forward(ctx: Any, whole: Tensor, rows: Tensor) -> Tensor:
+        # The number of images alone, not `whole`: saved, it would go through the hooks of `read`.
         ctx.save_for_backward(rows)
         ctx.images = whole.shape[0]
         return whole.index_select(0, rows)
@@ -94,6 +100,8 @@ class _Rows(Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         (rows,) = ctx.saved_tensors
+        # Rows repeat, so that gradients are added up; in the layout in which they come, the rows to
+        # be added are contiguous.
         by_token = grad.transpose(1, 2)
         total = grad.new_zeros(ctx.images, grad.shape[1:].numel())
         total = total.index_add(0, rows, by_token.flatten(1))
@@ -154,6 +162,7 @@ class ImageMemory:
         Keys and values are copied: at once, for reading often, or where there are gradients layer
         by layer when they are read, and again in the backward pass, so that copies need no memory.
         """
+        # The mask is small: it is copied at once, in both cases.
         mask = None if self.mask is None else self.mask.index_select(0, index)
         rows = index if self.rows is None else self.rows.index_select(0, index)
         selection = replace(self, mask=mask, rows=rows)

@@ -28,6 +28,7 @@ class Packing:
         """Of the places where the mask is True; on an accelerator it waits for the device."""
         places = mask.flatten().nonzero()[:, 0]
         rows, tokens = mask.shape
+        # Without padding the states are packed as they are: no copy.
         return Packing(rows, tokens, None if len(places) == mask.numel() else places)
 
     @property
@@ -55,6 +56,7 @@ class _Take(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, flat: Tensor, places: Tensor) -> Tensor:
+        # PyTorch's own gradient of `index_select` adds rows up, as they might repeat.
         ctx.save_for_backward(places)
         ctx.rows = len(flat)
         return flat.index_select(0, places)

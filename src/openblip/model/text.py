@@ -190,6 +190,9 @@ class TextLayer(nn.Module):
         packed: Sequence[int],
     ) -> Float[Tensor, "packed_given width"]:
         """A part applied to all texts, `packed` states a role: to those of one module at once."""
+        # Neighbours alone are put together: their states stand one behind the other, so that a
+        # group is a slice and the results come out in the roles' order, without a copy. Callers
+        # give the encoder's passes before the decoder's, and nothing is left to bring together.
         sized = zip(roles, packed, strict=True)
         groups = [
             (part, list(own))
@@ -255,6 +258,7 @@ class TextStack(nn.Module):
         return hidden
 
     def _embed(self, passes: Sequence[TextPass], start: int) -> Tensor:
+        # As in a layer: neighbours with the same embeddings.
         groups = groupby(passes, lambda each: self.embeddings_of(each.causal))
         return joined(
             [embeddings(joined([each.ids for each in own]), start) for embeddings, own in groups]
@@ -281,6 +285,7 @@ class TextStack(nn.Module):
         """What encoder and decoder attend to; computed once where there is one cross-attention."""
         built = [causal for causal in (False, True) if self._has_cross_attention(causal)]
         memories = [self.remember(image_hidden, causal=causal) for causal in built]
+        # Of a single one this is the same object twice: whoever reads either adds to one gradient.
         return Memories(memories[0], memories[-1])
 
     def _has_cross_attention(self, causal: bool) -> bool:
@@ -308,13 +313,17 @@ def run_layers(
         reads_first: for which roles only the first token's state is wanted, which is then all that
             the last layer computes; by default none.
     """
+    # Packed once for all layers: every layer but its attention treats tokens alike.
     hidden = joined([role.packing.pack(own) for role, own in zip(roles, states, strict=True)])
+    # The last ones, as the original counts image blocks. Which they are hardly matters for memory:
+    # it is fullest where the backward pass begins, and there any of them keeps its input alone.
     first_checkpointed = len(layers) - checkpoint_layers
     for number, layer in enumerate(layers):
         if number == len(layers) - 1 and any(reads_first):
             wanted = zip(roles, reads_first, strict=True)
             roles = [_narrowed(role) if is_first else role for role, is_first in wanted]
         if layer.training and number >= first_checkpointed:
+            # The reentrant kind would ask that an input has a gradient, and know no keywords.
             own = [_checkpointed(role) for role in roles]
             hidden = checkpoint(layer, hidden, own, cache, number, use_reentrant=False)
         else:
@@ -339,6 +348,7 @@ def remember(
 def _role(texts: TextPass, cached: int, *, packs: bool) -> Role:
     """Which tokens may attend to which, and what a layer needs besides."""
     attend = None if texts.mask is None else texts.mask[:, None, None]
+    # None where it can be: flash attention takes no mask, not even one of ones.
     if texts.causal:
         later = causal_mask(texts.ids.shape[1], cached, texts.ids.device)
         attend = later if attend is None else attend if later is None else attend & later

@@ -115,6 +115,7 @@ class ImageEncoder(nn.Module):
         class_token = self.class_token.expand(patches.shape[0], -1, -1)
         hidden = torch.cat([class_token, patches], dim=1)
         hidden = hidden + interpolate_positions(self.positions, grid)
+        # The last blocks, as the original counts them (its `ckpt_layer`); see `text.run_layers`.
         first_checkpointed = len(self.blocks) - self.config.checkpoint_layers
         for number, block in enumerate(self.blocks):
             # Only the last block may leave states out: the others are attended to.

@@ -1,8 +1,6 @@
-"""The models made out of a MED: for questions (section 5.3) and for two images (section 5.4).
+"""The models made out of a MED: for questions (BLIP, section 5.3), and for two images (5.4).
 
-Natural-language visual reasoning: is a sentence true of two images (BLIP, section 5.4).
-
-Models for questions and for two images, made out of a pre-trained MED.
+The latter is for natural-language visual reasoning: is a sentence true of two images.
 """
 
 from collections.abc import Mapping, Sequence
@@ -135,6 +133,7 @@ class TwinCrossAttention(nn.Module):
         Float[Tensor, "images heads patches head_dim"],
     ]:
         """Keys and values of the first images, then of the second ones."""
+        # Halves, not pairs side by side: both images of all pairs were encoded as one batch.
         first, second = image_hidden.chunk(2)
         pairs = zip(self.first.remember(first), self.second.remember(second), strict=True)
         keys, values = (torch.cat(pair) for pair in pairs)

@@ -3,8 +3,7 @@
 Li et al. 2021, "Align before Fuse", sections 3.2 and 3.3.
 """
 
-from dataclasses import replace
-from typing import Protocol, Self, cast
+from typing import Protocol, Self
 
 import torch
 from torch import Tensor
@@ -12,10 +11,8 @@ from torch import Tensor
 from openblip.batches.loader import Batch
 from openblip.batches.shuffle import keyed_hash
 from openblip.batches.tokenizer import SpecialTokens
-from openblip.checkpoints.assembly import copy_of
 from openblip.model import ImageMemory
 from openblip.model.albef import Albef
-from openblip.model.config import AlbefHead
 from openblip.objectives.contrastive import Contrast, ContrastiveTask
 from openblip.objectives.lm import IGNORED, MaskDraws, MaskedWords, mask_draws, mask_words, mlm_loss
 from openblip.objectives.named import ALBEF
@@ -49,6 +46,7 @@ class KeyedMasks:
     def __call__(self, shape: torch.Size, position: StepPosition) -> MaskDraws:
         """Draws for texts of a shape (rows, tokens)."""
         rank = self.collectives.rank
+        # Of the rank too: its texts are others, and shall not be masked at the same places.
         seed = keyed_hash(self.seed, _MASKS, position.step, position.micro_step, rank)
         return mask_draws(shape[0], shape[1], self.probability, self.vocab_size, seed)
 
@@ -92,17 +90,8 @@ class AlbefTask(ContrastiveTask):
         negative_sampler: NegativeSampler | None = None,
         mask_sampler: MaskSampler | None = None,
     ) -> None:
-        for loss in objectives.losses:
-            student.require(loss)
-        super().__init__(
-            objectives,
-            seed,
-            collectives,
-            negative_sampler,
-            student.config.embed_dim,
-            _teacher_of(student, objectives),
-        )
-        self.student = student
+        taught = ("itc", "mlm")
+        super().__init__(student, objectives, seed, collectives, negative_sampler, taught)
         self.special = special
         self.mask_sampler = mask_sampler or KeyedMasks(
             seed,
@@ -116,15 +105,11 @@ class AlbefTask(ContrastiveTask):
         """As `Task.build`."""
         return cls(student, context.tokenizer.special, settings, context.seed, context.collectives)
 
-    @property
-    def trained_heads(self) -> tuple[str, ...]:
-        """Those of its losses."""
-        return self.objectives.losses
-
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """The sum of the losses of a batch."""
         hidden = self.student.encode_images(batch.images)
         states = self.student.encode_texts(batch.tokens, batch.mask)
+        # Encoded once for contrast and masked words, as the student's.
         teacher_hidden = self._teacher_hidden(batch)
         contrast = self.contrast(batch, hidden, states, teacher_hidden, position)
         terms = {"itc": contrast.loss}
@@ -201,11 +186,13 @@ class AlbefTask(ContrastiveTask):
         position: StepPosition,
     ) -> Tensor:
         draws = self.mask_sampler(batch.tokens.shape, position)
+        # Drawn on the host, so that every device masks the same words.
         on_device = MaskDraws(*(draw.to(batch.tokens.device) for draw in draws))
         words = mask_words(batch.tokens, batch.mask, on_device, self.special.mask)
         labels = words.labels[words.labels != IGNORED]
         alpha = self.alpha(position)
         guesses = None
+        # With alpha 0, as in the first step, they would count for nothing.
         if alpha > 0.0:
             with torch.no_grad():
                 guesses = _word_logits(
@@ -220,17 +207,5 @@ def _word_logits(model: Albef, words: MaskedWords, batch: Batch, memory: ImageMe
     """Logits (masked, vocab) of the hidden words."""
     states = model.encode_texts(words.ids, batch.mask)
     fused = model.fuse(states, batch.mask, memory)
+    # The vocabulary is the largest product, and few words are hidden.
     return model.mlm_logits(fused[words.labels != IGNORED][None])[0]
-
-
-def _teacher_of(student: Albef, objectives: AlbefObjectives) -> Albef:
-    """A copy of what contrast and masked words need of a student; it gets no gradient."""
-    config = student.config
-    heads = tuple(head for head in ("itc", "mlm") if head in objectives.losses)
-    teacher_config = replace(
-        config,
-        heads=cast("tuple[AlbefHead, ...]", heads),
-        vision=replace(config.vision, checkpoint_layers=0),
-        text=replace(config.text, checkpoint_layers=0),
-    )
-    return copy_of(student, lambda: Albef(teacher_config))

@@ -46,6 +46,7 @@ class ClipTask(Task[Batch]):
     ) -> None:
         super().__init__()
         student.require("itc")
+        # Other heads would be saved untrained, and nobody would see it.
         if student.config.heads != ("itc",):
             raise RecipeError(
                 f"model.heads are {', '.join(student.config.heads)}; CLIP trains itc alone: "
@@ -84,6 +85,8 @@ class ClipTask(Task[Batch]):
         return StepOutput(loss, terms)
 
     def _contrast(self, image_embed: Tensor, text_embed: Tensor) -> Tensor:
+        # A rank's rows against the keys of all; the gradients of keys come back from every rank, so
+        # that together they are those of the whole matrix.
         gather = self.collectives.gather_with_gradient
         image_keys, text_keys = gather(image_embed), gather(text_embed)
         rows, temperature = len(image_embed), self.student.temperature

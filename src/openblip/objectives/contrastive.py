@@ -1,11 +1,14 @@
 """What tasks with a contrast share: teacher, queue, keys, soft targets, hard negatives."""
 
-from typing import NamedTuple
+from collections.abc import Collection
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from openblip.batches.loader import Batch
+from openblip.checkpoints.assembly import copy_of
 from openblip.model import Med
 from openblip.model.albef import Albef
 from openblip.model.lowrank import add_changes
@@ -21,7 +24,7 @@ from openblip.objectives.itc import (
 )
 from openblip.objectives.itm import itm_loss, negative_weights
 from openblip.objectives.pool import KeyedSampler, NegativeSampler, PairPool
-from openblip.objectives.settings import ContrastObjectives
+from openblip.objectives.settings import AlbefObjectives, PretrainObjectives
 from openblip.objectives.task import (
     Collectives,
     QueueUpdate,
@@ -80,41 +83,55 @@ class ContrastiveTask(Task[Batch]):
     each other, in pre-training too; a row without any negative is left out of the matching loss.
 
     Args:
-        objectives: settings of the contrast.
+        student: has a head for each loss.
+        objectives: losses and settings.
         seed: of the queue's first content and of the negatives.
         collectives: to the other processes of the run; by default there are none.
         negative_sampler: replaces the keyed draw of negatives.
-        embed_dim: dimensions of a feature.
-        teacher: a copy of what the contrast needs of the student, without gradient; None where
-            nothing is contrasted.
+        taught: losses that a teacher has a part in; without any there is none, and no queue.
+
+    Raises:
+        MissingHead: if the student lacks a head.
     """
 
     student: Med | Albef
+    objectives: PretrainObjectives | AlbefObjectives
 
     def __init__(
         self,
-        objectives: ContrastObjectives,
+        student: Any,
+        objectives: PretrainObjectives | AlbefObjectives,
         seed: int,
         collectives: Collectives | None,
         negative_sampler: NegativeSampler | None,
-        embed_dim: int,
-        teacher: Med | Albef | None,
+        taught: Collection[str],
     ) -> None:
         super().__init__()
+        for loss in objectives.losses:
+            student.require(loss)
         self.objectives = objectives
         self.seed = seed
         self.collectives = collectives or SingleProcess()
         self.pool = PairPool(self.collectives, all_ranks=objectives.negatives == "all_ranks")
         self.negative_sampler = negative_sampler or KeyedSampler(seed, self.collectives)
-        self.contrasts = teacher is not None
-        if teacher is not None:
-            self.teacher = teacher
-            self.queue = FeatureQueue(objectives.queue_size, embed_dim, seed)
+        heads = tuple(loss for loss in objectives.losses if loss in taught)
+        self.contrasts = bool(heads)
+        if heads:
+            self.teacher = _teacher_of(student, heads)
+            self.queue = FeatureQueue(objectives.queue_size, student.config.embed_dim, seed)
+        self.student = student
+
+    @property
+    def trained_heads(self) -> tuple[str, ...]:
+        """Those of its losses."""
+        return self.objectives.losses
 
     @torch.no_grad()
     def begin_step(self, position: StepPosition) -> None:
         """Clamp the temperature in place, then move the teacher towards the student."""
         if self.contrasts:
+            # In place, as in the original: a clamp within the forward has no gradient beyond its
+            # bounds, and the temperature could not come back.
             self.student.temperature.clamp_(
                 self.objectives.min_temperature, self.objectives.max_temperature
             )
@@ -126,6 +143,7 @@ class ContrastiveTask(Task[Batch]):
         """Enqueue the teacher features of all ranks."""
         if update is None:
             return
+        # Of all ranks, in one order: every rank's queue holds the same.
         gather = self.collectives.gather
         self.queue.push(
             gather(update.image_embed),
@@ -176,6 +194,7 @@ class ContrastiveTask(Task[Batch]):
         image_sims, text_sims = to_all(image_embed, text_keys), to_all(text_embed, image_keys)
         positives = self._positives(batch, num_keys=image_sims.shape[1])
         alpha = self.alpha(position)
+        # The same keys as the student's: what the teacher finds similar to them is the target.
         with torch.no_grad():
             teacher_image_sims = to_all(teacher.image_embed, text_keys)
             teacher_text_sims = to_all(teacher.text_embed, image_keys)
@@ -198,6 +217,7 @@ class ContrastiveTask(Task[Batch]):
         positives = own_pairs(rows, num_keys, first, batch.image_ids.device)
         if not self.objectives.id_targets:
             return positives
+        # In the order of the keys: batch, then queue.
         key_ids = torch.cat([self.pool.collect(batch.image_ids), self.queue.image_ids])
         return positives | same_id(batch.image_ids, key_ids)
 
@@ -248,3 +268,16 @@ class ContrastiveTask(Task[Batch]):
             negative_weights(text_sims[:, :candidates], excluded, floor),
             negative_weights(image_sims[:, :candidates], excluded, floor),
         )
+
+
+def _teacher_of(student: Any, heads: tuple[str, ...]) -> Any:
+    """A copy of what these heads need of a student; it gets no gradient."""
+    config = student.config
+    teacher_config = replace(
+        config,
+        heads=heads,
+        # Without a gradient there is nothing to compute again.
+        vision=replace(config.vision, checkpoint_layers=0),
+        text=replace(config.text, checkpoint_layers=0),
+    )
+    return copy_of(student, lambda: type(student)(teacher_config))

@@ -1,8 +1,6 @@
-"""Fine-tuning: captioner, questions about images, sentences about two images.
+"""Fine-tuning: captions, questions about images, sentences about two images.
 
-Fine-tuning for questions about images (BLIP, section 5.3).
-
-Fine-tuning for sentences about two images (BLIP, section 5.4).
+BLIP, sections 5.2 to 5.4. Fine-tuning a filter is pre-training's step: `objectives.pretrain`.
 """
 
 from typing import NamedTuple, Self
@@ -15,8 +13,9 @@ from openblip.batches.image_pairs import ImagePairBatch
 from openblip.batches.loader import Batch
 from openblip.batches.questions import QuestionBatch
 from openblip.batches.tokenizer import SpecialTokens
+from openblip.checkpoints.families import family_of
 from openblip.model import ImageMemory, Med, TextPass
-from openblip.model.vqa import Nlvr, Vqa, nlvr_from, vqa_from
+from openblip.model.vqa import Nlvr, Vqa
 from openblip.objectives.lm import IGNORED, lm_loss, next_token_labels
 from openblip.objectives.named import CAPTIONER, NLVR, VQA
 from openblip.objectives.pool import Texts
@@ -120,6 +119,7 @@ class CaptionerTask(Task[Batch]):
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """The language-modelling loss of a batch; draws nothing, so the position is unused."""
         hidden = self.student.encode_images(batch.images)
+        # The decoder's alone: an encoder that is not trained would only cost.
         memory = self.student.text.remember(hidden, causal=True)
         captions = caption_pass(Texts(batch.tokens, batch.mask), memory, self.special)
         (states,) = self.student.text(captions)
@@ -162,18 +162,19 @@ class VqaTask(Task[QuestionBatch]):
     @classmethod
     def student_from(cls, model: nn.Module) -> Vqa | None:
         """A model of this kind, or one that is made out of a pre-trained MED."""
-        if isinstance(model, Med):
-            return vqa_from(model)
-        return model if isinstance(model, Vqa) else None
+        student: Vqa | None = family_of(Vqa).begun_from(model)
+        return student
 
     def forward(self, batch: QuestionBatch, position: StepPosition) -> StepOutput:
         """The weighted loss of the answers; draws nothing, so the position is unused."""
         memory = self.student.image_memory(self.student.encode_images(batch.images))
+        # Grouped by image, one question each.
         states = self.student.read_questions(batch.tokens, batch.mask, memory)
         questions = self.student.question_memory(states, batch.mask)
         answers = TextPass(
             batch.answers,
             batch.answers_mask,
+            # By index: a question's keys and values are not computed for each of its answers.
             questions.select(batch.question_of_answer),
             causal=True,
         )
@@ -208,9 +209,8 @@ class NlvrTask(Task[ImagePairBatch]):
     @classmethod
     def student_from(cls, model: nn.Module) -> Nlvr | None:
         """A model of this kind, or one that is made out of a pre-trained MED."""
-        if isinstance(model, Med):
-            return nlvr_from(model)
-        return model if isinstance(model, Nlvr) else None
+        student: Nlvr | None = family_of(Nlvr).begun_from(model)
+        return student
 
     def forward(self, batch: ImagePairBatch, position: StepPosition) -> StepOutput:
         """The cross-entropy of a batch; draws nothing, so the position is unused."""

@@ -1,8 +1,7 @@
 """Image-text contrast: similarities, their targets, the loss, the queue and the teacher.
 
-The queue: teacher features of recent batches as further keys of the contrast.
-
-The teacher: a slow copy of the student whose features supervise the contrast.
+The teacher is a slow copy of the student, whose features supervise the contrast; the queue has
+those of recent batches, as further keys.
 """
 
 import torch
@@ -20,6 +19,7 @@ def similarities(
     temperature: Float[Tensor, ""],
 ) -> Float[Tensor, "rows keys"]:
     """Cosines of unit vectors, divided by the temperature; in float32 under autocast too."""
+    # Divided by a temperature of 0.07 or less, bfloat16's rounding (0.2 %) would show.
     with torch.autocast(embed.device.type, enabled=False):
         return embed.float() @ keys.float().T / temperature.float()
 
@@ -124,6 +124,7 @@ class FeatureQueue(nn.Module):
         """Replace the oldest pairs, wrapping around; of more than `size` the last ones stay."""
         if self.size == 0:
             return
+        # Places differ from each other: `index_copy_` with equal ones would be in no order.
         pairs = image_embed.shape[0]
         kept = min(pairs, self.size)
         steps = torch.arange(pairs - kept, pairs, device=self.pointer.device)
@@ -146,6 +147,7 @@ def update_teacher(teacher: nn.Module, student: nn.Module, momentum: float) -> N
         student: not changed.
         momentum: in [0, 1]; 0 copies the student.
     """
+    # By name: the student has heads that the teacher lacks. There are hundreds: one call for all.
     online = dict(student.named_parameters())
     slow = dict(teacher.named_parameters())
     torch._foreach_lerp_(list(slow.values()), [online[name] for name in slow], 1.0 - momentum)

@@ -1,7 +1,4 @@
-"""Language modelling, causal and masked.
-
-Masked language modelling: which words are hidden, and the loss of guessing them.
-"""
+"""Language modelling: the next token (BLIP), and words that are hidden (ALBEF)."""
 
 from typing import Literal, NamedTuple
 
@@ -27,6 +24,7 @@ def next_token_labels(
         prompt_tokens: tokens at the beginning, the first one included, that are given and hence
             no labels.
     """
+    # Of the ids themselves, before they are shifted: a prompt's last token still predicts.
     labels = ids.masked_fill(~mask, IGNORED)
     labels[:, :prompt_tokens] = IGNORED
     return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
@@ -56,6 +54,7 @@ def lm_loss(
     )
     if reduction == "mean":
         return losses.sum() / max(losses.shape[0], 1)
+    # Losses stand row by row as `labels[labelled]` does, and `nonzero` lists rows in that order.
     rows = labelled.nonzero()[:, 0]
     return torch.zeros(len(labels), device=losses.device).index_add(0, rows, losses)
 
@@ -141,6 +140,7 @@ def mlm_loss(
     Returns:
         Nats, mean over the masked positions; 0 where nothing is masked.
     """
+    # Not the mean of `cross_entropy`, which is NaN where nothing is masked.
     count = max(len(labels), 1)
     loss = F.cross_entropy(logits.float(), labels, reduction="sum") / count
     if teacher_logits is None or alpha == 0.0:

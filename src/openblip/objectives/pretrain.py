@@ -1,6 +1,6 @@
-"""Pre-training: contrast, matching and language modelling in one step (BLIP, section 3.2).
+"""Contrast, matching and language modelling in one step: pre-training (BLIP, section 3.2).
 
-Fine-tuning a filter: contrast and matching on human captions (BLIP, section 3.3).
+Fine-tuning a filter is the same step with other settings (section 3.3).
 """
 
 from dataclasses import replace
@@ -11,7 +11,6 @@ from torch import Tensor
 
 from openblip.batches.loader import Batch
 from openblip.batches.tokenizer import SpecialTokens
-from openblip.checkpoints.assembly import copy_of
 from openblip.model import ImageMemory, Med, TextPass
 from openblip.objectives.contrastive import Contrast, ContrastiveTask, Negatives
 from openblip.objectives.finetune import caption_loss, caption_pass
@@ -73,13 +72,7 @@ class PretrainTask(ContrastiveTask):
         negative_sampler: NegativeSampler | None = None,
         prompt_tokens: int = 0,
     ) -> None:
-        for loss in objectives.losses:
-            student.require(loss)
-        teacher = _teacher_of(student) if "itc" in objectives.losses else None
-        super().__init__(
-            objectives, seed, collectives, negative_sampler, student.config.embed_dim, teacher
-        )
-        self.student = student
+        super().__init__(student, objectives, seed, collectives, negative_sampler, ("itc",))
         self.special = special
         self.prompt_tokens = prompt_tokens
 
@@ -95,15 +88,11 @@ class PretrainTask(ContrastiveTask):
             prompt_tokens=context.prompt_tokens,
         )
 
-    @property
-    def trained_heads(self) -> tuple[str, ...]:
-        """Those of its losses."""
-        return self.objectives.losses
-
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """The sum of the losses of a batch."""
         losses = self.objectives.losses
         captions = Texts(batch.tokens, batch.mask)
+        # All captions begin with the prompt: it tells no image from another.
         texts = captions.without_prompt(self.prompt_tokens, self.special.pad)
         batch = replace(batch, tokens=texts.tokens, mask=texts.mask)
         hidden = self.student.encode_images(batch.images)
@@ -131,6 +120,7 @@ class PretrainTask(ContrastiveTask):
 
     @torch.no_grad()
     def _teacher_features(self, batch: Batch) -> QueueUpdate:
+        # Of the teacher nothing but features is read, hence the class token alone.
         return QueueUpdate(
             self.teacher.embed_images(self.teacher.encode_class_tokens(batch.images)),
             self.teacher.embed_texts(batch.tokens, batch.mask),
@@ -150,8 +140,10 @@ class PretrainTask(ContrastiveTask):
         losses = self.objectives.losses
         memories = self.student.memories(hidden)
         texts = Texts(batch.tokens, batch.mask)
+        # Encoder before decoder: neighbours go through the text stack as one batch where they can.
         passes: list[TextPass] = []
         if "itm" in losses:
+            # A negative text of another rank may be longer than this batch's.
             texts, pool_texts = self.pool.texts(*texts, self.special.pad)
             captions = captions.padded(texts.tokens.shape[1], self.special.pad)
             pairs = self._pairs(
@@ -199,19 +191,8 @@ class PretrainTask(ContrastiveTask):
             prompt_tokens=self.prompt_tokens,
             label_smoothing=self.objectives.label_smoothing,
         )
+        # A mean over this rank's labels, of which other ranks may have more or fewer.
         return loss * self.pool.share(num_labels)
-
-
-def _teacher_of(student: Med) -> Med:
-    """A copy of what the contrast needs of a student; it gets no gradient."""
-    config = student.config
-    teacher_config = replace(
-        config,
-        heads=("itc",),
-        vision=replace(config.vision, checkpoint_layers=0),
-        text=replace(config.text, checkpoint_layers=0),
-    )
-    return copy_of(student, lambda: Med(teacher_config))
 
 
 class FilterTask(PretrainTask):

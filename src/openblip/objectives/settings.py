@@ -60,14 +60,14 @@ class ContrastObjectives:
                 raise RecipeError(f"objectives.{name} {getattr(self, name)} is negative")
 
 
-def check_losses(losses: tuple[str, ...], known: tuple[str, ...]) -> None:
-    """Check that some of the known losses are named, and nothing else.
-
-    Raises:
-        RecipeError: naming those that are known.
-    """
+def _check_losses(losses: tuple[str, ...], known: tuple[str, ...]) -> None:
     if not losses or set(losses) - set(known):
         raise RecipeError(f"objectives.losses {losses!r}: name at least one of {', '.join(known)}")
+
+
+def _check_smoothing(share: float) -> None:
+    if not 0.0 <= share < 1.0:
+        raise RecipeError(f"objectives.label_smoothing {share} is not in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +81,8 @@ class PretrainObjectives(ContrastObjectives):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_losses(self.losses, get_args(Loss))
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise RecipeError(f"objectives.label_smoothing {self.label_smoothing} is not in [0, 1)")
+        _check_losses(self.losses, get_args(Loss))
+        _check_smoothing(self.label_smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,8 +107,7 @@ class CaptionerObjectives:
     """Probability that is spread over the vocabulary."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise RecipeError(f"objectives.label_smoothing {self.label_smoothing} is not in [0, 1)")
+        _check_smoothing(self.label_smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +143,7 @@ class AlbefObjectives(ContrastObjectives):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_losses(self.losses, get_args(AlbefLoss))
+        _check_losses(self.losses, get_args(AlbefLoss))
         if "itc" not in self.losses:
             raise RecipeError(f"objectives.losses {self.losses!r}: ALBEF needs itc among them")
         if not 0.0 < self.mask_probability < 1.0:
@@ -162,8 +160,7 @@ class VqaObjectives:
     """Probability that is spread over the vocabulary."""
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.label_smoothing < 1.0:
-            raise RecipeError(f"objectives.label_smoothing {self.label_smoothing} is not in [0, 1)")
+        _check_smoothing(self.label_smoothing)
 
 
 @dataclass(frozen=True, kw_only=True)

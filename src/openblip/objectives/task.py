@@ -9,17 +9,15 @@ from torch import Tensor, nn
 
 from openblip.batches.step_loader import Examples
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.model import Med
+from openblip.checkpoints.families import family_of
+from openblip.model import Med, MedConfig
 from openblip.model.albef import Albef
-from openblip.model.config import AlbefConfig
 from openblip.model.vqa import Nlvr, Vqa
 from openblip.objectives.named import TaskNeeds
 from openblip.runtime.errors import TrainingError
 
 BatchT = TypeVar("BatchT", bound=Examples)
 Student = Med | Albef | Vqa | Nlvr
-# What a model folder is called that a task of the student without a name of its own has trained.
-_KIND_OF: dict[type[Student], str] = {Med: "pretrain", Albef: "albef", Vqa: "vqa", Nlvr: "nlvr"}
 # What a line of metrics says besides the terms of a step.
 _TAKEN = frozenset(
     {"step", "kind", "epoch", "lr", "loss", "grad_norm"}
@@ -146,13 +144,13 @@ class Task(nn.Module, ABC, Generic[BatchT]):
     @classmethod
     def student_from(cls, model: nn.Module) -> Student | None:
         """The student that a trained model gives to start from; None where it can give none."""
-        wanted = Albef if cls.needs.model is AlbefConfig else Med
-        return model if isinstance(model, wanted) else None
+        student: Student | None = family_of(cls.needs.model or MedConfig).begun_from(model)
+        return student
 
     @property
     def kind(self) -> str:
         """What the student can be used as: the kind of a model folder."""
-        return _KIND_OF[type(self.student)]
+        return family_of(self.student).kinds[0]
 
     @property
     def trained_heads(self) -> tuple[str, ...]:

@@ -15,23 +15,22 @@ from torch import Tensor, nn
 
 from openblip.batches.loader import Batch
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.checkpoints.assembly import beside_state, build_empty, put_back
+from openblip.checkpoints.assembly import beside_state, put_back
+from openblip.checkpoints.families import family_of
 from openblip.model import Med, TextPass
 from openblip.model.albef import Albef
-from openblip.model.flops import flop_counter
 from openblip.objectives.albef import AlbefTask, MaskSampler
 from openblip.objectives.contrastive import ContrastiveTask
 from openblip.objectives.lm import MaskDraws
 from openblip.objectives.named import is_own
-from openblip.objectives.task import AnyTask, StepPosition
+from openblip.objectives.task import AnyTask, StepPosition, Student
 from openblip.plan.simulation import Simulation, accelerator_kernels, unsimulated
 from openblip.runtime.errors import one_line
-from openblip.training.build import assemble_task, new_student, overridden
+from openblip.training.build import assemble_task, overridden
 from openblip.training.loop import Trainer
 from openblip.training.optimiser import build_optimiser, trained_parameters
 from openblip.training.parallelism import Processes
 from openblip.training.recipe import Recipe
-from openblip.training.step_flops import recomputed_flops, task_flops
 
 WEIGHTS, GRADIENTS, MOMENTS = "weights", "gradients", "optimiser moments"
 TEACHER, QUEUES, BATCH = "teacher", "queues", "batch"
@@ -77,9 +76,8 @@ class Footprint:
     parts: Mapping[str, int]
     """By part (`PARTS`)."""
     operations: float | None
-    """Useful operations of the process in the step, all accumulated parts together. Of a task that
-    `task_flops` does not know, those that ran, with what checkpointing computes again; None where
-    the step did not run."""
+    """Useful operations of the process in the step, all accumulated parts together; None where it
+    did not run."""
     recomputed: float
     """Operations besides, which checkpointing computes again in the step."""
     gathered: int
@@ -135,7 +133,7 @@ def step_footprint(
     """
     assert recipe.model is not None, "a resolved recipe"
     config = overridden(recipe.model, recipe.overrides)
-    empty = build_empty(lambda: new_student(config))
+    empty: Student = family_of(config).empty(config)
     with ExitStack() as stack:
         simulation = stack.enter_context(Simulation())
         if accelerator:
@@ -156,8 +154,11 @@ def step_footprint(
             precision=recipe.train.precision,
             clip_norm=recipe.optimiser.clip_norm,
         )
+        # A run's first step has no moments yet, every other has.
         _make_moments(task, optimiser)
         _label(simulation, task, optimiser)
+        for module in task.modules():
+            simulation.watch(module)
         simulation.stage(BATCH)
         side = recipe.data.image_size
         batches = [
@@ -165,11 +166,8 @@ def step_footprint(
             for _ in range(min(recipe.train.accumulate, _MOST_PARTS))
         ]
         simulation.forget_peak()
-        operations = _by_formula(task, batches[0])
-        counter = flop_counter()
-        if operations is None:
-            stack.enter_context(counter)
         try:
+            # Past the ramp of alpha: with alpha 0 the teacher's guesses would not be made.
             trainer.step(StepPosition(1, 10.0), batches, recipe.optimiser.lr)
         except Exception as why:
             if not is_own(recipe.task):
@@ -182,21 +180,13 @@ def step_footprint(
                 gathered=_gathered(task),
                 missing=reason,
             )
-        useful, again = operations or (counter.get_total_flops() / len(batches), 0.0)
+        in_whole = recipe.train.accumulate / len(batches)
         return Footprint(
             parts={part: simulation.peak[part] for part in PARTS if simulation.peak[part]},
-            operations=recipe.train.accumulate * useful,
-            recomputed=recipe.train.accumulate * again,
+            operations=in_whole * (simulation.operations - simulation.recomputed),
+            recomputed=in_whole * simulation.recomputed,
             gathered=_gathered(task),
         )
-
-
-def _by_formula(task: AnyTask, batch: Batch) -> tuple[float, float] | None:
-    """Operations of a part, and those that are computed again; None where no formula has them."""
-    try:
-        return task_flops(task, batch), recomputed_flops(task, batch)
-    except TypeError:
-        return None
 
 
 def _state_alone(task: AnyTask) -> dict[str, int]:
@@ -215,6 +205,7 @@ def _with_values(sampler: MaskSampler) -> MaskSampler:
 
 
 def _make_moments(task: AnyTask, optimiser: torch.optim.Optimizer) -> None:
+    # Gradients and update are empty: what is wanted is the optimiser's state.
     for parameter in trained_parameters(task):
         parameter.grad = torch.empty_like(parameter)
     optimiser.step()

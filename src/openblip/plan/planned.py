@@ -8,7 +8,7 @@ from openblip.checkpoints.beginnings import text_tokenizer
 from openblip.checkpoints.reading import find_model, read_outline
 from openblip.model import MedConfig
 from openblip.model.config import AlbefConfig
-from openblip.recipes.named import named_recipe
+from openblip.recipes import named_recipe
 from openblip.recipes.pretrain import PRETRAIN_RECIPES
 from openblip.runtime.errors import RecipeError
 from openblip.runtime.references import is_reference

@@ -4,10 +4,8 @@ PyTorch's fake tensors have shape, type and storage but no content. `Simulation`
 them and keeps count of the storages that are alive, so that the memory of a training step is
 counted on the step itself, with what autograd saves, and not by formulas that the code outgrows.
 
-What an accelerator would run where a processor runs something else, for tensors without numbers.
-
-Fake tensors take the processor's kernels. The choices that decide how much is kept for the
-backward pass are made here as PyTorch makes them on CUDA.
+Fake tensors take the processor's kernels. `accelerator_kernels` makes the choices that decide how
+much is kept for the backward pass as PyTorch makes them on CUDA.
 """
 
 import sys
@@ -23,9 +21,16 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils.module_tracker import ModuleTracker
 
 from openblip.model import kernels, vision
+from openblip.model.flops import flop_counter
 
+# Of PyTorch's operators these are known by name, because their results depend on numbers:
+# `_local_scalar_dense` (`.item()`, `int(tensor)`, `.tolist()`), `nonzero` (packing), `index` with a
+# mask (labelled positions), and `argmax` (which negative is drawn). Any other with such a result,
+# as `unique` or `masked_select`, ends the simulation with an error of PyTorch's, not with a wrong
+# figure. `accelerator_kernels` relies on two more: the flash and the memory-efficient attention.
 aten = torch.ops.aten
 # Results up to so many elements are computed beside the fakes: masks, labels, indices.
 _MOST_KNOWN = 2**22
@@ -34,7 +39,7 @@ _MOST_KNOWN_FLOATS = 2**10
 
 
 class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's base
-    """Runs what is called within it on fake tensors, and counts their memory.
+    """Runs what is called within it on fake tensors, and counts their memory and its arithmetic.
 
     What a program reads back (lengths of texts, which positions have a label) must be known, so
     small results that follow from real tensors and sizes alone are computed as well. Where a draw
@@ -46,6 +51,8 @@ class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
     Attributes:
         alive: bytes of living storages by label.
         peak: what `alive` was when its sum was largest.
+        operations: of all products that ran, as `flop_counter` knows them.
+        recomputed: those among them that a forward pass of a watched module did in a backward pass.
     """
 
     def __init__(self) -> None:
@@ -56,6 +63,10 @@ class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         self._labels: list[str] = [""]
         self._label_of: dict[int, str] = {}
         self._fakes = FakeTensorMode(allow_non_fake_inputs=True)
+        # Its table alone: as a context, PyTorch's counter keeps tensors alive.
+        self._known_products = flop_counter().flop_registry
+        self._tracker = ModuleTracker()
+        self.operations = self.recomputed = self._depth = 0
 
     def __enter__(self) -> Self:
         self._fakes.__enter__()
@@ -88,6 +99,18 @@ class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         # What a checkpointed layer computes again ends early, by an exception.
         module.register_forward_hook(leave, always_call=True)
 
+    def watch(self, module: nn.Module) -> None:
+        """Tell what the module's forward computes again, for checkpointing, from all else."""
+
+        def move(by: int) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                self._depth += by
+
+            return hook
+
+        module.register_forward_pre_hook(move(1))
+        module.register_forward_hook(move(-1), always_call=True)
+
     def relabel(self, tensor: Tensor, label: str) -> None:
         """Let a tensor's storage have another label from here on."""
         storage = tensor.untyped_storage()
@@ -106,6 +129,11 @@ class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         out = self._run(func, args, kwargs or {})
+        if (product := self._known_products.get(func._overloadpacket)) is not None:
+            done = product(*args, **(kwargs or {}), out_val=out)
+            self.operations += done
+            if self._depth and self._tracker.is_bw:
+                self.recomputed += done
         for leaf in tree_flatten(out)[0]:
             if isinstance(leaf, FakeTensor):
                 self._count(leaf)
@@ -113,6 +141,7 @@ class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
 
     def _run(self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if func is aten._local_scalar_dense.default:
+            # A number that nobody knows is 1: it divides and scales without harm.
             value = _value_of(args[0])
             with unset_fake_temporarily():
                 return torch.ones((), dtype=args[0].dtype).item() if value is None else value.item()
@@ -121,6 +150,7 @@ class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         elif func is aten.nonzero.default:
             return self._known(_places(args[0]))
         out = func(*args, **kwargs)
+        # Were all rows to draw the same candidate, its text's length would stand for all lengths.
         if func is aten.argmax.default and _value_of(args[0]) is None:
             self._remember(out, _next_row(args[0], out))
         elif _is_small(out):
@@ -152,9 +182,12 @@ class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         if value is not None:
             fake.known_value = value
         elif hasattr(fake, "known_value"):
+            # Written in place with what nobody knows.
             del fake.known_value
 
     def _count(self, tensor: Tensor) -> None:
+        # Storages, not tensors: views share one. It is told apart by its address, as Python may
+        # wrap the same one again and again; the address is free again once it has died.
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes()
         if key in self._label_of:
@@ -162,6 +195,7 @@ class Simulation(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch's
         self._label_of[key] = self._labels[-1]
         self.alive[self._labels[-1]] += size
         self._total += size
+        # Autograd frees what it saved at moments that no operator shows.
         weakref.finalize(storage, self._free, key, size).atexit = False
         self._raise_peak()
 
@@ -221,6 +255,7 @@ def _is_small(out: Any) -> bool:
 
 def _computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """The result of an operation whose arguments are all known; None of any other."""
+    # A draw would take numbers from the generator of the process.
     if torch.Tag.nondeterministic_seeded in func.tags:
         return None
     leaves = tree_flatten((args, kwargs))[0]

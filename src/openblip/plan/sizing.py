@@ -1,11 +1,9 @@
 """What a run needs: memory of a process, time and price, before anything is rented.
 
-Memory is counted on the run's own step (`openblip.plan.footprint`). Time is arithmetic
-(`openblip.training.step_flops`) over a device's peak and a utilisation, plus communication that
-does not hide behind the backward pass. Assumptions stand here as constants, each with its reason;
-`docs/scaling.md` tells which figures are measured.
-
-Accelerators that a run may be planned for: memory, arithmetic and links, from data sheets.
+Memory and arithmetic are counted on the run's own step (`openblip.plan.footprint`). Time is the
+arithmetic over a device's peak and a utilisation, plus communication that does not hide behind the
+backward pass. Assumptions stand here as constants, each with its reason;
+`docs/scaling.md` tells which figures are measured. What devices can do is from data sheets.
 """
 
 import os
@@ -20,7 +18,7 @@ from openblip.plan.footprint import STATE, WEIGHTS, Footprint, TextLengths, step
 from openblip.plan.planned import resolved
 from openblip.runtime.errors import RecipeError
 from openblip.training.build import overridden
-from openblip.training.optimiser import Plan
+from openblip.training.optimiser import RunSteps
 from openblip.training.recipe import ModelConfig, Precision, Recipe
 from openblip.training.utilisation import measure_peak
 
@@ -347,7 +345,7 @@ def run_cost(planner: Planner, sizing: Sizing, images: int | None) -> RunCost | 
     if seconds is None or operations is None:
         return None
     parts_per_epoch = (images or 0) * train.accumulate / train.batch_size
-    steps = Plan.of(train, parts_per_epoch).total_steps
+    steps = RunSteps.of(train, parts_per_epoch).total_steps
     hours = steps * seconds / 3600
     device_hours = hours * planner.cluster.devices
     rate = planner.cluster.price_per_hour

@@ -45,9 +45,11 @@ def replace_file(path: Path, durable: bool = True) -> Iterator[Path]:
             _check_kind(path, is_folder=False)
             path.parent.mkdir(parents=True, exist_ok=True)
             yield unfinished
+            # The content before the name: else a power cut leaves the name of an empty file.
             if durable:
                 force_to_disk(unfinished)
             unfinished.replace(path)
+            # A rename is a change of the folder.
             if durable:
                 force_to_disk(path.parent)
     finally:
@@ -250,6 +252,7 @@ def _take_place(folder: Path, path: Path) -> None:
     if not path.exists():
         folder.rename(path)
         return
+    # A folder that is not empty cannot be renamed over: hence two renames, and a way back.
     replaced = path.with_name(f".{path.name[:_NAME_CHARACTERS]}.{os.getpid()}.replaced")
     path.rename(replaced)
     try:

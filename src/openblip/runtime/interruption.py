@@ -33,6 +33,7 @@ class Interruption:
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        # At once, not at the end: a second signal shall end a job that hangs.
         self.requested = True
         self._restore()
 

@@ -1,4 +1,8 @@
-"""Locks of files: one process at a time; the lock of a process ends with it."""
+"""Locks of files: one process at a time; the lock of a process ends with it.
+
+All locks are the kernel's (`flock`), and belong to an open file: whoever is killed has none, and
+nothing needs to be cleaned up. A lock on an object store is another thing, see `capfilt/lock.py`.
+"""
 
 import fcntl
 import os
@@ -40,13 +44,31 @@ def only_one(path: Path, what: str) -> Iterator[None]:
         with lock.open("a") as file:
             if not try_lock(file.fileno()):
                 raise OpenBlipError(f"{path}: another process is {what} it at this moment")
+            # Whoever had it has removed it since it was opened here: this is the lock of a file
+            # without a name, and the next process would make, and get, another one.
             if not _is_still(lock, file.fileno()):
-                continue  # whoever had it has removed it in between
+                continue
             try:
                 yield
             finally:
+                # Before it is given up: later it might be that of the next process.
                 lock.unlink(missing_ok=True)
             return
+
+
+@contextmanager
+def in_turn(path: Path) -> Iterator[None]:
+    """A context that one process at a time is in; the others wait.
+
+    Args:
+        path: the lock is that of this file, which stays.
+
+    Raises:
+        OSError: it cannot be written, or its file system has no locks.
+    """
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _is_still(path: Path, descriptor: int) -> bool:

@@ -54,6 +54,7 @@ class Progress:
         self._start, self._enabled = start, enabled
         self._stream = stream if stream is not None else sys.stderr
         self._interval, self._clock = interval_seconds, clock
+        # Threads that read and decode report too.
         self._lock = threading.Lock()
         self._info: dict[str, Info] = {}
         self._began = self._last_line = 0.0
@@ -92,6 +93,7 @@ class Progress:
         """Shows a line of its own, which stays."""
         with self._lock:
             if self._bar is not None:
+                # No markup: a path or caption may have brackets.
                 self._bar.console.print(line, markup=False, highlight=False)
             elif self._enabled:
                 self._stream.write(line + "\n")
@@ -99,6 +101,7 @@ class Progress:
 
     def skip(self, num_done: int = 1) -> None:
         """Counts units that an earlier run did: they do not count for the rate."""
+        # Two locks one after the other: `update` takes its own.
         with self._lock:
             self._start += num_done
         self.update(num_done)

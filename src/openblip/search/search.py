@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
+from openblip.batches.transforms import eval_transform
 from openblip.curation.marks import EMBEDDING_KEY
 from openblip.inference import Blip, Embedder
 from openblip.inference.embedder import embedder_fingerprint, load_embedder
-from openblip.inference.image_input import EncodedImages, tried_batches
+from openblip.inference.encoding import EncodedImages
+from openblip.inference.image_sources import tried_batches
 from openblip.runtime.errors import DataError
 from openblip.search.embeddings import embeddings_of
 from openblip.search.index import open_index
@@ -275,11 +276,12 @@ class Searcher:
             digests.append(digest)
 
         def compute(places: list[int]) -> Mapping[int, Tensor]:
-            def opened(place: int) -> Image.Image:
-                return open_image(contents.get(place) or _content(found[place], must=True))
+            def prepared(place: int) -> Tensor:
+                encoded = contents.get(place) or _content(found[place], must=True)
+                return eval_transform(open_image(encoded), blip.image_size)
 
             computed: dict[int, Tensor] = {}
-            for batch in tried_batches(places, opened, blip.image_size, len(places)):
+            for batch in tried_batches(places, prepared, len(places)):
                 if batch.items:
                     hidden = blip.encode(batch.images).hidden
                     computed |= dict(zip(batch.items, hidden.cpu().float(), strict=True))

@@ -1,6 +1,7 @@
-"""Which kind of annotations a JSON file holds.
+"""Which kind of annotations a JSON file holds, and which files of a folder are annotations.
 
-Which files of a folder are annotations, and several of them as one source.
+What a file is shows in the fields of its first objects. Several files are one source, in which each
+is opened when it is reached.
 """
 
 import json
@@ -23,8 +24,6 @@ from openblip.sources.caption_lists import (
 from openblip.sources.cards import Card
 from openblip.sources.coco import coco_source, karpathy_source
 from openblip.sources.folder import FolderSource
-from openblip.sources.gathered import GatheredSource, fields_of
-from openblip.sources.image_folders import SUFFIXES
 from openblip.sources.json_files import first_line, read_document
 from openblip.sources.questions import (
     answers_beside,
@@ -37,6 +36,7 @@ from openblip.sources.questions import (
     shorten_answers,
     vqa_source,
 )
+from openblip.sources.records import SUFFIXES, GatheredSource, fields_of
 from openblip.sources.report import Reason
 from openblip.sources.source import Cursor, Entry, Found, PairSource, Refused, SourceOptions
 from openblip.sources.splits import both_splits, pop_split, split_in_name
@@ -180,7 +180,7 @@ _NAMED = re.compile(
 )
 
 
-class AnnotationFiles:
+class _AnnotationFiles:
     """Files of annotations, one after another; each is opened when it is reached.
 
     The first is opened at once, so that what it is shows, and its faults are errors. A later one
@@ -246,7 +246,7 @@ def _with_own_id(entry: Entry, ids: dict[str, Path]) -> Entry:
     return replace(entry, key=(PurePosixPath(entry.image_folder) / entry.image.name).as_posix())
 
 
-class AnnotatedFolder:
+class _AnnotatedFolder:
     """The annotations in a folder, and then whatever else is in it.
 
     Images that no annotation names are as in a folder without annotations.
@@ -324,12 +324,12 @@ def _of_folder(folder: Path, options: SourceOptions, card: Card | None) -> PairS
     if annotations is None:
         return None
     read = {*chosen, *(beside for file in chosen if (beside := answers_beside(file)))}
-    return AnnotatedFolder(annotations, FolderSource(folder, options, card=card, read=read))
+    return _AnnotatedFolder(annotations, FolderSource(folder, options, card=card, read=read))
 
 
 def _source(files: Sequence[Path], options: SourceOptions) -> PairSource:
     several = len(files) > 1
-    return AnnotationFiles(files, options) if several else read_annotations(files[0], options)
+    return _AnnotationFiles(files, options) if several else read_annotations(files[0], options)
 
 
 def _is_settings(file: Path) -> bool:

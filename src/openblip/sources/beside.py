@@ -1,7 +1,4 @@
-"""Which texts lie beside which images of a folder.
-
-The texts and the record beside an image, as files of a folder or members of an archive.
-"""
+"""The texts and the record beside an image, as files of a folder or members of an archive."""
 
 import codecs
 import os
@@ -125,13 +122,13 @@ def _preference(text: str) -> tuple[int, str]:
 
 """Endings of the file, or member of an archive, with the texts of an image beside it, each after
 the image's name and a dot; of several the first counts."""
-RECORD_FIELDS = ("caption", "captions", "text")
-"""Fields of a record beside an image that hold its texts; the first that has any."""
+# Fields of a record beside an image that hold its texts; the first that has any.
+_RECORD_FIELDS = ("caption", "captions", "text")
 MAX_TEXT_BYTES = 4 << 20
 """A longer text beside an image is none."""
 
 
-def text_lines(data: bytes, encoding: str | None = None) -> list[str]:
+def _text_lines(data: bytes, encoding: str | None = None) -> list[str]:
     """The lines of a text file; LF, CRLF and CR end a line, and nothing else.
 
     Args:
@@ -165,7 +162,7 @@ def first_with_text(contents: Mapping[str, bytes], encoding: str | None) -> tupl
         ValueError: one before is of another encoding.
     """
     for name, content in contents.items():
-        lines = [line for line in text_lines(content, encoding) if _bare(line)]
+        lines = [line for line in _text_lines(content, encoding) if _bare(line)]
         if lines:
             return name, lines
     return next(iter(contents), ""), []
@@ -192,7 +189,7 @@ def with_record(
 ) -> tuple[list[str], str | None, dict[str, Any]]:
     """Texts, split and metadata of an image that has a JSON object beside it.
 
-    Texts are the lines of the text file, or the first of `RECORD_FIELDS` in the JSON that has any.
+    Texts are the lines of the text file, or the first of `_RECORD_FIELDS` in the JSON that has any.
     A list `captions` in the JSON that begins with these is taken instead: formats with one text
     put the others there, and a text of several lines is whole there. What else is in these fields
     becomes metadata as all other fields do.
@@ -206,11 +203,11 @@ def with_record(
     """
     meta = parse_object(record) if record is not None else {}
     split = pop_split(meta)
-    captions = list(lines) or first_texts(meta, RECORD_FIELDS)[0]
+    captions = list(lines) or first_texts(meta, _RECORD_FIELDS)[0]
     several = meta.get("captions")
     if isinstance(several, list) and (known := _texts(several)) and _begins(known, captions):
         captions = known
-    for name in RECORD_FIELDS:
+    for name in _RECORD_FIELDS:
         told = _texts(meta.get(name))
         if told is not None and (not any(map(_bare, told)) or _begins(captions, told)):
             meta.pop(name, None)

@@ -1,6 +1,7 @@
-"""Lists of captions: of BLIP's authors, NoCaps, TextCaps, localized narratives, COCO results.
+"""Lists of images with their captions, in JSON, whoever wrote them.
 
-Lists of images with their texts, a JSON object a line.
+BLIP's authors, NoCaps, TextCaps, localized narratives and COCO's results in one array;
+`captions.jsonl` and its like with an object a line.
 """
 
 import re
@@ -11,16 +12,20 @@ from pathlib import Path
 from typing import Any
 
 from openblip.sources.coco import COCO_ID, image_id
-from openblip.sources.gathered import Gathered, GatheredSource, fields_of, merged
-from openblip.sources.image_folders import (
-    ImageFolder,
-    coco_names,
-    find_images,
-    folder_told,
-    with_suffixes,
-)
 from openblip.sources.image_formats import IMAGE_SUFFIXES
 from openblip.sources.json_files import END, json_records, num_records
+from openblip.sources.paths import walk
+from openblip.sources.records import (
+    Gathered,
+    GatheredSource,
+    ImageFolder,
+    coco_names,
+    fields_of,
+    find_images,
+    folder_told,
+    merged,
+    with_suffixes,
+)
 from openblip.sources.report import Reason
 from openblip.sources.source import (
     Cursor,
@@ -111,10 +116,9 @@ def results_source(
     root = options.image_root or file.parent
     gathered = Gathered(file, ImageFolder(root))
     names: dict[int | str, list[str]] = defaultdict(list)
-    for path in sorted(root.rglob("*")):
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            name = path.relative_to(root).as_posix()
-            names[image_id(name)].append(name)
+    for seen in walk(root):
+        if not seen.problem and seen.path.suffix.lower() in IMAGE_SUFFIXES:
+            names[image_id(seen.name)].append(seen.name)
     for number, record in enumerate(records):
         entry = fields_of(record)
         key, caption = known_id(entry.get("image_id")), entry.get("caption")
@@ -150,12 +154,12 @@ def gathered_with_names(
     Raises:
         DataError: the images are nowhere to be found.
     """
-    own = [image_names(fields_of(record)) for record in records]
+    own = [_image_names(fields_of(record)) for record in records]
     folder = find_images(file, (name for names in own for name in names), options)
     return Gathered(file, folder, split), own
 
 
-def image_names(record: Mapping[str, Any]) -> tuple[str, ...]:
+def _image_names(record: Mapping[str, Any]) -> tuple[str, ...]:
     """Where the image of a record may be; empty if it names none."""
     field, image_id = _name_field(record), known_id(record.get("image_id"))
     told = () if field is None else (str(record[field]),)

@@ -1,6 +1,7 @@
-"""The card of a dataset folder, read and written.
+"""The card of a dataset folder: read where somebody brings one, written with an export.
 
-The card of an exported dataset: what is in it, by which thresholds, written by which models.
+Of a card that is read, the files of each split count. One that is written says what is in the
+dataset, by which thresholds, and which models wrote and judged the texts.
 """
 
 import re

@@ -1,6 +1,6 @@
 """COCO caption annotations, and the split files of Karpathy and Fei-Fei (2015).
 
-Numbers of images in files for the tools of COCO, which take a text for a list.
+Also the numbers of images in files for COCO's own tools, which want a number for a name.
 """
 
 import json
@@ -11,9 +11,16 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from openblip.runtime.errors import DataError
-from openblip.sources.gathered import Gathered, GatheredImage, GatheredSource, fields_of, listed
-from openblip.sources.image_folders import ROOTS, find_images
 from openblip.sources.image_formats import IMAGE_SUFFIXES
+from openblip.sources.records import (
+    ROOTS,
+    Gathered,
+    GatheredImage,
+    GatheredSource,
+    fields_of,
+    find_images,
+    listed,
+)
 from openblip.sources.source import SourceOptions, first_texts, known_id, one_name
 from openblip.sources.splits import both_splits, pop_split, split_in_name
 from openblip.table.table import PairTable

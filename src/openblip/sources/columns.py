@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from openblip.runtime.errors import DataError
-from openblip.sources.image_folders import ImageFolder
+from openblip.sources.records import ImageFolder
 from openblip.sources.report import Reason
 from openblip.sources.source import (
     TEXT_FIELDS,

@@ -18,7 +18,7 @@ from typing import Any, NoReturn
 from openblip.runtime.errors import DataError, install_extra, one_line
 from openblip.sources.source import UnsafePath, inside
 
-PREFIX = "hf:"
+_PREFIX = "hf:"
 _DICT_FILE, _STATE_FILE, _INFO_FILE = "dataset_dict.json", "state.json", "dataset_info.json"
 _MAX_NAMED = 20
 _CACHE = "cache"
@@ -39,12 +39,12 @@ class DatasetName:
     """The folder, if it is one."""
 
     def __str__(self) -> str:
-        return f"{PREFIX}{self.name}" + (f":{self.config}" if self.config else "")
+        return f"{_PREFIX}{self.name}" + (f":{self.config}" if self.config else "")
 
 
 def is_dataset_name(source: str) -> bool:
     """Whether a source is given as `hf:NAME`."""
-    return source.startswith(PREFIX)
+    return source.startswith(_PREFIX)
 
 
 def dataset_name(source: str) -> DatasetName:
@@ -53,13 +53,13 @@ def dataset_name(source: str) -> DatasetName:
     Raises:
         DataError: it names nothing, a file, or a folder that does not exist.
     """
-    rest = os.path.expanduser(source.removeprefix(PREFIX))  # noqa: PTH111 - may be no path
+    rest = os.path.expanduser(source.removeprefix(_PREFIX))  # noqa: PTH111 - may be no path
     head, _, tail = rest.rpartition(":")
     for name, config in ((rest, None), (head, tail)):
         if name and (folder := Path(name).absolute()).is_dir():
             return DatasetName(str(folder), config or None, folder)
     if Path(rest).is_file():
-        raise DataError(f"{source} is a file: give it without {PREFIX}")
+        raise DataError(f"{source} is a file: give it without {_PREFIX}")
     name, _, config = rest.partition(":")
     if not name.strip():
         raise DataError(f"{source} names no dataset: give hf:organisation/name or hf:FOLDER")
@@ -278,7 +278,7 @@ def _other_configs(dataset: DatasetName, commit: str | None) -> str | None:
         return None
     more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
     listed = f"{', '.join(names[:_MAX_NAMED])}{more}"
-    example = f"name one, as {PREFIX}{dataset.name}:{names[0]}"
+    example = f"name one, as {_PREFIX}{dataset.name}:{names[0]}"
     if dataset.config is None:
         return f"it has the configurations {listed}, and no default: {example}"
     return f"it has no configuration {dataset.config!r}, but {listed}: {example}"

@@ -3,8 +3,7 @@
 Where a tab or `|` stands between the fields, a quote is an ordinary character. In CSV it encloses
 a field, which may then go over several lines; a quote that is opened and never closed would
 swallow all the rows after it, so that what comes out of it is looked at before it is believed.
-
-Cells of CSV files that are written here: harmless to spreadsheets, and read as they were.
+Cells that are written here are harmless to spreadsheets, and read as they were.
 """
 
 import csv

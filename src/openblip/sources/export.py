@@ -34,10 +34,10 @@ from openblip.table.rows import IdSet, read_meta
 from openblip.table.table import PairTable
 from openblip.table.views import TOLD_COLUMNS, AdmittedText, CaptionView, ViewIndex, split_rows
 
-REPORT_NAME = "export.json"
-"""The file in a destination that says what was exported."""
-REJECTED_NAME = "rejected.jsonl"
-"""The file in a destination with the texts that were rejected, where they are asked for."""
+# The file in a destination that says what was exported.
+_REPORT_NAME = "export.json"
+# The file in a destination with the texts that were rejected, where they are asked for.
+_REJECTED_NAME = "rejected.jsonl"
 WRITERS: dict[str, Writer] = {
     "webdataset": write_webdataset,
     "parquet": write_parquet,
@@ -114,10 +114,10 @@ def export_pairs(
         if format == "huggingface":
             write_card(folder, report)
         if with_rejected:
-            _write_rejected(folder / REJECTED_NAME, views, table)
+            _write_rejected(folder / _REJECTED_NAME, views, table)
         report.seconds = time.monotonic() - began
         stored = json.dumps(asdict(report), ensure_ascii=False, indent=2)
-        (folder / REPORT_NAME).write_text(stored + "\n", encoding="utf-8")
+        (folder / _REPORT_NAME).write_text(stored + "\n", encoding="utf-8")
     return report
 
 
@@ -216,7 +216,7 @@ def _check_free(destination: Path, overwrite: bool) -> None:
         raise DataError(f"{destination} is a file: name a folder that is not there")
     if not any(destination.iterdir()):
         return
-    if not (destination / REPORT_NAME).is_file():
+    if not (destination / _REPORT_NAME).is_file():
         raise DataError(
             f"{destination} is not empty, and holds no export that could be replaced: "
             "choose another place"

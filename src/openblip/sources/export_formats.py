@@ -1,8 +1,7 @@
-"""How exported pairs are written: WebDataset, COCO and JSON lines.
+"""How exported pairs are written: WebDataset, COCO, JSON lines, and Parquet of the hub's kind.
 
-Metadata for programs that guess the type of a field from the first rows that have it.
-
-Parquet shards with typed images, also as a dataset folder of the Hugging Face hub.
+Programs that guess the type of a field from the first rows that have it get metadata in which each
+field has one type (`MetaFields`).
 """
 
 import io

@@ -12,8 +12,7 @@ from openblip.runtime.errors import DataError, one_line
 from openblip.sources import datasets_library as library
 from openblip.sources.columns import Columns, Place, arrow_kinds, find_columns, row_entry
 from openblip.sources.datasets_library import DatasetName, Namer, OpenedDataset, Part
-from openblip.sources.gathered import merged
-from openblip.sources.image_folders import ImageFolder, folder_told
+from openblip.sources.records import ImageFolder, folder_told, merged
 from openblip.sources.report import Reason
 from openblip.sources.source import (
     Cursor,

@@ -1,7 +1,4 @@
-"""JSON files as values: one in a file, or one a line.
-
-The records of a JSON file of them: one a line, or one array of all.
-"""
+"""JSON files: the one value in a file, or its records, one a line or one array of all."""
 
 import json
 import re

@@ -1,7 +1,4 @@
-"""The paths that a user means: a folder with all below it, a pattern, a range.
-
-The paths that a user means by a pattern or a range.
-"""
+"""The paths that a user means: a folder with all below it, a pattern, a range."""
 
 import math
 import os

@@ -1,8 +1,7 @@
 """Questions and statements about images, in the files of all their datasets.
 
-Visual Genome: questions about its images, and descriptions of regions in them.
-
-Sentences about two images: NLVR2's own files, and the lists that BLIP's authors distribute.
+VQA v2 and its relatives; Visual Genome's questions, and descriptions of regions; sentences about
+two images, in NLVR2's own files and in the lists that BLIP's authors distribute.
 """
 
 import re
@@ -13,9 +12,16 @@ from typing import Any
 
 from openblip.runtime.errors import DataError
 from openblip.sources.caption_lists import gathered_with_names, image_key
-from openblip.sources.gathered import Gathered, GatheredImage, GatheredSource, fields_of, listed
-from openblip.sources.image_folders import ROOTS, find_images
 from openblip.sources.json_files import read_document
+from openblip.sources.records import (
+    ROOTS,
+    Gathered,
+    GatheredImage,
+    GatheredSource,
+    fields_of,
+    find_images,
+    listed,
+)
 from openblip.sources.source import SourceOptions, id_text, known_id
 from openblip.sources.splits import both_splits, pop_split
 
@@ -215,7 +221,7 @@ def question_list_source(
         if (key := known_id(entry.get("question_id"))) is not None:
             question["question_id"] = key
         if entry.get("dataset") == "vg":
-            question["weight"] = ANSWER_WEIGHT
+            question["weight"] = _ANSWER_WEIGHT
         _ask(gathered, image_key(entry, gathered.folder, names), names, question, pop_split(entry))
     return GatheredSource("questions", gathered)
 
@@ -256,8 +262,8 @@ def _answers(entry: Mapping[str, Any]) -> list[str]:
     return []
 
 
-ANSWER_WEIGHT = 0.2
-"""What its answers count beside those of VQA v2, in the original's data set."""
+# What its answers count beside those of VQA v2, in the original's data set.
+_ANSWER_WEIGHT = 0.2
 # Its images come in two archives; which has an image its annotations do not say.
 _FOLDERS = ("VG_100K/", "VG_100K_2/", "")
 _BOX = ("x", "y", "width", "height")
@@ -299,7 +305,7 @@ def _question(said: Mapping[str, Any]) -> dict[str, Any] | None:
     if not isinstance(text, str) or not isinstance(answer, str) or key is None:
         return None
     answers = [answer.strip().removesuffix(".")]
-    return {"question": text, "answers": answers, "question_id": key, "weight": ANSWER_WEIGHT}
+    return {"question": text, "answers": answers, "question_id": key, "weight": _ANSWER_WEIGHT}
 
 
 def _region(said: Mapping[str, Any]) -> dict[str, Any] | None:

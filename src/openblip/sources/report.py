@@ -1,7 +1,4 @@
-"""What an import or an export took over, and what it left out and why.
-
-What an export wrote and left out.
-"""
+"""What an import or an export took over, and what it left out and why."""
 
 import json
 from collections import Counter
@@ -297,4 +294,10 @@ class ExportReport:
         if self.num_unreadable:
             lines.append(f"left out, image unreadable: {self.num_unreadable:,}")
             lines += [f"  {example.where}: {example.detail}" for example in self.unreadable]
+        if self.format == "coco" and set(self.num_texts) - {"web"}:
+            # What an import takes texts for of which nothing is said.
+            lines.append(
+                "COCO has no place for who wrote a text: an import of these files takes all of "
+                "them for web texts, unless --origin human is given"
+            )
         return "\n".join(lines)

@@ -1,6 +1,9 @@
-"""The image of a row, wherever its bytes lie.
+"""The images of rows, wherever their bytes lie.
 
-Images decoded in a process of their own, whose death costs one image and not the job.
+There are three ways to them, and each is built on the one before: the bytes of a row
+(`encoded_image`), the image of a row (`row_image`), and the images of many rows in order, read and
+decoded ahead by threads (`stream_images`; as batches for a model in `batches/loader.py`). Where an
+image has ended a process before, `row_image` decodes it in another one (`GuardedDecoder`).
 """
 
 import os
@@ -10,7 +13,7 @@ import stat
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -81,14 +84,26 @@ def row_image(
         raise DataError(message if name in message else f"{name}: {message}") from error
 
 
-def table_images(table: "PairTable", rows: Sequence[int] | np.ndarray) -> list[Image.Image]:
-    """The images of some rows of a table, as RGB, in their order.
+def image_rows(table: "PairTable", rows: Sequence[int] | np.ndarray) -> Iterator[dict[str, Any]]:
+    """Yields `id`, `image` and `image_uri` of rows, in the order that is asked for.
+
+    Few are read at a time: a part of large photographs would fill the memory.
+    """
+    for start in range(0, len(rows), _READ_TOGETHER):
+        some = np.asarray(rows[start : start + _READ_TOGETHER], np.int64)
+        yield from table.take(some, _COLUMNS).to_pylist()
+
+
+def stream_images(
+    table: "PairTable", rows: Sequence[int] | np.ndarray
+) -> Generator[Image.Image, None, None]:
+    """Yields the images of rows as RGB, in their order; read and decoded ahead by threads.
 
     Raises:
-        DataError: an image is missing or damaged; names the row.
+        DataError: (while iterating) an image is missing or damaged; names the row.
     """
-    found = table.take(np.asarray(rows, np.int64), _COLUMNS)
-    return [row_image(row) for row in found.to_pylist()]
+    threads = default_threads()
+    return ordered_map(row_image, image_rows(table, rows), threads, num_ahead=threads + 2)
 
 
 def check_reachable(table: "PairTable") -> None:
@@ -112,18 +127,6 @@ def check_reachable(table: "PairTable") -> None:
                 where = f"row {place} of {table.uri}, {uri}"
                 raise MissingExtra(f"{where}: {_lack(missing)}") from missing
         start += batch.num_rows
-
-
-def stream_images(table: "PairTable", rows: np.ndarray) -> Iterator[Image.Image]:
-    """As `table_images`, one by one; read and decoded by threads ahead of their use."""
-    starts = range(0, len(rows), _READ_TOGETHER)
-    encoded = (
-        row
-        for start in starts
-        for row in table.take(rows[start : start + _READ_TOGETHER], _COLUMNS).to_pylist()
-    )
-    threads = default_threads()
-    return ordered_map(row_image, encoded, threads, num_ahead=threads + 2)
 
 
 def read_image_file(path: Path) -> bytes:

@@ -1,6 +1,7 @@
 """What every kind of source yields, and the checks that all of them share.
 
-Lists of texts that are written as one text, as in the cells of a CSV file.
+Among these: names that point out of their folder, metadata that is no JSON, and lists of texts that
+are written as one text, as in the cells of a CSV file.
 """
 
 import ast

@@ -1,6 +1,7 @@
 """Which split a row belongs to, and what says so: one order of authority for every importer.
 
-What all lists of a source say together about the split of an image file.
+What several lists of a source say about the split of one image file is gathered before any of them
+is believed.
 """
 
 import os

@@ -1,8 +1,6 @@
 """Parquet, CSV and TSV tables with a column of images (bytes or paths) and one of texts.
 
-The files that hold tables, each read in its own way: Parquet, and delimited text.
-
-Tables in which img2dataset notes what became of each address, beside the images themselves.
+In the tables of img2dataset stands what became of each address; the images lie beside them.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,8 +20,7 @@ from openblip.sources.delimited import (
     or_none,
     unique_names,
 )
-from openblip.sources.gathered import merged
-from openblip.sources.image_folders import ImageFolder, folder_told
+from openblip.sources.records import ImageFolder, folder_told, merged
 from openblip.sources.report import Reason
 from openblip.sources.source import (
     Cursor,

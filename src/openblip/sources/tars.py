@@ -1,7 +1,4 @@
-"""Members of tar archives, read one after the other.
-
-Tar shards in the WebDataset layout, as img2dataset writes them.
-"""
+"""Tar archives: members one after the other, and shards in the WebDataset layout."""
 
 import bz2
 import gzip

@@ -1,7 +1,4 @@
-"""Text files of other people: compressed, and in whatever encoding.
-
-Text files that people bring: lists of answers, class names or words, and vocabularies.
-"""
+"""Text files of other people: compressed, in whatever encoding, and lists of texts in them."""
 
 import bz2
 import codecs

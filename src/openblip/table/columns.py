@@ -1,9 +1,20 @@
-"""Fragments of a pair table: read one by one, and given columns by files written elsewhere.
+"""Columns that take long to compute: kept part by part, resumed, extended as a table grows.
 
 A fragment is a run of rows that were written together; its files never change. Many processes can
-each write the new columns of one fragment; a single commit makes all of them visible.
+each write the new columns of one fragment (`encode_columns`), for a table on any store; a single
+commit (`attach_columns`) makes all of them visible. One process alone computes columns of all rows
+by `compute_columns`. Both change the table by the same stages (`Staging`).
 
-Columns that take long to compute: done part by part, resumed, extended as a table grows.
+Which crash leaves what:
+
+| killed | readers see | left behind | the next call |
+| --- | --- | --- | --- |
+| while values are computed | old columns | parts, files no version names | goes on with the rest |
+| while columns are staged | old columns | those, and hidden columns | stages them anew |
+| after the renaming | new columns | parts, hidden old columns | makes the change again, notes it |
+
+What is hidden is dropped by the first change that comes an hour later.
+No file of rows is touched by any of it, so that no crash costs a row.
 """
 
 import hashlib
@@ -25,7 +36,6 @@ from openblip.table.storage import persist
 from openblip.table.table import PairTable, Staging
 from openblip.table.versions import (
     again_after_conflicts,
-    change_version,
     commit_version,
     lance_library,
     reason,
@@ -76,11 +86,14 @@ def list_fragments(table: PairTable, columns: Sequence[str]) -> list[Fragment]:
     found = []
     for fragment in table.dataset.get_fragments():
         metadata = fragment.metadata
+        # A file of new columns has a value for every row that was written, deleted ones included,
+        # and whoever computes sees only the others.
         if metadata.num_deletions:
             raise DataError(
                 f"{table.uri}: rows were deleted from fragment {metadata.id}: compact the table "
                 "first (`lance.dataset(...).optimize.compact_files()`)"
             )
+        # Lance never changes a file and never uses a name twice: names stand for content, unread.
         digest = hashlib.sha256(f"{metadata.id} {metadata.physical_rows}".encode())
         covered: set[int] = set()
         for file in metadata.files:
@@ -128,6 +141,7 @@ def encode_columns(table: PairTable, columns: "pa.Table") -> bytes:
     from lance.file import LanceFileWriter
 
     version = table.dataset.data_storage_version
+    # Lance writes to a path; what goes into a store is bytes, written whole and with a checksum.
     try:
         with tempfile.TemporaryDirectory(prefix="openblip-") as folder:
             path = Path(folder) / "columns.lance"
@@ -170,37 +184,21 @@ def attach_columns(
     if clash := sorted(set(schema.names) & set(BASE_COLUMNS)):
         raise DataError(f"{listed(clash)}: columns of the source cannot be written")
     existing = [name for name in schema.names if name in table.columns]
+    # Filling nulls of columns that stand is one step, which readers see whole or not at all.
     if existing == schema.names and not replace:
         _replace_data(table.uri, files, existing)
         return PairTable.open(table.uri)
     again_after_conflicts(lambda: PairTable.open(table.uri).drop_leftovers())
-    new = Staging(schema.names, existing)
-    _change(
-        table.uri,
-        lambda dataset: dataset.add_columns(_renamed(schema, new.staged)),
-        lambda names: names.issuperset(new.staged),
+    # Each step is one of the latest version: whoever appends rows meanwhile is no obstacle, since
+    # no file here is about rows that this job has not seen.
+    Staging(schema.names, existing).carry_out(
+        lambda action, is_made: again_after_conflicts(
+            lambda: PairTable.open(table.uri).change(action, is_made)
+        ),
+        lambda dataset, names: dataset.add_columns(_renamed(schema, names)),
+        lambda names: _replace_data(table.uri, files, names),
     )
-    _replace_data(table.uri, files, new.staged)
-    _change(table.uri, lambda dataset: dataset.alter_columns(*new.renames()), new.is_visible)
-    if existing:
-        _change(
-            table.uri,
-            lambda dataset: dataset.drop_columns(new.replaced),
-            lambda names: names.isdisjoint(new.replaced),
-        )
     return PairTable.open(table.uri)
-
-
-def _change(uri: str, change: Callable[[Any], object], is_made: Callable[[set[str]], bool]) -> None:
-    """Change the latest version; `is_made` is told the names of its columns."""
-
-    def attempt() -> None:
-        dataset = PairTable.open(uri).dataset
-        change_version(
-            dataset, uri, lambda: change(dataset), lambda: is_made(set(dataset.schema.names))
-        )
-
-    again_after_conflicts(attempt)
 
 
 def _replace_data(uri: str, files: Mapping[int, ColumnFile], columns: Sequence[str]) -> None:
@@ -223,6 +221,7 @@ def _replace_in(table: PairTable, files: Mapping[int, ColumnFile], columns: Sequ
         for number, file in files.items()
     ]
     operation = lance.LanceOperation.DataReplacement(groups)
+    # Said of the version that was looked at: it conflicts if its fields or fragments have changed.
     transaction = lance.Transaction(table.version, operation)
     commit_version(table.dataset, table.uri, transaction)
 
@@ -243,6 +242,7 @@ def _renamed(schema: "pa.Schema", names: Sequence[str]) -> "pa.Schema":
     return pa.schema([f.with_name(name) for f, name in zip(schema, names, strict=True)])
 
 
+# Minutes of work for a model, seconds for a hash: what a kill costs.
 _PART_ROWS = 1024
 
 
@@ -285,6 +285,7 @@ def compute_columns(
 
     def work(part: tuple[range, Path]) -> int:
         rows, path = part
+        # A part is there whole or not at all, so that it is done if it is there.
         with replace_file(path) as unfinished:
             parquet.write_table(compute(rows), unfinished)
         return len(rows)
@@ -295,10 +296,13 @@ def compute_columns(
             progress.update(count)
     # Memory maps: the columns of 100 million rows need not fit into memory twice.
     columns = pa.concat_tables([parquet.read_table(path, memory_map=True) for _, path in parts])
+    # Rows that were appended since have nulls in columns that stand, so these are written anew.
     if known:
         before = pa.Table.from_batches(table.scan(columns.column_names))
         columns = pa.concat_tables([before.slice(0, known).cast(columns.schema), columns])
     table.add_columns(columns, overwrite=True)
+    # After the columns: a kill between the two adds them again, from the parts, which are still
+    # there. The other way round the note would speak of columns that are not.
     note = json.dumps({"settings": dict(settings), "rows": len(table)})
     table.update_metadata({key: note})
     for _, path in parts:
@@ -342,6 +346,7 @@ def _parts(
     about = json.dumps([key, settings], sort_keys=True)
     for batch in table.scan(["id"], batch_size=_PART_ROWS, start=start):
         rows = range(start, start + batch.num_rows)
+        # Ids, for a table of that name may have been made anew with other rows.
         ids = "\n".join(batch["id"].to_pylist())
         digest = hashlib.sha256(f"{about}\n{ids}".encode("utf-8", "surrogatepass")).hexdigest()
         yield rows, folder / f"{key}-{rows.start:010d}-{digest[:16]}.parquet"

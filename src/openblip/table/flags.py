@@ -1,6 +1,7 @@
 """What repeats what in a table: columns of ids, a note of what was checked, and the texts.
 
-All texts of a table, flat, with where each stands.
+Checks compare texts as numbers: `TableTexts` has all of a table, flat, with where each stands, and
+`text_column` makes of what was found a column of lists like theirs.
 """
 
 import json
@@ -38,7 +39,7 @@ def string_column(num_rows: int, values: Mapping[int, str]) -> "pa.Array":
     return pa.array((values.get(row) for row in range(num_rows)), pa.string(), size=num_rows)
 
 
-TEXT_COLUMNS = ("captions", "synthetic")
+_TEXT_COLUMNS = ("captions", "synthetic")
 
 
 @dataclass(eq=False)
@@ -55,7 +56,7 @@ class TableTexts:
     """The normalised texts."""
 
     @classmethod
-    def read(cls, table: PairTable, columns: Sequence[str] = TEXT_COLUMNS) -> "TableTexts":
+    def read(cls, table: PairTable, columns: Sequence[str] = _TEXT_COLUMNS) -> "TableTexts":
         """The texts of all rows; memory for the distinct ones, and 8 bytes for each."""
         texts = cls(tuple(name for name in columns if name in table.columns))
         known: dict[str, int] = {"": -1}
@@ -115,7 +116,7 @@ def remember_check(table: PairTable, check: str, against: str, note: Mapping[str
         against: what it was compared with; the notes of other comparisons stay.
         note: the report; JSON values.
     """
-    covered = {"rows": len(table), "synthetic": synthetic_texts(table)}
+    covered = {"rows": len(table), "synthetic": _synthetic_texts(table)}
     notes = column_state(table, check) | {against: {**note, **covered}}
     table.update_metadata({check: json.dumps(notes, ensure_ascii=False)})
 
@@ -128,12 +129,12 @@ def what_is_unchecked(table: PairTable, check: str) -> str | None:
     for against, note in notes.items():
         if note["rows"] != len(table):
             return f"{len(table) - note['rows']:,} rows were not compared with {against}"
-        if note["synthetic"] != synthetic_texts(table):
+        if note["synthetic"] != _synthetic_texts(table):
             return f"the synthetic texts have changed since they were compared with {against}"
     return None
 
 
-def synthetic_texts(table: PairTable) -> str | None:
+def _synthetic_texts(table: PairTable) -> str | None:
     """Fingerprint of the CapFilt job that wrote the table's synthetic texts."""
     if "synthetic" not in table.columns:
         return None

@@ -1,6 +1,6 @@
 """Which texts of some rows count in a view, and why the others do not.
 
-A digest of texts: whether what a run learns from is what it was.
+`TextDigest` grows with those that count: by it a run knows whether it learns from what it did.
 """
 
 import hashlib
@@ -26,7 +26,14 @@ ERROR_COLUMNS = ("capfilt_error", "image_error")
 
 
 class Rejection(StrEnum):
-    """Why a text does not count; of several reasons the first of these."""
+    """Why a text does not count; of several reasons the first of these.
+
+    The image's reasons come first, as they hold for all of its texts. A leak comes before a
+    duplicate, so that a report counts all leaks, and whoever admits duplicates admits none of them.
+    A text without words is like every other such text, so it is none of the repetitions. A repeated
+    caption is flagged as a duplicate too, of its own row, and must be told before. What a threshold
+    decides comes last: lowering it brings back every text that is below, and no other.
+    """
 
     UNREADABLE = "unreadable image"
     LEAKED_IMAGE = "leaked image"

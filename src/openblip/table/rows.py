@@ -1,11 +1,8 @@
 """What a row of the pair table is, and how rows become Arrow record batches.
 
-Identifiers of rows: a set that stays small for a hundred million, and names of files.
-
-What a pair table must be, whoever wrote it: columns, their types, and values of rows.
-
-Tables come from other programs too. What is wrong with one is said once, here, by column and row,
-and not by whatever would stumble over it later.
+Tables come from other programs too. What is wrong with one (columns, their types, values of rows)
+is said here once, by column and row, and not by whatever would stumble over it later. Ids are kept
+apart by a set that stays small for a hundred million of them.
 """
 
 import hashlib

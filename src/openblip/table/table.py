@@ -1,14 +1,10 @@
 """The pair table: one Lance dataset from the first noisy pair to the bootstrapped collection.
 
-A row is an image with its texts. Rows are only ever appended; what CapFilt finds out is added as
-columns beside them. This is the only file that touches Lance, which must not be used after a
-fork: read from threads.
+A row is an image with its texts. Rows are only ever appended; what CapFilt or a check finds out is
+added as columns beside them. Lance must not be used after a fork: read from threads.
 
-Columns that stand in a table and are not shown: made ready before their change, or put away.
-
-A change makes its columns visible in one step, a renaming. Whoever is killed on the way leaves
-columns that nobody sees; their names tell when the change began, so that only those of a change
-that must be dead are removed, never those of another process that still works.
+Columns are changed in stages (`Staging`): made ready under hidden names, made visible in one step,
+a renaming, and what they replaced removed.
 """
 
 import re
@@ -237,6 +233,8 @@ class PairTable:
                 one of the ids meanwhile, or a row is malformed.
         """
         try:
+            # Data files are written before anything is decided: no version names them, so that
+            # nobody sees them, and only the last step can conflict with another process.
             known, own = self._known_ids(), IdSet()
             batches = row_batches(rows, lambda key: known.add(key) and own.add(key), on_duplicate)
             fragments, num_rows = write_fragments(self._dataset, self.uri, batches)
@@ -253,6 +251,7 @@ class PairTable:
     def _commit_rows(self, fragments: Sequence[Any], own: IdSet, notes: Mapping[str, str]) -> None:
         """Makes written rows visible if no other process has added one of their ids."""
         read(self.uri, self._dataset.checkout_latest)
+        # Ids are unique by this check alone; rows that come after it are a conflict.
         others = PairTable(self._dataset, self.uri)
         for batch in others.scan(["id"], start=len(self)) if len(others) > len(self) else ():
             for key in batch["id"].to_pylist():
@@ -297,23 +296,16 @@ class PairTable:
         if existing and not overwrite:
             raise DataError(f"{self.uri} has the columns {listed(existing)} already: overwrite?")
         self.drop_leftovers()
-        new = Staging(names, existing)
-        first = new.staged if existing else names
-        named = columns.rename_columns(first)
-        change_version(
-            self._dataset,
-            self.uri,
-            lambda: self._dataset.add_columns(named.to_reader(), reader_schema=named.schema),
-            lambda: set(first) <= set(self._dataset.schema.names),
-        )
+
+        def add(dataset: Any, names: Sequence[str]) -> None:
+            named = columns.rename_columns(names)
+            dataset.add_columns(named.to_reader(), reader_schema=named.schema)
+
+        # Columns that are new become visible in one step anyway; old ones must go in the same.
         if existing:
-            change_version(
-                self._dataset,
-                self.uri,
-                lambda: self._dataset.alter_columns(*new.renames()),
-                lambda: new.is_visible(set(self._dataset.schema.names)),
-            )
-            self._drop(new.replaced)
+            Staging(names, existing).carry_out(self.change, add)
+        else:
+            self.change(lambda dataset: add(dataset, names), lambda there: there.issuperset(names))
 
     def drop_columns(self, names: Sequence[str]) -> None:
         """Removes columns that were added to the source's; older versions keep them.
@@ -325,8 +317,26 @@ class PairTable:
         self._drop(self._existing(names))
 
     def drop_leftovers(self) -> None:
-        """Removes the hidden columns of changes whose process was killed; see `table/table.py`."""
+        """Removes the hidden columns of changes whose process was killed; see `Staging`."""
         self._drop([name for name in self._dataset.schema.names if is_leftover(name)])
+
+    def change(self, action: Callable[[Any], object], is_made: Callable[[set[str]], bool]) -> None:
+        """One step of a change of columns, taken again where an object store failed.
+
+        Args:
+            action: changes the dataset that it is given.
+            is_made: told the names of the columns, hidden ones included, whether it has been.
+
+        Raises:
+            ConflictError: another process made a change that does not go with this one.
+            OSError, StorageError: it cannot be written.
+        """
+        change_version(
+            self._dataset,
+            self.uri,
+            lambda: action(self._dataset),
+            lambda: is_made(set(self._dataset.schema.names)),
+        )
 
     def count_values(self, column: str) -> int:
         """Number of rows that are not null in a column.
@@ -340,12 +350,7 @@ class PairTable:
 
     def _drop(self, names: list[str]) -> None:
         if names:
-            change_version(
-                self._dataset,
-                self.uri,
-                lambda: self._dataset.drop_columns(names),
-                lambda: set(names).isdisjoint(self._dataset.schema.names),
-            )
+            self.change(lambda dataset: dataset.drop_columns(names), set(names).isdisjoint)
 
     def _refuse_base(self, names: Iterable[str], verb: str) -> None:
         base = [name for name in names if name in BASE_COLUMNS]
@@ -371,13 +376,25 @@ class PairTable:
         return self._ids
 
 
+# A table has no lock: a change that is slower than this fails, as its columns are gone.
 LEFTOVER_SECONDS = 3600.0
 """A change that began so long ago is dead; it takes seconds, and clocks differ by less."""
 _HIDDEN = re.compile(r"__(?:staged|replaced)_(\d+)_[0-9a-f]{8}$")
 
 
 class Staging:
-    """The hidden names of one change: of new columns, and of the old ones that they replace."""
+    """One change of columns: the hidden names of new ones, and of the old ones they replace.
+
+    Whoever is killed on the way leaves columns that nobody sees, and nothing else:
+
+    | killed after | readers see | what is hidden |
+    | --- | --- | --- |
+    | the first stage | the old columns | the new ones, empty or whole |
+    | the renaming | the new columns | the old ones |
+
+    The names tell when the change began, so that only what a dead change has left is removed, by
+    the next change, and never the columns of another process that still works.
+    """
 
     def __init__(self, names: Sequence[str], existing: Sequence[str]) -> None:
         """Draws names that no other change has.
@@ -390,6 +407,30 @@ class Staging:
         self.names, self.existing = list(names), list(existing)
         self.staged = [f"{name}__staged_{change}" for name in names]
         self.replaced = [f"{name}__replaced_{change}" for name in existing]
+
+    def carry_out(
+        self,
+        change: "Callable[[Callable[[Any], object], Callable[[set[str]], bool]], None]",
+        add: Callable[[Any, Sequence[str]], object],
+        fill: Callable[[Sequence[str]], object] = lambda names: None,
+    ) -> None:
+        """Makes the change, which readers see whole or not at all.
+
+        Args:
+            change: takes one step, as `PairTable.change` does.
+            add: adds the new columns to a dataset under hidden names.
+            fill: gives the columns of these names their values, if `add` did not.
+
+        Raises:
+            ConflictError, OSError, StorageError: as `change` and `fill` do.
+        """
+        change(lambda dataset: add(dataset, self.staged), lambda names: names >= set(self.staged))
+        fill(self.staged)
+        change(lambda dataset: dataset.alter_columns(*self.renames()), self.is_visible)
+        if self.replaced:
+            change(
+                lambda dataset: dataset.drop_columns(self.replaced), set(self.replaced).isdisjoint
+            )
 
     def renames(self) -> list[dict[str, str]]:
         """What makes the new columns visible, for Lance's `alter_columns`."""

@@ -200,7 +200,7 @@ def create_version(uri: str, operation: Any) -> Any:
     except (OSError, ConflictError):
         if (dataset := open_version(uri)) is None:
             raise
-    return dataset if has_transaction(dataset, transaction.uuid, since=0) else None
+    return dataset if _has_transaction(dataset, transaction.uuid, since=0) else None
 
 
 def commit_version(dataset: Any, uri: str, transaction: Any) -> Any:
@@ -217,7 +217,7 @@ def commit_version(dataset: Any, uri: str, transaction: Any) -> Any:
         dataset = commit(dataset, transaction)
 
     change_version(
-        dataset, uri, change, lambda: has_transaction(dataset, transaction.uuid, since=version)
+        dataset, uri, change, lambda: _has_transaction(dataset, transaction.uuid, since=version)
     )
     return dataset
 
@@ -316,7 +316,7 @@ def again_after_conflicts(change: Callable[[], None]) -> None:
     return None
 
 
-def has_transaction(dataset: Any, uuid: str, since: int) -> bool:
+def _has_transaction(dataset: Any, uuid: str, since: int) -> bool:
     """Whether a transaction is among those that made the versions after `since`."""
     recent = dataset.get_transactions(int(dataset.version) - since)
     return any(transaction and transaction.uuid == uuid for transaction in recent)

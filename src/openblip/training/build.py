@@ -1,6 +1,6 @@
-"""From a recipe to the objects of a run: tokenizer, loaders, model, task.
+"""From a recipe to the objects of a run: tokenizer, model, task.
 
-Which model a run trains: a fresh one, one that was trained before, or one made out of it.
+A run trains a fresh model, one that was trained before, or one made out of it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,13 +22,14 @@ from openblip.checkpoints.beginnings import (
     text_sizes,
     text_tokenizer,
 )
+from openblip.checkpoints.families import family_of
 from openblip.checkpoints.reading import find_model, read_model, read_outline
 from openblip.model import Med, MedConfig
 from openblip.model.albef import Albef
 from openblip.model.backbones import settled
 from openblip.model.config import AlbefConfig
 from openblip.model.lowrank import adapt
-from openblip.model.vqa import Nlvr, NlvrConfig, Vqa, VqaConfig
+from openblip.model.vqa import NlvrConfig, VqaConfig
 from openblip.objectives.named import find_task, task_name
 from openblip.objectives.task import AnyTask, Collectives, Student, TaskContext
 from openblip.runtime.errors import CheckpointError, RecipeError
@@ -107,16 +108,16 @@ def build_model(
     if recipe.init_from is not None:
         loaded = starting_model(recipe)
         loaded.resize_images(recipe.data.image_size)
-        state, config = loaded.state_dict(), loaded.config
+        family, config, state = family_of(loaded), loaded.config, loaded.state_dict()
     else:
         assert recipe.model is not None, "a recipe has a model or init_from"
-        config = recipe.model
+        family, config = family_of(recipe.model), recipe.model
     config = overridden(config, recipe.overrides)
     _check_text_length(recipe.data, config)
     if recipe.train.sharding == "full" and not processes.is_first:
-        return build_empty(lambda: _adapted(new_student(config), recipe.lora))
+        return build_empty(lambda: _adapted(family.model(config), recipe.lora))
     with _fresh_weights(recipe.train.seed, _FRESH_WEIGHTS):
-        model = new_student(config)
+        model: Student = family.model(config)
         if state is not None:
             model.load_state_dict(state)
         begun = _begin(recipe, model)
@@ -191,9 +192,8 @@ def compile_parts(model: Student, **options: Any) -> None:
         model: changed in place; names in its state stay as they are.
         options: of `torch.compile`.
     """
-    parts = (model.question, model.answer) if isinstance(model, Vqa) else (model.text,)
-    for part in (model.image_encoder, *parts):
-        part.compile(**options)
+    for name in ("image_encoder", *family_of(model).text_parts):
+        getattr(model, name).compile(**options)
 
 
 def _captions(data: DataConfig, tables: Sequence[PairTable]) -> Iterator[str]:
@@ -257,19 +257,6 @@ def _fresh_weights(seed: int, purpose: int) -> Iterator[None]:
     with torch.random.fork_rng([]):
         torch.manual_seed(keyed_hash(seed, purpose))
         yield
-
-
-def new_student(config: StudentConfig) -> Student:
-    """A model with fresh weights."""
-    match config:
-        case MedConfig():
-            return Med(config)
-        case AlbefConfig():
-            return Albef(config)
-        case VqaConfig():
-            return Vqa(config)
-        case NlvrConfig():
-            return Nlvr(config)
 
 
 def starting_model(recipe: Recipe) -> Student:

@@ -19,7 +19,7 @@ import torch
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.checkpoints.assembly import fill
-from openblip.checkpoints.families import empty_model
+from openblip.checkpoints.families import family_of
 from openblip.checkpoints.folder import write_model
 from openblip.model.lowrank import merge
 from openblip.objectives.task import AnyTask
@@ -101,6 +101,7 @@ class CheckpointStore:
             self._link("best", step_name(best))
         else:
             (self.folder / "best").unlink(missing_ok=True)
+        # Links first, then the removal: killed in between, a run has too many checkpoints.
         kept = {(self.folder / link).resolve().name for link in ("last", "best")}
         before = [path.name for step, path in self.by_step().items() if step <= last]
         kept.update(before[-self._num_last :])
@@ -112,6 +113,7 @@ class CheckpointStore:
                 shutil.rmtree(path)
 
     def _link(self, link: str, target: str) -> None:
+        # A link cannot be changed, but replaced in one step: no moment without `last`.
         fresh = self.folder / f".{link}.unfinished"
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(target, target_is_directory=True)
@@ -139,6 +141,7 @@ class CheckpointWriter:
         self._processes = processes
         self._tokenizer = tokenizer
         self._max_tokens = max_tokens
+        # One thread: checkpoints stand in the order of their steps.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[Path, Future[None]] | None = None
 
@@ -175,17 +178,20 @@ class CheckpointWriter:
             raise _cannot_write(folder, error) from error
         # Nobody writes before the folder is there and empty.
         unfinished: Path = self._processes.gather_objects(begun)[0]
+        # Everything is copied or written down here: from its return on, training changes it.
         texts = {RUN_STATE_FILE: json.dumps(asdict(state), indent=2) + "\n", **(notes or {})}
         weights = whole_copies(task.student.state_dict(), self._processes)
         if first:
             merge(weights, task.student)
         finish_state = begin_writing(unfinished / STATE_FOLDER, task, optimiser, self._processes)
 
+        # The folder gets its name last, when every process's part is on the disk.
         def finish() -> None:
             try:
                 finish_state()
                 if first:
-                    model = fill(empty_model(task.student.config), weights, str(folder))
+                    empty = family_of(task.student).empty(task.student.config)
+                    model = fill(empty, weights, str(folder))
                     write_model(
                         unfinished,
                         model,

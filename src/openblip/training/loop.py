@@ -1,8 +1,6 @@
 """The loop: steps, log lines, checkpoints, and an orderly end when someone asks for it.
 
-One optimiser step of a task, and its loss on batches that it does not learn from.
-
-Memory that a step frees stays with the process, for the next one.
+`Trainer` makes one optimiser step of a task, `Loop` all of a run, and reports them.
 """
 
 import ctypes
@@ -25,7 +23,7 @@ from openblip.runtime.progress import Progress
 from openblip.training.checkpoint import RunState
 from openblip.training.guard import is_skipped, loss_is_sane, note_loss, weights_are_sane
 from openblip.training.metrics_log import MetricsLog
-from openblip.training.optimiser import Plan, set_learning_rate, trained_parameters
+from openblip.training.optimiser import RunSteps, set_learning_rate, trained_parameters
 from openblip.training.parallelism import Processes, clip, total_norm
 from openblip.training.rank_log import RankLog
 from openblip.training.recipe import Precision, StabilityConfig
@@ -117,6 +115,7 @@ class Trainer:
         """
         set_learning_rate(self.optimiser, lr)
         self.optimiser.zero_grad(set_to_none=True)
+        # Keyed by the step, not drawn on from the step before: a resumed run draws the same.
         with self._keyed_random(_TRAINING, position.step):
             self.task.begin_step(position)
             outputs = [
@@ -154,6 +153,7 @@ class Trainer:
         return dict(zip(names, means, strict=True))
 
     def _accumulate(self, part: Examples, position: StepPosition, num_parts: int) -> StepOutput:
+        # Gradients of a step are sent once, with its last part.
         is_last = position.micro_step == num_parts - 1
         sync = _always() if is_last else self.processes.without_sync(self._module)
         with sync:
@@ -163,6 +163,7 @@ class Trainer:
         return replace(output, loss=output.loss.detach())
 
     def _clip_and_report(self, outputs: Sequence[StepOutput], stop: bool) -> StepReport:
+        # Losses, and whether to stop, go in one message: all processes stop after the same step.
         values = torch.stack([_values(output) for output in outputs]).mean(dim=0)
         asked = torch.tensor([float(stop)], device=values.device)
         values = self.processes.mean(torch.cat([values, asked]))
@@ -212,7 +213,7 @@ class Loop:
     Args:
         trainer: makes the steps.
         loader: gives the batches.
-        plan: says how many, and what happens when.
+        steps: says how many, and what happens when.
         learning_rate: of a step, given the number of those before it.
         stability: when a loss raises an alarm.
         validate: mean losses on the validation split, by name; None where there is none.
@@ -224,7 +225,7 @@ class Loop:
         self,
         trainer: Trainer,
         loader: AnyLoader,
-        plan: Plan,
+        steps: RunSteps,
         learning_rate: Callable[[int], float],
         stability: StabilityConfig,
         validate: Callable[[], Mapping[str, float]] | None,
@@ -233,7 +234,7 @@ class Loop:
     ) -> None:
         self._trainer = trainer
         self._loader = loader
-        self._plan = plan
+        self._steps = steps
         self._learning_rate = learning_rate
         self._stability = stability
         self._validate = validate
@@ -253,32 +254,32 @@ class Loop:
             NonFiniteLoss: nothing of the failed step has been learnt or counted; or the weights
                 after it are no good, and no checkpoint has them.
         """
-        plan = self._plan
-        batches = self._loader.iterate(state.step * plan.accumulate)
+        steps = self._steps
+        batches = self._loader.iterate(state.step * steps.accumulate)
         self._reporting.meter.restart(self._loader.waited_seconds)
         with Interruption() as interruption:
-            while state.step < plan.total_steps:
+            while state.step < steps.total_steps:
                 if is_skipped(state.skipped, state.step):
                     stop = self._pass_over(state, batches)
                 else:
                     stop = self._step(state, batches, interruption)
-                is_due = plan.is_due(plan.checkpoint_every, state.step)
-                if is_due or state.step == plan.total_steps:
+                is_due = steps.is_due(steps.checkpoint_every, state.step)
+                if is_due or state.step == steps.total_steps:
                     self._judge(state)
                 if is_due:
                     self._checkpoint(state)
                 if stop:
                     if not is_due:
                         self._save(state)
-                    return state.step == plan.total_steps
+                    return state.step == steps.total_steps
         return True
 
     def _step(
         self, state: RunState, batches: Iterator[Examples], interruption: Interruption
     ) -> bool:
         began = perf_counter()
-        position = self._plan.position(state.step)
-        parts = list(islice(batches, self._plan.accumulate))
+        position = self._steps.position(state.step)
+        parts = list(islice(batches, self._steps.accumulate))
         lr = self._learning_rate(state.step)
         report = self._trainer.step(position, parts, lr, stop=interruption.requested)
         self._learnt = parts[-1]
@@ -287,7 +288,7 @@ class Loop:
         state.window_steps += 1
         self._count(state, report.terms, parts)
         self._watch(state, report.terms["loss"])
-        if self._plan.is_due(self._plan.log_every, state.step):
+        if self._steps.is_due(self._steps.log_every, state.step):
             self._log(state, position, lr)
         self._reporting.progress.update(1)
         state.seconds += perf_counter() - began
@@ -302,7 +303,7 @@ class Loop:
             return
         trainer = self._trainer
         is_good, losses = weights_are_sane(trainer.task, trainer.processes), dict[str, float]()
-        if is_good and state.step == self._plan.total_steps:
+        if is_good and state.step == self._steps.total_steps:
             losses = trainer.evaluate([self._learnt])
             is_good = loss_is_sane(losses["loss"])
         if not is_good:
@@ -310,11 +311,11 @@ class Loop:
 
     def _pass_over(self, state: RunState, batches: Iterator[Examples]) -> bool:
         """Leave out a step; what is due after it happens all the same."""
-        position = self._plan.position(state.step)
-        for _ in islice(batches, self._plan.accumulate):
+        position = self._steps.position(state.step)
+        for _ in islice(batches, self._steps.accumulate):
             pass
         state.step += 1
-        if self._num_summed and self._plan.is_due(self._plan.log_every, state.step):
+        if self._num_summed and self._steps.is_due(self._steps.log_every, state.step):
             self._log(state, position, self._learning_rate(position.step))
         self._reporting.progress.update(1)
         return False

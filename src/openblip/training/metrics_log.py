@@ -88,6 +88,7 @@ class MetricsLog:
         self._board.add_text("note", text, step)
 
     def _write_line(self, line: Mapping[str, Any]) -> None:
+        # Written at once: a process that is killed loses no line that it has reported.
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 

@@ -1,9 +1,4 @@
-"""AdamW, the learning rate of each step, and what happens at which step.
-
-Learning rates as functions of the step; nothing here holds state.
-
-How long a run is, what happens when, and at which learning rate.
-"""
+"""AdamW, how many steps a run has, and the learning rate of each, as functions of the step."""
 
 import math
 from collections.abc import Callable, Iterable
@@ -17,6 +12,8 @@ from openblip.training.recipe import OptimiserConfig, Recipe, ScheduleConfig, Tr
 
 # Devices that have a kernel which updates all parameters at once.
 _FUSED_ON = ("cpu", "cuda", "mps")
+# A quotient that falls short of a whole number by rounding alone counts as whole.
+_ROUNDING = 1e-6
 
 
 def trained_parameters(module: nn.Module) -> list[nn.Parameter]:
@@ -151,16 +148,11 @@ def warmup_cosine_lr(
 
 
 def _epoch(step: int, steps_per_epoch: float) -> int:
-    # A quotient that falls short of a whole number by rounding alone counts as whole.
-    return math.floor(step / steps_per_epoch + 1e-6)
-
-
-# Of a quotient that is whole but for rounding.
-_ROUNDING = 1e-6
+    return math.floor(step / steps_per_epoch + _ROUNDING)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class RunSteps:
     """The steps of a run."""
 
     total_steps: int
@@ -176,14 +168,14 @@ class Plan:
     """Steps between log lines."""
 
     @staticmethod
-    def of(config: TrainConfig, batches_per_epoch: float) -> "Plan":
-        """The plan of a run over data of that many batches."""
+    def of(config: TrainConfig, batches_per_epoch: float) -> "RunSteps":
+        """The steps of a run over data of that many batches."""
         steps = config.steps
         if steps is None:
             assert config.epochs is not None, "a recipe gives steps or epochs"
             steps = math.floor(config.epochs * batches_per_epoch / config.accumulate + _ROUNDING)
             steps = max(steps, config.epochs)
-        return Plan(
+        return RunSteps(
             total_steps=steps,
             batches_per_epoch=batches_per_epoch,
             accumulate=config.accumulate,
@@ -205,7 +197,7 @@ class Plan:
         return step % every == 0 or step == self.total_steps
 
 
-def learning_rates(recipe: Recipe, plan: Plan) -> Callable[[int], float]:
+def learning_rates(recipe: Recipe, steps: RunSteps) -> Callable[[int], float]:
     """The learning rate of a step, given the number of steps before it."""
     schedule, peak_lr = recipe.schedule, recipe.optimiser.lr
     start_lr = min(schedule.warmup_lr, peak_lr)
@@ -213,7 +205,7 @@ def learning_rates(recipe: Recipe, plan: Plan) -> Callable[[int], float]:
         case "step_decay":
             return lambda step: pretraining_lr(
                 step,
-                plan.steps_per_epoch,
+                steps.steps_per_epoch,
                 peak_lr=peak_lr,
                 min_lr=schedule.min_lr,
                 decay_rate=schedule.decay_rate,
@@ -221,21 +213,21 @@ def learning_rates(recipe: Recipe, plan: Plan) -> Callable[[int], float]:
                 start_lr=start_lr,
             )
         case "epoch_cosine":
-            num_epochs = math.ceil(plan.total_steps / plan.steps_per_epoch - _ROUNDING)
+            num_epochs = math.ceil(steps.total_steps / steps.steps_per_epoch - _ROUNDING)
             return lambda step: finetuning_lr(
-                step, plan.steps_per_epoch, num_epochs, peak_lr=peak_lr, min_lr=schedule.min_lr
+                step, steps.steps_per_epoch, num_epochs, peak_lr=peak_lr, min_lr=schedule.min_lr
             )
         case "warmup_cosine":
             return lambda step: warmup_cosine_lr(
                 step,
-                plan.total_steps,
+                steps.total_steps,
                 peak_lr=peak_lr,
                 min_lr=schedule.min_lr,
-                warmup_steps=_warmup(schedule, plan),
+                warmup_steps=_warmup(schedule, steps),
                 start_lr=start_lr,
             )
 
 
-def _warmup(schedule: ScheduleConfig, plan: Plan) -> int:
+def _warmup(schedule: ScheduleConfig, steps: RunSteps) -> int:
     # A run shorter than the rise would never reach the cosine.
-    return min(schedule.warmup_steps, plan.total_steps - 1)
+    return min(schedule.warmup_steps, steps.total_steps - 1)

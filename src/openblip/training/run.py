@@ -34,15 +34,19 @@ from openblip.training.loop import (
     return_freed_memory,
 )
 from openblip.training.metrics_log import MetricsLog
-from openblip.training.optimiser import Plan, build_optimiser, learning_rates, trained_parameters
+from openblip.training.optimiser import (
+    RunSteps,
+    build_optimiser,
+    learning_rates,
+    trained_parameters,
+)
 from openblip.training.parallelism import Processes, join_processes, recorded
 from openblip.training.rank_log import RankLog, open_rank_log
 from openblip.training.recipe import Recipe
 from openblip.training.recipe_file import flattened
 from openblip.training.run_dir import check_same_data, prepare, settle
-from openblip.training.step_flops import task_flops
 from openblip.training.trackers import Trackers, open_trackers
-from openblip.training.utilisation import Meter, measure_peak
+from openblip.training.utilisation import Meter, measure_peak, task_flops
 
 CHECKPOINT_FOLDER = "checkpoints"
 BEGINNINGS_FILE = "initial_weights.json"
@@ -147,7 +151,7 @@ class _Run:
         self.recipe = recipe
         self.texts = judged_texts(recipe, self.loader)
         self.validation = validation_loader(recipe, tables, self.tokenizer, processes)
-        self.plan = Plan.of(recipe.train, self.loader.batches_per_epoch)
+        self.steps = RunSteps.of(recipe.train, self.loader.batches_per_epoch)
         self.begun: list[KeyReport] = []
         model = build_model(recipe, processes, self.begun)
         self._note_beginnings()
@@ -183,9 +187,9 @@ class _Run:
 
     def carry_out(self, quiet: bool) -> TrainResult:
         """Train until the end, or until someone asks to stop."""
-        finished = self.state.step == self.plan.total_steps
+        finished = self.state.step == self.steps.total_steps
         if not finished:
-            self.rank_log.begin(self.state.step, self.plan.total_steps)
+            self.rank_log.begin(self.state.step, self.steps.total_steps)
             with self._threads(), self.loader, self._trackers() as trackers:
                 with self.checkpoints, self._reporting(quiet, trackers) as reporting:
                     finished = self._run_to_the_end(reporting)
@@ -214,8 +218,8 @@ class _Run:
             loop = Loop(
                 self.trainer,
                 self.loader,
-                self.plan,
-                learning_rates(self.recipe, self.plan),
+                self.steps,
+                learning_rates(self.recipe, self.steps),
                 self.recipe.stability,
                 self._validate if self.validation is not None else None,
                 self._save,
@@ -287,10 +291,10 @@ class _Run:
         if checkpoint is None:
             return RunState(data_fingerprint=self.loader.fingerprint())
         state = read_checkpoint(checkpoint, self.task, self.optimiser)
-        if state.step > self.plan.total_steps:
+        if state.step > self.steps.total_steps:
             raise TrainingError(
                 f"{self.run_dir} has done {state.step} steps, and the recipe asks for "
-                f"{self.plan.total_steps}: choose another run directory for a shorter run"
+                f"{self.steps.total_steps}: choose another run directory for a shorter run"
             )
         if self.processes.is_first:
             # The process may have been killed between writing and linking.
@@ -303,7 +307,7 @@ class _Run:
         dtype = getattr(torch, self.recipe.train.precision)
         progress = Progress(
             f"training {self.recipe.task}",
-            total=self.plan.total_steps,
+            total=self.steps.total_steps,
             unit="steps",
             start=self.state.step,
             enabled=self.processes.is_first and not quiet,
@@ -311,6 +315,8 @@ class _Run:
         with ExitStack() as stack:
             stack.enter_context(progress)
             self.rank_log.note(f"texts: {self.texts}")
+            if device.type == "cpu":
+                self.rank_log.note(f"threads: {_threads_told(self.recipe.train.threads)}")
             begun = [f"{report}, see {BEGINNINGS_FILE}" for report in self.begun]
             for line in (*begun, *self.loader.summary(), f"texts: {self.texts}"):
                 progress.note(line)
@@ -398,6 +404,14 @@ class _Figures:
                 self._missed.add(reason)
                 self._note(f"no utilisation is told: {reason}")
             return None
+
+
+def _threads_told(asked: int | None) -> str:
+    """How many threads compute, and why so many: the last bits of what is learnt depend on it."""
+    count = torch.get_num_threads()
+    if asked is not None:
+        return f"{count}, as train.threads says"
+    return f"{count}, for products of this size (train.threads says otherwise)"
 
 
 def _count(parameters: Iterable[torch.nn.Parameter]) -> int:

@@ -45,9 +45,12 @@ def prepare(
     if processes.is_first and checkpoint is None:
         run_dir.mkdir(parents=True, exist_ok=True)
         fresh = make_tokenizer(recipe, tables)
+        # A start that ended before its first checkpoint left one: that of other texts, perhaps.
         shutil.rmtree(folder, ignore_errors=True)
         fresh.save(folder)
         write_recipe(resolve(recipe, fresh), run_dir / RECIPE_FILE)
+    # Every process reads what stands there, the first one too: so that all have the same, and a
+    # resumed run has what its first start had.
     processes.wait_for_all()
     tokenizer = TextTokenizer.from_file(folder)
     resolved = resolve(recipe, tokenizer)
@@ -73,6 +76,7 @@ def settle(
     Raises:
         TrainingError: the directory's checkpoints were made by another recipe.
     """
+    # The data are known only now: they are opened with the tokenizer.
     settled = with_fitting_queue(recipe, num_examples)
     recorded = read_recipe(run_dir / RECIPE_FILE)
     if checkpoint is not None:

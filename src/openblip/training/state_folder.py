@@ -107,6 +107,7 @@ def read_into(folder: Path, task: AnyTask, optimiser: torch.optim.Optimizer) -> 
     }
     values = {f"{_TASK}{name}": tensor for name, tensor in task.state_dict().items()}
     parameters = dict(task.named_parameters())
+    # A fresh optimiser remembers nothing: what it will remember is listed in the contents.
     moments: dict[str, dict[str, Tensor]] = {}
     for key, size in sizes.items():
         name, _, kind = key.removeprefix(_MOMENTS).rpartition(".")
@@ -116,6 +117,7 @@ def read_into(folder: Path, task: AnyTask, optimiser: torch.optim.Optimizer) -> 
     check_names(set(values), set(sizes), str(folder))
     for key, size in sizes.items():
         check_shape(key, size, tuple(values[key].shape), str(folder))
+    # Everything was checked: from here on the task's own tensors are written to.
     _expect_one_process()
     try:
         load(values, storage_reader=reader, no_dist=not dist.is_initialized())
@@ -158,6 +160,7 @@ def _set_moments(
     optimiser: torch.optim.Optimizer, task: AnyTask, moments: Mapping[str, dict[str, Tensor]]
 ) -> None:
     names = {parameter: name for name, parameter in task.named_parameters()}
+    # By name: an optimiser numbers its parameters group by group, and groups may be cut otherwise.
     groups = optimiser.state_dict()["param_groups"]
     every = [parameter for group in optimiser.param_groups for parameter in group["params"]]
     state = {
@@ -177,6 +180,7 @@ def _empty_moment(parameter: Tensor, size: tuple[int, ...]) -> Tensor:
 
 def _share(values: Mapping[str, Tensor], processes: Processes) -> dict[str, Tensor]:
     """What this process writes: its parts, and as much as any other of what all of them have."""
+    # Every process goes through the same names and comes to the same division: nobody asks.
     loads = [0] * processes.world_size
     own = {}
     for name, value in values.items():

@@ -1,4 +1,9 @@
-"""How much of the machine a run uses: its arithmetic rate over what the machine can do."""
+"""How much of the machine a run uses: the arithmetic of its steps over what the machine can do.
+
+The arithmetic of a step is counted from the model's sizes and the batch's shape, not on the step:
+PyTorch's counter would have to run within it, or on a step of tensors without numbers, which takes
+several seconds for each length of texts.
+"""
 
 import time
 from collections.abc import Callable
@@ -6,7 +11,32 @@ from functools import cache
 
 import torch
 
+from openblip.batches.image_pairs import ImagePairBatch
+from openblip.batches.loader import Batch
+from openblip.batches.questions import QuestionBatch
+from openblip.batches.step_loader import Examples
+from openblip.model import MedConfig
+from openblip.model.config import AlbefConfig, AlbefHead, Head
+from openblip.model.flops import (
+    class_token_flops,
+    image_encoder_flops,
+    image_tokens,
+    lm_head_flops,
+    memory_flops,
+    similarity_flops,
+    state_memory_flops,
+    text_flops,
+    twin_flops,
+)
 from openblip.model.kernels import has_onednn, onednn_linear
+from openblip.model.lowrank import low_rank_layers
+from openblip.model.vqa import NlvrConfig, VqaConfig
+from openblip.objectives.albef import AlbefTask
+from openblip.objectives.clip import ClipTask
+from openblip.objectives.contrastive import ContrastiveTask
+from openblip.objectives.finetune import CaptionerTask, NlvrTask, VqaTask
+from openblip.objectives.pretrain import PretrainTask
+from openblip.objectives.task import AnyTask
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -62,6 +92,198 @@ def _timed(product: Callable[[], torch.Tensor]) -> float:
     # Reading one element waits for the device.
     product()[0, 0].item()
     return time.perf_counter() - start
+
+
+# A backward pass costs twice its forward.
+_TRAINED = 3
+# Of a forward and backward, where weights get no gradient.
+_FROZEN = 2 / 3
+
+
+def task_flops(task: AnyTask, batch: Examples) -> float:
+    """Operations of a task's forward and backward on a batch, and of its teacher's forward.
+
+    Of a student of which only low-rank changes are trained, about: frozen weights get no gradient,
+    nor do the states of an image encoder without a change.
+    """
+    total, contrast = _all_trained(task, batch), _contrast_flops(task, batch)
+    student = task.student
+    if not any(True for _ in low_rank_layers(student)):
+        return total + contrast
+    total *= _FROZEN
+    if not any(parameter.requires_grad for parameter in student.image_encoder.parameters()):
+        total -= image_encoder_flops(student.config, *_images_of(batch))
+    return total + contrast
+
+
+def _contrast_flops(task: AnyTask, batch: Examples) -> int:
+    """Operations of comparing a batch's features with its keys', forward and backward."""
+    match task:
+        case ClipTask():
+            rows, _ = _images_of(batch)
+            keys = rows * task.collectives.world_size
+        case ContrastiveTask() if task.contrasts:
+            rows, _ = _images_of(batch)
+            keys = task.pool.size(rows) + task.objectives.queue_size
+        case _:
+            return 0
+    # The keys of a teacher get no gradient, but its own features are compared too.
+    return _TRAINED * similarity_flops(task.student.config, rows, keys)
+
+
+def _losses(task: ClipTask | PretrainTask | CaptionerTask) -> tuple[Head, ...]:
+    match task:
+        case PretrainTask():
+            return task.objectives.losses
+        case CaptionerTask():
+            return ("lm",)
+        case ClipTask():
+            return ("itc",)
+
+
+def _images_of(batch: Examples) -> tuple[int, int]:
+    """How many images a batch has, and the pixels of a side."""
+    match batch:
+        case ImagePairBatch():
+            return 2 * len(batch.first_images), batch.first_images.shape[-1]
+        case Batch() | QuestionBatch():
+            return len(batch.images), batch.images.shape[-1]
+        case _:
+            raise TypeError(f"{type(batch).__name__}: its images are not counted")
+
+
+def _all_trained(task: AnyTask, batch: Examples) -> float:
+    match task, batch:
+        case AlbefTask(), Batch():
+            objectives = task.objectives
+            return _albef_step_flops(
+                task.student.config, objectives.losses, batch, objectives.mask_probability
+            )
+        case ClipTask(), Batch():
+            clip = task.student.config
+            images = image_encoder_flops(clip, *_images_of(batch))
+            texts = _text_passes(clip, ("itc",), batch)
+            return float(_TRAINED * (images + sum(texts)))
+        case ((PretrainTask() | CaptionerTask()), Batch()):
+            return _step_flops(task.student.config, _losses(task), batch)
+        case VqaTask(), QuestionBatch():
+            return _TRAINED * _vqa_flops(task.student.config, batch)
+        case NlvrTask(), ImagePairBatch():
+            return _TRAINED * _nlvr_flops(task.student.config, batch)
+        case _:
+            raise TypeError(f"{type(task).__name__}: its arithmetic is not counted")
+
+
+def _step_flops(config: MedConfig, losses: tuple[Head, ...], batch: Batch) -> float:
+    """Operations of both models on a batch: forward and backward, and the teacher's forward.
+
+    What activation checkpointing computes twice counts once, and padding not at all but in the
+    attention, although on an accelerator it goes through all layers: the share of the machine that
+    this gives is that of useful work.
+
+    Args:
+        config: sizes of the student.
+        losses: the step's losses; the teacher takes part where "itc" is among them.
+        batch: pairs; the images may have another size than the configured one.
+    """
+    rows, side = len(batch.tokens), batch.images.shape[-1]
+    total = float(_TRAINED * image_encoder_flops(config, rows, side))
+    alone, grounded = _text_passes(config, losses, batch)
+    total += _TRAINED * (alone + grounded)
+    if "itc" in losses:
+        total += alone + class_token_flops(config, rows, side)
+    roles = len({"itm", "lm"} & set(losses))
+    if roles:
+        shared = config.text.sharing in ("all_but_self_attention", "all")
+        memories = memory_flops(config, rows, side)
+        total += _TRAINED * memories * (1 if shared else roles)
+    if "lm" in losses:
+        total += _TRAINED * lm_head_flops(config, int(batch.mask.sum()) - rows, 1)
+    return total
+
+
+def _text_passes(config: MedConfig, losses: tuple[Head, ...], batch: Batch) -> tuple[int, int]:
+    """Operations of the student's text layers, for texts alone and for those with images."""
+    rows, tokens = batch.tokens.shape
+    packed = int(batch.mask.sum())
+    patches = image_tokens(config, batch.images.shape[-1])
+    alone = grounded = 0
+    if "itc" in losses:
+        alone = text_flops(config, rows, tokens, packed=packed, reads_first=True)
+    if "itm" in losses:
+        # Positives, negative images and negative texts, which are taken to be as long.
+        grounded += text_flops(
+            config, 3 * rows, tokens, patches, packed=3 * packed, reads_first=True
+        )
+    if "lm" in losses:
+        grounded += text_flops(config, rows, tokens, patches, packed=packed)
+    return alone, grounded
+
+
+def _albef_step_flops(
+    config: AlbefConfig, losses: tuple[AlbefHead, ...], batch: Batch, mask_probability: float
+) -> float:
+    """The same of a step of ALBEF; of masked words there are as many as are expected."""
+    rows, side = len(batch.tokens), batch.images.shape[-1]
+    fusing = config.text.depth - config.fusion_layer
+    masked = round(mask_probability * (int(batch.mask.sum()) - rows))
+
+    def forward(losses: tuple[AlbefHead, ...]) -> int:
+        total = image_encoder_flops(config, rows, side)
+        total += _albef_text_passes(config, losses, batch)
+        if losses != ("itc",):
+            total += memory_flops(config, rows, side, fusing)
+        if "mlm" in losses:
+            total += lm_head_flops(config, masked, 1)
+        return total
+
+    # The teacher does what the student does, but for matching.
+    return float(
+        _TRAINED * forward(losses) + forward(tuple(loss for loss in losses if loss != "itm"))
+    )
+
+
+def _albef_text_passes(config: AlbefConfig, losses: tuple[AlbefHead, ...], batch: Batch) -> int:
+    """Operations of the text layers in all passes of a model."""
+    rows, tokens = batch.tokens.shape
+    patches = image_tokens(config, batch.images.shape[-1])
+    above = config.text.depth - config.fusion_layer
+    masked = "mlm" in losses
+    # Texts for contrast and matching, and masked ones.
+    encoded = text_flops(config, rows * (1 + masked), tokens, layers=config.fusion_layer)
+    # Positives, negative images and negative texts, and masked ones.
+    fused_rows = rows * (3 * ("itm" in losses) + masked)
+    return encoded + text_flops(config, fused_rows, tokens, patches, above)
+
+
+def _vqa_flops(config: VqaConfig, batch: QuestionBatch) -> float:
+    """Operations of a question-answering model's forward on a batch."""
+    questions, tokens = batch.tokens.shape
+    answers, answer_tokens = batch.answers.shape
+    side = batch.images.shape[-1]
+    patches = image_tokens(config, side)
+    labelled = int(batch.answers_mask.sum()) - answers
+    return float(
+        image_encoder_flops(config, questions, side)
+        + memory_flops(config, questions, side)
+        + text_flops(config, questions, tokens, patches)
+        + state_memory_flops(config, questions, tokens)
+        + text_flops(config, answers, answer_tokens, tokens)
+        + lm_head_flops(config, labelled, 1)
+    )
+
+
+def _nlvr_flops(config: NlvrConfig, batch: ImagePairBatch) -> float:
+    """Operations of a two-image model's forward on a batch."""
+    rows, tokens = batch.tokens.shape
+    side = batch.first_images.shape[-1]
+    patches = image_tokens(config, side)
+    return float(
+        image_encoder_flops(config, 2 * rows, side)
+        + memory_flops(config, 2 * rows, side)
+        + text_flops(config, rows, tokens, patches)
+        + twin_flops(config, rows, tokens, patches)
+    )
 
 
 def added(total: float | None, more: float | None) -> float | None:

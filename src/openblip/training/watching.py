@@ -1,6 +1,6 @@
 """What run directories tell without being opened for training: state, position, latest numbers.
 
-A page that shows runs side by side: curves, what differs between them, what happened.
+A page shows runs side by side: curves, what differs between them, what happened.
 """
 
 import json
@@ -20,7 +20,7 @@ from openblip.training.rank_log import RankStatus, is_held, log_path, read_statu
 from openblip.training.recipe_file import RECIPE_FILE, read_settings
 
 RunCondition = Literal["running", "finished", "interrupted", "failed", "unknown"]
-# As in `interop.folder`, which is not imported: that loads torch.
+# As in `checkpoints.folder`, which is not imported: that loads torch.
 _WEIGHTS = Path("checkpoints", "last", "model.safetensors")
 # A process on another machine that has written within this time is taken for living.
 _SIGN_OF_LIFE_SECONDS = 600.0

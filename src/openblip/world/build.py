@@ -1,8 +1,6 @@
-"""The rows and the table of an embedded world.
+"""The rows and the table of an embedded world, and what is known for certain about them.
 
-What is known for certain about the rows of a world.
-
-Web captions: true ones and the labelled kinds of false ones.
+Web captions are true, or of one of the labelled kinds of false ones.
 """
 
 import json

@@ -1,16 +1,14 @@
-"""The sentences of the embedded world in Chinese, written and read.
+"""The Chinese captions of the embedded world.
 
-As in English (`grammar.py`) one set of templates serves both; but there are no spaces, no articles
-and no plurals, a number takes the measure word, and a relation often stands behind both nouns.
+There are no spaces, no articles and no plurals, a number takes the measure word, and a relation
+often stands behind both nouns.
 """
 
 import re
-from functools import lru_cache
 
-from openblip.world.claims import Claim, Mention, make_claim, one_of, spoken_order
+from openblip.world.claims import Claim, Grammar, Mention, one_of, pick
 from openblip.world.scene import Dice
 
-# (number of groups, relation) -> sentences, the plainest first.
 _BODIES: dict[tuple[int, str | None], tuple[str, ...]] = {
     (1, None): ("{A}", "图中有{A}", "这里有{A}"),
     (2, None): ("{A}和{B}", "图中有{A}和{B}", "{A}与{B}"),
@@ -41,10 +39,6 @@ _BODIES: dict[tuple[int, str | None], tuple[str, ...]] = {
     (3, "between"): ("{B}在{A}和{C}之间", "{A}和{C}中间是{B}"),
 }
 _SENTENCE_STARTS = ("图中", "这里")
-_FRAMES = ("{body}，在{ground}上", "在{ground}上，{body}")
-# Takes groups that lie anyhow: what lies left of what is not "there" on a background.
-_NOUN_FRAME = "{ground}上有{body}"
-_TITLE_FRAMES = ("{body}，{ground}", "{body} {ground}")
 
 _KINDS = {
     "圆形": "circle", "方块": "square", "星星": "star", "三角形": "triangle", "十字": "cross",
@@ -61,10 +55,6 @@ _PATTERNS = {
 }  # fmt: skip
 _GROUNDS = {"灰色": "gray", "米色": "beige", "青色": "teal", "深蓝": "navy"}
 _GROUND_NOUNS = ("背景", "底子")
-
-_PREFIXES = ("特价", "免费", "新款", "高清")
-_SUFFIXES = ("素材", "图片", "图标", "矢量图", "免费下载", "包邮")
-_SEPARATORS = ("", " - ", " | ", "，")
 _BOILERPLATE = (
     "IMG_{number}.jpg",
     "DSC0{number}.jpg",
@@ -80,71 +70,20 @@ _BOILERPLATE = (
 )
 
 
-def write_human(claim: Claim, dice: Dice) -> str:
-    """A sentence with exactly the meaning of a claim, without a full stop."""
-    return _write(claim, dice, is_title=False)
-
-
-def write_web(claim: Claim, dice: Dice) -> str:
-    """The same meaning as an alt text: mostly a title, often with shop words or brackets around."""
-    is_title = dice.chance(0.7)
-    text = _write(claim, dice, is_title)
-    if is_title and dice.chance(0.25):
-        text = f"{dice.choose(_PREFIXES)}{text}"
-    if dice.chance(0.3):
-        text = f"{text}{dice.choose(_SEPARATORS)}{dice.choose(_SUFFIXES)}"
-    return f"【{text}】" if dice.chance(0.25) else text
-
-
-def write_nothing(dice: Dice) -> str:
-    """A text that says nothing of any image."""
-    return dice.choose(_BOILERPLATE).format(number=dice.between(1000, 9999))
-
-
-def parse(text: str) -> Claim | None:
-    """The claim of a caption of this grammar; None where it is none. Punctuation does not count."""
-    words = _decoration().sub("", _without_marks(text))
-    body, pattern, ground = _split_background(words)
-    for slots, relation, sentence in _sentences():
-        found = sentence.fullmatch(body)
-        if found is not None:
-            mentions = tuple(_mention(found[slot]) for slot in slots)
-            return make_claim(mentions, relation, pattern, ground)
-    return None
-
-
-def _write(claim: Claim, dice: Dice, is_title: bool) -> str:
-    mentions = spoken_order(claim, dice)
-    bodies = _BODIES[len(mentions), claim.relation]
-    if is_title:
-        bodies = tuple(body for body in bodies if not body.startswith(_SENTENCE_STARTS))
-    body = bodies[0] if dice.chance(0.6 if is_title else 0.3) else dice.choose(bodies)
-    phrases = [_noun_phrase(mention, dice, is_title) for mention in mentions]
-    text = body.format_map(dict(zip("ABC", phrases, strict=False)))
-    if claim.pattern is None and claim.ground is None:
-        return text
-    frames: tuple[str, ...] = _TITLE_FRAMES if is_title else _FRAMES
-    if not is_title and claim.relation is None and not body.startswith(_SENTENCE_STARTS):
-        frames += (_NOUN_FRAME,)
-    # Two times in three the background comes last, as in English.
-    frame = frames[0] if dice.chance(0.5) else dice.choose(frames)
-    return frame.format(body=text, ground=_ground_phrase(claim, dice))
-
-
 def _noun_phrase(mention: Mention, dice: Dice, is_title: bool) -> str:
     words = []
     if mention.count > 1 or not is_title:
-        words.append(_pick(_words_for(_COUNTS, mention.count), 0.15, dice))
+        words.append(pick(_words_for(_COUNTS, mention.count), 0.15, dice))
     if mention.size is not None:
-        words.append(_pick(_words_for(_SIZES, mention.size), 0.3, dice))
+        words.append(pick(_words_for(_SIZES, mention.size), 0.3, dice))
     if mention.colour is not None:
         words.append(_words_for(_COLOURS, mention.colour)[0])
         words += ["的"] if dice.chance(0.15) else []
-    words.append(_pick(_words_for(_KINDS, mention.kind), 0.15, dice))
+    words.append(pick(_words_for(_KINDS, mention.kind), 0.15, dice))
     return "".join(words)
 
 
-def _ground_phrase(claim: Claim, dice: Dice) -> str:
+def _ground(claim: Claim, dice: Dice, is_title: bool) -> dict[str, str]:
     words = [
         word
         for meanings, meant in ((_GROUNDS, claim.ground), (_PATTERNS, claim.pattern))
@@ -153,76 +92,14 @@ def _ground_phrase(claim: Claim, dice: Dice) -> str:
     ]
     if len(words) == 2 and dice.chance(0.5):
         words.reverse()
-    return "".join([*words, _pick(_GROUND_NOUNS, 0.15, dice)])
+    return {"ground": "".join([*words, pick(_GROUND_NOUNS, 0.15, dice)])}
 
 
 def _words_for(meanings: dict[str, str] | dict[str, int], meant: str | int) -> list[str]:
     return [word for word, meaning in meanings.items() if meaning == meant]
 
 
-def _pick(words: list[str] | tuple[str, ...], probability_of_second: float, dice: Dice) -> str:
-    """The first word, or its synonym if there is one."""
-    return words[1] if len(words) > 1 and dice.chance(probability_of_second) else words[0]
-
-
-def _without_marks(text: str) -> str:
-    return "".join(re.findall(r"\w+", text)).lower()
-
-
-@lru_cache(maxsize=1)
-def _decoration() -> re.Pattern[str]:
-    return re.compile(f"^{one_of(_PREFIXES)}|{one_of(_SUFFIXES)}$")
-
-
-@lru_cache(maxsize=1)
-def _phrase() -> re.Pattern[str]:
-    return re.compile(
-        f"(?P<count>{one_of(_COUNTS)})?(?P<size>{one_of(_SIZES)})?"
-        f"(?:(?P<colour>{one_of(_COLOURS)})的?)?(?P<kind>{one_of(_KINDS)})"
-    )
-
-
-@lru_cache(maxsize=1)
-def _sentences() -> tuple[tuple[str, str | None, re.Pattern[str]], ...]:
-    """(slots, relation, pattern) of every body; a slot captures one noun phrase."""
-    phrase = re.sub(r"\?P<\w+>", "?:", _phrase().pattern)
-    compiled = []
-    for (num_groups, relation), bodies in _BODIES.items():
-        slots = "ABC"[:num_groups]
-        for body in bodies:
-            pattern = body.replace("、", "")
-            for slot in slots:
-                pattern = pattern.replace(f"{{{slot}}}", f"(?P<{slot}>{phrase})")
-            compiled.append((slots, relation, re.compile(pattern)))
-    return tuple(compiled)
-
-
-@lru_cache(maxsize=1)
-def _backgrounds() -> tuple[re.Pattern[str], ...]:
-    ground, pattern = one_of(_GROUNDS), one_of(_PATTERNS)
-    words = f"(?P<words>{ground}{pattern}|{pattern}{ground}|{ground}|{pattern})"
-    place = f"{words}{one_of(_GROUND_NOUNS)}"
-    shapes = (
-        f"(?P<body>.+?)(?:在{place}上)",
-        f"在?{place}上有?(?P<body>.+)",
-        f"(?P<body>.+?){place}",
-    )
-    return tuple(re.compile(shape) for shape in shapes)
-
-
-def _split_background(words: str) -> tuple[str, str | None, str | None]:
-    for shape in _backgrounds():
-        found = shape.fullmatch(words)
-        if found is not None:
-            pattern = next((_PATTERNS[word] for word in _PATTERNS if word in found["words"]), None)
-            ground = next((_GROUNDS[word] for word in _GROUNDS if word in found["words"]), None)
-            return found["body"], pattern, ground
-    return words, None, None
-
-
-def _mention(phrase: str) -> Mention:
-    found = _phrase().fullmatch(phrase)
-    assert found is not None, phrase
+def _read(found: re.Match[str]) -> Mention:
     size, colour, count = (found[name] for name in ("size", "colour", "count"))
     return Mention(
         kind=_KINDS[found["kind"]],
@@ -230,3 +107,41 @@ def _mention(phrase: str) -> Mention:
         size=None if size is None else _SIZES[size],
         count=1 if count is None else _COUNTS[count],
     )
+
+
+_GROUND_WORD, _PATTERN_WORD = one_of(_GROUNDS), one_of(_PATTERNS)
+_PLACE = (
+    f"(?P<ground>{_GROUND_WORD}{_PATTERN_WORD}|{_PATTERN_WORD}{_GROUND_WORD}|{_GROUND_WORD}"
+    f"|{_PATTERN_WORD}){one_of(_GROUND_NOUNS)}"
+)
+
+CHINESE = Grammar(
+    bodies=_BODIES,
+    is_sentence=lambda body: body.startswith(_SENTENCE_STARTS),
+    frames=("{body}，在{ground}上", "在{ground}上，{body}"),
+    # What lies left of what is not "there" on a background.
+    noun_frame="{ground}上有{body}",
+    noun_frame_takes_relations=False,
+    title_frames=("{body}，{ground}", "{body} {ground}"),
+    space="",
+    word=r"\w+",
+    noun_phrase=_noun_phrase,
+    ground=_ground,
+    prefixes=("特价", "免费", "新款", "高清"),
+    suffixes=("素材", "图片", "图标", "矢量图", "免费下载", "包邮"),
+    separators=("", " - ", " | ", "，"),
+    dressed="【{}】".format,
+    boilerplate=_BOILERPLATE,
+    phrase=(
+        f"(?P<count>{one_of(_COUNTS)})?(?P<size>{one_of(_SIZES)})?"
+        f"(?:(?P<colour>{one_of(_COLOURS)})的?)?(?P<kind>{one_of(_KINDS)})"
+    ),
+    read=_read,
+    backgrounds=(
+        f"(?P<body>.+?)(?:在{_PLACE}上)",
+        f"在?{_PLACE}上有?(?P<body>.+)",
+        f"(?P<body>.+?){_PLACE}",
+    ),
+    patterns=_PATTERNS,
+    grounds=_GROUNDS,
+)

@@ -1,6 +1,6 @@
 """The whole loop on an embedded world: noise in, a better model out, in minutes on two cores.
 
-The page on which the demonstration shows what it measured.
+And the page that shows what was measured.
 """
 
 import json

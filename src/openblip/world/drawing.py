@@ -1,16 +1,10 @@
-"""Scenes as pictures: objects with a white rim over a background, as an indexed PNG.
+"""Scenes as pictures: objects with a white rim over a background, the same bytes everywhere.
 
-Anti-aliased masks of the kinds of objects, in integer arithmetic only.
-
-Floating-point sine and cosine may differ in the last bit between machines and so move a pixel;
-here outlines are integer constants and tilts are Pythagorean triples.
-
-Background patterns as maps of tones between the dark and the light end of one colour.
-
-A PNG encoder whose bytes depend on nothing but the pixels.
-
-Compressors differ between zlib versions and builds; stored (uncompressed) blocks are fully
-fixed by the formats (RFC 2083 for PNG, RFC 1950 and 1951 for zlib and deflate).
+Floating-point sine and cosine may differ in the last bit between machines and so move a pixel:
+anti-aliased masks are made in integer arithmetic only, from outlines that are integer constants and
+tilts that are Pythagorean triples. Compressors differ between zlib versions and builds: the indexed
+PNG has stored (uncompressed) blocks, which the formats fix fully (RFC 2083 for PNG, RFC 1950 and
+1951 for zlib and deflate).
 """
 
 import math

@@ -1,12 +1,10 @@
 """What a picture of the embedded world shows: groups of equal objects over a background.
 
-Where the objects of a scene stand: on a lattice of four by four places.
-
-A small object takes one place and a large one two by two, so a vision transformer whose patches
-are a quarter of the picture wide sees every small object whole, and each quarter of a large one
-in a patch of its own. That makes the world learnable from tens of thousands of pictures.
-
-Random choices that are equal on every machine and with every version of every library.
+Scenes are drawn by dice that fall alike on every machine and with every version of every library.
+Objects stand on a lattice of four by four places. A small one takes one place and a large one two
+by two, so a vision transformer whose patches are a quarter of the picture wide sees every small
+object whole, and each quarter of a large one in a patch of its own. That makes the world learnable
+from tens of thousands of pictures.
 """
 
 import math
@@ -69,6 +67,17 @@ class Scene:
 
 
 T = TypeVar("T")
+
+_MASK = (1 << 64) - 1
+# Odd (the golden ratio in 64 bits): a stream passes all states before one comes again.
+_STEP = 0x9E3779B97F4A7C15
+
+
+def mix64(value: int) -> int:
+    """A well-mixed 64-bit number of a 64-bit number (the finaliser of SplitMix64)."""
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
+    return value ^ (value >> 31)
 
 
 class Dice:
@@ -234,14 +243,3 @@ def _strip_starts(scene: Scene, dice: Dice) -> list[int]:
         starts.append(used + shift)
         used += _span(group)
     return starts
-
-
-_MASK = (1 << 64) - 1
-_STEP = 0x9E3779B97F4A7C15
-
-
-def mix64(value: int) -> int:
-    """A well-mixed 64-bit number of a 64-bit number (the finaliser of SplitMix64)."""
-    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & _MASK
-    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & _MASK
-    return value ^ (value >> 31)

@@ -1,7 +1,4 @@
-"""The page of a captioning: worst and best captions, words used too often or too seldom.
-
-What captions say more, or less, often than human ones do.
-"""
+"""The page of a captioning: worst and best captions, words used too often or too seldom."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openblip.evaluation.captioning import CaptionResult
+from openblip.evaluation.error_report import by_confidence
 from openblip.metrics.caption_tokens import caption_tokens
 from openblip.runtime.page import CardText, Curve, Page, curves
-from openblip.sources.row_images import table_images
+from openblip.sources.row_images import stream_images
 from openblip.table.table import PairTable
 
 _WORST, _BEST = 24, 8
@@ -30,11 +28,8 @@ def write_caption_report(
 ) -> Path:
     """The error analysis of a captioning as one self-contained HTML file.
 
-    Args:
-        result: of `evaluate_caption` on `table`.
-        table: where the images are read.
-        path: where the page goes; whole or not at all.
-        subject: model and split, for the title.
+    It shows a result of `evaluate_caption` on the table, from which images are read. `subject`, for
+    the title, says model and split.
 
     Raises:
         DataError: if an image that is shown cannot be read.
@@ -67,7 +62,8 @@ def _charts(page: Page, result: CaptionResult, cider: NDArray[np.float64]) -> No
     ordered = np.sort(cider)
     places = 100 * np.arange(1, len(ordered) + 1) / len(ordered)
     sorted_scores = Curve(name="CIDEr", points=list(zip(places, ordered, strict=True)))
-    fifths = _by_confidence(result, cider)
+    confidence = np.array([result.confidence[key] for key in result.captions])
+    fifths = by_confidence(confidence, cider, _FIFTHS)
     human = chain.from_iterable(result.references.values())
     shares = {"model": lengths(result.captions.values()), "references": lengths(human)}
     by_length = [
@@ -89,13 +85,6 @@ def _charts(page: Page, result: CaptionResult, cider: NDArray[np.float64]) -> No
         "Confidence: geometric mean of the probabilities of a caption's words. Where the curve "
         "rises, it tells good captions from bad ones. Length: in words."
     )
-
-
-def _by_confidence(result: CaptionResult, cider: NDArray[np.float64]) -> list[tuple[float, float]]:
-    confidence = np.array([result.confidence[key] for key in result.captions])
-    order = np.argsort(confidence, kind="stable")
-    parts = [part for part in np.array_split(order, _FIFTHS) if len(part)]
-    return [(float(confidence[part].mean()), float(cider[part].mean())) for part in parts]
 
 
 def _words(page: Page, result: CaptionResult) -> None:
@@ -160,7 +149,7 @@ def _cards(
     title: str,
 ) -> None:
     page.section(title, "The model's caption, then what people wrote.")
-    images = table_images(table, result.rows[places])
+    images = stream_images(table, result.rows[places])
     keys: Sequence[str] = list(result.captions)
     cards = []
     for place in places.tolist():

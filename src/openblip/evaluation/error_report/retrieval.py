@@ -1,6 +1,7 @@
 """The page of a retrieval: the worst searches, what stood above the right ones, calibration.
 
-A ranked gallery seen as searches: where the right one stands, and what stands above it.
+It sees a ranked gallery as searches in two directions: an image's for its texts, a text's for its
+image.
 """
 
 from collections.abc import Sequence
@@ -10,12 +11,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from openblip.evaluation.error_report import PERFECT
 from openblip.evaluation.retrieval import NOT_RANKED, Gallery, PairScores, RetrievalResult
 from openblip.inference.calibration import ReliabilityBin, calibrate
 from openblip.metrics.retrieval import Ranks, image_ranks, text_ranks
 from openblip.runtime.errors import DataError
 from openblip.runtime.page import CardText, Curve, Page, Verdict, curves, histogram
-from openblip.sources.row_images import table_images
+from openblip.sources.row_images import stream_images
 from openblip.table.table import PairTable
 
 _WORST_IMAGES = 24
@@ -30,11 +32,8 @@ def write_retrieval_report(
 ) -> Path:
     """The error analysis of a retrieval as one self-contained HTML file.
 
-    Args:
-        result: of `evaluate_retrieval` on `table`.
-        table: where the images are read.
-        path: where the page goes; whole or not at all.
-        subject: model and split, for the title.
+    It shows a result of `evaluate_retrieval` on the table, from which images are read. `subject`,
+    for the title, says model and split.
 
     Raises:
         DataError: if an image that is shown cannot be read.
@@ -223,14 +222,13 @@ def _calibration(page: Page, result: RetrievalResult) -> None:
         page.note(f"No temperature can be fitted: {error}.")
         return
     scaled = f"with temperature {found.temperature:.2f}"
-    names = ["as given", scaled, "perfect"]
     charts.append(
         curves(
             "share that is right, by confidence",
             [
-                _reliability_curve(names[0], found.before),
-                _reliability_curve(names[1], found.after),
-                Curve(name=names[2], points=[(0.0, 0.0), (1.0, 1.0)]),
+                _reliability_curve("as given", found.before),
+                _reliability_curve(scaled, found.after),
+                PERFECT,
             ],
             along="confidence",
             legend=True,
@@ -269,7 +267,7 @@ class _Shown:
             tag = _tag(searches, image, best, searches.ranks.expected[image])
             cards.append([*listed, CardText(self._gallery.texts[best], tag, "right")])
         rows = self._gallery.rows[np.asarray(chosen)]
-        self._page.cards(zip(table_images(self._table, rows), cards, strict=True))
+        self._page.cards(zip(stream_images(self._table, rows), cards, strict=True))
 
     def texts(self, searches: Searches) -> None:
         """For each of the worst texts a row of images: the right one, then those above it."""
@@ -292,7 +290,7 @@ class _Shown:
                 for at, image, verdict in zip(places, images, verdicts, strict=True)
             ]
             self._page.quote(self._gallery.texts[text])
-            pictures = table_images(self._table, self._gallery.rows[np.asarray(images)])
+            pictures = stream_images(self._table, self._gallery.rows[np.asarray(images)])
             self._page.cards(zip(pictures, cards, strict=True))
 
     def _other_words(self, image: int, text: int) -> str:

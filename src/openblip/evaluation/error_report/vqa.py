@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 
+from openblip.evaluation.error_report import PERFECT, by_confidence
 from openblip.evaluation.vqa import VqaResult, question_accuracies
 from openblip.inference import Answer
 from openblip.runtime.errors import DataError
 from openblip.runtime.page import CardText, Curve, Page, curves
-from openblip.sources.row_images import table_images
+from openblip.sources.row_images import stream_images
 from openblip.table.table import PairTable
 
 _TYPES = 16
@@ -42,11 +43,8 @@ class _Case:
 def write_vqa_report(result: VqaResult, table: PairTable, path: Path, *, subject: str) -> Path:
     """The error analysis of a question answering as one self-contained HTML file.
 
-    Args:
-        result: of `evaluate_vqa` on `table`.
-        table: where the images are read.
-        path: where the page goes; whole or not at all.
-        subject: model and split, for the title.
+    It shows a result of `evaluate_vqa` on the table, from which images are read. `subject`, for
+    the title, says model and split.
 
     Raises:
         DataError: if no answers are known, or an image that is shown cannot be read.
@@ -122,16 +120,13 @@ def _types(page: Page, cases: Sequence[_Case]) -> None:
 def _confidence(page: Page, cases: Sequence[_Case]) -> None:
     probability = np.array([case.answer.probability for case in cases])
     accuracy = np.array([case.accuracy for case in cases])
-    order = np.argsort(probability, kind="stable")
-    parts = [part for part in np.array_split(order, _BINS) if len(part)]
-    points = [(float(probability[part].mean()), float(accuracy[part].mean())) for part in parts]
+    points = by_confidence(probability, accuracy, _BINS)
     page.section(
         "Confidence",
         "Accuracy by the probability that the model gives its answer, a tenth of the questions "
         "each. Of a ranked answer it is the share among the ranked ones.",
     )
-    perfect = Curve(name="perfect", points=[(0.0, 0.0), (1.0, 1.0)])
-    drawn = [Curve(name="answers", points=points, dots=points), perfect]
+    drawn = [Curve(name="answers", points=points, dots=points), PERFECT]
     page.charts([curves("accuracy", drawn, along="probability", legend=True)])
 
 
@@ -188,5 +183,5 @@ def _worst(page: Page, table: PairTable, cases: Sequence[_Case]) -> None:
                 CardText(people, "people", "right"),
             ]
         )
-    images = table_images(table, [case.row for case in shown])
+    images = stream_images(table, [case.row for case in shown])
     page.cards(zip(images, cards, strict=True))

@@ -7,7 +7,7 @@ from math import cos, pi
 import pytest
 
 from openblip.objectives.task import StepPosition
-from openblip.training.optimiser import Plan, learning_rates
+from openblip.training.optimiser import RunSteps, learning_rates
 from openblip.training.recipe import Recipe, ScheduleConfig, TrainConfig
 
 MakeRecipe = Callable[..., Recipe]
@@ -15,29 +15,29 @@ MakeRecipe = Callable[..., Recipe]
 
 def rates(recipe: Recipe, schedule: ScheduleConfig, batches_per_epoch: float) -> list[float]:
     recipe = replace(recipe, schedule=schedule)
-    plan = Plan.of(recipe.train, batches_per_epoch)
-    rate = learning_rates(recipe, plan)
-    return [rate(step) for step in range(plan.total_steps)]
+    steps = RunSteps.of(recipe.train, batches_per_epoch)
+    rate = learning_rates(recipe, steps)
+    return [rate(step) for step in range(steps.total_steps)]
 
 
 def test_epochs_become_steps() -> None:
-    assert Plan.of(TrainConfig(epochs=3), batches_per_epoch=10).total_steps == 30
-    assert Plan.of(TrainConfig(epochs=3, accumulate=4), batches_per_epoch=10).total_steps == 7
-    assert Plan.of(TrainConfig(epochs=3), batches_per_epoch=20 / 6).total_steps == 10
-    assert Plan.of(TrainConfig(epochs=3, accumulate=4), batches_per_epoch=2).total_steps == 3
-    assert Plan.of(TrainConfig(steps=7), batches_per_epoch=10).total_steps == 7
+    assert RunSteps.of(TrainConfig(epochs=3), batches_per_epoch=10).total_steps == 30
+    assert RunSteps.of(TrainConfig(epochs=3, accumulate=4), batches_per_epoch=10).total_steps == 7
+    assert RunSteps.of(TrainConfig(epochs=3), batches_per_epoch=20 / 6).total_steps == 10
+    assert RunSteps.of(TrainConfig(epochs=3, accumulate=4), batches_per_epoch=2).total_steps == 3
+    assert RunSteps.of(TrainConfig(steps=7), batches_per_epoch=10).total_steps == 7
 
 
 def test_an_epoch_is_a_pass_over_the_data() -> None:
-    plan = Plan.of(TrainConfig(steps=9, accumulate=2), batches_per_epoch=10)
-    assert plan.position(0) == StepPosition(0, 0.0)
-    assert plan.position(4) == StepPosition(4, 0.8)
-    assert plan.position(5).epoch == 1.0
+    steps = RunSteps.of(TrainConfig(steps=9, accumulate=2), batches_per_epoch=10)
+    assert steps.position(0) == StepPosition(0, 0.0)
+    assert steps.position(4) == StepPosition(4, 0.8)
+    assert steps.position(5).epoch == 1.0
 
 
 def test_what_is_regular_also_happens_at_the_end() -> None:
-    plan = Plan.of(TrainConfig(steps=7), batches_per_epoch=10)
-    assert [step for step in range(1, 8) if plan.is_due(3, step)] == [3, 6, 7]
+    steps = RunSteps.of(TrainConfig(steps=7), batches_per_epoch=10)
+    assert [step for step in range(1, 8) if steps.is_due(3, step)] == [3, 6, 7]
 
 
 def test_pretraining_rises_and_then_decays_by_epoch(make_recipe: MakeRecipe) -> None:

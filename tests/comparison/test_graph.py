@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from openblip.comparison.planner import Planner
+from openblip.comparison.graph import StageGraph
 from openblip.comparison.spec import ComparisonSpec, read_spec
 from openblip.comparison.stages import Given, Stage, closure
 from openblip.recipes.baselines import as_clip
@@ -24,8 +24,8 @@ def spec_of(folder: Path, text: str = TINY) -> ComparisonSpec:
 
 def stages_of(spec: ComparisonSpec, seed: int = 0) -> dict[str, Stage]:
     """By kind and name of the last model or data."""
-    planner = Planner(spec)
-    wanted = [planner.evaluation(m, t, seed) for m in spec.models for t in spec.tasks]
+    graph = StageGraph(spec)
+    wanted = [graph.evaluation(m, t, seed) for m in spec.models for t in spec.tasks]
     return {f"{s.kind} {s.name}".split(",")[0]: s for s in closure(wanted).values()}
 
 
@@ -86,14 +86,14 @@ def test_each_seed_has_its_own_world_unless_one_is_given(
     spec: ComparisonSpec, tmp_path: Path
 ) -> None:
     fixed = spec_of(tmp_path, TINY.replace("{web_rows", "{seed: 5, web_rows"))
-    assert len({Planner(spec).data("pairs", seed).fingerprint for seed in (0, 1)}) == 2
-    assert len({Planner(fixed).data("pairs", seed).fingerprint for seed in (0, 1)}) == 1
-    assert len({Planner(fixed).model("noise", seed).fingerprint for seed in (0, 1)}) == 2
+    assert len({StageGraph(spec).data("pairs", seed).fingerprint for seed in (0, 1)}) == 2
+    assert len({StageGraph(fixed).data("pairs", seed).fingerprint for seed in (0, 1)}) == 1
+    assert len({StageGraph(fixed).model("noise", seed).fingerprint for seed in (0, 1)}) == 2
 
 
 def test_like_begins_with_the_recipe_of_another_model(spec: ComparisonSpec) -> None:
-    planner = Planner(spec)
-    noise, both, clip = (recipe_of(planner.model(m, 1)) for m in ("noise", "both", "clip"))
+    graph = StageGraph(spec)
+    noise, both, clip = (recipe_of(graph.model(m, 1)) for m in ("noise", "both", "clip"))
     assert noise.train.seed == both.train.seed == 1
     assert both.data.view.sources == ("human", "web", "synthetic")
     assert both.model == noise.model
@@ -102,12 +102,12 @@ def test_like_begins_with_the_recipe_of_another_model(spec: ComparisonSpec) -> N
 
 def test_the_same_training_can_go_on_from_weights(tmp_path: Path) -> None:
     text = TINY.replace("  clip: {", "  more: {like: both, init: noise}\n  clip: {")
-    planner = Planner(spec_of(tmp_path, text))
-    more, stage = planner.recipe("more"), planner.model("more", 0)
+    graph = StageGraph(spec_of(tmp_path, text))
+    more, stage = graph.recipe("more"), graph.model("more", 0)
     assert (more.task, more.model, more.tokenizer) == ("pretrain", None, None)
     assert isinstance(stage, Stage)
-    assert stage.inputs["init"] is planner.model("noise", 0)
-    assert stage.inputs["table"] is planner.data("cleaned", 0)
+    assert stage.inputs["init"] is graph.model("noise", 0)
+    assert stage.inputs["table"] is graph.data("cleaned", 0)
 
 
 def test_files_that_a_recipe_names_count_by_what_is_in_them(tmp_path: Path) -> None:
@@ -120,7 +120,7 @@ def test_files_that_a_recipe_names_count_by_what_is_in_them(tmp_path: Path) -> N
         text = TINY.replace("train:300", str(tmp_path / tokenizer)).replace(
             "train.steps: 2", f"data.mix: [{{table: {tmp_path / mixed}}}]\n      train.steps: 2"
         )
-        return Planner(spec_of(tmp_path, text)).model("noise", 0)
+        return StageGraph(spec_of(tmp_path, text)).model("noise", 0)
 
     first = noise("vocab.txt", "more.lance")
     assert isinstance(first, Stage)
@@ -139,11 +139,11 @@ def test_another_table_in_the_place_of_one_changes_the_fingerprint(tmp_path: Pat
     world = "world: {web_rows: 16, human_rows: 24, val_rows: 2, test_rows: 8}"
     spec = spec_of(tmp_path, TINY.replace(world, f"table: {place}"))
     table = PairTable.create(place)
-    first = Planner(spec).data("pairs", 0)
-    assert first == Planner(spec).data("pairs", 1) == Given(str(place), table.fingerprint, 1)
+    first = StageGraph(spec).data("pairs", 0)
+    assert first == StageGraph(spec).data("pairs", 1) == Given(str(place), table.fingerprint, 1)
     shutil.rmtree(place)
     PairTable.create(place)
-    assert Planner(spec).data("pairs", 0).fingerprint != first.fingerprint
+    assert StageGraph(spec).data("pairs", 0).fingerprint != first.fingerprint
 
 
 OWN = """

@@ -1,12 +1,10 @@
-"""Settings of the tasks: what would fail when a model is evaluated is refused before."""
+"""Settings of the protocols: what would fail when a model is evaluated is refused before."""
 
-import inspect
 from typing import Any
 
 import pytest
 
-from openblip.comparison.tasks import PROTOCOLS, RetrievalSettings
-from openblip.evaluation.retrieval import evaluate_retrieval
+from openblip.comparison.protocols import PROTOCOLS
 from openblip.runtime.errors import RecipeError
 
 
@@ -27,9 +25,3 @@ from openblip.runtime.errors import RecipeError
 def test_settings_that_always_fail_are_refused(task: Any, settings: Any, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         PROTOCOLS[task].settings(**settings)
-
-
-def test_retrieval_is_that_of_the_command() -> None:
-    ours, theirs = RetrievalSettings(), inspect.signature(evaluate_retrieval).parameters
-    for name in ("k", "max_words", "batch_size"):
-        assert getattr(ours, name) == theirs[name].default

@@ -1,15 +1,24 @@
-"""Captions of any number of images, in a job that can be stopped at any moment."""
+"""Any number of images, captioned, matched or asked about, in jobs that a signal stops cleanly.
+
+Captions in files are resumed: what is there is not done again.
+"""
 
 import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
+
+from torch import Tensor
 
 from openblip.batches.shuffle import named_seed
-from openblip.inference.blip import PROMPT, Blip
+from openblip.batches.transforms import eval_transform
+from openblip.checkpoints.reading import model_fingerprint
+from openblip.inference.answers import Answer, AnswerList, answer_each
+from openblip.inference.blip import Blip
 from openblip.inference.caption_output import (
     CaptionOutput,
     FileOutput,
@@ -20,17 +29,30 @@ from openblip.inference.caption_output import (
     caption_format,
     format_name,
 )
+from openblip.inference.captions import PROMPT
 from openblip.inference.decoding import Decoding
-from openblip.inference.embedder import model_fingerprint
-from openblip.inference.image_input import TriedBatch, tried_batches
-from openblip.inference.image_sources import ImageSources, SourceImage
+from openblip.inference.encoding import FirstTokenName
+from openblip.inference.image_sources import (
+    NOTHING_FOUND,
+    ImageSources,
+    SourceImage,
+    TriedBatch,
+    tried_batches,
+)
 from openblip.inference.loading import load
+from openblip.inference.matching import Match
 from openblip.runtime.atomic import check_output, is_stream, open_stream
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.runtime.interruption import Interruption
 from openblip.runtime.locks import only_one
 from openblip.runtime.progress import Progress
 from openblip.table.rows import IdSet
+
+Result = TypeVar("Result")
+Tell = Callable[[str, Result], None]
+"""Gets the name of an image, and what there is to tell of it."""
+Report = Callable[[str], None]
+"""Is told why an image failed; the others are worked on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +142,7 @@ def caption_images(
     target: CaptionTarget,
     *,
     batch_size: int = 16,
-    report: Callable[[str], None],
+    report: Report,
     stdout: BinaryIO,
 ) -> CaptionJobResult:
     """Caption all images that are not done; the same call goes on after a stop of any kind.
@@ -157,7 +179,7 @@ def caption_images(
         job = _Job(output, settings, opened.enter_context(progress), report)
         result = job.run(sources, batch_size)
     if not result.captioned + result.failed + result.skipped and not result.interrupted:
-        raise DataError("no image in what was given; name other files, folders or archives")
+        raise DataError(NOTHING_FOUND)
     return result
 
 
@@ -169,7 +191,7 @@ class _Job:
         output: CaptionOutput,
         settings: CaptionSettings,
         progress: Progress,
-        report: Callable[[str], None],
+        report: Report,
     ) -> None:
         self._output, self._settings = output, settings
         self._progress, self._report = progress, report
@@ -189,21 +211,13 @@ class _Job:
             blip.require("lm")
             blip.warn_of_unknown_words([settings.prompt], "prompts")
             started = time.perf_counter()
-            is_interrupted = self._caption(blip, chain([first], images), batch_size)
+            finish = partial(self._finish, blip)
+            is_interrupted = _work_through(chain([first], images), blip, batch_size, finish)
         self._output.close(is_complete=not is_interrupted)
         seconds = time.perf_counter() - started
         return CaptionJobResult(
             self._captioned, self._failed, self._skipped, self._empty, seconds, is_interrupted
         )
-
-    def _caption(self, blip: Blip, images: Iterable[SourceImage], batch_size: int) -> bool:
-        batches = tried_batches(images, lambda image: image.open(), blip.image_size, batch_size)
-        with closing(batches), Interruption() as interruption:
-            for batch in batches:
-                self._finish(blip, batch)
-                if interruption.requested:
-                    return True
-        return False
 
     def _finish(self, blip: Blip, batch: TriedBatch[SourceImage]) -> None:
         for _, error in batch.failures:
@@ -221,6 +235,7 @@ class _Job:
                 (image.name, image.file, own)
                 for image, own in zip(batch.items, captions, strict=True)
             ]
+            # Counted and told of once it is on its way to the disk: what a count says is there.
             self._output.write(written)
             self._captioned += len(written)
             for name, _, own in written:
@@ -231,6 +246,7 @@ class _Job:
 
     def _wants(self, name: str, file: Path | None) -> bool:
         mark = self._output.mark(name, file)
+        # Asked before an image is read, so that going on over finished ones costs names alone.
         if not self._names.add(name):
             return self._skip()
         if not self._marks.add(mark):
@@ -263,5 +279,142 @@ def _open_output(
     if is_stream(file):
         device = opened.enter_context(open_stream(file))
         return StreamOutput(device, str(file), lines)
+    # Two jobs that append to one file would each hold the other's images for not done.
     opened.enter_context(only_one(file, "writing captions into"))
     return FileOutput(file, lines, settings.stored(form), target.overwrite)
+
+
+@dataclass(frozen=True)
+class ImageCounts:
+    """What became of the images."""
+
+    done: int
+    failed: int
+    """Each was reported."""
+    interrupted: bool
+    """A signal ended it; what was told is right."""
+
+
+def match_each(
+    blip: Blip,
+    sources: ImageSources,
+    texts: Sequence[str],
+    tell: Tell[list[Match]],
+    report: Report,
+    *,
+    first_token: FirstTokenName = "[ENC]",
+    batch_size: int = 16,
+    show_progress: bool = True,
+) -> ImageCounts:
+    """How well every text describes each image, told image by image.
+
+    Args:
+        blip: a model that can match.
+        sources: the images.
+        texts: compared with every image.
+        tell: gets a match for each text.
+        report: is told of each image that cannot be read; the others are worked on.
+        first_token: of a text.
+        batch_size: images that go through the model together.
+        show_progress: on stderr.
+
+    Raises:
+        DataError: there is no image.
+        MissingHead: the model does not match.
+    """
+    blip.matcher.require("itm")
+
+    def work(images: Tensor) -> list[list[Match]]:
+        encoded = blip.encode(images)
+        return blip.score(encoded, [texts] * len(images), first_token, warns=True)
+
+    return _each(blip, sources, work, tell, report, "matching", batch_size, show_progress)
+
+
+def answer_each_image(
+    blip: Blip,
+    sources: ImageSources,
+    questions: Sequence[str],
+    tell: Tell[list[Answer]],
+    report: Report,
+    *,
+    candidates: Sequence[str] | None = None,
+    batch_size: int = 16,
+    show_progress: bool = True,
+) -> ImageCounts:
+    """The answers to the same questions about each image, told image by image.
+
+    Args:
+        blip: a model that answers questions.
+        sources: the images.
+        questions: asked of every image.
+        tell: gets an answer for each question.
+        report: is told of each image that cannot be read; the others are worked on.
+        candidates: what may be answered; None lets the model write.
+        batch_size: images that go through the model together.
+        show_progress: on stderr.
+
+    Raises:
+        DataError: there is no image.
+        MissingHead: the model answers no questions.
+    """
+    vqa = blip.vqa
+    longest = vqa.config.text.max_positions
+    ranked = None if candidates is None else AnswerList.of(blip.tokenizer, candidates, longest)
+
+    def work(images: Tensor) -> list[list[Answer]]:
+        hidden = blip.encode_patches(images)
+        return answer_each(vqa, blip.tokenizer, hidden, [questions] * len(images), ranked)
+
+    return _each(blip, sources, work, tell, report, "answering", batch_size, show_progress)
+
+
+def _each(
+    blip: Blip,
+    sources: ImageSources,
+    work: Callable[[Tensor], list[Result]],
+    tell: Tell[Result],
+    report: Report,
+    what: str,
+    batch_size: int,
+    show_progress: bool,
+) -> ImageCounts:
+    done = failed = 0
+
+    def finish(batch: TriedBatch[SourceImage]) -> None:
+        nonlocal done, failed
+        for _, error in batch.failures:
+            report(str(error))
+        results = work(batch.images) if batch.items else []
+        for image, result in zip(batch.items, results, strict=True):
+            tell(image.name, result)
+        done, failed = done + len(batch.items), failed + len(batch.failures)
+        progress.update(len(batch.items) + len(batch.failures))
+
+    images = sources.images(lambda name, file: True)
+    with Progress(what, sources.total(), "images", enabled=show_progress) as progress:
+        interrupted = _work_through(images, blip, batch_size, finish)
+    if not (done or failed or interrupted):
+        raise DataError(NOTHING_FOUND)
+    return ImageCounts(done, failed, interrupted)
+
+
+def _work_through(
+    images: Iterable[SourceImage],
+    blip: Blip,
+    batch_size: int,
+    finish: Callable[[TriedBatch[SourceImage]], None],
+) -> bool:
+    """Whether a signal came before all images were given to `finish`, a batch at a time."""
+
+    def prepare(image: SourceImage) -> Tensor:
+        return eval_transform(image.open(), blip.image_size)
+
+    batches = tried_batches(images, prepare, batch_size)
+    with closing(batches), Interruption() as interruption:
+        for batch in batches:
+            finish(batch)
+            # Here alone: a batch that has begun is told whole, so that no line of it is lost.
+            if interruption.requested:
+                return True
+    return False

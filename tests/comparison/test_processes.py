@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from openblip.comparison import scheduler
+from openblip.comparison import run
 from openblip.comparison.stages import Stage
 
 
@@ -39,9 +39,9 @@ def test_a_process_that_dies_while_it_is_idle_fails_nothing(
                     process.wait()
             return super().write_order(root)
 
-    monkeypatch.setattr(scheduler.subprocess, "Popen", Observed)
+    monkeypatch.setattr(run.subprocess, "Popen", Observed)
     last = world(2, Killing, one=world(0), two=world(1))
-    assert scheduler.carry_out_all([last], tmp_path, jobs=2) == {}
+    assert run.carry_out_all([last], tmp_path, jobs=2) == {}
     assert last.result(tmp_path)
     assert len(doomed) == 2 - first
     assert len(processes) == (3 if first == 0 else 2)

@@ -10,13 +10,13 @@ from typing import Any
 from openblip.batches.tokenizer import tokenizer_file
 from openblip.batches.wordpiece import settings_beside
 from openblip.checkpoints.reading import find_model, read_outline
+from openblip.comparison.protocols import PROTOCOLS
 from openblip.comparison.spec import ComparisonSpec, DataSpec, ModelSpec
-from openblip.comparison.stages import Given, Stage
-from openblip.comparison.tasks import PROTOCOLS
+from openblip.comparison.stages import Given, Stage, mix_role, reading_from
 from openblip.inference.embedder import embedder_fingerprint, is_published_clip
+from openblip.recipes import named_recipe
 from openblip.recipes.baselines import as_albef, as_clip, as_unimodal
 from openblip.recipes.finetune import FINETUNE_RECIPES
-from openblip.recipes.named import named_recipe
 from openblip.recipes.pretrain import PRETRAIN_RECIPES
 from openblip.runtime.errors import DataError, OpenBlipError, RecipeError
 from openblip.runtime.references import is_reference
@@ -37,8 +37,9 @@ from openblip.world import WorldConfig
 from openblip.world.config import config_to_dict
 from openblip.world.recipes import WORLD_FINETUNE_RECIPES, WORLD_PRETRAIN_RECIPES
 
-# Stand in a recipe for the places of its inputs, which do not count for its fingerprint.
-TABLE, INIT, TOKENIZER = "@table", "@init", "@tokenizer"
+# Where an input lies does not count for a fingerprint: a stage's recipe names its inputs by these.
+_TABLE, _INIT = "@table", "@init"
+_NAMES = {"init": _INIT, "tokenizer": "@tokenizer"}
 # Fields of a recipe that `settings` leave alone, and what decides them.
 _ELSEWHERE = {
     "data.table": "`data`, a name of the comparison's data",
@@ -50,7 +51,7 @@ _FINETUNE = FINETUNE_RECIPES | WORLD_FINETUNE_RECIPES
 _TRAINED_AS = {"clip": as_clip, "albef": as_albef, "unimodal": as_unimodal}
 
 
-class Planner:
+class StageGraph:
     """The stages of a comparison, each made once, whatever asks for it.
 
     Every method raises `FieldError` where the file asks for what cannot be.
@@ -138,11 +139,14 @@ class Planner:
     def _make_model(self, name: str, spec: ModelSpec, seed: int) -> Stage | Given:
         if spec.is_given:
             return _given(spec, seed)
-        recipe, inputs = _detached(self.recipe(name))
+        recipe = self.recipe(name)
+        inputs: dict[str, Stage | Given] = {**_named_inputs(recipe)}
         init, data = self._inherited(name, "init"), self._inherited(name, "data")
         inputs["table"] = self.data(data, seed)
         if init is not None:
             inputs["init"] = self.model(init, seed)
+        names = {role: _NAMES.get(role, _TABLE) for role in inputs}
+        recipe = reading_from(recipe, names)
         seeded = replace(recipe, train=replace(recipe.train, seed=seed))
         settings = {"recipe": recipe_to_dict(seeded)}
         if recipe.data.max_unknown == DataConfig.max_unknown:
@@ -151,7 +155,7 @@ class Planner:
         return Stage("train", f"{name}, seed {seed}", settings, inputs)
 
     def recipe(self, name: str) -> Recipe:
-        """What a model is trained by, with `TABLE` and `INIT` for the places of its inputs."""
+        """What a model is trained by; the table and the model that it begins with are but named."""
         if name not in self._recipes:
             field = f"models.{name}"
             self._enter(f"{field} (recipe)")
@@ -170,7 +174,7 @@ class Planner:
             raise FieldError(field, f"{field} is there already: it has no recipe to begin with")
         if spec.init is not None and recipe.model is not None:
             # The same training, from weights that are there.
-            recipe = replace(recipe, model=None, tokenizer=None, init_from=INIT)
+            recipe = replace(recipe, model=None, tokenizer=None, init_from=_INIT)
         if spec.view is not None:
             view = from_plain(CaptionView, spec.view, f"{field}.view")
             recipe = replace(recipe, data=replace(recipe.data, view=view))
@@ -183,30 +187,27 @@ class Planner:
             recipe = _TRAINED_AS[spec.trained_as](recipe)
         return _with_settings(recipe, spec.settings, f"{field}.settings")
 
-    def _own_recipe(self, name: str, init: str | None, field: str) -> Recipe:
-        start = () if init is None else (INIT, self._image_size(init))
-        try:
-            return named_recipe(name, {}, TABLE, *start)
-        except RecipeError as error:
-            raise FieldError(f"{field}.recipe", f"{field}.recipe: {error}") from error
-
     def _named_recipe(self, name: str, init: str | None, field: str) -> Recipe:
-        if name in _PRETRAIN:
-            return _PRETRAIN[name](TABLE)
-        if name in _FINETUNE:
-            start = _needed(init, name, field)
-            return _FINETUNE[name](TABLE, INIT, self._image_size(start))
         if Path(name).suffix in (".yaml", ".yml"):
             recipe = read_recipe(Path(name))
-            recipe = replace(recipe, data=replace(recipe.data, table=TABLE))
+            recipe = replace(recipe, data=replace(recipe.data, table=_TABLE))
             if recipe.init_from is None:
                 return recipe
             _needed(init, name, field)
-            return replace(recipe, init_from=INIT)
-        if is_reference(name):
-            return self._own_recipe(name, init, field)
-        known = [*_PRETRAIN, *_FINETUNE]
-        raise FieldError(f"{field}.recipe", f"{field}.recipe: no {name!r}{nearest(name, known)}")
+            return replace(recipe, init_from=_INIT)
+        ours = _PRETRAIN | _FINETUNE
+        if name not in ours and not is_reference(name):
+            raise FieldError(
+                f"{field}.recipe", f"{field}.recipe: no {name!r}{nearest(name, list(ours))}"
+            )
+        if name in _FINETUNE:
+            init = _needed(init, name, field)
+        # What a function of somebody else begins with is for it to say, and for its caller.
+        start = () if name in _PRETRAIN or init is None else (_INIT, self._image_size(init))
+        try:
+            return named_recipe(name, ours, _TABLE, *start)
+        except RecipeError as error:
+            raise FieldError(f"{field}.recipe", f"{field}.recipe: {error}") from error
 
     def _image_size(self, model: str) -> int:
         spec = self._spec.models[model]
@@ -266,25 +267,15 @@ def _with_settings(recipe: Recipe, settings: Mapping[str, Any], field: str) -> R
         raise FieldError(f"{field}.{place}", f"{field}: {error}") from error
 
 
-def mix_role(place: int) -> str:
-    """What a training's input is called that is a further table of `data.mix`."""
-    return f"mix.{place}"
-
-
-def _detached(recipe: Recipe) -> tuple[Recipe, dict[str, Stage | Given]]:
-    """The recipe without the places that it names itself, and what lies there, by role."""
-    inputs: dict[str, Stage | Given] = {}
-    for place, part in enumerate(recipe.data.mix):
-        inputs[mix_role(place)] = _given_table(part.table)
-    mix = tuple(replace(part, table=TABLE) for part in recipe.data.mix)
-    recipe = replace(recipe, data=replace(recipe.data, mix=mix))
+def _named_inputs(recipe: Recipe) -> dict[str, Given]:
+    """What a recipe names itself, by role: further tables, and a tokenizer's files."""
+    inputs = {mix_role(at): _given_table(part.table) for at, part in enumerate(recipe.data.mix)}
     if recipe.tokenizer is not None and recipe.trained_vocabulary is None:
         file = tokenizer_file(Path(expandvars(recipe.tokenizer)))
         content = b"".join(part.read_bytes() for part in (file, *settings_beside(file)))
         digest = hashlib.sha256(content).hexdigest()
         inputs["tokenizer"] = Given(str(file), f"{digest}{file.suffix}")
-        recipe = replace(recipe, tokenizer=TOKENIZER)
-    return recipe, inputs
+    return inputs
 
 
 def _needed(init: str | None, recipe: str, field: str) -> str:
