@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import openblip
 from openblip.curation.marks import embedding_model, mark_images
 from openblip.inference import load
 from openblip.inference.image_sources import ImageSources
@@ -51,6 +52,7 @@ def test_a_damaged_file_has_its_reason_and_is_tried_again(photos: Path, build: B
     report = build(photos)
     assert (report.rows, report.embedded, report.changes.unreadable) == (14, 12, 2)
     assert "bad.jpg" in contents(photos)["bad.jpg"][5]
+    assert describe_index(str(photos)).unreadable == 2
     version = open_index(str(photos))[0].version
     again = build(photos)
     assert (again.embedded, again.changes.unreadable, again.changes.unchanged) == (0, 2, 12)
@@ -84,6 +86,7 @@ def test_a_table_gets_a_column_which_grows_with_it(
     assert update_index(table.uri, show_progress=False).embedded == 0
 
 
+@pytest.mark.filterwarnings("ignore::openblip.runtime.errors.UnknownWords")
 def test_a_table_in_an_object_store_too(
     s3: S3Proxy, pair_rows: Callable[..., list[PairRow]], build: Build, tmp_path: Path, monkeypatch
 ) -> None:
@@ -92,6 +95,9 @@ def test_a_table_in_an_object_store_too(
     assert build(table.uri).embedded == 6
     PairTable.open(table.uri).append([replace(pair_rows(1)[0], id="late")])
     assert update_index(table.uri, show_progress=False).embedded == 1
+    hits = openblip.search(table.uri, "a red square", k=3, device="cpu", cache_bytes=0)
+    assert len(hits) == 3
+    assert hits[0].itm is not None
 
 
 def test_an_index_of_vectors_is_made_above_the_size_and_extended(

@@ -98,8 +98,12 @@ def _print_report(report: "IndexReport", json: bool, has_worked: bool = True) ->
         print(f"{report.embedded:,} images embedded in {duration(report.seconds)}{changes}")
     print(f"index   {report.table}")
     print(f"model   {report.model or 'not known'}")
-    late = f", {report.missing:,} of them not embedded yet" if report.missing else ""
-    print(f"rows    {report.rows:,}{late}")
+    told = f"{report.rows:,}"
+    if report.missing:
+        told += f", {report.missing:,} of them not embedded yet: `openblip index update` does that"
+    if report.unreadable:
+        told += f", {report.unreadable:,} of them with images that cannot be read"
+    print(f"rows    {told}")
     vectors = report.vectors
     covers = "none: a scan is as fast"
     if vectors is not None:

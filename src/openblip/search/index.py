@@ -78,6 +78,8 @@ class IndexReport:
     """Rows of the table."""
     missing: int
     """Rows that have no embedding yet: they came later."""
+    unreadable: int
+    """Rows whose images are known to be damaged or gone."""
     embedded: int
     """Images that went through the model this time."""
     changes: FolderChanges | None
@@ -258,6 +260,15 @@ def _report(uri: str, embedded: int, changes: FolderChanges | None, seconds: flo
     table = PairTable.open(uri)
     state = IndexState.of(table)
     assert state is not None
-    missing = len(table) - table.count_values(EMBEDDING_KEY)
-    vectors = vector_index(table, EMBEDDING_KEY)
-    return IndexReport(uri, state.model, len(table), missing, embedded, changes, vectors, seconds)
+    has_errors = "image_error" in table.columns
+    return IndexReport(
+        table=uri,
+        model=state.model,
+        rows=len(table),
+        missing=len(table) - table.count_values(EMBEDDING_KEY),
+        unreadable=table.count_values("image_error") if has_errors else 0,
+        embedded=embedded,
+        changes=changes,
+        vectors=vector_index(table, EMBEDDING_KEY),
+        seconds=seconds,
+    )

@@ -89,16 +89,6 @@ def nearest_rows(
     return found.astype(np.int64)
 
 
-def rows_where(table: PairTable, where: str) -> int:
-    """How many rows fulfil a condition.
-
-    Raises:
-        DataError: it cannot be read.
-    """
-    _check_condition(table, where)
-    return int(read(table.uri, lambda: table.dataset.count_rows(filter=where)))
-
-
 def _check_condition(table: PairTable, where: str) -> None:
     try:
         table.dataset.scanner(columns=["id"], filter=where).explain_plan()
@@ -237,7 +227,7 @@ def _without_rows(table: PairTable, removed: Collection[str]) -> tuple[list[int]
 def compact(table: PairTable) -> PairTable:
     """The table in few fragments without the places of deleted rows; an index stays right.
 
-    Versions that are older than a day are removed.
+    Rows may change their numbers. Versions that are older than a day are removed.
     """
     dataset = table.dataset
     fragments = [fragment.metadata for fragment in dataset.get_fragments()]
