@@ -13,6 +13,7 @@ from openblip.inference import load
 from openblip.inference.image_sources import ImageSources
 from openblip.runtime.errors import DataError, OpenBlipError
 from openblip.runtime.locks import only_one
+from openblip.search import folder
 from openblip.search.index import IndexReport, describe_index, open_index, update_index
 from openblip.table.table import PairRow, PairTable
 from openblip.table.vectors import nearest_rows, vector_index
@@ -134,11 +135,23 @@ def test_the_table_may_lie_elsewhere(photos: Path, build: Build, tmp_path: Path)
         build(uri, table=str(tmp_path / "x.lance"))
 
 
-def test_what_others_have_computed_by_row_number_begins_again(indexed: Path, build: Build) -> None:
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_what_others_have_computed_by_row_number_begins_again(
+    indexed: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
     table, _ = open_index(str(indexed))
     assert mark_images(table, show_progress=False) == 12
+    table.update_metadata({"note": "of another kind"})
     (indexed / "0.png").unlink()
     draw(indexed / "new.png", 77)
+    with monkeypatch.context() as patch:
+        # Stopped as early as can be: what was forgotten stays so.
+        patch.setattr(folder, "exchange_rows", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            build(indexed)
     build(indexed)
     table, _ = open_index(str(indexed))
     assert mark_images(table, show_progress=False) == 12

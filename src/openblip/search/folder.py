@@ -9,7 +9,8 @@ So a killed update has lost one batch at most, and the next one ends where it wo
 
 import hashlib
 import os
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,7 @@ from openblip.runtime.threads import default_threads, ordered_map
 from openblip.search.embeddings import embed_all, embedding_array, embedding_width
 from openblip.sources.images import open_image, read_header
 from openblip.sources.row_images import read_image_file
+from openblip.table.columns import column_state
 from openblip.table.rows import PairRow, row_batches, row_schema
 from openblip.table.table import PairTable
 from openblip.table.vectors import exchange_rows, vector_length
@@ -182,7 +184,7 @@ class _Update:
                 bar.update(len(some))
         # Last: until here they told which of the new files had only moved.
         if self._gone:
-            self.table = exchange_rows(self.table, self._gone, [])
+            self._change(self._gone, [])
         self.changes.deleted = len(self._gone - self._moved)
 
     def _asks(self, row_id: str, seen: _Seen) -> bool:
@@ -233,7 +235,13 @@ class _Update:
         if written:
             replaced = {files[place].row_id for place in written} & self._known.keys()
             rows = _rows(files, reads, values, written)
-            self.table = exchange_rows(self.table, replaced, rows)
+            self._change(replaced, rows)
+
+    def _change(self, removed: Collection[str], added: "Sequence[pa.RecordBatch]") -> None:
+        if self.table is self._before:
+            # Before the first change: whoever is killed between has only forgotten too much.
+            _forget_computed(self.table)
+        self.table = exchange_rows(self.table, removed, added)
 
     def _origin(self, seen: _Seen, digest: str) -> str:
         """The row that has the embedding of a content: the file's own, or one that is gone."""
@@ -255,6 +263,17 @@ class _Update:
             self.changes.moved += 1
         else:
             self.changes.copied += 1
+
+
+def _forget_computed(table: PairTable) -> None:
+    """Columns that others have computed count rows from the first: they must begin again."""
+    computed = []
+    for name in table.metadata.keys() - {EMBEDDING_KEY}:
+        with suppress(DataError):  # an entry of another kind
+            if "rows" in column_state(table, name):
+                computed.append(name)
+    if computed:
+        table.update_metadata(dict.fromkeys(computed))
 
 
 def _known(table: PairTable) -> dict[str, _Known]:

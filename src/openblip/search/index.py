@@ -140,7 +140,6 @@ def build_index(
                 begun, folder, embedder, batch_size=batch_size, show_progress=show_progress
             )
             indexed = compact(indexed)
-            _forget_other_columns(indexed, begun)
             embedded = changes.embedded
         else:
             indexed = PairTable.open(uri)
@@ -244,16 +243,6 @@ def _folder_table(
         wanted.note(table)
         table = PairTable.open(uri)
     return table
-
-
-def _forget_other_columns(table: PairTable, before: PairTable) -> None:
-    """Columns that others have computed count rows from the first: they begin again."""
-    if table.version == before.version:
-        return
-    stale = [name for name in table.metadata if name not in (_KEY, EMBEDDING_KEY)]
-    computed = [name for name in stale if "rows" in column_state(table, name)]
-    if computed:
-        table.update_metadata(dict.fromkeys(computed))
 
 
 def _report(uri: str, embedded: int, changes: FolderChanges | None, seconds: float) -> IndexReport:
