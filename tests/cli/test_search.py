@@ -64,7 +64,7 @@ def test_search_prints_a_table_json_or_csv(
     hits = openblip.search(indexed, "a red square", not_="people at night", k=3, rerank=6)
     assert [hit["id"] for hit in found["hits"]] == [hit.id for hit in hits]
     assert (found["matched"], found["cached"]) == (6, 6)
-    assert main([*words, "--csv"]) == 0
+    assert main([*words, "--rerank", "auto", "--weights", "2", "--csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert len(rows) == 3
     assert rows[0].keys() == {"place", "row", "id", "itm", "itc", "image_uri"}

@@ -38,8 +38,9 @@ Rerank = int | Literal["auto"]
 THRESHOLD = 0.5
 """Probability of a match above which something counts as found."""
 CACHE_BYTES = 2 * 10**9
-MOST_RERANKED = 128
-"""What `auto` matches at most: encoding so many images takes minutes on a few cores."""
+LEAST_RERANKED, MOST_RERANKED = 32, 128
+"""What `auto` matches: fewer would hide what contrast misjudges, and more take minutes to encode on
+a few cores."""
 # Of the contrast's lead of the best over the k-th: what comes closer behind that may be better.
 _MARGIN = 0.5
 # Images whose keys and values are held at a time: 42 MB each for a base model at 384 px.
@@ -77,7 +78,8 @@ class Found:
     unreadable: int
     """Candidates whose images cannot be read any more: the index is older than the files."""
     margin: float | None
-    """Of contrast, behind the k-th candidate, within which `auto` matched; None without `auto`."""
+    """Of contrast, behind the k-th candidate, within which `auto` matched, within its bounds; None
+    without `auto`."""
     best: float | None
     """The largest probability; None where nothing was matched."""
     threshold: float
@@ -98,7 +100,7 @@ class Found:
         if self.matched:
             told = f"the first {self.matched} by contrast were matched"
             if self.margin is not None:
-                told += f" (auto: up to {self.margin:.3f} behind the last that is shown)"
+                told += f" (auto: ITC at most {self.margin:.3f} behind the last that is shown)"
             told += f", {self.cached} of them from the cache" if self.cached else ""
         if self.unreadable:
             told += f"; {self.unreadable} cannot be read: bring the index up to date"
@@ -194,7 +196,7 @@ class Searcher:
         itc = terms.contrast(cosines, with_not=matcher is None)
         order = np.argsort(-itc, kind="stable")
         rows, cosines, itc = rows[order], cosines[order], itc[order]
-        chosen, margin = _chosen(itc, k, rerank) if matcher is not None else (0, None)
+        chosen, margin = choose_candidates(itc, k, rerank) if matcher is not None else (0, None)
         itm = np.full(len(rows), np.nan)
         cached = 0
         if matcher is not None and chosen:
@@ -324,8 +326,15 @@ def _content(row: Mapping[str, object], must: bool = False) -> bytes:
         return b""
 
 
-def _chosen(itc: NDArray[np.float64], k: int, rerank: Rerank) -> tuple[int, float | None]:
-    """How many candidates are matched, and the margin by which `auto` chose them."""
+def choose_candidates(itc: NDArray[np.float64], k: int, rerank: Rerank) -> tuple[int, float | None]:
+    """How many candidates are matched, and the margin by which `auto` chose them.
+
+    Args:
+        itc: by which contrast ranks them, descending.
+        k: how many are shown in the end.
+        rerank: a number, or "auto": those that are behind the k-th by at most half of the lead of
+            the first over it, within `LEAST_RERANKED` and `MOST_RERANKED`.
+    """
     if rerank != "auto":
         return min(rerank, len(itc)), None
     if not len(itc):
@@ -333,7 +342,7 @@ def _chosen(itc: NDArray[np.float64], k: int, rerank: Rerank) -> tuple[int, floa
     last = min(k, len(itc)) - 1
     margin = float(_MARGIN * (itc[0] - itc[last]))
     near = int(np.count_nonzero(itc >= itc[last] - margin))
-    return min(near, max(MOST_RERANKED, 1)), margin
+    return min(max(near, LEAST_RERANKED), MOST_RERANKED, len(itc)), margin
 
 
 def _rows_named(table: PairTable, names: Sequence[str | int]) -> NDArray[np.int64]:
