@@ -3,7 +3,7 @@ SHELL := /bin/sh
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-timm lint format golden slow ablations bench bench-inference clean
+.PHONY: demo test test-timm test-oldest lint format golden slow ablations bench bench-inference clean
 
 demo: .venv/.installed-core          ## the whole loop on an embedded world, with a report page
 	$(BIN)/openblip demo
@@ -13,6 +13,9 @@ test: .venv/.installed-test          ## the default suite (what CI runs)
 
 test-timm: .venv-timm/.installed     ## timm's models as image encoders, in an environment of its own (5.5 GB)
 	.venv-timm/bin/python -m pytest -m timm -rs tests/model/test_timm.py
+
+test-oldest: .venv-oldest/.installed ## the suite with the oldest versions that pyproject.toml allows (7 GB where torch comes with CUDA)
+	.venv-oldest/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 
 golden: .venv/.installed-test        ## only the comparisons with reference outputs (OPENBLIP_GOLDEN)
 	$(PYTEST) tests/golden -rs
@@ -39,7 +42,7 @@ format: .venv/.installed-lint
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-timm build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-timm .venv-oldest build dist .pytest_cache .mypy_cache .ruff_cache
 
 .venv/.installed-core: pyproject.toml scripts/install.sh
 	sh scripts/install.sh
@@ -54,6 +57,14 @@ clean:
 	$(or $(PYTHON),python3) -m venv .venv-timm
 	.venv-timm/bin/pip install torch==2.14.1 torchvision==0.29.1
 	.venv-timm/bin/pip install --editable ".[test,timm]"
+	@touch $@
+
+# A bound is what is installed; a newer pip than an old Python's finds the rest in minutes, not in an hour.
+.venv-oldest/.installed: pyproject.toml scripts/oldest.py
+	$(or $(PYTHON),python3) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --upgrade "pip>=25"
+	.venv-oldest/bin/python scripts/oldest.py > .venv-oldest/constraints.txt
+	.venv-oldest/bin/pip install --constraint .venv-oldest/constraints.txt --editable ".[test]"
 	@touch $@
 
 .venv/.installed-lint: pyproject.toml scripts/install.sh

@@ -1,14 +1,19 @@
 """Shared fixtures: reference data, small images and tables, and the checks of shape annotations."""
 
+import gc
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
+from zlib import crc32
 
+import jaxtyping
 import numpy as np
 import pytest
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 from PIL import Image
 
 from .s3_server import S3Proxy, serve_proxy, serve_s3
@@ -20,11 +25,45 @@ ROOT = Path(__file__).resolve().parent.parent
 if WORKERS := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 
-# Checks every annotated shape while the tests run; inert in production.
+# Tests start some hundred interpreters: the package is compiled once, not in each of them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+# Checks the annotated shapes while tests run, see `pytest_runtest_setup`; inert in production.
 LOSSES = [f"openblip.objectives.{name}" for name in ("itc", "itm", "lm")]
 install_import_hook(["openblip.model", *LOSSES], "beartype.beartype")
 
+_jaxtyped = jaxtyping.jaxtyped
+
+
+def _outermost(**options: Any) -> Callable[[Any], Any]:
+    """Leaves functions within functions alone: they would be decorated anew at every call."""
+    decorated = _jaxtyped(**options)
+    return lambda thing: thing if "<locals>" in thing.__qualname__ else decorated(thing)
+
+
+jaxtyping.jaxtyped = _outermost
+
 from openblip.table.table import PairRow, PairTable  # noqa: E402
+
+# In the tests of these rooms every shape is checked.
+CHECKED_ROOMS = ("model", "objectives")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Elsewhere shapes are checked in one test of ten, which its name chooses.
+
+    Checked, the small models of the tests compute three times as long.
+    """
+    room = item.path.relative_to(ROOT / "tests").parts[0]
+    checked = room in CHECKED_ROOMS or crc32(item.nodeid.encode()) % 10 == 0
+    config.update("jaxtyping_disable", not checked)
+
+
+def pytest_collection_finish() -> None:
+    """What has been imported stays: the collector of garbage need not visit it ever again."""
+    gc.freeze()
 
 
 def _existing(path: Path) -> Path:

@@ -78,6 +78,7 @@ ONE_PLACE = {
     "timm": {"model/library_backbones.py"},
     "open_clip": {"inference/embedder.py"},
     "torchvision": set(),
+    "fcntl": {"runtime/locks.py"},
 }
 
 

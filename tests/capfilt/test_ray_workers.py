@@ -44,11 +44,12 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             made.shutdown()
 
 
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_ray_workers_write_what_one_process_writes(
-    uri: str, models: Models, undisturbed: pa.Table
+    workers: int, uri: str, models: Models, undisturbed: pa.Table
 ) -> None:
     pytest.importorskip("ray")
-    result = run_capfilt(uri, job_settings(models), ray=RayCluster(workers=2))
+    result = run_capfilt(uri, job_settings(models), ray=RayCluster(workers=workers))
 
     assert result.computed == result.rows
     assert columns(uri).equals(undisturbed)

@@ -45,6 +45,16 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == f"openblip {__version__}\n"
 
 
+def test_on_windows_a_command_says_where_it_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert main(["data", "show", "pairs.lance"]) == 1
+    error = "openblip: this runs on Linux and macOS; on Windows, in WSL (`wsl --install`)\n"
+    assert capsys.readouterr().err == error
+    assert main(["--version"]) == 0
+
+
 @pytest.mark.parametrize("name", sorted(_COMMANDS))
 def test_every_command_has_help_with_an_example(
     name: str, capsys: pytest.CaptureFixture[str]

@@ -17,7 +17,8 @@ from openblip.world import WorldConfig, build_world
 def words(tmp_path: Path, checkpoint: Callable[[str], str]) -> list[str]:
     """A captioner's command, one step long."""
     table = str(tmp_path / "pairs.lance")
-    PairTable.create(table, build_world(WorldConfig(seed=3, human_rows=4)))
+    world = WorldConfig(seed=3, web_rows=0, human_rows=4, val_rows=2, test_rows=2)
+    PairTable.create(table, build_world(world))
     run = str(tmp_path / "run")
     steps = ["--train.steps=1", "--train.batch-size=4"]
     flags = ["--init-from", checkpoint("captioner"), *steps, "--train.device=cpu"]
@@ -45,11 +46,13 @@ def test_help_needs_no_model(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--lora.rank" in capsys.readouterr().out
 
 
-@pytest.fixture
-def layouts(tmp_path: Path, checkpoint: Callable[[str], str]) -> dict[str, Path]:
+@pytest.fixture(scope="module")
+def layouts(
+    tmp_path_factory: pytest.TempPathFactory, checkpoint: Callable[[str], str]
+) -> dict[str, Path]:
     """The same captioner in every layout."""
-    ours = Path(checkpoint("captioner"))
-    original, theirs = tmp_path / "captioner.pth", tmp_path / "theirs"
+    ours, folder = Path(checkpoint("captioner")), tmp_path_factory.mktemp("layouts")
+    original, theirs = folder / "captioner.pth", folder / "theirs"
     for place, layout in ((original, "original"), (theirs, "huggingface")):
         assert main(["convert", str(ours), str(place), "--to", layout]) == 0
     return {"openblip": ours, "original": original, "huggingface": theirs}

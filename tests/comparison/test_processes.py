@@ -16,7 +16,10 @@ def world(seed: int, kind: type[Stage] = Stage, **inputs: Stage) -> Stage:
     return kind("data", f"world {seed}", {"world": settings}, inputs)
 
 
-@pytest.mark.parametrize("first", [0, 1], ids=["all", "another"])
+@pytest.mark.parametrize(
+    "first",
+    [pytest.param(0, id="all"), pytest.param(1, id="another", marks=pytest.mark.slow)],
+)
 def test_a_process_that_dies_while_it_is_idle_fails_nothing(
     first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

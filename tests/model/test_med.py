@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
@@ -135,3 +136,8 @@ class TestRoles:
         first = ids[:, :1]
         (encoded,) = med.text(TextPass(first, None, memory))
         assert not torch.allclose(encoded, *med.text(TextPass(first, None, memory, causal=True)))
+
+
+def test_the_annotated_shapes_are_checked_in_this_room(med: Med, images: Tensor) -> None:
+    with pytest.raises(jaxtyping.TypeCheckError, match="encode_images"):
+        med.encode_images(images[0])

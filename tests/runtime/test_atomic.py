@@ -1,5 +1,6 @@
 """Files and folders appear whole or not at all."""
 
+import json
 import os
 import signal
 import socket
@@ -210,19 +211,25 @@ class TestBeforeTheWork:
             check_output(tmp_path / "folder" / "file", "--page")
 
 
-# A process that cannot write files of more than 8000 bytes, as on a full disk.
+# A process that cannot write files of more than 8000 bytes, as on a full disk, while it writes
+# each of what it is given; it says what each error is.
 LIMITED = """
-import resource, signal, sys
+import json, resource, signal, sys
 from pathlib import Path
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-place = Path(sys.argv[1])
-{before}
-resource.setrlimit(resource.RLIMIT_FSIZE, (8000, 8000))
-try:
-    {write}
-except Exception as error:
-    print(type(error).__mro__, file=sys.stderr)
-    sys.exit(f"{{error}}")
+limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+told = {}
+for name, (before, write) in json.load(sys.stdin).items():
+    place = Path(sys.argv[1], name, "place")
+    place.parent.mkdir()
+    exec(before)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (8000, limit[1]))
+    try:
+        exec(write)
+    except Exception as error:
+        told[name] = [kind.__name__ for kind in type(error).__mro__], str(error)
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+print(json.dumps(told))
 """
 EXPORT = """
 from openblip.sources.export import export_pairs
@@ -269,22 +276,35 @@ FULL = {
 }
 
 
+@pytest.fixture(scope="module")
+def written_on_a_full_disk(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> tuple[Path, dict[str, tuple[list[str], str]]]:
+    """The folder in which one process tried all of it, and its errors: classes and message."""
+    folder = tmp_path_factory.mktemp("full")
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(folder)],
+        input=json.dumps(FULL),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder, json.loads(done.stdout)
+
+
 @pytest.mark.parametrize("layout", FULL)
 def test_a_full_disk_is_told_in_one_line_with_the_name_and_leaves_nothing(
-    tmp_path: Path, layout: str
+    layout: str, written_on_a_full_disk: tuple[Path, dict[str, tuple[list[str], str]]]
 ) -> None:
-    before, what = FULL[layout]
-    code = LIMITED.format(before=before, write=what)
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "place")], capture_output=True, text=True
-    )
-    kinds, *said = done.stderr.splitlines()[-2:]
-    assert "OpenBlipError" in kinds, done.stderr
-    assert len(said) == 1
-    assert said[0].startswith(str(tmp_path / "place"))
-    assert "cannot be written" in said[0]
-    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".tmp", ".unfinished")]
-    assert not list(tmp_path.glob(".*"))
+    folder, told = written_on_a_full_disk
+    kinds, said = told[layout]
+    assert "OpenBlipError" in kinds, said
+    assert len(said.splitlines()) == 1
+    assert said.startswith(str(folder / layout / "place"))
+    assert "cannot be written" in said
+    left = (folder / layout).rglob("*")
+    assert not [path for path in left if path.suffix in (".tmp", ".unfinished")]
+    assert not list((folder / layout).glob(".*"))
 
 
 def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:

@@ -1,11 +1,16 @@
-"""What each of several processes does for test_distributed.py; started by torchrun.
+"""What each of several processes does for test_parallelism.py; started by torchrun.
 
 The first argument is a folder, the others say what to do there: `steps` reads `inputs.pt` and
 writes `W-ranks-N.pt`; `train:NAME` trains the recipe `NAME.yaml` in the run directory `NAME`,
 `begin:NAME` stops after a few steps, and `fail:NAME` expects that it fails and writes why.
+
+Started by itself, it stands in for the launcher: `ranks:W` begins what W processes do, until the
+next such word. They are forks, which need not import everything anew.
 """
 
+import os
 import signal
+import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -196,5 +201,33 @@ def main(folder: Path, work: list[str]) -> None:
                     (folder / name / f"rank-{processes.rank}.txt").write_text(str(error))
 
 
+def fork(ranks: int, folder: Path, work: list[str]) -> None:
+    """Do the work in so many processes; the first that fails ends the others and this one."""
+    with socket.socket() as unused:
+        unused.bind(("localhost", 0))
+        port = unused.getsockname()[1]
+    os.environ |= {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    children = set()
+    for rank in range(ranks):
+        child = os.fork()
+        if child == 0:
+            os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            sys.exit(main(folder, work))
+        children.add(child)
+    while children:
+        child, status = os.wait()
+        children.remove(child)
+        if status:
+            for other in children:
+                os.kill(other, signal.SIGKILL)
+            sys.exit(f"one of {ranks} processes failed")
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    folder, words = Path(sys.argv[1]), sys.argv[2:]
+    if "RANK" in os.environ:
+        main(folder, words)
+    else:
+        starts = [n for n, word in enumerate(words) if word.startswith("ranks:")]
+        for first, end in zip(starts, [*starts[1:], len(words)], strict=True):
+            fork(int(words[first].removeprefix("ranks:")), folder, words[first + 1 : end])

@@ -100,8 +100,7 @@ def unstable(make_recipe: MakeRecipe, rewinds: int = 1, **train_settings: Any) -
     )
 
 
-@pytest.fixture
-def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def poison_of(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Lets the loss of some steps be no number, as an overflow would."""
     forward = PretrainTask.forward
 
@@ -114,6 +113,11 @@ def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
         monkeypatch.setattr(PretrainTask, "forward", poisoned)
 
     return at
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    return poison_of(monkeypatch)
 
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
@@ -141,16 +145,29 @@ def spoil_weights(checkpoint: Path) -> None:
     whole.unlink()
 
 
-@pytest.fixture
-def rewound(
-    make_recipe: MakeRecipe, poison: Callable[..., None], tmp_path: Path
+@pytest.fixture(scope="module")
+def rewound_once(
+    make_recipe: MakeRecipe, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Recipe, TrainResult]:
     """A run of 12 steps whose step 7 failed: back to step 6, without steps 6 and 7."""
     recipe = unstable(make_recipe)
-    poison(7)
-    with pytest.warns(OpenBlipWarning, match="step 7 is not finite"):
-        result = train(recipe, tmp_path / "rewound", quiet=True)
+    with pytest.MonkeyPatch.context() as patch:
+        poison_of(patch)(7)
+        with pytest.warns(OpenBlipWarning, match="step 7 is not finite"):
+            result = train(recipe, tmp_path_factory.mktemp("rewound"), quiet=True)
     return recipe, result
+
+
+@pytest.fixture
+def rewound(
+    rewound_once: tuple[Recipe, TrainResult], poison: Callable[..., None], tmp_path: Path
+) -> tuple[Recipe, TrainResult]:
+    """A copy of that run, whose step 7 still fails."""
+    recipe, result = rewound_once
+    poison(7)
+    own = tmp_path / "rewound"
+    shutil.copytree(result.run_dir, own, symlinks=True)
+    return recipe, replace(result, run_dir=own)
 
 
 def test_a_failed_step_is_left_out_with_those_before_it(

@@ -109,6 +109,10 @@ def _carry_out(words: list[str]) -> int:
     name = _command_name(words)
     if name is None:
         return _unknown(words)
+    if sys.platform == "win32":
+        # Before anything is loaded or written: signals, pipes and locks are those of POSIX.
+        complain("openblip", "this runs on Linux and macOS; on Windows, in WSL (`wsl --install`)")
+        return 1
     module, function, _ = _COMMANDS[name]
     run = getattr(importlib.import_module(f"openblip.cli.{module}"), function)
     prog = f"openblip {name}"

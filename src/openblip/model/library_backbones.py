@@ -62,7 +62,8 @@ def transformers_settings(source: str) -> str:
         ) from error
     config = getattr(config, "vision_config", config)
     values = {k: v for k, v in config.to_dict().items() if k not in _UNSAID}
-    values |= {"vision_use_head": False} if "vision_use_head" in values else {}
+    # By kind, not by whether the key is there: transformers 5.0 reads it but does not list it.
+    values |= {"vision_use_head": False} if config.model_type == "siglip_vision_model" else {}
     settings = json.dumps(values, sort_keys=True)
     _known(settings)
     return settings
