@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from openblip.model import Med, MedConfig, TextConfig, VisionConfig
     from openblip.objectives.named import TaskNeeds
     from openblip.objectives.task import Collectives, StepOutput, StepPosition, Task, TaskContext
+    from openblip.search.search import Hit, search
     from openblip.sources.importing import import_pairs
     from openblip.table.table import PairRow, PairTable
     from openblip.table.views import CaptionView
@@ -73,6 +74,7 @@ __all__ = [
     "DataError",
     "Decoding",
     "Heatmap",
+    "Hit",
     "ImagePairBatch",
     "Match",
     "Med",
@@ -114,16 +116,18 @@ __all__ = [
     "metrics",
     "recipes",
     "run_capfilt",
+    "search",
     "train",
 ]
 
 __version__ = "0.1.0"
 
-_MODULES = ("metrics", "recipes")
+_MODULES = ("metrics", "recipes", "search")
 _NAMES_IN = {
     "capfilt.job": ("CapFiltSettings",),
     "capfilt.run": ("run_capfilt",),
     "batches.image_pairs": ("ImagePairBatch",),
+    "search.search": ("Hit",),
     "sources.importing": ("import_pairs",),
     "batches.loader": (
         "Batch",

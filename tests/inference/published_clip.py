@@ -1,4 +1,4 @@
-"""A small CLIP with random weights, as the hub has them."""
+"""A small CLIP and a small SigLIP with random weights, as the hub has them."""
 
 from pathlib import Path
 from typing import Any
@@ -62,4 +62,50 @@ def transformers_embeds(
     )
     with torch.no_grad():
         found = theirs(**tokens, **pixels)
+    return found.image_embeds, found.text_embeds
+
+
+def save_siglip(folder: Path) -> Path:
+    """The folder, which gets a `SiglipModel` with its processor, and the tokenizer of a CLIP."""
+    from transformers import SiglipConfig, SiglipModel
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    tokenizer = _save_tokenizer(folder)
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    text = sizes | {
+        "vocab_size": len(tokenizer),
+        "max_position_embeddings": 12,
+        "projection_size": 16,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    torch.manual_seed(0)
+    config = SiglipConfig(
+        text_config=text, vision_config=sizes | {"image_size": 32, "patch_size": 8}
+    )
+    SiglipModel(config).save_pretrained(folder)
+    SiglipImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
+def siglip_embeds(
+    folder: Path, images: list[Any], texts: list[str]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit-length embeddings of images and of texts padded to the full length, unmasked."""
+    from transformers import AutoTokenizer, SiglipModel
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    theirs = SiglipModel.from_pretrained(folder).eval()
+    pixels = SiglipImageProcessorPil.from_pretrained(folder)(images, return_tensors="pt")
+    tokens = AutoTokenizer.from_pretrained(folder)(
+        texts, padding="max_length", truncation=True, max_length=12, return_tensors="pt"
+    )
+    with torch.no_grad():
+        found = theirs(input_ids=tokens["input_ids"], **pixels)
     return found.image_embeds, found.text_embeds

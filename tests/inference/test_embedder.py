@@ -17,7 +17,7 @@ from openblip.inference.embedder import load_embedder
 from openblip.runtime.errors import CheckpointError
 
 from .conftest import make_med
-from .published_clip import save_clip, transformers_embeds
+from .published_clip import save_clip, save_siglip, siglip_embeds, transformers_embeds
 
 TEXTS = ["a dog on grass", "two cats", "a red car beside a very long and winding road", ""]
 
@@ -29,6 +29,17 @@ def pictures() -> list[Image.Image]:
     return [
         Image.fromarray(generator.integers(0, 256, (*size, 3), dtype=np.uint8)) for size in sizes
     ]
+
+
+def test_a_siglip_sees_its_padding_as_transformers_does(
+    tmp_path: Path, pictures: list[Image.Image]
+) -> None:
+    folder = save_siglip(tmp_path / "siglip")
+    expected_images, expected_texts = siglip_embeds(folder, pictures, TEXTS)
+    model = load_embedder(folder, "cpu")
+    assert not isinstance(model, Blip)
+    assert torch.allclose(model.embed_images(pictures), expected_images, atol=1e-5)
+    assert torch.allclose(model.embed_texts(TEXTS), expected_texts, atol=1e-5)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from openblip.runtime.errors import OpenBlipError, OpenBlipWarning
 from openblip.runtime.threads import wait_without_spinning
 
 # These answer at once; every other command says that it begins, see `announce`.
-_QUICK = ("data show", "runs")
+_QUICK = ("data show", "index show", "runs")
 # The descriptor of standard output.
 _OUTPUT = 1
 # Narrower, the boxes of usage messages cannot be drawn.
@@ -53,6 +53,10 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "evaluate classify": ("evaluate", "classify", "accuracy of naming classes by prompts"),
     "evaluate video": ("evaluate", "video", "recall of texts and of videos, and median rank"),
     "evaluate videoqa": ("evaluate", "videoqa", "accuracy of answers to questions about videos"),
+    "index build": ("search", "build", "embed a folder or a table, to search it"),
+    "index update": ("search", "update", "bring an index up to date with its files or rows"),
+    "index show": ("search", "show", "what an index covers"),
+    "search": ("search", "search", "find images by texts and images"),
     "compare": ("compare", "compare", "models x tasks x seeds from one file: the tables"),
     "caption": ("predict", "caption", "caption images"),
     "match": ("predict", "match", "how well texts match images"),

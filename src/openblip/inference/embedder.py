@@ -23,7 +23,7 @@ from openblip.runtime.errors import CheckpointError, install_extra
 
 OPEN_CLIP = "open_clip:"
 """Begins the name of a model that `open_clip` loads."""
-_CLIP = "clip"
+_CLIP, _SIGLIP = "clip", "siglip"
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
 
 
@@ -128,26 +128,29 @@ def embedder_fingerprint(source: str) -> str:
 
 
 def is_clip(path: Path) -> bool:
-    """Whether a folder holds a `CLIPModel` of `transformers`."""
+    """Whether a folder holds a `CLIPModel` or a `SiglipModel` of `transformers`."""
     if not is_huggingface(path):
         return False
-    return bool(read_json(path / CONFIG_FILE)["model_type"] == _CLIP)
+    return bool(read_json(path / CONFIG_FILE)["model_type"] in (_CLIP, _SIGLIP))
 
 
 def read_clip(folder: Path, device: torch.device) -> TwoTowers:
-    """The CLIP of a folder with its own image processor and tokenizer, in float32.
+    """The CLIP or SigLIP of a folder with its own image processor and tokenizer, in float32.
 
     Raises:
         CheckpointError: if `transformers` is not installed or cannot read it.
     """
     try:
-        from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
     except ImportError as error:
         raise CheckpointError(
             f"{folder}: a CLIP model needs transformers: {install_extra('clip')}"
         ) from error
     try:
-        model: Any = CLIPModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32)
+        # Never code of the checkpoint's own, even where its configuration names some.
+        model: Any = AutoModel.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False, dtype=torch.float32
+        )
         # Pillow's resampling, as CLIP was trained and published with.
         processor: Any = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
             folder, local_files_only=True, backend="pil"
@@ -159,14 +162,19 @@ def read_clip(folder: Path, device: torch.device) -> TwoTowers:
         raise CheckpointError(f"{folder}: transformers cannot read it ({reason})") from error
     model.eval().to(device)
     longest = model.config.text_config.max_position_embeddings
+    # SigLIP was trained on texts of full length, whose padding it sees.
+    is_siglip = model.config.model_type == _SIGLIP
+    padding = "max_length" if is_siglip else True
 
     def prepare(image: Image.Image) -> Tensor:
         return torch.as_tensor(processor(image, return_tensors="pt")["pixel_values"][0])
 
     def encode_texts(texts: list[str]) -> Tensor:
         tokens = tokenizer(
-            texts, padding=True, truncation=True, max_length=longest, return_tensors="pt"
+            texts, padding=padding, truncation=True, max_length=longest, return_tensors="pt"
         ).to(device)
+        if is_siglip:
+            tokens.pop("attention_mask", None)
         return _pooled(model.get_text_features(**tokens))
 
     def encode_images(images: Tensor) -> Tensor:

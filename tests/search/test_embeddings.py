@@ -6,17 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openblip.capfilt.embeddings import embed_table
 from openblip.cli import main
 from openblip.curation.duplicates import flag_duplicates
 from openblip.curation.leakage import flag_leaks
 from openblip.curation.nearness import Criterion, Nearness
 from openblip.inference import load
 from openblip.runtime.errors import DataError
+from openblip.search.embeddings import embed_table
 from openblip.table.table import PairTable
 from openblip.world import build_world
 
-from .conftest import WORLD
+from ..capfilt.conftest import WORLD
 
 
 @pytest.fixture

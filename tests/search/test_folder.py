@@ -1,0 +1,182 @@
+"""An update of a folder's table embeds what is new, and ends in the same state however it goes."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import openblip.search.folder as folder_module
+from openblip.runtime.errors import DataError
+from openblip.search.folder import FolderChanges
+from openblip.search.index import IndexReport, open_index
+
+from .conftest import contents, draw
+
+Build = Callable[..., IndexReport]
+
+
+def changes(**counts: int) -> FolderChanges:
+    return FolderChanges(**counts)
+
+
+def test_each_kind_of_change_is_told_and_only_new_content_is_embedded(
+    indexed: Path, build: Build
+) -> None:
+    draw(indexed / "new.png", 100)
+    draw(indexed / "1.png", 101)  # edited
+    (indexed / "2.png").rename(indexed / "trip" / "moved.png")
+    shutil.copy(indexed / "3.png", indexed / "copy of 3.png")
+    os.utime(indexed / "4.png", (1, 1))
+    (indexed / "5.png").unlink()
+    report = build(indexed)
+    assert report.changes == changes(
+        unchanged=8, new=1, edited=1, moved=1, copied=1, touched=1, deleted=1, embedded=2
+    )
+    assert report.rows == 13
+    assert build(indexed).changes == changes(unchanged=13)
+
+
+def test_a_folder_that_was_changed_has_the_table_of_one_that_was_always_so(
+    indexed: Path, build: Build, tmp_path: Path
+) -> None:
+    edit(indexed)
+    build(indexed)
+    changed = contents(indexed)
+    shutil.rmtree(indexed / ".openblip")
+    build(indexed)
+    assert contents(indexed) == changed
+
+
+def test_a_folder_that_has_moved_is_not_embedded_again(
+    indexed: Path, build: Build, tmp_path: Path
+) -> None:
+    indexed.rename(tmp_path / "album")
+    report = build(tmp_path / "album")
+    assert (report.embedded, report.changes.touched) == (0, 12)
+    assert str(tmp_path / "album") in contents(tmp_path / "album")["0.png"][0]
+
+
+def test_two_files_that_change_places_keep_their_own_embeddings(
+    indexed: Path, build: Build
+) -> None:
+    before = contents(indexed)
+    (indexed / "0.png").rename(indexed / "x")
+    (indexed / "1.png").rename(indexed / "0.png")
+    (indexed / "x").rename(indexed / "1.png")
+    assert build(indexed).embedded == 0
+    after = contents(indexed)
+    assert (after["0.png"][-1], after["1.png"][-1]) == (before["1.png"][-1], before["0.png"][-1])
+
+
+def test_all_files_may_go_and_come_back(indexed: Path, build: Build) -> None:
+    first = contents(indexed)
+    kept = indexed.with_name("kept")
+    kept.mkdir()
+    for name in ("trip", *(f"{n}.png" for n in range(8))):
+        (indexed / name).rename(kept / name)
+    assert build(indexed).changes == changes(deleted=12)
+    for path in kept.iterdir():
+        path.rename(indexed / path.name)
+    assert build(indexed).embedded == 12
+    assert contents(indexed) == first
+
+
+def test_a_disk_that_is_not_mounted_deletes_nothing(indexed: Path, build: Build) -> None:
+    uri = str(indexed.with_name("table.lance"))
+    build(indexed, table=uri)
+    indexed.rename(indexed.with_name("away"))
+    with pytest.raises(DataError, match="does not exist"):
+        build(uri)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every folder")
+def test_a_folder_that_cannot_be_read_today_keeps_its_rows(indexed: Path, build: Build) -> None:
+    (indexed / "trip").chmod(0)
+    try:
+        assert build(indexed).changes.deleted == 0
+    finally:
+        (indexed / "trip").chmod(0o755)
+
+
+def test_a_folder_that_is_closed_keeps_its_rows(
+    indexed: Path, build: Build, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, _ = folder_module._seen(indexed)
+    left = {name: file for name, file in seen.items() if not name.startswith("trip/")}
+    monkeypatch.setattr(folder_module, "_seen", lambda folder: (left, ["trip"]))
+    assert build(indexed).changes == changes(unchanged=8)
+    assert len(contents(indexed)) == 12
+
+
+def test_names_of_all_kinds(photos: Path, build: Build) -> None:
+    names = ["it's.png", 'a;b"c%d.png', "neu\nzeile.png", "ünï.png", "'); DROP TABLE.png"]
+    for number, name in enumerate(names):
+        draw(photos / name, 200 + number)
+    raw = os.fsencode(photos) + b"/caf\xe9.png"
+    shutil.copy(photos / "0.png", raw)
+    assert build(photos).rows == 18
+    Path(os.fsdecode(raw)).unlink()
+    for name in names:
+        (photos / name).unlink()
+    assert build(photos).changes.deleted == 6
+    assert len(contents(photos)) == 12
+
+
+def edit(photos: Path) -> None:
+    """Every kind of change."""
+    for number in range(20, 32):
+        draw(photos / f"{number}.png", number)
+    draw(photos / "1.png", 101)
+    (photos / "2.png").rename(photos / "trip" / "moved.png")
+    shutil.copy(photos / "3.png", photos / "copy.png")
+    os.utime(photos / "4.png", (1, 1))
+    (photos / "5.png").unlink()
+
+
+SCRIPT = """
+import sys
+import openblip.search.folder as folder
+folder.reconcile.__kwdefaults__["batch_files"] = 2
+from openblip.search.index import build_index
+print("begins", flush=True)
+build_index(sys.argv[1], sys.argv[2], device="cpu", show_progress=False)
+print("ends", flush=True)
+"""
+
+
+def start(photos: Path, model: str) -> subprocess.Popen[str]:
+    words = [sys.executable, "-c", SCRIPT, str(photos), model]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    assert process.stdout.readline() == "begins\n"
+    return process
+
+
+def test_an_update_that_is_killed_ends_in_the_same_state_the_next_time(
+    indexed: Path, build: Build, model: str
+) -> None:
+    edit(indexed)
+    versions = indexed / ".openblip" / "index.lance" / "_versions"
+    dice = random.Random(0)
+    for steps in (1, 2, 4):
+        before = len(list(versions.iterdir()))
+        with start(indexed, model) as process:
+            until = time.monotonic() + 60
+            while len(list(versions.iterdir())) < before + steps and time.monotonic() < until:
+                time.sleep(0.001)
+            time.sleep(dice.uniform(0, 0.02))
+            process.send_signal(signal.SIGKILL)
+            assert process.wait() == -signal.SIGKILL
+        open_index(str(indexed))
+    build(indexed)
+    killed = contents(indexed)
+    shutil.rmtree(indexed / ".openblip")
+    build(indexed)
+    assert contents(indexed) == killed
