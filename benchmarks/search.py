@@ -31,14 +31,14 @@ from PIL import Image
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.curation.marks import EMBEDDING_KEY
+from openblip.index.embeddings import embed_rows, embed_table, embedding_array
+from openblip.index.folder import folder_schema, reconcile
+from openblip.index.query import Query
+from openblip.index.search import Rerank, Searcher
+from openblip.index.states import StateCache
 from openblip.inference import Blip, Embedder, load
 from openblip.metrics.bootstrap import bootstrap_interval
 from openblip.model import Med, MedConfig
-from openblip.search.embeddings import embed_rows, embed_table, embedding_array
-from openblip.search.folder import folder_schema, reconcile
-from openblip.search.query import Query
-from openblip.search.search import Rerank, Searcher
-from openblip.search.states import StateCache
 from openblip.sources.importing import import_pairs
 from openblip.table.rows import PairRow, row_batches, row_schema
 from openblip.table.table import PairTable

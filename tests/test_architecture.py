@@ -28,7 +28,7 @@ FLOORS = {
     "inference": 3,
     "capfilt": 4,
     "evaluation": 4,
-    "search": 4,
+    "index": 4,
     "recipes": 5,
     "plan": 5,
     "world": 5,

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from openblip.evaluation.retrieval import evaluate_retrieval
     from openblip.evaluation.video import evaluate_video, evaluate_videoqa
     from openblip.evaluation.vqa import evaluate_vqa
+    from openblip.index.search import Hit, search
     from openblip.inference import (
         Answer,
         Blip,
@@ -47,7 +48,6 @@ if TYPE_CHECKING:
     from openblip.model import Med, MedConfig, TextConfig, VisionConfig
     from openblip.objectives.named import TaskNeeds
     from openblip.objectives.task import Collectives, StepOutput, StepPosition, Task, TaskContext
-    from openblip.search.search import Hit, search
     from openblip.sources.importing import import_pairs
     from openblip.table.table import PairRow, PairTable
     from openblip.table.views import CaptionView
@@ -122,12 +122,15 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-_MODULES = ("metrics", "recipes", "search")
+_MODULES = ("metrics", "recipes")
 _NAMES_IN = {
     "capfilt.job": ("CapFiltSettings",),
     "capfilt.run": ("run_capfilt",),
     "batches.image_pairs": ("ImagePairBatch",),
-    "search.search": ("Hit",),
+    "index.search": (
+        "Hit",
+        "search",
+    ),
     "sources.importing": ("import_pairs",),
     "batches.loader": (
         "Batch",

@@ -270,7 +270,7 @@ class _Search:
     def embed(self, *tables: "PairTable") -> None:
         """The embeddings of the model; without one those that the tables have are used."""
         if self.model is not None and self.nearness().needs_embeddings:
-            from openblip.search.embeddings import embed_table
+            from openblip.index.embeddings import embed_table
 
             for table in tables:
                 embed_table(table, self.model)

@@ -16,8 +16,8 @@ from openblip.runtime.progress import duration
 from openblip.runtime.ranges import Count, CountOrNone, Positive, Share
 
 if TYPE_CHECKING:
-    from openblip.search.index import IndexReport
-    from openblip.search.search import Found
+    from openblip.index.build import IndexReport
+    from openblip.index.search import Found
 
 
 def build(
@@ -45,7 +45,7 @@ def build(
         device: cpu, cuda, mps; by default the best that there is.
         json: print the result as JSON.
     """
-    from openblip.search.index import build_index
+    from openblip.index.build import build_index
 
     report = build_index(place, model, table=table, batch_size=batch_size, device=device)
     return _print_report(report, json)
@@ -70,7 +70,7 @@ def update(
         device: cpu, cuda, mps; by default the best that there is.
         json: print the result as JSON.
     """
-    from openblip.search.index import update_index
+    from openblip.index.build import update_index
 
     return _print_report(update_index(place, batch_size=batch_size, device=device), json)
 
@@ -84,7 +84,7 @@ def show(place: tyro.conf.Positional[str], /, *, json: bool = False) -> int:
         place: a folder or a pair table that has an index.
         json: print JSON.
     """
-    from openblip.search.index import describe_index
+    from openblip.index.build import describe_index
 
     return _print_report(describe_index(place), json, has_worked=False)
 
@@ -159,10 +159,10 @@ def search(
         json: print JSON.
         csv: print a table for a spreadsheet.
     """
-    from openblip.search.page import write_page
-    from openblip.search.query import Query
-    from openblip.search.search import Searcher
-    from openblip.search.states import parse_size
+    from openblip.index.page import write_page
+    from openblip.index.query import Query
+    from openblip.index.search import Searcher
+    from openblip.index.states import parse_size
 
     if json and csv:
         raise UsageError("--json and --csv: give one of them")

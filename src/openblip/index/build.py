@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any, Self
 
 from openblip.curation.marks import EMBEDDING_KEY
+from openblip.index.embeddings import embed_table, embedding_width
+from openblip.index.folder import FolderChanges, folder_schema, reconcile
 from openblip.inference import Embedder
 from openblip.inference.embedder import embedder_fingerprint, load_embedder
 from openblip.inference.image_sources import is_table
 from openblip.inference.loading import PUBLISHED
 from openblip.runtime.errors import DataError
 from openblip.runtime.locks import only_one
-from openblip.search.embeddings import embed_table, embedding_width
-from openblip.search.folder import FolderChanges, folder_schema, reconcile
 from openblip.table.columns import column_state
 from openblip.table.storage import is_object_address
 from openblip.table.table import PairTable

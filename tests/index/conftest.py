@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from openblip.index.build import IndexReport, build_index
 from openblip.inference import Blip
-from openblip.search.index import IndexReport, build_index
 from openblip.table.table import PairTable
 
 from ..capfilt.conftest import models, table

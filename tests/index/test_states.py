@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from openblip.index.states import StateCache, default_folder, parse_size
 from openblip.runtime.errors import RecipeError
-from openblip.search.states import StateCache, default_folder, parse_size
 
 STATES = torch.randn(5, 16, generator=torch.Generator().manual_seed(0)) * 3
 
@@ -89,7 +89,7 @@ def test_a_folder_that_cannot_be_written_costs_only_time(tmp_path: Path) -> None
 
 SCRIPT = """
 import sys, pathlib, torch, itertools
-from openblip.search.states import StateCache
+from openblip.index.states import StateCache
 cache = StateCache(pathlib.Path(sys.argv[1]), int(sys.argv[2]), "m")
 states = torch.ones(5, 16)
 print("begins", flush=True)

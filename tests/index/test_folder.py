@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-import openblip.search.folder as folder_module
+import openblip.index.folder as folder_module
+from openblip.index.build import IndexReport, open_index
+from openblip.index.folder import FolderChanges
 from openblip.runtime.errors import DataError
-from openblip.search.folder import FolderChanges
-from openblip.search.index import IndexReport, open_index
 
 from .conftest import contents, draw
 
@@ -142,9 +142,9 @@ def edit(photos: Path) -> None:
 
 SCRIPT = """
 import sys
-import openblip.search.folder as folder
+import openblip.index.folder as folder
 folder.reconcile.__kwdefaults__["batch_files"] = 2
-from openblip.search.index import build_index
+from openblip.index.build import build_index
 print("begins", flush=True)
 build_index(sys.argv[1], sys.argv[2], device="cpu", show_progress=False)
 print("ends", flush=True)

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from openblip.index.query import Query
+from openblip.index.search import Found, Hit
 from openblip.runtime.errors import DataError
 from openblip.runtime.page import CardText, Page
-from openblip.search.query import Query
-from openblip.search.search import Found, Hit
 from openblip.sources.row_images import row_image
 from openblip.table.table import PairTable
 

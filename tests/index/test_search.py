@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import openblip
+from openblip.index.build import IndexReport, build_index, open_index
+from openblip.index.embeddings import embed_table
+from openblip.index.query import Query
+from openblip.index.search import Searcher, choose_candidates
+from openblip.index.states import StateCache
 from openblip.inference import Blip, load
 from openblip.runtime.errors import DataError, UnknownWords
-from openblip.search.embeddings import embed_table
-from openblip.search.index import IndexReport, build_index, open_index
-from openblip.search.query import Query
-from openblip.search.search import Searcher, choose_candidates
-from openblip.search.states import StateCache
 from openblip.table.table import PairRow, PairTable
 
 from ..inference.published_clip import save_clip

@@ -17,15 +17,15 @@ from torch import Tensor
 
 from openblip.batches.transforms import eval_transform
 from openblip.curation.marks import EMBEDDING_KEY
+from openblip.index.build import open_index
+from openblip.index.embeddings import embeddings_of
+from openblip.index.query import Query, Terms
+from openblip.index.states import StateCache, default_folder, states_of
 from openblip.inference import Blip, Embedder
 from openblip.inference.embedder import embedder_fingerprint, load_embedder
 from openblip.inference.encoding import EncodedImages
 from openblip.inference.image_sources import tried_batches
 from openblip.runtime.errors import DataError
-from openblip.search.embeddings import embeddings_of
-from openblip.search.index import open_index
-from openblip.search.query import Query, Terms
-from openblip.search.states import StateCache, default_folder, states_of
 from openblip.sources.images import ImageSource, open_image
 from openblip.sources.row_images import encoded_image
 from openblip.table.table import PairTable
@@ -142,7 +142,7 @@ class Searcher:
             model: where the model is now, if it has moved; its fingerprint must be the same.
             device: by default the best that there is.
             cache_bytes: of hidden states on disk; 0 keeps none.
-            cache_folder: by default `openblip.search.states.default_folder`.
+            cache_folder: by default `openblip.index.states.default_folder`.
 
         Raises:
             DataError: there is no index, or it is of another model.

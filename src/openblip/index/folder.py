@@ -21,13 +21,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from openblip.curation.marks import EMBEDDING_KEY
+from openblip.index.embeddings import embed_all, embedding_array, embedding_width
 from openblip.inference import Embedder
 from openblip.inference.image_sources import ImageSources, SourceImage
 from openblip.runtime.documents import encodable, has_halves
 from openblip.runtime.errors import DataError, one_line
 from openblip.runtime.progress import Progress
 from openblip.runtime.threads import default_threads, ordered_map
-from openblip.search.embeddings import embed_all, embedding_array, embedding_width
 from openblip.sources.images import open_image, read_header
 from openblip.sources.row_images import read_image_file
 from openblip.table.columns import column_state

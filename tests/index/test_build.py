@@ -9,12 +9,12 @@ import pytest
 
 import openblip
 from openblip.curation.marks import embedding_model, mark_images
+from openblip.index import folder
+from openblip.index.build import IndexReport, describe_index, open_index, update_index
 from openblip.inference import load
 from openblip.inference.image_sources import ImageSources
 from openblip.runtime.errors import DataError, OpenBlipError
 from openblip.runtime.locks import only_one
-from openblip.search import folder
-from openblip.search.index import IndexReport, describe_index, open_index, update_index
 from openblip.table.table import PairRow, PairTable
 from openblip.table.vectors import nearest_rows, vector_index
 
