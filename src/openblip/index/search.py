@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,9 +30,6 @@ from openblip.sources.images import ImageSource, open_image
 from openblip.sources.row_images import encoded_image
 from openblip.table.table import PairTable
 from openblip.table.vectors import nearest_rows
-
-if TYPE_CHECKING:
-    pass
 
 Rerank = int | Literal["auto"]
 THRESHOLD = 0.5
