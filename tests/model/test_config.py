@@ -70,6 +70,12 @@ def test_sizes_that_contradict_each_other_are_refused(
         make(unchecked)
 
 
+@pytest.mark.parametrize("backbone", [7, 0, True, [], {}, ["timm:vit"]])
+def test_a_backbone_is_a_name(backbone: object) -> None:
+    with pytest.raises(RecipeError, match=r"vision\.backbone is .*; give a name, or none"):
+        VisionConfig(backbone=backbone)  # type: ignore[arg-type]
+
+
 def test_patches_include_the_class_token() -> None:
     assert VisionConfig(image_size=384, patch_size=16).num_patches == 24 * 24 + 1
 

@@ -66,6 +66,8 @@ class VisionConfig:
             check_size(f"vision.{name}", getattr(self, name))
         if self.backbone is None:
             self._check_ours()
+        elif not isinstance(self.backbone, str):
+            raise RecipeError(f"vision.backbone is {self.backbone!r:.40}; give a name, or none")
         elif self.tokens is not None:
             check_size("vision.tokens", self.tokens)
         check_rate("vision.drop_path", self.drop_path)
