@@ -228,8 +228,8 @@ def test_widths_that_their_class_cannot_have(
 def test_images_that_nobody_would_read_are_not_written(
     config: MedConfig, tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
-    vision = replace(config.vision, image_size=4128, patch_size=2064)
+    vision = replace(config.vision, image_size=4224, patch_size=128)
     med = Med(replace(config, vision=vision, heads=("lm",)))
-    with pytest.raises(CheckpointError, match=r"size is .*4128.*, expected a square"):
+    with pytest.raises(CheckpointError, match=r"size is .*4224.*, expected a square"):
         save_huggingface(tmp_path / "large", med, tokenizer)
     assert not list(tmp_path.iterdir())
