@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -142,13 +142,15 @@ def measured(folder: Path, work: str, number: int, is_spinning: bool, seconds: f
     return float(done.stdout.split()[-1])
 
 
-def table(found: dict[tuple[str, int, bool], list[float]]) -> list[str]:
+def table(
+    found: dict[tuple[str, int, bool], list[float]], beside: Sequence[int] = BUSY
+) -> list[str]:
     """Medians, and each beside the idle rate of the same row."""
-    lines = ["| work | waiting | " + " | ".join(f"beside {n}" for n in BUSY) + " |"]
-    lines += ["| --- | --- |" + " ---: |" * len(BUSY)]
+    lines = ["| work | waiting | " + " | ".join(f"beside {n}" for n in beside) + " |"]
+    lines += ["| --- | --- |" + " ---: |" * len(beside)]
     for work, title in WORK.items():
         for is_spinning in (True, False):
-            rates = [found[work, number, is_spinning] for number in BUSY]
+            rates = [found[work, number, is_spinning] for number in beside]
             if not all(rates):
                 continue
             idle = statistics.median(rates[0])
@@ -163,7 +165,7 @@ def table(found: dict[tuple[str, int, bool], list[float]]) -> list[str]:
             pairs = zip(found[work, 0, False], found[work, 0, True], strict=True)
             ratio = statistics.median(ours / theirs for ours, theirs in pairs)
             lines.append(
-                f"| | sleeping over spinning, idle | {ratio:.3f} |" + " |" * (len(BUSY) - 1)
+                f"| | sleeping over spinning, idle | {ratio:.3f} |" + " |" * (len(beside) - 1)
             )
     return lines
 
@@ -173,6 +175,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=12.0, help="of each figure")
     parser.add_argument("--only", nargs="+", choices=WORK, default=list(WORK))
+    parser.add_argument(
+        "--beside", nargs="+", type=int, default=list(BUSY), help="busy loops, none first"
+    )
     parser.add_argument("--output", type=Path)
     parser.add_argument("--child", choices=WORK, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -185,7 +190,7 @@ def main() -> None:
         prepare(Path(name))
         for turn in range(options.rounds):
             for work in options.only:
-                for number in BUSY:
+                for number in options.beside:
                     for is_spinning in (True, False) if turn % 2 else (False, True):
                         rate = measured(Path(name), work, number, is_spinning, options.seconds)
                         found[work, number, is_spinning].append(rate)
@@ -196,9 +201,10 @@ def main() -> None:
         f"{platform.machine()}, {os.cpu_count()} cores. Busy loops beside, {options.rounds} rounds "
         f"of {options.seconds:g} s in turn: median (range), share of the same row's idle rate.",
         "",
-        "Command: `python benchmarks/busy.py`",
+        f"Command: `python benchmarks/busy.py --rounds {options.rounds} --seconds {options.seconds:g} "
+        f"--beside {' '.join(map(str, options.beside))}`",
         "",
-        *table(found),
+        *table(found, options.beside),
     ]
     print("\n".join(lines))
     if options.output:
