@@ -201,8 +201,8 @@ def main() -> None:
         f"{platform.machine()}, {os.cpu_count()} cores. Busy loops beside, {options.rounds} rounds "
         f"of {options.seconds:g} s in turn: median (range), share of the same row's idle rate.",
         "",
-        f"Command: `python benchmarks/busy.py --rounds {options.rounds} --seconds {options.seconds:g} "
-        f"--beside {' '.join(map(str, options.beside))}`",
+        f"Command: `python benchmarks/busy.py --rounds {options.rounds} "
+        f"--seconds {options.seconds:g} --beside {' '.join(map(str, options.beside))}`",
         "",
         *table(found, options.beside),
     ]

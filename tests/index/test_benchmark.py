@@ -4,6 +4,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "search.py"
 SMALL = (
     "--rows 300 --queries 4 --files 5 --candidates 2 --images 8 --rounds 1 --preset tiny "
@@ -11,6 +13,7 @@ SMALL = (
 )
 
 
+@pytest.mark.slow
 def test_all_parts_run_and_what_has_no_model_is_told(model: str, tmp_path: Path) -> None:
     output = tmp_path / "search.md"
     words = [*SMALL.split(), "--world-model", model, "--output", str(output)]
