@@ -129,13 +129,15 @@ class Processes:
         """
         if self.world_size == 1 or isinstance(task, FSDPModule):
             return task
-        # Queues are buffers that every rank updates alike: to broadcast them would be waste.
-        return DistributedDataParallel(
+        module = DistributedDataParallel(
             task,
-            forward_sync_buffers=False,
             find_unused_parameters=find_unused,
             gradient_as_bucket_view=True,  # or every gradient would be there twice
         )
+        # Queues are buffers that every rank updates alike: to broadcast them again would be waste.
+        # As an argument, PyTorch 2.8 would not make them equal at the start either.
+        module.broadcast_buffers = False
+        return module
 
     def without_sync(self, module: torch.nn.Module) -> AbstractContextManager[None]:
         """A context in which backward of `replicate`'s module only adds up local gradients.

@@ -8,6 +8,7 @@ import pickle
 import warnings
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from inspect import signature
 from pathlib import Path
 from typing import Any, cast
 
@@ -74,7 +75,7 @@ def begin_writing(
         _share(values, processes),
         checkpoint_id=folder,
         process_group=processes.background,
-        no_dist=processes.world_size == 1,
+        **_alone(processes),
     )
 
     def finish() -> None:
@@ -191,6 +192,12 @@ def _share(values: Mapping[str, Tensor], processes: Processes) -> dict[str, Tens
         if writer == processes.rank:
             own[name] = value
     return own
+
+
+def _alone(processes: Processes) -> dict[str, Any]:
+    """What tells `async_save` of a single process; PyTorch 2.8 finds that out by itself."""
+    known = "no_dist" in signature(async_save).parameters
+    return {"no_dist": processes.world_size == 1} if known else {}
 
 
 def _expect_one_process() -> None:
