@@ -28,6 +28,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.export import register_dataclass
 from torch.nn.parallel import DistributedDataParallel
 
 from openblip.checkpoints.assembly import beside_state, put_back
@@ -35,7 +36,7 @@ from openblip.model.attention import MemoryAttention
 from openblip.model.backbones import BackboneEncoder
 from openblip.model.text import TextLayer
 from openblip.model.vision import VisionBlock
-from openblip.objectives.task import AnyTask
+from openblip.objectives.task import AnyTask, StepOutput
 from openblip.runtime.errors import RecipeError
 
 P = ParamSpec("P")
@@ -135,8 +136,9 @@ class Processes:
             gradient_as_bucket_view=True,  # or every gradient would be there twice
         )
         # Queues are buffers that every rank updates alike: to broadcast them again would be waste.
-        # As an argument, PyTorch 2.8 would not make them equal at the start either.
-        module.broadcast_buffers = False
+        # PyTorch 2.13 has the first name; 2.8 the second alone, and given as an argument it would
+        # not make them equal at the start either.
+        module.forward_sync_buffers = module.broadcast_buffers = False
         return module
 
     def without_sync(self, module: torch.nn.Module) -> AbstractContextManager[None]:
@@ -237,6 +239,10 @@ def recorded(function: Callable[P, T]) -> Callable[P, T]:
         return function
     return cast("Callable[P, T]", record(function))
 
+
+# FSDP2 puts parameters together again for the backward pass by hooks on the tensors that a module
+# gives. In a dataclass PyTorch 2.13 finds them by itself; 2.8 needs to be told of it.
+register_dataclass(StepOutput)
 
 # As in `torch.nn.utils.clip_grad_norm_`: no division by nothing.
 _TINY = 1e-6
