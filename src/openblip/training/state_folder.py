@@ -70,7 +70,7 @@ def begin_writing(
         **{f"{_TASK}{name}": tensor for name, tensor in task.state_dict().items()},
         **_moments(task, optimiser),
     }
-    _expect_one_process()
+    _silence()
     written = async_save(
         _share(values, processes),
         checkpoint_id=folder,
@@ -119,7 +119,7 @@ def read_into(folder: Path, task: AnyTask, optimiser: torch.optim.Optimizer) -> 
     for key, size in sizes.items():
         check_shape(key, size, tuple(values[key].shape), str(folder))
     # Everything was checked: from here on the task's own tensors are written to.
-    _expect_one_process()
+    _silence()
     try:
         load(values, storage_reader=reader, no_dist=not dist.is_initialized())
     except _FAILURES as error:
@@ -200,10 +200,14 @@ def _alone(processes: Processes) -> dict[str, Any]:
     return {"no_dist": processes.world_size == 1} if known else {}
 
 
-def _expect_one_process() -> None:
-    """Let DCP not warn of what is meant, from whichever thread it would."""
+def _silence() -> None:
+    """Let DCP not warn of what is meant, nor of itself, from whichever thread it would."""
     if not dist.is_initialized():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled, unavailable")
+    # PyTorch 2.8 asks for the size of a storage by a name that it has given up itself. The thread
+    # that writes does so, which a filter for the time of one call would not reach.
+    module = r"torch\.distributed\.checkpoint\.filesystem"
+    warnings.filterwarnings("ignore", message="TypedStorage is deprecated", module=module)
 
 
 def _reason(error: BaseException) -> str:
