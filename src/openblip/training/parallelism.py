@@ -267,7 +267,10 @@ def shard(task: AnyTask, processes: Processes) -> None:
     for module in (*_units(task), task):
         # The root gives its parameters up after the forward too: whoever reads or changes
         # parameters between two steps finds the divided ones.
-        fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
+        unit = fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
+        # On a processor PyTorch 2.8 gives the sum where FSDP2 asks for the mean (its issue 162338),
+        # and says nothing. Asked for the sum, every release divides by itself.
+        unit.set_force_sum_reduction_for_comms(processes.device.type == "cpu")
     task.to_empty(device=processes.device)
     with torch.no_grad():
         for name, tensor in task.state_dict().items():
