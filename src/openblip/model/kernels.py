@@ -219,7 +219,7 @@ def has_onednn() -> bool:
 def prefers_onednn() -> bool:
     """Whether oneDNN's products are faster than PyTorch's own: on x86 that is not Intel's."""
     # PyTorch 2.8 does not say which processor this is: it counts as one without a name.
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
     return has_onednn() and not str(capabilities.get("cpu_name", "")).startswith("Intel")
 
 
