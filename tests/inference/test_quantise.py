@@ -94,14 +94,21 @@ def test_another_type_is_an_error(blip):
         quantise(copy.deepcopy(blip.med).bfloat16())
 
 
-def test_without_the_library_the_extra_is_named():
+@pytest.mark.parametrize(
+    ("library", "told"),
+    [
+        pytest.param("None", "int8 needs torchao: pip install 'openblip[int8]'", id="absent"),
+        pytest.param("type(sys)('torchao')", f"not go with torch {torch.__version__}", id="other"),
+    ],
+)
+def test_without_a_library_that_fits_it_is_told_what_to_install(library, told):
     code = (
-        "import sys; sys.modules['torchao.quantization'] = None\n"
+        f"import sys; sys.modules['torchao.quantization'] = {library}\n"
         "from torch import nn\n"
         "from openblip.runtime.errors import RecipeError\n"
         "from openblip.inference.loading import quantise\n"
         "try: quantise(nn.Linear(2, 2))\n"
-        "except RecipeError as error: assert 'openblip[int8]' in str(error)\n"
+        f"except RecipeError as error: assert {told!r} in str(error)\n"
         "else: raise AssertionError\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
