@@ -66,8 +66,10 @@ class VisionConfig:
             check_size(f"vision.{name}", getattr(self, name))
         if self.backbone is None:
             self._check_ours()
-        elif self.tokens is not None:
-            check_size("vision.tokens", self.tokens)
+        else:
+            _check_name("vision.backbone", self.backbone)
+            if self.tokens is not None:
+                check_size("vision.tokens", self.tokens)
         check_rate("vision.drop_path", self.drop_path)
         check_size("vision.checkpoint_layers", self.checkpoint_layers, least=0)
 
@@ -251,6 +253,11 @@ def _check_number(name: str, value: object) -> None:
     # NaN compares as False.
     if not is_number or not 0 <= value <= _LARGEST:  # type: ignore[operator]
         raise RecipeError(f"{name} is {value!r:.40}; give a number of 0 or more")
+
+
+def _check_name(name: str, value: object) -> None:
+    if not isinstance(value, str):
+        raise RecipeError(f"{name} is {value!r:.40}; give a name")
 
 
 def _check_heads(part: str, width: int, heads: int) -> None:
