@@ -111,8 +111,6 @@ class TestReading:
         assert (loaded.special.dec, loaded.special.enc) == (len(WORDS), len(WORDS) + 1)
         assert torch.equal(loaded.encode(["Two dogs"], 8).ids, bert.encode(["two dogs"], 8).ids)
 
-    # Of transformers' own reading of the list of words, up to some release after 5.6.
-    @pytest.mark.filterwarnings("ignore:Deprecated in 0.9.0:DeprecationWarning")
     def test_a_tokenizer_saved_by_transformers(self, tmp_path: Path) -> None:
         folder, bert = bert_folder(tmp_path / "bert", tmp_path)
         (folder / "vocab.txt").unlink()
