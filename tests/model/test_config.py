@@ -60,6 +60,7 @@ def test_an_unknown_name_is_an_error_with_the_known_ones(
         (lambda m: m.TextConfig(width=100, heads=3), "text.width 100 is not a multiple of text.h"),
         (lambda m: m.VisionConfig(image_size=100), "vision.image_size 100 is not a multiple of"),
         (lambda m: m.TextConfig(sharing="some"), "text.sharing 'some' is not one of all_but_self"),
+        (lambda m: m.VisionConfig(backbone=3), "vision.backbone is 3; give a name"),
         (lambda m: m.MedConfig.preset("huge"), "no preset 'huge'; there are tiny, small, base, "),
     ],
 )

@@ -141,7 +141,11 @@ def read_clip(folder: Path, device: torch.device) -> TwoTowers:
         CheckpointError: if `transformers` is not installed or cannot read it.
     """
     try:
-        from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
+        from transformers import AutoModel, AutoTokenizer
+
+        # By its file: up to 5.17 at least, the package hides it where torchvision is absent,
+        # which the processors with Pillow do not need.
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor
     except ImportError as error:
         raise CheckpointError(
             f"{folder}: a CLIP model needs transformers: {install_extra('clip')}"

@@ -17,7 +17,7 @@ from openblip.inference.blip import Blip
 from openblip.inference.encoding import all_finite
 from openblip.model.text import FeedForward
 from openblip.model.vision import VisionBlock
-from openblip.runtime.errors import CheckpointError, RecipeError, install_extra
+from openblip.runtime.errors import CheckpointError, RecipeError, install_extra, one_line
 
 PUBLISHED = {
     "caption": "Salesforce/blip-image-captioning-base",
@@ -167,7 +167,8 @@ def quantise(model: Model) -> Model:
         model: a `Med` or any other, float32, on the CPU.
 
     Raises:
-        RecipeError: if torchao is not installed, or the model is elsewhere or of another type.
+        RecipeError: if torchao is not installed or does not go with this torch, or the model is
+            elsewhere or of another type.
     """
     for name, parameter in model.named_parameters():
         if parameter.device.type != "cpu" or parameter.dtype.itemsize != 4:
@@ -180,8 +181,14 @@ def quantise(model: Model) -> Model:
         # Its import warns of kernels for GPUs, which a CPU does not need.
         logging.disable(logging.WARNING)
         from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise RecipeError(f"int8 needs torchao: {install_extra('int8')}") from error
+    except ImportError as error:
+        # Each release is for some of torch, which its requirements do not say.
+        raise RecipeError(
+            f"int8: the installed torchao does not go with torch {torch.__version__} "
+            f"({one_line(error)}): install another (with torch 2.8 goes torchao 0.13)"
+        ) from error
     finally:
         logging.disable(disabled)
     quantize_(model.eval(), Int8DynamicActivationInt8WeightConfig())

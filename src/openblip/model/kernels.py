@@ -218,8 +218,9 @@ def has_onednn() -> bool:
 @cache
 def prefers_onednn() -> bool:
     """Whether oneDNN's products are faster than PyTorch's own: on x86 that is not Intel's."""
-    processor = str(torch.cpu.get_capabilities().get("cpu_name", ""))
-    return has_onednn() and not processor.startswith("Intel")
+    # PyTorch 2.8 does not say which processor this is: it counts as one without a name.
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
+    return has_onednn() and not str(capabilities.get("cpu_name", "")).startswith("Intel")
 
 
 def is_processor_product(hidden: Tensor, weight: Tensor) -> bool:

@@ -123,7 +123,9 @@ def add_changes(module: nn.Module, adapted: nn.Module, factor: float) -> None:
     for name, layer in low_rank_layers(adapted):
         weight = weights.get(f"{name}.weight")
         if weight is not None:
-            weight.addmm_(layer.up, layer.down, alpha=factor * layer.scale)
+            # Not in place: of a model that is divided among processes, PyTorch 2.8 cannot.
+            scale = factor * layer.scale
+            weight.copy_(torch.addmm(weight, layer.up, layer.down, alpha=scale))
 
 
 def _is_adaptable(module: nn.Module) -> TypeGuard[nn.Linear]:

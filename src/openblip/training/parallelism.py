@@ -28,6 +28,7 @@ from torch.distributed.elastic.multiprocessing.errors import record
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.export import register_dataclass
 from torch.nn.parallel import DistributedDataParallel
 
 from openblip.checkpoints.assembly import beside_state, put_back
@@ -35,7 +36,7 @@ from openblip.model.attention import MemoryAttention
 from openblip.model.backbones import BackboneEncoder
 from openblip.model.text import TextLayer
 from openblip.model.vision import VisionBlock
-from openblip.objectives.task import AnyTask
+from openblip.objectives.task import AnyTask, StepOutput
 from openblip.runtime.errors import RecipeError
 
 P = ParamSpec("P")
@@ -129,13 +130,16 @@ class Processes:
         """
         if self.world_size == 1 or isinstance(task, FSDPModule):
             return task
-        # Queues are buffers that every rank updates alike: to broadcast them would be waste.
-        return DistributedDataParallel(
+        module = DistributedDataParallel(
             task,
-            forward_sync_buffers=False,
             find_unused_parameters=find_unused,
             gradient_as_bucket_view=True,  # or every gradient would be there twice
         )
+        # Queues are buffers that every rank updates alike: to broadcast them again would be waste.
+        # PyTorch 2.13 has the first name; 2.8 the second alone, and given as an argument it would
+        # not make them equal at the start either.
+        module.forward_sync_buffers = module.broadcast_buffers = False
+        return module
 
     def without_sync(self, module: torch.nn.Module) -> AbstractContextManager[None]:
         """A context in which backward of `replicate`'s module only adds up local gradients.
@@ -236,6 +240,10 @@ def recorded(function: Callable[P, T]) -> Callable[P, T]:
     return cast("Callable[P, T]", record(function))
 
 
+# FSDP2 puts parameters together again for the backward pass by hooks on the tensors that a module
+# gives. In a dataclass PyTorch 2.13 finds them by itself; 2.8 needs to be told of it.
+register_dataclass(StepOutput)
+
 # As in `torch.nn.utils.clip_grad_norm_`: no division by nothing.
 _TINY = 1e-6
 
@@ -259,7 +267,10 @@ def shard(task: AnyTask, processes: Processes) -> None:
     for module in (*_units(task), task):
         # The root gives its parameters up after the forward too: whoever reads or changes
         # parameters between two steps finds the divided ones.
-        fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
+        unit = fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=scalars)
+        # On a processor PyTorch 2.8 gives the sum where FSDP2 asks for the mean (its issue 162338),
+        # and says nothing. Asked for the sum, every release divides by itself.
+        unit.set_force_sum_reduction_for_comms(processes.device.type == "cpu")
     task.to_empty(device=processes.device)
     with torch.no_grad():
         for name, tensor in task.state_dict().items():
