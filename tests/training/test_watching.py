@@ -1,6 +1,7 @@
 """What run directories tell without being opened for training, in rows and on a page."""
 
 import json
+import os
 import shutil
 import socket
 import subprocess
@@ -227,4 +228,12 @@ def test_weights_whose_header_is_damaged_leave_their_number_open(
     shutil.copytree(runs / "walls" / "slow", tmp_path / "run", symlinks=True)
     weights = tmp_path / "run" / "checkpoints" / "last" / "model.safetensors"
     weights.write_bytes(header)
+    assert summarise(tmp_path / "run").num_parameters is None
+
+
+def test_weights_that_are_a_pipe_are_not_waited_for(runs: Path, tmp_path: Path) -> None:
+    shutil.copytree(runs / "walls" / "slow", tmp_path / "run", symlinks=True)
+    weights = tmp_path / "run" / "checkpoints" / "last" / "model.safetensors"
+    weights.unlink()
+    os.mkfifo(weights)
     assert summarise(tmp_path / "run").num_parameters is None

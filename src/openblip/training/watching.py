@@ -176,6 +176,9 @@ def _latest(lines: Sequence[Mapping[str, Any]], kind: str) -> dict[str, float]:
 
 def _num_parameters(weights: Path) -> int | None:
     """Numbers in a safetensors file, by its header alone."""
+    # To open a pipe would wait for a writer.
+    if not weights.is_file():
+        return None
     try:
         with weights.open("rb") as file:
             (size,) = struct.unpack("<Q", file.read(8))
