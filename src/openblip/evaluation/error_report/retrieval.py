@@ -15,8 +15,9 @@ from openblip.evaluation.error_report import PERFECT
 from openblip.evaluation.retrieval import NOT_RANKED, Gallery, PairScores, RetrievalResult
 from openblip.inference.calibration import ReliabilityBin, calibrate
 from openblip.metrics.retrieval import Ranks, image_ranks, text_ranks
+from openblip.runtime.charts import Curve, curves, histogram
 from openblip.runtime.errors import DataError
-from openblip.runtime.page import CardText, Curve, Page, Verdict, curves, histogram
+from openblip.runtime.page import CardText, Page, Verdict
 from openblip.sources.row_images import stream_images
 from openblip.table.table import PairTable
 
