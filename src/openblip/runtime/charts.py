@@ -197,7 +197,7 @@ def curves(
         along: what the horizontal axis counts, from 0, said with the values.
         legend: whether the title says which colour is which curve.
     """
-    height, left = 190.0, 44.0
+    height, left = 190.0, 56.0
     drawn: list[str] = []
     raw = [_thinned(line.points) for line in lines]
     smooth = [_smoothed(points, smoothing) for points in raw]

@@ -27,7 +27,7 @@ _STYLE = """
   --green: #1a7f4b; --red: #b3261e; --violet: #7a3fb5; --teal: #0e7c86; --pink: #b8336a;
   --brown: #7a5a1e; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14181c; --ink: #e6eaee; --soft: #9aa5b0;
-  --line: #2c343c; --card: #1c2228; --shade: #000000b0; --blue: #6ea8f0; --orange: #f0965a;
+  --line: #2c343c; --card: #1c2228; --shade: #9aa5b059; --blue: #6ea8f0; --orange: #f0965a;
   --green: #57c28b; --red: #ef7f78; --violet: #b98af0; --teal: #4fc3cc; --pink: #f07fae;
   --brown: #d0a95a; } }
 * { box-sizing: border-box; }
@@ -53,12 +53,14 @@ p { margin: .4rem 0; max-width: 70ch; } .soft { color: var(--soft); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem 1.1rem .35rem 0; text-align: start; vertical-align: top;
   border-bottom: 1px solid var(--line); max-width: 46ch; }
-td { min-width: 4ch; } .number { text-align: end; white-space: nowrap; }
+td { white-space: nowrap; } .number { text-align: end; }
+.prose { white-space: normal; min-width: 16ch; }
 th { font-weight: 600; color: var(--soft); font-size: .85rem; vertical-align: bottom; }
 .long th { position: sticky; top: 0; background: var(--paper); }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: 0;
   text-align: inherit; cursor: pointer; } th button:hover { color: var(--ink); }
-th[aria-sort] button::after { content: " \\2191"; }
+th button::after { content: " \\2195"; opacity: .55; }
+th[aria-sort] button::after { content: " \\2191"; opacity: 1; }
 th[aria-sort="descending"] button::after { content: " \\2193"; }
 tr.strong td { font-weight: 650; }
 .cards { display: grid; gap: .9rem;
@@ -87,6 +89,8 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 """
 # Rows from which on a table can be sorted.
 _LONG = 12
+# Characters of a cell that are kept on one line.
+_SHORT = 28
 _SCRIPT = """
 for (const table of document.querySelectorAll('.long table')) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
@@ -230,11 +234,7 @@ def _policy(is_sortable: bool) -> str:
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]], strong: Sequence[int] = ()) -> str:
     cells = [[*row, *[""] * (len(header) - len(row))] for row in rows]
-    is_number = [
-        any(row[at].strip() for row in cells) and all(_NUMBER.fullmatch(row[at]) for row in cells)
-        for at in range(len(header))
-    ]
-    kinds = [' class="number"' if number else "" for number in is_number]
+    kinds = [_column_kind([row[at] for row in cells]) for at in range(len(header))]
     head = "".join(
         f'<th scope="col"{kind}>{escape(name)}</th>'
         for kind, name in zip(kinds, header, strict=True)
@@ -254,6 +254,13 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[str]], strong: Sequenc
         f'{begin} tabindex="0" role="region" aria-label="{label}">'
         f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def _column_kind(cells: Sequence[str]) -> str:
+    """How a column is set: numbers end at the right, and only long texts have several lines."""
+    if any(cell.strip() for cell in cells) and all(map(_NUMBER.fullmatch, cells)):
+        return ' class="number"'
+    return ' class="prose"' if max(map(len, cells), default=0) > _SHORT else ""
 
 
 def _direction(text: str) -> str:
