@@ -31,10 +31,11 @@ _STYLE = """
   --green: #57c28b; --red: #ef7f78; --violet: #b98af0; --teal: #4fc3cc; --pink: #f07fae;
   --brown: #d0a95a; } }
 * { box-sizing: border-box; }
-html { font-size: 15px; } @media (min-width: 2000px) { html { font-size: 18px; } }
+html { font-size: 15px; }
 body { margin: 0; background: var(--paper); color: var(--ink); overflow-wrap: break-word;
   font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
 main { max-width: 82rem; margin: 0 auto; padding: 2rem clamp(1rem, 4vw, 2.5rem) 4rem; }
+@media (min-width: 2000px) { html { font-size: 18px; } main { max-width: 112rem; } }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .4rem; }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; padding-top: .8rem;
   border-top: 1px solid var(--line); }
@@ -46,8 +47,8 @@ p { margin: .4rem 0; max-width: 70ch; } .soft { color: var(--soft); }
 .scroll { overflow: auto; max-width: max-content; max-height: 85vh; margin: .6rem 0;
   scrollbar-width: thin; background: linear-gradient(to right, var(--paper) 40%, transparent),
   linear-gradient(to left, var(--paper) 40%, transparent) right,
-  linear-gradient(to right, var(--shade), transparent),
-  linear-gradient(to left, var(--shade), transparent) right;
+  linear-gradient(to right, transparent 1px, var(--shade) 1px, transparent),
+  linear-gradient(to left, transparent 1px, var(--shade) 1px, transparent) right;
   background-repeat: no-repeat; background-attachment: local, local, scroll, scroll;
   background-size: 2.5rem 100%, 2.5rem 100%, .8rem 100%, .8rem 100%; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
