@@ -149,7 +149,9 @@ def _recalls(page: Page, result: RetrievalResult, texts: Searches, images: Searc
     if result.pairs.itm is not None:
         rows.append(["ITM", *(f"{result.metrics[name]:.1f}" for name in names)])
     intervals = [result.units[name].interval() for name in names]
-    rows.append(["interval", *(f"{i.low:.1f} to {i.high:.1f}" for i in intervals)])
+    rows.append(
+        [f"interval of {rows[-1][0]}", *(f"{i.low:.1f} to {i.high:.1f}" for i in intervals)]
+    )
     page.table(["per cent", *names], rows, strong=[len(rows) - 2])
     lines = {"texts, ITC": (texts, texts.contrast), "images, ITC": (images, images.contrast)}
     if result.pairs.itm is not None:
@@ -214,6 +216,7 @@ def _calibration(page: Page, result: RetrievalResult) -> None:
                 "hardest wrong pairs": probabilities[labels == 0].tolist(),
             },
             0.5,
+            axis="match probability (ITM)",
         )
     ]
     try:
