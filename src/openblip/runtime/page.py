@@ -54,8 +54,7 @@ p { margin: .4rem 0; max-width: 70ch; } .soft { color: var(--soft); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .35rem 1.1rem .35rem 0; text-align: start; vertical-align: top;
   border-bottom: 1px solid var(--line); max-width: 46ch; }
-td { white-space: nowrap; } .number { text-align: end; }
-.prose { white-space: normal; min-width: 16ch; }
+td { white-space: nowrap; } th.number { text-align: end; }
 th { font-weight: 600; color: var(--soft); font-size: .85rem; vertical-align: bottom; }
 .long th { position: sticky; top: 0; background: var(--paper); }
 th button { font: inherit; color: inherit; background: none; border: 0; padding: 0;
@@ -88,6 +87,12 @@ dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .2re
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 @media (max-width: 560px) { dl { display: block; } dd { margin-bottom: .5rem; } }
 """
+# A cell has the look of its column, and needs no word of its own in each row.
+_STYLE += "".join(
+    f".number-{at} td:nth-child({at}) {{ text-align: end; }}\n"
+    f".prose-{at} td:nth-child({at}) {{ white-space: normal; min-width: 16ch; }}\n"
+    for at in range(1, 25)
+)
 # Rows from which on a table can be sorted.
 _LONG = 12
 # Characters of a cell that are kept on one line.
@@ -168,7 +173,7 @@ class Page:
 
         Columns of numbers are told by their cells. One of twelve rows or more can be sorted.
         """
-        self._parts.append(_table(header, rows, strong))
+        self._parts.append(_table(header, rows, strong, is_sortable=True))
 
     def tables(self, header: Sequence[str], parts: Mapping[str, Iterable[Sequence[str]]]) -> None:
         """Tables of the same columns side by side, each below its name."""
@@ -220,7 +225,7 @@ class Page:
         return path
 
 
-_LONG_TABLE = '<div class="scroll long"'
+_LONG_TABLE = '<div class="scroll long'
 
 
 def _policy(is_sortable: bool) -> str:
@@ -233,35 +238,39 @@ def _policy(is_sortable: bool) -> str:
     )
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], strong: Sequence[int] = ()) -> str:
+def _table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    strong: Sequence[int] = (),
+    is_sortable: bool = False,
+) -> str:
     cells = [[*row, *[""] * (len(header) - len(row))] for row in rows]
     kinds = [_column_kind([row[at] for row in cells]) for at in range(len(header))]
     head = "".join(
-        f'<th scope="col"{kind}>{escape(name)}</th>'
+        f'<th scope="col" class="{kind}">{escape(name)}</th>'
         for kind, name in zip(kinds, header, strict=True)
     )
     body = []
     for number, row in enumerate(cells):
-        inner = "".join(
-            f"<td{kind}{_direction(cell)}>{escape(cell)}</td>"
-            for kind, cell in zip(kinds, row, strict=True)
-        )
+        inner = "".join(f"<td{_direction(cell)}>{escape(cell)}</td>" for cell in row)
         kind = ' class="strong"' if number in strong else ""
         body.append(f"<tr{kind}>{inner}</tr>")
-    begin = _LONG_TABLE if len(cells) >= _LONG else '<div class="scroll"'
+    looks = ["long"] if is_sortable and len(cells) >= _LONG else []
+    looks += [f"{kind}-{at}" for at, kind in enumerate(kinds, 1) if kind]
     label = escape(", ".join(filter(None, header)))
     # With the keyboard only what has the focus can be scrolled.
     return (
-        f'{begin} tabindex="0" role="region" aria-label="{label}">'
-        f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+        f'<div class="{" ".join(["scroll", *looks])}" tabindex="0" role="region" '
+        f'aria-label="{label}"><table><thead><tr>{head}</tr></thead>'
+        f"<tbody>{''.join(body)}</tbody></table></div>"
     )
 
 
 def _column_kind(cells: Sequence[str]) -> str:
     """How a column is set: numbers end at the right, and only long texts have several lines."""
     if any(cell.strip() for cell in cells) and all(map(_NUMBER.fullmatch, cells)):
-        return ' class="number"'
-    return ' class="prose"' if max(map(len, cells), default=0) > _SHORT else ""
+        return "number"
+    return "prose" if max(map(len, cells), default=0) > _SHORT else ""
 
 
 def _direction(text: str) -> str:
