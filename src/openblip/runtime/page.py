@@ -102,6 +102,9 @@ for (const table of document.querySelectorAll('.long table')) {
   const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
   const valueOf = (row, at) => {
     const text = row.cells[at].textContent.trim();
+    const times = [...text.matchAll(/([\\d.]+) (h|min|s)\\b/g)];
+    if (times.length && text.replace(/[\\d.]+ (h|min|s)\\b/g, '').trim() === '')
+      return times.reduce((sum, [, n, unit]) => sum + n * { h: 3600, min: 60, s: 1 }[unit], 0);
     const number = parseFloat(text.replace(/,(?=\\d{3})/g, ''));
     return Number.isNaN(number) ? text : number;
   };
@@ -115,7 +118,7 @@ for (const table of document.querySelectorAll('.long table')) {
       const order = head.getAttribute('aria-sort') === first ? other : first;
       const sign = order === 'ascending' ? 1 : -1;
       const compare = (a, b) => typeof a !== typeof b ? (typeof a === 'number' ? -sign : sign)
-        : typeof a === 'number' ? a - b : a.localeCompare(b);
+        : typeof a === 'number' ? a - b : a.localeCompare(b, [], { numeric: true });
       heads.forEach((each) => each.removeAttribute('aria-sort'));
       head.setAttribute('aria-sort', order);
       body.append(...[...body.rows].map((row) => [valueOf(row, at), row])
