@@ -1,7 +1,10 @@
 """The page of a CapFilt job."""
 
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from openblip.capfilt.job import CapFiltSettings
@@ -9,7 +12,7 @@ from openblip.capfilt.report import write_report
 from openblip.capfilt.run import run_capfilt
 from openblip.inference import Decoding
 from openblip.runtime.errors import DataError, RecipeError
-from openblip.table.table import PairTable
+from openblip.table.table import PairRow, PairTable
 
 
 def test_the_page_is_self_contained_and_shows_every_part(
@@ -50,8 +53,6 @@ def test_the_page_is_self_contained_and_shows_every_part(
 def test_texts_of_strangers_are_escaped(
     table: PairTable, models: dict[str, str], tmp_path: Path
 ) -> None:
-    from openblip.table.table import PairRow
-
     image = table.take([0], ["image"])["image"][0].as_py()
     evil = PairTable.create(
         tmp_path / "evil.lance",
@@ -75,3 +76,61 @@ def test_an_unscored_table_and_a_wrong_threshold_are_refused(
         write_report(table, tmp_path / "page.html")
     with pytest.raises(RecipeError, match="threshold"):
         write_report(table, tmp_path / "page.html", threshold=2.0)
+
+
+@pytest.fixture
+def scored(tmp_path: Path, jpeg: Callable[..., bytes]) -> Callable[..., PairTable]:
+    """Makes a table of web rows with these texts and probabilities, and no synthetic texts."""
+
+    def make(texts: Sequence[str], scores: Sequence[float]) -> PairTable:
+        rows = [PairRow(f"r{n}", jpeg(n), captions=[text]) for n, text in enumerate(texts)]
+        table = PairTable.create(tmp_path / "scored.lance", rows)
+        none: list[list[float]] = [[] for _ in rows]
+        columns = {"captions_itm": [[s] for s in scores], "captions_itc": [[s - 1] for s in scores]}
+        columns |= {"synthetic_itm": none, "synthetic_itc": none}
+        numbers = {name: pa.array(of, pa.list_(pa.float32())) for name, of in columns.items()}
+        table.add_columns(pa.table({**numbers, "synthetic": pa.array(none, pa.list_(pa.string()))}))
+        return table
+
+    return make
+
+
+def cards_below(page: Path, title: str) -> list[str]:
+    """The words of the cards of a section."""
+    section = page.read_text("utf-8").split(f">{title}</h2>")[1].split("<h2")[0]
+    return re.findall(r'<span class="words">([^<]*)</span>', section)
+
+
+def test_the_texts_closest_to_the_threshold_are_shown_on_both_sides(
+    scored: Callable[..., PairTable], tmp_path: Path
+) -> None:
+    scores = [number / 100 for number in range(0, 100, 4)]
+    table = scored([f"text of {score:.2f}" for score in scores], scores)
+    page = write_report(table, tmp_path / "page.html", threshold=0.5)
+    near = [f"text of {score:.2f}" for score in scores if abs(score - 0.5) < 0.25]
+    assert cards_below(page, "Around the threshold") == near[::-1]
+
+
+def test_the_most_confident_texts_are_shown_and_equal_ones_once(
+    scored: Callable[..., PairTable], tmp_path: Path
+) -> None:
+    texts = ["for sale"] * 30 + ["a dog", "a cat", "a bus"]
+    scores = [0.001 + number / 100_000 for number in range(30)] + [0.9, 0.95, 0.2]
+    page = write_report(scored(texts, scores), tmp_path / "page.html")
+    assert cards_below(page, "The 2 most confident acceptances") == ["a cat", "a dog"]
+    assert cards_below(page, "The 2 most confident rejections") == ["for sale", "a bus"]
+    assert "and of 29 more of the 1,000 furthest" in page.read_text("utf-8")
+
+
+def test_a_filter_that_separates_nothing_is_told_first(
+    scored: Callable[..., PairTable], tmp_path: Path
+) -> None:
+    texts = [f"text {number}" for number in range(20)]
+    page = write_report(scored(texts, [0.45 + n / 1000 for n in range(20)]), tmp_path / "page.html")
+    html = page.read_text("utf-8")
+    first = html.index("This filter separates nothing among the web texts. ITM of 20 web texts")
+    assert first < html.index("How much stays")
+    assert "among the synthetic" not in html
+    # The axis covers what the scores have, and the threshold lies outside of it.
+    assert "the threshold 0.5 is above all of them" in html
+    assert ">0.45</text>" in html
