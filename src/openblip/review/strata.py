@@ -39,6 +39,8 @@ class Design:
     exhausted leaves its part to the others, in proportion."""
     scores: tuple[NDArray[np.float64], ...]
     """Match probabilities of all texts of each stratum, ascending."""
+    floor: float = 0.0
+    """Of thresholds: the strata hold every text above it, and need not hold others."""
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
