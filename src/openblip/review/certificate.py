@@ -278,7 +278,7 @@ class _State:
     def room(self, if_wrong: NDArray[np.float64]) -> NDArray[np.float64]:
         """How far X can fall below the target, (tests,)."""
         worst = np.where(self.rest > 0, if_wrong, np.inf).min(axis=1)
-        return np.maximum(self.targets - worst, _SMALLEST)
+        return np.asarray(np.maximum(self.targets - worst, _SMALLEST))
 
     def take(self, stratum: int, score: float, is_right: float) -> None:
         """Bets on a label, and learns it."""

@@ -129,7 +129,7 @@ def _weighted(weights: NDArray[np.float64], parts: _Parts) -> NDArray[np.float64
 
 def _expected(parts: _Parts) -> NDArray[np.float64]:
     """Right texts, a part without labels being as the others."""
-    return _weighted(parts.sizes, parts) * parts.sizes.sum(axis=1)
+    return np.asarray(_weighted(parts.sizes, parts) * parts.sizes.sum(axis=1))
 
 
 def _likeliest(

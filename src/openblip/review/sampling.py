@@ -388,7 +388,7 @@ class SampleStore:
         where = f"{self.where}/{name}.json"
         stored = self.read(name) or {"settings": {}, "items": []}
         try:
-            values = {
+            values: dict[str, Any] = {
                 field: tuple(value) if isinstance(value, list) else value
                 for field, value in stored["settings"].items()
             }

@@ -121,7 +121,9 @@ def stratify(
         The design, and the number of each text's stratum, (texts,).
     """
     of_text = np.zeros(len(itm), dtype=np.int64)
-    names, shares, scores = [], [], []
+    names: list[str] = []
+    shares: list[float] = []
+    scores: list[NDArray[np.float64]] = []
     for kind in kinds:
         is_kept = itm > threshold
         part = float(is_kept[kind.members].mean()) if kind.members.any() else 0.0
