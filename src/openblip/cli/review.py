@@ -24,9 +24,9 @@ _SHOWN_POINTS = 12
 @takes(ReviewSettings)
 def review(
     table: tyro.conf.Positional[str],
-    settings: ReviewSettings,
     /,
     *,
+    settings: ReviewSettings,
     precision: Share = 0.9,
     confidence: Share = 0.95,
     partly_is_right: bool = False,
@@ -45,7 +45,6 @@ def review(
 
     Args:
         table: a table that `openblip capfilt run` has scored.
-        settings: what is drawn.
         precision: at least this share of what is kept shall be right.
         confidence: of the certificate.
         partly_is_right: a text with a wrong detail counts as right; else it does not.

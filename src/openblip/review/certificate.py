@@ -47,7 +47,7 @@ _FRACTIONS = np.array([0.12, 0.3, 0.65, 0.98])
 # A guess that was made without a label is worth as many labels.
 _PRIOR_LABELS = 2.0
 # Where sequences start: the part of what the current threshold keeps, and the part of the error.
-_STARTS = {0.1: 0.1, 0.35: 0.25, 0.7: 0.65}
+_STARTS = {0.1: 0.05, 0.35: 0.2, 0.7: 0.75}
 _STEPS_INSIDE, _STEPS_OUTSIDE = 20, 16
 _SMALLEST = 1e-12
 
