@@ -230,6 +230,18 @@ def page(browser: "Browser") -> "Iterator[Page]":
     assert [told for told in complaints if "Failed to load resource" not in told] == []
 
 
+def serious_faults(page: "Page") -> list[str]:
+    """What axe finds that keeps people out: each fault with the elements that have it."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    found = axe.run(page).response["violations"]
+    return [
+        f"{fault['id']}: {node['target']} {node['failureSummary']}"
+        for fault in found
+        if fault["impact"] in ("serious", "critical")
+        for node in fault["nodes"]
+    ]
+
+
 def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     """Returns when the condition is true."""
     end = time.monotonic() + seconds
@@ -238,4 +250,4 @@ def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-__all__ = ["HOSTILE", "Answered", "RunningStudio", "serving", "wait_until"]
+__all__ = ["HOSTILE", "Answered", "RunningStudio", "serious_faults", "serving", "wait_until"]
