@@ -98,9 +98,8 @@ class RunningStudio:
         sent |= headers or {}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.putrequest(
-                method or ("GET" if body is None else "POST"), path, skip_host=True
-            )
+            verb = method or ("GET" if body is None else "POST")
+            connection.putrequest(verb, path, skip_host=True, skip_accept_encoding=True)
             for name, value in sent.items():
                 if value is not None:
                     connection.putheader(name, value)
