@@ -163,13 +163,13 @@ class CaptionView:
         """
         import pyarrow as pa
 
-        self._check_columns(table)
+        self.check(table)
         admitted_rows: list[np.ndarray] = []
         index = ViewIndex(table, self, np.zeros(0, dtype=np.int64), {}, {})
         splits: Counter[str] = Counter()
         digests = {source: TextDigest() for source in self.sources}
         start = 0
-        for batch in table.scan([*self._scanned(table), "split"]):
+        for batch in table.scan([*self.scanned_columns(table), "split"]):
             split = string_values(batch["split"])
             splits.update(split.tolist())
             inside = split == self.split
@@ -229,9 +229,9 @@ class CaptionView:
         Raises:
             DataError: as `resolve`.
         """
-        self._check_columns(table)
+        self.check(table)
         scores = [name for name in TOLD_COLUMNS if name in table.columns]
-        columns = list(dict.fromkeys(["id", "split", *self._scanned(table), *scores]))
+        columns = list(dict.fromkeys(["id", "split", *self.scanned_columns(table), *scores]))
         for batch in table.scan(columns):
             inside = string_values(batch["split"]) == self.split
             ids = string_values(batch["id"])
@@ -251,18 +251,18 @@ class CaptionView:
                     found.append((int(rows[at]), number, at, text))
             yield from (text for *_, text in sorted(found, key=lambda entry: entry[:3]))
 
-    def _has_threshold(self, source: str) -> bool:
-        if source == "human":
-            return False
-        return self.itm is not None or source in self.thresholds or self.names_data_sets
-
-    def _scanned(self, table: PairTable) -> list[str]:
+    def scanned_columns(self, table: PairTable) -> list[str]:
         """Columns that decide which texts count, those that concern a whole row included."""
         flags = {"duplicate_images": "duplicate_of", "leaks": "leak_of"}
         columns = [*self.columns, *(name for name in ERROR_COLUMNS if name in table.columns)]
         return columns + [column for name, column in flags.items() if name in self.without]
 
-    def _check_columns(self, table: PairTable) -> None:
+    def check(self, table: PairTable) -> None:
+        """Nothing, if the table has all columns that the view needs, and they are up to date.
+
+        Raises:
+            DataError: one is missing or out of date, or a threshold names what is not there.
+        """
         for check in dict.fromkeys(_CHECK_OF[name] for name in self.without):
             unchecked = what_is_unchecked(table, check)
             if unchecked:
@@ -277,6 +277,11 @@ class CaptionView:
                 f"sources={self.sources}, itm={self.itm} needs: {REMEDY}"
             )
         self._check_names(table)
+
+    def _has_threshold(self, source: str) -> bool:
+        if source == "human":
+            return False
+        return self.itm is not None or source in self.thresholds or self.names_data_sets
 
     def _check_names(self, table: PairTable) -> None:
         """A name that nothing has would leave all texts in without a word."""
