@@ -6,9 +6,9 @@ import numpy as np
 
 from openblip.runtime.errors import RecipeError
 from openblip.studio.arrays import FLAGS, TEXT_SOURCES, TableArrays, is_scored, view_of
-from openblip.studio.judged import judged_texts, verdicts_of_row
+from openblip.studio.judged import JUDGED
 from openblip.studio.routes import Asked, Refused, Route, check_row, get
-from openblip.studio.selection import FATES, JUDGED, ORDERS, Choice
+from openblip.studio.selection import FATES, ORDERS, Choice
 from openblip.studio.telling import models_of_scores, told_row, told_rows
 from openblip.table.flags import DUPLICATES, LEAKS, what_is_unchecked
 from openblip.table.table import SPLITS
@@ -35,35 +35,36 @@ def routes(studio: "Studio") -> list[Route]:
         choice = choice_of(asked)
         start, count = asked.whole("start", 0, _MOST, 0), asked.whole("count", 0, MOST_ROWS, 60)
         looked = studio.latest_choices()
-        judged = judged_texts(looked.arrays) if choice.verdict is not None else None
-        chosen = looked.rows(choice, judged)
+        chosen = looked.rows(choice)
         if start > len(chosen):
             raise Refused(400, f"start is {start}, but there are {len(chosen)} such rows")
         view = view_of(looked.arrays.table, choice.threshold, without=choice.without)
         some = np.asarray(chosen[start : start + count])
         return {
-            **_table(looked.arrays),
+            **table_told(looked.arrays),
             "start": start,
             "total": len(chosen),
-            "stale_verdicts": judged.num_stale if judged is not None else 0,
+            "stale_verdicts": looked.judged.latest().num_stale if choice.verdict else 0,
             "rows": told_rows(looked.arrays, some, view),
         }
 
     def row(asked: Asked) -> dict[str, Any]:
-        arrays = studio.latest_choices().arrays
+        looked = studio.latest_choices()
+        arrays = looked.arrays
         number = check_row(asked.whole("row", 0, _MOST), len(arrays.table))
-        view = view_of(arrays.table, _threshold(asked), without=_without(asked))
+        view = view_of(arrays.table, _threshold(asked), without=without_of(asked))
+        told = told_row(arrays, number, view)
         return {
-            **_table(arrays),
-            **told_row(arrays, number, view),
-            **verdicts_of_row(arrays, number),
+            **table_told(arrays),
+            **told,
+            "verdicts": looked.judged.of_row(told["id"], told["texts"]),
             "models": models_of_scores(arrays),
         }
 
     def about(asked: Asked) -> dict[str, Any]:
         arrays = studio.latest_choices().arrays
         return {
-            **_table(arrays),
+            **table_told(arrays),
             "columns": list(arrays.table.columns),
             "is_scored": is_scored(arrays.table),
             "has_synthetic": "synthetic" in arrays.table.columns,
@@ -96,7 +97,7 @@ def choice_of(asked: Asked) -> Choice:
         **words,
         **numbers,
         threshold=_threshold(asked),
-        without=_without(asked),
+        without=without_of(asked),
         sort=asked.text("sort", "row"),
         desc=desc == "1",
     )
@@ -106,11 +107,12 @@ def _threshold(asked: Asked) -> float:
     return asked.number("threshold", 0.0, 1.0, 0.5)
 
 
-def _without(asked: Asked) -> tuple[str, ...]:
+def without_of(asked: Asked) -> tuple[str, ...]:
+    """What the view leaves out, from names with commas between them."""
     return tuple(name for name in asked.text("without", "").split(",") if name)
 
 
-def _table(arrays: TableArrays) -> dict[str, Any]:
+def table_told(arrays: TableArrays) -> dict[str, Any]:
     """Of which table, at which version, an answer is: all of it is of this one."""
     return {
         "mark": arrays.table.fingerprint[:16],
@@ -122,6 +124,4 @@ def _table(arrays: TableArrays) -> dict[str, Any]:
 def _leavable(arrays: TableArrays) -> list[str]:
     """What a view of this table can leave out: what has been looked for in all of it."""
     unchecked = {check: what_is_unchecked(arrays.table, check) for check in (DUPLICATES, LEAKS)}
-    return [
-        name for name in WITHOUT if unchecked[LEAKS if name == "leaks" else DUPLICATES] is None
-    ]
+    return [name for name in WITHOUT if unchecked[LEAKS if name == "leaks" else DUPLICATES] is None]

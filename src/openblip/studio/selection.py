@@ -7,7 +7,6 @@ through it costs nothing.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from openblip.runtime.errors import RecipeError
 from openblip.studio.arrays import FLAGS, TEXT_SOURCES, SourceTexts, TableArrays, is_scored
+from openblip.studio.judged import JUDGED, Judged, JudgedTexts
 from openblip.table.judging import REJECTIONS
 from openblip.table.table import SPLITS
 from openblip.table.vectors import rows_where
@@ -27,13 +27,8 @@ SCORE_ORDERS = {
 }
 ORDERS = ("row", "id", "size", "texts", *SCORE_ORDERS)
 FATES = ("counts", *REJECTIONS)
-JUDGED = ("any", "none", "right", "wrong", "partly", "unsure")
-"""What people may have said of a text: something, nothing, or a certain verdict."""
 _GIVEN = ("human", "web")
 _KEPT_CHOICES = 4
-
-PeoplesVerdicts = Mapping[str, tuple[NDArray[np.int64], NDArray[np.uint8]]]
-"""By source: positions of texts that people judged, and of each verdict the place in `JUDGED`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,42 +96,36 @@ class Choices:
 
     def __init__(self, arrays: TableArrays) -> None:
         self.arrays = arrays
+        self.judged = JudgedTexts(arrays)
         self._lock = threading.Lock()
-        self._kept: OrderedDict[tuple[Choice, object], NDArray[np.int32]] = OrderedDict()
+        self._kept: OrderedDict[tuple[Choice, tuple[str, ...]], NDArray[np.int32]] = OrderedDict()
 
-    def rows(
-        self, choice: Choice, verdicts: PeoplesVerdicts | None = None, state: object = None
-    ) -> NDArray[np.int32] | range:
+    def rows(self, choice: Choice) -> NDArray[np.int32] | range:
         """Numbers of the chosen rows in their order.
-
-        Args:
-            choice: what is asked.
-            verdicts: of people, for a choice by them.
-            state: changes when `verdicts` do; equal choices are looked up by it.
 
         Raises:
             DataError: the condition cannot be read, or the table lacks what is asked for.
         """
-        if choice == Choice(threshold=choice.threshold, without=choice.without):
-            return range(len(self.arrays))
         if choice.fate is None:
             # What counts is not asked: another threshold makes no other choice.
             choice = replace(choice, threshold=Choice.threshold, without=Choice.without)
-        key = (choice, state if choice.verdict else None)
+        if choice == Choice():
+            return range(len(self.arrays))
+        judged = self.judged.latest() if choice.verdict is not None else Judged()
+        key = (choice, judged.state)
         with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        rows = _in_order(self.arrays, _chosen(self.arrays, choice, verdicts or {}), choice)
-        with self._lock:
-            self._kept[key] = rows
+            # One at a time: a page asks for several parts of a new choice at once.
+            if key not in self._kept:
+                chosen = _chosen(self.arrays, choice, judged)
+                self._kept[key] = _in_order(self.arrays, chosen, choice)
+            self._kept.move_to_end(key)
             # Each has four bytes a row; who goes back a few choices finds them here.
             while len(self._kept) > _KEPT_CHOICES:
                 self._kept.popitem(last=False)
-        return rows
+            return self._kept[key]
 
 
-def _chosen(arrays: TableArrays, choice: Choice, verdicts: PeoplesVerdicts) -> NDArray[np.integer]:
+def _chosen(arrays: TableArrays, choice: Choice, judged: Judged) -> NDArray[np.integer]:
     """Numbers of the rows that fulfil a choice, ascending."""
     mask = np.ones(len(arrays), dtype=bool)
     if choice.split is not None:
@@ -149,15 +138,13 @@ def _chosen(arrays: TableArrays, choice: Choice, verdicts: PeoplesVerdicts) -> N
         mask &= fulfilled
     if choice.asks_for_texts:
         has_text = np.zeros_like(mask)
-        for rows in _rows_of_texts(arrays, choice, verdicts):
+        for rows in _rows_of_texts(arrays, choice, judged):
             has_text[rows] = True
         mask &= has_text
     return np.flatnonzero(mask)
 
 
-def _rows_of_texts(
-    arrays: TableArrays, choice: Choice, verdicts: PeoplesVerdicts
-) -> list[NDArray[np.int32]]:
+def _rows_of_texts(arrays: TableArrays, choice: Choice, judged: Judged) -> list[NDArray[np.int32]]:
     """Rows of texts of which all is true that is asked of a text; an array for each source."""
     matching = arrays.matching_texts(choice.words) if choice.words is not None else None
     found = []
@@ -172,7 +159,7 @@ def _rows_of_texts(
         if matching is not None:
             fits &= matching[source]
         if choice.verdict is not None:
-            fits &= _judged(len(texts), choice.verdict, verdicts.get(source))
+            fits &= judged.fits(source, len(texts), choice.verdict)
         found.append(texts.rows[fits])
     return found
 
@@ -189,18 +176,6 @@ def _scored_within(texts: SourceTexts, choice: Choice) -> NDArray[np.bool_]:
         if high is not None:
             fits &= scores <= np.float64(high)
     return fits
-
-
-def _judged(
-    count: int, verdict: str, judged: tuple[NDArray[np.int64], NDArray[np.uint8]] | None
-) -> NDArray[np.bool_]:
-    """Which of so many texts have a verdict of people."""
-    fits = np.zeros(count, dtype=bool)
-    if judged is not None:
-        positions, verdicts = judged
-        of_all = verdict in ("any", "none")
-        fits[positions if of_all else positions[verdicts == JUDGED.index(verdict)]] = True
-    return ~fits if verdict == "none" else fits
 
 
 def _in_order(arrays: TableArrays, rows: NDArray[np.integer], choice: Choice) -> NDArray[np.int32]:
