@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 
 from openblip.capfilt.select import Spread
 from openblip.studio.arrays import SourceTexts, TableArrays, is_scored, view_of
-from openblip.studio.collection import table_told, without_of
+from openblip.studio.collection import latest_choices, table_told, without_of
 from openblip.studio.routes import Asked, Refused, Route, get
 from openblip.studio.telling import models_of_scores, told_rows
 from openblip.table.judging import REJECTIONS
 from openblip.table.table import SPLITS
+from openblip.table.views import CaptionView
 
 if TYPE_CHECKING:
     from openblip.studio.app import Studio
@@ -35,7 +36,7 @@ def routes(studio: "Studio") -> list[Route]:
     """`/api/capfilt`, and `/api/capfilt/examples` of texts around a threshold."""
 
     def summary(asked: Asked) -> dict[str, Any]:
-        arrays = studio.latest_choices().arrays
+        arrays = latest_choices(studio).arrays
         split, without = _split(asked, arrays), without_of(asked)
         told = {
             **table_told(arrays),
@@ -49,7 +50,7 @@ def routes(studio: "Studio") -> list[Route]:
         return {**told, **_counts(arrays, split, without), "models": models_of_scores(arrays)}
 
     def examples(asked: Asked) -> dict[str, Any]:
-        arrays = studio.latest_choices().arrays
+        arrays = latest_choices(studio).arrays
         threshold = asked.number("threshold", 0.0, 1.0)
         source = asked.text("source")
         if source not in _SCORED:
@@ -224,7 +225,7 @@ def _cards(
     texts: SourceTexts | None,
     positions: NDArray[np.int64],
     source: str,
-    view: Any,
+    view: CaptionView,
 ) -> list[dict[str, Any]]:
     """Rows with the one text that is an example, and the row's others."""
     if texts is None or not len(positions):

@@ -8,7 +8,7 @@ from openblip.runtime.errors import RecipeError
 from openblip.studio.arrays import FLAGS, TEXT_SOURCES, TableArrays, is_scored, view_of
 from openblip.studio.judged import JUDGED
 from openblip.studio.routes import Asked, Refused, Route, check_row, get
-from openblip.studio.selection import FATES, ORDERS, Choice
+from openblip.studio.selection import FATES, ORDERS, Choice, Choices
 from openblip.studio.telling import models_of_scores, told_row, told_rows
 from openblip.table.flags import DUPLICATES, LEAKS, what_is_unchecked
 from openblip.table.table import SPLITS
@@ -34,7 +34,7 @@ def routes(studio: "Studio") -> list[Route]:
             raise Refused(400, f"{min(unknown)!r} is nothing that rows can be chosen by")
         choice = choice_of(asked)
         start, count = asked.whole("start", 0, _MOST, 0), asked.whole("count", 0, MOST_ROWS, 60)
-        looked = studio.latest_choices()
+        looked = latest_choices(studio)
         chosen = looked.rows(choice)
         if start > len(chosen):
             raise Refused(400, f"start is {start}, but there are {len(chosen)} such rows")
@@ -49,7 +49,7 @@ def routes(studio: "Studio") -> list[Route]:
         }
 
     def row(asked: Asked) -> dict[str, Any]:
-        looked = studio.latest_choices()
+        looked = latest_choices(studio)
         arrays = looked.arrays
         number = check_row(asked.whole("row", 0, _MOST), len(arrays.table))
         view = view_of(arrays.table, _threshold(asked), without=without_of(asked))
@@ -62,7 +62,7 @@ def routes(studio: "Studio") -> list[Route]:
         }
 
     def about(asked: Asked) -> dict[str, Any]:
-        arrays = studio.latest_choices().arrays
+        arrays = latest_choices(studio).arrays
         return {
             **table_told(arrays),
             "columns": list(arrays.table.columns),
@@ -80,6 +80,18 @@ def routes(studio: "Studio") -> list[Route]:
     return [get("/api/rows/about", about), get("/api/rows/{row}", row), get("/api/rows", rows)]
 
 
+def latest_choices(studio: "Studio") -> Choices:
+    """What is known of the collection as it is now; an answer is made of this object alone.
+
+    Raises:
+        Refused: no collection is open.
+        DataError: it is gone.
+    """
+    place = studio.need_place()
+    studio.refresh()
+    return place.choices
+
+
 def choice_of(asked: Asked) -> Choice:
     """Which rows somebody asks for.
 
@@ -87,15 +99,14 @@ def choice_of(asked: Asked) -> Choice:
         Refused: a number is none.
         RecipeError: a word is none of those that there are.
     """
-    words = {name: asked.text(name, "") or None for name in _WORDS}
+    values: dict[str, Any] = {name: asked.text(name, "") or None for name in _WORDS}
     given = [name for name in _NUMBERS if asked.values.get(name, "") != ""]
-    numbers = {name: asked.number(name, -1.0, 1.0) for name in given}
+    values |= {name: asked.number(name, -1.0, 1.0) for name in given}
     desc = asked.text("desc", "0")
     if desc not in ("0", "1"):
         raise RecipeError(f"desc is {desc!r:.40}; give 1 for the largest first, or 0")
     return Choice(
-        **words,
-        **numbers,
+        **values,
         threshold=_threshold(asked),
         without=without_of(asked),
         sort=asked.text("sort", "row"),
