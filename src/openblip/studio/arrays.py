@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from openblip.table.flags import IMAGE_FLAGS, text_flags
 from openblip.table.judging import REJECTIONS, Rejection, data_sets, judge, string_values
+from openblip.table.rows import TEXT_SOURCES
 from openblip.table.table import SPLITS, PairTable
 from openblip.table.views import CaptionView
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 _T = TypeVar("_T")
-TEXT_SOURCES = ("human", "web", "synthetic")
 COLUMN_OF = {"human": "captions", "web": "captions", "synthetic": "synthetic"}
 """Where the texts of a source stand."""
 FLAGS = {
@@ -247,19 +247,19 @@ class TableArrays:
         view = view_of(self.table, 0.0, without=without)
         view.check(self.table)
         cosines = {source: f"{COLUMN_OF[source]}_itc" for source in view.sources}
-        columns = [*view.scanned_columns(self.table), *cosines.values()]
+        columns = [*view.columns_in(self.table), *cosines.values()]
         scanned = [name for name in dict.fromkeys(columns) if name in self.table.columns]
         parts: dict[str, list[SourceTexts]] = {source: [] for source in view.sources}
         start = 0
         for batch in self._scan(scanned):
             for source, found in parts.items():
-                verdicts = judge(batch, view, source, start)
-                reasons = np.where(verdicts.codes == _BELOW, 0, verdicts.codes)
+                judged = judge(batch, view, source, start)
+                reasons = np.where(judged.codes == _BELOW, 0, judged.codes)
                 found.append(
                     SourceTexts(
-                        (start + verdicts.rows).astype(np.int32),
-                        verdicts.scores.astype(_width(batch, f"{COLUMN_OF[source]}_itm")),
-                        beside(batch, cosines[source], verdicts.lengths).astype(np.float32),
+                        (start + judged.rows).astype(np.int32),
+                        judged.scores.astype(_width(batch, f"{COLUMN_OF[source]}_itm")),
+                        beside(batch, cosines[source], judged.lengths).astype(np.float32),
                         reasons.astype(np.uint8),
                     )
                 )

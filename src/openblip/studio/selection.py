@@ -13,9 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openblip.runtime.errors import RecipeError
-from openblip.studio.arrays import FLAGS, TEXT_SOURCES, SourceTexts, TableArrays, is_scored
+from openblip.studio.arrays import FLAGS, SourceTexts, TableArrays, is_scored
 from openblip.studio.judged import JUDGED, Judged, JudgedTexts
-from openblip.table.judging import REJECTIONS
+from openblip.table.judging import REJECTIONS, Rejection
+from openblip.table.rows import TEXT_SOURCES
 from openblip.table.table import SPLITS
 from openblip.table.vectors import rows_where
 
@@ -26,7 +27,9 @@ SCORE_ORDERS = {
     for score in ("itm", "itc")
 }
 ORDERS = ("row", "id", "size", "texts", *SCORE_ORDERS)
-FATES = ("counts", *REJECTIONS)
+_CODES = {"counts": 0, **{reason.value: code for code, reason in enumerate(REJECTIONS, 1)}}
+# A choice by people's verdicts is one of its own.
+FATES = tuple(n for n in _CODES if n not in (Rejection.JUDGED_WRONG, Rejection.UNDECIDED))
 _GIVEN = ("human", "web")
 _KEPT_CHOICES = 4
 
@@ -155,7 +158,7 @@ def _rows_of_texts(arrays: TableArrays, choice: Choice, judged: Judged) -> list[
         if choice.fate is not None:
             has_threshold = source != "human" and is_scored(arrays.table)
             fates = texts.fates(choice.threshold if has_threshold else None)
-            fits &= fates == FATES.index(choice.fate)
+            fits &= fates == _CODES[choice.fate]
         if matching is not None:
             fits &= matching[source]
         if choice.verdict is not None:

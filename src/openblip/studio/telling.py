@@ -122,7 +122,7 @@ def _read(
     """Rows in one batch, with what the view needs; None where none is asked for."""
     table = arrays.table
     cosines = [f"{COLUMN_OF[source]}_itc" for source in view.sources]
-    names = dict.fromkeys([*columns, *view.scanned_columns(table), *cosines])
+    names = dict.fromkeys([*columns, *view.columns_in(table), *cosines])
     found = table.take(numbers, [name for name in names if name in table.columns])
     batches = found.combine_chunks().to_batches()
     return batches[0] if batches else None
@@ -143,17 +143,17 @@ def _texts(
 def _judged(batch: "pa.RecordBatch", view: CaptionView, start: int) -> list[list[ToldText]]:
     told: list[list[ToldText]] = [[] for _ in range(batch.num_rows)]
     for source in view.sources:
-        verdicts = judge(batch, view, source, start)
-        itc = beside(batch, f"{COLUMN_OF[source]}_itc", verdicts.lengths)
-        words = verdicts.texts.to_pylist()
-        for at, row in enumerate(verdicts.rows.tolist()):
-            code = int(verdicts.codes[at])
+        judged = judge(batch, view, source, start)
+        itc = beside(batch, f"{COLUMN_OF[source]}_itc", judged.lengths)
+        words = judged.texts.to_pylist()
+        for at, row in enumerate(judged.rows.tolist()):
+            code = int(judged.codes[at])
             told[row].append(
                 ToldText(
                     source=source,
                     place=sum(text.source == source for text in told[row]),
                     text=words[at] or "",
-                    itm=number_or_none(verdicts.scores[at]),
+                    itm=number_or_none(judged.scores[at]),
                     itc=number_or_none(itc[at]),
                     fate=REJECTIONS[code - 1].value if code else "counts",
                 )
