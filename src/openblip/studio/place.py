@@ -59,10 +59,10 @@ class Place:
             DataError: it is gone.
         """
         table = self._opened()
-        mark = table.fingerprint[:16]
-        if mark != getattr(self, "mark", None):
-            self.choices = Choices(TableArrays(table))
-            self.index, self.table, self.mark = IndexState.of(table), table, mark
+        arrays = TableArrays(table)
+        if arrays.mark != getattr(self, "mark", None):
+            self.choices = Choices(arrays)
+            self.index, self.table, self.mark = IndexState.of(table), table, arrays.mark
 
     def _opened(self) -> PairTable:
         if self.folder is None:

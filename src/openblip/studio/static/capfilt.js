@@ -110,8 +110,9 @@ class CapFilt {
         el("p", { class: "soft", text: "A text counts if its match probability (ITM) is above the threshold. Moving it runs no model and changes nothing in the table." })),
       el("div", { class: "slide" }, el("label", { for: "f-number", text: "Threshold" }), slider, number),
       el("div", { class: "fields" }, this.splitField(), this.withoutField()),
-      this.narrow(), this.charts, this.certificate(),
+      this.narrow(), this.charts,
       el("section", {}, el("h2", { text: "Examples" }), this.sourceTabs(), this.examples),
+      this.certificate(),
       el("section", { class: "two" }, this.reasons, this.sets),
       el("section", {}, el("h2", { text: "This view as a command" }), this.commands));
     this.drawCharts();
@@ -192,7 +193,7 @@ class CapFilt {
       // Scores at n are above n thresholds: between (n - 1) and n thousandths.
       source.histogram.forEach((number, n) => { sums[Math.min(Math.max(Math.floor((n - 1 - begin) / width), 0), bars - 1)] += number; });
       const most = Math.max(...sums, 1);
-      source.bars = sums.map((sum, place) => el("span", { class: "bar", vars: { "--tall": sum ? Math.max(sum / most, 0.012) : 0 }, title: `${count(sum)} from ${((begin + place * width) / this.found.steps).toFixed(3)}` }));
+      source.bars = sums.map((sum, place) => el("span", { class: "bar", vars: { "--tall": Math.sqrt(sum / most) }, title: `${count(sum)} from ${((begin + place * width) / this.found.steps).toFixed(3)}` }));
       source.line = el("span", { class: "edge" });
       source.told = el("p", { class: "number kept-told" });
       source.meter = el("span", { class: "meter-fill" });
@@ -200,7 +201,7 @@ class CapFilt {
         el("figcaption", {}, el("b", { text: `${source.source} texts` })), source.told,
         el("div", { class: "meter", "aria-hidden": "true" }, source.meter),
         el("div", { class: "bars", role: "img", "aria-label": source.spread }, source.bars, source.line),
-        el("div", { class: "ends small soft number", "aria-hidden": "true" }, el("span", { text: (begin / this.found.steps).toFixed(2) }), el("span", { text: "match probability (ITM)" }), el("span", { text: ((begin + bars * width) / this.found.steps).toFixed(2) })));
+        el("div", { class: "ends small soft number", "aria-hidden": "true" }, el("span", { text: (begin / this.found.steps).toFixed(2) }), el("span", { text: "match probability (ITM); height: root of the count" }), el("span", { text: ((begin + bars * width) / this.found.steps).toFixed(2) })));
     }), this.peoples());
   }
 

@@ -61,7 +61,7 @@ class Collection {
       load: (start, number, signal) => this.load(start, number, signal),
       draw: (words, row) => this.draw(words, row),
       label: (row) => this.label(row),
-      picture: imageUrl,
+      picture: (row, width) => imageUrl(row.row, width),
       onopen: (index, row, isChosen) => this.open(index, row, isChosen),
       onmove: (index) => this.moved(index),
     });
@@ -103,24 +103,29 @@ class Collection {
       this.typing = setTimeout(() => this.set({ words: words.value.trim() }), 350);
     });
     const orders = this.about.orders.filter((name) => !name.includes("-") || (this.about.is_scored && (this.about.has_synthetic || !name.includes("synthetic"))));
-    const sort = el("select", { id: "c-sort", "aria-label": "Sorted by", onchange: () => this.set({ sort: sort.value === "row" ? "" : sort.value }) },
+    const sort = el("select", { id: "c-sort", "aria-label": "Sorted by", onchange: () => {
+      // Who asks for the best wants to see them first.
+      const isDown = /^(best|size|texts)/.test(sort.value);
+      turn.setAttribute("aria-pressed", String(isDown));
+      this.set({ sort: sort.value === "row" ? "" : sort.value, desc: isDown ? "1" : "" });
+    } },
       orders.map((name) => option(name, ORDERS[name] ?? name, this.params.sort ?? "row")));
     const turn = el("button", { type: "button", class: "turn", "aria-pressed": String(this.params.desc === "1"), onclick: () => {
       const isDown = turn.getAttribute("aria-pressed") !== "true";
       turn.setAttribute("aria-pressed", String(isDown));
       this.set({ desc: isDown ? "1" : "" });
-    } }, "Largest first");
+    } }, el("span", { "aria-hidden": "true", text: "↓" }), el("span", { class: "turn-words", text: "Largest first" }));
     this.fields = el("div", { class: "fields", id: "c-fields", hidden: true });
     this.inputs = {};
     fill(this.fields, this.choiceFields());
-    const toggle = el("button", { type: "button", "aria-expanded": "false", "aria-controls": "c-fields", text: "Choose", onclick: () => {
+    const toggle = el("button", { type: "button", "aria-expanded": "false", "aria-controls": "c-fields", text: "Filters", onclick: () => {
       this.fields.hidden = !this.fields.hidden;
       toggle.setAttribute("aria-expanded", String(!this.fields.hidden));
       this.fitHeight();
     } });
     this.inputs.words = words;
     return el("form", { class: "chooser", role: "search", onsubmit: (event) => event.preventDefault() },
-      el("div", { class: "fields" }, el("div", { class: "field grow" }, words), toggle, el("div", { class: "order" }, sort, turn)),
+      el("div", { class: "fields asked" }, words, toggle, sort, turn),
       this.fields, el("div", { class: "found" }, this.told, this.chips));
   }
 
@@ -242,8 +247,26 @@ class Collection {
     });
   }
 
+  /** The text of a row that what was asked for is about. */
+  shownText(row) {
+    const { params } = this;
+    const [which, whose, score] = (params.sort ?? "").split("-");
+    const ofSort = (text) => !whose || (whose === "synthetic") === (text.source === "synthetic");
+    const fits = (text) => (!params.source || text.source === params.source)
+      && (!params.fate || text.fate === params.fate)
+      && (!params.words || text.text.toLowerCase().includes(params.words.toLowerCase()));
+    let texts = row.texts.filter((text) => fits(text) && ofSort(text));
+    if (!texts.length) texts = row.texts.filter(fits);
+    if (score) {
+      const turn = which === "worst" ? 1 : -1;
+      texts = texts.toSorted((a, b) => turn * ((a[score] ?? 2 * turn) - (b[score] ?? 2 * turn)));
+      return texts[0] ?? row.texts[0];
+    }
+    return texts.find((text) => text.fate === "counts") ?? texts[0] ?? row.texts[0];
+  }
+
   draw(words, row) {
-    const shown = row.texts.find((text) => text.fate === "counts") ?? row.texts[0];
+    const shown = this.shownText(row);
     fill(words,
       el("p", { class: `cell-text ${shown && shown.fate !== "counts" ? "is-left" : ""}`, dir: "auto", text: shown ? shown.text : "no text" }),
       el("p", { class: "cell-tags small" }, this.tags(row, shown)));
@@ -253,7 +276,7 @@ class Collection {
     const tags = [];
     if (shown) tags.push(el("span", { text: shown.source }));
     if (shown && shown.itm !== null) tags.push(el("span", { class: "number", text: `ITM ${probability(shown.itm)}` }));
-    if (row.texts.length > 1) tags.push(el("span", { class: "number", text: `${row.texts.filter((text) => text.fate === "counts").length} of ${row.texts.length} count` }));
+    if (row.texts.length > 1) tags.push(el("span", { class: "number", text: `${row.texts.filter((text) => text.fate === "counts").length}/${row.texts.length} count` }));
     for (const flag of row.flags) tags.push(el("span", { class: "flag", text: flag }));
     return tags;
   }
@@ -304,7 +327,9 @@ class Collection {
       else {
         const before = document.activeElement;
         this.panel.show();
-        if (!isFocused && before) before.focus();
+        // A dialog takes the focus; where it came with the address, nobody has asked for that.
+        if (!isFocused && before === document.body) document.activeElement.blur();
+        else if (!isFocused) before.focus();
       }
     }
     this.panel.scrollTop = 0;

@@ -61,6 +61,10 @@ export class Grid {
     this.active = -1;
     this.view.removeAttribute("aria-activedescendant");
     this.view.setAttribute("aria-busy", "true");
+    // Until its first rows are there, nothing in view is of use.
+    this.range = null;
+    clearTimeout(this.timer);
+    const mine = this.turn;
     const block = Math.max(Math.floor(at / BLOCK), 0);
     try {
       // Whoever comes back to a place that is not there any more begins at the first row.
@@ -69,13 +73,14 @@ export class Grid {
         throw error;
       });
       if (!found) return false;
+      this.view.removeAttribute("aria-busy");
       this.total = found.total;
       this.#release(() => true);
       this.#measure(true);
       this.reveal(Math.min(at, this.total - 1), true);
       return true;
     } finally {
-      this.view.removeAttribute("aria-busy");
+      if (mine === this.turn) this.view.removeAttribute("aria-busy");
     }
   }
 
@@ -172,7 +177,7 @@ export class Grid {
 
   /** Put lines where they can be seen, and ask for what they need. */
   #place() {
-    if (!this.columns) return;
+    if (!this.columns || this.view.hasAttribute("aria-busy")) return;
     const top = this.view.scrollTop + this.offset;
     const lines = Math.ceil(this.total / this.columns);
     const begin = Math.max(Math.floor(top / this.height) - 2, 0);
