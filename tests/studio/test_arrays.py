@@ -60,7 +60,11 @@ def test_a_threshold_that_is_a_score_leaves_it_out_as_a_view_does(tmp_path: Path
     rows = [PairRow(id=f"r{n}", image_uri=f"/{n}.jpg", captions=["a"]) for n in range(3)]
     table = PairTable.create(tmp_path / "t.lance", rows)
     # The float32 that is nearest to 0.3 is larger than 0.3.
-    scores = [[0.3], [float(np.float32(0.3))], [float(np.nextafter(np.float32(0.3), np.float32(0)))]]
+    scores = [
+        [0.3],
+        [float(np.float32(0.3))],
+        [float(np.nextafter(np.float32(0.3), np.float32(0)))],
+    ]
     for kind in (pa.float32(), pa.float64()):
         column = pa.array(scores, pa.list_(kind))
         table.add_columns(pa.table({"captions_itm": column}), overwrite=True)
@@ -81,7 +85,9 @@ def test_places_say_which_text_of_its_row_each_is(tmp_path: Path) -> None:
 
 
 def test_flags_say_what_checks_have_found(tmp_path: Path) -> None:
-    rows = list(build_world(WorldConfig(seed=1, web_rows=12, human_rows=0, val_rows=0, test_rows=0)))
+    rows = list(
+        build_world(WorldConfig(seed=1, web_rows=12, human_rows=0, val_rows=0, test_rows=0))
+    )
     rows.append(replace(rows[2], id="again"))
     table = PairTable.create(tmp_path / "t.lance", rows)
     assert not TableArrays(table).flags().any()
