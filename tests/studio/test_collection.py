@@ -252,7 +252,7 @@ def test_choices_stand_in_the_address_so_that_reload_and_back_work(opened: "Page
     opened.get_by_role("searchbox").fill("star")
     chip = opened.get_by_role("button", name="Take away text contains: star")
     chip.wait_for()
-    told = opened.locator(".found [role=status]")
+    told = opened.locator(".chosen [role=status]")
     wait_until(lambda: " of 60 pictures" in told.inner_text())
     found = told.inner_text()
     assert "words=star" in opened.url
@@ -339,7 +339,11 @@ GAPS = """async (distance) => {
   const view = document.querySelector(".grid");
   const gaps = [];
   let before = performance.now(), isDone = false;
-  const tick = (now) => { gaps.push(now - before); before = now; if (!isDone) requestAnimationFrame(tick); };
+  const tick = (now) => {
+    gaps.push(now - before);
+    before = now;
+    if (!isDone) requestAnimationFrame(tick);
+  };
   requestAnimationFrame(tick);
   const steps = 60;
   for (let step = 1; step <= steps; step += 1) {

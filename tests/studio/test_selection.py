@@ -160,5 +160,5 @@ def test_a_choice_that_there_is_not_is_told(asked: dict, told: str) -> None:
 
 @pytest.mark.parametrize("where", ["nonsense", "width >", "'a'", "cast(id as int) > 3"])
 def test_a_condition_that_is_none_is_told(choices: Choices, where: str) -> None:
-    with pytest.raises(DataError, match="cannot be used.*write it as SQL over the columns"):
+    with pytest.raises(DataError, match=r"cannot be used.*write it as SQL over the columns"):
         choices.rows(Choice(where=where))

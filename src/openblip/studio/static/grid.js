@@ -213,7 +213,7 @@ export class Grid {
       image.addEventListener("error", () => { if (image.hasAttribute("src")) image.parentNode.classList.add("is-broken"); });
       const cell = el("div", { class: "cell", role: "option", "aria-selected": "false" },
         el("div", { class: "frame", vars: { "--box": `${this.box.height}px` } }, image),
-        el("div", { class: "words" }));
+        el("div", { class: "cell-words" }));
       Object.assign(cell, { image, words: cell.lastChild });
       return cell;
     });
