@@ -294,7 +294,12 @@ export class Grid {
     for (const block of wanted) {
       if (!this.blocks.has(block) && !this.asked.has(block) && this.asked.size < AT_ONCE) this.#fetch(block).catch(tellError);
     }
-    for (const node of this.lines.values()) for (const cell of node.cells) this.#askPicture(cell);
+    // Pictures of lines that are seen; the others are near, and cost as much.
+    const top = this.view.scrollTop + this.offset - this.height / 2;
+    const bottom = top + this.view.clientHeight + this.height / 2;
+    for (const [line, node] of this.lines) {
+      if (line * this.height > top - this.height && line * this.height < bottom) for (const cell of node.cells) this.#askPicture(cell);
+    }
   }
 
   #askPicture(cell) {
