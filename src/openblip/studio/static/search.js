@@ -240,7 +240,8 @@ class Search {
     fill(this.head, el("div", { class: "empty" },
       el("h2", { text: `This ${kind} has no index yet` }),
       el("p", { text: `To search, every picture is looked at once (${plural(table.rows, "picture")}). Run this in a terminal, then reload the page:` }),
-      copyable(`openblip index build ${quoted(table.place)}`)));
+      copyable(`openblip index build ${quoted(table.place)}`),
+      this.state.about.rooms.some((room) => room.name === "jobs") && el("p", {}, "or ", el("a", { href: "#jobs", text: "start it here" }), ".")));
   }
 
   async drawSample() {
