@@ -16,7 +16,7 @@ from openblip.cli import main
 from openblip.studio.arrays import view_of
 from openblip.table.table import PairRow, PairTable
 
-from .conftest import HOSTILE, RunningStudio, serving
+from .conftest import HOSTILE, RunningStudio, serious_faults, serving
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -280,3 +280,10 @@ def test_a_narrow_screen_shows_all(studio: RunningStudio, page: "Page") -> None:
     page.goto(f"{studio.url}#capfilt")
     page.wait_for_selector(".example img")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(opened: "Page", scheme: Any) -> None:
+    opened.emulate_media(color_scheme=scheme)
+    opened.wait_for_timeout(300)
+    assert serious_faults(opened) == []

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote, urlencode
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
 from openblip.table.reviews import ReviewLog, ReviewRecord
 from openblip.table.table import PairRow, PairTable
 
-from .conftest import HOSTILE, RunningStudio, serving, wait_until
+from .conftest import HOSTILE, RunningStudio, serious_faults, serving, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Locator, Page
@@ -326,6 +327,17 @@ def test_a_narrow_screen_shows_all(studio: RunningStudio, page: "Page") -> None:
     assert panel.count() == 0
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_no_serious_fault(opened: "Page", scheme: Any) -> None:
+    opened.emulate_media(color_scheme=scheme)
+    opened.get_by_role("button", name="Filters").click()
+    opened.get_by_label("Source of a text").select_option("web")
+    opened.get_by_role("button", name="Take away source: web").wait_for()
+    cells(opened).nth(2).click()
+    opened.get_by_role("dialog").get_by_role("heading", level=2).wait_for()
+    assert serious_faults(opened) == []
+
+
 def many(uri: str, count: int, image: Path) -> PairTable:
     """Rows that all have the same picture."""
     made = (
@@ -419,3 +431,33 @@ def test_a_grid_that_is_taller_than_a_browser_can_draw_reaches_every_row(
         page.get_by_text("text 99999", exact=True).wait_for()
         page.keyboard.press("Home")
         page.get_by_text("text 0", exact=True).wait_for()
+
+
+@pytest.mark.slow
+def test_a_million_rows_are_sorted_chosen_and_scrolled(
+    tmp_path: Path, jpeg: Callable, make_studio: Callable, page: "Page"
+) -> None:
+    (tmp_path / "x.jpg").write_bytes(jpeg(0, 40, 30))
+    count = 1_000_000
+    table = many(str(tmp_path / "t.lance"), count, tmp_path / "x.jpg")
+    itm = np.random.default_rng(0).random(count, np.float32)
+    lists = pa.ListArray.from_arrays(pa.array(np.arange(count + 1, dtype=np.int32)), pa.array(itm))
+    table.add_columns(pa.table({"captions_itm": lists, "captions_itc": lists}))
+    with serving(make_studio(table.uri, models={})) as studio:
+        order = np.argsort(itm, kind="stable")
+        found = rows(studio, sort="best-given-itm", start=500_000, count=60)
+        assert [row["row"] for row in found["rows"]] == order[500_000:500_060].tolist()
+        assert rows(studio, itm_from=0.25, itm_to=0.5)["total"] == int(
+            ((itm.astype(np.float64) >= 0.25) & (itm.astype(np.float64) <= 0.5)).sum()
+        )
+        assert rows(studio, words="TEXT 99999")["total"] == 11
+        assert rows(studio, where="id >= 'r0999990'")["total"] == 10
+        told = studio.ask("/api/capfilt").json()["sources"][1]
+        assert sum(told["histogram"][501:]) == int((itm.astype(np.float64) > 0.5).sum())
+        page.goto(f"{studio.url}#collection")
+        page.wait_for_selector(".cell img.is-there")
+        page.get_by_role("listbox").focus()
+        page.keyboard.press("End")
+        page.get_by_text("text 999999", exact=True).wait_for()
+        page.keyboard.press("PageUp")
+        assert cells(page).count() < 200
