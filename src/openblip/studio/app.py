@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from openblip.studio import images, search, trying
+from openblip.studio import capfilt, collection, images, search, trying
 from openblip.studio.guard import Access, Guard
 from openblip.studio.models import Models
 from openblip.studio.place import Place
@@ -43,6 +43,8 @@ class Room:
 ROOMS: tuple[Room, ...] = (
     Room("search", "Search", search.routes),
     Room("try", "Try", trying.routes),
+    Room("collection", "Collection", collection.routes),
+    Room("capfilt", "CapFilt", capfilt.routes),
 )
 """In the order of the page; the first is shown first."""
 

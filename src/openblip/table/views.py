@@ -169,7 +169,7 @@ class CaptionView:
         """
         import pyarrow as pa
 
-        self._check_columns(table)
+        self.check(table)
         admitted_rows: list[np.ndarray] = []
         agreed = self._agreed(table)
         index = ViewIndex(table, self, np.zeros(0, dtype=np.int64), {}, {}, agreed=agreed)
@@ -238,7 +238,7 @@ class CaptionView:
         Raises:
             DataError: as `resolve`.
         """
-        self._check_columns(table)
+        self.check(table)
         agreed = self._agreed(table) if agreed is None else agreed
         scores = [name for name in TOLD_COLUMNS if name in table.columns]
         columns = list(dict.fromkeys(["id", "split", *self.columns_in(table), *scores]))
@@ -261,11 +261,6 @@ class CaptionView:
                     found.append((int(rows[at]), number, at, text))
             yield from (text for *_, text in sorted(found, key=lambda entry: entry[:3]))
 
-    def _has_threshold(self, source: str) -> bool:
-        if source in ("human", "reviewed"):
-            return False
-        return self.itm is not None or source in self.thresholds or self.names_data_sets
-
     def columns_in(self, table: PairTable) -> list[str]:
         """Columns that decide which texts count, those that concern a whole row included."""
         flags = {"duplicate_images": "duplicate_of", "leaks": "leak_of"}
@@ -277,10 +272,12 @@ class CaptionView:
             columns += [name for name in of_captioner if name in table.columns]
         return list(dict.fromkeys(columns))
 
-    def _agreed(self, table: PairTable) -> AgreedTexts | None:
-        return AgreedTexts.of(table) if "reviewed" in self.sources else None
+    def check(self, table: PairTable) -> None:
+        """Nothing, if the table has all columns that the view needs, and they are up to date.
 
-    def _check_columns(self, table: PairTable) -> None:
+        Raises:
+            DataError: one is missing or out of date, or a threshold names what is not there.
+        """
         for check in dict.fromkeys(_CHECK_OF[name] for name in self.without):
             unchecked = what_is_unchecked(table, check)
             if unchecked:
@@ -295,6 +292,14 @@ class CaptionView:
                 f"sources={self.sources}, itm={self.itm} needs: {REMEDY}"
             )
         self._check_names(table)
+
+    def _has_threshold(self, source: str) -> bool:
+        if source in ("human", "reviewed"):
+            return False
+        return self.itm is not None or source in self.thresholds or self.names_data_sets
+
+    def _agreed(self, table: PairTable) -> AgreedTexts | None:
+        return AgreedTexts.of(table) if "reviewed" in self.sources else None
 
     def _check_names(self, table: PairTable) -> None:
         """A name that nothing has would leave all texts in without a word."""
