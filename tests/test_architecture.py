@@ -33,6 +33,7 @@ FLOORS = {
     "plan": 5,
     "world": 5,
     "comparison": 6,
+    "studio": 7,
     "cli": 7,
     "__init__": 8,
     "__main__": 8,
@@ -52,6 +53,7 @@ SAME_FLOOR = {
     ("checkpoints", "batches"),
     ("plan", "recipes"),
     ("world", "recipes"),
+    ("cli", "studio"),
 }
 # Each heavy or optional library is imported by these files alone.
 ONE_PLACE = {
@@ -77,6 +79,8 @@ ONE_PLACE = {
     "transformers": {"inference/embedder.py", "model/library_backbones.py"},
     "timm": {"model/library_backbones.py"},
     "open_clip": {"inference/embedder.py"},
+    "starlette": {"studio/app.py", "studio/guard.py", "studio/routes.py", "cli/studio.py"},
+    "uvicorn": {"studio/server.py", "cli/studio.py"},
     "torchvision": set(),
     "fcntl": {"runtime/locks.py"},
 }

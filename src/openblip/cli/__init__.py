@@ -57,6 +57,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "index update": ("search", "update", "bring an index up to date with its files or rows"),
     "index show": ("search", "show", "what an index covers"),
     "search": ("search", "search", "find images by texts and images"),
+    "studio": ("studio", "studio", "look into a collection in the browser"),
     "compare": ("compare", "compare", "models x tasks x seeds from one file: the tables"),
     "caption": ("predict", "caption", "caption images"),
     "match": ("predict", "match", "how well texts match images"),

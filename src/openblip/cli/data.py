@@ -337,8 +337,8 @@ def _opened(place: str) -> "Iterator[tuple[PairTable, Callable[[], int]]]":
     Beside it what counts, and tells, the images that cannot be read: of a table its own column
     does that.
     """
-    from openblip.inference.image_sources import ImageSources, is_table, scratch_table
-    from openblip.sources.paths import matching_paths
+    from openblip.inference.image_sources import ImageSources, scratch_table
+    from openblip.sources.paths import is_table, matching_paths
     from openblip.table.table import PairTable
 
     if is_table(place) or not matching_paths(place):

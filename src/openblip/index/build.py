@@ -4,24 +4,23 @@ A folder gets a table, by default the hidden `.openblip/index.lance` in it, whic
 files; any other table gets a column. `build` makes an index, `update` brings it up to date.
 """
 
-import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from openblip.curation.marks import EMBEDDING_KEY
 from openblip.index.embeddings import embed_table, embedding_width
 from openblip.index.folder import FolderChanges, folder_schema, reconcile
+from openblip.index.noted import FOLDER_TABLE, IndexState, folder_named, open_index
 from openblip.inference import Embedder
 from openblip.inference.embedder import embedder_fingerprint, load_embedder
-from openblip.inference.image_sources import is_table
 from openblip.inference.loading import PUBLISHED
 from openblip.runtime.errors import DataError
 from openblip.runtime.locks import only_one
-from openblip.table.columns import column_state
+from openblip.sources.paths import is_table
 from openblip.table.storage import is_object_address
 from openblip.table.table import PairTable
 from openblip.table.vectors import (
@@ -33,39 +32,6 @@ from openblip.table.vectors import (
     vector_index,
     vector_length,
 )
-
-FOLDER_TABLE = Path(".openblip", "index.lance")
-"""Where the table of a folder is; hidden, so that nothing takes it for a part of the collection."""
-_KEY = "search_index"
-
-
-@dataclass(frozen=True)
-class IndexState:
-    """What the metadata of a table says of its index."""
-
-    model: str
-    """Name of the model, as it was given; a path is absolute."""
-    fingerprint: str
-    """Of the model whose embeddings stand in the table; empty where there are none."""
-    folder: str | None
-    """Absolute path of the folder whose files the rows are; None in other tables."""
-
-    @classmethod
-    def of(cls, table: PairTable) -> Self | None:
-        """That of a table; None if it has no index."""
-        noted, state = column_state(table, _KEY), column_state(table, EMBEDDING_KEY)
-        if EMBEDDING_KEY not in table.columns or not (noted or state):
-            return None
-        fingerprint = state.get("settings", {}).get("model", "")
-        return cls(noted.get("model", ""), fingerprint, noted.get("folder"))
-
-    def note(self, table: PairTable) -> None:
-        """Write it into the metadata, where it is read from."""
-        settings = {"settings": {"model": self.fingerprint}, "rows": len(table)}
-        own = {"model": self.model, "folder": self.folder}
-        entries = {_KEY: json.dumps(own), EMBEDDING_KEY: json.dumps(settings)}
-        if any(table.metadata.get(name) != entry for name, entry in entries.items()):
-            table.update_metadata(entries)
 
 
 @dataclass(frozen=True)
@@ -125,7 +91,7 @@ def build_index(
         state = IndexState.of(opened) if opened is not None else None
         if state is not None and state.folder is not None:
             if folder is None:
-                folder = _folder(state.folder)
+                folder = folder_named(state.folder)
             elif table is not None and str(folder) != state.folder:
                 raise DataError(f"{uri} is the index of {state.folder}: give another --table")
         name = _absolute(model or (state.model if state else "") or PUBLISHED["match"])
@@ -179,36 +145,14 @@ def describe_index(place: str) -> IndexReport:
     return _report(open_index(place)[0].uri, 0, None, 0.0)
 
 
-def open_index(place: str) -> tuple[PairTable, IndexState]:
-    """The table that has the embeddings of a folder or a table.
-
-    Raises:
-        DataError: there is none.
-    """
-    uri = place if is_table(place) else str(_folder(place) / FOLDER_TABLE)
-    table = PairTable.open(uri) if uri == place else PairTable.open_if_any(uri)
-    state = None if table is None else IndexState.of(table)
-    if table is None or state is None:
-        raise DataError(f"{place} has no index: make one (`openblip index build {place}`)")
-    return table, state
-
-
 def _places(place: str, table: str | None) -> tuple[str, Path | None]:
     """Where the index goes, and the folder whose images it is of."""
     if not is_table(place):
-        folder = _folder(place)
+        folder = folder_named(place)
         return table or str(folder / FOLDER_TABLE), folder
     if table is not None:
         raise DataError(f"{place} is a table already; --table is for the index of a folder")
     return place, None
-
-
-def _folder(place: str) -> Path:
-    path = Path(place)
-    if not path.is_dir():
-        kind = "is a file" if path.exists() else "does not exist"
-        raise DataError(f"{place} {kind}: give a folder of images or a pair table")
-    return path.absolute()
 
 
 def _absolute(model: str) -> str:

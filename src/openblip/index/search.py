@@ -17,8 +17,8 @@ from torch import Tensor
 
 from openblip.batches.transforms import eval_transform
 from openblip.curation.marks import EMBEDDING_KEY
-from openblip.index.build import open_index
 from openblip.index.embeddings import embeddings_of
+from openblip.index.noted import open_index
 from openblip.index.query import Query, Terms
 from openblip.index.states import StateCache, default_folder, states_of
 from openblip.inference import Blip, Embedder

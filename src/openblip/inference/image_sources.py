@@ -31,7 +31,7 @@ from openblip.sources.images import (
     open_image,
     other_than_a_path,
 )
-from openblip.sources.paths import TABLE_MARK, Seen, matching_paths, walk
+from openblip.sources.paths import Seen, is_table, matching_paths, walk
 from openblip.sources.report import Reason
 from openblip.sources.row_images import read_image_file, row_image
 from openblip.sources.tars import (
@@ -338,11 +338,6 @@ def _expanded(place: str) -> list[str]:
             f"{place}: no such file or folder, nor a pattern that finds one; give images that exist"
         )
     return [str(path) for path in found]
-
-
-def is_table(place: str) -> bool:
-    """Whether a place is a pair table, or an address, which can be nothing else."""
-    return is_object_address(place) or (Path(place) / TABLE_MARK).is_dir()
 
 
 def _is_tar(place: str) -> bool:

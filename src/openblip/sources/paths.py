@@ -8,10 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openblip.runtime.errors import DataError
+from openblip.table.storage import is_object_address
 
 TABLE_MARK = "_versions"
 """A folder in every folder that is a pair table."""
 _OF_SYSTEMS = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "icon\r"))
+
+
+def is_table(place: str) -> bool:
+    """Whether a place is a pair table, or an address, which can be nothing else."""
+    return is_object_address(place) or (Path(place) / TABLE_MARK).is_dir()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,66 @@
+"""`openblip studio`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from openblip.runtime.errors import OpenBlipError, RecipeError, install_extra
+from openblip.runtime.ranges import Range
+
+Port = Annotated[int, Range(0, 65535)]
+DEFAULT_PORT = 7863
+
+
+def studio(
+    place: tyro.conf.Positional[str | None] = None,
+    /,
+    *,
+    captioner: str | None = None,
+    filter: str | None = None,
+    vqa: str | None = None,
+    runs: Path | None = None,
+    host: str = "127.0.0.1",
+    token: str | None = None,
+    port: Port = DEFAULT_PORT,
+    open: bool = True,
+    device: str | None = None,
+) -> int:
+    """Look into a collection in the browser: search it, try models on it, see what CapFilt decided.
+
+    The page is served by this machine to itself; nothing leaves it. Models are loaded when they are
+    first used. Example: openblip studio photos/ --captioner demo/captioner --filter demo/filter
+
+    Args:
+        place: a pair table, or a folder of images; without it only models and runs are shown.
+        captioner: a checkpoint that can caption.
+        filter: a checkpoint that can match; by default the model of the index.
+        vqa: a checkpoint that answers questions.
+        runs: a folder of training runs.
+        host: address to listen at; any but this machine's own lets others in, and needs --token.
+        token: letters and digits, 16 at least, without which nothing is answered.
+        port: to listen at; 0 for any that is free.
+        open: open the page in the browser.
+        device: cpu, cuda, mps; by default the best that there is.
+    """
+    try:
+        import python_multipart  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise OpenBlipError(f"the studio needs more: {install_extra('studio')}") from error
+    from openblip.studio.app import Studio
+    from openblip.studio.guard import Access
+    from openblip.studio.models import Models
+    from openblip.studio.server import serve
+
+    access = Access(host=host, token=token)
+    if runs is not None and not runs.is_dir():
+        raise RecipeError(f"--runs {runs} is no folder: give one with training runs")
+    models = Models({"captioner": captioner, "filter": filter, "vqa": vqa}, device)
+
+    def tell(address: str) -> None:
+        print(f"studio: {address}  (Ctrl-C ends it)", flush=True)
+
+    serve(Studio(place, models=models, runs=runs), access, port, tell, open)
+    return 0

@@ -1,0 +1,129 @@
+"""A studio that is served: the address, the browser, and the end."""
+
+import asyncio
+import os
+import socket
+import sys
+import webbrowser
+from collections.abc import Callable
+
+import uvicorn
+
+from openblip.runtime.errors import OpenBlipError
+from openblip.studio.app import Studio, create_app
+from openblip.studio.guard import Access
+
+# Connections, which cost little while they wait; what is answered at once is bounded by `Access`.
+_MAX_CONNECTIONS = 512
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Args:
+        host: name or address.
+        port: 0 for any that is free.
+
+    Raises:
+        OpenBlipError: it cannot, for example because the port is taken.
+    """
+    try:
+        ((family, _, _, _, address), *_) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        return socket.create_server(address[:2], family=family, backlog=128)
+    except PermissionError as error:
+        raise OpenBlipError(f"port {port} is not allowed: give another one with --port") from error
+    except OSError as error:
+        if isinstance(error, socket.gaierror):
+            raise OpenBlipError(f"--host {host}: this machine has no such address") from error
+        raise OpenBlipError(
+            f"port {port} of {host} cannot be used ({error.strerror}), perhaps another studio has "
+            "it: give another one with --port, or --port 0 for any that is free"
+        ) from error
+
+
+def address_of(sock: socket.socket, access: Access) -> str:
+    """The address to open, with the token where there is one."""
+    port = sock.getsockname()[1]
+    name = access.host
+    if name in ("0.0.0.0", "::"):
+        name = socket.gethostname()
+    name = f"[{name}]" if ":" in name else name
+    return f"http://{name}:{port}/" + (f"?token={access.token}" if access.token else "")
+
+
+class Server(uvicorn.Server):
+    """A server that does not wait for requests when it is told to end."""
+
+    def __init__(self, studio: Studio, access: Access, on_start: Callable[[], None]) -> None:
+        """Serves nothing yet.
+
+        Args:
+            studio: what is served.
+            access: from where it is reached.
+            on_start: called when it listens.
+        """
+        config = uvicorn.Config(
+            create_app(studio, access),
+            http="h11",
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=_MAX_CONNECTIONS,
+            timeout_keep_alive=30,
+        )
+        super().__init__(config)
+        self._on_start = on_start
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and say so."""
+        await super().startup(sockets)
+        if self.started:
+            self._on_start()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End at once: a model that computes would be waited for, for minutes perhaps."""
+        for server in self.servers:
+            server.close()
+        for sock in sockets or []:
+            sock.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        for task in self.server_state.tasks:
+            task.cancel()
+        # Those that were called off still say so to whoever waits for them.
+        await asyncio.sleep(0.05)
+        await self.lifespan.shutdown()
+
+
+def serve(
+    studio: Studio, access: Access, port: int, tell: Callable[[str], object], open_browser: bool
+) -> None:
+    """Serve until Ctrl-C.
+
+    Args:
+        studio: what is served.
+        access: from where it is reached.
+        port: 0 for any that is free.
+        tell: is told the address once it answers.
+        open_browser: where there is a screen.
+
+    Raises:
+        OpenBlipError: the port is taken.
+    """
+    with listen(access.host, port) as sock:
+        address = address_of(sock, access)
+
+        def started() -> None:
+            tell(address)
+            if open_browser and _has_screen():
+                webbrowser.open(address)
+
+        Server(studio, access, started).run([sock])
+
+
+def _has_screen() -> bool:
+    """Whether a browser would have a window: in a terminal it would take the terminal's place."""
+    if sys.platform == "darwin":
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
