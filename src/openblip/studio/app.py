@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from openblip.studio import images, search
+from openblip.studio import images, jobs, runs, search
 from openblip.studio.guard import Access, Guard
 from openblip.studio.models import Models
 from openblip.studio.place import Place
@@ -40,7 +40,11 @@ class Room:
     routes: Callable[["Studio"], list[Route]]
 
 
-ROOMS: tuple[Room, ...] = (Room("search", "Search", search.routes),)
+ROOMS: tuple[Room, ...] = (
+    Room("search", "Search", search.routes),
+    Room("runs", "Runs", runs.routes),
+    Room("jobs", "Jobs", jobs.routes),
+)
 """In the order of the page; the first is shown first."""
 
 

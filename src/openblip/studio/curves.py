@@ -1,7 +1,7 @@
 """Curves of training runs: thinned while they are read, and which of them share an axis.
 
-A chart is some hundred points wide, a run may have logged a hundred thousand lines. So a curve keeps
-means of neighbouring values, and only what has changed since is told again.
+A chart is some hundred points wide, a run may have logged a hundred thousand lines. So a curve
+keeps means of neighbouring values, and only what has changed since is told again.
 """
 
 import hashlib

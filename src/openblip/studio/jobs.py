@@ -8,14 +8,22 @@ import re
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from openblip.runtime.errors import DataError
+from openblip.index.noted import FOLDER_TABLE
+from openblip.runtime.errors import DataError, TrainingError
+from openblip.studio.models import ROLES
 from openblip.studio.processes import JobFolder, StartedJob
+from openblip.studio.routes import Asked, Refused, Route, get, post
 from openblip.studio.traces import SeenWork, Traces
 from openblip.table.storage import is_object_address
+from openblip.training.watching import find_runs
+
+if TYPE_CHECKING:
+    from openblip.studio.app import Studio
 
 _LOOKING_SECONDS = 1.5
 _MOST_SHOWN = 20
@@ -63,7 +71,7 @@ class Jobs:
 
     def __init__(self, workplace: Workplace) -> None:
         """Starts and reads nothing yet."""
-        self._workplace = workplace
+        self.workplace = workplace
         self._folder = JobFolder(_state_folder(workplace.table))
         self._traces = Traces(workplace.table, workplace.folder)
         self._lock = threading.Lock()
@@ -81,7 +89,7 @@ class Jobs:
             DataError: there is no such kind, model or setting, or one is out of range; or the same
                 work is being done already.
         """
-        words = _words(self._workplace, kind, given)
+        words = _words(self.workplace, kind, given)
         with self._lock:
             for job in self._folder.jobs():
                 if job.words == words and self._folder.state(job) == "running":
@@ -136,13 +144,13 @@ class Jobs:
     def forms(self) -> dict[str, Any]:
         """What the page may offer: models by name, and where captions would go."""
         try:
-            output: str | None = str(self._workplace.output_folder)
+            output: str | None = str(self.workplace.output_folder)
         except DataError:
             output = None
         return {
-            "collection": self._workplace.collection,
-            "is_folder": self._workplace.folder is not None,
-            "models": list(self._workplace.models),
+            "collection": self.workplace.collection,
+            "is_folder": self.workplace.folder is not None,
+            "models": list(self.workplace.models),
             "output_folder": output,
             "methods": list(_METHODS),
         }
@@ -245,3 +253,60 @@ def _count(given: Given, name: str, most: int) -> str:
     if type(value) is not int or not 1 <= value <= most:
         raise DataError(f"{name} is {value!r}: give a whole number from 1 to {most}")
     return str(value)
+
+
+def routes(studio: "Studio") -> list[Route]:
+    """`/api/jobs` and what starts, stops and repeats one."""
+    opened: Jobs | None = None
+    lock = threading.Lock()
+
+    def jobs() -> Jobs:
+        nonlocal opened
+        with lock:
+            workplace = _workplace(studio)
+            if opened is None:
+                opened = Jobs(workplace)
+            # Models may have come: a run has ended, or an index tells of its own.
+            opened.workplace = workplace
+            return opened
+
+    def start(asked: Asked) -> dict[str, str]:
+        given = asked.values.get("settings", {})
+        if not isinstance(given, dict):
+            raise Refused(400, "settings must be an object")
+        return {"id": jobs().start(asked.text("kind"), given)}
+
+    def stop(asked: Asked) -> dict[str, str]:
+        jobs().stop(asked.text("id"))
+        return {"id": asked.text("id")}
+
+    return [
+        get("/api/jobs", lambda asked: jobs().told()),
+        get("/api/jobs/forms", lambda asked: jobs().forms()),
+        post("/api/jobs", start),
+        post("/api/jobs/{id}/stop", stop),
+        post("/api/jobs/{id}/again", lambda asked: {"id": jobs().again(asked.text("id"))}),
+    ]
+
+
+def _workplace(studio: "Studio") -> Workplace:
+    place = studio.need_place()
+    if place.folder is not None:
+        return Workplace(
+            table=str(place.folder / FOLDER_TABLE), folder=place.folder, models=_models(studio)
+        )
+    is_local = not is_object_address(place.name)
+    table = str(Path(place.name).absolute()) if is_local else place.name
+    return Workplace(table=table, folder=None, models=_models(studio))
+
+
+def _models(studio: "Studio") -> dict[str, str]:
+    """The models that the studio was given, and those that runs below its folder have made."""
+    sources = {role: studio.models.source_of(role) for role in ROLES}
+    found = {f"{role}: {source}": source for role, source in sources.items() if source is not None}
+    if studio.runs is not None:
+        with suppress(TrainingError):
+            for run in find_runs([studio.runs]):
+                if (run / "checkpoints" / "last" / "model.safetensors").is_file():
+                    found[f"run: {run.relative_to(studio.runs)}"] = str(run.absolute())
+    return found

@@ -1,7 +1,7 @@
 """Commands as processes of their own: started, stopped, and found again by a later server.
 
 A job is a folder: what was started (`job.json`), what it says (`log.txt`), how far it is
-(`progress.json`), and with which code it ended (`exit`). A server that is gone takes no job with it.
+(`progress.json`), and with which code it ended (`exit`). A server that ends takes no job with it.
 Run as a module, this file carries out one command and leaves its code.
 """
 

@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from openblip.runtime.errors import OpenBlipError, TrainingError, one_line
 from openblip.studio.curves import ThinnedCurve, comparable, loss_scale, vocabulary_of
+from openblip.studio.routes import Refused, Route, get
 from openblip.training.metrics_log import MetricsTail
 from openblip.training.recipe_file import RECIPE_FILE
 from openblip.training.watching import (
@@ -26,6 +27,9 @@ from openblip.training.watching import (
     find_runs,
     summarise,
 )
+
+if TYPE_CHECKING:
+    from openblip.studio.app import Studio
 
 _LINES_AT_ONCE = 5_000
 _READING_SECONDS = 0.5
@@ -271,3 +275,24 @@ def _finite(value: float | None) -> float | None:
 def _told(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     return text if len(text) <= 200 else text[:199] + "…"
+
+
+def routes(studio: "Studio") -> list[Route]:
+    """`/api/runs` the list, `/api/runs/about` what changes seldom, `/api/runs/curves` points."""
+    watched = None if studio.runs is None else Runs(studio.runs)
+
+    def need() -> Runs:
+        if watched is None:
+            raise Refused(
+                409, "no folder of runs was named: start the studio with one (--runs runs/)"
+            )
+        return watched
+
+    return [
+        get("/api/runs", lambda asked: need().rows(asked.text("after", ""))),
+        get("/api/runs/about", lambda asked: need().about()),
+        get(
+            "/api/runs/curves",
+            lambda asked: need().curves(asked.text("quantity"), asked.text("after", "")),
+        ),
+    ]

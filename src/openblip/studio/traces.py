@@ -12,7 +12,7 @@ from pathlib import Path
 from openblip.capfilt.job import LATEST, job_status, jobs_folder
 from openblip.capfilt.ledger import open_store
 from openblip.curation.marks import EMBEDDING_KEY
-from openblip.index.build import IndexState
+from openblip.index.noted import IndexState
 from openblip.runtime.errors import OpenBlipError, one_line
 from openblip.runtime.locks import is_taken
 from openblip.table.columns import column_state, work_folder
