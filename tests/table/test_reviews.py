@@ -200,7 +200,7 @@ def test_the_same_record_appended_again_counts_once(anywhere: str) -> None:
     ("changes", "what"),
     [
         ({"verdict": "maybe"}, "verdict is 'maybe', none of right, wrong, partly, unsure"),
-        ({"source": "captions"}, "none of web, human, synthetic"),
+        ({"source": "captions"}, "none of human, web, synthetic"),
         ({"place": True}, "place is True, not a whole number"),
         ({"place": -1}, "must not be negative"),
         ({"row": 7}, "row is 7, not text"),

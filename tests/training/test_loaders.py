@@ -142,3 +142,40 @@ def test_words_behind_the_last_one_that_is_read_are_seen() -> None:
 def test_a_share_is_between_none_and_all(share: float) -> None:
     with pytest.raises(RecipeError, match="max_unknown"):
         DataConfig(table="t", max_unknown=share)
+
+
+def test_all_processes_see_the_verdicts_of_the_first_though_people_go_on(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    from openblip.table.reviews import ReviewLog, ReviewRecord
+    from openblip.table.views import CaptionView
+    from openblip.training.loaders import open_tables, resolved_parts, share_verdicts
+    from openblip.training.parallelism import Processes
+
+    uri = str(tmp_path / "texts.lance")
+    PairTable.create(uri, [row(number, "a red wall") for number in range(4)])
+    sent: list[object] = []
+
+    class Rank(Processes):
+        def gather_objects(self, value: object) -> list[object]:
+            sent.append(value)
+            return [sent[0], sent[-1]]
+
+    def judge(number: int) -> None:
+        record = ReviewRecord(
+            row=f"row-{number}", source="human", place=0, text="a red wall", verdict="right",
+            reviewer="ada", table_version=1,
+        )  # fmt: skip
+        ReviewLog.of(uri).append([record])
+
+    view = CaptionView(sources=("reviewed",))
+    data = DataConfig(table=uri, view=view, image_size=16)
+    rows = []
+    for rank in range(2):
+        judge(rank)
+        tables = open_tables(data)
+        share_verdicts(data, tables, Rank(rank=rank, world_size=2))
+        judge(2 + rank)
+        rows.append([part.index.rows.tolist() for part in resolved_parts(data, tables)])
+    assert rows == [[[0]], [[0]]]
+    assert sent[1] is None

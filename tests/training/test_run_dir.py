@@ -12,7 +12,9 @@ from openblip.checkpoints.folder import read_folder
 from openblip.model import MedConfig
 from openblip.model.config import AlbefConfig
 from openblip.objectives.settings import AlbefObjectives, FilterObjectives, PretrainObjectives
+from openblip.recipes.finetune import FINETUNE_RECIPES
 from openblip.runtime.errors import OpenBlipWarning, TrainingError
+from openblip.table.reviews import ReviewLog, ReviewRecord, Verdict
 from openblip.table.table import PairTable
 from openblip.table.views import CaptionView
 from openblip.training.recipe import MixedTable, Recipe, ScheduleConfig, ScheduleKind
@@ -166,3 +168,39 @@ def test_a_run_whose_rate_falls_to_its_end_is_not_made_longer_but_says_how(
     begun = replace(recipe(1), model=None, tokenizer=None, init_from=str(last))
     result = train(begun, tmp_path / "more", quiet=True)
     assert read_folder(result.model_folder).med.config == read_folder(last).med.config
+
+
+def judged(uri: str, number: int, verdict: Verdict, edited: str | None = None) -> None:
+    """A verdict on the first text of a wall."""
+    text = wall(number).captions[0]
+    about = {"row": f"row-{number}", "source": "web", "place": 0, "text": text}
+    record = ReviewRecord(verdict=verdict, edited=edited, reviewer="ada", table_version=1, **about)
+    ReviewLog.of(uri).append([record])
+
+
+@pytest.mark.parametrize("task", ["captioner", "filter"])
+def test_captioner_and_filter_learn_from_what_people_have_judged(
+    make_recipe: MakeRecipe, tmp_path: Path, task: str
+) -> None:
+    rows = [replace(wall(number), origin="web") for number in range(20)]
+    table = PairTable.create(tmp_path / "walls.lance", [*rows, wall(30)])
+    for number in range(8):
+        judged(table.uri, number, "right" if number % 2 else "partly", "a corrected wall")
+    recipe = make_recipe(steps=2)
+    base = train(recipe, tmp_path / "base", quiet=True).model_folder
+    view = CaptionView(sources=("human", "reviewed"))
+    recipe = replace(
+        FINETUNE_RECIPES[task](table.uri, str(base), 16),
+        train=recipe.train,
+        data=replace(recipe.data, table=table.uri, view=view),
+    )
+    if task == "filter":
+        recipe = replace(recipe, objectives=FilterObjectives(queue_size=8))
+    train(recipe, tmp_path / "run", quiet=True)
+    assert train(recipe, tmp_path / "run", quiet=True).steps == 2
+    # An opinion that decides nothing leaves the data as they were; a correction does not.
+    judged(table.uri, 9, "unsure")
+    assert train(recipe, tmp_path / "run", quiet=True).steps == 2
+    judged(table.uri, 3, "right", "a wall, corrected once more")
+    with pytest.raises(TrainingError, match=r"reviewed: 8 of 9 texts\): .*or reviewed since"):
+        train(recipe, tmp_path / "run", quiet=True)

@@ -216,12 +216,12 @@ class PairLoader(StepLoader[Batch]):
             places = np.flatnonzero(samples.parts == number)
             rows = samples.rows[places]
             # A view's columns may be among those of an image.
-            columns = dict.fromkeys((*_IMAGE_COLUMNS, *index.view.columns))
+            columns = dict.fromkeys((*_IMAGE_COLUMNS, *index.columns))
             found = index.table.take(rows, list(columns))
             values = zip(
                 places.tolist(),
                 _rows_of(index.table, rows, found),
-                index.view.admitted_texts(found),
+                index.admitted_texts(found),
                 strict=True,
             )
             pairs |= {place: _Pair(row, texts) for place, row, texts in values}

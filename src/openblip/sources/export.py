@@ -164,12 +164,12 @@ def _records(index: ViewIndex) -> Iterator[tuple[dict[str, Any], list[AdmittedTe
     table = index.table
     known = [name for name in TOLD_COLUMNS if name in table.columns]
     own = ["id", "image", "image_uri", "width", "height", "split", "meta"]
-    columns = list(dict.fromkeys([*own, *index.view.columns, *known]))
+    columns = list(dict.fromkeys([*own, *index.columns, *known]))
     for start in range(0, len(index), _READ_ROWS):
         numbers = index.rows[start : start + _READ_ROWS]
         rows = table.take(numbers, columns)
         records = rows.select(own).to_pylist()
-        told = index.view.admitted(rows)
+        told = index.admitted(rows)
         for number, record, texts in zip(numbers.tolist(), records, told, strict=True):
             yield {**record, "row": number}, texts
 

@@ -8,7 +8,7 @@ import hashlib
 import math
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -149,20 +149,24 @@ def comparable(scales: Mapping[str, Mapping[str, str]]) -> list[tuple[str, list[
     for run, scale in scales.items():
         groups.setdefault(tuple(sorted(scale.items())), []).append(run)
     every = [dict(key) for key in groups]
+    names = _telling(every)
     return [
-        (_difference(own, every), runs) for own, runs in zip(every, groups.values(), strict=True)
+        (", ".join(f"{name} {own[name]}" for name in names if name in own), runs)
+        for own, runs in zip(every, groups.values(), strict=True)
     ]
 
 
-def _difference(own: Mapping[str, str], every: Sequence[Mapping[str, str]]) -> str:
-    """What stands in one description and not in all others, in words."""
-    names = _ordered(name for each in every for name in each)
-    different = [name for name in names if any(each.get(name) != own.get(name) for each in every)]
-    return ", ".join(f"{name} {own[name]}" for name in different if name in own)
-
-
-def _ordered(names: Iterable[str]) -> list[str]:
-    return sorted(dict.fromkeys(names), key=lambda name: (name != "task", name))
+def _telling(every: Sequence[Mapping[str, str]]) -> list[str]:
+    """As few names as tell all descriptions apart, the task first: it implies much of the rest."""
+    names = dict.fromkeys(name for each in every for name in sorted(each))
+    told: list[str] = []
+    classes = 1
+    for name in sorted(names, key=lambda name: (name != "task", name)):
+        found = {tuple(each.get(one) for one in (*told, name)) for each in every}
+        if len(found) > classes:
+            told.append(name)
+            classes = len(found)
+    return told
 
 
 def _plain(value: object) -> str:

@@ -43,6 +43,8 @@ class Workplace:
     """The folder of images, where the studio shows one."""
     models: Mapping[str, str]
     """Where each model is, by the name that the page shows."""
+    indexed_by: str | None = None
+    """The model of the index; None where there is none."""
 
     @property
     def collection(self) -> str:
@@ -151,6 +153,7 @@ class Jobs:
             "collection": self.workplace.collection,
             "is_folder": self.workplace.folder is not None,
             "models": list(self.workplace.models),
+            "index": self.workplace.indexed_by,
             "output_folder": output,
             "methods": list(_METHODS),
         }
@@ -292,12 +295,17 @@ def routes(studio: "Studio") -> list[Route]:
 def _workplace(studio: "Studio") -> Workplace:
     place = studio.need_place()
     if place.folder is not None:
-        return Workplace(
-            table=str(place.folder / FOLDER_TABLE), folder=place.folder, models=_models(studio)
-        )
-    is_local = not is_object_address(place.name)
-    table = str(Path(place.name).absolute()) if is_local else place.name
-    return Workplace(table=table, folder=None, models=_models(studio))
+        table = str(place.folder / FOLDER_TABLE)
+    else:
+        # A later server may be started elsewhere.
+        is_remote = is_object_address(place.name)
+        table = place.name if is_remote else str(Path(place.name).absolute())
+    return Workplace(
+        table=table,
+        folder=place.folder,
+        models=_models(studio),
+        indexed_by=place.index.model if place.index is not None else None,
+    )
 
 
 def _models(studio: "Studio") -> dict[str, str]:

@@ -12,7 +12,9 @@ from openblip.runtime.errors import DataError
 from openblip.sources.image_formats import is_image_file
 from openblip.sources.paths import is_table, walk
 from openblip.sources.row_images import encoded_image
+from openblip.studio.arrays import TableArrays
 from openblip.studio.routes import Refused, check_row
+from openblip.studio.selection import Choices
 from openblip.table.storage import is_object_address
 from openblip.table.table import PairRow, PairTable
 
@@ -26,11 +28,13 @@ class Place:
         table: the rows.
         index: of the table; None where there is none, so that it cannot be searched.
         mark: changes with the table, so that a page knows of which one its row numbers are.
+        choices: what is known of the table's rows, and of this version alone.
     """
 
     table: PairTable
     index: IndexState | None
     mark: str
+    choices: Choices
 
     def __init__(self, name: str, resources: ExitStack) -> None:
         """Opens it.
@@ -57,6 +61,7 @@ class Place:
         table = self._opened()
         mark = table.fingerprint[:16]
         if mark != getattr(self, "mark", None):
+            self.choices = Choices(TableArrays(table))
             self.index, self.table, self.mark = IndexState.of(table), table, mark
 
     def _opened(self) -> PairTable:

@@ -4,7 +4,7 @@
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
@@ -13,11 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openblip.runtime.errors import DataError
-from openblip.table.rows import read_meta
+from openblip.table.rows import TEXT_SOURCES, read_meta
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from openblip.table.agreement import AgreedText, AgreedTexts
     from openblip.table.views import CaptionView
 
 REMEDY = "run `openblip capfilt run` on the table first"
@@ -42,6 +43,8 @@ class Rejection(StrEnum):
     LEAKED_TEXT = "leaked caption"
     REPEATED_TEXT = "repeated caption"
     DUPLICATE_TEXT = "duplicate caption"
+    JUDGED_WRONG = "judged wrong"
+    UNDECIDED = "reviewers undecided"
     UNSCORED = "not scored"
     BELOW_THRESHOLD = "below the threshold"
 
@@ -52,7 +55,7 @@ _CODES = {reason: code for code, reason in enumerate(REJECTIONS, 1)}
 
 
 @dataclass(frozen=True, eq=False)
-class Verdicts:
+class JudgedTexts:
     """The texts of one source in some rows, one after the other, and what becomes of them."""
 
     lengths: NDArray[np.int64]
@@ -67,6 +70,8 @@ class Verdicts:
     not read."""
     codes: NDArray[np.uint8]
     """0 for a text that counts, else its rejection, see `REJECTIONS`."""
+    agreed: "Sequence[AgreedText]" = ()
+    """Of the texts that people have judged, what was agreed; of other sources nothing."""
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -80,8 +85,27 @@ class Verdicts:
         counts: NDArray[np.int64] = running[ends] - running[ends - self.lengths]
         return counts
 
+    def picked(self, places: NDArray[np.int64]) -> "JudgedTexts":
+        """The texts at some places, in order."""
+        import pyarrow as pa
 
-def judge(batch: "pa.RecordBatch", view: "CaptionView", source: str, start: int = 0) -> Verdicts:
+        return JudgedTexts(
+            np.bincount(self.rows[places], minlength=len(self.lengths)),
+            self.texts.take(pa.array(places, pa.int64())),
+            self.scores[places],
+            self.thresholds[places],
+            self.captioners[places],
+            self.codes[places],
+        )
+
+
+def judge(
+    batch: "pa.RecordBatch",
+    view: "CaptionView",
+    source: str,
+    start: int = 0,
+    agreed: "AgreedTexts | None" = None,
+) -> JudgedTexts:
     """What becomes of the texts of one source.
 
     Args:
@@ -90,27 +114,103 @@ def judge(batch: "pa.RecordBatch", view: "CaptionView", source: str, start: int 
         view: the rules.
         source: one of `views.SOURCES`.
         start: number of the first row, for errors.
+        agreed: what people have judged, for a view that has `reviewed` among its sources. A text
+            about which they agree is one of `reviewed`, and none of the source that it stands in.
 
     Raises:
         DataError: a row has another number of scores, or flags, than of texts.
     """
-    is_human = string_values(batch["origin"]) == "human"
-    mask = is_human if source == "human" else ~is_human
-    column = "synthetic" if source == "synthetic" else "captions"
-    own = _Own(batch, mask, column, start)
+    numbers = np.arange(start, start + batch.num_rows)
+    if agreed is None:
+        return _judge_column(batch, view, source, numbers)
+    if source == "reviewed":
+        return _judge_reviewed(batch, view, numbers, agreed)
+    judged = _judge_column(batch, view, source, numbers)
+    begins = np.cumsum(judged.lengths) - judged.lengths
+    stays = np.ones(len(judged.texts), dtype=bool)
+    for row in agreed.places_in(batch["id"]).tolist():
+        for text in agreed.of_row(batch["id"][row].as_py()):
+            if text.source == source and text.is_decided:
+                stays[begins[row] + text.place] = False
+    return judged if stays.all() else judged.picked(np.flatnonzero(stays))
+
+
+def _judge_column(
+    batch: "pa.RecordBatch", view: "CaptionView", source: str, numbers: NDArray[np.int64]
+) -> JudgedTexts:
+    own = _Own(batch, source, numbers)
     scores = own.scores(is_required=source != "human")
-    thresholds = np.repeat(_row_thresholds(batch, mask, view, source, start), own.own_lengths)
-    codes = np.zeros(len(own.texts), dtype=np.uint8)
-    for reason, applies in _image_reasons(batch, mask, view, source).items():
-        codes[(codes == 0) & np.repeat(applies, own.own_lengths)] = _CODES[reason]
-    for reason, applies in _text_reasons(own, view).items():
-        codes[(codes == 0) & applies] = _CODES[reason]
+    row_thresholds = _row_thresholds(batch, own.mask, view, source, numbers)
+    thresholds = np.repeat(row_thresholds, own.own_lengths)
+    codes = _codes(own, view, source)
     has_threshold = ~np.isnan(thresholds)
     codes[(codes == 0) & has_threshold & np.isnan(scores)] = _CODES[Rejection.UNSCORED]
     # A comparison with NaN is False, so what is left has a score.
     below = (codes == 0) & has_threshold & ~(scores > thresholds)
     codes[below] = _CODES[Rejection.BELOW_THRESHOLD]
-    return Verdicts(own.lengths, own.texts, scores, thresholds, own.captioners(), codes)
+    return JudgedTexts(own.lengths, own.texts, scores, thresholds, own.captioners(), codes)
+
+
+def _judge_reviewed(
+    batch: "pa.RecordBatch",
+    view: "CaptionView",
+    numbers: NDArray[np.int64],
+    agreed: "AgreedTexts",
+) -> JudgedTexts:
+    """The texts that people have judged, whatever column they stand in."""
+    import pyarrow as pa
+
+    places = agreed.places_in(batch["id"])
+    rows = batch.take(pa.array(places, pa.int64()))
+    found: list[tuple[int, AgreedText, int, float, str | None]] = []
+    for source in TEXT_SOURCES:
+        if ("synthetic" if source == "synthetic" else "captions") not in rows.schema.names:
+            continue
+        own = _Own(rows, source, numbers[places])
+        codes, scores = _codes(own, view, "reviewed"), own.scores(is_required=False)
+        captioners, begins = own.captioners(), np.cumsum(own.lengths) - own.lengths
+        for row, key in enumerate(rows["id"].to_pylist()):
+            for text in (text for text in agreed.of_row(key) if text.source == source):
+                # What nothing is decided of is one of its own source, where the view has that.
+                if text.is_decided or source not in view.sources:
+                    at = begins[row] + text.place
+                    code = _agreed_code(text, int(codes[at]))
+                    score = np.nan if text.is_edited else scores[at]
+                    found.append((int(places[row]), text, code, score, captioners[at]))
+    found.sort(key=lambda entry: entry[0])
+    lengths = np.bincount([row for row, *_ in found], minlength=batch.num_rows).astype(np.int64)
+    return JudgedTexts(
+        lengths,
+        pa.array([text.words or text.text for _, text, *_ in found], pa.string()),
+        np.array([score for *_, score, _ in found], dtype=np.float64),
+        np.full(len(found), np.nan),
+        np.array([captioner for *_, captioner in found], dtype=object),
+        np.array([code for _, _, code, _, _ in found], dtype=np.uint8),
+        [text for _, text, *_ in found],
+    )
+
+
+def _agreed_code(text: "AgreedText", code: int) -> int:
+    """The code of a judged text, given that of the text which the table has."""
+    # Other words are no repetition of those that the table has. A leak may still be in them.
+    of_words = (Rejection.EMPTY, Rejection.REPEATED_TEXT, Rejection.DUPLICATE_TEXT)
+    if text.is_edited and code in [_CODES[reason] for reason in of_words]:
+        code = 0
+    if code == 0 and not text.is_decided:
+        return _CODES[Rejection.UNDECIDED]
+    if code == 0 and text.words is None:
+        return _CODES[Rejection.JUDGED_WRONG]
+    return code
+
+
+def _codes(own: "_Own", view: "CaptionView", source: str) -> NDArray[np.uint8]:
+    """For each text the reason that is none of its score's."""
+    codes = np.zeros(len(own.texts), dtype=np.uint8)
+    for reason, applies in _image_reasons(own.batch, own.mask, view, source).items():
+        codes[(codes == 0) & np.repeat(applies, own.own_lengths)] = _CODES[reason]
+    for reason, applies in _text_reasons(own, view).items():
+        codes[(codes == 0) & applies] = _CODES[reason]
+    return codes
 
 
 def string_values(column: "pa.Array") -> NDArray[np.object_]:
@@ -121,15 +221,16 @@ def string_values(column: "pa.Array") -> NDArray[np.object_]:
 class _Own:
     """The texts of one source: lists of the rows of a mask, flat, and lists beside them."""
 
-    def __init__(
-        self, batch: "pa.RecordBatch", mask: NDArray[np.bool_], column: str, start: int
-    ) -> None:
-        self.batch, self.mask, self.column, self.start = batch, mask, column, start
-        lists = self._lists(column)
+    def __init__(self, batch: "pa.RecordBatch", source: str, numbers: NDArray[np.int64]) -> None:
+        is_human = string_values(batch["origin"]) == "human"
+        self.batch, self.numbers = batch, numbers
+        self.mask = is_human if source == "human" else ~is_human
+        self.column = "synthetic" if source == "synthetic" else "captions"
+        lists = self._lists(self.column)
         self.own_lengths = _lengths(lists)
         self.texts = lists.flatten()
         self.lengths = np.zeros(batch.num_rows, dtype=np.int64)
-        self.lengths[mask] = self.own_lengths
+        self.lengths[self.mask] = self.own_lengths
 
     def scores(self, is_required: bool) -> NDArray[np.float64]:
         """The scores of the texts, NaN where there are none."""
@@ -181,7 +282,7 @@ class _Own:
         # A row without any value was not looked at (it failed, or came later).
         if wrong.size and remedy is not None:
             place = int(wrong[0])
-            row = self.start + int(np.flatnonzero(self.mask)[place])
+            row = int(self.numbers[self.mask][place])
             raise DataError(
                 f"row {row}: {self.own_lengths[place]} texts in {self.column} but "
                 f"{others[place]} values in {name}: {remedy}"
@@ -195,8 +296,9 @@ def _image_reasons(
     batch: "pa.RecordBatch", mask: NDArray[np.bool_], view: "CaptionView", source: str
 ) -> dict[Rejection, NDArray[np.bool_]]:
     columns = {Rejection.UNREADABLE: list(ERROR_COLUMNS)}
-    if source == "human":
-        # CapFilt reads no image of theirs: its error is that of a batch or fragment as a whole.
+    if source in ("human", "reviewed"):
+        # Its error may be that of a batch or fragment as a whole; of people's it reads no image,
+        # and whoever judges a text sees one.
         columns[Rejection.UNREADABLE].remove("capfilt_error")
     if "leaks" in view.without:
         columns[Rejection.LEAKED_IMAGE] = ["leak_of"]
@@ -226,7 +328,11 @@ def _text_reasons(own: _Own, view: "CaptionView") -> dict[Rejection, NDArray[np.
 
 
 def _row_thresholds(
-    batch: "pa.RecordBatch", mask: NDArray[np.bool_], view: "CaptionView", source: str, start: int
+    batch: "pa.RecordBatch",
+    mask: NDArray[np.bool_],
+    view: "CaptionView",
+    source: str,
+    numbers: NDArray[np.int64],
 ) -> NDArray[np.float64]:
     """What the scores of each row of the mask must be above, NaN for nothing."""
     if source == "human":
@@ -235,8 +341,7 @@ def _row_thresholds(
     general = thresholds.get(source, np.nan if view.itm is None else view.itm)
     if not view.names_data_sets:
         return np.full(int(mask.sum()), general)
-    numbers, metas = start + np.flatnonzero(mask), string_values(batch["meta"])[mask]
-    names = data_sets(metas, numbers)
+    names = data_sets(string_values(batch["meta"])[mask], numbers[mask])
     of_name = {
         name: thresholds.get(f"{name}/{source}", thresholds.get(name, general))
         for name in set(names)

@@ -29,13 +29,11 @@ from openblip.runtime.documents import json_text
 from openblip.runtime.errors import DataError, UnwritableError
 from openblip.runtime.locks import in_turn
 from openblip.runtime.threads import ordered_map
-from openblip.table.rows import ORIGINS, listed
+from openblip.table.rows import TEXT_SOURCES, listed
 from openblip.table.storage import ObjectFolder, is_object_address
 
 Verdict = Literal["right", "wrong", "partly", "unsure"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-JUDGED_SOURCES = (*ORIGINS, "synthetic")
-"""What a judged text can be: the sources of a view that are columns of the table."""
 # Behind a torn line; no whole line ends so, as JSON of an object ends with a brace.
 _TORN = b" #torn"
 _READERS = 16
@@ -58,7 +56,7 @@ class ReviewRecord:
     row: str
     """Id of the row."""
     source: str
-    """One of `JUDGED_SOURCES`."""
+    """One of `TEXT_SOURCES`."""
     place: int
     """Which of the row's texts of that source, from 0."""
     text: str
@@ -101,8 +99,8 @@ class ReviewRecord:
             raise DataError("it must have either a verdict or a record that it undoes")
         if self.verdict is not None and self.verdict not in VERDICTS:
             raise DataError(f"verdict is {self.verdict!r:.60}, none of {listed(VERDICTS)}")
-        if self.source not in JUDGED_SOURCES:
-            raise DataError(f"source is {self.source!r:.60}, none of {listed(JUDGED_SOURCES)}")
+        if self.source not in TEXT_SOURCES:
+            raise DataError(f"source is {self.source!r:.60}, none of {listed(TEXT_SOURCES)}")
         if self.place < 0 or self.table_version < 0:
             raise DataError("place and table_version must not be negative")
         if self.probability is not None and not 0 < self.probability <= 1:

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 ORIGINS = ("web", "human")
+TEXT_SOURCES = ("human", "web", "synthetic")
+"""What a text of a table is: one of an annotated row, one of a web row, or a captioner's."""
 SPLITS = ("train", "val", "test")
 BASE_COLUMNS = (
     "id",
@@ -148,11 +150,16 @@ def _record(row: PairRow) -> dict[str, Any]:
         "image_uri": _address(row.image_uri),
         "width": row.width,
         "height": row.height,
-        "captions": [text.encode("utf-8", "replace").decode() for text in row.captions],
+        "captions": [in_utf8(text) for text in row.captions],
         "origin": row.origin,
         "split": row.split,
         "meta": _meta_json(row.meta),
     }
+
+
+def in_utf8(text: str) -> str:
+    """A text of a row as a table holds it: halves of surrogate pairs become question marks."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _address(place: str | None) -> str | None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from openblip.runtime.errors import DataError
+from openblip.table.reviews import ReviewLog, ReviewRecord
 from openblip.table.rows import (
     BASE_COLUMNS,
     ORIGINS,
@@ -59,6 +60,7 @@ class PairTable:
         self._dataset = dataset
         self._num_rows = int(read(uri, dataset.count_rows))
         self._ids: IdSet | None = None
+        self._verdicts: list[ReviewRecord] | None = None
         self.uri = uri
 
     @classmethod
@@ -162,6 +164,18 @@ class PairTable:
 
     def __len__(self) -> int:
         return self._num_rows
+
+    def verdicts(self) -> list[ReviewRecord]:
+        """What people say of its texts by now (`ReviewLog.standing`), or what was fixed.
+
+        Raises:
+            DataError, StorageError: the log beside it is damaged, or cannot be reached.
+        """
+        return ReviewLog.of(self.uri).standing() if self._verdicts is None else self._verdicts
+
+    def fix_verdicts(self, verdicts: Sequence[ReviewRecord]) -> None:
+        """Lets this object see these verdicts from now on, whatever people add to the log."""
+        self._verdicts = list(verdicts)
 
     def update_metadata(self, values: Mapping[str, str | None]) -> None:
         """Sets metadata entries, all at once; a value of None removes its entry."""

@@ -89,14 +89,41 @@ def nearest_rows(
     return found.astype(np.int64)
 
 
+def rows_where(table: PairTable, where: str) -> NDArray[np.int64]:
+    """Numbers of all rows that fulfil a condition, ascending.
+
+    Args:
+        table: any table.
+        where: Lance's SQL over its columns.
+
+    Raises:
+        DataError: the condition cannot be read, or a file of the table is damaged.
+    """
+    _check_condition(table, where)
+    scanner = table.dataset.scanner(columns=["_rowoffset"], filter=where)
+    try:
+        found = read(table.uri, scanner.to_table)["_rowoffset"].to_numpy()
+    except DataError as error:
+        cause = error.__cause__
+        # Some conditions fail at a row only, such as a text that is no number: no damage.
+        if cause is None or "filter expression" not in str(cause):
+            raise
+        raise _bad_condition(where, cause) from cause
+    return np.sort(found.astype(np.int64))
+
+
 def _check_condition(table: PairTable, where: str) -> None:
     try:
         table.dataset.scanner(columns=["id"], filter=where).explain_plan()
     except (ValueError, OSError, RuntimeError) as error:
-        raise DataError(
-            f"the condition {where!r} cannot be used ({reason(error)}): write it as SQL over the "
-            f"columns of the table, such as \"split = 'test' and width > 1000\""
-        ) from error
+        raise _bad_condition(where, error) from error
+
+
+def _bad_condition(where: str, error: BaseException) -> DataError:
+    return DataError(
+        f"the condition {where!r} cannot be used ({reason(error)}): write it as SQL over the "
+        f"columns of the table, such as \"split = 'test' and width > 1000\""
+    )
 
 
 def _num_partitions(num_rows: int) -> int:

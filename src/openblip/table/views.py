@@ -10,24 +10,26 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
+from openblip.table.agreement import AgreedText, AgreedTexts
 from openblip.table.flags import DUPLICATES, LEAKS, what_is_unchecked
 from openblip.table.judging import (
     ERROR_COLUMNS,
     REJECTIONS,
     REMEDY,
+    JudgedTexts,
     Rejection,
     TextDigest,
-    Verdicts,
     data_sets,
     judge,
     string_values,
 )
+from openblip.table.rows import TEXT_SOURCES
 from openblip.table.table import SPLITS, PairTable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SOURCES = ("human", "web", "synthetic")
+SOURCES = (*TEXT_SOURCES, "reviewed")
 _COLUMN_OF = {"human": "captions", "web": "captions", "synthetic": "synthetic"}
 TOLD_COLUMNS = ("captions_itm", "synthetic_itm", "synthetic_captioner")
 """Columns of what is told of a text besides whether it counts."""
@@ -66,6 +68,8 @@ class AdmittedText:
     """The filter's match probability; None where it was not read or the text was not judged."""
     captioner: str | None = None
     """Fingerprint of the model that wrote it; None for a given text, or where it was not read."""
+    agreed: AgreedText | None = None
+    """What people have judged; None where the source is not `reviewed`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +77,13 @@ class CaptionView:
     """The rows and texts that a run sees (BLIP, section 3.3: the bootstrapped dataset)."""
 
     sources: tuple[str, ...] = ("human", "web")
-    """Of `human` (texts of annotated rows), `web` (texts of web rows) and `synthetic` (the
-    captioner's texts for web rows)."""
+    """Of `human` (texts of annotated rows), `web` (texts of web rows), `synthetic` (the
+    captioner's texts for web rows) and `reviewed` (texts of all three about which reviewers agree,
+    as they have corrected them). What they agree about is left to `reviewed` by the others, so that
+    a text that was judged wrong does not count."""
     itm: float | None = None
     """Web and synthetic texts count if the filter's match probability, from 0 to 1, is above
-    this; None lets all through. Human texts always count."""
+    this; None lets all through. Human and reviewed texts need no score."""
     split: str = "train"
     """`train`, `val` or `test`."""
     itm_of: tuple[str, ...] = ()
@@ -116,7 +122,7 @@ class CaptionView:
                 value = float(number)
             except ValueError:
                 value = -1.0
-            if name in ("", "human") or not 0 <= value <= 1:
+            if name in ("", "human", "reviewed") or not 0 <= value <= 1:
                 raise RecipeError(
                     f"itm_of must be names with probabilities, such as web=0.5. Got {entry!r}."
                 )
@@ -128,7 +134,7 @@ class CaptionView:
     @property
     def names_data_sets(self) -> bool:
         """Whether a threshold depends on the data set of a row."""
-        return not set(self.thresholds) <= set(SOURCES)
+        return not set(self.thresholds) <= set(TEXT_SOURCES)
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -141,7 +147,7 @@ class CaptionView:
         columns += [f"{_COLUMN_OF[s]}_itm" for s in self.sources if self._has_threshold(s)]
         if self.names_data_sets:
             columns.append("meta")
-        if "repeated_captions" in self.without:
+        if "repeated_captions" in self.without or "reviewed" in self.sources:
             columns.append("id")
         if {"repeated_captions", "duplicate_captions"} & set(self.without):
             columns += [f"{name}_duplicate_of" for name in texts]
@@ -163,24 +169,25 @@ class CaptionView:
         """
         import pyarrow as pa
 
-        self._check_columns(table)
+        self.check(table)
         admitted_rows: list[np.ndarray] = []
-        index = ViewIndex(table, self, np.zeros(0, dtype=np.int64), {}, {})
+        agreed = self._agreed(table)
+        index = ViewIndex(table, self, np.zeros(0, dtype=np.int64), {}, {}, agreed=agreed)
         splits: Counter[str] = Counter()
         digests = {source: TextDigest() for source in self.sources}
         start = 0
-        for batch in table.scan([*self._scanned(table), "split"]):
+        for batch in table.scan([*self.columns_in(table), "split"]):
             split = string_values(batch["split"])
             splits.update(split.tolist())
             inside = split == self.split
             row_counts = np.zeros(batch.num_rows, dtype=np.int64)
             for source in self.sources:
-                verdicts = judge(batch, self, source, start)
-                index.count(source, verdicts, inside)
-                row_counts += np.where(inside, verdicts.num_admitted(), 0)
-                counts = (verdicts.codes == 0) & inside[verdicts.rows]
-                texts = verdicts.texts.filter(pa.array(counts)).to_pylist()
-                digests[source].add(start + verdicts.rows[counts], texts)
+                judged = judge(batch, self, source, start, agreed)
+                index.count(source, judged, inside)
+                row_counts += np.where(inside, judged.num_admitted(), 0)
+                counts = (judged.codes == 0) & inside[judged.rows]
+                texts = judged.texts.filter(pa.array(counts)).to_pylist()
+                digests[source].add(start + judged.rows[counts], texts)
             admitted_rows.append(start + np.flatnonzero(row_counts))
             start += batch.num_rows
         index = replace(
@@ -190,79 +197,87 @@ class CaptionView:
         )
         if not (index.rows.size or may_be_empty):
             raise DataError(self._why_empty(index, splits))
-        for line in [] if may_be_empty else index.idle_sources():
+        lines = [*index.stale_verdicts(), *([] if may_be_empty else index.idle_sources())]
+        for line in lines:
             warnings.warn(line, OpenBlipWarning, stacklevel=2)
         return index
 
-    def admitted_texts(self, batch: "pa.RecordBatch | pa.Table") -> list[list[str]]:
-        """The texts of each row that count, given columns; those of the row itself come first.
-
-        Args:
-            batch: rows that `resolve` admits, with `columns`, as `PairTable.take` returns them.
-        """
-        return [[text.text for text in texts] for texts in self.admitted(batch)]
-
-    def admitted(self, batch: "pa.RecordBatch | pa.Table") -> list[list[AdmittedText]]:
-        """The texts of each row that count, in the order of `SOURCES`.
+    def admitted(
+        self, batch: "pa.RecordBatch | pa.Table", agreed: AgreedTexts | None = None
+    ) -> list[list[AdmittedText]]:
+        """The texts of each row that count, in the order of `SOURCES`; as `ViewIndex.admitted`.
 
         Args:
             batch: rows with `columns`. Texts get their scores also without a threshold, and their
                 captioners, if there are the columns of `TOLD_COLUMNS`.
+            agreed: what reviewers agree on, for a view that has `reviewed`.
         """
+        assert agreed is not None or "reviewed" not in self.sources, "use `ViewIndex.admitted`"
         admitted: list[list[AdmittedText]] = []
         for part in _record_batches(batch):
             of_row: list[list[AdmittedText]] = [[] for _ in range(part.num_rows)]
             for source in (source for source in SOURCES if source in self.sources):
-                verdicts = judge(part, self, source)
-                texts, rows = verdicts.texts.to_pylist(), verdicts.rows.tolist()
-                for at in np.flatnonzero(verdicts.codes == 0).tolist():
-                    score = _number(verdicts.scores[at])
-                    of_row[rows[at]].append(
-                        AdmittedText(texts[at], source, score, verdicts.captioners[at])
-                    )
+                judged = judge(part, self, source, agreed=agreed)
+                texts, rows = judged.texts.to_pylist(), judged.rows.tolist()
+                for at in np.flatnonzero(judged.codes == 0).tolist():
+                    told = _number(judged.scores[at]), judged.captioners[at]
+                    own = judged.agreed[at] if judged.agreed else None
+                    of_row[rows[at]].append(AdmittedText(texts[at], source, *told, own))
             admitted += of_row
         return admitted
 
-    def rejected(self, table: PairTable) -> Iterator[RejectedText]:
+    def rejected(
+        self, table: PairTable, agreed: AgreedTexts | None = None
+    ) -> Iterator[RejectedText]:
         """The texts of the split that do not count, in the order of the table.
+
+        Args:
+            table: where the texts are.
+            agreed: what reviewers agree on, for a view that has `reviewed`; by default as of now.
 
         Raises:
             DataError: as `resolve`.
         """
-        self._check_columns(table)
+        self.check(table)
+        agreed = self._agreed(table) if agreed is None else agreed
         scores = [name for name in TOLD_COLUMNS if name in table.columns]
-        columns = list(dict.fromkeys(["id", "split", *self._scanned(table), *scores]))
+        columns = list(dict.fromkeys(["id", "split", *self.columns_in(table), *scores]))
         for batch in table.scan(columns):
             inside = string_values(batch["split"]) == self.split
             ids = string_values(batch["id"])
             found = []
             for number, source in enumerate(self.sources):
-                verdicts = judge(batch, self, source)
-                rows, texts = verdicts.rows, verdicts.texts
-                for at in np.flatnonzero((verdicts.codes > 0) & inside[rows]).tolist():
+                judged = judge(batch, self, source, agreed=agreed)
+                rows, texts = judged.rows, judged.texts
+                for at in np.flatnonzero((judged.codes > 0) & inside[rows]).tolist():
                     text = RejectedText(
                         id=ids[rows[at]],
                         text=texts[at].as_py() or "",
                         source=source,
-                        reason=REJECTIONS[verdicts.codes[at] - 1],
-                        itm=_number(verdicts.scores[at]),
-                        threshold=_number(verdicts.thresholds[at]),
+                        reason=REJECTIONS[judged.codes[at] - 1],
+                        itm=_number(judged.scores[at]),
+                        threshold=_number(judged.thresholds[at]),
                     )
                     found.append((int(rows[at]), number, at, text))
             yield from (text for *_, text in sorted(found, key=lambda entry: entry[:3]))
 
-    def _has_threshold(self, source: str) -> bool:
-        if source == "human":
-            return False
-        return self.itm is not None or source in self.thresholds or self.names_data_sets
-
-    def _scanned(self, table: PairTable) -> list[str]:
+    def columns_in(self, table: PairTable) -> list[str]:
         """Columns that decide which texts count, those that concern a whole row included."""
         flags = {"duplicate_images": "duplicate_of", "leaks": "leak_of"}
         columns = [*self.columns, *(name for name in ERROR_COLUMNS if name in table.columns)]
-        return columns + [column for name, column in flags.items() if name in self.without]
+        columns += [column for name, column in flags.items() if name in self.without]
+        if "reviewed" in self.sources:
+            # People may have judged a captioner's texts as well, if there are any.
+            of_captioner = replace(self, sources=("synthetic",), itm=None, itm_of=()).columns
+            columns += [name for name in of_captioner if name in table.columns]
+        return list(dict.fromkeys(columns))
 
-    def _check_columns(self, table: PairTable) -> None:
+    def check(self, table: PairTable) -> None:
+        """Nothing, if the table has all columns that the view needs, and they are up to date.
+
+        Raises:
+            DataError: one is missing or out of date, or a threshold names what is not there.
+        """
         for check in dict.fromkeys(_CHECK_OF[name] for name in self.without):
             unchecked = what_is_unchecked(table, check)
             if unchecked:
@@ -278,6 +293,14 @@ class CaptionView:
             )
         self._check_names(table)
 
+    def _has_threshold(self, source: str) -> bool:
+        if source in ("human", "reviewed"):
+            return False
+        return self.itm is not None or source in self.thresholds or self.names_data_sets
+
+    def _agreed(self, table: PairTable) -> AgreedTexts | None:
+        return AgreedTexts.of(table) if "reviewed" in self.sources else None
+
     def _check_names(self, table: PairTable) -> None:
         """A name that nothing has would leave all texts in without a word."""
         if not self.names_data_sets:
@@ -285,7 +308,7 @@ class CaptionView:
         there: set[str] = set()
         for batch in table.scan(["meta"]):
             there.update(data_sets(string_values(batch["meta"])))
-        known = there - {""} | set(SOURCES) - {"human"}
+        known = there - {""} | {"web", "synthetic"}
         for name in self.thresholds:
             data_set, _, source = name.rpartition("/")
             if name not in known and (data_set not in there or source not in known - there):
@@ -298,10 +321,12 @@ class CaptionView:
         where = f"{index.table.uri}: the view has no row in the split {self.split!r}"
         if not splits[self.split]:
             return f"{where}; the table has {_listed(splits)}"
-        return (
-            f"{where}: of its {splits[self.split]} rows none has an admitted text "
-            f"({index.summary()}). Widen the sources or lower the itm threshold."
-        )
+        remedy = "Widen the sources or lower the itm threshold."
+        if "reviewed" in self.sources:
+            remedy = f"Judge texts with `openblip capfilt review {index.table.uri}`, or {remedy}"
+        told = "; ".join([index.summary(), *index.stale_verdicts()])
+        of_rows = f"of its {splits[self.split]} rows none has an admitted text"
+        return f"{where}: {of_rows} ({told}). {remedy}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -320,13 +345,48 @@ class ViewIndex:
     """Texts of the split that do not count, for each source and reason (see `Rejection`)."""
     text_digest: bytes = b""
     """Another one where an admitted text, or the row that it belongs to, is another."""
+    agreed: AgreedTexts | None = None
+    """What reviewers agreed on when the rows were found; None for a view without `reviewed`."""
 
     def __len__(self) -> int:
         return int(self.rows.size)
 
     def captions_of_rows(self, rows: Sequence[int] | np.ndarray) -> list[list[str]]:
         """The admitted texts of several rows, read in one call."""
-        return self.view.admitted_texts(self.table.take(rows, self.view.columns))
+        return self.admitted_texts(self.table.take(rows, self.columns))
+
+    @cached_property
+    def columns(self) -> tuple[str, ...]:
+        """Columns of the table that decide which texts of the rows count."""
+        # A row that counts for a text that people have judged may have others that do not count
+        # for a reason of the image's; without one, all its texts would share that reason.
+        if self.agreed is None:
+            return self.view.columns
+        return tuple(self.view.columns_in(self.table))
+
+    def admitted(self, batch: "pa.RecordBatch | pa.Table") -> list[list[AdmittedText]]:
+        """The texts of each row that count, in the order of `SOURCES`.
+
+        Args:
+            batch: of `rows`, with `columns`, as `PairTable.take` returns them. Texts get their
+                scores also without a threshold, and their captioners, if there are the columns of
+                `TOLD_COLUMNS`.
+        """
+        return self.view.admitted(batch, self.agreed)
+
+    def admitted_texts(self, batch: "pa.RecordBatch | pa.Table") -> list[list[str]]:
+        """The same without what is told of them."""
+        return [[text.text for text in texts] for texts in self.admitted(batch)]
+
+    def stale_verdicts(self) -> list[str]:
+        """A line about the verdicts whose text the table no longer has, if there are any."""
+        num_stale = 0 if self.agreed is None else self.agreed.num_stale
+        if not num_stale:
+            return []
+        return [
+            f"{self.table.uri}: {num_stale:,} verdicts do not count: the texts that they are on "
+            "no longer stand there, since CapFilt has run again or the table was made anew"
+        ]
 
     def summary(self) -> str:
         """One line: how many texts of each source are admitted."""
@@ -356,12 +416,14 @@ class ViewIndex:
                 at = f" at {' '.join(asked)}" if asked else ""
                 lines.append(f"{where}: none of {offered:,} {source} texts counts{at} ({why})")
             elif is_named:
-                lines.append(f"{where}: there are no {source} texts, which the view asks for")
+                beside = "reviewed" in view.sources and source != "reviewed"
+                which = f"{source} texts beside the reviewed ones" if beside else f"{source} texts"
+                lines.append(f"{where}: there are no {which}, which the view asks for")
         return lines
 
-    def count(self, source: str, verdicts: Verdicts, inside: np.ndarray) -> None:
+    def count(self, source: str, judged: JudgedTexts, inside: np.ndarray) -> None:
         """Adds the texts of the rows that are `inside` to the numbers."""
-        codes = verdicts.codes[inside[verdicts.rows]]
+        codes = judged.codes[inside[judged.rows]]
         counts = np.bincount(codes, minlength=len(REJECTIONS) + 1).tolist()
         self.num_offered[source] = self.num_offered.get(source, 0) + len(codes)
         self.num_admitted[source] = self.num_admitted.get(source, 0) + counts[0]

@@ -38,6 +38,34 @@ def open_tables(data: DataConfig) -> tuple[PairTable, ...]:
     return tuple(opened[uri] for uri in uris)
 
 
+def share_verdicts(data: DataConfig, tables: Sequence[PairTable], processes: Processes) -> None:
+    """Let every process, and every view of a run, see the verdicts that the first one reads now.
+
+    People review while a run starts. Were the log read by each process, and again for validation,
+    some would have a row more than others, and with another number of rows another order: ranks
+    would learn from pairs that are not those of one batch. What is read here is in the run's
+    `data_fingerprint`, so that a run which is resumed after further verdicts is told of them.
+
+    Args:
+        data: of the recipe.
+        tables: those of `data.mixture`.
+        processes: all must call this.
+
+    Raises:
+        DataError, StorageError: a log is damaged, or cannot be reached.
+    """
+    asking = [
+        table
+        for part, table in zip(data.mixture, tables, strict=True)
+        if "reviewed" in part.view.sources
+    ]
+    # Every process reads, so that what is wrong with a log stops them all.
+    read = {table.uri: table.verdicts() for table in asking}
+    first = processes.gather_objects(read if processes.is_first else None)[0]
+    for table in asking:
+        table.fix_verdicts(first[table.uri])
+
+
 def training_loader(
     recipe: Recipe, tables: Sequence[PairTable], tokenizer: TextTokenizer, processes: Processes
 ) -> AnyLoader:

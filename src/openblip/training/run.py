@@ -24,7 +24,13 @@ from openblip.training.checkpoint import (
     step_name,
 )
 from openblip.training.guard import joined, rewind
-from openblip.training.loaders import judged_texts, open_tables, training_loader, validation_loader
+from openblip.training.loaders import (
+    judged_texts,
+    open_tables,
+    share_verdicts,
+    training_loader,
+    validation_loader,
+)
 from openblip.training.loop import (
     Loop,
     NonFiniteLoss,
@@ -143,6 +149,7 @@ class _Run:
                 "directory, or let it be resumed"
             )
         tables = open_tables(recipe.data)
+        share_verdicts(recipe.data, tables, processes)
         recipe, self.tokenizer = prepare(recipe, tables, run_dir, processes, checkpoint)
         self.loader = training_loader(recipe, tables, self.tokenizer, processes)
         if checkpoint is not None:

@@ -145,7 +145,7 @@ def check_same_data(loader: AnyLoader, digest: str, run_dir: Path) -> None:
     if digest != loader.fingerprint():
         raise TrainingError(
             f"{run_dir} was begun on other rows or texts than its tables have today "
-            f"({'; '.join(loader.summary())}): they were imported or bootstrapped anew since, or "
-            "an earlier version of openblip began the run. Choose another run directory; init_from "
-            f"{run_dir / 'checkpoints' / 'last'} starts from the weights"
+            f"({'; '.join(loader.summary())}): they were imported, bootstrapped or reviewed "
+            "since, or an earlier version of openblip began the run. Choose another run directory; "
+            f"init_from {run_dir / 'checkpoints' / 'last'} starts from the weights"
         )
