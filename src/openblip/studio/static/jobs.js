@@ -24,18 +24,26 @@ class Room {
     this.isClosed = false;
     this.opened = new Map();
     this.forms = el("div", { class: "forms" });
-    this.list = el("div", {});
+    this.atWork = el("div", { class: "desk" });
+    this.list = el("div", { class: "desk" });
     this.onVisible = () => { if (!document.hidden) this.#soon(0); };
     document.addEventListener("visibilitychange", this.onVisible);
     fill(main, el("header", { class: "head" }, el("h1", { text: "Jobs" }),
       el("p", { class: "soft", text: "Long work on this collection. A job goes on when you close this page, or the studio; stopped, it goes on where it was, from here or from a terminal." })),
-    this.forms, this.list);
+    this.atWork, this.forms, this.list);
   }
 
   async start() {
-    this.offer = await get("/api/jobs/forms");
-    fill(this.forms, this.#caption(), !this.offer.is_folder && this.#capfilt(), this.#index());
+    await this.#ask();
     await this.#poll();
+  }
+
+  /** What may be started: an index that has been made, or a run that has ended, changes it. */
+  async #ask() {
+    const offer = await get("/api/jobs/forms");
+    if (JSON.stringify(offer) === JSON.stringify(this.offer)) return;
+    this.offer = offer;
+    fill(this.forms, this.#caption(), !offer.is_folder && this.#capfilt(), this.#index());
   }
 
   close() {
@@ -79,15 +87,17 @@ class Room {
 
   #show({ jobs, older, folder, seen }) {
     const busy = document.activeElement?.dataset?.act;
+    const states = jobs.map((job) => job.id + job.state).join();
+    if (this.states && this.states !== states) this.#ask().catch(tellError);
+    this.states = states;
     const running = jobs.filter((job) => job.state === "running");
     const ended = jobs.filter((job) => job.state !== "running");
-    fill(this.list,
-      (running.length > 0 || seen.some((work) => work.is_running)) && el("h2", { text: "At work" }),
-      el("ul", { class: "jobs" }, running.map((job) => this.#job(job)), seen.filter((work) => work.is_running).map((work) => this.#seen(work))),
-      ended.length > 0 && [el("h2", { class: "ended", text: "Ended" }), el("ul", { class: "jobs" }, ended.map((job) => this.#job(job))),
-        older > 0 && el("p", { class: "soft small", text: `${count(older)} older ones are in ${folder}.` })],
-      seen.some((work) => !work.is_running) && [el("h2", { class: "ended", text: "What there is" }), el("ul", { class: "jobs" }, seen.filter((work) => !work.is_running).map((work) => this.#seen(work)))]);
-    if (busy) this.list.querySelector(`[data-act="${busy}"]`)?.focus();
+    const others = (isRunning) => seen.filter((work) => work.is_running === isRunning).map((work) => this.#seen(work));
+    const block = (title, items, ...more) => (items.length ? [el("h2", { text: title }), el("ul", { class: "jobs" }, items), ...more] : []);
+    fill(this.atWork, block("At work", [...running.map((job) => this.#job(job)), ...others(true)]));
+    fill(this.list, block("Ended", ended.map((job) => this.#job(job)), older > 0 && el("p", { class: "soft small", text: `${count(older)} older ones are in ${folder}.` })),
+      block("What there is", others(false)));
+    if (busy) document.querySelector(`[data-act="${busy}"]`)?.focus();
   }
 
   #job(job) {
