@@ -14,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from openblip.studio import capfilt, collection, images, jobs, runs, search
+from openblip.studio import capfilt, collection, images, jobs, review, runs, search
 from openblip.studio.guard import Access, Guard
 from openblip.studio.models import Models
 from openblip.studio.place import Place
@@ -44,6 +44,7 @@ ROOMS: tuple[Room, ...] = (
     Room("search", "Search", search.routes),
     Room("collection", "Collection", collection.routes),
     Room("capfilt", "CapFilt", capfilt.routes),
+    Room("review", "Review", review.routes),
     Room("runs", "Runs", runs.routes),
     Room("jobs", "Jobs", jobs.routes),
 )

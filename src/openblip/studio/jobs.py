@@ -283,9 +283,14 @@ def routes(studio: "Studio") -> list[Route]:
         jobs().stop(asked.text("id"))
         return {"id": asked.text("id")}
 
+    def forms(asked: Asked) -> dict[str, Any]:
+        # A job may have made the index.
+        studio.refresh()
+        return jobs().forms()
+
     return [
         get("/api/jobs", lambda asked: jobs().told()),
-        get("/api/jobs/forms", lambda asked: jobs().forms()),
+        get("/api/jobs/forms", forms),
         post("/api/jobs", start),
         post("/api/jobs/{id}/stop", stop),
         post("/api/jobs/{id}/again", lambda asked: {"id": jobs().again(asked.text("id"))}),
