@@ -3,18 +3,29 @@
 The scores of a table are flat arrays, beside them where each text stands.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.table.rows import read_meta
+from openblip.table.scores import (
+    SCORE_COLUMNS,
+    TEXT_COLUMNS,
+    FlatScores,
+    check_scored,
+    flat_scores,
+    join_scores,
+    threshold_above,
+)
 from openblip.table.table import PairTable
 from openblip.table.views import SOURCES, CaptionView
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 # Standard deviation of probabilities below which a filter separates nothing.
 _NARROW = 0.02
@@ -163,30 +174,10 @@ def cuts(scores: dict[str, TextScores], shares: Sequence[float]) -> list[Cut]:
             raise RecipeError(f"a share of {share:g} cannot be kept; give 0% to 100%")
         for source, texts in scores.items():
             itm = np.sort(texts.itm)
-            threshold = _threshold_above(itm, len(itm) - round(share * len(itm)))
+            threshold = threshold_above(itm, len(itm) - round(share * len(itm)))
             kept = int((itm > threshold).sum())
             found.append(Cut(threshold, source, kept, len(itm), share))
     return found
-
-
-def _threshold_above(itm: NDArray[np.float64], rejected: int) -> float:
-    """The shortest number that rejects the lowest scores, and those that are equal to them.
-
-    Args:
-        itm: ascending.
-        rejected: how many of them.
-    """
-    if not rejected:
-        return 0.0
-    highest = float(itm[rejected - 1])
-    above = itm[itm > highest]
-    if not above.size:
-        return highest
-    for digits in range(1, 17):
-        number = round(highest + (float(above[0]) - highest) / 2, digits)
-        if highest <= number < above[0]:
-            return number
-    return highest
 
 
 def spreads(scores: dict[str, TextScores]) -> list[Spread]:
@@ -288,89 +279,48 @@ def _quality(
     )
 
 
-_SCORE_COLUMNS = ("captions_itm", "captions_itc", "synthetic_itm", "synthetic_itc")
-_TEXT_COLUMNS = {"web": "captions", "synthetic": "synthetic"}
-
-
 def read_scores(table: PairTable) -> dict[str, TextScores]:
     """Scores of the web and the synthetic texts of rows that came from the web.
 
     Raises:
         DataError: if CapFilt has not scored the table.
     """
-    if missing := [c for c in _SCORE_COLUMNS if c not in table.columns]:
-        raise DataError(
-            f"{table.uri} has no column {missing[0]}: score it first with "
-            f"`openblip capfilt run {table.uri} --captioner ... --filter ...`"
-        )
-    flat: dict[str, _Collector] = {source: _Collector(source) for source in _TEXT_COLUMNS}
+    check_scored(table)
+    parts: dict[str, list[FlatScores]] = {source: [] for source in TEXT_COLUMNS}
+    kinds: list[NDArray[np.str_]] = []
     first = 0
-    for batch in table.scan(["origin", "meta", *_SCORE_COLUMNS], batch_size=8192):
-        for number, row in enumerate(batch.to_pylist()):
-            if row["origin"] == "web":
-                where = f"{first + number} of {table.uri}"
-                kind = str(read_meta(where, row["meta"]).get("noise") or "")
-                for source, column in _TEXT_COLUMNS.items():
-                    pairs = _scores_of(where, row, column)
-                    flat[source].add(first + number, pairs, kind if source == "web" else "")
+    for batch in table.scan(["origin", "meta", *SCORE_COLUMNS], batch_size=8192):
+        for source, own in parts.items():
+            own.append(flat_scores(batch, source, first, table.uri))
+        kinds.append(_noise_kinds(batch, first, table.uri)[parts["web"][-1].rows - first])
         first += batch.num_rows
-    return {source: collector.finish() for source, collector in flat.items()}
+    none = np.zeros(0, dtype=np.str_)
+    flat = {source: join_scores(own) for source, own in parts.items()}
+    of_texts = {
+        "web": np.concatenate([none, *kinds]),
+        "synthetic": np.full(len(flat["synthetic"]), "", dtype=np.str_),
+    }
+    return {
+        source: TextScores(source, own.rows, own.places, own.itm, own.itc, of_texts[source])
+        for source, own in flat.items()
+    }
 
 
 def texts_of(table: PairTable, scores: TextScores, chosen: NDArray[np.int64]) -> list[str]:
     """The texts at some positions of `scores`."""
-    column = _TEXT_COLUMNS[scores.source]
+    column = TEXT_COLUMNS[scores.source]
     texts = table.take(scores.rows[chosen], [column])[column].to_pylist()
     return [row[place] for row, place in zip(texts, scores.places[chosen], strict=True)]
 
 
-def _scores_of(where: str, row: dict[str, Any], column: str) -> list[tuple[float, float]]:
-    """Match probability and cosine of each text of a row.
-
-    Raises:
-        DataError: there are more of one than of the other, or one is no such number.
-    """
-    itm, itc = row[f"{column}_itm"] or [], row[f"{column}_itc"] or []
-    remedy = "run `openblip capfilt run` on the table again"
-    if len(itm) != len(itc):
-        raise DataError(
-            f"row {where}: {len(itm)} values in {column}_itm but {len(itc)} in {column}_itc: "
-            f"{remedy}"
+def _noise_kinds(batch: "pa.RecordBatch", first: int, uri: str) -> NDArray[np.str_]:
+    """The known kind of noise of each row that came from the web, empty for the others."""
+    kinds = [
+        str(read_meta(f"{first + number} of {uri}", meta).get("noise") or "")
+        if origin == "web"
+        else ""
+        for number, (origin, meta) in enumerate(
+            zip(batch["origin"].to_pylist(), batch["meta"].to_pylist(), strict=True)
         )
-    for match, cosine in zip(itm, itc, strict=True):
-        # A comparison with NaN is False.
-        if match is None or cosine is None or not (0 <= match <= 1 and abs(cosine) < math.inf):
-            raise DataError(
-                f"row {where}: a text in {column} has the scores {match} and {cosine}, which are "
-                f"no probability and cosine: {remedy}"
-            )
-    return list(zip(itm, itc, strict=True))
-
-
-class _Collector:
-    def __init__(self, source: str) -> None:
-        self.source = source
-        self.rows: list[int] = []
-        self.places: list[int] = []
-        self.itm: list[float] = []
-        self.itc: list[float] = []
-        self.kinds: list[str] = []
-
-    def add(self, row: int, scores: list[tuple[float, float]], kind: str) -> None:
-        """Append the texts of a row; a row without scores (an error) has none."""
-        for place, (match, cosine) in enumerate(scores):
-            self.rows.append(row)
-            self.places.append(place)
-            self.itm.append(match)
-            self.itc.append(cosine)
-            self.kinds.append(kind)
-
-    def finish(self) -> TextScores:
-        return TextScores(
-            source=self.source,
-            rows=np.array(self.rows, dtype=np.int64),
-            places=np.array(self.places, dtype=np.int64),
-            itm=np.array(self.itm, dtype=np.float64),
-            itc=np.array(self.itc, dtype=np.float32),
-            kinds=np.array(self.kinds, dtype=np.str_),
-        )
+    ]
+    return np.array(kinds, dtype=np.str_)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from openblip.cli.flags import UsageError
 from openblip.cli.output import check_outputs, print_json, print_table
 from openblip.runtime.ranges import Count, CountOrNone, Range, Share, Workers
 from openblip.sources.report import ExportReport, ImportReport, Reason
@@ -36,6 +37,9 @@ FormatName = Literal[
     "captions",
     "nlvr",
 ]
+SourceName = Literal["human", "web", "synthetic", "reviewed"]
+_GIVEN: tuple[SourceName, ...] = ("human", "web")
+_REVIEWED: tuple[SourceName, ...] = ("reviewed",)
 WithoutName = Literal["duplicate_images", "duplicate_captions", "repeated_captions", "leaks"]
 
 
@@ -138,12 +142,14 @@ def export(
     /,
     *,
     format: Literal["webdataset", "parquet", "coco", "jsonl", "huggingface"] = "webdataset",
-    sources: tuple[Literal["human", "web", "synthetic"], ...] = ("human", "web"),
+    sources: tuple[SourceName, ...] = _GIVEN,
+    reviewed: bool = False,
     itm: Share | None = None,
     itm_of: tuple[str, ...] = (),
     without: tuple[WithoutName, ...] = (),
     split: tuple[Literal["train", "val", "test"], ...] = ("train",),
     rejected: bool = False,
+    edits: bool = False,
     shard_size: Count = 10_000,
     overwrite: bool = False,
     threads: Workers | None = None,
@@ -160,12 +166,15 @@ def export(
         destination: a folder that is not there, or empty.
         format: tars, Parquet, COCO caption JSON with images, captions.jsonl with images, or a
             dataset folder of the Hugging Face hub with its card.
-        sources: human texts, web texts, synthetic texts of CapFilt.
+        sources: human texts, web texts, synthetic texts of CapFilt, reviewed texts that people have
+            judged right or corrected.
+        reviewed: only reviewed texts, with their verdicts; short for --sources reviewed.
         itm: web and synthetic texts stay above this match probability; all stay by default.
         itm_of: thresholds by source or data set, such as web=0.5 synthetic=0.3 cc12m/web=0.6.
         without: leave out what `data duplicates` and `data leakage` have flagged.
         split: the rows to export; several for huggingface.
         rejected: write rejected texts with their reasons into rejected.jsonl beside.
+        edits: write what reviewers have corrected, before and after, into edits.jsonl beside.
         shard_size: images in one tar or Parquet file.
         overwrite: replace an earlier export.
         threads: threads that read images; one per core by default.
@@ -175,13 +184,17 @@ def export(
     from openblip.table.table import PairTable
     from openblip.table.views import CaptionView
 
+    if reviewed and sources not in (_GIVEN, _REVIEWED):
+        raise UsageError("--reviewed is --sources reviewed: give one of the two")
+    chosen = _REVIEWED if reviewed else sources
     report = export_pairs(
         PairTable.open(table),
         destination,
         format,
-        CaptionView(sources=sources, itm=itm, itm_of=itm_of, without=without, split=split[0]),
+        CaptionView(sources=chosen, itm=itm, itm_of=itm_of, without=without, split=split[0]),
         splits=split,
         with_rejected=rejected,
+        with_edits=edits,
         shard_size=shard_size,
         overwrite=overwrite,
         num_threads=threads,
@@ -191,7 +204,7 @@ def export(
 
 
 def show(table: tyro.conf.Positional[str], /, *, rows: CountOrNone = 3, json: bool = False) -> int:
-    """What is in a pair table: rows by split and origin, texts, columns, examples.
+    """What is in a pair table: rows by split and origin, texts, verdicts, columns, examples.
 
     Example: openblip data show pairs.lance
 
@@ -200,9 +213,11 @@ def show(table: tyro.conf.Positional[str], /, *, rows: CountOrNone = 3, json: bo
         rows: how many rows to show.
         json: print JSON.
     """
+    from openblip.table.agreement import AgreedTexts
     from openblip.table.table import PairTable
 
     opened = PairTable.open(table)
+    verdicts = AgreedTexts.of(opened).counts()
     images: Counter[tuple[str, str]] = Counter()
     texts: Counter[tuple[str, str]] = Counter()
     for batch in opened.scan(["split", "origin", "captions"]):
@@ -214,13 +229,18 @@ def show(table: tyro.conf.Positional[str], /, *, rows: CountOrNone = 3, json: bo
             {"split": s, "origin": o, "images": n, "captions": texts[s, o]}
             for (s, o), n in sorted(images.items())
         ]
-        print_json({"rows": len(opened), "columns": list(opened.columns), "counts": counts})
+        columns = list(opened.columns)
+        about = {"rows": len(opened), "columns": columns, "counts": counts, "verdicts": verdicts}
+        print_json(about)
         return 0
     print(f"{table}: {len(opened)} images, version {opened.version}")
     print_table(
         ["split", "origin", "images", "captions"],
         [[s, o, str(n), str(texts[s, o])] for (s, o), n in sorted(images.items())],
     )
+    if any(verdicts.values()):
+        said = ", ".join(f"{count:,} {what}" for what, count in verdicts.items() if count)
+        print(f"texts that people have judged: {said}")
     print(f"columns: {', '.join(opened.columns)}")
     shown = [name for name in opened.columns if name != "image"]
     for example in opened.take(range(min(rows, len(opened))), shown).to_pylist():

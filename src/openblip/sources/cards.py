@@ -202,6 +202,11 @@ _COLUMNS = (
     ("split", "train, val or test"),
     ("meta", "what the source said besides, as JSON"),
 )
+_VERDICT_COLUMNS = (
+    ("caption_verdicts", "of each text whose source is reviewed: right, partly or wrong"),
+    ("caption_given", "of each reviewed text that people have corrected: as it was before"),
+    ("caption_reviewers", "of each reviewed text: how many people agree on it"),
+)
 _CAPFILT = "bootstrapped with CapFilt ([BLIP](https://arxiv.org/abs/2201.12086), section 3.3) and "
 
 
@@ -230,9 +235,16 @@ def write_card(folder: Path, report: ExportReport) -> None:
         *_capfilt(report),
         *_checks(report.table_metadata),
         "## Columns",
-        _table(["column", "meaning"], [list(row) for row in _COLUMNS]),
+        _table(["column", "meaning"], [list(row) for row in _columns(report)]),
     ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _columns(report: ExportReport) -> Sequence[tuple[str, str]]:
+    if "reviewed" not in report.view.sources:
+        return _COLUMNS
+    place = [name for name, _ in _COLUMNS].index("split")
+    return (*_COLUMNS[:place], *_VERDICT_COLUMNS, *_COLUMNS[place:])
 
 
 def _card_header(folder: Path, report: ExportReport) -> dict[str, Any]:
@@ -253,7 +265,7 @@ def _card_header(folder: Path, report: ExportReport) -> dict[str, Any]:
         "tags": ["blip", "capfilt"] if _is_bootstrapped(report) else [],
         "configs": [{"config_name": "default", "data_files": files}],
         "dataset_info": {
-            "features": features(),
+            "features": features("reviewed" in report.view.sources),
             "splits": splits,
             "download_size": size,
             "dataset_size": size,

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from openblip.runtime.atomic import check_output, replace_folder
+from openblip.runtime.documents import json_text
 from openblip.runtime.errors import DataError
 from openblip.runtime.locks import only_one
 from openblip.runtime.progress import Progress
@@ -30,6 +31,7 @@ from openblip.sources.export_formats import (
 from openblip.sources.images import image_suffix, open_image
 from openblip.sources.report import Example, ExportReport, SplitCounts, is_import_state
 from openblip.sources.row_images import encoded_image
+from openblip.table.agreement import AgreedTexts
 from openblip.table.rows import IdSet, read_meta
 from openblip.table.table import PairTable
 from openblip.table.views import TOLD_COLUMNS, AdmittedText, CaptionView, ViewIndex, split_rows
@@ -38,6 +40,8 @@ from openblip.table.views import TOLD_COLUMNS, AdmittedText, CaptionView, ViewIn
 _REPORT_NAME = "export.json"
 # The file in a destination with the texts that were rejected, where they are asked for.
 _REJECTED_NAME = "rejected.jsonl"
+# The file in a destination with what reviewers have corrected, where it is asked for.
+_EDITS_NAME = "edits.jsonl"
 WRITERS: dict[str, Writer] = {
     "webdataset": write_webdataset,
     "parquet": write_parquet,
@@ -59,6 +63,7 @@ def export_pairs(
     splits: Sequence[str] = (),
     shard_size: int = 10_000,
     with_rejected: bool = False,
+    with_edits: bool = False,
     overwrite: bool = False,
     num_threads: int | None = None,
     show_progress: bool = True,
@@ -76,6 +81,8 @@ def export_pairs(
         shard_size: images in a file of the formats that have several files; at least 1.
         with_rejected: write the texts that the view rejects, with the reasons, into
             `rejected.jsonl` beside.
+        with_edits: write the texts of these splits that reviewers have corrected, as they were
+            given and as they were corrected, into `edits.jsonl` beside.
         overwrite: replace an earlier export that is there.
         num_threads: that read images; None for one for each core, 2 to 16.
         show_progress: on stderr.
@@ -105,7 +112,8 @@ def export_pairs(
         report.num_without_text += counts.num_without_text
     coco_ids = CocoIds(table, views[0].split) if format == "coco" else None
     fields = _meta_fields(indexes[0]) if format == "webdataset" else MetaFields()
-    layout = ExportLayout(shard_size, views[0].split, fields, coco_ids)
+    with_verdicts = "reviewed" in view.sources
+    layout = ExportLayout(shard_size, views[0].split, fields, coco_ids, with_verdicts)
     began = time.monotonic()
     progress = Progress("exporting", sum(map(len, indexes)), "images", enabled=show_progress)
     with _only_export(destination, overwrite), replace_folder(destination) as folder, progress:
@@ -114,7 +122,9 @@ def export_pairs(
         if format == "huggingface":
             write_card(folder, report)
         if with_rejected:
-            _write_rejected(folder / _REJECTED_NAME, views, table)
+            _write_rejected(folder / _REJECTED_NAME, indexes)
+        if with_edits:
+            report.num_edits = _write_edits(folder / _EDITS_NAME, indexes)
         report.seconds = time.monotonic() - began
         stored = json.dumps(asdict(report), ensure_ascii=False, indent=2)
         (folder / _REPORT_NAME).write_text(stored + "\n", encoding="utf-8")
@@ -151,13 +161,28 @@ def _pairs(
     report.num_texts = dict(together)
 
 
-def _write_rejected(path: Path, views: Sequence[CaptionView], table: PairTable) -> None:
+def _write_rejected(path: Path, indexes: Sequence[ViewIndex]) -> None:
     """A line for each text that is rejected."""
     with path.open("w", encoding="utf-8") as lines:
-        for view in views:
-            for text in view.rejected(table):
-                line = {**asdict(text), "split": view.split}
+        for index in indexes:
+            for text in index.view.rejected(index.table, index.agreed):
+                line = {**asdict(text), "split": index.view.split}
                 lines.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+def _write_edits(path: Path, indexes: Sequence[ViewIndex]) -> int:
+    """A line for each correction of each reviewer; how many there are."""
+    table, splits = indexes[0].table, {index.view.split for index in indexes}
+    agreed = indexes[0].agreed or AgreedTexts.of(table)
+    count = 0
+    with path.open("w", encoding="utf-8") as lines:
+        for batch in table.scan(["id", "split"]):
+            for row in agreed.places_in(batch["id"]).tolist():
+                key, split = batch["id"][row].as_py(), batch["split"][row].as_py()
+                for line in agreed.corrections(key) if split in splits else ():
+                    lines.write(json_text({**line, "split": split}) + "\n")
+                    count += 1
+    return count
 
 
 def _records(index: ViewIndex) -> Iterator[tuple[dict[str, Any], list[AdmittedText]]]:

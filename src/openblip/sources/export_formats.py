@@ -56,17 +56,31 @@ class ExportedPair:
         """A name for its files."""
         return file_key(self.id)
 
-    @property
-    def told(self) -> dict[str, Any]:
+    def told(self, with_verdicts: bool) -> dict[str, Any]:
         """Fields of all formats but the image and `meta`; lists are in the order of the texts."""
-        return {
+        told = {
             "id": self.id,
             "captions": [text.text for text in self.texts],
             "caption_sources": [text.source for text in self.texts],
             "caption_itm": [text.itm for text in self.texts],
             "caption_captioners": [text.captioner for text in self.texts],
-            "split": self.split,
         }
+        if with_verdicts:
+            said = [verdict_fields(text) for text in self.texts]
+            told["caption_verdicts"] = [fields["verdict"] for fields in said]
+            told["caption_given"] = [fields["given"] for fields in said]
+            told["caption_reviewers"] = [fields["reviewers"] for fields in said]
+        return {**told, "split": self.split}
+
+
+def verdict_fields(text: AdmittedText) -> dict[str, Any]:
+    """What people say of a text; nulls for one that they have not judged."""
+    agreed = text.agreed
+    return {
+        "verdict": agreed and agreed.verdict,
+        "given": agreed.text if agreed and agreed.is_edited else None,
+        "reviewers": agreed and len(agreed.deciding),
+    }
 
 
 class MetaFields:
@@ -115,6 +129,8 @@ class ExportLayout:
     """What the metadata of all pairs are like, for WebDataset."""
     coco_ids: CocoIds | None
     """What numbers the images have, for COCO."""
+    with_verdicts: bool
+    """Whether the view asks for what people have judged, so that their verdicts are told."""
 
 
 Writer = Callable[[Path, Iterable[ExportedPair], ExportLayout], None]
@@ -132,7 +148,8 @@ def write_webdataset(folder: Path, pairs: Iterable[ExportedPair], layout: Export
         with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
             for pair in shard:
                 first, suffix = pair.texts[0].text, suffix or pair.suffix
-                told = {name: value for name, value in pair.told.items() if not _is_null(value)}
+                told = pair.told(layout.with_verdicts)
+                told = {name: value for name, value in told.items() if not _is_null(value)}
                 record = {**layout.fields.typed(pair.meta), "caption": first, **told}
                 _add_member(tar, f"{pair.key}{suffix}", pair.image)
                 _add_member(tar, f"{pair.key}.txt", first.encode())
@@ -146,7 +163,8 @@ def write_jsonl(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayou
         for pair in pairs:
             name = f"images/{pair.key}{pair.suffix}"
             (folder / name).write_bytes(pair.image)
-            lines.write(_json({**pair.meta, "image": name, **pair.told}) + "\n")
+            told = pair.told(layout.with_verdicts)
+            lines.write(_json({**pair.meta, "image": name, **told}) + "\n")
 
 
 def write_coco(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayout) -> None:
@@ -179,6 +197,7 @@ def write_coco(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayout
                     "source": text.source,
                     "itm": text.itm,
                     "captioner": text.captioner,
+                    **(verdict_fields(text) if layout.with_verdicts else {}),
                 }
                 annotations.write((",\n" if num_texts > 1 else "\n") + _json(annotation))
         document.write('\n],\n"annotations": [')
@@ -259,13 +278,17 @@ _LISTS = {
     "caption_itm": "float32",
     "caption_captioners": "string",
 }
-_ORDER = ("id", "image", "width", "height", *_LISTS, "split", "meta")
+_VERDICTS = {
+    "caption_verdicts": "string",
+    "caption_given": "string",
+    "caption_reviewers": "int32",
+}
 
 
 def write_parquet(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayout) -> None:
     """Files `00000.parquet`, ... with images and lists of texts, and `meta` as JSON."""
     for number, shard in enumerate(shards(pairs, layout.shard_size)):
-        _write_shard(folder / f"{number:05d}.parquet", shard)
+        _write_shard(folder / f"{number:05d}.parquet", shard, layout.with_verdicts)
 
 
 def write_huggingface(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayout) -> None:
@@ -280,35 +303,44 @@ def write_huggingface(folder: Path, pairs: Iterable[ExportedPair], layout: Expor
         written = []
         for number, shard in enumerate(shards(of_split, layout.shard_size)):
             path = data / f"{split}-{number}.unfinished"
-            _write_shard(path, shard)
+            _write_shard(path, shard, layout.with_verdicts)
             written.append(path)
         for number, path in enumerate(written):
             name = f"{SPLIT_NAMES[split]}-{number:05d}-of-{len(written):05d}.parquet"
             path.rename(data / name)
 
 
-def features() -> list[dict[str, Any]]:
+def features(with_verdicts: bool) -> list[dict[str, Any]]:
     """The types of the columns as a dataset card has them."""
+    lists = _lists(with_verdicts)
     kinds: dict[str, dict[str, Any]] = {"image": {"dtype": "image"}}
     kinds |= {name: {"dtype": kind} for name, kind in _VALUES.items()}
-    kinds |= {name: {"sequence": kind} for name, kind in _LISTS.items()}
-    return [{"name": name, **kinds[name]} for name in _ORDER]
+    kinds |= {name: {"sequence": kind} for name, kind in lists.items()}
+    return [{"name": name, **kinds[name]} for name in _order(lists)]
 
 
-def _write_shard(path: Path, pairs: Iterable[ExportedPair]) -> None:
+def _lists(with_verdicts: bool) -> dict[str, str]:
+    return {**_LISTS, **(_VERDICTS if with_verdicts else {})}
+
+
+def _order(lists: Iterable[str]) -> list[str]:
+    return ["id", "image", "width", "height", *lists, "split", "meta"]
+
+
+def _write_shard(path: Path, pairs: Iterable[ExportedPair], with_verdicts: bool) -> None:
     from pyarrow import parquet
 
-    with parquet.ParquetWriter(path, _schema()) as writer:
+    with parquet.ParquetWriter(path, _schema(with_verdicts)) as writer:
         for group in groups(pairs):
-            writer.write_table(_table(group))
+            writer.write_table(_table(group, with_verdicts))
 
 
-def _table(pairs: list[ExportedPair]) -> "pa.Table":
+def _table(pairs: list[ExportedPair], with_verdicts: bool) -> "pa.Table":
     import pyarrow as pa
 
     rows = [
         {
-            **pair.told,
+            **pair.told(with_verdicts),
             "image": {"bytes": pair.image, "path": f"{pair.key}{pair.suffix}"},
             "width": pair.width,
             "height": pair.height,
@@ -316,25 +348,27 @@ def _table(pairs: list[ExportedPair]) -> "pa.Table":
         }
         for pair in pairs
     ]
-    return pa.Table.from_pylist(rows, schema=_schema())
+    return pa.Table.from_pylist(rows, schema=_schema(with_verdicts))
 
 
-def _schema() -> "pa.Schema":
+def _schema(with_verdicts: bool) -> "pa.Schema":
     import pyarrow as pa
+
+    lists = _lists(with_verdicts)
 
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     types: dict[str, pa.DataType] = {"image": image}
     types |= {name: pa.type_for_alias(kind) for name, kind in _VALUES.items()}
-    types |= {name: pa.list_(pa.type_for_alias(kind)) for name, kind in _LISTS.items()}
-    about = {"info": {"features": _feature_types()}}
+    types |= {name: pa.list_(pa.type_for_alias(kind)) for name, kind in lists.items()}
+    about = {"info": {"features": _feature_types(lists)}}
     # Read by `datasets`, which would take the images for structs otherwise.
-    schema = pa.schema([(name, types[name]) for name in _ORDER])
+    schema = pa.schema([(name, types[name]) for name in _order(lists)])
     return schema.with_metadata({"huggingface": json.dumps(about)})
 
 
-def _feature_types() -> Mapping[str, Any]:
+def _feature_types(lists: Mapping[str, str]) -> Mapping[str, Any]:
     kinds: dict[str, Any] = {"image": {"_type": "Image"}}
     kinds |= {name: {"dtype": kind, "_type": "Value"} for name, kind in _VALUES.items()}
-    for name, kind in _LISTS.items():
+    for name, kind in lists.items():
         kinds[name] = {"feature": {"dtype": kind, "_type": "Value"}, "_type": "Sequence"}
-    return {name: kinds[name] for name in _ORDER}
+    return {name: kinds[name] for name in _order(lists)}

@@ -37,6 +37,7 @@ Ids = Literal["key", "sha256"]
 _DEFAULT_ORIGIN = "web"
 # Of an exported text: who wrote it (docs/data.md).
 _SOURCES_FIELD = "caption_sources"
+_HUMAN_SOURCES = {"human", "reviewed"}
 _COMMIT_ROWS, _COMMIT_BYTES, _COMMIT_SECONDS = 8192, 1 << 30, 60.0
 
 
@@ -380,15 +381,18 @@ class _Import:
 def _told_origin(meta: Mapping[str, Any], captions: Sequence[str]) -> str:
     """That of the row that was exported; `web` for a row that says nothing."""
     said = meta.get(_SOURCES_FIELD)
-    are_human = isinstance(said, list) and len(said) == len(captions) and set(said) == {"human"}
-    return "human" if are_human else _DEFAULT_ORIGIN
+    if not isinstance(said, list) or len(said) != len(captions):
+        return _DEFAULT_ORIGIN
+    # What people have judged is as good as what they have written.
+    return "human" if said and {*map(str, said)} <= _HUMAN_SOURCES else _DEFAULT_ORIGIN
 
 
 def _other_sources(row: PairRow) -> str | None:
     """Which texts of a row are by its metadata of another origin than the row; None for none."""
     said = row.meta.get(_SOURCES_FIELD)
-    others = [name for name in said if name != row.origin] if isinstance(said, list) else []
-    counts = ", ".join(f"{others.count(name)} {name}" for name in dict.fromkeys(map(str, others)))
+    own = _HUMAN_SOURCES if row.origin == "human" else {row.origin}
+    others = [name for name in map(str, said) if name not in own] if isinstance(said, list) else []
+    counts = ", ".join(f"{others.count(name)} {name}" for name in dict.fromkeys(others))
     return f"of its texts {counts}, which count as {row.origin} here" if others else None
 
 

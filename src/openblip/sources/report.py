@@ -260,6 +260,8 @@ class ExportReport:
     """The same and what was rejected, by split."""
     num_without_text: int = 0
     """Images of the splits that the view leaves no text of; they are left out."""
+    num_edits: int = 0
+    """Corrections of reviewers that were written, where they were asked for."""
     num_unreadable: int = 0
     """Images that have texts but cannot be read; they are left out."""
     unreadable: list[Example] = field(default_factory=list)
@@ -289,6 +291,8 @@ class ExportReport:
         if self.rejected:
             reasons = (f"{count:,} {reason}" for reason, count in self.rejected.items())
             lines.append(f"rejected texts: {', '.join(reasons)}")
+        if self.num_edits:
+            lines.append(f"corrections of reviewers, in edits.jsonl: {self.num_edits:,}")
         if self.num_without_text:
             lines.append(f"left out, no text admitted: {self.num_without_text:,}")
         if self.num_unreadable:

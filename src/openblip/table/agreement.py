@@ -6,10 +6,10 @@ that of two reviewers who differ none does.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,6 +118,39 @@ class AgreedTexts:
     def of_row(self, row: str) -> Sequence[AgreedText]:
         """Those of the row of an id, by source and place."""
         return self._rows.get(row, ())
+
+    def corrections(self, row: str) -> Iterator[dict[str, Any]]:
+        """What reviewers have corrected in the texts of a row, as plain values.
+
+        `counts` says whether most of them agree that the corrected words count.
+        """
+        for text in self.of_row(row):
+            for record in text.records:
+                if (corrected := correction(record)) is not None:
+                    yield {
+                        "id": row,
+                        "source": text.source,
+                        "place": text.place,
+                        "given": text.text,
+                        "corrected": corrected,
+                        "verdict": record.verdict,
+                        "reviewer": record.reviewer,
+                        "time": record.time,
+                        "counts": text.words == corrected,
+                    }
+
+    def counts(self) -> dict[str, int]:
+        """How many texts were judged, what became of them, and how many verdicts are stale."""
+        counts = dict.fromkeys(("judged", "right", "corrected", "wrong", "undecided"), 0)
+        for text in (text for texts in self._rows.values() for text in texts):
+            counts["judged"] += 1
+            if not text.is_decided:
+                counts["undecided"] += 1
+            elif text.words is None:
+                counts["wrong"] += 1
+            else:
+                counts["corrected" if text.is_edited else "right"] += 1
+        return {**counts, "stale": self.num_stale}
 
     def places_in(self, ids: "pa.Array") -> NDArray[np.int64]:
         """Which of some rows have any, counted from the first of them."""

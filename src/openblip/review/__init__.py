@@ -1,0 +1,1 @@
+"""Verdicts of people on a filter: what they are shown, what follows from it, and certificates."""

@@ -1,0 +1,304 @@
+"""A threshold above which enough is right, with a stated confidence, from a reviewed sample.
+
+Learn then test (Angelopoulos et al., 2021): each threshold is a hypothesis, "less than 90 % of what
+it keeps is right", and one that is refuted may be used. Two things could spoil the confidence, and
+are provided for.
+
+*The threshold is chosen from the same labels.* The hypotheses are tested in an order that was fixed
+before there was a label, from strict thresholds to lenient ones, each only if the one before it was
+refuted (fixed-sequence testing). To accept a wrong one, the first wrong one in that order must be
+refuted, which has the probability of one test. Where a strict threshold keeps so little that few
+labels fall above it, such a sequence would end at its first step. So it has several starts, which
+share the error between them, and a refuted hypothesis hands its share on to the next one (the
+fallback procedure: Wiens, 2003; a graph in Bretz et al., 2009; several starts also in the paper).
+
+*People look at the result, and stop when they like it.* So each test is a bet that may be watched
+(Waudby-Smith and Ramdas, 2024): against a true hypothesis no strategy can expect to win, and that
+its capital ever grows twentyfold has a probability of at most 1/20 (Ville's inequality). The
+largest capital so far counts, so a certificate that was earned is not lost by further labels.
+
+The bet on one label. Texts are drawn without replacement, the stratum at random with known
+probabilities, and in the stratum at random (`strata.py`). So, given the labels so far, each kept
+text that has none has a known probability q to be the next kept one that gets one. With whatever
+predictions f, made before,
+
+    X = (rights seen + sum of f over the kept rest + (y - f) / q) / number kept
+
+has the precision as its expectation (Horvitz and Thompson, 1952; without replacement, and with
+predictions: Shekhar et al., 2023). Good predictions make X vary little: that is what strata gain.
+The capital is multiplied by 1 + c (X - target) / (target - smallest possible X), which is above 0
+for c below 1. It begins in equal parts on several c, so that none needs to be guessed.
+
+A text that nobody could judge counts as wrong here: the truth can only be better.
+"""
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from openblip.review.strata import Design, Labels
+from openblip.runtime.errors import RecipeError
+from openblip.table.scores import threshold_above
+
+# Which part of what can be bet at most: more of it the surer a label is to be right.
+_FRACTIONS = np.array([0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9, 0.98])
+# A guess that was made without a label is worth as many labels.
+_PRIOR_LABELS = 2.0
+# Where sequences start: the part of what the current threshold keeps, and the part of the error.
+_STARTS = {0.1: 0.1, 0.35: 0.25, 0.7: 0.65}
+_STEPS_INSIDE, _STEPS_OUTSIDE = 20, 16
+_SMALLEST = 1e-12
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What was asked for, and the threshold that gives it, if one does; `str` says it."""
+
+    precision: float
+    """What was asked for: the least share of right texts among those that are kept."""
+    confidence: float
+    """That the certificate, if there is one, is true."""
+    labels: int
+    """Texts with a verdict."""
+    unsure: int
+    """Those of them that nobody could judge; they counted as wrong."""
+    threshold: float | None
+    """The most lenient threshold that is certified; None if none is."""
+    kept: int
+    """Texts that it keeps."""
+    total: int
+    """Texts that it was chosen for."""
+    needed: int | None
+    """Without a threshold: about how many more labels are needed, if further ones turn out like
+    those that are there; None where that leads nowhere."""
+
+    @property
+    def keeps(self) -> float:
+        """The share of the texts that the threshold keeps; 0 without a threshold."""
+        return self.kept / self.total if self.total else 0.0
+
+    def __str__(self) -> str:
+        wanted = f"{100 * self.precision:g} %"
+        sure = f"{100 * self.confidence:g} %"
+        if self.threshold is not None:
+            return (
+                f"at threshold {self.threshold:g} at least {wanted} of what is kept is right, with "
+                f"{sure} confidence; it keeps {100 * self.keeps:.{0 if self.keeps > 0.1 else 2}f} %"
+            )
+        failed = f"{wanted} right with {sure} confidence is not certifiable"
+        if not self.labels:
+            return f"{failed}: there is no label yet"
+        labels = "this 1 label" if self.labels == 1 else f"these {self.labels:,} labels"
+        if self.needed is None:
+            return (
+                f"{failed} with {labels}, and more of the same would not help: what the filter "
+                "keeps is right too seldom; ask for less, or use a better filter"
+            )
+        return f"{failed} with {labels}; about {self.needed:,} more are needed"
+
+
+@dataclass(frozen=True, eq=False)
+class Bets:
+    """What the bets against some hypotheses have come to."""
+
+    highest: NDArray[np.float64]
+    """Logarithm of the largest capital so far, (tests,); it begins at 0."""
+    growth: NDArray[np.float64]
+    """What one more label may be expected to add to it, (tests,), if it is like those before."""
+
+
+def certify(
+    design: Design,
+    labels: Labels,
+    threshold: float,
+    precision: float,
+    confidence: float = 0.95,
+) -> Certificate:
+    """The most lenient threshold of which a precision is certain enough.
+
+    Args:
+        design: what the labelled texts were drawn from.
+        labels: in the order in which each text was judged first.
+        threshold: the current one, around which texts were drawn.
+        precision: inside (0, 1).
+        confidence: inside (0, 1).
+
+    Raises:
+        RecipeError: one of these is not.
+    """
+    for name, value in (("precision", precision), ("confidence", confidence)):
+        if not 0 < value < 1:
+            raise RecipeError(f"{name} is {value:g}; give a number between 0 and 1, such as 0.9")
+    thresholds, weights = sequence(design, threshold)
+    bets = bet(design, labels, thresholds, np.full(len(thresholds), precision))
+    error = 1 - confidence
+    certified, needed, budget = -1, math.inf, 0.0
+    for place, weight in enumerate(weights):
+        budget += weight * error
+        missing = -math.log(budget) - bets.highest[place] if budget else math.inf
+        if missing <= 0:
+            certified = place
+        elif budget:
+            if bets.growth[place] > 0:
+                needed = min(needed, missing / bets.growth[place])
+            budget = 0.0
+    is_certified = certified >= 0
+    kept = int(design.kept(thresholds[certified : certified + 1]).sum()) if is_certified else 0
+    return Certificate(
+        precision,
+        confidence,
+        len(labels),
+        int(np.isnan(labels.right).sum()),
+        float(thresholds[certified]) if is_certified else None,
+        kept,
+        int(design.sizes.sum()),
+        None if is_certified or math.isinf(needed) else max(1, math.ceil(needed)),
+    )
+
+
+def sequence(
+    design: Design, threshold: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The thresholds in the order in which they are tested, and the part of the error of each.
+
+    Both follow from scores and the current threshold alone; no label has a say.
+    """
+    itm = np.sort(np.concatenate([*design.scores, np.zeros(0)]))
+    total = len(itm)
+    # A threshold that keeps nothing, or next to nothing, is none to divide by.
+    inside = max(int(total - np.searchsorted(itm, threshold, side="right")), total // 20, 1)
+    steps = [inside * step / _STEPS_INSIDE for step in range(1, _STEPS_INSIDE + 1)]
+    outside = (total - inside) / _STEPS_OUTSIDE
+    steps += [inside + outside * step for step in range(1, _STEPS_OUTSIDE + 1)]
+    starts = {inside * part: weight for part, weight in _STARTS.items()}
+    weights: dict[float, float] = {}
+    for kept in sorted({*steps, *starts}):
+        # Rounded up: equal scores go together, and the strictest threshold keeps something.
+        found = threshold_above(itm, total - min(math.ceil(kept), total))
+        if found < (itm[-1] if total else 0.0):
+            weights[found] = weights.get(found, 0.0) + starts.get(kept, 0.0)
+        elif kept in starts:  # what no threshold divides starts where one does
+            weights[-1.0] = weights.get(-1.0, 0.0) + starts[kept]
+    undivided = weights.pop(-1.0, 0.0)
+    order = np.array(list(weights), dtype=np.float64)
+    parts = np.array(list(weights.values()), dtype=np.float64)
+    if len(parts):
+        parts[0] += undivided
+    return order, parts
+
+
+def bet(
+    design: Design,
+    labels: Labels,
+    thresholds: NDArray[np.float64],
+    targets: NDArray[np.float64],
+) -> Bets:
+    """Bets on every label against "the precision above this threshold is below this target".
+
+    Args:
+        design: the strata.
+        labels: in the order in which each text was judged first.
+        thresholds: (tests,).
+        targets: (tests,), inside (0, 1).
+    """
+    state = _State.begin(design, thresholds, targets)
+    told = labels.unsure_as(0.0)
+    for stratum, score, is_right in zip(told.strata, told.itm, told.right, strict=True):
+        state.take(int(stratum), float(score), float(is_right))
+    return Bets(state.highest, state.expected_growth())
+
+
+@dataclass(eq=False)
+class _State:
+    """The bets between two labels: what is known, and the capital in its parts."""
+
+    design: Design
+    thresholds: NDArray[np.float64]
+    targets: NDArray[np.float64]
+    totals: NDArray[np.float64]
+    """Kept texts, (tests,)."""
+    rest: NDArray[np.float64]
+    """Kept texts without a label, (tests, strata)."""
+    left: NDArray[np.float64]
+    """Texts without a label, (strata,)."""
+    seen: NDArray[np.float64]
+    right: NDArray[np.float64]
+    """Labels, and right ones, (strata,)."""
+    sure: NDArray[np.float64]
+    """Kept texts that are known to be right, (tests,)."""
+    parts: NDArray[np.float64]
+    """Logarithms of the capital on each fraction, (tests, fractions)."""
+    highest: NDArray[np.float64]
+
+    @classmethod
+    def begin(
+        cls, design: Design, thresholds: NDArray[np.float64], targets: NDArray[np.float64]
+    ) -> "_State":
+        rest = design.kept(thresholds).astype(np.float64)
+        none = np.zeros(len(design.sizes))
+        parts = np.full((len(thresholds), len(_FRACTIONS)), -math.log(len(_FRACTIONS)))
+        left, begin = design.sizes.astype(np.float64), np.zeros(len(thresholds))
+        totals = np.maximum(rest.sum(axis=1), 1.0)
+        return cls(
+            design, thresholds, targets, totals, rest, left, none, none.copy(), begin, parts,
+            begin.copy(),
+        )  # fmt: skip
+
+    def outcomes(self) -> tuple[NDArray[np.float64], ...]:
+        """What the next kept label can do, (tests, strata), and its predictions, (strata,).
+
+        Returns:
+            The chance of each stratum; X where the label is wrong; what a right one adds to that;
+            the chance of a right one.
+        """
+        # Of one text of each stratum, up to a factor; nothing of a stratum that is exhausted.
+        chances = np.where(self.left > 0, self.design.shares, 0.0) / np.maximum(self.left, 1.0)
+        of_strata = self.rest * chances
+        any_kept = np.maximum(of_strata.sum(axis=1, keepdims=True), _SMALLEST)
+        jumps = any_kept / np.maximum(chances, _SMALLEST) / self.totals[:, None]
+        predicted = (self.right + _PRIOR_LABELS * self.design.guesses) / (
+            self.seen + _PRIOR_LABELS
+        )
+        before = (self.sure + self.rest @ predicted) / self.totals
+        return of_strata / any_kept, before[:, None] - predicted * jumps, jumps, predicted
+
+    def room(self, if_wrong: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How far X can fall below the target, (tests,)."""
+        worst = np.where(self.rest > 0, if_wrong, np.inf).min(axis=1)
+        return np.maximum(self.targets - worst, _SMALLEST)
+
+    def take(self, stratum: int, score: float, is_right: float) -> None:
+        """Bets on a label, and learns it."""
+        _, if_wrong, jumps, _ = self.outcomes()
+        inside = score > self.thresholds
+        drawn = if_wrong[inside, stratum] + is_right * jumps[inside, stratum]
+        gains = (drawn - self.targets[inside]) / self.room(if_wrong)[inside]
+        self.parts[inside] += np.log1p(np.outer(gains, _FRACTIONS))
+        self.sure += inside * is_right
+        self.rest[inside, stratum] -= 1
+        self.left[stratum] -= 1
+        self.seen[stratum] += 1
+        self.right[stratum] += is_right
+        capital = np.logaddexp.reduce(self.parts, axis=1)
+        # With enough texts known to be right, the others cannot change it any more.
+        capital = np.where(self.sure >= self.targets * self.totals, np.inf, capital)
+        self.highest = np.maximum(self.highest, capital)
+
+    def expected_growth(self) -> NDArray[np.float64]:
+        """What one more label adds on average, if predictions hold, on the best fraction."""
+        chances, if_wrong, jumps, predicted = self.outcomes()
+        room, targets = self.room(if_wrong)[:, None], self.targets[:, None]
+        growth = np.zeros((len(targets), len(_FRACTIONS)))
+        for place, fraction in enumerate(_FRACTIONS):
+            # Outcomes of strata without a kept text have no chance; they may be anything.
+            wrong, right = (
+                np.log(np.maximum(1 + fraction * (drawn - targets) / room, _SMALLEST))
+                for drawn in (if_wrong, if_wrong + jumps)
+            )
+            each = (1 - predicted) * wrong + predicted * right
+            growth[:, place] = (chances * np.where(chances > 0, each, 0.0)).sum(axis=1)
+        draws = np.where(self.left > 0, self.design.shares, 0.0)
+        kept = (draws * self.rest / np.maximum(self.left, 1.0)).sum(axis=1)
+        return np.asarray(growth.max(axis=1) * kept / max(draws.sum(), _SMALLEST))
