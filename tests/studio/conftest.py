@@ -60,6 +60,7 @@ class RunningStudio:
     """A studio with its address."""
 
     studio: Studio
+    app: object
     url: str
     port: int
 
@@ -126,7 +127,7 @@ def serving(studio: Studio, access: Access | None = None) -> Iterator[RunningStu
         assert ready.wait(60), "the studio does not start"
         url = address_of(sock, access)
         try:
-            yield RunningStudio(studio, url, urlsplit(url).port or 0)
+            yield RunningStudio(studio, server.config.app, url, urlsplit(url).port or 0)
         finally:
             server.should_exit = True
             thread.join(20)

@@ -5,7 +5,7 @@ with each image of the first candidates: every image is encoded once, its texts 
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -131,6 +131,7 @@ class Searcher:
         device: str | None = None,
         cache_bytes: int = CACHE_BYTES,
         cache_folder: Path | None = None,
+        load: Callable[[str, str | None], Embedder] = load_embedder,
     ) -> "Searcher":
         """The index of a folder or a table, with its model.
 
@@ -140,6 +141,8 @@ class Searcher:
             device: by default the best that there is.
             cache_bytes: of hidden states on disk; 0 keeps none.
             cache_folder: by default `openblip.index.states.default_folder`.
+            load: how the model is had, from its source and device; one that is loaded already
+                can be given so.
 
         Raises:
             DataError: there is no index, or it is of another model.
@@ -155,7 +158,7 @@ class Searcher:
                 f"{place}: its index is of another model than {source} is now: index it again "
                 f"(`openblip index build {place} --model {source}`)"
             )
-        loaded = load_embedder(source, device)
+        loaded = load(source, device)
         cache = None
         if isinstance(loaded, Blip) and loaded.can_match and cache_bytes:
             key = f"{fingerprint}-{loaded.image_size}"

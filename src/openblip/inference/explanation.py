@@ -379,12 +379,12 @@ def _blend(picture: Image.Image, values: Float[Tensor, "rows columns"]) -> Image
     levels = (scaled * 255).round().to(torch.uint8).numpy()
     heat = Image.fromarray(levels).resize(picture.size, Image.Resampling.BICUBIC)
     cover = heat.point([round(255 * np.interp(level, (0, 255), _COVER)) for level in range(256)])
-    heat.putpalette(_colours())
+    heat.putpalette(heat_colours())
     return Image.composite(heat.convert("RGB"), picture, cover)
 
 
 @cache
-def _colours() -> bytes:
+def heat_colours() -> bytes:
     """Red, green and blue of 256 levels, in equal steps of lightness from dark violet to yellow.
 
     A curve in OKLCH, whose lightness is that which people see, so that equal differences of heat

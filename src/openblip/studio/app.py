@@ -14,7 +14,16 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from openblip.studio import capfilt, collection, images, jobs, review, runs, search
+from openblip.studio import (
+    capfilt,
+    collection,
+    images,
+    jobs,
+    review,
+    runs,
+    search,
+    trying,
+)
 from openblip.studio.guard import Access, Guard
 from openblip.studio.models import Models
 from openblip.studio.place import Place
@@ -42,6 +51,7 @@ class Room:
 
 ROOMS: tuple[Room, ...] = (
     Room("search", "Search", search.routes),
+    Room("try", "Try", trying.routes),
     Room("collection", "Collection", collection.routes),
     Room("capfilt", "CapFilt", capfilt.routes),
     Room("review", "Review", review.routes),

@@ -11,7 +11,7 @@ from openblip.runtime.documents import encodable, has_halves
 from openblip.runtime.errors import DataError
 from openblip.sources.image_formats import is_image_file
 from openblip.sources.paths import is_table, walk
-from openblip.sources.row_images import encoded_image
+from openblip.sources.row_images import encoded_image, image_path
 from openblip.studio.arrays import TableArrays
 from openblip.studio.routes import Refused, check_row
 from openblip.studio.selection import Choices
@@ -102,11 +102,12 @@ class Place:
             f"row {found['id']!r}: its file lies outside of {self.name}, perhaps behind a link: "
             "open the folder in which it lies",
         )
-        if is_object_address(uri):
-            raise outside
-        # Of a name that is no UTF-8 the address has the bytes: it was made of the folder's path.
-        path = uri.removeprefix("file://") if uri.startswith("file://") else uri
-        if not Path(path).resolve().is_relative_to(self.folder.resolve()):
+        try:
+            path = image_path(uri).resolve()
+            is_inside = path.is_relative_to(self.folder.resolve()) and not is_object_address(uri)
+        except (OSError, ValueError):  # a circle of links, or no name at all
+            is_inside = False
+        if not is_inside:
             raise outside
 
     def about(self) -> dict[str, Any]:

@@ -34,10 +34,8 @@ Result = TypeVar("Result")
 
 MAX_UPLOAD_PIXELS = 120_000_000
 """Of an uploaded picture, told from its header before anything is decoded: the largest phones."""
-# Of an uploaded picture as it is worked with: models see 384 or 480 pixels a side.
-_WORKING_SIDE = 1600
 _LONGEST_TEXT, _MOST_TEXTS = 2000, 64
-# Decoded at once, each up to 360 MB before it is made smaller.
+# Thumbnails that are made at once, each of up to 512 MB before it is made smaller.
 _decoding = threading.BoundedSemaphore(2)
 
 
@@ -124,12 +122,12 @@ class Asked:
             raise Refused(400, f"{name} must be a whole number from {least} to {most}")
         return int(found)
 
-    def picture(self) -> "Image.Image | None":
-        """The uploaded picture as RGB, upright, of a size to work with; None if there is none.
+    def picture(self) -> bytes | None:
+        """The uploaded picture as it came, or None; it is decoded where it is used.
 
         Raises:
-            DataError: it is no picture, or damaged.
-            Refused: it has too many pixels; they have not been decoded then.
+            DataError: it is no picture.
+            Refused: it has too many pixels: its header says so before anything is decoded.
         """
         if self.upload is None:
             return None
@@ -140,7 +138,7 @@ class Asked:
                 f"the picture has {pixels / 1e6:,.0f} million pixels; give one of at most "
                 f"{MAX_UPLOAD_PIXELS / 1e6:,.0f} million",
             )
-        return reduced(self.upload, "the picture", _WORKING_SIDE)
+        return self.upload
 
 
 def reduced(encoded: bytes, name: str, side: int) -> "Image.Image":

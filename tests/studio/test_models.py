@@ -1,0 +1,88 @@
+"""Models are loaded when they are first used, once, and used by one at a time."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from openblip.runtime.errors import CheckpointError, MissingHead
+from openblip.studio.models import Models
+
+from ..inference.published_clip import save_clip
+
+
+def state(models: Models, source: str) -> dict[str, object]:
+    (found,) = [one for one in models.states() if one["model"] == source]
+    return found
+
+
+def test_nothing_is_loaded_before_it_is_used(checkpoints: dict[str, str]) -> None:
+    models = Models(checkpoints, "cpu")
+    assert {one["state"] for one in models.states()} == {"not loaded"}
+    with models.using("captioner") as blip:
+        assert blip.kind == "captioner"
+    assert state(models, checkpoints["captioner"])["state"] == "ready"
+    assert state(models, checkpoints["filter"])["state"] == "not loaded"
+
+
+def test_one_that_is_given_for_two_things_is_loaded_once(checkpoints: dict[str, str]) -> None:
+    source = checkpoints["filter"]
+    models = Models({"captioner": source, "filter": source}, "cpu")
+    with models.using("captioner") as first:
+        pass
+    with models.using("filter") as second:
+        assert second is first
+    assert state(models, source)["roles"] == ["captioner", "filter"]
+
+
+def test_one_request_at_a_time_uses_a_model(checkpoints: dict[str, str]) -> None:
+    models, inside, most = Models(checkpoints, "cpu"), [], []
+
+    def use() -> None:
+        for _ in range(20):
+            with models.using("filter") as blip:
+                inside.append(blip)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=use) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(most) == {1}
+    assert state(models, checkpoints["filter"])["waiting"] == 0
+
+
+def test_others_do_not_wait_for_it(checkpoints: dict[str, str]) -> None:
+    models = Models(checkpoints, "cpu")
+    with models.using("filter"), models.using("captioner") as blip:
+        assert blip.kind == "captioner"
+
+
+def test_what_was_not_given_names_the_flag() -> None:
+    with pytest.raises(MissingHead, match="--vqa MODEL"), Models({}).using("vqa"):
+        pass
+
+
+def test_a_model_that_cannot_be_read_is_tried_again(
+    checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    source = str(tmp_path / "later")
+    models = Models({"captioner": source, "vqa": None}, "cpu")
+    with pytest.raises(CheckpointError), models.using("captioner"):
+        pass
+    assert state(models, source)["state"] == "failed"
+    assert state(models, source)["error"]
+    Path(source).symlink_to(checkpoints["captioner"])
+    with models.using("captioner"):
+        assert state(models, source)["state"] == "ready"
+
+
+def test_one_that_only_embeds_does_nothing_else(tmp_path: Path) -> None:
+    source = str(save_clip(tmp_path / "clip"))
+    models = Models({"filter": source}, "cpu")
+    with models.using_source(source) as clip:
+        assert clip.embed_texts("a dog").shape[0] == 1
+    with pytest.raises(MissingHead, match="embeds"), models.using("filter"):
+        pass
