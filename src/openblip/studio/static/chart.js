@@ -98,7 +98,7 @@ export class Chart {
       onpointerleave: (event) => { if (event.pointerType === "mouse") this.#move(null); },
       onkeydown: (event) => this.#press(event), onblur: () => this.#move(null),
     }, this.picture);
-    this.node = el("figure", { class: "chart" }, el("figcaption", {}, el("span", { text: about.title }), about.note && el("span", { class: "soft small", text: about.note })), this.field, this.readout);
+    this.node = el("figure", { class: "curve-chart" }, el("figcaption", {}, el("span", { text: about.title }), about.note && el("span", { class: "soft small", text: about.note })), this.field, this.readout);
     this.observer = new ResizeObserver(() => this.#redraw());
     this.observer.observe(this.field);
   }
@@ -157,7 +157,7 @@ export class Chart {
   #axes(width) {
     const { height, format, formatX } = this.about;
     const lines = this.values.map((value) => svg("g", {},
-      svg("line", { class: "grid", x1: LEFT, x2: width, y1: this.y(value), y2: this.y(value) }),
+      svg("line", { class: "rule", x1: LEFT, x2: width, y1: this.y(value), y2: this.y(value) }),
       text(format(value), { x: LEFT - 8, y: this.y(value) + 4, "text-anchor": "end" })));
     if (!this.xs.length) return lines;
     const wanted = Math.max(2, Math.floor((width - LEFT) / 90));
@@ -228,7 +228,7 @@ export class Chart {
     const shown = told.slice(0, MOST_TOLD);
     const rest = told.length - shown.length;
     fill(this.readout, at === null ? this.#legend() : [el("span", { class: "place number", text: `${along} ${formatX(at)}` }),
-      shown.map(({ own, value, exact }) => el("span", { class: "told" }, swatch(own.look), el("span", { class: "name", text: own.name }), el("b", { class: "number", text: format(exact ?? value) }),
+      shown.map(({ own, value, exact }) => el("span", { class: "series" }, swatch(own.look), el("span", { class: "name", text: own.name }), el("b", { class: "number", text: format(exact ?? value) }),
         this.options.smoothing > 0 && shown.length < 5 && el("span", { class: "soft number", text: `smoothed ${format(value)}` }))),
       rest > 0 && el("span", { class: "soft", text: `and ${rest} more below` })]);
     const place = at === null ? 0 : this.xs.indexOf(at);
@@ -241,7 +241,7 @@ export class Chart {
     const shown = (this.curves ?? []).filter((own) => own.line.length || own.dots.length);
     if (!shown.length) return [el("span", { class: "soft", text: "nothing to draw yet" })];
     const rest = shown.length - MOST_TOLD;
-    return [shown.slice(0, MOST_TOLD).map((own) => el("span", { class: "told" }, swatch(own.look), el("span", { class: "name", text: own.name }))),
+    return [shown.slice(0, MOST_TOLD).map((own) => el("span", { class: "series" }, swatch(own.look), el("span", { class: "name", text: own.name }))),
       rest > 0 && el("span", { class: "soft", text: `and ${rest} more` })];
   }
 }

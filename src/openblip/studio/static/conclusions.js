@@ -13,8 +13,8 @@ export class Conclusions {
     this.trust = new Chart({ title: "Calibration", note: "how often a text of this match probability (ITM) is right", along: "match probability", height: 190, format: share, formatX: (x) => String(Number(x.toFixed(3))) });
     const level = el("select", { id: "precision", onchange: () => { this.precision = Number(level.value); changed(); } },
       LEVELS.map((value) => el("option", { value: String(value), text: `${Math.round(100 * value)} %`, selected: value === this.precision })));
-    this.certificate = el("p", { class: "certificate", role: "status" });
-    this.facts = el("div", { class: "facts small soft" });
+    this.certificate = el("p", { class: "verdict-of-all", role: "status" });
+    this.facts = el("div", { class: "findings small soft" });
     this.node = el("section", { class: "conclusions", "aria-label": "What follows from the verdicts" },
       el("h2", { text: "What follows" }),
       el("div", { class: "fields" }, el("div", { class: "field" }, el("label", { for: "precision", text: "Right among what is kept, at least" }), level)),

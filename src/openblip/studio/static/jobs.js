@@ -186,7 +186,7 @@ const number = (name, label, max) => field(label, el("input", { name, type: "num
 
 function bar(done, total, name) {
   const share = total ? Math.min(done / total, 1) : 0;
-  return el("div", { class: total ? "bar" : "bar unsure", role: "progressbar", "aria-label": name, "aria-valuemin": total ? "0" : null, "aria-valuemax": total ? "100" : null, "aria-valuenow": total ? String(Math.round(100 * share)) : null, vars: { "--share": String(share) } });
+  return el("div", { class: total ? "gauge" : "gauge unsure", role: "progressbar", "aria-label": name, "aria-valuemin": total ? "0" : null, "aria-valuemax": total ? "100" : null, "aria-valuenow": total ? String(Math.round(100 * share)) : null, vars: { "--share": String(share) } });
 }
 
 const amount = (done, total, unit) => `${count(done)}${total !== null && total !== undefined ? ` of ${count(total)}` : ""} ${unit}`;

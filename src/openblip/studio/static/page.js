@@ -211,7 +211,7 @@ async function render() {
   state.params = new URLSearchParams(query ?? "");
   const mine = ++turn;
   for (const link of document.querySelectorAll(".rooms a")) {
-    if (link.dataset.room === room.name) link.setAttribute("aria-current", "page");
+    if (link.dataset.room === room.name) { link.setAttribute("aria-current", "page"); link.scrollIntoView({ block: "nearest", inline: "nearest" }); }
     else link.removeAttribute("aria-current");
   }
   document.title = `${room.title} · openblip studio`;

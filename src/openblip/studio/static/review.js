@@ -17,7 +17,7 @@ const BY = {
 };
 const SOURCES = { web: "given on the web", synthetic: "written by the captioner" };
 // Pictures that are there, decoded, before they are needed; more are asked for below that.
-const AHEAD = 10;
+const AHEAD = 24;
 const WIDTH = 960;
 const SWIPE = 90;
 
@@ -89,8 +89,8 @@ class Room {
 
   #build() {
     this.picture = el("div", { class: "stage" });
-    this.words = el("div", { class: "words", "aria-live": "polite" });
-    this.about = el("p", { class: "soft small facts" });
+    this.words = el("div", { class: "statement", "aria-live": "polite" });
+    this.about = el("p", { class: "soft small findings" });
     this.buttons = el("div", { class: "verdicts", role: "group", "aria-label": "Verdict" });
     this.undo = el("button", { type: "button", class: "quiet", onclick: () => this.#undo() });
     this.edit = el("button", { type: "button", class: "quiet", onclick: () => this.#startEdit() });
@@ -101,7 +101,7 @@ class Room {
     this.name = el("button", { type: "button", class: "quiet", onclick: () => this.#askName() });
     this.board = el("section", { class: "board", "aria-label": "The text to judge" },
       this.picture, el("div", { class: "judge" }, this.words, this.about, this.buttons,
-        el("div", { class: "tools" }, this.undo, this.edit, el("button", { type: "button", class: "quiet", text: "Keys", onclick: () => this.#showKeys() }), this.name),
+        el("div", { class: "acts" }, this.undo, this.edit, el("button", { type: "button", class: "quiet", text: "Keys", onclick: () => this.#showKeys() }), this.name),
         this.recorded, this.others));
     this.panel = el("div", {});
     this.#swipes();
@@ -167,7 +167,7 @@ class Room {
     const threshold = el("input", { id: "threshold", type: "number", min: "0", max: "1", step: "0.01", value: String(settings.threshold ?? choices.defaults.threshold) });
     const size = el("input", { id: "size", type: "number", min: "1", max: "100000", value: String(settings.size ?? choices.defaults.size) });
     const datasets = el("input", { id: "datasets", value: (settings.datasets ?? []).join(", "), placeholder: "all" });
-    const boxes = choices.defaults.sources.map((source) => el("label", { class: "check" }, el("input", { type: "checkbox", value: source, checked: (settings.sources ?? choices.defaults.sources).includes(source) }), `Texts ${SOURCES[source] ?? source}`));
+    const boxes = choices.defaults.sources.map((source) => el("label", { class: "tick" }, el("input", { type: "checkbox", value: source, checked: (settings.sources ?? choices.defaults.sources).includes(source) }), `Texts ${SOURCES[source] ?? source}`));
     const ask = el("div", { class: "field grow" }, el("label", { for: "query", text: "Search for" }), query);
     const update = () => { ask.hidden = by.value !== "search"; };
     by.addEventListener("change", update);
@@ -182,7 +182,7 @@ class Room {
       el("div", { class: "field" }, el("label", { for: "size", text: "How many texts" }), size),
       el("div", { class: "field" }, el("label", { for: "datasets", text: "Data sets" }), datasets), boxes,
       el("button", { type: "submit", text: "Review these" })));
-    return el("details", { class: "chooser" }, el("summary", { text: "What is reviewed" }), form);
+    return el("details", { class: "picker" }, el("summary", { text: "What is reviewed" }), form);
   }
 
   async #choose(chosen, query) {
@@ -248,7 +248,7 @@ class Room {
   }
 
   #refill() {
-    if (this.queue.length >= AHEAD / 2 || this.isDone || !this.reviewer) return;
+    if (this.queue.length >= AHEAD - 8 || this.isDone || !this.reviewer) return;
     this.#fetch().then(() => { if (!this.current) this.#advance(); else this.#status(); }, (error) => {
       if (!this.current) tellError(error);
       this.#retry();
@@ -455,7 +455,7 @@ class Room {
     const share = progress.in_sample ? progress.judged_by_me / progress.in_sample : 0;
     const told = Object.entries(VERDICTS).filter(([name]) => progress.verdicts[name]).map(([name]) => `${count(progress.verdicts[name])} ${name}`);
     fill(this.progress,
-      el("div", { class: "bar", role: "progressbar", "aria-label": "Texts judged by you", "aria-valuemin": "0", "aria-valuemax": String(progress.in_sample), "aria-valuenow": String(progress.judged_by_me), vars: { "--share": String(share) } }),
+      el("div", { class: "gauge", role: "progressbar", "aria-label": "Texts judged by you", "aria-valuemin": "0", "aria-valuemax": String(progress.in_sample), "aria-valuenow": String(progress.judged_by_me), vars: { "--share": String(share) } }),
       el("p", { class: "small soft number", text: [`${count(progress.judged_by_me)} of ${count(progress.in_sample)} judged by you`,
         progress.reviewers > 1 && `${count(progress.judged)} by ${count(progress.reviewers)} reviewers`, told.join(", "), scope,
         progress.stale > 0 && `${plural(progress.stale, "verdict")} on texts that have changed since, which do not count`].filter(Boolean).join(" · ") }));
@@ -466,7 +466,7 @@ class Room {
 function prepared(item, mark) {
   const image = el("img", { alt: "", draggable: "false" });
   image.addEventListener("load", () => { if (Math.max(image.naturalWidth, image.naturalHeight) <= 128) image.classList.add("small"); });
-  image.addEventListener("error", () => { image.alt = "This picture cannot be shown."; image.classList.add("lost"); });
+  image.addEventListener("error", () => { image.alt = "This picture cannot be shown."; image.classList.add("missing"); });
   image.src = `/image/${item.row_number}?w=${WIDTH}&v=${encodeURIComponent(mark)}`;
   image.decode?.().catch(() => {});
   return { ...item, image };

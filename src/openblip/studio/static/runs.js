@@ -62,7 +62,7 @@ class Room {
     this.filter = "";
     fill(main,
       el("header", { class: "head" }, el("h1", { text: "Training runs" }), this.sum),
-      el("div", { class: "bench" },
+      el("div", { class: "runs-bench" },
         el("aside", { class: "side", "aria-label": "Which runs are shown" },
           el("div", { class: "fields" }, el("div", { class: "field grow" }, el("label", { for: "filter", text: "Filter" }), filter),
             el("button", { type: "button", class: "quiet", text: "All", onclick: () => this.#choose(true) }),
@@ -71,7 +71,7 @@ class Room {
         el("div", { class: "desk" },
           el("div", { class: "fields controls" },
             el("div", { class: "field" }, el("label", { for: "smoothing" }, "Smoothing ", told), smooth),
-            el("label", { class: "check", for: "log" }, log, "Logarithmic scale")),
+            el("label", { class: "tick", for: "log" }, log, "Logarithmic scale")),
           this.field, this.more)));
   }
 
@@ -213,7 +213,7 @@ class Room {
     const number = this.numbers.get(name) ?? 0;
     const id = `run-${number}`;
     if (row.damage) {
-      return el("li", { class: "run damaged" }, el("span", { class: "name", text: name }), el("p", { class: "small wrong", text: `Cannot be read: ${row.damage}` }));
+      return el("li", { class: "run damaged" }, el("span", { class: "name", text: name }), el("p", { class: "small fault", text: `Cannot be read: ${row.damage}` }));
     }
     const box = el("input", { type: "checkbox", id, checked: !this.hidden.has(name), onchange: () => {
       if (box.checked) this.hidden.delete(name); else this.hidden.add(name);
@@ -232,7 +232,7 @@ class Room {
     const point = (on) => () => { this.pointed = on && !this.hidden.has(name) ? name : null; this.#draw(); };
     return el("li", { class: "run", onpointerenter: (event) => event.pointerType === "mouse" && point(true)(), onpointerleave: (event) => event.pointerType === "mouse" && point(false)() },
       el("label", { for: id, class: "title" }, box, swatch(look(number)), el("span", { class: "name", text: name }), el("span", { class: `state ${row.state}`, text: STATES[row.state] ?? "…" })),
-      el("div", { class: "bar", role: "progressbar", "aria-label": `${name}: steps done`, "aria-valuemin": "0", "aria-valuemax": "100", "aria-valuenow": String(Math.round(share * 100)), vars: { "--share": String(share) } }),
+      el("div", { class: "gauge", role: "progressbar", "aria-label": `${name}: steps done`, "aria-valuemin": "0", "aria-valuemax": "100", "aria-valuenow": String(Math.round(share * 100)), vars: { "--share": String(share) } }),
       el("p", { class: "small number" }, `step ${count(row.step ?? 0)}${row.total_steps ? ` of ${count(row.total_steps)}` : ""}`, row.seconds_left !== null && row.seconds_left !== undefined && ` · ${time(row.seconds_left)} left`),
       el("p", { class: "small soft number", text: [row.task, ...facts].join(" · ") }),
       isTold && el("p", { class: "small soft", text: row.reason }));
