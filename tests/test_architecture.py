@@ -29,6 +29,7 @@ FLOORS = {
     "capfilt": 4,
     "evaluation": 4,
     "index": 4,
+    "review": 4,
     "recipes": 5,
     "plan": 5,
     "world": 5,

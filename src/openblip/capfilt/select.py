@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from openblip.runtime.errors import DataError, RecipeError
+from openblip.runtime.errors import RecipeError
 from openblip.table.rows import read_meta
 from openblip.table.scores import (
     SCORE_COLUMNS,

@@ -44,6 +44,7 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "plan": ("plan", "plan", "memory, time and price of a training run, before it runs"),
     "capfilt run": ("capfilt", "run", "caption and score the web rows of a table"),
     "capfilt status": ("capfilt", "status", "how far a job is, its rate and its cost"),
+    "capfilt review": ("review", "review", "verdicts of people, and a certified threshold"),
     "capfilt select": ("capfilt", "select", "how many texts stay at which threshold"),
     "capfilt report": ("capfilt", "report", "a page of what is kept and what is rejected"),
     "evaluate retrieval": ("evaluate", "retrieval", "recall by contrast, then by matching"),

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from openblip.capfilt.pools import RayCluster
     from openblip.capfilt.run import CapFiltResult
     from openblip.capfilt.select import Cut, KeepRate
+    from openblip.review.certificate import Certificate
 
 _NUCLEUS = DecodingFlags(method="nucleus")
 
@@ -164,6 +165,9 @@ def select(
     quantiles: tuple[Share, ...] = (),
     itm_of: tuple[str, ...] = (),
     without: tuple[WithoutName, ...] = (),
+    precision: Share | None = None,
+    confidence: Share = 0.95,
+    partly_is_right: bool = False,
     json: bool = False,
 ) -> int:
     """How many web and synthetic texts stay at each ITM threshold, and why others do not.
@@ -172,6 +176,7 @@ def select(
 
     Example: openblip capfilt select pairs.lance --thresholds 0.3 0.5 0.7
     openblip capfilt select pairs.lance --keep 50% 80%
+    openblip capfilt select pairs.lance --precision 0.9
 
     Args:
         table: a table that `openblip capfilt run` has scored.
@@ -180,6 +185,10 @@ def select(
         quantiles: the same by what they reject: 0.25 is the threshold that keeps 75%.
         itm_of: for the reasons: thresholds by source or data set, such as synthetic=0.3.
         without: for the reasons: leave out what `data duplicates` and `leakage` have flagged.
+        precision: the threshold above which at least this share is right, as the verdicts of people
+            show (`openblip capfilt review`).
+        confidence: with --precision: how certain that is to be.
+        partly_is_right: with --precision: a text with a wrong detail counts as right.
         json: print JSON.
     """
     from openblip.capfilt.select import (
@@ -192,9 +201,15 @@ def select(
         rejections,
         spreads,
     )
+    from openblip.cli.review import certificate_json, certificate_of
     from openblip.table.table import PairTable
 
     opened = PairTable.open(table)
+    certificate = None
+    if precision is not None:
+        certificate = certificate_of(opened, precision, confidence, partly_is_right)
+        if certificate.threshold is not None:
+            thresholds = (certificate.threshold, *thresholds)
     shares = [*map(_share, keep), *(1.0 - quantile for quantile in quantiles)]
     thresholds = thresholds or (() if shares else DEFAULT_THRESHOLDS)
     scores = read_scores(opened)
@@ -211,10 +226,13 @@ def select(
                 "cuts": [{**asdict(cut), "rate": cut.rate} for cut in found],
                 "spread": [{**asdict(s), "is_narrow": s.is_narrow} for s in spreads(scores)],
                 "rejected": [asdict(some) for some in rejected],
+                "certificate": certificate and certificate_json(certificate),
                 "noise": {str(value): [asdict(q) for q in qs] for value, qs in quality.items()},
             }
         )
-        return 0
+        return _uncertified(certificate)
+    if certificate is not None:
+        print(certificate)
     for spread in spreads(scores):
         print(spread)
     _print_rates(rates, found)
@@ -230,7 +248,12 @@ def select(
     if noise:
         print("\nrejection of noise whose kind is known:")
         print_table(["threshold", "kind", "texts", "precision", "recall"], noise)
-    return 0
+    return _uncertified(certificate)
+
+
+def _uncertified(certificate: "Certificate | None") -> int:
+    """The exit code: 1 where a certificate was asked for and there is none."""
+    return 1 if certificate is not None and certificate.threshold is None else 0
 
 
 def _share(text: str) -> float:

@@ -1,6 +1,7 @@
 """How far probabilities can be trusted, and one temperature that mends them (Guo et al., 2017)."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -24,6 +25,8 @@ class ReliabilityBin:
     """Mean confidence; NaN where the bin is empty."""
     accuracy: float
     """Share of correct predictions; NaN where the bin is empty."""
+    weight: float
+    """Sum of their weights; their number, where they have none."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,12 @@ class Calibration:
 
 
 def calibrate(
-    probabilities: ArrayLike, labels: ArrayLike, *, logits: bool = False, num_bins: int = 15
+    probabilities: ArrayLike,
+    labels: ArrayLike,
+    *,
+    logits: bool = False,
+    num_bins: int = 15,
+    weights: ArrayLike | None = None,
 ) -> Calibration:
     """One temperature that minimises the negative log-likelihood of labelled predictions.
 
@@ -72,6 +80,8 @@ def calibrate(
         labels: (n,): 1 or True where a pair matches; or the index of the right answer.
         logits: whether logits are given.
         num_bins: of the reliability tables; 15 is the paper's.
+        weights: (n,), positive: how many predictions each stands for, where they were drawn with
+            unequal probabilities; by default all count alike.
 
     Raises:
         DataError: if there is nothing to fit: shapes or values that are none, only one class among
@@ -83,16 +93,21 @@ def calibrate(
     values = _checked(probabilities, "logits" if logits else "probabilities")
     scores = _binary_logits(values) if logits else _as_logits(values)
     targets = _checked_labels(labels, *scores.shape)
-    temperature = 1.0 / _fit_inverse_temperature(scores, targets)
-    before = reliability(_softmax(scores), targets, num_bins)
-    after = reliability(_softmax(scores / temperature), targets, num_bins)
+    each = _checked_weights(weights, len(targets))
+    temperature = 1.0 / _fit_inverse_temperature(scores, targets, each)
+    before = reliability(_softmax(scores), targets, num_bins, each)
+    after = reliability(_softmax(scores / temperature), targets, num_bins, each)
     return Calibration(temperature, expected_error(before), expected_error(after), before, after)
 
 
 def reliability(
-    probabilities: NDArray[np.float64], labels: NDArray[np.int64], num_bins: int = 15
+    probabilities: NDArray[np.float64],
+    labels: NDArray[np.int64],
+    num_bins: int = 15,
+    weights: NDArray[np.float64] | None = None,
 ) -> tuple[ReliabilityBin, ...]:
     """The reliability table of predictions (n, classes), bins of equal width over (0, 1]."""
+    each = np.ones(len(labels)) if weights is None else weights
     confidence = probabilities.max(axis=1)
     correct = probabilities.argmax(axis=1) == labels
     edges = np.linspace(0.0, 1.0, num_bins + 1)
@@ -107,8 +122,9 @@ def reliability(
                 float(edges[number]),
                 float(edges[number + 1]),
                 count,
-                float(confidence[inside].mean()) if count else float("nan"),
-                float(correct[inside].mean()) if count else float("nan"),
+                _mean(confidence[inside], each[inside]),
+                _mean(correct[inside], each[inside]),
+                float(each[inside].sum()),
             )
         )
     return tuple(bins)
@@ -116,24 +132,26 @@ def reliability(
 
 def expected_error(bins: tuple[ReliabilityBin, ...]) -> float:
     """The expected calibration error of a reliability table, in [0, 1]."""
-    total = sum(each.count for each in bins)
-    gaps = (each.count * abs(each.accuracy - each.confidence) for each in bins if each.count)
+    total = sum(each.weight for each in bins)
+    gaps = (each.weight * abs(each.accuracy - each.confidence) for each in bins if each.count)
     return sum(gaps) / total
 
 
-def _fit_inverse_temperature(logits: NDArray[np.float64], labels: NDArray[np.int64]) -> float:
+def _fit_inverse_temperature(
+    logits: NDArray[np.float64], labels: NDArray[np.int64], weights: NDArray[np.float64]
+) -> float:
     """Newton's method on the mean loss, kept inside a bracket of its derivative's root.
 
     The derivative is the mean expected logit minus the mean logit of the label, and grows with
     the inverse temperature; the second derivative is the mean variance of the logits.
     """
-    of_label = logits[np.arange(len(labels)), labels].mean()
+    of_label = _mean(logits[np.arange(len(labels)), labels], weights)
 
     def derivatives(inverse: float) -> tuple[float, float]:
         probabilities = _softmax(logits * inverse)
         expected = (probabilities * logits).sum(axis=1)
         variance = (probabilities * (logits - expected[:, None]) ** 2).sum(axis=1)
-        return float(expected.mean() - of_label), float(variance.mean())
+        return _mean(expected, weights) - of_label, _mean(variance, weights)
 
     low, high = 1.0 / _HIGHEST, 1.0 / _LOWEST
     # Up to rounding: with any prediction wrong it is the mean distance to the largest logit.
@@ -191,6 +209,17 @@ def _checked_labels(given: ArrayLike, rows: int, classes: int) -> NDArray[np.int
             f"all labels are {labels[0]}; a temperature needs pairs of at least 2 classes"
         )
     return labels
+
+
+def _checked_weights(given: ArrayLike | None, rows: int) -> NDArray[np.float64]:
+    values = np.ones(rows) if given is None else np.asarray(given, dtype=np.float64)
+    if values.shape != (rows,) or not (np.isfinite(values) & (values > 0)).all():
+        raise DataError(f"weights must be {rows} positive numbers, one for each prediction")
+    return values
+
+
+def _mean(values: NDArray[Any], weights: NDArray[np.float64]) -> float:
+    return float(np.average(values, weights=weights)) if len(values) else float("nan")
 
 
 def _binary_logits(values: NDArray[np.float64]) -> NDArray[np.float64]:

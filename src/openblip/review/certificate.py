@@ -43,7 +43,7 @@ from openblip.runtime.errors import RecipeError
 from openblip.table.scores import threshold_above
 
 # Which part of what can be bet at most: more of it the surer a label is to be right.
-_FRACTIONS = np.array([0.05, 0.1, 0.2, 0.3, 0.45, 0.6, 0.75, 0.9, 0.98])
+_FRACTIONS = np.array([0.12, 0.3, 0.65, 0.98])
 # A guess that was made without a label is worth as many labels.
 _PRIOR_LABELS = 2.0
 # Where sequences start: the part of what the current threshold keeps, and the part of the error.
@@ -73,6 +73,8 @@ class Certificate:
     needed: int | None
     """Without a threshold: about how many more labels are needed, if further ones turn out like
     those that are there; None where that leads nowhere."""
+    scope: str = ""
+    """What it is about, in words; empty where that is all scored texts of a table."""
 
     @property
     def keeps(self) -> float:
@@ -80,6 +82,10 @@ class Certificate:
         return self.kept / self.total if self.total else 0.0
 
     def __str__(self) -> str:
+        about = f" (of {self.scope})" if self.scope else ""
+        return f"{self._finding()}{about}"
+
+    def _finding(self) -> str:
         wanted = f"{100 * self.precision:g} %"
         sure = f"{100 * self.confidence:g} %"
         if self.threshold is not None:
@@ -115,6 +121,7 @@ def certify(
     threshold: float,
     precision: float,
     confidence: float = 0.95,
+    scope: str = "",
 ) -> Certificate:
     """The most lenient threshold of which a precision is certain enough.
 
@@ -124,9 +131,10 @@ def certify(
         threshold: the current one, around which texts were drawn.
         precision: inside (0, 1).
         confidence: inside (0, 1).
+        scope: what the design holds, in words.
 
     Raises:
-        RecipeError: one of these is not.
+        RecipeError: precision or confidence is not inside (0, 1).
     """
     for name, value in (("precision", precision), ("confidence", confidence)):
         if not 0 < value < 1:
@@ -155,12 +163,11 @@ def certify(
         kept,
         int(design.sizes.sum()),
         None if is_certified or math.isinf(needed) else max(1, math.ceil(needed)),
+        scope,
     )
 
 
-def sequence(
-    design: Design, threshold: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def sequence(design: Design, threshold: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The thresholds in the order in which they are tested, and the part of the error of each.
 
     Both follow from scores and the current threshold alone; no label has a say.
@@ -176,7 +183,7 @@ def sequence(
     weights: dict[float, float] = {}
     for kept in sorted({*steps, *starts}):
         # Rounded up: equal scores go together, and the strictest threshold keeps something.
-        found = threshold_above(itm, total - min(math.ceil(kept), total))
+        found = max(threshold_above(itm, total - min(math.ceil(kept), total)), design.floor)
         if found < (itm[-1] if total else 0.0):
             weights[found] = weights.get(found, 0.0) + starts.get(kept, 0.0)
         elif kept in starts:  # what no threshold divides starts where one does
@@ -236,15 +243,21 @@ class _State:
     def begin(
         cls, design: Design, thresholds: NDArray[np.float64], targets: NDArray[np.float64]
     ) -> "_State":
+        tests, strata = len(thresholds), len(design.sizes)
         rest = design.kept(thresholds).astype(np.float64)
-        none = np.zeros(len(design.sizes))
-        parts = np.full((len(thresholds), len(_FRACTIONS)), -math.log(len(_FRACTIONS)))
-        left, begin = design.sizes.astype(np.float64), np.zeros(len(thresholds))
-        totals = np.maximum(rest.sum(axis=1), 1.0)
         return cls(
-            design, thresholds, targets, totals, rest, left, none, none.copy(), begin, parts,
-            begin.copy(),
-        )  # fmt: skip
+            design=design,
+            thresholds=thresholds,
+            targets=targets,
+            totals=np.maximum(rest.sum(axis=1), 1.0),
+            rest=rest,
+            left=design.sizes.astype(np.float64),
+            seen=np.zeros(strata),
+            right=np.zeros(strata),
+            sure=np.zeros(tests),
+            parts=np.full((tests, len(_FRACTIONS)), -math.log(len(_FRACTIONS))),
+            highest=np.zeros(tests),
+        )
 
     def outcomes(self) -> tuple[NDArray[np.float64], ...]:
         """What the next kept label can do, (tests, strata), and its predictions, (strata,).
@@ -258,16 +271,14 @@ class _State:
         of_strata = self.rest * chances
         any_kept = np.maximum(of_strata.sum(axis=1, keepdims=True), _SMALLEST)
         jumps = any_kept / np.maximum(chances, _SMALLEST) / self.totals[:, None]
-        predicted = (self.right + _PRIOR_LABELS * self.design.guesses) / (
-            self.seen + _PRIOR_LABELS
-        )
+        predicted = (self.right + _PRIOR_LABELS * self.design.guesses) / (self.seen + _PRIOR_LABELS)
         before = (self.sure + self.rest @ predicted) / self.totals
         return of_strata / any_kept, before[:, None] - predicted * jumps, jumps, predicted
 
     def room(self, if_wrong: NDArray[np.float64]) -> NDArray[np.float64]:
         """How far X can fall below the target, (tests,)."""
         worst = np.where(self.rest > 0, if_wrong, np.inf).min(axis=1)
-        return np.maximum(self.targets - worst, _SMALLEST)
+        return np.asarray(np.maximum(self.targets - worst, _SMALLEST))
 
     def take(self, stratum: int, score: float, is_right: float) -> None:
         """Bets on a label, and learns it."""

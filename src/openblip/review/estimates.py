@@ -1,233 +1,206 @@
-"""Precision and recall of a filter as curves over thresholds, from a reviewed sample.
+"""What the verdicts of a sample say of the filter, as plain numbers for a page or a program."""
 
-Estimates weigh each verdict by the inverse of the probability with which its text was drawn
-(Horvitz and Thompson, 1952): of each stratum, and of its parts above and below the threshold, the
-share of right texts counts as often as the part has texts.
-
-Intervals invert a score test, as Wilson (1927) did for one proportion. For strata the variance under
-the hypothesis needs every stratum's share; the likeliest shares for which the hypothesis holds are
-taken (Miettinen and Nurminen, 1985), so that a stratum of which all labels are right does not count
-as one of which all texts are. A correction for continuity makes them as careful as those of Clopper
-and Pearson (1934), and one for finite strata makes them points where everything is labelled. They
-are held to simulation in the tests and in `benchmarks/review.py`.
-
-Each interval is one for its own threshold. A threshold that was chosen by looking at the curve needs
-`certificate.py`.
-"""
-
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openblip.inference.calibration import Calibration, calibrate
+from openblip.review.certificate import sequence
+from openblip.review.intervals import Curve, precision_curve, recall_curve
+from openblip.review.kappa import krippendorff_alpha, pairwise_kappas
 from openblip.review.strata import Design, Labels
 from openblip.runtime.errors import DataError
 
-_Z = 1.959963984540054
-"""Of the normal distribution: 2.5 % lie above."""
-# What is known and not estimated has so many labels.
-_CERTAIN = 1e12
-_MULTIPLIER_STEPS, _RECALL_STEPS = 30, 16
+
+@dataclass(frozen=True)
+class Estimate:
+    """A share with its 95 % interval; NaN where nothing is known."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        if np.isnan(self.value):
+            return "-"
+        return f"{100 * self.value:.0f} % ({100 * self.low:.0f} to {100 * self.high:.0f})"
 
 
-@dataclass(frozen=True, eq=False)
-class Curve:
-    """A share at each threshold, with its 95 % interval; NaN where nothing is known of it."""
+@dataclass(frozen=True)
+class CurvePoint:
+    """The filter at one threshold."""
 
-    estimate: NDArray[np.float64]
-    """(thresholds,)."""
-    low: NDArray[np.float64]
-    """(thresholds,); texts that nobody could judge, and parts without labels, count as wrong."""
-    high: NDArray[np.float64]
-    """(thresholds,); these count as right."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Parts:
-    """Labels by threshold and part of a stratum, all (thresholds, parts)."""
-
-    sizes: NDArray[np.float64]
-    counts: NDArray[np.float64]
-    rights: NDArray[np.float64]
-
-    def filled(self, share: float) -> "_Parts":
-        """The same, with a known share in the parts of which there is no label."""
-        is_dark = (self.counts == 0) & (self.sizes > 0)
-        counts = np.where(is_dark, self.sizes, self.counts)
-        return _Parts(self.sizes, counts, np.where(is_dark, share * self.sizes, self.rights))
-
-    @property
-    def evidence(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Labels, and right ones, that would tell as much of infinitely many texts."""
-        left = np.maximum(self.sizes - self.counts, 0.0)
-        # Drawn without replacement: the variance is smaller by (N - n) / (N - 1).
-        with np.errstate(divide="ignore", invalid="ignore"):
-            scale = np.where(left > 0, (self.sizes - 1) / left, _CERTAIN)
-        counts = np.minimum(self.counts * np.maximum(scale, 1.0), _CERTAIN)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            shares = np.where(self.counts > 0, self.rights / self.counts, 0.0)
-        return counts, counts * shares
+    threshold: float
+    kept: int
+    """Texts above it."""
+    keeps: float
+    """Their share of all texts."""
+    labels: int
+    """Texts above it with a verdict."""
+    precision: Estimate
+    """The share of right texts among those above it."""
+    recall: Estimate | None
+    """The share of the right texts that lies above it; None where the rejected texts were not
+    drawn from."""
 
 
-def precision_curve(design: Design, labels: Labels, thresholds: NDArray[np.float64]) -> Curve:
-    """The share of right texts among those above each threshold."""
-    low, middle, high = (
-        _parts(design, made, thresholds, above=True) for made in _readings(labels)
+@dataclass(frozen=True)
+class Pair:
+    """Two reviewers."""
+
+    first: str
+    second: str
+    texts: int
+    """That both have judged."""
+    kappa: float
+    """Cohen's: 1 for agreement, 0 for that of chance."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How far reviewers agree; see `kappa.py`."""
+
+    texts: int
+    """With verdicts of two reviewers at least."""
+    alpha: float
+    """Krippendorff's, of all reviewers together."""
+    pairs: tuple[Pair, ...]
+
+
+@dataclass(frozen=True)
+class ReviewEstimates:
+    """What the verdicts say of the filter."""
+
+    labels: int
+    """Texts with a verdict."""
+    unsure: int
+    """Those of them about which nobody could tell, or reviewers are of two minds."""
+    points: tuple[CurvePoint, ...]
+    """By threshold, ascending."""
+    current: CurvePoint
+    """The one at the current threshold."""
+    calibration: Calibration | None
+    """A temperature for the match probabilities, texts weighed by how many each stands for."""
+    not_calibrated: str
+    """Why there is none; empty where there is."""
+    isotonic: tuple[tuple[float, float], ...]
+    """Steps (match probability, share of right texts from there on) of the best fit that never
+    falls; empty without a label."""
+    agreement: Agreement
+
+    def as_plain(self) -> dict[str, Any]:
+        """Numbers, texts, lists and dictionaries of them; not the tables of the calibration."""
+        plain = asdict(self)
+        found = self.calibration
+        plain["calibration"] = found and {
+            "temperature": found.temperature,
+            "ece_before": found.ece_before,
+            "ece_after": found.ece_after,
+        }
+        return plain
+
+
+def estimate(
+    design: Design,
+    labels: Labels,
+    threshold: float,
+    verdicts: dict[str, dict[str, str]],
+) -> ReviewEstimates:
+    """What labels say of the filter.
+
+    Args:
+        design: what their texts were drawn from.
+        labels: one for each judged text.
+        threshold: the current one.
+        verdicts: by reviewer, then by text.
+    """
+    thresholds = np.unique([*sequence(design, threshold)[0], threshold])
+    precision = precision_curve(design, labels, thresholds)
+    has_rejected = design.floor == 0
+    recall = recall_curve(design, labels, thresholds) if has_rejected else None
+    kept = design.kept(thresholds).sum(axis=1)
+    total = max(int(design.sizes.sum()), 1)
+    points = tuple(
+        CurvePoint(
+            float(value),
+            int(kept[place]),
+            float(kept[place] / total),
+            int((labels.itm > value).sum()),
+            _at(precision, place),
+            None if recall is None else _at(recall, place),
+        )
+        for place, value in enumerate(thresholds)
     )
-    totals = low.sizes.sum(axis=1, keepdims=True)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        weights = np.where(totals > 0, low.sizes / totals, 0.0)
-        estimate = _weighted(weights, middle)
-    is_empty = (totals[:, 0] == 0) | (middle.counts.sum(axis=1) == 0)
-    bounds = (_lower(weights, low.filled(0.0)), 1 - _lower(weights, _mirrored(high.filled(1.0))))
-    return Curve(*(np.where(is_empty, np.nan, line) for line in (estimate, *bounds)))
-
-
-def recall_curve(design: Design, labels: Labels, thresholds: NDArray[np.float64]) -> Curve:
-    """The share of the right texts that lies above each threshold."""
-    wrong, middle, right = _readings(labels)
-    above, below = (
-        [_parts(design, made, thresholds, above=side) for made in readings]
-        for side, readings in ((True, (wrong, middle, right)), (False, (right, middle, wrong)))
-    )
-    rights = [_expected(part[1]) for part in (above, below)]
-    with np.errstate(divide="ignore", invalid="ignore"):
-        estimate = rights[0] / (rights[0] + rights[1])
-    low = _recall_bound(above[0].filled(0.0), below[0].filled(1.0), is_lower=True)
-    high = _recall_bound(above[2].filled(1.0), below[2].filled(0.0), is_lower=False)
-    is_empty = np.isnan(estimate)
-    return Curve(*(np.where(is_empty, np.nan, line) for line in (estimate, low, high)))
-
-
-def _readings(labels: Labels) -> tuple[Labels, Labels, Labels]:
-    """Labels with the unsure ones as wrong, left out, and as right."""
     told = ~np.isnan(labels.right)
-    sure = Labels(labels.strata[told], labels.itm[told], labels.right[told])
-    return labels.unsure_as(0.0), sure, labels.unsure_as(1.0)
-
-
-def _parts(
-    design: Design, labels: Labels, thresholds: NDArray[np.float64], above: bool
-) -> _Parts:
-    sizes = design.kept(thresholds)
-    inside = labels.itm > thresholds[:, None]
-    if not above:
-        sizes, inside = design.sizes - sizes, ~inside
-    of_stratum = np.zeros((len(labels), len(design.sizes)))
-    of_stratum[np.arange(len(labels)), labels.strata] = 1.0
-    counts = inside @ of_stratum
-    return _Parts(sizes.astype(np.float64), counts, (inside * labels.right) @ of_stratum)
-
-
-def _mirrored(parts: _Parts) -> _Parts:
-    return _Parts(parts.sizes, parts.counts, parts.counts - parts.rights)
-
-
-def _weighted(weights: NDArray[np.float64], parts: _Parts) -> NDArray[np.float64]:
-    """The weighted mean of shares over the parts that have labels."""
-    has = parts.counts > 0
-    shares = np.where(has, parts.rights / np.maximum(parts.counts, 1.0), 0.0)
-    known = (weights * has).sum(axis=1)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray((weights * shares).sum(axis=1) / known)
-
-
-def _expected(parts: _Parts) -> NDArray[np.float64]:
-    """Right texts, a part without labels being as the others."""
-    return _weighted(parts.sizes, parts) * parts.sizes.sum(axis=1)
-
-
-def _likeliest(
-    multiplied: NDArray[np.float64], counts: NDArray[np.float64], rights: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The shares p that maximise the likelihood less the sum of `multiplied` times p.
-
-    Each is the root in [0, 1] of rights / p - (counts - rights) / (1 - p) = multiplied, a quadratic
-    equation. Where `multiplied` is negative it is solved for 1 - p, so that nothing cancels.
-    """
-    sign = multiplied < 0
-    size = np.abs(multiplied)
-    wanted = np.where(sign, counts - rights, rights)
-    total = counts + size
-    root = np.sqrt(np.maximum(total * total - 4 * size * wanted, 0.0))
-    share = np.where(total > 0, 2 * wanted / np.maximum(total + root, 1e-300), 0.0)
-    return np.clip(np.where(sign, 1 - share, share), 0.0, 1.0)
-
-
-def _lower(weights: NDArray[np.float64], parts: _Parts) -> NDArray[np.float64]:
-    """The smallest weighted mean that the score test does not reject, (thresholds,).
-
-    The multiplier of Lagrange is what is searched for: it determines the likeliest shares, and they
-    the mean that is tested, which falls as the multiplier grows.
-    """
-    counts, rights = parts.evidence
-    found = (weights * np.where(counts > 0, rights / np.maximum(counts, 1e-300), 0.0)).sum(axis=1)
-    step = _half_step(weights, counts)
-    low, high = np.full(len(found), -20.0), np.full(len(found), 60.0)
-    shares = np.zeros_like(counts)
-    for _ in range(_MULTIPLIER_STEPS):
-        middle = (low + high) / 2
-        shares = _likeliest(np.exp(middle)[:, None] * weights, counts, rights)
-        tested = (weights * shares).sum(axis=1)
-        is_rejected = found - tested - step > _Z * _deviation(weights, counts, shares)
-        low, high = np.where(is_rejected, low, middle), np.where(is_rejected, middle, high)
-    return np.asarray(np.clip((weights * shares).sum(axis=1), 0.0, found))
-
-
-def _recall_bound(above: _Parts, below: _Parts, is_lower: bool) -> NDArray[np.float64]:
-    """The recall at which "(1 - recall) rights above = recall rights below" is just not rejected."""
-    parts = _Parts(
-        *(np.concatenate(pair, axis=1) for pair in zip(_fields(above), _fields(below), strict=True))
+    itm, right, weights = labels.itm[told], labels.right[told], stands_for(design, labels)[told]
+    calibration, why = _calibrated(itm, right, weights)
+    return ReviewEstimates(
+        len(labels),
+        int((~told).sum()),
+        points,
+        points[int(np.flatnonzero(thresholds == threshold)[0])],
+        calibration,
+        why,
+        isotonic_steps(itm, right, weights),
+        _agreement(verdicts),
     )
-    counts, rights = parts.evidence
-    split = above.sizes.shape[1]
-    total = np.maximum(parts.sizes.sum(axis=1, keepdims=True), 1.0)
-    found = np.where(counts > 0, rights / np.maximum(counts, 1e-300), 0.0)
-    low, high = np.zeros(len(counts)), np.ones(len(counts))
-    for _ in range(_RECALL_STEPS):
-        recall = (low + high)[:, None] / 2
-        weights = parts.sizes / total
-        weights = np.concatenate([(1 - recall) * weights[:, :split], -recall * weights[:, split:]], 1)
-        shares = _balanced(weights, counts, rights)
-        gap = (weights * found).sum(axis=1)
-        gap = gap if is_lower else -gap
-        is_rejected = gap - _half_step(weights, counts) > _Z * _deviation(weights, counts, shares)
-        move_up = is_rejected if is_lower else ~is_rejected
-        low, high = np.where(move_up, recall[:, 0], low), np.where(move_up, high, recall[:, 0])
-    return low if is_lower else high
 
 
-def _balanced(
-    weights: NDArray[np.float64], counts: NDArray[np.float64], rights: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """The likeliest shares whose weighted sum is 0."""
-    low, high = np.full(len(weights), -1.0), np.full(len(weights), 1.0)
-    # The sinh of it is the multiplier: both signs, and many orders of magnitude, in few steps.
-    low, high = 40 * low, 40 * high
-    for _ in range(_MULTIPLIER_STEPS):
-        middle = (low + high) / 2
-        shares = _likeliest(np.sinh(middle)[:, None] * weights, counts, rights)
-        is_above = (weights * shares).sum(axis=1) > 0
-        low, high = np.where(is_above, middle, low), np.where(is_above, high, middle)
-    return shares
+def stands_for(design: Design, labels: Labels) -> NDArray[np.float64]:
+    """How many texts of the collection each label stands for, (labels,)."""
+    counts = np.bincount(labels.strata, minlength=len(design.sizes))
+    return np.asarray((design.sizes / np.maximum(counts, 1))[labels.strata])
 
 
-def _deviation(
-    weights: NDArray[np.float64], counts: NDArray[np.float64], shares: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    terms = weights**2 * shares * (1 - shares) / np.maximum(counts, 1e-300)
-    return np.asarray(np.sqrt(np.where(counts > 0, terms, 0.0).sum(axis=1)))
+def isotonic_steps(
+    itm: NDArray[np.float64], right: NDArray[np.float64], weights: NDArray[np.float64]
+) -> tuple[tuple[float, float], ...]:
+    """The function of the score that never falls and is nearest in weighted squares.
+
+    Neighbours that fall are pooled until none does (Ayer et al., 1955). Labels of the same score
+    count as one from the beginning.
+
+    Returns:
+        Steps, ascending: the lowest score of each, and the share of right texts from there on.
+    """
+    scores, places = np.unique(itm, return_inverse=True)
+    sums = np.bincount(places, weights * right, len(scores))
+    blocks: list[tuple[float, float, float]] = []
+    for score, rights, weight in zip(
+        scores, sums, np.bincount(places, weights, len(scores)), strict=True
+    ):
+        block = (float(score), float(rights), float(weight))
+        while blocks and blocks[-1][1] * block[2] >= block[1] * blocks[-1][2]:
+            first, others, heavy = blocks.pop()
+            block = (first, block[1] + others, block[2] + heavy)
+        blocks.append(block)
+    return tuple((score, rights / weight) for score, rights, weight in blocks)
 
 
-def _half_step(
-    weights: NDArray[np.float64], counts: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Half of what one more right label changes, as the mean over texts."""
-    total = np.maximum(np.abs(weights).sum(axis=1), 1e-300)
-    steps = np.where(counts > 0, weights**2 / np.maximum(counts, 1e-300), 0.0)
-    return np.asarray(0.5 * steps.sum(axis=1) / total)
+def _at(curve: Curve, place: int) -> Estimate:
+    return Estimate(float(curve.estimate[place]), float(curve.low[place]), float(curve.high[place]))
 
 
-def _fields(parts: _Parts) -> tuple[NDArray[np.float64], ...]:
-    return parts.sizes, parts.counts, parts.rights
+def _calibrated(
+    itm: NDArray[np.float64], right: NDArray[np.float64], weights: NDArray[np.float64]
+) -> tuple[Calibration | None, str]:
+    if not len(itm):
+        return None, "there is no label yet"
+    try:
+        return calibrate(itm, right.astype(np.int64), weights=weights), ""
+    except DataError as error:
+        return None, str(error)
+
+
+def _agreement(verdicts: dict[str, dict[str, str]]) -> Agreement:
+    of_texts = defaultdict[str, list[str]](list)
+    for own in verdicts.values():
+        for text, verdict in own.items():
+            of_texts[text].append(verdict)
+    several: Sequence[list[str]] = [own for own in of_texts.values() if len(own) > 1]
+    pairs = tuple(Pair(*pair) for pair in pairwise_kappas(verdicts))
+    return Agreement(len(several), krippendorff_alpha(several), pairs)

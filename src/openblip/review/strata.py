@@ -39,6 +39,8 @@ class Design:
     exhausted leaves its part to the others, in proportion."""
     scores: tuple[NDArray[np.float64], ...]
     """Match probabilities of all texts of each stratum, ascending."""
+    floor: float = 0.0
+    """Of thresholds: the strata hold every text above it, and need not hold others."""
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
@@ -119,7 +121,9 @@ def stratify(
         The design, and the number of each text's stratum, (texts,).
     """
     of_text = np.zeros(len(itm), dtype=np.int64)
-    names, shares, scores = [], [], []
+    names: list[str] = []
+    shares: list[float] = []
+    scores: list[NDArray[np.float64]] = []
     for kind in kinds:
         is_kept = itm > threshold
         part = float(is_kept[kind.members].mean()) if kind.members.any() else 0.0

@@ -1,0 +1,153 @@
+"""`openblip capfilt review`, and the certificate in `openblip capfilt select`."""
+
+import getpass
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+from openblip.cli.flags import takes
+from openblip.cli.output import check_outputs, print_json, print_table
+from openblip.review.sampling import ReviewSettings
+from openblip.runtime.ranges import Share
+
+if TYPE_CHECKING:
+    from openblip.review.certificate import Certificate
+    from openblip.review.estimates import ReviewEstimates
+    from openblip.review.session import ReviewProgress, ReviewSession
+
+_SHOWN_POINTS = 12
+
+
+@takes(ReviewSettings)
+def review(
+    table: tyro.conf.Positional[str],
+    settings: ReviewSettings,
+    /,
+    *,
+    precision: Share = 0.9,
+    confidence: Share = 0.95,
+    partly_is_right: bool = False,
+    reviewer: str | None = None,
+    export_sample: Path | None = None,
+    verdicts: Path | None = None,
+    json: bool = False,
+) -> int:
+    """Draw texts for people to judge, and say what their verdicts tell of the filter.
+
+    Prints precision and recall with their intervals, and the threshold that is certified. Without
+    a browser: export a sample, fill in its column verdict (right, wrong, partly, unsure), read it.
+
+    Example: openblip capfilt review pairs.lance --export-sample sample.csv
+    openblip capfilt review pairs.lance --verdicts sample.csv --precision 0.9
+
+    Args:
+        table: a table that `openblip capfilt run` has scored.
+        settings: what is drawn.
+        precision: at least this share of what is kept shall be right.
+        confidence: of the certificate.
+        partly_is_right: a text with a wrong detail counts as right; else it does not.
+        reviewer: who judges; by default the name of the account.
+        export_sample: write the drawn texts as CSV, with their images beside it.
+        verdicts: read the verdicts in such a file; nothing is recorded if a line is wrong.
+        json: print JSON.
+    """
+    from openblip.review.session import ReviewSession
+    from openblip.review.spreadsheet import read_sheet, write_sheet
+    from openblip.table.table import PairTable
+
+    check_outputs({"--export-sample": export_sample})
+    name = getpass.getuser() if reviewer is None else reviewer
+    session = ReviewSession.open(PairTable.open(table), settings, partly_is_right=partly_is_right)
+    report = None if verdicts is None else read_sheet(session, verdicts, name)
+    if report is not None:
+        print(
+            f"{verdicts}: {report.recorded:,} verdicts recorded, {report.unchanged:,} were there, "
+            f"{report.blank:,} texts have none",
+            file=sys.stderr,
+        )
+    if export_sample is not None:
+        count = write_sheet(session, export_sample, name)
+        print(f"{export_sample}: {count:,} texts to judge", file=sys.stderr)
+    progress, estimates = session.progress(name), session.estimates()
+    found = None if settings.by == "rejected" else session.certify(precision, confidence)
+    if json:
+        print_json(
+            {
+                "sample": session.sample.name,
+                "progress": asdict(progress),
+                "estimates": estimates.as_plain(),
+                "certificate": found and certificate_json(found),
+                **({} if report is None else {"sheet": asdict(report)}),
+            }
+        )
+        return 0
+    _print_progress(table, session, progress)
+    if progress.judged:
+        _print_estimates(estimates)
+    print(found or "reviewed are rejected texts alone: no certificate for what is kept")
+    return 0
+
+
+def certificate_of(
+    table: Any, precision: float, confidence: float, partly_is_right: bool
+) -> "Certificate":
+    """The certificate that the verdicts on a table give, of its review with the most of them.
+
+    Raises:
+        DataError: there is no verdict.
+    """
+    from openblip.review.session import ReviewSession
+
+    session = ReviewSession.most_reviewed(table, partly_is_right=partly_is_right)
+    return session.certify(precision, confidence)
+
+
+def certificate_json(found: "Certificate") -> dict[str, object]:
+    """A certificate as a field of a result."""
+    return {**asdict(found), "keeps": found.keeps, "text": str(found)}
+
+
+def _print_progress(table: str, session: "ReviewSession", progress: "ReviewProgress") -> None:
+    given = ", ".join(f"{count:,} {verdict}" for verdict, count in progress.verdicts.items())
+    print(
+        f"{table}: {progress.judged:,} of {progress.in_sample:,} drawn texts are judged "
+        f"({given or 'no verdict yet'}); review {session.sample.name}"
+    )
+    if progress.stale:
+        print(f"{progress.stale:,} verdicts are on texts that have changed; they do not count")
+    if progress.elsewhere:
+        print(f"{progress.elsewhere:,} verdicts are of other reviews; they do not count in this")
+
+
+def _print_estimates(estimates: "ReviewEstimates") -> None:
+    every = max(1, len(estimates.points) // _SHOWN_POINTS)
+    rows = [
+        [
+            f"{point.threshold:g}",
+            f"{100 * point.keeps:.1f} %",
+            f"{point.labels:,}",
+            str(point.precision),
+            "-" if point.recall is None else str(point.recall),
+        ]
+        for place, point in enumerate(estimates.points)
+        if place % every == 0 or point is estimates.current
+    ]
+    print_table(["threshold", "keeps", "labels", "precision (95 %)", "recall (95 %)"], rows)
+    if estimates.unsure:
+        print(f"{estimates.unsure:,} of {estimates.labels:,} texts: nobody could tell")
+    found = estimates.calibration
+    if found is not None:
+        print(
+            f"match probabilities: temperature {found.temperature:.2f}, calibration error "
+            f"{found.ece_before:.3f}, with it {found.ece_after:.3f}"
+        )
+    for pair in estimates.agreement.pairs:
+        print(
+            f"{pair.first} and {pair.second} have both judged {pair.texts:,} texts: kappa "
+            f"{pair.kappa:.2f}"
+        )
+    if len(estimates.agreement.pairs) > 1:
+        print(f"all reviewers together: alpha {estimates.agreement.alpha:.2f}")

@@ -1,0 +1,174 @@
+"""A review in a spreadsheet: the drawn texts as CSV, with a column for verdicts to fill in."""
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+from openblip.review.session import ReviewItem, ReviewSession
+from openblip.runtime.atomic import replace_file
+from openblip.runtime.documents import read_text
+from openblip.runtime.errors import DataError
+from openblip.sources.images import image_suffix
+from openblip.table.reviews import Verdict
+from openblip.table.rows import file_key, listed
+
+_COLUMNS = ("key", "image", "source", "text", "verdict", "edited", "itm", "others")
+_READ = ("key", "verdict", "edited", "text")
+# A cell that begins so is a formula to a spreadsheet, and whoever wrote the caption its author.
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_DELIMITERS = ",;\t"
+_IMAGES_AT_ONCE = 64
+
+
+@dataclass(frozen=True)
+class SheetReport:
+    """What came of a file that was read."""
+
+    recorded: int
+    """Verdicts that are new."""
+    unchanged: int
+    """That were recorded before, as they are."""
+    blank: int
+    """Texts without a verdict."""
+
+
+def write_sheet(session: ReviewSession, path: Path, reviewer: str) -> int:
+    """The number of texts that were written, in the order in which they were drawn.
+
+    The images lie beside the file, in `NAME.images/`. What the reviewer has judged already stands
+    in the column `verdict`.
+
+    Raises:
+        UnwritableError: it cannot be written.
+    """
+    own = session.standing(reviewer)
+    stream = io.StringIO()
+    writer = csv.writer(stream)
+    writer.writerow(_COLUMNS)
+    for item, image in _with_images(session, path.with_name(f"{path.stem}.images")):
+        record = own.get(item.key)
+        others = "; ".join(f"{source}: {text}" for source, text, _ in item.others)
+        verdict, edited = (record.verdict, record.edited) if record else (None, None)
+        cells = [item.key, image, item.source, item.text, verdict or "", edited or ""]
+        writer.writerow([*map(_cell, cells), f"{item.itm:.4f}", _cell(others)])
+    with replace_file(path) as unfinished:
+        # With the mark by which a spreadsheet knows UTF-8.
+        unfinished.write_text(stream.getvalue(), encoding="utf-8-sig", newline="")
+    return len(session.items)
+
+
+def read_sheet(session: ReviewSession, path: Path, reviewer: str) -> SheetReport:
+    """Records the verdicts of a file, all of them or none.
+
+    Raises:
+        DataError: a line is not as it should be; names it and the remedy.
+        UnwritableError, StorageError: they cannot be recorded.
+    """
+    own = session.standing(reviewer)
+    fresh: list[tuple[str, str, Verdict, str | None]] = []
+    lines: dict[str, int] = {}
+    unchanged = blank = 0
+    for line, cells in _lines(path):
+        where = f"{path}, line {line}"
+        item = _item(session, cells["key"], where)
+        if lines.setdefault(item.key, line) != line:
+            raise DataError(f"{where}: {item.key} is in line {lines[item.key]} too; remove one")
+        if "text" in cells and cells["text"] != item.text:
+            raise DataError(
+                f"{where}: the text was changed, so it is not known what was judged: leave that "
+                "column as it is, and write corrections into `edited`"
+            )
+        verdict = _verdict(cells["verdict"], where)
+        edited = cells.get("edited", "").strip() or None
+        if verdict is None:
+            if edited:
+                raise DataError(f"{where}: a correction needs a verdict beside it")
+            blank += 1
+            continue
+        edited = None if edited == item.text else edited
+        before = own.get(item.key)
+        if before is not None and (before.verdict, before.edited) == (verdict, edited):
+            unchanged += 1
+        else:
+            fresh.append((reviewer, item.key, verdict, edited))
+    return SheetReport(session.record_all(fresh), unchanged, blank)
+
+
+def _lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
+    """Number and cells of each line below the header."""
+    text = read_text(path)
+    header = text.partition("\n")[0]
+    # A spreadsheet writes the one that its language has.
+    delimiter = max(_DELIMITERS, key=header.count)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        names = [name.strip().lower() for name in next(reader, [])]
+        if missing := [name for name in _READ[:2] if name not in names]:
+            raise DataError(
+                f"{path}: its first line has no column {missing[0]}; export the sample again "
+                "(--export-sample) and fill in its column verdict"
+            )
+        for cells in reader:
+            if not any(cell.strip() for cell in cells):
+                continue
+            if len(cells) != len(names):
+                raise DataError(
+                    f"{path}, line {reader.line_num}: {len(cells)} cells, but the first line has "
+                    f"{len(names)}; save the file as CSV again"
+                )
+            found = dict(zip(names, cells, strict=True))
+            yield reader.line_num, {n: _uncelled(found[n]) for n in _READ if n in found}
+    except csv.Error as error:
+        raise DataError(f"{path}, line {reader.line_num}: is no CSV ({error})") from error
+
+
+def _item(session: ReviewSession, key: str, where: str) -> ReviewItem:
+    try:
+        return session.item(key)
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from error
+
+
+def _verdict(cell: str, where: str) -> Verdict | None:
+    word = cell.strip().lower()
+    known: tuple[Verdict, ...] = get_args(Verdict)
+    for verdict in known:
+        if word == verdict:
+            return verdict
+    if word:
+        raise DataError(f"{where}: the verdict is {cell!r:.40}, none of {listed(known)}")
+    return None
+
+
+def _cell(text: str) -> str:
+    return f"'{text}" if text.startswith(_FORMULA) else text
+
+
+def _uncelled(cell: str) -> str:
+    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
+
+
+def _with_images(session: ReviewSession, folder: Path) -> Iterator[tuple[ReviewItem, str]]:
+    """Each item, and where its image lies: a file in the folder, or the address it has."""
+    for first in range(0, len(session.items), _IMAGES_AT_ONCE):
+        items = session.items[first : first + _IMAGES_AT_ONCE]
+        numbers = [item.row_number for item in items]
+        rows = session.table.take(numbers, ["image", "image_uri"]).to_pylist()
+        for item, row in zip(items, rows, strict=True):
+            if row["image"] is None:
+                yield item, row["image_uri"] or ""
+            else:
+                yield item, _image_file(item, row["image"], folder)
+
+
+def _image_file(item: ReviewItem, image: bytes, folder: Path) -> str:
+    try:
+        name = f"{file_key(item.row)}{image_suffix(image, item.row)}"
+    except DataError as error:
+        return str(error)  # in its place: there is nothing to see
+    with replace_file(folder / name, durable=False) as path:
+        path.write_bytes(image)
+    return f"{folder.name}/{name}"
