@@ -11,11 +11,11 @@ import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from openblip.runtime.errors import DataError
 from openblip.studio.routes import Asked, Refused, Route, get, post
-from openblip.table.reviews import VERDICTS, ReviewLog, Verdict
+from openblip.table.reviews import VERDICTS, ReviewLog
 from openblip.training.recipe_file import from_plain
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ class Reviews:
             known = session.standing(reviewer).get(key)
             if known is not None and (known.verdict, known.edited) == (verdict, edited):
                 return {"key": known.key, "what": "stands already"}
-            record = session.record(reviewer, key, cast(Verdict, verdict), edited)
+            record = session.record(reviewer, key, verdict, edited)
         return {"key": record, "what": "recorded"}
 
     def undo(self, asked: Asked) -> dict[str, Any]:
@@ -135,7 +135,8 @@ class Reviews:
         session, reviewer = opened.session, _reviewer(asked)
         if (tab := opened.tabs.get((reviewer, _tab(asked)))) is not None:
             tab.heard = time.monotonic()
-        precision = asked.number("precision", 0.5, 0.999, 0.9)
+        precision = asked.number("precision", 0.01, 0.999, 0.9)
+        confidence = asked.number("confidence", 0.5, 0.9999, 0.95)
         own = session.standing(reviewer)
         return {
             "progress": asdict(session.progress(reviewer)),
@@ -143,7 +144,7 @@ class Reviews:
             "tabs": len(opened.others(reviewer, _tab(asked))),
             "scope": session.sample.scope,
             "mark": mark,
-            **self._conclusions(opened, precision),
+            **_conclusions(opened, precision, confidence),
         }
 
     def choices(self, asked: Asked) -> dict[str, Any]:
@@ -165,18 +166,6 @@ class Reviews:
             "verdicts": list(VERDICTS),
         }
 
-    def _conclusions(self, opened: _Opened, precision: float) -> dict[str, Any]:
-        session = opened.session
-        state = (len(opened.log.records()), precision)
-        if opened.conclusions is not None and opened.conclusions[0] == state:
-            return opened.conclusions[1]
-        told: dict[str, Any] = {"estimates": session.estimates().as_plain(), "certificate": None}
-        if session.sample.settings.by != "rejected":
-            found = session.certify(precision)
-            told["certificate"] = {**asdict(found), "keeps": found.keeps, "told": str(found)}
-        opened.conclusions = (state, told)
-        return told
-
     def _open(self, asked: Asked) -> tuple[_Opened, str]:
         """The review that the settings mean, and the mark of the table whose rows it numbers."""
         given = asked.values.get("settings", {})
@@ -185,7 +174,8 @@ class Reviews:
         if not isinstance(given, Mapping):
             raise Refused(400, "settings must be an object")
         place = self._studio.need_place()
-        key = (place.mark, json.dumps(given, sort_keys=True))
+        partly_is_right = asked.text("partly", "") == "1"
+        key = (place.mark, json.dumps([given, partly_is_right], sort_keys=True))
         # One at a time: a sample of a million rows is not drawn twice because two pages ask.
         with self._lock:
             if key not in self._opened:
@@ -196,7 +186,7 @@ class Reviews:
                 self._studio.refresh()
                 place = self._studio.need_place()
                 key = (place.mark, key[1])
-                session = ReviewSession.open(place.table, settings)
+                session = ReviewSession.open(place.table, settings, partly_is_right=partly_is_right)
                 self._opened[key] = _Opened(session, ReviewLog.of(place.table.uri))
                 while len(self._opened) > _MOST_OPEN:
                     self._opened.popitem(last=False)
@@ -215,6 +205,20 @@ def routes(studio: "Studio") -> list[Route]:
         post("/api/review/undo", reviews.undo),
         post("/api/review/leave", reviews.leave),
     ]
+
+
+def _conclusions(opened: _Opened, precision: float, confidence: float) -> dict[str, Any]:
+    """What follows from the verdicts; computed anew when there is another one."""
+    session = opened.session
+    state = (len(opened.log.records()), precision, confidence)
+    if opened.conclusions is not None and opened.conclusions[0] == state:
+        return opened.conclusions[1]
+    told: dict[str, Any] = {"estimates": session.estimates().as_plain(), "certificate": None}
+    if session.sample.settings.by != "rejected":
+        found = session.certify(precision, confidence)
+        told["certificate"] = {**asdict(found), "keeps": found.keeps, "told": str(found)}
+    opened.conclusions = (state, told)
+    return told
 
 
 def _shown(item: "ReviewItem") -> dict[str, Any]:

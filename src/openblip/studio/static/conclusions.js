@@ -5,21 +5,30 @@ import { Chart, look } from "./chart.js";
 const LEVELS = [0.8, 0.85, 0.9, 0.95, 0.97, 0.99];
 
 export class Conclusions {
-  /** `changed` is called when another precision is asked for, which `precision` is then. */
-  constructor(changed) {
-    this.precision = 0.9;
+  /** `params` of the address say what is asked for; `changed` is called when that is something else. */
+  constructor(params, changed) {
+    this.precision = Number(params.get("precision")) || 0.9;
+    this.confidence = Number(params.get("confidence")) || 0.95;
+    this.partly = params.get("partly") === "1";
     const share = (value) => `${Math.round(100 * value)} %`;
     this.curves = new Chart({ title: "Precision and recall", note: "with 95 % intervals", along: "threshold", height: 230, format: share, formatX: (x) => String(Number(x.toFixed(3))) });
     this.trust = new Chart({ title: "Calibration", note: "how often a text of this match probability (ITM) is right", along: "match probability", height: 190, format: share, formatX: (x) => String(Number(x.toFixed(3))) });
     const level = el("select", { id: "precision", onchange: () => { this.precision = Number(level.value); changed(); } },
-      LEVELS.map((value) => el("option", { value: String(value), text: `${Math.round(100 * value)} %`, selected: value === this.precision })));
+      [...new Set([...LEVELS, this.precision])].sort().map((value) => el("option", { value: String(value), text: `${Number((100 * value).toFixed(2))} %`, selected: value === this.precision })));
+    const partly = el("input", { type: "checkbox", id: "partly", checked: this.partly, onchange: () => { this.partly = partly.checked; changed(); } });
     this.certificate = el("p", { class: "verdict-of-all", role: "status" });
     this.facts = el("div", { class: "findings small soft" });
     this.node = el("section", { class: "conclusions", "aria-label": "What follows from the verdicts" },
       el("h2", { text: "What follows" }),
-      el("div", { class: "fields" }, el("div", { class: "field" }, el("label", { for: "precision", text: "Right among what is kept, at least" }), level)),
+      el("div", { class: "fields" }, el("div", { class: "field" }, el("label", { for: "precision", text: "Right among what is kept, at least" }), level), el("label", { class: "tick", for: "partly" }, partly, "A wrong detail counts as right")),
       this.certificate, el("div", { class: "axes" }, this.curves.node, this.trust.node), this.facts);
   }
+
+  /** What decides how verdicts count. */
+  get counted() { return this.partly ? { partly: "1" } : {}; }
+
+  /** All that is asked for besides the verdicts. */
+  get asked() { return { precision: this.precision, ...(this.confidence === 0.95 ? {} : { confidence: this.confidence }), ...this.counted }; }
 
   close() {
     this.curves.close();

@@ -43,14 +43,15 @@ class Room {
     Object.assign(this, { main, state, choices, queue: [], history: [], current: null, edited: null, isClosed: false });
     this.tab = kept(sessionStorage, "review.tab", null) ?? keep(sessionStorage, "review.tab", unique());
     this.keys = { ...ACTS, ...kept(localStorage, "review.keys", {}) };
-    this.reviewer = kept(localStorage, "review.name", "");
+    this.reviewer = state.params.get("name") ?? kept(localStorage, "review.name", "");
     this.settings = settingsOf(state.params);
+    this.query = state.params.get("query") ?? "";
     this.outbox = new Outbox(this.tab, state.about.table.place, {
       acknowledged: () => this.#look(1200),
       refused: (order, error) => this.#refused(order, error),
       changed: () => this.#status(),
     });
-    this.conclusions = new Conclusions(() => this.#look(0));
+    this.conclusions = new Conclusions(state.params, () => { this.#note(); this.#look(0); });
     this.onKey = (event) => this.#press(event);
     this.onLeave = () => this.#leave();
     this.onOnline = () => { this.outbox.hurry(); this.#refill(); };
@@ -63,6 +64,8 @@ class Room {
   async start() {
     this.#build();
     if (!this.reviewer) { this.#askName(); return; }
+    keep(localStorage, "review.name", this.reviewer);
+    this.#note();
     await this.#begin();
   }
 
@@ -85,7 +88,13 @@ class Room {
     fetch("/api/review/leave", { method: "POST", keepalive: true, headers: { "X-Openblip": "1", "Content-Type": "application/json" }, body: JSON.stringify(this.#who()) }).catch(() => {});
   }
 
-  #who() { return { settings: this.settings, reviewer: this.reviewer, tab: this.tab }; }
+  #who() { return { settings: this.settings, reviewer: this.reviewer, tab: this.tab, ...this.conclusions.counted }; }
+
+  /** What is reviewed stands in the address: a reload goes on with it. */
+  #note() {
+    const settings = Object.keys(this.settings).length ? { settings: JSON.stringify(this.settings) } : {};
+    note({ ...(this.query ? { query: this.query } : {}), ...this.conclusions.asked, ...settings });
+  }
 
   #build() {
     this.picture = el("div", { class: "stage" });
@@ -163,7 +172,7 @@ class Room {
     const { settings, choices } = this;
     const by = el("select", { id: "by" }, Object.entries(BY).map(([value, text]) => el("option", { value, text, selected: value === (settings.by ?? "threshold") })),
       (choices.searchable || settings.by === "search") && el("option", { value: "search", text: "What a search finds", selected: settings.by === "search" }));
-    const query = el("input", { id: "query", value: this.state.params.get("query") ?? "", placeholder: "two dogs on a beach" });
+    const query = el("input", { id: "query", value: this.query, placeholder: "two dogs on a beach" });
     const threshold = el("input", { id: "threshold", type: "number", min: "0", max: "1", step: "0.01", value: String(settings.threshold ?? choices.defaults.threshold) });
     const size = el("input", { id: "size", type: "number", min: "1", max: "100000", value: String(settings.size ?? choices.defaults.size) });
     const datasets = el("input", { id: "datasets", value: (settings.datasets ?? []).join(", "), placeholder: "all" });
@@ -188,18 +197,16 @@ class Room {
   async #choose(chosen, query) {
     const settings = {};
     for (const [name, value] of Object.entries(chosen)) if (JSON.stringify(value) !== JSON.stringify(this.choices.defaults[name])) settings[name] = value;
-    const params = {};
     try {
       if (settings.by === "search") {
         if (!query) { tell("Write what to search for.", true); return; }
         const { hits } = await waiting("Searching …", () => post("/api/search", { texts: [query], k: 200 }));
         settings.rows = hits.map((hit) => hit.row).sort((a, b) => a - b);
-        params.query = query;
         if (!settings.rows.length) { tell("The search found nothing: search for something else.", true); return; }
       }
       this.#leave();
-      this.settings = settings;
-      note({ ...params, ...(Object.keys(settings).length ? { settings: JSON.stringify(settings) } : {}) });
+      Object.assign(this, { settings, query: settings.by === "search" ? query : "" });
+      this.#note();
       await this.#begin();
     } catch (error) {
       tellError(error);
@@ -300,7 +307,7 @@ class Room {
     if (!this.isDone) return [el("p", { class: "soft", text: this.outbox.isAway ? "The studio does not answer. What you have said is kept here and sent when it is back." : "…" })];
     const parts = [el("h2", { text: this.elsewhere ? "The rest is open in another tab" : "All of these texts are judged by you" })];
     if (this.elsewhere) parts.push(el("p", { text: `${plural(this.elsewhere, "text")} ${this.elsewhere === 1 ? "is" : "are"} shown, or about to be, in another tab of yours.` }), el("button", { type: "button", text: "Show them here too", onclick: () => { this.isAll = true; this.isDone = false; this.#fetch().then(() => this.#advance(), tellError); } }));
-    else parts.push(el("p", { text: "More can be drawn; those that are judged stay." }), el("button", { type: "button", class: "strong", text: "Draw 100 more", onclick: () => this.#choose({ ...this.choices.defaults, ...this.settings, size: (this.settings.size ?? this.choices.defaults.size) + 100 }, this.state.params.get("query") ?? "") }));
+    else parts.push(el("p", { text: "More can be drawn; those that are judged stay." }), el("button", { type: "button", class: "strong", text: "Draw 100 more", onclick: () => this.#choose({ ...this.choices.defaults, ...this.settings, size: (this.settings.size ?? this.choices.defaults.size) + 100 }, this.query) }));
     return parts;
   }
 
@@ -439,7 +446,7 @@ class Room {
     if (this.isClosed || !this.reviewer) return;
     this.looking = setTimeout(async () => {
       try {
-        const told = await get("/api/review/state", { ...this.#who(), settings: JSON.stringify(this.settings), precision: this.conclusions.precision });
+        const told = await get("/api/review/state", { ...this.#who(), settings: JSON.stringify(this.settings), ...this.conclusions.asked });
         if (this.isClosed) return;
         this.tabs = told.tabs;
         this.#showProgress(told);
