@@ -63,6 +63,7 @@ class Room {
 
   async start() {
     this.#build();
+    this.board.hidden = !this.reviewer;
     if (!this.reviewer) { this.#askName(); return; }
     keep(localStorage, "review.name", this.reviewer);
     this.#note();
@@ -130,7 +131,7 @@ class Room {
 
   #askName() {
     const input = el("input", { id: "reviewer", maxlength: "80", autocomplete: "name", required: true, value: this.reviewer });
-    const form = el("form", { class: "ask", onsubmit: async (event) => {
+    const form = el("form", { class: "who", onsubmit: async (event) => {
       event.preventDefault();
       const name = input.value.split(/\s+/).filter(Boolean).join(" ");
       if (!name) return;
@@ -138,6 +139,7 @@ class Room {
       this.#leave();
       this.reviewer = keep(localStorage, "review.name", name);
       fill(this.panel);
+      this.board.hidden = false;
       this.#labels();
       if (isOther) await this.#begin();
     } }, el("div", { class: "field grow" }, el("label", { for: "reviewer", text: "Your name, which stands beside your verdicts" }), input), el("button", { type: "submit", class: "strong", text: "Begin" }));
