@@ -49,7 +49,10 @@ class Room {
     this.outbox = new Outbox(this.tab, state.about.table.place, {
       acknowledged: () => this.#look(1200),
       refused: (order, error) => this.#refused(order, error),
-      changed: () => this.#status(),
+      changed: () => {
+        this.#status();
+        if (this.undoes && !this.outbox.waiting.length) { this.undoes -= 1; this.#undo(); }
+      },
     });
     this.conclusions = new Conclusions(state.params, () => { this.#note(); this.#look(0); });
     this.onKey = (event) => this.#press(event);
@@ -334,8 +337,12 @@ class Room {
       if (!this.outbox.withdraw(last.id)) this.#takeBack(last.item.key);
       return;
     }
-    if (this.outbox.waiting.length) { tell("Wait: earlier verdicts are still being sent."); return; }
-    // From before this page was opened: the studio knows what was last.
+    // From before this page was opened: the studio knows what was last, once it knows of all.
+    if (this.outbox.waiting.length) {
+      this.undoes = (this.undoes ?? 0) + 1;
+      tell("Taken back as soon as earlier verdicts are recorded …");
+      return;
+    }
     try {
       const told = await get("/api/review/state", { ...this.#who(), settings: JSON.stringify(this.settings) });
       if (!told.last) { tell("There is nothing to undo."); return; }
