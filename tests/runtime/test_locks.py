@@ -1,12 +1,21 @@
 """One process at a time."""
 
+import os
+import subprocess
 from pathlib import Path
 from threading import Thread
 
 import pytest
 
 from openblip.runtime.errors import OpenBlipError
-from openblip.runtime.locks import in_turn, only_here, only_one
+from openblip.runtime.locks import (
+    in_turn,
+    is_running,
+    is_taken,
+    only_here,
+    only_one,
+    process_start,
+)
 
 
 def test_a_path_that_is_not_there_yet_is_held_by_one(tmp_path: Path) -> None:
@@ -64,3 +73,24 @@ def test_others_wait_for_their_turn(tmp_path: Path) -> None:
         done.append("first")
     thread.join()
     assert done == ["first", "second"]
+
+
+def test_it_can_be_asked_whether_a_path_is_held(tmp_path: Path) -> None:
+    place = tmp_path / "captions.jsonl"
+    assert not is_taken(place)
+    with only_one(place, "writing captions into"):
+        assert is_taken(place)
+    assert not is_taken(place)
+    (tmp_path / ".captions.jsonl.lock").touch()
+    assert not is_taken(place)
+
+
+def test_a_process_is_told_from_a_later_one_with_its_number() -> None:
+    assert is_running(os.getpid(), process_start(os.getpid()))
+    assert not is_running(os.getpid(), "another")
+    child = subprocess.Popen(["sleep", "100"])
+    start = process_start(child.pid)
+    assert is_running(child.pid, start)
+    child.kill()
+    child.wait()
+    assert not is_running(child.pid, start)

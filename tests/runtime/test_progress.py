@@ -1,8 +1,10 @@
 import io
+import json
+from pathlib import Path
 
 import pytest
 
-from openblip.runtime.progress import Progress, duration
+from openblip.runtime.progress import PROGRESS_FILE, Progress, duration
 
 
 class Clock:
@@ -88,3 +90,39 @@ def test_units_that_turn_out_to_be_done_do_not_count_for_the_rate_either() -> No
     assert stream.getvalue().splitlines()[0] == (
         "captioning: 80 of 100 images, 2.0 images/s, 10.0 s left"
     )
+
+
+def test_a_program_reads_in_a_file_how_far_the_job_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, clock = tmp_path / "progress.json", Clock()
+    monkeypatch.setenv(PROGRESS_FILE, str(file))
+    with Progress("index", 100, "files", 20, stream=io.StringIO(), clock=clock) as progress:
+        assert json.loads(file.read_text())["done"] == 20
+        clock.seconds += 0.1
+        progress.update(1)
+        assert json.loads(file.read_text())["done"] == 20
+        clock.seconds += 9.9
+        progress.update(9)
+        told = json.loads(file.read_text())
+    assert (told["what"], told["unit"], told["total"]) == ("index", "files", 100)
+    assert (told["done"], told["rate"]) == (30, 1.0)
+
+
+def test_a_file_of_progress_that_cannot_be_written_stops_no_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "no-folder").write_text("")
+    monkeypatch.setenv(PROGRESS_FILE, str(tmp_path / "no-folder" / "progress.json"))
+    with Progress("index", 1, "files", stream=io.StringIO()) as progress:
+        progress.update(1)
+    assert progress.num_done == 1
+
+
+def test_what_is_not_shown_is_not_written_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PROGRESS_FILE, str(tmp_path / "progress.json"))
+    with Progress("index", 1, "files", enabled=False) as progress:
+        progress.update(1)
+    assert list(tmp_path.iterdir()) == []

@@ -1,6 +1,7 @@
 """What a CapFilt job is: its settings, fingerprint, folder and columns, and how far it is.
 
 The status is read from table and ledger alone: while the job runs, after a kill, or at its end.
+Whoever asks for it need not load PyTorch.
 """
 
 import hashlib
@@ -12,14 +13,14 @@ from typing import TYPE_CHECKING, Literal
 
 from openblip.capfilt.ledger import STATES, Entry, Ledger, State, Store, open_store
 from openblip.capfilt.lock import lock_owner
-from openblip.checkpoints.reading import model_fingerprint
-from openblip.inference import Decoding
 from openblip.runtime.errors import CheckpointError, DataError, RecipeError
 from openblip.table.columns import list_fragments
 from openblip.table.table import PairTable
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from openblip.inference import Decoding
 
 METADATA_KEY = "capfilt"
 NEW_COLUMNS = (
@@ -34,7 +35,9 @@ NEW_COLUMNS = (
 )
 
 
-def _nucleus() -> Decoding:
+def _nucleus() -> "Decoding":
+    from openblip.inference import Decoding
+
     return Decoding(method="nucleus", top_p=0.9)
 
 
@@ -47,7 +50,7 @@ class CapFiltSettings:
     image; those of the first one come first."""
     filter: str
     """Model folder or run directory of the filter."""
-    decoding: Decoding = field(default_factory=_nucleus)
+    decoding: "Decoding" = field(default_factory=_nucleus)
     """How captions are written: nucleus sampling with p = 0.9 in the paper (section 3.3)."""
     prompt: str = "a picture of "
     """What the captioner was fine-tuned to continue."""
@@ -96,6 +99,8 @@ class CapFiltJob:
         Raises:
             CheckpointError: a model is not there.
         """
+        from openblip.checkpoints.reading import model_fingerprint
+
         models = tuple(model_fingerprint(model) for model in settings.models)
         values = {
             **asdict(settings),
@@ -142,6 +147,8 @@ class CapFiltJob:
         Raises:
             CheckpointError: a model is another one than that of the job.
         """
+        from openblip.checkpoints.reading import model_fingerprint
+
         for source, planned in zip(self.settings.models, self.models, strict=True):
             if (found := model_fingerprint(source)) != planned:
                 raise CheckpointError(

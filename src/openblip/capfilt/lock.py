@@ -12,11 +12,11 @@ import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Self
 
 from openblip.capfilt.ledger import Store, decoded
 from openblip.runtime.errors import OpenBlipError, StorageError
+from openblip.runtime.locks import is_running, process_start
 
 HEARTBEAT_SECONDS = 10.0
 EXPIRY_SECONDS = 60.0
@@ -52,7 +52,7 @@ class Owner:
         if (self.host, self.pid) == (platform.node(), os.getpid()):
             return self.since in _HELD
         if self.host == platform.node():
-            return _is_running(self.pid, self.process_start)
+            return is_running(self.pid, self.process_start)
         return time.time() - self.heartbeat < EXPIRY_SECONDS
 
 
@@ -63,7 +63,7 @@ class JobLock:
         """A lock in the folder of all jobs of a table; nothing is locked before the context."""
         self._store = store
         now = time.time()
-        self._owner = Owner(platform.node(), os.getpid(), _process_start(os.getpid()), now, now)
+        self._owner = Owner(platform.node(), os.getpid(), process_start(os.getpid()), now, now)
         self._generation = 0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._beat, name="capfilt-lock", daemon=True)
@@ -162,24 +162,3 @@ def _name(generation: int) -> str:
 
 def _encode(owner: Owner) -> bytes:
     return json.dumps(asdict(owner)).encode()
-
-
-def _is_running(pid: int, process_start: str) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        pass
-    return _process_start(pid) == process_start
-
-
-def _process_start(pid: int) -> str:
-    """When a process started, in the system's own units; empty where `/proc` is missing."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return ""
-    fields = stat.rpartition(")")[2].split()
-    # A zombie (Z) is dead, whoever has not yet asked for its exit code.
-    return "" if fields[0] == "Z" else fields[19]

@@ -2,14 +2,17 @@
 
 import getpass
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, fields
+from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import tyro
 
 from openblip.cli.flags import takes
 from openblip.cli.output import check_outputs, print_json, print_table
+from openblip.cli.studio import DEFAULT_PORT, Port, check_studio, tell_address
 from openblip.review.sampling import ReviewSettings
 from openblip.runtime.ranges import Share
 
@@ -34,13 +37,17 @@ def review(
     export_sample: Path | None = None,
     verdicts: Path | None = None,
     json: bool = False,
+    port: Port = DEFAULT_PORT,
+    open: bool = True,
 ) -> int:
     """Draw texts for people to judge, and say what their verdicts tell of the filter.
 
-    Prints precision and recall with their intervals, and the threshold that is certified. Without
-    a browser: export a sample, fill in its column verdict (right, wrong, partly, unsure), read it.
+    Opens the studio's page for it, where a verdict is one key. Without a browser: export a sample,
+    fill in its column verdict (right, wrong, partly, unsure), and read it: then precision and
+    recall with their intervals are printed, and the threshold that is certified.
 
-    Example: openblip capfilt review pairs.lance --export-sample sample.csv
+    Example: openblip capfilt review pairs.lance --precision 0.9
+    openblip capfilt review pairs.lance --export-sample sample.csv
     openblip capfilt review pairs.lance --verdicts sample.csv --precision 0.9
 
     Args:
@@ -51,8 +58,14 @@ def review(
         reviewer: who judges; by default the name of the account.
         export_sample: write the drawn texts as CSV, with their images beside it.
         verdicts: read the verdicts in such a file; nothing is recorded if a line is wrong.
-        json: print JSON.
+        json: print what the verdicts tell as JSON, and open no page.
+        port: of the page; 0 for any that is free.
+        open: open the page in the browser.
     """
+    if not json and export_sample is None and verdicts is None:
+        shown = {"precision": precision, "confidence": confidence, "name": reviewer}
+        shown["partly"] = "1" if partly_is_right else None
+        return _in_browser(table, settings, shown, port, open)
     from openblip.review.session import ReviewSession
     from openblip.review.spreadsheet import read_sheet, write_sheet
     from openblip.table.table import PairTable
@@ -87,6 +100,26 @@ def review(
     if progress.judged:
         _print_estimates(estimates)
     print(found or "reviewed are rejected texts alone: no certificate for what is kept")
+    return 0
+
+
+def _in_browser(
+    table: str, settings: ReviewSettings, shown: dict[str, Any], port: int, open_browser: bool
+) -> int:
+    check_studio()
+    from openblip.studio.app import Studio
+    from openblip.studio.guard import Access
+    from openblip.studio.server import serve
+
+    studio = Studio(table)
+    changed = {
+        each.name: getattr(settings, each.name)
+        for each in fields(settings)
+        if getattr(settings, each.name) != each.default
+    }
+    values = {name: value for name, value in shown.items() if value is not None}
+    room = f"#review?{urlencode({**values, 'settings': dumps(changed)})}"
+    serve(studio, Access(), port, tell_address, open_browser, room)
     return 0
 
 

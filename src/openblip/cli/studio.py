@@ -43,12 +43,7 @@ def studio(
         open: open the page in the browser.
         device: cpu, cuda, mps; by default the best that there is.
     """
-    try:
-        import python_multipart  # noqa: F401
-        import starlette  # noqa: F401
-        import uvicorn  # noqa: F401
-    except ImportError as error:
-        raise OpenBlipError(f"the studio needs more: {install_extra('studio')}") from error
+    check_studio()
     from openblip.studio.app import Studio
     from openblip.studio.guard import Access
     from openblip.studio.models import Models
@@ -59,8 +54,24 @@ def studio(
         raise RecipeError(f"--runs {runs} is no folder: give one with training runs")
     models = Models({"captioner": captioner, "filter": filter, "vqa": vqa}, device)
 
-    def tell(address: str) -> None:
-        print(f"studio: {address}  (Ctrl-C ends it)", flush=True)
-
-    serve(Studio(place, models=models, runs=runs), access, port, tell, open)
+    serve(Studio(place, models=models, runs=runs), access, port, tell_address, open)
     return 0
+
+
+def check_studio() -> None:
+    """Nothing, if the packages are there that the studio needs.
+
+    Raises:
+        OpenBlipError: one is not.
+    """
+    try:
+        import python_multipart  # noqa: F401
+        import starlette  # noqa: F401
+        import uvicorn  # noqa: F401
+    except ImportError as error:
+        raise OpenBlipError(f"the studio needs more: {install_extra('studio')}") from error
+
+
+def tell_address(address: str) -> None:
+    """Say where the studio is."""
+    print(f"studio: {address}  (Ctrl-C ends it)", flush=True)

@@ -226,10 +226,14 @@ class ReviewSession:
         )
         return len(verdicts)
 
-    def undo(self, reviewer: str) -> ReviewItem | None:
+    def undo(self, reviewer: str, item_key: str | None = None) -> ReviewItem | None:
         """The item of a reviewer's last verdict, which was taken back; None where there is none.
 
         Called again it takes the one before back, and so on.
+
+        Args:
+            reviewer: who judged.
+            item_key: of an item whose verdict is taken back instead of the last one.
 
         Raises:
             UnwritableError, StorageError: it could not be written; nothing was taken back.
@@ -237,9 +241,9 @@ class ReviewSession:
         with self._lock:
             self._read_log()
             own = self._standing.get(reviewer, {})
-            if not own:
+            if not own or (item_key is not None and item_key not in own):
                 return None
-            last = list(own.values())[-1]
+            last = own[next(reversed(own)) if item_key is None else item_key]
             item = self.item(_key(last))
             self._log.append([self._record(item, reviewer, undoes=last.key)])
             return item

@@ -1,13 +1,14 @@
 """Locks of files: one process at a time; the lock of a process ends with it.
 
 All locks are the kernel's (`flock`), and belong to an open file: whoever is killed has none, and
-nothing needs to be cleaned up. A lock on an object store is another thing, see `capfilt/lock.py`.
+nothing needs to be cleaned up. A lock on an object store is another thing, see `capfilt/lock.py`:
+it asks whether its owner still lives.
 """
 
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from openblip.runtime.errors import OpenBlipError
@@ -39,7 +40,7 @@ def only_one(path: Path, what: str) -> Iterator[None]:
     """
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f".{path.name[:40]}.lock")
+    lock = _lock_of(path)
     while True:
         with lock.open("a") as file:
             if not try_lock(file.fileno()):
@@ -54,6 +55,21 @@ def only_one(path: Path, what: str) -> Iterator[None]:
                 # Before it is given up: later it might be that of the next process.
                 lock.unlink(missing_ok=True)
             return
+
+
+def is_taken(path: Path) -> bool:
+    """Whether a process is in `only_one` for a path at this moment."""
+    lock = _lock_of(path.resolve())
+    # It is there while it is held, or after a kill: what nobody holds is hardly ever asked for.
+    if not lock.is_file():
+        return False
+    with suppress(OSError), lock.open("rb") as file:
+        return not try_lock(file.fileno())
+    return False
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f".{path.name[:40]}.lock")
 
 
 @contextmanager
@@ -94,3 +110,28 @@ def only_here(folder: Path, what: str) -> Iterator[None]:
         if not try_lock(file.fileno()):
             raise OpenBlipError(f"{folder}: another process is at work on this {what}")
         yield
+
+
+def is_running(pid: int, start: str) -> bool:
+    """Whether a process of this machine lives, and is the one that `process_start` told of."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return process_start(pid) == start
+
+
+def process_start(pid: int) -> str:
+    """When a process started, in the system's own units; empty where `/proc` is missing.
+
+    It tells a process from a later one that has its number.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return ""
+    fields = stat.rpartition(")")[2].split()
+    # A zombie (Z) is dead, whoever has not yet asked for its exit code.
+    return "" if fields[0] == "Z" else fields[19]

@@ -1,15 +1,27 @@
-"""How far a long job is: a bar on a terminal, a plain line now and then elsewhere."""
+"""How far a long job is: a bar on a terminal, a plain line now and then elsewhere.
 
+A program that starts a job names a file in `OPENBLIP_PROGRESS`, in which the job says it too.
+"""
+
+import json
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Self, TextIO
+
+from openblip.runtime.atomic import replace_file
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
 
 Info = str | int | float
+PROGRESS_FILE = "OPENBLIP_PROGRESS"
+"""Environment variable: a file that always says how far the job is, as JSON."""
+_FILE_SECONDS = 0.5
 
 
 class Progress:
@@ -56,11 +68,14 @@ class Progress:
         # Threads that read and decode report too.
         self._lock = threading.Lock()
         self._info: dict[str, Info] = {}
-        self._began = self._last_line = 0.0
+        self._began = self._last_line = self._last_file = 0.0
+        file = os.environ.get(PROGRESS_FILE) if enabled else None
+        self._file = Path(file) if file else None
         self._bar: RichProgress | None = None
 
     def __enter__(self) -> Self:
         self._began = self._last_line = self._clock()
+        self._write_file()
         if self._enabled and self._stream.isatty():
             self._bar = self._make_bar()
             self._bar.start()
@@ -68,6 +83,7 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
+            self._write_file()
             if self._bar is not None:
                 self._bar.stop()
             elif self._enabled:
@@ -78,6 +94,8 @@ class Progress:
         with self._lock:
             self.num_done += num_done
             self._info.update(info)
+            if self._clock() - self._last_file >= _FILE_SECONDS:
+                self._write_file()
             if self._bar is not None:
                 self._bar.update(self._bar.task_ids[0], completed=self.num_done, text=self._text())
             elif self._enabled and self._clock() - self._last_line >= self._interval:
@@ -120,6 +138,22 @@ class Progress:
             line += f", {duration((self._total - self.num_done) / self.rate)} left"
         self._stream.write(line + "\n")
         self._stream.flush()
+
+    def _write_file(self) -> None:
+        if self._file is None:
+            return
+        self._last_file = self._clock()
+        told = {
+            "what": self._description,
+            "done": self.num_done,
+            "total": self._total,
+            "unit": self._unit,
+            "rate": self.rate,
+            "time": time.time(),
+        }
+        # Whoever reads it may have removed the folder; the job itself has nothing to do with it.
+        with suppress(OSError), replace_file(self._file, durable=False) as unfinished:
+            unfinished.write_text(json.dumps(told), encoding="utf-8")
 
     def _make_bar(self) -> "RichProgress":
         from rich.console import Console

@@ -14,7 +14,16 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
-from openblip.studio import capfilt, collection, images, search, trying
+from openblip.studio import (
+    capfilt,
+    collection,
+    images,
+    jobs,
+    review,
+    runs,
+    search,
+    trying,
+)
 from openblip.studio.guard import Access, Guard
 from openblip.studio.models import Models
 from openblip.studio.place import Place
@@ -45,6 +54,9 @@ ROOMS: tuple[Room, ...] = (
     Room("try", "Try", trying.routes),
     Room("collection", "Collection", collection.routes),
     Room("capfilt", "CapFilt", capfilt.routes),
+    Room("review", "Review", review.routes),
+    Room("runs", "Runs", runs.routes),
+    Room("jobs", "Jobs", jobs.routes),
 )
 """In the order of the page; the first is shown first."""
 

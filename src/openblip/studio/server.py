@@ -98,7 +98,12 @@ class Server(uvicorn.Server):
 
 
 def serve(
-    studio: Studio, access: Access, port: int, tell: Callable[[str], object], open_browser: bool
+    studio: Studio,
+    access: Access,
+    port: int,
+    tell: Callable[[str], object],
+    open_browser: bool,
+    room: str = "",
 ) -> None:
     """Serve until Ctrl-C.
 
@@ -108,12 +113,13 @@ def serve(
         port: 0 for any that is free.
         tell: is told the address once it answers.
         open_browser: where there is a screen.
+        room: which is shown first, with what it is to show, as in `#review?size=100`.
 
     Raises:
         OpenBlipError: the port is taken.
     """
     with listen(access.host, port) as sock:
-        address = address_of(sock, access)
+        address = address_of(sock, access) + room
 
         def started() -> None:
             tell(address)

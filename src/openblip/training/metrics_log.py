@@ -1,10 +1,12 @@
 """A run's numbers: `metrics.jsonl`, a line a report, and the same for TensorBoard and others."""
 
 import json
+import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.documents import read_text
@@ -112,6 +114,57 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     return _complete_lines(path) if path.exists() else []
 
 
+class MetricsTail:
+    """The lines of a run's `metrics.jsonl` as they come, each read once.
+
+    Lines that are no lines of metrics are left out and counted in `num_odd`.
+    """
+
+    def __init__(self, run_dir: Path) -> None:
+        self._path = run_dir / METRICS_FILE
+        self._inode, self._offset, self._last = 0, 0, b""
+        self.num_odd = 0
+
+    def read(self, most: int) -> tuple[bool, list[dict[str, Any]]]:
+        """Whether what was read before counts no more, and at most so many lines that came since.
+
+        A run that goes back, or is resumed, writes its file anew: then all lines come again.
+        """
+        # To open a pipe would wait for a writer.
+        if not self._path.is_file():
+            gone = self._offset > 0
+            self._inode, self._offset, self._last = 0, 0, b""
+            return gone, []
+        with self._path.open("rb") as file:
+            is_anew = self._offset > 0 and not self._goes_on(file)
+            if is_anew:
+                self._offset, self._last, self.num_odd = 0, b"", 0
+            self._inode = os.fstat(file.fileno()).st_ino
+            file.seek(self._offset)
+            return is_anew, list(self._lines(islice(file, most)))
+
+    def _goes_on(self, file: BinaryIO) -> bool:
+        # An inode is given out again: the line that was read last must stand there still.
+        if os.fstat(file.fileno()).st_ino != self._inode:
+            return False
+        file.seek(self._offset - len(self._last))
+        return file.read(len(self._last)) == self._last
+
+    def _lines(self, contents: Iterator[bytes]) -> Iterator[dict[str, Any]]:
+        for content in contents:
+            if not content.endswith(b"\n"):
+                return  # it is being written, or a killed process left it torn
+            self._offset += len(content)
+            self._last = content
+            if not content.strip():
+                continue
+            line = _line(content)
+            if line is None:
+                self.num_odd += 1
+            else:
+                yield line
+
+
 def _complete_lines(path: Path) -> list[dict[str, Any]]:
     lines, odd = [], []
     texts = read_text(path, TrainingError).split("\n")
@@ -131,7 +184,7 @@ def _complete_lines(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
-def _line(text: str) -> dict[str, Any] | None:
+def _line(text: str | bytes) -> dict[str, Any] | None:
     """A line of metrics: an object with a step, a kind, and numbers; None if it is none."""
     try:
         line = json.loads(text)

@@ -9,7 +9,7 @@ import socket
 import struct
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from math import prod
 from pathlib import Path
@@ -94,22 +94,53 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def summarise(run_dir: Path, now: float | None = None) -> RunSummary:
+@dataclass
+class RunTotals:
+    """What the lines of a run's metrics come to."""
+
+    step: int = 0
+    """The highest."""
+    train: Mapping[str, float] = field(default_factory=dict)
+    """The latest line of training."""
+    validation: Mapping[str, float] = field(default_factory=dict)
+    """The latest validation."""
+    rewinds: int = 0
+    """How often the run went back."""
+    alarms: int = 0
+    """How often its loss jumped."""
+
+    def add(self, line: Mapping[str, Any]) -> None:
+        """Count one more line."""
+        kind = line["kind"]
+        self.step = max(self.step, int(line["step"]))
+        self.rewinds += kind == "rewind"
+        self.alarms += kind == "alarm"
+        if kind in ("train", "validation"):
+            values = {name: value for name, value in line.items() if name not in ("kind", "step")}
+            setattr(self, kind, values)
+
+
+def summarise(
+    run_dir: Path, now: float | None = None, totals: RunTotals | None = None
+) -> RunSummary:
     """What a run directory tells; reads only, also while the run is going on.
 
     Args:
         run_dir: of the run.
         now: seconds since 1970; None for the clock.
+        totals: of its metrics, where they have been read; None reads them.
 
     Raises:
         RecipeError: its recipe cannot be read.
     """
     settings = read_settings(run_dir / RECIPE_FILE)
-    lines = read_metrics(run_dir)
+    if totals is None:
+        totals = RunTotals()
+        for line in read_metrics(run_dir):
+            totals.add(line)
     statuses = read_statuses(run_dir)
-    latest = {kind: _latest(lines, kind) for kind in ("train", "validation")}
     first = statuses[0] if statuses else None
-    step = max([int(line["step"]) for line in lines] + [s.step for s in statuses], default=0)
+    step = max([totals.step, *(status.step for status in statuses)])
     # A start that has not begun to train does not know yet.
     total = (first.total_steps if first is not None else 0) or settings["train.steps"]
     state, reason = _state(run_dir, statuses, step, total, time.time() if now is None else now)
@@ -122,10 +153,10 @@ def summarise(run_dir: Path, now: float | None = None) -> RunSummary:
         num_parameters=_num_parameters(run_dir / _WEIGHTS),
         step=step,
         total_steps=total,
-        train=latest["train"],
-        validation=latest["validation"],
-        rewinds=sum(line["kind"] == "rewind" for line in lines),
-        alarms=sum(line["kind"] == "alarm" for line in lines),
+        train=totals.train,
+        validation=totals.validation,
+        rewinds=totals.rewinds,
+        alarms=totals.alarms,
         updated=max([s.updated for s in statuses], default=_modified(run_dir)),
         settings=settings,
     )
@@ -168,13 +199,6 @@ def _state(
     if ended == {"finished"}:
         return "finished", "it said so when it ended"
     return "interrupted", f"it was asked to stop after step {first.step}; the same command goes on"
-
-
-def _latest(lines: Sequence[Mapping[str, Any]], kind: str) -> dict[str, float]:
-    for line in reversed(lines):
-        if line["kind"] == kind:
-            return {name: value for name, value in line.items() if name not in ("kind", "step")}
-    return {}
 
 
 def _num_parameters(weights: Path) -> int | None:

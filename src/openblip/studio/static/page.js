@@ -92,6 +92,17 @@ export function post(path, values, image = null, signal = null) {
   return answered(fetch(path, { method: "POST", headers, body, signal }));
 }
 
+/** The style sheet of a room, once; resolves when it counts, so that nothing is seen without it. */
+export function sheet(name) {
+  const href = `/static/${name}`;
+  const known = document.querySelector(`link[href="${href}"]`);
+  if (known) return known.ready;
+  const link = el("link", { rel: "stylesheet", href });
+  link.ready = new Promise((resolve) => { link.onload = resolve; link.onerror = resolve; });
+  document.head.append(link);
+  return link.ready;
+}
+
 const NAMES = { captioner: "captioner", filter: "filter", vqa: "question model" };
 
 /** Carry out something that may load a model first, and say meanwhile what is waited for. */
@@ -200,7 +211,7 @@ async function render() {
   state.params = new URLSearchParams(query ?? "");
   const mine = ++turn;
   for (const link of document.querySelectorAll(".rooms a")) {
-    if (link.dataset.room === room.name) link.setAttribute("aria-current", "page");
+    if (link.dataset.room === room.name) { link.setAttribute("aria-current", "page"); link.scrollIntoView({ block: "nearest", inline: "nearest" }); }
     else link.removeAttribute("aria-current");
   }
   document.title = `${room.title} · openblip studio`;

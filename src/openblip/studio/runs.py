@@ -1,0 +1,298 @@
+"""The room of training runs: what runs are doing, their curves, and where they differ.
+
+Files are read as they grow, a bounded part at each request, so that a hundred long runs show their
+first curves at once; what a page has already is not sent again.
+"""
+
+import json
+import math
+import threading
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from openblip.runtime.errors import OpenBlipError, TrainingError, one_line
+from openblip.studio.curves import ThinnedCurve, comparable, loss_scale, vocabulary_of
+from openblip.studio.routes import Refused, Route, get
+from openblip.training.metrics_log import MetricsTail
+from openblip.training.recipe_file import RECIPE_FILE
+from openblip.training.watching import (
+    RunSummary,
+    RunTotals,
+    different_settings,
+    find_runs,
+    summarise,
+)
+
+if TYPE_CHECKING:
+    from openblip.studio.app import Studio
+
+_LINES_AT_ONCE = 5_000
+_READING_SECONDS = 0.5
+_LOOKING_SECONDS = 1.0
+_FINDING_SECONDS = 5.0
+_EVENTS = ("rewind", "alarm")
+_MOST_EVENTS = 200
+_KINDS = ("train", "validation")
+_FIRST = "loss"
+
+
+@dataclass
+class _WatchedRun:
+    """A run as far as it has been read."""
+
+    name: str
+    path: Path
+    totals: RunTotals = field(default_factory=RunTotals)
+    curves: dict[tuple[str, str], ThinnedCurve] = field(default_factory=dict)
+    """By quantity and kind."""
+    events: list[dict[str, Any]] = field(default_factory=list)
+    is_read: bool = False
+    """Whether the end of its file was reached."""
+    summary: RunSummary | None = None
+    damage: str | None = None
+    """Why it cannot be read, in a line."""
+    vocabulary: str = ""
+    begun_anew: int = 0
+    """The change at which its file began from the start once more."""
+    signature: tuple[object, ...] = ()
+    tail: MetricsTail = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.tail = MetricsTail(self.path)
+
+    def look(self, change: int) -> bool:
+        """Read on; whether the run has another summary than before."""
+        before = (self.summary, self.damage)
+        try:
+            self._read(change)
+            signature = self._signature()
+            # A lock is given up without a file being written.
+            is_settled = self.summary is not None and self.summary.state != "running"
+            is_new = signature != self.signature or not is_settled
+            if self.summary is None or (self.is_read and is_new):
+                self.summary = summarise(self.path, totals=self.totals)
+                self.vocabulary = vocabulary_of(self.path, self.summary.settings)
+                self.signature = signature
+            self.damage = None
+        except (OpenBlipError, OSError) as error:
+            self.summary, self.damage, self.is_read = None, one_line(error), True
+        return (self.summary, self.damage) != before
+
+    def _read(self, change: int) -> None:
+        is_anew, lines = self.tail.read(_LINES_AT_ONCE)
+        if is_anew:
+            self.totals, self.curves, self.events = RunTotals(), {}, []
+            self.begun_anew = change
+        for line in lines:
+            self.totals.add(line)
+            if line["kind"] in _KINDS:
+                self._draw(line, change)
+            elif line["kind"] in _EVENTS:
+                text = str(line.get("text", ""))
+                self.events.append({"step": line["step"], "what": line["kind"], "text": text})
+        self.is_read = len(lines) < _LINES_AT_ONCE
+
+    def _draw(self, line: Mapping[str, Any], change: int) -> None:
+        kind, step = line["kind"], line["step"]
+        for name, value in line.items():
+            if name not in ("step", "kind"):
+                curve = self.curves.setdefault((name, kind), ThinnedCurve())
+                curve.add(step, value, change)
+
+    def _signature(self) -> tuple[object, ...]:
+        """Changes when a file does that a summary is made of."""
+        logs = sorted((self.path / "logs").glob("rank-*.json"))
+        weights = self.path / "checkpoints" / "last" / "model.safetensors"
+        found: list[object] = [self.totals.step, self.totals.rewinds, self.totals.alarms]
+        for path in (self.path / RECIPE_FILE, weights, *logs):
+            with suppress(OSError):
+                status = path.stat()
+                found.append((str(path), status.st_mtime_ns, status.st_size))
+        return tuple(found)
+
+    def row(self) -> dict[str, Any]:
+        """What the page's list shows."""
+        if self.summary is None:
+            return {"name": self.name, "damage": self.damage or "it has not been read yet"}
+        run = self.summary
+        told = ("state", "reason", "task", "data", "step", "total_steps", "num_parameters")
+        return {
+            "name": self.name,
+            **{name: getattr(run, name) for name in told},
+            "loss": _finite(run.train.get("loss")),
+            "validation": _finite(run.validation.get("loss")),
+            "pairs_per_second": _finite(run.train.get("pairs_per_second")),
+            "utilisation": _finite(run.train.get("utilisation")),
+            "seconds_left": _seconds_left(run),
+            "rewinds": run.rewinds,
+            "alarms": run.alarms,
+            "num_odd": self.tail.num_odd,
+            "updated": run.updated,
+        }
+
+
+class Runs:
+    """The runs below a folder, read on whenever somebody asks; safe to use from several threads."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._runs: dict[Path, _WatchedRun] = {}
+        self._problem: str | None = None
+        self._change = 0
+        # Of another server the numbers of changes mean nothing.
+        self._epoch = uuid4().hex[:8]
+        self._changed_rows: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._found = self._looked = 0.0
+
+    def rows(self, after: str) -> dict[str, Any]:
+        """The runs that have changed since a change, and which there are in all."""
+        with self._lock:
+            self._look()
+            since = self._since(after)
+            runs = list(self._runs.values())
+            changed = [run.row() for run in runs if self._changed_rows[run.name] > since]
+            return {
+                "after": f"{self._epoch}.{self._change}",
+                "folder": str(self._folder),
+                "problem": self._problem,
+                "names": [run.name for run in runs],
+                "rows": changed,
+                "reading": sum(not run.is_read for run in runs),
+            }
+
+    def about(self) -> dict[str, Any]:
+        """What changes seldom: quantities and which runs share an axis, differences, events."""
+        with self._lock:
+            self._look()
+            runs = [run for run in self._runs.values() if run.summary is not None]
+            summaries = [run.summary for run in runs if run.summary is not None]
+            events = [{"run": run.name, **event} for run in runs for event in run.events]
+            return {
+                "names": [run.name for run in runs],
+                "quantities": [self._axes(name, runs) for name in _quantities(runs)],
+                "different": {
+                    name: [_told(value) for value in values]
+                    for name, values in different_settings(summaries).items()
+                },
+                "events": events[-_MOST_EVENTS:],
+                "events_left_out": max(len(events) - _MOST_EVENTS, 0),
+            }
+
+    def curves(self, quantity: str, after: str) -> dict[str, Any]:
+        """The points of a quantity that have come or changed since a change, run by run.
+
+        Of each kind, "train" and "validation": from which point on, the steps, the values. Points
+        of before count no more where a run is said to be `anew`.
+        """
+        with self._lock:
+            self._look()
+            since = self._since(after)
+            found: dict[str, dict[str, object]] = {}
+            for run in self._runs.values():
+                if run.begun_anew > since:
+                    found[run.name] = {"anew": True}
+                for kind in _KINDS:
+                    curve = run.curves.get((quantity, kind))
+                    told = curve.since(since) if curve is not None else (0, [], [])
+                    if told[1]:
+                        found.setdefault(run.name, {})[kind] = told
+            return {"after": f"{self._epoch}.{self._change}", "curves": found}
+
+    def _since(self, after: str) -> int:
+        epoch, _, change = after.partition(".")
+        return int(change) if epoch == self._epoch and change.isdecimal() else -1
+
+    def _look(self) -> None:
+        """Read what has come, for half a second at most; the rest waits for the next request."""
+        now = time.monotonic()
+        is_behind = any(not run.is_read for run in self._runs.values())
+        if now - self._looked < _LOOKING_SECONDS and not is_behind and self._found:
+            return
+        if now - self._found >= _FINDING_SECONDS or not self._found:
+            self._find()
+            self._found = time.monotonic()
+        self._change += 1
+        began = time.monotonic()
+        # Those that have not been read come first, so that each is seen before one is finished.
+        for run in sorted(self._runs.values(), key=lambda run: (run.is_read, run.totals.step)):
+            if run.look(self._change):
+                self._changed_rows[run.name] = self._change
+            if time.monotonic() - began > _READING_SECONDS:
+                break
+        self._looked = time.monotonic()
+
+    def _find(self) -> None:
+        try:
+            paths = find_runs([self._folder])
+            self._problem = None
+        except TrainingError as error:
+            paths, self._problem = [], one_line(error)
+        known, self._runs = self._runs, {}
+        for path in paths:
+            self._runs[path] = known.get(path) or _WatchedRun(self._name(path), path)
+            if path not in known:
+                self._changed_rows[self._runs[path].name] = self._change + 1
+
+    def _name(self, path: Path) -> str:
+        """Where a run is in the folder, which stays its name whatever other runs come."""
+        name = path.relative_to(self._folder).as_posix()
+        return self._folder.resolve().name if name == "." else name
+
+    def _axes(self, quantity: str, runs: list[_WatchedRun]) -> dict[str, Any]:
+        scales = {
+            run.name: loss_scale(quantity, run.summary.settings, run.vocabulary)
+            for run in runs
+            if run.summary is not None and (quantity, "train") in run.curves
+        }
+        axes = [{"label": label, "runs": names} for label, names in comparable(scales)]
+        return {"name": quantity, "axes": axes}
+
+
+def _quantities(runs: list[_WatchedRun]) -> list[str]:
+    """Everything that is logged of training, the loss first; the epoch is no curve."""
+    logged = dict.fromkeys(name for run in runs for name, kind in run.curves if kind == "train")
+    return [_FIRST, *(name for name in logged if name not in (_FIRST, "epoch"))] if logged else []
+
+
+def _seconds_left(run: RunSummary) -> float | None:
+    rate, batch = run.train.get("pairs_per_second"), run.settings.get("train.batch_size")
+    if run.state != "running" or not run.total_steps or not rate or not batch:
+        return None
+    return max(run.total_steps - run.step, 0) * float(batch) / rate
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def _told(value: object) -> str:
+    text = value if isinstance(value, str) else json.dumps(value, default=str)
+    return text if len(text) <= 200 else text[:199] + "…"
+
+
+def routes(studio: "Studio") -> list[Route]:
+    """`/api/runs` the list, `/api/runs/about` what changes seldom, `/api/runs/curves` points."""
+    watched = None if studio.runs is None else Runs(studio.runs)
+
+    def need() -> Runs:
+        if watched is None:
+            raise Refused(
+                409, "no folder of runs was named: start the studio with one (--runs runs/)"
+            )
+        return watched
+
+    return [
+        get("/api/runs", lambda asked: need().rows(asked.text("after", ""))),
+        get("/api/runs/about", lambda asked: need().about()),
+        get(
+            "/api/runs/curves",
+            lambda asked: need().curves(asked.text("quantity"), asked.text("after", "")),
+        ),
+    ]
