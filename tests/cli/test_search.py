@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import webbrowser
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 import openblip
 from openblip.cli import main
+from openblip.index import folder
 
 Checkpoint = Callable[[str], str]
 
@@ -68,6 +70,31 @@ def test_search_prints_a_table_json_or_csv(
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert len(rows) == 3
     assert rows[0].keys() == {"place", "row", "id", "itm", "itc", "image_uri"}
+
+
+def test_what_has_changed_since_the_index_is_said(
+    indexed: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def told() -> str:
+        assert main(["search", indexed, "a red square", "--rerank", "0"]) == 0
+        return capsys.readouterr().err
+
+    assert "since the index" not in told()
+    Path(indexed, "notes.txt").write_text("no image")
+    assert "since the index" not in told()
+    Path(indexed, "new.png").write_bytes(Path(indexed, "1.png").read_bytes())
+    update = "since the index: openblip index update photos\n"
+    assert f"1 file is new {update}" in told()
+    os.utime(Path(indexed, "0.png"), ns=(1, 1))
+    Path(indexed, "5.png").unlink()
+    assert f"3 files are new or changed or gone {update}" in told()
+    assert main(["search", indexed, "a red square", "--rerank", "0", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["outdated"] == 3
+    # In a large folder only the files that are shown are looked at.
+    monkeypatch.setattr(folder, "MOST_COMPARED", 5)
+    assert "2 files are changed or gone since the index (of those that are shown)" in told()
+    assert main(["index", "update", indexed]) == 0
+    assert "since the index" not in told()
 
 
 def test_nothing_found_is_said_and_the_nearest_are_shown(

@@ -17,6 +17,12 @@ from ..inference.conftest import make_med, tokenizer
 __all__ = ["models", "table", "tokenizer"]
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is kept in the cache of whoever runs the tests."""
+    monkeypatch.setenv("OPENBLIP_CACHE", str(tmp_path / "cache"))
+
+
 @pytest.fixture(scope="session")
 def model(tokenizer, tmp_path_factory: pytest.TempPathFactory) -> str:
     """Folder of a model that embeds and matches."""

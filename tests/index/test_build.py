@@ -10,7 +10,13 @@ import pytest
 import openblip
 from openblip.curation.marks import embedding_model, mark_images
 from openblip.index import folder
-from openblip.index.build import IndexReport, describe_index, open_index, update_index
+from openblip.index.build import (
+    IndexReport,
+    describe_index,
+    open_index,
+    outdated_index,
+    update_index,
+)
 from openblip.inference import load
 from openblip.inference.image_sources import ImageSources
 from openblip.runtime.errors import DataError, OpenBlipError
@@ -171,3 +177,14 @@ def test_bad_places_are_refused_in_a_line(tmp_path: Path, photos: Path, build: B
     said = pytest.raises(OpenBlipError, match="another process is indexing")
     with only_one(place, "indexing"), said:
         build(photos)
+
+
+def test_rows_without_an_embedding_are_told(
+    tmp_path: Path, pair_rows: Callable[..., list[PairRow]], build: Build
+) -> None:
+    table = PairTable.create(tmp_path / "pairs.lance", pair_rows(6))
+    build(table.uri)
+    assert outdated_index(open_index(table.uri)[0], []).count == 0
+    PairTable.open(table.uri).append([replace(pair_rows(1)[0], id="late")])
+    told = str(outdated_index(open_index(table.uri)[0], []))
+    assert told == "1 row is new since the index"

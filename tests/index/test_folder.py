@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import openblip.index.folder as folder_module
-from openblip.index.build import IndexReport, open_index
+from openblip.index.build import IndexReport, open_index, outdated_index
 from openblip.index.folder import FolderChanges
 from openblip.runtime.errors import DataError
 
@@ -180,3 +180,19 @@ def test_an_update_that_is_killed_ends_in_the_same_state_the_next_time(
     shutil.rmtree(indexed / ".openblip")
     build(indexed)
     assert contents(indexed) == killed
+
+
+def test_what_is_outdated_is_told_without_reading(indexed: Path, build: Build, tmp_path) -> None:
+    table, _ = open_index(str(indexed))
+    assert outdated_index(table, []).count == 0
+    draw(indexed / "deep" / "new.png", 40)
+    draw(indexed / "0.png", 41)
+    (indexed / "1.png").unlink()
+    (indexed / "2.png").rename(indexed / "other.png")
+    found = outdated_index(table, [])
+    assert (found.new, found.changed, found.gone) == (2, 1, 2)
+    build(indexed)
+    assert outdated_index(open_index(str(indexed))[0], []).count == 0
+    # The hidden table moves along; its rows still name the files where they were.
+    moved = indexed.rename(tmp_path / "moved")
+    assert outdated_index(open_index(str(moved))[0], []).changed == 12

@@ -78,6 +78,18 @@ def test_a_model_without_embeddings_still_matches(tokenizer, images):
     assert match.itc is None
 
 
+def test_a_short_text_reads_the_images_without_keys_and_values(tokenizer, images):
+    blip = Blip(make_med(tokenizer), tokenizer, "filter", 32, 30)
+    encoded = blip.encode(images)
+    few = blip.score(encoded, [[""]] * len(images))
+    assert not encoded.encoder_memory_for(1).is_projected
+    assert encoded.encoder_memory.is_projected
+    # They are there now, and so they are read.
+    assert encoded.encoder_memory_for(1) is encoded.encoder_memory
+    many = blip.score(encoded, [[""]] * len(images))
+    assert [own[0].itm for own in few] == pytest.approx([own[0].itm for own in many], rel=1e-5)
+
+
 def test_a_captioner_cannot_match(tokenizer, images):
     blip = Blip(make_med(tokenizer, heads=("lm",)), tokenizer, "captioner", 32, 30)
     with pytest.raises(MissingHead, match="filter"):

@@ -7,6 +7,10 @@ import torch
 from torch import Tensor
 
 from openblip.model import ImageMemory, Med
+from openblip.model.attention import MemoryAttention
+from openblip.model.lowrank import LowRankLinear
+from openblip.model.memory import LayerMemory
+from openblip.model.packing import Packing
 from openblip.runtime.errors import RecipeError
 
 
@@ -155,6 +159,78 @@ class TestMask:
         selected = med.text.remember(hidden, mask=memory_mask).select(index)
         assert selected.mask is not None
         assert torch.equal(selected.mask, memory_mask[index])
+
+
+class TestStates:
+    """Few tokens read the states themselves: the same result for less work."""
+
+    @pytest.fixture
+    def states(self, med: Med, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return med.encode_images(images)
+
+    @pytest.mark.parametrize("role", ["match", "decode"])
+    @pytest.mark.parametrize("with_mask", [False, True])
+    @torch.no_grad()
+    def test_the_result_is_that_of_keys_and_values(
+        self, med: Med, states: Tensor, ids: Tensor, mask: Tensor, role: str, with_mask: bool
+    ) -> None:
+        seen = torch.arange(17) < torch.tensor([17, 9, 1])[:, None] if with_mask else None
+        few = med.text.remember(states, mask=seen, num_tokens=7)
+        assert not few.is_projected
+        run = getattr(med, role)
+        # Padded texts, two of each image, and one of each.
+        for texts, own in ((ids, mask), (ids[:3, :1], mask[:3, :1])):
+            expected = run(texts, own, med.text.remember(states, mask=seen))
+            read = own if role == "decode" else slice(None)
+            assert_same(run(texts, own, few)[read], expected[read])
+
+    @torch.no_grad()
+    def test_a_selection_of_states_copies_them_once(
+        self, med: Med, states: Tensor, ids: Tensor, mask: Tensor
+    ) -> None:
+        index = torch.tensor([2, 0, 0])
+        selected = med.text.remember(states, num_tokens=2).select(index)
+        assert len({each.data_ptr() for each in (*selected.keys, *selected.values)}) == 1
+        expected = med.match(ids, mask, med.text.remember(states).select(index))
+        assert_same(med.match(ids, mask, selected), expected)
+
+    @pytest.mark.parametrize("tokens", [1, 7, 24])
+    @torch.no_grad()
+    def test_it_is_the_same_at_the_size_of_base(self, tokens: int) -> None:
+        torch.manual_seed(0)
+        attention = MemoryAttention(768, 768, 12, 0.1).eval()
+        # Larger than they begin, so that the attention is far from uniform.
+        torch.nn.init.normal_(attention.key_value.weight, std=0.05)
+        torch.nn.init.normal_(attention.key_value.bias)
+        states, texts = torch.randn(2, 577, 768), torch.randn(4 * tokens, 768)
+        packings = [Packing(4, tokens)]
+        few = ImageMemory.of_states(states, 1).layer(0)
+        keys = LayerMemory(*attention.remember(states))
+        assert_same(attention(texts, [few], packings), attention(texts, [keys], packings))
+
+    @torch.no_grad()
+    def test_the_amount_of_work_decides(self) -> None:
+        attention = MemoryAttention(768, 768, 12, 0.0).eval()
+        states = torch.zeros(1, 577, 768)
+        # A token's folded queries are 12 times as wide as its query: from 64 on, keys are cheaper.
+        assert attention.reads_states(states, 60)
+        assert not attention.reads_states(states, 68)
+        assert not attention.train().reads_states(states, 1)
+        with torch.enable_grad():
+            assert not attention.eval().reads_states(states, 1)
+        assert not attention.reads_states(states.bfloat16(), 1)
+        attention.key_value = LowRankLinear(attention.key_value, 2, 1.0)
+        assert not attention.reads_states(states, 1)
+
+    def test_any_number_of_texts_gets_keys_and_values(self, med: Med, states: Tensor) -> None:
+        assert med.text.remember(states).is_projected
+        assert med.text.remember(states, num_tokens=1).is_projected  # there may be a gradient
+
+
+def assert_same(found: Tensor, expected: Tensor) -> None:
+    """Equal to 1e-5 of the largest number."""
+    assert (found - expected).abs().max() <= 1e-5 * expected.abs().max()
 
 
 class TestRecording:

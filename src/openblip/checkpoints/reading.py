@@ -1,8 +1,6 @@
 """A model from any layout, with its tokenizer; where it is, and what it is in 16 digits."""
 
-import hashlib
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from openblip.checkpoints.adapters import (
     is_adapter,
 )
 from openblip.checkpoints.families import AnyConfig, fit_vocabulary
+from openblip.checkpoints.fingerprints import HashFile, digest, sha256_of
 from openblip.checkpoints.folder import (
     CONFIG_FILE,
     FROM_ORIGINAL,
@@ -227,23 +226,14 @@ def _tokenizer_beside(path: Path, vocab_size: int = BERT_ROWS) -> Path:
     )
 
 
-def model_fingerprint(source: str | Path) -> str:
+def model_fingerprint(source: str | Path, hash_file: HashFile = sha256_of) -> str:
     """16 hexadecimal digits of the SHA-256 over a model's configuration, weights and tokenizer.
 
     Args:
         source: as for `find_model`.
+        hash_file: as of `digest`.
 
     Raises:
         CheckpointError: if there is no model.
     """
-    return digest("", find_model_files(source))
-
-
-def digest(words: str, files: Sequence[Path]) -> str:
-    """16 hexadecimal digits of the SHA-256 over words, and names and contents of files."""
-    found = hashlib.sha256(words.encode())
-    for file in files:
-        found.update(file.name.encode())
-        with file.open("rb") as stream:
-            found.update(hashlib.file_digest(stream, "sha256").digest())
-    return found.hexdigest()[:16]
+    return digest("", find_model_files(source), hash_file)

@@ -1,5 +1,6 @@
 """`openblip index` and `openblip search`."""
 
+import shlex
 import sys
 import tempfile
 import webbrowser
@@ -159,6 +160,7 @@ def search(
         json: print JSON.
         csv: print a table for a spreadsheet.
     """
+    from openblip.index.build import outdated_index
     from openblip.index.page import write_page
     from openblip.index.query import Query
     from openblip.index.search import Searcher
@@ -174,7 +176,11 @@ def search(
         page = Path(tempfile.mkdtemp(prefix="openblip-")) / "found.html"
     if page is not None:
         write_page(page, searcher.table, query, found)
-    _print_found(found, json, csv)
+    outdated = outdated_index(searcher.table, [hit.row for hit in found.hits])
+    _print_found(found, outdated.count, json, csv)
+    if outdated.count:
+        told = f"{outdated}: openblip index update {shlex.quote(place)}"
+        print(f"openblip search: {told}", file=sys.stderr)
     if page is not None:
         print(f"page: {page}", file=sys.stderr)
         if open:
@@ -182,10 +188,10 @@ def search(
     return 0
 
 
-def _print_found(found: "Found", json: bool, csv: bool) -> None:
+def _print_found(found: "Found", outdated: int, json: bool, csv: bool) -> None:
     if json:
-        nothing = {"found": not found.nothing, "threshold": found.threshold}
-        print_json({"hits": [asdict(hit) for hit in found.hits], **nothing, **found.counts()})
+        about = {"found": not found.nothing, "threshold": found.threshold, "outdated": outdated}
+        print_json({"hits": [asdict(hit) for hit in found.hits], **about, **found.counts()})
         return
     rows = [
         [str(place), str(hit.row), hit.id, _number(hit.itm), _number(hit.itc), hit.image_uri or ""]

@@ -5,7 +5,7 @@ files; any other table gets a column. `build` makes an index, `update` brings it
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,13 @@ from typing import Any
 
 from openblip.curation.marks import EMBEDDING_KEY
 from openblip.index.embeddings import embed_table, embedding_width
-from openblip.index.folder import FolderChanges, folder_schema, reconcile
+from openblip.index.folder import (
+    FolderChanges,
+    Outdated,
+    folder_schema,
+    outdated_files,
+    reconcile,
+)
 from openblip.index.noted import FOLDER_TABLE, IndexState, folder_named, open_index
 from openblip.inference import Embedder
 from openblip.inference.embedder import embedder_fingerprint, load_embedder
@@ -143,6 +149,22 @@ def describe_index(place: str) -> IndexReport:
         DataError: there is none.
     """
     return _report(open_index(place)[0].uri, 0, None, 0.0)
+
+
+def outdated_index(table: PairTable, shown: Sequence[int]) -> Outdated:
+    """How far a folder, or a table, has gone on since its index; nothing is computed.
+
+    Args:
+        table: that has the embeddings.
+        shown: numbers of rows whose files are looked at where a folder has very many.
+    """
+    state = IndexState.of(table)
+    if state is None or state.folder is None:
+        return Outdated(new=len(table) - table.count_values(EMBEDDING_KEY), kind="row")
+    # The hidden table moves with its folder.
+    is_hidden = Path(table.uri).parts[-2:] == FOLDER_TABLE.parts
+    folder = Path(table.uri).parents[1] if is_hidden else Path(state.folder)
+    return outdated_files(table, folder, shown)
 
 
 def _places(place: str, table: str | None) -> tuple[str, Path | None]:

@@ -9,12 +9,12 @@ So a killed update has lost one batch at most, and the next one ends where it wo
 
 import hashlib
 import os
-from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,13 +23,13 @@ from PIL import Image
 from openblip.curation.marks import EMBEDDING_KEY
 from openblip.index.embeddings import embed_all, embedding_array, embedding_width
 from openblip.inference import Embedder
-from openblip.inference.image_sources import ImageSources, SourceImage
+from openblip.inference.image_sources import ImageSources
 from openblip.runtime.documents import encodable, has_halves
 from openblip.runtime.errors import DataError, one_line
 from openblip.runtime.progress import Progress
 from openblip.runtime.threads import default_threads, ordered_map
 from openblip.sources.images import open_image, read_header
-from openblip.sources.row_images import read_image_file
+from openblip.sources.row_images import image_path, read_image_file
 from openblip.table.columns import column_state
 from openblip.table.rows import PairRow, row_batches, row_schema
 from openblip.table.table import PairTable
@@ -38,6 +38,8 @@ from openblip.table.vectors import exchange_rows, vector_length
 if TYPE_CHECKING:
     import pyarrow as pa
 
+MOST_COMPARED = 20_000
+"""In a larger folder a search looks at the files that it shows alone: all would take seconds."""
 BATCH_FILES = 256
 """Files of one version: what a killed update may lose, and longer than a version takes to write."""
 _DIGEST_BYTES = 16
@@ -154,23 +156,73 @@ def reconcile(
     return update.table, update.changes
 
 
+@dataclass(frozen=True)
+class Outdated:
+    """Files, or rows of a table, that are not as the index has them."""
+
+    new: int = 0
+    changed: int = 0
+    """Their size or time; of their content nothing is read."""
+    gone: int = 0
+    of_shown: bool = False
+    """Whether only files that are shown were looked at."""
+    kind: Literal["file", "row"] = "file"
+
+    @property
+    def count(self) -> int:
+        """How many."""
+        return self.new + self.changed + self.gone
+
+    def __str__(self) -> str:
+        """Such as "3 files are new or changed since the index"."""
+        kinds = " or ".join(name for name in ("new", "changed", "gone") if getattr(self, name))
+        things = f"{self.kind} is" if self.count == 1 else f"{self.kind}s are"
+        shown = " (of those that are shown)" if self.of_shown else ""
+        return f"{self.count:,} {things} {kinds} since the index{shown}"
+
+
+def outdated_files(table: PairTable, folder: Path, shown: Sequence[int]) -> Outdated:
+    """How far a folder has gone on since its index; no file is read.
+
+    Of a folder of more than `MOST_COMPARED` files only those that are shown are looked at.
+
+    Args:
+        table: of the folder.
+        folder: where its files are now.
+        shown: numbers of rows.
+    """
+    if len(table) > MOST_COMPARED:
+        known = _known(table.take(shown, _KNOWN).to_batches())
+        paths = {row_id: image_path(each.uri) for row_id, each in known.items()}
+        found = (_stat(row_id, path) for row_id, path in paths.items())
+        seen = {each.row_id: each for each in found if each is not None}
+        closed: list[str] = []
+    else:
+        known = _known(table.scan(_KNOWN))
+        # A folder that is away has no files: what stands there is gone for now.
+        seen, closed = _seen(folder) if folder.is_dir() else ({}, [])
+    return Outdated(
+        new=len(seen.keys() - known.keys()),
+        changed=sum(
+            row_id in known and not known[row_id].is_as(now) for row_id, now in seen.items()
+        ),
+        gone=len(_gone(known, seen, closed)),
+        of_shown=len(table) > MOST_COMPARED,
+    )
+
+
 class _Update:
     def __init__(self, table: PairTable, folder: Path, model: Embedder, batch_size: int) -> None:
         self._model, self._batch_size = model, batch_size
         # The version that was there first still has the embeddings of rows that disappear.
         self.table = self._before = table
-        self._known = _known(table)
+        self._known = _known(table.scan(_KNOWN))
         self._seen, closed = _seen(folder)
         self._rows_with: dict[str, list[str]] = {}
         for row_id, known in self._known.items():
             if known.digest is not None and known.error is None:
                 self._rows_with.setdefault(known.digest, []).append(row_id)
-        self._gone = {
-            row_id
-            for row_id in self._known.keys() - self._seen.keys()
-            # What is in a folder that cannot be read today is not gone.
-            if not row_id.startswith(tuple(closed))
-        }
+        self._gone = _gone(self._known, self._seen, closed)
         self._moved: set[str] = set()
         self.changes = FolderChanges()
 
@@ -276,14 +328,23 @@ def _forget_computed(table: PairTable) -> None:
         table.update_metadata(dict.fromkeys(computed))
 
 
-def _known(table: PairTable) -> dict[str, _Known]:
-    """What a table says of its files, by their paths in the folder."""
-    names = ["id", "image_uri", "file_size", "file_mtime", "file_digest", "image_error"]
+_KNOWN = ["id", "image_uri", "file_size", "file_mtime", "file_digest", "image_error"]
+
+
+def _known(batches: "Iterable[pa.RecordBatch]") -> dict[str, _Known]:
+    """What a table says of files, by their paths in the folder; `batches` are of `_KNOWN`."""
     found: dict[str, _Known] = {}
-    for batch in table.scan(names):
-        rows = zip(*(batch[name].to_pylist() for name in names), strict=True)
+    for batch in batches:
+        rows = zip(*(batch[name].to_pylist() for name in _KNOWN), strict=True)
         found |= {row_id: _Known(len(found) + n, *row) for n, (row_id, *row) in enumerate(rows)}
     return found
+
+
+def _gone(
+    known: Mapping[str, _Known], seen: Mapping[str, _Seen], closed: Sequence[str]
+) -> set[str]:
+    """Files that are no more; what is in a folder that cannot be read today is not gone."""
+    return {row_id for row_id in known.keys() - seen.keys() if not row_id.startswith(tuple(closed))}
 
 
 def _seen(folder: Path) -> tuple[dict[str, _Seen], list[str]]:
@@ -292,7 +353,7 @@ def _seen(folder: Path) -> tuple[dict[str, _Seen], list[str]]:
     closed: list[str] = []
     sources = ImageSources([str(folder)])
     for source in sources.images(lambda name, file: True):
-        seen = _stat(source)
+        seen = None if source.file is None else _stat(encodable(source.key), source.file)
         if seen is None:
             closed.append(encodable(os.path.relpath(source.name, folder)))
         else:
@@ -300,16 +361,14 @@ def _seen(folder: Path) -> tuple[dict[str, _Seen], list[str]]:
     return found, closed
 
 
-def _stat(source: SourceImage) -> _Seen | None:
-    if source.file is None:
-        return None
+def _stat(row_id: str, file: Path) -> _Seen | None:
     try:
-        status = source.file.stat()
+        status = file.stat()
     except OSError:
         return None
-    path = source.file.absolute()
+    path = file.absolute()
     uri = path.as_uri() if has_halves(str(path)) else str(path)
-    return _Seen(encodable(source.key), path, uri, status.st_size, status.st_mtime_ns)
+    return _Seen(row_id, path, uri, status.st_size, status.st_mtime_ns)
 
 
 def _read(seen: _Seen, known: Container[str]) -> tuple[_Read, Image.Image | None]:

@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openblip.batches.transforms import eval_transform
+from openblip.checkpoints.fingerprints import RememberedHashes
 from openblip.curation.marks import EMBEDDING_KEY
 from openblip.index.embeddings import embeddings_of
 from openblip.index.noted import open_index
 from openblip.index.query import Query, Terms
-from openblip.index.states import StateCache, default_folder, states_of
+from openblip.index.states import StateCache, default_folder, default_hashes, states_of
 from openblip.inference import Blip, Embedder
 from openblip.inference.embedder import embedder_fingerprint, load_embedder
 from openblip.inference.encoding import EncodedImages
@@ -40,8 +41,9 @@ LEAST_RERANKED, MOST_RERANKED = 32, 128
 a few cores."""
 # Of the contrast's lead of the best over the k-th: what comes closer behind that may be better.
 _MARGIN = 0.5
-# Images whose keys and values are held at a time: 42 MB each for a base model at 384 px.
-_TOGETHER = 8
+# Images that are matched together: fewer leave products small, and where long queries make keys and
+# values worth it, those of each take 42 MB for a base model at 384 px.
+_TOGETHER = 16
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,9 @@ class Searcher:
         source = model or state.model
         if not source:
             raise DataError(f"{place}: its index does not say where the model is: give --model")
-        fingerprint = embedder_fingerprint(source)
+        # All files of the model, which are read again only if they are not as they were.
+        hashes = RememberedHashes(default_hashes())
+        fingerprint = embedder_fingerprint(source, hashes.hash_file)
         if fingerprint != state.fingerprint:
             raise DataError(
                 f"{place}: its index is of another model than {source} is now: index it again "

@@ -46,7 +46,16 @@ def parse_size(text: str) -> int:
 
 def default_folder() -> Path:
     """`states` in `$OPENBLIP_CACHE`, or else in `~/.cache/openblip`."""
-    return Path(os.environ.get("OPENBLIP_CACHE") or "~/.cache/openblip").expanduser() / "states"
+    return _cache_folder() / "states"
+
+
+def default_hashes() -> Path:
+    """`hashes.json` beside it: the hashes of models' files."""
+    return _cache_folder() / "hashes.json"
+
+
+def _cache_folder() -> Path:
+    return Path(os.environ.get("OPENBLIP_CACHE") or "~/.cache/openblip").expanduser()
 
 
 @dataclass(frozen=True)

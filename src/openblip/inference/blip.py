@@ -37,6 +37,7 @@ from openblip.inference.matching import (
     compare_images,
     embed_texts,
     match_probabilities,
+    memory_for,
     score_texts,
 )
 from openblip.model import Med
@@ -311,7 +312,7 @@ class Blip:
         parts = [torch.empty(0, len(texts))]
         for encoded in map(self.encode, image_batches(images, self.image_size, batch_size)):
             pairs = [range(len(texts))] * len(encoded)
-            memory = encoded.encoder_memory
+            memory = memory_for(encoded, tokens, pairs)
             parts.append(torch.stack(match_probabilities(self.matcher, memory, tokens, pairs)))
         return torch.cat(parts)
 

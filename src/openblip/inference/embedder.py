@@ -13,9 +13,10 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from openblip.checkpoints.fingerprints import HashFile, digest, sha256_of
 from openblip.checkpoints.folder import CONFIG_FILE, read_json
 from openblip.checkpoints.huggingface import is_huggingface
-from openblip.checkpoints.reading import digest, find_model, model_fingerprint
+from openblip.checkpoints.reading import find_model, model_fingerprint
 from openblip.inference.encoding import finite, text_batches
 from openblip.inference.image_sources import Images, prepared_batches
 from openblip.inference.loading import default_device, load
@@ -114,17 +115,21 @@ def _joined(parts: list[Tensor]) -> Float[Tensor, "rows embed"]:
     return finite(embed.cpu(), "embeddings")
 
 
-def embedder_fingerprint(source: str) -> str:
+def embedder_fingerprint(source: str, hash_file: HashFile = sha256_of) -> str:
     """As `model_fingerprint`, of whatever `load_embedder` takes.
 
     Of a CLIP it covers the image processor too; of a tag of open_clip nothing but the name.
+
+    Args:
+        source: as for `load_embedder`.
+        hash_file: as of `digest`.
 
     Raises:
         CheckpointError: if there is no model.
     """
     if source.startswith(OPEN_CLIP):
-        return digest(*open_clip_identity(source.removeprefix(OPEN_CLIP)))
-    return model_fingerprint(source)
+        return digest(*open_clip_identity(source.removeprefix(OPEN_CLIP)), hash_file)
+    return model_fingerprint(source, hash_file)
 
 
 def is_clip(path: Path) -> bool:

@@ -6,7 +6,7 @@ Texts as tokens; what is cut off is said. Outputs that are no numbers are refuse
 
 import warnings
 from collections.abc import Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -32,12 +32,15 @@ class EncodedImages:
     """Patch tokens of some images, and their embeddings and cross-attention keys and values.
 
     Generation and scoring of any number of texts use the same keys and values: for an image of
-    384 px in the base size they take 42 MB, and longer to compute than a caption's token.
+    384 px in the base size they take 42 MB, and longer to compute than a caption's token. A short
+    text or two that are scored read the patch tokens instead.
     """
 
     def __init__(self, model: Med | Albef, hidden: Float[Tensor, "images patches width"]) -> None:
         self.model = model
         self.hidden = hidden
+        # By whether they are the decoder's.
+        self._memories: dict[bool, ImageMemory] = {}
 
     def __len__(self) -> int:
         return len(self.hidden)
@@ -47,9 +50,20 @@ class EncodedImages:
         """Unit-length embeddings; None where the model has no itc head."""
         return embed_images(self.model, self.hidden) if "itc" in self.model.config.heads else None
 
-    @cached_property
+    @property
     def encoder_memory(self) -> ImageMemory:
-        """What a text that is matched attends to.
+        """What any number of texts that are matched attend to: keys and values.
+
+        Raises:
+            MissingHead: if the model cannot match.
+        """
+        return self.encoder_memory_for(None)
+
+    def encoder_memory_for(self, num_tokens: int | None) -> ImageMemory:
+        """What texts that are matched attend to: keys and values, or states if that is less work.
+
+        Args:
+            num_tokens: of the texts of an image; None is any number.
 
         Raises:
             MissingHead: if the model cannot match.
@@ -58,19 +72,31 @@ class EncodedImages:
         config = self.model.config
         # Where both roles have the same weights, their keys and values are the same.
         if "lm" in config.heads and config.text.sharing in _SHARED_CROSS_ATTENTION:
-            return self.decoder_memory
-        with torch.no_grad():
-            return self.model.text.remember(self.hidden)
+            return self._remembered(num_tokens, causal=True)
+        return self._remembered(num_tokens)
 
-    @cached_property
+    @property
     def decoder_memory(self) -> ImageMemory:
         """What a text that is generated attends to.
 
         Raises:
             MissingHead: if the model cannot generate.
         """
-        with torch.no_grad():
-            return self.med.text.remember(self.hidden, causal=True)
+        self.med.require("lm")
+        return self._remembered(None, causal=True)
+
+    @torch.no_grad()
+    def _remembered(self, num_tokens: int | None, causal: bool = False) -> ImageMemory:
+        if causal in self._memories:
+            return self._memories[causal]
+        remember = (
+            partial(self.med.text.remember, causal=True) if causal else self.model.text.remember
+        )
+        memory = remember(self.hidden, num_tokens=num_tokens)
+        # States are no work that could be lost.
+        if memory.is_projected:
+            self._memories[causal] = memory
+        return memory
 
     @property
     def med(self) -> Med:

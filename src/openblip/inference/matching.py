@@ -20,6 +20,7 @@ from openblip.model.vqa import Nlvr
 
 # Rows of one pass: enough to keep the matrix products busy, few enough for the cache.
 _MAX_ROWS = 64
+# Multiples of 8 suit the tensor cores of GPUs, and give few different shapes.
 _PAD_MULTIPLE = 8
 
 COMPARED_WORDS = 40
@@ -34,6 +35,19 @@ class Match:
     """Probability that they match, from the image-grounded encoder."""
     itc: float | None
     """Cosine of their embeddings; None where the model has no itc head."""
+
+
+def memory_for(
+    encoded: EncodedImages, texts: TokenBatch, texts_of_image: Sequence[Sequence[int]]
+) -> ImageMemory:
+    """What certain texts of some images attend to; arguments as of `match_logits`.
+
+    Raises:
+        MissingHead: if the model cannot match.
+    """
+    lengths = texts.mask.sum(dim=1)
+    num_tokens = sum(int(lengths[list(rows)].sum()) for rows in texts_of_image)
+    return encoded.encoder_memory_for(-(-num_tokens // max(len(encoded), 1)))
 
 
 def match_probabilities(
@@ -61,7 +75,7 @@ def match_logits(
 
     Args:
         model: in eval mode.
-        memory: keys and values of the images, for the encoder role.
+        memory: of the images, for the encoder role.
         texts: all texts, `[ENC]` (or `[CLS]`) first; of an ALBEF `[CLS]`.
         texts_of_image: rows of `texts` that each image is compared with; an image may have none.
 
@@ -132,8 +146,8 @@ def score_texts(
     # A web text such as "image" stands with many images, and costs its tokens once.
     row_of = {text: row for row, text in enumerate(texts)}
     rows = [[row_of[text] for text in own] for own in texts_of_image]
-    memory, model = encoded.encoder_memory, encoded.model
-    itm = match_probabilities(model, memory, tokens_to_match(texts), rows)
+    model, tokens = encoded.model, tokens_to_match(texts)
+    itm = match_probabilities(model, memory_for(encoded, tokens, rows), tokens, rows)
     cosines: list[list[float]] | None = None
     if texts and encoded.embed is not None:
         cosines = (encoded.embed @ embed_texts(model, tokens_to_embed(texts)).T).tolist()
@@ -168,9 +182,10 @@ def _trimmed(
     index = torch.tensor(rows)
     mask = texts.mask[index]
     longest = int(mask.sum(dim=1).max())
-    # Multiples of 8 suit the tensor cores of GPUs, and give few different shapes.
-    width = min(-(-longest // _PAD_MULTIPLE) * _PAD_MULTIPLE, mask.shape[1])
     device = next(model.parameters()).device
+    # On a processor every token of padding that attends costs time, and no shape is dear.
+    multiple = 1 if device.type == "cpu" else _PAD_MULTIPLE
+    width = min(-(-longest // multiple) * multiple, mask.shape[1])
     return texts.ids[index, :width].to(device), mask[:, :width].to(device)
 
 

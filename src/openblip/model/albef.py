@@ -87,9 +87,14 @@ class FusionText(nn.Module):
         )
         return states
 
-    def remember(self, image_hidden: Float[Tensor, "images patches memory_width"]) -> ImageMemory:
-        """Every fusion layer's cross-attention keys and values of the images."""
-        return remember(self.layers[self.fusion_layer :], image_hidden)
+    def remember(
+        self,
+        image_hidden: Float[Tensor, "images patches memory_width"],
+        *,
+        num_tokens: int | None = None,
+    ) -> ImageMemory:
+        """Every fusion layer's cross-attention keys and values; else as the function."""
+        return remember(self.layers[self.fusion_layer :], image_hidden, num_tokens=num_tokens)
 
     def fuse(
         self,

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from openblip.model.config import TextConfig
-from openblip.model.kernels import Linear, attend
+from openblip.model.kernels import Linear, attend, is_processor_product
 from openblip.model.memory import AttentionRecord, LayerMemory
 from openblip.model.packing import Packing, joined, packed_sizes
 
@@ -197,6 +197,28 @@ class MemoryAttention(nn.Module):
         # Generation reads them at every step: a head's keys side by side are read twice as fast.
         return key.contiguous(), value.contiguous()
 
+    def reads_states(
+        self, image_hidden: Float[Tensor, "images patches memory_width"], num_tokens: int
+    ) -> bool:
+        """Whether a few tokens had better read the states than keys and values made for them.
+
+        Args:
+            image_hidden: the states.
+            num_tokens: of all texts that read an image.
+        """
+        # Measured for float32 on a processor. What a changed or quantised layer computes with
+        # besides its weight, or dropped probabilities, which do not sum to 1, would be missing.
+        if torch.is_grad_enabled() or self.training or not self.key_value.is_plain:
+            return False
+        if not is_processor_product(image_hidden, self.key_value.weight):
+            return False
+        patches, memory_width = image_hidden.shape[1:]
+        width = self.query.out_features
+        # Multiply-adds for the keys of an image; for its values they are as many.
+        projected = patches * width * (memory_width + num_tokens)
+        folded = num_tokens * memory_width * (width + self.heads * patches)
+        return folded < projected
+
     def forward(
         self,
         hidden: Float[Tensor, "packed width"],
@@ -229,11 +251,39 @@ class MemoryAttention(nn.Module):
         # Texts of one image stand one behind the other as one long query, so that its keys and
         # values are read once, not copied per text.
         long_query = query.reshape(images, rows // images * tokens, width)
+        if not memory.is_projected:
+            return self._attend_to_states(long_query, memory).reshape(rows, tokens, width)
         split = split_heads(long_query, self.heads)
         dropout = self.dropout.p if self.training else 0.0
         with memory.read() as (keys, values):
             attended = attend(split, keys, values, memory.mask, dropout)
         return join_heads(attended).reshape(rows, tokens, width)
+
+    def _attend_to_states(
+        self, query: Float[Tensor, "images tokens width"], memory: LayerMemory
+    ) -> Float[Tensor, "images tokens width"]:
+        """The same without keys and values: their weights go to the queries and to the result.
+
+        q (K h + b) = (q K) h + q b, and q b, the same for all patches, changes no probability. The
+        mean of values V h + b is V times the mean of the states, + b.
+        """
+        images, tokens, width = query.shape
+        heads, head_dim = self.heads, width // self.heads
+        key, value = self.key_value.weight.view(2, heads, head_dim, -1)
+        bias = self.key_value.bias.view(2, heads, 1, head_dim)[1]
+        # Heads first: one product a head for the tokens of all images.
+        by_head = (query * head_dim**-0.5).view(images * tokens, heads, head_dim).transpose(0, 1)
+        folded = torch.bmm(by_head, key).view(heads, images, tokens, -1).transpose(0, 1)
+        with memory.read() as (states, _):
+            states = states[:, 0]
+            # All heads of an image read the same states: they are one long query.
+            scores = folded.flatten(1, 2) @ states.mT
+            if memory.mask is not None:
+                scores = scores.masked_fill(~memory.mask[:, 0], float("-inf"))
+            means = scores.softmax(dim=-1) @ states
+        by_head = means.view(images, heads, tokens, -1).transpose(0, 1).flatten(1, 2)
+        attended = torch.baddbmm(bias, by_head, value.mT)
+        return attended.transpose(0, 1).reshape(images, tokens, width)
 
     def _attend_and_record(
         self,

@@ -1,4 +1,8 @@
-"""Keys and values of an image's cross-attention, computed once and used by every text."""
+"""Keys and values of an image's cross-attention, computed once and used by every text.
+
+Or the image's states in their place, where a few tokens read it: then making them is most of the
+work (`MemoryAttention.reads_states`).
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -14,6 +18,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from openblip.runtime.errors import RecipeError
 
 LayerKeys = Float[Tensor, "images heads patches head_dim"]
+"""Of states one head, as wide as they are, which all heads of the attention share."""
 
 
 @dataclass
@@ -42,6 +47,8 @@ class LayerMemory(NamedTuple):
     """Which rows of keys and values the images are; None, each in its place."""
     keeps_copies: bool = False
     """Whether the backward pass gets the copies of these rows, or makes them again."""
+    is_projected: bool = True
+    """Whether these are keys and values; else both are the states that they would be made of."""
 
     @property
     def images(self) -> int:
@@ -126,6 +133,19 @@ class ImageMemory:
     """Which rows of keys and values (not of `mask`) the images are; None, each in its place."""
     keeps_copies: bool = False
     """As of `LayerMemory`; for a layer that the backward pass computes again as a whole."""
+    is_projected: bool = True
+    """As of `LayerMemory`; of all layers."""
+
+    @classmethod
+    def of_states(
+        cls,
+        hidden: Float[Tensor, "images patches memory_width"],
+        num_layers: int,
+        mask: Bool[Tensor, "images patches"] | None = None,
+    ) -> "ImageMemory":
+        """The states themselves, for every layer, and so nothing that is computed."""
+        shared = (hidden[:, None],) * num_layers
+        return cls(shared, shared, mask, is_projected=False)
 
     @property
     def images(self) -> int:
@@ -138,7 +158,8 @@ class ImageMemory:
         is_recorded = self.record is not None and self.record.layer == number
         record = self.record if is_recorded else None
         keys, values = self.keys[number], self.values[number]
-        return LayerMemory(keys, values, mask, record, self.rows, self.keeps_copies)
+        copies = self.rows, self.keeps_copies
+        return LayerMemory(keys, values, mask, record, *copies, self.is_projected)
 
     def recording(self, layer: int) -> tuple["ImageMemory", AttentionRecord]:
         """The same memory, and the record that a pass which reads it fills.
@@ -153,6 +174,7 @@ class ImageMemory:
             raise RecipeError(
                 f"layer {layer}: this model's text layers are numbered 0 to {len(self.keys) - 1}"
             )
+        assert self.is_projected, "states have no probabilities that a gradient could go through"
         record = AttentionRecord(layer)
         return replace(self, record=record), record
 
@@ -170,9 +192,11 @@ class ImageMemory:
 
     def _copied(self) -> "ImageMemory":
         assert self.rows is not None
+        # States are the same tensor in every place: copied once.
+        wholes = {id(each): each for each in (*self.keys, *self.values)}
+        copies = {name: each.index_select(0, self.rows) for name, each in wholes.items()}
         keys, values = (
-            tuple(each.index_select(0, self.rows) for each in layers)
-            for layers in (self.keys, self.values)
+            tuple(copies[id(each)] for each in layers) for layers in (self.keys, self.values)
         )
         return replace(self, keys=keys, values=values, rows=None)
 

@@ -278,9 +278,10 @@ class TextStack(nn.Module):
         *,
         causal: bool = False,
         mask: Bool[Tensor, "images patches"] | None = None,
+        num_tokens: int | None = None,
     ) -> ImageMemory:
-        """Every layer's cross-attention keys and values of the images."""
-        return remember(self.layers, image_hidden, causal=causal, mask=mask)
+        """Every layer's cross-attention keys and values of the images; else as `remember`."""
+        return remember(self.layers, image_hidden, causal=causal, mask=mask, num_tokens=num_tokens)
 
     def memories(self, image_hidden: Float[Tensor, "images patches memory_width"]) -> Memories:
         """What encoder and decoder attend to; computed once where there is one cross-attention."""
@@ -339,10 +340,25 @@ def remember(
     *,
     causal: bool = False,
     mask: Bool[Tensor, "images patches"] | None = None,
+    num_tokens: int | None = None,
 ) -> ImageMemory:
-    """The cross-attention keys and values of images, for some text layers that have it."""
-    parts = [cast("TextLayer", layer).part("cross_attention", causal) for layer in layers]
-    pairs = [cast("CrossAttention", part).remember(image_hidden) for part in parts]
+    """The cross-attention keys and values of images, for some text layers that have it.
+
+    Args:
+        layers: each a `TextLayer`.
+        image_hidden: of the images.
+        causal: of the decoder.
+        mask: True = attend; None attends to every token.
+        num_tokens: of all texts that will read an image, where that is known: for a few the states
+            themselves are remembered, if that is less work. None is any number.
+    """
+    parts = [
+        cast("CrossAttention", cast("TextLayer", layer).part("cross_attention", causal))
+        for layer in layers
+    ]
+    if num_tokens is not None and all(p.reads_states(image_hidden, num_tokens) for p in parts):
+        return ImageMemory.of_states(image_hidden, len(parts), mask)
+    pairs = [part.remember(image_hidden) for part in parts]
     return ImageMemory(tuple(k for k, _ in pairs), tuple(v for _, v in pairs), mask)
 
 

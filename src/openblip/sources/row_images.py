@@ -62,9 +62,10 @@ def encoded_image(image: bytes | None, image_uri: str | None) -> bytes:
 
 def image_path(image_uri: str) -> Path:
     """The file that a path or a `file://` address names."""
-    if urlsplit(image_uri).scheme == "file":
+    address = urlsplit(image_uri)
+    if address.scheme == "file":
         # A name that is no UTF-8 stands there byte by byte.
-        image_uri = os.fsdecode(unquote_to_bytes(urlsplit(image_uri).path))
+        image_uri = os.fsdecode(unquote_to_bytes(address.path))
     return Path(image_uri)
 
 
