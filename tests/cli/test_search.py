@@ -47,8 +47,12 @@ def test_an_index_is_built_shown_and_brought_up_to_date(
     assert (shown["rows"], shown["missing"], shown["vectors"]) == (6, 0, None)
     assert shown["model"] == checkpoint("pretrain")
     Path(photos, "0.png").unlink()
+    Path(photos, "bad.png").write_bytes(b"no image")
     assert main(["index", "update", photos]) == 0
-    assert "(5 unchanged, 1 deleted)" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "(5 unchanged, 1 deleted, 1 unreadable)" in told.out
+    assert "\n        bad.png: " in told.out
+    assert "left out: " in told.err
 
 
 def test_search_prints_a_table_json_or_csv(

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from openblip.inference.encoding import EncodedImages
 from openblip.inference.image_sources import tried_batches
 from openblip.runtime.errors import DataError
 from openblip.sources.images import ImageSource, open_image
-from openblip.sources.row_images import encoded_image
+from openblip.sources.row_images import encoded_image, local_path
 from openblip.table.table import PairTable
 from openblip.table.vectors import nearest_rows
 
@@ -40,6 +40,7 @@ LEAST_RERANKED, MOST_RERANKED = 32, 128
 a few cores."""
 # Of the contrast's lead of the best over the k-th: what comes closer behind that may be better.
 _MARGIN = 0.5
+_OF_FILES = ("file_digest", "file_size", "file_mtime")
 # Images whose keys and values are held at a time: 42 MB each for a base model at 384 px.
 _TOGETHER = 8
 
@@ -74,6 +75,8 @@ class Found:
     """Those of them whose states were kept from an earlier search."""
     unreadable: int
     """Candidates whose images cannot be read any more: the index is older than the files."""
+    changed: int
+    """Hits whose files are gone, or have changed since they were embedded."""
     margin: float | None
     """Of contrast, behind the k-th candidate, within which `auto` matched, within its bounds; None
     without `auto`."""
@@ -88,7 +91,7 @@ class Found:
 
     def counts(self) -> dict[str, int | float | None]:
         """How it was found, for programs."""
-        names = ("matched", "cached", "unreadable", "margin", "best")
+        names = ("matched", "cached", "unreadable", "changed", "margin", "best")
         return {name: getattr(self, name) for name in names}
 
     def __str__(self) -> str:
@@ -99,9 +102,11 @@ class Found:
             if self.margin is not None:
                 told += f" (auto: ITC at most {self.margin:.3f} behind the last that is shown)"
             told += f", {self.cached} of them from the cache" if self.cached else ""
-        if self.unreadable:
-            told += f"; {self.unreadable} cannot be read: bring the index up to date"
-        return told
+        told += f"; {self.unreadable} cannot be read" if self.unreadable else ""
+        if self.changed:
+            told += f"; {self.changed} of those shown are gone or have changed since the index"
+        stale = self.unreadable or self.changed
+        return f"{told}: bring it up to date (`openblip index update`)" if stale else told
 
 
 class Searcher:
@@ -202,11 +207,13 @@ class Searcher:
         rank = np.where(np.isnan(itm), -1.0, itm * terms.resemblance(cosines))
         best = np.lexsort((-itc, -rank))[:k]
         known = itm[~np.isnan(itm)]
+        hits, changed = self._hits(rows[best], itc[best], itm[best])
         return Found(
-            hits=self._hits(rows[best], itc[best], itm[best]),
+            hits=hits,
             matched=len(known),
             cached=cached,
             unreadable=chosen - len(known),
+            changed=changed,
             margin=margin,
             best=float(known.max()) if known.size else None,
             threshold=threshold,
@@ -261,15 +268,14 @@ class Searcher:
 
     def _states(self, blip: Blip, rows: NDArray[np.int64]) -> tuple[dict[int, Tensor], int]:
         """Hidden states by the places of rows; those of unreadable images are missing."""
-        names = ["image", "image_uri"]
-        has_digest = "file_digest" in self.table.columns
-        found = self.table.take(rows, [*names, "file_digest"] if has_digest else names).to_pylist()
+        found = self._rows(rows, ["image", "image_uri"])
         contents: dict[int, bytes] = {}
         digests = []
         for place, row in enumerate(found):
-            # Of a folder the index knows it, and the file need not be read.
+            # Of a folder the index knows it, and the file need not be read. Under the digest of
+            # what it was, states of what it is now would be kept.
             digest = row.get("file_digest")
-            if digest is None:
+            if digest is None or _file_now(row) == "changed":
                 contents[place] = _content(row)
                 digest = hashlib.blake2b(contents[place], digest_size=16).hexdigest()
             digests.append(digest)
@@ -290,9 +296,10 @@ class Searcher:
 
     def _hits(
         self, rows: NDArray[np.int64], itc: NDArray[np.float64], itm: NDArray[np.float64]
-    ) -> list[Hit]:
-        told = self.table.take(rows, ["id", "image_uri", "captions"]).to_pylist()
-        return [
+    ) -> tuple[list[Hit], int]:
+        """What is shown, and how many of them are of files that have changed."""
+        told = self._rows(rows, ["id", "image_uri", "captions"])
+        hits = [
             Hit(
                 row,
                 of_row["id"],
@@ -305,6 +312,13 @@ class Searcher:
                 rows.tolist(), told, itc.tolist(), itm.tolist(), strict=True
             )
         ]
+        return hits, sum(_file_now(row) is not None for row in told)
+
+    def _rows(self, rows: NDArray[np.int64], columns: list[str]) -> list[dict[str, Any]]:
+        """Columns of some rows, and of a folder what its index knows of their files."""
+        known = [name for name in _OF_FILES if name in self.table.columns]
+        found: list[dict[str, Any]] = self.table.take(rows, [*columns, *known]).to_pylist()
+        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -312,6 +326,18 @@ class _Matched:
     itm: NDArray[np.float64]
     """(candidates, texts); NaN for an image that cannot be read."""
     cached: int
+
+
+def _file_now(row: Mapping[str, Any]) -> Literal["gone", "changed"] | None:
+    """What has become of a file since it was embedded; None for nothing, and for other tables."""
+    if row.get("file_size") is None:
+        return None
+    try:
+        status = local_path(row["image_uri"]).stat()
+    except OSError:
+        return "gone"
+    is_same = (status.st_size, status.st_mtime_ns) == (row["file_size"], row["file_mtime"])
+    return None if is_same else "changed"
 
 
 def _content(row: Mapping[str, object], must: bool = False) -> bytes:

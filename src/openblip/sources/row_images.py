@@ -57,10 +57,15 @@ def encoded_image(image: bytes | None, image_uri: str | None) -> bytes:
             f"{image_uri} is on the web: download the images first (img2dataset does that well) "
             "and import its output"
         )
-    if scheme == "file":
-        # A name that is no UTF-8 stands there byte by byte.
-        image_uri = os.fsdecode(unquote_to_bytes(urlsplit(image_uri).path))
-    return read_image_file(Path(image_uri))
+    return read_image_file(local_path(image_uri))
+
+
+def local_path(image_uri: str) -> Path:
+    """The file on a disk that a path, or a `file://` address, names."""
+    if urlsplit(image_uri).scheme != "file":
+        return Path(image_uri)
+    # A name that is no UTF-8 stands there byte by byte.
+    return Path(os.fsdecode(unquote_to_bytes(urlsplit(image_uri).path)))
 
 
 def row_image(
