@@ -17,7 +17,7 @@ from openblip.index.embeddings import embed_table, embedding_width
 from openblip.index.folder import FolderChanges, folder_schema, reconcile
 from openblip.inference import Embedder
 from openblip.inference.embedder import embedder_fingerprint, load_embedder
-from openblip.inference.image_sources import ImageSources, is_table
+from openblip.inference.image_sources import INDEX_FOLDER, ImageSources, is_table
 from openblip.inference.loading import PUBLISHED
 from openblip.runtime.errors import DataError
 from openblip.runtime.locks import only_one
@@ -34,7 +34,7 @@ from openblip.table.vectors import (
     vector_length,
 )
 
-FOLDER_TABLE = Path(".openblip", "index.lance")
+FOLDER_TABLE = Path(INDEX_FOLDER, "index.lance")
 """Where the table of a folder is; hidden, so that nothing takes it for a part of the collection."""
 _KEY = "search_index"
 _NUM_REASONS = 5
@@ -125,6 +125,8 @@ def build_index(
     """
     started = time.monotonic()
     uri, folder = _places(place, table)
+    if folder is not None and not is_table(uri):
+        ImageSources([str(folder)]).total()  # there must be one, or nothing is begun
     with _alone(uri):
         opened = PairTable.open_if_any(uri) if folder is not None else PairTable.open(uri)
         state = IndexState.of(opened) if opened is not None else None
@@ -140,8 +142,6 @@ def build_index(
         embedder = load_embedder(name, device)
         changes, failed = None, list[str]()
         if folder is not None:
-            if opened is None:
-                ImageSources([str(folder)]).total()  # there must be one
             begun = _folder_table(uri, wanted, state, embedder)
             indexed, changes = reconcile(
                 begun, folder, embedder, batch_size=batch_size, show_progress=show_progress

@@ -197,6 +197,10 @@ class LeftOut:
     count: int = 0
 
 
+INDEX_FOLDER = ".openblip"
+"""At the top of a folder of images, what `openblip index` keeps there: no part of these."""
+
+
 class ImageSources:
     """The images of some places, one after the other, in an order that depends on names alone.
 
@@ -351,6 +355,8 @@ def _is_tar(place: str) -> bool:
 
 def _folder_images(folder: Path, wanted: Wanted, leave_out: LeaveOut) -> Iterator[SourceImage]:
     for seen in walk(folder):
+        if seen.name == INDEX_FOLDER:
+            continue
         name = str(seen.path)
         why = seen.problem if seen.is_unreadable else ""
         try:
