@@ -52,6 +52,12 @@ def test_texts_of_unknown_words_alone_get_equal_scores_and_are_counted(words):
     assert first == second
 
 
+@pytest.mark.parametrize("text", ["!!!", "-", "\u200b", "\x00\x01"])
+def test_a_text_of_marks_alone_is_told(words, text):
+    told = warned(words, ["a dog", text])
+    assert "1 of 2 texts have no word that it knows" in told
+
+
 def test_what_is_not_read_does_not_count(words):
     pieces = len(words.pieces(["a dog"])[0])
     count = count_texts(words, ["a dog собака"], pieces + 2)

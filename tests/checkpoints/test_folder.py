@@ -166,6 +166,8 @@ class TestRefusing:
             ({"format_version": 2}, "format_version is 2, .*reads 1; update OpenBLIP"),
             ({"kind": "caption"}, "kind 'caption' is not one of pretrain, captioner, filter"),
             ({"text": {}}, "missing 'max_tokens'"),
+            ({"text": [1]}, r"text is \[1\]; expected an object"),
+            ({"preprocess": 5}, "preprocess is 5; expected an object"),
             ({"model": {"depth": 3}}, "model: unknown depth"),
             ({"model": {"vision": {"width": 63}}}, "vision.width 63"),
             ({"preprocess": {"image_size": 32, "mean": [0.5] * 3, "std": [1.0] * 3}}, "prepared"),

@@ -173,7 +173,9 @@ class TestWhatIsSavedInThePlaceOfWeights:
             torch.save(whole, place)
             assert read_or_refused(place) is not None
 
-    @pytest.mark.parametrize("dtype", [torch.int64, torch.bool, torch.uint8, torch.complex64])
+    @pytest.mark.parametrize(
+        "dtype", [torch.int64, torch.bool, torch.uint8, torch.complex64, torch.float8_e4m3fn]
+    )
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_numbers_of_another_kind(
         self, med: Med, tokenizer: TextTokenizer, tmp_path: Path, layout: str, dtype: torch.dtype

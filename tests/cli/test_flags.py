@@ -79,3 +79,50 @@ def test_a_number_out_of_its_range_is_wrong_usage(
     told = capsys.readouterr().err
     assert message in told
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["caption", ""], "word 1"),
+        (["caption", "a.jpg", " "], "word 2"),
+        (["match", "", "a dog"], "word 1"),
+        (["ask", "", "what?"], "word 1"),
+        (["data", "import", "", "t"], "word 1"),
+        (["data", "import", "photos", ""], "word 2"),
+        (["data", "export", "t", ""], "word 2"),
+        (["data", "duplicates", ""], "word 1"),
+        (["index", "build", ""], "word 1"),
+        (["runs", ""], "word 1"),
+        (["evaluate", "videoqa", "m", "", "videos"], "word 2"),
+        (["pretrain", "tiny", "t", ""], "word 3"),
+        (["pretrain", "tiny", "t", "run", "--init-image", ""], "--init-image"),
+        (["finetune", "filter", "t", "run", "--init-from="], "--init-from"),
+        (["caption", "a.jpg", "--model", ""], "--model"),
+        (["search", "photos", "a dog", "--image", "a.jpg", ""], "--image"),
+        (["evaluate", "caption", "m", "t", "--results="], "--results"),
+    ],
+)
+def test_an_empty_word_is_no_name(
+    words: list[str], name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As of a shell's variable that is not set; else it would be the folder that one is in."""
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert f"{name} is empty, where a name belongs: is a variable not set?" in told
+    assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["match", "nowhere.jpg", ""], "a text is empty; leave it out, or write one"),
+        (["caption", "nowhere.jpg", "--prompt", ""], "nowhere.jpg"),
+        (["pretrain", "tiny", "nowhere", "r", "--data.prefix", "", "--train.steps", "0"], "steps"),
+    ],
+)
+def test_a_text_may_be_empty(
+    words: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 1
+    assert told in capsys.readouterr().err

@@ -1,6 +1,8 @@
 """`openblip match`, `ask` and `explain` on a photo."""
 
 import json
+import re
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -80,6 +82,12 @@ def test_words_that_the_model_does_not_know_are_told_in_one_line(
     (told,) = output.err.splitlines()[1:]  # the first line says that the command begins
     assert told.count("[UNK]") == 1
     assert "2 of 2 texts have no word that it knows" in output.err
+    Path("many").mkdir()
+    shutil.copy(photo, "many")
+    assert main(["match", "many", *texts, "--model", checkpoint("filter")]) == 0
+    assert "2 of 2 texts have no word that it knows" in capsys.readouterr().err
+    assert main(["ask", "many", *texts, "--model", checkpoint("vqa")]) == 0
+    assert capsys.readouterr().err.count("have no word that it knows") == 1
 
 
 @pytest.mark.filterwarnings("always::openblip.runtime.errors.OpenBlipWarning")
@@ -223,5 +231,16 @@ def test_every_photo_is_asked_every_question_wherever_it_lies(
         answers = [[a["answer"] for a in line["answers"]] for line in found]
         assert answers == (expected if place != "photos/*.png" else expected[:1])
         assert len(found) == number
+    capsys.readouterr()
+    assert main(["ask", "photos", *questions, *model, "--top", "2", "--json"]) == 0
+    found = [json.loads(line)["answers"] for line in capsys.readouterr().out.splitlines()]
+    for file, answers in zip(files, found, strict=True):
+        ranked = blip.ask_top([file] * 2, questions, 2, ["yes", "no"])
+        assert [[a["answer"] for a in answer["ranking"]] for answer in answers] == [
+            [a.text for a in of_question] for of_question in ranked
+        ]
+    assert main(["ask", "photos", *questions, *model, "--top", "2"]) == 0
+    _, first, _ = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r".*a\.png(\t(yes|no) \d\.\d+, (yes|no) \d\.\d+){2}", first)
     assert main(["ask", "photos.lance", *questions, *model, "--split", "train"]) == 0
     assert main(["ask", "photos/*.gif", *questions, *model]) == 1

@@ -49,8 +49,13 @@ def test_an_index_is_built_shown_and_brought_up_to_date(
     assert (shown["rows"], shown["missing"], shown["vectors"]) == (6, 0, None)
     assert shown["model"] == checkpoint("pretrain")
     Path(photos, "0.png").unlink()
+    Path(photos, "bad.png").write_bytes(b"no image")
+    Path(photos, "notes.txt").write_text("no image")
     assert main(["index", "update", photos]) == 0
-    assert "(5 unchanged, 1 deleted)" in capsys.readouterr().out
+    told = capsys.readouterr()
+    assert "(5 unchanged, 1 deleted, 1 unreadable)" in told.out
+    assert "\n        bad.png: " in told.out
+    assert "left out: 1 not an image (such as " in told.err
 
 
 def test_search_prints_a_table_json_or_csv(

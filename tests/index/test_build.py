@@ -1,5 +1,6 @@
 """The index of a folder and of a table: what is embedded, where it is kept, what is refused."""
 
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +59,8 @@ def test_a_damaged_file_has_its_reason_and_is_tried_again(photos: Path, build: B
     (photos / "it's 100%.jpg").write_bytes(b"")
     report = build(photos)
     assert (report.rows, report.embedded, report.changes.unreadable) == (14, 12, 2)
+    assert [reason.split(": ")[0] for reason in report.reasons] == ["bad.jpg", "it's 100%.jpg"]
+    assert describe_index(str(photos)).reasons == report.reasons
     assert "bad.jpg" in contents(photos)["bad.jpg"][5]
     assert describe_index(str(photos)).unreadable == 2
     version = open_index(str(photos))[0].version
@@ -91,6 +94,22 @@ def test_a_table_gets_a_column_which_grows_with_it(
     report = update_index(table.uri, show_progress=False)
     assert (report.embedded, report.rows, report.missing) == (10, 30, 0)
     assert update_index(table.uri, show_progress=False).embedded == 0
+
+
+def test_images_of_a_table_that_cannot_be_read_are_told_and_not_counted(
+    photos: Path, tmp_path: Path, build: Build
+) -> None:
+    rows = [PairRow(f"x{n}", None, str(photos / f"{n}.png")) for n in range(8)]
+    table = PairTable.create(tmp_path / "pairs.lance", rows)
+    (photos / "1.png").unlink()
+    (photos / "3.png").write_bytes(b"no image")
+    report = build(table.uri)
+    assert (report.embedded, report.unreadable) == (6, 2)
+    first, second = report.reasons
+    assert first.startswith("x1: ")
+    assert "1.png" in first
+    assert second.startswith("x3: ")
+    assert "not an image of a known format" in second
 
 
 @pytest.mark.filterwarnings("ignore::openblip.runtime.errors.UnknownWords")
@@ -162,6 +181,33 @@ def test_what_others_have_computed_by_row_number_begins_again(
     table, _ = open_index(str(indexed))
     assert mark_images(table, show_progress=False) == 12
     assert table.count_values("image_hash") == 12
+
+
+def test_a_folder_without_images_gets_no_index(tmp_path: Path, build: Build) -> None:
+    (folder := tmp_path / "texts").mkdir()
+    (folder / "a.txt").write_text("no image")
+    with pytest.raises(DataError, match=r"no image in this folder; 1 not an image \(such as .*a"):
+        build(folder)
+    assert [path.name for path in folder.iterdir()] == ["a.txt"]
+
+
+def test_what_is_no_image_is_counted(photos: Path, build: Build) -> None:
+    (photos / "notes.txt").write_text("x")
+    (photos / ".hidden.png").write_bytes(b"x")
+    report = build(photos)
+    assert "1 hidden (such as " in report.left_out
+    assert "1 not an image (such as " in report.left_out
+
+
+def test_a_damaged_index_is_made_again(photos: Path, build: Build) -> None:
+    build(photos)
+    (place,) = photos.rglob("index.lance")
+    for file in (place / "data").iterdir():
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match=r"index\.lance: .* damaged .*: remove it, and run again"):
+        build(photos)
+    shutil.rmtree(place)
+    assert build(photos).embedded == 12
 
 
 def test_bad_places_are_refused_in_a_line(tmp_path: Path, photos: Path, build: Build) -> None:

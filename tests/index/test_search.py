@@ -126,6 +126,7 @@ def test_a_file_that_is_gone_is_found_by_contrast_alone(
     (indexed / "0.png").unlink()
     found = searcher.find(Query([RED]), k=12, rerank=12)
     assert (found.matched, found.unreadable) == (11, 1)
+    assert "1 cannot be read: bring the index up to date" in str(found)
     assert found.hits[-1].id == "0.png"
     assert found.hits[-1].itm is None
 
@@ -143,6 +144,23 @@ def test_a_second_search_needs_no_encoder(
     for hits in (first.hits, second.hits):
         assert [hit.row for hit in hits] == [hit.row for hit in plain.hits]
         assert [h.itm for h in hits] == pytest.approx([h.itm for h in plain.hits], abs=2e-2)
+
+
+def test_what_a_file_has_become_is_never_kept_as_what_it_was(
+    searcher: Searcher, indexed: Path, build: Build, tmp_path: Path
+) -> None:
+    """Neither while it has another content than the index knows, nor after it has its own again."""
+    plain = {hit.id: hit.itm for hit in searcher.find(Query([RED]), k=12, rerank=12).hits}
+    searcher.cache = StateCache(tmp_path / "states", 10**6, "m")
+    own = (indexed / "0.png").read_bytes()
+    draw(indexed / "0.png", 99)
+    changed = searcher.find(Query([RED]), k=12, rerank=12)
+    assert {hit.id: hit.itm for hit in changed.hits}["0.png"] != pytest.approx(plain["0.png"])
+    (indexed / "0.png").write_bytes(own)
+    build(indexed)
+    again = searcher.find(Query([RED]), k=12, rerank=12)
+    found = {hit.id: hit.itm for hit in again.hits}
+    assert found["0.png"] == pytest.approx(plain["0.png"], abs=1e-3)
 
 
 def test_bad_queries_are_refused(searcher: Searcher) -> None:

@@ -1,14 +1,20 @@
 """Which kind of annotations a JSON file holds, and what is refused by its name."""
 
+import gzip
 import json
+import lzma
 import os
 from pathlib import Path
 
 import pytest
 
 from openblip.runtime.errors import DataError
-from openblip.sources.annotations import UnknownAnnotations, read_annotations
-from openblip.sources.source import SourceOptions
+from openblip.sources.annotations import (
+    UnknownAnnotations,
+    annotation_source,
+    read_annotations,
+)
+from openblip.sources.source import Found, SourceOptions
 
 
 def read(file: Path, content: object) -> None:
@@ -42,6 +48,38 @@ def test_another_value_is_of_no_known_kind(tmp_path: Path, content: object) -> N
     with pytest.raises(UnknownAnnotations, match="is none of") as caught:
         read(tmp_path / "a.json", content)
     assert len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-16"])
+@pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.json.xz"])
+def test_a_file_may_be_packed_and_is_in_the_encoding_that_is_said_if_it_is_no_utf8(
+    tmp_path: Path, name: str, encoding: str
+) -> None:
+    (tmp_path / "0.jpg").touch()
+    text = json.dumps([{"image": "0.jpg", "caption": "grün"}], ensure_ascii=False)
+    pack = {".gz": gzip.compress, ".xz": lzma.compress}.get(Path(name).suffix, bytes)
+    (tmp_path / name).write_bytes(pack(text.encode(encoding)))
+    named = "cp1252" if encoding == "utf-8" else encoding
+    source = annotation_source([tmp_path / name], SourceOptions(encoding=named))
+    assert source is not None
+    (entry,) = source.entries(None)
+    assert isinstance(entry, Found)
+    assert list(entry.captions) == ["grün"]
+    if encoding != "utf-8":
+        with pytest.raises(DataError, match="or name its encoding with --encoding"):
+            annotation_source([tmp_path / name], SourceOptions())
+
+
+def test_a_folder_is_annotated_by_a_packed_file(tmp_path: Path) -> None:
+    document = {
+        "images": [{"id": 1, "file_name": "0.jpg"}],
+        "annotations": [{"id": 1, "image_id": 1, "caption": "a dog"}],
+    }
+    (tmp_path / "annotations.json.gz").write_bytes(gzip.compress(json.dumps(document).encode()))
+    (tmp_path / "0.jpg").write_bytes(b"")
+    source = annotation_source([tmp_path], SourceOptions())
+    assert source is not None
+    assert source.format == "coco"
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,11 @@ def heic() -> bytes:
 
 
 @pytest.mark.parametrize(
-    "form", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "AVIF"]
+    "form",
+    [
+        *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "AVIF"),
+        *("DDS", "ICNS", "PCX", "SGI"),
+    ],
 )
 def test_an_image_is_known_by_its_first_bytes(form: str, tmp_path: Path) -> None:
     data = encoded(form)
@@ -36,6 +40,7 @@ def test_an_image_is_known_by_its_first_bytes(form: str, tmp_path: Path) -> None
     for name in ("upload", "upload.123", "upload.weird"):
         (tmp_path / name).write_bytes(data)
         assert is_image_file(tmp_path / name)
+    assert open_image(data).mode == "RGB"
 
 
 @pytest.mark.parametrize(
@@ -137,3 +142,11 @@ def test_what_is_no_image_is_called_by_its_name(head: bytes, what: str) -> None:
 
 def test_a_text_is_of_no_known_kind() -> None:
     assert what_it_is(b"plain") is None
+    assert what_it_is(b"plain", "a.jpg") is None
+
+
+def test_a_picture_that_is_not_read_is_called_by_its_format() -> None:
+    for form, name in (("TGA", "a.TGA"), ("PSD", "a.x.psd")):
+        told = what_it_is(b"", name)
+        assert told == f"an image of the format {form}, which is not read (save it as JPEG or PNG)"
+    assert what_it_is(b"", "a.mpg") is None

@@ -52,6 +52,22 @@ def test_the_report_is_returned_stored_and_rendered(source: Path, tmp_path: Path
     assert "duplicate id: 1\n    captions.jsonl line 11, images/0.jpg: " in text
 
 
+def test_an_empty_name_is_no_source(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the name of the source is empty"):
+        import_pairs("", tmp_path / "t")
+
+
+def test_a_source_with_nothing_in_it_says_so(
+    write_tar: Callable[..., Path], tmp_path: Path
+) -> None:
+    (coco := tmp_path / "captions.json").write_text('{"images": [], "annotations": []}')
+    for source in (write_tar("a.tar", []), coco):
+        report = import_pairs(source, tmp_path / "t", show_progress=False)
+        assert report.skipped == {"empty file": 1}
+        assert f"{source.name}: it holds no image and no record" in report.to_text()
+        assert not (tmp_path / "t").exists()
+
+
 def test_a_complete_import_is_not_repeated(source: Path, tmp_path: Path) -> None:
     first = import_pairs(source, tmp_path / "t", show_progress=False)
     version = PairTable.open(tmp_path / "t").version

@@ -224,7 +224,10 @@ Texts = Callable[..., dict[str, list[str]]]
 LeftOut = Callable[..., list[tuple[str, str, str]]]
 
 
-@pytest.mark.parametrize("name", ["captions.jsonl", "captions.jsonl.gz", "train.jsonl.bz2"])
+@pytest.mark.parametrize(
+    "name",
+    ["captions.jsonl", "captions.jsonl.gz", "train.jsonl.bz2", "test.ndjson", "val.jsonlines.gz"],
+)
 @pytest.mark.parametrize("is_array", [False, True])
 def test_a_list_may_be_compressed_and_an_array(
     write_jsonl: Callable[..., Path],

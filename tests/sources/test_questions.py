@@ -297,12 +297,13 @@ def test_answers_are_read_from_every_field_that_is_known(
         {"direct_answers": ["bus", "bus"], "choices": ["a", "b"], "correct_choice_idx": 0},
         {"direct_answers": None, "choices": ["a", "b"], "correct_choice_idx": 1},
         {"multiple_choice_answer": "dog"},
+        {"answers": "['p', 'q']"},
     ]
     records = [{"image": "a.jpg", "question": f"q{n}?", **entry} for n, entry in enumerate(said)]
     report, table = _import(_write(tmp_path / "train.json", records))
     assert report.num_skipped == 0
     assert [question.answers for _, question in _questions(table, "train")] == [
-        ("x", "y"), ("z",), ("beans",) * 3, ("u",), ("bus", "bus"), ("b",), ("dog",),
+        ("x", "y"), ("z",), ("beans",) * 3, ("u",), ("bus", "bus"), ("b",), ("dog",), ("p", "q"),
     ]  # fmt: skip
     kept = json.loads(table.take([0], ["meta"])["meta"][0].as_py())["questions"]
     assert (kept[2]["answerable"], kept[4]["choices"]) == (1, ["a", "b"])

@@ -54,6 +54,16 @@ def test_a_list_of_captions_that_begins_with_the_lines_is_whole(
     assert with_record(lines, record) == (captions, "val", {"n": 1})
 
 
+def test_a_record_that_is_no_utf8_is_in_the_encoding_that_is_said() -> None:
+    record = '{"caption": "grün"}'
+    for named, text in (("cp1252", "cp1252"), ("cp1252", "utf-8"), ("utf-16", "utf-16")):
+        assert with_record([], record.encode(text), named)[0] == ["grün"]
+    with pytest.raises(ValueError, match="name its encoding with --encoding"):
+        with_record([], record.encode("cp1252"))
+    with pytest.raises(ValueError, match="no text in ascii"):
+        with_record([], record.encode("cp1252"), "ascii")
+
+
 def test_lines_that_are_in_no_list_count_before_it() -> None:
     told = ["one", "three"]
     assert with_record(["one", "two"], _json(captions=told)) == (

@@ -33,6 +33,15 @@ ROOT = Path("/photos")
         ("test1", "test"),
         ("retrieval_train", "train"),
         ("2014train", "train"),
+        ("testdev_balanced_questions", "test"),
+        ("teststd", "test"),
+        ("refcoco_testA", "test"),
+        ("TestSet", "test"),
+        ("valset", "val"),
+        ("imagesVal2017", "val"),
+        ("trainImages", "train"),
+        ("minival", "val"),
+        ("eval", "test"),
     ],
 )
 def test_a_files_name_says_the_split_in_a_word_of_its_own(name: str, split: str) -> None:
@@ -164,12 +173,30 @@ def test_the_root_of_a_source(tmp_path: Path) -> None:
         ({"split": "", "usage": float("nan")}, None),
         ({"split": "test", "Split": "train"}, "test and train"),
         ({"subset": "test", "fold": "train"}, "test and train"),
+        ({"splits": "test"}, "test"),
+        ({"set": "flowers"}, None),
+        ({"split": ["test"]}, "test"),
+        ({"split": ["train", "test"]}, "train and test"),
+        ({"is_test": True}, "test"),
+        ({"isVal": "TRUE", "is_test": 0.0}, "Val"),
+        ({"is_test": False}, None),
+        ({"is_train": 1}, "train"),
+        ({"is_train": False, "is_val": 1}, "val"),
+        ({"is_train": False, "is_val": 0}, "is_train: false"),
+        ({"is_train": True, "is_test": True}, "train and test"),
+        ({"split": "train", "is_test": False}, "train"),
     ],
 )
 def test_fields_of_a_record_say_the_split_in_any_case(
     record: dict[str, object], split: str | None
 ) -> None:
     assert pop_split(record) == split
+
+
+def test_a_row_that_is_only_said_to_be_no_training_data_is_refused() -> None:
+    entry = _found(pop_split({"is_train": False}))
+    with pytest.raises(DataError, match=r"unknown split 'is_train: false'"):
+        row_split(entry, SourceRoot(ROOT))
 
 
 def test_only_what_is_a_split_by_its_name_is_taken_out_of_a_record() -> None:

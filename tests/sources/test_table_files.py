@@ -1,5 +1,6 @@
 """Files with rows: what is damaged in them costs as little as may be."""
 
+import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,6 +38,28 @@ def test_columns_of_one_name_are_told_apart(file: Path) -> None:
     assert _rows(file) == [
         {"image": "0.jpg", "caption": "first", "caption_2": "second", "image_2": "1.jpg"}
     ]
+
+
+def test_classes_of_the_hub_say_the_split_by_their_names(file: Path) -> None:
+    features = {
+        "split": {"names": ["train", "test"], "_type": "ClassLabel"},
+        "label": {"names": ["cat", "dog"], "_type": "ClassLabel"},
+    }
+    table = pa.table(
+        {
+            "image": ["a", "b", "c"],
+            "caption": ["x", "y", "z"],
+            "split": [0, 1, -1],
+            "label": [1, 0, 1],
+        }
+    )
+    told = {b"huggingface": json.dumps({"info": {"features": features}})}
+    parquet.write_table(table.replace_schema_metadata(told), file)
+    assert [row["split"] for row in _rows(file)] == ["train", "test", -1]
+    assert [row["label"] for row in _rows(file)] == [1, 0, 1]
+    for damaged in ("", "[]", '{"info": {"features": {"split": 3}}}'):
+        parquet.write_table(table.replace_schema_metadata({b"huggingface": damaged}), file)
+        assert [row["split"] for row in _rows(file)] == [0, 1, -1]
 
 
 def test_a_time_that_python_cannot_hold_costs_its_row(file: Path) -> None:

@@ -17,6 +17,9 @@ from openblip.sources.source import texts_of, written_list
         ("[]", []),
         ('[{"raw": "a", "tokens": ["a"]}, {"raw": null}]', ["a"]),
         ("['a \\d']", ["a \\d"]),
+        ("('a, b', \"it's\")", ["a, b", "it's"]),
+        ("('a',)", ["a"]),
+        ("('a', None, 'b',)", ["a", "b"]),
     ],
 )
 def test_a_list_in_json_python_or_as_numpy_prints_it_is_that_list(
@@ -26,7 +29,8 @@ def test_a_list_in_json_python_or_as_numpy_prints_it_is_that_list(
 
 
 @pytest.mark.parametrize(
-    "text", ["[a dog]", "[", "['a'", "[1] a dog [2]", "a ['b']", "['a' + 'b']"]
+    "text",
+    ["[a dog]", "[", "['a'", "[1] a dog [2]", "a ['b']", "['a' + 'b']", "('a')", "(a dog, 'b')"],
 )
 def test_a_text_in_brackets_is_a_text(text: str) -> None:
     assert texts_of(text) == [text]

@@ -23,7 +23,7 @@ class TextCount:
     num_unknown: int = 0
     """Tokens that are `[UNK]`."""
     num_nameless: int = 0
-    """Texts with a word of which the vocabulary has none."""
+    """Texts that have no word which the vocabulary has."""
     num_cut: int = 0
     """Texts that are longer."""
     words: Counter[str] = field(default_factory=Counter)
@@ -63,6 +63,8 @@ def count_texts(tokenizer: TextTokenizer, texts: Iterable[str], max_tokens: int)
         kept = pieces[:most]
         num_tokens += len(kept)
         num_cut += len(pieces) > most
+        # As of marks that are not seen, of which cleaning leaves nothing.
+        num_nameless += not pieces and bool(text.strip())
         # Only such a text needs the slower second look.
         if unknown in kept:
             spans = tokenizer.spans(text)[:most]
@@ -110,7 +112,9 @@ class TextSample:
 def warn_of_unknown_words(
     tokenizer: TextTokenizer, texts: Sequence[str], max_tokens: int, what: str = "texts"
 ) -> bool:
-    """Whether the vocabulary lacks words of the texts of a call or a job; says so once if it does.
+    """Whether the model does not see words of the texts of a call or a job; says so once if so.
+
+    The vocabulary may lack them, or the texts may be of marks alone.
 
     Args:
         tokenizer: of the model.
@@ -122,18 +126,20 @@ def warn_of_unknown_words(
         UnknownWords: names some of the words and their share.
     """
     count = count_texts(tokenizer, texts, max_tokens)
-    if not count.words:
-        return False
-    told = (
-        f"{count.num_unknown:,} of {count.num_tokens:,} tokens of the {what} "
-        f"({count.unknown_share:.0%}) are [UNK]: the model's vocabulary lacks {count.named}"
-    )
+    told = []
+    if count.words:
+        told.append(
+            f"{count.num_unknown:,} of {count.num_tokens:,} tokens of the {what} "
+            f"({count.unknown_share:.0%}) are [UNK]: the model's vocabulary lacks {count.named}"
+        )
     if count.num_nameless:
-        told += (
-            f"; {count.num_nameless:,} of {count.num_texts:,} {what} have no word that it knows: "
+        told.append(
+            f"{count.num_nameless:,} of {count.num_texts:,} {what} have no word that it knows: "
             "the model sees only how long these are, and gives equally long ones equal scores"
         )
-    warnings.warn(told, UnknownWords, stacklevel=3)
+    if not told:
+        return False
+    warnings.warn("; ".join(told), UnknownWords, stacklevel=3)
     return True
 
 

@@ -95,14 +95,19 @@ def fill(module: ModuleT, state: Mapping[str, Tensor], source: str) -> ModuleT:
     return module
 
 
+def has_numbers(tensor: Tensor) -> bool:
+    """Whether a tensor holds floating-point numbers, and not quantised ones of a byte."""
+    return tensor.is_floating_point() and tensor.element_size() > 1
+
+
 def _check_numbers(name: str, tensor: Tensor, expected: torch.dtype, source: str) -> None:
     # A backbone may count, as batch norms do.
-    fits = tensor.is_floating_point() if expected.is_floating_point else tensor.dtype == expected
+    fits = has_numbers(tensor) if expected.is_floating_point else tensor.dtype == expected
     if tensor.layout is not torch.strided or not fits:
         kind = str(tensor.dtype if tensor.layout is torch.strided else tensor.layout)
         raise CheckpointError(
             f"{source}: {name} holds {kind.removeprefix('torch.')}, expected floating-point "
-            "numbers; load the checkpoint that it was made from"
+            "numbers of 16 bits or more; load the checkpoint that it was made from"
         )
 
 

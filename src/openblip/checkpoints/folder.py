@@ -203,6 +203,9 @@ def read_config(folder: Path) -> FolderConfig:
     values = read_json(path)
     _check_format(values, path)
     try:
+        for part in ("model", "text", "preprocess"):
+            if not isinstance(values[part], dict):
+                raise ValueError(f"{part} is {values[part]!r:.40}; expected an object")
         family = family_named(values["kind"], values.get("class"))
         config = FolderConfig(
             family=family,

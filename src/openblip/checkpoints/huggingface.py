@@ -19,6 +19,7 @@ from openblip.checkpoints.assembly import (
     Shapes,
     check_names,
     fill,
+    has_numbers,
     read_safetensors,
     shapes_of,
     write_safetensors,
@@ -220,7 +221,7 @@ def _with_tied(
 
 def _check_floating(tensors: Mapping[str, Tensor], dropped: set[str], source: str) -> None:
     for key, tensor in tensors.items():
-        if key not in dropped and not tensor.is_floating_point():
+        if key not in dropped and not has_numbers(tensor):
             raise CheckpointError(
                 f"{source}: {key} holds {tensor.dtype}, expected floating-point numbers; quantised "
                 "weights cannot be read, load the checkpoint that they were made from"

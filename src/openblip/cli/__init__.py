@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, TextIO, get_origin
 
-from openblip.cli.flags import UsageError, checked
+from openblip.cli.flags import UsageError, checked, empty_name
 from openblip.cli.output import complain, replace_what_cannot_be_shown
 from openblip.runtime.errors import OpenBlipError, OpenBlipWarning
 from openblip.runtime.threads import wait_without_spinning
@@ -126,6 +126,8 @@ def _guarded(run: Callable[..., int], words: list[str], prog: str, debug: bool) 
     try:
         if any("\x1b" in word for word in words):
             raise UsageError("a word has the code in it with which terminals are told what to do")
+        if name := empty_name(run, words):
+            raise UsageError(f"{name} is empty, where a name belongs: is a variable not set?")
         if run.__module__ in ("openblip.cli.train", "openblip.cli.plan"):
             # Their flags are, or include, the fields of a recipe that the first words name.
             return run(words, prog)

@@ -9,7 +9,7 @@ import ast
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
@@ -51,6 +51,40 @@ def checked(run: Callable[..., _Result]) -> Callable[..., _Result]:
         return run(*args, **kwargs)
 
     return command
+
+
+# Flags and words that are texts, which may be empty, or whose command says that they may not.
+_TEXTS = frozenset(
+    ("prompt", "prefix", "texts", "text", "questions", "queries", "not", "candidates", "templates")
+)
+
+
+def empty_name(run: Callable[..., Any], words: Sequence[str]) -> str | None:
+    """Which word of a command line is empty where a name belongs, as a variable that is not set.
+
+    To Python an empty path is the folder that one is in, and an empty model the default one.
+
+    Args:
+        run: the command.
+        words: behind its name.
+    """
+    places = [
+        "" if "Path" in str(parameter.annotation) else name
+        for name, parameter in inspect.signature(run).parameters.items()
+        if parameter.kind is parameter.POSITIONAL_ONLY
+    ]
+    flag, number = "", 0
+    for word in words:
+        if word.startswith("--"):
+            flag, is_given, word = word.partition("=")
+            if not is_given:
+                continue
+        else:
+            number += not flag
+        kind = flag or (places[min(number, len(places)) - 1] if places else "")
+        if not word.strip() and kind.lstrip("-").rpartition(".")[2] not in _TEXTS:
+            return flag or f"word {number}"
+    return None
 
 
 def _check(given: dict[str, Any], hints: dict[str, Any]) -> None:

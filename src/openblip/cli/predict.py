@@ -19,7 +19,7 @@ from openblip.cli.output import (
     print_table,
 )
 from openblip.runtime.atomic import check_output
-from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
+from openblip.runtime.errors import OpenBlipWarning, RecipeError
 from openblip.runtime.ranges import Count, CountOrNone, Seed
 
 if TYPE_CHECKING:
@@ -244,8 +244,8 @@ def ask(
     """Answer questions about an image, or about each of many.
 
     Answers are generated, or chosen among candidates where some are given. Of many images there is
-    a line each: the name, and an answer to each question. One that cannot be read is reported on
-    standard error, and the exit code is 1.
+    a line each: the name, and the answer, or answers, to each question. One that cannot be read is
+    reported on standard error, and the exit code is 1.
     Example: openblip ask photo.jpg "how many dogs are there?" --candidates one two three
 
     Args:
@@ -269,11 +269,9 @@ def ask(
     check_texts(questions, "question")
     choices = [*candidates, *(read_answers(candidates_file) if candidates_file else [])]
     if split is not None or not is_single(image):
-        if top > 1:
-            raise DataError("--top gives a ranking for one image; leave it out for many")
         sources = ImageSources([image], split)
         blip = load(model or PUBLISHED["ask"], device=device)
-        return _ask_each(blip, sources, questions, choices or None, json)
+        return _ask_each(blip, sources, questions, choices or None, top, json)
     blip = load(model or PUBLISHED["ask"], device=device)
     answers = blip.ask_top(Path(image), list(questions), top, choices or None)
     if json:
@@ -296,24 +294,29 @@ def _as_json(question: str, answers: "list[Answer]", top: Count) -> dict[str, ob
     return {"question": question, **ranked[0]} | ({"ranking": ranked} if top > 1 else {})
 
 
+def _in_a_cell(ranked: "list[Answer]") -> str:
+    """An answer; of several each with its probability."""
+    if len(ranked) == 1:
+        return ranked[0].text
+    return ", ".join(f"{answer.text} {answer.probability:.3f}" for answer in ranked)
+
+
 def _ask_each(
     blip: "Blip",
     sources: "ImageSources",
     questions: tuple[str, ...],
     candidates: Sequence[str] | None,
+    top: int,
     json: bool,
 ) -> int:
     from openblip.inference.many_images import answer_each_image
 
-    def tell(name: str, answers: "list[Answer]") -> None:
+    def tell(name: str, answers: "list[list[Answer]]") -> None:
         if json:
-            found = [
-                {"question": q, "answer": a.text, "probability": a.probability}
-                for q, a in zip(questions, answers, strict=True)
-            ]
+            found = [_as_json(*each, top) for each in zip(questions, answers, strict=True)]
             print_json({"image": name, "answers": found})
         else:
-            print_each(name, [answer.text for answer in answers])
+            print_each(name, [_in_a_cell(ranked) for ranked in answers])
 
     if not json:
         print_each("image", questions)
@@ -323,6 +326,7 @@ def _ask_each(
         questions,
         tell,
         partial(complain, "openblip ask"),
+        top=top,
         candidates=candidates,
         show_progress=not sys.stdout.isatty(),
     )

@@ -105,11 +105,17 @@ def _print_report(report: "IndexReport", json: bool, has_worked: bool = True) ->
     if report.unreadable:
         told += f", {report.unreadable:,} of them with images that cannot be read"
     print(f"rows    {told}")
+    for reason in report.reasons:
+        print(f"        {_plain(reason)}")
+    if report.unreadable > len(report.reasons):
+        print(f"        and {report.unreadable - len(report.reasons):,} more")
     vectors = report.vectors
     covers = "none: a scan is as fast"
     if vectors is not None:
         covers = f"{vectors.kind} over {vectors.num_rows:,} rows"
     print(f"vectors {covers}")
+    if report.left_out:
+        print(f"left out: {_plain(report.left_out)}", file=sys.stderr)
     return 0
 
 

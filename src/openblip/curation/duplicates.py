@@ -21,7 +21,7 @@ from openblip.runtime.errors import DataError, RecipeError
 from openblip.runtime.page import CardText, Page
 from openblip.runtime.threads import default_threads, ordered_map
 from openblip.sources.images import ImageHeader, read_header
-from openblip.sources.row_images import encoded_image, image_rows, stream_images
+from openblip.sources.row_images import encoded_image, image_rows, local_path, stream_images
 from openblip.table.flags import (
     DUPLICATES,
     IMAGE_FLAGS,
@@ -428,12 +428,12 @@ def _header(row: Mapping[str, Any]) -> ImageHeader:
     except (DataError, OSError):
         return ImageHeader(0, 0, 0.0)
     if not header.date and image is None and uri and not is_object_address(uri):
-        return ImageHeader(header.width, header.height, _modified(uri.removeprefix("file://")))
+        return ImageHeader(header.width, header.height, _modified(local_path(uri)))
     return header
 
 
-def _modified(path: str) -> float:
+def _modified(path: Path) -> float:
     try:
-        return Path(path).stat().st_mtime
+        return path.stat().st_mtime
     except OSError:
         return 0.0

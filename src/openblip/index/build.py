@@ -23,6 +23,7 @@ from openblip.index.folder import (
 from openblip.index.noted import FOLDER_TABLE, IndexState, folder_named, open_index
 from openblip.inference import Embedder
 from openblip.inference.embedder import embedder_fingerprint, load_embedder
+from openblip.inference.image_sources import ImageSources
 from openblip.inference.loading import PUBLISHED
 from openblip.runtime.errors import DataError
 from openblip.runtime.locks import only_one
@@ -39,6 +40,8 @@ from openblip.table.vectors import (
     vector_length,
 )
 
+_NUM_REASONS = 5
+
 
 @dataclass(frozen=True)
 class IndexReport:
@@ -51,7 +54,11 @@ class IndexReport:
     missing: int
     """Rows that have no embedding yet: they came later."""
     unreadable: int
-    """Rows whose images are known to be damaged or gone."""
+    """Rows whose images are known to be damaged or gone; of a table those of this call."""
+    reasons: tuple[str, ...]
+    """Of the first few of these, each with its name."""
+    left_out: str
+    """What else was seen in a folder, in a line; empty for nothing."""
     embedded: int
     """Images that went through the model this time."""
     changes: FolderChanges | None
@@ -92,6 +99,8 @@ def build_index(
     """
     started = time.monotonic()
     uri, folder = _places(place, table)
+    if folder is not None and not is_table(uri):
+        ImageSources([str(folder)]).total()  # there must be one, or nothing is begun
     with _alone(uri):
         opened = PairTable.open_if_any(uri) if folder is not None else PairTable.open(uri)
         state = IndexState.of(opened) if opened is not None else None
@@ -105,7 +114,7 @@ def build_index(
             name, embedder_fingerprint(name), None if folder is None else str(folder)
         )
         embedder = load_embedder(name, device)
-        changes = None
+        changes, failed = None, list[str]()
         if folder is not None:
             begun = _folder_table(uri, wanted, state, embedder)
             indexed, changes = reconcile(
@@ -116,11 +125,16 @@ def build_index(
         else:
             indexed = PairTable.open(uri)
             embedded = embed_table(
-                indexed, name, batch_size=batch_size, show_progress=show_progress, loaded=embedder
-            )
+                indexed,
+                name,
+                batch_size=batch_size,
+                show_progress=show_progress,
+                loaded=embedder,
+                on_unreadable=failed.append,
+            ) - len(failed)
         wanted.note(indexed)
         index_vectors(PairTable.open(uri), EMBEDDING_KEY, least_rows)
-    return _report(uri, embedded, changes, time.monotonic() - started)
+    return _report(uri, embedded, changes, failed, time.monotonic() - started)
 
 
 def update_index(place: str, **settings: Any) -> IndexReport:
@@ -148,7 +162,7 @@ def describe_index(place: str) -> IndexReport:
     Raises:
         DataError: there is none.
     """
-    return _report(open_index(place)[0].uri, 0, None, 0.0)
+    return _report(open_index(place)[0].uri, 0, None, [], 0.0)
 
 
 def outdated_index(table: PairTable, shown: Sequence[int]) -> Outdated:
@@ -211,19 +225,35 @@ def _folder_table(
     return table
 
 
-def _report(uri: str, embedded: int, changes: FolderChanges | None, seconds: float) -> IndexReport:
+def _report(
+    uri: str, embedded: int, changes: FolderChanges | None, failed: list[str], seconds: float
+) -> IndexReport:
     table = PairTable.open(uri)
     state = IndexState.of(table)
     assert state is not None
-    has_errors = "image_error" in table.columns
+    if "image_error" in table.columns:
+        failed = _noted_errors(table)
     return IndexReport(
         table=uri,
         model=state.model,
         rows=len(table),
         missing=len(table) - table.count_values(EMBEDDING_KEY),
-        unreadable=table.count_values("image_error") if has_errors else 0,
+        unreadable=len(failed),
+        reasons=tuple(failed[:_NUM_REASONS]),
+        left_out=changes.left_out if changes is not None else "",
         embedded=embedded,
         changes=changes,
         vectors=vector_index(table, EMBEDDING_KEY),
         seconds=seconds,
     )
+
+
+def _noted_errors(table: PairTable) -> list[str]:
+    """Why each image that cannot be read cannot, with its id."""
+    return [
+        f"{row['id']}: {row['image_error']}"
+        for batch in table.scan(["id", "image_error"])
+        if batch["image_error"].null_count < len(batch)
+        for row in batch.to_pylist()
+        if row["image_error"]
+    ]

@@ -11,7 +11,7 @@ from PIL import Image
 from openblip.curation.marks import EMBEDDING_KEY
 from openblip.inference import Embedder
 from openblip.inference.embedder import embedder_fingerprint, load_embedder
-from openblip.runtime.errors import DataError
+from openblip.runtime.errors import DataError, one_line
 from openblip.runtime.threads import default_threads, ordered_map
 from openblip.sources.images import open_image
 from openblip.sources.row_images import encoded_image
@@ -32,6 +32,7 @@ def embed_table(
     batch_size: int = 32,
     show_progress: bool = True,
     loaded: Embedder | None = None,
+    on_unreadable: Callable[[str], None] = lambda told: None,
 ) -> int:
     """Number of images that were embedded; the column `image_embedding` covers every row then.
 
@@ -45,6 +46,7 @@ def embed_table(
         batch_size: images at a time.
         show_progress: on stderr.
         loaded: the model itself, where the caller has it already.
+        on_unreadable: is told of each image that cannot be read, with its id and the reason.
 
     Raises:
         CheckpointError, MissingHead: the model cannot be read, or cannot embed.
@@ -56,7 +58,7 @@ def embed_table(
         table,
         EMBEDDING_KEY,
         settings,
-        lambda rows: embed_rows(embedder, table, rows, batch_size, width),
+        lambda rows: embed_rows(embedder, table, rows, batch_size, width, on_unreadable),
         show_progress=show_progress,
     )
 
@@ -71,7 +73,12 @@ def embedding_width(model: Embedder) -> int:
 
 
 def embed_rows(
-    model: Embedder, table: PairTable, rows: range, batch_size: int, width: int
+    model: Embedder,
+    table: PairTable,
+    rows: range,
+    batch_size: int,
+    width: int,
+    on_unreadable: Callable[[str], None] = lambda told: None,
 ) -> "pa.Table":
     """The column `image_embedding` of some rows, zeros where an image cannot be read.
 
@@ -85,7 +92,9 @@ def embed_rows(
     def images() -> Iterator[Image.Image]:
         opened = ordered_map(_try_open, _encoded(table, rows), default_threads(), 2 * batch_size)
         for place, image in enumerate(opened):
-            if image is not None:
+            if isinstance(image, str):
+                on_unreadable(image)
+            else:
                 good.append(place)
                 yield image
 
@@ -126,16 +135,18 @@ def embeddings_of(column: Any) -> NDArray[np.float32]:
     return values
 
 
-def _encoded(table: PairTable, rows: range) -> Iterator[Callable[[], bytes]]:
+def _encoded(table: PairTable, rows: range) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """Reads what the table holds of some rows, a few at a time: photographs are large."""
     for start in range(rows.start, rows.stop, _ROWS_TOGETHER):
         some = range(start, min(start + _ROWS_TOGETHER, rows.stop))
-        for row in table.take(list(some), ["image", "image_uri"]).to_pylist():
-            yield partial(encoded_image, row["image"], row["image_uri"])
+        for row in table.take(list(some), ["id", "image", "image_uri"]).to_pylist():
+            yield row["id"], partial(encoded_image, row["image"], row["image_uri"])
 
 
-def _try_open(encoded: Callable[[], bytes]) -> Image.Image | None:
+def _try_open(row: tuple[str, Callable[[], bytes]]) -> Image.Image | str:
+    """The image of a row, or its id and why it cannot be read."""
+    row_id, encoded = row
     try:
         return open_image(encoded())
-    except (DataError, OSError, ValueError):
-        return None
+    except (DataError, OSError, ValueError) as error:
+        return f"{row_id}: {one_line(error)}"

@@ -23,7 +23,7 @@ from PIL import Image
 from openblip.curation.marks import EMBEDDING_KEY
 from openblip.index.embeddings import embed_all, embedding_array, embedding_width
 from openblip.inference import Embedder
-from openblip.inference.image_sources import ImageSources
+from openblip.inference.image_sources import ImageSources, left_out_text
 from openblip.runtime.documents import encodable, has_halves
 from openblip.runtime.errors import DataError, one_line
 from openblip.runtime.progress import Progress
@@ -65,10 +65,12 @@ class FolderChanges:
     """Files that are no images, or damaged; they are tried again each time."""
     embedded: int = 0
     """What went through the model."""
+    left_out: str = ""
+    """What is no image, in a line."""
 
     def __str__(self) -> str:
         """The numbers that are not zero."""
-        told = [(field.name, getattr(self, field.name)) for field in fields(self)]
+        told = [(f.name, getattr(self, f.name)) for f in fields(self) if f.name != "left_out"]
         return ", ".join(f"{count:,} {name}" for name, count in told if count) or "nothing there"
 
 
@@ -217,14 +219,14 @@ class _Update:
         # The version that was there first still has the embeddings of rows that disappear.
         self.table = self._before = table
         self._known = _known(table.scan(_KNOWN))
-        self._seen, closed = _seen(folder)
+        self._seen, closed, left_out = _seen(folder)
         self._rows_with: dict[str, list[str]] = {}
         for row_id, known in self._known.items():
             if known.digest is not None and known.error is None:
                 self._rows_with.setdefault(known.digest, []).append(row_id)
         self._gone = _gone(self._known, self._seen, closed)
         self._moved: set[str] = set()
-        self.changes = FolderChanges()
+        self.changes = FolderChanges(left_out=left_out)
 
     def run(self, batch_files: int, show_progress: bool) -> None:
         pending = [seen for row_id, seen in self._seen.items() if self._asks(row_id, seen)]
@@ -347,8 +349,8 @@ def _gone(
     return {row_id for row_id in known.keys() - seen.keys() if not row_id.startswith(tuple(closed))}
 
 
-def _seen(folder: Path) -> tuple[dict[str, _Seen], list[str]]:
-    """The images of a folder by their paths in it, and the paths of what cannot be looked into."""
+def _seen(folder: Path) -> tuple[dict[str, _Seen], list[str], str]:
+    """The images of a folder by their paths in it, what cannot be looked into, and what is left."""
     found: dict[str, _Seen] = {}
     closed: list[str] = []
     sources = ImageSources([str(folder)])
@@ -358,7 +360,7 @@ def _seen(folder: Path) -> tuple[dict[str, _Seen], list[str]]:
             closed.append(encodable(os.path.relpath(source.name, folder)))
         else:
             found[seen.row_id] = seen
-    return found, closed
+    return found, closed, left_out_text(sources.left_out)
 
 
 def _stat(row_id: str, file: Path) -> _Seen | None:

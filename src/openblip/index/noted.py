@@ -7,11 +7,11 @@ from typing import Self
 
 from openblip.curation.marks import EMBEDDING_KEY
 from openblip.runtime.errors import DataError
-from openblip.sources.paths import is_table
+from openblip.sources.paths import INDEX_FOLDER, is_table
 from openblip.table.columns import column_state
 from openblip.table.table import PairTable
 
-FOLDER_TABLE = Path(".openblip", "index.lance")
+FOLDER_TABLE = Path(INDEX_FOLDER, "index.lance")
 """Where the table of a folder is; hidden, so that nothing takes it for a part of the collection."""
 _KEY = "search_index"
 

@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from openblip.inference.encoding import EncodedImages
 from openblip.inference.image_sources import tried_batches
 from openblip.runtime.errors import DataError
 from openblip.sources.images import ImageSource, open_image
-from openblip.sources.row_images import encoded_image
+from openblip.sources.row_images import encoded_image, image_path
 from openblip.table.table import PairTable
 from openblip.table.vectors import nearest_rows
 
@@ -41,6 +41,7 @@ LEAST_RERANKED, MOST_RERANKED = 32, 128
 a few cores."""
 # Of the contrast's lead of the best over the k-th: what comes closer behind that may be better.
 _MARGIN = 0.5
+_OF_FILES = ("file_digest", "file_size", "file_mtime")
 # Images that are matched together: fewer leave products small, and where long queries make keys and
 # values worth it, those of each take 42 MB for a base model at 384 px.
 _TOGETHER = 16
@@ -102,7 +103,10 @@ class Found:
                 told += f" (auto: ITC at most {self.margin:.3f} behind the last that is shown)"
             told += f", {self.cached} of them from the cache" if self.cached else ""
         if self.unreadable:
-            told += f"; {self.unreadable} cannot be read: bring the index up to date"
+            told += (
+                f"; {self.unreadable} cannot be read: bring the index up to date "
+                "(`openblip index update`)"
+            )
         return told
 
 
@@ -268,15 +272,16 @@ class Searcher:
 
     def _states(self, blip: Blip, rows: NDArray[np.int64]) -> tuple[dict[int, Tensor], int]:
         """Hidden states by the places of rows; those of unreadable images are missing."""
-        names = ["image", "image_uri"]
-        has_digest = "file_digest" in self.table.columns
-        found = self.table.take(rows, [*names, "file_digest"] if has_digest else names).to_pylist()
+        # Of a folder the index knows what its files were.
+        known = [name for name in _OF_FILES if name in self.table.columns]
+        found = self.table.take(rows, ["image", "image_uri", *known]).to_pylist()
         contents: dict[int, bytes] = {}
         digests = []
         for place, row in enumerate(found):
-            # Of a folder the index knows it, and the file need not be read.
+            # Of a folder the index knows it, and the file need not be read. Under the digest of
+            # what it was, states of what it is now would be kept.
             digest = row.get("file_digest")
-            if digest is None:
+            if digest is None or _has_changed(row):
                 contents[place] = _content(row)
                 digest = hashlib.blake2b(contents[place], digest_size=16).hexdigest()
             digests.append(digest)
@@ -319,6 +324,17 @@ class _Matched:
     itm: NDArray[np.float64]
     """(candidates, texts); NaN for an image that cannot be read."""
     cached: int
+
+
+def _has_changed(row: Mapping[str, Any]) -> bool:
+    """Whether a file is there, and another than the one that the index knows."""
+    if row.get("file_size") is None:
+        return False
+    try:
+        status = image_path(row["image_uri"]).stat()
+    except OSError:
+        return False
+    return (status.st_size, status.st_mtime_ns) != (row["file_size"], row["file_mtime"])
 
 
 def _content(row: Mapping[str, object], must: bool = False) -> bytes:

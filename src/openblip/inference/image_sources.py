@@ -31,7 +31,7 @@ from openblip.sources.images import (
     open_image,
     other_than_a_path,
 )
-from openblip.sources.paths import Seen, is_table, matching_paths, walk
+from openblip.sources.paths import INDEX_FOLDER, Seen, is_table, matching_paths, walk
 from openblip.sources.report import Reason
 from openblip.sources.row_images import read_image_file, row_image
 from openblip.sources.tars import (
@@ -346,6 +346,8 @@ def _is_tar(place: str) -> bool:
 
 def _folder_images(folder: Path, wanted: Wanted, leave_out: LeaveOut) -> Iterator[SourceImage]:
     for seen in walk(folder):
+        if seen.name == INDEX_FOLDER:
+            continue
         name = str(seen.path)
         why = seen.problem if seen.is_unreadable else ""
         try:

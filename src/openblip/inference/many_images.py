@@ -17,7 +17,7 @@ from torch import Tensor
 from openblip.batches.shuffle import named_seed
 from openblip.batches.transforms import eval_transform
 from openblip.checkpoints.reading import model_fingerprint
-from openblip.inference.answers import Answer, AnswerList, answer_each
+from openblip.inference.answers import Answer, AnswerList, top_answers
 from openblip.inference.blip import Blip
 from openblip.inference.caption_output import (
     CaptionOutput,
@@ -323,6 +323,7 @@ def match_each(
         MissingHead: the model does not match.
     """
     blip.matcher.require("itm")
+    blip.warn_of_unknown_words(texts)
 
     def work(images: Tensor) -> list[list[Match]]:
         encoded = blip.encode(images)
@@ -335,9 +336,10 @@ def answer_each_image(
     blip: Blip,
     sources: ImageSources,
     questions: Sequence[str],
-    tell: Tell[list[Answer]],
+    tell: Tell[list[list[Answer]]],
     report: Report,
     *,
+    top: int = 1,
     candidates: Sequence[str] | None = None,
     batch_size: int = 16,
     show_progress: bool = True,
@@ -348,8 +350,9 @@ def answer_each_image(
         blip: a model that answers questions.
         sources: the images.
         questions: asked of every image.
-        tell: gets an answer for each question.
+        tell: gets the answers to each question, best first.
         report: is told of each image that cannot be read; the others are worked on.
+        top: so many answers to each question, or as many as there are.
         candidates: what may be answered; None lets the model write.
         batch_size: images that go through the model together.
         show_progress: on stderr.
@@ -360,11 +363,14 @@ def answer_each_image(
     """
     vqa = blip.vqa
     longest = vqa.config.text.max_positions
+    blip.warn_of_unknown_words([*questions, *(candidates or ())], "questions and candidates")
     ranked = None if candidates is None else AnswerList.of(blip.tokenizer, candidates, longest)
 
-    def work(images: Tensor) -> list[list[Answer]]:
+    def work(images: Tensor) -> list[list[list[Answer]]]:
         hidden = blip.encode_patches(images)
-        return answer_each(vqa, blip.tokenizer, hidden, [questions] * len(images), ranked)
+        each = [question for _ in images for question in questions]
+        found = top_answers(vqa, blip.tokenizer, hidden, each, top, ranked)
+        return [found[n : n + len(questions)] for n in range(0, len(found), len(questions))]
 
     return _each(blip, sources, work, tell, report, "answering", batch_size, show_progress)
 

@@ -40,6 +40,7 @@ from openblip.sources.records import SUFFIXES, GatheredSource, fields_of
 from openblip.sources.report import Reason
 from openblip.sources.source import Cursor, Entry, Found, PairSource, Refused, SourceOptions
 from openblip.sources.splits import both_splits, pop_split, split_in_name
+from openblip.sources.text_files import plain_name
 
 ANNOTATION_FORMATS = ("coco", "karpathy", "captions", "vqa", "questions", "visual_genome", "nlvr")
 _KNOWN = (
@@ -79,7 +80,7 @@ def read_annotations(file: Path, options: SourceOptions) -> PairSource:
         UnknownAnnotations: it is of no known kind.
         DataError: it is no JSON, or known and without captions.
     """
-    document = read_document(file, shorten_answers)
+    document = read_document(file, shorten_answers, options.encoding)
     if isinstance(document, dict) and {"sentence", "identifier"} <= document.keys():
         document = [document]
     if isinstance(document, dict):
@@ -112,7 +113,7 @@ def _of_list(
         if _IMAGE & keys and _CAPTION & keys:
             return caption_list_source(file, records, options, split)
         _refuse_addresses(file, keys)
-    said = f"; its first object has {_short(first[0])}" if first else ""
+    said = f"; its first object has {_short(first[0])}" if first else "; no object is in it"
     raise UnknownAnnotations(f"{file} is none of {_KNOWN}{said}")
 
 
@@ -294,7 +295,7 @@ def annotation_source(
     """
     if len(paths) == 1 and paths[0].is_dir():
         return _of_folder(paths[0], options, card)
-    if not all(path.suffix.lower() in _SUFFIXES for path in paths):
+    if not all(plain_name(path).endswith(_SUFFIXES) for path in paths):
         return None
     return _source(sorted(paths), options)
 
@@ -303,7 +304,7 @@ def _of_folder(folder: Path, options: SourceOptions, card: Card | None) -> PairS
     paths = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
     images = [path for path in paths if path.suffix.lower() in SUFFIXES]
     of_images = {name for path in images for name in (path.name, path.stem)}
-    found = [path for path in paths if path.suffix.lower() == ".json" and path.is_file()]
+    found = [path for path in paths if plain_name(path).endswith(".json") and path.is_file()]
     files = [path for path in found if path.stem not in of_images]
     companions = {beside for file in files if (beside := answers_beside(file)) in files}
     files = [file for file in files if file not in companions]

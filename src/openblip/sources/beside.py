@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from openblip.sources.image_formats import IMAGE_SUFFIXES, is_image_file
-from openblip.sources.source import first_texts, parse_object, texts_of, unfolded
+from openblip.sources.source import first_texts, in_utf8, parse_object, texts_of, unfolded
 from openblip.sources.splits import pop_split
 from openblip.sources.text_files import codec, lines_of
 
@@ -185,7 +185,7 @@ def others_say(
 
 
 def with_record(
-    lines: Sequence[str], record: bytes | None
+    lines: Sequence[str], record: bytes | None, encoding: str | None = None
 ) -> tuple[list[str], str | None, dict[str, Any]]:
     """Texts, split and metadata of an image that has a JSON object beside it.
 
@@ -196,12 +196,13 @@ def with_record(
 
     Args:
         lines: of a text file, blank ones left out; none if there is no such file.
-        record: the JSON in UTF-8; None if there is none.
+        record: the JSON; None if there is none.
+        encoding: of JSON that is no UTF-8.
 
     Raises:
         ValueError: it is no JSON object, or a field holds no texts.
     """
-    meta = parse_object(record) if record is not None else {}
+    meta = parse_object(in_utf8(record, encoding)) if record is not None else {}
     split = pop_split(meta)
     captions = list(lines) or first_texts(meta, _RECORD_FIELDS)[0]
     several = meta.get("captions")

@@ -20,7 +20,7 @@ from openblip.sources.source import (
     id_text,
     unfolded,
 )
-from openblip.sources.splits import SPLIT_FIELDS, SUBSET_FIELDS, pop_split
+from openblip.sources.splits import pop_split, says_split
 
 # The first of these that a table has is taken, whatever its case.
 BYTES_COLUMNS = ("image", "image_bytes", "bytes", "jpg", "jpeg", "png", "webp", "img")
@@ -97,8 +97,7 @@ def find_columns(kinds: Mapping[str, str], told: SourceOptions, name: str) -> Co
             f"{name}: no column of texts among {_some(kinds)}{of_type}: name it (--caption-column)"
         )
     keys = _named(told.id_column, kinds, name) or _known(kinds, ID_COLUMNS)[:1]
-    said = (*SPLIT_FIELDS, *SUBSET_FIELDS)
-    splits = tuple(column for column in kinds if column.lower() in said and column != image[0])
+    splits = tuple(column for column in kinds if says_split(column) and column != image[0])
     return Columns(image[0], captions, keys, splits)
 
 

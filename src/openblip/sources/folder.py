@@ -222,7 +222,7 @@ class FolderSource:
             text, lines = first_with_text(texts, self._options.encoding)
             known = (name for name in records if records[name].strip())
             record = next(known, next(iter(records), ""))
-            captions, split, meta = with_record(lines, records.get(record))
+            captions, split, meta = with_record(lines, records.get(record), self._options.encoding)
         except (OSError, ValueError) as error:
             detail = f"the text beside it: {error}"
             return Refused(seen.name, here, Reason.BAD_RECORD, detail, number)
@@ -293,7 +293,7 @@ def _what_it_is(path: Path) -> str:
         return "an archive of a kind that is not read: unpack it, or pack it as .tar"
     if name == CARD_NAME.lower():
         return "the card of the folder: what it says of splits counts"
-    if name.endswith(".jsonl"):
+    if plain_name(path).endswith(".jsonl"):
         return "a list whose name is not captions.jsonl: import it itself, if it is one of images"
     if name == "export.json":
         return "what `openblip data export` says of the files beside it"

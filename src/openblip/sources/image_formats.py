@@ -9,9 +9,16 @@ from PIL import Image
 from openblip.runtime.errors import install_extra
 
 # Only formats that Pillow decodes itself: EPS, for one, would start Ghostscript on a stranger's
-# file. AVIF is last because a Pillow without it stops there.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO", "HEIF", "AVIF")
+# file. Only those that their first bytes tell: a TGA, for one, could be anything. AVIF is last
+# because a Pillow without it stops there.
+_FORMATS = (
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "ICO"),
+    *("DDS", "ICNS", "PCX", "QOI", "SGI", "SUN"),
+    *("HEIF", "AVIF"),
+)
 HEIF = "HEIF"
+# What else Pillow knows by its suffix, and is no picture.
+_NO_PICTURES = ("BUFR", "GRIB", "HDF5", "MPEG")
 
 IMAGE_SUFFIXES = frozenset(
     f".{suffix}"
@@ -145,6 +152,10 @@ def what_it_is(head: bytes, name: str = "") -> str | None:
         return "a tar archive"
     if head[4:8] == b"ftyp" or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
         return "a video"
+    _init()
+    form = Image.EXTENSION.get(Path(name).suffix.lower())
+    if form in Image.OPEN and form not in (*formats(), *_NO_PICTURES):
+        return f"an image of the format {form}, which is not read (save it as JPEG or PNG)"
     return None
 
 

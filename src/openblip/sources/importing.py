@@ -110,6 +110,8 @@ class _State:
 
 
 def _on_disk(source: str | Path) -> str:
+    if not str(source).strip():
+        raise DataError("the name of the source is empty: give a file, a folder or a pattern")
     if is_dataset_name(str(source)):
         return str(dataset_name(str(source)))
     if is_object_address(str(source)):
@@ -259,7 +261,11 @@ class _Import:
                 return result
             self._leave_out(result)
             progress.update(1, **{"left out": self._state.report.num_skipped})
-        self._state.report.finish()
+        report = self._state.report
+        if not report.num_seen:
+            name = Path(self._settings.source).name
+            report.skip(Reason.EMPTY_FILE, name, "it holds no image and no record")
+        report.finish()
         return None
 
     def _append(self, checked: Iterator[_Checked], progress: Progress) -> None:

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from openblip.runtime.errors import DataError
-from openblip.sources.source import Cursor, is_file, parse_json, parse_object
+from openblip.sources.source import Cursor, in_utf8, is_file, parse_json, parse_object
 from openblip.sources.text_files import (
     FILE_DAMAGE,
     MAX_LINE,
     check_encoding,
     in_one_line,
+    is_packed,
     is_text,
     no_text,
     open_binary,
     open_text,
+    plain_name,
     short_lines,
 )
 
@@ -25,8 +27,13 @@ Shorten = Callable[[dict[str, Any]], Any]
 """Is given every object while a file is parsed, and returns what stands for it."""
 
 
-def read_document(file: Path, shorten: Shorten) -> Any:
+def read_document(file: Path, shorten: Shorten, encoding: str | None = None) -> Any:
     """The JSON value of a file; the list of them where each line has one, as in NLVR2.
+
+    Args:
+        file: compressed or not.
+        shorten: is given every object while the file is parsed.
+        encoding: of a file that is no UTF-8.
 
     Raises:
         DataError: it is no regular file, or no JSON.
@@ -34,33 +41,33 @@ def read_document(file: Path, shorten: Shorten) -> Any:
     if not is_file(file):
         raise DataError(f"{file} is no regular file: give a JSON file on a disk")
     try:
-        if file.suffix.lower() == ".jsonl":
-            with file.open("rb") as lines:
-                return [parse_json(line, shorten) for line in lines if line.strip()]
-        content = file.read_bytes()
-        try:
-            return parse_json(content, shorten)
-        except ValueError:
-            lines_of_it = content.splitlines()
-            # A line that is a whole object, and not the end: damage is told as that of the file.
-            if len(lines_of_it) < 2 or not lines_of_it[0].rstrip().endswith(b"}"):
-                raise
-            return [parse_json(line, shorten) for line in lines_of_it if line.strip()]
+        with open_binary(file) as stream:
+            content = in_utf8(stream.read(), encoding)
+        lines = content.splitlines()
+        if not plain_name(file).endswith(".jsonl"):
+            try:
+                return parse_json(content, shorten)
+            except ValueError:
+                # A first line that is a whole object, and not the end of the file: other damage is
+                # told as that of the file.
+                if len(lines) < 2 or not lines[0].rstrip().endswith(b"}"):
+                    raise
+        return [parse_json(line, shorten) for line in lines if line.strip()]
     except json.JSONDecodeError as error:
         reason = (
             f"{error}; if it is cut off, copy it again" if file.stat().st_size else "it is empty"
         )
         raise DataError(f"{file} cannot be read as JSON: {reason}") from error
-    except (OSError, ValueError) as error:
+    except FILE_DAMAGE as error:
         raise DataError(f"{file} cannot be read as JSON: {str(error)[:200]}") from error
 
 
 def first_line(file: Path, most: int = 1 << 20) -> Any:
     """The JSON value of the first line of a file that has one a line; None if there is none."""
     try:
-        with file.open("rb") as lines:
+        with open_binary(file) as lines:
             return parse_json(lines.readline(most))
-    except (OSError, ValueError):
+    except FILE_DAMAGE:
         return None
 
 
@@ -93,7 +100,7 @@ def json_records(file: Path, encoding: str | None, cursor: Cursor | None) -> Ite
 
 def num_records(file: Path, encoding: str | None) -> int | None:
     """Number of lines; None for an array, and for what would have to be decompressed."""
-    if file.suffix.lower() != ".jsonl" or is_array(file, encoding):
+    if is_packed(file) or is_array(file, encoding):
         return None
     with file.open("rb") as stream:
         return sum(1 for _ in _lines(stream))

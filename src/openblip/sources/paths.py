@@ -10,6 +10,8 @@ from pathlib import Path
 from openblip.runtime.errors import DataError
 from openblip.table.storage import is_object_address
 
+INDEX_FOLDER = ".openblip"
+"""At the top of a folder of images, what `openblip index` keeps there: no part of these."""
 TABLE_MARK = "_versions"
 """A folder in every folder that is a pair table."""
 _OF_SYSTEMS = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "icon\r"))

@@ -22,7 +22,7 @@ from openblip.sources.records import (
     find_images,
     listed,
 )
-from openblip.sources.source import SourceOptions, id_text, known_id
+from openblip.sources.source import SourceOptions, id_text, known_id, written_list
 from openblip.sources.splits import both_splits, pop_split
 
 _COCO_PART = re.compile(r"(train|val|test)(?:-dev)?(\d{4})")
@@ -82,7 +82,7 @@ def vqa_source(file: Path, document: Mapping[str, Any], options: SourceOptions) 
     folder = find_images(file, (name for name in names if name), options, roots)
     # What a name says needs no telling: names have a rank of their own.
     gathered = Gathered(file, folder, found[1] if told else None)
-    annotations = _annotations(gathered, document, needed=found[1] != "test")
+    annotations = _annotations(gathered, document, options.encoding, needed=found[1] != "test")
     for number, (entry, name) in enumerate(zip(questions, names, strict=True)):
         text, key = entry.get("question"), known_id(entry.get("question_id"))
         if name is None or not isinstance(text, str) or key is None:
@@ -138,6 +138,7 @@ def _texts(value: Any) -> list[str]:
     Raises:
         ValueError: it is something else.
     """
+    value = written_list(value) if isinstance(value, str) else value
     several = value if isinstance(value, list) else [value]
     texts = [e["answer"] if isinstance(e, dict) and "answer" in e else e for e in several]
     # "How many?" is answered with a number now and then.
@@ -158,7 +159,7 @@ def answers_beside(file: Path) -> Path | None:
 
 
 def _annotations(
-    gathered: Gathered, document: Mapping[str, Any], needed: bool
+    gathered: Gathered, document: Mapping[str, Any], encoding: str | None, needed: bool
 ) -> dict[str, Mapping[str, Any]]:
     """The annotations that belong to a file of questions, by question id."""
     file = gathered.file
@@ -173,7 +174,7 @@ def _annotations(
             "official annotations beside the questions, under that name"
         )
     else:
-        found = fields_of(read_document(beside, shorten_answers))
+        found = fields_of(read_document(beside, shorten_answers, encoding))
         entries = listed(beside, found, "annotations")
     by_id: dict[str, Mapping[str, Any]] = {}
     for number, entry in enumerate(map(fields_of, entries)):

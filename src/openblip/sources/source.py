@@ -278,6 +278,28 @@ def _text(item: Any) -> list[str]:
     raise ValueError(f"captions must be a text or a list of texts, not {str(item)[:100]!r}")
 
 
+_RECODE = "save it as UTF-8, or name its encoding with --encoding"
+
+
+def in_utf8(text: bytes, encoding: str | None) -> bytes:
+    """A JSON text in UTF-8, which it is mostly, whatever encoding a user names for other texts.
+
+    Args:
+        text: the bytes.
+        encoding: of those that are no UTF-8; None leaves them.
+
+    Raises:
+        ValueError: they are not in that encoding either.
+    """
+    with suppress(UnicodeDecodeError):
+        if encoding is None or (json.detect_encoding(text).startswith("utf-8") and text.decode()):
+            return text
+    try:
+        return text.decode(encoding or "utf-8").encode()
+    except UnicodeError as error:
+        raise ValueError(f"no text in {encoding}; {_RECODE}") from error
+
+
 def parse_json(text: bytes, shorten: Callable[[dict[str, Any]], Any] | None = None) -> Any:
     """The JSON value in UTF-8 `text`; NaN and infinities become None.
 
@@ -298,13 +320,13 @@ def parse_json(text: bytes, shorten: Callable[[dict[str, Any]], Any] | None = No
 
     encoding = json.detect_encoding(text)
     if not encoding.startswith("utf-8"):
-        raise ValueError(f"it is {encoding[:6].upper()}, not UTF-8; save it as UTF-8")
+        raise ValueError(f"it is {encoding[:6].upper()}, not UTF-8; {_RECODE}")
     try:
         decoded = text.decode("utf-8-sig")
         return json.loads(decoded, parse_constant=lambda _: None, object_pairs_hook=made)
     except UnicodeDecodeError as error:
         byte = f"byte 0x{text[error.start]:02x} at {error.start}"
-        raise ValueError(f"no UTF-8 ({byte}); save it as UTF-8") from error
+        raise ValueError(f"no UTF-8 ({byte}); {_RECODE}") from error
     except RecursionError as error:
         raise ValueError("nested too deep") from error
     except ValueError as error:
@@ -366,16 +388,23 @@ def unfolded(record: Mapping[str, Any]) -> dict[str, Any]:
 _MAX_CHARACTERS = 1 << 18
 _QUOTED_TEXT = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|None""", re.DOTALL)
 _QUOTED_TEXTS = re.compile(rf"\[(?:(?:{_QUOTED_TEXT.pattern})[\s,]*)+\]", re.DOTALL)
+# Between other brackets than a list's stands a caption more often than a list.
+_TUPLE = re.compile(
+    rf"\((?:{_QUOTED_TEXT.pattern})\s*,\s*(?:(?:{_QUOTED_TEXT.pattern})\s*,?\s*)*\)", re.DOTALL
+)
 
 
 def written_list(text: str) -> Any:
     """The list that a text is written as, in JSON, Python or as NumPy prints it; else the text.
 
+    A tuple of texts, as pandas writes one, is such a list.
+
     Raises:
         ValueError: it is a list, and too long to be read.
     """
     bare = text.strip()
-    if not (bare.startswith("[") and bare.endswith("]")):
+    is_tuple = _TUPLE.fullmatch(bare) is not None
+    if not (is_tuple or (bare.startswith("[") and bare.endswith("]"))):
         return text
     if len(bare) > _MAX_CHARACTERS:
         raise ValueError(f"a list of texts of more than {_MAX_CHARACTERS} characters")
@@ -387,7 +416,7 @@ def written_list(text: str) -> Any:
         # An unknown escape, as in 'a \d', is what it is.
         warnings.simplefilter("ignore")
         try:
-            if _QUOTED_TEXTS.fullmatch(bare):
+            if is_tuple or _QUOTED_TEXTS.fullmatch(bare):
                 # One by one: Python would join texts that have no comma between them.
                 return [ast.literal_eval(found[0]) for found in _QUOTED_TEXT.finditer(bare)]
             return ast.literal_eval(bare)

@@ -6,7 +6,7 @@ is believed.
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, lru_cache
@@ -20,8 +20,8 @@ from openblip.table.rows import IdSet
 SPLIT_FIELDS = ("split", "set_name")
 """Fields of a record that say which split it is of, in whatever case."""
 SUBSET_FIELDS = (
-    *("subset", "partition", "fold", "phase", "usage"),
-    *("split_name", "data_split", "dataset_split"),
+    *("subset", "partition", "fold", "phase", "usage", "set", "image_set"),
+    *("splits", "split_name", "data_split", "dataset_split"),
 )
 """Fields that say it where none of the others does, if their value is the name of a split."""
 _BOTH = " and "
@@ -29,16 +29,24 @@ _BOTH = " and "
 _SPLIT_NAMES = {
     "train": ("train", "training", "restval"),
     "val": ("val", "valid", "validation", "dev"),
-    "test": ("test", "testing"),
+    # Those of evaluations are tests to the library `datasets` too.
+    "test": ("test", "testing", "eval", "evaluation"),
 }
-# Such a word with its digits (val2014, test1); letters around it make it part of another one.
-# Of the test images of VQA v2 one part is called test-dev, which is one word.
-_SPLIT_IN_NAME = re.compile(
-    r"(?<![^\W\d_])(?:test-dev|"
-    rf"{'|'.join(word for words in _SPLIT_NAMES.values() for word in words)})"
-    r"\d*(?![^\W_])",
-    re.IGNORECASE,
+# Words that are one with the name of a split: of the test images of VQA v2 one part is called
+# test-dev, GQA's are testdev, RefCOCO's testA and testB, and of COCO's validation one is minival.
+_SPLIT_WORD = (
+    rf"(?:mini)?(?:{'|'.join(word for words in _SPLIT_NAMES.values() for word in words)})"
+    r"(?:-?dev|-?std|set|split)?"
 )
+# Such a word with its digits (val2014, test1); other letters around it make it part of another
+# word, but for a capital that begins one (testA, TestSet, imagesVal).
+_SPLIT_IN_NAME = re.compile(
+    rf"(?:(?<![^\W\d_])(?i:{_SPLIT_WORD})|(?<=[a-z])(?=[A-Z])(?i:{_SPLIT_WORD}))"
+    r"\d*(?:(?![^\W_])|(?<=[a-z0-9])(?=[A-Z]))"
+)
+_A_SPLIT = re.compile(rf"{_SPLIT_WORD}(?-i:[A-Z]?)\d*", re.IGNORECASE)
+_FLAG = re.compile(r"is_?(\w+)", re.IGNORECASE)
+_YES, _NO = ("true", "yes", "1"), ("false", "no", "0")
 
 
 class Authority(StrEnum):
@@ -61,24 +69,62 @@ class SplitConflict(DataError):  # noqa: N818 - says what it is
 def known_split(name: str) -> str | None:
     """`train`, `val` or `test` for the words that data sets use; None for any other word.
 
-    Digits at the end do not count: `val2014` is `val`.
+    What follows such a word does not count: `val2014` is `val`, `testA` and `testset` are `test`.
     """
-    word = name.strip().lower().rstrip("0123456789").removesuffix("-dev")
-    return next((split for split, names in _SPLIT_NAMES.items() if word in names), None)
+    if not _A_SPLIT.fullmatch(word := name.strip()):
+        return None
+    word = word.lower().removeprefix("mini")
+    # The longest name first: `valid` begins with `val`.
+    names = {name: split for split, names in _SPLIT_NAMES.items() for name in names}
+    begun = [name for name in names if word.startswith(name)]
+    return names[max(begun, key=len)]
+
+
+def says_split(field: str) -> bool:
+    """Whether a field, or column, of that name may say the split of its record."""
+    if field.lower() in (*SPLIT_FIELDS, *SUBSET_FIELDS):
+        return True
+    flag = _FLAG.fullmatch(field)
+    return flag is not None and known_split(flag[1]) is not None
 
 
 def pop_split(record: dict[str, Any]) -> str | None:
     """Takes what says the split out of a record, and returns it; None if nothing does.
 
     Of two fields that name different splits it is both, which `row_split` takes for a conflict.
-    Values of `SUBSET_FIELDS` may say something else, so that they stay in the record.
+    Values of `SUBSET_FIELDS` may say something else, so that they stay in the record, as do flags
+    (`is_test`). Of a row that is only said to be no training data it is a word for no split.
     """
     fields = [name for name in record if name.lower() in SPLIT_FIELDS]
-    told = [id_text(record.pop(name)) for name in fields]
-    if words := [word for word in told if word is not None]:
+    if words := [word for name in fields for word in _words(record.pop(name))]:
         return _together(words)
-    told = [id_text(value) for name, value in record.items() if name.lower() in SUBSET_FIELDS]
-    return _together([word for word in told if word is not None and known_split(word)])
+    subsets = [value for name, value in record.items() if name.lower() in SUBSET_FIELDS]
+    told = [word for value in subsets for word in _words(value) if known_split(word)]
+    return _together([*told, *_flagged(record)]) or _not_training(record)
+
+
+def _words(value: Any) -> list[str]:
+    """What a field says; of a list each item."""
+    told = [id_text(item) for item in (value if isinstance(value, list) else [value])]
+    return [word for word in told if word is not None]
+
+
+def _flags(record: Mapping[str, Any], values: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Fields such as `is_test` that have one of these values, and the words in their names."""
+    for name, value in record.items():
+        flag = _FLAG.fullmatch(name)
+        if flag and known_split(flag[1]) and str(id_text(value)).lower() in values:
+            yield name, flag[1]
+
+
+def _flagged(record: Mapping[str, Any]) -> list[str]:
+    return [word for _, word in _flags(record, _YES)]
+
+
+def _not_training(record: Mapping[str, Any]) -> str | None:
+    """That a row is not for training, where nothing says what it is for: no name of a split."""
+    denied = (name for name, word in _flags(record, _NO) if known_split(word) == "train")
+    return next((f"{name}: false" for name in denied), None)
 
 
 def _together(words: Sequence[str]) -> str | None:

@@ -3,6 +3,7 @@
 In the tables of img2dataset stands what became of each address; the images lie beside them.
 """
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -279,10 +280,12 @@ class _Parquet:
         self.repeated = _repeated(schema.names)
         self._names = unique_names(schema.names)
         self.kinds = dict(zip(self._names, arrow_kinds(schema), strict=True))
+        self._labels = _label_names(schema)
 
     def records(self, columns: Columns, done: int) -> Iterator[Record | ValueError]:
         from pyarrow import parquet
 
+        labels = {name: self._labels[name] for name in columns.splits if name in self._labels}
         with _parquet_damage(), parquet.ParquetFile(self._file) as table:
             for group in range(table.num_row_groups):
                 num_rows = table.metadata.row_group(group).num_rows
@@ -292,7 +295,8 @@ class _Parquet:
                 for batch in table.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group]):
                     skipped = min(done, batch.num_rows)
                     done -= skipped
-                    yield from _rows_of(batch.slice(skipped).rename_columns(self._names))
+                    for row in _rows_of(batch.slice(skipped).rename_columns(self._names)):
+                        yield row if isinstance(row, ValueError) else _named_labels(row, labels)
 
     def images(self, columns: Columns) -> Iterator[Any]:
         from pyarrow import parquet
@@ -305,6 +309,27 @@ class _Parquet:
             wanted = table.schema_arrow.names[number]
             for batch in table.iter_batches(columns=[wanted]):
                 yield from batch.column(0).to_pylist()
+
+
+def _label_names(schema: Any) -> dict[str, list[str]]:
+    """For each column of class labels of the library `datasets` their names, in their order."""
+    with suppress(ValueError, KeyError, TypeError, AttributeError):
+        features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
+        return {
+            column: feature["names"]
+            for column, feature in features.items()
+            if feature.get("_type") == "ClassLabel" and isinstance(feature.get("names"), list)
+        }
+    return {}
+
+
+def _named_labels(row: Record, labels: Mapping[str, Sequence[str]]) -> Record:
+    # What is no label stays what it is.
+    return dict(row) | {
+        column: names[row[column]]
+        for column, names in labels.items()
+        if isinstance(row[column], int) and 0 <= row[column] < len(names)
+    }
 
 
 @contextmanager

@@ -311,7 +311,7 @@ class _Shard:
         texts = {ending: told[ending] for ending in TEXT_ENDINGS if ending in told}
         try:
             text, lines = first_with_text(texts, self._encoding)
-            captions, split, meta = with_record(lines, told.get(_RECORD))
+            captions, split, meta = with_record(lines, told.get(_RECORD), self._encoding)
         except ValueError as error:
             return Refused(where, cursor, Reason.BAD_RECORD, str(error), number)
         others = dict(sample.others)

@@ -20,6 +20,7 @@ from openblip.runtime.errors import DataError, OpenBlipWarning
 FILE_DAMAGE = (OSError, EOFError, zlib.error, lzma.LZMAError, ValueError)
 """What reading a damaged text file raises, compressed or not."""
 _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_LINES_SUFFIXES = ("ndjson", "jsonlines")
 # A longer line is no record; reading it whole could exhaust the memory.
 MAX_LINE = 16 << 20
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
@@ -32,8 +33,18 @@ _BOMS = (
 
 
 def plain_name(path: Path) -> str:
-    """The name of a file in lower case, without the suffix of a compression that is read."""
-    return path.stem.lower() if path.suffix.lower() in _OPENERS else path.name.lower()
+    """The name of a file in lower case, without the suffix of a compression that is read.
+
+    Other suffixes for JSON of a value a line become `.jsonl`.
+    """
+    name = (path.stem if is_packed(path) else path.name).lower()
+    stem, _, suffix = name.rpartition(".")
+    return f"{stem}.jsonl" if suffix in _LINES_SUFFIXES else name
+
+
+def is_packed(path: Path) -> bool:
+    """Whether a file is compressed, by its name."""
+    return path.suffix.lower() in _OPENERS
 
 
 def open_binary(path: Path) -> BinaryIO:

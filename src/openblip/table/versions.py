@@ -56,10 +56,12 @@ def read(uri: str, action: Callable[[], _T]) -> _T:
         is_panic = type(error).__name__ == "PanicException"
         if not is_panic and not isinstance(error, OSError | ValueError | RuntimeError):
             raise
-        raise DataError(
-            f"{uri}: a file of this table is missing or damaged ({reason(error)}): restore it from "
-            "a copy, or import the table anew"
-        ) from error
+        told = f"{uri}: a file of this table is missing or damaged ({reason(error)})"
+        # Hidden ones are made by a command, as the index of a folder.
+        is_hidden = any(part.startswith(".") and part.strip(".") for part in uri.split("/"))
+        if is_hidden:
+            raise DataError(f"{told}: remove it, and run again the command that made it") from error
+        raise DataError(f"{told}: restore it from a copy, or import the table anew") from error
 
 
 class ConflictError(DataError):
