@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.model import Med, MedConfig, TextConfig, VisionConfig, kernels
+from openblip.model import Med, MedConfig, TextConfig, VisionConfig, kernels, packing
 from openblip.model.albef import Albef, AlbefConfig
 from openblip.model.flops import flop_counter
 from openblip.objectives.settings import CaptionerObjectives
@@ -105,13 +105,25 @@ def test_negatives_of_all_ranks_are_kept_on_each(recipe: Recipe) -> None:
 def test_an_accelerator_keeps_no_attention_probabilities(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # A processor's products keep less, which is another difference; no other test shall find it.
+    # A processor's products keep less and it packs texts, which are other differences; what is
+    # counted with them exchanged, no other test shall find.
     monkeypatch.setattr(kernels, "is_processor_product", lambda hidden, weight: False)
+    monkeypatch.setattr(packing, "removes_padding", lambda device: False)
     anew = footprint.__wrapped__
     attention = F.scaled_dot_product_attention
     fused = anew(recipe, 32, accelerator=True)
     assert F.scaled_dot_product_attention is attention
     assert fused.parts[TEXT_WITH_IMAGE] < anew(recipe, 32).parts[TEXT_WITH_IMAGE]
+
+
+def test_an_accelerator_keeps_the_padding_of_texts(recipe: Recipe) -> None:
+    def text_bytes(mean: int, *, accelerator: bool) -> int:
+        tokenizer, lengths = TextTokenizer.train(["a b"], 60), TextLengths(longest=16, mean=mean)
+        made = step_footprint(recipe, tokenizer, lengths, pairs=32, accelerator=accelerator)
+        return made.parts[TEXT_ALONE]
+
+    assert text_bytes(8, accelerator=True) == text_bytes(16, accelerator=True)
+    assert text_bytes(8, accelerator=False) < text_bytes(16, accelerator=False)
 
 
 def test_bfloat16_halves_what_products_keep(recipe: Recipe) -> None:

@@ -9,6 +9,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
+def removes_padding(device: torch.device) -> bool:
+    """Whether texts on a device are worth packing.
+
+    On an accelerator it costs more to wait for the number of tokens than padding costs.
+    """
+    return device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 @dataclass(frozen=True)
 class Packing:
     """Which places of padded texts (rows, tokens) stand one behind the other, and in which order.

@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from openblip.model import packing
 from openblip.model.attention import CrossAttention, KeyValueCache, TextSelfAttention, causal_mask
 from openblip.model.config import Head, Sharing, TextConfig, initial_std
 from openblip.model.kernels import Linear, linear, mlp
@@ -352,12 +353,12 @@ def _role(texts: TextPass, cached: int, *, packs: bool) -> Role:
     if texts.causal:
         later = causal_mask(texts.ids.shape[1], cached, texts.ids.device)
         attend = later if attend is None else attend if later is None else attend & later
-    packing = Packing(*texts.ids.shape)
-    # On an accelerator it costs more to wait for the number of tokens than padding costs.
-    on_processor = texts.ids.device.type == "cpu" and not torch.compiler.is_compiling()
-    if packs and on_processor and texts.reads != "all" and texts.mask is not None:
-        packing = Packing.without_padding(texts.mask)
-    return Role(packing, attend, texts.memory, texts.causal)
+    placed = Packing(*texts.ids.shape)
+    # Asked of its module, where a plan for an accelerator puts that one's answer.
+    packs = packs and packing.removes_padding(texts.ids.device)
+    if packs and texts.reads != "all" and texts.mask is not None:
+        placed = Packing.without_padding(texts.mask)
+    return Role(placed, attend, texts.memory, texts.causal)
 
 
 def _reads_first(texts: TextPass) -> bool:

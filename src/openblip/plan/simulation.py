@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_flatten, tree_map_only
 from torch.utils.module_tracker import ModuleTracker
 
-from openblip.model import kernels, vision
+from openblip.model import kernels, packing, vision
 from openblip.model.flops import flop_counter
 
 # Of PyTorch's operators these are known by name, because their results depend on numbers:
@@ -276,12 +276,14 @@ def accelerator_kernels() -> Iterator[None]:
     - Under autocast CUDA's layer norm reads and gives float32, a processor's the type that it gets.
     - The teacher encodes all images at once.
     - Products are no functions of ours that compute again what they read.
+    - Texts keep their padding.
 
     The two functions of PyTorch's are exchanged in `torch.nn.functional` for the time: a mode of
     PyTorch's would not see what a backward pass computes again.
     """
     attention, layer_norm = F.scaled_dot_product_attention, F.layer_norm
     patches_at_once, is_ours = vision.PATCHES_AT_ONCE, kernels.is_processor_product
+    removes_padding = packing.removes_padding
 
     def float32_norm(hidden: Tensor, *others: Any, **named: Any) -> Tensor:
         whole = hidden.float() if torch.is_autocast_enabled("cpu") else hidden
@@ -292,11 +294,13 @@ def accelerator_kernels() -> Iterator[None]:
     F.layer_norm = float32_norm  # type: ignore[assignment]
     vision.PATCHES_AT_ONCE = sys.maxsize
     kernels.is_processor_product = lambda hidden, weight: False
+    packing.removes_padding = lambda device: False
     try:
         yield
     finally:
         F.scaled_dot_product_attention, F.layer_norm = attention, layer_norm
         vision.PATCHES_AT_ONCE, kernels.is_processor_product = patches_at_once, is_ours
+        packing.removes_padding = removes_padding
 
 
 def _fused_attention(
