@@ -42,11 +42,11 @@ def walls(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run_in(folder: Path, *words: str) -> str:
+def run_in(folder: Path, *words: str, **variables: str) -> str:
     done = subprocess.run(
         [sys.executable, *words],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
         capture_output=True,
         text=True,
         timeout=200,
@@ -85,6 +85,21 @@ def test_an_objective_of_ones_own(walls: Path) -> None:
     shown = run_in(walls, "scripts/siglip_objective.py", "walls.lance", "by-script")
     assert "2 steps; embeds as (1, 64)" in shown
     assert "task: siglip_objective:SigLipTask" in (walls / "by-script" / "recipe.yaml").read_text()
+
+
+def test_a_comparison_of_ones_own_data(tmp_path: Path) -> None:
+    """Every name and value of the file is understood, and the folders are found."""
+    for folder in ("crawl", "annotated/images"):
+        (tmp_path / folder).mkdir(parents=True)
+    Image.new("RGB", (48, 48), "red").save(tmp_path / "crawl" / "1.png")
+    (tmp_path / "crawl" / "1.txt").write_text("best price free shipping")
+    Image.new("RGB", (48, 48), "blue").save(tmp_path / "annotated" / "images" / "1.png")
+    line = '{"image": "images/1.png", "captions": ["a blue wall"], "split": "test"}\n'
+    (tmp_path / "annotated" / "captions.jsonl").write_text(line)
+    words = ["-m", "openblip", "compare", str(EXAMPLES / "own_data.yaml"), "-o", "out", "--plan"]
+    shown = run_in(tmp_path, *words, DATA=str(tmp_path))
+    stages = [row.split()[0] for row in shown.splitlines() if ", seed 0" in row]
+    assert sorted(stages) == ["capfilt", "data", *["evaluate"] * 3, *["train"] * 5]
 
 
 def test_the_script_is_correct_shell() -> None:
