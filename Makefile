@@ -3,7 +3,7 @@ SHELL := /bin/sh
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-timm test-oldest lint format golden slow ablations bench bench-inference clean
+.PHONY: demo test test-timm test-oldest lint format golden slow build ablations bench bench-inference clean
 
 demo: .venv/.installed-core          ## the whole loop on an embedded world, with a report page
 	$(BIN)/openblip demo
@@ -22,6 +22,11 @@ golden: .venv/.installed-test        ## only the comparisons with reference outp
 
 slow: .venv/.installed-test          ## the long checks: demo over three seeds, full corpora
 	$(PYTEST) -m slow --timeout=7200 -rs
+
+build: .venv/.installed-build        ## wheel and source archive in dist/, checked as the package index checks them
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/twine check --strict dist/*
 
 ablations: .venv/.installed-core     ## BLIP's ablations on the embedded world, 3 seeds, in about 40 minutes on two idle cores
 	$(BIN)/openblip compare benchmarks/ablations.yaml -o ablations --jobs 2
@@ -50,6 +55,10 @@ clean:
 
 .venv/.installed-test: pyproject.toml scripts/install.sh
 	sh scripts/install.sh test
+	@touch $@
+
+.venv/.installed-build: pyproject.toml scripts/install.sh
+	sh scripts/install.sh build
 	@touch $@
 
 # timm imports torchvision, which fits one torch alone.

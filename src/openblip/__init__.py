@@ -120,7 +120,7 @@ __all__ = [
     "train",
 ]
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _MODULES = ("metrics", "recipes")
 _NAMES_IN = {

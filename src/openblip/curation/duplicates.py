@@ -21,7 +21,7 @@ from openblip.runtime.errors import DataError, RecipeError
 from openblip.runtime.page import CardText, Page
 from openblip.runtime.threads import default_threads, ordered_map
 from openblip.sources.images import ImageHeader, read_header
-from openblip.sources.row_images import encoded_image, image_rows, local_path, stream_images
+from openblip.sources.row_images import encoded_image, image_rows, image_path, stream_images
 from openblip.table.flags import (
     DUPLICATES,
     IMAGE_FLAGS,
@@ -428,7 +428,7 @@ def _header(row: Mapping[str, Any]) -> ImageHeader:
     except (DataError, OSError):
         return ImageHeader(0, 0, 0.0)
     if not header.date and image is None and uri and not is_object_address(uri):
-        return ImageHeader(header.width, header.height, _modified(local_path(uri)))
+        return ImageHeader(header.width, header.height, _modified(image_path(uri)))
     return header
 
 
