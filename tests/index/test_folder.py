@@ -108,7 +108,7 @@ def test_a_folder_that_cannot_be_read_today_keeps_its_rows(indexed: Path, build:
 def test_a_folder_that_is_closed_keeps_its_rows(
     indexed: Path, build: Build, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, _ = folder_module._seen(indexed)
+    seen, _, _ = folder_module._seen(indexed)
     left = {name: file for name, file in seen.items() if not name.startswith("trip/")}
     monkeypatch.setattr(folder_module, "_seen", lambda folder: (left, ["trip"]))
     assert build(indexed).changes == changes(unchanged=8)

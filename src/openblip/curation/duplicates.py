@@ -21,7 +21,7 @@ from openblip.runtime.errors import DataError, RecipeError
 from openblip.runtime.page import CardText, Page
 from openblip.runtime.threads import default_threads, ordered_map
 from openblip.sources.images import ImageHeader, read_header
-from openblip.sources.row_images import encoded_image, image_rows, image_path, stream_images
+from openblip.sources.row_images import encoded_image, image_path, image_rows, stream_images
 from openblip.table.flags import (
     DUPLICATES,
     IMAGE_FLAGS,

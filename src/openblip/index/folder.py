@@ -202,7 +202,7 @@ def outdated_files(table: PairTable, folder: Path, shown: Sequence[int]) -> Outd
     else:
         known = _known(table.scan(_KNOWN))
         # A folder that is away has no files: what stands there is gone for now.
-        seen, closed = _seen(folder) if folder.is_dir() else ({}, [])
+        seen, closed, _ = _seen(folder) if folder.is_dir() else ({}, [], "")
     return Outdated(
         new=len(seen.keys() - known.keys()),
         changed=sum(
