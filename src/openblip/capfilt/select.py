@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openblip.runtime.errors import DataError, RecipeError
-from openblip.table.rows import read_meta
+from openblip.table.rows import TEXT_SOURCES, read_meta
 from openblip.table.table import PairTable
-from openblip.table.views import SOURCES, CaptionView
+from openblip.table.views import CaptionView
 
 # Standard deviation of probabilities below which a filter separates nothing.
 _NARROW = 0.02
@@ -223,7 +223,7 @@ def rejections(
     """
     found = []
     for threshold in thresholds:
-        view = CaptionView(sources=SOURCES, itm=threshold, itm_of=itm_of, without=without)
+        view = CaptionView(sources=TEXT_SOURCES, itm=threshold, itm_of=itm_of, without=without)
         index = view.resolve(table, may_be_empty=True)
         found += [
             Rejected(threshold, source, reason, count)
