@@ -209,8 +209,8 @@ class _Shown:
                 row = int(scores.rows[place])
                 verdict = said.get((source, row, int(scores.places[place])))
                 if verdict is not None:
-                    text = self._text(scores, place, words)
-                    judged.append((verdict, float(scores.itm[place]), row, text))
+                    card = self._text(scores, place, words)
+                    judged.append((verdict, float(scores.itm[place]), row, card))
         return judged
 
     def near_the_threshold(self) -> None:
