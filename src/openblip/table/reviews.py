@@ -155,7 +155,10 @@ class ReviewLog:
         uri = table_uri.rstrip("/")
         if is_object_address(uri):
             return cls(_LogObjects(f"{uri}.reviews"))
-        return cls(_LogFile(Path(f"{uri.removeprefix('file://')}.reviews.jsonl")))
+        table = Path(uri.removeprefix("file://"))
+        # By whatever name a table is opened, it has one log.
+        table = table.resolve() if table.is_symlink() else table
+        return cls(_LogFile(table.with_name(f"{table.name}.reviews.jsonl")))
 
     @property
     def where(self) -> str:
