@@ -10,8 +10,10 @@ import pytest
 from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.report import write_report
 from openblip.capfilt.run import run_capfilt
+from openblip.capfilt.select import rejections
 from openblip.inference import Decoding
 from openblip.runtime.errors import DataError, RecipeError
+from openblip.table.reviews import ReviewLog, ReviewRecord, Verdict
 from openblip.table.table import PairRow, PairTable
 
 
@@ -134,3 +136,39 @@ def test_a_filter_that_separates_nothing_is_told_first(
     # The axis covers what the scores have, and the threshold lies outside of it.
     assert "the threshold 0.5 is above all of them" in html
     assert ">0.45</text>" in html
+
+
+def test_what_people_say_stands_beside_the_filters_opinion(
+    scored: Callable[..., PairTable], tmp_path: Path
+) -> None:
+    texts, scores = ["a dog", "a cat", "a bus", "a car", "a boat"], [0.9, 0.8, 0.1, 0.2, 0.7]
+    table = scored(texts, scores)
+    page = write_report(table, tmp_path / "none.html")
+    assert "What people say" not in page.read_text("utf-8")
+    judged: list[tuple[int, Verdict]] = [(0, "right"), (1, "wrong"), (2, "right"), (3, "wrong")]
+    records = [
+        ReviewRecord(
+            row=f"r{number}",
+            source="web",
+            place=0,
+            text=texts[number],
+            verdict=verdict,
+            reviewer="ada",
+            table_version=table.version,
+        )
+        for number, verdict in [*judged, (4, "unsure")]
+    ]
+    ReviewLog.of(table.uri).append(records)
+    html = write_report(table, tmp_path / "page.html").read_text("utf-8")
+    part = html.split("What people say</h2>")[1].split("<h2")[0]
+    assert re.findall(r"<tr>(.*?)</tr>", part)[1:] == [
+        "<td>right</td><td>1</td><td>1</td>",
+        "<td>partly</td><td>0</td><td>0</td>",
+        "<td>wrong</td><td>1</td><td>1</td>",
+    ]
+    right, wrong = part.split("<h3>")[1:]
+    assert "found these right" in right
+    assert re.findall(r'<span class="words">([^<]*)<', right) == ["a bus"]
+    assert re.findall(r'<span class="words">([^<]*)<', wrong) == ["a cat"]
+    # Verdicts change no score, and no count of what a threshold keeps.
+    assert [r.count for r in rejections(table, [0.5]) if r.reason == "below the threshold"] == [2]

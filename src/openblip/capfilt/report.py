@@ -1,5 +1,6 @@
 """The page that shows what CapFilt kept and what it rejected."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +23,14 @@ from openblip.runtime.charts import histogram
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.runtime.page import CardText, Page
 from openblip.sources.row_images import stream_images
+from openblip.table.agreement import AgreedTexts
 from openblip.table.columns import column_state
 from openblip.table.table import PairTable
 
 _PAIR_CARDS = 24
 _NEAR_CARDS = 6
 _CONFIDENT_CARDS = 24
+_DIFFERING_CARDS = 12
 # Texts among which equal ones are told once.
 _CONFIDENT_TEXTS = 1000
 
@@ -69,6 +72,7 @@ def write_report(
         warn(line)
     _histograms(page, scores, threshold)
     shown = _Shown(page, table, scores, threshold)
+    shown.what_people_say()
     shown.near_the_threshold()
     shown.confident(
         "acceptances",
@@ -153,6 +157,61 @@ class _Shown:
     ) -> None:
         self._page, self._table, self._scores = page, table, scores
         self._threshold = threshold
+
+    def what_people_say(self) -> None:
+        """The verdicts on scored texts beside the filter's opinion, and where they differ."""
+        judged = self._judged()
+        if not judged:
+            return
+        counts = Counter((said, text.verdict) for said, _, _, text in judged)
+        self._page.section(
+            "What people say",
+            "Texts that reviewers have judged, and agree on. They are those that somebody looked "
+            "at, so their numbers are no rates of the whole table.",
+        )
+        self._page.table(
+            ["people say", "kept", "rejected"],
+            [
+                [said, *(f"{counts[said, opinion]:,}" for opinion in ("kept", "rejected"))]
+                for said in ("right", "partly", "wrong")
+            ],
+        )
+        for title, is_right, opinion in (
+            ("People found these right, and the filter rejects them", True, "rejected"),
+            ("People found these wrong, and the filter keeps them", False, "kept"),
+        ):
+            differ = [
+                (abs(itm - self._threshold), row, text)
+                for said, itm, row, text in judged
+                if (said == "right") == is_right and text.verdict == opinion
+            ]
+            if differ:
+                # The furthest from the threshold: there the filter is most wrong.
+                differ.sort(key=lambda entry: -entry[0])
+                self._page.quote(title)
+                self._cards([(row, [text]) for _, row, text in differ[:_DIFFERING_CARDS]])
+
+    def _judged(self) -> list[tuple[str, float, int, CardText]]:
+        """Of each scored text that people agree on: their verdict, its score, its row, its card."""
+        agreed, first = AgreedTexts.of(self._table), 0
+        said: dict[tuple[str, int, int], str] = {}
+        for batch in self._table.scan(["id"]):
+            for place in agreed.places_in(batch["id"]).tolist():
+                for text in agreed.of_row(batch["id"][place].as_py()):
+                    if text.verdict is not None:
+                        said[text.source, first + place, text.place] = text.verdict
+            first += batch.num_rows
+        judged = []
+        for source, scores in self._scores.items():
+            rows = [row for of_source, row, _ in said if of_source == source]
+            picked = np.flatnonzero(np.isin(scores.rows, rows))
+            for place, words in zip(picked, texts_of(self._table, scores, picked), strict=True):
+                row = int(scores.rows[place])
+                verdict = said.get((source, row, int(scores.places[place])))
+                if verdict is not None:
+                    card = self._text(scores, place, words)
+                    judged.append((verdict, float(scores.itm[place]), row, card))
+        return judged
 
     def near_the_threshold(self) -> None:
         """The texts on both sides of it, of each source equally many."""

@@ -148,7 +148,8 @@ def bars(
             f'rx="2" fill="{_colour(number)}"><title>{escape(name)}</title></rect>'
         )
         if name in ends:
-            drawn.append(_whiskers(*(max(end, 0.0) * scale for end in ends[name]), y + 27))
+            low, high = (max(end, 0.0) * scale for end in ends[name])
+            drawn.append(_whiskers(low, high, y + 27))
     return _figure(title, row * len(values), drawn)
 
 
