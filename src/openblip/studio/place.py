@@ -77,6 +77,18 @@ class Place:
             raise DataError(f"{self.name}: no image in this folder; name another one")
         return self._light
 
+    def check(self, mark: str) -> None:
+        """Nothing, if the table is still that of this mark.
+
+        Asked again after something was read by the number of a row: another request may have seen
+        meanwhile that the table has changed.
+
+        Raises:
+            Refused: it is another one, whose numbers may be other rows'.
+        """
+        if mark != self.mark:
+            raise Refused(409, "the collection has changed: reload the page")
+
     def encoded(self, row: int) -> bytes:
         """The bytes of a row's picture.
 
