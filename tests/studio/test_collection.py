@@ -317,7 +317,11 @@ def test_a_narrow_screen_shows_all(studio: RunningStudio, page: "Page") -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     page.goto(f"{studio.url}#collection")
     page.wait_for_selector(".cell img.is-there")
+    page.get_by_role("button", name="Filters").click()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    chooser = page.get_by_role("search")
+    assert chooser.evaluate("node => node.scrollWidth <= node.clientWidth")
+    page.get_by_role("button", name="Filters").click()
     cells(page).nth(1).click()
     panel = page.get_by_role("dialog")
     panel.get_by_role("heading", level=2).wait_for()

@@ -252,7 +252,7 @@ class CapFilt {
       for (const [reason, number] of Object.entries(reasons)) if (number) rows.push([source.source, reason, number, source.texts]);
     }
     fill(this.reasons, el("h2", { text: "Why texts do not count" }), rows.length
-      ? table(["source", "reason", "texts", "share"], rows.map(([source, reason, number, all]) => [source, this.reasonLink(source, reason), count(number), percent(number, all)]))
+      ? table(["source", "reason", "texts", "share"], rows.map(([source, reason, number, all]) => [source, this.reasonLink(source, reason), count(number), percent(number, all)]), 2)
       : el("p", { class: "soft", text: "All texts count." }));
   }
 
@@ -329,8 +329,12 @@ class CapFilt {
   }
 }
 
-function table(header, rows) {
+/** A table; its first `words` columns are words, the others numbers. */
+function table(header, rows, words = 1) {
+  const side = (place) => (place < words ? "is-words" : null);
   return el("div", { class: "scrolls", tabindex: "0", role: "region", "aria-label": header.join(", ") }, el("table", {},
-    el("thead", {}, el("tr", {}, header.map((name) => el("th", { scope: "col", text: name })))),
-    el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell, place) => (place ? el("td", {}, cell) : el("th", { scope: "row", dir: "auto" }, cell))))))));
+    el("thead", {}, el("tr", {}, header.map((name, place) => el("th", { scope: "col", class: side(place), text: name })))),
+    el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell, place) => (place
+      ? el("td", { class: side(place) }, cell)
+      : el("th", { scope: "row", dir: "auto", class: side(0) }, cell))))))));
 }
