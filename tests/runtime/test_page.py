@@ -108,6 +108,13 @@ def test_a_verdict_is_a_word_and_a_colour(tmp_path: Path) -> None:
     assert html.count('class="tag"') == 2
 
 
+@pytest.mark.parametrize("value", [3.68, 3.74, 80.0, 0.0])
+def test_a_curve_that_is_flat_but_for_rounding_is_drawn(value: float) -> None:
+    assert "<polyline" in curves(
+        "flat", [Curve(name="a", points=[(s, value) for s in range(30)])], 0.8
+    )
+
+
 def test_curves_say_what_they_run_along_and_which_is_which() -> None:
     svg = curves("t", [Curve(name="a", points=[(0.25, 1.0)])], along="confidence", legend=True)
     assert "a, confidence 0.25: 1" in svg

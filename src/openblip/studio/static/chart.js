@@ -57,7 +57,8 @@ export function smoothed(points, weight) {
 
 /** About so many round numbers, the first at most `low` and the last at least `high`. */
 export function ticks(low, high, wanted) {
-  if (!(high > low)) { high = low + (Math.abs(low) || 1) * 0.1; }
+  // Equal but for rounding is equal: marks so close would be one and the same.
+  if (!(high - low > 1e-9 * Math.max(Math.abs(low), Math.abs(high)))) { high = low + (Math.abs(low) || 1) * 0.1; }
   const rough = (high - low) / wanted;
   const power = 10 ** Math.floor(Math.log10(rough));
   const size = [1, 2, 2.5, 5, 10].find((factor) => factor * power >= rough * 0.999) * power;
