@@ -98,9 +98,8 @@ class RunningStudio:
         sent |= headers or {}
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         try:
-            connection.putrequest(
-                method or ("GET" if body is None else "POST"), path, skip_host=True
-            )
+            verb = method or ("GET" if body is None else "POST")
+            connection.putrequest(verb, path, skip_host=True, skip_accept_encoding=True)
             for name, value in sent.items():
                 if value is not None:
                     connection.putheader(name, value)
@@ -230,6 +229,18 @@ def page(browser: "Browser") -> "Iterator[Page]":
     assert [told for told in complaints if "Failed to load resource" not in told] == []
 
 
+def serious_faults(page: "Page") -> list[str]:
+    """What axe finds that keeps people out: each fault with the elements that have it."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    found = axe.run(page).response["violations"]
+    return [
+        f"{fault['id']}: {node['target']} {node['failureSummary']}"
+        for fault in found
+        if fault["impact"] in ("serious", "critical")
+        for node in fault["nodes"]
+    ]
+
+
 def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     """Returns when the condition is true."""
     end = time.monotonic() + seconds
@@ -238,4 +249,4 @@ def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
         time.sleep(0.02)
 
 
-__all__ = ["HOSTILE", "Answered", "RunningStudio", "serving", "wait_until"]
+__all__ = ["HOSTILE", "Answered", "RunningStudio", "serious_faults", "serving", "wait_until"]

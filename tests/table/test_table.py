@@ -1,7 +1,9 @@
 import json
 import shutil
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -362,6 +364,19 @@ def test_an_older_version_stays_readable(table: PairTable) -> None:
     assert len(PairTable.open(table.uri, version=version)) == 20
     with pytest.raises(DataError, match="version 99"):
         PairTable.open(table.uri, version=99)
+
+
+def test_a_fingerprint_is_told_while_other_threads_read(table: PairTable) -> None:
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(3) as pool:
+            told = [pool.submit(lambda: table.fingerprint) for _ in range(300)]
+            for _ in range(300):
+                assert table.columns[0] == "id"
+            assert {future.result() for future in told} == {table.fingerprint}
+    finally:
+        sys.setswitchinterval(before)
 
 
 def test_each_version_has_a_fingerprint_that_a_table_in_its_place_lacks(

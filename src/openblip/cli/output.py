@@ -1,7 +1,6 @@
 """How commands print results: aligned tables for people, JSON for programs."""
 
 import json
-import math
 import os
 import sys
 import unicodedata
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from openblip.runtime.atomic import check_output, is_stream
+from openblip.runtime.documents import with_nulls
 from openblip.runtime.errors import DataError, RecipeError, UnwritableError, one_line
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ def print_json(value: object) -> None:
 
     A number that is none becomes null: JSON has no NaN.
     """
-    plain = _with_nulls(value)
+    plain = with_nulls(value)
     text = json.dumps(plain, ensure_ascii=False, allow_nan=False)
     try:
         text.encode(sys.stdout.encoding or "utf-8")
@@ -106,14 +106,6 @@ def print_json(value: object) -> None:
 def dominant_json(found: "Dominant | None") -> dict[str, object]:
     """What a model says of nearly everything, or null, as a field of a result."""
     return {"dominant": None if found is None else asdict(found)}
-
-
-def _with_nulls(value: object) -> object:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _with_nulls(item) for name, item in value.items()}
-    return [_with_nulls(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def complain(prog: str, message: object) -> None:

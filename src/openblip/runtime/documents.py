@@ -6,9 +6,10 @@ Text that UTF-8 can hold.
 """
 
 import json
+import math
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -139,6 +140,15 @@ def encodable(text: str) -> str:
 def json_text(value: object) -> str:
     """`value` as JSON that UTF-8 can hold: halves of surrogate pairs stay escapes."""
     return json.dumps(value, ensure_ascii=False).encode("utf-8", "backslashreplace").decode()
+
+
+def with_nulls(value: object) -> object:
+    """`value` as JSON can hold it: a number that is none becomes null, since JSON has no NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: with_nulls(item) for name, item in value.items()}
+    return [with_nulls(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def has_halves(text: str) -> bool:

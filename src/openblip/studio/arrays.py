@@ -105,11 +105,17 @@ def view_of(
 
 
 class TableArrays:
-    """The arrays of one version of a table; safe to use from many threads."""
+    """The arrays of one version of a table; safe to use from many threads.
+
+    Attributes:
+        table: the version.
+        mark: no other version has it.
+    """
 
     def __init__(self, table: PairTable) -> None:
-        """Reads nothing yet."""
+        """Reads no row yet."""
         self.table = table
+        self.mark = table.fingerprint[:16]
         # One scan at a time: two would do the same work, and hold twice the memory.
         self._lock = threading.RLock()
         self._kept: dict[object, Any] = {}

@@ -127,7 +127,7 @@ def without_of(asked: Asked) -> tuple[str, ...]:
 def table_told(arrays: TableArrays) -> dict[str, Any]:
     """Of which table, at which version, an answer is: all of it is of this one."""
     return {
-        "mark": arrays.table.fingerprint[:16],
+        "mark": arrays.mark,
         "version": arrays.table.version,
         "rows_in_table": len(arrays.table),
     }

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from openblip.sources.image_formats import HEAD_BYTES, format_of
 from openblip.sources.images import open_image
-from openblip.studio.routes import Asked, Content, Refused, Route, get, reduced
+from openblip.studio.routes import Asked, Content, Route, get, reduced
 
 if TYPE_CHECKING:
     from openblip.studio.app import Studio
@@ -65,19 +65,24 @@ def routes(studio: "Studio") -> list[Route]:
         place = studio.need_place()
         row = asked.whole("row", 0, 1 << 53)
         mark = asked.text("v", place.mark)
-        if mark != place.mark:
-            raise Refused(409, "the collection has changed: reload the page")
+        place.check(mark)
+
+        def encoded() -> bytes:
+            found = place.encoded(row)
+            place.check(mark)
+            return found
+
         # Of an address that names the table's version the browser need not ask again.
         is_lasting = "v" in asked.values
         if "w" not in asked.values:
-            return _stored(place.encoded(row), is_lasting)
+            return _stored(encoded(), is_lasting)
         wanted = asked.whole("w", 1, 1 << 20)
         width = next((width for width in WIDTHS if width >= wanted), WIDTHS[-1])
-        key = f"{place.mark}/{row}/{width}"
+        key = f"{mark}/{row}/{width}"
         tag = f'"{hashlib.blake2b(key.encode(), digest_size=12).hexdigest()}"'
         if asked.tag == tag:
             return Content(b"", "image/webp", tag, is_lasting)
-        body = kept.get(key, lambda: thumbnail(place.encoded(row), width, f"row {row}"))
+        body = kept.get(key, lambda: thumbnail(encoded(), width, f"row {row}"))
         return Content(body, "image/webp", tag, is_lasting)
 
     return [get("/image/{row:int}", image)]

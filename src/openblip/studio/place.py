@@ -59,10 +59,10 @@ class Place:
             DataError: it is gone.
         """
         table = self._opened()
-        mark = table.fingerprint[:16]
-        if mark != getattr(self, "mark", None):
-            self.choices = Choices(TableArrays(table))
-            self.index, self.table, self.mark = IndexState.of(table), table, mark
+        arrays = TableArrays(table)
+        if arrays.mark != getattr(self, "mark", None):
+            self.choices = Choices(arrays)
+            self.index, self.table, self.mark = IndexState.of(table), table, arrays.mark
 
     def _opened(self) -> PairTable:
         if self.folder is None:
@@ -76,6 +76,18 @@ class Place:
         if not len(self._light):
             raise DataError(f"{self.name}: no image in this folder; name another one")
         return self._light
+
+    def check(self, mark: str) -> None:
+        """Nothing, if the table is still that of this mark.
+
+        Asked again after something was read by the number of a row: another request may have seen
+        meanwhile that the table has changed.
+
+        Raises:
+            Refused: it is another one, whose numbers may be other rows'.
+        """
+        if mark != self.mark:
+            raise Refused(409, "the collection has changed: reload the page")
 
     def encoded(self, row: int) -> bytes:
         """The bytes of a row's picture.

@@ -22,6 +22,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from openblip.runtime.documents import with_nulls
 from openblip.runtime.errors import DataError, OpenBlipError, OpenBlipWarning, one_line
 from openblip.sources.images import UndecodedImage, read_header
 
@@ -187,7 +188,7 @@ def _endpoint(answer: Answer) -> Callable[[Request], Awaitable[Response]]:
             return _content(found, asked)
         if told and isinstance(found, dict):
             found = {**found, "warnings": told}
-        return JSONResponse(_with_nulls(found), headers={"Cache-Control": "no-store"})
+        return JSONResponse(with_nulls(found), headers={"Cache-Control": "no-store"})
 
     return endpoint
 
@@ -319,15 +320,6 @@ def _hear_warnings() -> None:
 
     show.is_of_studio = True  # type: ignore[attr-defined]
     warnings.showwarning = show
-
-
-def _with_nulls(value: object) -> object:
-    """JSON has no NaN."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {name: _with_nulls(item) for name, item in value.items()}
-    return [_with_nulls(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def check_row(row: int, count: int) -> int:

@@ -52,6 +52,7 @@ class _Searching:
         # Rows that came since are searched too; which table its numbers are of, the answer says.
         self._studio.refresh()
         place = self._studio.need_place()
+        mark = place.mark
         if place.index is None:
             raise Refused(
                 409,
@@ -66,7 +67,9 @@ class _Searching:
                 where=asked.text("where", "") or None,
                 threshold=asked.number("threshold", 0, 1, 0.5),
             )
-        return {**_told(place, found), "seconds": time.monotonic() - started}
+        told = _told(place, found)
+        place.check(mark)
+        return {**told, "mark": mark, "seconds": time.monotonic() - started}
 
     def _searcher(self, place: Place, stack: ExitStack) -> "Searcher":
         """A searcher whose model is this thread's alone until `stack` ends."""
@@ -138,7 +141,5 @@ def _told(place: Place, found: "Found") -> dict[str, Any]:
         "hits": hits,
         "told": str(found),
         "nothing": found.nothing,
-        "best": found.best,
-        "matched": found.matched,
-        "mark": place.mark,
+        **found.counts(),
     }

@@ -1,6 +1,7 @@
 """A studio that is served: the address, the browser, and the end."""
 
 import asyncio
+import errno
 import os
 import socket
 import sys
@@ -33,7 +34,7 @@ def listen(host: str, port: int) -> socket.socket:
     except PermissionError as error:
         raise OpenBlipError(f"port {port} is not allowed: give another one with --port") from error
     except OSError as error:
-        if isinstance(error, socket.gaierror):
+        if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
             raise OpenBlipError(f"--host {host}: this machine has no such address") from error
         raise OpenBlipError(
             f"port {port} of {host} cannot be used ({error.strerror}), perhaps another studio has "

@@ -145,7 +145,14 @@ class PairTable:
 
         A copy of the table has it too.
         """
-        return str(read(self.uri, lambda: self._dataset.read_transaction(self.version)).uuid)
+
+        def transaction() -> Any:
+            # Of a dataset of its own: Lance locks the one that it asks, and whoever reads from
+            # that at the same time, in another thread, would fail.
+            version = self.version
+            return self._dataset.checkout_version(version).read_transaction(version)
+
+        return str(read(self.uri, transaction).uuid)
 
     @property
     def columns(self) -> tuple[str, ...]:

@@ -14,6 +14,9 @@ const EXAMPLES = {
 };
 const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(1)} %` : "–");
 
+/** A path as a shell reads it. */
+const quoted = (path) => (/^[\w@%+=:,./-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\"'\"'")}'`);
+
 /** Texts above each threshold, of those that are above exactly n of them. */
 function above(histogram) {
   const kept = new Array(histogram.length - 1);
@@ -60,6 +63,11 @@ class CapFilt {
     this.rows = rows;
     this.split = found.split;
     if (!found.is_scored) {
+      if (this.state.about.table.kind === "folder") {
+        fill(this.main, empty("A folder has no scores", "CapFilt works on a pair table, which has room for captions and scores. This command makes one of the folder; then open the studio with it.",
+          `openblip data import ${quoted(this.state.about.table.place)} pairs.lance`));
+        return;
+      }
       fill(this.main, empty("This table has no scores yet",
         "CapFilt writes a caption for each picture, and gives all texts a match probability. This command does it; it can be stopped and goes on where it was.",
         found.commands.scores));
@@ -84,7 +92,7 @@ class CapFilt {
 
   draw() {
     const slider = el("input", { type: "range", id: "f-slider", min: "0", max: String(this.found.steps), step: "1", class: "grow", "aria-label": "Threshold" });
-    const number = el("input", { type: "number", id: "f-number", min: "0", max: "1", step: String(1 / this.found.steps), class: "short number" });
+    const number = el("input", { type: "number", id: "f-number", min: "0", max: "1", step: String(1 / this.found.steps), class: "short-number number" });
     slider.value = String(Math.round(this.threshold * this.found.steps));
     number.value = String(this.threshold);
     slider.addEventListener("input", () => {
@@ -100,19 +108,20 @@ class CapFilt {
       this.move(rounded);
     });
     number.addEventListener("change", () => { number.value = String(this.threshold); });
-    this.charts = el("div", { class: "charts" });
+    this.charts = el("div", { class: "scores-all" });
     this.reasons = el("div", {});
     this.sets = el("div", {});
-    this.commands = el("div", { class: "commands" });
-    this.examples = el("div", { class: "examples", "aria-live": "polite" });
+    this.commands = el("div", { class: "view-commands" });
+    this.examples = el("div", { class: "example-rows", "aria-live": "polite" });
     fill(this.main,
-      el("div", { class: "head" }, el("h1", { text: "What the filter keeps" }),
+      el("div", { class: "capfilt-head" }, el("h1", { text: "What the filter keeps" }),
         el("p", { class: "soft", text: "A text counts if its match probability (ITM) is above the threshold. Moving it runs no model and changes nothing in the table." })),
-      el("div", { class: "slide" }, el("label", { for: "f-number", text: "Threshold" }), slider, number),
+      el("div", { class: "slide-line" }, el("label", { for: "f-number", text: "Threshold" }), slider, number),
       el("div", { class: "fields" }, this.splitField(), this.withoutField()),
-      this.narrow(), this.charts, this.certificate(),
+      this.narrow(), this.charts,
       el("section", {}, el("h2", { text: "Examples" }), this.sourceTabs(), this.examples),
-      el("section", { class: "two" }, this.reasons, this.sets),
+      this.certificate(),
+      el("section", { class: "side-by-side" }, this.reasons, this.sets),
       el("section", {}, el("h2", { text: "This view as a command" }), this.commands));
     this.drawCharts();
     this.update();
@@ -129,11 +138,11 @@ class CapFilt {
 
   withoutField() {
     if (!this.rows.without.length) return null;
-    const boxes = this.rows.without.map((name) => el("label", { class: "check" }, el("input", { type: "checkbox", value: name, checked: this.without.includes(name), onchange: () => {
+    const boxes = this.rows.without.map((name) => el("label", { class: "checked-line" }, el("input", { type: "checkbox", value: name, checked: this.without.includes(name), onchange: () => {
       this.without = boxes.map((box) => box.firstChild).filter((box) => box.checked).map((box) => box.value);
       this.again();
     } }), ` ${name.replaceAll("_", " ")}`));
-    return el("fieldset", { class: "field" }, el("legend", { class: "small soft", text: "Leave out" }), el("div", { class: "checks" }, boxes));
+    return el("fieldset", { class: "field" }, el("legend", { class: "small soft", text: "Leave out" }), el("div", { class: "checked-lines" }, boxes));
   }
 
   async again() {
@@ -150,15 +159,15 @@ class CapFilt {
   narrow() {
     const narrow = this.scored().filter((source) => source.is_narrow);
     if (!narrow.length) return null;
-    return el("div", { class: "warn", role: "note" }, el("h2", { text: narrow.length === this.scored().length ? "This filter separates nothing" : `It separates nothing among ${narrow[0].source} texts` }),
+    return el("div", { class: "narrow", role: "note" }, el("h2", { text: narrow.length === this.scored().length ? "This filter separates nothing" : `It separates nothing among ${narrow[0].source} texts` }),
       narrow.map((source) => el("p", { text: `${source.spread}.` })));
   }
 
   certificate() {
     const review = this.state.about.rooms.some((room) => room.name === "review");
-    return el("div", { class: "certificate" }, el("h2", { text: "Can the threshold be trusted?" }),
+    return el("div", { class: "certify" }, el("h2", { text: "Can the threshold be trusted?" }),
       el("p", { class: "soft", text: "Judge some texts near it, and you learn how much of what it keeps is right." }),
-      review ? el("p", {}, el("a", { class: "button", href: "#review", text: "Review texts" })) : copyable(`openblip capfilt review ${this.state.about.table.place}`));
+      review ? el("p", {}, el("a", { class: "button", href: "#review", text: "Review texts" })) : copyable(`openblip capfilt review ${quoted(this.state.about.table.place)}`));
   }
 
   move(threshold) {
@@ -192,15 +201,15 @@ class CapFilt {
       // Scores at n are above n thresholds: between (n - 1) and n thousandths.
       source.histogram.forEach((number, n) => { sums[Math.min(Math.max(Math.floor((n - 1 - begin) / width), 0), bars - 1)] += number; });
       const most = Math.max(...sums, 1);
-      source.bars = sums.map((sum, place) => el("span", { class: "bar", vars: { "--tall": sum ? Math.max(sum / most, 0.012) : 0 }, title: `${count(sum)} from ${((begin + place * width) / this.found.steps).toFixed(3)}` }));
-      source.line = el("span", { class: "edge" });
+      source.bars = sums.map((sum, place) => el("span", { class: "spread-bar", vars: { "--tall": Math.sqrt(sum / most) }, title: `${count(sum)} from ${((begin + place * width) / this.found.steps).toFixed(3)}` }));
+      source.line = el("span", { class: "spread-edge" });
       source.told = el("p", { class: "number kept-told" });
-      source.meter = el("span", { class: "meter-fill" });
-      return el("figure", { class: "chart" },
+      source.meter = el("span", { class: "kept-fill" });
+      return el("figure", { class: "scores-of" },
         el("figcaption", {}, el("b", { text: `${source.source} texts` })), source.told,
-        el("div", { class: "meter", "aria-hidden": "true" }, source.meter),
-        el("div", { class: "bars", role: "img", "aria-label": source.spread }, source.bars, source.line),
-        el("div", { class: "ends small soft number", "aria-hidden": "true" }, el("span", { text: (begin / this.found.steps).toFixed(2) }), el("span", { text: "match probability (ITM)" }), el("span", { text: ((begin + bars * width) / this.found.steps).toFixed(2) })));
+        el("div", { class: "kept-meter", "aria-hidden": "true" }, source.meter),
+        el("div", { class: "spread", role: "img", "aria-label": source.spread }, source.bars, source.line),
+        el("div", { class: "spread-ends small soft number", "aria-hidden": "true" }, el("span", { text: (begin / this.found.steps).toFixed(2) }), el("span", { text: "match probability (ITM); height: root of the count" }), el("span", { text: ((begin + bars * width) / this.found.steps).toFixed(2) })));
     }), this.peoples());
   }
 
@@ -208,7 +217,7 @@ class CapFilt {
     const human = this.found.sources.find((source) => source.source === "human");
     if (!human?.texts) return null;
     const left = Object.values(human.rejected).reduce((sum, number) => sum + number, 0);
-    return el("figure", { class: "chart" }, el("figcaption", {}, el("b", { text: "human texts" })),
+    return el("figure", { class: "scores-of" }, el("figcaption", {}, el("b", { text: "human texts" })),
       el("p", { class: "number kept-told" }, el("b", { text: count(human.texts - left) }), ` of ${count(human.texts)} count`),
       el("p", { class: "small soft", text: "They need no score." }));
   }
@@ -243,7 +252,7 @@ class CapFilt {
       for (const [reason, number] of Object.entries(reasons)) if (number) rows.push([source.source, reason, number, source.texts]);
     }
     fill(this.reasons, el("h2", { text: "Why texts do not count" }), rows.length
-      ? table(["source", "reason", "texts", "share"], rows.map(([source, reason, number, all]) => [source, this.reasonLink(source, reason), count(number), percent(number, all)]))
+      ? table(["source", "reason", "texts", "share"], rows.map(([source, reason, number, all]) => [source, this.reasonLink(source, reason), count(number), percent(number, all)]), 2)
       : el("p", { class: "soft", text: "All texts count." }));
   }
 
@@ -272,7 +281,7 @@ class CapFilt {
   sourceTabs() {
     const names = this.scored().map((source) => source.source);
     if (names.length < 2) return null;
-    const buttons = names.map((name) => el("button", { type: "button", "aria-pressed": String(name === this.source), class: "turn", text: `${name} texts`, onclick: () => {
+    const buttons = names.map((name) => el("button", { type: "button", "aria-pressed": String(name === this.source), class: "toggle", text: `${name} texts`, onclick: () => {
       this.source = name;
       for (const button of buttons) button.setAttribute("aria-pressed", String(button.textContent === `${name} texts`));
       this.askExamples(0);
@@ -315,13 +324,17 @@ class CapFilt {
     const params = new URLSearchParams({ row: card.row, threshold: this.threshold });
     return el("li", {}, el("a", { class: "example", href: `#collection?${params}`, "aria-label": `ITM ${probability(text.itm)}: ${text.text}. ${fateWords(text.fate)}. Show row ${card.row}` },
       el("span", { class: "example-picture", vars: { "--shape": shape } }, el("img", { src: imageUrl(card.row, 360), alt: "", loading: "lazy" })),
-      el("span", { class: `score number ${text.fate === "counts" ? "is-kept" : "is-left"}`, text: text.itm.toFixed(3) }),
+      el("span", { class: `score-told number ${text.fate === "counts" ? "is-kept" : "is-left"}`, text: text.itm.toFixed(3) }),
       el("span", { class: "cell-text", dir: "auto", text: text.text || "(empty)" })));
   }
 }
 
-function table(header, rows) {
+/** A table; its first `words` columns are words, the others numbers. */
+function table(header, rows, words = 1) {
+  const side = (place) => (place < words ? "is-words" : null);
   return el("div", { class: "scrolls", tabindex: "0", role: "region", "aria-label": header.join(", ") }, el("table", {},
-    el("thead", {}, el("tr", {}, header.map((name) => el("th", { scope: "col", text: name })))),
-    el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell, place) => (place ? el("td", {}, cell) : el("th", { scope: "row", dir: "auto" }, cell))))))));
+    el("thead", {}, el("tr", {}, header.map((name, place) => el("th", { scope: "col", class: side(place), text: name })))),
+    el("tbody", {}, rows.map((row) => el("tr", {}, row.map((cell, place) => (place
+      ? el("td", { class: side(place) }, cell)
+      : el("th", { scope: "row", dir: "auto", class: side(0) }, cell))))))));
 }

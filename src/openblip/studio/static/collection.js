@@ -1,5 +1,5 @@
 // The room Collection: all rows, sorted and chosen, and everything about one of them.
-import { copyable, count, el, empty, fill, get, imageUrl, plural, probability, refresh, tell, tellError } from "./page.js";
+import { count, el, empty, fill, get, imageUrl, plural, probability, refresh, tell, tellError } from "./page.js";
 import { Grid } from "./grid.js";
 
 const ORDERS = {
@@ -37,7 +37,7 @@ export function textBlock(text, ...more) {
   if (text.itc !== null) scores.push(`similarity (ITC) ${text.itc.toFixed(2)}`);
   return el("div", { class: `told ${text.fate === "counts" ? "is-kept" : "is-left"}` },
     el("p", { class: "told-words", dir: "auto", text: text.text || "(empty)" }),
-    el("p", { class: "small soft" }, el("span", { class: "tag", text: SOURCES[text.source] ?? text.source }), ` ${fateWords(text.fate)}`, scores.length ? ` · ${scores.join(" · ")}` : ""),
+    el("p", { class: "small soft" }, el("span", { class: "text-source", text: SOURCES[text.source] ?? text.source }), ` ${fateWords(text.fate)}`, scores.length ? ` · ${scores.join(" · ")}` : ""),
     more);
 }
 
@@ -61,7 +61,7 @@ class Collection {
       load: (start, number, signal) => this.load(start, number, signal),
       draw: (words, row) => this.draw(words, row),
       label: (row) => this.label(row),
-      picture: imageUrl,
+      picture: (row, width) => imageUrl(row.row, width),
       onopen: (index, row, isChosen) => this.open(index, row, isChosen),
       onmove: (index) => this.moved(index),
     });
@@ -103,25 +103,30 @@ class Collection {
       this.typing = setTimeout(() => this.set({ words: words.value.trim() }), 350);
     });
     const orders = this.about.orders.filter((name) => !name.includes("-") || (this.about.is_scored && (this.about.has_synthetic || !name.includes("synthetic"))));
-    const sort = el("select", { id: "c-sort", "aria-label": "Sorted by", onchange: () => this.set({ sort: sort.value === "row" ? "" : sort.value }) },
+    const sort = el("select", { id: "c-sort", "aria-label": "Sorted by", onchange: () => {
+      // Who asks for the best wants to see them first.
+      const isDown = /^(best|size|texts)/.test(sort.value);
+      turn.setAttribute("aria-pressed", String(isDown));
+      this.set({ sort: sort.value === "row" ? "" : sort.value, desc: isDown ? "1" : "" });
+    } },
       orders.map((name) => option(name, ORDERS[name] ?? name, this.params.sort ?? "row")));
-    const turn = el("button", { type: "button", class: "turn", "aria-pressed": String(this.params.desc === "1"), onclick: () => {
+    const turn = el("button", { type: "button", class: "toggle", "aria-pressed": String(this.params.desc === "1"), onclick: () => {
       const isDown = turn.getAttribute("aria-pressed") !== "true";
       turn.setAttribute("aria-pressed", String(isDown));
       this.set({ desc: isDown ? "1" : "" });
-    } }, "Largest first");
+    } }, el("span", { "aria-hidden": "true", text: "↓" }), el("span", { class: "toggle-words", text: "Largest first" }));
     this.fields = el("div", { class: "fields", id: "c-fields", hidden: true });
     this.inputs = {};
     fill(this.fields, this.choiceFields());
-    const toggle = el("button", { type: "button", "aria-expanded": "false", "aria-controls": "c-fields", text: "Choose", onclick: () => {
+    const toggle = el("button", { type: "button", "aria-expanded": "false", "aria-controls": "c-fields", text: "Filters", onclick: () => {
       this.fields.hidden = !this.fields.hidden;
       toggle.setAttribute("aria-expanded", String(!this.fields.hidden));
       this.fitHeight();
     } });
     this.inputs.words = words;
     return el("form", { class: "chooser", role: "search", onsubmit: (event) => event.preventDefault() },
-      el("div", { class: "fields" }, el("div", { class: "field grow" }, words), toggle, el("div", { class: "order" }, sort, turn)),
-      this.fields, el("div", { class: "found" }, this.told, this.chips));
+      el("div", { class: "fields asked" }, words, toggle, sort, turn),
+      this.fields, el("div", { class: "chosen" }, this.told, this.chips));
   }
 
   choiceFields() {
@@ -133,14 +138,14 @@ class Collection {
       return el("div", { class: "field" }, el("label", { for: `c-${name}`, text: title }), select, help);
     };
     const number = (name, title) => {
-      const input = el("input", { type: "number", id: `c-${name}`, min: name.startsWith("itm") ? "0" : "-1", max: "1", step: "any", value: this.params[name] ?? "", class: "short", onchange: () => this.set({ [name]: input.value }) });
+      const input = el("input", { type: "number", id: `c-${name}`, min: name.startsWith("itm") ? "0" : "-1", max: "1", step: "any", value: this.params[name] ?? "", class: "short-number", onchange: () => this.set({ [name]: input.value }) });
       this.inputs[name] = input;
       return el("div", { class: "field" }, el("label", { for: `c-${name}`, text: title }), input);
     };
     const plain = (values) => values.map((value) => [value, value]);
     const where = el("input", { type: "text", id: "c-where", value: this.params.where ?? "", placeholder: "split = 'test' and width > 1000", maxlength: "1900", spellcheck: "false", autocomplete: "off", onchange: () => this.set({ where: where.value.trim() }) });
     this.inputs.where = where;
-    const threshold = el("input", { type: "number", id: "c-threshold", min: "0", max: "1", step: "any", value: this.params.threshold ?? String(this.state.about.threshold), class: "short", onchange: () => this.set({ threshold: threshold.value }) });
+    const threshold = el("input", { type: "number", id: "c-threshold", min: "0", max: "1", step: "any", value: this.params.threshold ?? String(this.state.about.threshold), class: "short-number", onchange: () => this.set({ threshold: threshold.value }) });
     return [
       pick("source", "Source of a text", plain(about.sources)),
       pick("fate", "Decision on a text", about.fates.map((fate) => [fate, fateWords(fate)])),
@@ -151,19 +156,18 @@ class Collection {
       about.is_scored ? [number("itm_from", "ITM from"), number("itm_to", "ITM to"), number("itc_from", "ITC from"), number("itc_to", "ITC to")] : null,
       about.without.length ? this.withoutField() : null,
       el("div", { class: "field grow" }, el("label", { for: "c-where", text: "Condition (SQL over the columns)" }), where),
-      el("p", { class: "small soft hint", text: about.is_scored
+      el("p", { class: "small soft chooser-hint", text: about.is_scored
         ? "What is asked of a text is asked of one and the same text. ITM is the probability that picture and text match, ITC how similar they are."
-        : "The texts of this table have no scores yet." }),
-      about.is_scored ? null : copyable("openblip capfilt run TABLE --captioner CAPTIONER --filter FILTER"),
+        : "These texts have no scores yet. The room CapFilt says what makes them." }),
     ];
   }
 
   withoutField() {
     const chosen = (this.params.without ?? "").split(",");
-    const boxes = this.about.without.map((name) => el("label", { class: "check" }, el("input", { type: "checkbox", value: name, checked: chosen.includes(name), onchange: () => {
+    const boxes = this.about.without.map((name) => el("label", { class: "checked-line" }, el("input", { type: "checkbox", value: name, checked: chosen.includes(name), onchange: () => {
       this.set({ without: boxes.map((box) => box.firstChild).filter((box) => box.checked).map((box) => box.value).join(",") });
     } }), ` ${name.replaceAll("_", " ")}`));
-    return el("fieldset", { class: "field" }, el("legend", { class: "small soft", text: "Do not count" }), el("div", { class: "checks" }, boxes));
+    return el("fieldset", { class: "field" }, el("legend", { class: "small soft", text: "Do not count" }), el("div", { class: "checked-lines" }, boxes));
   }
 
   /** Choose otherwise: a new entry in the history, and the grid anew. */
@@ -242,8 +246,26 @@ class Collection {
     });
   }
 
+  /** The text of a row that what was asked for is about. */
+  shownText(row) {
+    const { params } = this;
+    const [which, whose, score] = (params.sort ?? "").split("-");
+    const ofSort = (text) => !whose || (whose === "synthetic") === (text.source === "synthetic");
+    const fits = (text) => (!params.source || text.source === params.source)
+      && (!params.fate || text.fate === params.fate)
+      && (!params.words || text.text.toLowerCase().includes(params.words.toLowerCase()));
+    let texts = row.texts.filter((text) => fits(text) && ofSort(text));
+    if (!texts.length) texts = row.texts.filter(fits);
+    if (score) {
+      const turn = which === "worst" ? 1 : -1;
+      texts = texts.toSorted((a, b) => turn * ((a[score] ?? 2 * turn) - (b[score] ?? 2 * turn)));
+      return texts[0] ?? row.texts[0];
+    }
+    return texts.find((text) => text.fate === "counts") ?? texts[0] ?? row.texts[0];
+  }
+
   draw(words, row) {
-    const shown = row.texts.find((text) => text.fate === "counts") ?? row.texts[0];
+    const shown = this.shownText(row);
     fill(words,
       el("p", { class: `cell-text ${shown && shown.fate !== "counts" ? "is-left" : ""}`, dir: "auto", text: shown ? shown.text : "no text" }),
       el("p", { class: "cell-tags small" }, this.tags(row, shown)));
@@ -253,8 +275,8 @@ class Collection {
     const tags = [];
     if (shown) tags.push(el("span", { text: shown.source }));
     if (shown && shown.itm !== null) tags.push(el("span", { class: "number", text: `ITM ${probability(shown.itm)}` }));
-    if (row.texts.length > 1) tags.push(el("span", { class: "number", text: `${row.texts.filter((text) => text.fate === "counts").length} of ${row.texts.length} count` }));
-    for (const flag of row.flags) tags.push(el("span", { class: "flag", text: flag }));
+    if (row.texts.length > 1) tags.push(el("span", { class: "number", text: `${row.texts.filter((text) => text.fate === "counts").length}/${row.texts.length} count` }));
+    for (const flag of row.flags) tags.push(el("span", { class: "row-flag", text: flag }));
     return tags;
   }
 
@@ -304,7 +326,9 @@ class Collection {
       else {
         const before = document.activeElement;
         this.panel.show();
-        if (!isFocused && before) before.focus();
+        // A dialog takes the focus; where it came with the address, nobody has asked for that.
+        if (!isFocused && before === document.body) document.activeElement.blur();
+        else if (!isFocused) before.focus();
       }
     }
     this.panel.scrollTop = 0;
@@ -352,9 +376,9 @@ class Collection {
       el("a", { class: "detail-picture", href: imageUrl(row.row), target: "_blank", "aria-label": "The picture as it is stored, in a tab of its own", vars: { "--shape": shape } },
         el("img", { src: imageUrl(row.row, 960), alt: "" })),
       el("p", { class: "small soft number", text: facts.join(" · ") }),
-      el("div", { class: "chips" }, row.flags.map((flag) => el("span", { class: "flag", text: flag })),
-        row.image_error ? el("p", { class: "small bad", text: row.image_error }) : null,
-        row.capfilt_error && row.capfilt_error !== row.image_error ? el("p", { class: "small bad", text: row.capfilt_error }) : null),
+      el("div", { class: "chips" }, row.flags.map((flag) => el("span", { class: "row-flag", text: flag })),
+        row.image_error ? el("p", { class: "small row-error", text: row.image_error }) : null,
+        row.capfilt_error && row.capfilt_error !== row.image_error ? el("p", { class: "small row-error", text: row.capfilt_error }) : null),
       this.similar(row),
       el("h3", { text: row.texts.length ? "Texts" : "No texts" }),
       row.texts.map((text) => textBlock(text, this.writer(text, row.models))),
@@ -378,7 +402,7 @@ class Collection {
   }
 
   relatives(row) {
-    const link = (number) => el("button", { type: "button", class: "link number", text: `row ${count(number)}`, onclick: () => this.showRow(number, true) });
+    const link = (number) => el("button", { type: "button", class: "row-link number", text: `row ${count(number)}`, onclick: () => this.showRow(number, true) });
     const told = [];
     if (row.duplicate_of) told.push(el("p", {}, "Repeats ", row.duplicate_of_row === null ? el("span", { dir: "auto", text: row.duplicate_of }) : link(row.duplicate_of_row)));
     if (row.num_repeaters) told.push(el("p", {}, `Is repeated by ${plural(row.num_repeaters, "picture")}: `, row.repeaters.map((number) => [link(number), " "]), row.num_repeaters > row.repeaters.length ? "…" : ""));
@@ -396,7 +420,7 @@ function verdictBlock(verdict) {
 }
 
 function factsList(values) {
-  return el("dl", { class: "facts" }, Object.entries(values).map(([name, value]) => [
+  return el("dl", { class: "source-facts" }, Object.entries(values).map(([name, value]) => [
     el("dt", { dir: "auto", text: name }),
     el("dd", { dir: "auto", text: typeof value === "string" ? value : JSON.stringify(value) }),
   ]));

@@ -61,6 +61,10 @@ export class Grid {
     this.active = -1;
     this.view.removeAttribute("aria-activedescendant");
     this.view.setAttribute("aria-busy", "true");
+    // Until its first rows are there, nothing in view is of use.
+    this.range = null;
+    clearTimeout(this.timer);
+    const mine = this.turn;
     const block = Math.max(Math.floor(at / BLOCK), 0);
     try {
       // Whoever comes back to a place that is not there any more begins at the first row.
@@ -69,13 +73,14 @@ export class Grid {
         throw error;
       });
       if (!found) return false;
+      this.view.removeAttribute("aria-busy");
       this.total = found.total;
       this.#release(() => true);
       this.#measure(true);
       this.reveal(Math.min(at, this.total - 1), true);
       return true;
     } finally {
-      this.view.removeAttribute("aria-busy");
+      if (mine === this.turn) this.view.removeAttribute("aria-busy");
     }
   }
 
@@ -172,7 +177,7 @@ export class Grid {
 
   /** Put lines where they can be seen, and ask for what they need. */
   #place() {
-    if (!this.columns) return;
+    if (!this.columns || this.view.hasAttribute("aria-busy")) return;
     const top = this.view.scrollTop + this.offset;
     const lines = Math.ceil(this.total / this.columns);
     const begin = Math.max(Math.floor(top / this.height) - 2, 0);
@@ -208,7 +213,7 @@ export class Grid {
       image.addEventListener("error", () => { if (image.hasAttribute("src")) image.parentNode.classList.add("is-broken"); });
       const cell = el("div", { class: "cell", role: "option", "aria-selected": "false" },
         el("div", { class: "frame", vars: { "--box": `${this.box.height}px` } }, image),
-        el("div", { class: "words" }));
+        el("div", { class: "cell-words" }));
       Object.assign(cell, { image, words: cell.lastChild });
       return cell;
     });
@@ -289,7 +294,12 @@ export class Grid {
     for (const block of wanted) {
       if (!this.blocks.has(block) && !this.asked.has(block) && this.asked.size < AT_ONCE) this.#fetch(block).catch(tellError);
     }
-    for (const node of this.lines.values()) for (const cell of node.cells) this.#askPicture(cell);
+    // Pictures of lines that are seen; the others are near, and cost as much.
+    const top = this.view.scrollTop + this.offset - this.height / 2;
+    const bottom = top + this.view.clientHeight + this.height / 2;
+    for (const [line, node] of this.lines) {
+      if (line * this.height > top - this.height && line * this.height < bottom) for (const cell of node.cells) this.#askPicture(cell);
+    }
   }
 
   #askPicture(cell) {

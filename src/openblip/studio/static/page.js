@@ -175,7 +175,7 @@ export function copyable(command) {
     }
     setTimeout(() => { button.textContent = "Copy"; }, 1500);
   });
-  return el("div", { class: "command" }, el("code", { text: command }), button);
+  return el("div", { class: "command" }, el("code", { text: command, tabindex: "0" }), button);
 }
 
 /** What rooms are given: `about` the collection, `params` of the address, `go(room, params)`. */

@@ -67,29 +67,32 @@ export function bar(name, value, told = null) {
 /** Show one of several pictures large; `actions(hit, close)` gives the buttons that go with it. */
 export function view(hits, start, actions) {
   let place = start;
+  const stage = el("div", { class: "stage" });
+  const where = el("span", { class: "soft small number", "aria-live": "polite" });
+  const facts = el("div", { class: "own" });
   const dialog = el("dialog", { class: "viewer", "aria-label": "Picture" });
   const close = () => dialog.close();
   const step = (by) => { place = (place + by + hits.length) % hits.length; draw(); };
+  // Made once: a button that has the focus keeps it while the pictures change.
+  const turn = el("div", { class: "turn" },
+    el("button", { type: "button", class: "quiet", "aria-label": "Previous picture", onclick: () => step(-1), text: "←" }),
+    where,
+    el("button", { type: "button", class: "quiet", "aria-label": "Next picture", onclick: () => step(1), text: "→" }),
+    el("button", { type: "button", class: "quiet end", "aria-label": "Close", onclick: close, text: "✕" }));
 
   function draw() {
     const hit = hits[place];
     const texts = (hit.captions ?? []).map((text) => el("li", { dir: "auto", text }));
     const picture = el("img", { src: imageUrl(hit.row, 1440), alt: hit.captions?.[0] ?? hit.id });
     picture.addEventListener("error", () => picture.replaceWith(el("p", { class: "soft", text: "This picture cannot be read." })));
-    fill(dialog,
-      el("div", { class: "stage" }, picture),
-      el("div", { class: "facts" },
-        el("div", { class: "turn" },
-          el("button", { type: "button", class: "quiet", "aria-label": "Previous picture", onclick: () => step(-1), text: "←" }),
-          el("span", { class: "soft small number", "aria-live": "polite", text: `${place + 1} of ${hits.length}` }),
-          el("button", { type: "button", class: "quiet", "aria-label": "Next picture", onclick: () => step(1), text: "→" }),
-          el("button", { type: "button", class: "quiet end", "aria-label": "Close", onclick: close, text: "✕" })),
-        el("h2", { dir: "auto", text: hit.id }),
-        hit.itm != null && bar("match probability (ITM)", hit.itm),
-        hit.itc != null && bar("similarity (ITC cosine)", hit.itc, hit.itc.toFixed(3)),
-        texts.length > 0 && el("div", {}, el("h3", { text: plural(texts.length, "given text") }), el("ul", { class: "plain" }, texts)),
-        el("div", { class: "fields" }, actions(hit, close),
-          el("a", { class: "button quiet", href: imageUrl(hit.row), target: "_blank", rel: "noopener", text: "Full size" }))));
+    where.textContent = `${place + 1} of ${hits.length}`;
+    fill(stage, picture);
+    fill(facts, el("h2", { dir: "auto", text: hit.id }),
+      hit.itm != null && bar("match probability (ITM)", hit.itm),
+      hit.itc != null && bar("similarity (ITC cosine)", hit.itc, hit.itc.toFixed(3)),
+      texts.length > 0 && el("div", {}, el("h3", { text: plural(texts.length, "given text") }), el("ul", { class: "plain" }, texts)),
+      el("div", { class: "fields" }, actions(hit, close),
+        el("a", { class: "button quiet", href: imageUrl(hit.row), target: "_blank", rel: "noopener", text: "Full size" })));
   }
   dialog.addEventListener("keydown", (event) => {
     if (event.key === "ArrowLeft") step(-1);
@@ -98,6 +101,7 @@ export function view(hits, start, actions) {
   dialog.addEventListener("click", (event) => { if (event.target === dialog) close(); });
   dialog.addEventListener("close", () => dialog.remove());
   draw();
+  dialog.append(stage, el("div", { class: "facts" }, turn, facts));
   document.body.append(dialog);
   dialog.showModal();
   return close;

@@ -171,7 +171,7 @@ class Search {
     const { hits } = this.found;
     const isMatched = hits.some((hit) => hit.itm !== null);
     this.title = el("h2", {});
-    const how = el("p", { class: "soft small", text: `${plural(hits.length, "picture")} in ${this.found.seconds.toFixed(1)} s; ${this.found.told}` });
+    const how = el("p", { class: "soft small", title: this.found.told, text: this.how(hits) });
     const slider = el("input", { type: "range", id: "threshold", min: "0", max: "1", step: "0.01", value: String(this.threshold) });
     const shown = el("output", { class: "number", for: "threshold" });
     slider.addEventListener("input", () => { this.threshold = Number(slider.value); dim(); });
@@ -194,6 +194,14 @@ class Search {
       : hits.length > 0 && el("p", { class: "soft small", text: "Compared by similarity (ITC cosine) alone, which does not tell when nothing fits." }));
     fill(this.list, items);
     dim();
+  }
+
+  how(hits) {
+    const { seconds, matched, cached, unreadable } = this.found;
+    const parts = [`${plural(hits.length, "picture")} in ${seconds.toFixed(1)} s`];
+    if (matched) parts.push(`${count(matched)} compared with the text${cached ? `, ${count(cached)} from the cache` : ""}`);
+    if (unreadable) parts.push(`${count(unreadable)} cannot be read: bring the index up to date (openblip index update)`);
+    return parts.join("; ");
   }
 
   summary(hits, isMatched, above) {
@@ -240,7 +248,8 @@ class Search {
     fill(this.head, el("div", { class: "empty" },
       el("h2", { text: `This ${kind} has no index yet` }),
       el("p", { text: `To search, every picture is looked at once (${plural(table.rows, "picture")}). Run this in a terminal, then reload the page:` }),
-      copyable(`openblip index build ${quoted(table.place)}`)));
+      copyable(`openblip index build ${quoted(table.place)}`),
+      this.state.about.rooms.some((room) => room.name === "jobs") && el("p", {}, "or ", el("a", { href: "#jobs", text: "start it here" }), ".")));
   }
 
   async drawSample() {
