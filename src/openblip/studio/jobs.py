@@ -198,7 +198,10 @@ def _caption(place: Workplace, given: Given) -> list[str]:
             f"output is {name!r}: give the name of a file, such as captions.jsonl (or .csv, .txt, "
             ".json)"
         )
-    method, count = _choice(given, "method", _METHODS), _count(given, "num_captions", _MOST_CAPTIONS)
+    method, count = (
+        _choice(given, "method", _METHODS),
+        _count(given, "num_captions", _MOST_CAPTIONS),
+    )
     if method == "greedy" and count != "1":
         raise DataError(f"greedy decoding finds one caption, not {count}: choose beam or nucleus")
     # A search finds as many captions as it is wide.
