@@ -45,6 +45,7 @@ def review(
 
     Args:
         table: a table that `openblip capfilt run` has scored.
+        settings: what is drawn.
         precision: at least this share of what is kept shall be right.
         confidence: of the certificate.
         partly_is_right: a text with a wrong detail counts as right; else it does not.
