@@ -27,9 +27,9 @@ _SHOWN_POINTS = 12
 @takes(ReviewSettings)
 def review(
     table: tyro.conf.Positional[str],
-    settings: ReviewSettings,
     /,
     *,
+    settings: ReviewSettings,
     precision: Share = 0.9,
     confidence: Share = 0.95,
     partly_is_right: bool = False,

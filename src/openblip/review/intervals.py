@@ -92,7 +92,7 @@ def recall_curve(design: Design, labels: Labels, thresholds: NDArray[np.float64]
         estimate = rights[0] / (rights[0] + rights[1])
     low = _recall_bound(above[0].filled(0.0), below[0].filled(1.0), is_lower=True)
     high = _recall_bound(above[2].filled(1.0), below[2].filled(0.0), is_lower=False)
-    is_empty = np.isnan(estimate)
+    is_empty = np.isnan(estimate) & (len(middle) == 0)
     return Curve(*(np.where(is_empty, np.nan, line) for line in (estimate, low, high)))
 
 
@@ -129,7 +129,8 @@ def _weighted(weights: NDArray[np.float64], parts: _Parts) -> NDArray[np.float64
 
 def _expected(parts: _Parts) -> NDArray[np.float64]:
     """Right texts, a part without labels being as the others."""
-    return np.asarray(_weighted(parts.sizes, parts) * parts.sizes.sum(axis=1))
+    total = parts.sizes.sum(axis=1)
+    return np.where(total > 0, _weighted(parts.sizes, parts) * total, 0.0)
 
 
 def _likeliest(
