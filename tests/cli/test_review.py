@@ -2,7 +2,12 @@
 
 import csv
 import json
+import re
+import subprocess
+import sys
+import urllib.request
 from pathlib import Path
+from urllib.parse import parse_qsl, urlsplit
 
 import numpy as np
 import pyarrow as pa
@@ -124,5 +129,26 @@ def test_what_makes_no_sense_is_refused(
     assert "rows and by=search go together" in capsys.readouterr().err
     assert main(["capfilt", "review", uri, "--verdicts", str(tmp_path / "none.csv")]) == 1
     assert "none.csv" in capsys.readouterr().err
-    assert main(["capfilt", "review", uri, "--by", "rejected"]) == 0
+    sheet = str(tmp_path / "sample.csv")
+    assert main(["capfilt", "review", uri, "--by", "rejected", "--export-sample", sheet]) == 0
     assert "no certificate for what is kept" in capsys.readouterr().out
+
+
+def test_without_a_sheet_and_without_json_the_page_is_opened(uri: str) -> None:
+    words = ["capfilt", "review", uri, "--port", "0", "--no-open", "--size", "50"]
+    words += ["--precision", "0.8", "--reviewer", "ann"]
+    command = [sys.executable, "-m", "openblip", *words]
+    with subprocess.Popen(command, text=True, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            found = re.search(r"http://\S+", process.stdout.readline())
+            assert found is not None
+            address = urlsplit(found[0])
+            with urllib.request.urlopen(f"http://{address.netloc}/api/review/choices") as answer:
+                assert json.load(answer)["problem"] is None
+        finally:
+            process.kill()
+    room, _, query = address.fragment.partition("?")
+    asked = dict(parse_qsl(query))
+    assert (room, asked["name"], asked["precision"]) == ("review", "ann", "0.8")
+    assert json.loads(asked["settings"]) == {"size": 50}
