@@ -62,7 +62,7 @@ FRAMES = """() => {
   requestAnimationFrame(tick);
 }"""
 
-# From a key to the frame in which the next picture stands, decoded; and whether it was there before.
+# From a key to the frame in which the next picture stands, decoded; and whether it was ready.
 KEYS = """() => {
   window.taken = [];
   let begun = 0;
