@@ -136,8 +136,8 @@ export class Chart {
   }
 
   #scale(width, log) {
-    // A single outlier shall not flatten the rest: raw values do not decide the range.
-    const all = this.curves.flatMap((own) => [...own.line, ...own.dots]);
+    // A single outlier shall not flatten the rest: of the values themselves most decide the range.
+    const all = this.curves.flatMap((own) => [...own.line, ...own.dots, ...middle(own.raw)]);
     const bands = this.curves.flatMap((own) => own.band.flatMap(([, low, high]) => [low, high]));
     const ys = all.map(([, y]) => y).concat(bands);
     const xs = all.map(([x]) => x);
@@ -251,6 +251,13 @@ const text = (words, props) => { const node = svg("text", props); node.textConte
 // Spread into Math.min, a hundred thousand values would be too many.
 const least = (values, other) => values.reduce((a, b) => Math.min(a, b), Infinity) === Infinity ? other : values.reduce((a, b) => Math.min(a, b));
 const most = (values, other) => values.reduce((a, b) => Math.max(a, b), -Infinity) === -Infinity ? other : values.reduce((a, b) => Math.max(a, b));
+
+/** The points between which nine of ten values lie. */
+function middle(points) {
+  const sorted = [...points].sort((a, b) => a[1] - b[1]);
+  const skipped = Math.floor(sorted.length / 20);
+  return sorted.length ? [sorted[skipped], sorted.at(-1 - skipped)] : [];
+}
 
 /** The element of an ascending list that is nearest to a value. */
 function nearest(sorted, value) {

@@ -115,7 +115,7 @@ class Room {
     this.board = el("section", { class: "board", "aria-label": "The text to judge" },
       this.picture, el("div", { class: "judge" }, this.words, this.about, this.buttons,
         el("div", { class: "acts" }, this.undo, this.edit, el("button", { type: "button", class: "quiet", text: "Keys", onclick: () => this.#showKeys() }), this.name),
-        this.recorded, this.others));
+        this.recorded, this.conclusions.certificate, this.others));
     this.panel = el("div", {});
     this.#swipes();
     fill(this.main, this.panel, this.board, this.progress, this.notes, this.#chooser(), this.conclusions.node);
