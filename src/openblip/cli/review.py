@@ -4,7 +4,7 @@ import getpass
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import tyro
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from openblip.review.certificate import Certificate
     from openblip.review.estimates import ReviewEstimates
     from openblip.review.session import ReviewProgress, ReviewSession
+    from openblip.table.table import PairTable
 
 _SHOWN_POINTS = 12
 
@@ -92,15 +93,19 @@ def review(
 
 
 def certificate_of(
-    table: Any, precision: float, confidence: float, partly_is_right: bool
-) -> "Certificate":
+    table: "PairTable", precision: float | None, confidence: float, partly_is_right: bool
+) -> "Certificate | None":
     """The certificate that the verdicts on a table give, of its review with the most of them.
+
+    None where no precision is asked for.
 
     Raises:
         DataError: there is no verdict.
     """
     from openblip.review.session import ReviewSession
 
+    if precision is None:
+        return None
     session = ReviewSession.most_reviewed(table, partly_is_right=partly_is_right)
     return session.certify(precision, confidence)
 
