@@ -205,11 +205,9 @@ def select(
     from openblip.table.table import PairTable
 
     opened = PairTable.open(table)
-    certificate = None
-    if precision is not None:
-        certificate = certificate_of(opened, precision, confidence, partly_is_right)
-        if certificate.threshold is not None:
-            thresholds = (certificate.threshold, *thresholds)
+    certificate = certificate_of(opened, precision, confidence, partly_is_right)
+    if certificate is not None and certificate.threshold is not None:
+        thresholds = (certificate.threshold, *thresholds)
     shares = [*map(_share, keep), *(1.0 - quantile for quantile in quantiles)]
     thresholds = thresholds or (() if shares else DEFAULT_THRESHOLDS)
     scores = read_scores(opened)
@@ -233,8 +231,7 @@ def select(
         return _uncertified(certificate)
     if certificate is not None:
         print(certificate)
-    for spread in spreads(scores):
-        print(spread)
+    print(*spreads(scores), sep="\n")
     _print_rates(rates, found)
     _print_reasons(rejected, quality)
     return _uncertified(certificate)

@@ -5,8 +5,14 @@ import sys
 from dataclasses import asdict, fields
 from json import dumps
 from pathlib import Path
+<<<<<<< HEAD
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
+||||||| 12bd985
+from typing import TYPE_CHECKING, Any
+=======
+from typing import TYPE_CHECKING
+>>>>>>> review
 
 import tyro
 
@@ -20,6 +26,7 @@ if TYPE_CHECKING:
     from openblip.review.certificate import Certificate
     from openblip.review.estimates import ReviewEstimates
     from openblip.review.session import ReviewProgress, ReviewSession
+    from openblip.table.table import PairTable
 
 _SHOWN_POINTS = 12
 
@@ -125,15 +132,19 @@ def _in_browser(
 
 
 def certificate_of(
-    table: Any, precision: float, confidence: float, partly_is_right: bool
-) -> "Certificate":
+    table: "PairTable", precision: float | None, confidence: float, partly_is_right: bool
+) -> "Certificate | None":
     """The certificate that the verdicts on a table give, of its review with the most of them.
+
+    None where no precision is asked for.
 
     Raises:
         DataError: there is no verdict.
     """
     from openblip.review.session import ReviewSession
 
+    if precision is None:
+        return None
     session = ReviewSession.most_reviewed(table, partly_is_right=partly_is_right)
     return session.certify(precision, confidence)
 
