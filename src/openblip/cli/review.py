@@ -5,14 +5,8 @@ import sys
 from dataclasses import asdict, fields
 from json import dumps
 from pathlib import Path
-<<<<<<< HEAD
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
-||||||| 12bd985
-from typing import TYPE_CHECKING, Any
-=======
-from typing import TYPE_CHECKING
->>>>>>> review
 
 import tyro
 
