@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openblip.runtime.errors import RecipeError
+from openblip.studio.routes import Refused
 
 LEAST_TOKEN = 16
 """Letters of a token: fewer could be guessed."""
@@ -138,7 +139,7 @@ class Guard:
                 await refusal(scope, receive, secured)
             else:
                 await self._app(scope, self._bounded(receive), secured)
-        except _BodyRefused as error:
+        except Refused as error:
             await _refusal(error.status, str(error))(scope, receive, secured)
         finally:
             self._under_way -= 1
@@ -189,11 +190,11 @@ class Guard:
             try:
                 message = await asyncio.wait_for(receive(), self._access.body_seconds)
             except TimeoutError:
-                raise _BodyRefused(408, "the upload stopped: send it again") from None
+                raise Refused(408, "the upload stopped: send it again") from None
             received += len(message.get("body", b""))
             is_whole = not message.get("more_body", False)
             if received > self._access.max_bytes:
-                raise _BodyRefused(413, self._too_large)
+                raise Refused(413, self._too_large)
             return message
 
         return bounded
@@ -201,12 +202,6 @@ class Guard:
     @property
     def _too_large(self) -> str:
         return f"more than {self._access.max_bytes >> 20} MB at once: make the picture smaller"
-
-
-class _BodyRefused(Exception):  # noqa: N818 - it says what happened
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
 
 
 def _why_foreign(scope: Scope, headers: Mapping[str, str]) -> str:
