@@ -1,11 +1,12 @@
-"""The studio: its first page, its grid, how fast it chooses rows, and its memory.
+"""The studio: its first page, its grid, reviews, how fast it chooses rows, and its memory.
 
     python benchmarks/studio.py --output benchmarks/results/studio.md
     python benchmarks/studio.py --only rows memory --rows 100000
 
 Parts: `page` (time and bytes until the first pictures are shown), `grid` (the longest gap between
-two frames while a table is scrolled), `rows` (choosing and sorting the rows of a large table), and
-`memory` (of a studio with that table, without models). The studio runs as a command of its own, and
+two frames while a table is scrolled), `rows` (choosing and sorting the rows of a large table),
+`review` (from a key to the next picture, on that table), and `memory` (of a studio with that table,
+without models). The studio runs as a command of its own, and
 Chromium looks at it; what needs a browser is left out where there is none, and said to be.
 """
 
@@ -35,7 +36,7 @@ from openblip.table.rows import row_schema
 from openblip.table.table import PairTable
 from openblip.table.vectors import create_rows_table, exchange_rows
 
-PARTS = ("page", "grid", "rows", "memory")
+PARTS = ("page", "grid", "rows", "review", "memory")
 ROWS_AT_ONCE = 100_000
 # Scrolled with the wheel line by line, turned fast, and dragged by the bar.
 SCROLLS = {"slowly": (24, 240), "fast": (600, 240), "by the bar": (0, 60)}
@@ -59,6 +60,23 @@ FRAMES = """() => {
     requestAnimationFrame(tick);
   };
   requestAnimationFrame(tick);
+}"""
+
+# From a key to the frame in which the next picture stands, decoded; and whether it was ready.
+KEYS = """() => {
+  window.taken = [];
+  let begun = 0;
+  addEventListener("keydown", () => { begun = performance.now(); }, true);
+  new MutationObserver(async () => {
+    const image = document.querySelector(".stage img");
+    if (!image || !begun) return;
+    const [from, isReady] = [begun, image.complete && image.naturalWidth > 0];
+    begun = 0;
+    await image.decode().catch(() => {});
+    requestAnimationFrame(() => setTimeout(() => {
+      window.taken.push([performance.now() - from, isReady]);
+    }));
+  }).observe(document.querySelector(".stage"), { childList: true });
 }"""
 
 # Bytes of the page and all that is no picture, and of pictures.
@@ -282,6 +300,37 @@ def choosing(running: Running, rows: int) -> list[str]:
     return [*lines, ""]
 
 
+def reviewing(running: Running, browser: Any, rows: int, keys: int, pause: float) -> list[str]:
+    page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
+    page.goto(f'{running.url}#review?name=Ann&settings={{"size":{2 * keys}}}')
+    begun = time.perf_counter()
+    page.wait_for_selector(".stage img", timeout=300_000)
+    drawn = time.perf_counter() - begun
+    page.wait_for_timeout(5000)  # somebody looks at the first picture
+    page.evaluate(KEYS)
+    for number in range(keys):
+        page.keyboard.press("rwpu"[number % 4])
+        page.wait_for_timeout(1000 * pause)
+    page.get_by_text("All recorded.").wait_for()
+    taken = page.evaluate("window.taken")
+    times = np.array([one for one, _ in taken])
+    ready = sum(is_ready for _, is_ready in taken)
+    page.context.close()
+    return [
+        f"## A review of {rows:,} rows",
+        "",
+        f"From a key to the frame in which the next picture stands; {keys} verdicts, {pause:g} s "
+        "apart, each on the disk. Drawing the texts and loading what that needs took "
+        f"{drawn:.1f} s, once.",
+        "",
+        "| pictures | ready before the key | median ms | 95 % below ms | longest ms |",
+        "| ---: | ---: | ---: | ---: | ---: |",
+        f"| {len(taken)} | {ready} | {np.median(times):.1f} | {np.percentile(times, 95):.1f} | "
+        f"{times.max():.1f} |",
+        "",
+    ]
+
+
 def memory_line(name: str, running: Running) -> str:
     own, shared = running.memory()
     return f"| {name} | {own:.0f} | {shared:.0f} |"
@@ -300,10 +349,10 @@ def measured(options: argparse.Namespace, folder: Path) -> list[str]:
     image = photograph(folder / "photo.jpg")
     lines = host(options)
     with chromium() as browser:
-        wanted = [part for part in options.only if part in ("page", "grid")]
+        wanted = [part for part in options.only if part in ("page", "grid", "review")]
         if browser is None and wanted:
             lines += [f"Left out: no browser, which {' and '.join(wanted)} need.", ""]
-        elif wanted:
+        elif {"page", "grid"} & set(wanted):
             table = folder / "grid.lance"
             scored_table(table, options.grid_rows, image)
             with studio(table) as running:
@@ -311,9 +360,13 @@ def measured(options: argparse.Namespace, folder: Path) -> list[str]:
                     lines += first_page(running, browser, options.times)
                 if "grid" in wanted:
                     lines += grid(running, browser, options.grid_rows)
+        if {"rows", "review", "memory"} & set(options.only):
+            scored_table(folder / "rows.lance", options.rows, image)
+        if browser is not None and "review" in options.only:
+            with studio(folder / "rows.lance") as running:
+                lines += reviewing(running, browser, options.rows, options.keys, options.pause)
     if {"rows", "memory"} & set(options.only):
         table = folder / "rows.lance"
-        scored_table(table, options.rows, image)
         with studio(table) as running:
             running.ask("/api/about")
             sizes = [memory_line("started, the first rows shown", running)]
@@ -345,6 +398,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000, help="of the large table")
     parser.add_argument("--grid-rows", type=int, default=100_000, help="of the scrolled table")
     parser.add_argument("--times", type=int, default=5, help="the first page is opened")
+    parser.add_argument("--keys", type=int, default=200, help="verdicts of the review")
+    parser.add_argument("--pause", type=float, default=0.4, help="seconds between two of them")
     parser.add_argument("--idle", type=float, default=60.0, help="seconds")
     parser.add_argument("--note", default="", help="a sentence about the circumstances")
     parser.add_argument("--output", type=Path, help="a Markdown file")

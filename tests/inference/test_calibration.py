@@ -112,3 +112,18 @@ def test_what_cannot_be_fitted_is_an_error(probabilities, labels, message):
 def test_bins_are_at_least_one():
     with pytest.raises(RecipeError, match="num_bins"):
         calibrate([0.9, 0.2], [1, 0], num_bins=0)
+
+
+def test_weights_count_as_repetitions() -> None:
+    dice = np.random.default_rng(4)
+    probabilities = dice.random(300)
+    labels = (dice.random(300) < 0.3 + 0.4 * probabilities).astype(int)
+    weights = dice.integers(1, 5, 300)
+    weighed = calibrate(probabilities, labels, weights=weights)
+    repeated = calibrate(np.repeat(probabilities, weights), np.repeat(labels, weights))
+    assert weighed.temperature == pytest.approx(repeated.temperature)
+    assert weighed.ece_before == pytest.approx(repeated.ece_before)
+    assert weighed.ece_after == pytest.approx(repeated.ece_after)
+    assert sum(each.count for each in weighed.before) == 300
+    with pytest.raises(DataError, match="300 positive numbers"):
+        calibrate(probabilities, labels, weights=np.zeros(300))

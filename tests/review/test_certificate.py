@@ -30,7 +30,7 @@ def test_a_good_filter_gets_a_certificate_that_is_true() -> None:
     assert found.kept == int((population.itm > found.threshold).sum())
     assert 0.3 < found.keeps < 0.6
     assert str(found) == (
-        f"at threshold {found.threshold:g} at least 90 % of what is kept is right, with 95 % "
+        f"at threshold {found.threshold} at least 90 % of what is kept is right, with 95 % "
         f"confidence; it keeps {100 * found.keeps:.0f} %"
     )
 

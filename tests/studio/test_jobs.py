@@ -42,6 +42,11 @@ def workplace(tmp_path: Path, pair_rows: Callable[..., list[PairRow]]) -> Workpl
         ("caption", {"model": "captioner: c", "num_captions": 0}, "from 1 to 10"),
         ("caption", {"model": "captioner: c", "num_captions": "1; ls"}, "from 1 to 10"),
         ("caption", {"model": "captioner: c", "method": "magic"}, "none of beam"),
+        (
+            "caption",
+            {"model": "captioner: c", "method": "greedy", "num_captions": 2},
+            "finds one caption",
+        ),
         ("capfilt", {"captioner": "captioner: c"}, "filter is None"),
         ("index", {"model": ["filter: f"]}, "none of the models"),
     ],
@@ -122,7 +127,8 @@ def test_captions_are_written_stopped_and_go_on_from_a_terminal(
 def test_a_job_tells_how_far_it_is_and_is_found_by_a_later_studio(
     served: RunningStudio, tmp_path: Path, make_studio: Callable[..., Studio]
 ) -> None:
-    job_id = start(served, "caption", model=model_of(served, "captioner"), num_captions=2)
+    # More than the beams that there are by default.
+    job_id = start(served, "caption", model=model_of(served, "captioner"), num_captions=4)
     wait_until(lambda: job_of(served, job_id)["progress"] != {}, 120)
     with serving(make_studio(tmp_path / "pairs.lance")) as later:
         assert job_of(later, job_id)["id"] == job_id

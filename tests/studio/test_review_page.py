@@ -1,4 +1,4 @@
-"""The page of a review: twenty keys, taking back, reloading, two tabs, a server that is killed."""
+"""The page of a review: twenty keys, undo, a reload, two tabs, and a server that is killed."""
 
 import shutil
 import signal

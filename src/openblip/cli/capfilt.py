@@ -13,11 +13,11 @@ from openblip.cli.output import check_outputs, print_json, print_table
 from openblip.runtime.ranges import Count, NotNegative, Seed, Share, Workers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from openblip.capfilt.pools import RayCluster
     from openblip.capfilt.run import CapFiltResult
-    from openblip.capfilt.select import Cut, KeepRate
+    from openblip.capfilt.select import Cut, KeepRate, NoiseQuality, Rejected
     from openblip.review.certificate import Certificate
 
 _NUCLEUS = DecodingFlags(method="nucleus")
@@ -205,11 +205,9 @@ def select(
     from openblip.table.table import PairTable
 
     opened = PairTable.open(table)
-    certificate = None
-    if precision is not None:
-        certificate = certificate_of(opened, precision, confidence, partly_is_right)
-        if certificate.threshold is not None:
-            thresholds = (certificate.threshold, *thresholds)
+    certificate = certificate_of(opened, precision, confidence, partly_is_right)
+    if certificate is not None and certificate.threshold is not None:
+        thresholds = (certificate.threshold, *thresholds)
     shares = [*map(_share, keep), *(1.0 - quantile for quantile in quantiles)]
     thresholds = thresholds or (() if shares else DEFAULT_THRESHOLDS)
     scores = read_scores(opened)
@@ -233,9 +231,15 @@ def select(
         return _uncertified(certificate)
     if certificate is not None:
         print(certificate)
-    for spread in spreads(scores):
-        print(spread)
+    print(*spreads(scores), sep="\n")
     _print_rates(rates, found)
+    _print_reasons(rejected, quality)
+    return _uncertified(certificate)
+
+
+def _print_reasons(
+    rejected: "Sequence[Rejected]", quality: "Mapping[float, Sequence[NoiseQuality]]"
+) -> None:
     if rejected:
         print("\ntraining texts that do not count:")
         reasons = [[f"{r.threshold:g}", r.source, r.reason, str(r.count)] for r in rejected]
@@ -248,7 +252,6 @@ def select(
     if noise:
         print("\nrejection of noise whose kind is known:")
         print_table(["threshold", "kind", "texts", "precision", "recall"], noise)
-    return _uncertified(certificate)
 
 
 def _uncertified(certificate: "Certificate | None") -> int:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from openblip.review.certificate import Certificate
     from openblip.review.estimates import ReviewEstimates
     from openblip.review.session import ReviewProgress, ReviewSession
+    from openblip.table.table import PairTable
 
 _SHOWN_POINTS = 12
 
@@ -52,6 +53,7 @@ def review(
 
     Args:
         table: a table that `openblip capfilt run` has scored.
+        settings: what is drawn.
         precision: at least this share of what is kept shall be right.
         confidence: of the certificate.
         partly_is_right: a text with a wrong detail counts as right; else it does not.
@@ -124,15 +126,19 @@ def _in_browser(
 
 
 def certificate_of(
-    table: Any, precision: float, confidence: float, partly_is_right: bool
-) -> "Certificate":
+    table: "PairTable", precision: float | None, confidence: float, partly_is_right: bool
+) -> "Certificate | None":
     """The certificate that the verdicts on a table give, of its review with the most of them.
+
+    None where no precision is asked for.
 
     Raises:
         DataError: there is no verdict.
     """
     from openblip.review.session import ReviewSession
 
+    if precision is None:
+        return None
     session = ReviewSession.most_reviewed(table, partly_is_right=partly_is_right)
     return session.certify(precision, confidence)
 

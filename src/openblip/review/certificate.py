@@ -90,7 +90,7 @@ class Certificate:
         sure = f"{100 * self.confidence:g} %"
         if self.threshold is not None:
             return (
-                f"at threshold {self.threshold:g} at least {wanted} of what is kept is right, with "
+                f"at threshold {self.threshold} at least {wanted} of what is kept is right, with "
                 f"{sure} confidence; it keeps {100 * self.keeps:.{0 if self.keeps > 0.1 else 2}f} %"
             )
         failed = f"{wanted} right with {sure} confidence is not certifiable"
@@ -183,7 +183,8 @@ def sequence(design: Design, threshold: float) -> tuple[NDArray[np.float64], NDA
     weights: dict[float, float] = {}
     for kept in sorted({*steps, *starts}):
         # Rounded up: equal scores go together, and the strictest threshold keeps something.
-        found = max(threshold_above(itm, total - min(math.ceil(kept), total)), design.floor)
+        rejected = total - min(math.ceil(kept), total)
+        found = max(threshold_above(itm, rejected, inside // (4 * _STEPS_INSIDE)), design.floor)
         if found < (itm[-1] if total else 0.0):
             weights[found] = weights.get(found, 0.0) + starts.get(kept, 0.0)
         elif kept in starts:  # what no threshold divides starts where one does
@@ -259,33 +260,38 @@ class _State:
             highest=np.zeros(tests),
         )
 
-    def outcomes(self) -> tuple[NDArray[np.float64], ...]:
-        """What the next kept label can do, (tests, strata), and its predictions, (strata,).
+    def chances(self) -> NDArray[np.float64]:
+        """That one text is the next, for a text of each stratum, up to a factor, (strata,)."""
+        return np.where(self.left > 0, self.design.shares, _SMALLEST) / np.maximum(self.left, 1.0)
+
+    def predictions(self) -> NDArray[np.float64]:
+        """How often a text of each stratum is right, as far as is known, (strata,)."""
+        return np.asarray(
+            (self.right + _PRIOR_LABELS * self.design.guesses) / (self.seen + _PRIOR_LABELS)
+        )
+
+    def outlook(
+        self, chances: NDArray[np.float64], predicted: NDArray[np.float64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """What the next kept label may bring, each (tests,).
 
         Returns:
-            The chance of each stratum; X where the label is wrong; what a right one adds to that;
-            the chance of a right one.
+            The estimate before it; what it moves X by, times the chance of its text; how far X can
+            fall below the target.
         """
-        # Of one text of each stratum, up to a factor; nothing of a stratum that is exhausted.
-        chances = np.where(self.left > 0, self.design.shares, 0.0) / np.maximum(self.left, 1.0)
-        of_strata = self.rest * chances
-        any_kept = np.maximum(of_strata.sum(axis=1, keepdims=True), _SMALLEST)
-        jumps = any_kept / np.maximum(chances, _SMALLEST) / self.totals[:, None]
-        predicted = (self.right + _PRIOR_LABELS * self.design.guesses) / (self.seen + _PRIOR_LABELS)
         before = (self.sure + self.rest @ predicted) / self.totals
-        return of_strata / any_kept, before[:, None] - predicted * jumps, jumps, predicted
-
-    def room(self, if_wrong: NDArray[np.float64]) -> NDArray[np.float64]:
-        """How far X can fall below the target, (tests,)."""
-        worst = np.where(self.rest > 0, if_wrong, np.inf).min(axis=1)
-        return np.asarray(np.maximum(self.targets - worst, _SMALLEST))
+        any_kept = self.rest @ chances / self.totals
+        # A wrong label moves X by its prediction over its chance: most where that is largest.
+        falls = np.where(self.rest > 0, predicted / chances, 0.0).max(axis=1)
+        return before, any_kept, np.maximum(self.targets - before + any_kept * falls, _SMALLEST)
 
     def take(self, stratum: int, score: float, is_right: float) -> None:
         """Bets on a label, and learns it."""
-        _, if_wrong, jumps, _ = self.outcomes()
+        chances, predicted = self.chances(), self.predictions()
+        before, any_kept, room = self.outlook(chances, predicted)
         inside = score > self.thresholds
-        drawn = if_wrong[inside, stratum] + is_right * jumps[inside, stratum]
-        gains = (drawn - self.targets[inside]) / self.room(if_wrong)[inside]
+        drawn = before + any_kept * (is_right - predicted[stratum]) / chances[stratum]
+        gains = ((drawn - self.targets) / room)[inside]
         self.parts[inside] += np.log1p(np.outer(gains, _FRACTIONS))
         self.sure += inside * is_right
         self.rest[inside, stratum] -= 1
@@ -299,17 +305,19 @@ class _State:
 
     def expected_growth(self) -> NDArray[np.float64]:
         """What one more label adds on average, if predictions hold, on the best fraction."""
-        chances, if_wrong, jumps, predicted = self.outcomes()
-        room, targets = self.room(if_wrong)[:, None], self.targets[:, None]
-        growth = np.zeros((len(targets), len(_FRACTIONS)))
-        for place, fraction in enumerate(_FRACTIONS):
-            # Outcomes of strata without a kept text have no chance; they may be anything.
+        chances, predicted = self.chances(), self.predictions()
+        before, any_kept, room = (each[:, None] for each in self.outlook(chances, predicted))
+        outcomes = [
+            before + any_kept * (is_right - predicted) / chances - self.targets[:, None]
+            for is_right in (0.0, 1.0)
+        ]
+        of_strata = self.rest * chances
+        growth = []
+        for fraction in _FRACTIONS:
+            # Of strata without a kept text anything may come out: their chance is 0.
             wrong, right = (
-                np.log(np.maximum(1 + fraction * (drawn - targets) / room, _SMALLEST))
-                for drawn in (if_wrong, if_wrong + jumps)
+                np.log(np.maximum(1 + fraction * gain / room, _SMALLEST)) for gain in outcomes
             )
             each = (1 - predicted) * wrong + predicted * right
-            growth[:, place] = (chances * np.where(chances > 0, each, 0.0)).sum(axis=1)
-        draws = np.where(self.left > 0, self.design.shares, 0.0)
-        kept = (draws * self.rest / np.maximum(self.left, 1.0)).sum(axis=1)
-        return np.asarray(growth.max(axis=1) * kept / max(draws.sum(), _SMALLEST))
+            growth.append((of_strata * each).sum(axis=1))
+        return np.asarray(np.max(growth, axis=0) / max(self.left @ chances, _SMALLEST))

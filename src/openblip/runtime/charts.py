@@ -265,7 +265,8 @@ def _smoothed(points: Sequence[tuple[float, float]], weight: float) -> list[tupl
 
 def _ticks(low: float, high: float, count: int) -> list[float]:
     """About so many round numbers, the first at most `low` and the last at least `high`."""
-    if high <= low:
+    # Equal but for rounding is equal: marks so close would be one and the same number.
+    if high - low <= 1e-9 * max(abs(low), abs(high)):
         high = low + (abs(low) or 1.0) * 0.1
     rough = (high - low) / count
     size = 10.0 ** floor(log10(rough))

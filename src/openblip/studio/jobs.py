@@ -29,6 +29,7 @@ _LOOKING_SECONDS = 1.5
 _MOST_SHOWN = 20
 _MOST_CAPTIONS, _MOST_PROCESSES = 10, 64
 _FILE_NAME = re.compile(r"\w[\w .-]{0,99}\.(?:jsonl|csv|txt|json)")
+_BEAMS = 3
 _METHODS = ("beam", "nucleus", "greedy")
 Given = Mapping[str, Any]
 
@@ -197,12 +198,21 @@ def _caption(place: Workplace, given: Given) -> list[str]:
             f"output is {name!r}: give the name of a file, such as captions.jsonl (or .csv, .txt, "
             ".json)"
         )
+    method, count = (
+        _choice(given, "method", _METHODS),
+        _count(given, "num_captions", _MOST_CAPTIONS),
+    )
+    if method == "greedy" and count != "1":
+        raise DataError(f"greedy decoding finds one caption, not {count}: choose beam or nucleus")
+    # A search finds as many captions as it is wide.
+    beams = ["--num-beams", count] if method == "beam" and int(count) > _BEAMS else []
     return [
         *("caption", place.collection),
         *("--model", _model(place, given, "model")),
         *("-o", str(place.output_folder / name)),
-        *("--method", _choice(given, "method", _METHODS)),
-        *("--num-captions", _count(given, "num_captions", _MOST_CAPTIONS)),
+        *("--method", method),
+        *beams,
+        *("--num-captions", count),
     ]
 
 

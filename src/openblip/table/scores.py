@@ -111,12 +111,13 @@ def join_scores(parts: Sequence[FlatScores]) -> FlatScores:
     )
 
 
-def threshold_above(itm: NDArray[np.float64], rejected: int) -> float:
+def threshold_above(itm: NDArray[np.float64], rejected: int, more: int = 0) -> float:
     """The shortest number that rejects the lowest scores, and those that are equal to them.
 
     Args:
         itm: ascending.
         rejected: how many of them.
+        more: so many others may be rejected too, for a shorter number.
     """
     if not rejected:
         return 0.0
@@ -124,7 +125,7 @@ def threshold_above(itm: NDArray[np.float64], rejected: int) -> float:
     next_one = int(np.searchsorted(itm, highest, side="right"))
     if next_one == len(itm):
         return highest
-    above = float(itm[next_one])
+    above = float(itm[min(next_one + more, len(itm) - 1)])
     for digits in range(1, 17):
         number = round(highest + (above - highest) / 2, digits)
         if highest <= number < above:

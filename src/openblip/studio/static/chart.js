@@ -57,7 +57,8 @@ export function smoothed(points, weight) {
 
 /** About so many round numbers, the first at most `low` and the last at least `high`. */
 export function ticks(low, high, wanted) {
-  if (!(high > low)) { high = low + (Math.abs(low) || 1) * 0.1; }
+  // Equal but for rounding is equal: marks so close would be one and the same.
+  if (!(high - low > 1e-9 * Math.max(Math.abs(low), Math.abs(high)))) { high = low + (Math.abs(low) || 1) * 0.1; }
   const rough = (high - low) / wanted;
   const power = 10 ** Math.floor(Math.log10(rough));
   const size = [1, 2, 2.5, 5, 10].find((factor) => factor * power >= rough * 0.999) * power;
@@ -135,8 +136,8 @@ export class Chart {
   }
 
   #scale(width, log) {
-    // A single outlier shall not flatten the rest: raw values do not decide the range.
-    const all = this.curves.flatMap((own) => [...own.line, ...own.dots]);
+    // A single outlier shall not flatten the rest: of the values themselves most decide the range.
+    const all = this.curves.flatMap((own) => [...own.line, ...own.dots, ...middle(own.raw)]);
     const bands = this.curves.flatMap((own) => own.band.flatMap(([, low, high]) => [low, high]));
     const ys = all.map(([, y]) => y).concat(bands);
     const xs = all.map(([x]) => x);
@@ -250,6 +251,13 @@ const text = (words, props) => { const node = svg("text", props); node.textConte
 // Spread into Math.min, a hundred thousand values would be too many.
 const least = (values, other) => values.reduce((a, b) => Math.min(a, b), Infinity) === Infinity ? other : values.reduce((a, b) => Math.min(a, b));
 const most = (values, other) => values.reduce((a, b) => Math.max(a, b), -Infinity) === -Infinity ? other : values.reduce((a, b) => Math.max(a, b));
+
+/** The points between which nine of ten values lie. */
+function middle(points) {
+  const sorted = [...points].sort((a, b) => a[1] - b[1]);
+  const skipped = Math.floor(sorted.length / 20);
+  return sorted.length ? [sorted[skipped], sorted.at(-1 - skipped)] : [];
+}
 
 /** The element of an ascending list that is nearest to a value. */
 function nearest(sorted, value) {

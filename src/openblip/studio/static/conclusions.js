@@ -16,12 +16,13 @@ export class Conclusions {
     const level = el("select", { id: "precision", onchange: () => { this.precision = Number(level.value); changed(); } },
       [...new Set([...LEVELS, this.precision])].sort().map((value) => el("option", { value: String(value), text: `${Number((100 * value).toFixed(2))} %`, selected: value === this.precision })));
     const partly = el("input", { type: "checkbox", id: "partly", checked: this.partly, onchange: () => { this.partly = partly.checked; changed(); } });
+    /** The certificate, or what it lacks: shown beside the texts. */
     this.certificate = el("p", { class: "verdict-of-all", role: "status" });
     this.facts = el("div", { class: "findings small soft" });
-    this.node = el("section", { class: "conclusions", "aria-label": "What follows from the verdicts" },
+    this.node = el("section", { class: "conclusions", hidden: true, "aria-label": "What follows from the verdicts" },
       el("h2", { text: "What follows" }),
       el("div", { class: "fields" }, el("div", { class: "field" }, el("label", { for: "precision", text: "Right among what is kept, at least" }), level), el("label", { class: "tick", for: "partly" }, partly, "A wrong detail counts as right")),
-      this.certificate, el("div", { class: "axes" }, this.curves.node, this.trust.node), this.facts);
+      el("div", { class: "axes" }, this.curves.node, this.trust.node), this.facts);
   }
 
   /** What decides how verdicts count. */
@@ -36,6 +37,7 @@ export class Conclusions {
   }
 
   show({ certificate, estimates }) {
+    this.node.hidden = false;
     fill(this.certificate, certificate ? sentence(certificate.told) : "A review of rejected texts alone says nothing of what is kept.");
     this.certificate.classList.toggle("good", certificate?.threshold !== null && certificate?.threshold !== undefined);
     const known = estimates.points.filter((point) => point.precision.value !== null);

@@ -115,10 +115,10 @@ class Room {
     this.board = el("section", { class: "board", "aria-label": "The text to judge" },
       this.picture, el("div", { class: "judge" }, this.words, this.about, this.buttons,
         el("div", { class: "acts" }, this.undo, this.edit, el("button", { type: "button", class: "quiet", text: "Keys", onclick: () => this.#showKeys() }), this.name),
-        this.recorded, this.others));
+        this.recorded, this.conclusions.certificate, this.others));
     this.panel = el("div", {});
     this.#swipes();
-    fill(this.main, this.panel, this.board, this.progress, this.notes, this.#chooser(), this.conclusions.node);
+    fill(this.main, el("h1", { class: "unseen", text: "Review" }), this.panel, this.board, this.progress, this.notes, this.#chooser(), this.conclusions.node);
     this.#labels();
   }
 
@@ -480,7 +480,7 @@ class Room {
 
 /** An item with its picture, which is fetched and decoded before it is shown. */
 function prepared(item, mark) {
-  const image = el("img", { alt: "", draggable: "false" });
+  const image = el("img", { alt: "the picture to judge", draggable: "false" });
   image.addEventListener("load", () => { if (Math.max(image.naturalWidth, image.naturalHeight) <= 128) image.classList.add("small"); });
   image.addEventListener("error", () => { image.alt = "This picture cannot be shown."; image.classList.add("missing"); });
   image.src = `/image/${item.row_number}?w=${WIDTH}&v=${encodeURIComponent(mark)}`;

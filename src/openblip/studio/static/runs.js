@@ -170,7 +170,7 @@ class Room {
       const section = known?.section ?? el("section", { class: "quantity", "data-quantity": name, "aria-label": TITLES[name] ?? name });
       const title = TITLES[name] ?? name;
       const made = axes.map((axis) => new Chart({ title: axes.length > 1 ? `${title} · ${axis.label}` : title, along: "step", formatX: (x) => count(Math.round(x)), height: name === "loss" ? 260 : 190 }));
-      fill(section, axes.length > 1 && el("p", { class: "soft small", text: `${title}: ${plural(axes.length, "group")} whose values mean different things, each on an axis of its own.` }),
+      fill(section, axes.length > 1 && el("p", { class: "soft small", text: `${title}: ${plural(axes.length, "group")} whose values mean different things, each on an axis of its own.${axes.some((axis) => axis.label.includes("vocabulary")) ? " The digits tell vocabularies apart." : ""}` }),
         el("div", { class: "axes" }, made.map((chart) => chart.node)));
       if (!known) { this.field.append(section); this.watcher.observe(section); }
       this.charts.set(name, { key, axes, charts: made, section });

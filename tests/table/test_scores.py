@@ -1,0 +1,87 @@
+"""Scores as flat arrays, and thresholds between them."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from openblip.runtime.errors import DataError
+from openblip.table.scores import (
+    FlatScores,
+    check_scored,
+    flat_scores,
+    join_scores,
+    threshold_above,
+)
+from openblip.table.table import PairTable
+
+LISTS = pa.list_(pa.float32())
+
+
+def batch(itm: list[object], itc: list[object], origin: list[str]) -> pa.RecordBatch:
+    return pa.RecordBatch.from_pydict(
+        {
+            "origin": origin,
+            "captions_itm": pa.array(itm, LISTS),
+            "captions_itc": pa.array(itc, LISTS),
+        }
+    )
+
+
+def test_texts_stand_in_the_order_of_rows_and_of_texts_in_them() -> None:
+    rows = batch([[0.5, 0.25], None, [], [1.0], [0.75]], [[1, 2], None, [], [3], [4]], ["web"] * 5)
+    found = flat_scores(rows, "web", 100, "t")
+    assert found.rows.tolist() == [100, 100, 103, 104]
+    assert found.places.tolist() == [0, 1, 0, 0]
+    assert found.itm.tolist() == [0.5, 0.25, 1.0, 0.75]
+    assert found.itc.tolist() == [1, 2, 3, 4]
+    assert found.itm.dtype == np.float64
+
+
+def test_rows_of_people_have_none() -> None:
+    rows = batch([[0.5], [0.9], [0.25]], [[1], [2], [3]], ["web", "human", "web"])
+    found = flat_scores(rows, "web", 0, "t")
+    assert (found.rows.tolist(), found.itm.tolist()) == ([0, 2], [0.5, 0.25])
+
+
+@pytest.mark.parametrize(
+    ("itm", "itc", "message"),
+    [
+        (
+            [[0.5], [0.5]],
+            [[0.5], []],
+            "row 11 of t: 1 values in captions_itm but 0 in captions_itc",
+        ),
+        (
+            [[0.5], [1.5]],
+            [[0.5], [0.5]],
+            "row 11 of t: a text in captions has the scores 1.5 and 0.5",
+        ),
+        ([[0.5], [None]], [[0.5], [0.5]], "row 11 of t: .* scores None and 0.5"),
+        ([[0.5], [0.5]], [[0.5], [float("inf")]], "row 11 of t: .* scores 0.5 and inf"),
+    ],
+)
+def test_what_is_no_score_is_named(itm: list[object], itc: list[object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        flat_scores(batch(itm, itc, ["web"] * 2), "web", 10, "t")
+
+
+def test_several_batches_are_joined() -> None:
+    one = flat_scores(batch([[0.5]], [[0.5]], ["web"]), "web", 0, "t")
+    two = flat_scores(batch([[0.25]], [[0.5]], ["web"]), "web", 1, "t")
+    assert join_scores([one, two]).rows.tolist() == [0, 1]
+    empty: FlatScores = join_scores([])
+    assert (len(empty), empty.itm.dtype) == (0, np.float64)
+
+
+def test_a_threshold_is_the_shortest_number_between_two_scores() -> None:
+    itm = np.array([0.1, 0.36, 0.38, 0.38, 0.9])
+    assert [threshold_above(itm, rejected) for rejected in range(6)] == [
+        *(0.0, 0.2, 0.37, 0.6, 0.6, 0.9)
+    ]
+
+
+def test_a_table_without_scores_is_sent_to_the_filter(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="openblip capfilt run"):
+        check_scored(PairTable.create(tmp_path / "t.lance"))
