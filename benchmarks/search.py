@@ -4,8 +4,10 @@
         --photos-model runs/flickr8k/filter --photos FLICKR8K
     python benchmarks/search.py --only vectors --rows 1000000
 
-Parts: `vectors` (clustered synthetic embeddings: a scan beside the index), `files` (a folder that
-has not changed is reconciled), `matching` (candidates whose states are kept, or not), `indexing`
+Parts: `vectors` (clustered synthetic embeddings: a scan beside the index), `crossover` (the same
+for fewer: where a scan is as fast), `files` (a folder that has not changed is reconciled),
+`matching` (candidates whose states are kept, or not, and what keys and values alone would take),
+`indexing`
 (beside the bare encoder), `world` and `photos` (recall of the first hit with and without matching,
 and queries for what is not there). FLICKR8K is a folder with images/ and captions.jsonl, by default
 `data/flickr8k` in `$OPENBLIP_SHARED`. Parts without a model are left out, and said to be.
@@ -22,6 +24,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,15 +40,22 @@ from openblip.index.query import Query
 from openblip.index.search import Rerank, Searcher
 from openblip.index.states import StateCache
 from openblip.inference import Blip, Embedder, load
+from openblip.inference.encoding import EncodedImages
 from openblip.metrics.bootstrap import bootstrap_interval
 from openblip.model import Med, MedConfig
 from openblip.sources.importing import import_pairs
 from openblip.table.rows import PairRow, row_batches, row_schema
 from openblip.table.table import PairTable
-from openblip.table.vectors import create_rows_table, exchange_rows, index_vectors, nearest_rows
+from openblip.table.vectors import (
+    LEAST_INDEXED_ROWS,
+    create_rows_table,
+    exchange_rows,
+    index_vectors,
+    nearest_rows,
+)
 from openblip.world import WorldConfig, create_world, is_true_caption, truth_of
 
-PARTS = ("vectors", "files", "matching", "indexing", "world", "photos")
+PARTS = ("vectors", "crossover", "files", "matching", "indexing", "world", "photos")
 WIDTH, K, QUERIES = 256, 100, 200
 # Things that photographs of people and dogs outdoors do not show; those of which a caption of the
 # collection has a word are left out.
@@ -162,6 +172,35 @@ def vectors(options: argparse.Namespace, folder: Path) -> list[str]:
     return [*lines, measured(index.kind), f"\nThe index was built in {built:.0f} s.\n"]
 
 
+def crossover(options: argparse.Namespace, folder: Path) -> list[str]:
+    """Queries in turn by a scan and by the index, at several sizes."""
+    lines = [
+        "## Where a scan is as fast\n",
+        f"Median ms of a query, {options.queries} in turn; an index is made from "
+        f"{LEAST_INDEXED_ROWS:,} rows on.\n",
+        "| rows | scan | index | recall of the index |",
+        "| ---: | ---: | ---: | ---: |",
+    ]
+    for count in options.crossover:
+        queries = drawn_vectors(options.queries, 10**6).astype(np.float32)
+        expected = exact(count, queries)
+        plain = vector_table(str(folder / f"plain-{count}.lance"), count)
+        uri = str(folder / f"indexed-{count}.lance")
+        index_vectors(vector_table(uri, count), EMBEDDING_KEY, least_rows=0)
+        indexed = PairTable.open(uri)
+        taken: dict[str, list[float]] = {"scan": [], "index": []}
+        recalls = []
+        for query, wanted in zip(queries, expected, strict=True):
+            for name, table in (("scan", plain), ("index", indexed)):
+                begun = time.perf_counter()
+                found = nearest_rows(table, EMBEDDING_KEY, query, K)
+                taken[name].append(1000 * (time.perf_counter() - begun))
+            recalls.append(len(wanted & set(found.tolist())) / len(wanted))
+        scan, index = (statistics.median(each) for each in taken.values())
+        lines.append(f"| {count:,} | {scan:.1f} | {index:.1f} | {np.mean(recalls):.4f} |")
+    return [*lines, ""]
+
+
 def memory_of_queries(uri: str) -> float:
     """GB by which a process grows that asks ten queries."""
     done = subprocess.run(
@@ -201,10 +240,11 @@ def files(options: argparse.Namespace, folder: Path) -> list[str]:
     ]
 
 
-def random_model(preset: str) -> Blip:
+def random_model(options: argparse.Namespace) -> Blip:
     words = TextTokenizer.train([f"two dogs run along a beach {n}" for n in range(50)], 200)
     torch.manual_seed(0)
-    size = MedConfig.preset(preset)
+    size = MedConfig.preset(options.preset)
+    size = replace(size, vision=replace(size.vision, image_size=options.image_size))
     med = Med(size)
     return Blip(med, words, "pretrain", size.vision.image_size, 35)
 
@@ -229,7 +269,7 @@ def with_embeddings(table: PairTable, model: Embedder) -> PairTable:
 
 
 def matching(options: argparse.Namespace, folder: Path) -> list[str]:
-    blip, count = random_model(options.preset), options.candidates
+    blip, count = random_model(options), options.candidates
     table = with_embeddings(photo_table(str(folder / "photos.lance"), count), blip)
     lines = [
         f"## Matching {count} candidates, {options.preset} at {blip.image_size} px\n",
@@ -245,16 +285,39 @@ def matching(options: argparse.Namespace, folder: Path) -> list[str]:
 
         first = milliseconds(ask)[0]
         second = statistics.median(milliseconds(ask, 3))
-        sizes = [path.stat().st_size for path in (folder / precision).rglob("*.states")]
+        paths = list((folder / precision).rglob("*.states"))
+        sizes = [path.stat().st_size for path in paths]
+        if precision == "float16":
+            hidden = torch.stack([cache.load(path.stem) for path in paths]).to(blip.dtype)
+            compared = beside_keys_and_values(blip, hidden, ask, options.rounds)
         lines.append(
             f"| {precision} | {first / 1000:.2f} | {second / 1000:.2f} | "
             f"{np.mean(sizes) / 1000:.0f} |"
         )
-    return [*lines, ""]
+    return [*lines, "", compared, ""]
+
+
+def beside_keys_and_values(
+    blip: Blip, hidden: torch.Tensor, ask: Callable[[], object], rounds: int
+) -> str:
+    """A whole search with states, in turn with the keys and values that it does without."""
+
+    def project() -> None:
+        for start in range(0, len(hidden), 8):
+            assert EncodedImages(blip.matcher, hidden[start : start + 8]).encoder_memory
+
+    pairs = [(milliseconds(ask)[0], milliseconds(project)[0]) for _ in range(rounds)]
+    search, keys = (statistics.median(each) / 1000 for each in zip(*pairs, strict=True))
+    ratio = statistics.median(keys / search for search, keys in pairs)
+    return (
+        f"Keys and values of these images alone, which the query's few tokens do without, take "
+        f"{keys:.2f} s; the whole search beside them {search:.2f} s, {ratio:.1f} times less "
+        f"(medians of {rounds} pairs).\n"
+    )
 
 
 def indexing(options: argparse.Namespace, folder: Path) -> list[str]:
-    blip, count = random_model(options.preset), options.images
+    blip, count = random_model(options), options.images
     table = photo_table(str(folder / "images.lance"), count)
     size, width = blip.image_size, blip.embed_images(Image.new("RGB", (8, 8))).shape[1]
     batch = torch.randn(8, 3, size, size)
@@ -393,6 +456,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64, help="that are indexed")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--preset", default="base")
+    parser.add_argument("--image-size", type=int, default=384)
+    parser.add_argument("--crossover", type=int, nargs="+", default=(16_384, 65_536, 131_072))
     parser.add_argument("--gallery", type=int, default=1000, help="images of world or photographs")
     parser.add_argument("--world-model")
     parser.add_argument("--photos-model")
@@ -405,6 +470,7 @@ def main() -> None:
         return
     parts = {
         "vectors": vectors,
+        "crossover": crossover,
         "files": files,
         "matching": matching,
         "indexing": indexing,
@@ -412,6 +478,8 @@ def main() -> None:
         "photos": photos,
     }
     lines = ["# Search\n", f"{processor()}, {os.cpu_count()} cores, torch {torch.__version__}.\n"]
+    # What else runs changes times, not ratios of pairs.
+    lines.append(f"Load of the machine when it began: {os.getloadavg()[0]:.1f}.\n")
     lines.append(f"Command: `python benchmarks/search.py {' '.join(sys.argv[1:])}`\n")
     for name in options.only:
         folder = Path(tempfile.mkdtemp(prefix="openblip-search-"))

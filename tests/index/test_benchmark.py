@@ -9,7 +9,8 @@ import pytest
 BENCHMARK = Path(__file__).resolve().parents[2] / "benchmarks" / "search.py"
 SMALL = (
     "--rows 300 --queries 4 --files 5 --candidates 2 --images 8 --rounds 1 --preset tiny "
-    "--gallery 4 --only vectors files matching indexing world photos"
+    "--image-size 64 --crossover 300 --gallery 4 "
+    "--only vectors crossover files matching indexing world photos"
 )
 
 
@@ -24,6 +25,8 @@ def test_all_parts_run_and_what_has_no_model_is_told(model: str, tmp_path: Path)
     text = output.read_text()
     for part in (
         "| IVF_PQ |",
+        "| 300 |",
+        "times less",
         "## 5 files that have not changed",
         "| int8 |",
         "## Indexing images",

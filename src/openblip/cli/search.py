@@ -14,7 +14,7 @@ import tyro
 from openblip.cli.flags import UsageError
 from openblip.cli.output import check_outputs, print_json, print_table
 from openblip.runtime.progress import duration
-from openblip.runtime.ranges import Count, CountOrNone, Positive, Share
+from openblip.runtime.ranges import Count, CountOrNone, Positive, Share, Workers
 
 if TYPE_CHECKING:
     from openblip.index.build import IndexReport
@@ -28,6 +28,7 @@ def build(
     model: str | None = None,
     table: str | None = None,
     batch_size: Count = 32,
+    processes: Workers = 1,
     device: str | None = None,
     json: bool = False,
 ) -> int:
@@ -43,12 +44,16 @@ def build(
             base model.
         table: where the table of a folder goes; by default FOLDER/.openblip/index.lance.
         batch_size: images at once.
+        processes: of this machine that embed rows of a table, each with the model on a GPU of its
+            own where there are several; 1 is this process.
         device: cpu, cuda, mps; by default the best that there is.
         json: print the result as JSON.
     """
     from openblip.index.build import build_index
 
-    report = build_index(place, model, table=table, batch_size=batch_size, device=device)
+    report = build_index(
+        place, model, table=table, batch_size=batch_size, processes=processes, device=device
+    )
     return _print_report(report, json)
 
 
@@ -57,6 +62,7 @@ def update(
     /,
     *,
     batch_size: Count = 32,
+    processes: Workers = 1,
     device: str | None = None,
     json: bool = False,
 ) -> int:
@@ -68,12 +74,15 @@ def update(
     Args:
         place: a folder or a pair table that has an index.
         batch_size: images at once.
+        processes: of this machine that embed rows of a table, each with the model on a GPU of its
+            own where there are several; 1 is this process.
         device: cpu, cuda, mps; by default the best that there is.
         json: print the result as JSON.
     """
     from openblip.index.build import update_index
 
-    return _print_report(update_index(place, batch_size=batch_size, device=device), json)
+    report = update_index(place, batch_size=batch_size, processes=processes, device=device)
+    return _print_report(report, json)
 
 
 def show(place: tyro.conf.Positional[str], /, *, json: bool = False) -> int:

@@ -25,7 +25,7 @@ from openblip.inference import Embedder
 from openblip.inference.embedder import embedder_fingerprint, load_embedder
 from openblip.inference.image_sources import ImageSources
 from openblip.inference.loading import PUBLISHED
-from openblip.runtime.errors import DataError
+from openblip.runtime.errors import DataError, RecipeError
 from openblip.runtime.locks import only_one
 from openblip.sources.paths import is_table
 from openblip.table.storage import is_object_address
@@ -75,6 +75,7 @@ def build_index(
     table: str | None = None,
     device: str | None = None,
     batch_size: int = 32,
+    processes: int = 1,
     least_rows: int = LEAST_INDEXED_ROWS,
     show_progress: bool = True,
 ) -> IndexReport:
@@ -89,12 +90,14 @@ def build_index(
         table: where the table of a folder goes; by default `FOLDER/.openblip/index.lance`.
         device: by default the GPU where there is one.
         batch_size: images that go through the model together.
+        processes: of this machine that embed rows of a table, each with the model.
         least_rows: smaller tables are scanned.
         show_progress: on stderr.
 
     Raises:
         DataError: there is no such folder or table.
-        OpenBlipError: another process indexes it.
+        RecipeError: several processes are asked for, for a folder.
+        OpenBlipError: another process indexes it, or one of several that embed died.
         CheckpointError, MissingHead: the model cannot be read, or cannot embed.
     """
     started = time.monotonic()
@@ -109,13 +112,18 @@ def build_index(
                 folder = folder_named(state.folder)
             elif table is not None and str(folder) != state.folder:
                 raise DataError(f"{uri} is the index of {state.folder}: give another --table")
+        if folder is not None and processes > 1:
+            raise RecipeError(
+                f"--processes {processes}: {place} is a folder, which is embedded by one process; "
+                f"import it as a table (`openblip data import {place} pairs.lance`), and index that"
+            )
         name = _absolute(model or (state.model if state else "") or PUBLISHED["match"])
         wanted = IndexState(
             name, embedder_fingerprint(name), None if folder is None else str(folder)
         )
-        embedder = load_embedder(name, device)
         changes, failed = None, list[str]()
         if folder is not None:
+            embedder = load_embedder(name, device)
             begun = _folder_table(uri, wanted, state, embedder)
             indexed, changes = reconcile(
                 begun, folder, embedder, batch_size=batch_size, show_progress=show_progress
@@ -127,9 +135,10 @@ def build_index(
             embedded = embed_table(
                 indexed,
                 name,
+                device=device,
                 batch_size=batch_size,
                 show_progress=show_progress,
-                loaded=embedder,
+                processes=processes,
                 on_unreadable=failed.append,
             ) - len(failed)
         wanted.note(indexed)
@@ -142,7 +151,8 @@ def update_index(place: str, **settings: Any) -> IndexReport:
 
     Args:
         place: an indexed folder, or table.
-        settings: `device`, `batch_size`, `least_rows` and `show_progress` of `build_index`.
+        settings: `device`, `batch_size`, `processes`, `least_rows` and `show_progress` of
+            `build_index`.
 
     Raises:
         DataError: there is no index; else as `build_index`.

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from openblip.curation.marks import EMBEDDING_KEY
+from openblip.index.processes import EmbeddingProcesses, devices_of
 from openblip.inference import Embedder
 from openblip.inference.embedder import embedder_fingerprint, load_embedder
 from openblip.runtime.errors import DataError, one_line
@@ -32,6 +33,7 @@ def embed_table(
     batch_size: int = 32,
     show_progress: bool = True,
     loaded: Embedder | None = None,
+    processes: int = 1,
     on_unreadable: Callable[[str], None] = lambda told: None,
 ) -> int:
     """Number of images that were embedded; the column `image_embedding` covers every row then.
@@ -46,20 +48,24 @@ def embed_table(
         batch_size: images at a time.
         show_progress: on stderr.
         loaded: the model itself, where the caller has it already.
+        processes: of this machine, each with the model; 1 is this process.
         on_unreadable: is told of each image that cannot be read, with its id and the reason.
 
     Raises:
         CheckpointError, MissingHead: the model cannot be read, or cannot embed.
+        OpenBlipError: one of several processes died; what is finished is kept.
     """
     settings = {"model": embedder_fingerprint(model)}
+    compute = partial(compute_columns, table, EMBEDDING_KEY, settings, show_progress=show_progress)
+    if processes > 1:
+        devices = devices_of(processes, device)
+        job = table.uri, model, settings["model"], devices, batch_size
+        with EmbeddingProcesses(*job, on_unreadable) as pool:
+            return compute(pool.embed, num_threads=processes)
     embedder = loaded or load_embedder(model, device)
     width = embedding_width(embedder)
-    return compute_columns(
-        table,
-        EMBEDDING_KEY,
-        settings,
-        lambda rows: embed_rows(embedder, table, rows, batch_size, width, on_unreadable),
-        show_progress=show_progress,
+    return compute(
+        lambda rows: embed_rows(embedder, table, rows, batch_size, width, on_unreadable)
     )
 
 
