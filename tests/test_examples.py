@@ -1,5 +1,6 @@
 """The examples can be run as they stand."""
 
+import json
 import os
 import re
 import shutil
@@ -28,8 +29,7 @@ if [ "$1" = show ]; then echo localhost; else echo "$@" >> "$NOTES"; fi
 """
 
 
-@pytest.fixture
-def walls(tmp_path: Path) -> Path:
+def make_walls(folder: Path) -> Path:
     """A folder outside of the repository with a table in it."""
     from io import BytesIO
 
@@ -38,52 +38,101 @@ def walls(tmp_path: Path) -> Path:
         Image.new("RGB", (64, 64), (number * 10, 99, 255 - number * 10)).save(file, format="PNG")
         return PairRow(f"row-{number}", file.getvalue(), captions=[f"wall number {number}"])
 
-    PairTable.create(str(tmp_path / "walls.lance"), (row(number) for number in range(16)))
-    return tmp_path
+    PairTable.create(str(folder / "walls.lance"), (row(number) for number in range(16)))
+    return folder
 
 
+<<<<<<< HEAD
 def run_in(folder: Path, *words: str, **variables: str) -> str:
+||||||| 1918db6
+def run_in(folder: Path, *words: str) -> str:
+=======
+@pytest.fixture
+def walls(tmp_path: Path) -> Path:
+    return make_walls(tmp_path)
+
+
+# Carries out command lines one after the other, each in a folder, as an interpreter of its own
+# would: a fork of one that has imported what takes long.
+INTERPRETERS = """
+import json, os, runpy, sys
+import lance, tensorboardX, tokenizers, torch._dynamo, tyro
+import openblip.cli, openblip.training.run
+for folder, *words in json.loads(sys.argv[1]):
+    child = os.fork()
+    if child == 0:
+        os.chdir(folder)
+        is_module = words[0] == "-m"
+        sys.argv = words[is_module:]
+        sys.path[0] = folder if is_module else os.path.dirname(os.path.abspath(words[0]))
+        run = runpy.run_module if is_module else runpy.run_path
+        run(sys.argv[0], run_name="__main__", **({"alter_sys": True} if is_module else {}))
+        sys.exit()
+    _, status = os.waitpid(child, 0)
+    print("=====", os.waitstatus_to_exitcode(status), flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """A folder in which the examples have run, and what each of them has printed."""
+    walls = make_walls(tmp_path_factory.mktemp("examples"))
+    own_loop, objective = EXAMPLES / "own_loop.py", EXAMPLES / "siglip_objective.py"
+    here, elsewhere = walls / "here", walls / "scripts"
+    for folder in (here, elsewhere):
+        folder.mkdir()
+    shutil.copy(objective, here)
+    code = objective.read_text().replace(
+        "    return replace(tiny,", "    return replace(small(tiny),"
+    )
+    shorter = "train=replace(recipe.train, steps=2, batch_size=4, threads=1), tokenizer='train:60')"
+    small = f"\ndef small(recipe):\n    return replace(recipe, {shorter}\n\n\ndef recipe"
+    (elsewhere / "siglip_objective.py").write_text(code.replace("\ndef recipe", small))
+    words = ["pretrain", "siglip_objective:recipe", "../walls.lance", "run", "--train.steps", "2"]
+    flags = ["--train.batch-size", "4", "--objectives.bias", "-4", "--train.threads", "1"]
+    orders = [
+        [walls, own_loop, "walls.lance", "model", "3"],
+        [here, "-m", "openblip", *words, *flags, "--tokenizer", "train:60"],
+        [walls, "scripts/siglip_objective.py", "walls.lance", "by-script"],
+    ]
+>>>>>>> breaker16
     done = subprocess.run(
+<<<<<<< HEAD
         [sys.executable, *words],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
+||||||| 1918db6
+        [sys.executable, *words],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+=======
+        [sys.executable, "-c", INTERPRETERS, json.dumps(orders, default=str)],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+>>>>>>> breaker16
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=300,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    *printed, rest = re.split(r"===== (-?\d+)\n", done.stdout)
+    assert printed[1::2] == ["0"] * len(orders), done.stderr
+    assert rest == ""
+    return walls, printed[::2]
 
 
-def test_a_loop_of_ones_own(walls: Path) -> None:
-    script = EXAMPLES / "own_loop.py"
-    assert len(script.read_text().splitlines()) <= 40
-    shown = run_in(walls, str(script), "walls.lance", "model", "3")
-    assert "step 0: loss" in shown
-    assert "embeds as (2, 64)" in shown
+def test_a_loop_of_ones_own(shown: tuple[Path, list[str]]) -> None:
+    walls, (told, _, _) = shown
+    assert len((EXAMPLES / "own_loop.py").read_text().splitlines()) <= 40
+    assert "step 0: loss" in told
+    assert "embeds as (2, 64)" in told
     assert (walls / "model" / "model.safetensors").exists()
 
 
-def test_an_objective_of_ones_own(walls: Path) -> None:
-    """As a module of the current directory, then as a script of another folder, which goes on."""
-    script = EXAMPLES / "siglip_objective.py"
-    assert len(script.read_text().splitlines()) <= 80
-    shutil.copy(script, walls)
-    words = ["pretrain", "siglip_objective:recipe", "walls.lance", "run", "--train.steps", "2"]
-    flags = ["--train.batch-size", "4", "--objectives.bias", "-4", "--train.threads", "1"]
-    shown = run_in(walls, "-m", "openblip", *words, *flags, "--tokenizer", "train:60")
-    assert "run: 2 steps" in shown
-    code = script.read_text().replace("    return replace(tiny,", "    return replace(small(tiny),")
-    shorter = "train=replace(recipe.train, steps=2, batch_size=4, threads=1), tokenizer='train:60')"
-    code = code.replace(
-        "\ndef recipe",
-        f"\ndef small(recipe):\n    return replace(recipe, {shorter}\n\n\ndef recipe",
-    )
-    (walls / "scripts").mkdir()
-    (walls / "scripts" / "siglip_objective.py").write_text(code)
-    (walls / "siglip_objective.py").unlink()
-    shown = run_in(walls, "scripts/siglip_objective.py", "walls.lance", "by-script")
-    assert "2 steps; embeds as (1, 64)" in shown
+def test_an_objective_of_ones_own(shown: tuple[Path, list[str]]) -> None:
+    """As a module of the current directory, and as a script of another folder, which goes on."""
+    walls, (_, as_module, as_script) = shown
+    assert len((EXAMPLES / "siglip_objective.py").read_text().splitlines()) <= 80
+    assert "run: 2 steps" in as_module
+    assert "2 steps; embeds as (1, 64)" in as_script
     assert "task: siglip_objective:SigLipTask" in (walls / "by-script" / "recipe.yaml").read_text()
 
 

@@ -17,11 +17,15 @@ def world(seed: int, kind: type[Stage] = Stage, **inputs: Stage) -> Stage:
 
 
 @pytest.mark.parametrize(
-    "first",
-    [pytest.param(0, id="all"), pytest.param(1, id="another", marks=pytest.mark.slow)],
+    ("jobs", "first"),
+    [
+        pytest.param(1, 0, id="the only one"),
+        pytest.param(2, 0, id="all", marks=pytest.mark.slow),
+        pytest.param(2, 1, id="another", marks=pytest.mark.slow),
+    ],
 )
 def test_a_process_that_dies_while_it_is_idle_fails_nothing(
-    first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    jobs: int, first: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     processes: list[subprocess.Popen[str]] = []
     doomed: list[subprocess.Popen[str]] = []
@@ -44,7 +48,7 @@ def test_a_process_that_dies_while_it_is_idle_fails_nothing(
 
     monkeypatch.setattr(run.subprocess, "Popen", Observed)
     last = world(2, Killing, one=world(0), two=world(1))
-    assert run.carry_out_all([last], tmp_path, jobs=2) == {}
+    assert run.carry_out_all([last], tmp_path, jobs=jobs) == {}
     assert last.result(tmp_path)
-    assert len(doomed) == 2 - first
-    assert len(processes) == (3 if first == 0 else 2)
+    assert len(doomed) == jobs - first
+    assert len(processes) == (jobs + 1 if first == 0 else jobs)

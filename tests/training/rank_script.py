@@ -8,6 +8,7 @@ Started by itself, it stands in for the launcher: `ranks:W` begins what W proces
 next such word. They are forks, which need not import everything anew.
 """
 
+import importlib
 import os
 import signal
 import socket
@@ -201,8 +202,22 @@ def main(folder: Path, work: list[str]) -> None:
                     (folder / name / f"rank-{processes.rank}.txt").write_text(str(error))
 
 
+# What a run imports when it needs it, and every fork would import anew: longer than it computes.
+_IMPORTED_LATE = (
+    "lance",
+    "tensorboardX",
+    "tokenizers",
+    "torch._dynamo",
+    "torch.distributed.checkpoint.state_dict",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+)
+
+
 def fork(ranks: int, folder: Path, work: list[str]) -> None:
     """Do the work in so many processes; the first that fails ends the others and this one."""
+    for name in _IMPORTED_LATE:
+        importlib.import_module(name)
     with socket.socket() as unused:
         unused.bind(("localhost", 0))
         port = unused.getsockname()[1]

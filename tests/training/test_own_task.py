@@ -433,10 +433,9 @@ def test_two_processes_compute_what_one_does(recipe: Recipe, tmp_path: Path) -> 
         divided = replace(plain, train=replace(plain.train, sharding=name))
         write_recipe(divided, tmp_path / f"{name}.yaml")
     script = str(Path(__file__).parent / "rank_script.py")
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", script]
     path = os.pathsep.join([str(EXAMPLES), os.environ.get("PYTHONPATH", "")])
     done = subprocess.run(
-        [sys.executable, *launcher, str(tmp_path), "train:replicate", "train:full"],
+        [sys.executable, script, str(tmp_path), "ranks:2", "train:replicate", "train:full"],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path},
         capture_output=True,
         text=True,

@@ -136,7 +136,7 @@ def folder(
     make_finetuning: MakeRecipe,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Where four processes, and then two, have left what they computed."""
+    """Where four processes, and then two, have left what they did; of one step the four alone."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.save(make_inputs(), folder / "inputs.pt")
     divided = plain_recipe(make_recipe, "full")
@@ -154,14 +154,18 @@ def folder(
     further = [f"train:{name}-{s}" for name in ("captioner", "adapting") for s in SHARDING]
     # One interpreter, whose forks stand in for those that torchrun starts.
     four = ["ranks:4", "steps", "begin:four-to-two"]
-    two = ["ranks:2", "steps", "train:four-to-two", "begin:two-to-one", *further, "fail:fails"]
+    two = ["ranks:2", "train:four-to-two", "begin:two-to-one", *further, "fail:fails"]
     carry_out([sys.executable, str(SCRIPT), str(folder), *four, *two])
     return folder
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=["two", "four"])
+@pytest.fixture(
+    scope="module", params=[pytest.param(2, marks=pytest.mark.slow), 4], ids=["two", "four"]
+)
 def ranks(folder: Path, request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     """What each of so many processes computed."""
+    if request.param == 2:
+        launch(2, folder, "steps")
     files = [folder / f"{request.param}-ranks-{rank}.pt" for rank in range(request.param)]
     return [torch.load(file, weights_only=True) for file in files]
 

@@ -64,9 +64,7 @@ def embed_table(
             return compute(pool.embed, num_threads=processes)
     embedder = loaded or load_embedder(model, device)
     width = embedding_width(embedder)
-    return compute(
-        lambda rows: embed_rows(embedder, table, rows, batch_size, width, on_unreadable)
-    )
+    return compute(lambda rows: embed_rows(embedder, table, rows, batch_size, width, on_unreadable))
 
 
 def embedding_width(model: Embedder) -> int:
