@@ -42,11 +42,6 @@ def make_walls(folder: Path) -> Path:
     return folder
 
 
-<<<<<<< HEAD
-def run_in(folder: Path, *words: str, **variables: str) -> str:
-||||||| 1918db6
-def run_in(folder: Path, *words: str) -> str:
-=======
 @pytest.fixture
 def walls(tmp_path: Path) -> Path:
     return make_walls(tmp_path)
@@ -95,20 +90,9 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
         [here, "-m", "openblip", *words, *flags, "--tokenizer", "train:60"],
         [walls, "scripts/siglip_objective.py", "walls.lance", "by-script"],
     ]
->>>>>>> breaker16
     done = subprocess.run(
-<<<<<<< HEAD
-        [sys.executable, *words],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **variables},
-||||||| 1918db6
-        [sys.executable, *words],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-=======
         [sys.executable, "-c", INTERPRETERS, json.dumps(orders, default=str)],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
->>>>>>> breaker16
         capture_output=True,
         text=True,
         timeout=300,
@@ -146,8 +130,16 @@ def test_a_comparison_of_ones_own_data(tmp_path: Path) -> None:
     line = '{"image": "images/1.png", "captions": ["a blue wall"], "split": "test"}\n'
     (tmp_path / "annotated" / "captions.jsonl").write_text(line)
     words = ["-m", "openblip", "compare", str(EXAMPLES / "own_data.yaml"), "-o", "out", "--plan"]
-    shown = run_in(tmp_path, *words, DATA=str(tmp_path))
-    stages = [row.split()[0] for row in shown.splitlines() if ", seed 0" in row]
+    done = subprocess.run(
+        [sys.executable, *words],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "DATA": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    stages = [row.split()[0] for row in done.stdout.splitlines() if ", seed 0" in row]
     assert sorted(stages) == ["capfilt", "data", *["evaluate"] * 3, *["train"] * 5]
 
 

@@ -418,7 +418,7 @@ def heat_colours() -> bytes:
 
 def _draw_scale(sheet: Image.Image, draw: ImageDraw.ImageDraw, left: int) -> None:
     """What the colours say, from nothing below to the largest value of a map above."""
-    colours = np.frombuffer(_colours(), np.uint8).reshape(1, 256, 3)[:, ::-1]
+    colours = np.frombuffer(heat_colours(), np.uint8).reshape(1, 256, 3)[:, ::-1]
     height = min(sheet.height - 2 * _GAP, _PICTURE)
     bar = Image.fromarray(colours).transpose(Image.Transpose.ROTATE_270)
     sheet.paste(bar.resize((_BAR, height)), (left, _GAP))
