@@ -13,6 +13,7 @@ from openblip.batches.mixture import WeightedIndex
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.runtime.errors import DataError, OpenBlipError, StorageError
 from openblip.sources.row_images import encoded_image
+from openblip.table.reviews import ReviewLog, ReviewRecord
 from openblip.table.storage import ObjectFolder
 from openblip.table.table import PairRow, PairTable
 from openblip.table.views import CaptionView
@@ -232,3 +233,24 @@ def test_an_enormous_object_is_refused_unread(s3: S3Proxy, monkeypatch: pytest.M
     ObjectFolder(s3.bucket).write("big.jpg", b"1" * 11)
     with pytest.raises(DataError, match="has 11 bytes, more than 10"):
         encoded_image(None, f"{s3.bucket}/big.jpg")
+
+
+def test_verdicts_lie_beside_a_table_and_a_view_takes_them_in(uri: str, pair_rows: Rows) -> None:
+    table = PairTable.create(uri, pair_rows(4))
+    text = "picture number 2"
+    record = ReviewRecord(
+        row="r2",
+        source="web",
+        place=0,
+        text=text,
+        verdict="partly",
+        edited="a corrected picture",
+        reviewer="ada",
+        table_version=table.version,
+    )
+    ReviewLog.of(uri).append([record])
+    index = CaptionView(sources=("reviewed",)).resolve(PairTable.open(uri))
+    assert index.captions_of_rows(index.rows) == [["a corrected picture"]]
+    # What lies beside the table is none of its own files.
+    assert ids(PairTable.open(uri)) == ["r0", "r1", "r2", "r3"]
+    assert ObjectFolder(f"{uri}.reviews").names() == ["0000000000.jsonl"]
