@@ -30,6 +30,7 @@ export function fill(node, ...children) {
   return node;
 }
 
+const GONE = "The studio does not answer. Is its command still running?";
 const line = document.getElementById("line");
 
 /** One line to the person, which a screen reader reads out; empty takes it away. */
@@ -52,7 +53,7 @@ async function answered(request) {
     response = await request;
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Failed("The studio does not answer. Is its command still running?", 0);
+    throw new Failed(GONE, 0);
   }
   let found = null;
   try {
@@ -219,7 +220,9 @@ async function render() {
   leave = null;
   tell("");
   try {
-    const module = await import(`/static/${room.name}.js`);
+    const module = await import(`/static/${room.name}.js`).catch((error) => {
+      throw error instanceof TypeError ? new Failed(GONE, 0) : error;
+    });
     if (mine !== turn) return;
     fill(main);
     main.className = `room-${room.name}`;
