@@ -43,6 +43,7 @@ def routes(studio: "Studio") -> list[Route]:
             "split": split,
             "splits": _rows_of_splits(arrays),
             "is_scored": is_scored(arrays.table),
+            "judged_texts": judged.num_texts,
             "commands": _commands(arrays.table.uri, split, without),
         }
         if not told["is_scored"]:
