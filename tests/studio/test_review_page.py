@@ -15,7 +15,7 @@ from openblip.studio.app import Studio
 from openblip.studio.server import listen
 from openblip.table.reviews import ReviewLog, ReviewRecord
 
-from .conftest import RunningStudio, serving, wait_until
+from .conftest import RunningStudio, serious_faults, serving, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -194,6 +194,8 @@ def test_all_of_it_goes_by_keyboard_and_nothing_is_hidden_from_a_screen_reader(
     page.keyboard.press("Enter")
     wait_until(lambda: [record.verdict for record in standing(scored)] == ["wrong"])
     assert page.get_attribute(".statement", "aria-live") == "polite"
+    page.get_by_role("button", name="Keys").click()
+    assert serious_faults(page) == []
 
 
 def test_on_a_phone_there_are_buttons_and_a_swipe(

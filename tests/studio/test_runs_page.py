@@ -19,7 +19,7 @@ from openblip.training.parallelism import Processes
 from openblip.training.rank_log import RankLog
 from openblip.training.recipe_file import RECIPE_FILE
 
-from .conftest import RunningStudio, serving, wait_until
+from .conftest import RunningStudio, serious_faults, serving, wait_until
 from .test_runs import RECIPE, append, begin
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ def test_curves_are_drawn_and_only_comparable_losses_share_an_axis(
     assert both.locator(".readout").get_by_text("queue").count() == 0
     page.get_by_text("Where their recipes differ").wait_for()
     page.get_by_role("rowheader", name="objectives.queue_size").wait_for()
+    assert serious_faults(page) == []
 
 
 def test_values_are_read_with_the_pointer_and_with_the_keyboard(
@@ -177,5 +178,6 @@ def test_captions_are_started_stopped_and_gone_on_with_from_the_page(
         wait_until(lambda: len(jobs.jobs()) == 2, 60)
         wait_until(lambda: jobs.state(jobs.jobs()[0]) == "finished", 120)
         page.get_by_text("Captions in mine.jsonl").wait_for()
+        assert serious_faults(page) == []
     assert len(output.read_text().splitlines()) == 60
     assert os.path.commonpath([output, uri]) == str(tmp_path)
