@@ -175,10 +175,12 @@ export const state = { about: null, room: null, params: new URLSearchParams(), g
 export function go(room, params = {}, replace = false) {
   const query = new URLSearchParams(params).toString();
   const hash = `#${room}${query ? `?${query}` : ""}`;
-  if (hash === location.hash) return render();
-  if (!replace) location.hash = hash;
-  else history.replaceState(null, "", hash);
-  return undefined;
+  if (hash !== location.hash && !replace) {
+    location.hash = hash; // which renders
+    return undefined;
+  }
+  history.replaceState(null, "", hash);
+  return render();
 }
 
 /** Note something in the address, so that a reload shows it again; shows nothing by itself. */
