@@ -283,6 +283,8 @@ def test_a_collection_without_index_says_how_to_make_one_and_waits_for_it(
         page.wait_for_selector(".mosaic .picture")
         assert page.get_by_role("searchbox").is_hidden()
         assert serious_faults(page) == []
+        page.set_viewport_size({"width": 360, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
         build_index(str(folder), checkpoints["filter"], device="cpu", show_progress=False)
         page.get_by_role("searchbox").wait_for()
         page.get_by_role("searchbox").fill(RED)

@@ -152,6 +152,9 @@ export function empty(title, text, command = null, ...more) {
   return el("div", { class: "empty" }, el("h2", { text: title }), el("p", { text }), command && copyable(command), ...more);
 }
 
+/** A path as a shell takes it. */
+export const quoted = (path) => (/^[\w./:~-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`);
+
 /** A command with a button that copies it. */
 export function copyable(command) {
   const button = el("button", { type: "button", class: "quiet", text: "Copy", "aria-label": `Copy the command ${command}` });

@@ -1,5 +1,5 @@
 // The room Search: what a picture shall show becomes a query, and what was found a mosaic.
-import { copyable, count, el, empty, fill, get, go, note, plural, post, probability, refresh, tell, tellError, waiting } from "./page.js";
+import { copyable, count, el, empty, fill, get, go, note, plural, post, probability, quoted, refresh, tell, tellError, waiting } from "./page.js";
 import { taking, tile, view } from "./pictures.js";
 
 const WATCH_MS = 3000;
@@ -283,5 +283,3 @@ class Search {
     }
   }
 }
-
-const quoted = (place) => (/^[\w./:~-]+$/.test(place) ? place : `'${place.replaceAll("'", "'\\''")}'`);
