@@ -163,6 +163,9 @@ export function empty(title, text, command = null, ...more) {
   return el("div", { class: "empty" }, el("h2", { text: title }), el("p", { text }), command && copyable(command), ...more);
 }
 
+/** A path as a shell takes it. */
+export const quoted = (path) => (/^[\w./:~-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`);
+
 /** A command with a button that copies it. */
 export function copyable(command) {
   const button = el("button", { type: "button", class: "quiet", text: "Copy", "aria-label": `Copy the command ${command}` });
@@ -186,10 +189,12 @@ export const state = { about: null, room: null, params: new URLSearchParams(), g
 export function go(room, params = {}, replace = false) {
   const query = new URLSearchParams(params).toString();
   const hash = `#${room}${query ? `?${query}` : ""}`;
-  if (hash === location.hash) return render();
-  if (!replace) location.hash = hash;
-  else history.replaceState(null, "", hash);
-  return undefined;
+  if (hash !== location.hash && !replace) {
+    location.hash = hash; // which renders
+    return undefined;
+  }
+  history.replaceState(null, "", hash);
+  return render();
 }
 
 /** Note something in the address, so that a reload shows it again; shows nothing by itself. */
