@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 import openblip
+from openblip.index.search import THRESHOLD
 from openblip.studio import app
 from openblip.studio.app import ROOMS, Studio
 
@@ -32,6 +33,7 @@ def test_the_page_is_told_what_there_is(studio: RunningStudio) -> None:
     ]
     assert about["table"]["rows"] == len(studio.studio.need_place().table)
     assert about["table"]["indexed"]
+    assert about["threshold"] == THRESHOLD
     assert {role for model in about["models"] for role in model["roles"]} == {
         "captioner",
         "filter",

@@ -111,6 +111,7 @@ class Studio:
             "table": None if self.place is None else self.place.about(),
             "models": self.models.states(),
             "runs": None if self.runs is None else str(self.runs),
+            # That of `openblip search`, whose module would load PyTorch.
             "threshold": 0.5,
             "max_upload": max_bytes,
         }

@@ -176,9 +176,9 @@ def post(path: str, answer: Answer) -> Route:
 
 def _endpoint(answer: Answer) -> Callable[[Request], Awaitable[Response]]:
     async def endpoint(request: Request) -> Response:
-        asked = await _asked(request)
         told: list[str] = []
         try:
+            asked = await _asked(request)
             found = await in_thread(lambda: _with_warnings(answer, asked, told))
         except asyncio.CancelledError:
             return failure(Refused(503, "the studio has ended"))
@@ -216,19 +216,20 @@ async def _form(request: Request) -> tuple[dict[str, Any], bytes | None]:
         async with request.form(max_files=1, max_fields=1) as form:
             sent, file = form.get("json", "{}"), form.get("image")
             if not isinstance(sent, str) or isinstance(file, str):
-                raise HTTPException(400, "the form must have a part json and a file image")
+                raise Refused(400, "the form must have a part json and a file image")
             return _values(sent), None if file is None else await file.read()
-    except MultiPartException as error:
-        raise HTTPException(400, f"the form cannot be read ({error.message})") from error
+    # Of its parser's own errors some versions of Starlette make this one, and some do not.
+    except (MultiPartException, ValueError) as error:
+        raise Refused(400, f"the form cannot be read ({error})") from error
 
 
 def _values(text: str | bytes) -> dict[str, Any]:
     try:
         values = json.loads(text or "{}")
     except (ValueError, RecursionError) as error:
-        raise HTTPException(400, "the body is no JSON") from error
+        raise Refused(400, "the body is no JSON") from error
     if not isinstance(values, dict):
-        raise HTTPException(400, "the body must be a JSON object")
+        raise Refused(400, "the body must be a JSON object")
     return values
 
 
