@@ -22,7 +22,7 @@ from openblip.model import Med, MedConfig
 from openblip.model.lowrank import adapt
 from openblip.objectives.finetune import CaptionerTask
 from openblip.objectives.task import StepPosition
-from openblip.training.loop import keep_freed_memory
+from openblip.runtime.memory import keep_freed_memory
 from openblip.training.optimiser import build_optimiser, trained_parameters
 from openblip.training.recipe import LoraConfig, OptimiserConfig
 from train_step import SPECIAL, make_batch, memory_of_a_step

@@ -39,8 +39,9 @@ from openblip.plan.footprint import TextLengths, example_batch, step_footprint
 from openblip.plan.sizing import DEVICES, GPU_UTILISATION, Cluster, Planner, run_cost
 from openblip.recipes.baselines import as_albef, as_clip
 from openblip.recipes.pretrain import PRETRAIN_RECIPES, base
+from openblip.runtime.memory import keep_freed_memory, return_freed_memory
 from openblip.training.build import build_model, build_task
-from openblip.training.loop import Trainer, keep_freed_memory, return_freed_memory
+from openblip.training.loop import Trainer
 from openblip.training.optimiser import build_optimiser, trained_parameters
 from openblip.training.parallelism import Processes
 from openblip.training.recipe import ModelOverrides, Recipe

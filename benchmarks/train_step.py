@@ -40,7 +40,7 @@ from openblip.objectives.itm import itm_loss
 from openblip.objectives.lm import lm_loss, next_token_labels
 from openblip.objectives.pretrain import PretrainObjectives, PretrainTask
 from openblip.objectives.task import StepPosition
-from openblip.training.loop import keep_freed_memory, return_freed_memory
+from openblip.runtime.memory import keep_freed_memory, return_freed_memory
 from openblip.training.optimiser import build_optimiser, trained_parameters
 from openblip.training.recipe import OptimiserConfig
 from openblip.training.utilisation import product_rates

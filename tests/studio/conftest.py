@@ -3,8 +3,10 @@
 import http.client
 import json
 import shutil
+import struct
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -37,6 +39,18 @@ if TYPE_CHECKING:
 HOSTILE = "<img src=x onerror=\"document.title='hacked'\"><script>document.title='hacked'</script>"
 """A caption, and an id, of the table."""
 WORLD = WorldConfig(seed=3, web_rows=40, human_rows=8, val_rows=6, test_rows=6)
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG that says it is of that size; a few bytes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = struct.pack(">I", zlib.crc32(kind + content))
+        return struct.pack(">I", len(content)) + kind + content + checksum
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+    return b"\x89PNG\r\n\x1a\n" + content + chunk(b"IEND", b"")
 
 
 @dataclass(frozen=True)
@@ -247,6 +261,3 @@ def wait_until(condition: Callable[[], object], seconds: float = 20.0) -> None:
     while not condition():
         assert time.monotonic() < end, "it does not become true"
         time.sleep(0.02)
-
-
-__all__ = ["HOSTILE", "Answered", "RunningStudio", "serious_faults", "serving", "wait_until"]

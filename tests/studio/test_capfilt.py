@@ -14,6 +14,7 @@ import pytest
 from openblip.capfilt.select import keep_rates, read_scores, rejections
 from openblip.cli import main
 from openblip.studio.arrays import view_of
+from openblip.table.reviews import ReviewLog, ReviewRecord
 from openblip.table.table import PairRow, PairTable
 
 from .conftest import HOSTILE, RunningStudio, serious_faults, serving
@@ -197,6 +198,28 @@ def test_a_table_without_scores_is_told_what_makes_them(
         assert told["commands"]["scores"] == command
         page.goto(f"{running.url}#capfilt")
         page.get_by_text(command).wait_for()
+
+
+def test_it_is_said_how_many_texts_have_a_verdict(
+    own_studio: RunningStudio, scored: PairTable, page: "Page"
+) -> None:
+    assert ask(own_studio)["judged_texts"] == 0
+    about = {"source": "web", "place": 0, "table_version": 1, "verdict": "right"}
+    records = [
+        ReviewRecord(**about, row=f"r{row}", text=text, reviewer=reviewer)
+        for row, text, reviewer in [
+            (3, "text 3", "Ann"),
+            (3, "text 3", "Bob"),
+            (4, "text 4", "Ann"),
+            (5, "another text", "Ann"),
+        ]
+    ]
+    ReviewLog.of(scored.uri).append(records)
+    assert ask(own_studio)["judged_texts"] == 2
+    page.goto(f"{own_studio.url}#capfilt")
+    page.get_by_role("link", name="2 texts").click()
+    page.get_by_text("2 of 100 pictures").wait_for()
+    page.get_by_text("1 verdict is on a text that has changed since").wait_for()
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,7 @@ def test_the_names_of_this_machine_are(studio: RunningStudio, host: str) -> None
     [
         {"Origin": "https://attacker.example"},
         {"Origin": "null"},
+        {"Origin": "http://[::1"},
         {"Origin": "http://127.0.0.1:1"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
@@ -130,6 +131,12 @@ def test_without_the_token_nothing_is_answered(locked: RunningStudio, path: str)
     answer = locked.ask(path)
     assert answer.status == 403
     assert "token" in answer.error
+
+
+def test_a_person_is_told_in_words_and_a_page_in_json(locked: RunningStudio) -> None:
+    answer = locked.ask("/", headers={"Sec-Fetch-Mode": "navigate"})
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert answer.body.startswith(b"openblip studio: the token is missing")
 
 
 def test_the_token_in_the_address_becomes_a_cookie(locked: RunningStudio) -> None:

@@ -2,9 +2,7 @@
 
 import io
 import json
-import struct
 import warnings
-import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,7 +15,7 @@ from openblip.studio import routes
 from openblip.studio.app import Studio
 from openblip.studio.routes import MAX_UPLOAD_PIXELS, Asked, Refused
 
-from .conftest import RunningStudio, serving
+from .conftest import RunningStudio, bomb, serving
 
 
 @pytest.mark.parametrize(
@@ -56,18 +54,6 @@ def test_texts_lose_white_space_and_empty_ones() -> None:
     assert Asked(values={"texts": [" a dog ", "", " "]}).texts("texts") == ["a dog"]
 
 
-def bomb(width: int, height: int) -> bytes:
-    """A PNG that says it is of that size; a few bytes."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        checksum = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + checksum
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
-    return b"\x89PNG\r\n\x1a\n" + content + chunk(b"IEND", b"")
-
-
 def test_a_picture_with_too_many_pixels_is_not_decoded() -> None:
     side = int(MAX_UPLOAD_PIXELS**0.5) + 1
     with pytest.raises(Refused, match="million pixels") as refused:
@@ -76,6 +62,14 @@ def test_a_picture_with_too_many_pixels_is_not_decoded() -> None:
     # Larger still, Pillow itself refuses.
     with pytest.raises(DataError, match=r"too large|pixels"):
         Asked(upload=bomb(60_000, 60_000)).picture()
+
+
+def test_a_bomb_is_refused_over_http(studio: RunningStudio) -> None:
+    for task in ("search", "try/caption", "try/ask", "try/match", "try/explain"):
+        values = {"texts": ["a dog"], "text": "a dog", "question": "what?"}
+        answer = studio.ask(f"/api/{task}", values, image=bomb(12_000, 12_000))
+        assert answer.status == 413, task
+        assert "144 million pixels" in answer.error
 
 
 @pytest.mark.parametrize("upload", [b"", b"GIF89a", b"<svg/>", b"PK\x03\x04zip"], ids=str)

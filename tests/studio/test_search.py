@@ -267,8 +267,8 @@ def test_hostile_texts_are_texts(studio: RunningStudio, page: "Page") -> None:
     assert page.locator("img[src='x']").count() == 0
 
 
-def test_a_collection_without_index_says_how_to_make_one(
-    make_studio: Callable[..., Studio], page: "Page", tmp_path: Path
+def test_a_collection_without_index_says_how_to_make_one_and_waits_for_it(
+    make_studio: Callable[..., Studio], checkpoints: dict[str, str], page: "Page", tmp_path: Path
 ) -> None:
     folder = tmp_path / "my photos"
     folder.mkdir()
@@ -283,6 +283,14 @@ def test_a_collection_without_index_says_how_to_make_one(
         page.wait_for_selector(".mosaic .picture")
         assert page.get_by_role("searchbox").is_hidden()
         assert serious_faults(page) == []
+        page.set_viewport_size({"width": 360, "height": 800})
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
+        build_index(str(folder), checkpoints["filter"], device="cpu", show_progress=False)
+        page.get_by_role("searchbox").wait_for()
+        page.get_by_role("searchbox").fill(RED)
+        page.keyboard.press("Enter")
+        page.wait_for_selector(HIT)
+        assert page.locator(HIT).count() == 3
 
 
 def test_the_server_that_is_gone_is_said(

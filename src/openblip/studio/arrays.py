@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from openblip.runtime.memory import trim_memory
 from openblip.table.flags import IMAGE_FLAGS, text_flags
 from openblip.table.judging import REJECTIONS, Rejection, data_sets, judge, string_values
 from openblip.table.rows import TEXT_SOURCES
@@ -67,6 +68,14 @@ class SourceTexts:
         """Which of its row's texts of this source some are."""
         first = np.searchsorted(self.rows, self.rows[positions], side="left")
         return positions - first
+
+
+def give_back() -> None:
+    """Return what was read and not kept: a scan takes several times as much as its arrays."""
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
+    trim_memory()
 
 
 def row_flags(table: PairTable) -> dict[str, int]:
@@ -195,6 +204,7 @@ class TableArrays:
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = make()
+                give_back()
             return cast(_T, self._kept[key])
 
     def _sources(self) -> tuple[str, ...]:

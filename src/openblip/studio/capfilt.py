@@ -36,13 +36,15 @@ def routes(studio: "Studio") -> list[Route]:
     """`/api/capfilt`, and `/api/capfilt/examples` of texts around a threshold."""
 
     def summary(asked: Asked) -> dict[str, Any]:
-        arrays = latest_choices(studio).arrays
+        choices = latest_choices(studio)
+        arrays = choices.arrays
         split, without = _split(asked, arrays), without_of(asked)
         told = {
             **table_told(arrays),
             "split": split,
             "splits": _rows_of_splits(arrays),
             "is_scored": is_scored(arrays.table),
+            "judged_texts": choices.judged.latest().num_texts,
             "commands": _commands(arrays.table.uri, split, without),
         }
         if not told["is_scored"]:

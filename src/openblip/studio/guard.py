@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
-from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from openblip.runtime.errors import RecipeError
@@ -94,7 +94,10 @@ class Access:
         By any name only where a token is asked for, of which a name that somebody has made lead
         here knows nothing: a browser keeps it for the name under which it was given.
         """
-        name = (urlsplit(f"//{header}").hostname or "") if header else ""
+        try:
+            name = urlsplit(f"//{header}").hostname or ""
+        except ValueError:  # brackets that do not close
+            return False
         if name in _OWN_NAMES or _is_loopback(name):
             return True
         return not self.is_local and bool(name)
@@ -128,7 +131,7 @@ class Guard:
             await send(message)
 
         if self._under_way >= self._access.max_requests:
-            busy = _refusal(503, "the studio is busy: try again in a moment")
+            busy = _refusal(headers, 503, "the studio is busy: try again in a moment")
             busy.headers["Retry-After"] = "1"
             await busy(scope, receive, secured)
             return
@@ -140,21 +143,23 @@ class Guard:
             else:
                 await self._app(scope, self._bounded(receive), secured)
         except Refused as error:
-            await _refusal(error.status, str(error))(scope, receive, secured)
+            await _refusal(headers, error.status, str(error))(scope, receive, secured)
         finally:
             self._under_way -= 1
 
     def _refused(self, scope: Scope, headers: Mapping[str, str]) -> Response | None:
         """Why a request is not let in, or None."""
         if not self._access.takes_host(headers.get("host", "")):
-            return _refusal(403, "the studio does not go by this name: open it as 127.0.0.1")
+            return _refusal(
+                headers, 403, "the studio does not go by this name: open it as 127.0.0.1"
+            )
         if (response := self._without_token(scope, headers)) is not None:
             return response
         if reason := _why_foreign(scope, headers):
-            return _refusal(403, reason)
+            return _refusal(headers, 403, reason)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > self._access.max_bytes:
-            return _refusal(413, self._too_large)
+            return _refusal(headers, 413, self._too_large)
         return None
 
     def _without_token(self, scope: Scope, headers: Mapping[str, str]) -> Response | None:
@@ -177,7 +182,9 @@ class Guard:
         known = _cookies(headers).get(cookie) or headers.get("authorization", "")[len("Bearer ") :]
         if _same(known, token):
             return None
-        return _refusal(403, "the token is missing: open the address that the command has printed")
+        return _refusal(
+            headers, 403, "the token is missing: open the address that the command has printed"
+        )
 
     def _bounded(self, receive: Receive) -> Receive:
         """The body, as long as it stays in its bounds."""
@@ -213,15 +220,21 @@ def _why_foreign(scope: Scope, headers: Mapping[str, str]) -> str:
     if site not in ("same-origin", "none") and (is_changing or not is_opened):
         return "another page asks for this: only the studio's own may"
     origin = headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != headers.get("host"):
+    host = headers.get("host", "")
+    # Both, since something in front of it may encrypt.
+    if origin is not None and origin not in (f"http://{host}", f"https://{host}"):
         return "another page asks for this: only the studio's own may"
     if is_changing and headers.get("x-openblip") != "1":
         return "the header X-Openblip: 1 is missing, which only the studio's own page sends"
     return ""
 
 
-def _refusal(status: int, message: str) -> Response:
-    return JSONResponse({"error": message}, status, headers={"Cache-Control": "no-store"})
+def _refusal(headers: Mapping[str, str], status: int, message: str) -> Response:
+    """For the page as JSON, for a person who has opened an address as a text."""
+    fresh = {"Cache-Control": "no-store"}
+    if headers.get("sec-fetch-mode") == "navigate":
+        return PlainTextResponse(f"openblip studio: {message}\n", status, headers=fresh)
+    return JSONResponse({"error": message}, status, headers=fresh)
 
 
 def _same(given: str, token: str) -> bool:

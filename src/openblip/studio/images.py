@@ -8,7 +8,6 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from openblip.sources.image_formats import HEAD_BYTES, format_of
-from openblip.sources.images import open_image
 from openblip.studio.routes import Asked, Content, Route, get, reduced
 
 if TYPE_CHECKING:
@@ -19,6 +18,8 @@ WIDTHS = (120, 240, 360, 480, 720, 960, 1440, 1920)
 CACHE_BYTES = 64 << 20
 """Of all thumbnails that are kept, in memory."""
 _QUALITY = 82
+# What a JPEG can have.
+_LONGEST_SIDE = 65_500
 # What every browser shows. By the content, never by a name: an SVG may hold a script.
 _SHOWN = {
     "JPEG": "image/jpeg",
@@ -100,11 +101,11 @@ def thumbnail(encoded: bytes, width: int, name: str) -> bytes:
 
 
 def _stored(encoded: bytes, is_lasting: bool) -> Content:
-    """A picture as it is stored, or as PNG or JPEG where a browser would not show it."""
+    """A picture as it is stored, or as JPEG where a browser would not show it."""
     tag = f'"{hashlib.blake2b(encoded, digest_size=12).hexdigest()}"'
     form = format_of(encoded[:HEAD_BYTES])
     if form in _SHOWN:
         return Content(encoded, _SHOWN[form], tag, is_lasting)
     stream = io.BytesIO()
-    open_image(encoded, "the picture").save(stream, "JPEG", quality=92)
+    reduced(encoded, "the picture", _LONGEST_SIDE).save(stream, "JPEG", quality=92)
     return Content(stream.getvalue(), "image/jpeg", tag, is_lasting)

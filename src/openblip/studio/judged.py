@@ -30,6 +30,11 @@ class Judged:
     num_stale: int = 0
     """Verdicts on texts that do not stand any more where they were judged."""
 
+    @property
+    def num_texts(self) -> int:
+        """Texts that have a verdict which is not stale."""
+        return sum(len(np.unique(positions)) for positions in self.positions.values())
+
     def fits(self, source: str, count: int, verdict: str) -> NDArray[np.bool_]:
         """Which of a source's `count` texts have a verdict that is one of `JUDGED`."""
         fits = np.zeros(count, dtype=bool)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openblip.runtime.errors import RecipeError
-from openblip.studio.arrays import FLAGS, SourceTexts, TableArrays, is_scored
+from openblip.studio.arrays import FLAGS, SourceTexts, TableArrays, give_back, is_scored
 from openblip.studio.judged import JUDGED, Judged, JudgedTexts
 from openblip.table.judging import REJECTIONS, Rejection
 from openblip.table.rows import TEXT_SOURCES
@@ -121,6 +121,7 @@ class Choices:
             if key not in self._kept:
                 chosen = _chosen(self.arrays, choice, judged)
                 self._kept[key] = _in_order(self.arrays, chosen, choice)
+                give_back()
             self._kept.move_to_end(key)
             # Each has four bytes a row; who goes back a few choices finds them here.
             while len(self._kept) > _KEPT_CHOICES:

@@ -94,6 +94,10 @@ class Server(uvicorn.Server):
             task.cancel()
         # Those that were called off still say so to whoever waits for them.
         await asyncio.sleep(0.05)
+        # A browser may have opened one while this ended, or read no more: nobody is at this end.
+        for connection in list(self.server_state.connections):
+            if connection.transport is not None:
+                connection.transport.abort()
         await self.lifespan.shutdown()
 
 

@@ -3,8 +3,6 @@
 `Trainer` makes one optimiser step of a task, `Loop` all of a run, and reports them.
 """
 
-import ctypes
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -394,49 +392,3 @@ def _values(output: StepOutput) -> Tensor:
 @contextmanager
 def _always() -> Iterator[None]:
     yield
-
-
-# Names of glibc's <malloc.h>.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-_BEYOND_ANY_TENSOR = 1 << 30
-_NEVER = 2**31 - 1
-# glibc's DEFAULT_MMAP_THRESHOLD_MAX with 8-byte words.
-_LARGEST_ADJUSTED = 32 << 20
-
-
-def keep_freed_memory() -> bool:
-    """Keep what is freed instead of giving it back to the system, which clears it page by page.
-
-    glibc does give back a large block when it is freed, and the top of the heap whenever much of
-    it is free: both after every step. Affects the whole process, whose memory stays at the most
-    that a step takes, until `return_freed_memory`.
-
-    Returns:
-        whether it is so from here on; False, and nothing changed, where there is no glibc.
-    """
-    libc = _glibc()
-    if libc is None:
-        return False
-    libc.mallopt(_MMAP_THRESHOLD, _BEYOND_ANY_TENSOR)
-    libc.mallopt(_TRIM_THRESHOLD, _NEVER)
-    return True
-
-
-def return_freed_memory() -> None:
-    """Give what is free now back to the system, and from here on what is freed.
-
-    glibc raises both thresholds by itself as large blocks are freed, until they are set once: that
-    cannot be undone. So they stay where it would have brought them in the course of a run.
-    """
-    libc = _glibc()
-    if libc is not None:
-        libc.mallopt(_MMAP_THRESHOLD, _LARGEST_ADJUSTED)
-        libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_ADJUSTED)
-        libc.malloc_trim(0)
-
-
-def _glibc() -> ctypes.CDLL | None:
-    if not sys.platform.startswith("linux"):
-        return None
-    libc = ctypes.CDLL(None)
-    return libc if hasattr(libc, "gnu_get_libc_version") else None

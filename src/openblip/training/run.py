@@ -12,6 +12,7 @@ import torch
 from openblip.checkpoints.beginnings import KeyReport
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.errors import TrainingError, one_line
+from openblip.runtime.memory import keep_freed_memory, return_freed_memory
 from openblip.runtime.progress import Progress
 from openblip.runtime.threads import threads_for
 from openblip.training.build import build_model, build_task, compile_parts
@@ -31,14 +32,7 @@ from openblip.training.loaders import (
     training_loader,
     validation_loader,
 )
-from openblip.training.loop import (
-    Loop,
-    NonFiniteLoss,
-    Reporting,
-    Trainer,
-    keep_freed_memory,
-    return_freed_memory,
-)
+from openblip.training.loop import Loop, NonFiniteLoss, Reporting, Trainer
 from openblip.training.metrics_log import MetricsLog
 from openblip.training.optimiser import (
     RunSteps,

@@ -164,9 +164,12 @@ class CapFilt {
   }
 
   certificate() {
+    const { judged_texts: judged } = this.found;
     const review = this.state.about.rooms.some((room) => room.name === "review");
     return el("div", { class: "certify" }, el("h2", { text: "Can the threshold be trusted?" }),
-      el("p", { class: "soft", text: "Judge some texts near it, and you learn how much of what it keeps is right." }),
+      el("p", { class: "soft" }, judged
+        ? [el("a", { href: "#collection?verdict=any", text: plural(judged, "text") }), ` of this table ${judged === 1 ? "has" : "have"} a verdict. The review says how much of what a threshold keeps is right, and how sure that is.`]
+        : "Judge some texts near it, and you learn how much of what it keeps is right."),
       review ? el("p", {}, el("a", { class: "button", href: "#review", text: "Review texts" })) : copyable(`openblip capfilt review ${quoted(this.state.about.table.place)}`));
   }
 

@@ -200,7 +200,7 @@ class Collection {
     const all = this.about.rows_in_table;
     this.told.textContent = total === all ? plural(all, "picture") : `${count(total)} of ${plural(all, "picture")}`;
     if (!total) tell(all ? "No picture is like that. Take a choice away." : "The table has no rows.");
-    else if (this.stale) tell(`${plural(this.stale, "verdict")} are on texts that have changed since; they are left out.`);
+    else if (this.stale) tell(`${this.stale === 1 ? "1 verdict is on a text that has" : `${count(this.stale)} verdicts are on texts that have`} changed since, and left out.`);
     this.fitHeight();
   }
 

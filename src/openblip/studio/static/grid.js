@@ -137,7 +137,10 @@ export class Grid {
     this.sizer.style.height = `${this.shown}px`;
     if (isOther || isNew) {
       this.#release(() => true);
-      this.spare = [];
+      if (isOther) {
+        for (const node of this.spare) node.remove();
+        this.spare = [];
+      }
       if (!isNew) this.reveal(anchor, true);
     }
     this.#place();

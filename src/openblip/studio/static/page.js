@@ -30,6 +30,7 @@ export function fill(node, ...children) {
   return node;
 }
 
+const GONE = "The studio does not answer. Is its command still running?";
 const line = document.getElementById("line");
 
 /** One line to the person, which a screen reader reads out; empty takes it away. */
@@ -52,7 +53,7 @@ async function answered(request) {
     response = await request;
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Failed("The studio does not answer. Is its command still running?", 0);
+    throw new Failed(GONE, 0);
   }
   let found = null;
   try {
@@ -162,6 +163,9 @@ export function empty(title, text, command = null, ...more) {
   return el("div", { class: "empty" }, el("h2", { text: title }), el("p", { text }), command && copyable(command), ...more);
 }
 
+/** A path as a shell takes it. */
+export const quoted = (path) => (/^[\w./:~-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\\''")}'`);
+
 /** A command with a button that copies it. */
 export function copyable(command) {
   const button = el("button", { type: "button", class: "quiet", text: "Copy", "aria-label": `Copy the command ${command}` });
@@ -185,10 +189,12 @@ export const state = { about: null, room: null, params: new URLSearchParams(), g
 export function go(room, params = {}, replace = false) {
   const query = new URLSearchParams(params).toString();
   const hash = `#${room}${query ? `?${query}` : ""}`;
-  if (hash === location.hash) return render();
-  if (!replace) location.hash = hash;
-  else history.replaceState(null, "", hash);
-  return undefined;
+  if (hash !== location.hash && !replace) {
+    location.hash = hash; // which renders
+    return undefined;
+  }
+  history.replaceState(null, "", hash);
+  return render();
 }
 
 /** Note something in the address, so that a reload shows it again; shows nothing by itself. */
@@ -219,7 +225,9 @@ async function render() {
   leave = null;
   tell("");
   try {
-    const module = await import(`/static/${room.name}.js`);
+    const module = await import(`/static/${room.name}.js`).catch((error) => {
+      throw error instanceof TypeError ? new Failed(GONE, 0) : error;
+    });
     if (mine !== turn) return;
     fill(main);
     main.className = `room-${room.name}`;

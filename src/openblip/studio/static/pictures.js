@@ -85,6 +85,7 @@ export function view(hits, start, actions) {
     const texts = (hit.captions ?? []).map((text) => el("li", { dir: "auto", text }));
     const picture = el("img", { src: imageUrl(hit.row, 1440), alt: hit.captions?.[0] ?? hit.id });
     picture.addEventListener("error", () => picture.replaceWith(el("p", { class: "soft", text: "This picture cannot be read." })));
+    new Image().src = imageUrl(hits[(place + 1) % hits.length].row, 1440); // shown at once, when it is
     where.textContent = `${place + 1} of ${hits.length}`;
     fill(stage, picture);
     fill(facts, el("h2", { dir: "auto", text: hit.id }),

@@ -1,6 +1,8 @@
 // The room Search: what a picture shall show becomes a query, and what was found a mosaic.
-import { copyable, count, el, empty, fill, get, go, note, plural, post, probability, tell, tellError, waiting } from "./page.js";
+import { copyable, count, el, empty, fill, get, go, note, plural, post, probability, quoted, refresh, tell, tellError, waiting } from "./page.js";
 import { taking, tile, view } from "./pictures.js";
+
+const WATCH_MS = 3000;
 
 export async function show(main, state) {
   const table = state.about.table;
@@ -53,12 +55,15 @@ class Search {
       form.inert = true;
       form.classList.add("asleep");
       this.drawUnindexed();
+      this.watch = setInterval(() => this.watchIndex(), WATCH_MS);
     } else if (this.isAsked()) this.search();
     else if (matchMedia("(hover: hover)").matches) this.first.focus({ preventScroll: true });
     if (!this.isAsked() || !this.state.about.table.indexed) await this.drawSample();
   }
 
   stop() {
+    this.hasStopped = true;
+    clearInterval(this.watch);
     this.under?.abort();
     this.pictures.stop();
     this.close?.();
@@ -247,9 +252,21 @@ class Search {
     const kind = table.kind === "folder" ? "folder" : "table";
     fill(this.head, el("div", { class: "empty" },
       el("h2", { text: `This ${kind} has no index yet` }),
-      el("p", { text: `To search, every picture is looked at once (${plural(table.rows, "picture")}). Run this in a terminal, then reload the page:` }),
+      el("p", { text: `To search, every picture is looked at once (${plural(table.rows, "picture")}). Run this in a terminal; this page goes on by itself when it is done:` }),
       copyable(`openblip index build ${quoted(table.place)}`),
       this.state.about.rooms.some((room) => room.name === "jobs") && el("p", {}, "or ", el("a", { href: "#jobs", text: "start it here" }), ".")));
+  }
+
+  // Until somebody has made the index, in a terminal or on this page.
+  async watchIndex() {
+    try {
+      await refresh();
+    } catch {
+      return; // asked again in a moment
+    }
+    if (!this.state.about.table.indexed || this.hasStopped) return;
+    this.stop();
+    go("search", this.state.params, true);
   }
 
   async drawSample() {
@@ -266,5 +283,3 @@ class Search {
     }
   }
 }
-
-const quoted = (place) => (/^[\w./:~-]+$/.test(place) ? place : `'${place.replaceAll("'", "'\\''")}'`);

@@ -1,5 +1,5 @@
 // The room Try: one picture at the left, and what the models say of it at the right.
-import { copyable, el, fill, get, imageUrl, note, post, probability, tell, tellError, waiting } from "./page.js";
+import { copyable, el, fill, get, imageUrl, note, post, probability, quoted, tell, tellError, waiting } from "./page.js";
 import { bar, taking, tile } from "./pictures.js";
 
 const TABS = [
@@ -153,7 +153,7 @@ class Try {
   lacking(role) {
     const table = this.state.about.table;
     return el("div", { class: "empty small" }, el("p", { text: `${LACK[role]} Start the studio again with one:` }),
-      copyable(`openblip studio ${table ? `${table.name} ` : ""}--${role} MODEL`));
+      copyable(`openblip studio ${table ? `${quoted(table.place)} ` : ""}--${role} MODEL`));
   }
 
   /** Ask a model, and draw what it says; what is asked is taken from the form when it is sent. */

@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from openblip.training.loop import keep_freed_memory
+from openblip.runtime.memory import keep_freed_memory
 
 # In two processes with one import.
 FAULTS = """
 import os, resource, torch
-from openblip.training.loop import keep_freed_memory, return_freed_memory
+from openblip.runtime.memory import keep_freed_memory, return_freed_memory
 
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -49,3 +49,33 @@ def test_what_is_freed_is_used_again_until_it_shall_be_given_back() -> None:
     assert later < plain / 10
     # The second one finds nothing that the first has kept.
     assert later < min(after_return) / 10
+
+
+# Pieces that are too small to be mapped one by one, with one behind them that stays.
+TRIMMED = """
+import re
+from openblip.runtime.memory import trim_memory
+
+def held():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1000
+
+pieces = [bytearray(50_000) for _ in range(2000)]
+last = bytearray(50_000)
+full = held()
+pieces.clear()
+before = held()
+trim_memory()
+print(full - before, full - held())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="told to glibc")
+def test_what_is_free_goes_back_when_it_is_asked_for() -> None:
+    if not keep_freed_memory():
+        pytest.skip("the allocator is not glibc's")
+    done = subprocess.run(
+        [sys.executable, "-c", TRIMMED], check=True, capture_output=True, text=True
+    )
+    by_itself, trimmed = (float(word) for word in done.stdout.split())
+    # 100 MB were free, below a block that is not.
+    assert by_itself < 50 < 80 < trimmed
