@@ -9,8 +9,7 @@ from openblip.studio.curves import MOST_POINTS, ThinnedCurve, comparable, loss_s
 
 def drawn(values: list[float]) -> ThinnedCurve:
     curve = ThinnedCurve()
-    for step, value in enumerate(values, 1):
-        curve.add(step, value, change=1)
+    curve.extend(range(1, len(values) + 1), values, change=1)
     return curve
 
 
@@ -29,9 +28,8 @@ def test_a_long_curve_is_means_of_neighbours_and_bounded() -> None:
 
 def test_only_what_has_come_since_is_told() -> None:
     curve = ThinnedCurve()
-    for step in range(10):
-        curve.add(step, 1.0, change=1)
-    curve.add(10, 2.0, change=2)
+    curve.extend(range(10), [1.0] * 10, change=1)
+    curve.extend([10], [2.0], change=2)
     assert curve.since(1) == (10, [10], [2.0])
     assert curve.since(2) == (11, [], [])
 
@@ -40,10 +38,23 @@ def test_only_what_has_come_since_is_told() -> None:
 def test_parts_put_together_are_the_whole(length: int) -> None:
     curve, steps, values = ThinnedCurve(), list[int](), list[float]()
     for step in range(length):
-        curve.add(step, float(step), change=step)
+        curve.extend([step], [float(step)], change=step)
         first, new_steps, new_values = curve.since(step - 1)
         steps[first:], values[first:] = new_steps, new_values
     assert (0, steps, values) == curve.since(-1)
+
+
+@pytest.mark.parametrize("size", [1, 3, 399, 400, 401, 5000])
+def test_a_curve_is_the_same_however_it_comes(size: int) -> None:
+    values = [float(step % 7) for step in range(4 * MOST_POINTS + 3)]
+    parts = ThinnedCurve()
+    for start in range(0, len(values), size):
+        some = values[start : start + size]
+        parts.extend(range(start + 1, start + 1 + len(some)), some, change=start)
+    whole = drawn(values).since(-1)
+    assert parts.since(-1) == whole
+    # The means of all points are those of the values, each counted once.
+    assert whole[2][0] == pytest.approx(sum(values[: whole[1][0]]) / whole[1][0], rel=1e-4)
 
 
 def test_what_is_not_finite_is_left_out_and_counted() -> None:

@@ -323,3 +323,15 @@ def test_what_was_not_sent_survives_the_page_too(
     page.wait_for_selector(PICTURE)
     wait_until(lambda: [r.verdict for r in standing(scored)] == ["right", "wrong"], 60)
     assert key_of(page) == following
+
+
+@pytest.mark.slow
+def test_in_a_million_rows_every_picture_is_there_before_the_key() -> None:
+    script = Path(__file__).resolve().parents[2] / "benchmarks" / "studio.py"
+    words = ["--only", "review", "--rows", "1000000", "--keys", "40"]
+    done = subprocess.run(
+        [sys.executable, str(script), *words], text=True, capture_output=True, check=True
+    )
+    (row,) = [line for line in done.stdout.splitlines() if line.startswith("| 40 |")]
+    ready = int(row.split("|")[2])
+    assert ready == 40

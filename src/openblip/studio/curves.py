@@ -5,12 +5,13 @@ keeps means of neighbouring values, and only what has changed since is told agai
 """
 
 import hashlib
-import math
 from array import array
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 MOST_POINTS = 400
 """Of one curve; it has half as many at least once it has been full."""
@@ -50,22 +51,32 @@ class ThinnedCurve:
         self.num_odd = 0
         """Values that were left out: they are not finite."""
 
-    def add(self, step: int, value: float, change: int) -> None:
-        """Append a value, which stands at a later step than all before."""
-        if not math.isfinite(value):
-            self.num_odd += 1
-            return
-        if self._counts and self._counts[-1] < self._per_point:
-            self._steps[-1], self._changes[-1] = step, change
-            self._sums[-1] += value
-            self._counts[-1] += 1
-            return
-        if len(self._steps) == MOST_POINTS:
-            self._halve(change)
-        self._steps.append(step)
-        self._sums.append(value)
-        self._counts.append(1)
-        self._changes.append(change)
+    def extend(self, steps: Sequence[int], values: Sequence[float], change: int) -> None:
+        """Append values, which stand at later steps than all before, in their order."""
+        finite = np.isfinite(values)
+        places, numbers = np.asarray(steps)[finite], np.asarray(values, np.float64)[finite]
+        self.num_odd += len(values) - len(numbers)
+        while len(numbers):
+            if not self._counts or self._counts[-1] == self._per_point:
+                if len(self._steps) == MOST_POINTS:
+                    self._halve(change)
+                for part in (self._steps, self._sums, self._counts, self._changes):
+                    part.append(0)
+            # What is open takes one part; what has room behind it takes whole ones, all at once.
+            room = self._per_point - self._counts[-1]
+            self._steps[-1] = int(places[:room][-1])
+            self._sums[-1] += float(numbers[:room].sum())
+            self._counts[-1] += len(numbers[:room])
+            self._changes[-1] = change
+            places, numbers = places[room:], numbers[room:]
+            whole = min(len(numbers) // self._per_point, MOST_POINTS - len(self._steps))
+            taken = whole * self._per_point
+            sums = numbers[:taken].reshape(whole, self._per_point).sum(axis=1)
+            self._steps.extend(places[self._per_point - 1 : taken : self._per_point].tolist())
+            self._sums.extend(sums.tolist())
+            self._counts.extend([self._per_point] * whole)
+            self._changes.extend([change] * whole)
+            places, numbers = places[taken:], numbers[taken:]
 
     def since(self, change: int) -> tuple[int, list[int], list[float]]:
         """Place of the first point that has changed after `change`; steps and means from there on.

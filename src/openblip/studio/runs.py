@@ -8,7 +8,6 @@ import json
 import math
 import threading
 import time
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,21 +87,22 @@ class _WatchedRun:
         if is_anew:
             self.totals, self.curves, self.events = RunTotals(), {}, []
             self.begun_anew = change
+        values: dict[tuple[str, str], tuple[list[int], list[float]]] = {}
         for line in lines:
+            kind, step = line["kind"], line["step"]
             self.totals.add(line)
-            if line["kind"] in _KINDS:
-                self._draw(line, change)
-            elif line["kind"] in _EVENTS:
-                text = str(line.get("text", ""))
-                self.events.append({"step": line["step"], "what": line["kind"], "text": text})
+            if kind in _KINDS:
+                for name, value in line.items():
+                    if name not in ("step", "kind"):
+                        own = values.setdefault((name, kind), ([], []))
+                        own[0].append(step)
+                        own[1].append(value)
+            elif kind in _EVENTS:
+                self.events.append({"step": step, "what": kind, "text": str(line.get("text", ""))})
+        # A quantity at once: of a long run there are a million values.
+        for key, (steps, own_values) in values.items():
+            self.curves.setdefault(key, ThinnedCurve()).extend(steps, own_values, change)
         self.is_read = len(lines) < _LINES_AT_ONCE
-
-    def _draw(self, line: Mapping[str, Any], change: int) -> None:
-        kind, step = line["kind"], line["step"]
-        for name, value in line.items():
-            if name not in ("step", "kind"):
-                curve = self.curves.setdefault((name, kind), ThinnedCurve())
-                curve.add(step, value, change)
 
     def _signature(self) -> tuple[object, ...]:
         """Changes when a file does that a summary is made of."""

@@ -195,9 +195,10 @@ def _line(text: str | bytes) -> dict[str, Any] | None:
     step = line.get("step")
     if type(step) is not int or not 0 <= step < 1 << 63:
         return None
-    values = [value for name, value in line.items() if name not in ("kind", "step")]
-    is_numbers = line["kind"] not in _NUMBERS_ALONE or all(type(v) in (int, float) for v in values)
-    return line if is_numbers else None
+    if line["kind"] in _NUMBERS_ALONE:
+        kinds = {type(value) for name, value in line.items() if name != "kind"}
+        return line if kinds <= {int, float} else None
+    return line
 
 
 def _keep_until(path: Path, step: int) -> None:

@@ -20,6 +20,8 @@ const SOURCES = { web: "given on the web", synthetic: "written by the captioner"
 const AHEAD = 24;
 const WIDTH = 960;
 const SWIPE = 90;
+// Milliseconds from a verdict until what follows is asked for: it costs more than a verdict.
+const SELDOM = 2500;
 
 export async function show(main, state) {
   await sheet("charts.css");
@@ -47,7 +49,7 @@ class Room {
     this.settings = settingsOf(state.params);
     this.query = state.params.get("query") ?? "";
     this.outbox = new Outbox(this.tab, state.about.table.place, {
-      acknowledged: () => this.#look(1200),
+      acknowledged: () => this.#look(SELDOM),
       refused: (order, error) => this.#refused(order, error),
       changed: () => {
         this.#status();
@@ -276,6 +278,8 @@ class Room {
     this.current = this.queue.shift() ?? null;
     this.edited = null;
     this.#show();
+    // Decoded long ago, it may have been given up again.
+    this.queue[0]?.image.decode?.().catch(() => {});
     this.#refill();
   }
 
@@ -450,10 +454,12 @@ class Room {
     if (!this.current) fill(this.words, this.#nothing());
   }
 
+  /** Ask for what follows, after a while; what has been asked for is not put off by more verdicts. */
   #look(wait) {
+    if (this.isClosed || !this.reviewer || (wait && this.looking)) return;
     clearTimeout(this.looking);
-    if (this.isClosed || !this.reviewer) return;
     this.looking = setTimeout(async () => {
+      this.looking = null;
       try {
         const told = await get("/api/review/state", { ...this.#who(), settings: JSON.stringify(this.settings), ...this.conclusions.asked });
         if (this.isClosed) return;
