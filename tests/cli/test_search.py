@@ -56,6 +56,10 @@ def test_an_index_is_built_shown_and_brought_up_to_date(
     assert "(5 unchanged, 1 deleted, 1 unreadable)" in told.out
     assert "\n        bad.png: " in told.out
     assert "left out: 1 not an image (such as " in told.err
+    for photo in Path(photos).glob("*.png"):
+        photo.write_bytes(b"no image")
+    assert main(["index", "update", photos]) == 1
+    assert main(["index", "show", photos]) == 0
 
 
 def test_search_prints_a_table_json_or_csv(

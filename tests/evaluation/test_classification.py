@@ -246,6 +246,10 @@ def test_what_cannot_be_evaluated_is_named(
         evaluate_classification(clip, labelled, k=2)
     with pytest.raises(RecipeError, match=r"\.csv or \.json"):
         save_records(tmp_path / "r.txt", [])
+    other = {"label": None, "box": {"x": 1}, "url": "a"}
+    others = [PairRow(id=name, image=b"x", split="test", meta=other) for name in "ab"]
+    with pytest.raises(DataError, match="fields are box, label, url"):
+        evaluate_classification(blip, PairTable.create(tmp_path / "others.lance", others))
     alone = PairTable.create(
         tmp_path / "one.lance",
         [PairRow(id="a", image=b"x", split="test", meta={"label": "cat", "box": {"x": 1}})],

@@ -11,7 +11,7 @@ from openblip.world import WorldConfig, build_world
 from openblip.world.demo import DemoConfig, run_demo, write_demo_report
 
 SMALL = DemoConfig(
-    world=WorldConfig(web_rows=560, human_rows=300, val_rows=2, test_rows=12),
+    world=WorldConfig(web_rows=200, human_rows=140, val_rows=2, test_rows=12),
     pretrain_steps=3,
     captioner_steps=2,
     filter_steps=2,

@@ -335,8 +335,8 @@ def classify(
 ) -> int:
     """Accuracy of naming the classes of images by prompts, without training for it.
 
-    Example: openblip evaluate classify runs/new xrays.lance --templates "an X-ray of {}" \
-        --exclude todo
+    Example: openblip evaluate classify runs/new xrays.lance --exclude todo
+    --templates "an X-ray of {}"
 
     Args:
         model: model folder, run directory, file, https address or hub repository; also a CLIP of

@@ -35,7 +35,8 @@ def build(
     """Embed the images of a folder or a pair table, so that they can be searched.
 
     A folder gets a hidden table in it, which refers to the files; a pair table gets a column. A
-    stopped command goes on where it was. Example: openblip index build photos/
+    stopped command goes on where it was. The exit code is 1 if no image could be read.
+    Example: openblip index build photos/
 
     Args:
         place: a folder of images, or a pair table.
@@ -100,9 +101,11 @@ def show(place: tyro.conf.Positional[str], /, *, json: bool = False) -> int:
 
 
 def _print_report(report: "IndexReport", json: bool, has_worked: bool = True) -> int:
+    # Nothing is done where no image could be read.
+    code = int(has_worked and 0 < report.rows == report.unreadable)
     if json:
         print_json(asdict(report))
-        return 0
+        return code
     if has_worked:
         changes = f" ({report.changes})" if report.changes is not None else ""
         print(f"{report.embedded:,} images embedded in {duration(report.seconds)}{changes}")
@@ -125,7 +128,7 @@ def _print_report(report: "IndexReport", json: bool, has_worked: bool = True) ->
     print(f"vectors {covers}")
     if report.left_out:
         print(f"left out: {_plain(report.left_out)}", file=sys.stderr)
-    return 0
+    return code
 
 
 def search(

@@ -155,13 +155,13 @@ def read_labels(
     """
     found: list[tuple[int, str, list[str]]] = []
     counts: Counter[str] = Counter()
-    fields: Counter[str] = Counter()
+    fields: set[str] = set()
     start = 0
     for batch in table.scan(["id", "split", "meta"]):
         columns = (batch[name].to_pylist() for name in ("id", "split", "meta"))
         for row, (key, where, text) in enumerate(zip(*columns, strict=True), start):
             meta = read_meta(f"{row} of {table.uri}", text)
-            fields.update(meta)
+            fields |= meta.keys()
             labels = _labels(meta, label_field, f"row {row} of {table.uri}")
             counts.update(labels)
             if where == split:
