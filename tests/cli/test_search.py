@@ -48,6 +48,8 @@ def test_an_index_is_built_shown_and_brought_up_to_date(
     shown = json.loads(capsys.readouterr().out)
     assert (shown["rows"], shown["missing"], shown["vectors"]) == (6, 0, None)
     assert shown["model"] == checkpoint("pretrain")
+    assert main(["data", "show", shown["table"], "--rows", "1"]) == 0
+    assert '"image_embedding": "16 numbers"' in capsys.readouterr().out
     Path(photos, "0.png").unlink()
     Path(photos, "bad.png").write_bytes(b"no image")
     Path(photos, "notes.txt").write_text("no image")

@@ -40,6 +40,7 @@ FormatName = Literal[
 SourceName = Literal["human", "web", "synthetic", "reviewed"]
 _GIVEN: tuple[SourceName, ...] = ("human", "web")
 _REVIEWED: tuple[SourceName, ...] = ("reviewed",)
+_SHORTEST_VECTOR = 16
 WithoutName = Literal["duplicate_images", "duplicate_captions", "repeated_captions", "leaks"]
 
 
@@ -244,9 +245,17 @@ def show(table: tyro.conf.Positional[str], /, *, rows: CountOrNone = 3, json: bo
     print(f"columns: {', '.join(opened.columns)}")
     shown = [name for name in opened.columns if name != "image"]
     for example in opened.take(range(min(rows, len(opened))), shown).to_pylist():
-        known = {name: value for name, value in example.items() if value is not None}
+        known = {name: _brief(value) for name, value in example.items() if value is not None}
         print(json_library.dumps(known, ensure_ascii=False, default=_in_words))
     return 0
+
+
+def _brief(value: object) -> object:
+    """An embedding by its length: nobody reads its numbers."""
+    is_vector = isinstance(value, list) and len(value) >= _SHORTEST_VECTOR
+    if is_vector and all(isinstance(number, float) for number in value):
+        return f"{len(value)} numbers"
+    return value
 
 
 def _in_words(value: object) -> str:
