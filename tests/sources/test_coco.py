@@ -302,7 +302,7 @@ def test_sentences_without_text_are_noted_and_images_of_two_splits_left_out(
 def test_a_file_without_images_makes_no_table(tmp_path: Path) -> None:
     file = _write(tmp_path / "x.json", {"images": [], "annotations": []})
     report = import_pairs(file, tmp_path / "t", show_progress=False)
-    assert (report.num_rows, report.num_seen) == (0, 0)
+    assert (report.num_rows, report.skipped) == (0, {"empty file": 1})
     assert not (tmp_path / "t").exists()
 
 

@@ -65,8 +65,8 @@ class TableSource:
     Columns are found by name, in this order unless the user says otherwise: images by
     `BYTES_COLUMNS` if the type is binary (or the struct with `bytes` and `path` of the Hugging
     Face `datasets` library), by `PATH_COLUMNS` if it is text; texts by `CAPTION_COLUMNS`, of which
-    each row has its own first; and `ID_COLUMNS`, `SPLIT_FIELDS` where there are any. All others
-    become metadata, a JSON object in `META_FIELD` as if each of its fields were a column.
+    each row has its own first; and `ID_COLUMNS`, and those of a split, where there are any. All
+    others become metadata, a JSON object in `META_FIELD` as if each of its fields were a column.
     Neighbouring rows with the same path (tables with a row per caption) become one row with several
     captions. The id is the path, or for bytes their SHA-256, where there is none.
     """
