@@ -1,15 +1,20 @@
 """The page of a CapFilt job."""
 
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.report import write_report
 from openblip.capfilt.run import run_capfilt
+from openblip.capfilt.select import rejections
 from openblip.inference import Decoding
 from openblip.runtime.errors import DataError, RecipeError
-from openblip.table.table import PairTable
+from openblip.table.reviews import ReviewLog, ReviewRecord, Verdict
+from openblip.table.table import PairRow, PairTable
 
 
 def test_the_page_is_self_contained_and_shows_every_part(
@@ -50,8 +55,6 @@ def test_the_page_is_self_contained_and_shows_every_part(
 def test_texts_of_strangers_are_escaped(
     table: PairTable, models: dict[str, str], tmp_path: Path
 ) -> None:
-    from openblip.table.table import PairRow
-
     image = table.take([0], ["image"])["image"][0].as_py()
     evil = PairTable.create(
         tmp_path / "evil.lance",
@@ -75,3 +78,97 @@ def test_an_unscored_table_and_a_wrong_threshold_are_refused(
         write_report(table, tmp_path / "page.html")
     with pytest.raises(RecipeError, match="threshold"):
         write_report(table, tmp_path / "page.html", threshold=2.0)
+
+
+@pytest.fixture
+def scored(tmp_path: Path, jpeg: Callable[..., bytes]) -> Callable[..., PairTable]:
+    """Makes a table of web rows with these texts and probabilities, and no synthetic texts."""
+
+    def make(texts: Sequence[str], scores: Sequence[float]) -> PairTable:
+        rows = [PairRow(f"r{n}", jpeg(n), captions=[text]) for n, text in enumerate(texts)]
+        table = PairTable.create(tmp_path / "scored.lance", rows)
+        none: list[list[float]] = [[] for _ in rows]
+        columns = {"captions_itm": [[s] for s in scores], "captions_itc": [[s - 1] for s in scores]}
+        columns |= {"synthetic_itm": none, "synthetic_itc": none}
+        numbers = {name: pa.array(of, pa.list_(pa.float32())) for name, of in columns.items()}
+        table.add_columns(pa.table({**numbers, "synthetic": pa.array(none, pa.list_(pa.string()))}))
+        return table
+
+    return make
+
+
+def cards_below(page: Path, title: str) -> list[str]:
+    """The words of the cards of a section."""
+    section = page.read_text("utf-8").split(f">{title}</h2>")[1].split("<h2")[0]
+    return re.findall(r'<span class="words">([^<]*)</span>', section)
+
+
+def test_the_texts_closest_to_the_threshold_are_shown_on_both_sides(
+    scored: Callable[..., PairTable], tmp_path: Path
+) -> None:
+    scores = [number / 100 for number in range(0, 100, 4)]
+    table = scored([f"text of {score:.2f}" for score in scores], scores)
+    page = write_report(table, tmp_path / "page.html", threshold=0.5)
+    near = [f"text of {score:.2f}" for score in scores if abs(score - 0.5) < 0.25]
+    assert cards_below(page, "Around the threshold") == near[::-1]
+
+
+def test_the_most_confident_texts_are_shown_and_equal_ones_once(
+    scored: Callable[..., PairTable], tmp_path: Path
+) -> None:
+    texts = ["for sale"] * 30 + ["a dog", "a cat", "a bus"]
+    scores = [0.001 + number / 100_000 for number in range(30)] + [0.9, 0.95, 0.2]
+    page = write_report(scored(texts, scores), tmp_path / "page.html")
+    assert cards_below(page, "The 2 most confident acceptances") == ["a cat", "a dog"]
+    assert cards_below(page, "The 2 most confident rejections") == ["for sale", "a bus"]
+    assert "and of 29 more of the 1,000 furthest" in page.read_text("utf-8")
+
+
+def test_a_filter_that_separates_nothing_is_told_first(
+    scored: Callable[..., PairTable], tmp_path: Path
+) -> None:
+    texts = [f"text {number}" for number in range(20)]
+    page = write_report(scored(texts, [0.45 + n / 1000 for n in range(20)]), tmp_path / "page.html")
+    html = page.read_text("utf-8")
+    first = html.index("This filter separates nothing among the web texts. ITM of 20 web texts")
+    assert first < html.index("How much stays")
+    assert "among the synthetic" not in html
+    # The axis covers what the scores have, and the threshold lies outside of it.
+    assert "the threshold 0.5 is above all of them" in html
+    assert ">0.45</text>" in html
+
+
+def test_what_people_say_stands_beside_the_filters_opinion(
+    scored: Callable[..., PairTable], tmp_path: Path
+) -> None:
+    texts, scores = ["a dog", "a cat", "a bus", "a car", "a boat"], [0.9, 0.8, 0.1, 0.2, 0.7]
+    table = scored(texts, scores)
+    page = write_report(table, tmp_path / "none.html")
+    assert "What people say" not in page.read_text("utf-8")
+    judged: list[tuple[int, Verdict]] = [(0, "right"), (1, "wrong"), (2, "right"), (3, "wrong")]
+    records = [
+        ReviewRecord(
+            row=f"r{number}",
+            source="web",
+            place=0,
+            text=texts[number],
+            verdict=verdict,
+            reviewer="ada",
+            table_version=table.version,
+        )
+        for number, verdict in [*judged, (4, "unsure")]
+    ]
+    ReviewLog.of(table.uri).append(records)
+    html = write_report(table, tmp_path / "page.html").read_text("utf-8")
+    part = html.split("What people say</h2>")[1].split("<h2")[0]
+    assert re.findall(r"<tr>(.*?)</tr>", part)[1:] == [
+        "<td>right</td><td>1</td><td>1</td>",
+        "<td>partly</td><td>0</td><td>0</td>",
+        "<td>wrong</td><td>1</td><td>1</td>",
+    ]
+    right, wrong = part.split("<h3>")[1:]
+    assert "found these right" in right
+    assert re.findall(r'<span class="words">([^<]*)<', right) == ["a bus"]
+    assert re.findall(r'<span class="words">([^<]*)<', wrong) == ["a cat"]
+    # Verdicts change no score, and no count of what a threshold keeps.
+    assert [r.count for r in rejections(table, [0.5]) if r.reason == "below the threshold"] == [2]

@@ -69,18 +69,18 @@ def test_from_a_sheet_of_texts_to_a_certified_threshold(
     assert "0 of 400 drawn texts are judged (no verdict yet)" in told.out
     assert "there is no label yet" in told.out
 
-    fill(sheet, 40)
+    fill(sheet, 20)
     assert main([*words, "--verdicts", str(sheet)]) == 0
     told = capsys.readouterr()
-    assert "40 verdicts recorded, 0 were there, 360 texts have none" in told.err
-    assert "not certifiable with these 40 labels; about " in told.out
+    assert "20 verdicts recorded, 0 were there, 380 texts have none" in told.err
+    assert "not certifiable with these 20 labels; about " in told.out
     assert main(["capfilt", "select", uri, "--precision", "0.8"]) == 1
-    assert "not certifiable with these 40 labels" in capsys.readouterr().out
+    assert "not certifiable with these 20 labels" in capsys.readouterr().out
 
     fill(sheet, 250)
     assert main([*words, "--verdicts", str(sheet)]) == 0
     told = capsys.readouterr()
-    assert "210 verdicts recorded, 40 were there, 150 texts have none" in told.err
+    assert "230 verdicts recorded, 20 were there, 150 texts have none" in told.err
     assert "precision (95 %)" in told.out
     assert "at least 80 % of what is kept is right, with 95 % confidence" in told.out
 

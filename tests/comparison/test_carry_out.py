@@ -13,6 +13,7 @@ from openblip.comparison.graph import StageGraph
 from openblip.comparison.spec import read_spec
 from openblip.comparison.stages import Given, Order, Stage
 from openblip.runtime.errors import DataError
+from openblip.table.reviews import ReviewLog, ReviewRecord, verdicts_digest
 from openblip.table.table import PairTable
 from openblip.training.recipe_file import read_recipe
 from openblip.world import WorldConfig, create_world
@@ -38,6 +39,24 @@ def test_a_table_that_has_changed_since_is_read_as_it_was(order: Order, table: P
     assert order.table().fingerprint == order.of["table"] != table.fingerprint
     with pytest.raises(DataError, match="changed during the comparison: run the same command"):
         order.latest_table()
+
+
+def test_verdicts_that_were_added_since_are_told_where_they_count(
+    table: PairTable, tmp_path: Path
+) -> None:
+    given = Given(table.uri, table.fingerprint, table.version)
+    orders = [
+        Order.read(Stage("train", "any", settings, {"table": given}).write_order(tmp_path / "s"))
+        for settings in ({"verdicts": {"table": verdicts_digest([])}}, {})
+    ]
+    assert [order.latest_table() for order in orders] == [table.uri] * 2
+    record = ReviewRecord(
+        row="r", source="web", place=0, text="t", verdict="right", reviewer="a", table_version=1
+    )
+    ReviewLog.of(table.uri).append([record])
+    with pytest.raises(DataError, match="changed during the comparison: run the same command"):
+        orders[0].latest_table()
+    assert orders[1].latest_table() == table.uri
 
 
 def test_another_table_in_its_place_is_an_error(order: Order, table: PairTable) -> None:

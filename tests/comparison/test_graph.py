@@ -11,6 +11,7 @@ from openblip.comparison.spec import ComparisonSpec, read_spec
 from openblip.comparison.stages import Given, Stage, closure
 from openblip.recipes.baselines import as_clip
 from openblip.runtime.errors import RecipeError
+from openblip.table.reviews import ReviewLog, ReviewRecord, Verdict
 from openblip.table.table import PairTable
 from openblip.training.recipe import Recipe
 from openblip.training.recipe_file import recipe_from_dict
@@ -144,6 +145,34 @@ def test_another_table_in_the_place_of_one_changes_the_fingerprint(tmp_path: Pat
     shutil.rmtree(place)
     PairTable.create(place)
     assert StageGraph(spec).data("pairs", 0).fingerprint != first.fingerprint
+
+
+def test_verdicts_count_where_reviewed_texts_are_asked_for(tmp_path: Path) -> None:
+    table = PairTable.create(tmp_path / "pairs.lance")
+    world = "world: {web_rows: 16, human_rows: 24, val_rows: 2, test_rows: 8}"
+    text = TINY.replace(world, f"table: {table.uri}")
+    text = text.replace("    label: the noise\n", "    view: {sources: [web, reviewed]}\n")
+
+    def fingerprints() -> tuple[str, str]:
+        graph = StageGraph(spec_of(tmp_path, text))
+        return graph.model("noise", 0).fingerprint, graph.model("captioner", 0).fingerprint
+
+    def judge(verdict: Verdict) -> None:
+        record = ReviewRecord(
+            row="r", source="web", place=0, text="t", verdict=verdict, reviewer="a", table_version=1
+        )
+        ReviewLog.of(table.uri).append([record])
+
+    seen = [fingerprints()]
+    for verdict in ("right", "wrong"):
+        judge(verdict)
+        seen.append(fingerprints())
+    # The captioner begins with the model whose training asks.
+    assert len(set(seen)) == 3
+    text = text.replace("view: {sources: [web, reviewed]}", "view: {sources: [web]}")
+    before = fingerprints()
+    judge("right")
+    assert fingerprints() == before
 
 
 OWN = """

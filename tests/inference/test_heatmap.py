@@ -134,3 +134,11 @@ def test_words_that_the_font_cannot_write_are_numbered():
     numbered = heatmap("dog", "#1", "#2").contact_sheet(picture)
     assert heatmap("dog", "狗", "कुत्ता").contact_sheet(picture) == numbered
     assert heatmap("dog", "café", "#2").contact_sheet(picture) != numbered
+
+
+def test_a_scale_says_which_colour_is_most():
+    sheet = np.asarray(heatmap("a", "dog").contact_sheet(grey(64, 64)))
+    bar = sheet[12 : 12 + 224, -52]
+    colours = np.frombuffer(_colours(), np.uint8).reshape(256, 3)
+    assert bar[0].tolist() == colours[-1].tolist()
+    assert bar[-1].tolist() == colours[0].tolist()

@@ -13,7 +13,10 @@ from openblip.review.sampling import ReviewSettings
 from openblip.review.session import ReviewItem, ReviewSession
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.table.reviews import ReviewLog
-from openblip.table.table import PairTable
+from openblip.table.table import PairRow, PairTable
+
+from ..s3_server import S3Proxy
+from .conftest import fragment
 
 SETTINGS = ReviewSettings(sources=("web",), size=60)
 
@@ -188,6 +191,28 @@ def test_accepted_texts_certify_thresholds_from_the_current_one_on(scored: PairT
     assert found.threshold is not None
     assert found.threshold >= 0.5
     assert all(point.recall is None for point in session.estimates().points)
+
+
+def test_texts_that_were_passed_over_are_counted(scored: PairTable) -> None:
+    session = opened(scored)
+    assert session.progress("ann").passed_over == 0
+    judge(session, "ann", 3)
+    assert session.progress("ann").passed_over == 0
+    session.record("ann", session.items[9].key, "right")
+    assert session.progress("ann").passed_over == 6
+
+
+def test_a_table_in_an_object_store_has_its_sample_and_verdicts_there(
+    scored: PairTable, s3: S3Proxy
+) -> None:
+    uri = f"{s3.bucket}/pairs.lance"
+    rows = [PairRow(id=f"r{n}", image_uri=f"s3://b/{n}", captions=["right"]) for n in range(20)]
+    fragment(PairTable.create(uri, rows), [[n / 20] for n in range(20)], [[]] * 20)
+    session = ReviewSession.open(PairTable.open(uri), ReviewSettings(size=5))
+    keys = judge(session, "ann", 2)
+    again = ReviewSession.open(PairTable.open(uri), ReviewSettings(size=8))
+    assert [item.key for item in again.items[:5]] == [item.key for item in session.items]
+    assert list(again.standing("ann")) == keys
 
 
 def test_bad_verdicts_are_refused(scored: PairTable) -> None:

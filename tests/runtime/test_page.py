@@ -1,13 +1,14 @@
 """Report pages: self-contained, escaped, whole or absent."""
 
-import math
+import base64
+import hashlib
 import re
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
-from openblip.runtime.page import CardText, Curve, Page, bars, curves, histogram
+from openblip.runtime.charts import bars, histogram
+from openblip.runtime.page import CardText, Page
 
 
 def test_a_page_is_one_file_without_scripts_or_network(tmp_path: Path) -> None:
@@ -47,57 +48,6 @@ def test_every_text_is_escaped(tmp_path: Path) -> None:
     assert "<b>&" not in body
 
 
-def test_a_histogram_has_a_bar_per_bin_and_series() -> None:
-    svg = histogram("s", {"web": [0.0, 0.5, 1.0], "synthetic": [0.2]})
-    assert svg.count("<rect") == 40
-    assert "web (3)" in svg
-
-
-@pytest.mark.parametrize("values", [{}, {"a": []}])
-def test_a_histogram_of_nothing_is_empty(values: dict[str, list[float]]) -> None:
-    assert "<svg" in histogram("s", values)
-
-
-def test_bars_are_as_long_as_their_values() -> None:
-    widths = [
-        float(w)
-        for w in re.findall(r'width="([\d.]+)" height="16"', bars("t", {"a": 1.0, "b": 4.0}))
-    ]
-    assert widths[1] == pytest.approx(4 * widths[0], rel=0.01)
-
-
-def test_curves_draw_lines_dots_and_values(tmp_path: Path) -> None:
-    first = Curve(name="a & b", points=[(n, 5.0 - n / 100) for n in range(300)], dots=[(100, 4.2)])
-    second = Curve(name="c", points=[(0, 1.0), (200, math.nan), (300, 2.0)])
-    svg = curves("loss", [first, second], smoothing=0.5)
-    assert svg.count("<polyline") == 4
-    assert "<title>a &amp; b, step 100: 4.2</title>" in svg
-    assert "nan" not in svg
-    assert "var(--orange)" in svg
-
-
-def test_a_value_outside_of_the_range_is_not_drawn_at_its_edge() -> None:
-    points = [(float(step), 10.0 + step % 2) for step in range(30)]
-    points[12] = (12.0, 1e6)
-    svg = curves("loss", [Curve(name="a", points=points)], smoothing=0.999)
-    raw = re.findall(r'<polyline points="([^"]*)"[^>]*stroke-opacity', svg)
-    assert [len(part.split()) for part in raw] == [12, 17]
-
-
-def test_curves_of_nothing_and_of_one_value_are_drawn() -> None:
-    assert "<svg" in curves("loss", [Curve(name="a", points=[])])
-    one = curves("loss", [Curve(name="a", points=[(3, 0.0)])])
-    assert "step 3: 0" in one
-    assert 'r="3.2" fill="var(--blue)"' in one
-
-
-def test_many_points_become_as_many_as_a_screen_shows() -> None:
-    points = [(float(n), float(n % 2)) for n in range(10_000)]
-    svg = curves("loss", [Curve(name="a", points=points)])
-    (path,) = re.findall(r'points="([^"]*)"', svg)
-    assert len(path.split()) == 400
-
-
 def test_a_verdict_is_a_word_and_a_colour(tmp_path: Path) -> None:
     page = Page("t", "l")
     texts = [CardText("a", "no. 1", "wrong"), CardText("b", "", "right"), CardText("c", "")]
@@ -106,19 +56,6 @@ def test_a_verdict_is_a_word_and_a_colour(tmp_path: Path) -> None:
     assert 'class="text wrong"' in html
     assert "<b>right</b>" in html
     assert html.count('class="tag"') == 2
-
-
-@pytest.mark.parametrize("value", [3.68, 3.74, 80.0, 0.0])
-def test_a_curve_that_is_flat_but_for_rounding_is_drawn(value: float) -> None:
-    assert "<polyline" in curves(
-        "flat", [Curve(name="a", points=[(s, value) for s in range(30)])], 0.8
-    )
-
-
-def test_curves_say_what_they_run_along_and_which_is_which() -> None:
-    svg = curves("t", [Curve(name="a", points=[(0.25, 1.0)])], along="confidence", legend=True)
-    assert "a, confidence 0.25: 1" in svg
-    assert "&#9632;</span> a" in svg
 
 
 def test_tables_stand_side_by_side_below_their_names(tmp_path: Path) -> None:
@@ -131,14 +68,6 @@ def test_tables_stand_side_by_side_below_their_names(tmp_path: Path) -> None:
     assert "<i>" not in html
 
 
-def test_an_interval_is_drawn_at_the_scale_of_its_bar() -> None:
-    drawn = bars("t", {"a": 4.0}, intervals={"a": (2.0, 8.0)})
-    (width,) = map(float, re.findall(r'width="([\d.]+)" height="16"', drawn))
-    x1, x2 = map(float, re.findall(r'<line x1="([\d.]+)" x2="([\d.]+)"', drawn)[0])
-    (start,) = map(float, re.findall(r'<rect x="([\d.]+)"', drawn))
-    assert (x1 - start, x2 - start) == pytest.approx((width / 2, 2 * width), abs=0.2)
-
-
 def test_a_text_from_right_to_left_runs_so_and_the_rest_is_as_ever(tmp_path: Path) -> None:
     page = Page("t", "lead")
     page.quote("قطة نائمة")
@@ -149,3 +78,58 @@ def test_a_text_from_right_to_left_runs_so_and_the_rest_is_as_ever(tmp_path: Pat
     for text in ("h3", "td", "dt", "dd", 'div class="text kept"'):
         assert f'<{text} dir="auto">' in html
     assert html.count('dir="auto"') == 5
+
+
+def test_a_long_table_can_be_sorted_and_nothing_else_can_run(tmp_path: Path) -> None:
+    rows = [[f"row {n}", f"{n:,}", "<script>alert(1)</script>"] for n in range(12)]
+    short, long = Page("t", "l"), Page("t", "l")
+    short.table(["name", "n", ""], rows[:11])
+    long.table(["name", "n", ""], rows)
+    html = short.save(tmp_path / "short.html").read_text("utf-8")
+    assert "<script" not in html
+    assert "default-src 'none'" in html
+    assert "script-src" not in html
+    html = long.save(tmp_path / "long.html").read_text("utf-8")
+    (script,) = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    policy = re.findall(r'Content-Security-Policy" content="([^"]*)"', html)[0]
+    assert f"script-src 'sha256-{digest}';" in policy
+    assert "unsafe-inline" not in policy.partition("script-src")[2]
+
+
+def test_columns_of_numbers_stand_to_the_right_and_texts_to_the_left(tmp_path: Path) -> None:
+    page = Page("t", "l")
+    page.table(
+        ["text", "count", "share", "interval", "empty", "words"],
+        [["b", "1,200", "36 %", "4.1 [3, 5]", "", "a b " * 9], ["2a?", "-", "-0.5", "", "", "3"]],
+    )
+    html = page.save(tmp_path / "p.html").read_text("utf-8")
+    kinds = re.findall(r'<th scope="col" class="(\w*)">', html)
+    assert kinds == ["", "number", "number", "number", "", "prose"]
+    assert '<div class="scroll number-2 number-3 number-4 prose-6" tabindex="0"' in html
+    assert ".number-2 td:nth-child(2) { text-align: end; }" in html
+
+
+def test_a_table_is_reached_with_the_keyboard_and_has_a_name(tmp_path: Path) -> None:
+    page = Page("t", "l")
+    page.table(["", 'a "name"', "n"], [["x", "y", "1"]])
+    html = page.save(tmp_path / "p.html").read_text("utf-8")
+    told = 'class="scroll number-3" tabindex="0" role="region" aria-label="a &quot;name&quot;, n"'
+    assert told in html
+
+
+def test_a_row_with_fewer_cells_is_shown(tmp_path: Path) -> None:
+    page = Page("t", "l")
+    page.table(["a", "b"], [["1"]])
+    html = page.save(tmp_path / "p.html").read_text("utf-8")
+    assert html.count("<td") == 2
+
+
+def test_rejected_words_are_as_legible_as_others(tmp_path: Path) -> None:
+    page = Page("t", "l")
+    page.warning("<b>beware</b>")
+    page.cards([(Image.new("RGB", (8, 8)), [CardText("words", "", "rejected")])])
+    html = page.save(tmp_path / "p.html").read_text("utf-8")
+    assert "line-through" not in html
+    assert not re.search(r"\.rejected[^{]*\.words", html)
+    assert '<p class="warning" role="note">&lt;b&gt;beware' in html

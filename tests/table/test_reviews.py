@@ -140,6 +140,15 @@ def test_a_reader_that_is_open_sees_what_others_add_and_reads_no_line_twice(
         assert s3.requests.total() == asked + 1  # whether there is a next object
 
 
+def test_a_table_that_is_opened_by_a_link_has_the_same_log(uri: str, tmp_path: Path) -> None:
+    (tmp_path / "names").mkdir()
+    (tmp_path / "names" / "mine").symlink_to(uri)
+    for name in (str(tmp_path / "names" / "mine"), f"file://{uri}", f"{uri}/"):
+        ReviewLog.of(name).append([record(name)])
+    assert len(ReviewLog.of(uri).records()) == 3
+    assert ReviewLog.of(uri).where == str(log_file(uri))
+
+
 def test_a_log_that_was_made_anew_is_read_anew(uri: str) -> None:
     log = ReviewLog.of(uri)
     log.append([record("r0"), record("r1")])

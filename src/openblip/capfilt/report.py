@@ -1,10 +1,11 @@
 """The page that shows what CapFilt kept and what it rejected."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from openblip.capfilt.job import METADATA_KEY
 from openblip.capfilt.select import (
@@ -18,14 +19,20 @@ from openblip.capfilt.select import (
     spreads,
     texts_of,
 )
+from openblip.runtime.charts import histogram
 from openblip.runtime.errors import DataError, RecipeError
-from openblip.runtime.page import CardText, Page, histogram
+from openblip.runtime.page import CardText, Page
 from openblip.sources.row_images import stream_images
+from openblip.table.agreement import AgreedTexts
 from openblip.table.columns import column_state
 from openblip.table.table import PairTable
 
 _PAIR_CARDS = 24
-_REJECTIONS = 50
+_NEAR_CARDS = 6
+_CONFIDENT_CARDS = 24
+_DIFFERING_CARDS = 12
+# Texts among which equal ones are told once.
+_CONFIDENT_TEXTS = 1000
 
 
 def write_report(
@@ -56,16 +63,30 @@ def write_report(
         raise DataError(f"{table.uri} has no scored text from the web; nothing to report")
     page = Page(
         "CapFilt report",
-        f"{table.uri}: {len(table)} images. A text is kept when the filter gives it a probability "
-        f"above {threshold:g} of matching its image; human captions always stay.",
+        f"{table.uri}: {len(table):,} images. A text is kept when the filter gives it a "
+        f"probability above {threshold:g} of matching its image (ITM); human captions always stay.",
     )
+    for spread in (spread for spread in spreads(scores) if spread.is_narrow):
+        page.warning(f"This filter separates nothing among the {spread.source} texts. {spread}.")
     for line in _rates(page, scores, threshold):
         warn(line)
+    _histograms(page, scores, threshold)
+    shown = _Shown(page, table, scores, threshold)
+    shown.what_people_say()
+    shown.near_the_threshold()
+    shown.confident(
+        "acceptances",
+        "Texts with the highest probability of matching. Wrong ones among them pass at any "
+        "threshold: only a better filter rejects them.",
+    )
+    shown.confident(
+        "rejections",
+        "Texts with the lowest probability of matching. True ones among them would be the filter's "
+        "worst mistakes.",
+    )
+    shown.side_by_side(seed)
     _reasons(page, table, threshold)
     _noise(page, scores["web"], threshold)
-    _histograms(page, scores, threshold)
-    _examples(page, table, scores, threshold, seed)
-    _rejections(page, table, scores["web"], threshold)
     _settings(page, table)
     return page.save(path)
 
@@ -81,7 +102,7 @@ def _rates(page: Page, scores: dict[str, TextScores], threshold: float) -> list[
     for value in thresholds:
         cells = [f"{value:g}"]
         for rate in (r for r in rates if r.threshold == value):
-            cells += [str(rate.kept), f"{100 * rate.rate:.1f} %"]
+            cells += [f"{rate.kept:,}", f"{100 * rate.rate:.1f} %"]
         rows.append(cells)
     page.table(
         ["threshold", "web kept", "of web", "synthetic kept", "of synthetic"],
@@ -95,7 +116,7 @@ def _reasons(page: Page, table: PairTable, threshold: float) -> None:
     found = rejections(table, [threshold])
     if found:
         page.section("Why texts do not count", f"Training texts at the threshold {threshold:g}.")
-        rows = [[r.source, r.reason, str(r.count)] for r in found]
+        rows = [[r.source, r.reason, f"{r.count:,}"] for r in found]
         page.table(["source", "reason", "texts"], rows)
 
 
@@ -111,73 +132,156 @@ def _noise(page: Page, web: TextScores, threshold: float) -> None:
     )
     page.table(
         ["kind of noise", "texts", "precision", "recall"],
-        [[q.kind, str(q.total), f"{q.precision:.3f}", f"{q.recall:.3f}"] for q in quality],
+        [[q.kind, f"{q.total:,}", f"{q.precision:.3f}", f"{q.recall:.3f}"] for q in quality],
         strong=[len(quality) - 1],
     )
 
 
 def _histograms(page: Page, scores: dict[str, TextScores], threshold: float) -> None:
-    about = "ITM: probability of a match. ITC: cosine, shown from 0 to 1"
-    page.section("Scores", ". ".join([about, *map(str, spreads(scores))]) + ".")
+    page.section("Scores", ". ".join(map(str, spreads(scores))) + ".")
+    itm = {name: of.itm.tolist() for name, of in scores.items()}
+    itc = {name: of.itc.tolist() for name, of in scores.items()}
     page.charts(
         [
-            histogram("ITM", {n: s.itm.tolist() for n, s in scores.items()}, threshold),
-            histogram("ITC", {n: s.itc.tolist() for n, s in scores.items()}),
+            histogram("Match probability", itm, threshold, axis="match probability (ITM)"),
+            histogram("Similarity", itc, axis="cosine of image and text (ITC)"),
         ]
     )
 
 
-def _examples(
-    page: Page, table: PairTable, scores: dict[str, TextScores], threshold: float, seed: int
-) -> None:
-    rows = np.unique(np.concatenate([s.rows for s in scores.values()]))
-    chosen = np.sort(
-        np.random.default_rng(seed).choice(rows, min(_PAIR_CARDS, len(rows)), replace=False)
-    )
-    page.section(
-        "Web and synthetic texts side by side",
-        f"{len(chosen)} images drawn at random: what the web said, and what the captioner wrote.",
-    )
-    texts: dict[int, list[CardText]] = {int(row): [] for row in chosen}
-    for source, values in scores.items():
-        picked = np.flatnonzero(np.isin(values.rows, chosen))
-        for place, words in zip(picked, texts_of(table, values, picked), strict=True):
-            texts[int(values.rows[place])].append(
-                _card_text(source, values, place, words, threshold)
-            )
-    page.cards(_with_images(table, list(texts.items())))
+class _Shown:
+    """Texts with their images, as cards."""
+
+    def __init__(
+        self, page: Page, table: PairTable, scores: dict[str, TextScores], threshold: float
+    ) -> None:
+        self._page, self._table, self._scores = page, table, scores
+        self._threshold = threshold
+
+    def what_people_say(self) -> None:
+        """The verdicts on scored texts beside the filter's opinion, and where they differ."""
+        judged = self._judged()
+        if not judged:
+            return
+        counts = Counter((said, text.verdict) for said, _, _, text in judged)
+        self._page.section(
+            "What people say",
+            "Texts that reviewers have judged, and agree on. They are those that somebody looked "
+            "at, so their numbers are no rates of the whole table.",
+        )
+        self._page.table(
+            ["people say", "kept", "rejected"],
+            [
+                [said, *(f"{counts[said, opinion]:,}" for opinion in ("kept", "rejected"))]
+                for said in ("right", "partly", "wrong")
+            ],
+        )
+        for title, is_right, opinion in (
+            ("People found these right, and the filter rejects them", True, "rejected"),
+            ("People found these wrong, and the filter keeps them", False, "kept"),
+        ):
+            differ = [
+                (abs(itm - self._threshold), row, text)
+                for said, itm, row, text in judged
+                if (said == "right") == is_right and text.verdict == opinion
+            ]
+            if differ:
+                # The furthest from the threshold: there the filter is most wrong.
+                differ.sort(key=lambda entry: -entry[0])
+                self._page.quote(title)
+                self._cards([(row, [text]) for _, row, text in differ[:_DIFFERING_CARDS]])
+
+    def _judged(self) -> list[tuple[str, float, int, CardText]]:
+        """Of each scored text that people agree on: their verdict, its score, its row, its card."""
+        agreed, first = AgreedTexts.of(self._table), 0
+        said: dict[tuple[str, int, int], str] = {}
+        for batch in self._table.scan(["id"]):
+            for place in agreed.places_in(batch["id"]).tolist():
+                for text in agreed.of_row(batch["id"][place].as_py()):
+                    if text.verdict is not None:
+                        said[text.source, first + place, text.place] = text.verdict
+            first += batch.num_rows
+        judged = []
+        for source, scores in self._scores.items():
+            rows = [row for of_source, row, _ in said if of_source == source]
+            picked = np.flatnonzero(np.isin(scores.rows, rows))
+            for place, words in zip(picked, texts_of(self._table, scores, picked), strict=True):
+                row = int(scores.rows[place])
+                verdict = said.get((source, row, int(scores.places[place])))
+                if verdict is not None:
+                    card = self._text(scores, place, words)
+                    judged.append((verdict, float(scores.itm[place]), row, card))
+        return judged
+
+    def near_the_threshold(self) -> None:
+        """The texts on both sides of it, of each source equally many."""
+        near: list[tuple[float, int, CardText]] = []
+        for scores in self._scores.values():
+            order = np.argsort(-scores.itm, kind="stable")
+            cut = int((scores.itm > self._threshold).sum())
+            chosen = order[max(cut - _NEAR_CARDS, 0) : cut + _NEAR_CARDS]
+            for place, words in zip(chosen, texts_of(self._table, scores, chosen), strict=True):
+                text = self._text(scores, place, words)
+                near.append((float(scores.itm[place]), int(scores.rows[place]), text))
+        near.sort(key=lambda entry: -entry[0])
+        self._page.section(
+            "Around the threshold",
+            "The texts whose probability lies closest to it, the highest first. Where most of the "
+            "kept ones are wrong, a higher threshold is better; where most of the rejected ones "
+            "are right, a lower one.",
+        )
+        self._cards([(row, [text]) for _, row, text in near])
+
+    def confident(self, what: str, about: str) -> None:
+        """The texts furthest from the threshold; equal ones once."""
+        accepts = what == "acceptances"
+        found: dict[tuple[str, str], list[tuple[float, int, CardText]]] = {}
+        for source, scores in self._scores.items():
+            inside = np.flatnonzero((scores.itm > self._threshold) == accepts)
+            key = -scores.itm[inside] if accepts else scores.itm[inside]
+            chosen = inside[np.argsort(key, kind="stable")][:_CONFIDENT_TEXTS]
+            for place, words in zip(chosen, texts_of(self._table, scores, chosen), strict=True):
+                text = self._text(scores, place, words)
+                entry = float(scores.itm[place]), int(scores.rows[place]), text
+                found.setdefault((source, words), []).append(entry)
+        groups = sorted(found.values(), key=lambda own: -own[0][0] if accepts else own[0][0])
+        shown = groups[:_CONFIDENT_CARDS]
+        self._page.section(f"The {len(shown)} most confident {what}", f"{about} Equal texts once.")
+        self._cards([(own[0][1], [_with_count(own[0][2], len(own))]) for own in shown])
+
+    def side_by_side(self, seed: int) -> None:
+        """Images drawn at random with all of their texts."""
+        rows = np.unique(np.concatenate([s.rows for s in self._scores.values()]))
+        chosen = np.sort(
+            np.random.default_rng(seed).choice(rows, min(_PAIR_CARDS, len(rows)), replace=False)
+        )
+        self._page.section(
+            "Web and synthetic texts side by side",
+            f"{len(chosen)} images drawn at random: what the web said, and what the captioner "
+            "wrote.",
+        )
+        texts: dict[int, list[CardText]] = {int(row): [] for row in chosen}
+        for scores in self._scores.values():
+            picked = np.flatnonzero(np.isin(scores.rows, chosen))
+            for place, words in zip(picked, texts_of(self._table, scores, picked), strict=True):
+                texts[int(scores.rows[place])].append(self._text(scores, place, words))
+        self._cards(list(texts.items()))
+
+    def _text(self, scores: TextScores, place: np.int64, words: str) -> CardText:
+        itm, itc = float(scores.itm[place]), float(scores.itc[place])
+        kind = f" · really: {scores.kinds[place]}" if scores.kinds[place] else ""
+        tag = f"{scores.source} · ITM {itm:.3f} · ITC {itc:.2f}{kind}"
+        return CardText(words, tag, "kept" if itm > self._threshold else "rejected")
+
+    def _cards(self, cards: Sequence[tuple[int, list[CardText]]]) -> None:
+        images = stream_images(self._table, [row for row, _ in cards])
+        self._page.cards(zip(images, (texts for _, texts in cards), strict=True))
 
 
-def _rejections(page: Page, table: PairTable, web: TextScores, threshold: float) -> None:
-    rejected = np.flatnonzero(web.itm <= threshold)
-    worst = rejected[np.argsort(web.itm[rejected], kind="stable")][:_REJECTIONS]
-    page.section(
-        f"The {len(worst)} most confident rejections",
-        "Web texts with the lowest probability of matching. True texts among them would be the "
-        "filter's worst mistakes.",
-    )
-    words = texts_of(table, web, worst)
-    cards = [
-        (int(web.rows[place]), [_card_text("web", web, place, text, threshold)])
-        for place, text in zip(worst, words, strict=True)
-    ]
-    page.cards(_with_images(table, cards))
-
-
-def _card_text(
-    source: str, scores: TextScores, place: np.int64, words: str, threshold: float
-) -> CardText:
-    itm, itc = float(scores.itm[place]), float(scores.itc[place])
-    kind = f" · really: {scores.kinds[place]}" if scores.kinds[place] else ""
-    tag = f"{source} · ITM {itm:.3f} · ITC {itc:.2f}{kind}"
-    return CardText(words, tag, "kept" if itm > threshold else "rejected")
-
-
-def _with_images(
-    table: PairTable, cards: Sequence[tuple[int, list[CardText]]]
-) -> list[tuple[Image.Image, list[CardText]]]:
-    images = stream_images(table, [row for row, _ in cards])
-    return list(zip(images, (texts for _, texts in cards), strict=True))
+def _with_count(text: CardText, count: int) -> CardText:
+    """The text of several images, which says how many."""
+    more = f" · and of {count - 1} more of the {_CONFIDENT_TEXTS:,} furthest" if count > 1 else ""
+    return replace(text, tag=text.tag + more)
 
 
 def _settings(page: Page, table: PairTable) -> None:

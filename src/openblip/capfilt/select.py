@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openblip.runtime.errors import RecipeError
-from openblip.table.rows import read_meta
+from openblip.table.rows import TEXT_SOURCES, read_meta
 from openblip.table.scores import (
     SCORE_COLUMNS,
     TEXT_COLUMNS,
@@ -22,7 +22,7 @@ from openblip.table.scores import (
     threshold_above,
 )
 from openblip.table.table import PairTable
-from openblip.table.views import SOURCES, CaptionView
+from openblip.table.views import CaptionView
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -214,7 +214,7 @@ def rejections(
     """
     found = []
     for threshold in thresholds:
-        view = CaptionView(sources=SOURCES, itm=threshold, itm_of=itm_of, without=without)
+        view = CaptionView(sources=TEXT_SOURCES, itm=threshold, itm_of=itm_of, without=without)
         index = view.resolve(table, may_be_empty=True)
         found += [
             Rejected(threshold, source, reason, count)

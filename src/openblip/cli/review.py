@@ -154,6 +154,11 @@ def _print_progress(table: str, session: "ReviewSession", progress: "ReviewProgr
         f"{table}: {progress.judged:,} of {progress.in_sample:,} drawn texts are judged "
         f"({given or 'no verdict yet'}); review {session.sample.name}"
     )
+    if progress.passed_over:
+        print(
+            f"{progress.passed_over:,} texts before the last judged one have no verdict: judge "
+            "them too, or say unsure; left out for what they show, they make the numbers wrong"
+        )
     if progress.stale:
         print(f"{progress.stale:,} verdicts are on texts that have changed; they do not count")
     if progress.elsewhere:

@@ -21,6 +21,7 @@ from openblip.recipes.pretrain import PRETRAIN_RECIPES
 from openblip.runtime.errors import DataError, OpenBlipError, RecipeError
 from openblip.runtime.references import is_reference
 from openblip.sources.paths import matching_paths
+from openblip.table.reviews import verdicts_digest
 from openblip.table.table import PairTable
 from openblip.table.views import CaptionView
 from openblip.training.recipe import DataConfig, Recipe
@@ -152,6 +153,8 @@ class StageGraph:
         if recipe.data.max_unknown == DataConfig.max_unknown:
             # Stages of before this setting count as finished.
             del settings["recipe"]["data"]["max_unknown"]
+        if verdicts := _verdicts(seeded, inputs):
+            settings["verdicts"] = verdicts
         return Stage("train", f"{name}, seed {seed}", settings, inputs)
 
     def recipe(self, name: str) -> Recipe:
@@ -287,6 +290,21 @@ def _needed(init: str | None, recipe: str, field: str) -> str:
 def _given_table(place: str) -> Given:
     table = PairTable.open(expandvars(place))
     return Given(table.uri, table.fingerprint, table.version)
+
+
+def _verdicts(recipe: Recipe, inputs: Mapping[str, Stage | Given]) -> dict[str, str]:
+    """What people say by now of tables that were there, if a training asks for it, as digests.
+
+    The log of verdicts lies beside a table and makes no version of it.
+    """
+    views = {"table": recipe.data.view}
+    views |= {mix_role(at): part.view for at, part in enumerate(recipe.data.mix)}
+    asked = [inputs[role] for role, view in views.items() if "reviewed" in view.sources]
+    return {
+        role: verdicts_digest(PairTable.open(given.place).verdicts())
+        for role, given in inputs.items()
+        if isinstance(given, Given) and given in asked
+    }
 
 
 def _check_settings(settings: Mapping[str, Any], field: str) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.documents import read_json
 from openblip.runtime.errors import DataError
+from openblip.table.reviews import verdicts_digest
 from openblip.table.table import PairTable
 from openblip.training.recipe import Recipe
 
@@ -146,11 +147,15 @@ class Order:
         """Place of a table for those who read its latest version.
 
         Raises:
-            DataError: that is not the planned one any more.
+            DataError: that is not the planned one any more, or people have judged it differently
+                since, and the stage asks for what they say.
         """
         table = self.table(role)
         # A training opens tables by itself, at their latest version.
         if PairTable.open(table.uri).version != table.version:
+            raise _changed(table)
+        verdicts = self.settings.get("verdicts", {}).get(role)
+        if verdicts is not None and verdicts_digest(table.verdicts()) != verdicts:
             raise _changed(table)
         return table.uri
 

@@ -10,7 +10,8 @@ from openblip.comparison.findings import Findings
 from openblip.comparison.spec import TableSpec
 from openblip.metrics.bootstrap import Difference
 from openblip.runtime.atomic import replace_file
-from openblip.runtime.page import Page, bars
+from openblip.runtime.charts import bars
+from openblip.runtime.page import Page
 from openblip.runtime.progress import duration
 
 _CANNOT, _NOT_YET = "-", "?"
@@ -107,12 +108,18 @@ def _section(
 
 
 def _reasons(findings: Findings, pairs: Iterable[tuple[str, str]]) -> list[str]:
-    """Why figures have no value, once for each model and reason."""
+    """Why figures have no value, once for each reason and the figures that it is about."""
     figures: dict[tuple[str, str], list[str]] = {}
     for model, figure in dict.fromkeys(pairs):
         if why := findings.why_missing(model, figure):
             figures.setdefault((findings.spec.label(model), why), []).append(figure)
-    return [f"{label} has no {', '.join(own)}: {why}." for (label, why), own in figures.items()]
+    labels: dict[tuple[str, str], list[str]] = {}
+    for (label, why), own in figures.items():
+        labels.setdefault((", ".join(own), why), []).append(label)
+    return [
+        f"{', '.join(own)} {'has' if len(own) == 1 else 'have'} no {names}: {why}."
+        for (names, why), own in labels.items()
+    ]
 
 
 def _differences(findings: Findings, table: TableSpec) -> Section:

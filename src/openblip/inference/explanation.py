@@ -83,7 +83,7 @@ class Heatmap:
         """One picture with an overlay of all words together and one of each word, labelled.
 
         A word in letters that Pillow's own font lacks is labelled by its number, from 0.
-        Each overlay is scaled to the largest value of its own map.
+        Each overlay is scaled to the largest value of its own map; a scale at the right says so.
 
         Raises:
             DataError: if the image cannot be read.
@@ -93,9 +93,10 @@ class Heatmap:
         columns = _columns(len(maps))
         rows = -(-len(maps) // columns)
         cell_width, cell_height = _cell(picture)
-        size = (columns * (cell_width + _GAP) + _GAP, rows * (cell_height + _GAP) + _GAP)
-        sheet = Image.new("RGB", size, _PAPER)
+        width, height = columns * (cell_width + _GAP) + _GAP, rows * (cell_height + _GAP) + _GAP
+        sheet = Image.new("RGB", (width + _SCALE, height), _PAPER)
         draw = ImageDraw.Draw(sheet)
+        _draw_scale(sheet, draw, width)
         for number, (values, label) in enumerate(
             zip(maps, (_OVERALL_LABEL, *map(_label, count(), self.tokens)), strict=True)
         ):
@@ -367,6 +368,8 @@ _FONT = 18
 _SMALLEST_FONT = 11
 # Never a letter: a font draws what it draws for all that it lacks.
 _NO_LETTER = "\U0010ffff"
+# Of the scale beside it: all of it, and its colours.
+_SCALE, _BAR = 52, 10
 _PAPER, _INK, _SOFT = "#ffffff", "#1c2126", "#5d6872"
 # How much of the colour covers the picture where there is no heat, and where it is greatest.
 _COVER = (0.35, 0.75)
@@ -411,6 +414,17 @@ def heat_colours() -> bytes:
     linear = (np.array(to_linear) @ cones**3).clip(0.0, 1.0)
     standard = np.where(linear < 0.0031308, 12.92 * linear, 1.055 * linear ** (1 / 2.4) - 0.055)
     return bytes(np.rint(standard.T * 255).astype(np.uint8).flatten())
+
+
+def _draw_scale(sheet: Image.Image, draw: ImageDraw.ImageDraw, left: int) -> None:
+    """What the colours say, from nothing below to the largest value of a map above."""
+    colours = np.frombuffer(heat_colours(), np.uint8).reshape(1, 256, 3)[:, ::-1]
+    height = min(sheet.height - 2 * _GAP, _PICTURE)
+    bar = Image.fromarray(colours).transpose(Image.Transpose.ROTATE_270)
+    sheet.paste(bar.resize((_BAR, height)), (left, _GAP))
+    font = ImageFont.load_default(_SMALLEST_FONT)
+    for text, top, anchor in (("most", _GAP, "lt"), ("0", _GAP + height, "lb")):
+        draw.text((left + _BAR + 4, top), text, _SOFT, font, anchor=anchor)
 
 
 def _fitted(picture: Image.Image) -> Image.Image:

@@ -345,9 +345,14 @@ class SampleStore:
 
     def __init__(self, table_uri: str) -> None:
         """Reads nothing yet."""
-        place = table_uri.rstrip("/").removeprefix("file://")
+        place, self._objects = table_uri.rstrip("/"), None
+        if is_object_address(place):
+            self._objects = ObjectFolder(f"{place}.samples")
+        else:
+            # As the log of verdicts: one for a table, by whatever name it is opened.
+            path = Path(place.removeprefix("file://"))
+            place = str(path.resolve() if path.is_symlink() else path)
         self.where = f"{place}.samples"
-        self._objects = ObjectFolder(self.where) if is_object_address(place) else None
 
     def names(self) -> list[str]:
         """Of all samples, in order of their names."""

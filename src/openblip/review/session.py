@@ -72,6 +72,9 @@ class ReviewProgress:
     """Those with a verdict."""
     judged_by_me: int
     """Those with a verdict of the reviewer who asks."""
+    passed_over: int
+    """Those without a verdict that come before one with a verdict. Left out for what they show,
+    and not by chance, they would make all estimates wrong."""
     reviewers: int
     verdicts: dict[str, int]
     """How often each verdict was given, by all reviewers."""
@@ -273,11 +276,13 @@ class ReviewSession:
             self._read_log()
             every = [record for own in self._standing.values() for record in own.values()]
             counts = Counter(record.verdict for record in every)
+            last = max((self._place[key] for key in self._judged), default=-1)
             return ReviewProgress(
                 len(self.items),
                 len(self._judged),
                 len(self._standing.get(reviewer, {})),
-                len(self._standing),
+                last + 1 - len(self._judged),
+                sum(bool(own) for own in self._standing.values()),
                 {str(verdict): count for verdict, count in counts.most_common()},
                 self._num_stale,
                 self._num_elsewhere,

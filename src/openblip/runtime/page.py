@@ -1,12 +1,17 @@
-"""Self-contained HTML report pages: one file, no scripts, no network, light and dark."""
+"""Self-contained HTML report pages: one file, no network, light and dark.
+
+Long tables can be sorted, by a few lines of script that only pages with such a table have. Every
+page forbids whatever else there could be: of scripts only the one with that digest runs, so that no
+text of a stranger could become one even if it were not escaped.
+"""
 
 import base64
+import hashlib
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from itertools import groupby
-from math import ceil, floor, isfinite, log10
 from pathlib import Path
 from typing import Literal
 from unicodedata import bidirectional
@@ -14,58 +19,120 @@ from unicodedata import bidirectional
 from PIL import Image
 
 from openblip.runtime.atomic import replace_file
+from openblip.runtime.charts import colour_key
 
 _STYLE = """
 :root { color-scheme: light dark; --paper: #ffffff; --ink: #1c2126; --soft: #5d6872;
-  --line: #dde2e7; --card: #f6f8fa; --blue: #2563b8; --orange: #c2570c; --green: #1a7f4b;
-  --red: #b3261e; --violet: #7a3fb5; --teal: #0e7c86; --pink: #b8336a; --brown: #7a5a1e; }
+  --line: #dde2e7; --card: #f6f8fa; --shade: #1c21263d; --blue: #2563b8; --orange: #c2570c;
+  --green: #1a7f4b; --red: #b3261e; --violet: #7a3fb5; --teal: #0e7c86; --pink: #b8336a;
+  --brown: #7a5a1e; }
 @media (prefers-color-scheme: dark) { :root { --paper: #14181c; --ink: #e6eaee; --soft: #9aa5b0;
-  --line: #2c343c; --card: #1c2228; --blue: #6ea8f0; --orange: #f0965a; --green: #57c28b;
-  --red: #ef7f78; --violet: #b98af0; --teal: #4fc3cc; --pink: #f07fae; --brown: #d0a95a; } }
+  --line: #2c343c; --card: #1c2228; --shade: #9aa5b059; --blue: #6ea8f0; --orange: #f0965a;
+  --green: #57c28b; --red: #ef7f78; --violet: #b98af0; --teal: #4fc3cc; --pink: #f07fae;
+  --brown: #d0a95a; } }
 * { box-sizing: border-box; }
-body { margin: 0; background: var(--paper); color: var(--ink);
-  font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
+html { font-size: 15px; }
+body { margin: 0; background: var(--paper); color: var(--ink); overflow-wrap: break-word;
+  font: 1rem/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
+main { max-width: 82rem; margin: 0 auto; padding: 2rem clamp(1rem, 4vw, 2.5rem) 4rem; }
+@media (min-width: 2000px) { html { font-size: 18px; } main { max-width: 112rem; } }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 .4rem; }
 h2 { font-size: 1.15rem; margin: 2.4rem 0 .6rem; padding-top: .8rem;
   border-top: 1px solid var(--line); }
 h3 { font-size: 1rem; font-weight: 600; margin: 1.6rem 0 .5rem; }
 p { margin: .4rem 0; max-width: 70ch; } .soft { color: var(--soft); }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; }
-th, td { padding: .35rem .9rem .35rem 0; text-align: right; border-bottom: 1px solid var(--line);
-  white-space: nowrap; }
-th { font-weight: 600; color: var(--soft); font-size: .85rem; }
-th:first-child, td:first-child { text-align: left; }
+.warning { border-inline-start: 4px solid var(--orange); background: var(--card);
+  padding: .6rem .9rem; border-radius: 0 6px 6px 0; }
+:focus-visible { outline: 2px solid var(--blue); outline-offset: 2px; border-radius: 3px; }
+.scroll { overflow: auto; max-width: max-content; max-height: 85vh; margin: .6rem 0;
+  scrollbar-width: thin; background: linear-gradient(to right, var(--paper) 40%, transparent),
+  linear-gradient(to left, var(--paper) 40%, transparent) right,
+  linear-gradient(to right, transparent 1px, var(--shade) 1px, transparent),
+  linear-gradient(to left, transparent 1px, var(--shade) 1px, transparent) right;
+  background-repeat: no-repeat; background-attachment: local, local, scroll, scroll;
+  background-size: 2.5rem 100%, 2.5rem 100%, .8rem 100%, .8rem 100%; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+th, td { padding: .35rem 1.1rem .35rem 0; text-align: start; vertical-align: top;
+  border-bottom: 1px solid var(--line); max-width: 46ch; }
+td { white-space: nowrap; } th.number { text-align: end; }
+th { font-weight: 600; color: var(--soft); font-size: .85rem; vertical-align: bottom; }
+.long th { position: sticky; top: 0; background: var(--paper); }
+th button { font: inherit; color: inherit; background: none; border: 0; padding: 0;
+  text-align: inherit; cursor: pointer; } th button:hover { color: var(--ink); }
+th button::after { content: " \\2195"; opacity: .55; }
+th[aria-sort] button::after { content: " \\2191"; opacity: 1; }
+th[aria-sort="descending"] button::after { content: " \\2193"; }
 tr.strong td { font-weight: 650; }
-.cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(235px, 1fr)); gap: .9rem; }
+.cards { display: grid; gap: .9rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 15.5rem), 1fr)); }
 .card { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
   overflow: hidden; display: flex; flex-direction: column; }
-.card img { width: 100%; height: 165px; object-fit: contain; background: var(--line); }
+.card img { width: 100%; height: 13rem; object-fit: contain; background: var(--line); }
 .card img.small { image-rendering: pixelated; }
-.card .texts { padding: .55rem .7rem .7rem; display: grid; gap: .45rem; font-size: .88rem; }
-.text { border-inline-start: 3px solid var(--line); padding-inline-start: .5rem;
-  overflow-wrap: anywhere; }
+.card .texts { padding: .55rem .7rem .7rem; display: grid; gap: .5rem; }
+.text { border-inline-start: 3px solid var(--line); padding-inline-start: .55rem;
+  overflow-wrap: anywhere; line-height: 1.4; }
 .text.kept, .text.right { border-color: var(--green); }
 .text.rejected, .text.wrong { border-color: var(--red); }
-.text.rejected .words { color: var(--soft); text-decoration: line-through;
-  text-decoration-thickness: 1px; }
-.tag { display: block; font-size: .74rem; color: var(--soft); }
+.tag { display: block; font-size: .8rem; color: var(--soft); }
 .tag b { font-weight: 650; } .kept .tag b, .right .tag b { color: var(--green); }
 .rejected .tag b, .wrong .tag b { color: var(--red); }
-.charts { display: flex; flex-wrap: wrap; gap: 1.6rem; }
-figure { margin: 0; } figcaption { font-size: .85rem; color: var(--soft); margin-bottom: .3rem; }
-svg text { font: 11px system-ui, sans-serif; fill: var(--soft); }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; font-size: .88rem; }
+.charts { display: grid; gap: 1.6rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 24rem), 1fr)); }
+figure { margin: 0; min-width: 0; }
+figcaption { font-size: .87rem; color: var(--soft); margin-bottom: .3rem; }
+svg { width: 100%; height: auto; } svg text { font: 12px system-ui, sans-serif; fill: var(--soft); }
+svg text.ink { fill: var(--ink); }
+dl { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: .2rem 1.2rem; }
 dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 560px) { dl { display: block; } dd { margin-bottom: .5rem; } }
 """
-
-
-_COLOURS = ("blue", "orange", "green", "red", "violet", "teal", "pink", "brown")
+# A cell has the look of its column, and needs no word of its own in each row.
+_STYLE += "".join(
+    f".number-{at} td:nth-child({at}) {{ text-align: end; }}\n"
+    f".prose-{at} td:nth-child({at}) {{ white-space: normal; min-width: 16ch; }}\n"
+    for at in range(1, 25)
+)
+# Rows from which on a table can be sorted.
+_LONG = 12
+# Characters of a cell that are kept on one line.
+_SHORT = 28
+_SCRIPT = """
+for (const table of document.querySelectorAll('.long table')) {
+  const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+  const valueOf = (row, at) => {
+    const text = row.cells[at].textContent.trim();
+    const times = [...text.matchAll(/([\\d.]+) (h|min|s)\\b/g)];
+    if (times.length && text.replace(/[\\d.]+ (h|min|s)\\b/g, '').trim() === '')
+      return times.reduce((sum, [, n, unit]) => sum + n * { h: 3600, min: 60, s: 1 }[unit], 0);
+    const number = parseFloat(text.replace(/,(?=\\d{3})/g, ''));
+    return Number.isNaN(number) ? text : number;
+  };
+  heads.forEach((head, at) => {
+    const button = document.createElement('button');
+    button.append(...head.childNodes);
+    head.append(button);
+    button.onclick = () => {
+      const first = head.classList.contains('number') ? 'descending' : 'ascending';
+      const other = first === 'ascending' ? 'descending' : 'ascending';
+      const order = head.getAttribute('aria-sort') === first ? other : first;
+      const sign = order === 'ascending' ? 1 : -1;
+      const compare = (a, b) => typeof a !== typeof b ? (typeof a === 'number' ? -sign : sign)
+        : typeof a === 'number' ? a - b : a.localeCompare(b, [], { numeric: true });
+      heads.forEach((each) => each.removeAttribute('aria-sort'));
+      head.setAttribute('aria-sort', order);
+      body.append(...[...body.rows].map((row) => [valueOf(row, at), row])
+        .sort((a, b) => sign * compare(a[0], b[0])).map((pair) => pair[1]));
+    };
+  });
+}
+"""
+# What a column of numbers has in its cells: a number that something may stand behind, or nothing.
+_NUMBER = re.compile(r"[-+±≤≥<>~ ]?\d.*|[-\s]*|nan|inf", re.DOTALL)
 
 
 Verdict = Literal["", "kept", "rejected", "right", "wrong"]
-"""What a page says of a text, by word and colour; a rejected one is struck out."""
+"""What a page says of a text, by word and colour."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +161,10 @@ class Page:
         """A paragraph."""
         self._parts.append(f"<p{_direction(text)}>{escape(text)}</p>")
 
+    def warning(self, text: str) -> None:
+        """A paragraph that must not be missed."""
+        self._parts.append(f'<p class="warning" role="note">{escape(text)}</p>')
+
     def quote(self, text: str) -> None:
         """Somebody's words, above what belongs to them."""
         self._parts.append(f"<h3{_direction(text)}>{escape(text)}</h3>")
@@ -101,8 +172,11 @@ class Page:
     def table(
         self, header: Sequence[str], rows: Iterable[Sequence[str]], strong: Sequence[int] = ()
     ) -> None:
-        """A table of texts; the rows numbered in `strong` stand out."""
-        self._parts.append(_table(header, rows, strong))
+        """A table of texts; the rows numbered in `strong` stand out.
+
+        Columns of numbers are told by their cells. One of twelve rows or more can be sorted.
+        """
+        self._parts.append(_table(header, rows, strong, is_sortable=True))
 
     def tables(self, header: Sequence[str], parts: Mapping[str, Iterable[Sequence[str]]]) -> None:
         """Tables of the same columns side by side, each below its name."""
@@ -123,7 +197,7 @@ class Page:
 
     def legend(self, names: Iterable[str]) -> None:
         """Which colour stands for what in the charts that follow."""
-        self._parts.append(f"<p>{_legend(names)}</p>")
+        self._parts.append(f"<p>{colour_key(names)}</p>")
 
     def charts(self, charts: Iterable[str]) -> None:
         """Charts side by side, as `histogram`, `bars` and `curves` make them."""
@@ -139,11 +213,14 @@ class Page:
         Raises:
             UnwritableError: it cannot be written.
         """
+        is_sortable = any(_LONG_TABLE in part for part in self._parts)
+        script = f"<script>{_SCRIPT}</script>" if is_sortable else ""
         html = (
             '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+            f'<meta http-equiv="Content-Security-Policy" content="{_policy(is_sortable)}">'
             '<meta name="viewport" content="width=device-width, initial-scale=1">'
             f"<title>{escape(self.title)}</title><style>{_STYLE}</style></head>"
-            f"<body><main>{''.join(self._parts)}</main></body></html>"
+            f"<body><main>{''.join(self._parts)}</main>{script}</body></html>"
         )
         with replace_file(path) as unfinished:
             # A name that is no Unicode must not keep the page from being written.
@@ -151,259 +228,58 @@ class Page:
         return path
 
 
-def histogram(
-    title: str, series: Mapping[str, Sequence[float]], threshold: float | None = None
-) -> str:
-    """Shares of scores in twenty bins over [0, 1], one colour a series, as SVG.
-
-    Args:
-        title: shown above.
-        series: scores by name, at most four series.
-        threshold: a line at this score.
-    """
-    bins = 20
-    shares = {name: _binned(values, bins) for name, values in series.items()}
-    highest = max((max(share) for share in shares.values()), default=0.0) or 1.0
-    width, height = 440.0, 150.0
-    slot = width / bins
-    bar = (slot - 2) / max(len(shares), 1)
-    drawn = []
-    for number, share in enumerate(shares.values()):
-        for place, value in enumerate(share):
-            tall = value / highest * height
-            drawn.append(
-                f'<rect x="{place * slot + 1 + number * bar:.1f}" y="{height - tall:.1f}" '
-                f'width="{bar:.1f}" height="{tall:.1f}" fill="{_colour(number)}"/>'
-            )
-    if threshold is not None:
-        x = threshold * width
-        drawn.append(
-            f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}" stroke="var(--ink)" '
-            f'stroke-dasharray="4 3"/><text x="{x + 4:.1f}" y="11">threshold {threshold:g}</text>'
-        )
-    for mark in (0.0, 0.5, 1.0):
-        anchor = {0.0: "start", 0.5: "middle", 1.0: "end"}[mark]
-        drawn.append(
-            f'<text x="{mark * width}" y="{height + 14}" text-anchor="{anchor}">{mark:g}</text>'
-        )
-    legend = _legend(f"{name} ({len(values)})" for name, values in series.items())
-    return _figure(title + legend, width, height + 18, drawn)
+_LONG_TABLE = '<div class="scroll long'
 
 
-def bars(
-    title: str,
-    values: Mapping[str, float],
-    unit: str = "",
-    intervals: Mapping[str, tuple[float, float]] | None = None,
-) -> str:
-    """Horizontal bars from zero with their values, as SVG.
-
-    Args:
-        title: shown above.
-        values: by name; below zero there is no bar.
-        unit: behind each value.
-        intervals: low and high end by name, drawn as a line across the end of the bar.
-    """
-    ends = intervals or {}
-    highest = max((*values.values(), *(high for _, high in ends.values())), default=0.0) or 1.0
-    width, row = 440.0, 26.0
-    label = min(max(130.0, 6.2 * max(map(len, values), default=0)), 240.0)
-    scale = (width - label - 70) / highest
-    drawn = []
-    for number, (name, value) in enumerate(values.items()):
-        y = number * row
-        long = max(value, 0.0) * scale
-        low, high = (max(end, 0.0) * scale for end in ends.get(name, (value, value)))
-        drawn.append(
-            f'<text x="0" y="{y + 16:.1f}">{escape(name)}</text>'
-            f'<rect x="{label:.1f}" y="{y + 4:.1f}" width="{long:.1f}" height="16" rx="2" '
-            f'fill="{_colour(number)}"/>'
-            f'<text x="{label + max(long, high) + 6:.1f}" y="{y + 16:.1f}">'
-            f"{value:.1f}{escape(unit)}</text>"
-        )
-        if name in ends:
-            drawn.append(
-                f'<line x1="{label + low:.1f}" x2="{label + high:.1f}" y1="{y + 12:.1f}" '
-                f'y2="{y + 12:.1f}" stroke="var(--ink)" stroke-width="1.5"/>'
-            )
-    return _figure(escape(title), width, row * len(values), drawn)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Curve:
-    """Values over steps; a chart of curves gives each its colour by its place."""
-
-    name: str
-    """Shown with the values under the pointer."""
-    points: Sequence[tuple[float, float]]
-    """(place along the axis, value), ascending; drawn as a line."""
-    dots: Sequence[tuple[float, float]] = ()
-    """(place along the axis, value); drawn one by one."""
-
-
-def curves(
-    title: str,
-    lines: Sequence[Curve],
-    smoothing: float = 0.0,
-    *,
-    along: str = "step",
-    legend: bool = False,
-) -> str:
-    """Several curves over the same steps, as SVG; values show under the pointer.
-
-    Args:
-        title: shown above.
-        lines: the curves; values that are not finite are left out.
-        smoothing: weight of the past in an exponential mean, 0 to 1; the values themselves stay
-            visible behind it.
-        along: what the horizontal axis counts, from 0, said with the values.
-        legend: whether the title says which colour is which curve.
-    """
-    width, height, left = 500.0, 210.0, 48.0
-    drawn: list[str] = []
-    raw = [_thinned(line.points) for line in lines]
-    smooth = [_smoothed(points, smoothing) for points in raw]
-    dots = [[dot for dot in line.dots if isfinite(dot[1])] for line in lines]
-    xs = [x for points in (*raw, *dots) for x, _ in points] or [0.0]
-    # A single outlier shall not flatten the rest: raw values do not decide the range.
-    ys = [y for points in (*smooth, *dots) for _, y in points] or [0.0]
-    steps, values = _ticks(0.0, max(xs), 5), _ticks(min(ys), max(ys), 4)
-    x_end, bottom, top = max(xs) or 1.0, values[0], values[-1]
-
-    def at(point: tuple[float, float]) -> tuple[float, float]:
-        y = min(max(point[1], bottom), top)
-        along = (width - left - 10) * point[0] / x_end
-        return left + along, height - (y - bottom) / (top - bottom) * (height - 8)
-
-    def is_inside(point: tuple[float, float]) -> bool:
-        return bottom <= point[1] <= top
-
-    for value in values:
-        y = at((0.0, value))[1]
-        drawn.append(
-            f'<line x1="{left}" x2="{width}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>'
-            f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{_short(value)}</text>'
-        )
-    for step in (step for step in steps if step <= x_end):
-        x = at((step, bottom))[0]
-        drawn.append(
-            f'<text x="{x:.1f}" y="{height + 15}" text-anchor="middle">{_short(step)}</text>'
-        )
-    for number, line in enumerate(lines):
-        colour = _colour(number)
-        if smoothing > 0:
-            # A value outside of the range is not drawn at its edge, which would be another value.
-            for inside, part in groupby(raw[number], is_inside):
-                if inside:
-                    drawn.append(_polyline(map(at, part), colour, 'stroke-opacity="0.25"'))
-        drawn.append(_polyline(map(at, smooth[number]), colour, 'stroke-width="1.6"'))
-        every = max(1, len(smooth[number]) // 60)
-        name = f"{line.name}, {along}"
-        # Of a single point the line would not be seen.
-        hover = (3.2, colour) if len(smooth[number]) == 1 else (5, "transparent")
-        drawn += [_hover(name, p, at(p), *hover) for p in smooth[number][::every]]
-        drawn += [_hover(name, p, at(p), 3.2, colour) for p in dots[number]]
-    names = _legend(line.name for line in lines) if legend else ""
-    return _figure(escape(title) + names, width, height + 20, drawn)
-
-
-def _thinned(points: Sequence[tuple[float, float]], most: int = 400) -> list[tuple[float, float]]:
-    """Means over neighbours, so that there are not more points than a screen shows."""
-    finite = [point for point in points if isfinite(point[1])]
-    size = -(-len(finite) // most) or 1
-    groups = (finite[at : at + size] for at in range(0, len(finite), size))
-    return [(group[-1][0], sum(y for _, y in group) / len(group)) for group in groups]
-
-
-def _smoothed(points: Sequence[tuple[float, float]], weight: float) -> list[tuple[float, float]]:
-    """The exponential mean, without the pull of its start towards zero."""
-    total, share, result = 0.0, 0.0, []
-    for x, y in points:
-        total, share = weight * total + (1 - weight) * y, weight * share + (1 - weight)
-        result.append((x, total / share))
-    return result
-
-
-def _ticks(low: float, high: float, count: int) -> list[float]:
-    """About so many round numbers, the first at most `low` and the last at least `high`."""
-    # Equal but for rounding is equal: marks so close would be one and the same number.
-    if high - low <= 1e-9 * max(abs(low), abs(high)):
-        high = low + (abs(low) or 1.0) * 0.1
-    rough = (high - low) / count
-    size = 10.0 ** floor(log10(rough))
-    size *= next(factor for factor in (1, 2, 2.5, 5, 10) if factor * size >= rough * 0.999)
-    first, last = floor(low / size + 1e-9), ceil(high / size - 1e-9)
-    return [number * size for number in range(first, last + 1)]
-
-
-def _short(value: float) -> str:
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
-            return f"{value / size:.4g}{letter}"
-    return f"{value:.1e}" if 0 < abs(value) < 1e-3 else f"{value:.4g}"
-
-
-def _exact(value: float) -> str:
-    return f"{value:,.0f}" if value == int(value) else f"{value:.3g}"
-
-
-def _polyline(places: Iterable[tuple[float, float]], colour: str, look: str) -> str:
-    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
-    return f'<polyline points="{path}" fill="none" stroke="{colour}" {look}/>'
-
-
-def _hover(
-    name: str, point: tuple[float, float], place: tuple[float, float], radius: float, colour: str
-) -> str:
+def _policy(is_sortable: bool) -> str:
+    """What the page may do: nothing but show its own pictures and style, and sort."""
+    digest = base64.b64encode(hashlib.sha256(_SCRIPT.encode()).digest()).decode()
+    scripts = f" script-src 'sha256-{digest}';" if is_sortable else ""
     return (
-        f'<circle cx="{place[0]:.1f}" cy="{place[1]:.1f}" r="{radius}" fill="{colour}">'
-        f"<title>{escape(name)} {_exact(point[0])}: {point[1]:.4g}</title></circle>"
+        f"default-src 'none'; img-src data:; style-src 'unsafe-inline';{scripts} base-uri 'none'; "
+        "form-action 'none'"
     )
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]], strong: Sequence[int] = ()) -> str:
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in header)
+def _table(
+    header: Sequence[str],
+    rows: Iterable[Sequence[str]],
+    strong: Sequence[int] = (),
+    is_sortable: bool = False,
+) -> str:
+    cells = [[*row, *[""] * (len(header) - len(row))] for row in rows]
+    kinds = [_column_kind([row[at] for row in cells]) for at in range(len(header))]
+    head = "".join(
+        f'<th scope="col" class="{kind}">{escape(name)}</th>'
+        for kind, name in zip(kinds, header, strict=True)
+    )
     body = []
-    for number, row in enumerate(rows):
+    for number, row in enumerate(cells):
+        inner = "".join(f"<td{_direction(cell)}>{escape(cell)}</td>" for cell in row)
         kind = ' class="strong"' if number in strong else ""
-        cells = (f"<td{_direction(cell)}>{escape(cell)}</td>" for cell in row)
-        body.append(f"<tr{kind}>{''.join(cells)}</tr>")
+        body.append(f"<tr{kind}>{inner}</tr>")
+    looks = ["long"] if is_sortable and len(cells) >= _LONG else []
+    looks += [f"{kind}-{at}" for at, kind in enumerate(kinds, 1) if kind]
+    label = escape(", ".join(filter(None, header)))
+    # With the keyboard only what has the focus can be scrolled.
     return (
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
+        f'<div class="{" ".join(["scroll", *looks])}" tabindex="0" role="region" '
+        f'aria-label="{label}"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{''.join(body)}</tbody></table></div>"
     )
+
+
+def _column_kind(cells: Sequence[str]) -> str:
+    """How a column is set: numbers end at the right, and only long texts have several lines."""
+    if any(cell.strip() for cell in cells) and all(map(_NUMBER.fullmatch, cells)):
+        return "number"
+    return "prose" if max(map(len, cells), default=0) > _SHORT else ""
 
 
 def _direction(text: str) -> str:
     """Lets a text in Arabic or Hebrew run from right to left; its first letter decides."""
     runs_left = not text.isascii() and any(bidirectional(mark) in ("R", "AL") for mark in text)
     return ' dir="auto"' if runs_left else ""
-
-
-def _binned(values: Sequence[float], bins: int) -> list[float]:
-    counts = [0] * bins
-    for value in values:
-        counts[min(max(int(value * bins), 0), bins - 1)] += 1
-    return [count / max(len(values), 1) for count in counts]
-
-
-def _colour(number: int) -> str:
-    return f"var(--{_COLOURS[number % len(_COLOURS)]})"
-
-
-def _legend(names: Iterable[str]) -> str:
-    return "".join(
-        f' <span style="color:{_colour(number)}">&#9632;</span> {escape(name)}'
-        for number, name in enumerate(names)
-    )
-
-
-def _figure(caption: str, width: float, height: float, drawn: Sequence[str]) -> str:
-    return (
-        f"<figure><figcaption>{caption}</figcaption>"
-        f'<svg viewBox="0 0 {width:g} {height:g}" width="{width:g}" height="{height:g}" '
-        f'role="img">{"".join(drawn)}</svg></figure>'
-    )
 
 
 def _card(image: Image.Image, texts: Sequence[CardText]) -> str:

@@ -178,9 +178,9 @@ def _judge_reviewed(
                     score = np.nan if text.is_edited else scores[at]
                     found.append((int(places[row]), text, code, score, captioners[at]))
     found.sort(key=lambda entry: entry[0])
-    lengths = np.bincount([row for row, *_ in found], minlength=batch.num_rows).astype(np.int64)
+    of_texts = np.array([row for row, *_ in found], dtype=np.int64)
     return JudgedTexts(
-        lengths,
+        np.bincount(of_texts, minlength=batch.num_rows),
         pa.array([text.words or text.text for _, text, *_ in found], pa.string()),
         np.array([score for *_, score, _ in found], dtype=np.float64),
         np.full(len(found), np.nan),

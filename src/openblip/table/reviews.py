@@ -12,12 +12,13 @@ anybody; what was a mistake is taken back by a further record.
 | before the append returned | the record, which nobody was told is there | writes |
 """
 
+import hashlib
 import json
 import os
 import threading
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
 from math import isfinite
 from pathlib import Path
@@ -88,10 +89,13 @@ class ReviewRecord:
         Raises:
             DataError: names it.
         """
+        values = vars(self)
         for name, kinds in _KINDS.items():
-            value = getattr(self, name)
-            # A bool is an int to Python, and no number to us.
-            if not isinstance(value, kinds) or isinstance(value, bool):
+            value = values[name]
+            # By the type itself first: a log has many lines. A bool is no number to us.
+            if type(value) not in kinds and (
+                not isinstance(value, kinds) or isinstance(value, bool)
+            ):
                 raise DataError(f"{name} is {value!r:.60}, not {_kind_names(kinds)}")
             if isinstance(value, float) and not isfinite(value):
                 raise DataError(f"{name} is {value}, no finite number")
@@ -151,7 +155,10 @@ class ReviewLog:
         uri = table_uri.rstrip("/")
         if is_object_address(uri):
             return cls(_LogObjects(f"{uri}.reviews"))
-        return cls(_LogFile(Path(f"{uri.removeprefix('file://')}.reviews.jsonl")))
+        table = Path(uri.removeprefix("file://"))
+        # By whatever name a table is opened, it has one log.
+        table = table.resolve() if table.is_symlink() else table
+        return cls(_LogFile(table.with_name(f"{table.name}.reviews.jsonl")))
 
     @property
     def where(self) -> str:
@@ -169,7 +176,7 @@ class ReviewLog:
         """
         if not records:
             return
-        content = "".join(json_text(asdict(record)) + "\n" for record in records).encode()
+        content = "".join(json_text(vars(record)) + "\n" for record in records).encode()
         with self._lock:
             self._place.append(content)
 
@@ -223,6 +230,12 @@ class ReviewLog:
 def text_key(record: ReviewRecord) -> tuple[str, str, int]:
     """Row, source and place of the text that a record is about."""
     return record.row, record.source, record.place
+
+
+def verdicts_digest(verdicts: Iterable[ReviewRecord]) -> str:
+    """12 hexadecimal digits that change when other verdicts stand."""
+    keys = "\n".join(sorted(record.key for record in verdicts))
+    return hashlib.sha256(keys.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
 def _not_undone(records: Sequence[ReviewRecord]) -> list[ReviewRecord]:

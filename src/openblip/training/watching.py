@@ -4,17 +4,20 @@ A page shows runs side by side: curves, what differs between them, what happened
 """
 
 import json
+import re
 import socket
 import struct
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
+from openblip.runtime.charts import Curve, curves
 from openblip.runtime.errors import TrainingError
-from openblip.runtime.page import Curve, Page, curves
+from openblip.runtime.page import Page
 from openblip.training.metrics_log import read_metrics
 from openblip.training.rank_log import RankStatus, is_held, log_path, read_statuses, what_happened
 from openblip.training.recipe_file import RECIPE_FILE, read_settings
@@ -249,8 +252,11 @@ def write_runs_page(
     lines = [read_metrics(run.path) for run in runs]
     page = Page("Training runs", ", ".join(str(run.path) for run in runs))
     page.table(*rows)
+    said: dict[str, list[str]] = {}
     for name, run in zip(names, runs, strict=True):
-        page.note(f"{name}: {run.state}; {run.reason}.")
+        said.setdefault(f"{run.state}; {run.reason}", []).append(name)
+    for what, own in said.items():
+        page.note(f"{', '.join(own)}: {what}.")
     page.section("Curves", f"Smoothed (exponential mean, {_SMOOTHING:g}) over the logged values.")
     page.legend(names)
     page.charts(
@@ -260,16 +266,34 @@ def write_runs_page(
     if different:
         page.section("Where their recipes differ")
         page.table(["field", *names], [[f, *map(str, v)] for f, v in different.items()])
-    events = [
-        [name, str(line["step"]), line["kind"], line["text"]]
-        for name, own in zip(names, lines, strict=True)
-        for line in own
-        if line["kind"] in _EVENTS
-    ]
+    events = [row for name, own in zip(names, lines, strict=True) for row in event_rows(name, own)]
     if events:
         page.section("What happened")
-        page.table(["run", "step", "what", ""], events)
+        page.table(["run", "steps", "times", "what", ""], events)
     return page.save(path)
+
+
+_NUMBER = re.compile(r"[-+]?\d[\d.,]*(?:e[-+]?\d+)?")
+
+
+def event_rows(name: str, lines: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """A row for each thing that happened in a run; what happened again and again has one row.
+
+    Events that follow each other, and differ in their numbers alone, are the same thing; the first
+    is told.
+    """
+    events = [line for line in lines if line["kind"] in _EVENTS]
+    rows = []
+    for (kind, _), group in groupby(events, _alike):
+        own = list(group)
+        first, last = own[0]["step"], own[-1]["step"]
+        steps = f"{first:,}" if first == last else f"{first:,} to {last:,}"
+        rows.append([name, steps, f"{len(own):,}", kind, own[0]["text"]])
+    return rows
+
+
+def _alike(event: Mapping[str, Any]) -> tuple[str, str]:
+    return event["kind"], _NUMBER.sub("#", event["text"])
 
 
 def _quantities(lines: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:

@@ -28,8 +28,9 @@ from openblip.evaluation.captioning import CaptionResult, evaluate_caption
 from openblip.evaluation.retrieval import RetrievalResult, evaluate_retrieval
 from openblip.inference import Decoding, load
 from openblip.runtime.atomic import replace_file
+from openblip.runtime.charts import bars
 from openblip.runtime.locks import only_here
-from openblip.runtime.page import CardText, Page, bars
+from openblip.runtime.page import CardText, Page
 from openblip.sources.row_images import row_image
 from openblip.table.table import PairTable
 from openblip.table.views import CaptionView, split_rows

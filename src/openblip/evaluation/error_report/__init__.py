@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from openblip.runtime.page import Curve
+from openblip.runtime.charts import Curve
 
 PERFECT = Curve(name="perfect", points=[(0.0, 0.0), (1.0, 1.0)])
 """What is as sure as it is right."""

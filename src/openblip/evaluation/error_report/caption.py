@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from openblip.evaluation.captioning import CaptionResult
 from openblip.evaluation.error_report import by_confidence
 from openblip.metrics.caption_tokens import caption_tokens
-from openblip.runtime.page import CardText, Curve, Page, curves
+from openblip.runtime.charts import Curve, curves
+from openblip.runtime.page import CardText, Page
 from openblip.sources.row_images import stream_images
 from openblip.table.table import PairTable
 

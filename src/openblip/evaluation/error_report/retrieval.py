@@ -15,8 +15,9 @@ from openblip.evaluation.error_report import PERFECT
 from openblip.evaluation.retrieval import NOT_RANKED, Gallery, PairScores, RetrievalResult
 from openblip.inference.calibration import ReliabilityBin, calibrate
 from openblip.metrics.retrieval import Ranks, image_ranks, text_ranks
+from openblip.runtime.charts import Curve, curves, histogram
 from openblip.runtime.errors import DataError
-from openblip.runtime.page import CardText, Curve, Page, Verdict, curves, histogram
+from openblip.runtime.page import CardText, Page, Verdict
 from openblip.sources.row_images import stream_images
 from openblip.table.table import PairTable
 
@@ -148,7 +149,9 @@ def _recalls(page: Page, result: RetrievalResult, texts: Searches, images: Searc
     if result.pairs.itm is not None:
         rows.append(["ITM", *(f"{result.metrics[name]:.1f}" for name in names)])
     intervals = [result.units[name].interval() for name in names]
-    rows.append(["interval", *(f"{i.low:.1f} to {i.high:.1f}" for i in intervals)])
+    rows.append(
+        [f"interval of {rows[-1][0]}", *(f"{i.low:.1f} to {i.high:.1f}" for i in intervals)]
+    )
     page.table(["per cent", *names], rows, strong=[len(rows) - 2])
     lines = {"texts, ITC": (texts, texts.contrast), "images, ITC": (images, images.contrast)}
     if result.pairs.itm is not None:
@@ -213,6 +216,7 @@ def _calibration(page: Page, result: RetrievalResult) -> None:
                 "hardest wrong pairs": probabilities[labels == 0].tolist(),
             },
             0.5,
+            axis="match probability (ITM)",
         )
     ]
     try:
