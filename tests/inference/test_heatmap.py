@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.inference.explanation import Heatmap, _colours
+from openblip.inference.explanation import Heatmap, heat_colours
 from openblip.runtime.errors import DataError, RecipeError
 
 
@@ -78,8 +78,8 @@ def test_a_map_without_heat_is_cold_all_over():
     assert len(cold.overlay(grey(30, 30)).getcolors()) == 1
 
 
-def test_colours_grow_lighter_in_equal_steps():
-    colours = np.frombuffer(_colours(), np.uint8).reshape(256, 3)
+def testheat_colours_grow_lighter_in_equal_steps():
+    colours = np.frombuffer(heat_colours(), np.uint8).reshape(256, 3)
     luma = colours @ np.array([0.2126, 0.7152, 0.0722])
     assert luma[0] < 30
     assert luma[-1] > 200
@@ -139,6 +139,6 @@ def test_words_that_the_font_cannot_write_are_numbered():
 def test_a_scale_says_which_colour_is_most():
     sheet = np.asarray(heatmap("a", "dog").contact_sheet(grey(64, 64)))
     bar = sheet[12 : 12 + 224, -52]
-    colours = np.frombuffer(_colours(), np.uint8).reshape(256, 3)
+    colours = np.frombuffer(heat_colours(), np.uint8).reshape(256, 3)
     assert bar[0].tolist() == colours[-1].tolist()
     assert bar[-1].tolist() == colours[0].tolist()

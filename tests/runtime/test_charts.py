@@ -59,6 +59,12 @@ def test_many_points_become_as_many_as_a_screen_shows() -> None:
     assert len(path.split()) == 400
 
 
+@pytest.mark.parametrize("value", [3.68, 3.74, 80.0, 0.0])
+def test_a_curve_that_is_flat_but_for_rounding_is_drawn(value: float) -> None:
+    points = [(float(step), value) for step in range(30)]
+    assert "<polyline" in curves("flat", [Curve(name="a", points=points)], 0.8)
+
+
 def test_curves_say_what_they_run_along_and_which_is_which() -> None:
     svg = curves("t", [Curve(name="a", points=[(0.25, 1.0)])], along="confidence", legend=True)
     assert "a, confidence 0.25: 1" in svg
