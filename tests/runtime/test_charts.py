@@ -145,10 +145,3 @@ def test_a_long_name_does_not_run_into_its_value() -> None:
 def test_a_chart_has_a_name_for_who_cannot_see_it() -> None:
     for drawn in (histogram("a & b", {}), bars("a & b", {}), curves("a & b", [])):
         assert 'role="img" aria-label="a &amp; b"' in drawn
-
-
-@pytest.mark.parametrize("value", [3.68, 3.74, 80.0, 0.0])
-def test_a_curve_that_is_flat_but_for_rounding_is_drawn(value: float) -> None:
-    assert "<polyline" in curves(
-        "flat", [Curve(name="a", points=[(s, value) for s in range(30)])], 0.8
-    )
