@@ -252,10 +252,10 @@ def show(table: tyro.conf.Positional[str], /, *, rows: CountOrNone = 3, json: bo
 
 def _brief(value: object) -> object:
     """An embedding by its length: nobody reads its numbers."""
-    is_vector = isinstance(value, list) and len(value) >= _SHORTEST_VECTOR
-    if is_vector and all(isinstance(number, float) for number in value):
-        return f"{len(value)} numbers"
-    return value
+    if not isinstance(value, list) or len(value) < _SHORTEST_VECTOR:
+        return value
+    is_vector = all(isinstance(number, float) for number in value)
+    return f"{len(value)} numbers" if is_vector else value
 
 
 def _in_words(value: object) -> str:
