@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openblip.capfilt.select import Spread
-from openblip.studio.arrays import SourceTexts, TableArrays, is_scored, view_of
+from openblip.studio.arrays import SourceTexts, TableArrays, give_back, is_scored, view_of
 from openblip.studio.collection import latest_choices, table_told, without_of
 from openblip.studio.routes import Asked, Refused, Route, get
 from openblip.studio.telling import models_of_scores, told_rows
@@ -49,7 +49,9 @@ def routes(studio: "Studio") -> list[Route]:
         }
         if not told["is_scored"]:
             return told
-        return {**told, **_counts(arrays, split, without), "models": models_of_scores(arrays)}
+        counts = _counts(arrays, split, without)
+        give_back()
+        return {**told, **counts, "models": models_of_scores(arrays)}
 
     def examples(asked: Asked) -> dict[str, Any]:
         arrays = latest_choices(studio).arrays
