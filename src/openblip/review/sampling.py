@@ -21,7 +21,7 @@ from openblip.review.strata import Design, Kind, draw, stratify
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.documents import read_text
 from openblip.runtime.errors import DataError, RecipeError
-from openblip.runtime.ranges import Count, Seed, Share, check_ranges
+from openblip.runtime.ranges import Count, CountOrNone, Seed, Share, check_ranges
 from openblip.table.judging import data_sets, string_values
 from openblip.table.rows import listed
 from openblip.table.scores import (
@@ -62,7 +62,7 @@ class ReviewSettings:
     """Decides what is drawn."""
     datasets: tuple[str, ...] = ()
     """Texts of these data sets alone, by the `source` in the `meta` of rows."""
-    rows: tuple[int, ...] = ()
+    rows: tuple[CountOrNone, ...] = ()
     """With by=search: numbers of the rows whose texts are reviewed."""
 
     def __post_init__(self) -> None:
