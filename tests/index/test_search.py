@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import openblip
 from openblip.index.build import IndexReport, build_index, open_index
@@ -40,12 +41,21 @@ def paths(searcher: Searcher) -> list[str]:
     return rows["image_uri"].to_pylist()
 
 
-def test_the_first_are_those_that_the_model_matches_best(searcher: Searcher, blip: Blip) -> None:
+def ranked(blip: Blip, odds: NDArray[np.float64], cosines: NDArray[np.float64]) -> list[int]:
+    """What is found (above 0.5) first; each by the log-odds and the logit of the contrast."""
+    temperature = float(blip.med.temperature.detach())
+    both = np.log(odds) - np.log1p(-odds) + cosines / temperature
+    order: list[int] = np.lexsort((-both, odds < 0.5)).tolist()
+    return order
+
+
+def test_the_first_are_those_that_both_heads_find_best(searcher: Searcher, blip: Blip) -> None:
     found = searcher.find(Query([RED]), k=5, rerank=12)
-    itm = blip.match_all(paths(searcher), RED)[:, 0].numpy()
-    assert [hit.row for hit in found.hits] == np.argsort(-itm)[:5].tolist()
-    assert [hit.itm for hit in found.hits] == pytest.approx(np.sort(itm)[::-1][:5], abs=1e-5)
-    cosines = (blip.embed_images(paths(searcher)) @ blip.embed_texts(RED).T)[:, 0]
+    itm = blip.match_all(paths(searcher), RED)[:, 0].numpy().astype(float)
+    cosines = (blip.embed_images(paths(searcher)) @ blip.embed_texts(RED).T)[:, 0].numpy()
+    order = ranked(blip, itm, cosines.astype(float))[:5]
+    assert [hit.row for hit in found.hits] == order
+    assert [hit.itm for hit in found.hits] == pytest.approx(itm[order], abs=1e-5)
     for hit in found.hits:
         assert hit.itc == pytest.approx(float(cosines[hit.row]), abs=2e-3)
     assert (found.matched, found.margin) == (12, None)
@@ -64,7 +74,15 @@ def test_and_and_not_combine_probabilities(searcher: Searcher, blip: Blip) -> No
     found = searcher.find(query, k=12, rerank=12)
     itm = blip.match_all(paths(searcher), [RED, DOG, NIGHT]).numpy().astype(float)
     expected = itm[:, 0] * itm[:, 1] ** 0.5 * (1 - itm[:, 2])
-    assert [hit.itm for hit in found.hits] == pytest.approx(np.sort(expected)[::-1], abs=1e-5)
+    known = {hit.row: hit.itm for hit in found.hits}
+    assert [known[row] for row in range(12)] == pytest.approx(expected, abs=1e-5)
+
+
+def test_what_reaches_the_threshold_stands_first(searcher: Searcher) -> None:
+    all_of_them = searcher.find(Query([RED], without=[NIGHT]), k=12, rerank=12).hits
+    middle = sorted(hit.itm or 0.0 for hit in all_of_them)[6]
+    hits = searcher.find(Query([RED], without=[NIGHT]), k=12, rerank=12, threshold=middle).hits
+    assert [(hit.itm or 0.0) >= middle for hit in hits] == [True] * 6 + [False] * 6
 
 
 def test_an_image_finds_itself_first_and_a_row_its_like(searcher: Searcher, indexed: Path) -> None:
@@ -82,10 +100,19 @@ def test_an_image_and_a_text_are_asked_for_together(
 ) -> None:
     image = indexed / "0.png"
     found = searcher.find(Query([RED], images=[image]), k=12, rerank=12)
-    itm = blip.match_all(paths(searcher), RED)[:, 0].numpy()
-    alike = (blip.embed_images(paths(searcher)) @ blip.embed_images(image).T)[:, 0].numpy()
-    expected = np.argsort(-itm * alike.clip(0, 1), kind="stable")
-    assert found.hits[0].row == expected[0]
+    itm = blip.match_all(paths(searcher), RED)[:, 0].numpy().astype(float)
+    embeds = blip.embed_images(paths(searcher))
+    alike = (embeds @ blip.embed_images(image).T)[:, 0].numpy().clip(1e-9, 1 - 1e-9)
+    cosines = (embeds @ blip.embed_texts(RED).T)[:, 0].numpy().astype(float)
+    known = {hit.row: hit.itm for hit in found.hits}
+    assert [known[row] for row in range(12)] == pytest.approx(itm, abs=1e-5)
+    # By probability times likeness; found is what is probable.
+    both = (
+        np.log(itm * alike)
+        - np.log1p(-itm * alike)
+        + cosines / float(blip.med.temperature.detach())
+    )
+    assert found.hits[0].row == np.lexsort((-both, itm < 0.5))[0]
 
 
 def test_conditions_choose_rows_before_anything_is_ranked(searcher: Searcher) -> None:

@@ -15,6 +15,9 @@ from openblip.inference import Embedder
 from openblip.runtime.errors import DataError
 from openblip.sources.images import ImageSource
 
+# Of a probability, so that its log-odds are finite.
+_SMALLEST = 1e-9
+
 
 @dataclass(frozen=True, eq=False)
 class Query:
@@ -114,6 +117,28 @@ class Terms:
         fits = np.prod(itm[:, :count] ** self.weights[:count], axis=1)
         found: NDArray[np.float64] = fits * np.prod(1 - itm[:, count:], axis=1)
         return found
+
+    def rank(
+        self, itm: NDArray[np.float64], cosines: NDArray[np.float32], temperature: float
+    ) -> NDArray[np.float64]:
+        """By which matched candidates are ranked: the log-odds of the match, and the contrast's.
+
+        Each head errs where the other does not. A filter that was trained for minutes ranks worse
+        than contrast does, and both together better than either (`benchmarks/results/search.md`);
+        of a filter that is sure its probabilities decide. The original's evaluation adds the
+        cosine itself, which is too little beside a logit to matter.
+
+        Args:
+            itm: (candidates,), as `probability` gives them.
+            cosines: (candidates, terms).
+            temperature: of the contrast: cosines divided by it are its logits.
+        """
+        # Where float32 has rounded a logit away, contrast alone shall decide.
+        odds = np.clip(itm * self.resemblance(cosines), _SMALLEST, 1 - _SMALLEST)
+        count = len(self.query.texts)
+        contrast = cosines[:, :count].astype(np.float64) @ self.weights[:count] / temperature
+        ranked: NDArray[np.float64] = np.log(odds) - np.log1p(-odds) + contrast
+        return ranked
 
     def resemblance(self, cosines: NDArray[np.float32]) -> NDArray[np.float64]:
         """How alike candidates are to the images and rows of a query, 0 to 1; 1 if it has none.

@@ -70,7 +70,8 @@ class Found:
     """What a search has found."""
 
     hits: list[Hit]
-    """Best first: those that were matched by their probability, then the others by contrast."""
+    """What reaches the threshold first, ranked by both heads (`Terms.rank`), then what was matched
+    besides, ranked likewise, then the others by contrast."""
     matched: int
     """Candidates that were matched."""
     cached: int
@@ -205,13 +206,17 @@ class Searcher:
         order = np.argsort(-itc, kind="stable")
         rows, cosines, itc = rows[order], cosines[order], itc[order]
         chosen, margin = choose_candidates(itc, k, rerank) if matcher is not None else (0, None)
-        itm = np.full(len(rows), np.nan)
+        itm, rank = np.full(len(rows), np.nan), np.full(len(rows), -np.inf)
         cached = 0
         if matcher is not None and chosen:
             matched = self._match(matcher, query, rows[:chosen])
             itm[:chosen], cached = terms.probability(matched.itm), matched.cached
-        rank = np.where(np.isnan(itm), -1.0, itm * terms.resemblance(cosines))
-        best = np.lexsort((-itc, -rank))[:k]
+            temperature = float(matcher.matcher.temperature.detach())
+            rank[:chosen] = terms.rank(itm[:chosen], cosines[:chosen], temperature)
+        rank[np.isnan(itm)] = -np.inf
+        # What counts as found comes first, whatever contrast says of it.
+        is_found = itm >= threshold
+        best = np.lexsort((-itc, -rank, ~is_found))[:k]
         known = itm[~np.isnan(itm)]
         return Found(
             hits=self._hits(rows[best], itc[best], itm[best]),
