@@ -1,8 +1,8 @@
 # OpenBLIP in a container, without the sources:
-#   docker build -t openblip .                                  for processors, about 2 GB
-#   docker build --build-arg TORCH=cu128 -t openblip:cuda .     for NVIDIA's cards, about 8 GB
+#   docker build -t openblip .                                  for processors
+#   docker build --build-arg TORCH=cu128 -t openblip:cuda .     for NVIDIA cards
 # The studio, open to this machine alone:
-#   docker run -p 127.0.0.1:7860:7860 -v "$PWD":/data openblip \
+#   docker run -p 127.0.0.1:7863:7863 -v "$PWD":/data openblip \
 #     studio photos/ --host 0.0.0.0 --token "$TOKEN"
 FROM python:3.12-slim AS build
 WORKDIR /source
@@ -24,6 +24,6 @@ USER openblip
 WORKDIR /data
 # Models that are fetched are kept in the second one.
 VOLUME ["/data", "/home/openblip/.cache"]
-EXPOSE 7860
+EXPOSE 7863
 ENTRYPOINT ["openblip"]
 CMD ["--help"]
