@@ -11,7 +11,10 @@ from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.report import write_report
 from openblip.capfilt.run import run_capfilt
 from openblip.capfilt.select import rejections
+from openblip.cli import main
 from openblip.inference import Decoding
+from openblip.review.sampling import ReviewSettings
+from openblip.review.session import ReviewSession
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.table.reviews import ReviewLog, ReviewRecord, Verdict
 from openblip.table.table import PairRow, PairTable
@@ -172,3 +175,21 @@ def test_what_people_say_stands_beside_the_filters_opinion(
     assert re.findall(r'<span class="words">([^<]*)<', wrong) == ["a cat"]
     # Verdicts change no score, and no count of what a threshold keeps.
     assert [r.count for r in rejections(table, [0.5]) if r.reason == "below the threshold"] == [2]
+
+
+def test_the_command_writes_what_the_verdicts_certify(
+    scored: Callable[..., PairTable], tmp_path: Path
+) -> None:
+    count = 60
+    table = scored([f"dog {n}" for n in range(count)], [0.02 + n / 64 for n in range(count)])
+    page = tmp_path / "page.html"
+    assert main(["capfilt", "report", table.uri, "-o", str(page)]) == 0
+    assert "Certificate" not in page.read_text("utf-8")
+    session = ReviewSession.open(table, ReviewSettings(size=count))
+    for item in session.upcoming("ada", count):
+        session.record("ada", item.key, "right" if (item.itm or 0) > 0.4 else "wrong")
+    said = str(ReviewSession.most_reviewed(table).certify(0.8))
+    assert said.startswith("at threshold ")
+    words = ["capfilt", "report", table.uri, "-o", str(page), "--precision", "0.8"]
+    assert main(words) == 0
+    assert f"<h2>Certificate</h2><p>A{said[1:]}.</p>" in page.read_text("utf-8")

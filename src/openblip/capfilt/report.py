@@ -41,6 +41,7 @@ def write_report(
     *,
     threshold: float = 0.5,
     seed: int = 0,
+    certificate: str | None = None,
     warn: Callable[[str], None] = lambda line: None,
 ) -> Path:
     """The report of a scored table as one self-contained HTML file.
@@ -50,6 +51,7 @@ def write_report(
         path: where the page goes; whole or not at all.
         threshold: a text is kept when its ITM probability is above it.
         seed: which rows are shown as examples.
+        certificate: what people's verdicts say of a threshold, in a sentence; None without any.
         warn: is told of each source of whose texts the threshold keeps none.
 
     Raises:
@@ -71,6 +73,8 @@ def write_report(
     for line in _rates(page, scores, threshold):
         warn(line)
     _histograms(page, scores, threshold)
+    if certificate is not None:
+        page.section("Certificate", f"{certificate[0].upper()}{certificate[1:]}.")
     shown = _Shown(page, table, scores, threshold)
     shown.what_people_say()
     shown.near_the_threshold()

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from openblip.capfilt.run import CapFiltResult
     from openblip.capfilt.select import Cut, KeepRate, NoiseQuality, Rejected
     from openblip.review.certificate import Certificate
+    from openblip.table.table import PairTable
 
 _NUCLEUS = DecodingFlags(method="nucleus")
 
@@ -298,9 +299,14 @@ def report(
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("capfilt.html"),
     threshold: Share = 0.5,
+    precision: Share = 0.9,
+    confidence: Share = 0.95,
+    partly_is_right: bool = False,
     seed: Seed = 0,
 ) -> int:
     """Write a self-contained page of what is kept and what is rejected.
+
+    Where people have judged texts it has the threshold that their verdicts certify.
 
     Example: openblip capfilt report pairs.lance -o capfilt.html
 
@@ -308,18 +314,40 @@ def report(
         table: a table that `openblip capfilt run` has scored.
         output: the HTML file.
         threshold: a text is kept above this ITM probability.
+        precision: of the certificate: what share of what is kept must be right at least.
+        confidence: with which that is to hold.
+        partly_is_right: whether a text with a wrong detail counts as right.
         seed: which rows are shown.
     """
     from openblip.capfilt.report import write_report
     from openblip.table.table import PairTable
 
     check_outputs({"-o": output})
+    opened = PairTable.open(table)
     written = write_report(
-        PairTable.open(table),
+        opened,
         output,
         threshold=threshold,
         seed=seed,
+        certificate=_certified(opened, precision, confidence, partly_is_right),
         warn=lambda line: print(line, file=sys.stderr),
     )
     print(written)
     return 0
+
+
+def _certified(
+    table: "PairTable", precision: float, confidence: float, partly_is_right: bool
+) -> str | None:
+    """What the verdicts on a table certify, or why nothing; None where nobody has judged."""
+    from openblip.cli.review import certificate_of
+    from openblip.runtime.errors import DataError
+    from openblip.table.reviews import ReviewLog
+
+    if not ReviewLog.of(table.uri).standing():
+        return None
+    try:
+        return str(certificate_of(table, precision, confidence, partly_is_right))
+    except DataError as error:
+        # Verdicts that are not on today's scores: the page tells it.
+        return str(error)
