@@ -110,7 +110,7 @@ def test_a_folder_that_is_closed_keeps_its_rows(
 ) -> None:
     seen, _, _ = folder_module._seen(indexed)
     left = {name: file for name, file in seen.items() if not name.startswith("trip/")}
-    monkeypatch.setattr(folder_module, "_seen", lambda folder: (left, ["trip"]))
+    monkeypatch.setattr(folder_module, "_seen", lambda folder: (left, ["trip"], ""))
     assert build(indexed).changes == changes(unchanged=8)
     assert len(contents(indexed)) == 12
 

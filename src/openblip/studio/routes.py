@@ -33,6 +33,8 @@ __all__ = ["Asked", "Content", "Refused", "Route", "failure", "get", "in_thread"
 
 Result = TypeVar("Result")
 
+WORKER_NAME = "openblip-studio"
+"""Name of each thread that works on a request."""
 MAX_UPLOAD_PIXELS = 120_000_000
 """Of an uploaded picture, told from its header before anything is decoded: the largest phones."""
 _LONGEST_TEXT, _MOST_TEXTS = 2000, 64
@@ -285,7 +287,7 @@ async def in_thread(work: Callable[[], Result]) -> Result:
         except RuntimeError:  # the server has ended meanwhile
             return
 
-    threading.Thread(target=run, name="openblip-studio", daemon=True).start()
+    threading.Thread(target=run, name=WORKER_NAME, daemon=True).start()
     return await future
 
 

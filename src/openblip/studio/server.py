@@ -5,6 +5,7 @@ import errno
 import os
 import socket
 import sys
+import threading
 import webbrowser
 from collections.abc import Callable
 
@@ -13,6 +14,7 @@ import uvicorn
 from openblip.runtime.errors import OpenBlipError
 from openblip.studio.app import Studio, create_app
 from openblip.studio.guard import Access
+from openblip.studio.routes import WORKER_NAME
 
 # Connections, which cost little while they wait; what is answered at once is bounded by `Access`.
 _MAX_CONNECTIONS = 512
@@ -130,7 +132,24 @@ def serve(
             if open_browser and _has_screen():
                 webbrowser.open(address)
 
-        Server(studio, access, started).run([sock])
+        try:
+            Server(studio, access, started).run([sock])
+        except KeyboardInterrupt:
+            if any(thread.name == WORKER_NAME for thread in threading.enumerate()):
+                _end_at_once()
+            raise
+
+
+def _end_at_once() -> None:
+    """End the process under a thread that computes.
+
+    It cannot be told to stop, and an interpreter that shuts down under PyTorch's code aborts. What
+    must last is on the disk by now: verdicts are, and jobs are processes of their own.
+    """
+    print("interrupted", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(130)
 
 
 def _has_screen() -> bool:
