@@ -146,7 +146,7 @@ def _end_at_once() -> None:
     It cannot be told to stop, and an interpreter that shuts down under PyTorch's code aborts. What
     must last is on the disk by now: verdicts are, and jobs are processes of their own.
     """
-    print("interrupted", file=sys.stderr)
+    sys.stderr.write("interrupted\n")
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(130)
