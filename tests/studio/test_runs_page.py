@@ -159,15 +159,16 @@ def test_captions_are_started_stopped_and_gone_on_with_from_the_page(
     make_studio: Callable[..., Studio],
 ) -> None:
     uri, output = tmp_path / "pairs.lance", tmp_path / "mine.jsonl"
-    PairTable.create(uri, world_rows)
+    # Enough to be stopped on a fast machine, and ten captions an image.
+    rows = [replace(row, id=f"{row.id}-{n}") for n in range(6) for row in world_rows]
+    PairTable.create(uri, rows)
     with serving(make_studio(uri)) as running:
         page.goto(f"{running.url}#jobs")
         page.get_by_label("File (.jsonl").fill("mine.jsonl")
-        # Slow enough to be stopped: ten captions an image.
         page.get_by_label("Captions a picture").first.fill("10")
         page.get_by_role("button", name="Start").first.click()
         page.get_by_role("button", name="Stop: Caption pictures").wait_for()
-        page.get_by_text("of 60 images").first.wait_for(timeout=120_000)
+        page.get_by_text(f"of {len(rows)} images").first.wait_for(timeout=120_000)
         page.get_by_role("button", name="Stop: Caption pictures").click()
         again = page.get_by_role("button", name="Caption pictures").filter(has_not_text="Stop")
         again.first.wait_for(timeout=120_000)
@@ -179,5 +180,5 @@ def test_captions_are_started_stopped_and_gone_on_with_from_the_page(
         wait_until(lambda: jobs.state(jobs.jobs()[0]) == "finished", 120)
         page.get_by_text("Captions in mine.jsonl").wait_for()
         assert serious_faults(page) == []
-    assert len(output.read_text().splitlines()) == 60
+    assert len(output.read_text().splitlines()) == len(rows)
     assert os.path.commonpath([output, uri]) == str(tmp_path)
