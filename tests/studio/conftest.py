@@ -211,6 +211,20 @@ def studio(world_table: str, make_studio: Callable[..., Studio]) -> Iterator[Run
 
 
 # For a file, not for all: while it drives a browser, nothing in this thread can use asyncio.
+@pytest.fixture
+def scored(world_table: str, tmp_path: Path) -> str:
+    """A table of its own that CapFilt has scored, without a verdict."""
+    uri = tmp_path / "pairs.lance"
+    shutil.copytree(world_table, uri)
+    return str(uri)
+
+
+@pytest.fixture
+def served(scored: str, make_studio: Callable[..., Studio]) -> Iterator[RunningStudio]:
+    with serving(make_studio(scored)) as running:
+        yield running
+
+
 @pytest.fixture(scope="module")
 def browser() -> "Iterator[Browser]":
     """An installed Chromium."""

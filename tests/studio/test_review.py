@@ -1,8 +1,7 @@
 """The room Review: verdicts by key, that nothing of is lost, and what follows from them."""
 
 import json
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,6 @@ from openblip.table.reviews import ReviewLog, ReviewRecord
 from openblip.table.table import PairRow, PairTable
 
 from .conftest import Answered, RunningStudio, serving
-
-
-@pytest.fixture
-def scored(world_table: str, tmp_path: Path) -> str:
-    """A table of its own that CapFilt has scored, without a verdict."""
-    uri = tmp_path / "pairs.lance"
-    shutil.copytree(world_table, uri)
-    return str(uri)
-
-
-@pytest.fixture
-def served(scored: str, make_studio: Callable[..., Studio]) -> Iterator[RunningStudio]:
-    with serving(make_studio(scored)) as running:
-        yield running
-
 
 ANN: dict[str, Any] = {"reviewer": "Ann", "tab": "one", "settings": {}}
 

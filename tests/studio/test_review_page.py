@@ -1,40 +1,24 @@
 """The page of a review: twenty keys, undo, a reload, two tabs, and a server that is killed."""
 
-import shutil
 import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from openblip.studio.app import Studio
 from openblip.studio.server import listen
 from openblip.table.reviews import ReviewLog, ReviewRecord
 
-from .conftest import RunningStudio, serious_faults, serving, wait_until
+from .conftest import RunningStudio, serious_faults, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
 
 TEXT, PICTURE = ".statement .text", ".stage img"
-
-
-@pytest.fixture
-def scored(world_table: str, tmp_path: Path) -> str:
-    """A table of its own that CapFilt has scored, without a verdict."""
-    uri = tmp_path / "pairs.lance"
-    shutil.copytree(world_table, uri)
-    return str(uri)
-
-
-@pytest.fixture
-def served(scored: str, make_studio: Callable[..., Studio]) -> Iterator[RunningStudio]:
-    with serving(make_studio(scored)) as running:
-        yield running
 
 
 def begin(page: "Page", url: str, name: str = "Ann") -> None:

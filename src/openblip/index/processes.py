@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
+_Job = tuple[str, str, str, int, str | None, int]
+"""Table, model, its fingerprint, images at a time, device, threads."""
+
+
 def devices_of(num_processes: int, device: str | None) -> list[str | None]:
     """Where each process embeds: on the device that was named, or on a GPU after the other.
 
@@ -92,12 +96,12 @@ class EmbeddingProcesses:
 class _Child:
     """A process and the pipe to it."""
 
-    def __init__(self, job: tuple[str, str, str, int, str | None, int]) -> None:
+    def __init__(self, job: _Job) -> None:
         # Spawned, since neither CUDA nor the table's reader survives a fork.
         context = multiprocessing.get_context("spawn")
         self._connection, theirs = context.Pipe()
         wait_without_spinning()
-        self._process = context.Process(target=_serve, args=(*job, theirs), daemon=True)
+        self._process = context.Process(target=_serve, args=(job, theirs), daemon=True)
         self._process.start()
         # Else the pipe would stay open when the process is gone, and nobody would hear of it.
         theirs.close()
@@ -128,20 +132,12 @@ class _Child:
         self._connection.close()
 
 
-def _serve(
-    uri: str,
-    model: str,
-    fingerprint: str,
-    batch_size: int,
-    device: str | None,
-    threads: int,
-    connection: Connection,
-) -> None:
+def _serve(job: _Job, connection: Connection) -> None:
     # Ctrl-C reaches the whole process group: it ends here without a word, and the parent speaks.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
         try:
-            _answer(uri, model, fingerprint, batch_size, device, threads, connection)
+            _answer(job, connection)
         except OpenBlipError as error:
             # What kept it from starting is the answer to whatever is asked.
             while True:
@@ -149,21 +145,14 @@ def _serve(
                 connection.send(error)
 
 
-def _answer(
-    uri: str,
-    model: str,
-    fingerprint: str,
-    batch_size: int,
-    device: str | None,
-    threads: int,
-    connection: Connection,
-) -> None:
+def _answer(job: _Job, connection: Connection) -> None:
     import torch
 
     from openblip.index.embeddings import embed_rows, embedding_width
     from openblip.inference.embedder import embedder_fingerprint, load_embedder
     from openblip.table.table import PairTable
 
+    uri, model, fingerprint, batch_size, device, threads = job
     torch.set_num_threads(threads)
     loaded = load_embedder(model, device)
     # Only now: what was loaded must be what is checked.

@@ -1,6 +1,6 @@
 // The room Jobs: long work on the collection. The same commands as in a terminal; each goes on where
 // it was stopped, whoever started it.
-import { count, el, empty, fill, get, post, sheet, tell, tellError } from "./page.js";
+import { Watch, count, el, empty, fill, get, post, sheet, tell, tellError } from "./page.js";
 import { time } from "./runs.js";
 
 const TITLES = { caption: "Caption pictures", capfilt: "CapFilt: caption and score", index: "Index for search" };
@@ -21,13 +21,11 @@ export async function show(main, state) {
 
 class Room {
   constructor(main) {
-    this.isClosed = false;
     this.opened = new Map();
     this.forms = el("div", { class: "forms" });
     this.atWork = el("div", { class: "desk" });
     this.list = el("div", { class: "desk" });
-    this.onVisible = () => { if (!document.hidden) this.#soon(0); };
-    document.addEventListener("visibilitychange", this.onVisible);
+    this.watch = new Watch(() => this.#poll(), EVERY);
     fill(main, el("header", { class: "head" }, el("h1", { text: "Jobs" }),
       el("p", { class: "soft", text: "Long work on this collection. A job goes on when you close this page, or the studio; stopped, it goes on where it was, from here or from a terminal." })),
     this.atWork, this.forms, this.list);
@@ -35,7 +33,7 @@ class Room {
 
   async start() {
     await this.#ask();
-    await this.#poll();
+    await this.watch.now();
   }
 
   /** What may be started: an index that has been made, or a run that has ended, changes it. */
@@ -47,31 +45,16 @@ class Room {
   }
 
   close() {
-    this.isClosed = true;
-    clearTimeout(this.timer);
-    document.removeEventListener("visibilitychange", this.onVisible);
-  }
-
-  #soon(wait) {
-    clearTimeout(this.timer);
-    if (!this.isClosed && !document.hidden) this.timer = setTimeout(() => this.#poll(), wait);
+    this.watch.close();
   }
 
   async #poll() {
-    let wait = SELDOM;
-    try {
-      const told = await get("/api/jobs");
-      if (this.isClosed) return;
-      if (this.failed) { tell(""); this.failed = false; }
-      this.#show(told);
-      if ([...told.jobs.map((job) => job.state === "running"), ...told.seen.map((work) => work.is_running)].some(Boolean)) wait = EVERY;
-    } catch (error) {
-      if (this.isClosed) return;
-      this.failed = true;
-      tellError(error);
-      wait = EVERY;
-    }
-    this.#soon(wait);
+    const told = await get("/api/jobs");
+    if (this.watch.isClosed) return SELDOM;
+    this.watch.answered();
+    this.#show(told);
+    const atWork = [...told.jobs.map((job) => job.state === "running"), ...told.seen.map((work) => work.is_running)];
+    return atWork.some(Boolean) ? EVERY : SELDOM;
   }
 
   /** Do something, and show what has become of it. */
@@ -79,7 +62,7 @@ class Room {
     try {
       await post(path, values);
       tell(told);
-      await this.#poll();
+      await this.watch.now();
     } catch (error) {
       tellError(error);
     }

@@ -132,6 +132,46 @@ export async function waiting(told, work) {
   }
 }
 
+/** Asks again and again while the page is in view. `ask` resolves to the milliseconds until the next time. */
+export class Watch {
+  constructor(ask, afterFailure) {
+    this.ask = ask;
+    this.afterFailure = afterFailure;
+    this.isClosed = false;
+    this.onVisible = () => { if (!document.hidden) this.soon(0); };
+    document.addEventListener("visibilitychange", this.onVisible);
+  }
+
+  close() {
+    this.isClosed = true;
+    clearTimeout(this.timer);
+    document.removeEventListener("visibilitychange", this.onVisible);
+  }
+
+  soon(wait) {
+    clearTimeout(this.timer);
+    if (!this.isClosed && !document.hidden) this.timer = setTimeout(() => this.now(), wait);
+  }
+
+  async now() {
+    let wait = this.afterFailure;
+    try {
+      wait = await this.ask();
+    } catch (error) {
+      if (this.isClosed) return;
+      this.failed = true;
+      tellError(error);
+    }
+    this.soon(wait);
+  }
+
+  /** The server answers: what was said of a failure before holds no more. */
+  answered() {
+    if (this.failed) tell("");
+    this.failed = false;
+  }
+}
+
 /** Say what went wrong; something that was called off is nothing wrong. */
 export function tellError(error) {
   if (error.name === "AbortError") return;

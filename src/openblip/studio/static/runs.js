@@ -1,5 +1,5 @@
 // The room Runs: what training runs are doing, their curves, and where they differ.
-import { count, el, empty, fill, get, plural, sheet, tell, tellError } from "./page.js";
+import { Watch, count, el, empty, fill, get, plural, sheet } from "./page.js";
 import { Chart, look, short, swatch } from "./chart.js";
 
 const TITLES = {
@@ -38,10 +38,8 @@ class Room {
     this.visible = new Set();
     this.smoothing = stored("runs.smoothing", 0.6);
     this.log = stored("runs.log", false);
-    this.isClosed = false;
     this.watcher = new IntersectionObserver((entries) => this.#seen(entries), { rootMargin: "300px" });
-    this.onVisible = () => { if (!document.hidden) this.#soon(0); };
-    document.addEventListener("visibilitychange", this.onVisible);
+    this.watch = new Watch(() => this.#poll(), EVERY);
     this.#build(main);
   }
 
@@ -76,41 +74,25 @@ class Room {
   }
 
   async start() {
-    await this.#poll();
+    await this.watch.now();
   }
 
   close() {
-    this.isClosed = true;
-    clearTimeout(this.timer);
-    document.removeEventListener("visibilitychange", this.onVisible);
+    this.watch.close();
     this.watcher.disconnect();
     for (const each of this.charts.values()) for (const chart of each.charts) chart.close();
   }
 
-  #soon(wait) {
-    clearTimeout(this.timer);
-    if (!this.isClosed && !document.hidden) this.timer = setTimeout(() => this.#poll(), wait);
-  }
-
   async #poll() {
-    let wait = SELDOM;
-    try {
-      const told = await get("/api/runs", { after: this.after });
-      if (this.isClosed) return;
-      if (this.failed) { tell(""); this.failed = false; }
-      await this.#take(told);
-      await Promise.all([...this.visible].map((quantity) => this.#fetch(quantity)));
-      if (this.isClosed) return;
-      this.#list();
-      const isBusy = told.reading > 0 || [...this.rows.values()].some((row) => row.state === "running");
-      wait = told.reading > 0 ? 300 : isBusy ? EVERY : SELDOM;
-    } catch (error) {
-      if (this.isClosed) return;
-      this.failed = true;
-      tellError(error);
-      wait = EVERY;
-    }
-    this.#soon(wait);
+    const told = await get("/api/runs", { after: this.after });
+    if (this.watch.isClosed) return SELDOM;
+    this.watch.answered();
+    await this.#take(told);
+    await Promise.all([...this.visible].map((quantity) => this.#fetch(quantity)));
+    if (this.watch.isClosed) return SELDOM;
+    this.#list();
+    const isBusy = told.reading > 0 || [...this.rows.values()].some((row) => row.state === "running");
+    return told.reading > 0 ? 300 : isBusy ? EVERY : SELDOM;
   }
 
   async #take(told) {
@@ -129,7 +111,7 @@ class Room {
     for (const name of this.rows.keys()) if (!told.names.includes(name)) this.rows.delete(name);
     if (isOther || told.rows.length) {
       this.about = await get("/api/runs/about");
-      if (!this.isClosed) this.#arrange();
+      if (!this.watch.isClosed) this.#arrange();
     }
   }
 
@@ -137,7 +119,7 @@ class Room {
     const own = this.curves.get(quantity) ?? { after: "", runs: new Map() };
     this.curves.set(quantity, own);
     const told = await get("/api/runs/curves", { quantity, after: own.after });
-    if (this.isClosed) return;
+    if (this.watch.isClosed) return;
     own.after = told.after;
     for (const [name, kinds] of Object.entries(told.curves)) {
       if (kinds.anew || !own.runs.has(name)) own.runs.set(name, { train: [], validation: [] });
@@ -157,7 +139,7 @@ class Room {
       if (!isIntersecting) this.visible.delete(target.dataset.quantity);
       else if (!this.visible.has(target.dataset.quantity)) { this.visible.add(target.dataset.quantity); isNew = true; }
     }
-    if (isNew) this.#soon(0);
+    if (isNew) this.watch.soon(0);
   }
 
   /** One section a quantity, in it one chart for each group of runs that share an axis. */
