@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from openblip.runtime.errors import DataError
 from openblip.table.rows import TEXT_SOURCES, read_meta
+from openblip.table.scores import score_column
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -235,7 +236,7 @@ class _Own:
     def scores(self, is_required: bool) -> NDArray[np.float64]:
         """The scores of the texts, NaN where there are none."""
         scores = np.full(len(self.texts), np.nan)
-        name = f"{self.column}_itm"
+        name = score_column(self.column, "itm")
         if name in self.batch.schema.names:
             places, lists = self._beside(name, REMEDY if is_required else None)
             # Nulls become NaN.

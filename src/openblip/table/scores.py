@@ -23,6 +23,16 @@ TEXT_COLUMNS = {"web": "captions", "synthetic": "synthetic"}
 _REMEDY = "run `openblip capfilt run` on the table again"
 
 
+def score_column(column: str, score: str) -> str:
+    """Column with a score of the texts of a column: a list of float32 beside each list of texts.
+
+    Args:
+        column: of the texts, a value of `TEXT_COLUMNS`.
+        score: `itm` and `itc` of the filter, or the name of any other score.
+    """
+    return f"{column}_{score}" if score in ("itm", "itc") else f"{column}_score_{score}"
+
+
 @dataclass(frozen=True, eq=False)
 class FlatScores:
     """Scores of all texts of one source in rows that came from the web."""
@@ -70,7 +80,7 @@ def flat_scores(batch: "pa.RecordBatch", source: str, start: int, uri: str) -> F
     column = TEXT_COLUMNS[source]
     is_web = np.asarray(batch["origin"].to_numpy(zero_copy_only=False) == "web")
     numbers = start + np.flatnonzero(is_web)
-    itm, itc = (batch[f"{column}_{kind}"].filter(pa.array(is_web)) for kind in ("itm", "itc"))
+    itm, itc = (batch[score_column(column, kind)].filter(pa.array(is_web)) for kind in ("itm", "itc"))
     lengths, others = _lengths(itm), _lengths(itc)
     if wrong := np.flatnonzero(lengths != others).tolist():
         place = wrong[0]

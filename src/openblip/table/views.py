@@ -24,6 +24,7 @@ from openblip.table.judging import (
     string_values,
 )
 from openblip.table.rows import TEXT_SOURCES
+from openblip.table.scores import score_column
 from openblip.table.table import SPLITS, PairTable
 
 if TYPE_CHECKING:
@@ -144,7 +145,7 @@ class CaptionView:
         if "synthetic" in self.sources:
             columns.append("synthetic")
             texts.append("synthetic")
-        columns += [f"{_COLUMN_OF[s]}_itm" for s in self.sources if self._has_threshold(s)]
+        columns += [score_column(_COLUMN_OF[s], "itm") for s in self.sources if self._has_threshold(s)]
         if self.names_data_sets:
             columns.append("meta")
         if "repeated_captions" in self.without or "reviewed" in self.sources:
