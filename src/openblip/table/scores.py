@@ -80,7 +80,9 @@ def flat_scores(batch: "pa.RecordBatch", source: str, start: int, uri: str) -> F
     column = TEXT_COLUMNS[source]
     is_web = np.asarray(batch["origin"].to_numpy(zero_copy_only=False) == "web")
     numbers = start + np.flatnonzero(is_web)
-    itm, itc = (batch[score_column(column, kind)].filter(pa.array(is_web)) for kind in ("itm", "itc"))
+    itm, itc = (
+        batch[score_column(column, kind)].filter(pa.array(is_web)) for kind in ("itm", "itc")
+    )
     lengths, others = _lengths(itm), _lengths(itc)
     if wrong := np.flatnonzero(lengths != others).tolist():
         place = wrong[0]

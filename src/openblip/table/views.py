@@ -145,7 +145,9 @@ class CaptionView:
         if "synthetic" in self.sources:
             columns.append("synthetic")
             texts.append("synthetic")
-        columns += [score_column(_COLUMN_OF[s], "itm") for s in self.sources if self._has_threshold(s)]
+        columns += [
+            score_column(_COLUMN_OF[s], "itm") for s in self.sources if self._has_threshold(s)
+        ]
         if self.names_data_sets:
             columns.append("meta")
         if "repeated_captions" in self.without or "reviewed" in self.sources:
