@@ -45,6 +45,14 @@ def test_without_a_total_nobody_knows_what_is_left() -> None:
     ]
 
 
+def test_where_there_is_more_than_was_said_nobody_knows_the_total() -> None:
+    stream = io.StringIO()
+    with Progress("importing", total=7, unit="rows", stream=stream) as progress:
+        progress.update(10)
+
+    assert stream.getvalue().startswith("importing: 10 rows, ")
+
+
 def test_what_an_earlier_run_did_counts_but_not_for_the_rate() -> None:
     stream, clock = io.StringIO(), Clock()
     with Progress("importing", total=100, start=90, stream=stream, clock=clock) as progress:

@@ -199,6 +199,17 @@ def test_a_source_that_was_imported_says_that_nothing_was_read_or_is_read_again(
     assert _ids(tmp_path / "t")[-2:] == ["images/8.jpg", "images/10.jpg"]
 
 
+def test_a_text_whose_characters_were_replaced_is_told(
+    tmp_path: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    texts = ["cut \ud83d", "good"]
+    records = [{"image": f"images/{n}.jpg", "caption": text} for n, text in enumerate(texts)]
+    report = import_pairs(write_jsonl(records), tmp_path / "table")
+
+    assert report.noted == {"characters replaced": 1}
+    assert "stored as 'cut ?'" in report.to_text()
+
+
 def test_only_the_first_examples_are_kept(tmp_path: Path, write_jsonl: Callable[..., Path]) -> None:
     report = import_pairs(write_jsonl(["{"] * 25), tmp_path / "t", show_progress=False)
     assert len(report.examples["bad record"]) == 10

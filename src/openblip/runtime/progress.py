@@ -93,11 +93,19 @@ class Progress:
         """Counts `num_done` more units; `info` is shown beside them until it is replaced."""
         with self._lock:
             self.num_done += num_done
+            # A source may have more than it said: then nobody knows the total.
+            if self._total is not None and self.num_done > self._total:
+                self._total = None
             self._info.update(info)
             if self._clock() - self._last_file >= _FILE_SECONDS:
                 self._write_file()
             if self._bar is not None:
-                self._bar.update(self._bar.task_ids[0], completed=self.num_done, text=self._text())
+                self._bar.update(
+                    self._bar.task_ids[0],
+                    total=self._total,
+                    completed=self.num_done,
+                    text=self._text(),
+                )
             elif self._enabled and self._clock() - self._last_line >= self._interval:
                 self._write_line()
 

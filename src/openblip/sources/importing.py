@@ -10,6 +10,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
+from openblip.runtime.documents import has_halves
 from openblip.runtime.errors import DataError
 from openblip.runtime.progress import Progress
 from openblip.runtime.threads import default_threads, ordered_map
@@ -28,6 +29,7 @@ from openblip.sources.source import (
     is_file,
 )
 from openblip.sources.splits import FileSplits, SourceRoot, SplitConflict, row_split, source_root
+from openblip.table.rows import in_utf8
 from openblip.table.storage import is_object_address
 from openblip.table.table import ORIGINS, SPLITS, PairRow, PairTable
 
@@ -321,6 +323,9 @@ class _Import:
             report.note(Reason.NO_CAPTIONS, entry.where, why)
         if (other := _other_sources(row)) is not None:
             report.note(Reason.OTHER_ORIGIN, entry.where, other)
+        if damaged := [text for text in row.captions if has_halves(text)]:
+            shown = in_utf8(damaged[0])
+            report.note(Reason.REPLACED_CHARACTERS, entry.where, f"stored as {shown!r}")
         for remark in entry.remarks if isinstance(entry, Found) else ():
             report.note(remark.reason, remark.where, remark.detail)
 

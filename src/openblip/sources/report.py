@@ -41,6 +41,8 @@ class Reason(StrEnum):
     """Beside the image and its texts; the sample is taken without it."""
     REPEATED_COLUMN = "several columns of one name"
     """The first of them is read, the others are metadata."""
+    REPLACED_CHARACTERS = "characters replaced"
+    """Halves of surrogate pairs in a text, which no Unicode text can hold, became `?`."""
     TRUNCATED_ARCHIVE = "truncated archive"
     UNREADABLE_FILE = "unreadable file or folder"
     """The system refuses it, it is a link to nothing, or neither file nor folder."""
