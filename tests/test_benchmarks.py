@@ -1,12 +1,20 @@
 """The benchmarks run as they stand; what they measure is not asked here."""
 
+import ast
+import importlib
+import importlib.util
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+ROOT = Path(__file__).resolve().parent.parent
+BENCHMARKS = ROOT / "benchmarks"
+SCRIPTS = sorted(
+    path for name in ("benchmarks", "examples", "scripts") for path in ROOT.glob(f"{name}/*.py")
+)
 SMALL = {
     "train_step.py": "--preset tiny --image-size 64 --batch-size 2 --rounds 1 --threads 1",
     "plan_check.py": "memory --threads 1 --only tiny",
@@ -19,6 +27,24 @@ def run(script: str, *words: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+def imported(script: Path) -> Iterator[tuple[str, str]]:
+    """Modules and names of the package that a script takes from it."""
+    for node in ast.walk(ast.parse(script.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("openblip"):
+            yield from ((node.module or "", alias.name) for alias in node.names)
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_what_each_takes_from_the_package_is_there(script: Path) -> None:
+    missing = [
+        f"{module}.{name}"
+        for module, name in imported(script)
+        if not hasattr(importlib.import_module(module), name)
+        and importlib.util.find_spec(f"{module}.{name}") is None
+    ]
+    assert not missing
 
 
 @pytest.mark.slow
