@@ -14,6 +14,7 @@ from openblip.checkpoints.reading import find_model, read_outline
 from openblip.comparison.protocols import PROTOCOLS
 from openblip.comparison.spec import ComparisonSpec, DataSpec, MadeSpec, ModelSpec
 from openblip.comparison.stages import Given, Stage, mix_role, reading_from
+from openblip.evaluation.settings import RetrievalSettings
 from openblip.inference.embedder import embedder_fingerprint, is_published_clip
 from openblip.recipes import named_recipe
 from openblip.recipes.baselines import as_albef, as_clip, as_unimodal
@@ -71,10 +72,14 @@ class StageGraph:
         settings = from_plain(
             PROTOCOLS[spec.task].settings, spec.settings, f"tasks.{task}.settings"
         )
+        values = _plain(settings)
+        if values.get("ranking") == RetrievalSettings.ranking:
+            # Stages of before this setting count as finished.
+            del values["ranking"]
         return Stage(
             "evaluate",
             f"{model} on {task}, seed {seed}",
-            {"task": spec.task, "split": spec.split, **_plain(settings)},
+            {"task": spec.task, "split": spec.split, **values},
             {"model": self.model(model, seed), "table": self.data(spec.data, seed)},
         )
 

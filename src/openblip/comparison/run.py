@@ -51,9 +51,7 @@ class Compared:
     """Where the report lies."""
 
 
-def compare(
-    path: Path, output: Path, *, jobs: int = 1, seeds: Sequence[int] = ()
-) -> Compared:
+def compare(path: Path, output: Path, *, jobs: int = 1, seeds: Sequence[int] = ()) -> Compared:
     """Carry out what is missing of a comparison, and write its report.
 
     Every stage is kept in a folder that its fingerprint names: an interrupted comparison goes on, a

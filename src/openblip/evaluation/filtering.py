@@ -47,12 +47,8 @@ def evaluate_filter(
 ) -> FilterResult:
     """Precision and recall of the noise among the given web texts of a table that is judged.
 
-    The scores are those that the table has. Other keywords are fields of `FilterSettings`.
-
-    Args:
-        model: not asked: its scores are in the table. Protocols of comparisons are given one.
-        table: with the score, and with kinds of noise in its metadata.
-        split: which rows.
+    The scores are those that the table has: the model, which every protocol is given, is not asked.
+    The table has kinds of noise in its metadata. Other keywords are fields of `FilterSettings`.
 
     Raises:
         DataError: there is no such score, or no text whose kind of noise is known.
@@ -83,7 +79,9 @@ def _share(hits: NDArray[np.bool_], *, among: NDArray[np.bool_]) -> UnitScores:
     return unit_scores(100.0 * (hits & among), among.astype(np.float64))
 
 
-def _judged(table: PairTable, split: str, score: str) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
+def _judged(
+    table: PairTable, split: str, score: str
+) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
     """Scores of the web texts of known kind, and their kinds."""
     column = score_column(TEXT_COLUMNS["web"], score)
     if column not in table.columns:

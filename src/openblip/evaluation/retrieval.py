@@ -148,9 +148,9 @@ def evaluate_retrieval(
     """Text and image recall on the protocol of COCO and Flickr30k (several captions an image).
 
     ITC ranks all pairs; the k best texts of each image and the k best images of each text are
-    ranked again by ITM logit + cosine (of ALBEF by the logit alone), or as `ranking` says. Pairs are grouped by image,
-    so that each image's cross-attention keys and values are computed once, however many texts it
-    is paired with. Where the model does not match, contrast decides alone.
+    ranked again by ITM logit + cosine (of ALBEF by the logit alone), or as `ranking` says. Pairs
+    are grouped by image, so that each image's cross-attention keys and values are computed once,
+    however many texts it is paired with. Where the model does not match, contrast decides alone.
 
     The model is a `Blip` with an ITC head, and an ITM head if it is to re-rank, or another one that
     embeds images and texts; the table has human captions in the split. `use_itm=False` lets ITC
@@ -161,9 +161,7 @@ def evaluate_retrieval(
         MissingHead: the model has no ITC head.
         RecipeError: a number is too small.
     """
-    settings = RetrievalSettings(
-        k=k, batch_size=batch_size, max_words=max_words, ranking=ranking
-    )
+    settings = RetrievalSettings(k=k, batch_size=batch_size, max_words=max_words, ranking=ranking)
     started = time.perf_counter()
     gallery = read_gallery(table, split, max_words, cleaning_of(model))
     with torch.inference_mode():

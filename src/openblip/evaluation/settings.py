@@ -12,7 +12,6 @@ from typing import Literal
 from openblip.runtime.errors import RecipeError
 from openblip.runtime.ranges import Count, CountOrNone, check_ranges
 
-
 Ranking = Literal["original", "combined", "contrast"]
 
 
