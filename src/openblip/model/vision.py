@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Generic, Self, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,9 @@ from openblip.runtime.errors import RecipeError
 # base size the states of more outgrow its caches, and are given back to the system and cleared
 # anew at every layer; the weights are copied for every part.
 PATCHES_AT_ONCE = 1200
+
+# Not `typing.Self`, which the checks of shapes do not know.
+ModelT = TypeVar("ModelT", bound="ImageModel[Any]")
 
 
 class Mlp(nn.Module):
@@ -180,7 +183,7 @@ class ImageModel(nn.Module, Generic[ConfigT]):
         self.freezes_images = True
         self.image_encoder.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self: ModelT, mode: bool = True) -> ModelT:
         """As every module; a frozen image encoder stays in evaluation mode."""
         super().train(mode)
         if self.freezes_images:
