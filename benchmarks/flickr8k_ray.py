@@ -1,10 +1,10 @@
-"""The loop of flickr8k.sh with Ray workers, one of them killed half-way.
+"""A CapFilt job on photographs with Ray workers, one of them killed half-way.
 
-    sh benchmarks/flickr8k.sh FLICKR8K WORK          # any STEPS, CAPTIONER and FILTER
-    python benchmarks/flickr8k_ray.py WORK --output benchmarks/results/flickr8k_ray.md
+    DATA=FOLDER openblip compare benchmarks/flickr8k.yaml -o flickr8k --seeds 0
+    python benchmarks/flickr8k_ray.py flickr8k/stages/capfilt-*/pairs.lance
 
-Takes the table of a finished loop, whose columns one process or several wrote, back to what it
-was before CapFilt; runs the same job on it with Ray workers; kills one of them with SIGKILL when
+Takes a copy of a table of that comparison, whose columns one process wrote, back to what it was
+before CapFilt; runs the same job on it with Ray workers; kills one of them with SIGKILL when
 half of the rows are done; and compares every value of every column.
 """
 
@@ -70,11 +70,12 @@ def run_and_kill(table: Path, settings: dict[str, object], workers: int) -> tupl
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("work", type=Path)
+    parser.add_argument("tables", type=Path, nargs="+", help="the first one is taken")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    single, copy = arguments.work / "noisy.lance", arguments.work / "noisy-ray.lance"
+    single = arguments.tables[0]
+    copy = single.with_name("ray.lance")
     shutil.rmtree(copy, ignore_errors=True)
     shutil.rmtree(f"{copy}.capfilt", ignore_errors=True)
     shutil.copytree(single, copy)

@@ -35,7 +35,7 @@ RUNS = {
         "--train.batch-size 8 --train.precision float32 --objectives.queue-size 512 "
         "--train.steps 9 --train.log-every 3",
     ),
-    "the small model of flickr8k.sh, 64 px, 128 pairs a step": (
+    "a small model, 64 px, 128 pairs a step": (
         "tiny",
         f"{SMALL} --train.batch-size 128 --train.steps 45 --train.log-every 15",
     ),

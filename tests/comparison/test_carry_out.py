@@ -112,3 +112,25 @@ tables: [{{title: A, models: [one], figures: [retrieval.TR@1]}}]
     recipe = read_recipe(stage.folder(root) / "run" / "recipe.yaml")
     assert [part.table for part in recipe.data.mixture] == [table.uri] * 2
     assert recipe.tokenizer == str(tmp_path / "words" / "tokenizer.json")
+
+
+MAKER = """
+from openblip.table.table import PairRow, PairTable
+
+def rows(place, seed, count):
+    PairTable.create(place, (PairRow(f"{seed}-{n}", b"", captions=["a"]) for n in range(count)))
+"""
+
+
+def test_a_table_that_a_function_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "rows_of_mine.py").write_text(MAKER)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = {"by": "rows_of_mine:rows", "settings": {"count": 3, "seed": 7}}
+    stage, root = Stage("data", "any", {"made": made}), tmp_path / "stages"
+    folder = stage.write_order(root)
+    # An earlier attempt was killed within the function.
+    PairTable.create(folder / "unfinished.lance")
+    carry_out(folder)
+    assert stage.result(root)["rows"] == 3  # type: ignore[index]
+    table = PairTable.open(folder / "pairs.lance")
+    assert table.take([0, 2], ["id"])["id"].to_pylist() == ["7-0", "7-2"]

@@ -1,6 +1,7 @@
 """Which stages a comparison has, and what their fingerprints depend on."""
 
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -197,3 +198,53 @@ def test_a_recipe_may_be_of_somebody_else(tmp_path: Path, monkeypatch: pytest.Mo
     assert recipe_of(named("recipes_of_mine:longer")).train.steps == 7
     with pytest.raises(RecipeError, match=r"models.noise.recipe: .* has no shorter"):
         named("recipes_of_mine:shorter")
+
+
+MAKER = """
+def noisy(place, seed, source, noise=0.5):
+    raise NotImplementedError
+"""
+
+
+class TestTablesThatAFunctionMakes:
+    @pytest.fixture
+    def made(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+        """The stage of such a table, for settings and a seed."""
+        monkeypatch.syspath_prepend(str(tmp_path))
+        monkeypatch.setenv("DATA", str(tmp_path))
+        monkeypatch.delitem(sys.modules, "makers_of_mine", raising=False)
+        (tmp_path / "makers_of_mine.py").write_text(MAKER)
+        (tmp_path / "list.txt").write_text("one")
+        world = "world: {web_rows: 16, human_rows: 24, val_rows: 2, test_rows: 8}"
+
+        def stage(settings: str = "noise: 0.5", seed: int = 0, by: str = "noisy") -> Stage | Given:
+            given = (
+                f"{{by: 'makers_of_mine:{by}', settings: {{source: $DATA/list.txt, {settings}}}}}"
+            )
+            spec = spec_of(tmp_path, TINY.replace(world, f"made: {given}"))
+            return StageGraph(spec).data("pairs", seed)
+
+        return stage
+
+    def test_settings_seed_code_and_files_decide(self, made: Any, tmp_path: Path) -> None:
+        first = made()
+        assert first.settings["made"]["settings"] == {
+            "source": str(tmp_path / "list.txt"),
+            "noise": 0.5,
+            "seed": 0,
+        }
+        assert made().fingerprint == first.fingerprint
+        others = {made("noise: 0.75").fingerprint, made(seed=1).fingerprint}
+        (tmp_path / "list.txt").write_text("another")
+        others.add(made().fingerprint)
+        (tmp_path / "makers_of_mine.py").write_text(f"{MAKER}# changed\n")
+        others.add(made().fingerprint)
+        assert len(others - {first.fingerprint}) == 4
+
+    def test_what_is_no_such_function_is_refused(self, made: Any, tmp_path: Path) -> None:
+        with pytest.raises(RecipeError, match=r"data.pairs.*makers_of_mine.* has no noise"):
+            made(by="noise")
+        with pytest.raises(RecipeError, match="the seed is that of the comparison"):
+            made("seed: 3")
+        with pytest.raises(RecipeError, match="name a function as module:name"):
+            made(by="with spaces")

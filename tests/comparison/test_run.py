@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from openblip.batches.image_states import STATES_FOLDER
 from openblip.cli import main
 from openblip.comparison.run import Compared, ComparisonError, compare, read_comparison
 from openblip.runtime.errors import OpenBlipError
@@ -139,3 +140,40 @@ def test_killed_at_any_moment_it_ends_as_if_it_had_not_been(
         assert costs[0] is not None
         assert costs[1] is not None
         assert costs[0].flops == pytest.approx(costs[1].flops)
+
+
+def test_some_seeds_may_come_first(compared: Compared) -> None:
+    path = compared.folder.parent / "tiny.yaml"
+    before = finished_at(compared.folder)
+    one = compare(path, compared.folder, seeds=[1]).findings
+    assert one.spec.seeds == (1,)
+    assert all(stage.is_finished for stage in one.stages)
+    assert finished_at(compared.folder) == before
+    more = read_comparison(path, compared.folder, seeds=[0, 1, 2])
+    assert {s.is_finished for s in more.stages} == {True, False}
+    assert {s.folder for s in one.stages} < {s.folder for s in more.stages}
+    # The report is again that of the file.
+    compare(path, compared.folder)
+
+
+def test_frozen_encoders_share_their_states_and_noise_is_looked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(STATES_FOLDER, raising=False)
+    text = TINY.replace("seeds: [0, 1]", "seeds: [0]").replace(
+        "      train.steps: 2\n", "      train.steps: 2\n      train.freeze: [image_encoder]\n", 1
+    )
+    # The models on the noise and on its judged copy, the CLIP: one encoder, the same images.
+    text = text.replace(
+        "tables:\n",
+        "  found: {task: filter, data: cleaned, split: train, settings: {threshold: 0.5}}\n"
+        "tables:\n"
+        "  - {title: Noise, models: [filter], figures: [found.recall, found.true kept]}\n",
+    )
+    found = compare(written(tmp_path, text), tmp_path / "out", jobs=1).findings
+    (states,) = (tmp_path / "out" / "states").iterdir()
+    # Trained on are 16 + 24 images, and 8 are evaluated: each has one record of 36 bytes.
+    assert (states / "index.bin").stat().st_size == 36 * (16 + 24 + 8)
+    recall = found.scores("filter", "found.recall")
+    assert recall is not None
+    assert 0.0 <= recall.estimate <= 100.0

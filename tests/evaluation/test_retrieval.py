@@ -77,6 +77,45 @@ def test_only_the_k_best_by_contrast_are_ranked_again(
     assert result.metrics == pytest.approx(expected)
 
 
+def test_both_heads_may_rank_together(blip: Blip, world: PairTable, pair_by_pair: Scores) -> None:
+    gallery = read_gallery(world, "test", 50)
+    cosines, _ = pair_by_pair
+    rows = world.take(gallery.rows, ["id", "image", "image_uri"]).to_pylist()
+    odds = np.zeros_like(cosines)
+    first = [blip.tokenizer.encode([t], blip.max_tokens, first="enc") for t in gallery.texts]
+    with torch.no_grad():
+        for image, row in enumerate(rows):
+            hidden = blip.med.encode_images(eval_transform(row_image(row), blip.image_size)[None])
+            memory = blip.med.text.remember(hidden)
+            for text, tokens in enumerate(first):
+                logits = blip.med.match(tokens.ids, tokens.mask, memory)[0]
+                odds[image, text] = logits[1] - logits[0]
+
+    result = evaluate_retrieval(blip, world, k=1000, ranking="combined")
+
+    expected = odds + cosines / float(blip.med.temperature.detach())
+    np.testing.assert_allclose(result.pairs.of_texts, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_what_is_no_candidate_stands_below_the_candidates(world: PairTable, blip: Blip) -> None:
+    """Also where a low temperature makes logits smaller than any fixed number."""
+    temperature = blip.med.temperature.data.clone()
+    blip.med.temperature.data.fill_(1e-3)
+    try:
+        pairs = evaluate_retrieval(blip, world, k=3, ranking="combined").pairs
+    finally:
+        blip.med.temperature.data.copy_(temperature)
+    best = np.argsort(-pairs.of_texts, axis=1)[:, :3]
+    by_contrast = np.argsort(-pairs.cosines, axis=1)[:, :3]
+    assert [set(row) for row in best] == [set(row) for row in by_contrast]
+
+
+def test_contrast_alone_matches_nothing(blip: Blip, world: PairTable) -> None:
+    result = evaluate_retrieval(blip, world, ranking="contrast")
+    assert result.pairs.itm is None
+    assert result.metrics == result.contrastive
+
+
 @pytest.mark.parametrize("k", [3, 1000])
 def test_keys_and_values_are_computed_once_per_image_and_layer(
     blip: Blip, world: PairTable, k: int

@@ -75,6 +75,21 @@ def test_the_state_is_that_of_the_parameters(recipe: Recipe) -> None:
     assert parts[QUEUES] == 512 * (2 * 64 * 4 + 2 * 8) + 8
 
 
+def test_a_frozen_image_encoder_needs_its_weights_alone(recipe: Recipe) -> None:
+    whole = footprint(recipe)
+    frozen = footprint(replace(recipe, train=replace(recipe.train, freeze=("image_encoder",))))
+    med = Med(CONFIG)
+    encoder = sum(4 * p.numel() for p in med.image_encoder.parameters())
+    assert frozen.parts[WEIGHTS] == whole.parts[WEIGHTS]
+    assert frozen.parts[TEACHER] == whole.parts[TEACHER] - encoder
+    assert frozen.parts[GRADIENTS] <= whole.parts[GRADIENTS] - encoder
+    assert frozen.parts[MOMENTS] < whole.parts[MOMENTS] - 2 * encoder + 1
+    assert IMAGES not in frozen.parts
+    assert frozen.operations is not None
+    assert whole.operations is not None
+    assert frozen.operations < whole.operations
+
+
 def test_more_pairs_need_more_activations(recipe: Recipe) -> None:
     one, two = footprint(recipe, 16).parts, footprint(recipe, 32).parts
     assert two[IMAGES] == pytest.approx(2 * one[IMAGES], rel=0.01)

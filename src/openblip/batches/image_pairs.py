@@ -79,6 +79,11 @@ class ImagePairIndex:
     def __len__(self) -> int:
         return len(self.pairs)
 
+    @property
+    def image_rows(self) -> np.ndarray:
+        """Rows of first and second images, int64 (2 pairs,)."""
+        return np.concatenate([self.first_rows, self.second_rows])
+
     @classmethod
     def resolve(cls, table: PairTable, split: str) -> "ImagePairIndex":
         """The pairs of a split, found in one scan without images.
@@ -116,7 +121,7 @@ class ImagePairBatch(Examples):
     ids: tuple[str, ...]
     """Ids of the examples."""
     first_images: Tensor
-    """float32 (pairs, 3, height, width), normalised."""
+    """float32 (pairs, 3, height, width), normalised; or states, as in `Batch`."""
     second_images: Tensor
     """float32 (pairs, 3, height, width), likewise."""
     tokens: Tensor
@@ -182,6 +187,7 @@ class ImagePairLoader(ExampleLoader[ImagePairBatch, ImagePairIndex]):
             self._image_size,
             self._augmentation,
             [(self._seed, *key, side) for side in range(2) for key in keys],
+            self._states,
         )
         clean = self._tokenizer.cleaning.caption
         texts = [clean(pair.sentence, self._max_words) for pair in pairs]

@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from openblip.batches.augmentation import Augmentation
+from openblip.batches.image_states import RowStates
 from openblip.batches.mixture import Mixture, Samples, WeightedIndex
 from openblip.batches.shuffle import keyed_hash
-from openblip.batches.step_loader import Examples, StepLoader, spread
+from openblip.batches.step_loader import Examples, StatesOf, StepLoader, spread
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.batches.transforms import eval_transform, train_transform
 from openblip.batches.unknown_words import TextSample, count_texts
@@ -45,7 +46,8 @@ class Batch(Examples):
     ids: tuple[str, ...]
     """Ids of the rows."""
     images: Tensor
-    """float32 (batch, 3, height, width), normalised."""
+    """float32 (batch, 3, height, width), normalised; or float16 (batch, patches, width), what the
+    image encoder makes of them."""
     tokens: Tensor
     """int64 (batch, tokens), the first token is `[CLS]`."""
     mask: Tensor
@@ -116,6 +118,7 @@ class PairLoader(StepLoader[Batch]):
         self._image_size, self._augmentation = image_size, augmentation
         self._max_tokens, self._prefix, self._max_words = max_tokens, prefix, max_words
         self._pin_memory, self._scaled_decoding = pin_memory, scaled_decoding
+        self._states: list[RowStates] | None = None
         if self.mixture.pairs_per_epoch < self._global_size:
             tables = ", ".join(dict.fromkeys(part.index.table.uri for part in parts))
             raise DataError(
@@ -123,6 +126,11 @@ class PairLoader(StepLoader[Batch]):
                 f"global batch of {batch_size} x {world_size} = {self._global_size}: lower the "
                 f"batch size, or admit more ({'; '.join(self.mixture.summary())})"
             )
+
+    def use_states(self, states_of: StatesOf) -> None:
+        """As `StepLoader` says."""
+        indices = [part.index for part in self.mixture.parts]
+        self._states = [states_of(index.table, index.rows) for index in indices]
 
     @property
     def batches_per_epoch(self) -> float:
@@ -182,13 +190,15 @@ class PairLoader(StepLoader[Batch]):
         draws = list(
             zip(samples.passes.tolist(), self.mixture.draw_keys(samples).tolist(), strict=True)
         )
-        images = _stacked(
-            [pair.row for pair in pairs],
-            [(self._seed, *draw) for draw in draws],
-            _empty_images(len(pairs), self._image_size, self._pin_memory),
-            self._augmentation,
-            self._scaled_decoding,
-        )
+        images = self._known_states(samples)
+        if images is None:
+            images = _stacked(
+                [pair.row for pair in pairs],
+                [(self._seed, *draw) for draw in draws],
+                _empty_images(len(pairs), self._image_size, self._pin_memory),
+                self._augmentation,
+                self._scaled_decoding,
+            )
         # Which text is a hash of the draw, not a random number: so nothing depends on the thread.
         texts = [
             self._tokenizer.cleaning.caption(
@@ -207,6 +217,19 @@ class PairLoader(StepLoader[Batch]):
             step=step,
         )
 
+    def _known_states(self, samples: Samples) -> Tensor | None:
+        """The states of the samples' images in their order; None where images are read."""
+        if self._states is None:
+            return None
+        found: list[Tensor] = [torch.empty(0)] * len(samples.rows)
+        for number in np.unique(samples.parts).tolist():
+            places = np.flatnonzero(samples.parts == number)
+            states = self._states[number].read(samples.rows[places])
+            for place, state in zip(places.tolist(), states, strict=True):
+                found[place] = state
+        stacked = torch.stack(found)
+        return stacked.pin_memory() if self._pin_memory else stacked
+
     def _read(self, samples: Samples) -> "list[_Pair]":
         """The samples as they are stored, in order; one read for each table."""
         # Places and not a list: the pairs of a step come table by table, and stand mixed.
@@ -216,7 +239,8 @@ class PairLoader(StepLoader[Batch]):
             places = np.flatnonzero(samples.parts == number)
             rows = samples.rows[places]
             # A view's columns may be among those of an image.
-            columns = dict.fromkeys((*_IMAGE_COLUMNS, *index.columns))
+            needed = _IMAGE_COLUMNS if self._states is None else ("id",)
+            columns = dict.fromkeys((*needed, *index.columns))
             found = index.table.take(rows, list(columns))
             values = zip(
                 places.tolist(),
@@ -327,6 +351,7 @@ def read_images(
     image_size: int,
     augmentation: Augmentation | None,
     keys: Sequence[Sequence[int]],
+    states: RowStates | None = None,
 ) -> tuple[tuple[str, ...], Tensor]:
     """Ids and images of some rows, which may repeat.
 
@@ -336,13 +361,16 @@ def read_images(
         image_size: pixels of a side.
         augmentation: None for the plain resizing of evaluation.
         keys: what decides each image's augmentation, one sequence per row.
+        states: those of the images, which are given in their place.
 
     Returns:
-        The ids, and float32 (rows, 3, size, size), normalised.
+        The ids, and float32 (rows, 3, size, size), normalised; or float16 (rows, patches, width).
 
     Raises:
         DataError: an image cannot be read; names the row.
     """
+    if states is not None:
+        return tuple(table.take(rows, ["id"])["id"].to_pylist()), states.read(rows)
     found = list(_rows_of(table, rows, table.take(rows, _IMAGE_COLUMNS)))
     images = _empty_images(len(rows), image_size, pin_memory=False)
     return tuple(row.id for row in found), _stacked(found, keys, images, augmentation)
@@ -385,8 +413,11 @@ def _load(table: PairTable, rows: np.ndarray, image_size: int) -> ImageBatch:
 
 
 def _rows_of(table: PairTable, rows: np.ndarray, found: "pa.Table") -> Iterator[_Row]:
-    """What was read of rows of these numbers, `_IMAGE_COLUMNS` and others."""
-    columns = (found[name].to_pylist() for name in _IMAGE_COLUMNS)
+    """What was read of rows of these numbers; images need not be among it."""
+    read = set(found.column_names)
+    columns = (
+        found[name].to_pylist() if name in read else [None] * len(rows) for name in _IMAGE_COLUMNS
+    )
     for number, key, image, uri in zip(rows.tolist(), *columns, strict=True):
         yield _Row(number, key, image, uri, table)
 

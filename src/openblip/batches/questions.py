@@ -112,6 +112,11 @@ class QuestionIndex:
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def image_rows(self) -> np.ndarray:
+        """Rows whose images the questions are about, int64 (questions,)."""
+        return self.rows
+
     @classmethod
     def resolve(cls, table: PairTable, split: str, *, with_answers: bool = True) -> "QuestionIndex":
         """The questions of a split, found in one scan without images.
@@ -164,7 +169,7 @@ class QuestionBatch(Examples):
     ids: tuple[str, ...]
     """Ids of the rows."""
     images: Tensor
-    """float32 (questions, 3, height, width), normalised."""
+    """float32 (questions, 3, height, width), normalised; or states, as in `Batch`."""
     tokens: Tensor
     """int64 (questions, tokens), the first token is `[ENC]`."""
     mask: Tensor
@@ -225,6 +230,7 @@ class QuestionLoader(ExampleLoader[QuestionBatch, QuestionIndex]):
             self._image_size,
             self._augmentation,
             [(self._seed, *key) for key in keys],
+            self._states,
         )
         answers = [question.weighted_answers for question in questions]
         clean = self._tokenizer.cleaning.question

@@ -3,7 +3,7 @@
 import time
 import weakref
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import fields, replace
 from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar, cast
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from openblip.batches.augmentation import Augmentation
+from openblip.batches.image_states import RowStates
 from openblip.batches.shuffle import shuffled
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.batches.unknown_words import TextSample
@@ -43,6 +44,8 @@ class Examples:
 
 
 BatchT = TypeVar("BatchT", bound=Examples)
+StatesOf = Callable[[PairTable, np.ndarray], RowStates]
+"""From a table and row numbers, which may repeat, to where the states of their images are."""
 
 
 class StepLoader(ABC, Generic[BatchT]):
@@ -86,6 +89,14 @@ class StepLoader(ABC, Generic[BatchT]):
         self._num_prefetched = num_prefetched
         # Weak: an iterator that nobody holds any more ends its threads when it is collected.
         self._open: weakref.WeakSet[Generator[BatchT, None, None]] = weakref.WeakSet()
+
+    @abstractmethod
+    def use_states(self, states_of: "StatesOf") -> None:
+        """Give the states of images in the images' place, which are read no more.
+
+        Args:
+            states_of: finds those of the rows of a table.
+        """
 
     @property
     @abstractmethod
@@ -167,6 +178,10 @@ class ExampleIndex(Protocol):
     def split(self) -> str:
         """Which of the rows."""
 
+    @property
+    def image_rows(self) -> np.ndarray:
+        """Rows whose images the examples are about; they may repeat."""
+
     def __len__(self) -> int: ...
 
 
@@ -219,11 +234,16 @@ class ExampleLoader(StepLoader[BatchT], Generic[BatchT, IndexT]):
         self.index = index
         self._tokenizer, self._max_tokens, self._max_words = tokenizer, max_tokens, max_words
         self._image_size, self._augmentation = image_size, augmentation
+        self._states: RowStates | None = None
         if len(index) < self._global_size:
             raise DataError(
                 f"{index.table.uri} has {len(index)} {self.noun} in the split {index.split!r}, "
                 f"less than one global batch of {self._global_size}: lower the batch size"
             )
+
+    def use_states(self, states_of: StatesOf) -> None:
+        """As `StepLoader` says."""
+        self._states = states_of(self.index.table, self.index.image_rows)
 
     @property
     def batches_per_epoch(self) -> float:

@@ -15,6 +15,7 @@ def compare(
     *,
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
     jobs: Workers = 1,
+    seeds: tuple[int, ...] = (),
     plan: bool = False,
     json: bool = False,
 ) -> int:
@@ -29,6 +30,7 @@ def compare(
         file: the comparison.
         output: folder of the stages and the report; by default named as the file.
         jobs: processes side by side; each computes with its share of the cores.
+        seeds: in the place of those in the file: some of them first, or more.
         plan: only list the stages, and which of them are finished.
         json: print the verdicts on the claims, and where the report is, as JSON.
     """
@@ -38,14 +40,14 @@ def compare(
 
     folder = output if output is not None else Path(file.stem)
     if plan:
-        rows = read_comparison(file, folder).stages
+        rows = read_comparison(file, folder, seeds).stages
         print_table(
             ["stage", "name", "folder", "finished"],
             [[row.kind, row.name, row.folder, "yes" if row.is_finished else "no"] for row in rows],
         )
         return 0
     check_outputs({"-o": folder}, are_folders=True)
-    compared = run(file, folder, jobs=jobs)
+    compared = run(file, folder, jobs=jobs, seeds=seeds)
     if json:
         verdicts = [
             {"claim": v.claim.claim, "figure": v.figure, "verdict": v.word}

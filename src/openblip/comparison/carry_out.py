@@ -20,6 +20,7 @@ from openblip.inference.embedder import load_embedder
 from openblip.model.flops import image_encoder_flops, lm_head_flops, memory_flops, text_flops
 from openblip.runtime.atomic import replace_file, replace_folder
 from openblip.runtime.errors import DataError, MissingHead
+from openblip.runtime.references import find_object
 from openblip.sources.importing import import_pairs
 from openblip.table.table import PairTable
 from openblip.training.recipe_file import from_plain, recipe_from_dict
@@ -64,6 +65,14 @@ def _data(order: Order) -> dict[str, Any]:
     place = order.folder / "pairs.lance"
     if "world" in order.settings:
         open_or_create_world(place, from_plain(WorldConfig, order.settings["world"], "world"))
+    elif "made" in order.settings:
+        made = order.settings["made"]
+        # Made aside: what an interrupted function has left is no table.
+        aside = place.with_name("unfinished.lance")
+        if not place.exists():
+            shutil.rmtree(aside, ignore_errors=True)
+            find_object(made["by"])(aside, **made["settings"])
+            aside.rename(place)
     else:
         for values in order.settings["sources"]:
             spec = from_plain(SourceSpec, values, "sources")

@@ -1,6 +1,7 @@
 """From a comparison file to stages: which table, training, job and evaluation each figure needs."""
 
 import hashlib
+import inspect
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from os.path import expandvars
@@ -11,15 +12,16 @@ from openblip.batches.tokenizer import tokenizer_file
 from openblip.batches.wordpiece import settings_beside
 from openblip.checkpoints.reading import find_model, read_outline
 from openblip.comparison.protocols import PROTOCOLS
-from openblip.comparison.spec import ComparisonSpec, DataSpec, ModelSpec
+from openblip.comparison.spec import ComparisonSpec, DataSpec, MadeSpec, ModelSpec
 from openblip.comparison.stages import Given, Stage, mix_role, reading_from
+from openblip.evaluation.settings import RetrievalSettings
 from openblip.inference.embedder import embedder_fingerprint, is_published_clip
 from openblip.recipes import named_recipe
 from openblip.recipes.baselines import as_albef, as_clip, as_unimodal
 from openblip.recipes.finetune import FINETUNE_RECIPES
 from openblip.recipes.pretrain import PRETRAIN_RECIPES
 from openblip.runtime.errors import DataError, OpenBlipError, RecipeError
-from openblip.runtime.references import is_reference
+from openblip.runtime.references import find_object, is_reference
 from openblip.sources.paths import matching_paths
 from openblip.table.reviews import verdicts_digest
 from openblip.table.table import PairTable
@@ -70,10 +72,14 @@ class StageGraph:
         settings = from_plain(
             PROTOCOLS[spec.task].settings, spec.settings, f"tasks.{task}.settings"
         )
+        values = _plain(settings)
+        if values.get("ranking") == RetrievalSettings.ranking:
+            # Stages of before this setting count as finished.
+            del values["ranking"]
         return Stage(
             "evaluate",
             f"{model} on {task}, seed {seed}",
-            {"task": spec.task, "split": spec.split, **_plain(settings)},
+            {"task": spec.task, "split": spec.split, **values},
             {"model": self.model(model, seed), "table": self.data(spec.data, seed)},
         )
 
@@ -133,6 +139,8 @@ class StageGraph:
             values = {"seed": seed, **spec.world}
             config = from_plain(WorldConfig, values, f"data.{name}.world")
             return Stage("data", title, {"world": config_to_dict(config)})
+        if spec.made is not None:
+            return Stage("data", title, {"made": _made(spec.made, seed)})
         sources = [replace(one, source=expandvars(one.source)) for one in spec.sources]
         seen = [_source_digest(source.source) for source in sources]
         return Stage("data", title, {"sources": [*map(to_plain, sources)], "files": seen})
@@ -150,9 +158,13 @@ class StageGraph:
         recipe = reading_from(recipe, names)
         seeded = replace(recipe, train=replace(recipe.train, seed=seed))
         settings = {"recipe": recipe_to_dict(seeded)}
+        # Where states of images lie decides nothing.
+        del settings["recipe"]["data"]["states"]
         if recipe.data.max_unknown == DataConfig.max_unknown:
             # Stages of before this setting count as finished.
             del settings["recipe"]["data"]["max_unknown"]
+        if not recipe.train.freeze:
+            del settings["recipe"]["train"]["freeze"]
         if verdicts := _verdicts(seeded, inputs):
             settings["verdicts"] = verdicts
         return Stage("train", f"{name}, seed {seed}", settings, inputs)
@@ -223,6 +235,25 @@ class StageGraph:
         spec = self._spec.models[name]
         value: str | None = getattr(spec, field)
         return self._inherited(spec.like, field) if value is None and spec.like else value
+
+
+def _made(spec: MadeSpec, seed: int) -> dict[str, Any]:
+    """What a function is called with, and digests of its file and of what its settings name."""
+    function = find_object(spec.by)
+    if not inspect.isfunction(function):
+        raise RecipeError(f"{spec.by} is no function")
+    settings = {
+        name: expandvars(value) if isinstance(value, str) else value
+        for name, value in spec.settings.items()
+    }
+    named = [value for name, value in settings.items() if value != spec.settings[name]]
+    code = Path(inspect.getfile(function)).read_bytes()
+    return {
+        "by": spec.by,
+        "settings": {**settings, "seed": seed},
+        "files": [_source_digest(place) for place in named],
+        "code": hashlib.sha256(code).hexdigest()[:12],
+    }
 
 
 def _given(spec: ModelSpec, seed: int) -> Given:

@@ -6,10 +6,12 @@ from typing import Any, Literal
 
 from openblip.evaluation.captioning import CaptionSettings, evaluate_caption
 from openblip.evaluation.classification import ClassificationResult, evaluate_classification
+from openblip.evaluation.filtering import NOISE_KINDS, NOISE_METRICS, evaluate_filter
 from openblip.evaluation.nlvr import evaluate_nlvr
 from openblip.evaluation.retrieval import can_match, evaluate_retrieval
 from openblip.evaluation.settings import (
     ClassificationSettings,
+    FilterSettings,
     NlvrSettings,
     RetrievalSettings,
     VqaSettings,
@@ -18,10 +20,12 @@ from openblip.evaluation.vqa import evaluate_vqa
 from openblip.inference import Embedder
 from openblip.table.table import PairTable
 
-ProtocolName = Literal["retrieval", "caption", "classification", "vqa", "nlvr"]
+ProtocolName = Literal["retrieval", "caption", "classification", "filter", "vqa", "nlvr"]
 _WUPS = ("WUPS@0.9", "WUPS@0.0")
 # Metrics that are the mean of others.
 _MEANS = {f"R@{k}": (f"TR@{k}", f"IR@{k}") for k in (1, 5, 10)}
+_RECALLS = tuple(name for names in _MEANS.values() for name in names)
+_MEANS["mean"] = _RECALLS
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ def _classified(
 PROTOCOLS: dict[ProtocolName, Protocol] = {
     "retrieval": Protocol(
         RetrievalSettings,
-        (*_MEANS, *(name for names in _MEANS.values() for name in names)),
+        (*_MEANS, *_RECALLS),
         evaluate_retrieval,
         needs_contrast_alone=True,
     ),
@@ -65,6 +69,12 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
         ClassificationSettings,
         ("top-1", "top-5", "mean per class"),
         _classified,
+        needs_contrast_alone=True,
+    ),
+    "filter": Protocol(
+        FilterSettings,
+        (*NOISE_METRICS, *(f"recall of {kind}" for kind in NOISE_KINDS)),
+        evaluate_filter,
         needs_contrast_alone=True,
     ),
     "vqa": Protocol(

@@ -15,13 +15,14 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TextIO
 
+from openblip.batches.image_states import STATES_FOLDER
 from openblip.comparison.carry_out import carry_out
 from openblip.comparison.findings import Findings
 from openblip.comparison.spec import located, read_spec
@@ -32,7 +33,7 @@ from openblip.runtime.locks import only_here
 from openblip.runtime.progress import Progress, duration
 from openblip.runtime.threads import wait_without_spinning
 
-_STAGES_FOLDER = "stages"
+_STAGES_FOLDER, _STATES = "stages", "states"
 
 
 class ComparisonError(OpenBlipError):
@@ -50,7 +51,7 @@ class Compared:
     """Where the report lies."""
 
 
-def compare(path: Path, output: Path, *, jobs: int = 1) -> Compared:
+def compare(path: Path, output: Path, *, jobs: int = 1, seeds: Sequence[int] = ()) -> Compared:
     """Carry out what is missing of a comparison, and write its report.
 
     Every stage is kept in a folder that its fingerprint names: an interrupted comparison goes on, a
@@ -60,6 +61,7 @@ def compare(path: Path, output: Path, *, jobs: int = 1) -> Compared:
         path: the comparison file.
         output: gets `stages/` and the report.
         jobs: processes side by side.
+        seeds: in the place of the file's: some of them first, or more.
 
     Raises:
         RecipeError: the file is wrong; names the line.
@@ -68,7 +70,7 @@ def compare(path: Path, output: Path, *, jobs: int = 1) -> Compared:
     if jobs < 1:
         raise RecipeError(f"jobs is {jobs}; give at least 1")
     root = output / _STAGES_FOLDER
-    findings = read_comparison(path, output)
+    findings = read_comparison(path, output, seeds)
     with only_here(output, "comparison"):
         failed = carry_out_all(findings.evaluations, root, jobs)
         text = write_reports(findings, output)
@@ -78,13 +80,15 @@ def compare(path: Path, output: Path, *, jobs: int = 1) -> Compared:
     return Compared(findings, text, output)
 
 
-def read_comparison(path: Path, output: Path) -> Findings:
-    """The comparison of a file, as far as it is carried out.
+def read_comparison(path: Path, output: Path, seeds: Sequence[int] = ()) -> Findings:
+    """The comparison of a file, or of other seeds than its own, as far as it is carried out.
 
     Raises:
         RecipeError: the file is wrong; names the line.
     """
     spec, lines = read_spec(path)
+    if seeds:
+        spec = replace(spec, seeds=tuple(seeds))
     findings = Findings(spec, output / _STAGES_FOLDER)
     try:
         # Recipes and checkpoints are looked at here, so that nothing runs before all is right.
@@ -133,7 +137,7 @@ class _Run:
 
     def carry_out(self, progress: Progress, jobs: int) -> None:
         with selectors.DefaultSelector() as selector:
-            workers = _Workers(jobs, selector)
+            workers = _Workers(jobs, selector, self._root.parent / _STATES)
             try:
                 while self._unfinished:
                     while (stage := self._next()) is not None and (worker := workers.idle()):
@@ -185,13 +189,19 @@ class _Run:
 class _Worker:
     """A process of `openblip.comparison.run`, idle if it has no stage."""
 
-    def __init__(self, jobs: int) -> None:
+    def __init__(self, jobs: int, states: Path) -> None:
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "openblip.comparison.run"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={"OMP_NUM_THREADS": threads, **os.environ, **wait_without_spinning()},
+            env={
+                "OMP_NUM_THREADS": threads,
+                # Of frozen image encoders: computed once for all models, seeds and tables.
+                STATES_FOLDER: str(states),
+                **os.environ,
+                **wait_without_spinning(),
+            },
             # Ctrl-C shall reach the parent alone, which tells its workers.
             start_new_session=True,
             text=True,
@@ -239,8 +249,8 @@ class _Worker:
 class _Workers:
     """Processes, at most `jobs` of them; one is started when it is wanted."""
 
-    def __init__(self, jobs: int, selector: selectors.BaseSelector) -> None:
-        self._jobs, self._selector = jobs, selector
+    def __init__(self, jobs: int, selector: selectors.BaseSelector, states: Path) -> None:
+        self._jobs, self._selector, self._states = jobs, selector, states
         self._all: list[_Worker] = []
 
     @property
@@ -255,7 +265,7 @@ class _Workers:
                 return worker
         if len(self._all) == self._jobs:
             return None
-        worker = _Worker(self._jobs)
+        worker = _Worker(self._jobs, self._states)
         self._all.append(worker)
         self._selector.register(worker.answers, selectors.EVENT_READ, worker)
         return worker

@@ -12,6 +12,7 @@ from openblip.comparison.protocols import PROTOCOLS, ProtocolName
 from openblip.inference import Decoding
 from openblip.runtime.documents import read_yaml
 from openblip.runtime.errors import RecipeError
+from openblip.runtime.references import is_reference
 from openblip.table.table import ORIGINS, SPLITS
 from openblip.training.recipe_file import FieldError, from_plain, nearest
 
@@ -56,6 +57,23 @@ class CapFiltSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MadeSpec:
+    """A table that a function of somebody makes, for each seed another one."""
+
+    by: str
+    """`module:name` of a function that is given the place of the table, `seed`, and `settings`."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Its keywords. A text may begin with a variable of the environment, as `$DATA`; what lies
+    there counts as an input."""
+
+    def __post_init__(self) -> None:
+        if not is_reference(self.by):
+            raise RecipeError(f"by is {self.by!r}; name a function as module:name")
+        if "seed" in self.settings:
+            raise RecipeError("settings: the seed is that of the comparison")
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSpec:
     """A pair table: give one of these."""
 
@@ -65,13 +83,15 @@ class DataSpec:
     """What is imported into a new one, one behind the other."""
     world: dict[str, Any] | None = None
     """Fields of an embedded world; without `seed` each seed of the comparison has its own."""
+    made: MadeSpec | None = None
+    """What a function makes, such as a noisy copy of a data set."""
     capfilt: CapFiltSpec | None = None
     """A job over other data."""
 
     def __post_init__(self) -> None:
         given = [self.table is not None, bool(self.sources), self.world is not None]
-        if sum((*given, self.capfilt is not None)) != 1:
-            raise RecipeError("give one of table, sources, world, capfilt")
+        if sum((*given, self.made is not None, self.capfilt is not None)) != 1:
+            raise RecipeError("give one of table, sources, world, made, capfilt")
 
 
 @dataclass(frozen=True, kw_only=True)

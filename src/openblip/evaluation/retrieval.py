@@ -21,7 +21,7 @@ from openblip.batches.text import Cleaning
 from openblip.batches.tokenizer import TokenBatch
 from openblip.checkpoints.families import family_of
 from openblip.evaluation.results import UnitScores, retrieval_units, save_json
-from openblip.evaluation.settings import RetrievalSettings
+from openblip.evaluation.settings import Ranking, RetrievalSettings
 from openblip.inference import Blip, Embedder
 from openblip.inference.matching import match_logits
 from openblip.metrics import retrieval
@@ -142,14 +142,15 @@ def evaluate_retrieval(
     k: int = RetrievalSettings.k,
     batch_size: int = RetrievalSettings.batch_size,
     max_words: int = RetrievalSettings.max_words,
+    ranking: Ranking = RetrievalSettings.ranking,
     use_itm: bool = True,
 ) -> RetrievalResult:
     """Text and image recall on the protocol of COCO and Flickr30k (several captions an image).
 
     ITC ranks all pairs; the k best texts of each image and the k best images of each text are
-    ranked again by ITM logit + cosine (of ALBEF by the logit alone). Pairs are grouped by image,
-    so that each image's cross-attention keys and values are computed once, however many texts it
-    is paired with. Where the model does not match, contrast decides alone.
+    ranked again by ITM logit + cosine (of ALBEF by the logit alone), or as `ranking` says. Pairs
+    are grouped by image, so that each image's cross-attention keys and values are computed once,
+    however many texts it is paired with. Where the model does not match, contrast decides alone.
 
     The model is a `Blip` with an ITC head, and an ITM head if it is to re-rank, or another one that
     embeds images and texts; the table has human captions in the split. `use_itm=False` lets ITC
@@ -160,14 +161,14 @@ def evaluate_retrieval(
         MissingHead: the model has no ITC head.
         RecipeError: a number is too small.
     """
-    settings = RetrievalSettings(k=k, batch_size=batch_size, max_words=max_words)
+    settings = RetrievalSettings(k=k, batch_size=batch_size, max_words=max_words, ranking=ranking)
     started = time.perf_counter()
     gallery = read_gallery(table, split, max_words, cleaning_of(model))
     with torch.inference_mode():
         image_embeds = model.embed_images(stream_images(table, gallery.rows), batch_size)
         cosines = image_embeds @ embed_protocol_texts(model, gallery.texts).T
         contrastive = retrieval(cosines.numpy(), gallery.captions_of_image)
-        if use_itm and can_match(model):
+        if use_itm and ranking != "contrast" and can_match(model):
             pairs = _rerank(model, table, gallery, cosines, settings)
         else:
             scores = cosines.numpy()
@@ -230,15 +231,19 @@ def _rerank(
         for images in every_image(table, gallery.rows, settings.batch_size, blip.image_size):
             own = slice(first, first + len(images))
             memory = blip.encode(images).encoder_memory
-            scores[own], itm[own] = matching_scores(blip, memory, tokens, cosines[own], wanted[own])
+            scores[own], itm[own] = matching_scores(
+                blip, memory, tokens, cosines[own], wanted[own], settings.ranking
+            )
             progress.update(int(wanted[own].sum()))
             first += len(images)
+    # Of a low temperature logits may lie below any fixed number.
+    unranked = min(NOT_RANKED, float(scores[wanted].min()) - 1.0)
     return PairScores(
         gallery,
         cosines.numpy(),
         # A pair may be matched for one direction alone: in the other it was no candidate.
-        torch.where(of_image, scores, NOT_RANKED).numpy(),
-        torch.where(of_text, scores, NOT_RANKED).numpy(),
+        torch.where(of_image, scores, unranked).numpy(),
+        torch.where(of_text, scores, unranked).numpy(),
         itm.numpy(),
     )
 
@@ -285,12 +290,22 @@ def unmatched_scores(cosines: Tensor) -> Tensor:
 
 
 def matching_scores(
-    blip: Blip, memory: ImageMemory, tokens: TokenBatch, cosines: Tensor, wanted: Tensor
+    blip: Blip,
+    memory: ImageMemory,
+    tokens: TokenBatch,
+    cosines: Tensor,
+    wanted: Tensor,
+    ranking: Ranking = "original",
 ) -> tuple[Tensor, Tensor]:
     """Scores by which wanted pairs are ranked again, and their probabilities of a match.
 
     Both are (images, texts) like `cosines`, and NaN where a pair is not wanted. A score is the ITM
-    logit + cosine, as the original ranks; of ALBEF the logit alone.
+    logit + cosine, as the original ranks (of ALBEF the logit alone), or the sum of the logits of
+    both heads.
+
+    Negatives are drawn in proportion to exp(cosine / temperature): what tells matches from them is
+    what contrast does not know. So log-odds and cosine / temperature add up to how much likelier
+    a text is given the image; the cosine itself is next to nothing beside a logit.
 
     Args:
         blip: with an ITM head.
@@ -298,6 +313,7 @@ def matching_scores(
         tokens: all texts, from `tokens_to_match`.
         cosines: (images, texts), on the CPU.
         wanted: bool (images, texts), which pairs are matched.
+        ranking: "original" or "combined".
 
     Raises:
         MissingHead: the model cannot match.
@@ -306,10 +322,15 @@ def matching_scores(
     probabilities = scores.clone()
     chosen = [row.nonzero()[:, 0].tolist() for row in wanted]
     adds_cosine = not family_of(blip.model).fuses
+    temperature = float(blip.matcher.temperature) if ranking == "combined" else 1.0
     for image, logits in enumerate(match_logits(blip.matcher, memory, tokens, chosen)):
         texts = chosen[image]
         # ALBEF ranks by its logit alone; BLIP's original adds the cosine to the logit.
-        scores[image, texts] = logits[:, 1] + (cosines[image, texts] if adds_cosine else 0.0)
+        if ranking == "combined":
+            odds = logits[:, 1] - logits[:, 0]
+            scores[image, texts] = odds + cosines[image, texts] / temperature
+        else:
+            scores[image, texts] = logits[:, 1] + (cosines[image, texts] if adds_cosine else 0.0)
         probabilities[image, texts] = logits.softmax(dim=-1)[:, 1]
     return scores, probabilities
 

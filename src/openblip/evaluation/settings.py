@@ -5,10 +5,14 @@ A field is a keyword of its `evaluate_*`, a flag of `openblip evaluate`, and one
 (`CaptionSettings` stands with its protocol, because a field of it is a `Decoding`.)
 """
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 from openblip.runtime.errors import RecipeError
 from openblip.runtime.ranges import Count, CountOrNone, check_ranges
+
+Ranking = Literal["original", "combined", "contrast"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +22,11 @@ class RetrievalSettings:
     k: Count = 128
     """Candidates that matching ranks again, where the model matches; the paper takes 256 on COCO,
     128 on Flickr30k."""
+    ranking: Ranking = "original"
+    """What ranks those candidates. `original`: the ITM logit and the cosine, as in the original;
+    `combined`: the log-odds of the match and the contrast's logit, cosine over temperature, which
+    is better where matching has learnt from hard negatives for a short time (docs/evaluation.md);
+    `contrast`: contrast alone, and nothing is matched."""
     max_words: Count = 30
     """Captions are cut to so many, as in the original's evaluation."""
     batch_size: Count = 32
@@ -25,6 +34,20 @@ class RetrievalSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterSettings:
+    """Of `evaluate_filter`."""
+
+    score: str = "itm"
+    """Which score of the texts: `itm`, `itc` or the name of another one."""
+    threshold: float = 0.5
+    """Texts with no higher score are rejected."""
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.threshold):
+            raise RecipeError(f"threshold is {self.threshold}; give a number")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,12 +4,14 @@ The only file that imports `torchao`.
 """
 
 import logging
+import os
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import nn
 
+from openblip.batches.image_states import STATES_FOLDER, ImageStates, encoder_fingerprint
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.checkpoints.families import AnyModel
 from openblip.checkpoints.reading import find_model, read_model
@@ -81,7 +83,22 @@ def load(
         blip.model.to(device=place, dtype=weights)
     if compile:
         compile_parts(blip.model)
+    if weights == torch.float32:
+        _look_up_states(blip)
     return blip
+
+
+def _look_up_states(blip: Blip) -> None:
+    """Let images be looked up that a training with this image encoder has encoded before."""
+    folder = os.environ.get(STATES_FOLDER)
+    if folder is None:
+        return
+    encoder, vision = blip.model.image_encoder, blip.model.config.vision
+    place = Path(folder) / encoder_fingerprint(encoder, blip.image_size)
+    # Of other encoders nothing is kept: they may be as many as there are models.
+    if place.is_dir():
+        states = ImageStates(place, (vision.num_patches, vision.width))
+        blip.model.known_states = states.looked_up(encoder)
 
 
 def load_tokenizer(source: str | Path) -> TextTokenizer:

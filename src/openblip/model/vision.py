@@ -1,7 +1,8 @@
 """The image encoder: a pre-norm vision transformer with a class token."""
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Generic, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,9 @@ from openblip.runtime.errors import RecipeError
 # base size the states of more outgrow its caches, and are given back to the system and cleared
 # anew at every layer; the weights are copied for every part.
 PATCHES_AT_ONCE = 1200
+
+# Not `typing.Self`, which the checks of shapes do not know.
+ModelT = TypeVar("ModelT", bound="ImageModel[Any]")
 
 
 class Mlp(nn.Module):
@@ -158,6 +162,10 @@ class ImageModel(nn.Module, Generic[ConfigT]):
 
     image_encoder: ImageEncoder | BackboneEncoder
     config: ConfigT
+    freezes_images = False
+    """Whether `freeze_images` was called."""
+    known_states: Callable[[Tensor], Tensor] | None = None
+    """Gives the states of images in the place of the encoder, where some are kept."""
 
     def __init__(self, config: ConfigT, backbone: nn.Module | None = None) -> None:
         super().__init__()
@@ -170,18 +178,39 @@ class ImageModel(nn.Module, Generic[ConfigT]):
             self.image_encoder = BackboneEncoder(vision, backbone)
         self.config = replace(cast("Any", config), vision=self.image_encoder.config)
 
+    def freeze_images(self) -> None:
+        """Leave the image encoder as it is: no gradient, and never in training mode."""
+        self.freezes_images = True
+        self.image_encoder.requires_grad_(False).eval()
+
+    def train(self: ModelT, mode: bool = True) -> ModelT:
+        """As every module; a frozen image encoder stays in evaluation mode."""
+        super().train(mode)
+        if self.freezes_images:
+            self.image_encoder.eval()
+        return self
+
     def encode_images(
-        self, images: Float[Tensor, "batch 3 height width"]
+        self, images: Float[Tensor, "batch 3 height width"] | Float[Tensor, "batch patches width"]
     ) -> Float[Tensor, "batch patches vision_width"]:
-        """Patch tokens of normalised images, the class token first."""
-        hidden: Tensor = self.image_encoder(images)
-        return hidden
+        """Patch tokens of normalised images, the class token first.
+
+        States that were computed before (three dimensions) are given back, in float32.
+        """
+        return self._encoded(images, None)
 
     def encode_class_tokens(
-        self, images: Float[Tensor, "batch 3 height width"]
+        self, images: Float[Tensor, "batch 3 height width"] | Float[Tensor, "batch patches width"]
     ) -> Float[Tensor, "batch 1 vision_width"]:
         """Of what `encode_images` gives the class token alone, for less."""
-        hidden: Tensor = self.image_encoder(images, 1)
+        return self._encoded(images, 1)
+
+    def _encoded(self, images: Tensor, num_given: int | None) -> Tensor:
+        if images.ndim == 3:
+            return images[:, :num_given].float()
+        if self.known_states is not None:
+            return self.known_states(images)[:, :num_given]
+        hidden: Tensor = self.image_encoder(images, num_given)
         return hidden
 
     def resize_images(self, image_size: int) -> None:

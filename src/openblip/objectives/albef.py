@@ -110,7 +110,7 @@ class AlbefTask(ContrastiveTask):
         hidden = self.student.encode_images(batch.images)
         states = self.student.encode_texts(batch.tokens, batch.mask)
         # Encoded once for contrast and masked words, as the student's.
-        teacher_hidden = self._teacher_hidden(batch)
+        teacher_hidden = self.teacher_states(batch.images, hidden)
         contrast = self.contrast(batch, hidden, states, teacher_hidden, position)
         terms = {"itc": contrast.loss}
         if self.objectives.losses != ("itc",):
@@ -149,10 +149,6 @@ class AlbefTask(ContrastiveTask):
         image_embed = self.student.embed_images(hidden)
         text_embed = self.student.embed_states(states)
         return self.contrast_features(batch, image_embed, text_embed, teacher, position)
-
-    @torch.no_grad()
-    def _teacher_hidden(self, batch: Batch) -> Tensor:
-        return self.teacher.encode_images(batch.images)
 
     def _itm(
         self,

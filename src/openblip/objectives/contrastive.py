@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from openblip.batches.loader import Batch
 from openblip.checkpoints.assembly import copy_of
@@ -95,6 +95,7 @@ class ContrastiveTask(Task[Batch]):
     """
 
     student: Med | Albef
+    teacher: Med | Albef
     objectives: PretrainObjectives | AlbefObjectives
 
     def __init__(
@@ -221,6 +222,25 @@ class ContrastiveTask(Task[Batch]):
         key_ids = torch.cat([self.pool.collect(batch.image_ids), self.queue.image_ids])
         return positives | same_id(batch.image_ids, key_ids)
 
+    @torch.no_grad()
+    def teacher_states(self, images: Tensor, hidden: Tensor) -> Tensor:
+        """The teacher's states of images (batch, patches, width).
+
+        Args:
+            images: of the batch.
+            hidden: what the student's encoder makes of them; where it is frozen, the teacher's too.
+        """
+        if self.student.freezes_images:
+            return hidden.detach()
+        return self.teacher.encode_images(images)
+
+    @torch.no_grad()
+    def teacher_class_tokens(self, images: Tensor, hidden: Tensor) -> Tensor:
+        """Of `teacher_states` the class token alone (batch, 1, width), for less."""
+        if self.student.freezes_images:
+            return hidden.detach()[:, :1]
+        return self.teacher.encode_class_tokens(images)
+
     def draw_negatives(
         self, batch: Batch, contrast: Contrast | None, position: StepPosition
     ) -> Negatives:
@@ -271,7 +291,10 @@ class ContrastiveTask(Task[Batch]):
 
 
 def _teacher_of(student: Any, heads: tuple[str, ...]) -> Any:
-    """A copy of what these heads need of a student; it gets no gradient."""
+    """A copy of what these heads need of a student; it gets no gradient.
+
+    Of a student that leaves its image encoder as it is, without one: their states are the same.
+    """
     config = student.config
     teacher_config = replace(
         config,
@@ -280,4 +303,7 @@ def _teacher_of(student: Any, heads: tuple[str, ...]) -> Any:
         vision=replace(config.vision, checkpoint_layers=0),
         text=replace(config.text, checkpoint_layers=0),
     )
-    return copy_of(student, lambda: type(student)(teacher_config))
+    teacher = copy_of(student, lambda: type(student)(teacher_config))
+    if student.freezes_images:
+        teacher.image_encoder = nn.Identity()
+    return teacher

@@ -115,14 +115,14 @@ class PretrainTask(ContrastiveTask):
         """
         image_embed = self.student.embed_images(image_hidden)
         text_embed = self.student.embed_texts(batch.tokens, batch.mask)
-        teacher = self._teacher_features(batch)
+        teacher = self._teacher_features(batch, image_hidden)
         return self.contrast_features(batch, image_embed, text_embed, teacher, position)
 
     @torch.no_grad()
-    def _teacher_features(self, batch: Batch) -> QueueUpdate:
+    def _teacher_features(self, batch: Batch, hidden: Tensor) -> QueueUpdate:
         # Of the teacher nothing but features is read, hence the class token alone.
         return QueueUpdate(
-            self.teacher.embed_images(self.teacher.encode_class_tokens(batch.images)),
+            self.teacher.embed_images(self.teacher_class_tokens(batch.images, hidden)),
             self.teacher.embed_texts(batch.tokens, batch.mask),
             batch.image_ids,
             batch.text_ids,

@@ -8,6 +8,7 @@ moment. Not seen is what a library allocates within one operation; for accelerat
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -141,6 +142,8 @@ def step_footprint(
         kept = beside_state(empty)
         student = empty.to_empty(device="cpu")
         put_back(student, kept)
+        if recipe.train.freeze:
+            student.freeze_images()
         processes = _Simulated(world_size=world_size)
         task = assemble_task(recipe, student, tokenizer, processes).train()
         if isinstance(task, AlbefTask):
@@ -160,9 +163,11 @@ def step_footprint(
         for module in task.modules():
             simulation.watch(module)
         simulation.stage(BATCH)
-        side = recipe.data.image_size
+        vision, side = student.config.vision, recipe.data.image_size
+        # Of a frozen encoder a batch has the states.
+        states = (vision.num_patches, vision.width) if recipe.train.freeze else None
         batches = [
-            example_batch(pairs, lengths, side)
+            example_batch(pairs, lengths, side, states)
             for _ in range(min(recipe.train.accumulate, _MOST_PARTS))
         ]
         simulation.forget_peak()
@@ -267,7 +272,9 @@ def _when_backward_begins(simulation: Simulation) -> Any:
 
 def _gathered(task: AnyTask) -> int:
     models = [child for child in task.children() if isinstance(child, Med | Albef)]
-    layers = [layer for one in models for layer in (*one.image_encoder.blocks, *one.text.layers)]
+    # A teacher of a frozen encoder has none.
+    parts = [(getattr(one.image_encoder, "blocks", ()), one.text.layers) for one in models]
+    layers = [*chain.from_iterable(chain.from_iterable(parts))]
     of_layers = [_bytes(layer) for layer in layers]
     in_none = sum(_bytes(one) for one in models) - sum(of_layers)
     # One layer computes while the next one's weights arrive.
@@ -278,14 +285,25 @@ def _bytes(module: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())
 
 
-def example_batch(pairs: int, lengths: TextLengths, side: int) -> Batch:
-    """Pairs without content; the first text is the longest, the others have the mean length."""
+def example_batch(
+    pairs: int, lengths: TextLengths, side: int, states: tuple[int, int] | None = None
+) -> Batch:
+    """Pairs without content; the first text is the longest, the others have the mean length.
+
+    Args:
+        pairs: how many.
+        lengths: of the texts.
+        side: pixels of an image's side.
+        states: tokens and channels of an image's states, which stand in the images' place.
+    """
     others = (pairs * lengths.mean - lengths.longest) / max(pairs - 1, 1)
     tokens = torch.full((pairs,), round(min(max(others, 3), lengths.longest)))
     tokens[0] = lengths.longest
     return Batch(
         ids=("",) * pairs,
-        images=torch.empty(pairs, 3, side, side),
+        images=torch.empty(pairs, 3, side, side)
+        if states is None
+        else torch.empty(pairs, *states, dtype=torch.float16),
         tokens=torch.zeros(pairs, lengths.longest, dtype=torch.int64),
         mask=torch.arange(lengths.longest) < tokens[:, None],
         image_ids=torch.arange(pairs),

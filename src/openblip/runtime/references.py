@@ -86,8 +86,9 @@ def _module(name: str, error: type[OpenBlipError]) -> ModuleType:
 def _look_here(package: str) -> None:
     """Let Python look in the current directory, last, if it has the module and no one else."""
     here = Path.cwd()
-    if str(here) in sys.path or not any(
-        place.is_file() for place in (here / f"{package}.py", here / package / "__init__.py")
+    # A folder need not have an `__init__.py`: Python takes it for a package all the same.
+    if str(here) in sys.path or not (
+        (here / f"{package}.py").is_file() or (here / package).is_dir()
     ):
         return
     if package not in sys.modules and importlib.util.find_spec(package) is None:

@@ -3,6 +3,7 @@
 A run trains a fresh model, one that was trained before, or one made out of it.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,13 +27,14 @@ from openblip.checkpoints.families import family_of
 from openblip.checkpoints.reading import find_model, read_model, read_outline
 from openblip.model import Med, MedConfig
 from openblip.model.albef import Albef
-from openblip.model.backbones import settled
+from openblip.model.backbones import BackboneEncoder, settled, undrawn
 from openblip.model.config import AlbefConfig
-from openblip.model.lowrank import adapt
+from openblip.model.lowrank import adapt, low_rank_layers
 from openblip.model.vqa import NlvrConfig, VqaConfig
 from openblip.objectives.named import find_task, task_name
 from openblip.objectives.task import AnyTask, Collectives, Student, TaskContext
-from openblip.runtime.errors import CheckpointError, RecipeError
+from openblip.runtime.errors import CheckpointError, OpenBlipWarning, RecipeError
+from openblip.runtime.references import is_reference
 from openblip.table.table import PairTable
 from openblip.training.loaders import resolved_parts
 from openblip.training.parallelism import Processes, shard
@@ -123,7 +125,44 @@ def build_model(
         begun = _begin(recipe, model)
         if reports is not None:
             reports += begun
-        return _adapted(model, recipe.lora)
+        return with_frozen_parts(_adapted(model, recipe.lora), recipe)
+
+
+def with_frozen_parts(model: Student, recipe: Recipe) -> Student:
+    """The model, changed in place so that what `train.freeze` names stays as it is.
+
+    Raises:
+        RecipeError: `lora` changes such a part.
+    """
+    if "image_encoder" not in recipe.train.freeze:
+        return model
+    if any(name.startswith("image_encoder.") for name, _ in low_rank_layers(model)):
+        raise RecipeError(
+            "lora.targets name layers of the image encoder, which train.freeze leaves as they "
+            "are: name those of the text stack, such as text"
+        )
+    if _is_untrained(recipe, model):
+        warnings.warn(
+            "train.freeze: the image encoder has random weights, and nothing will train them. "
+            "Give --init-image, --init-from, or a backbone that comes with its weights",
+            OpenBlipWarning,
+            stacklevel=2,
+        )
+    model.freeze_images()
+    return model
+
+
+def _is_untrained(recipe: Recipe, model: Student) -> bool:
+    """Whether nobody has trained the image encoder."""
+    if recipe.init_from is not None or recipe.init_image is not None:
+        return False
+    encoder, name = model.image_encoder, model.config.vision.backbone
+    if not isinstance(encoder, BackboneEncoder) or name is None or not is_reference(name):
+        return True
+    # A module of somebody may come with weights: then another one has the same.
+    other = undrawn(name).state_dict()
+    own = encoder.backbone.state_dict()
+    return any(not torch.equal(weight.cpu(), other[key]) for key, weight in own.items())
 
 
 def _begin(recipe: Recipe, model: Student) -> list[KeyReport]:

@@ -1,21 +1,35 @@
 """From a recipe to the batches of a run."""
 
+import os
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
 
 from openblip.batches.augmentation import Augmentation
 from openblip.batches.image_pairs import ImagePairIndex, ImagePairLoader
+from openblip.batches.image_states import (
+    STATES_FOLDER,
+    ImageStates,
+    RowStates,
+    encoder_fingerprint,
+    states_of_rows,
+)
 from openblip.batches.loader import PairLoader
 from openblip.batches.mixture import WeightedIndex
 from openblip.batches.questions import QuestionIndex, QuestionLoader
-from openblip.batches.step_loader import AnyLoader
+from openblip.batches.step_loader import AnyLoader, StatesOf
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.batches.unknown_words import TextSample
 from openblip.objectives.settings import ContrastObjectives
+from openblip.objectives.task import Student
 from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
 from openblip.sources.row_images import check_reachable
 from openblip.table.flags import LEAKS, count_flagged
+from openblip.table.storage import is_object_address
 from openblip.table.table import PairTable
 from openblip.training.parallelism import Processes
 from openblip.training.recipe import DataConfig, Recipe
@@ -176,6 +190,39 @@ def validation_loader(
     available = sum(len(part.index) for part in parts) // processes.world_size
     size = max(1, min(part_size, available))
     return _pair_loader(recipe, None, parts, tokenizer, processes, size)
+
+
+def frozen_states(recipe: Recipe, student: Student) -> StatesOf:
+    """What finds, or computes, the states of a table's images by an encoder that is not trained.
+
+    Args:
+        recipe: with `train.freeze`.
+        student: on the device that it is trained on.
+    """
+    size, vision = recipe.data.image_size, student.config.vision
+    fingerprint = encoder_fingerprint(student.image_encoder, size)
+    device = next(student.parameters()).device
+
+    @torch.no_grad()
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        return student.encode_images(images.to(device))
+
+    def states_of(table: PairTable, rows: np.ndarray) -> RowStates:
+        folder = _states_folder(recipe.data, table) / fingerprint
+        states = ImageStates(folder, (vision.num_patches, vision.width))
+        return states_of_rows(states, table, rows, size, encode)
+
+    return states_of
+
+
+def _states_folder(data: DataConfig, table: PairTable) -> Path:
+    given = data.states or os.environ.get(STATES_FOLDER)
+    if given is None and is_object_address(table.uri):
+        raise RecipeError(
+            f"train.freeze keeps states of images on this machine, and {table.uri} is elsewhere: "
+            "give data.states, a folder here"
+        )
+    return Path(given or f"{table.uri.rstrip('/')}.states")
 
 
 def _as_read(recipe: Recipe, tokenizer: TextTokenizer) -> TextTokenizer:

@@ -15,6 +15,7 @@ ScheduleKind = Literal["step_decay", "epoch_cosine", "warmup_cosine"]
 Precision = Literal["float32", "bfloat16"]
 Sharding = Literal["replicate", "full"]
 TrackerName = Literal["wandb", "mlflow", "trackio"]
+FrozenPart = Literal["image_encoder"]
 ModelConfig = MedConfig | AlbefConfig
 # Files and flags know the name alone, which is what a recipe keeps.
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ class DataConfig:
     and no part of the loss, and contrast and matching see captions without it."""
     num_threads: int | None = None
     """Threads that read, decode and augment; None for one for each core, 2 to 16."""
+    states: str | None = None
+    """Folder for the states of images under `train.freeze`; may be shared by any tables and
+    models. By default that of the environment variable OPENBLIP_STATES, or `TABLE.states`."""
 
     def __post_init__(self) -> None:
         _check_at_least("data", self, 1, "image_size", "max_words", "num_threads")
@@ -200,6 +204,9 @@ class TrainConfig:
     """What each of several processes holds of weights, teacher, gradients and moments. `replicate`
     (DDP): all; `full` (FSDP2): its part, and of one layer at a time the whole. `full` needs less
     memory and sends more (`docs/training.md`)."""
+    freeze: tuple[FrozenPart, ...] = ()
+    """Parts that are not trained. `image_encoder`: the states of all images are computed once,
+    without augmentation, and kept (`data.states`); a step costs its text stack alone."""
     compile: bool = False
     """Compile the blocks of image encoder and text stack; the first steps take minutes."""
     checkpoint_every: int = 1000
@@ -226,6 +233,11 @@ class TrainConfig:
             raise RecipeError(
                 f"train.steps is {self.steps} and train.epochs is {self.epochs}: a run counts in "
                 "one of them; give it, and None for the other"
+            )
+        if self.freeze and self.sharding == "full":
+            raise RecipeError(
+                "train.freeze leaves nothing to divide of the part that is largest: leave "
+                "train.sharding at 'replicate'"
             )
         if self.compile and self.sharding == "full":
             raise RecipeError(

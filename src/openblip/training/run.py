@@ -26,6 +26,7 @@ from openblip.training.checkpoint import (
 )
 from openblip.training.guard import joined, rewind
 from openblip.training.loaders import (
+    frozen_states,
     judged_texts,
     open_tables,
     share_verdicts,
@@ -157,6 +158,10 @@ class _Run:
         model = build_model(recipe, processes, self.begun)
         self._note_beginnings()
         self.task = build_task(recipe, model, self.tokenizer, processes)
+        if recipe.train.freeze:
+            states_of = frozen_states(recipe, self.task.student)
+            for loader in filter(None, (self.loader, self.validation)):
+                loader.use_states(states_of)
         self.optimiser = build_optimiser(trained_parameters(self.task), recipe.optimiser)
         self.state, self.is_new = self._state_at(checkpoint), checkpoint is None
         if recipe.train.compile:
@@ -321,7 +326,9 @@ class _Run:
             begun = [f"{report}, see {BEGINNINGS_FILE}" for report in self.begun]
             for line in (*begun, *self.loader.summary(), f"texts: {self.texts}"):
                 progress.note(line)
-            if self.recipe.lora.rank:
+            if self.recipe.train.freeze:
+                progress.note("the image encoder is frozen: images are not augmented")
+            if self.recipe.lora.rank or self.recipe.train.freeze:
                 trained, every = self._num_trained(), _count(self.task.student.parameters())
                 progress.note(f"trains {trained:,} of {every:,} weights ({trained / every:.2%})")
             log = None

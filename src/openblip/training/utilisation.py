@@ -108,9 +108,14 @@ def task_flops(task: AnyTask, batch: Examples) -> float:
     """
     total, contrast = _all_trained(task, batch), _contrast_flops(task, batch)
     student = task.student
+    if student.freezes_images:
+        # Neither student nor teacher encodes an image.
+        total -= _image_flops(task, batch)
     if not any(True for _ in low_rank_layers(student)):
         return total + contrast
     total *= _FROZEN
+    if student.freezes_images:
+        return total + contrast
     if not any(parameter.requires_grad for parameter in student.image_encoder.parameters()):
         total -= image_encoder_flops(student.config, *_images_of(batch))
     return total + contrast
@@ -141,15 +146,30 @@ def _losses(task: ClipTask | PretrainTask | CaptionerTask) -> tuple[Head, ...]:
             return ("itc",)
 
 
-def _images_of(batch: Examples) -> tuple[int, int]:
-    """How many images a batch has, and the pixels of a side."""
+def _image_flops(task: AnyTask, batch: Examples) -> float:
+    """What `_all_trained` counts for encoding images."""
+    config = task.student.config
+    total = float(_TRAINED * image_encoder_flops(config, *_images_of(batch)))
+    if isinstance(task, AlbefTask):
+        return total + image_encoder_flops(config, *_images_of(batch))
+    if isinstance(task, PretrainTask) and task.contrasts:
+        return total + class_token_flops(config, *_images_of(batch))
+    return total
+
+
+def _images_of(batch: Examples) -> tuple[int, int | None]:
+    """How many images a batch has, and the pixels of a side; None where it has their states."""
     match batch:
         case ImagePairBatch():
-            return 2 * len(batch.first_images), batch.first_images.shape[-1]
+            return 2 * len(batch.first_images), _side(batch.first_images)
         case Batch() | QuestionBatch():
-            return len(batch.images), batch.images.shape[-1]
+            return len(batch.images), _side(batch.images)
         case _:
             raise TypeError(f"{type(batch).__name__}: its images are not counted")
+
+
+def _side(images: torch.Tensor) -> int | None:
+    return images.shape[-1] if images.ndim == 4 else None
 
 
 def _all_trained(task: AnyTask, batch: Examples) -> float:
@@ -186,7 +206,7 @@ def _step_flops(config: MedConfig, losses: tuple[Head, ...], batch: Batch) -> fl
         losses: the step's losses; the teacher takes part where "itc" is among them.
         batch: pairs; the images may have another size than the configured one.
     """
-    rows, side = len(batch.tokens), batch.images.shape[-1]
+    rows, side = len(batch.tokens), _side(batch.images)
     total = float(_TRAINED * image_encoder_flops(config, rows, side))
     alone, grounded = _text_passes(config, losses, batch)
     total += _TRAINED * (alone + grounded)
@@ -206,7 +226,7 @@ def _text_passes(config: MedConfig, losses: tuple[Head, ...], batch: Batch) -> t
     """Operations of the student's text layers, for texts alone and for those with images."""
     rows, tokens = batch.tokens.shape
     packed = int(batch.mask.sum())
-    patches = image_tokens(config, batch.images.shape[-1])
+    patches = image_tokens(config, _side(batch.images))
     alone = grounded = 0
     if "itc" in losses:
         alone = text_flops(config, rows, tokens, packed=packed, reads_first=True)
@@ -224,7 +244,7 @@ def _albef_step_flops(
     config: AlbefConfig, losses: tuple[AlbefHead, ...], batch: Batch, mask_probability: float
 ) -> float:
     """The same of a step of ALBEF; of masked words there are as many as are expected."""
-    rows, side = len(batch.tokens), batch.images.shape[-1]
+    rows, side = len(batch.tokens), _side(batch.images)
     fusing = config.text.depth - config.fusion_layer
     masked = round(mask_probability * (int(batch.mask.sum()) - rows))
 
@@ -246,7 +266,7 @@ def _albef_step_flops(
 def _albef_text_passes(config: AlbefConfig, losses: tuple[AlbefHead, ...], batch: Batch) -> int:
     """Operations of the text layers in all passes of a model."""
     rows, tokens = batch.tokens.shape
-    patches = image_tokens(config, batch.images.shape[-1])
+    patches = image_tokens(config, _side(batch.images))
     above = config.text.depth - config.fusion_layer
     masked = "mlm" in losses
     # Texts for contrast and matching, and masked ones.
@@ -260,7 +280,7 @@ def _vqa_flops(config: VqaConfig, batch: QuestionBatch) -> float:
     """Operations of a question-answering model's forward on a batch."""
     questions, tokens = batch.tokens.shape
     answers, answer_tokens = batch.answers.shape
-    side = batch.images.shape[-1]
+    side = _side(batch.images)
     patches = image_tokens(config, side)
     labelled = int(batch.answers_mask.sum()) - answers
     return float(
@@ -276,7 +296,7 @@ def _vqa_flops(config: VqaConfig, batch: QuestionBatch) -> float:
 def _nlvr_flops(config: NlvrConfig, batch: ImagePairBatch) -> float:
     """Operations of a two-image model's forward on a batch."""
     rows, tokens = batch.tokens.shape
-    side = batch.first_images.shape[-1]
+    side = _side(batch.first_images)
     patches = image_tokens(config, side)
     return float(
         image_encoder_flops(config, 2 * rows, side)
