@@ -14,7 +14,7 @@ from typing import Any
 
 from PIL import Image
 
-WORDS = "red green blue small large round dog cat house tree boat car".split()
+WORDS = ("red", "green", "blue", "small", "large", "round", "dog", "cat", "house", "tree")
 
 
 @dataclass
@@ -70,7 +70,7 @@ class ChatServer:
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
-            def do_POST(self) -> None:  # noqa: N802 - the library's name
+            def do_POST(self) -> None:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 owner._answer(self, body)
 

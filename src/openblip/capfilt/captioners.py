@@ -237,7 +237,7 @@ def _opened(source: str, name: str, job: "CapFiltJob", device: str | None) -> Ca
 class Ours:
     """A captioner of ours."""
 
-    columns = ()
+    columns: tuple[str, ...] = ()
 
     def __init__(
         self, source: str, name: str, settings: "CapFiltSettings", device: str | None

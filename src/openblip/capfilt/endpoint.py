@@ -17,6 +17,7 @@ import base64
 import io
 import json
 import os
+import platform
 import queue
 import random
 import re
@@ -126,9 +127,12 @@ class Requests:
         if not (key := os.environ.get(variable)):
             raise RecipeError(
                 f"--api-key-of {variable}: there is no such environment variable, or it is empty, "
-                f"in a process of {os.uname().nodename}; set it to the key of {host}"
+                f"on {platform.node()}; set it to the key of {host}"
             )
         return key
+
+
+_Work = tuple[Future[Any], dict[str, Any]]
 
 
 class _Later(Exception):  # noqa: N818 - no error yet
@@ -227,7 +231,7 @@ class _Health:
 class Endpoint:
     """A captioner behind a server of chat completions."""
 
-    columns = ()
+    columns: tuple[str, ...] = ()
 
     def __init__(
         self, address: Address, name: str, settings: "CapFiltSettings", requests: Requests
@@ -247,7 +251,9 @@ class Endpoint:
         self._instruction = settings.instruction or INSTRUCTION
         # Some servers want the same number under the name that has taken this one's place.
         self._limit_name = "max_tokens"
-        self._work: queue.SimpleQueue[tuple[Future[Any], dict[str, Any]]] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[Future[Any], dict[str, Any]] | None] = (
+            queue.SimpleQueue()
+        )
         self._threads: list[threading.Thread] = []
         self._starting, self._probing = threading.Lock(), threading.Lock()
         # Its own: workers that were refused together must not come back together.
@@ -261,13 +267,13 @@ class Endpoint:
         count = self._settings.num_captions
         asked: list[Future[Written]] = []
         for row in rows.rows:
-            image = _data_url(row.image, self._settings.image_side)
+            image = data_url(row.image, self._settings.image_side)
             # 31 bits: more than some engines take.
             seeds = [keyed_hash(row.seed, number) >> 33 for number in range(count)]
             asked += [self._submit(self._body(image, seed)) for seed in seeds]
 
         def finish() -> list[Written]:
-            if self._health.error is not None:
+            if self._health.error is not None and not all(future.done() for future in asked):
                 raise self._health.error
             written = [future.result() for future in asked]
             return [_joined(written[n : n + count]) for n in range(0, len(written), count)]
@@ -277,6 +283,8 @@ class Endpoint:
     def close(self) -> None:
         """See `Captioner.close`: nobody waits for what is still under way."""
         self._health.stop("the job has ended")
+        for _ in self._threads:
+            self._work.put(None)
         self._client.close()
 
     def _wait(self, asked: "list[Future[Written]]", seconds: float) -> str | None:
@@ -301,8 +309,8 @@ class Endpoint:
         return future
 
     def _serve(self) -> None:
-        while True:
-            future, body = self._work.get()
+        while (work := self._work.get()) is not None:
+            future, body = work
             try:
                 future.set_result(self._ask(body))
             # Whatever it is, it belongs to whoever waits for the text.
@@ -338,19 +346,23 @@ class Endpoint:
         tries = failures = 0
         answered_before = self._health.answered
         while self._health.error is None:
-            answered = self._health.answered
+            answered, limit = self._health.answered, self._limit_name
             try:
-                written = self._once(body)
+                written = self._once(body, limit)
             except _Later as trouble:
                 self._health.failed(str(trouble))
                 tries += 1
                 failures += not trouble.is_busy
-                # It answers others meanwhile: then it is this image with which it cannot cope.
-                if failures >= MAX_FAILURES and self._health.answered > answered_before:
+                is_stuck = failures and failures % MAX_FAILURES == 0
+                if is_stuck and self._takes_others(answered_before):
                     return _nothing(f"failed {failures} times, the last time: {trouble}")
                 self._pause(tries, trouble)
             except _Refused as refusal:
-                if self._is_about_the_image(refusal, answered):
+                if limit == "max_tokens" and "max_completion_tokens" in str(refusal):
+                    self._limit_name = "max_completion_tokens"
+                elif refusal.status == 200 or self._takes_others(answered):
+                    # A content filter is an answer like others.
+                    self._health.succeeded(with_row=False)
                     self._health.refused(str(refusal))
                     return _nothing(str(refusal))
             else:
@@ -365,23 +377,18 @@ class Endpoint:
         seconds = min(seconds, max(self._requests.patience, 1.0))
         self._health.pause(seconds, may_end=trouble.seconds == 0.0)
 
-    def _is_about_the_image(self, refusal: _Refused, answered: int) -> bool:
-        """Whether a refused request need not be made again: the server takes others.
+    def _takes_others(self, answered: int) -> bool:
+        """Whether the server has answered anybody since it had answered so many requests.
 
-        Stops the job where it takes none.
+        Where nobody else has asked, it is asked about a small grey image. If it refuses that too,
+        the job stops: what it refuses is none of an image's fault.
         """
-        if refusal.status == 200:  # a content filter: an answer like others
-            self._health.succeeded(with_row=False)
-            return True
-        if "max_completion_tokens" in str(refusal) and self._limit_name == "max_tokens":
-            self._limit_name = "max_completion_tokens"
-            return False
         with self._probing:
             # Another thread may have found it out meanwhile.
             if self._health.answered > answered or self._health.error is not None:
                 return self._health.error is None
             try:
-                self._once(self._body(_data_url(_grey(), 64), 0))
+                self._once(self._body(data_url(_grey(), 64), 0), self._limit_name)
             except _Refused as plain:
                 if plain.status != 200:
                     self._health.stop(
@@ -396,13 +403,13 @@ class Endpoint:
             self._health.succeeded(with_row=False)
             return True
 
-    def _once(self, body: dict[str, Any]) -> "Written":
-        """One request.
+    def _once(self, body: dict[str, Any], limit: str) -> "Written":
+        """One request, with the longest length under a name.
 
         Raises:
             _Later, _Refused: it brings no text.
         """
-        body = {**body, self._limit_name: self._settings.max_new_tokens}
+        body = {**body, limit: self._settings.max_new_tokens}
         # A socket's timeout begins anew with every byte; this one does not.
         until = time.monotonic() + self._requests.seconds
         with _as_later(self._requests.seconds):
@@ -533,7 +540,7 @@ def _grey() -> "Image.Image":
     return Image.new("RGB", (64, 64), (128, 128, 128))
 
 
-def _data_url(image: "Image.Image", side: int) -> str:
+def data_url(image: "Image.Image", side: int) -> str:
     """An image as the text of a JPEG whose longer side has at most so many pixels."""
     from PIL import Image
 

@@ -66,7 +66,7 @@ def library_fingerprint(name: str) -> str:
 class LibraryCaptioner:
     """An image-to-text model of `transformers`."""
 
-    columns = ()
+    columns: tuple[str, ...] = ()
 
     def __init__(
         self, source: str, name: str, settings: "CapFiltSettings", device: str | None

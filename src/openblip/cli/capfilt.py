@@ -42,8 +42,8 @@ class OtherCaptioners:
     request_seconds: Positive = 120.0
     """openai: a request without an answer by then is made again."""
     patience: NotNegative = 600.0
-    """openai: seconds for which a server that answers nothing is waited for; then the job stops, and
-    the same command goes on."""
+    """openai: seconds for which a server that answers nothing is waited for before the job stops
+    (the same command goes on)."""
     api_key_of: tuple[str, ...] = ()
     """openai: environment variable with the key: VARIABLE, or HOST=VARIABLE for each server."""
 
@@ -152,7 +152,7 @@ def add_texts(
     filter: str | None = None,
     json: bool = False,
 ) -> int:
-    """Put texts made elsewhere beside the rows of a table, for `capfilt run --captioner texts:NAME`.
+    """Put texts made elsewhere beside the rows of a table: a captioner texts:NAME of a job.
 
     Example: openblip capfilt add-texts pairs.lance captions.jsonl --name captioner2
 
