@@ -344,7 +344,6 @@ class Endpoint:
             EndpointError: the job cannot go on.
         """
         tries = failures = 0
-        answered_before = self._health.answered
         while not self._health.stopped:
             answered, limit = self._health.answered, self._limit_name
             try:
@@ -354,7 +353,8 @@ class Endpoint:
                 tries += 1
                 failures += not trouble.is_busy
                 is_stuck = failures and failures % MAX_FAILURES == 0
-                if is_stuck and self._takes_others(answered_before):
+                # By who was answered during the last try: it may have gone away after the others.
+                if is_stuck and self._takes_others(answered):
                     return _nothing(f"failed {failures} times, the last time: {trouble}")
                 self._pause(tries, trouble)
             except _Refused as refusal:
