@@ -98,6 +98,32 @@ def save_git(folder: Path) -> Path:
     return _saved(folder, model, library.GitProcessor(images(), tokenizer()))
 
 
+def save_blip2(folder: Path) -> Path:
+    """A captioner whose queries stand before the words."""
+    import transformers as library
+
+    torch.manual_seed(0)
+    text = {name: value for name, value in _TEXT.items() if name != "intermediate_size"}
+    queries = {name: _VISION[name] for name in _VISION if name not in ("image_size", "patch_size")}
+    config = library.Blip2Config(
+        vision_config=_VISION,
+        qformer_config={"vocab_size": 30, "encoder_hidden_size": 16, **queries},
+        text_config={
+            "model_type": "opt",
+            "ffn_dim": 16,
+            "word_embed_proj_dim": 16,
+            "max_position_embeddings": 64,
+            **text,
+        },
+        num_query_tokens=2,
+        image_token_index=VOCABULARY["<image>"],
+    )
+    model = library.Blip2ForConditionalGeneration(config)
+    model.generation_config.bos_token_id = 1
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 0
+    return _saved(folder, model, library.Blip2Processor(images(), tokenizer(), num_query_tokens=2))
+
+
 def save_pair(folder: Path) -> Path:
     """An encoder-decoder of a vision and a text model, which has no processor of its own."""
     import transformers as library
@@ -129,4 +155,4 @@ def _saved(folder: Path, model: Any, processor: Any) -> Path:
     return folder
 
 
-KINDS = {"git": save_git, "llava": save_llava, "pair": save_pair}
+KINDS = {"git": save_git, "blip2": save_blip2, "llava": save_llava, "pair": save_pair}
