@@ -29,6 +29,8 @@ object; one that says nothing of any image; the first words of a true one; a tru
 that the picture does not show."""
 RIGHT_KINDS: tuple[Kind, ...] = ("names",)
 """Kinds whose texts are right."""
+WRONG_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind not in RIGHT_KINDS)
+"""Kinds whose texts a filter is to reject."""
 
 # Of each group, words of one meaning stand together; words of two meanings exclude each other.
 _GROUPS = """
@@ -100,6 +102,19 @@ _WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _DIGITS = re.compile(r"\d+")
 # What is remembered of a table of any size.
 _MOST_ROWS, _MOST_TEXTS, _MOST_BOILERPLATE, _MOST_NAMES = 20_000, 200_000, 64, 2000
+# How often a captioner in training is given a true text, a corrupted one, nothing.
+_GIVEN_SHARES: dict[Kind | Literal["true", "nothing"], float] = {
+    "nothing": 0.15,
+    "true": 0.35,
+    "other_image": 0.2,
+    "attribute": 0.15,
+    "boilerplate": 0.07,
+    "truncated": 0.08,
+}
+# How often a given text has a name, and the name of a place besides; looks like a title; has
+# boilerplate behind it.
+_NAMED, _PLACED, _TITLED, _DECORATED = 0.7, 0.4, 0.6, 0.25
+_FILLERS = frozenset(("a", "an", "the", "is", "are", "there"))
 # Candidates among which a similar text of another image is sought.
 _CANDIDATES = 24
 
@@ -111,6 +126,14 @@ class CorruptedText(NamedTuple):
     kind: Kind | None
     """None: a human text of the image as it is."""
     is_right: bool
+
+
+class GivenPair(NamedTuple):
+    """A text that a captioner reads, and the text that it is to write."""
+
+    given: str | None
+    """None: there is nothing to read."""
+    target: str
 
 
 class Name(NamedTuple):
@@ -264,6 +287,55 @@ class Corruptions:
                 return _first_words(random, text)
             case "names":
                 return with_name(text, self.name_for(row_id, own, number), random.randrange(2))
+
+    def given(
+        self,
+        row_id: str,
+        text: str,
+        texts: Sequence[str],
+        number: int = 0,
+        edited_from: str | None = None,
+    ) -> GivenPair:
+        """What a captioner is given to read, and what it learns to write of it.
+
+        What is true of the image stays, a name among it; what is not is replaced by the human text.
+
+        Args:
+            row_id: of the row.
+            text: a human text of the row.
+            texts: all its human texts.
+            number: another one gives another text.
+            edited_from: what people have corrected to `text`.
+        """
+        random = self._random(row_id, "given", number)
+        (kind,) = random.choices([*_GIVEN_SHARES], [*_GIVEN_SHARES.values()])
+        if kind == "nothing":
+            return GivenPair(None, text)
+        # Another text of the image where there is one: to repeat what stands there is too easy.
+        base = random.choice([own for own in texts if own != text] or [text])
+        if edited_from is not None and kind in ("true", "attribute", "truncated"):
+            return GivenPair(edited_from, text)
+        given = base if kind == "true" else self.corrupt(kind, row_id, base, texts, number) or base
+        if kind in ("boilerplate", "truncated"):
+            return GivenPair(given, text)
+        is_true, target = kind != "other_image", text
+        if random.random() < _NAMED:
+            names = [self.name_for(row_id, (given, text), number)]
+            if not names[0].is_place and random.random() < _PLACED:
+                names.append(random.choice([name for name in self.names if name.is_place]))
+            for name in names:
+                given = with_name(given, name, random.randrange(2))
+                target = with_name(target, name) if is_true else target
+        return GivenPair(self._as_web_text(random, given), target)
+
+    def _as_web_text(self, random: Random, text: str) -> str:
+        """A text as web pages have it: often a title, sometimes with boilerplate."""
+        if random.random() < _TITLED:
+            words = [word for word in text.split() if word.lower() not in _FILLERS]
+            text = " ".join(words) or text
+        if random.random() < _DECORATED:
+            text = f"{text} {random.choice(self.boilerplate).replace('{number}', '')}".strip()
+        return text
 
     def name_for(self, row_id: str, texts: Sequence[str], number: int = 0) -> Name:
         """The name that the corruption `names` of that number adds: one that all the texts allow.
