@@ -174,6 +174,8 @@ class PairLoader(StepLoader[Batch]):
                 digest.update(_BETWEEN_TABLES)
             digest.update(part.index.rows.astype("<i8").tobytes())
             digest.update(part.index.text_digest)
+        for own in () if self._made is None else self._made.corruptions:
+            digest.update(own.digest())
         return digest.hexdigest()
 
     def summary(self) -> list[str]:

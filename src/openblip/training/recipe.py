@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from openblip.batches.augmentation import Augmentation
 from openblip.model import MedConfig
@@ -85,6 +85,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check_at_least("data", self, 1, "image_size", "max_words", "num_threads")
         _check_at_least("data", self, 1, "given_tokens")
+        if self.given not in (None, *get_args(GivenText)):
+            raise RecipeError(f"data.given is {self.given!r}; there is web, or nothing")
         _check_at_least("data", self, 3, "max_tokens")
         _check_weight("data.weight", self.weight)
         if not 0.0 <= self.max_unknown <= 1.0:

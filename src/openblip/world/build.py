@@ -155,12 +155,12 @@ def _web_row(config: WorldConfig, index: int, scene: Scene) -> PairRow:
 
 def _human_row(config: WorldConfig, stream: str, index: int, scene: Scene) -> PairRow:
     dice = Dice(config.seed, _STREAMS[stream] + _CAPTIONS, index)
-    captions = _human_captions(scene, config, dice)
+    captions = human_captions(scene, config, dice)
     split = "train" if stream == "human" else stream
     return _row(config, stream, index, scene, captions, split, {"scene": scene_to_dict(scene)})
 
 
-def _human_captions(scene: Scene, config: WorldConfig, dice: Dice) -> list[str]:
+def human_captions(scene: Scene, config: WorldConfig, dice: Dice) -> list[str]:
     """Different sentences as far as the grammar has them, exactly `captions_per_image`."""
     captions: list[str] = []
     trials = 10 * config.captions_per_image
