@@ -45,6 +45,8 @@ from openblip.world.scene import Dice
 NAMED = replace(WORLD, names=0.5)
 SHARES = (0.0, 0.25, 0.5)
 """Of typed negatives."""
+THRESHOLD = 0.1
+"""The demo's, above which its filter keeps a text."""
 WRITING = Decoding(method="nucleus", top_p=0.9, max_length=32)
 NOISE = ("wrong_attribute", "wrong_object", "other_image", "boilerplate")
 COLUMNS = ["id", "image", "image_uri", "captions", "origin", "split", "meta"]
@@ -69,11 +71,17 @@ class Rows:
             yield blip.encode(torch.stack(images)), places
 
 
-def written(rows: Rows, blip: Blip, reads: bool) -> list[str]:
-    """A sampled caption of each row, as CapFilt writes it."""
+def written(rows: Rows, blip: Blip, given: Sequence[str] | None) -> list[str]:
+    """A sampled caption of each row, as CapFilt writes it.
+
+    Args:
+        rows: the images.
+        blip: a captioner.
+        given: what it reads of each, empty for nothing; None for one that cannot read.
+    """
     texts = []
     for encoded, places in rows.batches(blip):
-        prompts = [GivenPrompt(rows.texts[place]) if reads else PROMPT for place in places]
+        prompts = [PROMPT if given is None else GivenPrompt(given[place]) for place in places]
         seeds = [named_seed(0, rows.rows[place]["id"]) for place in places]
         texts += [own[0].text for own in blip.generate(encoded, WRITING, prompts, seeds)]
     return texts
@@ -119,26 +127,37 @@ def trained(recipe: Recipe, folder: Path, seed: int, steps: int | None) -> str:
     return str(result.model_folder)
 
 
-def captioners(table: str, noisy: str, folder: Path, seed: int, args: Any) -> dict[str, Any]:
+def captioners(
+    table: str, noisy: str, folder: Path, seed: int, itm: np.ndarray, args: Any
+) -> dict[str, Any]:
     """The figures of a captioner that reads the web text, and of one that reads nothing."""
     rows = Rows(PairTable.open(table), args.rows)
-    found = {}
-    for name, recipe in (("alone", world_captioner), ("given", world_given_captioner)):
-        # Both as many steps: the one with the harder task has no more of them.
-        steps = args.steps or world_given_captioner(table, noisy, 64).train.steps
-        blip = load(trained(recipe(table, noisy, 64), folder / name, seed, steps), device="cpu")
-        texts = written(rows, blip, reads=name == "given")
-        found[name] = {**names_kept(rows, texts), **described(rows, texts)}
+    # As many steps each: the one with the harder task has no more of them.
+    steps = args.steps or world_given_captioner(table, noisy, 64).train.steps
+    blips = {
+        name: load(trained(recipe(table, noisy, 64), folder / name, seed, steps), device="cpu")
+        for name, recipe in (("alone", world_captioner), ("given", world_given_captioner))
+    }
+    admitted = [text if own > THRESHOLD else "" for text, own in zip(rows.texts, itm, strict=True)]
+    texts = {
+        "alone": written(rows, blips["alone"], None),
+        "given": written(rows, blips["given"], rows.texts),
+        "given if the filter keeps it": written(rows, blips["given"], admitted),
+    }
+    found = {name: {**names_kept(rows, own), **described(rows, own)} for name, own in texts.items()}
+    for name, blip in blips.items():
         # The captioner that reads must write as well where there is nothing to read.
         test = evaluate_caption(blip, PairTable.open(table), decoding=Decoding(max_length=32))
         found[name]["test CIDEr, nothing given"] = 100 * test.metrics["CIDEr"]
     return found
 
 
-def filters(table: str, noisy: str, folder: Path, seed: int, args: Any) -> dict[str, Any]:
-    """How well filters with each share of typed negatives tell the kinds of noise."""
+def filters(
+    table: str, noisy: str, folder: Path, seed: int, args: Any
+) -> tuple[dict[str, Any], dict[float, np.ndarray]]:
+    """How well filters with each share of typed negatives tell noise, and their scores."""
     rows = Rows(PairTable.open(table), args.rows)
-    found = {}
+    found, scores = {}, {}
     for share in SHARES:
         recipe = world_filter(table, noisy, 64)
         recipe = replace(recipe, objectives=replace(recipe.objectives, typed_negatives=share))
@@ -148,8 +167,9 @@ def filters(table: str, noisy: str, folder: Path, seed: int, args: Any) -> dict[
         for encoded, places in rows.batches(blip):
             own = blip.score(encoded, [[clean(rows.texts[place])] for place in places])
             itm += [match[0].itm for match in own]
-        found[f"{share:g}"] = told_apart(rows, np.array(itm))
-    return found
+        scores[share] = np.array(itm)
+        found[f"{share:g}"] = told_apart(rows, scores[share])
+    return found, scores
 
 
 def told_apart(rows: Rows, itm: np.ndarray) -> dict[str, float]:
@@ -180,10 +200,10 @@ def of_seed(seed: int, args: Any) -> dict[str, Any]:
     table = folder / "pairs.lance"
     open_or_create_world(table, replace(NAMED, seed=seed))
     noisy = trained(world_pretrain(str(table)), folder / "noisy", seed, args.pretrain_steps)
-    found = {
-        "captioners": captioners(str(table), noisy, folder, seed, args),
-        "filters": filters(str(table), noisy, folder, seed, args),
-    }
+    told, scores = filters(str(table), noisy, folder, seed, args)
+    itm = scores[SHARES[0]]
+    written_by = captioners(str(table), noisy, folder, seed, itm, args)
+    found = {"captioners": written_by, "filters": told}
     result.write_text(json.dumps(found, indent=2), encoding="utf-8")
     return found
 
@@ -227,11 +247,12 @@ def page(found: Sequence[Mapping[str, Any]], args: Any) -> str:
         "",
         "## Captioners",
         "",
-        "`alone` reads nothing, `given` reads the row's web text. Both are fine-tuned for as many "
-        "steps from the same model. Names are taken out before truth and CIDEr are measured, "
+        "`alone` reads nothing, `given` reads the row's web text, in the last column only where the "
+        f"filter gives it more than {THRESHOLD:g}. Both are fine-tuned for as many steps from the "
+        "same model. Names are taken out before truth and CIDEr are measured, "
         "against five human captions of the image, which have no names.",
         "",
-        *table_of([own["captioners"] for own in found], ["alone", "given"]),
+        *table_of([own["captioners"] for own in found], [*found[0]["captioners"]]),
         "",
         "## Filters, by share of typed negatives",
         "",
