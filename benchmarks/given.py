@@ -247,7 +247,7 @@ def page(found: Sequence[Mapping[str, Any]], args: Any) -> str:
         "",
         "## Captioners",
         "",
-        "`alone` reads nothing, `given` reads the row's web text, in the last column only where the "
+        "`alone` reads nothing, `given` the row's web text, in the last column only where the "
         f"filter gives it more than {THRESHOLD:g}. Both are fine-tuned for as many steps from the "
         "same model. Names are taken out before truth and CIDEr are measured, "
         "against five human captions of the image, which have no names.",
