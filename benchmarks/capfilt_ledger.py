@@ -83,7 +83,7 @@ class SimulatedPool:
     def __init__(self, table: PairTable, rows: int, stop_after: int | None) -> None:
         import pyarrow as pa
 
-        schema = column_schema()
+        schema = column_schema(NEW_COLUMNS)
         columns = pa.table({f.name: pa.nulls(rows, f.type) for f in schema}, schema=schema)
         content = encode_columns(table, columns)
         Path(table.uri, "data", "simulated.lance").write_bytes(content)

@@ -8,10 +8,29 @@ import hashlib
 import json
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from openblip.capfilt.ledger import STATES, Entry, Ledger, State, Store, open_store
+from openblip.capfilt.captioners import (
+    captioner_print,
+    check_captioners,
+    check_prints,
+    column_name,
+    divided,
+    unrepeatable,
+)
+from openblip.capfilt.endpoint import Requests
+from openblip.capfilt.ledger import (
+    STATES,
+    Activity,
+    Entry,
+    Ledger,
+    State,
+    Store,
+    decoded,
+    open_store,
+)
 from openblip.capfilt.lock import lock_owner
 from openblip.runtime.errors import CheckpointError, DataError, RecipeError
 from openblip.table.columns import list_fragments
@@ -33,6 +52,10 @@ NEW_COLUMNS = (
     "synthetic_itc",
     "capfilt_error",
 )
+SYNTHETIC_ERROR = "synthetic_error"
+"""Column of jobs with captioners of others: why one of them wrote nothing about a row."""
+# Settings of captioners that are not ours; what jobs of ours have noted does not know them.
+_OF_OTHERS = ("instruction", "max_new_tokens", "image_side")
 
 
 def _nucleus() -> "Decoding":
@@ -46,8 +69,9 @@ class CapFiltSettings:
     """Everything besides the table that decides what a job writes."""
 
     captioner: str | tuple[str, ...]
-    """Model folders or run directories of the captioners. Each writes `num_captions` texts for an
-    image; those of the first one come first."""
+    """The captioners: model folders or run directories of ours, `hf:NAME`, `openai:URL#MODEL` or
+    `texts:NAME`. Each writes `num_captions` texts for an image (or has its own, `texts:`); those of
+    the first one come first."""
     filter: str
     """Model folder or run directory of the filter."""
     decoding: "Decoding" = field(default_factory=_nucleus)
@@ -62,12 +86,20 @@ class CapFiltSettings:
     """Consecutive rows of a fragment that are read, captioned and scored together."""
     seed: int = 0
     """With a row's id it decides the row's sampled captions."""
+    instruction: str | None = None
+    """What `hf:` and `openai:` captioners are told beside the image; None: to describe it in one
+    sentence, where a model is talked to, else nothing."""
+    max_new_tokens: int = 64
+    """Most tokens of a text of an `hf:` or `openai:` captioner; `decoding.max_length` is ours."""
+    image_side: int = 1024
+    """Longer side of the images that `openai:` captioners get, in pixels; smaller ones stay."""
 
     def __post_init__(self) -> None:
         if self.num_captions < 1 or self.batch_size < 1:
             raise RecipeError("num_captions and batch_size must be at least 1")
-        if not self.captioners or len(set(self.captioners)) < len(self.captioners):
-            raise RecipeError(f"give one or several captioners, each once: {self.captioner}")
+        if self.max_new_tokens < 1 or self.image_side < 1:
+            raise RecipeError("max_new_tokens and image_side must be at least 1")
+        check_captioners(self)
 
     @property
     def captioners(self) -> tuple[str, ...]:
@@ -75,9 +107,19 @@ class CapFiltSettings:
         return (self.captioner,) if isinstance(self.captioner, str) else tuple(self.captioner)
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """The captioners and the filter."""
-        return (*self.captioners, self.filter)
+    def has_others(self) -> bool:
+        """Whether a captioner is none of ours."""
+        return any(divided(source)[0] != "ours" for source in self.captioners)
+
+    def stored(self) -> dict[str, Any]:
+        """The settings by name; those of others' captioners only where there is one.
+
+        So jobs that were begun before these were known go on.
+        """
+        values = asdict(self)
+        return (
+            values if self.has_others else {n: v for n, v in values.items() if n not in _OF_OTHERS}
+        )
 
 
 @dataclass(frozen=True)
@@ -86,30 +128,49 @@ class CapFiltJob:
 
     settings: CapFiltSettings
     table_uri: str
-    models: tuple[str, ...]
-    """Fingerprints of the captioners in their order, and of the filter."""
+    captioners: tuple[str, ...]
+    """What the captioners are in their order, see `captioner_print`."""
+    filter: str
+    """Fingerprint of the filter."""
     fingerprint: str
     """16 hexadecimal digits that change when a model or a setting does; where a model lies does
     not count, only what it is."""
+    requests: Requests = field(default_factory=Requests)
+    """How servers are asked; decides nothing of what is written."""
 
     @classmethod
-    def plan(cls, table_uri: str, settings: CapFiltSettings) -> "CapFiltJob":
+    def plan(
+        cls, table_uri: str, settings: CapFiltSettings, requests: Requests | None = None
+    ) -> "CapFiltJob":
         """The job of these settings on a table; reads the models' files once.
 
         Raises:
-            CheckpointError: a model is not there.
+            CheckpointError, DataError: a model is not there, or texts that are named.
         """
         from openblip.checkpoints.reading import model_fingerprint
 
-        models = tuple(model_fingerprint(model) for model in settings.models)
+        table_uri = table_uri.rstrip("/")
+        captioners = tuple(captioner_print(source, table_uri) for source in settings.captioners)
+        filter_print = model_fingerprint(settings.filter)
         values = {
-            **asdict(settings),
+            **settings.stored(),
             "decoding": settings.decoding.stored(),
-            "captioner": _one_or_list(models[:-1]),
-            "filter": models[-1],
+            "captioner": _one_or_list(captioners),
+            "filter": filter_print,
         }
-        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-        return cls(settings, table_uri.rstrip("/"), models, digest.hexdigest()[:16])
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+        return cls(settings, table_uri, captioners, filter_print, digest, requests or Requests())
+
+    @property
+    def captioner_names(self) -> tuple[str, ...]:
+        """What `synthetic_captioner` says of the texts of each captioner."""
+        pairs = zip(self.settings.captioners, self.captioners, strict=True)
+        return tuple(column_name(source, planned) for source, planned in pairs)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it writes."""
+        return (*NEW_COLUMNS, SYNTHETIC_ERROR) if self.settings.has_others else NEW_COLUMNS
 
     @property
     def folder(self) -> Store:
@@ -132,14 +193,18 @@ class CapFiltJob:
 
     def description(self) -> str:
         """Settings and fingerprints as JSON, for the table's metadata."""
-        return json.dumps(
-            {
-                **asdict(self.settings),
-                "captioner_fingerprint": _one_or_list(self.models[:-1]),
-                "filter_fingerprint": self.models[-1],
-                "fingerprint": self.fingerprint,
-            }
-        )
+        values = {
+            **self.settings.stored(),
+            "captioner_fingerprint": _one_or_list(self.captioner_names),
+            "filter_fingerprint": self.filter,
+            "fingerprint": self.fingerprint,
+        }
+        # What others read of a job, an export's card for one, says what cannot be had again.
+        if lines := unrepeatable(self.settings):
+            values["unrepeatable"] = lines
+        if self.columns != NEW_COLUMNS:
+            values["columns"] = self.columns
+        return json.dumps(values)
 
     def check_models(self) -> None:
         """Reads the models' files again, on the machine of a worker that has loaded them.
@@ -149,12 +214,13 @@ class CapFiltJob:
         """
         from openblip.checkpoints.reading import model_fingerprint
 
-        for source, planned in zip(self.settings.models, self.models, strict=True):
-            if (found := model_fingerprint(source)) != planned:
-                raise CheckpointError(
-                    f"{source} on {platform.node()} is the model {found}, but the job began with "
-                    f"{planned}: put the same files there on every machine, or start the job anew"
-                )
+        check_prints(self, platform.node())
+        if (found := model_fingerprint(self.settings.filter)) != self.filter:
+            raise CheckpointError(
+                f"{self.settings.filter} on {platform.node()} is the model {found}, but the job "
+                f"began with {self.filter}: put the same files there on every machine, or start "
+                "the job anew"
+            )
 
 
 def jobs_folder(table_uri: str) -> str:
@@ -162,10 +228,10 @@ def jobs_folder(table_uri: str) -> str:
     return f"{table_uri.rstrip('/')}.capfilt"
 
 
-def is_committed(table: PairTable, fingerprint: str) -> bool:
-    """Whether the table has all of CapFilt's columns, and they are those of a job."""
+def is_committed(table: PairTable, fingerprint: str, columns: Sequence[str]) -> bool:
+    """Whether the table has all columns of a job, and they are its own."""
     stored = table.metadata.get(METADATA_KEY, "")
-    return f'"fingerprint": "{fingerprint}"' in stored and set(NEW_COLUMNS) <= set(table.columns)
+    return f'"fingerprint": "{fingerprint}"' in stored and set(columns) <= set(table.columns)
 
 
 def _one_or_list(captioners: tuple[str, ...]) -> str | list[str]:
@@ -173,13 +239,13 @@ def _one_or_list(captioners: tuple[str, ...]) -> str | list[str]:
     return captioners[0] if len(captioners) == 1 else list(captioners)
 
 
-def column_schema() -> "pa.Schema":
-    """Arrow types of `NEW_COLUMNS`."""
+def column_schema(columns: Sequence[str]) -> "pa.Schema":
+    """Arrow types of a job's columns."""
     import pyarrow as pa
 
-    types = dict.fromkeys(NEW_COLUMNS, pa.list_(pa.float32()))
+    types = dict.fromkeys(columns, pa.list_(pa.float32()))
     types["synthetic"] = types["synthetic_captioner"] = pa.list_(pa.string())
-    types["capfilt_error"] = pa.string()
+    types |= {name: pa.string() for name in ("capfilt_error", SYNTHETIC_ERROR) if name in types}
     return pa.schema(list(types.items()))
 
 
@@ -214,14 +280,30 @@ class JobStatus:
     """Of a million images, in the currency of the price; None without price or rate."""
     failed: tuple[str, ...]
     """Why fragments failed."""
+    num_refused: int
+    """Rows about which a captioner wrote nothing: of the table if it is finished, else those that
+    the last driver has met."""
+    tokens_read: float
+    """Tokens an image that servers have read for the last driver, as they counted them."""
+    tokens_written: float
+    """Tokens an image that they have written."""
+    num_cut: int
+    """Texts of the last driver that ended at `max_new_tokens`."""
+    unrepeatable: tuple[str, ...]
+    """Captioners that may write something else when they are asked again, and why."""
 
 
-def job_status(table: str, price_per_hour: float | None = None) -> JobStatus:
+def job_status(
+    table: str,
+    price_per_hour: float | None = None,
+    price_per_million_tokens: tuple[float, float] | None = None,
+) -> JobStatus:
     """The status of the job that was started last on a table; changes nothing.
 
     Args:
         table: where the `PairTable` lies.
         price_per_hour: of one worker.
+        price_per_million_tokens: that servers read, and that they write.
 
     Raises:
         DataError: there is no table, or no job has been started on it.
@@ -237,11 +319,13 @@ def job_status(table: str, price_per_hour: float | None = None) -> JobStatus:
     fingerprint = latest.decode()
     ledger = Ledger(open_store(f"{folder.uri}/{fingerprint}"))
     owner, activity = lock_owner(folder), ledger.activity()
-    committed = is_finished = is_committed(opened, fingerprint)
+    noted = _noted(folder, fingerprint)
+    columns = tuple(noted.get("columns", NEW_COLUMNS))
+    committed = is_finished = is_committed(opened, fingerprint, columns)
     fragments: Counter[State] = Counter()
     rows: Counter[State] = Counter()
     entries: list[Entry] = []
-    for fragment in list_fragments(opened, NEW_COLUMNS):
+    for fragment in list_fragments(opened, columns):
         entry = ledger.find(fragment.number, fragment.digest)
         state: State = "done" if committed and fragment.filled else "waiting"
         is_attached = state == "done"
@@ -259,9 +343,10 @@ def job_status(table: str, price_per_hour: float | None = None) -> JobStatus:
     if activity is not None and owner is not None:
         rows_done = max(rows_done, activity.rows_done)
     workers = activity.workers if activity else 0
-    cost = None
-    if price_per_hour is not None and rate > 0:
-        cost = price_per_hour * workers * 1e6 / rate / 3600
+    tokens = _tokens_per_image(activity)
+    num_refused = activity.refused if activity else 0
+    if is_finished and SYNTHETIC_ERROR in columns:
+        num_refused = opened.count_values(SYNTHETIC_ERROR)
     return JobStatus(
         table=table,
         fingerprint=fingerprint,
@@ -275,6 +360,41 @@ def job_status(table: str, price_per_hour: float | None = None) -> JobStatus:
         workers=workers,
         rate=rate,
         seconds_left=(len(opened) - rows_done) / rate if owner is not None and rate > 0 else None,
-        cost_per_million=cost,
+        cost_per_million=_cost(price_per_hour, price_per_million_tokens, workers, rate, tokens),
         failed=tuple(entry.reason for entry in entries if entry.state == "failed"),
+        num_refused=num_refused,
+        tokens_read=tokens[0],
+        tokens_written=tokens[1],
+        num_cut=activity.cut if activity else 0,
+        unrepeatable=tuple(noted.get("unrepeatable", ())),
     )
+
+
+def _noted(folder: Store, fingerprint: str) -> dict[str, Any]:
+    """What a job has noted of itself when it began; empty if nothing."""
+    content = folder.read(f"{fingerprint}/job.json")
+    return decoded(folder, f"{fingerprint}/job.json", content, dict) if content else {}
+
+
+def _tokens_per_image(activity: Activity | None) -> tuple[float, float]:
+    if activity is None or not activity.session_rows:
+        return 0.0, 0.0
+    rows = activity.session_rows
+    return activity.tokens_read / rows, activity.tokens_written / rows
+
+
+def _cost(
+    price_per_hour: float | None,
+    price_per_million_tokens: tuple[float, float] | None,
+    workers: int,
+    rate: float,
+    tokens: tuple[float, float],
+) -> float | None:
+    """Of a million images, of what there is a price and a rate for."""
+    parts = []
+    if price_per_hour is not None and rate > 0:
+        parts.append(price_per_hour * workers * 1e6 / rate / 3600)
+    if price_per_million_tokens is not None and any(tokens):
+        prices = zip(price_per_million_tokens, tokens, strict=True)
+        parts.append(sum(price * number for price, number in prices))
+    return sum(parts) if parts else None

@@ -5,18 +5,20 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from openblip.batches.unknown_words import warn_of_unknown_words
+from openblip.capfilt.captioners import divided
 from openblip.capfilt.driver import Driver
+from openblip.capfilt.endpoint import Requests
 from openblip.capfilt.job import (
     LATEST,
     METADATA_KEY,
-    NEW_COLUMNS,
+    SYNTHETIC_ERROR,
     CapFiltJob,
     CapFiltSettings,
     column_schema,
@@ -50,6 +52,8 @@ class CapFiltResult:
     """Rows that this call worked on; the others were done before."""
     errors: int
     """Rows without result; column `capfilt_error` says why."""
+    refused: int
+    """Rows about which a captioner wrote nothing; column `synthetic_error` says which, and why."""
     failed: tuple[str, ...]
     """Why fragments could not be read; a later call tries them again."""
     seconds: float
@@ -62,6 +66,7 @@ def run_capfilt(
     processes: int | None = None,
     ray: RayCluster | None = None,
     save_seconds: float = 10.0,
+    requests: Requests | None = None,
 ) -> CapFiltResult:
     """Caption and score the web rows of a table; the results become columns of it.
 
@@ -77,11 +82,13 @@ def run_capfilt(
             this process.
         ray: workers of a Ray cluster instead of processes of this machine.
         save_seconds: unfinished fragments are saved so often; what a killed worker loses.
+        requests: how the servers of `openai:` captioners are asked.
 
     Raises:
         RecipeError: a setting is out of range.
         DataError, CheckpointError, MissingHead: if table or models cannot be used.
         JobLockedError: another job works on the table.
+        EndpointError: a server gives no captions any more.
         OpenBlipError: the job cannot go on; what is finished is kept.
     """
     started = time.perf_counter()
@@ -91,7 +98,7 @@ def run_capfilt(
     check_reachable(opened)
     if not len(opened):
         raise DataError(f"{table} has no rows: `openblip data import SOURCE {table}` adds some")
-    job = CapFiltJob.plan(str(table), settings)
+    job = CapFiltJob.plan(str(table), settings, requests)
     run = _Run(job, lambda: _pool(job, processes, ray, save_seconds))
     if not run.look().is_complete:
         _warn_of_unknown_words(job)
@@ -102,6 +109,7 @@ def run_capfilt(
         rows=len(opened),
         computed=run.computed,
         errors=opened.count_values("capfilt_error"),
+        refused=opened.count_values(SYNTHETIC_ERROR) if SYNTHETIC_ERROR in job.columns else 0,
         failed=tuple(run.failed.values()),
         seconds=time.perf_counter() - started,
     )
@@ -119,6 +127,8 @@ def _warn_of_unknown_words(job: CapFiltJob) -> None:
     ]
     warn_of_unknown_words(tokenizer, captions, _READ_TOKENS, f"captions of {len(rows):,} rows")
     for captioner in settings.captioners:
+        if divided(captioner)[0] != "ours":
+            continue
         tokenizer = load_tokenizer(captioner)
         if warn_of_unknown_words(tokenizer, [settings.prompt], _READ_TOKENS, "prompts"):
             break
@@ -176,9 +186,9 @@ class _Run:
         | done; failed in this call | are its file, committed | leave |
         """
         table = PairTable.open(self.job.table_uri)
-        committed = is_committed(table, self.job.fingerprint)
+        committed = is_committed(table, self.job.fingerprint, self.job.columns)
         missing, computed = [], {}
-        for fragment in list_fragments(table, NEW_COLUMNS):
+        for fragment in list_fragments(table, self.job.columns):
             entry = self.ledger.find(fragment.number, fragment.digest)
             if entry is None:
                 # Committed by a job whose ledger is gone, or compacted since.
@@ -268,9 +278,15 @@ class _Run:
         table = view.table
         if view.computed:
             files = {n: ColumnFile(e.file, e.num_bytes) for n, e in view.computed.items()}
-            attach_columns(table, files, column_schema(), replace=not view.is_committed)
+            schema = column_schema(self.job.columns)
+            attach_columns(table, files, schema, replace=not view.is_committed)
         # Last, as it is what `is_committed` looks at: a kill before it commits the files once more.
         if not view.is_committed:
+            # Reasons of another job's captioners would stand beside texts of this one's.
+            if SYNTHETIC_ERROR in table.columns and SYNTHETIC_ERROR not in self.job.columns:
+                again_after_conflicts(
+                    lambda: PairTable.open(table.uri).drop_columns([SYNTHETIC_ERROR])
+                )
             done = {METADATA_KEY: self.job.description()}
             again_after_conflicts(lambda: PairTable.open(table.uri).update_metadata(done))
 
@@ -281,10 +297,16 @@ def _pool(
     if ray is not None:
         from openblip.capfilt.pools import RayWorkers
 
-        return RayWorkers(job, ray, save_seconds)
+        return RayWorkers(_shared(job, ray.workers or 1), ray, save_seconds)
     gpus = torch.cuda.device_count()
     count = processes or gpus or num_usable_cores()
     devices = [f"cuda:{number % gpus}" if gpus else "cpu" for number in range(count)]
+    job = _shared(job, count)
     if count == 1:
         return OneProcess(job, devices[0], save_seconds)
     return ManyProcesses(job, devices, save_seconds)
+
+
+def _shared(job: CapFiltJob, workers: int) -> CapFiltJob:
+    """The job of each of some workers, which together make as many requests as one would."""
+    return replace(job, requests=job.requests.shared(workers))
