@@ -198,7 +198,7 @@ def of_seed(seed: int, args: Any) -> dict[str, Any]:
         return json.loads(result.read_text(encoding="utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
     table = folder / "pairs.lance"
-    open_or_create_world(table, replace(NAMED, seed=seed))
+    open_or_create_world(table, replace(NAMED, seed=seed, web_rows=args.web_rows))
     noisy = trained(world_pretrain(str(table)), folder / "noisy", seed, args.pretrain_steps)
     told, scores = filters(str(table), noisy, folder, seed, args)
     itm = scores[SHARES[0]]
@@ -267,7 +267,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", default="given")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rows", type=int, default=1500)
+    parser.add_argument("--web-rows", type=int, default=WORLD.web_rows, help="of the world")
+    parser.add_argument("--rows", type=int, default=1500, help="of them that are captioned")
     parser.add_argument("--steps", type=int, help="of both captioners")
     parser.add_argument("--pretrain-steps", type=int)
     parser.add_argument("--filter-steps", type=int)

@@ -8,7 +8,6 @@ import torch
 
 from openblip.cli import main
 from openblip.inference.loading import load
-from openblip.runtime.errors import OpenBlipWarning
 from openblip.table.table import PairTable
 from openblip.training.recipe_file import read_recipe
 from openblip.world import WorldConfig, build_world
@@ -94,6 +93,7 @@ def test_a_target_that_is_not_there_is_named(
     assert "qkv" in told
 
 
+@pytest.mark.filterwarnings("always::openblip.runtime.errors.OpenBlipWarning")
 def test_a_captioner_that_reads_a_given_text_is_trained_saved_and_used(
     words: list[str],
     tmp_path: Path,
@@ -110,11 +110,10 @@ def test_a_captioner_that_reads_a_given_text_is_trained_saved_and_used(
     assert load(tmp_path / "copy", device="cpu").given_tokens == 7
     capsys.readouterr()
     caption = ["caption", photo, "--device=cpu", "--max-length=12"]
-    assert main([*caption, "--model", str(model), "--given", "a circle named Kelmir"]) == 0
+    assert main([*caption, "--model", str(model), "--given", "a circle"]) == 0
     assert capsys.readouterr().out.count("\n") == 1
-    with pytest.warns(OpenBlipWarning, match="has more than 7 tokens, and is cut"):
-        assert main([*caption, "--model", str(model), "--given", "one two three " * 4]) == 0
-    capsys.readouterr()
+    assert main([*caption, "--model", str(model), "--given", "one two three " * 4]) == 0
+    assert "has more than 7 tokens, and is cut" in capsys.readouterr().err
     assert main([*caption, "--model", checkpoint("captioner"), "--given", "a circle"]) == 1
     assert "not fine-tuned to read a given text" in capsys.readouterr().err
     assert main(["caption", str(tmp_path), "--model", str(model), "--given", "a circle"]) == 1

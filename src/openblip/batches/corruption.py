@@ -11,6 +11,7 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from heapq import nsmallest
 from random import Random
 from typing import Literal, NamedTuple, get_args
@@ -288,14 +289,16 @@ class Corruptions:
         base = random.choice([own for own in texts if own != text] or [text])
         if edited_from is not None and kind in ("true", "attribute", "truncated"):
             return GivenPair(edited_from, text)
-        given = base if kind == "true" else self.corrupt(kind, row_id, base, texts, number) or base
-        if kind in ("boilerplate", "truncated"):
-            return GivenPair(given, text)
-        is_true, target = kind != "other_image", text
+        corrupted = None if kind == "true" else self.corrupt(kind, row_id, base, texts, number)
+        if corrupted is not None and kind in ("boilerplate", "truncated"):
+            return GivenPair(corrupted, text)
+        # What cannot be corrupted is given as it is.
+        given, target = base if corrupted is None else corrupted, text
+        is_true = corrupted is None or kind != "other_image"
         if random.random() < _NAMED:
             names = [self.name_for(row_id, (given, text), number)]
-            if not names[0].is_place and random.random() < _PLACED:
-                names.append(random.choice([name for name in self.names if name.is_place]))
+            if self.places and not names[0].is_place and random.random() < _PLACED:
+                names.append(random.choice(self.places))
             # Who is named must be the same in both: what the true texts share, if they do.
             shared = [noun for noun in named_nouns(base) if noun in named_nouns(text)]
             for name in names:
@@ -321,12 +324,14 @@ class Corruptions:
                 name is that of a place.
             number: as of `corrupt`.
         """
-        random = self._random(row_id, "name", number)
-        may_be_anybody = all(find_named(text) for text in texts)
-        name = random.choice(self.names)
-        while not (may_be_anybody or name.is_place):
-            name = random.choice(self.names)
-        return name
+        may_be_anybody = all(find_named(text) for text in texts) or not self.places
+        names = self.names if may_be_anybody else self.places
+        return self._random(row_id, "name", number).choice(names)
+
+    @cached_property
+    def places(self) -> tuple[Name, ...]:
+        """The names of places."""
+        return tuple(name for name in self.names if name.is_place)
 
     def _random(self, row_id: str, purpose: str, number: int) -> Random:
         # Of `Random`, not of NumPy: its draws for a seed have not changed since Python 3.2.
