@@ -14,7 +14,7 @@ from openblip.capfilt.run import run_capfilt
 from openblip.checkpoints.reading import model_fingerprint
 from openblip.cli import main
 from openblip.inference import GivenPrompt, load
-from openblip.runtime.errors import OpenBlipWarning, RecipeError
+from openblip.runtime.errors import RecipeError
 from openblip.sources.row_images import row_image
 from openblip.table.table import PairTable
 from openblip.table.views import CaptionView
@@ -128,14 +128,18 @@ def test_a_captioner_that_reads_nothing_writes_beside_one_that_does(
     assert "given" not in json.loads(PairTable.open(alone.uri).metadata["capfilt"])
 
 
+@pytest.mark.filterwarnings("always::openblip.runtime.errors.OpenBlipWarning")
 def test_cut_texts_are_told_of_and_captioners_that_read_nothing_refused(
-    table: PairTable, models: dict[str, str], reader: str
+    table: PairTable,
+    models: dict[str, str],
+    reader: str,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     words = ["capfilt", "run", table.uri, "--filter", models["filter"], "--processes=1"]
     words += ["--max-length=12", "--given=web"]
-    with pytest.warns(OpenBlipWarning, match=r"first 9 tokens .* that were looked at \d+ are long"):
-        assert main([*words, "--captioner", reader]) == 0
-    with pytest.raises(RecipeError, match="none of .* was fine-tuned to read a given text"):
+    assert main([*words, "--captioner", reader]) == 0
+    assert "reads the first 9 tokens of a given text; of 16 that were" in capsys.readouterr().err
+    with pytest.raises(RecipeError, match=r"none of .* was fine-tuned to read a given text"):
         run_capfilt(table.uri, job_settings(models, given="web"), processes=1)
     with pytest.raises(RecipeError, match="given is 'page'; there is web, or nothing"):
         job_settings(models, given="page")
