@@ -5,6 +5,7 @@ as, for which the layouts of others have other words: they are the tables at the
 """
 
 import json
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from openblip.checkpoints.original_layout import Kind
 from openblip.model import Med
 from openblip.model.config import config_from_dict, config_to_dict
 from openblip.runtime.atomic import replace_folder
-from openblip.runtime.errors import CheckpointError, DataError, RecipeError
+from openblip.runtime.errors import CheckpointError, DataError, OpenBlipWarning, RecipeError
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -278,6 +279,22 @@ def _check_format(values: dict[str, Any], path: Path) -> None:
         raise CheckpointError(
             f"{path}: format_version is {values.get('format_version')!r:.40}, this version of "
             f"OpenBLIP reads {_VERSION}; update OpenBLIP"
+        )
+
+
+def warn_of_given_text(given_tokens: int, layout: str) -> None:
+    """Tell that a layout does not say that a captioner reads a given text.
+
+    Args:
+        given_tokens: of the captioner; of 0 there is nothing to tell.
+        layout: whose it is.
+    """
+    if given_tokens:
+        warnings.warn(
+            f"{layout} has no place for what this captioner reads before it writes (given_tokens "
+            f"{given_tokens}): what is loaded from it writes without a given text",
+            OpenBlipWarning,
+            stacklevel=3,
         )
 
 

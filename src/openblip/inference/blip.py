@@ -15,7 +15,13 @@ from openblip.batches.shuffle import keyed_hash
 from openblip.batches.tokenizer import TextTokenizer, TokenBatch
 from openblip.batches.unknown_words import warn_of_unknown_words
 from openblip.checkpoints.families import AnyModel, check_image_size
-from openblip.checkpoints.folder import TO_HUGGINGFACE, TRAINED_AS, original_kind, save_folder
+from openblip.checkpoints.folder import (
+    TO_HUGGINGFACE,
+    TRAINED_AS,
+    original_kind,
+    save_folder,
+    warn_of_given_text,
+)
 from openblip.checkpoints.huggingface import save_huggingface
 from openblip.checkpoints.original import save_original
 from openblip.inference.answers import Answer, AnswerList, top_answers
@@ -303,10 +309,7 @@ class Blip:
         first_token: FirstTokenName = "[ENC]",
         batch_size: int = 16,
     ) -> Float[Tensor, "images texts"]:
-        """Probabilities that they match, of every image with every text, on the CPU.
-
-        Each image is encoded once, with its cross-attention keys and values.
-        """
+        """Probabilities that they match, of every image with every text, on the CPU."""
         self.require("itm")
         texts = as_texts(texts)
         self.warn_of_unknown_words(texts)
@@ -550,6 +553,7 @@ class Blip:
             CheckpointError: if the layout has no place for the model, or it cannot be written.
             MissingHead: if the model lacks a head that the kind has.
         """
+        warn_of_given_text(self.given_tokens, "the original's layout")
         chosen = original_kind(self.kind, kind)
         check_image_size(self.model, self.image_size)
         save_original(Path(path), self.model, self.tokenizer, chosen, self.max_tokens)
@@ -568,6 +572,7 @@ class Blip:
             MissingHead: if the model lacks a head that the kind has.
         """
         check_image_size(self.model, self.image_size)
+        warn_of_given_text(self.given_tokens, "the layout of transformers")
         chosen: Any = kind or TO_HUGGINGFACE.get(self.kind)
         save_huggingface(Path(folder), self.model, self.tokenizer, chosen, self.max_tokens)
 
