@@ -213,15 +213,19 @@ def table_of(found: Sequence[Mapping[str, Mapping[str, float]]], names: Sequence
     header = ["", *names, *(f"{name} - {names[0]}" for name in names[1:])]
     lines = [f"| {' | '.join(header)} |", f"|{' --- |' * len(header)}"]
     for figure in found[0][names[0]]:
-        values = [[own[name].get(figure, float("nan")) for own in found] for name in names]
-        cells = [f"{statistics.mean(own):.1f}" for own in values]
+        # Not every column has every figure.
+        values = [[own[name].get(figure) for own in found] for name in names]
+        cells = ["" if own[0] is None else f"{statistics.mean(own):.1f}" for own in values]
         for own in values[1:]:
-            differences = [b - a for a, b in zip(values[0], own, strict=True)]
-            mean = statistics.mean(differences)
-            margin = _half_width(differences)
-            cells.append(f"{mean:+.1f}" + ("" if margin is None else f" ± {margin:.1f}"))
+            cells.append("" if own[0] is None else _difference(values[0], own))
         lines.append(f"| {figure} | {' | '.join(cells)} |")
     return lines
+
+
+def _difference(first: Sequence[float], second: Sequence[float]) -> str:
+    differences = [b - a for a, b in zip(first, second, strict=True)]
+    margin = _half_width(differences)
+    return f"{statistics.mean(differences):+.1f}" + ("" if margin is None else f" ± {margin:.1f}")
 
 
 # Student's t at 97.5 per cent, by the number of differences.
