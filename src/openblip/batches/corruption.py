@@ -334,7 +334,7 @@ class Corruptions:
         return tuple(name for name in self.names if name.is_place)
 
     def _random(self, row_id: str, purpose: str, number: int) -> Random:
-        # Of `Random`, not of NumPy: its draws for a seed have not changed since Python 3.2.
+        # A generator for each purpose: no draw depends on what was drawn before it.
         return Random(named_seed(self.seed, f"{row_id}/{purpose}/{number}"))
 
     def _other_image(
