@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from openblip.capfilt.job import CapFiltJob, CapFiltSettings
+    from openblip.inference.captions import Prompt
 
 Kind = Literal["ours", "hf", "openai", "texts"]
 _PREFIXES: dict[str, Kind] = {"hf": "hf", "openai": "openai", "texts": "texts"}
@@ -234,6 +235,14 @@ def _opened(source: str, name: str, job: "CapFiltJob", device: str | None) -> Ca
     return Ours(source, name, job.settings, device)
 
 
+def given_text(captions: Sequence[str]) -> str:
+    """The text of a row that a captioner reads before it writes: the first one that says anything.
+
+    Empty where there is none.
+    """
+    return next((text for text in captions if text.strip()), "")
+
+
 class Ours:
     """A captioner of ours."""
 
@@ -257,17 +266,26 @@ class Ours:
         """See `Captioner.begin`: the images are transformed."""
         images = rows.images_at(self.model.image_size)
         seeds = [row.seed for row in rows.rows]
-        return Pending(lambda: self._write(images, seeds))
+        prompts = [self._prompt(row) for row in rows.rows]
+        return Pending(lambda: self._write(images, prompts, seeds))
+
+    def _prompt(self, row: WebRow) -> "Prompt":
+        from openblip.inference import GivenPrompt
+
+        prompt = self._settings.prompt
+        if self._settings.given and self.model.given_tokens:
+            return GivenPrompt(given_text(row.captions), prompt)
+        return prompt
 
     def close(self) -> None:
         """See `Captioner.close`."""
 
-    def _write(self, images: "Tensor", seeds: list[int]) -> list[Written]:
+    def _write(self, images: "Tensor", prompts: "list[Prompt]", seeds: list[int]) -> list[Written]:
         settings = self._settings
         captions = self.model.generate(
             self.model.encode(images),
             settings.decoding,
-            prompt=settings.prompt,
+            prompt=prompts,
             seeds=seeds,
             num_captions=settings.num_captions,
         )

@@ -86,6 +86,9 @@ class CapFiltSettings:
     """Consecutive rows of a fragment that are read, captioned and scored together."""
     seed: int = 0
     """With a row's id it decides the row's sampled captions."""
+    given: Literal["web"] | None = None
+    """`web` lets captioners of ours that were fine-tuned for it read the row's first text before
+    they write."""
     instruction: str | None = None
     """What `hf:` and `openai:` captioners are told beside the image; None: to describe it in one
     sentence, where a model is talked to, else nothing."""
@@ -99,6 +102,8 @@ class CapFiltSettings:
             raise RecipeError("num_captions and batch_size must be at least 1")
         if self.max_new_tokens < 1 or self.image_side < 1:
             raise RecipeError("max_new_tokens and image_side must be at least 1")
+        if self.given not in (None, "web"):
+            raise RecipeError(f"given is {self.given!r}; there is web, or nothing")
         check_captioners(self)
 
     @property
@@ -117,9 +122,9 @@ class CapFiltSettings:
         So jobs that were begun before these were known go on.
         """
         values = asdict(self)
-        return (
-            values if self.has_others else {n: v for n, v in values.items() if n not in _OF_OTHERS}
-        )
+        unknown = () if self.has_others else _OF_OTHERS
+        unknown = unknown if self.given else (*unknown, "given")
+        return {name: value for name, value in values.items() if name not in unknown}
 
 
 @dataclass(frozen=True)

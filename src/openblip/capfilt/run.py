@@ -2,7 +2,8 @@
 
 import hashlib
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -12,7 +13,7 @@ from typing import Any
 import torch
 
 from openblip.batches.unknown_words import warn_of_unknown_words
-from openblip.capfilt.captioners import divided
+from openblip.capfilt.captioners import divided, given_text
 from openblip.capfilt.driver import Driver
 from openblip.capfilt.endpoint import Requests
 from openblip.capfilt.job import (
@@ -29,8 +30,10 @@ from openblip.capfilt.ledger import Entry, Ledger, open_store, released
 from openblip.capfilt.lock import JobLock
 from openblip.capfilt.pools import ManyProcesses, OneProcess, Pool, RayCluster
 from openblip.capfilt.worker import Pieces
+from openblip.checkpoints.reading import find_model, read_outline
+from openblip.inference.captions import cut_given
 from openblip.inference.loading import load_tokenizer
-from openblip.runtime.errors import DataError, RecipeError
+from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
 from openblip.runtime.progress import Progress
 from openblip.runtime.threads import num_usable_cores
 from openblip.sources.row_images import check_reachable
@@ -126,12 +129,40 @@ def _warn_of_unknown_words(job: CapFiltJob) -> None:
         for text in row["captions"] or []
     ]
     warn_of_unknown_words(tokenizer, captions, _READ_TOKENS, f"captions of {len(rows):,} rows")
+    if settings.given:
+        _check_given(settings, rows)
     for captioner in settings.captioners:
         if divided(captioner)[0] != "ours":
             continue
         tokenizer = load_tokenizer(captioner)
         if warn_of_unknown_words(tokenizer, [settings.prompt], _READ_TOKENS, "prompts"):
             break
+
+
+def _check_given(settings: CapFiltSettings, rows: Sequence[dict[str, Any]]) -> None:
+    """Warn of given texts that are cut.
+
+    Raises:
+        RecipeError: no captioner reads any.
+    """
+    ours = [source for source in settings.captioners if divided(source)[0] == "ours"]
+    outlines = {source: read_outline(find_model(source)) for source in ours}
+    readers = {source: found for source, found in outlines.items() if found.given_tokens}
+    if not readers:
+        raise RecipeError(
+            f"--given {settings.given}: none of {', '.join(settings.captioners)} was fine-tuned to "
+            "read a given text; `openblip finetune captioner ... --given web` makes one"
+        )
+    given = [given_text(row["captions"] or ()) for row in rows if row["origin"] == "web"]
+    for source, found in readers.items():
+        if cut := cut_given(found.tokenizer, given, found.given_tokens):
+            warnings.warn(
+                f"{source} reads the first {found.given_tokens} tokens of a given text; of "
+                f"{len(given):,} that were looked at {cut:,} are longer, and are cut: a captioner "
+                "that is fine-tuned with a higher --data.given-tokens reads more",
+                OpenBlipWarning,
+                stacklevel=2,
+            )
 
 
 def _sampled_rows(table: PairTable) -> list[dict[str, Any]]:

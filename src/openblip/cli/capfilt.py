@@ -79,6 +79,7 @@ def run(
     decoding: Annotated[DecodingFlags, tyro.conf.arg(name="")] = _NUCLEUS,
     others: Annotated[OtherCaptioners, tyro.conf.arg(name="")] = _OTHERS,
     prompt: str = "a picture of ",
+    given: Literal["web"] | None = None,
     num_captions: Count = 1,
     first_token: Literal["[ENC]", "[CLS]"] = "[ENC]",
     batch_size: Count = 32,
@@ -105,6 +106,8 @@ def run(
         decoding: how tokens are chosen; nucleus as in the paper.
         others: flags of captioners that are not ours.
         prompt: what a captioner of ours continues.
+        given: web lets captioners that were fine-tuned with --given web read the first text of each
+            row before they write, and keep its names.
         num_captions: synthetic captions per image and captioner.
         first_token: of a matched text; [CLS] as some released models do.
         batch_size: rows that are worked on together.
@@ -125,6 +128,7 @@ def run(
         filter=filter,
         decoding=decoding.decoding(),
         prompt=prompt,
+        given=given,
         num_captions=num_captions,
         first_token=first_token,
         batch_size=batch_size,
