@@ -29,7 +29,7 @@ def run(
     /,
     *,
     captioner: tuple[str, ...],
-    filter: str,
+    filter: tuple[str, ...],
     decoding: Annotated[DecodingFlags, tyro.conf.arg(name="")] = _NUCLEUS,
     prompt: str = "a picture of ",
     num_captions: Count = 1,
@@ -52,7 +52,9 @@ def run(
         table: the pair table.
         captioner: what writes captions, one or several: each a model folder, run directory, file,
             https address or hub repository.
-        filter: what scores texts: the same.
+        filter: what scores texts, one or several: the same, or a CLIP or SigLIP of transformers or
+            open_clip (open_clip:ARCHITECTURE/PRETRAINED), whose cosines go into a column of its
+            own; NAME=MODEL names it.
         decoding: how tokens are chosen; nucleus as in the paper.
         prompt: what the captioner continues.
         num_captions: synthetic captions per image and captioner.
@@ -72,7 +74,7 @@ def run(
     cluster = _cluster(ray, workers, gpus_per_worker, processes)
     settings = CapFiltSettings(
         captioner=captioner if len(captioner) > 1 else captioner[0],
-        filter=filter,
+        filter=filter if len(filter) > 1 else filter[0],
         decoding=decoding.decoding(),
         prompt=prompt,
         num_captions=num_captions,

@@ -12,7 +12,7 @@ _SHINGLE = 4
 # Of 60 minima in 10 bands of 6, two texts of similarity 0.9 share a band with a probability of
 # 0.9995, of 0.8 with 0.95, of 0.3 with 0.007.
 _BANDS, _ROWS = 10, 6
-_CHUNK = 50_000
+CHUNK = 50_000
 # Texts of one template, a million of them, are alike enough to share buckets, and yet different.
 _MOST_IN_BUCKET = 16
 _MULTIPLIERS = np.random.default_rng(20220128).integers(
@@ -111,7 +111,7 @@ def _shingles(text: str) -> set[str]:
 def _buckets(texts: Sequence[str]) -> NDArray[np.int64]:
     """Numbers (texts, bands) of the buckets, each of its own band; -1 where a text is alone."""
     keys = np.concatenate(
-        [_band_keys(texts[start : start + _CHUNK]) for start in range(0, len(texts), _CHUNK)]
+        [band_keys(texts[start : start + CHUNK]) for start in range(0, len(texts), CHUNK)]
     )
     buckets = np.full(keys.shape, -1, dtype=np.int64)
     num_buckets = 0
@@ -123,7 +123,7 @@ def _buckets(texts: Sequence[str]) -> NDArray[np.int64]:
     return buckets
 
 
-def _band_keys(texts: Sequence[str]) -> NDArray[np.uint64]:
+def band_keys(texts: Sequence[str]) -> NDArray[np.uint64]:
     """A hash (texts, bands) of the minima of each band."""
     padded = [text.ljust(_SHINGLE) for text in texts]
     letters = np.frombuffer("".join(padded).encode("utf-32-le", "surrogatepass"), dtype=np.uint32)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openblip.runtime.errors import DataError
+from openblip.table.rows import listed
 from openblip.table.table import PairTable
 
 if TYPE_CHECKING:
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
 SCORE_COLUMNS = ("captions_itm", "captions_itc", "synthetic_itm", "synthetic_itc")
 TEXT_COLUMNS = {"web": "captions", "synthetic": "synthetic"}
 """Column of the texts of each source that a filter scores."""
+RIGHT = "right"
+"""The score of the calibrated probability that a text is right."""
+# Of these a table has both kinds of both sources, or is not scored by a model of ours.
+_CHECKED_WHOLE = ("itm",)
 _REMEDY = "run `openblip capfilt run` on the table again"
 
 
@@ -33,6 +38,23 @@ def score_column(column: str, score: str) -> str:
     return f"{column}_{score}" if score in ("itm", "itc") else f"{column}_score_{score}"
 
 
+def scores_of(columns: Sequence[str]) -> tuple[str, ...]:
+    """The scores that some columns of a table have of given or of synthetic texts."""
+    names = []
+    for texts in TEXT_COLUMNS.values():
+        beginning = score_column(texts, "")
+        names += [name for name in ("itm", "itc") if score_column(texts, name) in columns]
+        names += [name.removeprefix(beginning) for name in columns if name.startswith(beginning)]
+    return tuple(dict.fromkeys(names))
+
+
+def sources_of(table: PairTable, score: str) -> tuple[str, ...]:
+    """The sources of whose texts a table has a score."""
+    return tuple(
+        source for source, texts in TEXT_COLUMNS.items() if score_column(texts, score) in table.columns
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class FlatScores:
     """Scores of all texts of one source in rows that came from the web."""
@@ -42,35 +64,60 @@ class FlatScores:
     places: NDArray[np.int64]
     """Which of the row's texts of this source."""
     itm: NDArray[np.float64]
-    """Probability that text and image match."""
+    """The score that is compared with thresholds: the probability that text and image match,
+    unless another one was asked for."""
     itc: NDArray[np.float32]
-    """Cosine of text and image."""
+    """Cosine of text and image; NaN where the table has none."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
-def check_scored(table: PairTable) -> None:
-    """Nothing, if a filter has scored the table.
+def check_scored(table: PairTable, score: str = "itm") -> None:
+    """Nothing, if a table has a score of the texts that it has.
 
     Raises:
-        DataError: none has.
+        DataError: it has none; says what it has, and what makes one.
     """
-    if missing := [c for c in SCORE_COLUMNS if c not in table.columns]:
+    texts = [name for name in TEXT_COLUMNS.values() if name in table.columns]
+    wanted = [score_column(name, score) for name in texts]
+    if score in _CHECKED_WHOLE:
+        wanted = [score_column(name, kind) for kind in ("itm", "itc") for name in ("captions", "synthetic")]
+    missing = [name for name in wanted if name not in table.columns]
+    there = scores_of(table.columns)
+    # Some scores are of given texts alone, as is their agreement with synthetic ones.
+    if not missing or (score not in _CHECKED_WHOLE and len(missing) < len(wanted)):
+        return
+    if there:
         raise DataError(
-            f"{table.uri} has no column {missing[0]}: score it first with "
-            f"`openblip capfilt run {table.uri} --captioner ... --filter ...`"
+            f"{table.uri} has no column {missing[0]}; its scores are {listed(there)}: choose one of "
+            f"them with --score, {_makes(table.uri, score)}"
         )
+    raise DataError(
+        f"{table.uri} has no column {missing[0]}: score it first with "
+        f"`openblip capfilt run {table.uri} --captioner ... --filter ...`"
+    )
 
 
-def flat_scores(batch: "pa.RecordBatch", source: str, start: int, uri: str) -> FlatScores:
+def _makes(uri: str, score: str) -> str:
+    if score in ("itm", "itc"):
+        return "or run `openblip capfilt run` with a --filter that matches (of BLIP)"
+    if score == RIGHT:
+        return f"or make it with `openblip capfilt fit {uri}`"
+    return f"or make it with `openblip capfilt scores {uri}`"
+
+
+def flat_scores(
+    batch: "pa.RecordBatch", source: str, start: int, uri: str, score: str = "itm"
+) -> FlatScores:
     """The scores of one source's texts in some rows; a row without scores (an error) has none.
 
     Args:
-        batch: rows with `origin` and the score columns.
+        batch: rows with `origin` and the score's column; the cosines are told if theirs is there.
         source: "web" or "synthetic".
         start: number of the first row.
         uri: of the table, for errors.
+        score: which one is compared with thresholds.
 
     Raises:
         DataError: a row has more scores of one kind than of the other, or one that is no score.
@@ -80,33 +127,43 @@ def flat_scores(batch: "pa.RecordBatch", source: str, start: int, uri: str) -> F
     column = TEXT_COLUMNS[source]
     is_web = np.asarray(batch["origin"].to_numpy(zero_copy_only=False) == "web")
     numbers = start + np.flatnonzero(is_web)
-    itm, itc = (
-        batch[score_column(column, kind)].filter(pa.array(is_web)) for kind in ("itm", "itc")
-    )
-    lengths, others = _lengths(itm), _lengths(itc)
-    if wrong := np.flatnonzero(lengths != others).tolist():
-        place = wrong[0]
-        raise DataError(
-            f"row {numbers[place]} of {uri}: {lengths[place]} values in {column}_itm but "
-            f"{others[place]} in {column}_itc: {_REMEDY}"
-        )
+    name, beside = score_column(column, score), score_column(column, "itc")
+    told = [kind for kind in (name, beside) if kind in batch.schema.names]
+    lists = {kind: batch[kind].filter(pa.array(is_web)) for kind in told}
+    lengths = _lengths(lists[name]) if name in lists else np.zeros(len(numbers), np.int64)
+    if name in lists and beside in lists:
+        others = _lengths(lists[beside])
+        if wrong := np.flatnonzero(lengths != others).tolist():
+            place = wrong[0]
+            raise DataError(
+                f"row {numbers[place]} of {uri}: {lengths[place]} values in {name} but "
+                f"{others[place]} in {beside}: {_REMEDY}"
+            )
     rows = np.repeat(numbers, lengths)
-    matches, cosines = (
-        np.asarray(lists.flatten().to_numpy(zero_copy_only=False), dtype=np.float64)
-        for lists in (itm, itc)
-    )
+    values = _flat(lists[name]) if name in lists else np.zeros(0)
+    cosines = _flat(lists[beside]) if set(lists) == {name, beside} else np.full(len(rows), np.nan)
+    if score == "itc":
+        cosines = values
     # A comparison with NaN, which nulls become, is False.
-    is_score = (matches >= 0) & (matches <= 1) & np.isfinite(cosines)
+    is_score = np.isfinite(values)
+    if score in _CHECKED_WHOLE:
+        is_score = (values >= 0) & (values <= 1) & np.isfinite(cosines)
     if wrong := np.flatnonzero(~is_score).tolist():
         place = wrong[0]
-        found = [lists.flatten()[place].as_py() for lists in (itm, itc)]
+        found = [lists[kind].flatten()[place].as_py() for kind in told]
+        kinds = "scores {} and {}, which are no probability and cosine"
+        kinds = kinds if score in _CHECKED_WHOLE else f"{name} {{}}, which is no number"
         raise DataError(
-            f"row {rows[place]} of {uri}: a text in {column} has the scores {found[0]} and "
-            f"{found[1]}, which are no probability and cosine: {_REMEDY}"
+            f"row {rows[place]} of {uri}: a text in {column} has the {kinds.format(*found)}: "
+            f"{_REMEDY}"
         )
     first = np.cumsum(lengths) - lengths
     places = np.arange(len(rows)) - np.repeat(first, lengths)
-    return FlatScores(rows, places, matches, cosines.astype(np.float32))
+    return FlatScores(rows, places, values, cosines.astype(np.float32))
+
+
+def _flat(lists: "pa.Array") -> NDArray[np.float64]:
+    return np.asarray(lists.flatten().to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
 def join_scores(parts: Sequence[FlatScores]) -> FlatScores:
