@@ -4,7 +4,7 @@ Position i of every array is one text, in the order of rows and of the texts in 
 is compared with these numbers exactly as a view compares it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,6 +31,18 @@ def score_column(column: str, score: str) -> str:
         score: `itm` and `itc` of the filter, or the name of any other score.
     """
     return f"{column}_{score}" if score in ("itm", "itc") else f"{column}_score_{score}"
+
+
+def scores_among(columns: Iterable[str], column: str) -> list[str]:
+    """Which scores the texts of a column have, those of the first filter first.
+
+    Args:
+        columns: all that a table has.
+        column: of the texts, a value of `TEXT_COLUMNS`.
+    """
+    prefix, there = score_column(column, ""), set(columns)
+    others = sorted(name.removeprefix(prefix) for name in there if name.startswith(prefix))
+    return [score for score in ("itm", "itc") if score_column(column, score) in there] + others
 
 
 @dataclass(frozen=True, eq=False)
