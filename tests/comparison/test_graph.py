@@ -197,3 +197,16 @@ def test_a_recipe_may_be_of_somebody_else(tmp_path: Path, monkeypatch: pytest.Mo
     assert recipe_of(named("recipes_of_mine:longer")).train.steps == 7
     with pytest.raises(RecipeError, match=r"models.noise.recipe: .* has no shorter"):
         named("recipes_of_mine:shorter")
+
+
+def test_fields_that_came_later_count_once_they_are_set(tmp_path: Path) -> None:
+    """Stages that were finished before a field was there are not made again."""
+
+    def view_of(text: str) -> dict[str, Any]:
+        stage = StageGraph(spec_of(tmp_path, text)).model("both", 0)
+        assert isinstance(stage, Stage)
+        view: dict[str, Any] = stage.settings["recipe"]["data"]["view"]
+        return view
+
+    assert set(view_of(TINY)) == {"sources", "itm", "split", "itm_of", "without"}
+    assert view_of(TINY.replace("itm: 0.0", "itm: 0.0, score: right"))["score"] == "right"

@@ -276,6 +276,7 @@ def test_the_report_lies_beside_the_files(bootstrapped: PairTable, tmp_path: Pat
         "sources": list(ALL),
         "itm": 0.5,
         "split": "train",
+        "score": "itm",
         "itm_of": [],
         "without": [],
     }

@@ -143,8 +143,8 @@ class CommonTexts:
                 for word, count in words.items()
             ]
             logs = [count * np.log10(times / self._total) for times, count in used]
-            found[place] = sum(logs) / max(sum(words.values()), 1) if words else -np.log10(
-                self._total
+            found[place] = (
+                sum(logs) / max(sum(words.values()), 1) if words else -np.log10(self._total)
             )
         return found
 
@@ -179,7 +179,9 @@ class Neighbourhood:
             texts: (pairs, embed).
             rows: of each pair; what stands in it is no neighbour.
         """
-        around = 0.5 * (self._nearest(images, self.texts, rows) + self._nearest(texts, self.images, rows))
+        around = 0.5 * (
+            self._nearest(images, self.texts, rows) + self._nearest(texts, self.images, rows)
+        )
         return np.asarray(cosines - around, dtype=np.float64)
 
     def _nearest(
@@ -227,7 +229,9 @@ class TextScorer:
         self._common = CommonTexts.of(table)
         self.reads_embeddings = _has_embeddings(table, plans[0].fingerprint)
         self._around = self._neighbourhood(table)
-        self._vocabulary = next((f.model for f in [self._base, *others] if isinstance(f.model, Blip)), None)
+        self._vocabulary = next(
+            (f.model for f in [self._base, *others] if isinstance(f.model, Blip)), None
+        )
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -268,7 +272,9 @@ class TextScorer:
         pairs = [(text, row.synthetic) for row in rows for text in row.texts]
         flat["agreement"] = np.array(
             [
-                max((float(embeds[place[text]] @ embeds[place[s]]) for s in written), default=np.nan)
+                max(
+                    (float(embeds[place[text]] @ embeds[place[s]]) for s in written), default=np.nan
+                )
                 for text, written in pairs
             ]
         )
@@ -474,7 +480,7 @@ def score_table(
             show_progress=show_progress,
         )
     _write_copies(table)
-    there = scores_of(table.columns)
+    there = scores_of(table)
     missing = {name: _WHY_MISSING[name] for name in TABLE_SCORES if name not in there}
     return ScoreReport(there, rows, tuple(f"{name}: {why}" for name, why in missing.items()))
 

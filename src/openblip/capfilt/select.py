@@ -199,22 +199,26 @@ def rejections(
     thresholds: Sequence[float],
     itm_of: tuple[str, ...] = (),
     without: tuple[str, ...] = (),
+    score: str = "itm",
 ) -> list[Rejected]:
     """How many training texts do not count at each threshold, by source and reason.
 
     Args:
         table: scored by `run_capfilt`.
-        thresholds: ITM probabilities.
+        thresholds: of the score; ITM probabilities by default.
         itm_of: see `CaptionView`.
         without: see `CaptionView`.
+        score: see `CaptionView`.
 
     Raises:
         DataError: if the table lacks what is asked for.
-        RecipeError: if a threshold is not in [0, 1].
+        RecipeError: if a threshold is none of the score's.
     """
     found = []
     for threshold in thresholds:
-        view = CaptionView(sources=TEXT_SOURCES, itm=threshold, itm_of=itm_of, without=without)
+        view = CaptionView(
+            sources=TEXT_SOURCES, itm=threshold, score=score, itm_of=itm_of, without=without
+        )
         index = view.resolve(table, may_be_empty=True)
         found += [
             Rejected(threshold, source, reason, count)

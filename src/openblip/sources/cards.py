@@ -291,7 +291,8 @@ def _counts(report: ExportReport) -> str:
 def _thresholds(report: ExportReport) -> str:
     view = report.view
     rows = [["sources of texts", ", ".join(view.sources)]]
-    rows.append(["least match probability", "none" if view.itm is None else f"{view.itm:g}"])
+    score = "match probability" if view.score == "itm" else f"score {view.score}"
+    rows.append([f"least {score}", "none" if view.itm is None else f"{view.itm:g}"])
     rows += [[f"of {name}", f"{value:g}"] for name, value in view.thresholds.items()]
     rows.append(["left out besides", ", ".join(view.without) or "nothing"])
     rows.append(["table", f"{report.table}, version {report.version}"])

@@ -167,6 +167,8 @@ def _write_rejected(path: Path, indexes: Sequence[ViewIndex]) -> None:
         for index in indexes:
             for text in index.view.rejected(index.table, index.agreed):
                 line = {**asdict(text), "split": index.view.split}
+                if index.view.score == "itm":
+                    del line["score"]  # it stands there as `itm`
                 lines.write(json.dumps(line, ensure_ascii=False) + "\n")
 
 

@@ -63,7 +63,9 @@ class JudgedTexts:
     """Texts of this source in each row."""
     texts: "pa.Array"
     scores: NDArray[np.float64]
-    """Match probabilities, NaN for a text that was not judged or whose score was not read."""
+    """Those that the view asks for, NaN for a text that has none or whose score was not read."""
+    itm: NDArray[np.float64]
+    """Match probabilities, likewise; the same where the view asks for these."""
     thresholds: NDArray[np.float64]
     """What each score must be above, NaN where it need not."""
     captioners: NDArray[np.object_]
@@ -94,6 +96,7 @@ class JudgedTexts:
             np.bincount(self.rows[places], minlength=len(self.lengths)),
             self.texts.take(pa.array(places, pa.int64())),
             self.scores[places],
+            self.itm[places],
             self.thresholds[places],
             self.captioners[places],
             self.codes[places],
@@ -140,7 +143,7 @@ def _judge_column(
     batch: "pa.RecordBatch", view: "CaptionView", source: str, numbers: NDArray[np.int64]
 ) -> JudgedTexts:
     own = _Own(batch, source, numbers)
-    scores = own.scores(is_required=source != "human")
+    scores, itm = own.scores_and_itm(view.score, is_required=source != "human")
     row_thresholds = _row_thresholds(batch, own.mask, view, source, numbers)
     thresholds = np.repeat(row_thresholds, own.own_lengths)
     codes = _codes(own, view, source)
@@ -149,7 +152,7 @@ def _judge_column(
     # A comparison with NaN is False, so what is left has a score.
     below = (codes == 0) & has_threshold & ~(scores > thresholds)
     codes[below] = _CODES[Rejection.BELOW_THRESHOLD]
-    return JudgedTexts(own.lengths, own.texts, scores, thresholds, own.captioners(), codes)
+    return JudgedTexts(own.lengths, own.texts, scores, itm, thresholds, own.captioners(), codes)
 
 
 def _judge_reviewed(
@@ -163,12 +166,13 @@ def _judge_reviewed(
 
     places = agreed.places_in(batch["id"])
     rows = batch.take(pa.array(places, pa.int64()))
-    found: list[tuple[int, AgreedText, int, float, str | None]] = []
+    found: list[tuple[int, AgreedText, int, float, float, str | None]] = []
     for source in TEXT_SOURCES:
         if ("synthetic" if source == "synthetic" else "captions") not in rows.schema.names:
             continue
         own = _Own(rows, source, numbers[places])
-        codes, scores = _codes(own, view, "reviewed"), own.scores(is_required=False)
+        codes = _codes(own, view, "reviewed")
+        scores, itm = own.scores_and_itm(view.score, is_required=False)
         captioners, begins = own.captioners(), np.cumsum(own.lengths) - own.lengths
         for row, key in enumerate(rows["id"].to_pylist()):
             for text in (text for text in agreed.of_row(key) if text.source == source):
@@ -176,17 +180,19 @@ def _judge_reviewed(
                 if text.is_decided or source not in view.sources:
                     at = begins[row] + text.place
                     code = _agreed_code(text, int(codes[at]))
-                    score = np.nan if text.is_edited else scores[at]
-                    found.append((int(places[row]), text, code, score, captioners[at]))
+                    # Other words have not been scored.
+                    told = (np.nan, np.nan) if text.is_edited else (scores[at], itm[at])
+                    found.append((int(places[row]), text, code, *told, captioners[at]))
     found.sort(key=lambda entry: entry[0])
     of_texts = np.array([row for row, *_ in found], dtype=np.int64)
     return JudgedTexts(
         np.bincount(of_texts, minlength=batch.num_rows),
         pa.array([text.words or text.text for _, text, *_ in found], pa.string()),
-        np.array([score for *_, score, _ in found], dtype=np.float64),
+        np.array([score for *_, score, _, _ in found], dtype=np.float64),
+        np.array([itm for *_, itm, _ in found], dtype=np.float64),
         np.full(len(found), np.nan),
         np.array([captioner for *_, captioner in found], dtype=object),
-        np.array([code for _, _, code, _, _ in found], dtype=np.uint8),
+        np.array([code for _, _, code, *_ in found], dtype=np.uint8),
         [text for _, text, *_ in found],
     )
 
@@ -233,10 +239,16 @@ class _Own:
         self.lengths = np.zeros(batch.num_rows, dtype=np.int64)
         self.lengths[self.mask] = self.own_lengths
 
-    def scores(self, is_required: bool) -> NDArray[np.float64]:
-        """The scores of the texts, NaN where there are none."""
+    def scores_and_itm(
+        self, score: str, is_required: bool
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """A score of the texts, and their match probabilities; NaN where there are none."""
+        itm = self._scores("itm", is_required)
+        return (itm if score == "itm" else self._scores(score, is_required)), itm
+
+    def _scores(self, score: str, is_required: bool) -> NDArray[np.float64]:
         scores = np.full(len(self.texts), np.nan)
-        name = score_column(self.column, "itm")
+        name = score_column(self.column, score)
         if name in self.batch.schema.names:
             places, lists = self._beside(name, REMEDY if is_required else None)
             # Nulls become NaN.

@@ -4,7 +4,7 @@ Position i of every array is one text, in the order of rows and of the texts in 
 is compared with these numbers exactly as a view compares it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -38,21 +38,32 @@ def score_column(column: str, score: str) -> str:
     return f"{column}_{score}" if score in ("itm", "itc") else f"{column}_score_{score}"
 
 
-def scores_of(columns: Sequence[str]) -> tuple[str, ...]:
-    """The scores that some columns of a table have of given or of synthetic texts."""
-    names = []
-    for texts in TEXT_COLUMNS.values():
-        beginning = score_column(texts, "")
-        names += [name for name in ("itm", "itc") if score_column(texts, name) in columns]
-        names += [name.removeprefix(beginning) for name in columns if name.startswith(beginning)]
-    return tuple(dict.fromkeys(names))
+def scores_among(columns: Iterable[str], column: str) -> list[str]:
+    """Which scores the texts of a column have, those of the first filter first.
+
+    Args:
+        columns: all that a table has.
+        column: of the texts, a value of `TEXT_COLUMNS`.
+    """
+    prefix, there = score_column(column, ""), set(columns)
+    others = sorted(name.removeprefix(prefix) for name in there if name.startswith(prefix))
+    return [score for score in ("itm", "itc") if score_column(column, score) in there] + others
 
 
-def sources_of(table: PairTable, score: str) -> tuple[str, ...]:
-    """The sources of whose texts a table has a score."""
-    return tuple(
-        source for source, texts in TEXT_COLUMNS.items() if score_column(texts, score) in table.columns
-    )
+def scores_of(table: PairTable) -> tuple[str, ...]:
+    """The scores that the given texts of a table have, and those of synthetic texts alone."""
+    every = [
+        score for texts in TEXT_COLUMNS.values() for score in scores_among(table.columns, texts)
+    ]
+    return tuple(dict.fromkeys(every))
+
+
+def columns_of(table: PairTable, score: str) -> list[str]:
+    """The columns of a table that have a score of its texts, and the cosines that go with it."""
+    names = [
+        score_column(texts, kind) for texts in TEXT_COLUMNS.values() for kind in (score, "itc")
+    ]
+    return [name for name in dict.fromkeys(names) if name in table.columns]
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,9 +93,13 @@ def check_scored(table: PairTable, score: str = "itm") -> None:
     texts = [name for name in TEXT_COLUMNS.values() if name in table.columns]
     wanted = [score_column(name, score) for name in texts]
     if score in _CHECKED_WHOLE:
-        wanted = [score_column(name, kind) for kind in ("itm", "itc") for name in ("captions", "synthetic")]
+        wanted = [
+            score_column(name, kind)
+            for kind in ("itm", "itc")
+            for name in ("captions", "synthetic")
+        ]
     missing = [name for name in wanted if name not in table.columns]
-    there = scores_of(table.columns)
+    there = scores_of(table)
     # Some scores are of given texts alone, as is their agreement with synthetic ones.
     if not missing or (score not in _CHECKED_WHOLE and len(missing) < len(wanted)):
         return
