@@ -89,7 +89,7 @@ def test_each_filter_has_columns_of_its_own(
     # The scores of ours are those that it gives alone.
     run_capfilt(table.uri, job_settings(models), processes=1)
     alone = PairTable.open(table.uri)
-    again = [r for r in alone.take(range(len(alone))).to_pylist() if r["synthetic"]][0]
+    again = next(r for r in alone.take(range(len(alone))).to_pylist() if r["synthetic"])
     assert again["captions_itm"] == pytest.approx(row["captions_itm"], abs=1e-6)
     # Scores of texts that were replaced do not stay beside the new ones.
     assert not [name for name in alone.columns if "_score_" in name]

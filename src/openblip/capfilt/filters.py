@@ -12,7 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from openblip.checkpoints.reading import find_model, read_outline
@@ -116,7 +115,7 @@ def name_of(source: str) -> str:
     kind, _, rest = source.partition("open_clip:")
     path = rest if rest and not kind else source
     parts = [part for part in re.split(r"[/\\]", path.split("@")[0]) if part not in ("", ".")]
-    if rest and len(parts) == 2:
+    if rest and len(parts) == 2 and not path.startswith(("/", ".")):
         words = parts
     else:
         words = [part for part in parts if Path(part).stem.lower() not in _NAMELESS][-1:]

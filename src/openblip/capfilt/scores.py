@@ -6,7 +6,7 @@
 | `agreement` | a synthetic text of the image says nearly the same, to the text encoder |
 | `overlap` | a synthetic text of the image has the same words |
 | `common` | more texts of other web images are the same, or nearly |
-| `frequency` | its words are frequent in the table's given texts |
+| `frequency` | its words are frequent in the table's web texts |
 | `length` | it has more words |
 | `unknown` | more of it is outside the filter's vocabulary |
 | `copies` | more images of the table are like its image (after `openblip data duplicates`) |
@@ -16,9 +16,8 @@ not have (a corrupted one, whose fate is known) gets its scores by the same code
 """
 
 import hashlib
-import re
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -32,14 +31,12 @@ from openblip.batches.unknown_words import count_texts
 from openblip.capfilt.filters import TABLE_SCORES, Filter, FilterPlan, plan_filters
 from openblip.capfilt.job import METADATA_KEY
 from openblip.curation.marks import EMBEDDING_KEY, embeddings_of
-from openblip.curation.near_texts import CHUNK, band_keys
+from openblip.curation.near_texts import CommonTexts, num_words, overlap
 from openblip.inference import Blip
 from openblip.runtime.errors import CheckpointError, DataError, RecipeError
 from openblip.runtime.ranges import Count, Seed, check_ranges
 from openblip.sources.row_images import check_reachable, row_image
 from openblip.table.columns import column_state, compute_columns
-from openblip.table.flags import normalised
-from openblip.table.judging import string_values
 from openblip.table.scores import TEXT_COLUMNS, score_column, scores_of
 from openblip.table.table import PairTable
 
@@ -48,13 +45,12 @@ if TYPE_CHECKING:
 
 SCORES_KEY = "scores"
 """Entry of a table's metadata: the settings of its scores, and of how many rows they are."""
+SOURCES_KEY = "score_models"
+"""Entry of a table's metadata: where the models of its scores lay, by fingerprint."""
 _COPIES_KEY = "score_copies"
 OF_GIVEN = ("agreement", "overlap")
 """Scores that compare a given text with synthetic ones: synthetic texts have none of them."""
 _IMAGE_COLUMNS = ["id", "image", "image_uri"]
-_WORD = re.compile(r"\w+")
-# Words that are in any text say nothing of what two texts share.
-_EMPTY_WORDS = frozenset("a an and are at by for from in is it of on the this to with".split())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,59 +90,6 @@ class RowTexts:
     """What the texts are compared with."""
     num_own: int = 0
     """So many of the first texts stand in the table, and are no copies of themselves."""
-
-
-class CommonTexts:
-    """How often the web texts of a table are repeated, and how often given texts have a word."""
-
-    def __init__(self, texts: Sequence[str], words: Mapping[str, int]) -> None:
-        """Takes the normalised web texts, and the words of all given texts with their numbers."""
-        keys = [band_keys(texts[at : at + CHUNK]) for at in range(0, len(texts), CHUNK)]
-        # Ten numbers a text, of which near ones share one: sorted, so that a look takes no time.
-        self._bands = [np.sort(column) for column in np.concatenate(keys).T] if keys else []
-        self._words, self._total = words, max(sum(words.values()), 1)
-
-    @classmethod
-    def of(cls, table: PairTable) -> "CommonTexts":
-        """Those of all rows; 80 bytes of memory for each web text."""
-        words: Counter[str] = Counter()
-        texts: list[str] = []
-        for batch in table.scan(["origin", "captions"]):
-            is_web = (string_values(batch["origin"]) == "web").tolist()
-            for web, captions in zip(is_web, batch["captions"].to_pylist(), strict=True):
-                for text in (normalised(caption or "") for caption in captions or ()):
-                    words.update(_WORD.findall(text))
-                    if web:
-                        texts.append(text)
-        return cls(texts, words)
-
-    def common(self, texts: Sequence[str], is_own: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """log(1 + how many other web texts are the same, or nearly), (texts,)."""
-        if not texts or not self._bands:
-            return np.zeros(len(texts))
-        keys = band_keys([normalised(text) for text in texts])
-        # Texts that share a band are alike with near certainty; the fullest one counts.
-        counts = [
-            np.searchsorted(band, own, "right") - np.searchsorted(band, own, "left")
-            for band, own in zip(self._bands, keys.T, strict=True)
-        ]
-        others = np.max(counts, axis=0) - is_own
-        return np.asarray(np.log1p(np.maximum(others, 0)), dtype=np.float64)
-
-    def frequency(self, texts: Sequence[str], is_own: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Mean log10 of how often given texts have its words, its own use left out, (texts,)."""
-        found = np.zeros(len(texts))
-        for place, text in enumerate(texts):
-            words = Counter(_WORD.findall(normalised(text)))
-            used = [
-                (max(self._words.get(word, 0) - count * bool(is_own[place]), 0) + 0.5, count)
-                for word, count in words.items()
-            ]
-            logs = [count * np.log10(times / self._total) for times, count in used]
-            found[place] = (
-                sum(logs) / max(sum(words.values()), 1) if words else -np.log10(self._total)
-            )
-        return found
 
 
 @dataclass(frozen=True, eq=False)
@@ -265,7 +208,7 @@ class TextScorer:
             "contrast": self._around.contrast(cosines, images, own, numbers),
             "common": self._common.common(texts, is_own),
             "frequency": self._common.frequency(texts, is_own),
-            "length": np.array([len(_WORD.findall(text)) for text in texts], dtype=np.float64),
+            "length": np.array([num_words(text) for text in texts], dtype=np.float64),
         }
         if self._vocabulary is not None:
             flat["unknown"] = np.array([_unknown_share(self._vocabulary, text) for text in texts])
@@ -333,15 +276,18 @@ class TextScorer:
         return Neighbourhood(numbers, np.concatenate(images), self._embed_texts(texts), neighbours)
 
 
-def read_rows_of(scorer: TextScorer, table: PairTable, numbers: Sequence[int]) -> list[RowTexts]:
+def read_rows_of(
+    scorer: TextScorer, table: PairTable, numbers: Sequence[int], wants_images: bool = False
+) -> list[RowTexts]:
     """The given texts of some rows with their images; rows whose image cannot be read are left out.
 
     Args:
         scorer: says whether it needs images or embeddings.
         table: where they are.
         numbers: of the rows.
+        wants_images: also where the scorer needs none.
     """
-    embedded, wants_images = scorer.reads_embeddings, scorer.needs_images
+    embedded, wants_images = scorer.reads_embeddings, wants_images or scorer.needs_images
     columns = ["id", "captions", *(["synthetic"] if "synthetic" in table.columns else [])]
     columns += _IMAGE_COLUMNS[1:] if wants_images else []
     read = table.take(numbers, [*columns, *([EMBEDDING_KEY] if embedded else [])])
@@ -360,12 +306,6 @@ def read_rows_of(scorer: TextScorer, table: PairTable, numbers: Sequence[int]) -
         synthetic = [text or "" for text in row.get("synthetic") or []]
         found.append(RowTexts(numbers[place], image, vector, texts, synthetic, len(texts)))
     return found
-
-
-def overlap(first: str, second: str) -> float:
-    """How many words two texts share, 0 to 1 (the harmonic mean of both shares)."""
-    one, two = (set(_WORD.findall(normalised(text))) - _EMPTY_WORDS for text in (first, second))
-    return 2 * len(one & two) / max(len(one) + len(two), 1)
 
 
 def _unknown_share(model: Blip, text: str) -> float:
@@ -479,6 +419,8 @@ def score_table(
             lambda some: _columns_of(scorer, table, some),
             show_progress=show_progress,
         )
+        sources = {plan.fingerprint: plan.source for plan in plans}
+        table.update_metadata({SOURCES_KEY: json.dumps(sources)})
     _write_copies(table)
     there = scores_of(table)
     missing = {name: _WHY_MISSING[name] for name in TABLE_SCORES if name not in there}

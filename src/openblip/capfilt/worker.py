@@ -6,7 +6,7 @@ A worker is given units, reports each batch that is finished, and saves pieces o
 import hashlib
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,7 +16,6 @@ from PIL import Image
 from torch import Tensor
 
 from openblip.batches.shuffle import named_seed
-from openblip.batches.transforms import eval_transform
 from openblip.capfilt.filters import Filter
 from openblip.capfilt.job import CapFiltJob, CapFiltSettings, column_schema
 from openblip.capfilt.ledger import Store

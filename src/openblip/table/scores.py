@@ -23,6 +23,8 @@ TEXT_COLUMNS = {"web": "captions", "synthetic": "synthetic"}
 """Column of the texts of each source that a filter scores."""
 RIGHT = "right"
 """The score of the calibrated probability that a text is right."""
+PROBABILITIES = ("itm", RIGHT)
+"""Scores that are probabilities, from 0 to 1; another one may be any number."""
 # Of these a table has both kinds of both sources, or is not scored by a model of ours.
 _CHECKED_WHOLE = ("itm",)
 _REMEDY = "run `openblip capfilt run` on the table again"
@@ -56,6 +58,17 @@ def scores_of(table: PairTable) -> tuple[str, ...]:
         score for texts in TEXT_COLUMNS.values() for score in scores_among(table.columns, texts)
     ]
     return tuple(dict.fromkeys(every))
+
+
+def sources_with(table: PairTable, score: str) -> list[str]:
+    """The sources of whose texts a table has a score."""
+    columns = {source: score_column(texts, score) for source, texts in TEXT_COLUMNS.items()}
+    return [source for source, column in columns.items() if column in table.columns]
+
+
+def score_words(score: str) -> str:
+    """What a score is called where people read it."""
+    return {"itm": "ITM", "itc": "ITC"}.get(score, f"score {score!r}")
 
 
 def columns_of(table: PairTable, score: str) -> list[str]:
@@ -105,8 +118,8 @@ def check_scored(table: PairTable, score: str = "itm") -> None:
         return
     if there:
         raise DataError(
-            f"{table.uri} has no column {missing[0]}; its scores are {listed(there)}: choose one of "
-            f"them with --score, {_makes(table.uri, score)}"
+            f"{table.uri} has no column {missing[0]}; its scores are {listed(there)}: choose one "
+            f"of them with --score, {_makes(table.uri, score)}"
         )
     raise DataError(
         f"{table.uri} has no column {missing[0]}: score it first with "

@@ -25,7 +25,7 @@ from openblip.table.judging import (
     string_values,
 )
 from openblip.table.rows import TEXT_SOURCES
-from openblip.table.scores import score_column, scores_among
+from openblip.table.scores import PROBABILITIES, score_column, scores_among
 from openblip.table.table import SPLITS, PairTable
 
 if TYPE_CHECKING:
@@ -35,8 +35,6 @@ SOURCES = (*TEXT_SOURCES, "reviewed")
 _COLUMN_OF = {"human": "captions", "web": "captions", "synthetic": "synthetic"}
 TOLD_COLUMNS = ("captions_itm", "synthetic_itm", "synthetic_captioner")
 """Columns of what is told of a text besides whether it counts."""
-PROBABILITIES = ("itm", "right")
-"""Scores that are probabilities, from 0 to 1; another one may be any number."""
 WITHOUT = ("duplicate_images", "duplicate_captions", "repeated_captions", "leaks")
 _CHECK_OF = {name: LEAKS if name == "leaks" else DUPLICATES for name in WITHOUT}
 _COMMAND_OF = {
