@@ -52,6 +52,18 @@ def scores_among(columns: Iterable[str], column: str) -> list[str]:
     return [score for score in ("itm", "itc") if score_column(column, score) in there] + others
 
 
+def further_columns(columns: Iterable[str]) -> list[str]:
+    """Of some columns those of scores that are neither `itm` nor `itc`."""
+    beginnings = tuple(score_column(texts, "") for texts in TEXT_COLUMNS.values())
+    return [name for name in columns if name.startswith(beginnings)]
+
+
+def further_scores(columns: Iterable[str]) -> tuple[str, ...]:
+    """The scores that `further_columns` are of."""
+    names = [name.partition("_score_")[2] for name in further_columns(columns)]
+    return tuple(sorted(set(names)))
+
+
 def scores_of(table: PairTable) -> tuple[str, ...]:
     """The scores that the given texts of a table have, and those of synthetic texts alone."""
     every = [

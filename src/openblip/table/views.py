@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -72,6 +72,8 @@ class AdmittedText:
     """The filter's match probability; None where it was not read or the text was not judged."""
     captioner: str | None = None
     """Fingerprint of the model that wrote it; None for a given text, or where it was not read."""
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    """Further scores that were read, by name; None where the text has none."""
     agreed: AgreedText | None = None
     """What people have judged; None where the source is not `reviewed`."""
 
@@ -232,7 +234,8 @@ class CaptionView:
                 judged = judge(part, self, source, agreed=agreed)
                 texts, rows = judged.texts.to_pylist(), judged.rows.tolist()
                 for at in np.flatnonzero(judged.codes == 0).tolist():
-                    told = _number(judged.itm[at]), judged.captioners[at]
+                    further = {name: _number(own[at]) for name, own in judged.further.items()}
+                    told = _number(judged.itm[at]), judged.captioners[at], further
                     own = judged.agreed[at] if judged.agreed else None
                     of_row[rows[at]].append(AdmittedText(texts[at], source, *told, own))
             admitted += of_row
