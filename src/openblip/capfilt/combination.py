@@ -157,6 +157,7 @@ def share_of_right(probabilities: FloatArray) -> float:
     """
     if not probabilities.size:
         return 0.5
+    # Each step reads the share off the probabilities that the share before makes.
     share = 0.5
     for _ in range(200):
         following = float(at_base_rate(probabilities, share).mean())
@@ -186,6 +187,7 @@ def precision_at(
         weights: of the texts; by default equal.
     """
     weights = np.ones(len(scores)) if weights is None else weights
+    # The lowest scores are rejected first: how much noise is among each first so many of them.
     order = np.argsort(scores, kind="stable")
     found = np.cumsum((weights * noisy)[order])
     rejected = np.cumsum(weights[order])
@@ -237,6 +239,7 @@ Predict = Callable[[FloatArray], FloatArray]
 def _logistic(examples: Examples, seed: int) -> Predict:
     from sklearn.linear_model import LogisticRegression
 
+    # Of one unit each, so that the regularisation treats all scores alike.
     filled, centre, spread = _standard(examples.scores)
     model = LogisticRegression(max_iter=1000, random_state=seed)
     model.fit(filled, examples.right, sample_weight=examples.weights)
@@ -391,6 +394,7 @@ def _told(
     auc = area(found, right, weights)
     low, high = gain_interval(found, singles[single], right, examples.images, weights, seed=seed)
     error, reliability = _reliability(examples, found)
+    # Each kind of noise is told from all right texts, as if it were alone in the table.
     wrong = sorted(set(examples.kinds[~right].tolist()))
     groups = {kind: (examples.kinds == kind) & ~right for kind in wrong} | {"all noise": ~right}
     kinds = []
@@ -440,6 +444,8 @@ def _reliability(
 def _importance(
     examples: Examples, model: Predict, divided: Any, seed: int, chosen: str
 ) -> tuple[tuple[str, float, float | None], ...]:
+    # On held-out images: shuffled inside a training set, a score that was learnt by heart would
+    # look important.
     generator = np.random.default_rng(seed)
     weights = getattr(model, "weights", None)
     fitted = [

@@ -155,6 +155,7 @@ def fit_table(
     made, kinds = _corrupted(table, scorer, writer, rows, settings, show_progress)
     verdicts = table.verdicts()
     fits, combinations = [], {}
+    # Synthetic texts are of another distribution, and lack the scores that compare with them.
     for source, names in features.items():
         column = TEXT_COLUMNS[source]
         own = _scored_texts(table, column, names)
@@ -280,6 +281,7 @@ class _Writer:
 
     def write(self, images: Sequence[Any], ids: Sequence[str]) -> list[list[str]]:
         """The synthetic texts of some images, as their rows would get them."""
+        # As the job draws for a row of that id: what it would have written.
         seeds = [named_seed(self._stored["seed"], row_id) for row_id in ids]
         written: list[list[str]] = [[] for _ in ids]
         for captioner in self._captioners:
@@ -465,6 +467,8 @@ def _reviewed(table: PairTable, source: str, own: _Own, settings: FitSettings) -
 
 def _examples(made: _Made, names: Sequence[str], own: _Own, reviewed: _Reviewed | None) -> Examples:
     """What is learnt from: corruptions, right and wrong ones of equal weight, and verdicts."""
+    # Half of the weight is right and half wrong, however many texts a kind gave: the base rate of
+    # the table comes later, and no kind is learnt at the cost of the others.
     weights = np.zeros(len(made.right))
     wrong = sorted(set(made.kinds[~made.right].tolist()))
     parts = {kind: 0.5 / len(wrong) for kind in wrong}
@@ -505,6 +509,7 @@ def _columns_of(
     for column, (found, share) in combinations.items():
         columns = [score_column(column, name) for name in found.names]
         batch = table.take(list(rows), ["origin", *columns])
+        # A row without scores (an unreadable image) gets no probability either.
         matrix, of_row, _ = _matrix(batch, columns, rows.start, table.uri)
         right = at_base_rate(found.predict(matrix), share) if len(matrix) else np.zeros(0)
         lists: list[list[float] | None] = [None] * len(rows)

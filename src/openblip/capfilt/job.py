@@ -152,16 +152,16 @@ class CapFiltJob:
 
     def description(self) -> str:
         """Settings and fingerprints as JSON, for the table's metadata."""
-        return json.dumps(
-            {
-                **asdict(self.settings),
-                "captioner_fingerprint": _one_or_list(self.captioners),
-                "filter_fingerprint": _one_or_list([plan.fingerprint for plan in self.filters]),
-                "scores": [plan.scores for plan in self.filters],
-                "columns": self.columns,
-                "fingerprint": self.fingerprint,
-            }
-        )
+        values = {
+            **asdict(self.settings),
+            "captioner_fingerprint": _one_or_list(self.captioners),
+            "filter_fingerprint": _one_or_list([plan.fingerprint for plan in self.filters]),
+            "fingerprint": self.fingerprint,
+        }
+        if self.columns != NEW_COLUMNS:
+            values["scores"] = [plan.scores for plan in self.filters]
+            values["columns"] = self.columns
+        return json.dumps(values)
 
     def check_models(self) -> None:
         """Reads the models' files again, on the machine of a worker that has loaded them.

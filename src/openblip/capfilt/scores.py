@@ -131,6 +131,7 @@ class Neighbourhood:
         self, points: NDArray[np.float32], others: NDArray[np.float32], rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
         similar = points @ others.T
+        # Below any cosine, so that its own text or image is never among the nearest.
         similar[rows[:, None] == self.rows[None, :]] = -1.0
         count = min(self.neighbours, max(similar.shape[1] - 1, 1))
         nearest = np.partition(similar, -count, axis=1)[:, -count:]
@@ -197,6 +198,7 @@ class TextScorer:
             return {name: [[] for _ in rows] for name in self.names}
         of_row = np.repeat(np.arange(len(rows)), lengths)
         images = self._image_embeddings(rows)[of_row]
+        # A phrase that a thousand images have is embedded once in a batch.
         known = list(dict.fromkeys([*texts, *(text for row in rows for text in row.synthetic)]))
         place = {text: number for number, text in enumerate(known)}
         embeds = self._embed_texts(known)
@@ -403,6 +405,7 @@ def score_table(
     computed = [plan for plan in plans if plan.fingerprint not in known]
     _refuse_names(table, computed)
     told = settings_told(table, settings, plans)
+    # JSON has no tuples: what is compared with a stored note must be as it is read again.
     state = column_state(table, SCORES_KEY)
     wanted = [score_column("captions", name) for name in ("contrast", "length")]
     # Columns that another CapFilt job has dropped are made anew, whatever the note says.
@@ -521,5 +524,6 @@ def _columns_of(scorer: TextScorer, table: PairTable, rows: range) -> "pa.Table"
                 values[score_column("captions", name)][at] = own[:given]
                 if (column := score_column("synthetic", name)) in values:
                     values[column][at] = own[given:]
+    # Half the room of float64, as the job's own scores have it.
     schema = pa.schema([(name, pa.list_(pa.float32())) for name in values])
     return pa.table(values, schema=schema)

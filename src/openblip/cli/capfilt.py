@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from openblip.capfilt.fit import SourceFit
     from openblip.capfilt.pools import RayCluster
     from openblip.capfilt.run import CapFiltResult
-    from openblip.capfilt.select import Cut, KeepRate, NoiseQuality, Rejected
+    from openblip.capfilt.select import Cut, KeepRate, NoiseQuality, Rejected, Spread
     from openblip.review.certificate import Certificate
     from openblip.table.table import PairTable
 
@@ -353,10 +353,9 @@ def select(
         thresholds = (certificate.threshold, *thresholds)
     shares = [*map(_share, keep), *(1.0 - quantile for quantile in quantiles)]
     if not thresholds and not shares:
-        if score in PROBABILITIES:
-            thresholds = DEFAULT_THRESHOLDS
-        else:
-            shares = [1.0 - share for share in DEFAULT_THRESHOLDS]
+        is_probability = score in PROBABILITIES
+        thresholds = DEFAULT_THRESHOLDS if is_probability else ()
+        shares = [] if is_probability else [1.0 - share for share in DEFAULT_THRESHOLDS]
     scores = read_scores(opened, score)
     found = cuts(scores, shares)
     rejected = rejections(opened, thresholds, itm_of, without, score)
@@ -365,15 +364,9 @@ def select(
         print(line, file=sys.stderr)
     quality = {value: noise_quality(scores["web"], value) for value in thresholds}
     if json:
+        told = rates, found, spreads(scores), rejected, quality
         print_json(
-            {
-                "kept": [{**asdict(rate), "rate": rate.rate} for rate in rates],
-                "cuts": [{**asdict(cut), "rate": cut.rate} for cut in found],
-                "spread": [{**asdict(s), "is_narrow": s.is_narrow} for s in spreads(scores)],
-                "rejected": [asdict(some) for some in rejected],
-                "certificate": certificate and certificate_json(certificate),
-                "noise": {str(value): [asdict(q) for q in qs] for value, qs in quality.items()},
-            }
+            {**_selected(*told), "certificate": certificate and certificate_json(certificate)}
         )
         return _uncertified(certificate)
     if certificate is not None:
@@ -382,6 +375,22 @@ def select(
     _print_rates(rates, found)
     _print_reasons(rejected, quality)
     return _uncertified(certificate)
+
+
+def _selected(
+    rates: "Sequence[KeepRate]",
+    found: "Sequence[Cut]",
+    spreads: "Sequence[Spread]",
+    rejected: "Sequence[Rejected]",
+    quality: "Mapping[float, Sequence[NoiseQuality]]",
+) -> dict[str, object]:
+    return {
+        "kept": [{**asdict(rate), "rate": rate.rate} for rate in rates],
+        "cuts": [{**asdict(cut), "rate": cut.rate} for cut in found],
+        "spread": [{**asdict(spread), "is_narrow": spread.is_narrow} for spread in spreads],
+        "rejected": [asdict(some) for some in rejected],
+        "noise": {str(value): [asdict(q) for q in own] for value, own in quality.items()},
+    }
 
 
 def _print_reasons(
