@@ -133,7 +133,11 @@ def combine(examples: Examples, *, folds: int, seed: int, recall: float = 0.8) -
         RecipeError: scikit-learn is not installed.
     """
     divided = _folds(examples, folds, seed)
-    tried = {name: _out_of_fold(make, examples, divided, seed) for name, make in _MODELS.items()}
+    fitted = {
+        name: [make(_part(examples, inside), seed) for inside, _ in divided]
+        for name, make in _MODELS.items()
+    }
+    tried = {name: _held_out(models, examples.scores, divided) for name, models in fitted.items()}
     losses = {name: _loss(examples, found) for name, found in tried.items()}
     chosen = min(losses, key=lambda name: losses[name])
     raw = tried[chosen]
@@ -145,7 +149,7 @@ def combine(examples: Examples, *, folds: int, seed: int, recall: float = 0.8) -
     model = _MODELS[chosen](examples, seed)
     to_share = _CALIBRATIONS[calibration](raw, examples.right, examples.weights)
     told = _told(examples, calibrated[calibration], losses, chosen, calibration, recall, seed)
-    importance = _importance(examples, model, divided, seed, chosen)
+    importance = _importance(examples, model, fitted[chosen], divided, seed)
     told = Combined(**{**vars(told), "importance": importance})
     return Combination(examples.names, lambda scores: to_share(model(scores)), told)
 
@@ -199,9 +203,13 @@ def precision_at(
 
 def area(scores: FloatArray, right: NDArray[np.bool_], weights: FloatArray | None = None) -> float:
     """Area under the curve of right against wrong texts."""
-    from sklearn.metrics import roc_auc_score
-
-    return float(roc_auc_score(right, scores, sample_weight=weights))
+    weights = np.ones(len(scores)) if weights is None else weights
+    _, places = np.unique(scores, return_inverse=True)
+    rights = np.bincount(places, weights * right)
+    wrongs = np.bincount(places, weights * ~right)
+    # Of each pair of a right and a wrong text: is the right one higher? Equal ones count half.
+    below = np.cumsum(wrongs) - wrongs / 2
+    return float((rights * below).sum() / (rights.sum() * wrongs.sum()))
 
 
 def gain_interval(
@@ -306,12 +314,11 @@ def _part(examples: Examples, chosen: NDArray[np.int64]) -> Examples:
     )
 
 
-def _out_of_fold(
-    make: Callable[[Examples, int], Predict], examples: Examples, divided: Any, seed: int
-) -> FloatArray:
-    found = np.zeros(len(examples))
-    for inside, outside in divided:
-        found[outside] = make(_part(examples, inside), seed)(examples.scores[outside])
+def _held_out(models: Sequence[Predict], scores: FloatArray, divided: Any) -> FloatArray:
+    """What each fold's model says of the texts that it has not seen."""
+    found = np.zeros(len(scores))
+    for model, (_, outside) in zip(models, divided, strict=True):
+        found[outside] = model(scores[outside])
     return found
 
 
@@ -442,27 +449,21 @@ def _reliability(
 
 
 def _importance(
-    examples: Examples, model: Predict, divided: Any, seed: int, chosen: str
+    examples: Examples, model: Predict, fitted: Sequence[Predict], divided: Any, seed: int
 ) -> tuple[tuple[str, float, float | None], ...]:
     # On held-out images: shuffled inside a training set, a score that was learnt by heart would
     # look important.
     generator = np.random.default_rng(seed)
     weights = getattr(model, "weights", None)
-    fitted = [
-        (outside, _MODELS[chosen](_part(examples, inside), seed)) for inside, outside in divided
-    ]
 
-    def held_out(scores: FloatArray) -> float:
-        found = np.zeros(len(examples))
-        for outside, predict in fitted:
-            found[outside] = predict(scores[outside])
-        return area(found, examples.right, examples.weights)
+    def area_of(scores: FloatArray) -> float:
+        return area(_held_out(fitted, scores, divided), examples.right, examples.weights)
 
-    whole = held_out(examples.scores)
+    whole = area_of(examples.scores)
     rows = []
     for at, name in enumerate(examples.names):
         shuffled = examples.scores.copy()
         shuffled[:, at] = generator.permutation(shuffled[:, at])
         weight = None if weights is None else float(weights[at])
-        rows.append((name, whole - held_out(shuffled), weight))
+        rows.append((name, whole - area_of(shuffled), weight))
     return tuple(sorted(rows, key=lambda row: -row[1]))
