@@ -221,7 +221,7 @@ def test_what_is_missing_is_named(table: PairTable, models: dict[str, str], tmp_
     score_table(few, show_progress=False)
     with pytest.raises(DataError, match=r"has 3 human images .* needs 50: import annotated pairs"):
         fit_table(few, show_progress=False)
-    few.append(list(build_world(replace(WORLD, seed=9, human_rows=3)))[:2])
+    few.append([replace(row, id=f"{row.id}-new") for row in build_world(WORLD)][:2])
     with pytest.raises(DataError, match=r"has changed since its scores were computed"):
         fit_table(PairTable.open(few.uri), show_progress=False)
 

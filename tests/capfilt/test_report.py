@@ -228,7 +228,7 @@ def test_a_page_of_another_score_tells_what_it_is_made_of(
     assert "its calibrated probability of being right (score right) is above 0.5" in text
     assert "difference +0.110, 95 % interval +0.080 to +0.140" in text
     assert "boilerplate" in text
-    assert cards_below(page, "The 9 most confident acceptances")[0] == "text of 0.00"
+    assert cards_below(page, "The 10 most confident acceptances")[0] == "text of 0.00"
     # Of a cosine the middle divides.
     other = write_report(opened, tmp_path / "clip.html", score="clip").read_text("utf-8")
     assert "its score &#x27;clip&#x27; is above -0.025" in other

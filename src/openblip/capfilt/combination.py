@@ -15,7 +15,7 @@ estimated from its scores alone by expectation-maximisation (Saerens et al., 200
 probabilities are moved by it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 

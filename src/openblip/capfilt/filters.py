@@ -6,6 +6,7 @@ encoder gives its cosine alone. The first of ours is the one whose scores are ca
 """
 
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from openblip.inference import Blip, Embedder
 from openblip.inference.embedder import embedder_fingerprint, is_published_clip, load_embedder
 from openblip.inference.encoding import FirstTokenName
 from openblip.model.dual import DualConfig
-from openblip.runtime.errors import RecipeError
+from openblip.runtime.errors import RecipeError, TextTruncated, UnknownWords
 from openblip.table.scores import RIGHT
 
 MATCH_SCORES = ("itm", "itc")
@@ -201,9 +202,20 @@ class Filter:
         if not distinct:
             return {self.plan.scores[0]: [[] for _ in texts]}
         distinct = {text: number for number, text in enumerate(distinct)}
-        embeds = self.model.embed_prepared(images), self.model.embed_texts(list(distinct))
+        embeds = self.model.embed_prepared(images), self.embed_texts(list(distinct))
         cosines = (embeds[0] @ embeds[1].T).tolist()
         values: list[list[float | None]] = [
             [cosines[image][distinct[text]] for text in own] for image, own in enumerate(texts)
         ]
         return {self.plan.scores[0]: values}
+
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Unit-length float32 embeddings (texts, embed) of texts, cleaned, on the CPU.
+
+        What is cut, or has words that the vocabulary lacks, is no news here: a job looks at its
+        texts as a whole, and says so once.
+        """
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", TextTruncated)
+            warnings.simplefilter("ignore", UnknownWords)
+            return self.model.embed_texts([self.model.clean(text) for text in texts])

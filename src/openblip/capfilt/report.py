@@ -64,12 +64,13 @@ def write_report(
         DataError: if the table is not scored, or has no web row.
         RecipeError: if the threshold of a probability is not in [0, 1].
     """
+    if threshold is not None:
+        check_threshold(threshold, score)
     scores = read_scores(table, score)
     if threshold is None:
         values = scores["web"].itm if len(scores["web"]) else scores["synthetic"].itm
         middle = float(np.median(values)) if len(values) else 0.5
         threshold = 0.5 if score in PROBABILITIES else float(f"{middle:.4g}")
-    check_threshold(threshold, score)
     if not len(scores["web"]) and not len(scores["synthetic"]):
         raise DataError(f"{table.uri} has no scored text from the web; nothing to report")
     page = Page(

@@ -253,8 +253,7 @@ class TextScorer:
         return np.asarray(embeds.numpy(), dtype=np.float32)
 
     def _embed_texts(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        clean = self._base.model.clean
-        return np.asarray(self._base.model.embed_texts([clean(t) for t in texts]).numpy())
+        return np.asarray(self._base.embed_texts(texts).numpy())
 
     def _neighbourhood(self, table: PairTable) -> Neighbourhood:
         """The sampled rows that have an image and a text."""

@@ -109,8 +109,9 @@ def keep_rates(scores: dict[str, TextScores], thresholds: Sequence[float]) -> li
     Raises:
         RecipeError: if a threshold of a probability is not in [0, 1].
     """
+    score = next((texts.score for texts in scores.values()), "itm")
     for threshold in thresholds:
-        check_threshold(threshold, next(iter(scores.values())).score)
+        check_threshold(threshold, score)
     return [
         KeepRate(threshold, source, int((texts.itm > threshold).sum()), len(texts))
         for threshold in thresholds

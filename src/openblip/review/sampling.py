@@ -77,7 +77,7 @@ class ReviewSettings:
         """
         check_ranges(self)
         if self.score in PROBABILITIES and not 0 <= self.threshold <= 1:
-            raise RecipeError(f"threshold must be from 0 to 1. Got {self.threshold:g}.")
+            raise RecipeError(f"threshold is {self.threshold:g}; give a number from 0 to 1")
         if not self.sources or not set(self.sources) <= set(SCORED_SOURCES):
             raise RecipeError(
                 f"sources must be some of {listed(SCORED_SOURCES)}, which a filter scores. Got "
