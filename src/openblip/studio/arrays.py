@@ -119,7 +119,7 @@ def view_of(
         RecipeError: the threshold is no probability, or there is no such split or flag.
     """
     has_synthetic = "synthetic" in table.columns
-    sources = TEXT_SOURCES if has_synthetic else TEXT_SOURCES[:2]
+    sources: tuple[str, ...] = TEXT_SOURCES if has_synthetic else TEXT_SOURCES[:2]
     if score != "itm":
         sources = tuple(n for n in sources if n in ("human", *sources_with(table, score)))
     return CaptionView(
