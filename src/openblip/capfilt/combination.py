@@ -120,6 +120,18 @@ class Combination:
     told: Combined
 
 
+def check_library() -> None:
+    """Nothing, if scikit-learn is installed.
+
+    Raises:
+        RecipeError: it is not.
+    """
+    try:
+        import sklearn  # noqa: F401
+    except ImportError as error:
+        raise RecipeError(f"capfilt fit needs scikit-learn: {install_extra('fit')}") from error
+
+
 def combine(examples: Examples, *, folds: int, seed: int, recall: float = 0.8) -> Combination:
     """The better model of all scores, calibrated.
 
@@ -130,7 +142,7 @@ def combine(examples: Examples, *, folds: int, seed: int, recall: float = 0.8) -
         recall: of the noise, at which precision is told.
 
     Raises:
-        RecipeError: scikit-learn is not installed.
+        RecipeError: there are fewer images than folds.
     """
     divided = _folds(examples, folds, seed)
     fitted = {
@@ -295,10 +307,11 @@ def _standard(scores: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
 def _folds(
     examples: Examples, folds: int, seed: int
 ) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    try:
-        from sklearn.model_selection import GroupKFold
-    except ImportError as error:
-        raise RecipeError(f"capfilt fit needs scikit-learn: {install_extra('fit')}") from error
+    from sklearn.model_selection import GroupKFold
+
+    count = len(np.unique(examples.images))
+    if count < folds:
+        raise RecipeError(f"{folds} folds of {count} images: there is nothing in some of them")
     splitter = GroupKFold(folds, shuffle=True, random_state=seed)
     return list(splitter.split(examples.scores, groups=examples.images))
 

@@ -5,7 +5,6 @@ which are wrong (or right, with names added); and what people have said of its w
 texts. Corrupted texts get their scores from the same models and the same code as the table's own.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from openblip.capfilt.combination import (
     Combination,
     Examples,
     at_base_rate,
+    check_library,
     combine,
     share_of_right,
 )
@@ -46,7 +46,13 @@ from openblip.table.agreement import AgreedTexts
 from openblip.table.columns import column_state, compute_columns
 from openblip.table.judging import string_values
 from openblip.table.reviews import verdicts_digest
-from openblip.table.scores import RIGHT, TEXT_COLUMNS, score_column, scores_among
+from openblip.table.scores import (
+    RIGHT,
+    TEXT_COLUMNS,
+    score_column,
+    scores_among,
+    sources_with,
+)
 from openblip.table.table import PairTable
 
 if TYPE_CHECKING:
@@ -116,6 +122,13 @@ class FitReport:
         """JSON values."""
         return asdict(self)
 
+    @classmethod
+    def of(cls, stored: dict[str, Any]) -> "FitReport":
+        """That of which a table's metadata has the values."""
+        fits = tuple(SourceFit(**fit) for fit in stored["fits"])
+        left_out = tuple(stored["left_out"])
+        return cls(**{**stored, "fits": fits, "left_out": left_out})
+
 
 def fit_table(
     table: PairTable,
@@ -140,50 +153,43 @@ def fit_table(
         RecipeError: scikit-learn is not installed.
     """
     settings = settings or FitSettings()
+    check_library()
     score_settings, plans = _scores_of(table, settings)
     features = _features(table, plans)
     left_out = [f"{name}: no model of this table gives it" for name in _strange(table, features)]
     rows = _human_rows(table, settings)
-    computed = [plan for plan in plans if set(plan.scores) & set(features["web"])]
-    scorer = TextScorer(table, score_settings, plans, computed, device)
-    writer, why = (
-        _writer(table, settings, device) if set(OF_GIVEN) & set(features["web"]) else (None, "")
-    )
+    writer, why = None, ""
+    if set(OF_GIVEN) & set(features["web"]):
+        writer, why = _writer(table, settings, device)
     if why:
         left_out += [f"{name}: {why}" for name in OF_GIVEN]
         features["web"] = [name for name in features["web"] if name not in OF_GIVEN]
-    made, kinds = _corrupted(table, scorer, writer, rows, settings, show_progress)
     verdicts = table.verdicts()
+    elsewhere = ("filters", "captioners", "batch_size")
+    told = {
+        "scores": column_state(table, SCORES_KEY)["settings"],
+        "settings": {k: v for k, v in asdict(settings).items() if k not in elsewhere},
+        "features": features,
+        "verdicts": verdicts_digest(verdicts),
+    }
+    if not sources_with(table, RIGHT):
+        table.update_metadata({FIT_KEY: "{}"})
+    elif column_state(table, FIT_KEY) == {"settings": told, "rows": len(table)}:
+        return FitReport.of(column_state(table, FIT_REPORT))
+    computed = [plan for plan in plans if set(plan.scores) & set(features["web"])]
+    scorer = TextScorer(table, score_settings, plans, computed, device)
+    made, kinds = _corrupted(table, scorer, writer, rows, settings, show_progress)
     fits, combinations = [], {}
     # Synthetic texts are of another distribution, and lack the scores that compare with them.
     for source, names in features.items():
-        column = TEXT_COLUMNS[source]
-        own = _scored_texts(table, column, names)
+        own = _scored_texts(table, TEXT_COLUMNS[source], names)
         reviewed = _reviewed(table, source, own, settings) if verdicts else None
         examples = _examples(made, names, own, reviewed)
-        if len(np.unique(examples.images)) < settings.folds:
-            raise RecipeError(f"folds={settings.folds}, but there are fewer images to divide")
         found = combine(examples, folds=settings.folds, seed=settings.seed)
         share, share_from = _base_rate(found, own, reviewed)
-        combinations[column] = (found, share)
+        combinations[TEXT_COLUMNS[source]] = (found, share)
         fits.append(SourceFit(source, share, share_from, asdict(found.told)))
     report = FitReport(len(np.unique(made.images)), kinds, tuple(fits), tuple(left_out))
-    told = {
-        "scores": column_state(table, SCORES_KEY)["settings"],
-        **{
-            k: v
-            for k, v in asdict(settings).items()
-            if k not in ("filters", "captioners", "batch_size")
-        },
-        "features": features,
-        "verdicts": verdicts_digest(verdicts),
-        # The probabilities follow from this, and from the scores that stand in the table.
-        "report": hashlib.sha256(
-            json.dumps(report.as_plain(), sort_keys=True).encode()
-        ).hexdigest(),
-    }
-    if not any(score_column(column, RIGHT) in table.columns for column in TEXT_COLUMNS.values()):
-        table.update_metadata({FIT_KEY: "{}"})
     compute_columns(
         table,
         FIT_KEY,
@@ -192,7 +198,7 @@ def fit_table(
         show_progress=show_progress,
     )
     table.update_metadata({FIT_REPORT: json.dumps(report.as_plain())})
-    return report
+    return FitReport.of(column_state(table, FIT_REPORT))
 
 
 def _scores_of(
