@@ -8,18 +8,19 @@ each other.
 
 import hashlib
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from openblip.batches.augmentation import Augmentation
+from openblip.batches.corruption import WRONG_KINDS, Corruptions
 from openblip.batches.mixture import Mixture, Samples, WeightedIndex
 from openblip.batches.shuffle import keyed_hash
 from openblip.batches.step_loader import Examples, StepLoader, spread
-from openblip.batches.tokenizer import TextTokenizer
+from openblip.batches.tokenizer import TextTokenizer, TokenBatch
 from openblip.batches.transforms import eval_transform, train_transform
 from openblip.batches.unknown_words import TextSample, count_texts
 from openblip.runtime.errors import DataError
@@ -56,6 +57,33 @@ class Batch(Examples):
     """int64 (batch,), hashes of the cleaned texts: equal means the same text."""
     step: int
     """Number of the global batch that this is (a part of), from 0."""
+    given_tokens: Tensor | None = None
+    """int64 (batch,), tokens of the text that is given before the prompt, its `[SEP]` included;
+    None where none is given."""
+    corrupted: TokenBatch | None = None
+    """Corruptions of the texts, which are wrong about the images; a row without any is masked out.
+    None where none are asked for."""
+
+    def to(self, device: torch.device) -> Self:
+        """As `Examples.to`."""
+        moved = super().to(device)
+        corrupted = self.corrupted
+        if corrupted is None or moved is self:
+            return moved
+        ids, mask = (part.to(device, non_blocking=True) for part in (corrupted.ids, corrupted.mask))
+        return replace(moved, corrupted=TokenBatch(ids, mask))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeTexts:
+    """What a loader makes of the human texts of its tables."""
+
+    corruptions: Sequence[Corruptions]
+    """Of each part."""
+    given_tokens: int = 0
+    """A text that is given before a caption is cut to so many tokens; 0 gives none."""
+    typed_negatives: float = 0.0
+    """Share of the rows that get a corrupted text for matching."""
 
 
 class PairLoader(StepLoader[Batch]):
@@ -87,6 +115,7 @@ class PairLoader(StepLoader[Batch]):
         num_prefetched: int = 2,
         pin_memory: bool = False,
         scaled_decoding: bool = False,
+        made: MadeTexts | None = None,
     ) -> None:
         """Starts no thread.
 
@@ -106,6 +135,7 @@ class PairLoader(StepLoader[Batch]):
             num_prefetched: finished batches that may wait for the consumer.
             pin_memory: put images where a GPU can fetch them while it computes.
             scaled_decoding: decode a JPEG no larger than its crop needs; not without augmentation.
+            made: texts that are made of the tables' human ones besides; None makes none.
 
         Raises:
             DataError: an epoch is smaller than one global batch.
@@ -116,6 +146,7 @@ class PairLoader(StepLoader[Batch]):
         self._image_size, self._augmentation = image_size, augmentation
         self._max_tokens, self._prefix, self._max_words = max_tokens, prefix, max_words
         self._pin_memory, self._scaled_decoding = pin_memory, scaled_decoding
+        self._made = made
         if self.mixture.pairs_per_epoch < self._global_size:
             tables = ", ".join(dict.fromkeys(part.index.table.uri for part in parts))
             raise DataError(
@@ -143,6 +174,8 @@ class PairLoader(StepLoader[Batch]):
                 digest.update(_BETWEEN_TABLES)
             digest.update(part.index.rows.astype("<i8").tobytes())
             digest.update(part.index.text_digest)
+        for own in () if self._made is None else self._made.corruptions:
+            digest.update(own.digest())
         return digest.hexdigest()
 
     def summary(self) -> list[str]:
@@ -190,13 +223,21 @@ class PairLoader(StepLoader[Batch]):
             self._scaled_decoding,
         )
         # Which text is a hash of the draw, not a random number: so nothing depends on the thread.
-        texts = [
-            self._tokenizer.cleaning.caption(
-                pair.texts[keyed_hash(self._seed, *draw) % len(pair.texts)], self._max_words
-            )
+        chosen = [
+            pair.texts[keyed_hash(self._seed, *draw) % len(pair.texts)]
             for pair, draw in zip(pairs, draws, strict=True)
         ]
-        tokens = self._tokenizer.encode([self._prefix + text for text in texts], self._max_tokens)
+        given: list[str | None] | None = None
+        if self._made is not None and self._made.given_tokens:
+            told = [
+                own.given(pair.row.id, text, pair.texts, number, pair.edited_from.get(text))
+                for own, pair, text, (number, _) in zip(
+                    self._corruptions(samples), pairs, chosen, draws, strict=True
+                )
+            ]
+            given, chosen = [pair.given for pair in told], [pair.target for pair in told]
+        texts = self._clean(chosen)
+        tokens, given_tokens = self._tokens(given, texts)
         return Batch(
             ids=tuple(pair.row.id for pair in pairs),
             images=images,
@@ -205,7 +246,52 @@ class PairLoader(StepLoader[Batch]):
             image_ids=torch.from_numpy(self.mixture.image_ids(samples)),
             text_ids=torch.tensor([text_id(text) for text in texts]),
             step=step,
+            given_tokens=given_tokens,
+            corrupted=self._corrupted(samples, pairs, chosen, draws),
         )
+
+    def _corruptions(self, samples: Samples) -> list[Corruptions]:
+        """Of each sample those of its table."""
+        assert self._made is not None, "only where texts are made"
+        return [self._made.corruptions[part] for part in samples.parts.tolist()]
+
+    def _clean(self, texts: Sequence[str]) -> list[str]:
+        return [self._tokenizer.cleaning.caption(text, self._max_words) for text in texts]
+
+    def _tokens(
+        self, given: Sequence[str | None] | None, texts: Sequence[str]
+    ) -> tuple[TokenBatch, Tensor | None]:
+        """The captions behind the prefix, and how many tokens are given before that."""
+        read = [self._prefix + text for text in texts]
+        if given is None or self._made is None:
+            return self._tokenizer.encode(read, self._max_tokens), None
+        before = self._clean([text or "" for text in given])
+        most = self._made.given_tokens
+        return self._tokenizer.encode_behind(before, read, most, self._max_tokens)
+
+    def _corrupted(
+        self,
+        samples: Samples,
+        pairs: "Sequence[_Pair]",
+        texts: Sequence[str],
+        draws: Sequence[tuple[int, int]],
+    ) -> TokenBatch | None:
+        """For some of the pairs a text that is wrong, without the prefix."""
+        if self._made is None or not self._made.typed_negatives:
+            return None
+        found = []
+        for own, pair, text, draw in zip(
+            self._corruptions(samples), pairs, texts, draws, strict=True
+        ):
+            # Of the same key as the choice of the text, and yet another number.
+            share = keyed_hash(self._seed, *draw, 1) / 2**64
+            made = None
+            if share < self._made.typed_negatives:
+                made = own.draw(WRONG_KINDS, pair.row.id, text, pair.texts, draw[0])
+            found.append("" if made is None else made.text)
+        tokens = self._tokenizer.encode(self._clean(found), self._max_tokens)
+        has_text = torch.tensor([bool(text) for text in found])
+        return TokenBatch(tokens.ids, tokens.mask & has_text[:, None])
 
     def _read(self, samples: Samples) -> "list[_Pair]":
         """The samples as they are stored, in order; one read for each table."""
@@ -221,10 +307,17 @@ class PairLoader(StepLoader[Batch]):
             values = zip(
                 places.tolist(),
                 _rows_of(index.table, rows, found),
-                index.admitted_texts(found),
+                index.admitted(found),
                 strict=True,
             )
-            pairs |= {place: _Pair(row, texts) for place, row, texts in values}
+            pairs |= {
+                place: _Pair(
+                    row,
+                    [text.text for text in texts],
+                    {text.text: text.agreed.text for text in texts if text.agreed is not None},
+                )
+                for place, row, texts in values
+            }
         return [pairs[place] for place in range(len(samples.rows))]
 
 
@@ -261,6 +354,8 @@ class _Pair(NamedTuple):
 
     row: _Row
     texts: list[str]
+    edited_from: dict[str, str]
+    """What people have corrected to some of the texts."""
 
 
 class ImageBatch(NamedTuple):

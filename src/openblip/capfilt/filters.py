@@ -15,6 +15,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from openblip.capfilt.captioners import WebRows
 from openblip.checkpoints.reading import find_model, read_outline
 from openblip.inference import Blip, Embedder
 from openblip.inference.embedder import embedder_fingerprint, is_published_clip, load_embedder
@@ -175,6 +176,13 @@ class Filter:
         """The model, if it is one of ours."""
         assert isinstance(self.model, Blip), f"{self.plan.source} is none of ours"
         return self.model
+
+    def prepared(self, rows: WebRows) -> Tensor:
+        """The images of some rows as the model reads them; shared with others of its size."""
+        if isinstance(self.model, Blip):
+            return rows.images_at(self.model.image_size)
+        images = [self.model.prepare(row.image) for row in rows.rows]
+        return torch.stack(images) if images else torch.empty(0)
 
     def score(
         self,

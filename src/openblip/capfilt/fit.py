@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from openblip.batches.corruption import Corruptions
 from openblip.batches.shuffle import named_seed
+from openblip.capfilt.captioners import divided
 from openblip.capfilt.combination import (
     Combination,
     Examples,
@@ -313,6 +314,10 @@ def _writer(
     stored = column_state(table, METADATA_KEY)
     sources = settings.captioners or stored.get("captioner") or ()
     sources = (sources,) if isinstance(sources, str) else tuple(sources)
+    if any(divided(source)[0] != "ours" for source in sources):
+        return None, "captioners that are not ours do not write for human images yet"
+    if stored.get("given"):
+        return None, "its captioner has read the given text, which would be a corrupted one here"
     prints = stored.get("captioner_fingerprint", [])
     prints = [prints] if isinstance(prints, str) else prints
     try:

@@ -145,6 +145,11 @@ class PretrainTask(ContrastiveTask):
         if "itm" in losses:
             # A negative text of another rank may be longer than this batch's.
             texts, pool_texts = self.pool.texts(*texts, self.special.pad)
+            if batch.corrupted is not None:
+                width = max(texts.tokens.shape[1], batch.corrupted.ids.shape[1])
+                texts, pool_texts = (
+                    each.padded(width, self.special.pad) for each in (texts, pool_texts)
+                )
             captions = captions.padded(texts.tokens.shape[1], self.special.pad)
             pairs = self._pairs(
                 batch, texts, pool_texts, hidden, memories.encoder, contrast, position
@@ -174,9 +179,16 @@ class PretrainTask(ContrastiveTask):
     ) -> Pairs:
         """The positives of a batch and two hard negatives per pair."""
         negatives = self.draw_negatives(batch, contrast, position)
+        negative_texts = pool_texts.select(negatives.texts)
+        if batch.corrupted is not None:
+            corrupted = Texts(batch.corrupted.ids, batch.corrupted.mask)
+            corrupted = corrupted.padded(texts.tokens.shape[1], self.special.pad)
+            is_corrupted = corrupted.mask.any(dim=1)
+            negative_texts = corrupted.where(is_corrupted, negative_texts)
+            negatives = negatives._replace(has_text=negatives.has_text | is_corrupted)
         passes = pair_passes(
             texts,
-            pool_texts.select(negatives.texts),
+            negative_texts,
             memory,
             self.pool.image_memory(self.student, image_hidden, memory, negatives.images),
             self.special,
