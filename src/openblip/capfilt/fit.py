@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from openblip.batches.corruption import Corruptions
 from openblip.batches.shuffle import named_seed
+from openblip.batches.transforms import eval_transform
 from openblip.capfilt.captioners import divided
 from openblip.capfilt.combination import (
     Combination,
@@ -292,7 +293,9 @@ class _Writer:
         seeds = [named_seed(self._stored["seed"], row_id) for row_id in ids]
         written: list[list[str]] = [[] for _ in ids]
         for captioner in self._captioners:
-            prepared = torch.stack([captioner.prepare(image) for image in images])
+            prepared = torch.stack(
+                [eval_transform(image, captioner.image_size) for image in images]
+            )
             captions = captioner.generate(
                 captioner.encode(prepared),
                 self._decoding,

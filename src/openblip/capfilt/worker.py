@@ -280,7 +280,7 @@ class Worker:
         ]
         scores: dict[str, list[list[float | None]]] = {}
         for each in self.filters:
-            cleaned = [[each.model.clean(text) for text in own] for own in texts]
+            cleaned = [[each.clean(text) for text in own] for own in texts]
             images = loaded.images[each.input_key]
             scores |= each.score(images, cleaned, self.settings.first_token)
         return _columns(self.job, loaded, rows, scores)

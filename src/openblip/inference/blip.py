@@ -9,12 +9,10 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from openblip.batches.shuffle import keyed_hash
 from openblip.batches.tokenizer import TextTokenizer, TokenBatch
-from openblip.batches.transforms import eval_transform
 from openblip.batches.unknown_words import warn_of_unknown_words
 from openblip.checkpoints.families import AnyModel, check_image_size
 from openblip.checkpoints.folder import (
@@ -466,17 +464,9 @@ class Blip:
         parts = [embed_texts(model, self._tokens(own, "[CLS]")).cpu() for own in batches]
         return torch.cat([torch.empty(0, model.config.embed_dim), *parts])
 
-    def prepare(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
-        """An RGB image as the model reads it; may be called from threads."""
-        return eval_transform(image, self.image_size)
-
     def embed_prepared(self, images: Tensor) -> Float[Tensor, "images embed"]:
         """As `embed_images`, of a batch of prepared images."""
         return embed_images(self._embedder(), self.encode_patches(images)).cpu()
-
-    def clean(self, text: str) -> str:
-        """A text as the model's training had it."""
-        return self.tokenizer.cleaning.caption(text)
 
     def encode(self, images: Float[Tensor, "images 3 height width"]) -> EncodedImages:
         """Encoded images, on the model's device; all in one pass.
