@@ -13,6 +13,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from openblip.batches.transforms import eval_transform

@@ -82,7 +82,7 @@ class Reviews:
         opened.tabs[reviewer, tab] = _Tab(keys, time.monotonic())
         judged = opened.session.standing(reviewer)
         return {
-            "items": [_shown(item, session.sample.settings.score) for item in items],
+            "items": [_shown(item, opened.session.sample.settings.score) for item in items],
             "elsewhere": len((taken - judged.keys()) - keys),
             "tabs": len(others),
             "mark": mark,
