@@ -29,7 +29,13 @@ from typing import Any
 import torch
 
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.capfilt.job import CapFiltJob, CapFiltSettings, column_schema, jobs_folder
+from openblip.capfilt.job import (
+    NEW_COLUMNS,
+    CapFiltJob,
+    CapFiltSettings,
+    column_schema,
+    jobs_folder,
+)
 from openblip.capfilt.ledger import Ledger, open_store
 from openblip.capfilt.lock import JobLock
 from openblip.capfilt.pools import Report

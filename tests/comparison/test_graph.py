@@ -248,3 +248,16 @@ class TestTablesThatAFunctionMakes:
             made("seed: 3")
         with pytest.raises(RecipeError, match="name a function as module:name"):
             made(by="with spaces")
+
+
+def test_fields_that_came_later_count_once_they_are_set(tmp_path: Path) -> None:
+    """Stages that were finished before a field was there are not made again."""
+
+    def view_of(text: str) -> dict[str, Any]:
+        stage = StageGraph(spec_of(tmp_path, text)).model("both", 0)
+        assert isinstance(stage, Stage)
+        view: dict[str, Any] = stage.settings["recipe"]["data"]["view"]
+        return view
+
+    assert set(view_of(TINY)) == {"sources", "itm", "split", "itm_of", "without"}
+    assert view_of(TINY.replace("itm: 0.0", "itm: 0.0, score: right"))["score"] == "right"

@@ -298,3 +298,85 @@ def test_a_source_that_contributes_nothing_is_warned_of(table: PairTable) -> Non
     CaptionView().resolve(table)
     only_human = PairTable.create(Path(table.uri).with_name("human"), [row])
     CaptionView().resolve(only_human)
+
+
+@pytest.fixture
+def rescored(bootstrapped: PairTable) -> PairTable:
+    """The same with a second score, which finds web texts good that the first finds bad."""
+    bootstrapped.add_columns(
+        pa.table(
+            {
+                "captions_itc": [[0.1, 0.1], [-0.2], [0.3, 0.4], [-0.1], None, [], [0.1]],
+                "captions_score_right": [[0.1, 0.1], [0.2], [0.9, None], [0.8], None, [], [0.1]],
+                "synthetic_score_right": [[0.9], [0.1], [0.7], [0.6], None, [0.2], [0.9]],
+            },
+            schema=pa.schema(
+                [
+                    (name, pa.list_(pa.float32()))
+                    for name in ("captions_itc", "captions_score_right", "synthetic_score_right")
+                ]
+            ),
+        )
+    )
+    return bootstrapped
+
+
+def test_a_view_says_which_score_its_threshold_compares(rescored: PairTable) -> None:
+    view = CaptionView(sources=("human", "web", "synthetic"), itm=0.5, score="right")
+    assert "captions_itm" not in view.columns
+    # A null is no score, as a missing list is none.
+    assert _texts(view, rescored) == {0: ["h0", "h1"], 2: ["w2a", "s2"], 3: ["w3", "s3"]}
+    index = view.resolve(rescored)
+    assert index.num_rejected["web"] == {"not scored": 2, "below the threshold": 1}
+    assert index.summary().endswith("synthetic: 2 of 4 texts, by the score right")
+    own = CaptionView(sources=("web",), itm=0.5, score="right", itm_of=("web=0.85",))
+    assert _texts(own, rescored) == {2: ["w2a"]}
+
+
+def test_a_score_that_is_no_probability_has_thresholds_of_any_size(rescored: PairTable) -> None:
+    view = CaptionView(sources=("web",), itm=-0.15, score="itc")
+    assert _texts(view, rescored) == {2: ["w2a", "w2b"], 3: ["w3"]}
+    with pytest.raises(RecipeError, match=r"itm must be a finite number, or None. Got nan"):
+        CaptionView(itm=float("nan"), score="itc")
+    with pytest.raises(RecipeError, match=r"itm must be a probability from 0 to 1, or None"):
+        CaptionView(itm=-0.1, score="right")
+    with pytest.raises(RecipeError, match="score is empty"):
+        CaptionView(score=" ")
+
+
+def test_a_score_that_is_not_there_names_those_that_are(rescored: PairTable) -> None:
+    with pytest.raises(DataError, match="captions have no score 'clip'; they have itm, itc, right"):
+        CaptionView(itm=0.5, score="clip").resolve(rescored)
+    with pytest.raises(DataError, match="synthetic have no score 'itc'; they have itm, right"):
+        CaptionView(sources=("synthetic",), itm=0.5, score="itc").resolve(rescored)
+    # Without a threshold no score is asked for.
+    assert len(CaptionView(score="clip").resolve(rescored)) == 4 + 1
+
+
+def test_what_is_rejected_by_a_score_tells_it_beside_the_match(rescored: PairTable) -> None:
+    view = CaptionView(sources=("web",), itm=0.5, score="right")
+    told = [(t.text, t.itm, t.score, t.threshold) for t in view.rejected(rescored)]
+    assert told[0] == ("w1", pytest.approx(0.9), pytest.approx(0.2), 0.5)
+    assert told[1] == ("w2b", pytest.approx(0.6), None, 0.5)
+    same = next(iter(CaptionView(sources=("web",), itm=0.95).rejected(rescored)))
+    assert same.score == same.itm == pytest.approx(0.9)
+
+
+def test_a_view_of_another_score_that_contributes_nothing_names_it(rescored: PairTable) -> None:
+    view = CaptionView(itm=0.95, score="right")
+    with pytest.warns(OpenBlipWarning, match=r"web texts counts at itm=0\.95 score=right"):
+        view.resolve(rescored)
+    with pytest.raises(DataError, match="lower the right threshold"):
+        CaptionView(sources=("web",), itm=0.95, score="right").resolve(rescored)
+
+
+def test_a_table_whose_filter_gives_no_match_says_what_it_gives(table: PairTable) -> None:
+    rows = table.take(range(len(table)), ["captions"]).to_pylist()
+    lists = pa.array([[0.3 for _ in row["captions"] or []] for row in rows], pa.list_(pa.float32()))
+    table.add_columns(pa.table({"captions_score_clip": lists}))
+    opened = PairTable.open(table.uri)
+    with pytest.raises(DataError, match="captions have no score 'itm'; they have clip"):
+        CaptionView(sources=("web",), itm=0.5).resolve(opened)
+    view = CaptionView(sources=("web",), itm=0.25, score="clip")
+    texts = view.admitted(next(opened.scan(view.columns)))
+    assert texts[0][0].scores["clip"] == pytest.approx(0.3)

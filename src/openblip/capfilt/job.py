@@ -34,24 +34,26 @@ from openblip.capfilt.ledger import (
 from openblip.capfilt.lock import lock_owner
 from openblip.runtime.errors import CheckpointError, DataError, RecipeError
 from openblip.table.columns import list_fragments
+from openblip.table.scores import TEXT_COLUMNS, further_columns, score_column
 from openblip.table.table import PairTable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from openblip.capfilt.filters import FilterPlan
     from openblip.inference import Decoding
 
 METADATA_KEY = "capfilt"
-NEW_COLUMNS = (
-    "synthetic",
-    "synthetic_logprob",
-    "synthetic_captioner",
-    "captions_itm",
-    "captions_itc",
-    "synthetic_itm",
-    "synthetic_itc",
-    "capfilt_error",
-)
+
+
+def job_columns(scores: Sequence[str]) -> tuple[str, ...]:
+    """The columns of a job whose filters give these scores."""
+    of_texts = [score_column(texts, name) for texts in TEXT_COLUMNS.values() for name in scores]
+    return "synthetic", "synthetic_logprob", "synthetic_captioner", *of_texts, "capfilt_error"
+
+
+NEW_COLUMNS = job_columns(("itm", "itc"))
+"""The columns of a job with one filter, which is ours."""
 SYNTHETIC_ERROR = "synthetic_error"
 """Column of jobs with captioners of others: why one of them wrote nothing about a row."""
 # Settings of captioners that are not ours; what jobs of ours have noted does not know them.
@@ -72,8 +74,10 @@ class CapFiltSettings:
     """The captioners: model folders or run directories of ours, `hf:NAME`, `openai:URL#MODEL` or
     `texts:NAME`. Each writes `num_captions` texts for an image (or has its own, `texts:`); those of
     the first one come first."""
-    filter: str
-    """Model folder or run directory of the filter."""
+    filter: str | tuple[str, ...]
+    """Model folders or run directories of the filters; CLIP and SigLIP of others too. The first
+    that is ours gives `itm` and `itc`; each other one gives a score of its own name, which may be
+    given as `NAME=MODEL`."""
     decoding: "Decoding" = field(default_factory=_nucleus)
     """How captions are written: nucleus sampling with p = 0.9 in the paper (section 3.3)."""
     prompt: str = "a picture of "
@@ -105,11 +109,18 @@ class CapFiltSettings:
         if self.given not in (None, "web"):
             raise RecipeError(f"given is {self.given!r}; there is web, or nothing")
         check_captioners(self)
+        if not self.filters or len(set(self.filters)) < len(self.filters):
+            raise RecipeError(f"give one or several filters, each once: {self.filter}")
 
     @property
     def captioners(self) -> tuple[str, ...]:
         """The captioners in the order of their texts."""
         return (self.captioner,) if isinstance(self.captioner, str) else tuple(self.captioner)
+
+    @property
+    def filters(self) -> tuple[str, ...]:
+        """The filters in the order of their columns."""
+        return (self.filter,) if isinstance(self.filter, str) else tuple(self.filter)
 
     @property
     def has_others(self) -> bool:
@@ -135,8 +146,8 @@ class CapFiltJob:
     table_uri: str
     captioners: tuple[str, ...]
     """What the captioners are in their order, see `captioner_print`."""
-    filter: str
-    """Fingerprint of the filter."""
+    filters: "tuple[FilterPlan, ...]"
+    """What the filters are, in their order."""
     fingerprint: str
     """16 hexadecimal digits that change when a model or a setting does; where a model lies does
     not count, only what it is."""
@@ -152,19 +163,23 @@ class CapFiltJob:
         Raises:
             CheckpointError, DataError: a model is not there, or texts that are named.
         """
-        from openblip.checkpoints.reading import model_fingerprint
+        from openblip.capfilt.filters import plan_filters
 
         table_uri = table_uri.rstrip("/")
         captioners = tuple(captioner_print(source, table_uri) for source in settings.captioners)
-        filter_print = model_fingerprint(settings.filter)
+        filters = plan_filters(settings.filters)
         values = {
             **settings.stored(),
             "decoding": settings.decoding.stored(),
             "captioner": _one_or_list(captioners),
-            "filter": filter_print,
+            "filter": _one_or_list([plan.fingerprint for plan in filters]),
         }
+        # What a score is called decides what is written, as what it is does.
+        scores = [list(plan.scores) for plan in filters]
+        if scores != [["itm", "itc"]]:
+            values["scores"] = scores
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-        return cls(settings, table_uri, captioners, filter_print, digest, requests or Requests())
+        return cls(settings, table_uri, captioners, filters, digest, requests or Requests())
 
     @property
     def captioner_names(self) -> tuple[str, ...]:
@@ -175,7 +190,8 @@ class CapFiltJob:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that it writes."""
-        return (*NEW_COLUMNS, SYNTHETIC_ERROR) if self.settings.has_others else NEW_COLUMNS
+        columns = job_columns([score for plan in self.filters for score in plan.scores])
+        return (*columns, SYNTHETIC_ERROR) if self.settings.has_others else columns
 
     @property
     def folder(self) -> Store:
@@ -201,7 +217,7 @@ class CapFiltJob:
         values = {
             **self.settings.stored(),
             "captioner_fingerprint": _one_or_list(self.captioner_names),
-            "filter_fingerprint": self.filter,
+            "filter_fingerprint": _one_or_list([plan.fingerprint for plan in self.filters]),
             "fingerprint": self.fingerprint,
         }
         # What others read of a job, an export's card for one, says what cannot be had again.
@@ -209,6 +225,7 @@ class CapFiltJob:
             values["unrepeatable"] = lines
         if self.columns != NEW_COLUMNS:
             values["columns"] = self.columns
+            values["scores"] = [plan.scores for plan in self.filters]
         return json.dumps(values)
 
     def check_models(self) -> None:
@@ -217,15 +234,16 @@ class CapFiltJob:
         Raises:
             CheckpointError: a model is another one than that of the job.
         """
-        from openblip.checkpoints.reading import model_fingerprint
+        from openblip.inference.embedder import embedder_fingerprint
 
         check_prints(self, platform.node())
-        if (found := model_fingerprint(self.settings.filter)) != self.filter:
-            raise CheckpointError(
-                f"{self.settings.filter} on {platform.node()} is the model {found}, but the job "
-                f"began with {self.filter}: put the same files there on every machine, or start "
-                "the job anew"
-            )
+        for plan in self.filters:
+            if (found := embedder_fingerprint(plan.source)) != plan.fingerprint:
+                raise CheckpointError(
+                    f"{plan.source} on {platform.node()} is the model {found}, but the job began "
+                    f"with {plan.fingerprint}: put the same files there on every machine, or start "
+                    "the job anew"
+                )
 
 
 def jobs_folder(table_uri: str) -> str:
@@ -239,9 +257,15 @@ def is_committed(table: PairTable, fingerprint: str, columns: Sequence[str]) -> 
     return f'"fingerprint": "{fingerprint}"' in stored and set(columns) <= set(table.columns)
 
 
-def _one_or_list(captioners: tuple[str, ...]) -> str | list[str]:
-    """Of one captioner its fingerprint, of several a list of theirs."""
-    return captioners[0] if len(captioners) == 1 else list(captioners)
+def columns_left_by(table: PairTable, columns: Sequence[str]) -> list[str]:
+    """Columns beside those of a job that are about texts which it replaces: scores and reasons."""
+    ours = {*NEW_COLUMNS, SYNTHETIC_ERROR, *further_columns(table.columns)}
+    return [name for name in table.columns if name in ours and name not in columns]
+
+
+def _one_or_list(fingerprints: Sequence[str]) -> str | list[str]:
+    """Of one model its fingerprint, of several a list of theirs."""
+    return fingerprints[0] if len(fingerprints) == 1 else list(fingerprints)
 
 
 def column_schema(columns: Sequence[str]) -> "pa.Schema":

@@ -23,6 +23,7 @@ from openblip.capfilt.job import (
     CapFiltJob,
     CapFiltSettings,
     column_schema,
+    columns_left_by,
     is_committed,
     jobs_folder,
 )
@@ -32,6 +33,7 @@ from openblip.capfilt.pools import ManyProcesses, OneProcess, Pool, RayCluster
 from openblip.capfilt.worker import Pieces
 from openblip.checkpoints.reading import find_model, read_outline
 from openblip.inference.captions import cut_given
+from openblip.inference.embedder import is_published_clip
 from openblip.inference.loading import load_tokenizer
 from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
 from openblip.runtime.progress import Progress
@@ -121,14 +123,14 @@ def run_capfilt(
 def _warn_of_unknown_words(job: CapFiltJob) -> None:
     """Judge the prompt and a sample of the captions here: each worker sees only a part of them."""
     rows, settings = _sampled_rows(PairTable.open(job.table_uri)), job.settings
-    tokenizer = load_tokenizer(settings.filter)
-    captions = [
-        tokenizer.cleaning.caption(text)
-        for row in rows
-        if row["origin"] == "web"
-        for text in row["captions"] or []
-    ]
-    warn_of_unknown_words(tokenizer, captions, _READ_TOKENS, f"captions of {len(rows):,} rows")
+    texts = [text for row in rows if row["origin"] == "web" for text in row["captions"] or []]
+    # A published CLIP reads any word, in pieces.
+    for source in (plan.source for plan in job.filters if not is_published_clip(plan.source)):
+        tokenizer = load_tokenizer(source)
+        captions = [tokenizer.cleaning.caption(text) for text in texts]
+        what = f"captions of {len(rows):,} rows"
+        if warn_of_unknown_words(tokenizer, captions, _READ_TOKENS, what):
+            break
     if settings.given:
         _check_given(settings, rows)
     for captioner in settings.captioners:
@@ -310,14 +312,12 @@ class _Run:
         if view.computed:
             files = {n: ColumnFile(e.file, e.num_bytes) for n, e in view.computed.items()}
             schema = column_schema(self.job.columns)
-            attach_columns(table, files, schema, replace=not view.is_committed)
+            # What another job said would stand beside texts that it is not about.
+            dropped = [] if view.is_committed else columns_left_by(table, self.job.columns)
+            replace = not view.is_committed
+            attach_columns(table, files, schema, replace=replace, dropped=dropped)
         # Last, as it is what `is_committed` looks at: a kill before it commits the files once more.
         if not view.is_committed:
-            # Reasons of another job's captioners would stand beside texts of this one's.
-            if SYNTHETIC_ERROR in table.columns and SYNTHETIC_ERROR not in self.job.columns:
-                again_after_conflicts(
-                    lambda: PairTable.open(table.uri).drop_columns([SYNTHETIC_ERROR])
-                )
             done = {METADATA_KEY: self.job.description()}
             again_after_conflicts(lambda: PairTable.open(table.uri).update_metadata(done))
 

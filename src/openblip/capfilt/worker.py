@@ -25,14 +25,15 @@ from openblip.capfilt.captioners import (
     open_captioners,
 )
 from openblip.capfilt.endpoint import EndpointError
+from openblip.capfilt.filters import Filter
 from openblip.capfilt.job import SYNTHETIC_ERROR, CapFiltJob, CapFiltSettings, column_schema
 from openblip.capfilt.ledger import Store
-from openblip.inference import Blip, Match, load
 from openblip.runtime.errors import DataError
 from openblip.runtime.threads import one_thread, ordered_map
 from openblip.sources.images import open_image
 from openblip.sources.row_images import GuardedDecoder, check_reachable, row_image
 from openblip.table.columns import ColumnFile, encode_columns, read_rows
+from openblip.table.scores import score_column
 from openblip.table.table import PairTable
 
 if TYPE_CHECKING:
@@ -52,8 +53,8 @@ class LoadedBatch:
     places: list[int]
     """Rows within the batch whose images stand in the tensors, in their order."""
     captions: list[list[str]]
-    images: dict[int, Tensor]
-    """The images for filters of each size, (images, 3, size, size)."""
+    images: dict[str, Tensor]
+    """The images for filters, (images, 3, height, width), by `Filter.input_key`."""
     pending: list[Pending]
     """What each captioner has begun to write about them."""
     errors: dict[int, str]
@@ -121,7 +122,7 @@ class Unit:
 
 
 class Worker:
-    """Captioners and filter, all loaded, on one device."""
+    """Captioners and filters, all loaded, on one device."""
 
     def __init__(
         self,
@@ -145,12 +146,9 @@ class Worker:
         self.job = job
         self.settings: CapFiltSettings = job.settings
         self.captioners = open_captioners(job, device)
-        self.filter: Blip = load(job.settings.filter, device=device)
-        self.filter.require("itm")
+        self.filters = [Filter(plan, device) for plan in job.filters]
         # Only now: what was loaded must be what is checked.
         job.check_models()
-        # The filter alone reads texts.
-        self._clean = self.filter.tokenizer.cleaning.caption
         self._columns = [*_READ, *(name for own in self.captioners for name in own.columns)]
         self._usage = Usage()
         self._pieces, self._data = Pieces(job.folder), job.data_folder
@@ -181,7 +179,7 @@ class Worker:
         """
         clock = _SaveClock(0.0 if unit.careful else self._save_seconds)
         fresh: dict[int, pa.Table] = {}
-        with one_thread() if self.filter.device.type == "cpu" else nullcontext():
+        with one_thread() if self.filters[0].model.device.type == "cpu" else nullcontext():
             try:
                 for done in self._computed(unit):
                     if isinstance(done, Waiting):
@@ -262,8 +260,8 @@ class Worker:
         return LoadedBatch(
             num_rows=len(rows),
             places=places,
-            captions=[[self._clean(text) for text in row.captions] for row in found],
-            images={self.filter.image_size: web.images_at(self.filter.image_size)},
+            captions=[list(row.captions) for row in found],
+            images={each.input_key: each.prepared(web) for each in self.filters},
             pending=[captioner.begin(web) for captioner in self.captioners] if found else [],
             errors=errors,
         )
@@ -271,18 +269,20 @@ class Worker:
     def process(self, loaded: LoadedBatch) -> "pa.Table":
         """The new columns of a batch; rows that are not from the web have nulls."""
         if not loaded.places:
-            return _columns(self.job, loaded, [], [])
+            return _columns(self.job, loaded, [], {})
         written = [pending.finish() for pending in loaded.pending]
         rows = list(zip(*written, strict=True))
         self._usage = sum((one.usage for row in rows for one in row), self._usage)
         self._usage += Usage(refused=sum(any(one.reason for one in row) for row in rows))
         texts = [
-            given + [self._clean(text) for one in row for text in one.texts]
+            given + [text for one in row for text in one.texts]
             for given, row in zip(loaded.captions, rows, strict=True)
         ]
-        # Given and written texts of an image are scored together, against one image memory.
-        encoded = self.filter.encode(loaded.images[self.filter.image_size])
-        scores = self.filter.score(encoded, texts, first_token=self.settings.first_token)
+        scores: dict[str, list[list[float | None]]] = {}
+        for each in self.filters:
+            cleaned = [[each.clean(text) for text in own] for own in texts]
+            images = loaded.images[each.input_key]
+            scores |= each.score(images, cleaned, self.settings.first_token)
         return _columns(self.job, loaded, rows, scores)
 
     def _seal(self, unit: Unit, fresh: "dict[int, pa.Table]") -> FragmentResult:
@@ -327,7 +327,7 @@ def _columns(
     job: CapFiltJob,
     loaded: LoadedBatch,
     written: Sequence[Sequence[Written]],
-    scores: list[list[Match]],
+    scores: dict[str, list[list[float | None]]],
 ) -> "pa.Table":
     """The columns of a batch, given what each captioner has written about each image."""
     import pyarrow as pa
@@ -336,7 +336,7 @@ def _columns(
     values: dict[str, list[object]] = {name: [None] * loaded.num_rows for name in job.columns}
     for number, place in enumerate(loaded.places):
         given = len(loaded.captions[number])
-        own, matches = list(zip(names, written[number], strict=True)), scores[number]
+        own = list(zip(names, written[number], strict=True))
         values["synthetic"][place] = [text for _, one in own for text in one.texts]
         values["synthetic_logprob"][place] = [
             logprob for _, one in own for logprob in one.logprobs or [None] * len(one.texts)
@@ -344,10 +344,9 @@ def _columns(
         values["synthetic_captioner"][place] = [name for name, one in own for _ in one.texts]
         if reasons := [f"{name}: {one.reason}" for name, one in own if one.reason]:
             values[SYNTHETIC_ERROR][place] = "; ".join(reasons)
-        values["captions_itm"][place] = [match.itm for match in matches[:given]]
-        values["captions_itc"][place] = [match.itc for match in matches[:given]]
-        values["synthetic_itm"][place] = [match.itm for match in matches[given:]]
-        values["synthetic_itc"][place] = [match.itc for match in matches[given:]]
+        for score, of_images in scores.items():
+            values[score_column("captions", score)][place] = of_images[number][:given]
+            values[score_column("synthetic", score)][place] = of_images[number][given:]
     for place, reason in loaded.errors.items():
         values["capfilt_error"][place] = reason
     return pa.table(values, schema=column_schema(job.columns))

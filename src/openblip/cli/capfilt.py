@@ -10,7 +10,7 @@ import tyro
 from openblip.cli.data import WithoutName
 from openblip.cli.flags import DecodingFlags
 from openblip.cli.output import check_outputs, print_json, print_table
-from openblip.runtime.ranges import Count, NotNegative, Positive, Seed, Share, Workers
+from openblip.runtime.ranges import Count, Finite, NotNegative, Positive, Seed, Share, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from openblip.capfilt.job import JobStatus
     from openblip.capfilt.pools import RayCluster
     from openblip.capfilt.run import CapFiltResult
-    from openblip.capfilt.select import Cut, KeepRate, NoiseQuality, Rejected
+    from openblip.capfilt.select import Cut, KeepRate, NoiseQuality, Rejected, Spread
     from openblip.review.certificate import Certificate
     from openblip.table.table import PairTable
 
@@ -75,7 +75,7 @@ def run(
     /,
     *,
     captioner: tuple[str, ...],
-    filter: str,
+    filter: tuple[str, ...],
     decoding: Annotated[DecodingFlags, tyro.conf.arg(name="")] = _NUCLEUS,
     others: Annotated[OtherCaptioners, tyro.conf.arg(name="")] = _OTHERS,
     prompt: str = "a picture of ",
@@ -102,7 +102,9 @@ def run(
         captioner: what writes captions, one or several: a model folder, run directory, file, https
             address or hub repository of ours; hf:NAME, an image-to-text model of transformers;
             openai:URL#MODEL, a server of chat completions; texts:NAME of `capfilt add-texts`.
-        filter: what scores texts: a model of ours.
+        filter: what scores texts, one or several: a model of ours, or a CLIP or SigLIP of
+            transformers or open_clip (open_clip:ARCHITECTURE/PRETRAINED), whose cosines go into a
+            column of its own; NAME=MODEL names it.
         decoding: how tokens are chosen; nucleus as in the paper.
         others: flags of captioners that are not ours.
         prompt: what a captioner of ours continues.
@@ -125,7 +127,7 @@ def run(
     cluster = _cluster(ray, workers, gpus_per_worker, processes)
     settings = CapFiltSettings(
         captioner=captioner if len(captioner) > 1 else captioner[0],
-        filter=filter,
+        filter=filter if len(filter) > 1 else filter[0],
         decoding=decoding.decoding(),
         prompt=prompt,
         given=given,
@@ -307,7 +309,8 @@ def select(
     table: tyro.conf.Positional[str],
     /,
     *,
-    thresholds: tuple[Share, ...] = (),
+    thresholds: tuple[Finite, ...] = (),
+    score: str = "itm",
     keep: tuple[str, ...] = (),
     quantiles: tuple[Share, ...] = (),
     itm_of: tuple[str, ...] = (),
@@ -317,7 +320,7 @@ def select(
     partly_is_right: bool = False,
     json: bool = False,
 ) -> int:
-    """How many web and synthetic texts stay at each ITM threshold, and why others do not.
+    """How many web and synthetic texts stay at each threshold of a score, and why others do not.
 
     Runs no model. Says if the scores lie so close together that no threshold separates them.
 
@@ -327,7 +330,9 @@ def select(
 
     Args:
         table: a table that `openblip capfilt run` has scored.
-        thresholds: ITM probabilities; by default 0.1 0.3 0.5 0.7 0.9, or none with the next two.
+        thresholds: of the score; by default 0.1 0.3 0.5 0.7 0.9 of a probability and what keeps
+            90% to 10% by another score, or none with the next two.
+        score: which one: itm, itc, right (openblip capfilt fit), or another that the table has.
         keep: instead, the thresholds that keep these shares of each source, such as 50%.
         quantiles: the same by what they reject: 0.25 is the threshold that keeps 75%.
         itm_of: for the reasons: thresholds by source or data set, such as synthetic=0.3.
@@ -349,31 +354,29 @@ def select(
         spreads,
     )
     from openblip.cli.review import certificate_json, certificate_of
+    from openblip.table.scores import PROBABILITIES
     from openblip.table.table import PairTable
 
     opened = PairTable.open(table)
-    certificate = certificate_of(opened, precision, confidence, partly_is_right)
+    certificate = certificate_of(opened, precision, confidence, partly_is_right, score)
     if certificate is not None and certificate.threshold is not None:
         thresholds = (certificate.threshold, *thresholds)
     shares = [*map(_share, keep), *(1.0 - quantile for quantile in quantiles)]
-    thresholds = thresholds or (() if shares else DEFAULT_THRESHOLDS)
-    scores = read_scores(opened)
+    if not thresholds and not shares:
+        is_probability = score in PROBABILITIES
+        thresholds = DEFAULT_THRESHOLDS if is_probability else ()
+        shares = [] if is_probability else [1.0 - share for share in DEFAULT_THRESHOLDS]
+    scores = read_scores(opened, score)
     found = cuts(scores, shares)
-    rejected = rejections(opened, thresholds, itm_of, without)
+    rejected = rejections(opened, thresholds, itm_of, without, score)
     rates = keep_rates(scores, thresholds)
     for line in empty_sources(rates):
         print(line, file=sys.stderr)
     quality = {value: noise_quality(scores["web"], value) for value in thresholds}
     if json:
+        told = rates, found, spreads(scores), rejected, quality
         print_json(
-            {
-                "kept": [{**asdict(rate), "rate": rate.rate} for rate in rates],
-                "cuts": [{**asdict(cut), "rate": cut.rate} for cut in found],
-                "spread": [{**asdict(s), "is_narrow": s.is_narrow} for s in spreads(scores)],
-                "rejected": [asdict(some) for some in rejected],
-                "certificate": certificate and certificate_json(certificate),
-                "noise": {str(value): [asdict(q) for q in qs] for value, qs in quality.items()},
-            }
+            {**_selected(*told), "certificate": certificate and certificate_json(certificate)}
         )
         return _uncertified(certificate)
     if certificate is not None:
@@ -382,6 +385,22 @@ def select(
     _print_rates(rates, found)
     _print_reasons(rejected, quality)
     return _uncertified(certificate)
+
+
+def _selected(
+    rates: "Sequence[KeepRate]",
+    found: "Sequence[Cut]",
+    spreads: "Sequence[Spread]",
+    rejected: "Sequence[Rejected]",
+    quality: "Mapping[float, Sequence[NoiseQuality]]",
+) -> dict[str, object]:
+    return {
+        "kept": [{**asdict(rate), "rate": rate.rate} for rate in rates],
+        "cuts": [{**asdict(cut), "rate": cut.rate} for cut in found],
+        "spread": [{**asdict(spread), "is_narrow": spread.is_narrow} for spread in spreads],
+        "rejected": [asdict(some) for some in rejected],
+        "noise": {str(value): [asdict(q) for q in own] for value, own in quality.items()},
+    }
 
 
 def _print_reasons(
@@ -444,7 +463,8 @@ def report(
     /,
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("capfilt.html"),
-    threshold: Share = 0.5,
+    threshold: Finite | None = None,
+    score: str = "itm",
     precision: Share = 0.9,
     confidence: Share = 0.95,
     partly_is_right: bool = False,
@@ -459,7 +479,9 @@ def report(
     Args:
         table: a table that `openblip capfilt run` has scored.
         output: the HTML file.
-        threshold: a text is kept above this ITM probability.
+        threshold: a text is kept above it; by default 0.5 of a probability, and what keeps half
+            by another score.
+        score: which one is compared: itm, itc, right, or another that the table has.
         precision: of the certificate: what share of what is kept must be right at least.
         confidence: with which that is to hold.
         partly_is_right: whether a text with a wrong detail counts as right.
@@ -474,8 +496,9 @@ def report(
         opened,
         output,
         threshold=threshold,
+        score=score,
         seed=seed,
-        certificate=_certified(opened, precision, confidence, partly_is_right),
+        certificate=_certified(opened, precision, confidence, partly_is_right, score),
         warn=lambda line: print(line, file=sys.stderr),
     )
     print(written)
@@ -483,7 +506,7 @@ def report(
 
 
 def _certified(
-    table: "PairTable", precision: float, confidence: float, partly_is_right: bool
+    table: "PairTable", precision: float, confidence: float, partly_is_right: bool, score: str
 ) -> str | None:
     """What the verdicts on a table certify, or why nothing; None where nobody has judged."""
     from openblip.cli.review import certificate_of
@@ -493,7 +516,7 @@ def _certified(
     if not ReviewLog.of(table.uri).standing():
         return None
     try:
-        return str(certificate_of(table, precision, confidence, partly_is_right))
+        return str(certificate_of(table, precision, confidence, partly_is_right, score))
     except DataError as error:
         # Verdicts that are not on today's scores: the page tells it.
         return str(error)

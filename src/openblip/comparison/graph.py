@@ -49,6 +49,7 @@ _ELSEWHERE = {
     "init_from": "`init`, the name of a model",
     "train.seed": "the comparison's `seeds`",
 }
+_LATER_FIELDS = {"max_unknown", "score"}
 _PRETRAIN = PRETRAIN_RECIPES | WORLD_PRETRAIN_RECIPES
 _FINETUNE = FINETUNE_RECIPES | WORLD_FINETUNE_RECIPES
 _TRAINED_AS = {"clip": as_clip, "albef": as_albef, "unimodal": as_unimodal}
@@ -157,12 +158,9 @@ class StageGraph:
         names = {role: _NAMES.get(role, _TABLE) for role in inputs}
         recipe = reading_from(recipe, names)
         seeded = replace(recipe, train=replace(recipe.train, seed=seed))
-        settings = {"recipe": recipe_to_dict(seeded)}
+        settings = {"recipe": _without_later_fields(recipe_to_dict(seeded))}
         # Where states of images lie decides nothing.
         del settings["recipe"]["data"]["states"]
-        if recipe.data.max_unknown == DataConfig.max_unknown:
-            # Stages of before this setting count as finished.
-            del settings["recipe"]["data"]["max_unknown"]
         if not recipe.train.freeze:
             del settings["recipe"]["train"]["freeze"]
         if verdicts := _verdicts(seeded, inputs):
@@ -299,6 +297,18 @@ def _with_settings(recipe: Recipe, settings: Mapping[str, Any], field: str) -> R
     except RecipeError as error:
         place = error.field if isinstance(error, FieldError) else ""
         raise FieldError(f"{field}.{place}", f"{field}: {error}") from error
+
+
+def _without_later_fields(values: dict[str, Any]) -> dict[str, Any]:
+    """Stages of before these fields count as finished: what leaves them as they are tells none."""
+    data = values["data"]
+    parts: list[tuple[dict[str, Any], object]] = [(data, DataConfig(table=""))]
+    parts += [(part["view"], CaptionView()) for part in (data, *data["mix"])]
+    for part, default in parts:
+        for name in _LATER_FIELDS & part.keys():
+            if part[name] == getattr(default, name):
+                del part[name]
+    return values
 
 
 def _named_inputs(recipe: Recipe) -> dict[str, Given]:

@@ -4,8 +4,8 @@
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from openblip.runtime.errors import DataError
 from openblip.table.rows import TEXT_SOURCES, read_meta
-from openblip.table.scores import score_column
+from openblip.table.scores import score_column, scores_among
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -63,7 +63,9 @@ class JudgedTexts:
     """Texts of this source in each row."""
     texts: "pa.Array"
     scores: NDArray[np.float64]
-    """Match probabilities, NaN for a text that was not judged or whose score was not read."""
+    """Those that the view asks for, NaN for a text that has none or whose score was not read."""
+    itm: NDArray[np.float64]
+    """Match probabilities, likewise; the same where the view asks for these."""
     thresholds: NDArray[np.float64]
     """What each score must be above, NaN where it need not."""
     captioners: NDArray[np.object_]
@@ -73,6 +75,8 @@ class JudgedTexts:
     """0 for a text that counts, else its rejection, see `REJECTIONS`."""
     agreed: "Sequence[AgreedText]" = ()
     """Of the texts that people have judged, what was agreed; of other sources nothing."""
+    further: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    """All scores but `itm` and `itc` that were read, by name; NaN as above."""
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -94,9 +98,11 @@ class JudgedTexts:
             np.bincount(self.rows[places], minlength=len(self.lengths)),
             self.texts.take(pa.array(places, pa.int64())),
             self.scores[places],
+            self.itm[places],
             self.thresholds[places],
             self.captioners[places],
             self.codes[places],
+            further={name: own[places] for name, own in self.further.items()},
         )
 
 
@@ -140,7 +146,7 @@ def _judge_column(
     batch: "pa.RecordBatch", view: "CaptionView", source: str, numbers: NDArray[np.int64]
 ) -> JudgedTexts:
     own = _Own(batch, source, numbers)
-    scores = own.scores(is_required=source != "human")
+    scores, itm = own.scores_and_itm(view.score, is_required=source != "human")
     row_thresholds = _row_thresholds(batch, own.mask, view, source, numbers)
     thresholds = np.repeat(row_thresholds, own.own_lengths)
     codes = _codes(own, view, source)
@@ -149,7 +155,8 @@ def _judge_column(
     # A comparison with NaN is False, so what is left has a score.
     below = (codes == 0) & has_threshold & ~(scores > thresholds)
     codes[below] = _CODES[Rejection.BELOW_THRESHOLD]
-    return JudgedTexts(own.lengths, own.texts, scores, thresholds, own.captioners(), codes)
+    told = own.captioners(), codes, (), own.further()
+    return JudgedTexts(own.lengths, own.texts, scores, itm, thresholds, *told)
 
 
 def _judge_reviewed(
@@ -163,12 +170,14 @@ def _judge_reviewed(
 
     places = agreed.places_in(batch["id"])
     rows = batch.take(pa.array(places, pa.int64()))
-    found: list[tuple[int, AgreedText, int, float, str | None]] = []
+    found: list[tuple[int, AgreedText, int, str | None, dict[str, float]]] = []
     for source in TEXT_SOURCES:
         if ("synthetic" if source == "synthetic" else "captions") not in rows.schema.names:
             continue
         own = _Own(rows, source, numbers[places])
-        codes, scores = _codes(own, view, "reviewed"), own.scores(is_required=False)
+        codes = _codes(own, view, "reviewed")
+        scores, itm = own.scores_and_itm(view.score, is_required=False)
+        read = {"": scores, "itm": itm, **own.further()}
         captioners, begins = own.captioners(), np.cumsum(own.lengths) - own.lengths
         for row, key in enumerate(rows["id"].to_pylist()):
             for text in (text for text in agreed.of_row(key) if text.source == source):
@@ -176,18 +185,23 @@ def _judge_reviewed(
                 if text.is_decided or source not in view.sources:
                     at = begins[row] + text.place
                     code = _agreed_code(text, int(codes[at]))
-                    score = np.nan if text.is_edited else scores[at]
-                    found.append((int(places[row]), text, code, score, captioners[at]))
+                    # Other words have not been scored.
+                    told = {} if text.is_edited else {n: v[at] for n, v in read.items()}
+                    found.append((int(places[row]), text, code, captioners[at], told))
     found.sort(key=lambda entry: entry[0])
     of_texts = np.array([row for row, *_ in found], dtype=np.int64)
+    names = {"", "itm"}.union(*(told for *_, told in found))
+    values = {name: np.array([t.get(name, np.nan) for *_, t in found]) for name in names}
     return JudgedTexts(
         np.bincount(of_texts, minlength=batch.num_rows),
         pa.array([text.words or text.text for _, text, *_ in found], pa.string()),
-        np.array([score for *_, score, _ in found], dtype=np.float64),
+        values.pop("").astype(np.float64),
+        values.pop("itm").astype(np.float64),
         np.full(len(found), np.nan),
-        np.array([captioner for *_, captioner in found], dtype=object),
-        np.array([code for _, _, code, _, _ in found], dtype=np.uint8),
+        np.array([captioner for *_, captioner, _ in found], dtype=object),
+        np.array([code for _, _, code, *_ in found], dtype=np.uint8),
         [text for _, text, *_ in found],
+        values,
     )
 
 
@@ -233,10 +247,21 @@ class _Own:
         self.lengths = np.zeros(batch.num_rows, dtype=np.int64)
         self.lengths[self.mask] = self.own_lengths
 
-    def scores(self, is_required: bool) -> NDArray[np.float64]:
-        """The scores of the texts, NaN where there are none."""
+    def scores_and_itm(
+        self, score: str, is_required: bool
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """A score of the texts, and their match probabilities; NaN where there are none."""
+        itm = self._scores("itm", is_required)
+        return (itm if score == "itm" else self._scores(score, is_required)), itm
+
+    def further(self) -> dict[str, NDArray[np.float64]]:
+        """All scores that were read besides `itm` and `itc`, NaN where a text has none."""
+        names = scores_among(self.batch.schema.names, self.column)
+        return {name: self._scores(name, False) for name in names if name not in ("itm", "itc")}
+
+    def _scores(self, score: str, is_required: bool) -> NDArray[np.float64]:
         scores = np.full(len(self.texts), np.nan)
-        name = score_column(self.column, "itm")
+        name = score_column(self.column, score)
         if name in self.batch.schema.names:
             places, lists = self._beside(name, REMEDY if is_required else None)
             # Nulls become NaN.

@@ -1,8 +1,9 @@
 """Which texts of a table count: a view is a choice of sources and a threshold, not a copy."""
 
+import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -24,7 +25,7 @@ from openblip.table.judging import (
     string_values,
 )
 from openblip.table.rows import TEXT_SOURCES
-from openblip.table.scores import score_column
+from openblip.table.scores import PROBABILITIES, score_column, scores_among
 from openblip.table.table import SPLITS, PairTable
 
 if TYPE_CHECKING:
@@ -53,9 +54,11 @@ class RejectedText:
     """One of `SOURCES`."""
     reason: Rejection
     itm: float | None
-    """The filter's match probability; None where the text was not judged."""
+    """The filter's match probability; None where it was not read or the text was not judged."""
+    score: float | None
+    """The score that the view asks for, which is `itm` by default."""
     threshold: float | None
-    """What `itm` would have to be above; None where nothing is asked."""
+    """What `score` would have to be above; None where nothing is asked."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,8 @@ class AdmittedText:
     """The filter's match probability; None where it was not read or the text was not judged."""
     captioner: str | None = None
     """Fingerprint of the model that wrote it; None for a given text, or where it was not read."""
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    """Further scores that were read, by name; None where the text has none."""
     agreed: AgreedText | None = None
     """What people have judged; None where the source is not `reviewed`."""
 
@@ -83,10 +88,13 @@ class CaptionView:
     as they have corrected them). What they agree about is left to `reviewed` by the others, so that
     a text that was judged wrong does not count."""
     itm: float | None = None
-    """Web and synthetic texts count if the filter's match probability, from 0 to 1, is above
-    this; None lets all through. Human and reviewed texts need no score."""
+    """Web and synthetic texts count if their `score`, by default the filter's match probability
+    from 0 to 1, is above this; None lets all through. Human and reviewed texts need no score."""
     split: str = "train"
     """`train`, `val` or `test`."""
+    score: str = "itm"
+    """Which score of a text thresholds are compared with: `itm` or `itc` of the first filter,
+    `right` (calibrated, from `openblip capfilt fit`), or that of another filter by its name."""
     itm_of: tuple[str, ...] = ()
     """Thresholds that replace `itm`, as `NAME=PROBABILITY`. A name is `web` or `synthetic`; or a
     data set, as the `source` of a row's `meta` says; or both, as in `cc12m/synthetic`. The most
@@ -101,8 +109,10 @@ class CaptionView:
         unknown = [source for source in self.sources if source not in SOURCES]
         if unknown or not self.sources:
             raise RecipeError(f"sources must be some of {', '.join(SOURCES)}. Got {self.sources}.")
-        if self.itm is not None and not 0 <= self.itm <= 1:
-            raise RecipeError(f"itm must be a probability from 0 to 1, or None. Got {self.itm}.")
+        if not self.score.strip():
+            raise RecipeError("score is empty: name a score, such as itm")
+        if self.itm is not None and not self._may_be_threshold(self.itm):
+            raise RecipeError(f"itm must be {self._threshold_kind}, or None. Got {self.itm}.")
         if self.split not in SPLITS:
             raise RecipeError(f"split must be one of {', '.join(SPLITS)}. Got {self.split!r}.")
         if not set(self.without) <= set(WITHOUT):
@@ -122,10 +132,11 @@ class CaptionView:
             try:
                 value = float(number)
             except ValueError:
-                value = -1.0
-            if name in ("", "human", "reviewed") or not 0 <= value <= 1:
+                value = math.nan
+            if name in ("", "human", "reviewed") or not self._may_be_threshold(value):
+                kind = "probabilities" if self.score in PROBABILITIES else "numbers"
                 raise RecipeError(
-                    f"itm_of must be names with probabilities, such as web=0.5. Got {entry!r}."
+                    f"itm_of must be names with {kind}, such as web=0.5. Got {entry!r}."
                 )
             if name in thresholds:
                 raise RecipeError(f"itm_of gives {name!r} twice: {' and '.join(self.itm_of)}")
@@ -146,7 +157,7 @@ class CaptionView:
             columns.append("synthetic")
             texts.append("synthetic")
         columns += [
-            score_column(_COLUMN_OF[s], "itm") for s in self.sources if self._has_threshold(s)
+            score_column(_COLUMN_OF[s], self.score) for s in self.sources if self._has_threshold(s)
         ]
         if self.names_data_sets:
             columns.append("meta")
@@ -223,7 +234,8 @@ class CaptionView:
                 judged = judge(part, self, source, agreed=agreed)
                 texts, rows = judged.texts.to_pylist(), judged.rows.tolist()
                 for at in np.flatnonzero(judged.codes == 0).tolist():
-                    told = _number(judged.scores[at]), judged.captioners[at]
+                    further = {name: _number(own[at]) for name, own in judged.further.items()}
+                    told = _number(judged.itm[at]), judged.captioners[at], further
                     own = judged.agreed[at] if judged.agreed else None
                     of_row[rows[at]].append(AdmittedText(texts[at], source, *told, own))
             admitted += of_row
@@ -258,7 +270,8 @@ class CaptionView:
                         text=texts[at].as_py() or "",
                         source=source,
                         reason=REJECTIONS[judged.codes[at] - 1],
-                        itm=_number(judged.scores[at]),
+                        itm=_number(judged.itm[at]),
+                        score=_number(judged.scores[at]),
                         threshold=_number(judged.thresholds[at]),
                     )
                     found.append((int(rows[at]), number, at, text))
@@ -290,11 +303,32 @@ class CaptionView:
                 )
         missing = [column for column in self.columns if column not in table.columns]
         if missing:
+            self._check_score(table, missing)
             raise DataError(
                 f"{table.uri} has no column {', '.join(missing)}, which the view "
                 f"sources={self.sources}, itm={self.itm} needs: {REMEDY}"
             )
         self._check_names(table)
+
+    def _check_score(self, table: PairTable, missing: Sequence[str]) -> None:
+        """That a score which is not there is one that CapFilt's first filter gives."""
+        for column in ("captions", "synthetic"):
+            there = ", ".join(scores_among(table.columns, column))
+            # Without any score it has not been filtered; else by a filter that gives others.
+            is_other = self.score != "itm" or there
+            if is_other and score_column(column, self.score) in missing:
+                raise DataError(
+                    f"{table.uri}: {column} have no score {self.score!r}; they have "
+                    f"{there or 'none'}"
+                )
+
+    @property
+    def _threshold_kind(self) -> str:
+        is_probability = self.score in PROBABILITIES
+        return "a probability from 0 to 1" if is_probability else "a finite number"
+
+    def _may_be_threshold(self, value: float) -> bool:
+        return 0 <= value <= 1 if self.score in PROBABILITIES else math.isfinite(value)
 
     def _has_threshold(self, source: str) -> bool:
         if source in ("human", "reviewed"):
@@ -324,7 +358,7 @@ class CaptionView:
         where = f"{index.table.uri}: the view has no row in the split {self.split!r}"
         if not splits[self.split]:
             return f"{where}; the table has {_listed(splits)}"
-        remedy = "Widen the sources or lower the itm threshold."
+        remedy = f"Widen the sources or lower the {self.score} threshold."
         if "reviewed" in self.sources:
             remedy = f"Judge texts with `openblip capfilt review {index.table.uri}`, or {remedy}"
         told = "; ".join([index.summary(), *index.stale_verdicts()])
@@ -393,11 +427,13 @@ class ViewIndex:
 
     def summary(self) -> str:
         """One line: how many texts of each source are admitted."""
-        return ", ".join(
+        counts = [
             f"{source}: {self.num_admitted.get(source, 0):,} of "
             f"{self.num_offered.get(source, 0):,} texts"
             for source in self.view.sources
-        )
+        ]
+        by = [f"by the score {self.view.score}"] if self.view.score != "itm" else []
+        return ", ".join(counts + by)
 
     def idle_sources(self) -> list[str]:
         """A line for each source that contributes nothing: all its texts are rejected, or none is.
@@ -416,6 +452,7 @@ class ViewIndex:
                 reasons = self.num_rejected[source].items()
                 why = ", ".join(f"{reason}: {number:,}" for reason, number in reasons)
                 asked = [f"itm={view.itm}"] * (view.itm is not None) + list(view.itm_of)
+                asked += [f"score={view.score}"] * (view.score != "itm" and bool(asked))
                 at = f" at {' '.join(asked)}" if asked else ""
                 lines.append(f"{where}: none of {offered:,} {source} texts counts{at} ({why})")
             elif is_named:
