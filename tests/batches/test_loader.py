@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -375,3 +376,84 @@ def test_other_texts_in_the_same_rows_have_another_fingerprint(
     other = [*pair_rows(19), replace(pair_rows(20)[19], captions=["another", "this is 19"])]
     assert loader("same", pair_rows(20)).fingerprint() == make().fingerprint()
     assert loader("other", other).fingerprint() != make().fingerprint()
+
+
+@pytest.fixture
+def weighed(
+    tmp_path: Path, tokenizer: TextTokenizer, jpeg: Callable[..., bytes]
+) -> Callable[..., PairLoader]:
+    """Makes a loader of a weighed view: ten rows with a given and a synthetic text each.
+
+    Row 0 is a person's; of the others the texts are right with a probability of n / 10 and 0.3.
+    """
+    rows = [
+        PairRow(str(n), jpeg(n), captions=[f"picture {n}"], origin="web" if n else "human")
+        for n in range(10)
+    ]
+    table = PairTable.create(tmp_path / "weighed.lance", rows)
+    table.add_columns(
+        pa.table(
+            {
+                "captions_itm": [[n / 10] for n in range(10)],
+                "synthetic": [[f"this {n}"] for n in range(10)],
+                "synthetic_itm": [[0.3] for _ in range(10)],
+            }
+        )
+    )
+    view = CaptionView(sources=("human", "web", "synthetic"), weights="calibrated")
+
+    def loader(**changes: object) -> PairLoader:
+        fixed = {"batch_size": 3, "num_threads": 2, "seed": 3, **changes}
+        images = {"image_size": SIZE, "augmentation": None, "max_tokens": 8}
+        return PairLoader([WeightedIndex(view.resolve(table))], tokenizer, **images, **fixed)
+
+    return loader
+
+
+def test_texts_and_images_come_as_often_as_they_are_likely_right(
+    weighed: Callable[..., PairLoader],
+) -> None:
+    loader = weighed(batch_size=20)
+    best = [1, 0.3, 0.3, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    size = int(sum(best))
+    assert loader.mixture.pairs_per_epoch == size
+    num_batches = 300
+    batches = _first(loader, num_batches)
+    given = {text_id(f"picture {n}"): n for n in range(10)}
+    rows = np.array([int(key) for batch in batches for key in batch.ids])
+    is_given = np.array([key in given for batch in batches for key in batch.text_ids.tolist()])
+    counts = np.bincount(rows, minlength=10)
+    assert np.abs(counts - len(rows) * np.array(best) / sum(best)).max() < 5
+    for n in range(10):
+        share = 1.0 if n == 0 else (n / 10) / (n / 10 + 0.3)
+        drawn = is_given[rows == n].mean()
+        # Four standard deviations of as many independent draws.
+        assert abs(drawn - share) <= 4 * np.sqrt(share * (1 - share) / counts[n]) + 1e-9
+
+
+def test_ranks_threads_and_restarts_change_nothing_of_a_weighed_view(
+    weighed: Callable[..., PairLoader],
+) -> None:
+    whole = _first(weighed(batch_size=6, num_threads=1), 9)
+    ranks = [_first(weighed(rank=rank, world_size=2), 9) for rank in range(2)]
+    for one, first, second in zip(whole, *ranks, strict=True):
+        assert one.ids == first.ids + second.ids
+        assert torch.equal(one.text_ids, torch.cat([first.text_ids, second.text_ids]))
+    for one, other in zip(whole[4:], _first(weighed(batch_size=6), 5, start_step=4), strict=True):
+        _assert_equal(one, other)
+
+
+def test_other_weights_are_other_data(weighed: Callable[..., PairLoader]) -> None:
+    loader = weighed()
+    (part,) = loader.mixture.parts
+    other = PairLoader(
+        [WeightedIndex(replace(part.index, weights=np.ones(10, np.float32)))],
+        loader._tokenizer,
+        3,
+        SIZE,
+        None,
+        8,
+        seed=3,
+    )
+    assert other.fingerprint() != loader.fingerprint() == weighed().fingerprint()
+    assert "5 of 10 rows" in loader.summary()[0]

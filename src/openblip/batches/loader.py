@@ -7,8 +7,10 @@ each other.
 """
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -27,6 +29,7 @@ from openblip.runtime.threads import default_threads, ordered_map
 from openblip.sources.images import UndecodedImage, open_image
 from openblip.sources.row_images import encoded_image
 from openblip.table.table import PairTable
+from openblip.table.views import AdmittedText
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -143,6 +146,8 @@ class PairLoader(StepLoader[Batch]):
                 digest.update(_BETWEEN_TABLES)
             digest.update(part.index.rows.astype("<i8").tobytes())
             digest.update(part.index.text_digest)
+            if part.index.weights is not None:
+                digest.update(part.index.weights.astype("<f4").tobytes())
         return digest.hexdigest()
 
     def summary(self) -> list[str]:
@@ -189,10 +194,9 @@ class PairLoader(StepLoader[Batch]):
             self._augmentation,
             self._scaled_decoding,
         )
-        # Which text is a hash of the draw, not a random number: so nothing depends on the thread.
         texts = [
             self._tokenizer.cleaning.caption(
-                pair.texts[keyed_hash(self._seed, *draw) % len(pair.texts)], self._max_words
+                _drawn(pair.texts, keyed_hash(self._seed, *draw)).text, self._max_words
             )
             for pair, draw in zip(pairs, draws, strict=True)
         ]
@@ -221,7 +225,7 @@ class PairLoader(StepLoader[Batch]):
             values = zip(
                 places.tolist(),
                 _rows_of(index.table, rows, found),
-                index.admitted_texts(found),
+                index.admitted(found),
                 strict=True,
             )
             pairs |= {place: _Pair(row, texts) for place, row, texts in values}
@@ -260,7 +264,21 @@ class _Pair(NamedTuple):
     """An image and the texts that may stand for it."""
 
     row: _Row
-    texts: list[str]
+    texts: list[AdmittedText]
+
+
+def _drawn(texts: Sequence[AdmittedText], key: int) -> AdmittedText:
+    """One of some texts, in proportion to their weights.
+
+    A hash of the draw decides, not a random number: so nothing depends on the thread.
+    """
+    weights = [text.weight for text in texts]
+    if min(weights) == max(weights):
+        return texts[key % len(texts)]
+    point = key / 2**64 * sum(weights)
+    # Rounding may leave the point a little behind the last one's end.
+    ends = list(accumulate(weights))
+    return texts[min(bisect_right(ends, point), len(texts) - 1)]
 
 
 class ImageBatch(NamedTuple):

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from openblip.table.views import CaptionView
 
 REMEDY = "run `openblip capfilt run` on the table first"
+LEAST_WEIGHT = 2.0**-16
+"""A text that counts is never impossible, however unlikely it is right."""
 ERROR_COLUMNS = ("capfilt_error", "image_error")
 """Columns that say why an image cannot be read, if it cannot; the first is about web rows alone."""
 
@@ -73,6 +75,8 @@ class JudgedTexts:
     not read."""
     codes: NDArray[np.uint8]
     """0 for a text that counts, else its rejection, see `REJECTIONS`."""
+    weights: NDArray[np.float64] | None = None
+    """How often each is drawn beside others, above 0 and at most 1; None for all alike."""
     agreed: "Sequence[AgreedText]" = ()
     """Of the texts that people have judged, what was agreed; of other sources nothing."""
 
@@ -100,6 +104,7 @@ class JudgedTexts:
             self.thresholds[places],
             self.captioners[places],
             self.codes[places],
+            None if self.weights is None else self.weights[places],
         )
 
 
@@ -148,11 +153,34 @@ def _judge_column(
     thresholds = np.repeat(row_thresholds, own.own_lengths)
     codes = _codes(own, view, source)
     has_threshold = ~np.isnan(thresholds)
-    codes[(codes == 0) & has_threshold & np.isnan(scores)] = _CODES[Rejection.UNSCORED]
+    is_needed = has_threshold | (view.needs_scores and source != "human")
+    codes[(codes == 0) & is_needed & np.isnan(scores)] = _CODES[Rejection.UNSCORED]
     # A comparison with NaN is False, so what is left has a score.
     below = (codes == 0) & has_threshold & ~(scores > thresholds)
     codes[below] = _CODES[Rejection.BELOW_THRESHOLD]
-    return JudgedTexts(own.lengths, own.texts, scores, itm, thresholds, own.captioners(), codes)
+    weights = None if source == "human" else _weights(scores, codes, own, view)
+    told = (scores, itm, thresholds, own.captioners(), codes, weights)
+    return JudgedTexts(own.lengths, own.texts, *told)
+
+
+def _weights(
+    scores: NDArray[np.float64], codes: NDArray[np.uint8], own: "_Own", view: "CaptionView"
+) -> NDArray[np.float64] | None:
+    """What a view makes of the scores of texts that count; None where it weighs all alike."""
+    if not view.needs_scores:
+        return None
+    counts = codes == 0
+    if wrong := np.flatnonzero(counts & ~((scores >= 0) & (scores <= 1))).tolist():
+        row = int(np.repeat(own.numbers[own.mask], own.own_lengths)[wrong[0]])
+        raise DataError(
+            f"row {row}: the score {view.score} of a text in {own.column} is {scores[wrong[0]]:g}, "
+            "which is no probability: weights need one, such as itm or right"
+        )
+    with np.errstate(divide="ignore"):
+        odds = np.log(scores) - np.log1p(-scores)
+    # The logistic function as this overflows nowhere: odds may be infinite.
+    likely = 0.5 * (1 + np.tanh(0.5 * odds / view.weight_temperature))
+    return np.where(counts, np.maximum(likely, max(view.weight_floor, LEAST_WEIGHT)), 0.0)
 
 
 def _judge_reviewed(
@@ -193,6 +221,7 @@ def _judge_reviewed(
         np.full(len(found), np.nan),
         np.array([captioner for *_, captioner in found], dtype=object),
         np.array([code for _, _, code, *_ in found], dtype=np.uint8),
+        None,
         [text for _, text, *_ in found],
     )
 

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -37,6 +37,7 @@ TOLD_COLUMNS = ("captions_itm", "synthetic_itm", "synthetic_captioner")
 """Columns of what is told of a text besides whether it counts."""
 PROBABILITIES = ("itm", "right")
 """Scores that are probabilities, from 0 to 1; another one may be any number."""
+WEIGHTS = ("equal", "calibrated")
 WITHOUT = ("duplicate_images", "duplicate_captions", "repeated_captions", "leaks")
 _CHECK_OF = {name: LEAKS if name == "leaks" else DUPLICATES for name in WITHOUT}
 _COMMAND_OF = {
@@ -76,6 +77,8 @@ class AdmittedText:
     """Fingerprint of the model that wrote it; None for a given text, or where it was not read."""
     agreed: AgreedText | None = None
     """What people have judged; None where the source is not `reviewed`."""
+    weight: float = 1.0
+    """How often it is drawn beside the others of its row, see `CaptionView.weights`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +107,17 @@ class CaptionView:
     `duplicate_images`, `duplicate_captions` (within the split), `repeated_captions` (within an
     image) and `leaks` (of images and texts)."""
 
+    weights: Literal["equal", "calibrated"] = "equal"
+    """`calibrated` weighs instead of cutting: of an image's texts one is drawn in proportion to how
+    likely it is right, and the image comes as often as its likeliest text is right. That is the
+    view's `score`, which must be a probability; without thresholds `right`, where the table has it.
+    Human and reviewed texts weigh 1. For training alone."""
+    weight_temperature: float = 1.0
+    """The logits of the probabilities are divided by it: above 1 for a filter that is too sure
+    (`openblip capfilt review` fits it); towards 0 weights become a cut at a half."""
+    weight_floor: float = 0.0
+    """No text that counts weighs less, from 0 to 1."""
+
     def __post_init__(self) -> None:
         """Checks every field."""
         unknown = [source for source in self.sources if source not in SOURCES]
@@ -117,6 +131,7 @@ class CaptionView:
             raise RecipeError(f"split must be one of {', '.join(SPLITS)}. Got {self.split!r}.")
         if not set(self.without) <= set(WITHOUT):
             raise RecipeError(f"without must be some of {', '.join(WITHOUT)}. Got {self.without}.")
+        self._check_weights()
         _ = self.thresholds
 
     @cached_property
@@ -149,6 +164,18 @@ class CaptionView:
         return not set(self.thresholds) <= set(TEXT_SOURCES)
 
     @property
+    def needs_scores(self) -> bool:
+        """Whether texts are weighed by their scores, so that one without does not count."""
+        return self.weights == "calibrated"
+
+    def settled(self, table: PairTable) -> "CaptionView":
+        """The view with the score by which it weighs the texts of a table, see `weights`."""
+        is_open = self.needs_scores and self.score == "itm" and self.itm is None and not self.itm_of
+        texts = [_COLUMN_OF[s] for s in self.sources if s not in ("human", "reviewed")]
+        has_it = all(score_column(name, "right") in table.columns for name in texts)
+        return replace(self, score="right") if is_open and has_it and texts else self
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Columns of the table that decide which texts of a row count."""
         columns = ["origin", "captions"]
@@ -157,7 +184,7 @@ class CaptionView:
             columns.append("synthetic")
             texts.append("synthetic")
         columns += [
-            score_column(_COLUMN_OF[s], self.score) for s in self.sources if self._has_threshold(s)
+            score_column(_COLUMN_OF[s], self.score) for s in self.sources if self._asks_score(s)
         ]
         if self.names_data_sets:
             columns.append("meta")
@@ -183,8 +210,12 @@ class CaptionView:
         """
         import pyarrow as pa
 
+        settled = self.settled(table)
+        if settled != self:
+            return settled.resolve(table, may_be_empty)
         self.check(table)
         admitted_rows: list[np.ndarray] = []
+        row_weights: list[np.ndarray] = []
         agreed = self._agreed(table)
         index = ViewIndex(table, self, np.zeros(0, dtype=np.int64), {}, {}, agreed=agreed)
         splits: Counter[str] = Counter()
@@ -195,6 +226,7 @@ class CaptionView:
             splits.update(split.tolist())
             inside = split == self.split
             row_counts = np.zeros(batch.num_rows, dtype=np.int64)
+            weights = np.zeros(batch.num_rows)
             for source in self.sources:
                 judged = judge(batch, self, source, start, agreed)
                 index.count(source, judged, inside)
@@ -202,12 +234,17 @@ class CaptionView:
                 counts = (judged.codes == 0) & inside[judged.rows]
                 texts = judged.texts.filter(pa.array(counts)).to_pylist()
                 digests[source].add(start + judged.rows[counts], texts)
+                # As likely right as the likeliest of its texts.
+                likely = 1.0 if judged.weights is None else judged.weights[counts]
+                np.maximum.at(weights, judged.rows[counts], likely)
             admitted_rows.append(start + np.flatnonzero(row_counts))
+            row_weights.append(weights[row_counts > 0].astype(np.float32))
             start += batch.num_rows
         index = replace(
             index,
             rows=np.concatenate([index.rows, *admitted_rows]),
             text_digest=b"".join(digest.digest() for digest in digests.values()),
+            weights=np.concatenate([*row_weights]) if self.needs_scores else None,
         )
         if not (index.rows.size or may_be_empty):
             raise DataError(self._why_empty(index, splits))
@@ -236,7 +273,8 @@ class CaptionView:
                 for at in np.flatnonzero(judged.codes == 0).tolist():
                     told = _number(judged.itm[at]), judged.captioners[at]
                     own = judged.agreed[at] if judged.agreed else None
-                    of_row[rows[at]].append(AdmittedText(texts[at], source, *told, own))
+                    weight = 1.0 if judged.weights is None else float(judged.weights[at])
+                    of_row[rows[at]].append(AdmittedText(texts[at], source, *told, own, weight))
             admitted += of_row
         return admitted
 
@@ -252,6 +290,10 @@ class CaptionView:
         Raises:
             DataError: as `resolve`.
         """
+        settled = self.settled(table)
+        if settled != self:
+            yield from settled.rejected(table, agreed)
+            return
         self.check(table)
         agreed = self._agreed(table) if agreed is None else agreed
         scores = [name for name in TOLD_COLUMNS if name in table.columns]
@@ -326,9 +368,24 @@ class CaptionView:
     def _may_be_threshold(self, value: float) -> bool:
         return 0 <= value <= 1 if self.score in PROBABILITIES else math.isfinite(value)
 
-    def _has_threshold(self, source: str) -> bool:
+    def _check_weights(self) -> None:
+        if self.weights not in WEIGHTS:
+            raise RecipeError(f"weights must be one of {', '.join(WEIGHTS)}. Got {self.weights!r}.")
+        if not (self.weight_temperature > 0 and math.isfinite(self.weight_temperature)):
+            raise RecipeError(f"weight_temperature must be above 0. Got {self.weight_temperature}.")
+        if not 0 <= self.weight_floor <= 1:
+            raise RecipeError(f"weight_floor must be from 0 to 1. Got {self.weight_floor}.")
+        if not self.needs_scores and (self.weight_temperature, self.weight_floor) != (1.0, 0.0):
+            raise RecipeError(
+                "weight_temperature and weight_floor change nothing without weights: give "
+                "weights=calibrated too"
+            )
+
+    def _asks_score(self, source: str) -> bool:
         if source in ("human", "reviewed"):
             return False
+        if self.needs_scores:
+            return True
         return self.itm is not None or source in self.thresholds or self.names_data_sets
 
     def _agreed(self, table: PairTable) -> AgreedTexts | None:
@@ -380,6 +437,8 @@ class ViewIndex:
     """Another one where an admitted text, or the row that it belongs to, is another."""
     agreed: AgreedTexts | None = None
     """What reviewers agreed on when the rows were found; None for a view without `reviewed`."""
+    weights: np.ndarray | None = None
+    """How often each row comes, float32 (rows,), above 0 and at most 1; None for all alike."""
 
     def __len__(self) -> int:
         return int(self.rows.size)
@@ -428,7 +487,12 @@ class ViewIndex:
             f"{self.num_offered.get(source, 0):,} texts"
             for source in self.view.sources
         ]
-        by = [f"by the score {self.view.score}"] if self.view.score != "itm" else []
+        weighed = "weighed " if self.view.needs_scores else ""
+        by = (
+            [f"{weighed}by the score {self.view.score}"]
+            if weighed or self.view.score != "itm"
+            else []
+        )
         return ", ".join(counts + by)
 
     def idle_sources(self) -> list[str]:
