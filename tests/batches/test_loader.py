@@ -413,12 +413,11 @@ def weighed(
 def test_texts_and_images_come_as_often_as_they_are_likely_right(
     weighed: Callable[..., PairLoader],
 ) -> None:
-    loader = weighed(batch_size=20)
+    loader = weighed(batch_size=5)
     best = [1, 0.3, 0.3, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
     size = int(sum(best))
     assert loader.mixture.pairs_per_epoch == size
-    num_batches = 300
-    batches = _first(loader, num_batches)
+    batches = _first(loader, 500)
     given = {text_id(f"picture {n}"): n for n in range(10)}
     rows = np.array([int(key) for batch in batches for key in batch.ids])
     is_given = np.array([key in given for batch in batches for key in batch.text_ids.tolist()])
@@ -457,3 +456,58 @@ def test_other_weights_are_other_data(weighed: Callable[..., PairLoader]) -> Non
     )
     assert other.fingerprint() != loader.fingerprint() == weighed().fingerprint()
     assert "5 of 10 rows" in loader.summary()[0]
+
+
+def test_short_texts_for_the_contrast_and_long_ones_for_the_decoder(
+    tmp_path: Path, tokenizer: TextTokenizer, jpeg: Callable[..., bytes]
+) -> None:
+    captions = ["this", "this is number", "this is picture number 3"]
+    rows = [PairRow(str(n), jpeg(n), captions=captions[: n + 1]) for n in range(3)]
+    table = PairTable.create(tmp_path / "t", rows)
+
+    def seen(**rules: str) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+        index = CaptionView(**rules).resolve(table)  # type: ignore[arg-type]
+        loader = PairLoader([WeightedIndex(index)], tokenizer, 3, SIZE, None, 32, seed=0)
+        read: dict[str, set[str]] = {"0": set(), "1": set(), "2": set()}
+        written: dict[str, set[str]] = {"0": set(), "1": set(), "2": set()}
+        for batch in _first(loader, 24):
+            tokens = batch.written[0]
+            for key, one, other, own in zip(
+                batch.ids, batch.tokens, tokens, batch.text_ids.tolist(), strict=True
+            ):
+                read[key].add(tokenizer.decode(one))
+                written[key].add(tokenizer.decode(other))
+                assert own == text_id(tokenizer.decode(one))
+        return read, written
+
+    everything = {key: set(captions[: int(key) + 1]) for key in "012"}
+    assert seen() == (everything, everything)
+    short = {"0": {"this"}, "1": {"this"}, "2": set(captions[:2])}
+    long = {"0": {"this"}, "1": {"this is number"}, "2": set(captions[1:])}
+    assert seen(contrast_text="short", decoder_text="long") == (short, long)
+    assert seen(contrast_text="short") == (short, everything)
+    assert seen(decoder_text="long") == (everything, long)
+    assert seen(contrast_text="long", decoder_text="long") == (long, long)
+
+
+def test_texts_of_a_source_where_there_are_any(weighed: Callable[..., PairLoader]) -> None:
+    loader = weighed(batch_size=5)
+    (part,) = loader.mixture.parts
+    view = replace(part.index.view, contrast_text="web", decoder_text="synthetic")
+    two = PairLoader(
+        [WeightedIndex(replace(part.index, view=view))],
+        loader._tokenizer,
+        5,
+        SIZE,
+        None,
+        8,
+        seed=3,
+    )
+    assert two.make(0).decoder_tokens is not None
+    assert loader.make(0).decoder_tokens is loader.make(0).decoder_mask is None
+    for batch in _first(two, 4):
+        for key, seen, written in zip(batch.ids, batch.tokens, batch.written[0], strict=True):
+            assert loader._tokenizer.decode(seen) == f"picture {key}"
+            # A person's image has no other text.
+            expected = f"picture {key}" if key == "0" else f"this {key}"
+            assert loader._tokenizer.decode(written) == expected

@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 
 from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
-from openblip.table.judging import Rejection
+from openblip.table.judging import AdmittedText, Rejection
 from openblip.table.table import PairRow, PairTable
-from openblip.table.views import AdmittedText, CaptionView, split_rows
+from openblip.table.views import CaptionView, split_rows
 
 
 @pytest.fixture
@@ -442,3 +442,11 @@ def test_what_cannot_be_weighed_is_refused(rescored: PairTable, table: PairTable
     ):
         with pytest.raises(RecipeError, match=why):
             CaptionView(**changes)  # type: ignore[arg-type]
+
+
+def test_a_rule_for_a_text_is_one_that_its_sources_can_meet() -> None:
+    view = CaptionView(contrast_text="web", decoder_text="long")
+    assert view.has_two_texts
+    assert not CaptionView(contrast_text="long", decoder_text="long").has_two_texts
+    with pytest.raises(RecipeError, match="decoder_text must be one of any, short, long, human"):
+        CaptionView(decoder_text="synthetic")

@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,15 +21,16 @@ from openblip.batches.augmentation import Augmentation
 from openblip.batches.mixture import Mixture, Samples, WeightedIndex
 from openblip.batches.shuffle import keyed_hash
 from openblip.batches.step_loader import Examples, StepLoader, spread
-from openblip.batches.tokenizer import TextTokenizer
+from openblip.batches.tokenizer import TextTokenizer, TokenBatch
 from openblip.batches.transforms import eval_transform, train_transform
 from openblip.batches.unknown_words import TextSample, count_texts
 from openblip.runtime.errors import DataError
 from openblip.runtime.threads import default_threads, ordered_map
 from openblip.sources.images import UndecodedImage, open_image
 from openblip.sources.row_images import encoded_image
+from openblip.table.judging import AdmittedText, fitting
 from openblip.table.table import PairTable
-from openblip.table.views import AdmittedText
+from openblip.table.views import CaptionView
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -59,6 +60,17 @@ class Batch(Examples):
     """int64 (batch,), hashes of the cleaned texts: equal means the same text."""
     step: int
     """Number of the global batch that this is (a part of), from 0."""
+    decoder_tokens: Tensor | None = None
+    """int64 (batch, tokens), where a decoder learns to write other texts than `tokens`; or None."""
+    decoder_mask: Tensor | None = None
+    """bool (batch, tokens), of these."""
+
+    @property
+    def written(self) -> tuple[Tensor, Tensor]:
+        """Tokens and mask of the texts that a decoder learns to write."""
+        if self.decoder_tokens is None or self.decoder_mask is None:
+            return self.tokens, self.mask
+        return self.decoder_tokens, self.decoder_mask
 
 
 class PairLoader(StepLoader[Batch]):
@@ -194,13 +206,12 @@ class PairLoader(StepLoader[Batch]):
             self._augmentation,
             self._scaled_decoding,
         )
-        texts = [
-            self._tokenizer.cleaning.caption(
-                _drawn(pair.texts, keyed_hash(self._seed, *draw)).text, self._max_words
-            )
-            for pair, draw in zip(pairs, draws, strict=True)
-        ]
-        tokens = self._tokenizer.encode([self._prefix + text for text in texts], self._max_tokens)
+        keys = [keyed_hash(self._seed, *draw) for draw in draws]
+        texts = self._texts(pairs, keys, "contrast_text")
+        tokens = self._encode(texts)
+        written = None
+        if any(part.index.view.has_two_texts for part in self.mixture.parts):
+            written = self._encode(self._texts(pairs, keys, "decoder_text"))
         return Batch(
             ids=tuple(pair.row.id for pair in pairs),
             images=images,
@@ -209,7 +220,27 @@ class PairLoader(StepLoader[Batch]):
             image_ids=torch.from_numpy(self.mixture.image_ids(samples)),
             text_ids=torch.tensor([text_id(text) for text in texts]),
             step=step,
+            decoder_tokens=None if written is None else written.ids,
+            decoder_mask=None if written is None else written.mask,
         )
+
+    def _texts(
+        self,
+        pairs: "Sequence[_Pair]",
+        keys: Sequence[int],
+        reader: Literal["contrast_text", "decoder_text"],
+    ) -> list[str]:
+        """A cleaned text of each pair, as its view's rule for a reader says."""
+        texts = []
+        for pair, key in zip(pairs, keys, strict=True):
+            rule = getattr(pair.view, reader)
+            chosen = pair.texts if rule == "any" else fitting(pair.texts, rule)
+            text = _drawn(chosen, key).text
+            texts.append(self._tokenizer.cleaning.caption(text, self._max_words))
+        return texts
+
+    def _encode(self, texts: Sequence[str]) -> TokenBatch:
+        return self._tokenizer.encode([self._prefix + text for text in texts], self._max_tokens)
 
     def _read(self, samples: Samples) -> "list[_Pair]":
         """The samples as they are stored, in order; one read for each table."""
@@ -228,7 +259,7 @@ class PairLoader(StepLoader[Batch]):
                 index.admitted(found),
                 strict=True,
             )
-            pairs |= {place: _Pair(row, texts) for place, row, texts in values}
+            pairs |= {place: _Pair(row, texts, index.view) for place, row, texts in values}
         return [pairs[place] for place in range(len(samples.rows))]
 
 
@@ -265,6 +296,7 @@ class _Pair(NamedTuple):
 
     row: _Row
     texts: list[AdmittedText]
+    view: CaptionView
 
 
 def _drawn(texts: Sequence[AdmittedText], key: int) -> AdmittedText:

@@ -189,7 +189,8 @@ class Thinning:
         blocks = np.searchsorted(self._begins, points, side="right") - 1
         ends = (self._less_one[blocks] + np.int64(1)).cumsum(axis=1)
         within = points - self._begins[blocks]
-        return self._order(blocks * _BLOCK + (ends <= within[:, None]).sum(axis=1))
+        places: np.ndarray = self._order(blocks * _BLOCK + (ends <= within[:, None]).sum(axis=1))
+        return places
 
 
 def _units(weights: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 REMEDY = "run `openblip capfilt run` on the table first"
 LEAST_WEIGHT = 2.0**-16
 """A text that counts is never impossible, however unlikely it is right."""
+TextRule = Literal["any", "short", "long", "human", "web", "synthetic", "reviewed"]
+"""Which of a row's texts somebody sees, see `CaptionView.contrast_text`."""
 ERROR_COLUMNS = ("capfilt_error", "image_error")
 """Columns that say why an image cannot be read, if it cannot; the first is about web rows alone."""
 
@@ -55,6 +57,41 @@ class Rejection(StrEnum):
 REJECTIONS = tuple(Rejection)
 """Code c of a verdict is `REJECTIONS[c - 1]`; 0 is no rejection."""
 _CODES = {reason: code for code, reason in enumerate(REJECTIONS, 1)}
+
+
+@dataclass(frozen=True)
+class RejectedText:
+    """A text that does not count, and why."""
+
+    id: str
+    """Of its row."""
+    text: str
+    source: str
+    """One of `views.SOURCES`."""
+    reason: Rejection
+    itm: float | None
+    """The filter's match probability; None where it was not read or the text was not judged."""
+    score: float | None
+    """The score that the view asks for, which is `itm` by default."""
+    threshold: float | None
+    """What `score` would have to be above; None where nothing is asked."""
+
+
+@dataclass(frozen=True)
+class AdmittedText:
+    """A text that counts, and what is known of it."""
+
+    text: str
+    source: str
+    """One of `views.SOURCES`."""
+    itm: float | None
+    """The filter's match probability; None where it was not read or the text was not judged."""
+    captioner: str | None = None
+    """Fingerprint of the model that wrote it; None for a given text, or where it was not read."""
+    agreed: "AgreedText | None" = None
+    """What people have judged; None where the source is not `reviewed`."""
+    weight: float = 1.0
+    """How often it is drawn beside the others of its row, see `CaptionView.weights`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,6 +284,15 @@ def _codes(own: "_Own", view: "CaptionView", source: str) -> NDArray[np.uint8]:
     for reason, applies in _text_reasons(own, view).items():
         codes[(codes == 0) & applies] = _CODES[reason]
     return codes
+
+
+def fitting(texts: Sequence[AdmittedText], rule: TextRule) -> Sequence[AdmittedText]:
+    """Those of a row's texts that a rule takes, see `CaptionView.contrast_text`; all, if none."""
+    if rule in ("short", "long"):
+        # By letters: there is not a space between words in every language.
+        ordered = sorted(texts, key=lambda text: len(text.text), reverse=rule == "long")
+        return ordered[: (len(ordered) + 1) // 2]
+    return [text for text in texts if text.source == rule] or texts
 
 
 def string_values(column: "pa.Array") -> NDArray[np.object_]:

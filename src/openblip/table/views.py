@@ -11,15 +11,17 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
-from openblip.table.agreement import AgreedText, AgreedTexts
+from openblip.table.agreement import AgreedTexts
 from openblip.table.flags import DUPLICATES, LEAKS, what_is_unchecked
 from openblip.table.judging import (
     ERROR_COLUMNS,
     REJECTIONS,
     REMEDY,
+    AdmittedText,
     JudgedTexts,
-    Rejection,
+    RejectedText,
     TextDigest,
+    TextRule,
     data_sets,
     judge,
     string_values,
@@ -44,41 +46,6 @@ _COMMAND_OF = {
     DUPLICATES: "openblip data duplicates TABLE",
     LEAKS: "openblip data leakage TABLE EVALUATION_TABLE",
 }
-
-
-@dataclass(frozen=True)
-class RejectedText:
-    """A text that does not count, and why."""
-
-    id: str
-    """Of its row."""
-    text: str
-    source: str
-    """One of `SOURCES`."""
-    reason: Rejection
-    itm: float | None
-    """The filter's match probability; None where it was not read or the text was not judged."""
-    score: float | None
-    """The score that the view asks for, which is `itm` by default."""
-    threshold: float | None
-    """What `score` would have to be above; None where nothing is asked."""
-
-
-@dataclass(frozen=True)
-class AdmittedText:
-    """A text that counts, and what is known of it."""
-
-    text: str
-    source: str
-    """One of `SOURCES`."""
-    itm: float | None
-    """The filter's match probability; None where it was not read or the text was not judged."""
-    captioner: str | None = None
-    """Fingerprint of the model that wrote it; None for a given text, or where it was not read."""
-    agreed: AgreedText | None = None
-    """What people have judged; None where the source is not `reviewed`."""
-    weight: float = 1.0
-    """How often it is drawn beside the others of its row, see `CaptionView.weights`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +85,13 @@ class CaptionView:
     weight_floor: float = 0.0
     """No text that counts weighs less, from 0 to 1."""
 
+    contrast_text: TextRule = "any"
+    """Which of the texts that count contrast and matching see: `short` and `long` are of the
+    shorter or longer half of an image's texts, `web`, `synthetic` and so on of one source where the
+    image has any, `any` is one of all. For training alone."""
+    decoder_text: TextRule = "any"
+    """Which of them the decoder learns to write, likewise; drawn apart where the rules differ."""
+
     def __post_init__(self) -> None:
         """Checks every field."""
         unknown = [source for source in self.sources if source not in SOURCES]
@@ -132,6 +106,10 @@ class CaptionView:
         if not set(self.without) <= set(WITHOUT):
             raise RecipeError(f"without must be some of {', '.join(WITHOUT)}. Got {self.without}.")
         self._check_weights()
+        for name in ("contrast_text", "decoder_text"):
+            rule, allowed = getattr(self, name), ("any", "short", "long", *self.sources)
+            if rule not in allowed:
+                raise RecipeError(f"{name} must be one of {', '.join(allowed)}. Got {rule!r}.")
         _ = self.thresholds
 
     @cached_property
@@ -167,6 +145,11 @@ class CaptionView:
     def needs_scores(self) -> bool:
         """Whether texts are weighed by their scores, so that one without does not count."""
         return self.weights == "calibrated"
+
+    @property
+    def has_two_texts(self) -> bool:
+        """Whether contrast and decoder may see different texts of an image."""
+        return self.contrast_text != self.decoder_text
 
     def settled(self, table: PairTable) -> "CaptionView":
         """The view with the score by which it weighs the texts of a table, see `weights`."""
@@ -215,7 +198,7 @@ class CaptionView:
             return settled.resolve(table, may_be_empty)
         self.check(table)
         admitted_rows: list[np.ndarray] = []
-        row_weights: list[np.ndarray] = []
+        row_weights = [np.zeros(0, dtype=np.float32)]
         agreed = self._agreed(table)
         index = ViewIndex(table, self, np.zeros(0, dtype=np.int64), {}, {}, agreed=agreed)
         splits: Counter[str] = Counter()
@@ -244,7 +227,7 @@ class CaptionView:
             index,
             rows=np.concatenate([index.rows, *admitted_rows]),
             text_digest=b"".join(digest.digest() for digest in digests.values()),
-            weights=np.concatenate([*row_weights]) if self.needs_scores else None,
+            weights=np.concatenate(row_weights) if self.needs_scores else None,
         )
         if not (index.rows.size or may_be_empty):
             raise DataError(self._why_empty(index, splits))
