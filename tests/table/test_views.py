@@ -450,3 +450,9 @@ def test_a_rule_for_a_text_is_one_that_its_sources_can_meet() -> None:
     assert not CaptionView(contrast_text="long", decoder_text="long").has_two_texts
     with pytest.raises(RecipeError, match="decoder_text must be one of any, short, long, human"):
         CaptionView(decoder_text="synthetic")
+
+
+def test_reviewed_texts_weigh_one_and_take_part_in_every_rule(bootstrapped: PairTable) -> None:
+    view = CaptionView(sources=("web", "reviewed"), weights="calibrated", contrast_text="web")
+    with pytest.warns(OpenBlipWarning, match="no reviewed texts beside"):
+        assert "w1" in _weights(view, bootstrapped)

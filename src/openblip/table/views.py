@@ -209,7 +209,7 @@ class CaptionView:
             splits.update(split.tolist())
             inside = split == self.split
             row_counts = np.zeros(batch.num_rows, dtype=np.int64)
-            weights = np.zeros(batch.num_rows)
+            weights = np.zeros(batch.num_rows if self.needs_scores else 0)
             for source in self.sources:
                 judged = judge(batch, self, source, start, agreed)
                 index.count(source, judged, inside)
@@ -217,11 +217,13 @@ class CaptionView:
                 counts = (judged.codes == 0) & inside[judged.rows]
                 texts = judged.texts.filter(pa.array(counts)).to_pylist()
                 digests[source].add(start + judged.rows[counts], texts)
-                # As likely right as the likeliest of its texts.
-                likely = 1.0 if judged.weights is None else judged.weights[counts]
-                np.maximum.at(weights, judged.rows[counts], likely)
+                if self.needs_scores:
+                    # As likely right as the likeliest of its texts; what people say is right.
+                    likely = 1.0 if judged.weights is None else judged.weights[counts]
+                    np.maximum.at(weights, judged.rows[counts], likely)
             admitted_rows.append(start + np.flatnonzero(row_counts))
-            row_weights.append(weights[row_counts > 0].astype(np.float32))
+            if self.needs_scores:
+                row_weights.append(weights[row_counts > 0].astype(np.float32))
             start += batch.num_rows
         index = replace(
             index,
@@ -308,8 +310,8 @@ class CaptionView:
         columns += [column for name, column in flags.items() if name in self.without]
         if "reviewed" in self.sources:
             # People may have judged a captioner's texts as well, if there are any.
-            of_captioner = replace(self, sources=("synthetic",), itm=None, itm_of=()).columns
-            columns += [name for name in of_captioner if name in table.columns]
+            of_captioner = CaptionView(sources=("synthetic",), without=self.without)
+            columns += [name for name in of_captioner.columns if name in table.columns]
         return list(dict.fromkeys(columns))
 
     def check(self, table: PairTable) -> None:
