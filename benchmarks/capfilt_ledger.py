@@ -29,7 +29,13 @@ from typing import Any
 import torch
 
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.capfilt.job import CapFiltJob, CapFiltSettings, column_schema, jobs_folder
+from openblip.capfilt.job import (
+    NEW_COLUMNS,
+    CapFiltJob,
+    CapFiltSettings,
+    column_schema,
+    jobs_folder,
+)
 from openblip.capfilt.ledger import Ledger, open_store
 from openblip.capfilt.lock import JobLock
 from openblip.capfilt.pools import Report
@@ -83,7 +89,7 @@ class SimulatedPool:
     def __init__(self, table: PairTable, rows: int, stop_after: int | None) -> None:
         import pyarrow as pa
 
-        schema = column_schema()
+        schema = column_schema(NEW_COLUMNS)
         columns = pa.table({f.name: pa.nulls(rows, f.type) for f in schema}, schema=schema)
         content = encode_columns(table, columns)
         Path(table.uri, "data", "simulated.lance").write_bytes(content)

@@ -70,6 +70,7 @@ ONE_PLACE = {
     "huggingface_hub": {"checkpoints/hub.py", "sources/datasets_library.py"},
     "datasets": {"sources/datasets_library.py"},
     "torchao": {"inference/loading.py"},
+    "sklearn": {"capfilt/combination.py"},
     "wandb": {"training/trackers.py"},
     "mlflow": {"training/trackers.py"},
     "trackio": {"training/trackers.py"},

@@ -1,5 +1,6 @@
 """The page of a CapFilt job."""
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -193,3 +194,41 @@ def test_the_command_writes_what_the_verdicts_certify(
     words = ["capfilt", "report", table.uri, "-o", str(page), "--precision", "0.8"]
     assert main(words) == 0
     assert f"<h2>Certificate</h2><p>A{said[1:]}.</p>" in page.read_text("utf-8")
+
+
+def test_a_page_of_another_score_tells_what_it_is_made_of(
+    scored: Callable[..., PairTable], tmp_path: Path
+) -> None:
+    scores = [number / 20 for number in range(20)]
+    table = scored([f"text of {score:.2f}" for score in scores], scores)
+    kind = pa.list_(pa.float32())
+    table.add_columns(
+        pa.table(
+            {
+                "captions_score_right": pa.array([[1 - s] for s in scores], kind),
+                "synthetic_score_right": pa.array([[] for _ in scores], kind),
+                "captions_score_clip": pa.array([[s - 0.5] for s in scores], kind),
+            }
+        )
+    )
+    told = {
+        **{"model": "boosted trees", "calibration": "Platt", "texts": 700, "reviewed": 3},
+        **{"auc": 0.91, "single": "itm", "single_auc": 0.8, "gain": 0.11, "gain_low": 0.08},
+        **{"gain_high": 0.14, "error": 0.02, "recall": 0.8},
+        "importance": [["common", 0.2, None], ["itm", 0.1, 1.5]],
+        "kinds": [{"kind": "boilerplate", "texts": 100, "combination": 0.97, "single": 0.5}],
+        "reliability": [[0.05, 0.06, 300]],
+    }
+    fit = {"source": "web", "share": 0.52, "share_from": "scores", "told": told}
+    table.update_metadata({"fit_report": json.dumps({"fits": [fit]})})
+    opened = PairTable.open(table.uri)
+
+    page = write_report(opened, tmp_path / "page.html", score="right")
+    text = page.read_text("utf-8")
+    assert "its calibrated probability of being right (score right) is above 0.5" in text
+    assert "difference +0.110, 95 % interval +0.080 to +0.140" in text
+    assert "boilerplate" in text
+    assert cards_below(page, "The 10 most confident acceptances")[0] == "text of 0.00"
+    # Of a cosine the middle divides.
+    other = write_report(opened, tmp_path / "clip.html", score="clip").read_text("utf-8")
+    assert "its score &#x27;clip&#x27; is above -0.025" in other

@@ -204,3 +204,48 @@ def test_scores_that_are_none_are_refused_with_their_row(
     scored.add_columns(column, overwrite=True)
     with pytest.raises(DataError, match=message):
         read_scores(PairTable.open(scored.uri))
+
+
+def rescored(table: PairTable, name: str, web: list[float], made: float | None) -> PairTable:
+    """The table with another score; of synthetic texts only where one is given."""
+    kind = pa.list_(pa.float32())
+    lists: list[list[float] | None] = [[value] for value in web]
+    lists.insert(2, None)
+    columns = {f"captions_score_{name}": pa.array(lists, kind)}
+    if made is not None:
+        of_made = [None if own is None else [made] for own in lists]
+        columns[f"synthetic_score_{name}"] = pa.array(of_made, kind)
+    table.add_columns(pa.table(columns))
+    return PairTable.open(table.uri)
+
+
+def test_another_score_is_compared_where_it_is_asked_for(
+    scored: PairTable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = rescored(scored, "right", [0.9, 0.8, 0.1, 0.2, 0.05], 0.4)
+    scores = read_scores(table, "right")
+    assert [rate.kept for rate in keep_rates(scores, [0.5])] == [2, 0]
+    assert {q.kind: q.recall for q in noise_quality(scores["web"], 0.5)}["all noise"] == 1.0
+    assert str(spreads(scores)[0]).startswith("score 'right' of 5 web texts: 0.05 to 0.9")
+    below = [r for r in rejections(table, [0.5], score="right") if "below" in r.reason]
+    assert {r.source: r.count for r in below} == {"web": 3, "synthetic": 5}
+    assert main(["capfilt", "select", table.uri, "--score", "right", "--thresholds", "0.5"]) == 0
+    assert "score 'right' of 5 web texts" in capsys.readouterr().out
+    with pytest.raises(RecipeError, match="between 0 and 1"):
+        keep_rates(scores, [1.5])
+
+
+def test_a_score_that_is_no_probability_is_divided_by_shares(
+    scored: PairTable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = rescored(scored, "clip", [-0.2, 0.3, 0.31, 0.32, 7.0], None)
+    scores = read_scores(table, "clip")
+    assert [rate.kept for rate in keep_rates(scores, [-0.1])] == [4, 0]
+    assert not spreads(scores)[0].is_narrow
+    # Synthetic texts have no such score, and none of them is said to be rejected.
+    assert {r.source for r in rejections(table, [0.305], score="clip")} == {"web"}
+    assert main(["capfilt", "select", table.uri, "--score", "clip"]) == 0
+    told = capsys.readouterr().out
+    assert "to keep 90 %" in told
+    assert main(["capfilt", "select", table.uri, "--score", "siglip"]) == 1
+    assert "its scores are itm, itc, clip" in capsys.readouterr().err

@@ -137,3 +137,23 @@ def test_a_damaged_sample_is_named(scored: PairTable, damage: object) -> None:
     path.write_text(damage(path.read_text()))  # type: ignore[operator]
     with pytest.raises(DataError, match=f"{name}.json is no sample"):
         open_sample(scored, PLAIN)
+
+
+def test_another_score_has_samples_of_its_own(scored: PairTable) -> None:
+    import pyarrow as pa
+
+    before = open_sample(scored, PLAIN)
+    lists = [[n / 120] if n != 7 else [] for n in range(120)]
+    kind = pa.list_(pa.float32())
+    columns = {f"{name}_score_right": pa.array(lists, kind) for name in ("captions", "synthetic")}
+    scored.add_columns(pa.table(columns))
+    opened = PairTable.open(scored.uri)
+    assert open_sample(opened, PLAIN).name == before.name
+    sample = open_sample(opened, replace(PLAIN, score="right"))
+    assert sample.name != before.name
+    assert sample.frame.itm.max() == pytest.approx(119 / 120)
+    assert SampleStore(scored.uri).settings(sample.name).score == "right"
+    with pytest.raises(DataError, match="its scores are itm, itc, right"):
+        open_sample(opened, replace(PLAIN, score="clip"))
+    with pytest.raises(RecipeError, match="from 0 to 1"):
+        ReviewSettings(score="right", threshold=2.0)

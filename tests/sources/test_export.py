@@ -425,3 +425,24 @@ def test_any_list_of_captions_comes_back_from_every_format(tmp_path: Path, jpeg:
 def _place(row: PairRow) -> str:
     """The id of a row in an export of COCO's form, which is its place."""
     return str(int(row.id[1:]) + 1)
+
+
+@pytest.mark.parametrize("form", ["webdataset", "parquet", "jsonl", "huggingface"])
+def test_every_further_score_of_a_text_is_written(
+    form: str, bootstrapped: PairTable, tmp_path: Path
+) -> None:
+    import pyarrow as pa
+
+    rows = bootstrapped.take(range(len(bootstrapped))).to_pylist()
+    lists = [None if r["captions_itm"] is None else [0.5 for _ in r["captions"]] for r in rows]
+    made = [None if r["synthetic"] is None else [0.125 for _ in r["synthetic"]] for r in rows]
+    kind = pa.list_(pa.float32())
+    columns = {"captions_score_right": lists, "synthetic_score_right": made}
+    columns["captions_score_common"] = lists
+    bootstrapped.add_columns(pa.table({n: pa.array(v, kind) for n, v in columns.items()}))
+    report = _export(PairTable.open(bootstrapped.uri), tmp_path / "out", form)
+    assert report.scores == ("common", "right")
+    key = next(k for k in _reimported(tmp_path / "out") if k.endswith("a.b.jpg"))
+    meta = _reimported(tmp_path / "out")[key]["meta"]
+    assert meta["caption_score_right"] == [0.5, 0.5, 0.125]
+    assert meta["caption_score_common"] == [0.5, 0.5, None]

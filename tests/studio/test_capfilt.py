@@ -22,6 +22,8 @@ from .conftest import HOSTILE, RunningStudio, serious_faults, serving
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
+    from openblip.studio.app import Studio
+
 
 def ask(studio: RunningStudio, path: str = "", **asked: Any) -> dict[str, Any]:
     answer = studio.ask(f"/api/capfilt{path}?{urlencode(asked)}")
@@ -310,3 +312,35 @@ def test_axe_finds_no_serious_fault(opened: "Page", scheme: Any) -> None:
     opened.emulate_media(color_scheme=scheme)
     opened.wait_for_timeout(300)
     assert serious_faults(opened) == []
+
+
+def test_another_score_can_be_chosen(
+    scored: PairTable, make_studio: Callable[..., "Studio"]
+) -> None:
+    rows = scored.take(range(len(scored)), ["captions_itm"]).to_pylist()
+    right = [[1 - value for value in row["captions_itm"]] for row in rows]
+    kind = pa.list_(pa.float32())
+    columns = {"captions_score_right": pa.array(right, kind)}
+    columns["captions_score_length"] = pa.array([[5.0 for _ in own] for own in right], kind)
+    if "synthetic" in scored.columns:
+        columns["synthetic_score_right"] = pa.array([[0.25] for _ in right], kind)
+    scored.add_columns(pa.table(columns))
+    table = PairTable.open(scored.uri)
+    with serving(make_studio(scored.uri)) as studio:
+        told = ask(studio, score="right")
+        assert told["score"] == "right"
+        # A number of words is divided by no threshold from 0 to 1.
+        assert told["scores"] == ["itm", "itc", "right"]
+        web = {source["source"]: source for source in told["sources"]}["web"]
+        for threshold in (0.0, 0.4, 0.75):
+            index = view_of(table, threshold, score="right").resolve(table, may_be_empty=True)
+            assert kept(web, threshold) == index.num_admitted["web"]
+        assert "--data.view.score right" in told["commands"]["training"]
+        assert "--score right" in told["commands"]["report"]
+        found = ask(studio, "/examples", threshold=0.5, source="web", score="right")
+        assert found["accepted"][0]["text"]["itm"] == pytest.approx(
+            max(v for o in right for v in o)
+        )
+        assert ask(studio)["score"] == "itm"
+        refused = studio.ask("/api/capfilt?score=length")
+        assert (refused.status, "itm, itc, right" in refused.error) == (400, True)

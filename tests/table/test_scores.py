@@ -10,11 +10,13 @@ from openblip.runtime.errors import DataError
 from openblip.table.scores import (
     FlatScores,
     check_scored,
+    columns_of,
     flat_scores,
     join_scores,
+    scores_of,
     threshold_above,
 )
-from openblip.table.table import PairTable
+from openblip.table.table import PairRow, PairTable
 
 LISTS = pa.list_(pa.float32())
 
@@ -85,3 +87,33 @@ def test_a_threshold_is_the_shortest_number_between_two_scores() -> None:
 def test_a_table_without_scores_is_sent_to_the_filter(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="openblip capfilt run"):
         check_scored(PairTable.create(tmp_path / "t.lance"))
+
+
+def test_another_score_may_be_any_number_and_stand_with_given_texts_alone(tmp_path: Path) -> None:
+    row = PairRow(id="w", image=b"x", captions=["a"])
+    table = PairTable.create(tmp_path / "t.lance", [row])
+    table.add_columns(
+        pa.table(
+            {
+                "synthetic": pa.array([["b"]], pa.list_(pa.string())),
+                "captions_score_clip": pa.array([[-3.5]], LISTS),
+                "captions_score_right": pa.array([[0.25]], LISTS),
+                "synthetic_score_right": pa.array([[0.5]], LISTS),
+            }
+        )
+    )
+    assert scores_of(table) == ("clip", "right")
+    check_scored(table, "clip")
+    found = next(table.scan(["origin", *columns_of(table, "clip")]))
+    web = flat_scores(found, "web", 0, "t", "clip")
+    assert (web.itm.tolist(), np.isnan(web.itc).tolist()) == ([-3.5], [True])
+    assert len(flat_scores(found, "synthetic", 0, "t", "clip")) == 0
+    with pytest.raises(DataError, match=r"no column captions_itm; its scores are clip, right"):
+        check_scored(table)
+    with pytest.raises(DataError, match=r"score_siglip; .* make it with `openblip capfilt scores"):
+        check_scored(table, "siglip")
+    bad = pa.RecordBatch.from_pydict(
+        {"origin": ["web"], "captions_score_right": pa.array([[float("nan")]], LISTS)}
+    )
+    with pytest.raises(DataError, match="score_right nan, which is no number"):
+        flat_scores(bad, "web", 0, "t", "right")

@@ -8,6 +8,7 @@ import hashlib
 import json
 import platform
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -15,24 +16,26 @@ from openblip.capfilt.ledger import STATES, Entry, Ledger, State, Store, open_st
 from openblip.capfilt.lock import lock_owner
 from openblip.runtime.errors import CheckpointError, DataError, RecipeError
 from openblip.table.columns import list_fragments
+from openblip.table.scores import TEXT_COLUMNS, score_column
 from openblip.table.table import PairTable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from openblip.capfilt.filters import FilterPlan
     from openblip.inference import Decoding
 
 METADATA_KEY = "capfilt"
-NEW_COLUMNS = (
-    "synthetic",
-    "synthetic_logprob",
-    "synthetic_captioner",
-    "captions_itm",
-    "captions_itc",
-    "synthetic_itm",
-    "synthetic_itc",
-    "capfilt_error",
-)
+
+
+def job_columns(scores: Sequence[str]) -> tuple[str, ...]:
+    """The columns of a job whose filters give these scores."""
+    of_texts = [score_column(texts, name) for texts in TEXT_COLUMNS.values() for name in scores]
+    return "synthetic", "synthetic_logprob", "synthetic_captioner", *of_texts, "capfilt_error"
+
+
+NEW_COLUMNS = job_columns(("itm", "itc"))
+"""The columns of a job with one filter, which is ours."""
 
 
 def _nucleus() -> "Decoding":
@@ -48,8 +51,10 @@ class CapFiltSettings:
     captioner: str | tuple[str, ...]
     """Model folders or run directories of the captioners. Each writes `num_captions` texts for an
     image; those of the first one come first."""
-    filter: str
-    """Model folder or run directory of the filter."""
+    filter: str | tuple[str, ...]
+    """Model folders or run directories of the filters; CLIP and SigLIP of others too. The first
+    that is ours gives `itm` and `itc`; each other one gives a score of its own name, which may be
+    given as `NAME=MODEL`."""
     decoding: "Decoding" = field(default_factory=_nucleus)
     """How captions are written: nucleus sampling with p = 0.9 in the paper (section 3.3)."""
     prompt: str = "a picture of "
@@ -68,6 +73,8 @@ class CapFiltSettings:
             raise RecipeError("num_captions and batch_size must be at least 1")
         if not self.captioners or len(set(self.captioners)) < len(self.captioners):
             raise RecipeError(f"give one or several captioners, each once: {self.captioner}")
+        if not self.filters or len(set(self.filters)) < len(self.filters):
+            raise RecipeError(f"give one or several filters, each once: {self.filter}")
 
     @property
     def captioners(self) -> tuple[str, ...]:
@@ -75,9 +82,9 @@ class CapFiltSettings:
         return (self.captioner,) if isinstance(self.captioner, str) else tuple(self.captioner)
 
     @property
-    def models(self) -> tuple[str, ...]:
-        """The captioners and the filter."""
-        return (*self.captioners, self.filter)
+    def filters(self) -> tuple[str, ...]:
+        """The filters in the order of their columns."""
+        return (self.filter,) if isinstance(self.filter, str) else tuple(self.filter)
 
 
 @dataclass(frozen=True)
@@ -86,8 +93,10 @@ class CapFiltJob:
 
     settings: CapFiltSettings
     table_uri: str
-    models: tuple[str, ...]
-    """Fingerprints of the captioners in their order, and of the filter."""
+    captioners: tuple[str, ...]
+    """Fingerprints of the captioners in their order."""
+    filters: "tuple[FilterPlan, ...]"
+    """What the filters are, in their order."""
     fingerprint: str
     """16 hexadecimal digits that change when a model or a setting does; where a model lies does
     not count, only what it is."""
@@ -99,17 +108,28 @@ class CapFiltJob:
         Raises:
             CheckpointError: a model is not there.
         """
+        from openblip.capfilt.filters import plan_filters
         from openblip.checkpoints.reading import model_fingerprint
 
-        models = tuple(model_fingerprint(model) for model in settings.models)
+        captioners = tuple(model_fingerprint(model) for model in settings.captioners)
+        filters = plan_filters(settings.filters)
         values = {
             **asdict(settings),
             "decoding": settings.decoding.stored(),
-            "captioner": _one_or_list(models[:-1]),
-            "filter": models[-1],
+            "captioner": _one_or_list(captioners),
+            "filter": _one_or_list([plan.fingerprint for plan in filters]),
         }
-        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode())
-        return cls(settings, table_uri.rstrip("/"), models, digest.hexdigest()[:16])
+        # What a score is called decides what is written, as what it is does.
+        scores = [list(plan.scores) for plan in filters]
+        if scores != [["itm", "itc"]]:
+            values["scores"] = scores
+        digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
+        return cls(settings, table_uri.rstrip("/"), captioners, filters, digest)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that it writes."""
+        return job_columns([score for plan in self.filters for score in plan.scores])
 
     @property
     def folder(self) -> Store:
@@ -132,14 +152,16 @@ class CapFiltJob:
 
     def description(self) -> str:
         """Settings and fingerprints as JSON, for the table's metadata."""
-        return json.dumps(
-            {
-                **asdict(self.settings),
-                "captioner_fingerprint": _one_or_list(self.models[:-1]),
-                "filter_fingerprint": self.models[-1],
-                "fingerprint": self.fingerprint,
-            }
-        )
+        values = {
+            **asdict(self.settings),
+            "captioner_fingerprint": _one_or_list(self.captioners),
+            "filter_fingerprint": _one_or_list([plan.fingerprint for plan in self.filters]),
+            "fingerprint": self.fingerprint,
+        }
+        if self.columns != NEW_COLUMNS:
+            values["scores"] = [plan.scores for plan in self.filters]
+            values["columns"] = self.columns
+        return json.dumps(values)
 
     def check_models(self) -> None:
         """Reads the models' files again, on the machine of a worker that has loaded them.
@@ -147,10 +169,14 @@ class CapFiltJob:
         Raises:
             CheckpointError: a model is another one than that of the job.
         """
-        from openblip.checkpoints.reading import model_fingerprint
+        from openblip.inference.embedder import embedder_fingerprint
 
-        for source, planned in zip(self.settings.models, self.models, strict=True):
-            if (found := model_fingerprint(source)) != planned:
+        planned_models = [
+            *zip(self.settings.captioners, self.captioners, strict=True),
+            *((plan.source, plan.fingerprint) for plan in self.filters),
+        ]
+        for source, planned in planned_models:
+            if (found := embedder_fingerprint(source)) != planned:
                 raise CheckpointError(
                     f"{source} on {platform.node()} is the model {found}, but the job began with "
                     f"{planned}: put the same files there on every machine, or start the job anew"
@@ -162,22 +188,36 @@ def jobs_folder(table_uri: str) -> str:
     return f"{table_uri.rstrip('/')}.capfilt"
 
 
-def is_committed(table: PairTable, fingerprint: str) -> bool:
-    """Whether the table has all of CapFilt's columns, and they are those of a job."""
+def is_committed(table: PairTable, fingerprint: str, columns: Sequence[str]) -> bool:
+    """Whether the table has all columns of a job, and they are its own."""
     stored = table.metadata.get(METADATA_KEY, "")
-    return f'"fingerprint": "{fingerprint}"' in stored and set(NEW_COLUMNS) <= set(table.columns)
+    return f'"fingerprint": "{fingerprint}"' in stored and set(columns) <= set(table.columns)
 
 
-def _one_or_list(captioners: tuple[str, ...]) -> str | list[str]:
-    """Of one captioner its fingerprint, of several a list of theirs."""
-    return captioners[0] if len(captioners) == 1 else list(captioners)
+def columns_left_by(table: PairTable, columns: Sequence[str]) -> list[str]:
+    """Columns beside those of a job that are about texts which it replaces: all other scores."""
+    ours = {
+        *job_columns(("itm", "itc")),
+        *(
+            name
+            for name in table.columns
+            for texts in TEXT_COLUMNS.values()
+            if name.startswith(score_column(texts, ""))
+        ),
+    }
+    return [name for name in table.columns if name in ours and name not in columns]
 
 
-def column_schema() -> "pa.Schema":
-    """Arrow types of `NEW_COLUMNS`."""
+def _one_or_list(fingerprints: Sequence[str]) -> str | list[str]:
+    """Of one model its fingerprint, of several a list of theirs."""
+    return fingerprints[0] if len(fingerprints) == 1 else list(fingerprints)
+
+
+def column_schema(columns: Sequence[str]) -> "pa.Schema":
+    """Arrow types of a job's columns."""
     import pyarrow as pa
 
-    types = dict.fromkeys(NEW_COLUMNS, pa.list_(pa.float32()))
+    types = dict.fromkeys(columns, pa.list_(pa.float32()))
     types["synthetic"] = types["synthetic_captioner"] = pa.list_(pa.string())
     types["capfilt_error"] = pa.string()
     return pa.schema(list(types.items()))
@@ -237,11 +277,12 @@ def job_status(table: str, price_per_hour: float | None = None) -> JobStatus:
     fingerprint = latest.decode()
     ledger = Ledger(open_store(f"{folder.uri}/{fingerprint}"))
     owner, activity = lock_owner(folder), ledger.activity()
-    committed = is_finished = is_committed(opened, fingerprint)
+    columns = _columns_of(folder, fingerprint)
+    committed = is_finished = is_committed(opened, fingerprint, columns)
     fragments: Counter[State] = Counter()
     rows: Counter[State] = Counter()
     entries: list[Entry] = []
-    for fragment in list_fragments(opened, NEW_COLUMNS):
+    for fragment in list_fragments(opened, columns):
         entry = ledger.find(fragment.number, fragment.digest)
         state: State = "done" if committed and fragment.filled else "waiting"
         is_attached = state == "done"
@@ -278,3 +319,9 @@ def job_status(table: str, price_per_hour: float | None = None) -> JobStatus:
         cost_per_million=cost,
         failed=tuple(entry.reason for entry in entries if entry.state == "failed"),
     )
+
+
+def _columns_of(folder: Store, fingerprint: str) -> tuple[str, ...]:
+    """The columns of the job of a fingerprint, as it has noted when it began."""
+    noted = folder.read(f"{fingerprint}/job.json")
+    return tuple(json.loads(noted).get("columns", NEW_COLUMNS)) if noted else NEW_COLUMNS

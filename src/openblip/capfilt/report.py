@@ -11,7 +11,9 @@ from openblip.capfilt.job import METADATA_KEY
 from openblip.capfilt.select import (
     DEFAULT_THRESHOLDS,
     TextScores,
+    check_threshold,
     empty_sources,
+    fit_report,
     keep_rates,
     noise_quality,
     read_scores,
@@ -20,11 +22,12 @@ from openblip.capfilt.select import (
     texts_of,
 )
 from openblip.runtime.charts import histogram
-from openblip.runtime.errors import DataError, RecipeError
+from openblip.runtime.errors import DataError
 from openblip.runtime.page import CardText, Page
 from openblip.sources.row_images import stream_images
 from openblip.table.agreement import AgreedTexts
 from openblip.table.columns import column_state
+from openblip.table.scores import PROBABILITIES, RIGHT, score_words
 from openblip.table.table import PairTable
 
 _PAIR_CARDS = 24
@@ -39,7 +42,8 @@ def write_report(
     table: PairTable,
     path: Path,
     *,
-    threshold: float = 0.5,
+    threshold: float | None = None,
+    score: str = "itm",
     seed: int = 0,
     certificate: str | None = None,
     warn: Callable[[str], None] = lambda line: None,
@@ -49,24 +53,30 @@ def write_report(
     Args:
         table: scored by `run_capfilt`.
         path: where the page goes; whole or not at all.
-        threshold: a text is kept when its ITM probability is above it.
+        threshold: a text is kept when its score is above it; None is 0.5 for a probability, and
+            what keeps half of the web texts for another score.
+        score: which one: `itm`, or the name of another that the table has.
         seed: which rows are shown as examples.
         certificate: what people's verdicts say of a threshold, in a sentence; None without any.
         warn: is told of each source of whose texts the threshold keeps none.
 
     Raises:
         DataError: if the table is not scored, or has no web row.
-        RecipeError: if the threshold is not in [0, 1].
+        RecipeError: if the threshold of a probability is not in [0, 1].
     """
-    if not 0.0 <= threshold <= 1.0:
-        raise RecipeError(f"threshold {threshold}: a probability between 0 and 1 is needed")
-    scores = read_scores(table)
+    if threshold is not None:
+        check_threshold(threshold, score)
+    scores = read_scores(table, score)
+    if threshold is None:
+        values = scores["web"].itm if len(scores["web"]) else scores["synthetic"].itm
+        middle = float(np.median(values)) if len(values) else 0.5
+        threshold = 0.5 if score in PROBABILITIES else float(f"{middle:.4g}")
     if not len(scores["web"]) and not len(scores["synthetic"]):
         raise DataError(f"{table.uri} has no scored text from the web; nothing to report")
     page = Page(
         "CapFilt report",
-        f"{table.uri}: {len(table):,} images. A text is kept when the filter gives it a "
-        f"probability above {threshold:g} of matching its image (ITM); human captions always stay.",
+        f"{table.uri}: {len(table):,} images. A text is kept when {_rule(score)} above "
+        f"{threshold:g}{_OF_MATCHING if score == 'itm' else ''}; human captions always stay.",
     )
     for spread in (spread for spread in spreads(scores) if spread.is_narrow):
         page.warning(f"This filter separates nothing among the {spread.source} texts. {spread}.")
@@ -80,16 +90,17 @@ def write_report(
     shown.near_the_threshold()
     shown.confident(
         "acceptances",
-        "Texts with the highest probability of matching. Wrong ones among them pass at any "
+        f"Texts with the highest {_what(score)}. Wrong ones among them pass at any "
         "threshold: only a better filter rejects them.",
     )
     shown.confident(
         "rejections",
-        "Texts with the lowest probability of matching. True ones among them would be the filter's "
+        f"Texts with the lowest {_what(score)}. True ones among them would be the filter's "
         "worst mistakes.",
     )
     shown.side_by_side(seed)
-    _reasons(page, table, threshold)
+    _reasons(page, table, threshold, score)
+    _combination(page, table)
     _noise(page, scores["web"], threshold)
     _settings(page, table)
     return page.save(path)
@@ -97,7 +108,11 @@ def write_report(
 
 def _rates(page: Page, scores: dict[str, TextScores], threshold: float) -> list[str]:
     """Lines about sources of which nothing stays."""
-    thresholds = sorted({*DEFAULT_THRESHOLDS, threshold})
+    values = scores["web"].itm if len(scores["web"]) else scores["synthetic"].itm
+    others = DEFAULT_THRESHOLDS
+    if scores["web"].score not in PROBABILITIES:
+        others = tuple(float(f"{v:.3g}") for v in np.quantile(values, DEFAULT_THRESHOLDS))
+    thresholds = sorted({*others, threshold})
     rates = keep_rates(scores, thresholds)
     empty = empty_sources([rate for rate in rates if rate.threshold == threshold])
     about = ["At other thresholds too; a threshold is a view, not a run", *empty]
@@ -116,8 +131,8 @@ def _rates(page: Page, scores: dict[str, TextScores], threshold: float) -> list[
     return empty
 
 
-def _reasons(page: Page, table: PairTable, threshold: float) -> None:
-    found = rejections(table, [threshold])
+def _reasons(page: Page, table: PairTable, threshold: float, score: str) -> None:
+    found = rejections(table, [threshold], score=score)
     if found:
         page.section("Why texts do not count", f"Training texts at the threshold {threshold:g}.")
         rows = [[r.source, r.reason, f"{r.count:,}"] for r in found]
@@ -141,16 +156,71 @@ def _noise(page: Page, web: TextScores, threshold: float) -> None:
     )
 
 
+_OF_MATCHING = " of matching its image (ITM)"
+
+
+def _rule(score: str) -> str:
+    """What is compared with the threshold, as a sentence about a text goes on."""
+    if score == "itm":
+        return "the filter gives it a probability"
+    if score == RIGHT:
+        return "its calibrated probability of being right (score right) is"
+    return f"its {score_words(score)} is"
+
+
+def _what(score: str) -> str:
+    names = {"itm": "probability of matching", RIGHT: "probability of being right"}
+    return names.get(score, score_words(score))
+
+
+def _combination(page: Page, table: PairTable) -> None:
+    """What the score `right` is made of, and how good it is; nothing where it was not fitted."""
+    report = fit_report(table)
+    for fit in report["fits"] if report else ():
+        told = fit["told"]
+        page.section(
+            f"The score right of {fit['source']} texts",
+            f"A {told['model']} of {len(told['importance'])} scores, {told['calibration']} "
+            f"calibration, fitted on {told['texts']:,} texts whose fate is known "
+            f"({told['reviewed']:,} reviewed). On images that it had not seen its area under the "
+            f"curve is {told['auc']:.3f}; that of the best single score, {told['single']}, is "
+            f"{told['single_auc']:.3f} (difference {told['gain']:+.3f}, 95 % interval "
+            f"{told['gain_low']:+.3f} to {told['gain_high']:+.3f}). Its probabilities are off by "
+            f"{told['error']:.3f} on average. Estimated share of right texts in the table: "
+            f"{100 * fit['share']:.0f} % (by {fit['share_from']}).",
+        )
+        page.table(
+            ["score", "AUC lost without it", "weight"],
+            [
+                [name, f"{lost:.4f}", "" if weight is None else f"{weight:+.2f}"]
+                for name, lost, weight in told["importance"]
+            ],
+        )
+        page.table(
+            ["kind of noise", "texts", f"precision at recall {told['recall']:g}", told["single"]],
+            [
+                [k["kind"], f"{k['texts']:,}", f"{k['combination']:.3f}", f"{k['single']:.3f}"]
+                for k in told["kinds"]
+            ],
+        )
+        page.table(
+            ["told probability", "share that is right", "texts"],
+            [[f"{p:.2f}", f"{s:.2f}", f"{n:,}"] for p, s, n in told["reliability"]],
+        )
+
+
 def _histograms(page: Page, scores: dict[str, TextScores], threshold: float) -> None:
     page.section("Scores", ". ".join(map(str, spreads(scores))) + ".")
     itm = {name: of.itm.tolist() for name, of in scores.items()}
-    itc = {name: of.itc.tolist() for name, of in scores.items()}
-    page.charts(
-        [
-            histogram("Match probability", itm, threshold, axis="match probability (ITM)"),
-            histogram("Similarity", itc, axis="cosine of image and text (ITC)"),
-        ]
-    )
+    itc = {n: o.itc.tolist() for n, o in scores.items() if np.isfinite(o.itc).all()}
+    score = next(iter(scores.values())).score
+    title, axis = _what(score).capitalize(), _what(score)
+    if score == "itm":
+        title, axis = "Match probability", "match probability (ITM)"
+    charts = [histogram(title, itm, threshold, axis=axis)]
+    if score != "itc" and len(itc) == len(scores):
+        charts.append(histogram("Similarity", itc, axis="cosine of image and text (ITC)"))
+    page.charts(charts)
 
 
 class _Shown:
@@ -274,7 +344,9 @@ class _Shown:
     def _text(self, scores: TextScores, place: np.int64, words: str) -> CardText:
         itm, itc = float(scores.itm[place]), float(scores.itc[place])
         kind = f" · really: {scores.kinds[place]}" if scores.kinds[place] else ""
-        tag = f"{scores.source} · ITM {itm:.3f} · ITC {itc:.2f}{kind}"
+        cosine = f" · ITC {itc:.2f}" if np.isfinite(itc) and scores.score != "itc" else ""
+        told = scores.score if scores.score not in ("itm", "itc") else scores.score.upper()
+        tag = f"{scores.source} · {told} {itm:.3f}{cosine}{kind}"
         return CardText(words, tag, "kept" if itm > self._threshold else "rejected")
 
     def _cards(self, cards: Sequence[tuple[int, list[CardText]]]) -> None:

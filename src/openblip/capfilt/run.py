@@ -16,10 +16,10 @@ from openblip.capfilt.driver import Driver
 from openblip.capfilt.job import (
     LATEST,
     METADATA_KEY,
-    NEW_COLUMNS,
     CapFiltJob,
     CapFiltSettings,
     column_schema,
+    columns_left_by,
     is_committed,
     jobs_folder,
 )
@@ -27,6 +27,7 @@ from openblip.capfilt.ledger import Entry, Ledger, open_store, released
 from openblip.capfilt.lock import JobLock
 from openblip.capfilt.pools import ManyProcesses, OneProcess, Pool, RayCluster
 from openblip.capfilt.worker import Pieces
+from openblip.inference.embedder import is_published_clip
 from openblip.inference.loading import load_tokenizer
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.runtime.progress import Progress
@@ -110,14 +111,14 @@ def run_capfilt(
 def _warn_of_unknown_words(job: CapFiltJob) -> None:
     """Judge the prompt and a sample of the captions here: each worker sees only a part of them."""
     rows, settings = _sampled_rows(PairTable.open(job.table_uri)), job.settings
-    tokenizer = load_tokenizer(settings.filter)
-    captions = [
-        tokenizer.cleaning.caption(text)
-        for row in rows
-        if row["origin"] == "web"
-        for text in row["captions"] or []
-    ]
-    warn_of_unknown_words(tokenizer, captions, _READ_TOKENS, f"captions of {len(rows):,} rows")
+    texts = [text for row in rows if row["origin"] == "web" for text in row["captions"] or []]
+    # A published CLIP reads any word, in pieces.
+    for source in (plan.source for plan in job.filters if not is_published_clip(plan.source)):
+        tokenizer = load_tokenizer(source)
+        captions = [tokenizer.cleaning.caption(text) for text in texts]
+        what = f"captions of {len(rows):,} rows"
+        if warn_of_unknown_words(tokenizer, captions, _READ_TOKENS, what):
+            break
     for captioner in settings.captioners:
         tokenizer = load_tokenizer(captioner)
         if warn_of_unknown_words(tokenizer, [settings.prompt], _READ_TOKENS, "prompts"):
@@ -176,9 +177,9 @@ class _Run:
         | done; failed in this call | are its file, committed | leave |
         """
         table = PairTable.open(self.job.table_uri)
-        committed = is_committed(table, self.job.fingerprint)
+        committed = is_committed(table, self.job.fingerprint, self.job.columns)
         missing, computed = [], {}
-        for fragment in list_fragments(table, NEW_COLUMNS):
+        for fragment in list_fragments(table, self.job.columns):
             entry = self.ledger.find(fragment.number, fragment.digest)
             if entry is None:
                 # Committed by a job whose ledger is gone, or compacted since.
@@ -268,7 +269,11 @@ class _Run:
         table = view.table
         if view.computed:
             files = {n: ColumnFile(e.file, e.num_bytes) for n, e in view.computed.items()}
-            attach_columns(table, files, column_schema(), replace=not view.is_committed)
+            schema = column_schema(self.job.columns)
+            # Scores of another job's texts would stand beside texts that they are not about.
+            dropped = [] if view.is_committed else columns_left_by(table, self.job.columns)
+            replace = not view.is_committed
+            attach_columns(table, files, schema, replace=replace, dropped=dropped)
         # Last, as it is what `is_committed` looks at: a kill before it commits the files once more.
         if not view.is_committed:
             done = {METADATA_KEY: self.job.description()}

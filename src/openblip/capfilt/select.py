@@ -5,20 +5,25 @@ The scores of a table are flat arrays, beside them where each text stands.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openblip.runtime.errors import RecipeError
+from openblip.table.columns import column_state
 from openblip.table.rows import TEXT_SOURCES, read_meta
 from openblip.table.scores import (
-    SCORE_COLUMNS,
+    PROBABILITIES,
+    RIGHT,
     TEXT_COLUMNS,
     FlatScores,
     check_scored,
+    columns_of,
     flat_scores,
     join_scores,
+    score_words,
+    sources_with,
     threshold_above,
 )
 from openblip.table.table import PairTable
@@ -30,6 +35,8 @@ if TYPE_CHECKING:
 # Standard deviation of probabilities below which a filter separates nothing.
 _NARROW = 0.02
 _TRUE_KIND = "true"
+FIT_REPORT = "fit_report"
+"""Entry of a table's metadata: how good the score `right` is (`openblip capfilt fit`)."""
 DEFAULT_THRESHOLDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 
 
@@ -84,30 +91,42 @@ class TextScores:
     places: NDArray[np.int64]
     """Which of the row's texts of this source."""
     itm: NDArray[np.float64]
-    """Probability that text and image match; compared with thresholds as views compare them."""
+    """Values of `score`; compared with thresholds as views compare them."""
     itc: NDArray[np.float32]
-    """Cosine of text and image."""
+    """Cosine of text and image; NaN where the table has none."""
     kinds: NDArray[np.str_]
     """Known kind of noise (`meta.noise` of the row) for web texts; empty where not known."""
+    score: str = "itm"
+    """Which score the values are: the probability that text and image match, or another one."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
 def keep_rates(scores: dict[str, TextScores], thresholds: Sequence[float]) -> list[KeepRate]:
-    """How many web and synthetic texts have an ITM probability above each threshold.
+    """How many web and synthetic texts have a score above each threshold.
 
     Raises:
-        RecipeError: if a threshold is not in [0, 1].
+        RecipeError: if a threshold of a probability is not in [0, 1].
     """
+    score = next((texts.score for texts in scores.values()), "itm")
     for threshold in thresholds:
-        if not 0.0 <= threshold <= 1.0:
-            raise RecipeError(f"threshold {threshold}: a probability between 0 and 1 is needed")
+        check_threshold(threshold, score)
     return [
         KeepRate(threshold, source, int((texts.itm > threshold).sum()), len(texts))
         for threshold in thresholds
         for source, texts in scores.items()
     ]
+
+
+def check_threshold(threshold: float, score: str) -> None:
+    """Nothing, if a score can be compared with a threshold.
+
+    Raises:
+        RecipeError: it is a probability, and the threshold is not in [0, 1].
+    """
+    if score in PROBABILITIES and not 0.0 <= threshold <= 1.0:
+        raise RecipeError(f"threshold {threshold}: a probability between 0 and 1 is needed")
 
 
 def empty_sources(rates: Sequence[KeepRate]) -> list[str]:
@@ -129,7 +148,7 @@ class Cut(KeepRate):
 
 @dataclass(frozen=True)
 class Spread:
-    """How far apart the ITM probabilities of a source lie."""
+    """How far apart the scores of a source lie, by default its ITM probabilities."""
 
     source: str
     total: int
@@ -138,21 +157,25 @@ class Spread:
     highest: float
     deviation: float
     """Standard deviation."""
+    score: str = "itm"
+    """Which score."""
 
     @property
     def is_narrow(self) -> bool:
         """Whether a threshold tells next to nothing apart: a deviation below 0.02.
 
-        Scores all over a range of 0.07 have it, and so has one text in 2,500 that lies far off.
+        Scores all over a range of 0.07 have it, and so has one text in 2,500 that lies far off. Of
+        scores that are no probabilities, such as cosines, only equal ones tell nothing apart.
         """
-        return self.total > 1 and self.deviation < _NARROW
+        least = _NARROW if self.score in PROBABILITIES else 1e-9
+        return self.total > 1 and self.deviation < least
 
     def __str__(self) -> str:
         if not self.total:
             return f"there is no scored {self.source} text"
         text = (
-            f"ITM of {self.total:,} {self.source} texts: {self.lowest:.3g} to {self.highest:.3g}, "
-            f"standard deviation {self.deviation:.2g}"
+            f"{score_words(self.score)} of {self.total:,} {self.source} texts: "
+            f"{self.lowest:.3g} to {self.highest:.3g}, standard deviation {self.deviation:.2g}"
         )
         if not self.is_narrow:
             return text
@@ -189,6 +212,7 @@ def spreads(scores: dict[str, TextScores]) -> list[Spread]:
             lowest=float(texts.itm.min()) if len(texts) else 0.0,
             highest=float(texts.itm.max()) if len(texts) else 0.0,
             deviation=float(texts.itm.std()) if len(texts) else 0.0,
+            score=texts.score,
         )
         for source, texts in scores.items()
     ]
@@ -215,9 +239,12 @@ def rejections(
         RecipeError: if a threshold is none of the score's.
     """
     found = []
+    # Some scores are of given texts alone.
+    there = sources_with(table, score)
+    sources = tuple(name for name in TEXT_SOURCES if name in ("human", *there))
     for threshold in thresholds:
         view = CaptionView(
-            sources=TEXT_SOURCES, itm=threshold, score=score, itm_of=itm_of, without=without
+            sources=sources, itm=threshold, score=score, itm_of=itm_of, without=without
         )
         index = view.resolve(table, may_be_empty=True)
         found += [
@@ -283,19 +310,23 @@ def _quality(
     )
 
 
-def read_scores(table: PairTable) -> dict[str, TextScores]:
+def read_scores(table: PairTable, score: str = "itm") -> dict[str, TextScores]:
     """Scores of the web and the synthetic texts of rows that came from the web.
 
+    Args:
+        table: that has them.
+        score: which one thresholds are compared with.
+
     Raises:
-        DataError: if CapFilt has not scored the table.
+        DataError: if the table has no such score; says which it has.
     """
-    check_scored(table)
+    check_scored(table, score)
     parts: dict[str, list[FlatScores]] = {source: [] for source in TEXT_COLUMNS}
     kinds: list[NDArray[np.str_]] = []
     first = 0
-    for batch in table.scan(["origin", "meta", *SCORE_COLUMNS], batch_size=8192):
+    for batch in table.scan(["origin", "meta", *columns_of(table, score)], batch_size=8192):
         for source, own in parts.items():
-            own.append(flat_scores(batch, source, first, table.uri))
+            own.append(flat_scores(batch, source, first, table.uri, score))
         kinds.append(_noise_kinds(batch, first, table.uri)[parts["web"][-1].rows - first])
         first += batch.num_rows
     none = np.zeros(0, dtype=np.str_)
@@ -305,9 +336,16 @@ def read_scores(table: PairTable) -> dict[str, TextScores]:
         "synthetic": np.full(len(flat["synthetic"]), "", dtype=np.str_),
     }
     return {
-        source: TextScores(source, own.rows, own.places, own.itm, own.itc, of_texts[source])
+        source: TextScores(source, own.rows, own.places, own.itm, own.itc, of_texts[source], score)
         for source, own in flat.items()
     }
+
+
+def fit_report(table: PairTable) -> dict[str, Any] | None:
+    """The report of the fit whose probabilities a table has; None where there are none."""
+    if not sources_with(table, RIGHT):
+        return None
+    return column_state(table, FIT_REPORT) or None
 
 
 def texts_of(table: PairTable, scores: TextScores, chosen: NDArray[np.int64]) -> list[str]:

@@ -6,7 +6,7 @@ A worker is given units, reports each batch that is finished, and saves pieces o
 import hashlib
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -16,15 +16,16 @@ from PIL import Image
 from torch import Tensor
 
 from openblip.batches.shuffle import named_seed
-from openblip.batches.transforms import eval_transform
-from openblip.capfilt.job import NEW_COLUMNS, CapFiltJob, CapFiltSettings, column_schema
+from openblip.capfilt.filters import Filter
+from openblip.capfilt.job import CapFiltJob, CapFiltSettings, column_schema
 from openblip.capfilt.ledger import Store
-from openblip.inference import Blip, Caption, Match, load
+from openblip.inference import Caption, load
 from openblip.runtime.errors import DataError
 from openblip.runtime.threads import one_thread, ordered_map
 from openblip.sources.images import open_image
 from openblip.sources.row_images import GuardedDecoder, check_reachable, row_image
 from openblip.table.columns import ColumnFile, encode_columns, read_rows
+from openblip.table.scores import score_column
 from openblip.table.table import PairTable
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ class LoadedBatch:
     """Rows within the batch whose images stand in the tensors, in their order."""
     ids: list[str]
     captions: list[list[str]]
-    images: dict[int, Tensor]
-    """The images for models of each size, (images, 3, size, size)."""
+    images: dict[str, Tensor]
+    """The images (images, 3, height, width) by what prepared them: of our models their size."""
     errors: dict[int, str]
     """Why a row of the batch could not be read."""
 
@@ -98,7 +99,7 @@ class Unit:
 
 
 class Worker:
-    """Captioners and filter, all loaded, on one device."""
+    """Captioners and filters, all loaded, on one device."""
 
     def __init__(
         self,
@@ -122,15 +123,11 @@ class Worker:
         self.job = job
         self.settings: CapFiltSettings = job.settings
         self.captioners = [load(source, device=device) for source in job.settings.captioners]
-        self.filter: Blip = load(job.settings.filter, device=device)
+        self.filters = [Filter(plan, device) for plan in job.filters]
         for captioner in self.captioners:
             captioner.require("lm")
-        self.filter.require("itm")
         # Only now: what was loaded must be what is checked.
         job.check_models()
-        # The filter alone reads texts.
-        self._clean = self.filter.tokenizer.cleaning.caption
-        self._names = job.models[:-1]
         self._pieces, self._data = Pieces(job.folder), job.data_folder
         self._table = PairTable.open(job.table_uri)
         # This machine need not be that of the driver.
@@ -148,7 +145,7 @@ class Worker:
         """
         clock = _SaveClock(0.0 if unit.careful else self._save_seconds)
         fresh: dict[int, pa.Table] = {}
-        with one_thread() if self.filter.device.type == "cpu" else nullcontext():
+        with one_thread() if self.filters[0].model.device.type == "cpu" else nullcontext():
             for batch, columns in self._computed(unit):
                 fresh[batch] = columns
                 if clock.is_due():
@@ -166,7 +163,7 @@ class Worker:
         rows = {batch: self.job.batch_rows(batch, unit.num_rows) for batch in unit.batches}
         for batch, reason in unit.blamed.items():
             if batch in rows:
-                yield batch, _reason_columns(reason, len(rows.pop(batch)))
+                yield batch, _reason_columns(reason, len(rows.pop(batch)), self.job)
 
         if unit.careful:
             # One batch after the other, so that the first that is not saved is the guilty one.
@@ -200,14 +197,14 @@ class Worker:
                 continue
             places.append(place)
             ids.append(row["id"])
-            captions.append([self._clean(text) for text in row["captions"] or []])
+            captions.append(list(row["captions"] or []))
             images.append(image)
-        sizes = {model.image_size for model in (*self.captioners, self.filter)}
+        ways = {str(captioner.image_size): captioner.prepare for captioner in self.captioners}
+        ways |= {each.input_key: each.model.prepare for each in self.filters}
         tensors = {
-            size: torch.stack([eval_transform(image, size) for image in images])
+            key: torch.stack([prepare(image) for image in images])
+            for key, prepare in ways.items()
             if images
-            else torch.empty(0, 3, size, size)
-            for size in sizes
         }
         return LoadedBatch(
             num_rows=len(rows),
@@ -221,16 +218,18 @@ class Worker:
     def process(self, loaded: LoadedBatch) -> "pa.Table":
         """The new columns of a batch; rows that are not from the web have nulls."""
         if not loaded.places:
-            return _columns(loaded, [], [], self._names)
+            return _columns(loaded, [], {}, self.job)
         synthetic = self._write_captions(loaded)
         texts = [
-            given + [self._clean(caption.text) for caption in written]
+            given + [caption.text for caption in written]
             for given, written in zip(loaded.captions, synthetic, strict=True)
         ]
-        # Given and written texts of an image are scored together, against one image memory.
-        encoded = self.filter.encode(loaded.images[self.filter.image_size])
-        scores = self.filter.score(encoded, texts, first_token=self.settings.first_token)
-        return _columns(loaded, synthetic, scores, self._names)
+        scores: dict[str, list[list[float | None]]] = {}
+        for each in self.filters:
+            cleaned = [[each.model.clean(text) for text in own] for own in texts]
+            images = loaded.images[each.input_key]
+            scores |= each.score(images, cleaned, self.settings.first_token)
+        return _columns(loaded, synthetic, scores, self.job)
 
     def _write_captions(self, loaded: LoadedBatch) -> list[list[Caption]]:
         """For each image the texts of the first captioner, then those of the next."""
@@ -239,7 +238,7 @@ class Worker:
         written: list[list[Caption]] = [[] for _ in seeds]
         for captioner in self.captioners:
             captions = captioner.generate(
-                captioner.encode(loaded.images[captioner.image_size]),
+                captioner.encode(loaded.images[str(captioner.image_size)]),
                 self.settings.decoding,
                 prompt=self.settings.prompt,
                 seeds=seeds,
@@ -257,7 +256,7 @@ class Worker:
         used_pieces = len(fresh) < count
         # What was saved of a fragment that cannot be read any more would make half a fragment.
         if unit.failure:
-            columns = _reason_columns(unit.failure, unit.num_rows)
+            columns = _reason_columns(unit.failure, unit.num_rows, self.job)
         else:
             if used_pieces:
                 fresh = self._pieces.read(unit, self.settings.batch_size) | fresh
@@ -283,35 +282,35 @@ class Worker:
 def _columns(
     loaded: LoadedBatch,
     synthetic: list[list[Caption]],
-    scores: list[list[Match]],
-    captioners: Sequence[str],
+    scores: dict[str, list[list[float | None]]],
+    job: CapFiltJob,
 ) -> "pa.Table":
     import pyarrow as pa
 
-    values: dict[str, list[object]] = {name: [None] * loaded.num_rows for name in NEW_COLUMNS}
+    values: dict[str, list[object]] = {name: [None] * loaded.num_rows for name in job.columns}
     for number, place in enumerate(loaded.places):
         given = len(loaded.captions[number])
-        written, matches = synthetic[number], scores[number]
+        written = synthetic[number]
         values["synthetic"][place] = [caption.text for caption in written]
         values["synthetic_logprob"][place] = [caption.logprob for caption in written]
-        each = len(written) // len(captioners)
-        values["synthetic_captioner"][place] = [name for name in captioners for _ in range(each)]
-        values["captions_itm"][place] = [match.itm for match in matches[:given]]
-        values["captions_itc"][place] = [match.itc for match in matches[:given]]
-        values["synthetic_itm"][place] = [match.itm for match in matches[given:]]
-        values["synthetic_itc"][place] = [match.itc for match in matches[given:]]
+        each = len(written) // len(job.captioners)
+        names = [name for name in job.captioners for _ in range(each)]
+        values["synthetic_captioner"][place] = names
+        for score, of_images in scores.items():
+            values[score_column("captions", score)][place] = of_images[number][:given]
+            values[score_column("synthetic", score)][place] = of_images[number][given:]
     for place, reason in loaded.errors.items():
         values["capfilt_error"][place] = reason
-    return pa.table(values, schema=column_schema())
+    return pa.table(values, schema=column_schema(job.columns))
 
 
-def _reason_columns(reason: str, num_rows: int) -> "pa.Table":
+def _reason_columns(reason: str, num_rows: int, job: CapFiltJob) -> "pa.Table":
     """The columns of rows that have no result, all for one reason."""
     import pyarrow as pa
 
-    values: dict[str, list[object]] = {name: [None] * num_rows for name in NEW_COLUMNS}
+    values: dict[str, list[object]] = {name: [None] * num_rows for name in job.columns}
     values["capfilt_error"] = [reason] * num_rows
-    return pa.table(values, schema=column_schema())
+    return pa.table(values, schema=column_schema(job.columns))
 
 
 class Pieces:

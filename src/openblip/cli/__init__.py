@@ -43,6 +43,8 @@ _COMMANDS: dict[str, tuple[str, str, str]] = {
     "runs": ("runs", "runs", "list and compare training runs; a page with curves"),
     "plan": ("plan", "plan", "memory, time and price of a training run, before it runs"),
     "capfilt run": ("capfilt", "run", "caption and score the web rows of a table"),
+    "capfilt scores": ("capfilt", "scores", "say more of each text than its filter does"),
+    "capfilt fit": ("capfilt", "fit", "fit one calibrated probability to all scores"),
     "capfilt status": ("capfilt", "status", "how far a job is, its rate and its cost"),
     "capfilt review": ("review", "review", "verdicts of people, and a certified threshold"),
     "capfilt select": ("capfilt", "select", "how many texts stay at which threshold"),

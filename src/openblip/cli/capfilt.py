@@ -1,4 +1,4 @@
-"""`openblip capfilt`: run, status, select, report."""
+"""`openblip capfilt`: run, scores, fit, status, select, report."""
 
 import sys
 from dataclasses import asdict
@@ -10,14 +10,15 @@ import tyro
 from openblip.cli.data import WithoutName
 from openblip.cli.flags import DecodingFlags
 from openblip.cli.output import check_outputs, print_json, print_table
-from openblip.runtime.ranges import Count, NotNegative, Seed, Share, Workers
+from openblip.runtime.ranges import Count, Finite, NotNegative, Seed, Share, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from openblip.capfilt.fit import SourceFit
     from openblip.capfilt.pools import RayCluster
     from openblip.capfilt.run import CapFiltResult
-    from openblip.capfilt.select import Cut, KeepRate, NoiseQuality, Rejected
+    from openblip.capfilt.select import Cut, KeepRate, NoiseQuality, Rejected, Spread
     from openblip.review.certificate import Certificate
     from openblip.table.table import PairTable
 
@@ -29,7 +30,7 @@ def run(
     /,
     *,
     captioner: tuple[str, ...],
-    filter: str,
+    filter: tuple[str, ...],
     decoding: Annotated[DecodingFlags, tyro.conf.arg(name="")] = _NUCLEUS,
     prompt: str = "a picture of ",
     num_captions: Count = 1,
@@ -52,7 +53,9 @@ def run(
         table: the pair table.
         captioner: what writes captions, one or several: each a model folder, run directory, file,
             https address or hub repository.
-        filter: what scores texts: the same.
+        filter: what scores texts, one or several: the same, or a CLIP or SigLIP of transformers or
+            open_clip (open_clip:ARCHITECTURE/PRETRAINED), whose cosines go into a column of its
+            own; NAME=MODEL names it.
         decoding: how tokens are chosen; nucleus as in the paper.
         prompt: what the captioner continues.
         num_captions: synthetic captions per image and captioner.
@@ -72,7 +75,7 @@ def run(
     cluster = _cluster(ray, workers, gpus_per_worker, processes)
     settings = CapFiltSettings(
         captioner=captioner if len(captioner) > 1 else captioner[0],
-        filter=filter,
+        filter=filter if len(filter) > 1 else filter[0],
         decoding=decoding.decoding(),
         prompt=prompt,
         num_captions=num_captions,
@@ -112,6 +115,141 @@ def _print_result(table: str, result: "CapFiltResult", json: bool) -> int:
     for reason in result.failed:
         print(f"failed, the same command tries again: {reason}", file=sys.stderr)
     return 1 if result.failed else 0
+
+
+def scores(
+    table: tyro.conf.Positional[str],
+    /,
+    *,
+    filter: tuple[str, ...] = (),
+    neighbours: Count = 10,
+    sample: Count = 2048,
+    batch_size: Count = 32,
+    seed: Seed = 0,
+    device: str | None = None,
+    json: bool = False,
+) -> int:
+    """Say more of each given and synthetic text than its filter does, in columns of their own.
+
+    Whether text and image are nearer to each other than to their neighbours, whether the captioner
+    writes the same, how common a text is in the table, and what further filters say. A stopped
+    call goes on where it was.
+
+    Example: openblip capfilt scores pairs.lance
+    openblip capfilt scores pairs.lance --filter runs/filter openai/clip-vit-base-patch32
+
+    Args:
+        table: a table that `openblip capfilt run` has scored.
+        filter: models, as of capfilt run; texts and images are compared in the space of the first,
+            and each one that has not scored the table yet does. By default those that have.
+        neighbours: how many of the nearest texts (and images) of the sample normalise a cosine.
+        sample: rows of the table among which neighbours are looked for.
+        batch_size: rows that are read and scored together.
+        seed: decides which rows are in the sample.
+        device: default: the GPU where there is one.
+        json: print the result as JSON.
+    """
+    from openblip.capfilt.scores import ScoreSettings, score_table
+    from openblip.table.table import PairTable
+
+    settings = ScoreSettings(
+        filters=filter, neighbours=neighbours, sample=sample, batch_size=batch_size, seed=seed
+    )
+    report = score_table(PairTable.open(table), settings, device=device)
+    if json:
+        print_json(asdict(report))
+        return 0
+    print(f"{table}: {report.rows} rows computed; scores of its texts: {', '.join(report.scores)}")
+    for line in report.missing:
+        print(f"not there: {line}")
+    return 0
+
+
+def fit(
+    table: tyro.conf.Positional[str],
+    /,
+    *,
+    filter: tuple[str, ...] = (),
+    captioner: tuple[str, ...] = (),
+    images: Count = 1000,
+    folds: Count = 5,
+    batch_size: Count = 32,
+    seed: Seed = 0,
+    partly_is_right: bool = False,
+    device: str | None = None,
+    json: bool = False,
+) -> int:
+    """Fit one calibrated probability, the score right, to all scores of a table.
+
+    Learns from human pairs of the table and typed corruptions of them, and from reviewed verdicts.
+    Needs `openblip capfilt scores`, and the extra fit (scikit-learn).
+
+    Example: openblip capfilt fit pairs.lance
+    openblip capfilt select pairs.lance --score right
+
+    Args:
+        table: with human pairs, and scored.
+        filter: where the models of the table's scores lie now; by default where they were.
+        captioner: where the captioners of the table's job lie now; the same.
+        images: human images whose texts are corrupted, drawn by the seed where there are more.
+        folds: of the cross-validation.
+        batch_size: images that are scored together.
+        seed: decides images, corruptions, folds and models.
+        partly_is_right: a reviewed text with a wrong detail counts as right.
+        device: default: the GPU where there is one.
+        json: print the report as JSON.
+    """
+    from openblip.capfilt.fit import FitSettings, fit_table
+    from openblip.table.table import PairTable
+
+    settings = FitSettings(
+        filters=filter,
+        captioners=captioner,
+        images=images,
+        folds=folds,
+        batch_size=batch_size,
+        seed=seed,
+        partly_is_right=partly_is_right,
+    )
+    report = fit_table(PairTable.open(table), settings, device=device)
+    if json:
+        print_json(report.as_plain())
+        return 0
+    kinds = ", ".join(f"{count} {kind}" for kind, count in report.texts.items())
+    print(f"{table}: {report.images} human images: {kinds}")
+    for line in report.left_out:
+        print(f"left out: {line}")
+    for found in report.fits:
+        _print_fit(found)
+    return 0
+
+
+def _print_fit(found: "SourceFit") -> None:
+    told = found.told
+    losses = ", ".join(f"{name} {loss:.4f}" for name, loss in told["losses"].items())
+    print(
+        f"\n{found.source} texts: {told['model']} (out-of-fold loss: {losses}), "
+        f"{told['calibration']} calibration, error {told['error']:.3f}; "
+        f"{told['texts']} texts, {told['reviewed']} of them reviewed"
+    )
+    print(
+        f"AUC {told['auc']:.3f}; best single score: {told['single']} {told['single_auc']:.3f}; "
+        f"difference {told['gain']:+.3f} ({told['gain_low']:+.3f} to {told['gain_high']:+.3f}); "
+        f"{100 * found.share:.0f} % of the table's texts are right (by {found.share_from})"
+    )
+    rows = [
+        [name, f"{lost:.4f}", "" if weight is None else f"{weight:+.2f}"]
+        for name, lost, weight in told["importance"]
+    ]
+    print_table(["score", "AUC lost without it", "weight"], rows)
+    kinds = [
+        [kind["kind"], str(kind["texts"]), f"{kind['combination']:.3f}", f"{kind['single']:.3f}"]
+        for kind in told["kinds"]
+    ]
+    header = ["kind of noise", "texts", f"precision at recall {told['recall']:g}"]
+    print_table([*header, f"by {told['single']} alone"], kinds)
+    bins = [[f"{p:.2f}", f"{share:.2f}", str(count)] for p, share, count in told["reliability"]]
+    print_table(["told probability", "share that is right", "texts"], bins)
 
 
 def status(
@@ -161,7 +299,8 @@ def select(
     table: tyro.conf.Positional[str],
     /,
     *,
-    thresholds: tuple[Share, ...] = (),
+    thresholds: tuple[Finite, ...] = (),
+    score: str = "itm",
     keep: tuple[str, ...] = (),
     quantiles: tuple[Share, ...] = (),
     itm_of: tuple[str, ...] = (),
@@ -171,7 +310,7 @@ def select(
     partly_is_right: bool = False,
     json: bool = False,
 ) -> int:
-    """How many web and synthetic texts stay at each ITM threshold, and why others do not.
+    """How many web and synthetic texts stay at each threshold of a score, and why others do not.
 
     Runs no model. Says if the scores lie so close together that no threshold separates them.
 
@@ -181,7 +320,9 @@ def select(
 
     Args:
         table: a table that `openblip capfilt run` has scored.
-        thresholds: ITM probabilities; by default 0.1 0.3 0.5 0.7 0.9, or none with the next two.
+        thresholds: of the score; by default 0.1 0.3 0.5 0.7 0.9 of a probability and what keeps
+            90% to 10% by another score, or none with the next two.
+        score: which one: itm, itc, right (openblip capfilt fit), or another that the table has.
         keep: instead, the thresholds that keep these shares of each source, such as 50%.
         quantiles: the same by what they reject: 0.25 is the threshold that keeps 75%.
         itm_of: for the reasons: thresholds by source or data set, such as synthetic=0.3.
@@ -203,31 +344,29 @@ def select(
         spreads,
     )
     from openblip.cli.review import certificate_json, certificate_of
+    from openblip.table.scores import PROBABILITIES
     from openblip.table.table import PairTable
 
     opened = PairTable.open(table)
-    certificate = certificate_of(opened, precision, confidence, partly_is_right)
+    certificate = certificate_of(opened, precision, confidence, partly_is_right, score)
     if certificate is not None and certificate.threshold is not None:
         thresholds = (certificate.threshold, *thresholds)
     shares = [*map(_share, keep), *(1.0 - quantile for quantile in quantiles)]
-    thresholds = thresholds or (() if shares else DEFAULT_THRESHOLDS)
-    scores = read_scores(opened)
+    if not thresholds and not shares:
+        is_probability = score in PROBABILITIES
+        thresholds = DEFAULT_THRESHOLDS if is_probability else ()
+        shares = [] if is_probability else [1.0 - share for share in DEFAULT_THRESHOLDS]
+    scores = read_scores(opened, score)
     found = cuts(scores, shares)
-    rejected = rejections(opened, thresholds, itm_of, without)
+    rejected = rejections(opened, thresholds, itm_of, without, score)
     rates = keep_rates(scores, thresholds)
     for line in empty_sources(rates):
         print(line, file=sys.stderr)
     quality = {value: noise_quality(scores["web"], value) for value in thresholds}
     if json:
+        told = rates, found, spreads(scores), rejected, quality
         print_json(
-            {
-                "kept": [{**asdict(rate), "rate": rate.rate} for rate in rates],
-                "cuts": [{**asdict(cut), "rate": cut.rate} for cut in found],
-                "spread": [{**asdict(s), "is_narrow": s.is_narrow} for s in spreads(scores)],
-                "rejected": [asdict(some) for some in rejected],
-                "certificate": certificate and certificate_json(certificate),
-                "noise": {str(value): [asdict(q) for q in qs] for value, qs in quality.items()},
-            }
+            {**_selected(*told), "certificate": certificate and certificate_json(certificate)}
         )
         return _uncertified(certificate)
     if certificate is not None:
@@ -236,6 +375,22 @@ def select(
     _print_rates(rates, found)
     _print_reasons(rejected, quality)
     return _uncertified(certificate)
+
+
+def _selected(
+    rates: "Sequence[KeepRate]",
+    found: "Sequence[Cut]",
+    spreads: "Sequence[Spread]",
+    rejected: "Sequence[Rejected]",
+    quality: "Mapping[float, Sequence[NoiseQuality]]",
+) -> dict[str, object]:
+    return {
+        "kept": [{**asdict(rate), "rate": rate.rate} for rate in rates],
+        "cuts": [{**asdict(cut), "rate": cut.rate} for cut in found],
+        "spread": [{**asdict(spread), "is_narrow": spread.is_narrow} for spread in spreads],
+        "rejected": [asdict(some) for some in rejected],
+        "noise": {str(value): [asdict(q) for q in own] for value, own in quality.items()},
+    }
 
 
 def _print_reasons(
@@ -298,7 +453,8 @@ def report(
     /,
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("capfilt.html"),
-    threshold: Share = 0.5,
+    threshold: Finite | None = None,
+    score: str = "itm",
     precision: Share = 0.9,
     confidence: Share = 0.95,
     partly_is_right: bool = False,
@@ -313,7 +469,9 @@ def report(
     Args:
         table: a table that `openblip capfilt run` has scored.
         output: the HTML file.
-        threshold: a text is kept above this ITM probability.
+        threshold: a text is kept above it; by default 0.5 of a probability, and what keeps half
+            by another score.
+        score: which one is compared: itm, itc, right, or another that the table has.
         precision: of the certificate: what share of what is kept must be right at least.
         confidence: with which that is to hold.
         partly_is_right: whether a text with a wrong detail counts as right.
@@ -328,8 +486,9 @@ def report(
         opened,
         output,
         threshold=threshold,
+        score=score,
         seed=seed,
-        certificate=_certified(opened, precision, confidence, partly_is_right),
+        certificate=_certified(opened, precision, confidence, partly_is_right, score),
         warn=lambda line: print(line, file=sys.stderr),
     )
     print(written)
@@ -337,7 +496,7 @@ def report(
 
 
 def _certified(
-    table: "PairTable", precision: float, confidence: float, partly_is_right: bool
+    table: "PairTable", precision: float, confidence: float, partly_is_right: bool, score: str
 ) -> str | None:
     """What the verdicts on a table certify, or why nothing; None where nobody has judged."""
     from openblip.cli.review import certificate_of
@@ -347,7 +506,7 @@ def _certified(
     if not ReviewLog.of(table.uri).standing():
         return None
     try:
-        return str(certificate_of(table, precision, confidence, partly_is_right))
+        return str(certificate_of(table, precision, confidence, partly_is_right, score))
     except DataError as error:
         # Verdicts that are not on today's scores: the page tells it.
         return str(error)

@@ -126,7 +126,11 @@ def _in_browser(
 
 
 def certificate_of(
-    table: "PairTable", precision: float | None, confidence: float, partly_is_right: bool
+    table: "PairTable",
+    precision: float | None,
+    confidence: float,
+    partly_is_right: bool,
+    score: str = "itm",
 ) -> "Certificate | None":
     """The certificate that the verdicts on a table give, of its review with the most of them.
 
@@ -139,7 +143,7 @@ def certificate_of(
 
     if precision is None:
         return None
-    session = ReviewSession.most_reviewed(table, partly_is_right=partly_is_right)
+    session = ReviewSession.most_reviewed(table, partly_is_right=partly_is_right, score=score)
     return session.certify(precision, confidence)
 
 

@@ -135,12 +135,23 @@ def _arrays(batch: "pa.RecordBatch") -> tuple[NDArray[Any], ...]:
     )
     if EMBEDDING_KEY not in batch.schema.names:
         return arrays
-    column = batch[EMBEDDING_KEY]
-    values = np.asarray(column.values, dtype=np.float32).reshape(-1, column.type.list_size)
-    values = values[column.offset : column.offset + batch.num_rows]
+    return (*arrays, embeddings_of(batch[EMBEDDING_KEY]))
+
+
+def embeddings_of(column: Any) -> NDArray[np.float32]:
+    """The numbers (rows, width) of a column, of unit length; zeros where there is no embedding."""
+    import pyarrow as pa
+
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    width = array.type.list_size
+    values = np.zeros((len(array), width), np.float32)
+    known = array.is_valid().to_numpy(zero_copy_only=False)
+    values[known] = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
     # What float16 lost of the unit length would be missing from the cosine of equal images.
     lengths = np.linalg.norm(values, axis=1, keepdims=True)
-    return (*arrays, values / np.where(lengths > 0, lengths, 1))
+    lengths[lengths == 0] = 1
+    values /= lengths
+    return values
 
 
 def _no_marks(with_embeddings: bool) -> tuple[NDArray[Any], ...]:

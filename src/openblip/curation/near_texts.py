@@ -1,13 +1,22 @@
-"""Texts that say the same in nearly the same letters."""
+"""Texts that say the same in nearly the same letters, and texts that many images have."""
 
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+import re
+from collections import Counter, defaultdict
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from openblip.curation.nearness import find_leaders
+from openblip.table.flags import normalised
+from openblip.table.judging import string_values
+from openblip.table.table import PairTable
 
+_WORD = re.compile(r"\w+")
+# Words that are in any text say nothing of what two texts share.
+_EMPTY_WORDS = frozenset(
+    "a an and are at by for from in is it of on the this to with".split()  # noqa: SIM905
+)
 _SHINGLE = 4
 # Of 60 minima in 10 bands of 6, two texts of similarity 0.9 share a band with a probability of
 # 0.9995, of 0.8 with 0.95, of 0.3 with 0.007.
@@ -153,3 +162,67 @@ def _mixed(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return values ^ (values >> np.uint64(31))
+
+
+class CommonTexts:
+    """How often the web texts of a table are repeated, and how often they have a word."""
+
+    def __init__(self, texts: Sequence[str], words: Mapping[str, int]) -> None:
+        """Takes the normalised web texts, and their words with how often each stands there."""
+        keys = [_band_keys(texts[at : at + _CHUNK]) for at in range(0, len(texts), _CHUNK)]
+        # Ten numbers a text, of which near ones share one: sorted, so that a look takes no time.
+        self._bands = [np.sort(column) for column in np.concatenate(keys).T] if keys else []
+        self._words, self._total = words, max(sum(words.values()), 1)
+
+    @classmethod
+    def of(cls, table: PairTable) -> "CommonTexts":
+        """Those of all rows; 80 bytes of memory for each web text."""
+        words: Counter[str] = Counter()
+        texts: list[str] = []
+        for batch in table.scan(["origin", "captions"]):
+            is_web = (string_values(batch["origin"]) == "web").tolist()
+            for web, captions in zip(is_web, batch["captions"].to_pylist(), strict=True):
+                # People's texts are left out: a text that is made of one of them would know itself.
+                for text in (normalised(caption or "") for caption in captions or () if web):
+                    words.update(_WORD.findall(text))
+                    texts.append(text)
+        return cls(texts, words)
+
+    def common(self, texts: Sequence[str], is_own: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """log(1 + how many other web texts are the same, or nearly), (texts,)."""
+        if not texts or not self._bands:
+            return np.zeros(len(texts))
+        keys = _band_keys([normalised(text) for text in texts])
+        # Texts that share a band are alike with near certainty; the fullest one counts.
+        counts = [
+            np.searchsorted(band, own, "right") - np.searchsorted(band, own, "left")
+            for band, own in zip(self._bands, keys.T, strict=True)
+        ]
+        others = np.max(counts, axis=0) - is_own
+        return np.asarray(np.log1p(np.maximum(others, 0)), dtype=np.float64)
+
+    def frequency(self, texts: Sequence[str], is_own: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Mean log10 of how often web texts have its words, its own use left out, (texts,)."""
+        found = np.zeros(len(texts))
+        for place, text in enumerate(texts):
+            words = Counter(_WORD.findall(normalised(text)))
+            used = [
+                (max(self._words.get(word, 0) - count * bool(is_own[place]), 0) + 0.5, count)
+                for word, count in words.items()
+            ]
+            logs = [count * np.log10(times / self._total) for times, count in used]
+            found[place] = (
+                sum(logs) / max(sum(words.values()), 1) if words else -np.log10(self._total)
+            )
+        return found
+
+
+def overlap(first: str, second: str) -> float:
+    """How many words two texts share, 0 to 1 (the harmonic mean of both shares)."""
+    one, two = (set(_WORD.findall(normalised(text))) - _EMPTY_WORDS for text in (first, second))
+    return 2 * len(one & two) / max(len(one) + len(two), 1)
+
+
+def num_words(text: str) -> int:
+    """Runs of letters and digits in a text."""
+    return len(_WORD.findall(text))

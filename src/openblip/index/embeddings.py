@@ -123,22 +123,6 @@ def embedding_array(values: NDArray[np.float16]) -> Any:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
 
 
-def embeddings_of(column: Any) -> NDArray[np.float32]:
-    """The numbers (rows, width) of a column, of unit length; zeros where there is no embedding."""
-    import pyarrow as pa
-
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    width = array.type.list_size
-    values = np.zeros((len(array), width), np.float32)
-    known = array.is_valid().to_numpy(zero_copy_only=False)
-    values[known] = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
-    # What float16 lost of the unit length would be missing from the cosine of equal images.
-    lengths = np.linalg.norm(values, axis=1, keepdims=True)
-    lengths[lengths == 0] = 1
-    values /= lengths
-    return values
-
-
 def _encoded(table: PairTable, rows: range) -> Iterator[tuple[str, Callable[[], bytes]]]:
     """Reads what the table holds of some rows, a few at a time: photographs are large."""
     for start in range(rows.start, rows.stop, _ROWS_TOGETHER):

@@ -17,8 +17,7 @@ from torch import Tensor
 
 from openblip.batches.transforms import eval_transform
 from openblip.checkpoints.fingerprints import RememberedHashes
-from openblip.curation.marks import EMBEDDING_KEY
-from openblip.index.embeddings import embeddings_of
+from openblip.curation.marks import EMBEDDING_KEY, embeddings_of
 from openblip.index.noted import open_index
 from openblip.index.query import Query, Terms
 from openblip.index.states import StateCache, default_folder, default_hashes, states_of

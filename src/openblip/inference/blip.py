@@ -9,10 +9,12 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from openblip.batches.shuffle import keyed_hash
 from openblip.batches.tokenizer import TextTokenizer, TokenBatch
+from openblip.batches.transforms import eval_transform
 from openblip.batches.unknown_words import warn_of_unknown_words
 from openblip.checkpoints.families import AnyModel, check_image_size
 from openblip.checkpoints.folder import TO_HUGGINGFACE, TRAINED_AS, original_kind, save_folder
@@ -446,23 +448,30 @@ class Blip:
 
     def embed_images(self, images: Images, batch_size: int = 16) -> Float[Tensor, "images embed"]:
         """Unit-length float32 embeddings of images, on the CPU."""
-        model = self._embedder()
-        parts = [torch.empty(0, model.config.embed_dim)]
-        for hidden in map(self.encode_patches, image_batches(images, self.image_size, batch_size)):
-            parts.append(embed_images(model, hidden).cpu())
-        return torch.cat(parts)
+        batches = image_batches(images, self.image_size, batch_size)
+        empty = torch.empty(0, self._embedder().config.embed_dim)
+        return torch.cat([empty, *map(self.embed_prepared, batches)])
 
     def embed_texts(
         self, texts: str | Sequence[str], batch_size: int = 256
     ) -> Float[Tensor, "texts embed"]:
         """Unit-length float32 embeddings of texts, on the CPU."""
-        model = self._embedder()
-        batches = text_batches(texts, batch_size)
+        model, batches = self._embedder(), text_batches(texts, batch_size)
         self.warn_of_unknown_words(as_texts(texts))
-        parts = [torch.empty(0, model.config.embed_dim)]
-        for own in batches:
-            parts.append(embed_texts(model, self._tokens(own, "[CLS]")).cpu())
-        return torch.cat(parts)
+        parts = [embed_texts(model, self._tokens(own, "[CLS]")).cpu() for own in batches]
+        return torch.cat([torch.empty(0, model.config.embed_dim), *parts])
+
+    def prepare(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
+        """An RGB image as the model reads it; may be called from threads."""
+        return eval_transform(image, self.image_size)
+
+    def embed_prepared(self, images: Tensor) -> Float[Tensor, "images embed"]:
+        """As `embed_images`, of a batch of prepared images."""
+        return embed_images(self._embedder(), self.encode_patches(images)).cpu()
+
+    def clean(self, text: str) -> str:
+        """A text as the model's training had it."""
+        return self.tokenizer.cleaning.caption(text)
 
     def encode(self, images: Float[Tensor, "images 3 height width"]) -> EncodedImages:
         """Encoded images, on the model's device; all in one pass.

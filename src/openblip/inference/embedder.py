@@ -41,6 +41,23 @@ class Embedder(Protocol):
         """Unit-length float32 embeddings of texts, on the CPU."""
         ...
 
+    def prepare(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
+        """An RGB image as the image tower reads it; may be called from threads."""
+        ...
+
+    def embed_prepared(self, images: Tensor) -> Float[Tensor, "images embed"]:
+        """As `embed_images`, of a batch of prepared images."""
+        ...
+
+    def clean(self, text: str) -> str:
+        """A text as the model's training had it."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        ...
+
 
 class TwoTowers:
     """A contrastive model of another library: an `Embedder` that does nothing else."""
@@ -60,14 +77,19 @@ class TwoTowers:
             encode_texts: from texts to embeddings of any length.
             device: where the model is.
         """
-        self._prepare, self._device = prepare, device
+        self.prepare, self._device = prepare, device
         self._encode_images, self._encode_texts = encode_images, encode_texts
 
     @torch.no_grad()
     def embed_images(self, images: Images, batch_size: int = 16) -> Float[Tensor, "images embed"]:
         """Unit-length float32 embeddings of images, on the CPU."""
-        batches = prepared_batches(images, self._prepare, batch_size)
+        batches = prepared_batches(images, self.prepare, batch_size)
         return _joined([self._encode_images(batch.to(self._device)) for batch in batches])
+
+    @torch.no_grad()
+    def embed_prepared(self, images: Tensor) -> Float[Tensor, "images embed"]:
+        """As `embed_images`, of a batch of prepared images."""
+        return _joined([self._encode_images(images.to(self._device))])
 
     @torch.no_grad()
     def embed_texts(
@@ -76,6 +98,15 @@ class TwoTowers:
         """Unit-length float32 embeddings of texts, on the CPU."""
         batches = text_batches(texts, batch_size)
         return _joined([self._encode_texts(list(batch)) for batch in batches])
+
+    def clean(self, text: str) -> str:
+        """The text itself: the library's tokenizer does what there is to do."""
+        return text
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self._device
 
 
 def load_embedder(source: str | Path, device: str | torch.device | None = None) -> Embedder:

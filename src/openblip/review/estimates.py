@@ -190,6 +190,8 @@ def _calibrated(
 ) -> tuple[Calibration | None, str]:
     if not len(itm):
         return None, "there is no label yet"
+    if itm.min() < 0 or itm.max() > 1:
+        return None, "the score is no probability, so there is nothing to calibrate"
     try:
         return calibrate(itm, right.astype(np.int64), weights=weights), ""
     except DataError as error:

@@ -21,14 +21,15 @@ from openblip.review.strata import Design, Kind, draw, stratify
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.documents import read_text
 from openblip.runtime.errors import DataError, RecipeError
-from openblip.runtime.ranges import Count, CountOrNone, Seed, Share, check_ranges
+from openblip.runtime.ranges import Count, CountOrNone, Finite, Seed, check_ranges
 from openblip.table.judging import data_sets, string_values
 from openblip.table.rows import listed
 from openblip.table.scores import (
-    SCORE_COLUMNS,
+    PROBABILITIES,
     TEXT_COLUMNS,
     FlatScores,
     check_scored,
+    columns_of,
     flat_scores,
     join_scores,
 )
@@ -54,8 +55,11 @@ class ReviewSettings:
     or texts of some rows alone, which a search has found."""
     sources: tuple[Literal["web", "synthetic"], ...] = ("web", "synthetic")
     """Given texts of web rows, or the captioner's, or both."""
-    threshold: Share = 0.5
-    """The current one: a text is kept if its match probability is above it."""
+    threshold: Finite = 0.5
+    """The current one: a text is kept if its score is above it."""
+    score: str = "itm"
+    """Which score is compared with the threshold: the filter's match probability; `itc`; `right`,
+    the calibrated probability of `openblip capfilt fit`; or that of another filter by its name."""
     size: Count = 400
     """Texts that are drawn; more can be drawn later, and those that are there stay."""
     seed: Seed = 0
@@ -72,6 +76,8 @@ class ReviewSettings:
             RecipeError: names the field.
         """
         check_ranges(self)
+        if self.score in PROBABILITIES and not 0 <= self.threshold <= 1:
+            raise RecipeError(f"threshold is {self.threshold:g}; give a number from 0 to 1")
         if not self.sources or not set(self.sources) <= set(SCORED_SOURCES):
             raise RecipeError(
                 f"sources must be some of {listed(SCORED_SOURCES)}, which a filter scores. Got "
@@ -198,19 +204,19 @@ def read_frame(table: PairTable, settings: ReviewSettings) -> Frame:
         DataError: the table is not scored, or has no such texts.
         RecipeError: a row does not exist.
     """
-    check_scored(table)
+    check_scored(table, settings.score)
     if wrong := [row for row in settings.rows if not 0 <= row < len(table)]:
         raise RecipeError(
             f"there is no row {wrong[0]} in {table.uri}, which has rows 0 to {len(table) - 1}"
         )
     by_data_set = bool(settings.datasets) or settings.by == "source"
-    columns = ["origin", *SCORE_COLUMNS, *(["meta"] if by_data_set else [])]
+    columns = ["origin", *columns_of(table, settings.score), *(["meta"] if by_data_set else [])]
     parts: dict[str, list[FlatScores]] = {source: [] for source in settings.sources}
     row_names: list[str] = []
     start = 0
     for batch in table.scan(columns, batch_size=65536):
         for source, own in parts.items():
-            own.append(flat_scores(batch, source, start, table.uri))
+            own.append(flat_scores(batch, source, start, table.uri, settings.score))
         if by_data_set:
             numbers = np.arange(start, start + batch.num_rows)
             row_names += data_sets(string_values(batch["meta"]), numbers)
@@ -277,6 +283,8 @@ def _rejected(frame: Frame, settings: ReviewSettings) -> list[Kind]:
 
 
 def _disagreement(frame: Frame, settings: ReviewSettings) -> list[Kind]:
+    if not np.isfinite(frame.itc).all() or settings.score == "itc":
+        raise RecipeError("by=disagreement compares a score with the cosine ITC; give another one")
     # A probability and a cosine cannot be compared, their ranks within a source can.
     apart = np.zeros(len(frame))
     for source in np.unique(frame.sources):
@@ -424,6 +432,9 @@ def _damaged(where: str) -> DataError:
 
 def _name(frame: Frame, settings: ReviewSettings) -> str:
     fields = {**asdict(settings), "size": None, "format": _FORMAT, "texts": frame.digest()}
+    # Samples of before there was a choice keep their names.
+    if settings.score == "itm":
+        del fields["score"]
     digest = hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=6)
     return f"{settings.by}-{digest.hexdigest()}"
 

@@ -26,7 +26,7 @@ from openblip.review.strata import Labels
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.table.columns import column_state
 from openblip.table.reviews import ReviewLog, ReviewRecord, Verdict
-from openblip.table.scores import TEXT_COLUMNS
+from openblip.table.scores import TEXT_COLUMNS, score_column
 from openblip.table.table import PairTable
 
 # Every fifth text is shown to each reviewer, so that their agreement can be measured; the others
@@ -53,13 +53,15 @@ class ReviewItem:
     """Which of the row's texts of this source."""
     text: str
     itm: float
-    itc: float
+    """The score that is compared with the threshold, by default the match probability."""
+    itc: float | None
+    """Cosine; None where the table has none."""
     stratum: str
     """Name of the part of the table that it was drawn from."""
     probability: float
     """With which it was drawn into the sample."""
     others: tuple[tuple[str, str, float | None], ...]
-    """The row's other texts: source, text, match probability."""
+    """The row's other texts: source, text, the same score."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +94,7 @@ class ReviewSession:
         self.table, self.sample = table, sample
         self._partly_is_right = partly_is_right
         self._log = ReviewLog.of(table.uri)
-        self._filter = column_state(table, _CAPFILT).get("filter_fingerprint")
+        self._filter = _fingerprint(table)
         self.items = _read_items(table, sample)
         self._place = {item.key: place for place, item in enumerate(self.items)}
         self._held: dict[str, tuple[str, float]] = {}
@@ -124,8 +126,15 @@ class ReviewSession:
         return cls(table, open_sample(table, settings), partly_is_right=partly_is_right)
 
     @classmethod
-    def most_reviewed(cls, table: PairTable, *, partly_is_right: bool = False) -> Self:
+    def most_reviewed(
+        cls, table: PairTable, *, partly_is_right: bool = False, score: str = "itm"
+    ) -> Self:
         """Of the stored reviews of a table as it is now, the one with the most labels.
+
+        Args:
+            table: with a log of verdicts.
+            partly_is_right: whether a text with a wrong detail counts as right.
+            score: only reviews of which this score decided what is kept.
 
         Raises:
             DataError: there is none with a label.
@@ -135,14 +144,15 @@ class ReviewSession:
         for name in sorted(store.names(), key=lambda name: -counts[name]):
             settings = store.settings(name)
             # Of rejected texts alone nothing follows for those that are kept.
-            if counts[name] and settings.by != "rejected":
+            if counts[name] and settings.by != "rejected" and settings.score == score:
                 session = cls.open(table, settings, partly_is_right=partly_is_right)
                 # After another CapFilt the same settings mean another sample.
                 if session.sample.name == name and session._judged:
                     return session
+        told = "" if score == "itm" else f" --score {score}"
         raise DataError(
             f"{table.uri} has no verdict on its texts as they are scored now: "
-            f"`openblip capfilt review {table.uri}` collects some"
+            f"`openblip capfilt review {table.uri}{told}` collects some"
         )
 
     def upcoming(self, reviewer: str, count: int, skip: Collection[str] = ()) -> list[ReviewItem]:
@@ -388,13 +398,19 @@ class ReviewSession:
             text=item.text,
             reviewer=reviewer,
             table_version=self.table.version,
-            itm=item.itm,
+            # The record's field is the match probability; another score is not.
+            itm=item.itm if self.sample.settings.score == "itm" else None,
             itc=item.itc,
             filter=self._filter,
             sample=self.sample.name,
             probability=item.probability,
             stratum=item.stratum,
         )
+
+
+def _fingerprint(table: PairTable) -> str | None:
+    found = column_state(table, _CAPFILT).get("filter_fingerprint")
+    return ", ".join(found) if isinstance(found, list) else found
 
 
 def _key(record: ReviewRecord) -> str:
@@ -404,7 +420,8 @@ def _key(record: ReviewRecord) -> str:
 def _read_items(table: PairTable, sample: Sample) -> list[ReviewItem]:
     """The drawn texts, read in one go; images are not read."""
     frame, order = sample.frame, sample.order
-    columns = ["id", "captions", "synthetic", "captions_itm", "synthetic_itm"]
+    score = sample.settings.score
+    columns = ["id", *(c for t in TEXT_COLUMNS.values() for c in (t, score_column(t, score)))]
     columns = [name for name in columns if name in table.columns]
     rows = table.take(frame.rows[order], columns).to_pylist()
     items = []
@@ -427,21 +444,21 @@ def _read_items(table: PairTable, sample: Sample) -> list[ReviewItem]:
                 number,
                 texts[number],
                 float(frame.itm[at]),
-                float(frame.itc[at]),
+                float(frame.itc[at]) if np.isfinite(frame.itc[at]) else None,
                 sample.design.names[sample.strata[place]],
                 float(sample.probabilities[place]),
-                _others(row, source, number),
+                _others(row, source, number, score),
             )
         )
     return items
 
 
 def _others(
-    row: dict[str, Any], source: str, number: int
+    row: dict[str, Any], source: str, number: int, score: str
 ) -> tuple[tuple[str, str, float | None], ...]:
     found: list[tuple[str, str, float | None]] = []
     for name, column in TEXT_COLUMNS.items():
-        texts, scores = row.get(column) or [], row.get(f"{column}_itm") or []
+        texts, scores = row.get(column) or [], row.get(score_column(column, score)) or []
         for place, text in enumerate(texts):
             if (name, place) != (source, number):
                 found.append((name, text, scores[place] if place < len(scores) else None))

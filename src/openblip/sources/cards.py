@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from openblip.runtime.errors import DataError
-from openblip.sources.export_formats import DATA_FOLDER, SPLIT_NAMES, features
+from openblip.sources.export_formats import DATA_FOLDER, SPLIT_NAMES, ToldFields, features
 from openblip.sources.report import ExportReport, Reason
 from openblip.sources.source import Cursor, Entry, Found, PairSource, Refused
 from openblip.sources.splits import split_in_name
@@ -241,10 +241,13 @@ def write_card(folder: Path, report: ExportReport) -> None:
 
 
 def _columns(report: ExportReport) -> Sequence[tuple[str, str]]:
-    if "reviewed" not in report.view.sources:
-        return _COLUMNS
     place = [name for name, _ in _COLUMNS].index("split")
-    return (*_COLUMNS[:place], *_VERDICT_COLUMNS, *_COLUMNS[place:])
+    further = [
+        (f"caption_score_{name}", f"of each text: the score {name}, null where it has none")
+        for name in report.scores
+    ]
+    verdicts = _VERDICT_COLUMNS if "reviewed" in report.view.sources else ()
+    return (*_COLUMNS[:place], *further, *verdicts, *_COLUMNS[place:])
 
 
 def _card_header(folder: Path, report: ExportReport) -> dict[str, Any]:
@@ -265,7 +268,7 @@ def _card_header(folder: Path, report: ExportReport) -> dict[str, Any]:
         "tags": ["blip", "capfilt"] if _is_bootstrapped(report) else [],
         "configs": [{"config_name": "default", "data_files": files}],
         "dataset_info": {
-            "features": features("reviewed" in report.view.sources),
+            "features": features(ToldFields("reviewed" in report.view.sources, report.scores)),
             "splits": splits,
             "download_size": size,
             "dataset_size": size,

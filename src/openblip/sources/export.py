@@ -21,6 +21,7 @@ from openblip.sources.export_formats import (
     ExportedPair,
     ExportLayout,
     MetaFields,
+    ToldFields,
     Writer,
     write_coco,
     write_huggingface,
@@ -34,6 +35,7 @@ from openblip.sources.row_images import encoded_image
 from openblip.table.agreement import AgreedTexts
 from openblip.table.judging import AdmittedText
 from openblip.table.rows import IdSet, read_meta
+from openblip.table.scores import further_columns, further_scores
 from openblip.table.table import PairTable
 from openblip.table.views import TOLD_COLUMNS, CaptionView, ViewIndex, split_rows
 
@@ -113,8 +115,9 @@ def export_pairs(
         report.num_without_text += counts.num_without_text
     coco_ids = CocoIds(table, views[0].split) if format == "coco" else None
     fields = _meta_fields(indexes[0]) if format == "webdataset" else MetaFields()
-    with_verdicts = "reviewed" in view.sources
-    layout = ExportLayout(shard_size, views[0].split, fields, coco_ids, with_verdicts)
+    told = ToldFields("reviewed" in view.sources, further_scores(table.columns))
+    report.scores = told.scores
+    layout = ExportLayout(shard_size, views[0].split, fields, coco_ids, told)
     began = time.monotonic()
     progress = Progress("exporting", sum(map(len, indexes)), "images", enabled=show_progress)
     with _only_export(destination, overwrite), replace_folder(destination) as folder, progress:
@@ -192,7 +195,8 @@ def _records(index: ViewIndex) -> Iterator[tuple[dict[str, Any], list[AdmittedTe
     table = index.table
     known = [name for name in TOLD_COLUMNS if name in table.columns]
     own = ["id", "image", "image_uri", "width", "height", "split", "meta"]
-    columns = list(dict.fromkeys([*own, *index.columns, *known]))
+    further = further_columns(table.columns)
+    columns = list(dict.fromkeys([*own, *index.columns, *known, *further]))
     for start in range(0, len(index), _READ_ROWS):
         numbers = index.rows[start : start + _READ_ROWS]
         rows = table.take(numbers, columns)

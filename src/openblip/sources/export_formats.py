@@ -29,6 +29,22 @@ _GROUP_ROWS, _GROUP_BYTES = 1000, 64 << 20
 
 
 @dataclass(frozen=True)
+class ToldFields:
+    """What is told of each text besides its source, match probability and captioner."""
+
+    verdicts: bool = False
+    """Whether the view asks for what people have judged, so that their verdicts are told."""
+    scores: tuple[str, ...] = ()
+    """Further scores that the table has (`openblip capfilt scores`, `fit`, other filters)."""
+
+    @property
+    def lists(self) -> dict[str, str]:
+        """Columns of lists, and the types of their items."""
+        scores = dict.fromkeys((f"caption_score_{name}" for name in self.scores), "float32")
+        return {**_LISTS, **scores, **(_VERDICTS if self.verdicts else {})}
+
+
+@dataclass(frozen=True)
 class ExportedPair:
     """An image with the texts that a view admits."""
 
@@ -56,20 +72,22 @@ class ExportedPair:
         """A name for its files."""
         return file_key(self.id)
 
-    def told(self, with_verdicts: bool) -> dict[str, Any]:
+    def told(self, fields: ToldFields) -> dict[str, Any]:
         """Fields of all formats but the image and `meta`; lists are in the order of the texts."""
-        told = {
+        told: dict[str, Any] = {
             "id": self.id,
             "captions": [text.text for text in self.texts],
             "caption_sources": [text.source for text in self.texts],
             "caption_itm": [text.itm for text in self.texts],
             "caption_captioners": [text.captioner for text in self.texts],
         }
-        if with_verdicts:
+        for name in fields.scores:
+            told[f"caption_score_{name}"] = [text.scores.get(name) for text in self.texts]
+        if fields.verdicts:
             said = [verdict_fields(text) for text in self.texts]
-            told["caption_verdicts"] = [fields["verdict"] for fields in said]
-            told["caption_given"] = [fields["given"] for fields in said]
-            told["caption_reviewers"] = [fields["reviewers"] for fields in said]
+            told["caption_verdicts"] = [one["verdict"] for one in said]
+            told["caption_given"] = [one["given"] for one in said]
+            told["caption_reviewers"] = [one["reviewers"] for one in said]
         return {**told, "split": self.split}
 
 
@@ -129,8 +147,8 @@ class ExportLayout:
     """What the metadata of all pairs are like, for WebDataset."""
     coco_ids: CocoIds | None
     """What numbers the images have, for COCO."""
-    with_verdicts: bool
-    """Whether the view asks for what people have judged, so that their verdicts are told."""
+    told: ToldFields
+    """What is told of each text besides its source, match probability and captioner."""
 
 
 Writer = Callable[[Path, Iterable[ExportedPair], ExportLayout], None]
@@ -148,7 +166,7 @@ def write_webdataset(folder: Path, pairs: Iterable[ExportedPair], layout: Export
         with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
             for pair in shard:
                 first, suffix = pair.texts[0].text, suffix or pair.suffix
-                told = pair.told(layout.with_verdicts)
+                told = pair.told(layout.told)
                 told = {name: value for name, value in told.items() if not _is_null(value)}
                 record = {**layout.fields.typed(pair.meta), "caption": first, **told}
                 _add_member(tar, f"{pair.key}{suffix}", pair.image)
@@ -163,7 +181,7 @@ def write_jsonl(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayou
         for pair in pairs:
             name = f"images/{pair.key}{pair.suffix}"
             (folder / name).write_bytes(pair.image)
-            told = pair.told(layout.with_verdicts)
+            told = pair.told(layout.told)
             lines.write(_json({**pair.meta, "image": name, **told}) + "\n")
 
 
@@ -197,7 +215,8 @@ def write_coco(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayout
                     "source": text.source,
                     "itm": text.itm,
                     "captioner": text.captioner,
-                    **(verdict_fields(text) if layout.with_verdicts else {}),
+                    **(verdict_fields(text) if layout.told.verdicts else {}),
+                    **{name: text.scores.get(name) for name in layout.told.scores},
                 }
                 annotations.write((",\n" if num_texts > 1 else "\n") + _json(annotation))
         document.write('\n],\n"annotations": [')
@@ -288,7 +307,7 @@ _VERDICTS = {
 def write_parquet(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayout) -> None:
     """Files `00000.parquet`, ... with images and lists of texts, and `meta` as JSON."""
     for number, shard in enumerate(shards(pairs, layout.shard_size)):
-        _write_shard(folder / f"{number:05d}.parquet", shard, layout.with_verdicts)
+        _write_shard(folder / f"{number:05d}.parquet", shard, layout.told)
 
 
 def write_huggingface(folder: Path, pairs: Iterable[ExportedPair], layout: ExportLayout) -> None:
@@ -303,44 +322,40 @@ def write_huggingface(folder: Path, pairs: Iterable[ExportedPair], layout: Expor
         written = []
         for number, shard in enumerate(shards(of_split, layout.shard_size)):
             path = data / f"{split}-{number}.unfinished"
-            _write_shard(path, shard, layout.with_verdicts)
+            _write_shard(path, shard, layout.told)
             written.append(path)
         for number, path in enumerate(written):
             name = f"{SPLIT_NAMES[split]}-{number:05d}-of-{len(written):05d}.parquet"
             path.rename(data / name)
 
 
-def features(with_verdicts: bool) -> list[dict[str, Any]]:
+def features(told: ToldFields) -> list[dict[str, Any]]:
     """The types of the columns as a dataset card has them."""
-    lists = _lists(with_verdicts)
+    lists = told.lists
     kinds: dict[str, dict[str, Any]] = {"image": {"dtype": "image"}}
     kinds |= {name: {"dtype": kind} for name, kind in _VALUES.items()}
     kinds |= {name: {"sequence": kind} for name, kind in lists.items()}
     return [{"name": name, **kinds[name]} for name in _order(lists)]
 
 
-def _lists(with_verdicts: bool) -> dict[str, str]:
-    return {**_LISTS, **(_VERDICTS if with_verdicts else {})}
-
-
 def _order(lists: Iterable[str]) -> list[str]:
     return ["id", "image", "width", "height", *lists, "split", "meta"]
 
 
-def _write_shard(path: Path, pairs: Iterable[ExportedPair], with_verdicts: bool) -> None:
+def _write_shard(path: Path, pairs: Iterable[ExportedPair], told: ToldFields) -> None:
     from pyarrow import parquet
 
-    with parquet.ParquetWriter(path, _schema(with_verdicts)) as writer:
+    with parquet.ParquetWriter(path, _schema(told)) as writer:
         for group in groups(pairs):
-            writer.write_table(_table(group, with_verdicts))
+            writer.write_table(_table(group, told))
 
 
-def _table(pairs: list[ExportedPair], with_verdicts: bool) -> "pa.Table":
+def _table(pairs: list[ExportedPair], told: ToldFields) -> "pa.Table":
     import pyarrow as pa
 
     rows = [
         {
-            **pair.told(with_verdicts),
+            **pair.told(told),
             "image": {"bytes": pair.image, "path": f"{pair.key}{pair.suffix}"},
             "width": pair.width,
             "height": pair.height,
@@ -348,13 +363,13 @@ def _table(pairs: list[ExportedPair], with_verdicts: bool) -> "pa.Table":
         }
         for pair in pairs
     ]
-    return pa.Table.from_pylist(rows, schema=_schema(with_verdicts))
+    return pa.Table.from_pylist(rows, schema=_schema(told))
 
 
-def _schema(with_verdicts: bool) -> "pa.Schema":
+def _schema(told: ToldFields) -> "pa.Schema":
     import pyarrow as pa
 
-    lists = _lists(with_verdicts)
+    lists = told.lists
 
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     types: dict[str, pa.DataType] = {"image": image}

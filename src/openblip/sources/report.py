@@ -268,6 +268,8 @@ class ExportReport:
     """The first few of them."""
     seconds: float = 0.0
     """Time that it took."""
+    scores: tuple[str, ...] = ()
+    """Further scores of texts that were written, besides the match probability."""
     table_metadata: dict[str, Any] = field(default_factory=dict)
     """What is stored with the table, such as the settings of CapFilt and the fingerprints of
     captioner and filter."""

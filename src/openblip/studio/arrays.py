@@ -17,6 +17,7 @@ from openblip.runtime.memory import trim_memory
 from openblip.table.flags import IMAGE_FLAGS, text_flags
 from openblip.table.judging import REJECTIONS, Rejection, data_sets, judge, string_values
 from openblip.table.rows import TEXT_SOURCES
+from openblip.table.scores import score_column, scores_of, sources_with
 from openblip.table.table import SPLITS, PairTable
 from openblip.table.views import CaptionView
 
@@ -90,14 +91,27 @@ def row_flags(table: PairTable) -> dict[str, int]:
     return {name: bit for name, bit in columns.items() if name in table.columns}
 
 
-def is_scored(table: PairTable) -> bool:
-    """Whether a filter has judged all kinds of texts that the table has."""
-    needed = {"captions_itm", *(["synthetic_itm"] if "synthetic" in table.columns else [])}
-    return needed <= set(table.columns)
+# Counts of texts and of words are no shares of anything: no threshold from 0 to 1 divides them.
+_COUNTS = ("common", "frequency", "length", "copies")
+
+
+def is_scored(table: PairTable, score: str = "itm") -> bool:
+    """Whether a table has a score of the texts that it has: some are of given texts alone."""
+    there = sources_with(table, score)
+    return bool(there) and (score != "itm" or len(there) == 1 + ("synthetic" in table.columns))
+
+
+def choosable_scores(table: PairTable) -> list[str]:
+    """The scores that thresholds from 0 to 1 divide, the one that is shown first at the front."""
+    return [name for name in scores_of(table) if name not in _COUNTS and is_scored(table, name)]
 
 
 def view_of(
-    table: PairTable, threshold: float, split: str = "train", without: tuple[str, ...] = ()
+    table: PairTable,
+    threshold: float,
+    split: str = "train",
+    without: tuple[str, ...] = (),
+    score: str = "itm",
 ) -> CaptionView:
     """The view of all sources that a table has; without scores it has no threshold.
 
@@ -105,10 +119,14 @@ def view_of(
         RecipeError: the threshold is no probability, or there is no such split or flag.
     """
     has_synthetic = "synthetic" in table.columns
+    sources: tuple[str, ...] = TEXT_SOURCES if has_synthetic else TEXT_SOURCES[:2]
+    if score != "itm":
+        sources = tuple(n for n in sources if n in ("human", *sources_with(table, score)))
     return CaptionView(
-        sources=TEXT_SOURCES if has_synthetic else TEXT_SOURCES[:2],
-        itm=threshold if is_scored(table) else None,
+        sources=sources,
+        itm=threshold if is_scored(table, score) else None,
         split=split,
+        score=score,
         without=without,
     )
 
@@ -156,8 +174,11 @@ class TableArrays:
         """
         return self._once("data_sets", self._read_data_sets)
 
-    def texts(self, without: tuple[str, ...] = ()) -> dict[str, SourceTexts]:
+    def texts(self, without: tuple[str, ...] = (), score: str = "itm") -> dict[str, SourceTexts]:
         """All texts of the table by source, with what views that leave `without` out say of them.
+
+        With another `score`, `itm` of the texts has its values, and sources without it are left
+        out.
 
         Raises:
             DataError: what is left out has not been looked for, or a row has another number of
@@ -165,14 +186,17 @@ class TableArrays:
         """
         without = tuple(sorted(set(without)))
         with self._lock:
-            found = self._once(("texts", ()), lambda: self._read_texts(()))
+            first, wanted = ("texts", (), "itm"), ("texts", without, score)
+            # Of other choices only the last is kept; with the same score it shares all but reasons.
+            for key in [key for key in self._kept if isinstance(key, tuple)]:
+                if key not in (first, wanted):
+                    del self._kept[key]
+            if score != "itm":
+                return self._once(wanted, lambda: self._read_texts(without, score))
+            found = self._once(first, lambda: self._read_texts(()))
             if not without:
                 return found
-            # Of other choices only the last is kept; it shares all but the reasons.
-            for key in [key for key in self._kept if isinstance(key, tuple) and key[1]]:
-                if key[1] != without:
-                    del self._kept[key]
-            return self._once(("texts", without), lambda: self._judged_anew(found, without))
+            return self._once(wanted, lambda: self._judged_anew(found, without))
 
     def matching_texts(self, words: str) -> dict[str, NDArray[np.bool_]]:
         """Which texts contain some words, upper and lower case alike; nothing is kept."""
@@ -258,9 +282,9 @@ class TableArrays:
             start += batch.num_rows
         return list(numbers)[: most + 1], _joined(parts, np.uint16)
 
-    def _read_texts(self, without: tuple[str, ...]) -> dict[str, SourceTexts]:
+    def _read_texts(self, without: tuple[str, ...], score: str = "itm") -> dict[str, SourceTexts]:
         # At a threshold of 0 a text is unscored or not; what is below is decided later.
-        view = view_of(self.table, 0.0, without=without)
+        view = view_of(self.table, 0.0, without=without, score=score)
         view.check(self.table)
         cosines = {source: f"{COLUMN_OF[source]}_itc" for source in view.sources}
         columns = [*view.columns_in(self.table), *cosines.values()]
@@ -274,7 +298,7 @@ class TableArrays:
                 found.append(
                     SourceTexts(
                         (start + judged.rows).astype(np.int32),
-                        judged.scores.astype(_width(batch, f"{COLUMN_OF[source]}_itm")),
+                        judged.scores.astype(_width(batch, score_column(COLUMN_OF[source], score))),
                         beside(batch, cosines[source], judged.lengths).astype(np.float32),
                         reasons.astype(np.uint8),
                     )

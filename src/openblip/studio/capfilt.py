@@ -13,7 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openblip.capfilt.select import Spread
-from openblip.studio.arrays import SourceTexts, TableArrays, give_back, is_scored, view_of
+from openblip.studio.arrays import (
+    SourceTexts,
+    TableArrays,
+    choosable_scores,
+    give_back,
+    is_scored,
+    view_of,
+)
 from openblip.studio.collection import latest_choices, table_told, without_of
 from openblip.studio.routes import Asked, Refused, Route, get
 from openblip.studio.telling import models_of_scores, told_rows
@@ -39,17 +46,20 @@ def routes(studio: "Studio") -> list[Route]:
         choices = latest_choices(studio)
         arrays = choices.arrays
         split, without = _split(asked, arrays), without_of(asked)
+        score = _score(asked, arrays)
         told = {
             **table_told(arrays),
             "split": split,
             "splits": _rows_of_splits(arrays),
-            "is_scored": is_scored(arrays.table),
+            "is_scored": is_scored(arrays.table, score),
+            "score": score,
+            "scores": choosable_scores(arrays.table),
             "judged_texts": choices.judged.latest().num_texts,
-            "commands": _commands(arrays.table.uri, split, without),
+            "commands": _commands(arrays.table.uri, split, without, score),
         }
         if not told["is_scored"]:
             return told
-        counts = _counts(arrays, split, without)
+        counts = _counts(arrays, split, without, score)
         give_back()
         return {**told, **counts, "models": models_of_scores(arrays)}
 
@@ -61,9 +71,10 @@ def routes(studio: "Studio") -> list[Route]:
             raise Refused(400, f"source is {source!r:.40}; it must be one of {', '.join(_SCORED)}")
         count = asked.whole("count", 1, _MOST_EXAMPLES, 12)
         split, without = _split(asked, arrays), without_of(asked)
-        texts = arrays.texts(without).get(source)
+        score = _score(asked, arrays)
+        texts = arrays.texts(without, score).get(source)
         found = {} if texts is None else _around(arrays, texts, split, threshold, count)
-        view = view_of(arrays.table, threshold, split, without)
+        view = view_of(arrays.table, threshold, split, without, score)
         return {
             **table_told(arrays),
             "threshold": threshold,
@@ -83,15 +94,26 @@ def _split(asked: Asked, arrays: TableArrays) -> str:
     return split or next(iter(there), SPLITS[0])
 
 
+def _score(asked: Asked, arrays: TableArrays) -> str:
+    """The score that is asked for; by default the match probability, or what there is instead."""
+    there = choosable_scores(arrays.table)
+    score = asked.text("score", "") or (there or ["itm"])[0]
+    if there and score not in there:
+        raise Refused(400, f"score is {score!r:.40}; the table has {', '.join(there)}")
+    return score
+
+
 def _rows_of_splits(arrays: TableArrays) -> dict[str, int]:
     counts = np.bincount(arrays.splits(), minlength=len(SPLITS)).tolist()
     return dict(zip(SPLITS, counts, strict=False))
 
 
-def _commands(uri: str, split: str, without: tuple[str, ...]) -> dict[str, str]:
+def _commands(uri: str, split: str, without: tuple[str, ...], score: str) -> dict[str, str]:
     """What makes this view, with `THRESHOLD` where the page puts it; and what makes scores."""
     place = shlex.quote(uri)
-    more = f" {{}}without {' '.join(without)}" if without else ""
+    more = f" {{0}}score {score}" if score != "itm" else ""
+    more += f" {{0}}without {' '.join(without)}" if without else ""
+    asked = "" if score == "itm" else f" --score {score}"
     training = "" if split == "train" else f" --data.view.split {split}"
     export = "" if split == "train" else f" --split {split}"
     return {
@@ -99,7 +121,7 @@ def _commands(uri: str, split: str, without: tuple[str, ...]) -> dict[str, str]:
         f"synthetic --data.view.itm THRESHOLD{training}{more.format('--data.view.')}",
         "export": f"openblip data export {place} filtered/ --sources human web synthetic "
         f"--itm THRESHOLD{export}{more.format('--')}",
-        "report": f"openblip capfilt report {place} --threshold THRESHOLD -o capfilt.html",
+        "report": f"openblip capfilt report {place} --threshold THRESHOLD{asked} -o capfilt.html",
         "scores": f"openblip capfilt run {place} --captioner CAPTIONER --filter FILTER",
     }
 
@@ -114,12 +136,14 @@ class _InSplit:
     """Positions of all of them."""
     scored: NDArray[np.int64]
     """Positions of those that a threshold alone decides about; of people's texts none."""
+    score: str
+    """Which one the threshold is compared with."""
 
     @classmethod
-    def of(cls, source: str, texts: SourceTexts, inside: NDArray[np.bool_]) -> Self:
+    def of(cls, source: str, texts: SourceTexts, inside: NDArray[np.bool_], score: str) -> Self:
         own = np.flatnonzero(inside[texts.rows])
         scored = own[texts.reasons[own] == 0] if source in _SCORED else own[:0]
-        return cls(source, texts, own, scored)
+        return cls(source, texts, own, scored, score)
 
     @cached_property
     def steps(self) -> NDArray[np.int64]:
@@ -143,7 +167,7 @@ class _InSplit:
             return told
         itm = self.texts.itm[self.scored].astype(np.float64)
         ends = (float(itm.min()), float(itm.max()), float(itm.std())) if itm.size else (0.0,) * 3
-        spread = Spread(self.source, len(itm), *ends)
+        spread = Spread(self.source, len(itm), *ends, self.score)
         return {
             **told,
             "histogram": np.bincount(self.steps, minlength=STEPS + 2).tolist(),
@@ -154,10 +178,12 @@ class _InSplit:
         }
 
 
-def _counts(arrays: TableArrays, split: str, without: tuple[str, ...]) -> dict[str, Any]:
+def _counts(
+    arrays: TableArrays, split: str, without: tuple[str, ...], score: str
+) -> dict[str, Any]:
     inside = arrays.splits() == SPLITS.index(split)
-    texts = arrays.texts(without)
-    parts = [_InSplit.of(source, some, inside) for source, some in texts.items()]
+    texts = arrays.texts(without, score)
+    parts = [_InSplit.of(source, some, inside, score) for source, some in texts.items()]
     return {
         "steps": STEPS,
         "sources": [part.told() for part in parts],

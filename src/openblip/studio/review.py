@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from openblip.runtime.errors import DataError
 from openblip.studio.routes import Asked, Refused, Route, get, post
 from openblip.table.reviews import VERDICTS, ReviewLog
+from openblip.table.scores import score_words
 from openblip.training.recipe_file import from_plain
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ class Reviews:
         opened.tabs[reviewer, tab] = _Tab(keys, time.monotonic())
         judged = opened.session.standing(reviewer)
         return {
-            "items": [_shown(item) for item in items],
+            "items": [_shown(item, session.sample.settings.score) for item in items],
             "elsewhere": len((taken - judged.keys()) - keys),
             "tabs": len(others),
             "mark": mark,
@@ -113,11 +114,14 @@ class Reviews:
         with opened.lock:
             standing = session.standing(reviewer)
             if key not in standing:
-                return {"item": _shown(session.item(key)), "what": "stands already"}
+                return {
+                    "item": _shown(session.item(key), session.sample.settings.score),
+                    "what": "stands already",
+                }
             verdict, edited = standing[key].verdict, standing[key].edited
             session.undo(reviewer, key)
         return {
-            "item": _shown(session.item(key)),
+            "item": _shown(session.item(key), session.sample.settings.score),
             "verdict": verdict,
             "edited": edited,
             "what": "recorded",
@@ -221,9 +225,10 @@ def _conclusions(opened: _Opened, precision: float, confidence: float) -> dict[s
     return told
 
 
-def _shown(item: "ReviewItem") -> dict[str, Any]:
+def _shown(item: "ReviewItem", score: str) -> dict[str, Any]:
     others = [{"source": s, "text": text, "itm": itm} for s, text, itm in item.others]
-    return {**asdict(item), "others": others}
+    words = "match probability (ITM)" if score == "itm" else score_words(score)
+    return {**asdict(item), "others": others, "score_words": words}
 
 
 def _from_json(text: str) -> object:

@@ -106,8 +106,8 @@ def models_of_scores(arrays: TableArrays) -> dict[str, Any]:
     names, prints = (_several(state.get(key)) for key in ("captioner", "captioner_fingerprint"))
     return {
         "captioners": dict(zip(prints, names, strict=False)),
-        "filter": state.get("filter"),
-        "filter_fingerprint": state.get("filter_fingerprint"),
+        "filter": ", ".join(_several(state.get("filter"))) or None,
+        "filter_fingerprint": ", ".join(_several(state.get("filter_fingerprint"))) or None,
     }
 
 

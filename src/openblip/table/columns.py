@@ -163,6 +163,7 @@ def attach_columns(
     schema: "pa.Schema",
     *,
     replace: bool,
+    dropped: Sequence[str] = (),
 ) -> PairTable:
     """The table with the columns of `schema` in all fragments that have a file.
 
@@ -175,6 +176,7 @@ def attach_columns(
         schema: names and types of the columns, all nullable.
         replace: drop columns that stand under these names; else the files' fragments alone change,
             if the table has all of the columns.
+        dropped: other columns of the table, which go in the same step as those that are replaced.
 
     Raises:
         DataError: a column of the source would be replaced.
@@ -191,7 +193,7 @@ def attach_columns(
     again_after_conflicts(lambda: PairTable.open(table.uri).drop_leftovers())
     # Each step is one of the latest version: whoever appends rows meanwhile is no obstacle, since
     # no file here is about rows that this job has not seen.
-    Staging(schema.names, existing).carry_out(
+    Staging(schema.names, [*existing, *dropped]).carry_out(
         lambda action, is_made: again_after_conflicts(
             lambda: PairTable.open(table.uri).change(action, is_made)
         ),

@@ -4,8 +4,8 @@
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Literal
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from openblip.runtime.errors import DataError
 from openblip.table.rows import TEXT_SOURCES, read_meta
-from openblip.table.scores import score_column
+from openblip.table.scores import score_column, scores_among
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -88,6 +88,8 @@ class AdmittedText:
     """The filter's match probability; None where it was not read or the text was not judged."""
     captioner: str | None = None
     """Fingerprint of the model that wrote it; None for a given text, or where it was not read."""
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    """Further scores that were read, by name; None where the text has none."""
     agreed: "AgreedText | None" = None
     """What people have judged; None where the source is not `reviewed`."""
     weight: float = 1.0
@@ -112,10 +114,12 @@ class JudgedTexts:
     not read."""
     codes: NDArray[np.uint8]
     """0 for a text that counts, else its rejection, see `REJECTIONS`."""
-    weights: NDArray[np.float64] | None = None
-    """How often each is drawn beside others, above 0 and at most 1; None for all alike."""
     agreed: "Sequence[AgreedText]" = ()
     """Of the texts that people have judged, what was agreed; of other sources nothing."""
+    further: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
+    """All scores but `itm` and `itc` that were read, by name; NaN as above."""
+    weights: NDArray[np.float64] | None = None
+    """How often each is drawn beside others, above 0 and at most 1; None for all alike."""
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -141,7 +145,8 @@ class JudgedTexts:
             self.thresholds[places],
             self.captioners[places],
             self.codes[places],
-            None if self.weights is None else self.weights[places],
+            further={name: own[places] for name, own in self.further.items()},
+            weights=None if self.weights is None else self.weights[places],
         )
 
 
@@ -196,8 +201,8 @@ def _judge_column(
     below = (codes == 0) & has_threshold & ~(scores > thresholds)
     codes[below] = _CODES[Rejection.BELOW_THRESHOLD]
     weights = None if source == "human" else _weights(scores, codes, own, view)
-    told = (scores, itm, thresholds, own.captioners(), codes, weights)
-    return JudgedTexts(own.lengths, own.texts, *told)
+    told = own.captioners(), codes, (), own.further(), weights
+    return JudgedTexts(own.lengths, own.texts, scores, itm, thresholds, *told)
 
 
 def _weights(
@@ -231,13 +236,14 @@ def _judge_reviewed(
 
     places = agreed.places_in(batch["id"])
     rows = batch.take(pa.array(places, pa.int64()))
-    found: list[tuple[int, AgreedText, int, float, float, str | None]] = []
+    found: list[tuple[int, AgreedText, int, str | None, dict[str, float]]] = []
     for source in TEXT_SOURCES:
         if ("synthetic" if source == "synthetic" else "captions") not in rows.schema.names:
             continue
         own = _Own(rows, source, numbers[places])
         codes = _codes(own, view, "reviewed")
         scores, itm = own.scores_and_itm(view.score, is_required=False)
+        read = {"": scores, "itm": itm, **own.further()}
         captioners, begins = own.captioners(), np.cumsum(own.lengths) - own.lengths
         for row, key in enumerate(rows["id"].to_pylist()):
             for text in (text for text in agreed.of_row(key) if text.source == source):
@@ -246,20 +252,22 @@ def _judge_reviewed(
                     at = begins[row] + text.place
                     code = _agreed_code(text, int(codes[at]))
                     # Other words have not been scored.
-                    told = (np.nan, np.nan) if text.is_edited else (scores[at], itm[at])
-                    found.append((int(places[row]), text, code, *told, captioners[at]))
+                    told = {} if text.is_edited else {n: v[at] for n, v in read.items()}
+                    found.append((int(places[row]), text, code, captioners[at], told))
     found.sort(key=lambda entry: entry[0])
     of_texts = np.array([row for row, *_ in found], dtype=np.int64)
+    names = {"", "itm"}.union(*(told for *_, told in found))
+    values = {name: np.array([t.get(name, np.nan) for *_, t in found]) for name in names}
     return JudgedTexts(
         np.bincount(of_texts, minlength=batch.num_rows),
         pa.array([text.words or text.text for _, text, *_ in found], pa.string()),
-        np.array([score for *_, score, _, _ in found], dtype=np.float64),
-        np.array([itm for *_, itm, _ in found], dtype=np.float64),
+        values.pop("").astype(np.float64),
+        values.pop("itm").astype(np.float64),
         np.full(len(found), np.nan),
-        np.array([captioner for *_, captioner in found], dtype=object),
+        np.array([captioner for *_, captioner, _ in found], dtype=object),
         np.array([code for _, _, code, *_ in found], dtype=np.uint8),
-        None,
         [text for _, text, *_ in found],
+        values,
     )
 
 
@@ -320,6 +328,11 @@ class _Own:
         """A score of the texts, and their match probabilities; NaN where there are none."""
         itm = self._scores("itm", is_required)
         return (itm if score == "itm" else self._scores(score, is_required)), itm
+
+    def further(self) -> dict[str, NDArray[np.float64]]:
+        """All scores that were read besides `itm` and `itc`, NaN where a text has none."""
+        names = scores_among(self.batch.schema.names, self.column)
+        return {name: self._scores(name, False) for name in names if name not in ("itm", "itc")}
 
     def _scores(self, score: str, is_required: bool) -> NDArray[np.float64]:
         scores = np.full(len(self.texts), np.nan)

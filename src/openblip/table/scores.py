@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openblip.runtime.errors import DataError
+from openblip.table.rows import listed
 from openblip.table.table import PairTable
 
 if TYPE_CHECKING:
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
 SCORE_COLUMNS = ("captions_itm", "captions_itc", "synthetic_itm", "synthetic_itc")
 TEXT_COLUMNS = {"web": "captions", "synthetic": "synthetic"}
 """Column of the texts of each source that a filter scores."""
+RIGHT = "right"
+"""The score of the calibrated probability that a text is right."""
+PROBABILITIES = ("itm", RIGHT)
+"""Scores that are probabilities, from 0 to 1; another one may be any number."""
+# Of these a table has both kinds of both sources, or is not scored by a model of ours.
+_CHECKED_WHOLE = ("itm",)
 _REMEDY = "run `openblip capfilt run` on the table again"
 
 
@@ -45,6 +52,45 @@ def scores_among(columns: Iterable[str], column: str) -> list[str]:
     return [score for score in ("itm", "itc") if score_column(column, score) in there] + others
 
 
+def further_columns(columns: Iterable[str]) -> list[str]:
+    """Of some columns those of scores that are neither `itm` nor `itc`."""
+    beginnings = tuple(score_column(texts, "") for texts in TEXT_COLUMNS.values())
+    return [name for name in columns if name.startswith(beginnings)]
+
+
+def further_scores(columns: Iterable[str]) -> tuple[str, ...]:
+    """The scores that `further_columns` are of."""
+    names = [name.partition("_score_")[2] for name in further_columns(columns)]
+    return tuple(sorted(set(names)))
+
+
+def scores_of(table: PairTable) -> tuple[str, ...]:
+    """The scores that the given texts of a table have, and those of synthetic texts alone."""
+    every = [
+        score for texts in TEXT_COLUMNS.values() for score in scores_among(table.columns, texts)
+    ]
+    return tuple(dict.fromkeys(every))
+
+
+def sources_with(table: PairTable, score: str) -> list[str]:
+    """The sources of whose texts a table has a score."""
+    columns = {source: score_column(texts, score) for source, texts in TEXT_COLUMNS.items()}
+    return [source for source, column in columns.items() if column in table.columns]
+
+
+def score_words(score: str) -> str:
+    """What a score is called where people read it."""
+    return {"itm": "ITM", "itc": "ITC"}.get(score, f"score {score!r}")
+
+
+def columns_of(table: PairTable, score: str) -> list[str]:
+    """The columns of a table that have a score of its texts, and the cosines that go with it."""
+    names = [
+        score_column(texts, kind) for texts in TEXT_COLUMNS.values() for kind in (score, "itc")
+    ]
+    return [name for name in dict.fromkeys(names) if name in table.columns]
+
+
 @dataclass(frozen=True, eq=False)
 class FlatScores:
     """Scores of all texts of one source in rows that came from the web."""
@@ -54,35 +100,64 @@ class FlatScores:
     places: NDArray[np.int64]
     """Which of the row's texts of this source."""
     itm: NDArray[np.float64]
-    """Probability that text and image match."""
+    """The score that is compared with thresholds: the probability that text and image match,
+    unless another one was asked for."""
     itc: NDArray[np.float32]
-    """Cosine of text and image."""
+    """Cosine of text and image; NaN where the table has none."""
 
     def __len__(self) -> int:
         return len(self.rows)
 
 
-def check_scored(table: PairTable) -> None:
-    """Nothing, if a filter has scored the table.
+def check_scored(table: PairTable, score: str = "itm") -> None:
+    """Nothing, if a table has a score of the texts that it has.
 
     Raises:
-        DataError: none has.
+        DataError: it has none; says what it has, and what makes one.
     """
-    if missing := [c for c in SCORE_COLUMNS if c not in table.columns]:
+    texts = [name for name in TEXT_COLUMNS.values() if name in table.columns]
+    wanted = [score_column(name, score) for name in texts]
+    if score in _CHECKED_WHOLE:
+        wanted = [
+            score_column(name, kind)
+            for kind in ("itm", "itc")
+            for name in ("captions", "synthetic")
+        ]
+    missing = [name for name in wanted if name not in table.columns]
+    there = scores_of(table)
+    # Some scores are of given texts alone, as is their agreement with synthetic ones.
+    if not missing or (score not in _CHECKED_WHOLE and len(missing) < len(wanted)):
+        return
+    if there:
         raise DataError(
-            f"{table.uri} has no column {missing[0]}: score it first with "
-            f"`openblip capfilt run {table.uri} --captioner ... --filter ...`"
+            f"{table.uri} has no column {missing[0]}; its scores are {listed(there)}: choose one "
+            f"of them with --score, {_makes(table.uri, score)}"
         )
+    raise DataError(
+        f"{table.uri} has no column {missing[0]}: score it first with "
+        f"`openblip capfilt run {table.uri} --captioner ... --filter ...`"
+    )
 
 
-def flat_scores(batch: "pa.RecordBatch", source: str, start: int, uri: str) -> FlatScores:
+def _makes(uri: str, score: str) -> str:
+    if score in ("itm", "itc"):
+        return "or run `openblip capfilt run` with a --filter that matches (of BLIP)"
+    if score == RIGHT:
+        return f"or make it with `openblip capfilt fit {uri}`"
+    return f"or make it with `openblip capfilt scores {uri}`"
+
+
+def flat_scores(
+    batch: "pa.RecordBatch", source: str, start: int, uri: str, score: str = "itm"
+) -> FlatScores:
     """The scores of one source's texts in some rows; a row without scores (an error) has none.
 
     Args:
-        batch: rows with `origin` and the score columns.
+        batch: rows with `origin` and the score's column; the cosines are told if theirs is there.
         source: "web" or "synthetic".
         start: number of the first row.
         uri: of the table, for errors.
+        score: which one is compared with thresholds.
 
     Raises:
         DataError: a row has more scores of one kind than of the other, or one that is no score.
@@ -92,33 +167,43 @@ def flat_scores(batch: "pa.RecordBatch", source: str, start: int, uri: str) -> F
     column = TEXT_COLUMNS[source]
     is_web = np.asarray(batch["origin"].to_numpy(zero_copy_only=False) == "web")
     numbers = start + np.flatnonzero(is_web)
-    itm, itc = (
-        batch[score_column(column, kind)].filter(pa.array(is_web)) for kind in ("itm", "itc")
-    )
-    lengths, others = _lengths(itm), _lengths(itc)
-    if wrong := np.flatnonzero(lengths != others).tolist():
-        place = wrong[0]
-        raise DataError(
-            f"row {numbers[place]} of {uri}: {lengths[place]} values in {column}_itm but "
-            f"{others[place]} in {column}_itc: {_REMEDY}"
-        )
+    name, beside = score_column(column, score), score_column(column, "itc")
+    told = [kind for kind in (name, beside) if kind in batch.schema.names]
+    lists = {kind: batch[kind].filter(pa.array(is_web)) for kind in told}
+    lengths = _lengths(lists[name]) if name in lists else np.zeros(len(numbers), np.int64)
+    if name in lists and beside in lists:
+        others = _lengths(lists[beside])
+        if wrong := np.flatnonzero(lengths != others).tolist():
+            place = wrong[0]
+            raise DataError(
+                f"row {numbers[place]} of {uri}: {lengths[place]} values in {name} but "
+                f"{others[place]} in {beside}: {_REMEDY}"
+            )
     rows = np.repeat(numbers, lengths)
-    matches, cosines = (
-        np.asarray(lists.flatten().to_numpy(zero_copy_only=False), dtype=np.float64)
-        for lists in (itm, itc)
-    )
+    values = _flat(lists[name]) if name in lists else np.zeros(0)
+    cosines = _flat(lists[beside]) if set(lists) == {name, beside} else np.full(len(rows), np.nan)
+    if score == "itc":
+        cosines = values
     # A comparison with NaN, which nulls become, is False.
-    is_score = (matches >= 0) & (matches <= 1) & np.isfinite(cosines)
+    is_score = np.isfinite(values)
+    if score in _CHECKED_WHOLE:
+        is_score = (values >= 0) & (values <= 1) & np.isfinite(cosines)
     if wrong := np.flatnonzero(~is_score).tolist():
         place = wrong[0]
-        found = [lists.flatten()[place].as_py() for lists in (itm, itc)]
+        found = [lists[kind].flatten()[place].as_py() for kind in told]
+        kinds = "scores {} and {}, which are no probability and cosine"
+        kinds = kinds if score in _CHECKED_WHOLE else f"{name} {{}}, which is no number"
         raise DataError(
-            f"row {rows[place]} of {uri}: a text in {column} has the scores {found[0]} and "
-            f"{found[1]}, which are no probability and cosine: {_REMEDY}"
+            f"row {rows[place]} of {uri}: a text in {column} has the {kinds.format(*found)}: "
+            f"{_REMEDY}"
         )
     first = np.cumsum(lengths) - lengths
     places = np.arange(len(rows)) - np.repeat(first, lengths)
-    return FlatScores(rows, places, matches, cosines.astype(np.float32))
+    return FlatScores(rows, places, values, cosines.astype(np.float32))
+
+
+def _flat(lists: "pa.Array") -> NDArray[np.float64]:
+    return np.asarray(lists.flatten().to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
 def join_scores(parts: Sequence[FlatScores]) -> FlatScores:

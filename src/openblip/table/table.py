@@ -422,7 +422,7 @@ class Staging:
 
         Args:
             names: of the new columns.
-            existing: which of them the table has already.
+            existing: columns of the table that go: those of these names, and others.
         """
         change = f"{int(time.time())}_{uuid.uuid4().hex[:8]}"
         self.names, self.existing = list(names), list(existing)

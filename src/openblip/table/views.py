@@ -27,7 +27,7 @@ from openblip.table.judging import (
     string_values,
 )
 from openblip.table.rows import TEXT_SOURCES
-from openblip.table.scores import score_column, scores_among
+from openblip.table.scores import PROBABILITIES, RIGHT, score_column, scores_among
 from openblip.table.table import SPLITS, PairTable
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ SOURCES = (*TEXT_SOURCES, "reviewed")
 _COLUMN_OF = {"human": "captions", "web": "captions", "synthetic": "synthetic"}
 TOLD_COLUMNS = ("captions_itm", "synthetic_itm", "synthetic_captioner")
 """Columns of what is told of a text besides whether it counts."""
-PROBABILITIES = ("itm", "right")
-"""Scores that are probabilities, from 0 to 1; another one may be any number."""
 WEIGHTS = ("equal", "calibrated")
 WITHOUT = ("duplicate_images", "duplicate_captions", "repeated_captions", "leaks")
 _CHECK_OF = {name: LEAKS if name == "leaks" else DUPLICATES for name in WITHOUT}
@@ -155,8 +153,8 @@ class CaptionView:
         """The view with the score by which it weighs the texts of a table, see `weights`."""
         is_open = self.needs_scores and self.score == "itm" and self.itm is None and not self.itm_of
         texts = [_COLUMN_OF[s] for s in self.sources if s not in ("human", "reviewed")]
-        has_it = all(score_column(name, "right") in table.columns for name in texts)
-        return replace(self, score="right") if is_open and has_it and texts else self
+        has_it = all(score_column(name, RIGHT) in table.columns for name in texts)
+        return replace(self, score=RIGHT) if is_open and has_it and texts else self
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -256,7 +254,8 @@ class CaptionView:
                 judged = judge(part, self, source, agreed=agreed)
                 texts, rows = judged.texts.to_pylist(), judged.rows.tolist()
                 for at in np.flatnonzero(judged.codes == 0).tolist():
-                    told = _number(judged.itm[at]), judged.captioners[at]
+                    further = {name: _number(own[at]) for name, own in judged.further.items()}
+                    told = _number(judged.itm[at]), judged.captioners[at], further
                     own = judged.agreed[at] if judged.agreed else None
                     weight = 1.0 if judged.weights is None else float(judged.weights[at])
                     of_row[rows[at]].append(AdmittedText(texts[at], source, *told, own, weight))

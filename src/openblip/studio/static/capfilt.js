@@ -12,6 +12,9 @@ const EXAMPLES = {
   rejected: ["Surest rejections", "Farthest below. True texts among them are the filter's worst mistakes."],
   accepted: ["Surest acceptances", "Farthest above. Wrong texts among them are kept at any threshold."],
 };
+const SCORES = {
+  itm: "match probability (ITM)", itc: "similarity (ITC)", right: "calibrated probability of being right",
+};
 const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(1)} %` : "–");
 
 /** A path as a shell reads it. */
@@ -46,6 +49,7 @@ class CapFilt {
     this.threshold = given >= 0 && given <= 1 ? given : state.about.threshold;
     this.source = state.params.get("source") === "synthetic" ? "synthetic" : "web";
     this.split = state.params.get("split") ?? "";
+    this.score = state.params.get("score") ?? "";
     this.without = (state.params.get("without") ?? "").split(",").filter(Boolean);
   }
 
@@ -56,12 +60,13 @@ class CapFilt {
 
   async read() {
     const [found, rows] = await Promise.all([
-      get("/api/capfilt", { split: this.split, without: this.without.join(",") }),
+      get("/api/capfilt", { split: this.split, score: this.score, without: this.without.join(",") }),
       get("/api/rows/about"),
     ]);
     this.found = found;
     this.rows = rows;
     this.split = found.split;
+    this.score = found.score;
     if (!found.is_scored) {
       if (this.state.about.table.kind === "folder") {
         fill(this.main, empty("A folder has no scores", "CapFilt works on a pair table, which has room for captions and scores. This command makes one of the folder; then open the studio with it.",
@@ -115,9 +120,9 @@ class CapFilt {
     this.examples = el("div", { class: "example-rows", "aria-live": "polite" });
     fill(this.main,
       el("div", { class: "capfilt-head" }, el("h1", { text: "What the filter keeps" }),
-        el("p", { class: "soft", text: "A text counts if its match probability (ITM) is above the threshold. Moving it runs no model and changes nothing in the table." })),
+        el("p", { class: "soft", text: `A text counts if ${SCORES[this.score] ? `its ${SCORES[this.score]}` : `its score ${this.score}`} is above the threshold. Moving it runs no model and changes nothing in the table.` })),
       el("div", { class: "slide-line" }, el("label", { for: "f-number", text: "Threshold" }), slider, number),
-      el("div", { class: "fields" }, this.splitField(), this.withoutField()),
+      el("div", { class: "fields" }, this.scoreField(), this.splitField(), this.withoutField()),
       this.narrow(), this.charts,
       el("section", {}, el("h2", { text: "Examples" }), this.sourceTabs(), this.examples),
       this.certificate(),
@@ -126,6 +131,13 @@ class CapFilt {
     this.drawCharts();
     this.update();
     this.askExamples(0);
+  }
+
+  scoreField() {
+    if (this.found.scores.length < 2) return null;
+    const select = el("select", { id: "f-score", onchange: () => { this.score = select.value; this.again(); } },
+      this.found.scores.map((name) => el("option", { value: name, selected: name === this.score, text: SCORES[name] ?? name })));
+    return el("div", { class: "field" }, el("label", { for: "f-score", text: "Score" }), select);
   }
 
   splitField() {
@@ -183,6 +195,7 @@ class CapFilt {
     const params = { threshold: String(this.threshold) };
     if (this.source !== "web") params.source = this.source;
     if (this.split && this.split !== "train") params.split = this.split;
+    if (this.score !== "itm") params.score = this.score;
     if (this.without.length) params.without = this.without.join(",");
     note(params);
   }
@@ -212,7 +225,7 @@ class CapFilt {
         el("figcaption", {}, el("b", { text: `${source.source} texts` })), source.told,
         el("div", { class: "kept-meter", "aria-hidden": "true" }, source.meter),
         el("div", { class: "spread", role: "img", "aria-label": source.spread }, source.bars, source.line),
-        el("div", { class: "spread-ends small soft number", "aria-hidden": "true" }, el("span", { text: (begin / this.found.steps).toFixed(2) }), el("span", { text: "match probability (ITM); height: root of the count" }), el("span", { text: ((begin + bars * width) / this.found.steps).toFixed(2) })));
+        el("div", { class: "spread-ends small soft number", "aria-hidden": "true" }, el("span", { text: (begin / this.found.steps).toFixed(2) }), el("span", { text: `${SCORES[this.score] ?? this.score}; height: root of the count` }), el("span", { text: ((begin + bars * width) / this.found.steps).toFixed(2) })));
     }), this.peoples());
   }
 
@@ -260,6 +273,8 @@ class CapFilt {
   }
 
   reasonLink(source, fate) {
+    // The room of rows has the match probability alone.
+    if (this.score !== "itm") return fate;
     const params = new URLSearchParams({ source, fate, threshold: this.threshold, split: this.split });
     if (this.without.length) params.set("without", this.without.join(","));
     return el("a", { href: `#collection?${params}`, text: fate });
@@ -299,7 +314,7 @@ class CapFilt {
       this.remember();
       this.control = new AbortController();
       try {
-        const found = await get("/api/capfilt/examples", { threshold: this.threshold, source: this.source, split: this.split, without: this.without.join(","), count: 8 }, this.control.signal);
+        const found = await get("/api/capfilt/examples", { threshold: this.threshold, source: this.source, split: this.split, score: this.score, without: this.without.join(","), count: 8 }, this.control.signal);
         if (found.mark !== this.found.mark) { await this.changed(); return; }
         this.drawExamples(found);
       } catch (error) {
@@ -325,7 +340,7 @@ class CapFilt {
     const { text } = card;
     const shape = card.width && card.height ? Math.min(Math.max(card.width / card.height, 0.6), 2.2) : 1.4;
     const params = new URLSearchParams({ row: card.row, threshold: this.threshold });
-    return el("li", {}, el("a", { class: "example", href: `#collection?${params}`, "aria-label": `ITM ${probability(text.itm)}: ${text.text}. ${fateWords(text.fate)}. Show row ${card.row}` },
+    return el("li", {}, el("a", { class: "example", href: `#collection?${params}`, "aria-label": `${this.score === "itm" ? "ITM" : this.score} ${probability(text.itm)}: ${text.text}. ${fateWords(text.fate)}. Show row ${card.row}` },
       el("span", { class: "example-picture", vars: { "--shape": shape } }, el("img", { src: imageUrl(card.row, 360), alt: "", loading: "lazy" })),
       el("span", { class: `score-told number ${text.fate === "counts" ? "is-kept" : "is-left"}`, text: text.itm.toFixed(3) }),
       el("span", { class: "cell-text", dir: "auto", text: text.text || "(empty)" })));

@@ -300,7 +300,7 @@ class Room {
     this.#showText();
     fill(this.about, SOURCES[item.source] ?? item.source, item.before && ` · you had said: ${item.before.verdict}`);
     fill(this.others, el("details", {}, el("summary", { text: item.others.length ? `Scores and ${plural(item.others.length, "other text")}` : "Scores" }),
-      el("p", { class: "small number" }, `match probability (ITM) ${probability(item.itm)} · contrast (ITC) ${item.itc.toFixed(3)}`),
+      el("p", { class: "small number" }, `${item.score_words} ${probability(item.itm)}${item.itc === null ? "" : ` · contrast (ITC) ${item.itc.toFixed(3)}`}`),
       el("ul", { class: "others small" }, item.others.map((other) => el("li", {}, el("span", { dir: "auto", text: other.text || "(empty)" }), el("span", { class: "soft", text: ` ${SOURCES[other.source] ?? other.source}${other.itm === null ? "" : ` · ${probability(other.itm)}`}` }))))));
     this.#status();
   }
