@@ -404,7 +404,7 @@ def weighed(
 
     def loader(**changes: object) -> PairLoader:
         fixed = {"batch_size": 3, "num_threads": 2, "seed": 3, **changes}
-        images = {"image_size": SIZE, "augmentation": None, "max_tokens": 8}
+        images = {"image_size": SIZE, "augmentation": None, "max_tokens": 24}
         return PairLoader([WeightedIndex(view.resolve(table))], tokenizer, **images, **fixed)
 
     return loader
@@ -433,12 +433,12 @@ def test_texts_and_images_come_as_often_as_they_are_likely_right(
 def test_ranks_threads_and_restarts_change_nothing_of_a_weighed_view(
     weighed: Callable[..., PairLoader],
 ) -> None:
-    whole = _first(weighed(batch_size=6, num_threads=1), 9)
-    ranks = [_first(weighed(rank=rank, world_size=2), 9) for rank in range(2)]
+    whole = _first(weighed(batch_size=4, num_threads=1), 9)
+    ranks = [_first(weighed(batch_size=2, rank=rank, world_size=2), 9) for rank in range(2)]
     for one, first, second in zip(whole, *ranks, strict=True):
         assert one.ids == first.ids + second.ids
         assert torch.equal(one.text_ids, torch.cat([first.text_ids, second.text_ids]))
-    for one, other in zip(whole[4:], _first(weighed(batch_size=6), 5, start_step=4), strict=True):
+    for one, other in zip(whole[4:], _first(weighed(batch_size=4), 5, start_step=4), strict=True):
         _assert_equal(one, other)
 
 
@@ -500,7 +500,7 @@ def test_texts_of_a_source_where_there_are_any(weighed: Callable[..., PairLoader
         5,
         SIZE,
         None,
-        8,
+        24,
         seed=3,
     )
     assert two.make(0).decoder_tokens is not None
