@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from PIL import Image
@@ -448,3 +449,138 @@ def test_other_made_texts_are_other_data(make: Callable[..., PairLoader], made: 
     prints = {make(made=texts).fingerprint() for texts in (None, made, other)}
     assert len(prints) == 3
     assert make(made=made).fingerprint() in prints
+
+
+@pytest.fixture
+def weighed(
+    tmp_path: Path, tokenizer: TextTokenizer, jpeg: Callable[..., bytes]
+) -> Callable[..., PairLoader]:
+    """Makes a loader of a weighed view: ten rows with a given and a synthetic text each.
+
+    Row 0 is a person's; of the others the texts are right with a probability of n / 10 and 0.3.
+    """
+    rows = [
+        PairRow(str(n), jpeg(n), captions=[f"picture {n}"], origin="web" if n else "human")
+        for n in range(10)
+    ]
+    table = PairTable.create(tmp_path / "weighed.lance", rows)
+    table.add_columns(
+        pa.table(
+            {
+                "captions_itm": [[n / 10] for n in range(10)],
+                "synthetic": [[f"this {n}"] for n in range(10)],
+                "synthetic_itm": [[0.3] for _ in range(10)],
+            }
+        )
+    )
+    view = CaptionView(sources=("human", "web", "synthetic"), weights="calibrated")
+
+    def loader(**changes: object) -> PairLoader:
+        fixed = {"batch_size": 3, "num_threads": 2, "seed": 3, **changes}
+        images = {"image_size": SIZE, "augmentation": None, "max_tokens": 24}
+        return PairLoader([WeightedIndex(view.resolve(table))], tokenizer, **images, **fixed)
+
+    return loader
+
+
+def test_texts_and_images_come_as_often_as_they_are_likely_right(
+    weighed: Callable[..., PairLoader],
+) -> None:
+    loader = weighed(batch_size=5)
+    best = [1, 0.3, 0.3, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+    size = int(sum(best))
+    assert loader.mixture.pairs_per_epoch == size
+    batches = _first(loader, 500)
+    given = {text_id(f"picture {n}"): n for n in range(10)}
+    rows = np.array([int(key) for batch in batches for key in batch.ids])
+    is_given = np.array([key in given for batch in batches for key in batch.text_ids.tolist()])
+    counts = np.bincount(rows, minlength=10)
+    assert np.abs(counts - len(rows) * np.array(best) / sum(best)).max() < 5
+    for n in range(10):
+        share = 1.0 if n == 0 else (n / 10) / (n / 10 + 0.3)
+        drawn = is_given[rows == n].mean()
+        # Four standard deviations of as many independent draws.
+        assert abs(drawn - share) <= 4 * np.sqrt(share * (1 - share) / counts[n]) + 1e-9
+
+
+def test_ranks_threads_and_restarts_change_nothing_of_a_weighed_view(
+    weighed: Callable[..., PairLoader],
+) -> None:
+    whole = _first(weighed(batch_size=4, num_threads=1), 9)
+    ranks = [_first(weighed(batch_size=2, rank=rank, world_size=2), 9) for rank in range(2)]
+    for one, first, second in zip(whole, *ranks, strict=True):
+        assert one.ids == first.ids + second.ids
+        assert torch.equal(one.text_ids, torch.cat([first.text_ids, second.text_ids]))
+    for one, other in zip(whole[4:], _first(weighed(batch_size=4), 5, start_step=4), strict=True):
+        _assert_equal(one, other)
+
+
+def test_other_weights_are_other_data(weighed: Callable[..., PairLoader]) -> None:
+    loader = weighed()
+    (part,) = loader.mixture.parts
+    other = PairLoader(
+        [WeightedIndex(replace(part.index, weights=np.ones(10, np.float32)))],
+        loader._tokenizer,
+        3,
+        SIZE,
+        None,
+        8,
+        seed=3,
+    )
+    assert other.fingerprint() != loader.fingerprint() == weighed().fingerprint()
+    assert "5 of 10 rows" in loader.summary()[0]
+
+
+def test_short_texts_for_the_contrast_and_long_ones_for_the_decoder(
+    tmp_path: Path, tokenizer: TextTokenizer, jpeg: Callable[..., bytes]
+) -> None:
+    captions = ["this", "this is number", "this is picture number 3"]
+    rows = [PairRow(str(n), jpeg(n), captions=captions[: n + 1]) for n in range(3)]
+    table = PairTable.create(tmp_path / "t", rows)
+
+    def seen(**rules: str) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+        index = CaptionView(**rules).resolve(table)  # type: ignore[arg-type]
+        loader = PairLoader([WeightedIndex(index)], tokenizer, 3, SIZE, None, 32, seed=0)
+        read: dict[str, set[str]] = {"0": set(), "1": set(), "2": set()}
+        written: dict[str, set[str]] = {"0": set(), "1": set(), "2": set()}
+        for batch in _first(loader, 24):
+            tokens = batch.written[0]
+            for key, one, other, own in zip(
+                batch.ids, batch.tokens, tokens, batch.text_ids.tolist(), strict=True
+            ):
+                read[key].add(tokenizer.decode(one))
+                written[key].add(tokenizer.decode(other))
+                assert own == text_id(tokenizer.decode(one))
+        return read, written
+
+    everything = {key: set(captions[: int(key) + 1]) for key in "012"}
+    assert seen() == (everything, everything)
+    short = {"0": {"this"}, "1": {"this"}, "2": set(captions[:2])}
+    long = {"0": {"this"}, "1": {"this is number"}, "2": set(captions[1:])}
+    assert seen(contrast_text="short", decoder_text="long") == (short, long)
+    assert seen(contrast_text="short") == (short, everything)
+    assert seen(decoder_text="long") == (everything, long)
+    assert seen(contrast_text="long", decoder_text="long") == (long, long)
+
+
+def test_texts_of_a_source_where_there_are_any(weighed: Callable[..., PairLoader]) -> None:
+    loader = weighed(batch_size=5)
+    (part,) = loader.mixture.parts
+    view = replace(part.index.view, contrast_text="web", decoder_text="synthetic")
+    two = PairLoader(
+        [WeightedIndex(replace(part.index, view=view))],
+        loader._tokenizer,
+        5,
+        SIZE,
+        None,
+        24,
+        seed=3,
+    )
+    assert two.make(0).decoder_tokens is not None
+    assert loader.make(0).decoder_tokens is loader.make(0).decoder_mask is None
+    for batch in _first(two, 4):
+        for key, seen, written in zip(batch.ids, batch.tokens, batch.written[0], strict=True):
+            assert loader._tokenizer.decode(seen) == f"picture {key}"
+            # A person's image has no other text.
+            expected = f"picture {key}" if key == "0" else f"this {key}"
+            assert loader._tokenizer.decode(written) == expected

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
@@ -191,3 +193,59 @@ def test_the_summary_tells_what_an_epoch_takes_of_each_table(make: MakeMixture) 
 def test_a_weight_that_shows_nothing_is_refused(make: MakeMixture, weight: float) -> None:
     with pytest.raises(RecipeError, match=r"weight of .*0\.lance.*give more than 0"):
         make([(5, weight)])
+
+
+@st.composite
+def weighed_parts(draw: st.DrawFn) -> list[WeightedIndex]:
+    """Tables of which some weigh their rows, as a view by calibrated scores does."""
+    parts = []
+    for _ in range(draw(st.integers(1, 3))):
+        count = draw(st.integers(1, 40))
+        units = draw(st.lists(st.integers(1, 65536), min_size=count, max_size=count))
+        own = np.array(units, np.float32) / 65536 if draw(st.booleans()) else None
+        index = ViewIndex(_NOWHERE, CaptionView(), np.arange(count) * 3 + 1, {}, {}, weights=own)
+        parts.append(WeightedIndex(index, float(draw(weights))))
+    return parts
+
+
+_NOWHERE = cast(PairTable, SimpleNamespace(uri="nowhere"))
+
+
+@settings(deadline=None, max_examples=60)
+@given(weighed_parts(), seeds, st.integers(1, 12))
+def test_rows_with_weights_come_in_proportion_to_them(
+    parts: list[WeightedIndex], seed: int, num_epochs: int
+) -> None:
+    mixture = Mixture(parts, seed)
+    shown = mixture.samples(0, mixture.pairs_before(num_epochs))
+    for number, part in enumerate(parts):
+        own = shown.rows[shown.parts == number]
+        assert len(own) == part.rows_before(num_epochs)
+        counts = np.bincount((own - 1) // 3, minlength=len(part.index))
+        row_weights = part.index.weights
+        shares = np.ones(len(part.index)) if row_weights is None else row_weights
+        # A row has come once more than another besides where a pass is half over.
+        assert np.abs(counts - len(own) * shares / shares.sum()).max() < 4.5
+        # No pass has a row twice.
+        turns = Counter(zip(own.tolist(), shown.passes[shown.parts == number], strict=True))
+        assert max(turns.values(), default=1) == 1
+
+
+@settings(deadline=None, max_examples=60)
+@given(weighed_parts(), seeds, st.integers(0, 300), st.integers(2, 60), st.integers(1, 4))
+def test_ranks_and_restarts_meet_the_same_weighed_rows(
+    parts: list[WeightedIndex], seed: int, start: int, length: int, num_ranks: int
+) -> None:
+    whole = _shown(Mixture(parts, seed), start, start + num_ranks * length)
+    of_ranks = [
+        _shown(Mixture(parts, seed), start + rank * length, start + (rank + 1) * length)
+        for rank in range(num_ranks)
+    ]
+    assert whole == [sample for own in of_ranks for sample in own]
+
+
+def test_weights_of_one_are_no_weights_but_for_the_order() -> None:
+    index = ViewIndex(_NOWHERE, CaptionView(), np.arange(50), {}, {}, weights=np.ones(50, "f4"))
+    mixture = Mixture([WeightedIndex(index, 2.0)], 0)
+    assert mixture.pairs_per_epoch == 100
+    assert _counts(mixture, 1) == {(0, row): 2 for row in range(50)}

@@ -1,9 +1,16 @@
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openblip.batches.shuffle import KeyedPermutation, keyed_hash, named_seed, shuffled
+from openblip.batches.shuffle import (
+    KeyedPermutation,
+    Thinning,
+    keyed_hash,
+    named_seed,
+    shuffled,
+    thinned_size,
+)
 
 keys = st.integers(-(2**70), 2**70)
 
@@ -104,3 +111,78 @@ class TestExamples:
         whole, _ = shuffled(7, 3, 0, 30)
         part, _ = shuffled(7, 3, 11, 8)
         assert part.tolist() == whole[11:19].tolist()
+
+
+row_weights = st.lists(st.floats(0.001, 1), min_size=1, max_size=600).map(np.array)
+
+
+@settings(deadline=None)
+@given(row_weights, keys, st.integers(0, 10**9))
+def test_a_pass_shows_no_row_twice_and_as_many_as_the_weights_add_up_to(
+    weights: np.ndarray, key: int, number: int
+) -> None:
+    thinning = Thinning(weights, key)
+    size = thinned_size(weights)
+    assert thinning.size == size == max(1, int(np.rint(weights * 65536).sum()) // 65536)
+    rows = thinning(np.arange(size), np.full(size, number))
+    assert len(set(rows.tolist())) == size
+    assert rows.min() >= 0
+    assert rows.max() < len(weights)
+
+
+@settings(deadline=None)
+@given(row_weights, keys)
+def test_a_row_of_a_pass_depends_on_its_turn_alone(weights: np.ndarray, key: int) -> None:
+    thinning, again = Thinning(weights, key), Thinning(weights, key)
+    turns = np.arange(3 * thinning.size)
+    passes, within = np.divmod(turns, thinning.size)
+    whole = thinning(within, passes)
+    single = [int(again(within[at : at + 1], passes[at : at + 1])[0]) for at in turns[::7]]
+    assert whole[::7].tolist() == single
+
+
+@settings(deadline=None)
+@given(row_weights, keys, st.integers(1, 60))
+def test_after_any_number_of_passes_rows_came_in_proportion_to_their_weights(
+    weights: np.ndarray, key: int, num_passes: int
+) -> None:
+    thinning = Thinning(weights, key)
+    turns = np.arange(num_passes * thinning.size)
+    passes, within = np.divmod(turns, thinning.size)
+    counts = np.bincount(thinning(within, passes), minlength=len(weights))
+    expected = num_passes * thinning.size * weights / weights.sum()
+    # Independent draws would be off by the root of the number of passes.
+    assert np.abs(counts - expected).max() < 3.5
+
+
+def test_rows_that_weigh_one_come_once_in_every_pass() -> None:
+    thinning = Thinning(np.ones(700), 5)
+    assert thinning.size == 700
+    for number in range(3):
+        rows = thinning(np.arange(700), np.full(700, number))
+        assert sorted(rows.tolist()) == list(range(700))
+
+
+def test_which_rows_come_together_changes_from_pass_to_pass_and_with_the_key() -> None:
+    weights = np.random.default_rng(0).uniform(0.3, 0.7, 10_000)
+
+    def shown(key: int, number: int) -> np.ndarray:
+        thinning = Thinning(weights, key)
+        mask = np.zeros(len(weights))
+        mask[thinning(np.arange(thinning.size), np.full(thinning.size, number))] = 1
+        return mask
+
+    first = shown(0, 0)
+    assert (first != shown(0, 1)).mean() > 0.2
+    # Of two independent halves, nearly half are different.
+    assert (first != shown(1, 0)).mean() == pytest.approx(0.47, abs=0.03)
+    # Neighbours in the table are no neighbours on the line.
+    assert abs(np.corrcoef(first[:-1], first[1:])[0, 1]) < 0.05
+
+
+def test_a_thinning_of_many_rows_is_pinned() -> None:
+    """A run that resumes years later meets the same samples."""
+    weights = (np.arange(1000) % 7 + 1) / 7
+    thinning = Thinning(weights, 11)
+    assert thinning.size == 571
+    assert thinning(np.array([0, 1, 570]), np.array([0, 1, 2])).tolist() == [767, 711, 604]

@@ -96,3 +96,13 @@ def test_a_student_that_cannot_generate_is_refused(
 def test_smoothing_out_of_range_is_refused(label_smoothing: float) -> None:
     with pytest.raises(RecipeError, match="label_smoothing"):
         CaptionerObjectives(label_smoothing=label_smoothing)
+
+
+def test_a_captioner_learns_the_text_for_the_decoder(
+    make_student: MakeStudent, make_batch: MakeBatch, special: SpecialTokens
+) -> None:
+    task = CaptionerTask(make_student(heads=("lm",)), special)
+    seen, other = make_batch(), make_batch(seed=1)
+    both = replace(seen, decoder_tokens=other.tokens, decoder_mask=other.mask)
+    written = replace(seen, tokens=other.tokens, mask=other.mask)
+    assert torch.equal(task(both, START).loss, task(written, START).loss)

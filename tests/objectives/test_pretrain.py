@@ -430,3 +430,27 @@ def test_texts_lose_their_prompt_and_keep_their_width() -> None:
     wider = texts.padded(8, pad=1)
     assert wider.tokens[:, 6:].tolist() == [[1, 1], [1, 1]]
     assert wider.mask.sum(dim=1).tolist() == [5, 6]
+
+
+@pytest.mark.parametrize("width", [5, 8, 14])
+def test_contrast_and_matching_see_one_text_and_the_decoder_writes_another(
+    width: int, make_task: MakeTask, make_batch: MakeBatch
+) -> None:
+    """The other text is shorter, as long, or longer."""
+    seen, other = make_batch(), make_batch(seed=1)
+    tokens, mask = torch.full((6, width), 9), torch.ones(6, width, dtype=torch.bool)
+    tokens[:, : min(width, 8)] = other.tokens[:, : min(width, 8)]
+    mask[:, : min(width, 8)] = other.mask[:, : min(width, 8)]
+    mask = mask.cummin(dim=1).values
+    both = replace(seen, decoder_tokens=tokens, decoder_mask=mask)
+    task = make_task()
+    terms = task(both, LATER).terms
+    of_seen = task(seen, LATER).terms
+    of_written = task(replace(seen, tokens=tokens, mask=mask), LATER).terms
+    torch.testing.assert_close(terms["itc"], of_seen["itc"])
+    torch.testing.assert_close(terms["itm"], of_seen["itm"])
+    torch.testing.assert_close(terms["lm"], of_written["lm"])
+    assert not torch.isclose(terms["lm"], of_seen["lm"])
+    alone = make_task(losses=("itc", "itm"))
+    assert task(both, LATER).update is not None
+    torch.testing.assert_close(alone(both, LATER).terms["itm"], of_seen["itm"])

@@ -279,6 +279,11 @@ def test_the_report_lies_beside_the_files(bootstrapped: PairTable, tmp_path: Pat
         "score": "itm",
         "itm_of": [],
         "without": [],
+        "weights": "equal",
+        "weight_temperature": 1.0,
+        "weight_floor": 0.0,
+        "contrast_text": "any",
+        "decoder_text": "any",
     }
     assert stored["table_metadata"] == {"capfilt": {"filter": "f00d"}}
     assert stored["num_texts"] == {"human": 2, "web": 1, "synthetic": 1}

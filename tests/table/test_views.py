@@ -5,9 +5,9 @@ import pyarrow as pa
 import pytest
 
 from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
-from openblip.table.judging import Rejection
+from openblip.table.judging import AdmittedText, Rejection
 from openblip.table.table import PairRow, PairTable
-from openblip.table.views import AdmittedText, CaptionView, split_rows
+from openblip.table.views import CaptionView, split_rows
 
 
 @pytest.fixture
@@ -380,3 +380,91 @@ def test_a_table_whose_filter_gives_no_match_says_what_it_gives(table: PairTable
     view = CaptionView(sources=("web",), itm=0.25, score="clip")
     texts = view.admitted(next(opened.scan(view.columns)))
     assert texts[0][0].scores["clip"] == pytest.approx(0.3)
+
+
+def _weights(view: CaptionView, table: PairTable) -> dict[str, float]:
+    index = view.resolve(table)
+    told = index.admitted(table.take(index.rows, index.columns))
+    return {text.text: round(text.weight, 3) for texts in told for text in texts}
+
+
+def test_a_weighed_view_draws_texts_by_how_likely_they_are_right(bootstrapped: PairTable) -> None:
+    view = CaptionView(sources=("human", "web", "synthetic"), weights="calibrated")
+    expected = {"h0": 1, "h1": 1, "w1": 0.9, "s1": 0.8, "w2a": 0.5, "w2b": 0.6, "s2": 0.3}
+    assert _weights(view, bootstrapped) == {**expected, "w3": 0.2, "s3": 0.1, "s5": 0.7}
+    index = view.resolve(bootstrapped)
+    # A row weighs what its likeliest text does; what has no score does not count.
+    assert index.rows.tolist() == [0, 1, 2, 3, 5]
+    assert index.weights is not None
+    assert index.weights.dtype == np.float32
+    assert index.weights == pytest.approx([1, 0.9, 0.6, 0.2, 0.7])
+    assert index.num_rejected["web"] == {"not scored": 1}
+    assert index.summary().endswith("weighed by the score itm")
+    assert CaptionView().resolve(bootstrapped).weights is None
+
+
+def test_a_temperature_makes_weights_more_equal_and_a_floor_lifts_them(
+    bootstrapped: PairTable,
+) -> None:
+    def of(**changes: float) -> dict[str, float]:
+        view = CaptionView(sources=("web", "synthetic"), weights="calibrated", **changes)  # type: ignore[arg-type]
+        return _weights(view, bootstrapped)
+
+    # Of odds 9 the square root is 3.
+    assert of(weight_temperature=2.0)["w1"] == 0.75
+    assert of(weight_temperature=2.0)["w3"] == round(1 / 3, 3)
+    sharp = of(weight_temperature=0.01)
+    assert (sharp["w1"], sharp["w2a"]) == (1, 0.5)
+    # Never impossible: 2^-16.
+    assert sharp["w3"] == 0
+    assert len(sharp) == 8
+    floored = of(weight_floor=0.4)
+    assert (floored["w3"], floored["s3"], floored["w1"]) == (0.4, 0.4, 0.9)
+
+
+def test_weights_and_a_threshold_go_together(bootstrapped: PairTable) -> None:
+    view = CaptionView(sources=("web", "synthetic"), itm=0.5, weights="calibrated")
+    assert _weights(view, bootstrapped) == {"w1": 0.9, "s1": 0.8, "w2b": 0.6, "s5": 0.7}
+
+
+def test_a_weighed_view_takes_the_calibrated_score_where_there_is_one(rescored: PairTable) -> None:
+    sources = ("web", "synthetic")
+    view = CaptionView(sources=sources, weights="calibrated")
+    index = view.resolve(rescored)
+    assert index.view.score == "right"
+    assert "captions_score_right" in index.columns
+    assert _weights(view, rescored)["w2a"] == 0.9
+    assert {text.text for text in view.rejected(rescored)} == {"w2b", "w4"}
+    # Whoever gives a threshold of a score has chosen it.
+    chosen = CaptionView(sources=sources, weights="calibrated", itm=0.0)
+    assert chosen.resolve(rescored).view.score == "itm"
+    assert CaptionView(weights="calibrated", sources=("human",)).resolve(rescored).view.itm is None
+
+
+def test_what_cannot_be_weighed_is_refused(rescored: PairTable, table: PairTable) -> None:
+    with pytest.raises(DataError, match=r"row 1: the score itc .* is -0.2, which is no probab"):
+        CaptionView(sources=("web",), score="itc", weights="calibrated").resolve(rescored)
+    with pytest.raises(DataError, match=r"no column captions_itm.*openblip capfilt run"):
+        CaptionView(weights="calibrated").resolve(table)
+    for changes, why in (
+        ({"weights": "soft"}, "weights must be one of equal, calibrated"),
+        ({"weights": "calibrated", "weight_temperature": 0.0}, "weight_temperature must be above"),
+        ({"weights": "calibrated", "weight_floor": 1.5}, "weight_floor must be from 0 to 1"),
+        ({"weight_floor": 0.1}, "change nothing without weights"),
+    ):
+        with pytest.raises(RecipeError, match=why):
+            CaptionView(**changes)  # type: ignore[arg-type]
+
+
+def test_a_rule_for_a_text_is_one_that_its_sources_can_meet() -> None:
+    view = CaptionView(contrast_text="web", decoder_text="long")
+    assert view.has_two_texts
+    assert not CaptionView(contrast_text="long", decoder_text="long").has_two_texts
+    with pytest.raises(RecipeError, match="decoder_text must be one of any, short, long, human"):
+        CaptionView(decoder_text="synthetic")
+
+
+def test_reviewed_texts_weigh_one_and_take_part_in_every_rule(bootstrapped: PairTable) -> None:
+    view = CaptionView(sources=("web", "reviewed"), weights="calibrated", contrast_text="web")
+    with pytest.warns(OpenBlipWarning, match="no reviewed texts beside"):
+        assert "w1" in _weights(view, bootstrapped)

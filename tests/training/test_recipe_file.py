@@ -203,3 +203,31 @@ def test_a_trained_vocabulary_needs_a_number(make_recipe: MakeRecipe) -> None:
     assert replace(recipe, tokenizer="vocab.txt").trained_vocabulary is None
     with pytest.raises(RecipeError, match="write train:N"):
         _ = replace(recipe, tokenizer="train:many").trained_vocabulary
+
+
+@pytest.mark.parametrize(
+    ("task", "objectives", "view", "named"),
+    [
+        ("captioner", CaptionerObjectives(), {"contrast_text": "short"}, "data.view.contrast_text"),
+        ("filter", FilterObjectives(), {"decoder_text": "long"}, r"decoder_text.*none that reads"),
+    ],
+)
+def test_a_text_for_a_reader_that_the_task_lacks_is_refused(
+    make_recipe: MakeRecipe, task: Any, objectives: Any, view: Any, named: str
+) -> None:
+    recipe = replace(
+        make_recipe(), task=task, objectives=objectives, model=None, tokenizer=None, init_from="x"
+    )
+    data = replace(recipe.data, view=CaptionView(**view))
+    with pytest.raises(RecipeError, match=named):
+        replace(recipe, data=data)
+    other = "decoder_text" if "contrast_text" in view else "contrast_text"
+    replace(recipe, data=replace(recipe.data, view=CaptionView(**{other: "short"})))
+
+
+def test_a_view_of_before_its_newer_fields_is_read(plain: dict[str, Any]) -> None:
+    before = recipe_from_dict(plain).data.view
+    newer = ("score", "weights", "weight_temperature", "weight_floor")
+    for name in (*newer, "contrast_text", "decoder_text"):
+        del plain["data"]["view"][name]
+    assert recipe_from_dict(plain).data.view == before

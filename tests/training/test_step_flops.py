@@ -105,3 +105,12 @@ def test_checkpointing_changes_nothing() -> None:
     )
     pairs = batch(rows=8, tokens=16)
     assert task_flops(captioner(light), pairs) == task_flops(captioner(), pairs)
+
+
+def test_a_text_for_the_decoder_counts_as_what_it_is() -> None:
+    task, seen, long = blip(SUBSETS[-1]), batch(rows=4, tokens=8), batch(rows=4, tokens=16)
+    both = replace(seen, decoder_tokens=long.tokens, decoder_mask=long.mask)
+    alone = blip(("lm",))
+    less = task_flops(alone, long) - task_flops(alone, seen)
+    assert less > 0
+    assert task_flops(task, both) - task_flops(task, seen) == pytest.approx(less)

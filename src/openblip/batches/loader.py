@@ -7,9 +7,11 @@ each other.
 """
 
 import hashlib
+from bisect import bisect_right
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple, Self
+from itertools import accumulate
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -24,11 +26,13 @@ from openblip.batches.step_loader import Examples, StatesOf, StepLoader, spread
 from openblip.batches.tokenizer import TextTokenizer, TokenBatch
 from openblip.batches.transforms import eval_transform, train_transform
 from openblip.batches.unknown_words import TextSample, count_texts
-from openblip.runtime.errors import DataError
+from openblip.runtime.errors import DataError, RecipeError
 from openblip.runtime.threads import default_threads, ordered_map
 from openblip.sources.images import UndecodedImage, open_image
 from openblip.sources.row_images import encoded_image
+from openblip.table.judging import AdmittedText, fitting
 from openblip.table.table import PairTable
+from openblip.table.views import CaptionView
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -65,6 +69,17 @@ class Batch(Examples):
     corrupted: TokenBatch | None = None
     """Corruptions of the texts, which are wrong about the images; a row without any is masked out.
     None where none are asked for."""
+    decoder_tokens: Tensor | None = None
+    """int64 (batch, tokens), where a decoder learns to write other texts than `tokens`; or None."""
+    decoder_mask: Tensor | None = None
+    """bool (batch, tokens), of these."""
+
+    @property
+    def written(self) -> tuple[Tensor, Tensor]:
+        """Tokens and mask of the texts that a decoder learns to write."""
+        if self.decoder_tokens is None or self.decoder_mask is None:
+            return self.tokens, self.mask
+        return self.decoder_tokens, self.decoder_mask
 
     def to(self, device: torch.device) -> Self:
         """As `Examples.to`."""
@@ -141,6 +156,7 @@ class PairLoader(StepLoader[Batch]):
 
         Raises:
             DataError: an epoch is smaller than one global batch.
+            RecipeError: a text is given, and the view has two texts of an image.
         """
         super().__init__(batch_size, seed, rank, world_size, num_threads, num_prefetched)
         self.mixture = Mixture(parts, seed)
@@ -150,6 +166,12 @@ class PairLoader(StepLoader[Batch]):
         self._pin_memory, self._scaled_decoding = pin_memory, scaled_decoding
         self._states: list[RowStates] | None = None
         self._made = made
+        self._has_two_texts = any(part.index.view.has_two_texts for part in parts)
+        if self._has_two_texts and made is not None and made.given_tokens:
+            raise RecipeError(
+                "a captioner that reads a given text learns one text for an image: leave "
+                "contrast_text and decoder_text of the view as they are"
+            )
         if self.mixture.pairs_per_epoch < self._global_size:
             tables = ", ".join(dict.fromkeys(part.index.table.uri for part in parts))
             raise DataError(
@@ -182,6 +204,8 @@ class PairLoader(StepLoader[Batch]):
                 digest.update(_BETWEEN_TABLES)
             digest.update(part.index.rows.astype("<i8").tobytes())
             digest.update(part.index.text_digest)
+            if part.index.weights is not None:
+                digest.update(part.index.weights.astype("<f4").tobytes())
         for own in () if self._made is None else self._made.corruptions:
             digest.update(own.digest())
         return digest.hexdigest()
@@ -232,22 +256,16 @@ class PairLoader(StepLoader[Batch]):
                 self._augmentation,
                 self._scaled_decoding,
             )
-        # Which text is a hash of the draw, not a random number: so nothing depends on the thread.
-        chosen = [
-            pair.texts[keyed_hash(self._seed, *draw) % len(pair.texts)]
-            for pair, draw in zip(pairs, draws, strict=True)
-        ]
-        given: list[str | None] | None = None
-        if self._made is not None and self._made.given_tokens:
-            told = [
-                own.given(pair.row.id, text, pair.texts, number, pair.edited_from.get(text))
-                for own, pair, text, (number, _) in zip(
-                    self._corruptions(samples), pairs, chosen, draws, strict=True
-                )
-            ]
-            given, chosen = [pair.given for pair in told], [pair.target for pair in told]
-        texts = self._clean(chosen)
+        keys = [keyed_hash(self._seed, *draw) for draw in draws]
+        chosen = _chosen(pairs, keys, "contrast_text")
+        corrupted = self._corrupted(samples, pairs, chosen, draws)
+        given, read = self._given(samples, pairs, chosen, draws)
+        texts = self._clean(read)
         tokens, given_tokens = self._tokens(given, texts)
+        written = None
+        if self._has_two_texts:
+            texts_to_write = [text.text for text in _chosen(pairs, keys, "decoder_text")]
+            written, _ = self._tokens(None, self._clean(texts_to_write))
         return Batch(
             ids=tuple(pair.row.id for pair in pairs),
             images=images,
@@ -257,7 +275,9 @@ class PairLoader(StepLoader[Batch]):
             text_ids=torch.tensor([text_id(text) for text in texts]),
             step=step,
             given_tokens=given_tokens,
-            corrupted=self._corrupted(samples, pairs, chosen, draws),
+            corrupted=corrupted,
+            decoder_tokens=None if written is None else written.ids,
+            decoder_mask=None if written is None else written.mask,
         )
 
     def _known_states(self, samples: Samples) -> Tensor | None:
@@ -278,6 +298,30 @@ class PairLoader(StepLoader[Batch]):
         assert self._made is not None, "only where texts are made"
         return [self._made.corruptions[part] for part in samples.parts.tolist()]
 
+    def _given(
+        self,
+        samples: Samples,
+        pairs: "Sequence[_Pair]",
+        chosen: Sequence[AdmittedText],
+        draws: Sequence[tuple[int, int]],
+    ) -> tuple[list[str | None] | None, list[str]]:
+        """What stands before each caption, if anything is given, and the captions."""
+        if self._made is None or not self._made.given_tokens:
+            return None, [text.text for text in chosen]
+        told = [
+            own.given(
+                pair.row.id,
+                text.text,
+                [other.text for other in pair.texts],
+                number,
+                None if text.agreed is None else text.agreed.text,
+            )
+            for own, pair, text, (number, _) in zip(
+                self._corruptions(samples), pairs, chosen, draws, strict=True
+            )
+        ]
+        return [pair.given for pair in told], [pair.target for pair in told]
+
     def _clean(self, texts: Sequence[str]) -> list[str]:
         return [self._tokenizer.cleaning.caption(text, self._max_words) for text in texts]
 
@@ -296,7 +340,7 @@ class PairLoader(StepLoader[Batch]):
         self,
         samples: Samples,
         pairs: "Sequence[_Pair]",
-        texts: Sequence[str],
+        chosen: Sequence[AdmittedText],
         draws: Sequence[tuple[int, int]],
     ) -> TokenBatch | None:
         """For some of the pairs a text that is wrong, without the prefix."""
@@ -304,13 +348,14 @@ class PairLoader(StepLoader[Batch]):
             return None
         found = []
         for own, pair, text, draw in zip(
-            self._corruptions(samples), pairs, texts, draws, strict=True
+            self._corruptions(samples), pairs, chosen, draws, strict=True
         ):
             # Of the same key as the choice of the text, and yet another number.
             share = keyed_hash(self._seed, *draw, 1) / 2**64
             made = None
             if share < self._made.typed_negatives:
-                made = own.draw(WRONG_KINDS, pair.row.id, text, pair.texts, draw[0])
+                others = [other.text for other in pair.texts]
+                made = own.draw(WRONG_KINDS, pair.row.id, text.text, others, draw[0])
             found.append("" if made is None else made.text)
         tokens = self._tokenizer.encode(self._clean(found), self._max_tokens)
         has_text = torch.tensor([bool(text) for text in found])
@@ -334,14 +379,7 @@ class PairLoader(StepLoader[Batch]):
                 index.admitted(found),
                 strict=True,
             )
-            pairs |= {
-                place: _Pair(
-                    row,
-                    [text.text for text in texts],
-                    {text.text: text.agreed.text for text in texts if text.agreed is not None},
-                )
-                for place, row, texts in values
-            }
+            pairs |= {place: _Pair(row, texts, index.view) for place, row, texts in values}
         return [pairs[place] for place in range(len(samples.rows))]
 
 
@@ -377,9 +415,36 @@ class _Pair(NamedTuple):
     """An image and the texts that may stand for it."""
 
     row: _Row
-    texts: list[str]
-    edited_from: dict[str, str]
-    """What people have corrected to some of the texts."""
+    texts: list[AdmittedText]
+    view: CaptionView
+
+
+def _chosen(
+    pairs: Sequence[_Pair],
+    keys: Sequence[int],
+    reader: Literal["contrast_text", "decoder_text"],
+) -> list[AdmittedText]:
+    """A text of each pair, as its view's rule for a reader says."""
+    chosen = []
+    for pair, key in zip(pairs, keys, strict=True):
+        rule = getattr(pair.view, reader)
+        texts = pair.texts if rule == "any" else fitting(pair.texts, rule)
+        chosen.append(_drawn(texts, key))
+    return chosen
+
+
+def _drawn(texts: Sequence[AdmittedText], key: int) -> AdmittedText:
+    """One of some texts, in proportion to their weights.
+
+    A hash of the draw decides, not a random number: so nothing depends on the thread.
+    """
+    weights = [text.weight for text in texts]
+    if min(weights) == max(weights):
+        return texts[key % len(texts)]
+    point = key / 2**64 * sum(weights)
+    # Rounding may leave the point a little behind the last one's end.
+    ends = list(accumulate(weights))
+    return texts[min(bisect_right(ends, point), len(texts) - 1)]
 
 
 class ImageBatch(NamedTuple):

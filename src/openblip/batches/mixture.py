@@ -1,19 +1,21 @@
 """Several tables learnt from together: which pair comes when, as a function of (seed, number).
 
 Pairs are numbered from 0 over the whole run. An epoch is a pass over the mixture: of each table it
-takes as many rows as the table's weight says, in one common random order. Nothing is stored and
-nothing is counted along the way, so any number can be asked for at once, by any process.
+takes as many rows as the table's weight says, in one common random order. Nothing is counted along
+the way, so any number can be asked for at once, by any process; nothing is stored but the weights
+of rows, where a view weighs them.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
 
-from openblip.batches.shuffle import KeyedPermutation, keyed_hash
+from openblip.batches.shuffle import KeyedPermutation, Thinning, keyed_hash, thinned_size
 from openblip.runtime.errors import RecipeError
 from openblip.table.views import ViewIndex
 
@@ -29,7 +31,8 @@ class WeightedIndex:
     """The admitted rows."""
     weight: float = 1.0
     """Passes over those rows in one epoch, more than 0: with 0.5 each row comes in one of two
-    epochs, with 2 twice in each. Taken as the fraction that it is nearest to (1/3 for 0.333333)."""
+    epochs, with 2 twice in each. Taken as the fraction that it is nearest to (1/3 for 0.333333).
+    Where the view weighs its rows, a pass shows a part of them, each in proportion."""
 
     def __post_init__(self) -> None:
         """Checks the weight."""
@@ -44,9 +47,15 @@ class WeightedIndex:
         """The weight as a fraction, so that no rounding adds up over the epochs."""
         return Fraction(self.weight).limit_denominator(_LARGEST_DENOMINATOR)
 
+    @cached_property
+    def rows_per_pass(self) -> int:
+        """Rows that a pass shows: all, where the view does not weigh them."""
+        weights = self.index.weights
+        return len(self.index) if weights is None else thinned_size(weights)
+
     def rows_before(self, epoch: int) -> int:
         """Rows of this table that all epochs before `epoch` show together."""
-        return math.floor(self.exact_weight * len(self.index) * epoch)
+        return math.floor(self.exact_weight * self.rows_per_pass * epoch)
 
 
 class Samples(NamedTuple):
@@ -57,7 +66,7 @@ class Samples(NamedTuple):
     rows: np.ndarray
     """Its row number in the table of that part."""
     passes: np.ndarray
-    """How often that part has shown the row before."""
+    """Which pass over that part it is, from 0: how often the row has come before, or could have."""
 
 
 class Mixture:
@@ -65,6 +74,7 @@ class Mixture:
 
     After every epoch in which `weight * epochs` is whole, each row of a table has been shown
     exactly that number of times; after any other epoch, once more than some of its fellows at most.
+    Of a table whose rows have weights, each has been shown in proportion to its own (`Thinning`).
 
     Attributes:
         parts: the tables; a table may occur with several views.
@@ -83,8 +93,12 @@ class Mixture:
         # One table twice is one set of images.
         self._table_numbers = np.array([uris.index(uri) for uri in uris], dtype=np.int64)
         self._exact_pairs = sum(
-            (part.exact_weight * len(part.index) for part in self.parts), Fraction(0)
+            (part.exact_weight * part.rows_per_pass for part in self.parts), Fraction(0)
         )
+        self._thinnings = [
+            None if weights is None else Thinning(weights, keyed_hash(seed, number, -1))
+            for number, weights in enumerate(part.index.weights for part in self.parts)
+        ]
 
     @property
     def num_rows(self) -> int:
@@ -137,11 +151,13 @@ class Mixture:
         """A line for each table: pairs in an epoch, and the texts that its view admits."""
         lines = []
         for part in self.parts:
-            pairs = float(part.exact_weight * len(part.index))
+            pairs = float(part.exact_weight * part.rows_per_pass)
             share = 100 * pairs / self.pairs_per_epoch
+            is_weighed = part.index.weights is not None
+            rows = f"{part.rows_per_pass:,} of " * is_weighed + f"{len(part.index):,} rows"
             lines.append(
                 f"{part.index.table.uri}: {pairs:,.10g} pairs per epoch ({share:.3g} %), "
-                f"weight {part.weight:g} x {len(part.index):,} rows; {part.index.summary()}"
+                f"weight {part.weight:g} x {rows}; {part.index.summary()}"
             )
         return lines
 
@@ -164,12 +180,14 @@ class Mixture:
 
     def _of_part(self, number: int, turns: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Rows and passes at turns of a part, which count from 0 over the whole run."""
-        part = self.parts[number]
-        passes, within = np.divmod(turns, len(part.index))
+        part, thinning = self.parts[number], self._thinnings[number]
+        passes, within = np.divmod(turns, part.rows_per_pass)
         # Whole passes need no order of their own: the epoch's takes all of their rows.
         if part.exact_weight.denominator != 1:
             for turn in np.unique(passes).tolist():
                 own = passes == turn
                 key = keyed_hash(self._seed, number, turn)
-                within[own] = KeyedPermutation(len(part.index), key)(within[own])
+                within[own] = KeyedPermutation(part.rows_per_pass, key)(within[own])
+        if thinning is not None:
+            within = thinning(within, passes)
         return part.index.rows[within], passes

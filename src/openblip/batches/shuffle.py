@@ -1,4 +1,7 @@
-"""Shuffling without a shuffled list: a keyed permutation, and the keyed hashes below it."""
+"""Shuffling without a shuffled list: a keyed permutation, and the keyed hashes below it.
+
+Rows that come less often than others are drawn in the same way: `Thinning` computes which.
+"""
 
 import hashlib
 import math
@@ -15,6 +18,13 @@ _FIRST, _SECOND = 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 # five, and as even as chance from six on. Two more are the margin, a round for each half; a round
 # costs nanoseconds, and changing their number would change the order of every run.
 _NUM_ROUNDS = 8
+# Weights are kept as so many parts of 1, and sums of them are exact.
+_UNITS = 1 << 16
+# 2^32 divided by the golden ratio: of all steps around a circle this one spreads its points best.
+_GOLDEN, _CIRCLE = np.uint64(2654435769), np.uint64(1 << 32)
+# Rows whose sums are kept: a finer division would take more memory, a coarser one more time.
+_BLOCK = 256
+_CHUNK = 1 << 20
 
 
 def keyed_hash(*parts: int) -> int:
@@ -114,6 +124,79 @@ def _mix_array(values: np.ndarray, key: int) -> np.ndarray:
     state = (state ^ (state >> np.uint64(27))) * np.uint64(_SECOND)
     mixed: np.ndarray = state ^ (state >> np.uint64(31))
     return mixed
+
+
+def thinned_size(weights: np.ndarray) -> int:
+    """Rows that a `Thinning` shows in a pass: the sum of their weights, rounded down, at least 1.
+
+    Args:
+        weights: above 0 and at most 1, (rows,).
+    """
+    parts = range(0, len(weights), _CHUNK)
+    total = sum(int(_units(weights[at : at + _CHUNK]).sum()) for at in parts)
+    return max(1, total // _UNITS)
+
+
+class Thinning:
+    """Which rows come in a pass, each in as many passes as its weight says; 2 bytes a row.
+
+    Systematic sampling (Madow and Madow, 1944): the rows lie on a line in a keyed order, each as
+    long as its weight, and a pass shows those that evenly spaced points fall upon. All passes have
+    the same number of points, and none has a row twice. From pass to pass the points move on by
+    the golden ratio of their distance, so that after any number of passes a row has come as often
+    as its weight says, give or take two or three times.
+
+    Attributes:
+        size: rows in a pass.
+    """
+
+    def __init__(self, weights: np.ndarray, key: int) -> None:
+        """Lays the rows out.
+
+        Args:
+            weights: above 0 and at most 1, (rows,); taken as multiples of 2^-16.
+            key: decides the order on the line, and which rows the first pass shows.
+        """
+        count = len(weights)
+        self._order = KeyedPermutation(count, key)
+        self._first = np.uint64(keyed_hash(key, count) % int(_CIRCLE))
+        # Less 1, so that a weight of 1 fits 16 bits; a whole number of blocks, the rest is unused.
+        self._less_one = np.zeros((-(-count // _BLOCK), _BLOCK), dtype=np.uint16)
+        flat = self._less_one.reshape(-1)
+        for at in range(0, count, _CHUNK):
+            places = self._order(np.arange(at, min(at + _CHUNK, count)))
+            flat[at : at + len(places)] = _units(weights[places]) - 1
+        lengths = self._less_one.sum(axis=1, dtype=np.int64) + _BLOCK
+        unused = flat.size - count
+        self._total = int(lengths.sum()) - unused
+        self._begins = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+        self.size = max(1, self._total // _UNITS)
+
+    def __call__(self, turns: np.ndarray, passes: np.ndarray) -> np.ndarray:
+        """The rows that stand at turns (0 to `size` - 1) of passes, all int64 (turns,)."""
+        distance, rest = divmod(self._total, self.size)
+        # Whole numbers only: a float would lose the place on a long line.
+        moved = (passes.astype(np.uint64) * _GOLDEN + self._first) % _CIRCLE
+        offsets = (moved * np.uint64(distance) // _CIRCLE).astype(np.int64)
+        points = turns * distance + turns * rest // self.size + offsets
+        rows = np.empty(len(points), dtype=np.int64)
+        for at in range(0, len(points), 4096):
+            rows[at : at + 4096] = self._at(points[at : at + 4096])
+        return rows
+
+    def _at(self, points: np.ndarray) -> np.ndarray:
+        """The rows at points of the line."""
+        blocks = np.searchsorted(self._begins, points, side="right") - 1
+        ends = (self._less_one[blocks] + np.int64(1)).cumsum(axis=1)
+        within = points - self._begins[blocks]
+        places: np.ndarray = self._order(blocks * _BLOCK + (ends <= within[:, None]).sum(axis=1))
+        return places
+
+
+def _units(weights: np.ndarray) -> np.ndarray:
+    """Weights in units of 2^-16, at least 1 of them; int64."""
+    units: np.ndarray = np.rint(weights * np.float64(_UNITS)).astype(np.int64).clip(1, _UNITS)
+    return units
 
 
 def shuffled(examples: int, seed: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:

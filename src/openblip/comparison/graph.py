@@ -49,7 +49,10 @@ _ELSEWHERE = {
     "init_from": "`init`, the name of a model",
     "train.seed": "the comparison's `seeds`",
 }
-_LATER_FIELDS = {"max_unknown", "score"}
+_LATER_FIELDS = {
+    *("max_unknown", "score", "weights", "weight_temperature", "weight_floor"),
+    *("contrast_text", "decoder_text"),
+}
 _PRETRAIN = PRETRAIN_RECIPES | WORLD_PRETRAIN_RECIPES
 _FINETUNE = FINETUNE_RECIPES | WORLD_FINETUNE_RECIPES
 _TRAINED_AS = {"clip": as_clip, "albef": as_albef, "unimodal": as_unimodal}

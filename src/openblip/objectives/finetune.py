@@ -123,7 +123,7 @@ class CaptionerTask(Task[Batch]):
         hidden = self.student.encode_images(batch.images)
         # The decoder's alone: an encoder that is not trained would only cost.
         memory = self.student.text.remember(hidden, causal=True)
-        captions = caption_pass(Texts(batch.tokens, batch.mask), memory, self.special)
+        captions = caption_pass(Texts(*batch.written), memory, self.special)
         (states,) = self.student.text(captions)
         given = batch.given_tokens
         loss = caption_loss(

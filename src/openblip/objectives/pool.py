@@ -47,6 +47,8 @@ class Texts(NamedTuple):
     def padded(self, width: int, pad: int) -> "Texts":
         """The texts with padding at the end, `width` tokens each."""
         missing = width - self.tokens.shape[1]
+        if not missing:
+            return self
         return Texts(F.pad(self.tokens, (0, missing), value=pad), F.pad(self.mask, (0, missing)))
 
     def where(self, rows: Tensor, others: "Texts") -> "Texts":

@@ -91,9 +91,9 @@ class PretrainTask(ContrastiveTask):
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """The sum of the losses of a batch."""
         losses = self.objectives.losses
-        captions = Texts(batch.tokens, batch.mask)
+        captions = Texts(*batch.written)
         # All captions begin with the prompt: it tells no image from another.
-        texts = captions.without_prompt(self.prompt_tokens, self.special.pad)
+        texts = Texts(batch.tokens, batch.mask).without_prompt(self.prompt_tokens, self.special.pad)
         batch = replace(batch, tokens=texts.tokens, mask=texts.mask)
         hidden = self.student.encode_images(batch.images)
         terms: dict[str, Tensor] = {}
@@ -143,14 +143,16 @@ class PretrainTask(ContrastiveTask):
         # Encoder before decoder: neighbours go through the text stack as one batch where they can.
         passes: list[TextPass] = []
         if "itm" in losses:
-            # A negative text of another rank may be longer than this batch's.
-            texts, pool_texts = self.pool.texts(*texts, self.special.pad)
-            if batch.corrupted is not None:
-                width = max(texts.tokens.shape[1], batch.corrupted.ids.shape[1])
-                texts, pool_texts = (
-                    each.padded(width, self.special.pad) for each in (texts, pool_texts)
-                )
-            captions = captions.padded(texts.tokens.shape[1], self.special.pad)
+            # A negative text of another rank may be longer than this batch's, and so may corrupted
+            # ones and what is written; one batch has one length.
+            widened = self.pool.texts(*texts, self.special.pad)
+            width = max(
+                widened[0].tokens.shape[1],
+                captions.tokens.shape[1] if "lm" in losses else 0,
+                0 if batch.corrupted is None else batch.corrupted.ids.shape[1],
+            )
+            texts, pool_texts = (some.padded(width, self.special.pad) for some in widened)
+            captions = captions.padded(width, self.special.pad)
             pairs = self._pairs(
                 batch, texts, pool_texts, hidden, memories.encoder, contrast, position
             )

@@ -33,10 +33,11 @@ from openblip.sources.images import image_suffix, open_image
 from openblip.sources.report import Example, ExportReport, SplitCounts, is_import_state
 from openblip.sources.row_images import encoded_image
 from openblip.table.agreement import AgreedTexts
+from openblip.table.judging import AdmittedText
 from openblip.table.rows import IdSet, read_meta
 from openblip.table.scores import further_columns, further_scores
 from openblip.table.table import PairTable
-from openblip.table.views import TOLD_COLUMNS, AdmittedText, CaptionView, ViewIndex, split_rows
+from openblip.table.views import TOLD_COLUMNS, CaptionView, ViewIndex, split_rows
 
 # The file in a destination that says what was exported.
 _REPORT_NAME = "export.json"

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 from openblip.runtime.documents import json_text
 from openblip.sources.coco import CocoIds
 from openblip.sources.source import META_FIELD
+from openblip.table.judging import AdmittedText
 from openblip.table.rows import file_key
-from openblip.table.views import AdmittedText
 
 if TYPE_CHECKING:
     import pyarrow as pa

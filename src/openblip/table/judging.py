@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from openblip.table.views import CaptionView
 
 REMEDY = "run `openblip capfilt run` on the table first"
+LEAST_WEIGHT = 2.0**-16
+"""A text that counts is never impossible, however unlikely it is right."""
+TextRule = Literal["any", "short", "long", "human", "web", "synthetic", "reviewed"]
+"""Which of a row's texts somebody sees, see `CaptionView.contrast_text`."""
 ERROR_COLUMNS = ("capfilt_error", "image_error")
 """Columns that say why an image cannot be read, if it cannot; the first is about web rows alone."""
 
@@ -55,6 +59,43 @@ REJECTIONS = tuple(Rejection)
 _CODES = {reason: code for code, reason in enumerate(REJECTIONS, 1)}
 
 
+@dataclass(frozen=True)
+class RejectedText:
+    """A text that does not count, and why."""
+
+    id: str
+    """Of its row."""
+    text: str
+    source: str
+    """One of `views.SOURCES`."""
+    reason: Rejection
+    itm: float | None
+    """The filter's match probability; None where it was not read or the text was not judged."""
+    score: float | None
+    """The score that the view asks for, which is `itm` by default."""
+    threshold: float | None
+    """What `score` would have to be above; None where nothing is asked."""
+
+
+@dataclass(frozen=True)
+class AdmittedText:
+    """A text that counts, and what is known of it."""
+
+    text: str
+    source: str
+    """One of `views.SOURCES`."""
+    itm: float | None
+    """The filter's match probability; None where it was not read or the text was not judged."""
+    captioner: str | None = None
+    """Fingerprint of the model that wrote it; None for a given text, or where it was not read."""
+    scores: Mapping[str, float | None] = field(default_factory=dict)
+    """Further scores that were read, by name; None where the text has none."""
+    agreed: "AgreedText | None" = None
+    """What people have judged; None where the source is not `reviewed`."""
+    weight: float = 1.0
+    """How often it is drawn beside the others of its row, see `CaptionView.weights`."""
+
+
 @dataclass(frozen=True, eq=False)
 class JudgedTexts:
     """The texts of one source in some rows, one after the other, and what becomes of them."""
@@ -77,6 +118,8 @@ class JudgedTexts:
     """Of the texts that people have judged, what was agreed; of other sources nothing."""
     further: Mapping[str, NDArray[np.float64]] = field(default_factory=dict)
     """All scores but `itm` and `itc` that were read, by name; NaN as above."""
+    weights: NDArray[np.float64] | None = None
+    """How often each is drawn beside others, above 0 and at most 1; None for all alike."""
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -103,6 +146,7 @@ class JudgedTexts:
             self.captioners[places],
             self.codes[places],
             further={name: own[places] for name, own in self.further.items()},
+            weights=None if self.weights is None else self.weights[places],
         )
 
 
@@ -151,12 +195,34 @@ def _judge_column(
     thresholds = np.repeat(row_thresholds, own.own_lengths)
     codes = _codes(own, view, source)
     has_threshold = ~np.isnan(thresholds)
-    codes[(codes == 0) & has_threshold & np.isnan(scores)] = _CODES[Rejection.UNSCORED]
+    is_needed = has_threshold | (view.needs_scores and source != "human")
+    codes[(codes == 0) & is_needed & np.isnan(scores)] = _CODES[Rejection.UNSCORED]
     # A comparison with NaN is False, so what is left has a score.
     below = (codes == 0) & has_threshold & ~(scores > thresholds)
     codes[below] = _CODES[Rejection.BELOW_THRESHOLD]
-    told = own.captioners(), codes, (), own.further()
+    weights = None if source == "human" else _weights(scores, codes, own, view)
+    told = own.captioners(), codes, (), own.further(), weights
     return JudgedTexts(own.lengths, own.texts, scores, itm, thresholds, *told)
+
+
+def _weights(
+    scores: NDArray[np.float64], codes: NDArray[np.uint8], own: "_Own", view: "CaptionView"
+) -> NDArray[np.float64] | None:
+    """What a view makes of the scores of texts that count; None where it weighs all alike."""
+    if not view.needs_scores:
+        return None
+    counts = codes == 0
+    if wrong := np.flatnonzero(counts & ~((scores >= 0) & (scores <= 1))).tolist():
+        row = int(np.repeat(own.numbers[own.mask], own.own_lengths)[wrong[0]])
+        raise DataError(
+            f"row {row}: the score {view.score} of a text in {own.column} is {scores[wrong[0]]:g}, "
+            "which is no probability: weights need one, such as itm or right"
+        )
+    with np.errstate(divide="ignore"):
+        odds = np.log(scores) - np.log1p(-scores)
+    # The logistic function as this overflows nowhere: odds may be infinite.
+    likely = 0.5 * (1 + np.tanh(0.5 * odds / view.weight_temperature))
+    return np.where(counts, np.maximum(likely, max(view.weight_floor, LEAST_WEIGHT)), 0.0)
 
 
 def _judge_reviewed(
@@ -226,6 +292,15 @@ def _codes(own: "_Own", view: "CaptionView", source: str) -> NDArray[np.uint8]:
     for reason, applies in _text_reasons(own, view).items():
         codes[(codes == 0) & applies] = _CODES[reason]
     return codes
+
+
+def fitting(texts: Sequence[AdmittedText], rule: TextRule) -> Sequence[AdmittedText]:
+    """Those of a row's texts that a rule takes, see `CaptionView.contrast_text`; all, if none."""
+    if rule in ("short", "long"):
+        # By letters: there is not a space between words in every language.
+        ordered = sorted(texts, key=lambda text: len(text.text), reverse=rule == "long")
+        return ordered[: (len(ordered) + 1) // 2]
+    return [text for text in texts if text.source == rule] or texts
 
 
 def string_values(column: "pa.Array") -> NDArray[np.object_]:

@@ -3,29 +3,31 @@
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
-from openblip.table.agreement import AgreedText, AgreedTexts
+from openblip.table.agreement import AgreedTexts
 from openblip.table.flags import DUPLICATES, LEAKS, what_is_unchecked
 from openblip.table.judging import (
     ERROR_COLUMNS,
     REJECTIONS,
     REMEDY,
+    AdmittedText,
     JudgedTexts,
-    Rejection,
+    RejectedText,
     TextDigest,
+    TextRule,
     data_sets,
     judge,
     string_values,
 )
 from openblip.table.rows import TEXT_SOURCES
-from openblip.table.scores import PROBABILITIES, score_column, scores_among
+from openblip.table.scores import PROBABILITIES, RIGHT, score_column, scores_among
 from openblip.table.table import SPLITS, PairTable
 
 if TYPE_CHECKING:
@@ -35,47 +37,13 @@ SOURCES = (*TEXT_SOURCES, "reviewed")
 _COLUMN_OF = {"human": "captions", "web": "captions", "synthetic": "synthetic"}
 TOLD_COLUMNS = ("captions_itm", "synthetic_itm", "synthetic_captioner")
 """Columns of what is told of a text besides whether it counts."""
+WEIGHTS = ("equal", "calibrated")
 WITHOUT = ("duplicate_images", "duplicate_captions", "repeated_captions", "leaks")
 _CHECK_OF = {name: LEAKS if name == "leaks" else DUPLICATES for name in WITHOUT}
 _COMMAND_OF = {
     DUPLICATES: "openblip data duplicates TABLE",
     LEAKS: "openblip data leakage TABLE EVALUATION_TABLE",
 }
-
-
-@dataclass(frozen=True)
-class RejectedText:
-    """A text that does not count, and why."""
-
-    id: str
-    """Of its row."""
-    text: str
-    source: str
-    """One of `SOURCES`."""
-    reason: Rejection
-    itm: float | None
-    """The filter's match probability; None where it was not read or the text was not judged."""
-    score: float | None
-    """The score that the view asks for, which is `itm` by default."""
-    threshold: float | None
-    """What `score` would have to be above; None where nothing is asked."""
-
-
-@dataclass(frozen=True)
-class AdmittedText:
-    """A text that counts, and what is known of it."""
-
-    text: str
-    source: str
-    """One of `SOURCES`."""
-    itm: float | None
-    """The filter's match probability; None where it was not read or the text was not judged."""
-    captioner: str | None = None
-    """Fingerprint of the model that wrote it; None for a given text, or where it was not read."""
-    scores: Mapping[str, float | None] = field(default_factory=dict)
-    """Further scores that were read, by name; None where the text has none."""
-    agreed: AgreedText | None = None
-    """What people have judged; None where the source is not `reviewed`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +72,24 @@ class CaptionView:
     `duplicate_images`, `duplicate_captions` (within the split), `repeated_captions` (within an
     image) and `leaks` (of images and texts)."""
 
+    weights: Literal["equal", "calibrated"] = "equal"
+    """`calibrated` weighs instead of cutting: of an image's texts one is drawn in proportion to how
+    likely it is right, and the image comes as often as its likeliest text is right. That is the
+    view's `score`, which must be a probability; without thresholds `right`, where the table has it.
+    Human and reviewed texts weigh 1. For training alone."""
+    weight_temperature: float = 1.0
+    """The logits of the probabilities are divided by it: above 1 for a filter that is too sure
+    (`openblip capfilt review` fits it); towards 0 weights become a cut at a half."""
+    weight_floor: float = 0.0
+    """No text that counts weighs less, from 0 to 1."""
+
+    contrast_text: TextRule = "any"
+    """Which of the texts that count contrast and matching see: `short` and `long` are of the
+    shorter or longer half of an image's texts, `web`, `synthetic` and so on of one source where the
+    image has any, `any` is one of all. For training alone."""
+    decoder_text: TextRule = "any"
+    """Which of them the decoder learns to write, likewise; drawn apart where the rules differ."""
+
     def __post_init__(self) -> None:
         """Checks every field."""
         unknown = [source for source in self.sources if source not in SOURCES]
@@ -117,6 +103,11 @@ class CaptionView:
             raise RecipeError(f"split must be one of {', '.join(SPLITS)}. Got {self.split!r}.")
         if not set(self.without) <= set(WITHOUT):
             raise RecipeError(f"without must be some of {', '.join(WITHOUT)}. Got {self.without}.")
+        self._check_weights()
+        for name in ("contrast_text", "decoder_text"):
+            rule, allowed = getattr(self, name), ("any", "short", "long", *self.sources)
+            if rule not in allowed:
+                raise RecipeError(f"{name} must be one of {', '.join(allowed)}. Got {rule!r}.")
         _ = self.thresholds
 
     @cached_property
@@ -149,6 +140,23 @@ class CaptionView:
         return not set(self.thresholds) <= set(TEXT_SOURCES)
 
     @property
+    def needs_scores(self) -> bool:
+        """Whether texts are weighed by their scores, so that one without does not count."""
+        return self.weights == "calibrated"
+
+    @property
+    def has_two_texts(self) -> bool:
+        """Whether contrast and decoder may see different texts of an image."""
+        return self.contrast_text != self.decoder_text
+
+    def settled(self, table: PairTable) -> "CaptionView":
+        """The view with the score by which it weighs the texts of a table, see `weights`."""
+        is_open = self.needs_scores and self.score == "itm" and self.itm is None and not self.itm_of
+        texts = [_COLUMN_OF[s] for s in self.sources if s not in ("human", "reviewed")]
+        has_it = all(score_column(name, RIGHT) in table.columns for name in texts)
+        return replace(self, score=RIGHT) if is_open and has_it and texts else self
+
+    @property
     def columns(self) -> tuple[str, ...]:
         """Columns of the table that decide which texts of a row count."""
         columns = ["origin", "captions"]
@@ -157,7 +165,7 @@ class CaptionView:
             columns.append("synthetic")
             texts.append("synthetic")
         columns += [
-            score_column(_COLUMN_OF[s], self.score) for s in self.sources if self._has_threshold(s)
+            score_column(_COLUMN_OF[s], self.score) for s in self.sources if self._asks_score(s)
         ]
         if self.names_data_sets:
             columns.append("meta")
@@ -183,8 +191,12 @@ class CaptionView:
         """
         import pyarrow as pa
 
+        settled = self.settled(table)
+        if settled != self:
+            return settled.resolve(table, may_be_empty)
         self.check(table)
         admitted_rows: list[np.ndarray] = []
+        row_weights = [np.zeros(0, dtype=np.float32)]
         agreed = self._agreed(table)
         index = ViewIndex(table, self, np.zeros(0, dtype=np.int64), {}, {}, agreed=agreed)
         splits: Counter[str] = Counter()
@@ -195,6 +207,7 @@ class CaptionView:
             splits.update(split.tolist())
             inside = split == self.split
             row_counts = np.zeros(batch.num_rows, dtype=np.int64)
+            weights = np.zeros(batch.num_rows if self.needs_scores else 0)
             for source in self.sources:
                 judged = judge(batch, self, source, start, agreed)
                 index.count(source, judged, inside)
@@ -202,12 +215,19 @@ class CaptionView:
                 counts = (judged.codes == 0) & inside[judged.rows]
                 texts = judged.texts.filter(pa.array(counts)).to_pylist()
                 digests[source].add(start + judged.rows[counts], texts)
+                if self.needs_scores:
+                    # As likely right as the likeliest of its texts; what people say is right.
+                    likely = 1.0 if judged.weights is None else judged.weights[counts]
+                    np.maximum.at(weights, judged.rows[counts], likely)
             admitted_rows.append(start + np.flatnonzero(row_counts))
+            if self.needs_scores:
+                row_weights.append(weights[row_counts > 0].astype(np.float32))
             start += batch.num_rows
         index = replace(
             index,
             rows=np.concatenate([index.rows, *admitted_rows]),
             text_digest=b"".join(digest.digest() for digest in digests.values()),
+            weights=np.concatenate(row_weights) if self.needs_scores else None,
         )
         if not (index.rows.size or may_be_empty):
             raise DataError(self._why_empty(index, splits))
@@ -237,7 +257,8 @@ class CaptionView:
                     further = {name: _number(own[at]) for name, own in judged.further.items()}
                     told = _number(judged.itm[at]), judged.captioners[at], further
                     own = judged.agreed[at] if judged.agreed else None
-                    of_row[rows[at]].append(AdmittedText(texts[at], source, *told, own))
+                    weight = 1.0 if judged.weights is None else float(judged.weights[at])
+                    of_row[rows[at]].append(AdmittedText(texts[at], source, *told, own, weight))
             admitted += of_row
         return admitted
 
@@ -253,6 +274,10 @@ class CaptionView:
         Raises:
             DataError: as `resolve`.
         """
+        settled = self.settled(table)
+        if settled != self:
+            yield from settled.rejected(table, agreed)
+            return
         self.check(table)
         agreed = self._agreed(table) if agreed is None else agreed
         scores = [name for name in TOLD_COLUMNS if name in table.columns]
@@ -284,8 +309,8 @@ class CaptionView:
         columns += [column for name, column in flags.items() if name in self.without]
         if "reviewed" in self.sources:
             # People may have judged a captioner's texts as well, if there are any.
-            of_captioner = replace(self, sources=("synthetic",), itm=None, itm_of=()).columns
-            columns += [name for name in of_captioner if name in table.columns]
+            of_captioner = CaptionView(sources=("synthetic",), without=self.without)
+            columns += [name for name in of_captioner.columns if name in table.columns]
         return list(dict.fromkeys(columns))
 
     def check(self, table: PairTable) -> None:
@@ -330,9 +355,24 @@ class CaptionView:
     def _may_be_threshold(self, value: float) -> bool:
         return 0 <= value <= 1 if self.score in PROBABILITIES else math.isfinite(value)
 
-    def _has_threshold(self, source: str) -> bool:
+    def _check_weights(self) -> None:
+        if self.weights not in WEIGHTS:
+            raise RecipeError(f"weights must be one of {', '.join(WEIGHTS)}. Got {self.weights!r}.")
+        if not (self.weight_temperature > 0 and math.isfinite(self.weight_temperature)):
+            raise RecipeError(f"weight_temperature must be above 0. Got {self.weight_temperature}.")
+        if not 0 <= self.weight_floor <= 1:
+            raise RecipeError(f"weight_floor must be from 0 to 1. Got {self.weight_floor}.")
+        if not self.needs_scores and (self.weight_temperature, self.weight_floor) != (1.0, 0.0):
+            raise RecipeError(
+                "weight_temperature and weight_floor change nothing without weights: give "
+                "weights=calibrated too"
+            )
+
+    def _asks_score(self, source: str) -> bool:
         if source in ("human", "reviewed"):
             return False
+        if self.needs_scores:
+            return True
         return self.itm is not None or source in self.thresholds or self.names_data_sets
 
     def _agreed(self, table: PairTable) -> AgreedTexts | None:
@@ -384,6 +424,8 @@ class ViewIndex:
     """Another one where an admitted text, or the row that it belongs to, is another."""
     agreed: AgreedTexts | None = None
     """What reviewers agreed on when the rows were found; None for a view without `reviewed`."""
+    weights: np.ndarray | None = None
+    """How often each row comes, float32 (rows,), above 0 and at most 1; None for all alike."""
 
     def __len__(self) -> int:
         return int(self.rows.size)
@@ -432,7 +474,12 @@ class ViewIndex:
             f"{self.num_offered.get(source, 0):,} texts"
             for source in self.view.sources
         ]
-        by = [f"by the score {self.view.score}"] if self.view.score != "itm" else []
+        weighed = "weighed " if self.view.needs_scores else ""
+        by = (
+            [f"{weighed}by the score {self.view.score}"]
+            if weighed or self.view.score != "itm"
+            else []
+        )
         return ", ".join(counts + by)
 
     def idle_sources(self) -> list[str]:

@@ -183,7 +183,9 @@ def validation_loader(
     parts, failures = [], []
     for part, table in zip(recipe.data.mixture, tables, strict=True):
         try:
-            parts.append(WeightedIndex(replace(part.view, split=split).resolve(table)))
+            index = replace(part.view, split=split).resolve(table)
+            # Each row once, whatever it weighs in training.
+            parts.append(WeightedIndex(replace(index, weights=None)))
         except DataError as error:
             failures.append(error)
     if not parts:

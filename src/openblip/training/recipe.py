@@ -353,6 +353,7 @@ class Recipe:
                 "init_text, whose tokenizer is used"
             )
         self._check_task()
+        self._check_texts()
         if self.schedule.min_lr > self.optimiser.lr:
             raise RecipeError(
                 f"schedule.min_lr {self.schedule.min_lr} is above optimiser.lr "
@@ -381,6 +382,20 @@ class Recipe:
             raise RecipeError(
                 f"model is {type(self.model).__name__}, but the task {self.task!r} needs {wanted}"
             )
+
+    def _check_texts(self) -> None:
+        """A rule for a reader that the task does not have would change nothing without a word."""
+        known = {"captioner": ("lm",), "clip": ("itc",)}
+        # A task from outside may read what it likes.
+        losses = known.get(task_name(self.task)) or getattr(self.objectives, "losses", None)
+        readers = {"contrast_text": {"itc", "itm"}, "decoder_text": {"lm"}}
+        for name, reading in readers.items():
+            asked = any(getattr(part.view, name) != "any" for part in self.data.mixture)
+            if asked and losses is not None and not reading & set(losses):
+                raise RecipeError(
+                    f"data.view.{name}: the task {self.task!r} with the losses "
+                    f"{', '.join(losses)} has none that reads it ({', '.join(sorted(reading))})"
+                )
 
     @property
     def needs(self) -> TaskNeeds:

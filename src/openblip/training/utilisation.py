@@ -218,7 +218,7 @@ def _step_flops(config: MedConfig, losses: tuple[Head, ...], batch: Batch) -> fl
         memories = memory_flops(config, rows, side)
         total += _TRAINED * memories * (1 if shared else roles)
     if "lm" in losses:
-        total += _TRAINED * lm_head_flops(config, int(batch.mask.sum()) - rows, 1)
+        total += _TRAINED * lm_head_flops(config, int(batch.written[1].sum()) - rows, 1)
     return total
 
 
@@ -236,7 +236,8 @@ def _text_passes(config: MedConfig, losses: tuple[Head, ...], batch: Batch) -> t
             config, 3 * rows, tokens, patches, packed=3 * packed, reads_first=True
         )
     if "lm" in losses:
-        grounded += text_flops(config, rows, tokens, patches, packed=packed)
+        written, mask = batch.written
+        grounded += text_flops(config, rows, written.shape[1], patches, packed=int(mask.sum()))
     return alone, grounded
 
 
