@@ -1,6 +1,6 @@
 """Builds the site: `make docs`, into build/site.
 
-The tree is copied as it lies, so that the links between its pages hold: README.md is the first page.
+The tree is copied as it lies, so that the links between its pages hold; README.md is the first one.
 What is generated comes beside it: a page for each command from its `--help`, and a page for each
 room with the names of `import openblip` in it, from their docstrings. Links to what is no page
 (a script, a folder) lead to the repository. MkDocs then refuses a link that leads nowhere, and a
@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 from collections import defaultdict
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -53,15 +54,14 @@ LINK = re.compile(r"(?<!`)(\[[^\]]*\]\()(?!https?:|#|mailto:)([^)#\s]+)(#[^)\s]*
 
 
 def stage(folder: Path) -> None:
-    """The pages and pictures of the tree, with links to what is no page turned to the repository."""
+    """The pages and pictures of the tree; links to what is no page lead to the repository."""
     pages = [path for pattern in PAGES for path in sorted(ROOT.glob(pattern))]
     beside = [path for pattern in BESIDE for path in sorted(ROOT.glob(pattern))]
     copied = {path.relative_to(ROOT).as_posix() for path in (*pages, *beside)}
     for path in pages:
         name = path.relative_to(ROOT)
-        write(
-            folder / name, LINK.sub(lambda link: led(link, name.parent, copied), path.read_text())
-        )
+        led_on = partial(led, parent=name.parent, copied=copied)
+        write(folder / name, LINK.sub(led_on, path.read_text(encoding="utf-8")))
     for path in beside:
         target = folder / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
