@@ -21,7 +21,7 @@ PEOPLE_LOOK_FOR = (
 )  # fmt: skip
 # Unfinished work, conflicts, secrets, and places of one person's machine.
 FORBIDDEN = re.compile(
-    r"\b(?:FIXME|XXX)\b|^(?:<{7}|>{7}) |/(?:home|Users)/(?!openblip)\w+/|BEGIN [A-Z ]*PRIVATE KEY"
+    r"\b(?:FIXME|XXX)\b|^(?:<{7}|>{7}) |/(?:home|Users)/(?!openblip|you)\w+/|BEGIN [A-Z ]*PRIVATE KEY"
     r"|\bAKIA[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{30,}",
     re.M,
 )
@@ -146,8 +146,13 @@ def _() -> Iterator[str]:
     yield from (f"pyproject.toml's sdist leaves out {n}" for n in untold if n.endswith(".md"))
 
 
-@check("what the package index shows: twine")
+@check("what the package index shows: twine, whole addresses alone")
 def _() -> Iterator[str]:
+    for wheel in DIST.glob("*.whl"):
+        with zipfile.ZipFile(wheel) as archive:
+            about = archive.read(f"openblip-{version()}.dist-info/METADATA").decode()
+        for target in re.findall(r"\]\((?!https://|#)([^)]+)\)", about):
+            yield f"the README there links to {target}, which lies in the repository"
     words = [sys.executable, "-m", "twine", "check", "--strict", *map(str, DIST.glob("openblip-*"))]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     if done.returncode or not DIST.is_dir():

@@ -2,6 +2,7 @@
 
 import json
 import re
+import runpy
 import subprocess
 import sys
 import tomllib
@@ -227,3 +228,27 @@ def test_the_constraints_name_versions_and_no_place_to_fetch_them_from() -> None
     pinned = dict(line.split("==") for line in lines if not line.startswith("#"))
     assert all(re.fullmatch(r"[a-z0-9.-]+", name) for name in pinned)
     assert {"torch", "pytest", "ruff", "mypy", "mkdocs", "build", "twine"} <= set(pinned)
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="no repository: a source archive")
+def test_what_a_release_checks_of_the_files_holds_now() -> None:
+    checks = runpy.run_path(str(ROOT / "scripts" / "release_check.py"))["CHECKS"]
+    now = [title for title in checks if title.startswith(("files", "no unfinished", "links"))]
+    assert len(now) == 3
+    assert [line for title in now for line in checks[title]()] == []
+
+
+def test_a_release_check_finds_what_is_planted(tmp_path: Path) -> None:
+    """The same script in a repository that has a broken link, a secret and no licence."""
+    scripts = tmp_path / "scripts"
+    scripts.mkdir()
+    (scripts / "release_check.py").write_bytes((ROOT / "scripts/release_check.py").read_bytes())
+    (tmp_path / "a.md").write_text("[gone](gone.md), [there](a.md)\nhf_" + "a" * 34 + "\n")
+    for words in (["init", "-q"], ["add", "."]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True, capture_output=True)
+    checks = runpy.run_path(str(scripts / "release_check.py"))["CHECKS"]
+    found = {title: list(run()) for title, run in checks.items() if title[:5] in ("files", "links")}
+    found["secrets"] = list(next(run for title, run in checks.items() if "secret" in title)())
+    assert "LICENSE is not there" in found["files that people look for"]
+    assert found["links between the files of the repository"] == ["a.md: gone.md"]
+    assert [line.startswith("a.md:2: hf_") for line in found["secrets"]] == [True]
