@@ -21,8 +21,8 @@ PEOPLE_LOOK_FOR = (
 )  # fmt: skip
 # Unfinished work, conflicts, secrets, and places of one person's machine.
 FORBIDDEN = re.compile(
-    r"\b(?:FIXME|XXX)\b|^(?:<{7}|>{7}) |/(?:home|Users)/(?!openblip|you)\w+/|BEGIN [A-Z ]*PRIVATE KEY"
-    r"|\bAKIA[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{30,}",
+    r"\b(?:FIXME|XXX)\b|^(?:<{7}|>{7}) |/(?:home|Users)/(?!openblip|you)\w+/"
+    r"|BEGIN [A-Z ]*PRIVATE KEY|\bAKIA[0-9A-Z]{16}\b|\bhf_[A-Za-z0-9]{30,}",
     re.M,
 )
 TEXTS = {".py", ".md", ".toml", ".yaml", ".yml", ".cff", ".sh", ".js", ".css", ".html", ".txt"}
