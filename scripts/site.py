@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 from collections import defaultdict
 from functools import partial
 from pathlib import Path
@@ -30,6 +31,7 @@ REPOSITORY = "https://github.com/openblip/openblip/blob/main/"
 PAGES = ("*.md", "docs/**/*.md", "benchmarks/results/*.md")
 BESIDE = ("docs/**/*.png", "docs/**/*.jpg", "docs/site/*")
 COMMANDS, NAMES = "reference/commands", "reference/python"
+WIDTH = 88
 # A recipe's flags are shown for these words; other commands need none to show theirs.
 RECIPE_WORDS = {
     "pretrain": ["tiny", "TABLE", "RUN_DIR"],
@@ -92,7 +94,11 @@ def help_of(name: str) -> str:
     text = re.sub(r"\x1b\[[0-9;]*m", "", printed.getvalue()).rstrip()
     if "--help" not in text:
         raise SystemExit(f"`openblip {' '.join(words)}` shows no help")
-    return "\n".join(line.rstrip() for line in text.splitlines())
+    # The parser wraps what it says of flags, but not a command's own text.
+    lines = [
+        textwrap.wrap(line, WIDTH, subsequent_indent="  ") or [""] for line in text.split("\n")
+    ]
+    return "\n".join(part.rstrip() for line in lines for part in line)
 
 
 def command_pages(folder: Path) -> list[dict[str, str]]:
@@ -179,7 +185,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("-o", "--output", type=Path, default=ROOT / "build" / "site")
     output = parser.parse_args().output.resolve()
-    os.environ.update(COLUMNS="88", NO_COLOR="1", NO_MKDOCS_2_WARNING="1")
+    os.environ.update(COLUMNS=str(WIDTH), NO_COLOR="1", NO_MKDOCS_2_WARNING="1")
     pages = output.parent / "pages"
     shutil.rmtree(pages, ignore_errors=True)
     stage(pages)
