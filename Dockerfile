@@ -1,29 +1,42 @@
-# OpenBLIP in a container, without the sources:
-#   docker build -t openblip .                                  for processors
-#   docker build --build-arg TORCH=cu128 -t openblip:cuda .     for NVIDIA cards
+# OpenBLIP in a container, from its wheel, without the sources:
+#   docker build -t openblip .                        for processors
+#   docker build --target cuda -t openblip:cuda .     for NVIDIA cards (docker run --gpus all)
 # The studio, open to this machine alone:
 #   docker run -p 127.0.0.1:7863:7863 -v "$PWD":/data openblip \
 #     studio photos/ --host 0.0.0.0 --token "$TOKEN"
-FROM python:3.12-slim AS build
+ARG PYTHON=3.12
+FROM python:${PYTHON}-slim AS build
 WORKDIR /source
 COPY . .
 RUN pip install --no-cache-dir build && python -m build --wheel --outdir /wheels
 
-FROM python:3.12-slim
-# uv knows the builds of torch by name; pip would need the address of an index.
-ARG TORCH=cpu
+FROM python:${PYTHON}-slim AS base
 ARG EXTRAS=studio,cloud,heif,transformers
-COPY --from=build /wheels /wheels
 RUN pip install --no-cache-dir uv \
- && uv pip install --system --no-cache --torch-backend="$TORCH" "$(ls /wheels/*.whl)[$EXTRAS]" \
- && rm -r /wheels
-RUN useradd --create-home --uid 1000 openblip \
+ && useradd --create-home --uid 1000 openblip \
  && mkdir -p /data /home/openblip/.cache \
  && chown -R openblip /data /home/openblip/.cache
-USER openblip
+COPY --from=build /wheels /wheels
 WORKDIR /data
 # Models that are fetched are kept in the second one.
 VOLUME ["/data", "/home/openblip/.cache"]
 EXPOSE 7863
 ENTRYPOINT ["openblip"]
 CMD ["--help"]
+# Of the studio: whether it listens, for without the token it answers nothing. Other commands are well
+# as long as they run.
+HEALTHCHECK --interval=30s --timeout=5s --start-period=60s CMD ["python", "-c", "\
+import socket, pathlib; \
+words = pathlib.Path('/proc/1/cmdline').read_text().split('\\0'); \
+'studio' in words and socket.create_connection(('127.0.0.1', int(words[words.index('--port') + 1]) if '--port' in words else 7863), 4)"]
+
+# uv knows the builds of torch by name; pip would need the address of an index.
+FROM base AS cuda
+ARG TORCH=cu128
+RUN uv pip install --system --no-cache --torch-backend="$TORCH" "$(ls /wheels/*.whl)[$EXTRAS]"
+USER openblip
+
+# The last one is what is built where no target is named.
+FROM base AS cpu
+RUN uv pip install --system --no-cache --torch-backend=cpu "$(ls /wheels/*.whl)[$EXTRAS]"
+USER openblip

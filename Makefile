@@ -3,7 +3,7 @@ SHELL := /bin/sh
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-timm test-oldest lint format golden slow build ablations bench bench-inference clean
+.PHONY: demo test test-timm test-oldest lint format golden slow docs build wheel-test release-check ablations bench bench-inference clean
 
 demo: .venv/.installed-core          ## the whole loop on an embedded world, with a report page
 	$(BIN)/openblip demo
@@ -23,10 +23,19 @@ golden: .venv/.installed-test        ## only the comparisons with reference outp
 slow: .venv/.installed-test          ## the long checks: demo over three seeds, full corpora
 	$(PYTEST) -m slow --timeout=7200 -rs
 
+docs: .venv/.installed-docs          ## the site in build/site: refuses broken links and pages that nothing names
+	$(BIN)/python scripts/site.py
+
 build: .venv/.installed-build        ## wheel and source archive in dist/, checked as the package index checks them
 	rm -rf dist
 	$(BIN)/python -m build
 	$(BIN)/twine check --strict dist/*
+
+wheel-test: build .venv/.installed-test  ## the wheel alone, in an environment of its own: demo, caption, search, studio
+	sh scripts/wheel_test.sh dist/*.whl
+
+release-check: build docs .venv/.installed-lint  ## all that a release needs, as a list with yes and no
+	$(BIN)/python scripts/release_check.py
 
 ablations: .venv/.installed-core     ## BLIP's ablations on the embedded world, 3 seeds, in about 40 minutes on two idle cores
 	$(BIN)/openblip compare benchmarks/ablations.yaml -o ablations --jobs 2
@@ -49,33 +58,29 @@ format: .venv/.installed-lint
 clean:
 	rm -rf .venv .venv-timm .venv-oldest build dist .pytest_cache .mypy_cache .ruff_cache
 
-.venv/.installed-core: pyproject.toml scripts/install.sh
+INSTALLED := pyproject.toml constraints.txt scripts/install.sh
+
+.venv/.installed-core: $(INSTALLED)
 	sh scripts/install.sh
 	@touch $@
 
-.venv/.installed-test: pyproject.toml scripts/install.sh
-	sh scripts/install.sh test
-	@touch $@
-
-.venv/.installed-build: pyproject.toml scripts/install.sh
-	sh scripts/install.sh build
+# test, lint, build, docs: groups of pyproject.toml
+.venv/.installed-%: $(INSTALLED)
+	sh scripts/install.sh $*
 	@touch $@
 
 # timm imports torchvision, which fits one torch alone.
 .venv-timm/.installed: pyproject.toml
 	$(or $(PYTHON),python3) -m venv .venv-timm
 	.venv-timm/bin/pip install torch==2.14.1 torchvision==0.29.1
-	.venv-timm/bin/pip install --editable ".[test,timm]"
+	.venv-timm/bin/pip install --upgrade "pip>=25.1"
+	.venv-timm/bin/pip install --editable ".[timm]" --group test
 	@touch $@
 
 # A bound is what is installed; a newer pip than an old Python's finds the rest in minutes, not in an hour.
 .venv-oldest/.installed: pyproject.toml scripts/oldest.py
 	$(or $(PYTHON),python3) -m venv .venv-oldest
-	.venv-oldest/bin/pip install --upgrade "pip>=25"
+	.venv-oldest/bin/pip install --upgrade "pip>=25.1"
 	.venv-oldest/bin/python scripts/oldest.py > .venv-oldest/constraints.txt
-	.venv-oldest/bin/pip install --constraint .venv-oldest/constraints.txt --editable ".[test]"
-	@touch $@
-
-.venv/.installed-lint: pyproject.toml scripts/install.sh
-	sh scripts/install.sh test,lint
+	.venv-oldest/bin/pip install --constraint .venv-oldest/constraints.txt --editable . --group test
 	@touch $@

@@ -10,13 +10,20 @@ import tomllib
 from pathlib import Path
 
 REQUIREMENT = re.compile(r"(?P<name>[\w.-]+)(?:\[[\w,]+\])?>=(?P<bound>[\d.]+)")
+OWN_EXTRAS = re.compile(r"openblip\[[\w,]+\]")
 
 
-def oldest(project: dict) -> dict[str, str]:
-    """Package name to its lower bound, over the dependencies and every extra."""
-    extras = project["optional-dependencies"].values()
+def oldest(pyproject: dict) -> dict[str, str]:
+    """Package name to its lower bound, over the dependencies, every extra and every group.
+
+    An extra or a group may take others in: `openblip[ray]`, `{include-group = "test"}`.
+    """
+    project = pyproject["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    lists += pyproject["dependency-groups"].values()
+    every = [each for own in lists for each in own if not isinstance(each, dict)]
     bounds: dict[str, str] = {}
-    for requirement in [*project["dependencies"], *(each for extra in extras for each in extra)]:
+    for requirement in (each for each in every if not OWN_EXTRAS.fullmatch(each)):
         match = REQUIREMENT.fullmatch(requirement)
         if match is None:
             raise SystemExit(f"pyproject.toml: {requirement!r} names no lower bound alone")
@@ -28,5 +35,5 @@ def oldest(project: dict) -> dict[str, str]:
 
 if __name__ == "__main__":
     path = Path(__file__).parent.parent / "pyproject.toml"
-    project = tomllib.loads(path.read_text(encoding="utf-8"))["project"]
-    sys.stdout.writelines(f"{name}=={bound}\n" for name, bound in oldest(project).items())
+    bounds = oldest(tomllib.loads(path.read_text(encoding="utf-8")))
+    sys.stdout.writelines(f"{name}=={bound}\n" for name, bound in bounds.items())

@@ -18,13 +18,21 @@ def oldest() -> Callable[[dict], dict[str, str]]:
     return module.oldest
 
 
-def project(*core: str, **extras: list[str]) -> dict:
-    return {"dependencies": list(core), "optional-dependencies": extras}
+def project(*core: str, groups: dict[str, list] | None = None, **extras: list[str]) -> dict:
+    own = {"dependencies": list(core), "optional-dependencies": extras}
+    return {"project": own, "dependency-groups": groups or {}}
 
 
 def test_every_requirement_of_ours_has_a_lower_bound(oldest) -> None:
-    ours = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert set(oldest(ours)) >= {"torch", "pylance", "transformers", "pyarrow", "pillow"}
+    ours = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    found = set(oldest(ours))
+    assert found >= {"torch", "pylance", "transformers", "pillow", "pytest", "ruff", "mkdocs"}
+
+
+def test_groups_count_and_what_they_take_in_counts_once(oldest) -> None:
+    groups = {"test": ["openblip[ray]", "pytest>=9.0"], "lint": [{"include-group": "test"}]}
+    ours = project("torch>=2.8", ray=["ray>=2.50"], groups=groups)
+    assert oldest(ours) == {"torch": "2.8", "ray": "2.50", "pytest": "9.0"}
 
 
 def test_bounds_of_extras_count_and_what_a_package_is_asked_for_does_not(oldest) -> None:

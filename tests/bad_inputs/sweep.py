@@ -25,7 +25,7 @@ os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "LANCE_LOG": "erro
 
 import torch
 
-from openblip.cli import _COMMANDS, main
+from openblip.cli import COMMANDS, main
 
 SECONDS = 30
 _MEMORY = 12 << 30
@@ -43,7 +43,7 @@ def load_everything() -> None:
     """Imports what commands import, so that a case need not; opens nothing."""
     import importlib
 
-    for module, _, _ in _COMMANDS.values():
+    for module, _, _ in COMMANDS.values():
         importlib.import_module(f"openblip.cli.{module}")
     import lance  # noqa: F401
     import tensorboardX  # noqa: F401

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Union, get_args, get_origin, get_type_hints
 
 import pytest
 
-from openblip.cli import _COMMANDS, main
+from openblip.cli import COMMANDS, main
 from openblip.runtime.ranges import Range
 
 # Their flags are, or include, fields of a recipe, which checks them itself.
@@ -39,9 +39,9 @@ def _is_bare_number(hint: Any) -> bool:
     return False
 
 
-@pytest.mark.parametrize("name", sorted(set(_COMMANDS) - _OF_RECIPES))
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - _OF_RECIPES))
 def test_every_number_of_a_command_has_a_range(name: str) -> None:
-    module, function, _ = _COMMANDS[name]
+    module, function, _ = COMMANDS[name]
     run = getattr(importlib.import_module(f"openblip.cli.{module}"), function)
     hints = get_type_hints(inspect.unwrap(run), include_extras=True)
     hints.pop("return")

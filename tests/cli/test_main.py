@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from openblip.cli import _COMMANDS, _warnings_in_one_line, main
+from openblip.cli import COMMANDS, _warnings_in_one_line, main
 from openblip.cli.output import print_json
 from openblip.runtime.errors import TextTruncated
 from openblip.table.table import PairRow, PairTable
@@ -35,7 +35,7 @@ def unread(*words: str, **environment: str) -> tuple[int, str]:
 def test_without_words_it_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert main([]) == 0
     text = capsys.readouterr().out
-    assert all(f"openblip {name}" in text for name in _COMMANDS)
+    assert all(f"openblip {name}" in text for name in COMMANDS)
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,7 +55,7 @@ def test_on_windows_a_command_says_where_it_runs(
     assert main(["--version"]) == 0
 
 
-@pytest.mark.parametrize("name", sorted(_COMMANDS))
+@pytest.mark.parametrize("name", sorted(COMMANDS))
 def test_every_command_has_help_with_an_example(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,7 +5,12 @@ from pathlib import Path
 import pytest
 
 from openblip.runtime.errors import OpenBlipWarning, TrainingError
-from openblip.training.metrics_log import METRICS_FILE, MetricsLog, read_metrics
+from openblip.training.metrics_log import (
+    METRICS_FILE,
+    MetricsLog,
+    read_metrics,
+    without_tensorboard,
+)
 
 
 def write_steps(run_dir: Path, first: int, last: int, loss: float) -> None:
@@ -23,6 +28,20 @@ def test_tensorboard_gets_the_same_names(tmp_path: Path) -> None:
     write_steps(tmp_path, 0, 1, loss=2.5)
     (events,) = (tmp_path / "tensorboard").iterdir()
     assert b"train/loss" in events.read_bytes()
+
+
+def test_without_tensorboard_the_lines_are_the_same_and_the_remedy_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert without_tensorboard() is None
+    monkeypatch.setattr("openblip.training.metrics_log.find_spec", lambda name: None)
+    with MetricsLog(tmp_path) as log:
+        log.write("train", 1, {"loss": 2.5})
+        log.event("alarm", 1, {}, "the loss has grown")
+        log.note(1, "all is well")
+    assert [line["kind"] for line in read_metrics(tmp_path)] == ["train", "alarm", "note"]
+    assert not (tmp_path / "tensorboard").exists()
+    assert "pip install 'openblip[tensorboard]'" in str(without_tensorboard())
 
 
 def test_a_resumed_run_writes_no_line_twice(tmp_path: Path) -> None:

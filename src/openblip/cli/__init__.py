@@ -27,7 +27,7 @@ _OUTPUT = 1
 # Narrower, the boxes of usage messages cannot be drawn.
 _LEAST_COLUMNS = 40
 # Command words -> (module under openblip.cli, function, one line of help).
-_COMMANDS: dict[str, tuple[str, str, str]] = {
+COMMANDS: dict[str, tuple[str, str, str]] = {
     "demo": ("demo", "demo", "the whole loop on an embedded world, with a report page"),
     "data import": ("data", "import_", "bring image-text pairs into a pair table"),
     "data export": ("data", "export", "write a view of a pair table for other programs"),
@@ -118,7 +118,7 @@ def _carry_out(words: list[str]) -> int:
         # Before anything is loaded or written: signals, pipes and locks are those of POSIX.
         complain("openblip", "this runs on Linux and macOS; on Windows, in WSL (`wsl --install`)")
         return 1
-    module, function, _ = _COMMANDS[name]
+    module, function, _ = COMMANDS[name]
     run = getattr(importlib.import_module(f"openblip.cli.{module}"), function)
     prog = f"openblip {name}"
     with _warnings_in_one_line(prog):
@@ -221,30 +221,30 @@ def _warnings_in_one_line(prog: str) -> Iterator[None]:
 def _command_name(words: list[str]) -> str | None:
     for length in (2, 1):
         name = " ".join(words[:length])
-        if name in _COMMANDS:
+        if name in COMMANDS:
             return name
     return None
 
 
 def _unknown(words: list[str]) -> int:
-    group = [name for name in _COMMANDS if name.split()[0] == words[0]]
+    group = [name for name in COMMANDS if name.split()[0] == words[0]]
     if group:
         print(_overview(group))
         return 0 if words[1:2] in (["-h"], ["--help"]) else 2
-    near = difflib.get_close_matches(" ".join(words[:2]), _COMMANDS, 1, 0.4)
+    near = difflib.get_close_matches(" ".join(words[:2]), COMMANDS, 1, 0.4)
     hint = f"; did you mean `openblip {near[0]}`?" if near else ""
     print(f"openblip: no command {words[0]!r}{hint} (openblip --help lists all)", file=sys.stderr)
     return 2
 
 
-def _overview(names: Sequence[str] = tuple(_COMMANDS)) -> str:
+def _overview(names: Sequence[str] = tuple(COMMANDS)) -> str:
     width = max(map(len, names))
     lines = [
         "usage: openblip COMMAND [options]",
         "",
         "Vision-language pre-training, and the cleaning of image-text data.",
         "",
-        *(f"  openblip {name:<{width}}  {_COMMANDS[name][2]}" for name in names),
+        *(f"  openblip {name:<{width}}  {COMMANDS[name][2]}" for name in names),
         "",
         "openblip COMMAND --help shows a command's options with an example;",
         "--debug shows the traceback of an error; --version the version.",

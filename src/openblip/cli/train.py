@@ -41,8 +41,6 @@ openblip finetune retrieval pairs.lance runs/low-rank --init-from runs/noisy --l
 
 def pretrain(words: list[str], prog: str) -> int:
     """Train from a recipe of that name or file, with overrides."""
-    from openblip.recipes.pretrain import PRETRAIN_RECIPES
-
     usage = f"{prog} RECIPE TABLE RUN_DIR [overrides]"
     name, rest = _positionals(words, 1, usage, _PRETRAIN_HELP)
     if name and name[0].endswith((".yaml", ".yml")):
@@ -51,6 +49,8 @@ def pretrain(words: list[str], prog: str) -> int:
         (run_dir,), rest = _positionals(rest, 1, f"{prog} FILE.yaml RUN_DIR", _PRETRAIN_HELP)
         return _pretrain(read_recipe(Path(name[0])), run_dir, rest, prog)
     (table, run_dir), rest = _positionals(rest, 2, usage, _PRETRAIN_HELP, name)
+    from openblip.recipes.pretrain import PRETRAIN_RECIPES
+
     recipe = _named(name[0], PRETRAIN_RECIPES, "recipe", table)
     return _pretrain(recipe, run_dir, rest, prog)
 
@@ -63,10 +63,10 @@ def _pretrain(recipe: "Recipe", run_dir: str, words: list[str], prog: str) -> in
 
 def finetune(words: list[str], prog: str) -> int:
     """Fine-tune a model of any layout for a task, with overrides."""
-    from openblip.recipes.finetune import FINETUNE_RECIPES
-
     usage = f"{prog} TASK TABLE RUN_DIR --init-from MODEL [overrides]"
     (task, table, run_dir), rest = _positionals(words, 3, usage, _FINETUNE_HELP)
+    from openblip.recipes.finetune import FINETUNE_RECIPES
+
     # The flags are shown without a model, whose size of images stands at that of the paper.
     recipe = _named(task, FINETUNE_RECIPES, "task", table, "MODEL", 384)
     if _HELP & set(rest):

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from openblip.runtime.documents import encodable
 from openblip.runtime.progress import duration
-from openblip.table.views import CaptionView
+
+if TYPE_CHECKING:
+    from openblip.table.views import CaptionView
 
 _KEY_PREFIX = "import/"
 _MAX_EXAMPLES = 10
@@ -252,7 +254,7 @@ class ExportReport:
     """Version of the table that was read."""
     format: str
     """One of `FORMATS`."""
-    view: CaptionView
+    view: "CaptionView"
     """Which texts were to be exported; its split is the first of several."""
     num_images: int = 0
     """Images that were written."""

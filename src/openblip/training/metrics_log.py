@@ -4,13 +4,14 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.documents import read_text
-from openblip.runtime.errors import OpenBlipWarning, TrainingError
+from openblip.runtime.errors import OpenBlipWarning, TrainingError, install_extra
 from openblip.training.trackers import TrackerThread
 
 METRICS_FILE = "metrics.jsonl"
@@ -22,6 +23,8 @@ _NUMBERS_ALONE = ("train", "validation")
 
 class MetricsLog:
     """Appends to the metrics of a run directory; a context that closes its files.
+
+    TensorBoard's files are written where tensorboardX is installed, see `without_tensorboard`.
 
     Lines behind `first_step` are removed: a run that was killed writes them once more when it
     is resumed.
@@ -59,8 +62,9 @@ class MetricsLog:
         """
         self._write_line({"step": step, "kind": kind, **values})
         named = {f"{kind}/{name}": value for name, value in values.items()}
-        for name, value in named.items():
-            self._board.add_scalar(name, value, step)
+        if self._board is not None:
+            for name, value in named.items():
+                self._board.add_scalar(name, value, step)
         for tracker in self._trackers:
             tracker.log(step, named)
 
@@ -74,35 +78,51 @@ class MetricsLog:
             text: the same for a person.
         """
         self._write_line({"step": step, "kind": kind, **values, "text": text})
-        self._board.add_text(kind, text, step)
+        self._tell_board(kind, step, text)
         for tracker in self._trackers:
             tracker.alert(step, kind, text)
 
     def note(self, step: int, text: str) -> None:
         """Append a line for a person, which nobody need be alerted to."""
         self._write_line({"step": step, "kind": "note", "text": text})
-        self._board.add_text("note", text, step)
+        self._tell_board("note", step, text)
 
     def _write_line(self, line: Mapping[str, Any]) -> None:
         # Written at once: a process that is killed loses no line that it has reported.
         self._file.write(json.dumps(line) + "\n")
         self._file.flush()
 
-    def _open(self, first_step: int) -> None:
-        # Imported here, and only here: it takes longer than the rest of the package.
-        from tensorboardX import SummaryWriter
+    def _tell_board(self, kind: str, step: int, text: str) -> None:
+        if self._board is not None:
+            self._board.add_text(kind, text, step)
 
+    def _open(self, first_step: int) -> None:
         path = self._run_dir / METRICS_FILE
         if path.exists():
             _keep_until(path, first_step)
         self._file = path.open("a", encoding="utf-8")
-        self._board = SummaryWriter(
-            str(self._run_dir / TENSORBOARD_FOLDER), purge_step=first_step + 1
-        )
+        self._board = _board(self._run_dir / TENSORBOARD_FOLDER, first_step + 1)
 
     def _close(self) -> None:
         self._file.close()
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def without_tensorboard() -> str | None:
+    """What a run says where it cannot write TensorBoard's files; None where it can."""
+    if find_spec("tensorboardX") is not None:
+        return None
+    return f"no files for TensorBoard: for them {install_extra('tensorboard')}"
+
+
+def _board(folder: Path, purge_step: int) -> Any | None:
+    if without_tensorboard() is not None:
+        return None
+    # Imported here, and only here: it takes longer than the rest of the package.
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(folder), purge_step=purge_step)
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:

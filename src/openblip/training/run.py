@@ -34,7 +34,7 @@ from openblip.training.loaders import (
     validation_loader,
 )
 from openblip.training.loop import Loop, NonFiniteLoss, Reporting, Trainer
-from openblip.training.metrics_log import MetricsLog
+from openblip.training.metrics_log import MetricsLog, without_tensorboard
 from openblip.training.optimiser import (
     RunSteps,
     build_optimiser,
@@ -90,9 +90,9 @@ def train(
 
     Args:
         recipe: what to train.
-        run_dir: made if it is absent. Holds `recipe.yaml`, `metrics.jsonl`, `tensorboard/`,
-            `tokenizer/`, `logs/` of each process, and `checkpoints/` with the links `last` and
-            `best`.
+        run_dir: made if it is absent. Holds `recipe.yaml`, `metrics.jsonl`, `tokenizer/`,
+            `tensorboard/` (extra `tensorboard`), `logs/` of each process, and `checkpoints/` with
+            the links `last` and `best`.
         resume: False refuses a directory that has checkpoints.
         quiet: show no progress.
 
@@ -347,6 +347,8 @@ class _Run:
                 if log is not None:
                     log.note(self.state.step, line)
 
+            if log is not None and (lack := without_tensorboard()):
+                note(lack)
             figures = _Figures(note)
             yield Reporting(
                 progress=progress,
