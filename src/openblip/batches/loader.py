@@ -104,18 +104,20 @@ class PairLoader(StepLoader[Batch]):
             prefix: put before every cleaned caption, such as "a picture of ".
             max_words: captions are cut to this many before they are tokenised.
             num_prefetched: finished batches that may wait for the consumer.
-            pin_memory: put images where a GPU can fetch them while it computes.
+            pin_memory: put batches where a GPU can fetch them while it computes.
             scaled_decoding: decode a JPEG no larger than its crop needs; not without augmentation.
 
         Raises:
             DataError: an epoch is smaller than one global batch.
         """
-        super().__init__(batch_size, seed, rank, world_size, num_threads, num_prefetched)
+        super().__init__(
+            batch_size, seed, rank, world_size, num_threads, num_prefetched, pin_memory
+        )
         self.mixture = Mixture(parts, seed)
         self._tokenizer = tokenizer
         self._image_size, self._augmentation = image_size, augmentation
         self._max_tokens, self._prefix, self._max_words = max_tokens, prefix, max_words
-        self._pin_memory, self._scaled_decoding = pin_memory, scaled_decoding
+        self._scaled_decoding = scaled_decoding
         if self.mixture.pairs_per_epoch < self._global_size:
             tables = ", ".join(dict.fromkeys(part.index.table.uri for part in parts))
             raise DataError(
