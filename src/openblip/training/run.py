@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from openblip.checkpoints.beginnings import KeyReport
+from openblip.model.kernels import Products, machine_key, products, use_products
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.errors import TrainingError, one_line
 from openblip.runtime.memory import keep_freed_memory, return_freed_memory
@@ -159,6 +160,7 @@ class _Run:
         self.task = build_task(recipe, model, self.tokenizer, processes)
         self.optimiser = build_optimiser(trained_parameters(self.task), recipe.optimiser)
         self.state, self.is_new = self._state_at(checkpoint), checkpoint is None
+        self._settle_products()
         if recipe.train.compile:
             compile_parts(self.task.student)
         self.trainer = Trainer(
@@ -171,6 +173,14 @@ class _Run:
             find_unused=self._may_leave_weights_out(),
         )
         self.checkpoints = CheckpointWriter(processes, self.tokenizer, recipe.data.max_tokens)
+
+    def _settle_products(self) -> None:
+        """Take the products that the run has taken on this machine before, else note today's."""
+        if self.processes.device.type != "cpu":
+            return
+        # The first process's machine decides: a step's parts shall be rounded alike.
+        key, here = self.processes.gather_objects((machine_key(), str(products())))[0]
+        use_products(Products.of(self.state.products.setdefault(key, here)))
 
     def _note_beginnings(self) -> None:
         """Write what became of every key of the weights that a fresh model begins with."""
