@@ -71,11 +71,11 @@ def linear(
     bias: Float[Tensor, " outer"] | None,
 ) -> Float[Tensor, "*rows outer"]:
     """`F.linear`, up to rounding; a gradient has no gradient itself."""
-    if _takes_onednn(hidden, weight):
-        if not torch.is_grad_enabled():
-            return onednn_linear(hidden, weight, bias)
-        if _has_own_gradient(hidden, weight):
+    if torch.is_grad_enabled():
+        if _has_own_gradient(hidden, weight) and any(map(prefers_onednn, get_args(Direction))):
             return _product(hidden, weight, bias)
+    elif _takes_onednn(hidden, weight):
+        return onednn_linear(hidden, weight, bias)
     return F.linear(hidden, weight, bias)
 
 
