@@ -180,7 +180,10 @@ class _Run:
             return
         # The first process's machine decides: a step's parts shall be rounded alike.
         key, here = self.processes.gather_objects((machine_key(), str(products())))[0]
-        use_products(Products.of(self.state.products.setdefault(key, here)))
+        kept = self.state.products.setdefault(key, here)
+        if kept != here:
+            self.rank_log.note(f"products: {kept}, as the run began; of this machine now: {here}")
+        use_products(Products.of(kept))
 
     def _note_beginnings(self) -> None:
         """Write what became of every key of the weights that a fresh model begins with."""
