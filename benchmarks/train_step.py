@@ -138,7 +138,7 @@ class TimedTask(PretrainTask):
 class NaiveTask(TimedTask):
     """The same losses, pass by pass; every pass projects the image's keys and values."""
 
-    def _grounded_losses(self, batch, captions, hidden, contrast, position):
+    def _grounded_losses(self, batch, captions, host_mask, hidden, contrast, position):
         return {
             "itm": self._naive_matching_loss(batch, captions, hidden, contrast, position),
             "lm": self._naive_lm_loss(captions, hidden),
@@ -192,7 +192,7 @@ def as_the_original() -> Iterator[None]:
 @contextmanager
 def on_pytorch() -> Iterator[None]:
     """Products are those that PyTorch's own layers take."""
-    with patch.object(kernels, "prefers_onednn", bool):
+    with patch.object(kernels, "prefers_onednn", lambda *direction: False):
         yield
 
 

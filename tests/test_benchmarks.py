@@ -3,6 +3,7 @@
 import ast
 import importlib
 import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -45,6 +46,24 @@ def test_what_each_takes_from_the_package_is_there(script: Path) -> None:
         and importlib.util.find_spec(f"{module}.{name}") is None
     ]
     assert not missing
+
+
+def test_the_script_for_a_gpu_runs_to_its_end_on_a_processor(tmp_path: Path) -> None:
+    output = tmp_path / "gpu.json"
+    run("gpu.py", "--size", "tiny", "--device", "cpu", "--minutes", "99", "--output", str(output))
+    parts = json.loads(output.read_text())["parts"]
+    states = {name: part["state"] for name, part in parts.items()}
+    left_out = {name for name, state in states.items() if state == "skipped"}
+    assert left_out <= {"golden outputs", "no waiting in a step"}
+    assert set(states.values()) <= {"done", "skipped"}
+    resumed = parts["bitwise resume"]["as it is"]
+    assert resumed["tensors"] > 100
+    assert resumed["differing"] == 0
+    assert parts["same caption ids"]["equal"]
+    parity = {name: text for name, text in parts["transformers parity"].items() if ":" in name}
+    assert parity
+    assert not [name for name, text in parity.items() if text.startswith("DIFFERS")]
+    assert set(parts["FSDP2 with one process"]) >= {"whole", "divided"}
 
 
 @pytest.mark.slow

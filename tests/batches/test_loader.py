@@ -24,6 +24,7 @@ from openblip.batches.loader import (
     text_id,
 )
 from openblip.batches.mixture import WeightedIndex
+from openblip.batches.step_loader import copied_ahead
 from openblip.batches.text import clean_caption
 from openblip.batches.tokenizer import TextTokenizer, TokenBatch
 from openblip.batches.transforms import eval_transform
@@ -286,6 +287,25 @@ def test_a_broken_image_reaches_the_consumer_with_its_row(
     with pytest.raises(DataError, match=r"row 1 \(id 'key1'\) of .*damaged"):
         next(loader.iterate())
     assert _num_threads() == 0
+
+
+def test_a_batch_on_a_device_knows_the_one_that_it_was_copied_from(
+    make: Callable[..., PairLoader],
+) -> None:
+    device = torch.device("meta")
+    with make() as loader:
+        first, second = itertools.islice(copied_ahead(loader.iterate(), device), 2)
+    for number, batch in enumerate((first, second)):
+        assert batch.images.device == batch.mask.device == device
+        assert batch.step == number
+        assert torch.equal(batch.on_host.mask, loader.make(number).mask)
+        assert batch.to(device) is batch
+    # Other texts are none that the host has.
+    other = replace(first, tokens=first.tokens[:, 1:], mask=first.mask[:, 1:])
+    assert other.on_host is other
+    here = loader.make(0)
+    assert here.on_host is here
+    assert here.to(torch.device("cpu")) is here
 
 
 def test_threads_end_with_the_iterator(make: Callable[..., PairLoader]) -> None:

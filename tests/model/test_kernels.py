@@ -1,6 +1,9 @@
 """A linear layer gives the same by either product, with a gradient and without."""
 
 import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +14,17 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from openblip.model import kernels
 from openblip.model.flops import flop_counter
-from openblip.model.kernels import Linear, has_onednn, linear, mlp, prefers_onednn
+from openblip.model.kernels import (
+    Linear,
+    Products,
+    has_onednn,
+    linear,
+    mlp,
+    prefers_onednn,
+    products,
+    use_products,
+)
+from openblip.runtime.errors import RecipeError
 
 needs_onednn = pytest.mark.skipif(not has_onednn(), reason="no x86 processor with oneDNN")
 
@@ -19,12 +32,12 @@ needs_onednn = pytest.mark.skipif(not has_onednn(), reason="no x86 processor wit
 @pytest.fixture
 def with_onednn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Products are oneDNN's, on Intel's processors too."""
-    monkeypatch.setattr(kernels, "prefers_onednn", lambda: True)
+    monkeypatch.setattr(kernels, "prefers_onednn", lambda *direction: True)
 
 
 @pytest.fixture(params=[pytest.param(True, marks=needs_onednn), False], ids=["oneDNN", "PyTorch"])
 def either_library(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    monkeypatch.setattr(kernels, "prefers_onednn", lambda: request.param)
+    monkeypatch.setattr(kernels, "prefers_onednn", lambda *direction: request.param)
 
 
 ROWS = [(1,), (3,), (0,), (2, 5), (2, 0), (2, 3, 4)]
@@ -68,19 +81,129 @@ def test_tensors_that_are_not_contiguous(layer: Linear) -> None:
     torch.testing.assert_close(linear(hidden, view, None), F.linear(hidden, view))
 
 
+@pytest.fixture
+def unasked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Path]:
+    """A machine on which nobody has asked yet; where it keeps its choice."""
+    monkeypatch.setattr(kernels, "_given", [])
+    monkeypatch.delenv("OPENBLIP_PRODUCTS", raising=False)
+    monkeypatch.setenv("OPENBLIP_CACHE", str(tmp_path / "cache"))
+    kernels._of_this_machine.cache_clear()
+    yield tmp_path / "cache"
+    kernels._of_this_machine.cache_clear()
+
+
+@needs_onednn
+def test_the_choice_is_measured_once_on_a_machine(
+    unasked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = products()
+    (kept,) = unasked.iterdir()
+    found = json.loads(kept.read_text())
+    assert found["products"] == str(first)
+    assert set(found["log_speedup"]) == {"forward", "input", "weight"}
+    # Another process, in which a measurement would come out otherwise.
+    kernels._of_this_machine.cache_clear()
+    other = "torch,onednn,torch" if first.forward == "onednn" else "onednn,torch,onednn"
+    monkeypatch.setattr(kernels, "_measured", lambda: {"products": other})
+    assert products() == first
+    kernels._of_this_machine.cache_clear()
+    kept.unlink()
+    assert products() == Products.of(other)
+
+
+@needs_onednn
+def test_an_operation_counter_and_a_step_without_content_do_not_see_the_measurement(
+    unasked: Path, layer: Linear
+) -> None:
+    hidden = torch.randn(6, 24)
+    with flop_counter() as counter, torch.no_grad():
+        layer(hidden)
+    assert counter.get_total_flops() == 2 * 6 * 24 * 40
+    assert list(unasked.iterdir())
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("speedup", "chosen"), [(1.0, "torch"), (1.2, "torch"), (1.3, "onednn"), (0.5, "torch")]
+)
+def test_onednn_is_taken_where_it_is_clearly_faster(
+    unasked: Path, monkeypatch: pytest.MonkeyPatch, speedup: float, chosen: str
+) -> None:
+    monkeypatch.setattr(
+        kernels, "_ratio", lambda direction, *shape: speedup if direction == "input" else 1.0
+    )
+    assert products() == Products("torch", chosen, "torch")
+
+
+@needs_onednn
 @pytest.mark.parametrize(
     ("processor", "preferred"),
     [("Intel Xeon", False), ("AMD EPYC 9R14", True), ("QEMU Virtual", True), (None, True)],
 )
-def test_onednn_is_preferred_where_mkl_is_slow(
-    processor: str | None, preferred: bool, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("damage", ["a file for a folder", "no JSON", "unknown words"])
+def test_the_vendor_decides_where_no_choice_can_be_kept(
+    unasked: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    processor: str | None,
+    preferred: bool,
+    damage: str,
 ) -> None:
     known = {} if processor is None else {"cpu_name": processor}
     # PyTorch 2.8 has no such function.
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
-    assert prefers_onednn.__wrapped__() == (preferred and has_onednn())
+    if damage == "a file for a folder":
+        unasked.write_text("")
+    else:
+        unasked.mkdir()
+        kept = unasked / f"products-{kernels.machine_key()}.json"
+        kept.write_text("{" if damage == "no JSON" else '{"products": "fast"}')
+    assert products() == Products.of("onednn" if preferred else "torch")
+
+
+def test_without_onednn_products_are_those_of_pytorch(
+    unasked: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kernels, "has_onednn", lambda: False)
-    assert not prefers_onednn.__wrapped__()
+    assert products() == Products.of("torch")
+    use_products(Products.of("onednn"))  # of a run that was begun elsewhere
+    assert not prefers_onednn()
+
+
+def test_a_users_setting_wins(unasked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for text, expected in {
+        "onednn": Products("onednn", "onednn", "onednn"),
+        "torch,onednn,torch": Products("torch", "onednn", "torch"),
+    }.items():
+        monkeypatch.setenv("OPENBLIP_PRODUCTS", text)
+        assert products() == expected
+    assert not unasked.exists()
+
+
+@pytest.mark.parametrize("text", ["mkl", "torch,torch", "torch,onednn,fast", ","])
+def test_a_setting_that_names_no_library_is_refused(
+    unasked: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("OPENBLIP_PRODUCTS", text)
+    with pytest.raises(RecipeError, match="torch or onednn, or three"):
+        products()
+
+
+@needs_onednn
+@pytest.mark.parametrize("by_onednn", ["forward", "input", "weight"])
+def test_each_direction_has_its_own_library(
+    unasked: Path, layer: Linear, monkeypatch: pytest.MonkeyPatch, by_onednn: str
+) -> None:
+    chosen = Products.of("torch")._replace(**{by_onednn: "onednn"})
+    use_products(chosen)
+    monkeypatch.setattr(kernels, "_WORTH_A_FUNCTION", 0)
+    calls = []
+    plain = kernels.onednn_linear
+    monkeypatch.setattr(
+        kernels, "onednn_linear", lambda *given: calls.append(given[0].shape) or plain(*given)
+    )
+    hidden = torch.randn(6, 24, requires_grad=True)
+    layer(hidden).sum().backward()
+    assert calls == [{"forward": (6, 24), "input": (6, 40), "weight": (40, 6)}[by_onednn]]
 
 
 @needs_onednn

@@ -13,7 +13,7 @@ needs_onednn = pytest.mark.skipif(not has_onednn(), reason="no x86 processor wit
 
 @pytest.fixture(params=[pytest.param(True, marks=needs_onednn), False], ids=["oneDNN", "PyTorch"])
 def either_library(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
-    monkeypatch.setattr(products, "prefers_onednn", lambda: request.param)
+    monkeypatch.setattr(products, "prefers_onednn", lambda *direction: request.param)
 
 
 def make(queries: int, keys: int) -> tuple[torch.Tensor, ...]:

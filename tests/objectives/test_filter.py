@@ -86,7 +86,7 @@ def test_a_typed_negative_takes_the_place_of_a_hard_one(
     wide[:, 0] = special.cls
     mask = torch.zeros(4, 16, dtype=torch.bool)
     mask[[0, 2], :10] = True
-    with_typed = replace(batch, corrupted=TokenBatch(wide, mask))
+    with_typed = replace(batch, corrupted_tokens=wide, corrupted_mask=mask)
     task = FilterTask(student, special, objectives, seed=0)
 
     loss = task(with_typed, StepPosition(0, 0.0)).terms["itm"]
@@ -123,8 +123,11 @@ def test_an_image_without_hard_negatives_may_have_a_typed_one(
     batch = replace(make_batch(size=2), image_ids=torch.tensor([1, 1]))
     task = FilterTask(make_student(), special, FilterObjectives(queue_size=8), seed=0)
     plain = task(batch, StepPosition(0, 0.0)).terms["itm"]
-    typed = TokenBatch(batch.tokens.flip(0), batch.mask.flip(0))
-    assert task(replace(batch, corrupted=typed), StepPosition(0, 0.0)).terms["itm"] != plain
+    typed = replace(
+        batch, corrupted_tokens=batch.tokens.flip(0), corrupted_mask=batch.mask.flip(0)
+    )
+    assert task(typed, StepPosition(0, 0.0)).terms["itm"] != plain
+    )
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from openblip.objectives.lm import IGNORED, lm_loss, next_token_labels
+from openblip.objectives.lm import IGNORED, label_places, lm_loss, next_token_labels
 
 IDS = torch.tensor([[9, 5, 6, 3], [9, 7, 3, 0]])
 MASK = IDS != 0
@@ -54,3 +55,16 @@ def test_a_batch_without_labels_has_loss_zero() -> None:
 def test_loss_is_float32_for_lower_precision_logits() -> None:
     labels = torch.tensor([[1, IGNORED]])
     assert lm_loss(torch.zeros(1, 4, dtype=torch.bfloat16), labels).dtype == torch.float32
+
+
+@pytest.mark.parametrize("prompt_tokens", [0, 1, 2, 3, 5])
+@pytest.mark.parametrize("padding", [0, 3])
+def test_places_of_the_labels_follow_from_the_mask_alone(prompt_tokens: int, padding: int) -> None:
+    ids, mask = F.pad(IDS, (0, padding)), F.pad(MASK, (0, padding))
+    labels = next_token_labels(ids, mask, prompt_tokens)
+    expected = (labels != IGNORED).flatten().nonzero()[:, 0]
+    tokens = ids.shape[1]
+    # The mask as the loader gave it: padding that came later is no part of it.
+    found = label_places(MASK, tokens, torch.device("cpu"), prompt_tokens)
+    assert (found.rows, found.tokens) == ids.shape
+    assert torch.equal(found.places, expected)

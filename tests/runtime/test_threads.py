@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from openblip.runtime.threads import threads_for
+from openblip.runtime.threads import default_threads, threads_for
 
 NAMES = ("GOMP_SPINCOUNT", "KMP_BLOCKTIME", "OMP_WAIT_POLICY")
 SEEN = (
@@ -51,3 +51,17 @@ def test_small_products_are_not_divided(multiply_adds: int, expected: int) -> No
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize(
+    ("cores", "processes", "threads"),
+    [(1, None, 2), (8, None, 8), (64, None, 16), (64, "8", 8), (192, "8", 16), (4, "8", 2)],
+)
+def test_processes_of_a_machine_share_its_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, processes: str | None, threads: int
+) -> None:
+    monkeypatch.setattr("openblip.runtime.threads.num_usable_cores", lambda: cores)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    assert default_threads() == threads

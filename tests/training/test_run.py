@@ -17,6 +17,7 @@ import torch
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.checkpoints.folder import read_folder
+from openblip.model import kernels
 from openblip.objectives.settings import CaptionerObjectives, FilterObjectives
 from openblip.runtime.errors import DataError, MissingHead, RecipeError, TrainingError
 from openblip.training.metrics_log import read_metrics
@@ -176,6 +177,27 @@ def test_a_signal_ends_a_run_after_its_step(
     assert checkpoints(tmp_path) == ["last", "step-00000003"]
     run = run_state(tmp_path)
     assert (run["step"], run["window_steps"]) == (3, 3)
+
+
+def test_a_run_goes_on_with_the_products_that_it_began_with(
+    make_recipe: MakeRecipe,
+    signal_in_step: SignalInStep,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Another library rounds otherwise: what is learnt would be another model."""
+    monkeypatch.setattr(kernels, "_given", [])
+    monkeypatch.setenv("OPENBLIP_PRODUCTS", "torch")
+    signal_in_step(1, signal.SIGTERM)
+    assert train(make_recipe(), tmp_path, quiet=True).interrupted
+    kept = {kernels.machine_key(): "torch,torch,torch"}
+    assert run_state(tmp_path)["products"] == kept
+    # A new process, on a machine whose choice has become another one.
+    monkeypatch.setattr(kernels, "_given", [])
+    monkeypatch.setenv("OPENBLIP_PRODUCTS", "onednn")
+    assert not train(make_recipe(), tmp_path, quiet=True).interrupted
+    assert kernels.products() == kernels.Products.of("torch")
+    assert run_state(tmp_path)["products"] == kept
 
 
 def test_an_interrupted_run_ends_as_if_it_had_not_been(

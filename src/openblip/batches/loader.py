@@ -9,9 +9,9 @@ each other.
 import hashlib
 from bisect import bisect_right
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -66,9 +66,11 @@ class Batch(Examples):
     given_tokens: Tensor | None = None
     """int64 (batch,), tokens of the text that is given before the prompt, its `[SEP]` included;
     None where none is given."""
-    corrupted: TokenBatch | None = None
-    """Corruptions of the texts, which are wrong about the images; a row without any is masked out.
-    None where none are asked for."""
+    corrupted_tokens: Tensor | None = None
+    """int64 (batch, tokens), corruptions of the texts, which are wrong about the images; None where
+    none are asked for."""
+    corrupted_mask: Tensor | None = None
+    """bool (batch, tokens), of these; a row without any is masked out."""
     decoder_tokens: Tensor | None = None
     """int64 (batch, tokens), where a decoder learns to write other texts than `tokens`; or None."""
     decoder_mask: Tensor | None = None
@@ -81,14 +83,12 @@ class Batch(Examples):
             return self.tokens, self.mask
         return self.decoder_tokens, self.decoder_mask
 
-    def to(self, device: torch.device) -> Self:
-        """As `Examples.to`."""
-        moved = super().to(device)
-        corrupted = self.corrupted
-        if corrupted is None or moved is self:
-            return moved
-        ids, mask = (part.to(device, non_blocking=True) for part in (corrupted.ids, corrupted.mask))
-        return replace(moved, corrupted=TokenBatch(ids, mask))
+    @property
+    def corrupted(self) -> TokenBatch | None:
+        """Tokens and mask of the corruptions, if there are any."""
+        if self.corrupted_tokens is None or self.corrupted_mask is None:
+            return None
+        return TokenBatch(self.corrupted_tokens, self.corrupted_mask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +150,7 @@ class PairLoader(StepLoader[Batch]):
             prefix: put before every cleaned caption, such as "a picture of ".
             max_words: captions are cut to this many before they are tokenised.
             num_prefetched: finished batches that may wait for the consumer.
-            pin_memory: put images where a GPU can fetch them while it computes.
+            pin_memory: put batches where a GPU can fetch them while it computes.
             scaled_decoding: decode a JPEG no larger than its crop needs; not without augmentation.
             made: texts that are made of the tables' human ones besides; None makes none.
 
@@ -158,12 +158,14 @@ class PairLoader(StepLoader[Batch]):
             DataError: an epoch is smaller than one global batch.
             RecipeError: a text is given, and the view has two texts of an image.
         """
-        super().__init__(batch_size, seed, rank, world_size, num_threads, num_prefetched)
+        super().__init__(
+            batch_size, seed, rank, world_size, num_threads, num_prefetched, pin_memory
+        )
         self.mixture = Mixture(parts, seed)
         self._tokenizer = tokenizer
         self._image_size, self._augmentation = image_size, augmentation
         self._max_tokens, self._prefix, self._max_words = max_tokens, prefix, max_words
-        self._pin_memory, self._scaled_decoding = pin_memory, scaled_decoding
+        self._scaled_decoding = scaled_decoding
         self._states: list[RowStates] | None = None
         self._made = made
         self._has_two_texts = any(part.index.view.has_two_texts for part in parts)
@@ -275,7 +277,8 @@ class PairLoader(StepLoader[Batch]):
             text_ids=torch.tensor([text_id(text) for text in texts]),
             step=step,
             given_tokens=given_tokens,
-            corrupted=corrupted,
+            corrupted_tokens=None if corrupted is None else corrupted.ids,
+            corrupted_mask=None if corrupted is None else corrupted.mask,
             decoder_tokens=None if written is None else written.ids,
             decoder_mask=None if written is None else written.mask,
         )
@@ -290,8 +293,7 @@ class PairLoader(StepLoader[Batch]):
             states = self._states[number].read(samples.rows[places])
             for place, state in zip(places.tolist(), states, strict=True):
                 found[place] = state
-        stacked = torch.stack(found)
-        return stacked.pin_memory() if self._pin_memory else stacked
+        return torch.stack(found)
 
     def _corruptions(self, samples: Samples) -> list[Corruptions]:
         """Of each sample those of its table."""

@@ -28,24 +28,86 @@ class Examples:
     """Ids of the rows or examples, which errors name."""
     step: int
     """Number of the global batch that this is (a part of), from 0."""
+    _host: Any = None
+
+    @property
+    def on_host(self) -> Self:
+        """The batch that this one was copied from to a device; itself where it was not.
+
+        What follows from texts alone, such as how many labels there are, is asked of this one: to
+        ask a device is to wait for it.
+        """
+        return self if self._host is None else cast("Self", self._host)
 
     def to(self, device: torch.device) -> Self:
         """The batch on a device; itself if that is the CPU, where batches are made."""
-        if device.type == "cpu":
+        if device.type == "cpu" or self._host is not None:
             return self
+        moved = self._changed(lambda tensor: sent(tensor, device))
+        # No field: a batch that `replace` makes of this one has texts of its own.
+        object.__setattr__(moved, "_host", self)
+        return moved
+
+    def pinned(self) -> Self:
+        """The batch in memory from which an accelerator copies by itself."""
+        return self._changed(Tensor.pin_memory)
+
+    def record(self, stream: torch.Stream) -> None:
+        """Let the memory of the tensors be used again only when a stream is done with them."""
+        for tensor in self._tensors().values():
+            tensor.record_stream(stream)
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> Self:
+        changed = {name: change(tensor) for name, tensor in self._tensors().items()}
+        return cast("Self", replace(cast("Any", self), **changed))
+
+    def _tensors(self) -> dict[str, Tensor]:
         values = {f.name: getattr(self, f.name) for f in fields(cast("Any", self))}
-        moved = {
-            # From pinned memory the copy runs beside the step before.
-            name: value.to(device, non_blocking=True)
-            for name, value in values.items()
-            if isinstance(value, Tensor)
-        }
-        return cast("Self", replace(cast("Any", self), **moved))
+        return {name: value for name, value in values.items() if isinstance(value, Tensor)}
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on a device, to which it is on its way: the host does not wait.
+
+    Args:
+        tensor: on the host; a large one had better be pinned already.
+        device: any; on the CPU the tensor itself.
+    """
+    # Out of other memory CUDA first copies for itself, and may wait for all that runs before it.
+    if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 BatchT = TypeVar("BatchT", bound=Examples)
 StatesOf = Callable[[PairTable, np.ndarray], RowStates]
 """From a table and row numbers, which may repeat, to where the states of their images are."""
+
+
+def copied_ahead(batches: Iterator[BatchT], device: torch.device) -> Iterator[BatchT]:
+    """The batches on a device; on CUDA each is copied there while the one before is learnt from.
+
+    One more batch than is in use is on the device.
+    """
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in batches)
+        return
+    copies = torch.cuda.Stream(device)
+    ahead: BatchT | None = None
+    for batch in batches:
+        with torch.cuda.stream(copies):
+            moved = batch.to(device)
+            arrived = copies.record_event()
+        if ahead is not None:
+            yield ahead
+        compute = torch.cuda.current_stream(device)
+        # On the device, not on the host, a step waits for its batch.
+        compute.wait_event(arrived)
+        # Its memory was taken on the other stream, which does not know who reads it.
+        moved.record(compute)
+        ahead = moved
+    if ahead is not None:
+        yield ahead
 
 
 class StepLoader(ABC, Generic[BatchT]):
@@ -66,6 +128,7 @@ class StepLoader(ABC, Generic[BatchT]):
         world_size: int = 1,
         num_threads: int | None = None,
         num_prefetched: int = 2,
+        pin_memory: bool = False,
     ) -> None:
         """Starts no thread.
 
@@ -76,6 +139,7 @@ class StepLoader(ABC, Generic[BatchT]):
             world_size: number of processes that share a global batch.
             num_threads: None for one for each core, 2 to 16.
             num_prefetched: finished batches that may wait for the consumer.
+            pin_memory: put batches where a GPU can fetch them while it computes.
         """
         if batch_size < 1 or not 0 <= rank < world_size or seed < 0:
             raise ValueError(
@@ -87,6 +151,7 @@ class StepLoader(ABC, Generic[BatchT]):
         self._seed = seed
         self._num_threads = num_threads or default_threads()
         self._num_prefetched = num_prefetched
+        self._pin_memory = pin_memory
         # Weak: an iterator that nobody holds any more ends its threads when it is collected.
         self._open: weakref.WeakSet[Generator[BatchT, None, None]] = weakref.WeakSet()
 
@@ -156,7 +221,7 @@ class StepLoader(ABC, Generic[BatchT]):
         # One thread makes one batch, so that a single read fetches its rows.
         # Bounded, or a slow model would fill the memory with batches.
         ahead = self._num_threads + self._num_prefetched
-        batches = ordered_map(self.make, _count(start_step), self._num_threads, ahead)
+        batches = ordered_map(self._made, _count(start_step), self._num_threads, ahead)
         try:
             while True:
                 start = time.perf_counter()
@@ -165,6 +230,11 @@ class StepLoader(ABC, Generic[BatchT]):
                 yield batch
         finally:
             batches.close()
+
+    def _made(self, step: int) -> BatchT:
+        batch = self.make(step)
+        # By the thread that made it: the one that trains has no time to copy.
+        return batch.pinned() if self._pin_memory else batch
 
 
 class ExampleIndex(Protocol):
@@ -211,6 +281,7 @@ class ExampleLoader(StepLoader[BatchT], Generic[BatchT, IndexT]):
         rank: int = 0,
         world_size: int = 1,
         num_threads: int | None = None,
+        pin_memory: bool = False,
     ) -> None:
         """Starts no thread.
 
@@ -226,11 +297,12 @@ class ExampleLoader(StepLoader[BatchT], Generic[BatchT, IndexT]):
             rank: which part of the global batch is wanted, below `world_size`.
             world_size: number of processes that share a global batch.
             num_threads: None for one for each core, 2 to 16.
+            pin_memory: put batches where a GPU can fetch them while it computes.
 
         Raises:
             DataError: there are fewer examples than a global batch has.
         """
-        super().__init__(batch_size, seed, rank, world_size, num_threads)
+        super().__init__(batch_size, seed, rank, world_size, num_threads, pin_memory=pin_memory)
         self.index = index
         self._tokenizer, self._max_tokens, self._max_words = tokenizer, max_tokens, max_words
         self._image_size, self._augmentation = image_size, augmentation

@@ -5,7 +5,6 @@ processes may use it at once, and each may be killed at any moment: files appear
 before they do, under a lock that ends with its process, and what cannot be read is computed again.
 """
 
-import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from openblip.runtime.atomic import replace_file
+from openblip.runtime.atomic import cache_folder, replace_file
 from openblip.runtime.errors import RecipeError
 from openblip.runtime.locks import try_lock
 
@@ -46,16 +45,12 @@ def parse_size(text: str) -> int:
 
 def default_folder() -> Path:
     """`states` in `$OPENBLIP_CACHE`, or else in `~/.cache/openblip`."""
-    return _cache_folder() / "states"
+    return cache_folder() / "states"
 
 
 def default_hashes() -> Path:
     """`hashes.json` beside it: the hashes of models' files."""
-    return _cache_folder() / "hashes.json"
-
-
-def _cache_folder() -> Path:
-    return Path(os.environ.get("OPENBLIP_CACHE") or "~/.cache/openblip").expanduser()
+    return cache_folder() / "hashes.json"
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,24 @@
 """Products of matrices and attention, each done as a processor does its shape fastest.
 
-PyTorch sends float32 products to MKL, which uses half of the vector width of an x86 processor that
-is not Intel's: oneDNN, which PyTorch has too, is there twice as fast, and slower on Intel's
-(`docs/log.md`). Its product is reached through the operator that `torch.compile` puts into graphs;
-it has no gradient of its own, so `_Product` gives it one, of the same products.
+PyTorch sends float32 products to a library of its own (on x86 MKL), which on some processors uses
+half of the vector width: oneDNN, which PyTorch has too, is there twice as fast, and on others it is
+slower (`docs/log.md`). Which one a direction takes (forward, and the gradients of input and weight)
+is measured once on each machine. oneDNN's product is reached through the operator that
+`torch.compile` puts into graphs; it has no gradient of its own, so `_Product` gives it one.
 """
 
+import json
+import os
+import platform
+import threading
+import time
 from collections.abc import Callable
 from functools import cache
-from typing import Any, ClassVar, Literal, cast
+from hashlib import blake2b
+from itertools import repeat
+from math import log
+from pathlib import Path
+from typing import Any, ClassVar, Literal, NamedTuple, cast, get_args
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +26,11 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
+from torch.utils._python_dispatch import _disable_current_modes
+
+from openblip.runtime.atomic import agreed_text, cache_folder
+from openblip.runtime.errors import RecipeError
+from openblip.runtime.threads import one_thread
 
 # Multiply-adds from which a product with a gradient is a function of ours: in smaller ones, what it
 # costs to call an autograd function written in Python is more than the product saves.
@@ -56,11 +71,11 @@ def linear(
     bias: Float[Tensor, " outer"] | None,
 ) -> Float[Tensor, "*rows outer"]:
     """`F.linear`, up to rounding; a gradient has no gradient itself."""
-    if _takes_onednn(hidden, weight):
-        if not torch.is_grad_enabled():
-            return onednn_linear(hidden, weight, bias)
-        if _has_own_gradient(hidden, weight):
+    if torch.is_grad_enabled():
+        if _has_own_gradient(hidden, weight) and any(map(prefers_onednn, get_args(Direction))):
             return _product(hidden, weight, bias)
+    elif _takes_onednn(hidden, weight):
+        return onednn_linear(hidden, weight, bias)
     return F.linear(hidden, weight, bias)
 
 
@@ -93,9 +108,15 @@ def onednn_linear(
     return out
 
 
-def _faster_linear(hidden: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+Direction = Literal["forward", "input", "weight"]
+"""Of a product: forward, or the gradient of its input or of its weight."""
+
+
+def _faster_linear(
+    hidden: Tensor, weight: Tensor, bias: Tensor | None = None, direction: Direction = "forward"
+) -> Tensor:
     """`F.linear` by the faster library, for tensors of a product with `_has_own_gradient`."""
-    by_library = onednn_linear if prefers_onednn() else F.linear
+    by_library = onednn_linear if prefers_onednn(direction) else F.linear
     return by_library(hidden, weight, bias)
 
 
@@ -139,7 +160,7 @@ class _Product(torch.autograd.Function):
         kept, weight = ctx.saved_tensors
         grad = grad.contiguous()
         return (
-            _faster_linear(grad, weight.t()) if weight is not None else None,
+            _faster_linear(grad, weight.t(), None, "input") if weight is not None else None,
             _weight_gradient(grad, _again(ctx, kept)) if kept is not None else None,
             _by_row(grad).sum(0) if ctx.needs_input_grad[2] else None,
             None,
@@ -174,10 +195,10 @@ class _Mlp(torch.autograd.Function):
         for_hidden, for_up, for_up_bias, for_down, for_down_bias, _, _ = ctx.needs_input_grad
         grad = grad.contiguous()
         down_grad = _weight_gradient(grad, F.gelu(inner)) if for_down else None
-        inner_grad = _faster_linear(grad, down.t())
+        inner_grad = _faster_linear(grad, down.t(), None, "input")
         torch.ops.aten.gelu_backward.grad_input(inner_grad, inner, grad_input=inner_grad)
         return (
-            _faster_linear(inner_grad, up.t()) if for_hidden else None,
+            _faster_linear(inner_grad, up.t(), None, "input") if for_hidden else None,
             _weight_gradient(inner_grad, _again(ctx, kept)) if for_up else None,
             _by_row(inner_grad).sum(0) if for_up_bias else None,
             down_grad,
@@ -195,10 +216,10 @@ def _again(ctx: Any, kept: Tensor) -> Tensor:
 def _weight_gradient(grad: Tensor, hidden: Tensor) -> Tensor:
     """The gradient of a weight, laid out as the weight is: the transposed product is not."""
     by_column = _by_row(grad).t(), _by_row(hidden).t()
-    if prefers_onednn() and grad.numel() + hidden.numel() > _BEYOND_CACHES:
+    if prefers_onednn("weight") and grad.numel() + hidden.numel() > _BEYOND_CACHES:
         # The first operand is copied in any case; the second need not be, but takes long to read.
         by_column = by_column[0].contiguous(), by_column[1].contiguous()
-    return _faster_linear(*by_column)
+    return _faster_linear(*by_column, None, "weight")
 
 
 def _by_row(tensor: Tensor) -> Tensor:
@@ -215,12 +236,147 @@ def has_onednn() -> bool:
     )
 
 
+Library = Literal["torch", "onednn"]
+"""PyTorch's own products, or oneDNN's."""
+PRODUCTS_VARIABLE = "OPENBLIP_PRODUCTS"
+
+
+class Products(NamedTuple):
+    """Which library does the float32 products of each direction on a processor."""
+
+    forward: Library
+    input: Library
+    weight: Library
+
+    @staticmethod
+    def of(text: str) -> "Products":
+        """The choice that a text names: one library for all, or three between commas.
+
+        Raises:
+            RecipeError: it names something else.
+        """
+        names = text.split(",")
+        if set(names) <= set(get_args(Library)) and len(names) in (1, 3):
+            return Products(*cast("list[Library]", names * 3 if len(names) == 1 else names))
+        raise RecipeError(
+            f"{text!r} names no products: give {' or '.join(get_args(Library))}, or three of them "
+            "between commas for forward, gradient of the input, gradient of the weight"
+        )
+
+    def __str__(self) -> str:
+        return ",".join(self)
+
+
+def prefers_onednn(direction: Direction = "forward") -> bool:
+    """Whether oneDNN does the products of a direction."""
+    return has_onednn() and getattr(products(), direction) == "onednn"
+
+
+_given: list[Products] = []
+
+
+def products() -> Products:
+    """The choice of this process: what `use_products` said, or else this machine's.
+
+    The environment variable OPENBLIP_PRODUCTS decides for the machine; without it the choice is
+    measured when it is first asked for, in half a second, and kept in the user's cache
+    folder: all processes of a machine have the same, and so have all runs on it.
+    """
+    return _given[-1] if _given else _of_this_machine(os.environ.get(PRODUCTS_VARIABLE, ""))
+
+
+def use_products(choice: Products) -> None:
+    """Let this process take another choice than this machine's from here on.
+
+    A run that is resumed takes the one that it began with: another library rounds otherwise.
+    """
+    _given[:] = [choice]
+
+
+def machine_key() -> str:
+    """12 hexadecimal digits: equal where the choice is, on this processor with this PyTorch."""
+    known = [platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.__version__]
+    cores = Path("/proc/cpuinfo")
+    if cores.exists():
+        # Of the first core; its clock rate is another at every reading.
+        lines = cores.read_text(encoding="utf-8", errors="replace").split("\n\n")[0].splitlines()
+        known += [line for line in lines if line.startswith(("model", "cpu family", "stepping"))]
+    known.append(platform.processor())
+    return blake2b("\n".join(known).encode(), digest_size=6).hexdigest()
+
+
+_choosing = threading.Lock()
+
+
 @cache
-def prefers_onednn() -> bool:
-    """Whether oneDNN's products are faster than PyTorch's own: on x86 that is not Intel's."""
+def _of_this_machine(asked: str) -> Products:
+    if asked:
+        return Products.of(asked)
+    if not has_onednn():
+        return Products.of("torch")
+    with _choosing:
+        place = cache_folder() / f"products-{machine_key()}.json"
+        # Whoever comes first decides for all: two processes may measure at once, and differ.
+        text = agreed_text(place, lambda: json.dumps(_measured()))
+    try:
+        return Products.of(json.loads(text)["products"])
+    except (ValueError, KeyError, TypeError, RecipeError):
+        # Nowhere to keep it, or damaged: what is measured twice may come out otherwise, so that
+        # processes would differ. By the vendor's name then, which says the same to all.
+        return Products.of("torch" if _is_intel() else "onednn")
+
+
+def _is_intel() -> bool:
     # PyTorch 2.8 does not say which processor this is: it counts as one without a name.
     capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()
-    return has_onednn() and not str(capabilities.get("cpu_name", "")).startswith("Intel")
+    return str(capabilities.get("cpu_name", "")).startswith("Intel")
+
+
+# Rows, inputs and outputs: of small and large models.
+_MEASURED = ((256, 768, 768), (577, 768, 768), (512, 384, 384), (1576, 96, 384))
+_MEASURED_ROUNDS = 4
+# oneDNN's product is taken where it is so many times as fast. Where it is faster at all it is twice
+# as fast, since it uses vectors of twice the width; less than this is noise, and PyTorch's own is
+# the faster one for the shapes that are not measured, the smallest ones.
+_WORTH_ANOTHER = 1.25
+
+
+def _measured() -> dict[str, Any]:
+    """The choice, and of each direction how many times as fast oneDNN is, the mean over shapes."""
+    speedup: dict[Direction, float] = {}
+    # One thread: what several reach depends on what else runs on this machine just now. The modes
+    # are those of somebody who counts operations, or makes a step on tensors without content.
+    with _disable_current_modes(), torch.inference_mode(), one_thread():
+        for direction in get_args(Direction):
+            ratios = [_ratio(direction, *shape) for shape in _MEASURED]
+            speedup[direction] = sum(map(log, ratios)) / len(ratios)
+    chosen: dict[str, Library] = {
+        direction: "onednn" if value > log(_WORTH_ANOTHER) else "torch"
+        for direction, value in speedup.items()
+    }
+    return {"products": str(Products(**chosen)), "log_speedup": speedup}
+
+
+def _ratio(direction: Direction, rows: int, inner: int, outer: int) -> float:
+    """How many times as fast oneDNN is, of the fastest of some calls that take turns."""
+
+    def filled(*shape: int) -> Tensor:
+        return torch.full(shape, 0.5, device="cpu", dtype=torch.float32)
+
+    hidden, weight, grad = filled(rows, inner), filled(outer, inner), filled(rows, outer)
+    first, second = {
+        "forward": (hidden, weight),
+        "input": (grad, weight.t()),
+        "weight": (grad.t(), hidden.t()),
+    }[direction]
+    least = [float("inf")] * 2
+    for _ in repeat(None, _MEASURED_ROUNDS):
+        for number, by_library in enumerate((F.linear, onednn_linear)):
+            # This thread's own time: another program that gets the core in between is not counted.
+            began = time.thread_time()
+            by_library(first, second)
+            least[number] = min(least[number], time.thread_time() - began)
+    return least[0] / least[1]
 
 
 def is_processor_product(hidden: Tensor, weight: Tensor) -> bool:

@@ -13,8 +13,9 @@ from openblip.batches.shuffle import keyed_hash
 from openblip.batches.tokenizer import SpecialTokens
 from openblip.model import ImageMemory
 from openblip.model.albef import Albef
+from openblip.model.packing import Packing
 from openblip.objectives.contrastive import Contrast, ContrastiveTask
-from openblip.objectives.lm import IGNORED, MaskDraws, MaskedWords, mask_draws, mask_words, mlm_loss
+from openblip.objectives.lm import MaskDraws, mask_draws, mask_words, masked_places, mlm_loss
 from openblip.objectives.named import ALBEF
 from openblip.objectives.pool import NegativeSampler
 from openblip.objectives.settings import AlbefObjectives
@@ -183,25 +184,28 @@ class AlbefTask(ContrastiveTask):
     ) -> Tensor:
         draws = self.mask_sampler(batch.tokens.shape, position)
         # Drawn on the host, so that every device masks the same words.
-        on_device = MaskDraws(*(draw.to(batch.tokens.device) for draw in draws))
-        words = mask_words(batch.tokens, batch.mask, on_device, self.special.mask)
-        labels = words.labels[words.labels != IGNORED]
+        device = batch.tokens.device
+        words = mask_words(batch.tokens, batch.mask, draws.on(device), self.special.mask)
+        hidden = masked_places(batch.on_host.mask, draws, device)
+        assert hidden.places is not None
+        labels = words.labels.flatten().index_select(0, hidden.places)
         alpha = self.alpha(position)
         guesses = None
         # With alpha 0, as in the first step, they would count for nothing.
         if alpha > 0.0:
             with torch.no_grad():
-                guesses = _word_logits(
-                    self.teacher, words, batch, self.teacher.memory(teacher_hidden)
-                )
-        logits = _word_logits(self.student, words, batch, memory)
+                teacher_memory = self.teacher.memory(teacher_hidden)
+                guesses = _word_logits(self.teacher, words.ids, hidden, batch, teacher_memory)
+        logits = _word_logits(self.student, words.ids, hidden, batch, memory)
         loss = mlm_loss(logits, labels, guesses, alpha)
-        return loss * self.pool.share(torch.tensor(len(labels), device=loss.device))
+        return loss * self.pool.share(torch.full((), len(labels), device=loss.device))
 
 
-def _word_logits(model: Albef, words: MaskedWords, batch: Batch, memory: ImageMemory) -> Tensor:
-    """Logits (masked, vocab) of the hidden words."""
-    states = model.encode_texts(words.ids, batch.mask)
+def _word_logits(
+    model: Albef, ids: Tensor, hidden: Packing, batch: Batch, memory: ImageMemory
+) -> Tensor:
+    """Logits (masked, vocab) of the hidden words, whose places are given."""
+    states = model.encode_texts(ids, batch.mask)
     fused = model.fuse(states, batch.mask, memory)
     # The vocabulary is the largest product, and few words are hidden.
-    return model.mlm_logits(fused[words.labels != IGNORED][None])[0]
+    return model.mlm_logits(hidden.pack(fused)[None])[0]

@@ -16,7 +16,7 @@ from openblip.batches.tokenizer import SpecialTokens
 from openblip.checkpoints.families import family_of
 from openblip.model import ImageMemory, Med, TextPass
 from openblip.model.vqa import Nlvr, Vqa
-from openblip.objectives.lm import IGNORED, lm_loss, next_token_labels
+from openblip.objectives.lm import label_places, lm_loss, next_token_labels
 from openblip.objectives.named import CAPTIONER, NLVR, VQA
 from openblip.objectives.pool import Texts
 from openblip.objectives.settings import CaptionerObjectives, NlvrObjectives, VqaObjectives
@@ -48,6 +48,7 @@ def caption_loss(
     student: Med,
     captions: TextPass,
     hidden: Tensor,
+    host_mask: Tensor,
     *,
     prompt_tokens: int | Tensor = 0,
     label_smoothing: float = 0.1,
@@ -58,16 +59,18 @@ def caption_loss(
         student: has the head "lm".
         captions: of `caption_pass`.
         hidden: (rows, tokens, width) of their pass through the text stack.
+        host_mask: of the captions as the loader gave them (`Examples.on_host`).
         prompt_tokens: tokens at the beginning that are no labels, `[DEC]` included; of all
-            captions, or int64 (rows,).
+            captions, or int64 (rows,) on the host.
         label_smoothing: as in `lm_loss`.
     """
     assert captions.mask is not None
     labels = next_token_labels(captions.ids, captions.mask, prompt_tokens)
-    labelled = labels != IGNORED
+    labelled = label_places(host_mask, labels.shape[1], labels.device, prompt_tokens)
     # About half of a batch is padding, and the vocabulary is the largest product of the decoder.
-    logits = student.text.logits(hidden[labelled][None])[0]
-    return CaptionLoss(lm_loss(logits, labels, label_smoothing), labelled.sum())
+    logits = student.text.logits(labelled.pack(hidden)[None])[0]
+    loss = lm_loss(logits, labels, label_smoothing, places=labelled.places)
+    return CaptionLoss(loss, torch.full((), labelled.count, device=loss.device))
 
 
 class CaptionerTask(Task[Batch]):
@@ -125,11 +128,12 @@ class CaptionerTask(Task[Batch]):
         memory = self.student.text.remember(hidden, causal=True)
         captions = caption_pass(Texts(*batch.written), memory, self.special)
         (states,) = self.student.text(captions)
-        given = batch.given_tokens
+        given = batch.on_host.given_tokens
         loss = caption_loss(
             self.student,
             captions,
             states,
+            batch.on_host.written[1],
             prompt_tokens=self.prompt_tokens if given is None else self.prompt_tokens + given,
             label_smoothing=self.label_smoothing,
         ).loss
@@ -183,8 +187,10 @@ class VqaTask(Task[QuestionBatch]):
         )
         (hidden,) = self.student.answer(answers)
         labels = next_token_labels(batch.answers, batch.answers_mask)
-        logits = self.student.answer.logits(hidden[labels != IGNORED][None])[0]
-        losses = lm_loss(logits, labels, self.objectives.label_smoothing, "sum_per_row")
+        labelled = label_places(batch.on_host.answers_mask, labels.shape[1], labels.device)
+        logits = self.student.answer.logits(labelled.pack(hidden)[None])[0]
+        smoothing = self.objectives.label_smoothing
+        losses = lm_loss(logits, labels, smoothing, "sum_per_row", labelled.places)
         loss = (batch.weights * losses).sum() / len(batch.images)
         return StepOutput(loss, {"lm": loss.detach()})
 

@@ -7,6 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from openblip.batches.step_loader import sent
+from openblip.model.packing import Packing
+
 IGNORED = -100
 """The label of a position that has no label."""
 
@@ -32,8 +35,32 @@ def next_token_labels(
         labels[:, :prompt_tokens] = IGNORED
     else:
         places = torch.arange(ids.shape[1], device=ids.device)
-        labels = labels.masked_fill(places < prompt_tokens[:, None], IGNORED)
+        given = sent(prompt_tokens, ids.device)
+        labels = labels.masked_fill(places < given[:, None], IGNORED)
     return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
+
+
+def label_places(
+    mask: Bool[Tensor, "rows tokens"],
+    tokens: int,
+    device: torch.device,
+    prompt_tokens: int | Int[Tensor, " rows"] = 0,
+) -> Packing:
+    """Where `next_token_labels` has a label, row by row.
+
+    Args:
+        mask: of the texts, on the host, where nobody waits for it.
+        tokens: of each text, with the padding that it has by now; at least those of the mask.
+        device: where the places are needed.
+        prompt_tokens: as in `next_token_labels`, on the host.
+    """
+    # A position has a label where the next one has a token that is not given.
+    places_of_row = torch.arange(mask.shape[1], device=mask.device)
+    given = torch.as_tensor(prompt_tokens, device=mask.device).clamp(min=1).reshape(-1, 1)
+    wanted = mask & (places_of_row >= given)
+    wanted = F.pad(wanted[:, 1:], (0, tokens - mask.shape[1] + 1))
+    places = wanted.flatten().nonzero()[:, 0]
+    return Packing(len(mask), tokens, sent(places, device))
 
 
 def lm_loss(
@@ -41,6 +68,7 @@ def lm_loss(
     labels: Int[Tensor, "rows tokens"],
     label_smoothing: float = 0.1,
     reduction: Reduction = "mean",
+    places: Int[Tensor, " labelled"] | None = None,
 ) -> Float[Tensor, "..."]:
     """Cross-entropy of the next tokens with smoothed labels (BLIP, section 3.2).
 
@@ -53,15 +81,19 @@ def lm_loss(
         label_smoothing: in [0, 1).
         reduction: "mean" over all labels, a scalar (0 without labels); "sum_per_row" over a
             row's labels, one number per row.
+        places: of the labels, row by row; without them an accelerator is waited for.
     """
-    labelled = labels != IGNORED
+    if places is None:
+        places = (labels != IGNORED).flatten().nonzero()[:, 0]
     losses = F.cross_entropy(
-        logits.float(), labels[labelled], reduction="none", label_smoothing=label_smoothing
+        logits.float(),
+        labels.flatten().index_select(0, places),
+        reduction="none",
+        label_smoothing=label_smoothing,
     )
     if reduction == "mean":
         return losses.sum() / max(losses.shape[0], 1)
-    # Losses stand row by row as `labels[labelled]` does, and `nonzero` lists rows in that order.
-    rows = labelled.nonzero()[:, 0]
+    rows = places // labels.shape[1]
     return torch.zeros(len(labels), device=losses.device).index_add(0, rows, losses)
 
 
@@ -80,6 +112,10 @@ class MaskDraws(NamedTuple):
     """True with probability 0.5: a masked word that does not becomes a random one."""
     words: Int[Tensor, "rows tokens"]
     """Random words, of the whole vocabulary."""
+
+    def on(self, device: torch.device) -> "MaskDraws":
+        """The same on a device; the host does not wait for it."""
+        return MaskDraws(*(sent(draw, device) for draw in self))
 
 
 def mask_draws(rows: int, tokens: int, probability: float, vocab_size: int, seed: int) -> MaskDraws:
@@ -127,6 +163,21 @@ def mask_words(
     random = chosen & ~draws.replaced & draws.random
     hidden = torch.where(random, draws.words, ids.masked_fill(replaced, mask_token))
     return MaskedWords(hidden, labels)
+
+
+def masked_places(
+    mask: Bool[Tensor, "rows tokens"], draws: MaskDraws, device: torch.device
+) -> Packing:
+    """Where `mask_words` hides a word, row by row.
+
+    Args:
+        mask: of the texts, on the host, as the draws are.
+        draws: which words.
+        device: where the places are needed.
+    """
+    chosen = draws.masked & mask
+    chosen[:, 0] = False
+    return Packing(*mask.shape, sent(chosen.flatten().nonzero()[:, 0], device))
 
 
 def mlm_loss(

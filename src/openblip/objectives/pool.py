@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from openblip.batches.step_loader import sent
 from openblip.batches.tokenizer import SpecialTokens
 from openblip.model import ImageMemory, Med, TextPass
 from openblip.model.albef import Albef
@@ -144,7 +145,8 @@ class PairPool:
 
     def _longest(self, texts: Tensor) -> int:
         """Tokens of the longest padded texts (batch, tokens) among the ranks."""
-        length = torch.tensor([texts.shape[1]], device=texts.device)
+        # Between the hosts, which know it: none waits for its device.
+        length = torch.tensor([texts.shape[1]])
         return int(self.collectives.gather(length).max())
 
 
@@ -181,7 +183,7 @@ class KeyedSampler:
             f"negative {wanted}",
         )
         first = rows * self.collectives.rank
-        return hard_negatives(weights, uniforms[first : first + rows].to(weights.device))
+        return hard_negatives(weights, sent(uniforms[first : first + rows], weights.device))
 
 
 def pair_passes(

@@ -91,7 +91,7 @@ class PretrainTask(ContrastiveTask):
     def forward(self, batch: Batch, position: StepPosition) -> StepOutput:
         """The sum of the losses of a batch."""
         losses = self.objectives.losses
-        captions = Texts(*batch.written)
+        captions, host_mask = Texts(*batch.written), batch.on_host.written[1]
         # All captions begin with the prompt: it tells no image from another.
         texts = Texts(batch.tokens, batch.mask).without_prompt(self.prompt_tokens, self.special.pad)
         batch = replace(batch, tokens=texts.tokens, mask=texts.mask)
@@ -102,7 +102,7 @@ class PretrainTask(ContrastiveTask):
             contrast = self.contrast(batch, hidden, position)
             terms["itc"] = contrast.loss
         if "itm" in losses or "lm" in losses:
-            terms |= self._grounded_losses(batch, captions, hidden, contrast, position)
+            terms |= self._grounded_losses(batch, captions, host_mask, hidden, contrast, position)
         return self.summed(terms, contrast)
 
     def contrast(self, batch: Batch, image_hidden: Tensor, position: StepPosition) -> Contrast:
@@ -132,11 +132,15 @@ class PretrainTask(ContrastiveTask):
         self,
         batch: Batch,
         captions: Texts,
+        host_mask: Tensor,
         hidden: Tensor,
         contrast: Contrast | None,
         position: StepPosition,
     ) -> dict[str, Tensor]:
-        """The losses of the texts that are read or written (`captions`) with their images."""
+        """The losses of the texts that are read or written (`captions`) with their images.
+
+        `host_mask` is that of the captions as the loader gave them.
+        """
         losses = self.objectives.losses
         memories = self.student.memories(hidden)
         texts = Texts(batch.tokens, batch.mask)
@@ -166,7 +170,7 @@ class PretrainTask(ContrastiveTask):
             logits = pair_logits(self.student, states[0], states[1])
             terms["itm"] = self.matching_loss(logits, pairs.negatives)
         if "lm" in losses:
-            terms["lm"] = self._lm_loss(written, states[-1])
+            terms["lm"] = self._lm_loss(written, states[-1], host_mask)
         return terms
 
     def _pairs(
@@ -197,11 +201,12 @@ class PretrainTask(ContrastiveTask):
         )
         return Pairs(*passes, negatives)
 
-    def _lm_loss(self, captions: TextPass, hidden: Tensor) -> Tensor:
+    def _lm_loss(self, captions: TextPass, hidden: Tensor, host_mask: Tensor) -> Tensor:
         loss, num_labels = caption_loss(
             self.student,
             captions,
             hidden,
+            host_mask,
             prompt_tokens=self.prompt_tokens,
             label_smoothing=self.objectives.label_smoothing,
         )

@@ -170,6 +170,9 @@ def step_footprint(
             example_batch(pairs, lengths, side, states)
             for _ in range(min(recipe.train.accumulate, _MOST_PARTS))
         ]
+        # On an accelerator all parts are there when a step begins, and one of the next.
+        more = recipe.train.accumulate - len(batches) + 1 if accelerator else 0
+        ahead = [example_batch(pairs, lengths, side) for _ in range(more)]
         simulation.forget_peak()
         try:
             # Past the ramp of alpha: with alpha 0 the teacher's guesses would not be made.
@@ -185,6 +188,7 @@ def step_footprint(
                 gathered=_gathered(task),
                 missing=reason,
             )
+        del ahead
         in_whole = recipe.train.accumulate / len(batches)
         return Footprint(
             parts={part: simulation.peak[part] for part in PARTS if simulation.peak[part]},

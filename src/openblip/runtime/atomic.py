@@ -6,7 +6,7 @@ import shutil
 import stat
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -18,6 +18,39 @@ _OPEN = re.compile(r"/dev/stdout|/dev/stderr|(?:/dev|/proc/self)/fd/(\d+)")
 # A name that is made longer must not become too long: at most 255 bytes.
 _NAME_CHARACTERS = 40
 _PART_BYTES = 1 << 16
+
+
+def cache_folder() -> Path:
+    """`$OPENBLIP_CACHE`, or else `~/.cache/openblip`: what can be made again at any time."""
+    return Path(os.environ.get("OPENBLIP_CACHE") or "~/.cache/openblip").expanduser()
+
+
+def agreed_text(path: Path, make: Callable[[], str]) -> str:
+    """The text of a file that whoever came first has written; empty where none can be kept.
+
+    Of several processes that find no file at once each makes a text, and all go on with one.
+
+    Args:
+        path: of the file; its folder is made.
+        make: the text, if nobody has written one.
+    """
+    try:
+        with suppress(FileNotFoundError):
+            return path.read_text(encoding="utf-8")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = make()
+        unfinished = _unfinished(path)
+        unfinished.write_text(made, encoding="utf-8")
+        try:
+            # Unlike a rename, a link takes no other file's place.
+            os.link(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except FileExistsError:
+        return agreed_text(path, make)
+    except (OSError, ValueError, RuntimeError):
+        return ""
+    return made
 
 
 @contextmanager

@@ -68,8 +68,13 @@ def num_usable_cores() -> int:
 
 
 def default_threads() -> int:
-    """Threads for reading and decoding when nobody says: one for each core, from 2 to 16."""
-    return min(max(num_usable_cores(), 2), 16)
+    """Threads for reading and decoding when nobody says: one for each core, from 2 to 16.
+
+    Of several processes that `torchrun` has started on a machine each takes its share.
+    """
+    sharing = os.environ.get("LOCAL_WORLD_SIZE", "1")
+    processes = int(sharing) if sharing.isdecimal() else 1
+    return min(max(num_usable_cores() // max(processes, 1), 2), 16)
 
 
 def ordered_map(

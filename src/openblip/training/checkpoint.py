@@ -60,6 +60,9 @@ class RunState:
     """How often the run went back to a checkpoint by itself."""
     recent_losses: list[float] = field(default_factory=list)
     """Losses of the latest steps, which the next one is compared with."""
+    products: dict[str, str] = field(default_factory=dict)
+    """By machine (`machine_key`), which library does products there (`Products`): a run that goes
+    on there takes the same, so that it learns the same bits."""
 
     @property
     def window_mean(self) -> float:

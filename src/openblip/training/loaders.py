@@ -312,7 +312,8 @@ def _example_loader(
         batch_size = max(1, min(batch_size, len(index) // processes.world_size))
     images = (batch_size, data.image_size, augmentation)
     settings = (data.max_tokens, data.max_words, recipe.train.seed)
-    ranks = (processes.rank, processes.world_size, data.num_threads)
+    pins = processes.device.type == "cuda"
+    ranks = (processes.rank, processes.world_size, data.num_threads, pins)
     if isinstance(index, QuestionIndex):
         return QuestionLoader(index, tokenizer, *images, *settings, *ranks)
     return ImagePairLoader(index, tokenizer, *images, *settings, *ranks)

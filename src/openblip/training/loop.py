@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from openblip.batches.shuffle import keyed_hash
-from openblip.batches.step_loader import AnyLoader, Examples
+from openblip.batches.step_loader import AnyLoader, Examples, copied_ahead
 from openblip.objectives.task import AnyTask, StepOutput, StepPosition
 from openblip.runtime.interruption import Interruption
 from openblip.runtime.progress import Progress
@@ -163,7 +163,8 @@ class Trainer:
     def _clip_and_report(self, outputs: Sequence[StepOutput], stop: bool) -> StepReport:
         # Losses, and whether to stop, go in one message: all processes stop after the same step.
         values = torch.stack([_values(output) for output in outputs]).mean(dim=0)
-        asked = torch.tensor([float(stop)], device=values.device)
+        # Filled on the device: a number from the host would be waited for.
+        asked = torch.full((1,), float(stop), device=values.device)
         values = self.processes.mean(torch.cat([values, asked]))
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         norm = total_norm(gradients, self.processes)
@@ -253,7 +254,8 @@ class Loop:
                 after it are no good, and no checkpoint has them.
         """
         steps = self._steps
-        batches = self._loader.iterate(state.step * steps.accumulate)
+        from_host = self._loader.iterate(state.step * steps.accumulate)
+        batches = copied_ahead(from_host, self._trainer.processes.device)
         self._reporting.meter.restart(self._loader.waited_seconds)
         with Interruption() as interruption:
             while state.step < steps.total_steps:
@@ -336,7 +338,8 @@ class Loop:
             self._sums[name] = self._sums.get(name, 0.0) + value
         self._num_summed += 1
         for part in parts:
-            world_size, flops = self._trainer.processes.world_size, self._reporting.flops_of(part)
+            world_size = self._trainer.processes.world_size
+            flops = self._reporting.flops_of(part.on_host)
             self._reporting.meter.add(len(part.ids) * world_size, flops)
             of_all = None if flops is None else flops * world_size
             state.flops = added(state.flops, of_all)

@@ -248,15 +248,17 @@ register_dataclass(StepOutput)
 _TINY = 1e-6
 
 
-def shard(task: AnyTask, processes: Processes) -> None:
+def shard(task: AnyTask, processes: Processes, *, even_alone: bool = False) -> None:
     """Divide a task among the processes, in place; with one process it stays whole.
 
     Args:
         task: with the values of the first process. On the others it may be on the meta device, so
             that one process alone ever holds the whole.
         processes: of the run.
+        even_alone: divide with one process too, which must have joined a group: what dividing
+            itself costs.
     """
-    if processes.world_size == 1:
+    if processes.world_size == 1 and not even_alone:
         return
     whole = task.state_dict()
     kept = beside_state(task)

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from openblip.checkpoints.beginnings import KeyReport
+from openblip.model.kernels import Products, machine_key, products, use_products
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.errors import TrainingError, one_line
 from openblip.runtime.memory import keep_freed_memory, return_freed_memory
@@ -164,6 +165,7 @@ class _Run:
                 loader.use_states(states_of)
         self.optimiser = build_optimiser(trained_parameters(self.task), recipe.optimiser)
         self.state, self.is_new = self._state_at(checkpoint), checkpoint is None
+        self._settle_products()
         if recipe.train.compile:
             compile_parts(self.task.student)
         self.trainer = Trainer(
@@ -181,6 +183,17 @@ class _Run:
             recipe.data.max_tokens,
             recipe.data.given_tokens if recipe.data.given else 0,
         )
+
+    def _settle_products(self) -> None:
+        """Take the products that the run has taken on this machine before, else note today's."""
+        if self.processes.device.type != "cpu":
+            return
+        # The first process's machine decides: a step's parts shall be rounded alike.
+        key, here = self.processes.gather_objects((machine_key(), str(products())))[0]
+        kept = self.state.products.setdefault(key, here)
+        if kept != here:
+            self.rank_log.note(f"products: {kept}, as the run began; of this machine now: {here}")
+        use_products(Products.of(kept))
 
     def _note_beginnings(self) -> None:
         """Write what became of every key of the weights that a fresh model begins with."""
