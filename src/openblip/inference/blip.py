@@ -73,6 +73,7 @@ class Blip:
         image_size: height and width to which images are resized, in pixels.
         max_tokens: longer texts are cut to this when they are embedded or matched.
         trained: heads that its last training was for; None where only the kind tells it.
+        source: what it was loaded from; empty for one that was made here.
     """
 
     def __init__(
@@ -83,8 +84,10 @@ class Blip:
         image_size: int,
         max_tokens: int,
         trained: tuple[str, ...] | None = None,
+        source: str = "",
     ) -> None:
         self.model = model.eval()
+        self.source = source
         self.trained = trained
         self._told: set[str] = set()
         # Texts of ALBEF have no `[SEP]`.
@@ -566,7 +569,8 @@ class Blip:
         """
         check_image_size(self.model, self.image_size)
         chosen: Any = kind or TO_HUGGINGFACE.get(self.kind)
-        save_huggingface(Path(folder), self.model, self.tokenizer, chosen, self.max_tokens)
+        about = self.max_tokens, self.source
+        save_huggingface(Path(folder), self.model, self.tokenizer, chosen, *about)
 
     def warn_of_unknown_words(self, texts: Sequence[str], what: str = "texts") -> bool:
         """Whether the vocabulary lacks words of a job's texts; warns once (`UnknownWords`) if so.
