@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.batches.loader import Batch
-from openblip.batches.tokenizer import SpecialTokens, TokenBatch
+from openblip.batches.tokenizer import SpecialTokens
 from openblip.model import Med
 from openblip.objectives.itc import similarities
 from openblip.objectives.itm import hard_negatives
@@ -123,11 +123,8 @@ def test_an_image_without_hard_negatives_may_have_a_typed_one(
     batch = replace(make_batch(size=2), image_ids=torch.tensor([1, 1]))
     task = FilterTask(make_student(), special, FilterObjectives(queue_size=8), seed=0)
     plain = task(batch, StepPosition(0, 0.0)).terms["itm"]
-    typed = replace(
-        batch, corrupted_tokens=batch.tokens.flip(0), corrupted_mask=batch.mask.flip(0)
-    )
+    typed = replace(batch, corrupted_tokens=batch.tokens.flip(0), corrupted_mask=batch.mask.flip(0))
     assert task(typed, StepPosition(0, 0.0)).terms["itm"] != plain
-    )
 
 
 @pytest.mark.parametrize("share", [-0.1, 1.5])

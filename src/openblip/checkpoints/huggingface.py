@@ -64,6 +64,7 @@ from openblip.checkpoints.huggingface_processor import (
     read_tokenizer,
     write_processor,
 )
+from openblip.checkpoints.model_card import CARD_FILE, CardFacts, write_model_card
 from openblip.checkpoints.pickled import plain_names, read_state
 from openblip.model import Med
 from openblip.model.albef import Albef
@@ -79,6 +80,7 @@ _WRITTEN = (
     TOKENIZER_CONFIG_FILE,
     VOCABULARY_FILE,
     IMAGE_CONFIG_FILE,
+    CARD_FILE,
 )
 
 _PICKLE_FILE = "pytorch_model.bin"
@@ -330,8 +332,9 @@ def save_huggingface(
     tokenizer: TextTokenizer,
     kind: HuggingFaceKind | None = None,
     max_tokens: int | None = None,
+    source: str = "",
 ) -> None:
-    """Write a folder that `from_pretrained` reads, whole or not at all.
+    """Write a folder that `from_pretrained` reads, with its card, whole or not at all.
 
     Args:
         folder: replaced if it holds such a model.
@@ -340,6 +343,7 @@ def save_huggingface(
         kind: as which class; needed where a model can be written as several.
         max_tokens: longest text, special tokens included; by default as many as there are
             positions.
+        source: what the model was loaded from; the card says how that was trained.
 
     Raises:
         MissingHead: if the model lacks a head that the kind has.
@@ -363,11 +367,45 @@ def save_huggingface(
                 sizes.vision.image_size,
                 max_tokens or sizes.text.max_positions,
             )
+            write_model_card(unfinished, model, _card_facts(config, tokenizer, source))
             # What is read again, but for the bytes of the weights: they are many.
             shapes = {key: tensor.to("meta") for key, tensor in stored.items()}
             _assembled(unfinished, config, shapes, unfinished / WEIGHTS_FILE, str(folder))
     except (OSError, DataError) as error:
         raise CheckpointError(str(error)) from error
+
+
+_USAGE = """
+from transformers import AutoProcessor, {name}
+
+processor = AutoProcessor.from_pretrained("FOLDER")
+model = {name}.from_pretrained("FOLDER")
+inputs = processor(images=image, {text}return_tensors="pt")
+{call}
+"""
+# What is given besides the image, and what is done with it.
+_CALLS: dict[HuggingFaceKind, tuple[str, str]] = {
+    "caption": ("", "processor.decode(model.generate(**inputs)[0], skip_special_tokens=True)"),
+    "retrieval": ('text="a dog", ', "model(**inputs).itm_score.softmax(dim=-1)[:, 1]"),
+    "vqa": (
+        'text="what is this?", ',
+        "processor.decode(model.generate(**inputs)[0], skip_special_tokens=True)",
+    ),
+    "dual": ('text=["a dog", "a cat"], padding=True, ', "model(**inputs).logits_per_image"),
+}
+
+
+def _card_facts(config: Mapping[str, Any], tokenizer: TextTokenizer, source: str) -> CardFacts:
+    (name,) = config["architectures"]
+    kind = next(kind for kind, known in CLASSES.items() if known == name)
+    text, call = _CALLS[kind]
+    return CardFacts(
+        kind=FROM_HUGGINGFACE[kind],
+        source=source,
+        vocab_size=tokenizer.vocab_size,
+        layout="transformers",
+        usage=_USAGE.format(name=name, text=text, call=call),
+    )
 
 
 def _check_widths(model: AnyModel) -> None:

@@ -80,6 +80,7 @@ class Blip:
         max_tokens: longer texts are cut to this when they are embedded or matched.
         trained: heads that its last training was for; None where only the kind tells it.
         given_tokens: longest text that it reads before it captions; 0 where it reads none.
+        source: what it was loaded from; empty for one that was made here.
     """
 
     def __init__(
@@ -91,9 +92,11 @@ class Blip:
         max_tokens: int,
         trained: tuple[str, ...] | None = None,
         given_tokens: int = 0,
+        source: str = "",
     ) -> None:
         self.model = model.eval()
         self.trained, self.given_tokens = trained, given_tokens
+        self.source = source
         self._told: set[str] = set()
         # Texts of ALBEF have no `[SEP]`.
         self.tokenizer = tokenizer.without_end() if isinstance(model, Albef) else tokenizer
@@ -573,7 +576,8 @@ class Blip:
         check_image_size(self.model, self.image_size)
         warn_of_given_text(self.given_tokens, "the layout of transformers")
         chosen: Any = kind or TO_HUGGINGFACE.get(self.kind)
-        save_huggingface(Path(folder), self.model, self.tokenizer, chosen, self.max_tokens)
+        about = self.max_tokens, self.source
+        save_huggingface(Path(folder), self.model, self.tokenizer, chosen, *about)
 
     def warn_of_unknown_words(self, texts: Sequence[str], what: str = "texts") -> bool:
         """Whether the vocabulary lacks words of a job's texts; warns once (`UnknownWords`) if so.

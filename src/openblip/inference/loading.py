@@ -72,7 +72,8 @@ def load(
         place = _usable(device)
     read = read_model(find_model(source))
     sizes = read.image_size, read.max_tokens
-    blip = Blip(read.model, read.tokenizer, read.kind, *sizes, read.trained, read.given_tokens)
+    about = read.trained, read.given_tokens, str(source)
+    blip = Blip(read.model, read.tokenizer, read.kind, *sizes, *about)
     check_weights(blip.model, str(source))
     if image_size is not None:
         blip.model.resize_images(image_size)

@@ -2,14 +2,14 @@
 
 YAML is read here alone, so that every command reads it alike.
 
-Text that UTF-8 can hold.
+Text that UTF-8 can hold; tables of Markdown.
 """
 
 import json
 import math
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -154,6 +154,16 @@ def with_nulls(value: object) -> object:
 def has_halves(text: str) -> bool:
     """Whether UTF-8 cannot hold `text`, because it has halves of surrogate pairs."""
     return _HALF.search(text) is not None
+
+
+def markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table whose cells may hold anything; line breaks become spaces."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _escaped(half: re.Match[str]) -> str:

@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from openblip.runtime.documents import markdown_table
 from openblip.runtime.errors import DataError
 from openblip.sources.export_formats import DATA_FOLDER, SPLIT_NAMES, ToldFields, features
 from openblip.sources.report import ExportReport, Reason
@@ -235,7 +236,7 @@ def write_card(folder: Path, report: ExportReport) -> None:
         *_capfilt(report),
         *_checks(report.table_metadata),
         "## Columns",
-        _table(["column", "meaning"], [list(row) for row in _columns(report)]),
+        markdown_table(["column", "meaning"], [list(row) for row in _columns(report)]),
     ]
     (folder / "README.md").write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
@@ -288,7 +289,7 @@ def _counts(report: ExportReport) -> str:
         ]
         for split, counts in report.splits.items()
     ]
-    return _table(header, rows)
+    return markdown_table(header, rows)
 
 
 def _thresholds(report: ExportReport) -> str:
@@ -299,7 +300,7 @@ def _thresholds(report: ExportReport) -> str:
     rows += [[f"of {name}", f"{value:g}"] for name, value in view.thresholds.items()]
     rows.append(["left out besides", ", ".join(view.without) or "nothing"])
     rows.append(["table", f"{report.table}, version {report.version}"])
-    return _table(["setting", "value"], rows)
+    return markdown_table(["setting", "value"], rows)
 
 
 def _rejections(report: ExportReport) -> list[str]:
@@ -313,7 +314,7 @@ def _rejections(report: ExportReport) -> list[str]:
         rows.append(["all", "all", "image unreadable when exported", str(report.num_unreadable)])
     if not rows:
         return []
-    return ["## Rejected texts", _table(["split", "source", "reason", "texts"], rows)]
+    return ["## Rejected texts", markdown_table(["split", "source", "reason", "texts"], rows)]
 
 
 def _is_bootstrapped(report: ExportReport) -> bool:
@@ -326,7 +327,7 @@ def _capfilt(report: ExportReport) -> list[str]:
         return []
     rows = [[name, value] for name, value in _flat(report.table_metadata["capfilt"])]
     about = "Captioner and filter are named by the SHA-256 of their configuration and weights."
-    return ["## CapFilt", about, _table(["setting", "value"], rows)]
+    return ["## CapFilt", about, markdown_table(["setting", "value"], rows)]
 
 
 def _checks(metadata: Mapping[str, Any]) -> list[str]:
@@ -340,7 +341,7 @@ def _checks(metadata: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     header = ["check", "against", "images found", "measure", "model"]
-    return ["## Duplicates and leaks", _table(header, rows)]
+    return ["## Duplicates and leaks", markdown_table(header, rows)]
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -351,12 +352,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         else:
             flat.append((f"{prefix}{name}", str(value)))
     return flat
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(_cell(cell) for cell in line) + " |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")

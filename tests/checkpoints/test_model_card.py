@@ -1,0 +1,83 @@
+"""The card of a model folder says what is known of the model, and nothing else."""
+
+import json
+from pathlib import Path
+
+import yaml
+
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.checkpoints.huggingface import save_huggingface
+from openblip.checkpoints.model_card import CARD_FILE
+from openblip.model import Med, MedConfig
+
+
+def card_of(folder: Path, tokenizer: TextTokenizer, source: str) -> str:
+    sizes = MedConfig.preset("tiny", vocab_size=tokenizer.vocab_size, image_size=32)
+    med = Med(MedConfig(vision=sizes.vision, text=sizes.text, heads=("lm",)))
+    save_huggingface(folder, med, tokenizer, source=source)
+    return (folder / CARD_FILE).read_text(encoding="utf-8")
+
+
+def make_run(folder: Path) -> Path:
+    """A training run with its recipe and its log; the folder of its checkpoint."""
+    recipe = {
+        "task": "captioner",
+        "data": {"table": "/home/me/pairs.lance", "view": {"sources": ["human"], "itm": 0.5}},
+        "train": {"batch_size": 32, "seed": 7},
+        "optimiser": {"lr": 0.0005},
+        "init_from": "noisy/checkpoints/last",
+    }
+    checkpoint = folder / "checkpoints" / "step-00000400"
+    checkpoint.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    lines = [
+        {"step": 380, "kind": "train", "loss": 1.5},
+        {"step": 400, "kind": "train", "loss": 1.4614},
+        {"step": 400, "kind": "validation", "loss": 1.61},
+    ]
+    log = "\n".join(map(json.dumps, lines)) + '\n{"step": 4'
+    (folder / "metrics.jsonl").write_text(log)
+    return checkpoint
+
+
+def test_the_header_is_for_the_hub(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    card = card_of(tmp_path / "model", tokenizer, "")
+    header = yaml.safe_load(card.split("---")[1])
+    assert header["license"] == "unknown"
+    assert header["library_name"] == "transformers"
+    assert header["pipeline_tag"] == "image-to-text"
+    assert "BlipForConditionalGeneration.from_pretrained" in card
+
+
+def test_a_runs_data_steps_and_losses_are_told(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    checkpoint = make_run(tmp_path / "my-run")
+    card = card_of(tmp_path / "model", tokenizer, str(checkpoint))
+    assert "# my-run" in card
+    assert "| data | pairs.lance |" in card
+    assert "| least match probability | 0.5 |" in card
+    assert "| batch size | 32 |" in card
+    assert "| began as | noisy |" in card
+    assert "| steps (train) | 400 |" in card
+    assert "| loss (train, last) | 1.4614 |" in card
+    assert "| loss (validation, last) | 1.6100 |" in card
+
+
+def test_paths_of_a_machine_stay_there(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    checkpoint = make_run(tmp_path / "my-run")
+    card = card_of(tmp_path / "model", tokenizer, str(checkpoint))
+    assert "/home/me" not in card
+    assert str(tmp_path) not in card
+
+
+def test_what_nobody_noted_is_left_open(tokenizer: TextTokenizer, tmp_path: Path) -> None:
+    card = card_of(tmp_path / "model", tokenizer, "Salesforce/blip-image-captioning-base")
+    assert "# blip-image-captioning-base" in card
+    assert "Nothing was noted" in card
+    assert "parameters" in card
+
+
+def test_a_folder_with_a_card_can_be_written_again(
+    tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    card_of(tmp_path / "model", tokenizer, "first")
+    assert "# second" in card_of(tmp_path / "model", tokenizer, "second")
