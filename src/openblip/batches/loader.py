@@ -167,7 +167,7 @@ class PairLoader(StepLoader[Batch]):
         self._max_tokens, self._prefix, self._max_words = max_tokens, prefix, max_words
         self._scaled_decoding = scaled_decoding
         self._states: list[RowStates] | None = None
-        self._made = made
+        self._texts_to_make = made
         self._has_two_texts = any(part.index.view.has_two_texts for part in parts)
         if self._has_two_texts and made is not None and made.given_tokens:
             raise RecipeError(
@@ -208,7 +208,7 @@ class PairLoader(StepLoader[Batch]):
             digest.update(part.index.text_digest)
             if part.index.weights is not None:
                 digest.update(part.index.weights.astype("<f4").tobytes())
-        for own in () if self._made is None else self._made.corruptions:
+        for own in () if self._texts_to_make is None else self._texts_to_make.corruptions:
             digest.update(own.digest())
         return digest.hexdigest()
 
@@ -297,8 +297,8 @@ class PairLoader(StepLoader[Batch]):
 
     def _corruptions(self, samples: Samples) -> list[Corruptions]:
         """Of each sample those of its table."""
-        assert self._made is not None, "only where texts are made"
-        return [self._made.corruptions[part] for part in samples.parts.tolist()]
+        assert self._texts_to_make is not None, "only where texts are made"
+        return [self._texts_to_make.corruptions[part] for part in samples.parts.tolist()]
 
     def _given(
         self,
@@ -308,7 +308,7 @@ class PairLoader(StepLoader[Batch]):
         draws: Sequence[tuple[int, int]],
     ) -> tuple[list[str | None] | None, list[str]]:
         """What stands before each caption, if anything is given, and the captions."""
-        if self._made is None or not self._made.given_tokens:
+        if self._texts_to_make is None or not self._texts_to_make.given_tokens:
             return None, [text.text for text in chosen]
         told = [
             own.given(
@@ -332,10 +332,10 @@ class PairLoader(StepLoader[Batch]):
     ) -> tuple[TokenBatch, Tensor | None]:
         """The captions behind the prefix, and how many tokens are given before that."""
         read = [self._prefix + text for text in texts]
-        if given is None or self._made is None:
+        if given is None or self._texts_to_make is None:
             return self._tokenizer.encode(read, self._max_tokens), None
         before = self._clean([text or "" for text in given])
-        most = self._made.given_tokens
+        most = self._texts_to_make.given_tokens
         return self._tokenizer.encode_behind(before, read, most, self._max_tokens)
 
     def _corrupted(
@@ -346,7 +346,7 @@ class PairLoader(StepLoader[Batch]):
         draws: Sequence[tuple[int, int]],
     ) -> TokenBatch | None:
         """For some of the pairs a text that is wrong, without the prefix."""
-        if self._made is None or not self._made.typed_negatives:
+        if self._texts_to_make is None or not self._texts_to_make.typed_negatives:
             return None
         found = []
         for own, pair, text, draw in zip(
@@ -355,7 +355,7 @@ class PairLoader(StepLoader[Batch]):
             # Of the same key as the choice of the text, and yet another number.
             share = keyed_hash(self._seed, *draw, 1) / 2**64
             made = None
-            if share < self._made.typed_negatives:
+            if share < self._texts_to_make.typed_negatives:
                 others = [other.text for other in pair.texts]
                 made = own.draw(WRONG_KINDS, pair.row.id, text.text, others, draw[0])
             found.append("" if made is None else made.text)

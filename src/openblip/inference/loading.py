@@ -72,8 +72,15 @@ def load(
         place = _usable(device)
     read = read_model(find_model(source))
     sizes = read.image_size, read.max_tokens
-    about = read.trained, read.given_tokens, str(source)
-    blip = Blip(read.model, read.tokenizer, read.kind, *sizes, *about)
+    blip = Blip(
+        read.model,
+        read.tokenizer,
+        read.kind,
+        *sizes,
+        read.trained,
+        given_tokens=read.given_tokens,
+        source=str(source),
+    )
     check_weights(blip.model, str(source))
     if image_size is not None:
         blip.model.resize_images(image_size)
