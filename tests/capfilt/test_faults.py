@@ -4,6 +4,7 @@ import io
 import os
 import random
 import signal
+import subprocess
 import threading
 import time
 from contextlib import suppress
@@ -107,7 +108,7 @@ def test_a_fragment_of_a_killed_driver_is_suspect_where_it_would_kill_this_one_t
 
 
 def killed_now_and_then(
-    process: "subprocess.Popen[str]", uri: str, settings: CapFiltSettings, draw: random.Random
+    process: subprocess.Popen[str], uri: str, settings: CapFiltSettings, draw: random.Random
 ) -> int:
     """How many workers of the job were killed, at most 4, each at a random moment of its work."""
     kills = 0
