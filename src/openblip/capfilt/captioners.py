@@ -300,7 +300,7 @@ class TextsOfTable:
 
     def __init__(self, name: str) -> None:
         self.name = name
-        self.columns = (texts_column(name),)
+        self.columns: tuple[str, ...] = (texts_column(name),)
 
     def begin(self, rows: WebRows) -> Pending:
         """See `Captioner.begin`. A row for which no text was brought has none, and no error."""

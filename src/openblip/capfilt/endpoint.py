@@ -488,7 +488,7 @@ def _written(content: bytes) -> "Written":
         message, ended = choice["message"], choice.get("finish_reason")
         told = message.get("content")
         usage = answer.get("usage") or {}
-        tokens = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+        read, wrote = (int(usage.get(f"{what}_tokens") or 0) for what in ("prompt", "completion"))
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         raise _Later(f"its answer is no chat completion ({one_line(error)[:80]})") from error
     if isinstance(told, list):
@@ -500,7 +500,7 @@ def _written(content: bytes) -> "Written":
     if not text:
         why = "; raise --max-new-tokens" if ended == "length" else ""
         raise _Refused(f"its text is empty (finish_reason {ended}{why})")
-    return Written([text], usage=Usage(*tokens, cut=int(ended == "length")))
+    return Written([text], usage=Usage(read, wrote, cut=int(ended == "length")))
 
 
 def _nothing(reason: str) -> "Written":

@@ -262,7 +262,9 @@ def _processor(library: Any, folder: Path) -> Any:
     # By its file: up to 5.17 at least, the package hides it where torchvision is absent.
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-    images = AutoImageProcessor.from_pretrained(folder, local_files_only=True, backend="pil")
+    images: Any = AutoImageProcessor.from_pretrained(  # type: ignore[no-untyped-call]
+        folder, local_files_only=True, backend="pil"
+    )
     tokenizer = library.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     return _Pair(images, tokenizer)
 
