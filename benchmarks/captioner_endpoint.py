@@ -170,7 +170,9 @@ def measure(folder: Path, arguments: argparse.Namespace) -> str:
             f"A server on this machine that takes {arguments.seconds:g} s for a request "
             f"(± {arguments.spread:.0%}), {arguments.requests} requests at once, "
             f"{arguments.images} images of 384 px, {arguments.rounds} rounds, medians. "
-            "Command: `python benchmarks/captioner_endpoint.py`",
+            f"Command: `python benchmarks/captioner_endpoint.py --requests {arguments.requests} "
+            f"--seconds {arguments.seconds:g} --images {arguments.images} "
+            f"--rounds {arguments.rounds}`",
             "",
             "| | images/s | range |",
             "| --- | ---: | ---: |",

@@ -91,9 +91,9 @@ class ChatServer:
     def stop(self) -> None:
         """Die: connections are refused from now on, and those that wait get no answer."""
         if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
-            self._server = None
+            dying, self._server = self._server, None
+            dying.shutdown()
+            dying.server_close()
 
     def _answer(self, handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
         with self._lock:

@@ -92,7 +92,36 @@ def save_git(folder: Path) -> Path:
     torch.manual_seed(0)
     config = library.GitConfig(vision_config=_VISION, **_TEXT, max_position_embeddings=64)
     model = library.GitForCausalLM(config)
+    with torch.no_grad():
+        # Else it would end before the first word.
+        model.output.bias[2] = -100.0
     return _saved(folder, model, library.GitProcessor(images(), tokenizer()))
+
+
+def save_blip2(folder: Path) -> Path:
+    """A captioner whose queries stand before the words."""
+    import transformers as library
+
+    torch.manual_seed(0)
+    text = {name: value for name, value in _TEXT.items() if name != "intermediate_size"}
+    queries = {name: _VISION[name] for name in _VISION if name not in ("image_size", "patch_size")}
+    config = library.Blip2Config(
+        vision_config=_VISION,
+        qformer_config={"vocab_size": 30, "encoder_hidden_size": 16, **queries},
+        text_config={
+            "model_type": "opt",
+            "ffn_dim": 16,
+            "word_embed_proj_dim": 16,
+            "max_position_embeddings": 64,
+            **text,
+        },
+        num_query_tokens=2,
+        image_token_index=VOCABULARY["<image>"],
+    )
+    model = library.Blip2ForConditionalGeneration(config)
+    model.generation_config.bos_token_id = 1
+    model.generation_config.eos_token_id, model.generation_config.pad_token_id = 2, 0
+    return _saved(folder, model, library.Blip2Processor(images(), tokenizer(), num_query_tokens=2))
 
 
 def save_pair(folder: Path) -> Path:
@@ -117,9 +146,13 @@ def save_pair(folder: Path) -> Path:
 
 
 def _saved(folder: Path, model: Any, processor: Any) -> Path:
+    with torch.no_grad():
+        for weight in model.parameters():
+            # As they are drawn, they make the same words of any image and instruction.
+            weight.mul_(20.0 if weight.ndim > 1 else 1.0)
     model.save_pretrained(folder)
     processor.save_pretrained(folder)
     return folder
 
 
-KINDS = {"git": save_git, "llava": save_llava, "pair": save_pair}
+KINDS = {"git": save_git, "blip2": save_blip2, "llava": save_llava, "pair": save_pair}

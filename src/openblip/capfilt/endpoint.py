@@ -162,8 +162,8 @@ class _Health:
         self._recoveries = self._refusals = 0
         self.answered = 0
         """Requests that were answered, whatever they were about."""
-        self.error: OpenBlipError | None = None
-        """Why nobody asks any more."""
+        self.stopped = ""
+        """Why nobody asks any more; empty while somebody may."""
 
     def succeeded(self, *, with_row: bool = True) -> None:
         """A request was answered; `with_row`: it was about a row of the table."""
@@ -205,7 +205,7 @@ class _Health:
             self._stop(reason)
 
     def _stop(self, reason: str) -> None:
-        self.error = self.error or EndpointError(reason)
+        self.stopped = self.stopped or reason
         self._changed.notify_all()
 
     def pause(self, seconds: float, *, may_end: bool) -> None:
@@ -213,7 +213,7 @@ class _Health:
         with self._changed:
             before = self._recoveries
             self._changed.wait_for(
-                lambda: self.error or (may_end and self._recoveries > before), timeout=seconds
+                lambda: self.stopped or (may_end and self._recoveries > before), timeout=seconds
             )
 
     def line(self) -> str:
@@ -272,9 +272,9 @@ class Endpoint:
             seeds = [keyed_hash(row.seed, number) >> 33 for number in range(count)]
             asked += [self._submit(self._body(image, seed)) for seed in seeds]
 
-        def finish() -> list[Written]:
-            if self._health.error is not None and not all(future.done() for future in asked):
-                raise self._health.error
+        def finish() -> "list[Written]":
+            if self._health.stopped and not all(future.done() for future in asked):
+                raise EndpointError(self._health.stopped)
             written = [future.result() for future in asked]
             return [_joined(written[n : n + count]) for n in range(0, len(written), count)]
 
@@ -288,10 +288,10 @@ class Endpoint:
         self._client.close()
 
     def _wait(self, asked: "list[Future[Written]]", seconds: float) -> str | None:
-        if self._health.error is not None:
+        if self._health.stopped:
             return None
         _, missing = wait(asked, timeout=seconds)
-        return self._health.line() if missing and self._health.error is None else None
+        return self._health.line() if missing and not self._health.stopped else None
 
     def _submit(self, body: dict[str, Any]) -> "Future[Written]":
         # Threads of our own, which end with the process: those of an executor are waited for at
@@ -344,8 +344,7 @@ class Endpoint:
             EndpointError: the job cannot go on.
         """
         tries = failures = 0
-        answered_before = self._health.answered
-        while self._health.error is None:
+        while not self._health.stopped:
             answered, limit = self._health.answered, self._limit_name
             try:
                 written = self._once(body, limit)
@@ -354,7 +353,8 @@ class Endpoint:
                 tries += 1
                 failures += not trouble.is_busy
                 is_stuck = failures and failures % MAX_FAILURES == 0
-                if is_stuck and self._takes_others(answered_before):
+                # By who was answered during the last try: it may have gone away after the others.
+                if is_stuck and self._takes_others(answered):
                     return _nothing(f"failed {failures} times, the last time: {trouble}")
                 self._pause(tries, trouble)
             except _Refused as refusal:
@@ -368,7 +368,7 @@ class Endpoint:
             else:
                 self._health.succeeded()
                 return written
-        raise self._health.error
+        raise EndpointError(self._health.stopped)
 
     def _pause(self, tries: int, trouble: _Later) -> None:
         longest = min(_FIRST_PAUSE * 2 ** min(tries - 1, 10), _LONGEST_PAUSE)
@@ -385,8 +385,8 @@ class Endpoint:
         """
         with self._probing:
             # Another thread may have found it out meanwhile.
-            if self._health.answered > answered or self._health.error is not None:
-                return self._health.error is None
+            if self._health.answered > answered or self._health.stopped:
+                return not self._health.stopped
             try:
                 self._once(self._body(data_url(_grey(), 64), 0), self._limit_name)
             except _Refused as plain:

@@ -7,6 +7,7 @@ its own processor.
 
 import threading
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from openblip.checkpoints.hub import fetch_repository, is_repo_id, split_revisio
 from openblip.inference.decoding import Decoding, nucleus_probabilities
 from openblip.inference.generation import invert_cumulative, uniform_number
 from openblip.inference.loading import default_device
+from openblip.model.library_backbones import quietly
 from openblip.runtime.errors import CheckpointError, install_extra
 
 if TYPE_CHECKING:
@@ -171,7 +173,7 @@ class LibraryCaptioner:
         is_full = sequences.shape[1] >= self._settings.max_new_tokens
         ends = self._ends(sequences)
         return [
-            (" ".join(text.split()), is_full and not end)
+            (" ".join(text.split()), is_full and bool(text) and not end)
             for text, end in zip(texts, ends, strict=True)
         ]
 
@@ -227,18 +229,20 @@ def _loaded(folder: Path, source: str, device: torch.device) -> tuple[Any, Any]:
     # On a GPU the weights' own type: what fits there as it is published may not in float32.
     dtype: Any = torch.float32 if device.type == "cpu" else "auto"
     try:
-        model = kind.from_pretrained(
-            # Never code of the checkpoint's own, even where its configuration names some.
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            dtype=dtype,
-        )
-        processor = _processor(library, folder)
+        with quietly():
+            model = kind.from_pretrained(
+                # Never code of the checkpoint's own, even where its configuration names some.
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                dtype=dtype,
+            )
+            processor = _processor(library, folder)
     # It raises what its parts raise: no common class.
     except Exception as error:
+        lacks = "" if find_spec("torchvision") else "; processors that take videos need torchvision"
         raise CheckpointError(
-            f"hf:{source}: transformers cannot read it ({_reason(error)})"
+            f"hf:{source}: transformers cannot read it ({_reason(error)}){lacks}"
         ) from error
     tokenizer = getattr(processor, "tokenizer", None)
     if tokenizer is not None:

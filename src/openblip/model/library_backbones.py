@@ -149,7 +149,7 @@ def read_transformers_weights(
 
     config: Any = AutoConfig.for_model(kind, **values)
     try:
-        with _quietly():
+        with quietly():
             tower, info = AutoModel.from_pretrained(
                 source,
                 config=config,
@@ -171,7 +171,7 @@ def read_transformers_weights(
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """No bar and no table of keys: they are listed by us."""
     from transformers.utils import logging as their_logging
 
