@@ -5,7 +5,8 @@
 Everything is trained on a drawn world of the demo's size whose web captions name somebody or a
 place in half of the rows: a model on the noise, then of it, for each seed, a captioner that reads
 the web text and one that reads nothing, and filters with several shares of typed negatives. What a
-seed came to lies in FOLDER; a stopped command goes on. A seed takes about ten minutes of one core.
+seed came to lies in FOLDER; a stopped command goes on. A seed takes about half an
+hour of one core.
 """
 
 import argparse

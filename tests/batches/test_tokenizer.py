@@ -66,6 +66,17 @@ class TestEncode:
     def test_no_texts_give_no_rows(self, tokenizer):
         assert tokenizer.encode([], 30).ids.shape == (0, 8)
 
+    def test_a_given_text_stands_before_a_text_and_is_cut_by_itself(self, tokenizer):
+        text, long = ids_of(tokenizer, "a dog")[1:-1], "a dog a dog a dog"
+        batch, given = tokenizer.encode_behind([long, None, "", "a"], ["a dog"] * 4, 3, 4)
+        special = tokenizer.special
+        end = [*text, special.sep]
+        cut = [*text, text[0], special.sep]
+        assert batch.row(0) == [special.cls, *cut, *end]
+        assert batch.row(1) == batch.row(2) == [special.cls, *end]
+        assert batch.row(3) == [special.cls, text[0], special.sep, *end]
+        assert given.tolist() == [4, 0, 0, 2]
+
     def test_special_tokens_written_in_a_text_are_text(self, tokenizer):
         assert ids_of(tokenizer, "[SEP]") == [CLS, *word_ids("[", "sep", "]"), SEP]
 

@@ -421,7 +421,7 @@ class _WebTexts:
 
     def boilerplate(self, human: Mapping[str, int]) -> tuple[str, ...]:
         """Texts seen at least three times, most of whose words no human text has."""
-        found = []
+        found: list[str] = []
         for template, count in self._counts.most_common():
             if count < 3 or len(found) == _MOST_BOILERPLATE:
                 break
