@@ -59,6 +59,8 @@ OTHERS = {
     "uv": "network",
     "docker": "not installed everywhere",
     "hf": "network",
+    "npm": "network",
+    "npx": "network",
 }
 # Placeholders that are no words of a command line.
 UNREADABLE = {

@@ -93,6 +93,17 @@ def test_the_recorded_recipe_is_resolved_and_trains(
     assert weights(tmp_path) == weights(result.run_dir)
 
 
+def test_without_tensorboard_a_run_says_once_what_it_does_not_write(
+    make_recipe: MakeRecipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openblip.training.metrics_log.find_spec", lambda name: None)
+    train(make_recipe(steps=2), tmp_path, quiet=True)
+    notes = [line["text"] for line in read_metrics(tmp_path) if line["kind"] == "note"]
+    told = "no files for TensorBoard: for them pip install 'openblip[tensorboard]'"
+    assert notes.count(told) == 1
+    assert not (tmp_path / "tensorboard").exists()
+
+
 def test_a_finished_run_is_not_trained_again(finished: tuple[Recipe, TrainResult]) -> None:
     recipe, result = finished
     before = (result.model_folder / "model.safetensors").stat().st_mtime_ns
