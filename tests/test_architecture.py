@@ -78,7 +78,12 @@ ONE_PLACE = {
     "pillow_heif": {"sources/image_formats.py"},
     "obstore": {"table/storage.py"},
     "botocore": {"table/storage.py"},
-    "transformers": {"inference/embedder.py", "model/library_backbones.py"},
+    "transformers": {
+        "inference/embedder.py",
+        "model/library_backbones.py",
+        "capfilt/library_captioner.py",
+    },
+    "httpx": {"capfilt/endpoint.py"},
     "timm": {"model/library_backbones.py"},
     "open_clip": {"inference/embedder.py"},
     "starlette": {"studio/app.py", "studio/guard.py", "studio/routes.py", "cli/studio.py"},

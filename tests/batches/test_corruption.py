@@ -115,25 +115,6 @@ def test_an_attribute_is_swapped_within_its_group_and_not_for_what_may_be_true(
     assert drawn(found, "attribute", "a", "a thing") == {None}
 
 
-def test_words_between_the_same_neighbours_are_learnt_from_the_table() -> None:
-    animals = ("gecko", "iguana", "skink", "newt", "toad")
-    verbs = ("hides", "waits", "drinks", "blinks", "shivers")
-    texts = [f"a {animal} {verb} at once" for animal in animals for verb in verbs]
-    # Two words for one thing come together in the texts of an image.
-    rows = [(text, (text, text.replace("newt", "triton"))) for text in texts]
-    found = Corruptions.of_rows(rows)
-
-    def told(text: str) -> set[str | None]:
-        return {found.corrupt("attribute", "x", text, number=number) for number in range(80)}
-
-    assert told("a gecko hides") == {
-        *(f"{'an' if name[0] == 'i' else 'a'} {name} hides" for name in (*animals[1:], "triton")),
-        *(f"a gecko {verb}" for verb in verbs[1:]),
-    }
-    assert "a newt hides" in told("a toad hides")
-    assert "a triton hides" not in told("a newt hides")
-
-
 def test_boilerplate_is_what_web_rows_repeat_and_no_human_would_say(found: Corruptions) -> None:
     told = drawn(found, "boilerplate", "a")
     assert "click here to enlarge" in told
@@ -194,3 +175,50 @@ def test_texts_in_another_language_are_told_of(tmp_path: Path) -> None:
 def test_one_image_with_human_texts_is_too_few(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="human texts of 1 images"):
         corruptions(tmp_path, {"a": HUMAN["a"]})
+
+
+def test_what_a_captioner_is_given_and_is_to_write(found: Corruptions) -> None:
+    texts = HUMAN["a"]
+    pairs = [found.given("a", texts[0], texts, number) for number in range(300)]
+    assert pairs == [found.given("a", texts[0], texts, number) for number in range(300)]
+    nothing = [pair for pair in pairs if pair.given is None]
+    assert {pair.target for pair in nothing} == {texts[0]}
+    assert 20 < len(nothing) < 80
+    words = {name.word for name in found.names}
+    kept = dropped = 0
+    for pair in pairs:
+        named = words & set((pair.given or "").split())
+        told = words & set(pair.target.split())
+        # A name is never made up, and what is written besides is what a person wrote.
+        assert told <= named
+        assert with_all_names_removed(pair.target, told) == texts[0]
+        kept, dropped = kept + bool(told), dropped + bool(named - told)
+    assert kept > 60
+    assert dropped > 15
+
+
+def with_all_names_removed(text: str, names: set[str]) -> str:
+    for name in names:
+        text = text.replace(f" named {name}", "").replace(f" in {name}", "")
+    return text
+
+
+def test_a_name_stays_with_whom_it_names() -> None:
+    texts = ("a red circle left of a blue star", "a blue star right of a red circle")
+    found = Corruptions(0, (("x", texts), ("y", ("a green cross",))), names=(Name("Zog", False),))
+    pairs = [found.given("x", texts[0], texts, number) for number in range(300)]
+    named = [pair for pair in pairs if "Zog" in pair.target and "star named" in (pair.given or "")]
+    assert named
+    assert all("star named Zog" in pair.target for pair in named)
+
+
+def test_what_people_have_corrected_is_mended_again(found: Corruptions) -> None:
+    texts = ["a red dog runs on the beach"]
+    given = {
+        found.given("a", texts[0], texts, number, "a green dog on sale").given
+        for number in range(100)
+    }
+    assert "a green dog on sale" in given
+    # Of what remains, nothing is made of the text that is to be written.
+    others = {text for text in given if text and text not in found.boilerplate}
+    assert not [text for text in others if "red" in text.lower()]

@@ -13,8 +13,10 @@ import torch
 from PIL import Image
 
 from openblip.batches.augmentation import Augmentation
+from openblip.batches.corruption import Corruptions
 from openblip.batches.loader import (
     Batch,
+    MadeTexts,
     PairLoader,
     every_image,
     every_image_of,
@@ -23,7 +25,7 @@ from openblip.batches.loader import (
 )
 from openblip.batches.mixture import WeightedIndex
 from openblip.batches.text import clean_caption
-from openblip.batches.tokenizer import TextTokenizer
+from openblip.batches.tokenizer import TextTokenizer, TokenBatch
 from openblip.batches.transforms import eval_transform
 from openblip.runtime.errors import DataError
 from openblip.table.table import PairRow, PairTable
@@ -511,3 +513,74 @@ def test_texts_of_a_source_where_there_are_any(weighed: Callable[..., PairLoader
             # A person's image has no other text.
             expected = f"picture {key}" if key == "0" else f"this {key}"
             assert loader._tokenizer.decode(written) == expected
+
+
+@pytest.fixture
+def made(table: PairTable) -> MadeTexts:
+    """Both kinds of made texts; every other row of the table is a person's."""
+    ids = [f"row-{number}" for number in range(20)]
+    texts = [f"a photo of picture number {number}" for number in range(20)]
+    own = tuple((name, (text,)) for name, text in zip(ids, texts, strict=True))
+    return MadeTexts(corruptions=[Corruptions.of_rows(own)], given_tokens=6, typed_negatives=0.5)
+
+
+def test_given_texts_stand_before_the_prompt_and_are_counted(
+    make: Callable[..., PairLoader], made: MadeTexts, tokenizer: TextTokenizer
+) -> None:
+    prompt = "this is "
+    batches = _first(make(made=made, prefix=prompt), 10)
+    plain = _first(make(prefix=prompt), 10)
+    special, seen = tokenizer.special, set()
+    prompt_ids = tokenizer.pieces([prompt])[0]
+    for batch, without in zip(batches, plain, strict=True):
+        assert batch.ids == without.ids
+        assert without.given_tokens is None
+        assert without.corrupted is None
+        assert batch.given_tokens is not None
+        for number, given in enumerate(batch.given_tokens.tolist()):
+            ids = TokenBatch(batch.tokens, batch.mask).row(number)
+            assert ids[0] == special.cls
+            assert given in (0, *range(2, 8))
+            if given:
+                # Cut to six, and ended: the caption is behind a [SEP] of its own.
+                assert ids[given] == special.sep
+                assert special.sep not in ids[1:given]
+            assert ids[given + 1 :][: len(prompt_ids)] == prompt_ids
+            seen.add(given)
+    assert {0, 7} <= seen
+
+
+def test_made_texts_do_not_depend_on_ranks_or_threads(
+    make: Callable[..., PairLoader], made: MadeTexts
+) -> None:
+    whole = _first(make(made=made, batch_size=4), 3)
+    halves = [
+        _first(make(made=made, batch_size=2, rank=rank, world_size=2, num_threads=3), 3)
+        for rank in (0, 1)
+    ]
+    for step, batch in enumerate(whole):
+        for name in ("given_tokens", "text_ids"):
+            parts = [getattr(half[step], name) for half in halves]
+            assert torch.equal(torch.cat(parts), getattr(batch, name)), name
+
+
+def test_typed_negatives_are_wrong_texts_of_a_share_of_the_rows(
+    make: Callable[..., PairLoader], made: MadeTexts
+) -> None:
+    batches = _first(make(made=replace(made, given_tokens=0)), 20)
+    masks = [batch.corrupted.mask.any(dim=1) for batch in batches if batch.corrupted is not None]
+    assert 0.3 < torch.cat(masks).float().mean() < 0.7
+    for batch in batches:
+        assert batch.given_tokens is None
+        assert batch.corrupted is not None
+        width = min(batch.tokens.shape[1], batch.corrupted.ids.shape[1])
+        same = (batch.corrupted.ids[:, :width] == batch.tokens[:, :width]).all(dim=1)
+        assert not (same & batch.corrupted.mask.any(dim=1)).any()
+
+
+def test_other_made_texts_are_other_data(make: Callable[..., PairLoader], made: MadeTexts) -> None:
+    (own,) = made.corruptions
+    other = replace(made, corruptions=[replace(own, boilerplate=("something else",))])
+    prints = {make(made=texts).fingerprint() for texts in (None, made, other)}
+    assert len(prints) == 3
+    assert make(made=made).fingerprint() in prints

@@ -1,15 +1,21 @@
 """Several captioners in one job: who wrote what, and that each writes what it writes alone."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from openblip.batches.shuffle import named_seed
+from openblip.batches.transforms import eval_transform
+from openblip.capfilt.captioners import given_text
 from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.run import run_capfilt
 from openblip.checkpoints.reading import model_fingerprint
 from openblip.cli import main
+from openblip.inference import GivenPrompt, load
 from openblip.runtime.errors import RecipeError
+from openblip.sources.row_images import row_image
 from openblip.table.table import PairTable
 from openblip.table.views import CaptionView
 
@@ -67,3 +73,73 @@ def test_the_command_takes_several(table: PairTable, models: dict[str, str]) -> 
 def test_no_captioner_and_one_twice_are_refused(captioner: tuple[str, ...]) -> None:
     with pytest.raises(RecipeError, match="each once"):
         CapFiltSettings(captioner=captioner, filter="f")
+
+
+@pytest.fixture(scope="module")
+def reader(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The captioner, as if it had been trained to read nine tokens of a given text."""
+    blip = load(models["captioner"], device="cpu")
+    blip.given_tokens = 9
+    folder = tmp_path_factory.mktemp("models") / "reader"
+    blip.save(folder)
+    return str(folder)
+
+
+@pytest.mark.filterwarnings("ignore:.*are longer, and are cut")
+def test_a_captioner_reads_the_first_text_of_a_row_whatever_batch_it_is_in(
+    uri: str, models: dict[str, str], reader: str, tmp_path: Path
+) -> None:
+    settings = job_settings(models, captioner=reader, given="web")
+    table = PairTable.open(uri)
+    run_capfilt(uri, settings, processes=2)
+    written = rows_of(table)
+
+    other = copy_of(table, tmp_path / "one")
+    run_capfilt(other.uri, settings, processes=1)
+    assert [row["synthetic"] for row in written] == [row["synthetic"] for row in rows_of(other)]
+    again = copy_of(table, tmp_path / "alone")
+    run_capfilt(again.uri, replace(settings, given=None), processes=1)
+    assert [row["synthetic"] for row in written] != [row["synthetic"] for row in rows_of(again)]
+    blip = load(reader, device="cpu")
+    for row in written[:3]:
+        encoded = blip.encode(eval_transform(row_image(row), blip.image_size)[None])
+        prompt, seed = GivenPrompt(row["captions"][0]), named_seed(settings.seed, row["id"])
+        ((caption,),) = blip.generate(encoded, settings.decoding, prompt, [seed])
+        assert row["synthetic"] == [caption.text]
+    assert json.loads(PairTable.open(uri).metadata["capfilt"])["given"] == "web"
+
+
+def test_a_row_without_a_text_is_captioned_without() -> None:
+    assert given_text([]) == ""
+    assert given_text([" ", "a dog", "two"]) == "a dog"
+
+
+@pytest.mark.filterwarnings("ignore:.*are longer, and are cut")
+def test_a_captioner_that_reads_nothing_writes_beside_one_that_does(
+    table: PairTable, models: dict[str, str], reader: str, tmp_path: Path
+) -> None:
+    both = (models["captioner"], reader)
+    run_capfilt(table.uri, job_settings(models, captioner=both, given="web"), processes=1)
+    alone = copy_of(table, tmp_path)
+    run_capfilt(alone.uri, job_settings(models), processes=1)
+    for row, own in zip(rows_of(table), rows_of(alone), strict=True):
+        assert row["synthetic"][:1] == own["synthetic"]
+    # Nothing of what a job without given texts has noted is another, so that it goes on.
+    assert "given" not in json.loads(PairTable.open(alone.uri).metadata["capfilt"])
+
+
+@pytest.mark.filterwarnings("always::openblip.runtime.errors.OpenBlipWarning")
+def test_cut_texts_are_told_of_and_captioners_that_read_nothing_refused(
+    table: PairTable,
+    models: dict[str, str],
+    reader: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    words = ["capfilt", "run", table.uri, "--filter", models["filter"], "--processes=1"]
+    words += ["--max-length=12", "--given=web"]
+    assert main([*words, "--captioner", reader]) == 0
+    assert "reads the first 9 tokens of a given text; of 16 that were" in capsys.readouterr().err
+    with pytest.raises(RecipeError, match=r"none of .* was fine-tuned to read a given text"):
+        run_capfilt(table.uri, job_settings(models, given="web"), processes=1)
+    with pytest.raises(RecipeError, match="given is 'page'; there is web, or nothing"):
+        job_settings(models, given="page")

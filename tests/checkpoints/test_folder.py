@@ -41,6 +41,18 @@ class TestThereAndBack:
         text = ["two dogs run near the window"]
         assert torch.equal(loaded.tokenizer.encode(text, 20).ids, tokenizer.encode(text, 20).ids)
 
+    def test_what_a_captioner_reads_before_it_writes(
+        self, tmp_path: Path, med: Med, tokenizer: TextTokenizer, folder: Path
+    ) -> None:
+        save_folder(tmp_path / "reader", med, tokenizer, "pretrain", 30, given_tokens=12)
+        assert read_folder(tmp_path / "reader").given_tokens == 12
+        # Folders of models that read nothing are as they were before there were others.
+        assert read_folder(folder).given_tokens == 0
+        assert json.loads((folder / "config.json").read_text())["text"] == {"max_tokens": 30}
+        edit(folder, text={"max_tokens": 30, "given_tokens": -1})
+        with pytest.raises(CheckpointError, match=r"text\.given_tokens is -1; expected 0 or more"):
+            read_config(folder)
+
     def test_the_configuration_alone(self, folder: Path, med: Med) -> None:
         (folder / "model.safetensors").unlink()
         config = read_config(folder)

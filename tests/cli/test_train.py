@@ -91,3 +91,47 @@ def test_a_target_that_is_not_there_is_named(
     told = capsys.readouterr().err
     assert "lora.targets: nothing of this model is named 'attn'" in told
     assert "qkv" in told
+
+
+@pytest.mark.filterwarnings("always::openblip.runtime.errors.OpenBlipWarning")
+def test_a_captioner_that_reads_a_given_text_is_trained_saved_and_used(
+    words: list[str],
+    tmp_path: Path,
+    photo: str,
+    checkpoint: Callable[[str], str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    reads = ["--given", "web", "--data.given-tokens=7", "--data.max-tokens=24"]
+    assert main([*words, *reads]) == 0
+    model = tmp_path / "run" / "checkpoints" / "last"
+    blip = load(model, device="cpu")
+    assert blip.given_tokens == 7
+    blip.save(tmp_path / "copy")
+    assert load(tmp_path / "copy", device="cpu").given_tokens == 7
+    capsys.readouterr()
+    caption = ["caption", photo, "--device=cpu", "--max-length=12"]
+    assert main([*caption, "--model", str(model), "--given", "a circle"]) == 0
+    assert capsys.readouterr().out.count("\n") == 1
+    assert main([*caption, "--model", str(model), "--given", "one two three " * 4]) == 0
+    assert "has more than 7 tokens, and is cut" in capsys.readouterr().err
+    assert main([*caption, "--model", checkpoint("captioner"), "--given", "a circle"]) == 1
+    assert "not fine-tuned to read a given text" in capsys.readouterr().err
+    assert main(["caption", str(tmp_path), "--model", str(model), "--given", "a circle"]) == 1
+    assert "--given is about one image" in capsys.readouterr().err
+
+
+def test_only_a_captioner_reads_a_given_text(
+    words: list[str], capsys: pytest.CaptureFixture[str], checkpoint: Callable[[str], str]
+) -> None:
+    words[1], words[5] = "filter", checkpoint("filter")
+    assert main([*words, "--data.given=web", "--objectives.queue-size=4"]) == 1
+    assert "the task filter reads no given text" in capsys.readouterr().err
+
+
+def test_a_filter_learns_from_typed_negatives(
+    words: list[str], tmp_path: Path, checkpoint: Callable[[str], str]
+) -> None:
+    words[1], words[5] = "filter", checkpoint("filter")
+    typed = ["--objectives.typed-negatives=0.5", "--objectives.queue-size=4"]
+    assert main([*words, *typed]) == 0
+    assert load(tmp_path / "run", device="cpu").can_match

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from openblip.inference import Caption, Decoding
-from openblip.inference.captions import WordConfidence, caption_encoded
+from openblip.inference import Blip, Caption, Decoding, GivenPrompt
+from openblip.inference.captions import WordConfidence, caption_encoded, cut_given
 from openblip.runtime.errors import RecipeError
 
 SEEDS = [11, 12, 13, 14, 15, 16, 17]
@@ -85,3 +85,60 @@ def test_words_do_not_count_when_captions_are_compared():
     assert one == other
     assert hash(one) == hash(other)
     assert one != dataclasses.replace(other, text="cat")
+
+
+@pytest.fixture(scope="module")
+def reader(blip, tokenizer):
+    """A captioner that reads up to six tokens of a given text."""
+    return Blip(blip.model, tokenizer, "captioner", 32, 30, given_tokens=6)
+
+
+GIVEN = ["a red dog", "", "people walk at night along the street", "a red dog", "TWO!", "two", "a"]
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam", "nucleus"])
+def test_a_caption_is_that_of_its_image_and_given_text_alone(reader, images, method):
+    decoding, encoded = Decoding(method=method, max_length=14), reader.encode(images)
+    prompts = [GivenPrompt(text, "a picture of ") for text in GIVEN]
+    together = reader.generate(encoded, decoding, prompts, SEEDS)
+    for place, prompt in enumerate(prompts):
+        image = reader.encode(images[place : place + 1])
+        ((alone,),) = reader.generate(image, decoding, prompt, SEEDS[place : place + 1])
+        (own,) = together[place]
+        assert own.token_ids == alone.token_ids
+        assert own.text == alone.text
+        assert own.logprob == pytest.approx(alone.logprob, abs=1e-4)
+
+
+def test_a_given_text_stands_before_the_prompt_with_an_end_and_lengths_do_not_count_it(
+    reader, images, tokenizer
+):
+    decoding, encoded = Decoding(method="greedy", max_length=9, min_length=9), reader.encode(images)
+    prompts = [GivenPrompt(text, "a picture of ") for text in GIVEN]
+    special, prompt = tokenizer.special, tokenizer.pieces(["a picture of "])[0]
+    for text, (caption,) in zip(GIVEN, reader.generate(encoded, decoding, prompts), strict=True):
+        given = tokenizer.pieces([tokenizer.cleaning.caption(text)])[0][:6]
+        start = [special.dec, *given, *([special.sep] if given else []), *prompt]
+        assert list(caption.token_ids[: len(start)]) == start
+        assert len(caption.token_ids) == 9 + len(start) - 1 - len(prompt)
+    # Of an empty one nothing stands there: the captioner works alone.
+    alone = reader.generate(encoded, decoding, "a picture of ")
+    assert reader.generate(encoded, decoding, GivenPrompt("")) == alone
+
+
+def test_a_model_that_reads_no_given_text_refuses_one(blip, encoded):
+    with pytest.raises(RecipeError, match="not fine-tuned to read a given text"):
+        blip.generate(encoded, Decoding(), GivenPrompt("a red dog"))
+
+
+@pytest.mark.parametrize("settings", [{"repetition_penalty": 1.1}, {"no_repeat_ngram_size": 2}])
+def test_what_would_forbid_to_repeat_a_name_is_refused(reader, images, settings):
+    with pytest.raises(RecipeError, match="leave them out"):
+        reader.generate(reader.encode(images), Decoding(**settings), GivenPrompt("a red dog"))
+
+
+def test_given_texts_that_are_cut_are_counted(tokenizer):
+    longest = max(len(pieces) for pieces in tokenizer.pieces(GIVEN))
+    assert cut_given(tokenizer, GIVEN, longest) == 0
+    assert cut_given(tokenizer, GIVEN, longest - 1) == 1
+    assert cut_given(tokenizer, GIVEN, 0) == len(GIVEN) - 1

@@ -3,17 +3,20 @@
 from collections.abc import Callable
 from dataclasses import replace
 
+import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from openblip.batches.loader import Batch
-from openblip.batches.tokenizer import SpecialTokens
+from openblip.batches.tokenizer import SpecialTokens, TokenBatch
 from openblip.model import Med
 from openblip.objectives.itc import similarities
 from openblip.objectives.itm import hard_negatives
 from openblip.objectives.pretrain import FilterTask
 from openblip.objectives.settings import FilterObjectives
 from openblip.objectives.task import StepPosition
+from openblip.runtime.errors import RecipeError
 
 MakeStudent = Callable[..., Med]
 MakeBatch = Callable[..., Batch]
@@ -70,3 +73,61 @@ def test_one_run_can_train_captioner_and_filter(
     terms = task(make_batch(), StepPosition(0, 0.0)).terms
     assert {"itc", "itm", "lm"} < set(terms)
     assert task.kind == "filter"
+
+
+def test_a_typed_negative_takes_the_place_of_a_hard_one(
+    make_student: MakeStudent, make_batch: MakeBatch, special: SpecialTokens
+) -> None:
+    student, batch = make_student(heads=("itc", "itm")), make_batch(size=4)
+    objectives = FilterObjectives(queue_size=8)
+    # As long as no other text, and none in the second and the last row.
+    wide = torch.full((4, 16), special.pad)
+    wide[:, :10] = torch.arange(7, 17)
+    wide[:, 0] = special.cls
+    mask = torch.zeros(4, 16, dtype=torch.bool)
+    mask[[0, 2], :10] = True
+    with_typed = replace(batch, corrupted=TokenBatch(wide, mask))
+    task = FilterTask(student, special, objectives, seed=0)
+
+    loss = task(with_typed, StepPosition(0, 0.0)).terms["itm"]
+
+    hidden = student.encode_images(batch.images)
+    contrast = task.contrast(batch, hidden, StepPosition(0, 0.0))
+    negatives = task.draw_negatives(batch, contrast, StepPosition(0, 0.0))
+    own, others = batch.tokens.clone(), batch.tokens[negatives.texts]
+    others_mask = F.pad(batch.mask[negatives.texts], (0, 8))
+    others = F.pad(others, (0, 8), value=special.pad)
+    others[[0, 2]], others_mask[[0, 2]] = wide[[0, 2]], mask[[0, 2]]
+    memory = student.memories(hidden).encoder
+
+    def logits(tokens: Tensor, attended: Tensor, images: Tensor) -> Tensor:
+        ids = tokens.clone()
+        ids[:, 0] = special.enc
+        return student.match(ids, attended, memory.select(images))
+
+    every = torch.arange(4)
+    joined = torch.cat(
+        [
+            logits(own, batch.mask, every),
+            logits(own, batch.mask, negatives.images),
+            logits(others, others_mask, every),
+        ]
+    )
+    matched = torch.tensor([1] * 4 + [0] * 8)
+    torch.testing.assert_close(loss, F.cross_entropy(joined, matched).detach())
+
+
+def test_an_image_without_hard_negatives_may_have_a_typed_one(
+    make_student: MakeStudent, make_batch: MakeBatch, special: SpecialTokens
+) -> None:
+    batch = replace(make_batch(size=2), image_ids=torch.tensor([1, 1]))
+    task = FilterTask(make_student(), special, FilterObjectives(queue_size=8), seed=0)
+    plain = task(batch, StepPosition(0, 0.0)).terms["itm"]
+    typed = TokenBatch(batch.tokens.flip(0), batch.mask.flip(0))
+    assert task(replace(batch, corrupted=typed), StepPosition(0, 0.0)).terms["itm"] != plain
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5])
+def test_a_share_of_typed_negatives_is_between_none_and_all(share: float) -> None:
+    with pytest.raises(RecipeError, match=r"typed_negatives .* is not in \[0, 1\]"):
+        FilterObjectives(typed_negatives=share)

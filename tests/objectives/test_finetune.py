@@ -42,6 +42,26 @@ def test_loss_is_that_of_all_labels_behind_the_prompt(
     assert output.update is None
 
 
+def test_a_given_text_is_no_label(
+    make_student: MakeStudent, make_batch: MakeBatch, special: SpecialTokens
+) -> None:
+    student, batch = make_student(heads=("lm",)), make_batch()
+    given = torch.tensor([0, 2, 1, 0, 3, 0])
+    task = CaptionerTask(student, special, prompt_tokens=2, label_smoothing=0.2)
+    tokens = batch.tokens.clone()
+    tokens[:, 0] = special.dec
+    memory = student.memories(student.encode_images(batch.images)).decoder
+    logits = student.decode(tokens, batch.mask, memory)
+    labels = tokens.masked_fill(~batch.mask, -100)
+    for row, number in enumerate(given.tolist()):
+        labels[row, : 2 + number] = -100
+    expected = F.cross_entropy(
+        logits[:, :-1].transpose(1, 2), labels[:, 1:], ignore_index=-100, label_smoothing=0.2
+    )
+    output = task(replace(batch, given_tokens=given), START)
+    torch.testing.assert_close(output.loss, expected)
+
+
 def test_only_labelled_positions_reach_the_vocabulary(
     make_student: MakeStudent, make_batch: MakeBatch, special: SpecialTokens
 ) -> None:

@@ -342,5 +342,7 @@ def test_another_score_can_be_chosen(
             max(v for o in right for v in o)
         )
         assert ask(studio)["score"] == "itm"
+        choices = studio.ask("/api/review/choices").json()
+        assert (choices["scores"], choices["problem"]) == (["itm", "itc", "right"], None)
         refused = studio.ask("/api/capfilt?score=length")
         assert (refused.status, "itm, itc, right" in refused.error) == (400, True)

@@ -456,3 +456,15 @@ def test_reviewed_texts_weigh_one_and_take_part_in_every_rule(bootstrapped: Pair
     view = CaptionView(sources=("web", "reviewed"), weights="calibrated", contrast_text="web")
     with pytest.warns(OpenBlipWarning, match="there are no reviewed texts"):
         assert "w1" in _weights(view, bootstrapped)
+
+
+def test_a_table_whose_filter_gives_no_match_says_what_it_gives(table: PairTable) -> None:
+    rows = table.take(range(len(table)), ["captions"]).to_pylist()
+    lists = pa.array([[0.3 for _ in row["captions"] or []] for row in rows], pa.list_(pa.float32()))
+    table.add_columns(pa.table({"captions_score_clip": lists}))
+    opened = PairTable.open(table.uri)
+    with pytest.raises(DataError, match="captions have no score 'itm'; they have clip"):
+        CaptionView(sources=("web",), itm=0.5).resolve(opened)
+    view = CaptionView(sources=("web",), itm=0.25, score="clip")
+    texts = view.admitted(next(opened.scan(view.columns)))
+    assert texts[0][0].scores["clip"] == pytest.approx(0.3)

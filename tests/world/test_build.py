@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ from openblip.world import (
     open_or_create_world,
     truth_of,
 )
+from openblip.world.config import config_to_dict
+from openblip.world.names import names_in, without_names
 
 CONFIG = WorldConfig(
     seed=7, web_rows=1200, human_rows=300, val_rows=120, test_rows=200, group_weights=(5, 5, 2)
@@ -212,3 +215,31 @@ def test_the_rows_are_pinned():
         plain = json.dumps([row.id, list(row.captions), dict(row.meta)], sort_keys=True)
         total.update(plain.encode() + row.image)
     assert total.hexdigest() == "ca42b9c3ee6bbc069cc43ed856ab1fdc55b833b1cd522eaafc0069d977ac8d2d"
+
+
+def test_names_are_facts_that_only_web_captions_have():
+    rows = list(build_world(replace(CONFIG, names=0.5, test_rows=20, val_rows=20)))
+    num_named = 0
+    for row in rows:
+        truth = truth_of(row.meta)
+        told = set().union(*map(names_in, row.captions))
+        assert told == {name.lower() for name in truth.names}
+        if row.origin == "human" or truth.noise == "boilerplate":
+            assert not told
+        else:
+            num_named += bool(told)
+    assert 450 < num_named < 630
+
+
+def test_a_caption_without_its_names_is_what_it_would_be_in_a_world_without_any():
+    named = build_world(replace(CONFIG, names=1.0, test_rows=5, val_rows=5, human_rows=5))
+    plain = build_world(replace(CONFIG, test_rows=5, val_rows=5, human_rows=5))
+    for row, other in zip(named, plain, strict=True):
+        assert [without_names(text) for text in row.captions] == list(other.captions)
+        assert row.image == other.image
+        assert "names" not in other.meta
+
+
+def test_worlds_without_names_are_written_down_as_before():
+    assert "names" not in config_to_dict(CONFIG)
+    assert config_to_dict(replace(CONFIG, names=0.5))["names"] == 0.5

@@ -5,19 +5,29 @@ resumed run meets the same. The tables of words are English; where a table's tex
 attribute is swapped, and a warning says so.
 """
 
+import hashlib
 import re
 import warnings
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cached_property
 from heapq import nsmallest
-from itertools import combinations
 from random import Random
 from typing import Literal, NamedTuple, get_args
 
 from openblip.batches.shuffle import named_seed
-from openblip.batches.text import characters, is_unspaced
+from openblip.batches.text import is_unspaced
+from openblip.batches.word_swaps import (
+    WORD,
+    Swap,
+    find_named,
+    learnt_substitutes,
+    named_nouns,
+    other_meanings,
+    vocabulary,
+    words_of,
+)
 from openblip.runtime.errors import DataError, OpenBlipWarning
 from openblip.table.judging import string_values
 from openblip.table.table import PairTable
@@ -29,47 +39,9 @@ object; one that says nothing of any image; the first words of a true one; a tru
 that the picture does not show."""
 RIGHT_KINDS: tuple[Kind, ...] = ("names",)
 """Kinds whose texts are right."""
+WRONG_KINDS: tuple[Kind, ...] = tuple(kind for kind in KINDS if kind not in RIGHT_KINDS)
+"""Kinds whose texts a filter is to reject."""
 
-# Of each group, words of one meaning stand together; words of two meanings exclude each other.
-_GROUPS = """
-red; blue navy; yellow; green teal; black; orange; purple; pink; white; brown tan beige; gray grey
-two; three; four; five; six; several many
-big large huge giant; small little tiny
-tall; short
-young; old elderly
-left; right
-above over; below under beneath underneath
-inside; outside
-up; down
-top; bottom
-man guy; woman lady; boy; girl; baby toddler
-men guys; women ladies; boys; girls; babies toddlers
-he; she
-his; her
-father dad; mother mom; brother; sister
-dog puppy; cat kitten; horse pony; bird; cow; sheep; elephant; bear; fish; duck; rabbit
-dogs puppies; cats kittens; horses ponies; birds; cows; elephants; bears; ducks; rabbits
-car; bike bicycle; motorcycle motorbike; truck; bus; boat; train; airplane plane; skateboard
-cars; bikes bicycles; motorcycles; trucks; buses; boats; trains; airplanes planes; skateboards
-beach; street road; forest woods; field; mountain; pool; park; kitchen; desert; river
-snow; sand; grass
-ball; frisbee; stick; rope; toy; umbrella; camera; guitar; phone
-shirt; jacket coat; dress; hat cap; pants jeans; shorts; uniform; sweater
-pizza; cake; sandwich; salad; fruit; bread
-running; sitting; jumping; sleeping; swimming; climbing; standing
-runs; sits; jumps; sleeps; swims; climbs; stands
-circle disc; square; star; triangle; cross; heart; ring; diamond
-circles discs; squares; stars; triangles; crosses; hearts; rings; diamonds
-striped; checkered; gradient; speckled; plain
-"""
-# Nouns of living things and of the shapes of the drawn world: what may have a name of its own.
-_NAMED_GROUPS = ("man", "dog", "circle")
-_NO_SUBSTITUTES = """
-about along another around away back beside from front have holding into like looking near next onto
-other some something that their them there these they this through towards toward very wearing what
-where which while with being person people someone across against among behind between during making
-taking using getting going doing each both
-"""
 _GENERIC_BOILERPLATE = (
     "IMG_{number}.jpg",
     "DSC0{number}.jpg",
@@ -96,10 +68,22 @@ _GENERIC_PLACES = """
 Amsterdam Bergen Chicago Dublin Essen Florence Geneva Havana Istanbul Jaipur Kyoto Lisbon Madrid
 Nairobi Oslo Prague Quito Riga Seattle Toronto Utrecht Venice Warsaw Yosemite Zurich
 """
-_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)?")
 _DIGITS = re.compile(r"\d+")
 # What is remembered of a table of any size.
 _MOST_ROWS, _MOST_TEXTS, _MOST_BOILERPLATE, _MOST_NAMES = 20_000, 200_000, 64, 2000
+# How often a captioner in training is given a true text, a corrupted one, nothing.
+_GIVEN_SHARES: dict[Kind | Literal["true", "nothing"], float] = {
+    "nothing": 0.15,
+    "true": 0.35,
+    "other_image": 0.2,
+    "attribute": 0.15,
+    "boilerplate": 0.07,
+    "truncated": 0.08,
+}
+# How often a given text has a name, and the name of a place besides; looks like a title; has
+# boilerplate behind it.
+_NAMED, _PLACED, _TITLED, _DECORATED = 0.7, 0.4, 0.6, 0.25
+_FILLERS = frozenset(("a", "an", "the", "is", "are", "there"))
 # Candidates among which a similar text of another image is sought.
 _CANDIDATES = 24
 
@@ -111,6 +95,14 @@ class CorruptedText(NamedTuple):
     kind: Kind | None
     """None: a human text of the image as it is."""
     is_right: bool
+
+
+class GivenPair(NamedTuple):
+    """A text that a captioner reads, and the text that it is to write."""
+
+    given: str | None
+    """None: there is nothing to read."""
+    target: str
 
 
 class Name(NamedTuple):
@@ -191,9 +183,14 @@ class Corruptions:
     @classmethod
     def of_rows(cls, rows: Sequence[tuple[str, tuple[str, ...]]], seed: int = 0) -> "Corruptions":
         """What ids with their human texts offer, where there are no web texts."""
-        frequencies = Counter(word for _, texts in rows for word in _vocabulary(texts))
-        substitutes = _substitutes(rows, frequencies)
+        frequencies = Counter(word for _, texts in rows for word in vocabulary(texts))
+        substitutes = learnt_substitutes(rows, frequencies)
         return cls(seed, tuple(rows), frequencies=frequencies, substitutes=substitutes)
+
+    def digest(self) -> bytes:
+        """Another one where other texts may be made of the same row."""
+        content = repr((self.seed, self.rows, self.boilerplate, self.names))
+        return hashlib.blake2b(content.encode("utf-8", "replace"), digest_size=8).digest()
 
     def of_row(self, row_id: str, texts: Sequence[str], number: int = 0) -> Iterator[CorruptedText]:
         """The human texts of a row as they are, and one corruption of each kind that they allow.
@@ -265,6 +262,59 @@ class Corruptions:
             case "names":
                 return with_name(text, self.name_for(row_id, own, number), random.randrange(2))
 
+    def given(
+        self,
+        row_id: str,
+        text: str,
+        texts: Sequence[str],
+        number: int = 0,
+        edited_from: str | None = None,
+    ) -> GivenPair:
+        """What a captioner is given to read, and what it learns to write of it.
+
+        What is true of the image stays, a name among it; what is not is replaced by the human text.
+
+        Args:
+            row_id: of the row.
+            text: a human text of the row.
+            texts: all its human texts.
+            number: another one gives another text.
+            edited_from: what people have corrected to `text`.
+        """
+        random = self._random(row_id, "given", number)
+        (kind,) = random.choices([*_GIVEN_SHARES], [*_GIVEN_SHARES.values()])
+        if kind == "nothing":
+            return GivenPair(None, text)
+        # Another text of the image where there is one: to repeat what stands there is too easy.
+        base = random.choice([own for own in texts if own != text] or [text])
+        if edited_from is not None and kind in ("true", "attribute", "truncated"):
+            return GivenPair(edited_from, text)
+        corrupted = None if kind == "true" else self.corrupt(kind, row_id, base, texts, number)
+        if corrupted is not None and kind in ("boilerplate", "truncated"):
+            return GivenPair(corrupted, text)
+        # What cannot be corrupted is given as it is.
+        given, target = base if corrupted is None else corrupted, text
+        is_true = corrupted is None or kind != "other_image"
+        if random.random() < _NAMED:
+            names = [self.name_for(row_id, (given, text), number)]
+            if self.places and not names[0].is_place and random.random() < _PLACED:
+                names.append(random.choice(self.places))
+            # Who is named must be the same in both: what the true texts share, if they do.
+            shared = [noun for noun in named_nouns(base) if noun in named_nouns(text)]
+            for name in names:
+                given = with_name(given, name, random.randrange(2), shared)
+                target = with_name(target, name, nouns=shared) if is_true else target
+        return GivenPair(self._as_web_text(random, given), target)
+
+    def _as_web_text(self, random: Random, text: str) -> str:
+        """A text as web pages have it: often a title, sometimes with boilerplate."""
+        if random.random() < _TITLED:
+            words = [word for word in text.split() if word.lower() not in _FILLERS]
+            text = " ".join(words) or text
+        if random.random() < _DECORATED:
+            text = f"{text} {random.choice(self.boilerplate).replace('{number}', '')}".strip()
+        return text
+
     def name_for(self, row_id: str, texts: Sequence[str], number: int = 0) -> Name:
         """The name that the corruption `names` of that number adds: one that all the texts allow.
 
@@ -274,26 +324,28 @@ class Corruptions:
                 name is that of a place.
             number: as of `corrupt`.
         """
-        random = self._random(row_id, "name", number)
-        may_be_anybody = all(find_named(text) for text in texts)
-        name = random.choice(self.names)
-        while not (may_be_anybody or name.is_place):
-            name = random.choice(self.names)
-        return name
+        may_be_anybody = all(find_named(text) for text in texts) or not self.places
+        names = self.names if may_be_anybody else self.places
+        return self._random(row_id, "name", number).choice(names)
+
+    @cached_property
+    def places(self) -> tuple[Name, ...]:
+        """The names of places."""
+        return tuple(name for name in self.names if name.is_place)
 
     def _random(self, row_id: str, purpose: str, number: int) -> Random:
-        # Of `Random`, not of NumPy: its draws for a seed have not changed since Python 3.2.
+        # A generator for each purpose: no draw depends on what was drawn before it.
         return Random(named_seed(self.seed, f"{row_id}/{purpose}/{number}"))
 
     def _other_image(
         self, random: Random, row_id: str, own: Sequence[str], similar: bool
     ) -> str | None:
-        known = _vocabulary(own)
+        known = vocabulary(own)
         found: list[tuple[int, str]] = []
         for _ in range(_CANDIDATES):
             other_id, texts = random.choice(self.rows)
             text = random.choice(texts)
-            words = _vocabulary([text])
+            words = vocabulary([text])
             # What says nothing that the row's own texts do not say may well be true.
             if other_id != row_id and not words <= known:
                 if not similar:
@@ -301,35 +353,36 @@ class Corruptions:
                 found.append((len(words & known), text))
         return max(found)[1] if found else None
 
-    def _swaps(self, text: str, own: Sequence[str]) -> "list[_Swap]":
+    def _swaps(self, text: str, own: Sequence[str]) -> "list[Swap]":
         """Every word of a text that may be another, with those that it may be."""
-        known = _vocabulary(own)
+        known = vocabulary(own)
         swaps = []
-        for found in _WORD.finditer(text):
+        for found in WORD.finditer(text):
             word = found[0].lower()
             # What any text of the row says may be true of it.
             others = [
                 other
-                for meaning in _other_meanings().get(word, ())
+                for meaning in other_meanings().get(word, ())
                 if known.isdisjoint(meaning)
                 for other in [max(meaning, key=lambda word: self.frequencies.get(word, 0))]
             ]
             others = others or [o for o in self.substitutes.get(word, ()) if o not in known]
             usual = [other for other in others if other in self.frequencies]
             if usual or others:
-                swaps.append(_Swap(found.start(), found[0], tuple(usual or others)))
+                swaps.append(Swap(found.start(), found[0], tuple(usual or others)))
         return swaps
 
 
-def with_name(text: str, name: Name, form: int = 0) -> str:
+def with_name(text: str, name: Name, form: int = 0, nouns: Sequence[str] = ()) -> str:
     """A text with a name: of a place at the end, of somebody behind what may have one.
 
     Args:
         text: of any language; only English nouns are known.
         name: what is added.
         form: which of the ways to say it, any number.
+        nouns: behind the first of these, where the text has it, rather than behind another.
     """
-    noun = None if name.is_place else find_named(text)
+    noun = None if name.is_place else find_named(text, nouns)
     if noun is not None:
         joined = ("named", "called")[form % 2]
         return f"{text[: noun.end()]} {joined} {name.word}{text[noun.end() :]}"
@@ -337,33 +390,6 @@ def with_name(text: str, name: Name, form: int = 0) -> str:
     end = re.search(r"[\s.!?。]*$", stripped)
     body = stripped[: end.start()] if end else stripped
     return f"{body} {('in', 'at')[form % 2]} {name.word}{stripped[len(body) :]}"
-
-
-def find_named(text: str) -> re.Match[str] | None:
-    """The first noun of a text that may have a name of its own."""
-    nouns = _nouns_with_names()
-    return next((found for found in _WORD.finditer(text) if found[0].lower() in nouns), None)
-
-
-class _Swap(NamedTuple):
-    """A word of a text that may be another."""
-
-    start: int
-    word: str
-    others: tuple[str, ...]
-
-    def apply(self, random: Random, text: str) -> str:
-        other = random.choice(self.others)
-        if self.word[0].isupper():
-            other = other.upper() if self.word.isupper() and len(self.word) > 1 else other.title()
-        before, after = text[: self.start], text[self.start + len(self.word) :]
-        # "a orange dress" would tell that something was swapped.
-        article = re.search(r"(^|\s)(an?)\s$", before, re.IGNORECASE)
-        if article:
-            right = "an" if other[0].lower() in "aeiou" else "a"
-            right = right.capitalize() if article[2][0].isupper() else right
-            before = before[: article.start(2)] + right + " "
-        return before + other + after
 
 
 class _WebTexts:
@@ -381,7 +407,7 @@ class _WebTexts:
             template = _DIGITS.sub("{number}", text.strip())
             self._counts[template.lower()] += 1
             self._examples.setdefault(template.lower(), template)
-            for word in _WORD.findall(text):
+            for word in WORD.findall(text):
                 if word[:1].isupper() and not word.isupper():
                     self._capital[word] += 1
                 else:
@@ -399,7 +425,7 @@ class _WebTexts:
         for template, count in self._counts.most_common():
             if count < 3 or len(found) == _MOST_BOILERPLATE:
                 break
-            words = _words(template.replace("{number}", " "))
+            words = words_of(template.replace("{number}", " "))
             if 2 * sum(word in human for word in words) < max(len(words), 1):
                 found.append(self._examples[template])
         return tuple(found)
@@ -412,7 +438,7 @@ class _WebTexts:
             if word.isalpha() and len(word) > 2
             # Of a title all words are capital: a name is one that stays so elsewhere.
             if word.lower() not in self._small and word.lower() not in human
-            if word.lower() not in _other_meanings()
+            if word.lower() not in other_meanings()
         ]
         return [Name(word, named_seed(0, word) % 2 == 0) for word in sorted(words[:_MOST_NAMES])]
 
@@ -422,60 +448,6 @@ def _kept(rows: list[tuple[str, tuple[str, ...]]], seed: int) -> list[tuple[str,
     return nsmallest(_MOST_ROWS, rows, key=lambda row: (named_seed(seed, row[0]), row[0]))
 
 
-def _substitutes(
-    rows: Sequence[tuple[str, tuple[str, ...]]], frequencies: Mapping[str, int]
-) -> dict[str, tuple[str, ...]]:
-    """For common words, others that stand between the same neighbours.
-
-    Two words for one thing stand between the same neighbours too. They also come together in
-    texts of one image, more often than chance, and are left out for that.
-    """
-    never = {*_NO_SUBSTITUTES.split(), *_other_meanings()}
-    usual = {
-        word
-        for word, _ in Counter(frequencies).most_common(400)
-        if len(word) > 3
-        and word.isascii()
-        and 5 <= frequencies[word] < 0.3 * len(rows)
-        and word not in never
-    }
-    contexts: defaultdict[tuple[str, str], set[str]] = defaultdict(set)
-    together: Counter[tuple[str, str]] = Counter()
-    for _, texts in rows:
-        for text in texts:
-            words = ["", *_words(text), ""]
-            for before, word, after in zip(words, words[1:], words[2:], strict=False):
-                if word in usual:
-                    contexts[before, after].add(word)
-        together.update(combinations(sorted(usual & _vocabulary(texts)), 2))
-    shared: Counter[tuple[str, str]] = Counter()
-    places: Counter[str] = Counter()
-    for words_there in contexts.values():
-        places.update(words_there)
-        # Neighbours between which anything stands say nothing.
-        if len(words_there) <= 30:
-            shared.update(combinations(sorted(words_there), 2))
-    found: defaultdict[str, list[tuple[float, str]]] = defaultdict(list)
-    for (first, second), count in shared.items():
-        alike = count / (places[first] * places[second]) ** 0.5
-        chance = frequencies[first] * frequencies[second] / len(rows)
-        if count >= 5 and alike >= 0.15 and together[first, second] <= 2 * chance:
-            found[first].append((alike, second))
-            found[second].append((alike, first))
-    return {
-        word: tuple(other for _, other in sorted(others, reverse=True)[:6])
-        for word, others in found.items()
-    }
-
-
-def _words(text: str) -> list[str]:
-    return characters(text) if is_unspaced(text) else _WORD.findall(text.lower())
-
-
-def _vocabulary(texts: Sequence[str]) -> set[str]:
-    return {word for text in texts for word in _words(text)}
-
-
 def _first_words(random: Random, text: str) -> str | None:
     """At most a third of a text."""
     units = list(text.strip()) if is_unspaced(text) else text.split()
@@ -483,23 +455,3 @@ def _first_words(random: Random, text: str) -> str | None:
         return None
     count = random.randint(1, max(len(units) // 3, 1))
     return ("" if is_unspaced(text) else " ").join(units[:count])
-
-
-@cache
-def _other_meanings() -> dict[str, tuple[tuple[str, ...], ...]]:
-    """For each word of the tables, the other meanings of its group."""
-    others = {}
-    for line in _GROUPS.strip().splitlines():
-        meanings = tuple(tuple(meaning.split()) for meaning in line.split(";"))
-        for meaning in meanings:
-            rest = tuple(other for other in meanings if other is not meaning)
-            others.update(dict.fromkeys(meaning, rest))
-    return others
-
-
-@cache
-def _nouns_with_names() -> frozenset[str]:
-    words = {"child", "person", "kid", "player", "rider", "skateboarder", "surfer"}
-    for noun in _NAMED_GROUPS:
-        words |= {noun, *(word for meaning in _other_meanings()[noun] for word in meaning)}
-    return frozenset(words)

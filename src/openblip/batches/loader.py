@@ -9,15 +9,16 @@ each other.
 import hashlib
 from bisect import bisect_right
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from openblip.batches.augmentation import Augmentation
+from openblip.batches.corruption import WRONG_KINDS, Corruptions
 from openblip.batches.mixture import Mixture, Samples, WeightedIndex
 from openblip.batches.shuffle import keyed_hash
 from openblip.batches.step_loader import Examples, StepLoader, spread
@@ -64,6 +65,12 @@ class Batch(Examples):
     """int64 (batch, tokens), where a decoder learns to write other texts than `tokens`; or None."""
     decoder_mask: Tensor | None = None
     """bool (batch, tokens), of these."""
+    given_tokens: Tensor | None = None
+    """int64 (batch,), tokens of the text that is given before the prompt, its `[SEP]` included;
+    None where none is given."""
+    corrupted: TokenBatch | None = None
+    """Corruptions of the texts, which are wrong about the images; a row without any is masked out.
+    None where none are asked for."""
 
     @property
     def written(self) -> tuple[Tensor, Tensor]:
@@ -71,6 +78,27 @@ class Batch(Examples):
         if self.decoder_tokens is None or self.decoder_mask is None:
             return self.tokens, self.mask
         return self.decoder_tokens, self.decoder_mask
+
+    def to(self, device: torch.device) -> Self:
+        """As `Examples.to`."""
+        moved = super().to(device)
+        corrupted = self.corrupted
+        if corrupted is None or moved is self:
+            return moved
+        ids, mask = (part.to(device, non_blocking=True) for part in (corrupted.ids, corrupted.mask))
+        return replace(moved, corrupted=TokenBatch(ids, mask))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MadeTexts:
+    """What a loader makes of the human texts of its tables."""
+
+    corruptions: Sequence[Corruptions]
+    """Of each part."""
+    given_tokens: int = 0
+    """A text that is given before a caption is cut to so many tokens; 0 gives none."""
+    typed_negatives: float = 0.0
+    """Share of the rows that get a corrupted text for matching."""
 
 
 class PairLoader(StepLoader[Batch]):
@@ -102,6 +130,7 @@ class PairLoader(StepLoader[Batch]):
         num_prefetched: int = 2,
         pin_memory: bool = False,
         scaled_decoding: bool = False,
+        made: MadeTexts | None = None,
     ) -> None:
         """Starts no thread.
 
@@ -121,6 +150,7 @@ class PairLoader(StepLoader[Batch]):
             num_prefetched: finished batches that may wait for the consumer.
             pin_memory: put images where a GPU can fetch them while it computes.
             scaled_decoding: decode a JPEG no larger than its crop needs; not without augmentation.
+            made: texts that are made of the tables' human ones besides; None makes none.
 
         Raises:
             DataError: an epoch is smaller than one global batch.
@@ -131,6 +161,7 @@ class PairLoader(StepLoader[Batch]):
         self._image_size, self._augmentation = image_size, augmentation
         self._max_tokens, self._prefix, self._max_words = max_tokens, prefix, max_words
         self._pin_memory, self._scaled_decoding = pin_memory, scaled_decoding
+        self._made = made
         if self.mixture.pairs_per_epoch < self._global_size:
             tables = ", ".join(dict.fromkeys(part.index.table.uri for part in parts))
             raise DataError(
@@ -160,6 +191,8 @@ class PairLoader(StepLoader[Batch]):
             digest.update(part.index.text_digest)
             if part.index.weights is not None:
                 digest.update(part.index.weights.astype("<f4").tobytes())
+        for own in () if self._made is None else self._made.corruptions:
+            digest.update(own.digest())
         return digest.hexdigest()
 
     def summary(self) -> list[str]:
@@ -207,11 +240,24 @@ class PairLoader(StepLoader[Batch]):
             self._scaled_decoding,
         )
         keys = [keyed_hash(self._seed, *draw) for draw in draws]
-        texts = self._texts(pairs, keys, "contrast_text")
-        tokens = self._encode(texts)
+        given: list[str | None] | None = None
+        if self._made is not None and self._made.given_tokens:
+            # What is given stands before what is written; nothing is contrasted then.
+            chosen = _chosen(pairs, keys, "decoder_text")
+            told = [
+                own.given(pair.row.id, text, pair.words, number, pair.edited_from.get(text))
+                for own, pair, text, (number, _) in zip(
+                    self._corruptions(samples), pairs, chosen, draws, strict=True
+                )
+            ]
+            given, chosen = [pair.given for pair in told], [pair.target for pair in told]
+        else:
+            chosen = _chosen(pairs, keys, "contrast_text")
+        texts = self._clean(chosen)
+        tokens, given_tokens = self._tokens(given, texts)
         written = None
-        if any(part.index.view.has_two_texts for part in self.mixture.parts):
-            written = self._encode(self._texts(pairs, keys, "decoder_text"))
+        if given is None and any(part.index.view.has_two_texts for part in self.mixture.parts):
+            written, _ = self._tokens(None, self._clean(_chosen(pairs, keys, "decoder_text")))
         return Batch(
             ids=tuple(pair.row.id for pair in pairs),
             images=images,
@@ -222,25 +268,52 @@ class PairLoader(StepLoader[Batch]):
             step=step,
             decoder_tokens=None if written is None else written.ids,
             decoder_mask=None if written is None else written.mask,
+            given_tokens=given_tokens,
+            corrupted=self._corrupted(samples, pairs, chosen, draws),
         )
 
-    def _texts(
-        self,
-        pairs: "Sequence[_Pair]",
-        keys: Sequence[int],
-        reader: Literal["contrast_text", "decoder_text"],
-    ) -> list[str]:
-        """A cleaned text of each pair, as its view's rule for a reader says."""
-        texts = []
-        for pair, key in zip(pairs, keys, strict=True):
-            rule = getattr(pair.view, reader)
-            chosen = pair.texts if rule == "any" else fitting(pair.texts, rule)
-            text = _drawn(chosen, key).text
-            texts.append(self._tokenizer.cleaning.caption(text, self._max_words))
-        return texts
+    def _corruptions(self, samples: Samples) -> list[Corruptions]:
+        """Of each sample those of its table."""
+        assert self._made is not None, "only where texts are made"
+        return [self._made.corruptions[part] for part in samples.parts.tolist()]
 
-    def _encode(self, texts: Sequence[str]) -> TokenBatch:
-        return self._tokenizer.encode([self._prefix + text for text in texts], self._max_tokens)
+    def _clean(self, texts: Sequence[str]) -> list[str]:
+        return [self._tokenizer.cleaning.caption(text, self._max_words) for text in texts]
+
+    def _tokens(
+        self, given: Sequence[str | None] | None, texts: Sequence[str]
+    ) -> tuple[TokenBatch, Tensor | None]:
+        """The captions behind the prefix, and how many tokens are given before that."""
+        read = [self._prefix + text for text in texts]
+        if given is None or self._made is None:
+            return self._tokenizer.encode(read, self._max_tokens), None
+        before = self._clean([text or "" for text in given])
+        most = self._made.given_tokens
+        return self._tokenizer.encode_behind(before, read, most, self._max_tokens)
+
+    def _corrupted(
+        self,
+        samples: Samples,
+        pairs: "Sequence[_Pair]",
+        texts: Sequence[str],
+        draws: Sequence[tuple[int, int]],
+    ) -> TokenBatch | None:
+        """For some of the pairs a text that is wrong, without the prefix."""
+        if self._made is None or not self._made.typed_negatives:
+            return None
+        found = []
+        for own, pair, text, draw in zip(
+            self._corruptions(samples), pairs, texts, draws, strict=True
+        ):
+            # Of the same key as the choice of the text, and yet another number.
+            share = keyed_hash(self._seed, *draw, 1) / 2**64
+            made = None
+            if share < self._made.typed_negatives:
+                made = own.draw(WRONG_KINDS, pair.row.id, text, pair.words, draw[0])
+            found.append("" if made is None else made.text)
+        tokens = self._tokenizer.encode(self._clean(found), self._max_tokens)
+        has_text = torch.tensor([bool(text) for text in found])
+        return TokenBatch(tokens.ids, tokens.mask & has_text[:, None])
 
     def _read(self, samples: Samples) -> "list[_Pair]":
         """The samples as they are stored, in order; one read for each table."""
@@ -297,6 +370,29 @@ class _Pair(NamedTuple):
     row: _Row
     texts: list[AdmittedText]
     view: CaptionView
+
+    @property
+    def words(self) -> list[str]:
+        """The texts themselves."""
+        return [text.text for text in self.texts]
+
+    @property
+    def edited_from(self) -> dict[str, str]:
+        """What people have corrected to some of the texts."""
+        return {text.text: text.agreed.text for text in self.texts if text.agreed is not None}
+
+
+def _chosen(
+    pairs: Sequence[_Pair],
+    keys: Sequence[int],
+    reader: Literal["contrast_text", "decoder_text"],
+) -> list[str]:
+    """A text of each pair, as its view's rule for a reader says."""
+    texts = []
+    for pair, key in zip(pairs, keys, strict=True):
+        rule = getattr(pair.view, reader)
+        texts.append(_drawn(pair.texts if rule == "any" else fitting(pair.texts, rule), key).text)
+    return texts
 
 
 def _drawn(texts: Sequence[AdmittedText], key: int) -> AdmittedText:

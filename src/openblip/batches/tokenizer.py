@@ -225,6 +225,46 @@ class TextTokenizer:
         last = (self.special.sep,) if self._ends_texts else ()
         most = self.room(max_tokens)
         rows = [(first_id, *pieces[:most], *last) for pieces in self.pieces(texts)]
+        return self._padded(rows, pad_to)
+
+    def encode_behind(
+        self,
+        given: Sequence[str | None],
+        texts: Sequence[str],
+        given_tokens: int,
+        max_tokens: int,
+    ) -> tuple[TokenBatch, Tensor]:
+        """Returns the texts behind given ones, `[CLS] given [SEP] pieces [SEP]`, one row each.
+
+        Args:
+            given: one for each text; None or an empty one puts nothing before it.
+            texts: any number.
+            given_tokens: a longer given text keeps its first so many pieces.
+            max_tokens: of each row without its given text, as of `encode`.
+
+        Returns:
+            The rows, and int64 (rows,) how many tokens a given text and its `[SEP]` take.
+        """
+        most = self.room(max_tokens)
+        rows, lengths = [], []
+        for before, pieces in zip(
+            self.given_ids(given, given_tokens), self.pieces(texts), strict=True
+        ):
+            rows.append((self.special.cls, *before, *pieces[:most], self.special.sep))
+            lengths.append(len(before))
+        return self._padded(rows), torch.tensor(lengths, dtype=torch.int64)
+
+    def given_ids(self, given: Sequence[str | None], given_tokens: int) -> list[list[int]]:
+        """Returns of each given text its first pieces and `[SEP]`; nothing of one without any.
+
+        Args:
+            given: texts, cleaned.
+            given_tokens: most pieces of one.
+        """
+        pieces = [own[:given_tokens] for own in self.pieces([text or "" for text in given])]
+        return [[*own, self.special.sep] if own else [] for own in pieces]
+
+    def _padded(self, rows: Sequence[Sequence[int]], pad_to: int | None = None) -> TokenBatch:
         lengths = np.array([len(row) for row in rows], dtype=np.int64)
         longest = int(lengths.max(initial=2))
         width = -(-longest // _PAD_MULTIPLE) * _PAD_MULTIPLE if pad_to is None else pad_to

@@ -28,12 +28,13 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
+from openblip.capfilt.captioners import Usage
 from openblip.capfilt.job import CapFiltJob
 from openblip.capfilt.ledger import Activity, Entry, Ledger, leased, released
 from openblip.capfilt.pools import Died, Pool, Report
-from openblip.capfilt.worker import FragmentResult, Pieces, Unit, UnitDone
+from openblip.capfilt.worker import FragmentResult, Pieces, Unit, UnitDone, Waiting
 from openblip.runtime.errors import DataError, OpenBlipError
 from openblip.runtime.progress import Progress
 from openblip.table.columns import Fragment
@@ -107,6 +108,9 @@ class Driver:
         self._queue: deque[Unit] = deque()
         self._leases: dict[str, _Lease] = {}
         self._obsolete: list[Unit] = []
+        self._usage = Usage()
+        self._waits: dict[str, str] = {}
+        """What workers wait for and people were told of, by worker."""
         self._deaths_in_a_row = 0
         self._lease_seconds = LEASE_SECONDS
         self._flushed = 0.0
@@ -240,7 +244,14 @@ class Driver:
             if isinstance(report.event, OpenBlipError):
                 raise report.event
             return
+        if isinstance(report.event, Waiting):
+            self._waits_for(report.worker, lease, report.event.line)
+            return
+        if isinstance(report.event, Usage):
+            self._usage += report.event
+            return
         if isinstance(report.event, int):
+            self._goes_on(report.worker)
             self._deaths_in_a_row = 0
             lease.rows += report.event
             now = time.time()
@@ -262,6 +273,21 @@ class Driver:
         else:
             self._ledger.put(released(self._entry(lease.unit), str(report.event)))
             raise report.event
+
+    def _waits_for(self, worker: str, lease: _Lease, line: str) -> None:
+        """A worker is not silent while it waits; what it waits for is told once for all of them."""
+        lease.until = time.time() + self._lease_seconds
+        if not line:
+            self._goes_on(worker)
+            return
+        if line not in self._waits.values():
+            self._progress.note(line)
+        self._waits[worker] = line
+
+    def _goes_on(self, worker: str) -> None:
+        told = self._waits.pop(worker, None)
+        if told is not None and told not in self._waits.values():
+            self._progress.note(f"{told.split()[0]} answers again")
 
     def _done(self, opened: _Open, unit: Unit, result: FragmentResult | None) -> None:
         if result is None:
@@ -386,4 +412,5 @@ class Driver:
             session_rows=self._progress.num_done - self._rows_before,
             rows_done=self._progress.num_done,
             workers=self._pool.num_working(),
+            **asdict(self._usage),
         )

@@ -13,11 +13,19 @@ from pathlib import Path
 from types import MappingProxyType
 
 import torch
+from PIL import Image
 from torch import Tensor
 
+from openblip.batches.transforms import eval_transform
+from openblip.capfilt.captioners import WebRows
 from openblip.checkpoints.reading import find_model, read_outline
 from openblip.inference import Blip, Embedder
-from openblip.inference.embedder import embedder_fingerprint, is_published_clip, load_embedder
+from openblip.inference.embedder import (
+    TwoTowers,
+    embedder_fingerprint,
+    is_published_clip,
+    load_embedder,
+)
 from openblip.inference.encoding import FirstTokenName
 from openblip.model.dual import DualConfig
 from openblip.runtime.errors import RecipeError, TextTruncated, UnknownWords
@@ -176,6 +184,23 @@ class Filter:
         assert isinstance(self.model, Blip), f"{self.plan.source} is none of ours"
         return self.model
 
+    def prepared(self, rows: WebRows) -> Tensor:
+        """The images of some rows as the model reads them; shared with others of its size."""
+        if isinstance(self.model, Blip):
+            return rows.images_at(self.model.image_size)
+        images = [self.prepare(row.image) for row in rows.rows]
+        return torch.stack(images) if images else torch.empty(0)
+
+    def prepare(self, image: Image.Image) -> Tensor:
+        """An RGB image as the model reads it; may be called from threads."""
+        if isinstance(self.model, TwoTowers):
+            return self.model.prepare(image)
+        return eval_transform(image, self.blip.image_size)
+
+    def clean(self, text: str) -> str:
+        """A text as the model's training had it; other libraries do what there is to do."""
+        return self.model.tokenizer.cleaning.caption(text) if isinstance(self.model, Blip) else text
+
     def score(
         self,
         images: Tensor,
@@ -185,7 +210,7 @@ class Filter:
         """By score, for each image the values of its texts.
 
         Args:
-            images: prepared by `model.prepare`, in one batch; at least one.
+            images: prepared by `prepare`, in one batch; at least one.
             texts: per image any number, also none.
             first_token: of a text that is matched.
         """
@@ -218,4 +243,4 @@ class Filter:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", TextTruncated)
             warnings.simplefilter("ignore", UnknownWords)
-            return self.model.embed_texts([self.model.clean(text) for text in texts])
+            return self.model.embed_texts([self.clean(text) for text in texts])

@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from openblip.batches.corruption import Corruptions
 from openblip.batches.shuffle import named_seed
+from openblip.batches.transforms import eval_transform
+from openblip.capfilt.captioners import divided
 from openblip.capfilt.combination import (
     Combination,
     Examples,
@@ -291,7 +293,9 @@ class _Writer:
         seeds = [named_seed(self._stored["seed"], row_id) for row_id in ids]
         written: list[list[str]] = [[] for _ in ids]
         for captioner in self._captioners:
-            prepared = torch.stack([captioner.prepare(image) for image in images])
+            prepared = torch.stack(
+                [eval_transform(image, captioner.image_size) for image in images]
+            )
             captions = captioner.generate(
                 captioner.encode(prepared),
                 self._decoding,
@@ -313,6 +317,10 @@ def _writer(
     stored = column_state(table, METADATA_KEY)
     sources = settings.captioners or stored.get("captioner") or ()
     sources = (sources,) if isinstance(sources, str) else tuple(sources)
+    if any(divided(source)[0] != "ours" for source in sources):
+        return None, "captioners that are not ours do not write for human images yet"
+    if stored.get("given"):
+        return None, "its captioner has read the given text, which would be a corrupted one here"
     prints = stored.get("captioner_fingerprint", [])
     prints = [prints] if isinstance(prints, str) else prints
     try:
@@ -411,7 +419,9 @@ def _matrix(
     batch: "pa.RecordBatch | pa.Table", columns: Sequence[str], start: int, uri: str
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """Scores (texts, columns) of the web rows of a batch that have all of them; row and place."""
-    found, rows, places = [], [], []
+    found: list[tuple[float, ...]] = []
+    rows: list[int] = []
+    places: list[int] = []
     lists = zip(*(batch[name].to_pylist() for name in columns), strict=True)
     origins = batch["origin"].to_pylist()
     for number, (origin, own) in enumerate(zip(origins, lists, strict=True)):

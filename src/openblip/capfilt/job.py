@@ -10,13 +10,31 @@ import platform
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from openblip.capfilt.ledger import STATES, Entry, Ledger, State, Store, open_store
+from openblip.capfilt.captioners import (
+    captioner_print,
+    check_captioners,
+    check_prints,
+    column_name,
+    divided,
+    unrepeatable,
+)
+from openblip.capfilt.endpoint import Requests
+from openblip.capfilt.ledger import (
+    STATES,
+    Activity,
+    Entry,
+    Ledger,
+    State,
+    Store,
+    decoded,
+    open_store,
+)
 from openblip.capfilt.lock import lock_owner
 from openblip.runtime.errors import CheckpointError, DataError, RecipeError
 from openblip.table.columns import list_fragments
-from openblip.table.scores import TEXT_COLUMNS, score_column
+from openblip.table.scores import TEXT_COLUMNS, further_columns, score_column
 from openblip.table.table import PairTable
 
 if TYPE_CHECKING:
@@ -36,6 +54,10 @@ def job_columns(scores: Sequence[str]) -> tuple[str, ...]:
 
 NEW_COLUMNS = job_columns(("itm", "itc"))
 """The columns of a job with one filter, which is ours."""
+SYNTHETIC_ERROR = "synthetic_error"
+"""Column of jobs with captioners of others: why one of them wrote nothing about a row."""
+# Settings of captioners that are not ours; what jobs of ours have noted does not know them.
+_OF_OTHERS = ("instruction", "max_new_tokens", "image_side")
 
 
 def _nucleus() -> "Decoding":
@@ -49,8 +71,9 @@ class CapFiltSettings:
     """Everything besides the table that decides what a job writes."""
 
     captioner: str | tuple[str, ...]
-    """Model folders or run directories of the captioners. Each writes `num_captions` texts for an
-    image; those of the first one come first."""
+    """The captioners: model folders or run directories of ours, `hf:NAME`, `openai:URL#MODEL` or
+    `texts:NAME`. Each writes `num_captions` texts for an image (or has its own, `texts:`); those of
+    the first one come first."""
     filter: str | tuple[str, ...]
     """Model folders or run directories of the filters; CLIP and SigLIP of others too. The first
     that is ours gives `itm` and `itc`; each other one gives a score of its own name, which may be
@@ -67,12 +90,25 @@ class CapFiltSettings:
     """Consecutive rows of a fragment that are read, captioned and scored together."""
     seed: int = 0
     """With a row's id it decides the row's sampled captions."""
+    given: Literal["web"] | None = None
+    """`web` lets captioners of ours that were fine-tuned for it read the row's first text before
+    they write."""
+    instruction: str | None = None
+    """What `hf:` and `openai:` captioners are told beside the image; None: to describe it in one
+    sentence, where a model is talked to, else nothing."""
+    max_new_tokens: int = 64
+    """Most tokens of a text of an `hf:` or `openai:` captioner; `decoding.max_length` is ours."""
+    image_side: int = 1024
+    """Longer side of the images that `openai:` captioners get, in pixels; smaller ones stay."""
 
     def __post_init__(self) -> None:
         if self.num_captions < 1 or self.batch_size < 1:
             raise RecipeError("num_captions and batch_size must be at least 1")
-        if not self.captioners or len(set(self.captioners)) < len(self.captioners):
-            raise RecipeError(f"give one or several captioners, each once: {self.captioner}")
+        if self.max_new_tokens < 1 or self.image_side < 1:
+            raise RecipeError("max_new_tokens and image_side must be at least 1")
+        if self.given not in (None, "web"):
+            raise RecipeError(f"given is {self.given!r}; there is web, or nothing")
+        check_captioners(self)
         if not self.filters or len(set(self.filters)) < len(self.filters):
             raise RecipeError(f"give one or several filters, each once: {self.filter}")
 
@@ -86,6 +122,21 @@ class CapFiltSettings:
         """The filters in the order of their columns."""
         return (self.filter,) if isinstance(self.filter, str) else tuple(self.filter)
 
+    @property
+    def has_others(self) -> bool:
+        """Whether a captioner is none of ours."""
+        return any(divided(source)[0] != "ours" for source in self.captioners)
+
+    def stored(self) -> dict[str, Any]:
+        """The settings by name; those of others' captioners only where there is one.
+
+        So jobs that were begun before these were known go on.
+        """
+        values = asdict(self)
+        unknown = () if self.has_others else _OF_OTHERS
+        unknown = unknown if self.given else (*unknown, "given")
+        return {name: value for name, value in values.items() if name not in unknown}
+
 
 @dataclass(frozen=True)
 class CapFiltJob:
@@ -94,27 +145,31 @@ class CapFiltJob:
     settings: CapFiltSettings
     table_uri: str
     captioners: tuple[str, ...]
-    """Fingerprints of the captioners in their order."""
+    """What the captioners are in their order, see `captioner_print`."""
     filters: "tuple[FilterPlan, ...]"
     """What the filters are, in their order."""
     fingerprint: str
     """16 hexadecimal digits that change when a model or a setting does; where a model lies does
     not count, only what it is."""
+    requests: Requests = field(default_factory=Requests)
+    """How servers are asked; decides nothing of what is written."""
 
     @classmethod
-    def plan(cls, table_uri: str, settings: CapFiltSettings) -> "CapFiltJob":
+    def plan(
+        cls, table_uri: str, settings: CapFiltSettings, requests: Requests | None = None
+    ) -> "CapFiltJob":
         """The job of these settings on a table; reads the models' files once.
 
         Raises:
-            CheckpointError: a model is not there.
+            CheckpointError, DataError: a model is not there, or texts that are named.
         """
         from openblip.capfilt.filters import plan_filters
-        from openblip.checkpoints.reading import model_fingerprint
 
-        captioners = tuple(model_fingerprint(model) for model in settings.captioners)
+        table_uri = table_uri.rstrip("/")
+        captioners = tuple(captioner_print(source, table_uri) for source in settings.captioners)
         filters = plan_filters(settings.filters)
         values = {
-            **asdict(settings),
+            **settings.stored(),
             "decoding": settings.decoding.stored(),
             "captioner": _one_or_list(captioners),
             "filter": _one_or_list([plan.fingerprint for plan in filters]),
@@ -124,12 +179,19 @@ class CapFiltJob:
         if scores != [["itm", "itc"]]:
             values["scores"] = scores
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
-        return cls(settings, table_uri.rstrip("/"), captioners, filters, digest)
+        return cls(settings, table_uri, captioners, filters, digest, requests or Requests())
+
+    @property
+    def captioner_names(self) -> tuple[str, ...]:
+        """What `synthetic_captioner` says of the texts of each captioner."""
+        pairs = zip(self.settings.captioners, self.captioners, strict=True)
+        return tuple(column_name(source, planned) for source, planned in pairs)
 
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that it writes."""
-        return job_columns([score for plan in self.filters for score in plan.scores])
+        columns = job_columns([score for plan in self.filters for score in plan.scores])
+        return (*columns, SYNTHETIC_ERROR) if self.settings.has_others else columns
 
     @property
     def folder(self) -> Store:
@@ -153,14 +215,17 @@ class CapFiltJob:
     def description(self) -> str:
         """Settings and fingerprints as JSON, for the table's metadata."""
         values = {
-            **asdict(self.settings),
-            "captioner_fingerprint": _one_or_list(self.captioners),
+            **self.settings.stored(),
+            "captioner_fingerprint": _one_or_list(self.captioner_names),
             "filter_fingerprint": _one_or_list([plan.fingerprint for plan in self.filters]),
             "fingerprint": self.fingerprint,
         }
+        # What others read of a job, an export's card for one, says what cannot be had again.
+        if lines := unrepeatable(self.settings):
+            values["unrepeatable"] = lines
         if self.columns != NEW_COLUMNS:
-            values["scores"] = [plan.scores for plan in self.filters]
             values["columns"] = self.columns
+            values["scores"] = [plan.scores for plan in self.filters]
         return json.dumps(values)
 
     def check_models(self) -> None:
@@ -171,15 +236,13 @@ class CapFiltJob:
         """
         from openblip.inference.embedder import embedder_fingerprint
 
-        planned_models = [
-            *zip(self.settings.captioners, self.captioners, strict=True),
-            *((plan.source, plan.fingerprint) for plan in self.filters),
-        ]
-        for source, planned in planned_models:
-            if (found := embedder_fingerprint(source)) != planned:
+        check_prints(self, platform.node())
+        for plan in self.filters:
+            if (found := embedder_fingerprint(plan.source)) != plan.fingerprint:
                 raise CheckpointError(
-                    f"{source} on {platform.node()} is the model {found}, but the job began with "
-                    f"{planned}: put the same files there on every machine, or start the job anew"
+                    f"{plan.source} on {platform.node()} is the model {found}, but the job began "
+                    f"with {plan.fingerprint}: put the same files there on every machine, or start "
+                    "the job anew"
                 )
 
 
@@ -195,16 +258,8 @@ def is_committed(table: PairTable, fingerprint: str, columns: Sequence[str]) -> 
 
 
 def columns_left_by(table: PairTable, columns: Sequence[str]) -> list[str]:
-    """Columns beside those of a job that are about texts which it replaces: all other scores."""
-    ours = {
-        *job_columns(("itm", "itc")),
-        *(
-            name
-            for name in table.columns
-            for texts in TEXT_COLUMNS.values()
-            if name.startswith(score_column(texts, ""))
-        ),
-    }
+    """Columns beside those of a job that are about texts which it replaces: scores and reasons."""
+    ours = {*NEW_COLUMNS, SYNTHETIC_ERROR, *further_columns(table.columns)}
     return [name for name in table.columns if name in ours and name not in columns]
 
 
@@ -219,7 +274,7 @@ def column_schema(columns: Sequence[str]) -> "pa.Schema":
 
     types = dict.fromkeys(columns, pa.list_(pa.float32()))
     types["synthetic"] = types["synthetic_captioner"] = pa.list_(pa.string())
-    types["capfilt_error"] = pa.string()
+    types |= {name: pa.string() for name in ("capfilt_error", SYNTHETIC_ERROR) if name in types}
     return pa.schema(list(types.items()))
 
 
@@ -254,14 +309,30 @@ class JobStatus:
     """Of a million images, in the currency of the price; None without price or rate."""
     failed: tuple[str, ...]
     """Why fragments failed."""
+    num_refused: int
+    """Rows about which a captioner wrote nothing: of the table if it is finished, else those that
+    the last driver has met."""
+    tokens_read: float
+    """Tokens an image that servers have read for the last driver, as they counted them."""
+    tokens_written: float
+    """Tokens an image that they have written."""
+    num_cut: int
+    """Texts of the last driver that ended at `max_new_tokens`."""
+    unrepeatable: tuple[str, ...]
+    """Captioners that may write something else when they are asked again, and why."""
 
 
-def job_status(table: str, price_per_hour: float | None = None) -> JobStatus:
+def job_status(
+    table: str,
+    price_per_hour: float | None = None,
+    price_per_million_tokens: tuple[float, float] | None = None,
+) -> JobStatus:
     """The status of the job that was started last on a table; changes nothing.
 
     Args:
         table: where the `PairTable` lies.
         price_per_hour: of one worker.
+        price_per_million_tokens: that servers read, and that they write.
 
     Raises:
         DataError: there is no table, or no job has been started on it.
@@ -277,7 +348,8 @@ def job_status(table: str, price_per_hour: float | None = None) -> JobStatus:
     fingerprint = latest.decode()
     ledger = Ledger(open_store(f"{folder.uri}/{fingerprint}"))
     owner, activity = lock_owner(folder), ledger.activity()
-    columns = _columns_of(folder, fingerprint)
+    noted = _noted(folder, fingerprint)
+    columns = tuple(noted.get("columns", NEW_COLUMNS))
     committed = is_finished = is_committed(opened, fingerprint, columns)
     fragments: Counter[State] = Counter()
     rows: Counter[State] = Counter()
@@ -300,9 +372,10 @@ def job_status(table: str, price_per_hour: float | None = None) -> JobStatus:
     if activity is not None and owner is not None:
         rows_done = max(rows_done, activity.rows_done)
     workers = activity.workers if activity else 0
-    cost = None
-    if price_per_hour is not None and rate > 0:
-        cost = price_per_hour * workers * 1e6 / rate / 3600
+    tokens = _tokens_per_image(activity)
+    num_refused = activity.refused if activity else 0
+    if is_finished and SYNTHETIC_ERROR in columns:
+        num_refused = opened.count_values(SYNTHETIC_ERROR)
     return JobStatus(
         table=table,
         fingerprint=fingerprint,
@@ -316,12 +389,41 @@ def job_status(table: str, price_per_hour: float | None = None) -> JobStatus:
         workers=workers,
         rate=rate,
         seconds_left=(len(opened) - rows_done) / rate if owner is not None and rate > 0 else None,
-        cost_per_million=cost,
+        cost_per_million=_cost(price_per_hour, price_per_million_tokens, workers, rate, tokens),
         failed=tuple(entry.reason for entry in entries if entry.state == "failed"),
+        num_refused=num_refused,
+        tokens_read=tokens[0],
+        tokens_written=tokens[1],
+        num_cut=activity.cut if activity else 0,
+        unrepeatable=tuple(noted.get("unrepeatable", ())),
     )
 
 
-def _columns_of(folder: Store, fingerprint: str) -> tuple[str, ...]:
-    """The columns of the job of a fingerprint, as it has noted when it began."""
-    noted = folder.read(f"{fingerprint}/job.json")
-    return tuple(json.loads(noted).get("columns", NEW_COLUMNS)) if noted else NEW_COLUMNS
+def _noted(folder: Store, fingerprint: str) -> dict[str, Any]:
+    """What a job has noted of itself when it began; empty if nothing."""
+    content = folder.read(f"{fingerprint}/job.json")
+    return decoded(folder, f"{fingerprint}/job.json", content, dict) if content else {}
+
+
+def _tokens_per_image(activity: Activity | None) -> tuple[float, float]:
+    if activity is None or not activity.session_rows:
+        return 0.0, 0.0
+    rows = activity.session_rows
+    return activity.tokens_read / rows, activity.tokens_written / rows
+
+
+def _cost(
+    price_per_hour: float | None,
+    price_per_million_tokens: tuple[float, float] | None,
+    workers: int,
+    rate: float,
+    tokens: tuple[float, float],
+) -> float | None:
+    """Of a million images, of what there is a price and a rate for."""
+    parts = []
+    if price_per_hour is not None and rate > 0:
+        parts.append(price_per_hour * workers * 1e6 / rate / 3600)
+    if price_per_million_tokens is not None and any(tokens):
+        prices = zip(price_per_million_tokens, tokens, strict=True)
+        parts.append(sum(price * number for price, number in prices))
+    return sum(parts) if parts else None

@@ -74,6 +74,13 @@ class Activity:
     """Rows finished in all."""
     workers: int
     """Workers that were at work."""
+    tokens_read: int = 0
+    """Since the driver began, by servers that count them."""
+    tokens_written: int = 0
+    cut: int = 0
+    """Texts since then that ended at their longest length."""
+    refused: int = 0
+    """Rows since then about which a captioner wrote nothing."""
 
 
 class Store(Protocol):

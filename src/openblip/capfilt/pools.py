@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from openblip.capfilt.job import CapFiltJob
-from openblip.capfilt.worker import Unit, UnitDone, Worker
+from openblip.capfilt.worker import Event, Unit, UnitDone, Worker
 from openblip.runtime.errors import OpenBlipError, RecipeError, install_extra
 from openblip.runtime.threads import wait_without_spinning
 
@@ -50,11 +50,11 @@ class Died:
 
 @dataclass(frozen=True)
 class Report:
-    """What a worker said: rows it has finished, the end of its unit, an error; or its death."""
+    """What a worker said: how its unit goes, the unit's end, an error; or its death."""
 
     worker: str
     """host:pid"""
-    event: int | UnitDone | OpenBlipError | Died
+    event: Event | OpenBlipError | Died
 
 
 class Pool(Protocol):
@@ -144,7 +144,8 @@ class OneProcess:
         """Nobody else could."""
 
     def close(self) -> None:
-        """Nothing is left to end."""
+        """See `Pool.close`."""
+        self._worker.close()
 
 
 class _Child:
@@ -237,8 +238,8 @@ class ManyProcesses:
                 elif not child.is_ready:
                     self._count_failed_start(event)
             else:
-                child.is_busy = isinstance(event, int)
-                assert isinstance(event, int | UnitDone | OpenBlipError)
+                child.is_busy = not isinstance(event, UnitDone | OpenBlipError)
+                assert isinstance(event, Event | OpenBlipError)
                 yield Report(child.name, event)
 
     def kill(self, worker: str) -> None:
@@ -486,7 +487,7 @@ class _RayWorker:
     def name(self) -> str:
         return _worker_name()
 
-    def compute(self, unit: Unit) -> Iterator[int | UnitDone]:
+    def compute(self, unit: Unit) -> Iterator[Event]:
         yield from self._worker.compute(unit)
 
 

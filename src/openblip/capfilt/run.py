@@ -2,20 +2,24 @@
 
 import hashlib
 import time
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from openblip.batches.unknown_words import warn_of_unknown_words
+from openblip.capfilt.captioners import divided, given_text
 from openblip.capfilt.driver import Driver
+from openblip.capfilt.endpoint import Requests
 from openblip.capfilt.job import (
     LATEST,
     METADATA_KEY,
+    SYNTHETIC_ERROR,
     CapFiltJob,
     CapFiltSettings,
     column_schema,
@@ -27,9 +31,11 @@ from openblip.capfilt.ledger import Entry, Ledger, open_store, released
 from openblip.capfilt.lock import JobLock
 from openblip.capfilt.pools import ManyProcesses, OneProcess, Pool, RayCluster
 from openblip.capfilt.worker import Pieces
+from openblip.checkpoints.reading import find_model, read_outline
+from openblip.inference.captions import cut_given
 from openblip.inference.embedder import is_published_clip
 from openblip.inference.loading import load_tokenizer
-from openblip.runtime.errors import DataError, RecipeError
+from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
 from openblip.runtime.progress import Progress
 from openblip.runtime.threads import num_usable_cores
 from openblip.sources.row_images import check_reachable
@@ -51,6 +57,8 @@ class CapFiltResult:
     """Rows that this call worked on; the others were done before."""
     errors: int
     """Rows without result; column `capfilt_error` says why."""
+    refused: int
+    """Rows about which a captioner wrote nothing; column `synthetic_error` says which, and why."""
     failed: tuple[str, ...]
     """Why fragments could not be read; a later call tries them again."""
     seconds: float
@@ -63,6 +71,7 @@ def run_capfilt(
     processes: int | None = None,
     ray: RayCluster | None = None,
     save_seconds: float = 10.0,
+    requests: Requests | None = None,
 ) -> CapFiltResult:
     """Caption and score the web rows of a table; the results become columns of it.
 
@@ -78,11 +87,13 @@ def run_capfilt(
             this process.
         ray: workers of a Ray cluster instead of processes of this machine.
         save_seconds: unfinished fragments are saved so often; what a killed worker loses.
+        requests: how the servers of `openai:` captioners are asked.
 
     Raises:
         RecipeError: a setting is out of range.
         DataError, CheckpointError, MissingHead: if table or models cannot be used.
         JobLockedError: another job works on the table.
+        EndpointError: a server gives no captions any more.
         OpenBlipError: the job cannot go on; what is finished is kept.
     """
     started = time.perf_counter()
@@ -92,7 +103,7 @@ def run_capfilt(
     check_reachable(opened)
     if not len(opened):
         raise DataError(f"{table} has no rows: `openblip data import SOURCE {table}` adds some")
-    job = CapFiltJob.plan(str(table), settings)
+    job = CapFiltJob.plan(str(table), settings, requests)
     run = _Run(job, lambda: _pool(job, processes, ray, save_seconds))
     if not run.look().is_complete:
         _warn_of_unknown_words(job)
@@ -103,6 +114,7 @@ def run_capfilt(
         rows=len(opened),
         computed=run.computed,
         errors=opened.count_values("capfilt_error"),
+        refused=opened.count_values(SYNTHETIC_ERROR) if SYNTHETIC_ERROR in job.columns else 0,
         failed=tuple(run.failed.values()),
         seconds=time.perf_counter() - started,
     )
@@ -119,10 +131,40 @@ def _warn_of_unknown_words(job: CapFiltJob) -> None:
         what = f"captions of {len(rows):,} rows"
         if warn_of_unknown_words(tokenizer, captions, _READ_TOKENS, what):
             break
+    if settings.given:
+        _check_given(settings, rows)
     for captioner in settings.captioners:
+        if divided(captioner)[0] != "ours":
+            continue
         tokenizer = load_tokenizer(captioner)
         if warn_of_unknown_words(tokenizer, [settings.prompt], _READ_TOKENS, "prompts"):
             break
+
+
+def _check_given(settings: CapFiltSettings, rows: Sequence[dict[str, Any]]) -> None:
+    """Warn of given texts that are cut.
+
+    Raises:
+        RecipeError: no captioner reads any.
+    """
+    ours = [source for source in settings.captioners if divided(source)[0] == "ours"]
+    outlines = {source: read_outline(find_model(source)) for source in ours}
+    readers = {source: found for source, found in outlines.items() if found.given_tokens}
+    if not readers:
+        raise RecipeError(
+            f"--given {settings.given}: none of {', '.join(settings.captioners)} was fine-tuned to "
+            "read a given text; `openblip finetune captioner ... --given web` makes one"
+        )
+    given = [given_text(row["captions"] or ()) for row in rows if row["origin"] == "web"]
+    for source, found in readers.items():
+        if cut := cut_given(found.tokenizer, given, found.given_tokens):
+            warnings.warn(
+                f"{source} reads the first {found.given_tokens} tokens of a given text; of "
+                f"{len(given):,} that were looked at {cut:,} are longer, and are cut: a captioner "
+                "that is fine-tuned with a higher --data.given-tokens reads more",
+                OpenBlipWarning,
+                stacklevel=2,
+            )
 
 
 def _sampled_rows(table: PairTable) -> list[dict[str, Any]]:
@@ -270,7 +312,7 @@ class _Run:
         if view.computed:
             files = {n: ColumnFile(e.file, e.num_bytes) for n, e in view.computed.items()}
             schema = column_schema(self.job.columns)
-            # Scores of another job's texts would stand beside texts that they are not about.
+            # What another job said would stand beside texts that it is not about.
             dropped = [] if view.is_committed else columns_left_by(table, self.job.columns)
             replace = not view.is_committed
             attach_columns(table, files, schema, replace=replace, dropped=dropped)
@@ -286,10 +328,16 @@ def _pool(
     if ray is not None:
         from openblip.capfilt.pools import RayWorkers
 
-        return RayWorkers(job, ray, save_seconds)
+        return RayWorkers(_shared(job, ray.workers or 1), ray, save_seconds)
     gpus = torch.cuda.device_count()
     count = processes or gpus or num_usable_cores()
     devices = [f"cuda:{number % gpus}" if gpus else "cpu" for number in range(count)]
+    job = _shared(job, count)
     if count == 1:
         return OneProcess(job, devices[0], save_seconds)
     return ManyProcesses(job, devices, save_seconds)
+
+
+def _shared(job: CapFiltJob, workers: int) -> CapFiltJob:
+    """The job of each of some workers, which together make as many requests as one would."""
+    return replace(job, requests=job.requests.shared(workers))

@@ -236,7 +236,7 @@ class TextScorer:
         found: dict[str, list[list[float]]] = {}
         for each in self.filters:
             images = self._prepared(each, rows)
-            cleaned = [[each.model.clean(text) for text in row.texts] for row in rows]
+            cleaned = [[each.clean(text) for text in row.texts] for row in rows]
             for name, values in each.score(images, cleaned).items():
                 found[name] = [[np.nan if v is None else v for v in own] for own in values]
         return found
@@ -244,7 +244,7 @@ class TextScorer:
     def _prepared(self, each: Filter, rows: Sequence[RowTexts]) -> torch.Tensor:
         images = [row.image for row in rows]
         assert all(image is not None for image in images), "these scores need the images"
-        return torch.stack([each.model.prepare(image) for image in images if image is not None])
+        return torch.stack([each.prepare(image) for image in images if image is not None])
 
     def _image_embeddings(self, rows: Sequence[RowTexts]) -> NDArray[np.float32]:
         if self.reads_embeddings and all(row.embedding is not None for row in rows):
@@ -310,7 +310,9 @@ def read_rows_of(
 
 
 def _unknown_share(model: Blip, text: str) -> float:
-    return count_texts(model.tokenizer, [model.clean(text)], model.max_tokens).unknown_share
+    return count_texts(
+        model.tokenizer, [model.tokenizer.cleaning.caption(text)], model.max_tokens
+    ).unknown_share
 
 
 def _has_embeddings(table: PairTable, fingerprint: str) -> bool:

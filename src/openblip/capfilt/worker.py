@@ -6,20 +6,28 @@ A worker is given units, reports each batch that is finished, and saves pieces o
 import hashlib
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import torch
 from PIL import Image
 from torch import Tensor
 
 from openblip.batches.shuffle import named_seed
+from openblip.capfilt.captioners import (
+    Pending,
+    Usage,
+    WebRow,
+    WebRows,
+    Written,
+    divided,
+    open_captioners,
+)
+from openblip.capfilt.endpoint import EndpointError
 from openblip.capfilt.filters import Filter
-from openblip.capfilt.job import CapFiltJob, CapFiltSettings, column_schema
+from openblip.capfilt.job import SYNTHETIC_ERROR, CapFiltJob, CapFiltSettings, column_schema
 from openblip.capfilt.ledger import Store
-from openblip.inference import Caption, load
 from openblip.runtime.errors import DataError
 from openblip.runtime.threads import one_thread, ordered_map
 from openblip.sources.images import open_image
@@ -31,7 +39,9 @@ from openblip.table.table import PairTable
 if TYPE_CHECKING:
     import pyarrow as pa
 
-_READ = ["id", "image", "image_uri", "captions", "origin"]
+_READ = ("id", "image", "image_uri", "captions", "origin")
+# How often somebody is told what a batch waits for.
+_WAIT_SECONDS = 1.0
 Decode = Callable[[bytes, str], Image.Image]
 
 
@@ -42,10 +52,11 @@ class LoadedBatch:
     num_rows: int
     places: list[int]
     """Rows within the batch whose images stand in the tensors, in their order."""
-    ids: list[str]
     captions: list[list[str]]
     images: dict[str, Tensor]
-    """The images (images, 3, height, width) by what prepared them: of our models their size."""
+    """The images for filters, (images, 3, height, width), by `Filter.input_key`."""
+    pending: list[Pending]
+    """What each captioner has begun to write about them."""
     errors: dict[int, str]
     """Why a row of the batch could not be read."""
 
@@ -69,6 +80,18 @@ class UnitDone:
     """A worker's last word on a unit; `result` is there if the unit seals its fragment."""
 
     result: FragmentResult | None
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """A worker is well, and waits for somebody else."""
+
+    line: str
+    """What for, if people should know it; else empty."""
+
+
+Event = int | Usage | Waiting | UnitDone
+"""What a worker says of a unit: rows that are finished, what they have cost, and so on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,19 +145,29 @@ class Worker:
         """
         self.job = job
         self.settings: CapFiltSettings = job.settings
-        self.captioners = [load(source, device=device) for source in job.settings.captioners]
+        self.captioners = open_captioners(job, device)
         self.filters = [Filter(plan, device) for plan in job.filters]
-        for captioner in self.captioners:
-            captioner.require("lm")
         # Only now: what was loaded must be what is checked.
         job.check_models()
+        self._columns = [*_READ, *(name for own in self.captioners for name in own.columns)]
+        self._usage = Usage()
         self._pieces, self._data = Pieces(job.folder), job.data_folder
         self._table = PairTable.open(job.table_uri)
         # This machine need not be that of the driver.
         check_reachable(self._table)
         self._save_seconds, self._decode_threads = save_seconds, decode_threads
+        self._num_ahead = decode_threads + 1
+        if any(divided(source)[0] == "openai" for source in job.settings.captioners):
+            # While one batch waits for its slowest answer, those behind it keep the server busy.
+            requests = job.settings.batch_size * job.settings.num_captions
+            self._num_ahead += -(-2 * job.requests.at_once // requests)
 
-    def compute(self, unit: Unit) -> Iterator[int | UnitDone]:
+    def close(self) -> None:
+        """End what runs beside this thread; nothing is computed afterwards."""
+        for captioner in self.captioners:
+            captioner.close()
+
+    def compute(self, unit: Unit) -> Iterator[Event]:
         """Compute a unit; yields the rows of each finished batch, and at last a `UnitDone`.
 
         A CPU computes with one thread: the number of threads would change the last bits of a score.
@@ -142,51 +175,75 @@ class Worker:
         Raises:
             DataError: the fragment cannot be read.
             StorageError: results cannot be written.
+            EndpointError: a server gives no captions any more; finished batches are saved.
         """
         clock = _SaveClock(0.0 if unit.careful else self._save_seconds)
         fresh: dict[int, pa.Table] = {}
         with one_thread() if self.filters[0].model.device.type == "cpu" else nullcontext():
-            for batch, columns in self._computed(unit):
-                fresh[batch] = columns
-                if clock.is_due():
-                    self._pieces.write(unit, fresh)
-                    fresh.clear()
-                yield columns.num_rows
+            try:
+                for done in self._computed(unit):
+                    if isinstance(done, Waiting):
+                        # Nobody knows how long: what is finished must not wait with it.
+                        if done.line and fresh:
+                            self._pieces.write(unit, fresh)
+                            fresh.clear()
+                        yield done
+                        continue
+                    batch, columns = done
+                    fresh[batch] = columns
+                    if clock.is_due():
+                        self._pieces.write(unit, fresh)
+                        fresh.clear()
+                    yield columns.num_rows
+                    yield from self._used()
+            except EndpointError:
+                self._pieces.write(unit, fresh)
+                raise
         if unit.seals:
             yield UnitDone(self._seal(unit, fresh))
         else:
             self._pieces.write(unit, fresh)
             yield UnitDone(None)
 
-    def _computed(self, unit: Unit) -> "Iterator[tuple[int, pa.Table]]":
+    def _used(self) -> Iterator[Usage]:
+        """What the last batches have cost, if that is known."""
+        usage, self._usage = self._usage, Usage()
+        if usage != Usage():
+            yield usage
+
+    def _computed(self, unit: Unit) -> "Iterator[tuple[int, pa.Table] | Waiting]":
         table = self._table_at(unit.version)
         rows = {batch: self.job.batch_rows(batch, unit.num_rows) for batch in unit.batches}
         for batch, reason in unit.blamed.items():
             if batch in rows:
-                yield batch, _reason_columns(reason, len(rows.pop(batch)), self.job)
+                yield batch, _reason_columns(self.job, reason, len(rows.pop(batch)))
 
         if unit.careful:
             # One batch after the other, so that the first that is not saved is the guilty one.
             with GuardedDecoder() as decoder:
                 for batch in rows:
                     loaded = self.load(table, unit.fragment, rows[batch], decoder.open)
+                    yield from _until_there(loaded)
                     yield batch, self.process(loaded)
             return
-        threads = self._decode_threads
         # Read and decoded while the device computes the batch before.
         ahead = ordered_map(
-            lambda batch: self.load(table, unit.fragment, rows[batch]), rows, threads, threads + 1
+            lambda batch: self.load(table, unit.fragment, rows[batch]),
+            rows,
+            self._decode_threads,
+            self._num_ahead,
         )
         for batch, loaded in zip(rows, ahead, strict=True):
+            yield from _until_there(loaded)
             yield batch, self.process(loaded)
 
     def load(
         self, table: PairTable, fragment: int, rows: range, decode: Decode = open_image
     ) -> LoadedBatch:
-        """Read rows of a fragment and decode the images of those that came from the web."""
-        places, ids, captions, images = [], [], [], []
+        """Read rows of a fragment, decode the images of those that came from the web, and begin."""
+        places, found = [], []
         errors: dict[int, str] = {}
-        for place, row in enumerate(read_rows(table, fragment, rows, _READ).to_pylist()):
+        for place, row in enumerate(read_rows(table, fragment, rows, self._columns).to_pylist()):
             # What people wrote is neither judged nor added to (section 3.3 of the paper).
             if row["origin"] != "web":
                 continue
@@ -196,57 +253,37 @@ class Worker:
                 errors[place] = str(error)
                 continue
             places.append(place)
-            ids.append(row["id"])
-            captions.append(list(row["captions"] or []))
-            images.append(image)
-        ways = {str(captioner.image_size): captioner.prepare for captioner in self.captioners}
-        ways |= {each.input_key: each.model.prepare for each in self.filters}
-        tensors = {
-            key: torch.stack([prepare(image) for image in images])
-            for key, prepare in ways.items()
-            if images
-        }
+            # By the row's id: neither batch nor worker nor place in the table decides the draws.
+            seed = named_seed(self.settings.seed, row["id"])
+            found.append(WebRow(row["id"], seed, tuple(row["captions"] or ()), image, row))
+        web = WebRows(found)
         return LoadedBatch(
             num_rows=len(rows),
             places=places,
-            ids=ids,
-            captions=captions,
-            images=tensors,
+            captions=[list(row.captions) for row in found],
+            images={each.input_key: each.prepared(web) for each in self.filters},
+            pending=[captioner.begin(web) for captioner in self.captioners] if found else [],
             errors=errors,
         )
 
     def process(self, loaded: LoadedBatch) -> "pa.Table":
         """The new columns of a batch; rows that are not from the web have nulls."""
         if not loaded.places:
-            return _columns(loaded, [], {}, self.job)
-        synthetic = self._write_captions(loaded)
+            return _columns(self.job, loaded, [], {})
+        written = [pending.finish() for pending in loaded.pending]
+        rows = list(zip(*written, strict=True))
+        self._usage = sum((one.usage for row in rows for one in row), self._usage)
+        self._usage += Usage(refused=sum(any(one.reason for one in row) for row in rows))
         texts = [
-            given + [caption.text for caption in written]
-            for given, written in zip(loaded.captions, synthetic, strict=True)
+            given + [text for one in row for text in one.texts]
+            for given, row in zip(loaded.captions, rows, strict=True)
         ]
         scores: dict[str, list[list[float | None]]] = {}
         for each in self.filters:
-            cleaned = [[each.model.clean(text) for text in own] for own in texts]
+            cleaned = [[each.clean(text) for text in own] for own in texts]
             images = loaded.images[each.input_key]
             scores |= each.score(images, cleaned, self.settings.first_token)
-        return _columns(loaded, synthetic, scores, self.job)
-
-    def _write_captions(self, loaded: LoadedBatch) -> list[list[Caption]]:
-        """For each image the texts of the first captioner, then those of the next."""
-        # By the row's id: neither batch nor worker nor place in the table decides what is drawn.
-        seeds = [named_seed(self.settings.seed, row_id) for row_id in loaded.ids]
-        written: list[list[Caption]] = [[] for _ in seeds]
-        for captioner in self.captioners:
-            captions = captioner.generate(
-                captioner.encode(loaded.images[str(captioner.image_size)]),
-                self.settings.decoding,
-                prompt=self.settings.prompt,
-                seeds=seeds,
-                num_captions=self.settings.num_captions,
-            )
-            for of_image, own in zip(written, captions, strict=True):
-                of_image += own
-        return written
+        return _columns(self.job, loaded, rows, scores)
 
     def _seal(self, unit: Unit, fresh: "dict[int, pa.Table]") -> FragmentResult:
         """Write the fragment's data file, from what was just computed and what was saved before."""
@@ -256,7 +293,7 @@ class Worker:
         used_pieces = len(fresh) < count
         # What was saved of a fragment that cannot be read any more would make half a fragment.
         if unit.failure:
-            columns = _reason_columns(unit.failure, unit.num_rows, self.job)
+            columns = _reason_columns(self.job, unit.failure, unit.num_rows)
         else:
             if used_pieces:
                 fresh = self._pieces.read(unit, self.settings.batch_size) | fresh
@@ -279,23 +316,34 @@ class Worker:
         return self._table
 
 
+def _until_there(loaded: LoadedBatch) -> Iterator[Waiting]:
+    """Yields while what was begun about a batch is not there yet."""
+    for pending in loaded.pending:
+        while (line := pending.wait(_WAIT_SECONDS)) is not None:
+            yield Waiting(line)
+
+
 def _columns(
-    loaded: LoadedBatch,
-    synthetic: list[list[Caption]],
-    scores: dict[str, list[list[float | None]]],
     job: CapFiltJob,
+    loaded: LoadedBatch,
+    written: Sequence[Sequence[Written]],
+    scores: dict[str, list[list[float | None]]],
 ) -> "pa.Table":
+    """The columns of a batch, given what each captioner has written about each image."""
     import pyarrow as pa
 
+    names = job.captioner_names
     values: dict[str, list[object]] = {name: [None] * loaded.num_rows for name in job.columns}
     for number, place in enumerate(loaded.places):
         given = len(loaded.captions[number])
-        written = synthetic[number]
-        values["synthetic"][place] = [caption.text for caption in written]
-        values["synthetic_logprob"][place] = [caption.logprob for caption in written]
-        each = len(written) // len(job.captioners)
-        names = [name for name in job.captioners for _ in range(each)]
-        values["synthetic_captioner"][place] = names
+        own = list(zip(names, written[number], strict=True))
+        values["synthetic"][place] = [text for _, one in own for text in one.texts]
+        values["synthetic_logprob"][place] = [
+            logprob for _, one in own for logprob in one.logprobs or [None] * len(one.texts)
+        ]
+        values["synthetic_captioner"][place] = [name for name, one in own for _ in one.texts]
+        if reasons := [f"{name}: {one.reason}" for name, one in own if one.reason]:
+            values[SYNTHETIC_ERROR][place] = "; ".join(reasons)
         for score, of_images in scores.items():
             values[score_column("captions", score)][place] = of_images[number][:given]
             values[score_column("synthetic", score)][place] = of_images[number][given:]
@@ -304,7 +352,7 @@ def _columns(
     return pa.table(values, schema=column_schema(job.columns))
 
 
-def _reason_columns(reason: str, num_rows: int, job: CapFiltJob) -> "pa.Table":
+def _reason_columns(job: CapFiltJob, reason: str, num_rows: int) -> "pa.Table":
     """The columns of rows that have no result, all for one reason."""
     import pyarrow as pa
 

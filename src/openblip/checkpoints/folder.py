@@ -5,6 +5,7 @@ as, for which the layouts of others have other words: they are the tables at the
 """
 
 import json
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from openblip.checkpoints.original_layout import Kind
 from openblip.model import Med
 from openblip.model.config import config_from_dict, config_to_dict
 from openblip.runtime.atomic import replace_folder
-from openblip.runtime.errors import CheckpointError, DataError, RecipeError
+from openblip.runtime.errors import CheckpointError, DataError, OpenBlipWarning, RecipeError
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -49,6 +50,8 @@ class FolderConfig:
     """What the model was trained as."""
     max_tokens: int
     """Longest text, special tokens included."""
+    given_tokens: int = 0
+    """Longest text that a captioner reads before it writes; 0 where it was not trained to."""
     trained: tuple[str, ...] | None = None
     """Heads that its last training was for; None where that was not noted."""
 
@@ -76,6 +79,8 @@ class LoadedModel:
     """What errors name."""
     trained: tuple[str, ...] | None = None
     """Heads that its last training was for; None where that was not noted."""
+    given_tokens: int = 0
+    """Longest text that a captioner reads before it writes; 0 where it was not trained to."""
 
     @property
     def med(self) -> Med:
@@ -99,6 +104,7 @@ def save_folder(
     kind: str,
     max_tokens: int,
     trained: Collection[str] | None = None,
+    given_tokens: int = 0,
 ) -> None:
     """Write a model folder, whole or not at all; one that was there is replaced.
 
@@ -109,7 +115,7 @@ def save_folder(
     check_replaceable(folder, (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE))
     try:
         with replace_folder(folder) as unfinished:
-            write_model(unfinished, model, tokenizer, kind, max_tokens, trained)
+            write_model(unfinished, model, tokenizer, kind, max_tokens, trained, given_tokens)
     except OSError as error:
         raise CheckpointError(str(error)) from error
 
@@ -121,6 +127,7 @@ def write_model(
     kind: str,
     max_tokens: int,
     trained: Collection[str] | None = None,
+    given_tokens: int = 0,
 ) -> None:
     """Write the files of a model into a folder that is there, beside what else it holds.
 
@@ -144,6 +151,8 @@ def write_model(
         "preprocess": _preprocess(model.config),
         "text": {"max_tokens": max_tokens},
     }
+    if given_tokens:
+        config["text"] = {"max_tokens": max_tokens, "given_tokens": given_tokens}
     if family.reference is not None:
         config["class"] = family.reference
     # Left out where nobody knows, and not only empty: a head that is not named counts as untrained.
@@ -188,6 +197,7 @@ def read_folder(folder: Path) -> LoadedModel:
         max_tokens=config.max_tokens,
         source=str(folder),
         trained=config.trained,
+        given_tokens=config.given_tokens,
     )
 
 
@@ -211,7 +221,8 @@ def read_config(folder: Path) -> FolderConfig:
             family=family,
             model=config_from_dict(family.config, values["model"]),
             kind=values["kind"],
-            max_tokens=_max_tokens(values["text"]["max_tokens"]),
+            max_tokens=_num_tokens(values["text"], "max_tokens", FEWEST_TOKENS),
+            given_tokens=_num_tokens({"given_tokens": 0, **values["text"]}, "given_tokens", 0),
             trained=_trained(values.get("trained")),
         )
         _check_heads_are_said(values["model"])
@@ -243,10 +254,11 @@ def _trained(value: Any) -> tuple[str, ...] | None:
     return tuple(value)
 
 
-def _max_tokens(value: object) -> int:
+def _num_tokens(text: Mapping[str, Any], name: str, least: int) -> int:
+    value = text[name]
     # To Python, True is a whole number.
-    if isinstance(value, bool) or not isinstance(value, int) or value < FEWEST_TOKENS:
-        raise ValueError(f"text.max_tokens is {value!r:.40}; expected {FEWEST_TOKENS} or more")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f"text.{name} is {value!r:.40}; expected {least} or more")
     return value
 
 
@@ -267,6 +279,22 @@ def _check_format(values: dict[str, Any], path: Path) -> None:
         raise CheckpointError(
             f"{path}: format_version is {values.get('format_version')!r:.40}, this version of "
             f"OpenBLIP reads {_VERSION}; update OpenBLIP"
+        )
+
+
+def warn_of_given_text(given_tokens: int, layout: str) -> None:
+    """Tell that a layout does not say that a captioner reads a given text.
+
+    Args:
+        given_tokens: of the captioner; of 0 there is nothing to tell.
+        layout: whose it is.
+    """
+    if given_tokens:
+        warnings.warn(
+            f"{layout} has no place for what this captioner reads before it writes (given_tokens "
+            f"{given_tokens}): what is loaded from it writes without a given text",
+            OpenBlipWarning,
+            stacklevel=3,
         )
 
 

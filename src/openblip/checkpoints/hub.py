@@ -75,7 +75,7 @@ def split_revision(source: str) -> tuple[str, str | None]:
     return repo_id, revision or None
 
 
-def fetch_repository(repo_id: str, revision: str | None = None) -> Path:
+def fetch_repository(repo_id: str, revision: str | None = None, more: tuple[str, ...] = ()) -> Path:
     """The local folder of a hub repository's model: configuration, weights, tokenizer, processor.
 
     Of the weights, safetensors are taken, and `pytorch_model.bin` only where there are none. Files
@@ -85,6 +85,7 @@ def fetch_repository(repo_id: str, revision: str | None = None) -> Path:
     Args:
         repo_id: as in `organisation/name`.
         revision: branch, tag or commit; the main branch by default.
+        more: patterns of files of the top folder that are fetched too, if they are there.
 
     Raises:
         CheckpointError: if there is no such repository or revision, it may not be read, it holds
@@ -97,9 +98,9 @@ def fetch_repository(repo_id: str, revision: str | None = None) -> Path:
         "leaves small ones of drawn shapes: demo/captioner, and demo/filter that matches"
     )
     with _as_checkpoint_error(name, remedy), _client_settings():
-        folder = _snapshot(repo_id, revision, _SAFETENSORS)
+        folder = _snapshot(repo_id, revision, (*_SAFETENSORS, *more))
         if _missing_weights(folder, _SAFETENSORS_FILE) == _SAFETENSORS_FILE:
-            folder = _snapshot(repo_id, revision, _BIN)
+            folder = _snapshot(repo_id, revision, (*_BIN, *more))
         if missing := _missing(folder):
             raise CheckpointError(
                 f"{name}: no {missing} in it, nor in its cache {folder}; give a repository of a "
@@ -141,7 +142,7 @@ def fetch_bert_vocabulary() -> Path:
     return Path(folder) / _VOCABULARY_FILE
 
 
-def _snapshot(repo_id: str, revision: str | None, weights: tuple[str, ...]) -> Path:
+def _snapshot(repo_id: str, revision: str | None, more: tuple[str, ...]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -149,7 +150,7 @@ def _snapshot(repo_id: str, revision: str | None, weights: tuple[str, ...]) -> P
         folder = snapshot_download(
             repo_id,
             revision=revision,
-            allow_patterns=[*_SMALL_FILES, *weights],
+            allow_patterns=[*_SMALL_FILES, *more],
             # A pattern's star matches a slash too.
             ignore_patterns=["*/*"],
         )

@@ -55,6 +55,8 @@ class ModelOutline:
     tokenizer: TextTokenizer
     image_size: int
     """Side of the square that images are resized to, in pixels."""
+    given_tokens: int = 0
+    """Longest text that a captioner reads before it writes; 0 where it reads none."""
 
 
 def read_model(path: Path) -> LoadedModel:
@@ -79,9 +81,10 @@ def read_outline(path: Path) -> ModelOutline:
         return ModelOutline(loaded.model.config, loaded.tokenizer, loaded.image_size)
     config = read_config(path)
     try:
-        return ModelOutline(config.model, TextTokenizer.from_file(path), config.image_size)
+        tokenizer = TextTokenizer.from_file(path)
     except DataError as error:
         raise CheckpointError(f"{path}: its tokenizer cannot be read ({error})") from error
+    return ModelOutline(config.model, tokenizer, config.image_size, config.given_tokens)
 
 
 def _read_original(path: Path) -> LoadedModel:

@@ -1,21 +1,22 @@
-"""`openblip capfilt`: run, scores, fit, status, select, report."""
+"""`openblip capfilt`: run, add-texts, status, select, report."""
 
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from openblip.cli.data import WithoutName
-from openblip.cli.flags import DecodingFlags
+from openblip.cli.flags import DecodingFlags, check_thresholds
 from openblip.cli.output import check_outputs, print_json, print_table
-from openblip.runtime.ranges import Count, Finite, NotNegative, Seed, Share, Workers
+from openblip.runtime.ranges import Count, Finite, NotNegative, Positive, Seed, Share, Workers
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from openblip.capfilt.fit import SourceFit
+    from openblip.capfilt.endpoint import Requests
+    from openblip.capfilt.job import JobStatus
     from openblip.capfilt.pools import RayCluster
     from openblip.capfilt.run import CapFiltResult
     from openblip.capfilt.select import Cut, KeepRate, NoiseQuality, Rejected, Spread
@@ -25,6 +26,50 @@ if TYPE_CHECKING:
 _NUCLEUS = DecodingFlags(method="nucleus")
 
 
+@dataclass(frozen=True, kw_only=True)
+class OtherCaptioners:
+    """Flags of captioners that are not ours."""
+
+    instruction: str | None = None
+    """hf: and openai: what is said beside the image; default: to describe it in one sentence, where
+    a model is talked to."""
+    max_new_tokens: Count = 64
+    """hf: and openai: most tokens of a text."""
+    image_side: Count = 1024
+    """openai: longer side of the images that are sent, in pixels."""
+    requests: Count = 8
+    """openai: requests at once, of all workers together."""
+    request_seconds: Positive = 120.0
+    """openai: a request without an answer by then is made again."""
+    patience: NotNegative = 600.0
+    """openai: seconds for which a server that answers nothing is waited for before the job stops
+    (the same command goes on)."""
+    api_key_of: tuple[str, ...] = ()
+    """openai: environment variable with the key: VARIABLE, or HOST=VARIABLE for each server."""
+
+    def settings(self) -> dict[str, Any]:
+        """What decides what is written."""
+        return {
+            "instruction": self.instruction,
+            "max_new_tokens": self.max_new_tokens,
+            "image_side": self.image_side,
+        }
+
+    def how_asked(self) -> "Requests":
+        """How servers are asked."""
+        from openblip.capfilt.endpoint import Requests
+
+        return Requests(
+            at_once=self.requests,
+            seconds=self.request_seconds,
+            patience=self.patience,
+            key_of=self.api_key_of,
+        )
+
+
+_OTHERS = OtherCaptioners()
+
+
 def run(
     table: tyro.conf.Positional[str],
     /,
@@ -32,7 +77,9 @@ def run(
     captioner: tuple[str, ...],
     filter: tuple[str, ...],
     decoding: Annotated[DecodingFlags, tyro.conf.arg(name="")] = _NUCLEUS,
+    others: Annotated[OtherCaptioners, tyro.conf.arg(name="")] = _OTHERS,
     prompt: str = "a picture of ",
+    given: Literal["web"] | None = None,
     num_captions: Count = 1,
     first_token: Literal["[ENC]", "[CLS]"] = "[ENC]",
     batch_size: Count = 32,
@@ -48,16 +95,21 @@ def run(
 
     Adds columns; a stopped job goes on where it was. Example:
     openblip capfilt run pairs.lance --captioner runs/captioner --filter runs/filter
+    openblip capfilt run pairs.lance --captioner openai:http://127.0.0.1:8000/v1#MODEL --filter ...
 
     Args:
         table: the pair table.
-        captioner: what writes captions, one or several: each a model folder, run directory, file,
-            https address or hub repository.
-        filter: what scores texts, one or several: the same, or a CLIP or SigLIP of transformers or
-            open_clip (open_clip:ARCHITECTURE/PRETRAINED), whose cosines go into a column of its
-            own; NAME=MODEL names it.
+        captioner: what writes captions, one or several: a model folder, run directory, file, https
+            address or hub repository of ours; hf:NAME, an image-to-text model of transformers;
+            openai:URL#MODEL, a server of chat completions; texts:NAME of `capfilt add-texts`.
+        filter: what scores texts, one or several: a model of ours, or a CLIP or SigLIP of
+            transformers or open_clip (open_clip:ARCHITECTURE/PRETRAINED), whose cosines go into a
+            column of its own; NAME=MODEL names it.
         decoding: how tokens are chosen; nucleus as in the paper.
-        prompt: what the captioner continues.
+        others: flags of captioners that are not ours.
+        prompt: what a captioner of ours continues.
+        given: web lets captioners that were fine-tuned with --given web read the first text of each
+            row before they write, and keep its names.
         num_captions: synthetic captions per image and captioner.
         first_token: of a matched text; [CLS] as some released models do.
         batch_size: rows that are worked on together.
@@ -78,15 +130,88 @@ def run(
         filter=filter if len(filter) > 1 else filter[0],
         decoding=decoding.decoding(),
         prompt=prompt,
+        given=given,
         num_captions=num_captions,
         first_token=first_token,
         batch_size=batch_size,
         seed=seed,
+        **others.settings(),
     )
     result = run_capfilt(
-        table, settings, processes=processes, ray=cluster, save_seconds=save_seconds
+        table,
+        settings,
+        processes=processes,
+        ray=cluster,
+        save_seconds=save_seconds,
+        requests=others.how_asked(),
     )
     return _print_result(table, result, json)
+
+
+def add_texts(
+    table: tyro.conf.Positional[str],
+    file: tyro.conf.Positional[Path],
+    /,
+    *,
+    name: str,
+    replace: bool = False,
+    filter: str | None = None,
+    json: bool = False,
+) -> int:
+    """Put texts made elsewhere beside the rows of a table: a captioner texts:NAME of a job.
+
+    Example: openblip capfilt add-texts pairs.lance captions.jsonl --name captioner2
+
+    Args:
+        table: the pair table.
+        file: JSON lines with id or image, and text, texts, caption or captions; what
+            `openblip caption` writes is one.
+        name: of the captioner, as the column synthetic_captioner will say it.
+        replace: texts of this name that are there.
+        filter: score them at once with this filter, as a job whose only captioner they are.
+        json: print the result as JSON.
+    """
+    from openblip.capfilt.texts import add_texts as add
+    from openblip.capfilt.texts import check_only_texts
+
+    if filter is not None:
+        check_only_texts(table, name)
+    added = add(table, file, name, replace=replace)
+    if json:
+        print_json(asdict(added))
+    else:
+        print(
+            f"{table}: {added.texts:,} texts for {added.rows:,} rows; {added.without:,} web rows "
+            "have none"
+        )
+    told = {
+        "ids or images that no row has": added.unknown,
+        "names of images that several rows have, whose texts were left out": added.ambiguous,
+        "records without an id or a text": added.refused,
+    }
+    for what, left in told.items():
+        if left.count:
+            print(f"{what}: {left}", file=sys.stderr)
+    if added.repeated:
+        print(f"texts given twice, taken once: {added.repeated:,}", file=sys.stderr)
+    if added.of_people:
+        print(
+            f"rows of origin human, to which a job adds nothing: {added.of_people:,}",
+            file=sys.stderr,
+        )
+    if filter is None:
+        if not json:
+            print(f"next: openblip capfilt run {table} --captioner texts:{name} --filter ...")
+        return 0
+    return _score_texts(table, name, filter, json)
+
+
+def _score_texts(table: str, name: str, filter: str, json: bool) -> int:
+    from openblip.capfilt.job import CapFiltSettings
+    from openblip.capfilt.run import run_capfilt
+
+    settings = CapFiltSettings(captioner=f"texts:{name}", filter=filter)
+    return _print_result(table, run_capfilt(table, settings), json)
 
 
 def _cluster(
@@ -112,144 +237,11 @@ def _print_result(table: str, result: "CapFiltResult", json: bool) -> int:
             f"{table}: {result.rows} rows, {result.computed} computed in {result.seconds:.0f} s, "
             f"{result.errors} without result (column capfilt_error)"
         )
+        if result.refused:
+            print(f"{result.refused} without a text of some captioner (column synthetic_error)")
     for reason in result.failed:
         print(f"failed, the same command tries again: {reason}", file=sys.stderr)
     return 1 if result.failed else 0
-
-
-def scores(
-    table: tyro.conf.Positional[str],
-    /,
-    *,
-    filter: tuple[str, ...] = (),
-    neighbours: Count = 10,
-    sample: Count = 2048,
-    batch_size: Count = 32,
-    seed: Seed = 0,
-    device: str | None = None,
-    json: bool = False,
-) -> int:
-    """Say more of each given and synthetic text than its filter does, in columns of their own.
-
-    Whether text and image are nearer to each other than to their neighbours, whether the captioner
-    writes the same, how common a text is in the table, and what further filters say. A stopped
-    call goes on where it was.
-
-    Example: openblip capfilt scores pairs.lance
-    openblip capfilt scores pairs.lance --filter runs/filter openai/clip-vit-base-patch32
-
-    Args:
-        table: a table that `openblip capfilt run` has scored.
-        filter: models, as of capfilt run; texts and images are compared in the space of the first,
-            and each one that has not scored the table yet does. By default those that have.
-        neighbours: how many of the nearest texts (and images) of the sample normalise a cosine.
-        sample: rows of the table among which neighbours are looked for.
-        batch_size: rows that are read and scored together.
-        seed: decides which rows are in the sample.
-        device: default: the GPU where there is one.
-        json: print the result as JSON.
-    """
-    from openblip.capfilt.scores import ScoreSettings, score_table
-    from openblip.table.table import PairTable
-
-    settings = ScoreSettings(
-        filters=filter, neighbours=neighbours, sample=sample, batch_size=batch_size, seed=seed
-    )
-    report = score_table(PairTable.open(table), settings, device=device)
-    if json:
-        print_json(asdict(report))
-        return 0
-    print(f"{table}: {report.rows} rows computed; scores of its texts: {', '.join(report.scores)}")
-    for line in report.missing:
-        print(f"not there: {line}")
-    return 0
-
-
-def fit(
-    table: tyro.conf.Positional[str],
-    /,
-    *,
-    filter: tuple[str, ...] = (),
-    captioner: tuple[str, ...] = (),
-    images: Count = 1000,
-    folds: Count = 5,
-    batch_size: Count = 32,
-    seed: Seed = 0,
-    partly_is_right: bool = False,
-    device: str | None = None,
-    json: bool = False,
-) -> int:
-    """Fit one calibrated probability, the score right, to all scores of a table.
-
-    Learns from human pairs of the table and typed corruptions of them, and from reviewed verdicts.
-    Needs `openblip capfilt scores`, and the extra fit (scikit-learn).
-
-    Example: openblip capfilt fit pairs.lance
-    openblip capfilt select pairs.lance --score right
-
-    Args:
-        table: with human pairs, and scored.
-        filter: where the models of the table's scores lie now; by default where they were.
-        captioner: where the captioners of the table's job lie now; the same.
-        images: human images whose texts are corrupted, drawn by the seed where there are more.
-        folds: of the cross-validation.
-        batch_size: images that are scored together.
-        seed: decides images, corruptions, folds and models.
-        partly_is_right: a reviewed text with a wrong detail counts as right.
-        device: default: the GPU where there is one.
-        json: print the report as JSON.
-    """
-    from openblip.capfilt.fit import FitSettings, fit_table
-    from openblip.table.table import PairTable
-
-    settings = FitSettings(
-        filters=filter,
-        captioners=captioner,
-        images=images,
-        folds=folds,
-        batch_size=batch_size,
-        seed=seed,
-        partly_is_right=partly_is_right,
-    )
-    report = fit_table(PairTable.open(table), settings, device=device)
-    if json:
-        print_json(report.as_plain())
-        return 0
-    kinds = ", ".join(f"{count} {kind}" for kind, count in report.texts.items())
-    print(f"{table}: {report.images} human images: {kinds}")
-    for line in report.left_out:
-        print(f"left out: {line}")
-    for found in report.fits:
-        _print_fit(found)
-    return 0
-
-
-def _print_fit(found: "SourceFit") -> None:
-    told = found.told
-    losses = ", ".join(f"{name} {loss:.4f}" for name, loss in told["losses"].items())
-    print(
-        f"\n{found.source} texts: {told['model']} (out-of-fold loss: {losses}), "
-        f"{told['calibration']} calibration, error {told['error']:.3f}; "
-        f"{told['texts']} texts, {told['reviewed']} of them reviewed"
-    )
-    print(
-        f"AUC {told['auc']:.3f}; best single score: {told['single']} {told['single_auc']:.3f}; "
-        f"difference {told['gain']:+.3f} ({told['gain_low']:+.3f} to {told['gain_high']:+.3f}); "
-        f"{100 * found.share:.0f} % of the table's texts are right (by {found.share_from})"
-    )
-    rows = [
-        [name, f"{lost:.4f}", "" if weight is None else f"{weight:+.2f}"]
-        for name, lost, weight in told["importance"]
-    ]
-    print_table(["score", "AUC lost without it", "weight"], rows)
-    kinds = [
-        [kind["kind"], str(kind["texts"]), f"{kind['combination']:.3f}", f"{kind['single']:.3f}"]
-        for kind in told["kinds"]
-    ]
-    header = ["kind of noise", "texts", f"precision at recall {told['recall']:g}"]
-    print_table([*header, f"by {told['single']} alone"], kinds)
-    bins = [[f"{p:.2f}", f"{share:.2f}", str(count)] for p, share, count in told["reliability"]]
-    print_table(["told probability", "share that is right", "texts"], bins)
 
 
 def status(
@@ -257,6 +249,7 @@ def status(
     /,
     *,
     price_per_hour: NotNegative | None = None,
+    price_per_million_tokens: tuple[NotNegative, NotNegative] | None = None,
     json: bool = False,
 ) -> int:
     """How far the job on a table is: while it runs, after a kill, or when it is finished.
@@ -266,12 +259,12 @@ def status(
     Args:
         table: the pair table.
         price_per_hour: of one worker (a GPU, say); gives the cost of a million images.
+        price_per_million_tokens: that an openai: captioner reads, and that it writes.
         json: print JSON.
     """
     from openblip.capfilt.job import job_status
-    from openblip.runtime.progress import duration
 
-    found = job_status(table, price_per_hour)
+    found = job_status(table, price_per_hour, price_per_million_tokens)
     if json:
         print_json(asdict(found))
         return 0
@@ -281,18 +274,35 @@ def status(
     print(f"{table}: job {found.fingerprint}, {state}")
     rows = [[name, str(found.fragments[name]), str(found.rows[name])] for name in found.fragments]
     print_table(["state", "fragments", "rows"], rows)
+    print(*_status_lines(found), sep="\n")
+    return 0
+
+
+def _status_lines(found: "JobStatus") -> list[str]:
+    from openblip.runtime.progress import duration
+
     total = sum(found.rows.values())
     line = f"{found.rows_done} of {total} rows, {found.num_errors} without result"
     if found.rate:
         line += f", {found.rate:.1f} images/s"
     if found.seconds_left is not None:
         line += f", {duration(found.seconds_left)} left"
-    print(line)
+    lines = [line]
+    if found.num_refused:
+        lines.append(
+            f"{found.num_refused} rows without a text of some captioner (column synthetic_error)"
+        )
+    if found.tokens_read or found.tokens_written:
+        lines.append(
+            f"servers read {found.tokens_read:,.0f} and write {found.tokens_written:,.0f} tokens "
+            "an image"
+        )
+    if found.num_cut:
+        lines.append(f"{found.num_cut} texts ended at --max-new-tokens: a higher one ends fewer")
     if found.cost_per_million is not None:
-        print(f"a million images cost {found.cost_per_million:,.2f} at this rate and price")
-    for reason in found.failed:
-        print(f"failed: {reason}")
-    return 0
+        lines.append(f"a million images cost {found.cost_per_million:,.2f} at this rate and price")
+    lines += [f"not repeatable: {line}" for line in found.unrepeatable]
+    return lines + [f"failed: {reason}" for reason in found.failed]
 
 
 def select(
@@ -347,15 +357,15 @@ def select(
     from openblip.table.scores import PROBABILITIES
     from openblip.table.table import PairTable
 
+    check_thresholds("--thresholds", thresholds, score)
     opened = PairTable.open(table)
     certificate = certificate_of(opened, precision, confidence, partly_is_right, score)
     if certificate is not None and certificate.threshold is not None:
         thresholds = (certificate.threshold, *thresholds)
     shares = [*map(_share, keep), *(1.0 - quantile for quantile in quantiles)]
     if not thresholds and not shares:
-        is_probability = score in PROBABILITIES
-        thresholds = DEFAULT_THRESHOLDS if is_probability else ()
-        shares = [] if is_probability else [1.0 - share for share in DEFAULT_THRESHOLDS]
+        thresholds = DEFAULT_THRESHOLDS if score in PROBABILITIES else ()
+        shares = [] if thresholds else [1.0 - share for share in DEFAULT_THRESHOLDS]
     scores = read_scores(opened, score)
     found = cuts(scores, shares)
     rejected = rejections(opened, thresholds, itm_of, without, score)
@@ -364,10 +374,8 @@ def select(
         print(line, file=sys.stderr)
     quality = {value: noise_quality(scores["web"], value) for value in thresholds}
     if json:
-        told = rates, found, spreads(scores), rejected, quality
-        print_json(
-            {**_selected(*told), "certificate": certificate and certificate_json(certificate)}
-        )
+        told = _selected(rates, found, spreads(scores), rejected, quality)
+        print_json({**told, "certificate": certificate and certificate_json(certificate)})
         return _uncertified(certificate)
     if certificate is not None:
         print(certificate)
@@ -480,6 +488,7 @@ def report(
     from openblip.capfilt.report import write_report
     from openblip.table.table import PairTable
 
+    check_thresholds("--threshold", [] if threshold is None else [threshold], score)
     check_outputs({"-o": output})
     opened = PairTable.open(table)
     written = write_report(

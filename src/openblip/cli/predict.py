@@ -44,6 +44,7 @@ def caption(
     split: str | None = None,
     decoding: Annotated[DecodingFlags, tyro.conf.arg(name="")] = _DECODING,
     prompt: str = "a picture of ",
+    given: str | None = None,
     num_captions: Count = 1,
     seed: Seed = 0,
     batch_size: Count = 16,
@@ -71,6 +72,8 @@ def caption(
         split: of pair tables only this one.
         decoding: how tokens are chosen.
         prompt: what the model continues.
+        given: of one image: a text about it whose names the caption may keep, as of a web page; for
+            a captioner that was fine-tuned with --given web.
         num_captions: captions an image.
         seed: nucleus: same seed and name of an image within its folder, same captions.
         batch_size: images at once.
@@ -81,10 +84,16 @@ def caption(
     from openblip.inference.loading import PUBLISHED
     from openblip.inference.many_images import CaptionSettings, CaptionTarget
 
+    if given is not None and not _is_one_file(paths):
+        raise RecipeError(
+            "--given is about one image: give one image file, or write the texts of many into a "
+            "table and let `openblip capfilt run --given web` read them"
+        )
     settings = CaptionSettings(
         model=model or PUBLISHED["caption"],
         decoding=decoding.decoding(),
         prompt=prompt,
+        given=given,
         num_captions=num_captions,
         seed=seed,
         image_size=image_size,
@@ -93,6 +102,12 @@ def caption(
     )
     target = CaptionTarget(file=output, form=format, sidecar=sidecar, overwrite=overwrite)
     return _caption(paths, split, settings, target, batch_size)
+
+
+def _is_one_file(paths: tuple[str, ...]) -> bool:
+    from openblip.inference.image_sources import is_single
+
+    return len(paths) == 1 and is_single(paths[0])
 
 
 def _caption(

@@ -34,6 +34,7 @@ transformers), a run, an original .pth file or its address, or a name of the Hug
 
 The same command goes on with a run that was stopped. Example:
 openblip finetune captioner pairs.lance runs/captioner --init-from runs/noisy --train.epochs 5
+openblip finetune captioner pairs.lance runs/rewriter --init-from runs/noisy --given web
 openblip finetune retrieval pairs.lance runs/low-rank --init-from runs/noisy --lora.rank 8
 --optimiser.lr 2e-4"""
 
@@ -70,6 +71,8 @@ def finetune(words: list[str], prog: str) -> int:
     recipe = _named(task, FINETUNE_RECIPES, "task", table, "MODEL", 384)
     if _HELP & set(rest):
         _flagged(recipe, rest, prog, _FINETUNE_HELP)
+    # What is given decides what is learnt, so that it has a name for itself.
+    rest = [f"--data.{word[2:]}" if word.split("=")[0] == "--given" else word for word in rest]
     source, rest = _take_flag(rest, "--init-from", usage)
     announce(prog)
     from openblip.checkpoints.reading import find_model, read_outline

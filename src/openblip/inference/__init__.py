@@ -3,7 +3,7 @@
 from openblip.inference.answers import Answer
 from openblip.inference.blip import Blip
 from openblip.inference.calibration import Calibration, calibrate
-from openblip.inference.captions import Caption
+from openblip.inference.captions import Caption, GivenPrompt
 from openblip.inference.decoding import Decoding
 from openblip.inference.embedder import Embedder
 from openblip.inference.explanation import Heatmap
@@ -17,6 +17,7 @@ __all__ = [
     "Caption",
     "Decoding",
     "Embedder",
+    "GivenPrompt",
     "Heatmap",
     "Match",
     "calibrate",

@@ -9,19 +9,23 @@ from typing import Any, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
-from PIL import Image
 from torch import Tensor
 
 from openblip.batches.shuffle import keyed_hash
 from openblip.batches.tokenizer import TextTokenizer, TokenBatch
-from openblip.batches.transforms import eval_transform
 from openblip.batches.unknown_words import warn_of_unknown_words
 from openblip.checkpoints.families import AnyModel, check_image_size
-from openblip.checkpoints.folder import TO_HUGGINGFACE, TRAINED_AS, original_kind, save_folder
+from openblip.checkpoints.folder import (
+    TO_HUGGINGFACE,
+    TRAINED_AS,
+    original_kind,
+    save_folder,
+    warn_of_given_text,
+)
 from openblip.checkpoints.huggingface import save_huggingface
 from openblip.checkpoints.original import save_original
 from openblip.inference.answers import Answer, AnswerList, top_answers
-from openblip.inference.captions import PROMPT, Caption, caption_encoded
+from openblip.inference.captions import PROMPT, Caption, GivenPrompt, Prompt, caption_encoded
 from openblip.inference.decoding import Decoding, Method, Scoring
 from openblip.inference.encoding import (
     EncodedImages,
@@ -75,6 +79,7 @@ class Blip:
         image_size: height and width to which images are resized, in pixels.
         max_tokens: longer texts are cut to this when they are embedded or matched.
         trained: heads that its last training was for; None where only the kind tells it.
+        given_tokens: longest text that it reads before it captions; 0 where it reads none.
     """
 
     def __init__(
@@ -85,9 +90,10 @@ class Blip:
         image_size: int,
         max_tokens: int,
         trained: tuple[str, ...] | None = None,
+        given_tokens: int = 0,
     ) -> None:
         self.model = model.eval()
-        self.trained = trained
+        self.trained, self.given_tokens = trained, given_tokens
         self._told: set[str] = set()
         # Texts of ALBEF have no `[SEP]`.
         self.tokenizer = tokenizer.without_end() if isinstance(model, Albef) else tokenizer
@@ -174,7 +180,7 @@ class Blip:
         top_p: float = 0.9,
         repetition_penalty: float = 1.0,
         length_penalty: float = 1.0,
-        prompt: str | Sequence[str] = PROMPT,
+        prompt: Prompt | Sequence[Prompt] = PROMPT,
         num_captions: int = 1,
         seed: int | None = None,
         scoring: Scoring = "original",
@@ -236,7 +242,7 @@ class Blip:
         images: Iterable[ImageSource],
         decoding: Decoding | None = None,
         *,
-        prompt: str | Iterable[str] = PROMPT,
+        prompt: Prompt | Iterable[Prompt] = PROMPT,
         num_captions: int = 1,
         seed: int | None = None,
         batch_size: int = 16,
@@ -255,14 +261,14 @@ class Blip:
         decoding = decoding or Decoding()
         # Not from torch's generator, whose state is the caller's.
         key = secrets.randbits(63) if seed is None else seed
-        prompts = repeat(prompt) if isinstance(prompt, str) else iter(prompt)
+        prompts = repeat(prompt) if isinstance(prompt, str | GivenPrompt) else iter(prompt)
         count, is_told = 0, False
         for encoded in map(self.encode, image_batches(images, self.image_size, batch_size)):
             # By an image's place, so that the size of batches changes no draw.
             seeds = [keyed_hash(key, count + place) for place in range(len(encoded))]
             count += len(encoded)
             own = list(islice(prompts, len(encoded)))
-            is_told = is_told or self.warn_of_unknown_words(list(dict.fromkeys(own)), "prompts")
+            is_told = is_told or self.warn_of_unknown_words([*map(str, own)], "prompts")
             yield from self.generate(encoded, decoding, own, seeds, num_captions)
 
     def match(
@@ -303,10 +309,7 @@ class Blip:
         first_token: FirstTokenName = "[ENC]",
         batch_size: int = 16,
     ) -> Float[Tensor, "images texts"]:
-        """Probabilities that they match, of every image with every text, on the CPU.
-
-        Each image is encoded once, with its cross-attention keys and values.
-        """
+        """Probabilities that they match, of every image with every text, on the CPU."""
         self.require("itm")
         texts = as_texts(texts)
         self.warn_of_unknown_words(texts)
@@ -461,17 +464,9 @@ class Blip:
         parts = [embed_texts(model, self._tokens(own, "[CLS]")).cpu() for own in batches]
         return torch.cat([torch.empty(0, model.config.embed_dim), *parts])
 
-    def prepare(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
-        """An RGB image as the model reads it; may be called from threads."""
-        return eval_transform(image, self.image_size)
-
     def embed_prepared(self, images: Tensor) -> Float[Tensor, "images embed"]:
         """As `embed_images`, of a batch of prepared images."""
         return embed_images(self._embedder(), self.encode_patches(images)).cpu()
-
-    def clean(self, text: str) -> str:
-        """A text as the model's training had it."""
-        return self.tokenizer.cleaning.caption(text)
 
     def encode(self, images: Float[Tensor, "images 3 height width"]) -> EncodedImages:
         """Encoded images, on the model's device; all in one pass.
@@ -492,7 +487,7 @@ class Blip:
         self,
         encoded: EncodedImages,
         decoding: Decoding,
-        prompt: str | Sequence[str] = PROMPT,
+        prompt: Prompt | Sequence[Prompt] = PROMPT,
         seeds: Sequence[int] | None = None,
         num_captions: int = 1,
     ) -> list[list[Caption]]:
@@ -507,7 +502,8 @@ class Blip:
             num_captions: per image.
         """
         self.require("lm")
-        return caption_encoded(encoded, self.tokenizer, decoding, prompt, seeds, num_captions)
+        own = self.tokenizer, decoding, prompt, seeds, num_captions, self.given_tokens
+        return caption_encoded(encoded, *own)
 
     def score(
         self,
@@ -535,7 +531,7 @@ class Blip:
     def save(self, folder: str | Path) -> None:
         """Write a model folder, which `load` reads."""
         check_image_size(self.model, self.image_size)
-        about = self.kind, self.max_tokens, self.trained
+        about = self.kind, self.max_tokens, self.trained, self.given_tokens
         save_folder(Path(folder), self.model, self.tokenizer, *about)
 
     def save_original(self, path: str | Path, kind: str | None = None) -> None:
@@ -556,6 +552,7 @@ class Blip:
             CheckpointError: if the layout has no place for the model, or it cannot be written.
             MissingHead: if the model lacks a head that the kind has.
         """
+        warn_of_given_text(self.given_tokens, "the original's layout")
         chosen = original_kind(self.kind, kind)
         check_image_size(self.model, self.image_size)
         save_original(Path(path), self.model, self.tokenizer, chosen, self.max_tokens)
@@ -574,6 +571,7 @@ class Blip:
             MissingHead: if the model lacks a head that the kind has.
         """
         check_image_size(self.model, self.image_size)
+        warn_of_given_text(self.given_tokens, "the layout of transformers")
         chosen: Any = kind or TO_HUGGINGFACE.get(self.kind)
         save_huggingface(Path(folder), self.model, self.tokenizer, chosen, self.max_tokens)
 

@@ -4,7 +4,7 @@ import math
 import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import NamedTuple
 
@@ -26,6 +26,22 @@ PROMPT = "a picture of "
 _WITHIN = "##"
 # What a piece of byte-level BPE is without the other bytes of its letter.
 _PART_OF_LETTER = "\ufffd"
+
+
+@dataclass(frozen=True)
+class GivenPrompt:
+    """A text about the image that a captioner reads before it continues a prompt."""
+
+    given: str
+    """Such as what a web page says; empty for nothing."""
+    prompt: str = PROMPT
+    """What the caption continues."""
+
+    def __str__(self) -> str:
+        return f"{self.given} {self.prompt}"
+
+
+Prompt = str | GivenPrompt
 
 
 @dataclass(frozen=True)
@@ -58,37 +74,42 @@ def caption_encoded(
     encoded: EncodedImages,
     tokenizer: TextTokenizer,
     decoding: Decoding,
-    prompt: str | Sequence[str],
+    prompt: Prompt | Sequence[Prompt],
     seeds: Sequence[int] | None = None,
     num_captions: int = 1,
+    given_tokens: int = 0,
 ) -> list[list[Caption]]:
     """A list per image, of `num_captions`; arguments and errors as in `generate`.
 
     Args:
         encoded: the images.
         tokenizer: of prompt and text.
-        decoding: how tokens are chosen; its lengths count each image's own prompt.
+        decoding: how tokens are chosen; its lengths count each image's own prompt, but not a text
+            that is given before it.
         prompt: of all images, or one per image. Images whose prompts have equally many tokens are
             captioned together, so that none is padded: a caption is that of its image and prompt
             alone.
         seeds: one per image.
         num_captions: per image.
+        given_tokens: longest given text; it is cut to this.
 
     Raises:
-        RecipeError: if there are not as many prompts as images.
+        RecipeError: if there are not as many prompts as images, or a text is given to a model that
+            reads none.
     """
-    prompts = [prompt] * len(encoded) if isinstance(prompt, str) else list(prompt)
+    prompts = [prompt] * len(encoded) if isinstance(prompt, str | GivenPrompt) else list(prompt)
     if len(prompts) != len(encoded):
         raise RecipeError(
             f"{len(prompts)} prompts for {len(encoded)} images; give one for all or one per image"
         )
     most = encoded.med.config.text.max_positions
-    ids_of = {text: prompt_ids(tokenizer, text, most) for text in dict.fromkeys(prompts)}
-    places_of_length: dict[int, list[int]] = defaultdict(list)
+    starts = {text: _start(tokenizer, text, most, given_tokens) for text in dict.fromkeys(prompts)}
+    ids_of = {text: ids for text, (ids, _) in starts.items()}
+    places_of_length: dict[tuple[int, int], list[int]] = defaultdict(list)
     for place, text in enumerate(prompts):
-        places_of_length[ids_of[text].shape[1]].append(place)
+        places_of_length[ids_of[text].shape[1], starts[text][1]].append(place)
     captions: list[list[Caption]] = [[] for _ in prompts]
-    for start, places in places_of_length.items():
+    for (start, given), places in places_of_length.items():
         memory = encoded.decoder_memory
         if len(places) < len(encoded):
             memory = memory.select(torch.tensor(places, device=memory.keys[0].device))
@@ -96,7 +117,7 @@ def caption_encoded(
             encoded.med.text,
             memory,
             torch.cat([ids_of[prompts[place]] for place in places]),
-            decoding,
+            _behind(decoding, given),
             tokenizer.special,
             None if seeds is None else [seeds[place] for place in places],
             num_captions,
@@ -104,6 +125,50 @@ def caption_encoded(
         for place, of_image in zip(places, texts, strict=True):
             captions[place] = [_caption(tokenizer, text, start) for text in of_image]
     return captions
+
+
+def _start(
+    tokenizer: TextTokenizer, prompt: Prompt, most: int, given_tokens: int
+) -> tuple[Int[Tensor, "1 tokens"], int]:
+    """`[DEC]`, what is given with its `[SEP]`, and the prompt; and how many ids are given."""
+    if isinstance(prompt, str):
+        return prompt_ids(tokenizer, prompt, most), 0
+    if not given_tokens:
+        raise RecipeError(
+            "this captioner was not fine-tuned to read a given text; load one of "
+            "`openblip finetune captioner ... --given web`, or give none"
+        )
+    (given,) = tokenizer.given_ids([tokenizer.cleaning.caption(prompt.given)], given_tokens)
+    ids = prompt_ids(tokenizer, prompt.prompt, most)
+    return torch.cat([ids[:, :1], torch.tensor([given], dtype=ids.dtype), ids[:, 1:]], 1), len(
+        given
+    )
+
+
+def cut_given(tokenizer: TextTokenizer, given: Sequence[str], given_tokens: int) -> int:
+    """How many of the texts are longer than what a captioner reads of them."""
+    pieces = tokenizer.pieces([tokenizer.cleaning.caption(text) for text in given])
+    return sum(len(own) > given_tokens for own in pieces)
+
+
+def _behind(decoding: Decoding, given: int) -> Decoding:
+    """How tokens are chosen behind so many given ids, which lengths do not count.
+
+    Raises:
+        RecipeError: what is given would be forbidden: a name in it could not be repeated.
+    """
+    if not given:
+        return decoding
+    if decoding.repetition_penalty != 1.0 or decoding.no_repeat_ngram_size:
+        raise RecipeError(
+            "repetition_penalty and no_repeat_ngram_size count what stands before a caption, and "
+            "would keep it from repeating a name of the given text: leave them out with one"
+        )
+    return replace(
+        decoding,
+        max_length=decoding.max_length + given,
+        min_length=decoding.min_length + given,
+    )
 
 
 def prompt_ids(tokenizer: TextTokenizer, prompt: str, most: int) -> Int[Tensor, "1 tokens"]:

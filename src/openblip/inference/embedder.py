@@ -41,16 +41,8 @@ class Embedder(Protocol):
         """Unit-length float32 embeddings of texts, on the CPU."""
         ...
 
-    def prepare(self, image: Image.Image) -> Float[Tensor, "3 height width"]:
-        """An RGB image as the image tower reads it; may be called from threads."""
-        ...
-
     def embed_prepared(self, images: Tensor) -> Float[Tensor, "images embed"]:
         """As `embed_images`, of a batch of prepared images."""
-        ...
-
-    def clean(self, text: str) -> str:
-        """A text as the model's training had it."""
         ...
 
     @property
@@ -98,10 +90,6 @@ class TwoTowers:
         """Unit-length float32 embeddings of texts, on the CPU."""
         batches = text_batches(texts, batch_size)
         return _joined([self._encode_texts(list(batch)) for batch in batches])
-
-    def clean(self, text: str) -> str:
-        """The text itself: the library's tokenizer does what there is to do."""
-        return text
 
     @property
     def device(self) -> torch.device:

@@ -70,7 +70,7 @@ def load(
         place = _usable(device)
     read = read_model(find_model(source))
     sizes = read.image_size, read.max_tokens
-    blip = Blip(read.model, read.tokenizer, read.kind, *sizes, read.trained)
+    blip = Blip(read.model, read.tokenizer, read.kind, *sizes, read.trained, read.given_tokens)
     check_weights(blip.model, str(source))
     if image_size is not None:
         blip.model.resize_images(image_size)

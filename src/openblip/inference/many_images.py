@@ -4,6 +4,7 @@ Captions in files are resumed: what is there is not done again.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ from openblip.inference.caption_output import (
     caption_format,
     format_name,
 )
-from openblip.inference.captions import PROMPT
+from openblip.inference.captions import PROMPT, GivenPrompt, Prompt, cut_given
 from openblip.inference.decoding import Decoding
 from openblip.inference.encoding import FirstTokenName
 from openblip.inference.image_sources import (
@@ -42,7 +43,7 @@ from openblip.inference.image_sources import (
 from openblip.inference.loading import load
 from openblip.inference.matching import Match
 from openblip.runtime.atomic import check_output, is_stream, open_stream
-from openblip.runtime.errors import DataError, RecipeError
+from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
 from openblip.runtime.interruption import Interruption
 from openblip.runtime.locks import only_one
 from openblip.runtime.progress import Progress
@@ -65,6 +66,8 @@ class CaptionSettings:
     """How tokens are chosen."""
     prompt: str = PROMPT
     """What a caption continues; may be empty."""
+    given: str | None = None
+    """What is known of the image: a text that the captioner reads before the prompt."""
     num_captions: int = 1
     """Captions per image."""
     seed: int = 0
@@ -77,12 +80,18 @@ class CaptionSettings:
     device: str | None = None
     """Where the model is; by default the best that there is."""
 
+    @property
+    def start(self) -> Prompt:
+        """What stands before a caption."""
+        return self.prompt if self.given is None else GivenPrompt(self.given, self.prompt)
+
     def stored(self, form: FormatName) -> dict[str, Any]:
         """What an output remembers: the model by its content, not by where it lies."""
         return {
             **self.decoding.stored(),
             # What came later stands there only where it is used, so that older files go on.
             **({} if self.image_size is None else {"image_size": self.image_size}),
+            **({} if self.given is None else {"given": self.given}),
             "prompt": self.prompt,
             "num_captions": self.num_captions,
             "seed": self.seed,
@@ -209,7 +218,8 @@ class _Job:
             size = settings.image_size
             blip = load(settings.model, settings.device, settings.dtype, image_size=size)
             blip.require("lm")
-            blip.warn_of_unknown_words([settings.prompt], "prompts")
+            blip.warn_of_unknown_words([str(settings.start)], "prompts")
+            _warn_of_cut(blip, settings.given)
             started = time.perf_counter()
             finish = partial(self._finish, blip)
             is_interrupted = _work_through(chain([first], images), blip, batch_size, finish)
@@ -227,7 +237,7 @@ class _Job:
             captions = blip.generate(
                 blip.encode(batch.images),
                 settings.decoding,
-                settings.prompt,
+                settings.start,
                 [named_seed(settings.seed, image.key) for image in batch.items],
                 settings.num_captions,
             )
@@ -424,3 +434,13 @@ def _work_through(
             if interruption.requested:
                 return True
     return False
+
+
+def _warn_of_cut(blip: Blip, given: str | None) -> None:
+    if given and blip.given_tokens and cut_given(blip.tokenizer, [given], blip.given_tokens):
+        warnings.warn(
+            f"the given text has more than {blip.given_tokens} tokens, and is cut to them: longer "
+            "ones are read by a captioner that is fine-tuned with a higher --data.given-tokens",
+            OpenBlipWarning,
+            stacklevel=2,
+        )

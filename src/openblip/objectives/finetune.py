@@ -49,7 +49,7 @@ def caption_loss(
     captions: TextPass,
     hidden: Tensor,
     *,
-    prompt_tokens: int = 0,
+    prompt_tokens: int | Tensor = 0,
     label_smoothing: float = 0.1,
 ) -> CaptionLoss:
     """The language-modelling loss of captions given their images.
@@ -58,7 +58,8 @@ def caption_loss(
         student: has the head "lm".
         captions: of `caption_pass`.
         hidden: (rows, tokens, width) of their pass through the text stack.
-        prompt_tokens: tokens at the beginning that are no labels, `[DEC]` included.
+        prompt_tokens: tokens at the beginning that are no labels, `[DEC]` included; of all
+            captions, or int64 (rows,).
         label_smoothing: as in `lm_loss`.
     """
     assert captions.mask is not None
@@ -76,7 +77,8 @@ class CaptionerTask(Task[Batch]):
         student: has the head "lm".
         special: where `[DEC]` is.
         prompt_tokens: tokens of the prompt that the loader puts before every caption, with the
-            first, special one and without `[SEP]` (4 for "a picture of "); they are no labels.
+            first, special one and without `[SEP]` (4 for "a picture of "); they are no labels, nor
+            are those of a text that is given before it.
         label_smoothing: as in `lm_loss`.
 
     Raises:
@@ -123,11 +125,12 @@ class CaptionerTask(Task[Batch]):
         memory = self.student.text.remember(hidden, causal=True)
         captions = caption_pass(Texts(*batch.written), memory, self.special)
         (states,) = self.student.text(captions)
+        given = batch.given_tokens
         loss = caption_loss(
             self.student,
             captions,
             states,
-            prompt_tokens=self.prompt_tokens,
+            prompt_tokens=self.prompt_tokens if given is None else self.prompt_tokens + given,
             label_smoothing=self.label_smoothing,
         ).loss
         return StepOutput(loss, {"lm": loss.detach()})

@@ -14,7 +14,9 @@ Reduction = Literal["mean", "sum_per_row"]
 
 
 def next_token_labels(
-    ids: Int[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"], prompt_tokens: int = 0
+    ids: Int[Tensor, "rows tokens"],
+    mask: Bool[Tensor, "rows tokens"],
+    prompt_tokens: int | Int[Tensor, " rows"] = 0,
 ) -> Int[Tensor, "rows tokens"]:
     """For every position the id that follows it; IGNORED on padding and at the end.
 
@@ -22,11 +24,15 @@ def next_token_labels(
         ids: token ids; the first one is never a label.
         mask: True where a token is.
         prompt_tokens: tokens at the beginning, the first one included, that are given and hence
-            no labels.
+            no labels; of all rows, or one number per row.
     """
     # Of the ids themselves, before they are shifted: a prompt's last token still predicts.
     labels = ids.masked_fill(~mask, IGNORED)
-    labels[:, :prompt_tokens] = IGNORED
+    if isinstance(prompt_tokens, int):
+        labels[:, :prompt_tokens] = IGNORED
+    else:
+        places = torch.arange(ids.shape[1], device=ids.device)
+        labels = labels.masked_fill(places < prompt_tokens[:, None], IGNORED)
     return F.pad(labels[:, 1:], (0, 1), value=IGNORED)
 
 

@@ -51,6 +51,14 @@ class Texts(NamedTuple):
             return self
         return Texts(F.pad(self.tokens, (0, missing), value=pad), F.pad(self.mask, (0, missing)))
 
+    def where(self, rows: Tensor, others: "Texts") -> "Texts":
+        """The texts of some rows, bool (rows,), and of the rest those of others, equally wide."""
+        chosen = rows[:, None]
+        return Texts(
+            torch.where(chosen, self.tokens, others.tokens),
+            torch.where(chosen, self.mask, others.mask),
+        )
+
     def select(self, index: Tensor) -> "Texts":
         """The texts `index`, int64 (new_rows,)."""
         return Texts(self.tokens[index], self.mask[index])

@@ -143,13 +143,13 @@ class PretrainTask(ContrastiveTask):
         # Encoder before decoder: neighbours go through the text stack as one batch where they can.
         passes: list[TextPass] = []
         if "itm" in losses:
-            # A negative text of another rank may be longer than this batch's, and what is written
-            # longer than what is matched; one batch has one length.
+            # A negative text of another rank may be longer than this batch's, and so may a
+            # corrupted one and what is written; one batch has one length.
             widened = self.pool.texts(*texts, self.special.pad)
-            width = max(
-                widened[0].tokens.shape[1], captions.tokens.shape[1] if "lm" in losses else 0
-            )
-            texts, pool_texts = (some.padded(width, self.special.pad) for some in widened)
+            others = [] if batch.corrupted is None else [batch.corrupted.ids]
+            others += [captions.tokens] if "lm" in losses else []
+            width = max(ids.shape[1] for ids in (widened[0].tokens, *others))
+            texts, pool_texts = (each.padded(width, self.special.pad) for each in widened)
             captions = captions.padded(width, self.special.pad)
             pairs = self._pairs(
                 batch, texts, pool_texts, hidden, memories.encoder, contrast, position
@@ -179,9 +179,16 @@ class PretrainTask(ContrastiveTask):
     ) -> Pairs:
         """The positives of a batch and two hard negatives per pair."""
         negatives = self.draw_negatives(batch, contrast, position)
+        negative_texts = pool_texts.select(negatives.texts)
+        if batch.corrupted is not None:
+            corrupted = Texts(batch.corrupted.ids, batch.corrupted.mask)
+            corrupted = corrupted.padded(texts.tokens.shape[1], self.special.pad)
+            is_corrupted = corrupted.mask.any(dim=1)
+            negative_texts = corrupted.where(is_corrupted, negative_texts)
+            negatives = negatives._replace(has_text=negatives.has_text | is_corrupted)
         passes = pair_passes(
             texts,
-            pool_texts.select(negatives.texts),
+            negative_texts,
             memory,
             self.pool.image_memory(self.student, image_hidden, memory, negatives.images),
             self.special,

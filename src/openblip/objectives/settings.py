@@ -93,10 +93,18 @@ class FilterObjectives(PretrainObjectives):
     """
 
     losses: tuple[Loss, ...] = ("itc", "itm")
+    typed_negatives: float = 0.0
+    """Share of the negative texts of matching that are corruptions of the image's own text (a text
+    of another image, a wrong attribute, boilerplate, a beginning) instead of hard negatives."""
     alpha_ramp_epochs: float = 1.0
     id_targets: bool = True
     negative_features: NegativeFeatures = "online"
     negative_floor: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0.0 <= self.typed_negatives <= 1.0:
+            raise RecipeError(f"objectives.typed_negatives {self.typed_negatives} is not in [0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)

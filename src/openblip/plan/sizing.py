@@ -163,7 +163,7 @@ class Planner:
         self.cluster = cluster
         self.recipe, self.tokenizer = resolved(recipe)
         self.recipe.train.part_size(cluster.devices)
-        longest = -(-recipe.data.max_tokens // 8) * 8
+        longest = -(-recipe.data.longest // 8) * 8
         self.lengths = TextLengths(longest=longest, mean=min(mean_tokens, recipe.data.max_tokens))
         self._footprints: dict[Recipe, Footprint] = {}
 

@@ -82,7 +82,7 @@ class Reviews:
         opened.tabs[reviewer, tab] = _Tab(keys, time.monotonic())
         judged = opened.session.standing(reviewer)
         return {
-            "items": [_shown(item, session.sample.settings.score) for item in items],
+            "items": [_shown(item, opened.session.sample.settings.score) for item in items],
             "elsewhere": len((taken - judged.keys()) - keys),
             "tabs": len(others),
             "mark": mark,
@@ -154,18 +154,20 @@ class Reviews:
     def choices(self, asked: Asked) -> dict[str, Any]:
         """What can be reviewed, and why nothing can."""
         from openblip.review.sampling import ReviewSettings
+        from openblip.studio.arrays import choosable_scores
         from openblip.table.scores import check_scored
 
         place = self._studio.need_place()
         self._studio.refresh()
-        problem = None
+        problem, scores = None, choosable_scores(place.table)
         try:
-            check_scored(place.table)
+            check_scored(place.table, (scores or ["itm"])[0])
         except DataError as error:
             problem = str(error)
         return {
             "problem": problem,
             "defaults": asdict(ReviewSettings()),
+            "scores": scores,
             "searchable": place.index is not None,
             "verdicts": list(VERDICTS),
         }

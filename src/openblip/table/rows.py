@@ -260,7 +260,7 @@ _LISTS_OF_TEXTS = (
     *(f"{text}_{flag}_of" for text in _TEXTS for flag in ("duplicate", "leak")),
 )
 _WORDS = ("id", "image_uri", "origin", "split", "meta")
-_MORE_WORDS = ("capfilt_error", "image_error", "duplicate_of", "leak_of")
+_MORE_WORDS = ("capfilt_error", "synthetic_error", "image_error", "duplicate_of", "leak_of")
 _ALLOWED = {"origin": ORIGINS, "split": SPLITS}
 
 

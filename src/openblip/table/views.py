@@ -338,10 +338,13 @@ class CaptionView:
     def _check_score(self, table: PairTable, missing: Sequence[str]) -> None:
         """That a score which is not there is one that CapFilt's first filter gives."""
         for column in ("captions", "synthetic"):
-            if self.score != "itm" and score_column(column, self.score) in missing:
-                there = ", ".join(scores_among(table.columns, column)) or "none"
+            there = ", ".join(scores_among(table.columns, column))
+            # Without any score it has not been filtered; else by a filter that gives others.
+            is_other = self.score != "itm" or there
+            if is_other and score_column(column, self.score) in missing:
                 raise DataError(
-                    f"{table.uri}: {column} have no score {self.score!r}; they have {there}"
+                    f"{table.uri}: {column} have no score {self.score!r}; they have "
+                    f"{there or 'none'}"
                 )
 
     @property

@@ -232,11 +232,13 @@ def overridden(config: SizesT, overrides: ModelOverrides) -> SizesT:
 
 
 def _check_text_length(data: DataConfig, config: StudentConfig) -> None:
-    padded = -(-data.max_tokens // _PADDING) * _PADDING
+    padded = -(-data.longest // _PADDING) * _PADDING
     if padded > config.text.max_positions:
+        given = f" and of given texts {data.given_tokens + 1}" if data.given else ""
         raise RecipeError(
-            f"data.max_tokens is {data.max_tokens}, {padded} with padding, but the model has "
-            f"{config.text.max_positions} positions (model.text.max_positions): lower the former"
+            f"data.max_tokens is {data.max_tokens}{given}, {padded} with padding, but the model "
+            f"has {config.text.max_positions} positions (model.text.max_positions): lower the "
+            "former"
         )
 
 

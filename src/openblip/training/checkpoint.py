@@ -134,12 +134,19 @@ class CheckpointWriter:
         processes: all of them write; the first one puts the folder in its place once they have.
         tokenizer: goes into the model folder.
         max_tokens: longest text, likewise.
+        given_tokens: longest text that a captioner reads before it writes, likewise.
     """
 
-    def __init__(self, processes: Processes, tokenizer: TextTokenizer, max_tokens: int) -> None:
+    def __init__(
+        self,
+        processes: Processes,
+        tokenizer: TextTokenizer,
+        max_tokens: int,
+        given_tokens: int = 0,
+    ) -> None:
         self._processes = processes
         self._tokenizer = tokenizer
-        self._max_tokens = max_tokens
+        self._max_tokens, self._given_tokens = max_tokens, given_tokens
         # One thread: checkpoints stand in the order of their steps.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[Path, Future[None]] | None = None
@@ -198,6 +205,7 @@ class CheckpointWriter:
                         task.kind,
                         self._max_tokens,
                         task.trained_heads,
+                        self._given_tokens,
                     )
                     for name, text in texts.items():
                         (unfinished / name).write_text(text, encoding="utf-8")

@@ -5,14 +5,15 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from openblip.batches.augmentation import Augmentation
+from openblip.batches.corruption import Corruptions
 from openblip.batches.image_pairs import ImagePairIndex, ImagePairLoader
-from openblip.batches.loader import PairLoader
+from openblip.batches.loader import MadeTexts, PairLoader
 from openblip.batches.mixture import WeightedIndex
 from openblip.batches.questions import QuestionIndex, QuestionLoader
 from openblip.batches.step_loader import AnyLoader
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.batches.unknown_words import TextSample
-from openblip.objectives.settings import ContrastObjectives
+from openblip.objectives.settings import ContrastObjectives, FilterObjectives
 from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
 from openblip.sources.row_images import check_reachable
 from openblip.table.flags import LEAKS, count_flagged
@@ -221,7 +222,30 @@ def _pair_loader(
         max_words=data.max_words,
         pin_memory=processes.device.type == "cuda",
         scaled_decoding=data.scaled_decoding,
+        made=_made_texts(recipe, parts),
     )
+
+
+def _made_texts(recipe: Recipe, parts: Sequence[WeightedIndex]) -> MadeTexts | None:
+    """What a recipe asks to be made of human texts; None where that is nothing.
+
+    Raises:
+        RecipeError: the task writes no captions, or its texts have no end.
+        DataError: a table has too few human texts.
+    """
+    objectives = recipe.objectives
+    typed = objectives.typed_negatives if isinstance(objectives, FilterObjectives) else 0.0
+    given = recipe.data.given_tokens if recipe.data.given else 0
+    if given and recipe.task != "captioner":
+        raise RecipeError(
+            f"data.given is {recipe.data.given!r}, but the task {recipe.task} reads no given text; "
+            "the captioner does"
+        )
+    if not (given or typed):
+        return None
+    seed = recipe.train.seed
+    made = [Corruptions.of(part.index.table, seed) for part in parts]
+    return MadeTexts(corruptions=made, given_tokens=given, typed_negatives=typed)
 
 
 def _example_loader(

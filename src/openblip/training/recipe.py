@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from openblip.batches.augmentation import Augmentation
 from openblip.model import MedConfig
@@ -15,6 +15,7 @@ ScheduleKind = Literal["step_decay", "epoch_cosine", "warmup_cosine"]
 Precision = Literal["float32", "bfloat16"]
 Sharding = Literal["replicate", "full"]
 TrackerName = Literal["wandb", "mlflow", "trackio"]
+GivenText = Literal["web"]
 ModelConfig = MedConfig | AlbefConfig
 # Files and flags know the name alone, which is what a recipe keeps.
 if TYPE_CHECKING:
@@ -70,6 +71,11 @@ class DataConfig:
     max_unknown: float = 0.5
     """A run does not begin if a larger share of its tokens is `[UNK]`: words that the vocabulary
     lacks are learnt as one and the same. 1 begins whatever there is."""
+    given: GivenText | None = None
+    """`web` trains a captioner that reads a text about the image before it writes: corrupted human
+    texts, which it mends, and true ones with a name, which it keeps (docs/capfilt.md)."""
+    given_tokens: int = 32
+    """Longer given texts are cut; they stand before the `max_tokens` of the caption."""
     prefix: str = ""
     """Put before every caption that is learnt to be written, such as "a picture of "; it is given
     and no part of the loss, and contrast and matching see captions without it."""
@@ -78,10 +84,18 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_at_least("data", self, 1, "image_size", "max_words", "num_threads")
+        _check_at_least("data", self, 1, "given_tokens")
+        if self.given not in (None, *get_args(GivenText)):
+            raise RecipeError(f"data.given is {self.given!r}; there is web, or nothing")
         _check_at_least("data", self, 3, "max_tokens")
         _check_weight("data.weight", self.weight)
         if not 0.0 <= self.max_unknown <= 1.0:
             raise RecipeError(f"data.max_unknown is {self.max_unknown}; give a share from 0 to 1")
+
+    @property
+    def longest(self) -> int:
+        """Most tokens of a row: of a caption and what is given before it."""
+        return self.max_tokens + (self.given_tokens + 1 if self.given else 0)
 
     @property
     def mixture(self) -> tuple[MixedTable, ...]:

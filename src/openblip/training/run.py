@@ -170,7 +170,12 @@ class _Run:
             clip_norm=recipe.optimiser.clip_norm,
             find_unused=self._may_leave_weights_out(),
         )
-        self.checkpoints = CheckpointWriter(processes, self.tokenizer, recipe.data.max_tokens)
+        self.checkpoints = CheckpointWriter(
+            processes,
+            self.tokenizer,
+            recipe.data.max_tokens,
+            recipe.data.given_tokens if recipe.data.given else 0,
+        )
 
     def _note_beginnings(self) -> None:
         """Write what became of every key of the weights that a fresh model begins with."""

@@ -17,6 +17,7 @@ from openblip.world.claims import Claim, describe, is_true_of, make_claim
 from openblip.world.config import NOISE_KINDS, WorldConfig, config_to_dict
 from openblip.world.drawing import draw_scene
 from openblip.world.english import write_boilerplate, write_human_caption, write_web_caption
+from openblip.world.names import name_caption
 from openblip.world.scene import (
     COLOURS,
     GROUND_COLOURS,
@@ -32,7 +33,7 @@ from openblip.world.scene import (
 
 # Every random choice is named (seed, stream, number): rows do not depend on their neighbours.
 _STREAMS = {"web": 1, "human": 2, "val": 3, "test": 4}
-_PICTURES, _CAPTIONS = 16, 32
+_PICTURES, _CAPTIONS, _NAMES = 16, 32, 64
 # A split that finds no new scene in so many trials asks for more than the world has.
 _MAX_TRIALS = 2000
 
@@ -142,18 +143,24 @@ def _parts(
 def _web_row(config: WorldConfig, index: int, scene: Scene) -> PairRow:
     dice = Dice(config.seed, _STREAMS["web"] + _CAPTIONS, index)
     caption, kind = noisy_caption(scene, dice, config)
-    meta = {"scene": scene_to_dict(scene), "noise": kind}
+    meta: dict[str, Any] = {"scene": scene_to_dict(scene), "noise": kind}
+    if config.names:
+        # Dice of their own: all else is as it is in a world without names.
+        caption, names = name_caption(
+            caption, kind, Dice(config.seed, _STREAMS["web"] + _NAMES, index), config
+        )
+        meta["names"] = names
     return _row(config, "web", index, scene, [caption], "train", meta)
 
 
 def _human_row(config: WorldConfig, stream: str, index: int, scene: Scene) -> PairRow:
     dice = Dice(config.seed, _STREAMS[stream] + _CAPTIONS, index)
-    captions = _human_captions(scene, config, dice)
+    captions = human_captions(scene, config, dice)
     split = "train" if stream == "human" else stream
     return _row(config, stream, index, scene, captions, split, {"scene": scene_to_dict(scene)})
 
 
-def _human_captions(scene: Scene, config: WorldConfig, dice: Dice) -> list[str]:
+def human_captions(scene: Scene, config: WorldConfig, dice: Dice) -> list[str]:
     """Different sentences as far as the grammar has them, exactly `captions_per_image`."""
     captions: list[str] = []
     trials = 10 * config.captions_per_image
@@ -194,6 +201,9 @@ class RowTruth:
     scene: Scene
     noise: str | None
     """One of `NOISE_KINDS`; None for rows with human captions."""
+    names: tuple[str, ...] = ()
+    """Names that are true of the image and stand in its web caption, or, where that is of another
+    image, false ones that stand there."""
 
 
 def truth_of(meta: str | Mapping[str, Any]) -> RowTruth:
@@ -204,7 +214,8 @@ def truth_of(meta: str | Mapping[str, Any]) -> RowTruth:
     """
     plain = json.loads(meta) if isinstance(meta, str) else meta
     try:
-        return RowTruth(scene_from_dict(plain["scene"]), plain.get("noise"))
+        names = tuple(plain.get("names", ()))
+        return RowTruth(scene_from_dict(plain["scene"]), plain.get("noise"), names)
     except (KeyError, TypeError) as error:
         raise DataError(
             "this row carries no scene in its meta: the truth is known for tables made by "

@@ -18,7 +18,14 @@ Language = Literal["en", "zh"]
 NOISE_KINDS = ("true", "wrong_attribute", "wrong_object", "other_image", "boilerplate")
 
 
-_SHARES = ("mention_size", "mention_background", "mention_relation", "web_partial", "jitter")
+_SHARES = (
+    "mention_size",
+    "mention_background",
+    "mention_relation",
+    "web_partial",
+    "names",
+    "jitter",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +89,9 @@ class WorldConfig:
     """Probability that a caption of several groups says how they lie."""
     web_partial: float = 0.15
     """Probability that a web caption leaves out some of the groups of its scene."""
+    names: float = 0.0
+    """Probability that a web caption names somebody or a place: facts that no human caption has. A
+    caption of another image has the names of that one."""
     jitter: float = 0.0
     """How far objects stray from their places on the lattice, in scale and tilt, in [0, 1].
 
@@ -139,6 +149,8 @@ def config_to_dict(config: WorldConfig) -> dict[str, object]:
     if config.language == "en":
         # Tables of the English world have the same bytes as before there was another.
         del plain["language"]
+    if not config.names:
+        del plain["names"]
     plain["group_weights"] = list(config.group_weights)
     plain["count_weights"] = list(config.count_weights)
     plain["noise"] = dict(zip(NOISE_KINDS, config.noise.as_tuple(), strict=True))

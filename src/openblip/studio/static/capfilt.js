@@ -2,7 +2,7 @@
 //
 // The studio tells how many texts are above each of a thousand thresholds, so that everything but
 // the examples follows the slider without asking.
-import { copyable, count, el, empty, fill, get, imageUrl, note, plural, probability, refresh, tell, tellError } from "./page.js";
+import { SCORES, copyable, count, el, empty, fill, get, imageUrl, note, plural, probability, refresh, tell, tellError } from "./page.js";
 import { fateWords } from "./collection.js";
 
 const BARS = 60;
@@ -11,9 +11,6 @@ const EXAMPLES = {
   above: ["Just above", "The first that would go, if the threshold were higher."],
   rejected: ["Surest rejections", "Farthest below. True texts among them are the filter's worst mistakes."],
   accepted: ["Surest acceptances", "Farthest above. Wrong texts among them are kept at any threshold."],
-};
-const SCORES = {
-  itm: "match probability (ITM)", itc: "similarity (ITC)", right: "calibrated probability of being right",
 };
 const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(1)} %` : "–");
 

@@ -185,6 +185,11 @@ export function imageUrl(row, width = null) {
   return width ? `/image/${row}?w=${width}&v=${mark}` : `/image/${row}?v=${mark}`;
 }
 
+/** What scores are called; another one has its name. */
+export const SCORES = {
+  itm: "match probability (ITM)", itc: "similarity (ITC)", right: "calibrated probability of being right",
+};
+
 /** A probability for people: 0.97, and never 1.00 for what is not 1. */
 export function probability(value) {
   if (value === null || value === undefined) return "–";

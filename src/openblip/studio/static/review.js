@@ -1,5 +1,5 @@
 // The room Review: one text after the other, one key a verdict, the next picture at once.
-import { count, el, empty, fill, get, note, plural, post, probability, refresh, sheet, tell, tellError, waiting } from "./page.js";
+import { SCORES, count, el, empty, fill, get, note, plural, post, probability, refresh, sheet, tell, tellError, waiting } from "./page.js";
 import { Outbox, unique } from "./outbox.js";
 import { Conclusions } from "./conclusions.js";
 
@@ -47,6 +47,9 @@ class Room {
     this.keys = { ...ACTS, ...kept(localStorage, "review.keys", {}) };
     this.reviewer = state.params.get("name") ?? kept(localStorage, "review.name", "");
     this.settings = settingsOf(state.params);
+    // Without match probabilities another score decides.
+    const [first] = choices.scores;
+    if (first && !choices.scores.includes("itm")) this.settings.score ??= first;
     this.query = state.params.get("query") ?? "";
     this.outbox = new Outbox(this.tab, state.about.table.place, {
       acknowledged: () => this.#look(SELDOM),
@@ -179,6 +182,7 @@ class Room {
     const { settings, choices } = this;
     const by = el("select", { id: "by" }, Object.entries(BY).map(([value, text]) => el("option", { value, text, selected: value === (settings.by ?? "threshold") })),
       (choices.searchable || settings.by === "search") && el("option", { value: "search", text: "What a search finds", selected: settings.by === "search" }));
+    const score = el("select", { id: "score" }, choices.scores.map((name) => el("option", { value: name, text: SCORES[name] ?? name, selected: name === (settings.score ?? "itm") })));
     const query = el("input", { id: "query", value: this.query, placeholder: "two dogs on a beach" });
     const threshold = el("input", { id: "threshold", type: "number", min: "0", max: "1", step: "0.01", value: String(settings.threshold ?? choices.defaults.threshold) });
     const size = el("input", { id: "size", type: "number", min: "1", max: "100000", value: String(settings.size ?? choices.defaults.size) });
@@ -191,9 +195,10 @@ class Room {
     const form = el("form", { onsubmit: (event) => {
       event.preventDefault();
       const sources = boxes.map((box) => box.firstChild).filter((box) => box.checked).map((box) => box.value);
-      this.#choose({ by: by.value, threshold: Number(threshold.value), size: Number(size.value), sources, datasets: datasets.value.split(",").map((one) => one.trim()).filter(Boolean) }, query.value.trim());
+      this.#choose({ by: by.value, score: score.value, threshold: Number(threshold.value), size: Number(size.value), sources, datasets: datasets.value.split(",").map((one) => one.trim()).filter(Boolean) }, query.value.trim());
     } }, el("div", { class: "fields" },
       el("div", { class: "field grow" }, el("label", { for: "by", text: "Which come more often" }), by), ask,
+      choices.scores.length > 1 && el("div", { class: "field" }, el("label", { for: "score", text: "Score" }), score),
       el("div", { class: "field" }, el("label", { for: "threshold", text: "Current threshold" }), threshold),
       el("div", { class: "field" }, el("label", { for: "size", text: "How many texts" }), size),
       el("div", { class: "field" }, el("label", { for: "datasets", text: "Data sets" }), datasets), boxes,

@@ -1,0 +1,383 @@
+"""Captions from a server of chat completions, whatever the server does."""
+
+import json
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from openblip.capfilt import endpoint
+from openblip.capfilt.captioners import INSTRUCTION
+from openblip.capfilt.endpoint import EndpointError, Requests, parse_address
+from openblip.capfilt.job import CapFiltJob, CapFiltSettings, job_status
+from openblip.capfilt.run import CapFiltResult, run_capfilt
+from openblip.cli import main
+from openblip.inference import Decoding
+from openblip.runtime.errors import RecipeError
+from openblip.table.table import PairTable
+from openblip.table.views import CaptionView
+
+from .chat_server import ChatServer, Reply, chat_server, image_of, is_grey
+from .jobs import columns, job_settings, running, wait_until
+from .test_run import copy_of
+
+pytest.importorskip("httpx")
+Models = dict[str, str]
+SOON = Requests(at_once=4, patience=0.5)
+
+
+@pytest.fixture
+def server() -> Iterator[ChatServer]:
+    with chat_server() as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pauses between tries that a test can wait for."""
+    monkeypatch.setattr(endpoint, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(endpoint, "_LONGEST_PAUSE", 0.1)
+    monkeypatch.setattr(endpoint, "_TELL_AFTER", 0.2)
+
+
+def asking(server: ChatServer, models: Models, **changes: object) -> CapFiltSettings:
+    return job_settings(models, captioner=f"openai:{server.url}#tiny", **changes)
+
+
+def run(
+    table: PairTable, settings: CapFiltSettings, requests: Requests = SOON, processes: int = 1
+) -> CapFiltResult:
+    return run_capfilt(
+        table.uri, settings, processes=processes, save_seconds=0.0, requests=requests
+    )
+
+
+def web_rows(table: PairTable) -> list[dict[str, object]]:
+    found = PairTable.open(table.uri)
+    rows = found.take(range(len(found))).to_pylist()
+    return [row for row in rows if row["origin"] == "web" and row["capfilt_error"] is None]
+
+
+def test_each_image_goes_to_the_server_once_with_its_seed_and_the_instruction(
+    table: PairTable, models: Models, server: ChatServer, tmp_path: Path
+) -> None:
+    settings = asking(server, models, num_captions=2, image_side=24, max_new_tokens=9)
+    result = run(table, settings)
+    rows = web_rows(table)
+    assert (result.errors, result.refused) == (1, 0)
+    assert len(server.bodies) == 2 * len(rows)
+    body = server.bodies[0]
+    assert body["model"] == "tiny"
+    assert body["messages"][0]["content"][1]["text"] == INSTRUCTION
+    assert (body["max_tokens"], body["temperature"], body["top_p"]) == (9, 1.0, 0.9)
+    assert max(image_of(body).size) == 24
+    # Each text is a draw of its own.
+    assert len({body["seed"] for body in server.bodies}) == len(server.bodies)
+    for row in rows:
+        assert row["synthetic_captioner"] == ["openai:tiny"] * 2
+        assert row["synthetic_logprob"] == [None, None]
+        assert len(row["synthetic_itm"]) == 2
+        assert row["synthetic_error"] is None
+    other = copy_of(table, tmp_path)
+    run(other, settings, processes=2)
+    assert columns(other.uri).equals(columns(table.uri))
+    view = CaptionView(sources=("synthetic",))
+    assert view.resolve(PairTable.open(table.uri)).num_admitted == {"synthetic": 2 * len(rows)}
+
+
+def test_requests_of_many_batches_are_under_way_at_once(
+    table: PairTable, models: Models, server: ChatServer
+) -> None:
+    server.choose = lambda number, body: Reply(seconds=0.2)
+    run(table, asking(server, models, batch_size=1), Requests(at_once=6))
+    assert server.most_at_once == 6
+
+
+def test_what_cannot_be_had_again_is_said_wherever_a_job_is_told_of(
+    table: PairTable, models: Models, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(table, asking(server, models))
+    stored = json.loads(PairTable.open(table.uri).metadata["capfilt"])
+    assert "may write something else" in stored["unrepeatable"][0]
+    assert main(["capfilt", "status", table.uri, "--price-per-million-tokens", "1", "10"]) == 0
+    told = capsys.readouterr().out
+    assert "not repeatable: openai:" in told
+    assert "servers read" in told
+    assert "a million images cost" in told
+    status = job_status(table.uri, price_per_million_tokens=(1.0, 10.0))
+    share = len(web_rows(table)) / len(table)
+    assert status.tokens_read == pytest.approx(100 * share)
+    assert status.cost_per_million == pytest.approx((100 * 1 + 7 * 10) * share)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        Reply(429, content=b"slow down", headers={"Retry-After": "0.05"}),
+        Reply(500, content=b'{"error": {"message": "out of memory"}}'),
+        Reply(503, content=b""),
+        Reply(cut=True),
+        Reply(content=b"<html>no json</html>"),
+        Reply(content=b'{"choices": []}'),
+        Reply(seconds=2.0),
+    ],
+    ids=["busy", "error", "unavailable", "cut", "no json", "no choice", "hangs"],
+)
+def test_a_storm_of_faults_changes_no_result(
+    table: PairTable, models: Models, server: ChatServer, tmp_path: Path, fault: Reply
+) -> None:
+    calm = copy_of(table, tmp_path)
+    run(calm, asking(server, models))
+    server.choose = lambda number, body: fault if number % 3 == 0 else Reply()
+    requests = Requests(at_once=4, seconds=0.5, patience=60.0)
+    assert run(table, asking(server, models), requests).refused == 0
+    assert columns(table.uri).equals(columns(calm.uri))
+
+
+def test_a_server_is_asked_no_sooner_than_it_says(
+    table: PairTable, models: Models, server: ChatServer
+) -> None:
+    asked: list[float] = []
+
+    def choose(number: int, body: dict[str, object]) -> Reply:
+        asked.append(time.monotonic())
+        return Reply(429, headers={"Retry-After": "1"}) if number == 0 else Reply()
+
+    server.choose = choose
+    run(table, asking(server, models), Requests(at_once=1, patience=60.0))
+    assert asked[1] - asked[0] >= 1.0
+
+
+def test_a_row_that_is_refused_keeps_its_other_texts_and_has_the_reason(
+    table: PairTable, models: Models, server: ChatServer
+) -> None:
+    rows = PairTable.open(table.uri).take(range(len(table))).to_pylist()
+    first = next(row for row in rows if row["origin"] == "web")["id"]
+    refused: list[str] = []
+
+    def choose(number: int, body: dict[str, object]) -> Reply:
+        image = json.dumps(body["messages"])
+        if not refused:
+            refused.append(image)
+        if image in refused:
+            return Reply(400, content=b'{"error": {"message": "content policy"}}')
+        return Reply()
+
+    server.choose = choose
+    both = (models["captioner"], f"openai:{server.url}#tiny")
+    settings = job_settings(models, captioner=both)
+    # One after the other: the first row is the one that is refused.
+    result = run(table, settings, Requests(at_once=1))
+    assert (result.refused, result.errors) == (1, 1)
+    row = next(row for row in web_rows(table) if row["id"] == first)
+    assert row["synthetic_error"] == "openai:tiny: HTTP 400: content policy"
+    assert len(row["synthetic"]) == len(row["synthetic_itm"]) == 1
+    assert len(row["captions_itm"]) == len(row["captions"])
+    # It was asked whether the server takes anything at all.
+    assert sum(map(is_grey, server.bodies)) == 1
+
+
+@pytest.mark.parametrize("said", [401, 404, 400])
+def test_a_server_that_refuses_everything_stops_the_job_and_no_row_is_to_blame(
+    table: PairTable, models: Models, server: ChatServer, said: int
+) -> None:
+    server.choose = lambda number, body: Reply(said, content=b'{"detail": "no such model"}')
+    settings = asking(server, models)
+    with pytest.raises(EndpointError, match=f"refuses every request.*HTTP {said}: no such model"):
+        run(table, settings)
+    server.choose = lambda number, body: Reply()
+    assert run(table, settings).refused == 0
+
+
+def test_an_endless_row_of_refused_images_stops_the_job(
+    table: PairTable, models: Models, server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(endpoint, "MAX_REFUSALS", 6)
+    server.choose = lambda number, body: Reply(200 if is_grey(body) else 413, content=None)
+    with pytest.raises(EndpointError, match="refused 6 images in a row, the last with: HTTP 413"):
+        run(table, asking(server, models))
+
+
+def test_an_image_with_which_the_server_cannot_cope_is_left_and_the_others_go_on(
+    table: PairTable, models: Models, server: ChatServer
+) -> None:
+    poison: list[str] = []
+
+    def choose(number: int, body: dict[str, object]) -> Reply:
+        image = json.dumps(body["messages"])
+        if not poison:
+            poison.append(image)
+        return Reply(500, content=b"crash") if image in poison else Reply()
+
+    server.choose = choose
+    result = run(table, asking(server, models), Requests(at_once=2, patience=60.0))
+    assert result.refused == 1
+    assert [row["synthetic_error"] for row in web_rows(table) if row["synthetic_error"]] == [
+        f"openai:tiny: failed {endpoint.MAX_FAILURES} times, the last time: HTTP 500: crash"
+    ]
+
+
+def test_an_empty_text_and_a_filter_of_contents_are_reasons(
+    table: PairTable, models: Models, server: ChatServer
+) -> None:
+    empty = Reply(text="<think>what is it?</think>", ended="length")
+    server.choose = lambda number, body: empty if number == 0 else Reply(ended="content_filter")
+    result = run(table, asking(server, models), Requests(at_once=1))
+    assert result.refused == len(web_rows(table))
+    reasons = {row["synthetic_error"] for row in web_rows(table)}
+    assert reasons == {
+        "openai:tiny: its text is empty (finish_reason length; raise --max-new-tokens)",
+        "openai:tiny: it refuses (content_filter)",
+    }
+
+
+def test_a_server_that_goes_away_is_waited_for_with_a_line_that_says_so(
+    table: PairTable, models: Models, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def choose(number: int, body: dict[str, object]) -> Reply:
+        if number == 6:
+            threading.Thread(target=leave).start()
+        return Reply(seconds=0.02)
+
+    def leave() -> None:
+        server.stop()
+        time.sleep(2.0)
+        server.start()
+
+    server.choose = choose
+    result = run(table, asking(server, models), Requests(at_once=2, patience=60.0))
+    assert (result.refused, result.errors) == (0, 1)
+    told = capsys.readouterr().err
+    assert f"{server.url} does not answer (" in told
+    assert f"{server.url} answers again" in told
+
+
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_server_that_stays_away_stops_the_job_which_goes_on_where_it_was(
+    table: PairTable, models: Models, server: ChatServer, tmp_path: Path, processes: int
+) -> None:
+    calm = copy_of(table, tmp_path)
+    run(calm, asking(server, models, batch_size=2))
+    num_asked = len(server.bodies)
+    server.bodies.clear()
+
+    def choose(number: int, body: dict[str, object]) -> Reply:
+        if number == 8:
+            threading.Thread(target=server.stop).start()
+        return Reply(seconds=0.02)
+
+    server.choose = choose
+    settings = asking(server, models, batch_size=2)
+    with pytest.raises(EndpointError, match=r"has not answered .*run the same command to go on"):
+        run(table, settings, Requests(at_once=2, patience=0.5), processes)
+    pieces = CapFiltJob.plan(table.uri, settings).folder.names("pieces/")
+    assert pieces
+    assert job_status(table.uri).is_finished is False
+    server.choose = lambda number, body: Reply()
+    server.start()
+    result = run(table, settings, processes=processes)
+    assert 0 < result.computed < result.rows
+    assert columns(table.uri).equals(columns(calm.uri))
+    # What was finished was not asked for again; what was under way was.
+    assert num_asked <= len(server.bodies) < 2 * num_asked
+
+
+def test_a_job_goes_on_with_the_same_model_at_another_address(
+    table: PairTable, models: Models, server: ChatServer
+) -> None:
+    run(table, asking(server, models))
+    with chat_server() as other:
+        assert run(table, asking(other, models)).computed == 0
+        assert other.bodies == []
+
+
+def test_a_driver_that_is_killed_asks_for_no_finished_batch_again(
+    table: PairTable, models: Models, server: ChatServer, tmp_path: Path
+) -> None:
+    server.choose = lambda number, body: Reply(seconds=0.1)
+    settings = asking(server, models, batch_size=2)
+    folder = CapFiltJob.plan(table.uri, settings).folder
+    words = [sys.executable, "-m", "openblip", "capfilt", "run", table.uri]
+    words += ["--captioner", settings.captioners[0], "--filter", models["filter"]]
+    words += ["--max-length", "12", "--batch-size", "2", "--save-seconds", "0"]
+    words += ["--processes", "1", "--requests", "1"]
+    with running(words) as process:
+        assert wait_until(lambda: len(folder.names("pieces/")) >= 2, process)
+        process.kill()
+    server.choose = lambda number, body: Reply()
+    result = run(table, settings)
+    assert 0 < result.computed < result.rows
+    calm = copy_of(table, tmp_path)
+    run(calm, asking(server, models, batch_size=2, seed=1))
+    run(calm, settings)
+    assert columns(table.uri).equals(columns(calm.uri))
+
+
+def test_the_key_comes_from_the_environment_and_stands_in_no_file(
+    table: PairTable, models: Models, server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_KEY", "sk-secret")
+    requests = replace(SOON, key_of=("127.0.0.1=SOME_KEY", "other.host=NO_KEY"))
+    server.choose = lambda number, body: Reply(401, content=b"wrong key sk-secret")
+    settings = asking(server, models)
+    with pytest.raises(EndpointError, match=r"wrong key \*\*\*"):
+        run(table, settings, requests)
+    server.choose = lambda number, body: Reply()
+    run(table, settings, requests)
+    assert set(server.keys) == {"Bearer sk-secret"}
+    files = [*Path(table.uri).rglob("*"), *Path(f"{table.uri}.capfilt").rglob("*")]
+    assert not [file for file in files if file.is_file() and b"sk-secret" in file.read_bytes()]
+
+
+def test_without_a_flag_no_key_is_sent(
+    table: PairTable, models: Models, server: ChatServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    run(table, asking(server, models))
+    assert set(server.keys) == {None}
+    with pytest.raises(RecipeError, match="--api-key-of NO_SUCH: there is no such environment"):
+        run(table, asking(server, models, seed=1), replace(SOON, key_of=("NO_SUCH",)))
+
+
+def test_a_server_that_has_renamed_the_limit_is_asked_by_the_new_name(
+    table: PairTable, models: Models, server: ChatServer
+) -> None:
+    def choose(number: int, body: dict[str, object]) -> Reply:
+        if "max_tokens" in body:
+            return Reply(400, content=b"use 'max_completion_tokens' instead of max_tokens")
+        return Reply()
+
+    server.choose = choose
+    assert run(table, asking(server, models)).refused == 0
+
+
+@pytest.mark.parametrize(
+    "address", ["http://h/v1", "h/v1#m", "ftp://h/v1#m", "http://#m", "http://key@h/v1#m"]
+)
+def test_an_address_that_is_none_or_has_a_secret_in_it_is_refused(address: str) -> None:
+    with pytest.raises(RecipeError, match="openai:") as caught:
+        CapFiltSettings(captioner=f"openai:{address}", filter="f")
+    assert "key@" not in str(caught.value)
+
+
+def test_a_server_has_no_beams_and_stands_once_in_a_job() -> None:
+    source = "openai:http://h:1/v1#m"
+    assert parse_address("http://h:1/v1/#m").url == "http://h:1/v1"
+    with pytest.raises(RecipeError, match="no beam search"):
+        CapFiltSettings(captioner=source, filter="f", decoding=Decoding(method="beam"))
+    with pytest.raises(RecipeError, match="each once"):
+        CapFiltSettings(captioner=(source, "openai:http://other/v1#m"), filter="f")
+
+
+def test_a_job_of_ours_after_one_of_others_leaves_no_reason_behind(
+    table: PairTable, models: Models, server: ChatServer, undisturbed: pa.Table
+) -> None:
+    run(table, asking(server, models))
+    assert "synthetic_error" in PairTable.open(table.uri).columns
+    run(table, job_settings(models))
+    assert "synthetic_error" not in PairTable.open(table.uri).columns
