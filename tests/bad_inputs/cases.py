@@ -32,6 +32,8 @@ _TABLE = {
     "data leakage": "TABLE TABLE --split test",
     "capfilt select": "TABLE",
     "capfilt report": "TABLE -o OUT/page.html",
+    "capfilt scores": "TABLE --filter BASE/model",
+    "capfilt fit": "TABLE --images 60",
     "capfilt status": "TABLE",
     "capfilt run": "TABLE --captioner BASE/captioner --filter BASE/model --processes 1",
     "evaluate retrieval": "BASE/model TABLE --k 2",

@@ -26,7 +26,7 @@ from openblip.batches.step_loader import Examples, StatesOf, StepLoader, spread
 from openblip.batches.tokenizer import TextTokenizer, TokenBatch
 from openblip.batches.transforms import eval_transform, train_transform
 from openblip.batches.unknown_words import TextSample, count_texts
-from openblip.runtime.errors import DataError, RecipeError
+from openblip.runtime.errors import DataError
 from openblip.runtime.threads import default_threads, ordered_map
 from openblip.sources.images import UndecodedImage, open_image
 from openblip.sources.row_images import encoded_image
@@ -156,7 +156,6 @@ class PairLoader(StepLoader[Batch]):
 
         Raises:
             DataError: an epoch is smaller than one global batch.
-            RecipeError: a text is given, and the view has two texts of an image.
         """
         super().__init__(
             batch_size, seed, rank, world_size, num_threads, num_prefetched, pin_memory
@@ -168,12 +167,11 @@ class PairLoader(StepLoader[Batch]):
         self._scaled_decoding = scaled_decoding
         self._states: list[RowStates] | None = None
         self._texts_to_make = made
-        self._has_two_texts = any(part.index.view.has_two_texts for part in parts)
-        if self._has_two_texts and made is not None and made.given_tokens:
-            raise RecipeError(
-                "a captioner that reads a given text learns one text for an image: leave "
-                "contrast_text and decoder_text of the view as they are"
-            )
+        self._reads_given = made is not None and made.given_tokens > 0
+        # What is given stands before what is written; nothing is contrasted then.
+        self._has_two_texts = not self._reads_given and any(
+            part.index.view.has_two_texts for part in parts
+        )
         if self.mixture.pairs_per_epoch < self._global_size:
             tables = ", ".join(dict.fromkeys(part.index.table.uri for part in parts))
             raise DataError(
@@ -259,7 +257,7 @@ class PairLoader(StepLoader[Batch]):
                 self._scaled_decoding,
             )
         keys = [keyed_hash(self._seed, *draw) for draw in draws]
-        chosen = _chosen(pairs, keys, "contrast_text")
+        chosen = _chosen(pairs, keys, "decoder_text" if self._reads_given else "contrast_text")
         corrupted = self._corrupted(samples, pairs, chosen, draws)
         given, read = self._given(samples, pairs, chosen, draws)
         texts = self._clean(read)

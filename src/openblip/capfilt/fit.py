@@ -419,7 +419,9 @@ def _matrix(
     batch: "pa.RecordBatch | pa.Table", columns: Sequence[str], start: int, uri: str
 ) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """Scores (texts, columns) of the web rows of a batch that have all of them; row and place."""
-    found, rows, places = [], [], []
+    found: list[tuple[float, ...]] = []
+    rows: list[int] = []
+    places: list[int] = []
     lists = zip(*(batch[name].to_pylist() for name in columns), strict=True)
     origins = batch["origin"].to_pylist()
     for number, (origin, own) in enumerate(zip(origins, lists, strict=True)):

@@ -109,7 +109,7 @@ def write_report(
 def _rates(page: Page, scores: dict[str, TextScores], threshold: float) -> list[str]:
     """Lines about sources of which nothing stays."""
     values = scores["web"].itm if len(scores["web"]) else scores["synthetic"].itm
-    others = DEFAULT_THRESHOLDS
+    others: tuple[float, ...] = DEFAULT_THRESHOLDS
     if scores["web"].score not in PROBABILITIES:
         others = tuple(float(f"{v:.3g}") for v in np.quantile(values, DEFAULT_THRESHOLDS))
     thresholds = sorted({*others, threshold})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from openblip.cli.data import WithoutName
-from openblip.cli.flags import DecodingFlags
+from openblip.cli.flags import DecodingFlags, check_thresholds
 from openblip.cli.output import check_outputs, print_json, print_table
 from openblip.runtime.ranges import Count, Finite, NotNegative, Positive, Seed, Share, Workers
 
@@ -357,15 +357,15 @@ def select(
     from openblip.table.scores import PROBABILITIES
     from openblip.table.table import PairTable
 
+    check_thresholds("--thresholds", thresholds, score)
     opened = PairTable.open(table)
     certificate = certificate_of(opened, precision, confidence, partly_is_right, score)
     if certificate is not None and certificate.threshold is not None:
         thresholds = (certificate.threshold, *thresholds)
     shares = [*map(_share, keep), *(1.0 - quantile for quantile in quantiles)]
     if not thresholds and not shares:
-        is_probability = score in PROBABILITIES
-        thresholds = DEFAULT_THRESHOLDS if is_probability else ()
-        shares = [] if is_probability else [1.0 - share for share in DEFAULT_THRESHOLDS]
+        thresholds = DEFAULT_THRESHOLDS if score in PROBABILITIES else ()
+        shares = [] if thresholds else [1.0 - share for share in DEFAULT_THRESHOLDS]
     scores = read_scores(opened, score)
     found = cuts(scores, shares)
     rejected = rejections(opened, thresholds, itm_of, without, score)
@@ -374,10 +374,8 @@ def select(
         print(line, file=sys.stderr)
     quality = {value: noise_quality(scores["web"], value) for value in thresholds}
     if json:
-        told = rates, found, spreads(scores), rejected, quality
-        print_json(
-            {**_selected(*told), "certificate": certificate and certificate_json(certificate)}
-        )
+        told = _selected(rates, found, spreads(scores), rejected, quality)
+        print_json({**told, "certificate": certificate and certificate_json(certificate)})
         return _uncertified(certificate)
     if certificate is not None:
         print(certificate)
@@ -490,6 +488,7 @@ def report(
     from openblip.capfilt.report import write_report
     from openblip.table.table import PairTable
 
+    check_thresholds("--threshold", [] if threshold is None else [threshold], score)
     check_outputs({"-o": output})
     opened = PairTable.open(table)
     written = write_report(

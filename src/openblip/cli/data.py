@@ -146,6 +146,7 @@ def export(
     sources: tuple[SourceName, ...] = _GIVEN,
     reviewed: bool = False,
     itm: Share | None = None,
+    score: str = "itm",
     itm_of: tuple[str, ...] = (),
     without: tuple[WithoutName, ...] = (),
     split: tuple[Literal["train", "val", "test"], ...] = ("train",),
@@ -170,7 +171,10 @@ def export(
         sources: human texts, web texts, synthetic texts of CapFilt, reviewed texts that people have
             judged right or corrected.
         reviewed: only reviewed texts, with their verdicts; short for --sources reviewed.
-        itm: web and synthetic texts stay above this match probability; all stay by default.
+        itm: web and synthetic texts stay above this match probability (or other score); all stay by
+            default.
+        score: which one is compared: itm, itc, right (openblip capfilt fit), or another that the
+            table has.
         itm_of: thresholds by source or data set, such as web=0.5 synthetic=0.3 cc12m/web=0.6.
         without: leave out what `data duplicates` and `data leakage` have flagged.
         split: the rows to export; several for huggingface.
@@ -192,7 +196,9 @@ def export(
         PairTable.open(table),
         destination,
         format,
-        CaptionView(sources=chosen, itm=itm, itm_of=itm_of, without=without, split=split[0]),
+        CaptionView(
+            sources=chosen, itm=itm, score=score, itm_of=itm_of, without=without, split=split[0]
+        ),
         splits=split,
         with_rejected=rejected,
         with_edits=edits,

@@ -53,6 +53,19 @@ def checked(run: Callable[..., _Result]) -> Callable[..., _Result]:
     return command
 
 
+def check_thresholds(flag: str, thresholds: Sequence[float], score: str) -> None:
+    """Nothing, if a score may be compared with some thresholds.
+
+    Raises:
+        UsageError: it is a probability, and one of them is not.
+    """
+    from openblip.table.scores import PROBABILITIES
+
+    wrong = [value for value in thresholds if not 0 <= value <= 1]
+    if score in PROBABILITIES and wrong:
+        raise UsageError(f"{flag} must be from 0 to 1, not {wrong[0]}")
+
+
 # Flags and words that are texts, which may be empty, or whose command says that they may not.
 _TEXTS = frozenset(
     ("prompt", "prefix", "texts", "text", "questions", "queries", "not", "candidates", "templates")

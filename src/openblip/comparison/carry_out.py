@@ -162,7 +162,7 @@ def _capfilt_flops(table: Path, settings: CapFiltSettings) -> float:
     both contrast and matching are computed of each given and synthetic text.
     """
     captioner = load(settings.captioners[0], device="cpu")
-    judge = load(settings.filter, device="cpu")
+    judge = load(settings.filters[0], device="cpu")
     images, written, given = _texts(table)
     prompt = [settings.prompt + text for text in written]
     total = _writing(captioner, images, prompt, settings.decoding)
