@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from openblip.cli.data import WithoutName
-from openblip.cli.flags import DecodingFlags, check_thresholds
+from openblip.cli.flags import DecodingFlags
 from openblip.cli.output import check_outputs, print_json, print_table
 from openblip.runtime.ranges import Count, Finite, NotNegative, Positive, Seed, Share, Workers
 
@@ -357,7 +357,6 @@ def select(
     from openblip.table.scores import PROBABILITIES
     from openblip.table.table import PairTable
 
-    check_thresholds("--thresholds", thresholds, score)
     opened = PairTable.open(table)
     certificate = certificate_of(opened, precision, confidence, partly_is_right, score)
     if certificate is not None and certificate.threshold is not None:
@@ -488,7 +487,6 @@ def report(
     from openblip.capfilt.report import write_report
     from openblip.table.table import PairTable
 
-    check_thresholds("--threshold", [] if threshold is None else [threshold], score)
     check_outputs({"-o": output})
     opened = PairTable.open(table)
     written = write_report(

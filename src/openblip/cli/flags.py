@@ -48,22 +48,27 @@ def checked(run: Callable[..., _Result]) -> Callable[..., _Result]:
         given = signature.bind(*args, **kwargs).arguments
         hints = get_type_hints(run, include_extras=True)
         _check(given, hints)
+        _check_thresholds(given, hints)
         return run(*args, **kwargs)
 
     return command
 
 
-def check_thresholds(flag: str, thresholds: Sequence[float], score: str) -> None:
-    """Nothing, if a score may be compared with some thresholds.
+def _check_thresholds(given: dict[str, Any], hints: dict[str, Any]) -> None:
+    """That thresholds of a score that is a probability are; those of others are any numbers."""
+    for name in (name for name in ("threshold", "thresholds") if "score" in hints):
+        value = given.get(name)
+        numbers = value if isinstance(value, tuple) else () if value is None else (value,)
+        wrong = [number for number in numbers if not 0 <= number <= 1]
+        # Only now, as this reads NumPy.
+        if wrong and given.get("score", "itm") in _probabilities():
+            raise UsageError(f"--{name} must be from 0 to 1, not {wrong[0]}")
 
-    Raises:
-        UsageError: it is a probability, and one of them is not.
-    """
+
+def _probabilities() -> tuple[str, ...]:
     from openblip.table.scores import PROBABILITIES
 
-    wrong = [value for value in thresholds if not 0 <= value <= 1]
-    if score in PROBABILITIES and wrong:
-        raise UsageError(f"{flag} must be from 0 to 1, not {wrong[0]}")
+    return PROBABILITIES
 
 
 # Flags and words that are texts, which may be empty, or whose command says that they may not.

@@ -2,7 +2,7 @@
 
 import getpass
 import sys
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, fields
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,11 +10,11 @@ from urllib.parse import urlencode
 
 import tyro
 
-from openblip.cli.flags import check_thresholds, takes
+from openblip.cli.flags import takes
 from openblip.cli.output import check_outputs, print_json, print_table
 from openblip.cli.studio import DEFAULT_PORT, Port, check_studio, tell_address
 from openblip.review.sampling import ReviewSettings
-from openblip.runtime.ranges import Finite, Share
+from openblip.runtime.ranges import Share
 
 if TYPE_CHECKING:
     from openblip.review.certificate import Certificate
@@ -31,7 +31,6 @@ def review(
     /,
     *,
     settings: ReviewSettings,
-    threshold: Finite = 0.5,
     precision: Share = 0.9,
     confidence: Share = 0.95,
     partly_is_right: bool = False,
@@ -55,7 +54,6 @@ def review(
     Args:
         table: a table that `openblip capfilt run` has scored.
         settings: what is drawn.
-        threshold: the current one: a text is kept if its score is above it.
         precision: at least this share of what is kept shall be right.
         confidence: of the certificate.
         partly_is_right: a text with a wrong detail counts as right; else it does not.
@@ -66,8 +64,6 @@ def review(
         port: of the page; 0 for any that is free.
         open: open the page in the browser.
     """
-    check_thresholds("--threshold", [threshold], settings.score)
-    settings = replace(settings, threshold=threshold)
     if not json and export_sample is None and verdicts is None:
         shown = {"precision": precision, "confidence": confidence, "name": reviewer}
         shown["partly"] = "1" if partly_is_right else None
