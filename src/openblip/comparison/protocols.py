@@ -23,7 +23,7 @@ from openblip.table.table import PairTable
 ProtocolName = Literal["retrieval", "caption", "classification", "filter", "vqa", "nlvr"]
 _WUPS = ("WUPS@0.9", "WUPS@0.0")
 # Metrics that are the mean of others.
-_MEANS = {f"R@{k}": (f"TR@{k}", f"IR@{k}") for k in (1, 5, 10)}
+_MEANS: dict[str, tuple[str, ...]] = {f"R@{k}": (f"TR@{k}", f"IR@{k}") for k in (1, 5, 10)}
 _RECALLS = tuple(name for names in _MEANS.values() for name in names)
 _MEANS["mean"] = _RECALLS
 
