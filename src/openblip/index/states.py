@@ -5,6 +5,7 @@ processes may use it at once, and each may be killed at any moment: files appear
 before they do, under a lock that ends with its process, and what cannot be read is computed again.
 """
 
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
