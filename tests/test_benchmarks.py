@@ -54,7 +54,11 @@ def test_the_script_for_a_gpu_runs_to_its_end_on_a_processor(tmp_path: Path) -> 
     parts = json.loads(output.read_text())["parts"]
     states = {name: part["state"] for name, part in parts.items()}
     left_out = {name for name, state in states.items() if state == "skipped"}
-    assert left_out <= {"golden outputs", "no waiting in a step"}
+    assert left_out <= {
+        "golden outputs",
+        "no waiting in a step",
+        "training step, compiled models",
+    }
     assert set(states.values()) <= {"done", "skipped"}
     resumed = parts["bitwise resume"]["as it is"]
     assert resumed["tensors"] > 100

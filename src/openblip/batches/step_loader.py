@@ -92,7 +92,7 @@ def copied_ahead(batches: Iterator[BatchT], device: torch.device) -> Iterator[Ba
     if device.type != "cuda":
         yield from (batch.to(device) for batch in batches)
         return
-    copies = torch.cuda.Stream(device)
+    copies = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]  # torch
     ahead: BatchT | None = None
     for batch in batches:
         with torch.cuda.stream(copies):

@@ -369,9 +369,10 @@ def _ratio(direction: Direction, rows: int, inner: int, outer: int) -> float:
         "input": (grad, weight.t()),
         "weight": (grad.t(), hidden.t()),
     }[direction]
+    libraries: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (F.linear, onednn_linear)
     least = [float("inf")] * 2
     for _ in repeat(None, _MEASURED_ROUNDS):
-        for number, by_library in enumerate((F.linear, onednn_linear)):
+        for number, by_library in enumerate(libraries):
             # This thread's own time: another program that gets the core in between is not counted.
             began = time.thread_time()
             by_library(first, second)

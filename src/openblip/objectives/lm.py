@@ -177,7 +177,7 @@ def masked_places(
     """
     chosen = draws.masked & mask
     chosen[:, 0] = False
-    return Packing(*mask.shape, sent(chosen.flatten().nonzero()[:, 0], device))
+    return Packing(len(mask), mask.shape[1], sent(chosen.flatten().nonzero()[:, 0], device))
 
 
 def mlm_loss(

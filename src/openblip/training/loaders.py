@@ -313,7 +313,7 @@ def _example_loader(
     images = (batch_size, data.image_size, augmentation)
     settings = (data.max_tokens, data.max_words, recipe.train.seed)
     pins = processes.device.type == "cuda"
-    ranks = (processes.rank, processes.world_size, data.num_threads, pins)
+    ranks = (processes.rank, processes.world_size, data.num_threads)
     if isinstance(index, QuestionIndex):
-        return QuestionLoader(index, tokenizer, *images, *settings, *ranks)
-    return ImagePairLoader(index, tokenizer, *images, *settings, *ranks)
+        return QuestionLoader(index, tokenizer, *images, *settings, *ranks, pin_memory=pins)
+    return ImagePairLoader(index, tokenizer, *images, *settings, *ranks, pin_memory=pins)
