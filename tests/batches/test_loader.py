@@ -14,15 +14,8 @@ from PIL import Image
 
 from openblip.batches.augmentation import Augmentation
 from openblip.batches.corruption import Corruptions
-from openblip.batches.loader import (
-    Batch,
-    MadeTexts,
-    PairLoader,
-    every_image,
-    every_image_of,
-    iterate_images,
-    text_id,
-)
+from openblip.batches.images import every_image, every_image_of, iterate_images
+from openblip.batches.loader import Batch, MadeTexts, PairLoader, text_id
 from openblip.batches.mixture import WeightedIndex
 from openblip.batches.step_loader import copied_ahead
 from openblip.batches.text import clean_caption

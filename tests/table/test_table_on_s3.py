@@ -8,7 +8,8 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from openblip.batches.loader import PairLoader, iterate_images
+from openblip.batches.images import iterate_images
+from openblip.batches.loader import PairLoader
 from openblip.batches.mixture import WeightedIndex
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.runtime.errors import DataError, OpenBlipError, StorageError

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openblip.batches.loader import read_images
+from openblip.batches.images import read_images
 from openblip.batches.shuffle import keyed_hash
 from openblip.batches.step_loader import ExampleLoader, Examples, spread
 from openblip.batches.unknown_words import TextSample, count_texts

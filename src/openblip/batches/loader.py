@@ -1,4 +1,4 @@
-"""Batches for training, and images in order for evaluation, made ahead by threads.
+"""Batches of image-text pairs for training, made ahead by threads.
 
 A position in training is (seed, step) and nothing else: the order is a keyed permutation of each
 epoch (`Mixture`), the caption of a row a keyed hash, its augmentation a generator keyed by (seed,
@@ -8,7 +8,7 @@ each other.
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -20,26 +20,25 @@ from torch import Tensor
 from openblip.batches.augmentation import Augmentation
 from openblip.batches.corruption import WRONG_KINDS, Corruptions
 from openblip.batches.image_states import RowStates
+from openblip.batches.images import (
+    IMAGE_COLUMNS,
+    StoredRow,
+    empty_images,
+    stacked_images,
+    stored_rows,
+)
 from openblip.batches.mixture import Mixture, Samples, WeightedIndex
 from openblip.batches.shuffle import keyed_hash
 from openblip.batches.step_loader import Examples, StatesOf, StepLoader, spread
 from openblip.batches.tokenizer import TextTokenizer, TokenBatch
-from openblip.batches.transforms import eval_transform, train_transform
 from openblip.batches.unknown_words import TextSample, count_texts
 from openblip.runtime.errors import DataError
-from openblip.runtime.threads import default_threads, ordered_map
-from openblip.sources.images import UndecodedImage, open_image
-from openblip.sources.row_images import encoded_image
 from openblip.table.judging import AdmittedText, fitting
-from openblip.table.table import PairTable
 from openblip.table.views import CaptionView
 
 if TYPE_CHECKING:
-    import pyarrow as pa
+    pass
 
-_IMAGE_COLUMNS = ("id", "image", "image_uri")
-# What reading or decoding an image may raise.
-_UNREADABLE = (DataError, OSError, ValueError)
 # No row number, so that rows cannot move from one table to the next unseen.
 _BETWEEN_TABLES = b"\xff" * 8
 
@@ -249,10 +248,10 @@ class PairLoader(StepLoader[Batch]):
         )
         images = self._known_states(samples)
         if images is None:
-            images = _stacked(
+            images = stacked_images(
                 [pair.row for pair in pairs],
                 [(self._seed, *draw) for draw in draws],
-                _empty_images(len(pairs), self._image_size, self._pin_memory),
+                empty_images(len(pairs), self._image_size, self._pin_memory),
                 self._augmentation,
                 self._scaled_decoding,
             )
@@ -370,12 +369,12 @@ class PairLoader(StepLoader[Batch]):
             places = np.flatnonzero(samples.parts == number)
             rows = samples.rows[places]
             # A view's columns may be among those of an image.
-            needed = _IMAGE_COLUMNS if self._states is None else ("id",)
+            needed = IMAGE_COLUMNS if self._states is None else ("id",)
             columns = dict.fromkeys((*needed, *index.columns))
             found = index.table.take(rows, list(columns))
             values = zip(
                 places.tolist(),
-                _rows_of(index.table, rows, found),
+                stored_rows(index.table, rows, found),
                 index.admitted(found),
                 strict=True,
             )
@@ -383,38 +382,10 @@ class PairLoader(StepLoader[Batch]):
         return [pairs[place] for place in range(len(samples.rows))]
 
 
-class _Row(NamedTuple):
-    """A row with an image, as it is stored."""
-
-    number: int
-    id: str
-    image: bytes | None
-    image_uri: str | None
-    table: PairTable
-
-    def tensor(
-        self,
-        image_size: int,
-        augmentation: Augmentation | None = None,
-        key: Sequence[int] = (),
-        scaled_decoding: bool = False,
-    ) -> Tensor:
-        """Its image, float32 (3, size, size); at the transform of evaluation without augmentation.
-
-        Raises:
-            DataError, OSError, ValueError: it cannot be read.
-        """
-        encoded = encoded_image(self.image, self.image_uri)
-        if augmentation is None:
-            return eval_transform(open_image(encoded), image_size)
-        image = UndecodedImage(encoded) if scaled_decoding else open_image(encoded)
-        return train_transform(image, image_size, augmentation, np.random.default_rng(key))
-
-
 class _Pair(NamedTuple):
     """An image and the texts that may stand for it."""
 
-    row: _Row
+    row: StoredRow
     texts: list[AdmittedText]
     view: CaptionView
 
@@ -447,162 +418,8 @@ def _drawn(texts: Sequence[AdmittedText], key: int) -> AdmittedText:
     return texts[min(bisect_right(ends, point), len(texts) - 1)]
 
 
-class ImageBatch(NamedTuple):
-    """Some rows' images, and what is wrong with those that have none."""
-
-    rows: np.ndarray
-    """Row numbers of `images`, int64 (images,)."""
-    images: Tensor
-    """float32 (images, 3, size, size), normalised."""
-    errors: dict[int, str]
-    """Why a row that was asked for is not in `rows`, by row number."""
-
-
-def iterate_images(
-    table: PairTable,
-    rows: Sequence[int] | np.ndarray,
-    batch_size: int,
-    image_size: int,
-    num_threads: int | None = None,
-) -> Generator[ImageBatch, None, None]:
-    """Yields the images of `rows` in order, at the transform of evaluation.
-
-    A batch covers `batch_size` of the rows that were asked for; an image that cannot be read
-    makes it shorter (it may even be empty) and stands in its `errors`.
-
-    Args:
-        table: where the images are.
-        rows: row numbers, in any order.
-        batch_size: at least 1.
-        image_size: pixels of a side.
-        num_threads: None for one for each core, 2 to 16.
-    """
-    return _load_ahead(table, _parts(rows, batch_size), image_size, num_threads)
-
-
-def every_image(
-    table: PairTable, rows: Sequence[int] | np.ndarray, batch_size: int, image_size: int
-) -> Iterator[Tensor]:
-    """Yields the images of `iterate_images`, for those who can do without none of them.
-
-    Raises:
-        DataError: an image cannot be read; names the row.
-    """
-    return every_image_of(table, _parts(rows, batch_size), image_size)
-
-
-def every_image_of(
-    table: PairTable, batches: Iterable[np.ndarray], image_size: int
-) -> Iterator[Tensor]:
-    """As `every_image`, where batches differ in size: one tensor for the row numbers of each.
-
-    Raises:
-        DataError: an image cannot be read; names the row.
-    """
-    for batch in _load_ahead(table, batches, image_size):
-        for row, reason in batch.errors.items():
-            raise DataError(f"row {row} of {table.uri}: {reason}")
-        yield batch.images
-
-
-def read_images(
-    table: PairTable,
-    rows: np.ndarray,
-    image_size: int,
-    augmentation: Augmentation | None,
-    keys: Sequence[Sequence[int]],
-    states: RowStates | None = None,
-) -> tuple[tuple[str, ...], Tensor]:
-    """Ids and images of some rows, which may repeat.
-
-    Args:
-        table: where they are.
-        rows: int64 (rows,).
-        image_size: pixels of a side.
-        augmentation: None for the plain resizing of evaluation.
-        keys: what decides each image's augmentation, one sequence per row.
-        states: those of the images, which are given in their place.
-
-    Returns:
-        The ids, and float32 (rows, 3, size, size), normalised; or float16 (rows, patches, width).
-
-    Raises:
-        DataError: an image cannot be read; names the row.
-    """
-    if states is not None:
-        return tuple(table.take(rows, ["id"])["id"].to_pylist()), states.read(rows)
-    found = list(_rows_of(table, rows, table.take(rows, _IMAGE_COLUMNS)))
-    images = _empty_images(len(rows), image_size, pin_memory=False)
-    return tuple(row.id for row in found), _stacked(found, keys, images, augmentation)
-
-
 def text_id(text: str) -> int:
     """A 63-bit hash of a cleaned text, the same on every machine and in every release."""
     digest = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=8).digest()
     # Tensors have no unsigned 64 bits.
     return int.from_bytes(digest, "little") >> 1
-
-
-def _parts(rows: Sequence[int] | np.ndarray, size: int) -> Iterator[np.ndarray]:
-    wanted = np.asarray(rows, dtype=np.int64)
-    return (wanted[at : at + size] for at in range(0, len(wanted), size))
-
-
-def _load_ahead(
-    table: PairTable,
-    batches: Iterable[np.ndarray],
-    image_size: int,
-    num_threads: int | None = None,
-) -> Generator[ImageBatch, None, None]:
-    threads = num_threads or default_threads()
-    return ordered_map(lambda rows: _load(table, rows, image_size), batches, threads, threads + 2)
-
-
-def _load(table: PairTable, rows: np.ndarray, image_size: int) -> ImageBatch:
-    # Filled from the front, and cut behind the last that could be read.
-    images = _empty_images(len(rows), image_size, pin_memory=False)
-    good: list[int] = []
-    errors: dict[int, str] = {}
-    for row in _rows_of(table, rows, table.take(rows, _IMAGE_COLUMNS)):
-        try:
-            images[len(good)] = row.tensor(image_size)
-            good.append(row.number)
-        except _UNREADABLE as error:
-            errors[row.number] = str(error)
-    return ImageBatch(np.array(good, dtype=np.int64), images[: len(good)], errors)
-
-
-def _rows_of(table: PairTable, rows: np.ndarray, found: "pa.Table") -> Iterator[_Row]:
-    """What was read of rows of these numbers; images need not be among it."""
-    read = set(found.column_names)
-    columns = (
-        found[name].to_pylist() if name in read else [None] * len(rows) for name in _IMAGE_COLUMNS
-    )
-    for number, key, image, uri in zip(rows.tolist(), *columns, strict=True):
-        yield _Row(number, key, image, uri, table)
-
-
-def _stacked(
-    rows: Sequence[_Row],
-    keys: Sequence[Sequence[int]],
-    images: Tensor,
-    augmentation: Augmentation | None,
-    scaled_decoding: bool = False,
-) -> Tensor:
-    """`images` (rows, 3, size, size), filled; `keys` decide the augmentation of each.
-
-    Raises:
-        DataError: an image cannot be read; names the row.
-    """
-    for place, (row, key) in enumerate(zip(rows, keys, strict=True)):
-        try:
-            images[place] = row.tensor(images.shape[-1], augmentation, key, scaled_decoding)
-        except _UNREADABLE as error:
-            where = f"row {row.number} (id {row.id!r}) of {row.table.uri}"
-            raise DataError(f"{where}: {error}") from error
-    return images
-
-
-def _empty_images(count: int, size: int, pin_memory: bool) -> Tensor:
-    # Every image is written before it is read, so nothing is set to zero first.
-    return torch.empty((count, 3, size, size), pin_memory=pin_memory)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openblip.batches.loader import every_image
+from openblip.batches.images import every_image
 from openblip.batches.shuffle import named_seed
 from openblip.evaluation.java_metrics import JavaPrograms
 from openblip.evaluation.results import Dominant, UnitScores, dominant, save_json, unit_scores

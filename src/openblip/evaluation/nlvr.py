@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openblip.batches.image_pairs import ImagePair, ImagePairIndex
-from openblip.batches.loader import every_image_of
+from openblip.batches.images import every_image_of
 from openblip.evaluation.results import Dominant, UnitScores, dominant, summed_units
 from openblip.evaluation.settings import NlvrSettings
 from openblip.inference import Blip

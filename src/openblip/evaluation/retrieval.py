@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openblip.batches.loader import every_image
+from openblip.batches.images import every_image
 from openblip.batches.text import Cleaning
 from openblip.batches.tokenizer import TokenBatch
 from openblip.checkpoints.families import family_of

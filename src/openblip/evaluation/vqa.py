@@ -12,7 +12,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openblip.batches.loader import every_image
+from openblip.batches.images import every_image
 from openblip.batches.questions import Question, QuestionIndex
 from openblip.evaluation.results import (
     Dominant,

@@ -95,14 +95,11 @@ class Blip:
         source: str = "",
     ) -> None:
         self.model = model.eval()
-        self.trained, self.given_tokens = trained, given_tokens
-        self.source = source
+        self.trained, self.given_tokens, self.source = trained, given_tokens, source
         self._told: set[str] = set()
         # Texts of ALBEF have no `[SEP]`.
         self.tokenizer = tokenizer.without_end() if isinstance(model, Albef) else tokenizer
-        self.kind = kind
-        self.image_size = image_size
-        self.max_tokens = max_tokens
+        self.kind, self.image_size, self.max_tokens = kind, image_size, max_tokens
 
     @property
     def med(self) -> Med:

@@ -163,16 +163,7 @@ def step_footprint(
         for module in task.modules():
             simulation.watch(module)
         simulation.stage(BATCH)
-        vision, side = student.config.vision, recipe.data.image_size
-        # Of a frozen encoder a batch has the states.
-        states = (vision.num_patches, vision.width) if recipe.train.freeze else None
-        batches = [
-            example_batch(pairs, lengths, side, states)
-            for _ in range(min(recipe.train.accumulate, _MOST_PARTS))
-        ]
-        # On an accelerator all parts are there when a step begins, and one of the next.
-        more = recipe.train.accumulate - len(batches) + 1 if accelerator else 0
-        ahead = [example_batch(pairs, lengths, side) for _ in range(more)]
+        batches, ahead = _batches(recipe, student, lengths, pairs, accelerator)
         simulation.forget_peak()
         try:
             # Past the ramp of alpha: with alpha 0 the teacher's guesses would not be made.
@@ -196,6 +187,20 @@ def step_footprint(
             recomputed=in_whole * simulation.recomputed,
             gathered=_gathered(task),
         )
+
+
+def _batches(
+    recipe: Recipe, student: Student, lengths: TextLengths, pairs: int, accelerator: bool
+) -> tuple[list[Batch], list[Batch]]:
+    """The parts of a step, `_MOST_PARTS` at most, and what is there besides when it begins."""
+    vision, side = student.config.vision, recipe.data.image_size
+    # Of a frozen encoder a batch has the states.
+    states = (vision.num_patches, vision.width) if recipe.train.freeze else None
+    parts = min(recipe.train.accumulate, _MOST_PARTS)
+    # On an accelerator all parts are there when a step begins, and one of the next.
+    more = recipe.train.accumulate - parts + 1 if accelerator else 0
+    made = [example_batch(pairs, lengths, side, states) for _ in range(parts + more)]
+    return made[:parts], made[parts:]
 
 
 def _state_alone(task: AnyTask) -> dict[str, int]:
