@@ -68,6 +68,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ask": ("predict", "ask", "answer questions about an image"),
     "explain": ("predict", "explain", "show where the model looks, word by word"),
     "convert": ("convert", "convert", "write a model in another layout"),
+    "export": ("export", "export", "write a model for ONNX Runtime or OpenVINO"),
 }
 
 

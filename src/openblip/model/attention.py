@@ -351,5 +351,6 @@ def causal_mask(
     # The newest token attends to all; flash attention takes no mask, not even one of ones.
     if tokens == 1:
         return None
-    full = torch.ones(tokens, cached + tokens, dtype=torch.bool, device=device)
-    return full.tril(diagonal=cached)[None, None]
+    # Not by a triangle's diagonal, which would be a constant of an exported graph.
+    places = torch.arange(cached + tokens, device=device)
+    return (places <= places[cached:, None])[None, None]

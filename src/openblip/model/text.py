@@ -252,7 +252,9 @@ class TextStack(nn.Module):
         cached = cache.length if cache is not None else 0
         roles = [_role(each, cached, packs=cache is None) for each in passes]
         first = [_reads_first(each) for each in passes]
-        states = torch.split(self._embed(passes, cached), [len(each.ids) for each in passes])
+        # A size, not a length, which an exported graph would take for a constant.
+        sizes = [each.ids.shape[0] for each in passes]
+        states = torch.split(self._embed(passes, cached), sizes)
         hidden = run_layers(self.layers, states, roles, cache, self.config.checkpoint_layers, first)
         if cache is not None:
             cache.advance(passes[0].ids.shape[1])

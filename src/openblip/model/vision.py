@@ -107,7 +107,9 @@ class ImageEncoder(nn.Module):
         self, images: Float[Tensor, "batch 3 height width_px"], num_given: int | None = None
     ) -> Float[Tensor, "batch given width"]:
         """The states of the first `num_given` patches, by default of all."""
-        if not torch.is_grad_enabled() and images.device.type == "cpu":
+        # A graph takes any number of images as one part.
+        is_plain = not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        if is_plain and images.device.type == "cpu":
             parts = torch.split(images, max(1, PATCHES_AT_ONCE // self.config.num_patches))
             return torch.cat([self._encode(part, num_given) for part in parts])
         return self._encode(images, num_given)
@@ -141,7 +143,7 @@ class ImageEncoder(nn.Module):
         size = self.config.patch_size
         rows, columns = images.shape[2] // size, images.shape[3] // size
         whole = images[:, :, : rows * size, : columns * size]
-        pixels = whole.reshape(len(images), 3, rows, size, columns, size)
+        pixels = whole.reshape(images.shape[0], 3, rows, size, columns, size)
         patches = pixels.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)
         weight = self.patch_embed.weight.flatten(1)
         return linear(patches, weight, self.patch_embed.bias), (rows, columns)
