@@ -443,9 +443,7 @@ def compiled_models(bench: Bench) -> dict[str, Any]:
     from openblip.training.build import compile_parts
 
     if not bench.has_gpu and bench.is_default:
-        raise Skipped(
-            "a processor takes a minute to trace them; --only models does it all the same"
-        )
+        raise Skipped("a processor takes a minute to trace them; `--only models` asks for it")
     return compiled_step(bench, compile_parts)
 
 
