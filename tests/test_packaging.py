@@ -8,7 +8,7 @@ import sys
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import pytest
 import torch
@@ -31,6 +31,27 @@ def use_clip() -> object:
     from openblip.inference.embedder import read_clip
 
     return read_clip(Path("clip"), torch.device("cpu"))
+
+
+def use_fit() -> object:
+    from openblip.capfilt.combination import check_library
+
+    return check_library()
+
+
+def use_endpoint() -> object:
+    from openblip.capfilt.endpoint import Requests, _client
+
+    return _client(Requests(), None)
+
+
+def use_graphs(to: Literal["onnx", "openvino"]) -> Callable[[], object]:
+    def checked() -> object:
+        from openblip.deploy.runtimes import check_installed
+
+        return check_installed(to)
+
+    return checked
 
 
 def use_openclip() -> object:
@@ -110,7 +131,11 @@ def use_tracker(name: str) -> Callable[[], object]:
 # Extra -> what an import of it that fails is like, and a use that needs it.
 USES: dict[str, tuple[tuple[str, ...], Callable[[], object]]] = {
     "int8": (("torchao", "torchao.quantization"), use_int8),
+    "fit": (("sklearn",), use_fit),
+    "export": (("onnxruntime",), use_graphs("onnx")),
+    "openvino": (("openvino",), use_graphs("openvino")),
     "clip": (("transformers",), use_clip),
+    "endpoint": (("httpx",), use_endpoint),
     "transformers": (("transformers",), use_transformers),
     "timm": (("timm",), use_timm),
     "openclip": (("open_clip",), use_openclip),

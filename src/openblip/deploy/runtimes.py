@@ -35,6 +35,7 @@ _NEEDED: dict[Format, tuple[str, ...]] = {
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "openvino": ("onnx", "onnxscript", "openvino"),
 }
+_EXTRAS: dict[Format, str] = {"onnx": "export", "openvino": "openvino"}
 # Smaller tensors stay in the graph: shapes and the like, which a reader may ask for early.
 _LEAST_SHARED_BYTES = 1024
 _PAGE = 4096
@@ -50,8 +51,9 @@ def check_installed(to: Format, int8: bool = False) -> None:
         try:
             importlib.import_module(name)
         except ImportError as error:
+            remedy = "pip install nncf" if name == "nncf" else install_extra(_EXTRAS[to])
             raise RecipeError(
-                f"export to {to} needs {name} ({one_line(error)}): {install_extra('export')}"
+                f"export to {to} needs {name} ({one_line(error)}): {remedy}"
             ) from error
 
 
@@ -211,12 +213,12 @@ def open_graph(file: Path, threads: int | None = None, precision: str = "f32") -
     Raises:
         CheckpointError: the runtime cannot read it.
     """
+    is_onnx = file.suffix == SUFFIXES["onnx"]
     try:
-        if file.suffix == SUFFIXES["onnx"]:
-            return _open_onnx(file, threads)
-        return _open_ir(file, threads, precision)
+        return _open_onnx(file, threads) if is_onnx else _open_ir(file, threads, precision)
     except ImportError as error:
-        raise RecipeError(f"{file}: {one_line(error)}; {install_extra('export')}") from error
+        extra = _EXTRAS["onnx" if is_onnx else "openvino"]
+        raise RecipeError(f"{file}: {one_line(error)}; {install_extra(extra)}") from error
     except Exception as error:  # runtimes raise kinds of their own
         raise CheckpointError(f"{file}: cannot be opened ({one_line(error)})") from error
 
