@@ -45,9 +45,8 @@ def label_places(
         prompt_tokens: as in `next_token_labels`.
     """
     # A position has a label where the next one has a token that is not given.
-    wanted = mask.clone()
-    wanted[:, : max(prompt_tokens, 1)] = False
-    wanted = F.pad(wanted[:, 1:], (0, tokens - mask.shape[1] + 1))
+    given = min(max(prompt_tokens, 1), mask.shape[1])
+    wanted = F.pad(mask[:, given:], (given - 1, tokens - mask.shape[1] + 1))
     places = wanted.flatten().nonzero()[:, 0]
     return Packing(len(mask), tokens, sent(places, device))
 
@@ -164,8 +163,7 @@ def masked_places(
         draws: which words.
         device: where the places are needed.
     """
-    chosen = draws.masked & mask
-    chosen[:, 0] = False
+    chosen = F.pad((draws.masked & mask)[:, 1:], (1, 0))
     return Packing(len(mask), mask.shape[1], sent(chosen.flatten().nonzero()[:, 0], device))
 
 
