@@ -175,8 +175,7 @@ def masked_places(
         draws: which words.
         device: where the places are needed.
     """
-    chosen = draws.masked & mask
-    chosen[:, 0] = False
+    chosen = F.pad((draws.masked & mask)[:, 1:], (1, 0))
     return Packing(len(mask), mask.shape[1], sent(chosen.flatten().nonzero()[:, 0], device))
 
 
