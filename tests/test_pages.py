@@ -101,7 +101,7 @@ def commands_in(block: Block) -> Iterator[list[str]]:
         if not is_shell and not (shown_with_output and re.match(r"(\$ )?openblip ", line)):
             continue
         line = line.removeprefix("$ ")
-        words = shlex.split(line, comments=True)
+        words = shlex.split(without_comment(line))
         while words:
             end = next((n for n, w in enumerate(words) if w in ("&&", "|", ";")), len(words))
             command = list(words[:end])
@@ -119,6 +119,15 @@ def own_words(command: list[str]) -> list[str] | None:
     if command[0] == "torchrun" and "openblip" in command:
         return command[command.index("openblip") + 1 :]
     return None
+
+
+def without_comment(line: str) -> str:
+    """A line of a shell without its comment, which only begins where a word could."""
+    for found in re.finditer(r"(?:^|(?<=\s))#", line):
+        before = line[: found.start()]
+        if before.count('"') % 2 == before.count("'") % 2 == 0:
+            return before
+    return line
 
 
 def name_of(words: list[str]) -> str | None:
