@@ -109,9 +109,9 @@ class TimedTask(PretrainTask):
         with self.clock.part("momentum"):
             super().begin_step(position)
 
-    def _teacher_features(self, batch):
+    def _teacher_features(self, *arguments):
         with self.clock.part("momentum"):
-            return super()._teacher_features(batch)
+            return super()._teacher_features(*arguments)
 
     def contrast(self, *arguments):
         with self.clock.part("ITC"):

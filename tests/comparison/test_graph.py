@@ -15,7 +15,7 @@ from openblip.runtime.errors import RecipeError
 from openblip.table.reviews import ReviewLog, ReviewRecord, Verdict
 from openblip.table.table import PairTable
 from openblip.training.recipe import Recipe
-from openblip.training.recipe_file import recipe_from_dict
+from openblip.training.recipe_file import FieldError, recipe_from_dict
 
 from .conftest import TINY, written
 
@@ -242,8 +242,9 @@ class TestTablesThatAFunctionMakes:
         assert len(others - {first.fingerprint}) == 4
 
     def test_what_is_no_such_function_is_refused(self, made: Any, tmp_path: Path) -> None:
-        with pytest.raises(RecipeError, match=r"data.pairs.*makers_of_mine.* has no noise"):
+        with pytest.raises(FieldError, match=r"makers_of_mine.* has no noise") as refused:
             made(by="noise")
+        assert refused.value.field == "data.pairs"
         with pytest.raises(RecipeError, match="the seed is that of the comparison"):
             made("seed: 3")
         with pytest.raises(RecipeError, match="name a function as module:name"):

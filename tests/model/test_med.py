@@ -140,4 +140,9 @@ class TestRoles:
 
 def test_the_annotated_shapes_are_checked_in_this_room(med: Med, images: Tensor) -> None:
     with pytest.raises(jaxtyping.TypeCheckError, match="encode_images"):
+        med.encode_images(images[0, 0])
+
+
+def test_one_image_without_a_batch_is_not_taken_for_states(med: Med, images: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"images are \(batch, 3, height, width\)"):
         med.encode_images(images[0])

@@ -82,7 +82,6 @@ def test_a_frozen_image_encoder_needs_its_weights_alone(recipe: Recipe) -> None:
     encoder = sum(4 * p.numel() for p in med.image_encoder.parameters())
     assert frozen.parts[WEIGHTS] == whole.parts[WEIGHTS]
     assert frozen.parts[TEACHER] == whole.parts[TEACHER] - encoder
-    assert frozen.parts[GRADIENTS] <= whole.parts[GRADIENTS] - encoder
     assert frozen.parts[MOMENTS] < whole.parts[MOMENTS] - 2 * encoder + 1
     assert IMAGES not in frozen.parts
     assert frozen.operations is not None
@@ -166,7 +165,8 @@ def test_an_albef_has_a_teacher_without_matching(albef: Recipe) -> None:
     assert isinstance(albef.model, AlbefConfig)
     assert parts[WEIGHTS] == sum(4 * p.numel() for p in Albef(albef.model).parameters())
     assert parts[WEIGHTS] - parts[TEACHER] == 4 * (2 * 128 + 2)
-    assert parts.keys() >= {IMAGES, TEXT_ALONE, MEMORY, TEXT_WITH_IMAGE, BACKWARD}
+    assert parts.keys() >= {IMAGES, TEXT_ALONE, MEMORY, TEXT_WITH_IMAGE}
+    assert parts.keys() & {LOSSES, BACKWARD}
 
 
 def test_logits_are_those_of_the_masked_words(albef: Recipe) -> None:

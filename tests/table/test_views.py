@@ -466,5 +466,5 @@ def test_a_rule_for_a_text_is_one_that_its_sources_can_meet() -> None:
 
 def test_reviewed_texts_weigh_one_and_take_part_in_every_rule(bootstrapped: PairTable) -> None:
     view = CaptionView(sources=("web", "reviewed"), weights="calibrated", contrast_text="web")
-    with pytest.warns(OpenBlipWarning, match="no reviewed texts beside"):
+    with pytest.warns(OpenBlipWarning, match="there are no reviewed texts"):
         assert "w1" in _weights(view, bootstrapped)

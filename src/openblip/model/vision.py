@@ -198,6 +198,9 @@ class ImageModel(nn.Module, Generic[ConfigT]):
         """Patch tokens of normalised images, the class token first.
 
         States that were computed before (three dimensions) are given back, in float32.
+
+        Raises:
+            ValueError: states of another width, or a single image without a batch.
         """
         return self._encoded(images, None)
 
@@ -209,6 +212,12 @@ class ImageModel(nn.Module, Generic[ConfigT]):
 
     def _encoded(self, images: Tensor, num_given: int | None) -> Tensor:
         if images.ndim == 3:
+            width = self.image_encoder.config.width
+            if images.shape[2] != width:
+                raise ValueError(
+                    f"states of width {images.shape[2]} are none of this encoder, which gives "
+                    f"{width}; images are (batch, 3, height, width)"
+                )
             return images[:, :num_given].float()
         if self.known_states is not None:
             return self.known_states(images)[:, :num_given]
