@@ -242,7 +242,9 @@ class TestTablesThatAFunctionMakes:
         assert len(others - {first.fingerprint}) == 4
 
     def test_what_is_no_such_function_is_refused(self, made: Any, tmp_path: Path) -> None:
-        with pytest.raises(RecipeError, match=r"data.pairs.*makers_of_mine.* has no noise"):
+        with pytest.raises(
+            RecipeError, match=r"makers_of_mine.py has no noise; did you mean noisy"
+        ):
             made(by="noise")
         with pytest.raises(RecipeError, match="the seed is that of the comparison"):
             made("seed: 3")
