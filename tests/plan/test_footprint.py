@@ -82,7 +82,6 @@ def test_a_frozen_image_encoder_needs_its_weights_alone(recipe: Recipe) -> None:
     encoder = sum(4 * p.numel() for p in med.image_encoder.parameters())
     assert frozen.parts[WEIGHTS] == whole.parts[WEIGHTS]
     assert frozen.parts[TEACHER] == whole.parts[TEACHER] - encoder
-    assert frozen.parts[GRADIENTS] <= whole.parts[GRADIENTS] - encoder
     assert frozen.parts[MOMENTS] < whole.parts[MOMENTS] - 2 * encoder + 1
     assert IMAGES not in frozen.parts
     assert frozen.operations is not None

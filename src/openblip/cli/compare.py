@@ -6,7 +6,7 @@ from typing import Annotated
 import tyro
 
 from openblip.cli.output import check_outputs, print_json, print_table
-from openblip.runtime.ranges import Workers
+from openblip.runtime.ranges import Seed, Workers
 
 
 def compare(
@@ -15,7 +15,7 @@ def compare(
     *,
     output: Annotated[Path | None, tyro.conf.arg(aliases=["-o"])] = None,
     jobs: Workers = 1,
-    seeds: tuple[int, ...] = (),
+    seeds: tuple[Seed, ...] = (),
     plan: bool = False,
     json: bool = False,
 ) -> int:
