@@ -5,12 +5,11 @@ A field is a keyword of its `evaluate_*`, a flag of `openblip evaluate`, and one
 (`CaptionSettings` stands with its protocol, because a field of it is a `Decoding`.)
 """
 
-import math
 from dataclasses import dataclass
 from typing import Literal
 
 from openblip.runtime.errors import RecipeError
-from openblip.runtime.ranges import Count, CountOrNone, check_ranges
+from openblip.runtime.ranges import Count, CountOrNone, Finite, check_ranges
 
 Ranking = Literal["original", "combined", "contrast"]
 
@@ -42,12 +41,11 @@ class FilterSettings:
 
     score: str = "itm"
     """Which score of the texts: `itm`, `itc` or the name of another one."""
-    threshold: float = 0.5
+    threshold: Finite = 0.5
     """Texts with no higher score are rejected."""
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.threshold):
-            raise RecipeError(f"threshold is {self.threshold}; give a number")
+        check_ranges(self)
 
 
 @dataclass(frozen=True, kw_only=True)
