@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 from onnxruntime import InferenceSession
-from PIL import Image
+from PIL import Image, ImageOps
 from tokenizers import Tokenizer
 
 folder = Path(sys.argv[1])
@@ -26,12 +26,12 @@ def run(name: str, *inputs: np.ndarray) -> list[np.ndarray]:
     return graph(name).run(None, dict(zip(ports, inputs, strict=True)))
 
 
-def encode(path: str) -> list[np.ndarray]:
+def encode(path: str, how: dict = about["preprocess"]) -> list[np.ndarray]:
     """States of an image, and its embedding if the model has one."""
-    how = about["preprocess"]
-    image = Image.open(path).convert("RGB").resize([how["image_size"]] * 2, Image.BICUBIC)
-    pixels = (np.asarray(image) / 255 - how["mean"]) / how["std"]
-    return run("image_encoder", pixels.transpose(2, 0, 1)[None].astype(np.float32))
+    photo = ImageOps.exif_transpose(Image.open(path)).convert("RGBA")
+    photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo).convert("RGB")
+    pixels = np.asarray(photo.resize([how["image_size"]] * 2, Image.BICUBIC)) / 255 - how["mean"]
+    return run("image_encoder", np.float32(pixels / how["std"]).transpose(2, 0, 1)[None])
 
 
 def tokens(texts: list[str], use: str) -> tuple[np.ndarray, np.ndarray]:

@@ -148,6 +148,9 @@ async function decoded(blob) {
   const bitmap = await createImageBitmap(blob, options);
   const { width, height } = bitmap;
   const context = new OffscreenCanvas(width, height).getContext("2d");
+  // What is transparent is seen over white, as the package reads it.
+  context.fillStyle = "white";
+  context.fillRect(0, 0, width, height);
   context.drawImage(bitmap, 0, 0);
   const { data } = context.getImageData(0, 0, width, height);
   return { width, height, data: data.filter((_, at) => at % 4 < 3) };

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.batches.transforms import eval_transform
@@ -24,7 +24,7 @@ from openblip.model import Med
 from openblip.model.albef import Albef, AlbefConfig
 from openblip.model.dual import DualConfig, DualEncoder
 from openblip.model.vqa import Nlvr, NlvrConfig, Vqa
-from openblip.runtime.errors import CheckpointError, RecipeError
+from openblip.runtime.errors import CheckpointError, OpenBlipWarning, RecipeError
 
 from ..inference.conftest import draw_weights, make_med
 
@@ -119,6 +119,36 @@ def test_the_runner_says_what_the_model_says(exported: Exported, blip: Blip, pho
     assert found == pytest.approx([each.itm for each in expected], abs=2e-4)
     found = [float(number) for number in cosine.removeprefix("cosine: ").split()]
     assert found == pytest.approx([each.itc for each in expected], abs=2e-4)
+
+
+@pytest.mark.parametrize("kind", ["turned", "transparent"])
+def test_the_runner_sees_a_photo_as_the_model_does(
+    exported: Exported, blip: Blip, pictures: list[Image.Image], tmp_path: Path, kind: str
+) -> None:
+    photo = tmp_path / "photo.png"
+    if kind == "turned":
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = 6
+        pictures[0].convert("RGB").save(photo, exif=exif)
+    else:
+        seen_through = pictures[0].convert("RGBA")
+        seen_through.putalpha(Image.linear_gradient("L").resize(seen_through.size))
+        seen_through.save(photo)
+
+    _, match, _ = run_example(exported.folder, photo, *TEXTS)
+
+    found = [float(number) for number in match.removeprefix("match: ").split()]
+    expected = [each.itm for each in blip.match(str(photo), TEXTS)]
+    assert found == pytest.approx(expected, abs=2e-4)
+
+
+def test_an_exported_captioner_reads_no_given_text_and_this_is_told(
+    tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    med = make_med(tokenizer, heads=("lm",))
+    reads = Blip(med, tokenizer, "captioner", 32, 30, given_tokens=8)
+    with pytest.warns(OpenBlipWarning, match="an exported model has no place"):
+        export(reads, tmp_path / "model")
 
 
 def test_the_runners_beams_are_the_models(

@@ -14,7 +14,7 @@ import torch
 from openblip.batches.tokenizer import TOKENIZER_FILE
 from openblip.batches.transforms import IMAGE_MEAN, IMAGE_STD
 from openblip.checkpoints.families import check_image_size
-from openblip.checkpoints.folder import check_replaceable, write_json
+from openblip.checkpoints.folder import check_replaceable, warn_of_given_text, write_json
 from openblip.checkpoints.model_card import CARD_FILE, CardFacts, write_model_card
 from openblip.deploy.graphs import Part, Port, memories_of, parts_of
 from openblip.deploy.runtimes import (
@@ -85,6 +85,7 @@ def export(blip: Blip, folder: Path, to: Format = "onnx", *, int8: bool = False)
             f"the model is {blip.dtype} on {blip.device}; load it in float32 on the CPU to export"
         )
     check_image_size(blip.model, blip.image_size)
+    warn_of_given_text(blip.given_tokens, "an exported model")
     parts = parts_of(blip.model)
     check_installed(to, int8)
     check_replaceable(folder, _known_files(parts))
