@@ -57,6 +57,24 @@ def test_capfilt_leaves_the_table_of_the_others_as_it_was(compared: Compared) ->
     assert "synthetic" in cleaned.columns
 
 
+def test_a_job_can_make_one_probability_of_all_scores(tmp_path: Path) -> None:
+    pytest.importorskip("sklearn", reason="openblip[fit]")
+    text = (
+        TINY.replace("seeds: [0, 1]", "seeds: [0]")
+        .replace("human_rows: 24", "human_rows: 60")
+        .replace("{max_length: 10}}", "{max_length: 10}, fit: true}")
+        .replace("itm: 0.0}", "score: right, weights: calibrated}")
+    )
+    compared = compare(written(tmp_path, text), tmp_path / "out", jobs=1)
+    (job,) = (stage for stage in compared.findings.stages if stage.kind == "capfilt")
+    table = PairTable.open(compared.folder / "stages" / job.folder / "pairs.lance")
+    given = [batch["captions_score_right"].to_pylist() for batch in table.scan()]
+    probabilities = [right for batch in given for row in batch if row for right in row]
+    assert len(probabilities) >= 16
+    assert all(0 <= right <= 1 for right in probabilities)
+    assert compared.findings.scores("both", "retrieval.R@1") is not None
+
+
 def test_a_second_call_does_nothing_and_says_the_same(compared: Compared) -> None:
     before, path = finished_at(compared.folder), compared.folder.parent / "tiny.yaml"
     again = compare(path, compared.folder)

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from openblip.capfilt.fit import FitSettings, fit_table
 from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.run import run_capfilt
+from openblip.capfilt.scores import ScoreSettings, score_table
 from openblip.checkpoints.reading import find_model
 from openblip.comparison.findings import stored_units
 from openblip.comparison.protocols import PROTOCOLS
@@ -111,6 +113,10 @@ def _capfilt(order: Order) -> dict[str, Any]:
     found = run_capfilt(place, settings, processes=1)
     if found.failed:
         raise DataError(f"{place}: {'; '.join(found.failed)}")
+    if order.settings.get("fit"):
+        table = PairTable.open(place)
+        score_table(table, ScoreSettings(seed=settings.seed))
+        fit_table(PairTable.open(place), FitSettings(seed=settings.seed))
     return {"flops": _capfilt_flops(place, settings), "errors": found.errors}
 
 

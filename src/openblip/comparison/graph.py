@@ -133,6 +133,8 @@ class StageGraph:
                 "decoding": job.decoding.stored(),
                 "seed": seed,
             }
+            if job.fit:
+                settings["fit"] = True
             inputs = {
                 "table": self.data(job.of, seed),
                 "captioner": self.model(job.captioner, seed),

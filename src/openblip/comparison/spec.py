@@ -54,6 +54,9 @@ class CapFiltSpec:
     """Synthetic captions per image."""
     decoding: Decoding = field(default_factory=lambda: Decoding(method="nucleus", top_p=0.9))
     """How they are written."""
+    fit: bool = False
+    """Whether further scores and their combination `right` are computed as well, as by `openblip
+    capfilt scores` and `capfilt fit`."""
 
 
 @dataclass(frozen=True, kw_only=True)
