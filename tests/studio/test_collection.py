@@ -299,6 +299,20 @@ def test_a_row_in_the_address_is_opened(studio: RunningStudio, page: "Page") -> 
     assert link.get_attribute("href") == "#search?like=7"
 
 
+def test_why_a_row_lacks_something_is_said_once(
+    own_studio: tuple[RunningStudio, PairTable], page: "Page"
+) -> None:
+    studio, table = own_studio
+    why = ["the image cannot be read", "the image cannot be read", "tiny: HTTP 400: content policy"]
+    names = ("image_error", "capfilt_error", "synthetic_error")
+    table.add_columns(
+        pa.table({name: [reason] * len(table) for name, reason in zip(names, why, strict=True)})
+    )
+    page.goto(f"{studio.url}#collection?row=7")
+    page.get_by_role("dialog").get_by_role("heading", level=2).wait_for()
+    assert page.locator(".row-error").all_inner_texts() == why[1:]
+
+
 def test_a_change_of_the_table_is_noticed_and_said(
     own_studio: tuple[RunningStudio, PairTable], page: "Page"
 ) -> None:

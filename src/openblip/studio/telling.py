@@ -78,7 +78,8 @@ def told_row(arrays: TableArrays, row: int, view: CaptionView) -> dict[str, Any]
         DataError: there is no such row, or it is damaged.
     """
     table = arrays.table
-    more = ("image_uri", "meta", "image_error", "capfilt_error", "duplicate_of", "leak_of")
+    errors = ("image_error", "capfilt_error", "synthetic_error")
+    more = ("image_uri", "meta", *errors, "duplicate_of", "leak_of")
     written = ("synthetic_captioner", "synthetic_logprob")
     there = [name for name in (*more, *written) if name in table.columns]
     numbers = np.array([row], dtype=np.int64)

@@ -377,8 +377,8 @@ class Collection {
         el("img", { src: imageUrl(row.row, 960), alt: "" })),
       el("p", { class: "small soft number", text: facts.join(" · ") }),
       el("div", { class: "chips" }, row.flags.map((flag) => el("span", { class: "row-flag", text: flag })),
-        row.image_error ? el("p", { class: "small row-error", text: row.image_error }) : null,
-        row.capfilt_error && row.capfilt_error !== row.image_error ? el("p", { class: "small row-error", text: row.capfilt_error }) : null),
+        // An image that cannot be read is the reason of several of them: said once.
+        [...new Set([row.image_error, row.capfilt_error, row.synthetic_error])].filter(Boolean).map((reason) => el("p", { class: "small row-error", text: reason }))),
       this.similar(row),
       el("h3", { text: row.texts.length ? "Texts" : "No texts" }),
       row.texts.map((text) => textBlock(text, this.writer(text, row.models))),
