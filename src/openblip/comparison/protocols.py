@@ -54,6 +54,7 @@ def _classified(
     model: Embedder, table: PairTable, *, k: int, **settings: Any
 ) -> ClassificationResult:
     """By contrast alone where the model cannot match: so a CLIP stands beside a BLIP."""
+    # With k=0 no class is ranked anew by matching.
     return evaluate_classification(model, table, k=k if can_match(model) else 0, **settings)
 
 

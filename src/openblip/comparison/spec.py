@@ -313,6 +313,7 @@ def check_names(spec: ComparisonSpec) -> None:
     for place, name in _models_named(spec):
         _known(name, spec.models, place)
     for name, task in spec.tasks.items():
+        # Made only to be checked, before anything runs.
         from_plain(PROTOCOLS[task.task].settings, task.settings, f"tasks.{name}.settings")
     for place, figure in _figures_named(spec):
         _known_figure(figure, spec, place)
@@ -335,6 +336,7 @@ def _check_published(spec: ComparisonSpec) -> None:
     able = [kind for kind, protocol in PROTOCOLS.items() if protocol.needs_contrast_alone]
     for place, model, figure in spec.pairs():
         task = figure.partition(".")[0]
+        # `check_names` has seen to it that there is such a task.
         kind = spec.tasks[task].task
         if model in clips and kind not in able:
             raise FieldError(
