@@ -206,6 +206,7 @@ class Runs:
 
     def _since(self, after: str) -> int:
         epoch, _, change = after.partition(".")
+        # Before the first change: a page that knows nothing, or another server, is told everything.
         return int(change) if epoch == self._epoch and change.isdecimal() else -1
 
     def _look(self) -> None:
