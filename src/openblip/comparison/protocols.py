@@ -25,6 +25,7 @@ _WUPS = ("WUPS@0.9", "WUPS@0.0")
 # Metrics that are the mean of others.
 _MEANS: dict[str, tuple[str, ...]] = {f"R@{k}": (f"TR@{k}", f"IR@{k}") for k in (1, 5, 10)}
 _RECALLS = tuple(name for names in _MEANS.values() for name in names)
+# Behind `_RECALLS`, of which it is no part.
 _MEANS["mean"] = _RECALLS
 
 

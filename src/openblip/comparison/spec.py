@@ -257,6 +257,7 @@ class ComparisonSpec:
     """What is checked."""
 
     def __post_init__(self) -> None:
+        # One that counted twice would make intervals narrower than they are.
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise RecipeError("seeds: give at least one, each once")
         if not self.data or not self.models or not self.tables:
@@ -296,6 +297,7 @@ def located(error: RecipeError, path: Path, lines: dict[str, int]) -> RecipeErro
     """The error with the file and the line of the nearest field that the file has."""
     field = error.field if isinstance(error, FieldError) else ""
     named = f"{field}: " if field not in str(error) else ""
+    # A field that is missing has no line; what it should stand in has one.
     while field and field not in lines:
         field = field.rpartition(".")[0]
     where = f"{path}, line {lines[field]}" if field else str(path)

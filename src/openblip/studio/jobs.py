@@ -31,6 +31,7 @@ _MOST_CAPTIONS, _MOST_PROCESSES = 10, 64
 # No slash, so that a page names no folder; no dot or hyphen first, so that the file is not hidden
 # and no flag.
 _FILE_NAME = re.compile(r"\w[\w .-]{0,99}\.(?:jsonl|csv|txt|json)")
+# As many as `Decoding` has by default.
 _BEAMS = 3
 _METHODS = ("beam", "nucleus", "greedy")
 Given = Mapping[str, Any]
@@ -127,6 +128,7 @@ class Jobs:
         with self._lock:
             jobs = self._folder.jobs()
             started = [self._row(job) for job in jobs[:_MOST_SHOWN]]
+            # However many pages ask: to look is to read a ledger and to open the table.
             if time.monotonic() - self._looked > _LOOKING_SECONDS:
                 self._seen = self._traces.seen()
                 self._looked = time.monotonic()

@@ -238,6 +238,7 @@ class Runs:
         for path in paths:
             self._runs[path] = known.get(path) or _WatchedRun(self._name(path), path)
             if path not in known:
+                # As of the reading that follows, which counts up.
                 self._changed_rows[self._runs[path].name] = self._change + 1
 
     def _name(self, path: Path) -> str:
