@@ -200,9 +200,9 @@ class _Rows:
                 yield line
 
         delimiter = self._layout.delimiter
+        # Not strict, `csv` takes a quote in the wrong place for a part of the text, without a word;
+        # and a space before a quote would make that one an ordinary character.
         reader = csv.reader(
-            # Not strict, `csv` takes a quote in the wrong place for a part of the text, without a
-            # word; and a space before a quote would make that one an ordinary character.
             feed(), delimiter=delimiter, skipinitialspace=True, strict=True, **dialect
         )
         try:
