@@ -162,7 +162,7 @@ def _lower(weights: NDArray[np.float64], parts: _Parts) -> NDArray[np.float64]:
     counts, rights = parts.evidence
     found = (weights * np.where(counts > 0, rights / np.maximum(counts, 1e-300), 0.0)).sum(axis=1)
     step = _half_step(weights, counts)
-    # Logarithms of the multiplier: from one that moves hardly a share to one that leaves hardly any.
+    # Logarithms of the multiplier: at one end it moves hardly a share, at the other it leaves none.
     low, high = np.full(len(found), -20.0), np.full(len(found), 60.0)
     shares = np.zeros_like(counts)
     for _ in range(_MULTIPLIER_STEPS):
