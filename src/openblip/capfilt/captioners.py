@@ -178,6 +178,7 @@ def captioner_print(source: str, table_uri: str) -> str:
 
 def column_name(source: str, planned: str) -> str:
     """What `synthetic_captioner` says of a captioner, given its print."""
+    # Without the digest, which tells jobs apart, and not texts.
     return divided(source)[1] if divided(source)[0] == "texts" else planned
 
 
@@ -188,6 +189,7 @@ def check_captioners(settings: "CapFiltSettings") -> None:
         RecipeError: there is none, one stands twice, or one cannot do what the settings say.
     """
     names = [
+        # Of one model on two servers nobody could tell the texts apart: they have one name.
         f"openai:{parse_address(place).model}" if kind == "openai" else f"{kind}:{place}"
         for kind, place in map(divided, settings.captioners)
     ]
@@ -264,6 +266,7 @@ class Ours:
 
     def begin(self, rows: WebRows) -> Pending:
         """See `Captioner.begin`: the images are transformed."""
+        # What waits for its turn are small tensors: batches of photographs would fill the memory.
         images = rows.images_at(self.model.image_size)
         seeds = [row.seed for row in rows.rows]
         prompts = [self._prompt(row) for row in rows.rows]
@@ -273,6 +276,7 @@ class Ours:
         from openblip.inference import GivenPrompt
 
         prompt = self._settings.prompt
+        # It is 0 of a model that has not learnt to read a text before it writes.
         if self._settings.given and self.model.given_tokens:
             return GivenPrompt(given_text(row.captions), prompt)
         return prompt

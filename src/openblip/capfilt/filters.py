@@ -83,10 +83,12 @@ def plan_filters(
     for text in filters:
         name, source = divided(text)
         fingerprint = embedder_fingerprint(source)
+        # The name of its columns stays, whatever it is called now.
         if fingerprint in known:
             plans.append(FilterPlan(source, fingerprint, known[fingerprint]))
             continue
         matches = _matches(source)
+        # The plain names are those of the first that matches, in this job or an earlier one.
         if matches and not has_match and name is None:
             scores: tuple[str, ...] = MATCH_SCORES
             has_match = True
@@ -129,6 +131,7 @@ def name_of(source: str) -> str:
     else:
         words = [part for part in parts if Path(part).stem.lower() not in _NAMELESS][-1:]
     last = re.sub(r"\.(pth|pt|bin|safetensors)$", "", "_".join(words))
+    # Within what `_NAME` allows; the cut may leave a `_` at the end.
     slug = re.sub(r"[^a-z0-9]+", "_", last.lower()).strip("_")[:40].strip("_")
     return slug if _NAME.fullmatch(slug) else f"filter_{slug}".strip("_")
 
@@ -176,6 +179,7 @@ class Filter:
         if plan.matches:
             self.blip.require("itm")
         is_ours = isinstance(self.model, Blip)
+        # Ours differ in the size alone; others crop and normalise in ways of their own.
         self.input_key = str(self.blip.image_size) if is_ours else plan.fingerprint
 
     @property

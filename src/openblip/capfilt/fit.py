@@ -167,6 +167,7 @@ def fit_table(
         left_out += [f"{name}: {why}" for name in OF_GIVEN]
         features["web"] = [name for name in features["web"] if name not in OF_GIVEN]
     verdicts = table.verdicts()
+    # Where models lie, and what goes through them together, decides nothing.
     elsewhere = ("filters", "captioners", "batch_size")
     told = {
         "scores": column_state(table, SCORES_KEY)["settings"],
@@ -175,6 +176,7 @@ def fit_table(
         "verdicts": verdicts_digest(verdicts),
     }
     if not sources_with(table, RIGHT):
+        # Another job has dropped the column: the note of a fit that has it is not to be believed.
         table.update_metadata({FIT_KEY: "{}"})
     elif column_state(table, FIT_KEY) == {"settings": told, "rows": len(table)}:
         return FitReport.of(column_state(table, FIT_REPORT))
@@ -276,6 +278,7 @@ def _human_rows(table: PairTable, settings: FitSettings) -> list[int]:
             "(`openblip data import ... --origin human`)"
         )
     generator = np.random.default_rng(settings.seed)
+    # The first of a permutation: more images have the fewer among them.
     chosen = generator.permutation(len(rows))[: settings.images]
     return sorted(rows[place] for place in chosen.tolist())
 
@@ -435,6 +438,7 @@ def _matrix(
         found += list(zip(*own, strict=True))
         rows += [start + number] * len(own[0])
         places += range(len(own[0]))
+    # Reshaped, since of no text NumPy makes an array without columns.
     matrix = np.array(found, dtype=np.float64).reshape(len(found), len(columns))
     return matrix, np.array(rows, np.int64), np.array(places, np.int64)
 

@@ -70,6 +70,7 @@ def write_report(
     if threshold is None:
         values = scores["web"].itm if len(scores["web"]) else scores["synthetic"].itm
         middle = float(np.median(values)) if len(values) else 0.5
+        # In so many digits, so that what the page says can be given again as it stands.
         threshold = 0.5 if score in PROBABILITIES else float(f"{middle:.4g}")
     if not len(scores["web"]) and not len(scores["synthetic"]):
         raise DataError(f"{table.uri} has no scored text from the web; nothing to report")
@@ -111,6 +112,7 @@ def _rates(page: Page, scores: dict[str, TextScores], threshold: float) -> list[
     values = scores["web"].itm if len(scores["web"]) else scores["synthetic"].itm
     others: tuple[float, ...] = DEFAULT_THRESHOLDS
     if scores["web"].score not in PROBABILITIES:
+        # Of what is no probability 0.1 and 0.9 mean nothing: shares of the texts in their place.
         others = tuple(float(f"{v:.3g}") for v in np.quantile(values, DEFAULT_THRESHOLDS))
     thresholds = sorted({*others, threshold})
     rates = keep_rates(scores, thresholds)
@@ -218,6 +220,7 @@ def _histograms(page: Page, scores: dict[str, TextScores], threshold: float) -> 
     if score == "itm":
         title, axis = "Match probability", "match probability (ITM)"
     charts = [histogram(title, itm, threshold, axis=axis)]
+    # Only where all texts have one: a chart of some would look as if it were of all.
     if score != "itc" and len(itc) == len(scores):
         charts.append(histogram("Similarity", itc, axis="cosine of image and text (ITC)"))
     page.charts(charts)
@@ -277,6 +280,7 @@ class _Shown:
             first += batch.num_rows
         judged = []
         for source, scores in self._scores.items():
+            # By rows first, all at once: verdicts are few, texts may be millions.
             rows = [row for of_source, row, _ in said if of_source == source]
             picked = np.flatnonzero(np.isin(scores.rows, rows))
             for place, words in zip(picked, texts_of(self._table, scores, picked), strict=True):
@@ -291,6 +295,7 @@ class _Shown:
         """The texts on both sides of it, of each source equally many."""
         near: list[tuple[float, int, CardText]] = []
         for scores in self._scores.values():
+            # Stable: equal scores come in the order of the table, each time.
             order = np.argsort(-scores.itm, kind="stable")
             cut = int((scores.itm > self._threshold).sum())
             chosen = order[max(cut - _NEAR_CARDS, 0) : cut + _NEAR_CARDS]
@@ -326,6 +331,7 @@ class _Shown:
     def side_by_side(self, seed: int) -> None:
         """Images drawn at random with all of their texts."""
         rows = np.unique(np.concatenate([s.rows for s in self._scores.values()]))
+        # In the order of the table, whatever order they were drawn in.
         chosen = np.sort(
             np.random.default_rng(seed).choice(rows, min(_PAIR_CARDS, len(rows)), replace=False)
         )

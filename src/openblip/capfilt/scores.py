@@ -130,9 +130,11 @@ class Neighbourhood:
     def _nearest(
         self, points: NDArray[np.float32], others: NDArray[np.float32], rows: NDArray[np.int64]
     ) -> NDArray[np.float32]:
+        # Of unit length, so that products are cosines.
         similar = points @ others.T
         # Below any cosine, so that its own text or image is never among the nearest.
         similar[rows[:, None] == self.rows[None, :]] = -1.0
+        # One of the sample may be its own, which is excluded.
         count = min(self.neighbours, max(similar.shape[1] - 1, 1))
         nearest = np.partition(similar, -count, axis=1)[:, -count:]
         return np.asarray(nearest.mean(axis=1))
@@ -172,6 +174,7 @@ class TextScorer:
         self.filters = [*([self._base] if plans[0] in computed else []), *others]
         self._common = CommonTexts.of(table)
         self.reads_embeddings = _has_embeddings(table, plans[0].fingerprint)
+        # After `reads_embeddings`, which says how its rows are read.
         self._around = self._neighbourhood(table)
         self._vocabulary = next(
             (f.model for f in [self._base, *others] if isinstance(f.model, Blip)), None
@@ -217,6 +220,8 @@ class TextScorer:
         pairs = [(text, row.synthetic) for row in rows for text in row.texts]
         flat["agreement"] = np.array(
             [
+                # Without a synthetic text there is nothing to agree with, which is no disagreement:
+                # NaN.
                 max(
                     (float(embeds[place[text]] @ embeds[place[s]]) for s in written), default=np.nan
                 )
@@ -317,6 +322,7 @@ def _unknown_share(model: Blip, text: str) -> float:
 
 def _has_embeddings(table: PairTable, fingerprint: str) -> bool:
     state = column_state(table, EMBEDDING_KEY)
+    # Those of another model lie in another space, and tell nothing beside these texts.
     is_whole = state.get("rows") == len(table) and EMBEDDING_KEY in table.columns
     return is_whole and state["settings"].get("model") == fingerprint
 
@@ -326,6 +332,7 @@ def known_filters(table: PairTable) -> dict[str, tuple[str, ...]]:
     stored = column_state(table, METADATA_KEY)
     prints = stored.get("filter_fingerprint", [])
     prints = [prints] if isinstance(prints, str) else prints
+    # A job with one filter that matches says nothing of it, as those of before there were several.
     scores = stored.get("scores", [["itm", "itc"]])
     return {key: tuple(own) for key, own in zip(prints, scores, strict=False)}
 
@@ -423,6 +430,7 @@ def score_table(
             lambda some: _columns_of(scorer, table, some),
             show_progress=show_progress,
         )
+        # Apart from the settings: where a model lies decides no score.
         sources = {plan.fingerprint: plan.source for plan in plans}
         table.update_metadata({SOURCES_KEY: json.dumps(sources)})
     _write_copies(table)
@@ -473,6 +481,7 @@ def _write_copies(table: PairTable) -> None:
     leaders: list[str] = []
     for batch in table.scan(["id", "duplicate_of"]):
         pairs = zip(batch["duplicate_of"].to_pylist(), batch["id"].to_pylist(), strict=True)
+        # An image that is kept leads its own group.
         leaders += [leader or own for leader, own in pairs]
     _, groups, counts = np.unique(np.array(leaders), return_inverse=True, return_counts=True)
     copies = np.log1p(counts[groups] - 1)

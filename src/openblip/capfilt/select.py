@@ -167,6 +167,7 @@ class Spread:
         Scores all over a range of 0.07 have it, and so has one text in 2,500 that lies far off. Of
         scores that are no probabilities, such as cosines, only equal ones tell nothing apart.
         """
+        # Equal numbers have a deviation of 0 but for rounding.
         least = _NARROW if self.score in PROBABILITIES else 1e-9
         return self.total > 1 and self.deviation < least
 
@@ -285,7 +286,10 @@ def precision_at_recall(web: TextScores, kind: str, recall: float) -> tuple[floa
     if not noisy.size or not 0.0 < recall <= 1.0:
         raise RecipeError(f"{noisy.size} texts are {kind!r}; recall must be in (0, 1]: {recall}")
     true = np.sort(web.itm[web.kinds == _TRUE_KIND])
+    # The best threshold is the score of a noisy text: between two of them a higher one rejects more
+    # true texts, and no more noise.
     thresholds = np.unique(noisy[int(np.ceil(recall * noisy.size)) - 1 :])
+    # A score that is equal to the threshold is rejected, as by a view.
     found = np.searchsorted(noisy, thresholds, side="right")
     wrong = np.searchsorted(true, thresholds, side="right")
     precision = found / (found + wrong)
@@ -327,8 +331,10 @@ def read_scores(table: PairTable, score: str = "itm") -> dict[str, TextScores]:
     for batch in table.scan(["origin", "meta", *columns_of(table, score)], batch_size=8192):
         for source, own in parts.items():
             own.append(flat_scores(batch, source, first, table.uri, score))
+        # A text has the kind of its row.
         kinds.append(_noise_kinds(batch, first, table.uri)[parts["web"][-1].rows - first])
         first += batch.num_rows
+    # Typed, as NumPy takes an empty list for floats.
     none = np.zeros(0, dtype=np.str_)
     flat = {source: join_scores(own) for source, own in parts.items()}
     of_texts = {

@@ -251,6 +251,7 @@ def _rows_of(table: PairTable, found: _Found) -> tuple[dict[int, list[str]], lis
     for name, own in fitting.items():
         matched.add(name)
         if len(own) == 1:
+            # A row may be meant by two names, that of its id and that of its file.
             rows.setdefault(own[0], []).extend(found.of_image[name])
     return rows, ambiguous, matched
 
@@ -271,6 +272,7 @@ def _left(items: list[str]) -> Left:
     return Left(len(items), tuple(items[:_EXAMPLES]))
 
 
+# Arrow's arrays of strings end at 2 GiB, which the texts of all rows may exceed.
 _ROWS_AT_ONCE = 65_536
 
 

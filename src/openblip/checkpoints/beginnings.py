@@ -132,6 +132,7 @@ def begin_images(encoder: ImageEncoder | BackboneEncoder, source: str) -> KeyRep
             grid = encoder.config.image_size // encoder.config.patch_size
             value = interpolate_positions(value.float(), (grid, grid))
         check_shape(" + ".join(place), tuple(value.shape), tuple(own.shape), source)
+        # `state_dict` gives the module's own tensors, not copies.
         own.copy_(value)
         report.used |= dict.fromkeys(place, name)
         unread -= set(place)

@@ -32,9 +32,11 @@ _FOLDER_VARIABLE = "OPENBLIP_CACHE"
 _DEFAULT_FOLDER = "~/.cache/openblip/checkpoints"
 _RETRY_DELAYS_SECONDS = (1.0, 2.0, 4.0, 8.0, 16.0)
 _MEGABYTE = 1_000_000
+# File systems take names of 255 bytes; hash, ending and `.part.json` come behind.
 _LONGEST_STEM = 100
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _CHUNK_BYTES = 1 << 20
+# Without a single byte, however long the whole takes.
 _TIMEOUT_SECONDS = 30.0
 # Request timeout, too early, too many requests.
 _TRANSIENT_STATUSES = (408, 425, 429)
@@ -204,6 +206,7 @@ def _attempt(partial: _Partial) -> None:
         return
     headers = {}
     if offset and version.validator is not None:
+        # A server with another version answers with all of that (RFC 9110, section 13.1.5).
         headers = {"Range": f"bytes={offset}-", "If-Range": version.validator}
     with _opened(partial.address, headers) as response:
         if response.status == http.client.PARTIAL_CONTENT:

@@ -261,6 +261,7 @@ def fit_vocabulary(model: AnyModel, tokenizer: TextTokenizer, source: str) -> bo
     )
     for part in model.modules():
         if isinstance(part, TextEmbeddings):
+            # Cloned: a slice would keep all rows in memory, and in a file.
             part.word.weight = nn.Parameter(part.word.weight.detach()[:tokens].clone())
             part.word.num_embeddings = tokens
         elif isinstance(part, LmHead):

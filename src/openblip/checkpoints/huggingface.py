@@ -182,6 +182,7 @@ def to_huggingface(
     check_layout(model, "the Hugging Face layout")
     kind = _kind_of(model, kind)
     temperature = None
+    # A model on the meta device has shapes and no numbers.
     if isinstance(model, Med) and kind == "retrieval" and not model.temperature.is_meta:
         temperature = model.temperature.item()
     written = write_state(state_to_write(model), NameMap(SECTIONS[kind]))
@@ -447,6 +448,7 @@ def read_weights(weights: Path) -> dict[str, Tensor]:
                 f"{shard}: no such file, but {weights.name} names it; fetch the missing shard"
             )
         found = _read_file(shard)
+        # Of two downloads that were mixed, a shard has other keys than the index says.
         check_names({key for key, file in index.items() if file == name}, set(found), str(shard))
         tensors |= found
     return plain_names(tensors, str(weights))

@@ -42,6 +42,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "hidden_size": 768,
         "intermediate_size": 3072,
         "num_hidden_layers": 12,
+        # Not 12: so it stands in `BlipTextConfig`.
         "num_attention_heads": 8,
         "max_position_embeddings": 512,
         "hidden_act": "gelu",
@@ -229,6 +230,7 @@ def config_to_huggingface(
         "model_type": _MODEL_TYPE,
         "vision_config": _vision_to_dict(config.vision),
         "text_config": _text_to_dict(config.text, config.vision.width, special),
+        # Said, because files leave the tied copies out (`TIED`).
         "tie_word_embeddings": True,
     }
     if isinstance(config, DualConfig):
@@ -241,6 +243,7 @@ def config_to_huggingface(
                 f"the model's temperature is {temperature}, whose logarithm the Hugging Face "
                 "layout stores; train it to a number above 0, or write another layout"
             )
+        # A weight in float32 is not exactly 0.07.
         is_default = math.isclose(temperature, _TEMPERATURE, rel_tol=1e-7)
         written["logit_scale_init_value"] = (
             DEFAULTS[""]["logit_scale_init_value"] if is_default else -math.log(temperature)

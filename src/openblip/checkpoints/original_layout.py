@@ -295,6 +295,7 @@ class _Shapes:
 
     def layers(self, pattern: str) -> list[int]:
         """Numbers of the layers that have a key of the pattern, whose `*` is the number."""
+        # A key comes with a stranger's file: Python refuses to read numbers of thousands of digits.
         layer = re.compile(re.escape(pattern).replace(r"\*", r"(\d{1,9})"))
         return [int(match[1]) for match in map(layer.match, self.shapes) if match]
 
@@ -378,6 +379,7 @@ def _config(
     config, heads = MODELS[kind].config, MODELS[kind].heads
     if config is NlvrConfig:
         merging = "text_encoder.encoder.layer.*.crossattention.output.merge_layer.weight"
+        # Without such a weight in any layer nothing is merged.
         sizes["merge_from_layer"] = min(shapes.layers(merging), default=text.depth)
     if "itc" in heads:
         sizes["embed_dim"] = shapes.get("vision_proj.weight", 2)[0]
@@ -448,6 +450,7 @@ def _num_heads(argument: str, given: int | None, width: int, source: str) -> int
 
 def ratio_of(hidden_width: int, width: int) -> float:
     """A ratio whose product with the width, rounded down, is the hidden width."""
+    # The product of floats may come out below the whole number, and be rounded down by one.
     ratio = hidden_width / width
     return ratio if int(width * ratio) == hidden_width else math.nextafter(ratio, math.inf)
 

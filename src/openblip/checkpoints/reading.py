@@ -161,6 +161,7 @@ def find_model(source: str | Path) -> Path:
         return fetch_url(text)
     path = Path(source)
     if path.is_file():
+        # A file of weights does not say of which model they are; its folder does.
         has_config = path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file()
         return path.parent if has_config else path
     if path.is_dir():
@@ -204,6 +205,7 @@ def _files_of(path: Path) -> list[Path]:
         return [path, tokenizer, *settings_beside(tokenizer)]
     if is_huggingface(path):
         files = sorted(file for file in path.iterdir() if file.suffix in _HUGGINGFACE_SUFFIXES)
+        # Read with BERT's vocabulary, it computes something else with another one.
         return files if has_tokenizer(path) else [*files, fetch_bert_vocabulary()]
     files = [path / name for name in (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE)]
     for file in files:

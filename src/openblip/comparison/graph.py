@@ -133,6 +133,7 @@ class StageGraph:
                 "decoding": job.decoding.stored(),
                 "seed": seed,
             }
+            # Said only where it is so: stages of before this setting keep their fingerprints.
             if job.fit:
                 settings["fit"] = True
             inputs = {
@@ -166,6 +167,7 @@ class StageGraph:
         settings = {"recipe": _without_later_fields(recipe_to_dict(seeded))}
         # Where states of images lie decides nothing.
         del settings["recipe"]["data"]["states"]
+        # Likewise of stages of before this field.
         if not recipe.train.freeze:
             del settings["recipe"]["train"]["freeze"]
         if verdicts := _verdicts(seeded, inputs):
@@ -231,6 +233,7 @@ class StageGraph:
         spec = self._spec.models[model]
         if not spec.is_given:
             return self.recipe(model).data.image_size
+        # Of the first seed: one recipe, and so one size of images, is that of all seeds.
         return read_outline(find_model(_place(spec, self._spec.seeds[0]))).image_size
 
     def _inherited(self, name: str, field: str) -> str | None:
@@ -249,7 +252,9 @@ def _made(spec: MadeSpec, seed: int) -> dict[str, Any]:
         name: expandvars(value) if isinstance(value, str) else value
         for name, value in spec.settings.items()
     }
+    # What a variable of the environment has filled in is a place, and what lies there an input.
     named = [value for name, value in settings.items() if value != spec.settings[name]]
+    # A changed function makes another table; what its file imports is not looked at.
     code = Path(inspect.getfile(function)).read_bytes()
     return {
         "by": spec.by,

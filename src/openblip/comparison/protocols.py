@@ -25,6 +25,7 @@ _WUPS = ("WUPS@0.9", "WUPS@0.0")
 # Metrics that are the mean of others.
 _MEANS: dict[str, tuple[str, ...]] = {f"R@{k}": (f"TR@{k}", f"IR@{k}") for k in (1, 5, 10)}
 _RECALLS = tuple(name for names in _MEANS.values() for name in names)
+# Behind `_RECALLS`, of which it is no part.
 _MEANS["mean"] = _RECALLS
 
 
@@ -54,6 +55,7 @@ def _classified(
     model: Embedder, table: PairTable, *, k: int, **settings: Any
 ) -> ClassificationResult:
     """By contrast alone where the model cannot match: so a CLIP stands beside a BLIP."""
+    # With k=0 no class is ranked anew by matching.
     return evaluate_classification(model, table, k=k if can_match(model) else 0, **settings)
 
 

@@ -190,6 +190,7 @@ class _Worker:
     """A process of `openblip.comparison.run`, idle if it has no stage."""
 
     def __init__(self, jobs: int, states: Path) -> None:
+        # Else each would compute on all cores, and take them from the others.
         threads = str(max(1, (os.cpu_count() or 1) // jobs))
         self._process = subprocess.Popen(
             [sys.executable, "-m", "openblip.comparison.run"],

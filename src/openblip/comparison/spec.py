@@ -257,6 +257,7 @@ class ComparisonSpec:
     """What is checked."""
 
     def __post_init__(self) -> None:
+        # One that counted twice would make intervals narrower than they are.
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise RecipeError("seeds: give at least one, each once")
         if not self.data or not self.models or not self.tables:
@@ -296,6 +297,7 @@ def located(error: RecipeError, path: Path, lines: dict[str, int]) -> RecipeErro
     """The error with the file and the line of the nearest field that the file has."""
     field = error.field if isinstance(error, FieldError) else ""
     named = f"{field}: " if field not in str(error) else ""
+    # A field that is missing has no line; what it should stand in has one.
     while field and field not in lines:
         field = field.rpartition(".")[0]
     where = f"{path}, line {lines[field]}" if field else str(path)
@@ -313,6 +315,7 @@ def check_names(spec: ComparisonSpec) -> None:
     for place, name in _models_named(spec):
         _known(name, spec.models, place)
     for name, task in spec.tasks.items():
+        # Made only to be checked, before anything runs.
         from_plain(PROTOCOLS[task.task].settings, task.settings, f"tasks.{name}.settings")
     for place, figure in _figures_named(spec):
         _known_figure(figure, spec, place)
@@ -335,6 +338,7 @@ def _check_published(spec: ComparisonSpec) -> None:
     able = [kind for kind, protocol in PROTOCOLS.items() if protocol.needs_contrast_alone]
     for place, model, figure in spec.pairs():
         task = figure.partition(".")[0]
+        # `check_names` has seen to it that there is such a task.
         kind = spec.tasks[task].task
         if model in clips and kind not in able:
             raise FieldError(

@@ -106,6 +106,7 @@ class Stage:
             },
         }
         folder = self.folder(root)
+        # Whoever asks for the stage again writes it again.
         with replace_file(folder / _ORDER_FILE, durable=False) as unfinished:
             unfinished.write_text(json.dumps(order, indent=2), encoding="utf-8")
         return folder

@@ -234,6 +234,7 @@ def write_reports(findings: Findings, folder: Path) -> str:
         (CSV_FILE, _figures_csv(findings)),
         (CLAIMS_FILE, _claims_csv(findings)),
     ):
+        # Not forced to the disk: whatever is lost is written again from the stages.
         with replace_file(folder / name, durable=False) as unfinished:
             unfinished.write_text(content, encoding="utf-8")
     _page(findings, parts).save(folder / PAGE_FILE)
@@ -259,6 +260,8 @@ def _figures_csv(findings: Findings) -> str:
     for table in findings.spec.tables:
         baselines = {(row.model, row.figure): row.baseline for row in table.rows}
         for model, figure in dict.fromkeys(table.pairs()):
+            # A baseline of gains has none itself: it stands beside itself, which gives no
+            # difference.
             baseline = baselines.get((model, figure), table.baseline or (*table.models, model)[0])
             rows.append([table.title, model, figure, *_values(findings, model, figure, baseline)])
     return _csv(rows)
@@ -277,6 +280,7 @@ def _claims_csv(findings: Findings) -> str:
 
 def _values(findings: Findings, model: str, figure: str, baseline: str) -> list[object]:
     scores, compute = findings.scores(model, figure), findings.compute(model)
+    # Value, low, high, seeds, images, by_seed of `_FIGURES`.
     values: list[object] = [""] * 6
     if scores is not None:
         by_seed = " ".join(f"{value:.2f}" for value in scores.of_seeds)
@@ -317,10 +321,12 @@ def _paragraph(text: str) -> list[str]:
 
 
 def _line(cells: Iterable[str]) -> str:
+    # A `|` in a cell would end it.
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _csv(rows: Iterable[Iterable[object]]) -> str:
     stream = io.StringIO()
+    # By default `csv` ends lines with \r\n, whatever the machine.
     csv.writer(stream, lineterminator="\n").writerows(rows)
     return stream.getvalue()

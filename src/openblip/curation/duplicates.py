@@ -150,6 +150,7 @@ def flag_duplicates(
     demoted[list(images)] = True
     columns = {IMAGE_FLAGS[DUPLICATES]: _named(table, images)}
     rank = np.empty(len(table), dtype=np.int64)
+    # The last key of `lexsort` decides first.
     rank[np.lexsort((np.arange(len(table)), is_web, demoted))] = np.arange(len(table))
     kept_rows = _text_leaders(texts, split, rank, nearness.text, report)
     for column, rows in kept_rows.items():
@@ -329,6 +330,7 @@ def duplicate_pairs(
     marks = Marks.read(table, nearness.needs_embeddings)
     pairs = []
     for first, second in found:
+        # Differences of uint8 would wrap around below zero.
         colours = marks.thumbnails[[first, second]].astype(np.int16)
         cosine = None
         if marks.embeddings is not None:
@@ -405,6 +407,7 @@ def _keeping_order(
     if keep not in get_args(Keep):
         raise RecipeError(f"keep must be one of {', '.join(get_args(Keep))}. Got {keep!r}.")
     headers = _read_headers(table, rows, num_threads)
+    # Both are negated, as `lexsort` ascends.
     if keep == "largest":
         return np.lexsort((rows, np.array([-header.pixels for header in headers]), is_web))
     return np.lexsort((-rows, np.array([-header.date for header in headers]), is_web))

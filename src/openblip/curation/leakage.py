@@ -171,6 +171,7 @@ def _known_texts(texts: TableTexts, references: Rows) -> dict[str, int]:
     """The first row of each text of the evaluation split."""
     rows = texts.rows("captions")
     inside = np.isin(rows, references) & (texts.numbers["captions"] >= 0)
+    # The index is that of the first place where a text stands.
     numbers, first = np.unique(texts.numbers["captions"][inside], return_index=True)
     at = rows[inside][first]
     return {texts.distinct[n]: row for n, row in zip(numbers.tolist(), at.tolist(), strict=True)}
@@ -218,6 +219,8 @@ def _columns(
         name = text_flags(column, LEAKS)
         values = [names.get(row) for row in rows.tolist()]
         before = _found_by_others(table, name, report.name)
+        # The texts are others than then: those flags say nothing, and a view asks for those checks
+        # again (`what_is_unchecked`).
         if len(before) == len(values):
             values = [value or old for value, old in zip(values, before, strict=True)]
         columns[name] = text_column(texts, column, values)

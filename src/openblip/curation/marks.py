@@ -127,6 +127,7 @@ def _arrays(batch: "pa.RecordBatch") -> tuple[NDArray[Any], ...]:
     readable = batch["image_hash"].is_valid().to_numpy(zero_copy_only=False)
     thumbnails = batch["image_thumbnail"].fill_null(bytes(THUMBNAIL_BYTES))
     joined = b"".join(thumbnails.to_pylist())
+    # Filled, as Arrow makes floats of whole numbers with nulls: these hold 53 of a hash's 64 bits.
     arrays = (
         readable,
         batch["image_hash"].fill_null(0).to_numpy(),
@@ -146,6 +147,7 @@ def embeddings_of(column: Any) -> NDArray[np.float32]:
     width = array.type.list_size
     values = np.zeros((len(array), width), np.float32)
     known = array.is_valid().to_numpy(zero_copy_only=False)
+    # `flatten` leaves out what lies under a null.
     values[known] = array.flatten().to_numpy(zero_copy_only=False).reshape(-1, width)
     # What float16 lost of the unit length would be missing from the cosine of equal images.
     lengths = np.linalg.norm(values, axis=1, keepdims=True)

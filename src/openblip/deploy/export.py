@@ -42,6 +42,7 @@ above 1."""
 _FORMAT, _VERSION = "openblip-graphs", 1
 # What the graphs are held to: other sizes than they were made with, and one of everything.
 _CHECKED_SIZES: tuple[dict[str, int], ...] = (
+    # Nothing is cached where a text begins.
     {axis: size + 1 for axis, size in EXAMPLE_SIZES.items()} | {"past": 0},
     dict.fromkeys(EXAMPLE_SIZES, 1),
 )
@@ -88,6 +89,7 @@ def export(blip: Blip, folder: Path, to: Format = "onnx", *, int8: bool = False)
     warn_of_given_text(blip.given_tokens, "an exported model")
     parts = parts_of(blip.model)
     check_installed(to, int8)
+    # Before minutes of work whose result could not be put there.
     check_replaceable(folder, _known_files(parts))
     with replace_folder(folder) as unfinished:
         _write_graphs(parts, unfinished, to, int8)

@@ -56,6 +56,7 @@ class Part:
 
         The last two tokens of a mask are padding, if there are as many.
         """
+        # Not the global one, whose state is the caller's.
         generator = torch.Generator().manual_seed(_SEED)
 
         def drawn(port: Port) -> Tensor:
@@ -85,6 +86,7 @@ class _GrowingCache(KeyValueCache):
     """Keys and values that grow by every token: a graph has no storage to write into."""
 
     def __init__(self, past: Tensors) -> None:
+        # `super().__init__` is not called: it wants storage for the longest text.
         self.past = past
         self.present: list[Tensor] = []
         self.length = past[0].shape[2]
@@ -267,6 +269,7 @@ def _memory_ports(
 ) -> list[Port]:
     """Keys and values of all layers that attend to images; of patches, or of any tokens."""
     text, patches = model.config.text, model.config.vision.num_patches
+    # Below, ALBEF's layers read the text alone.
     layers = text.depth - (model.config.fusion_layer if isinstance(model, Albef) else 0)
     shape = (rows, text.heads, tokens or patches, text.width // text.heads)
     return [Port(name, shape) for name in _names(prefix, layers)]
@@ -292,5 +295,6 @@ def _part(
     inputs: Iterable[Port],
     outputs: Iterable[Port],
 ) -> Part:
+    # In training, dropout would become a part of the graph.
     graph = _Graph(model, compute).eval()
     return Part(name, graph, tuple(inputs), tuple(outputs), model.config.text.vocab_size)

@@ -142,6 +142,7 @@ def build_index(
                 on_unreadable=failed.append,
             ) - len(failed)
         wanted.note(indexed)
+        # Opened anew, since the note has made another version.
         index_vectors(PairTable.open(uri), EMBEDDING_KEY, least_rows)
     return _report(uri, embedded, changes, failed, time.monotonic() - started)
 

@@ -90,10 +90,12 @@ def embed_rows(
     """
     import pyarrow as pa
 
+    # Half the bytes; `embeddings_of` makes the length 1 again, which rounding moves a little.
     values = np.zeros((len(rows), width), np.float16)
     good: list[int] = []
 
     def images() -> Iterator[Image.Image]:
+        # The batch that the model has, and the next one.
         opened = ordered_map(_try_open, _encoded(table, rows), default_threads(), 2 * batch_size)
         for place, image in enumerate(opened):
             if isinstance(image, str):

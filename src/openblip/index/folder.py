@@ -368,6 +368,7 @@ def _stat(row_id: str, file: Path) -> _Seen | None:
         status = file.stat()
     except OSError:
         return None
+    # Not resolved: a link is the file that the folder shows, wherever it leads.
     path = file.absolute()
     uri = path.as_uri() if has_halves(str(path)) else str(path)
     return _Seen(row_id, path, uri, status.st_size, status.st_mtime_ns)
@@ -379,6 +380,7 @@ def _read(seen: _Seen, known: Container[str]) -> tuple[_Read, Image.Image | None
     try:
         encoded = read_image_file(seen.path)
         digest = hashlib.blake2b(encoded, digest_size=_DIGEST_BYTES).hexdigest()
+        # Only the header: it has a row's embedding, whose image was decoded once.
         if digest in known:
             header = read_header(encoded, str(seen.path))
             return _Read(digest, header.width, header.height), None
@@ -390,6 +392,7 @@ def _read(seen: _Seen, known: Container[str]) -> tuple[_Read, Image.Image | None
 
 def _stored(table: PairTable, rows: Sequence[int]) -> NDArray[np.float16]:
     column = table.take(rows, [EMBEDDING_KEY])[EMBEDDING_KEY].combine_chunks()
+    # Without nulls, which `flatten` would leave out: `folder_schema` gives every row a vector.
     values: NDArray[np.float16] = column.flatten().to_numpy().reshape(len(rows), -1)
     return values
 
@@ -406,6 +409,7 @@ def _rows(
         PairRow(f.row_id, None, f.uri, width=r.width, height=r.height)
         for f, r in ((files[place], reads[place]) for place in written)
     )
+    # Every id counts as new: rows of the same ids go in the same version.
     table = pa.Table.from_batches(row_batches(pairs, lambda row_id: True, None))
     more = {
         "file_size": pa.array([files[place].size for place in written], pa.int64()),

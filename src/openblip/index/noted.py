@@ -31,6 +31,7 @@ class IndexState:
     def of(cls, table: PairTable) -> Self | None:
         """That of a table; None if it has no index."""
         noted, state = column_state(table, _KEY), column_state(table, EMBEDDING_KEY)
+        # A column of that name from another program says of no model.
         if EMBEDDING_KEY not in table.columns or not (noted or state):
             return None
         fingerprint = state.get("settings", {}).get("model", "")
@@ -41,6 +42,7 @@ class IndexState:
         settings = {"settings": {"model": self.fingerprint}, "rows": len(table)}
         own = {"model": self.model, "folder": self.folder}
         entries = {_KEY: json.dumps(own), EMBEDDING_KEY: json.dumps(settings)}
+        # Each writing is a version of the table, of which readers would take notice for nothing.
         if any(table.metadata.get(name) != entry for name, entry in entries.items()):
             table.update_metadata(entries)
 

@@ -298,6 +298,7 @@ class Blip:
         per_image = [texts] if len(sources) == 1 else [[text] for text in texts]
         matches: list[list[Match]] = []
         for encoded in map(self.encode, image_batches(sources, self.image_size, batch_size)):
+            # Batches come in order, so that what is matched already tells which texts are next.
             own = per_image[len(matches) :][: len(encoded)]
             matches += self.score(encoded, own, first_token, warns=True)
         return [match for of_image in matches for match in of_image]

@@ -165,6 +165,7 @@ class FileOutput:
             # Settings before lines: no line may be there of which nobody knows how it was made.
             self._check_settings(dict(settings))
             self._read_done()
+            # There from now on, whatever comes: `close` brings it to the disk.
             self._journal.touch()
             if lines.head and self._journal.stat().st_size == 0:
                 self._append(line_bytes(lines.head) + b"\n")
@@ -334,6 +335,8 @@ class SidecarOutput:
             if not any(caption.text for caption in captions):
                 continue
             path = Path(self.mark(name, file))
+            # It survives this process; forced to the disk, a file for each image, it would survive
+            # a power cut.
             with _writing(str(path)), replace_file(path, durable=False) as unfinished:
                 lines = "".join(f"{caption.text}\n" for caption in captions if caption.text)
                 unfinished.write_text(lines, encoding="utf-8")
@@ -344,6 +347,7 @@ class SidecarOutput:
 
 def _write_all(stream: BinaryIO, data: bytes) -> None:
     """Unbuffered streams may take a part only."""
+    # Of which a slice copies nothing.
     rest = memoryview(data)
     while rest:
         rest = rest[stream.write(rest) :]

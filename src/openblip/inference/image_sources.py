@@ -269,6 +269,7 @@ class ImageSources:
         if not Path(place).is_dir():
             return 1
         count = sum(1 for _ in _folder_images(Path(place), lambda *_: True, self._leave_out))
+        # Counted again when the images are worked on.
         found, self.left_out = left_out_text(self.left_out), {}
         if not count:
             raise DataError(
@@ -341,6 +342,7 @@ def _expanded(place: str) -> list[str]:
 
 
 def _is_tar(place: str) -> bool:
+    # A folder may be called so, too.
     return place.lower().endswith(TAR_SUFFIXES) and not Path(place).is_dir()
 
 

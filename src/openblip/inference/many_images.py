@@ -181,6 +181,7 @@ def caption_images(
         )
     # A bar would be drawn into lines that go to the same terminal.
     is_shown = target.file is not None or target.sidecar or not stdout.isatty()
+    # Before the output is opened: where there is no image, no file is left behind.
     total = sources.total()
     with ExitStack() as opened:
         output = _open_output(settings, target, stdout, opened)
@@ -220,6 +221,7 @@ class _Job:
             blip.require("lm")
             blip.warn_of_unknown_words([str(settings.start)], "prompts")
             _warn_of_cut(blip, settings.given)
+            # Anew: the time that loading has taken is none of the images'.
             started = time.perf_counter()
             finish = partial(self._finish, blip)
             is_interrupted = _work_through(chain([first], images), blip, batch_size, finish)

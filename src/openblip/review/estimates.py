@@ -118,6 +118,7 @@ def estimate(
         threshold: the current one.
         verdicts: by reviewer, then by text.
     """
+    # The current one is among them as it is, so that it is found again below.
     thresholds = np.unique([*sequence(design, threshold)[0], threshold])
     precision = precision_curve(design, labels, thresholds)
     has_rejected = design.floor == 0
@@ -135,6 +136,7 @@ def estimate(
         )
         for place, value in enumerate(thresholds)
     )
+    # What nobody could tell widens the intervals, and neither calibrates nor counts as wrong here.
     told = ~np.isnan(labels.right)
     itm, right, weights = labels.itm[told], labels.right[told], stands_for(design, labels)[told]
     calibration, why = _calibrated(itm, right, weights)
@@ -174,6 +176,7 @@ def isotonic_steps(
         scores, sums, np.bincount(places, weights, len(scores)), strict=True
     ):
         block = (float(score), float(rights), float(weight))
+        # Equal shares are pooled too, and make one step.
         while blocks and blocks[-1][1] * block[2] >= block[1] * blocks[-1][2]:
             first, others, heavy = blocks.pop()
             block = (first, block[1] + others, block[2] + heavy)

@@ -26,6 +26,7 @@ _Z = 1.959963984540054
 """Of the normal distribution: 2.5 % lie above."""
 # What is known and not estimated has so many labels.
 _CERTAIN = 1e12
+# Halvings of the ranges below: to 80 / 2^30 of a multiplier's logarithm, and 1 / 2^16 of recall.
 _MULTIPLIER_STEPS, _RECALL_STEPS = 30, 16
 
 
@@ -105,6 +106,7 @@ def _readings(labels: Labels) -> tuple[Labels, Labels, Labels]:
 
 def _parts(design: Design, labels: Labels, thresholds: NDArray[np.float64], above: bool) -> _Parts:
     sizes = design.kept(thresholds)
+    # All thresholds at once, (thresholds, labels).
     inside = labels.itm > thresholds[:, None]
     if not above:
         sizes, inside = design.sizes - sizes, ~inside
@@ -145,6 +147,7 @@ def _likeliest(
     size = np.abs(multiplied)
     wanted = np.where(sign, counts - rights, rights)
     total = counts + size
+    # Below 0 by rounding alone.
     root = np.sqrt(np.maximum(total * total - 4 * size * wanted, 0.0))
     share = np.where(total > 0, 2 * wanted / np.maximum(total + root, 1e-300), 0.0)
     return np.clip(np.where(sign, 1 - share, share), 0.0, 1.0)
@@ -159,6 +162,7 @@ def _lower(weights: NDArray[np.float64], parts: _Parts) -> NDArray[np.float64]:
     counts, rights = parts.evidence
     found = (weights * np.where(counts > 0, rights / np.maximum(counts, 1e-300), 0.0)).sum(axis=1)
     step = _half_step(weights, counts)
+    # Logarithms of the multiplier: at one end it moves hardly a share, at the other it leaves none.
     low, high = np.full(len(found), -20.0), np.full(len(found), 60.0)
     shares = np.zeros_like(counts)
     for _ in range(_MULTIPLIER_STEPS):

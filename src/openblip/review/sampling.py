@@ -192,6 +192,7 @@ def open_sample(table: PairTable, settings: ReviewSettings) -> Sample:
         further = draw(design, of_text, settings.size, settings.seed)
         # What was shown stays, whatever another version of NumPy draws.
         fresh = further[~np.isin(further, order)]
+        # A smaller size than before takes nothing away: it may have verdicts.
         order = np.concatenate([order, fresh])[: max(settings.size, len(order))]
         store.write(name, _document(table, settings, design, frame, order))
     return Sample(name, settings, frame, design, order, of_text[order])
@@ -242,6 +243,7 @@ def _joined(flat: dict[str, FlatScores], row_names: list[str]) -> Frame:
         if row_names
         else (np.zeros(0, dtype=object), None)
     )
+    # `row_names` has every row of the table, so that a text's row is its place there.
     own_sets = None if of_row is None else of_row[every.rows]
     sources = np.concatenate([np.zeros(0, np.int8), *codes])
     return Frame(
@@ -405,6 +407,7 @@ class SampleStore:
                 field: tuple(value) if isinstance(value, list) else value
                 for field, value in stored["settings"].items()
             }
+            # As many as are drawn: whoever only looks at a review draws nothing.
             return ReviewSettings(**{**values, "size": max(1, len(stored["items"]))})
         except (TypeError, RecipeError) as error:
             raise _damaged(where) from error

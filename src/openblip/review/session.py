@@ -98,6 +98,7 @@ class ReviewSession:
         self.items = _read_items(table, sample)
         self._place = {item.key: place for place, item in enumerate(self.items)}
         self._held: dict[str, tuple[str, float]] = {}
+        # Entered again: `estimates` asks for `labels`.
         self._lock = threading.RLock()
         # Of the log: verdicts that hold, by reviewer and item, and the order of first verdicts.
         self._standing: dict[str, dict[str, ReviewRecord]] = {}
@@ -286,6 +287,7 @@ class ReviewSession:
             self._read_log()
             every = [record for own in self._standing.values() for record in own.values()]
             counts = Counter(record.verdict for record in every)
+            # Of the `last + 1` places up to it those without a verdict were passed over.
             last = max((self._place[key] for key in self._judged), default=-1)
             return ReviewProgress(
                 len(self.items),

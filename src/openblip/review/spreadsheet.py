@@ -76,6 +76,7 @@ def read_sheet(session: ReviewSession, path: Path, reviewer: str) -> SheetReport
         item = _item(session, cells["key"], where)
         if lines.setdefault(item.key, line) != line:
             raise DataError(f"{where}: {item.key} is in line {lines[item.key]} too; remove one")
+        # A file of the key and the verdict alone is one, too: there nothing can have been changed.
         if "text" in cells and cells["text"] != item.text:
             raise DataError(
                 f"{where}: the text was changed, so it is not known what was judged: leave that "

@@ -306,6 +306,7 @@ def _of_folder(folder: Path, options: SourceOptions, card: Card | None) -> PairS
     of_images = {name for path in images for name in (path.name, path.stem)}
     found = [path for path in paths if plain_name(path).endswith(".json") and path.is_file()]
     files = [path for path in found if path.stem not in of_images]
+    # Answers are read with their questions, and are no source of their own.
     companions = {beside for file in files if (beside := answers_beside(file)) in files}
     files = [file for file in files if file not in companions]
     named = [file for file in files if _NAMED.search(file.name) and not _is_settings(file)]

@@ -79,6 +79,8 @@ class Images:
             return False
 
     def _attach(self, texts: list[str]) -> None:
+        # Those of a full name (`a.jpg.txt`) go first: they tell whose one like `a.txt` can still
+        # be.
         shared = []
         for text in texts:
             if (named := next((b for b in bases_of(text) if b in self.names), None)) is not None:
@@ -139,6 +141,7 @@ def _text_lines(data: bytes, encoding: str | None = None) -> list[str]:
         ValueError: it is of another encoding.
     """
     remedy = "save it as UTF-8, or name its encoding with --encoding"
+    # Latin letters in UTF-16 have a zero byte each, also where no mark begins the text.
     is_wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data
     if encoding is None and is_wide:
         raise ValueError(f"UTF-16, or no text at all; {remedy}")

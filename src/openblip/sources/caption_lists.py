@@ -83,6 +83,8 @@ def caption_list_source(
         except ValueError as error:
             gathered.refuse(what, str(error))
             continue
+        # An empty list says so outright; records of NoCaps, which alone have an img_id, may have
+        # none.
         lacks = not captions and (entry.get("captions") == [] or "img_id" in entry)
         if not captions and not lacks:
             gathered.refuse(what, "needs a caption")
@@ -203,6 +205,7 @@ def _is_in(value: Any, captions: Sequence[str]) -> bool:
 _CAPTION_FIELDS = ("captions", "caption", "text")
 _IMAGE = f"{', '.join(IMAGE_FIELDS[:-1])} or {IMAGE_FIELDS[-1]}"
 _LIST_NAMES = ("captions", "metadata")
+# By so many of the first names it is found where the images lie.
 _NUM_TRIED = 100
 
 
@@ -238,6 +241,7 @@ class JsonlSource:
         """
         self._file, self._encoding = file, options.encoding
         self._folder = ImageFolder(file.parent)
+        # Paths, and ids that are paths, start from the root where the user names one.
         self._within_source, self._within = within, within if not options.image_root else ""
         if options.image_root is not None:
             names = islice(self._names(), _NUM_TRIED)
@@ -256,6 +260,7 @@ class JsonlSource:
         return self.entries(None)
 
     def _records(self, cursor: Cursor | None) -> Iterator[Entry]:
+        # From a cursor on nothing may be left, which makes no empty file.
         is_empty = cursor is None
         for where, here, record in json_records(self._file, self._encoding, cursor):
             is_empty = False

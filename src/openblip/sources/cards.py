@@ -21,7 +21,9 @@ from openblip.sources.splits import split_in_name
 
 _MARKS = re.compile(r"[*?\[]")
 CARD_NAME = "README.md"
+# What the hub calls a configuration that has no name.
 _DEFAULT = "default"
+# Characters that are read: a card may be long, and the header is at its beginning.
 _MAX_HEADER = 1 << 20
 # A card lies at most so many folders above the files that it speaks of.
 _MAX_ABOVE = 3
@@ -97,6 +99,7 @@ class CardedSource:
         try:
             return replace(entry, card_split=self._card.split_of(entry.place))
         except DataError as error:
+            # The rows of this file alone: what the card says of others may be clear.
             number, reason = entry.num_records, Reason.CONTRADICTION
             return Refused(entry.where, entry.cursor, reason, str(error), number)
 
@@ -109,6 +112,7 @@ def read_card(folder: Path) -> Card | None:
     """
     path = folder / CARD_NAME
     try:
+        # The text below the header may be in any encoding, and does not count.
         with path.open(encoding="utf-8-sig", errors="replace") as stream:
             text = stream.read(_MAX_HEADER)
     except OSError:
@@ -138,6 +142,7 @@ def card_above(files: Sequence[Path]) -> Card | None:
         except DataError:
             return None
         if card is not None:
+            # The nearest ends the search: one further up would be about another dataset.
             return card if any(map(card.speaks_of, files)) else None
     return None
 
@@ -178,6 +183,7 @@ def _patterns(config: dict[str, Any]) -> Iterator[tuple[str | None, str]]:
 
 def _matching(folder: Path, pattern: str) -> Iterator[Path]:
     path = PurePosixPath(pattern)
+    # A stranger's card must not lead out of its folder; addresses are not read here.
     if path.is_absolute() or ".." in path.parts or ":" in pattern or not path.parts:
         return
     # A folder stands for what is in it where it is named, not where a pattern meets it.
@@ -262,6 +268,7 @@ def _card_header(folder: Path, report: ExportReport) -> dict[str, Any]:
                 {"name": name, "num_bytes": sum(sizes), "num_examples": counts.num_images}
             )
             files.append({"split": name, "path": f"{DATA_FOLDER}/{name}-*"})
+    # Bytes on the disk stand for both: nearly all are encoded images, which unpacking leaves alone.
     size = sum(split["num_bytes"] for split in splits)
     return {
         "license": "unknown",

@@ -65,6 +65,7 @@ def coco_source(file: Path, document: dict[str, Any], options: SourceOptions) ->
             gathered.refuse(f"image {number}, {name}", "needs a file_name and an id")
             continue
         found[str(key)] = known = gathered.image(str(key), (name,), split)
+        # Annotations refer to the number; the row has the id of the table that was exported.
         known.key = str(image.get(COCO_ID) or key)
         known.meta |= {n: v for n, v in image.items() if n not in ("id", COCO_ID)}
     for number, record in enumerate(annotations):
@@ -178,6 +179,7 @@ def _karpathy_names(image: Mapping[str, Any], numbers: Mapping[str, int]) -> tup
 
 COCO_ID = "openblip_id"
 """Field for the id of a row where that is no number."""
+# At most 18 digits, which 64 bits hold; none before it, as the id must come back as it was.
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,17}")
 # Of a COCO file name such as COCO_val2014_000000391895.jpg. More digits are no id but a hash.
 _TRAILING_NUMBER = re.compile(r"(?:^|_)(\d{1,18})$")

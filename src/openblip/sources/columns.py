@@ -111,6 +111,7 @@ def row_entry(
         captions, used = first_texts(record, columns.captions)
         others = {field: value for field, value in record.items() if field != columns.image}
         split = pop_split(others)
+        # A column of texts of which another one was taken is metadata.
         read = (used, *columns.keys)
         meta = unfolded({field: value for field, value in others.items() if field not in read})
     except UnsafePath as error:
@@ -144,10 +145,13 @@ def arrow_kinds(schema: Any) -> list[str]:
 def _arrow_kind(column: Any) -> str:
     from pyarrow import types
 
+    # As pandas writes its categories.
     if types.is_dictionary(column):
         column = column.value_type
+    # An image as `datasets` stores it.
     if types.is_struct(column) and column.get_field_index("bytes") >= 0:
         return "binary"
+    # Texts that are all missing in a file give a column of the type null.
     is_text = types.is_string(column) or types.is_large_string(column)
     if is_text or types.is_string_view(column) or types.is_null(column):
         return "text"
@@ -174,6 +178,7 @@ def _image(value: Any, place: Place) -> tuple[bytes | Path | None, str | None]:
 
 
 def _known(names: Sequence[str] | Mapping[str, str], wanted: Sequence[str]) -> tuple[str, ...]:
+    # Reversed, so that of names that differ in case alone the first one stays.
     by_lower = {name.lower(): name for name in reversed(list(names))}
     return tuple(by_lower[name] for name in wanted if name in by_lower)
 

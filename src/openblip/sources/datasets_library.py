@@ -131,6 +131,7 @@ def _saved_parts(folder: Path, split: str) -> list[Part]:
     below = folder / Path(split).name
     try:
         state = json.loads((below / _STATE_FILE).read_bytes())
+        # Only the names: what a stranger has saved must not lead out of its folder.
         files = [Path(file["filename"]).name for file in state["_data_files"]]
         said = split or state.get("_split")
     except (OSError, ValueError, LookupError, TypeError) as error:

@@ -33,6 +33,7 @@ _TOKEN_COLUMNS = ("image", "caption")
 _SPACE_AFTER_QUOTE = re.compile(r'"[ \t]+(?=[,;]|$)')
 _ENCLOSED = re.compile(r'"[^"]*"')
 _NUMBER_WITH_POINT = re.compile(r"\d+\.0")
+# So far an open quote is followed before it is taken for a mistake.
 _MAX_LINES_OF_A_ROW = 1000
 # What Python's reader says where a quoted field is still open at the end.
 _OPEN = "unexpected end of data"
@@ -173,6 +174,7 @@ class _Rows:
         again, line by line.
         """
         attempts: list[Callable[[], tuple[list[str] | ValueError, int]]] = [self._parsed]
+        # Some tools put a backslash before a quote; RFC 4180 doubles it.
         if '\\"' in line:
             attempts.append(lambda: self._parsed(escapechar="\\", doublequote=False))
         first: tuple[list[str] | ValueError, int] | None = None
@@ -198,6 +200,8 @@ class _Rows:
                 yield line
 
         delimiter = self._layout.delimiter
+        # Not strict, `csv` takes a quote in the wrong place for a part of the text, without a word;
+        # and a space before a quote would make that one an ordinary character.
         reader = csv.reader(
             feed(), delimiter=delimiter, skipinitialspace=True, strict=True, **dialect
         )

@@ -48,6 +48,7 @@ def open_source(source: str, options: SourceOptions, wanted: str | None = None) 
     if not files:
         raise DataError(f"{source} does not exist: give {_KNOWN}")
     card = _card(files)
+    # In the order in which they are tried: "folder" takes whatever is left.
     openers: dict[str, Callable[[], PairSource | None]] = {
         DATASETS: lambda: _dataset(files, options, wanted),
         "jsonl": lambda: _jsonl(files, options) or _folder(files, options, "jsonl", wanted, card),
@@ -79,6 +80,7 @@ def _dataset(files: list[Path], options: SourceOptions, wanted: str | None) -> D
 def _jsonl(files: list[Path], options: SourceOptions) -> JsonlSource | None:
     if len(files) > 1 or files[0].is_dir() or not plain_name(files[0]).endswith(".jsonl"):
         return None
+    # NLVR2 and localized narratives have a record a line, too.
     if has_annotation_lines(files[0]):
         return None
     return JsonlSource(files[0], options)
@@ -86,6 +88,7 @@ def _jsonl(files: list[Path], options: SourceOptions) -> JsonlSource | None:
 
 def _shards(files: list[Path], options: SourceOptions) -> TarSource | None:
     are_shards = all(file.name.lower().endswith(TAR_SUFFIXES) and file.is_file() for file in files)
+    # Its cursor compares paths, whatever order the user has named them in.
     return TarSource(sorted(files, key=str), options) if are_shards else None
 
 

@@ -53,6 +53,7 @@ WRITERS: dict[str, Writer] = {
     "huggingface": write_huggingface,
 }
 FORMATS = tuple(WRITERS)
+# Rows that are read at once, images included.
 _READ_ROWS = 32
 _MAX_EXAMPLES = 10
 

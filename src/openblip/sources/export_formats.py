@@ -263,6 +263,7 @@ def _json(value: Mapping[str, Any]) -> str:
 
 
 _NUMBERS = ({"int", "float"}, {"list of int", "list of float"})
+# What an int64 no longer holds, which is the largest whole number of Arrow and `datasets`.
 _LARGEST = 1 << 63
 _MIXED = "mixed"
 
@@ -273,6 +274,7 @@ def _kind(value: Any) -> str:
         kind = "float" if kinds == _NUMBERS[0] else kinds.pop() if len(kinds) == 1 else _MIXED
         is_plain = kind != _MIXED and not kind.startswith("list")
         return f"list of {kind}" if is_plain else _MIXED
+    # Before numbers: in Python a bool is an int.
     if isinstance(value, bool):
         return "bool"
     if isinstance(value, int):
@@ -323,6 +325,7 @@ def write_huggingface(folder: Path, pairs: Iterable[ExportedPair], layout: Expor
         for number, shard in enumerate(shards(of_split, layout.shard_size)):
             path = data / f"{split}-{number}.unfinished"
             _write_shard(path, shard, layout.told)
+            # How many shards there are stands in every name, and shows at the end.
             written.append(path)
         for number, path in enumerate(written):
             name = f"{SPLIT_NAMES[split]}-{number:05d}-of-{len(written):05d}.parquet"
@@ -363,6 +366,7 @@ def _table(pairs: list[ExportedPair], told: ToldFields) -> "pa.Table":
         }
         for pair in pairs
     ]
+    # With the schema: of a group of nulls or empty lists Arrow would guess another type.
     return pa.Table.from_pylist(rows, schema=_schema(told))
 
 

@@ -31,6 +31,7 @@ from openblip.table.rows import IdSet
 
 KINDS = ("jsonl", "webdataset", "table", "folder")
 """What a folder may hold; the first of them at its top is its format in a report."""
+# Stands for the cursor of a list of which nothing is left.
 _DONE = ""
 # Texts that are a table: those of Flickr8k and Flickr30k.
 _TABLE_TEXT = re.compile(r"captions\.txt|.*\.token(\.txt)?")
@@ -87,6 +88,7 @@ class FolderSource:
     def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
         """Yields those of lists and tables, then one for each image, sample and other file."""
         at = cursor or {}
+        # Before the walk, which takes for its own all images that no list has named.
         yield from self._of_lists(at)
         after = _parts(at["path"]) if "path" in at else None
         for seen in walk(self._folder):
@@ -142,6 +144,7 @@ class FolderSource:
             return JsonlSource(seen.path, self._options, within)
         try:
             return TableSource([seen.path], self._options, within)
+        # What it lacks as a table of pairs is said, as that can be mended.
         except NoColumn:
             try:
                 return DownloadLog(seen.path, self._options, within)
@@ -191,6 +194,7 @@ class FolderSource:
 
     def _of_image_or_other(self, seen: Seen, here: Cursor) -> Entry | None:
         """None for what is part of the entry of an image, or of a list."""
+        # `walk` gives one and the same set to all files of a folder: another one is another folder.
         if seen.beside is not self._images_of:
             self._images = Images(seen.path.parent, seen.beside)
             self._images_of = seen.beside
@@ -220,6 +224,7 @@ class FolderSource:
             texts = {text: _content(seen.path.parent / text) for text in beside}
             records = {text: texts.pop(text) for text in beside if text_ending(text) == "json"}
             text, lines = first_with_text(texts, self._options.encoding)
+            # A blank record must not hide one that says something.
             known = (name for name in records if records[name].strip())
             record = next(known, next(iter(records), ""))
             captions, split, meta = with_record(lines, records.get(record), self._options.encoding)
@@ -271,6 +276,7 @@ def _kind_of(file: Path) -> str:
     name = plain_name(file)
     if file.name.lower().endswith(TAR_SUFFIXES):
         return "webdataset"
+    # By its name before its content: nearly every text here is that of an image.
     may_be_table = name.endswith(TABLE_SUFFIXES) or _TABLE_TEXT.fullmatch(name)
     return "table" if may_be_table and is_table_file(file, SourceOptions()) else "folder"
 

@@ -111,6 +111,7 @@ class DatasetSource:
     def _split_of(self, part: Part) -> str | None:
         assert self._opened is not None
         is_local = self._dataset.folder is not None and not self._is_saved
+        # Of plain files whose names tell no split the library calls all "train".
         is_default = is_local and {other.split for other in self._opened.parts} == {_DEFAULT_SPLIT}
         return None if is_default else part.split
 
@@ -160,6 +161,8 @@ class _RowReader:
         self._namers: dict[str, Namer] = library.label_names(self._features)
         self._split, self._unknown_split = split, None
         if split and split_in_name(split) is None and _NOT_TRAINING.search(split):
+            # Given as a card's word it is refused as unknown; as a name it would count for nothing,
+            # and what nothing says anything about is training data.
             self._unknown_split = split
         self._schema: Any = None
         self._columns: Columns
@@ -194,6 +197,7 @@ class _RowReader:
         labels = [name for name, of in self._features.items() if library.is_label(of)]
         kinds |= {name: "text" for name in labels if name in kinds}
         self._columns = find_columns(kinds, self._options, str(self._dataset))
+        # In the place of a file, whose name tells the split.
         self._place = Place(Path(self._split or "_"), self._images())
         self._schema = schema
 

@@ -14,6 +14,8 @@ INDEX_FOLDER = ".openblip"
 """At the top of a folder of images, what `openblip index` keeps there: no part of these."""
 TABLE_MARK = "_versions"
 """A folder in every folder that is a pair table."""
+# Of Windows, of archives made on macOS, of Synology's disks; and macOS's icon of a folder, whose
+# name ends in a carriage return.
 _OF_SYSTEMS = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "icon\r"))
 
 
@@ -62,9 +64,12 @@ def walk(folder: Path) -> Iterator[Seen]:
 class _Walk:
     def __init__(self, folder: Path) -> None:
         self._folder, self._real = folder, os.path.realpath(folder)
+        # Device and inode, which are the same by whatever link a folder is reached.
         self._known: set[tuple[int, int]] = set()
 
     def run(self) -> Iterator[Seen]:
+        # Listings that are under way, not recursion: each file would pass through all folders above
+        # it.
         stack = [self._of_folder(self._folder, ())]
         while stack:
             found = next(stack[-1], None)
@@ -87,6 +92,7 @@ class _Walk:
                 return
             self._known.add((status.st_dev, status.st_ino))
             with os.scandir(folder) as entries:
+                # A cursor compares path parts (`FolderSource`), so that this order must not change.
                 found = sorted(entries, key=lambda entry: entry.name)
         except OSError as error:
             why = f"a folder that cannot be read ({error.strerror})"
@@ -130,6 +136,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
             return "folder"
         if entry.is_file():
             return "file"
+        # Of a link to nothing both say no without an error; this one raises it.
         entry.stat()
     except OSError as error:
         is_lost = entry.is_symlink() and isinstance(error, FileNotFoundError)
@@ -139,6 +146,7 @@ def _kind(entry: os.DirEntry[str]) -> str:
 
 _BRACES = re.compile(r"\{(\d+)\.\.(\d+)\}|\{([^{},/]*(?:,[^{},/]*)+)\}")
 _MARKS = re.compile(r"[*?\[]")
+# Each is looked for on the disk; so many are a slip in a range.
 _MAX_PATHS = 1_000_000
 
 
@@ -152,6 +160,7 @@ def matching_paths(source: str) -> list[Path]:
     Raises:
         DataError: a path that is named by braces does not exist, or they name too many.
     """
+    # First, since a name may itself have brackets or braces in it.
     if Path(source).exists():
         return [Path(source)]
     if not _BRACES.search(source):
@@ -163,6 +172,7 @@ def matching_paths(source: str) -> list[Path]:
     }
     if missing := [name for name, paths in named.items() if not paths]:
         raise DataError(f"{source}: {missing[0]} does not exist ({len(missing)} are missing)")
+    # Two choices that have marks in them may meet the same file.
     return list(dict.fromkeys(path for paths in named.values() for path in paths))
 
 

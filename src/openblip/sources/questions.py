@@ -25,6 +25,7 @@ from openblip.sources.records import (
 from openblip.sources.source import SourceOptions, id_text, known_id, written_list
 from openblip.sources.splits import both_splits, pop_split
 
+# VQA v2's test-dev2015 asks about images of test2015.
 _COCO_PART = re.compile(r"(train|val|test)(?:-dev)?(\d{4})")
 _ANNOTATION_FIELDS = ("question_type", "answer_type")
 # Besides the question and its answers, what is kept of a record of a list.
@@ -44,6 +45,7 @@ def shorten_answers(value: dict[str, Any]) -> Any:
     texts and its ids, of a region in Visual Genome its phrase and box, of a localized narrative
     what is not its traces.
     """
+    # Ten annotators answer each question, mostly in the same few words: each is held once.
     if "answer_confidence" in value and isinstance(value.get("answer"), str):
         return sys.intern(value["answer"])
     if "qa_id" in value:
@@ -89,6 +91,7 @@ def vqa_source(file: Path, document: Mapping[str, Any], options: SourceOptions) 
             gathered.refuse(f"question {number}", "needs a question, its question_id and image_id")
             continue
         question = {"question": text, "question_id": key}
+        # Taken out: what is left at the end has no question.
         annotation = annotations.pop(str(key), None)
         if annotation is None and found[1] != "test":
             gathered.refuse(f"question {key}", "is not in the file of annotations")
@@ -96,6 +99,7 @@ def vqa_source(file: Path, document: Mapping[str, Any], options: SourceOptions) 
         if annotation is not None and not _annotate(question, annotation):
             gathered.refuse(f"annotation of question {key}", "needs answers, a list of texts")
             continue
+        # The id that COCO's captions give the image, also where somebody has padded it.
         image = str(known_id(entry["image_id"])).lstrip("0") or "0"
         _ask(gathered, image, (name,), question, pop_split(entry))
     for left in annotations:

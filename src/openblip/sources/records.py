@@ -105,6 +105,7 @@ def find_images(
     best, most = ImageFolder(told or file.parent), 0
     for root in [told] if told else [file.parent / root for root in roots]:
         number, prefix = _search(root, groups, is_told=told is not None)
+        # Of folders with as many the first of `roots` is taken.
         if number > most:
             best, most = ImageFolder(root, prefix), number
     if groups and not (most or told):
@@ -339,6 +340,8 @@ def merged(entries: Iterable[Entry]) -> Iterator[Entry]:
 
     Where their metadata differ, those of the first count. Splits that differ are both said.
     """
+    # The last one waits for its neighbours; its cursor is then that of the last of them, so that an
+    # import that goes on neither repeats one nor leaves one out.
     held: Entry | None = None
     for entry in entries:
         if isinstance(held, Found) and isinstance(entry, Found) and _is_same(held, entry):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from openblip.table.views import CaptionView
 
 _KEY_PREFIX = "import/"
+# Of each reason: the report goes into the table with every commit, whatever there is to say.
 _MAX_EXAMPLES = 10
 
 
@@ -178,6 +179,7 @@ class ImportReport:
     def _exemplify(self, reason: Reason, where: str, detail: str) -> None:
         several = self.examples.setdefault(reason.value, [])
         if len(several) < _MAX_EXAMPLES:
+            # Errors of other libraries may quote the whole record.
             said = detail.removeprefix(f"{where}: ")[:500]
             several.append(Example(_shown(where), _shown(said)))
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from openblip.table.table import PairTable
 
 _COLUMNS = ("id", "image", "image_uri")
+# Rows; with photographs of 5 MB these are 320 MB.
 _READ_TOGETHER = 64
 
 
@@ -120,6 +121,8 @@ def check_reachable(table: "PairTable") -> None:
         MissingExtra: an image lies in an object store; names the row.
     """
     try:
+        # Asks no store for anything, and fails where the extra is missing (of Google's, because S3
+        # would want credentials too).
         ObjectFolder("gs://any")
     except MissingExtra as error:
         missing = error
@@ -170,6 +173,7 @@ def _object(uri: str) -> bytes:
 
 TIMEOUT_SECONDS = 120.0
 """A decoder that takes longer for one image is ended."""
+# How many bytes each of the two parts of a message has; the parts follow.
 _HEADER = struct.Struct("<qq")
 
 
@@ -199,20 +203,24 @@ class GuardedDecoder:
             if not select.select([process.stdout], [], [], TIMEOUT_SECONDS)[0]:
                 raise DataError(f"{name}: decoding took over {TIMEOUT_SECONDS:.0f} s; leave it out")
             answer = _receive(process.stdout)
+        # It died while the image was sent, or before.
         except (BrokenPipeError, ConnectionResetError):
             answer = None
         except DataError:
+            # Its answer could still come, and would be taken for that about the next image.
             self._end()
             raise
         if answer is None:
             raise DataError(f"{name}: its decoder died ({self._end()}); leave the image out")
         size, content = answer
+        # An answer without a size is an error in words.
         if not size:
             raise DataError(content.decode())
         width, height = struct.unpack("<ii", size)
         return Image.frombytes("RGB", (width, height), content)
 
     def _start(self) -> "subprocess.Popen[bytes]":
+        # The same package as here, whether it is installed or lies in a checkout.
         source = str(Path(__file__).resolve().parents[2])
         paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._process = subprocess.Popen(
@@ -233,6 +241,7 @@ class GuardedDecoder:
             with suppress(BrokenPipeError):
                 stream.close()
         try:
+            # At the end of its input it ends by itself, unless it hangs in an image.
             code = process.wait(timeout=5)
         except subprocess.TimeoutExpired:
             process.kill()
@@ -267,5 +276,6 @@ def _serve(source: IO[bytes], sink: IO[bytes]) -> None:
 
 
 if __name__ == "__main__":
+    # Ctrl-C goes to all processes of a terminal; this one ends when its input does.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _serve(sys.stdin.buffer, sys.stdout.buffer)

@@ -38,6 +38,7 @@ from openblip.sources.text_files import FILE_DAMAGE, in_one_line, open_text, pla
 _END = -1
 """The row of a cursor behind the last of a file."""
 _NUM_TRIED = 100
+# In each of them up to `_NUM_TRIED` names are looked for.
 _MAX_FOLDERS_TRIED = 200
 
 
@@ -132,6 +133,7 @@ class TableSource:
         try:
             table, columns = self._opened(file)
             place = self._place(file, table, columns)
+            # Told once, with the first row, and not again where an import goes on.
             remarks = _repeated_columns(file, table) if done == 0 else ()
             for record in table.records(columns, done):
                 number += 1
@@ -211,6 +213,7 @@ def _repeated_columns(file: Path, table: TableFile) -> tuple[Remark, ...]:
 TABLE_SUFFIXES = (".csv", ".tsv", ".parquet")
 # Text files that are tables if their first line looks so.
 _TEXT_SUFFIXES = (".txt", ".token")
+# With their images in memory.
 _BATCH_ROWS = 64
 
 
@@ -289,12 +292,14 @@ class _Parquet:
         with _parquet_damage(), parquet.ParquetFile(self._file) as table:
             for group in range(table.num_row_groups):
                 num_rows = table.metadata.row_group(group).num_rows
+                # A group that is done is not even read.
                 if done >= num_rows:
                     done -= num_rows
                     continue
                 for batch in table.iter_batches(batch_size=_BATCH_ROWS, row_groups=[group]):
                     skipped = min(done, batch.num_rows)
                     done -= skipped
+                    # Parquet lets columns have one name, of which a dict would keep the last.
                     for row in _rows_of(batch.slice(skipped).rename_columns(self._names)):
                         yield row if isinstance(row, ValueError) else _named_labels(row, labels)
 
@@ -442,6 +447,7 @@ class DownloadLog:
         yield Refused(self._name, end, Reason.OTHER_FILE, detail)
 
     def _is_there(self, key: str) -> bool:
+        # What is in an archive shows when that is read; it is not opened for each row.
         if is_file(self._file.with_suffix(".tar")):
             return True
         folder = self._file.with_suffix("")

@@ -70,6 +70,7 @@ class Member:
         return self._read(HEAD_BYTES)
 
     def _read(self, size: int) -> bytes:
+        # Opened anew for each call, so that `read` has what `head` has read, too.
         stream = self._tar.extractfile(self._info)
         assert stream is not None  # only links and devices have no content
         return stream.read(size)
@@ -98,6 +99,7 @@ def tar_members(archive: Path) -> Iterator[Member]:
 
 def _opened(archive: Path) -> BinaryIO:
     with archive.open("rb") as stream:
+        # By the first bytes: that `.tar` is packed, or `.tar.gz` is not, is common.
         head = stream.read(8)
     opener = next((o for magic, o in _OPENERS.items() if head.startswith(magic)), None)
     return archive.open("rb") if opener is None else cast(BinaryIO, opener(archive))
@@ -193,6 +195,7 @@ class TarSource:
         for shard in self._shards:
             try:
                 stats = shard.with_name(f"{shard.name.split('.')[0]}_stats.json").read_bytes()
+                # The images that were fetched, each of which is a sample.
                 total += int(json.loads(stats)["successes"])
             except (OSError, ValueError, KeyError, TypeError):
                 return None
@@ -206,11 +209,14 @@ class TarSource:
         """Yields one entry for each sample, and one for each thing that was refused."""
         at = cursor or {"shard": "", "entry": 0}
         for shard in self._shards:
+            # Shards are given in the order of their paths, so that what sorts before is done.
             if str(shard) < str(at["shard"]):
                 continue
             done = int(at["entry"]) if str(shard) == at["shard"] else 0
             archive = _Shard(shard, self._options, self._within)
             for number, entry in enumerate(archive.entries(), 1):
+                # A packed archive cannot be entered in the middle: it is read again, what is done
+                # unseen.
                 if number > done:
                     yield entry
 
@@ -236,6 +242,7 @@ class _Shard:
             last = f" at {self._sample.key}" if self._sample else ""
             detail = f"breaks off or is damaged{last} ({error}): fetch the shard again"
             sample, inner = self._sample, self._inner
+            # Of the sample at the break more may have followed, unless image and text are there.
             is_cut = sample is not None and not (sample.is_pair or (inner and inner.is_pair))
             lost = len(sample.endings) if sample is not None and is_cut else 1
             where = self._within + self._shard.name
@@ -248,6 +255,7 @@ class _Shard:
         key, ending = _split_name(member.name)
         sample = self._sample
         if sample is not None and (
+            # An ending for the second time begins another sample, whose key happens to be the same.
             sample.key != key or ending in sample.endings or len(sample.endings) > _MOST_MEMBERS
         ):
             yield from self._finished()

@@ -24,6 +24,7 @@ _LINES_SUFFIXES = ("ndjson", "jsonlines")
 # A longer line is no record; reading it whole could exhaust the memory.
 MAX_LINE = 16 << 20
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
+# UTF-32 first: its little-endian mark begins with that of UTF-16.
 _BOMS = (
     (codecs.BOM_UTF32_LE, "utf-32"),
     (codecs.BOM_UTF32_BE, "utf-32"),
@@ -65,6 +66,7 @@ def open_text(path: Path, encoding: str | None) -> TextIO:
         OSError: it cannot be read.
     """
     check_encoding(path, encoding)
+    # Line ends stay as they are, as `csv` asks for.
     stream = open_binary(path)
     return io.TextIOWrapper(stream, codec(encoding), errors="surrogateescape", newline="")
 
@@ -80,6 +82,7 @@ def check_encoding(path: Path, encoding: str | None) -> None:
     with open_binary(path) as stream:
         head = stream.read(512)
     found = next((name for mark, name in _BOMS if head.startswith(mark)), None)
+    # Without a mark: every second byte of Latin letters is zero, first or second by the order.
     if found is None and head[1::2].count(0) > len(head) // 4:
         found = "utf-16-le"
     if found is None and head[::2].count(0) > len(head) // 4:

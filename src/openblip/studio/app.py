@@ -36,6 +36,7 @@ _TYPES = {
     ".css": "text/css; charset=utf-8",
     ".svg": "image/svg+xml",
 }
+# Of gzip; the usual one between size and time.
 _LEVEL = 6
 
 
@@ -150,6 +151,7 @@ def create_app(studio: Studio, access: Access) -> Starlette:
     return Starlette(
         routes=routes,
         middleware=[Middleware(Guard, access=access)],
+        # What Starlette refuses itself, such as an unknown address, comes as JSON too.
         exception_handlers={HTTPException: failed},
         lifespan=lifespan,
     )
@@ -163,6 +165,7 @@ def _static_routes() -> list[Route]:
         if file.suffix in _TYPES and not file.name.startswith(".")
     }
     plain = {name: file.read_bytes() for name, file in files.items()}
+    # Without a time in it: after a restart the browser's copies have the same tags.
     packed = {name: gzip.compress(body, _LEVEL, mtime=0) for name, body in plain.items()}
 
     def static(asked: Asked) -> Content:

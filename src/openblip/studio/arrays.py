@@ -264,6 +264,7 @@ class TableArrays:
         import pyarrow as pa
         import pyarrow.compute as pc
 
+        # In chunks, as one array of strings ends at 2 GiB.
         ids = pa.chunked_array([batch["id"] for batch in self._scan(["id"])], pa.string())
         order = pc.sort_indices(ids).to_numpy()
         ranks = np.empty(len(order), np.int32)

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 STEPS = 1000
 """Counts are told for the thresholds 0, 0.001 and so on to 1."""
+# Divided, as the page does it: sums of 0.001 would be other numbers.
 _THRESHOLDS = np.arange(STEPS + 1) / STEPS
 _MOST_DATA_SETS = 20
 _MOST_EXAMPLES = 60
@@ -205,6 +206,7 @@ def _data_sets(arrays: TableArrays, parts: list[_InSplit]) -> dict[str, Any]:
         return {"shown": [], "num_more": 0}
     largest = order[:_MOST_DATA_SETS]
     shown: list[dict[str, Any]] = [{"name": names[place], "sources": {}} for place in largest]
+    # -1 for a data set that is not shown.
     slots = np.full(len(names), -1)
     slots[largest] = np.arange(len(largest))
     for part in parts:

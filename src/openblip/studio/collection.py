@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 MOST_ROWS = 200
 """That one request is answered with."""
+# Up to here JavaScript tells whole numbers apart.
 _MOST = 2**53
 _WORDS = ("split", "flag", "where", "source", "fate", "words", "verdict")
 _NUMBERS = ("itm_from", "itm_to", "itc_from", "itc_to")
@@ -30,6 +31,7 @@ def routes(studio: "Studio") -> list[Route]:
     """`/api/rows`, `/api/rows/{row}` and `/api/rows/about`."""
 
     def rows(asked: Asked) -> dict[str, Any]:
+        # A misspelt condition would otherwise be none, and all rows be shown.
         unknown = set(asked.values) - {*_WORDS, *_NUMBERS, *_PAGE}
         if unknown:
             raise Refused(400, f"{min(unknown)!r} is nothing that rows can be chosen by")
@@ -78,6 +80,7 @@ def routes(studio: "Studio") -> list[Route]:
             "without": _leavable(arrays),
         }
 
+    # Starlette takes the first that fits, and `{row}` would fit `about` as well.
     return [get("/api/rows/about", about), get("/api/rows/{row}", row), get("/api/rows", rows)]
 
 

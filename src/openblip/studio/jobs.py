@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 _LOOKING_SECONDS = 1.5
 _MOST_SHOWN = 20
 _MOST_CAPTIONS, _MOST_PROCESSES = 10, 64
+# No slash, so that a page names no folder; no dot or hyphen first, so that the file is not hidden
+# and no flag.
 _FILE_NAME = re.compile(r"\w[\w .-]{0,99}\.(?:jsonl|csv|txt|json)")
+# As many as `Decoding` has by default.
 _BEAMS = 3
 _METHODS = ("beam", "nucleus", "greedy")
 Given = Mapping[str, Any]
@@ -95,6 +98,7 @@ class Jobs:
         words = _words(self.workplace, kind, given)
         with self._lock:
             for job in self._folder.jobs():
+                # The command line is all that decides what a job does.
                 if job.words == words and self._folder.state(job) == "running":
                     raise DataError("this job is running already: see its progress")
             return self._folder.start(kind, words).id
@@ -124,6 +128,7 @@ class Jobs:
         with self._lock:
             jobs = self._folder.jobs()
             started = [self._row(job) for job in jobs[:_MOST_SHOWN]]
+            # However many pages ask: to look is to read a ledger and to open the table.
             if time.monotonic() - self._looked > _LOOKING_SECONDS:
                 self._seen = self._traces.seen()
                 self._looked = time.monotonic()
@@ -263,6 +268,7 @@ def _choice(given: Given, name: str, known: tuple[str, ...]) -> str:
 
 def _count(given: Given, name: str, most: int) -> str:
     value = given.get(name, 1)
+    # Not `isinstance`: JSON's true is a bool, and that an int.
     if type(value) is not int or not 1 <= value <= most:
         raise DataError(f"{name} is {value!r}: give a whole number from 1 to {most}")
     return str(value)

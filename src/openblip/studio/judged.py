@@ -96,6 +96,8 @@ def _looked_up(arrays: TableArrays, standing: list[ReviewRecord], state: tuple[s
     positions, verdicts = {}, {}
     for source, entries in found.items():
         rows, places, codes = np.array(entries, dtype=np.int64).T
+        # A row's texts stand one after the other: the position of the first, and the place behind
+        # it.
         positions[source] = np.searchsorted(arrays.texts()[source].rows, rows) + places
         verdicts[source] = codes.astype(np.uint8)
     return Judged(state, positions, verdicts, len(standing) - len(current))

@@ -90,6 +90,7 @@ class Models:
         """
         slot = self._slot(source)
         with self._guard:
+            # Before the lock, so that whoever waits for the model counts, too.
             slot.waiting += 1
         try:
             with slot.lock:
@@ -128,6 +129,7 @@ class Models:
             slot.state, slot.error = "loading", ""
             try:
                 slot.model = load_embedder(slot.source, self.device)
+            # Ctrl-C too: else the page would say for ever that it is loading.
             except BaseException as error:
                 slot.state, slot.error = "failed", one_line(error)
                 if isinstance(error, OSError):

@@ -60,6 +60,7 @@ class Place:
         """
         table = self._opened()
         arrays = TableArrays(table)
+        # What was read of the same version stays: it took scans of the whole table.
         if arrays.mark != getattr(self, "mark", None):
             self.choices = Choices(arrays)
             self.index, self.table, self.mark = IndexState.of(table), table, arrays.mark
@@ -115,6 +116,7 @@ class Place:
             "open the folder in which it lies",
         )
         try:
+            # Links followed, or one in the folder would lead out of it.
             path = image_path(uri).resolve()
             is_inside = path.is_relative_to(self.folder.resolve()) and not is_object_address(uri)
         except (OSError, ValueError):  # a circle of links, or no name at all

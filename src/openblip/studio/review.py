@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from openblip.review.session import ReviewItem, ReviewSession
     from openblip.studio.app import Studio
 
+# Each holds the scores of all texts of the table.
 _MOST_OPEN = 4
 _MOST_ITEMS = 50
 _LONGEST_NAME, _LONGEST_TAB = 80, 40
@@ -97,6 +98,7 @@ class Reviews:
             raise Refused(400, f"verdict must be one of {', '.join(VERDICTS)}")
         edited = asked.text("edited", "", most=10_000) or None
         session = opened.session
+        # Since it was shown, another job may have written another one there.
         if session.item(key).text != asked.values.get("text"):
             raise Refused(409, "the text is another one by now: it is shown again")
         with opened.lock:
@@ -191,6 +193,7 @@ class Reviews:
                 settings = from_plain(ReviewSettings, given, "")
                 self._studio.refresh()
                 place = self._studio.need_place()
+                # `refresh` may have found another version: the review is kept as one of that.
                 key = (place.mark, key[1])
                 session = ReviewSession.open(place.table, settings, partly_is_right=partly_is_right)
                 self._opened[key] = _Opened(session, ReviewLog.of(place.table.uri))
@@ -216,6 +219,7 @@ def routes(studio: "Studio") -> list[Route]:
 def _conclusions(opened: _Opened, precision: float, confidence: float) -> dict[str, Any]:
     """What follows from the verdicts; computed anew when there is another one."""
     session = opened.session
+    # The log only grows, so that its length says whether there is anything new.
     state = (len(opened.log.records()), precision, confidence)
     if opened.conclusions is not None and opened.conclusions[0] == state:
         return opened.conclusions[1]

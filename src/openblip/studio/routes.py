@@ -204,6 +204,7 @@ async def _asked(request: Request) -> Asked:
             sent, upload = await _form(request)
         else:
             sent = _values(await request.body())
+        # The address counts before the body.
         values = {**sent, **values}
     return Asked(
         values=values,

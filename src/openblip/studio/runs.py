@@ -206,6 +206,7 @@ class Runs:
 
     def _since(self, after: str) -> int:
         epoch, _, change = after.partition(".")
+        # Before the first change: a page that knows nothing, or another server, is told everything.
         return int(change) if epoch == self._epoch and change.isdecimal() else -1
 
     def _look(self) -> None:
@@ -237,6 +238,7 @@ class Runs:
         for path in paths:
             self._runs[path] = known.get(path) or _WatchedRun(self._name(path), path)
             if path not in known:
+                # As of the reading that follows, which counts up.
                 self._changed_rows[self._runs[path].name] = self._change + 1
 
     def _name(self, path: Path) -> str:

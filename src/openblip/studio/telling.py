@@ -195,6 +195,7 @@ def _relatives(arrays: TableArrays, values: dict[str, Any]) -> dict[str, Any]:
     number = arrays.rows_of_ids({first}).get(first) if first else None
     repeaters: list[int] = []
     if "duplicate_of" in table.columns:
+        # As SQL writes a quote in a text.
         quoted = values["id"].replace("'", "''")
         # An id that Lance's SQL cannot hold costs this list, not the row.
         with suppress(DataError):

@@ -151,6 +151,7 @@ class Traces:
             return None
         count = self._lines.setdefault(written, _LineCount(written))
         lines = count.lines()
+        # No captions are the header of CSV, and the two brackets of a list of COCO.
         done = max(lines - (file.suffix == ".csv") - 2 * (written.suffix == ".json"), 0)
         is_running = is_taken(file)
         return SeenWork(
@@ -177,6 +178,7 @@ class _LineCount:
         try:
             with self._path.open("rb") as file:
                 status = self._path.stat()
+                # Another file of that name, or one that was cut off: counted from its beginning.
                 if status.st_ino != self._inode or status.st_size < self._offset:
                     self._offset = self._count = 0
                 self._inode = status.st_ino

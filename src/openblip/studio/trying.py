@@ -27,6 +27,7 @@ def routes(studio: "Studio") -> list[Route]:
 
     def asking(question: Question, role_of: Callable[[Asked], Role]) -> Callable[[Asked], object]:
         def answer(asked: Asked) -> dict[str, Any]:
+            # Before the model is there: a person waits for that, too.
             started = time.monotonic()
             role = role_of(asked)
             picture = _picture(studio, asked)
@@ -61,6 +62,7 @@ def _caption(blip: "Blip", picture: bytes, asked: Asked) -> dict[str, Any]:
     if method not in ("beam", "nucleus"):
         raise Refused(400, "method must be beam or nucleus")
     beams = asked.whole("beams", 1, _MOST_BEAMS, 3)
+    # A search ends with as many captions as it has beams.
     most = beams if method == "beam" else _MOST_BEAMS
     (captions,) = blip.caption(
         picture,

@@ -59,6 +59,7 @@ class TableTexts:
     def read(cls, table: PairTable, columns: Sequence[str] = _TEXT_COLUMNS) -> "TableTexts":
         """The texts of all rows; memory for the distinct ones, and 8 bytes for each."""
         texts = cls(tuple(name for name in columns if name in table.columns))
+        # A text without a word is there from the beginning, so that others count from 0.
         known: dict[str, int] = {"": -1}
         lengths: dict[str, list[int]] = {name: [] for name in texts.columns}
         numbers: dict[str, list[int]] = {name: [] for name in texts.columns}
@@ -85,6 +86,7 @@ def text_column(texts: TableTexts, column: str, values: Sequence[str | None]) ->
     import pyarrow as pa
 
     lengths = texts.lengths[column]
+    # Arrow's plain lists count in int32: 2^31 texts in a column.
     offsets = np.concatenate([[0], np.cumsum(np.maximum(lengths, 0))]).astype(np.int32)
     flat = pa.array(values, pa.string())
     return pa.ListArray.from_arrays(pa.array(offsets), flat, mask=pa.array(lengths < 0))
@@ -127,6 +129,7 @@ def what_is_unchecked(table: PairTable, check: str) -> str | None:
     if not notes or IMAGE_FLAGS[check] not in table.columns:
         return "the table has not been checked"
     for against, note in notes.items():
+        # Imports only add rows, so that their number tells.
         if note["rows"] != len(table):
             return f"{len(table) - note['rows']:,} rows were not compared with {against}"
         if note["synthetic"] != _synthetic_texts(table):

@@ -127,6 +127,7 @@ def row_schema() -> "pa.Schema":
 
     text = pa.string()
     types = {
+        # Plain binary counts its bytes in int32, which a chunk of 2 GiB exceeds.
         "image": pa.large_binary(),
         "width": pa.int32(),
         "height": pa.int32(),
@@ -236,6 +237,7 @@ class IdSet:
         self._recent.clear()
         while self._sorted and len(self._sorted[-1]) <= 2 * len(fresh):
             fresh = np.concatenate([self._sorted.pop(), fresh])
+            # Two sorted runs, which NumPy's stable sort of 64 bits (timsort) merges in one pass.
             fresh.sort(kind="stable")
         self._sorted.append(fresh)
 
@@ -248,6 +250,7 @@ def file_key(row_id: str) -> str:
 
 
 def _hash(text: str) -> int:
+    # Names of files that are no UTF-8 come as halves of surrogates.
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 

@@ -197,12 +197,14 @@ def flat_scores(
             f"row {rows[place]} of {uri}: a text in {column} has the {kinds.format(*found)}: "
             f"{_REMEDY}"
         )
+    # Position of each row's first text: what is left of a text's own position is its place.
     first = np.cumsum(lengths) - lengths
     places = np.arange(len(rows)) - np.repeat(first, lengths)
     return FlatScores(rows, places, values, cosines.astype(np.float32))
 
 
 def _flat(lists: "pa.Array") -> NDArray[np.float64]:
+    # As `judge` has them, so that a score is above the same thresholds here as in a view.
     return np.asarray(lists.flatten().to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
@@ -232,6 +234,7 @@ def threshold_above(itm: NDArray[np.float64], rejected: int, more: int = 0) -> f
         return 0.0
     highest = float(itm[rejected - 1])
     next_one = int(np.searchsorted(itm, highest, side="right"))
+    # Nothing lies above: whatever is shorter would keep some, or is no threshold of these scores.
     if next_one == len(itm):
         return highest
     above = float(itm[min(next_one + more, len(itm) - 1)])

@@ -196,6 +196,7 @@ class CaptionView:
             return settled.resolve(table, may_be_empty)
         self.check(table)
         admitted_rows: list[np.ndarray] = []
+        # Something to join also where no batch comes: `np.concatenate` refuses an empty list.
         row_weights = [np.zeros(0, dtype=np.float32)]
         agreed = self._agreed(table)
         index = ViewIndex(table, self, np.zeros(0, dtype=np.int64), {}, {}, agreed=agreed)
@@ -300,6 +301,7 @@ class CaptionView:
                         threshold=_number(judged.thresholds[at]),
                     )
                     found.append((int(rows[at]), number, at, text))
+            # By row, source and place: texts themselves cannot be compared.
             yield from (text for *_, text in sorted(found, key=lambda entry: entry[:3]))
 
     def columns_in(self, table: PairTable) -> list[str]:
@@ -530,6 +532,7 @@ def split_rows(table: PairTable, split: str) -> np.ndarray:
     there: Counter[str] = Counter()
     for batch in table.scan(["split"]):
         names = string_values(batch["split"])
+        # So many rows came before this batch, which is counted afterwards.
         parts.append(np.flatnonzero(names == split) + there.total())
         there.update(names.tolist())
     rows = np.concatenate(parts)
@@ -545,6 +548,7 @@ def _listed(splits: Counter[str]) -> str:
 def _record_batches(batch: "pa.RecordBatch | pa.Table") -> "list[pa.RecordBatch]":
     import pyarrow as pa
 
+    # Columns of what `take` returns may be in chunks of different lengths.
     return batch.combine_chunks().to_batches() if isinstance(batch, pa.Table) else [batch]
 
 

@@ -33,6 +33,7 @@ from openblip.world.scene import (
 
 # Every random choice is named (seed, stream, number): rows do not depend on their neighbours.
 _STREAMS = {"web": 1, "human": 2, "val": 3, "test": 4}
+# Added to a number below 16, so that no two sums are equal.
 _PICTURES, _CAPTIONS, _NAMES = 16, 32, 64
 # A split that finds no new scene in so many trials asks for more than the world has.
 _MAX_TRIALS = 2000
@@ -163,6 +164,7 @@ def _human_row(config: WorldConfig, stream: str, index: int, scene: Scene) -> Pa
 def human_captions(scene: Scene, config: WorldConfig, dice: Dice) -> list[str]:
     """Different sentences as far as the grammar has them, exactly `captions_per_image`."""
     captions: list[str] = []
+    # A poor world may not have as many sentences: then one comes twice.
     trials = 10 * config.captions_per_image
     while len(captions) < config.captions_per_image:
         text = write_human_caption(describe(scene, dice, config), dice, config.language)

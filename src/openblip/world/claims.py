@@ -96,12 +96,14 @@ def _relation_holds(relation: str | None, positions: list[int], scene: Scene) ->
     if relation is None:
         return True
     if relation == "between":
+        # Of at most three groups that are all named, the one at 1 is in the middle.
         return positions[1] == 1
     axis = "column" if relation == "above" else "row"
     if scene.axis != axis:
         return False
     if relation == "beside":
         return abs(positions[0] - positions[1]) == 1
+    # Groups stand in a scene from left to right, or from top to bottom.
     return positions == sorted(positions)
 
 

@@ -45,6 +45,7 @@ class NoiseRates:
 
     def __post_init__(self) -> None:
         rates = self.as_tuple()
+        # Shares such as 0.1 are no exact binary numbers.
         if min(rates) < 0 or not math.isclose(sum(rates), 1.0, abs_tol=1e-6):
             raise RecipeError(f"noise rates must be >= 0 and add up to 1, got {rates}")
 

@@ -217,6 +217,7 @@ class _Stages:
         )
         with self._stage(name, f"training: {name}"):
             result = train(replace(recipe, train=loop), self.folder / name)
+        # A training ends in order when it is told to; what comes after needs the trained model.
         if result.interrupted:
             raise KeyboardInterrupt
         return str(result.model_folder)
