@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 import pytest
 
@@ -84,9 +85,16 @@ def test_capfilt_scores_chinese_texts(chinese: Path) -> None:
 def test_a_model_learns_chinese_as_well_as_english(tmp_path: Path) -> None:
     recalls = {}
     for language in ("en", "zh"):
-        table = str(tmp_path / f"{language}.lance")
-        create_world(table, replace(WORLD, language=language))
+        world = replace(WORLD, language=language)
+        create_world(table := str(tmp_path / f"{language}.lance"), world)
         model = load(trained(world_pretrain(table), tmp_path / language), device="cpu")
-        opened = PairTable.open(table)
-        recalls[language] = evaluate_retrieval(model, opened, k=16).metrics["TR@1"]
-    assert recalls["zh"] >= recalls["en"] - 3, recalls
+        # Of 120 test images a recall of a quarter is known to 4 points: too few to compare by.
+        tests = [replace(world, seed=seed, web_rows=0, human_rows=0) for seed in range(11, 17)]
+        recalls[language] = [
+            evaluate_retrieval(
+                model, create_world(tmp_path / f"{language}-{test.seed}", test), k=16
+            )
+            for test in tests
+        ]
+    found = {name: mean(one.metrics["TR@1"] for one in own) for name, own in recalls.items()}
+    assert found["zh"] >= found["en"] - 3, found
