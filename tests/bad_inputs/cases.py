@@ -158,7 +158,9 @@ def _flags(random: Random, base: Path, out: Path) -> Case:
 def _argument(random: Random) -> str:
     """What a shell can pass: any text without NUL."""
     text = str(
-        random.choice((*ODD_TEXTS, "-", "--", "--x", "@x", ".", "/proc", "/dev/null", "/dev/zero"))
+        random.choice(
+            (*ODD_TEXTS, "-", "--", "--x", "@x", ".", "/proc/sys", "/dev/null", "/dev/zero")
+        )
     )
     return text.replace("\ud800", "\udcff")
 
