@@ -4,6 +4,7 @@ import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from openblip.model import kernels
 from openblip.model.flops import flop_counter
 from openblip.model.kernels import (
+    FEW_ROWS,
     Linear,
     Products,
     has_onednn,
@@ -100,10 +102,10 @@ def test_the_choice_is_measured_once_on_a_machine(
     (kept,) = unasked.iterdir()
     found = json.loads(kept.read_text())
     assert found["products"] == str(first)
-    assert set(found["log_speedup"]) == {"forward", "input", "weight"}
+    assert set(found["log_speedup"]) == {"forward", "input", "weight", "few"}
     # Another process, in which a measurement would come out otherwise.
     kernels._of_this_machine.cache_clear()
-    other = "torch,onednn,torch" if first.forward == "onednn" else "onednn,torch,onednn"
+    other = "torch,onednn,torch,torch" if first.forward == "onednn" else "onednn,torch,onednn,torch"
     monkeypatch.setattr(kernels, "_measured", lambda: {"products": other})
     assert products() == first
     kernels._of_this_machine.cache_clear()
@@ -132,7 +134,18 @@ def test_onednn_is_taken_where_it_is_clearly_faster(
     monkeypatch.setattr(
         kernels, "_ratio", lambda direction, *shape: speedup if direction == "input" else 1.0
     )
-    assert products() == Products("torch", chosen, "torch")
+    assert products() == Products("torch", chosen, "torch", "torch")
+
+
+@needs_onednn
+@pytest.mark.parametrize(("speedup", "chosen"), [(1.1, "onednn"), (0.9, "torch")])
+def test_of_few_rows_any_gain_counts(
+    unasked: Path, monkeypatch: pytest.MonkeyPatch, speedup: float, chosen: str
+) -> None:
+    monkeypatch.setattr(
+        kernels, "_ratio", lambda direction, *shape: speedup if direction == "few" else 1.0
+    )
+    assert products() == Products("torch", "torch", "torch", chosen)
 
 
 @needs_onednn
@@ -155,9 +168,34 @@ def test_the_vendor_decides_where_no_choice_can_be_kept(
         unasked.write_text("")
     else:
         unasked.mkdir()
-        kept = unasked / f"products-{kernels.machine_key()}.json"
+        kept = unasked / f"products-by-shape-{kernels.machine_key()}.json"
         kept.write_text("{" if damage == "no JSON" else '{"products": "fast"}')
     assert products() == Products.of("onednn" if preferred else "torch")
+
+
+@needs_onednn
+@pytest.mark.parametrize("few", ["torch", "onednn"])
+@pytest.mark.parametrize("many", ["torch", "onednn"])
+def test_few_rows_have_a_choice_of_their_own(
+    unasked: Path, monkeypatch: pytest.MonkeyPatch, layer: Linear, few: str, many: str
+) -> None:
+    use_products(Products.of(f"{many},{many},{many},{few}"))
+    asked: list[int] = []
+    by_onednn = kernels.onednn_linear
+
+    def noted(hidden: torch.Tensor, *rest: Any) -> torch.Tensor:
+        asked.append(hidden.numel() // 24)
+        return by_onednn(hidden, *rest)
+
+    monkeypatch.setattr(kernels, "onednn_linear", noted)
+    with torch.no_grad():
+        for rows in (1, FEW_ROWS, FEW_ROWS + 1, 500):
+            hidden = torch.randn(rows, 24)
+            torch.testing.assert_close(
+                layer(hidden), F.linear(hidden, layer.weight, layer.bias), rtol=1e-5, atol=1e-6
+            )
+    expected = [1, FEW_ROWS] * (few == "onednn") + [FEW_ROWS + 1, 500] * (many == "onednn")
+    assert asked == expected
 
 
 def test_without_onednn_products_are_those_of_pytorch(
@@ -171,20 +209,22 @@ def test_without_onednn_products_are_those_of_pytorch(
 
 def test_a_users_setting_wins(unasked: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for text, expected in {
-        "onednn": Products("onednn", "onednn", "onednn"),
-        "torch,onednn,torch": Products("torch", "onednn", "torch"),
+        "onednn": Products("onednn", "onednn", "onednn", "onednn"),
+        # As runs of earlier versions have it: few rows are as many.
+        "onednn,torch,torch": Products("onednn", "torch", "torch", "onednn"),
+        "torch,onednn,torch,onednn": Products("torch", "onednn", "torch", "onednn"),
     }.items():
         monkeypatch.setenv("OPENBLIP_PRODUCTS", text)
         assert products() == expected
     assert not unasked.exists()
 
 
-@pytest.mark.parametrize("text", ["mkl", "torch,torch", "torch,onednn,fast", ","])
+@pytest.mark.parametrize("text", ["mkl", "torch,torch", "torch,onednn,fast", ",", "torch," * 4])
 def test_a_setting_that_names_no_library_is_refused(
     unasked: Path, monkeypatch: pytest.MonkeyPatch, text: str
 ) -> None:
     monkeypatch.setenv("OPENBLIP_PRODUCTS", text)
-    with pytest.raises(RecipeError, match="torch or onednn, or three"):
+    with pytest.raises(RecipeError, match="torch or onednn, or several"):
         products()
 
 

@@ -201,7 +201,7 @@ def test_a_run_goes_on_with_the_products_that_it_began_with(
     monkeypatch.setenv("OPENBLIP_PRODUCTS", "torch")
     signal_in_step(1, signal.SIGTERM)
     assert train(make_recipe(), tmp_path, quiet=True).interrupted
-    kept = {kernels.machine_key(): "torch,torch,torch"}
+    kept = {kernels.machine_key(): "torch,torch,torch,torch"}
     assert run_state(tmp_path)["products"] == kept
     # A new process, on a machine whose choice has become another one.
     monkeypatch.setattr(kernels, "_given", [])

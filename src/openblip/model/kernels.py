@@ -2,9 +2,10 @@
 
 PyTorch sends float32 products to a library of its own (on x86 MKL), which on some processors uses
 half of the vector width: oneDNN, which PyTorch has too, is there twice as fast, and on others it is
-slower (`docs/log.md`). Which one a direction takes (forward, and the gradients of input and weight)
-is measured once on each machine. oneDNN's product is reached through the operator that
-`torch.compile` puts into graphs; it has no gradient of its own, so `_Product` gives it one.
+slower (`docs/log.md`). Which one a direction takes (forward, the gradients of input and weight, and
+forward of few rows) is measured once on each machine. oneDNN's product is reached through the
+operator that `torch.compile` puts into graphs; it has no gradient of its own, so `_Product` gives
+it one.
 """
 
 import json
@@ -35,6 +36,7 @@ from openblip.runtime.threads import one_thread
 # Multiply-adds from which a product with a gradient is a function of ours: in smaller ones, what it
 # costs to call an autograd function written in Python is more than the product saves.
 _WORTH_A_FUNCTION = 2**22
+_WITH_GRADIENT: tuple["Direction", ...] = ("forward", "input", "weight")
 # Numbers in both operands of a weight's gradient from which oneDNN's product is up to a fifth
 # faster, copies included, once both lie by rows.
 _BEYOND_CACHES = 2**22
@@ -72,7 +74,7 @@ def linear(
 ) -> Float[Tensor, "*rows outer"]:
     """`F.linear`, up to rounding; a gradient has no gradient itself."""
     if torch.is_grad_enabled():
-        if _has_own_gradient(hidden, weight) and any(map(prefers_onednn, get_args(Direction))):
+        if _has_own_gradient(hidden, weight) and any(map(prefers_onednn, _WITH_GRADIENT)):
             return _product(hidden, weight, bias)
     elif _takes_onednn(hidden, weight):
         return onednn_linear(hidden, weight, bias)
@@ -108,8 +110,11 @@ def onednn_linear(
     return out
 
 
-Direction = Literal["forward", "input", "weight"]
-"""Of a product: forward, or the gradient of its input or of its weight."""
+Direction = Literal["forward", "input", "weight", "few"]
+"""Of a product: forward, or the gradient of its input or of its weight; and forward of `FEW_ROWS`
+rows or fewer, without a gradient, as when a caption is written word by word."""
+FEW_ROWS = 32
+"""To read the weight takes longer than to multiply it: other rules than those of large products."""
 
 
 def _faster_linear(
@@ -247,20 +252,25 @@ class Products(NamedTuple):
     forward: Library
     input: Library
     weight: Library
+    few: Library
 
     @staticmethod
     def of(text: str) -> "Products":
-        """The choice that a text names: one library for all, or three between commas.
+        """The choice that a text names: one library for all, or one for each direction.
+
+        Between commas; without the last, few rows take what many do.
 
         Raises:
             RecipeError: it names something else.
         """
         names = text.split(",")
-        if set(names) <= set(get_args(Library)) and len(names) in (1, 3):
-            return Products(*cast("list[Library]", names * 3 if len(names) == 1 else names))
+        if set(names) <= set(get_args(Library)) and len(names) in (1, 3, 4):
+            names = {1: names * 4, 3: [*names, names[0]], 4: names}[len(names)]
+            return Products(*cast("list[Library]", names))
         raise RecipeError(
-            f"{text!r} names no products: give {' or '.join(get_args(Library))}, or three of them "
-            "between commas for forward, gradient of the input, gradient of the weight"
+            f"{text!r} names no products: give {' or '.join(get_args(Library))}, or several of "
+            "them between commas for forward, gradient of the input, gradient of the weight, few "
+            "rows"
         )
 
     def __str__(self) -> str:
@@ -315,7 +325,7 @@ def _of_this_machine(asked: str) -> Products:
     if not has_onednn():
         return Products.of("torch")
     with _choosing:
-        place = cache_folder() / f"products-{machine_key()}.json"
+        place = cache_folder() / f"products-by-shape-{machine_key()}.json"
         # Whoever comes first decides for all: two processes may measure at once, and differ.
         text = agreed_text(place, lambda: json.dumps(_measured()))
     try:
@@ -334,11 +344,17 @@ def _is_intel() -> bool:
 
 # Rows, inputs and outputs: of small and large models.
 _MEASURED = ((256, 768, 768), (577, 768, 768), (512, 384, 384), (1576, 96, 384))
+# Beams of one image, with weights that are larger than a core's cache, as they are when a whole
+# model is read between two uses of one.
+_MEASURED_FEW = ((3, 768, 3072), (3, 3072, 768), (3, 768, 8192))
 _MEASURED_ROUNDS = 4
 # oneDNN's product is taken where it is so many times as fast. Where it is faster at all it is twice
 # as fast, since it uses vectors of twice the width; less than this is noise, and PyTorch's own is
 # the faster one for the shapes that are not measured, the smallest ones.
 _WORTH_ANOTHER = 1.25
+# Of few rows PyTorch's own product hardly gains by a second thread, and oneDNN's does (3 rows of
+# 768 to 30,524 numbers on two AVX2 cores: 30.9 and 9.0 ms): what one thread shows is the least.
+_WORTH_ANOTHER_FOR_FEW = 1.0
 
 
 def _measured() -> dict[str, Any]:
@@ -348,10 +364,12 @@ def _measured() -> dict[str, Any]:
     # are those of somebody who counts operations, or makes a step on tensors without content.
     with _disable_current_modes(), torch.inference_mode(), one_thread():
         for direction in get_args(Direction):
-            ratios = [_ratio(direction, *shape) for shape in _MEASURED]
+            shapes = _MEASURED_FEW if direction == "few" else _MEASURED
+            ratios = [_ratio(direction, *shape) for shape in shapes]
             speedup[direction] = sum(map(log, ratios)) / len(ratios)
+    worth = dict.fromkeys(speedup, _WORTH_ANOTHER) | {"few": _WORTH_ANOTHER_FOR_FEW}
     chosen: dict[str, Library] = {
-        direction: "onednn" if value > log(_WORTH_ANOTHER) else "torch"
+        direction: "onednn" if value > log(worth[direction]) else "torch"
         for direction, value in speedup.items()
     }
     return {"products": str(Products(**chosen)), "log_speedup": speedup}
@@ -366,6 +384,7 @@ def _ratio(direction: Direction, rows: int, inner: int, outer: int) -> float:
     hidden, weight, grad = filled(rows, inner), filled(outer, inner), filled(rows, outer)
     first, second = {
         "forward": (hidden, weight),
+        "few": (hidden, weight),
         "input": (grad, weight.t()),
         "weight": (grad.t(), hidden.t()),
     }[direction]
@@ -404,7 +423,10 @@ def _has_own_gradient(hidden: Tensor, weight: Tensor) -> bool:
 
 
 def _takes_onednn(hidden: Tensor, weight: Tensor) -> bool:
-    return is_processor_product(hidden, weight) and prefers_onednn()
+    if not is_processor_product(hidden, weight):
+        return False
+    has_few = hidden.numel() <= FEW_ROWS * weight.shape[1]
+    return prefers_onednn("few" if has_few else "forward")
 
 
 # Up to so many queries, reading keys and values takes the time: a plain product reads them at
