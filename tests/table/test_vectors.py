@@ -115,6 +115,21 @@ def test_an_index_covers_new_rows_when_it_is_extended(tmp_path: Path) -> None:
     assert vector_length(table, "v") == WIDTH
 
 
+def test_an_index_finds_the_first_hundred_and_as_many_as_are_asked_for(tmp_path: Path) -> None:
+    table = create_rows_table(str(tmp_path / "t.lance"), SCHEMA)
+    table = exchange_rows(table, [], rows([f"r{n}" for n in range(3000)]))
+    index_vectors(table, "v", least_rows=3000)
+    table = PairTable.open(table.uri)
+    stored = vectors(3000).astype(np.float32)
+    found = 0
+    for query in vectors(20, 9):
+        exact = np.argsort(-(stored @ query.astype(np.float32)), kind="stable")[:100]
+        found += len({*nearest_rows(table, "v", query, 100).tolist()} & {*exact.tolist()})
+    assert found >= 0.97 * 2000
+    # More than the partitions have that are looked at first.
+    assert sorted(nearest_rows(table, "v", vectors(1, 9)[0], 3000).tolist()) == list(range(3000))
+
+
 def test_two_that_exchange_the_same_row_do_not_both_succeed(table: PairTable) -> None:
     other = PairTable.open(table.uri)
     exchange_rows(table, ["0-0"], rows(["a"]))

@@ -34,8 +34,9 @@ LEAST_INDEXED_ROWS = 65_536
 # As many numbers become one byte of the index; more lose too much, fewer make it slow.
 _NUMBERS_A_BYTE = 4
 _LEAST_PROBES, _SHARE_OF_PROBES = 20, 0.04
-# So many times k candidates of the index are compared exactly.
-_REFINED = 4
+# So many times k candidates of the index are compared exactly. Among a million clustered vectors the
+# first 100 are found to 0.94 with 4 and to 0.999 with 8, for 10 ms more.
+_REFINED = 8
 _FRAGMENT_ROWS = 16384
 # Whoever has opened a version reads on while another process removes older ones.
 _KEPT = timedelta(days=1)
@@ -73,20 +74,30 @@ def nearest_rows(
     if where is not None:
         _check_condition(table, where)
     partitions = _num_partitions(len(table))
+    probes = min(partitions, max(_LEAST_PROBES, int(partitions * _SHARE_OF_PROBES)))
     query = {
         "column": column,
         "q": np.asarray(vector, np.float16),
         "k": k,
         "metric": "dot",
-        # Where the condition leaves few rows, Lance goes on to further partitions by itself.
-        "minimum_nprobes": min(partitions, max(_LEAST_PROBES, int(partitions * _SHARE_OF_PROBES))),
+        "minimum_nprobes": probes,
         "refine_factor": _REFINED,
     }
-    scanner = table.dataset.scanner(
-        columns=["_rowoffset", "_distance"], nearest=query, filter=where, prefilter=True
-    )
-    found: NDArray[np.int64] = read(table.uri, scanner.to_table)["_rowoffset"].to_numpy()
-    return found.astype(np.int64)
+
+    def ask(**more: int) -> NDArray[np.int64]:
+        scanner = table.dataset.scanner(
+            columns=["_rowoffset", "_distance"],
+            nearest={**query, **more},
+            filter=where,
+            prefilter=True,
+        )
+        found: NDArray[np.int64] = read(table.uri, scanner.to_table)["_rowoffset"].to_numpy()
+        return found.astype(np.int64)
+
+    # Without a maximum Lance searches ten times as many partitions, in case a condition leaves few
+    # rows; a search that wants more than these partitions have needs them, too.
+    found = ask(maximum_nprobes=probes) if where is None else ask()
+    return ask() if where is None and len(found) < min(k, len(table)) else found
 
 
 def rows_where(table: PairTable, where: str) -> NDArray[np.int64]:
