@@ -84,6 +84,14 @@ def test_a_threshold_is_the_shortest_number_between_two_scores() -> None:
     ]
 
 
+def test_what_rejects_no_score_lies_below_the_lowest() -> None:
+    for lowest, number in ((0.2, 0.0), (0.0, -0.1), (-0.35, -0.4), (-0.4, -0.5), (-57.31, -57.4)):
+        assert threshold_above(np.array([lowest, lowest + 1]), 0) == number
+    assert threshold_above(np.array([-1e20, 1.0]), 0) < -1e20
+    assert threshold_above(np.zeros(0), 0) == 0
+    assert str(threshold_above(np.array([-0.03, 0.01]), 1)) == "0.0"
+
+
 def test_a_table_without_scores_is_sent_to_the_filter(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="openblip capfilt run"):
         check_scored(PairTable.create(tmp_path / "t.lance"))

@@ -199,6 +199,8 @@ def cuts(scores: dict[str, TextScores], shares: Sequence[float]) -> list[Cut]:
         for source, texts in scores.items():
             itm = np.sort(texts.itm)
             threshold = threshold_above(itm, len(itm) - round(share * len(itm)))
+            if texts.score in PROBABILITIES:
+                threshold = max(threshold, 0.0)
             kept = int((itm > threshold).sum())
             found.append(Cut(threshold, source, kept, len(itm), share))
     return found
