@@ -192,6 +192,38 @@ def test_a_fit_is_the_same_for_the_same_seed(with_scores: PairTable) -> None:
     assert first != fit_table(opened, FitSettings(images=55, seed=1), show_progress=False)
 
 
+def test_a_fit_and_its_report_and_the_places_of_models_are_noted_together(
+    with_scores: PairTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However a call ends, a report is that of the columns which stand there, or there is none."""
+    few = FitSettings(images=55)
+    first = fit_table(with_scores, few, show_progress=False)
+    versions: list[tuple[bool, bool]] = []
+    update = PairTable.update_metadata
+
+    def noted(self: PairTable, values: dict[str, str | None]) -> None:
+        update(self, values)
+        told = PairTable.open(with_scores.uri).metadata
+        versions.append(("fit" in told, "fit_report" in told))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PairTable, "update_metadata", noted)
+        other = fit_table(
+            PairTable.open(with_scores.uri), replace(few, seed=1), show_progress=False
+        )
+    assert versions == [(False, False), (True, True)]
+    assert other != first
+    # A table that an earlier version of this code has left so is fitted anew.
+    PairTable.open(with_scores.uri).update_metadata({"fit_report": None})
+    assert other == fit_table(
+        PairTable.open(with_scores.uri), replace(few, seed=1), show_progress=False
+    )
+    # Scores that are computed already are of the same models, wherever these lie now.
+    PairTable.open(with_scores.uri).update_metadata({"score_models": None})
+    score_table(PairTable.open(with_scores.uri), show_progress=False)
+    fit_table(PairTable.open(with_scores.uri), few, show_progress=False)
+
+
 def test_verdicts_are_learnt_from_by_their_probability(with_scores: PairTable) -> None:
     rows = web_rows(with_scores)
     verdicts = [

@@ -11,6 +11,8 @@ from openblip.runtime.errors import DataError, StorageError
 from openblip.table.columns import (
     ColumnFile,
     attach_columns,
+    column_state,
+    compute_columns,
     encode_columns,
     list_fragments,
     read_rows,
@@ -151,6 +153,49 @@ def test_a_folder_for_temporary_files_that_cannot_be_written_is_named(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     with pytest.raises(StorageError, match=r"gone, cannot be written .*TMPDIR"):
         write(table, "a.lance", [0, 1, 2])
+
+
+def computed(table: PairTable, value: float) -> int:
+    """As a job that writes one number beside every row, and says in which way it was made."""
+
+    def of_rows(rows: range) -> pa.Table:
+        return pa.table({"score": [[value]] * len(rows)}, pa.schema([SCHEMA.field("score")]))
+
+    return compute_columns(
+        PairTable.open(table.uri),
+        "job",
+        {"value": value},
+        of_rows,
+        show_progress=False,
+        beside={"report": f'{{"of": {value}}}'},
+    )
+
+
+def test_a_kill_leaves_no_note_beside_columns_that_it_is_not_about(
+    table: PairTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert computed(table, 1.0) == 5
+    update = PairTable.update_metadata
+
+    def killed(self: PairTable, values: dict[str, str | None]) -> None:
+        if values.get("job") is not None:
+            raise KeyboardInterrupt
+        update(self, values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PairTable, "update_metadata", killed)
+        with pytest.raises(KeyboardInterrupt):
+            computed(table, 2.0)
+    opened = PairTable.open(table.uri)
+    assert scores(table) == [2.0] * 5
+    assert (column_state(opened, "job"), column_state(opened, "report")) == ({}, {})
+    # Whoever wants the former ones again gets them, and no word of those that stand there.
+    assert computed(table, 1.0) == 5
+    assert scores(table) == [1.0] * 5
+    assert column_state(PairTable.open(table.uri), "report") == {"of": 1.0}
+    # What had been computed before the kill is still there.
+    assert computed(table, 2.0) == 0
+    assert scores(table) == [2.0] * 5
 
 
 def test_deleted_rows_and_columns_of_the_source_are_refused(table: PairTable) -> None:

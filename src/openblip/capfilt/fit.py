@@ -175,8 +175,9 @@ def fit_table(
         "features": features,
         "verdicts": verdicts_digest(verdicts),
     }
-    if not sources_with(table, RIGHT):
+    if not sources_with(table, RIGHT) or not column_state(table, FIT_REPORT):
         # Another job has dropped the column: the note of a fit that has it is not to be believed.
+        # Nor is one that lacks its report.
         table.update_metadata({FIT_KEY: "{}"})
     elif column_state(table, FIT_KEY) == {"settings": told, "rows": len(table)}:
         return FitReport.of(column_state(table, FIT_REPORT))
@@ -200,8 +201,8 @@ def fit_table(
         told,
         lambda some: _columns_of(table, some, combinations),
         show_progress=show_progress,
+        beside={FIT_REPORT: json.dumps(report.as_plain())},
     )
-    table.update_metadata({FIT_REPORT: json.dumps(report.as_plain())})
     return FitReport.of(column_state(table, FIT_REPORT))
 
 

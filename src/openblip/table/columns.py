@@ -13,6 +13,9 @@ Which crash leaves what:
 | while columns are staged | old columns | those, and hidden columns | stages them anew |
 | after the renaming | new columns | parts, hidden old columns | makes the change again, notes it |
 
+What the table's metadata note of columns is withdrawn before columns of other settings take their
+place, so that no crash leaves a note beside columns that it is not about.
+
 What is hidden is dropped by the first change that comes an hour later.
 No file of rows is touched by any of it, so that no crash costs a row.
 """
@@ -256,6 +259,7 @@ def compute_columns(
     *,
     num_threads: int = 1,
     show_progress: bool = True,
+    beside: Mapping[str, str] | None = None,
 ) -> int:
     """Number of rows that were computed; the columns are in the table afterwards.
 
@@ -270,6 +274,7 @@ def compute_columns(
         compute: the new columns of some rows; called from `num_threads` threads.
         num_threads: at least 1.
         show_progress: on stderr.
+        beside: other entries of the metadata about these columns, which come and go with `key`.
 
     Raises:
         OSError: a part cannot be written.
@@ -302,11 +307,15 @@ def compute_columns(
     if known:
         before = pa.Table.from_batches(table.scan(columns.column_names))
         columns = pa.concat_tables([before.slice(0, known).cast(columns.schema), columns])
+    # Where columns of other settings stand: a kill right after they are replaced would leave their
+    # note, and whoever asks for those settings again would get these columns for them.
+    if not known and (stale := {key, *(beside or ())} & table.metadata.keys()):
+        table.update_metadata(dict.fromkeys(stale))
     table.add_columns(columns, overwrite=True)
     # After the columns: a kill between the two adds them again, from the parts, which are still
     # there. The other way round the note would speak of columns that are not.
     note = json.dumps({"settings": dict(settings), "rows": len(table)})
-    table.update_metadata({key: note})
+    table.update_metadata({key: note, **(beside or {})})
     for _, path in parts:
         path.unlink()
     with suppress(OSError):  # another job keeps its parts there

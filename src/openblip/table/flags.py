@@ -115,11 +115,13 @@ def remember_check(table: PairTable, check: str, against: str, note: Mapping[str
     Args:
         table: that was checked.
         check: `DUPLICATES` or `LEAKS`.
-        against: what it was compared with; the notes of other comparisons stay.
+        against: what it was compared with; the notes of comparisons whose flags stay do so too.
         note: the report; JSON values.
     """
     covered = {"rows": len(table), "synthetic": _synthetic_texts(table)}
-    notes = column_state(table, check) | {against: {**note, **covered}}
+    # Each check for duplicates makes all flags anew, whatever address the table is opened by.
+    before = {} if check == DUPLICATES else column_state(table, check)
+    notes = before | {against: {**note, **covered}}
     table.update_metadata({check: json.dumps(notes, ensure_ascii=False)})
 
 
