@@ -252,6 +252,31 @@ def test_verdicts_are_learnt_from_by_their_probability(with_scores: PairTable) -
     assert report.fits[1].told["reviewed"] == 0
 
 
+def test_verdicts_on_accepted_texts_alone_say_nothing_of_how_many_are_right(
+    with_scores: PairTable,
+) -> None:
+    """They are learnt from; that all are right is what the filter had chosen them for."""
+    rows = [row for row in web_rows(with_scores) if row["captions"] and row["captions"] != [SPAM]]
+    verdicts = [
+        ReviewRecord(
+            verdict="right",
+            row=str(row["id"]),
+            source="web",
+            place=0,
+            text=row["captions"][0],
+            reviewer="ada",
+            table_version=1,
+            probability=0.5,
+            sample="accepted-0123",
+        )
+        for row in rows
+    ]
+    ReviewLog.of(with_scores.uri).append(verdicts)
+    few = FitSettings(images=55)
+    web = fit_table(PairTable.open(with_scores.uri), few, show_progress=False).fits[0]
+    assert (web.told["reviewed"], web.share_from) == (len(verdicts), "scores")
+
+
 def test_what_is_missing_is_named(table: PairTable, models: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no score 'contrast'.*openblip capfilt scores"):
         fit_table(table, show_progress=False)

@@ -69,6 +69,18 @@ def test_what_is_no_score_is_named(itm: list[object], itc: list[object], message
         flat_scores(batch(itm, itc, ["web"] * 2), "web", 10, "t")
 
 
+def test_texts_that_a_score_does_not_apply_to_have_none() -> None:
+    """As the agreement with a synthetic text where there is none."""
+    values = [[float("nan"), -0.5], [float("nan")], [0.25]]
+    columns = {"origin": ["web"] * 3, "captions_score_agreement": pa.array(values, LISTS)}
+    found = flat_scores(pa.RecordBatch.from_pydict(columns), "web", 10, "t", "agreement")
+    assert (found.rows.tolist(), found.places.tolist()) == ([10, 12], [1, 0])
+    assert found.itm.tolist() == [-0.5, 0.25]
+    columns["captions_score_agreement"] = pa.array([[float("inf")], [], []], LISTS)
+    with pytest.raises(DataError, match="score_agreement inf, which is no number"):
+        flat_scores(pa.RecordBatch.from_pydict(columns), "web", 10, "t", "agreement")
+
+
 def test_several_batches_are_joined() -> None:
     one = flat_scores(batch([[0.5]], [[0.5]], ["web"]), "web", 0, "t")
     two = flat_scores(batch([[0.25]], [[0.5]], ["web"]), "web", 1, "t")

@@ -153,6 +153,8 @@ def flat_scores(
 ) -> FlatScores:
     """The scores of one source's texts in some rows; a row without scores (an error) has none.
 
+    Nor has a text that a score does not apply to: one besides `itm`, `itc` and `right` that is NaN.
+
     Args:
         batch: rows with `origin` and the score's column; the cosines are told if theirs is there.
         source: "web" or "synthetic".
@@ -187,6 +189,9 @@ def flat_scores(
         cosines = values
     # A comparison with NaN, which nulls become, is False.
     is_score = np.isfinite(values)
+    # Some scores do not apply to every text, as agreement where there is no other text.
+    applies = np.isfinite(values) | (score in ("itc", *PROBABILITIES))
+    is_score |= np.isnan(values) & ~applies
     if score in _CHECKED_WHOLE:
         is_score = (values >= 0) & (values <= 1) & np.isfinite(cosines)
     if wrong := np.flatnonzero(~is_score).tolist():
@@ -201,7 +206,8 @@ def flat_scores(
     # Position of each row's first text: what is left of a text's own position is its place.
     first = np.cumsum(lengths) - lengths
     places = np.arange(len(rows)) - np.repeat(first, lengths)
-    return FlatScores(rows, places, values, cosines.astype(np.float32))
+    of_texts = (rows, places, values, cosines.astype(np.float32))
+    return FlatScores(*(part[applies] for part in of_texts))
 
 
 def _flat(lists: "pa.Array") -> NDArray[np.float64]:
