@@ -1,5 +1,6 @@
 """Fragments of a table, read one by one and given columns by files."""
 
+import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -16,6 +17,7 @@ from openblip.table.columns import (
     encode_columns,
     list_fragments,
     read_rows,
+    work_folder,
 )
 from openblip.table.table import PairRow, PairTable
 from openblip.table.versions import ConflictError
@@ -196,6 +198,55 @@ def test_a_kill_leaves_no_note_beside_columns_that_it_is_not_about(
     # What had been computed before the kill is still there.
     assert computed(table, 2.0) == 0
     assert scores(table) == [2.0] * 5
+
+
+def test_parts_of_a_table_that_was_made_anew_are_of_no_use(tmp_path: Path) -> None:
+    """With the same ids, and other images: what a killed call has computed is of the former."""
+    uri = tmp_path / "t.lance"
+
+    def sizes(dies_at: int = -1) -> list[list[float]]:
+        table = PairTable.open(uri)
+
+        def of_rows(rows: range) -> pa.Table:
+            if rows.start == dies_at:
+                raise KeyboardInterrupt
+            images = table.take(list(rows), ["image"])["image"].to_pylist()
+            values = [[float(len(image))] for image in images]
+            return pa.table({"score": values}, pa.schema([SCHEMA.field("score")]))
+
+        compute_columns(table, "job", {}, of_rows, show_progress=False)
+        found = PairTable.open(uri).take([0, 1500], ["score"])["score"].to_pylist()
+        return [value for value in found if value is not None]
+
+    def rows(image: bytes) -> list[PairRow]:
+        return [PairRow(id=f"r{n}", image=image) for n in range(1501)]
+
+    PairTable.create(uri, rows(b"x"))
+    with pytest.raises(KeyboardInterrupt):
+        sizes(dies_at=1024)
+    assert len(list(work_folder(PairTable.open(uri)).iterdir())) == 1
+    shutil.rmtree(uri)
+    PairTable.create(uri, rows(b"xyz"))
+    assert sizes() == [[3.0], [3.0]]
+
+
+def test_an_append_costs_no_part_that_was_done(table: PairTable) -> None:
+    done: list[int] = []
+
+    def of_rows(rows: range) -> pa.Table:
+        if done:
+            raise KeyboardInterrupt
+        done.append(rows.start)
+        return pa.table({"score": [[1.0]] * len(rows)}, pa.schema([SCHEMA.field("score")]))
+
+    long = made(5, 1100)
+    table.append(long)
+    with pytest.raises(KeyboardInterrupt):
+        compute_columns(PairTable.open(table.uri), "job", {}, of_rows, show_progress=False)
+    PairTable.open(table.uri).append(made(2000, 3))
+    done.clear()
+    assert compute_columns(PairTable.open(table.uri), "job", {}, of_rows, show_progress=False) == 84
+    assert done == [1024]
 
 
 def test_deleted_rows_and_columns_of_the_source_are_refused(table: PairTable) -> None:

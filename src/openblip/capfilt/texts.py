@@ -243,10 +243,11 @@ def _rows_of(table: PairTable, found: _Found) -> tuple[dict[int, list[str]], lis
             # Of a row that stands there by its id and by its image, each text counts once.
             rows[row] = _once([text for of, name in hits for text in of[name]], found)
             matched.update(name for _, name in hits)
-        names = {PurePosixPath(full).name for full in (key, uri) if full}
-        # Also of a row that was found: what its file is called may be what another one's is.
-        for name in names & found.of_image.keys():
-            by_name[name].append(row)
+        # Also of a row that was found: what its file is called may be what another one's is. In an
+        # order, since texts are kept in it: that of a set is another in each process.
+        for name in dict.fromkeys(PurePosixPath(full).name for full in (key, uri) if full):
+            if name in found.of_image:
+                by_name[name].append(row)
     fitting = {name: own for name, own in by_name.items() if name not in matched}
     ambiguous = [name for name, own in fitting.items() if len(own) > 1]
     for name, own in fitting.items():

@@ -99,8 +99,8 @@ def review(
     if settings.by != "rejected" and not estimates.current.kept:
         scores = session.sample.frame.itm
         print(
-            f"at the threshold {settings.threshold:g} no text is kept, and rejected ones alone were "
-            f"drawn: scores lie from {scores.min():.3g} to {scores.max():.3g}; give --threshold"
+            f"at the threshold {settings.threshold:g} no text is kept, so that only rejected ones "
+            f"are drawn: scores lie from {scores.min():.3g} to {scores.max():.3g}; give --threshold"
         )
     if progress.judged:
         _print_estimates(estimates)

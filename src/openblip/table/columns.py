@@ -355,10 +355,26 @@ def _parts(
     """The rows and the file of each part; its name is a function of all that decides it."""
     folder = work_folder(table)
     about = json.dumps([key, settings], sort_keys=True)
+    files = _files_by_row(table)
     for batch in table.scan(["id"], batch_size=_PART_ROWS, start=start):
         rows = range(start, start + batch.num_rows)
-        # Ids, for a table of that name may have been made anew with other rows.
-        ids = "\n".join(batch["id"].to_pylist())
-        digest = hashlib.sha256(f"{about}\n{ids}".encode("utf-8", "surrogatepass")).hexdigest()
+        # Ids and files, for a table of that name may have been made anew with other rows, or with
+        # other images and texts of the same ids.
+        own = [name for of, name in files if of.start < rows.stop and rows.start < of.stop]
+        told = "\n".join([about, *own, *batch["id"].to_pylist()])
+        digest = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
         yield rows, folder / f"{key}-{rows.start:010d}-{digest[:16]}.parquet"
         start = rows.stop
+
+
+def _files_by_row(table: PairTable) -> list[tuple[range, str]]:
+    """The files with columns of the source, and the rows of the table that each is about."""
+    fields = _leaves(table)
+    base = {number for name in BASE_COLUMNS for number in fields.get(name, ())}
+    found, start = [], 0
+    for fragment in table.dataset.get_fragments():
+        rows = range(start, start + fragment.count_rows())
+        files = fragment.metadata.files
+        found += [(rows, str(file.path)) for file in files if not base.isdisjoint(file.fields)]
+        start = rows.stop
+    return found
