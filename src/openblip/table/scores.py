@@ -206,8 +206,8 @@ def flat_scores(
     # Position of each row's first text: what is left of a text's own position is its place.
     first = np.cumsum(lengths) - lengths
     places = np.arange(len(rows)) - np.repeat(first, lengths)
-    of_texts = (rows, places, values, cosines.astype(np.float32))
-    return FlatScores(*(part[applies] for part in of_texts))
+    told_cosines = cosines[applies].astype(np.float32)
+    return FlatScores(rows[applies], places[applies], values[applies], told_cosines)
 
 
 def _flat(lists: "pa.Array") -> NDArray[np.float64]:
