@@ -110,6 +110,7 @@ class TestMetadata:
         [
             *({"answer": "a"}, "q", {"question": "q", "answers": [1]}),
             *({"question": "q", "answers": 5}, {"question": "q", "answer": "a", "weight": "w"}),
+            *({"question": "q", "answer": "a", "weight": w} for w in (-1.0, float("nan"))),
         ],
     )
     def test_what_is_malformed_is_named(self, entry: object) -> None:

@@ -156,6 +156,21 @@ def test_a_server_is_asked_no_sooner_than_it_says(
     assert asked[1] - asked[0] >= 1.0
 
 
+def test_a_server_that_wants_to_be_asked_later_than_anybody_waits_is_not_asked_sooner(
+    table: PairTable, models: Models, server: ChatServer
+) -> None:
+    asked: list[float] = []
+
+    def choose(number: int, body: dict[str, object]) -> Reply:
+        asked.append(time.monotonic())
+        return Reply(429, headers={"Retry-After": "3600"})
+
+    server.choose = choose
+    with pytest.raises(EndpointError, match=r"has not answered for .*HTTP 429.*--patience"):
+        run(table, asking(server, models), Requests(at_once=1, patience=1.0))
+    assert len(asked) == 1
+
+
 def test_a_row_that_is_refused_keeps_its_other_texts_and_has_the_reason(
     table: PairTable, models: Models, server: ChatServer
 ) -> None:

@@ -192,6 +192,33 @@ def test_a_fit_is_the_same_for_the_same_seed(with_scores: PairTable) -> None:
     assert first != fit_table(opened, FitSettings(images=55, seed=1), show_progress=False)
 
 
+def test_a_fit_and_its_report_and_the_places_of_models_are_noted_together(
+    with_scores: PairTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = FitSettings(images=55, folds=2)
+    first = fit_table(with_scores, few, show_progress=False)
+    # As a kill between the two has left a table, when they were two changes.
+    PairTable.open(with_scores.uri).update_metadata({"fit_report": None})
+    noted: list[tuple[bool, bool]] = []
+    update = PairTable.update_metadata
+
+    def followed(self: PairTable, values: dict[str, str | None]) -> None:
+        update(self, values)
+        told = PairTable.open(with_scores.uri).metadata
+        noted.append((told.get("fit", "{}") != "{}", "fit_report" in told))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PairTable, "update_metadata", followed)
+        assert first == fit_table(PairTable.open(with_scores.uri), few, show_progress=False)
+    assert set(noted[:-1]) == {(False, False)}
+    assert noted[-1] == (True, True)
+    # Scores that are computed already are of the same models, wherever these lie now.
+    places = PairTable.open(with_scores.uri).metadata["score_models"]
+    PairTable.open(with_scores.uri).update_metadata({"score_models": None})
+    score_table(PairTable.open(with_scores.uri), show_progress=False)
+    assert PairTable.open(with_scores.uri).metadata["score_models"] == places
+
+
 def test_verdicts_are_learnt_from_by_their_probability(with_scores: PairTable) -> None:
     rows = web_rows(with_scores)
     verdicts = [
@@ -218,6 +245,31 @@ def test_verdicts_are_learnt_from_by_their_probability(with_scores: PairTable) -
     num_right = len(verdicts) - num_wrong
     assert web.share == pytest.approx(num_right * 4 / (num_right * 4 + num_wrong * 2))
     assert report.fits[1].told["reviewed"] == 0
+
+
+def test_verdicts_on_accepted_texts_alone_say_nothing_of_how_many_are_right(
+    with_scores: PairTable,
+) -> None:
+    """They are learnt from; that all are right is what the filter had chosen them for."""
+    rows = [row for row in web_rows(with_scores) if row["captions"] and row["captions"] != [SPAM]]
+    verdicts = [
+        ReviewRecord(
+            verdict="right",
+            row=str(row["id"]),
+            source="web",
+            place=0,
+            text=row["captions"][0],
+            reviewer="ada",
+            table_version=1,
+            probability=0.5,
+            sample="accepted-0123",
+        )
+        for row in rows
+    ]
+    ReviewLog.of(with_scores.uri).append(verdicts)
+    few = FitSettings(images=55, folds=2)
+    web = fit_table(PairTable.open(with_scores.uri), few, show_progress=False).fits[0]
+    assert (web.told["reviewed"], web.share_from) == (len(verdicts), "scores")
 
 
 def test_what_is_missing_is_named(table: PairTable, models: dict[str, str], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 from openblip.capfilt.select import (
     Rejected,
+    TextScores,
     cuts,
     keep_rates,
     noise_quality,
@@ -147,6 +148,25 @@ def test_a_threshold_is_found_by_the_share_that_it_keeps(scored: PairTable) -> N
         assert (rate.kept, rate.total) == (cut.kept, 5)
     with pytest.raises(RecipeError, match="a share of 2 cannot"):
         cuts(scores, [2.0])
+
+
+def test_a_recall_of_28_in_100_is_reached_by_7_of_25_texts() -> None:
+    """Though 0.28 * 25 is a little more than 7 to a computer."""
+    noise = np.linspace(0.1, 0.5, 25)
+    itm = np.concatenate([noise, [(noise[6] + noise[7]) / 2] * 10])
+    kinds = np.array(["spam"] * 25 + ["true"] * 10)
+    rows = np.arange(35)
+    web = TextScores("web", rows, rows * 0, itm, np.zeros(35, np.float32), kinds)
+    assert precision_at_recall(web, "spam", 0.28) == (1.0, noise[6])
+
+
+def test_all_of_a_score_below_0_is_kept_where_that_is_asked_for() -> None:
+    itm = np.array([-0.3, -0.1, 0.2])
+    nothing = np.zeros(3, dtype=np.int64)
+    kinds = np.full(3, "", dtype=np.str_)
+    texts = TextScores("web", nothing, nothing, itm, np.zeros(3, np.float32), kinds, "contrast")
+    (every,) = cuts({"web": texts}, [1.0])
+    assert (every.threshold, every.kept) == (-0.4, 3)
 
 
 def test_shares_and_quantiles_are_given_on_the_command_line(

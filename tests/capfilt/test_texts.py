@@ -1,6 +1,7 @@
 """Captions that were made elsewhere: matched with the rows, told of, and scored like others."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -71,6 +72,46 @@ def test_an_image_is_named_by_the_last_part_of_its_path_unless_several_have_it(
     texts = PairTable.open(table.uri).take(range(5), ["texts_other"])["texts_other"].to_pylist()
     # "3.jpg" is one row's whole id, and so none of the other.
     assert texts == [["text 1"], None, None, ["text 3"], None]
+
+
+def test_a_text_counts_once_by_whatever_names_its_row_is_meant(tmp_path: Path) -> None:
+    rows = [
+        PairRow(id="k/one.jpg", image=b"x", image_uri="/photos/two.jpg"),
+        PairRow(id="x/same.jpg", image=b"x"),
+        PairRow(id="y/same.jpg", image=b"x"),
+    ]
+    table = PairTable.create(tmp_path / "named.lance", rows)
+    file = written(
+        tmp_path,
+        {"image": "one.jpg", "texts": ["a dog", "a cat"]},
+        {"image": "two.jpg", "texts": ["a dog", "a bird"]},
+        {"image": "x/same.jpg", "text": "a house"},
+        # Of one row by its whole path, it is no less the name of two.
+        {"image": "same.jpg", "text": "a tree"},
+    )
+    added = add_texts(table.uri, file, "other")
+    texts = PairTable.open(table.uri).take(range(3), ["texts_other"])["texts_other"].to_pylist()
+    assert texts == [["a dog", "a cat", "a bird"], ["a house"], None]
+    assert (added.rows, added.texts, added.repeated) == (2, 4, 1)
+    assert added.ambiguous == Left(1, ("same.jpg",))
+    assert added.unknown == Left()
+
+
+def test_a_file_that_fits_nothing_reads_no_more_than_one_row_to_say_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = PairTable.create(tmp_path / "t.lance", [PairRow(id=f"r{n}", image=b"x") for n in "ab"])
+    scan, batches = PairTable.scan, []
+
+    def counted(self: PairTable, *asked: object, **how: object) -> Iterator[object]:
+        for batch in scan(self, *asked, **how):  # type: ignore[arg-type]
+            batches.append(how.get("batch_size"))
+            yield batch
+
+    monkeypatch.setattr(PairTable, "scan", counted)
+    with pytest.raises(DataError, match=r"a row's id there is \['ra'\]"):
+        add_texts(table.uri, written(tmp_path, {"id": "nobody", "text": "lost"}), "other")
+    assert batches == [None]
 
 
 def test_rows_of_people_are_counted_since_a_job_adds_nothing_to_them(

@@ -57,6 +57,17 @@ def fill(sheet: Path, count: int) -> None:
         writer.writerows(rows)
 
 
+def test_a_threshold_that_keeps_nothing_is_told_with_the_range_of_the_scores(
+    uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["capfilt", "review", uri, "--score", "itc", "--export-sample", str(tmp_path / "s.csv")]
+    assert main([*words, "--threshold", "7"]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"at the threshold 7 no text is kept.*from 0\.00\d+ to 0\.99\d*; give", told)
+    assert main([*words, "--threshold", "0.5"]) == 0
+    assert "no text is kept" not in capsys.readouterr().out
+
+
 def test_from_a_sheet_of_texts_to_a_certified_threshold(
     uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from openblip.curation.marks import mark_images
 from openblip.curation.nearness import Nearness
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.table.columns import work_folder
+from openblip.table.flags import DUPLICATES, what_is_unchecked
 from openblip.table.table import PairRow, PairTable
 from openblip.table.views import CaptionView
 from openblip.world import WorldConfig, build_world
@@ -213,3 +214,14 @@ def test_the_command(table: PairTable, capsys: pytest.CaptureFixture[str]) -> No
     output = capsys.readouterr().out
     assert "near-duplicates by hash: train 11 (6 of them the same file)" in output
     assert "web-0000000: again as web-0000000-again" in output
+
+
+def test_a_table_by_another_address_is_the_same_table(table: PairTable, tmp_path: Path) -> None:
+    """What was checked under one name is checked anew under the other, and nothing stays open."""
+    (tmp_path / "link.lance").symlink_to(table.uri)
+    flag_duplicates(PairTable.open(tmp_path / "link.lance"), show_progress=False)
+    PairTable.open(table.uri).append([PairRow(id="late", image=b"no image", captions=["late"])])
+    opened = PairTable.open(table.uri)
+    assert "1 rows were not compared" in (what_is_unchecked(opened, DUPLICATES) or "")
+    flag_duplicates(opened, show_progress=False)
+    assert what_is_unchecked(PairTable.open(table.uri), DUPLICATES) is None

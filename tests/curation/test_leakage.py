@@ -8,7 +8,8 @@ import pytest
 
 from openblip.cli import main
 from openblip.curation.leakage import flag_leaks
-from openblip.runtime.errors import DataError
+from openblip.runtime.errors import DataError, OpenBlipWarning
+from openblip.table.reviews import ReviewLog, ReviewRecord
 from openblip.table.table import PairRow, PairTable
 from openblip.table.views import CaptionView
 from openblip.world import WorldConfig, build_world
@@ -58,6 +59,46 @@ def test_a_view_leaves_them_out(table: PairTable) -> None:
     assert index.num_rejected["web"]["leaked image"] == 2
     # The evaluation itself is not touched.
     assert len(CaptionView(split="test", without=("leaks",)).resolve(table)) == 10
+
+
+def test_words_of_reviewers_are_checked_themselves(table: PairTable, tmp_path: Path) -> None:
+    """A correction may take a leak out of a text, or bring one into it."""
+    of_test = {row.id: row.captions[0] for row in build_world(WORLD) if row.split == "test"}
+    leak_text = of_test["test-0000002"]
+    own = {
+        row["id"]: row["captions"]
+        for row in table.take(range(len(table)), ["id", "captions"]).to_pylist()
+    }
+
+    def judge(row: str, place: int, edited: str) -> None:
+        given = {"text": own[row][place], "edited": edited, "reviewer": "ada"}
+        about = {"row": row, "place": place, "source": "web", "verdict": "right"}
+        record = ReviewRecord(**about, **given, table_version=table.version)  # type: ignore[arg-type]
+        ReviewLog.of(table.uri).append([record])
+
+    def admitted() -> set[str]:
+        view = CaptionView(sources=("reviewed",), without=("leaks",))
+        index = view.resolve(PairTable.open(table.uri))
+        return {text for texts in index.captions_of_rows(index.rows) for text in texts}
+
+    judge("quote", 1, "a picture of something else")
+    judge("quote", 0, f"{leak_text.upper()}!")
+    judge("web-0000003", 0, "in other words")
+    report = flag_leaks(table, table, show_progress=False)
+    assert sorted(filter(None, report.corrected.values())) == ["test-0000002"]
+    assert "texts: 1 of 3 as reviewers have corrected them are also there" in report.to_text()
+    assert admitted() == {"a picture of something else", "in other words"}
+    # What is corrected later has not been looked at, and that is said.
+    judge("web-0000004", 0, "of later")
+    told = r"1 texts count as reviewers have corrected them.*`openblip data leakage"
+    with pytest.warns(OpenBlipWarning, match=told):
+        assert "of later" in admitted()
+    # One evaluation that has them is enough.
+    other = PairTable.create(
+        tmp_path / "other.lance", [PairRow("x", None, "x.jpg", captions=["of later"], split="val")]
+    )
+    flag_leaks(PairTable.open(table.uri), other, "val", show_progress=False)
+    assert "of later" not in admitted()
 
 
 def test_checks_against_several_evaluations_add_up(

@@ -10,12 +10,16 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 import openblip.index.folder as folder_module
+from openblip.curation.duplicates import duplicate_pairs, flag_duplicates
+from openblip.curation.nearness import Nearness
 from openblip.index.build import IndexReport, open_index, outdated_index
 from openblip.index.folder import FolderChanges
 from openblip.runtime.errors import DataError
+from openblip.table.flags import DUPLICATES, LEAKS, remember_check, what_is_unchecked
 
 from .conftest import contents, draw
 
@@ -113,6 +117,45 @@ def test_a_folder_that_is_closed_keeps_its_rows(
     monkeypatch.setattr(folder_module, "_seen", lambda folder: (left, ["trip"], ""))
     assert build(indexed).changes == changes(unchanged=8)
     assert len(contents(indexed)) == 12
+
+
+@pytest.mark.parametrize(
+    ("closed", "deleted"), [("trip", 1), ("tri", 5), ("trip/8.png", 4), (".", 0)]
+)
+def test_what_cannot_be_read_keeps_its_own_rows_and_no_others(
+    indexed: Path, build: Build, monkeypatch: pytest.MonkeyPatch, closed: str, deleted: int
+) -> None:
+    seen, _, _ = folder_module._seen(indexed)
+    left = {name: file for name, file in seen.items() if name.startswith(tuple("1234567"))}
+    monkeypatch.setattr(folder_module, "_seen", lambda folder: (left, [closed], ""))
+    assert build(indexed).changes == changes(unchanged=7, deleted=deleted)
+
+
+def test_checks_of_rows_that_were_exchanged_are_to_be_made_again(
+    indexed: Path, build: Build
+) -> None:
+    """As many rows as before, and one that nothing was compared with."""
+    table = open_index(str(indexed))[0]
+    flag_duplicates(table, show_progress=False)
+    remember_check(table, LEAKS, "other.lance#test", {"table": table.uri})
+    remember_check(table, LEAKS, "another.lance#test", {"table": table.uri})
+    assert what_is_unchecked(table, DUPLICATES) is None
+    (indexed / "0.png").unlink()
+    draw(indexed / "new.png", 0)
+    draw(indexed / "newer.png", 1)
+    (indexed / "2.png").unlink()
+    build(indexed)
+    table = open_index(str(indexed))[0]
+    assert len(table) == 12
+    assert "12 rows were not compared" in (what_is_unchecked(table, DUPLICATES) or "")
+    flag_duplicates(table, show_progress=False)
+    assert what_is_unchecked(table, DUPLICATES) is None
+    ((kept, copy),) = [(pair.kept, pair.duplicate) for pair in duplicate_pairs(table, Nearness())]
+    assert {kept, copy} == {"1.png", "newer.png"}
+    # Each comparison is asked for, also when another one has been made again.
+    remember_check(table, LEAKS, "other.lance#test", {"table": table.uri})
+    table.add_columns(pa.table({"leak_of": pa.nulls(12, pa.string())}))
+    assert "another.lance" in (what_is_unchecked(table, LEAKS) or "")
 
 
 def test_names_of_all_kinds(photos: Path, build: Build) -> None:

@@ -22,6 +22,29 @@ def test_the_order_of_tests_depends_on_scores_alone_and_goes_from_strict_to_leni
     assert kept[-1] == 1.0
 
 
+def test_thresholds_of_scores_below_0_are_tested_too() -> None:
+    """The same review, of scores that say the same on another scale."""
+    population = separating()
+    odds = 8 * population.itm - 6
+    moved = Population(odds, population.right)
+    design, _ = moved.design(-2.0)
+    thresholds, weights = sequence(design, -2.0)
+    assert (np.diff(thresholds) < 0).all()
+    assert weights.sum() == pytest.approx(1.0)
+    assert design.kept(thresholds)[-1].sum() == len(odds)
+    found = certify(*moved.review(300, seed=0, threshold=-2.0), threshold=-2.0, precision=0.9)
+    assert found.threshold is not None
+    assert found.threshold < 0
+    assert moved.precision(found.threshold) >= 0.9
+
+
+def test_a_threshold_of_minus_1_is_one_like_others() -> None:
+    design, _ = Population(np.linspace(-2.0, -0.5, 400), np.ones(400, dtype=bool)).design(-1.0)
+    thresholds, weights = sequence(design, -1.0)
+    assert -1.0 in thresholds
+    assert weights.sum() == pytest.approx(1.0)
+
+
 def test_a_good_filter_gets_a_certificate_that_is_true() -> None:
     population = separating()
     found = certify(*population.review(300, seed=0), threshold=0.5, precision=0.9)

@@ -9,6 +9,7 @@ import pytest
 
 from openblip.review.sampling import ReviewSettings, SampleStore, open_sample
 from openblip.runtime.errors import DataError, RecipeError
+from openblip.table.reviews import PARTIAL_SAMPLES
 from openblip.table.table import PairTable
 
 PLAIN = ReviewSettings(size=50)
@@ -85,6 +86,15 @@ def test_every_reason_draws_what_it_says(scored: PairTable, by: str) -> None:
         assert min(groups) > 8
     else:
         assert (drawn > 0.5).mean() > 0.7
+
+
+def test_a_sample_of_a_part_of_the_texts_is_known_by_its_name(scored: PairTable) -> None:
+    for by in ("threshold", "accepted", "rejected", "disagreement", "given-synthetic", "source"):
+        sample = open_sample(scored, ReviewSettings(by=by, size=3))
+        is_part = by in ("accepted", "rejected", "given-synthetic")
+        assert sample.name.startswith(PARTIAL_SAMPLES) == is_part
+    searched = open_sample(scored, ReviewSettings(by="search", rows=(1, 2), size=3))
+    assert searched.name.startswith(PARTIAL_SAMPLES)
 
 
 def test_a_search_is_reviewed_by_its_rows(scored: PairTable) -> None:

@@ -7,6 +7,8 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
 from openblip.review.sampling import ReviewSettings
@@ -191,6 +193,42 @@ def test_accepted_texts_certify_thresholds_from_the_current_one_on(scored: PairT
     assert found.threshold is not None
     assert found.threshold >= 0.5
     assert all(point.recall is None for point in session.estimates().points)
+
+
+def with_contrast(scored: PairTable) -> PairTable:
+    """Scores of given texts from -0.6 to 0.6: the same order as that of the match probability."""
+    kind = pa.list_(pa.float32())
+    own = [
+        [1.2 * s - 0.6 for s in row] for row in scored.take(range(120))["captions_itm"].to_pylist()
+    ]
+    scored.add_columns(pa.table({"captions_score_contrast": pa.array(own, kind)}))
+    return PairTable.open(scored.uri)
+
+
+def test_a_score_below_0_is_reviewed_on_both_sides_of_its_threshold(scored: PairTable) -> None:
+    table = with_contrast(scored)
+    settings = ReviewSettings(sources=("web",), score="contrast", threshold=0.0, size=60)
+    session = ReviewSession.open(table, settings)
+    scores = np.array([item.itm for item in session.items])
+    assert 0.6 < (scores > 0).mean() < 1
+    judge(session, "ann", 60)
+    found = session.estimates()
+    assert found.current.recall is not None
+    assert min(point.threshold for point in found.points) < -0.5
+    assert max(point.recall.value for point in found.points if point.recall) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("by", ["accepted", "rejected"])
+def test_texts_of_one_side_say_nothing_of_recall_whatever_the_threshold(
+    scored: PairTable, by: str
+) -> None:
+    settings = ReviewSettings(sources=("web",), score="contrast", threshold=0.0, by=by)
+    session = ReviewSession.open(with_contrast(scored), settings)
+    judge(session, "ann", len(session.items))
+    found = session.estimates()
+    assert all(point.recall is None for point in found.points)
+    if by == "accepted":
+        assert min(point.threshold for point in found.points) == 0
 
 
 def test_texts_that_were_passed_over_are_counted(scored: PairTable) -> None:

@@ -114,10 +114,17 @@ def test_files_that_are_none_are_named(session: ReviewSession, tmp_path: Path) -
 
 
 def test_a_hostile_caption_is_no_formula(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
-    texts = ['=HYPERLINK("http://x")', "+1", "two\nlines; and, all", "'quoted"]
-    rows = [PairRow(id=f"={n}", image=jpeg(n), captions=[text]) for n, text in enumerate(texts)]
+    texts = [
+        *('=HYPERLINK("http://x")', "+1", "two\nlines; and, all", "'quoted"),
+        *("'=1+1", "''@home", "'+1", "'", "a\r\nb", "a\rb", "\tindented ", '"', "-1.50"),
+    ]
+    beginnings = ("=", "'=", "''-")
+    rows = [
+        PairRow(id=f"{beginnings[n % 3]}{n}", image=jpeg(n), captions=[text])
+        for n, text in enumerate(texts)
+    ]
     table = PairTable.create(tmp_path / "t.lance", rows)
-    fragment(table, [[0.6]] * 4, [[]] * 4)
+    fragment(table, [[0.6]] * len(texts), [[]] * len(texts))
     session = ReviewSession.open(PairTable.open(table.uri), ReviewSettings())
     path = tmp_path / "sample.csv"
     write_sheet(session, path, "ann")
@@ -129,4 +136,5 @@ def test_a_hostile_caption_is_no_formula(tmp_path: Path, jpeg: Callable[..., byt
         for row in rows:
             row["verdict"] = "right"
 
-    assert read_sheet(session, filled(path, judge), "ann").recorded == 4
+    assert read_sheet(session, path, "ann") == SheetReport(0, 0, len(texts))
+    assert read_sheet(session, filled(path, judge), "ann").recorded == len(texts)

@@ -60,3 +60,16 @@ def test_kinds_get_the_attention_that_they_ask_for() -> None:
     assert [name.split()[0] for name in design.names] == ["rare", "rare", "other", "other"]
     assert design.shares[:2].sum() == pytest.approx(0.5)
     assert set(of_text[rare]) == {0, 1}
+
+
+def test_scores_that_are_no_probabilities_are_no_guess_and_all_texts_can_be_drawn() -> None:
+    """Cosines less others, or logarithms: their mean is not how often a text is right."""
+    for itm in (np.linspace(-0.6, 0.6, 400), np.linspace(-30, -2, 400), np.arange(400) / 10):
+        threshold = float(np.median(itm))
+        design, of_text = Population(itm, itm > threshold).design(threshold)
+        assert (design.shares > 0).all()
+        assert design.guesses.tolist() == [0.5] * len(design.sizes)
+        kept = design.kept(np.array([threshold]))[0]
+        assert design.shares[kept > 0].sum() == pytest.approx(KEPT_SHARE)
+        order = draw(design, of_text, 100, seed=0)
+        assert set(of_text[order]) == set(range(len(design.sizes)))

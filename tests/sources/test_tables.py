@@ -1,6 +1,6 @@
 import gzip
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -335,6 +335,28 @@ def test_images_lie_in_the_one_folder_near_the_table_that_has_them(
     (tmp_path / "0.jpg").write_bytes((tmp_path / "images" / "0.jpg").read_bytes())
     report = import_pairs(file, tmp_path / "second", show_progress=False)
     assert report.skipped == {"missing image": 1}
+
+
+def test_a_folder_that_cannot_be_read_is_passed_over_where_images_are_looked_for(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `lost+found` at the top of a disk; root may read it, so that the system is played."""
+    (folder / "lost+found").mkdir()
+    (folder / "photos").mkdir()
+    (folder / "0.jpg").rename(folder / "photos" / "0.jpg")
+    (folder / "a.csv").write_text("image,caption\n0.jpg,a\n0.jpg,b\n")
+    listed = Path.iterdir
+
+    def refusing(path: Path) -> Iterator[Path]:
+        if path.name == "lost+found":
+            raise PermissionError(13, "Permission denied", str(path))
+        return listed(path)
+
+    monkeypatch.setattr(Path, "iterdir", refusing)
+    report, rows = _import(folder / "a.csv")
+    assert [row["captions"] for row in rows] == [["a", "b"]]
+    assert report.noted == {"unreadable file or folder": 1}
+    assert "lost+found" in report.to_text()
 
 
 def test_absolute_paths_count_inside_the_folder_and_below_the_one_that_is_named(

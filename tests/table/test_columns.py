@@ -1,5 +1,6 @@
 """Fragments of a table, read one by one and given columns by files."""
 
+import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,9 +12,12 @@ from openblip.runtime.errors import DataError, StorageError
 from openblip.table.columns import (
     ColumnFile,
     attach_columns,
+    column_state,
+    compute_columns,
     encode_columns,
     list_fragments,
     read_rows,
+    work_folder,
 )
 from openblip.table.table import PairRow, PairTable
 from openblip.table.versions import ConflictError
@@ -151,6 +155,99 @@ def test_a_folder_for_temporary_files_that_cannot_be_written_is_named(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
     with pytest.raises(StorageError, match=r"gone, cannot be written .*TMPDIR"):
         write(table, "a.lance", [0, 1, 2])
+
+
+def computed(table: PairTable, value: float) -> int:
+    """As a job that writes one number beside every row, and says in which way it was made."""
+
+    def of_rows(rows: range) -> pa.Table:
+        return pa.table({"score": [[value]] * len(rows)}, pa.schema([SCHEMA.field("score")]))
+
+    return compute_columns(
+        PairTable.open(table.uri),
+        "job",
+        {"value": value},
+        of_rows,
+        show_progress=False,
+        beside={"report": f'{{"of": {value}}}'},
+    )
+
+
+def test_a_kill_leaves_no_note_beside_columns_that_it_is_not_about(
+    table: PairTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert computed(table, 1.0) == 5
+    update = PairTable.update_metadata
+
+    def killed(self: PairTable, values: dict[str, str | None]) -> None:
+        if values.get("job") is not None:
+            raise KeyboardInterrupt
+        update(self, values)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(PairTable, "update_metadata", killed)
+        with pytest.raises(KeyboardInterrupt):
+            computed(table, 2.0)
+    opened = PairTable.open(table.uri)
+    assert scores(table) == [2.0] * 5
+    assert (column_state(opened, "job"), column_state(opened, "report")) == ({}, {})
+    # Whoever wants the former ones again gets them, and no word of those that stand there.
+    assert computed(table, 1.0) == 5
+    assert scores(table) == [1.0] * 5
+    assert column_state(PairTable.open(table.uri), "report") == {"of": 1.0}
+    # What had been computed before the kill is still there.
+    assert computed(table, 2.0) == 0
+    assert scores(table) == [2.0] * 5
+
+
+def test_parts_of_a_table_that_was_made_anew_are_of_no_use(tmp_path: Path) -> None:
+    """With the same ids, and other images: what a killed call has computed is of the former."""
+    uri = tmp_path / "t.lance"
+
+    def sizes(dies_at: int = -1) -> list[list[float]]:
+        table = PairTable.open(uri)
+
+        def of_rows(rows: range) -> pa.Table:
+            if rows.start == dies_at:
+                raise KeyboardInterrupt
+            images = table.take(list(rows), ["image"])["image"].to_pylist()
+            values = [[float(len(image))] for image in images]
+            return pa.table({"score": values}, pa.schema([SCHEMA.field("score")]))
+
+        compute_columns(table, "job", {}, of_rows, show_progress=False)
+        found = PairTable.open(uri).take([0, 1500], ["score"])["score"].to_pylist()
+        return [value for value in found if value is not None]
+
+    def rows(image: bytes) -> list[PairRow]:
+        return [PairRow(id=f"r{n}", image=image) for n in range(1501)]
+
+    PairTable.create(uri, rows(b"x"))
+    with pytest.raises(KeyboardInterrupt):
+        sizes(dies_at=1024)
+    assert len(list(work_folder(PairTable.open(uri)).iterdir())) == 1
+    shutil.rmtree(uri)
+    PairTable.create(uri, rows(b"xyz"))
+    assert sizes() == [[3.0], [3.0]]
+
+
+def test_an_append_costs_no_part_that_was_done(table: PairTable) -> None:
+    begun: list[int] = []
+
+    def of_rows(rows: range, dies: bool = True) -> pa.Table:
+        if dies and begun:
+            raise KeyboardInterrupt
+        begun.append(rows.start)
+        return pa.table({"score": [[1.0]] * len(rows)}, pa.schema([SCHEMA.field("score")]))
+
+    with pytest.raises(KeyboardInterrupt):
+        compute_columns(PairTable.open(table.uri), "job", {}, of_rows, show_progress=False)
+    done = begun.pop()
+    PairTable.open(table.uri).append(made(2000, 3))
+    opened = PairTable.open(table.uri)
+    compute_columns(opened, "job", {}, lambda rows: of_rows(rows, False), show_progress=False)
+    assert begun
+    assert done not in begun
+    assert scores(opened) == [1.0] * 8
 
 
 def test_deleted_rows_and_columns_of_the_source_are_refused(table: PairTable) -> None:

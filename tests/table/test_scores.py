@@ -69,6 +69,18 @@ def test_what_is_no_score_is_named(itm: list[object], itc: list[object], message
         flat_scores(batch(itm, itc, ["web"] * 2), "web", 10, "t")
 
 
+def test_texts_that_a_score_does_not_apply_to_have_none() -> None:
+    """As the agreement with a synthetic text where there is none."""
+    values = [[float("nan"), -0.5], [float("nan")], [0.25]]
+    columns = {"origin": ["web"] * 3, "captions_score_agreement": pa.array(values, LISTS)}
+    found = flat_scores(pa.RecordBatch.from_pydict(columns), "web", 10, "t", "agreement")
+    assert (found.rows.tolist(), found.places.tolist()) == ([10, 12], [1, 0])
+    assert found.itm.tolist() == [-0.5, 0.25]
+    columns["captions_score_agreement"] = pa.array([[float("inf")], [], []], LISTS)
+    with pytest.raises(DataError, match="score_agreement inf, which is no number"):
+        flat_scores(pa.RecordBatch.from_pydict(columns), "web", 10, "t", "agreement")
+
+
 def test_several_batches_are_joined() -> None:
     one = flat_scores(batch([[0.5]], [[0.5]], ["web"]), "web", 0, "t")
     two = flat_scores(batch([[0.25]], [[0.5]], ["web"]), "web", 1, "t")
@@ -82,6 +94,14 @@ def test_a_threshold_is_the_shortest_number_between_two_scores() -> None:
     assert [threshold_above(itm, rejected) for rejected in range(6)] == [
         *(0.0, 0.2, 0.37, 0.6, 0.6, 0.9)
     ]
+
+
+def test_what_rejects_no_score_lies_below_the_lowest() -> None:
+    for lowest, number in ((0.2, 0.0), (0.0, -0.1), (-0.35, -0.4), (-0.4, -0.5), (-57.31, -57.4)):
+        assert threshold_above(np.array([lowest, lowest + 1]), 0) == number
+    assert threshold_above(np.array([-1e20, 1.0]), 0) < -1e20
+    assert threshold_above(np.zeros(0), 0) == 0
+    assert str(threshold_above(np.array([-0.03, 0.01]), 1)) == "0.0"
 
 
 def test_a_table_without_scores_is_sent_to_the_filter(tmp_path: Path) -> None:

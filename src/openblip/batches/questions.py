@@ -6,6 +6,7 @@ annotators) or `answer` (one text), and optionally `question_id`, `question_type
 """
 
 import hashlib
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -84,8 +85,9 @@ def read_question(key: str, entry: Mapping[str, Any]) -> Question:
     if len(texts) < len(found):
         raise DataError(f"question {key}: its answers are no texts: {answers!r}")
     weight = known.get("weight", 1.0)
-    if not isinstance(weight, int | float):
-        raise DataError(f"question {key}: its weight is no number: {weight!r}")
+    # JSON, as Python writes it, has NaN and infinities.
+    if not isinstance(weight, int | float) or not (math.isfinite(weight) and weight >= 0):
+        raise DataError(f"question {key}: its weight is {weight!r}, no finite number from 0 on")
     return Question(
         text=known["question"],
         answers=tuple(texts),

@@ -371,11 +371,16 @@ class Endpoint:
         raise EndpointError(self._health.stopped)
 
     def _pause(self, tries: int, trouble: _Later) -> None:
+        """Waits until the server may be asked again, or nobody waits for it any more."""
         longest = min(_FIRST_PAUSE * 2 ** min(tries - 1, 10), _LONGEST_PAUSE)
-        seconds = max(self._jitter.uniform(longest / 2, longest), trouble.seconds)
-        # Not longer than anybody waits: a job that must stop finds it out by asking once more.
-        seconds = min(seconds, max(self._requests.patience, 1.0))
-        self._health.pause(seconds, may_end=trouble.seconds == 0.0)
+        until = time.monotonic() + max(self._jitter.uniform(longest / 2, longest), trouble.seconds)
+        # Not longer at once than anybody waits: a job that must stop finds it out by asking once
+        # more, or without that where the server wants to be asked later still.
+        patience = max(self._requests.patience, 1.0)
+        self._health.pause(min(until - time.monotonic(), patience), may_end=not trouble.seconds)
+        while trouble.seconds and not self._health.stopped and time.monotonic() < until:
+            self._health.failed(str(trouble))
+            self._health.pause(min(until - time.monotonic(), patience), may_end=False)
 
     def _takes_others(self, answered: int) -> bool:
         """Whether the server has answered anybody since it had answered so many requests.

@@ -47,7 +47,7 @@ from openblip.runtime.ranges import Count, Seed, check_ranges
 from openblip.table.agreement import AgreedTexts
 from openblip.table.columns import column_state, compute_columns
 from openblip.table.judging import string_values
-from openblip.table.reviews import verdicts_digest
+from openblip.table.reviews import PARTIAL_SAMPLES, verdicts_digest
 from openblip.table.scores import (
     RIGHT,
     TEXT_COLUMNS,
@@ -175,8 +175,9 @@ def fit_table(
         "features": features,
         "verdicts": verdicts_digest(verdicts),
     }
-    if not sources_with(table, RIGHT):
+    if not sources_with(table, RIGHT) or not column_state(table, FIT_REPORT):
         # Another job has dropped the column: the note of a fit that has it is not to be believed.
+        # Nor is one that lacks its report.
         table.update_metadata({FIT_KEY: "{}"})
     elif column_state(table, FIT_KEY) == {"settings": told, "rows": len(table)}:
         return FitReport.of(column_state(table, FIT_REPORT))
@@ -200,8 +201,8 @@ def fit_table(
         told,
         lambda some: _columns_of(table, some, combinations),
         show_progress=show_progress,
+        beside={FIT_REPORT: json.dumps(report.as_plain())},
     )
-    table.update_metadata({FIT_REPORT: json.dumps(report.as_plain())})
     return FitReport.of(column_state(table, FIT_REPORT))
 
 
@@ -453,7 +454,7 @@ class _Reviewed:
     weights: NDArray[np.float64]
     """One over the probability with which each was drawn, 1 on average."""
     is_drawn: NDArray[np.bool_]
-    """Whether it was drawn into a sample, and not looked at freely."""
+    """Whether it was drawn into a sample of all texts, and not of a part, or looked at freely."""
 
 
 def _reviewed(table: PairTable, source: str, own: _Own, settings: FitSettings) -> _Reviewed:
@@ -471,7 +472,12 @@ def _reviewed(table: PairTable, source: str, own: _Own, settings: FitSettings) -
                     continue
                 is_right = text.verdict == "right" and not text.is_edited
                 is_right |= settings.partly_is_right and text.verdict == "partly"
-                drawn = [r.probability for r in text.records if r.probability is not None]
+                drawn = [
+                    record.probability
+                    for record in text.records
+                    if record.probability is not None
+                    and not (record.sample or "").startswith(PARTIAL_SAMPLES)
+                ]
                 found.append((at, is_right, 1 / drawn[0] if drawn else np.nan, bool(drawn)))
         start += batch.num_rows
     weights = np.array([weight for _, _, weight, _ in found], dtype=np.float64)

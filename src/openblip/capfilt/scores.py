@@ -421,6 +421,8 @@ def score_table(
         table.update_metadata({SCORES_KEY: "{}"})
         state = {}
     rows = 0
+    # Apart from the settings: where a model lies decides no score.
+    sources = {plan.fingerprint: plan.source for plan in plans}
     if state.get("settings") != told or state.get("rows") != len(table):
         scorer = TextScorer(table, settings, plans, computed, device)
         rows = compute_columns(
@@ -429,9 +431,9 @@ def score_table(
             told,
             lambda some: _columns_of(scorer, table, some),
             show_progress=show_progress,
+            beside={SOURCES_KEY: json.dumps(sources)},
         )
-        # Apart from the settings: where a model lies decides no score.
-        sources = {plan.fingerprint: plan.source for plan in plans}
+    elif column_state(table, SOURCES_KEY) != sources:  # the same models, elsewhere
         table.update_metadata({SOURCES_KEY: json.dumps(sources)})
     _write_copies(table)
     there = scores_of(table)

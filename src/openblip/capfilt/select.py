@@ -199,6 +199,8 @@ def cuts(scores: dict[str, TextScores], shares: Sequence[float]) -> list[Cut]:
         for source, texts in scores.items():
             itm = np.sort(texts.itm)
             threshold = threshold_above(itm, len(itm) - round(share * len(itm)))
+            if texts.score in PROBABILITIES:
+                threshold = max(threshold, 0.0)
             kept = int((itm > threshold).sum())
             found.append(Cut(threshold, source, kept, len(itm), share))
     return found
@@ -288,7 +290,9 @@ def precision_at_recall(web: TextScores, kind: str, recall: float) -> tuple[floa
     true = np.sort(web.itm[web.kinds == _TRUE_KIND])
     # The best threshold is the score of a noisy text: between two of them a higher one rejects more
     # true texts, and no more noise.
-    thresholds = np.unique(noisy[int(np.ceil(recall * noisy.size)) - 1 :])
+    # Rounded up, but for what binary fractions add: 0.28 of 25 is not a little more than 7.
+    least = max(int(np.ceil(recall * noisy.size - 1e-9)), 1)
+    thresholds = np.unique(noisy[least - 1 :])
     # A score that is equal to the threshold is rejected, as by a view.
     found = np.searchsorted(noisy, thresholds, side="right")
     wrong = np.searchsorted(true, thresholds, side="right")

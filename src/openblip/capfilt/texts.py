@@ -209,7 +209,7 @@ def _matched(
     rows, ambiguous, matched = _rows_of(table, found)
     unknown = [key for key in (*found.of_id, *found.of_image) if key not in matched]
     if not rows:
-        ids = [batch["id"][0].as_py() for batch in table.scan(["id"], batch_size=1)][:1]
+        ids = table.take([0], ["id"])["id"].to_pylist() if len(table) else []
         raise DataError(
             f"{file}: none of its {len(unknown):,} ids and names of images is one of {table.uri}, "
             f"such as {listed(unknown[:_EXAMPLES]) or 'none'}; a row's id there is {ids}"
@@ -238,22 +238,31 @@ def _rows_of(table: PairTable, found: _Found) -> tuple[dict[int, list[str]], lis
     for row, key, uri in _keys(table):
         exact = [(found.of_id, key), (found.of_image, key)]
         exact += [(found.of_image, uri)] if uri and uri != key else []
-        if hits := [(of, name) for of, name in exact if name in of]:
+        hits = [(of, name) for of, name in exact if name in of]
+        if hits:
             # Of a row that stands there by its id and by its image, each text counts once.
-            rows[row] = list(dict.fromkeys(text for of, name in hits for text in of[name]))
+            rows[row] = _once([text for of, name in hits for text in of[name]], found)
             matched.update(name for _, name in hits)
-            continue
-        names = {PurePosixPath(full).name for full in (key, uri) if full}
-        for name in names & found.of_image.keys():
-            by_name[name].append(row)
+        # Also of a row that was found: what its file is called may be what another one's is. In an
+        # order, since texts are kept in it: that of a set is another in each process.
+        for name in dict.fromkeys(PurePosixPath(full).name for full in (key, uri) if full):
+            if name in found.of_image:
+                by_name[name].append(row)
     fitting = {name: own for name, own in by_name.items() if name not in matched}
     ambiguous = [name for name, own in fitting.items() if len(own) > 1]
     for name, own in fitting.items():
         matched.add(name)
         if len(own) == 1:
-            # A row may be meant by two names, that of its id and that of its file.
-            rows.setdefault(own[0], []).extend(found.of_image[name])
+            # A row may be meant by several names, those of its id, of its address and of its file.
+            rows[own[0]] = _once([*rows.get(own[0], ()), *found.of_image[name]], found)
     return rows, ambiguous, matched
+
+
+def _once(texts: list[str], found: _Found) -> list[str]:
+    """The texts of a row without those that it has already, which are counted."""
+    unique = list(dict.fromkeys(texts))
+    found.repeated += len(texts) - len(unique)
+    return unique
 
 
 def _keys(table: PairTable) -> Iterator[tuple[int, str, str | None]]:

@@ -96,6 +96,12 @@ def review(
         )
         return 0
     _print_progress(table, session, progress)
+    if settings.by != "rejected" and not estimates.current.kept:
+        scores = session.sample.frame.itm
+        print(
+            f"at the threshold {settings.threshold:g} no text is kept, so that only rejected ones "
+            f"are drawn: scores lie from {scores.min():.3g} to {scores.max():.3g}; give --threshold"
+        )
     if progress.judged:
         _print_estimates(estimates)
     print(found or "reviewed are rejected texts alone: no certificate for what is kept")

@@ -1,5 +1,6 @@
 """Training images and texts that stand in an evaluation split, flagged and kept."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -10,10 +11,12 @@ from openblip.curation.marks import Marks, embedding_model, mark_images
 from openblip.curation.near_texts import seen_texts
 from openblip.curation.nearness import Nearness, seen_images
 from openblip.runtime.errors import DataError
+from openblip.table.agreement import AgreedTexts
 from openblip.table.flags import (
     IMAGE_FLAGS,
     LEAKS,
     TableTexts,
+    normalised,
     remember_check,
     row_ids,
     string_column,
@@ -70,6 +73,9 @@ class LeakReport:
     """Those of them that stand in the evaluation split, at whatever image, by column."""
     examples: list[Leak] = field(default_factory=list)
     """The first few images, and texts."""
+    corrected: dict[str, str | None] = field(default_factory=dict)
+    """Words that reviewers have corrected training texts to, normalised, and the id of the row of
+    the evaluation split that has them; None where none has."""
 
     @property
     def name(self) -> str:
@@ -87,6 +93,10 @@ class LeakReport:
             f"{column}: {self.leaking_texts[column]:,} of {count:,} texts are also there"
             for column, count in self.num_texts.items()
         ]
+        if self.corrected:
+            number = sum(found is not None for found in self.corrected.values())
+            told = f"{number:,} of {len(self.corrected):,} as reviewers have corrected them"
+            lines.append(f"texts: {told} are also there")
         lines += [
             f"  {leak.row} <- {leak.of}" + (f": {leak.text}" if leak.text else "")
             for leak in self.examples
@@ -137,6 +147,7 @@ def flag_leaks(
     texts = TableTexts.read(table)
     known = _known_texts(TableTexts.read(evaluation, ["captions"]), references)
     leaking = _leaking_texts(texts, rows, known, report)
+    report.corrected = _corrected(table, evaluation, known, nearness)
     report.examples = _examples(table, evaluation, texts, images, leaking)
     columns = _columns(table, evaluation, texts, images, leaking, report)
     table.add_columns(columns, overwrite=True)
@@ -181,11 +192,7 @@ def _leaking_texts(
     texts: TableTexts, rows: Rows, known: dict[str, int], report: LeakReport
 ) -> dict[str, Rows]:
     """For each text of each column the evaluation row that has it, or -1."""
-    own = [text for text in texts.distinct if text not in known]
-    references = list(known)
-    of_text = dict(known)
-    for place, at in seen_texts(own, references, report.nearness.text).items():
-        of_text[own[place]] = known[references[at]]
+    of_text = _rows_with(texts.distinct, known, report.nearness)
     # The last one is for the number -1, of a text without a word.
     of_number = np.array([*(of_text.get(text, -1) for text in texts.distinct), -1])
     found = {}
@@ -195,6 +202,31 @@ def _leaking_texts(
         report.num_texts[column] = int(is_train.sum())
         report.leaking_texts[column] = int((found[column] >= 0).sum())
     return found
+
+
+def _rows_with(texts: Sequence[str], known: dict[str, int], nearness: Nearness) -> dict[str, int]:
+    """The evaluation rows of some normalised texts and of the known ones."""
+    own = [text for text in texts if text not in known]
+    references = list(known)
+    seen = seen_texts(own, references, nearness.text)
+    return known | {own[place]: known[references[at]] for place, at in seen.items()}
+
+
+def _corrected(
+    table: PairTable, evaluation: PairTable, known: dict[str, int], nearness: Nearness
+) -> dict[str, str | None]:
+    """What became of the words that reviewers agree on in the place of training texts."""
+    agreed, words = AgreedTexts.of(table), dict[str, None]()
+    for batch in table.scan(["id", "split"]):
+        for place in agreed.places_in(batch["id"]).tolist():
+            if batch["split"][place].as_py() == "train":
+                texts = agreed.of_row(batch["id"][place].as_py())
+                words |= {normalised(text.words or ""): None for text in texts if text.is_edited}
+    # Nothing is like a text without a word.
+    rows = _rows_with([text for text in words if text], known, nearness)
+    found = [rows[text] for text in words if text in rows]
+    ids = row_ids(evaluation, np.array(found, dtype=np.int64))
+    return {text: ids[rows[text]] if text in rows else None for text in words}
 
 
 def _columns(

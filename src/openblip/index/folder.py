@@ -8,6 +8,7 @@ So a killed update has lost one batch at most, and the next one ends where it wo
 """
 
 import hashlib
+import json
 import os
 from collections.abc import Collection, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -321,13 +322,22 @@ class _Update:
 
 def _forget_computed(table: PairTable) -> None:
     """Columns that others have computed count rows from the first: they must begin again."""
-    computed = []
+    notes: dict[str, str | None] = {}
     for name in table.metadata.keys() - {EMBEDDING_KEY}:
         with suppress(DataError):  # an entry of another kind
-            if "rows" in column_state(table, name):
-                computed.append(name)
-    if computed:
-        table.update_metadata(dict.fromkeys(computed))
+            state = column_state(table, name)
+            # A check notes what it compared with, each for itself; that it did is not forgotten.
+            checks = {k: {**v, "rows": 0} for k, v in state.items() if _counts_rows(v)}
+            if _counts_rows(state):
+                notes[name] = None
+            elif checks:
+                notes[name] = json.dumps(state | checks, ensure_ascii=False)
+    if notes:
+        table.update_metadata(notes)
+
+
+def _counts_rows(note: object) -> bool:
+    return isinstance(note, dict) and "rows" in note
 
 
 _KNOWN = ["id", "image_uri", "file_size", "file_mtime", "file_digest", "image_error"]
@@ -346,7 +356,11 @@ def _gone(
     known: Mapping[str, _Known], seen: Mapping[str, _Seen], closed: Sequence[str]
 ) -> set[str]:
     """Files that are no more; what is in a folder that cannot be read today is not gone."""
-    return {row_id for row_id in known.keys() - seen.keys() if not row_id.startswith(tuple(closed))}
+    # With a slash, as `ab/` is not in `a`. All is in the folder itself, whose path in it is a dot.
+    inside = tuple("" if name == "." else f"{name}/" for name in closed)
+    # A link that leads nowhere today cannot be read either, and is no folder.
+    absent = known.keys() - seen.keys() - set(closed)
+    return {row_id for row_id in absent if not row_id.startswith(inside)}
 
 
 def _seen(folder: Path) -> tuple[dict[str, _Seen], list[str], str]:

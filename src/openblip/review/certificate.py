@@ -181,6 +181,7 @@ def sequence(design: Design, threshold: float) -> tuple[NDArray[np.float64], NDA
     steps += [inside + outside * step for step in range(1, _STEPS_OUTSIDE + 1)]
     starts = {inside * part: weight for part, weight in _STARTS.items()}
     weights: dict[float, float] = {}
+    undivided = 0.0
     for kept in sorted({*steps, *starts}):
         # Rounded up: equal scores go together, and the strictest threshold keeps something.
         rejected = total - min(math.ceil(kept), total)
@@ -188,8 +189,7 @@ def sequence(design: Design, threshold: float) -> tuple[NDArray[np.float64], NDA
         if found < (itm[-1] if total else 0.0):
             weights[found] = weights.get(found, 0.0) + starts.get(kept, 0.0)
         elif kept in starts:  # what no threshold divides starts where one does
-            weights[-1.0] = weights.get(-1.0, 0.0) + starts[kept]
-    undivided = weights.pop(-1.0, 0.0)
+            undivided += starts[kept]
     order = np.array(list(weights), dtype=np.float64)
     parts = np.array(list(weights.values()), dtype=np.float64)
     if len(parts):

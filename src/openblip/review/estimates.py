@@ -44,8 +44,8 @@ class CurvePoint:
     precision: Estimate
     """The share of right texts among those above it."""
     recall: Estimate | None
-    """The share of the right texts that lies above it; None where the rejected texts were not
-    drawn from."""
+    """The share of the right texts that lies above it; None where only texts on one side of the
+    current threshold were drawn from."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,7 @@ def estimate(
     # The current one is among them as it is, so that it is found again below.
     thresholds = np.unique([*sequence(design, threshold)[0], threshold])
     precision = precision_curve(design, labels, thresholds)
-    has_rejected = design.floor == 0
-    recall = recall_curve(design, labels, thresholds) if has_rejected else None
+    recall = None if design.is_one_sided else recall_curve(design, labels, thresholds)
     kept = design.kept(thresholds).sum(axis=1)
     total = max(int(design.sizes.sum()), 1)
     points = tuple(

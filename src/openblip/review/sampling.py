@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from openblip.review.strata import Design, Kind, draw, stratify
+from openblip.review.strata import Design, Kind, draw, is_probability, stratify
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.documents import read_text
 from openblip.runtime.errors import DataError, RecipeError
@@ -39,6 +39,8 @@ from openblip.table.table import PairTable
 SCORED_SOURCES = tuple(TEXT_COLUMNS)
 # Of names of samples; a change of how strata are made needs another one.
 _FORMAT = 1
+# Of scores that are no probabilities: from those, shares were computed that are none.
+_FORMAT_OF_OTHERS = 2
 _MOST_DATA_SETS = 20
 
 
@@ -182,8 +184,12 @@ def open_sample(table: PairTable, settings: ReviewSettings) -> Sample:
     design, of_text = stratify(
         frame.itm, frame.sources, SCORED_SOURCES, settings.threshold, kinds, bins
     )
-    if settings.by == "accepted":
-        design = replace(design, floor=settings.threshold)
+    lowest = 0.0 if settings.score in PROBABILITIES else -np.inf
+    design = replace(
+        design,
+        floor=settings.threshold if settings.by == "accepted" else lowest,
+        is_one_sided=settings.by in ("accepted", "rejected"),
+    )
     name = _name(frame, settings)
     store = SampleStore(table.uri)
     stored = store.read(name)
@@ -434,7 +440,8 @@ def _damaged(where: str) -> DataError:
 
 
 def _name(frame: Frame, settings: ReviewSettings) -> str:
-    fields = {**asdict(settings), "size": None, "format": _FORMAT, "texts": frame.digest()}
+    number = _FORMAT if is_probability(frame.itm) else _FORMAT_OF_OTHERS
+    fields = {**asdict(settings), "size": None, "format": number, "texts": frame.digest()}
     # Samples of before there was a choice keep their names.
     if settings.score == "itm":
         del fields["score"]

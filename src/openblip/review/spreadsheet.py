@@ -11,14 +11,13 @@ from openblip.review.session import ReviewItem, ReviewSession
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.documents import read_text
 from openblip.runtime.errors import DataError
+from openblip.sources.delimited import guarded, unguarded
 from openblip.sources.images import image_suffix
 from openblip.table.reviews import Verdict
 from openblip.table.rows import file_key, listed
 
 _COLUMNS = ("key", "image", "source", "text", "verdict", "edited", "itm", "others")
 _READ = ("key", "verdict", "edited", "text")
-# A cell that begins so is a formula to a spreadsheet, and whoever wrote the caption its author.
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 _DELIMITERS = ",;\t"
 _IMAGES_AT_ONCE = 64
 
@@ -53,7 +52,9 @@ def write_sheet(session: ReviewSession, path: Path, reviewer: str) -> int:
         others = "; ".join(f"{source}: {text}" for source, text, _ in item.others)
         verdict, edited = (record.verdict, record.edited) if record else (None, None)
         cells = [item.key, image, item.source, item.text, verdict or "", edited or ""]
-        writer.writerow([*map(_cell, cells), f"{item.itm:.4f}", _cell(others)])
+        # Whoever wrote a caption must not be the author of a formula.
+        first, last = ([guarded(cell, numbers=True) for cell in some] for some in (cells, [others]))
+        writer.writerow([*first, f"{item.itm:.4f}", *last])
     with replace_file(path) as unfinished:
         # With the mark by which a spreadsheet knows UTF-8.
         unfinished.write_text(stream.getvalue(), encoding="utf-8-sig", newline="")
@@ -121,7 +122,7 @@ def _lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
                     f"{len(names)}; save the file as CSV again"
                 )
             found = dict(zip(names, cells, strict=True))
-            yield reader.line_num, {n: _uncelled(found[n]) for n in _READ if n in found}
+            yield reader.line_num, {n: unguarded(found[n]) for n in _READ if n in found}
     except csv.Error as error:
         raise DataError(f"{path}, line {reader.line_num}: is no CSV ({error})") from error
 
@@ -142,14 +143,6 @@ def _verdict(cell: str, where: str) -> Verdict | None:
     if word:
         raise DataError(f"{where}: the verdict is {cell!r:.40}, none of {listed(known)}")
     return None
-
-
-def _cell(text: str) -> str:
-    return f"'{text}" if text.startswith(_FORMULA) else text
-
-
-def _uncelled(cell: str) -> str:
-    return cell[1:] if cell.startswith("'") and cell[1:].startswith(_FORMULA) else cell
 
 
 def _with_images(session: ReviewSession, folder: Path) -> Iterator[tuple[ReviewItem, str]]:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 # certificate are about these. The others are needed for recall and for more lenient thresholds.
 KEPT_SHARE = 0.85
 # A guess at how often a text is right before anybody has looked: its score, drawn to the middle,
-# because filters are too sure.
+# because filters are too sure. Of a score that is no probability nothing follows.
 _LEAST_GUESS, _GUESS_SLOPE = 0.1, 0.8
 _DRAWS_AT_ONCE = 1024
 
@@ -38,9 +38,13 @@ class Design:
     """Probability that the next text is of each stratum, (strata,); together 1. A stratum that is
     exhausted leaves its part to the others, in proportion."""
     scores: tuple[NDArray[np.float64], ...]
-    """Match probabilities of all texts of each stratum, ascending."""
-    floor: float = 0.0
-    """Of thresholds: the strata hold every text above it, and need not hold others."""
+    """Scores of all texts of each stratum, by default match probabilities, ascending."""
+    floor: float = -np.inf
+    """The lowest threshold that may be asked about: 0 where scores are probabilities, the current
+    one where no text below it is in a stratum; any number by default."""
+    is_one_sided: bool = False
+    """Whether the strata hold texts of one side of the current threshold alone: then nothing is
+    known of recall."""
 
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
@@ -50,8 +54,7 @@ class Design:
     @cached_property
     def guesses(self) -> NDArray[np.float64]:
         """How often its texts are right, judged by their scores alone, (strata,)."""
-        means = [float(own.mean()) if len(own) else 0.5 for own in self.scores]
-        return _guess(np.array(means))
+        return _guesses(self.scores, is_probability(np.concatenate([*self.scores, np.zeros(0)])))
 
     def kept(self, thresholds: NDArray[np.float64]) -> NDArray[np.int64]:
         """Texts of each stratum above each threshold, (thresholds, strata)."""
@@ -110,7 +113,7 @@ def stratify(
     the precision (Neyman, 1934).
 
     Args:
-        itm: match probabilities, (texts,).
+        itm: match probabilities, or other finite scores, (texts,).
         sources: number of each text's source, (texts,).
         source_names: by that number.
         threshold: the current one.
@@ -124,6 +127,7 @@ def stratify(
     names: list[str] = []
     shares: list[float] = []
     scores: list[NDArray[np.float64]] = []
+    is_guess = is_probability(itm)
     for kind in kinds:
         is_kept = itm > threshold
         part = float(is_kept[kind.members].mean()) if kind.members.any() else 0.0
@@ -134,7 +138,8 @@ def stratify(
             (~is_kept, bins[1], 1 - for_kept),
         ):
             cells = _cells(itm, kind.members & side, sources, count)
-            for cell, share in zip(cells, _portions([itm[cell] for cell in cells]), strict=True):
+            portions = _portions([itm[cell] for cell in cells], is_guess)
+            for cell, share in zip(cells, portions, strict=True):
                 of_text[cell] = len(scores)
                 own = np.sort(itm[cell])
                 words = [kind.name, source_names[sources[cell[0]]], f"{own[0]:.3g}-{own[-1]:.3g}"]
@@ -196,13 +201,20 @@ def _cells(
     return cells
 
 
-def _portions(scores: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+def is_probability(scores: NDArray[np.float64]) -> bool:
+    """Whether scores may be probabilities: all from 0 to 1."""
+    return bool(((scores >= 0) & (scores <= 1)).all())
+
+
+def _portions(scores: Sequence[NDArray[np.float64]], is_guess: bool) -> NDArray[np.float64]:
     """The part of the verdicts for each cell of one side; together 1."""
     sizes = np.array([len(own) for own in scores], dtype=np.float64)
-    guesses = _guess(np.array([own.mean() for own in scores]))
+    guesses = _guesses(scores, is_guess)
     best = sizes * np.sqrt(guesses * (1 - guesses))
     return 0.5 * sizes / sizes.sum() + 0.5 * best / best.sum() if len(scores) else sizes
 
 
-def _guess(score: NDArray[np.float64]) -> NDArray[np.float64]:
-    return _LEAST_GUESS + _GUESS_SLOPE * score
+def _guesses(scores: Sequence[NDArray[np.float64]], is_guess: bool) -> NDArray[np.float64]:
+    """How often texts are right, of several groups: by their mean score, where that is a guess."""
+    means = [float(own.mean()) if is_guess and len(own) else 0.5 for own in scores]
+    return _LEAST_GUESS + _GUESS_SLOPE * np.array(means, dtype=np.float64)

@@ -343,9 +343,15 @@ _UNSAFE = re.compile(r"[\t\n\r]")
 _ESCAPED = re.compile(r"\\[tnr]")
 
 
-def guarded(text: str) -> str:
-    """A cell that a spreadsheet shows and does not run: a quote stands before a formula."""
-    is_risky = _FORMULA.match(text) and not _NUMBER.fullmatch(text)
+def guarded(text: str, *, numbers: bool = False) -> str:
+    """A cell that a spreadsheet shows and does not run: a quote stands before a formula.
+
+    Args:
+        text: any.
+        numbers: whether one stands before +1 and -1.50 too, of which a spreadsheet would write
+            1 and -1.5 back.
+    """
+    is_risky = _FORMULA.match(text) and (numbers or not _NUMBER.fullmatch(text))
     return f"'{text}" if is_risky else text
 
 

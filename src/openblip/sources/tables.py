@@ -122,7 +122,7 @@ class TableSource:
         for file in self._files:
             with suppress(DataError, *FILE_DAMAGE):
                 table, columns = self._opened(file)
-                place = self._place(file, table, columns)
+                place, _ = self._place(file, table, columns)
                 for name in table.images(columns):
                     with suppress(UnsafePath):
                         if isinstance(name, str) and name:
@@ -132,9 +132,9 @@ class TableSource:
         number, end = done, Cursor(file=str(file), row=_END)
         try:
             table, columns = self._opened(file)
-            place = self._place(file, table, columns)
+            place, closed = self._place(file, table, columns)
             # Told once, with the first row, and not again where an import goes on.
-            remarks = _repeated_columns(file, table) if done == 0 else ()
+            remarks = (*_repeated_columns(file, table), *closed) if done == 0 else ()
             for record in table.records(columns, done):
                 number += 1
                 cursor: Cursor = {"file": str(file), "row": number}
@@ -161,18 +161,25 @@ class TableSource:
         table = open_table(file, self._options)
         return table, find_columns(table.kinds, self._options, str(file))
 
-    def _place(self, file: Path, table: TableFile, columns: Columns) -> Place:
-        """Where the images of a table are: below its folder, or in one beside it that has them."""
+    def _place(
+        self, file: Path, table: TableFile, columns: Columns
+    ) -> tuple[Place, tuple[Remark, ...]]:
+        """Where the images of a table are: below its folder, or in one beside it that has them.
+
+        What could not be looked into on the way there are remarks.
+        """
         root, texts = self._options.image_root, []
         if table.kinds[columns.image] != "binary":
             names = islice(table.images(columns), _NUM_TRIED)
             texts = [name for name in names if isinstance(name, str) and name]
         if root is not None:
-            return Place(file, folder_told(root, texts))
-        return Place(file, ImageFolder(_folder_of(file.parent, texts)), self._within)
+            return Place(file, folder_told(root, texts)), ()
+        closed: list[Remark] = []
+        folder = ImageFolder(_folder_of(file.parent, texts, closed))
+        return Place(file, folder, self._within), tuple(closed)
 
 
-def _folder_of(parent: Path, names: Sequence[str]) -> Path:
+def _folder_of(parent: Path, names: Sequence[str], closed: list[Remark]) -> Path:
     """The folder of the images: that of the table, or the only one near it that holds some."""
 
     def holds(root: Path) -> bool:
@@ -186,16 +193,22 @@ def _folder_of(parent: Path, names: Sequence[str]) -> Path:
     names = [name for name in names if not name.startswith("/")]
     if not names or holds(parent):
         return parent
-    below = _folders_in(parent)
-    deeper = [folder for path in below for folder in _folders_in(path)]
+    below = _folders_in(parent, closed)
+    deeper = [folder for path in below for folder in _folders_in(path, closed)]
     near = [*below, *deeper, parent.parent, parent.parent / "images"]
     holding = [path for path in near[:_MAX_FOLDERS_TRIED] if holds(path)]
     # Of two folders with images of that name neither can be trusted.
     return holding[0] if len(holding) == 1 else parent
 
 
-def _folders_in(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir() and path.name[0] != ".")
+def _folders_in(folder: Path, closed: list[Remark]) -> list[Path]:
+    """The folders in one; it goes to `closed` where it cannot be read, as a disk's lost+found."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.name[0] != "." and path.is_dir())
+    except OSError as error:
+        detail = f"not looked into for the images of the table ({error.strerror})"
+        closed.append(Remark(Reason.UNREADABLE_FILE, str(folder), detail))
+        return []
 
 
 def _repeated_columns(file: Path, table: TableFile) -> tuple[Remark, ...]:

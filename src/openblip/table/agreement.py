@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openblip.runtime.documents import has_halves
+from openblip.table.flags import normalised
 from openblip.table.reviews import ReviewRecord, Verdict, text_key
 from openblip.table.rows import in_utf8
 
@@ -96,14 +97,23 @@ def correction(record: ReviewRecord) -> str | None:
 class AgreedTexts:
     """The texts of one version of a table that have verdicts, by row."""
 
-    def __init__(self, rows: Mapping[str, Sequence[AgreedText]], num_stale: int) -> None:
+    def __init__(
+        self,
+        rows: Mapping[str, Sequence[AgreedText]],
+        num_stale: int,
+        leaks: Sequence[Mapping[str, str | None]] = (),
+    ) -> None:
         """Use `of`."""
-        self._rows = rows
+        self._rows, self._leaks = rows, leaks
         self.num_stale = num_stale
 
     @classmethod
-    def of(cls, table: "PairTable") -> Self:
+    def of(cls, table: "PairTable", leaks: Sequence[Mapping[str, str | None]] = ()) -> Self:
         """What `table.verdicts` come to.
+
+        Args:
+            table: where the texts are.
+            leaks: of `corrected_words`, where these matter.
 
         Raises:
             DataError, StorageError: the verdicts or the table are damaged, or cannot be reached.
@@ -116,7 +126,23 @@ class AgreedTexts:
         rows = defaultdict[str, list[AgreedText]](list)
         for (row, source, place), records in sorted(of_text.items()):
             rows[row].append(AgreedText(source, place, records[0].text, tuple(records)))
-        return cls(rows, len(verdicts) - len(current))
+        return cls(rows, len(verdicts) - len(current), leaks)
+
+    def leaks(self, text: AgreedText) -> bool | None:
+        """Whether the words that somebody has corrected a text to stand in an evaluation split.
+
+        None where nobody knows: a check has not looked at them, or none was asked about.
+        """
+        if not (self._leaks and text.is_edited):
+            return None
+        words = normalised(text.words or "")
+        if any(found.get(words) for found in self._leaks):
+            return True
+        return False if all(words in found for found in self._leaks) else None
+
+    def is_unchecked(self, text: AgreedText) -> bool:
+        """Whether it was corrected, leaks matter, and nobody knows of its words."""
+        return bool(self._leaks) and text.is_edited and self.leaks(text) is None
 
     def of_row(self, row: str) -> Sequence[AgreedText]:
         """Those of the row of an id, by source and place."""

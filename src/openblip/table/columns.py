@@ -13,6 +13,9 @@ Which crash leaves what:
 | while columns are staged | old columns | those, and hidden columns | stages them anew |
 | after the renaming | new columns | parts, hidden old columns | makes the change again, notes it |
 
+What the table's metadata note of columns is withdrawn before columns of other settings take their
+place, so that no crash leaves a note beside columns that it is not about.
+
 What is hidden is dropped by the first change that comes an hour later.
 No file of rows is touched by any of it, so that no crash costs a row.
 """
@@ -256,6 +259,7 @@ def compute_columns(
     *,
     num_threads: int = 1,
     show_progress: bool = True,
+    beside: Mapping[str, str] | None = None,
 ) -> int:
     """Number of rows that were computed; the columns are in the table afterwards.
 
@@ -270,6 +274,7 @@ def compute_columns(
         compute: the new columns of some rows; called from `num_threads` threads.
         num_threads: at least 1.
         show_progress: on stderr.
+        beside: other entries of the metadata about these columns, which come and go with `key`.
 
     Raises:
         OSError: a part cannot be written.
@@ -302,11 +307,15 @@ def compute_columns(
     if known:
         before = pa.Table.from_batches(table.scan(columns.column_names))
         columns = pa.concat_tables([before.slice(0, known).cast(columns.schema), columns])
+    # Where columns of other settings stand: a kill right after they are replaced would leave their
+    # note, and whoever asks for those settings again would get these columns for them.
+    if not known and (stale := {key, *(beside or ())} & table.metadata.keys()):
+        table.update_metadata(dict.fromkeys(stale))
     table.add_columns(columns, overwrite=True)
     # After the columns: a kill between the two adds them again, from the parts, which are still
     # there. The other way round the note would speak of columns that are not.
     note = json.dumps({"settings": dict(settings), "rows": len(table)})
-    table.update_metadata({key: note})
+    table.update_metadata({key: note, **(beside or {})})
     for _, path in parts:
         path.unlink()
     with suppress(OSError):  # another job keeps its parts there
@@ -346,10 +355,26 @@ def _parts(
     """The rows and the file of each part; its name is a function of all that decides it."""
     folder = work_folder(table)
     about = json.dumps([key, settings], sort_keys=True)
+    files = _files_by_row(table)
     for batch in table.scan(["id"], batch_size=_PART_ROWS, start=start):
         rows = range(start, start + batch.num_rows)
-        # Ids, for a table of that name may have been made anew with other rows.
-        ids = "\n".join(batch["id"].to_pylist())
-        digest = hashlib.sha256(f"{about}\n{ids}".encode("utf-8", "surrogatepass")).hexdigest()
+        # Ids and files, for a table of that name may have been made anew with other rows, or with
+        # other images and texts of the same ids.
+        own = [name for of, name in files if of.start < rows.stop and rows.start < of.stop]
+        told = "\n".join([about, *own, *batch["id"].to_pylist()])
+        digest = hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()
         yield rows, folder / f"{key}-{rows.start:010d}-{digest[:16]}.parquet"
         start = rows.stop
+
+
+def _files_by_row(table: PairTable) -> list[tuple[range, str]]:
+    """The files with columns of the source, and the rows of the table that each is about."""
+    fields = _leaves(table)
+    base = {number for name in BASE_COLUMNS for number in fields.get(name, ())}
+    found, start = [], 0
+    for fragment in table.dataset.get_fragments():
+        rows = range(start, start + fragment.count_rows())
+        files = fragment.metadata.files
+        found += [(rows, str(file.path)) for file in files if not base.isdisjoint(file.fields)]
+        start = rows.stop
+    return found

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 DUPLICATES, LEAKS = "duplicates", "leaks"
 """What can be checked; the entries of the metadata with the notes of the checks."""
+CORRECTED = "corrected"
+"""Field of a note on leaks, see `corrected_words`: a column has no place for other words."""
 IMAGE_FLAGS = {DUPLICATES: "duplicate_of", LEAKS: "leak_of"}
 """Column with the id of what an image repeats, or null, by check; of the texts of a column it is
 `COLUMN_duplicate_of` and `COLUMN_leak_of`, a list with a place for each text."""
@@ -115,12 +117,24 @@ def remember_check(table: PairTable, check: str, against: str, note: Mapping[str
     Args:
         table: that was checked.
         check: `DUPLICATES` or `LEAKS`.
-        against: what it was compared with; the notes of other comparisons stay.
+        against: what it was compared with; the notes of comparisons whose flags stay do so too.
         note: the report; JSON values.
     """
     covered = {"rows": len(table), "synthetic": _synthetic_texts(table)}
-    notes = column_state(table, check) | {against: {**note, **covered}}
+    # Each check for duplicates makes all flags anew, whatever address the table is opened by.
+    before = {} if check == DUPLICATES else column_state(table, check)
+    notes = before | {against: {**note, **covered}}
     table.update_metadata({check: json.dumps(notes, ensure_ascii=False)})
+
+
+def corrected_words(table: PairTable) -> list[dict[str, str | None]]:
+    """What each check for leaks has found of words that people have corrected texts to.
+
+    Returns:
+        For each comparison: by normalised words the id of the evaluation row that has them, or
+        None.
+    """
+    return [note.get(CORRECTED, {}) for note in column_state(table, LEAKS).values()]
 
 
 def what_is_unchecked(table: PairTable, check: str) -> str | None:

@@ -250,7 +250,7 @@ def _judge_reviewed(
                 # What nothing is decided of is one of its own source, where the view has that.
                 if text.is_decided or source not in view.sources:
                     at = begins[row] + text.place
-                    code = _agreed_code(text, int(codes[at]))
+                    code = _agreed_code(text, int(codes[at]), agreed.leaks(text))
                     # Other words have not been scored.
                     told = {} if text.is_edited else {n: v[at] for n, v in read.items()}
                     found.append((int(places[row]), text, code, captioners[at], told))
@@ -271,12 +271,22 @@ def _judge_reviewed(
     )
 
 
-def _agreed_code(text: "AgreedText", code: int) -> int:
-    """The code of a judged text, given that of the text which the table has."""
-    # Other words are no repetition of those that the table has. A leak may still be in them.
-    of_words = (Rejection.EMPTY, Rejection.REPEATED_TEXT, Rejection.DUPLICATE_TEXT)
+def _agreed_code(text: "AgreedText", code: int, leaks: bool | None) -> int:
+    """The code of a judged text, given that of the text which the table has.
+
+    Args:
+        text: as it was judged.
+        code: of the words that the table has.
+        leaks: whether its corrected words stand in an evaluation split, where that is known.
+    """
+    # Other words are no repetition of those that the table has. A leak may still be in them, until
+    # they have been looked at themselves.
+    of_words = [Rejection.EMPTY, Rejection.REPEATED_TEXT, Rejection.DUPLICATE_TEXT]
+    of_words += [] if leaks is None else [Rejection.LEAKED_TEXT]
     if text.is_edited and code in [_CODES[reason] for reason in of_words]:
         code = 0
+    if code == 0 and leaks:
+        return _CODES[Rejection.LEAKED_TEXT]
     if code == 0 and not text.is_decided:
         return _CODES[Rejection.UNDECIDED]
     if code == 0 and text.words is None:

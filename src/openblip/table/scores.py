@@ -4,6 +4,7 @@ Position i of every array is one text, in the order of rows and of the texts in 
 is compared with these numbers exactly as a view compares it.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -152,6 +153,8 @@ def flat_scores(
 ) -> FlatScores:
     """The scores of one source's texts in some rows; a row without scores (an error) has none.
 
+    Nor has a text that a score does not apply to: one besides `itm`, `itc` and `right` that is NaN.
+
     Args:
         batch: rows with `origin` and the score's column; the cosines are told if theirs is there.
         source: "web" or "synthetic".
@@ -186,6 +189,9 @@ def flat_scores(
         cosines = values
     # A comparison with NaN, which nulls become, is False.
     is_score = np.isfinite(values)
+    # Some scores do not apply to every text, as agreement where there is no other text.
+    applies = np.isfinite(values) | (score in ("itc", *PROBABILITIES))
+    is_score |= np.isnan(values) & ~applies
     if score in _CHECKED_WHOLE:
         is_score = (values >= 0) & (values <= 1) & np.isfinite(cosines)
     if wrong := np.flatnonzero(~is_score).tolist():
@@ -200,7 +206,8 @@ def flat_scores(
     # Position of each row's first text: what is left of a text's own position is its place.
     first = np.cumsum(lengths) - lengths
     places = np.arange(len(rows)) - np.repeat(first, lengths)
-    return FlatScores(rows, places, values, cosines.astype(np.float32))
+    told_cosines = cosines[applies].astype(np.float32)
+    return FlatScores(rows[applies], places[applies], values[applies], told_cosines)
 
 
 def _flat(lists: "pa.Array") -> NDArray[np.float64]:
@@ -225,13 +232,15 @@ def join_scores(parts: Sequence[FlatScores]) -> FlatScores:
 def threshold_above(itm: NDArray[np.float64], rejected: int, more: int = 0) -> float:
     """The shortest number that rejects the lowest scores, and those that are equal to them.
 
+    What rejects none of scores from 0 on may lie below 0, which is no threshold of a probability.
+
     Args:
         itm: ascending.
         rejected: how many of them.
         more: so many others may be rejected too, for a shorter number.
     """
     if not rejected:
-        return 0.0
+        return _threshold_below(float(itm[0]) if len(itm) else 1.0)
     highest = float(itm[rejected - 1])
     next_one = int(np.searchsorted(itm, highest, side="right"))
     # Nothing lies above: whatever is shorter would keep some, or is no threshold of these scores.
@@ -239,10 +248,17 @@ def threshold_above(itm: NDArray[np.float64], rejected: int, more: int = 0) -> f
         return highest
     above = float(itm[min(next_one + more, len(itm) - 1)])
     for digits in range(1, 17):
-        number = round(highest + (above - highest) / 2, digits)
+        number = round(highest + (above - highest) / 2, digits) + 0.0  # of -0.0 it makes 0.0
         if highest <= number < above:
             return number
     return highest
+
+
+def _threshold_below(lowest: float) -> float:
+    """A short number that rejects no score: 0 where that will do."""
+    # To one digit; where such steps are lost in rounding, the next number.
+    number = 0.0 if lowest > 0 else math.ceil(10 * lowest - 1) / 10
+    return number if number < lowest else math.nextafter(lowest, -math.inf)
 
 
 def _lengths(column: "pa.Array") -> NDArray[np.int64]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
-from openblip.table.agreement import AgreedTexts
-from openblip.table.flags import DUPLICATES, LEAKS, what_is_unchecked
+from openblip.table.agreement import AgreedText, AgreedTexts
+from openblip.table.flags import DUPLICATES, LEAKS, corrected_words, what_is_unchecked
 from openblip.table.judging import (
     ERROR_COLUMNS,
     REJECTIONS,
@@ -232,7 +232,8 @@ class CaptionView:
         )
         if not (index.rows.size or may_be_empty):
             raise DataError(self._why_empty(index, splits))
-        lines = [*index.stale_verdicts(), *([] if may_be_empty else index.idle_sources())]
+        lines = [*index.stale_verdicts(), *index.unchecked_words()]
+        lines += [] if may_be_empty else index.idle_sources()
         for line in lines:
             warnings.warn(line, OpenBlipWarning, stacklevel=2)
         return index
@@ -378,7 +379,11 @@ class CaptionView:
         return self.itm is not None or source in self.thresholds or self.names_data_sets
 
     def _agreed(self, table: PairTable) -> AgreedTexts | None:
-        return AgreedTexts.of(table) if "reviewed" in self.sources else None
+        if "reviewed" not in self.sources:
+            return None
+        # The checks are of training texts.
+        asks = "leaks" in self.without and self.split == "train"
+        return AgreedTexts.of(table, corrected_words(table) if asks else ())
 
     def _check_names(self, table: PairTable) -> None:
         """A name that nothing has would leave all texts in without a word."""
@@ -426,6 +431,9 @@ class ViewIndex:
     """Another one where an admitted text, or the row that it belongs to, is another."""
     agreed: AgreedTexts | None = None
     """What reviewers agreed on when the rows were found; None for a view without `reviewed`."""
+    unchecked: list[AgreedText] = field(default_factory=list)
+    """Texts that count in words that nobody has compared with evaluation splits, though the view
+    leaves leaks out."""
     weights: np.ndarray | None = None
     """How often each row comes, float32 (rows,), above 0 and at most 1; None for all alike."""
 
@@ -467,6 +475,16 @@ class ViewIndex:
         return [
             f"{self.table.uri}: {num_stale:,} verdicts do not count: the texts that they are on "
             "no longer stand there, since CapFilt has run again or the table was made anew"
+        ]
+
+    def unchecked_words(self) -> list[str]:
+        """A line about corrected texts in which a leak may be, if there are any."""
+        if not self.unchecked:
+            return []
+        return [
+            f"{self.table.uri}: {len(self.unchecked):,} texts count as reviewers have corrected "
+            "them, and these words were not yet checked for leaks, which the view leaves out: run "
+            f"`{_COMMAND_OF[LEAKS]}` again"
         ]
 
     def summary(self) -> str:
@@ -520,6 +538,10 @@ class ViewIndex:
         for reason, number in zip(REJECTIONS, counts[1:], strict=True):
             if number:
                 rejected[reason.value] = rejected.get(reason.value, 0) + number
+        if self.agreed is not None and judged.agreed:
+            agreed = self.agreed
+            texts = zip(judged.agreed, (judged.codes == 0) & inside[judged.rows], strict=True)
+            self.unchecked.extend(t for t, counts in texts if counts and agreed.is_unchecked(t))
 
 
 def split_rows(table: PairTable, split: str) -> np.ndarray:
