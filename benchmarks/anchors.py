@@ -12,6 +12,7 @@ ours in float32, stands beside the times. What this processor or a runtime lacks
 # ruff: noqa: E402 - what comes before the libraries must.
 
 import argparse
+import copy
 import gc
 import os
 import statistics
@@ -38,7 +39,6 @@ from openblip.deploy.graphs import Part, parts_of
 from openblip.deploy.runtimes import OnnxFolder, make_graph, open_graph, quantised, write_openvino
 from openblip.inference.decoding import Decoding
 from openblip.inference.generation import RunningDecoder, beam_search
-from openblip.inference.loading import quantise
 from openblip.model import Med, MedConfig
 
 OURS = "openblip"
@@ -93,6 +93,14 @@ def ours(med: Med) -> Side:
         stepper,
         lambda images: caption(med, images.to(dtype), Decoding(**BEAM)),
     )
+
+
+def rounded(model: torch.nn.Module) -> torch.nn.Module:
+    """A model whose linear layers multiply 8-bit integers, by torchao, as users have it."""
+    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    quantize_(model, Int8DynamicActivationInt8WeightConfig())
+    return model
 
 
 def theirs(peer, dtype: torch.dtype) -> Side:
@@ -223,13 +231,15 @@ def written(med: Med, folder: Path) -> dict[str, Part]:
 def sides_of(weights: str, med: Med, folder: Path, parts: dict[str, Part]) -> list[Side]:
     """Who has these weights."""
     dtype = torch.bfloat16 if weights == "bfloat16" else torch.float32
-    med = med.to(dtype)
-    peer = make_peer(med, "caption")
-    if weights == "int8":
-        # The peer's weights are views of the model's: it is made before they are rounded.
-        sides = [ours(quantise(med)), theirs(quantise(peer), dtype)]
-    else:
-        sides = [ours(med), theirs(peer, dtype)]
+    own = med if dtype == torch.float32 else copy.deepcopy(med).to(dtype)
+    peer = make_peer(own, "caption")
+    # Ours has no 8-bit integers but through a runtime: they stand beside float32.
+    sides = [ours(own)]
+    if weights != "int8":
+        sides.append(theirs(peer, dtype))
+    elif find_spec("torchao"):
+        # Its weights are ours where they are not fused here: what is rounded is a copy.
+        sides.append(theirs(rounded(copy.deepcopy(peer)), dtype))
     kind = "int8" if weights == "int8" else "float32"
     for name, to, ending in RUNTIMES:
         # ONNX Runtime has no products in bfloat16 on a processor.
@@ -373,11 +383,13 @@ def compared(
 def lacking(weights: str, has_nncf: bool) -> list[str]:
     """What is not timed, and why."""
     if weights == "bfloat16":
-        own = "ONNX Runtime has no products in bfloat16 on a processor."
-        return [own, ""]
-    if weights == "int8" and not has_nncf:
-        return ["OpenVINO's int8 needs nncf, which is not installed.", ""]
-    return []
+        return ["ONNX Runtime has no products in bfloat16 on a processor.", ""]
+    if weights != "int8":
+        return []
+    told = ["openblip computes in float32 here: its 8-bit integers are those of ONNX Runtime."]
+    told += ["transformers has them by torchao."] if find_spec("torchao") else []
+    told += ["OpenVINO rounds weights alone (nncf)."] if has_nncf else ["OpenVINO's need nncf."]
+    return [" ".join(told), ""]
 
 
 def parse() -> argparse.Namespace:
@@ -401,14 +413,13 @@ def measure_all(options: argparse.Namespace, folder: Path) -> None:
     size, count = options.image_size, max(options.batch, 2)
     images = torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(1))
     lines: list[str] = []
-    reference: Outputs | None = None
-    for weights in ["float32", *(name for name in options.weights if name != "float32")]:
+    reference = Outputs.of(ours(med), images[:2])
+    for weights in options.weights:
         if weights == "bfloat16" and not any("bf16" in flag for flag in flags()):
             lines += ["## bfloat16", "", "This processor has no instructions for bfloat16.", ""]
             continue
         sides = sides_of(weights, med, folder, parts)
         outputs = {side.name: Outputs.of(side, images[:2]) for side in sides}
-        reference = reference or outputs[OURS]
         works = works_of(sides, images, options.batch)
         seconds = measured(works, options.rounds, weights)
         lines += compared(weights, outputs, reference, works, seconds)

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 import jaxtyping
 import pytest
 
-from openblip.deploy.export import Exported, export
 from openblip.inference import Blip
+from openblip.inference.export import Exported, export
 
 from ..inference.conftest import blip, images, pictures, tokenizer, vqa
 

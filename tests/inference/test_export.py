@@ -15,11 +15,11 @@ from PIL import ExifTags, Image
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.batches.transforms import eval_transform
 from openblip.cli import main
-from openblip.deploy.export import MANIFEST_FILE, TOLERANCE, Exported, export
 from openblip.deploy.graphs import memories_of, parts_of
 from openblip.deploy.runtimes import WEIGHTS_FILE, open_graph
 from openblip.inference import Blip
 from openblip.inference.answers import read_questions
+from openblip.inference.export import MANIFEST_FILE, TOLERANCE, Exported, export
 from openblip.model import Med
 from openblip.model.albef import Albef, AlbefConfig
 from openblip.model.dual import DualConfig, DualEncoder
@@ -264,7 +264,7 @@ def test_a_part_that_breaks_off_leaves_nothing(
     tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     med = make_med(tokenizer, heads=("itc",))
-    monkeypatch.setattr("openblip.deploy.export.TOLERANCE", -1.0)
+    monkeypatch.setattr("openblip.inference.export.TOLERANCE", -1.0)
     with pytest.raises(CheckpointError, match="differs from the model"):
         export(Blip(med, tokenizer, "pretrain", 32, 30), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
