@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from openblip.batches.tokenizer import TextTokenizer
+from openblip.checkpoints.families import family_of
 from openblip.deploy.models import GraphCache, open_model, require_weights
 from openblip.inference import Blip, load
 from openblip.inference.export import Exported, export
@@ -110,6 +111,7 @@ def test_answers_are_equal_written_and_ranked(
 
 def test_the_outline_is_that_of_the_model(blip: Blip, computed: Blip, exported: Exported) -> None:
     assert computed.model.config == blip.model.config
+    assert family_of(computed.model) is family_of(blip.model)
     assert (computed.kind, computed.image_size, computed.max_tokens) == ("pretrain", 32, 30)
     assert computed.device == torch.device("cpu")
     assert computed.dtype == torch.float32

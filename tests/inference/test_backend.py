@@ -22,10 +22,10 @@ from openblip.inference.loading import source_of
 from openblip.model.vqa import Nlvr, NlvrConfig
 from openblip.runtime.errors import CheckpointError, RecipeError
 
-from ..deploy.conftest import exported
+from ..deploy.conftest import _shapes_are_not_checked, exported
 from .conftest import make_med
 
-__all__ = ["exported"]
+__all__ = ["_shapes_are_not_checked", "exported"]
 
 needs_export = pytest.mark.skipif(
     not all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime")),

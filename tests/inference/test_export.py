@@ -26,7 +26,10 @@ from openblip.model.dual import DualConfig, DualEncoder
 from openblip.model.vqa import Nlvr, NlvrConfig, Vqa
 from openblip.runtime.errors import CheckpointError, OpenBlipWarning, RecipeError
 
+from ..deploy.conftest import _shapes_are_not_checked, exported
 from ..inference.conftest import draw_weights, make_med
+
+__all__ = ["_shapes_are_not_checked", "exported"]
 
 onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
 pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
@@ -53,7 +56,8 @@ def arrays_of(graph: dict[str, Any], *tensors: Any) -> dict[str, np.ndarray]:
 
 
 def test_every_part_is_there_and_held_to_the_model(exported: Exported) -> None:
-    names = ["image_encoder", "text_encoder", "image_memory", "decoder", "matcher"]
+    names = ["image_encoder", "image_embedding", "text_encoder"]
+    names += ["image_memory", "decoder", "matcher"]
     assert list(exported.differences) == names
     assert all(difference <= TOLERANCE for difference in exported.differences.values())
     assert exported.num_bytes == sum(f.stat().st_size for f in exported.folder.iterdir())

@@ -23,6 +23,7 @@ from openblip.model.albef import Albef
 from openblip.model.config import TextConfig
 from openblip.model.dual import DualEncoder
 from openblip.model.text import TextStack
+from openblip.model.vision import PATCHES_AT_ONCE
 from openblip.model.vqa import Vqa
 from openblip.runtime.errors import CheckpointError, RecipeError
 
@@ -182,14 +183,20 @@ class _GraphEncoder(nn.Module):
 
     def forward(self, images: Tensor, num_given: int | None = None) -> Tensor:
         """States of the patches, or of the first so many."""
+        # As with PyTorch, and measured in `benchmarks/results/anchors.md`: the states of many
+        # images at once outgrow the caches, and eight together take longer than one by one.
+        parts = torch.split(images, max(1, PATCHES_AT_ONCE // self.config.num_patches))
         # The embedding, which it gives as well, is made again by `image_embedding`: a few products.
-        return self._graphs("image_encoder", images)[0][:, :num_given]
+        states = [self._graphs("image_encoder", part)[0][:, :num_given] for part in parts]
+        return states[0] if len(states) == 1 else torch.cat(states)
 
 
 class _OfGraphs(nn.Module):
     """What the models have in common: they are built from graphs, and embed by them."""
 
     config: Any
+    stands_for: type[Any]
+    """The class of the model that was exported, whose family this one is of."""
 
     def __init__(self, config: Any, graphs: Graphs, temperature: float) -> None:
         """Takes the graphs.
@@ -296,6 +303,7 @@ def open_model(folder: Path) -> AnyModel:
         raise CheckpointError(f"{folder}: no runtime computes a {config.kind} model")
     temperature = manifest.get("temperature")
     made = kind(config.model, Graphs(folder, manifest), 1.0 if temperature is None else temperature)
+    made.stands_for = config.family.model
     return cast("AnyModel", made)
 
 
