@@ -91,7 +91,8 @@ def test_scores_and_embeddings_are_near(
     for name, given in (("embed_images", pictures), ("embed_texts", TEXTS)):
         difference = getattr(computed, name)(given) - getattr(blip, name)(given)
         assert difference.abs().max() < 1e-4
-    assert float(computed.matcher.temperature) == pytest.approx(float(blip.matcher.temperature))
+    temperatures = [each.matcher.temperature.detach().item() for each in (computed, blip)]
+    assert temperatures[0] == pytest.approx(temperatures[1])
 
 
 def test_answers_are_equal_written_and_ranked(

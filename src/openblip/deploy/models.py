@@ -123,7 +123,7 @@ class GraphText(TextStack):
         assert memory.rows is None, "a graph reads keys and values as they stand"
         ids = texts.ids.unflatten(0, (memory.images, -1))  # type: ignore[no-untyped-call]
         masks = [] if memory.mask is None else [memory.mask]
-        past = [each.unflatten(0, ids.shape[:2]) for each in own.past]
+        past = [each.unflatten(0, ids.shape[:2]) for each in own.past]  # type: ignore[no-untyped-call]
         logits, *present = self._graphs("decoder", ids, *masks, *flat_memory(memory), *past)
         own.grown([each.flatten(0, 1) for each in present])
         return (logits.flatten(0, 1),)
@@ -234,11 +234,11 @@ class _OfGraphs(nn.Module):
         return logits.flatten(0, 1)
 
 
-class GraphMed(_OfGraphs, Med):
+class GraphMed(_OfGraphs, Med):  # type: ignore[misc]
     """A `Med`; what it has no head for it refuses by itself."""
 
 
-class GraphAlbef(_OfGraphs, Albef):
+class GraphAlbef(_OfGraphs, Albef):  # type: ignore[misc]
     """An `Albef`."""
 
 
