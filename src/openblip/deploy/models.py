@@ -57,6 +57,7 @@ class Graphs:
                 f"{self._folder}: has no graph {name}; it was exported by an earlier version: "
                 "export the model again"
             )
+        # Arrays and tensors share their memory: on a processor nothing is copied in between.
         ports = self._graphs[name]["inputs"]
         arrays = {p["name"]: t.detach().numpy() for p, t in zip(ports, tensors, strict=True)}
         return [torch.from_numpy(array) for array in self._opened(name)(arrays)]
@@ -65,6 +66,7 @@ class Graphs:
         # A runtime decides about threads when it opens a graph, PyTorch at each product: a graph
         # that is called with another number is opened again, as a worker's `one_thread` asks for.
         threads = torch.get_num_threads()
+        # The lock is held while a graph is opened: two threads would hold its weights twice.
         with self._lock:
             if (name, threads) not in self._runs:
                 file = self._folder / self._graphs[name]["file"]
@@ -119,6 +121,7 @@ class GraphText(TextStack):
             raise RecipeError(
                 "an exported model gives no hidden states of texts; load the model itself"
             )
+        # A pass over whole texts, as of candidates, has no cache, and a graph always takes one.
         own = cache if isinstance(cache, GraphCache) else self.empty_cache(len(texts.ids))
         assert memory.rows is None, "a graph reads keys and values as they stand"
         ids = texts.ids.unflatten(0, (memory.images, -1))  # type: ignore[no-untyped-call]
@@ -131,6 +134,7 @@ class GraphText(TextStack):
     def empty_cache(self, rows: int, max_tokens: int = 0, like: Tensor | None = None) -> GraphCache:
         """A cache of texts without a token; it grows by itself."""
         config = self.config
+        # No room for the longest text: a graph gives new keys and values at every step.
         shape = (rows, config.heads, 0, config.width // config.heads)
         return GraphCache([torch.zeros(shape)] * (2 * config.depth))
 
@@ -221,6 +225,7 @@ class _OfGraphs(nn.Module):
 
     def embed_images(self, image_hidden: Tensor) -> Tensor:
         """Unit-length embeddings of encoded images."""
+        # Of states, not of pixels: a search has them from its cache.
         return self._graphs("image_embedding", image_hidden)[0]
 
     def embed_texts(self, ids: Tensor, mask: Tensor) -> Tensor:
@@ -255,6 +260,7 @@ class GraphVqa(_OfGraphs, Vqa):
 
     def image_memory(self, image_hidden: Tensor) -> ImageMemory:
         """What the questions about encoded images attend to."""
+        # Of a question's encoder alone; what answers attend to is made of its states.
         name = self._graphs.memory["question_encoder"]
         return remembered(self._graphs, name, image_hidden, self.config.vision.num_patches)
 
