@@ -1,16 +1,14 @@
-"""What 8-bit linear layers cost in quality and save in time, on the CPU.
+"""What 8-bit integers cost in quality and save in time, on the CPU.
 
     python benchmarks/int8.py MODEL TABLE --split test
-    python benchmarks/int8.py --size base --images 8
 
-The first form prints, for float32 and int8, CIDEr of beam-3 captions and the recalls of retrieval
-with re-ranking on a split of a pair table, what the model has no head for left out. The second
-form needs no model: it times one of a preset's size with random weights. Both take their times in
-one run, the two models in turn.
+Prints, for float32 (PyTorch and ONNX Runtime) and for products of 8-bit integers (the backend
+`onnx-int8`), CIDEr of beam-3 captions and the recalls of retrieval with re-ranking on a split of a
+pair table, what the model has no head for left out; and the time of each for an image, taken in
+turn. `benchmarks/anchors.py` compares speeds in the base size.
 """
 
 import argparse
-import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -18,14 +16,12 @@ from collections.abc import Callable
 import torch
 
 import openblip
-from openblip.batches.tokenizer import TextTokenizer
 from openblip.evaluation.captioning import evaluate_caption
 from openblip.evaluation.retrieval import evaluate_retrieval
 from openblip.inference import Blip, Decoding
-from openblip.inference.loading import quantise
-from openblip.model import Med, MedConfig
 
 ROUNDS = 5
+BACKENDS = {"float32": None, "float32, onnx": "onnx", "int8": "onnx-int8"}
 
 
 def quality(
@@ -70,52 +66,43 @@ def print_times(models: dict[str, Blip], images: int) -> None:
                 tasks[name][task]()
                 seconds[name].append((time.perf_counter() - started) / images)
         # The first round warms up.
-        ratios = [a / b for a, b in zip(seconds["float32"][1:], seconds["int8"][1:], strict=True)]
-        medians = {name: statistics.median(values[1:]) for name, values in seconds.items()}
-        print(
-            f"{task}: float32 {medians['float32'] * 1e3:.1f} ms, int8 {medians['int8'] * 1e3:.1f} "
-            f"ms per image; {statistics.median(ratios):.2f} times as fast "
-            f"({min(ratios):.2f} to {max(ratios):.2f})",
-            flush=True,
-        )
-
-
-def random_model(size: str) -> Blip:
-    # Twice, so that whole words become tokens.
-    tokenizer = TextTokenizer.train(["a picture of 0 1 2 3 4 5 6 7 8 9 things"] * 2, vocab_size=99)
-    config = MedConfig.preset(size, image_size=384)
-    return Blip(Med(config), tokenizer, "pretrain", config.vision.image_size, 30)
+        told = []
+        for name, values in seconds.items():
+            ratios = [a / b for a, b in zip(seconds["float32"][1:], values[1:], strict=True)]
+            median = statistics.median(values[1:])
+            told.append(f"{name} {median * 1e3:.1f} ms ({statistics.median(ratios):.2f} times)")
+        print(f"{task}, per image: {', '.join(told)}", flush=True)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", nargs="?", help="what openblip.load takes")
-    parser.add_argument("table", nargs="?", help="a pair table with human captions")
+    parser.add_argument("model", help="what openblip.load takes")
+    parser.add_argument("table", help="a pair table with human captions")
     parser.add_argument("--split", default="test")
     parser.add_argument("--k", type=int, default=128, help="candidates that are re-ranked")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--size", default="base", help="preset at 384 px, where no model is given")
     parser.add_argument("--images", type=int, default=8, help="images at a time, for the times")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args()
-    if options.model and not options.table:
-        parser.error("give a table with the model")
     torch.set_num_threads(options.threads)
-    blip = openblip.load(options.model, "cpu") if options.model else random_model(options.size)
-    small = copy.copy(blip)
-    small.model = quantise(copy.deepcopy(blip.med))
-    models = {"float32": blip, "int8": small}
+    models = {
+        name: openblip.load(options.model, "cpu", backend=backend)
+        for name, backend in BACKENDS.items()
+    }
     print(f"torch {torch.__version__}, {options.threads} threads, {options.images} images")
     print_times(models, options.images)
-    if options.model:
-        table = openblip.PairTable.open(options.table)
-        found = {
-            name: quality(model, table, options.split, options.batch_size, options.k)
-            for name, model in models.items()
-        }
-        for metric, value in found["float32"].items():
-            other = found["int8"][metric]
-            print(f"{metric}: float32 {value:.2f}, int8 {other:.2f} ({other - value:+.2f})")
+    table = openblip.PairTable.open(options.table)
+    found = {
+        name: quality(model, table, options.split, options.batch_size, options.k)
+        for name, model in models.items()
+    }
+    for metric, value in found["float32"].items():
+        others = [
+            f"{name} {own[metric]:.2f} ({own[metric] - value:+.2f})"
+            for name, own in found.items()
+            if name != "float32"
+        ]
+        print(f"{metric}: float32 {value:.2f}, {', '.join(others)}")
 
 
 if __name__ == "__main__":

@@ -71,6 +71,22 @@ def test_the_script_for_a_gpu_runs_to_its_end_on_a_processor(tmp_path: Path) -> 
 
 
 @pytest.mark.slow
+def test_all_anchors_write_the_same_captions(tmp_path: Path) -> None:
+    for name in ("onnxscript", "onnxruntime", "openvino", "transformers"):
+        pytest.importorskip(name, reason="an extra that the anchors are compared with is missing")
+    output = tmp_path / "anchors.md"
+    small = "--preset tiny --image-size 32 --batch 2 --rounds 1 --threads 1"
+    run("anchors.py", *small.split(), "--output", str(output))
+    found = output.read_text(encoding="utf-8")
+    float32, int8 = found.split("## float32")[1].split("## int8")
+    assert float32.count("| 2 of 2 |") == 4
+    for work in ("image encoder", "a step", "captions"):
+        for part in (float32, int8):
+            assert f"| {work}, 1 image" in part
+            assert f"| {work}, 2 images" in part
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("script", SMALL)
 def test_a_small_one_gives_its_table(script: str) -> None:
     assert " % |" in run(script, *SMALL[script].split())

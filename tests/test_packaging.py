@@ -12,19 +12,12 @@ from typing import Any, Literal, cast
 
 import pytest
 import torch
-from torch import nn
 
 from openblip.runtime.errors import OpenBlipError
 
 ROOT = Path(__file__).resolve().parent.parent
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
-
-
-def use_int8() -> object:
-    from openblip.inference.loading import quantise
-
-    return quantise(nn.Linear(2, 2))
 
 
 def use_clip() -> object:
@@ -130,7 +123,6 @@ def use_tracker(name: str) -> Callable[[], object]:
 
 # Extra -> what an import of it that fails is like, and a use that needs it.
 USES: dict[str, tuple[tuple[str, ...], Callable[[], object]]] = {
-    "int8": (("torchao", "torchao.quantization"), use_int8),
     "fit": (("sklearn",), use_fit),
     "export": (("onnxruntime",), use_graphs("onnx")),
     "openvino": (("openvino",), use_graphs("openvino")),

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from openblip.deploy.export import Exported
 from openblip.inference import Blip
+from openblip.inference.export import Exported
 
 from ..studio.conftest import browser, page
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.checkpoints.original import to_original, write_original
 from openblip.inference import Blip, Caption, load
-from openblip.inference.loading import quantise
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.model.albef import Albef, AlbefConfig
 from openblip.model.dual import DualConfig, DualEncoder
@@ -229,8 +228,8 @@ class TestWhatWasChangedInMemory:
 
     @pytest.mark.parametrize("layout", LAYOUTS)
     def test_eight_bits(self, small: Blip, tmp_path: Path, layout: str) -> None:
-        pytest.importorskip("torchao")
-        quantise(small.model)
+        library = pytest.importorskip("torchao.quantization")
+        library.quantize_(small.model, library.Int8DynamicActivationInt8WeightConfig())
         self.assert_refused(small, tmp_path, layout, "is quantised, which cannot be saved")
 
     @pytest.mark.parametrize("layout", LAYOUTS)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from openblip.batches.transforms import eval_transform
 from openblip.capfilt.captioners import WebRows
-from openblip.checkpoints.reading import find_model, read_outline
+from openblip.checkpoints.reading import find_model, read_outline, with_backend
 from openblip.inference import Blip, Embedder
 from openblip.inference.embedder import (
     TwoTowers,
@@ -115,6 +115,20 @@ def divided(text: str) -> tuple[str | None, str]:
             "and _, a letter first"
         )
     return name, source
+
+
+def on_backend(text: str, backend: str | None) -> str:
+    """A filter as it is given, computed by a backend if it is one of ours.
+
+    Raises:
+        CheckpointError: it is not there.
+        RecipeError: there is no such backend, or another one is named.
+    """
+    name, source = divided(text)
+    if backend is None or is_published_clip(source):
+        return text
+    named = with_backend(source, backend)
+    return named if name is None else f"{name}={named}"
 
 
 def name_of(source: str) -> str:

@@ -9,7 +9,7 @@ import json
 import platform
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from openblip.capfilt.captioners import (
@@ -121,6 +121,24 @@ class CapFiltSettings:
     def filters(self) -> tuple[str, ...]:
         """The filters in the order of their columns."""
         return (self.filter,) if isinstance(self.filter, str) else tuple(self.filter)
+
+    def by_backend(self, backend: str | None) -> "CapFiltSettings":
+        """The same with models of ours that a backend computes; those of others stay.
+
+        Raises:
+            RecipeError: there is no such backend, or a model is named with another one.
+        """
+        from openblip.capfilt.filters import on_backend
+        from openblip.checkpoints.reading import with_backend
+
+        return replace(
+            self,
+            captioner=tuple(
+                with_backend(source, backend) if divided(source)[0] == "ours" else source
+                for source in self.captioners
+            ),
+            filter=tuple(on_backend(text, backend) for text in self.filters),
+        )
 
     @property
     def has_others(self) -> bool:

@@ -97,7 +97,7 @@ def family_of(known: Any) -> Family:
             or somebody else's model class that lacks what a family needs.
         RecipeError: for a model class that nobody could find again.
     """
-    kind = known if isinstance(known, type) else type(known)
+    kind = known if isinstance(known, type) else getattr(known, "stands_for", type(known))
     ours = (family for family in FAMILIES if kind in (family.config, family.model))
     return next(ours, None) or _own_family(kind)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from openblip.runtime.atomic import replace_file
+from openblip.runtime.atomic import cache_folder, replace_file
 from openblip.runtime.errors import OpenBlipError
 
 HashFile = Callable[[Path], str]
@@ -24,6 +24,11 @@ _MOST = 512
 # File systems count time in steps, some of two seconds: a file that is younger may be written to
 # once more without a change of its times.
 _SETTLED_NANOSECONDS = 3 * 10**9
+
+
+def default_hashes() -> Path:
+    """Where hashes of models' files are remembered."""
+    return cache_folder() / "hashes.json"
 
 
 def sha256_of(file: Path) -> str:

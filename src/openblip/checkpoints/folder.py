@@ -32,6 +32,9 @@ from openblip.runtime.atomic import replace_folder
 from openblip.runtime.errors import CheckpointError, DataError, OpenBlipWarning, RecipeError
 
 CONFIG_FILE = "config.json"
+MANIFEST_FILE = "openblip.json"
+"""Of a folder that holds graphs in the place of weights (`openblip export`), and what programs
+without OpenBLIP must know."""
 WEIGHTS_FILE = "model.safetensors"
 _OTHER_LAYOUT = "this is no folder of OpenBLIP's layout; `openblip.load` reads the others, too"
 _FORMAT = "openblip"
@@ -136,13 +139,35 @@ def write_model(
         CheckpointError: if `read_folder` would not give the model back.
         ValueError: if there is no such kind, or it is of another model.
     """
+    check_vocabulary(model, tokenizer, max_tokens)
+    state = state_to_write(model, family_of(model))
+    # The short file goes first: what is refused has cost no writing of weights. Weights and
+    # tokenizer were held to their readers above, and this is the rest of what is read again.
+    write_config(folder, model, kind, max_tokens, trained, given_tokens)
+    write_safetensors(folder / WEIGHTS_FILE, state)
+    tokenizer.save(folder)
+
+
+def write_config(
+    folder: Path,
+    model: AnyModel,
+    kind: str,
+    max_tokens: int,
+    trained: Collection[str] | None = None,
+    given_tokens: int = 0,
+) -> None:
+    """Write a model's `config.json` alone, which `read_config` reads.
+
+    Raises:
+        OSError: if it cannot be written.
+        CheckpointError: if it would not be the same again.
+        ValueError: if there is no such kind, or it is of another model.
+    """
     family = family_of(model)
     if kind not in family.kinds:
         # A word that no family has is told as such.
         family_named(kind)
         raise ValueError(f"kind {kind!r} is not a {type(model).__name__}")
-    check_vocabulary(model, tokenizer, max_tokens)
-    state = state_to_write(model, family)
     config = {
         "format": _FORMAT,
         "format_version": _VERSION,
@@ -158,16 +183,12 @@ def write_model(
     # Left out where nobody knows, and not only empty: a head that is not named counts as untrained.
     if trained:
         config["trained"] = list(trained)
-    # The short file goes first: what is refused has cost no writing of weights. Weights and
-    # tokenizer were held to their readers above, and this is the rest of what is read again.
     write_json(folder / CONFIG_FILE, config)
     if read_config(folder).model != model.config:
         raise CheckpointError(
             f"{kind}: its configuration is another one when it is read from JSON; give its fields "
             "types that JSON has: numbers, words, tuples of them, or dataclasses"
         )
-    write_safetensors(folder / WEIGHTS_FILE, state)
-    tokenizer.save(folder)
 
 
 def read_folder(folder: Path) -> LoadedModel:

@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from openblip.batches.tokenizer import BLIP_TOKENS, TOKENIZER_FILE, VOCABULARY_FILE, TextTokenizer
 from openblip.batches.wordpiece import settings_beside
@@ -17,6 +18,7 @@ from openblip.checkpoints.fingerprints import HashFile, digest, sha256_of
 from openblip.checkpoints.folder import (
     CONFIG_FILE,
     FROM_ORIGINAL,
+    MANIFEST_FILE,
     WEIGHTS_FILE,
     LoadedModel,
     read_config,
@@ -34,7 +36,7 @@ from openblip.checkpoints.huggingface import is_huggingface, read_huggingface
 from openblip.checkpoints.huggingface_processor import has_tokenizer
 from openblip.checkpoints.original import OriginalNote, from_original, read_note, read_original
 from openblip.model.albef import Albef
-from openblip.runtime.errors import CheckpointError, DataError, OpenBlipWarning
+from openblip.runtime.errors import CheckpointError, DataError, OpenBlipWarning, RecipeError
 
 _RELEASED_WIDTHS = (768, 1024)
 # Of a training run, the first that is there.
@@ -43,6 +45,9 @@ _EXPECTED = (
     "give a model folder (ours or of transformers), a training run's folder, an original .pth "
     "file, its https address, or organisation/name of the Hugging Face hub"
 )
+BackendName = Literal["onnx", "onnx-int8", "openvino"]
+BACKENDS: tuple[BackendName, ...] = get_args(BackendName)
+"""What computes a model in the place of PyTorch: a runtime of exported graphs."""
 # Suffixes of what a folder of `transformers` holds of a model.
 _HUGGINGFACE_SUFFIXES = (".json", ".txt", ".safetensors", ".bin")
 
@@ -59,12 +64,51 @@ class ModelOutline:
     """Longest text that a captioner reads before it writes; 0 where it reads none."""
 
 
+def split_backend(source: str | Path) -> tuple[BackendName | None, str]:
+    """What computes the model of a source, and the source itself: `onnx:NAME` is both in one.
+
+    So whoever notes a source, as an index or a job does, notes the backend with it.
+    """
+    text = str(source)
+    name, colon, rest = text.partition(":")
+    found = next((backend for backend in BACKENDS if backend == name), None)
+    return (found, rest) if colon and found and rest else (None, text)
+
+
+def with_backend(source: str | Path, backend: str | None) -> str:
+    """A source that names what computes the model; None leaves it as it is.
+
+    Raises:
+        RecipeError: there is no such backend, or the source names another one.
+    """
+    own, place = split_backend(source)
+    if backend is None:
+        return str(source)
+    if backend not in BACKENDS:
+        raise RecipeError(
+            f"backend {backend!r} is not one of {', '.join(BACKENDS)}; none is PyTorch"
+        )
+    if own not in (None, backend):
+        raise RecipeError(f"{source} names the backend {own}, and {backend} is asked for: give one")
+    return f"{backend}:{place}"
+
+
+def is_exported(path: Path) -> bool:
+    """Whether a folder holds graphs in the place of weights (`openblip export`)."""
+    return (path / MANIFEST_FILE).is_file()
+
+
 def read_model(path: Path) -> LoadedModel:
     """The model of what `find_model` found, on the CPU, its weights mapped from their file.
 
     Raises:
         CheckpointError: if it is damaged, incomplete or of a kind that OpenBLIP does not use.
     """
+    if is_exported(path):
+        raise CheckpointError(
+            f"{path}: an exported model holds graphs and no weights, for inference alone; give the "
+            "model that it was exported from"
+        )
     if path.is_file():
         return _read_original(path)
     return read_huggingface(path) if is_huggingface(path) else read_folder(path)
@@ -151,15 +195,17 @@ def _tokenizer(
 def find_model(source: str | Path) -> Path:
     """The local model folder or original file of a source; what is elsewhere is fetched first.
 
+    A backend that the source names (`split_backend`) is passed over.
+
     Raises:
         CheckpointError: if there is none.
     """
     from openblip.checkpoints.download import fetch_url, is_url
 
-    text = str(source)
+    text = split_backend(source)[1]
     if is_url(text):
         return fetch_url(text)
-    path = Path(source)
+    path = Path(text)
     if path.is_file():
         # A file of weights does not say of which model they are; its folder does.
         has_config = path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file()
@@ -203,6 +249,9 @@ def _files_of(path: Path) -> list[Path]:
             return [path]
         tokenizer = _tokenizer_beside(path)
         return [path, tokenizer, *settings_beside(tokenizer)]
+    if is_exported(path):
+        # Graphs stand in files of any name beside the others; a card decides nothing.
+        return sorted(file for file in path.iterdir() if file.is_file() and file.suffix != ".md")
     if is_huggingface(path):
         files = sorted(file for file in path.iterdir() if file.suffix in _HUGGINGFACE_SUFFIXES)
         # Read with BERT's vocabulary, it computes something else with another one.
@@ -234,6 +283,9 @@ def _tokenizer_beside(path: Path, vocab_size: int = BERT_ROWS) -> Path:
 def model_fingerprint(source: str | Path, hash_file: HashFile = sha256_of) -> str:
     """16 hexadecimal digits of the SHA-256 over a model's configuration, weights and tokenizer.
 
+    With a backend they are others: it rounds otherwise, and what one has computed is not continued
+    by another.
+
     Args:
         source: as for `find_model`.
         hash_file: as of `digest`.
@@ -241,4 +293,5 @@ def model_fingerprint(source: str | Path, hash_file: HashFile = sha256_of) -> st
     Raises:
         CheckpointError: if there is no model.
     """
-    return digest("", find_model_files(source), hash_file)
+    backend = split_backend(source)[0]
+    return digest("" if backend is None else f"{backend}:", find_model_files(source), hash_file)

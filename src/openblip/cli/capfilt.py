@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from openblip.cli.data import WithoutName
-from openblip.cli.flags import DecodingFlags
+from openblip.cli.flags import Backend, DecodingFlags
 from openblip.cli.output import check_outputs, print_json, print_table
 from openblip.runtime.ranges import Count, Finite, NotNegative, Positive, Seed, Share, Workers
 
@@ -85,6 +85,7 @@ def run(
     batch_size: Count = 32,
     seed: Seed = 0,
     processes: Workers | None = None,
+    backend: Backend | None = None,
     ray: str | None = None,
     workers: Count | None = None,
     gpus_per_worker: NotNegative | None = None,
@@ -115,6 +116,8 @@ def run(
         batch_size: rows that are worked on together.
         seed: decides sampled captions together with a row's id.
         processes: default: one per GPU, or per core without a GPU.
+        backend: what computes models of ours on a processor in the place of PyTorch: ONNX Runtime,
+            also in 8-bit integers, or OpenVINO.
         ray: address of a Ray cluster whose machines do the work; local for a cluster of this one.
         workers: with --ray: most workers at a time; default: all room that the cluster has.
         gpus_per_worker: with --ray: default 1 where there are GPUs.
@@ -139,7 +142,7 @@ def run(
     )
     result = run_capfilt(
         table,
-        settings,
+        settings.by_backend(backend) if backend else settings,
         processes=processes,
         ray=cluster,
         save_seconds=save_seconds,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import tyro
 
-from openblip.cli.flags import takes
+from openblip.cli.flags import Backend, takes
 from openblip.cli.output import (
     check_outputs,
     dominant_json,
@@ -41,6 +41,7 @@ def retrieval(
     settings: RetrievalSettings,
     results: Path | None = None,
     report: Path | None = None,
+    backend: Backend | None = None,
     json: bool = False,
 ) -> int:
     """Recall of texts and images on a split of a table, by contrast and then by matching.
@@ -55,8 +56,11 @@ def retrieval(
         settings: the flags of the protocol.
         results: write the first candidates of every image and of every text there, as JSON.
         report: write a page there (HTML) that shows the worst searches and the calibration.
+        backend: what computes the model on a processor in the place of PyTorch: ONNX Runtime, also
+            in 8-bit integers, or OpenVINO.
         json: print JSON.
     """
+    from openblip.checkpoints.reading import with_backend
     from openblip.evaluation.error_report.retrieval import write_retrieval_report
     from openblip.evaluation.retrieval import evaluate_retrieval
     from openblip.inference.embedder import load_embedder
@@ -64,7 +68,9 @@ def retrieval(
 
     check_outputs({"--results": results, "--report": report})
     opened = PairTable.open(table)
-    found = evaluate_retrieval(load_embedder(model), opened, split=split, **vars(settings))
+    found = evaluate_retrieval(
+        load_embedder(with_backend(model, backend)), opened, split=split, **vars(settings)
+    )
     if results is not None:
         found.rankings.save(results)
     if report is not None:
@@ -93,6 +99,7 @@ def caption(
     results: Path | None = None,
     report: Path | None = None,
     java_metrics: Path | None = None,
+    backend: Backend | None = None,
     json: bool = False,
 ) -> int:
     """BLEU, ROUGE-L and CIDEr of a model's captions on a split of a table.
@@ -114,6 +121,8 @@ def caption(
         java_metrics: add METEOR, and SPICE if its language models are there, by the Java programs
             in this folder, which is laid out as the package pycocoevalcap; by default the
             environment variable OPENBLIP_JAVA_METRICS names it.
+        backend: what computes the model on a processor in the place of PyTorch: ONNX Runtime, also
+            in 8-bit integers, or OpenVINO.
         json: print JSON.
     """
     from openblip.evaluation.captioning import evaluate_caption
@@ -130,7 +139,7 @@ def caption(
         print(f"SPICE is left out: there is no {java.spice_lacks[0]}", file=sys.stderr)
     opened = PairTable.open(table)
     written = evaluate_caption(
-        load(model),
+        load(model, backend=backend),
         opened,
         split=split,
         decoding=Decoding(num_beams=num_beams, max_length=max_length, min_length=min_length),
@@ -177,6 +186,7 @@ def vqa(
     settings: VqaSettings,
     results: Path | None = None,
     report: Path | None = None,
+    backend: Backend | None = None,
     json: bool = False,
 ) -> int:
     """Accuracy of answers to the questions of a split: that of VQA v2 where there are ten answers.
@@ -193,6 +203,8 @@ def vqa(
         settings: the flags of the protocol.
         results: write the answers there in the form of the VQA challenge's server.
         report: write a page there (HTML) that shows accuracy by type, confusions, worst answers.
+        backend: what computes the model on a processor in the place of PyTorch: ONNX Runtime, also
+            in 8-bit integers, or OpenVINO.
         json: print JSON.
     """
     from openblip.batches.questions import frequent_answers, read_answers
@@ -211,7 +223,7 @@ def vqa(
     elif candidates is not None:
         ranked = read_answers(Path(candidates))
     asked = vars(settings) | {"candidates": ranked}
-    found = evaluate_vqa(load(model), opened, split=split, **asked)
+    found = evaluate_vqa(load(model, backend=backend), opened, split=split, **asked)
     if results is not None:
         found.save_results(results)
     if report is not None:
@@ -245,6 +257,7 @@ def videoqa(
     settings: VideoQaSettings,
     candidates: Path | None = None,
     results: Path | None = None,
+    backend: Backend | None = None,
     json: bool = False,
 ) -> int:
     """Accuracy of answers about videos by a model that learnt from images; needs the extra video.
@@ -259,6 +272,8 @@ def videoqa(
             model writes its answers.
         settings: the flags of the protocol.
         results: write the answers there, as .csv or .json.
+        backend: what computes the model on a processor in the place of PyTorch: ONNX Runtime, also
+            in 8-bit integers, or OpenVINO.
         json: print JSON.
     """
     from openblip.batches.questions import read_answers
@@ -269,7 +284,9 @@ def videoqa(
     _check_records(results)
     ranked = None if candidates is None else read_answers(candidates)
     asked = vars(settings) | {"candidates": ranked}
-    found = evaluate_videoqa(load(model), read_clip_questions(questions, videos), **asked)
+    found = evaluate_videoqa(
+        load(model, backend=backend), read_clip_questions(questions, videos), **asked
+    )
     _save_records(results, found.answers)
     if json:
         _print_judged_json(found, "num_videos", "num_questions", "seconds")
@@ -291,6 +308,7 @@ def nlvr(
     split: str = "test",
     settings: NlvrSettings,
     results: Path | None = None,
+    backend: Backend | None = None,
     json: bool = False,
 ) -> int:
     """Accuracy of telling whether sentences are true of two images, and consistency (NLVR2).
@@ -303,6 +321,8 @@ def nlvr(
         split: which rows.
         settings: the flags of the protocol.
         results: write the predictions there as NLVR2's evaluation reads them (CSV).
+        backend: what computes the model on a processor in the place of PyTorch: ONNX Runtime, also
+            in 8-bit integers, or OpenVINO.
         json: print JSON.
     """
     from openblip.evaluation.nlvr import evaluate_nlvr
@@ -310,7 +330,9 @@ def nlvr(
     from openblip.table.table import PairTable
 
     check_outputs({"--results": results})
-    found = evaluate_nlvr(load(model), PairTable.open(table), split=split, **vars(settings))
+    found = evaluate_nlvr(
+        load(model, backend=backend), PairTable.open(table), split=split, **vars(settings)
+    )
     if results is not None:
         found.save_official(results)
     if json:
@@ -331,6 +353,7 @@ def classify(
     split: str = "test",
     settings: ClassificationSettings,
     results: Path | None = None,
+    backend: Backend | None = None,
     json: bool = False,
 ) -> int:
     """Accuracy of naming the classes of images by prompts, without training for it.
@@ -345,15 +368,21 @@ def classify(
         split: which rows.
         settings: the flags of the protocol.
         results: write the predictions there, as .csv or .json.
+        backend: what computes the model on a processor in the place of PyTorch: ONNX Runtime, also
+            in 8-bit integers, or OpenVINO.
         json: print JSON.
     """
+    from openblip.checkpoints.reading import with_backend
     from openblip.evaluation.classification import evaluate_classification
     from openblip.inference.embedder import load_embedder
     from openblip.table.table import PairTable
 
     _check_records(results)
     found = evaluate_classification(
-        load_embedder(model), PairTable.open(table), split=split, **vars(settings)
+        load_embedder(with_backend(model, backend)),
+        PairTable.open(table),
+        split=split,
+        **vars(settings),
     )
     _save_records(results, found.predictions)
     if json:
@@ -380,6 +409,7 @@ def video(
     *,
     settings: VideoSettings,
     results: Path | None = None,
+    backend: Backend | None = None,
     json: bool = False,
 ) -> int:
     """Recall of texts and of videos by a model that was trained on images; needs the extra video.
@@ -392,6 +422,8 @@ def video(
         videos: folder of the clips.
         settings: the flags of the protocol.
         results: write what each text found there, as .csv or .json.
+        backend: what computes the model on a processor in the place of PyTorch: ONNX Runtime, also
+            in 8-bit integers, or OpenVINO.
         json: print JSON.
     """
     from openblip.batches.video import read_clips
@@ -400,7 +432,7 @@ def video(
 
     _check_records(results)
     clips = read_clips(annotations, videos)
-    found = evaluate_video(load(model), clips, **vars(settings))
+    found = evaluate_video(load(model, backend=backend), clips, **vars(settings))
     _save_records(results, found.searches)
     if json:
         print_json(_of(found, "metrics", "contrastive", "num_videos", "num_texts", "k", "seconds"))

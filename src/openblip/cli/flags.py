@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 _Result = TypeVar("_Result")
 
+Backend = Literal["onnx", "onnx-int8", "openvino"]
+"""`openblip.checkpoints.reading.BackendName`, which is not imported for a help text."""
+
 
 class UsageError(OpenBlipError):
     """The words of a command line make no sense; the exit code is 2."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from openblip.cli.flags import DecodingFlags
+from openblip.cli.flags import Backend, DecodingFlags
 from openblip.cli.output import (
     check_texts,
     complain,
@@ -51,6 +51,7 @@ def caption(
     image_size: Count | None = None,
     dtype: DtypeName = "float32",
     device: str | None = None,
+    backend: Backend | None = None,
 ) -> int:
     """Caption any number of images; one line of JSON an image on standard output, or in a file.
 
@@ -78,10 +79,12 @@ def caption(
         seed: nucleus: same seed and name of an image within its folder, same captions.
         batch_size: images at once.
         image_size: pixels of a side that images are brought to, where not the model's own.
-        dtype: of the weights; int8 on the CPU alone.
+        dtype: of the weights; int8 is --backend onnx-int8.
         device: cpu, cuda, mps; by default the best that there is.
+        backend: what computes the model on a processor in the place of PyTorch: ONNX Runtime, also
+            in 8-bit integers, or OpenVINO.
     """
-    from openblip.inference.loading import PUBLISHED
+    from openblip.inference.loading import PUBLISHED, source_of
     from openblip.inference.many_images import CaptionSettings, CaptionTarget
 
     if given is not None and not _is_one_file(paths):
@@ -90,7 +93,7 @@ def caption(
             "table and let `openblip capfilt run --given web` read them"
         )
     settings = CaptionSettings(
-        model=model or PUBLISHED["caption"],
+        model=source_of(model or PUBLISHED["caption"], backend, dtype),
         decoding=decoding.decoding(),
         prompt=prompt,
         given=given,
@@ -167,6 +170,7 @@ def match(
     first_token: Literal["[ENC]", "[CLS]"] = "[ENC]",
     dtype: DtypeName = "float32",
     device: str | None = None,
+    backend: Backend | None = None,
     json: bool = False,
 ) -> int:
     """How well texts match an image, or each of many: ITM probability and ITC cosine.
@@ -182,8 +186,10 @@ def match(
         model: a checkpoint that can match: folder, run directory, file, https address or hub
             repository; by default the published base model.
         first_token: of a text: [ENC] as in training, or [CLS] as transformers does.
-        dtype: of the weights; int8 on the CPU alone.
+        dtype: of the weights; int8 is --backend onnx-int8.
         device: cpu, cuda, mps; by default the best that there is.
+        backend: what computes the model on a processor in the place of PyTorch: ONNX Runtime, also
+            in 8-bit integers, or OpenVINO.
         json: print JSON; of many images a line each.
     """
     from openblip.inference import load
@@ -194,8 +200,9 @@ def match(
     source = model or PUBLISHED["match"]
     if split is not None or not is_single(image):
         sources = ImageSources([image], split)
-        return _match_each(load(source, device, dtype), sources, texts, first_token, json)
-    blip = load(source, device, dtype)
+        blip = load(source, device, dtype, backend=backend)
+        return _match_each(blip, sources, texts, first_token, json)
+    blip = load(source, device, dtype, backend=backend)
     matches = blip.match(Path(image), list(texts), first_token)
     if json:
         print_json(_matches_as_json(texts, matches))
@@ -254,6 +261,7 @@ def ask(
     candidates_file: Path | None = None,
     top: Count = 1,
     device: str | None = None,
+    backend: Backend | None = None,
     json: bool = False,
 ) -> int:
     """Answer questions about an image, or about each of many.
@@ -274,6 +282,8 @@ def ask(
         top: so many answers to each question, best first: candidates by their share of the
             probability, written ones by their own.
         device: cpu, cuda, mps; by default the best that there is.
+        backend: what computes the model on a processor in the place of PyTorch: ONNX Runtime, also
+            in 8-bit integers, or OpenVINO.
         json: print JSON; of many images a line each.
     """
     from openblip.batches.questions import read_answers
@@ -285,9 +295,9 @@ def ask(
     choices = [*candidates, *(read_answers(candidates_file) if candidates_file else [])]
     if split is not None or not is_single(image):
         sources = ImageSources([image], split)
-        blip = load(model or PUBLISHED["ask"], device=device)
+        blip = load(model or PUBLISHED["ask"], device=device, backend=backend)
         return _ask_each(blip, sources, questions, choices or None, top, json)
-    blip = load(model or PUBLISHED["ask"], device=device)
+    blip = load(model or PUBLISHED["ask"], device=device, backend=backend)
     answers = blip.ask_top(Path(image), list(questions), top, choices or None)
     if json:
         print_json([_as_json(*each, top) for each in zip(questions, answers, strict=True)])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from openblip.cli.flags import UsageError
+from openblip.cli.flags import Backend, UsageError
 from openblip.cli.output import check_outputs, print_json, print_table
 from openblip.runtime.progress import duration
 from openblip.runtime.ranges import Count, CountOrNone, Positive, Share, Workers
@@ -30,6 +30,7 @@ def build(
     batch_size: Count = 32,
     processes: Workers = 1,
     device: str | None = None,
+    backend: Backend | None = None,
     json: bool = False,
 ) -> int:
     """Embed the images of a folder or a pair table, so that they can be searched.
@@ -48,12 +49,20 @@ def build(
         processes: of this machine that embed rows of a table, each with the model on a GPU of its
             own where there are several; 1 is this process.
         device: cpu, cuda, mps; by default the best that there is.
+        backend: what computes the model on a processor in the place of PyTorch: ONNX Runtime, also
+            in 8-bit integers, or OpenVINO. The index is updated and searched by the same.
         json: print the result as JSON.
     """
     from openblip.index.build import build_index
 
     report = build_index(
-        place, model, table=table, batch_size=batch_size, processes=processes, device=device
+        place,
+        model,
+        table=table,
+        batch_size=batch_size,
+        processes=processes,
+        device=device,
+        backend=backend,
     )
     return _print_report(report, json)
 

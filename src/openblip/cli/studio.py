@@ -5,6 +5,7 @@ from typing import Annotated
 
 import tyro
 
+from openblip.cli.flags import Backend
 from openblip.runtime.errors import OpenBlipError, RecipeError, install_extra
 from openblip.runtime.ranges import Range
 
@@ -25,6 +26,7 @@ def studio(
     port: Port = DEFAULT_PORT,
     open: bool = True,
     device: str | None = None,
+    backend: Backend | None = None,
 ) -> int:
     """Look into a collection in the browser: search it, try models on it, see what CapFilt decided.
 
@@ -42,17 +44,23 @@ def studio(
         port: to listen at; 0 for any that is free.
         open: open the page in the browser.
         device: cpu, cuda, mps; by default the best that there is.
+        backend: what computes the named models on a processor in the place of PyTorch: ONNX
+            Runtime, also in 8-bit integers, or OpenVINO.
     """
     check_studio()
+    from openblip.checkpoints.reading import with_backend
     from openblip.studio.app import Studio
     from openblip.studio.guard import Access
-    from openblip.studio.models import Models
+    from openblip.studio.models import Models, Role
     from openblip.studio.server import serve
 
     access = Access(host=host, token=token)
     if runs is not None and not runs.is_dir():
         raise RecipeError(f"--runs {runs} is no folder: give one with training runs")
-    models = Models({"captioner": captioner, "filter": filter, "vqa": vqa}, device)
+    named: dict[Role, str | None] = {"captioner": captioner, "filter": filter, "vqa": vqa}
+    if backend is not None:
+        named = {role: source and with_backend(source, backend) for role, source in named.items()}
+    models = Models(named, device)
 
     serve(Studio(place, models=models, runs=runs), access, port, tell_address, open)
     return 0

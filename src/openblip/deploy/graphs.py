@@ -4,7 +4,7 @@ A part computes with the model's own code. Its inputs say which of their axes ma
 images, texts an image, tokens of a text, tokens that are cached already.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -118,7 +118,7 @@ def parts_of(model: AnyModel) -> list[Part]:
     heads = {"itc"} if isinstance(model, DualEncoder) else set(model.config.heads)
     parts = [_image_encoder(model, "itc" in heads)]
     if "itc" in heads:
-        parts.append(_text_encoder(model))
+        parts += [_image_embedding(model), _text_encoder(model)]
     if isinstance(model, Med) and "lm" in heads:
         parts += [_memory(model, "image_memory", _remember_to_write), _decoder(model, "text")]
     if isinstance(model, Med | Albef) and "itm" in heads:
@@ -166,6 +166,17 @@ def _encode_and_embed(model: Any, images: Tensor) -> Tensors:
     return hidden, model.embed_images(hidden)
 
 
+def _image_embedding(model: AnyModel) -> Part:
+    """Of states that were kept the embedding alone; of pixels the image encoder gives both."""
+
+    def compute(model: Any, hidden: Tensor) -> Tensors:
+        return (model.embed_images(hidden),)
+
+    config: Any = model.config
+    out = Port("image_embeds", ("images", config.embed_dim))
+    return _part("image_embedding", model, compute, [_states(model)], [out])
+
+
 def _text_encoder(model: Med | Albef | DualEncoder) -> Part:
     def compute(model: Any, ids: Tensor, mask: Tensor) -> Tensors:
         return (model.embed_texts(ids, mask),)
@@ -178,7 +189,7 @@ def _text_encoder(model: Med | Albef | DualEncoder) -> Part:
 
 def _parts_of_matching(model: Med | Albef) -> list[Part]:
     def compute(model: Any, ids: Tensor, mask: Tensor, *memory: Tensor) -> Tensors:
-        logits = model.match(ids.flatten(0, 1), mask.flatten(0, 1), _as_memory(memory))
+        logits = model.match(ids.flatten(0, 1), mask.flatten(0, 1), as_memory(memory))
         return (logits.unflatten(0, ids.shape[:2]),)
 
     axes = ("images", "texts", "tokens")
@@ -194,9 +205,8 @@ def _parts_of_matching(model: Med | Albef) -> list[Part]:
 
 def _parts_of_questions(vqa: Vqa) -> list[Part]:
     def compute(model: Any, ids: Tensor, mask: Tensor, *memory: Tensor) -> Tensors:
-        rows = mask.flatten(0, 1)
-        states = model.read_questions(ids.flatten(0, 1), rows, _as_memory(memory))
-        return _flat(model.question_memory(states, rows))
+        tokens = ids.flatten(0, 1), mask.flatten(0, 1)
+        return flat_memory(model.remember_questions(*tokens, as_memory(memory)))
 
     axes = ("images", "questions", "tokens")
     ports = [Port("input_ids", axes, "int64"), Port("attention_mask", axes, "bool")]
@@ -208,15 +218,15 @@ def _parts_of_questions(vqa: Vqa) -> list[Part]:
 
 
 def _remember_to_write(model: Any, hidden: Tensor) -> Tensors:
-    return _flat(model.text.remember(hidden, causal=True))
+    return flat_memory(model.text.remember(hidden, causal=True))
 
 
 def _remember_to_read(model: Any, hidden: Tensor) -> Tensors:
-    return _flat(model.text.remember(hidden))
+    return flat_memory(model.text.remember(hidden))
 
 
 def _remember_questions(model: Any, hidden: Tensor) -> Tensors:
-    return _flat(model.image_memory(hidden))
+    return flat_memory(model.image_memory(hidden))
 
 
 def _memory(model: Med | Albef | Vqa, name: str, compute: Callable[..., Tensors]) -> Part:
@@ -234,7 +244,7 @@ def _decoder(model: Med | Vqa, stack: str) -> Part:
 
     def compute(model: Any, ids: Tensor, *rest: Tensor) -> Tensors:
         mask, rest = (rest[0], rest[1:]) if answers else (None, rest)
-        memory = _as_memory(rest[:size], mask)
+        memory = as_memory(rest[:size], mask)
         cache = _GrowingCache(tuple(past.flatten(0, 1) for past in rest[size:]))
         decoder: TextStack = getattr(model, stack)
         texts = TextPass(ids.flatten(0, 1), memory=memory, causal=True)
@@ -279,11 +289,13 @@ def _names(prefix: str, layers: int) -> list[str]:
     return [f"{prefix}.{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
 
 
-def _as_memory(flat: Tensors, mask: Tensor | None = None) -> ImageMemory:
-    return ImageMemory(flat[::2], flat[1::2], mask)
+def as_memory(flat: Sequence[Tensor], mask: Tensor | None = None) -> ImageMemory:
+    """Keys and values as models read them, of those of a graph, layer by layer."""
+    return ImageMemory(tuple(flat[::2]), tuple(flat[1::2]), mask)
 
 
-def _flat(memory: ImageMemory) -> Tensors:
+def flat_memory(memory: ImageMemory) -> Tensors:
+    """The other way round."""
     pairs = zip(memory.keys, memory.values, strict=True)
     return tuple(each for pair in pairs for each in pair)
 

@@ -8,6 +8,7 @@ import importlib
 import io
 import logging
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from hashlib import sha256
@@ -251,9 +252,13 @@ def _open_ir(file: Path, threads: int | None, precision: str) -> Run:
         settings["INFERENCE_NUM_THREADS"] = threads
     request = openvino.Core().compile_model(file, "CPU", settings).create_infer_request()
 
+    # A request holds its outputs until the next call: two threads would take each other's.
+    lock = threading.Lock()
+
     def run(arrays: Arrays) -> list[NDArray[Any]]:
-        results = request.infer(dict(arrays), share_inputs=True)
-        return [np.array(results[number]) for number in range(len(results))]
+        with lock:
+            results = request.infer(dict(arrays), share_inputs=True)
+            return [np.array(results[number]) for number in range(len(results))]
 
     return run
 

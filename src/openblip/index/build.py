@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openblip.checkpoints.reading import split_backend, with_backend
 from openblip.curation.marks import EMBEDDING_KEY
 from openblip.index.embeddings import embed_table, embedding_width
 from openblip.index.folder import (
@@ -78,6 +79,7 @@ def build_index(
     processes: int = 1,
     least_rows: int = LEAST_INDEXED_ROWS,
     show_progress: bool = True,
+    backend: str | None = None,
 ) -> IndexReport:
     """Index a folder of images or a table; goes on where an earlier call was stopped.
 
@@ -93,6 +95,7 @@ def build_index(
         processes: of this machine that embed rows of a table, each with the model.
         least_rows: smaller tables are scanned.
         show_progress: on stderr.
+        backend: of `load`; by default PyTorch, or that of the index that is there.
 
     Raises:
         DataError: there is no such folder or table.
@@ -117,7 +120,8 @@ def build_index(
                 f"--processes {processes}: {place} is a folder, which is embedded by one process; "
                 f"import it as a table (`openblip data import {place} pairs.lance`), and index that"
             )
-        name = _absolute(model or (state.model if state else "") or PUBLISHED["match"])
+        named = model or (state.model if state else "") or PUBLISHED["match"]
+        name = _absolute(with_backend(named, backend))
         wanted = IndexState(
             name, embedder_fingerprint(name), None if folder is None else str(folder)
         )
@@ -204,7 +208,9 @@ def _places(place: str, table: str | None) -> tuple[str, Path | None]:
 
 def _absolute(model: str) -> str:
     """A path means the same from any working directory; other names stay."""
-    return str(Path(model).absolute()) if Path(model).exists() else model
+    backend, place = split_backend(model)
+    absolute = str(Path(place).absolute()) if Path(place).exists() else place
+    return with_backend(absolute, backend)
 
 
 @contextmanager

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from openblip.batches.transforms import eval_transform
-from openblip.checkpoints.fingerprints import RememberedHashes
+from openblip.checkpoints.fingerprints import RememberedHashes, default_hashes
 from openblip.curation.marks import EMBEDDING_KEY, embeddings_of
 from openblip.index.noted import open_index
 from openblip.index.query import Query, Terms
-from openblip.index.states import StateCache, default_folder, default_hashes, states_of
+from openblip.index.states import StateCache, default_folder, states_of
 from openblip.inference import Blip, Embedder
 from openblip.inference.embedder import embedder_fingerprint, load_embedder
 from openblip.inference.encoding import EncodedImages

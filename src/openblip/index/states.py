@@ -49,11 +49,6 @@ def default_folder() -> Path:
     return cache_folder() / "states"
 
 
-def default_hashes() -> Path:
-    """`hashes.json` beside it: the hashes of models' files."""
-    return cache_folder() / "hashes.json"
-
-
 @dataclass(frozen=True)
 class StateCache:
     """States of images by their content, for one model at one size of images."""

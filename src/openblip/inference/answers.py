@@ -126,9 +126,8 @@ def read_questions(
         questions: `[ENC]` first; those of an image follow each other, equally many per image.
     """
     device = hidden.device
-    mask = questions.mask.to(device)
-    states = vqa.read_questions(questions.ids.to(device), mask, vqa.image_memory(hidden))
-    return vqa.question_memory(states, mask)
+    tokens = questions.ids.to(device), questions.mask.to(device)
+    return vqa.remember_questions(*tokens, vqa.image_memory(hidden))
 
 
 @torch.no_grad()

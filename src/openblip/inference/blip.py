@@ -3,6 +3,7 @@
 import secrets
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import islice, repeat
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -24,6 +25,7 @@ from openblip.checkpoints.folder import (
 )
 from openblip.checkpoints.huggingface import save_huggingface
 from openblip.checkpoints.original import save_original
+from openblip.deploy.models import require_weights
 from openblip.inference.answers import Answer, AnswerList, top_answers
 from openblip.inference.captions import PROMPT, Caption, GivenPrompt, Prompt, caption_encoded
 from openblip.inference.decoding import Decoding, Method, Scoring
@@ -227,15 +229,8 @@ class Blip:
             length_penalty=length_penalty,
             scoring=scoring,
         )
-        captions = self.caption_stream(
-            as_sources(images),
-            decoding,
-            prompt=prompt,
-            num_captions=num_captions,
-            seed=seed,
-            batch_size=batch_size,
-        )
-        return list(captions)
+        stream = partial(self.caption_stream, prompt=prompt, num_captions=num_captions, seed=seed)
+        return list(stream(as_sources(images), decoding, batch_size=batch_size))
 
     def caption_stream(
         self,
@@ -531,7 +526,7 @@ class Blip:
 
     def save(self, folder: str | Path) -> None:
         """Write a model folder, which `load` reads."""
-        check_image_size(self.model, self.image_size)
+        self._check_writable()
         about = self.kind, self.max_tokens, self.trained, self.given_tokens
         save_folder(Path(folder), self.model, self.tokenizer, *about)
 
@@ -555,7 +550,7 @@ class Blip:
         """
         warn_of_given_text(self.given_tokens, "the original's layout")
         chosen = original_kind(self.kind, kind)
-        check_image_size(self.model, self.image_size)
+        self._check_writable()
         save_original(Path(path), self.model, self.tokenizer, chosen, self.max_tokens)
 
     def save_huggingface(self, folder: str | Path, kind: str | None = None) -> None:
@@ -571,11 +566,15 @@ class Blip:
                 or the folder cannot be written.
             MissingHead: if the model lacks a head that the kind has.
         """
-        check_image_size(self.model, self.image_size)
+        self._check_writable()
         warn_of_given_text(self.given_tokens, "the layout of transformers")
         chosen: Any = kind or TO_HUGGINGFACE.get(self.kind)
         about = self.max_tokens, self.source
         save_huggingface(Path(folder), self.model, self.tokenizer, chosen, *about)
+
+    def _check_writable(self) -> None:
+        require_weights(self.model, "save")
+        check_image_size(self.model, self.image_size)
 
     def warn_of_unknown_words(self, texts: Sequence[str], what: str = "texts") -> bool:
         """Whether the vocabulary lacks words of a job's texts; warns once (`UnknownWords`) if so.

@@ -112,7 +112,9 @@ def caption_encoded(
     for (start, given), places in places_of_length.items():
         memory = encoded.decoder_memory
         if len(places) < len(encoded):
-            memory = memory.select(torch.tensor(places, device=memory.keys[0].device))
+            # Copied once: with gradients it would be a view, of which every step makes a copy.
+            with torch.no_grad():
+                memory = memory.select(torch.tensor(places, device=memory.keys[0].device))
         texts = generate(
             encoded.med.text,
             memory,

@@ -16,11 +16,11 @@ from torch import Tensor
 from openblip.checkpoints.fingerprints import HashFile, digest, sha256_of
 from openblip.checkpoints.folder import CONFIG_FILE, read_json
 from openblip.checkpoints.huggingface import is_huggingface
-from openblip.checkpoints.reading import find_model, model_fingerprint
+from openblip.checkpoints.reading import find_model, model_fingerprint, split_backend
 from openblip.inference.encoding import finite, text_batches
 from openblip.inference.image_sources import Images, prepared_batches
 from openblip.inference.loading import default_device, load
-from openblip.runtime.errors import CheckpointError, install_extra
+from openblip.runtime.errors import CheckpointError, RecipeError, install_extra
 
 OPEN_CLIP = "open_clip:"
 """Begins the name of a model that `open_clip` loads."""
@@ -115,7 +115,12 @@ def load_embedder(source: str | Path, device: str | torch.device | None = None) 
         return read_open_clip(str(source).removeprefix(OPEN_CLIP), place)
 
     path = find_model(source)
-    return read_clip(path, place) if is_clip(path) else load(path, device)
+    backend = split_backend(source)[0]
+    if not is_clip(path):
+        return load(path if backend is None else source, device)
+    if backend is not None:
+        raise RecipeError(f"{path}: a CLIP of transformers has no backend; leave {backend} out")
+    return read_clip(path, place)
 
 
 def is_published_clip(source: str | Path) -> bool:

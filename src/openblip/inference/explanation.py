@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from openblip.batches.tokenizer import TextTokenizer
+from openblip.deploy.models import require_weights
 from openblip.inference.answers import question_tokens, read_questions, write_answers
 from openblip.inference.captions import Word, caption_ids, find_words, prompt_ids
 from openblip.inference.decoding import Decoding
@@ -151,6 +152,7 @@ def explain(
     """What `Blip.explain` gives: of a match, an answer or a caption, by what is given."""
     if text is not None and question is not None:
         raise RecipeError("explain takes a text or a question, not both")
+    require_weights(blip.model, "explain by")
     blip.warn_of_unknown_words([given for given in (text, question, answer) if given])
     (images,) = image_batches(image, blip.image_size, 1)
     hidden = blip.encode_patches(images)

@@ -129,9 +129,7 @@ class RunningDecoder:
         """
         images = prompt_ids.shape[0]
         # Room for the longest text at once: a cache that grew by a token would be copied each step.
-        self._cache = KeyValueCache.empty(
-            self._text.config, images, self._max_length, self.device, self._memory.keys[0].dtype
-        )
+        self._cache = self._text.empty_cache(images, self._max_length, self._memory.keys[0])
         logits = self._logits(prompt_ids)
         if texts_per_image > 1:
             rows = torch.arange(images).repeat_interleave(texts_per_image).to(self.device)
@@ -147,7 +145,7 @@ class RunningDecoder:
         """Go on with the texts `rows` about the images `images`, both counted as they stand."""
         assert self._cache is not None, "start comes before select"
         # Mostly nothing moves, and what does not move is not copied.
-        if not _is_everything(rows, self._cache.keys.shape[1]):
+        if not _is_everything(rows, self._cache.rows):
             self._cache = self._cache.select(rows.to(self.device))
         if not _is_everything(images, self._memory.images):
             self._memory = self._memory.select(images.to(self.device))

@@ -1,12 +1,7 @@
-"""A model to use, whatever it comes from and in whichever layout; compiled or in 8-bit integers.
+"""A model to use, whatever it comes from and in whichever layout; compiled, or by a backend."""
 
-The only file that imports `torchao`.
-"""
-
-import logging
 import os
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import nn
@@ -14,12 +9,30 @@ from torch import nn
 from openblip.batches.image_states import STATES_FOLDER, ImageStates, encoder_fingerprint
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.checkpoints.families import AnyModel
-from openblip.checkpoints.reading import find_model, read_model
+from openblip.checkpoints.fingerprints import RememberedHashes, default_hashes
+from openblip.checkpoints.folder import read_config
+from openblip.checkpoints.reading import (
+    BackendName,
+    find_model,
+    is_exported,
+    model_fingerprint,
+    read_model,
+    read_outline,
+    split_backend,
+    with_backend,
+)
+from openblip.deploy.models import VERSION, open_model, read_manifest
+from openblip.deploy.runtimes import Format, check_installed
 from openblip.inference.blip import Blip
 from openblip.inference.encoding import all_finite
+from openblip.inference.export import write_graphs
 from openblip.model.text import FeedForward
 from openblip.model.vision import VisionBlock
-from openblip.runtime.errors import CheckpointError, RecipeError, install_extra, one_line
+from openblip.model.vqa import Nlvr
+from openblip.runtime.atomic import cache_folder
+from openblip.runtime.errors import CheckpointError, RecipeError
+from openblip.runtime.locks import in_turn
+from openblip.runtime.progress import Progress
 
 PUBLISHED = {
     "caption": "Salesforce/blip-image-captioning-base",
@@ -28,10 +41,14 @@ PUBLISHED = {
 }
 """Repositories of the Hugging Face hub with the base-size models of the paper's authors."""
 
+INT8: BackendName = "onnx-int8"
+_RUNS: dict[BackendName, tuple[Format, bool]] = {
+    "onnx": ("onnx", False),
+    INT8: ("onnx", True),
+    "openvino": ("openvino", False),
+}
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 _COMPILED = (VisionBlock, FeedForward)
-
-Model = TypeVar("Model", bound=nn.Module)
 
 
 def load(
@@ -41,6 +58,7 @@ def load(
     *,
     image_size: int | None = None,
     compile: bool = False,
+    backend: str | None = None,
 ) -> Blip:
     """The model of a folder, a training run, a file, an address or a hub repository.
 
@@ -53,47 +71,157 @@ def load(
             the main branch.
         device: by default the first of cuda, mps and cpu that there is.
         dtype: of the weights, or its name: float32 by default, bfloat16, float16, or, on the CPU,
-            int8: float32 with linear layers that multiply 8-bit integers (extra `int8`).
+            int8, which is the backend "onnx-int8".
         image_size: side of the square that images are resized to, in pixels; positions are
             interpolated. By default the checkpoint's own.
         compile: whether to compile the blocks with torch.compile, once for all shapes: the first
             uses take minutes. Not for float32 on an x86 processor, where it is slower.
+        backend: what computes the model on the CPU in the place of PyTorch: "onnx" (ONNX Runtime,
+            extra `export`), "onnx-int8" (products of 8-bit integers) or "openvino" (extra
+            `openvino`). Its graphs are made at the first use, and kept in
+            `$OPENBLIP_CACHE/graphs`. `onnx:NAME` as a source is the same. A folder of `openblip
+            export` needs none.
 
     Raises:
         CheckpointError: if there is no such model, or it is damaged, incomplete, has weights that
             are NaN or infinite, or is of a kind that OpenBLIP does not use.
-        RecipeError: if this machine has no such device, the model no such image size, or int8
-            cannot be used.
+        RecipeError: if this machine has no such device, the model no such image size, or a backend
+            cannot be what is asked for.
     """
     weights = _dtype_named(dtype)
-    if device is None:
-        place = torch.device("cpu") if weights == torch.int8 else default_device()
-    else:
-        place = _usable(device)
-    read = read_model(find_model(source))
-    sizes = read.image_size, read.max_tokens
-    blip = Blip(
-        read.model,
-        read.tokenizer,
-        read.kind,
-        *sizes,
-        read.trained,
-        given_tokens=read.given_tokens,
-        source=str(source),
-    )
-    check_weights(blip.model, str(source))
-    if image_size is not None:
-        blip.model.resize_images(image_size)
-        blip.image_size = image_size
-    if weights == torch.int8:
-        quantise(blip.model.to(device=place, dtype=torch.float32))
-    else:
-        blip.model.to(device=place, dtype=weights)
+    source = source_of(source, backend, weights)
+    path = find_model(source)
+    if split_backend(source)[0] is not None or is_exported(path):
+        _check_no_backend_is_asked_more(device, weights, compile)
+        return _load_graphs(source, path, image_size)
+    place = default_device() if device is None else _usable(device)
+    blip = _load_weights(source, path, image_size)
+    blip.model.to(device=place, dtype=weights)
     if compile:
         compile_parts(blip.model)
     if weights == torch.float32:
         _look_up_states(blip)
     return blip
+
+
+def _load_weights(source: str, path: Path, image_size: int | None) -> Blip:
+    """The model itself, in float32 on the CPU."""
+    read = read_model(path)
+    blip = Blip(
+        read.model,
+        read.tokenizer,
+        read.kind,
+        read.image_size,
+        read.max_tokens,
+        read.trained,
+        given_tokens=read.given_tokens,
+        source=source,
+    )
+    check_weights(blip.model, source)
+    if image_size is not None:
+        blip.model.resize_images(image_size)
+        blip.image_size = image_size
+    return blip
+
+
+def source_of(
+    source: str | Path, backend: str | None = None, dtype: torch.dtype | str | None = None
+) -> str:
+    """A source that names what computes the model, as whoever notes it must know; see `load`.
+
+    Raises:
+        RecipeError: there is no such backend or type, or they contradict each other.
+    """
+    if _dtype_named(dtype) != torch.int8:
+        return with_backend(source, backend)
+    own, place = split_backend(source)
+    asked = backend or own
+    if asked not in (None, "onnx", INT8):
+        raise RecipeError(f"int8 is computed by the backend {INT8}, not by {asked}: leave one out")
+    return with_backend(place, INT8)
+
+
+def _check_no_backend_is_asked_more(
+    device: str | torch.device | None, weights: torch.dtype, compile: bool
+) -> None:
+    """Nothing, if a backend can be what is asked for.
+
+    Raises:
+        RecipeError: it cannot.
+    """
+    if device is not None and torch.device(device).type != "cpu":
+        raise RecipeError(
+            f"device {str(device)!r}: a backend computes on the CPU; leave the device or the "
+            "backend out"
+        )
+    if weights not in (torch.float32, torch.int8) or compile:
+        what = "compile" if compile else str(weights).removeprefix("torch.")
+        raise RecipeError(f"{what} is of PyTorch's models: leave it or the backend out")
+
+
+def _load_graphs(source: str, path: Path, image_size: int | None) -> Blip:
+    """A model that a runtime computes, from an exported folder or from the kept graphs of one."""
+    backend = split_backend(source)[0]
+    folder = path
+    if not is_exported(path):
+        assert backend is not None
+        folder = _kept_graphs(source, path, backend, image_size)
+    elif backend is not None and _RUNS[backend] != _runs(folder):
+        raise RecipeError(
+            f"{path}: is exported for another runtime than {backend}; leave the backend out"
+        )
+    outline, config = read_outline(folder), read_config(folder)
+    if image_size not in (None, config.image_size):
+        raise RecipeError(
+            f"{path}: its graphs take images of {config.image_size} pixels; export the model again "
+            f"with --image-size {image_size}"
+        )
+    return Blip(
+        open_model(folder),
+        outline.tokenizer,
+        config.kind,
+        config.image_size,
+        config.max_tokens,
+        config.trained,
+        given_tokens=config.given_tokens,
+        source=source,
+    )
+
+
+def _runs(folder: Path) -> tuple[str, bool]:
+    """For which runtime a folder is exported, and whether in 8-bit integers."""
+    manifest = read_manifest(folder)
+    return manifest["runtime"], manifest["weights"] == "int8"
+
+
+def _kept_graphs(source: str, path: Path, backend: BackendName, image_size: int | None) -> Path:
+    """The folder of a model's graphs in the cache; they are made where it has none.
+
+    Raises:
+        RecipeError: the model has no graphs, or packages are missing.
+        CheckpointError: a graph cannot be made, or does not give what the model gives.
+    """
+    hashes = RememberedHashes(default_hashes())
+    name = model_fingerprint(source, hashes.hash_file)
+    size = "" if image_size is None else f"-{image_size}"
+    folder = cache_folder() / "graphs" / f"{name}{size}-{VERSION}"
+    if is_exported(folder):
+        return folder
+    to, int8 = _RUNS[backend]
+    # Before a model is read whose graphs then cannot be written.
+    check_installed(to, int8)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Several workers that load the same model at once: one makes the graphs, the others wait.
+    with in_turn(folder.with_suffix(".lock")):
+        if not is_exported(folder):
+            blip = _load_weights(split_backend(source)[1], path, image_size)
+            if isinstance(blip.model, Nlvr):
+                raise RecipeError(
+                    f"{path}: no backend computes a two-image (nlvr) model; leave {backend} out"
+                )
+            with Progress(f"making graphs for {backend}", unit="graphs") as progress:
+                write_graphs(blip, folder, to, int8=int8, made=progress.update)
+    return folder
 
 
 def _look_up_states(blip: Blip) -> None:
@@ -175,46 +303,4 @@ def compile_parts(model: AnyModel) -> AnyModel:
     for module in model.modules():
         if isinstance(module, _COMPILED):
             module.compile(dynamic=True)
-    return model
-
-
-def quantise(model: Model) -> Model:
-    """The same model, its linear layers changed in place to multiply 8-bit integers.
-
-    Weights are rounded per output channel when this is called, activations per token as they come
-    (dynamic quantisation): nothing has to be calibrated, and a text does not depend on its batch.
-    Everything else, the embeddings and with them the vocabulary's logits too, stays float32.
-    Linear weights take a quarter of the memory. Many rows at once, as in the image encoder, are a
-    little faster; a token at a time is slower (`benchmarks/results/int8.md`). Keep the float32
-    model to train or to save: this one cannot.
-
-    Args:
-        model: a `Med` or any other, float32, on the CPU.
-
-    Raises:
-        RecipeError: if torchao is not installed or does not go with this torch, or the model is
-            elsewhere or of another type.
-    """
-    for name, parameter in model.named_parameters():
-        if parameter.device.type != "cpu" or parameter.dtype.itemsize != 4:
-            raise RecipeError(
-                f"{name} is {parameter.dtype} on {parameter.device}; int8 takes a float32 model "
-                "on the CPU; elsewhere use bfloat16 or float16"
-            )
-    disabled = logging.root.manager.disable
-    try:
-        # Its import warns of kernels for GPUs, which a CPU does not need.
-        logging.disable(logging.WARNING)
-        from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
-    except ModuleNotFoundError as error:
-        raise RecipeError(f"int8 needs torchao: {install_extra('int8')}") from error
-    except ImportError as error:
-        # Each release is for some of torch, which its requirements do not say.
-        raise RecipeError(
-            f"int8: the installed torchao does not go with torch {torch.__version__} "
-            f"({one_line(error)}): install another (with torch 2.8 goes torchao 0.13)"
-        ) from error
-    finally:
-        logging.disable(disabled)
-    quantize_(model.eval(), Int8DynamicActivationInt8WeightConfig())
     return model

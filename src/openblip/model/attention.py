@@ -86,6 +86,11 @@ class KeyValueCache:
         keys = torch.zeros(shape, device=device, dtype=dtype)
         return cls(keys, torch.zeros_like(keys))
 
+    @property
+    def rows(self) -> int:
+        """How many texts it is of."""
+        return self.keys.shape[1]
+
     def append(
         self,
         layer: int,

@@ -267,6 +267,10 @@ class TextStack(nn.Module):
             [embeddings(joined([each.ids for each in own]), start) for embeddings, own in groups]
         )
 
+    def empty_cache(self, rows: int, max_tokens: int, like: Tensor) -> KeyValueCache:
+        """A cache with room for `max_tokens` tokens of `rows` texts, of `like`'s type and place."""
+        return KeyValueCache.empty(self.config, rows, max_tokens, like.device, like.dtype)
+
     def logits(
         self, hidden: Float[Tensor, "rows tokens width"]
     ) -> Float[Tensor, "rows tokens vocab"]:

@@ -84,6 +84,15 @@ class Vqa(ImageModel[VqaConfig]):
         """
         return self.answer.remember(states, causal=True, mask=mask)
 
+    def remember_questions(
+        self,
+        ids: Int[Tensor, "rows tokens"],
+        mask: Bool[Tensor, "rows tokens"],
+        memory: ImageMemory,
+    ) -> ImageMemory:
+        """What the answers to questions about images attend to: the two before it in one."""
+        return self.question_memory(self.read_questions(ids, mask, memory), mask)
+
     def decode(
         self,
         ids: Int[Tensor, "rows tokens"],

@@ -3,7 +3,7 @@
 Every graph is read again by its runtime and held to the model before the folder takes its place.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,17 @@ import torch
 from openblip.batches.tokenizer import TOKENIZER_FILE
 from openblip.batches.transforms import IMAGE_MEAN, IMAGE_STD
 from openblip.checkpoints.families import check_image_size
-from openblip.checkpoints.folder import check_replaceable, warn_of_given_text, write_json
+from openblip.checkpoints.folder import (
+    CONFIG_FILE,
+    MANIFEST_FILE,
+    check_replaceable,
+    warn_of_given_text,
+    write_config,
+    write_json,
+)
 from openblip.checkpoints.model_card import CARD_FILE, CardFacts, write_model_card
 from openblip.deploy.graphs import Part, Port, memories_of, parts_of
+from openblip.deploy.models import FORMAT, VERSION, require_weights
 from openblip.deploy.runtimes import (
     EXAMPLE_SIZES,
     SUFFIXES,
@@ -29,17 +37,15 @@ from openblip.deploy.runtimes import (
     quantised,
     write_openvino,
 )
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.inference.captions import PROMPT, prompt_ids
 from openblip.inference.decoding import Decoding
 from openblip.runtime.atomic import replace_folder
 from openblip.runtime.errors import CheckpointError, RecipeError
 
-MANIFEST_FILE = "openblip.json"
 TOLERANCE = 1e-4
 """Most that an output of a float32 graph may differ by, relative to the largest where that is
 above 1."""
-_FORMAT, _VERSION = "openblip-graphs", 1
 # What the graphs are held to: other sizes than they were made with, and one of everything.
 _CHECKED_SIZES: tuple[dict[str, int], ...] = (
     # Nothing is cached where a text begins.
@@ -81,18 +87,33 @@ def export(blip: Blip, folder: Path, to: Format = "onnx", *, int8: bool = False)
             folder holds something else.
         UnwritableError: it cannot be written.
     """
+    check_image_size(blip.model, blip.image_size)
+    warn_of_given_text(blip.given_tokens, "an exported model")
+    return write_graphs(blip, folder, to, int8=int8)
+
+
+def write_graphs(
+    blip: Blip,
+    folder: Path,
+    to: Format,
+    *,
+    int8: bool = False,
+    made: Callable[[], None] = lambda: None,
+) -> Exported:
+    """As `export`, for a backend, which reads all that the folder says; `made` counts graphs."""
+    require_weights(blip.model, "export")
     if blip.device.type != "cpu" or blip.dtype != torch.float32:
         raise RecipeError(
             f"the model is {blip.dtype} on {blip.device}; load it in float32 on the CPU to export"
         )
-    check_image_size(blip.model, blip.image_size)
-    warn_of_given_text(blip.given_tokens, "an exported model")
     parts = parts_of(blip.model)
     check_installed(to, int8)
     # Before minutes of work whose result could not be put there.
     check_replaceable(folder, _known_files(parts))
     with replace_folder(folder) as unfinished:
-        _write_graphs(parts, unfinished, to, int8)
+        about = blip.kind, blip.max_tokens, blip.trained, blip.given_tokens
+        write_config(unfinished, blip.model, *about)
+        _write_graphs(parts, unfinished, to, int8, made)
         differences = {
             part.name: _difference(part, unfinished / f"{part.name}{SUFFIXES[to]}")
             for part in parts
@@ -109,12 +130,21 @@ def export(blip: Blip, folder: Path, to: Format = "onnx", *, int8: bool = False)
 def _known_files(parts: list[Part]) -> set[str]:
     """What a folder may hold that is replaced; of another model's graphs too."""
     names = {part.name for part in parts}
-    names |= {"text_encoder", "matcher", "matcher_memory", "decoder", "question_encoder"}
+    names |= {
+        "image_embedding",
+        "text_encoder",
+        "matcher",
+        "matcher_memory",
+        "decoder",
+        "question_encoder",
+    }
     graphs = {f"{name}{ending}" for name in names for ending in (*SUFFIXES.values(), ".bin")}
-    return {*graphs, WEIGHTS_FILE, TOKENIZER_FILE, MANIFEST_FILE, CARD_FILE}
+    return {*graphs, WEIGHTS_FILE, TOKENIZER_FILE, MANIFEST_FILE, CONFIG_FILE, CARD_FILE}
 
 
-def _write_graphs(parts: list[Part], folder: Path, to: Format, int8: bool) -> None:
+def _write_graphs(
+    parts: list[Part], folder: Path, to: Format, int8: bool, made: Callable[[], None]
+) -> None:
     onnx_folder = OnnxFolder(folder) if to == "onnx" else None
     for part in parts:
         graph = make_graph(part)
@@ -122,6 +152,7 @@ def _write_graphs(parts: list[Part], folder: Path, to: Format, int8: bool) -> No
             onnx_folder.write(part.name, quantised(graph) if int8 else graph)
         else:
             write_openvino(graph, folder / f"{part.name}{SUFFIXES[to]}", int8)
+        made()
 
 
 def _difference(part: Part, file: Path) -> float:
@@ -160,8 +191,8 @@ def _manifest(
 ) -> dict[str, Any]:
     """What a program must know besides: names and shapes, pixels, tokens, how texts are written."""
     return {
-        "format": _FORMAT,
-        "format_version": _VERSION,
+        "format": FORMAT,
+        "format_version": VERSION,
         "runtime": to,
         "weights": "int8" if int8 else "float32",
         "kind": blip.kind,
@@ -173,6 +204,7 @@ def _manifest(
         },
         "text": dict(_text(blip)),
         "memory": memories_of(blip.model),
+        "temperature": _temperature(blip),
         "graphs": {
             part.name: {
                 "file": f"{part.name}{SUFFIXES[to]}",
@@ -183,6 +215,12 @@ def _manifest(
             for part in parts
         },
     }
+
+
+def _temperature(blip: Blip) -> float | None:
+    """What contrast divides cosines by; None where nothing is contrasted."""
+    found = getattr(blip.model, "temperature", None)
+    return None if found is None else float(found.detach())
 
 
 def _text(blip: Blip) -> Iterator[tuple[str, Any]]:

@@ -15,18 +15,21 @@ from PIL import ExifTags, Image
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.batches.transforms import eval_transform
 from openblip.cli import main
-from openblip.deploy.export import MANIFEST_FILE, TOLERANCE, Exported, export
 from openblip.deploy.graphs import memories_of, parts_of
 from openblip.deploy.runtimes import WEIGHTS_FILE, open_graph
 from openblip.inference import Blip
 from openblip.inference.answers import read_questions
+from openblip.inference.export import MANIFEST_FILE, TOLERANCE, Exported, export
 from openblip.model import Med
 from openblip.model.albef import Albef, AlbefConfig
 from openblip.model.dual import DualConfig, DualEncoder
 from openblip.model.vqa import Nlvr, NlvrConfig, Vqa
 from openblip.runtime.errors import CheckpointError, OpenBlipWarning, RecipeError
 
+from ..deploy.conftest import _shapes_are_not_checked, exported
 from ..inference.conftest import draw_weights, make_med
+
+__all__ = ["_shapes_are_not_checked", "exported"]
 
 onnx = pytest.importorskip("onnx", reason="the extra `export` is not installed")
 pytest.importorskip("onnxscript", reason="the extra `export` is not installed")
@@ -53,7 +56,8 @@ def arrays_of(graph: dict[str, Any], *tensors: Any) -> dict[str, np.ndarray]:
 
 
 def test_every_part_is_there_and_held_to_the_model(exported: Exported) -> None:
-    names = ["image_encoder", "text_encoder", "image_memory", "decoder", "matcher"]
+    names = ["image_encoder", "image_embedding", "text_encoder"]
+    names += ["image_memory", "decoder", "matcher"]
     assert list(exported.differences) == names
     assert all(difference <= TOLERANCE for difference in exported.differences.values())
     assert exported.num_bytes == sum(f.stat().st_size for f in exported.folder.iterdir())
@@ -264,7 +268,7 @@ def test_a_part_that_breaks_off_leaves_nothing(
     tokenizer: TextTokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     med = make_med(tokenizer, heads=("itc",))
-    monkeypatch.setattr("openblip.deploy.export.TOLERANCE", -1.0)
+    monkeypatch.setattr("openblip.inference.export.TOLERANCE", -1.0)
     with pytest.raises(CheckpointError, match="differs from the model"):
         export(Blip(med, tokenizer, "pretrain", 32, 30), tmp_path / "model")
     assert list(tmp_path.iterdir()) == []
