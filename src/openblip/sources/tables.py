@@ -29,8 +29,10 @@ from openblip.sources.source import (
     Found,
     Refused,
     Remark,
+    Shard,
     SourceOptions,
     UnsafePath,
+    file_size,
     is_file,
 )
 from openblip.sources.text_files import FILE_DAMAGE, in_one_line, open_text, plain_name
@@ -102,6 +104,17 @@ class TableSource:
             if str(file) >= str(at["file"]) and not (is_begun and at["row"] == _END):
                 done = int(at["row"]) if is_begun else 0
                 yield from merged(self._file_entries(file, done))
+
+    def shards(self) -> list[Shard]:
+        """The tables."""
+        return [
+            Shard(f"{self._within}{file.name}", {"file": str(file)}, file_size(file))
+            for file in self._files
+        ]
+
+    def entries_of(self, shard: Shard) -> Iterator[Entry]:
+        """Yields those of one table."""
+        return merged(self._file_entries(Path(str(shard.cursor["file"])), 0))
 
     def listed(self) -> Iterator[Entry]:
         """Yields rows; only their images where no column says a split."""

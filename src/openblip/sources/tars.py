@@ -28,8 +28,10 @@ from openblip.sources.source import (
     Found,
     Refused,
     Remark,
+    Shard,
     SourceOptions,
     UnsafePath,
+    file_size,
     inside,
 )
 from openblip.table.rows import file_key
@@ -213,6 +215,17 @@ class TarSource:
             for number, entry in enumerate(archive.entries(), 1):
                 if number > done:
                     yield entry
+
+    def shards(self) -> list[Shard]:
+        """The archives."""
+        return [
+            Shard(f"{self._within}{shard.name}", {"shard": str(shard)}, file_size(shard))
+            for shard in self._shards
+        ]
+
+    def entries_of(self, shard: Shard) -> Iterator[Entry]:
+        """Yields those of one archive."""
+        return _Shard(Path(str(shard.cursor["shard"])), self._options, self._within).entries()
 
 
 class _Shard:
