@@ -64,6 +64,9 @@ def import_(
     encoding: str | None = None,
     without_captions: bool = False,
     threads: Workers | None = None,
+    processes: Workers | None = None,
+    ray: str | None = None,
+    workers: Count | None = None,
     json: bool = False,
 ) -> int:
     """Bring image-text pairs into a pair table, which is made if there is none.
@@ -75,6 +78,7 @@ def import_(
     Example: openblip data import crawl/ pairs.lance --origin web
     openblip data import photos/ photos.lance --without-captions
     openblip data import hf:organisation/name pairs.lance --origin human
+    openblip data import 'shards/*.tar' pairs.lance --processes 16
 
     Args:
         source: file, folder or pattern; or hf:NAME or hf:NAME:CONFIG, a dataset of the hub.
@@ -93,7 +97,11 @@ def import_(
         columns: names of all columns of CSV/TSV files without header, such as image caption.
         encoding: of texts that are not UTF-8, such as cp1252 or utf-16.
         without_captions: also take images that have no text, such as photos to be captioned.
-        threads: threads that read and decode; one per core by default.
+        threads: threads that read and decode; one per core by default, one with --processes.
+        processes: read tars, tables and parts of a folder side by side, in so many processes of
+            this machine; the table is the same as without.
+        ray: address of a Ray cluster whose machines do it; local for a cluster of this one.
+        workers: with --ray: most workers at a time; default: all room that the cluster has.
         json: print the report as JSON.
     """
     from openblip.sources.importing import import_pairs
@@ -116,6 +124,8 @@ def import_(
         encoding=encoding,
         without_captions=without_captions,
         num_threads=threads,
+        processes=processes,
+        ray=ray_cluster(ray, workers, processes),
     )
     _print(report, json)
     _hint(report, ids)

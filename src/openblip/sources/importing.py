@@ -3,24 +3,36 @@
 import json
 import os
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from openblip.runtime.errors import DataError
+from openblip.jobs.pools import ManyProcesses, OneProcess, Pool, RayCluster, RayWorkers
+from openblip.jobs.run import Run
+from openblip.runtime.errors import DataError, OpenBlipWarning
 from openblip.runtime.progress import Progress
 from openblip.runtime.threads import default_threads, ordered_map
 from openblip.sources.checking import Checked, Checks, Ids, ImportSettings, Store
 from openblip.sources.datasets_library import dataset_name, is_dataset_name
 from openblip.sources.detect import open_source
 from openblip.sources.report import ImportReport, Reason, metadata_key
-from openblip.sources.source import Cursor, PairSource, SourceOptions
+from openblip.sources.sharded import (
+    ImportJob,
+    ImportTarget,
+    Merged,
+    begun,
+    job_folder,
+    remove_job,
+)
+from openblip.sources.source import Cursor, DividedSource, PairSource, Shard, SourceOptions
 from openblip.sources.splits import FileSplits, SourceRoot, source_root
 from openblip.table.storage import is_object_address
 from openblip.table.table import ORIGINS, SPLITS, PairRow, PairTable
+from openblip.table.versions import remove_fragments
 
 # Work that a kill loses at most; each commit becomes a fragment of the table.
 _COMMIT_ROWS, _COMMIT_BYTES, _COMMIT_SECONDS = 8192, 1 << 30, 60.0
@@ -88,6 +100,8 @@ def import_pairs(
     num_threads: int | None = None,
     commit_rows: int = _COMMIT_ROWS,
     show_progress: bool = True,
+    processes: int | None = None,
+    ray: RayCluster | None = None,
     **options: Any,
 ) -> ImportReport:
     """Appends the pairs of a source to a pair table, which is made if there is none.
@@ -115,10 +129,15 @@ def import_pairs(
         num_threads: that read and decode; None for one for each core, 2 to 16.
         commit_rows: rows that become visible, and safe, at a time.
         show_progress: on stderr.
+        processes: of this machine, that read shards of the source side by side; None reads it in
+            this one, from its begin to its end. Table and report are the same.
+        ray: workers of a Ray cluster instead; they reach source and table by the same paths.
         options: what the source does not say itself; the fields of `SourceOptions`.
 
     Raises:
-        DataError: the source is of no known kind, or an option does not fit it.
+        DataError: the source is of no known kind, or an option does not fit it; or it is being
+            imported in another way.
+        JobLockedError: another import by several workers goes into the table.
     """
     settings = ImportSettings(
         # An absolute path: the import is the same one from wherever it is restarted.
@@ -137,6 +156,8 @@ def import_pairs(
     table = PairTable.open_if_any(uri)
     key = metadata_key(settings.fingerprint())
     state = _restored(table, key) if table is not None else None
+    shards = _shards(opened, settings) if processes is not None or ray is not None else []
+    _check_way(settings, str(uri), state, shards, limit)
     if state is not None and state.report.complete:
         if again:
             state = _State(_new_report(settings, uri, opened), again=True)
@@ -149,8 +170,56 @@ def import_pairs(
         state.report.nothing_read = True
         return state.report
     run = _Import(settings, opened, table, key, state, commit_rows)
-    run.run(num_threads or default_threads(), show_progress)
+    if shards:
+        run.run_shards(shards, processes or 1, ray, num_threads)
+    else:
+        run.run(num_threads or default_threads(), show_progress)
     return state.report
+
+
+def _shards(source: PairSource, settings: ImportSettings) -> list[Shard]:
+    """The shards of a source that workers may read; none, with a warning, if it has but one."""
+    shards = source.shards() if isinstance(source, DividedSource) else []
+    if len(shards) > 1:
+        return shards
+    warnings.warn(
+        f"{settings.source} cannot be divided ({source.format}): it is read by one process. "
+        "Several tars or tables, and folders with many images, can be",
+        OpenBlipWarning,
+        stacklevel=3,
+    )
+    return []
+
+
+def _check_way(
+    settings: ImportSettings,
+    uri: str,
+    state: "_State | None",
+    shards: Sequence[Shard],
+    limit: int | None,
+) -> None:
+    """Nothing, if an import that was begun goes on in the way in which it was begun.
+
+    Raises:
+        DataError: it does not.
+    """
+    is_begun = begun(uri, settings.fingerprint()) is not None
+    if is_begun and state is not None and state.report.complete:
+        # Killed after its commit.
+        remove_job(uri, settings.fingerprint())
+    elif is_begun and not shards:
+        folder = job_folder(uri, settings.fingerprint())
+        raise DataError(
+            f"{settings.source}: several processes have begun to import it: go on with --processes "
+            f"or --ray, or remove {folder} to begin anew"
+        )
+    elif shards and not is_begun and state is not None and not state.report.complete:
+        raise DataError(
+            f"{settings.source}: one process has begun to import it ({state.report.num_rows:,} "
+            "rows so far): go on without --processes and --ray"
+        )
+    if shards and limit is not None:
+        raise DataError("a limit takes the first rows: leave out --limit, or --processes and --ray")
 
 
 def _new_report(settings: ImportSettings, uri: str | Path, opened: PairSource) -> ImportReport:
@@ -195,6 +264,68 @@ class _Import:
             # Entries without a row at the end were not committed with any.
             self._table.update_metadata({self._key: self._noted()})
 
+    def run_shards(
+        self,
+        shards: Sequence[Shard],
+        processes: int,
+        cluster: RayCluster | None,
+        num_threads: int | None,
+    ) -> None:
+        """Imports shards by many workers, and stores the report."""
+        assert isinstance(self._source, DividedSource)
+        state, uri = self._state, self._state.report.uri
+        known = begun(uri, self._settings.fingerprint())
+        state.again = bool(known["again"]) if known is not None else state.again
+        checks = checks_of(self._settings, self._source)
+        job = ImportJob(uri, self._source, tuple(shards), checks, state.again, num_threads)
+        if known is None and self._table is not None:
+            # First what is begun, then that nothing is complete: so a job that is there and a
+            # report that is complete mean that the job was committed.
+            job.begin()
+            state.version = self._table.version
+            self._table.update_metadata({self._key: self._noted()})
+
+        def start_pool() -> Pool:
+            if cluster is not None:
+                return RayWorkers(job, replace(cluster, gpus_per_worker=0.0), 0.0)
+            if processes == 1:
+                return OneProcess(job, "cpu", 0.0)
+            return ManyProcesses(job, ["cpu"] * processes, 0.0)
+
+        state.report.seconds = job.seconds_before()
+        try:
+            Run(job, ImportTarget(job, self._publish), start_pool).complete()
+        except BaseException:
+            self._noted()
+            job.note_seconds(state.report.seconds)
+            raise
+        remove_job(uri, job.fingerprint)
+
+    def _publish(self, merged: Merged) -> None:
+        """The one commit: all rows of all shards, with the report."""
+        state = self._state
+        self._table = table = merged.table
+        # Before the commit it must be on record after which version its note is looked for.
+        if table is not None:
+            state.version = table.version
+            table.update_metadata({self._key: self._noted()})
+        state.report.add(merged.report)
+        state.cursor = merged.cursor
+        self._finish()
+        if table is not None and merged.fragments:
+            table.append_written(merged.fragments, merged.ids, {self._key: self._noted()})
+            remove_fragments(table.uri, merged.replaced)
+        if table is not None:
+            table.update_metadata({self._key: self._noted()})
+
+    def _finish(self) -> None:
+        """Notes that the source was read to its end."""
+        report = self._state.report
+        if not report.num_seen:
+            name = Path(self._settings.source).name
+            report.skip(Reason.EMPTY_FILE, name, "it holds no image and no record")
+        report.finish()
+
     def _first_row(self, checked: Iterator[Checked], progress: Progress) -> Checked | None:
         """The first result with a row; without one there is nothing to make a table for."""
         for result in checked:
@@ -202,11 +333,7 @@ class _Import:
                 return result
             result.outcome.count(self._state.report)
             progress.update(1, **{"left out": self._state.report.num_skipped})
-        report = self._state.report
-        if not report.num_seen:
-            name = Path(self._settings.source).name
-            report.skip(Reason.EMPTY_FILE, name, "it holds no image and no record")
-        report.finish()
+        self._finish()
         return None
 
     def _append(self, checked: Iterator[Checked], progress: Progress) -> None:

@@ -256,7 +256,7 @@ class PairTable:
         try:
             # Data files are written before anything is decided: no version names them, so that
             # nobody sees them, and only the last step can conflict with another process.
-            known, own = self._known_ids(), IdSet()
+            known, own = self.known_ids(), IdSet()
             batches = row_batches(rows, lambda key: known.add(key) and own.add(key), on_duplicate)
             fragments, num_rows = write_fragments(self._dataset, self.uri, batches)
             if num_rows:
@@ -268,6 +268,24 @@ class PairTable:
             raise
         self._num_rows = int(self._dataset.count_rows())
         return num_rows
+
+    def append_written(
+        self, fragments: Sequence[Any], ids: IdSet, journal: Mapping[str, str]
+    ) -> None:
+        """Makes rows visible that others have written (`FragmentWriter`), in one atomic step.
+
+        Args:
+            fragments: in the order of the rows.
+            ids: of these rows, each of them once and none of them in this version of the table;
+                ids of this version may be among them.
+            journal: becomes visible together with the rows, as in `append`.
+
+        Raises:
+            DataError: another process has added one of the ids meanwhile.
+        """
+        again_after_conflicts(lambda: self._commit_rows(fragments, ids, journal))
+        self._ids = None
+        self._num_rows = int(self._dataset.count_rows())
 
     def _commit_rows(self, fragments: Sequence[Any], own: IdSet, notes: Mapping[str, str]) -> None:
         """Makes written rows visible if no other process has added one of their ids."""
@@ -388,7 +406,8 @@ class PairTable:
             )
         return list(columns)
 
-    def _known_ids(self) -> IdSet:
+    def known_ids(self) -> IdSet:
+        """The ids of all rows; what is added to them counts as known to this object."""
         if self._ids is None:
             self._ids = IdSet()
             for batch in self.scan(["id"]):

@@ -4,6 +4,7 @@ A request that was carried out may still be answered by an error. So nothing is 
 before a look at whether it was.
 """
 
+import json
 import os
 import random
 import re
@@ -27,6 +28,7 @@ _T = TypeVar("_T")
 # fragments, so that one with small images must not have too many rows either.
 _FRAGMENT_BYTES = 128 << 20
 _FRAGMENT_ROWS = 16384
+_READ_ROWS = 512
 _ABSENT = "was not found"
 # Of a version's file: where its content begins, two numbers of the format, and a mark.
 _MANIFEST_END = struct.Struct("<QHH4s")
@@ -400,3 +402,33 @@ def remove_fragments(uri: str, fragments: Sequence[Any]) -> None:
     if not is_object_address(uri):
         for file in (file for fragment in fragments for file in fragment.files):
             Path(uri, "data", file.path).unlink(missing_ok=True)
+
+
+def fragments_to_json(fragments: Sequence[Any]) -> str:
+    """What `FragmentWriter` wrote, as another process can be told of it."""
+    return json.dumps([fragment.to_json() for fragment in fragments])
+
+
+def fragments_from_json(text: str) -> list[Any]:
+    """The fragments that `fragments_to_json` tells of."""
+    from_json = lance_library().fragment.FragmentMetadata.from_json
+    return [from_json(json.dumps(values)) for values in json.loads(text)]
+
+
+def written_rows(uri: str, fragments: Sequence[Any]) -> "Iterator[pa.RecordBatch]":
+    """The rows of fragments that no version names yet, in order.
+
+    Raises:
+        DataError: a file of theirs is missing or damaged.
+    """
+    lance_library()
+    from lance.file import LanceFileReader
+
+    for path in (f"{uri}/data/{file.path}" for fragment in fragments for file in fragment.files):
+
+        def batches(path: str = path) -> "list[pa.RecordBatch]":
+            # A file is as large as may be held in memory while rows are written.
+            reader = LanceFileReader(path, lance_options(uri))
+            return list(reader.read_all(batch_size=_READ_ROWS).to_batches())
+
+        yield from read(uri, batches)
