@@ -28,7 +28,10 @@ from openblip.sources.sharded import ImportJob
 from openblip.sources.source import SourceOptions
 from openblip.sources.tars import TarSource
 from openblip.table.rows import PairRow
+from openblip.table.storage import ObjectFolder
 from openblip.table.table import PairTable
+
+from ..s3_server import S3Proxy
 
 Tar = Callable[[Path, Sequence[tuple[str, bytes]]], None]
 
@@ -90,7 +93,7 @@ def mixed(shards: Path, tar: Tar, jpeg: Callable[..., bytes], samples: Callable[
     return shards
 
 
-def _whole(uri: Path) -> tuple[list[Any], dict[str, Any]]:
+def _whole(uri: Path | str) -> tuple[list[Any], dict[str, Any]]:
     """All that is in a table, but for what tells when and where it was made."""
     table = PairTable.open(uri)
     states = {key: json.loads(text) for key, text in table.metadata.items()}
@@ -343,6 +346,41 @@ def test_a_shard_that_kills_its_workers_is_named(shards: Path, tmp_path: Path) -
     )
     with pytest.raises(OpenBlipError, match=r"00001\.tar: 5 workers died; the other shards"):
         list(job.open_worker("cpu", 0.0, 1).compute(unit))
+
+
+def test_a_machine_that_does_not_have_a_shard_stops_the_import(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = TarSource.shards
+
+    def then_gone(source: TarSource) -> list[Any]:
+        found = listed(source)
+        (shards / "00001.tar").unlink()
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TarSource, "shards", then_gone)
+        with pytest.raises(
+            OpenBlipError, match=r"00001\.tar is not there on .*: every machine must"
+        ):
+            import_pairs(f"{shards}/*.tar", tmp_path / "t", processes=1)
+
+
+def test_rows_go_into_an_object_store(shards: Path, tmp_path: Path, s3: S3Proxy) -> None:
+    one, many = f"{s3.bucket}/one.lance", f"{s3.bucket}/many.lance"
+    source = f"{shards}/*.tar"
+    alone = import_pairs(source, one, show_progress=False)
+    with pytest.MonkeyPatch.context() as patch:
+        _stopped_after(2, patch)
+        with pytest.raises(KeyboardInterrupt):
+            import_pairs(source, many, processes=1)
+    together = import_pairs(source, many, processes=1)
+    # Some ids are in several shards, so that fragments were read and written anew.
+    assert "duplicate id" in together.skipped
+    assert _told(together) == _told(alone)
+    assert _whole(many) == _whole(one)
+    left = ObjectFolder(f"{many}.import").names()
+    assert [name for name in left if not name.startswith(("lock", "latest"))] == []
 
 
 def _job(source: str, uri: Path) -> ImportJob:

@@ -6,7 +6,7 @@ Whoever imports, one process or many, decides about an entry here and nowhere el
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -92,7 +92,7 @@ class Outcome:
 
     def to_json(self) -> str:
         """Itself on one line."""
-        return json.dumps(astuple(self))
+        return json.dumps([getattr(self, name) for name in self.__slots__])
 
     @classmethod
     def from_json(cls, line: str | bytes) -> Self:

@@ -32,7 +32,6 @@ from openblip.sources.source import (
     Remark,
     Shard,
     SourceOptions,
-    file_size,
 )
 from openblip.sources.tables import TABLE_SUFFIXES, DownloadLog, TableSource, is_table_file
 from openblip.sources.tars import TAR_SUFFIXES, UNREAD_ARCHIVES, TarSource
@@ -121,7 +120,7 @@ class FolderSource:
         shards = []
         for seen in self._lists():
             self._note_images(seen, _kind_of(seen.path))
-            shards.append(Shard(seen.name, {"list": seen.name}, file_size(seen.path)))
+            shards.append(Shard.of_file(seen.name, {"list": seen.name}, seen.path))
         return [*shards, *self._spans()]
 
     def entries_of(self, shard: Shard) -> Iterator[Entry]:
@@ -331,8 +330,9 @@ class _Files:
         if self.after is not None:
             cursor["after"] = self.after.name
         if self.is_archive:
-            return Shard(self.first.name, cursor, file_size(self.first.path))
-        return Shard(f"{self.first.name} to {self.last.name}", cursor, self.number)
+            return Shard.of_file(self.first.name, cursor, self.first.path)
+        name, folder = f"{self.first.name} to {self.last.name}", self.first.path.parent
+        return Shard(name, cursor, self.number, str(folder))
 
 
 def _kind_of_folder(folder: Path) -> str:

@@ -156,7 +156,9 @@ def import_pairs(
     table = PairTable.open_if_any(uri)
     key = metadata_key(settings.fingerprint())
     state = _restored(table, key) if table is not None else None
-    shards = _shards(opened, settings) if processes is not None or ray is not None else []
+    is_done = state is not None and state.report.complete and not again
+    is_divided = (processes is not None or ray is not None) and not is_done
+    shards = _shards(opened, settings) if is_divided else []
     _check_way(settings, str(uri), state, shards, limit)
     if state is not None and state.report.complete:
         if again:
@@ -277,7 +279,9 @@ class _Import:
         known = begun(uri, self._settings.fingerprint())
         state.again = bool(known["again"]) if known is not None else state.again
         checks = checks_of(self._settings, self._source)
-        job = ImportJob(uri, self._source, tuple(shards), checks, state.again, num_threads)
+        # Other machines have other working directories.
+        place = uri if "://" in uri else str(Path(uri).absolute())
+        job = ImportJob(place, self._source, tuple(shards), checks, state.again, num_threads)
         if known is None and self._table is not None:
             # First what is begun, then that nothing is complete: so a job that is there and a
             # report that is complete mean that the job was committed.

@@ -12,9 +12,11 @@ So table and report are those of one process that reads shard after shard. A sha
 result is recorded; killed before, it is read anew, and what was written of it is never named.
 """
 
+import gzip
 import hashlib
 import io
 import json
+import platform
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -22,7 +24,7 @@ from contextlib import closing, suppress
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import chain
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -63,8 +65,8 @@ class ShardResult:
     """Of its last entry; None without any."""
     ids: np.ndarray
     """The hash of each row's id, in order; no two are equal."""
-    outcomes: "Sequence[Outcome]"
-    """Of each entry, in order."""
+    outcomes: bytes
+    """Of each entry, in order, as `_Counts` packs them."""
 
     def to_bytes(self) -> bytes:
         """The content of its file."""
@@ -74,30 +76,53 @@ class ShardResult:
             "cursor": self.cursor,
         }
         content = io.BytesIO()
-        with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        # Hashes have nothing to be packed, and outcomes are packed.
+        with zipfile.ZipFile(content, "w") as file:
             file.writestr("result.json", json.dumps(told))
-            file.writestr("ids", self.ids.tobytes(), zipfile.ZIP_STORED)
-            file.writestr("outcomes", "\n".join(outcome.to_json() for outcome in self.outcomes))
+            file.writestr("ids", self.ids.tobytes())
+            file.writestr("outcomes", self.outcomes)
         return content.getvalue()
 
     @classmethod
-    def from_bytes(cls, content: bytes, *, with_outcomes: bool = False) -> "ShardResult":
+    def from_bytes(cls, content: bytes, *, with_outcomes: bool = False) -> Self:
         """What `to_bytes` wrote.
 
         Args:
             content: of the file.
-            with_outcomes: else these are left out: only who drops rows needs them.
+            with_outcomes: else there are none: only who drops rows needs them.
         """
         with zipfile.ZipFile(io.BytesIO(content)) as file:
             told = json.loads(file.read("result.json"))
-            lines = file.read("outcomes").splitlines() if with_outcomes else []
             return cls(
                 told["fragments"],
                 ImportReport.from_dict(told["report"]),
                 told["cursor"],
                 np.frombuffer(file.read("ids"), dtype=np.uint64),
-                [Outcome.from_json(line) for line in lines],
+                file.read("outcomes") if with_outcomes else b"",
             )
+
+
+class _Counts:
+    """A report, and the outcomes that it counts, packed: a list may have millions."""
+
+    def __init__(self) -> None:
+        self.report = ImportReport("", "", "")
+        self._packed = io.BytesIO()
+        self._file = gzip.GzipFile(fileobj=self._packed, mode="wb", compresslevel=1)
+
+    def add(self, outcome: Outcome) -> None:
+        outcome.count(self.report)
+        self._file.write(outcome.to_json().encode() + b"\n")
+
+    def outcomes(self) -> bytes:
+        """All of them; nothing is added afterwards."""
+        self._file.close()
+        return self._packed.getvalue()
+
+
+def _unpacked(outcomes: bytes) -> Iterator[Outcome]:
+    with gzip.open(io.BytesIO(outcomes)) as lines:
+        yield from map(Outcome.from_json, lines)
 
 
 @dataclass(frozen=True)
@@ -253,7 +278,13 @@ class ShardWorker:
     def _read(self, number: int) -> "Iterator[Any]":
         """Yields batches of rows as they are taken, and then the result."""
         job, uri = self._job, self._job.table_uri
-        entries = job.source.entries_of(job.shards[number])
+        if not (shard := job.shards[number]).is_here():
+            # Else each of them would be left out as damaged, and the import would be complete.
+            raise OpenBlipError(
+                f"{shard.path} is not there on {platform.node()}: every machine must reach the "
+                "source by the same path. What is finished is kept: run the same command to go on"
+            )
+        entries = job.source.entries_of(shard)
         with closing(self._checked(entries)) as checked:
             rows = _Rows(checked, job.again)
             batches = row_batches(rows.run(), rows.is_new, rows.on_duplicate)
@@ -268,9 +299,12 @@ class ShardWorker:
                 fragments = writer.fragments
         ids = np.fromiter(rows.ids, dtype=np.uint64, count=len(rows.ids))
         yield ShardResult(
-            fragments_to_json(fragments), _report(rows.outcomes), rows.cursor, ids, rows.outcomes
+            fragments_to_json(fragments),
+            rows.counts.report,
+            rows.cursor,
+            ids,
+            rows.counts.outcomes(),
         )
-
 
     def _checked(self, entries: Iterator[Entry]) -> Generator[Checked, None, None]:
         check, threads = self._job.checks.check, self._num_threads
@@ -288,7 +322,7 @@ class _Rows:
         self._is_known = False
         self.ids: dict[int, None] = {}
         """Hashes of ids in the order of the rows."""
-        self.outcomes: list[Outcome] = []
+        self.counts = _Counts()
         self.cursor: Cursor | None = None
 
     def run(self) -> Iterator[PairRow]:
@@ -299,7 +333,7 @@ class _Rows:
                 # Whoever takes the row asks `is_new`, and maybe calls `on_duplicate`, first.
                 yield result.row
                 outcome = outcome.known(self._again) if self._is_known else outcome
-            self.outcomes.append(outcome)
+            self.counts.add(outcome)
             self.cursor = result.entry.cursor
 
     def is_new(self, row_id: str) -> bool:
@@ -309,13 +343,6 @@ class _Rows:
 
     def on_duplicate(self, row: PairRow) -> None:
         self._is_known = True
-
-
-def _report(outcomes: Sequence[Outcome]) -> ImportReport:
-    report = ImportReport("", "", "")
-    for outcome in outcomes:
-        outcome.count(report)
-    return report
 
 
 def _drops(number: int, digest: str) -> str:
@@ -339,14 +366,14 @@ def _mended(job: ImportJob, number: int, digest: str) -> "Iterator[Any]":
             if stay:
                 writer.add(batch if len(stay) == batch.num_rows else batch.take(stay))
             yield batch
-    outcomes, row = [], 0
-    for outcome in read.outcomes:
+    counts, row = _Counts(), 0
+    for outcome in _unpacked(read.outcomes):
         is_row = not outcome.reason
-        outcomes.append(outcome.known(job.again) if is_row and row in dropped else outcome)
+        counts.add(outcome.known(job.again) if is_row and row in dropped else outcome)
         row += is_row
     kept = np.delete(read.ids, sorted(dropped))
     fragments = fragments_to_json(writer.fragments)
-    yield ShardResult(fragments, _report(outcomes), read.cursor, kept, outcomes)
+    yield ShardResult(fragments, counts.report, read.cursor, kept, counts.outcomes())
 
 
 @dataclass

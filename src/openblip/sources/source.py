@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 from openblip.runtime.errors import DataError
 from openblip.sources.report import Reason
@@ -120,6 +120,17 @@ class Shard:
     """By which its source finds it."""
     size: int
     """Bytes of a file, or number of files; another size is another shard."""
+    path: str
+    """The file, or the folder in which its first file is."""
+
+    @classmethod
+    def of_file(cls, name: str, cursor: Cursor, path: Path) -> Self:
+        """One that is a file."""
+        return cls(name, cursor, file_size(path), str(path))
+
+    def is_here(self) -> bool:
+        """Whether this machine has it, as far as it was there when it was listed."""
+        return not self.size or os.path.lexists(self.path)
 
     @property
     def digest(self) -> str:

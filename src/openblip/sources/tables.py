@@ -32,7 +32,6 @@ from openblip.sources.source import (
     Shard,
     SourceOptions,
     UnsafePath,
-    file_size,
     is_file,
 )
 from openblip.sources.text_files import FILE_DAMAGE, in_one_line, open_text, plain_name
@@ -108,7 +107,7 @@ class TableSource:
     def shards(self) -> list[Shard]:
         """The tables."""
         return [
-            Shard(f"{self._within}{file.name}", {"file": str(file)}, file_size(file))
+            Shard.of_file(f"{self._within}{file.name}", {"file": str(file)}, file)
             for file in self._files
         ]
 

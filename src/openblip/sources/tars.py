@@ -31,7 +31,6 @@ from openblip.sources.source import (
     Shard,
     SourceOptions,
     UnsafePath,
-    file_size,
     inside,
 )
 from openblip.table.rows import file_key
@@ -219,7 +218,9 @@ class TarSource:
     def shards(self) -> list[Shard]:
         """The archives."""
         return [
-            Shard(f"{self._within}{shard.name}", {"shard": str(shard)}, file_size(shard))
+            Shard(
+                f"{self._within}{shard.name}", {"shard": str(shard)}, file_size(shard), str(shard)
+            )
             for shard in self._shards
         ]
 
