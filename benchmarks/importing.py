@@ -166,7 +166,7 @@ def simulated_results(job: ImportJob, rows: int) -> dict[int, Result]:
         fragments = [
             {
                 "id": 0,
-                "files": [_file(f"{number:08d}-{place}")],
+                "files": [_file(job.table_uri, f"{number:08d}-{place}")],
                 "physical_rows": rows // _FRAGMENTS,
                 "deletion_file": None,
                 "row_id_meta": None,
@@ -184,7 +184,9 @@ def simulated_results(job: ImportJob, rows: int) -> dict[int, Result]:
     return found
 
 
-def _file(name: str) -> dict[str, Any]:
+def _file(uri: str, name: str) -> dict[str, Any]:
+    Path(uri, "data").mkdir(exist_ok=True)
+    Path(uri, "data", f"simulated-{name}.lance").touch()
     # A column of texts has a field for its items.
     columns = list(range(9))
     return {

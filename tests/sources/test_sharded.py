@@ -18,7 +18,7 @@ from pyarrow import parquet
 
 from openblip.jobs.pools import RayCluster
 from openblip.jobs.units import Unit
-from openblip.runtime.errors import DataError, OpenBlipError, OpenBlipWarning
+from openblip.runtime.errors import DataError, OpenBlipError, OpenBlipWarning, StorageError
 from openblip.sources import folder as folder_module
 from openblip.sources.checking import ImportSettings, Outcome
 from openblip.sources.detect import open_source
@@ -118,7 +118,7 @@ def _compare(
     """Imports a source by one process and by several, and compares all that comes of it."""
     one, many = tmp_path / "one.lance", tmp_path / "many.lance"
     alone = import_pairs(source, one, show_progress=False, **options)
-    together = import_pairs(source, many, processes=processes, **options)
+    together = import_pairs(source, many, processes=processes, show_progress=False, **options)
     assert _told(together) == _told(alone)
     assert together.num_seen == together.num_used + together.num_skipped
     assert _whole(many) == _whole(one)
@@ -155,8 +155,21 @@ def test_whatever_is_in_a_folder_is_read_as_by_one_process(
     assert len(report.skipped) >= 4
 
 
-def test_several_processes_read_side_by_side(mixed: Path, tmp_path: Path) -> None:
+def test_several_processes_read_side_by_side(
+    mixed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     _compare(mixed, tmp_path, processes=2)
+    assert "import" not in capsys.readouterr().err
+
+
+def test_progress_tells_megabytes_and_images(
+    shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = import_pairs(f"{shards}/*.tar", tmp_path / "t", processes=1)
+    told = capsys.readouterr().err
+    assert "import: 4 of 4 MB, " in told
+    # A row more, which another shard had.
+    assert f" MB/s, images {report.num_rows + 1}, took " in told
 
 
 def test_tables_of_text_and_of_bytes_are_read_as_by_one_process(
@@ -348,6 +361,18 @@ def test_a_shard_that_kills_its_workers_is_named(shards: Path, tmp_path: Path) -
         list(job.open_worker("cpu", 0.0, 1).compute(unit))
 
 
+def test_rows_that_were_lost_before_the_commit_are_told(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        _stopped_after(3, patch)
+        with pytest.raises(KeyboardInterrupt):
+            import_pairs(f"{shards}/*.tar", tmp_path / "t", processes=1)
+    next((tmp_path / "t" / "data").glob("*.lance")).unlink()
+    with pytest.raises(StorageError, match=r"1 files of rows that were read are gone.*: remove"):
+        import_pairs(f"{shards}/*.tar", tmp_path / "t", processes=1)
+
+
 def test_a_machine_that_does_not_have_a_shard_stops_the_import(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -360,9 +385,7 @@ def test_a_machine_that_does_not_have_a_shard_stops_the_import(
 
     with monkeypatch.context() as patch:
         patch.setattr(TarSource, "shards", then_gone)
-        with pytest.raises(
-            OpenBlipError, match=r"00001\.tar is not there on .*: every machine must"
-        ):
+        with pytest.raises(OpenBlipError, match=r"00001\.tar is not there on .*: every"):
             import_pairs(f"{shards}/*.tar", tmp_path / "t", processes=1)
 
 

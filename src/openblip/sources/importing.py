@@ -173,7 +173,7 @@ def import_pairs(
         return state.report
     run = _Import(settings, opened, table, key, state, commit_rows)
     if shards:
-        run.run_shards(shards, processes or 1, ray, num_threads)
+        run.run_shards(shards, processes or 1, ray, num_threads, show_progress)
     else:
         run.run(num_threads or default_threads(), show_progress)
     return state.report
@@ -272,6 +272,7 @@ class _Import:
         processes: int,
         cluster: RayCluster | None,
         num_threads: int | None,
+        show_progress: bool,
     ) -> None:
         """Imports shards by many workers, and stores the report."""
         assert isinstance(self._source, DividedSource)
@@ -298,7 +299,8 @@ class _Import:
 
         state.report.seconds = job.seconds_before()
         try:
-            Run(job, ImportTarget(job, self._publish), start_pool).complete()
+            target = ImportTarget(job, self._publish)
+            Run(job, target, start_pool, show_progress).complete()
         except BaseException:
             self._noted()
             job.note_seconds(state.report.seconds)

@@ -152,7 +152,7 @@ class ImportJob:
     @property
     def counts_bytes(self) -> bool:
         """Whether each shard is a file."""
-        return all("until" not in s.cursor or s.name == s.cursor["until"] for s in self.shards)
+        return all(shard.is_file for shard in self.shards)
 
     @property
     def batch_size(self) -> int:
@@ -460,7 +460,24 @@ class ImportTarget:
             merged.fragments += fragments_from_json(result.fragments)
             merged.cursor = result.cursor or merged.cursor
         self._merged = merged
+        if not missing:
+            self._check_files(merged.fragments)
         return mended, missing
+
+    def _check_files(self, fragments: Sequence[Any]) -> None:
+        """Nothing, if no file of rows is lost: till the commit they are nobody's to Lance.
+
+        Raises:
+            StorageError: some are.
+        """
+        uri = self._job.table_uri
+        there = set(open_store(f"{uri}/data").names())
+        lost = [file.path for f in fragments for file in f.files if file.path not in there]
+        if lost:
+            raise StorageError(
+                f"{uri}: {len(lost)} files of rows that were read are gone (data/{lost[0]}): "
+                f"remove {self._job.folder.uri}, and run the same command to begin anew"
+            )
 
     def _part_without(self, number: int, dropped: np.ndarray) -> ShardPart:
         part = self._job.part(number)

@@ -120,17 +120,19 @@ class Shard:
     """By which its source finds it."""
     size: int
     """Bytes of a file, or number of files; another size is another shard."""
-    path: str
-    """The file, or the folder in which its first file is."""
+    path: str = ""
+    """The file, or the folder in which its first file is; empty where it is on no disk."""
+    is_file: bool = False
+    """Whether it is one file, and nothing else."""
 
     @classmethod
     def of_file(cls, name: str, cursor: Cursor, path: Path) -> Self:
         """One that is a file."""
-        return cls(name, cursor, file_size(path), str(path))
+        return cls(name, cursor, file_size(path), str(path), is_file=True)
 
     def is_here(self) -> bool:
         """Whether this machine has it, as far as it was there when it was listed."""
-        return not self.size or os.path.lexists(self.path)
+        return not (self.size and self.path) or os.path.lexists(self.path)
 
     @property
     def digest(self) -> str:

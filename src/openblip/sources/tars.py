@@ -218,9 +218,7 @@ class TarSource:
     def shards(self) -> list[Shard]:
         """The archives."""
         return [
-            Shard(
-                f"{self._within}{shard.name}", {"shard": str(shard)}, file_size(shard), str(shard)
-            )
+            Shard.of_file(f"{self._within}{shard.name}", {"shard": str(shard)}, shard)
             for shard in self._shards
         ]
 
