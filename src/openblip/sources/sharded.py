@@ -308,10 +308,9 @@ class ShardWorker:
 
     def _checked(self, entries: Iterator[Entry]) -> Generator[Checked, None, None]:
         check, threads = self._job.checks.check, self._num_threads
-        if threads > 1:
-            yield from ordered_map(check, entries, threads, threads * 4)
-        # One worker for each core, which reads, decodes and writes in turn.
-        yield from map(check, entries)
+        # With one thread a worker reads, decodes and writes in turn, and takes one core.
+        found = map(check, entries)
+        yield from found if threads == 1 else ordered_map(check, entries, threads, threads * 4)
 
 
 class _Rows:
