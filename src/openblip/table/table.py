@@ -51,7 +51,8 @@ class PairTable:
     """One version of a table of image-text pairs.
 
     Reading is safe from many threads at once. A table that is open does not see what another
-    process writes: open it again for that. Rows are numbered from 0 in the order of writing.
+    process writes: open it again for that, or `refresh` it. Rows are numbered from 0 in the order
+    of writing.
     """
 
     def __init__(self, dataset: Any, uri: str) -> None:
@@ -183,6 +184,11 @@ class PairTable:
     def fix_verdicts(self, verdicts: Sequence[ReviewRecord]) -> None:
         """Lets this object see these verdicts from now on, whatever people add to the log."""
         self._verdicts = list(verdicts)
+
+    def refresh(self) -> None:
+        """Show what others have written since it was opened: the latest version."""
+        read(self.uri, self._dataset.checkout_latest)
+        self._num_rows, self._ids = int(read(self.uri, self._dataset.count_rows)), None
 
     def update_metadata(self, values: Mapping[str, str | None]) -> None:
         """Sets metadata entries, all at once; a value of None removes its entry."""
