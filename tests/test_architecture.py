@@ -50,6 +50,7 @@ SAME_FLOOR = {
     ("model", "runtime"),
     ("jobs", "table"),
     ("sources", "table"),
+    ("sources", "jobs"),
     ("batches", "table"),
     ("batches", "sources"),
     ("curation", "table"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from openblip.cli.flags import UsageError
+from openblip.cli.flags import UsageError, WorkerFlags
 from openblip.cli.output import check_outputs, print_json, print_table
 from openblip.runtime.ranges import Count, CountOrNone, Range, Share, Workers
 from openblip.sources.report import ExportReport, ImportReport, Reason
@@ -125,7 +125,7 @@ def import_(
         without_captions=without_captions,
         num_threads=threads,
         processes=processes,
-        ray=ray_cluster(ray, workers, processes),
+        ray=WorkerFlags(processes=processes, ray=ray, workers=workers).cluster(),
     )
     _print(report, json)
     _hint(report, ids)

@@ -256,6 +256,8 @@ class Driver:
             return
         if isinstance(report.event, Counter):
             self.counts.update(report.event)
+            shown = {name: self.counts[name] for name in self._job.kind.shown}
+            self._progress.update(0, **shown)
             return
         if isinstance(report.event, int):
             self._goes_on(report.worker)

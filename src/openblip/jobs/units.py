@@ -43,6 +43,8 @@ class Kind:
     """The command that shows how far a job is, if there is one."""
     suffix: str = "lance"
     """Of the files that hold the results of parts."""
+    shown: tuple[str, ...] = ()
+    """Which of the things that workers count are shown with the progress."""
 
     def folder(self, table_uri: str) -> str:
         """Where the jobs of a table keep their files, beside it."""
