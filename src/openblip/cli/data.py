@@ -44,6 +44,23 @@ _SHORTEST_VECTOR = 16
 WithoutName = Literal["duplicate_images", "duplicate_captions", "repeated_captions", "leaks"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ManyWorkers:
+    """Many workers, for a source in many files."""
+
+    processes: Workers | None = None
+    """read tars, tables and parts of a folder side by side, in so many processes of this machine;
+    the table is the same as without."""
+    ray: str | None = None
+    """address of a Ray cluster whose machines do it; local for a cluster of this one."""
+    workers: Count | None = None
+    """with --ray: most workers at a time; default: all room that the cluster has."""
+
+
+# Its flags stand among the command's own.
+_ManyFlags = Annotated[_ManyWorkers, tyro.conf.arg(name="")]
+
+
 def import_(
     source: tyro.conf.Positional[Path],
     table: tyro.conf.Positional[str],
@@ -64,9 +81,7 @@ def import_(
     encoding: str | None = None,
     without_captions: bool = False,
     threads: Workers | None = None,
-    processes: Workers | None = None,
-    ray: str | None = None,
-    workers: Count | None = None,
+    where: _ManyFlags = _ManyWorkers(),
     json: bool = False,
 ) -> int:
     """Bring image-text pairs into a pair table, which is made if there is none.
@@ -98,10 +113,7 @@ def import_(
         encoding: of texts that are not UTF-8, such as cp1252 or utf-16.
         without_captions: also take images that have no text, such as photos to be captioned.
         threads: threads that read and decode; one per core by default, one with --processes.
-        processes: read tars, tables and parts of a folder side by side, in so many processes of
-            this machine; the table is the same as without.
-        ray: address of a Ray cluster whose machines do it; local for a cluster of this one.
-        workers: with --ray: most workers at a time; default: all room that the cluster has.
+        where: many workers, for a source in many files.
         json: print the report as JSON.
     """
     from openblip.sources.importing import import_pairs
@@ -124,8 +136,8 @@ def import_(
         encoding=encoding,
         without_captions=without_captions,
         num_threads=threads,
-        processes=processes,
-        ray=WorkerFlags(processes=processes, ray=ray, workers=workers).cluster(),
+        processes=where.processes,
+        ray=WorkerFlags(**asdict(where)).cluster(),
     )
     _print(report, json)
     _hint(report, ids)

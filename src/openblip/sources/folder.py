@@ -20,7 +20,7 @@ from openblip.sources.beside import (
 from openblip.sources.caption_lists import JsonlSource, is_list_name
 from openblip.sources.cards import CARD_NAME, Card
 from openblip.sources.columns import NoColumn
-from openblip.sources.image_formats import HEAD_BYTES, what_it_is
+from openblip.sources.image_formats import HEAD_BYTES, IMAGE_SUFFIXES, what_it_is
 from openblip.sources.paths import Seen, Span, is_hidden, walk
 from openblip.sources.report import Reason
 from openblip.sources.source import (
@@ -149,6 +149,8 @@ class FolderSource:
                 spans.append(_Files(after, seen, seen, is_archive))
             spans[-1].last = seen
             spans[-1].number += 1
+            is_image = seen.path.suffix.lower() in IMAGE_SUFFIXES
+            spans[-1].images += is_image and os.path.normpath(seen.path) not in self._listed
         for span in spans:
             yield span.shard(prunes)
 
@@ -317,6 +319,8 @@ class _Files:
     last: Seen
     is_archive: bool
     number: int = 0
+    images: int = 0
+    """Those that no list names, by their suffix."""
 
     def ends_before(self, seen: Seen) -> bool:
         """Whether a file is not of it, though it follows."""
@@ -332,7 +336,7 @@ class _Files:
         if self.is_archive:
             return Shard.of_file(self.first.name, cursor, self.first.path)
         name, folder = f"{self.first.name} to {self.last.name}", self.first.path.parent
-        return Shard(name, cursor, self.number, str(folder))
+        return Shard(name, cursor, self.images, str(folder))
 
 
 def _kind_of_folder(folder: Path) -> str:

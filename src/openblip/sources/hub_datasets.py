@@ -103,7 +103,7 @@ class DatasetSource:
         """The parts that the dataset is in: files, or shards of a split."""
         opened = self._open("")
         return [
-            Shard(part.name, {"revision": opened.revision, "part": part.name, "row": 0}, 0)
+            Shard(part.name, {"revision": opened.revision, "part": part.name, "row": 0}, 1)
             for part in opened.parts
         ]
 

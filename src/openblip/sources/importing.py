@@ -155,18 +155,12 @@ def import_pairs(
         raise DataError("images in .tar shards have no path of their own: use store='bytes'")
     table = PairTable.open_if_any(uri)
     key = metadata_key(settings.fingerprint())
-    state = _restored(table, key) if table is not None else None
-    is_done = state is not None and state.report.complete and not again
+    stored = _restored(table, key) if table is not None else None
+    is_done = stored is not None and stored.report.complete and not again
     is_divided = (processes is not None or ray is not None) and not is_done
     shards = _shards(opened, settings) if is_divided else []
-    _check_way(settings, str(uri), state, shards, limit)
-    if state is not None and state.report.complete:
-        if again:
-            state = _State(_new_report(settings, uri, opened), again=True)
-        elif not (state.report.num_rows or state.report.num_known):
-            # It came to nothing, so that there is nothing to be repeated: it may be mended now.
-            state = None
-    state = state or _State(_new_report(settings, uri, opened))
+    _check_way(settings, str(uri), stored, shards, limit)
+    state = _continued(stored, ImportReport(settings.source, str(uri), opened.format), again)
     state.until = limit
     if state.report.complete or _is_full(state):
         state.report.nothing_read = True
@@ -180,9 +174,9 @@ def import_pairs(
 
 
 def _shards(source: PairSource, settings: ImportSettings) -> list[Shard]:
-    """The shards of a source that workers may read; none, with a warning, if it has but one."""
+    """The shards of a source that workers may read; none, with a warning, if one has all work."""
     shards = source.shards() if isinstance(source, DividedSource) else []
-    if len(shards) > 1:
+    if sum(shard.size > 0 for shard in shards) > 1:
         return shards
     warnings.warn(
         f"{settings.source} cannot be divided ({source.format}): it is read by one process. "
@@ -224,8 +218,14 @@ def _check_way(
         raise DataError("a limit takes the first rows: leave out --limit, or --processes and --ray")
 
 
-def _new_report(settings: ImportSettings, uri: str | Path, opened: PairSource) -> ImportReport:
-    return ImportReport(settings.source, str(uri), opened.format)
+def _continued(stored: "_State | None", empty: ImportReport, again: bool) -> "_State":
+    """The state to go on with; `empty` is the report of what begins anew."""
+    if stored is None or not stored.report.complete:
+        return stored or _State(empty)
+    if again:
+        return _State(empty, again=True)
+    # One that came to nothing has nothing to be repeated: it may be mended now.
+    return stored if stored.report.num_rows or stored.report.num_known else _State(empty)
 
 
 class _Import:

@@ -440,6 +440,7 @@ class ImportTarget:
         mended: dict[int, Record] = {}
         missing: list[Part] = []
         names = [done[number].file for number in range(len(job.shards))]
+        needed: list[Any] = []
         for number, result in enumerate(self._read(names)):
             # In the order of the source: the first row of an id is the one that counts.
             dropped = np.flatnonzero(~ids.add_hashes(result.ids))
@@ -451,6 +452,7 @@ class ImportTarget:
                     name = _drops(number, part.digest)
                     job.folder.write(name, json.dumps(told).encode())
                     missing.append(part)
+                    needed += fragments_from_json(result.fragments)
                     continue
                 mended[part.number] = entry
                 merged.replaced += fragments_from_json(result.fragments)
@@ -459,8 +461,7 @@ class ImportTarget:
             merged.fragments += fragments_from_json(result.fragments)
             merged.cursor = result.cursor or merged.cursor
         self._merged = merged
-        if not missing:
-            self._check_files(merged.fragments)
+        self._check_files([*merged.fragments, *needed])
         return mended, missing
 
     def _check_files(self, fragments: Sequence[Any]) -> None:

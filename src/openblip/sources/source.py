@@ -119,7 +119,8 @@ class Shard:
     cursor: Cursor
     """By which its source finds it."""
     size: int
-    """Bytes of a file, or number of files; another size is another shard."""
+    """Bytes of a file, or number of images; another size is another shard. 0 of one without work:
+    the images that a list names are read with the list."""
     path: str = ""
     """The file, or the folder in which its first file is; empty where it is on no disk."""
     is_file: bool = False

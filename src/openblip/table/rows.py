@@ -230,11 +230,16 @@ class IdSet:
         # A table of 100 million rows is too long for a loop over its ids.
         if self._recent:
             self._settle()
-        is_new = np.ones(len(values), dtype=bool)
+        # In order, so that what is looked up next lies beside what was looked up before.
+        order = np.argsort(values)
+        fresh = values[order]
+        is_fresh = np.ones(len(fresh), dtype=bool)
         for part in self._sorted:
-            places = np.minimum(np.searchsorted(part, values), len(part) - 1)
-            is_new &= part[places] != values
-        self._keep(np.sort(values[is_new]))
+            places = np.minimum(np.searchsorted(part, fresh), len(part) - 1)
+            is_fresh &= part[places] != fresh
+        self._keep(fresh[is_fresh])
+        is_new = np.empty_like(is_fresh)
+        is_new[order] = is_fresh
         return is_new
 
     def _has(self, value: int) -> bool:
