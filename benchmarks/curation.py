@@ -159,7 +159,8 @@ def views(count: int) -> None:
 
 def growth(counts: list[int]) -> None:
     """Duplicates and leaks of tables whose images are marked, each in a process of its own."""
-    print("| rows | what | s | peak MiB | above the start |\n| ---: | --- | ---: | ---: | ---: |")
+    print("| rows | what | s | s of a core | peak MiB | above the start |")
+    print("| ---: | --- | ---: | ---: | ---: | ---: |")
     for count in counts:
         with tempfile.TemporaryDirectory() as folder:
             marked_table(f"{folder}/rows.lance", count, "train")
@@ -194,13 +195,13 @@ def marked_table(uri: str, count: int, split: str) -> None:
 
 def check(folder: str, what: str) -> None:
     table = PairTable.open(f"{folder}/rows.lance")
-    before, began = most_memory(), time.perf_counter()
+    before, began, used = most_memory(), time.perf_counter(), time.process_time()
     if what == "duplicates":
         flag_duplicates(table, show_progress=False)
     else:
         flag_leaks(table, PairTable.open(f"{folder}/other.lance"), show_progress=False)
-    seconds, peak = time.perf_counter() - began, most_memory()
-    print(f"{seconds:.1f} | {peak:.0f} | {peak - before:.0f}")
+    seconds, used, peak = time.perf_counter() - began, time.process_time() - used, most_memory()
+    print(f"{seconds:.1f} | {used:.1f} | {peak:.0f} | {peak - before:.0f}")
 
 
 def words_of(number: int) -> str:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -55,6 +55,10 @@ class _ManyWorkers:
     """address of a Ray cluster whose machines do it; local for a cluster of this one."""
     workers: Count | None = None
     """with --ray: most workers at a time; default: all room that the cluster has."""
+
+    def options(self) -> dict[str, Any]:
+        """For `import_pairs`."""
+        return {"processes": self.processes, "ray": WorkerFlags(**asdict(self)).cluster()}
 
 
 # Its flags stand among the command's own.
@@ -112,7 +116,7 @@ def import_(
         columns: names of all columns of CSV/TSV files without header, such as image caption.
         encoding: of texts that are not UTF-8, such as cp1252 or utf-16.
         without_captions: also take images that have no text, such as photos to be captioned.
-        threads: threads that read and decode; one per core by default, one with --processes.
+        threads: that read and decode; one per core by default, one with --processes.
         where: many workers, for a source in many files.
         json: print the report as JSON.
     """
@@ -136,8 +140,7 @@ def import_(
         encoding=encoding,
         without_captions=without_captions,
         num_threads=threads,
-        processes=where.processes,
-        ray=WorkerFlags(**asdict(where)).cluster(),
+        **where.options(),
     )
     _print(report, json)
     _hint(report, ids)

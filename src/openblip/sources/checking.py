@@ -97,8 +97,9 @@ class Outcome:
     @classmethod
     def from_json(cls, line: str | bytes) -> Self:
         """What `to_json` wrote."""
-        *values, notes = json.loads(line)
-        return cls(*values, tuple((reason, where, detail) for reason, where, detail in notes))
+        values = dict(zip(cls.__slots__, json.loads(line), strict=True))
+        notes = tuple((reason, where, detail) for reason, where, detail in values.pop("notes"))
+        return cls(**values, notes=notes)
 
 
 @dataclass(frozen=True)

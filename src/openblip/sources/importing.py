@@ -70,6 +70,7 @@ class _State:
 
 
 def _on_disk(source: str | Path) -> str:
+    """An absolute path: the import is the same one from wherever it is restarted."""
     if not str(source).strip():
         raise DataError("the name of the source is empty: give a file, a folder or a pattern")
     if is_dataset_name(str(source)):
@@ -109,8 +110,8 @@ def import_pairs(
     Every image is decoded once, so that training never meets a broken one. What is damaged,
     unsafe, incomplete or there twice is left out and stands in the report, which is also stored
     with the table. Called again after an interruption, the import carries on where it was;
-    called again after it is complete, it only returns the report, which then says so. A source
-    of which nothing can be used makes no table, and is read anew each time.
+    called again after it is complete, it only returns the report, which then says so. A source of
+    which nothing can be used makes no table, and is read anew each time.
 
     Args:
         source: a file, folder, or pattern; see `openblip.sources.detect`.
@@ -129,48 +130,53 @@ def import_pairs(
         num_threads: that read and decode; None for one for each core, 2 to 16.
         commit_rows: rows that become visible, and safe, at a time.
         show_progress: on stderr.
-        processes: of this machine, that read shards of the source side by side; None reads it in
-            this one, from its begin to its end. Table and report are the same.
+        processes: that read shards of the source side by side, to the same end; None: this one.
         ray: workers of a Ray cluster instead; they reach source and table by the same paths.
         options: what the source does not say itself; the fields of `SourceOptions`.
 
     Raises:
-        DataError: the source is of no known kind, or an option does not fit it; or it is being
+        DataError: the source is of no known kind, an option does not fit it, or it is being
             imported in another way.
         JobLockedError: another import by several workers goes into the table.
     """
     settings = ImportSettings(
-        # An absolute path: the import is the same one from wherever it is restarted.
         source=_on_disk(source),
         format=format,
-        origin=None if origin is None else _one_of("origin", origin, ORIGINS),
-        split=None if split is None else _one_of("split", split, SPLITS),
+        origin=_one_of("origin", origin, ORIGINS),
+        split=_one_of("split", split, SPLITS),
         store=store,
         ids=ids,
         options=SourceOptions(**options),
         without_captions=without_captions,
     )
-    opened = open_source(settings.source, settings.options, format)
-    if store == "uri" and opened.format == "webdataset":
-        raise DataError("images in .tar shards have no path of their own: use store='bytes'")
+    opened = _opened(settings)
     table = PairTable.open_if_any(uri)
-    key = metadata_key(settings.fingerprint())
-    stored = _restored(table, key) if table is not None else None
-    is_done = stored is not None and stored.report.complete and not again
-    is_divided = (processes is not None or ray is not None) and not is_done
-    shards = _shards(opened, settings) if is_divided else []
+    stored = _restored(table, settings) if table is not None else None
+    is_read = again or not _is_done(stored)
+    shards = _shards(opened, settings) if is_read and (processes or ray) else []
     _check_way(settings, str(uri), stored, shards, limit)
-    state = _continued(stored, ImportReport(settings.source, str(uri), opened.format), again)
-    state.until = limit
+    empty = ImportReport(settings.source, str(uri), opened.format)
+    state = replace(_continued(stored, empty, again), until=limit)
     if state.report.complete or _is_full(state):
         state.report.nothing_read = True
         return state.report
-    run = _Import(settings, opened, table, key, state, commit_rows)
+    run = _Import(settings, opened, table, state, commit_rows)
     if shards:
         run.run_shards(shards, processes or 1, ray, num_threads, show_progress)
     else:
         run.run(num_threads or default_threads(), show_progress)
     return state.report
+
+
+def _opened(settings: ImportSettings) -> PairSource:
+    opened = open_source(settings.source, settings.options, settings.format)
+    if settings.store == "uri" and opened.format == "webdataset":
+        raise DataError("images in .tar shards have no path of their own: use store='bytes'")
+    return opened
+
+
+def _is_done(stored: "_State | None") -> bool:
+    return stored is not None and stored.report.complete
 
 
 def _shards(source: PairSource, settings: ImportSettings) -> list[Shard]:
@@ -200,7 +206,7 @@ def _check_way(
         DataError: it does not.
     """
     is_begun = begun(uri, settings.fingerprint()) is not None
-    if is_begun and state is not None and state.report.complete:
+    if is_begun and _is_done(state):
         # Killed after its commit.
         remove_job(uri, settings.fingerprint())
     elif is_begun and not shards:
@@ -236,12 +242,12 @@ class _Import:
         settings: ImportSettings,
         source: PairSource,
         table: PairTable | None,
-        key: str,
         state: _State,
         commit_rows: int,
     ) -> None:
         self._settings, self._source, self._table = settings, source, table
-        self._key, self._state, self._commit_rows = key, state, commit_rows
+        self._key = metadata_key(settings.fingerprint())
+        self._state, self._commit_rows = state, commit_rows
         self._was_duplicate = False
         self._is_finished = False
         self._timed = time.monotonic()
@@ -403,8 +409,9 @@ def checks_of(settings: ImportSettings, source: PairSource) -> Checks:
     return Checks(settings, root, files)
 
 
-def _restored(table: PairTable, key: str) -> _State | None:
+def _restored(table: PairTable, settings: ImportSettings) -> _State | None:
     """The state that was committed last, with rows or on its own."""
+    key = metadata_key(settings.fingerprint())
     text = table.metadata.get(key)
     if text is None:
         return None
@@ -417,7 +424,7 @@ def _is_full(state: _State) -> bool:
     return state.until is not None and state.report.num_rows >= state.until
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> str:
-    if value not in allowed:
+def _one_of(name: str, value: str | None, allowed: tuple[str, ...]) -> str | None:
+    if value is not None and value not in allowed:
         raise DataError(f"{name} must be one of {', '.join(allowed)}. Got {value!r}.")
     return value
