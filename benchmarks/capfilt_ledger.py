@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,20 +31,20 @@ import torch
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.capfilt.job import (
+    CAPFILT,
     NEW_COLUMNS,
     CapFiltJob,
     CapFiltSettings,
     column_schema,
-    jobs_folder,
 )
-from openblip.capfilt.ledger import Ledger, open_store
-from openblip.capfilt.lock import JobLock
-from openblip.capfilt.pools import Report
-from openblip.capfilt.run import _Run
-from openblip.capfilt.worker import FragmentResult, Pieces, Unit, UnitDone
 from openblip.inference import Blip
+from openblip.jobs.columns import TableColumns
+from openblip.jobs.ledger import Ledger
+from openblip.jobs.pools import Report
+from openblip.jobs.run import Run
+from openblip.jobs.units import Pieces, Result, Unit, UnitDone
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
-from openblip.table.columns import ColumnFile, encode_columns
+from openblip.table.columns import encode_columns
 from openblip.table.table import PairTable, lance_library
 from openblip.world import WorldConfig, build_world
 
@@ -93,8 +94,9 @@ class SimulatedPool:
         columns = pa.table({f.name: pa.nulls(rows, f.type) for f in schema}, schema=schema)
         content = encode_columns(table, columns)
         Path(table.uri, "data", "simulated.lance").write_bytes(content)
-        self._result = FragmentResult(
-            ColumnFile("simulated.lance", len(content)),
+        self._result = Result(
+            "simulated.lance",
+            len(content),
             hashlib.sha256(content).hexdigest(),
             rows,
             0,
@@ -149,31 +151,25 @@ def simulate(folder: Path, fragments: int, rows: int) -> None:
     print("| step | s | peak MB |\n| --- | ---: | ---: |")
     job = CapFiltJob.plan(uri, settings)
     table = PairTable.open(uri)
-    run = _Run(job, lambda: SimulatedPool(table, rows, fragments // 2))  # type: ignore[arg-type]
+    target = TableColumns(job)
+    run = Run(job, target, lambda: SimulatedPool(table, rows, fragments // 2))
     timed("planning: open the table, list its fragments, read the ledger", run.look)
 
     def stopped() -> None:
-        try:
-            with JobLock(open_store(jobs_folder(uri))) as lock:
-                run.complete(lock)
-        except KeyboardInterrupt:
-            pass
+        with suppress(KeyboardInterrupt):
+            run.complete()
 
     timed("hand out, take back and record half of the fragments", stopped)
     again = timed(
         "a new driver: plan, with half of the fragments on record",
-        lambda: _Run(job, lambda: SimulatedPool(table, rows, None)),  # type: ignore[arg-type]
+        lambda: Run(job, target, lambda: SimulatedPool(table, rows, None)),
     )
     timed("what is missing", again.look)
 
-    def finish() -> None:
-        with JobLock(open_store(jobs_folder(uri))) as lock:
-            again.complete(lock)
-
-    timed("the other half, checksums of all, one commit", finish)
-    ledger = timed("read the ledger of the finished job", lambda: Ledger(job.folder))
+    timed("the other half, checksums of all, one commit", again.complete)
+    ledger = timed("read the ledger of the finished job", lambda: Ledger(job.folder, CAPFILT.title))
     assert ledger.counts()["done"] == fragments
-    files = list(Path(jobs_folder(uri)).rglob("*-*"))
+    files = list(Path(CAPFILT.folder(uri)).rglob("*-*"))
     size = sum(file.stat().st_size for file in files if file.is_file()) / 1e6
     print(f"\nLedger of the finished job: {size:.1f} MB on disk.")
 

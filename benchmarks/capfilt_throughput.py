@@ -28,8 +28,8 @@ import torch
 from PIL import Image
 
 from openblip.batches.tokenizer import TextTokenizer
+from openblip.capfilt.computer import CapFiltComputer
 from openblip.capfilt.job import CapFiltJob, CapFiltSettings
-from openblip.capfilt.worker import Worker
 from openblip.inference import Blip, Decoding
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.table.columns import list_fragments
@@ -83,18 +83,18 @@ def settings(folder: Path) -> CapFiltSettings:
 def bare_rate(folder: Path, table: str, seconds: float) -> float:
     """Images per second of the models alone, one thread, on batches that are in memory."""
     job = CapFiltJob.plan(table, settings(folder))
-    worker = Worker(job, "cpu")
+    computer = CapFiltComputer(job, "cpu")
     opened = PairTable.open(table)
     fragment = list_fragments(opened, ())[0]
     batches = [
-        worker.load(opened, fragment.number, range(start, start + BATCH))
+        computer.load(opened, fragment.number, range(start, start + BATCH))
         for start in range(0, min(4 * BATCH, fragment.num_rows), BATCH)
     ]
     torch.set_num_threads(1)
-    worker.process(batches[0])
+    computer.process(batches[0])
     done, started = 0, time.perf_counter()
     while time.perf_counter() - started < seconds:
-        done += worker.process(batches[(done // BATCH) % len(batches)]).num_rows
+        done += computer.process(batches[(done // BATCH) % len(batches)]).num_rows
     return done / (time.perf_counter() - started)
 
 

@@ -1,6 +1,7 @@
 """How well changed copies of photographs are found; what search, views and flags cost.
 
 python benchmarks/curation.py TABLE      # of real photographs, as `openblip data import` makes it
+python benchmarks/curation.py --growth 100000 1000000     # time and memory by number of rows
 """
 
 import argparse
@@ -8,6 +9,7 @@ import hashlib
 import io
 import json
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -155,6 +157,53 @@ def views(count: int) -> None:
             print(f"view, {name}: {time.perf_counter() - began:.2f} s")
 
 
+def growth(counts: list[int]) -> None:
+    """Duplicates and leaks of tables whose images are marked, each in a process of its own."""
+    print("| rows | what | s | s of a core | peak MiB | above the start |")
+    print("| ---: | --- | ---: | ---: | ---: | ---: |")
+    for count in counts:
+        with tempfile.TemporaryDirectory() as folder:
+            marked_table(f"{folder}/rows.lance", count, "train")
+            marked_table(f"{folder}/other.lance", 5000, "test")
+            for what in ("duplicates", "leakage"):
+                words = [sys.executable, __file__, folder, "--check", what]
+                said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+                print(f"| {count} | {what} | {said.strip()} |", flush=True)
+
+
+def marked_table(uri: str, count: int, split: str) -> None:
+    """Random texts, hashes and thumbnails, of which one in a hundred is a copy of another."""
+    rng = np.random.default_rng(len(split))
+    of = np.where(rng.random(count) < 0.01, rng.integers(0, count, count), np.arange(count))
+    rows = (
+        PairRow(str(n), b"x", captions=[words_of(int(of[n]))], split=split) for n in range(count)
+    )
+    table = PairTable.create(uri, rows)
+    hashes = rng.integers(0, 1 << 64, size=count, dtype=np.uint64)[of]
+    thumbnails = rng.integers(0, 256, (count, THUMBNAIL_BYTES), dtype=np.uint8)[of]
+    marks = {
+        "image_hash": pa.array(hashes),
+        "image_thumbnail": pa.FixedSizeBinaryArray.from_buffers(
+            MARK_TYPES["image_thumbnail"], count, [None, pa.py_buffer(thumbnails.tobytes())]
+        ),
+        "image_digest": pa.array(hashes),
+        "image_error": pa.nulls(count, pa.string()),
+    }
+    table.add_columns(pa.table(marks))
+    table.update_metadata({MARKS_KEY: json.dumps({"settings": MARK_SETTINGS, "rows": count})})
+
+
+def check(folder: str, what: str) -> None:
+    table = PairTable.open(f"{folder}/rows.lance")
+    before, began, used = most_memory(), time.perf_counter(), time.process_time()
+    if what == "duplicates":
+        flag_duplicates(table, show_progress=False)
+    else:
+        flag_leaks(table, PairTable.open(f"{folder}/other.lance"), show_progress=False)
+    seconds, used, peak = time.perf_counter() - began, time.process_time() - used, most_memory()
+    print(f"{seconds:.1f} | {used:.1f} | {peak:.0f} | {peak - before:.0f}")
+
+
 def words_of(number: int) -> str:
     digits = hashlib.sha256(str(number).encode()).hexdigest()
     return " ".join(digits[at : at + 5] for at in range(0, 50, 5))
@@ -165,19 +214,26 @@ def other_split(folder: str) -> PairTable:
     return PairTable.create(f"{folder}/other.lance", rows)
 
 
-def memory() -> None:
+def most_memory() -> float:
+    """MiB."""
     unit = 1 if sys.platform == "darwin" else 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-    print(f"most memory: {most / 2**20:.0f} MiB")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("table")
+    parser.add_argument("table", nargs="?")
     parser.add_argument("--photographs", type=int, default=2000)
     parser.add_argument("--count", type=int, default=1_000_000)
+    parser.add_argument("--growth", type=int, nargs="+")
+    parser.add_argument("--check", choices=["duplicates", "leakage"], help="of --growth's tables")
     options = parser.parse_args()
-    photographs(PairTable.open(options.table), options.photographs)
-    search(options.count)
-    views(options.count)
-    memory()
+    if options.growth:
+        growth(options.growth)
+    elif options.check:
+        check(options.table, options.check)
+    else:
+        photographs(PairTable.open(options.table), options.photographs)
+        search(options.count)
+        views(options.count)
+        print(f"most memory: {most_memory():.0f} MiB")

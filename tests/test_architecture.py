@@ -18,6 +18,7 @@ FLOORS = {
     "runtime": 0,
     "model": 0,
     "table": 1,
+    "jobs": 1,
     "sources": 1,
     "batches": 1,
     "curation": 1,
@@ -42,12 +43,14 @@ FLOORS = {
 }
 # On floor 1 only `checkpoints` knows a model, and `model` draws no progress and no page.
 NEVER = {
-    *((room, "model") for room in ("table", "sources", "batches", "curation")),
+    *((room, "model") for room in ("table", "jobs", "sources", "batches", "curation")),
     *(("model", f"runtime.{name}") for name in ("progress", "page")),
 }
 SAME_FLOOR = {
     ("model", "runtime"),
+    ("jobs", "table"),
     ("sources", "table"),
+    ("sources", "jobs"),
     ("batches", "table"),
     ("batches", "sources"),
     ("curation", "table"),
@@ -60,7 +63,7 @@ SAME_FLOOR = {
 # Each heavy or optional library is imported by these files alone.
 ONE_PLACE = {
     "lance": {"table/versions.py", "table/columns.py"},
-    "ray": {"capfilt/pools.py"},
+    "ray": {"jobs/pools.py"},
     "tokenizers": {"batches/tokenizer.py", "batches/wordpiece.py"},
     "tensorboardX": {"training/metrics_log.py"},
     "torch.distributed": {

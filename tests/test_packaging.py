@@ -66,7 +66,7 @@ def use_timm() -> object:
 
 
 def use_ray() -> object:
-    from openblip.capfilt.pools import RayCluster, RayWorkers
+    from openblip.jobs.pools import RayCluster, RayWorkers
 
     return RayWorkers(cast("Any", None), RayCluster(address="local"), 1.0)
 

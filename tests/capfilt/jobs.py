@@ -13,8 +13,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from openblip.capfilt.job import NEW_COLUMNS, CapFiltJob, CapFiltSettings
-from openblip.capfilt.ledger import Ledger
 from openblip.inference import Decoding
+from openblip.jobs.ledger import Ledger
 from openblip.table.table import PairRow, PairTable
 
 SOURCE = Path(__file__).resolve().parents[2] / "src"
@@ -60,7 +60,7 @@ def running(words: Sequence[str], *python_path: Path) -> "Iterator[subprocess.Po
 
 def ledger_of(uri: str, settings: CapFiltSettings) -> Ledger:
     """The ledger as it is now."""
-    return Ledger(CapFiltJob.plan(uri, settings).folder)
+    return Ledger(CapFiltJob.plan(uri, settings).folder, "CapFilt")
 
 
 def leases(uri: str, settings: CapFiltSettings) -> set[int]:

@@ -15,11 +15,11 @@ from openblip.capfilt import endpoint
 from openblip.capfilt.captioners import INSTRUCTION
 from openblip.capfilt.endpoint import EndpointError, Requests, parse_address
 from openblip.capfilt.job import CapFiltJob, CapFiltSettings, job_status
-from openblip.capfilt.pools import RayCluster
 from openblip.capfilt.run import CapFiltResult, run_capfilt
 from openblip.capfilt.texts import add_texts
 from openblip.cli import main
 from openblip.inference import Decoding
+from openblip.jobs.pools import RayCluster
 from openblip.runtime.errors import RecipeError
 from openblip.table.table import PairRow, PairTable
 from openblip.table.views import CaptionView

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from openblip.capfilt.job import NEW_COLUMNS, CapFiltJob, CapFiltSettings
-from openblip.capfilt.ledger import Entry, leased
-from openblip.capfilt.lock import JobLockedError
-from openblip.capfilt.pools import ManyProcesses, OneProcess
 from openblip.capfilt.run import run_capfilt
-from openblip.capfilt.worker import Unit
+from openblip.jobs.ledger import Entry, leased
+from openblip.jobs.lock import JobLockedError
+from openblip.jobs.pools import ManyProcesses, OneProcess
+from openblip.jobs.units import Unit
 from openblip.table.columns import list_fragments
 from openblip.table.table import PairRow, PairTable
 
@@ -102,7 +102,7 @@ def test_a_fragment_of_a_killed_driver_is_suspect_where_it_would_kill_this_one_t
     monkeypatch.setattr(pool, "start", watched)
     run_capfilt(uri, settings, processes=processes)
 
-    careful = {unit.fragment for unit in given if unit.careful}
+    careful = {unit.part for unit in given if unit.careful}
     assert careful == ({fragment.number} if processes == 1 else set())
     assert columns(uri).equals(undisturbed)
 

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from openblip.capfilt.pools import RayCluster
 from openblip.capfilt.run import CapFiltResult, run_capfilt
+from openblip.jobs.pools import RayCluster
 from openblip.runtime.errors import OpenBlipError
 from openblip.table.table import PairRow
 

@@ -10,18 +10,18 @@ import pyarrow as pa
 import pytest
 
 from openblip.batches.shuffle import named_seed
+from openblip.capfilt.computer import CapFiltComputer
 from openblip.capfilt.job import (
+    CAPFILT,
     METADATA_KEY,
     NEW_COLUMNS,
     CapFiltJob,
     CapFiltSettings,
     job_status,
-    jobs_folder,
 )
-from openblip.capfilt.pools import RayCluster
 from openblip.capfilt.run import run_capfilt
-from openblip.capfilt.worker import Worker
 from openblip.inference import Blip, Decoding, load
+from openblip.jobs.pools import RayCluster
 from openblip.model import Med, VisionConfig
 from openblip.runtime.errors import CheckpointError, DataError, RecipeError, UnknownWords
 from openblip.table.table import PairRow, PairTable
@@ -188,11 +188,11 @@ def test_a_worker_whose_model_is_another_one_does_not_begin(
     folder = tmp_path / "filter"
     shutil.copytree(models["filter"], folder)
     job = CapFiltJob.plan(table.uri, settings(models, filter=str(folder)))
-    Worker(job, "cpu")
+    CapFiltComputer(job, "cpu")
     shutil.rmtree(folder)
     shutil.copytree(models["captioner"], folder)
     with pytest.raises(CheckpointError, match=rf"{folder} on .* the job began with"):
-        Worker(job, "cpu")
+        CapFiltComputer(job, "cpu")
 
 
 def test_another_seed_replaces_the_columns(table: PairTable, models: dict[str, str]) -> None:
@@ -260,7 +260,7 @@ def test_a_table_without_rows_is_refused_and_left_as_it_is(
     with pytest.raises(DataError, match="has no rows"):
         run_capfilt(empty.uri, settings(models), processes=1)
     assert PairTable.open(empty.uri).version == empty.version
-    assert not Path(jobs_folder(empty.uri)).exists()
+    assert not Path(CAPFILT.folder(empty.uri)).exists()
 
 
 def test_a_job_tells_once_which_words_the_filter_does_not_know(

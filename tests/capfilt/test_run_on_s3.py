@@ -11,10 +11,10 @@ import pyarrow as pa
 import pytest
 
 from openblip.capfilt.job import CapFiltJob, job_status
-from openblip.capfilt.lock import JobLockedError
-from openblip.capfilt.pools import RayCluster
 from openblip.capfilt.run import run_capfilt
 from openblip.cli import main
+from openblip.jobs.lock import JobLockedError
+from openblip.jobs.pools import RayCluster
 from openblip.runtime.errors import StorageError
 from openblip.table.storage import ObjectFolder
 from openblip.table.table import PairRow

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from openblip.capfilt.ledger import open_store
-from openblip.capfilt.lock import JobLock, JobLockedError
+from openblip.capfilt.job import CAPFILT
 from openblip.capfilt.run import run_capfilt
 from openblip.capfilt.texts import Left, add_texts
 from openblip.cli import main
+from openblip.jobs.ledger import open_store
+from openblip.jobs.lock import JobLock, JobLockedError
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.table.columns import read_rows
 from openblip.table.table import PairRow, PairTable
@@ -157,7 +158,7 @@ def test_texts_of_a_name_are_replaced_only_where_that_is_asked_for(
 
 def test_nothing_is_added_while_a_job_works_on_the_table(table: PairTable, tmp_path: Path) -> None:
     file = written(tmp_path, {"id": web_ids(table)[0], "text": "a"})
-    with JobLock(open_store(f"{table.uri}.capfilt")), pytest.raises(JobLockedError):
+    with JobLock(open_store(CAPFILT.folder(table.uri)), CAPFILT), pytest.raises(JobLockedError):
         add_texts(table.uri, file, "other")
 
 

@@ -94,3 +94,29 @@ def test_columns_and_encoding_of_a_list_that_has_no_header(
     assert main([*words, "--columns", "caption", "image", "--encoding", "cp1252"]) == 0
     (row,) = PairTable.open(table).take([0]).to_pylist()
     assert (row["id"], row["captions"]) == ("a.png", ["Grüße"])
+
+
+def test_several_processes_import_as_one_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for number in range(3):
+        folder = tmp_path / "photos" / str(number)
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8), "red").save(folder / "a.png")
+        (folder / "captions.jsonl").write_text(json.dumps({"image": "a.png", "text": "red"}))
+    told = []
+    for name, flags in (("one", []), ("many", ["--processes", "2"])):
+        words = ["data", "import", str(tmp_path / "photos"), str(tmp_path / f"{name}.lance")]
+        assert main([*words, "--json", *flags]) == 0
+        report = json.loads(capsys.readouterr().out)
+        told.append({n: v for n, v in report.items() if n not in ("uri", "seconds", "completed")})
+    assert told[0] == told[1]
+    assert told[0]["num_rows"] == 3
+    tables = [PairTable.open(tmp_path / f"{name}.lance") for name in ("one", "many")]
+    assert tables[0].take([0, 1, 2]) == tables[1].take([0, 1, 2])
+
+    words = ["data", "import", str(tmp_path / "photos"), str(tmp_path / "other.lance")]
+    assert main([*words, "--workers", "2"]) == 1
+    assert "--workers" in capsys.readouterr().err
+    assert main([*words, "--processes", "2", "--limit", "1"]) == 1
+    assert "leave out --limit" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import io
 import json
+import pickle
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from openblip.sources.detect import open_source
-from openblip.sources.source import Entry, Found, SourceOptions
+from openblip.sources.source import DividedSource, Entry, Found, SourceOptions
 from openblip.sources.splits import FileSplits, row_split, source_root
 
 
@@ -72,7 +73,11 @@ def samples(jpeg: Callable[..., bytes]) -> Callable[..., list[tuple[str, bytes]]
 
 @pytest.fixture
 def entries() -> Callable[..., list[Entry]]:
-    """What a source yields; read on from each of its entries, it yields the same rest."""
+    """What a source yields.
+
+    Read on from each of its entries, it yields the same rest; and what its shards yield, in another
+    process, are the same entries.
+    """
 
     def read(source: Path | str, **options: Any) -> list[Entry]:
         def rest(cursor: Mapping[str, Any] | None) -> list[Entry]:
@@ -80,6 +85,7 @@ def entries() -> Callable[..., list[Entry]]:
             return list(opened.entries(None if cursor is None else json.loads(json.dumps(cursor))))
 
         everything = rest(None)
+        _check_shards(str(source), SourceOptions(**options), everything)
         for number, entry in enumerate(everything, 1):
             assert rest(entry.cursor) == everything[number:]
         return everything
@@ -132,3 +138,12 @@ def splits(entries: Callable[..., list[Entry]]) -> Callable[..., dict[str, str]]
         }
 
     return read
+
+
+def _check_shards(source: str, options: SourceOptions, everything: list[Entry]) -> None:
+    opened = open_source(source, options)
+    if isinstance(opened, DividedSource) and (shards := opened.shards()):
+        sent = pickle.loads(pickle.dumps(opened))
+        # In any order: nobody knows who is first.
+        read = {shard.digest: list(sent.entries_of(shard)) for shard in reversed(shards)}
+        assert [entry for shard in shards for entry in read[shard.digest]] == everything

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from openblip.runtime.errors import DataError
-from openblip.sources.importing import _Settings, import_pairs
+from openblip.sources.checking import ImportSettings
+from openblip.sources.importing import import_pairs
 from openblip.sources.report import ImportReport, is_import_state
 from openblip.sources.row_images import stream_images
 from openblip.sources.source import SourceOptions
@@ -331,7 +332,7 @@ def test_two_sources_at_the_same_time_both_come_into_a_new_table(
 
 def test_an_import_is_known_by_the_same_name_in_every_version() -> None:
     options = SourceOptions(caption_column="x")
-    settings = _Settings(
+    settings = ImportSettings(
         source="/a",
         format=None,
         origin="web",

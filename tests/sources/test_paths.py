@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from openblip.sources.paths import walk
+from openblip.sources.paths import Span, walk
 
 
 @pytest.fixture
@@ -29,6 +29,25 @@ def problems(folder: Path) -> dict[str, str]:
 def test_files_come_in_the_order_of_their_parts(folder: Path) -> None:
     assert names(folder) == ["a", "b/1", "b/2", "b.x", "c/d/e", "f"]
     assert [seen.parts for seen in walk(folder)] == sorted(seen.parts for seen in walk(folder))
+
+
+def test_spans_of_a_walk_are_all_of_it(folder: Path) -> None:
+    everything = [seen.parts for seen in walk(folder)]
+    for first in range(len(everything)):
+        for last in range(first, len(everything)):
+            after = everything[first - 1] if first else None
+            for prunes in (True, False):
+                found = walk(folder, Span(after, everything[last], prunes))
+                assert [seen.parts for seen in found] == everything[first : last + 1]
+
+
+def test_folders_without_a_part_of_a_span_are_not_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, whole = list[str](), os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (read.append(Path(path).name), whole(path))[1])
+    assert [seen.name for seen in walk(folder, Span(("b.x",), ("f",)))] == ["c/d/e", "f"]
+    assert read == ["root", "c", "d"]
 
 
 def test_files_of_a_folder_know_each_other(folder: Path) -> None:

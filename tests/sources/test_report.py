@@ -15,3 +15,19 @@ def test_a_report_is_read_back_as_it_was_written() -> None:
     report.count_row("train", num_captions=0)
     report.skip(Reason.MISSING_IMAGE, "line 4", "no such file")
     assert ImportReport.from_json(report.to_json()) == report
+
+
+def test_reports_of_parts_add_up_to_that_of_the_whole() -> None:
+    whole = ImportReport("crawl", "pairs.lance", "jsonl")
+    added = ImportReport("crawl", "pairs.lance", "jsonl")
+    for part in range(3):
+        own = ImportReport("", "", "")
+        for report in (whole, own):
+            report.count_row(("train", "val")[part % 2], 2, said_by=f"somebody {part}")
+            for number in range(6):
+                report.skip(Reason.BAD_RECORD, f"line {part}.{number}", "broken", num_records=2)
+            report.note(Reason.NO_CAPTIONS, f"line {part}", "none")
+        added.add(own)
+    assert added == whole
+    assert added.to_json() == whole.to_json()
+    assert [example.where for example in added.examples["bad record"]][-1] == "line 1.3"

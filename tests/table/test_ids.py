@@ -1,11 +1,12 @@
 import hashlib
 import re
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openblip.table.rows import IdSet, file_key
+from openblip.table.rows import IdSet, file_key, id_hash
 
 
 @given(st.lists(st.text(max_size=3)))
@@ -42,3 +43,18 @@ def test_unsafe_ids_become_their_hash(row_id: str) -> None:
 
 def test_safe_ids_are_kept() -> None:
     assert [file_key(row_id) for row_id in ("00012", "COCO_val-1")] == ["00012", "COCO_val-1"]
+
+
+def test_many_hashes_are_added_at_once_as_one_by_one() -> None:
+    rng = np.random.default_rng(0)
+    texts = [str(number) for number in rng.integers(0, 3000, 6000)]
+    alone, together = IdSet(), IdSet()
+    for start in range(0, len(texts), 500):
+        # A set takes both ways in turn.
+        for text in texts[start : start + 100]:
+            assert alone.add(text) == together.add(text)
+        several = list(dict.fromkeys(texts[start + 100 : start + 500]))
+        hashes = np.array([id_hash(text) for text in several], dtype=np.uint64)
+        assert together.add_hashes(hashes).tolist() == [alone.add(text) for text in several]
+    assert len(together) == len(alone) == len(set(texts))
+    assert together.add_hashes(np.empty(0, dtype=np.uint64)).tolist() == []

@@ -31,7 +31,8 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from openblip.runtime.errors import OpenBlipError, RecipeError, install_extra, one_line
+from openblip.jobs.units import NoAnswerError
+from openblip.runtime.errors import RecipeError, install_extra, one_line
 from openblip.runtime.progress import duration
 from openblip.runtime.ranges import Count, NotNegative, Positive, check_ranges
 
@@ -57,7 +58,7 @@ _REMEDIES = {
 }
 
 
-class EndpointError(OpenBlipError):
+class EndpointError(NoAnswerError):
     """A server gives no captions any more; what was finished is kept."""
 
 

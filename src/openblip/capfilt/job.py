@@ -10,7 +10,7 @@ import platform
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from openblip.capfilt.captioners import (
     captioner_print,
@@ -21,7 +21,7 @@ from openblip.capfilt.captioners import (
     unrepeatable,
 )
 from openblip.capfilt.endpoint import Requests
-from openblip.capfilt.ledger import (
+from openblip.jobs.ledger import (
     STATES,
     Activity,
     Entry,
@@ -31,8 +31,11 @@ from openblip.capfilt.ledger import (
     decoded,
     open_store,
 )
-from openblip.capfilt.lock import lock_owner
+from openblip.jobs.lock import lock_owner
+from openblip.jobs.run import LATEST
+from openblip.jobs.units import Kind
 from openblip.runtime.errors import CheckpointError, DataError, RecipeError
+from openblip.sources.row_images import check_reachable
 from openblip.table.columns import list_fragments
 from openblip.table.scores import TEXT_COLUMNS, further_columns, score_column
 from openblip.table.table import PairTable
@@ -42,8 +45,10 @@ if TYPE_CHECKING:
 
     from openblip.capfilt.filters import FilterPlan
     from openblip.inference import Decoding
+    from openblip.jobs.columns import ColumnWorker
 
 METADATA_KEY = "capfilt"
+CAPFILT = Kind(name="capfilt", title="CapFilt", status="openblip capfilt status")
 
 
 def job_columns(scores: Sequence[str]) -> tuple[str, ...]:
@@ -171,6 +176,7 @@ class CapFiltJob:
     not count, only what it is."""
     requests: Requests = field(default_factory=Requests)
     """How servers are asked; decides nothing of what is written."""
+    kind: ClassVar[Kind] = CAPFILT
 
     @classmethod
     def plan(
@@ -212,23 +218,52 @@ class CapFiltJob:
         return (*columns, SYNTHETIC_ERROR) if self.settings.has_others else columns
 
     @property
-    def folder(self) -> Store:
-        """Ledger and unfinished work of this job."""
-        return open_store(f"{jobs_folder(self.table_uri)}/{self.fingerprint}")
+    def filled_by(self) -> tuple[str, ...]:
+        """All columns: they have always been written together."""
+        return self.columns
 
     @property
-    def data_folder(self) -> Store:
+    def error_column(self) -> str:
+        """Why a row has neither texts nor scores."""
+        return "capfilt_error"
+
+    @property
+    def batch_size(self) -> int:
+        """Rows that are captioned and scored together."""
+        return self.settings.batch_size
+
+    @property
+    def folder(self) -> Store:
+        """Ledger and unfinished work of this job."""
+        return open_store(f"{CAPFILT.folder(self.table_uri)}/{self.fingerprint}")
+
+    @property
+    def results(self) -> Store:
         """The table's own data files."""
         return open_store(f"{self.table_uri}/data")
 
-    def num_batches(self, num_rows: int) -> int:
-        """Batches of a fragment, the short last one included."""
-        return -(-num_rows // self.settings.batch_size)
+    def open_worker(self, device: str, save_seconds: float, decode_threads: int) -> "ColumnWorker":
+        """A worker of this process, with all models; see `Job.open_worker`."""
+        from openblip.capfilt.computer import CapFiltComputer
+        from openblip.jobs.columns import ColumnWorker
 
-    def batch_rows(self, batch: int, num_rows: int) -> range:
-        """Rows of a batch, counted from the first of its fragment, which has `num_rows`."""
-        size = self.settings.batch_size
-        return range(batch * size, min((batch + 1) * size, num_rows))
+        computer, table = CapFiltComputer(self, device), PairTable.open(self.table_uri)
+        # This machine need not be that of the driver.
+        check_reachable(table)
+        return ColumnWorker(self, computer, table, save_seconds, decode_threads)
+
+    def is_committed(self, table: PairTable) -> bool:
+        """Whether a table has all columns of the job, and they are its own."""
+        return is_committed(table, self.fingerprint, self.columns)
+
+    def columns_left_by(self, table: PairTable) -> list[str]:
+        """Columns beside those of the job that are about texts which it replaces."""
+        ours = {*NEW_COLUMNS, SYNTHETIC_ERROR, *further_columns(table.columns)}
+        return [name for name in table.columns if name in ours and name not in self.columns]
+
+    def noted(self, num_rows: int) -> dict[str, str]:
+        """What the table's metadata says of the job whose columns it has, of any number of rows."""
+        return {METADATA_KEY: self.description()}
 
     def description(self) -> str:
         """Settings and fingerprints as JSON, for the table's metadata."""
@@ -264,21 +299,10 @@ class CapFiltJob:
                 )
 
 
-def jobs_folder(table_uri: str) -> str:
-    """Where the jobs of a table keep their files, beside it."""
-    return f"{table_uri.rstrip('/')}.capfilt"
-
-
 def is_committed(table: PairTable, fingerprint: str, columns: Sequence[str]) -> bool:
     """Whether the table has all columns of a job, and they are its own."""
     stored = table.metadata.get(METADATA_KEY, "")
     return f'"fingerprint": "{fingerprint}"' in stored and set(columns) <= set(table.columns)
-
-
-def columns_left_by(table: PairTable, columns: Sequence[str]) -> list[str]:
-    """Columns beside those of a job that are about texts which it replaces: scores and reasons."""
-    ours = {*NEW_COLUMNS, SYNTHETIC_ERROR, *further_columns(table.columns)}
-    return [name for name in table.columns if name in ours and name not in columns]
 
 
 def _one_or_list(fingerprints: Sequence[str]) -> str | list[str]:
@@ -294,10 +318,6 @@ def column_schema(columns: Sequence[str]) -> "pa.Schema":
     types["synthetic"] = types["synthetic_captioner"] = pa.list_(pa.string())
     types |= {name: pa.string() for name in ("capfilt_error", SYNTHETIC_ERROR) if name in types}
     return pa.schema(list(types.items()))
-
-
-LATEST = "latest"
-"""Name of the file that holds the fingerprint of the job that was started last."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,7 +376,7 @@ def job_status(
         DataError: there is no table, or no job has been started on it.
     """
     opened = PairTable.open(table)
-    folder = open_store(jobs_folder(table))
+    folder = open_store(CAPFILT.folder(table))
     latest = folder.read(LATEST)
     if latest is None:
         raise DataError(
@@ -364,7 +384,7 @@ def job_status(
             "--filter ...` starts one"
         )
     fingerprint = latest.decode()
-    ledger = Ledger(open_store(f"{folder.uri}/{fingerprint}"))
+    ledger = Ledger(open_store(f"{folder.uri}/{fingerprint}"), CAPFILT.title)
     owner, activity = lock_owner(folder), ledger.activity()
     noted = _noted(folder, fingerprint)
     columns = tuple(noted.get("columns", NEW_COLUMNS))
@@ -391,7 +411,8 @@ def job_status(
         rows_done = max(rows_done, activity.rows_done)
     workers = activity.workers if activity else 0
     tokens = _tokens_per_image(activity)
-    num_refused = activity.refused if activity else 0
+    counts = activity.counts if activity else {}
+    num_refused = counts.get("refused", 0)
     if is_finished and SYNTHETIC_ERROR in columns:
         num_refused = opened.count_values(SYNTHETIC_ERROR)
     return JobStatus(
@@ -412,7 +433,7 @@ def job_status(
         num_refused=num_refused,
         tokens_read=tokens[0],
         tokens_written=tokens[1],
-        num_cut=activity.cut if activity else 0,
+        num_cut=counts.get("cut", 0),
         unrepeatable=tuple(noted.get("unrepeatable", ())),
     )
 
@@ -427,7 +448,8 @@ def _tokens_per_image(activity: Activity | None) -> tuple[float, float]:
     if activity is None or not activity.session_rows:
         return 0.0, 0.0
     rows = activity.session_rows
-    return activity.tokens_read / rows, activity.tokens_written / rows
+    counts = activity.counts
+    return counts.get("tokens_read", 0) / rows, counts.get("tokens_written", 0) / rows
 
 
 def _cost(

@@ -1,47 +1,27 @@
 """Runs a CapFilt job over a table: plans, computes, and commits the new columns."""
 
-import hashlib
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from openblip.batches.unknown_words import warn_of_unknown_words
 from openblip.capfilt.captioners import divided, given_text
-from openblip.capfilt.driver import Driver
 from openblip.capfilt.endpoint import Requests
-from openblip.capfilt.job import (
-    LATEST,
-    METADATA_KEY,
-    SYNTHETIC_ERROR,
-    CapFiltJob,
-    CapFiltSettings,
-    column_schema,
-    columns_left_by,
-    is_committed,
-    jobs_folder,
-)
-from openblip.capfilt.ledger import Entry, Ledger, open_store, released
-from openblip.capfilt.lock import JobLock
-from openblip.capfilt.pools import ManyProcesses, OneProcess, Pool, RayCluster
-from openblip.capfilt.worker import Pieces
+from openblip.capfilt.job import SYNTHETIC_ERROR, CapFiltJob, CapFiltSettings
 from openblip.checkpoints.reading import find_model, read_outline
 from openblip.inference.captions import cut_given
 from openblip.inference.embedder import is_published_clip
 from openblip.inference.loading import load_tokenizer
+from openblip.jobs.columns import TableColumns
+from openblip.jobs.pools import RayCluster, ThisMachine, open_pool
+from openblip.jobs.run import Run
 from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
-from openblip.runtime.progress import Progress
-from openblip.runtime.threads import num_usable_cores
 from openblip.sources.row_images import check_reachable
-from openblip.table.columns import ColumnFile, Fragment, attach_columns, list_fragments
 from openblip.table.table import PairTable
-from openblip.table.versions import again_after_conflicts
 
 # Rows whose captions are looked at for words that the filter does not know, and how far.
 _SAMPLED_ROWS, _SAMPLED_AT_ONCE, _READ_TOKENS = 1024, 32, 35
@@ -97,18 +77,17 @@ def run_capfilt(
         OpenBlipError: the job cannot go on; what is finished is kept.
     """
     started = time.perf_counter()
-    if processes is not None and processes < 1:
-        raise RecipeError(f"--processes {processes}: at least 1 process does the work")
+    place = ray or ThisMachine(processes=processes)
     opened = PairTable.open(str(table))
     check_reachable(opened)
     if not len(opened):
         raise DataError(f"{table} has no rows: `openblip data import SOURCE {table}` adds some")
     job = CapFiltJob.plan(str(table), settings, requests)
-    run = _Run(job, lambda: _pool(job, processes, ray, save_seconds))
+    shared = _shared(job, place.num_workers())
+    run = Run(job, TableColumns(job), lambda: open_pool(shared, place, save_seconds))
     if not run.look().is_complete:
         _warn_of_unknown_words(job)
-        with JobLock(open_store(jobs_folder(job.table_uri))) as lock:
-            run.complete(lock)
+        run.complete()
     opened = PairTable.open(job.table_uri)
     return CapFiltResult(
         rows=len(opened),
@@ -176,166 +155,6 @@ def _sampled_rows(table: PairTable) -> list[dict[str, Any]]:
         with suppress(DataError):
             rows += table.take(some, ["captions", "origin"]).to_pylist()
     return rows
-
-
-@dataclass(frozen=True)
-class _View:
-    """How a version of the table stands to the job."""
-
-    table: PairTable
-    is_committed: bool
-    """Whether the columns are those of this job."""
-    missing: list[Fragment]
-    """Fragments to compute."""
-    computed: dict[int, Entry]
-    """Fragments with a data file that the next commit must make a part of the table."""
-
-    @property
-    def is_complete(self) -> bool:
-        return self.is_committed and not self.missing and not self.computed
-
-
-class _Run:
-    """One call on a job: computes until no fragment is missing, those that came meanwhile too."""
-
-    def __init__(self, job: CapFiltJob, start_pool: Callable[[], Pool]) -> None:
-        self.job, self._start_pool = job, start_pool
-        self.ledger = Ledger(job.folder)
-        self.computed = 0
-        self.failed: dict[tuple[int, str], str] = {}
-        """Why this call could not read a fragment."""
-
-    def look(self) -> _View:
-        """The latest version of the table, and what is missing in it; reads no row.
-
-        A fragment has one of four fates:
-
-        | the ledger says | its columns in the table | fate |
-        | --- | --- | --- |
-        | nothing | are not those of this job | compute |
-        | nothing | are those of this job | leave: the ledger is gone, or rows were compacted |
-        | waiting, leased; failed before this call | any | compute (again) |
-        | done; failed in this call | are not its file, or not committed | commit its file |
-        | done; failed in this call | are its file, committed | leave |
-        """
-        table = PairTable.open(self.job.table_uri)
-        committed = is_committed(table, self.job.fingerprint, self.job.columns)
-        missing, computed = [], {}
-        for fragment in list_fragments(table, self.job.columns):
-            entry = self.ledger.find(fragment.number, fragment.digest)
-            if entry is None:
-                # Committed by a job whose ledger is gone, or compacted since.
-                if not (committed and fragment.filled):
-                    missing.append(fragment)
-            elif not self._is_settled(entry):
-                missing.append(fragment)
-            # Columns that are replaced are replaced in all fragments: a kill before the metadata
-            # were written leaves files that stand in the table, and are not committed.
-            elif not committed or entry.file not in fragment.files:
-                computed[fragment.number] = entry
-        return _View(table, committed, missing, computed)
-
-    def _is_settled(self, entry: Entry) -> bool:
-        """Whether a fragment is done, or could not be read by this call."""
-        failed = entry.state == "failed" and (entry.fragment, entry.digest) in self.failed
-        return entry.state == "done" or failed
-
-    def complete(self, lock: JobLock) -> None:
-        """Compute and commit until the table, as it is then, is complete.
-
-        Raises:
-            OpenBlipError: see `run_capfilt`.
-        """
-        # What another job has written before this one had the lock counts too.
-        self.ledger = Ledger(self.job.folder)
-        # Before any work: what lies in the folder can be told apart also after a kill.
-        self.job.folder.write("job.json", self.job.description().encode())
-        open_store(jobs_folder(self.job.table_uri)).write(LATEST, self.job.fingerprint.encode())
-        pool: Pool | None = None
-        driver: Driver | None = None
-        try:
-            # Rows may be appended while it computes, so it looks again until nothing is left.
-            while not (view := self.look()).is_complete:
-                if view.missing:
-                    pool = pool or self._start_pool()
-                    driver = self._compute(view, pool, lock)
-                elif self._verify(view.computed):
-                    # The one step that another job could not undo: asked for once more, before it.
-                    lock.verify()
-                    self._commit(view)
-            if driver is not None:
-                driver.finish()
-        finally:
-            if pool is not None:
-                pool.close()
-
-    def _compute(self, view: _View, pool: Pool, lock: JobLock) -> Driver:
-        pieces = Pieces(self.job.folder).all_finished()
-        rows_missing = sum(fragment.num_rows for fragment in view.missing)
-        saved = sum(
-            len(self.job.batch_rows(batch, fragment.num_rows))
-            for fragment in view.missing
-            for batch in pieces.get((fragment.number, fragment.digest), ())
-        )
-        interrupted = {e.fragment for e in self.ledger.entries() if e.state == "leased"}
-        total = len(view.table)
-        done_before = total - rows_missing + saved
-        with Progress("capfilt", total=total, unit="images", start=done_before) as progress:
-            driver = Driver(self.job, self.ledger, pool, progress, lock.check)
-            driver.run(view.missing, view.table.version, pieces, interrupted)
-        self.computed += rows_missing - saved
-        for entry in self.ledger.entries():
-            if entry.state == "failed":
-                self.failed[entry.fragment, entry.digest] = entry.reason
-        return driver
-
-    def _verify(self, computed: dict[int, Entry]) -> bool:
-        """Whether all data files are what their workers wrote; else these are computed again."""
-
-        def is_whole(entry: Entry) -> bool:
-            content = self.job.data_folder.read(entry.file)
-            return content is not None and hashlib.sha256(content).hexdigest() == entry.checksum
-
-        with ThreadPoolExecutor(8) as threads:
-            whole = list(threads.map(is_whole, computed.values()))
-        for entry, good in zip(computed.values(), whole, strict=True):
-            if not good:
-                self.job.data_folder.remove(entry.file)
-                reason = f"{entry.file} was changed or lost after it had been written"
-                self.ledger.put(released(entry, reason))
-        self.ledger.flush()
-        return all(whole)
-
-    def _commit(self, view: _View) -> None:
-        """Make the data files a part of the table; killed here, the next call does it again."""
-        table = view.table
-        if view.computed:
-            files = {n: ColumnFile(e.file, e.num_bytes) for n, e in view.computed.items()}
-            schema = column_schema(self.job.columns)
-            # What another job said would stand beside texts that it is not about.
-            dropped = [] if view.is_committed else columns_left_by(table, self.job.columns)
-            replace = not view.is_committed
-            attach_columns(table, files, schema, replace=replace, dropped=dropped)
-        # Last, as it is what `is_committed` looks at: a kill before it commits the files once more.
-        if not view.is_committed:
-            done = {METADATA_KEY: self.job.description()}
-            again_after_conflicts(lambda: PairTable.open(table.uri).update_metadata(done))
-
-
-def _pool(
-    job: CapFiltJob, processes: int | None, ray: RayCluster | None, save_seconds: float
-) -> Pool:
-    if ray is not None:
-        from openblip.capfilt.pools import RayWorkers
-
-        return RayWorkers(_shared(job, ray.workers or 1), ray, save_seconds)
-    gpus = torch.cuda.device_count()
-    count = processes or gpus or num_usable_cores()
-    devices = [f"cuda:{number % gpus}" if gpus else "cpu" for number in range(count)]
-    job = _shared(job, count)
-    if count == 1:
-        return OneProcess(job, devices[0], save_seconds)
-    return ManyProcesses(job, devices, save_seconds)
 
 
 def _shared(job: CapFiltJob, workers: int) -> CapFiltJob:

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from openblip.capfilt.ledger import open_store
-from openblip.capfilt.lock import JobLock
+from openblip.jobs.ledger import open_store
+from openblip.jobs.lock import JobLock
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.sources.caption_lists import CAPTION_FIELDS, IMAGE_FIELDS
 from openblip.sources.json_files import json_records
@@ -153,7 +153,7 @@ def add_texts(table: str | Path, file: Path, name: str, *, replace: bool = False
         RecipeError: it cannot be a name.
     """
     uri, column = str(table).rstrip("/"), texts_column(name)
-    from openblip.capfilt.job import jobs_folder
+    from openblip.capfilt.job import CAPFILT
 
     opened = PairTable.open(uri)
     if "digest" in column_state(opened, column) and not replace:
@@ -163,7 +163,7 @@ def add_texts(table: str | Path, file: Path, name: str, *, replace: bool = False
         )
     found = _read(file)
     # No job may read some rows before the change, and others after it.
-    with JobLock(open_store(jobs_folder(uri))):
+    with JobLock(open_store(CAPFILT.folder(uri)), CAPFILT):
         texts, added = _matched(opened, file, name, found)
         _write(opened, column, texts, {"file": str(file), "rows": added.rows})
     return added

@@ -8,22 +8,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from openblip.cli.data import WithoutName
-from openblip.cli.flags import Backend, DecodingFlags
+from openblip.cli.flags import Backend, DecodingFlags, WorkerFlags
 from openblip.cli.output import check_outputs, print_json, print_table
-from openblip.runtime.ranges import Count, Finite, NotNegative, Positive, Seed, Share, Workers
+from openblip.runtime.ranges import Count, Finite, NotNegative, Positive, Seed, Share
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from openblip.capfilt.endpoint import Requests
     from openblip.capfilt.job import JobStatus
-    from openblip.capfilt.pools import RayCluster
     from openblip.capfilt.run import CapFiltResult
     from openblip.capfilt.select import Cut, KeepRate, NoiseQuality, Rejected, Spread
     from openblip.review.certificate import Certificate
     from openblip.table.table import PairTable
 
 _NUCLEUS = DecodingFlags(method="nucleus")
+_HERE = WorkerFlags()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,12 +84,8 @@ def run(
     first_token: Literal["[ENC]", "[CLS]"] = "[ENC]",
     batch_size: Count = 32,
     seed: Seed = 0,
-    processes: Workers | None = None,
     backend: Backend | None = None,
-    ray: str | None = None,
-    workers: Count | None = None,
-    gpus_per_worker: NotNegative | None = None,
-    save_seconds: NotNegative = 10.0,
+    where: Annotated[WorkerFlags, tyro.conf.arg(name="")] = _HERE,
     json: bool = False,
 ) -> int:
     """Caption the web rows of a table and score every given and synthetic text.
@@ -115,19 +111,15 @@ def run(
         first_token: of a matched text; [CLS] as some released models do.
         batch_size: rows that are worked on together.
         seed: decides sampled captions together with a row's id.
-        processes: default: one per GPU, or per core without a GPU.
         backend: what computes models of ours on a processor in the place of PyTorch: ONNX Runtime,
             also in 8-bit integers, or OpenVINO.
-        ray: address of a Ray cluster whose machines do the work; local for a cluster of this one.
-        workers: with --ray: most workers at a time; default: all room that the cluster has.
-        gpus_per_worker: with --ray: default 1 where there are GPUs.
-        save_seconds: how often unfinished fragments are saved.
+        where: where the work is done.
         json: print the result as JSON.
     """
     from openblip.capfilt.job import CapFiltSettings
     from openblip.capfilt.run import run_capfilt
 
-    cluster = _cluster(ray, workers, gpus_per_worker, processes)
+    cluster = where.cluster()
     settings = CapFiltSettings(
         captioner=captioner if len(captioner) > 1 else captioner[0],
         filter=filter if len(filter) > 1 else filter[0],
@@ -143,9 +135,9 @@ def run(
     result = run_capfilt(
         table,
         settings.by_backend(backend) if backend else settings,
-        processes=processes,
+        processes=where.processes,
         ray=cluster,
-        save_seconds=save_seconds,
+        save_seconds=where.save_seconds,
         requests=others.how_asked(),
     )
     return _print_result(table, result, json)
@@ -215,21 +207,6 @@ def _score_texts(table: str, name: str, filter: str, json: bool) -> int:
 
     settings = CapFiltSettings(captioner=f"texts:{name}", filter=filter)
     return _print_result(table, run_capfilt(table, settings), json)
-
-
-def _cluster(
-    ray: str | None, workers: int | None, gpus_per_worker: float | None, processes: int | None
-) -> "RayCluster | None":
-    from openblip.capfilt.pools import RayCluster
-    from openblip.runtime.errors import RecipeError
-
-    if ray is None:
-        if workers is not None or gpus_per_worker is not None:
-            raise RecipeError("--workers and --gpus-per-worker go with --ray; else --processes")
-        return None
-    if processes is not None:
-        raise RecipeError("--processes are those of this machine; with --ray give --workers")
-    return RayCluster(address=ray, workers=workers, gpus_per_worker=gpus_per_worker)
 
 
 def _print_result(table: str, result: "CapFiltResult", json: bool) -> int:

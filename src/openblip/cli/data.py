@@ -8,11 +8,11 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from openblip.cli.flags import UsageError
+from openblip.cli.flags import UsageError, WorkerFlags
 from openblip.cli.output import check_outputs, print_json, print_table
 from openblip.runtime.ranges import Count, CountOrNone, Range, Share, Workers
 from openblip.sources.report import ExportReport, ImportReport, Reason
@@ -44,6 +44,27 @@ _SHORTEST_VECTOR = 16
 WithoutName = Literal["duplicate_images", "duplicate_captions", "repeated_captions", "leaks"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ManyWorkers:
+    """Many workers, for a source in many files."""
+
+    processes: Workers | None = None
+    """read tars, tables and parts of a folder side by side, in so many processes of this machine;
+    the table is the same as without."""
+    ray: str | None = None
+    """address of a Ray cluster whose machines do it; local for a cluster of this one."""
+    workers: Count | None = None
+    """with --ray: most workers at a time; default: all room that the cluster has."""
+
+    def options(self) -> dict[str, Any]:
+        """For `import_pairs`."""
+        return {"processes": self.processes, "ray": WorkerFlags(**asdict(self)).cluster()}
+
+
+# Its flags stand among the command's own.
+_ManyFlags = Annotated[_ManyWorkers, tyro.conf.arg(name="")]
+
+
 def import_(
     source: tyro.conf.Positional[Path],
     table: tyro.conf.Positional[str],
@@ -64,6 +85,7 @@ def import_(
     encoding: str | None = None,
     without_captions: bool = False,
     threads: Workers | None = None,
+    where: _ManyFlags = _ManyWorkers(),
     json: bool = False,
 ) -> int:
     """Bring image-text pairs into a pair table, which is made if there is none.
@@ -75,6 +97,7 @@ def import_(
     Example: openblip data import crawl/ pairs.lance --origin web
     openblip data import photos/ photos.lance --without-captions
     openblip data import hf:organisation/name pairs.lance --origin human
+    openblip data import 'shards/*.tar' pairs.lance --processes 16
 
     Args:
         source: file, folder or pattern; or hf:NAME or hf:NAME:CONFIG, a dataset of the hub.
@@ -93,7 +116,8 @@ def import_(
         columns: names of all columns of CSV/TSV files without header, such as image caption.
         encoding: of texts that are not UTF-8, such as cp1252 or utf-16.
         without_captions: also take images that have no text, such as photos to be captioned.
-        threads: threads that read and decode; one per core by default.
+        threads: that read and decode; one per core by default, one with --processes.
+        where: many workers, for a source in many files.
         json: print the report as JSON.
     """
     from openblip.sources.importing import import_pairs
@@ -116,6 +140,7 @@ def import_(
         encoding=encoding,
         without_captions=without_captions,
         num_threads=threads,
+        **where.options(),
     )
     _print(report, json)
     _hint(report, ids)

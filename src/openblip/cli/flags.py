@@ -14,18 +14,21 @@ from dataclasses import asdict, dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
-from openblip.runtime.errors import OpenBlipError
+from openblip.runtime.errors import OpenBlipError, RecipeError
 from openblip.runtime.ranges import (
     Count,
     CountOrNone,
     Finite,
+    NotNegative,
     Positive,
     Share,
+    Workers,
     broken_range,
 )
 
 if TYPE_CHECKING:
     from openblip.inference import Decoding
+    from openblip.jobs.pools import RayCluster
     from openblip.training.recipe import Recipe
 
 _Result = TypeVar("_Result")
@@ -237,3 +240,37 @@ class DecodingFlags:
         from openblip.inference import Decoding
 
         return Decoding(**asdict(self))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerFlags:
+    """Where the workers of a job run, and what a killed one may lose."""
+
+    processes: Workers | None = None
+    """default: one per GPU, or per core without a GPU."""
+    ray: str | None = None
+    """address of a Ray cluster whose machines do the work; local for a cluster of this one."""
+    workers: Count | None = None
+    """with --ray: most workers at a time; default: all room that the cluster has."""
+    gpus_per_worker: NotNegative | None = None
+    """with --ray: default 1 where there are GPUs."""
+    save_seconds: NotNegative = 10.0
+    """how often unfinished fragments are saved."""
+
+    def cluster(self) -> "RayCluster | None":
+        """The cluster; None for processes of this machine.
+
+        Raises:
+            RecipeError: flags of the one go with flags of the other.
+        """
+        from openblip.jobs.pools import RayCluster
+
+        if self.ray is None:
+            if self.workers is not None or self.gpus_per_worker is not None:
+                raise RecipeError("--workers and --gpus-per-worker go with --ray; else --processes")
+            return None
+        if self.processes is not None:
+            raise RecipeError("--processes are those of this machine; with --ray give --workers")
+        return RayCluster(
+            address=self.ray, workers=self.workers, gpus_per_worker=self.gpus_per_worker
+        )

@@ -1,7 +1,7 @@
 """Locks of files: one process at a time; the lock of a process ends with it.
 
 All locks are the kernel's (`flock`), and belong to an open file: whoever is killed has none, and
-nothing needs to be cleaned up. A lock on an object store is another thing, see `capfilt/lock.py`:
+nothing needs to be cleaned up. A lock on an object store is another thing, see `jobs/lock.py`:
 it asks whether its owner still lives.
 """
 

@@ -16,7 +16,15 @@ from openblip.runtime.documents import markdown_table
 from openblip.runtime.errors import DataError
 from openblip.sources.export_formats import DATA_FOLDER, SPLIT_NAMES, ToldFields, features
 from openblip.sources.report import ExportReport, Reason
-from openblip.sources.source import Cursor, Entry, Found, PairSource, Refused
+from openblip.sources.source import (
+    Cursor,
+    DividedSource,
+    Entry,
+    Found,
+    PairSource,
+    Refused,
+    Shard,
+)
 from openblip.sources.splits import split_in_name
 
 _MARKS = re.compile(r"[*?\[]")
@@ -92,6 +100,15 @@ class CardedSource:
     def listed(self) -> Iterator[Entry]:
         """Yields those of the source."""
         yield from map(self._told, self._source.listed())
+
+    def shards(self) -> list[Shard]:
+        """Those of the source."""
+        return self._source.shards() if isinstance(self._source, DividedSource) else []
+
+    def entries_of(self, shard: Shard) -> Iterator[Entry]:
+        """Yields those of the source."""
+        assert isinstance(self._source, DividedSource)
+        return map(self._told, self._source.entries_of(shard))
 
     def _told(self, entry: Entry) -> Entry:
         if not isinstance(entry, Found) or entry.place is None:

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Set
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from openblip.runtime.errors import DataError
@@ -20,10 +20,19 @@ from openblip.sources.beside import (
 from openblip.sources.caption_lists import JsonlSource, is_list_name
 from openblip.sources.cards import CARD_NAME, Card
 from openblip.sources.columns import NoColumn
-from openblip.sources.image_formats import HEAD_BYTES, what_it_is
-from openblip.sources.paths import Seen, is_hidden, walk
+from openblip.sources.image_formats import HEAD_BYTES, IMAGE_SUFFIXES, what_it_is
+from openblip.sources.paths import Seen, Span, is_hidden, walk
 from openblip.sources.report import Reason
-from openblip.sources.source import Cursor, Entry, Found, PairSource, Refused, Remark, SourceOptions
+from openblip.sources.source import (
+    Cursor,
+    Entry,
+    Found,
+    PairSource,
+    Refused,
+    Remark,
+    Shard,
+    SourceOptions,
+)
 from openblip.sources.tables import TABLE_SUFFIXES, DownloadLog, TableSource, is_table_file
 from openblip.sources.tars import TAR_SUFFIXES, UNREAD_ARCHIVES, TarSource
 from openblip.sources.text_files import in_one_line, plain_name
@@ -33,6 +42,8 @@ KINDS = ("jsonl", "webdataset", "table", "folder")
 """What a folder may hold; the first of them at its top is its format in a report."""
 # Stands for the cursor of a list of which nothing is left.
 _DONE = ""
+# Files of a shard, at the end of a folder or within one.
+_MANY_FILES, _MOST_FILES = 8192, 65536
 # Texts that are a table: those of Flickr8k and Flickr30k.
 _TABLE_TEXT = re.compile(r"captions\.txt|.*\.token(\.txt)?")
 
@@ -102,6 +113,48 @@ class FolderSource:
         for seen in self._lists():
             with suppress(DataError, OSError, ValueError):  # said when it is reached
                 yield from self._list_source(seen, _kind_of(seen.path)).listed()
+
+    def shards(self) -> list[Shard]:
+        """Each list and table, then each archive and runs of the other files.
+
+        Afterwards it is known which images the lists name.
+        """
+        shards = []
+        for seen in self._lists():
+            self._note_images(seen, _kind_of(seen.path))
+            shards.append(Shard.of_file(seen.name, {"list": seen.name}, seen.path))
+        return [*shards, *self._spans()]
+
+    def entries_of(self, shard: Shard) -> Iterator[Entry]:
+        """Yields those of one; `shards` was called before."""
+        at = shard.cursor
+        if "list" in at:
+            parts = _parts(at["list"])
+            path = self._folder.joinpath(*parts)
+            yield from self._of_list(Seen(path, parts, frozenset()), _kind_of(path), None)
+            return
+        after = _parts(at["after"]) if "after" in at else None
+        for seen in walk(self._folder, Span(after, _parts(at["until"]), bool(at["prunes"]))):
+            yield from self._of_file(seen, None)
+
+    def _spans(self) -> Iterator[Shard]:
+        # Where a link to a folder is followed, what is told of others depends on the whole walk.
+        prunes, real, spans = True, Path(os.path.realpath(self._folder)), list[_Files]()
+        folder: Path | None = None
+        for seen in walk(self._folder):
+            is_archive = not seen.problem and _kind_of(seen.path) == "webdataset"
+            if seen.path.parent != folder and seen.parts:
+                folder = seen.path.parent
+                prunes &= Path(os.path.realpath(folder)) == real.joinpath(*seen.parts[:-1])
+            if not spans or is_archive or spans[-1].ends_before(seen):
+                after = spans[-1].last if spans else None
+                spans.append(_Files(after, seen, seen, is_archive))
+            spans[-1].last = seen
+            spans[-1].number += 1
+            is_image = seen.path.suffix.lower() in IMAGE_SUFFIXES
+            spans[-1].images += is_image and os.path.normpath(seen.path) not in self._listed
+        for span in spans:
+            yield span.shard(prunes)
 
     def _lists(self) -> Iterator[Seen]:
         for seen in walk(self._folder):
@@ -259,6 +312,36 @@ class FolderSource:
         for seen in walk(self._folder):
             if not seen.problem and _kind_of(seen.path) == kind:
                 yield seen
+
+
+@dataclass
+class _Files:
+    """A run of the files of a folder, or one archive."""
+
+    after: Seen | None
+    """The last before it."""
+    first: Seen
+    last: Seen
+    is_archive: bool
+    number: int = 0
+    images: int = 0
+    """Those that no list names, by their suffix."""
+
+    def ends_before(self, seen: Seen) -> bool:
+        """Whether a file is not of it, though it follows."""
+        # To read a part of a folder all names of it are read, so that such parts are larger.
+        is_other = seen.path.parent != self.last.path.parent
+        return self.is_archive or self.number >= (_MANY_FILES if is_other else _MOST_FILES)
+
+    def shard(self, prunes: bool) -> Shard:
+        """What is told of it."""
+        cursor: Cursor = {"until": self.last.name, "prunes": int(prunes)}
+        if self.after is not None:
+            cursor["after"] = self.after.name
+        if self.is_archive:
+            return Shard.of_file(self.first.name, cursor, self.first.path)
+        name, folder = f"{self.first.name} to {self.last.name}", self.first.path.parent
+        return Shard(name, cursor, self.images, str(folder))
 
 
 def _kind_of_folder(folder: Path) -> str:

@@ -19,6 +19,7 @@ from openblip.sources.source import (
     Entry,
     Found,
     Refused,
+    Shard,
     SourceOptions,
     UnsafePath,
     is_address,
@@ -97,6 +98,25 @@ class DatasetSource:
                     start = Cursor(revision=opened.revision, part=part.name, row=done)
                     yield from merged(self._entries_of(part, start, kept))
                 done = 0
+
+    def shards(self) -> list[Shard]:
+        """The parts that the dataset is in: files, or shards of a split."""
+        opened = self._open("")
+        return [
+            Shard(part.name, {"revision": opened.revision, "part": part.name, "row": 0}, 1)
+            for part in opened.parts
+        ]
+
+    def entries_of(self, shard: Shard) -> Iterator[Entry]:
+        """Yields those of one part, of the dataset as it was when `shards` was called."""
+        parts = self._open(str(shard.cursor["revision"])).parts
+        part = next(part for part in parts if part.name == shard.cursor["part"])
+        with library.quietly() as kept:
+            yield from merged(self._entries_of(part, shard.cursor, kept))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # What is open stays here: each process opens it for itself.
+        return {**self.__dict__, "_opened": None}
 
     def _open(self, revision: str) -> OpenedDataset:
         """The dataset as it is, or as it was at `revision`, from where an import goes on."""

@@ -51,19 +51,43 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in _OF_SYSTEMS
 
 
-def walk(folder: Path) -> Iterator[Seen]:
+@dataclass(frozen=True)
+class Span:
+    """A run of what `walk` yields."""
+
+    after: tuple[str, ...] | None
+    """Parts of the last before it; None for the beginning."""
+    until: tuple[str, ...]
+    """Parts of its last."""
+    prunes: bool = True
+    """Whether folders that have nothing of it are passed over, and not known to links."""
+
+    def __contains__(self, parts: tuple[str, ...]) -> bool:
+        return (self.after is None or parts > self.after) and parts <= self.until
+
+    def reaches_into(self, folder: tuple[str, ...]) -> bool:
+        """Whether anything in a folder may be in it."""
+        is_before = self.after is not None and folder < self.after[: len(folder)]
+        return not self.prunes or (not is_before and folder <= self.until)
+
+
+def walk(folder: Path, span: Span | None = None) -> Iterator[Seen]:
     """Yields all files in a folder and the folders in it, in the order of their path parts.
 
     What is hidden, pair tables and what the system refuses are yielded as one thing and not looked
     into. A link to a folder is followed where it leads out of `folder`, and each such folder once,
     so that circles end. The names of a folder and of those above it are held at a time.
+
+    Args:
+        folder: any.
+        span: only what is in it; None for everything.
     """
-    return _Walk(folder).run()
+    return _Walk(folder, span).run()
 
 
 class _Walk:
-    def __init__(self, folder: Path) -> None:
-        self._folder, self._real = folder, os.path.realpath(folder)
+    def __init__(self, folder: Path, span: Span | None) -> None:
+        self._folder, self._real, self._span = folder, os.path.realpath(folder), span
         # Device and inode, which are the same by whatever link a folder is reached.
         self._known: set[tuple[int, int]] = set()
 
@@ -75,10 +99,11 @@ class _Walk:
             found = next(stack[-1], None)
             if found is None:
                 stack.pop()
-            elif isinstance(found, Seen):
+            elif not isinstance(found, Seen):
+                if self._span is None or self._span.reaches_into(found[1]):
+                    stack.append(self._of_folder(*found))
+            elif self._span is None or found.parts in self._span:
                 yield found
-            else:
-                stack.append(self._of_folder(*found))
 
     def _of_folder(
         self, folder: Path, parts: tuple[str, ...]

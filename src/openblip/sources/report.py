@@ -138,6 +138,22 @@ class ImportReport:
         _add(self.noted, reason.value)
         self._exemplify(reason, where, detail)
 
+    def add(self, other: "ImportReport") -> None:
+        """Counts what the report of what follows in the source counts."""
+        for name in ("num_rows", "num_captions", "num_seen", "num_used"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for counts, others in [
+            (self.splits, other.splits),
+            (self.skipped, other.skipped),
+            (self.noted, other.noted),
+            *((self.split_from.setdefault(s, {}), said) for s, said in other.split_from.items()),
+        ]:
+            for key, number in others.items():
+                _add(counts, key, number)
+        for reason, examples in other.examples.items():
+            several = self.examples.setdefault(reason, [])
+            several += examples[: _MAX_EXAMPLES - len(several)]
+
     def finish(self) -> None:
         """Notes that the source was read to its end."""
         self.complete = True

@@ -5,6 +5,7 @@ are written as one text, as in the cells of a CSV file.
 """
 
 import ast
+import hashlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, Self, runtime_checkable
 
 from openblip.runtime.errors import DataError
 from openblip.sources.report import Reason
@@ -107,6 +108,53 @@ class PairSource(Protocol):
 
         Nothing of images that come as bytes, or that are in no list: those are there once.
         """
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A part of a source that is read without the others: a tar, a table, files of a folder."""
+
+    name: str
+    """For people: the file, or the first and the last."""
+    cursor: Cursor
+    """By which its source finds it."""
+    size: int
+    """Bytes of a file, or number of images; another size is another shard. 0 of one without work:
+    the images that a list names are read with the list."""
+    path: str = ""
+    """The file, or the folder in which its first file is; empty where it is on no disk."""
+    is_file: bool = False
+    """Whether it is one file, and nothing else."""
+
+    @classmethod
+    def of_file(cls, name: str, cursor: Cursor, path: Path) -> Self:
+        """One that is a file."""
+        return cls(name, cursor, file_size(path), str(path), is_file=True)
+
+    def is_here(self) -> bool:
+        """Whether this machine has it, as far as it was there when it was listed."""
+        return not (self.size and self.path) or os.path.lexists(self.path)
+
+    @property
+    def digest(self) -> str:
+        """16 hexadecimal digits of what it is."""
+        told = json.dumps([self.name, self.cursor, self.size], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:16]
+
+
+@runtime_checkable
+class DividedSource(PairSource, Protocol):
+    """A source in shards, whose entries one after another are those of `entries`.
+
+    It is sent to other processes once `shards` has been called: what is known of the whole of it,
+    as which images its lists name, is then in it.
+    """
+
+    def shards(self) -> list[Shard]:
+        """All shards in their order; fewer than two where it cannot be divided."""
+
+    def entries_of(self, shard: Shard) -> Iterator[Entry]:
+        """Yields the entries of one, each as `entries` does."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +263,14 @@ def name_below(root: Path, name: str) -> str:
 def is_file(path: Path) -> bool:
     """Whether a file is there; False too where the system refuses the path, as one too long."""
     return os.path.isfile(path)  # noqa: PTH113 - the method of `Path` raises there
+
+
+def file_size(path: Path) -> int:
+    """Bytes of a file; 0 where the system does not tell."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 def texts_of(value: Any) -> list[str]:

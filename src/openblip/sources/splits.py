@@ -343,6 +343,10 @@ class FileSplits:
         if len(found) < 2:
             self._told = {}
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What it was told, and no cache: other processes ask the disk themselves.
+        return FileSplits, (), {"_told": self._told}
+
     def agreed(self, entry: Entry, split: str, said_by: Authority) -> tuple[str, Authority]:
         """The split of an entry, and what says so, after what other records say of its image.
 

@@ -29,6 +29,7 @@ from openblip.sources.source import (
     Found,
     Refused,
     Remark,
+    Shard,
     SourceOptions,
     UnsafePath,
     is_file,
@@ -103,6 +104,17 @@ class TableSource:
             if str(file) >= str(at["file"]) and not (is_begun and at["row"] == _END):
                 done = int(at["row"]) if is_begun else 0
                 yield from merged(self._file_entries(file, done))
+
+    def shards(self) -> list[Shard]:
+        """The tables."""
+        return [
+            Shard.of_file(f"{self._within}{file.name}", {"file": str(file)}, file)
+            for file in self._files
+        ]
+
+    def entries_of(self, shard: Shard) -> Iterator[Entry]:
+        """Yields those of one table."""
+        return merged(self._file_entries(Path(str(shard.cursor["file"])), 0))
 
     def listed(self) -> Iterator[Entry]:
         """Yields rows; only their images where no column says a split."""

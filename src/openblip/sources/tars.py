@@ -28,6 +28,7 @@ from openblip.sources.source import (
     Found,
     Refused,
     Remark,
+    Shard,
     SourceOptions,
     UnsafePath,
     inside,
@@ -219,6 +220,17 @@ class TarSource:
                 # unseen.
                 if number > done:
                     yield entry
+
+    def shards(self) -> list[Shard]:
+        """The archives."""
+        return [
+            Shard.of_file(f"{self._within}{shard.name}", {"shard": str(shard)}, shard)
+            for shard in self._shards
+        ]
+
+    def entries_of(self, shard: Shard) -> Iterator[Entry]:
+        """Yields those of one archive."""
+        return _Shard(Path(str(shard.cursor["shard"])), self._options, self._within).entries()
 
 
 class _Shard:

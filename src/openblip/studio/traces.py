@@ -9,10 +9,11 @@ from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 
-from openblip.capfilt.job import LATEST, job_status, jobs_folder
-from openblip.capfilt.ledger import open_store
+from openblip.capfilt.job import CAPFILT, job_status
 from openblip.curation.marks import EMBEDDING_KEY
 from openblip.index.noted import IndexState
+from openblip.jobs.ledger import open_store
+from openblip.jobs.run import LATEST
 from openblip.runtime.errors import OpenBlipError, one_line
 from openblip.runtime.locks import is_taken
 from openblip.table.columns import column_state, work_folder
@@ -76,7 +77,7 @@ class Traces:
 
     def _capfilt(self) -> SeenWork | None:
         try:
-            if open_store(jobs_folder(self._uri)).read(LATEST) is None:
+            if open_store(CAPFILT.folder(self._uri)).read(LATEST) is None:
                 return None
             status = job_status(self._uri)
         except OpenBlipError as error:

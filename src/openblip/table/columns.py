@@ -160,6 +160,18 @@ def encode_columns(table: PairTable, columns: "pa.Table") -> bytes:
         ) from error
 
 
+def columns_schema(content: bytes) -> "pa.Schema":
+    """Names and Arrow types of the columns in a file of `encode_columns`, given its content."""
+    lance_library()
+    from lance.file import LanceFileReader
+
+    with tempfile.TemporaryDirectory(prefix="openblip-") as folder:
+        path = Path(folder) / "columns.lance"
+        path.write_bytes(content)
+        found: pa.Schema = LanceFileReader(str(path)).metadata().schema
+    return found
+
+
 def attach_columns(
     table: PairTable,
     files: Mapping[int, ColumnFile],
@@ -201,7 +213,8 @@ def attach_columns(
             lambda: PairTable.open(table.uri).change(action, is_made)
         ),
         lambda dataset, names: dataset.add_columns(_renamed(schema, names)),
-        lambda names: _replace_data(table.uri, files, names),
+        # Without a file they are columns of nulls.
+        lambda names: files and _replace_data(table.uri, files, names),
     )
     return PairTable.open(table.uri)
 

@@ -210,17 +210,38 @@ class IdSet:
         return len(self._recent) + sum(len(part) for part in self._sorted)
 
     def __contains__(self, text: str) -> bool:
-        return self._has(_hash(text))
+        return self._has(id_hash(text))
 
     def add(self, text: str) -> bool:
         """Whether `text` was not known before; it is known afterwards."""
-        value = _hash(text)
+        value = id_hash(text)
         if self._has(value):
             return False
         self._recent.add(value)
         if len(self._recent) >= _RECENT:
             self._settle()
         return True
+
+    def add_hashes(self, values: np.ndarray) -> np.ndarray:
+        """Which of some strings were not known before; all are known afterwards.
+
+        Args:
+            values: their hashes (`id_hash`), uint64, each once.
+        """
+        # A table of 100 million rows is too long for a loop over its ids.
+        if self._recent:
+            self._settle()
+        # In order, so that what is looked up next lies beside what was looked up before.
+        order = np.argsort(values)
+        fresh = values[order]
+        is_fresh = np.ones(len(fresh), dtype=bool)
+        for part in self._sorted:
+            places = np.minimum(np.searchsorted(part, fresh), len(part) - 1)
+            is_fresh &= part[places] != fresh
+        self._keep(fresh[is_fresh])
+        is_new = np.empty_like(is_fresh)
+        is_new[order] = is_fresh
+        return is_new
 
     def _has(self, value: int) -> bool:
         if value in self._recent:
@@ -235,6 +256,12 @@ class IdSet:
         fresh = np.fromiter(self._recent, dtype=np.uint64, count=len(self._recent))
         fresh.sort()
         self._recent.clear()
+        self._keep(fresh)
+
+    def _keep(self, fresh: np.ndarray) -> None:
+        """Adds sorted hashes that are new."""
+        if not len(fresh):
+            return
         while self._sorted and len(self._sorted[-1]) <= 2 * len(fresh):
             fresh = np.concatenate([self._sorted.pop(), fresh])
             # Two sorted runs, which NumPy's stable sort of 64 bits (timsort) merges in one pass.
@@ -249,7 +276,8 @@ def file_key(row_id: str) -> str:
     return hashlib.sha256(row_id.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-def _hash(text: str) -> int:
+def id_hash(text: str) -> int:
+    """The 64 bits by which `IdSet` remembers a string."""
     # Names of files that are no UTF-8 come as halves of surrogates.
     digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
     return int.from_bytes(digest, "little")

@@ -51,7 +51,8 @@ class PairTable:
     """One version of a table of image-text pairs.
 
     Reading is safe from many threads at once. A table that is open does not see what another
-    process writes: open it again for that. Rows are numbered from 0 in the order of writing.
+    process writes: open it again for that, or `refresh` it. Rows are numbered from 0 in the order
+    of writing.
     """
 
     def __init__(self, dataset: Any, uri: str) -> None:
@@ -184,6 +185,11 @@ class PairTable:
         """Lets this object see these verdicts from now on, whatever people add to the log."""
         self._verdicts = list(verdicts)
 
+    def refresh(self) -> None:
+        """Show what others have written since it was opened: the latest version."""
+        read(self.uri, self._dataset.checkout_latest)
+        self._num_rows, self._ids = int(read(self.uri, self._dataset.count_rows)), None
+
     def update_metadata(self, values: Mapping[str, str | None]) -> None:
         """Sets metadata entries, all at once; a value of None removes its entry."""
         change_version(self._dataset, self.uri, lambda: self._dataset.update_metadata(dict(values)))
@@ -256,7 +262,7 @@ class PairTable:
         try:
             # Data files are written before anything is decided: no version names them, so that
             # nobody sees them, and only the last step can conflict with another process.
-            known, own = self._known_ids(), IdSet()
+            known, own = self.known_ids(), IdSet()
             batches = row_batches(rows, lambda key: known.add(key) and own.add(key), on_duplicate)
             fragments, num_rows = write_fragments(self._dataset, self.uri, batches)
             if num_rows:
@@ -268,6 +274,24 @@ class PairTable:
             raise
         self._num_rows = int(self._dataset.count_rows())
         return num_rows
+
+    def append_written(
+        self, fragments: Sequence[Any], ids: IdSet, journal: Mapping[str, str]
+    ) -> None:
+        """Makes rows visible that others have written (`FragmentWriter`), in one atomic step.
+
+        Args:
+            fragments: in the order of the rows.
+            ids: of these rows, each of them once and none of them in this version of the table;
+                ids of this version may be among them.
+            journal: becomes visible together with the rows, as in `append`.
+
+        Raises:
+            DataError: another process has added one of the ids meanwhile.
+        """
+        again_after_conflicts(lambda: self._commit_rows(fragments, ids, journal))
+        self._ids = None
+        self._num_rows = int(self._dataset.count_rows())
 
     def _commit_rows(self, fragments: Sequence[Any], own: IdSet, notes: Mapping[str, str]) -> None:
         """Makes written rows visible if no other process has added one of their ids."""
@@ -388,7 +412,8 @@ class PairTable:
             )
         return list(columns)
 
-    def _known_ids(self) -> IdSet:
+    def known_ids(self) -> IdSet:
+        """The ids of all rows; what is added to them counts as known to this object."""
         if self._ids is None:
             self._ids = IdSet()
             for batch in self.scan(["id"]):

@@ -34,8 +34,8 @@ LEAST_INDEXED_ROWS = 65_536
 # As many numbers become one byte of the index; more lose too much, fewer make it slow.
 _NUMBERS_A_BYTE = 4
 _LEAST_PROBES, _SHARE_OF_PROBES = 20, 0.04
-# So many times k candidates of the index are compared exactly. Among a million clustered vectors the
-# first 100 are found to 0.94 with 4 and to 0.999 with 8, for 10 ms more.
+# So many times k candidates of the index are compared exactly. Among a million clustered vectors
+# the first 100 are found to 0.94 with 4 and to 0.999 with 8, for 10 ms more.
 _REFINED = 8
 _FRAGMENT_ROWS = 16384
 # Whoever has opened a version reads on while another process removes older ones.

@@ -4,16 +4,17 @@ A request that was carried out may still be answered by an error. So nothing is 
 before a look at whether it was.
 """
 
+import json
 import os
 import random
 import re
 import struct
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from openblip.runtime.documents import has_halves
 from openblip.runtime.errors import DataError, UnwritableError, one_line
@@ -27,6 +28,7 @@ _T = TypeVar("_T")
 # fragments, so that one with small images must not have too many rows either.
 _FRAGMENT_BYTES = 128 << 20
 _FRAGMENT_ROWS = 16384
+_READ_ROWS = 512
 _ABSENT = "was not found"
 # Of a version's file: where its content begins, two numbers of the format, and a mark.
 _MANIFEST_END = struct.Struct("<QHH4s")
@@ -325,52 +327,108 @@ def _has_transaction(dataset: Any, uuid: str, since: int) -> bool:
 
 
 def write_fragments(
-    place: Any, uri: str, batches: "Iterator[pa.RecordBatch]"
+    place: Any, uri: str, batches: "Iterable[pa.RecordBatch]"
 ) -> tuple[list[Any], int]:
     """Writes data files that no version names yet; their fragments, and the number of rows.
-
-    Lance gets finished Arrow tables, never a Python iterator: it would pull that from threads of
-    its own, which go on when Ctrl-C interrupts this one.
 
     Args:
         place: the dataset; its address where there is none yet.
         uri: its address.
         batches: taken as they are needed.
     """
-    import pyarrow as pa
-
-    write, options = lance_library().fragment.write_fragments, lance_options(uri)
-
-    fragments: list[Any] = []
-    held: list[pa.RecordBatch] = []
-    num_rows = held_rows = held_bytes = 0
-
-    def flush() -> None:
-        nonlocal held_rows, held_bytes
-        if held:
-            rows = pa.Table.from_batches(held)
-            with _writing(uri):
-                fragments.extend(persist(uri, lambda: write(rows, place, storage_options=options)))
-            held.clear()
-            held_rows = held_bytes = 0
-
-    try:
+    with FragmentWriter(place, uri) as writer:
         for batch in batches:
-            held.append(batch)
-            num_rows += batch.num_rows
-            held_rows += batch.num_rows
-            held_bytes += batch.nbytes
-            if held_bytes >= _FRAGMENT_BYTES or held_rows >= _FRAGMENT_ROWS:
-                flush()
-        flush()
-    except BaseException:
-        _remove_files(uri, fragments)
-        raise
-    return fragments, num_rows
+            writer.add(batch)
+    return writer.fragments, writer.num_rows
 
 
-def _remove_files(uri: str, fragments: Sequence[Any]) -> None:
-    """Files that no version will name; in an object store they stay, as unseen."""
+class FragmentWriter:
+    """A context in which rows are written to data files that no version names yet.
+
+    Lance gets finished Arrow tables, never a Python iterator: it would pull that from threads of
+    its own, which go on when Ctrl-C interrupts this one.
+
+    Attributes:
+        fragments: what was written; all of it when the context is left.
+        num_rows: that were added.
+    """
+
+    def __init__(self, place: Any, uri: str) -> None:
+        """Writes nothing yet; for the arguments see `write_fragments`."""
+        self._place, self._uri, self._options = place, uri, lance_options(uri)
+        self.fragments: list[Any] = []
+        self.num_rows = 0
+        self._held: list[pa.RecordBatch] = []
+        self._held_rows = self._held_bytes = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        is_whole = False
+        try:
+            if kind is None:
+                self._flush()
+                is_whole = True
+        finally:
+            if not is_whole:
+                remove_fragments(self._uri, self.fragments)
+
+    def add(self, batch: "pa.RecordBatch") -> None:
+        """Takes rows, which follow those that were added before."""
+        self._held.append(batch)
+        self.num_rows += batch.num_rows
+        self._held_rows += batch.num_rows
+        self._held_bytes += batch.nbytes
+        if self._held_bytes >= _FRAGMENT_BYTES or self._held_rows >= _FRAGMENT_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        if not self._held:
+            return
+        place, options = self._place, self._options
+        write, rows = lance_library().fragment.write_fragments, pa.Table.from_batches(self._held)
+        with _writing(self._uri):
+            written = persist(self._uri, lambda: write(rows, place, storage_options=options))
+        self.fragments.extend(written)
+        self._held.clear()
+        self._held_rows = self._held_bytes = 0
+
+
+def remove_fragments(uri: str, fragments: Sequence[Any]) -> None:
+    """Removes files that no version will name; in an object store they stay, as unseen."""
     if not is_object_address(uri):
         for file in (file for fragment in fragments for file in fragment.files):
             Path(uri, "data", file.path).unlink(missing_ok=True)
+
+
+def fragments_to_json(fragments: Sequence[Any]) -> str:
+    """What `FragmentWriter` wrote, as another process can be told of it."""
+    return json.dumps([fragment.to_json() for fragment in fragments])
+
+
+def fragments_from_json(text: str) -> list[Any]:
+    """The fragments that `fragments_to_json` tells of."""
+    from_json = lance_library().fragment.FragmentMetadata.from_json
+    return [from_json(json.dumps(values)) for values in json.loads(text)]
+
+
+def written_rows(uri: str, fragments: Sequence[Any]) -> "Iterator[pa.RecordBatch]":
+    """The rows of fragments that no version names yet, in order.
+
+    Raises:
+        DataError: a file of theirs is missing or damaged.
+    """
+    lance_library()
+    from lance.file import LanceFileReader
+
+    for path in (f"{uri}/data/{file.path}" for fragment in fragments for file in fragment.files):
+
+        def batches(path: str = path) -> "list[pa.RecordBatch]":
+            # A file is as large as may be held in memory while rows are written.
+            reader = LanceFileReader(path, lance_options(uri))
+            return list(reader.read_all(batch_size=_READ_ROWS).to_batches())
+
+        yield from read(uri, batches)

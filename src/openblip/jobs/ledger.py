@@ -1,4 +1,4 @@
-"""The ledger of a CapFilt job: what became of each fragment, written by the driver alone.
+"""The ledger of a job: what became of each part, written by the driver alone.
 
 A log in numbered files, each created once and never changed, so that it works on object storage
 too and a second writer is found out. From time to time a snapshot takes the place of the log. All
@@ -12,11 +12,11 @@ import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal, Protocol, Self, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from openblip.runtime.atomic import force_to_disk, replace_file
@@ -36,11 +36,11 @@ class LedgerTakenError(OpenBlipError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """What became of one fragment."""
+    """What became of one part; its fields in their order are a line of the log."""
 
-    fragment: int
+    part: int
     digest: str
-    """Of the rows; an entry of another digest is about rows that are no more."""
+    """Of the part; an entry of another digest is about rows that are no more."""
     num_rows: int
     state: State = "waiting"
     worker: str = ""
@@ -52,10 +52,10 @@ class Entry:
     reason: str = ""
     """Why it failed, or why its last worker was lost."""
     file: str = ""
-    """Its data file in the folder `data` of the table, when done."""
+    """Its result, when done: of columns a file in the folder `data` of the table."""
     num_bytes: int = 0
     checksum: str = ""
-    """SHA-256 of the data file."""
+    """SHA-256 of the result."""
     num_errors: int = 0
     """Rows without result."""
 
@@ -69,18 +69,27 @@ class Activity:
     session_start: float
     """When the driver began."""
     session_rows: int
-    """Rows that were finished since then, those of unfinished fragments included."""
+    """Rows that were finished since then, those of unfinished parts included."""
     rows_done: int
     """Rows finished in all."""
     workers: int
     """Workers that were at work."""
-    tokens_read: int = 0
-    """Since the driver began, by servers that count them."""
-    tokens_written: int = 0
-    cut: int = 0
-    """Texts since then that ended at their longest length."""
-    refused: int = 0
-    """Rows since then about which a captioner wrote nothing."""
+    counts: Mapping[str, int] = field(default_factory=dict)
+    """What workers have counted since the driver began, by name."""
+
+    def stored(self) -> dict[str, Any]:
+        """The values of the file: counts stand beside the others."""
+        values = asdict(self)
+        counts = values.pop("counts")
+        return {**values, **counts}
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """From the values of the file."""
+        values = dict(values)
+        own = {f.name for f in fields(cls)} - {"counts"}
+        counts = {name: count for name, count in values.items() if name not in own}
+        return cls(**{name: values[name] for name in own}, counts=counts)
 
 
 class Store(Protocol):
@@ -137,23 +146,27 @@ class Store(Protocol):
 class Ledger:
     """The entries of a job in memory, and in its store."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, title: str) -> None:
         """Reads what the store has.
+
+        Args:
+            store: of the job.
+            title: of the job's kind, as people are told.
 
         Raises:
             StorageError: it cannot be read.
         """
-        self._store = store
+        self._store, self._title = store, title
         self._entries: dict[int, Entry] = {}
-        # Entries since the last `flush`; the last of a fragment counts.
+        # Entries since the last `flush`; the last of a part counts.
         self._dirty: dict[int, Entry] = {}
         self._last = 0
         self._since_snapshot = 0
         self._read()
 
-    def find(self, fragment: int, digest: str) -> Entry | None:
-        """What is recorded of a fragment with these rows."""
-        found = self._entries.get(fragment)
+    def find(self, part: int, digest: str) -> Entry | None:
+        """What is recorded of a part with this digest."""
+        found = self._entries.get(part)
         return found if found is not None and found.digest == digest else None
 
     def entries(self) -> Iterable[Entry]:
@@ -162,7 +175,7 @@ class Ledger:
 
     def put(self, entry: Entry) -> None:
         """Record an entry; `flush` makes it durable."""
-        self._entries[entry.fragment] = self._dirty[entry.fragment] = entry
+        self._entries[entry.part] = self._dirty[entry.part] = entry
 
     def flush(self, activity: Activity | None = None) -> None:
         """Write what was recorded since the last time, and how the job is going.
@@ -177,8 +190,8 @@ class Ledger:
             number = self._last + 1
             if not self._store.create(_name(_LOG, number), _encode(self._dirty.values())):
                 raise LedgerTakenError(
-                    f"{self._store.uri}: another CapFilt job has written to this ledger; it goes "
-                    "on, this one stops (what it finished is kept)"
+                    f"{self._store.uri}: another {self._title} job has written to this ledger; it "
+                    "goes on, this one stops (what it finished is kept)"
                 )
             self._last = number
             self._dirty.clear()
@@ -186,7 +199,7 @@ class Ledger:
             if self._since_snapshot >= _SNAPSHOT_EVERY:
                 self.compact()
         if activity is not None:
-            self._store.write(_ACTIVITY, json.dumps(asdict(activity)).encode())
+            self._store.write(_ACTIVITY, json.dumps(activity.stored()).encode())
 
     def compact(self) -> None:
         """Put a snapshot in the place of the log so far.
@@ -204,7 +217,7 @@ class Ledger:
         self._since_snapshot = 0
 
     def counts(self) -> dict[State, int]:
-        """Number of recorded fragments in each state."""
+        """Number of recorded parts in each state."""
         found = Counter(entry.state for entry in self._entries.values())
         return {state: found[state] for state in STATES}
 
@@ -213,7 +226,7 @@ class Ledger:
         content = self._store.read(_ACTIVITY)
         if content is None:
             return None
-        return decoded(self._store, _ACTIVITY, content, lambda values: Activity(**values))
+        return decoded(self._store, _ACTIVITY, content, Activity.of)
 
     def _read(self) -> None:
         snapshot, logs = self._files()
@@ -228,7 +241,7 @@ class Ledger:
         return snapshot, [name for name in self._store.names(_LOG) if _number(name) > after]
 
     def _read_files(self, snapshot: str | None, logs: list[str]) -> bool:
-        # Later entries of a fragment replace earlier ones.
+        # Later entries of a part replace earlier ones.
         self._entries.clear()
         for name in [snapshot, *logs]:
             if name is None:
@@ -240,19 +253,19 @@ class Ledger:
                 content = _unpacked(self._store, name, content)
             for line in content.splitlines():
                 entry = decoded(self._store, name, line, lambda values: Entry(*values))
-                self._entries[entry.fragment] = entry
+                self._entries[entry.part] = entry
             self._last = _number(name)
         self._since_snapshot = len(logs)
         return True
 
 
 def released(entry: Entry, reason: str) -> Entry:
-    """The entry of a fragment whose worker was lost."""
+    """The entry of a part whose worker was lost."""
     return replace(entry, state="waiting", until=0.0, reason=reason)
 
 
 def leased(entry: Entry, worker: str, seconds: float) -> Entry:
-    """The entry of a fragment that is given to a worker."""
+    """The entry of a part that is given to a worker."""
     return replace(
         entry,
         state="leased",
@@ -280,7 +293,7 @@ def _number(name: str) -> int:
 
 
 def _encode(entries: Iterable[Entry]) -> bytes:
-    # Lists and not objects: a line for each of 100,000 fragments, without names.
+    # Lists and not objects: a line for each of 100,000 parts, without names.
     fields = Entry.__slots__
     lines = [json.dumps([getattr(entry, name) for name in fields]) for entry in entries]
     return ("\n".join(lines) + "\n").encode()

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import Self
 
-from openblip.capfilt.ledger import Store, decoded
+from openblip.jobs.ledger import Store, decoded
+from openblip.jobs.units import Kind
 from openblip.runtime.errors import OpenBlipError, StorageError
 from openblip.runtime.locks import is_running, process_start
 
@@ -59,14 +60,14 @@ class Owner:
 class JobLock:
     """Context in which no other job works on the table; `check` raises if that has changed."""
 
-    def __init__(self, store: Store) -> None:
-        """A lock in the folder of all jobs of a table; nothing is locked before the context."""
-        self._store = store
+    def __init__(self, store: Store, kind: Kind) -> None:
+        """A lock in the folder of all jobs of a kind on a table; the context takes it."""
+        self._store, self._kind = store, kind
         now = time.time()
         self._owner = Owner(platform.node(), os.getpid(), process_start(os.getpid()), now, now)
         self._generation = 0
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="capfilt-lock", daemon=True)
+        self._thread = threading.Thread(target=self._beat, name=f"{kind.name}-lock", daemon=True)
         self._lost = False
 
     def __enter__(self) -> Self:
@@ -78,7 +79,7 @@ class JobLock:
         while True:
             generation, owner = _latest(self._store)
             if owner is not None and owner.is_alive():
-                raise JobLockedError(_refusal(self._store, generation, owner))
+                raise JobLockedError(_refusal(self._store, self._kind, generation, owner))
             self._generation = generation + 1
             if self._store.create(_name(self._generation), _encode(self._owner)):
                 break
@@ -147,12 +148,13 @@ def _generations(store: Store) -> list[int]:
     return [int(name.removeprefix(_PREFIX)) for name in store.names(_PREFIX)]
 
 
-def _refusal(store: Store, generation: int, owner: Owner) -> str:
+def _refusal(store: Store, kind: Kind, generation: int, owner: Owner) -> str:
     since = datetime.fromtimestamp(owner.since, UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
+    shown = f" (`{kind.status}` shows how far it is)" if kind.status else ""
     return (
-        f"another CapFilt job works on this table: process {owner.pid} on {owner.host}, since "
-        f"{since}; wait for it (`openblip capfilt status` shows how far it is), or stop it. If it "
-        f"is gone for good, remove {store.uri}/{_name(generation)}"
+        f"another {kind.title} job works on this table: process {owner.pid} on {owner.host}, since "
+        f"{since}; wait for it{shown}, or stop it. If it is gone for good, remove "
+        f"{store.uri}/{_name(generation)}"
     )
 
 

@@ -1,50 +1,57 @@
-"""Hands out the fragments of a table, takes back results, and outlives the workers.
+"""Hands out the parts of a job, takes back results, and outlives the workers.
 
-A fragment is done in units: some of its batches, computed by one worker. A unit's way:
+A part is done in units: some of its batches, computed by one worker. A unit's way:
 
       _enqueue            _hand_out              _done
     ───────────► waiting ───────────► leased ───────────► its batches are saved as pieces,
-                 _queue               _leases             or it seals: the data file is written
+                 _queue               _leases             or it seals: the result is written
                     ▲                    │
                     └────── _again ──────┤ _died: the worker was killed, or silent too long
                the batches that are not  │ _unreadable: up to MAX_READS times
                saved, as one unit        │
                                          └─► any other error stops the job
 
-What holds whenever `_take` has returned, for each open fragment that has not failed:
+What holds whenever `_take` has returned, for each open part that has not failed:
 
 - `num_units` counts its units that are waiting or leased, and at least one is;
 - each of its batches is saved, or belongs to one of these units, and to no other;
 - a unit that seals is its only unit. So when it runs nobody else writes pieces, and all batches
   but its own are saved.
 
-When the last other unit is done, `_seal_if_last` queues one without batches that seals. A fragment
+When the last other unit is done, `_seal_if_last` queues one without batches that seals. A part
 that has failed loses its waiting units; the last leased one is followed by one that seals it with
-the reason in every row. The ledger knows fragments alone: what it calls leased when this process is
+the reason in every row. The ledger knows parts alone: what it calls leased when this process is
 killed is computed again but for the pieces.
 """
 
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
-from openblip.capfilt.captioners import Usage
-from openblip.capfilt.job import CapFiltJob
-from openblip.capfilt.ledger import Activity, Entry, Ledger, leased, released
-from openblip.capfilt.pools import Died, Pool, Report
-from openblip.capfilt.worker import FragmentResult, Pieces, Unit, UnitDone, Waiting
+from openblip.jobs.ledger import Activity, Entry, Ledger, leased, released
+from openblip.jobs.pools import Died, Pool, Report
+from openblip.jobs.units import (
+    Job,
+    Part,
+    Pieces,
+    Result,
+    Unit,
+    UnitDone,
+    Waiting,
+    batch_rows,
+    num_batches,
+)
 from openblip.runtime.errors import DataError, OpenBlipError
 from openblip.runtime.progress import Progress
-from openblip.table.columns import Fragment
 
 LEASE_SECONDS = 900.0
 """A worker that finishes no batch for so long is ended, and its unit given to another."""
 LEASE_BATCHES = 10
 """It gets the time of so many of the slowest batches yet, if that is more."""
 MAX_READS = 3
-"""A fragment that cannot be read so often is recorded as failed."""
+"""A part that cannot be read so often is recorded as failed."""
 MAX_DEATHS = 5
 """A batch that ends so many workers, alone with each of them, is recorded without result."""
 MAX_DEATHS_IN_A_ROW = 12
@@ -54,9 +61,9 @@ FLUSH_SECONDS = 1.0
 
 @dataclass
 class _Open:
-    """A fragment that is being worked on."""
+    """A part that is being worked on."""
 
-    fragment: Fragment
+    part: Part
     version: int
     finished: set[int]
     """Batches that are saved."""
@@ -64,7 +71,7 @@ class _Open:
     num_units: int = 0
     """Units that are waiting or leased."""
     reads: int = 0
-    """Attempts that failed because the fragment could not be read."""
+    """Attempts that failed because the part could not be read."""
     deaths: dict[int, int] = field(default_factory=dict)
     """How many workers died on a batch, alone with it."""
     blamed: dict[int, str] = field(default_factory=dict)
@@ -82,11 +89,11 @@ class _Lease:
 
 
 class Driver:
-    """Runs the missing fragments of a job through a pool, and keeps the ledger."""
+    """Runs the missing parts of a job through a pool, and keeps the ledger."""
 
     def __init__(
         self,
-        job: CapFiltJob,
+        job: Job,
         ledger: Ledger,
         pool: Pool,
         progress: Progress,
@@ -108,7 +115,8 @@ class Driver:
         self._queue: deque[Unit] = deque()
         self._leases: dict[str, _Lease] = {}
         self._obsolete: list[Unit] = []
-        self._usage = Usage()
+        self.counts: Counter[str] = Counter()
+        """What workers have counted, by name; batches that were lost count too."""
         self._waits: dict[str, str] = {}
         """What workers wait for and people were told of, by worker."""
         self._deaths_in_a_row = 0
@@ -118,23 +126,23 @@ class Driver:
 
     def run(
         self,
-        fragments: Sequence[Fragment],
+        parts: Sequence[Part],
         version: int,
         saved: Mapping[tuple[int, str], set[int]],
         interrupted: set[int],
     ) -> None:
-        """Compute fragments until each is recorded as done or failed.
+        """Compute parts until each is recorded as done or failed.
 
         Args:
-            fragments: those that are missing.
+            parts: those that are missing.
             version: of the table that has them.
             saved: batches of theirs that an earlier run has finished.
-            interrupted: fragments that were being computed when an earlier driver was killed.
+            interrupted: parts that were being computed when an earlier driver was killed.
 
         Raises:
             OpenBlipError: the job cannot go on; all that is finished is kept.
         """
-        self._plan(fragments, version, saved, interrupted)
+        self._plan(parts, version, saved, interrupted)
         try:
             while self._queue or self._leases:
                 self._check()
@@ -149,7 +157,7 @@ class Driver:
             # Workers may still compute: what they save is found as pieces, nobody hears the rest.
             self._leases.clear()
             for opened in self._open.values():
-                entry = self._ledger.find(opened.fragment.number, opened.fragment.digest)
+                entry = self._ledger.find(opened.part.number, opened.part.digest)
                 if entry is not None and entry.state == "leased":
                     self._ledger.put(released(entry, "the job was stopped"))
             with suppress(OpenBlipError):  # the disk may be full: what stopped the job is said
@@ -158,50 +166,49 @@ class Driver:
         self._flush(force=True)
 
     def finish(self) -> None:
-        """Close the books, once the columns stand in the table."""
+        """Close the books, once the results are committed."""
         self._ledger.compact()
         self._ledger.flush(self._activity())
         self._pieces.clear()
 
     def _plan(
         self,
-        fragments: Sequence[Fragment],
+        parts: Sequence[Part],
         version: int,
         saved: Mapping[tuple[int, str], set[int]],
         interrupted: set[int],
     ) -> None:
         missing = 0
-        for fragment in fragments:
-            finished = saved.get((fragment.number, fragment.digest), set())
-            opened = self._open[fragment.number] = _Open(fragment, version, finished)
-            if fragment.number in interrupted:
-                self._remove_unfinished(fragment)
+        for part in parts:
+            finished = saved.get((part.number, part.digest), set())
+            opened = self._open[part.number] = _Open(part, version, finished)
+            if part.number in interrupted:
+                self._remove_unfinished(part)
                 # One of them may have killed that driver. If it kills a worker, this one is told.
                 opened.careful = self._pool.dies_with_driver
             missing += len(self._missing(opened))
-        # A few units for each worker, also where a table has few fragments; the division decides
+        # A few units for each worker, also where there are few parts; the division decides
         # who computes a batch, never what is in it.
         workers = self._pool.size_hint()
         most = max(missing if workers == 1 else -(-missing // (4 * workers)), 1)
         for opened in self._open.values():
             self._enqueue(opened, self._missing(opened), most)
 
-    def _remove_unfinished(self, fragment: Fragment) -> None:
-        """Remove what a driver that was killed may have left in the table's folder."""
-        entry = self._ledger.find(fragment.number, fragment.digest)
-        unit = self._unit(self._open[fragment.number], (), seals=True)
+    def _remove_unfinished(self, part: Part) -> None:
+        """Remove what a driver that was killed may have left among the results."""
+        entry = self._ledger.find(part.number, part.digest)
+        unit = self._unit(self._open[part.number], (), seals=True)
         if entry is not None:
-            name = replace(unit, attempt=entry.attempts).column_file(self._job.fingerprint)
-            self._job.data_folder.remove(name)
+            self._job.results.remove(replace(unit, attempt=entry.attempts).result_file(self._job))
 
     def _missing(self, opened: _Open) -> list[int]:
-        count = self._job.num_batches(opened.fragment.num_rows)
+        count = num_batches(opened.part.num_rows, self._job.batch_size)
         return [batch for batch in range(count) if batch not in opened.finished]
 
     def _enqueue(
         self, opened: _Open, batches: Sequence[int], most: int, first: bool = False
     ) -> None:
-        """Queue units for batches; the fragment's only unit seals it."""
+        """Queue units for batches; the part's only unit seals it."""
         runs = [tuple(batches[n : n + most]) for n in range(0, len(batches), most)] or [()]
         alone = len(runs) == 1 and opened.num_units == 0
         units = [self._unit(opened, run, seals=alone) for run in runs]
@@ -213,9 +220,9 @@ class Driver:
 
     def _unit(self, opened: _Open, batches: tuple[int, ...], seals: bool) -> Unit:
         return Unit(
-            fragment=opened.fragment.number,
-            digest=opened.fragment.digest,
-            num_rows=opened.fragment.num_rows,
+            part=opened.part.number,
+            digest=opened.part.digest,
+            num_rows=opened.part.num_rows,
             version=opened.version,
             batches=batches,
             seals=seals,
@@ -247,8 +254,10 @@ class Driver:
         if isinstance(report.event, Waiting):
             self._waits_for(report.worker, lease, report.event.line)
             return
-        if isinstance(report.event, Usage):
-            self._usage += report.event
+        if isinstance(report.event, Counter):
+            self.counts.update(report.event)
+            shown = {name: self.counts[name] for name in self._job.kind.shown}
+            self._progress.update(0, **shown)
             return
         if isinstance(report.event, int):
             self._goes_on(report.worker)
@@ -262,7 +271,7 @@ class Driver:
             self._progress.update(report.event)
             return
         del self._leases[report.worker]
-        opened = self._open[lease.unit.fragment]
+        opened = self._open[lease.unit.part]
         opened.num_units -= 1
         if isinstance(report.event, UnitDone):
             self._done(opened, lease.unit, report.event.result)
@@ -289,7 +298,7 @@ class Driver:
         if told is not None and told not in self._waits.values():
             self._progress.note(f"{told.split()[0]} answers again")
 
-    def _done(self, opened: _Open, unit: Unit, result: FragmentResult | None) -> None:
+    def _done(self, opened: _Open, unit: Unit, result: Result | None) -> None:
         if result is None:
             opened.finished.update(unit.batches)
             self._seal_if_last(opened)
@@ -300,13 +309,13 @@ class Driver:
                 state="failed" if unit.failure else "done",
                 until=0.0,
                 reason=unit.failure,
-                file=result.file.name,
-                num_bytes=result.file.num_bytes,
+                file=result.file,
+                num_bytes=result.num_bytes,
                 checksum=result.checksum,
                 num_errors=result.num_errors,
             )
         )
-        del self._open[unit.fragment]
+        del self._open[unit.part]
         if unit.failure:
             self._progress.update(unit.num_rows)
         if result.used_pieces:
@@ -318,7 +327,8 @@ class Driver:
         # Each worker of a pool may die twice of the same cause, such as a full memory, and recover.
         if self._deaths_in_a_row >= MAX_DEATHS_IN_A_ROW + 2 * self._pool.size_hint():
             raise OpenBlipError(
-                f"{self._deaths_in_a_row} CapFilt workers in a row died without finishing a batch, "
+                f"{self._deaths_in_a_row} {self._job.kind.title} workers in a row died without "
+                f"finishing a batch, "
                 f"the last by {reason}; what was finished is kept: run the same command to go on, "
                 "with fewer workers or a smaller --batch-size"
             )
@@ -327,7 +337,7 @@ class Driver:
         self._ledger.put(released(self._entry(unit), f"its worker died: {reason}"))
         # Nobody knows whether it was written whole; another attempt writes another name.
         if unit.seals:
-            self._job.data_folder.remove(unit.column_file(self._job.fingerprint))
+            self._job.results.remove(unit.result_file(self._job))
         if unit.careful and missing:
             # Batches are saved one by one in their order, so the first that is not is the guilty.
             guilty = missing[0]
@@ -345,10 +355,10 @@ class Driver:
         if opened.reads < MAX_READS:
             self._again(opened, missing)
             return
-        number = opened.fragment.number
+        number = opened.part.number
         opened.failure = reason
-        waiting = [unit for unit in self._queue if unit.fragment == number]
-        self._queue = deque(unit for unit in self._queue if unit.fragment != number)
+        waiting = [unit for unit in self._queue if unit.part == number]
+        self._queue = deque(unit for unit in self._queue if unit.part != number)
         opened.num_units -= len(waiting)
         # All rows get the reason, those of saved batches too: they count once, when it is sealed.
         saved = opened.finished
@@ -357,7 +367,7 @@ class Driver:
 
     def _take_stock(self, opened: _Open, lease: _Lease) -> list[int]:
         """Batches of a unit that are lost; the others were saved."""
-        opened.finished = self._pieces.finished(opened.fragment.number, opened.fragment.digest)
+        opened.finished = self._pieces.finished(opened.part.number, opened.part.digest)
         missing = [batch for batch in lease.unit.batches if batch not in opened.finished]
         saved = [batch for batch in lease.unit.batches if batch in opened.finished]
         rows = sum(self._num_rows(opened, batch) for batch in saved)
@@ -375,7 +385,7 @@ class Driver:
             self._enqueue(opened, (), 1, first=True)
 
     def _num_rows(self, opened: _Open, batch: int) -> int:
-        return len(self._job.batch_rows(batch, opened.fragment.num_rows))
+        return len(batch_rows(batch, opened.part.num_rows, self._job.batch_size))
 
     def _end_silent(self) -> None:
         now = time.time()
@@ -386,8 +396,8 @@ class Driver:
             self._take(Report(worker, Died(reason)))
 
     def _entry(self, unit: Unit) -> Entry:
-        found = self._ledger.find(unit.fragment, unit.digest)
-        return found or Entry(unit.fragment, unit.digest, unit.num_rows)
+        found = self._ledger.find(unit.part, unit.digest)
+        return found or Entry(unit.part, unit.digest, unit.num_rows)
 
     def _flush(self, force: bool = False) -> None:
         now = time.time()
@@ -396,13 +406,13 @@ class Driver:
         self._flushed = now
         for lease in self._leases.values():
             entry = self._entry(lease.unit)
-            # Not at each batch: the ledger would grow with the batches, not with the fragments.
+            # Not at each batch: the ledger would grow with the batches, not with the parts.
             if lease.until - entry.until > self._lease_seconds / 3:
                 self._ledger.put(replace(entry, until=lease.until))
         self._ledger.flush(self._activity())
-        # The pieces of a fragment may go once its data file is on record.
+        # The pieces of a part may go once its result is on record.
         for unit in self._obsolete:
-            self._pieces.remove(unit.fragment, unit.digest)
+            self._pieces.remove(unit.part, unit.digest)
         self._obsolete.clear()
 
     def _activity(self) -> Activity:
@@ -412,5 +422,5 @@ class Driver:
             session_rows=self._progress.num_done - self._rows_before,
             rows_done=self._progress.num_done,
             workers=self._pool.num_working(),
-            **asdict(self._usage),
+            counts=dict(self.counts),
         )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from openblip.capfilt.ledger import Store, open_store
+from openblip.jobs.ledger import Store, open_store
 from openblip.runtime.errors import StorageError
 
 

@@ -10,6 +10,7 @@ import signal
 import socket
 import time
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,12 +18,38 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
-from openblip.capfilt.job import CapFiltJob
-from openblip.capfilt.worker import Event, Unit, UnitDone, Worker
+from openblip.jobs.units import Event, Job, Unit, UnitDone, Waiting
 from openblip.runtime.errors import OpenBlipError, RecipeError, install_extra
-from openblip.runtime.threads import wait_without_spinning
+from openblip.runtime.threads import num_usable_cores, wait_without_spinning
 
 MAX_FAILED_STARTS = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThisMachine:
+    """Where the workers run when they are processes of this machine."""
+
+    processes: int | None = None
+    """None: one for each GPU, or for each core where there is none. 1 is this process itself."""
+    device: str | None = None
+    """Of all of them, such as `cpu`; None: a GPU after the other, or the processor."""
+
+    def __post_init__(self) -> None:
+        if self.processes is not None and self.processes < 1:
+            raise RecipeError(f"--processes {self.processes}: at least 1 process does the work")
+
+    def devices(self) -> list[str]:
+        """Where each process computes."""
+        import torch
+
+        gpus = torch.cuda.device_count() if self.device is None else 0
+        alone = gpus or (1 if self.device not in (None, "cpu") else num_usable_cores())
+        numbers = range(self.processes or alone)
+        return [f"cuda:{number % gpus}" if gpus else self.device or "cpu" for number in numbers]
+
+    def num_workers(self) -> int:
+        """How many will share what all of them may ask for."""
+        return len(self.devices())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +66,10 @@ class RayCluster:
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1:
             raise RecipeError(f"--workers {self.workers}: at least 1 worker does the work")
+
+    def num_workers(self) -> int:
+        """As of `ThisMachine`; 1 where nobody knows."""
+        return self.workers or 1
 
 
 @dataclass(frozen=True)
@@ -58,7 +89,7 @@ class Report:
 
 
 class Pool(Protocol):
-    """Workers that have the models loaded, as the driver sees them."""
+    """Workers that have opened the job, as the driver sees them."""
 
     dies_with_driver: bool
     """Whether a worker's death is the driver's."""
@@ -68,7 +99,7 @@ class Pool(Protocol):
         ...
 
     def num_working(self) -> int:
-        """Workers that have loaded their models."""
+        """Workers that have loaded what they compute with."""
         ...
 
     def idle(self, num_units: int) -> list[str]:
@@ -96,6 +127,25 @@ class Pool(Protocol):
         ...
 
 
+def open_pool(job: Job, place: ThisMachine | RayCluster, save_seconds: float) -> Pool:
+    """The workers of a job at a place, which begin to load.
+
+    Args:
+        job: what they are given.
+        place: where they run.
+        save_seconds: finished batches are saved so often; what a killed worker loses.
+
+    Raises:
+        OpenBlipError: there are no such workers, or the only one cannot begin.
+    """
+    if isinstance(place, RayCluster):
+        return RayWorkers(job, place, save_seconds)
+    devices = place.devices()
+    if len(devices) == 1:
+        return OneProcess(job, devices[0], save_seconds)
+    return ManyProcesses(job, devices, save_seconds)
+
+
 def _worker_name() -> str:
     """This process, as the ledger names it."""
     return f"{platform.node()}:{os.getpid()}"
@@ -106,9 +156,8 @@ class OneProcess:
 
     dies_with_driver = True
 
-    def __init__(self, job: CapFiltJob, device: str | None, save_seconds: float) -> None:
-        threads = decode_threads(device, 1)
-        self._worker = Worker(job, device, save_seconds=save_seconds, decode_threads=threads)
+    def __init__(self, job: Job, device: str, save_seconds: float) -> None:
+        self._worker = job.open_worker(device, save_seconds, decode_threads(device, 1))
         self._unit: Unit | None = None
 
     def size_hint(self) -> int:
@@ -151,7 +200,7 @@ class OneProcess:
 class _Child:
     """A worker's process and the pipe to it."""
 
-    def __init__(self, job: CapFiltJob, device: str, save_seconds: float, threads: int) -> None:
+    def __init__(self, job: Job, device: str, save_seconds: float, threads: int) -> None:
         # Spawned, since neither CUDA nor the table's reader survives a fork.
         context = multiprocessing.get_context("spawn")
         self.connection, theirs = context.Pipe()
@@ -187,7 +236,7 @@ class ManyProcesses:
 
     dies_with_driver = False
 
-    def __init__(self, job: CapFiltJob, devices: Sequence[str], save_seconds: float) -> None:
+    def __init__(self, job: Job, devices: Sequence[str], save_seconds: float) -> None:
         self._job, self._devices, self._save_seconds = job, list(devices), save_seconds
         self._children: dict[str, _Child] = {}
         self._failed_starts = 0
@@ -239,7 +288,7 @@ class ManyProcesses:
                     self._count_failed_start(event)
             else:
                 child.is_busy = not isinstance(event, UnitDone | OpenBlipError)
-                assert isinstance(event, Event | OpenBlipError)
+                assert isinstance(event, int | Waiting | UnitDone | Counter | OpenBlipError)
                 yield Report(child.name, event)
 
     def kill(self, worker: str) -> None:
@@ -256,29 +305,30 @@ class ManyProcesses:
         self._failed_starts += 1
         if self._failed_starts >= MAX_FAILED_STARTS:
             raise OpenBlipError(
-                f"{self._failed_starts} CapFilt processes in a row died while they loaded the "
-                f"models ({died.reason}): use fewer --processes, or look at the messages above"
+                f"{self._failed_starts} {self._job.kind.title} processes in a row died while they "
+                f"loaded the models ({died.reason}): use fewer --processes, or look at the "
+                "messages above"
             )
 
 
-def decode_threads(device: str | None, sharing: int) -> int:
+def decode_threads(device: str, sharing: int) -> int:
     """Threads that read and decode for one worker, of `sharing` on this machine.
 
     Beside a CPU that computes with one thread one decoding thread keeps up; a GPU needs more.
     """
-    if device == "cpu" or device is None:
+    if device == "cpu":
         return 1
     return min(max((os.cpu_count() or 1) // sharing, 1), 8)
 
 
 def _serve(
-    job: CapFiltJob, device: str, save_seconds: float, threads: int, connection: Connection
+    job: Job, device: str, save_seconds: float, threads: int, connection: Connection
 ) -> None:
     # Ctrl-C reaches the whole process group; the parent ends its workers in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the driver is gone
         try:
-            worker = Worker(job, device, save_seconds=save_seconds, decode_threads=threads)
+            worker = job.open_worker(device, save_seconds, threads)
         except OpenBlipError as error:
             connection.send(error)
             return
@@ -311,7 +361,7 @@ class RayWorkers:
 
     dies_with_driver = False
 
-    def __init__(self, job: CapFiltJob, cluster: RayCluster, save_seconds: float) -> None:
+    def __init__(self, job: Job, cluster: RayCluster, save_seconds: float) -> None:
         """Connects to the cluster, or starts one on this machine.
 
         Raises:
@@ -447,8 +497,8 @@ class RayWorkers:
             self._failed_starts += 1
             if self._failed_starts >= MAX_FAILED_STARTS + self.size_hint():
                 raise OpenBlipError(
-                    f"{self._failed_starts} CapFilt workers in a row could not start on the Ray "
-                    f"cluster, the last for: {event.reason}"
+                    f"{self._failed_starts} {self._job.kind.title} workers in a row could not "
+                    f"start on the Ray cluster, the last for: {event.reason}"
                 ) from error
         else:
             self._actors[name] = _Actor(handle)
@@ -479,10 +529,10 @@ class _Actor:
 
 
 class _RayWorker:
-    """The actor: a `Worker` in a process of Ray's."""
+    """The actor: a worker in a process of Ray's."""
 
-    def __init__(self, job: CapFiltJob, device: str, save_seconds: float, threads: int) -> None:
-        self._worker = Worker(job, device, save_seconds=save_seconds, decode_threads=threads)
+    def __init__(self, job: Job, device: str, save_seconds: float, threads: int) -> None:
+        self._worker = job.open_worker(device, save_seconds, threads)
 
     def name(self) -> str:
         return _worker_name()

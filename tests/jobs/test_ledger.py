@@ -1,12 +1,13 @@
 """The ledger survives its driver, stays small, and has one writer."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from openblip.capfilt import ledger as module
-from openblip.capfilt.ledger import (
+from openblip.jobs import ledger as module
+from openblip.jobs.ledger import (
     Activity,
     Entry,
     Ledger,
@@ -27,16 +28,16 @@ def store(tmp_path: Path) -> Store:
 
 
 def test_what_is_flushed_is_read_again_and_the_last_word_counts(store: Store) -> None:
-    ledger = Ledger(store)
+    ledger = Ledger(store, "CapFilt")
     ledger.put(leased(Entry(7, "abcd", 100), "host:1", seconds=60))
     ledger.flush()
     ledger.put(DONE)
     ledger.flush()
     ledger.put(replace(DONE, state="failed"))
 
-    assert Ledger(store).find(7, "abcd") == DONE
-    assert Ledger(store).find(7, "other rows") is None
-    assert Ledger(store).counts() == {"waiting": 0, "leased": 0, "done": 1, "failed": 0}
+    assert Ledger(store, "CapFilt").find(7, "abcd") == DONE
+    assert Ledger(store, "CapFilt").find(7, "other rows") is None
+    assert Ledger(store, "CapFilt").counts() == {"waiting": 0, "leased": 0, "done": 1, "failed": 0}
 
 
 def test_a_lease_names_its_holder_and_a_lost_one_its_reason() -> None:
@@ -48,38 +49,40 @@ def test_a_lease_names_its_holder_and_a_lost_one_its_reason() -> None:
 
 def test_snapshots_take_the_place_of_the_log(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_SNAPSHOT_EVERY", 4)
-    ledger = Ledger(store)
+    ledger = Ledger(store, "CapFilt")
     for number in range(11):
-        ledger.put(replace(DONE, fragment=number))
+        ledger.put(replace(DONE, part=number))
         ledger.flush()
 
     assert store.names("ledger/") == [
         *(f"ledger/log-{n:012d}" for n in (9, 10, 11)),
         "ledger/snapshot-000000000008",
     ]
-    read = Ledger(store)
+    read = Ledger(store, "CapFilt")
     assert read.counts()["done"] == 11
-    read.put(replace(DONE, fragment=11))
+    read.put(replace(DONE, part=11))
     read.flush()
-    assert Ledger(store).counts()["done"] == 12
+    assert Ledger(store, "CapFilt").counts()["done"] == 12
 
 
 def test_a_second_writer_is_found_out(store: Store) -> None:
-    one, two = Ledger(store), Ledger(store)
+    one, two = Ledger(store, "CapFilt"), Ledger(store, "CapFilt")
     one.put(DONE)
     one.flush()
     two.put(replace(DONE, state="failed"))
     with pytest.raises(LedgerTakenError, match="another CapFilt job"):
         two.flush()
-    assert Ledger(store).find(7, "abcd") == DONE
+    assert Ledger(store, "CapFilt").find(7, "abcd") == DONE
 
 
 def test_activity_is_read_as_written(store: Store) -> None:
-    activity = Activity(2.0, 1.0, 10, 20, 2)
-    ledger = Ledger(store)
+    activity = Activity(2.0, 1.0, 10, 20, 2, {"tokens_read": 7})
+    ledger = Ledger(store, "CapFilt")
     assert ledger.activity() is None
     ledger.flush(activity)
-    assert Ledger(store).activity() == activity
+    assert Ledger(store, "CapFilt").activity() == activity
+    # As files of earlier versions have it: counts beside the rest.
+    assert json.loads(store.read("activity.json") or b"")["tokens_read"] == 7
 
 
 @pytest.mark.parametrize(
@@ -94,10 +97,10 @@ def test_activity_is_read_as_written(store: Store) -> None:
 def test_a_damaged_file_is_named_with_what_to_do(name: str, content: bytes, store: Store) -> None:
     store.write(name, content)
     with pytest.raises(StorageError, match=rf"{name} is damaged .*: remove it"):
-        Ledger(store)
+        Ledger(store, "CapFilt")
 
 
 def test_a_damaged_activity_is_named(store: Store) -> None:
     store.write("activity.json", b"[]")
     with pytest.raises(StorageError, match=r"activity\.json is damaged"):
-        Ledger(store).activity()
+        Ledger(store, "CapFilt").activity()

@@ -6,17 +6,20 @@ from collections.abc import Iterator, Sequence
 
 import pytest
 
-from openblip.capfilt import driver
 from openblip.capfilt.job import NEW_COLUMNS, CapFiltJob
-from openblip.capfilt.ledger import Ledger
-from openblip.capfilt.pools import Report
-from openblip.capfilt.worker import FragmentResult, Unit, UnitDone
+from openblip.jobs import driver
+from openblip.jobs.ledger import Ledger
+from openblip.jobs.pools import Report
+from openblip.jobs.units import Result, Unit, UnitDone
 from openblip.runtime.errors import OpenBlipError
 from openblip.runtime.progress import Progress
-from openblip.table.columns import ColumnFile, list_fragments
+from openblip.table.columns import list_fragments
 from openblip.table.table import PairTable
 
-from .jobs import job_settings
+from ..capfilt.conftest import models, rows, uri
+from ..capfilt.jobs import job_settings
+
+__all__ = ["models", "rows", "uri"]
 
 WORKER = "host:1"
 
@@ -50,8 +53,8 @@ class Slow:
             yield Report(WORKER, 5)
         elif not self._left:
             self._unit = None
-            file = ColumnFile("capfilt-0.lance", 1)
-            yield Report(WORKER, UnitDone(FragmentResult(file, "0", 10, 0, used_pieces=False)))
+            result = Result("capfilt-0.lance", 1, "0", 10, 0, used_pieces=False)
+            yield Report(WORKER, UnitDone(result))
 
     def kill(self, worker: str) -> None:
         self._unit = None
@@ -63,7 +66,7 @@ class Slow:
 
 def run(uri: str, models: dict[str, str], pool: Slow) -> Ledger:
     job = CapFiltJob.plan(uri, job_settings(models))
-    table, ledger = PairTable.open(uri), Ledger(job.folder)
+    table, ledger = PairTable.open(uri), Ledger(job.folder, job.kind.title)
     fragment = list_fragments(table, NEW_COLUMNS)[0]
     with Progress("capfilt", total=fragment.num_rows, unit="images") as progress:
         driving = driver.Driver(job, ledger, pool, progress, lambda: None)
