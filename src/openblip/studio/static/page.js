@@ -313,6 +313,9 @@ export async function refresh() {
 
 async function start() {
   startTheme();
+  // The room's module comes while the studio is asked what there is; `render` tells what goes wrong.
+  const [name] = location.hash.slice(1).split("?");
+  if (/^[a-z]+$/.test(name) && name !== "main") import(`/static/${name}.js`).catch(() => {});
   try {
     await refresh();
   } catch (error) {
