@@ -65,7 +65,8 @@ def build(model: str) -> Callable[..., IndexReport]:
     """Indexes a place with the model."""
 
     def run(place: Path | str, name: str = model, **settings: object) -> IndexReport:
-        return build_index(str(place), name, device="cpu", show_progress=False, **settings)
+        settings = {"device": "cpu", "show_progress": False, **settings}
+        return build_index(str(place), name, **settings)
 
     return run
 

@@ -16,15 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from openblip.batches.transforms import eval_transform
 from openblip.capfilt.captioners import WebRows
 from openblip.checkpoints.reading import find_model, read_outline
 from openblip.inference import Blip, Embedder
 from openblip.inference.embedder import (
-    TwoTowers,
     embedder_fingerprint,
     is_published_clip,
     load_embedder,
+    prepare_image,
 )
 from openblip.inference.encoding import FirstTokenName
 from openblip.model.dual import DualConfig
@@ -193,9 +192,7 @@ class Filter:
 
     def prepare(self, image: Image.Image) -> Tensor:
         """An RGB image as the model reads it; may be called from threads."""
-        if isinstance(self.model, TwoTowers):
-            return self.model.prepare(image)
-        return eval_transform(image, self.blip.image_size)
+        return prepare_image(self.model, image)
 
     def clean(self, text: str) -> str:
         """A text as the model's training had it; other libraries do what there is to do."""

@@ -333,7 +333,8 @@ class _Search:
             from openblip.index.embeddings import embed_table
 
             for table in tables:
-                embed_table(table, self.model)
+                for reason in embed_table(table, self.model).failed:
+                    print(f"failed, the same command tries again: {reason}", file=sys.stderr)
 
 
 # Its flags stand among the command's own.

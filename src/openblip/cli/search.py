@@ -11,14 +11,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from openblip.cli.flags import UsageError
+from openblip.cli.flags import UsageError, WorkerFlags
 from openblip.cli.output import check_outputs, print_json, print_table
 from openblip.runtime.progress import duration
-from openblip.runtime.ranges import Count, CountOrNone, Positive, Share, Workers
+from openblip.runtime.ranges import Count, CountOrNone, Positive, Share
 
 if TYPE_CHECKING:
     from openblip.index.build import IndexReport
     from openblip.index.search import Found
+
+_Workers = Annotated[WorkerFlags, tyro.conf.arg(name="")]
+_HERE = WorkerFlags()
 
 
 def build(
@@ -28,7 +31,7 @@ def build(
     model: str | None = None,
     table: str | None = None,
     batch_size: Count = 32,
-    processes: Workers = 1,
+    where: _Workers = _HERE,
     device: str | None = None,
     json: bool = False,
 ) -> int:
@@ -45,15 +48,21 @@ def build(
             base model.
         table: where the table of a folder goes; by default FOLDER/.openblip/index.lance.
         batch_size: images at once.
-        processes: of this machine that embed rows of a table, each with the model on a GPU of its
-            own where there are several; 1 is this process.
+        where: where the rows of a table are embedded; a folder is embedded by this process.
         device: cpu, cuda, mps; by default the best that there is.
         json: print the result as JSON.
     """
     from openblip.index.build import build_index
 
     report = build_index(
-        place, model, table=table, batch_size=batch_size, processes=processes, device=device
+        place,
+        model,
+        table=table,
+        batch_size=batch_size,
+        device=device,
+        processes=where.processes,
+        ray=where.cluster(),
+        save_seconds=where.save_seconds,
     )
     return _print_report(report, json)
 
@@ -63,7 +72,7 @@ def update(
     /,
     *,
     batch_size: Count = 32,
-    processes: Workers = 1,
+    where: _Workers = _HERE,
     device: str | None = None,
     json: bool = False,
 ) -> int:
@@ -75,14 +84,20 @@ def update(
     Args:
         place: a folder or a pair table that has an index.
         batch_size: images at once.
-        processes: of this machine that embed rows of a table, each with the model on a GPU of its
-            own where there are several; 1 is this process.
+        where: where the rows of a table are embedded; a folder is embedded by this process.
         device: cpu, cuda, mps; by default the best that there is.
         json: print the result as JSON.
     """
     from openblip.index.build import update_index
 
-    report = update_index(place, batch_size=batch_size, processes=processes, device=device)
+    report = update_index(
+        place,
+        batch_size=batch_size,
+        device=device,
+        processes=where.processes,
+        ray=where.cluster(),
+        save_seconds=where.save_seconds,
+    )
     return _print_report(report, json)
 
 
@@ -101,8 +116,10 @@ def show(place: tyro.conf.Positional[str], /, *, json: bool = False) -> int:
 
 
 def _print_report(report: "IndexReport", json: bool, has_worked: bool = True) -> int:
-    # Nothing is done where no image could be read.
-    code = int(has_worked and 0 < report.rows == report.unreadable)
+    # Nothing is done where no image could be read, and not all where a part of the table could not.
+    code = int(has_worked and (0 < report.rows == report.unreadable or bool(report.failed)))
+    for reason in report.failed:
+        print(f"failed, the same command tries again: {reason}", file=sys.stderr)
     if json:
         print_json(asdict(report))
         return code

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from openblip.curation.marks import EMBEDDING_KEY
-from openblip.index.embeddings import embed_table, embedding_width
+from openblip.index.embeddings import Embedded, embed_table, embedding_width
 from openblip.index.folder import (
     FolderChanges,
     Outdated,
@@ -20,11 +20,12 @@ from openblip.index.folder import (
     outdated_files,
     reconcile,
 )
-from openblip.index.noted import FOLDER_TABLE, IndexState, folder_named, open_index
+from openblip.index.noted import ERROR_KEY, FOLDER_TABLE, IndexState, folder_named, open_index
 from openblip.inference import Embedder
 from openblip.inference.embedder import embedder_fingerprint, load_embedder
 from openblip.inference.image_sources import ImageSources
 from openblip.inference.loading import PUBLISHED
+from openblip.jobs.pools import RayCluster
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.runtime.locks import only_one
 from openblip.sources.paths import is_table
@@ -36,6 +37,7 @@ from openblip.table.vectors import (
     compact,
     create_rows_table,
     index_vectors,
+    rows_where,
     vector_index,
     vector_length,
 )
@@ -54,7 +56,7 @@ class IndexReport:
     missing: int
     """Rows that have no embedding yet: they came later."""
     unreadable: int
-    """Rows whose images are known to be damaged or gone; of a table those of this call."""
+    """Rows whose images are known to be damaged or gone."""
     reasons: tuple[str, ...]
     """Of the first few of these, each with its name."""
     left_out: str
@@ -65,6 +67,8 @@ class IndexReport:
     """What had become of a folder's files; None for other tables."""
     vectors: VectorIndex | None
     """None where a scan is as fast."""
+    failed: tuple[str, ...]
+    """Why parts of a table could not be read; a later call tries them again."""
     seconds: float
 
 
@@ -75,7 +79,9 @@ def build_index(
     table: str | None = None,
     device: str | None = None,
     batch_size: int = 32,
-    processes: int = 1,
+    processes: int | None = None,
+    ray: RayCluster | None = None,
+    save_seconds: float = 10.0,
     least_rows: int = LEAST_INDEXED_ROWS,
     show_progress: bool = True,
 ) -> IndexReport:
@@ -90,14 +96,18 @@ def build_index(
         table: where the table of a folder goes; by default `FOLDER/.openblip/index.lance`.
         device: by default the GPU where there is one.
         batch_size: images that go through the model together.
-        processes: of this machine that embed rows of a table, each with the model.
+        processes: that embed rows of a table; default: one for each GPU, or for each core where
+            there is none. One computes in this process.
+        ray: for a table: workers of a Ray cluster instead of processes of this machine.
+        save_seconds: of a table: what is finished is saved so often; what a killed worker loses.
         least_rows: smaller tables are scanned.
         show_progress: on stderr.
 
     Raises:
         DataError: there is no such folder or table.
-        RecipeError: several processes are asked for, for a folder.
-        OpenBlipError: another process indexes it, or one of several that embed died.
+        RecipeError: several processes or a cluster are asked for, for a folder.
+        JobLockedError, OpenBlipError: another process indexes it, or the job cannot go on; what is
+            finished is kept.
         CheckpointError, MissingHead: the model cannot be read, or cannot embed.
     """
     started = time.monotonic()
@@ -112,16 +122,11 @@ def build_index(
                 folder = folder_named(state.folder)
             elif table is not None and str(folder) != state.folder:
                 raise DataError(f"{uri} is the index of {state.folder}: give another --table")
-        if folder is not None and processes > 1:
-            raise RecipeError(
-                f"--processes {processes}: {place} is a folder, which is embedded by one process; "
-                f"import it as a table (`openblip data import {place} pairs.lance`), and index that"
-            )
+        if folder is not None:
+            _check_alone(place, processes, ray)
         name = _absolute(model or (state.model if state else "") or PUBLISHED["match"])
-        wanted = IndexState(
-            name, embedder_fingerprint(name), None if folder is None else str(folder)
-        )
-        changes, failed = None, list[str]()
+        wanted = IndexState(name, embedder_fingerprint(name), str(folder) if folder else None)
+        changes, done = None, Embedded(0, 0, ())
         if folder is not None:
             embedder = load_embedder(name, device)
             begun = _folder_table(uri, wanted, state, embedder)
@@ -129,21 +134,21 @@ def build_index(
                 begun, folder, embedder, batch_size=batch_size, show_progress=show_progress
             )
             indexed = compact(indexed)
-            embedded = changes.embedded
         else:
             indexed = PairTable.open(uri)
-            embedded = embed_table(
+            done = embed_table(
                 indexed,
                 name,
                 device=device,
                 batch_size=batch_size,
                 show_progress=show_progress,
                 processes=processes,
-                on_unreadable=failed.append,
-            ) - len(failed)
+                ray=ray,
+                save_seconds=save_seconds,
+            )
         wanted.note(indexed)
         index_vectors(PairTable.open(uri), EMBEDDING_KEY, least_rows)
-    return _report(uri, embedded, changes, failed, time.monotonic() - started)
+    return _report(uri, done, changes, time.monotonic() - started)
 
 
 def update_index(place: str, **settings: Any) -> IndexReport:
@@ -151,8 +156,8 @@ def update_index(place: str, **settings: Any) -> IndexReport:
 
     Args:
         place: an indexed folder, or table.
-        settings: `device`, `batch_size`, `processes`, `least_rows` and `show_progress` of
-            `build_index`.
+        settings: `device`, `batch_size`, `processes`, `ray`, `save_seconds`, `least_rows` and
+            `show_progress` of `build_index`.
 
     Raises:
         DataError: there is no index; else as `build_index`.
@@ -172,7 +177,7 @@ def describe_index(place: str) -> IndexReport:
     Raises:
         DataError: there is none.
     """
-    return _report(open_index(place)[0].uri, 0, None, [], 0.0)
+    return _report(open_index(place)[0].uri, Embedded(0, 0, ()), None, 0.0)
 
 
 def outdated_index(table: PairTable, shown: Sequence[int]) -> Outdated:
@@ -199,6 +204,16 @@ def _places(place: str, table: str | None) -> tuple[str, Path | None]:
     if table is not None:
         raise DataError(f"{place} is a table already; --table is for the index of a folder")
     return place, None
+
+
+def _check_alone(folder: str, processes: int | None, ray: RayCluster | None) -> None:
+    """That no workers are asked for where there is none: a folder's rows come with embeddings."""
+    if ray is not None or (processes or 1) > 1:
+        flag = f"--ray {ray.address}" if ray is not None else f"--processes {processes}"
+        raise RecipeError(
+            f"{flag}: {folder} is a folder, which is embedded by one process; import it as a table "
+            f"(`openblip data import {folder} pairs.lance`), and index that"
+        )
 
 
 def _absolute(model: str) -> str:
@@ -235,35 +250,31 @@ def _folder_table(
     return table
 
 
-def _report(
-    uri: str, embedded: int, changes: FolderChanges | None, failed: list[str], seconds: float
-) -> IndexReport:
+def _report(uri: str, done: Embedded, changes: FolderChanges | None, seconds: float) -> IndexReport:
     table = PairTable.open(uri)
     state = IndexState.of(table)
     assert state is not None
-    if "image_error" in table.columns:
-        failed = _noted_errors(table)
+    column = "image_error" if state.folder is not None else ERROR_KEY
+    is_noted = column in table.columns
     return IndexReport(
         table=uri,
         model=state.model,
         rows=len(table),
         missing=len(table) - table.count_values(EMBEDDING_KEY),
-        unreadable=len(failed),
-        reasons=tuple(failed[:_NUM_REASONS]),
+        unreadable=table.count_values(column) if is_noted else 0,
+        # Of a part that cannot be read nobody knows the ids; why it cannot is told besides.
+        reasons=_first_reasons(table, column) if is_noted and not done.failed else (),
         left_out=changes.left_out if changes is not None else "",
-        embedded=embedded,
+        embedded=changes.embedded if changes is not None else done.images,
         changes=changes,
         vectors=vector_index(table, EMBEDDING_KEY),
+        failed=done.failed,
         seconds=seconds,
     )
 
 
-def _noted_errors(table: PairTable) -> list[str]:
-    """Why each image that cannot be read cannot, with its id."""
-    return [
-        f"{row['id']}: {row['image_error']}"
-        for batch in table.scan(["id", "image_error"])
-        if batch["image_error"].null_count < len(batch)
-        for row in batch.to_pylist()
-        if row["image_error"]
-    ]
+def _first_reasons(table: PairTable, column: str) -> tuple[str, ...]:
+    """Why the first images that cannot be read cannot, each with its id."""
+    rows = rows_where(table, f"{column} IS NOT NULL")[:_NUM_REASONS]
+    found = table.take(rows, ["id", column]).to_pylist() if len(rows) else []
+    return tuple(f"{row['id']}: {row[column]}" for row in found)

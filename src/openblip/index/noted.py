@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Self
 
 from openblip.curation.marks import EMBEDDING_KEY
+from openblip.jobs.units import Kind
 from openblip.runtime.errors import DataError
 from openblip.sources.paths import INDEX_FOLDER, is_table
 from openblip.table.columns import column_state
@@ -13,6 +14,10 @@ from openblip.table.table import PairTable
 
 FOLDER_TABLE = Path(INDEX_FOLDER, "index.lance")
 """Where the table of a folder is; hidden, so that nothing takes it for a part of the collection."""
+EMBEDDING = Kind(name="embedding", title="embedding")
+"""Jobs that embed the images of a table."""
+ERROR_KEY = "embedding_error"
+"""Column of a table: why the image of a row could not be embedded."""
 _KEY = "search_index"
 
 
@@ -38,7 +43,10 @@ class IndexState:
 
     def note(self, table: PairTable) -> None:
         """Write it into the metadata, where it is read from."""
-        settings = {"settings": {"model": self.fingerprint}, "rows": len(table)}
+        # Rows may have come to a table since its job has noted how many it has embedded.
+        noted = column_state(table, EMBEDDING_KEY) if self.folder is None else {}
+        rows = noted.get("rows", len(table))
+        settings = {"settings": {"model": self.fingerprint}, "rows": rows}
         own = {"model": self.model, "folder": self.folder}
         entries = {_KEY: json.dumps(own), EMBEDDING_KEY: json.dumps(settings)}
         if any(table.metadata.get(name) != entry for name, entry in entries.items()):

@@ -13,10 +13,12 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from openblip.batches.transforms import eval_transform
 from openblip.checkpoints.fingerprints import HashFile, digest, sha256_of
 from openblip.checkpoints.folder import CONFIG_FILE, read_json
 from openblip.checkpoints.huggingface import is_huggingface
 from openblip.checkpoints.reading import find_model, model_fingerprint
+from openblip.inference.blip import Blip
 from openblip.inference.encoding import finite, text_batches
 from openblip.inference.image_sources import Images, prepared_batches
 from openblip.inference.loading import default_device, load
@@ -116,6 +118,14 @@ def load_embedder(source: str | Path, device: str | torch.device | None = None) 
 
     path = find_model(source)
     return read_clip(path, place) if is_clip(path) else load(path, device)
+
+
+def prepare_image(model: Embedder, image: Image.Image) -> Float[Tensor, "3 height width"]:
+    """An RGB image as a model reads it, for `embed_prepared`; may be called from threads."""
+    if isinstance(model, TwoTowers):
+        return model.prepare(image)
+    assert isinstance(model, Blip)
+    return eval_transform(image, model.image_size)
 
 
 def is_published_clip(source: str | Path) -> bool:

@@ -11,20 +11,19 @@ from pathlib import Path
 
 from openblip.capfilt.job import CAPFILT, job_status
 from openblip.curation.marks import EMBEDDING_KEY
-from openblip.index.noted import IndexState
-from openblip.jobs.ledger import open_store
+from openblip.index.noted import EMBEDDING, IndexState
+from openblip.jobs.ledger import Ledger, Store, open_store
+from openblip.jobs.lock import lock_owner
 from openblip.jobs.run import LATEST
 from openblip.runtime.errors import OpenBlipError, one_line
 from openblip.runtime.locks import is_taken
-from openblip.table.columns import column_state, work_folder
+from openblip.table.columns import column_state
 from openblip.table.storage import is_object_address
 from openblip.table.table import PairTable
 
 _SETTINGS = ".settings.json"
 _RATE_SECONDS = 60.0
 _READ_BYTES = 1 << 20
-# Rows of a part of a column that is being computed.
-_PART_ROWS = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,11 +108,14 @@ class Traces:
     def _index(self) -> SeenWork | None:
         is_running = not is_object_address(self._uri) and is_taken(Path(self._uri))
         try:
+            folder = open_store(EMBEDDING.folder(self._uri))
+            is_running = is_running or lock_owner(folder) is not None
             table = PairTable.open_if_any(self._uri)
             state = None if table is None else IndexState.of(table)
             if table is None or (state is None and not is_running):
                 return None
-            done, total = self._embedded(table, state is not None and state.folder is not None)
+            is_folder = state is not None and state.folder is not None
+            done, total = self._embedded(table, is_folder, folder if is_running else None)
         except OpenBlipError:
             return None  # the page of the collection says what is wrong with the table
         note = "" if is_running else "not embedded yet: an update does that" * (done < len(table))
@@ -127,14 +129,26 @@ class Traces:
             note=note,
         )
 
-    def _embedded(self, table: PairTable, is_folder: bool) -> tuple[int, int | None]:
-        """Images that have an embedding, and how many there are, as far as the table knows."""
+    def _embedded(
+        self, table: PairTable, is_folder: bool, jobs: Store | None
+    ) -> tuple[int, int | None]:
+        """Images that have an embedding, and how many there are, as far as can be seen.
+
+        Args:
+            table: in its latest version.
+            is_folder: whether its rows appear together with their embeddings.
+            jobs: the folder of the jobs that embed it, if one of them is running.
+        """
         if is_folder:
             return len(table), None
+        latest = jobs.read(LATEST) if jobs is not None else None
+        if jobs is not None and latest is not None:
+            store = open_store(f"{jobs.uri}/{latest.decode()}")
+            if (activity := Ledger(store, EMBEDDING.title).activity()) is not None:
+                return min(activity.rows_done, len(table)), len(table)
         has_column = EMBEDDING_KEY in table.columns
         known = int(column_state(table, EMBEDDING_KEY).get("rows", 0)) if has_column else 0
-        parts = sum(1 for _ in work_folder(table).glob(f"{EMBEDDING_KEY}-*.parquet"))
-        return min(known + parts * _PART_ROWS, len(table)), len(table)
+        return min(known, len(table)), len(table)
 
     def _captions(self) -> list[SeenWork]:
         places = [self._folder] if self._folder is not None else []

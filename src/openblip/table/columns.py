@@ -210,15 +210,15 @@ def attach_columns(
             lambda: PairTable.open(table.uri).change(action, is_made)
         ),
         lambda dataset, names: dataset.add_columns(_renamed(schema, names)),
-        # Without a file they are columns of nulls.
-        lambda names: files and _replace_data(table.uri, files, names),
+        lambda names: _replace_data(table.uri, files, names),
     )
     return PairTable.open(table.uri)
 
 
 def _replace_data(uri: str, files: Mapping[int, ColumnFile], columns: Sequence[str]) -> None:
     """Give fragments files with the values of columns that stand in the table."""
-    again_after_conflicts(lambda: _replace_in(PairTable.open(uri), files, columns))
+    if files:  # without one they are columns of nulls
+        again_after_conflicts(lambda: _replace_in(PairTable.open(uri), files, columns))
 
 
 def _replace_in(table: PairTable, files: Mapping[int, ColumnFile], columns: Sequence[str]) -> None:
