@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import time
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,6 +21,7 @@ from openblip.cli import main
 from openblip.index.build import IndexReport, describe_index
 from openblip.index.embeddings import EmbeddingComputer, EmbeddingJob
 from openblip.index.noted import EMBEDDING
+from openblip.jobs import columns as job_columns
 from openblip.jobs import pools
 from openblip.jobs.ledger import Ledger, open_store
 from openblip.jobs.lock import JobLock, JobLockedError
@@ -239,6 +242,31 @@ def test_another_model_replaces_all(
     assert not columns(uri)["image_embedding"].equals(undisturbed["image_embedding"])
     # The files of the first are still there, and are what they were.
     assert build(uri, processes=1, **SMALL).embedded == 0
+    assert columns(uri).equals(undisturbed)
+
+
+def test_a_note_never_stands_beside_the_columns_of_another_model(
+    uri: str,
+    build: Build,
+    model: str,
+    other_model: str,
+    undisturbed: pa.Table,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    build(uri, processes=1, **SMALL)
+    attach = job_columns.attach_columns
+
+    def attach_and_die(*given: Any, **settings: Any) -> None:
+        attach(*given, **settings)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, suppress(KeyboardInterrupt):
+        patched.setattr(job_columns, "attach_columns", attach_and_die)
+        build(uri, other_model, processes=1, **SMALL)
+    assert not columns(uri)["image_embedding"].equals(undisturbed["image_embedding"])
+    # Without its ledger, the note is all by which the first model knows its columns.
+    shutil.rmtree(Path(f"{uri}.embedding"))
+    assert build(uri, processes=1, **SMALL).embedded == 40
     assert columns(uri).equals(undisturbed)
 
 

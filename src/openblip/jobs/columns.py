@@ -305,11 +305,24 @@ class TableColumns:
             # What another job said would stand beside texts that it is not about.
             dropped = [] if view.is_committed else self._job.columns_left_by(table)
             replace = not view.is_committed
+            if replace:
+                self._withdraw_note(table, view)
             attach_columns(table, files, self._schema(view), replace=replace, dropped=dropped)
         # Last, as it is what `is_committed` looks at: a kill before it commits the files once more.
         if not view.is_committed:
             noted = self._job.noted(view.num_rows)
             again_after_conflicts(lambda: PairTable.open(table.uri).update_metadata(noted))
+
+    def _withdraw_note(self, table: PairTable, view: View) -> None:
+        """Take back what another job says of the columns that are about to be replaced.
+
+        A kill between the two commits would leave its note beside columns that are not its own: the
+        same job, called again without its ledger, would believe them.
+        """
+        stale = [key for key in self._job.noted(view.num_rows) if key in table.metadata]
+        if stale:
+            empty = dict.fromkeys(stale, "{}")
+            again_after_conflicts(lambda: PairTable.open(table.uri).update_metadata(empty))
 
     def _schema(self, view: View) -> "pa.Schema":
         """Names and types of the columns, as a worker has written them: it knows the model."""
