@@ -118,13 +118,7 @@ def build_index(
     if folder is not None and not is_table(uri):
         ImageSources([str(folder)]).total()  # there must be one, or nothing is begun
     with _alone(uri):
-        opened = PairTable.open_if_any(uri) if folder is not None else PairTable.open(uri)
-        state = IndexState.of(opened) if opened is not None else None
-        if state is not None and state.folder is not None:
-            if folder is None:
-                folder = folder_named(state.folder)
-            elif table is not None and str(folder) != state.folder:
-                raise DataError(f"{uri} is the index of {state.folder}: give another --table")
+        state, folder = _as_it_is(uri, folder, table)
         if folder is not None:
             _check_alone(place, processes, ray)
         named = model or (state.model if state else "") or PUBLISHED["match"]
@@ -209,6 +203,20 @@ def _places(place: str, table: str | None) -> tuple[str, Path | None]:
     if table is not None:
         raise DataError(f"{place} is a table already; --table is for the index of a folder")
     return place, None
+
+
+def _as_it_is(
+    uri: str, folder: Path | None, table: str | None
+) -> tuple[IndexState | None, Path | None]:
+    """What an index that is there says of itself, and the folder that it is of, if of one."""
+    opened = PairTable.open_if_any(uri) if folder is not None else PairTable.open(uri)
+    state = IndexState.of(opened) if opened is not None else None
+    if state is not None and state.folder is not None:
+        if folder is None:
+            folder = folder_named(state.folder)
+        elif table is not None and str(folder) != state.folder:
+            raise DataError(f"{uri} is the index of {state.folder}: give another --table")
+    return state, folder
 
 
 def _check_alone(folder: str, processes: int | None, ray: RayCluster | None) -> None:
