@@ -4,6 +4,7 @@ import json
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -136,7 +137,14 @@ def test_a_storm_of_faults_changes_no_result(
 ) -> None:
     calm = copy_of(table, tmp_path)
     run(calm, asking(server, models))
-    server.choose = lambda number, body: fault if number % 3 == 0 else Reply()
+    tries: Counter[str] = Counter()
+
+    def choose(number: int, body: dict[str, object]) -> Reply:
+        # An image that fails again and again while others are answered is to blame: none here does.
+        tries[asked := json.dumps(body)] += 1
+        return fault if number % 3 == 0 and tries[asked] <= 2 else Reply()
+
+    server.choose = choose
     requests = Requests(at_once=4, seconds=0.5, patience=60.0)
     assert run(table, asking(server, models), requests).refused == 0
     assert columns(table.uri).equals(columns(calm.uri))
