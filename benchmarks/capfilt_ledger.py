@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -82,28 +82,26 @@ def make_models(folder: Path) -> CapFiltSettings:
     return CapFiltSettings(captioner=str(folder / "captioner"), filter=str(folder / "filter"))
 
 
+def simulated_result(table: PairTable, rows: int) -> Result:
+    """Of every fragment: one file with nothing in its columns."""
+    import pyarrow as pa
+
+    schema = column_schema(NEW_COLUMNS)
+    columns = pa.table({f.name: pa.nulls(rows, f.type) for f in schema}, schema=schema)
+    content = encode_columns(table, columns)
+    Path(table.uri, "data", "simulated.lance").write_bytes(content)
+    checksum = hashlib.sha256(content).hexdigest()
+    return Result("simulated.lance", len(content), checksum, rows, 0, used_pieces=False)
+
+
 class SimulatedPool:
-    """Workers that have a result at once: always the same file."""
+    """Workers of any job that have a unit's result at once, and are stopped after so many."""
 
     dies_with_driver = False
 
-    def __init__(self, table: PairTable, rows: int, stop_after: int | None) -> None:
-        import pyarrow as pa
-
-        schema = column_schema(NEW_COLUMNS)
-        columns = pa.table({f.name: pa.nulls(rows, f.type) for f in schema}, schema=schema)
-        content = encode_columns(table, columns)
-        Path(table.uri, "data", "simulated.lance").write_bytes(content)
-        self._result = Result(
-            "simulated.lance",
-            len(content),
-            hashlib.sha256(content).hexdigest(),
-            rows,
-            0,
-            used_pieces=False,
-        )
+    def __init__(self, result_of: Callable[[Unit], Result], stop_after: int | None) -> None:
+        self._result_of, self._left = result_of, stop_after
         self._units: dict[str, Unit] = {}
-        self._left = stop_after
 
     def size_hint(self) -> int:
         return WORKERS
@@ -121,7 +119,7 @@ class SimulatedPool:
         for worker, unit in list(self._units.items()):
             yield Report(worker, unit.num_rows)
             del self._units[worker]
-            yield Report(worker, UnitDone(self._result))
+            yield Report(worker, UnitDone(self._result_of(unit)))
             if self._left is not None:
                 self._left -= 1
                 if self._left <= 0:
@@ -138,9 +136,11 @@ def megabytes() -> float:
 
 
 def timed(name: str, function: Any) -> Any:
-    start = time.perf_counter()
+    """What a function gives; its time on the clock and of a core are printed."""
+    start, used = time.perf_counter(), time.process_time()
     value = function()
-    print(f"| {name} | {time.perf_counter() - start:.1f} | {megabytes():.0f} |", flush=True)
+    seconds, used = time.perf_counter() - start, time.process_time() - used
+    print(f"| {name} | {seconds:.1f} | {used:.1f} | {megabytes():.0f} |", flush=True)
     return value
 
 
@@ -148,11 +148,16 @@ def simulate(folder: Path, fragments: int, rows: int) -> None:
     settings = make_models(folder)
     uri = make_table(folder, fragments, rows)
     print(f"{fragments:,} fragments of {rows:,} rows; memory before: {megabytes():.0f} MB\n")
-    print("| step | s | peak MB |\n| --- | ---: | ---: |")
+    print("| step | s | s of a core | peak MB |\n| --- | ---: | ---: | ---: |")
     job = CapFiltJob.plan(uri, settings)
     table = PairTable.open(uri)
     target = TableColumns(job)
-    run = Run(job, target, lambda: SimulatedPool(table, rows, fragments // 2))
+    result = simulated_result(table, rows)
+
+    def pool(stop_after: int | None) -> SimulatedPool:
+        return SimulatedPool(lambda unit: result, stop_after)
+
+    run = Run(job, target, lambda: pool(fragments // 2))
     timed("planning: open the table, list its fragments, read the ledger", run.look)
 
     def stopped() -> None:
@@ -162,7 +167,7 @@ def simulate(folder: Path, fragments: int, rows: int) -> None:
     timed("hand out, take back and record half of the fragments", stopped)
     again = timed(
         "a new driver: plan, with half of the fragments on record",
-        lambda: Run(job, target, lambda: SimulatedPool(table, rows, None)),
+        lambda: Run(job, target, lambda: pool(None)),
     )
     timed("what is missing", again.look)
 

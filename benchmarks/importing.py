@@ -23,7 +23,6 @@ import statistics
 import tarfile
 import tempfile
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from openblip.jobs.pools import Report
+from capfilt_ledger import SimulatedPool, megabytes, timed
 from openblip.jobs.run import Run
-from openblip.jobs.units import Result, Unit, UnitDone
+from openblip.jobs.units import Result
 from openblip.sources.checking import ImportSettings, Outcome
 from openblip.sources.importing import checks_of, import_pairs
 from openblip.sources.sharded import ImportJob, ImportTarget, Merged, ShardResult, _Counts
@@ -41,7 +40,6 @@ from openblip.sources.source import Shard, SourceOptions
 from openblip.sources.tars import TarSource
 from openblip.table.table import PairTable
 
-WORKERS = 64
 _SIZE, _QUALITY = (500, 375), 90
 # Fragments of 128 MB in a shard of 10,000 images of 50 kB.
 _FRAGMENTS = 4
@@ -117,42 +115,6 @@ def core_seconds() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
-class SimulatedPool:
-    """Workers whose results are there at once."""
-
-    dies_with_driver = False
-
-    def __init__(self, job: ImportJob, results: dict[int, Result], stop_after: int | None) -> None:
-        self._job, self._results, self._left = job, results, stop_after
-        self._units: dict[str, Unit] = {}
-
-    def size_hint(self) -> int:
-        return WORKERS
-
-    def num_working(self) -> int:
-        return WORKERS
-
-    def idle(self, num_units: int) -> list[str]:
-        return [name for n in range(WORKERS) if (name := f"node:{n}") not in self._units]
-
-    def start(self, worker: str, unit: Unit) -> None:
-        self._units[worker] = unit
-
-    def reports(self, seconds: float) -> Iterator[Report]:
-        for worker, unit in list(self._units.items()):
-            yield Report(worker, unit.num_rows)
-            del self._units[worker]
-            yield Report(worker, UnitDone(self._results[unit.part]))
-            if self._left is not None:
-                self._left -= 1
-                if self._left <= 0:
-                    raise KeyboardInterrupt
-
-    def kill(self, worker: str) -> None: ...
-
-    def close(self) -> None: ...
-
-
 def simulated_results(job: ImportJob, rows: int) -> dict[int, Result]:
     """Files as workers write them; ids are random."""
     rng = np.random.default_rng(0)
@@ -200,19 +162,6 @@ def _file(uri: str, name: str) -> dict[str, Any]:
     }
 
 
-def megabytes() -> float:
-    """Largest resident memory of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-
-
-def timed(name: str, function: Any) -> Any:
-    start, used = time.perf_counter(), time.process_time()
-    value = function()
-    seconds, used = time.perf_counter() - start, time.process_time() - used
-    print(f"| {name} | {seconds:.1f} | {used:.1f} | {megabytes():.0f} |", flush=True)
-    return value
-
-
 def driver(folder: Path, num_shards: int, rows: int) -> None:
     options, uri = SourceOptions(), str(folder / "pairs.lance")
     shards = tuple(
@@ -244,7 +193,7 @@ def driver(folder: Path, num_shards: int, rows: int) -> None:
         )
 
     def run(stop_after: int | None) -> Run:
-        pool = SimulatedPool(job, results, stop_after)
+        pool = SimulatedPool(lambda unit: results[unit.part], stop_after)
         return Run(job, ImportTarget(job, publish), lambda: pool)
 
     def stopped() -> None:

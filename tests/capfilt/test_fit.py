@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -219,20 +220,27 @@ def test_a_fit_and_its_report_and_the_places_of_models_are_noted_together(
     assert PairTable.open(with_scores.uri).metadata["score_models"] == places
 
 
+def judged(row: dict[str, Any], verdict: str, probability: float, sample: str) -> ReviewRecord:
+    """A verdict on a row's given text, which was drawn with a probability."""
+    return ReviewRecord(
+        verdict=verdict,
+        row=str(row["id"]),
+        source="web",
+        place=0,
+        text=row["captions"][0],
+        reviewer="ada",
+        table_version=1,
+        probability=probability,
+        sample=sample,
+    )
+
+
 def test_verdicts_are_learnt_from_by_their_probability(with_scores: PairTable) -> None:
     rows = web_rows(with_scores)
     verdicts = [
-        ReviewRecord(
-            verdict="wrong" if row["captions"] == [SPAM] else "right",
-            row=str(row["id"]),
-            source="web",
-            place=0,
-            text=row["captions"][0],
-            reviewer="ada",
-            table_version=1,
-            probability=0.5 if row["captions"] == [SPAM] else 0.25,
-            sample="s",
-        )
+        judged(row, "wrong", 0.5, "s")
+        if row["captions"] == [SPAM]
+        else judged(row, "right", 0.25, "s")
         for row in rows
         if row["captions"]
     ]
@@ -252,20 +260,7 @@ def test_verdicts_on_accepted_texts_alone_say_nothing_of_how_many_are_right(
 ) -> None:
     """They are learnt from; that all are right is what the filter had chosen them for."""
     rows = [row for row in web_rows(with_scores) if row["captions"] and row["captions"] != [SPAM]]
-    verdicts = [
-        ReviewRecord(
-            verdict="right",
-            row=str(row["id"]),
-            source="web",
-            place=0,
-            text=row["captions"][0],
-            reviewer="ada",
-            table_version=1,
-            probability=0.5,
-            sample="accepted-0123",
-        )
-        for row in rows
-    ]
+    verdicts = [judged(row, "right", 0.5, "accepted-0123") for row in rows]
     ReviewLog.of(with_scores.uri).append(verdicts)
     few = FitSettings(images=55, folds=2)
     web = fit_table(PairTable.open(with_scores.uri), few, show_progress=False).fits[0]

@@ -12,13 +12,11 @@ from openblip.checkpoints.families import family_of
 from openblip.deploy.models import GraphCache, open_model, require_weights
 from openblip.inference import Blip, load
 from openblip.inference.export import Exported, export
-from openblip.model.albef import Albef, AlbefConfig
-from openblip.model.dual import DualConfig, DualEncoder
 from openblip.model.vqa import Vqa
 from openblip.runtime.errors import CheckpointError, MissingHead, RecipeError
 from openblip.runtime.threads import one_thread
 
-from ..inference.conftest import draw_weights, make_med
+from ..inference.conftest import make_med, make_relative
 
 for name in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(name, reason="the extra `export` is not installed")
@@ -211,14 +209,7 @@ def test_whatever_decoder_and_encoder_share(
 def test_relatives(
     kind: str, tokenizer: TextTokenizer, pictures: list[Image.Image], tmp_path: Path
 ) -> None:
-    sizes = make_med(tokenizer).config
-    if kind == "albef":
-        config = AlbefConfig(vision=sizes.vision, text=sizes.text, embed_dim=10, fusion_layer=1)
-        model: Albef | DualEncoder = Albef(config)
-    else:
-        model = DualEncoder(DualConfig(vision=sizes.vision, text=sizes.text, embed_dim=10))
-    draw_weights(model, seed=1)
-    own = Blip(model, tokenizer, kind, 32, 30)
+    own = Blip(make_relative(kind, tokenizer), tokenizer, kind, 32, 30)
     computed = load(export(own, tmp_path / kind).folder)
     for name, given in (("embed_images", pictures), ("embed_texts", TEXTS)):
         difference = getattr(computed, name)(given) - getattr(own, name)(given)

@@ -20,6 +20,8 @@ from openblip.inference.many_images import (
     caption_images,
 )
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
+from openblip.model.albef import Albef, AlbefConfig
+from openblip.model.dual import DualConfig, DualEncoder
 from openblip.model.vqa import Vqa, VqaConfig
 
 TEXTS = [
@@ -64,6 +66,18 @@ def draw_weights(model: torch.nn.Module, seed: int) -> None:
             parameter.normal_(std=0.25, generator=generator)
         elif "norm" not in name and name != "temperature":
             parameter.normal_(std=0.1, generator=generator)
+
+
+def make_relative(kind: str, tokenizer: TextTokenizer) -> Albef | DualEncoder:
+    """A small ALBEF or dual encoder of the sizes of `make_med`."""
+    sizes = make_med(tokenizer).config
+    if kind == "albef":
+        config = AlbefConfig(vision=sizes.vision, text=sizes.text, embed_dim=10, fusion_layer=1)
+        model: Albef | DualEncoder = Albef(config)
+    else:
+        model = DualEncoder(DualConfig(vision=sizes.vision, text=sizes.text, embed_dim=10))
+    draw_weights(model, seed=1)
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -21,13 +21,11 @@ from openblip.inference import Blip
 from openblip.inference.answers import read_questions
 from openblip.inference.export import MANIFEST_FILE, TOLERANCE, Exported, export
 from openblip.model import Med
-from openblip.model.albef import Albef, AlbefConfig
-from openblip.model.dual import DualConfig, DualEncoder
 from openblip.model.vqa import Nlvr, NlvrConfig, Vqa
 from openblip.runtime.errors import CheckpointError, OpenBlipWarning, RecipeError
 
 from ..deploy.conftest import _shapes_are_not_checked, exported
-from ..inference.conftest import draw_weights, make_med
+from ..inference.conftest import make_med, make_relative
 
 __all__ = ["_shapes_are_not_checked", "exported"]
 
@@ -210,14 +208,7 @@ def test_a_question_is_answered_as_by_the_model(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["albef", "dual_encoder"])
 def test_relatives(kind: str, tokenizer: TextTokenizer, tmp_path: Path) -> None:
-    sizes = make_med(tokenizer).config
-    if kind == "albef":
-        config = AlbefConfig(vision=sizes.vision, text=sizes.text, embed_dim=10, fusion_layer=1)
-        model: Albef | DualEncoder = Albef(config)
-    else:
-        model = DualEncoder(DualConfig(vision=sizes.vision, text=sizes.text, embed_dim=10))
-    draw_weights(model, seed=1)
-    found = export(Blip(model, tokenizer, kind, 32, 30), tmp_path / kind)
+    found = export(Blip(make_relative(kind, tokenizer), tokenizer, kind, 32, 30), tmp_path / kind)
     assert {"image_encoder", "text_encoder"} <= set(found.differences)
     assert ("matcher" in found.differences) == (kind == "albef")
 
