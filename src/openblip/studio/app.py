@@ -2,8 +2,9 @@
 
 import gzip
 import hashlib
+import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,8 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from openblip.runtime.documents import with_nulls
+from openblip.runtime.errors import OpenBlipError
 from openblip.studio import (
     capfilt,
     collection,
@@ -38,6 +41,8 @@ _TYPES = {
 }
 # Of gzip; the usual one between size and time.
 _LEVEL = 6
+# Where the page itself says what there is, so that its first room need not ask.
+_TOLD = b">null</script>"
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,7 @@ class Studio:
 def create_app(studio: Studio, access: Access) -> Starlette:
     """The application; gives back what `studio` holds when it ends."""
     routes = [
-        *_static_routes(),
+        *_static_routes(lambda: studio.about(access.max_bytes)),
         get("/api/about", lambda asked: studio.about(access.max_bytes)),
         get("/api/models", lambda asked: {"models": studio.models.states()}),
         *images.routes(studio),
@@ -157,7 +162,7 @@ def create_app(studio: Studio, access: Access) -> Starlette:
     )
 
 
-def _static_routes() -> list[Route]:
+def _static_routes(about: Callable[[], dict[str, Any]]) -> list[Route]:
     """The page's own files, read once: what is asked for is a name of them, never a path."""
     files = {
         file.name: file
@@ -169,11 +174,22 @@ def _static_routes() -> list[Route]:
     packed = {name: gzip.compress(body, _LEVEL, mtime=0) for name, body in plain.items()}
 
     def static(asked: Asked) -> Content:
-        name = asked.text("name", "index.html")
+        name = asked.text("name")
         if name not in plain:
             raise Refused(404, f"the page has no file {name!r}")
         body, encoding = (packed[name], "gzip") if asked.takes_gzip else (plain[name], None)
         tag = f'"{hashlib.blake2b(body, digest_size=12).hexdigest()}"'
         return Content(body, _TYPES[files[name].suffix], tag, encoding=encoding)
 
-    return [get("/", static), get("/static/{name}", static)]
+    def page(asked: Asked) -> Content:
+        body = plain["index.html"]
+        # Where this fails the page asks for it, and shows why.
+        with suppress(OpenBlipError, OSError):
+            # No text of a collection can end the element that it stands in.
+            told = json.dumps(with_nulls(about())).replace("<", r"\u003c").encode()
+            body = body.replace(_TOLD, b">" + told + b"</script>")
+        if asked.takes_gzip:
+            return Content(gzip.compress(body, _LEVEL), _TYPES[".html"], None, encoding="gzip")
+        return Content(body, _TYPES[".html"], None)
+
+    return [get("/", page), get("/static/{name}", static)]

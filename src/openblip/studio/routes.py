@@ -56,8 +56,8 @@ class Content:
 
     body: bytes
     media_type: str
-    tag: str
-    """Changes with the content."""
+    tag: str | None
+    """Changes with the content; None where a browser must not keep it."""
     is_lasting: bool = False
     """Whether what stands at this address never changes."""
     encoding: str | None = None
@@ -252,9 +252,13 @@ def failure(error: Exception) -> Response:
 
 def _content(found: Content, asked: Asked) -> Response:
     cache = "private, max-age=31536000, immutable" if found.is_lasting else "no-cache"
-    headers = {"ETag": found.tag, "Cache-Control": cache, "Vary": "Accept-Encoding"}
-    if asked.tag == found.tag:
-        return Response(status_code=304, headers=headers)
+    headers = {"Cache-Control": cache, "Vary": "Accept-Encoding"}
+    if found.tag is None:
+        headers["Cache-Control"] = "no-store"
+    else:
+        headers["ETag"] = found.tag
+        if asked.tag == found.tag:
+            return Response(status_code=304, headers=headers)
     if found.encoding is not None:
         headers["Content-Encoding"] = found.encoding
     return Response(found.body, headers=headers, media_type=found.media_type)

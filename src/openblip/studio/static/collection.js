@@ -46,15 +46,14 @@ export async function show(main, state) {
     fill(main, empty("No collection is open", "Start the studio with a table or a folder of pictures.", "openblip studio photos/"));
     return null;
   }
-  const about = await get("/api/rows/about");
-  const room = new Collection(main, state, about);
+  const room = new Collection(main, state);
   await room.begin();
   return () => room.close();
 }
 
 class Collection {
-  constructor(main, state, about) {
-    Object.assign(this, { main, state, about, params: {}, version: about.mark });
+  constructor(main, state) {
+    Object.assign(this, { main, state, about: null, params: {}, version: null });
     for (const [name, value] of state.params) this.params[name] = value;
     this.grid = new Grid({
       name: "Pictures of the collection",
@@ -73,18 +72,28 @@ class Collection {
     this.panel = el("dialog", { class: "detail", "aria-label": "About this picture" });
     this.panel.addEventListener("close", () => this.closed());
     this.panel.addEventListener("keydown", (event) => this.panelKey(event));
+    // The first rows come while the studio is asked what rows can be chosen by.
+    const isDrawn = this.begun();
+    isDrawn.catch(() => {}); // told by who waits for it
+    await this.refill(Number(this.params.at) || 0, isDrawn);
+    await isDrawn;
+    if (/^\d+$/.test(this.params.row ?? "")) await this.showRow(Number(this.params.row), false);
+  }
+
+  async begun() {
+    const about = await get("/api/rows/about");
+    this.about = about;
+    this.compare(about);
     fill(this.main, el("h1", { class: "unseen", text: "Collection" }), this.bar(),
       el("div", { class: "looked" }, el("div", { class: "looked-grid" }, this.grid.view), this.panel));
     this.fit = new ResizeObserver(() => this.fitHeight());
     this.fit.observe(document.body);
     this.fitHeight();
-    await this.refill(Number(this.params.at) || 0);
-    if (/^\d+$/.test(this.params.row ?? "")) await this.showRow(Number(this.params.row), false);
   }
 
   close() {
     this.grid.close();
-    this.fit.disconnect();
+    this.fit?.disconnect();
     clearTimeout(this.noting);
     if (this.panel.open) this.panel.close();
   }
@@ -186,11 +195,11 @@ class Collection {
     this.state.params = new URLSearchParams(query);
   }
 
-  async refill(at) {
+  async refill(at, isDrawn = null) {
     this.drawChips();
     tell("");
     try {
-      if (!(await this.grid.show(at))) return;
+      if (!(await this.grid.show(at, isDrawn))) return;
     } catch (error) {
       this.told.textContent = "";
       tellError(error);
@@ -223,15 +232,21 @@ class Collection {
     const asked = { ...this.params, start, count: number };
     for (const name of ASKED_OF_PAGE) delete asked[name];
     const found = await get("/api/rows", asked, signal);
-    if (found.mark !== this.version) this.changed(found);
+    this.compare(found);
     this.stale = found.stale_verdicts;
     return found;
+  }
+
+  /** All that is shown is of one version of the table. */
+  compare(found) {
+    this.version ??= found.mark;
+    if (found.mark !== this.version) this.changed(found);
   }
 
   /** Another process has changed the table: what was read before is of no use any more. */
   changed(found) {
     this.version = found.mark;
-    this.about.rows_in_table = found.rows_in_table;
+    if (this.about) this.about.rows_in_table = found.rows_in_table;
     // After this answer, which is whole, of the new table alone.
     setTimeout(async () => {
       try {

@@ -53,8 +53,9 @@ export class Grid {
     this.#callOff(() => true);
   }
 
-  /** Show other rows, those from `at` on; resolves when the first of them are there. */
-  async show(at = 0) {
+  /** Show other rows, those from `at` on; resolves when the first of them are there. They are asked
+   * for at once, and shown when the grid stands in the page (`isDrawn`). */
+  async show(at = 0, isDrawn = null) {
     this.turn += 1;
     this.#callOff(() => true);
     this.blocks.clear();
@@ -72,7 +73,8 @@ export class Grid {
         if (block && error.status === 400) return this.#fetch(0);
         throw error;
       });
-      if (!found) return false;
+      await isDrawn;
+      if (!found || mine !== this.turn) return false;
       this.view.removeAttribute("aria-busy");
       this.total = found.total;
       this.#release(() => true);

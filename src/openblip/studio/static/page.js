@@ -306,18 +306,22 @@ function startTheme() {
 
 /** Ask the studio again what there is; a table may have grown, or got its index. */
 export async function refresh() {
-  state.about = await get("/api/about");
+  told(await get("/api/about"));
+}
+
+function told(about) {
+  state.about = about;
   const table = state.about.table;
   document.getElementById("where").textContent = table ? `${table.name} · ${plural(table.rows, "picture")}` : "no collection";
 }
 
 async function start() {
   startTheme();
-  // The room's module comes while the studio is asked what there is; `render` tells what goes wrong.
-  const [name] = location.hash.slice(1).split("?");
-  if (/^[a-z]+$/.test(name) && name !== "main") import(`/static/${name}.js`).catch(() => {});
+  // The page comes with it; it has none where the studio could not say.
+  const about = JSON.parse(document.getElementById("about").textContent);
   try {
-    await refresh();
+    if (about) told(about);
+    else await refresh();
   } catch (error) {
     tellError(error);
     return;
