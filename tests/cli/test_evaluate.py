@@ -68,6 +68,14 @@ def test_one_checkpoint_retrieves_and_captions(
     written = json.loads(captions.read_text())
     assert all(isinstance(row["image_id"], int) and row["caption"] for row in written)
     assert set(found["domains"]) == {"in-domain", "out-domain"}
+
+    # Both stand in the card of what is made of the run.
+    assert main(["convert", str(run), str(tmp_path / "out"), "--to", "huggingface"]) == 0
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    metrics = found["metrics"]
+    assert isinstance(metrics, dict)
+    assert f"CIDEr {100 * metrics['CIDEr']:.1f}" in card
+    assert "| retrieval | pairs.lance | test | k 128, ranking original" in card
     assert found["domains"]["in-domain"].keys() == found["metrics"].keys()
 
 

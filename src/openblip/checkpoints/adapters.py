@@ -8,12 +8,11 @@ from typing import Any
 from torch import Tensor
 
 from openblip.checkpoints.assembly import check_shape, listed, read_safetensors
-from openblip.checkpoints.folder import CONFIG_FILE, read_json
+from openblip.checkpoints.folder import ADAPTER_CONFIG_FILE, CONFIG_FILE, read_json
 from openblip.checkpoints.huggingface_config import TIED
 from openblip.checkpoints.pickled import read_state
 from openblip.runtime.errors import CheckpointError
 
-ADAPTER_CONFIG_FILE = "adapter_config.json"
 _FILES = ("adapter_model.safetensors", "adapter_model.bin")
 _PREFIX = "base_model.model."
 _DOWN = re.compile(r"(.*)\.lora_(?:A|embedding_A)(?:\.\w+)?(?:\.weight)?")

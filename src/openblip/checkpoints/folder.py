@@ -32,6 +32,8 @@ from openblip.runtime.atomic import replace_folder
 from openblip.runtime.errors import CheckpointError, DataError, OpenBlipWarning, RecipeError
 
 CONFIG_FILE = "config.json"
+ADAPTER_CONFIG_FILE = "adapter_config.json"
+"""Of a folder that holds an adapter of `peft` for another model."""
 MANIFEST_FILE = "openblip.json"
 """Of a folder that holds graphs in the place of weights (`openblip export`), and what programs
 without OpenBLIP must know."""
@@ -39,6 +41,7 @@ WEIGHTS_FILE = "model.safetensors"
 _OTHER_LAYOUT = "this is no folder of OpenBLIP's layout; `openblip.load` reads the others, too"
 _FORMAT = "openblip"
 _VERSION = 1
+_CHECKPOINTS = ("best", "last")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,6 +261,13 @@ def read_config(folder: Path) -> FolderConfig:
             f"{_preprocess(config.model)}"
         )
     return config
+
+
+def model_below(path: Path) -> Path | None:
+    """The folder of a model: `path` itself, or the best or last checkpoint of the run there."""
+    folders = (path, *(path / "checkpoints" / name for name in _CHECKPOINTS))
+    names = (CONFIG_FILE, ADAPTER_CONFIG_FILE)
+    return next((one for one in folders if any((one / name).is_file() for name in names)), None)
 
 
 def _preprocess(config: AnyConfig) -> dict[str, Any]:

@@ -1,18 +1,20 @@
-"""The card of a model folder for others: what it is, what it was trained on, and how it is used.
+"""The card of a model folder for others: what it is, how it was trained, what it reached, its use.
 
-A training run that the model comes from tells its data, steps and losses; what nobody noted is
-left out. Licence and intended use are the publisher's to say.
+A training run that the model comes from tells its data, steps and losses, and what evaluations of
+it found; what nobody noted is left out. Licence and intended use are the publisher's to say.
 """
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from openblip.checkpoints.families import AnyModel
-from openblip.runtime.documents import markdown_table, read_yaml
-from openblip.runtime.errors import CheckpointError
+from openblip.checkpoints.folder import model_below
+from openblip.runtime.documents import json_text, markdown_table, read_yaml, with_nulls
+from openblip.runtime.errors import CheckpointError, OpenBlipWarning, one_line
 
 CARD_FILE = "README.md"
 Layout = Literal["transformers", "onnx", "openvino"]
@@ -38,6 +40,8 @@ _USES: dict[str, str] = {
 # A run keeps its checkpoints in runs/NAME/checkpoints/STEP, and its recipe in runs/NAME.
 _LEVELS_BELOW_RUN = 2
 _RECIPE_FILE, _LOG_FILE = "recipe.yaml", "metrics.jsonl"
+EVALUATIONS_FILE = "evaluations.jsonl"
+"""In a run's folder: what evaluations of its checkpoints found, a line for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +60,47 @@ class CardFacts:
     """Code, or a command, that uses the folder."""
     tables: Mapping[str, Sequence[Sequence[str]]] | None = None
     """Further tables by their titles, each with its header."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What an evaluation of a model found."""
+
+    task: str
+    """As in `openblip evaluate TASK`."""
+    data: str
+    """The table, or the file, of what was evaluated."""
+    split: str
+    metrics: Mapping[str, float]
+    """Figures by name; per cent where they are shares."""
+    settings: Mapping[str, Any]
+    """What the protocol was told."""
+    backend: str | None = None
+    """What computed the model in the place of PyTorch."""
+
+
+def note_evaluation(source: str, found: Evaluation) -> None:
+    """Note what an evaluation found beside the training run of its model, for the model's card.
+
+    A model that belongs to no run has no such place, and nothing is noted. Where the folder cannot
+    be written to, a warning says so: the evaluation is none the worse.
+    """
+    run = _run_of(source)
+    if run is None or not found.metrics:
+        return
+    place = {"step": _step_of(source), "data": Path(found.data.rstrip("/")).name}
+    line = json_text(with_nulls(vars(found) | place)) + "\n"
+    try:
+        # One write at the end of the file: lines of evaluations side by side do not mix.
+        with (run / EVALUATIONS_FILE).open("a", encoding="utf-8") as stream:
+            stream.write(line)
+    except OSError as error:
+        warnings.warn(
+            f"{run / EVALUATIONS_FILE}: cannot be written, so that the model's card will not say "
+            f"this result ({one_line(error)})",
+            OpenBlipWarning,
+            stacklevel=2,
+        )
 
 
 def write_model_card(folder: Path, model: AnyModel, facts: CardFacts) -> None:
@@ -80,9 +125,12 @@ def write_model_card(folder: Path, model: AnyModel, facts: CardFacts) -> None:
         markdown_table(["what", "value"], training)
         if training
         else "Nothing was noted with the weights; the publisher knows.",
-        "## How to use it",
-        f"```\n{facts.usage.strip()}\n```",
     ]
+    reached = list(_evaluations(facts.source))
+    if reached:
+        header_row = ["task", "data", "split", "told", "result"]
+        parts += ["## What it reached", markdown_table(header_row, reached)]
+    parts += ["## How to use it", f"```\n{facts.usage.strip()}\n```"]
     for title, (first, *rows) in (facts.tables or {}).items():
         parts += [f"## {title}", markdown_table(first, rows)]
     (folder / CARD_FILE).write_text("\n\n".join(parts) + "\n", encoding="utf-8")
@@ -145,25 +193,62 @@ def _training(source: str) -> Iterator[Sequence[str]]:
     optimiser = recipe.get("optimiser") or {}
     yield "learning rate", f"{optimiser.get('lr')}"
     yield "seed", str(train.get("seed"))
-    yield from _logged(run / _LOG_FILE)
+    yield from _logged(run / _LOG_FILE, _step_of(source))
 
 
-def _logged(log: Path) -> Iterator[Sequence[str]]:
-    """Steps, and the last figures of training and of validation."""
-    if not log.is_file():
-        return
+def _logged(log: Path, until: int | None) -> Iterator[Sequence[str]]:
+    """Steps, and the last figures of training and of validation up to a checkpoint's step."""
     last: dict[str, dict[str, Any]] = {}
-    for line in log.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except ValueError:  # the line that was being written when a run was killed
-            continue
-        last[str(entry.get("kind"))] = entry
+    for entry in _entries(log):
+        step = entry.get("step")
+        if until is None or not isinstance(step, int) or step <= until:
+            last[str(entry.get("kind"))] = entry
     for kind, entry in last.items():
         yield f"steps ({kind})", str(entry.get("step"))
         for name, value in entry.items():
             if isinstance(value, float) and name in ("loss", "itc", "itm", "lm", "accuracy"):
                 yield f"{name} ({kind}, last)", f"{value:.4f}"
+
+
+def _evaluations(source: str) -> Iterator[Sequence[str]]:
+    """What was found of this very checkpoint; of evaluations that were told the same, the last."""
+    run, step = _run_of(source), _step_of(source)
+    latest: dict[tuple[str, ...], dict[str, Any]] = {}
+    for entry in _entries(run / EVALUATIONS_FILE) if run is not None else ():
+        metrics, settings = entry.get("metrics"), entry.get("settings")
+        if entry.get("step") == step and isinstance(metrics, dict) and isinstance(settings, dict):
+            told = [f"{name} {value}" for name, value in settings.items()]
+            told += [f"computed by {entry['backend']}"] if entry.get("backend") else []
+            names = (str(entry.get(name)) for name in ("task", "data", "split"))
+            latest[(*names, ", ".join(told))] = metrics
+    for key, metrics in latest.items():
+        yield *key, ", ".join(f"{name} {_figure(value)}" for name, value in metrics.items())
+
+
+def _figure(value: object) -> str:
+    return f"{value:.1f}" if isinstance(value, int | float) else "none"
+
+
+def _entries(file: Path) -> Iterator[dict[str, Any]]:
+    """Objects of a file of JSON lines."""
+    if not file.is_file():
+        return
+    for line in file.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except ValueError:  # the line that was being written when a process was killed
+            continue
+        if isinstance(entry, dict):
+            yield entry
+
+
+def _step_of(source: str) -> int | None:
+    """Steps after which a run's checkpoint was made; None for a folder of another name."""
+    folder = model_below(Path(source))
+    # `best` and `last` are links to it.
+    name = "" if folder is None else folder.resolve().name
+    digits = name.removeprefix("step-")
+    return int(digits) if digits != name and digits.isdecimal() else None
 
 
 def _run_of(source: str) -> Path | None:

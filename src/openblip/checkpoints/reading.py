@@ -7,12 +7,7 @@ from typing import Literal, get_args
 
 from openblip.batches.tokenizer import BLIP_TOKENS, TOKENIZER_FILE, VOCABULARY_FILE, TextTokenizer
 from openblip.batches.wordpiece import settings_beside
-from openblip.checkpoints.adapters import (
-    ADAPTER_CONFIG_FILE,
-    adapter_files,
-    find_base,
-    is_adapter,
-)
+from openblip.checkpoints.adapters import adapter_files, find_base, is_adapter
 from openblip.checkpoints.families import AnyConfig, fit_vocabulary
 from openblip.checkpoints.fingerprints import HashFile, digest, sha256_of
 from openblip.checkpoints.folder import (
@@ -21,6 +16,7 @@ from openblip.checkpoints.folder import (
     MANIFEST_FILE,
     WEIGHTS_FILE,
     LoadedModel,
+    model_below,
     read_config,
     read_folder,
 )
@@ -39,8 +35,6 @@ from openblip.model.albef import Albef
 from openblip.runtime.errors import CheckpointError, DataError, OpenBlipWarning, RecipeError
 
 _RELEASED_WIDTHS = (768, 1024)
-# Of a training run, the first that is there.
-_CHECKPOINTS = ("best", "last")
 _EXPECTED = (
     "give a model folder (ours or of transformers), a training run's folder, an original .pth "
     "file, its https address, or organisation/name of the Hugging Face hub"
@@ -211,9 +205,9 @@ def find_model(source: str | Path) -> Path:
         has_config = path.name == WEIGHTS_FILE and (path.parent / CONFIG_FILE).is_file()
         return path.parent if has_config else path
     if path.is_dir():
-        for folder in (path, *(path / "checkpoints" / name for name in _CHECKPOINTS)):
-            if any((folder / name).is_file() for name in (CONFIG_FILE, ADAPTER_CONFIG_FILE)):
-                return folder
+        folder = model_below(path)
+        if folder is not None:
+            return folder
         raise CheckpointError(f"{path}: holds no model; {_EXPECTED}")
     return _fetch(text)
 

@@ -71,6 +71,7 @@ def retrieval(
     found = evaluate_retrieval(
         load_embedder(with_backend(model, backend)), opened, split=split, **vars(settings)
     )
+    _note("retrieval", model, backend, opened.uri, split, vars(settings), found.metrics)
     if results is not None:
         found.rankings.save(results)
     if report is not None:
@@ -147,6 +148,8 @@ def caption(
         batch_size=batch_size,
         java=java,
     )
+    told = {"beams": num_beams, "tokens": f"{min_length} to {max_length}", "prompt": prompt}
+    _note("caption", model, backend, opened.uri, split, told, _in_percent(written.metrics))
     if results is not None:
         written.save_coco(results)
     if report is not None:
@@ -163,6 +166,10 @@ def caption(
         [[name, *(_percent(own.get(of)) for of in written.metrics)] for name, own in rows.items()],
     )
     return 0
+
+
+def _in_percent(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: 100 * value for name, value in metrics.items()}
 
 
 def _percent(value: float | None) -> str:
@@ -224,6 +231,9 @@ def vqa(
         ranked = read_answers(Path(candidates))
     asked = vars(settings) | {"candidates": ranked}
     found = evaluate_vqa(load(model, backend=backend), opened, split=split, **asked)
+    told = vars(settings) | {"candidates": candidates and Path(candidates).name}
+    told |= {"min_count": min_count}
+    _note("vqa", model, backend, opened.uri, split, told, found.metrics)
     if results is not None:
         found.save_results(results)
     if report is not None:
@@ -287,6 +297,8 @@ def videoqa(
     found = evaluate_videoqa(
         load(model, backend=backend), read_clip_questions(questions, videos), **asked
     )
+    told = vars(settings) | {"candidates": candidates and candidates.name}
+    _note("videoqa", model, backend, str(questions), "", told, found.metrics)
     _save_records(results, found.answers)
     if json:
         _print_judged_json(found, "num_videos", "num_questions", "seconds")
@@ -333,6 +345,7 @@ def nlvr(
     found = evaluate_nlvr(
         load(model, backend=backend), PairTable.open(table), split=split, **vars(settings)
     )
+    _note("nlvr", model, backend, table, split, vars(settings), found.metrics)
     if results is not None:
         found.save_official(results)
     if json:
@@ -384,6 +397,7 @@ def classify(
         split=split,
         **vars(settings),
     )
+    _note("classify", model, backend, table, split, vars(settings), found.metrics)
     _save_records(results, found.predictions)
     if json:
         values = _of(found, "metrics", "contrastive", "per_class", "num_images", "classes", "k")
@@ -433,6 +447,7 @@ def video(
     _check_records(results)
     clips = read_clips(annotations, videos)
     found = evaluate_video(load(model, backend=backend), clips, **vars(settings))
+    _note("video", model, backend, str(annotations), "", vars(settings), found.metrics)
     _save_records(results, found.searches)
     if json:
         print_json(_of(found, "metrics", "contrastive", "num_videos", "num_texts", "k", "seconds"))
@@ -444,6 +459,26 @@ def video(
     names = ["TR@1", "TR@5", "TR@10", "VR@1", "VR@5", "VR@10", "mean", "MdR"]
     _print_rankings(names, found.contrastive, found.metrics if found.k else None, found.k)
     return 0
+
+
+def _note(
+    task: str,
+    model: str,
+    backend: Backend | None,
+    data: str,
+    split: str,
+    settings: Mapping[str, Any],
+    metrics: Mapping[str, float],
+) -> None:
+    """Keep what was found beside the model's training run, whose card will say it."""
+    from openblip.checkpoints.model_card import Evaluation, note_evaluation
+    from openblip.checkpoints.reading import split_backend, with_backend
+
+    named, source = split_backend(with_backend(model, backend))
+    found = Evaluation(
+        task=task, data=data, split=split, metrics=metrics, settings=settings, backend=named
+    )
+    note_evaluation(source, found)
 
 
 def _of(found: object, *names: str) -> dict[str, Any]:
