@@ -83,6 +83,20 @@ def test_search_prints_a_table_json_or_csv(
     assert rows[0].keys() == {"place", "row", "id", "itm", "itc", "image_uri"}
 
 
+def test_no_name_of_a_file_is_a_formula_of_a_spreadsheet(
+    indexed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path(indexed, "0.png").rename(Path(indexed, "=1+1.png"))
+    assert main(["index", "update", indexed]) == 0
+    capsys.readouterr()
+    assert main(["search", indexed, "a red square", "--k", "99", "--rerank", "0", "--csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert "'=1+1.png" in [row["id"] for row in rows]
+    # What was not matched has no probability.
+    assert {row["itm"] for row in rows} == {""}
+    assert all(-1 <= float(row["itc"]) <= 1 for row in rows)
+
+
 def test_what_has_changed_since_the_index_is_said(
     indexed: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ from openblip.runtime.errors import DataError
 from openblip.sources.delimited import (
     Delimited,
     cell_id,
+    csv_text,
     delimited_layout,
     delimited_records,
     or_none,
@@ -240,3 +241,9 @@ def test_how_tools_write_that_there_is_nothing(word: str) -> None:
 )
 def test_ids_that_pandas_has_made_floats_are_whole_again(cell: str, key: str) -> None:
     assert cell_id(cell) == key
+
+
+def test_no_text_that_is_written_runs_in_a_spreadsheet() -> None:
+    rows = [["name", "value"], ["=1+1", -1.5], ["-cmd", None], ["-1.5", 'a, "b"']]
+    told = 'name,value\n\'=1+1,-1.5\n\'-cmd,\n-1.5,"a, ""b"""\n'
+    assert csv_text(rows) == told

@@ -4,7 +4,6 @@ import shlex
 import sys
 import tempfile
 import webbrowser
-from csv import writer as csv_writer
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -232,14 +231,15 @@ def _print_found(found: "Found", outdated: int, json: bool, csv: bool) -> None:
         about = {"found": not found.nothing, "threshold": found.threshold, "outdated": outdated}
         print_json({"hits": [asdict(hit) for hit in found.hits], **about, **found.counts()})
         return
-    rows = [
-        [str(place), str(hit.row), hit.id, _number(hit.itm), _number(hit.itc), hit.image_uri or ""]
-        for place, hit in enumerate(found.hits, 1)
-    ]
-    header = ["place", "row", "id", "itm", "itc", "image_uri"]
     if csv:
-        writer = csv_writer(sys.stdout, lineterminator="\n")
-        writer.writerows([header, *rows])
+        from openblip.sources.delimited import csv_text
+
+        header = ["place", "row", "id", "itm", "itc", "image_uri"]
+        rows = [
+            [place, hit.row, hit.id, _number(hit.itm, ""), _number(hit.itc, ""), hit.image_uri]
+            for place, hit in enumerate(found.hits, 1)
+        ]
+        print(csv_text([header, *rows]), end="")
         return
     print(f"openblip search: {found}", file=sys.stderr)
     if not found.hits:
@@ -247,12 +247,12 @@ def _print_found(found: "Found", outdated: int, json: bool, csv: bool) -> None:
         return
     if found.nothing:
         print(f"nothing found above {found.threshold:g}; nearest:")
-    shown = [[_plain(row_id), itm, itc] for _, _, row_id, itm, itc, _ in rows]
+    shown = [[_plain(hit.id), _number(hit.itm), _number(hit.itc)] for hit in found.hits]
     print_table(["image", "match probability (ITM)", "ITC cosine"], shown)
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4f}"
+def _number(value: float | None, none: str = "-") -> str:
+    return none if value is None else f"{value:.4f}"
 
 
 def _plain(name: str) -> str:

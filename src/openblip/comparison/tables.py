@@ -1,7 +1,5 @@
 """The tables and verdicts of a comparison, written as Markdown, as CSV, and as one HTML page."""
 
-import csv
-import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +11,7 @@ from openblip.runtime.atomic import replace_file
 from openblip.runtime.charts import bars
 from openblip.runtime.page import Page
 from openblip.runtime.progress import duration
+from openblip.sources.delimited import csv_text
 
 _CANNOT, _NOT_YET = "-", "?"
 # Two-sided level at which a difference is marked.
@@ -264,7 +263,7 @@ def _figures_csv(findings: Findings) -> str:
             # difference.
             baseline = baselines.get((model, figure), table.baseline or (*table.models, model)[0])
             rows.append([table.title, model, figure, *_values(findings, model, figure, baseline)])
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def _claims_csv(findings: Findings) -> str:
@@ -275,7 +274,7 @@ def _claims_csv(findings: Findings) -> str:
         claim = found.claim
         difference = found.difference or [""] * 4
         rows.append([claim.claim, claim.better, claim.than, found.figure, *difference, found.word])
-    return _csv(rows)
+    return csv_text(rows)
 
 
 def _values(findings: Findings, model: str, figure: str, baseline: str) -> list[object]:
@@ -323,10 +322,3 @@ def _paragraph(text: str) -> list[str]:
 def _line(cells: Iterable[str]) -> str:
     # A `|` in a cell would end it.
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
-
-
-def _csv(rows: Iterable[Iterable[object]]) -> str:
-    stream = io.StringIO()
-    # By default `csv` ends lines with \r\n, whatever the machine.
-    csv.writer(stream, lineterminator="\n").writerows(rows)
-    return stream.getvalue()

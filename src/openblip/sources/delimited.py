@@ -7,9 +7,10 @@ Cells that are written here are harmless to spreadsheets, and read as they were.
 """
 
 import csv
+import io
 import re
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -358,6 +359,14 @@ def guarded(text: str, *, numbers: bool = False) -> str:
 def unguarded(cell: str) -> str:
     """The text of which `guarded` made a cell."""
     return cell[1:] if cell.startswith("'") and _FORMULA.match(cell) else cell
+
+
+def csv_text(rows: Iterable[Iterable[object]]) -> str:
+    """Rows as CSV, with all their texts `guarded`; lines end with LF on every machine."""
+    stream = io.StringIO()
+    cells = ([guarded(v) if isinstance(v, str) else v for v in row] for row in rows)
+    csv.writer(stream, lineterminator="\n").writerows(cells)
+    return stream.getvalue()
 
 
 def one_line(text: str) -> str:
