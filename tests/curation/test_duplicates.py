@@ -105,6 +105,23 @@ def test_rows_added_since_are_an_error_and_are_found_next_time(
     view.resolve(table)
 
 
+def test_a_kill_between_flags_and_their_note_leaves_no_note_of_other_thresholds(
+    table: PairTable, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    flag_duplicates(table, show_progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("openblip.table.flags.remember_check", killed)
+        with pytest.raises(KeyboardInterrupt):
+            flag_duplicates(table, Nearness(radius=0), show_progress=False)
+    again = PairTable.open(table.uri)
+    assert what_is_unchecked(again, DUPLICATES) == "the table has not been checked"
+    flag_duplicates(again, Nearness(radius=0), show_progress=False)
+    assert what_is_unchecked(again, DUPLICATES) is None
+
+
 def test_marking_goes_on_where_it_stopped(
     table: PairTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:

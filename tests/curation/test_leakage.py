@@ -8,7 +8,10 @@ import pytest
 
 from openblip.cli import main
 from openblip.curation.leakage import flag_leaks
+from openblip.curation.nearness import Nearness
 from openblip.runtime.errors import DataError, OpenBlipWarning
+from openblip.table.columns import column_state
+from openblip.table.flags import LEAKS
 from openblip.table.reviews import ReviewLog, ReviewRecord
 from openblip.table.table import PairRow, PairTable
 from openblip.table.views import CaptionView
@@ -122,6 +125,22 @@ def test_checks_against_several_evaluations_add_up(
     assert column(PairTable.open(table.uri), "leak_of") == found | {
         "web-0000003": f"{other.uri}#val:y"
     }
+
+
+def test_a_kill_takes_only_the_note_of_its_own_check(
+    table: PairTable, tmp_path: Path, jpeg: Callable[..., bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    rows = [PairRow("x", jpeg(1), captions=["zebra"], split="val")]
+    other = PairTable.create(tmp_path / "other.lance", rows)
+    flag_leaks(table, table, show_progress=False)
+    flag_leaks(table, other, "val", show_progress=False)
+    monkeypatch.setattr("openblip.table.flags.remember_check", killed)
+    with pytest.raises(KeyboardInterrupt):
+        flag_leaks(table, other, "val", Nearness(radius=0), show_progress=False)
+    assert set(column_state(PairTable.open(table.uri), LEAKS)) == {f"{table.uri}#test"}
 
 
 def test_the_exit_code_says_whether_there_are_leaks(

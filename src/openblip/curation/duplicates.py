@@ -26,11 +26,11 @@ from openblip.table.flags import (
     DUPLICATES,
     IMAGE_FLAGS,
     TableTexts,
-    remember_check,
     row_ids,
     string_column,
     text_column,
     text_flags,
+    write_flags,
 )
 from openblip.table.storage import is_object_address
 from openblip.table.table import SPLITS, PairTable
@@ -159,8 +159,7 @@ def flag_duplicates(
         columns[text_flags(column, DUPLICATES)] = text_column(texts, column, values)
     import pyarrow as pa
 
-    table.add_columns(pa.table(columns), overwrite=True)
-    remember_check(table, DUPLICATES, table.uri, asdict(report))
+    write_flags(table, DUPLICATES, table.uri, pa.table(columns), asdict(report))
     return report
 
 

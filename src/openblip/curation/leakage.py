@@ -17,11 +17,11 @@ from openblip.table.flags import (
     LEAKS,
     TableTexts,
     normalised,
-    remember_check,
     row_ids,
     string_column,
     text_column,
     text_flags,
+    write_flags,
 )
 from openblip.table.table import PairTable
 from openblip.table.views import split_rows
@@ -150,8 +150,7 @@ def flag_leaks(
     report.corrected = _corrected(table, evaluation, known, nearness)
     report.examples = _examples(table, evaluation, texts, images, leaking)
     columns = _columns(table, evaluation, texts, images, leaking, report)
-    table.add_columns(columns, overwrite=True)
-    remember_check(table, LEAKS, report.name, asdict(report))
+    write_flags(table, LEAKS, report.name, columns, asdict(report))
     return report
 
 

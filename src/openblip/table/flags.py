@@ -111,6 +111,23 @@ def count_flagged(table: PairTable, check: str, rows: NDArray[np.int64]) -> int:
     return int(np.concatenate([np.zeros(0, bool), *flagged])[rows].sum())
 
 
+def write_flags(
+    table: PairTable, check: str, against: str, columns: "pa.Table", note: Mapping[str, Any]
+) -> None:
+    """Write the columns of a check, and then its note as `remember_check` does.
+
+    The note of the same check that stood there is taken back first: a kill between the columns and
+    their note would leave it beside flags that were found with other thresholds.
+    """
+    before = column_state(table, check)
+    others = {} if check == DUPLICATES else {k: v for k, v in before.items() if k != against}
+    if before != others:
+        entry = json.dumps(others, ensure_ascii=False) if others else None
+        table.update_metadata({check: entry})
+    table.add_columns(columns, overwrite=True)
+    remember_check(table, check, against, note)
+
+
 def remember_check(table: PairTable, check: str, against: str, note: Mapping[str, Any]) -> None:
     """Notes in the table's metadata what was checked, and of which rows and synthetic texts.
 
