@@ -95,6 +95,9 @@ def test_a_sample_of_a_part_of_the_texts_is_known_by_its_name(scored: PairTable)
         assert sample.name.startswith(PARTIAL_SAMPLES) == is_part
     searched = open_sample(scored, ReviewSettings(by="search", rows=(1, 2), size=3))
     assert searched.name.startswith(PARTIAL_SAMPLES)
+    by_source = open_sample(scored, ReviewSettings(by="source", size=3)).frame.names
+    of_one = open_sample(scored, ReviewSettings(datasets=by_source[:1], size=3))
+    assert of_one.name.startswith(PARTIAL_SAMPLES)
 
 
 def test_a_search_is_reviewed_by_its_rows(scored: PairTable) -> None:

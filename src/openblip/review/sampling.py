@@ -446,7 +446,9 @@ def _name(frame: Frame, settings: ReviewSettings) -> str:
     if settings.score == "itm":
         del fields["score"]
     digest = hashlib.blake2b(json.dumps(fields, sort_keys=True).encode(), digest_size=6)
-    return f"{settings.by}-{digest.hexdigest()}"
+    # Of some data sets alone: see `PARTIAL_SAMPLES`.
+    part = "datasets-" if settings.datasets else ""
+    return f"{part}{settings.by}-{digest.hexdigest()}"
 
 
 def _document(

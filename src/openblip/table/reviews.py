@@ -35,7 +35,7 @@ from openblip.table.storage import ObjectFolder, is_object_address
 
 Verdict = Literal["right", "wrong", "partly", "unsure"]
 VERDICTS: tuple[Verdict, ...] = get_args(Verdict)
-PARTIAL_SAMPLES = ("accepted-", "rejected-", "given-synthetic-", "search-")
+PARTIAL_SAMPLES = ("accepted-", "rejected-", "given-synthetic-", "search-", "datasets-")
 """How names of samples begin that were drawn from a part of a table's texts, chosen by their scores
 or by somebody: no share of all texts follows from their verdicts."""
 # Behind a torn line; no whole line ends so, as JSON of an object ends with a brace.
