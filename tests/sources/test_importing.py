@@ -227,8 +227,6 @@ def test_progress_is_shown_in_plain_lines(
 def test_a_place_that_is_no_source_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="none does not exist: give a folder with captions"):
         import_pairs(tmp_path / "none", tmp_path / "t")
-    with pytest.raises(DataError, match="s3://lab/crawl: sources are read from a disk"):
-        import_pairs("s3://lab/crawl", tmp_path / "t")
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"not a known source.*it is empty"):
         import_pairs(tmp_path / "empty", tmp_path / "t")

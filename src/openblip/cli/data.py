@@ -66,7 +66,7 @@ _ManyFlags = Annotated[_ManyWorkers, tyro.conf.arg(name="")]
 
 
 def import_(
-    source: tyro.conf.Positional[Path],
+    source: tyro.conf.Positional[str],
     table: tyro.conf.Positional[str],
     /,
     *,
@@ -97,10 +97,10 @@ def import_(
     Example: openblip data import crawl/ pairs.lance --origin web
     openblip data import photos/ photos.lance --without-captions
     openblip data import hf:organisation/name pairs.lance --origin human
-    openblip data import 'shards/*.tar' pairs.lance --processes 16
+    openblip data import 's3://bucket/crawl/*.tar' pairs.lance --processes 16
 
     Args:
-        source: file, folder or pattern; or hf:NAME or hf:NAME:CONFIG, a dataset of the hub.
+        source: file, folder, pattern, hf:NAME[:CONFIG], or an s3:// or gs:// address of shards.
         table: the pair table.
         format: how to read the source; found out by default.
         origin: web (noisy) or human (annotated); by default what an export says, or web.

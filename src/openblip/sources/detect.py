@@ -5,6 +5,7 @@ from pathlib import Path
 
 from openblip.runtime.errors import DataError
 from openblip.sources.annotations import ANNOTATION_FORMATS, annotation_source, has_annotation_lines
+from openblip.sources.bucket import BucketSource
 from openblip.sources.caption_lists import JsonlSource
 from openblip.sources.cards import Card, CardedSource, card_above, read_card
 from openblip.sources.datasets_library import DatasetName, dataset_name, is_dataset_name, is_saved
@@ -16,6 +17,7 @@ from openblip.sources.source import PairSource, SourceOptions
 from openblip.sources.tables import TableSource, is_table_file
 from openblip.sources.tars import TAR_SUFFIXES, UNREAD_ARCHIVES, TarSource
 from openblip.sources.text_files import plain_name
+from openblip.table.storage import is_object_address
 
 FORMATS = ("jsonl", "folder", "webdataset", "table", DATASETS, *ANNOTATION_FORMATS)
 _KNOWN = (
@@ -31,7 +33,8 @@ def open_source(source: str, options: SourceOptions, wanted: str | None = None) 
     Args:
         source: a file, a folder, a pattern such as `shards/*.tar`, a range such as
             `shards/{00000..00041}.tar`, or what the library `datasets` reads: `hf:NAME` or
-            `hf:NAME:CONFIG` for a dataset of the Hugging Face hub, `hf:FOLDER` for a folder.
+            `hf:NAME:CONFIG` for a dataset of the Hugging Face hub, `hf:FOLDER` for a folder; or an
+            `s3://` or `gs://` address of shards.
         options: what the source does not say itself.
         wanted: one of `FORMATS`; None to find out from what is there.
 
@@ -44,6 +47,8 @@ def open_source(source: str, options: SourceOptions, wanted: str | None = None) 
         if wanted not in (None, DATASETS):
             raise DataError(f"{source} is read by the library `datasets`, not as {wanted}")
         return DatasetSource(dataset_name(source), options)
+    if is_object_address(source):
+        return BucketSource(source, options, wanted)
     files = matching_paths(source)
     if not files:
         raise DataError(f"{source} does not exist: give {_KNOWN}")

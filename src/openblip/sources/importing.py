@@ -16,6 +16,7 @@ from openblip.jobs.run import Run
 from openblip.runtime.errors import DataError, OpenBlipWarning
 from openblip.runtime.progress import Progress
 from openblip.runtime.threads import default_threads, ordered_map
+from openblip.sources.bucket import root_of
 from openblip.sources.checking import Checked, Checks, Ids, ImportSettings, Store
 from openblip.sources.datasets_library import dataset_name, is_dataset_name
 from openblip.sources.detect import open_source
@@ -76,10 +77,7 @@ def _on_disk(source: str | Path) -> str:
     if is_dataset_name(str(source)):
         return str(dataset_name(str(source)))
     if is_object_address(str(source)):
-        raise DataError(
-            f"{source}: sources are read from a disk; copy or mount it, and give the object store "
-            "as the place of the table"
-        )
+        return str(source)
     path = Path(source)
     if os.path.exists(path) and not (path.is_file() or path.is_dir()):  # noqa: PTH110
         raise DataError(f"{source} is no regular file: write what comes from a pipe into one first")
@@ -172,6 +170,8 @@ def _opened(settings: ImportSettings) -> PairSource:
     opened = open_source(settings.source, settings.options, settings.format)
     if settings.store == "uri" and opened.format == "webdataset":
         raise DataError("images in .tar shards have no path of their own: use store='bytes'")
+    if settings.store == "uri" and is_object_address(settings.source):
+        raise DataError("images in shards of an object store have no path: use store='bytes'")
     return opened
 
 
@@ -403,7 +403,10 @@ def checks_of(settings: ImportSettings, source: PairSource) -> Checks:
     """The checks of all entries of a source, whose lists are read for it."""
     name = settings.source
     folder = dataset_name(name).folder if is_dataset_name(name) else None
-    root = SourceRoot(folder) if folder else source_root(name)
+    if is_object_address(name):
+        root = root_of(name)
+    else:
+        root = SourceRoot(folder) if folder else source_root(name)
     # What is said for all rows asks no list.
     files = FileSplits(source.listed(), root) if settings.split is None else FileSplits()
     return Checks(settings, root, files)

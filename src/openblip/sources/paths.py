@@ -189,16 +189,30 @@ def matching_paths(source: str) -> list[Path]:
     if Path(source).exists():
         return [Path(source)]
     if not _BRACES.search(source):
-        return _globbed(source) if _MARKS.search(source) else []
-    if math.prod(map(_num_choices, _BRACES.finditer(source))) > _MAX_PATHS:
-        raise DataError(f"{source} names more than {_MAX_PATHS:,} files: give it in parts")
+        return _globbed(source) if has_marks(source) else []
     named = {
-        name: _globbed(name) if _MARKS.search(name) else _there(name) for name in _each(source)
+        name: _globbed(name) if has_marks(name) else _there(name) for name in spelt_out(source)
     }
     if missing := [name for name, paths in named.items() if not paths]:
         raise DataError(f"{source}: {missing[0]} does not exist ({len(missing)} are missing)")
     # Two choices that have marks in them may meet the same file.
     return list(dict.fromkeys(path for paths in named.values() for path in paths))
+
+
+def has_marks(source: str) -> bool:
+    """Whether a path is a pattern, as `shards/*.tar` is."""
+    return _MARKS.search(source) is not None
+
+
+def spelt_out(source: str) -> list[str]:
+    """What the ranges and words in braces of a path mean: itself, where it has none.
+
+    Raises:
+        DataError: they name too many.
+    """
+    if math.prod(map(_num_choices, _BRACES.finditer(source))) > _MAX_PATHS:
+        raise DataError(f"{source} names more than {_MAX_PATHS:,} files: give it in parts")
+    return list(_each(source))
 
 
 def _each(source: str) -> Iterator[str]:

@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
+from pathlib import Path
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -31,6 +32,7 @@ _FROM_A_STORE = re.compile(
 )
 _ABSENT = re.compile(r"404 Not Found")
 _ANONYMOUS = ("1", "true")
+_PIECE_BYTES = 16 << 20
 
 # What a message says, and what is to be done about it; the rest may pass by itself.
 _LASTING = (
@@ -160,6 +162,18 @@ def read_object(uri: str, max_bytes: int | None = None) -> bytes | None:
     return ObjectFolder(folder).read(name, max_bytes)
 
 
+@dataclass(frozen=True)
+class StoredObject:
+    """An object as a listing tells of it."""
+
+    name: str
+    """Relative to the folder that was listed."""
+    size: int
+    """Bytes."""
+    tag: str
+    """Changes with the content; empty where the store has none."""
+
+
 class ObjectFolder:
     """The objects whose names begin with one address: whole or not there, as in a folder.
 
@@ -242,15 +256,58 @@ class ObjectFolder:
         Raises:
             StorageError: they cannot be listed.
         """
-        folder = self._key(prefix.rpartition("/")[0])
+        found = self.objects(prefix.rpartition("/")[0])
+        return sorted(one.name for one in found if one.name.startswith(prefix))
+
+    def objects(self, folder: str = "") -> list[StoredObject]:
+        """All objects in the folder, or in one in it and below, in the order of their names.
+
+        Raises:
+            StorageError: they cannot be listed.
+        """
         start = len(self._prefix) + 1 if self._prefix else 0
 
-        def listing() -> list[str]:
-            chunks = self._store.list(folder or None)
-            return [str(entry["path"])[start:] for chunk in chunks for entry in chunk]
+        def listing() -> list[StoredObject]:
+            chunks = self._store.list(self._key(folder) or None)
+            return [
+                StoredObject(str(one["path"])[start:], one["size"], one["e_tag"] or "")
+                for chunk in chunks
+                for one in chunk
+            ]
 
-        found = persist(self.uri, listing)
-        return sorted(name for name in found if name.startswith(prefix))
+        return sorted(persist(self.uri, listing), key=lambda one: one.name)
+
+    def fetch(self, found: StoredObject, path: Path) -> None:
+        """Writes the content of an object to a file, in pieces.
+
+        Args:
+            found: as it was listed.
+            path: of the file, which is made or replaced.
+
+        Raises:
+            StorageError: it is gone or has changed since, or cannot be reached.
+            OSError: the file cannot be written.
+        """
+        where = f"{self.uri}/{found.name}"
+        with path.open("wb") as file:
+            # Each piece is a request of its own: a large object takes longer than one may.
+            for start in range(0, found.size, _PIECE_BYTES):
+                end = min(start + _PIECE_BYTES, found.size)
+                file.write(persist(where, partial(self._piece, found, start, end)))
+
+    def _piece(self, found: StoredObject, start: int, end: int) -> bytes:
+        try:
+            result = self._store.get(self._key(found.name), options={"range": (start, end)})
+            content, tag = bytes(result.bytes()), result.meta["e_tag"] or ""
+        except FileNotFoundError as error:
+            _check_bucket(error)
+            content, tag = b"", ""
+        if tag != found.tag or len(content) != end - start:
+            raise StorageError(
+                f"{self.uri}/{found.name} has changed since it was listed: run the same command "
+                "again"
+            )
+        return content
 
     def some_names(self) -> list[str]:
         """The first names of objects, about a thousand; enough to see what lies there.
