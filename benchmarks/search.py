@@ -249,7 +249,7 @@ def files(options: argparse.Namespace, folder: Path) -> list[str]:
 def random_model(options: argparse.Namespace) -> Blip:
     words = TextTokenizer.train([f"two dogs run along a beach {n}" for n in range(50)], 200)
     torch.manual_seed(0)
-    size = MedConfig.preset(options.preset)
+    size = MedConfig.preset(options.preset, vocab_size=words.vocab_size)
     size = replace(size, vision=replace(size.vision, image_size=options.image_size))
     med = Med(size)
     return Blip(med, words, "pretrain", size.vision.image_size, 35)
