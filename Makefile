@@ -3,7 +3,7 @@ SHELL := /bin/sh
 BIN := .venv/bin
 PYTEST := $(BIN)/python -m pytest
 
-.PHONY: demo test test-timm test-oldest lint format golden slow docs build wheel-test release-check ablations bench bench-inference clean
+.PHONY: demo test test-timm test-oldest test-browser lint format golden slow docs build wheel-test release-check ablations bench bench-inference clean
 
 demo: .venv/.installed-core          ## the whole loop on an embedded world, with a report page
 	$(BIN)/openblip demo
@@ -16,6 +16,10 @@ test-timm: .venv-timm/.installed     ## timm's models as image encoders, in an e
 
 test-oldest: .venv-oldest/.installed ## the suite with the oldest versions that pyproject.toml allows (7 GB where torch comes with CUDA)
 	.venv-oldest/bin/python -m pytest -n auto --maxprocesses 8 --dist worksteal
+
+test-browser: .venv/.installed-test  ## examples/browser in Chromium, with two packages of npm
+	npm install --prefix examples/browser --no-save onnxruntime-web @huggingface/tokenizers
+	$(PYTEST) tests/deploy/test_browser.py -rs
 
 golden: .venv/.installed-test        ## only the comparisons with reference outputs (OPENBLIP_GOLDEN)
 	$(PYTEST) tests/golden -rs
@@ -56,7 +60,7 @@ format: .venv/.installed-lint
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .venv-timm .venv-oldest build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-timm .venv-oldest examples/browser/node_modules build dist .pytest_cache .mypy_cache .ruff_cache
 
 INSTALLED := pyproject.toml constraints.txt scripts/install.sh
 
