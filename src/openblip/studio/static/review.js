@@ -16,8 +16,12 @@ const BY = {
   disagreement: "Matching and contrast disagree (ITM, ITC)", "given-synthetic": "Given against synthetic text", source: "Equally many of each source and data set",
 };
 const SOURCES = { web: "given on the web", synthetic: "written by the captioner" };
-// Pictures that are there, decoded, before they are needed; more are asked for below that.
+// Texts that are known before they are needed; more are asked for when a third of them is gone.
 const AHEAD = 24;
+// Of them so many have their pictures, which come two at a time: fetched and decoded all at once,
+// they would keep the one back that is to be seen.
+const PICTURES = 12;
+const AT_ONCE = 2;
 const WIDTH = 960;
 const SWIPE = 90;
 // Milliseconds from a verdict until what follows is asked for: it costs more than a verdict.
@@ -252,7 +256,7 @@ class Room {
     this.fetching = (async () => {
       // What is on its way, or was sent and not answered, is not shown again.
       const skip = [...new Set([this.current, ...this.queue, ...this.outbox.waiting.filter((order) => !order.isUndo).map((order) => ({ key: order.values.item }))].filter(Boolean).map((item) => item.key))].slice(-50);
-      const told = await post("/api/review/next", { ...this.#who(), skip, count: AHEAD, all: this.isAll });
+      const told = await post("/api/review/next", { ...this.#who(), skip, count: AHEAD - this.queue.length, all: this.isAll });
       if (this.isClosed || settings !== this.settings) return;
       if (told.mark !== this.state.about.table.mark) await refresh();
       this.elsewhere = told.elsewhere;
@@ -260,10 +264,25 @@ class Room {
       const known = new Set([...skip, ...this.queue.map((item) => item.key)]);
       const fresh = told.items.filter((item) => !known.has(item.key));
       this.queue.push(...fresh.map((item) => prepared(item, told.mark)));
+      this.#load();
       this.isDone = fresh.length === 0;
     })();
     try { await this.fetching; } finally { this.fetching = null; }
     return undefined;
+  }
+
+  /** Let pictures come, the nearest first; the one that is shown waits for no other. */
+  #load() {
+    const near = [this.current, ...this.queue.slice(0, PICTURES)].filter(Boolean);
+    let coming = near.filter(({ image }) => image.hasAttribute("src") && !image.complete).length;
+    for (const item of near) {
+      if (item.image.hasAttribute("src")) continue;
+      if (coming >= AT_ONCE && item !== this.current) return;
+      coming += 1;
+      for (const end of ["load", "error"]) item.image.addEventListener(end, () => this.#load(), { once: true });
+      item.image.src = item.address;
+      item.image.decode?.().catch(() => {});
+    }
   }
 
   #refill() {
@@ -302,6 +321,7 @@ class Room {
       return;
     }
     fill(this.picture, item.image);
+    this.#load();
     this.#showText();
     fill(this.about, SOURCES[item.source] ?? item.source, item.before && ` · you had said: ${item.before.verdict}`);
     fill(this.others, el("details", {}, el("summary", { text: item.others.length ? `Scores and ${plural(item.others.length, "other text")}` : "Scores" }),
@@ -489,14 +509,12 @@ class Room {
   }
 }
 
-/** An item with its picture, which is fetched and decoded before it is shown. */
+/** An item with its picture, which comes when it is near, and where from. */
 function prepared(item, mark) {
   const image = el("img", { alt: "the picture to judge", draggable: "false" });
   image.addEventListener("load", () => { if (Math.max(image.naturalWidth, image.naturalHeight) <= 128) image.classList.add("small"); });
   image.addEventListener("error", () => { image.alt = "This picture cannot be shown."; image.classList.add("missing"); });
-  image.src = `/image/${item.row_number}?w=${WIDTH}&v=${encodeURIComponent(mark)}`;
-  image.decode?.().catch(() => {});
-  return { ...item, image };
+  return { ...item, image, address: `/image/${item.row_number}?w=${WIDTH}&v=${encodeURIComponent(mark)}` };
 }
 
 function settingsOf(params) {
