@@ -15,7 +15,14 @@ from openblip.runtime.errors import DataError
 from openblip.sources.images import open_image
 from openblip.sources.report import ImportReport, Reason
 from openblip.sources.row_images import read_image_file
-from openblip.sources.source import Entry, Found, Refused, SourceOptions, is_file
+from openblip.sources.source import (
+    SOURCES_FIELD,
+    Entry,
+    Found,
+    Refused,
+    SourceOptions,
+    is_file,
+)
 from openblip.sources.splits import FileSplits, SourceRoot, SplitConflict, row_split
 from openblip.table.rows import in_utf8
 from openblip.table.table import PairRow
@@ -23,8 +30,6 @@ from openblip.table.table import PairRow
 Store = Literal["bytes", "uri"]
 Ids = Literal["key", "sha256"]
 _DEFAULT_ORIGIN = "web"
-# Of an exported text: who wrote it (docs/data.md).
-_SOURCES_FIELD = "caption_sources"
 _HUMAN_SOURCES = {"human", "reviewed"}
 
 
@@ -201,7 +206,7 @@ def _outcome(entry: Found, row: PairRow, said_by: str) -> Outcome:
 
 def _told_origin(meta: Mapping[str, Any], captions: Sequence[str]) -> str:
     """That of the row that was exported; `web` for a row that says nothing."""
-    said = meta.get(_SOURCES_FIELD)
+    said = meta.get(SOURCES_FIELD)
     if not isinstance(said, list) or len(said) != len(captions):
         return _DEFAULT_ORIGIN
     # What people have judged is as good as what they have written.
@@ -210,7 +215,7 @@ def _told_origin(meta: Mapping[str, Any], captions: Sequence[str]) -> str:
 
 def _other_sources(row: PairRow) -> str | None:
     """Which texts of a row are by its metadata of another origin than the row; None for none."""
-    said = row.meta.get(_SOURCES_FIELD)
+    said = row.meta.get(SOURCES_FIELD)
     own = _HUMAN_SOURCES if row.origin == "human" else {row.origin}
     others = [name for name in map(str, said) if name not in own] if isinstance(said, list) else []
     counts = ", ".join(f"{others.count(name)} {name}" for name in dict.fromkeys(others))
