@@ -21,6 +21,7 @@ from torch import Tensor
 
 from openblip.batches.transforms import eval_transform
 from openblip.inference.encoding import check_batch_size
+from openblip.runtime.documents import escaped
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.runtime.threads import default_threads, ordered_map
 from openblip.sources.image_formats import format_of, is_image_file, known_by_name
@@ -319,7 +320,7 @@ def scratch_table(sources: ImageSources, uri: Path, report: Callable[[str], None
             # An archive may have several members of one name.
             again = f" ({seen[image.name]})" if seen[image.name] > 1 else ""
             uri = None if image.file is None else str(image.file.absolute())
-            yield PairRow(image.name + again, image.encoded, uri)
+            yield PairRow(escaped(image.name) + again, image.encoded, uri)
 
     table = PairTable.create(uri, rows())
     if not len(table):

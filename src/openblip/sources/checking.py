@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from openblip.runtime.documents import has_halves
+from openblip.runtime.documents import escaped, has_halves
 from openblip.runtime.errors import DataError
 from openblip.sources.images import open_image
 from openblip.sources.report import ImportReport, Reason
@@ -166,10 +166,12 @@ class Checks:
         is_file = isinstance(entry.image, Path)
         encoded = read_image_file(entry.image) if isinstance(entry.image, Path) else entry.image
         width, height = open_image(encoded, entry.where).size
-        use_key = entry.key and self.settings.ids == "key"
+        # An exported row has the id that it has in a table.
+        key = entry.key if SOURCES_FIELD in entry.meta else escaped(entry.key or "")
+        use_key = key and self.settings.ids == "key"
         keep_bytes = self.settings.store == "bytes" or not is_file
         return PairRow(
-            id=(entry.key or "") if use_key else hashlib.sha256(encoded).hexdigest(),
+            id=(key or "") if use_key else hashlib.sha256(encoded).hexdigest(),
             image=encoded if keep_bytes else None,
             image_uri=None if keep_bytes else str(entry.image),
             width=width,

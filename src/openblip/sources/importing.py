@@ -320,7 +320,7 @@ class _Import:
         # Before the commit it must be on record after which version its note is looked for.
         if table is not None:
             state.version = table.version
-            table.update_metadata({self._key: self._noted()})
+            table.update_metadata({self._key: self._noted(), **table.id_note()})
         state.report.add(merged.report)
         state.cursor = merged.cursor
         self._finish()
@@ -351,7 +351,7 @@ class _Import:
     def _append(self, checked: Iterator[Checked], progress: Progress) -> None:
         self._table = table = self._table or PairTable.open_or_create(self._state.report.uri)
         self._state.version = table.version
-        table.update_metadata({self._key: self._noted()})
+        table.update_metadata({self._key: self._noted(), **table.id_note()})
         while not self._is_finished:
             table.append(
                 self._chunk(checked, progress),

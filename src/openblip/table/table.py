@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from openblip.runtime.documents import escaped
 from openblip.runtime.errors import DataError
 from openblip.table.reviews import ReviewLog, ReviewRecord
 from openblip.table.rows import (
@@ -413,15 +414,28 @@ class PairTable:
         return list(columns)
 
     def known_ids(self) -> IdSet:
-        """The ids of all rows; what is added to them counts as known to this object."""
+        """The ids of all rows; what is added to them counts as known to this object.
+
+        In a table that was begun before names with a backslash had ids of their own (`escaped`), a
+        row may be of either name that its id may stand for: both are known.
+        """
         if self._ids is None:
-            self._ids = IdSet()
+            self._ids, is_older = IdSet(), self.metadata.get(ID_NOTE) != _ESCAPED
             for batch in self.scan(["id"]):
                 for key in batch["id"].to_pylist():
                     self._ids.add(key)
+                    if is_older and "\\" in key:
+                        self._ids.add(escaped(key))
         return self._ids
 
+    def id_note(self) -> dict[str, str]:
+        """What is noted of its ids in a table that has no rows yet; nothing in one that has."""
+        return {} if len(self) else {ID_NOTE: _ESCAPED}
 
+
+ID_NOTE = "ids"
+"""The entry of a table's metadata that says how names of files became ids."""
+_ESCAPED = "escaped"
 # A table has no lock: a change that is slower than this fails, as its columns are gone.
 LEFTOVER_SECONDS = 3600.0
 """A change that began so long ago is dead; it takes seconds, and clocks differ by less."""
