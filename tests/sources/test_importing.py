@@ -202,6 +202,31 @@ def test_a_source_that_was_imported_says_that_nothing_was_read_or_is_read_again(
     assert _ids(tmp_path / "t")[-2:] == ["images/8.jpg", "images/10.jpg"]
 
 
+def test_a_text_that_has_changed_since_it_was_imported_is_told_and_not_taken(
+    tmp_path: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    records = [{"image": f"images/{n}.jpg", "captions": [f"text {n}"]} for n in range(3)]
+    source = write_jsonl(records)
+    import_pairs(source, tmp_path / "t", show_progress=False)
+    records[1]["captions"] = ["text 1", "and more"]
+    records.append({"image": "images/0.jpg", "captions": ["text 0"]})
+    (source / "captions.jsonl").write_text("\n".join(map(json.dumps, records)))
+    report = import_pairs(source, tmp_path / "t", again=True, show_progress=False)
+    assert report.skipped == {
+        "already in the table": 3,
+        "already in the table, with other texts": 1,
+    }
+    assert (report.num_rows, report.num_known) == (0, 4)
+    (example,) = report.examples["already in the table, with other texts"]
+    assert example.where.endswith("images/1.jpg")
+    told = "id 'images/1.jpg' is in the table with other texts; here: 'text 1', 'and more'"
+    assert example.detail == told
+    assert "rows stay as they are" in report.to_text()
+    assert "into a new table" in report.to_text()
+    assert _texts(tmp_path / "t")["images/1.jpg"] == "text 1"
+    assert PairTable.open(tmp_path / "t").take([1]).to_pylist()[0]["captions"] == ["text 1"]
+
+
 def test_a_text_whose_characters_were_replaced_is_told(
     tmp_path: Path, write_jsonl: Callable[..., Path]
 ) -> None:

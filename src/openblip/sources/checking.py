@@ -85,14 +85,18 @@ class Outcome:
         for reason, where, detail in self.notes:
             report.note(Reason(reason), where, detail)
 
-    def known(self, again: bool) -> "Outcome":
+    def known(self, again: bool, other_texts: Sequence[str] | None = None) -> "Outcome":
         """The outcome of the row if its id is in the table, or was met before in the source.
 
         Args:
             again: the source had been imported before, so that known ids are expected.
+            other_texts: those of the source, if the row in the table has others.
         """
         reason = Reason.ALREADY_IMPORTED if again else Reason.DUPLICATE_ID
         detail = f"id {self.row_id!r} is in the table"
+        if other_texts is not None:
+            reason = Reason.OTHER_TEXTS
+            detail += f" with other texts; here: {_shown(other_texts)}"
         return Outcome(self.where, self.num_records, reason.value, detail)
 
     def to_json(self) -> str:
@@ -181,6 +185,12 @@ class Checks:
             split=split,
             meta=entry.meta,
         )
+
+
+def _shown(texts: Sequence[str]) -> str:
+    """The first few texts, for a report."""
+    shown = ", ".join(repr(text[:100]) for text in texts[:3])
+    return (shown + (", ..." if len(texts) > 3 else "")) or "none"
 
 
 def _outcome(entry: Found, row: PairRow, said_by: str) -> Outcome:

@@ -36,7 +36,7 @@ from openblip.table.agreement import AgreedTexts
 from openblip.table.judging import AdmittedText
 from openblip.table.rows import IdSet, read_meta
 from openblip.table.scores import further_columns, further_scores
-from openblip.table.table import ID_NOTE, PairTable
+from openblip.table.table import PairTable
 from openblip.table.views import TOLD_COLUMNS, CaptionView, ViewIndex, split_rows
 
 # The file in a destination that says what was exported.
@@ -265,7 +265,7 @@ def _metadata(table: PairTable) -> dict[str, Any]:
     """The table's metadata but the states of imports, JSON texts as what they say."""
     values: dict[str, Any] = {}
     for key, text in sorted(table.metadata.items()):
-        if not (is_import_state(key) or key == ID_NOTE):
+        if not is_import_state(key):
             try:
                 values[key] = json.loads(text)
             except ValueError:

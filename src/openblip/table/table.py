@@ -62,6 +62,7 @@ class PairTable:
         self._dataset = dataset
         self._num_rows = int(read(uri, dataset.count_rows))
         self._ids: IdSet | None = None
+        self._has_older_ids = False
         self._verdicts: list[ReviewRecord] | None = None
         self.uri = uri
 
@@ -413,29 +414,26 @@ class PairTable:
             )
         return list(columns)
 
-    def known_ids(self) -> IdSet:
-        """The ids of all rows; what is added to them counts as known to this object.
+    def accept_older_ids(self) -> None:
+        """Lets an id that looks like an escape count as known in both of its meanings.
 
-        In a table that was begun before names with a backslash had ids of their own (`escaped`), a
-        row may be of either name that its id may stand for: both are known.
+        Before `escaped` a name that spells an escape had the id that it spells, as if it had the
+        byte. A row of such a table may be of either.
         """
+        self._has_older_ids, self._ids = True, None
+
+    def known_ids(self) -> IdSet:
+        """The ids of all rows; what is added to them counts as known to this object."""
         if self._ids is None:
-            self._ids, is_older = IdSet(), self.metadata.get(ID_NOTE) != _ESCAPED
+            self._ids = IdSet()
             for batch in self.scan(["id"]):
                 for key in batch["id"].to_pylist():
                     self._ids.add(key)
-                    if is_older and "\\" in key:
+                    if self._has_older_ids and "\\" in key:
                         self._ids.add(escaped(key))
         return self._ids
 
-    def id_note(self) -> dict[str, str]:
-        """What is noted of its ids in a table that has no rows yet; nothing in one that has."""
-        return {} if len(self) else {ID_NOTE: _ESCAPED}
 
-
-ID_NOTE = "ids"
-"""The entry of a table's metadata that says how names of files became ids."""
-_ESCAPED = "escaped"
 # A table has no lock: a change that is slower than this fails, as its columns are gone.
 LEFTOVER_SECONDS = 3600.0
 """A change that began so long ago is dead; it takes seconds, and clocks differ by less."""
