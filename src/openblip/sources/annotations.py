@@ -25,6 +25,7 @@ from openblip.sources.cards import Card
 from openblip.sources.coco import coco_source, karpathy_source
 from openblip.sources.folder import FolderSource
 from openblip.sources.json_files import first_line, read_document
+from openblip.sources.paths import SETTINGS_SUFFIX
 from openblip.sources.questions import (
     answers_beside,
     genome_questions_source,
@@ -336,7 +337,7 @@ def _source(files: Sequence[Path], options: SourceOptions) -> PairSource:
 
 def _is_settings(file: Path) -> bool:
     """Whether it is what `openblip caption` writes beside a file, on how it was made."""
-    return file.name.endswith(".settings.json")
+    return file.name.endswith(SETTINGS_SUFFIX)
 
 
 def _without_split(file: Path) -> str:

@@ -11,12 +11,15 @@ import io
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
+from openblip.runtime.documents import read_json
 from openblip.runtime.errors import DataError
 from openblip.sources.image_formats import known_by_name
+from openblip.sources.paths import SETTINGS_SUFFIX
 from openblip.sources.source import SourceOptions
 from openblip.sources.text_files import (
     MAX_LINE,
@@ -33,6 +36,7 @@ _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 # Flickr8k.token.txt and results_20130124.token: `name.jpg#0`, a tab, a text, and no header.
 _TOKEN_LINE = re.compile(r"([^\t]+)#\d+\t")
 _TOKEN_COLUMNS = ("image", "caption")
+_A_LETTER = re.compile(r"[^\W\d_]")
 _SPACE_AFTER_QUOTE = re.compile(r'"[ \t]+(?=[,;]|$)')
 _ENCLOSED = re.compile(r'"[^"]*"')
 _NUMBER_WITH_POINT = re.compile(r"\d+\.0")
@@ -57,6 +61,8 @@ class Delimited:
     """Whether a quote encloses a field; else it is a character as any other."""
     numbers_images: bool = False
     """Whether each image has the number of its text behind it, as `name.jpg#0`."""
+    is_written: bool = False
+    """Whether `openblip caption` wrote it as text: a name and captions, without a header."""
 
 
 def delimited_layout(file: Path, options: SourceOptions) -> Delimited:
@@ -76,6 +82,10 @@ def delimited_layout(file: Path, options: SourceOptions) -> Delimited:
         raise DataError(f"{file} is empty")
     if "\0" in line:
         raise DataError(f"{file} is no text")
+    if options.columns is None and is_written_text(file, line):
+        num_captions = max(line.count("\t"), 1)
+        names = [f"caption_{number}" for number in range(2, num_captions + 1)]
+        return Delimited(("image", "caption", *names), "\t", number - 1, False, is_written=True)
     if options.columns is None and _TOKEN_LINE.match(line):
         return Delimited(_TOKEN_COLUMNS, "\t", number - 1, False, True)
     num_columns = len(options.columns) if options.columns else None
@@ -101,6 +111,20 @@ def delimited_layout(file: Path, options: SourceOptions) -> Delimited:
 def is_token_file(line: str) -> bool:
     """Whether a first line is one of Flickr8k's `name.jpg#0`, tab, text."""
     return _TOKEN_LINE.match(line) is not None
+
+
+def is_written_text(file: Path, line: str) -> bool:
+    """Whether a file is one that `openblip caption` wrote with a name and captions a line.
+
+    Its settings beside it say so, or the name of an image before the first tab.
+    """
+    name, mark, text = line.partition("\t")
+    with suppress(DataError):
+        settings = read_json(file.with_name(f"{file.name}{SETTINGS_SUFFIX}"))
+        if isinstance(settings, dict) and "format" in settings:
+            return bool(mark) and settings["format"] == "txt"
+    is_pair = bool(mark) and known_by_name(name) is True and _A_LETTER.search(text) is not None
+    return is_pair and plain_name(file).endswith(".txt")
 
 
 def delimited_records(
@@ -286,7 +310,7 @@ def _record(
     record: dict[str, Any] = dict(zip(names, (value.strip() for value in values), strict=True))
     if layout.numbers_images:
         record[image] = record[image].rpartition("#")[0] or record[image]
-    return captioned_row(names, record)
+    return captioned_row(names, record, is_text=layout.is_written)
 
 
 def or_none(text: Any) -> Any:
@@ -412,17 +436,21 @@ def one_line(text: str) -> str:
     return _UNSAFE.sub(lambda found: _ESCAPES[found[0]], text)
 
 
-def captioned_row(names: Sequence[str], row: Mapping[str, str]) -> Mapping[str, Any]:
+def captioned_row(
+    names: Sequence[str], row: Mapping[str, str], *, is_text: bool = False
+) -> Mapping[str, Any]:
     """A row of a file that `openblip caption` wrote, all its captions in one list.
 
     Args:
         names: the columns of the file; a row of any other file stays as it is.
         row: its cells by column.
+        is_text: it wrote the file as text, in which nothing is `guarded`.
     """
-    if tuple(names[:3]) != CAPTION_COLUMNS:
+    if not is_text and tuple(names[:3]) != CAPTION_COLUMNS:
         return row
     captions = [name for name in names if name == "caption" or name.startswith("caption_")]
     others = {name: cell for name, cell in row.items() if name not in captions}
     meanings = {escape: character for character, escape in _ESCAPES.items()}
-    image = _ESCAPED.sub(lambda found: meanings[found[0]], unguarded(row["image"]))
-    return {**others, "image": image, "caption": [unguarded(row[name]) for name in captions]}
+    told = row if is_text else {name: unguarded(cell) for name, cell in row.items()}
+    image = _ESCAPED.sub(lambda found: meanings[found[0]], told["image"])
+    return {**others, "image": image, "caption": [told[name] for name in captions]}

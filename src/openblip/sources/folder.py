@@ -21,7 +21,7 @@ from openblip.sources.caption_lists import JsonlSource, is_list_name
 from openblip.sources.cards import CARD_NAME, Card
 from openblip.sources.columns import NoColumn
 from openblip.sources.image_formats import HEAD_BYTES, IMAGE_SUFFIXES, what_it_is
-from openblip.sources.paths import Seen, Span, is_hidden, walk
+from openblip.sources.paths import SETTINGS_SUFFIX, Seen, Span, is_hidden, walk
 from openblip.sources.report import Reason
 from openblip.sources.source import (
     Cursor,
@@ -406,7 +406,7 @@ def _what_it_is(path: Path) -> str:
         return "a list whose name is not captions.jsonl: import it itself, if it is one of images"
     if name == "export.json":
         return "what `openblip data export` says of the files beside it"
-    if name.endswith(".settings.json"):
+    if name.endswith(SETTINGS_SUFFIX):
         return "the settings by which `openblip caption` goes on with the file beside it"
     if name.endswith(".json"):
         return "a JSON file of no image here: import it itself, if it has annotations"
