@@ -60,8 +60,9 @@ def is_of_output(seen: Seen) -> bool:
     """
     name = seen.parts[-1]
     if seen.is_hidden:
-        locked = (other for other in seen.beside if name == lock_name(other))
-        return any(f"{other}{SETTINGS_SUFFIX}" in seen.beside for other in locked)
+        settings = (other for other in seen.beside if other.endswith(SETTINGS_SUFFIX))
+        locks = (lock_name(other.removesuffix(SETTINGS_SUFFIX)) for other in settings)
+        return name.endswith(".lock") and name in locks
     written = name.removesuffix(SETTINGS_SUFFIX).removesuffix(PARTIAL_SUFFIX)
     has_settings = f"{written}{SETTINGS_SUFFIX}" in seen.beside
     return has_settings and not {written, f"{written}{PARTIAL_SUFFIX}"}.isdisjoint(seen.beside)
