@@ -38,8 +38,9 @@ META_FIELDS = (META_FIELD, "metadata")
 _BOTH = " and "
 _Told = tuple[str, str]
 """A field and a word for a split that it says, or that its name has."""
-# So many words are a text, whatever split one of them may name.
-_SENTENCE = 3
+# Of these, those that are mostly called by something else: a word in their values is no second
+# opinion where the split is said, unless it is the whole value.
+_VAGUE_FIELDS = ("subset", "set", "part", "stage", "mode")
 # So deep a record is asked where nothing in it says the split.
 _DEPTH = 3
 
@@ -159,18 +160,22 @@ def _with_subsets(record: Mapping[str, Any], told: Sequence[_Told]) -> list[_Tol
     """
     splits, found = {known_split(word) for _, word in told}, list(told)
     for name in [name for name in record if name.lower() in SUBSET_FIELDS]:
-        words = [word for value in _words(record[name]) for word in _splits_named(value)]
+        values = _words(record[name])
+        words = [value for value in values if known_split(value)]
+        if not words and not (told and name.lower() in _VAGUE_FIELDS):
+            words = [word for value in values for word in _splits_within(value)]
         if splits.isdisjoint(map(known_split, words)):
             found += [(name, word) for word in words]
     return [*found, *_flags(record, _YES)]
 
 
-def _splits_named(value: str) -> list[str]:
-    """The words in the value of a field that name splits: it is one, or has one of its own."""
-    if known_split(value):
-        return [value]
-    # A sentence says something else.
-    return _SPLIT_IN_NAME.findall(value) if len(value.split()) < _SENTENCE else []
+def _splits_within(value: str) -> list[str]:
+    """The words for splits in a value such as `PrivateTest`; none in several words.
+
+    None too if they are all for training, which is so without them: `train_station`.
+    """
+    words = [] if len(value.split()) > 1 else _SPLIT_IN_NAME.findall(value)
+    return words if {known_split(word) for word in words} != {"train"} else []
 
 
 def _words(value: Any) -> list[str]:
