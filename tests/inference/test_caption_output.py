@@ -250,7 +250,7 @@ class TestAnImport:
         rows = PairTable.open(tmp_path / "t").take(range(report.num_rows), ["height", "captions"])
         return {row["height"]: row["captions"] for row in rows.to_pylist()}
 
-    @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json"])
+    @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".json", ".txt"])
     @pytest.mark.parametrize("place", ["photos", ".", "photos/sub/.."])
     @pytest.mark.parametrize("absolute", [False, True])
     def test_finds_the_images_from_where_the_file_stands(
@@ -262,7 +262,7 @@ class TestAnImport:
             found = self.captions_of(source, tmp_path / str(source.is_dir()))
             assert found == {8 + n: ['=HYPERLINK("x"), a dog'] for n in range(len(self.NAMES))}
 
-    @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+    @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".txt"])
     def test_is_told_the_folder_of_images_that_lie_elsewhere(
         self, photos: Path, tmp_path: Path, suffix: str
     ) -> None:
@@ -283,7 +283,7 @@ class TestAnImport:
         self.write(file, [photos.absolute() / name for name in self.NAMES[:4]])
         assert len(self.captions_of(file, tmp_path)) == 4
 
-    @pytest.mark.parametrize("suffix", [".jsonl", ".csv"])
+    @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".txt"])
     def test_takes_all_captions_of_an_image(
         self, photos: Path, tmp_path: Path, suffix: str
     ) -> None:
@@ -291,6 +291,22 @@ class TestAnImport:
         self.write(file, [photos / name for name in self.NAMES], num_captions=2)
         found = self.captions_of(file, tmp_path)
         assert list(found.values()) == [['=HYPERLINK("x"), a dog', "-second"]] * len(self.NAMES)
+
+    def test_knows_a_text_by_its_settings_or_by_a_name_of_an_image(
+        self, photos: Path, tmp_path: Path
+    ) -> None:
+        (photos / "no suffix").write_bytes((photos / "a.jpg").read_bytes())
+        lines = caption_format("txt", 1)
+        output = FileOutput(photos / "c.txt", lines, {"format": "txt"}, overwrite=False)
+        output.write([("x", photos / "no suffix", [caption("a dog")])])
+        output.close(is_complete=True)
+        assert self.captions_of(photos / "c.txt", tmp_path / "1") == {8: ["a dog"]}
+        (photos / "d.txt").write_text("a.jpg\ta dog\na.png\ta cat\n")
+        assert self.captions_of(photos / "d.txt", tmp_path / "2") == {8: ["a dog"], 9: ["a cat"]}
+        # A number is no caption, but the label of a class.
+        (photos / "e.txt").write_text("a.jpg\t7\na.png\t8\n")
+        with pytest.raises(DataError, match="is not a known source"):
+            import_pairs(photos / "e.txt", tmp_path / "3", show_progress=False)
 
     def test_keeps_names_apart_that_are_no_unicode(self, photos: Path, tmp_path: Path) -> None:
         names = [photos / "caf\udce9.jpg", photos / "caf\udce8.jpg"]

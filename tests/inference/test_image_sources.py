@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from openblip.inference.caption_output import FileOutput, caption_format, format_name
 from openblip.inference.image_sources import ImageSources, SourceImage, left_out_text
 from openblip.runtime.errors import DataError, RecipeError
+from openblip.runtime.locks import only_one
 from openblip.table.table import PairRow, PairTable
 
 
@@ -107,6 +109,23 @@ class TestFolders:
         assert counts == {"hidden": 2, "not an image": 1, "an archive, to be named itself": 1}
         assert "1 not an image (such as photos/notes.txt)" in left_out_text(sources.left_out)
         assert sources.total() == len(found) == 7
+
+    @pytest.mark.parametrize("name", ["c.csv", "c.jsonl", "c.json", f"{'long' * 20}.txt"])
+    def test_what_captions_are_written_into_is_not_counted(self, photos: Path, name: str) -> None:
+        lines = caption_format(format_name(Path(name).suffix), 1)
+        with only_one(photos / name, "writing captions into"):
+            output = FileOutput(photos / name, lines, {}, overwrite=False)
+            sources = ImageSources(["photos"])
+            assert sources.total() == len(every(sources)) == 4
+            left_out = {reason: left.count for reason, left in sources.left_out.items()}
+            assert left_out == {"hidden": 2, "not an image": 1}
+            output.close(is_complete=True)
+        every(sources)
+        assert sources.left_out["not an image"].example == "photos/notes.txt"
+        # Settings of nothing are somebody else's.
+        (photos / "x.settings.json").touch()
+        every(sources)
+        assert sources.left_out["not an image"].count == 2
 
     def test_a_link_that_leads_back_is_not_followed(self, photos: Path) -> None:
         (photos / "sub" / "again").symlink_to(photos.resolve())

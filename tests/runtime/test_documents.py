@@ -4,8 +4,10 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from openblip.runtime.documents import read_json, read_text, read_yaml
+from openblip.runtime.documents import escaped, read_json, read_text, read_yaml, unescaped
 from openblip.runtime.errors import DataError, RecipeError
 
 _BOMB = "a0: &a0 [x]\n" + "\n".join(
@@ -77,3 +79,23 @@ def test_what_is_no_json(text: str, tmp_path: Path) -> None:
     file.write_text(text)
     with pytest.raises(DataError, match=r"x\.json: cannot be read as JSON"):
         read_json(file)
+
+
+@given(st.text(st.sampled_from("\\xu5ce98d\udce9\udc80\ud83d\x1f"), max_size=12))
+def test_no_two_texts_have_one_escaped_form(text: str) -> None:
+    assert unescaped(escaped(text)) == text
+    escaped(text).encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "stored"),
+    [
+        ("caf\udce9", r"caf\xe9"),
+        (r"caf\xe9", r"caf\x5cxe9"),
+        (r"caf\x5cxe9", r"caf\x5cx5cxe9"),
+        (r"\ud83d", r"\x5cud83d"),
+        (r"C:\photos\x\u41.jpg", r"C:\photos\x\u41.jpg"),
+    ],
+)
+def test_a_backslash_is_escaped_only_where_it_looks_like_an_escape(text: str, stored: str) -> None:
+    assert escaped(text) == stored

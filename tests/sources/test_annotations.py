@@ -50,6 +50,25 @@ def test_another_value_is_of_no_known_kind(tmp_path: Path, content: object) -> N
     assert len(str(caught.value)) < 400 + len(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ({"annotations": {"a.jpg": 1}}, "its 'annotations' is an object, {\"a.jpg\": 1}, where"),
+        ({"captions": {"a.jpg": {"label": "x"}}}, "or the name of each image with a text"),
+        ({"annotations": [{"answers": ["a"], "image_id": 1}]}, "answers without questions"),
+        ({"annotations": [{"bbox": [1, 2], "image_id": 1}]}, "of which none has a caption"),
+        ({"annotations": {"x.jpg": "a"}}, "images of .* are in none of the folders"),
+        ({"name": "a", "version": "b"}, "its keys are name, version"),
+        ({"train": ["a.jpg"], "test": ["b.jpg"]}, "its keys are train, test"),
+    ],
+)
+def test_what_has_no_captions_by_name_is_told_what_it_has(
+    tmp_path: Path, content: object, what: str
+) -> None:
+    with pytest.raises(DataError, match=what):
+        read(tmp_path / "a.json", content)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "cp1252", "utf-16"])
 @pytest.mark.parametrize("name", ["a.json", "a.json.gz", "a.json.xz"])
 def test_a_file_may_be_packed_and_is_in_the_encoding_that_is_said_if_it_is_no_utf8(

@@ -241,3 +241,31 @@ def test_a_list_of_unusable_records_makes_no_table(tmp_path: Path, jpeg: Jpeg) -
     assert (report.num_rows, report.num_seen) == (0, 3)
     assert report.skipped == {"bad record": 2, "unsafe path": 1}
     assert not (tmp_path / "t").exists()
+
+
+@pytest.mark.parametrize("field", [None, "annotations", "captions", "data"])
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"a.jpg": "a", "sub/b.jpg": ["b", "c"], "gone.jpg": "d"},
+        {"./a.jpg": ["a"], "sub/b": ["b", None, "c"], "gone": ["d"]},
+        {"a.jpg": {"captions": ["a"]}, "sub/b.jpg": {"caption": ["b", "c"]}, "gone": {"text": "d"}},
+    ],
+)
+def test_captions_may_stand_under_the_names_of_their_images(
+    tmp_path: Path, jpeg: Jpeg, document: dict[str, object], field: str | None
+) -> None:
+    (tmp_path / "sub").mkdir()
+    write_images(tmp_path, jpeg, ["a.jpg", "sub/b.jpg"])
+    content = document if field is None else {"info": {}, field: document}
+    report, rows = imported(write(tmp_path / "captions.json", content))
+    assert report.format == "captions"
+    assert [row["captions"] for row in rows] == [["a"], ["b", "c"]]
+    assert report.skipped == {"missing image": 1}
+
+
+def test_results_may_stand_in_annotations(tmp_path: Path, jpeg: Jpeg) -> None:
+    write_images(tmp_path, jpeg, ["7.jpg"])
+    content = {"annotations": [{"image_id": 7, "caption": "a"}]}
+    _, rows = imported(write(tmp_path / "captions.json", content))
+    assert [row["captions"] for row in rows] == [["a"]]

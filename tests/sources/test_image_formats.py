@@ -140,6 +140,34 @@ def test_what_is_no_image_is_called_by_its_name(head: bytes, what: str) -> None:
         open_image(head)
 
 
+def _box(brand: bytes, compatible: bytes) -> bytes:
+    return b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0" + compatible + bytes(50)
+
+
+@pytest.mark.parametrize(
+    ("data", "form"),
+    [
+        (_box(b"heic", b"mif1heic"), "HEIF"),
+        (_box(b"mif1", b"mif1heic"), "HEIF"),
+        (_box(b"avif", b"mif1avif"), "AVIF"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(50), "PNG"),
+        (b"\xff\xd8\xff" + bytes(50), "JPEG"),
+    ],
+)
+def test_a_damaged_image_is_no_video_and_of_its_own_format(data: bytes, form: str) -> None:
+    if form == "HEIF":
+        pytest.importorskip("pillow_heif")
+    with pytest.raises(DataError, match=rf"damaged image \(of the format {form}, and its header"):
+        open_image(data)
+
+
+def test_what_lies_in_the_same_container_as_videos_is_called_what_it_is() -> None:
+    assert what_it_is(_box(b"heic", b"mif1heic")) == "a HEIC photograph"
+    assert what_it_is(_box(b"avif", b"mif1avif")) == "an AVIF image"
+    assert str(what_it_is(_box(b"crx ", b"crx isom"))).startswith("a raw file of a camera")
+    assert what_it_is(_box(b"isom", b"isommp42")) == "a video"
+
+
 def test_a_text_is_of_no_known_kind() -> None:
     assert what_it_is(b"plain") is None
     assert what_it_is(b"plain", "a.jpg") is None

@@ -11,11 +11,13 @@ import pytest
 
 from openblip.runtime.errors import DataError
 from openblip.sources.checking import ImportSettings
+from openblip.sources.export import export_pairs
 from openblip.sources.importing import import_pairs
 from openblip.sources.report import ImportReport, is_import_state
 from openblip.sources.row_images import stream_images
 from openblip.sources.source import SourceOptions
-from openblip.table.table import PairTable
+from openblip.table.table import PairRow, PairTable
+from openblip.table.views import CaptionView
 
 
 @pytest.fixture
@@ -200,6 +202,31 @@ def test_a_source_that_was_imported_says_that_nothing_was_read_or_is_read_again(
     assert _ids(tmp_path / "t")[-2:] == ["images/8.jpg", "images/10.jpg"]
 
 
+def test_a_text_that_has_changed_since_it_was_imported_is_told_and_not_taken(
+    tmp_path: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    records = [{"image": f"images/{n}.jpg", "captions": [f"text {n}"]} for n in range(3)]
+    source = write_jsonl(records)
+    import_pairs(source, tmp_path / "t", show_progress=False)
+    records[1]["captions"] = ["text 1", "and more"]
+    records.append({"image": "images/0.jpg", "captions": ["text 0"]})
+    (source / "captions.jsonl").write_text("\n".join(map(json.dumps, records)))
+    report = import_pairs(source, tmp_path / "t", again=True, show_progress=False)
+    assert report.skipped == {
+        "already in the table": 3,
+        "already in the table, with other texts": 1,
+    }
+    assert (report.num_rows, report.num_known) == (0, 4)
+    (example,) = report.examples["already in the table, with other texts"]
+    assert example.where.endswith("images/1.jpg")
+    told = "id 'images/1.jpg' is in the table with other texts; here: 'text 1', 'and more'"
+    assert example.detail == told
+    assert "rows stay as they are" in report.to_text()
+    assert "into a new table" in report.to_text()
+    assert _texts(tmp_path / "t")["images/1.jpg"] == "text 1"
+    assert PairTable.open(tmp_path / "t").take([1]).to_pylist()[0]["captions"] == ["text 1"]
+
+
 def test_a_text_whose_characters_were_replaced_is_told(
     tmp_path: Path, write_jsonl: Callable[..., Path]
 ) -> None:
@@ -282,6 +309,57 @@ def test_names_that_differ_in_bytes_that_are_no_utf8_stay_different(
         {"id": r"caf\xe9", "captions": ["text 0"]},
     ]
     assert len(list(stream_images(table, [0, 1]))) == 2
+
+
+_BYTE, _SPELT = "caf\udce9", r"caf\xe9"
+
+
+def _photo(folder: Path, stem: str, image: bytes) -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / f"{stem}.jpg").write_bytes(image)
+    (folder / f"{stem}.txt").write_text(ascii(stem))
+    return folder
+
+
+def _texts(uri: Path) -> dict[str, str]:
+    rows = PairTable.open(uri).scan(["id", "captions"])
+    return {row["id"]: row["captions"][0] for batch in rows for row in batch.to_pylist()}
+
+
+@pytest.mark.parametrize("folders", [("a", "a"), ("a", "b"), ("b", "a")])
+def test_a_name_that_spells_an_escape_is_another_than_the_one_with_the_byte(
+    tmp_path: Path, jpeg: Callable[..., bytes], folders: tuple[str, str]
+) -> None:
+    for number, (folder, stem) in enumerate(zip(folders, (_BYTE, _SPELT), strict=True)):
+        _photo(tmp_path / folder, stem, jpeg(number))
+    for folder in sorted(set(folders)):
+        report = import_pairs(tmp_path / folder, tmp_path / "t", show_progress=False)
+        assert report.skipped == {}
+    stored = {r"caf\xe9": ascii(_BYTE), r"caf\x5cxe9": ascii(_SPELT)}
+    assert _texts(tmp_path / "t") == stored
+    for folder in sorted(set(folders)):
+        again = import_pairs(tmp_path / folder, tmp_path / "t", again=True, show_progress=False)
+        assert again.num_rows == 0
+    # What is exported comes back under the same ids.
+    for form in ("webdataset", "coco", "jsonl", "parquet"):
+        out = tmp_path / form
+        export_pairs(PairTable.open(tmp_path / "t"), out, form, CaptionView(), show_progress=False)
+        import_pairs(out, tmp_path / f"{form}.lance", show_progress=False)
+        assert _texts(tmp_path / f"{form}.lance") == stored, form
+
+
+def test_rows_of_an_older_table_are_known_by_the_ids_that_they_have(
+    tmp_path: Path, jpeg: Callable[..., bytes]
+) -> None:
+    folder = _photo(tmp_path / "a", _SPELT, jpeg(0))
+    # It was stored as it is spelt.
+    PairTable.create(tmp_path / "t", [PairRow(_SPELT, jpeg(0), captions=["old"])])
+    report = import_pairs(folder, tmp_path / "t", show_progress=False)
+    assert (report.num_rows, report.skipped) == (0, {"duplicate id": 2})
+    _photo(folder, r"new\xe9", jpeg(1))
+    again = import_pairs(folder, tmp_path / "t", again=True, show_progress=False)
+    assert (again.num_rows, again.skipped) == (1, {"already in the table": 2})
+    assert _texts(tmp_path / "t").keys() == {_SPELT, r"new\x5cxe9"}
 
 
 @pytest.mark.parametrize("ids", ["key", "sha256"])

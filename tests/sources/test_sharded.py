@@ -224,6 +224,20 @@ def test_a_source_is_read_again_for_what_is_new(
     _compare(shards, tmp_path, again=True)
 
 
+def test_texts_that_have_changed_are_told_as_by_one_process(
+    shards: Path, tmp_path: Path, samples: Callable[..., Any], tar: Tar
+) -> None:
+    tar(shards / "00005.tar", samples(50, 3))
+    tar(shards / "00006.tar", samples(60, 2))
+    _compare(shards, tmp_path)
+    changed = [(name, data.replace(b"text 51", b"new 51")) for name, data in samples(50, 3)]
+    tar(shards / "00005.tar", changed)
+    tar(shards / "00007.tar", changed)
+    report = _compare(shards, tmp_path, again=True)
+    (example,) = report.examples["already in the table, with other texts"]
+    assert example.detail.endswith("with other texts; here: 'new 51'")
+
+
 def test_a_source_of_which_nothing_can_be_used_makes_no_table(tmp_path: Path, tar: Tar) -> None:
     for number in range(2):
         tar(tmp_path / "s" / f"{number}.tar", [("a.jpg", b"none"), ("a.txt", b"text")])

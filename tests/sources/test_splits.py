@@ -168,11 +168,39 @@ def test_the_root_of_a_source(tmp_path: Path) -> None:
         ({"subset": "test"}, "test"),
         ({"Partition": "Validation", "fold": 3}, "Validation"),
         ({"data_split": "dev", "subset": "cats"}, "dev"),
-        ({"split": "train", "subset": "test"}, "train"),
+        ({"split": "train", "subset": "test"}, "train (split) and test (subset)"),
+        ({"split": "train", "subset": "en"}, "train"),
+        ({"split": "train", "subset": "train2014", "fold": 2}, "train"),
+        ({"split": "train", "Partition": "val"}, "train (split) and val (Partition)"),
+        ({"split": "train", "is_test": True}, "train (split) and test (is_test)"),
+        ({"split": "val", "is_val": 0}, "val (split) and not val (is_val)"),
+        ({"split": "train", "is_train": "no"}, "train (split) and not train (is_train)"),
+        ({"split": "train", "subset": "test-tube"}, "train"),
+        ({"split": "test", "subset": "train_station"}, "test"),
+        ({"subset": "test-clean"}, "test"),
+        ({"subset": "train station"}, None),
+        ({"split": "train", "Usage": "PrivateTest"}, "train (split) and Test (Usage)"),
+        ({"split": "train", "image_set": "train_val"}, "train"),
+        ({"image_set": "train_val"}, "train (image_set) and val (image_set)"),
+        ({"Usage": "PrivateTest"}, "Test"),
+        ({"Usage": "PublicTest"}, "Test"),
+        ({"Usage": "Training"}, "Training"),
+        ({"subset": "a test"}, None),
+        ({"subset": "stage lights"}, None),
+        ({"meta": {"split": "test"}}, "test"),
+        ({"Metadata": {"subset": "val", "lang": "en"}}, "val"),
+        ({"meta": '{"split": "test"}'}, "test"),
+        ({"meta": "{"}, None),
+        ({"meta": {"split": "en"}}, None),
+        ({"info": {"source": {"is_test": 1}}}, "test"),
+        ({"split": "train", "meta": {"split": "test"}}, "train (split) and test (meta.split)"),
+        ({"split": "train", "meta": {"split": "train"}}, "train"),
+        ({"split": "train", "source": {"split": "val"}}, "train"),
+        ({"split": "train", "subset": "test", "caption_sources": ["web"]}, "train"),
         ({"subset": "cats", "fold": 1}, None),
         ({"split": "", "usage": float("nan")}, None),
         ({"split": "test", "Split": "train"}, "test and train"),
-        ({"subset": "test", "fold": "train"}, "test and train"),
+        ({"subset": "test", "fold": "train"}, "test (subset) and train (fold)"),
         ({"splits": "test"}, "test"),
         ({"set": "flowers"}, None),
         ({"split": ["test"]}, "test"),
@@ -183,7 +211,7 @@ def test_the_root_of_a_source(tmp_path: Path) -> None:
         ({"is_train": 1}, "train"),
         ({"is_train": False, "is_val": 1}, "val"),
         ({"is_train": False, "is_val": 0}, "is_train: false"),
-        ({"is_train": True, "is_test": True}, "train and test"),
+        ({"is_train": True, "is_test": True}, "train (is_train) and test (is_test)"),
         ({"split": "train", "is_test": False}, "train"),
     ],
 )
@@ -191,6 +219,12 @@ def test_fields_of_a_record_say_the_split_in_any_case(
     record: dict[str, object], split: str | None
 ) -> None:
     assert pop_split(record) == split
+
+
+def test_a_contradiction_within_a_record_names_both_fields() -> None:
+    entry = _found(pop_split({"split": "train", "is_test": True}))
+    with pytest.raises(SplitConflict, match=r"'train \(split\) and test \(is_test\)': say which"):
+        row_split(entry, SourceRoot(ROOT))
 
 
 def test_a_row_that_is_only_said_to_be_no_training_data_is_refused() -> None:

@@ -401,3 +401,44 @@ def test_a_blank_text_hides_no_other_in_a_shard(
         ("b", ["real"], None, ()),
         ("c", ["real"], None, ()),
     ]
+
+
+def test_a_text_or_record_may_have_the_whole_name_of_its_image(
+    write_tar: Callable[..., Path], entries: Callable[..., list[Entry]], jpeg: Callable[..., bytes]
+) -> None:
+    members = [
+        *[("a.jpg", jpeg(0)), ("a.jpg.txt", b"real")],
+        *[("b.JPG.json", b'{"caption": "real", "split": "val"}'), ("b.JPG", jpeg(1))],
+        *[("c.jpg", jpeg(2)), ("c.jpg.caption.txt", b"real"), ("c.jpg.json", b'{"n": 1}')],
+        *[("d.jpg", jpeg(3)), ("d.jpg.txt", b"real"), ("d.txt", b"other"), ("d.json", b'{"n": 1}')],
+        *[("e.png.txt", b"other"), ("e.jpg", jpeg(4)), ("e.txt", b"real")],
+        *[("f.left.jpg", jpeg(5)), ("f.left.jpg.txt", b"real")],
+        *[("g.image.png", jpeg(6)), ("g.image.png.txt", b"real")],
+        *[("h.jpg", jpeg(7)), ("h.jpg.json", b" "), ("h.json", b'{"text": "real"}')],
+    ]
+    found = [e for e in entries(write_tar("x.tar", members)) if isinstance(e, Found)]
+    assert [(e.key, e.captions, e.split, e.meta) for e in found] == [
+        ("a", ["real"], None, {}),
+        ("b", ["real"], "val", {}),
+        ("c", ["real"], None, {"n": 1}),
+        ("d", ["real"], None, {"n": 1}),
+        ("e", ["real"], None, {}),
+        ("f.left", ["real"], None, {}),
+        ("g", ["real"], None, {}),
+        ("h", ["real"], None, {}),
+    ]
+    assert sum(entry.num_records for entry in found) == len(members)
+    remarks = {r.where.rpartition(" ")[2]: r.detail for e in found for r in e.remarks}
+    assert remarks == {
+        "d.txt": "says something else than .jpg.txt, which counts",
+        "e.png.txt": "the text of another image, which is not here",
+    }
+
+
+def test_a_text_of_another_image_is_no_caption(
+    tmp_path: Path, write_tar: WriteTar, jpeg: Callable[..., bytes], samples: Samples
+) -> None:
+    members = [*samples(0, 1), ("b.jpg", jpeg(1)), ("b.png.txt", b"of b.png"), ("c.jpg.txt", b"x")]
+    report, rows = _import(write_tar("a.tar", members), tmp_path / "t")
+    assert len(rows) == 1
+    assert report.skipped == {"missing caption": 2, "missing image": 1}

@@ -25,7 +25,7 @@ from openblip.curation.marks import EMBEDDING_KEY
 from openblip.index.embeddings import embed_all, embedding_array, embedding_width
 from openblip.inference import Embedder
 from openblip.inference.image_sources import ImageSources, left_out_text
-from openblip.runtime.documents import encodable, has_halves
+from openblip.runtime.documents import escaped, has_halves
 from openblip.runtime.errors import DataError, one_line
 from openblip.runtime.progress import Progress
 from openblip.runtime.threads import default_threads, ordered_map
@@ -369,9 +369,9 @@ def _seen(folder: Path) -> tuple[dict[str, _Seen], list[str], str]:
     closed: list[str] = []
     sources = ImageSources([str(folder)])
     for source in sources.images(lambda name, file: True):
-        seen = None if source.file is None else _stat(encodable(source.key), source.file)
+        seen = None if source.file is None else _stat(escaped(source.key), source.file)
         if seen is None:
-            closed.append(encodable(os.path.relpath(source.name, folder)))
+            closed.append(escaped(os.path.relpath(source.name, folder)))
         else:
             found[seen.row_id] = seen
     return found, closed, left_out_text(sources.left_out)

@@ -26,6 +26,7 @@ from openblip.sources.beside import TEXT_ENDINGS, bases_of, text_ending
 from openblip.sources.coco import image_id
 from openblip.sources.delimited import CAPTION_COLUMNS, guarded, one_line
 from openblip.sources.image_formats import known_by_name
+from openblip.sources.paths import PARTIAL_SUFFIX, SETTINGS_SUFFIX
 from openblip.table.rows import IdSet
 
 Written = tuple[str, Path | None, Sequence[Caption]]
@@ -153,8 +154,8 @@ class FileOutput:
             DataError: it cannot be written, or it is damaged in the middle.
         """
         self._file, self._format = file, lines
-        self._journal = file.with_name(f"{file.name}.partial") if lines.is_list else file
-        self._settings = file.with_name(f"{file.name}.settings.json")
+        self._journal = file.with_name(f"{file.name}{PARTIAL_SUFFIX}") if lines.is_list else file
+        self._settings = file.with_name(f"{file.name}{SETTINGS_SUFFIX}")
         self._done = IdSet()
         if file.is_dir():
             raise DataError(f"-o {file}: a folder; give the name of a file in it")

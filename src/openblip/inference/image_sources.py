@@ -21,6 +21,7 @@ from torch import Tensor
 
 from openblip.batches.transforms import eval_transform
 from openblip.inference.encoding import check_batch_size
+from openblip.runtime.documents import escaped
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.runtime.threads import default_threads, ordered_map
 from openblip.sources.image_formats import format_of, is_image_file, known_by_name
@@ -31,7 +32,14 @@ from openblip.sources.images import (
     open_image,
     other_than_a_path,
 )
-from openblip.sources.paths import INDEX_FOLDER, Seen, is_table, matching_paths, walk
+from openblip.sources.paths import (
+    INDEX_FOLDER,
+    Seen,
+    is_of_output,
+    is_table,
+    matching_paths,
+    walk,
+)
 from openblip.sources.report import Reason
 from openblip.sources.row_images import read_image_file, row_image
 from openblip.sources.tars import (
@@ -202,7 +210,8 @@ class ImageSources:
 
     Nothing but the names in one folder is held in memory, and 32 images of a table. Within folders
     and archives images are known by their suffixes, or else by their first bytes; links to folders
-    are followed once. What is left out, as hidden files are, is counted.
+    are followed once. What is left out, as hidden files are, is counted, but for what `openblip
+    caption` itself has written into a folder.
 
     Attributes:
         left_out: what no image was seen in so far, by the reason.
@@ -319,7 +328,7 @@ def scratch_table(sources: ImageSources, uri: Path, report: Callable[[str], None
             # An archive may have several members of one name.
             again = f" ({seen[image.name]})" if seen[image.name] > 1 else ""
             uri = None if image.file is None else str(image.file.absolute())
-            yield PairRow(image.name + again, image.encoded, uri)
+            yield PairRow(escaped(image.name) + again, image.encoded, uri)
 
     table = PairTable.create(uri, rows())
     if not len(table):
@@ -354,7 +363,8 @@ def _folder_images(folder: Path, wanted: Wanted, leave_out: LeaveOut) -> Iterato
         why = seen.problem if seen.is_unreadable else ""
         try:
             if not why and (reason := _why_no_image(seen)) is not None:
-                leave_out(reason, name)
+                if not is_of_output(seen):
+                    leave_out(reason, name)
                 continue
         except OSError as error:
             why = f"cannot be read ({error.strerror})"

@@ -126,6 +126,9 @@ def _fields(
 
 
 _HALF = re.compile(r"[\ud800-\udfff]")
+# What `escaped` writes: of a byte that is no UTF-8, of another half, of a backslash before such.
+_ESCAPE = re.compile(r"\\(x[89a-f][0-9a-f]|ud[89a-f][0-9a-f]{2}|x5c)")
+_LIKE_ESCAPE = re.compile(rf"\\(?={_ESCAPE.pattern[2:]})")
 
 
 def encodable(text: str) -> str:
@@ -134,7 +137,21 @@ def encodable(text: str) -> str:
     A byte of a file name that is no UTF-8 becomes an escape such as `\xe9`, any other half of a
     surrogate pair one such as `\ud83d`, so that names that differ in these stay different.
     """
-    return _HALF.sub(_escaped, text)
+    return _HALF.sub(_as_escape, text)
+
+
+def escaped(text: str) -> str:
+    r"""`text` as UTF-8 can hold it, so that no two texts become one.
+
+    As `encodable` gives it; but a backslash that is there already, and begins what looks like an
+    escape, becomes one itself (`\x5c`). All others stay as they are.
+    """
+    return encodable(_LIKE_ESCAPE.sub(r"\\x5c", text))
+
+
+def unescaped(text: str) -> str:
+    """The text of which `escaped` made this one."""
+    return _ESCAPE.sub(_meaning, text)
 
 
 def json_text(value: object) -> str:
@@ -166,6 +183,12 @@ def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _escaped(half: re.Match[str]) -> str:
+def _meaning(escape: re.Match[str]) -> str:
+    code = int(escape[1].lstrip("xu"), 16)
+    is_byte = escape[1][0] == "x" and code >= 0x80
+    return chr(code + 0xDC00 if is_byte else code)
+
+
+def _as_escape(half: re.Match[str]) -> str:
     code = ord(half[0])
     return f"\\x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"

@@ -68,8 +68,13 @@ def is_taken(path: Path) -> bool:
     return False
 
 
+def lock_name(name: str) -> str:
+    """The name of the file whose lock `only_one` takes for a file of this name."""
+    return f".{name[:40]}.lock"
+
+
 def _lock_of(path: Path) -> Path:
-    return path.with_name(f".{path.name[:40]}.lock")
+    return path.with_name(lock_name(path.name))
 
 
 @contextmanager

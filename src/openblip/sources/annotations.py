@@ -16,6 +16,7 @@ from openblip.runtime.errors import DataError
 from openblip.sources.caption_lists import (
     CAPTION_FIELDS,
     IMAGE_FIELDS,
+    are_keyed_captions,
     caption_list_source,
     is_result,
     keyed_captions_source,
@@ -24,7 +25,9 @@ from openblip.sources.caption_lists import (
 from openblip.sources.cards import Card
 from openblip.sources.coco import coco_source, karpathy_source
 from openblip.sources.folder import FolderSource
+from openblip.sources.image_formats import known_by_name
 from openblip.sources.json_files import first_line, read_document
+from openblip.sources.paths import SETTINGS_SUFFIX
 from openblip.sources.questions import (
     answers_beside,
     genome_questions_source,
@@ -130,8 +133,10 @@ def _of_object(file: Path, document: dict[str, Any], options: SourceOptions) -> 
     _refuse_addresses(file, document.keys())
     if "questions" in document:
         return vqa_source(file, document, options)
+    if (keyed := next((n for n in _KEYED if isinstance(document.get(n), dict)), None)) is not None:
+        return _of_names(file, keyed, document[keyed], options)
     if "annotations" in document and "images" not in document:
-        raise DataError(f"{file} has annotations without images: import the file of questions")
+        return _without_images(file, document["annotations"], options)
     if "annotations" in document:
         return coco_source(file, document, options)
     images, data = document.get("images"), document.get("data")
@@ -145,8 +150,62 @@ def _of_object(file: Path, document: dict[str, Any], options: SourceOptions) -> 
         return keyed_questions_source(file, document, options)
     if any("caption" in value for value in values):
         return keyed_captions_source(file, document, options)
+    if (source := _named_captions(file, document, options)) is not None:
+        return source
     said = f"; its keys are {_short(document)}" if document else "; it is empty"
     raise UnknownAnnotations(f"{file} is none of {_KNOWN}{said}")
+
+
+# Fields of a document whose object may have the names of images for its own.
+_KEYED = ("annotations", "captions", "data")
+
+
+def _of_names(
+    file: Path, name: str, inner: dict[str, Any], options: SourceOptions
+) -> GatheredSource:
+    """The captions in a field, by the names of their images.
+
+    Raises:
+        UnknownAnnotations: it has something else.
+        DataError: the images are nowhere to be found.
+    """
+    source = _named_captions(file, inner, options)
+    if source is not None:
+        return source
+    shown = json.dumps(dict(list(inner.items())[:1]), ensure_ascii=False)[:80]
+    raise UnknownAnnotations(
+        f"{file}: its {name!r} is an object, {shown}, where a list is known, or the name of each "
+        "image with a text, a list of texts, or an object that has a caption"
+    )
+
+
+def _named_captions(
+    file: Path, document: dict[str, Any], options: SourceOptions
+) -> GatheredSource | None:
+    """Names of images with their texts; None of an object of another kind."""
+    if not are_keyed_captions(document):
+        return None
+    try:
+        return keyed_captions_source(file, document, options)
+    except DataError:
+        # Names without the suffix of an image may be those of anything.
+        if any(map(known_by_name, list(document)[:_NUM_FIRST])):
+            raise
+        return None
+
+
+def _without_images(file: Path, annotations: Any, options: SourceOptions) -> GatheredSource:
+    records = annotations if isinstance(annotations, list) else []
+    first = [fields_of(record).keys() for record in records[:_NUM_FIRST]]
+    if any(_CAPTION & keys for keys in first):
+        # Captions that name their images themselves.
+        return _of_list(file, records, options)
+    if any("answers" in keys or "multiple_choice_answer" in keys for keys in first):
+        raise DataError(f"{file} has answers without questions: import the file of questions")
+    raise DataError(
+        f"{file} has annotations without images, of which none has a caption: import the file "
+        "that names the images, or that of the questions"
+    )
 
 
 def _split_of(document: dict[str, Any]) -> str | None:
@@ -336,7 +395,7 @@ def _source(files: Sequence[Path], options: SourceOptions) -> PairSource:
 
 def _is_settings(file: Path) -> bool:
     """Whether it is what `openblip caption` writes beside a file, on how it was made."""
-    return file.name.endswith(".settings.json")
+    return file.name.endswith(SETTINGS_SUFFIX)
 
 
 def _without_split(file: Path) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from openblip.sources.coco import COCO_ID, image_id
-from openblip.sources.image_formats import IMAGE_SUFFIXES
+from openblip.sources.image_formats import IMAGE_SUFFIXES, known_by_name
 from openblip.sources.json_files import END, json_records, num_records
 from openblip.sources.paths import walk
 from openblip.sources.records import (
@@ -38,6 +38,7 @@ from openblip.sources.source import (
     id_text,
     known_id,
     name_below,
+    texts_of,
     unfolded,
 )
 from openblip.sources.splits import known_split, pop_split
@@ -140,12 +141,36 @@ def results_source(
 def keyed_captions_source(
     file: Path, document: Mapping[str, Any], options: SourceOptions
 ) -> GatheredSource:
-    """An object with one for each image, under its path or its name without suffix.
+    """Names of images, each with a text, a list of texts, or an object that has them.
 
-    This is the form of `meta_cap.json` of kohya's scripts; `caption` counts, `tags` do not.
+    A name is a path, or lacks its suffix. This is the form of `meta_cap.json` of kohya's scripts,
+    of which `caption` counts, and `tags` do not.
+
+    Raises:
+        DataError: the images are nowhere to be found.
     """
-    records = [{**fields_of(value), "image_id": name} for name, value in document.items()]
-    return caption_list_source(file, records, options)
+    return caption_list_source(file, [_keyed(*item) for item in document.items()], options)
+
+
+def _keyed(name: str, value: Any) -> dict[str, Any]:
+    if isinstance(value, dict):
+        return {**value, "image_id": name}
+    return {"image" if known_by_name(name) else "image_id": name, "caption": value}
+
+
+def are_keyed_captions(document: Mapping[str, Any]) -> bool:
+    """Whether the first values of an object are all texts, or hold some."""
+    first = [value for value in islice(document.values(), _NUM_TRIED) if value is not None]
+    return bool(first) and all(map(_has_text, first))
+
+
+def _has_text(value: Any) -> bool:
+    if isinstance(value, dict):
+        return any(value.get(name) for name in CAPTION_FIELDS)
+    try:
+        return isinstance(value, str | list) and bool(texts_of(value))
+    except ValueError:
+        return False
 
 
 def gathered_with_names(

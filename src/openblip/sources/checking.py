@@ -10,12 +10,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self
 
-from openblip.runtime.documents import has_halves
+from openblip.runtime.documents import escaped, has_halves
 from openblip.runtime.errors import DataError
 from openblip.sources.images import open_image
 from openblip.sources.report import ImportReport, Reason
 from openblip.sources.row_images import read_image_file
-from openblip.sources.source import Entry, Found, Refused, SourceOptions, is_file
+from openblip.sources.source import (
+    SOURCES_FIELD,
+    Entry,
+    Found,
+    Refused,
+    SourceOptions,
+    is_file,
+)
 from openblip.sources.splits import FileSplits, SourceRoot, SplitConflict, row_split
 from openblip.table.rows import in_utf8
 from openblip.table.table import PairRow
@@ -23,8 +30,6 @@ from openblip.table.table import PairRow
 Store = Literal["bytes", "uri"]
 Ids = Literal["key", "sha256"]
 _DEFAULT_ORIGIN = "web"
-# Of an exported text: who wrote it (docs/data.md).
-_SOURCES_FIELD = "caption_sources"
 _HUMAN_SOURCES = {"human", "reviewed"}
 
 
@@ -80,14 +85,18 @@ class Outcome:
         for reason, where, detail in self.notes:
             report.note(Reason(reason), where, detail)
 
-    def known(self, again: bool) -> "Outcome":
+    def known(self, again: bool, other_texts: Sequence[str] | None = None) -> "Outcome":
         """The outcome of the row if its id is in the table, or was met before in the source.
 
         Args:
             again: the source had been imported before, so that known ids are expected.
+            other_texts: those of the source, if the row in the table has others.
         """
         reason = Reason.ALREADY_IMPORTED if again else Reason.DUPLICATE_ID
         detail = f"id {self.row_id!r} is in the table"
+        if other_texts is not None:
+            reason = Reason.OTHER_TEXTS
+            detail += f" with other texts; here: {_shown(other_texts)}"
         return Outcome(self.where, self.num_records, reason.value, detail)
 
     def to_json(self) -> str:
@@ -161,10 +170,12 @@ class Checks:
         is_file = isinstance(entry.image, Path)
         encoded = read_image_file(entry.image) if isinstance(entry.image, Path) else entry.image
         width, height = open_image(encoded, entry.where).size
-        use_key = entry.key and self.settings.ids == "key"
+        # An exported row has the id that it has in a table.
+        key = entry.key if SOURCES_FIELD in entry.meta else escaped(entry.key or "")
+        use_key = key and self.settings.ids == "key"
         keep_bytes = self.settings.store == "bytes" or not is_file
         return PairRow(
-            id=(entry.key or "") if use_key else hashlib.sha256(encoded).hexdigest(),
+            id=(key or "") if use_key else hashlib.sha256(encoded).hexdigest(),
             image=encoded if keep_bytes else None,
             image_uri=None if keep_bytes else str(entry.image),
             width=width,
@@ -174,6 +185,12 @@ class Checks:
             split=split,
             meta=entry.meta,
         )
+
+
+def _shown(texts: Sequence[str]) -> str:
+    """The first few texts, for a report."""
+    shown = ", ".join(repr(text[:100]) for text in texts[:3])
+    return (shown + (", ..." if len(texts) > 3 else "")) or "none"
 
 
 def _outcome(entry: Found, row: PairRow, said_by: str) -> Outcome:
@@ -201,7 +218,7 @@ def _outcome(entry: Found, row: PairRow, said_by: str) -> Outcome:
 
 def _told_origin(meta: Mapping[str, Any], captions: Sequence[str]) -> str:
     """That of the row that was exported; `web` for a row that says nothing."""
-    said = meta.get(_SOURCES_FIELD)
+    said = meta.get(SOURCES_FIELD)
     if not isinstance(said, list) or len(said) != len(captions):
         return _DEFAULT_ORIGIN
     # What people have judged is as good as what they have written.
@@ -210,7 +227,7 @@ def _told_origin(meta: Mapping[str, Any], captions: Sequence[str]) -> str:
 
 def _other_sources(row: PairRow) -> str | None:
     """Which texts of a row are by its metadata of another origin than the row; None for none."""
-    said = row.meta.get(_SOURCES_FIELD)
+    said = row.meta.get(SOURCES_FIELD)
     own = _HUMAN_SOURCES if row.origin == "human" else {row.origin}
     others = [name for name in map(str, said) if name not in own] if isinstance(said, list) else []
     counts = ", ".join(f"{others.count(name)} {name}" for name in dict.fromkeys(others))

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from openblip.runtime.documents import unescaped
 from openblip.runtime.errors import DataError
 from openblip.sources.image_formats import IMAGE_SUFFIXES
 from openblip.sources.records import (
@@ -66,7 +67,7 @@ def coco_source(file: Path, document: dict[str, Any], options: SourceOptions) ->
             continue
         found[str(key)] = known = gathered.image(str(key), (name,), split)
         # Annotations refer to the number; the row has the id of the table that was exported.
-        known.key = str(image.get(COCO_ID) or key)
+        known.key = unescaped(str(image[COCO_ID])) if image.get(COCO_ID) else str(key)
         known.meta |= {n: v for n, v in image.items() if n not in ("id", COCO_ID)}
     for number, record in enumerate(annotations):
         _annotate(gathered, found, number, fields_of(record))

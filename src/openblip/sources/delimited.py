@@ -11,15 +11,20 @@ import io
 import re
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
+from openblip.runtime.documents import read_json
 from openblip.runtime.errors import DataError
+from openblip.sources.image_formats import known_by_name
+from openblip.sources.paths import SETTINGS_SUFFIX
 from openblip.sources.source import SourceOptions
 from openblip.sources.text_files import (
     MAX_LINE,
     is_text,
+    lines_of,
     no_text,
     open_text,
     plain_name,
@@ -31,6 +36,7 @@ _SEPARATOR_LINE = re.compile(r'"?sep=(.)"?\s*', re.IGNORECASE)
 # Flickr8k.token.txt and results_20130124.token: `name.jpg#0`, a tab, a text, and no header.
 _TOKEN_LINE = re.compile(r"([^\t]+)#\d+\t")
 _TOKEN_COLUMNS = ("image", "caption")
+_A_LETTER = re.compile(r"[^\W\d_]")
 _SPACE_AFTER_QUOTE = re.compile(r'"[ \t]+(?=[,;]|$)')
 _ENCLOSED = re.compile(r'"[^"]*"')
 _NUMBER_WITH_POINT = re.compile(r"\d+\.0")
@@ -55,6 +61,8 @@ class Delimited:
     """Whether a quote encloses a field; else it is a character as any other."""
     numbers_images: bool = False
     """Whether each image has the number of its text behind it, as `name.jpg#0`."""
+    is_written: bool = False
+    """Whether `openblip caption` wrote it as text: a name and captions, without a header."""
 
 
 def delimited_layout(file: Path, options: SourceOptions) -> Delimited:
@@ -74,6 +82,10 @@ def delimited_layout(file: Path, options: SourceOptions) -> Delimited:
         raise DataError(f"{file} is empty")
     if "\0" in line:
         raise DataError(f"{file} is no text")
+    if options.columns is None and is_written_text(file, line):
+        num_captions = max(line.count("\t"), 1)
+        names = [f"caption_{number}" for number in range(2, num_captions + 1)]
+        return Delimited(("image", "caption", *names), "\t", number - 1, False, is_written=True)
     if options.columns is None and _TOKEN_LINE.match(line):
         return Delimited(_TOKEN_COLUMNS, "\t", number - 1, False, True)
     num_columns = len(options.columns) if options.columns else None
@@ -99,6 +111,20 @@ def delimited_layout(file: Path, options: SourceOptions) -> Delimited:
 def is_token_file(line: str) -> bool:
     """Whether a first line is one of Flickr8k's `name.jpg#0`, tab, text."""
     return _TOKEN_LINE.match(line) is not None
+
+
+def is_written_text(file: Path, line: str) -> bool:
+    """Whether a file is one that `openblip caption` wrote with a name and captions a line.
+
+    Its settings beside it say so, or the name of an image before the first tab.
+    """
+    name, mark, text = line.partition("\t")
+    with suppress(DataError):
+        settings = read_json(file.with_name(f"{file.name}{SETTINGS_SUFFIX}"))
+        if isinstance(settings, dict) and "format" in settings:
+            return bool(mark) and settings["format"] == "txt"
+    is_pair = bool(mark) and known_by_name(name) is True and _A_LETTER.search(text) is not None
+    return is_pair and plain_name(file).endswith(".txt")
 
 
 def delimited_records(
@@ -210,7 +236,7 @@ class _Rows:
             values = next(reader)
         except csv.Error as error:
             return self._quote_error(num_read, error), num_read
-        if num_read > 1 and self._swallows(values, num_read):
+        if num_read > 1 and self._swallows(values):
             detail = (
                 f"line {self._number + 1}: a quote opens a field that swallows the rows up to line "
                 f"{self._number + num_read}: double or close it"
@@ -231,16 +257,22 @@ class _Rows:
             return ValueError(f"line {first}: a quote within a quoted field: double it")
         return ValueError(f"line {first}: a quote opens a field and {detail}: double or close it")
 
-    def _swallows(self, values: Sequence[str], num_lines: int) -> bool:
+    def _swallows(self, values: Sequence[str]) -> bool:
         """Whether a field over several lines holds lines that are rows themselves."""
         if len(values) != len(self._layout.names):
             return True
-        shape = _shape(values[self._image_at])
-        lines = (self._line(index) or "" for index in range(num_lines))
-        fields = (line.strip().split(self._layout.delimiter) for line in lines)
-        rows = (found for found in fields if len(found) == len(values))
-        shapes = [_shape(found[self._image_at].strip().strip('"')) for found in rows]
-        return shape is not None and shapes.count(shape) > 1
+        at, mark = self._image_at, self._layout.delimiter
+        end = at - len(values)
+        # What stands before the image may have swallowed rows up to their ends, what follows it
+        # rows from their begins. These may have fields of their own too many.
+        before = (line for value in values[:at] for line in lines_of(value)[:-1])
+        after = (line for value in values[at + 1 :] for line in lines_of(value)[1:])
+        cells = [*(_cell(line, mark, end) for line in before)]
+        cells += [_cell(line, mark, at) for line in after]
+        # The line in which the row has its own image.
+        number = sum(len(lines_of(value)) - 1 for value in values[:at])
+        own = _cell(self._line(number) or "", mark, end if number else at)
+        return own is not None and any(cell and cell.is_like(own) for cell in cells)
 
     def _as_ordinary(self, line: str, error: ValueError) -> Sequence[str] | ValueError:
         """The fields of one line whose quotes follow no rule, as far as they are clear."""
@@ -278,7 +310,7 @@ def _record(
     record: dict[str, Any] = dict(zip(names, (value.strip() for value in values), strict=True))
     if layout.numbers_images:
         record[image] = record[image].rpartition("#")[0] or record[image]
-    return captioned_row(names, record)
+    return captioned_row(names, record, is_text=layout.is_written)
 
 
 def or_none(text: Any) -> Any:
@@ -307,11 +339,41 @@ def _bare(value: str) -> str:
     return inner.replace('""', '"')
 
 
-def _shape(image: str) -> str | None:
-    """What names of images in one column have in common; None where that says nothing."""
-    if not image or any(mark.isspace() for mark in image):
+class _Cell(NamedTuple):
+    """What stands in a line where rows have their image."""
+
+    text: str
+    spaces: tuple[bool, ...]
+    """Whether a space begins it, and the cell behind it, as words after the commas of a text."""
+
+    def is_like(self, image: "_Cell") -> bool:
+        """Whether this is an image, as that of a row is."""
+        name, own = self.text, image.text
+        if not (own and name) or (_has_space(name) and not _has_space(own)):
+            return False
+        if suffix := PurePosixPath(own).suffix.lower():
+            is_alike = PurePosixPath(name).suffix.lower() == suffix
+            are_images = bool(known_by_name(own) and known_by_name(name))
+            return (is_alike or are_images) and self.spaces[:1] == image.spaces[:1]
+        # Words and numbers stand at the begin of sentences, too: "1,234 people", "yes, he does".
+        is_number = own.isdigit()
+        is_as_long = not is_number or abs(len(name) - len(own)) < 2
+        is_word = name.isdigit() == is_number and is_as_long and not PurePosixPath(name).suffix
+        return is_word and self.spaces == image.spaces
+
+
+def _cell(line: str, mark: str, at: int) -> _Cell | None:
+    """The cell of a line, quotes as any character; None of a line that is no row at all."""
+    fields = line.rstrip("\r\n").split(mark)
+    # A name alone in a line is one that a text tells.
+    if len(fields) == 1 or not -len(fields) <= at < len(fields):
         return None
-    return PurePosixPath(image).suffix.lower() or ("digits" if image.isdigit() else "word")
+    near = fields[at:][:2]
+    return _Cell(near[0].strip().strip('"'), tuple(cell.startswith(" ") for cell in near))
+
+
+def _has_space(name: str) -> bool:
+    return any(mark.isspace() for mark in name)
 
 
 def _next_line(lines: Iterator[str], number: int) -> tuple[int, str]:
@@ -374,17 +436,21 @@ def one_line(text: str) -> str:
     return _UNSAFE.sub(lambda found: _ESCAPES[found[0]], text)
 
 
-def captioned_row(names: Sequence[str], row: Mapping[str, str]) -> Mapping[str, Any]:
+def captioned_row(
+    names: Sequence[str], row: Mapping[str, str], *, is_text: bool = False
+) -> Mapping[str, Any]:
     """A row of a file that `openblip caption` wrote, all its captions in one list.
 
     Args:
         names: the columns of the file; a row of any other file stays as it is.
         row: its cells by column.
+        is_text: it wrote the file as text, in which nothing is `guarded`.
     """
-    if tuple(names[:3]) != CAPTION_COLUMNS:
+    if not is_text and tuple(names[:3]) != CAPTION_COLUMNS:
         return row
     captions = [name for name in names if name == "caption" or name.startswith("caption_")]
     others = {name: cell for name, cell in row.items() if name not in captions}
     meanings = {escape: character for character, escape in _ESCAPES.items()}
-    image = _ESCAPED.sub(lambda found: meanings[found[0]], unguarded(row["image"]))
-    return {**others, "image": image, "caption": [unguarded(row[name]) for name in captions]}
+    told = row if is_text else {name: unguarded(cell) for name, cell in row.items()}
+    image = _ESCAPED.sub(lambda found: meanings[found[0]], told["image"])
+    return {**others, "image": image, "caption": [told[name] for name in captions]}

@@ -21,7 +21,7 @@ from openblip.sources.caption_lists import JsonlSource, is_list_name
 from openblip.sources.cards import CARD_NAME, Card
 from openblip.sources.columns import NoColumn
 from openblip.sources.image_formats import HEAD_BYTES, IMAGE_SUFFIXES, what_it_is
-from openblip.sources.paths import Seen, Span, is_hidden, walk
+from openblip.sources.paths import SETTINGS_SUFFIX, Seen, Span, is_hidden, walk
 from openblip.sources.report import Reason
 from openblip.sources.source import (
     Cursor,
@@ -33,6 +33,7 @@ from openblip.sources.source import (
     Shard,
     SourceOptions,
 )
+from openblip.sources.split_lists import SplitLists
 from openblip.sources.tables import TABLE_SUFFIXES, DownloadLog, TableSource, is_table_file
 from openblip.sources.tars import TAR_SUFFIXES, UNREAD_ARCHIVES, TarSource
 from openblip.sources.text_files import in_one_line, plain_name
@@ -82,6 +83,7 @@ class FolderSource:
         self._read, self._listed = read, IdSet()
         self._images = Images(folder, frozenset())
         self._images_of: Set[str] | None = None
+        self._split_lists = SplitLists(folder, options, self._is_other_than_names)
 
     def total(self) -> int | None:
         """Number of entries of lists, or of samples in shards; None where there is more."""
@@ -109,17 +111,19 @@ class FolderSource:
                 yield from self._of_file(seen, json.loads(str(at["inner"])))
 
     def listed(self) -> Iterator[Entry]:
-        """Yields what its lists and tables say."""
+        """Yields what its lists and tables say, and the names in lists of splits."""
         for seen in self._lists():
             with suppress(DataError, OSError, ValueError):  # said when it is reached
                 yield from self._list_source(seen, _kind_of(seen.path)).listed()
+        if self._reads("folder"):
+            yield from self._split_lists.entries()
 
     def shards(self) -> list[Shard]:
         """Each list and table, then each archive and runs of the other files.
 
-        Afterwards it is known which images the lists name.
+        Afterwards it is known which images the lists name, and which files name splits.
         """
-        shards = []
+        shards, _ = [], self._split_lists.details
         for seen in self._lists():
             self._note_images(seen, _kind_of(seen.path))
             shards.append(Shard.of_file(seen.name, {"list": seen.name}, seen.path))
@@ -183,7 +187,8 @@ class FolderSource:
             source = self._list_source(seen, kind)
         except (DataError, OSError, ValueError) as error:
             here: Cursor = {"list": seen.name, "inner": _DONE}
-            detail = in_one_line(error).removeprefix(str(seen.path)).lstrip(": ")
+            told = self._split_lists.detail(seen) if isinstance(error, NoColumn) else None
+            detail = told or in_one_line(error).removeprefix(str(seen.path)).lstrip(": ")
             reason = Reason.OTHER_FILE if isinstance(error, NoColumn) else Reason.BAD_RECORD
             yield Refused(seen.name, here, reason, detail)
             return
@@ -303,7 +308,22 @@ class FolderSource:
     def _other(self, seen: Seen, here: Cursor) -> Entry:
         if (why := self._images.unreadable.get(seen.parts[-1])) is not None:
             return Refused(seen.name, here, Reason.UNREADABLE_FILE, why)
-        return Refused(seen.name, here, Reason.OTHER_FILE, _what_it_is(seen.path))
+        detail = self._split_lists.detail(seen) or _what_it_is(seen.path)
+        return Refused(seen.name, here, Reason.OTHER_FILE, detail)
+
+    def _is_other_than_names(self, seen: Seen) -> bool:
+        """Whether a file that is called as a list of names is read as something else."""
+        if seen.path in self._read or self._config_of(seen) is not None:
+            return True
+        if (kind := _kind_of(seen.path)) == "folder":
+            return False
+        try:
+            self._list_source(seen, kind)
+        except NoColumn:
+            return False
+        except (DataError, OSError, ValueError):
+            pass
+        return True
 
     def _reads(self, kind: str) -> bool:
         return self._only in (None, kind)
@@ -386,7 +406,7 @@ def _what_it_is(path: Path) -> str:
         return "a list whose name is not captions.jsonl: import it itself, if it is one of images"
     if name == "export.json":
         return "what `openblip data export` says of the files beside it"
-    if name.endswith(".settings.json"):
+    if name.endswith(SETTINGS_SUFFIX):
         return "the settings by which `openblip caption` goes on with the file beside it"
     if name.endswith(".json"):
         return "a JSON file of no image here: import it itself, if it has annotations"

@@ -50,6 +50,7 @@ _OTHERS = (
     (b"Rar!", "a RAR archive"),
     (b"7z\xbc\xaf", "a 7z archive"),
     (b"\x1aE\xdf\xa3", "a video"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "a JPEG XL image, which is not read (save it as JPEG or PNG)"),
     (b"SIMPLE", "a FITS file"),
     (b"\x93NUMPY", "an array of numpy"),
     (b"\x89HDF", "an HDF5 file"),
@@ -60,6 +61,12 @@ _HEIF_BRANDS = frozenset(
     (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 )
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
+# Of the family of containers that videos come in too.
+_OTHER_BRANDS = {
+    b"crx ": "a raw file of a camera (save it as JPEG or PNG)",
+    **dict.fromkeys(_AVIF_BRANDS, "an AVIF image"),
+    **dict.fromkeys(_HEIF_BRANDS, "a HEIC photograph"),
+}
 _PPM = re.compile(rb"P\w\s+[\d#-]")
 HEAD_BYTES = 512
 """As much of a file as tells its format."""
@@ -150,6 +157,8 @@ def what_it_is(head: bytes, name: str = "") -> str | None:
         return "an SVG drawing or other XML"
     if head[257:262] == b"ustar":
         return "a tar archive"
+    if head[4:8] == b"ftyp" and head[8:12] in _OTHER_BRANDS:
+        return _OTHER_BRANDS[head[8:12]]
     if head[4:8] == b"ftyp" or (head[:4] == b"RIFF" and head[8:12] == b"AVI "):
         return "a video"
     _init()

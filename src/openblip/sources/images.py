@@ -19,6 +19,7 @@ from openblip.runtime.errors import DataError
 from openblip.sources.image_formats import (
     HEAD_BYTES,
     HEIF,
+    format_of,
     formats,
     is_heif,
     register_heif,
@@ -294,6 +295,11 @@ def _opened(stream: BinaryIO, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DataError(f"{name}: too large ({error}); make the image smaller first") from error
     except UnidentifiedImageError as error:
+        if (form := format_of(head)) is not None:
+            raise DataError(
+                f"{name}: damaged image (of the format {form}, and its header cannot be read); "
+                "fetch it again, or leave it out"
+            ) from error
         other = what_it_is(head)
         found = f" but {other}" if other else ", or its header is damaged"
         raise DataError(

@@ -11,8 +11,11 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from openblip.jobs.pools import ManyProcesses, OneProcess, Pool, RayCluster, RayWorkers
 from openblip.jobs.run import Run
+from openblip.runtime.documents import encodable
 from openblip.runtime.errors import DataError, OpenBlipWarning
 from openblip.runtime.progress import Progress
 from openblip.runtime.threads import default_threads, ordered_map
@@ -20,7 +23,13 @@ from openblip.sources.bucket import root_of
 from openblip.sources.checking import Checked, Checks, Ids, ImportSettings, Store
 from openblip.sources.datasets_library import dataset_name, is_dataset_name
 from openblip.sources.detect import open_source
-from openblip.sources.report import ImportReport, Reason, metadata_key
+from openblip.sources.report import (
+    ESCAPED_IDS,
+    ImportReport,
+    Reason,
+    has_escaped_ids,
+    metadata_key,
+)
 from openblip.sources.sharded import (
     ImportJob,
     ImportTarget,
@@ -31,6 +40,7 @@ from openblip.sources.sharded import (
 )
 from openblip.sources.source import Cursor, DividedSource, PairSource, Shard, SourceOptions
 from openblip.sources.splits import FileSplits, SourceRoot, source_root
+from openblip.table.rows import KnownTexts, id_hash, texts_hash
 from openblip.table.storage import is_object_address
 from openblip.table.table import ORIGINS, SPLITS, PairRow, PairTable
 from openblip.table.versions import remove_fragments
@@ -49,6 +59,8 @@ class _State:
     """Version of the table after which the notes of appended rows are newer than this."""
     again: bool = False
     """Whether the source had been imported before, so that known ids are expected."""
+    escaped_ids: bool = False
+    """Whether the table had no rows before, so that `escaped` made all of its ids."""
     until: int | None = field(default=None, compare=False)
     """Number of rows at which to stop; None for the end of the source. Not stored."""
 
@@ -60,6 +72,7 @@ class _State:
                 "cursor": self.cursor,
                 "version": self.version,
                 "again": self.again,
+                ESCAPED_IDS: self.escaped_ids,
             }
         )
 
@@ -67,7 +80,8 @@ class _State:
     def from_json(cls, text: str) -> "_State":
         values: dict[str, Any] = json.loads(text)
         report = ImportReport.from_dict(values["report"])
-        return cls(report, values["cursor"], values["version"], values.get("again", False))
+        is_again, is_escaped = values.get("again", False), values.get(ESCAPED_IDS, False)
+        return cls(report, values["cursor"], values["version"], is_again, is_escaped)
 
 
 def _on_disk(source: str | Path) -> str:
@@ -229,7 +243,7 @@ def _continued(stored: "_State | None", empty: ImportReport, again: bool) -> "_S
     if stored is None or not stored.report.complete:
         return stored or _State(empty)
     if again:
-        return _State(empty, again=True)
+        return _State(empty, again=True, escaped_ids=stored.escaped_ids)
     # One that came to nothing has nothing to be repeated: it may be mended now.
     return stored if stored.report.num_rows or stored.report.num_known else _State(empty)
 
@@ -249,6 +263,7 @@ class _Import:
         self._key = metadata_key(settings.fingerprint())
         self._state, self._commit_rows = state, commit_rows
         self._was_duplicate = False
+        self._known_texts: KnownTexts | None = None
         self._is_finished = False
         self._timed = time.monotonic()
 
@@ -319,6 +334,7 @@ class _Import:
         self._table = table = merged.table
         # Before the commit it must be on record after which version its note is looked for.
         if table is not None:
+            state.escaped_ids |= not len(table)
             state.version = table.version
             table.update_metadata({self._key: self._noted()})
         state.report.add(merged.report)
@@ -350,8 +366,14 @@ class _Import:
 
     def _append(self, checked: Iterator[Checked], progress: Progress) -> None:
         self._table = table = self._table or PairTable.open_or_create(self._state.report.uri)
+        self._state.escaped_ids |= not len(table)
+        if not (self._state.escaped_ids or has_escaped_ids(table.metadata)):
+            table.accept_older_ids()
         self._state.version = table.version
         table.update_metadata({self._key: self._noted()})
+        if self._state.again:
+            # As they are before anything is added.
+            self._known_texts = KnownTexts(table.scan(["id", "captions"]))
         while not self._is_finished:
             table.append(
                 self._chunk(checked, progress),
@@ -371,8 +393,9 @@ class _Import:
                 yield result.row
                 num_rows += 1
                 num_bytes += len(result.row.image or b"")
-            known = result.row is not None and self._was_duplicate
-            outcome = result.outcome.known(state.again) if known else result.outcome
+            outcome = result.outcome
+            if result.row is not None and self._was_duplicate:
+                outcome = outcome.known(state.again, self._other_texts(result.row))
             outcome.count(report)
             state.cursor = result.entry.cursor
             progress.update(1, **{"left out": report.num_skipped})
@@ -386,6 +409,14 @@ class _Import:
 
     def _on_duplicate(self, row: PairRow) -> None:
         self._was_duplicate = True
+
+    def _other_texts(self, row: PairRow) -> Sequence[str] | None:
+        """The texts of a row that the table has with others; None if it has these."""
+        if self._known_texts is None:
+            return None
+        own = [id_hash(encodable(row.id))], [texts_hash(row.captions)]
+        ids, texts = np.array(own, dtype=np.uint64)
+        return row.captions if self._known_texts.differ(ids, texts).any() else None
 
     def _noted(self) -> str:
         """The state as JSON, the time brought up to date."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from openblip.runtime.errors import DataError
+from openblip.runtime.locks import lock_name
 from openblip.table.storage import is_object_address
 
 INDEX_FOLDER = ".openblip"
@@ -17,6 +18,12 @@ TABLE_MARK = "_versions"
 # Of Windows, of archives made on macOS, of Synology's disks; and macOS's icon of a folder, whose
 # name ends in a carriage return.
 _OF_SYSTEMS = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "@eadir", "icon\r"))
+
+
+SETTINGS_SUFFIX = ".settings.json"
+"""Behind the name of a file that `openblip caption` writes: how it goes on with it."""
+PARTIAL_SUFFIX = ".partial"
+"""Behind its name while not all of it is there."""
 
 
 def is_table(place: str) -> bool:
@@ -44,6 +51,21 @@ class Seen:
     def name(self) -> str:
         """The parts with slashes between."""
         return "/".join(self.parts)
+
+
+def is_of_output(seen: Seen) -> bool:
+    """Whether a file that is no image belongs to what `openblip caption` writes into its folder.
+
+    It is a file with its settings beside it, these, what is not finished of it, or its lock.
+    """
+    name = seen.parts[-1]
+    if seen.is_hidden:
+        settings = (other for other in seen.beside if other.endswith(SETTINGS_SUFFIX))
+        locks = (lock_name(other.removesuffix(SETTINGS_SUFFIX)) for other in settings)
+        return name.endswith(".lock") and name in locks
+    written = name.removesuffix(SETTINGS_SUFFIX).removesuffix(PARTIAL_SUFFIX)
+    has_settings = f"{written}{SETTINGS_SUFFIX}" in seen.beside
+    return has_settings and not {written, f"{written}{PARTIAL_SUFFIX}"}.isdisjoint(seen.beside)
 
 
 def is_hidden(name: str) -> bool:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from openblip.table.views import CaptionView
 
 _KEY_PREFIX = "import/"
+ESCAPED_IDS = "escaped_ids"
+"""Of the state of an import: whether the table had no rows before, so that all ids are such."""
 # Of each reason: the report goes into the table with every commit, whatever there is to say.
 _MAX_EXAMPLES = 10
 
@@ -24,6 +26,8 @@ class Reason(StrEnum):
 
     ALREADY_IMPORTED = "already in the table"
     """Read again on demand; the row of that id is left as it is."""
+    OTHER_TEXTS = "already in the table, with other texts"
+    """As above; what the source says of the image now is not what the row says."""
     BAD_RECORD = "bad record"
     CONTRADICTION = "contradiction"
     """Two things that a source says cannot both hold."""
@@ -113,7 +117,8 @@ class ImportReport:
     @property
     def num_known(self) -> int:
         """Number of things that are in the table from an earlier import of the source."""
-        return self.skipped.get(Reason.ALREADY_IMPORTED.value, 0)
+        known = (Reason.ALREADY_IMPORTED, Reason.OTHER_TEXTS)
+        return sum(self.skipped.get(reason.value, 0) for reason in known)
 
     def count_row(
         self, split: str, num_captions: int, said_by: str = "", num_records: int = 1
@@ -180,6 +185,11 @@ class ImportReport:
                 f"left out: {self.num_skipped:,} of {self.num_seen:,} files, members or records"
             )
             lines += self._reasons(self.skipped)
+        if Reason.OTHER_TEXTS.value in self.skipped:
+            lines.append(
+                "rows stay as they are, with the texts that they have: import the source into a "
+                "new table to take its texts as they are now"
+            )
         if self.noted:
             lines.append("imported, but noted:")
             lines += self._reasons(self.noted)
@@ -246,6 +256,12 @@ def metadata_key(fingerprint: str) -> str:
 def is_import_state(key: str) -> bool:
     """Whether an entry of a table's metadata holds the state of an import."""
     return key.startswith(_KEY_PREFIX)
+
+
+def has_escaped_ids(metadata: Mapping[str, str]) -> bool:
+    """Whether a table with this metadata began with an import that escaped what looks escaped."""
+    states = (json.loads(text) for key, text in metadata.items() if is_import_state(key))
+    return any(state.get(ESCAPED_IDS, False) for state in states)
 
 
 @dataclass

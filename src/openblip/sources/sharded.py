@@ -35,9 +35,9 @@ from openblip.jobs.units import Event, Kind, Part, Result, Unit, UnitDone
 from openblip.runtime.errors import OpenBlipError, StorageError
 from openblip.runtime.threads import ordered_map
 from openblip.sources.checking import Checked, Checks, Outcome
-from openblip.sources.report import ImportReport
+from openblip.sources.report import ImportReport, has_escaped_ids
 from openblip.sources.source import Cursor, DividedSource, Entry, Shard
-from openblip.table.rows import IdSet, PairRow, id_hash, row_batches
+from openblip.table.rows import IdSet, KnownTexts, PairRow, id_hash, row_batches, texts_hash
 from openblip.table.table import PairTable
 from openblip.table.versions import (
     FragmentWriter,
@@ -65,6 +65,8 @@ class ShardResult:
     """Of its last entry; None without any."""
     ids: np.ndarray
     """The hash of each row's id, in order; no two are equal."""
+    texts: np.ndarray
+    """The hash of each row's texts, in order; none in a result of an older version."""
     outcomes: bytes
     """Of each entry, in order, as `_Counts` packs them."""
 
@@ -80,6 +82,7 @@ class ShardResult:
         with zipfile.ZipFile(content, "w") as file:
             file.writestr("result.json", json.dumps(told))
             file.writestr("ids", self.ids.tobytes())
+            file.writestr("texts", self.texts.tobytes())
             file.writestr("outcomes", self.outcomes)
         return content.getvalue()
 
@@ -98,6 +101,9 @@ class ShardResult:
                 ImportReport.from_dict(told["report"]),
                 told["cursor"],
                 np.frombuffer(file.read("ids"), dtype=np.uint64),
+                np.frombuffer(
+                    file.read("texts") if "texts" in file.namelist() else b"", dtype=np.uint64
+                ),
                 file.read("outcomes") if with_outcomes else b"",
             )
 
@@ -298,11 +304,13 @@ class ShardWorker:
                         yield batch
                 fragments = writer.fragments
         ids = np.fromiter(rows.ids, dtype=np.uint64, count=len(rows.ids))
+        texts = np.array(rows.texts, dtype=np.uint64)
         yield ShardResult(
             fragments_to_json(fragments),
             rows.counts.report,
             rows.cursor,
             ids,
+            texts,
             rows.counts.outcomes(),
         )
 
@@ -321,6 +329,8 @@ class _Rows:
         self._is_known = False
         self.ids: dict[int, None] = {}
         """Hashes of ids in the order of the rows."""
+        self.texts: list[int] = []
+        """Hashes of their texts."""
         self.counts = _Counts()
         self.cursor: Cursor | None = None
 
@@ -331,7 +341,10 @@ class _Rows:
                 self._is_known = False
                 # Whoever takes the row asks `is_new`, and maybe calls `on_duplicate`, first.
                 yield result.row
-                outcome = outcome.known(self._again) if self._is_known else outcome
+                if self._is_known:
+                    outcome = outcome.known(self._again)
+                else:
+                    self.texts.append(texts_hash(result.row.captions))
             self.counts.add(outcome)
             self.cursor = result.entry.cursor
 
@@ -357,10 +370,13 @@ def _mended(job: ImportJob, number: int, digest: str) -> "Iterator[Any]":
         raise StorageError(f"{job.folder.uri}: files of this job are gone; remove the whole folder")
     read, dropped = ShardResult.from_bytes(before, with_outcomes=True), set(told["rows"])
     uri = job.table_uri
+    changed: dict[int, list[str]] = {row: [] for row in told.get("changed", ())}
     with FragmentWriter(PairTable.open(uri).dataset, uri) as writer:
         start = 0
         for batch in written_rows(uri, fragments_from_json(read.fragments)):
             stay = [n for n in range(batch.num_rows) if start + n not in dropped]
+            for row in changed.keys() & range(start, start + batch.num_rows):
+                changed[row] = batch["captions"][row - start].as_py()
             start += batch.num_rows
             if stay:
                 writer.add(batch if len(stay) == batch.num_rows else batch.take(stay))
@@ -368,11 +384,20 @@ def _mended(job: ImportJob, number: int, digest: str) -> "Iterator[Any]":
     counts, row = _Counts(), 0
     for outcome in _unpacked(read.outcomes):
         is_row = not outcome.reason
-        counts.add(outcome.known(job.again) if is_row and row in dropped else outcome)
+        is_known = is_row and row in dropped
+        counts.add(outcome.known(job.again, changed.get(row)) if is_known else outcome)
         row += is_row
-    kept = np.delete(read.ids, sorted(dropped))
+    kept, texts = np.delete(read.ids, sorted(dropped)), read.texts
+    texts = np.delete(texts, sorted(dropped)) if len(texts) else texts
     fragments = fragments_to_json(writer.fragments)
-    yield ShardResult(fragments, counts.report, read.cursor, kept, counts.outcomes())
+    yield ShardResult(fragments, counts.report, read.cursor, kept, texts, counts.outcomes())
+
+
+def _changed(known: KnownTexts, result: ShardResult, rows: np.ndarray) -> list[int]:
+    """Which of some rows are in the table with other texts; none in results of older versions."""
+    if not len(result.texts):
+        return []
+    return [int(row) for row in rows[known.differ(result.ids[rows], result.texts[rows])]]
 
 
 @dataclass
@@ -435,7 +460,11 @@ class ImportTarget:
     ) -> tuple[dict[int, Record], list[Part]]:
         """The entries of shards that were written anew, and those that have to be."""
         job, table = self._job, PairTable.open_if_any(self._job.table_uri)
+        if table is not None and len(table) and not has_escaped_ids(table.metadata):
+            table.accept_older_ids()
         ids = table.known_ids() if table is not None else IdSet()
+        is_again = table is not None and job.again
+        known = KnownTexts(table.scan(["id", "captions"]) if table and is_again else ())
         merged = Merged(table, ids, ImportReport("", "", ""), [], [])
         mended: dict[int, Record] = {}
         missing: list[Part] = []
@@ -446,9 +475,11 @@ class ImportTarget:
             dropped = np.flatnonzero(~ids.add_hashes(result.ids))
             if len(dropped):
                 part = self._part_without(number, dropped)
+                changed = _changed(known, result, dropped)
                 entry = ledger.find(part.number, part.digest)
                 if entry is None or entry.state != "done":
                     told = {"file": names[number], "rows": dropped.tolist()}
+                    told["changed"] = changed
                     name = _drops(number, part.digest)
                     job.folder.write(name, json.dumps(told).encode())
                     missing.append(part)

@@ -28,6 +28,8 @@ TEXT_FIELDS = ("raw", "caption", "text", "sentence")
 """Fields of an object that stands for a text; the first there is."""
 META_FIELD = "meta"
 """Of a record: a JSON object in a text, as if each of its fields stood in the record."""
+SOURCES_FIELD = "caption_sources"
+"""Of a record that `openblip data export` wrote: who wrote each text (docs/data.md)."""
 _URL = re.compile(r"^(https?|ftp)://", re.IGNORECASE)
 # Of what becomes metadata; Python's own limit is not far above.
 _MAX_DEPTH = 100
@@ -65,6 +67,8 @@ class Found:
     """How many files, members or records it was made of, as its source counts them."""
     remarks: tuple["Remark", ...] = ()
     """What of it is not taken over, though the row is."""
+    is_name_only: bool = False
+    """It is the name of an image in the list of a split, and makes no row."""
 
 
 @dataclass(frozen=True)

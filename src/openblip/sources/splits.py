@@ -7,6 +7,7 @@ is believed.
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from functools import cached_property, lru_cache
@@ -14,17 +15,34 @@ from pathlib import Path
 from typing import Any
 
 from openblip.runtime.errors import DataError
-from openblip.sources.source import Entry, Found, id_text
+from openblip.sources.source import (
+    META_FIELD,
+    SOURCES_FIELD,
+    Entry,
+    Found,
+    id_text,
+    parse_object,
+)
 from openblip.table.rows import IdSet
 
 SPLIT_FIELDS = ("split", "set_name")
 """Fields of a record that say which split it is of, in whatever case."""
 SUBSET_FIELDS = (
     *("subset", "partition", "fold", "phase", "usage", "set", "image_set"),
-    *("splits", "split_name", "data_split", "dataset_split"),
+    *("splits", "split_name", "data_split", "dataset_split", "split_type", "set_type"),
+    *("dataset_type", "part", "stage", "mode"),
 )
 """Fields that say it where none of the others does, if their value is the name of a split."""
+META_FIELDS = (META_FIELD, "metadata")
+"""Fields of a record with an object, or the text of one, that is as much its own as they are."""
 _BOTH = " and "
+_Told = tuple[str, str]
+"""A field and a word for a split that it says, or that its name has."""
+# Of these, those that are mostly called by something else: a word in their values is no second
+# opinion where the split is said, unless it is the whole value.
+_VAGUE_FIELDS = ("subset", "set", "part", "stage", "mode")
+# So deep a record is asked where nothing in it says the split.
+_DEPTH = 3
 
 _SPLIT_NAMES = {
     "train": ("train", "training", "restval"),
@@ -55,6 +73,7 @@ class Authority(StrEnum):
     OPTION = "the option --split"
     RECORD = "a field of the record"
     NAME = "the name of a file or folder"
+    NAMES = "a list of the names of its images"
     CARD = "the dataset card"
     SAME_IMAGE = "another record of the same image"
     IMAGE_FOLDER = "the folder of the image"
@@ -82,7 +101,7 @@ def known_split(name: str) -> str | None:
 
 def says_split(field: str) -> bool:
     """Whether a field, or column, of that name may say the split of its record."""
-    if field.lower() in (*SPLIT_FIELDS, *SUBSET_FIELDS):
+    if field.lower() in (*SPLIT_FIELDS, *SUBSET_FIELDS, *META_FIELDS):
         return True
     flag = _FLAG.fullmatch(field)
     return flag is not None and known_split(flag[1]) is not None
@@ -91,16 +110,72 @@ def says_split(field: str) -> bool:
 def pop_split(record: dict[str, Any]) -> str | None:
     """Takes what says the split out of a record, and returns it; None if nothing does.
 
-    Of two fields that name different splits it is both, which `row_split` takes for a conflict.
-    Values of `SUBSET_FIELDS` may say something else, so that they stay in the record, as do flags
-    (`is_test`). Of a row that is only said to be no training data it is a word for no split.
+    Of fields that name different splits it is both, each with its field, which `row_split` takes
+    for a conflict. Values of `SUBSET_FIELDS` may say something else, so that they stay in the
+    record, as do flags (`is_test`). Of a row that is only said to be no training data it is a word
+    for no split. What stands in an object within the record, as in its `meta`, counts as well.
     """
-    fields = [name for name in record if name.lower() in SPLIT_FIELDS]
-    if words := [word for name in fields for word in _words(record.pop(name))]:
-        return _together(words)
-    subsets = [value for name, value in record.items() if name.lower() in SUBSET_FIELDS]
-    told = [word for value in subsets for word in _words(value) if known_split(word)]
-    return _together([*told, *_flagged(record)]) or _not_training(record)
+    told: list[_Told] = []
+    for name in [name for name in record if name.lower() in SPLIT_FIELDS]:
+        told += [(name, word) for word in _words(record.pop(name))]
+    if SOURCES_FIELD in record:
+        # An exported row says its own split; what else its metadata say is of an earlier one.
+        return _together(told)
+    told = _with_subsets(record, told)
+    for outer, inner in _objects(record):
+        if outer.lower() in META_FIELDS:
+            told += _told_in(inner, outer, depth=1)
+    if told:
+        return _together([*told, *_denials(record, told)])
+    # Of other objects in it nobody knows how much of them holds for the record.
+    inside = (_told_in(inner, outer, _DEPTH) for outer, inner in _objects(record))
+    return _together([found for several in inside for found in several]) or _not_training(record)
+
+
+def _told_in(record: Mapping[str, Any], name: str, depth: int) -> list[_Told]:
+    """What an object of that name says of the split, and objects in it, so deep."""
+    own = [inner for inner in record if inner.lower() in SPLIT_FIELDS]
+    told = [(inner, word) for inner in own for word in _words(record[inner]) if known_split(word)]
+    told = _with_subsets(record, told)
+    for outer, value in _objects(record) if depth > 1 else ():
+        told += _told_in(value, outer, depth - 1)
+    return [(f"{name}.{inner}", word) for inner, word in told]
+
+
+def _objects(record: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Objects in a record, also what is the text of one in `META_FIELDS`."""
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield name, value
+        elif isinstance(value, str) and name.lower() in META_FIELDS:
+            with suppress(ValueError):
+                yield name, parse_object(value.encode("utf-8", "surrogatepass"))
+
+
+def _with_subsets(record: Mapping[str, Any], told: Sequence[_Told]) -> list[_Told]:
+    """What is told, and what `SUBSET_FIELDS` and flags tell besides.
+
+    A field that names several splits, as `train_val`, says nothing more than the one of them that
+    is told already.
+    """
+    splits, found = {known_split(word) for _, word in told}, list(told)
+    for name in [name for name in record if name.lower() in SUBSET_FIELDS]:
+        values = _words(record[name])
+        words = [value for value in values if known_split(value)]
+        if not words and not (told and name.lower() in _VAGUE_FIELDS):
+            words = [word for value in values for word in _splits_within(value)]
+        if splits.isdisjoint(map(known_split, words)):
+            found += [(name, word) for word in words]
+    return [*found, *_flags(record, _YES)]
+
+
+def _splits_within(value: str) -> list[str]:
+    """The words for splits in a value such as `PrivateTest`; none in several words.
+
+    None too if they are all for training, which is so without them: `train_station`.
+    """
+    words = [] if len(value.split()) > 1 else _SPLIT_IN_NAME.findall(value)
+    return words if {known_split(word) for word in words} != {"train"} else []
 
 
 def _words(value: Any) -> list[str]:
@@ -109,7 +184,7 @@ def _words(value: Any) -> list[str]:
     return [word for word in told if word is not None]
 
 
-def _flags(record: Mapping[str, Any], values: Sequence[str]) -> Iterator[tuple[str, str]]:
+def _flags(record: Mapping[str, Any], values: Sequence[str]) -> Iterator[_Told]:
     """Fields such as `is_test` that have one of these values, and the words in their names."""
     for name, value in record.items():
         flag = _FLAG.fullmatch(name)
@@ -117,8 +192,12 @@ def _flags(record: Mapping[str, Any], values: Sequence[str]) -> Iterator[tuple[s
             yield name, flag[1]
 
 
-def _flagged(record: Mapping[str, Any]) -> list[str]:
-    return [word for _, word in _flags(record, _YES)]
+def _denials(record: Mapping[str, Any], told: Sequence[_Told]) -> Iterator[_Told]:
+    """Flags by which a row is not of a split that it is told to be of."""
+    splits = {known_split(word) for _, word in told}
+    for name, word in _flags(record, _NO):
+        if known_split(word) in splits:
+            yield name, f"not {word}"
 
 
 def _not_training(record: Mapping[str, Any]) -> str | None:
@@ -127,9 +206,14 @@ def _not_training(record: Mapping[str, Any]) -> str | None:
     return next((f"{name}: false" for name in denied), None)
 
 
-def _together(words: Sequence[str]) -> str | None:
-    is_one = len({known_split(word) or word for word in words}) < 2
-    return next(iter(words), None) if is_one else _BOTH.join(words)
+def _together(told: Sequence[_Told]) -> str | None:
+    """The first word if all name one split, else all of them, with fields of other names."""
+    words = [word for _, word in told]
+    if len({known_split(word) or word for word in words}) < 2:
+        return next(iter(words), None)
+    if any(name.lower() not in SPLIT_FIELDS for name, _ in told):
+        words = [f"{word} ({name})" for name, word in told]
+    return _BOTH.join(dict.fromkeys(words))
 
 
 def both_splits(first: str | None, second: str | None) -> str | None:
@@ -148,6 +232,12 @@ def split_in_name(name: str) -> str | None:
     """
     found = _SPLIT_IN_NAME.search(name)
     return found[0] if found else None
+
+
+def splits_in_name(name: str) -> list[str]:
+    """As `split_in_name`, the first word for each split that the name has."""
+    words = reversed(_SPLIT_IN_NAME.findall(name))
+    return [*reversed({known_split(word): word for word in words}.values())]
 
 
 @lru_cache(maxsize=4096)
@@ -302,9 +392,9 @@ def _of_record(entry: Found, word: str, root: SourceRoot) -> str:
 def _known(word: str) -> str:
     split = known_split(word)
     if split is None and _BOTH in word:
+        fields = "" if "(" in word else f" ({', '.join(SPLIT_FIELDS)})"
         raise SplitConflict(
-            f"its records say {word!r} ({', '.join(SPLIT_FIELDS)}): say which with --split, or "
-            "mend one of them"
+            f"its records say {word!r}{fields}: say which with --split, or mend one of them"
         )
     if split is None:
         raise DataError(
@@ -324,14 +414,19 @@ class FileSplits:
         """Reads all entries; what cannot be understood will be refused where it stands.
 
         Args:
-            entries: of all lists of a source.
+            entries: of all lists of a source, and names in lists of splits.
             root: of the source.
         """
         self._folder = lru_cache(maxsize=4096)(os.path.realpath)
         self._told: dict[str, IdSet] = {}
+        self._named: dict[str, IdSet] = {}
         found = set()
         for entry in entries:
             if root is None or not isinstance(entry, Found) or not isinstance(entry.image, Path):
+                continue
+            if entry.is_name_only:
+                split = str(known_split(entry.split or ""))
+                self._named.setdefault(split, IdSet()).add(self._name(entry.image))
                 continue
             try:
                 split, said_by = row_split(entry, root)
@@ -345,7 +440,7 @@ class FileSplits:
 
     def __reduce__(self) -> tuple[Any, ...]:
         # What it was told, and no cache: other processes ask the disk themselves.
-        return FileSplits, (), {"_told": self._told}
+        return FileSplits, (), {"_told": self._told, "_named": self._named}
 
     def agreed(self, entry: Entry, split: str, said_by: Authority) -> tuple[str, Authority]:
         """The split of an entry, and what says so, after what other records say of its image.
@@ -358,16 +453,20 @@ class FileSplits:
         Raises:
             SplitConflict: its image is said to be in several splits.
         """
-        if not self._told or not isinstance(entry.image, Path):
+        if not (self._told or self._named) or not isinstance(entry.image, Path):
             return split, said_by
         name = self._name(entry.image)
         told = [split for split, names in self._told.items() if name in names]
-        if len(told) > 1:
-            both = " and ".join(map(repr, sorted(told)))
+        named = [split for split, names in self._named.items() if name in names]
+        # The list of a split speaks of the image itself, as a record of it does.
+        own = set() if not named or said_by in _WEAK or said_by == Authority.CARD else {split}
+        if len(both := {*told, *named, *own}) > 1:
             raise SplitConflict(
-                f"{entry.image.name} is in {both} here (this record: {split!r}, by {said_by}): say "
-                "which with --split, or mend the records"
+                f"{entry.image.name} is in {' and '.join(map(repr, sorted(both)))} here (this "
+                f"record: {split!r}, by {said_by}): say which with --split, or mend the records"
             )
+        if named and not own:
+            return named[0], Authority.NAMES
         if told and said_by in _WEAK:
             return told[0], Authority.SAME_IMAGE
         return split, said_by

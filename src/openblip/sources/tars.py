@@ -6,7 +6,7 @@ import json
 import lzma
 import tarfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO, cast
@@ -16,6 +16,7 @@ from openblip.sources.beside import (
     TEXT_ENDINGS,
     first_with_text,
     others_say,
+    text_ending,
     with_record,
 )
 from openblip.sources.image_formats import HEAD_BYTES, format_of, known_by_name, what_it_is
@@ -155,7 +156,7 @@ class _Sample:
 
     def _parts_for(self, ending: str, member: Member) -> dict[str, bytes] | None:
         lower = ending.lower()
-        if lower in TEXT_ENDINGS or lower == _RECORD:
+        if _is_of_image(lower):
             return self.texts
         named, _, suffix = lower.rpartition(".")
         known = known_by_name(f"a.{suffix}")
@@ -274,7 +275,7 @@ class _Shard:
             sample = None
         sample = self._sample = sample or _Sample(key)
         named, last = _last_ending(ending)
-        is_part = last in (*TEXT_ENDINGS, _RECORD) or known_by_name(f"a.{last}") is True
+        is_part = _is_of_image(last) or known_by_name(f"a.{last}") is True
         if not (named and is_part) or named.lower() in _IMAGE_NAMES:
             sample.add(ending, member)
             return
@@ -327,16 +328,27 @@ class _Shard:
         self, sample: _Sample, image: tuple[str, bytes], where: str, cursor: Cursor
     ) -> Entry:
         number = len(sample.endings)
+        own = f"{image[0].lower()}."
         told = {ending.lower(): data for ending, data in sample.texts.items()}
-        texts = {ending: told[ending] for ending in TEXT_ENDINGS if ending in told}
+        others = dict(sample.others)
+        for ending in [e for e in told if text_ending(f".{e}") != e and not e.startswith(own)]:
+            others[ending] = (Reason.OTHER_MEMBER, "the text of another image, which is not here")
+            del told[ending]
+        # As in a folder, what has the image's whole name before its own ending comes first.
+        texts = _in_order(told, [f"{own}{ending}" for ending in TEXT_ENDINGS], TEXT_ENDINGS)
+        records = _in_order(told, [f"{own}{_RECORD}"], [_RECORD])
+        # A blank record must not hide one that says something.
+        record = next((name for name in records if records[name].strip()), next(iter(records), ""))
         try:
             text, lines = first_with_text(texts, self._encoding)
-            captions, split, meta = with_record(lines, told.get(_RECORD), self._encoding)
+            captions, split, meta = with_record(lines, records.get(record), self._encoding)
         except ValueError as error:
             return Refused(where, cursor, Reason.BAD_RECORD, str(error), number)
-        others = dict(sample.others)
-        for ending, detail in others_say(texts, text, called="."):
-            others[ending] = (Reason.OTHER_MEMBER, detail)
+        said_besides = (
+            *others_say(texts, text, called="."),
+            *others_say(records, record, called="."),
+        )
+        others |= {ending: (Reason.OTHER_MEMBER, detail) for ending, detail in said_besides}
         for ending in sample.likely.keys() - {image[0]}:
             others[ending] = (Reason.OTHER_MEMBER, f"an image besides .{image[0]}, which counts")
         said = meta.get("id")
@@ -407,8 +419,31 @@ def _split_name(name: str) -> tuple[str, str]:
 
 
 def _last_ending(ending: str) -> tuple[str, str]:
-    """What stands before the last dot, and the rest in lower case; endings of texts are one."""
-    if ending.lower() in TEXT_ENDINGS:
-        return "", ending.lower()
-    named, _, last = ending.rpartition(".")
-    return named, last.lower()
+    """What names a part of a sample, and the rest in lower case.
+
+    The rest begins with the suffix of an image where that stands before the ending of a text:
+    `left.jpg.txt` gives `left` and `jpg.txt`.
+    """
+    text = text_ending(f".{ending}")
+    last = text or ending.rpartition(".")[2].lower()
+    named = ending[: -len(last) - 1]
+    if text and known_by_name(f"a.{named}"):
+        named, _, suffix = named.rpartition(".")
+        last = f"{suffix.lower()}.{last}"
+    return named, last
+
+
+def _is_of_image(ending: str) -> bool:
+    """Whether a member is a text or a record, of the key or of the image with that suffix."""
+    text = text_ending(f".{ending}")
+    return text is not None and (ending == text or _names_image(ending[: -len(text) - 1]))
+
+
+def _names_image(ending: str) -> bool:
+    """Whether the image of a key may have that ending: a suffix, maybe with `image` before it."""
+    named, _, suffix = ending.rpartition(".")
+    return known_by_name(f"a.{suffix}") is True and named in ("", *_IMAGE_NAMES)
+
+
+def _in_order(told: Mapping[str, bytes], *endings: Sequence[str]) -> dict[str, bytes]:
+    return {ending: told[ending] for some in endings for ending in some if ending in told}

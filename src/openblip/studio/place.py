@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from openblip.index.noted import FOLDER_TABLE, IndexState, folder_named
-from openblip.runtime.documents import encodable, has_halves
+from openblip.runtime.documents import escaped, has_halves
 from openblip.runtime.errors import DataError
 from openblip.sources.image_formats import is_image_file
 from openblip.sources.paths import is_table, walk
@@ -147,4 +147,4 @@ def _rows(folder: Path) -> Iterator[PairRow]:
             continue
         path = seen.path.absolute()
         uri = path.as_uri() if has_halves(str(path)) else str(path)
-        yield PairRow(encodable(seen.name), None, uri)
+        yield PairRow(escaped(seen.name), None, uri)

@@ -269,6 +269,42 @@ class IdSet:
         self._sorted.append(fresh)
 
 
+class KnownTexts:
+    """Whether rows have the texts that they have in a table: 16 bytes for each of its rows."""
+
+    def __init__(self, rows: "Iterable[pa.RecordBatch]") -> None:
+        """Reads the `id` and `captions` of all rows of a table."""
+        parts = [np.empty((2, 0), dtype=np.uint64)]
+        for batch in rows:
+            ids = [*map(id_hash, batch["id"].to_pylist())]
+            texts = [texts_hash(several or ()) for several in batch["captions"].to_pylist()]
+            parts.append(np.array([ids, texts], dtype=np.uint64))
+        found = np.concatenate(parts, axis=1)
+        # In the order of the ids, in which one is found by halving.
+        self._ids, self._texts = found[:, np.argsort(found[0])]
+        self._is_told = np.zeros(len(self._ids), dtype=bool)
+
+    def differ(self, ids: np.ndarray, texts: np.ndarray) -> np.ndarray:
+        """Which rows are in the table with other texts; False for a row that was asked for before.
+
+        Args:
+            ids: the hashes of their ids (`id_hash`), uint64, each once.
+            texts: the hashes of their texts (`texts_hash`), uint64.
+        """
+        if not len(self._ids):
+            return np.zeros(len(ids), dtype=bool)
+        places = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
+        is_first = (self._ids[places] == ids) & ~self._is_told[places]
+        self._is_told[places[is_first]] = True
+        is_other: np.ndarray = is_first & (self._texts[places] != texts)
+        return is_other
+
+
+def texts_hash(texts: Iterable[str]) -> int:
+    """64 bits that tell the texts of a row, as they are stored, from others."""
+    return id_hash("\0".join(map(in_utf8, texts)))
+
+
 def file_key(row_id: str) -> str:
     """A name for files of a row: its id, or the SHA-256 of an id that is unsafe as a name."""
     if _SAFE_KEY.fullmatch(row_id):

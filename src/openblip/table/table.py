@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
+from openblip.runtime.documents import escaped
 from openblip.runtime.errors import DataError
 from openblip.table.reviews import ReviewLog, ReviewRecord
 from openblip.table.rows import (
@@ -61,6 +62,7 @@ class PairTable:
         self._dataset = dataset
         self._num_rows = int(read(uri, dataset.count_rows))
         self._ids: IdSet | None = None
+        self._has_older_ids = False
         self._verdicts: list[ReviewRecord] | None = None
         self.uri = uri
 
@@ -412,6 +414,14 @@ class PairTable:
             )
         return list(columns)
 
+    def accept_older_ids(self) -> None:
+        """Lets an id that looks like an escape count as known in both of its meanings.
+
+        Before `escaped` a name that spells an escape had the id that it spells, as if it had the
+        byte. A row of such a table may be of either.
+        """
+        self._has_older_ids, self._ids = True, None
+
     def known_ids(self) -> IdSet:
         """The ids of all rows; what is added to them counts as known to this object."""
         if self._ids is None:
@@ -419,6 +429,8 @@ class PairTable:
             for batch in self.scan(["id"]):
                 for key in batch["id"].to_pylist():
                     self._ids.add(key)
+                    if self._has_older_ids and "\\" in key:
+                        self._ids.add(escaped(key))
         return self._ids
 
 

@@ -1,0 +1,153 @@
+"""Lists of names by which a folder says the splits of its images."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from openblip.sources.importing import import_pairs
+from openblip.sources.report import ImportReport
+from openblip.table.table import PairTable
+
+Jpeg = Callable[..., bytes]
+
+
+@pytest.fixture
+def photos(tmp_path: Path, jpeg: Jpeg) -> Path:
+    """A folder with `img/a.jpg` to `img/d.jpg`, a text beside each."""
+    folder = tmp_path / "photos"
+    (folder / "img").mkdir(parents=True)
+    for number, name in enumerate("abcd"):
+        (folder / "img" / f"{name}.jpg").write_bytes(jpeg(number))
+        (folder / "img" / f"{name}.txt").write_text(f"text {name}")
+    return folder
+
+
+def _import(folder: Path, **told: Any) -> tuple[ImportReport, dict[str, str]]:
+    """The report, and the split of each row by its text."""
+    uri = folder.parent / "t"
+    report = import_pairs(folder, uri, show_progress=False, **told)
+    table = PairTable.open_if_any(uri)
+    rows = [] if table is None else table.take(range(len(table))).to_pylist()
+    return report, {row["captions"][0][-1]: row["split"] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("splits/test.txt", "b.jpg\nd.jpg\n"),
+        ("test.txt", "img/b.jpg\r\nimg/d.jpg\r\n"),
+        ("test.txt", "b\nd"),
+        ("ImageSets/Main/test.txt", "b -1\nd  1\n"),
+        ("my.testImages.txt", "./img/b.jpg\n/home/me/photos/img/d.jpg\n"),
+        ("test.lst", "img\\b.jpg\nimg\\d.jpg"),
+        ("test_list.txt", "0,b.jpg,cat\n1,d.jpg,dog\n"),
+        ("test.csv", "filename,label\nb.jpg,1\nd.jpg,2\n"),
+        ("splits/test.json", '["b.jpg", "d.jpg"]'),
+        ("splits.json", '{"train": ["a.jpg"], "test": ["b.jpg", "d"], "version": 1}'),
+    ],
+)
+def test_a_list_with_the_name_of_a_split_says_it_of_its_images(
+    photos: Path, name: str, content: str
+) -> None:
+    (photos / name).parent.mkdir(parents=True, exist_ok=True)
+    (photos / name).write_text(content)
+    report, splits = _import(photos)
+    assert splits == {"a": "train", "b": "test", "c": "train", "d": "test"}
+    assert report.split_from["test"] == {"a list of the names of its images": 2}
+    (example,) = report.examples["other file"]
+    assert (example.where, example.detail) == (name, "a list of images, whose split it says")
+    assert report.num_seen == 9
+
+
+def test_several_processes_know_of_the_lists(photos: Path) -> None:
+    (photos / "test.txt").write_text("b.jpg\nd.jpg\n")
+    for name, images in [("one.csv", "ab"), ("two.csv", "cd")]:
+        rows = [f"img/{image}.jpg,more {image}" for image in images]
+        (photos / name).write_text("\n".join(["image,caption", *rows]))
+    one, _ = _import(photos)
+    several = import_pairs(photos, photos.parent / "u", processes=1, show_progress=False)
+    assert several.splits == one.splits == {"train": 2, "test": 2}
+    assert several.examples == one.examples
+    assert several.skipped == one.skipped == {"other file": 5}
+
+
+def test_what_several_lists_say_must_go_together(photos: Path) -> None:
+    (photos / "train.txt").write_text("a.jpg\nb.jpg\n")
+    (photos / "val.txt").write_text("b.jpg\nc.jpg\nlost.jpg\n")
+    report, splits = _import(photos)
+    assert splits == {"a": "train", "c": "val", "d": "train"}
+    (example,) = report.examples["contradiction"]
+    assert "b.jpg is in 'train' and 'val' here" in example.detail
+    details = {example.where: example.detail for example in report.examples["other file"]}
+    assert details["val.txt"].endswith("; no image of 1 of its 3 names is here")
+
+
+def test_a_list_and_the_folder_of_an_image_must_not_contradict_each_other(photos: Path) -> None:
+    (photos / "img").rename(photos / "train")
+    (photos / "test.txt").write_text("b.jpg\n")
+    report, splits = _import(photos)
+    assert splits == {"a": "train", "c": "train", "d": "train"}
+    (example,) = report.examples["contradiction"]
+    assert "'test' and 'train'" in example.detail
+
+
+def test_records_of_lists_are_told_too_and_the_option_comes_first(photos: Path) -> None:
+    for text in photos.glob("img/*.txt"):
+        text.unlink()
+    records = [{"image": f"img/{name}.jpg", "caption": name} for name in "abcd"]
+    records[0]["split"] = "val"
+    lines = [json.dumps(record) for record in records]
+    (photos / "captions.jsonl").write_text("\n".join(lines))
+    (photos / "test.txt").write_text("a.jpg\nb.jpg\n")
+    report, splits = _import(photos)
+    assert splits == {"b": "test", "c": "train", "d": "train"}
+    assert report.skipped["contradiction"] == 1
+    told = import_pairs(photos, photos.parent / "u", split="val", show_progress=False)
+    assert told.splits == {"val": 4}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("test.txt", "a dog\na cat on a mat\n"),
+        ("test.txt", "x.jpg\ny.jpg\n"),
+        ("latest.txt", "b.jpg\nd.jpg\n"),
+        ("train_val.txt", "a.jpg\nb.jpg\n"),
+        ("img/test.txt", "b.jpg\n"),
+        ("test.txt", "\xff\xfe"),
+        ("test.json", '{"a": ["b.jpg"]}'),
+    ],
+)
+def test_other_texts_say_nothing(photos: Path, jpeg: Jpeg, name: str, content: str) -> None:
+    (photos / "img" / "test.jpg").write_bytes(jpeg(7))
+    if name != "img/test.txt":
+        (photos / "img" / "test.txt").write_text("text e")
+    (photos / name).write_text(content, encoding="latin-1")
+    report, _ = _import(photos)
+    assert report.splits == {"train": 5}
+
+
+def test_a_list_of_validation_and_test_says_nothing_that_could_be_believed(photos: Path) -> None:
+    (photos / "val_test.txt").write_text("b.jpg\n")
+    report, splits = _import(photos)
+    assert splits == {"a": "train", "c": "train", "d": "train"}
+    assert report.skipped["contradiction"] == 2
+
+
+def test_flickr8k_says_its_splits_so(tmp_path: Path, jpeg: Jpeg) -> None:
+    folder = tmp_path / "flickr8k"
+    for part in ("Flicker8k_Dataset", "Flickr8k_text"):
+        (folder / part).mkdir(parents=True)
+    names = ["1_a.jpg", "2_b.jpg", "3_c.jpg"]
+    for number, name in enumerate(names):
+        (folder / "Flicker8k_Dataset" / name).write_bytes(jpeg(number))
+    text = folder / "Flickr8k_text"
+    lines = [f"{name}#{n}\ttext {n} {name[2]}" for name in names for n in range(2)]
+    (text / "Flickr8k.token.txt").write_text("\n".join(lines))
+    for split, name in zip(("train", "dev", "test"), names, strict=True):
+        (text / f"Flickr_8k.{split}Images.txt").write_text(f"{name}\n")
+    _, splits = _import(folder, image_root=folder / "Flicker8k_Dataset")
+    assert splits == {"a": "train", "b": "val", "c": "test"}
