@@ -104,6 +104,17 @@ def s3(s3_backend: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator
         yield proxy
 
 
+@pytest.fixture
+def without_cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if the packages for object stores were not installed."""
+    from openblip.table import storage
+
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    storage._read_settings.cache_clear()
+    yield
+    storage._read_settings.cache_clear()
+
+
 def _jpeg(seed: int, width: int = 24, height: int = 16) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     stream = io.BytesIO()

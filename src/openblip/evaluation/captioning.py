@@ -24,6 +24,7 @@ from openblip.runtime.progress import Progress
 from openblip.runtime.ranges import Count, Seed, check_ranges
 from openblip.sources.coco import CocoIds
 from openblip.table.rows import read_meta
+from openblip.sources.row_images import check_reachable
 from openblip.table.table import PairTable
 from openblip.table.views import split_rows
 
@@ -113,6 +114,7 @@ def evaluate_caption(
 
     Raises:
         DataError: the split is empty, or an image cannot be read.
+        MissingExtra: an image lies in an object store, whose packages are not installed.
         MissingHead: the model has no LM head.
         RecipeError: a number is too small.
     """
@@ -128,6 +130,7 @@ def evaluate_caption(
     ids = list(references)
     if not ids:
         raise DataError(f"{table.uri}: no row of the split {split!r} has a caption")
+    check_reachable(table, rows)
     blip.warn_of_unknown_words([settings.prompt], "prompts")
     images = every_image(table, rows, settings.batch_size, blip.image_size)
     written = dict(zip(ids, _written(blip, images, ids, settings), strict=True))
