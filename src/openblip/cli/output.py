@@ -15,7 +15,7 @@ from openblip.runtime.documents import with_nulls
 from openblip.runtime.errors import DataError, RecipeError, UnwritableError, one_line
 
 if TYPE_CHECKING:
-    from openblip.evaluation.results import Dominant
+    from openblip.metrics.accuracy import Dominant
     from openblip.inference.many_images import ImageCounts
 
 _HEAD_BYTES = 8192

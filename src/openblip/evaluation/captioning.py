@@ -15,9 +15,10 @@ from torch import Tensor
 from openblip.batches.images import every_image
 from openblip.batches.shuffle import named_seed
 from openblip.evaluation.java_metrics import JavaPrograms
-from openblip.evaluation.results import Dominant, UnitScores, dominant, save_json, unit_scores
+from openblip.evaluation.results import UnitScores, save_json, unit_scores
 from openblip.inference import Blip, Decoding
 from openblip.inference.captions import Caption
+from openblip.metrics.accuracy import Dominant, dominant
 from openblip.metrics.caption import CaptionScores, caption_scores
 from openblip.runtime.errors import DataError
 from openblip.runtime.progress import Progress

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from openblip.batches.text import Cleaning
-from openblip.evaluation.results import Dominant, UnitScores, dominant, unit_scores
+from openblip.evaluation.results import UnitScores, unit_scores
 from openblip.evaluation.retrieval import (
     can_match,
     candidates,
@@ -29,7 +29,7 @@ from openblip.evaluation.settings import ClassificationSettings
 from openblip.inference import Blip, Embedder
 from openblip.inference.encoding import embed_images
 from openblip.inference.image_sources import image_batches
-from openblip.metrics.accuracy import class_accuracy, class_ranks
+from openblip.metrics.accuracy import Dominant, class_accuracy, class_ranks, dominant
 from openblip.runtime.errors import DataError, MissingHead
 from openblip.runtime.progress import Progress
 from openblip.sources.row_images import check_reachable, stream_images

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from openblip.batches.image_pairs import ImagePair, ImagePairIndex
 from openblip.batches.images import every_image_of
-from openblip.evaluation.results import Dominant, UnitScores, dominant, summed_units
+from openblip.evaluation.results import UnitScores, summed_units
 from openblip.evaluation.settings import NlvrSettings
 from openblip.inference import Blip
 from openblip.inference.matching import compare_images
-from openblip.metrics.accuracy import consistent_sentences, image_set, nlvr
+from openblip.metrics.accuracy import Dominant, consistent_sentences, dominant, image_set, nlvr
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.errors import DataError
 from openblip.runtime.progress import Progress
