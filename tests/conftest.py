@@ -115,6 +115,30 @@ def without_cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     storage._read_settings.cache_clear()
 
 
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+@pytest.fixture
+def how_threads_wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], dict[str, str]]:
+    """What a process was started with for how OpenMP's threads wait; here nothing is set.
+
+    It stood there before any of its code ran, and so before PyTorch was loaded.
+    """
+    if not Path("/proc/self/environ").exists():
+        pytest.skip("this system does not tell with what a process was started")
+    for name in _WAITING:
+        # Set first, so that what the test sets is gone after it.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+    def read(process: int) -> dict[str, str]:
+        content = os.fsdecode(Path(f"/proc/{process}/environ").read_bytes())
+        entries = (entry.partition("=") for entry in content.split("\0"))
+        return {name: value for name, _, value in entries if name in _WAITING}
+
+    return read
+
+
 def _jpeg(seed: int, width: int = 24, height: int = 16) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
     stream = io.BytesIO()

@@ -19,8 +19,11 @@ COMMANDS = {
     "evaluate video": ["evaluate", "video", "m", "q", "v", "--results"],
     "evaluate classify": ["evaluate", "classify", "m", "t", "--results"],
     "data duplicates": ["data", "duplicates", "t", "--page"],
+    "data duplicates ": ["data", "duplicates", "t", "-o"],
     "runs": ["runs", "runs", "--page"],
     "capfilt report": ["capfilt", "report", "t", "-o"],
+    "capfilt review": ["capfilt", "review", "t", "--export-sample"],
+    "search": ["search", "t", "a dog", "--page"],
     "explain": ["explain", "photo.jpg", "a dog", "-o"],
     "convert": ["convert", "m", "--to", "original"],
 }
@@ -42,7 +45,7 @@ def test_a_file_that_cannot_be_written_is_told_first(
     flag = words[-1] if words[-1].startswith("-") else "DESTINATION"
     assert main([*words, place]) == 1
     told = capsys.readouterr().err.splitlines()
-    assert told[-1].startswith(f"openblip {name}: {flag} {place}: "), told
+    assert told[-1].startswith(f"openblip {name.strip()}: {flag} {place}: "), told
     assert (tmp_path / "file").read_text() == "precious"
 
 
