@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_every_command_has_cases() -> None:
-    assert cases.COMMANDS | rooms.COMMANDS == set(COMMANDS)
+    assert set(COMMANDS) == cases.COMMANDS | rooms.COMMANDS
 
 
 @pytest.mark.slow

@@ -61,12 +61,12 @@ _FLAGS = {
 _NUMBERS = (
     "--batch-size --processes --save-seconds --size --threshold --precision --confidence --seed "
     "--port --weights --k --rerank --cache --image-size --where.processes"
-).split()
+)
 _NAMES = (
     "--model --table --device --backend --ray --json --csv --page --image --not --like --where "
     "--name --replace --filter --verdicts --export-sample --reviewer --by --score --source --rows "
     "--to --int8 --overwrite --open --host --token --runs --captioner --vqa"
-).split()
+)
 # Of the addresses that are kept for documentation.
 _NOWHERE = ["--host", "192.0.2.1", "--token", "a" * 16, "--no-open"]
 
@@ -95,7 +95,7 @@ def _flags(random: Random, base: Path, out: Path) -> Case:
     case = _command(name, line, base, out)
     end = _NOWHERE if case.must_fail else []
     words = case.words[: len(case.words) - len(end)]
-    words = with_odd_words(random, words, len(name.split()), _NUMBERS, _NAMES)
+    words = with_odd_words(random, words, len(name.split()), _NUMBERS.split(), _NAMES.split())
     return Case(words + end, case.must_fail)
 
 

@@ -1,7 +1,8 @@
 """Runs the cases, each in a forked process with a time limit, and says what is not as it must be.
 
 From the root of the project: `python -m tests.bad_inputs.sweep --case 17` shows one case,
-`--cases 2200` runs as many and exits with 1 if one of them fails; with `--rooms` those of `rooms.py`.
+`--cases 2200` runs as many and exits with 1 if one of them fails; `--rooms` takes those of
+`rooms.py`.
 """
 
 import argparse
@@ -133,7 +134,9 @@ def faults(status: int | None, out: Path, seconds: float) -> list[str]:
     ]
     if status is None:
         return [*found, f"it took over {SECONDS_ON_THE_CLOCK} s"]
-    if seconds > SECONDS:
+    # To trace the graphs of the smallest model takes 20 s.
+    most = 3 * SECONDS if about["words"][0] == "export" else SECONDS
+    if seconds > most:
         found.append(f"it took {seconds:.0f} s of the processor")
     code = os.waitstatus_to_exitcode(status)
     if code not in (0, 1, 2):

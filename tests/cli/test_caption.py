@@ -146,6 +146,19 @@ def test_every_setting_reaches_the_model(
     assert main([*words, "--image-size", "48"]) == 0
 
 
+def test_of_the_likeliest_token_alone_sampling_is_greedy(
+    photo: str, checkpoint, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    words = ["caption", photo, "--model", checkpoint("captioner"), "--format", "txt"]
+    sampled = ["--method", "nucleus", "--top-p", "1", "--seed", "3"]
+    written = []
+    for how in (["--method", "greedy"], [*sampled, "--top-k", "1"], sampled):
+        assert main([*words, *how]) == 0
+        written.append(capfdbinary.readouterr().out)
+    greedy, of_one, of_all = written
+    assert of_one == greedy != of_all
+
+
 def test_what_is_off_is_not_stored_so_that_older_files_go_on(photo: str, checkpoint) -> None:
     words = ["caption", photo, "--model", checkpoint("captioner"), "-o", "o.csv"]
     assert main(words) == 0

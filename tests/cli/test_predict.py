@@ -109,7 +109,16 @@ def test_one_answer_for_nearly_all_images_is_told_at_the_end(
     Path("many").mkdir()
     for number in range(10):
         shutil.copy(photo, Path("many", f"{number}.png"))
-    words = ["ask", "many", "is it night", "--model", checkpoint("vqa"), "--candidates", "yes", "no"]
+    words = [
+        "ask",
+        "many",
+        "is it night",
+        "--model",
+        checkpoint("vqa"),
+        "--candidates",
+        "yes",
+        "no",
+    ]
     for json_too in ([], ["--json"]):
         assert main([*words, *json_too]) == 0
         output = capsys.readouterr()

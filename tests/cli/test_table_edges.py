@@ -88,7 +88,9 @@ class TestAnImageThatCannotBeReached:
         rows = [*(row(n, jpeg, split="val") for n in range(2)), row(2, jpeg, split="val")]
         in_a_store.append(replace(one, origin="human") for one in rows)
         kind, words = EVALUATIONS[task]
-        assert main(["evaluate", task, checkpoint(kind), in_a_store.uri, "--split=val", *words]) == 0
+        assert (
+            main(["evaluate", task, checkpoint(kind), in_a_store.uri, "--split=val", *words]) == 0
+        )
 
     def test_is_told_before_a_training_run_begins(
         self,

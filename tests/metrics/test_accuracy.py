@@ -49,9 +49,7 @@ def test_images_without_a_known_class_are_refused() -> None:
         ({}, None),
     ],
 )
-def test_what_nearly_all_results_say(
-    counts: dict[str, int], expected: Dominant | None
-) -> None:
+def test_what_nearly_all_results_say(counts: dict[str, int], expected: Dominant | None) -> None:
     assert dominant(text for text, count in counts.items() for _ in range(count)) == expected
 
 

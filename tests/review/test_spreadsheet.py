@@ -140,6 +140,8 @@ def test_a_hostile_caption_is_no_formula(tmp_path: Path, jpeg: Callable[..., byt
             row["verdict"] = "right"
 
     # All lines are those of the review, but nobody has judged.
-    with pytest.raises(DataError, match=rf"csv: none of its {len(texts)} texts has a verdict; write"):
+    with pytest.raises(
+        DataError, match=rf"csv: none of its {len(texts)} texts has a verdict; write"
+    ):
         read_sheet(session, path, "ann")
     assert read_sheet(session, filled(path, judge), "ann").recorded == len(texts)

@@ -20,6 +20,7 @@ from openblip.cli.output import (
     print_each,
     print_json,
     print_table,
+    printable,
 )
 from openblip.runtime.atomic import check_output
 from openblip.runtime.errors import OpenBlipWarning, RecipeError
@@ -173,7 +174,7 @@ def _tell_captioned(result: "CaptionJobResult", left_out: str) -> None:
         file=sys.stderr,
     )
     if left_out:
-        print(f"left out: {left_out}", file=sys.stderr)
+        print(f"left out: {printable(left_out)}", file=sys.stderr)
     if result.dominant is not None:
         complain("openblip caption", result.dominant)
 

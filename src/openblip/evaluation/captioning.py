@@ -24,8 +24,8 @@ from openblip.runtime.errors import DataError
 from openblip.runtime.progress import Progress
 from openblip.runtime.ranges import Count, Seed, check_ranges
 from openblip.sources.coco import CocoIds
-from openblip.table.rows import read_meta
 from openblip.sources.row_images import check_reachable
+from openblip.table.rows import read_meta
 from openblip.table.table import PairTable
 from openblip.table.views import split_rows
 

@@ -104,8 +104,8 @@ def read_sheet(session: ReviewSession, path: Path, reviewer: str) -> SheetReport
         )
     if not fresh and not unchanged:
         raise DataError(
-            f"{path}: none of its {blank:,} texts has a verdict; write {' or '.join(get_args(Verdict))} "
-            "into its column verdict, and save it"
+            f"{path}: none of its {blank:,} texts has a verdict; write "
+            f"{' or '.join(get_args(Verdict))} into its column verdict, and save it"
         )
     return SheetReport(session.record_all(fresh), unchanged, blank)
 
