@@ -110,17 +110,12 @@ class TestAnImageThatCannotBeReached:
         assert not (tmp_path / "run" / "recipe.yaml").exists()
 
     @pytest.mark.parametrize("command", ["run", "scores"])
-    def test_is_told_before_capfilt_begins(
-        self,
-        in_a_store: PairTable,
-        checkpoint: Checkpoint,
-        command: str,
-        capsys: pytest.CaptureFixture[str],
+    def test_is_told_before_capfilt_looks_for_its_models(
+        self, in_a_store: PairTable, command: str, capsys: pytest.CaptureFixture[str]
     ) -> None:
         before = files_of(Path(in_a_store.uri))
-        words = ["capfilt", command, in_a_store.uri, "--filter", checkpoint("filter")]
-        if command == "run":
-            words += ["--captioner", checkpoint("captioner"), "--processes", "1"]
+        words = ["capfilt", command, in_a_store.uri, "--filter", "nowhere"]
+        words += ["--captioner", "nowhere", "--processes", "1"] if command == "run" else []
         assert main(words) == 1
         told = capsys.readouterr().err.splitlines()[-1]
         assert f"row 8 of {in_a_store.uri}, s3://bucket/x.jpg: " in told
