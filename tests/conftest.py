@@ -4,6 +4,7 @@ import gc
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,12 @@ def how_threads_wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], dict[st
         monkeypatch.setenv(name, "")
         monkeypatch.delenv(name)
 
+    own_words = Path("/proc/self/cmdline").read_bytes()
+
     def read(process: int) -> dict[str, str]:
+        # Until it has begun its program it is a copy of this process, with what this had.
+        while Path(f"/proc/{process}/cmdline").read_bytes() in (own_words, b""):
+            time.sleep(0.01)
         content = os.fsdecode(Path(f"/proc/{process}/environ").read_bytes())
         entries = (entry.partition("=") for entry in content.split("\0"))
         return {name: value for name, _, value in entries if name in _WAITING}
