@@ -4,6 +4,7 @@ import gc
 import io
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,46 @@ def s3(s3_backend: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> Iterator
         # A total outage is tested too, and must not take three minutes.
         monkeypatch.setenv("OBJECT_STORE_CLIENT_RETRY_TIMEOUT", "20")
         yield proxy
+
+
+@pytest.fixture
+def without_cloud(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """As if the packages for object stores were not installed."""
+    from openblip.table import storage
+
+    monkeypatch.setitem(sys.modules, "obstore", None)
+    storage._read_settings.cache_clear()
+    yield
+    storage._read_settings.cache_clear()
+
+
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+
+
+@pytest.fixture
+def how_threads_wait(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], dict[str, str]]:
+    """What a process was started with for how OpenMP's threads wait; here nothing is set.
+
+    It stood there before any of its code ran, and so before PyTorch was loaded.
+    """
+    if not Path("/proc/self/environ").exists():
+        pytest.skip("this system does not tell with what a process was started")
+    for name in _WAITING:
+        # Set first, so that what the test sets is gone after it.
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+    own_words = Path("/proc/self/cmdline").read_bytes()
+
+    def read(process: int) -> dict[str, str]:
+        # Until it has begun its program it is a copy of this process, with what this had.
+        while Path(f"/proc/{process}/cmdline").read_bytes() in (own_words, b""):
+            time.sleep(0.01)
+        content = os.fsdecode(Path(f"/proc/{process}/environ").read_bytes())
+        entries = (entry.partition("=") for entry in content.split("\0"))
+        return {name: value for name, _, value in entries if name in _WAITING}
+
+    return read
 
 
 def _jpeg(seed: int, width: int = 24, height: int = 16) -> bytes:

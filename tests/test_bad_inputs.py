@@ -7,14 +7,23 @@ from pathlib import Path
 
 import pytest
 
+from openblip.cli import COMMANDS
+
+from .bad_inputs import cases, rooms
+
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_every_command_has_cases() -> None:
+    assert set(COMMANDS) == cases.COMMANDS | rooms.COMMANDS
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_two_thousand_bad_inputs_are_told_in_one_line() -> None:
+@pytest.mark.parametrize("which", [["--cases", "2300"], ["--rooms", "--cases", "500"]])
+def test_thousands_of_bad_inputs_are_told_in_one_line(which: list[str]) -> None:
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-m", "tests.bad_inputs.sweep", "--cases", "2300"],
+        [sys.executable, "-W", "ignore", "-m", "tests.bad_inputs.sweep", *which],
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT / "src")},
         stdout=subprocess.PIPE,

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -71,6 +72,8 @@ def make_base(folder: Path) -> None:
     (folder / "answers.txt").write_text("yes\nno\nred\n")
     (folder / "answers.json").write_text('["yes", "no", "red"]')
     _run(folder)
+    _indexes(folder)
+    _review(folder)
 
 
 def columns() -> dict[str, pa.Array]:
@@ -180,3 +183,32 @@ def _run(folder: Path) -> None:
     from openblip.training.run import train
 
     train(read_recipe(folder / "recipe.yaml"), folder / "runs" / "a", quiet=True)
+
+
+def _indexes(folder: Path) -> None:
+    """A folder and a table that can be searched."""
+    from openblip.index.build import build_index
+
+    shutil.copytree(folder / "sources" / "images", folder / "photos")
+    shutil.copytree(folder / "scored.lance", folder / "indexed.lance")
+    for place in ("photos", "indexed.lance"):
+        build_index(
+            str(folder / place), str(folder / "model"), device="cpu", processes=1, least_rows=8
+        )
+
+
+def _review(folder: Path) -> None:
+    """A sheet with verdicts, and texts that were made elsewhere."""
+    from openblip.review.sampling import ReviewSettings
+    from openblip.review.session import ReviewSession
+    from openblip.review.spreadsheet import write_sheet
+
+    session = ReviewSession.open(PairTable.open(str(folder / "scored.lance")), ReviewSettings())
+    write_sheet(session, folder / "sheet.csv", "ann")
+    lines = (folder / "sheet.csv").read_text("utf-8-sig").splitlines()
+    # The column before `edited` and two more.
+    judged = [line.rsplit(",", 4) for line in lines[1:]]
+    judged = [[first, "right", *last] for first, _, *last in judged]
+    (folder / "sheet.csv").write_text("\n".join([lines[0], *map(",".join, judged)]) + "\n")
+    texts = [{"id": row.id, "text": "a dog"} for row in _rows()]
+    (folder / "texts.jsonl").write_text("".join(json.dumps(text) + "\n" for text in texts))

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -115,7 +115,11 @@ def make_case(number: int, seed: int, base: Path, out: Path) -> Case:
     """Case `number` of a seed, whose inputs are written below `out`, an empty folder."""
     random = Random(f"{seed}-{number}")
     make = random.choices(list(_MAKERS), list(_MAKERS.values()))[0]
-    case = make(random, base, out)
+    return shown_somewhere(random, make(random, base, out))
+
+
+def shown_somewhere(random: Random, case: Case) -> Case:
+    """The case on a terminal of some encoding and width."""
     return Case(
         case.words,
         case.must_fail,
@@ -124,7 +128,7 @@ def make_case(number: int, seed: int, base: Path, out: Path) -> Case:
     )
 
 
-def _words(name: str, words: str, base: Path, out: Path, **named: Path) -> list[str]:
+def words_of(name: str, words: str, base: Path, out: Path, **named: Path) -> list[str]:
     given = {"BASE": base, "OUT": out, **named}
     made = []
     for word in f"{name} {words}".split():
@@ -136,8 +140,14 @@ def _words(name: str, words: str, base: Path, out: Path, **named: Path) -> list[
 def _flags(random: Random, base: Path, out: Path) -> Case:
     name, line = random.choice(list(_FLAGS.items()))
     line = line.replace("RECIPE", "BASE/recipe.yaml").replace("COMPARE", "BASE/compare.yaml")
-    words = _words(name, line, base, out)
-    length = len(name.split())
+    words = words_of(name, line, base, out)
+    return Case(with_odd_words(random, words, len(name.split()), _NUMBER_FLAGS, _WORD_FLAGS))
+
+
+def with_odd_words(
+    random: Random, words: list[str], length: int, numbers: Sequence[str], names: Sequence[str]
+) -> list[str]:
+    """The words of a command line, of which the first `length` stay, with one wrong or more."""
     how = random.randrange(8)
     if how == 0 and len(words) > length:
         del words[random.randrange(length, len(words))]
@@ -146,13 +156,13 @@ def _flags(random: Random, base: Path, out: Path) -> Case:
     elif how == 2:
         words.insert(random.randrange(length, len(words) + 1), _argument(random))
     elif how == 3:
-        words += [random.choice(_WORD_FLAGS), _argument(random)]
+        words += [random.choice(names), _argument(random)]
     elif how == 4:
-        words.append(random.choice((*_NUMBER_FLAGS, *_WORD_FLAGS)))
+        words.append(random.choice((*numbers, *names)))
     else:
-        flag = random.choice(_NUMBER_FLAGS)
+        flag = random.choice(numbers)
         words += [flag, str(random.choice((*ODD_NUMBERS, "nan", "inf", "1_0", "0x1", "\u0663")))]
-    return Case(words)
+    return words
 
 
 def _argument(random: Random) -> str:
@@ -182,16 +192,33 @@ _NOTHING = (
     ("ask", "BASE/sources/photo.png --model BASE/vqa"),
     ("match", "BASE/sources/photo.png --model BASE/model"),
     ("demo", "--seed -1 -o OUT/demo"),
+    ("capfilt review", "BASE/scored.lance --verdicts SHEET"),
+    ("capfilt review", "BASE/scored.lance --verdicts BLANK"),
+    ("capfilt add-texts", "BASE/scored.lance HEADER --name other"),
+    ("capfilt add-texts", "BASE/scored.lance NONE --name other"),
+    ("index build", "OUT --model BASE/model"),
+    ("index update", "BASE/pairs.lance"),
+    ("index show", "BASE/sources/images"),
+    ("search", "BASE/indexed.lance"),
+    ("search", "BASE/pairs.lance dog"),
+    ("export", "OUT OUT/exported"),
 )
 
 
 def _nothing(random: Random, base: Path, out: Path) -> Case:
-    header = out / "header.csv"
-    header.write_text("image,caption\n")
+    files = {
+        "HEADER": "image,caption\n",
+        "SHEET": "key,image,source,text,verdict,edited\n",
+        "BLANK": "key,verdict\nrow01/web/0,\n",
+        "NONE": "",
+    }
+    for name, text in files.items():
+        (out / name).write_text(text)
     name, line = random.choice(_NOTHING)
     empty = out / "nothing"
     empty.mkdir()
-    return Case(_words(name, line, base, empty, HEADER=header), must_fail=True)
+    named = {name: out / name for name in files}
+    return Case(words_of(name, line, base, empty, **named), must_fail=True)
 
 
 def _file(random: Random, base: Path, out: Path) -> Case:
@@ -207,7 +234,7 @@ def _file(random: Random, base: Path, out: Path) -> Case:
         put_odd_file(random, file)
     else:
         file.write_bytes(damaged_bytes(random, good.read_bytes()))
-    return Case(_words(name, line, base, out, FILE=file))
+    return Case(words_of(name, line, base, out, FILE=file))
 
 
 def _source(random: Random, base: Path, out: Path) -> Case:
@@ -228,11 +255,11 @@ def _source(random: Random, base: Path, out: Path) -> Case:
     line = random.choice(("SOURCE OUT/t.lance", "SOURCE OUT/t.lance --json --ids sha256"))
     if random.random() < 0.2:
         return Case(
-            _words(
+            words_of(
                 "caption", "SOURCE --model BASE/captioner -o OUT/c.jsonl", base, out, SOURCE=source
             )
         )
-    return Case(_words("data import", line, base, out, SOURCE=source))
+    return Case(words_of("data import", line, base, out, SOURCE=source))
 
 
 def _on_table(random: Random, base: Path, out: Path, table: Path) -> Case:
@@ -241,13 +268,22 @@ def _on_table(random: Random, base: Path, out: Path, table: Path) -> Case:
     for made, good in ((recipe, "recipe.yaml"), (comparison, "compare.yaml")):
         text = (base / good).read_text().replace(str(base / "pairs.lance"), str(table))
         made.write_text(text.replace(str(base / "recipe.yaml"), str(recipe)))
-    words = _words(name, line, base, out, TABLE=table, RECIPE=recipe, COMPARE=comparison)
+    words = words_of(name, line, base, out, TABLE=table, RECIPE=recipe, COMPARE=comparison)
     if random.random() < 0.3 and name.split()[0] in ("data", "evaluate"):
         words.append("--json")
     return Case(words)
 
 
 def _foreign_table(random: Random, base: Path, out: Path) -> Case:
+    return _on_table(random, base, out, foreign_table(random, out))
+
+
+def _damaged_table(random: Random, base: Path, out: Path) -> Case:
+    damaged_table(random, base / "scored.lance", out / "t.lance")
+    return _on_table(random, base, out, out / "t.lance")
+
+
+def foreign_table(random: Random, out: Path) -> Path:
     """A Lance table of somebody else: one or two columns are missing, odd, or of another type."""
     values = {**columns(), **(scores() if random.random() < 0.7 else {})}
     for name in random.sample(sorted(values), random.choice((1, 1, 2))):
@@ -258,13 +294,12 @@ def _foreign_table(random: Random, base: Path, out: Path) -> Case:
     if random.random() < 0.05:
         values = {name: column.slice(0, 0) for name, column in values.items()}
     lance.write_dataset(pa.table(values), str(out / "t.lance"))
-    return _on_table(random, base, out, out / "t.lance")
+    return out / "t.lance"
 
 
-def _damaged_table(random: Random, base: Path, out: Path) -> Case:
+def damaged_table(random: Random, good: Path, table: Path) -> None:
     """A table of ours of which one file is damaged or gone."""
-    table = out / "t.lance"
-    shutil.copytree(base / "scored.lance", table)
+    shutil.copytree(good, table)
     for _ in range(random.choice((1, 1, 3))):
         file = random.choice([p for p in table.rglob("*") if p.is_file() and not p.is_symlink()])
         if random.random() < 0.3:
@@ -272,7 +307,6 @@ def _damaged_table(random: Random, base: Path, out: Path) -> Case:
             put_odd_file(random, file, with_pipes=file.suffix == ".manifest")
         else:
             file.write_bytes(damaged_bytes(random, file.read_bytes()))
-    return _on_table(random, base, out, table)
 
 
 _BOMB = "\n".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 9)}]" for n in range(1, 30))
@@ -326,15 +360,19 @@ def _yaml(random: Random, base: Path, out: Path) -> Case:
         damaged = damaged_value(random, values)
         text = dumped({"model": model, **damaged} if model else damaged)
     (out / "x.yaml").write_text(text, encoding="utf-8", errors="surrogatepass")
-    return Case(_words(name, line, base, out, FILE=out / "x.yaml"))
+    return Case(words_of(name, line, base, out, FILE=out / "x.yaml"))
 
 
 def _model(random: Random, base: Path, out: Path) -> Case:
-    """A model folder of which one file is damaged, or a file that is no model."""
     name, line = random.choice(list(_MODEL.items()))
     kind = {"caption": "captioner", "ask": "vqa"}.get(name, "model")
+    return Case(words_of(name, line, base, out, MODEL=damaged_model(random, base / kind, out)))
+
+
+def damaged_model(random: Random, good: Path, out: Path) -> Path:
+    """A model folder of which one file is damaged, or a file that is no model."""
     model = out / "m"
-    shutil.copytree(base / kind, model)
+    shutil.copytree(good, model)
     file = random.choice([p for p in model.rglob("*") if p.is_file()])
     if file.suffix == ".json" and random.random() < 0.8:
         file.write_text(dumped(damaged_value(random, json.loads(file.read_text()))))
@@ -344,8 +382,8 @@ def _model(random: Random, base: Path, out: Path) -> Case:
         file.write_bytes(damaged_bytes(random, file.read_bytes()))
     if random.random() < 0.2:
         model = out / random.choice(("x.pth", "x.safetensors", "x.bin", "x"))
-        model.write_bytes(damaged_bytes(random, (base / kind / "model.safetensors").read_bytes()))
-    return Case(_words(name, line, base, out, MODEL=model))
+        model.write_bytes(damaged_bytes(random, (good / "model.safetensors").read_bytes()))
+    return model
 
 
 def _runs(random: Random, base: Path, out: Path) -> Case:
@@ -375,7 +413,7 @@ def _runs(random: Random, base: Path, out: Path) -> Case:
         ("pretrain", "BASE/recipe.yaml RUNS/a --train.steps 1"),
         ("plan", "RUNS/a --gpu l4"),
     )
-    return Case(_words(*random.choice(commands), base, out, RUNS=folder))
+    return Case(words_of(*random.choice(commands), base, out, RUNS=folder))
 
 
 _MAKERS: dict[Callable[[Random, Path, Path], Case], int] = {
@@ -389,3 +427,9 @@ _MAKERS: dict[Callable[[Random, Path, Path], Case], int] = {
     _model: 6,
     _runs: 4,
 }
+
+COMMANDS = {
+    *(name.strip() for lines in (_TABLE, _MODEL, _FILE, _FLAGS) for name in lines),
+    *(name for name, _ in _NOTHING),
+}
+"""What the cases are of."""

@@ -133,6 +133,12 @@ def test_a_file_that_fits_nothing_leaves_the_table_as_it_was(
         add_texts(table.uri, file, "other")
     with pytest.raises(DataError, match="no such file"):
         add_texts(table.uri, tmp_path / "none.jsonl", "other")
+    file = written(tmp_path, {"name": "nobody", "text": "lost"})
+    with pytest.raises(DataError, match=r"no record .* and a text: .*fields \(name, text\)"):
+        add_texts(table.uri, file, "other")
+    file.write_text("")
+    with pytest.raises(DataError, match=r"no record .* and a text: it is empty"):
+        add_texts(table.uri, file, "other")
     with pytest.raises(RecipeError, match="cannot be the name of texts"):
         add_texts(table.uri, file, "a.b")
     assert PairTable.open(table.uri).version == version

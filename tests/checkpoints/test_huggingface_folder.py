@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.batches.transforms import IMAGE_MEAN
+from openblip.checkpoints import huggingface_processor
 from openblip.checkpoints.folder import FROM_HUGGINGFACE
 from openblip.checkpoints.huggingface import is_huggingface, read_huggingface
 from openblip.checkpoints.huggingface_config import HuggingFaceKind
@@ -289,6 +290,26 @@ class TestDamage:
         (folder / "tokenizer.json").unlink()
         with pytest.raises(CheckpointError, match=f"{folder}: the tokenizer cannot be read"):
             read_huggingface(folder)
+
+    def test_no_tokenizer_where_the_vocabulary_is_that_of_bert(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        (tmp_path / "hub").mkdir()
+        write_vocabulary(
+            tmp_path / "hub", [*WORDS, *(f"word{n}" for n in range(30522 - len(WORDS)))]
+        )
+        bert = TextTokenizer.from_file(tmp_path / "hub" / "vocab.txt")
+        folder = folder_of(peer("caption", bert), bert, tmp_path / "theirs")
+        expected = read_huggingface(folder)
+        (folder / "tokenizer.json").unlink()
+        # What it fetches is tested with the hub's client, in `test_hub.py`.
+        monkeypatch.setattr(
+            huggingface_processor, "fetch_bert_vocabulary", lambda: tmp_path / "hub" / "vocab.txt"
+        )
+        loaded = read_huggingface(folder)
+        assert loaded.tokenizer.pieces(["a dog runs"]) == expected.tokenizer.pieces(["a dog runs"])
+        assert loaded.tokenizer.special == expected.tokenizer.special
+        assert loaded.tokenizer.vocab_size == 30524
 
     @pytest.mark.parametrize("field", ["bos_token_id", "sep_token_id", "pad_token_id"])
     def test_ids_of_another_tokenizer(self, folder: Path, field: str) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.inference import Blip
 from openblip.model import TextConfig, VisionConfig
-from openblip.model.vqa import Vqa, VqaConfig
+from openblip.model.vqa import Nlvr, NlvrConfig, Vqa, VqaConfig
 
 from ..inference.conftest import TEXTS, draw_weights, make_med
 
@@ -42,6 +42,9 @@ def checkpoint(
     vqa = Vqa(VqaConfig(vision=vision, text=text))
     draw_weights(vqa, seed=3)
     Blip(vqa, tokenizer, "vqa", 32, 35).save(folder / "vqa")
+    nlvr = Nlvr(NlvrConfig(vision=vision, text=text))
+    draw_weights(nlvr, seed=4)
+    Blip(nlvr, tokenizer, "nlvr", 32, 35).save(folder / "nlvr")
     return lambda kind: str(folder / kind)
 
 

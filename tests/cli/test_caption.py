@@ -146,6 +146,19 @@ def test_every_setting_reaches_the_model(
     assert main([*words, "--image-size", "48"]) == 0
 
 
+def test_of_the_likeliest_token_alone_sampling_is_greedy(
+    photo: str, checkpoint, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    words = ["caption", photo, "--model", checkpoint("captioner"), "--format", "txt"]
+    sampled = ["--method", "nucleus", "--top-p", "1", "--seed", "3"]
+    written = []
+    for how in (["--method", "greedy"], [*sampled, "--top-k", "1"], sampled):
+        assert main([*words, *how]) == 0
+        written.append(capfdbinary.readouterr().out)
+    greedy, of_one, of_all = written
+    assert of_one == greedy != of_all
+
+
 def test_what_is_off_is_not_stored_so_that_older_files_go_on(photo: str, checkpoint) -> None:
     words = ["caption", photo, "--model", checkpoint("captioner"), "-o", "o.csv"]
     assert main(words) == 0
@@ -193,6 +206,68 @@ def test_every_file_of_a_folder_is_captioned_or_told(
     assert "3 captioned" in told
     assert "1 failed" in told
     assert "left out: 1 hidden (such as photos/.hidden.png), 1 not an image" in told
+
+
+def test_the_report_accounts_for_every_file(
+    photo: str, checkpoint, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(12):
+        (folder / f"{number:02d}.png").write_bytes(Path(photo).read_bytes())
+    (folder / "broken.jpg").write_bytes(b"no image")
+    (folder / "notes.docx").write_bytes(b"PK\x03\x04")
+    (folder / "more.docx").write_bytes(b"PK\x03\x04")
+    (folder / ".hidden.png").touch()
+    words = ["caption", "photos", "--model", checkpoint("captioner"), "-o", "o.jsonl"]
+    assert main([*words, "--json"]) == 1
+    output = capsys.readouterr()
+    found = json.loads(output.out)
+    assert found["num_seen"] == 16
+    assert (found["num_captioned"], found["num_failed"], found["num_known"]) == (12, 1, 0)
+    assert found["skipped"] == {"hidden": 1, "not an image": 2}
+    assert found["examples"]["hidden"] == [{"where": "photos/.hidden.png"}]
+    (failed,) = found["examples"]["failed"]
+    assert failed["where"] == "photos/broken.jpg"
+    assert failed["detail"]
+    assert "photos/broken.jpg: " in output.err
+    assert found["complete"]
+    assert found["seconds"] > 0
+    # All photos are the same one, and so are their captions.
+    line = json.loads(Path("o.jsonl").read_text().splitlines()[0])
+    text = line["captions"][0]["text"]
+    assert found["dominant"] == {"text": text, "count": 12, "of": 12}
+
+    # The same again finds all but one done.
+    assert main([*words, "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["num_seen"], found["num_captioned"], found["num_known"]) == (16, 0, 12)
+    assert found["dominant"] is None
+    assert main(["caption", "photos", *words[2:4], "--sidecar", "--json"]) == 1
+    assert json.loads(capsys.readouterr().out)["num_captioned"] == 12
+
+
+@pytest.mark.parametrize("words", [[], ["-o", "/dev/stdout"], ["--format", "txt"]])
+def test_the_report_does_not_mix_with_the_captions(
+    photo: str, words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["caption", photo, "--model", "nowhere", "--json", *words]) == 2
+    assert "give -o FILE or --sidecar with it" in capsys.readouterr().err
+
+
+def test_one_caption_for_nearly_all_is_told_at_the_end(
+    photo: str, checkpoint, tmp_path: Path, capfdbinary: pytest.CaptureFixture[bytes]
+) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    words = ["caption", "photos", "--model", checkpoint("captioner"), "--format", "txt"]
+    for count, is_told in ((9, False), (10, True)):
+        for number in range(count):
+            (folder / f"{number}.png").write_bytes(Path(photo).read_bytes())
+        assert main(words) == 0
+        told = capfdbinary.readouterr().err.decode().splitlines()
+        assert ("nearly all results are the same: 10 of 10 are" in told[-1]) is is_told
+        assert sum("nearly all" in line for line in told) == is_told
 
 
 def test_an_address_and_standard_input_are_named(

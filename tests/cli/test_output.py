@@ -8,6 +8,7 @@ import pytest
 
 from openblip.cli import main
 from openblip.cli.output import print_json, print_table
+from openblip.table.table import PairRow, PairTable
 
 # No model and no table of these names: whoever looks at them first says so.
 COMMANDS = {
@@ -19,8 +20,11 @@ COMMANDS = {
     "evaluate video": ["evaluate", "video", "m", "q", "v", "--results"],
     "evaluate classify": ["evaluate", "classify", "m", "t", "--results"],
     "data duplicates": ["data", "duplicates", "t", "--page"],
+    "data duplicates ": ["data", "duplicates", "t", "-o"],
     "runs": ["runs", "runs", "--page"],
     "capfilt report": ["capfilt", "report", "t", "-o"],
+    "capfilt review": ["capfilt", "review", "t", "--export-sample"],
+    "search": ["search", "t", "a dog", "--page"],
     "explain": ["explain", "photo.jpg", "a dog", "-o"],
     "convert": ["convert", "m", "--to", "original"],
 }
@@ -42,7 +46,7 @@ def test_a_file_that_cannot_be_written_is_told_first(
     flag = words[-1] if words[-1].startswith("-") else "DESTINATION"
     assert main([*words, place]) == 1
     told = capsys.readouterr().err.splitlines()
-    assert told[-1].startswith(f"openblip {name}: {flag} {place}: "), told
+    assert told[-1].startswith(f"openblip {name.strip()}: {flag} {place}: "), told
     assert (tmp_path / "file").read_text() == "precious"
 
 
@@ -99,3 +103,25 @@ def test_columns_of_wide_letters_stand_below_each_other(capsys):
     lines = capsys.readouterr().out.splitlines()
     # Of the Thai word a mark takes no place, of the Chinese one each letter two.
     assert lines == ["class  top-1", "狗      50.0", "กำลัง     7.5", "plane  100.0"]
+
+
+def test_names_of_others_tell_a_terminal_nothing(
+    photo: str, checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    red = "\x1b[31mred"
+    Path("many").mkdir()
+    Path("many", f"{red}.png").write_bytes(Path(photo).read_bytes())
+    Path("many", f"{red}.docx").touch()
+    PairTable.create("t.lance", [PairRow(id="a", image=b"x", captions=["a"])])
+    Path("texts.jsonl").write_text(
+        "\n".join(json.dumps(line) for line in ({"id": "a", "text": "a"}, {red: "b", "text": "b"}))
+    )
+    for words in (
+        ["caption", "many", "--model", checkpoint("captioner"), "-o", "c.jsonl"],
+        ["match", "many", "a", "--model", checkpoint("filter")],
+        ["capfilt", "add-texts", "t.lance", "texts.jsonl", "--name", "other"],
+    ):
+        assert main(words) == 0
+        output = capsys.readouterr()
+        assert "[31mred" in output.out + output.err
+        assert "\x1b" not in output.out + output.err

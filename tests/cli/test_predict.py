@@ -103,6 +103,41 @@ def test_a_captioner_asked_to_match_says_what_it_is(
     assert "(such as demo/filter)" in capsys.readouterr().err
 
 
+def test_one_answer_for_nearly_all_images_is_told_at_the_end(
+    photo: str, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("many").mkdir()
+    for number in range(10):
+        shutil.copy(photo, Path("many", f"{number}.png"))
+    words = [
+        "ask",
+        "many",
+        "is it night",
+        "--model",
+        checkpoint("vqa"),
+        "--candidates",
+        "yes",
+        "no",
+    ]
+    for json_too in ([], ["--json"]):
+        assert main([*words, *json_too]) == 0
+        output = capsys.readouterr()
+        (told,) = [line for line in output.err.splitlines() if "nearly all" in line]
+        assert told.startswith("openblip ask: nearly all results are the same: 10 of 10 are '")
+        assert "nearly all" not in output.out
+    # Of several questions each has its own line, which names it.
+    words.insert(3, "is it a dog")
+    assert main(words) == 0
+    told = [line for line in capsys.readouterr().err.splitlines() if "nearly all" in line]
+    assert [line.partition(" nearly")[0] for line in told] == [
+        "openblip ask: is it night",
+        "openblip ask: is it a dog",
+    ]
+    Path("many", "9.png").unlink()
+    assert main(words) == 0
+    assert "nearly all" not in capsys.readouterr().err
+
+
 def test_candidates_may_stand_in_a_file(
     photo: str, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,12 +8,20 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+
 import openblip
 from openblip.inference.loading import PUBLISHED
+from openblip.table.table import PairRow, PairTable
 
 from ..checkpoints.hub_server import serve_hub
 
 Checkpoint = Callable[[str], str]
+# Nothing is learnt, so that the weights are those of the start.
+TUNE = [
+    *("--train.steps=1", "--train.epochs=None", "--train.batch-size=1", "--train.device=cpu"),
+    *("--optimiser.lr=0", "--optimiser.weight-decay=0"),
+]
 
 
 # Several commands, each told when it has ended: the client reads its settings when it is imported,
@@ -51,12 +59,22 @@ def test_it_is_fetched_once_and_then_found_without_a_network(
     openblip.load(checkpoint("vqa"), "cpu").save_huggingface("published")
     files = {file.name: file.read_bytes() for file in Path("published").iterdir()}
     words = ["ask", photo, "is it night?", "--candidates", "yes", "no"]
-    with serve_hub(repositories={PUBLISHED["ask"]: files}) as hub:
-        online = run(words, hub.url)
-        assert "model.safetensors" in hub.fetched()
-    assert online.returncode == 0, online.stderr
+    openblip.load(checkpoint("captioner"), "cpu").save_huggingface("captioner")
+    others = {file.name: file.read_bytes() for file in Path("captioner").iterdir()}
+    row = PairRow("a", Path(photo).read_bytes(), captions=["a large dog"], origin="human")
+    PairTable.create("t.lance", [row])
+    # A training starts from a model of the hub, too.
+    tune = ["finetune", "captioner", "t.lance", "run", "--init-from", "org/other", *TUNE]
+    with serve_hub(repositories={PUBLISHED["ask"]: files, "org/other": others}) as hub:
+        online = start(["-c", COMMANDS], hub.url, json.dumps([words, tune]))
+        assert hub.fetched().count("model.safetensors") == 2
+    assert online.stderr.splitlines().count("0") == 2, online.stderr
+    begun = openblip.load("captioner", "cpu").model.state_dict()
+    trained = openblip.load("run", "cpu").model.state_dict()
+    assert all(torch.equal(trained[name], weight) for name, weight in begun.items())
     offline = run(words, "http://127.0.0.1:9", HF_HUB_OFFLINE="1")
-    assert (offline.returncode, offline.stdout) == (0, online.stdout)
+    assert offline.returncode == 0
+    assert online.stdout.startswith(offline.stdout)
 
 
 def test_offline_and_not_cached_the_error_says_what_to_do(photo: str) -> None:

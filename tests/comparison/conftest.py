@@ -22,7 +22,6 @@ models:
       train.steps: 2
       train.batch_size: 8
       tokenizer: train:300
-      objectives.queue_size: 16
   captioner:
     recipe: world_captioner
     init: noise
@@ -30,7 +29,7 @@ models:
   filter:
     recipe: world_filter
     init: noise
-    settings: {train.steps: 1, train.batch_size: 8, objectives.queue_size: 16}
+    settings: {train.steps: 1, train.batch_size: 8}
   both:
     label: CapFilt
     like: noise

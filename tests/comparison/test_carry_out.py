@@ -5,20 +5,47 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from openblip.batches.tokenizer import TextTokenizer
+from openblip.cli import main
 from openblip.comparison.carry_out import carry_out
 from openblip.comparison.graph import StageGraph
 from openblip.comparison.spec import read_spec
 from openblip.comparison.stages import Given, Order, Stage
+from openblip.inference import Blip, load
 from openblip.runtime.errors import DataError
 from openblip.table.reviews import ReviewLog, ReviewRecord, verdicts_digest
 from openblip.table.table import PairTable
 from openblip.training.recipe_file import read_recipe
 from openblip.world import WorldConfig, create_world
 
+from ..inference.conftest import TEXTS, make_med
 from .conftest import written
+
+FROM_A_FILE = """\
+title: From a file
+seeds: [0]
+data:
+  pairs: {{table: {table}}}
+models:
+  given: {{checkpoint: {model}}}
+  tuned:
+    recipe: captioner
+    init: given
+    settings:
+      train.steps: 1
+      train.epochs: null
+      train.batch_size: 2
+      train.device: cpu
+      optimiser.lr: 0.0
+      optimiser.weight_decay: 0.0
+tasks:
+  caption: {{task: caption}}
+tables:
+  - {{title: One, models: [tuned], figures: [caption.CIDEr]}}
+"""
 
 
 @pytest.fixture
@@ -134,3 +161,23 @@ def test_a_table_that_a_function_makes(tmp_path: Path, monkeypatch: pytest.Monke
     assert stage.result(root)["rows"] == 3  # type: ignore[index]
     table = PairTable.open(folder / "pairs.lance")
     assert table.take([0, 2], ["id"])["id"].to_pylist() == ["7-0", "7-2"]
+
+
+@pytest.mark.parametrize("layout", ["original", "huggingface"])
+def test_a_training_starts_from_a_model_of_any_layout(tmp_path: Path, layout: str) -> None:
+    tokenizer = TextTokenizer.train(TEXTS, 90)
+    med = make_med(tokenizer, heads=("lm",))
+    Blip(med, tokenizer, "captioner", 32, 30).save(tmp_path / "ours")
+    place = tmp_path / ("theirs.pth" if layout == "original" else "theirs")
+    assert main(["convert", str(tmp_path / "ours"), str(place), "--to", layout]) == 0
+    create_world(
+        tmp_path / "t.lance", WorldConfig(web_rows=2, human_rows=4, val_rows=2, test_rows=2)
+    )
+    spec = written(tmp_path, FROM_A_FILE.format(table=tmp_path / "t.lance", model=place))
+    stage = StageGraph(read_spec(spec)[0]).model("tuned", 0)
+    assert isinstance(stage, Stage)
+    carry_out(stage.write_order(tmp_path / "stages"))
+    # Nothing was learnt, so that the weights are those of the start.
+    trained = load(stage.folder(tmp_path / "stages") / "run", "cpu").model.state_dict()
+    begun = med.state_dict()
+    assert all(torch.equal(trained[name], weight) for name, weight in begun.items())

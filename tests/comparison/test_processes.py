@@ -1,6 +1,7 @@
 """Stages in several processes, some of which die."""
 
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,3 +53,28 @@ def test_a_process_that_dies_while_it_is_idle_fails_nothing(
     assert last.result(tmp_path)
     assert len(doomed) == jobs - first
     assert len(processes) == (jobs + 1 if first == 0 else jobs)
+
+
+@pytest.mark.parametrize(
+    ("wish", "expected"),
+    [
+        ({}, {"GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+    ],
+    ids=["by default", "as the user says"],
+)
+def test_threads_of_a_process_wait_without_spinning(
+    wish: dict[str, str],
+    expected: dict[str, str],
+    how_threads_wait: Callable[[int], dict[str, str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in wish.items():
+        monkeypatch.setenv(name, value)
+    worker = run._Worker(1, tmp_path)
+    try:
+        assert how_threads_wait(worker._process.pid) == expected
+    finally:
+        worker._process.kill()
+        worker.wait()

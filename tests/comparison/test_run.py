@@ -15,6 +15,7 @@ from openblip.comparison.run import Compared, ComparisonError, compare, read_com
 from openblip.runtime.errors import OpenBlipError
 from openblip.runtime.locks import only_here
 from openblip.table.table import PairTable
+from openblip.training.recipe_file import read_recipe
 
 from .conftest import TINY, written
 
@@ -29,6 +30,18 @@ def test_every_stage_is_finished_and_every_figure_measured(compared: Compared) -
     scores = compared.findings.scores("both", "caption.CIDEr")
     assert scores is not None
     assert (len(scores.seeds), scores.num_images) == (2, 16)
+
+
+def test_queues_fit_the_data_by_themselves(compared: Compared) -> None:
+    runs = [s for s in compared.findings.stages if s.kind == "train" and not s.name.startswith("c")]
+    sizes = [
+        read_recipe(
+            compared.folder / "stages" / run.folder / "run" / "recipe.yaml"
+        ).objectives.queue_size  # type: ignore[union-attr]
+        for run in runs
+    ]
+    assert sizes
+    assert max(sizes) <= 40
 
 
 def test_what_a_model_cannot_do_has_no_figure(compared: Compared) -> None:

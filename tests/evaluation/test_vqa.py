@@ -15,12 +15,14 @@ from openblip import metrics
 from openblip.batches.augmentation import Augmentation
 from openblip.batches.questions import frequent_answers
 from openblip.batches.tokenizer import TextTokenizer
+from openblip.evaluation import vqa as vqa_protocol
 from openblip.evaluation.vqa import answer_all, encode_for_questions, evaluate_vqa
 from openblip.inference import Blip, load
 from openblip.inference.answers import answer_each
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.recipes.finetune import vqa as vqa_recipe
 from openblip.runtime.errors import DataError, MissingHead
+from openblip.runtime.progress import Progress
 from openblip.table.table import PairRow, PairTable
 from openblip.training.run import train
 
@@ -55,6 +57,31 @@ def official(tmp_path: Path, world: PairTable) -> PairTable:
     ]
     several = [question(n, ["red"] * (n + 2) + ["no"] * (8 - n), **kinds[n % 2]) for n in range(6)]
     return make_table(tmp_path, world, [several[:3], several[3:4], [], several[4:]])
+
+
+def test_progress_is_shown_from_the_first_questions_on(
+    model: Blip, world: PairTable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    answer, update = vqa_protocol.answer_each, Progress.update
+
+    def answered(*given: object) -> object:
+        events.append("answered")
+        return answer(*given)  # type: ignore[arg-type]
+
+    def updated(self: Progress, num_done: int = 1, **more: object) -> None:
+        events.append("told")
+        update(self, num_done, **more)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(vqa_protocol, "answer_each", answered)
+    monkeypatch.setattr(Progress, "update", updated)
+    # All images are read in one batch, and have more questions than are ranked together.
+    asked = [[question(10 * image + n, ["red"]) for n in range(10)] for image in range(8)]
+    table = make_table(tmp_path, world, asked)
+    evaluate_vqa(model, table, candidates=frequent_answers(table, "test", 1))
+    assert events[:2] == ["answered", "told"]
+    assert events.count("answered") > 1
+    assert events.count("told") == 8
 
 
 def questions_of(table: PairTable) -> list[dict[str, object]]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -22,7 +23,7 @@ from openblip.inference.answers import read_questions
 from openblip.inference.export import MANIFEST_FILE, TOLERANCE, Exported, export
 from openblip.model import Med
 from openblip.model.vqa import Nlvr, NlvrConfig, Vqa
-from openblip.runtime.errors import CheckpointError, OpenBlipWarning, RecipeError
+from openblip.runtime.errors import CheckpointError, OpenBlipWarning, RecipeError, UnwritableError
 
 from ..deploy.conftest import _shapes_are_not_checked, exported
 from ..inference.conftest import make_med, make_relative
@@ -279,3 +280,17 @@ def test_the_command(
     (taken / "notes.txt").write_text("mine")
     assert main(["export", str(exported.folder), str(taken)]) == 1
     assert "--overwrite" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_disk_without_room_is_told_and_nothing_is_left(blip: Blip, tmp_path: Path) -> None:
+    folder = tmp_path / "graphs"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    try:
+        with pytest.raises(UnwritableError, match=f"^{folder}: cannot be written") as error:
+            export(blip, folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert len(str(error.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import multiprocessing
 import os
 import signal
 from collections import Counter
@@ -14,11 +15,12 @@ import pytest
 
 from openblip.jobs.ledger import Entry, Ledger, Store, open_store
 from openblip.jobs.lock import JobLock, JobLockedError
-from openblip.jobs.pools import ThisMachine, open_pool
+from openblip.jobs.pools import ManyProcesses, RayCluster, ThisMachine, open_pool
 from openblip.jobs.run import Run, View
 from openblip.jobs.units import Event, Kind, Result, Unit, UnitDone
 from openblip.runtime.errors import DataError, OpenBlipError, RecipeError
 
+ROOT = Path(__file__).resolve().parents[2]
 COUNTING = Kind(name="counting", title="counting", things="files", suffix="json")
 
 
@@ -213,3 +215,56 @@ def test_each_process_gets_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ThisMachine(processes=2, device="cuda:1").devices() == ["cuda:1"] * 2
     with pytest.raises(RecipeError, match="--processes 0"):
         ThisMachine(processes=0)
+
+
+WAITING = [
+    ({}, {"GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}),
+    ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
+]
+
+
+@pytest.mark.parametrize(("wish", "expected"), WAITING, ids=["by default", "as the user says"])
+def test_threads_of_a_workers_process_wait_without_spinning(
+    job: CountingJob,
+    wish: dict[str, str],
+    expected: dict[str, str],
+    how_threads_wait: Callable[[int], dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name, value in wish.items():
+        monkeypatch.setenv(name, value)
+    pool = ManyProcesses(job, ["cpu"], 10.0)
+    try:
+        pool.idle(1)  # starts it
+        (process,) = multiprocessing.active_children()
+        assert process.pid is not None
+        assert how_threads_wait(process.pid) == expected
+    finally:
+        pool.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("wish", "expected"), WAITING, ids=["by default", "as the user says"])
+def test_threads_of_rays_workers_wait_without_spinning(
+    job: CountingJob,
+    wish: dict[str, str],
+    expected: dict[str, str],
+    how_threads_wait: Callable[[int], dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("ray")
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), str(ROOT)]))
+    for name, value in wish.items():
+        monkeypatch.setenv(name, value)
+    pool = open_pool(job, RayCluster(workers=1), 10.0)
+    try:
+        # What the cluster has been started with would reach its workers, too.
+        for name in expected:
+            monkeypatch.delenv(name, raising=False)
+        for name, value in wish.items():
+            monkeypatch.setenv(name, value)
+        while not (names := pool.idle(1)):
+            list(pool.reports(1.0))
+        assert how_threads_wait(int(names[0].rpartition(":")[2])) == expected
+    finally:
+        pool.close()

@@ -1,9 +1,10 @@
-"""Accuracy worked by hand."""
+"""Accuracy worked by hand; a result that is the same for nearly all examples is named."""
 
 import numpy as np
 import pytest
 
-from openblip.metrics.accuracy import class_accuracy, class_ranks
+from openblip.metrics import accuracy
+from openblip.metrics.accuracy import Dominant, Tally, class_accuracy, class_ranks, dominant
 from openblip.runtime.errors import DataError
 
 SCORES = [[0.9, 0.5, 0.1], [0.9, 0.5, 0.1], [0.2, 0.3, 0.8]]
@@ -35,3 +36,35 @@ def test_images_without_a_known_class_are_refused() -> None:
         class_ranks(SCORES, [[0], [3], [1]])
     with pytest.raises(DataError, match="lists 2 images"):
         class_ranks(SCORES, [[0], [1]])
+
+
+@pytest.mark.parametrize(
+    ("counts", "expected"),
+    [
+        ({"yes": 2786, "no": 2}, Dominant("yes", 2786, 2788)),
+        ({"yes": 19, "no": 1}, Dominant("yes", 19, 20)),
+        ({"yes": 18, "no": 2}, None),
+        ({"yes": 9}, None),
+        ({"": 10}, Dominant("", 10, 10)),
+        ({}, None),
+    ],
+)
+def test_what_nearly_all_results_say(counts: dict[str, int], expected: Dominant | None) -> None:
+    assert dominant(text for text, count in counts.items() for _ in range(count)) == expected
+
+
+def test_it_is_told_in_one_short_line() -> None:
+    told = "nearly all results are the same: 2,786 of 2,788 are 'yes'"
+    assert str(Dominant("yes", 2786, 2788)) == told
+    assert len(str(Dominant("a dog " * 99, 10, 10))) < 140
+
+
+def test_any_number_of_different_results_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accuracy, "_MOST_TEXTS", 50)
+    tally = Tally()
+    for number in range(400):
+        tally.add(f"caption {number}")
+        for _ in range(20):
+            tally.add("a dog")
+    assert tally.dominant == Dominant("a dog", 8000, 8400)
+    assert len(tally._counts) == 50

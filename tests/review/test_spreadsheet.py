@@ -108,6 +108,9 @@ def test_files_that_are_none_are_named(session: ReviewSession, tmp_path: Path) -
     path.write_text('key,verdict\n"r1/web/0,right\n')
     with pytest.raises(DataError, match="is no CSV"):
         read_sheet(session, path, "ann")
+    path.write_text("key,verdict\n\n")
+    with pytest.raises(DataError, match=r"x\.csv: no text stands below its first line; export"):
+        read_sheet(session, path, "ann")
     path.write_bytes(b"key,verdict\n\xff\xfe\n")
     with pytest.raises(DataError, match="not UTF-8"):
         read_sheet(session, path, "ann")
@@ -136,5 +139,9 @@ def test_a_hostile_caption_is_no_formula(tmp_path: Path, jpeg: Callable[..., byt
         for row in rows:
             row["verdict"] = "right"
 
-    assert read_sheet(session, path, "ann") == SheetReport(0, 0, len(texts))
+    # All lines are those of the review, but nobody has judged.
+    with pytest.raises(
+        DataError, match=rf"csv: none of its {len(texts)} texts has a verdict; write"
+    ):
+        read_sheet(session, path, "ann")
     assert read_sheet(session, filled(path, judge), "ann").recorded == len(texts)

@@ -239,7 +239,31 @@ from openblip.world import WorldConfig, create_world
 table = create_world(place.parent / "table", WorldConfig(web_rows=9, human_rows=9, image_size=64))
 view = CaptionView(sources=("web", "human"))
 """
+MODEL = """
+import torch
+from openblip.batches.tokenizer import TextTokenizer
+from openblip.model import Med, MedConfig
+tokenizer = TextTokenizer.train(["a red wall"] * 3, 40)
+med = Med(MedConfig.preset("tiny", vocab_size=tokenizer.vocab_size, image_size=32))
+"""
+TASK = f"""{MODEL}
+from openblip.objectives.pretrain import PretrainObjectives, PretrainTask
+from openblip.training.checkpoint import CheckpointWriter, RunState
+from openblip.training.parallelism import Processes
+task = PretrainTask(med, tokenizer.special, PretrainObjectives(queue_size=4), 0)
+optimiser = torch.optim.AdamW(task.student.parameters())
+state = RunState(step=3)
+"""
+CHECKPOINT = """
+with CheckpointWriter(Processes(), tokenizer, max_tokens=20) as writer:
+    writer.write(place / "step-00000003", task, optimiser, state)
+"""
 FULL = {
+    "model": (
+        f"{MODEL}\nfrom openblip.checkpoints.folder import save_folder",
+        "save_folder(place, med, tokenizer, 'pretrain', 20)",
+    ),
+    "checkpoint": (TASK, CHECKPOINT),
     "safetensors": (
         "import torch; from openblip.checkpoints.original import write_original",
         "write_original(place.with_suffix('.safetensors'), {'w': torch.zeros(9999)})",

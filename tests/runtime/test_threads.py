@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,3 +66,21 @@ def test_processes_of_a_machine_share_its_cores(
     if processes is not None:
         monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
     assert default_threads() == threads
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("wish", "expected"), [({}, "0"), ({"GOMP_SPINCOUNT": "1000"}, "1000")])
+def test_so_do_those_of_the_processes_that_torchrun_starts(
+    tmp_path: Path, wish: dict[str, str], expected: str
+) -> None:
+    (tmp_path / "command.py").write_text(SEEN)
+    environment = {name: value for name, value in os.environ.items() if name not in NAMES}
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launcher, str(tmp_path / "command.py")],
+        env={**environment, **wish},
+        text=True,
+        capture_output=True,
+        check=True,
+    )
+    assert done.stdout.count(f"['{expected}', ") == 2

@@ -13,7 +13,7 @@ from PIL import Image
 from pyarrow import parquet
 
 from openblip.cli import main
-from openblip.runtime.errors import DataError, OpenBlipError
+from openblip.runtime.errors import DataError, OpenBlipError, OpenBlipWarning
 from openblip.sources import import_pairs
 from openblip.sources.export import FORMATS, WRITERS, ExportReport, export_pairs
 from openblip.sources.export_formats import write_jsonl
@@ -446,3 +446,11 @@ def test_every_further_score_of_a_text_is_written(
     meta = _reimported(tmp_path / "out")[key]["meta"]
     assert meta["caption_score_right"] == [0.5, 0.5, 0.125]
     assert meta["caption_score_common"] == [0.5, 0.5, None]
+
+
+def test_a_source_that_contributes_nothing_is_warned_of(
+    bootstrapped: PairTable, tmp_path: Path
+) -> None:
+    view = CaptionView(sources=("human", "web"), itm=1.0)
+    with pytest.warns(OpenBlipWarning, match=r"none of \d web texts counts at itm=1\.0 "):
+        export_pairs(bootstrapped, tmp_path / "out", "jsonl", view, show_progress=False)

@@ -1,6 +1,5 @@
 import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,6 @@ from openblip.sources.row_images import (
     row_image,
     stream_images,
 )
-from openblip.table import storage
 from openblip.table.table import PairRow, PairTable
 
 
@@ -84,27 +82,21 @@ def test_an_image_of_a_table_that_cannot_be_read_is_named(
         next(streamed)
 
 
-@pytest.fixture
-def without_extra(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """As if the packages for object stores were not installed."""
-    monkeypatch.setitem(sys.modules, "obstore", None)
-    storage._read_settings.cache_clear()
-    yield
-    storage._read_settings.cache_clear()
-
-
-@pytest.mark.usefixtures("without_extra")
+@pytest.mark.usefixtures("without_cloud")
 def test_without_the_extra_an_address_costs_its_row_alone() -> None:
     with pytest.raises(DataError, match=r"s3://b/x\.jpg: .*pip install 'openblip\[cloud\]'"):
         row_image({"id": "a", "image": None, "image_uri": "s3://b/x.jpg"})
 
 
-@pytest.mark.usefixtures("without_extra")
+@pytest.mark.usefixtures("without_cloud")
 def test_work_that_can_leave_no_row_out_asks_for_the_extra_before_it_begins(tmp_path: Path) -> None:
     rows = [PairRow(id="a", image=b"x"), PairRow(id="b", image_uri="s3://b/x.jpg")]
     table = PairTable.create(tmp_path / "t.lance", rows)
     with pytest.raises(MissingExtra, match=r"row 1 of .*, s3://b/x\.jpg: .*'openblip\[cloud\]'"):
         check_reachable(table)
+    check_reachable(table, [0])
+    with pytest.raises(MissingExtra, match="row 1 of"):
+        check_reachable(table, np.array([1]))
     check_reachable(PairTable.create(tmp_path / "u.lance", rows[:1]))
 
 

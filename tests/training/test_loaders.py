@@ -5,14 +5,16 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
 from openblip.batches.step_loader import spread
 from openblip.batches.text import Cleaning
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.runtime.errors import DataError, RecipeError
+from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
 from openblip.table.table import PairRow, PairTable
+from openblip.table.views import CaptionView
 from openblip.training.recipe import DataConfig, MixedTable, Recipe
 from openblip.training.run import train
 
@@ -179,3 +181,25 @@ def test_all_processes_see_the_verdicts_of_the_first_though_people_go_on(
         rows.append([part.index.rows.tolist() for part in resolved_parts(data, tables)])
     assert rows == [[[0]], [[0]]]
     assert sent[1] is None
+
+
+def test_a_source_that_contributes_nothing_to_a_run_is_warned_of(
+    make_recipe: MakeRecipe, tmp_path: Path
+) -> None:
+    recipe = make_recipe(steps=1)
+    table = PairTable.open(recipe.data.table)
+    rows = table.take(range(8), ["id", "image", "captions", "origin"]).to_pylist()
+    mixed = PairTable.create(
+        tmp_path / "mixed.lance",
+        [PairRow(**{**row, "origin": "web" if n < 2 else "human"}) for n, row in enumerate(rows)],
+    )
+    scores = [[0.1, 0.2] if n < 2 else None for n in range(8)]
+    mixed.add_columns(pa.table({"captions_itm": pa.array(scores, pa.list_(pa.float32()))}))
+    view = CaptionView(sources=("human", "web"), itm=0.5)
+    recipe = replace(
+        recipe,
+        data=replace(recipe.data, table=mixed.uri, view=view),
+        objectives=replace(recipe.objectives, queue_size=4),
+    )
+    with pytest.warns(OpenBlipWarning, match=r"none of 4 web texts counts at itm=0\.5 "):
+        train(recipe, tmp_path / "run", quiet=True)

@@ -208,6 +208,9 @@ def _matched(
 ) -> "tuple[pa.ChunkedArray, AddedTexts]":
     rows, ambiguous, matched = _rows_of(table, found)
     unknown = [key for key in (*found.of_id, *found.of_image) if key not in matched]
+    if not (found.of_id or found.of_image):
+        why = found.refused[0] if found.refused else "it is empty"
+        raise DataError(f"{file}: no record in it has an id or an image, and a text: {why}")
     if not rows:
         ids = table.take([0], ["id"])["id"].to_pylist() if len(table) else []
         raise DataError(

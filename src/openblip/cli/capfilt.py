@@ -9,7 +9,7 @@ import tyro
 
 from openblip.cli.data import WithoutName
 from openblip.cli.flags import Backend, DecodingFlags, WorkerFlags
-from openblip.cli.output import check_outputs, print_json, print_table
+from openblip.cli.output import check_outputs, print_json, print_table, printable
 from openblip.runtime.ranges import Count, Finite, NotNegative, Positive, Seed, Share
 
 if TYPE_CHECKING:
@@ -186,7 +186,7 @@ def add_texts(
     }
     for what, left in told.items():
         if left.count:
-            print(f"{what}: {left}", file=sys.stderr)
+            print(f"{what}: {printable(str(left))}", file=sys.stderr)
     if added.repeated:
         print(f"texts given twice, taken once: {added.repeated:,}", file=sys.stderr)
     if added.of_people:

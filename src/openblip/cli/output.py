@@ -15,8 +15,8 @@ from openblip.runtime.documents import with_nulls
 from openblip.runtime.errors import DataError, RecipeError, UnwritableError, one_line
 
 if TYPE_CHECKING:
-    from openblip.evaluation.results import Dominant
     from openblip.inference.many_images import ImageCounts
+    from openblip.metrics.accuracy import Dominant
 
 _HEAD_BYTES = 8192
 
@@ -75,10 +75,15 @@ def is_binary(path: Path) -> bool:
         return b"\0" in stream.read(_HEAD_BYTES)
 
 
+def printable(text: str) -> str:
+    """A name, or another text of somebody else, without what would change a terminal."""
+    return "".join(mark if mark.isprintable() else "?" for mark in text)
+
+
 def print_each(name: str, columns: Sequence[str]) -> None:
     """A line about one of many images, its columns divided by tabs, written at once."""
     plain = [" ".join(column.split()) for column in (name, *columns)]
-    print("\t".join(plain), flush=True)
+    print("\t".join(map(printable, plain)), flush=True)
 
 
 def end_of_each(prog: str, counts: "ImageCounts") -> int:

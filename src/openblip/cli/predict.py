@@ -1,22 +1,26 @@
 """`openblip caption`, `match`, `ask` and `explain`."""
 
+import os
 import sys
 import warnings
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from openblip.cli.flags import Backend, DecodingFlags
+from openblip.cli.flags import Backend, DecodingFlags, UsageError
 from openblip.cli.output import (
     check_texts,
     complain,
+    dominant_json,
     end_of_each,
     print_each,
     print_json,
     print_table,
+    printable,
 )
 from openblip.runtime.atomic import check_output
 from openblip.runtime.errors import OpenBlipWarning, RecipeError
@@ -26,7 +30,7 @@ if TYPE_CHECKING:
     from openblip.inference import Answer, Blip, Match
     from openblip.inference.encoding import FirstTokenName
     from openblip.inference.image_sources import ImageSources
-    from openblip.inference.many_images import CaptionSettings, CaptionTarget
+    from openblip.inference.many_images import CaptionJobResult, CaptionSettings, CaptionTarget
 
 _DECODING = DecodingFlags()
 DtypeName = Literal["float32", "bfloat16", "float16", "int8"]
@@ -52,6 +56,7 @@ def caption(
     dtype: DtypeName = "float32",
     device: str | None = None,
     backend: Backend | None = None,
+    json: bool = False,
 ) -> int:
     """Caption any number of images; one line of JSON an image on standard output, or in a file.
 
@@ -83,6 +88,7 @@ def caption(
         device: cpu, cuda, mps; by default the best that there is.
         backend: what computes the model on a processor in the place of PyTorch: ONNX Runtime, also
             in 8-bit integers, or OpenVINO.
+        json: with -o or --sidecar: print as JSON what became of the images, and what was left out.
     """
     from openblip.inference.loading import PUBLISHED, source_of
     from openblip.inference.many_images import CaptionSettings, CaptionTarget
@@ -91,6 +97,11 @@ def caption(
         raise RecipeError(
             "--given is about one image: give one image file, or write the texts of many into a "
             "table and let `openblip capfilt run --given web` read them"
+        )
+    if json and not sidecar and (output is None or _is_standard_output(output)):
+        raise UsageError(
+            "--json is about the captions, which go to standard output themselves: give -o FILE or "
+            "--sidecar with it"
         )
     settings = CaptionSettings(
         model=source_of(model or PUBLISHED["caption"], backend, dtype),
@@ -104,7 +115,13 @@ def caption(
         device=device,
     )
     target = CaptionTarget(file=output, form=format, sidecar=sidecar, overwrite=overwrite)
-    return _caption(paths, split, settings, target, batch_size)
+    return _caption(paths, split, settings, target, batch_size, json)
+
+
+def _is_standard_output(output: Path) -> bool:
+    from openblip.runtime.atomic import is_stream
+
+    return is_stream(output) and os.path.samestat(output.stat(), os.fstat(1))
 
 
 def _is_one_file(paths: tuple[str, ...]) -> bool:
@@ -119,6 +136,7 @@ def _caption(
     settings: "CaptionSettings",
     target: "CaptionTarget",
     batch_size: int,
+    json: bool,
 ) -> int:
     from openblip.inference.image_sources import ImageSources, left_out_text
     from openblip.inference.many_images import caption_images
@@ -137,6 +155,17 @@ def _caption(
         )
     except BrokenPipeError:
         return 1  # whoever reads, such as `head`, has read enough
+    if json:
+        print_json(_caption_report(result, sources))
+    else:
+        _tell_captioned(result, left_out_text(sources.left_out))
+    if result.interrupted:
+        print(f"interrupted; {_what_next(target)}", file=sys.stderr)
+        return 130
+    return 1 if result.failed or result.empty else 0
+
+
+def _tell_captioned(result: "CaptionJobResult", left_out: str) -> None:
     empty = f" ({result.empty:,} of them empty)" if result.empty else ""
     print(
         f"{result.captioned:,} captioned{empty}, {result.failed:,} failed, "
@@ -144,12 +173,32 @@ def _caption(
         f"{result.rate:,.1f} images/s",
         file=sys.stderr,
     )
-    if sources.left_out:
-        print(f"left out: {left_out_text(sources.left_out)}", file=sys.stderr)
-    if result.interrupted:
-        print(f"interrupted; {_what_next(target)}", file=sys.stderr)
-        return 130
-    return 1 if result.failed or result.empty else 0
+    if left_out:
+        print(f"left out: {printable(left_out)}", file=sys.stderr)
+    if result.dominant is not None:
+        complain("openblip caption", result.dominant)
+
+
+def _caption_report(result: "CaptionJobResult", sources: "ImageSources") -> dict[str, object]:
+    """What became of all that was seen, in the words of the report of an import."""
+    left_out = sources.left_out
+    skipped = {reason: found.count for reason, found in left_out.items()}
+    examples = {reason: [{"where": found.example}] for reason, found in left_out.items()}
+    if result.failures:
+        examples["failed"] = [asdict(failure) for failure in result.failures]
+    done = result.captioned + result.failed + result.skipped
+    return {
+        "num_seen": done + sum(skipped.values()),
+        "num_captioned": result.captioned,
+        "num_empty": result.empty,
+        "num_known": result.skipped,
+        "num_failed": result.failed,
+        "skipped": skipped,
+        "examples": examples,
+        "seconds": result.seconds,
+        "complete": not result.interrupted,
+        **dominant_json(result.dominant),
+    }
 
 
 def _what_next(target: "CaptionTarget") -> str:
@@ -335,8 +384,13 @@ def _ask_each(
     json: bool,
 ) -> int:
     from openblip.inference.many_images import answer_each_image
+    from openblip.metrics.accuracy import Tally
+
+    given = [Tally() for _ in questions]
 
     def tell(name: str, answers: "list[list[Answer]]") -> None:
+        for tally, ranked in zip(given, answers, strict=True):
+            tally.add(ranked[0].text)
         if json:
             found = [_as_json(*each, top) for each in zip(questions, answers, strict=True)]
             print_json({"image": name, "answers": found})
@@ -355,6 +409,10 @@ def _ask_each(
         candidates=candidates,
         show_progress=not sys.stdout.isatty(),
     )
+    for question, tally in zip(questions, given, strict=True):
+        if tally.dominant is not None:
+            about = f"{question} " if len(questions) > 1 else ""
+            complain("openblip ask", f"{about}{tally.dominant}")
     return end_of_each("openblip ask", counts)
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from openblip.cli.flags import Backend, UsageError, WorkerFlags
-from openblip.cli.output import check_outputs, print_json, print_table
+from openblip.cli.output import check_outputs, print_json, print_table, printable
 from openblip.runtime.progress import duration
 from openblip.runtime.ranges import Count, CountOrNone, Positive, Share
 
@@ -138,7 +138,7 @@ def _print_report(report: "IndexReport", json: bool, has_worked: bool = True) ->
         told += f", {report.unreadable:,} of them with images that cannot be read"
     print(f"rows    {told}")
     for reason in report.reasons:
-        print(f"        {_plain(reason)}")
+        print(f"        {printable(reason)}")
     if report.unreadable > len(report.reasons):
         print(f"        and {report.unreadable - len(report.reasons):,} more")
     vectors = report.vectors
@@ -147,7 +147,7 @@ def _print_report(report: "IndexReport", json: bool, has_worked: bool = True) ->
         covers = f"{vectors.kind} over {vectors.num_rows:,} rows"
     print(f"vectors {covers}")
     if report.left_out:
-        print(f"left out: {_plain(report.left_out)}", file=sys.stderr)
+        print(f"left out: {printable(report.left_out)}", file=sys.stderr)
     return code
 
 
@@ -247,14 +247,9 @@ def _print_found(found: "Found", outdated: int, json: bool, csv: bool) -> None:
         return
     if found.nothing:
         print(f"nothing found above {found.threshold:g}; nearest:")
-    shown = [[_plain(hit.id), _number(hit.itm), _number(hit.itc)] for hit in found.hits]
+    shown = [[printable(hit.id), _number(hit.itm), _number(hit.itc)] for hit in found.hits]
     print_table(["image", "match probability (ITM)", "ITC cosine"], shown)
 
 
 def _number(value: float | None, none: str = "-") -> str:
     return none if value is None else f"{value:.4f}"
-
-
-def _plain(name: str) -> str:
-    """A name without what would change a terminal."""
-    return "".join(mark if mark.isprintable() else "?" for mark in name)

@@ -15,14 +15,16 @@ from torch import Tensor
 from openblip.batches.images import every_image
 from openblip.batches.shuffle import named_seed
 from openblip.evaluation.java_metrics import JavaPrograms
-from openblip.evaluation.results import Dominant, UnitScores, dominant, save_json, unit_scores
+from openblip.evaluation.results import UnitScores, save_json, unit_scores
 from openblip.inference import Blip, Decoding
 from openblip.inference.captions import Caption
+from openblip.metrics.accuracy import Dominant, dominant
 from openblip.metrics.caption import CaptionScores, caption_scores
 from openblip.runtime.errors import DataError
 from openblip.runtime.progress import Progress
 from openblip.runtime.ranges import Count, Seed, check_ranges
 from openblip.sources.coco import CocoIds
+from openblip.sources.row_images import check_reachable
 from openblip.table.rows import read_meta
 from openblip.table.table import PairTable
 from openblip.table.views import split_rows
@@ -113,6 +115,7 @@ def evaluate_caption(
 
     Raises:
         DataError: the split is empty, or an image cannot be read.
+        MissingExtra: an image lies in an object store, whose packages are not installed.
         MissingHead: the model has no LM head.
         RecipeError: a number is too small.
     """
@@ -128,6 +131,7 @@ def evaluate_caption(
     ids = list(references)
     if not ids:
         raise DataError(f"{table.uri}: no row of the split {split!r} has a caption")
+    check_reachable(table, rows)
     blip.warn_of_unknown_words([settings.prompt], "prompts")
     images = every_image(table, rows, settings.batch_size, blip.image_size)
     written = dict(zip(ids, _written(blip, images, ids, settings), strict=True))

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from openblip.batches.text import Cleaning
-from openblip.evaluation.results import Dominant, UnitScores, dominant, unit_scores
+from openblip.evaluation.results import UnitScores, unit_scores
 from openblip.evaluation.retrieval import (
     can_match,
     candidates,
@@ -29,10 +29,10 @@ from openblip.evaluation.settings import ClassificationSettings
 from openblip.inference import Blip, Embedder
 from openblip.inference.encoding import embed_images
 from openblip.inference.image_sources import image_batches
-from openblip.metrics.accuracy import class_accuracy, class_ranks
+from openblip.metrics.accuracy import Dominant, class_accuracy, class_ranks, dominant
 from openblip.runtime.errors import DataError, MissingHead
 from openblip.runtime.progress import Progress
-from openblip.sources.row_images import stream_images
+from openblip.sources.row_images import check_reachable, stream_images
 from openblip.table.rows import read_meta
 from openblip.table.table import PairTable
 
@@ -104,6 +104,7 @@ def evaluate_classification(
 
     Raises:
         DataError: the split has no labels, an excluded one is unknown, or an image is unreadable.
+        MissingExtra: an image lies in an object store, whose packages are not installed.
         RecipeError: a template has no place for the name, or `k` is negative.
         MissingHead: the model cannot do it.
     """
@@ -121,6 +122,7 @@ def evaluate_classification(
         )
     started = time.perf_counter()
     images = read_labels(table, split, label_field, exclude)
+    check_reachable(table, images.rows)
     prompts = class_prompts(images.classes, templates, cleaning_of(model))
     cosines, scores = _rank(model, table, images, prompts, settings)
     right = images.classes_of_image

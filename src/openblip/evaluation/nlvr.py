@@ -11,14 +11,15 @@ from torch import Tensor
 
 from openblip.batches.image_pairs import ImagePair, ImagePairIndex
 from openblip.batches.images import every_image_of
-from openblip.evaluation.results import Dominant, UnitScores, dominant, summed_units
+from openblip.evaluation.results import UnitScores, summed_units
 from openblip.evaluation.settings import NlvrSettings
 from openblip.inference import Blip
 from openblip.inference.matching import compare_images
-from openblip.metrics.accuracy import consistent_sentences, image_set, nlvr
+from openblip.metrics.accuracy import Dominant, consistent_sentences, dominant, image_set, nlvr
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.errors import DataError
 from openblip.runtime.progress import Progress
+from openblip.sources.row_images import check_reachable
 from openblip.table.table import PairTable
 
 
@@ -69,6 +70,7 @@ def evaluate_nlvr(
 
     Raises:
         DataError: there are no pairs, two have one identifier, or an image cannot be read.
+        MissingExtra: an image lies in an object store, whose packages are not installed.
         MissingHead: the model does not compare images.
         RecipeError: a number is too small.
     """
@@ -76,6 +78,7 @@ def evaluate_nlvr(
     started = time.perf_counter()
     index = ImagePairIndex.resolve(table, split)
     _check_distinct(index.pairs, table.uri)
+    check_reachable(table, np.union1d(index.first_rows, index.second_rows))
     clean = blip.tokenizer.cleaning.caption
     texts = [clean(pair.sentence, settings.max_words) for pair in index.pairs]
     parts: list[Tensor] = []

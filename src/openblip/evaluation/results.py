@@ -1,12 +1,10 @@
-"""What protocols have in common of their results: files, scores image by image, and a warning.
+"""What protocols have in common of their results: files, and scores image by image.
 
 Scores are kept per independent unit, so that a metric can be given with an interval and compared.
-Where a model says the same of nearly everything, its figures need to be read with that.
 """
 
 import csv
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,38 +78,6 @@ def _cell(value: Any) -> Any:
     if isinstance(value, list):
         value = "; ".join(map(str, value))
     return guarded(encodable(value)) if isinstance(value, str) else value
-
-
-_SHARE = 0.95
-# Of few examples the right answers may be all the same.
-_LEAST = 10
-_LONGEST = 60
-
-
-@dataclass(frozen=True)
-class Dominant:
-    """What a model says of nearly all examples."""
-
-    text: str
-    count: int
-    """Examples of which it says so."""
-    of: int
-    """Examples."""
-
-    def __str__(self) -> str:
-        """One line for people."""
-        text = self.text if len(self.text) <= _LONGEST else f"{self.text[:_LONGEST]}..."
-        return f"nearly all results are the same: {self.count:,} of {self.of:,} are {text!r}"
-
-
-def dominant(texts: Iterable[str]) -> Dominant | None:
-    """What at least 95 % of ten or more results say; None where there is no such text."""
-    counts = Counter(texts)
-    total = counts.total()
-    if total < _LEAST:
-        return None
-    ((text, count),) = counts.most_common(1)
-    return Dominant(text, count, total) if count >= _SHARE * total else None
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,7 @@ from openblip.metrics import retrieval
 from openblip.model import ImageMemory
 from openblip.runtime.errors import DataError, TextTruncated
 from openblip.runtime.progress import Progress
-from openblip.sources.row_images import stream_images
+from openblip.sources.row_images import check_reachable, stream_images
 from openblip.table.table import PairTable
 from openblip.table.views import split_rows
 
@@ -158,12 +158,14 @@ def evaluate_retrieval(
 
     Raises:
         DataError: the split is empty or an image cannot be read.
+        MissingExtra: an image lies in an object store, whose packages are not installed.
         MissingHead: the model has no ITC head.
         RecipeError: a number is too small.
     """
     settings = RetrievalSettings(k=k, batch_size=batch_size, max_words=max_words, ranking=ranking)
     started = time.perf_counter()
     gallery = read_gallery(table, split, max_words, cleaning_of(model))
+    check_reachable(table, gallery.rows)
     with torch.inference_mode():
         image_embeds = model.embed_images(stream_images(table, gallery.rows), batch_size)
         cosines = image_embeds @ embed_protocol_texts(model, gallery.texts).T

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openblip.batches.video import Clip, iterate_clips
-from openblip.evaluation.results import Dominant, UnitScores, dominant, retrieval_units
+from openblip.evaluation.results import UnitScores, retrieval_units
 from openblip.evaluation.retrieval import (
     candidates,
     embed_protocol_texts,
@@ -24,6 +24,7 @@ from openblip.inference import Blip
 from openblip.inference.answers import Answer
 from openblip.inference.encoding import embed_images
 from openblip.metrics import image_ranks, retrieval
+from openblip.metrics.accuracy import Dominant, dominant
 from openblip.runtime.errors import DataError
 from openblip.runtime.progress import Progress
 

@@ -14,21 +14,16 @@ from torch import Tensor
 
 from openblip.batches.images import every_image
 from openblip.batches.questions import Question, QuestionIndex
-from openblip.evaluation.results import (
-    Dominant,
-    UnitScores,
-    dominant,
-    official_id,
-    save_json,
-    summed_units,
-)
+from openblip.evaluation.results import UnitScores, official_id, save_json, summed_units
 from openblip.evaluation.settings import VqaSettings
 from openblip.inference import Answer, Blip
 from openblip.inference.answers import AnswerList, answer_each
+from openblip.metrics.accuracy import Dominant, dominant
 from openblip.metrics.vqa import VqaScores, vqa_scores
 from openblip.metrics.wups import WordNet, items_of, wups_scores
 from openblip.runtime.errors import DataError, TextTruncated
 from openblip.runtime.progress import Progress
+from openblip.sources.row_images import check_reachable
 from openblip.table.table import PairTable
 
 # As many answers has each question of VQA v2.
@@ -99,6 +94,7 @@ def evaluate_vqa(
     Raises:
         DataError: there is no question, two have one id, an image cannot be read, or WUPS is
             asked for where questions have several answers or none, or WordNet is not there.
+        MissingExtra: an image lies in an object store, whose packages are not installed.
         MissingHead: the model answers no questions.
         RecipeError: a number is too small, or the list of candidates is empty.
     """
@@ -108,6 +104,7 @@ def evaluate_vqa(
     index = QuestionIndex.resolve(table, split, with_answers=False)
     questions = index.read(np.arange(len(index)))
     rows, image_of = np.unique(index.rows, return_inverse=True)
+    check_reachable(table, rows)
     keys = distinct_keys(questions, table.uri)
     if settings.wups:
         _check_single_answers(questions, table, split)

@@ -42,11 +42,13 @@ from openblip.inference.image_sources import (
 )
 from openblip.inference.loading import load
 from openblip.inference.matching import Match
+from openblip.metrics.accuracy import Dominant, Tally
 from openblip.runtime.atomic import check_output, is_stream, open_stream
 from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
 from openblip.runtime.interruption import Interruption
 from openblip.runtime.locks import only_one
 from openblip.runtime.progress import Progress
+from openblip.sources.report import Example
 from openblip.table.rows import IdSet
 
 Result = TypeVar("Result")
@@ -54,6 +56,8 @@ Tell = Callable[[str, Result], None]
 """Gets the name of an image, and what there is to tell of it."""
 Report = Callable[[str], None]
 """Is told why an image failed; the others are worked on."""
+# Of what failed: a result is kept, and shown, whole.
+_MAX_EXAMPLES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,6 +142,10 @@ class CaptionJobResult:
     """Time since the first image was read, without loading the model."""
     interrupted: bool
     """A signal stopped the job; what is finished was written."""
+    failures: tuple[Example, ...] = ()
+    """The first few of the images that failed."""
+    dominant: Dominant | None = None
+    """The first caption of nearly all images of this call, if there is such a one."""
 
     @property
     def rate(self) -> float:
@@ -207,6 +215,8 @@ class _Job:
         self._progress, self._report = progress, report
         self._captioned = self._failed = self._skipped = self._empty = 0
         self._names, self._marks = IdSet(), IdSet()
+        self._failures: list[Example] = []
+        self._texts = Tally()
 
     def run(self, sources: ImageSources, batch_size: int) -> CaptionJobResult:
         """Work until no image is left or a signal comes."""
@@ -228,12 +238,19 @@ class _Job:
         self._output.close(is_complete=not is_interrupted)
         seconds = time.perf_counter() - started
         return CaptionJobResult(
-            self._captioned, self._failed, self._skipped, self._empty, seconds, is_interrupted
+            self._captioned,
+            self._failed,
+            self._skipped,
+            self._empty,
+            seconds,
+            is_interrupted,
+            tuple(self._failures),
+            self._texts.dominant,
         )
 
     def _finish(self, blip: Blip, batch: TriedBatch[SourceImage]) -> None:
-        for _, error in batch.failures:
-            self._fail(str(error))
+        for image, error in batch.failures:
+            self._fail(image.name, str(error))
         if batch.items:
             settings = self._settings
             captions = blip.generate(
@@ -251,6 +268,7 @@ class _Job:
             self._output.write(written)
             self._captioned += len(written)
             for name, _, own in written:
+                self._texts.add(own[0].text)
                 if not any(caption.text for caption in own):
                     self._empty += 1
                     self._report(f"{name}: the caption is empty: {own[0].reason}")
@@ -262,7 +280,8 @@ class _Job:
         if not self._names.add(name):
             return self._skip()
         if not self._marks.add(mark):
-            self._fail(f"{name}: another image has the same place in the output, {mark}; rename it")
+            place = f"another image has the same place in the output, {mark}"
+            self._fail(name, f"{name}: {place}; rename it")
             self._progress.update(1)
             return False
         return not self._output.has(mark) or self._skip()
@@ -272,8 +291,10 @@ class _Job:
         self._progress.skip()
         return False
 
-    def _fail(self, why: str) -> None:
+    def _fail(self, name: str, why: str) -> None:
         self._failed += 1
+        if len(self._failures) < _MAX_EXAMPLES:
+            self._failures.append(Example(name, why.removeprefix(f"{name}: ")))
         self._report(why)
 
 

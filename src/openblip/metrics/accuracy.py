@@ -1,8 +1,13 @@
-"""Accuracy: of ranked classes, and of NLVR2 with its consistency as its official script does."""
+"""Accuracy: of ranked classes, and of NLVR2 with its consistency as its official script does.
+
+Where a model says the same of nearly everything, its figures need to be read with that: `dominant`
+tells.
+"""
 
 import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -106,3 +111,58 @@ def image_set(identifier: str) -> str:
     """What examples that share images have in common; the identifier where it does not say."""
     found = _IDENTIFIER.fullmatch(identifier)
     return found["set"] if found else identifier
+
+
+_SHARE = 0.95
+# Of few examples the right answers may be all the same.
+_LEAST = 10
+_LONGEST = 60
+# Captions of a large collection are nearly all different: what they are must not fill the memory.
+_MOST_TEXTS = 10_000
+
+
+@dataclass(frozen=True)
+class Dominant:
+    """What a model says of nearly all examples."""
+
+    text: str
+    count: int
+    """Examples of which it says so."""
+    of: int
+    """Examples."""
+
+    def __str__(self) -> str:
+        """One line for people."""
+        text = self.text if len(self.text) <= _LONGEST else f"{self.text[:_LONGEST]}..."
+        return f"nearly all results are the same: {self.count:,} of {self.of:,} are {text!r}"
+
+
+class Tally:
+    """Counts results as they come, however many there are, for the one that covers nearly all."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+        self._total = 0
+
+    def add(self, text: str) -> None:
+        """Count a result."""
+        self._total += 1
+        # A text that so many others come before is not what the model says of nearly everything.
+        if text in self._counts or len(self._counts) < _MOST_TEXTS:
+            self._counts[text] += 1
+
+    @property
+    def dominant(self) -> Dominant | None:
+        """What at least 95 % of ten or more results say; None where there is no such text."""
+        if self._total < _LEAST:
+            return None
+        ((text, count),) = self._counts.most_common(1)
+        return Dominant(text, count, self._total) if count >= _SHARE * self._total else None
+
+
+def dominant(texts: Iterable[str]) -> Dominant | None:
+    """What at least 95 % of ten or more results say; None where there is no such text."""
+    tally = Tally()
+    for text in texts:
+        tally.add(text)
+    return tally.dominant

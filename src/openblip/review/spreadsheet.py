@@ -65,7 +65,8 @@ def read_sheet(session: ReviewSession, path: Path, reviewer: str) -> SheetReport
     """Records the verdicts of a file, all of them or none.
 
     Raises:
-        DataError: a line is not as it should be; names it and the remedy.
+        DataError: a line is not as it should be, or there is no verdict in any; names it and the
+            remedy.
         UnwritableError, StorageError: they cannot be recorded.
     """
     own = session.standing(reviewer)
@@ -96,6 +97,16 @@ def read_sheet(session: ReviewSession, path: Path, reviewer: str) -> SheetReport
             unchanged += 1
         else:
             fresh.append((reviewer, item.key, verdict, edited))
+    if not lines:
+        raise DataError(
+            f"{path}: no text stands below its first line; export the sample again "
+            "(--export-sample) and fill in its column verdict"
+        )
+    if not fresh and not unchanged:
+        raise DataError(
+            f"{path}: none of its {blank:,} texts has a verdict; write "
+            f"{' or '.join(get_args(Verdict))} into its column verdict, and save it"
+        )
     return SheetReport(session.record_all(fresh), unchanged, blank)
 
 

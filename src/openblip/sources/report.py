@@ -337,7 +337,10 @@ class ExportReport:
             lines.append(f"left out, no text admitted: {self.num_without_text:,}")
         if self.num_unreadable:
             lines.append(f"left out, image unreadable: {self.num_unreadable:,}")
-            lines += [f"  {example.where}: {example.detail}" for example in self.unreadable]
+            lines += [
+                f"  {_shown(example.where)}: {_shown(example.detail)}"
+                for example in self.unreadable
+            ]
         if self.format == "coco" and set(self.num_texts) - {"web"}:
             # What an import takes texts for of which nothing is said.
             lines.append(

@@ -112,10 +112,14 @@ def stream_images(
     return ordered_map(row_image, image_rows(table, rows), threads, num_ahead=threads + 2)
 
 
-def check_reachable(table: "PairTable") -> None:
+def check_reachable(table: "PairTable", rows: Sequence[int] | np.ndarray | None = None) -> None:
     """Check, before work that can leave no row out, that there is what its images are read with.
 
     Costs a scan of the column `image_uri`, and only where the extra for object stores is missing.
+
+    Args:
+        table: where the images are.
+        rows: numbers of those that the work reads; by default all.
 
     Raises:
         MissingExtra: an image lies in an object store; names the row.
@@ -128,13 +132,14 @@ def check_reachable(table: "PairTable") -> None:
         missing = error
     else:
         return
-    start = 0
-    for batch in table.scan(["image_uri"]):
-        for place, uri in enumerate(batch["image_uri"].to_pylist(), start):
-            if uri is not None and is_object_address(uri):
-                where = f"row {place} of {table.uri}, {uri}"
-                raise MissingExtra(f"{where}: {_lack(missing)}") from missing
-        start += batch.num_rows
+    column = ["image_uri"]
+    parts = table.scan(column) if rows is None else [table.take(rows, column)]
+    numbers = range(len(table)) if rows is None else rows
+    uris = (uri for part in parts for uri in part["image_uri"].to_pylist())
+    for row, uri in zip(numbers, uris, strict=True):
+        if uri is not None and is_object_address(uri):
+            where = f"row {row} of {table.uri}, {uri}"
+            raise MissingExtra(f"{where}: {_lack(missing)}") from missing
 
 
 def read_image_file(path: Path) -> bytes:
