@@ -79,8 +79,8 @@ KEYS = """() => {
   }).observe(document.querySelector(".stage"), { childList: true });
 }"""
 
-# From the start of the navigation to the frames in which the first text and the first picture of the
-# grid stand: what a driver of the browser needs to see them is not in it.
+# From the start of the navigation to the frames in which the first text and the first picture of
+# the grid stand: what a driver of the browser needs to see them is not in it.
 SHOWN = """() => {
   window.shown = {};
   const wanted = { texts: ".cell .cell-text", picture: ".cell img.is-there" };
@@ -91,7 +91,8 @@ SHOWN = """() => {
       requestAnimationFrame(() => setTimeout(() => { window.shown[name] = performance.now(); }));
     }
   };
-  new MutationObserver(look).observe(document, { childList: true, subtree: true, attributes: true });
+  const all = { childList: true, subtree: true, attributes: true };
+  new MutationObserver(look).observe(document, all);
 }"""
 
 # Bytes of the page and all that is no picture, and of pictures.
