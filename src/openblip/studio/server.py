@@ -32,7 +32,11 @@ def listen(host: str, port: int) -> socket.socket:
     """
     try:
         ((family, _, _, _, address), *_) = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        return socket.create_server(address[:2], family=family, backlog=128)
+        sock = socket.create_server(address[:2], family=family, backlog=128)
+        # asyncio does so for sockets that name their protocol alone. Connections inherit it; else
+        # the body of an answer waits 40 ms until its head is acknowledged.
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return sock
     except PermissionError as error:
         raise OpenBlipError(f"port {port} is not allowed: give another one with --port") from error
     except OSError as error:
