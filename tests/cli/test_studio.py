@@ -1,5 +1,6 @@
 """`openblip studio` as a command: what it refuses, what it prints, how it ends."""
 
+import json
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from openblip.cli import main
+from openblip.table.table import PairRow, PairTable
 
 # A room whose answers take a minute: one sleeps, one multiplies in PyTorch.
 SLOW = """
@@ -31,7 +33,8 @@ def computing(asked):
 
 def slow(studio):
     return [routes.get("/api/sleeping", lambda asked: time.sleep(60)),
-            routes.get("/api/computing", computing)]
+            routes.get("/api/computing", computing),
+            routes.get("/api/modules", lambda asked: {"modules": list(sys.modules)})]
 
 app.ROOMS = (*app.ROOMS, app.Room("slow", "Slow", slow))
 from openblip.cli import main
@@ -85,6 +88,16 @@ def test_it_prints_its_address_answers_and_ends_by_ctrl_c() -> None:
     assert code == 130
     assert seconds < 5  # a second, where the machine is not busy otherwise
     assert "Traceback" not in errors
+
+
+def test_pytorch_comes_with_the_first_model(tmp_path: Path) -> None:
+    PairTable.create(tmp_path / "t.lance", [PairRow("a", image_uri="a.jpg", captions=["a dog"])])
+    with started(str(tmp_path / "t.lance"), "--captioner", "no/such/model") as (_, address):
+        for path in ("", "api/rows", "api/rows/0", "api/capfilt", "api/modules"):
+            with urllib.request.urlopen(f"{address}{path}", timeout=60) as answer:
+                told = answer.read()
+    # Its 130 MB are most of what a studio without a model would take.
+    assert "torch" not in json.loads(told)["modules"]
 
 
 @pytest.mark.parametrize("what", ["sleeping", "computing"])

@@ -48,7 +48,6 @@ def studio(
             Runtime, also in 8-bit integers, or OpenVINO.
     """
     check_studio()
-    from openblip.checkpoints.reading import with_backend
     from openblip.studio.app import Studio
     from openblip.studio.guard import Access
     from openblip.studio.models import Models, Role
@@ -59,6 +58,8 @@ def studio(
         raise RecipeError(f"--runs {runs} is no folder: give one with training runs")
     named: dict[Role, str | None] = {"captioner": captioner, "filter": filter, "vqa": vqa}
     if backend is not None:
+        from openblip.checkpoints.reading import with_backend
+
         named = {role: source and with_backend(source, backend) for role, source in named.items()}
     models = Models(named, device)
 
