@@ -66,14 +66,14 @@ class Models:
             MissingHead: none was given, or it is one that only embeds.
             CheckpointError: it cannot be read.
         """
-        from openblip.inference import Blip
-
         source = self._sources.get(role)
         if source is None:
             raise MissingHead(
                 f"no model that {ROLES[role]} was given: start the studio with --{role} MODEL"
             )
         with self.using_source(source) as model:
+            from openblip.inference import Blip
+
             if not isinstance(model, Blip):
                 raise MissingHead(
                     f"{source} embeds pictures and texts and does nothing else: start the studio "
@@ -124,10 +124,11 @@ class Models:
     def _loaded(self, slot: _Slot) -> "Embedder":
         """The model of a slot whose lock is held; one that could not be read is tried again."""
         if slot.model is None:
-            from openblip.inference.embedder import load_embedder
-
+            # Before PyTorch is imported, which for the first model takes longer than the model.
             slot.state, slot.error = "loading", ""
             try:
+                from openblip.inference.embedder import load_embedder
+
                 slot.model = load_embedder(slot.source, self.device)
             # Ctrl-C too: else the page would say for ever that it is loading.
             except BaseException as error:
