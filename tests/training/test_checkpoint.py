@@ -191,6 +191,27 @@ def test_after_a_rewind_no_later_checkpoint_stays_not_even_as_the_best(tmp_path:
     assert steps_in(store) == ["last", step_name(6)]
 
 
+def test_a_kill_within_a_removal_leaves_no_half_of_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(path: Path) -> None:
+        next(Path(path).iterdir()).unlink()
+        raise KeyboardInterrupt
+
+    store = CheckpointStore(tmp_path)
+    for step in (3, 6, 9):
+        (tmp_path / step_name(step)).mkdir()
+        for name in ("weights", "state"):
+            (tmp_path / step_name(step) / name).touch()
+    with monkeypatch.context() as patch:
+        patch.setattr("openblip.training.checkpoint.shutil.rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            store.point(last=9, best=None)
+    assert all(len(list(path.iterdir())) == 2 for path in store.by_step().values())
+    store.point(last=9, best=None)
+    assert steps_in(store) == ["last", step_name(9)]
+
+
 def test_what_a_killed_process_left_is_no_checkpoint(tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path)
     assert store.latest() is None

@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self
+from uuid import uuid4
 
 import torch
 
@@ -107,11 +108,16 @@ class CheckpointStore:
         kept = {(self.folder / link).resolve().name for link in ("last", "best")}
         before = [path.name for step, path in self.by_step().items() if step <= last]
         kept.update(before[-self._num_last :])
-        # Names with a dot are what a killed process left unfinished.
-        for path in (*self.folder.glob("step-*"), *self.folder.glob(".*")):
+        for path in self.folder.glob("step-*"):
+            if path.name not in kept:
+                # It loses its name first: killed within the removal, a folder would bear it that
+                # is not complete.
+                path.rename(path.with_name(f".{path.name}.{uuid4().hex[:8]}.removed"))
+        # Names with a dot are that, and what a killed process left unfinished.
+        for path in self.folder.glob(".*"):
             if path.is_symlink():
                 path.unlink()
-            elif path.name not in kept:
+            else:
                 shutil.rmtree(path)
 
     def _link(self, link: str, target: str) -> None:
