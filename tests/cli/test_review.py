@@ -114,7 +114,7 @@ def test_json_has_progress_estimates_and_certificate(
     assert main([*words, "--verdicts", str(sheet)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["progress"]["judged_by_me"] == found["estimates"]["labels"] == 50
-    assert found["sheet"] == {"recorded": 50, "unchanged": 0, "blank": 0}
+    assert found["sheet"] == {"recorded": 50, "unchanged": 0, "blank": 0, "cleared": 0}
     assert found["certificate"]["labels"] == 50
     point = found["estimates"]["current"]
     assert point["precision"]["low"] < point["precision"]["value"] < point["precision"]["high"]

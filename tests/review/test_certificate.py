@@ -80,6 +80,15 @@ def test_where_too_little_is_right_more_labels_are_said_to_be_of_no_use() -> Non
     assert "would not help" in str(found)
 
 
+def test_a_handful_of_labels_decides_nothing() -> None:
+    design, labels = separating().review(400, seed=0)
+    for right in ([1.0, 1.0, 0.0, 1.0], [0.0, 1.0]):
+        few = replace(labels.first(len(right)), right=np.array(right))
+        found = certify(design, few, 0.5, 0.9)
+        assert found.threshold is None
+        assert "would not help" not in str(found)
+
+
 def test_a_false_hypothesis_is_not_refuted_more_often_than_the_confidence_allows() -> None:
     """Precision is just below the target at every threshold, and every label is watched."""
     population = useless(2000)

@@ -145,3 +145,46 @@ def test_a_hostile_caption_is_no_formula(tmp_path: Path, jpeg: Callable[..., byt
     ):
         read_sheet(session, path, "ann")
     assert read_sheet(session, filled(path, judge), "ann").recorded == len(texts)
+
+
+def test_a_sheet_of_another_review_is_refused(session: ReviewSession, tmp_path: Path) -> None:
+    path = tmp_path / "sample.csv"
+    write_sheet(session, path, "ann")
+
+    def judge(rows: list[dict[str, str]]) -> None:
+        for row in rows:
+            row["verdict"] = "right"
+
+    new = filled(path, judge)
+    other = ReviewSession.open(session.table, ReviewSettings(size=30, by="accepted"))
+    with pytest.raises(DataError, match=r"it is of the review threshold-.*--export-sample"):
+        read_sheet(other, new, "ann")
+    assert read_sheet(session, new, "ann").recorded == 30
+
+
+def test_each_review_has_its_own_verdict_on_a_text(session: ReviewSession) -> None:
+    other = ReviewSession.open(session.table, ReviewSettings(size=30, by="source"))
+    shared = [item.key for item in session.items if item.key in {one.key for one in other.items}]
+    assert shared
+    session.record("ann", shared[0], "right")
+    other.record("ann", shared[0], "wrong")
+    assert session.standing("ann")[shared[0]].verdict == "right"
+    assert other.standing("ann")[shared[0]].verdict == "wrong"
+    # What somebody thinks of a text is what they said last, wherever.
+    (record,) = ReviewLog.of(session.table.uri).standing()
+    assert record.verdict == "wrong"
+
+
+def test_a_verdict_whose_cell_was_emptied_stands_and_is_counted(
+    session: ReviewSession, tmp_path: Path
+) -> None:
+    path = tmp_path / "sample.csv"
+    for item in session.items[:2]:
+        session.record("ann", item.key, "wrong")
+    write_sheet(session, path, "ann")
+
+    def clear(rows: list[dict[str, str]]) -> None:
+        rows[0]["verdict"] = ""
+
+    report = read_sheet(session, filled(path, clear), "ann")
+    assert (report.unchanged, report.cleared) == (1, 1)

@@ -334,3 +334,19 @@ def test_a_linked_folder_has_the_split_of_its_target(tmp_path: Path, jpeg: Jpeg)
     (source / "more").symlink_to(tmp_path / "far" / "test")
     report, _ = _import(source)
     assert report.splits == {"train": 1, "test": 1}
+
+
+@pytest.mark.parametrize("name", ["out.csv", "captions.jsonl", "captions.json"])
+def test_what_a_captioner_wrote_there_is_not_what_people_say(tmp_path: Path, name: str) -> None:
+    row = {"out.csv": "image,caption,logprob\na.png,machine,-1\n"}.get(name)
+    row = row or json.dumps({"image": "a.png", "caption": "machine"})
+    files = {"a.png": _png(), "a.txt": "a person's", name: row, f"{name}.settings.json": "{}"}
+    report, rows = _import(_write(tmp_path / "photos", files))
+    assert [row["captions"] for row in rows] == [["a person's"]]
+    assert "import it itself" in str(report.examples["other file"])
+
+
+def test_labels_beside_images_with_texts_are_no_captions(tmp_path: Path) -> None:
+    files = {"in/a.png": _png(), "in/a.txt": "a text", "labels.json": '{"in/a.png": "dog"}'}
+    _, rows = _import(_write(tmp_path / "photos", files))
+    assert [row["captions"] for row in rows] == [["a text"]]

@@ -214,17 +214,30 @@ def test_a_text_that_has_changed_since_it_was_imported_is_told_and_not_taken(
     report = import_pairs(source, tmp_path / "t", again=True, show_progress=False)
     assert report.skipped == {
         "already in the table": 3,
-        "already in the table, with other texts": 1,
+        "already in the table, with other texts or in another split": 1,
     }
     assert (report.num_rows, report.num_known) == (0, 4)
-    (example,) = report.examples["already in the table, with other texts"]
+    (example,) = report.examples["already in the table, with other texts or in another split"]
     assert example.where.endswith("images/1.jpg")
-    told = "id 'images/1.jpg' is in the table with other texts; here: 'text 1', 'and more'"
-    assert example.detail == told
+    told = "in the table with other texts or in another split; here: 'text 1', 'and more', train"
+    assert example.detail == f"id 'images/1.jpg' is {told}"
     assert "rows stay as they are" in report.to_text()
     assert "into a new table" in report.to_text()
     assert _texts(tmp_path / "t")["images/1.jpg"] == "text 1"
     assert PairTable.open(tmp_path / "t").take([1]).to_pylist()[0]["captions"] == ["text 1"]
+
+
+def test_a_split_that_has_changed_is_told_too(
+    tmp_path: Path, write_jsonl: Callable[..., Path]
+) -> None:
+    records = [{"image": f"images/{n}.jpg", "captions": [f"text {n}"]} for n in range(2)]
+    source = write_jsonl(records)
+    import_pairs(source, tmp_path / "t", show_progress=False)
+    records[1]["split"] = "test"
+    (source / "captions.jsonl").write_text("\n".join(map(json.dumps, records)))
+    report = import_pairs(source, tmp_path / "t", again=True, show_progress=False)
+    ((_, (example,)),) = [one for one in report.examples.items() if "another split" in one[0]]
+    assert example.detail.endswith("here: 'text 1', test")
 
 
 def test_a_text_whose_characters_were_replaced_is_told(

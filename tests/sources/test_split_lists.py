@@ -47,6 +47,8 @@ def _import(folder: Path, **told: Any) -> tuple[ImportReport, dict[str, str]]:
         ("test.csv", "filename,label\nb.jpg,1\nd.jpg,2\n"),
         ("splits/test.json", '["b.jpg", "d.jpg"]'),
         ("splits.json", '{"train": ["a.jpg"], "test": ["b.jpg", "d"], "version": 1}'),
+        ("splits.json", '{"b.jpg": "test", "img/d.jpg": "testing"}'),
+        ("splits/test.txt", "# held out\nb.jpg\nd.jpg\n# end\n"),
     ],
 )
 def test_a_list_with_the_name_of_a_split_says_it_of_its_images(
@@ -128,6 +130,14 @@ def test_other_texts_say_nothing(photos: Path, jpeg: Jpeg, name: str, content: s
     (photos / name).write_text(content, encoding="latin-1")
     report, _ = _import(photos)
     assert report.splits == {"train": 5}
+
+
+def test_a_list_of_a_split_that_names_nothing_here_is_told_as_that(photos: Path) -> None:
+    (photos / "splits").mkdir()
+    (photos / "splits" / "test.txt").write_text("b.png\nd.png\n")
+    report, _ = _import(photos)
+    (example,) = report.examples["other file"]
+    assert example.detail.startswith("called as the list of a split, and no line of it names")
 
 
 def test_a_list_of_validation_and_test_says_nothing_that_could_be_believed(photos: Path) -> None:

@@ -212,6 +212,13 @@ def test_the_root_of_a_source(tmp_path: Path) -> None:
         ({"is_train": False, "is_val": 1}, "val"),
         ({"is_train": False, "is_val": 0}, "is_train: false"),
         ({"is_train": True, "is_test": True}, "train (is_train) and test (is_test)"),
+        ({"is_test": "t"}, "test"),
+        ({"is_val": "Y"}, "val"),
+        ({"meta": {"is_train": False}}, "is_train: false"),
+        (
+            {"split": "train", "meta": {"is_train": False}},
+            "train (split) and not train (meta.is_train)",
+        ),
         ({"split": "train", "is_test": False}, "train"),
     ],
 )

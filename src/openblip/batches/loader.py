@@ -176,7 +176,8 @@ class PairLoader(StepLoader[Batch]):
             raise DataError(
                 f"an epoch has {self.mixture.pairs_per_epoch:g} rows of {tables}, less than one "
                 f"global batch of {batch_size} x {world_size} = {self._global_size}: lower the "
-                f"batch size, or admit more ({'; '.join(self.mixture.summary())})"
+                "batch size (--train.batch-size), or admit more "
+                f"({'; '.join(self.mixture.summary())})"
             )
 
     def use_states(self, states_of: StatesOf) -> None:

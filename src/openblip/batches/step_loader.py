@@ -310,7 +310,8 @@ class ExampleLoader(StepLoader[BatchT], Generic[BatchT, IndexT]):
         if len(index) < self._global_size:
             raise DataError(
                 f"{index.table.uri} has {len(index)} {self.noun} in the split {index.split!r}, "
-                f"less than one global batch of {self._global_size}: lower the batch size"
+                f"less than one global batch of {self._global_size}: lower the batch size "
+                "(--train.batch-size)"
             )
 
     def use_states(self, states_of: StatesOf) -> None:

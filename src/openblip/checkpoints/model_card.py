@@ -88,8 +88,7 @@ def note_evaluation(source: str, found: Evaluation) -> None:
     run = _run_of(source)
     if run is None or not found.metrics:
         return
-    place = {"step": _step_of(source), "data": Path(found.data.rstrip("/")).name}
-    line = json_text(with_nulls(vars(found) | place)) + "\n"
+    line = json_text(with_nulls(vars(found) | {"step": _step_of(source)})) + "\n"
     try:
         # One write at the end of the file: lines of evaluations side by side do not mix.
         with (run / EVALUATIONS_FILE).open("a", encoding="utf-8") as stream:
@@ -213,6 +212,7 @@ def _logged(log: Path, until: int | None) -> Iterator[Sequence[str]]:
 def _evaluations(source: str) -> Iterator[Sequence[str]]:
     """What was found of this very checkpoint; of evaluations that were told the same, the last."""
     run, step = _run_of(source), _step_of(source)
+    # By the whole address of the data: two tables may have one name.
     latest: dict[tuple[str, ...], dict[str, Any]] = {}
     for entry in _entries(run / EVALUATIONS_FILE) if run is not None else ():
         metrics, settings = entry.get("metrics"), entry.get("settings")
@@ -221,8 +221,10 @@ def _evaluations(source: str) -> Iterator[Sequence[str]]:
             told += [f"computed by {entry['backend']}"] if entry.get("backend") else []
             names = (str(entry.get(name)) for name in ("task", "data", "split"))
             latest[(*names, ", ".join(told))] = metrics
-    for key, metrics in latest.items():
-        yield *key, ", ".join(f"{name} {_figure(value)}" for name, value in metrics.items())
+    for (task, data, split, told_of), metrics in latest.items():
+        figures = ", ".join(f"{name} {_figure(value)}" for name, value in metrics.items())
+        # Where it lies is nobody else's business.
+        yield task, Path(data.rstrip("/")).name, split, told_of, figures
 
 
 def _figure(value: object) -> str:

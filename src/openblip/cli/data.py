@@ -155,7 +155,7 @@ def _hint(report: ImportReport, ids: str) -> None:
             "table: its images then go by the hash of their bytes",
             file=sys.stderr,
         )
-    if Reason.MISSING_CAPTION in report.skipped and not report.num_rows:
+    if Reason.MISSING_CAPTION in report.skipped and not (report.num_rows or report.num_known):
         print(
             "none of these images has a caption; --without-captions imports them all the same",
             file=sys.stderr,

@@ -77,8 +77,7 @@ def review(
     session = ReviewSession.open(PairTable.open(table), settings, partly_is_right=partly_is_right)
     report = None if verdicts is None else read_sheet(session, verdicts, name)
     if report is not None:
-        told = f"{report.recorded:,} verdicts recorded, {report.unchanged:,} were there"
-        print(f"{verdicts}: {told}, {report.blank:,} texts have none", file=sys.stderr)
+        print(f"{verdicts}: {report}", file=sys.stderr)
     if export_sample is not None:
         count = write_sheet(session, export_sample, name)
         print(f"{export_sample}: {count:,} texts to judge", file=sys.stderr)

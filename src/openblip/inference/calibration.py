@@ -163,7 +163,7 @@ def _fit_inverse_temperature(
     if derivatives(low)[0] > 0.0:
         raise DataError(
             "the predictions are no better than chance, so that no temperature is high enough; "
-            "check that labels and predictions are in the same order"
+            "give more pairs, or check that labels and predictions are in the same order"
         )
     inverse = 1.0
     for _ in range(_NEWTON_STEPS):

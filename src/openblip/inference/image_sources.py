@@ -282,8 +282,10 @@ class ImageSources:
         found, self.left_out = left_out_text(self.left_out), {}
         if not count:
             raise DataError(
-                f"{place}: no image in this folder; {found or 'nothing at all'}: archives and "
-                "tables in it must be named themselves"
+                f"{place}: no image in this folder; {found}: archives and tables in it must be "
+                "named themselves"
+                if found
+                else f"{place}: the folder is empty"
             )
         return count
 

@@ -38,6 +38,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from openblip.review.intervals import precision_curve
 from openblip.review.strata import Design, Labels
 from openblip.runtime.errors import RecipeError
 from openblip.table.scores import threshold_above
@@ -50,6 +51,10 @@ _PRIOR_LABELS = 2.0
 _STARTS = {0.1: 0.05, 0.35: 0.2, 0.7: 0.75}
 _STEPS_INSIDE, _STEPS_OUTSIDE = 20, 16
 _SMALLEST = 1e-12
+
+
+# With fewer labels a review has hardly begun.
+_FEW = 30
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,9 @@ class Certificate:
     needed: int | None
     """Without a threshold: about how many more labels are needed, if further ones turn out like
     those that are there; None where that leads nowhere."""
+    is_open: bool = False
+    """Without a threshold and a number: whether so few labels leave it open all the same that
+    enough of what the current threshold keeps is right."""
     scope: str = ""
     """What it is about, in words; empty where that is all scored texts of a table."""
 
@@ -97,6 +105,9 @@ class Certificate:
         if not self.labels:
             return f"{failed}: there is no label yet"
         labels = "this 1 label" if self.labels == 1 else f"these {self.labels:,} labels"
+        if self.needed is None and self.is_open:
+            more = max(_FEW, self.labels)
+            return f"{failed} with {labels}: too few to say more; judge some {more:,} further texts"
         if self.needed is None:
             return (
                 f"{failed} with {labels}, and more of the same would not help: what the filter "
@@ -153,6 +164,9 @@ def certify(
                 needed = min(needed, missing / bets.growth[place])
             budget = 0.0
     is_certified = certified >= 0
+    # The bets say whether more labels would help if they turned out like these, which a handful
+    # does not tell: while the interval holds what was asked for, nothing is decided.
+    upper = precision_curve(design, labels, np.array([threshold])).high[0] if len(labels) else 1.0
     kept = int(design.kept(thresholds[certified : certified + 1]).sum()) if is_certified else 0
     return Certificate(
         precision,
@@ -163,6 +177,7 @@ def certify(
         kept,
         int(design.sizes.sum()),
         None if is_certified or math.isinf(needed) else max(1, math.ceil(needed)),
+        bool(upper >= precision),
         scope,
     )
 

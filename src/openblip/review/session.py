@@ -141,7 +141,8 @@ class ReviewSession:
             DataError: there is none with a label.
         """
         store = SampleStore(table.uri)
-        counts = Counter(record.sample for record in ReviewLog.of(table.uri).standing())
+        held = ReviewLog.of(table.uri).standing(by_review=True)
+        counts = Counter(record.sample for record in held)
         for name in sorted(store.names(), key=lambda name: -counts[name]):
             settings = store.settings(name)
             # Of rejected texts alone nothing follows for those that are kept.
@@ -367,7 +368,7 @@ class ReviewSession:
         self._standing.clear()
         self._judged.clear()
         self._num_stale = self._num_elsewhere = 0
-        for record in self._log.standing():
+        for record in self._log.standing(by_review=True):
             place = self._place.get(_key(record)) if record.sample == self.sample.name else None
             if place is None:
                 self._num_elsewhere += 1

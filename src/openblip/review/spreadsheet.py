@@ -16,8 +16,8 @@ from openblip.sources.images import image_suffix
 from openblip.table.reviews import Verdict
 from openblip.table.rows import file_key, listed
 
-_COLUMNS = ("key", "image", "source", "text", "verdict", "edited", "itm", "others")
-_READ = ("key", "verdict", "edited", "text")
+_COLUMNS = ("key", "image", "source", "text", "verdict", "edited", "itm", "others", "review")
+_READ = ("key", "verdict", "edited", "text", "review")
 _DELIMITERS = ",;\t"
 _IMAGES_AT_ONCE = 64
 
@@ -32,6 +32,16 @@ class SheetReport:
     """That were recorded before, as they are."""
     blank: int
     """Texts without a verdict."""
+    cleared: int = 0
+    """Those among them that have one from before, which stands: an empty cell takes none back."""
+
+    def __str__(self) -> str:
+        """One line for people."""
+        told = f"{self.recorded:,} verdicts recorded, {self.unchanged:,} were there"
+        told = f"{told}, {self.blank:,} texts have none"
+        if not self.cleared:
+            return told
+        return f"{told}; {self.cleared:,} of these had one before, which an empty cell leaves"
 
 
 def write_sheet(session: ReviewSession, path: Path, reviewer: str) -> int:
@@ -54,7 +64,7 @@ def write_sheet(session: ReviewSession, path: Path, reviewer: str) -> int:
         cells = [item.key, image, item.source, item.text, verdict or "", edited or ""]
         # Whoever wrote a caption must not be the author of a formula.
         first, last = ([guarded(cell, numbers=True) for cell in some] for some in (cells, [others]))
-        writer.writerow([*first, f"{item.itm:.4f}", *last])
+        writer.writerow([*first, f"{item.itm:.4f}", *last, session.sample.name])
     with replace_file(path) as unfinished:
         # With the mark by which a spreadsheet knows UTF-8.
         unfinished.write_text(stream.getvalue(), encoding="utf-8-sig", newline="")
@@ -72,9 +82,15 @@ def read_sheet(session: ReviewSession, path: Path, reviewer: str) -> SheetReport
     own = session.standing(reviewer)
     fresh: list[tuple[str, str, Verdict, str | None]] = []
     lines: dict[str, int] = {}
-    unchanged = blank = 0
+    unchanged = blank = cleared = 0
     for line, cells in _lines(path):
         where = f"{path}, line {line}"
+        # Another review has drawn its texts otherwise: what follows from them would be wrong.
+        if cells.get("review", "").strip() not in ("", session.sample.name):
+            raise DataError(
+                f"{where}: it is of the review {cells['review']}, and these flags mean "
+                f"{session.sample.name}: give the flags that were given with --export-sample"
+            )
         item = _item(session, cells["key"], where)
         if lines.setdefault(item.key, line) != line:
             raise DataError(f"{where}: {item.key} is in line {lines[item.key]} too; remove one")
@@ -90,6 +106,7 @@ def read_sheet(session: ReviewSession, path: Path, reviewer: str) -> SheetReport
             if edited:
                 raise DataError(f"{where}: a correction needs a verdict beside it")
             blank += 1
+            cleared += item.key in own
             continue
         edited = None if edited == item.text else edited
         before = own.get(item.key)
@@ -107,7 +124,7 @@ def read_sheet(session: ReviewSession, path: Path, reviewer: str) -> SheetReport
             f"{path}: none of its {blank:,} texts has a verdict; write "
             f"{' or '.join(get_args(Verdict))} into its column verdict, and save it"
         )
-    return SheetReport(session.record_all(fresh), unchanged, blank)
+    return SheetReport(session.record_all(fresh), unchanged, blank, cleared)
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:

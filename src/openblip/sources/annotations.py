@@ -24,7 +24,7 @@ from openblip.sources.caption_lists import (
 )
 from openblip.sources.cards import Card
 from openblip.sources.coco import coco_source, karpathy_source
-from openblip.sources.folder import FolderSource
+from openblip.sources.folder import FolderSource, has_texts
 from openblip.sources.image_formats import known_by_name
 from openblip.sources.json_files import first_line, read_document
 from openblip.sources.paths import SETTINGS_SUFFIX
@@ -236,7 +236,7 @@ _SUFFIXES = (".json", ".jsonl")
 _REST = "rest"
 # Files of such names are annotations even beside other JSON files.
 _NAMED = re.compile(
-    r"^(dataset_|captions|annotations|labels)|karpathy|questions|question_answers|regions?_desc"
+    r"^(dataset_|captions|annotations)|karpathy|questions|question_answers|regions?_desc"
 )
 
 
@@ -368,16 +368,24 @@ def _of_folder(folder: Path, options: SourceOptions, card: Card | None) -> PairS
     # Answers are read with their questions, and are no source of their own.
     companions = {beside for file in files if (beside := answers_beside(file)) in files}
     files = [file for file in files if file not in companions]
-    named = [file for file in files if _NAMED.search(file.name) and not _is_settings(file)]
     names = {path.name for path in paths}
-    has_texts = any(f"{path.stem}.txt" in names for path in images)
-    unnamed = [] if has_texts else [file for file in files if not _is_settings(file)]
+    ours = [file for file in files if f"{file.name}{SETTINGS_SUFFIX}" in names]
+    if ours and has_texts(folder):
+        # What `openblip caption` has written there takes no place of what people say.
+        files = [file for file in files if file not in ours]
+    named = [file for file in files if _NAMED.search(file.name) and not _is_settings(file)]
+    are_told = any(f"{path.stem}.txt" in names for path in images)
+    unnamed = [] if are_told else [file for file in files if not _is_settings(file)]
     chosen = named or unnamed
     if len({_without_split(file) for file in chosen}) > 1:
         if not named:
             return None
         said = ", ".join(file.name for file in named[:5])
         raise DataError(f"{folder} has several files of annotations, {said}: name one of them")
+    if chosen == unnamed and any(map(_is_keyed, chosen)) and has_texts(folder):
+        # Whatever a name is given there, as a label or a score: people have said what is to be
+        # read beside the images.
+        return None
     try:
         annotations = _source(chosen, options) if chosen else None
     except UnknownAnnotations:
@@ -391,6 +399,15 @@ def _of_folder(folder: Path, options: SourceOptions, card: Card | None) -> PairS
 def _source(files: Sequence[Path], options: SourceOptions) -> PairSource:
     several = len(files) > 1
     return _AnnotationFiles(files, options) if several else read_annotations(files[0], options)
+
+
+def _is_keyed(file: Path) -> bool:
+    """Whether it is an object of names with texts."""
+    try:
+        document = read_document(file, shorten_answers)
+    except (DataError, OSError):
+        return False
+    return isinstance(document, dict) and are_keyed_captions(document)
 
 
 def _is_settings(file: Path) -> bool:

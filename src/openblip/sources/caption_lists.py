@@ -159,9 +159,10 @@ def _keyed(name: str, value: Any) -> dict[str, Any]:
 
 
 def are_keyed_captions(document: Mapping[str, Any]) -> bool:
-    """Whether the first values of an object are all texts, or hold some."""
+    """Whether the first values of an object are texts, or hold some, and not names of splits."""
     first = [value for value in islice(document.values(), _NUM_TRIED) if value is not None]
-    return bool(first) and all(map(_has_text, first))
+    are_splits = all(isinstance(value, str) and known_split(value) for value in first)
+    return bool(first) and not are_splits and all(map(_has_text, first))
 
 
 def _has_text(value: Any) -> bool:

@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import cached_property
+from itertools import islice
+from pathlib import Path, PurePosixPath
 
 from openblip.runtime.errors import DataError
 from openblip.sources.beside import (
@@ -20,8 +22,13 @@ from openblip.sources.beside import (
 from openblip.sources.caption_lists import JsonlSource, is_list_name
 from openblip.sources.cards import CARD_NAME, Card
 from openblip.sources.columns import NoColumn
-from openblip.sources.image_formats import HEAD_BYTES, IMAGE_SUFFIXES, what_it_is
-from openblip.sources.paths import SETTINGS_SUFFIX, Seen, Span, is_hidden, walk
+from openblip.sources.image_formats import (
+    HEAD_BYTES,
+    IMAGE_SUFFIXES,
+    known_by_name,
+    what_it_is,
+)
+from openblip.sources.paths import SETTINGS_SUFFIX, Seen, Span, is_hidden, is_of_output, walk
 from openblip.sources.report import Reason
 from openblip.sources.source import (
     Cursor,
@@ -45,6 +52,8 @@ KINDS = ("jsonl", "webdataset", "table", "folder")
 _DONE = ""
 # Files of a shard, at the end of a folder or within one.
 _MANY_FILES, _MOST_FILES = 8192, 65536
+# That are looked at for texts beside images.
+_NUM_WALKED = 10_000
 # Texts that are a table: those of Flickr8k and Flickr30k.
 _TABLE_TEXT = re.compile(r"captions\.txt|.*\.token(\.txt)?")
 
@@ -162,9 +171,22 @@ class FolderSource:
 
     def _lists(self) -> Iterator[Seen]:
         for seen in walk(self._folder):
-            kind = _kind_of(seen.path) if seen.parts and not seen.problem else ""
+            is_file = bool(seen.parts) and not seen.problem
+            kind = _kind_of(seen.path) if is_file and not self._is_passed_over(seen) else ""
             if kind in ("jsonl", "table") and self._reads(kind) and not self._config_of(seen):
                 yield seen
+
+    def _is_passed_over(self, seen: Seen) -> bool:
+        """Whether a file is what `openblip caption` has written where people have texts.
+
+        It would take the place of what they say of these images.
+        """
+        is_ours = is_of_output(seen) and not seen.parts[-1].endswith(SETTINGS_SUFFIX)
+        return is_ours and self._has_texts
+
+    @cached_property
+    def _has_texts(self) -> bool:
+        return has_texts(self._folder)
 
     def _of_lists(self, at: Cursor) -> Iterator[Entry]:
         """Entries of lists; reads those again that are done, for the names of their images."""
@@ -235,6 +257,10 @@ class FolderSource:
             return
         if seen.problem:
             yield Refused(seen.name or str(seen.path), here, _reason(seen), seen.problem)
+            return
+        if self._is_passed_over(seen):
+            detail = "what `openblip caption` has written: import it itself to take its texts"
+            yield Refused(seen.name, here, Reason.OTHER_FILE, detail)
             return
         kind = _kind_of(seen.path)
         if (config := self._config_of(seen)) is not None:
@@ -362,6 +388,16 @@ class _Files:
             return Shard.of_file(self.first.name, cursor, self.first.path)
         name, folder = f"{self.first.name} to {self.last.name}", self.first.path.parent
         return Shard(name, cursor, self.images, str(folder))
+
+
+def has_texts(folder: Path) -> bool:
+    """Whether an image in a folder or below it has a text beside it, among the first many."""
+    return any(
+        not seen.problem
+        and known_by_name(seen.parts[-1]) is True
+        and f"{PurePosixPath(seen.parts[-1]).stem}.txt" in seen.beside
+        for seen in islice(walk(folder), _NUM_WALKED)
+    )
 
 
 def _kind_of_folder(folder: Path) -> str:

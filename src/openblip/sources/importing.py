@@ -373,7 +373,7 @@ class _Import:
         table.update_metadata({self._key: self._noted()})
         if self._state.again:
             # As they are before anything is added.
-            self._known_texts = KnownTexts(table.scan(["id", "captions"]))
+            self._known_texts = KnownTexts(table.scan(["id", "captions", "split"]))
         while not self._is_finished:
             table.append(
                 self._chunk(checked, progress),
@@ -411,10 +411,10 @@ class _Import:
         self._was_duplicate = True
 
     def _other_texts(self, row: PairRow) -> Sequence[str] | None:
-        """The texts of a row that the table has with others; None if it has these."""
+        """The texts of a row that the table has with others, or in another split; else None."""
         if self._known_texts is None:
             return None
-        own = [id_hash(encodable(row.id))], [texts_hash(row.captions)]
+        own = [id_hash(encodable(row.id))], [texts_hash(row.captions, row.split)]
         ids, texts = np.array(own, dtype=np.uint64)
         return row.captions if self._known_texts.differ(ids, texts).any() else None
 

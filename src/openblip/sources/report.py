@@ -26,7 +26,7 @@ class Reason(StrEnum):
 
     ALREADY_IMPORTED = "already in the table"
     """Read again on demand; the row of that id is left as it is."""
-    OTHER_TEXTS = "already in the table, with other texts"
+    OTHER_TEXTS = "already in the table, with other texts or in another split"
     """As above; what the source says of the image now is not what the row says."""
     BAD_RECORD = "bad record"
     CONTRADICTION = "contradiction"
@@ -187,8 +187,8 @@ class ImportReport:
             lines += self._reasons(self.skipped)
         if Reason.OTHER_TEXTS.value in self.skipped:
             lines.append(
-                "rows stay as they are, with the texts that they have: import the source into a "
-                "new table to take its texts as they are now"
+                "rows stay as they are, with the texts and the split that they have: import the "
+                "source into a new table to take it as it is now"
             )
         if self.noted:
             lines.append("imported, but noted:")

@@ -344,7 +344,7 @@ class _Rows:
                 if self._is_known:
                     outcome = outcome.known(self._again)
                 else:
-                    self.texts.append(texts_hash(result.row.captions))
+                    self.texts.append(texts_hash(result.row.captions, result.row.split))
             self.counts.add(outcome)
             self.cursor = result.entry.cursor
 
@@ -464,7 +464,7 @@ class ImportTarget:
             table.accept_older_ids()
         ids = table.known_ids() if table is not None else IdSet()
         is_again = table is not None and job.again
-        known = KnownTexts(table.scan(["id", "captions"]) if table and is_again else ())
+        known = KnownTexts(table.scan(["id", "captions", "split"]) if table and is_again else ())
         merged = Merged(table, ids, ImportReport("", "", ""), [], [])
         mended: dict[int, Record] = {}
         missing: list[Part] = []

@@ -77,8 +77,11 @@ class SplitLists:
         self._roots = list(dict.fromkeys((folder, options.image_root or folder)))
 
     def detail(self, seen: Seen) -> str | None:
-        """What a report says of a list; None of what is none, or names no image here."""
-        return self.details.get(seen.name) if _may_be_list(seen) else None
+        """What a report says of a list; None of what is none."""
+        if not _may_be_list(seen):
+            return None
+        is_called = bool(splits_in_name(PurePosixPath(seen.parts[-1]).stem))
+        return self.details.get(seen.name, _NO_NAME if is_called else None)
 
     @cached_property
     def details(self) -> dict[str, str]:
@@ -134,6 +137,12 @@ class SplitLists:
         return list(dict.fromkeys(said))
 
 
+_NO_NAME = (
+    "called as the list of a split, and no line of it names an image that is here: if it is one, "
+    "mend it, or import the images of each split with --split"
+)
+
+
 def _detail(told: _List) -> str:
     missing = len(told.names) - len(told.found)
     lacks = f"; no image of {missing:,} of its {len(told.names):,} names is here"
@@ -155,8 +164,10 @@ def _may_be_list(seen: Seen) -> bool:
 
 
 def _in_json(text: str) -> list[_Said]:
-    """The names in an array, or in one for each split."""
+    """The names in an array, in one for each split, or each with its split."""
     document = parse_json(text.encode("utf-8", "surrogateescape"))
+    if isinstance(document, dict) and all(isinstance(v, str) for v in document.values()):
+        return [(split, name) for name, split in document.items() if known_split(split)]
     lists = document if isinstance(document, dict) else {"": document}
     return [
         (split, name)
@@ -169,7 +180,8 @@ def _in_json(text: str) -> list[_Said]:
 
 def _in_lines(text: str) -> list[str]:
     """The name in each line, of which the first may be a header; none of another text."""
-    names = [_name_in(line.strip()) for line in lines_of(text) if line.strip()]
+    lines = [line.strip() for line in lines_of(text)]
+    names = [_name_in(line) for line in lines if line and not line.startswith("#")]
     return [] if None in names[1:] else [name for name in names if name is not None]
 
 

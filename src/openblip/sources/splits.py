@@ -64,7 +64,7 @@ _SPLIT_IN_NAME = re.compile(
 )
 _A_SPLIT = re.compile(rf"{_SPLIT_WORD}(?-i:[A-Z]?)\d*", re.IGNORECASE)
 _FLAG = re.compile(r"is_?(\w+)", re.IGNORECASE)
-_YES, _NO = ("true", "yes", "1"), ("false", "no", "0")
+_YES, _NO = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 
 
 class Authority(StrEnum):
@@ -122,14 +122,17 @@ def pop_split(record: dict[str, Any]) -> str | None:
         # An exported row says its own split; what else its metadata say is of an earlier one.
         return _together(told)
     told = _with_subsets(record, told)
-    for outer, inner in _objects(record):
-        if outer.lower() in META_FIELDS:
-            told += _told_in(inner, outer, depth=1)
+    own = [(outer, inner) for outer, inner in _objects(record) if outer.lower() in META_FIELDS]
+    for outer, inner in own:
+        told += _told_in(inner, outer, depth=1)
     if told:
-        return _together([*told, *_denials(record, told)])
+        denied = [(f"{outer}.{n}", w) for outer, inner in own for n, w in _denials(inner, told)]
+        return _together([*told, *_denials(record, told), *denied])
     # Of other objects in it nobody knows how much of them holds for the record.
     inside = (_told_in(inner, outer, _DEPTH) for outer, inner in _objects(record))
-    return _together([found for several in inside for found in several]) or _not_training(record)
+    found = _together([found for several in inside for found in several])
+    denials = map(_not_training, (record, *(inner for _, inner in own)))
+    return found or next(filter(None, denials), None)
 
 
 def _told_in(record: Mapping[str, Any], name: str, depth: int) -> list[_Told]:

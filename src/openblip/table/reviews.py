@@ -145,7 +145,7 @@ class ReviewLog:
         self._lock = threading.Lock()
         self._records: list[ReviewRecord] = []
         self._keys: set[str] = set()
-        self._standing: dict[tuple[str | int, ...], ReviewRecord] = {}
+        self._standing: dict[tuple[str | int | None, ...], ReviewRecord] = {}
         self._num_seen = 0
 
     @classmethod
@@ -193,8 +193,11 @@ class ReviewLog:
         with self._lock:
             return list(self._read())
 
-    def standing(self) -> list[ReviewRecord]:
+    def standing(self, *, by_review: bool = False) -> list[ReviewRecord]:
         """The verdicts that hold: not taken back, and the last of each reviewer on each text.
+
+        Args:
+            by_review: the last in each review, since what follows from it is of its own sample.
 
         Raises:
             DataError, StorageError: as `records`.
@@ -207,11 +210,17 @@ class ReviewLog:
                 self._standing.clear()
                 added = _not_undone(records)
             for record in added:
-                about = (record.reviewer, *text_key(record), record.text)
+                about = (record.reviewer, *text_key(record), record.text, record.sample)
                 self._standing.pop(about, None)
                 self._standing[about] = record
             self._num_seen = len(records)
-            return list(self._standing.values())
+            every = list(self._standing.values())
+        latest: dict[object, ReviewRecord] = {}
+        for record in every if not by_review else ():
+            told = (record.reviewer, *text_key(record), record.text)
+            latest.pop(told, None)
+            latest[told] = record
+        return every if by_review else list(latest.values())
 
     def _read(self) -> list[ReviewRecord]:
         added, begins_anew, unfinished = self._place.read()

@@ -270,14 +270,15 @@ class IdSet:
 
 
 class KnownTexts:
-    """Whether rows have the texts that they have in a table: 16 bytes for each of its rows."""
+    """Whether rows have the texts and the split that they have in a table: 16 bytes for each."""
 
     def __init__(self, rows: "Iterable[pa.RecordBatch]") -> None:
-        """Reads the `id` and `captions` of all rows of a table."""
+        """Reads the `id`, `captions` and `split` of all rows of a table."""
         parts = [np.empty((2, 0), dtype=np.uint64)]
         for batch in rows:
             ids = [*map(id_hash, batch["id"].to_pylist())]
-            texts = [texts_hash(several or ()) for several in batch["captions"].to_pylist()]
+            told = zip(batch["captions"].to_pylist(), batch["split"].to_pylist(), strict=True)
+            texts = [texts_hash(several or (), split or "") for several, split in told]
             parts.append(np.array([ids, texts], dtype=np.uint64))
         found = np.concatenate(parts, axis=1)
         # In the order of the ids, in which one is found by halving.
@@ -285,11 +286,11 @@ class KnownTexts:
         self._is_told = np.zeros(len(self._ids), dtype=bool)
 
     def differ(self, ids: np.ndarray, texts: np.ndarray) -> np.ndarray:
-        """Which rows are in the table with other texts; False for a row that was asked for before.
+        """Which rows are in the table with others; False for a row that was asked for before.
 
         Args:
             ids: the hashes of their ids (`id_hash`), uint64, each once.
-            texts: the hashes of their texts (`texts_hash`), uint64.
+            texts: the hashes of their texts and splits (`texts_hash`), uint64.
         """
         if not len(self._ids):
             return np.zeros(len(ids), dtype=bool)
@@ -300,9 +301,9 @@ class KnownTexts:
         return is_other
 
 
-def texts_hash(texts: Iterable[str]) -> int:
-    """64 bits that tell the texts of a row, as they are stored, from others."""
-    return id_hash("\0".join(map(in_utf8, texts)))
+def texts_hash(texts: Iterable[str], split: str) -> int:
+    """64 bits that tell the texts of a row, as they are stored, and its split from others."""
+    return id_hash("\0".join([split, *map(in_utf8, texts)]))
 
 
 def file_key(row_id: str) -> str:

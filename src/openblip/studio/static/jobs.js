@@ -1,6 +1,6 @@
 // The room Jobs: long work on the collection. The same commands as in a terminal; each goes on where
 // it was stopped, whoever started it.
-import { Watch, count, el, empty, fill, get, post, sheet, tell, tellError } from "./page.js";
+import { Watch, count, el, empty, fill, get, notice, post, sheet, tellError } from "./page.js";
 import { time } from "./runs.js";
 
 const TITLES = { caption: "Caption pictures", capfilt: "CapFilt: caption and score", index: "Index for search" };
@@ -61,7 +61,7 @@ class Room {
   async #act(path, values, told) {
     try {
       await post(path, values);
-      tell(told);
+      notice(told);
       await this.watch.now();
     } catch (error) {
       tellError(error);

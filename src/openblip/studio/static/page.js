@@ -40,6 +40,12 @@ export function tell(text, isError = false) {
   line.classList.toggle("shown", Boolean(text));
 }
 
+/** Say for some seconds what was done. */
+export function notice(text) {
+  tell(text);
+  setTimeout(() => { if (line.textContent === text) tell(""); }, 6000);
+}
+
 export class Failed extends Error {
   constructor(message, status) {
     super(message);

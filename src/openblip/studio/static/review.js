@@ -1,5 +1,5 @@
 // The room Review: one text after the other, one key a verdict, the next picture at once.
-import { SCORES, count, el, empty, fill, get, note, plural, post, probability, refresh, sheet, tell, tellError, waiting } from "./page.js";
+import { SCORES, count, el, empty, fill, get, note, notice, plural, post, probability, refresh, sheet, tell, tellError, waiting } from "./page.js";
 import { Outbox, unique } from "./outbox.js";
 import { Conclusions } from "./conclusions.js";
 
@@ -390,7 +390,8 @@ class Room {
     this.current = item;
     this.edited = edited;
     this.#show();
-    tell(verdict ? `Taken back: ${verdict}.` : "");
+    if (verdict) notice(`Taken back: ${verdict}.`);
+    else tell("");
   }
 
   #takeBack(key) {
