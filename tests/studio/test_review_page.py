@@ -4,16 +4,17 @@ import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from openblip.studio.app import Studio
 from openblip.studio.server import listen
 from openblip.table.reviews import ReviewLog, ReviewRecord
 
-from .conftest import RunningStudio, serious_faults, wait_until
+from .conftest import RunningStudio, serious_faults, serving, wait_until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -61,6 +62,22 @@ def test_twenty_keys_are_twenty_verdicts_in_order(
     assert [record.verdict for record in records] == [verdicts[key] for key in keys]
     assert {record.reviewer for record in records} == {"Ann"}
     page.get_by_text("20 of").first.wait_for()
+
+
+@pytest.mark.parametrize("room", ["review", "capfilt"])
+def test_a_folder_is_told_how_it_gets_scores(
+    page: "Page",
+    make_studio: Callable[..., Studio],
+    tmp_path: Path,
+    jpeg: Callable[..., bytes],
+    room: str,
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(jpeg(1))
+    with serving(make_studio(str(tmp_path / "photos"), models={})) as running:
+        page.goto(f"{running.url}#{room}")
+        page.get_by_role("heading", name="A folder has no scores").wait_for()
+        assert page.get_by_text(f"openblip data import {tmp_path}/photos pairs.lance").is_visible()
 
 
 def test_undo_without_limit_brings_every_text_back(

@@ -2,7 +2,7 @@
 //
 // The studio tells how many texts are above each of a thousand thresholds, so that everything but
 // the examples follows the slider without asking.
-import { SCORES, copyable, count, el, empty, fill, get, imageUrl, note, plural, probability, refresh, tell, tellError } from "./page.js";
+import { SCORES, copyable, count, el, empty, fill, get, imageUrl, noScores, note, plural, probability, quoted, refresh, tell, tellError } from "./page.js";
 import { fateWords } from "./collection.js";
 
 const BARS = 60;
@@ -13,9 +13,6 @@ const EXAMPLES = {
   accepted: ["Surest acceptances", "Farthest above. Wrong texts among them are kept at any threshold."],
 };
 const percent = (part, whole) => (whole ? `${((100 * part) / whole).toFixed(1)} %` : "–");
-
-/** A path as a shell reads it. */
-const quoted = (path) => (/^[\w@%+=:,./-]+$/.test(path) ? path : `'${path.replaceAll("'", "'\"'\"'")}'`);
 
 /** Texts above each threshold, of those that are above exactly n of them. */
 function above(histogram) {
@@ -65,14 +62,7 @@ class CapFilt {
     this.split = found.split;
     this.score = found.score;
     if (!found.is_scored) {
-      if (this.state.about.table.kind === "folder") {
-        fill(this.main, empty("A folder has no scores", "CapFilt works on a pair table, which has room for captions and scores. This command makes one of the folder; then open the studio with it.",
-          `openblip data import ${quoted(this.state.about.table.place)} pairs.lance`));
-        return;
-      }
-      fill(this.main, empty("This table has no scores yet",
-        "CapFilt writes a caption for each picture, and gives all texts a match probability. This command does it; it can be stopped and goes on where it was.",
-        found.commands.scores));
+      fill(this.main, noScores(this.state.about.table, found.commands.scores));
       return;
     }
     for (const source of found.sources) source.kept = source.histogram ? above(source.histogram) : null;

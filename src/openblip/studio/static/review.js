@@ -1,5 +1,5 @@
 // The room Review: one text after the other, one key a verdict, the next picture at once.
-import { SCORES, count, el, empty, fill, get, note, notice, plural, post, probability, refresh, sheet, tell, tellError, waiting } from "./page.js";
+import { SCORES, count, el, empty, fill, get, noScores, note, notice, plural, post, probability, quoted, refresh, sheet, tell, tellError, waiting } from "./page.js";
 import { Outbox, unique } from "./outbox.js";
 import { Conclusions } from "./conclusions.js";
 
@@ -36,7 +36,8 @@ export async function show(main, state) {
   }
   const choices = await get("/api/review/choices");
   if (choices.problem) {
-    fill(main, empty("No text has a score yet", `Review judges what the filter has scored. ${choices.problem}`, "openblip capfilt run TABLE --captioner MODEL --filter MODEL"));
+    const { table } = state.about;
+    fill(main, noScores(table, `openblip capfilt run ${quoted(table.place)} --captioner MODEL --filter MODEL`));
     return null;
   }
   const room = new Room(main, state, choices);
