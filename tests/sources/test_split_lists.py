@@ -41,7 +41,7 @@ def _import(folder: Path, **told: Any) -> tuple[ImportReport, dict[str, str]]:
         ("test.txt", "img/b.jpg\r\nimg/d.jpg\r\n"),
         ("test.txt", "b\nd"),
         ("ImageSets/Main/test.txt", "b -1\nd  1\n"),
-        ("my.testImages.txt", "./img/b.jpg\n/home/me/photos/img/d.jpg\n"),
+        ("my.testImages.txt", "./img/b.jpg\n/home/you/photos/img/d.jpg\n"),
         ("test.lst", "img\\b.jpg\nimg\\d.jpg"),
         ("test_list.txt", "0,b.jpg,cat\n1,d.jpg,dog\n"),
         ("test.csv", "filename,label\nb.jpg,1\nd.jpg,2\n"),

@@ -285,7 +285,7 @@ class ImageSources:
                 f"{place}: no image in this folder; {found}: archives and tables in it must be "
                 "named themselves"
                 if found
-                else f"{place}: the folder is empty"
+                else f"{place}: no image in this folder: it is empty"
             )
         return count
 
