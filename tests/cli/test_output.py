@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from openblip.cli import main
-from openblip.cli.output import print_json, print_table
+from openblip.cli.output import print_json, print_table, printable
 from openblip.table.table import PairRow, PairTable
 
 # No model and no table of these names: whoever looks at them first says so.
@@ -125,3 +125,11 @@ def test_names_of_others_tell_a_terminal_nothing(
         output = capsys.readouterr()
         assert "[31mred" in output.out + output.err
         assert "\x1b" not in output.out + output.err
+
+
+def test_marks_that_scripts_need_reach_the_terminal_and_others_do_not() -> None:
+    # Persian and Hindi join letters by marks of no width, Japanese has a wide space.
+    for text in ("\u0645\u06cc\u200c\u062e", "\u0915\u094d\u200d\u0937", "a\u3000b", "a\xa0b"):
+        assert printable(text) == text
+    for mark in ("\x1b", "\n", "\x7f", "\x9b", "\u202e", "\u2066", "\udc80"):
+        assert printable(f"a{mark}b") == "a?b"

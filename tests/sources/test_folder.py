@@ -346,6 +346,34 @@ def test_what_a_captioner_wrote_there_is_not_what_people_say(tmp_path: Path, nam
     assert "import it itself" in str(report.examples["other file"])
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("captions.csv", "image,caption,split\na.png,x,test\nb.png,y,test,oops\n"),
+        ("captions.csv", 'image,caption,split\na.png,x,test\nb.png,"y" z"",test\n'),
+        ("captions.csv", b"image,caption,split\na.png,x,test\nb.png,caf\xe9,test\n"),
+        ("captions.tsv", "caption\timage\tsplit\nx\ta.png\ttest\ny\tb.png\n"),
+        (
+            "captions.jsonl",
+            '{"image": "a.png", "caption": "x", "split": "test"}\n'
+            '{"image": "b.png", "caption": "y", "split": "te\n',
+        ),
+    ],
+)
+@pytest.mark.parametrize("processes", [None, 1])
+def test_the_image_of_a_record_that_cannot_be_read_does_not_come_from_elsewhere(
+    tmp_path: Path, name: str, content: str | bytes, processes: int | None
+) -> None:
+    files = {f"{key}.png": _png(number) for number, key in enumerate("abc")}
+    texts = {f"{key}.txt": f"own {key}" for key in "abc"}
+    more = {"one.tar": _tar({"k.png": _png(9), "k.txt": b"k"})}
+    source = _write(tmp_path / "photos", {**files, **texts, **more, name: content})
+    report, rows = _import(source, processes=processes)
+    told = {str(row["id"]).removesuffix(".png"): row["split"] for row in rows}
+    assert told == {"a": "test", "c": "train", "k": "train"}
+    assert report.skipped["bad record"] == 1
+
+
 def test_labels_beside_images_with_texts_are_no_captions(tmp_path: Path) -> None:
     files = {"in/a.png": _png(), "in/a.txt": "a text", "labels.json": '{"in/a.png": "dog"}'}
     _, rows = _import(_write(tmp_path / "photos", files))

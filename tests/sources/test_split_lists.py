@@ -134,10 +134,76 @@ def test_other_texts_say_nothing(photos: Path, jpeg: Jpeg, name: str, content: s
 
 def test_a_list_of_a_split_that_names_nothing_here_is_told_as_that(photos: Path) -> None:
     (photos / "splits").mkdir()
-    (photos / "splits" / "test.txt").write_text("b.png\nd.png\n")
+    (photos / "splits" / "test.txt").write_text("x.jpg\ny.jpg\n")
     report, _ = _import(photos)
+    (example,) = report.examples["list of a split that was not understood"]
+    assert example.detail.startswith("it names no image here: if it says the split of images")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("test.txt", "b.png\nd.tif\n"),
+        ("test.txt", "B.JPG\nimg/D\n"),
+        ("test.csv", "filename,label\nb.png,cat\nd.png,dog\n"),
+    ],
+)
+def test_names_with_another_suffix_or_capitals_count_where_none_is_there_as_it_stands(
+    photos: Path, name: str, content: str
+) -> None:
+    (photos / name).write_text(content)
+    report, splits = _import(photos)
+    assert splits == {"a": "train", "b": "test", "c": "train", "d": "test"}
     (example,) = report.examples["other file"]
-    assert example.detail.startswith("called as the list of a split, and no line of it names")
+    assert "2 images have its names with another suffix" in example.detail
+
+
+def test_a_name_as_it_stands_comes_before_one_that_is_alike(photos: Path, jpeg: Jpeg) -> None:
+    (photos / "more").mkdir()
+    (photos / "more" / "b.png").write_bytes(jpeg(9))
+    (photos / "more" / "b.txt").write_text("text e")
+    (photos / "test.txt").write_text("b.jpg\n")
+    report, _ = _import(photos)
+    assert report.splits["test"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("split.csv", "image,split\na.jpg,train\nb.jpg,test\nc.jpg,train\nd.jpg,testing\n"),
+        ("meta.tsv", "file_name\tset_name\nb.jpg\ttest\nd.jpg\ttest\n"),
+        ("splits.json", '{"test": [{"file_name": "b.jpg"}, {"image": "img/d.jpg"}]}'),
+    ],
+)
+def test_tables_and_objects_without_texts_say_splits_too(
+    photos: Path, name: str, content: str
+) -> None:
+    (photos / name).write_text(content)
+    _, splits = _import(photos)
+    assert splits == {"a": "train", "b": "test", "c": "train", "d": "test"}
+
+
+def test_an_image_in_a_split_that_nobody_knows_is_left_out(photos: Path) -> None:
+    (photos / "splits.json").write_text('{"test": ["a.jpg"], "holdout": ["b.jpg"]}')
+    report, splits = _import(photos)
+    assert splits == {"a": "test", "c": "train", "d": "train"}
+    (example,) = report.examples["bad record"]
+    assert "unknown split 'holdout'" in example.detail
+
+
+def test_a_name_may_have_a_space(photos: Path, jpeg: Jpeg) -> None:
+    (photos / "img" / "my dog.jpg").write_bytes(jpeg(8))
+    (photos / "img" / "my dog.txt").write_text("text e")
+    (photos / "test.txt").write_text("my dog\nb\n")
+    _, splits = _import(photos)
+    assert splits == {"a": "train", "b": "test", "c": "train", "d": "train", "e": "test"}
+
+
+def test_a_list_in_another_encoding_is_told(photos: Path) -> None:
+    (photos / "test.txt").write_text("b.jpg\n", encoding="utf-16")
+    report, _ = _import(photos)
+    (example,) = report.examples["list of a split that was not understood"]
+    assert "UTF-16" in example.detail.upper()
 
 
 def test_a_list_of_validation_and_test_says_nothing_that_could_be_believed(photos: Path) -> None:

@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, Any
 from openblip.jobs.ledger import open_store
 from openblip.jobs.lock import JobLock
 from openblip.runtime.errors import DataError, RecipeError
-from openblip.sources.caption_lists import CAPTION_FIELDS, IMAGE_FIELDS
+from openblip.sources.caption_lists import CAPTION_FIELDS
 from openblip.sources.json_files import json_records
-from openblip.sources.source import first_texts, id_text
+from openblip.sources.source import IMAGE_FIELDS, first_texts, id_text
 from openblip.table.columns import column_state
 from openblip.table.rows import listed
 from openblip.table.table import PairTable

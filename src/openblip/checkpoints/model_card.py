@@ -88,7 +88,10 @@ def note_evaluation(source: str, found: Evaluation) -> None:
     run = _run_of(source)
     if run is None or not found.metrics:
         return
-    line = json_text(with_nulls(vars(found) | {"step": _step_of(source)})) + "\n"
+    # Whole, as two tables may have one name; and the same from wherever it is told.
+    data = found.data if "://" in found.data else str(Path(found.data).absolute())
+    about = {"step": _step_of(source), "data": data}
+    line = json_text(with_nulls(vars(found) | about)) + "\n"
     try:
         # One write at the end of the file: lines of evaluations side by side do not mix.
         with (run / EVALUATIONS_FILE).open("a", encoding="utf-8") as stream:

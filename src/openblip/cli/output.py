@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -75,9 +76,16 @@ def is_binary(path: Path) -> bool:
         return b"\0" in stream.read(_HEAD_BYTES)
 
 
+# Control characters, halves of surrogate pairs, and what turns the direction of all that follows.
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff\u2028\u2029\u202a-\u202e\u2066-\u2069]")
+
+
 def printable(text: str) -> str:
-    """A name, or another text of somebody else, without what would change a terminal."""
-    return "".join(mark if mark.isprintable() else "?" for mark in text)
+    """A name, or another text of somebody else, without what would change a terminal.
+
+    All else stays as it is: scripts need their spaces and joiners.
+    """
+    return _UNSAFE.sub("?", text)
 
 
 def print_each(name: str, columns: Sequence[str]) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from openblip.runtime.errors import OpenBlipError, UnwritableError
+from openblip.runtime.errors import OpenBlipError, StorageError, UnwritableError
 
 # Names of what is open already, and may be a file to which other things are written.
 _OPEN = re.compile(r"/dev/stdout|/dev/stderr|(?:/dev|/proc/self)/fd/(\d+)")
@@ -279,6 +279,15 @@ def _followed(path: Path) -> Path:
 def _nearest_folder(path: Path) -> Path:
     """The folder in which a file, or the first folder above it that is missing, will be made."""
     return next(parent for parent in path.absolute().parents if os.path.lexists(parent))
+
+
+def temporary_files_fail(reason: str) -> StorageError:
+    """What to raise where a file in the folder for temporary files cannot be written."""
+    return StorageError(
+        f"the folder for temporary files, {tempfile.gettempdir()}, cannot be written "
+        f"({reason}): make room in it or name another one in TMPDIR, "
+        "then run the same command to go on"
+    )
 
 
 def _take_place(folder: Path, path: Path) -> None:

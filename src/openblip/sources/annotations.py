@@ -15,7 +15,6 @@ from typing import Any
 from openblip.runtime.errors import DataError
 from openblip.sources.caption_lists import (
     CAPTION_FIELDS,
-    IMAGE_FIELDS,
     are_keyed_captions,
     caption_list_source,
     is_result,
@@ -41,7 +40,15 @@ from openblip.sources.questions import (
 )
 from openblip.sources.records import SUFFIXES, GatheredSource, fields_of
 from openblip.sources.report import Reason
-from openblip.sources.source import Cursor, Entry, Found, PairSource, Refused, SourceOptions
+from openblip.sources.source import (
+    IMAGE_FIELDS,
+    Cursor,
+    Entry,
+    Found,
+    PairSource,
+    Refused,
+    SourceOptions,
+)
 from openblip.sources.splits import both_splits, pop_split, split_in_name
 from openblip.sources.text_files import plain_name
 

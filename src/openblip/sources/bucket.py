@@ -11,6 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
+from openblip.runtime.atomic import temporary_files_fail
 from openblip.runtime.errors import DataError, StorageError
 from openblip.sources.cards import CARD_NAME, Card, read_card
 from openblip.sources.paths import has_marks, is_hidden, spelt_out
@@ -102,7 +103,7 @@ class BucketSource:
         self.format: str = first
         self._kind: _Kind = first
         self._shards = by_kind[first]
-        self._others = [one for one in found if one not in set(self._shards)]
+        self._others = [one for one in found if not _is(first, one)]
         self._told: dict[str, _Told] = {}
         self._is_folder = not names
         # Of objects that are named one by one, the nearest card that speaks of any, as on a disk.
@@ -166,11 +167,7 @@ class BucketSource:
         except StorageError:
             raise
         except OSError as error:
-            raise StorageError(
-                f"{self._folder.uri}/{one.name} does not fit into the folder for temporary files, "
-                f"{tempfile.gettempdir()} ({error.strerror}): make room in it or name another one "
-                "in TMPDIR, then run the same command to go on"
-            ) from error
+            raise temporary_files_fail(str(error.strerror or error)) from error
 
     def _read(self, one: StoredObject, path: Path, cursor: Cursor | None) -> Iterator[Entry]:
         within = one.name.removesuffix(path.name)

@@ -28,7 +28,9 @@ from openblip.sources.records import (
 )
 from openblip.sources.report import Reason
 from openblip.sources.source import (
+    IMAGE_FIELDS,
     Cursor,
+    DamagedRecord,
     Entry,
     Found,
     Refused,
@@ -44,8 +46,6 @@ from openblip.sources.source import (
 from openblip.sources.splits import known_split, pop_split
 from openblip.sources.text_files import plain_name
 
-IMAGE_FIELDS = ("image", "file_name", "filename", "filepath", "path", "image_path", "img_path")
-"""Fields of a record that name the file of its image; the first that has a text."""
 CAPTION_FIELDS = ("captions", "caption", "text", "reference_strs", "caption_str", "sentences")
 """Fields of a record that hold texts of its image; the first that has any."""
 _COCO_ID = re.compile(r"COCO_[a-z]+\d{4}_(\d{12})\.")
@@ -247,7 +247,7 @@ def is_list_name(name: str) -> bool:
 class JsonlSource:
     """One JSON object per line, or an array of them, each with a path and texts.
 
-    The image is in the first there is of `openblip.sources.caption_lists.IMAGE_FIELDS` (relative
+    The image is in the first there is of `openblip.sources.source.IMAGE_FIELDS` (relative
     to the folder of the file, or `image_root`); the texts in the first that has any of `captions`,
     `caption` or `text`; `id`, and `split` or `set_name`, are optional, and everything
     else becomes metadata. The id is the path where there is none. Neighbours of one image (lists
@@ -305,6 +305,8 @@ class JsonlSource:
         path: Path | None = None
         try:
             if isinstance(record, ValueError):
+                if isinstance(record, DamagedRecord):
+                    path = self._folder.path(self._folder.below(record.image))
                 raise record
             fields = ", ".join(list(record)[:12])
             name = _pop_image(record)

@@ -20,7 +20,7 @@ from openblip.runtime.documents import read_json
 from openblip.runtime.errors import DataError
 from openblip.sources.image_formats import known_by_name
 from openblip.sources.paths import SETTINGS_SUFFIX
-from openblip.sources.source import SourceOptions
+from openblip.sources.source import DamagedRecord, SourceOptions
 from openblip.sources.text_files import (
     MAX_LINE,
     is_text,
@@ -147,8 +147,10 @@ def delimited_records(
         rows = _Rows(lines, layout, names.index(image))
         for number, values in enumerate(rows, 1):
             if number > done:
-                is_readable = isinstance(values, ValueError) or all(map(is_text, values))
-                yield _record(names, values, layout, image) if is_readable else no_text(encoding)
+                if isinstance(values, ValueError) or all(map(is_text, values)):
+                    yield _record(names, values, layout, image)
+                else:
+                    yield DamagedRecord(no_text(encoding), values[names.index(image)].strip())
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
@@ -177,13 +179,25 @@ class _Rows:
                 used = 1
             elif not self._layout.is_quoted or '"' not in line:
                 used = 1
-                yield self._checked(line.rstrip("\r\n").split(self._layout.delimiter))
+                values = self._checked(line.rstrip("\r\n").split(self._layout.delimiter))
+                yield self._named(values, line)
             else:
                 values, used = self._quoted_row(line)
-                yield values
+                yield self._named(values, line)
             for _ in range(used):
                 self._ahead.popleft()
             self._number += used
+
+    def _named(self, values: Sequence[str] | ValueError, line: str) -> Sequence[str] | ValueError:
+        """The same; what is wrong with a row has the name of its image, as far as that is clear."""
+        if not isinstance(values, ValueError):
+            return values
+        cells = [cell.strip().strip('"') for cell in line.split(self._layout.delimiter)]
+        own = cells[self._image_at :][:1]
+        image = next(filter(known_by_name, [*own, *cells]), next(iter(own), ""))
+        if self._layout.numbers_images:
+            image = image.rpartition("#")[0] or image
+        return DamagedRecord(values, image) if image else values
 
     def _line(self, index: int) -> str | None:
         """A line after the rows that are done; None after the last."""

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import islice
 from pathlib import Path, PurePosixPath
 
 from openblip.runtime.errors import DataError
@@ -52,8 +51,6 @@ KINDS = ("jsonl", "webdataset", "table", "folder")
 _DONE = ""
 # Files of a shard, at the end of a folder or within one.
 _MANY_FILES, _MOST_FILES = 8192, 65536
-# That are looked at for texts beside images.
-_NUM_WALKED = 10_000
 # Texts that are a table: those of Flickr8k and Flickr30k.
 _TABLE_TEXT = re.compile(r"captions\.txt|.*\.token(\.txt)?")
 
@@ -132,7 +129,7 @@ class FolderSource:
 
         Afterwards it is known which images the lists name, and which files name splits.
         """
-        shards, _ = [], self._split_lists.details
+        shards, _ = [], self._split_lists.lists
         for seen in self._lists():
             self._note_images(seen, _kind_of(seen.path))
             shards.append(Shard.of_file(seen.name, {"list": seen.name}, seen.path))
@@ -209,10 +206,11 @@ class FolderSource:
             source = self._list_source(seen, kind)
         except (DataError, OSError, ValueError) as error:
             here: Cursor = {"list": seen.name, "inner": _DONE}
-            told = self._split_lists.detail(seen) if isinstance(error, NoColumn) else None
-            detail = told or in_one_line(error).removeprefix(str(seen.path)).lstrip(": ")
-            reason = Reason.OTHER_FILE if isinstance(error, NoColumn) else Reason.BAD_RECORD
-            yield Refused(seen.name, here, reason, detail)
+            detail = in_one_line(error).removeprefix(str(seen.path)).lstrip(": ")
+            told = Reason.BAD_RECORD, detail
+            if isinstance(error, NoColumn):
+                told = self._split_lists.told(seen) or (Reason.OTHER_FILE, detail)
+            yield Refused(seen.name, here, *told)
             return
         for entry in source.entries(inner):
             here = {"list": seen.name, "inner": json.dumps(entry.cursor)}
@@ -334,8 +332,8 @@ class FolderSource:
     def _other(self, seen: Seen, here: Cursor) -> Entry:
         if (why := self._images.unreadable.get(seen.parts[-1])) is not None:
             return Refused(seen.name, here, Reason.UNREADABLE_FILE, why)
-        detail = self._split_lists.detail(seen) or _what_it_is(seen.path)
-        return Refused(seen.name, here, Reason.OTHER_FILE, detail)
+        told = self._split_lists.told(seen)
+        return Refused(seen.name, here, *(told or (Reason.OTHER_FILE, _what_it_is(seen.path))))
 
     def _is_other_than_names(self, seen: Seen) -> bool:
         """Whether a file that is called as a list of names is read as something else."""
@@ -391,12 +389,12 @@ class _Files:
 
 
 def has_texts(folder: Path) -> bool:
-    """Whether an image in a folder or below it has a text beside it, among the first many."""
+    """Whether an image in a folder or below it has a text beside it."""
     return any(
         not seen.problem
         and known_by_name(seen.parts[-1]) is True
         and f"{PurePosixPath(seen.parts[-1]).stem}.txt" in seen.beside
-        for seen in islice(walk(folder), _NUM_WALKED)
+        for seen in walk(folder)
     )
 
 

@@ -3,12 +3,21 @@
 import json
 import re
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO
 
 from openblip.runtime.errors import DataError
-from openblip.sources.source import Cursor, in_utf8, is_file, parse_json, parse_object
+from openblip.sources.source import (
+    IMAGE_FIELDS,
+    Cursor,
+    DamagedRecord,
+    in_utf8,
+    is_file,
+    parse_json,
+    parse_object,
+)
 from openblip.sources.text_files import (
     FILE_DAMAGE,
     MAX_LINE,
@@ -74,6 +83,7 @@ def first_line(file: Path, most: int = 1 << 20) -> Any:
 Numbered = tuple[str, Cursor, dict[str, Any] | ValueError]
 """What to call a record, where to read on after it, and the record or what is wrong with it."""
 _ARRAY = re.compile(r"\s*\[\s*(\{|\])")
+_IMAGE_FIELD = re.compile(rb'"(?:%s)"\s*:\s*("(?:[^"\\]|\\.)+")' % "|".join(IMAGE_FIELDS).encode())
 _GAP = re.compile(r"[\s,]*")
 _HEAD = 1 << 16
 END: Cursor = {"record": -1}
@@ -175,15 +185,24 @@ def _after_gap(text: str, at: int) -> int:
     return gap.end()
 
 
+def _damaged(line: bytes, error: ValueError) -> ValueError:
+    """The error, with the name of the image if the line has one that can be read."""
+    found = _IMAGE_FIELD.search(line)
+    with suppress(ValueError):
+        name = json.loads(found[1]) if found else ""
+        return DamagedRecord(error, name) if name else error
+    return error
+
+
 def _object(line: bytes, encoding: str | None) -> dict[str, Any] | ValueError:
     if len(line) >= MAX_LINE:
         return ValueError(f"a line of more than {MAX_LINE} bytes")
     if not line.isascii() and not is_text(line.decode("utf-8-sig", errors="surrogateescape")):
-        return no_text(encoding)
+        return _damaged(line, no_text(encoding))
     try:
         return parse_object(line)
     except ValueError as error:
-        return error
+        return _damaged(line, error)
 
 
 def _lines(stream: BinaryIO) -> Iterator[bytes]:

@@ -50,6 +50,8 @@ class Reason(StrEnum):
     """The first of them is read, the others are metadata."""
     REPLACED_CHARACTERS = "characters replaced"
     """Halves of surrogate pairs in a text, which no Unicode text can hold, became `?`."""
+    SPLIT_LIST = "list of a split that was not understood"
+    """By its name it says the split of images; if so, these have come without it."""
     TRUNCATED_ARCHIVE = "truncated archive"
     UNREADABLE_FILE = "unreadable file or folder"
     """The system refuses it, it is a link to nothing, or neither file nor folder."""

@@ -26,6 +26,8 @@ Cursor = dict[str, int | str]
 
 TEXT_FIELDS = ("raw", "caption", "text", "sentence")
 """Fields of an object that stands for a text; the first there is."""
+IMAGE_FIELDS = ("image", "file_name", "filename", "filepath", "path", "image_path", "img_path")
+"""Fields of a record that name the file of its image; the first that has a text."""
 META_FIELD = "meta"
 """Of a record: a JSON object in a text, as if each of its fields stood in the record."""
 SOURCES_FIELD = "caption_sources"
@@ -186,6 +188,17 @@ class SourceOptions:
         if self.image_root is not None:
             # The import is the same one from wherever it is restarted.
             object.__setattr__(self, "image_root", Path(self.image_root).absolute())
+
+
+class DamagedRecord(ValueError):  # noqa: N818 - says what it is
+    """What is wrong with a record in which the name of an image could be read all the same.
+
+    That image is not to be taken from elsewhere, without what the record says of it.
+    """
+
+    def __init__(self, reason: object, image: str) -> None:
+        super().__init__(str(reason))
+        self.image = image
 
 
 class UnsafePath(DataError):  # noqa: N818 - says what it is

@@ -428,7 +428,8 @@ class FileSplits:
             if root is None or not isinstance(entry, Found) or not isinstance(entry.image, Path):
                 continue
             if entry.is_name_only:
-                split = str(known_split(entry.split or ""))
+                # An unknown word stays, so that the image is refused.
+                split = known_split(entry.split or "") or str(entry.split)
                 self._named.setdefault(split, IdSet()).add(self._name(entry.image))
                 continue
             try:
@@ -455,6 +456,7 @@ class FileSplits:
 
         Raises:
             SplitConflict: its image is said to be in several splits.
+            DataError: a list has it in a split that is unknown.
         """
         if not (self._told or self._named) or not isinstance(entry.image, Path):
             return split, said_by
@@ -469,7 +471,7 @@ class FileSplits:
                 f"record: {split!r}, by {said_by}): say which with --split, or mend the records"
             )
         if named and not own:
-            return named[0], Authority.NAMES
+            return _known(named[0]), Authority.NAMES
         if told and said_by in _WEAK:
             return told[0], Authority.SAME_IMAGE
         return split, said_by

@@ -25,6 +25,7 @@ from openblip.sources.records import ImageFolder, folder_told, merged
 from openblip.sources.report import Reason
 from openblip.sources.source import (
     Cursor,
+    DamagedRecord,
     Entry,
     Found,
     Refused,
@@ -152,7 +153,8 @@ class TableSource:
                 cursor: Cursor = {"file": str(file), "row": number}
                 where = f"{self._within}{file.name} row {number}"
                 if isinstance(record, ValueError):
-                    yield Refused(where, cursor, Reason.BAD_RECORD, in_one_line(record))
+                    detail, image = in_one_line(record), _image_of(record, place)
+                    yield Refused(where, cursor, Reason.BAD_RECORD, detail, image=image)
                     continue
                 entry = row_entry(record, columns, place, where, cursor)
                 if remarks and isinstance(entry, Found):
@@ -189,6 +191,13 @@ class TableSource:
         closed: list[Remark] = []
         folder = ImageFolder(_folder_of(file.parent, texts, closed))
         return Place(file, folder, self._within), tuple(closed)
+
+
+def _image_of(record: ValueError, place: Place) -> Path | None:
+    """The file of the image of a row that cannot be read otherwise; None if that is not clear."""
+    with suppress(UnsafePath):
+        return place.images.path(record.image) if isinstance(record, DamagedRecord) else None
+    return None
 
 
 def _folder_of(parent: Path, names: Sequence[str], closed: list[Remark]) -> Path:
@@ -292,7 +301,9 @@ class _Delimited:
 
     def images(self, columns: Columns) -> Iterator[Any]:
         for record in self.records(columns, 0):
-            if not isinstance(record, ValueError):
+            if isinstance(record, DamagedRecord):
+                yield record.image
+            elif not isinstance(record, ValueError):
                 yield record[columns.image]
 
 

@@ -30,8 +30,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from openblip.runtime.atomic import replace_file
-from openblip.runtime.errors import DataError, StorageError
+from openblip.runtime.atomic import replace_file, temporary_files_fail
+from openblip.runtime.errors import DataError
 from openblip.runtime.progress import Progress
 from openblip.runtime.threads import ordered_map
 from openblip.table.rows import BASE_COLUMNS, listed
@@ -153,11 +153,7 @@ def encode_columns(table: PairTable, columns: "pa.Table") -> bytes:
                     writer.write_batch(batch)
             return path.read_bytes()
     except OSError as error:
-        raise StorageError(
-            f"the folder for temporary files, {tempfile.gettempdir()}, cannot be written "
-            f"({reason(error)}): make room in it or name another one in TMPDIR, then run the same "
-            "command to go on"
-        ) from error
+        raise temporary_files_fail(reason(error)) from error
 
 
 def columns_schema(content: bytes) -> "pa.Schema":
