@@ -2,8 +2,11 @@
 
 import inspect
 import json
+import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -245,6 +248,28 @@ def test_the_report_accounts_for_every_file(
     assert found["dominant"] is None
     assert main(["caption", "photos", *words[2:4], "--sidecar", "--json"]) == 1
     assert json.loads(capsys.readouterr().out)["num_captioned"] == 12
+
+
+def test_an_image_that_was_exchanged_since_its_caption_is_told(
+    photo: str, checkpoint: Callable[[str], str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("photos").mkdir()
+    for name in "ab":
+        shutil.copyfile(photo, f"photos/{name}.jpg")
+    words = ["caption", "photos", "--model", checkpoint("captioner"), "-o", "o.jsonl"]
+    words += ["--min-length", "5", "--max-length", "8"]
+    main(words)
+    later = Path("o.jsonl").stat().st_mtime + 10
+    os.utime("photos/b.jpg", (later, later))
+    # However often it is asked: what has passed over it has not captioned it.
+    for _ in range(2):
+        capsys.readouterr()
+        main(words)
+        told = capsys.readouterr().err
+        assert "1 of the skipped images are newer than the captions that stand (such as" in told
+        assert "b.jpg" in told
+    main([*words, "--json"])
+    assert json.loads(capsys.readouterr().out)["num_changed"] == 1
 
 
 @pytest.mark.parametrize("words", [[], ["-o", "/dev/stdout"], ["--format", "txt"]])

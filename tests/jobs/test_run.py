@@ -217,54 +217,54 @@ def test_each_process_gets_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
         ThisMachine(processes=0)
 
 
-WAITING = [
-    ({}, {"GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}),
-    ({"OMP_WAIT_POLICY": "ACTIVE"}, {"OMP_WAIT_POLICY": "ACTIVE"}),
-]
-
-
-@pytest.mark.parametrize(("wish", "expected"), WAITING, ids=["by default", "as the user says"])
-def test_threads_of_a_workers_process_wait_without_spinning(
-    job: CountingJob,
-    wish: dict[str, str],
-    expected: dict[str, str],
-    how_threads_wait: Callable[[int], dict[str, str]],
+@pytest.fixture(params=[{}, {"OMP_WAIT_POLICY": "ACTIVE"}], ids=["by default", "as the user says"])
+def wish(
+    request: pytest.FixtureRequest,
+    how_threads_wait: "HowThreadsWait",  # which takes away what is set
     monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    for name, value in wish.items():
+) -> dict[str, str]:
+    """What the user's environment says of waiting threads."""
+    told: dict[str, str] = request.param
+    for name, value in told.items():
         monkeypatch.setenv(name, value)
+    return told
+
+
+NO_SPINNING = {"GOMP_SPINCOUNT": "0", "KMP_BLOCKTIME": "0"}
+HowThreadsWait = Callable[[int], dict[str, str]]
+
+
+def test_threads_of_a_workers_process_wait_without_spinning(
+    job: CountingJob, wish: dict[str, str], how_threads_wait: HowThreadsWait
+) -> None:
     pool = ManyProcesses(job, ["cpu"], 10.0)
     try:
         pool.idle(1)  # starts it
         (process,) = multiprocessing.active_children()
         assert process.pid is not None
-        assert how_threads_wait(process.pid) == expected
+        assert how_threads_wait(process.pid) == (wish or NO_SPINNING)
     finally:
         pool.close()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("wish", "expected"), WAITING, ids=["by default", "as the user says"])
 def test_threads_of_rays_workers_wait_without_spinning(
     job: CountingJob,
     wish: dict[str, str],
-    expected: dict[str, str],
-    how_threads_wait: Callable[[int], dict[str, str]],
+    how_threads_wait: HowThreadsWait,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("ray")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT / "src"), str(ROOT)]))
-    for name, value in wish.items():
-        monkeypatch.setenv(name, value)
     pool = open_pool(job, RayCluster(workers=1), 10.0)
     try:
         # What the cluster has been started with would reach its workers, too.
-        for name in expected:
+        for name in {*NO_SPINNING, *wish}:
             monkeypatch.delenv(name, raising=False)
         for name, value in wish.items():
             monkeypatch.setenv(name, value)
         while not (names := pool.idle(1)):
             list(pool.reports(1.0))
-        assert how_threads_wait(int(names[0].rpartition(":")[2])) == expected
+        assert how_threads_wait(int(names[0].rpartition(":")[2])) == (wish or NO_SPINNING)
     finally:
         pool.close()

@@ -173,6 +173,12 @@ def _tell_captioned(result: "CaptionJobResult", left_out: str) -> None:
         f"{result.rate:,.1f} images/s",
         file=sys.stderr,
     )
+    if result.changed is not None:
+        print(
+            f"{result.changed.count:,} of the skipped images are newer than the captions that "
+            f"stand (such as {printable(result.changed.example)}): --overwrite captions all again",
+            file=sys.stderr,
+        )
     if left_out:
         print(f"left out: {printable(left_out)}", file=sys.stderr)
     if result.dominant is not None:
@@ -192,6 +198,7 @@ def _caption_report(result: "CaptionJobResult", sources: "ImageSources") -> dict
         "num_captioned": result.captioned,
         "num_empty": result.empty,
         "num_known": result.skipped,
+        "num_changed": result.changed.count if result.changed is not None else 0,
         "num_failed": result.failed,
         "skipped": skipped,
         "examples": examples,

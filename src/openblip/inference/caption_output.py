@@ -36,6 +36,9 @@ Written = tuple[str, Path | None, Sequence[Caption]]
 class CaptionOutput(Protocol):
     """A place for captions."""
 
+    since: float | None
+    """When the last of the captions that are there was written; None where that is not known."""
+
     def mark(self, name: str, file: Path | None) -> str:
         """What tells an image's captions from others; two images must not have the same."""
 
@@ -74,6 +77,8 @@ class CaptionFormat:
 
 class StreamOutput:
     """Captions on standard output, or on a device or pipe: nothing is resumed."""
+
+    since: float | None = None
 
     def __init__(self, stream: BinaryIO, name: str, lines: CaptionFormat) -> None:
         """Writes nothing yet; `name` is what errors call the stream."""
@@ -166,8 +171,11 @@ class FileOutput:
             # Settings before lines: no line may be there of which nobody knows how it was made.
             self._check_settings(dict(settings))
             self._read_done()
+            there = self._journal if self._journal.is_file() else file
+            self.since = there.stat().st_mtime if there.is_file() else None
             # There from now on, whatever comes: `close` brings it to the disk.
-            self._journal.touch()
+            if not self._journal.exists():
+                self._journal.touch()
             if lines.head and self._journal.stat().st_size == 0:
                 self._append(line_bytes(lines.head) + b"\n")
 
@@ -298,8 +306,11 @@ class FileOutput:
 class SidecarOutput:
     """A text file beside each image, with a caption a line.
 
-    An image that has a text, under any of the names that an import reads, is left alone.
+    An image that has a text, under any of the names that an import reads, is left alone: it may be
+    anybody's.
     """
+
+    since: float | None = None
 
     def __init__(self, overwrite: bool) -> None:
         """`overwrite` replaces text files that are there, whoever wrote them."""

@@ -6,7 +6,7 @@ Captions in files are resumed: what is there is not done again.
 import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -36,6 +36,7 @@ from openblip.inference.encoding import FirstTokenName
 from openblip.inference.image_sources import (
     NOTHING_FOUND,
     ImageSources,
+    LeftOut,
     SourceImage,
     TriedBatch,
     tried_batches,
@@ -142,6 +143,8 @@ class CaptionJobResult:
     """Time since the first image was read, without loading the model."""
     interrupted: bool
     """A signal stopped the job; what is finished was written."""
+    changed: LeftOut | None = None
+    """Skipped images whose files are newer than the captions that stand; None if there is none."""
     failures: tuple[Example, ...] = ()
     """The first few of the images that failed."""
     dominant: Dominant | None = None
@@ -215,6 +218,7 @@ class _Job:
         self._progress, self._report = progress, report
         self._captioned = self._failed = self._skipped = self._empty = 0
         self._names, self._marks = IdSet(), IdSet()
+        self._changed: LeftOut | None = None
         self._failures: list[Example] = []
         self._texts = Tally()
 
@@ -244,6 +248,7 @@ class _Job:
             self._empty,
             seconds,
             is_interrupted,
+            self._changed,
             tuple(self._failures),
             self._texts.dominant,
         )
@@ -284,7 +289,18 @@ class _Job:
             self._fail(name, f"{name}: {place}; rename it")
             self._progress.update(1)
             return False
-        return not self._output.has(mark) or self._skip()
+        if not self._output.has(mark):
+            return True
+        self._look_for_change(name, file)
+        return self._skip()
+
+    def _look_for_change(self, name: str, file: Path | None) -> None:
+        """Counts an image that was put in the place of the one that has the caption."""
+        since = self._output.since
+        with suppress(OSError):  # one that is gone by now has not changed
+            if since is not None and file is not None and file.stat().st_mtime > since:
+                self._changed = self._changed or LeftOut(name)
+                self._changed.count += 1
 
     def _skip(self) -> bool:
         self._skipped += 1
