@@ -64,6 +64,19 @@ def test_twenty_keys_are_twenty_verdicts_in_order(
     page.get_by_text("20 of").first.wait_for()
 
 
+def test_what_is_reviewed_is_chosen_on_a_phone(
+    page: "Page", served: RunningStudio, scored: str
+) -> None:
+    page.set_viewport_size({"width": 360, "height": 740})
+    begin(page, served.url)
+    page.get_by_text("What is reviewed", exact=True).click()
+    page.get_by_label("Which come more often").wait_for()
+    wide, there = page.evaluate(
+        "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
+    )
+    assert wide <= there
+
+
 @pytest.mark.parametrize("room", ["review", "capfilt"])
 def test_a_folder_is_told_how_it_gets_scores(
     page: "Page",
