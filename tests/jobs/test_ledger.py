@@ -75,6 +75,47 @@ def test_a_second_writer_is_found_out(store: Store) -> None:
     assert Ledger(store, "CapFilt").find(7, "abcd") == DONE
 
 
+@pytest.mark.parametrize("is_written", [True, False])
+def test_a_driver_that_is_interrupted_while_it_writes_can_still_close_its_books(
+    is_written: bool, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(name: str, content: bytes) -> bool:
+        if is_written:
+            create(name, content)
+        raise KeyboardInterrupt
+
+    ledger, create = Ledger(store, "CapFilt"), store.create
+    ledger.put(leased(Entry(7, "abcd", 100), "host:1", seconds=60))
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "create", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.flush()
+    ledger.put(released(Entry(7, "abcd", 100), "the job was stopped"))
+    ledger.flush()
+    ledger.put(DONE)
+    ledger.flush()
+
+    assert len(store.names("ledger/")) == (3 if is_written else 2)
+    assert Ledger(store, "CapFilt").find(7, "abcd") == DONE
+
+
+def test_what_another_driver_writes_during_an_interrupted_write_is_not_taken_for_its_own(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(name: str, content: bytes) -> bool:
+        create(name, content.replace(b"host:1", b"host:2"))
+        raise KeyboardInterrupt
+
+    ledger, create = Ledger(store, "CapFilt"), store.create
+    ledger.put(leased(Entry(7, "abcd", 100), "host:1", seconds=60))
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "create", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.flush()
+    with pytest.raises(LedgerTakenError):
+        ledger.flush()
+
+
 def test_activity_is_read_as_written(store: Store) -> None:
     activity = Activity(2.0, 1.0, 10, 20, 2, {"tokens_read": 7})
     ledger = Ledger(store, "CapFilt")

@@ -162,6 +162,8 @@ class Ledger:
         self._dirty: dict[int, Entry] = {}
         self._last = 0
         self._since_snapshot = 0
+        # What a write that did not return (Ctrl-C) may have left at the next number all the same.
+        self._interrupted: bytes | None = None
         self._read()
 
     def find(self, part: int, digest: str) -> Entry | None:
@@ -185,21 +187,29 @@ class Ledger:
             LedgerTakenError: another driver has written meanwhile.
         """
         if self._dirty:
-            # The next number, not a free one: it is taken only if somebody else writes here, which
-            # must not go on unseen. No lock and no clock is needed for that.
-            number = self._last + 1
-            if not self._store.create(_name(_LOG, number), _encode(self._dirty.values())):
-                raise LedgerTakenError(
-                    f"{self._store.uri}: another {self._title} job has written to this ledger; it "
-                    "goes on, this one stops (what it finished is kept)"
-                )
-            self._last = number
+            self._append(_encode(self._dirty.values()))
             self._dirty.clear()
             self._since_snapshot += 1
             if self._since_snapshot >= _SNAPSHOT_EVERY:
                 self.compact()
         if activity is not None:
             self._store.write(_ACTIVITY, json.dumps(activity.stored()).encode())
+
+    def _append(self, content: bytes) -> None:
+        # The next number, not a free one: it is taken only if somebody else writes here, which must
+        # not go on unseen, or by this driver's own interrupted write. No lock and no clock is
+        # needed for that.
+        interrupted, self._interrupted = self._interrupted, content
+        while not self._store.create(name := _name(_LOG, self._last + 1), content):
+            if interrupted is None or self._store.read(name) != interrupted:
+                raise LedgerTakenError(
+                    f"{self._store.uri}: another {self._title} job has written to this ledger; it "
+                    "goes on, this one stops (what it finished is kept)"
+                )
+            interrupted = None
+            self._last += 1
+        self._last += 1
+        self._interrupted = None
 
     def compact(self) -> None:
         """Put a snapshot in the place of the log so far.
