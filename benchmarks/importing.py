@@ -136,7 +136,7 @@ def simulated_results(job: ImportJob, rows: int) -> dict[int, Result]:
             for place in range(_FRAGMENTS)
         ]
         ids = rng.integers(0, 1 << 64, size=rows, dtype=np.uint64)
-        result = ShardResult(json.dumps(fragments), counts.report, None, ids, outcomes)
+        result = ShardResult(json.dumps(fragments), counts.report, None, ids, ids, outcomes)
         name, data = f"simulated-{number:08d}.zip", result.to_bytes()
         Path(job.results.uri).mkdir(parents=True, exist_ok=True)
         # Not forced to the disk, which is no part of what is measured.

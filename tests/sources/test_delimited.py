@@ -17,10 +17,12 @@ from openblip.sources.delimited import (
     csv_text,
     delimited_layout,
     delimited_records,
+    one_line,
     or_none,
+    unescaped,
     unique_names,
 )
-from openblip.sources.source import SourceOptions
+from openblip.sources.source import DamagedRecord, SourceOptions
 
 
 def _layout(file: Path, text: str | bytes, **told: Any) -> Delimited:
@@ -134,7 +136,19 @@ class TestAQuote:
         assert first == (
             "line 2: a quote opens a field that swallows the rows up to line 4: double or close it"
         )
-        assert rest == [["1.jpg", "b"], ["2.jpg", 'c"'], ["3.jpg", "d"]]
+        # The last is the end of a text, or a text with a quote too many.
+        ends = "line 4: its quote closes the field of line 2: which row is it of?"
+        assert rest == [["1.jpg", "b"], ends, ["3.jpg", "d"]]
+
+    def test_that_closes_in_a_line_like_a_row_costs_that_line(self, file: Path) -> None:
+        text = 'image,caption\n0.jpg,"two dogs\n1.jpg, on a beach"\n2.jpg,"c"\n'
+        layout = _layout(file, text)
+        opened, closed, last = delimited_records(file, layout, "image", None)
+        assert isinstance(opened, DamagedRecord)
+        assert isinstance(closed, DamagedRecord)
+        assert (opened.image, closed.image) == ("0.jpg", "1.jpg")
+        assert isinstance(last, Mapping)
+        assert dict(last) == {"image": "2.jpg", "caption": "c"}
 
     @pytest.mark.parametrize(
         ("text", "refused", "rest"),
@@ -314,3 +328,15 @@ def test_no_text_that_is_written_runs_in_a_spreadsheet() -> None:
     rows = [["name", "value"], ["=1+1", -1.5], ["-cmd", None], ["-1.5", 'a, "b"']]
     told = 'name,value\n\'=1+1,-1.5\n\'-cmd,\n-1.5,"a, ""b"""\n'
     assert csv_text(rows) == told
+
+
+@given(st.text(alphabet="ab\\tnr\t\n\r'= "))
+def test_what_is_on_one_line_is_what_it_was_before(text: str) -> None:
+    line = one_line(text)
+    assert not {*line} & {"\t", "\n", "\r"}
+    assert unescaped(line) == text
+
+
+def test_a_path_of_windows_stays_as_it_is() -> None:
+    assert one_line("photos\\IMG_1.jpg") == "photos\\IMG_1.jpg"
+    assert one_line("photos\\new.jpg") == "photos\\\\new.jpg"

@@ -1,11 +1,15 @@
+import gzip
 import io
 import json
+import random
 import tarfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from PIL import Image
+from pyarrow import parquet
 
 from openblip.sources.importing import import_pairs
 from openblip.sources.report import ImportReport
@@ -372,6 +376,50 @@ def test_the_image_of_a_record_that_cannot_be_read_does_not_come_from_elsewhere(
     told = {str(row["id"]).removesuffix(".png"): row["split"] for row in rows}
     assert told == {"a": "test", "c": "train", "k": "train"}
     assert report.skipped["bad record"] == 1
+
+
+_ROW = b'{"image": "pictures/%s.png", "caption": "x", "split": "test"}'
+
+
+def _cut_short(content: bytes) -> bytes:
+    """Packed, with more behind it of which only a part is there."""
+    return gzip.compress(content + random.Random(0).randbytes(1 << 16))[: 1 << 15]
+
+
+def _damaged_parquet() -> bytes:
+    """Two row groups, of which the second cannot be read."""
+    columns = {"image": ["pictures/a.png", "pictures/b.png"], "caption": ["x", "y"]}
+    stream, table = io.BytesIO(), pa.table({**columns, "split": ["test", "test"]})
+    parquet.write_table(table, stream, row_group_size=1, compression="none", use_dictionary=False)
+    length = len("pictures/b.png").to_bytes(4, "little")
+    return stream.getvalue().replace(length + b"pictures/b.png", b"\xff" * 18)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("metadata.jsonl", b"[" + _ROW % b"a" + b"," + _ROW % b"b" + b", {"),
+        ("metadata.jsonl.gz", _cut_short(_ROW % b"a" + b"\n")),
+        ("metadata.jsonl", (_ROW % b"a").decode().encode("utf-16")),
+        ("metadata.csv", "image,caption,split\npictures/a.png,x,test\n".encode("utf-16")),
+        ("some.csv.gz", _cut_short(b"image,caption,split\npictures/a.png,x,test\n")),
+        ("some.parquet", _damaged_parquet()),
+    ],
+    ids=["array", "packed", "encoding", "table", "packed table", "parquet"],
+)
+@pytest.mark.parametrize("processes", [None, 1])
+def test_what_a_list_may_have_said_before_it_breaks_off_is_not_made_up(
+    tmp_path: Path, name: str, content: bytes, processes: int | None
+) -> None:
+    files = {f"pictures/{key}.png": _png(number) for number, key in enumerate("abc")}
+    texts = {f"pictures/{key}.txt": f"own {key}" for key in "abc"}
+    more = {"other/one.tar": _tar({"k.png": _png(9), "k.txt": b"k"})}
+    source = _write(tmp_path / "photos", {**files, **texts, **more, name: content})
+    report, rows = _import(source, processes=processes)
+    assert {row["split"] for row in rows if "pictures" in str(row["id"])} <= {"test"}
+    assert report.skipped["beside a list that breaks off"] >= 2
+    (example, *_) = report.examples["beside a list that breaks off"]
+    assert f"{name} may say more of it" in example.detail
 
 
 def test_labels_beside_images_with_texts_are_no_captions(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 
 from openblip.runtime.errors import DataError
-from openblip.sources.checking import ImportSettings
+from openblip.sources.checking import ImportSettings, Store
 from openblip.sources.export import export_pairs
 from openblip.sources.importing import import_pairs
-from openblip.sources.report import ImportReport, is_import_state
+from openblip.sources.report import ImportReport, Reason, is_import_state
 from openblip.sources.row_images import stream_images
 from openblip.sources.source import SourceOptions
 from openblip.table.table import PairRow, PairTable
@@ -214,17 +214,30 @@ def test_a_text_that_has_changed_since_it_was_imported_is_told_and_not_taken(
     report = import_pairs(source, tmp_path / "t", again=True, show_progress=False)
     assert report.skipped == {
         "already in the table": 3,
-        "already in the table, with other texts or in another split": 1,
+        Reason.OTHER_CONTENT: 1,
     }
     assert (report.num_rows, report.num_known) == (0, 4)
-    (example,) = report.examples["already in the table, with other texts or in another split"]
+    (example,) = report.examples[Reason.OTHER_CONTENT]
     assert example.where.endswith("images/1.jpg")
-    told = "in the table with other texts or in another split; here: 'text 1', 'and more', train"
+    told = "in the table with another image, other texts or in another split"
+    told += "; here: 'text 1', 'and more', train"
     assert example.detail == f"id 'images/1.jpg' is {told}"
     assert "rows stay as they are" in report.to_text()
     assert "into a new table" in report.to_text()
     assert _texts(tmp_path / "t")["images/1.jpg"] == "text 1"
     assert PairTable.open(tmp_path / "t").take([1]).to_pylist()[0]["captions"] == ["text 1"]
+
+
+@pytest.mark.parametrize("store", ["bytes", "uri"])
+def test_an_image_that_was_exchanged_is_told_where_the_row_holds_the_old_one(
+    source: Path, tmp_path: Path, jpeg: Callable[..., bytes], store: Store
+) -> None:
+    import_pairs(source, tmp_path / "t", store=store, show_progress=False)
+    # Of the same size.
+    (source / "images" / "1.jpg").write_bytes(jpeg(99))
+    report = import_pairs(source, tmp_path / "t", store=store, again=True, show_progress=False)
+    examples = report.examples.get(Reason.OTHER_CONTENT, [])
+    assert [one.where.endswith("images/1.jpg") for one in examples] == [True] * (store == "bytes")
 
 
 def test_a_split_that_has_changed_is_told_too(

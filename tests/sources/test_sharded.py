@@ -23,7 +23,7 @@ from openblip.sources import folder as folder_module
 from openblip.sources.checking import ImportSettings, Outcome
 from openblip.sources.detect import open_source
 from openblip.sources.importing import checks_of, import_pairs
-from openblip.sources.report import ImportReport, is_import_state
+from openblip.sources.report import ImportReport, Reason, is_import_state
 from openblip.sources.sharded import ImportJob
 from openblip.sources.source import SourceOptions
 from openblip.sources.tars import TarSource
@@ -234,7 +234,7 @@ def test_texts_that_have_changed_are_told_as_by_one_process(
     tar(shards / "00005.tar", changed)
     tar(shards / "00007.tar", changed)
     report = _compare(shards, tmp_path, again=True)
-    (example,) = report.examples["already in the table, with other texts or in another split"]
+    (example,) = report.examples[Reason.OTHER_CONTENT]
     assert example.detail.endswith("here: 'new 51', train")
 
 

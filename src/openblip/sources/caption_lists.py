@@ -320,7 +320,9 @@ class JsonlSource:
         except UnsafePath as error:
             return Refused(where, cursor, Reason.UNSAFE_PATH, str(error))
         except ValueError as error:
-            return Refused(where, cursor, Reason.BAD_RECORD, str(error), image=path)
+            is_end = cursor == END
+            detail = str(error)
+            return Refused(where, cursor, Reason.BAD_RECORD, detail, image=path, breaks_off=is_end)
         if not texts and (why := _why_empty(captions)):
             return Refused(f"{where}, {name}", cursor, Reason.MISSING_CAPTION, why, image=path)
         return Found(

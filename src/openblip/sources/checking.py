@@ -90,13 +90,14 @@ class Outcome:
 
         Args:
             again: the source had been imported before, so that known ids are expected.
-            other_texts: those of the source, if the row in the table has others or another split.
+            other_texts: those of the source, if the row in the table has another content.
         """
         reason = Reason.ALREADY_IMPORTED if again else Reason.DUPLICATE_ID
         detail = f"id {self.row_id!r} is in the table"
         if other_texts is not None:
-            reason = Reason.OTHER_TEXTS
-            detail += f" with other texts or in another split; here: {_shown(other_texts)}"
+            reason = Reason.OTHER_CONTENT
+            detail += " with another image, other texts or in another split"
+            detail += f"; here: {_shown(other_texts)}"
             detail += f", {self.split}"
         return Outcome(self.where, self.num_records, reason.value, detail)
 

@@ -165,6 +165,10 @@ def unique_names(names: Sequence[str]) -> list[str]:
     return list(unique)
 
 
+class _Swallowed(ValueError):  # noqa: N818 - says what it is
+    """A field that closes as it should, and has lines in it that look like rows."""
+
+
 class _Rows:
     """The fields of one row after the other, or what is wrong with it."""
 
@@ -172,11 +176,17 @@ class _Rows:
         self._lines, self._layout, self._image_at = lines, layout, image_at
         self._ahead: deque[str] = deque()
         self._number = layout.num_lines
+        # By the line in which it closes, the line in which a field opens that swallows rows.
+        self._opened: dict[int, int] = {}
 
     def __iter__(self) -> Iterator[Sequence[str] | ValueError]:
         while (line := self._line(0)) is not None:
             if not line.strip():
                 used = 1
+            elif (opened := self._opened.pop(self._number + 1, None)) and line.count('"') % 2:
+                used = 1
+                detail = f"line {self._number + 1}: its quote closes the field of line {opened}"
+                yield self._named(ValueError(f"{detail}: which row is it of?"), line)
             elif not self._layout.is_quoted or '"' not in line:
                 used = 1
                 values = self._checked(line.rstrip("\r\n").split(self._layout.delimiter))
@@ -226,6 +236,8 @@ class _Rows:
             first = first or (values, used)
         assert first is not None
         values, used = first
+        if isinstance(values, _Swallowed):
+            self._opened[self._number + used] = self._number + 1
         if isinstance(values, ValueError) and used == 1:
             return self._as_ordinary(line, values), 1
         return (values if isinstance(values, ValueError) else self._wrong_number(values)), 1
@@ -255,7 +267,7 @@ class _Rows:
                 f"line {self._number + 1}: a quote opens a field that swallows the rows up to line "
                 f"{self._number + num_read}: double or close it"
             )
-            return ValueError(detail), num_read
+            return _Swallowed(detail), num_read
         return values, num_read
 
     def _quote_error(self, num_read: int, error: csv.Error) -> ValueError:
@@ -415,9 +427,9 @@ CAPTION_COLUMNS = ("image", "caption", "logprob")
 # What a spreadsheet takes for a formula; the quotes are those of `guarded` itself.
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
-_ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
-_UNSAFE = re.compile(r"[\t\n\r]")
-_ESCAPED = re.compile(r"\\[tnr]")
+_ESCAPES = {"\t": "\\t", "\n": "\\n", "\r": "\\r", "\\": "\\\\"}
+_MEANINGS = {escape: character for character, escape in _ESCAPES.items()}
+_ESCAPED = re.compile(r"\\[tnr\\]")
 
 
 def guarded(text: str, *, numbers: bool = False) -> str:
@@ -446,8 +458,18 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
 
 
 def one_line(text: str) -> str:
-    """A text without tabs and line breaks, as escapes."""
-    return _UNSAFE.sub(lambda found: _ESCAPES[found[0]], text)
+    """A text without tabs and line breaks, which become escapes; `unescaped` gives it back.
+
+    A text without any, and with nothing that looks like an escape, stays as it is: a path of
+    Windows is no escape.
+    """
+    is_plain = not _ESCAPED.search(text) and not any(mark in text for mark in "\t\n\r")
+    return text if is_plain else "".join(_ESCAPES.get(mark, mark) for mark in text)
+
+
+def unescaped(text: str) -> str:
+    """The text that `one_line` was given."""
+    return _ESCAPED.sub(lambda found: _MEANINGS[found[0]], text)
 
 
 def captioned_row(
@@ -464,7 +486,6 @@ def captioned_row(
         return row
     captions = [name for name in names if name == "caption" or name.startswith("caption_")]
     others = {name: cell for name, cell in row.items() if name not in captions}
-    meanings = {escape: character for character, escape in _ESCAPES.items()}
     told = row if is_text else {name: unguarded(cell) for name, cell in row.items()}
-    image = _ESCAPED.sub(lambda found: meanings[found[0]], told["image"])
-    return {**others, "image": image, "caption": [told[name] for name in captions]}
+    texts = [unescaped(told[name]) for name in captions]
+    return {**others, "image": unescaped(told["image"]), "caption": texts}

@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Iterator, Set
+from collections.abc import Iterable, Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -42,7 +42,7 @@ from openblip.sources.source import (
 from openblip.sources.split_lists import SplitLists
 from openblip.sources.tables import TABLE_SUFFIXES, DownloadLog, TableSource, is_table_file
 from openblip.sources.tars import TAR_SUFFIXES, UNREAD_ARCHIVES, TarSource
-from openblip.sources.text_files import in_one_line, plain_name
+from openblip.sources.text_files import FILE_DAMAGE, in_one_line, plain_name
 from openblip.table.rows import IdSet
 
 KINDS = ("jsonl", "webdataset", "table", "folder")
@@ -87,6 +87,8 @@ class FolderSource:
         self._folder, self._options, self._only, self._card = folder, options, only, card
         self.format = only or _kind_of_folder(folder)
         self._read, self._listed = read, IdSet()
+        # Lists that break off, by the folders in or below which their images are.
+        self._broken: dict[str, str] = {}
         self._images = Images(folder, frozenset())
         self._images_of: Set[str] | None = None
         self._split_lists = SplitLists(folder, options, self._is_other_than_names)
@@ -210,11 +212,28 @@ class FolderSource:
             told = Reason.BAD_RECORD, detail
             if isinstance(error, NoColumn):
                 told = self._split_lists.told(seen) or (Reason.OTHER_FILE, detail)
+            self._is_closed(seen, error)
             yield Refused(seen.name, here, *told)
             return
+        folders: set[Path] = set()
         for entry in source.entries(inner):
             here = {"list": seen.name, "inner": json.dumps(entry.cursor)}
+            if isinstance(entry.image, Path):
+                folders.add(entry.image.parent)
+            if isinstance(entry, Refused) and entry.breaks_off:
+                self._breaks_off(seen, folders)
             yield replace(entry, cursor=here)
+
+    def _is_closed(self, seen: Seen, error: Exception) -> None:
+        """Notes a list that cannot be opened, if its name says that it is about the images here."""
+        is_list = is_list_name(seen.path.with_suffix(".jsonl").name)
+        if is_list and not isinstance(error, NoColumn):
+            self._breaks_off(seen, ())
+
+    def _breaks_off(self, seen: Seen, folders: Iterable[Path]) -> None:
+        """Notes that nobody knows what a list says of further images, in these folders or below."""
+        for folder in (seen.path.parent, *folders):
+            self._broken[os.path.normpath(folder)] = seen.name
 
     def _list_source(self, seen: Seen, kind: str) -> PairSource:
         within = _within(seen)
@@ -236,9 +255,18 @@ class FolderSource:
             for entry in self._of_list(seen, kind, None):
                 self.note(entry)
             return
-        with suppress(DataError):  # said when it is read
-            for path in TableSource([seen.path], self._options).image_paths():
+        try:
+            source = TableSource([seen.path], self._options)
+        except DataError as error:
+            self._is_closed(seen, error)
+            return
+        folders: set[Path] = set()
+        try:
+            for path in source.image_paths():
                 self._listed.add(os.path.normpath(path))
+                folders.add(path.parent)
+        except (DataError, *FILE_DAMAGE):  # said when it is read
+            self._breaks_off(seen, folders)
 
     def _config_of(self, seen: Seen) -> str | None:
         """The configuration that a file belongs to, if it is not read for that."""
@@ -289,7 +317,16 @@ class FolderSource:
             # The texts count with the first image.
             number = 1 + len(clash.texts) * (name == clash.images[0])
             return Refused(seen.name, here, Reason.CONTRADICTION, str(clash), number)
+        if (broken := self._broken_list(seen.path)) is not None:
+            number = 1 + len(images.beside.get(name, ()))
+            detail = f"{broken} may say more of it, where it breaks off: mend it, or remove it"
+            return Refused(seen.name, here, Reason.OF_BROKEN_LIST, detail, number)
         return self._pair(seen, here)
+
+    def _broken_list(self, image: Path) -> str | None:
+        """A list that breaks off before it may have named an image; None if there is none."""
+        above = map(os.path.normpath, image.parents if self._broken else ())
+        return next((self._broken[folder] for folder in above if folder in self._broken), None)
 
     def _beside_listed(self, seen: Seen, here: Cursor) -> Entry | None:
         texts = self._images.beside.get(seen.parts[-1], [])

@@ -40,7 +40,7 @@ from openblip.sources.sharded import (
 )
 from openblip.sources.source import Cursor, DividedSource, PairSource, Shard, SourceOptions
 from openblip.sources.splits import FileSplits, SourceRoot, source_root
-from openblip.table.rows import KnownTexts, id_hash, texts_hash
+from openblip.table.rows import KnownRows, content_hash, id_hash
 from openblip.table.storage import is_object_address
 from openblip.table.table import ORIGINS, SPLITS, PairRow, PairTable
 from openblip.table.versions import remove_fragments
@@ -263,7 +263,7 @@ class _Import:
         self._key = metadata_key(settings.fingerprint())
         self._state, self._commit_rows = state, commit_rows
         self._was_duplicate = False
-        self._known_texts: KnownTexts | None = None
+        self._known_rows: KnownRows | None = None
         self._is_finished = False
         self._timed = time.monotonic()
 
@@ -373,7 +373,7 @@ class _Import:
         table.update_metadata({self._key: self._noted()})
         if self._state.again:
             # As they are before anything is added.
-            self._known_texts = KnownTexts(table.scan(["id", "captions", "split"]))
+            self._known_rows = KnownRows(table.scan(KnownRows.COLUMNS, KnownRows.BATCH_ROWS))
         while not self._is_finished:
             table.append(
                 self._chunk(checked, progress),
@@ -411,12 +411,13 @@ class _Import:
         self._was_duplicate = True
 
     def _other_texts(self, row: PairRow) -> Sequence[str] | None:
-        """The texts of a row that the table has with others, or in another split; else None."""
-        if self._known_texts is None:
+        """The texts of a row that the table has with another content; else None."""
+        if self._known_rows is None:
             return None
-        own = [id_hash(encodable(row.id))], [texts_hash(row.captions, row.split)]
-        ids, texts = np.array(own, dtype=np.uint64)
-        return row.captions if self._known_texts.differ(ids, texts).any() else None
+        content = content_hash(row.image, row.captions, row.split)
+        own = [id_hash(encodable(row.id))], [content]
+        ids, contents = np.array(own, dtype=np.uint64)
+        return row.captions if self._known_rows.differ(ids, contents).any() else None
 
     def _noted(self) -> str:
         """The state as JSON, the time brought up to date."""

@@ -26,7 +26,7 @@ class Reason(StrEnum):
 
     ALREADY_IMPORTED = "already in the table"
     """Read again on demand; the row of that id is left as it is."""
-    OTHER_TEXTS = "already in the table, with other texts or in another split"
+    OTHER_CONTENT = "already in the table, with another image, other texts or in another split"
     """As above; what the source says of the image now is not what the row says."""
     BAD_RECORD = "bad record"
     CONTRADICTION = "contradiction"
@@ -46,6 +46,8 @@ class Reason(StrEnum):
     """A captioner's texts in a row of web texts; or the row is said to be `human`, and is not."""
     OTHER_MEMBER = "other member of a sample"
     """Beside the image and its texts; the sample is taken without it."""
+    OF_BROKEN_LIST = "beside a list that breaks off"
+    """Its rest may say more of the image, as that it is of the test split."""
     REPEATED_COLUMN = "several columns of one name"
     """The first of them is read, the others are metadata."""
     REPLACED_CHARACTERS = "characters replaced"
@@ -119,7 +121,7 @@ class ImportReport:
     @property
     def num_known(self) -> int:
         """Number of things that are in the table from an earlier import of the source."""
-        known = (Reason.ALREADY_IMPORTED, Reason.OTHER_TEXTS)
+        known = (Reason.ALREADY_IMPORTED, Reason.OTHER_CONTENT)
         return sum(self.skipped.get(reason.value, 0) for reason in known)
 
     def count_row(
@@ -187,9 +189,9 @@ class ImportReport:
                 f"left out: {self.num_skipped:,} of {self.num_seen:,} files, members or records"
             )
             lines += self._reasons(self.skipped)
-        if Reason.OTHER_TEXTS.value in self.skipped:
+        if Reason.OTHER_CONTENT.value in self.skipped:
             lines.append(
-                "rows stay as they are, with the texts and the split that they have: import the "
+                "rows stay as they are, with image, texts and split that they have: import the "
                 "source into a new table to take it as it is now"
             )
         if self.noted:

@@ -37,7 +37,7 @@ from openblip.runtime.threads import ordered_map
 from openblip.sources.checking import Checked, Checks, Outcome
 from openblip.sources.report import ImportReport, has_escaped_ids
 from openblip.sources.source import Cursor, DividedSource, Entry, Shard
-from openblip.table.rows import IdSet, KnownTexts, PairRow, id_hash, row_batches, texts_hash
+from openblip.table.rows import IdSet, KnownRows, PairRow, content_hash, id_hash, row_batches
 from openblip.table.table import PairTable
 from openblip.table.versions import (
     FragmentWriter,
@@ -65,8 +65,8 @@ class ShardResult:
     """Of its last entry; None without any."""
     ids: np.ndarray
     """The hash of each row's id, in order; no two are equal."""
-    texts: np.ndarray
-    """The hash of each row's texts, in order; none in a result of an older version."""
+    contents: np.ndarray
+    """The hash of what each row holds, in order; none in a result of an older version."""
     outcomes: bytes
     """Of each entry, in order, as `_Counts` packs them."""
 
@@ -82,7 +82,7 @@ class ShardResult:
         with zipfile.ZipFile(content, "w") as file:
             file.writestr("result.json", json.dumps(told))
             file.writestr("ids", self.ids.tobytes())
-            file.writestr("texts", self.texts.tobytes())
+            file.writestr("contents", self.contents.tobytes())
             file.writestr("outcomes", self.outcomes)
         return content.getvalue()
 
@@ -96,14 +96,13 @@ class ShardResult:
         """
         with zipfile.ZipFile(io.BytesIO(content)) as file:
             told = json.loads(file.read("result.json"))
+            contents = file.read("contents") if "contents" in file.namelist() else b""
             return cls(
                 told["fragments"],
                 ImportReport.from_dict(told["report"]),
                 told["cursor"],
                 np.frombuffer(file.read("ids"), dtype=np.uint64),
-                np.frombuffer(
-                    file.read("texts") if "texts" in file.namelist() else b"", dtype=np.uint64
-                ),
+                np.frombuffer(contents, dtype=np.uint64),
                 file.read("outcomes") if with_outcomes else b"",
             )
 
@@ -304,13 +303,13 @@ class ShardWorker:
                         yield batch
                 fragments = writer.fragments
         ids = np.fromiter(rows.ids, dtype=np.uint64, count=len(rows.ids))
-        texts = np.array(rows.texts, dtype=np.uint64)
+        contents = np.array(rows.contents, dtype=np.uint64)
         yield ShardResult(
             fragments_to_json(fragments),
             rows.counts.report,
             rows.cursor,
             ids,
-            texts,
+            contents,
             rows.counts.outcomes(),
         )
 
@@ -329,8 +328,8 @@ class _Rows:
         self._is_known = False
         self.ids: dict[int, None] = {}
         """Hashes of ids in the order of the rows."""
-        self.texts: list[int] = []
-        """Hashes of their texts."""
+        self.contents: list[int] = []
+        """Hashes of what they hold."""
         self.counts = _Counts()
         self.cursor: Cursor | None = None
 
@@ -344,7 +343,8 @@ class _Rows:
                 if self._is_known:
                     outcome = outcome.known(self._again)
                 else:
-                    self.texts.append(texts_hash(result.row.captions, result.row.split))
+                    row = result.row
+                    self.contents.append(content_hash(row.image, row.captions, row.split))
             self.counts.add(outcome)
             self.cursor = result.entry.cursor
 
@@ -387,17 +387,17 @@ def _mended(job: ImportJob, number: int, digest: str) -> "Iterator[Any]":
         is_known = is_row and row in dropped
         counts.add(outcome.known(job.again, changed.get(row)) if is_known else outcome)
         row += is_row
-    kept, texts = np.delete(read.ids, sorted(dropped)), read.texts
-    texts = np.delete(texts, sorted(dropped)) if len(texts) else texts
+    kept, contents = np.delete(read.ids, sorted(dropped)), read.contents
+    contents = np.delete(contents, sorted(dropped)) if len(contents) else contents
     fragments = fragments_to_json(writer.fragments)
-    yield ShardResult(fragments, counts.report, read.cursor, kept, texts, counts.outcomes())
+    yield ShardResult(fragments, counts.report, read.cursor, kept, contents, counts.outcomes())
 
 
-def _changed(known: KnownTexts, result: ShardResult, rows: np.ndarray) -> list[int]:
-    """Which of some rows are in the table with other texts; none in results of older versions."""
-    if not len(result.texts):
+def _changed(known: KnownRows, result: ShardResult, rows: np.ndarray) -> list[int]:
+    """Which of some rows the table has with another content; none in results of older versions."""
+    if not len(result.contents):
         return []
-    return [int(row) for row in rows[known.differ(result.ids[rows], result.texts[rows])]]
+    return [int(row) for row in rows[known.differ(result.ids[rows], result.contents[rows])]]
 
 
 @dataclass
@@ -464,7 +464,8 @@ class ImportTarget:
             table.accept_older_ids()
         ids = table.known_ids() if table is not None else IdSet()
         is_again = table is not None and job.again
-        known = KnownTexts(table.scan(["id", "captions", "split"]) if table and is_again else ())
+        scan = table.scan(KnownRows.COLUMNS, KnownRows.BATCH_ROWS) if table and is_again else ()
+        known = KnownRows(scan)
         merged = Merged(table, ids, ImportReport("", "", ""), [], [])
         mended: dict[int, Record] = {}
         missing: list[Part] = []

@@ -93,6 +93,8 @@ class Refused:
     num_records: int = 1
     image: Path | None = None
     """The file that it is about, where a list names it."""
+    breaks_off: bool = False
+    """A list cannot be read from here on, and what its rest says of images nobody knows."""
 
 
 Entry = Found | Refused

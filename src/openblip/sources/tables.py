@@ -131,20 +131,24 @@ class TableSource:
                     yield Found(str(path), {}, path, (), place=file)
 
     def image_paths(self) -> Iterator[Path]:
-        """Where the images are that rows name, whether they are there or not."""
+        """Where the images are that rows name, whether they are there or not.
+
+        Raises:
+            DataError, FILE_DAMAGE: a table cannot be read, or from some row on.
+        """
         for file in self._files:
-            with suppress(DataError, *FILE_DAMAGE):
-                table, columns = self._opened(file)
-                place, _ = self._place(file, table, columns)
-                for name in table.images(columns):
-                    with suppress(UnsafePath):
-                        if isinstance(name, str) and name:
-                            yield place.images.path(name)
+            table, columns = self._opened(file)
+            place, _ = self._place(file, table, columns)
+            for name in table.images(columns):
+                with suppress(UnsafePath):
+                    if isinstance(name, str) and name:
+                        yield place.images.path(name)
 
     def _file_entries(self, file: Path, done: int) -> Iterator[Entry]:
-        number, end = done, Cursor(file=str(file), row=_END)
+        number, end, names_images = done, Cursor(file=str(file), row=_END), False
         try:
             table, columns = self._opened(file)
+            names_images = table.kinds[columns.image] != "binary"
             place, closed = self._place(file, table, columns)
             # Told once, with the first row, and not again where an import goes on.
             remarks = (*_repeated_columns(file, table), *closed) if done == 0 else ()
@@ -169,7 +173,7 @@ class TableSource:
             if number:
                 detail = f"cannot be read from here on: {detail}"
             where = f"{self._within}{file.name}" + (f" row {number + 1}" if number else "")
-            yield Refused(where, end, Reason.BAD_RECORD, detail)
+            yield Refused(where, end, Reason.BAD_RECORD, detail, breaks_off=names_images)
 
     def _opened(self, file: Path) -> tuple[TableFile, Columns]:
         table = open_table(file, self._options)
@@ -182,10 +186,11 @@ class TableSource:
 
         What could not be looked into on the way there are remarks.
         """
-        root, texts = self._options.image_root, []
+        root, texts = self._options.image_root, list[str]()
         if table.kinds[columns.image] != "binary":
-            names = islice(table.images(columns), _NUM_TRIED)
-            texts = [name for name in names if isinstance(name, str) and name]
+            with suppress(*FILE_DAMAGE):  # said when the rows are read
+                for name in islice(table.images(columns), _NUM_TRIED):
+                    texts += [name] if isinstance(name, str) and name else []
         if root is not None:
             return Place(file, folder_told(root, texts)), ()
         closed: list[Remark] = []
@@ -348,8 +353,10 @@ class _Parquet:
         with _parquet_damage(), parquet.ParquetFile(self._file) as table:
             # Its own name, under which a column of the same name may be read beside it.
             wanted = table.schema_arrow.names[number]
-            for batch in table.iter_batches(columns=[wanted]):
-                yield from batch.column(0).to_pylist()
+            # One after another: a group that is damaged takes nothing from those before it.
+            for group in range(table.num_row_groups):
+                for batch in table.iter_batches(columns=[wanted], row_groups=[group]):
+                    yield from batch.column(0).to_pylist()
 
 
 def _label_names(schema: Any) -> dict[str, list[str]]:

@@ -269,41 +269,51 @@ class IdSet:
         self._sorted.append(fresh)
 
 
-class KnownTexts:
-    """Whether rows have the texts and the split that they have in a table: 16 bytes for each."""
+class KnownRows:
+    """Whether rows have the image, texts and split that they have in a table: 16 bytes for each."""
+
+    COLUMNS = ("id", "image", "captions", "split")
+    """Those that it reads."""
+    BATCH_ROWS = 256
+    """Of which it has the images in memory."""
 
     def __init__(self, rows: "Iterable[pa.RecordBatch]") -> None:
-        """Reads the `id`, `captions` and `split` of all rows of a table."""
+        """Reads the `COLUMNS` of all rows of a table."""
         parts = [np.empty((2, 0), dtype=np.uint64)]
         for batch in rows:
             ids = [*map(id_hash, batch["id"].to_pylist())]
-            told = zip(batch["captions"].to_pylist(), batch["split"].to_pylist(), strict=True)
-            texts = [texts_hash(several or (), split or "") for several, split in told]
-            parts.append(np.array([ids, texts], dtype=np.uint64))
+            told = (batch[name].to_pylist() for name in self.COLUMNS[1:])
+            contents = [
+                content_hash(image, captions or (), split or "")
+                for image, captions, split in zip(*told, strict=True)
+            ]
+            parts.append(np.array([ids, contents], dtype=np.uint64))
         found = np.concatenate(parts, axis=1)
         # In the order of the ids, in which one is found by halving.
-        self._ids, self._texts = found[:, np.argsort(found[0])]
+        self._ids, self._contents = found[:, np.argsort(found[0])]
         self._is_told = np.zeros(len(self._ids), dtype=bool)
 
-    def differ(self, ids: np.ndarray, texts: np.ndarray) -> np.ndarray:
+    def differ(self, ids: np.ndarray, contents: np.ndarray) -> np.ndarray:
         """Which rows are in the table with others; False for a row that was asked for before.
 
         Args:
             ids: the hashes of their ids (`id_hash`), uint64, each once.
-            texts: the hashes of their texts and splits (`texts_hash`), uint64.
+            contents: the hashes of what they hold (`content_hash`), uint64.
         """
         if not len(self._ids):
             return np.zeros(len(ids), dtype=bool)
         places = np.minimum(np.searchsorted(self._ids, ids), len(self._ids) - 1)
         is_first = (self._ids[places] == ids) & ~self._is_told[places]
         self._is_told[places[is_first]] = True
-        is_other: np.ndarray = is_first & (self._texts[places] != texts)
+        is_other: np.ndarray = is_first & (self._contents[places] != contents)
         return is_other
 
 
-def texts_hash(texts: Iterable[str], split: str) -> int:
-    """64 bits that tell the texts of a row, as they are stored, and its split from others."""
-    return id_hash("\0".join([split, *map(in_utf8, texts)]))
+def content_hash(image: bytes | None, texts: Iterable[str], split: str) -> int:
+    """64 bits that tell a row's image, if it holds one, its texts as stored, and its split."""
+    # Of an image that stays where it is the row has nothing that could be out of date.
+    digest = hashlib.blake2b(image or b"", digest_size=8).hexdigest()
+    return id_hash("\0".join([digest, split, *map(in_utf8, texts)]))
 
 
 def file_key(row_id: str) -> str:
