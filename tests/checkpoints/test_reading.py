@@ -145,6 +145,7 @@ FILES = {
     "git-lfs": (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
     "json": (b'{"error": "Entry not found"}', "truncated, or no"),
     "noise": (random.Random(0).randbytes(400), "truncated, or no"),
+    "text": (b"hello, this is no model", "truncated, or no"),
     "zip": (b"PK\x03\x04" + bytes(200), "truncated, or no"),
     "header of 10^12": (struct.pack("<Q", 10**12) + b"{}", "truncated, or no"),
     "header is a list": (struct.pack("<Q", 2) + b"[]", "truncated, or no"),
@@ -163,6 +164,11 @@ class TestWhatIsSavedInThePlaceOfWeights:
         data, message = FILES[content]
         file.write_bytes(data)
         assert message in (read_or_refused(place) or "")
+
+    def test_a_text_is_told_as_what_no_program_for_weights_has_saved(self, tmp_path: Path) -> None:
+        (tmp_path / "model.pth").write_text("hello, this is no model")
+        told = read_or_refused(tmp_path / "model.pth") or ""
+        assert "no checkpoint of tensors (not by torch.save)" in told
 
     @pytest.mark.parametrize(
         "content", [{}, [], [1], 3, None, "x", {3: torch.ones(1)}, {1: {2: 3}}]

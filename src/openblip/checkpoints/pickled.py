@@ -100,7 +100,9 @@ def _load(path: Path, remedy: str) -> Any:
                 f"{path}: holds more than tensors and plain values, and code is not run for "
                 "safety; where it was trained, save model.state_dict() alone"
             ) from error
-        reason = "not by torch.save" if "weights_only" in text else reason_of(error)
+        # A text stumbles over its first letters, of which the reader knows no such instruction.
+        is_foreign = "weights_only" in text or isinstance(error, LookupError)
+        reason = "not by torch.save" if is_foreign else reason_of(error)
         raise CheckpointError(
             f"{path}: truncated, or no checkpoint of tensors ({reason}); {remedy}"
         ) from error

@@ -219,7 +219,7 @@ def _fetch(name: str) -> Path:
     try:
         return fetch_repository(repo_id, revision)
     except CheckpointError as error:
-        raise CheckpointError(f"no such file or folder; of the hub {error}") from error
+        raise CheckpointError(f"{error}; nor is a file or folder of that name here") from error
 
 
 def find_model_files(source: str | Path) -> list[Path]:

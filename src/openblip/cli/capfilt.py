@@ -356,11 +356,12 @@ def select(
         told = _selected(rates, found, spreads(scores), rejected, quality)
         print_json({**told, "certificate": certificate and certificate_json(certificate)})
         return _uncertified(certificate)
-    if certificate is not None:
-        print(certificate)
     print(*spreads(scores), sep="\n")
     _print_rates(rates, found)
     _print_reasons(rejected, quality)
+    if certificate is not None:
+        # The answer comes last, where it is seen: the tables may be longer than a screen.
+        print(f"\n{certificate}")
     return _uncertified(certificate)
 
 
