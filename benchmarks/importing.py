@@ -30,7 +30,6 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from capfilt_ledger import SimulatedPool, megabytes, timed
 from openblip.jobs.run import Run
 from openblip.jobs.units import Result
 from openblip.sources.checking import ImportSettings, Outcome
@@ -181,6 +180,9 @@ def driver(folder: Path, num_shards: int, rows: int) -> None:
     job = ImportJob(uri, source, shards, checks_of(settings, source), again=False)
     PairTable.open_or_create(uri)
     results = simulated_results(job, rows)
+    # Only here: workers of the other form, which begin by loading this file, need no PyTorch.
+    from capfilt_ledger import SimulatedPool, megabytes, timed
+
     print(f"{num_shards:,} shards of {rows:,} rows; memory before: {megabytes():.0f} MB\n")
     print("| step | s | s of a core | peak MB |\n| --- | ---: | ---: | ---: |")
 
