@@ -75,6 +75,17 @@ def test_an_image_is_named_by_the_last_part_of_its_path_unless_several_have_it(
     assert texts == [["text 1"], None, None, ["text 3"], None]
 
 
+def test_half_a_character_in_a_text_costs_no_other_record(table: PairTable, tmp_path: Path) -> None:
+    (first, second), file = table.take([0, 1], ["id"])["id"].to_pylist(), tmp_path / "t.jsonl"
+    records = [{"id": first, "text": "cut \ud83d"}, {"id": second, "text": "whole"}]
+    file.write_text("\n".join(map(json.dumps, records)))
+    added = add_texts(table.uri, file, "other")
+    assert added.rows == 2
+    assert PairTable.open(table.uri).take([0], ["texts_other"])["texts_other"].to_pylist() == [
+        ["cut ?"]
+    ]
+
+
 def test_a_text_counts_once_by_whatever_names_its_row_is_meant(tmp_path: Path) -> None:
     rows = [
         PairRow(id="k/one.jpg", image=b"x", image_uri="/photos/two.jpg"),

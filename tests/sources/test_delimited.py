@@ -311,6 +311,13 @@ def test_what_openblip_caption_wrote_is_read_as_it_was(file: Path) -> None:
     assert _read(file, text) == [["a\nb.jpg", "-0.5", "-0.7", ["=1+1", "two"]]]
 
 
+def test_the_name_of_an_image_that_openblip_caption_wrote_may_be_no_text(file: Path) -> None:
+    head = b"image,caption,logprob\n"
+    assert _read(file, head + b"caf\xe9.jpg,two,-0.5\n") == [["caf\udce9.jpg", "-0.5", ["two"]]]
+    (refused,) = _read(file, head + b"cafe.jpg,tw\xf6,-0.5\n")
+    assert "no text in UTF-8" in refused
+
+
 @pytest.mark.parametrize("word", ["", "nan", "NaN", "NULL", "None", "<NA>", "\\N"])
 def test_how_tools_write_that_there_is_nothing(word: str) -> None:
     assert or_none(word) is None

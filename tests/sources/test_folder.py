@@ -404,8 +404,15 @@ def _damaged_parquet() -> bytes:
         ("metadata.csv", "image,caption,split\npictures/a.png,x,test\n".encode("utf-16")),
         ("some.csv.gz", _cut_short(b"image,caption,split\npictures/a.png,x,test\n")),
         ("some.parquet", _damaged_parquet()),
+        ("metadata.jsonl", _ROW % b"a" + b'\n{"im'),
+        ("metadata.jsonl", _ROW % b"a" + b"\n" + (_ROW % b"b")[:-12]),
+        ("some.csv", b"image,caption,split\npictures/a.png,x,test\npictures/b.png,y"),
+        ("captions.jsonl.zst", b"\x28\xb5\x2f\xfd"),
     ],
-    ids=["array", "packed", "encoding", "table", "packed table", "parquet"],
+    ids=[
+        *("array", "packed", "encoding", "table", "packed table", "parquet"),
+        *("a line", "a name in a line", "a row", "what is not unpacked"),
+    ],
 )
 @pytest.mark.parametrize("processes", [None, 1])
 def test_what_a_list_may_have_said_before_it_breaks_off_is_not_made_up(
@@ -420,6 +427,50 @@ def test_what_a_list_may_have_said_before_it_breaks_off_is_not_made_up(
     assert report.skipped["beside a list that breaks off"] >= 2
     (example, *_) = report.examples["beside a list that breaks off"]
     assert f"{name} may say more of it" in example.detail
+
+
+@pytest.mark.parametrize("name", ["captions.jsonl", "metadata.json"])
+def test_a_list_that_is_not_there_or_cut_short_may_have_said_something_of_images(
+    tmp_path: Path, name: str
+) -> None:
+    source = _write(tmp_path / "photos", {"a.png": _png(), "a.txt": "own"})
+    if name == "captions.jsonl":
+        (source / name).symlink_to(tmp_path / "gone.jsonl")
+    else:
+        (source / name).write_bytes(b"[" + _ROW % b"a" + b', {"image": "pic')
+    report = import_pairs(source, tmp_path / "out.lance", show_progress=False)
+    assert report.skipped["beside a list that breaks off"] == 2
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("in/a.PNG", "in/A.png", "in/a.jpg", "in/a", "more/in/a.png", "/gone/in/a.png"),
+        *("../photos/in/a.png", "in\\A.png", "http://x/in/a.png"),
+    ],
+)
+@pytest.mark.parametrize("form", ["jsonl", "csv"])
+@pytest.mark.parametrize("processes", [None, 1])
+def test_an_image_that_a_record_may_mean_does_not_come_in_without_it(
+    tmp_path: Path, name: str, form: str, processes: int | None
+) -> None:
+    record = json.dumps({"image": name, "caption": "x", "split": "test"})
+    lists = {"jsonl": record, "csv": f"image,caption,split\n{name},x,test\n"}
+    files = {"in/a.png": _png(), "in/a.txt": "own", "in/b.png": _png(1), "in/b.txt": "own"}
+    more = {
+        "one.tar": _tar({"k.png": _png(9), "k.txt": b"k"}),
+        f"metadata.{form}": lists[form],
+    }
+    report, rows = _import(_write(tmp_path / "photos", {**files, **more}), processes=processes)
+    assert [row["id"] for row in rows] == ["in/b", "k"]
+    assert report.skipped["like a missing image of a list"] == 2
+
+
+def test_a_missing_image_of_the_same_name_in_another_folder_means_no_other(tmp_path: Path) -> None:
+    files = {"in/a.png": _png(), "in/a.txt": "own"}
+    record = json.dumps({"image": "out/a.png", "caption": "x", "split": "test"})
+    _, rows = _import(_write(tmp_path / "photos", {**files, "metadata.jsonl": record}))
+    assert [row["id"] for row in rows] == ["in/a"]
 
 
 def test_labels_beside_images_with_texts_are_no_captions(tmp_path: Path) -> None:

@@ -308,6 +308,15 @@ def test_what_a_list_in_utf16_may_say_of_images_is_not_made_up(
     assert texts(folder / "captions.jsonl", encoding="utf-16") == {"0.jpg": ["grün"]}
 
 
+@pytest.mark.parametrize("word", ["nan", "None", "NULL", "\\N"])
+def test_how_tools_write_that_there_is_no_text_is_none(
+    write_jsonl: Callable[..., Path], texts: Texts, word: str
+) -> None:
+    lines = [{"image": "images/0.jpg", "caption": word, "text": "a boat"}]
+    lines.append({"image": "images/1.jpg", "caption": [word, "one of a list"]})
+    assert texts(write_jsonl(lines)) == {"0.jpg": ["a boat"], "1.jpg": [word, "one of a list"]}
+
+
 def test_neighbouring_lines_of_an_image_are_one_row(write_jsonl: Callable[..., Path]) -> None:
     texts = ["one", ["two", None], "three"]
     lines = [{"image": "images/0.jpg", "caption": text} for text in texts]

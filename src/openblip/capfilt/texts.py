@@ -21,7 +21,7 @@ from openblip.sources.caption_lists import CAPTION_FIELDS
 from openblip.sources.json_files import json_records
 from openblip.sources.source import IMAGE_FIELDS, first_texts, id_text
 from openblip.table.columns import column_state
-from openblip.table.rows import listed
+from openblip.table.rows import in_utf8, listed
 from openblip.table.table import PairTable
 
 if TYPE_CHECKING:
@@ -179,7 +179,8 @@ def _read(file: Path) -> _Found:
                 raise record
             key, of = _key(record, found)
             texts, _ = first_texts(record, ("texts", *CAPTION_FIELDS))
-            texts = [text for text in texts if text.strip()]
+            # As an import stores them: half of a surrogate pair is no text.
+            texts = [in_utf8(text) for text in texts if text.strip()]
             if not texts:
                 raise ValueError(f"{key} has no text")
         except ValueError as error:

@@ -2,16 +2,18 @@
 
 import codecs
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from openblip.sources.image_formats import IMAGE_SUFFIXES, is_image_file
+from openblip.sources.image_formats import IMAGE_SUFFIXES, is_image_file, loose_name
 from openblip.sources.source import first_texts, in_utf8, parse_object, texts_of, unfolded
 from openblip.sources.splits import pop_split
 from openblip.sources.text_files import codec, lines_of
+from openblip.table.rows import IdSet
 
 TEXT_ENDINGS = ("txt", "caption", "text", "caption.txt", "captions.txt", "text.txt")
 
@@ -24,6 +26,36 @@ def text_ending(name: str) -> str | None:
     """Which of the endings of texts and records a name has, the longest; None if it has none."""
     lower = name.lower()
     return next((ending for ending in _BY_LENGTH if lower.endswith(f".{ending}")), None)
+
+
+class MissingImages:
+    """Names in lists that lead to no image, and which images these may mean all the same.
+
+    One is like another if the parts of the shorter name, loosely read, are the last of the longer:
+    `images/0.JPG` and `0.jpg`. Hashes are kept, since a list may have millions.
+    """
+
+    def __init__(self) -> None:
+        self._whole, self._ends = IdSet(), IdSet()
+
+    def add(self, name: str) -> None:
+        """Notes a name, as a list has it."""
+        ends = _ends(re.split(r"[/\\]", name))
+        self._whole.add(next(ends, ""))
+        for end in ends:
+            self._ends.add(end)
+
+    def has_like(self, parts: Sequence[str]) -> bool:
+        """Whether one of them is like the name of an image below the source's folder."""
+        ends = list(_ends(parts))
+        is_shorter = any(end in self._whole for end in ends)
+        return is_shorter or ends[0] in self._ends
+
+
+def _ends(parts: Sequence[str]) -> Iterator[str]:
+    """A name loosely read, and what remains of it without the first folder, the first two, ..."""
+    loose = [loose_name(part) for part in parts if part not in ("", ".", "..")]
+    return ("/".join(loose[start:]) for start in range(len(loose)))
 
 
 @dataclass(frozen=True)

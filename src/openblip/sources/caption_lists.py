@@ -303,10 +303,13 @@ class JsonlSource:
 
     def _entry(self, record: dict[str, Any] | ValueError, where: str, cursor: Cursor) -> Entry:
         path: Path | None = None
+        is_end = cursor == END
         try:
             if isinstance(record, ValueError):
                 if isinstance(record, DamagedRecord):
-                    path = self._folder.path(self._folder.below(record.image))
+                    is_end |= record.breaks_off
+                    if record.image:
+                        path = self._folder.path(self._folder.below(record.image))
                 raise record
             fields = ", ".join(list(record)[:12])
             name = _pop_image(record)
@@ -318,9 +321,8 @@ class JsonlSource:
             key, split = id_text(record.pop("id", None)), pop_split(record)
             meta = unfolded(record)
         except UnsafePath as error:
-            return Refused(where, cursor, Reason.UNSAFE_PATH, str(error))
+            return Refused(where, cursor, Reason.UNSAFE_PATH, str(error), image_name=error.name)
         except ValueError as error:
-            is_end = cursor == END
             detail = str(error)
             return Refused(where, cursor, Reason.BAD_RECORD, detail, image=path, breaks_off=is_end)
         if not texts and (why := _why_empty(captions)):

@@ -115,7 +115,7 @@ def row_entry(
         read = (used, *columns.keys)
         meta = unfolded({field: value for field, value in others.items() if field not in read})
     except UnsafePath as error:
-        return Refused(where, cursor, Reason.UNSAFE_PATH, str(error))
+        return Refused(where, cursor, Reason.UNSAFE_PATH, str(error), image_name=error.name)
     except ValueError as error:
         path = image if isinstance(image, Path) else None
         return Refused(where, cursor, Reason.BAD_RECORD, str(error), image=path)

@@ -27,6 +27,7 @@ from openblip.sources.text_files import (
     lines_of,
     no_text,
     open_text,
+    or_none,
     plain_name,
     short_lines,
 )
@@ -44,8 +45,6 @@ _NUMBER_WITH_POINT = re.compile(r"\d+\.0")
 _MAX_LINES_OF_A_ROW = 1000
 # What Python's reader says where a quoted field is still open at the end.
 _OPEN = "unexpected end of data"
-# How tools write that there is nothing; no caption, path or id looks so.
-_NULLS = frozenset(("", "nan", "null", "none", "<na>", "\\n"))
 
 
 @dataclass(frozen=True)
@@ -147,10 +146,16 @@ def delimited_records(
         rows = _Rows(lines, layout, names.index(image))
         for number, values in enumerate(rows, 1):
             if number > done:
-                if isinstance(values, ValueError) or all(map(is_text, values)):
+                if isinstance(values, ValueError) or all(map(is_text, _texts_in(values, layout))):
                     yield _record(names, values, layout, image)
                 else:
                     yield DamagedRecord(no_text(encoding), values[names.index(image)].strip())
+
+
+def _texts_in(values: Sequence[str], layout: Delimited) -> Sequence[str]:
+    """The cells that must be text: names in a file that `openblip caption` wrote are bytes."""
+    is_ours = layout.is_written or layout.names[: len(CAPTION_COLUMNS)] == CAPTION_COLUMNS
+    return values[1:] if is_ours else values
 
 
 def unique_names(names: Sequence[str]) -> list[str]:
@@ -202,12 +207,14 @@ class _Rows:
         """The same; what is wrong with a row has the name of its image, as far as that is clear."""
         if not isinstance(values, ValueError):
             return values
+        # The file may be cut off there.
+        is_cut = not line.endswith(("\n", "\r"))
         cells = [cell.strip().strip('"') for cell in line.split(self._layout.delimiter)]
         own = cells[self._image_at :][:1]
         image = next(filter(known_by_name, [*own, *cells]), next(iter(own), ""))
         if self._layout.numbers_images:
             image = image.rpartition("#")[0] or image
-        return DamagedRecord(values, image) if image else values
+        return DamagedRecord(values, image, breaks_off=is_cut)
 
     def _line(self, index: int) -> str | None:
         """A line after the rows that are done; None after the last."""
@@ -337,11 +344,6 @@ def _record(
     if layout.numbers_images:
         record[image] = record[image].rpartition("#")[0] or record[image]
     return captioned_row(names, record, is_text=layout.is_written)
-
-
-def or_none(text: Any) -> Any:
-    """What a cell says; None where it is empty, or one of the words for that."""
-    return None if isinstance(text, str) and text.lower() in _NULLS else text
 
 
 def cell_id(text: str) -> str | None:

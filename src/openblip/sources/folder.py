@@ -13,6 +13,7 @@ from openblip.runtime.errors import DataError
 from openblip.sources.beside import (
     MAX_TEXT_BYTES,
     Images,
+    MissingImages,
     first_with_text,
     others_say,
     text_ending,
@@ -27,6 +28,7 @@ from openblip.sources.image_formats import (
     known_by_name,
     what_it_is,
 )
+from openblip.sources.json_files import read_document
 from openblip.sources.paths import SETTINGS_SUFFIX, Seen, Span, is_hidden, is_of_output, walk
 from openblip.sources.report import Reason
 from openblip.sources.source import (
@@ -38,6 +40,7 @@ from openblip.sources.source import (
     Remark,
     Shard,
     SourceOptions,
+    is_file,
 )
 from openblip.sources.split_lists import SplitLists
 from openblip.sources.tables import TABLE_SUFFIXES, DownloadLog, TableSource, is_table_file
@@ -89,6 +92,7 @@ class FolderSource:
         self._read, self._listed = read, IdSet()
         # Lists that break off, by the folders in or below which their images are.
         self._broken: dict[str, str] = {}
+        self._missing = MissingImages()
         self._images = Images(folder, frozenset())
         self._images_of: Set[str] | None = None
         self._split_lists = SplitLists(folder, options, self._is_other_than_names)
@@ -170,6 +174,8 @@ class FolderSource:
 
     def _lists(self) -> Iterator[Seen]:
         for seen in walk(self._folder):
+            if seen.parts and seen.path not in self._read and _is_closed_list(seen):
+                self._breaks_off(seen, ())
             is_file = bool(seen.parts) and not seen.problem
             kind = _kind_of(seen.path) if is_file and not self._is_passed_over(seen) else ""
             if kind in ("jsonl", "table") and self._reads(kind) and not self._config_of(seen):
@@ -263,8 +269,8 @@ class FolderSource:
         folders: set[Path] = set()
         try:
             for path in source.image_paths():
-                self._listed.add(os.path.normpath(path))
-                folders.add(path.parent)
+                self._note_image(path)
+                folders |= {path.parent} if isinstance(path, Path) else set()
         except (DataError, *FILE_DAMAGE):  # said when it is read
             self._breaks_off(seen, folders)
 
@@ -275,7 +281,19 @@ class FolderSource:
     def note(self, entry: Entry) -> None:
         """Notes the image of a list's entry, which is then no image of its own."""
         if isinstance(entry.image, Path):
-            self._listed.add(os.path.normpath(entry.image))
+            self._note_image(entry.image)
+        elif isinstance(entry, Refused) and entry.image_name:
+            self._note_image(entry.image_name)
+
+    def _note_image(self, image: Path | str) -> None:
+        """Notes where a list says that an image is, or its name where that leads nowhere."""
+        if isinstance(image, str):
+            self._missing.add(image)
+            return
+        self._listed.add(os.path.normpath(image))
+        if not is_file(image):
+            below = image.is_relative_to(self._folder)
+            self._missing.add(str(image.relative_to(self._folder) if below else image))
 
     def _of_file(self, seen: Seen, inner: Cursor | None) -> Iterator[Entry]:
         here: Cursor = {"path": seen.name}
@@ -321,6 +339,10 @@ class FolderSource:
             number = 1 + len(images.beside.get(name, ()))
             detail = f"{broken} may say more of it, where it breaks off: mend it, or remove it"
             return Refused(seen.name, here, Reason.OF_BROKEN_LIST, detail, number)
+        if self._missing.has_like(seen.parts):
+            number = 1 + len(images.beside.get(name, ()))
+            detail = "a list names one that is not here, and may mean this one: mend the name there"
+            return Refused(seen.name, here, Reason.LIKE_MISSING, detail, number)
         return self._pair(seen, here)
 
     def _broken_list(self, image: Path) -> str | None:
@@ -453,6 +475,24 @@ def _kind_of(file: Path) -> str:
     # By its name before its content: nearly every text here is that of an image.
     may_be_table = name.endswith(TABLE_SUFFIXES) or _TABLE_TEXT.fullmatch(name)
     return "table" if may_be_table and is_table_file(file, SourceOptions()) else "folder"
+
+
+def _is_closed_list(seen: Seen) -> bool:
+    """Whether a file is, by its name, a list of the images around it, and cannot be read."""
+    name = seen.parts[-1]
+    packed = name.removesuffix(".zst")
+    stem, _, suffix = packed.lower().rpartition(".")
+    if suffix not in ("json", "jsonl", "csv", "tsv") or not is_list_name(f"{stem}.jsonl"):
+        return False
+    if seen.problem or packed != name:
+        return not seen.is_hidden
+    if suffix != "json":
+        return False  # found out when it is read
+    try:
+        read_document(seen.path, lambda record: record)
+    except DataError:
+        return True
+    return False
 
 
 def _reason(seen: Seen) -> Reason:

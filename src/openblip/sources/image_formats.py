@@ -1,8 +1,9 @@
 """What a file is by its name and its first bytes: an image that is read, or something to name."""
 
 import re
+import unicodedata
 from functools import cache, lru_cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from PIL import Image
 
@@ -133,6 +134,12 @@ def is_image_file(path: Path) -> bool:
         return known
     with path.open("rb") as stream:
         return format_of(stream.read(HEAD_BYTES)) is not None
+
+
+def loose_name(name: str) -> str:
+    """What names have in common that differ in their suffix, in capitals or in how é is made."""
+    stem = PurePosixPath(name).stem if known_by_name(name) else name
+    return unicodedata.normalize("NFC", stem).casefold()
 
 
 def known_by_name(name: str) -> bool | None:

@@ -132,7 +132,12 @@ def _of_lines(file: Path, encoding: str | None, cursor: Cursor | None) -> Iterat
         number += 1
         if line.strip():
             here: Cursor = {"offset": offset, "line": number}
-            yield f"{file.name} line {number}", here, _object(line, encoding)
+            record = _object(line, encoding)
+            if isinstance(record, ValueError) and not line.endswith((b"\n", b"\r")):
+                # The file may be cut off there.
+                image = record.image if isinstance(record, DamagedRecord) else ""
+                record = DamagedRecord(record, image, breaks_off=True)
+            yield f"{file.name} line {number}", here, record
 
 
 def _from(file: Path, encoding: str | None, offset: int, done: int) -> Iterator[tuple[bytes, int]]:

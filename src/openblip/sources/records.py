@@ -293,7 +293,7 @@ class GatheredSource:
             paths = [folder.path(name) for name in image.names]
             meta = plain(image.meta)
         except UnsafePath as error:
-            return refused(Reason.UNSAFE_PATH, str(error))
+            return refused(Reason.UNSAFE_PATH, str(error), image_name=error.name)
         except ValueError as error:
             return refused(Reason.BAD_RECORD, str(error))
         return Found(

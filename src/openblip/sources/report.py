@@ -36,6 +36,8 @@ class Reason(StrEnum):
     HIDDEN_FILE = "hidden file"
     """Of the system, or of a program: `.DS_Store`, `__MACOSX`, `Thumbs.db`."""
     IMAGE_TOO_LARGE = "image too large"
+    LIKE_MISSING = "like a missing image of a list"
+    """A list names one that is not there, and may mean this: its record may be of another split."""
     MISSING_CAPTION = "missing caption"
     MISSING_IMAGE = "missing image"
     NO_CAPTIONS = "imported without captions"

@@ -19,7 +19,7 @@ from typing import Any, Protocol, Self, runtime_checkable
 
 from openblip.runtime.errors import DataError
 from openblip.sources.report import Reason
-from openblip.sources.text_files import known_encoding
+from openblip.sources.text_files import known_encoding, or_none
 
 Cursor = dict[str, int | str]
 """How far a source has been read; plain JSON, so that it can be stored with the table."""
@@ -93,6 +93,8 @@ class Refused:
     num_records: int = 1
     image: Path | None = None
     """The file that it is about, where a list names it."""
+    image_name: str = ""
+    """What a list calls the image, where that is no path that is followed."""
     breaks_off: bool = False
     """A list cannot be read from here on, and what its rest says of images nobody knows."""
 
@@ -198,13 +200,23 @@ class DamagedRecord(ValueError):  # noqa: N818 - says what it is
     That image is not to be taken from elsewhere, without what the record says of it.
     """
 
-    def __init__(self, reason: object, image: str) -> None:
+    def __init__(self, reason: object, image: str = "", *, breaks_off: bool = False) -> None:
+        """Takes what is wrong; the name is empty where the record has none that can be read.
+
+        Args:
+            reason: what is wrong.
+            image: the name.
+            breaks_off: it is the last of a list, which may have been longer.
+        """
         super().__init__(str(reason))
-        self.image = image
+        self.image, self.breaks_off = image, breaks_off
 
 
 class UnsafePath(DataError):  # noqa: N818 - says what it is
     """A path in a source that points out of its folder."""
+
+    name = ""
+    """As the source has it."""
 
 
 def is_address(name: str) -> bool:
@@ -221,6 +233,14 @@ def inside(root: Path, name: str) -> Path:
     Raises:
         UnsafePath: the name is empty, an address, climbs above `root`, or lies elsewhere.
     """
+    try:
+        return _inside(root, name)
+    except UnsafePath as error:
+        error.name = name
+        raise
+
+
+def _inside(root: Path, name: str) -> Path:
     if is_address(name):
         raise UnsafePath(
             f"{name!r} is a web address: download the images first (img2dataset does that "
@@ -316,7 +336,9 @@ def first_texts(record: Mapping[str, Any], names: Sequence[str]) -> tuple[list[s
         ValueError: a field before has something else than texts.
     """
     for name in names:
-        if (texts := texts_of(record.get(name))) and any(text.strip() for text in texts):
+        # `nan` alone is how a table that became JSON says nothing; one among texts is a text.
+        texts = texts_of(or_none(record.get(name)))
+        if any(text.strip() for text in texts):
             return texts, name
     return [], None
 

@@ -8,7 +8,6 @@ file that is called like a list and cannot be understood as one is told as that.
 """
 
 import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,7 +18,7 @@ from openblip.runtime.errors import DataError
 from openblip.sources.beside import bases_of
 from openblip.sources.columns import PATH_COLUMNS
 from openblip.sources.delimited import delimited_layout, delimited_records, unique_names
-from openblip.sources.image_formats import known_by_name
+from openblip.sources.image_formats import known_by_name, loose_name
 from openblip.sources.paths import Seen, walk
 from openblip.sources.report import Reason
 from openblip.sources.source import IMAGE_FIELDS, Found, SourceOptions, parse_json
@@ -121,9 +120,9 @@ class SplitLists:
         yield from self._matching(names, lambda own: (own, PurePosixPath(own).stem))
         alike: dict[str, list[_Name]] = defaultdict(list)
         for key, several in names.items():
-            alike[_loose(key)] += [one for one in several if one.text not in one.list.found]
+            alike[loose_name(key)] += [one for one in several if one.text not in one.list.found]
         if any(alike.values()):
-            yield from self._matching(alike, lambda own: (_loose(own),), is_alike=True)
+            yield from self._matching(alike, lambda own: (loose_name(own),), is_alike=True)
 
     def _matching(
         self,
@@ -208,12 +207,6 @@ def _detail(told: _List) -> str:
         "a list of images, whose split it says"
         f"{told_of if missing else ''}{differ if alike else ''}"
     )
-
-
-def _loose(name: str) -> str:
-    """What names have in common that differ in their suffix, in capitals or in how é is made."""
-    stem = PurePosixPath(name).stem if known_by_name(name) else name
-    return unicodedata.normalize("NFC", stem).casefold()
 
 
 def _may_be_list(seen: Seen) -> bool:

@@ -18,7 +18,6 @@ from openblip.sources.delimited import (
     delimited_layout,
     delimited_records,
     is_token_file,
-    or_none,
     unique_names,
 )
 from openblip.sources.records import ImageFolder, folder_told, merged
@@ -35,7 +34,7 @@ from openblip.sources.source import (
     UnsafePath,
     is_file,
 )
-from openblip.sources.text_files import FILE_DAMAGE, in_one_line, open_text, plain_name
+from openblip.sources.text_files import FILE_DAMAGE, in_one_line, open_text, or_none, plain_name
 
 _END = -1
 """The row of a cursor behind the last of a file."""
@@ -128,10 +127,13 @@ class TableSource:
                     yield from self._file_entries(file, 0)
                     continue
                 for path in TableSource([file], self._options).image_paths():
-                    yield Found(str(path), {}, path, (), place=file)
+                    if isinstance(path, Path):
+                        yield Found(str(path), {}, path, (), place=file)
 
-    def image_paths(self) -> Iterator[Path]:
+    def image_paths(self) -> Iterator[Path | str]:
         """Where the images are that rows name, whether they are there or not.
+
+        A name that is not followed, as an address, comes as it is.
 
         Raises:
             DataError, FILE_DAMAGE: a table cannot be read, or from some row on.
@@ -140,9 +142,12 @@ class TableSource:
             table, columns = self._opened(file)
             place, _ = self._place(file, table, columns)
             for name in table.images(columns):
-                with suppress(UnsafePath):
-                    if isinstance(name, str) and name:
-                        yield place.images.path(name)
+                if not isinstance(name, str) or not name:
+                    continue
+                try:
+                    yield place.images.path(name)
+                except UnsafePath:
+                    yield name
 
     def _file_entries(self, file: Path, done: int) -> Iterator[Entry]:
         number, end, names_images = done, Cursor(file=str(file), row=_END), False
@@ -158,7 +163,9 @@ class TableSource:
                 where = f"{self._within}{file.name} row {number}"
                 if isinstance(record, ValueError):
                     detail, image = in_one_line(record), _image_of(record, place)
-                    yield Refused(where, cursor, Reason.BAD_RECORD, detail, image=image)
+                    is_cut = isinstance(record, DamagedRecord) and record.breaks_off
+                    told = Refused(where, cursor, Reason.BAD_RECORD, detail, image=image)
+                    yield replace(told, breaks_off=is_cut and names_images)
                     continue
                 entry = row_entry(record, columns, place, where, cursor)
                 if remarks and isinstance(entry, Found):
@@ -308,6 +315,8 @@ class _Delimited:
         for record in self.records(columns, 0):
             if isinstance(record, DamagedRecord):
                 yield record.image
+                if record.breaks_off:
+                    raise ValueError(str(record))
             elif not isinstance(record, ValueError):
                 yield record[columns.image]
 

@@ -23,6 +23,8 @@ _OPENERS: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, "
 _LINES_SUFFIXES = ("ndjson", "jsonlines")
 # A longer line is no record; reading it whole could exhaust the memory.
 MAX_LINE = 16 << 20
+# How tools write that there is nothing; no caption, path or id looks so.
+_NULLS = frozenset(("", "nan", "null", "none", "<na>", "\\n"))
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 # UTF-32 first: its little-endian mark begins with that of UTF-16.
 _BOMS = (
@@ -111,6 +113,11 @@ def codec(encoding: str | None) -> str:
     """What Python reads an encoding with: UTF-8, which None stands for, with a mark before it."""
     is_utf8 = encoding is None or codecs.lookup(encoding).name == "utf-8"
     return "utf-8-sig" if is_utf8 or encoding is None else encoding
+
+
+def or_none(text: Any) -> Any:
+    """What a cell says; None where it is empty, or one of the words for that."""
+    return None if isinstance(text, str) and text.strip().lower() in _NULLS else text
 
 
 def is_text(value: str) -> bool:
