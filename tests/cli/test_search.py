@@ -126,7 +126,9 @@ def test_nothing_found_is_said_and_the_nearest_are_shown(
     indexed: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["search", indexed, "a red square", "--threshold", "1", "--k", "2"]) == 0
-    assert capsys.readouterr().out.startswith("nothing found above 1; nearest:\n")
+    assert capsys.readouterr().out.startswith(
+        "nothing found above 1 among the 6 that were matched; nearest:\n"
+    )
     assert main(["search", indexed, "a red square", "--where", "width > 1000"]) == 0
     assert "no row fulfils" in capsys.readouterr().out
 

@@ -64,6 +64,20 @@ def test_twenty_keys_are_twenty_verdicts_in_order(
     page.get_by_text("20 of").first.wait_for()
 
 
+def test_no_text_comes_twice_when_more_are_asked_for(
+    page: "Page", served: RunningStudio, scored: str
+) -> None:
+    begin(page, served.url, "Bea")
+    seen = []
+    for _ in range(40):
+        page.wait_for_selector(PICTURE)
+        seen.append(key_of(page))
+        page.keyboard.press("r")
+    page.get_by_text("All recorded.").wait_for()
+    assert len(set(seen)) == 40
+    assert len([record for record in standing(scored) if record.reviewer == "Bea"]) == 40
+
+
 def test_what_is_reviewed_is_chosen_on_a_phone(
     page: "Page", served: RunningStudio, scored: str
 ) -> None:

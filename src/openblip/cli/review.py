@@ -146,6 +146,14 @@ def certificate_of(
     if precision is None:
         return None
     session = ReviewSession.most_reviewed(table, partly_is_right=partly_is_right, score=score)
+    if elsewhere := session.progress("").elsewhere:
+        drawn = session.sample.settings
+        print(
+            f"of several reviews the one with the most labels counts, {session.sample.name} "
+            f"({', '.join(drawn.sources)}, around {drawn.threshold:g}); {elsewhere:,} verdicts of "
+            "others do not: `openblip capfilt review` with their flags has theirs",
+            file=sys.stderr,
+        )
     return session.certify(precision, confidence)
 
 

@@ -246,7 +246,8 @@ def _print_found(found: "Found", outdated: int, json: bool, csv: bool) -> None:
         print("nothing found: no row fulfils what was asked")
         return
     if found.nothing:
-        print(f"nothing found above {found.threshold:g}; nearest:")
+        asked = f" among the {found.matched} that were matched" if found.matched else ""
+        print(f"nothing found above {found.threshold:g}{asked}; nearest:")
     shown = [[printable(hit.id), _number(hit.itm), _number(hit.itc)] for hit in found.hits]
     print_table(["image", "match probability (ITM)", "ITC cosine"], shown)
 

@@ -111,7 +111,8 @@ class Certificate:
         if self.needed is None:
             return (
                 f"{failed} with {labels}, and more of the same would not help: what the filter "
-                "keeps is right too seldom; ask for less, or use a better filter"
+                "keeps is right too seldom; ask for less, review around another threshold, or use "
+                "a better filter"
             )
         return f"{failed} with {labels}; about {self.needed:,} more are needed"
 

@@ -36,6 +36,7 @@ STEPS = 1000
 # Divided, as the page does it: sums of 0.001 would be other numbers.
 _THRESHOLDS = np.arange(STEPS + 1) / STEPS
 _MOST_DATA_SETS = 20
+_ROWS_FOR_BASE = 100_000
 _MOST_EXAMPLES = 60
 _SCORED = ("web", "synthetic")
 
@@ -56,7 +57,7 @@ def routes(studio: "Studio") -> list[Route]:
             "score": score,
             "scores": choosable_scores(arrays.table),
             "judged_texts": choices.judged.latest().num_texts,
-            "commands": _commands(arrays.table.uri, split, without, score),
+            "commands": _commands(arrays.table.uri, len(arrays.table), split, without, score),
         }
         if not told["is_scored"]:
             return told
@@ -109,17 +110,21 @@ def _rows_of_splits(arrays: TableArrays) -> dict[str, int]:
     return dict(zip(SPLITS, counts, strict=False))
 
 
-def _commands(uri: str, split: str, without: tuple[str, ...], score: str) -> dict[str, str]:
+def _commands(
+    uri: str, num_rows: int, split: str, without: tuple[str, ...], score: str
+) -> dict[str, str]:
     """What makes this view, with `THRESHOLD` where the page puts it; and what makes scores."""
     place = shlex.quote(uri)
+    # The batch of a larger one would be more than there is.
+    recipe = "base" if num_rows >= _ROWS_FOR_BASE else "tiny"
     more = f" {{0}}score {score}" if score != "itm" else ""
     more += f" {{0}}without {' '.join(without)}" if without else ""
     asked = "" if score == "itm" else f" --score {score}"
     training = "" if split == "train" else f" --data.view.split {split}"
     export = "" if split == "train" else f" --split {split}"
     return {
-        "training": f"openblip pretrain base {place} runs/filtered --data.view.sources human web "
-        f"synthetic --data.view.itm THRESHOLD{training}{more.format('--data.view.')}",
+        "training": f"openblip pretrain {recipe} {place} runs/filtered --data.view.sources human "
+        f"web synthetic --data.view.itm THRESHOLD{training}{more.format('--data.view.')}",
         "export": f"openblip data export {place} filtered/ --sources human web synthetic "
         f"--itm THRESHOLD{export}{more.format('--')}",
         "report": f"openblip capfilt report {place} --threshold THRESHOLD{asked} -o capfilt.html",

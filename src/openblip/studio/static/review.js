@@ -189,7 +189,7 @@ class Room {
       (choices.searchable || settings.by === "search") && el("option", { value: "search", text: "What a search finds", selected: settings.by === "search" }));
     const score = el("select", { id: "score" }, choices.scores.map((name) => el("option", { value: name, text: SCORES[name] ?? name, selected: name === (settings.score ?? "itm") })));
     const query = el("input", { id: "query", value: this.query, placeholder: "two dogs on a beach" });
-    const threshold = el("input", { id: "threshold", type: "number", min: "0", max: "1", step: "0.01", value: String(settings.threshold ?? choices.defaults.threshold) });
+    const threshold = el("input", { id: "threshold", type: "number", min: "0", max: "1", step: "any", value: String(settings.threshold ?? choices.defaults.threshold) });
     const size = el("input", { id: "size", type: "number", min: "1", max: "100000", value: String(settings.size ?? choices.defaults.size) });
     const datasets = el("input", { id: "datasets", value: (settings.datasets ?? []).join(", "), placeholder: "all" });
     const boxes = choices.defaults.sources.map((source) => el("label", { class: "tick" }, el("input", { type: "checkbox", value: source, checked: (settings.sources ?? choices.defaults.sources).includes(source) }), `Texts ${SOURCES[source] ?? source}`));
@@ -355,8 +355,9 @@ class Room {
     const order = { id, path: "/api/review/verdict", values: { ...this.#who(), item: item.key, text: item.text, verdict, edited: this.edited ?? "" } };
     this.history.push({ item, verdict, edited: this.edited, id });
     this.#flash(verdict);
-    this.#advance();
+    // First into the outbox: what is asked for next leaves out what is on its way.
     this.outbox.add(order);
+    this.#advance();
     this.#status();
   }
 
