@@ -184,11 +184,11 @@ def test_tables_and_objects_without_texts_say_splits_too(
 
 
 def test_an_image_in_a_split_that_nobody_knows_is_left_out(photos: Path) -> None:
-    (photos / "splits.json").write_text('{"test": ["a.jpg"], "holdout": ["b.jpg"]}')
+    (photos / "splits.json").write_text('{"test": ["a.jpg"], "extra": ["b.jpg"]}')
     report, splits = _import(photos)
     assert splits == {"a": "test", "c": "train", "d": "train"}
     (example,) = report.examples["bad record"]
-    assert "unknown split 'holdout'" in example.detail
+    assert "unknown split 'extra'" in example.detail
 
 
 def test_a_name_may_have_a_space(photos: Path, jpeg: Jpeg) -> None:
