@@ -50,6 +50,62 @@ def test_files_that_differ_in_their_split_are_all_read(folder: Path, tmp_path: P
     assert report.examples["other file"][0].where == "instances_val2014.json"
 
 
+A, B = {"image": "a.jpg", "caption": "x"}, {"image": "b.jpg", "caption": "y"}
+
+
+@pytest.mark.parametrize("name", ["captions.json", "annotations.json"])
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"train": [A], "test": [B]},
+        {"train": [A], "test": [B], "version": 1, "info": {"by": "me"}},
+        {"train": [A], "test": [{**B, "split": "test"}]},
+        {"train": {"a.jpg": "x"}, "test": {"b.jpg": ["y"]}},
+        {"training": {"a.jpg": {"caption": "x"}}, "holdout": {"b": {"caption": "y"}}},
+        {"captions": {"train": {"a.jpg": "x"}, "test": {"b.jpg": "y"}}},
+    ],
+)
+def test_records_may_stand_under_their_splits(
+    folder: Path, tmp_path: Path, name: str, document: object
+) -> None:
+    for image in "ab":
+        (folder / f"{image}.txt").write_text("beside")
+    write(folder / name, document)
+    for number, source in enumerate((folder / name, folder)):
+        report, _ = imported(source, tmp_path / f"t{number}")
+        assert (report.splits, report.num_captions) == ({"train": 1, "test": 1}, 2)
+
+
+def test_what_stands_under_another_word_or_says_another_split_is_left_out(
+    folder: Path, tmp_path: Path
+) -> None:
+    c = {"image": "c.jpg", "caption": "z"}
+    write(folder / "captions.json", {"test": [{**A, "split": "train"}], "val": [B], "extra": [c]})
+    report, _ = imported(folder / "captions.json", tmp_path / "t")
+    assert (report.splits, report.skipped) == ({"val": 1}, {"contradiction": 1, "bad record": 1})
+    assert "unknown split 'extra'" in report.examples["bad record"][0].detail
+
+
+@pytest.mark.parametrize(
+    "document",
+    [
+        {"split": "test", "annotations": {"a.jpg": "x", "b.jpg": "y"}},
+        {"split": "test", "captions": {"a.jpg": "x", "b.jpg": "y"}},
+        {"info": {"split": "test"}, "captions": {"a.jpg": "x", "b.jpg": "y"}},
+        {"split": "test", "data": [A, B]},
+        {"split": "test", "annotations": [A, B]},
+        {"split": "test", "a.jpg": "x", "b.jpg": "y"},
+        {"info": {"split": "test"}, "a.jpg": {"caption": "x"}, "b.jpg": {"caption": "y"}},
+    ],
+)
+def test_what_a_file_says_of_the_split_holds_for_all_of_its_images(
+    folder: Path, tmp_path: Path, document: object
+) -> None:
+    write(folder / "captions.json", document)
+    report, _ = imported(folder / "captions.json", tmp_path / "t")
+    assert (report.splits, report.skipped) == ({"test": 2}, {})
+
+
 def test_a_pattern_names_several_files(folder: Path, tmp_path: Path) -> None:
     write(folder / "captions_train2014.json", coco("a.jpg", 1))
     write(folder / "captions_val2014.json", coco("b.jpg", 2))

@@ -340,6 +340,29 @@ def test_a_linked_folder_has_the_split_of_its_target(tmp_path: Path, jpeg: Jpeg)
     assert report.splits == {"train": 1, "test": 1}
 
 
+def test_a_linked_image_has_the_split_of_its_target(tmp_path: Path, jpeg: Jpeg) -> None:
+    files = {"test/0.jpg": jpeg(0), "test/0.txt": "a", "train/zero.txt": "b", "more/one.txt": "c"}
+    source = _write(tmp_path / "p", files)
+    (source / "train" / "zero.jpg").symlink_to("../test/0.jpg")
+    (source / "more" / "one.jpg").symlink_to("../test/0.jpg")
+    report, _ = _import(source)
+    assert report.splits == {"test": 2}
+    (example,) = report.examples["contradiction"]
+    assert example.where == "train/zero.jpg"
+
+
+@pytest.mark.parametrize(
+    ("folder", "split"),
+    [("validate", "val"), ("tests", "test"), ("evals", "test"), ("held_out", "test")],
+)
+def test_folders_may_have_other_words_for_a_split(
+    tmp_path: Path, jpeg: Jpeg, folder: str, split: str
+) -> None:
+    files = {f"{folder}/0.jpg": jpeg(0), f"{folder}/0.txt": "a"}
+    report, _ = _import(_write(tmp_path / "p", files))
+    assert report.splits == {split: 1}
+
+
 @pytest.mark.parametrize("name", ["out.csv", "captions.jsonl", "captions.json"])
 def test_what_a_captioner_wrote_there_is_not_what_people_say(tmp_path: Path, name: str) -> None:
     row = {"out.csv": "image,caption,logprob\na.png,machine,-1\n"}.get(name)

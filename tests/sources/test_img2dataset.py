@@ -70,3 +70,26 @@ def test_a_table_of_other_things_hides_no_pairs(
             "file without header (--columns image caption)",
         )
     ]
+
+
+def test_the_table_says_the_splits_of_images_without_records(folder: Path) -> None:
+    for record in (folder / "00000").glob("*.json"):
+        record.unlink()
+    _with_splits(folder, ["test", "train", "test", "test"])
+    report = import_pairs(folder, folder.with_name("t"), show_progress=False)
+    assert (report.splits, report.num_skipped) == ({"test": 1, "train": 1}, 3)
+
+
+def test_the_table_and_a_record_must_say_one_split(folder: Path) -> None:
+    record = '{"caption": "text 0", "split": "train"}'
+    (folder / "00000" / "000000000.json").write_text(record)
+    _with_splits(folder, ["test", "val", None, None])
+    report = import_pairs(folder, folder.with_name("t"), show_progress=False)
+    assert report.splits == {"val": 1}
+    (example,) = report.examples["contradiction"]
+    assert "000000000.jpg is in 'test' and 'train' here" in example.detail
+
+
+def _with_splits(folder: Path, splits: list[str | None]) -> None:
+    log = parquet.read_table(folder / "00000.parquet")
+    parquet.write_table(log.append_column("split", [splits]), folder / "00000.parquet")

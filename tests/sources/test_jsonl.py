@@ -85,7 +85,7 @@ def test_damaged_lines_are_reported_with_their_number(write_jsonl: Callable[...,
             "[1, 2]",
             {"captions": ["no image"]},
             {"image": "images/2.jpg", "captions": [1]},
-            {"image": "images/3.jpg", "captions": ["x"], "split": "holdout"},
+            {"image": "images/3.jpg", "captions": ["x"], "split": "extra"},
             "",
             "[" * 100_000,
             {"image": "images/4.jpg", "captions": ["good too"]},
@@ -99,7 +99,7 @@ def test_damaged_lines_are_reported_with_their_number(write_jsonl: Callable[...,
     assert [place.split(",")[0] for place in places] == [
         f"captions.jsonl line {number}" for number in (2, 3, 4, 5, 6, 8)
     ]
-    assert "unknown split 'holdout'" in report.to_text()
+    assert "unknown split 'extra'" in report.to_text()
 
 
 def test_missing_captions_are_left_out_but_an_empty_list_is_an_answer(

@@ -183,12 +183,122 @@ def test_tables_and_objects_without_texts_say_splits_too(
     assert splits == {"a": "train", "b": "test", "c": "train", "d": "test"}
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("split.json", '[{"image": "b.jpg", "split": "test"}, {"image": "d", "is_test": true}]'),
+        ("split.jsonl", '{"image": "b.jpg", "split": "test"}\n{"image": "d.jpg", "split": "test"}'),
+        ("splits.json", '{"b.jpg": {"split": "test"}, "d.jpg": {"split": "test"}}'),
+        ("splits.json", '{"version": 1, "splits": {"test": ["b", "d"], "train": ["a"]}}'),
+        ("split.txt", "a.jpg train\nb.jpg test\nd.jpg\ttest\n"),
+        ("split.txt", "image split\nb.jpg test\nd.jpg test\n"),
+        ("splits.txt", "b,test\nd,test\na,train\n"),
+        ("train_test_split.txt", "b.jpg 0 test\nd.jpg 1 test\n"),
+        ("split.csv", "b.jpg,test\nd.jpg,test\n"),
+        ("flags.csv", "image,train,val,test\na.jpg,1,0,0\nb.jpg,0,0,1\nd.jpg,0,0,1\n"),
+        ("test.csv", "image,split\nb.jpg,test\nd.jpg,\n"),
+    ],
+)
+def test_each_name_may_have_the_word_for_its_split(photos: Path, name: str, content: str) -> None:
+    (photos / name).write_text(content)
+    report, splits = _import(photos)
+    assert splits == {"a": "train", "b": "test", "c": "train", "d": "test"}
+    assert report.skipped == {"other file": 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("test.json", '[{"image": "b.jpg", "split": "train"}]'),
+        ("test.csv", "image,split\nb.jpg,train\n"),
+        ("test.txt", "b.jpg train\n"),
+        ("splits.json", '{"test": [{"image": "b.jpg", "split": "train"}]}'),
+    ],
+)
+def test_a_list_of_a_test_that_calls_an_image_training_is_a_contradiction(
+    photos: Path, name: str, content: str
+) -> None:
+    (photos / name).write_text(content)
+    report, splits = _import(photos)
+    assert splits == {"a": "train", "c": "train", "d": "train"}
+    assert report.skipped["contradiction"] == 2
+
+
+def test_training_with_validation_data_contradicts_no_list_of_these(photos: Path) -> None:
+    (photos / "splits.json").write_text('{"trainval": ["a", "b"], "val": ["b"], "test": ["d"]}')
+    (photos / "trainval.txt").write_text("a.jpg\nb.jpg\n")
+    _, splits = _import(photos)
+    assert splits == {"a": "train", "b": "val", "c": "train", "d": "test"}
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("split.txt", "a.jpg 0\nb.jpg 1\n"),
+        ("train_test_split.txt", "1 0\n2 1\n"),
+        ("split.txt", "a.jpg\nb.jpg\n"),
+        ("split.csv", "image,part_of\na.jpg,1\n"),
+        ("split.json", '{"a.jpg": 0, "b.jpg": 1}'),
+        ("folds.json", '{"train": [0, 1], "test": [2]}'),
+        ("splits.yaml", "test: [b.jpg]"),
+        ("splits.pkl", "x"),
+        ("split.mat", "x"),
+        ("test.npy", "x"),
+        ("val_idx.npy", "x"),
+        ("held_out.yml", "- b.jpg"),
+    ],
+)
+def test_what_is_called_like_a_list_and_not_understood_is_told(
+    photos: Path, name: str, content: str
+) -> None:
+    (photos / name).write_text(content)
+    report, _ = _import(photos)
+    (example,) = report.examples["list of a split that was not understood"]
+    assert example.where == name
+    assert example.detail.endswith("or import the images of each split with --split")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["data.yaml", "train.npy", "test.py", "test_photos.md", "latest.pkl", "banana_split.txt"],
+)
+def test_files_of_other_names_and_kinds_are_no_lists(photos: Path, name: str) -> None:
+    (photos / name).write_text("x")
+    report, _ = _import(photos)
+    assert report.skipped == {"other file": 1}
+
+
+def test_features_of_an_image_are_no_list(photos: Path, jpeg: Jpeg) -> None:
+    (photos / "img" / "test.jpg").write_bytes(jpeg(7))
+    (photos / "img" / "test.npy").write_text("x")
+    report, _ = _import(photos)
+    assert report.skipped["other file"] == 1
+
+
+def test_a_list_that_is_a_link_to_nothing_is_told(photos: Path) -> None:
+    (photos / "test.txt").symlink_to("gone.txt")
+    report, _ = _import(photos)
+    (example,) = report.examples["list of a split that was not understood"]
+    assert example.detail.startswith("a link to nothing: if it says the split of images")
+
+
+def test_texts_in_a_list_that_are_not_taken_are_told(photos: Path, jpeg: Jpeg) -> None:
+    # Texts beside images at the top come before what a file of no usual name says.
+    (photos / "e.jpg").write_bytes(jpeg(9))
+    (photos / "e.txt").write_text("text e")
+    (photos / "mine.json").write_text('{"test": [{"image": "b.jpg", "caption": "other"}]}')
+    report, splits = _import(photos)
+    assert splits == {"a": "train", "b": "test", "c": "train", "d": "train", "e": "train"}
+    (example,) = report.examples["other file"]
+    assert example.detail.endswith("; its texts are not taken: import it itself for them")
+
+
 def test_an_image_in_a_split_that_nobody_knows_is_left_out(photos: Path) -> None:
-    (photos / "splits.json").write_text('{"test": ["a.jpg"], "holdout": ["b.jpg"]}')
+    (photos / "splits.json").write_text('{"test": ["a.jpg"], "extra": ["b.jpg"]}')
     report, splits = _import(photos)
     assert splits == {"a": "test", "c": "train", "d": "train"}
     (example,) = report.examples["bad record"]
-    assert "unknown split 'holdout'" in example.detail
+    assert "unknown split 'extra'" in example.detail
 
 
 def test_a_name_may_have_a_space(photos: Path, jpeg: Jpeg) -> None:

@@ -1,5 +1,6 @@
 """The order of authority over the split of a row."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,13 @@ ROOT = Path("/photos")
         ("trainImages", "train"),
         ("minival", "val"),
         ("eval", "test"),
+        ("evals", "test"),
+        ("photos_validate", "val"),
+        ("tests", "test"),
+        ("my-holdout", "test"),
+        ("held_out", "test"),
+        ("held-out_photos", "test"),
+        ("HeldOut", "test"),
     ],
 )
 def test_a_files_name_says_the_split_in_a_word_of_its_own(name: str, split: str) -> None:
@@ -60,6 +68,9 @@ def test_a_files_name_says_the_split_in_a_word_of_its_own(name: str, split: str)
         "devices",
         "val2014x",
         "évaltrain",
+        "validates",
+        "household",
+        "trainval",
     ],
 )
 def test_part_of_another_word_says_no_split(name: str) -> None:
@@ -90,7 +101,16 @@ def test_names_of_files_and_folders_say_the_split(path: str, split: str | None) 
     assert split_of_path(Path(path)) == split
 
 
-@pytest.mark.parametrize("path", ["train/test.csv", "train_val.json", "val/x/test-0.tar"])
+def test_training_with_validation_data_is_training_where_a_record_or_source_says_so() -> None:
+    assert known_split("trainval") == known_split("TrainVal2012") == "train"
+    assert pop_split({"split": "val", "image_set": "trainval"}) == "val"
+    # Such a list has images of another one again, which says of them what it says.
+    assert split_of_path(Path("trainval/val.csv")) == "val"
+
+
+@pytest.mark.parametrize(
+    "path", ["train/test.csv", "train_val.json", "train_test/a.jpg", "val/x/test-0.tar"]
+)
 def test_names_that_contradict_each_other_are_both_named(path: str) -> None:
     with pytest.raises(SplitConflict, match=r"names two splits, '(train|val)' and '(val|test)'"):
         split_of_path(Path(path))
@@ -147,8 +167,8 @@ def test_what_lies_in_a_test_file_never_becomes_training_data() -> None:
 
 
 def test_a_word_that_names_no_split_is_an_error() -> None:
-    with pytest.raises(DataError, match="unknown split 'holdout'"):
-        row_split(_found("holdout", "test.csv"), SourceRoot(ROOT))
+    with pytest.raises(DataError, match="unknown split 'extra'"):
+        row_split(_found("extra", "test.csv"), SourceRoot(ROOT))
 
 
 def test_the_root_of_a_source(tmp_path: Path) -> None:
@@ -220,6 +240,23 @@ def test_the_root_of_a_source(tmp_path: Path) -> None:
             "train (split) and not train (meta.is_train)",
         ),
         ({"split": "train", "is_test": False}, "train"),
+        ({"train": "0", "val": "0", "test": "1"}, "test"),
+        ({"train": "1", "val": "0", "test": "0"}, "train"),
+        ({"train": "0", "val": "0", "test": "0"}, "train: false"),
+        ({"test": True}, "test"),
+        ({"in_test": "yes"}, "test"),
+        ({"holdout": 1}, "holdout"),
+        ({"train": False}, "train: false"),
+        ({"split": "train", "test": 1}, "train (split) and test (test)"),
+        ({"train": "a blue train", "val": 0.5, "test": ""}, None),
+        ({"valid": True, "invalid": True, "validate": 1}, None),
+        ({"dataset": "test"}, "test"),
+        ({"group": "Validation"}, "Validation"),
+        ({"purpose": "testing"}, "testing"),
+        ({"Phase": "val"}, "val"),
+        ({"dataset": "coco_val2014", "group": "test images"}, None),
+        ({"dataset": "coco_val2014", "split": "train"}, "train"),
+        ({"split": "train", "group": "test"}, "train (split) and test (group)"),
     ],
 )
 def test_fields_of_a_record_say_the_split_in_any_case(
@@ -304,6 +341,46 @@ def test_a_link_in_a_source_contradicts_its_target(tmp_path: Path) -> None:
     root = SourceRoot(tmp_path / "source")
     with pytest.raises(SplitConflict, match=r"'train', and .*'test'"):
         root.split_in(root.path / "train" / "sub")
+
+
+@pytest.mark.parametrize(
+    ("link", "target", "split"),
+    [
+        ("more/a.jpg", "source/test/a.jpg", "test"),
+        ("more/a.jpg", "source/test/images/a.jpg", "test"),
+        ("more/a.jpg", "far/val/a.jpg", "val"),
+        ("more/a.jpg", "far/photos/a.jpg", "train"),
+        ("more/test.jpg", "far/photos/a.jpg", "train"),
+    ],
+)
+def test_a_linked_image_has_the_split_of_its_target(
+    tmp_path: Path, link: str, target: str, split: str
+) -> None:
+    entry = _linked(tmp_path, link, target)
+    assert row_split(entry, SourceRoot(tmp_path / "source"))[0] == split
+    listed = replace(entry, place=tmp_path / "source" / "list.csv")
+    # Where a list names it, the folder of its target is that of a picture.
+    assert row_split(listed, SourceRoot(tmp_path / "source"))[0] == "train"
+
+
+@pytest.mark.parametrize("split", [None, "train"])
+def test_a_linked_image_contradicts_its_target(tmp_path: Path, split: str | None) -> None:
+    entry = replace(_linked(tmp_path, "train/a.jpg", "source/test/a.jpg"), split=split)
+    if split is None:
+        with pytest.raises(SplitConflict, match=r"a\.jpg says 'train', and .*'test'"):
+            row_split(entry, SourceRoot(tmp_path / "source"))
+    else:
+        # The record is believed where names contradict each other.
+        assert row_split(entry, SourceRoot(tmp_path / "source"))[0] == "train"
+
+
+def _linked(tmp_path: Path, link: str, target: str) -> Found:
+    for name in (f"source/{link}", target):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / target).touch()
+    image = tmp_path / "source" / link
+    image.symlink_to(tmp_path / target)
+    return replace(_found(), image=image, place=image.parent)
 
 
 def test_a_link_to_a_list_has_the_name_of_its_target(tmp_path: Path) -> None:

@@ -49,7 +49,14 @@ from openblip.sources.source import (
     Refused,
     SourceOptions,
 )
-from openblip.sources.splits import both_splits, pop_split, split_in_name
+from openblip.sources.splits import (
+    META_FIELDS,
+    SPLIT_FIELDS,
+    both_splits,
+    known_split,
+    pop_split,
+    split_in_name,
+)
 from openblip.sources.text_files import plain_name
 
 ANNOTATION_FORMATS = ("coco", "karpathy", "captions", "vqa", "questions", "visual_genome", "nlvr")
@@ -117,9 +124,9 @@ def _of_list(
             return question_list_source(file, records, options, split)
         for fields, opener in _LISTS:
             if fields <= keys:
-                return opener(file, records, options)
+                return opener(file, records, options).of_split(split)
         if is_result(keys) and (source := results_source(file, records, options)) is not None:
-            return source
+            return source.of_split(split)
         if _IMAGE & keys and _CAPTION & keys:
             return caption_list_source(file, records, options, split)
         _refuse_addresses(file, keys)
@@ -139,26 +146,23 @@ def _of_object(file: Path, document: dict[str, Any], options: SourceOptions) -> 
     _refuse_by_name(file, document.keys(), _REFUSED_OBJECTS)
     _refuse_addresses(file, document.keys())
     if "questions" in document:
-        return vqa_source(file, document, options)
+        return vqa_source(file, document, options).of_split(_split_of(document, "questions"))
     if (keyed := next((n for n in _KEYED if isinstance(document.get(n), dict)), None)) is not None:
-        return _of_names(file, keyed, document[keyed], options)
+        source = _of_names(file, keyed, document[keyed], options)
+        return source.of_split(_split_of(document, keyed))
     if "annotations" in document and "images" not in document:
-        return _without_images(file, document["annotations"], options)
+        source = _without_images(file, document["annotations"], options)
+        return source.of_split(_split_of(document, "annotations"))
     if "annotations" in document:
         return coco_source(file, document, options)
     images, data = document.get("images"), document.get("data")
     if isinstance(images, list) and any("sentences" in fields_of(i) for i in images[:_NUM_FIRST]):
         return karpathy_source(file, document, options)
     if isinstance(data, list):
-        # TextCaps and TextVQA say what all are of.
-        return _of_list(file, data, options, _split_of(document))
-    values = [value for value in list(document.values())[:_NUM_FIRST] if isinstance(value, dict)]
-    if any({"question", "imageId"} <= value.keys() for value in values):
-        return keyed_questions_source(file, document, options)
-    if any("caption" in value for value in values):
-        return keyed_captions_source(file, document, options)
-    if (source := _named_captions(file, document, options)) is not None:
-        return source
+        return _of_list(file, data, options, _split_of(document, "data"))
+    named = _by_split(file, document, options) or _by_name(file, document, options)
+    if named is not None:
+        return named
     said = f"; its keys are {_short(document)}" if document else "; it is empty"
     raise UnknownAnnotations(f"{file} is none of {_KNOWN}{said}")
 
@@ -176,7 +180,7 @@ def _of_names(
         UnknownAnnotations: it has something else.
         DataError: the images are nowhere to be found.
     """
-    source = _named_captions(file, inner, options)
+    source = _by_split(file, inner, options) or _named_captions(file, inner, options)
     if source is not None:
         return source
     shown = json.dumps(dict(list(inner.items())[:1]), ensure_ascii=False)[:80]
@@ -215,9 +219,79 @@ def _without_images(file: Path, annotations: Any, options: SourceOptions) -> Gat
     )
 
 
-def _split_of(document: dict[str, Any]) -> str | None:
+def _by_split(
+    file: Path, document: dict[str, Any], options: SourceOptions
+) -> GatheredSource | None:
+    """Records with texts, or names with theirs, under the words for their splits.
+
+    None of another object. Of records under another word that word is the split: these are refused.
+    """
+    parts = {word: _records_of(word, value) for word, value in document.items()}
+    if not any(parts[word] for word in parts if known_split(word)):
+        return None
+    records = [_under(word, record) for word, several in parts.items() for record in several]
+    return _of_list(file, records, options)
+
+
+def _records_of(word: str, value: Any) -> list[Any]:
+    """What stands under a word, if it is records with texts; nothing of other values."""
+    if isinstance(value, list):
+        first = [fields_of(record).keys() for record in value[:_NUM_FIRST]]
+        have_texts = any(_IMAGE & keys and (_CAPTION | {"question"}) & keys for keys in first)
+        return value if have_texts else []
+    if not isinstance(value, dict) or _CAPTION & value.keys() or not are_keyed_captions(value):
+        return []
+    # Texts under any other word may be about the file, as in `info`.
+    if not known_split(word) and not any(map(known_by_name, list(value)[:_NUM_FIRST])):
+        return []
+    return [
+        {**fields_of(said), "image_id": name}
+        if isinstance(said, dict)
+        else {"image" if known_by_name(name) else "image_id": name, "caption": said}
+        for name, said in value.items()
+    ]
+
+
+def _under(word: str, record: Any) -> dict[str, Any]:
+    """A record with the split that it stands under, besides what it says itself."""
+    own = fields_of(record).get("split")
+    return {**fields_of(record), "split": [word, *(own if isinstance(own, list) else [own])]}
+
+
+def _by_name(file: Path, document: dict[str, Any], options: SourceOptions) -> GatheredSource | None:
+    """Questions under their ids, or texts under the names of images; None of another object."""
+    names, split = _without_split_fields(document)
+    values = [value for value in list(names.values())[:_NUM_FIRST] if isinstance(value, dict)]
+    if any({"question", "imageId"} <= value.keys() for value in values):
+        return keyed_questions_source(file, names, options).of_split(split)
+    if any("caption" in value for value in values):
+        return keyed_captions_source(file, names, options).of_split(split)
+    source = _named_captions(file, names, options)
+    return None if source is None else source.of_split(split)
+
+
+def _without_split_fields(document: dict[str, Any]) -> tuple[dict[str, Any], str | None]:
+    """What is left of an object with names of images, and what its other fields say of a split."""
+    said = {
+        name: value
+        for name, value in document.items()
+        if (name.lower() in SPLIT_FIELDS and isinstance(value, str) and known_split(value))
+        or (name.lower() in _ABOUT and isinstance(value, dict) and not _CAPTION & value.keys())
+    }
+    names = {name: value for name, value in document.items() if name not in said}
+    return names, pop_split(said)
+
+
+# Fields with an object about the file, and no image of that name.
+_ABOUT = ("info", *META_FIELDS)
+
+
+def _split_of(document: dict[str, Any], records: str) -> str | None:
+    """What a document says of the split of all that stands in its field `records`."""
+    others = {name: value for name, value in document.items() if name != records}
+    # TextCaps and TextVQA say what all are of.
     told = document.get("dataset_type")
-    return both_splits(pop_split(document), told if isinstance(told, str) else None)
+    return both_splits(pop_split(others), told if isinstance(told, str) else None)
 
 
 def _refuse_by_name(file: Path, keys: Set[str], kinds: tuple[tuple[set[str], str], ...]) -> None:

@@ -300,7 +300,8 @@ class FolderSource:
         if seen.path in self._read:
             return
         if seen.problem:
-            yield Refused(seen.name or str(seen.path), here, _reason(seen), seen.problem)
+            told = self._split_lists.told(seen) or (_reason(seen), seen.problem)
+            yield Refused(seen.name or str(seen.path), here, *told)
             return
         if self._is_passed_over(seen):
             detail = "what `openblip caption` has written: import it itself to take its texts"

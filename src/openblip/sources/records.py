@@ -13,7 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from openblip.runtime.errors import DataError
 from openblip.sources.report import Reason
@@ -263,6 +263,11 @@ class GatheredSource:
     def total(self) -> int:
         """Number of images, and of records that belong to none."""
         return len(self._images) + len(self._gathered.stray)
+
+    def of_split(self, split: str | None) -> Self:
+        """Itself, with what the file says of the split of all its images besides."""
+        self._gathered.split = both_splits(self._gathered.split, split)
+        return self
 
     def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
         """Yields one entry for each image, then one for each record that belongs to none."""

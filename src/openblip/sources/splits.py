@@ -30,7 +30,7 @@ SPLIT_FIELDS = ("split", "set_name")
 SUBSET_FIELDS = (
     *("subset", "partition", "fold", "phase", "usage", "set", "image_set"),
     *("splits", "split_name", "data_split", "dataset_split", "split_type", "set_type"),
-    *("dataset_type", "part", "stage", "mode"),
+    *("dataset_type", "part", "stage", "mode", "dataset", "group", "purpose"),
 )
 """Fields that say it where none of the others does, if their value is the name of a split."""
 META_FIELDS = (META_FIELD, "metadata")
@@ -41,15 +41,23 @@ _Told = tuple[str, str]
 # Of these, those that are mostly called by something else: a word in their values is no second
 # opinion where the split is said, unless it is the whole value.
 _VAGUE_FIELDS = ("subset", "set", "part", "stage", "mode")
+# Of these a split is nothing but the whole value: `coco_val2014` is a data set.
+_WHOLE_FIELDS = ("dataset", "group", "purpose")
 # So deep a record is asked where nothing in it says the split.
 _DEPTH = 3
 
 _SPLIT_NAMES = {
     "train": ("train", "training", "restval"),
-    "val": ("val", "valid", "validation", "dev"),
+    "val": ("val", "valid", "validate", "validation", "dev"),
     # Those of evaluations are tests to the library `datasets` too.
-    "test": ("test", "testing", "eval", "evaluation"),
+    "test": (
+        *("test", "tests", "testing", "eval", "evals", "evaluation"),
+        *("holdout", "hold-out", "hold_out", "heldout", "held-out", "held_out"),
+    ),
 }
+# Training data with those of validation: so a record may say what it is for. A file or folder of
+# this name says nothing, as `val.csv` beside `trainval.csv` has images of it again.
+_WITH_VALIDATION = re.compile(r"trainval\d*", re.IGNORECASE)
 # Words that are one with the name of a split: of the test images of VQA v2 one part is called
 # test-dev, GQA's are testdev, RefCOCO's testA and testB, and of COCO's validation one is minival.
 _SPLIT_WORD = (
@@ -63,7 +71,9 @@ _SPLIT_IN_NAME = re.compile(
     r"\d*(?:(?![^\W_])|(?<=[a-z0-9])(?=[A-Z]))"
 )
 _A_SPLIT = re.compile(rf"{_SPLIT_WORD}(?-i:[A-Z]?)\d*", re.IGNORECASE)
-_FLAG = re.compile(r"is_?(\w+)", re.IGNORECASE)
+_FLAG = re.compile(r"(is_?|in_)?(\w+)", re.IGNORECASE)
+# Without an `is_` before them these mostly say something else: that a record is a valid one.
+_NO_FLAGS = ("valid", "validate")
 _YES, _NO = ("true", "t", "yes", "y", "1"), ("false", "f", "no", "n", "0")
 
 
@@ -90,6 +100,8 @@ def known_split(name: str) -> str | None:
 
     What follows such a word does not count: `val2014` is `val`, `testA` and `testset` are `test`.
     """
+    if has_validation(name):
+        return "train"
     if not _A_SPLIT.fullmatch(word := name.strip()):
         return None
     word = word.lower().removeprefix("mini")
@@ -99,12 +111,24 @@ def known_split(name: str) -> str | None:
     return names[max(begun, key=len)]
 
 
+def has_validation(name: str) -> bool:
+    """Whether a word is for training and validation data together."""
+    return _WITH_VALIDATION.fullmatch(name.strip()) is not None
+
+
 def says_split(field: str) -> bool:
     """Whether a field, or column, of that name may say the split of its record."""
     if field.lower() in (*SPLIT_FIELDS, *SUBSET_FIELDS, *META_FIELDS):
         return True
+    return _flagged(field) is not None
+
+
+def _flagged(field: str) -> str | None:
+    """The word for a split in the name of a field that says yes or no to it: `is_test`, `test`."""
     flag = _FLAG.fullmatch(field)
-    return flag is not None and known_split(flag[1]) is not None
+    if flag is None or known_split(flag[2]) is None:
+        return None
+    return flag[2] if flag[1] or flag[2].lower() not in _NO_FLAGS else None
 
 
 def pop_split(record: dict[str, Any]) -> str | None:
@@ -165,7 +189,10 @@ def _with_subsets(record: Mapping[str, Any], told: Sequence[_Told]) -> list[_Tol
     for name in [name for name in record if name.lower() in SUBSET_FIELDS]:
         values = _words(record[name])
         words = [value for value in values if known_split(value)]
-        if not words and not (told and name.lower() in _VAGUE_FIELDS):
+        # With what is told it goes together, as does `train_val`.
+        words = [word for word in words if not (told and has_validation(word))]
+        is_vague = name.lower() in _WHOLE_FIELDS or (told and name.lower() in _VAGUE_FIELDS)
+        if not words and not is_vague:
             words = [word for value in values for word in _splits_within(value)]
         if splits.isdisjoint(map(known_split, words)):
             found += [(name, word) for word in words]
@@ -190,9 +217,8 @@ def _words(value: Any) -> list[str]:
 def _flags(record: Mapping[str, Any], values: Sequence[str]) -> Iterator[_Told]:
     """Fields such as `is_test` that have one of these values, and the words in their names."""
     for name, value in record.items():
-        flag = _FLAG.fullmatch(name)
-        if flag and known_split(flag[1]) and str(id_text(value)).lower() in values:
-            yield name, flag[1]
+        if (word := _flagged(name)) and str(id_text(value)).lower() in values:
+            yield name, word
 
 
 def _denials(record: Mapping[str, Any], told: Sequence[_Told]) -> Iterator[_Told]:
@@ -310,9 +336,32 @@ class SourceRoot:
             step = above.joinpath(*names.parts[:depth])
             if step.is_symlink():
                 target = Path(os.path.realpath(step))
-                own = split_of_path(Path(target.name))
-                said[target] = own or known_split(target.parent.name)
+                said[target] = self._split_of_target(target)
         return _one_of_links(said)
+
+    def split_by(self, entry: Found) -> str | None:
+        """What the names of an entry's place say; of a link to an image, its target's as well.
+
+        Raises:
+            SplitConflict: two of them differ.
+        """
+        if entry.place is None:
+            return None
+        split, image = self.split_in(entry.place), entry.image
+        # The folder in which a list's image lies says nothing for sure, and so its target's.
+        if not isinstance(image, Path) or image.parent != entry.place or not image.is_symlink():
+            return split
+        target = Path(os.path.realpath(image))
+        return _one_of_links({image: split, target: self._split_of_target(target.parent)})
+
+    def _split_of_target(self, target: Path) -> str | None:
+        """What a folder or list says to which a link leads: all names of it in the source."""
+        real = Path(os.path.realpath(self.path))
+        if target != real and target.is_relative_to(real):
+            is_folder = target.is_dir()
+            names = target.relative_to(real)
+            return split_of_path(names / "_" if is_folder else names)
+        return split_of_path(Path(target.name)) or known_split(target.parent.name)
 
 
 def _one_of_links(said: Mapping[Path, str | None]) -> str | None:
@@ -363,9 +412,12 @@ def row_split(entry: Found, root: SourceRoot, option: str | None = None) -> tupl
         return option, Authority.OPTION
     if entry.split is not None:
         return _of_record(entry, entry.split, root), Authority.RECORD
-    if entry.place is not None and (named := root.split_in(entry.place)) is not None:
+    if (named := root.split_by(entry)) is not None:
         return named, Authority.NAME
     if entry.card_split is not None:
+        if has_validation(entry.card_split):
+            # Beside it may be a split with the same images, which nobody sees in their bytes.
+            raise _unknown(entry.card_split)
         return _known(entry.card_split), Authority.CARD
     # Pictures lie together for reasons of their own: COCO's val2014 is mostly training data. So
     # their folder counts where nothing else says anything, and contradicts nobody.
@@ -380,7 +432,7 @@ def _of_record(entry: Found, word: str, root: SourceRoot) -> str:
     split = _known(word)
     if split == "train" and entry.place is not None:
         try:
-            named = root.split_in(entry.place)
+            named = root.split_by(entry)
         except SplitConflict:
             # Such a name says nothing, so that the record does.
             named = None
@@ -400,10 +452,14 @@ def _known(word: str) -> str:
             f"its records say {word!r}{fields}: say which with --split, or mend one of them"
         )
     if split is None:
-        raise DataError(
-            f"unknown split {word!r}: train, val and test are known (--split says it for all)"
-        )
+        raise _unknown(word)
     return split
+
+
+def _unknown(word: str) -> DataError:
+    return DataError(
+        f"unknown split {word!r}: train, val and test are known (--split says it for all)"
+    )
 
 
 # What says nothing about an image in itself, so that what is said elsewhere of it holds.

@@ -34,6 +34,7 @@ from openblip.sources.source import (
     UnsafePath,
     is_file,
 )
+from openblip.sources.splits import pop_split, says_split
 from openblip.sources.text_files import FILE_DAMAGE, in_one_line, open_text, or_none, plain_name
 
 _END = -1
@@ -448,7 +449,7 @@ class DownloadLog:
     """Rows of addresses that could not be fetched, each with its reason.
 
     The others stand for the images in the folder, or archive, of the table's name, which are read
-    where they lie.
+    where they lie. A column may say the split of these.
     """
 
     format = "table"
@@ -467,8 +468,15 @@ class DownloadLog:
         """Unknown before it is read."""
 
     def listed(self) -> Iterator[Entry]:
-        """Nothing."""
-        return iter(())
+        """Yields the names of the images of rows that say a split."""
+        splits = tuple(filter(says_split, self._table.kinds))
+        if not splits:
+            return
+        for record in self._table.records(replace(_COLUMNS, splits=splits), 0):
+            if isinstance(record, ValueError) or not (image := self._image(str(record["key"]))):
+                continue
+            if split := pop_split(dict(record)):
+                yield Found(self._name, {}, image, (), split=split, is_name_only=True)
 
     def entries(self, cursor: Cursor | None) -> Iterator[Entry]:
         """Yields one entry for each row without image, and one for the table itself."""
@@ -502,5 +510,9 @@ class DownloadLog:
         # What is in an archive shows when that is read; it is not opened for each row.
         if is_file(self._file.with_suffix(".tar")):
             return True
+        return self._image(key) is not None
+
+    def _image(self, key: str) -> Path | None:
         folder = self._file.with_suffix("")
-        return any(is_file(folder / f"{key}.{suffix}") for suffix in _SUFFIXES)
+        paths = (folder / f"{key}.{suffix}" for suffix in _SUFFIXES)
+        return next(filter(is_file, paths), None)
