@@ -74,7 +74,7 @@ def test_coco_captions_are_joined_to_their_images(
 def test_the_images_of_coco_may_lie_anywhere(tmp_path: Path, jpeg: Callable[..., bytes]) -> None:
     file = _write(tmp_path / "one" / "my.json", COCO)
     _images(tmp_path / "two", jpeg, ["a.jpg", "b.jpg"])
-    with pytest.raises(DataError, match="image_root"):
+    with pytest.raises(DataError, match="image-root"):
         _import(file)
     report, _ = _import(file, image_root=tmp_path / "two")
     assert report.splits == {"train": 2}

@@ -90,6 +90,23 @@ def test_the_table_and_a_record_must_say_one_split(folder: Path) -> None:
     assert "000000000.jpg is in 'test' and 'train' here" in example.detail
 
 
+@pytest.mark.parametrize("processes", [None, 1])
+def test_a_table_of_splits_that_breaks_off_keeps_its_images_out(
+    folder: Path, processes: int | None
+) -> None:
+    _with_splits(folder, ["test", "train", "test", "test"])
+    table = parquet.read_table(folder / "00000.parquet")
+    file = folder / "00000.parquet"
+    parquet.write_table(table, file, row_group_size=1, use_dictionary=False, compression="none")
+    content = file.read_bytes()
+    length = len("000000001").to_bytes(4, "little")
+    assert length + b"000000001" in content
+    file.write_bytes(content.replace(length + b"000000001", b"\xff" * 13))
+    report = import_pairs(folder, folder.with_name("t"), show_progress=False, processes=processes)
+    assert not report.num_rows
+    assert report.skipped["beside a list that breaks off"]
+
+
 def _with_splits(folder: Path, splits: list[str | None]) -> None:
     log = parquet.read_table(folder / "00000.parquet")
     parquet.write_table(log.append_column("split", [splits]), folder / "00000.parquet")

@@ -59,6 +59,11 @@ def test_wide_encodings_are_named_and_read_where_they_are_said(
         assert stream.read() == "image,caption\n0.jpg,été\n"
 
 
+def test_zeros_behind_a_text_are_no_wide_encoding(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_bytes(b"image,caption\n0.jpg,a dog\n" + bytes(400))
+    check_encoding(tmp_path / "a.csv", None)
+
+
 @pytest.mark.parametrize("encoding", [None, "utf-8", "UTF8", "utf-8-sig"])
 def test_a_byte_order_mark_is_no_text(tmp_path: Path, encoding: str | None) -> None:
     (tmp_path / "a").write_bytes(b"\xef\xbb\xbfimage")

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from collections import deque
 from collections.abc import Iterable, Iterator, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -262,9 +263,14 @@ class FolderSource:
                 self.note(entry)
             return
         try:
-            source = TableSource([seen.path], self._options)
+            source = self._list_source(seen, kind)
         except DataError as error:
             self._is_closed(seen, error)
+            return
+        if not isinstance(source, TableSource):
+            # Its images lie in its folder; whether it says all their splits shows at its end.
+            if isinstance(source, DownloadLog) and source.splits:
+                deque(self._of_list(seen, kind, None), maxlen=0)
             return
         folders: set[Path] = set()
         try:

@@ -112,7 +112,7 @@ def find_images(
         searched = ", ".join(dict.fromkeys(roots))
         raise DataError(
             f"the images of {file} are in none of the folders {searched} beside it: name the "
-            "folder that their paths start from (image_root)"
+            "folder that their paths start from (--image-root)"
         )
     return best
 

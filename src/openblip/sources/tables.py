@@ -464,15 +464,17 @@ class DownloadLog:
         if not {"key", "status"} <= self._table.kinds.keys():
             raise DataError(f"{file} is no table of img2dataset")
 
+        self.splits = tuple(filter(says_split, self._table.kinds))
+        """Columns that say the split of an image."""
+
     def total(self) -> None:
         """Unknown before it is read."""
 
     def listed(self) -> Iterator[Entry]:
         """Yields the names of the images of rows that say a split."""
-        splits = tuple(filter(says_split, self._table.kinds))
-        if not splits:
+        if not self.splits:
             return
-        for record in self._table.records(replace(_COLUMNS, splits=splits), 0):
+        for record in self._table.records(replace(_COLUMNS, splits=self.splits), 0):
             if isinstance(record, ValueError) or not (image := self._image(str(record["key"]))):
                 continue
             if split := pop_split(dict(record)):
@@ -501,7 +503,8 @@ class DownloadLog:
                     yield Refused(where, here, Reason.MISSING_IMAGE, detail)
         except (DataError, *FILE_DAMAGE) as error:
             detail = f"cannot be read from here on: {in_one_line(error)}"
-            yield Refused(self._name, end, Reason.BAD_RECORD, detail)
+            is_told = bool(self.splits)
+            yield Refused(self._name, end, Reason.BAD_RECORD, detail, breaks_off=is_told)
             return
         detail = "img2dataset's table of the images beside it"
         yield Refused(self._name, end, Reason.OTHER_FILE, detail)

@@ -82,7 +82,8 @@ def check_encoding(path: Path, encoding: str | None) -> None:
     if encoding is not None:
         return
     with open_binary(path) as stream:
-        head = stream.read(512)
+        # A file that was not written to its end may have zeros there, in any encoding.
+        head = stream.read(512).rstrip(b"\0")
     found = next((name for mark, name in _BOMS if head.startswith(mark)), None)
     # Without a mark: every second byte of Latin letters is zero, first or second by the order.
     if found is None and head[1::2].count(0) > len(head) // 4:
