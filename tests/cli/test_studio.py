@@ -132,6 +132,8 @@ def test_the_address_has_the_token() -> None:
         (["--token", "abc"], "--token has 3 letters"),
         (["no/such/place"], "no/such/place does not exist"),
         (["--runs", "no/such/folder"], "--runs"),
+        (["--filter", "no/such/model"], "--filter no/such/model: no such file or folder"),
+        (["--vqa", "onnx:no/such/model"], "--vqa onnx:no/such/model: no such file or folder"),
     ],
     ids=str,
 )

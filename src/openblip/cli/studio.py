@@ -57,6 +57,8 @@ def studio(
     if runs is not None and not runs.is_dir():
         raise RecipeError(f"--runs {runs} is no folder: give one with training runs")
     named: dict[Role, str | None] = {"captioner": captioner, "filter": filter, "vqa": vqa}
+    for role, source in named.items():
+        _check_name(f"--{role}", source)
     if backend is not None:
         from openblip.checkpoints.reading import with_backend
 
@@ -65,6 +67,21 @@ def studio(
 
     serve(Studio(place, models=models, runs=runs), access, port, tell_address, open)
     return 0
+
+
+def _check_name(flag: str, source: str | None) -> None:
+    """Nothing, if a model of that name may be somewhere; it is loaded at its first use.
+
+    Raises:
+        RecipeError: it is neither here nor of the hub.
+    """
+    from openblip.checkpoints.hub import is_repo_id, split_revision
+
+    # `onnx:models/filter` says who computes it.
+    place = None if source is None else source.partition(":")[2] or source
+    is_elsewhere = place is None or "//" in place or is_repo_id(split_revision(place)[0])
+    if place is not None and not is_elsewhere and not Path(place).exists():
+        raise RecipeError(f"{flag} {source}: no such file or folder; give a model that exists")
 
 
 def check_studio() -> None:

@@ -193,10 +193,13 @@ export class Chart {
     const { height } = this.about;
     const parts = [];
     if (this.options.diagonal) parts.push(svg("line", { class: "mark", x1: this.x(this.fromX), x2: this.x(this.toX), y1: this.y(this.fromX), y2: this.y(this.toX) }));
-    for (const mark of this.options.marks ?? []) {
+    const marks = this.options.marks ?? [];
+    for (const [place, mark] of marks.entries()) {
       const x = this.x(mark.x);
+      // One below the other, where they would stand on one another.
+      const above = marks.slice(0, place).filter((other) => Math.abs(this.x(other.x) - x) < 90).length;
       const isRight = x > this.x(this.toX) - 110;
-      parts.push(svg("line", { class: "mark", x1: x, x2: x, y1: 0, y2: height }), text(mark.text, { x: x + (isRight ? -5 : 5), y: 11, "text-anchor": isRight ? "end" : "start" }));
+      parts.push(svg("line", { class: "mark", x1: x, x2: x, y1: 0, y2: height }), text(mark.text, { x: x + (isRight ? -5 : 5), y: 11 + 14 * above, "text-anchor": isRight ? "end" : "start" }));
     }
     return parts;
   }

@@ -46,8 +46,11 @@ export class Conclusions {
     if (withRecall.length) series.push(curveOf("recall", 0, withRecall, (point) => point.recall));
     const marks = [{ x: estimates.current.threshold, text: `now ${estimates.current.threshold}` }];
     if (certificate && certificate.threshold !== null) marks.push({ x: certificate.threshold, text: "certified" });
-    this.curves.draw(series, { from: 0, to: 1, fromX: 0, toX: 1, marks });
-    this.trust.draw([{ name: "right", look: look(4), points: stairs(estimates.isotonic) }], { from: 0, to: 1, fromX: 0, toX: 1, diagonal: true });
+    // Where scores lie close together, a scale up to 1 would show a stroke.
+    const along = [...estimates.points.map((point) => point.threshold), ...marks.map((mark) => mark.x)];
+    const [fromX, toX] = reach(along);
+    this.curves.draw(series, { from: 0, to: 1, fromX, toX, marks });
+    this.trust.draw([{ name: "right", look: look(4), points: stairs(estimates.isotonic, Math.max(...along, 0)) }], { from: 0, to: 1, fromX: 0, toX: 1, diagonal: true });
     fill(this.facts, facts(estimates).map((text) => el("p", { text })));
   }
 }
@@ -59,10 +62,17 @@ const curveOf = (name, number, points, part) => ({
   band: points.filter((point) => part(point).low !== null).map((point) => [point.threshold, part(point).low, part(point).high]),
 });
 
-/** Steps as a line: each value holds until the next step. */
-function stairs(steps) {
+/** From where to where an axis goes that shows these values: 0 to 1 if they take half of it. */
+function reach(values) {
+  const least = Math.min(...values, 0), most = Math.max(...values);
+  if (least >= 0 && most > 0.5 && most <= 1) return [0, 1];
+  return [least, most > least ? most : least + 1];
+}
+
+/** Steps as a line: each value holds until the next step, the last up to the largest score. */
+function stairs(steps, most) {
   return steps.flatMap(([at, value], place) => (place ? [[at, steps[place - 1][1]], [at, value]] : [[at, value]]))
-    .concat(steps.length ? [[1, steps.at(-1)[1]]] : []);
+    .concat(steps.length && most > steps.at(-1)[0] ? [[most, steps.at(-1)[1]]] : []);
 }
 
 function facts(estimates) {
@@ -72,7 +82,7 @@ function facts(estimates) {
   if (current.precision.value !== null) told.push(`At the current threshold ${current.threshold}: ${range(current.precision)} of what is kept is right; it keeps ${Math.round(100 * current.keeps)} %, ${plural(current.kept, "text")}.`);
   if (current.recall && current.recall.value !== null) told.push(`Of all right texts it keeps ${range(current.recall)}.`);
   if (calibration) told.push(`Calibration: temperature ${calibration.temperature.toFixed(2)}; expected error ${probability(calibration.ece_before)}, with it ${probability(calibration.ece_after)}.`);
-  else if (estimates.not_calibrated && estimates.labels) told.push(`No calibration: ${estimates.not_calibrated}.`);
+  else if (estimates.not_calibrated && estimates.labels) told.push(`No calibration: ${estimates.not_calibrated.split(";")[0]}.`);
   if (agreement.texts > 0 && agreement.alpha !== null) told.push(`Agreement on ${plural(agreement.texts, "text")} (Krippendorff's alpha): ${agreement.alpha.toFixed(2)}; 1 is full agreement, 0 that of chance.`);
   for (const pair of agreement.pairs) if (pair.kappa !== null) told.push(`${pair.first} and ${pair.second}: kappa ${pair.kappa.toFixed(2)} on ${count(pair.texts)}.`);
   if (estimates.unsure) told.push(`${plural(estimates.unsure, "text")} nobody could judge, or reviewers are of two minds.`);

@@ -278,7 +278,7 @@ class Try {
     const group = el("div", { class: "chosen-words", role: "radiogroup", "aria-label": "Word whose map is shown" }, choices.map((choice, place) => el("label", { class: "pick" },
       el("input", { type: "radio", name: "word", class: "unseen", checked: place === 0, onchange: () => this.drawHeat(choice.map, found.colours) }),
       el("span", { class: "pick-face", dir: "auto" }, choice.text, choice.peak !== null && el("span", { class: "peak", "aria-hidden": "true", vars: { "--part": `${choice.peak * 100}%` } })))));
-    const opacity = el("input", { type: "range", id: "opacity", min: "0", max: "1", step: "0.01", value: "0.75" });
+    const opacity = el("input", { type: "range", id: "opacity", min: "0", max: "1", step: "0.01", value: "0.5" });
     opacity.addEventListener("input", () => { this.canvas.style.opacity = opacity.value; });
     const gradient = `linear-gradient(90deg, ${found.colours.map(([r, g, b]) => `rgb(${r} ${g} ${b})`).join(", ")})`;
     this.drawHeat(choices[0].map, found.colours);
