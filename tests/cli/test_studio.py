@@ -92,7 +92,7 @@ def test_it_prints_its_address_answers_and_ends_by_ctrl_c() -> None:
 
 def test_pytorch_comes_with_the_first_model(tmp_path: Path) -> None:
     PairTable.create(tmp_path / "t.lance", [PairRow("a", image_uri="a.jpg", captions=["a dog"])])
-    with started(str(tmp_path / "t.lance"), "--captioner", "no/such/model") as (_, address):
+    with started(str(tmp_path / "t.lance"), "--captioner", "no/model") as (_, address):
         for path in ("", "api/rows", "api/rows/0", "api/capfilt", "api/modules"):
             with urllib.request.urlopen(f"{address}{path}", timeout=60) as answer:
                 told = answer.read()
