@@ -76,6 +76,13 @@ def test_what_cannot_be_written_is_named(
     assert Path("photos/mine.jpg").exists()
 
 
+def test_a_name_says_the_layout(tmp_path: Path, checkpoint: Checkpoint) -> None:
+    for name in ("model.pth", "model.safetensors"):
+        assert main(["convert", checkpoint("filter"), str(tmp_path / name)]) == 0
+        assert (tmp_path / name).is_file()
+        assert openblip.load(tmp_path / name).kind == "filter"
+
+
 @pytest.mark.parametrize("layout", ["openblip", "original", "huggingface"])
 def test_a_model_that_is_there_is_replaced_only_if_that_is_asked_for(
     tmp_path: Path, checkpoint: Checkpoint, layout: str, capsys: pytest.CaptureFixture[str]

@@ -145,6 +145,8 @@ def test_candidates_may_stand_in_a_file(
     words = ["ask", photo, "is it night?", "--model", checkpoint("vqa"), "--json"]
     assert main([*words, "--candidates-file", "answers.txt"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["answer"] in ("yes", "no")
+    assert main([*words, "--candidates", "answers.txt"]) == 1
+    assert "answers.txt is a file: --candidates-file reads it" in capsys.readouterr().err
     assert main([*words, "--candidates-file", "nowhere.txt"]) == 1
     assert "nowhere.txt: cannot be read" in capsys.readouterr().err
 

@@ -15,7 +15,7 @@ def convert(
     destination: tyro.conf.Positional[Path],
     /,
     *,
-    to: Literal["openblip", "original", "huggingface"] = "openblip",
+    to: Literal["openblip", "original", "huggingface"] | None = None,
     kind: str | None = None,
     image_size: Count | None = None,
     overwrite: bool = False,
@@ -27,7 +27,8 @@ def convert(
     Args:
         source: model folder, run directory, original file, https address or hub repository.
         destination: a folder, or for the original layout a .pth or .safetensors file.
-        to: which layout is written.
+        to: which layout is written; by default the original's where the name ends in .pth or
+            .safetensors, else ours.
         kind: what to write where the layout has several: pretrain, caption, retrieval, itm, vqa,
             nlvr (original), caption or retrieval (huggingface).
         image_size: side of the images of the new model, in pixels; positions are interpolated.
@@ -35,6 +36,8 @@ def convert(
     """
     from openblip.inference import load
 
+    if to is None:
+        to = "original" if destination.suffix in (".pth", ".safetensors") else "openblip"
     check_output(destination, "DESTINATION", is_folder=to != "original")
     is_there = destination.is_file() or (destination.is_dir() and any(destination.iterdir()))
     if is_there and not overwrite:

@@ -348,6 +348,9 @@ def ask(
     from openblip.inference.loading import PUBLISHED
 
     check_texts(questions, "question")
+    for candidate in candidates:
+        if Path(candidate).suffix and Path(candidate).is_file():
+            raise RecipeError(f"--candidates {candidate} is a file: --candidates-file reads it")
     choices = [*candidates, *(read_answers(candidates_file) if candidates_file else [])]
     if split is not None or not is_single(image):
         sources = ImageSources([image], split)
