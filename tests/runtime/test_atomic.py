@@ -339,12 +339,16 @@ def test_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
         "with replace_file(place / 'file') as file, replace_folder(place / 'folder') as folder:\n"
         "    file.write_text('ha'); (folder / 'a').write_text('ha'); time.sleep(60)"
     )
-    process = subprocess.Popen([sys.executable, "-c", code, tmp_path], stderr=subprocess.DEVNULL)
-    while len(list(tmp_path.rglob("*"))) < 3:
-        assert process.poll() is None
-        time.sleep(0.02)
-    process.send_signal(signal.SIGINT)
-    process.wait(30)
+    # A suite in the background ignores Ctrl-C, and its processes would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    words = [sys.executable, "-c", code, tmp_path]
+    with subprocess.Popen(words, stderr=subprocess.DEVNULL) as process:
+        signal.signal(signal.SIGINT, before)
+        while len(list(tmp_path.rglob("*"))) < 3:
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        process.wait(30)
     assert names(tmp_path) == []
 
 

@@ -260,6 +260,9 @@ def page(browser: "Browser") -> "Iterator[Page]":
 def serious_faults(page: "Page") -> list[str]:
     """What axe finds that keeps people out: each fault with the elements that have it."""
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    # Colours on their way to others are none that anybody reads by.
+    running = "one instanceof CSSTransition && one.playState === 'running'"
+    wait_until(lambda: not page.evaluate(f"document.getAnimations().some((one) => {running})"))
     found = axe.run(page).response["violations"]
     return [
         f"{fault['id']}: {node['target']} {node['failureSummary']}"
