@@ -101,7 +101,7 @@ def test_what_is_malformed_stands_in_the_report(tmp_path: Path, jpeg: Jpeg) -> N
 
 def test_missing_images_are_named_with_the_remedy(tmp_path: Path) -> None:
     file = write(tmp_path / "coco_karpathy_test.json", [{"image": VAL, "caption": ["a"]}])
-    with pytest.raises(DataError, match="image_root"):
+    with pytest.raises(DataError, match="--image-root"):
         imported(file)
 
 

@@ -64,7 +64,7 @@ def test_all_absolute_names_are_mapped_alike_so_that_no_two_mean_one_file(
 
 def test_a_bare_name_is_mapped_only_into_a_folder_that_the_user_names(file: Path) -> None:
     put(file.parent, ["1.jpg"])
-    with pytest.raises(DataError, match="image_root"):
+    with pytest.raises(DataError, match="--image-root"):
         found(file, [f"{OTHERS}/1.jpg"])
     folder = found(file, [f"{OTHERS}/1.jpg"], file.parent)
     assert folder.path(f"{OTHERS}/1.jpg") == file.parent / "1.jpg"
@@ -87,7 +87,7 @@ def test_absolute_names_of_windows_are_mapped_too(file: Path) -> None:
 
 def test_images_that_are_nowhere_are_an_error_that_says_what_to_name(file: Path) -> None:
     names = ["1.jpg", "no\0file", "\ud83d.jpg", "../../../x.jpg", "/"]
-    with pytest.raises(DataError, match="image_root") as caught:
+    with pytest.raises(DataError, match="--image-root") as caught:
         found(file, names)
     assert len(str(caught.value)) < 300 + len(str(file))
 

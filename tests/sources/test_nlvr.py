@@ -115,7 +115,7 @@ def test_what_is_malformed_stands_in_the_report(tmp_path: Path, jpeg: Jpeg) -> N
 
 
 def test_missing_images_and_cut_files_are_named(tmp_path: Path, jpeg: Jpeg) -> None:
-    with pytest.raises(DataError, match="image_root"):
+    with pytest.raises(DataError, match="--image-root"):
         imported(write_lines(tmp_path / "dev.json", DEV))
     cut = write_lines(tmp_path / "cut.json", DEV)
     cut.write_text(cut.read_text()[:-20])
