@@ -459,7 +459,12 @@ def _begin(source: str, uri: Path, script: Path, processes: int) -> subprocess.P
     # From a file: processes that are spawned read the main module.
     script.write_text(CALL.format(source=source, uri=str(uri), processes=processes))
     words = [sys.executable, str(script)]
-    return subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True)
+    # A suite in the background ignores Ctrl-C, and its processes would inherit that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        return subprocess.Popen(words, stderr=subprocess.DEVNULL, start_new_session=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _children(pid: int) -> list[int]:
