@@ -1,6 +1,7 @@
 """The ledger survives its driver, stays small, and has one writer."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -75,21 +76,30 @@ def test_a_second_writer_is_found_out(store: Store) -> None:
     assert Ledger(store, "CapFilt").find(7, "abcd") == DONE
 
 
+def interrupted(
+    store: Store, monkeypatch: pytest.MonkeyPatch, write: Callable[[str, bytes], object]
+) -> Ledger:
+    """A ledger whose first write, of a lease, was interrupted when that much was written."""
+
+    def create(name: str, content: bytes) -> bool:
+        write(name, content)
+        raise KeyboardInterrupt
+
+    ledger = Ledger(store, "CapFilt")
+    ledger.put(leased(Entry(7, "abcd", 100), "host:1", seconds=60))
+    with monkeypatch.context() as patch:
+        patch.setattr(store, "create", create)
+        with pytest.raises(KeyboardInterrupt):
+            ledger.flush()
+    return ledger
+
+
 @pytest.mark.parametrize("is_written", [True, False])
 def test_a_driver_that_is_interrupted_while_it_writes_can_still_close_its_books(
     is_written: bool, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(name: str, content: bytes) -> bool:
-        if is_written:
-            create(name, content)
-        raise KeyboardInterrupt
-
-    ledger, create = Ledger(store, "CapFilt"), store.create
-    ledger.put(leased(Entry(7, "abcd", 100), "host:1", seconds=60))
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "create", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            ledger.flush()
+    create = store.create
+    ledger = interrupted(store, monkeypatch, lambda *file: is_written and create(*file))
     ledger.put(released(Entry(7, "abcd", 100), "the job was stopped"))
     ledger.flush()
     ledger.put(DONE)
@@ -102,16 +112,12 @@ def test_a_driver_that_is_interrupted_while_it_writes_can_still_close_its_books(
 def test_what_another_driver_writes_during_an_interrupted_write_is_not_taken_for_its_own(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def interrupted(name: str, content: bytes) -> bool:
-        create(name, content.replace(b"host:1", b"host:2"))
-        raise KeyboardInterrupt
+    create = store.create
 
-    ledger, create = Ledger(store, "CapFilt"), store.create
-    ledger.put(leased(Entry(7, "abcd", 100), "host:1", seconds=60))
-    with monkeypatch.context() as patch:
-        patch.setattr(store, "create", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            ledger.flush()
+    def write(name: str, content: bytes) -> None:
+        create(name, content.replace(b"host:1", b"host:2"))
+
+    ledger = interrupted(store, monkeypatch, write)
     with pytest.raises(LedgerTakenError):
         ledger.flush()
 

@@ -219,7 +219,7 @@ class FolderSource:
             told = Reason.BAD_RECORD, detail
             if isinstance(error, NoColumn):
                 told = self._split_lists.told(seen) or (Reason.OTHER_FILE, detail)
-            self._is_closed(seen, error)
+            self._note_closed(seen, error)
             yield Refused(seen.name, here, *told)
             return
         folders: set[Path] = set()
@@ -231,7 +231,7 @@ class FolderSource:
                 self._breaks_off(seen, folders)
             yield replace(entry, cursor=here)
 
-    def _is_closed(self, seen: Seen, error: Exception) -> None:
+    def _note_closed(self, seen: Seen, error: Exception) -> None:
         """Notes a list that cannot be opened, if its name says that it is about the images here."""
         is_list = is_list_name(seen.path.with_suffix(".jsonl").name)
         if is_list and not isinstance(error, NoColumn):
@@ -265,7 +265,7 @@ class FolderSource:
         try:
             source = self._list_source(seen, kind)
         except DataError as error:
-            self._is_closed(seen, error)
+            self._note_closed(seen, error)
             return
         if not isinstance(source, TableSource):
             # Its images lie in its folder; whether it says all their splits shows at its end.
@@ -342,20 +342,21 @@ class FolderSource:
             # The texts count with the first image.
             number = 1 + len(clash.texts) * (name == clash.images[0])
             return Refused(seen.name, here, Reason.CONTRADICTION, str(clash), number)
-        if (broken := self._broken_list(seen.path)) is not None:
-            number = 1 + len(images.beside.get(name, ()))
-            detail = f"{broken} may say more of it, where it breaks off: mend it, or remove it"
-            return Refused(seen.name, here, Reason.OF_BROKEN_LIST, detail, number)
-        if self._missing.has_like(seen.parts):
-            number = 1 + len(images.beside.get(name, ()))
-            detail = "a list names one that is not here, and may mean this one: mend the name there"
-            return Refused(seen.name, here, Reason.LIKE_MISSING, detail, number)
+        if (told := self._why_kept_out(seen)) is not None:
+            return Refused(seen.name, here, *told, 1 + len(images.beside.get(name, ())))
         return self._pair(seen, here)
 
-    def _broken_list(self, image: Path) -> str | None:
-        """A list that breaks off before it may have named an image; None if there is none."""
-        above = map(os.path.normpath, image.parents if self._broken else ())
-        return next((self._broken[folder] for folder in above if folder in self._broken), None)
+    def _why_kept_out(self, seen: Seen) -> tuple[Reason, str] | None:
+        """Why a list may say of an image what nobody has read; None if none can."""
+        above = map(os.path.normpath, seen.path.parents if self._broken else ())
+        broken = next((self._broken[folder] for folder in above if folder in self._broken), None)
+        if broken is not None:
+            detail = f"{broken} may say more of it, where it breaks off: mend it, or remove it"
+            return Reason.OF_BROKEN_LIST, detail
+        if self._missing.has_like(seen.parts):
+            detail = "a list names one that is not here, and may mean this one: mend the name there"
+            return Reason.LIKE_MISSING, detail
+        return None
 
     def _beside_listed(self, seen: Seen, here: Cursor) -> Entry | None:
         texts = self._images.beside.get(seen.parts[-1], [])
