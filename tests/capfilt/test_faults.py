@@ -77,6 +77,15 @@ def test_a_job_that_is_stopped_gives_back_every_fragment(
     assert ledger_of(uri, settings).counts() == {"waiting": 1, "leased": 0, "done": 0, "failed": 0}
 
 
+def test_what_a_process_warns_of_is_told_without_a_line_of_code(uri: str, models: Models) -> None:
+    swapped = {"captioner": models["filter"], "filter": models["captioner"]}
+    with running(job_words(uri, swapped, "--processes", "2")) as process:
+        output, _ = process.communicate()
+    assert process.returncode == 0, output
+    assert "openblip capfilt: this filter was trained for" in output
+    assert ".py:" not in output
+
+
 @pytest.mark.parametrize(
     ("processes", "pool"),
     [(1, OneProcess), pytest.param(2, ManyProcesses, marks=pytest.mark.slow)],

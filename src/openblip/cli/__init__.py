@@ -13,11 +13,11 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Any, TextIO, get_origin
+from typing import Any, get_origin
 
 from openblip.cli.flags import UsageError, checked, empty_name
 from openblip.cli.output import complain, replace_what_cannot_be_shown
-from openblip.runtime.errors import OpenBlipError, OpenBlipWarning
+from openblip.runtime.errors import OpenBlipError, tell_warnings
 from openblip.runtime.threads import wait_without_spinning
 
 # These answer at once; every other command says that it begins, see `announce`.
@@ -201,21 +201,8 @@ def _output_is_closed() -> bool:
 
 @contextmanager
 def _warnings_in_one_line(prog: str) -> Iterator[None]:
-    """Warnings are for the user, who has no use for the line of code."""
     with warnings.catch_warnings():
-
-        def show_plainly(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
-            is_ours = issubclass(category, OpenBlipWarning)
-            complain(prog, message if is_ours else f"{category.__name__}: {message}")
-
-        warnings.showwarning = show_plainly
+        tell_warnings(functools.partial(complain, prog))
         yield
 
 

@@ -8,6 +8,7 @@ import os
 import platform
 import signal
 import socket
+import sys
 import time
 import warnings
 from collections import Counter
@@ -19,7 +20,13 @@ from multiprocessing.process import BaseProcess
 from typing import Any, Protocol
 
 from openblip.jobs.units import Event, Job, Unit, UnitDone, Waiting
-from openblip.runtime.errors import OpenBlipError, RecipeError, install_extra
+from openblip.runtime.errors import (
+    OpenBlipError,
+    RecipeError,
+    install_extra,
+    one_line,
+    tell_warnings,
+)
 from openblip.runtime.threads import num_usable_cores, wait_without_spinning
 
 MAX_FAILED_STARTS = 5
@@ -326,6 +333,8 @@ def _serve(
 ) -> None:
     # Ctrl-C reaches the whole process group; the parent ends its workers in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    name = f"openblip {job.kind.name}"
+    tell_warnings(lambda message: sys.stderr.write(f"{name}: {one_line(message)}\n"))
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the driver is gone
         try:
             worker = job.open_worker(device, save_seconds, threads)

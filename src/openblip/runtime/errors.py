@@ -1,6 +1,9 @@
 """Every error that OpenBLIP raises on purpose, and every warning."""
 
 import re
+import warnings
+from collections.abc import Callable
+from typing import TextIO
 
 _LONGEST = 440
 # Colours and other commands to a terminal, and where in its own source a library failed.
@@ -65,6 +68,27 @@ def one_line(message: object) -> str:
 
 class OpenBlipWarning(UserWarning):
     """Something that a user should know about a result."""
+
+
+def tell_warnings(tell: Callable[[object], None]) -> None:
+    """Has this process tell warnings to a user, who has no use for the line of code.
+
+    Args:
+        tell: is given each, that of a library with its kind.
+    """
+
+    def show_plainly(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        is_ours = issubclass(category, OpenBlipWarning)
+        tell(message if is_ours else f"{category.__name__}: {message}")
+
+    warnings.showwarning = show_plainly
 
 
 class MetricLeftOut(OpenBlipWarning):
