@@ -333,8 +333,11 @@ def _serve(
 ) -> None:
     # Ctrl-C reaches the whole process group; the parent ends its workers in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    name = f"openblip {job.kind.name}"
-    tell_warnings(lambda message: sys.stderr.write(f"{name}: {one_line(message)}\n"))
+
+    def tell(message: object) -> None:
+        sys.stderr.write(f"openblip {job.kind.name}: {one_line(message)}\n")
+
+    tell_warnings(tell)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the driver is gone
         try:
             worker = job.open_worker(device, save_seconds, threads)
