@@ -325,7 +325,7 @@ def test_what_is_for_files_of_text_is_refused(
 def test_a_dataset_without_rows_makes_no_table(
     tmp_path: Path, pairs: Callable[..., Dataset]
 ) -> None:
-    DatasetDict({"train": pairs([])}).save_to_disk(tmp_path / "saved")
+    DatasetDict({"train": pairs([])}).save_to_disk(tmp_path / "saved", num_shards={"train": 1})
     report, _ = _import(tmp_path / "saved", tmp_path / "t")
     assert (report.num_rows, report.num_skipped) == (0, 1)
     assert not (tmp_path / "t").exists()
@@ -413,7 +413,7 @@ def several(tmp_path: Path, pairs: Callable[..., Dataset]) -> Path:
     folder = tmp_path / "several"
     folder.mkdir()
     pairs(range(4)).to_parquet(folder / "train-0.parquet")
-    pairs([]).to_parquet(folder / "train-1.parquet")
+    pairs([]).to_parquet(folder / "train-1.parquet", batch_size=1)
     broken = pairs(range(4, 7)).to_dict()
     broken["image"][1] = None
     Dataset.from_dict(broken, features=FEATURES).to_parquet(folder / "test-0.parquet")

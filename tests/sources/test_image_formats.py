@@ -35,7 +35,8 @@ def heic() -> bytes:
     ],
 )
 def test_an_image_is_known_by_its_first_bytes(form: str, tmp_path: Path) -> None:
-    data = encoded(form)
+    # Pillow before 13 writes no picture below 16 x 16 into an ICO unless its size is given.
+    data = encoded(form, **({"sizes": [(16, 12)]} if form == "ICO" else {}))
     assert format_of(data[: image_formats.HEAD_BYTES]) == form
     for name in ("upload", "upload.123", "upload.weird"):
         (tmp_path / name).write_bytes(data)
