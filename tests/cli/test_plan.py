@@ -26,6 +26,13 @@ def test_an_albef_counts_its_epochs(capsys: pytest.CaptureFixture[str]) -> None:
     assert found["run"]["steps"] == 30 * 200
 
 
+def test_every_field_of_a_recipe_can_be_changed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Also those that are in no section: their flags have no dot."""
+    words = ["plan", "tiny", "--gpu", "l4", "--init-image", "/nowhere/vit", "--json"]
+    assert main(words) == 1
+    assert "/nowhere/vit" in capsys.readouterr().err
+
+
 def test_json_for_programs(capsys: pytest.CaptureFixture[str]) -> None:
     words = ["plan", "tiny", "--gpu", "cpu", "--utilisation", "0.5", "--json", *SMALL]
     assert main(words) == 0

@@ -1,5 +1,6 @@
 """Fine-tuning through its command."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -118,6 +119,15 @@ def test_a_captioner_that_reads_a_given_text_is_trained_saved_and_used(
     assert "not fine-tuned to read a given text" in capsys.readouterr().err
     assert main(["caption", str(tmp_path), "--model", str(model), "--given", "a circle"]) == 1
     assert "--given is about one image" in capsys.readouterr().err
+
+
+def test_what_a_small_model_has_room_for_is_told_as_a_flag(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*words, "--given", "web"]) == 1
+    told = re.search(r"positions\): (--data\.given-tokens .*) fits", capsys.readouterr().err)
+    assert told is not None
+    assert main([*words, "--given", "web", *told[1].split()]) == 0
 
 
 def test_only_a_captioner_reads_a_given_text(

@@ -1,5 +1,6 @@
 """Image encoders of others in the place of ours."""
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -123,6 +124,20 @@ class TestModules:
     ) -> None:
         with pytest.raises(RecipeError, match=reason):
             with_backbone(backbone)
+
+    def test_a_timm_that_cannot_be_imported_is_told_with_the_remedy(
+        self,
+        with_backbone: Callable[..., Med],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """So fails a timm whose torchvision was built for another torch."""
+        error = "raise RuntimeError('operator torchvision::nms does not exist')\n"
+        (tmp_path / "timm.py").write_text(error, encoding="utf-8")
+        monkeypatch.syspath_prepend(tmp_path)
+        monkeypatch.delitem(sys.modules, "timm", raising=False)
+        with pytest.raises(RecipeError, match=r"a torchvision that fits .*nms.*openblip\[timm\]"):
+            with_backbone("timm:vit_tiny_patch16_224")
 
     def test_a_fixed_size_is_the_only_one(self, with_backbone: Callable[..., Med]) -> None:
         med = with_backbone(f"{HERE}:FixedSize")

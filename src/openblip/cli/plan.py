@@ -1,5 +1,6 @@
 """`openblip plan`."""
 
+import inspect
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def plan(words: list[str], prog: str) -> int:
-    """What a run needs; words with a dot in their flag change the recipe, as in training."""
+    """What a run needs; flags that are not the command's own change the recipe, as in training."""
     own, changes = _divided(words)
     return int(tyro.cli(checked(_plan), args=own, prog=prog)(changes, prog))
 
@@ -87,13 +88,15 @@ def _tell(line: str) -> None:
 
 
 def _divided(words: list[str]) -> tuple[list[str], list[str]]:
-    """The command's own words, and those that change the recipe."""
+    """The command's own words, and those that change the recipe: all other flags."""
+    names = {"help", *inspect.signature(_plan).parameters}
     own: list[str] = []
     changes: list[str] = []
     into = own
     for word in words:
         if word.startswith("--"):
-            into = changes if "." in word.split("=")[0] else own
+            flag = word.split("=")[0].removeprefix("--").removeprefix("no-").replace("-", "_")
+            into = own if flag in names else changes
         into.append(word)
     return own, changes
 

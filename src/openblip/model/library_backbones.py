@@ -211,8 +211,9 @@ class TimmBackbone(nn.Module):
         super().__init__()
         try:
             import timm
-        except ImportError as error:
-            raise _missing(TIMM, error) from error
+        # A timm whose torchvision does not fit this torch fails with a RuntimeError.
+        except (ImportError, RuntimeError) as error:
+            raise _missing(f"{TIMM} and a torchvision that fits this torch", error) from error
         options: dict[str, Any] = {"pretrained": pretrained, "num_classes": 0}
         try:
             try:
@@ -242,9 +243,10 @@ class TimmBackbone(nn.Module):
         return features
 
 
-def _missing(library: str, error: ImportError) -> RecipeError:
+def _missing(library: str, error: Exception) -> RecipeError:
+    name = library.split()[0]
     return RecipeError(
-        f"vision.backbone {library}:... needs {library} ({error}): {install_extra(library)}"
+        f"vision.backbone {name}:... needs {library} ({_reason(error)}): {install_extra(name)}"
     )
 
 

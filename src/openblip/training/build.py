@@ -272,13 +272,25 @@ def overridden(config: SizesT, overrides: ModelOverrides) -> SizesT:
 
 def _check_text_length(data: DataConfig, config: StudentConfig) -> None:
     padded = -(-data.longest // _PADDING) * _PADDING
-    if padded > config.text.max_positions:
+    positions = config.text.max_positions
+    if padded > positions:
         given = f" and of given texts {data.given_tokens + 1}" if data.given else ""
         raise RecipeError(
             f"data.max_tokens is {data.max_tokens}{given}, {padded} with padding, but the model "
-            f"has {config.text.max_positions} positions (model.text.max_positions): lower the "
-            "former"
+            f"has {positions} positions (model.text.max_positions): {_lengths_for(positions, data)} "
+            "fits"
         )
+
+
+def _lengths_for(positions: int, data: DataConfig) -> str:
+    """Flags of text lengths that a model with so many positions has room for."""
+    room = positions // _PADDING * _PADDING
+    if not data.given:
+        return f"--data.max-tokens {room}"
+    # The caption's tokens stay as they are where that leaves a given text something.
+    caption = data.max_tokens if data.max_tokens <= 3 * room // 4 else room // 2
+    flags = f"--data.given-tokens {room - caption - 1}"
+    return flags if caption == data.max_tokens else f"{flags} --data.max-tokens {caption}"
 
 
 def _prompt_tokens(data: DataConfig, tokenizer: TextTokenizer) -> int:

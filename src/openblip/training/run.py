@@ -12,7 +12,7 @@ import torch
 from openblip.checkpoints.beginnings import KeyReport
 from openblip.model.kernels import Products, machine_key, products, use_products
 from openblip.runtime.atomic import replace_file
-from openblip.runtime.errors import TrainingError, one_line
+from openblip.runtime.errors import OpenBlipError, TrainingError, one_line
 from openblip.runtime.memory import keep_freed_memory, return_freed_memory
 from openblip.runtime.progress import Progress
 from openblip.runtime.threads import threads_for
@@ -427,7 +427,9 @@ class _Figures:
         try:
             return count()
         except Exception as why:
-            reason = f"{type(why).__name__}: {one_line(why)}"
+            reason = one_line(why)
+            if not isinstance(why, OpenBlipError):
+                reason = f"{type(why).__name__}: {reason}"
             if reason not in self._missed:
                 self._missed.add(reason)
                 self._note(f"no utilisation is told: {reason}")

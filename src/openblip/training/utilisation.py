@@ -37,6 +37,7 @@ from openblip.objectives.contrastive import ContrastiveTask
 from openblip.objectives.finetune import CaptionerTask, NlvrTask, VqaTask
 from openblip.objectives.pretrain import PretrainTask
 from openblip.objectives.task import AnyTask
+from openblip.runtime.errors import TrainingError
 
 
 def measure_peak(device: torch.device, dtype: torch.dtype) -> float:
@@ -165,7 +166,7 @@ def _images_of(batch: Examples) -> tuple[int, int | None]:
         case Batch() | QuestionBatch():
             return len(batch.images), _side(batch.images)
         case _:
-            raise TypeError(f"{type(batch).__name__}: its images are not counted")
+            raise TrainingError(f"the images of {type(batch).__name__} are not known")
 
 
 def _side(images: torch.Tensor) -> int | None:
@@ -191,7 +192,7 @@ def _all_trained(task: AnyTask, batch: Examples) -> float:
         case NlvrTask(), ImagePairBatch():
             return _TRAINED * _nlvr_flops(task.student.config, batch)
         case _:
-            raise TypeError(f"{type(task).__name__}: its arithmetic is not counted")
+            raise TrainingError(f"the arithmetic of {type(task).__name__} is not known")
 
 
 def _step_flops(config: MedConfig, losses: tuple[Head, ...], batch: Batch) -> float:
