@@ -277,8 +277,8 @@ def _check_text_length(data: DataConfig, config: StudentConfig) -> None:
         given = f" and of given texts {data.given_tokens + 1}" if data.given else ""
         raise RecipeError(
             f"data.max_tokens is {data.max_tokens}{given}, {padded} with padding, but the model "
-            f"has {positions} positions (model.text.max_positions): {_lengths_for(positions, data)} "
-            "fits"
+            f"has {positions} positions (model.text.max_positions): "
+            f"{_lengths_for(positions, data)} fits"
         )
 
 
