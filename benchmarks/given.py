@@ -32,8 +32,7 @@ from openblip.table.table import PairTable
 from openblip.training.recipe import Recipe
 from openblip.training.run import train
 from openblip.world import is_true_caption, open_or_create_world, truth_of
-from openblip.world.build import human_captions
-from openblip.world.names import names_in, without_names
+from openblip.world.build import human_captions, names_in, without_names
 from openblip.world.recipes import (
     WORLD,
     world_captioner,

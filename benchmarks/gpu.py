@@ -387,7 +387,7 @@ def profile_kernels(bench: Bench, run: Training) -> list[dict[str, Any]]:
 def planned_memory(bench: Bench, run: Training) -> int:
     """Bytes that `openblip plan` counts for the step that was measured, without its allowance."""
     from openblip.plan.footprint import TextLengths, step_footprint
-    from openblip.plan.planned import resolved
+    from openblip.plan.sizing import resolved
     from openblip.recipes.pretrain import base
 
     recipe, batch = base("unused"), run.batch

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from openblip.checkpoints.conversion import NameMap, split_parts
+from openblip.checkpoints.assembly import NameMap, split_parts
 from openblip.checkpoints.original_layout import MODELS, Kind
 from openblip.runtime.errors import CheckpointError
 

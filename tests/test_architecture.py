@@ -68,7 +68,7 @@ ONE_PLACE = {
     "tensorboardX": {"training/metrics_log.py"},
     "torch.distributed": {
         "training/parallelism.py",
-        "training/state_folder.py",
+        "training/checkpoint.py",
     },
     "rich": {"runtime/progress.py"},
     "huggingface_hub": {"checkpoints/hub.py", "sources/datasets_library.py"},

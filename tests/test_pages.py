@@ -155,9 +155,9 @@ def reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[str
         home = importlib.import_module(f"openblip.cli.{module}")
         monkeypatch.setattr(home, "changed", ends_after(home.changed))
     # Models and runs of the reader's have the size and the recipe of ours.
-    recipe_of = importlib.import_module("openblip.plan.planned").find_recipe
+    recipe_of = importlib.import_module("openblip.plan.sizing").find_recipe
     monkeypatch.setattr(
-        "openblip.plan.planned.find_recipe",
+        "openblip.plan.sizing.find_recipe",
         lambda name: recipe_of("base" if name.startswith("runs/") else name),
     )
     monkeypatch.setattr("openblip.checkpoints.reading.find_model", Path)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from openblip.batches.tokenizer import TextTokenizer
+from openblip.checkpoints.assembly import NameMap, Section
 from openblip.checkpoints.beginnings import (
     begin_images,
     begin_text,
@@ -20,7 +21,6 @@ from openblip.checkpoints.beginnings import (
     text_sizes,
     text_tokenizer,
 )
-from openblip.checkpoints.conversion import NameMap, Section
 from openblip.checkpoints.original_layout import TIMM_VISION
 from openblip.model import Med, MedConfig, TextConfig, TextPass, VisionConfig
 from openblip.model.albef import Albef

@@ -11,7 +11,6 @@ from openblip.batches.tokenizer import TextTokenizer
 from openblip.checkpoints.folder import save_folder
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.plan.footprint import MOMENTS, QUEUES, TEACHER, WEIGHTS
-from openblip.plan.planned import find_recipe
 from openblip.plan.sizing import (
     ALLOWANCE,
     BUCKETS,
@@ -22,6 +21,7 @@ from openblip.plan.sizing import (
     Planner,
     Sizing,
     find_device,
+    find_recipe,
     run_cost,
 )
 from openblip.recipes.baselines import as_albef

@@ -26,8 +26,8 @@ from openblip.world import (
     open_or_create_world,
     truth_of,
 )
+from openblip.world.build import names_in, without_names
 from openblip.world.config import config_to_dict
-from openblip.world.names import names_in, without_names
 
 CONFIG = WorldConfig(
     seed=7, web_rows=1200, human_rows=300, val_rows=120, test_rows=200, group_weights=(5, 5, 2)

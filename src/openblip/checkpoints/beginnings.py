@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.checkpoints.assembly import check_shape, listed
-from openblip.checkpoints.conversion import NameMap, Section, Table
+from openblip.checkpoints.assembly import NameMap, Section, Table, check_shape, listed
 from openblip.checkpoints.folder import CONFIG_FILE, read_json
 from openblip.checkpoints.huggingface import find_weights, read_weights
 from openblip.checkpoints.original import read_original

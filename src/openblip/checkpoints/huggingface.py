@@ -16,15 +16,17 @@ from openblip.batches.tokenizer import TOKENIZER_FILE, VOCABULARY_FILE, SpecialT
 from openblip.batches.wordpiece import TOKENIZER_CONFIG_FILE
 from openblip.checkpoints.adapters import find_base, is_adapter, with_adapter
 from openblip.checkpoints.assembly import (
+    NameMap,
     Shapes,
+    StateReader,
     check_names,
     fill,
     has_numbers,
     read_safetensors,
     shapes_of,
     write_safetensors,
+    write_state,
 )
-from openblip.checkpoints.conversion import NameMap, StateReader, write_state
 from openblip.checkpoints.families import (
     AnyModel,
     check_layout,

@@ -8,8 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from openblip.batches.tokenizer import SpecialTokens
-from openblip.checkpoints.assembly import listed
-from openblip.checkpoints.conversion import Section, Table
+from openblip.checkpoints.assembly import Section, Table, listed
 from openblip.checkpoints.original_layout import MODELS as ORIGINAL_MODELS
 from openblip.checkpoints.original_layout import Kind, ratio_of
 from openblip.model import MedConfig, TextConfig, VisionConfig

@@ -18,7 +18,10 @@ from torch import Tensor
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.checkpoints.assembly import (
+    POSITION_IDS,
+    NameMap,
     Shapes,
+    StateReader,
     check_names,
     fill,
     read_metadata,
@@ -26,8 +29,8 @@ from openblip.checkpoints.assembly import (
     reason_of,
     shapes_of,
     write_safetensors,
+    write_state,
 )
-from openblip.checkpoints.conversion import POSITION_IDS, NameMap, StateReader, write_state
 from openblip.checkpoints.families import (
     AnyConfig,
     AnyModel,

@@ -11,8 +11,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from openblip.checkpoints.assembly import Shapes, listed
-from openblip.checkpoints.conversion import Section, Table
+from openblip.checkpoints.assembly import Section, Shapes, Table, listed
 from openblip.model import MedConfig, TextConfig, VisionConfig
 from openblip.model.config import AlbefConfig
 from openblip.model.vqa import NlvrConfig, VqaConfig

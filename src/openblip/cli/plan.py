@@ -53,8 +53,7 @@ def _plan(
 
     def carry_out(changes: list[str], prog: str) -> int:
         announce(prog)
-        from openblip.plan.planned import find_recipe
-        from openblip.plan.sizing import Cluster, Planner, find_device, run_cost
+        from openblip.plan.sizing import Cluster, Planner, find_device, find_recipe, run_cost
 
         cluster = Cluster(
             device=find_device(gpu),

@@ -1,9 +1,12 @@
 """The rows and the table of an embedded world, and what is known for certain about them.
 
-Web captions are true, or of one of the labelled kinds of false ones.
+Web captions are true, or of one of the labelled kinds of false ones. Some hold names, which no
+picture and no human caption shows: somebody's behind the noun of a group ("a red circle named
+Kelmir"), a place's at the end ("in Dorburg"). There are 256 and 128 of them, of few syllables.
 """
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import combinations
@@ -17,7 +20,6 @@ from openblip.world.claims import Claim, describe, is_true_of, make_claim
 from openblip.world.config import NOISE_KINDS, WorldConfig, config_to_dict
 from openblip.world.drawing import draw_scene
 from openblip.world.english import write_boilerplate, write_human_caption, write_web_caption
-from openblip.world.names import name_caption
 from openblip.world.scene import (
     COLOURS,
     GROUND_COLOURS,
@@ -298,3 +300,62 @@ def _with_mention(claim: Claim, position: int, **changes: str | int) -> Claim:
     mentions = list(claim.mentions)
     mentions[position] = replace(mentions[position], **changes)  # type: ignore[arg-type]  # by name
     return make_claim(tuple(mentions), claim.relation, claim.pattern, claim.ground)
+
+
+_FIRST = (
+    *("Bel", "Dor", "Fen", "Gal", "Hal", "Jor", "Kel", "Lun"),
+    *("Mar", "Nor", "Pel", "Qui", "Ros", "Sel", "Tor", "Vel"),
+)
+_LAST = (
+    *("ado", "bia", "cor", "dan", "eth", "fin", "gar", "ian"),
+    *("lo", "mir", "na", "os", "ra", "ton", "ul", "vek"),
+)
+_PLACES = ("burg", "land", "port", "stan", "mere", "ville", "wick", "gate")
+BEINGS = tuple(first + last for first in _FIRST for last in _LAST)
+PLACES = tuple(first + last for first in _FIRST for last in _PLACES)
+
+_NOUN = re.compile(rf"\b(?:{'|'.join((*KINDS, 'disc'))})\b", re.IGNORECASE)
+_NAMED, _AT = ("named", "called"), ("in", "at")
+_PHRASE = re.compile(
+    rf"\s+(?:(?:{'|'.join(_NAMED)})\s+(?:{'|'.join(BEINGS)})"
+    rf"|(?:{'|'.join(_AT)})\s+(?:{'|'.join(PLACES)}))\b",
+    re.IGNORECASE,
+)
+_NAME = re.compile(rf"\b(?:{'|'.join((*BEINGS, *PLACES))})\b", re.IGNORECASE)
+
+
+def name_caption(
+    caption: str, kind: str, dice: Dice, config: WorldConfig
+) -> tuple[str, tuple[str, ...]]:
+    """A web caption with the names that it has, and these; English captions alone have any.
+
+    Args:
+        caption: a web caption of any kind.
+        kind: its kind; boilerplate names nobody.
+        dice: of the row.
+        config: says how often.
+    """
+    if config.language != "en" or kind == "boilerplate" or not dice.chance(config.names):
+        return caption, ()
+    being, place = dice.choose(BEINGS), dice.choose(PLACES)
+    noun = _NOUN.search(caption)
+    which = dice.choose(("being", "place", "both")) if noun else "place"
+    names = []
+    if noun and which != "place":
+        end = noun.end()
+        caption = f"{caption[:end]} {dice.choose(_NAMED)} {being}{caption[end:]}"
+        names.append(being)
+    if which != "being":
+        caption = f"{caption} {dice.choose(_AT)} {place}"
+        names.append(place)
+    return caption, tuple(names)
+
+
+def names_in(text: str) -> set[str]:
+    """The names of the world that stand in a text, in lower case."""
+    return {name.lower() for name in _NAME.findall(text)}
+
+
+def without_names(text: str) -> str:
+    """A text as the world's grammar reads it: without its names and the words that lead to them."""
+    return _PHRASE.sub("", text)

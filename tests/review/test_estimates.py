@@ -4,7 +4,7 @@ from math import isnan
 
 import pytest
 
-from openblip.review.kappa import cohen_kappa, krippendorff_alpha, pairwise_kappas
+from openblip.review.estimates import cohen_kappa, krippendorff_alpha, pairwise_kappas
 
 # "Computing Krippendorff's Alpha-Reliability" (2011), example C: four observers, twelve units.
 KRIPPENDORFF = """
