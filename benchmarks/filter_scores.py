@@ -1,14 +1,17 @@
 """How well single scores and their combination find noise whose kind is known.
 
     python benchmarks/filter_scores.py TABLE --output benchmarks/results/filter_scores.md
+    python benchmarks/filter_scores.py flickr8k/stages/capfilt-*/pairs.lance --scored
 
 TABLE has been scored by `openblip capfilt run`, and its web rows say in `meta.noise` what they are
 (benchmarks/flickr8k_noise.py, or the embedded world). It gets the scores of `openblip capfilt
 scores` and the fit of `openblip capfilt fit`, which looks at no kind: it learns from human pairs of
 the table and corruptions of them. Then every score rejects web texts by a threshold. Told is the
 best precision at a recall of 0.8 and 0.9, for each kind of noise against true texts and for all of
-it; and the combination less the best single score, with the middle 95 % over web images drawn anew.
-The best single score is chosen with knowledge of the truth, which the combination has not.
+it; and the combination less the best single score, with the middle 95 % over web images drawn
+anew. The best single score is chosen with knowledge of the truth, which the combination has not.
+With `--scored` tables have scores and fit already, as those of `benchmarks/flickr8k.yaml`, and are
+only read.
 """
 
 import argparse
@@ -170,9 +173,33 @@ def fit_lines(report: FitReport) -> list[str]:
     return lines + [f"- left out: {line}" for line in report.left_out]
 
 
+def fitted(table: str, options: argparse.Namespace) -> FitReport:
+    """The table has its scores and their combination afterwards."""
+    filters = tuple(options.filter)
+    score_table(PairTable.open(table), ScoreSettings(filters=filters, seed=options.seed))
+    settings = FitSettings(
+        filters=filters,
+        captioners=tuple(options.captioner),
+        images=options.images,
+        seed=options.seed,
+    )
+    return fit_table(PairTable.open(table), settings)
+
+
+def of_table(table: PairTable) -> list[str]:
+    """What its scores find."""
+    scores, kinds, rows = read(table)
+    counts = ", ".join(f"{(kinds == k).sum():,} {k}" for k in sorted(set(kinds.tolist())))
+    lines = [f"\n{table.uri}: {len(kinds):,} web texts ({counts})."]
+    for recall in RECALLS:
+        lines += of_recall(scores, kinds, rows, recall)
+    return lines + calibration(kinds, scores)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("table")
+    parser.add_argument("tables", nargs="+", metavar="TABLE")
+    parser.add_argument("--scored", action="store_true", help="scores and fit are there")
     parser.add_argument("--filter", nargs="*", default=[])
     parser.add_argument("--captioner", nargs="*", default=[])
     parser.add_argument("--images", type=int, default=1000)
@@ -180,26 +207,14 @@ def main() -> None:
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
 
-    filters = tuple(options.filter)
-    score_table(PairTable.open(options.table), ScoreSettings(filters=filters, seed=options.seed))
-    settings = FitSettings(
-        filters=filters,
-        captioners=tuple(options.captioner),
-        images=options.images,
-        seed=options.seed,
-    )
-    report = fit_table(PairTable.open(options.table), settings)
-    table = PairTable.open(options.table)
-    scores, kinds, rows = read(table)
-    counts = ", ".join(f"{(kinds == k).sum():,} {k}" for k in sorted(set(kinds.tolist())))
     lines = [
         "# Scores of a text, and their combination",
-        f"\n`{' '.join(['python', *sys.argv])}`: {len(kinds):,} web texts ({counts}).",
+        f"\n`{' '.join(['python', *sys.argv])}`",
     ]
-    for recall in RECALLS:
-        lines += of_recall(scores, kinds, rows, recall)
-    lines += calibration(kinds, scores)
-    lines += fit_lines(report)
+    for table in options.tables:
+        report = None if options.scored else fitted(table, options)
+        lines += of_table(PairTable.open(table))
+        lines += fit_lines(report) if report is not None else []
     text = "\n".join(lines) + "\n"
     print(text)
     if options.output:
