@@ -79,8 +79,10 @@ def review(
     if report is not None:
         print(f"{verdicts}: {report}", file=sys.stderr)
     if export_sample is not None:
-        count = write_sheet(session, export_sample, name)
-        print(f"{export_sample}: {count:,} texts to judge", file=sys.stderr)
+        count = write_sheet(session, export_sample, name, settings.size)
+        drawn = len(session.items)
+        more = f", the first of {drawn:,} that are drawn (--size)" if count < drawn else ""
+        print(f"{export_sample}: {count:,} texts to judge{more}", file=sys.stderr)
     progress, estimates = session.progress(name), session.estimates()
     found = None if settings.by == "rejected" else session.certify(precision, confidence)
     if json:
@@ -114,7 +116,11 @@ def _in_browser(
     from openblip.studio.app import Studio
     from openblip.studio.guard import Access
     from openblip.studio.server import serve
+    from openblip.table.scores import check_scored
+    from openblip.table.table import PairTable
 
+    # Before a page is opened on which nothing could be judged.
+    check_scored(PairTable.open(table), settings.score)
     studio = Studio(table)
     changed = {
         each.name: getattr(settings, each.name)
