@@ -61,7 +61,7 @@ def test_others_do_not_wait_for_it(checkpoints: dict[str, str]) -> None:
 
 
 def test_what_was_not_given_names_the_flag() -> None:
-    with pytest.raises(MissingHead, match="--vqa MODEL"), Models({}).using("vqa"):
+    with pytest.raises(MissingHead, match="--vqa VQA"), Models({}).using("vqa"):
         pass
 
 

@@ -69,7 +69,8 @@ class Models:
         source = self._sources.get(role)
         if source is None:
             raise MissingHead(
-                f"no model that {ROLES[role]} was given: start the studio with --{role} MODEL"
+                f"no model that {ROLES[role]} was given: start the studio with "
+                f"--{role} {role.upper()}"
             )
         with self.using_source(source) as model:
             from openblip.inference import Blip
@@ -77,7 +78,7 @@ class Models:
             if not isinstance(model, Blip):
                 raise MissingHead(
                     f"{source} embeds pictures and texts and does nothing else: start the studio "
-                    f"with --{role} MODEL, one that {ROLES[role]}"
+                    f"with --{role} {role.upper()}, one that {ROLES[role]}"
                 )
             yield model
 

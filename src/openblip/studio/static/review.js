@@ -37,7 +37,7 @@ export async function show(main, state) {
   const choices = await get("/api/review/choices");
   if (choices.problem) {
     const { table } = state.about;
-    fill(main, noScores(table, `openblip capfilt run ${quoted(table.place)} --captioner MODEL --filter MODEL`));
+    fill(main, noScores(table, `openblip capfilt run ${quoted(table.place)} --captioner CAPTIONER --filter FILTER`));
     return null;
   }
   const room = new Room(main, state, choices);
