@@ -266,7 +266,7 @@ def test_ranks_and_restarts_change_nothing_of_a_mixture(
 
 
 def test_a_view_smaller_than_a_batch_says_the_numbers(make: Callable[..., PairLoader]) -> None:
-    with pytest.raises(DataError, match=r"20 rows .* 6 x 4 = 24: lower the batch size"):
+    with pytest.raises(DataError, match=r"20 rows .* 6 x 4 = 24: lower .*--train.batch-size 20"):
         make(batch_size=6, world_size=4)
 
 

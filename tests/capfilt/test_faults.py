@@ -77,13 +77,14 @@ def test_a_job_that_is_stopped_gives_back_every_fragment(
     assert ledger_of(uri, settings).counts() == {"waiting": 1, "leased": 0, "done": 0, "failed": 0}
 
 
-def test_what_a_process_warns_of_is_told_without_a_line_of_code(uri: str, models: Models) -> None:
+def test_what_processes_warn_of_is_told_once_in_one_line(uri: str, models: Models) -> None:
     swapped = {"captioner": models["filter"], "filter": models["captioner"]}
     with running(job_words(uri, swapped, "--processes", "2")) as process:
         output, _ = process.communicate()
     assert process.returncode == 0, output
-    assert "openblip capfilt: this filter was trained for" in output
     assert ".py:" not in output
+    # Both processes warn; whoever reads it needs it once.
+    assert output.count("openblip capfilt run: this filter was trained for") == 1
 
 
 @pytest.mark.parametrize(

@@ -123,6 +123,15 @@ def test_debug_shows_the_traceback(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "Traceback" in capsys.readouterr().err
 
 
+def test_of_the_processes_of_torchrun_the_first_one_warns(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    with _warnings_in_one_line("openblip finetune"):
+        warnings.warn("text 1 is cut at its word 31, 'dog'", TextTruncated, 1)
+    assert capsys.readouterr().err == ""
+
+
 def test_a_warning_is_one_line_without_code(capsys: pytest.CaptureFixture[str]) -> None:
     with _warnings_in_one_line("openblip match"):
         warnings.simplefilter("always")

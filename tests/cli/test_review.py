@@ -131,6 +131,26 @@ def test_select_without_a_verdict_names_the_command(
     assert main(["capfilt", "select", uri]) == 0
 
 
+def test_a_sheet_has_as_many_texts_as_are_asked_for(
+    uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["capfilt", "review", uri, "--export-sample", str(tmp_path / "sample.csv"), "--size"]
+    assert main([*words, "50"]) == 0
+    assert "50 texts to judge\n" in capsys.readouterr().err
+    assert main([*words, "20"]) == 0
+    told = "20 texts to judge, the first of 50 that are drawn (--size)\n"
+    assert told in capsys.readouterr().err
+
+
+def test_no_page_is_opened_for_a_table_without_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = PairTable.create(tmp_path / "pairs.lance", [PairRow("a", None, "/photos/a.jpg")]).uri
+    assert main(["capfilt", "review", uri, "--no-open"]) == 1
+    remedy = f"`openblip capfilt run {uri} --captioner CAPTIONER --filter FILTER`"
+    assert f"score it first with {remedy}" in capsys.readouterr().err
+
+
 def test_what_makes_no_sense_is_refused(
     uri: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -165,6 +165,8 @@ def test_an_image_finds_its_like_on_a_page_that_escapes_names(
         (["search", "photos", "--image", "lost.jpg"], 1, "lost.jpg"),
         (["search", "photos", "a", "b", "--weights", "1"], 1, "1 weights for 2 texts"),
         (["index", "show", "."], 1, "has no index"),
+        (["search", ".", "a dog"], 1, "(`openblip index build .`)"),
+        (["search", ".", "a dog", "--model", "my model"], 1, "build . --model 'my model'`)"),
         (["index", "build", "photos/0.png"], 1, "is a file"),
     ],
 )

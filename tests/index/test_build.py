@@ -20,7 +20,7 @@ from openblip.index.build import (
 )
 from openblip.inference import load
 from openblip.inference.image_sources import ImageSources
-from openblip.runtime.errors import DataError, OpenBlipError
+from openblip.runtime.errors import CheckpointError, DataError, OpenBlipError
 from openblip.runtime.locks import only_one
 from openblip.table.table import PairRow, PairTable
 from openblip.table.vectors import nearest_rows, vector_index
@@ -219,6 +219,9 @@ def test_bad_places_are_refused_in_a_line(tmp_path: Path, photos: Path, build: B
         update_index(str(photos))
     with pytest.raises(DataError, match="has no index"):
         describe_index(str(photos))
+    with pytest.raises(CheckpointError):
+        build(photos, str(tmp_path / "no model"))
+    assert not (photos / ".openblip").exists()
     place = photos / ".openblip" / "index.lance"
     said = pytest.raises(OpenBlipError, match="another process is indexing")
     with only_one(place, "indexing"), said:

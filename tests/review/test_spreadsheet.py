@@ -57,6 +57,9 @@ def test_what_people_fill_in_is_recorded_in_the_order_of_the_sample(
     write_sheet(session, path, "ann")
     assert read_sheet(session, path, "ann") == SheetReport(0, 20, 10)
     assert len(ReviewLog.of(session.table.uri).records()) == 20
+    # Of a sample that was drawn larger as many as are asked for.
+    assert write_sheet(session, path, "ann", 25) == 25
+    assert read_sheet(session, path, "ann") == SheetReport(0, 20, 5)
 
 
 def test_images_lie_beside_the_file(session: ReviewSession, tmp_path: Path) -> None:

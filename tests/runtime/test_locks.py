@@ -30,7 +30,15 @@ def test_a_path_that_is_not_there_yet_is_held_by_one(tmp_path: Path) -> None:
             pass
     with only_one(place, "writing captions into"):
         pass
-    assert list(place.parent.iterdir()) == []
+    # Neither the lock nor a folder that was made for nothing else.
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_something_in_it_stays(tmp_path: Path) -> None:
+    place = tmp_path / "new" / "captions.jsonl"
+    with only_one(place, "writing captions into"):
+        place.touch()
+    assert list(place.parent.iterdir()) == [place]
 
 
 def test_a_lock_is_held_by_way_of_a_link_too(tmp_path: Path) -> None:

@@ -100,6 +100,13 @@ def test_units_that_turn_out_to_be_done_do_not_count_for_the_rate_either() -> No
     )
 
 
+def test_where_nothing_is_left_to_do_there_is_no_rate() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with Progress("index", 12, "files", 12, stream=stream, clock=clock):
+        clock.seconds += 2
+    assert stream.getvalue() == "index: 12 of 12 files, took 2.0 s\n"
+
+
 def test_a_program_reads_in_a_file_how_far_the_job_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -270,6 +270,35 @@ def test_counts_follow_the_slider_without_a_request(opened: "Page") -> None:
     assert len(asked) <= 3  # one for each place at which it has rested
 
 
+def test_the_slider_has_the_scale_of_the_histogram(studio: RunningStudio, page: "Page") -> None:
+    page.goto(f"{studio.url}#capfilt?threshold=0.3")
+    page.wait_for_selector(".example img")
+    slider = page.get_by_role("slider", name="Threshold")
+    value, least, most = slider.evaluate("one => [one.value, one.min, one.max].map(Number)")
+    assert (value, 0 <= least < most) == (300, True)
+    mark = page.locator(".spread-edge").first.evaluate(
+        "one => Number(one.style.getPropertyValue('--at'))"
+    )
+    assert mark == pytest.approx((value - least) / (most - least))
+    first, *_, last = page.locator(".spread-ends").first.inner_text().split()
+    assert float(first) == pytest.approx(least / 1000, abs=0.006)
+    assert float(last) == pytest.approx(most / 1000, abs=0.006)
+
+
+def test_scores_on_both_sides_are_told_apart(
+    scored: PairTable, make_studio: Callable[..., "Studio"], page: "Page"
+) -> None:
+    near = [0.50001, 0.49999, *np.linspace(0, 1, len(scored) - 2).tolist()]
+    columns = {"captions_score_right": pa.array([[one] for one in near], pa.list_(pa.float32()))}
+    scored.add_columns(pa.table(columns))
+    with serving(make_studio(scored.uri)) as studio:
+        page.goto(f"{studio.url}#capfilt?score=right")
+        page.wait_for_selector(".example img")
+        rows = page.locator(".example-row")
+        first = [rows.nth(n).locator(".score-told").first.inner_text() for n in range(2)]
+    assert first == ["0.49999", "0.50001"]
+
+
 def test_a_reload_shows_the_same(opened: "Page") -> None:
     opened.get_by_label("Split").select_option("test")
     opened.get_by_text("5 of 10 stay").wait_for()
@@ -305,6 +334,9 @@ def test_a_narrow_screen_shows_all(studio: RunningStudio, page: "Page") -> None:
     page.goto(f"{studio.url}#capfilt")
     page.wait_for_selector(".example img")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    tables = page.locator(".scrolls")
+    assert tables.count() >= 1
+    assert tables.evaluate_all("all => all.every(one => one.scrollWidth <= one.clientWidth)")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

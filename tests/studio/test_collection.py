@@ -331,8 +331,14 @@ def test_a_narrow_screen_shows_all(studio: RunningStudio, page: "Page") -> None:
     page.set_viewport_size({"width": 360, "height": 740})
     page.goto(f"{studio.url}#collection")
     page.wait_for_selector(".cell img.is-there")
+    # Whatever is known of a text is seen, below as much of the text as there is room for.
+    words = "all => all.every(one => one.scrollHeight <= one.clientHeight)"
+    assert page.locator(".cell-words").evaluate_all(words)
+    assert page.locator(".cell-tags").evaluate_all(words.replace("Height", "Width"))
     page.get_by_role("button", name="Filters").click()
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    # All of them at once: a box that scrolls within the page hides that there are more.
+    assert page.locator("#c-fields").evaluate("one => one.scrollHeight <= one.clientHeight")
     chooser = page.get_by_role("search")
     assert chooser.evaluate("node => node.scrollWidth <= node.clientWidth")
     page.get_by_role("button", name="Filters").click()

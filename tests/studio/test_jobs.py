@@ -13,7 +13,7 @@ import pytest
 from openblip.capfilt.job import NEW_COLUMNS
 from openblip.runtime.errors import DataError
 from openblip.studio.app import Studio
-from openblip.studio.jobs import Jobs, Workplace
+from openblip.studio.jobs import Jobs, OfferedModel, Workplace
 from openblip.studio.processes import JobFolder
 from openblip.table.table import PairRow, PairTable
 
@@ -26,7 +26,10 @@ def workplace(tmp_path: Path, pair_rows: Callable[..., list[PairRow]]) -> Workpl
     return Workplace(
         table=str(tmp_path / "pairs.lance"),
         folder=None,
-        models={"captioner: c": "models/c", "filter: f": "models/f"},
+        models={
+            "captioner: c": OfferedModel("models/c", frozenset({"lm"})),
+            "filter: f": OfferedModel("models/f", frozenset({"itc", "itm"})),
+        },
     )
 
 
@@ -49,6 +52,12 @@ def workplace(tmp_path: Path, pair_rows: Callable[..., list[PairRow]]) -> Workpl
         ),
         ("capfilt", {"captioner": "captioner: c"}, "filter is None"),
         ("index", {"model": ["filter: f"]}, "none of the models"),
+        ("index", {"model": "captioner: c"}, "was not trained for embeddings"),
+        (
+            "capfilt",
+            {"captioner": "captioner: c", "filter": "captioner: c"},
+            "filter is captioner: c, which was not trained for scores",
+        ),
     ],
 )
 def test_only_known_work_with_known_models_and_places_is_started(
@@ -84,7 +93,7 @@ def served(
 
 def model_of(running: RunningStudio, role: str) -> str:
     models = running.ask("/api/jobs/forms").json()["models"]
-    return str(next(name for name in models if name.startswith(role)))
+    return str(next(one["name"] for one in models if one["name"].startswith(role)))
 
 
 def job_of(running: RunningStudio, job_id: str) -> dict[str, Any]:

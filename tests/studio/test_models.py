@@ -1,12 +1,13 @@
 """Models are loaded when they are first used, once, and used by one at a time."""
 
+import shutil
 import threading
 from pathlib import Path
 
 import pytest
 
 from openblip.runtime.errors import CheckpointError, MissingHead
-from openblip.studio.models import Models
+from openblip.studio.models import Models, declared_heads
 
 from ..inference.published_clip import save_clip
 
@@ -23,6 +24,20 @@ def test_nothing_is_loaded_before_it_is_used(checkpoints: dict[str, str]) -> Non
         assert blip.kind == "captioner"
     assert state(models, checkpoints["captioner"])["state"] == "ready"
     assert state(models, checkpoints["filter"])["state"] == "not loaded"
+
+
+def test_a_folder_of_ours_says_what_it_was_trained_for(
+    checkpoints: dict[str, str], tmp_path: Path
+) -> None:
+    heads = {kind: declared_heads(folder) for kind, folder in checkpoints.items()}
+    assert heads == {"captioner": {"lm"}, "filter": {"itc", "itm"}, "vqa": frozenset()}
+    assert declared_heads(f"onnx:{checkpoints['filter']}") == {"itc", "itm"}
+    # A training run is where its last checkpoint is.
+    shutil.copytree(checkpoints["filter"], tmp_path / "run" / "checkpoints" / "last")
+    assert declared_heads(str(tmp_path / "run")) == {"itc", "itm"}
+    # What is elsewhere, or of another layout, says nothing without being loaded.
+    (tmp_path / "config.json").write_text('{"architectures": ["BlipForConditionalGeneration"]}')
+    assert declared_heads(str(tmp_path)) is declared_heads("organisation/name") is None
 
 
 def test_one_that_is_given_for_two_things_is_loaded_once(checkpoints: dict[str, str]) -> None:
@@ -61,7 +76,7 @@ def test_others_do_not_wait_for_it(checkpoints: dict[str, str]) -> None:
 
 
 def test_what_was_not_given_names_the_flag() -> None:
-    with pytest.raises(MissingHead, match="--vqa MODEL"), Models({}).using("vqa"):
+    with pytest.raises(MissingHead, match="--vqa VQA"), Models({}).using("vqa"):
         pass
 
 

@@ -91,6 +91,21 @@ def test_what_is_reviewed_is_chosen_on_a_phone(
     assert wide <= there
 
 
+def test_a_review_that_cannot_be_is_told_once_and_not_asked_for_again(
+    page: "Page", served: RunningStudio
+) -> None:
+    refused: list[str] = []
+    page.on("response", lambda answer: answer.status == 400 and refused.append(answer.url))
+    page.goto(f'{served.url}#review?name=Ann&settings={{"datasets":["nowhere"]}}')
+    page.get_by_text("nowhere").first.wait_for()
+    page.wait_for_timeout(3500)
+    assert len(refused) == 1
+    page.get_by_text("What is reviewed", exact=True).click()
+    page.get_by_label("Data sets").fill("")
+    page.get_by_role("button", name="Review these").click()
+    page.wait_for_selector(PICTURE)
+
+
 @pytest.mark.parametrize("room", ["review", "capfilt"])
 def test_a_folder_is_told_how_it_gets_scores(
     page: "Page",

@@ -152,6 +152,27 @@ def test_smoothing_and_scale_are_remembered(page: "Page", served: RunningStudio)
     assert page.get_by_label("Logarithmic scale").is_checked()
 
 
+def test_a_job_is_offered_the_models_that_can_do_it(
+    page: "Page", make_studio: Callable[..., Studio], world_table: str
+) -> None:
+    def offered(kind: str, field: str, state: str) -> list[str]:
+        options = f".start:has(h2:text-is('{kind}')) select[name='{field}'] option:{state}"
+        return [text.partition(":")[0] for text in page.locator(options).all_text_contents()]
+
+    with serving(make_studio(world_table)) as running:
+        page.goto(f"{running.url}#jobs")
+        page.get_by_role("heading", name="Caption pictures").wait_for()
+        assert offered("Caption pictures", "model", "enabled") == ["captioner"]
+        assert offered("Caption pictures", "model", "disabled") == ["filter", "vqa"]
+        assert offered("CapFilt: caption and score", "filter", "enabled") == ["filter"]
+        assert offered("Index for search", "model", "disabled") == ["captioner", "vqa"]
+    with serving(make_studio(world_table, models={"vqa": "organisation/name"})) as running:
+        page.goto(f"{running.url}#jobs")
+        told = page.get_by_text("No model is there that can do it", exact=False)
+        told.first.wait_for()
+        assert told.count() == 2
+
+
 def test_captions_are_started_stopped_and_gone_on_with_from_the_page(
     page: "Page",
     tmp_path: Path,

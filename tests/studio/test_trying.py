@@ -254,7 +254,7 @@ def test_what_no_model_was_given_for_is_said(
     models = {"captioner": checkpoints["captioner"], "filter": None, "vqa": None}
     with serving(make_studio(None, models=models)) as running:
         open_try(running, page, "?tab=ask")
-        assert page.get_by_text("openblip studio --vqa MODEL").is_visible()
+        assert page.get_by_text("openblip studio --vqa VQA").is_visible()
         page.set_viewport_size({"width": 360, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= 360
         page.get_by_role("tab", name="Caption").click()

@@ -214,7 +214,7 @@ def test_a_new_capfilt_makes_verdicts_on_its_texts_stale(table: PairTable) -> No
 
 
 def test_a_table_without_verdicts_says_how_to_get_some(table: PairTable) -> None:
-    with pytest.raises(DataError, match=r"reviewed: 0 of 0 texts\). Judge texts with `openblip c"):
+    with pytest.raises(DataError, match=r"reviewed: 0 of 0 texts\): judge texts with .*, or widen"):
         texts(table, "reviewed")
     with pytest.warns(OpenBlipWarning, match="there are no reviewed texts"):
         assert texts(table, "human", "reviewed") == {"h": ["h0", "h1"]}

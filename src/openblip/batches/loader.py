@@ -175,8 +175,8 @@ class PairLoader(StepLoader[Batch]):
             tables = ", ".join(dict.fromkeys(part.index.table.uri for part in parts))
             raise DataError(
                 f"an epoch has {self.mixture.pairs_per_epoch:g} rows of {tables}, less than one "
-                f"global batch of {batch_size} x {world_size} = {self._global_size}: lower the "
-                "batch size (--train.batch-size), or admit more "
+                f"global batch of {batch_size} x {world_size} = {self._global_size}: "
+                f"{self._smaller_batch(self.mixture.pairs_per_epoch)}, or admit more "
                 f"({'; '.join(self.mixture.summary())})"
             )
 

@@ -155,6 +155,15 @@ class StepLoader(ABC, Generic[BatchT]):
         # Weak: an iterator that nobody holds any more ends its threads when it is collected.
         self._open: weakref.WeakSet[Generator[BatchT, None, None]] = weakref.WeakSet()
 
+    def _smaller_batch(self, there: float) -> str:
+        """The remedy where a global batch is larger than the `there` examples that there are."""
+        world_size = self._global_size // self._batch_size
+        # Each process takes equally many.
+        size = int(there) // world_size * world_size
+        if not size:
+            return f"use fewer than {world_size} processes"
+        return f"lower the batch size to at most {size} (--train.batch-size {size})"
+
     @abstractmethod
     def use_states(self, states_of: "StatesOf") -> None:
         """Give the states of images in the images' place, which are read no more.
@@ -310,8 +319,8 @@ class ExampleLoader(StepLoader[BatchT], Generic[BatchT, IndexT]):
         if len(index) < self._global_size:
             raise DataError(
                 f"{index.table.uri} has {len(index)} {self.noun} in the split {index.split!r}, "
-                f"less than one global batch of {self._global_size}: lower the batch size "
-                "(--train.batch-size)"
+                f"less than one global batch of {self._global_size}: "
+                f"{self._smaller_batch(len(index))}"
             )
 
     def use_states(self, states_of: StatesOf) -> None:

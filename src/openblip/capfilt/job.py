@@ -380,8 +380,8 @@ def job_status(
     latest = folder.read(LATEST)
     if latest is None:
         raise DataError(
-            f"no CapFilt job was started on {table}: `openblip capfilt run {table} --captioner ... "
-            "--filter ...` starts one"
+            f"no CapFilt job was started on {table}: `openblip capfilt run {table} --captioner "
+            "CAPTIONER --filter FILTER` starts one"
         )
     fingerprint = latest.decode()
     ledger = Ledger(open_store(f"{folder.uri}/{fingerprint}"), CAPFILT.title)

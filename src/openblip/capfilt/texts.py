@@ -83,7 +83,7 @@ def check_only_texts(table_uri: str, name: str) -> None:
         raise DataError(
             f"{table_uri} has texts of {listed(others)}, which a job with texts:{name} alone would "
             f"replace: leave out --filter, then `openblip capfilt run {table_uri} --captioner "
-            f"{' '.join(others)} texts:{name} --filter ...`"
+            f"{' '.join(others)} texts:{name} --filter FILTER`"
         )
 
 

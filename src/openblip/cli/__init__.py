@@ -16,7 +16,7 @@ from itertools import pairwise
 from typing import Any, get_origin
 
 from openblip.cli.flags import UsageError, checked, empty_name
-from openblip.cli.output import complain, replace_what_cannot_be_shown
+from openblip.cli.output import complain, is_first_process, replace_what_cannot_be_shown
 from openblip.runtime.errors import OpenBlipError, tell_warnings
 from openblip.runtime.threads import wait_without_spinning
 
@@ -202,7 +202,10 @@ def _output_is_closed() -> bool:
 @contextmanager
 def _warnings_in_one_line(prog: str) -> Iterator[None]:
     with warnings.catch_warnings():
-        tell_warnings(functools.partial(complain, prog))
+        if is_first_process():
+            tell_warnings(functools.partial(complain, prog))
+        else:  # it would repeat the first one's
+            warnings.simplefilter("ignore")
         yield
 
 

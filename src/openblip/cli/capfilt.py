@@ -92,7 +92,7 @@ def run(
 
     Adds columns; a stopped job goes on where it was. Example:
     openblip capfilt run pairs.lance --captioner runs/captioner --filter runs/filter
-    openblip capfilt run pairs.lance --captioner openai:http://127.0.0.1:8000/v1#MODEL --filter ...
+    openblip capfilt run pairs.lance --captioner openai:http://gpu:8000/v1#MODEL --filter FILTER
 
     Args:
         table: the pair table.
@@ -196,7 +196,7 @@ def add_texts(
         )
     if filter is None:
         if not json:
-            print(f"next: openblip capfilt run {table} --captioner texts:{name} --filter ...")
+            print(f"next: openblip capfilt run {table} --captioner texts:{name} --filter FILTER")
         return 0
     return _score_texts(table, name, filter, json)
 

@@ -27,8 +27,13 @@ def announce(prog: str) -> None:
 
     Of the processes that torchrun starts, the first one says it.
     """
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_process():
         print(f"{prog}: loading ...", file=sys.stderr, flush=True)
+
+
+def is_first_process() -> bool:
+    """Whether this is the only process of a command, or the first of those that torchrun starts."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def check_outputs(paths: Mapping[str, Path | None], *, are_folders: bool = False) -> None:

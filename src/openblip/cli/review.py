@@ -69,7 +69,7 @@ def review(
         shown["partly"] = "1" if partly_is_right else None
         return _in_browser(table, settings, shown, port, open)
     from openblip.review.session import ReviewSession
-    from openblip.review.spreadsheet import read_sheet, write_sheet
+    from openblip.review.spreadsheet import read_sheet
     from openblip.table.table import PairTable
 
     check_outputs({"--export-sample": export_sample})
@@ -79,8 +79,7 @@ def review(
     if report is not None:
         print(f"{verdicts}: {report}", file=sys.stderr)
     if export_sample is not None:
-        count = write_sheet(session, export_sample, name)
-        print(f"{export_sample}: {count:,} texts to judge", file=sys.stderr)
+        _export(session, export_sample, name, settings.size)
     progress, estimates = session.progress(name), session.estimates()
     found = None if settings.by == "rejected" else session.certify(precision, confidence)
     if json:
@@ -107,6 +106,15 @@ def review(
     return 0
 
 
+def _export(session: "ReviewSession", file: Path, reviewer: str, size: int) -> None:
+    from openblip.review.spreadsheet import write_sheet
+
+    count, drawn = write_sheet(session, file, reviewer, size), len(session.items)
+    # An earlier command may have drawn more.
+    more = f", the first of {drawn:,} that are drawn (--size)" if count < drawn else ""
+    print(f"{file}: {count:,} texts to judge{more}", file=sys.stderr)
+
+
 def _in_browser(
     table: str, settings: ReviewSettings, shown: dict[str, Any], port: int, open_browser: bool
 ) -> int:
@@ -114,7 +122,11 @@ def _in_browser(
     from openblip.studio.app import Studio
     from openblip.studio.guard import Access
     from openblip.studio.server import serve
+    from openblip.table.scores import check_scored
+    from openblip.table.table import PairTable
 
+    # Before a page is opened on which nothing could be judged.
+    check_scored(PairTable.open(table), settings.score)
     studio = Studio(table)
     changed = {
         each.name: getattr(settings, each.name)

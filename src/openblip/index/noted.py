@@ -1,6 +1,7 @@
 """Where the index of a table or a folder is, and of which model: read without loading PyTorch."""
 
 import json
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -55,8 +56,12 @@ class IndexState:
             table.update_metadata(entries)
 
 
-def open_index(place: str) -> tuple[PairTable, IndexState]:
+def open_index(place: str, model: str | None = None) -> tuple[PairTable, IndexState]:
     """The table that has the embeddings of a folder or a table.
+
+    Args:
+        place: the folder or the table.
+        model: that was asked for, which the remedy names.
 
     Raises:
         DataError: there is none.
@@ -65,7 +70,9 @@ def open_index(place: str) -> tuple[PairTable, IndexState]:
     table = PairTable.open(uri) if uri == place else PairTable.open_if_any(uri)
     state = None if table is None else IndexState.of(table)
     if table is None or state is None:
-        raise DataError(f"{place} has no index: make one (`openblip index build {place}`)")
+        command = f"openblip index build {shlex.quote(place)}"
+        command += f" --model {shlex.quote(model)}" if model else ""
+        raise DataError(f"{place} has no index: make one (`{command}`)")
     return table, state
 
 

@@ -154,7 +154,7 @@ class Searcher:
             DataError: there is no index, or it is of another model.
             CheckpointError: the model cannot be read.
         """
-        table, state = open_index(place)
+        table, state = open_index(place, model)
         source = model or state.model
         if not source:
             raise DataError(f"{place}: its index does not say where the model is: give --model")

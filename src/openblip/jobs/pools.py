@@ -8,7 +8,7 @@ import os
 import platform
 import signal
 import socket
-import sys
+import threading
 import time
 import warnings
 from collections import Counter
@@ -22,9 +22,9 @@ from typing import Any, Protocol
 from openblip.jobs.units import Event, Job, Unit, UnitDone, Waiting
 from openblip.runtime.errors import (
     OpenBlipError,
+    OpenBlipWarning,
     RecipeError,
     install_extra,
-    one_line,
     tell_warnings,
 )
 from openblip.runtime.threads import num_usable_cores, wait_without_spinning
@@ -246,6 +246,8 @@ class ManyProcesses:
     def __init__(self, job: Job, devices: Sequence[str], save_seconds: float) -> None:
         self._job, self._devices, self._save_seconds = job, list(devices), save_seconds
         self._children: dict[str, _Child] = {}
+        self._warnings: set[str] = set()
+        """What a child has warned of: each of the others will, too."""
         self._failed_starts = 0
 
     def size_hint(self) -> int:
@@ -293,6 +295,8 @@ class ManyProcesses:
                     yield Report(child.name, event)
                 elif not child.is_ready:
                     self._count_failed_start(event)
+            elif isinstance(event, OpenBlipWarning):
+                self._warn_once(event)
             else:
                 child.is_busy = not isinstance(event, UnitDone | OpenBlipError)
                 assert isinstance(event, int | Waiting | UnitDone | Counter | OpenBlipError)
@@ -307,6 +311,12 @@ class ManyProcesses:
         for child in self._children.values():
             child.end()
         self._children.clear()
+
+    def _warn_once(self, warning: OpenBlipWarning) -> None:
+        # Not left to the filters of `warnings`, which forget whenever anybody changes them.
+        if str(warning) not in self._warnings:
+            self._warnings.add(str(warning))
+            warnings.warn(warning, stacklevel=2)
 
     def _count_failed_start(self, died: Died) -> None:
         self._failed_starts += 1
@@ -334,24 +344,32 @@ def _serve(
     # Ctrl-C reaches the whole process group; the parent ends its workers in order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
 
+    # Threads that decode warn, too, and two messages at once would be none.
+    sending = threading.RLock()
+
+    def send(event: object) -> None:
+        with sending:
+            connection.send(event)
+
     def tell(message: object) -> None:
-        sys.stderr.write(f"openblip {job.kind.name}: {one_line(message)}\n")
+        with suppress(OSError):  # the driver is gone
+            send(message if isinstance(message, OpenBlipWarning) else OpenBlipWarning(message))
 
     tell_warnings(tell)
     with suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the driver is gone
         try:
             worker = job.open_worker(device, save_seconds, threads)
         except OpenBlipError as error:
-            connection.send(error)
+            send(error)
             return
-        connection.send("ready")
+        send("ready")
         while True:
             unit = connection.recv()
             try:
                 for event in worker.compute(unit):
-                    connection.send(event)
+                    send(event)
             except OpenBlipError as error:
-                connection.send(error)
+                send(error)
 
 
 def _exit_reason(code: int | None) -> str:

@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
@@ -44,11 +44,17 @@ class SheetReport:
         return f"{told}; {self.cleared:,} of these had one before, which an empty cell leaves"
 
 
-def write_sheet(session: ReviewSession, path: Path, reviewer: str) -> int:
+def write_sheet(session: ReviewSession, path: Path, reviewer: str, size: int | None = None) -> int:
     """The number of texts that were written, in the order in which they were drawn.
 
     The images lie beside the file, in `NAME.images/`. What the reviewer has judged already stands
     in the column `verdict`.
+
+    Args:
+        session: the review.
+        path: of the file.
+        reviewer: whoever judges.
+        size: only so many, the first; as those are drawn by chance, too. None for all.
 
     Raises:
         UnwritableError: it cannot be written.
@@ -57,7 +63,8 @@ def write_sheet(session: ReviewSession, path: Path, reviewer: str) -> int:
     stream = io.StringIO()
     writer = csv.writer(stream)
     writer.writerow(_COLUMNS)
-    for item, image in _with_images(session, path.with_name(f"{path.stem}.images")):
+    items = session.items[:size]
+    for item, image in _with_images(session, items, path.with_name(f"{path.stem}.images")):
         record = own.get(item.key)
         others = "; ".join(f"{source}: {text}" for source, text, _ in item.others)
         verdict, edited = (record.verdict, record.edited) if record else (None, None)
@@ -68,7 +75,7 @@ def write_sheet(session: ReviewSession, path: Path, reviewer: str) -> int:
     with replace_file(path) as unfinished:
         # With the mark by which a spreadsheet knows UTF-8.
         unfinished.write_text(stream.getvalue(), encoding="utf-8-sig", newline="")
-    return len(session.items)
+    return len(items)
 
 
 def read_sheet(session: ReviewSession, path: Path, reviewer: str) -> SheetReport:
@@ -173,13 +180,15 @@ def _verdict(cell: str, where: str) -> Verdict | None:
     return None
 
 
-def _with_images(session: ReviewSession, folder: Path) -> Iterator[tuple[ReviewItem, str]]:
+def _with_images(
+    session: ReviewSession, items: Sequence[ReviewItem], folder: Path
+) -> Iterator[tuple[ReviewItem, str]]:
     """Each item, and where its image lies: a file in the folder, or the address it has."""
-    for first in range(0, len(session.items), _IMAGES_AT_ONCE):
-        items = session.items[first : first + _IMAGES_AT_ONCE]
-        numbers = [item.row_number for item in items]
+    for first in range(0, len(items), _IMAGES_AT_ONCE):
+        some = items[first : first + _IMAGES_AT_ONCE]
+        numbers = [item.row_number for item in some]
         rows = session.table.take(numbers, ["image", "image_uri"]).to_pylist()
-        for item, row in zip(items, rows, strict=True):
+        for item, row in zip(some, rows, strict=True):
             if row["image"] is None:
                 yield item, row["image_uri"] or ""
             else:

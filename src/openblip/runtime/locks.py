@@ -31,7 +31,8 @@ def only_one(path: Path, what: str) -> Iterator[None]:
     """A context that one process at a time is in, for a file or folder that need not be there yet.
 
     Args:
-        path: the lock is that of a hidden file beside it, which is removed at the end.
+        path: the lock is that of a hidden file beside it, which is removed at the end, as is the
+            folder if it was made for the lock and nothing has come into it.
         what: is done with it, for the error.
 
     Raises:
@@ -39,22 +40,35 @@ def only_one(path: Path, what: str) -> Iterator[None]:
         OSError: the folder of `path` cannot be written.
     """
     path = path.resolve()
-    path.parent.mkdir(parents=True, exist_ok=True)
     lock = _lock_of(path)
-    while True:
-        with lock.open("a") as file:
-            if not try_lock(file.fileno()):
-                raise OpenBlipError(f"{path}: another process is {what} it at this moment")
-            # Whoever had it has removed it since it was opened here: this is the lock of a file
-            # without a name, and the next process would make, and get, another one.
-            if not _is_still(lock, file.fileno()):
-                continue
-            try:
-                yield
-            finally:
-                # Before it is given up: later it might be that of the next process.
-                lock.unlink(missing_ok=True)
-            return
+    with _folder_there(path.parent):
+        while True:
+            with lock.open("a") as file:
+                if not try_lock(file.fileno()):
+                    raise OpenBlipError(f"{path}: another process is {what} it at this moment")
+                # Whoever had it has removed it since it was opened here: this is the lock of a
+                # file without a name, and the next process would make, and get, another one.
+                if not _is_still(lock, file.fileno()):
+                    continue
+                try:
+                    yield
+                finally:
+                    # Before it is given up: later it might be that of the next process.
+                    lock.unlink(missing_ok=True)
+                return
+
+
+@contextmanager
+def _folder_there(folder: Path) -> Iterator[None]:
+    """A context in which a folder is there; one that was made for it goes again if it is empty."""
+    made = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # something has come into it
+            for each in made:
+                each.rmdir()
 
 
 def is_taken(path: Path) -> bool:

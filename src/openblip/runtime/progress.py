@@ -133,13 +133,15 @@ class Progress:
         return (self.num_done - self._start) / seconds if seconds > 0 else 0.0
 
     def _text(self) -> str:
-        parts = [f"{self.rate:,.1f} {self._unit}/s"]
+        # Of work that an earlier run did there is no rate.
+        parts = [f"{self.rate:,.1f} {self._unit}/s"] if self.num_done > self._start else []
         return ", ".join(parts + [f"{name} {_shown(value)}" for name, value in self._info.items()])
 
     def _write_line(self, is_last: bool = False) -> None:
         self._last_line = self._clock()
         of_total = f" of {self._total:,}" if self._total is not None else ""
-        line = f"{self._description}: {self.num_done:,}{of_total} {self._unit}, {self._text()}"
+        parts = [f"{self.num_done:,}{of_total} {self._unit}", self._text()]
+        line = f"{self._description}: {', '.join(filter(None, parts))}"
         if is_last:
             line += f", took {duration(self._last_line - self._began)}"
         elif self._total is not None and self.rate > 0:

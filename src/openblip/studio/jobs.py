@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from openblip.index.noted import FOLDER_TABLE
 from openblip.runtime.errors import DataError, TrainingError
-from openblip.studio.models import ROLES
+from openblip.studio.models import ROLES, Role, declared_heads
 from openblip.studio.processes import JobFolder, StartedJob
 from openblip.studio.routes import Asked, Refused, Route, get, post
 from openblip.studio.traces import SeenWork, Traces
@@ -34,7 +34,33 @@ _FILE_NAME = re.compile(r"\w[\w .-]{0,99}\.(?:jsonl|csv|txt|json)")
 # As many as `Decoding` has by default.
 _BEAMS = 3
 _METHODS = ("beam", "nucleus", "greedy")
+# What a model must have been trained for, one head of these: to write, to score, to embed.
+_USES = {
+    "captions": frozenset({"lm"}),
+    "scores": frozenset({"itc", "itm"}),
+    "embeddings": frozenset({"itc"}),
+}
+_ALL_HEADS = frozenset({"itc", "itm", "lm"})
+# Of a model that says nothing of itself, what it was given for says it.
+_GIVEN_FOR: Mapping[Role, frozenset[str]] = {
+    "captioner": _USES["captions"],
+    "filter": _USES["scores"],
+    "vqa": frozenset(),
+}
 Given = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class OfferedModel:
+    """A model that a job may use."""
+
+    source: str
+    heads: frozenset[str]
+    """What it was trained for, as far as that is known."""
+
+    def uses(self) -> list[str]:
+        """What it is offered for, of `_USES`."""
+        return [use for use, heads in _USES.items() if heads & self.heads]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +71,8 @@ class Workplace:
     """Path or address of the table; of a folder, that of its index."""
     folder: Path | None
     """The folder of images, where the studio shows one."""
-    models: Mapping[str, str]
-    """Where each model is, by the name that the page shows."""
+    models: Mapping[str, OfferedModel]
+    """By the names that the page shows."""
     indexed_by: str | None = None
     """The model of the index; None where there is none."""
 
@@ -158,7 +184,10 @@ class Jobs:
         return {
             "collection": self.workplace.collection,
             "is_folder": self.workplace.folder is not None,
-            "models": list(self.workplace.models),
+            "models": [
+                {"name": name, "uses": model.uses()}
+                for name, model in self.workplace.models.items()
+            ],
             "index": self.workplace.indexed_by,
             "output_folder": output,
             "methods": list(_METHODS),
@@ -213,7 +242,7 @@ def _caption(place: Workplace, given: Given) -> list[str]:
     beams = ["--num-beams", count] if method == "beam" and int(count) > _BEAMS else []
     return [
         *("caption", place.collection),
-        *("--model", _model(place, given, "model")),
+        *("--model", _model(place, given, "model", "captions")),
         *("-o", str(place.output_folder / name)),
         *("--method", method),
         *beams,
@@ -229,8 +258,8 @@ def _capfilt(place: Workplace, given: Given) -> list[str]:
         )
     return [
         *("capfilt", "run", place.table),
-        *("--captioner", _model(place, given, "captioner")),
-        *("--filter", _model(place, given, "filter")),
+        *("--captioner", _model(place, given, "captioner", "captions")),
+        *("--filter", _model(place, given, "filter", "scores")),
         *("--num-captions", _count(given, "num_captions", _MOST_CAPTIONS)),
         *("--processes", _count(given, "processes", _MOST_PROCESSES)),
     ]
@@ -239,7 +268,8 @@ def _capfilt(place: Workplace, given: Given) -> list[str]:
 def _index(place: Workplace, given: Given) -> list[str]:
     if given.get("model") is None:
         return ["index", "update", place.collection]
-    return ["index", "build", place.collection, "--model", _model(place, given, "model")]
+    model = _model(place, given, "model", "embeddings")
+    return ["index", "build", place.collection, "--model", model]
 
 
 _KINDS: dict[str, tuple[Callable[[Workplace, Given], list[str]], tuple[str, ...]]] = {
@@ -249,14 +279,20 @@ _KINDS: dict[str, tuple[Callable[[Workplace, Given], list[str]], tuple[str, ...]
 }
 
 
-def _model(place: Workplace, given: Given, name: str) -> str:
+def _model(place: Workplace, given: Given, name: str, use: str) -> str:
     chosen = given.get(name)
     if not isinstance(chosen, str) or chosen not in place.models:
         raise DataError(
             f"{name} is {chosen!r}, none of the models that the studio was started with "
             f"({', '.join(place.models) or 'there is none'})"
         )
-    return place.models[chosen]
+    model = place.models[chosen]
+    if use not in model.uses():
+        raise DataError(
+            f"{name} is {chosen}, which was not trained for {use}: choose another, or start the "
+            "studio with one"
+        )
+    return model.source
 
 
 def _choice(given: Given, name: str, known: tuple[str, ...]) -> str:
@@ -329,13 +365,21 @@ def _workplace(studio: "Studio") -> Workplace:
     )
 
 
-def _models(studio: "Studio") -> dict[str, str]:
+def _models(studio: "Studio") -> dict[str, OfferedModel]:
     """The models that the studio was given, and those that runs below its folder have made."""
-    sources = {role: studio.models.source_of(role) for role in ROLES}
-    found = {f"{role}: {source}": source for role, source in sources.items() if source is not None}
+    found = {}
+    for role in ROLES:
+        if (source := studio.models.source_of(role)) is not None:
+            heads = declared_heads(source)
+            found[f"{role}: {source}"] = OfferedModel(
+                source, _GIVEN_FOR[role] if heads is None else heads
+            )
     if studio.runs is not None:
         with suppress(TrainingError):
             for run in find_runs([studio.runs]):
                 if (run / "checkpoints" / "last" / "model.safetensors").is_file():
-                    found[f"run: {run.relative_to(studio.runs)}"] = str(run.absolute())
+                    heads = declared_heads(str(run))
+                    found[f"run: {run.relative_to(studio.runs)}"] = OfferedModel(
+                        str(run.absolute()), _ALL_HEADS if heads is None else heads
+                    )
     return found

@@ -1,9 +1,11 @@
 """The models of a studio: each loaded when it is first used, and used by one request at a time."""
 
+import json
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from openblip.runtime.errors import CheckpointError, MissingHead, one_line
@@ -18,6 +20,31 @@ ROLES: Mapping[Role, str] = {
     "vqa": "answers questions",
 }
 State = Literal["not loaded", "loading", "ready", "failed"]
+# As in `checkpoints.folder`, which is not imported: that loads PyTorch.
+_CONFIGS = ("config.json", "checkpoints/best/config.json", "checkpoints/last/config.json")
+_TRAINED_AS = {"captioner": ["lm"], "filter": ["itc", "itm"], "dual_encoder": ["itc"]}
+
+
+def declared_heads(source: str) -> frozenset[str] | None:
+    """Heads that a model was trained for, as a folder of ours says; of any other nobody knows.
+
+    Args:
+        source: whatever `openblip.load` takes.
+    """
+    # `onnx:models/filter` says who computes it.
+    place = Path(source.partition(":")[2] or source)
+    for name in _CONFIGS:
+        try:
+            told = json.loads((place / name).read_text(encoding="utf-8-sig"))
+            if told["format"] != "openblip":
+                return None
+            known = told.get("trained") or _TRAINED_AS.get(told["kind"])
+            return frozenset(told["model"].get("heads", ()) if known is None else known)
+        except OSError:
+            continue
+        except (ValueError, LookupError, TypeError, AttributeError):  # JSON of another shape
+            return None
+    return None
 
 
 @dataclass
@@ -69,7 +96,8 @@ class Models:
         source = self._sources.get(role)
         if source is None:
             raise MissingHead(
-                f"no model that {ROLES[role]} was given: start the studio with --{role} MODEL"
+                f"no model that {ROLES[role]} was given: start the studio with "
+                f"--{role} {role.upper()}"
             )
         with self.using_source(source) as model:
             from openblip.inference import Blip
@@ -77,7 +105,7 @@ class Models:
             if not isinstance(model, Blip):
                 raise MissingHead(
                     f"{source} embeds pictures and texts and does nothing else: start the studio "
-                    f"with --{role} MODEL, one that {ROLES[role]}"
+                    f"with --{role} {role.upper()}, one that {ROLES[role]}"
                 )
             yield model
 

@@ -136,7 +136,7 @@ def check_scored(table: PairTable, score: str = "itm") -> None:
         )
     raise DataError(
         f"{table.uri} has no column {missing[0]}: score it first with "
-        f"`openblip capfilt run {table.uri} --captioner ... --filter ...`"
+        f"`openblip capfilt run {table.uri} --captioner CAPTIONER --filter FILTER`"
     )
 
 

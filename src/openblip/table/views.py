@@ -405,12 +405,12 @@ class CaptionView:
         where = f"{index.table.uri}: the view has no row in the split {self.split!r}"
         if not splits[self.split]:
             return f"{where}; the table has {_listed(splits)}"
-        remedy = f"Widen the sources or lower the {self.score} threshold."
+        remedy = f"widen the sources or lower the {self.score} threshold"
         if "reviewed" in self.sources:
-            remedy = f"Judge texts with `openblip capfilt review {index.table.uri}`, or {remedy}"
+            remedy = f"judge texts with `openblip capfilt review {index.table.uri}`, or {remedy}"
         told = "; ".join([index.summary(), *index.stale_verdicts()])
         of_rows = f"of its {splits[self.split]} rows none has an admitted text"
-        return f"{where}: {of_rows} ({told}). {remedy}"
+        return f"{where}: {of_rows} ({told}): {remedy}"
 
 
 @dataclass(frozen=True, eq=False)

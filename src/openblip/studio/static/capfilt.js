@@ -2,7 +2,7 @@
 //
 // The studio tells how many texts are above each of a thousand thresholds, so that everything but
 // the examples follows the slider without asking.
-import { SCORES, copyable, count, el, empty, fill, get, imageUrl, noScores, note, plural, probability, quoted, refresh, tell, tellError } from "./page.js";
+import { SCORES, copyable, count, el, empty, fill, get, imageUrl, noScores, note, plural, quoted, refresh, tell, tellError } from "./page.js";
 import { fateWords } from "./collection.js";
 
 const BARS = 60;
@@ -83,12 +83,15 @@ class CapFilt {
   }
 
   draw() {
-    const slider = el("input", { type: "range", id: "f-slider", min: "0", max: String(this.found.steps), step: "1", class: "grow", "aria-label": "Threshold" });
+    this.span = this.spanOfScores();
+    // Over the scores that there are, as the histograms: the same place is the same threshold.
+    const { begin, end } = this.span;
+    const slider = el("input", { type: "range", id: "f-slider", min: String(begin), max: String(end), step: "1", class: "grow", "aria-label": "Threshold" });
     const number = el("input", { type: "number", id: "f-number", min: "0", max: "1", step: String(1 / this.found.steps), class: "short-number number" });
     slider.value = String(Math.round(this.threshold * this.found.steps));
     number.value = String(this.threshold);
     slider.addEventListener("input", () => {
-      number.value = String(Number(slider.value) / this.found.steps);
+      number.value = String(Math.min(Number(slider.value) / this.found.steps, 1));
       this.move(Number(number.value));
     });
     number.addEventListener("input", () => {
@@ -189,16 +192,22 @@ class CapFilt {
 
   // What follows the slider.
 
+  /** The range that the scores have, in thousandths, in bars that each have whole steps. */
+  spanOfScores() {
+    const scored = this.scored();
+    const low = Math.min(1, ...scored.map((source) => source.lowest));
+    const high = Math.max(low, ...scored.map((source) => source.highest));
+    // A step more at either side, for the thresholds that keep all and nothing.
+    const begin = Math.max(Math.floor(low * this.found.steps) - 1, 0);
+    const last = Math.min(Math.ceil(high * this.found.steps) + 1, this.found.steps);
+    const width = Math.max(Math.ceil((last - begin) / BARS), 1);
+    const bars = Math.max(Math.ceil((last - begin) / width), 1);
+    return { begin, width, bars, end: begin + bars * width };
+  }
+
   drawCharts() {
     const scored = this.scored();
-    const low = Math.min(...scored.map((source) => source.lowest));
-    const high = Math.max(...scored.map((source) => source.highest));
-    // Over the range that the scores have, in thousandths, so that each step is in one bar.
-    const begin = Math.max(Math.floor(low * this.found.steps) - 1, 0);
-    const end = Math.min(Math.ceil(high * this.found.steps) + 1, this.found.steps);
-    const width = Math.max(Math.ceil((end - begin) / BARS), 1);
-    const bars = Math.ceil((end - begin) / width);
-    this.span = { begin, width, bars };
+    const { begin, width, bars, end } = this.span;
     fill(this.charts, scored.map((source) => {
       const sums = new Array(bars).fill(0);
       // Scores at n are above n thresholds: between (n - 1) and n thousandths.
@@ -212,7 +221,7 @@ class CapFilt {
         el("figcaption", {}, el("b", { text: `${source.source} texts` })), source.told,
         el("div", { class: "kept-meter", "aria-hidden": "true" }, source.meter),
         el("div", { class: "spread", role: "img", "aria-label": source.spread }, source.bars, source.line),
-        el("div", { class: "spread-ends small soft number", "aria-hidden": "true" }, el("span", { text: (begin / this.found.steps).toFixed(2) }), el("span", { text: `${SCORES[this.score] ?? this.score}; height: root of the count` }), el("span", { text: ((begin + bars * width) / this.found.steps).toFixed(2) })));
+        el("div", { class: "spread-ends small soft number", "aria-hidden": "true" }, el("span", { text: (begin / this.found.steps).toFixed(2) }), el("span", { text: `${SCORES[this.score] ?? this.score}; height: root of the count` }), el("span", { text: (end / this.found.steps).toFixed(2) })));
     }), this.peoples());
   }
 
@@ -231,9 +240,9 @@ class CapFilt {
       const kept = this.keptOf(source);
       fill(source.told, el("b", { text: count(kept) }), ` of ${count(source.texts)} stay · ${percent(kept, source.texts)}`);
       source.meter.style.setProperty("--part", source.texts ? kept / source.texts : 0);
-      const { begin, width, bars } = this.span;
+      const { begin, width, end } = this.span;
       source.bars.forEach((bar, n) => bar.classList.toggle("is-left", begin + (n + 0.5) * width < place));
-      source.line.style.setProperty("--at", Math.min(Math.max((place - begin) / (bars * width), 0), 1));
+      source.line.style.setProperty("--at", Math.min(Math.max((place - begin) / (end - begin), 0), 1));
     }
     this.drawReasons();
     this.drawSets();
@@ -318,6 +327,7 @@ class CapFilt {
   }
 
   drawExamples(found) {
+    this.digits = digitsBeside(this.threshold, found.below?.[0]?.text.itm, found.above?.[0]?.text.itm);
     fill(this.examples, Object.entries(EXAMPLES).map(([name, [title, told]]) => el("div", { class: "example-row" },
       el("h3", { text: title }), el("p", { class: "small soft", text: told }),
       found[name]?.length ? el("ul", { class: "example-cards" }, found[name].map((card) => this.card(card))) : el("p", { class: "soft", text: "There are none." }))));
@@ -327,11 +337,19 @@ class CapFilt {
     const { text } = card;
     const shape = card.width && card.height ? Math.min(Math.max(card.width / card.height, 0.6), 2.2) : 1.4;
     const params = new URLSearchParams({ row: card.row, threshold: this.threshold });
-    return el("li", {}, el("a", { class: "example", href: `#collection?${params}`, "aria-label": `${this.score === "itm" ? "ITM" : this.score} ${probability(text.itm)}: ${text.text}. ${fateWords(text.fate)}. Show row ${card.row}` },
+    return el("li", {}, el("a", { class: "example", href: `#collection?${params}`, "aria-label": `${this.score === "itm" ? "ITM" : this.score} ${text.itm.toFixed(this.digits)}: ${text.text}. ${fateWords(text.fate)}. Show row ${card.row}` },
       el("span", { class: "example-picture", vars: { "--shape": shape } }, el("img", { src: imageUrl(card.row, 360), alt: "", loading: "lazy" })),
-      el("span", { class: `score-told number ${text.fate === "counts" ? "is-kept" : "is-left"}`, text: text.itm.toFixed(3) }),
+      el("span", { class: `score-told number ${text.fate === "counts" ? "is-kept" : "is-left"}`, text: text.itm.toFixed(this.digits) }),
       el("span", { class: "cell-text", dir: "auto", text: text.text || "(empty)" })));
   }
+}
+
+/** As many digits as tell the scores on both sides of a threshold from it; but no more than a float32 has. */
+function digitsBeside(threshold, below = -Infinity, above = Infinity) {
+  let digits = 3;
+  const shown = (value) => Number(value.toFixed(digits));
+  while (digits < 9 && !(shown(below) <= threshold && shown(above) > threshold)) digits += 1;
+  return digits;
 }
 
 /** A table; its first `words` columns are words, the others numbers. */

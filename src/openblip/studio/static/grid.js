@@ -11,7 +11,8 @@ const KEPT_BLOCKS = 80;
 const TALLEST = 6_000_000;
 const LEAST_WIDTH = { narrow: 148, wide: 208 };
 const GAP = 10;
-const TEXT = 66;
+// Of the words below a picture: three lines, and four where the tags of a text need two.
+const TEXT = { narrow: 85, wide: 66 };
 const REST = 70;
 const AT_ONCE = 3;
 
@@ -121,15 +122,16 @@ export class Grid {
   #measure(isNew = false) {
     const width = this.view.clientWidth;
     if (!width) return;
-    const least = width < 560 ? LEAST_WIDTH.narrow : LEAST_WIDTH.wide;
-    const columns = Math.max(1, Math.floor((width + GAP) / (least + GAP)));
+    const form = width < 560 ? "narrow" : "wide";
+    const columns = Math.max(1, Math.floor((width + GAP) / (LEAST_WIDTH[form] + GAP)));
     const cell = (width - GAP * (columns - 1)) / columns;
     const isOther = columns !== this.columns || cell !== this.cell;
     const anchor = this.first;
     this.columns = columns;
     this.cell = cell;
     this.box = { width: Math.floor(cell), height: Math.round(cell * 0.75) };
-    this.height = this.box.height + TEXT + GAP;
+    this.height = this.box.height + TEXT[form] + GAP;
+    this.sizer.style.setProperty("--words", `${TEXT[form]}px`);
     // In whole stretches: the real height, and what the browser is given.
     this.real = Math.max(Math.ceil(this.total / columns) * this.height, 1);
     this.shown = Math.min(this.real, TALLEST);

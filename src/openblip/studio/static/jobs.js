@@ -5,6 +5,8 @@ import { time } from "./runs.js";
 
 const TITLES = { caption: "Caption pictures", capfilt: "CapFilt: caption and score", index: "Index for search" };
 const STATES = { running: "running", finished: "finished", stopped: "stopped", failed: "failed", killed: "was killed" };
+// What was given for the work comes before what could do it, too.
+const ROLES = { captions: "captioner:", scores: "filter:", embeddings: "filter:" };
 const EVERY = 1500;
 const SELDOM = 8000;
 
@@ -113,23 +115,23 @@ class Room {
     const { output_folder: where } = this.offer;
     if (!where) return el("section", { class: "start" }, el("h2", { text: TITLES.caption }), el("p", { class: "soft", text: "This table is in an object store: caption it from the command line." }));
     return this.#form("caption", `The file goes into ${where}.`, [
-      this.#models("model", "Model", "captioner"), textField("output", "File (.jsonl, .csv, .txt, .json)", "captions.jsonl"),
+      this.#models("model", "Model", "captions"), textField("output", "File (.jsonl, .csv, .txt, .json)", "captions.jsonl"),
       choice("method", "How words are chosen", this.offer.methods), number("num_captions", "Captions a picture", 10)]);
   }
 
   #capfilt() {
     return this.#form("capfilt", "Writes captions for the web rows, and scores every text. Adds columns; changes no row.", [
-      this.#models("captioner", "Captioner", "captioner"), this.#models("filter", "Filter", "filter"), number("num_captions", "Captions a picture", 10), number("processes", "Processes", 64)]);
+      this.#models("captioner", "Captioner", "captions"), this.#models("filter", "Filter", "scores"), number("num_captions", "Captions a picture", 10), number("processes", "Processes", 64)]);
   }
 
   #index() {
     const { index } = this.offer;
     const keep = index ? [["", `its own (${index})`]] : [];
-    return this.#form("index", index ? "Embeds what is new or has changed." : "Embeds every picture, so that the collection can be searched.", [this.#models("model", "Model", "filter", keep)]);
+    return this.#form("index", index ? "Embeds what is new or has changed." : "Embeds every picture, so that the collection can be searched.", [this.#models("model", "Model", "embeddings", keep)]);
   }
 
   #form(kind, about, fields) {
-    const lacks = this.offer.models.length === 0 && !(kind === "index" && this.offer.index);
+    const lacks = fields.some((one) => one.querySelector("select") && !one.querySelector("option:enabled"));
     const form = el("form", { class: "start", onsubmit: (event) => {
       event.preventDefault();
       const settings = {};
@@ -138,15 +140,18 @@ class Room {
       }
       this.#act("/api/jobs", { kind, settings }, "Started.");
     } }, el("h2", { text: TITLES[kind] }), el("p", { class: "soft small", text: about }),
-    lacks ? el("p", { class: "soft", text: "No model is there: start the studio with --captioner, --filter or --runs." })
+    lacks ? el("p", { class: "soft", text: "No model is there that can do it: start the studio with --captioner, --filter or --runs." })
       : [fields, el("button", { type: "submit", class: "strong", text: "Start" })]);
     return form;
   }
 
-  #models(name, label, role, before = []) {
-    const models = this.offer.models;
-    const first = models.find((model) => model.startsWith(`${role}:`)) ?? models.find((model) => model.includes(role)) ?? models[0];
-    return choice(name, label, [...before, ...models.map((model) => [model, model])], before.length ? before[0][0] : first);
+  /** Those that were trained for it; the others are shown, so that nobody looks for them, and cannot be chosen. */
+  #models(name, label, use, before = []) {
+    const [able, others] = [true, false].map((isAble) => this.offer.models.filter((model) => model.uses.includes(use) === isAble).map((model) => model.name));
+    able.sort((a, b) => b.startsWith(ROLES[use]) - a.startsWith(ROLES[use]));
+    const made = choice(name, label, [...before, ...able]);
+    if (others.length) made.querySelector("select").append(el("optgroup", { label: `Not trained for ${use}`, disabled: true }, others.map((text) => el("option", { text, disabled: true }))));
+    return made;
   }
 }
 

@@ -14,6 +14,11 @@ export function unique() {
   return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }
 
+/** Whether the studio has understood, and says no: the same again would be refused again. */
+export function isRefusal(error) {
+  return error instanceof Failed && error.status >= 400 && error.status < 500 && ![408, 429].includes(error.status);
+}
+
 export class Outbox {
   /**
    * @param tab name of this page.
@@ -81,8 +86,7 @@ export class Outbox {
       this.attempts = 0;
       this.on.acknowledged(order, answer);
     } catch (error) {
-      const isRefused = error instanceof Failed && error.status >= 400 && error.status < 500 && ![408, 429].includes(error.status);
-      if (isRefused) {
+      if (isRefusal(error)) {
         this.#done(order);
         this.on.refused(order, error);
       } else {

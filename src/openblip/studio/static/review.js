@@ -1,6 +1,6 @@
 // The room Review: one text after the other, one key a verdict, the next picture at once.
 import { SCORES, count, el, empty, fill, get, noScores, note, notice, plural, post, probability, quoted, refresh, sheet, tell, tellError, waiting } from "./page.js";
-import { Outbox, unique } from "./outbox.js";
+import { Outbox, isRefusal, unique } from "./outbox.js";
 import { Conclusions } from "./conclusions.js";
 
 const VERDICTS = {
@@ -37,7 +37,7 @@ export async function show(main, state) {
   const choices = await get("/api/review/choices");
   if (choices.problem) {
     const { table } = state.about;
-    fill(main, noScores(table, `openblip capfilt run ${quoted(table.place)} --captioner MODEL --filter MODEL`));
+    fill(main, noScores(table, `openblip capfilt run ${quoted(table.place)} --captioner CAPTIONER --filter FILTER`));
     return null;
   }
   const room = new Room(main, state, choices);
@@ -238,13 +238,13 @@ class Room {
     this.history = [];
     this.current = null;
     this.isDone = this.isAll = false;
+    this.refusal = null;
     this.#show();
     try {
       await waiting("Drawing the texts …", () => this.#fetch());
       tell("");
     } catch (error) {
-      tellError(error);
-      this.#retry();
+      this.#failed(error);
       return;
     }
     this.#advance();
@@ -287,11 +287,20 @@ class Room {
   }
 
   #refill() {
-    if (this.queue.length >= AHEAD - 8 || this.isDone || !this.reviewer) return;
-    this.#fetch().then(() => { if (!this.current) this.#advance(); else this.#status(); }, (error) => {
-      if (!this.current) tellError(error);
-      this.#retry();
-    });
+    if (this.queue.length >= AHEAD - 8 || this.isDone || this.refusal || !this.reviewer) return;
+    this.#fetch().then(() => { if (!this.current) this.#advance(); else this.#status(); }, (error) => this.#failed(error));
+  }
+
+  /** What is asked for did not come. A studio that is away comes back; one that refuses would refuse again. */
+  #failed(error) {
+    if (isRefusal(error)) {
+      this.refusal = error.message;
+      tell("");
+      this.#status();
+      return;
+    }
+    if (!this.current) tellError(error);
+    this.#retry();
   }
 
   #retry() {
@@ -338,6 +347,7 @@ class Room {
   }
 
   #nothing() {
+    if (this.refusal) return [el("p", { class: "fault", text: this.refusal }), el("p", { class: "soft small", text: "Choose otherwise below, at “What is reviewed”." })];
     if (!this.reviewer) return [el("p", { class: "soft", text: "Verdicts have a name: say who you are." })];
     if (!this.isDone) return [el("p", { class: "soft", text: this.outbox.isAway ? "The studio does not answer. What you have said is kept here and sent when it is back." : "…" })];
     const parts = [el("h2", { text: this.elsewhere ? "The rest is open in another tab" : "All of these texts are judged by you" })];
@@ -484,7 +494,7 @@ class Room {
 
   /** Ask for what follows, after a while; what has been asked for is not put off by more verdicts. */
   #look(wait) {
-    if (this.isClosed || !this.reviewer || (wait && this.looking)) return;
+    if (this.isClosed || !this.reviewer || this.refusal || (wait && this.looking)) return;
     clearTimeout(this.looking);
     this.looking = setTimeout(async () => {
       this.looking = null;

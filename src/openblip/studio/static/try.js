@@ -153,7 +153,7 @@ class Try {
   lacking(role) {
     const table = this.state.about.table;
     return el("div", { class: "empty small" }, el("p", { text: `${LACK[role]} Start the studio again with one:` }),
-      copyable(`openblip studio ${table ? `${quoted(table.place)} ` : ""}--${role} MODEL`));
+      copyable(`openblip studio ${table ? `${quoted(table.place)} ` : ""}--${role} ${role.toUpperCase()}`));
   }
 
   /** Ask a model, and draw what it says; what is asked is taken from the form when it is sent. */
