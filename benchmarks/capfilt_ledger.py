@@ -149,7 +149,7 @@ def simulate(folder: Path, fragments: int, rows: int) -> None:
     uri = make_table(folder, fragments, rows)
     print(f"{fragments:,} fragments of {rows:,} rows; memory before: {megabytes():.0f} MB\n")
     print("| step | s | s of a core | peak MB |\n| --- | ---: | ---: | ---: |")
-    job = CapFiltJob.plan(uri, settings)
+    job = CapFiltJob.prepare(uri, settings)
     table = PairTable.open(uri)
     target = TableColumns(job)
     result = simulated_result(table, rows)
@@ -182,7 +182,7 @@ def simulate(folder: Path, fragments: int, rows: int) -> None:
 def resume(folder: Path) -> None:
     settings = make_models(folder)
     uri = make_table(folder, 64, 15625)
-    job = CapFiltJob.plan(uri, settings)
+    job = CapFiltJob.prepare(uri, settings)
     words = [sys.executable, "-m", "openblip", "capfilt", "run", uri, "--processes", "1"]
     words += ["--captioner", settings.captioner, "--filter", settings.filter, "--save-seconds", "0"]
     pieces = Pieces(job.folder)

@@ -82,7 +82,7 @@ def settings(folder: Path) -> CapFiltSettings:
 
 def bare_rate(folder: Path, table: str, seconds: float) -> float:
     """Images per second of the models alone, one thread, on batches that are in memory."""
-    job = CapFiltJob.plan(table, settings(folder))
+    job = CapFiltJob.prepare(table, settings(folder))
     computer = CapFiltComputer(job, "cpu")
     opened = PairTable.open(table)
     fragment = list_fragments(opened, ())[0]

@@ -330,7 +330,7 @@ def indexing(options: argparse.Namespace, folder: Path) -> list[str]:
     blip, count = random_model(options), options.images
     table = photo_table(str(folder / "images.lance"), count)
     blip.save(folder / "encoder")
-    worker = EmbeddingJob.plan(table.uri, str(folder / "encoder"), 8).open_worker("cpu", 60.0, 1)
+    worker = EmbeddingJob.prepare(table.uri, str(folder / "encoder"), 8).open_worker("cpu", 60.0, 1)
     # All batches of the one fragment, as a worker is given them; they are saved at the end.
     (part,) = list_fragments(table, ())
     unit = Unit(

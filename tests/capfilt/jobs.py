@@ -60,7 +60,7 @@ def running(words: Sequence[str], *python_path: Path) -> "Iterator[subprocess.Po
 
 def ledger_of(uri: str, settings: CapFiltSettings) -> Ledger:
     """The ledger as it is now."""
-    return Ledger(CapFiltJob.plan(uri, settings).folder, "CapFilt")
+    return Ledger(CapFiltJob.prepare(uri, settings).folder, "CapFilt")
 
 
 def leases(uri: str, settings: CapFiltSettings) -> set[int]:

@@ -299,7 +299,7 @@ def test_a_server_that_stays_away_stops_the_job_which_goes_on_where_it_was(
     settings = asking(server, models, batch_size=2)
     with pytest.raises(EndpointError, match=r"has not answered .*run the same command to go on"):
         run(table, settings, Requests(at_once=2, patience=0.5), processes)
-    pieces = CapFiltJob.plan(table.uri, settings).folder.names("pieces/")
+    pieces = CapFiltJob.prepare(table.uri, settings).folder.names("pieces/")
     assert pieces
     assert job_status(table.uri).is_finished is False
     server.choose = lambda number, body: Reply()
@@ -325,7 +325,7 @@ def test_a_driver_that_is_killed_asks_for_no_finished_batch_again(
 ) -> None:
     server.choose = lambda number, body: Reply(seconds=0.1)
     settings = asking(server, models, batch_size=2)
-    folder = CapFiltJob.plan(table.uri, settings).folder
+    folder = CapFiltJob.prepare(table.uri, settings).folder
     words = [sys.executable, "-m", "openblip", "capfilt", "run", table.uri]
     words += ["--captioner", settings.captioners[0], "--filter", models["filter"]]
     words += ["--max-length", "12", "--batch-size", "2", "--save-seconds", "0"]

@@ -50,7 +50,7 @@ def test_a_driver_that_is_killed_loses_no_finished_batch(
     uri: str, models: Models, undisturbed: pa.Table
 ) -> None:
     settings = job_settings(models)
-    pieces = CapFiltJob.plan(uri, settings).folder
+    pieces = CapFiltJob.prepare(uri, settings).folder
     with running(job_words(uri, models, "--processes", "1")) as process:
         assert wait_until(lambda: len(pieces.names("pieces/")) >= 2, process)
         process.kill()
@@ -67,7 +67,7 @@ def test_a_job_that_is_stopped_gives_back_every_fragment(
     many = [replace(row, id=f"{n} {row.id}") for n in range(12) for row in rows]
     uri = make_table(str(tmp_path / "pairs.lance"), many, 1).uri
     settings = job_settings(models)
-    pieces = CapFiltJob.plan(uri, settings).folder
+    pieces = CapFiltJob.prepare(uri, settings).folder
     with running(job_words(uri, models, "--processes", "2")) as process:
         # Some of its units are done, the others wait or are being computed.
         assert wait_until(lambda: len(pieces.names("pieces/")) >= 20, process)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from openblip.capfilt.filters import divided, name_of, plan_filters
+from openblip.capfilt.filters import divided, name_filters, name_of
 from openblip.capfilt.job import NEW_COLUMNS, CapFiltSettings, job_status
 from openblip.capfilt.run import run_capfilt
 from openblip.inference.embedder import load_embedder
@@ -51,9 +51,9 @@ def test_a_name_may_be_given(tmp_path: Path) -> None:
 
 def test_names_that_would_meet_are_refused(clip: str, models: dict[str, str]) -> None:
     with pytest.raises(RecipeError, match=r"both give the score 'a'; name one of them"):
-        plan_filters([f"a={clip}", f"a={models['filter']}"])
+        name_filters([f"a={clip}", f"a={models['filter']}"])
     with pytest.raises(RecipeError, match=r"'right' is another one's name"):
-        plan_filters([f"right={clip}"])
+        name_filters([f"right={clip}"])
     with pytest.raises(RecipeError, match="each once"):
         CapFiltSettings(captioner="c", filter=("f", "f"))
 
@@ -63,7 +63,7 @@ def test_each_filter_has_columns_of_its_own(
 ) -> None:
     siglip = str(save_siglip(tmp_path / "siglip"))
     both = (clip, models["filter"], f"second={models['captioner']}", f"lip={siglip}")
-    assert [plan.scores for plan in plan_filters(both)] == [
+    assert [plan.scores for plan in name_filters(both)] == [
         ("clip_vit_tiny",),
         ("itm", "itc"),
         ("second", "second_itc"),

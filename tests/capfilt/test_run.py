@@ -187,7 +187,7 @@ def test_a_worker_whose_model_is_another_one_does_not_begin(
 ) -> None:
     folder = tmp_path / "filter"
     shutil.copytree(models["filter"], folder)
-    job = CapFiltJob.plan(table.uri, settings(models, filter=str(folder)))
+    job = CapFiltJob.prepare(table.uri, settings(models, filter=str(folder)))
     CapFiltComputer(job, "cpu")
     shutil.rmtree(folder)
     shutil.copytree(models["captioner"], folder)
@@ -294,7 +294,7 @@ def test_a_setting_that_is_off_leaves_the_fingerprint_of_earlier_jobs(
     plain = settings(models)
     assert "no_repeat_ngram_size" not in plain.decoding.stored()
     used = replace(plain, decoding=replace(plain.decoding, no_repeat_ngram_size=3))
-    jobs = [CapFiltJob.plan(table.uri, each) for each in (plain, used)]
+    jobs = [CapFiltJob.prepare(table.uri, each) for each in (plain, used)]
     assert jobs[0].fingerprint != jobs[1].fingerprint
 
 

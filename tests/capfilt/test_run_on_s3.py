@@ -90,7 +90,7 @@ def test_what_was_finished_before_an_outage_is_not_computed_again(
     with pytest.raises(StorageError):
         run_capfilt(uri, settings, processes=1, save_seconds=0.0)
     s3.healthy = None
-    assert CapFiltJob.plan(uri, settings).folder.names("pieces/")
+    assert CapFiltJob.prepare(uri, settings).folder.names("pieces/")
     result = run_capfilt(uri, settings, processes=1, save_seconds=0.0)
     assert 0 < result.computed < result.rows
 
@@ -116,7 +116,7 @@ def test_a_driver_that_is_killed_on_s3_loses_no_finished_batch(
     uri: str, models: Models, undisturbed: pa.Table
 ) -> None:
     settings = job_settings(models)
-    folder = CapFiltJob.plan(uri, settings).folder
+    folder = CapFiltJob.prepare(uri, settings).folder
     with running(job_words(uri, models, "--processes", "1")) as process:
         assert wait_until(lambda: len(folder.names("pieces/")) >= 2, process)
         with pytest.raises(JobLockedError, match=f"process {process.pid}"):

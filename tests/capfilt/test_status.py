@@ -45,7 +45,7 @@ def test_a_finished_job_with_its_rate_and_cost(
 
 
 def test_a_running_job_and_one_that_was_killed(uri: str, models: Models) -> None:
-    pieces = CapFiltJob.plan(uri, job_settings(models)).folder
+    pieces = CapFiltJob.prepare(uri, job_settings(models)).folder
     with running(job_words(uri, models, "--processes", "1")) as process:
         assert wait_until(lambda: pieces.names("pieces/"), process)
         status = job_status(uri)

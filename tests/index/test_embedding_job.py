@@ -72,7 +72,7 @@ def words(uri: str, model: str, *more: str) -> list[str]:
 
 
 def job_of(uri: str, model: str) -> EmbeddingJob:
-    return EmbeddingJob.plan(uri, model, 4)
+    return EmbeddingJob.prepare(uri, model, 4)
 
 
 def leases(uri: str, model: str) -> set[int]:

@@ -65,7 +65,7 @@ class Slow:
 
 
 def run(uri: str, models: dict[str, str], pool: Slow) -> Ledger:
-    job = CapFiltJob.plan(uri, job_settings(models))
+    job = CapFiltJob.prepare(uri, job_settings(models))
     table, ledger = PairTable.open(uri), Ledger(job.folder, job.kind.title)
     fragment = list_fragments(table, NEW_COLUMNS)[0]
     with Progress("capfilt", total=fragment.num_rows, unit="images") as progress:

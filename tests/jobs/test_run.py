@@ -16,7 +16,7 @@ import pytest
 from openblip.jobs.ledger import Entry, Ledger, Store, open_store
 from openblip.jobs.lock import JobLock, JobLockedError
 from openblip.jobs.pools import ManyProcesses, RayCluster, ThisMachine, open_pool
-from openblip.jobs.run import Run, View
+from openblip.jobs.run import Run, Standing
 from openblip.jobs.units import Event, Kind, Result, Unit, UnitDone
 from openblip.runtime.errors import DataError, OpenBlipError, RecipeError
 
@@ -101,7 +101,7 @@ class Total:
     def __init__(self, job: CountingJob) -> None:
         self.job, self.path = job, Path(job.table_uri)
 
-    def look(self, ledger: Ledger, is_settled: Callable[[Entry], bool]) -> View:
+    def look(self, ledger: Ledger, is_settled: Callable[[Entry], bool]) -> Standing:
         counted = self.counted()
         missing, computed = [], {}
         for number, file in enumerate(self.job.files()):
@@ -112,7 +112,7 @@ class Total:
             elif counted.get(str(number), {}).get("file") != entry.file:
                 computed[number] = entry
         count = len(self.job.files())
-        return View(
+        return Standing(
             version=0,
             num_rows=count,
             is_committed=len(counted) == count,
@@ -120,7 +120,7 @@ class Total:
             computed=computed,
         )
 
-    def commit(self, view: View) -> None:
+    def commit(self, view: Standing) -> None:
         found = {
             str(number): {**json.loads(self.job.results.read(e.file) or b""), "file": e.file}
             for number, e in view.computed.items()

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from openblip.studio.curves import MOST_POINTS, ThinnedCurve, comparable, loss_scale
+from openblip.studio.runs import MOST_POINTS, ThinnedCurve, comparable, loss_scale
 
 
 def drawn(values: list[float]) -> ThinnedCurve:

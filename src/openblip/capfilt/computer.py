@@ -72,7 +72,7 @@ class CapFiltComputer:
         self.job = job
         self.settings: CapFiltSettings = job.settings
         self.captioners = open_captioners(job, device)
-        self.filters = [Filter(plan, device) for plan in job.filters]
+        self.filters = [Filter(one, device) for one in job.filters]
         # Only now: what was loaded must be what is checked.
         job.check_models()
         self._columns = [*_READ, *(name for own in self.captioners for name in own.columns)]

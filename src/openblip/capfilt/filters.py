@@ -49,7 +49,7 @@ _NAMELESS = {"best", "last", "model", "models", "final", "checkpoint"}
 
 
 @dataclass(frozen=True)
-class FilterPlan:
+class NamedFilter:
     """A filter before it is loaded: what it is, and which scores it gives."""
 
     source: str
@@ -64,9 +64,9 @@ class FilterPlan:
         return len(self.scores) > 1
 
 
-def plan_filters(
+def name_filters(
     filters: Sequence[str], known: Mapping[str, tuple[str, ...]] = MappingProxyType({})
-) -> tuple[FilterPlan, ...]:
+) -> tuple[NamedFilter, ...]:
     """What each filter is; reads configurations and hashes files, loads nothing.
 
     Args:
@@ -77,14 +77,14 @@ def plan_filters(
         CheckpointError: a model is not there.
         RecipeError: a name cannot be one of a column, or two filters have the same.
     """
-    plans: list[FilterPlan] = []
+    named: list[NamedFilter] = []
     has_match = any(scores == MATCH_SCORES for scores in known.values())
     for text in filters:
         name, source = divided(text)
         fingerprint = embedder_fingerprint(source)
         # The name of its columns stays, whatever it is called now.
         if fingerprint in known:
-            plans.append(FilterPlan(source, fingerprint, known[fingerprint]))
+            named.append(NamedFilter(source, fingerprint, known[fingerprint]))
             continue
         matches = _matches(source)
         # The plain names are those of the first that matches, in this job or an earlier one.
@@ -94,9 +94,9 @@ def plan_filters(
         else:
             name = name or name_of(source)
             scores = (name, f"{name}_itc") if matches else (name,)
-        plans.append(FilterPlan(source, fingerprint, scores))
-    _check_names(plans)
-    return tuple(plans)
+        named.append(NamedFilter(source, fingerprint, scores))
+    _check_names(named)
+    return tuple(named)
 
 
 def divided(text: str) -> tuple[str | None, str]:
@@ -155,50 +155,50 @@ def _matches(source: str) -> bool:
     return not isinstance(read_outline(find_model(source)).config, DualConfig)
 
 
-def _check_names(plans: Sequence[FilterPlan]) -> None:
+def _check_names(named: Sequence[NamedFilter]) -> None:
     seen: dict[str, str] = {}
-    for plan in plans:
-        for score in plan.scores:
-            if score in RESERVED and plan.scores != MATCH_SCORES:
+    for one in named:
+        for score in one.scores:
+            if score in RESERVED and one.scores != MATCH_SCORES:
                 raise RecipeError(
-                    f"--filter {plan.source}: the score {score!r} is another one's name; give this "
-                    f"filter one of its own: --filter NAME={plan.source}"
+                    f"--filter {one.source}: the score {score!r} is another one's name; give this "
+                    f"filter one of its own: --filter NAME={one.source}"
                 )
             if score in seen:
                 raise RecipeError(
-                    f"--filter: {seen[score]} and {plan.source} would both give the score "
-                    f"{score!r}; name one of them: --filter NAME={plan.source}"
+                    f"--filter: {seen[score]} and {one.source} would both give the score "
+                    f"{score!r}; name one of them: --filter NAME={one.source}"
                 )
-            seen[score] = plan.source
+            seen[score] = one.source
 
 
 class Filter:
     """A loaded filter of a job.
 
     Attributes:
-        plan: what it is.
-        model: what embeds, and matches if the plan says so.
+        named: what it is.
+        model: what embeds, and matches where its scores are those of a match.
         input_key: images that are prepared under the same key serve all models of that key.
     """
 
-    def __init__(self, plan: FilterPlan, device: torch.device | str | None = None) -> None:
+    def __init__(self, named: NamedFilter, device: torch.device | str | None = None) -> None:
         """Loads it.
 
         Raises:
             CheckpointError, MissingHead: it cannot be loaded, or neither match nor embed.
         """
-        self.plan = plan
-        self.model: Embedder = load_embedder(plan.source, device)
-        if plan.matches:
+        self.named = named
+        self.model: Embedder = load_embedder(named.source, device)
+        if named.matches:
             self.blip.require("itm")
         is_ours = isinstance(self.model, Blip)
         # Ours differ in the size alone; others crop and normalise in ways of their own.
-        self.input_key = str(self.blip.image_size) if is_ours else plan.fingerprint
+        self.input_key = str(self.blip.image_size) if is_ours else named.fingerprint
 
     @property
     def blip(self) -> Blip:
         """The model, if it is one of ours."""
-        assert isinstance(self.model, Blip), f"{self.plan.source} is none of ours"
+        assert isinstance(self.model, Blip), f"{self.named.source} is none of ours"
         return self.model
 
     def prepared(self, rows: WebRows) -> Tensor:
@@ -229,10 +229,10 @@ class Filter:
             texts: per image any number, also none.
             first_token: of a text that is matched.
         """
-        if self.plan.matches:
+        if self.named.matches:
             # Given and written texts of an image are scored together, against one image memory.
             matches = self.blip.score(self.blip.encode(images), texts, first_token=first_token)
-            itm, itc = self.plan.scores
+            itm, itc = self.named.scores
             return {
                 itm: [[match.itm for match in own] for own in matches],
                 itc: [[match.itc for match in own] for own in matches],
@@ -240,14 +240,14 @@ class Filter:
         # A web text such as "image" stands with many images, and costs its tokens once.
         distinct = {text: 0 for own in texts for text in own}
         if not distinct:
-            return {self.plan.scores[0]: [[] for _ in texts]}
+            return {self.named.scores[0]: [[] for _ in texts]}
         distinct = {text: number for number, text in enumerate(distinct)}
         embeds = self.model.embed_prepared(images), self.embed_texts(list(distinct))
         cosines = (embeds[0] @ embeds[1].T).tolist()
         values: list[list[float | None]] = [
             [cosines[image][distinct[text]] for text in own] for image, own in enumerate(texts)
         ]
-        return {self.plan.scores[0]: values}
+        return {self.named.scores[0]: values}
 
     def embed_texts(self, texts: Sequence[str]) -> Tensor:
         """Unit-length float32 embeddings (texts, embed) of texts, cleaned, on the CPU.

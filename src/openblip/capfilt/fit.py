@@ -26,7 +26,7 @@ from openblip.capfilt.combination import (
     combine,
     share_of_right,
 )
-from openblip.capfilt.filters import FilterPlan, plan_filters
+from openblip.capfilt.filters import NamedFilter, name_filters
 from openblip.capfilt.job import METADATA_KEY
 from openblip.capfilt.scores import (
     OF_GIVEN,
@@ -156,8 +156,8 @@ def fit_table(
     """
     settings = settings or FitSettings()
     check_library()
-    score_settings, plans = _scores_of(table, settings)
-    features = _features(table, plans)
+    score_settings, named = _scores_of(table, settings)
+    features = _features(table, named)
     left_out = [f"{name}: no model of this table gives it" for name in _strange(table, features)]
     rows = _human_rows(table, settings)
     writer, why = None, ""
@@ -181,8 +181,8 @@ def fit_table(
         table.update_metadata({FIT_KEY: "{}"})
     elif column_state(table, FIT_KEY) == {"settings": told, "rows": len(table)}:
         return FitReport.of(column_state(table, FIT_REPORT))
-    computed = [plan for plan in plans if set(plan.scores) & set(features["web"])]
-    scorer = TextScorer(table, score_settings, plans, computed, device)
+    computed = [one for one in named if set(one.scores) & set(features["web"])]
+    scorer = TextScorer(table, score_settings, named, computed, device)
     made, kinds = _corrupted(table, scorer, writer, rows, settings, show_progress)
     fits, combinations = [], {}
     # Synthetic texts are of another distribution, and lack the scores that compare with them.
@@ -208,7 +208,7 @@ def fit_table(
 
 def _scores_of(
     table: PairTable, settings: FitSettings
-) -> tuple[ScoreSettings, tuple[FilterPlan, ...]]:
+) -> tuple[ScoreSettings, tuple[NamedFilter, ...]]:
     """How the table was scored, and the models that did it.
 
     Raises:
@@ -225,12 +225,12 @@ def _scores_of(
     )
     known = {**known_filters(table), **{key: tuple(own) for key, *own in told["filters"]}}
     sources = settings.filters or tuple(column_state(table, SOURCES_KEY).values())
-    plans = plan_filters(sources, known)
-    found = {plan.fingerprint: plan for plan in plans}
+    named = name_filters(sources, known)
+    found = {one.fingerprint: one for one in named}
     if lacking := [key for key, *_ in told["filters"] if key not in found]:
         raise CheckpointError(
             f"{table.uri} was scored with the model {lacking[0]}, which is not among "
-            f"{', '.join(plan.source for plan in plans)}: name where it lies now with --filter"
+            f"{', '.join(one.source for one in named)}: name where it lies now with --filter"
         )
     ordered = tuple(found[key] for key, *_ in told["filters"])
     if settings_told(table, score_settings, ordered) != told:
@@ -241,9 +241,9 @@ def _scores_of(
     return score_settings, ordered
 
 
-def _features(table: PairTable, plans: Sequence[FilterPlan]) -> dict[str, list[str]]:
+def _features(table: PairTable, named: Sequence[NamedFilter]) -> dict[str, list[str]]:
     """The scores that are combined, by source."""
-    own = {name for plan in plans for name in plan.scores}
+    own = {name for one in named for name in one.scores}
     given = own | {"contrast", *OF_GIVEN, "common", "frequency", "length", "unknown"}
     features = {}
     for source, column in TEXT_COLUMNS.items():

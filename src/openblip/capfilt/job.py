@@ -43,7 +43,7 @@ from openblip.table.table import PairTable
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from openblip.capfilt.filters import FilterPlan
+    from openblip.capfilt.filters import NamedFilter
     from openblip.inference import Decoding
     from openblip.jobs.columns import ColumnWorker
 
@@ -169,7 +169,7 @@ class CapFiltJob:
     table_uri: str
     captioners: tuple[str, ...]
     """What the captioners are in their order, see `captioner_print`."""
-    filters: "tuple[FilterPlan, ...]"
+    filters: "tuple[NamedFilter, ...]"
     """What the filters are, in their order."""
     fingerprint: str
     """16 hexadecimal digits that change when a model or a setting does; where a model lies does
@@ -179,7 +179,7 @@ class CapFiltJob:
     kind: ClassVar[Kind] = CAPFILT
 
     @classmethod
-    def plan(
+    def prepare(
         cls, table_uri: str, settings: CapFiltSettings, requests: Requests | None = None
     ) -> "CapFiltJob":
         """The job of these settings on a table; reads the models' files once.
@@ -187,19 +187,19 @@ class CapFiltJob:
         Raises:
             CheckpointError, DataError: a model is not there, or texts that are named.
         """
-        from openblip.capfilt.filters import plan_filters
+        from openblip.capfilt.filters import name_filters
 
         table_uri = table_uri.rstrip("/")
         captioners = tuple(captioner_print(source, table_uri) for source in settings.captioners)
-        filters = plan_filters(settings.filters)
+        filters = name_filters(settings.filters)
         values = {
             **settings.stored(),
             "decoding": settings.decoding.stored(),
             "captioner": _one_or_list(captioners),
-            "filter": _one_or_list([plan.fingerprint for plan in filters]),
+            "filter": _one_or_list([one.fingerprint for one in filters]),
         }
         # What a score is called decides what is written, as what it is does.
-        scores = [list(plan.scores) for plan in filters]
+        scores = [list(one.scores) for one in filters]
         if scores != [["itm", "itc"]]:
             values["scores"] = scores
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
@@ -214,7 +214,7 @@ class CapFiltJob:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that it writes."""
-        columns = job_columns([score for plan in self.filters for score in plan.scores])
+        columns = job_columns([score for one in self.filters for score in one.scores])
         return (*columns, SYNTHETIC_ERROR) if self.settings.has_others else columns
 
     @property
@@ -270,7 +270,7 @@ class CapFiltJob:
         values = {
             **self.settings.stored(),
             "captioner_fingerprint": _one_or_list(self.captioner_names),
-            "filter_fingerprint": _one_or_list([plan.fingerprint for plan in self.filters]),
+            "filter_fingerprint": _one_or_list([one.fingerprint for one in self.filters]),
             "fingerprint": self.fingerprint,
         }
         # What others read of a job, an export's card for one, says what cannot be had again.
@@ -278,7 +278,7 @@ class CapFiltJob:
             values["unrepeatable"] = lines
         if self.columns != NEW_COLUMNS:
             values["columns"] = self.columns
-            values["scores"] = [plan.scores for plan in self.filters]
+            values["scores"] = [one.scores for one in self.filters]
         return json.dumps(values)
 
     def check_models(self) -> None:
@@ -290,11 +290,11 @@ class CapFiltJob:
         from openblip.inference.embedder import embedder_fingerprint
 
         check_prints(self, platform.node())
-        for plan in self.filters:
-            if (found := embedder_fingerprint(plan.source)) != plan.fingerprint:
+        for one in self.filters:
+            if (found := embedder_fingerprint(one.source)) != one.fingerprint:
                 raise CheckpointError(
-                    f"{plan.source} on {platform.node()} is the model {found}, but the job began "
-                    f"with {plan.fingerprint}: put the same files there on every machine, or start "
+                    f"{one.source} on {platform.node()} is the model {found}, but the job began "
+                    f"with {one.fingerprint}: put the same files there on every machine, or start "
                     "the job anew"
                 )
 

@@ -82,7 +82,7 @@ def run_capfilt(
     check_reachable(opened)
     if not len(opened):
         raise DataError(f"{table} has no rows: `openblip data import SOURCE {table}` adds some")
-    job = CapFiltJob.plan(str(table), settings, requests)
+    job = CapFiltJob.prepare(str(table), settings, requests)
     shared = _shared(job, place.num_workers())
     run = Run(job, TableColumns(job), lambda: open_pool(shared, place, save_seconds))
     if not run.look().is_complete:

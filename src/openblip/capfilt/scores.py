@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from openblip.batches.unknown_words import count_texts
-from openblip.capfilt.filters import TABLE_SCORES, Filter, FilterPlan, plan_filters
+from openblip.capfilt.filters import TABLE_SCORES, Filter, NamedFilter, name_filters
 from openblip.capfilt.job import METADATA_KEY
 from openblip.curation.marks import EMBEDDING_KEY, embeddings_of
 from openblip.curation.near_texts import CommonTexts, num_words, overlap
@@ -152,8 +152,8 @@ class TextScorer:
         self,
         table: PairTable,
         settings: ScoreSettings,
-        plans: Sequence[FilterPlan],
-        computed: Sequence[FilterPlan],
+        named: Sequence[NamedFilter],
+        computed: Sequence[NamedFilter],
         device: str | None = None,
     ) -> None:
         """Loads the models, and reads what of the table texts are compared with.
@@ -161,7 +161,7 @@ class TextScorer:
         Args:
             table: with at least one row.
             settings: of the sample.
-            plans: the filters; the first one embeds.
+            named: the filters; the first one embeds.
             computed: those of them whose own scores are wanted.
             device: such as "cpu".
 
@@ -169,11 +169,11 @@ class TextScorer:
             CheckpointError, MissingHead: a model cannot be loaded.
         """
         self.settings = settings
-        self._base = Filter(plans[0], device)
-        others = [Filter(plan, device) for plan in computed if plan != plans[0]]
-        self.filters = [*([self._base] if plans[0] in computed else []), *others]
+        self._base = Filter(named[0], device)
+        others = [Filter(one, device) for one in computed if one != named[0]]
+        self.filters = [*([self._base] if named[0] in computed else []), *others]
         self._common = CommonTexts.of(table)
-        self.reads_embeddings = _has_embeddings(table, plans[0].fingerprint)
+        self.reads_embeddings = _has_embeddings(table, named[0].fingerprint)
         # After `reads_embeddings`, which says how its rows are read.
         self._around = self._neighbourhood(table)
         self._vocabulary = next(
@@ -183,7 +183,7 @@ class TextScorer:
     @cached_property
     def names(self) -> tuple[str, ...]:
         """Of all scores that it gives a given text."""
-        own = [name for each in self.filters for name in each.plan.scores]
+        own = [name for each in self.filters for name in each.named.scores]
         unknown = ["unknown"] if self._vocabulary is not None else []
         return (*own, "contrast", *OF_GIVEN, "common", "frequency", "length", *unknown)
 
@@ -337,7 +337,7 @@ def known_filters(table: PairTable) -> dict[str, tuple[str, ...]]:
     return {key: tuple(own) for key, own in zip(prints, scores, strict=False)}
 
 
-def plans_for(table: PairTable, filters: Sequence[str]) -> tuple[FilterPlan, ...]:
+def filters_for(table: PairTable, filters: Sequence[str]) -> tuple[NamedFilter, ...]:
     """What the filters of scores are; by default those of the table's CapFilt job.
 
     Raises:
@@ -346,7 +346,7 @@ def plans_for(table: PairTable, filters: Sequence[str]) -> tuple[FilterPlan, ...
     """
     known = known_filters(table)
     if filters:
-        return plan_filters(filters, known)
+        return name_filters(filters, known)
     stored = column_state(table, METADATA_KEY).get("filter")
     if not stored or not known:
         raise DataError(
@@ -355,18 +355,18 @@ def plans_for(table: PairTable, filters: Sequence[str]) -> tuple[FilterPlan, ...
         )
     sources = [stored] if isinstance(stored, str) else stored
     try:
-        plans = plan_filters(sources, known)
+        named = name_filters(sources, known)
     except CheckpointError as error:
         raise CheckpointError(
             f"{error}; it is the filter of the table's job: name where it lies now with --filter"
         ) from error
-    for plan in plans:
-        if plan.fingerprint not in known:
+    for one in named:
+        if one.fingerprint not in known:
             raise CheckpointError(
-                f"{plan.source} is the model {plan.fingerprint} now, but the table was scored with "
+                f"{one.source} is the model {one.fingerprint} now, but the table was scored with "
                 f"{', '.join(known)}: name that one with --filter, or run CapFilt again"
             )
-    return plans
+    return named
 
 
 @dataclass(frozen=True)
@@ -408,11 +408,11 @@ def score_table(
     check_reachable(table)
     if not len(table):
         raise DataError(f"{table.uri} has no rows")
-    plans = plans_for(table, settings.filters)
+    named = filters_for(table, settings.filters)
     known = known_filters(table)
-    computed = [plan for plan in plans if plan.fingerprint not in known]
+    computed = [one for one in named if one.fingerprint not in known]
     _refuse_names(table, computed)
-    told = settings_told(table, settings, plans)
+    told = settings_told(table, settings, named)
     # JSON has no tuples: what is compared with a stored note must be as it is read again.
     state = column_state(table, SCORES_KEY)
     wanted = [score_column("captions", name) for name in ("contrast", "length")]
@@ -422,9 +422,9 @@ def score_table(
         state = {}
     rows = 0
     # Apart from the settings: where a model lies decides no score.
-    sources = {plan.fingerprint: plan.source for plan in plans}
+    sources = {one.fingerprint: one.source for one in named}
     if state.get("settings") != told or state.get("rows") != len(table):
-        scorer = TextScorer(table, settings, plans, computed, device)
+        scorer = TextScorer(table, settings, named, computed, device)
         rows = compute_columns(
             table,
             SCORES_KEY,
@@ -450,11 +450,11 @@ _WHY_MISSING = {
 
 
 def settings_told(
-    table: PairTable, settings: ScoreSettings, plans: Sequence[FilterPlan]
+    table: PairTable, settings: ScoreSettings, named: Sequence[NamedFilter]
 ) -> dict[str, Any]:
     """All that decides the scores of a table, as JSON values."""
     return {
-        "filters": [[plan.fingerprint, *plan.scores] for plan in plans],
+        "filters": [[one.fingerprint, *one.scores] for one in named],
         "neighbours": settings.neighbours,
         "sample": settings.sample,
         "seed": settings.seed,
@@ -464,13 +464,13 @@ def settings_told(
     }
 
 
-def _refuse_names(table: PairTable, computed: Sequence[FilterPlan]) -> None:
+def _refuse_names(table: PairTable, computed: Sequence[NamedFilter]) -> None:
     of_job = {name for own in known_filters(table).values() for name in own}
-    for plan in computed:
-        if clash := of_job & set(plan.scores):
+    for one in computed:
+        if clash := of_job & set(one.scores):
             raise RecipeError(
-                f"--filter {plan.source}: the table has the score {min(clash)!r} of another model; "
-                f"name this one's: --filter NAME={plan.source}"
+                f"--filter {one.source}: the table has the score {min(clash)!r} of another model; "
+                f"name this one's: --filter NAME={one.source}"
             )
 
 

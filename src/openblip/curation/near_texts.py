@@ -54,7 +54,7 @@ def repeated_texts(texts: Sequence[str], least: float) -> dict[int, int]:
     def groups(item: int) -> list[int]:
         return [number for number in buckets[item].tolist() if number >= 0]
 
-    are_alike = _comparison(texts, least)
+    are_alike = _likeness(texts, least)
     return find_leaders(
         suspicious,
         groups,
@@ -83,7 +83,7 @@ def seen_texts(texts: Sequence[str], references: Sequence[str], least: float) ->
             members[number].append(at)
     # -1 stands for no bucket.
     members.pop(-1, None)
-    are_alike = _comparison(references, least)
+    are_alike = _likeness(references, least)
     seen = {}
     own = buckets[len(references) :]
     for place in np.flatnonzero(np.isin(own, list(members)).any(axis=1)).tolist():
@@ -95,7 +95,7 @@ def seen_texts(texts: Sequence[str], references: Sequence[str], least: float) ->
     return seen
 
 
-def _comparison(
+def _likeness(
     texts: Sequence[str], least: float
 ) -> Callable[[str, NDArray[np.int64]], NDArray[np.bool_]]:
     def are_alike(text: str, candidates: NDArray[np.int64]) -> NDArray[np.bool_]:

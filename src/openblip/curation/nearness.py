@@ -80,7 +80,7 @@ def repeated_images(marks: Marks, nearness: Nearness) -> dict[int, int]:
         order[suspicious[groups]].tolist(),
         lambda item: [int(group_of[item]), *neighbours.get(int(group_of[item]), ())],
         lambda item: [int(group_of[item])],
-        _comparison(marks, marks, nearness),
+        _likeness(marks, marks, nearness),
     )
 
 
@@ -94,7 +94,7 @@ def seen_images(marks: Marks, evaluation: Marks, nearness: Nearness) -> dict[int
     neighbours: defaultdict[int, list[int]] = defaultdict(list)
     for group, other_group in near_pairs(unique, other, nearness.radius).tolist():
         neighbours[group] += theirs[other_groups == other_group].tolist()
-    are_alike = _comparison(marks, evaluation, nearness)
+    are_alike = _likeness(marks, evaluation, nearness)
     suspicious = np.isin(groups, list(neighbours))
     seen = {}
     for item, group in zip(mine[suspicious].tolist(), groups[suspicious].tolist(), strict=True):
@@ -113,7 +113,7 @@ def _neighbours(pairs: Rows) -> dict[int, list[int]]:
     return dict(neighbours)
 
 
-def _comparison(
+def _likeness(
     marks: Marks, others: Marks, nearness: Nearness
 ) -> Callable[[int, Rows], NDArray[np.bool_]]:
     """Which of some images, whose hashes are near, one image is like."""

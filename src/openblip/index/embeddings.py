@@ -97,7 +97,7 @@ def embed_table(
     if not len(table):
         return Embedded(0, 0, ())
     check_reachable(table)
-    job = EmbeddingJob.plan(table.uri, model, batch_size)
+    job = EmbeddingJob.prepare(table.uri, model, batch_size)
     if job.is_committed(table) and ERROR_KEY not in table.columns:
         # Embedded by an earlier version, which has written no reasons; its embeddings stay.
         attach_columns(table, {}, pa.schema([(ERROR_KEY, pa.string())]), replace=False)
@@ -134,7 +134,7 @@ class EmbeddingJob:
     error_column: ClassVar[str] = ERROR_KEY
 
     @classmethod
-    def plan(cls, table_uri: str, model: str, batch_size: int) -> "EmbeddingJob":
+    def prepare(cls, table_uri: str, model: str, batch_size: int) -> "EmbeddingJob":
         """The job of a model on a table; reads the model's files once.
 
         Raises:

@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from openblip.jobs.ledger import Entry, Ledger
-from openblip.jobs.run import View
+from openblip.jobs.run import Standing
 from openblip.jobs.units import (
     Event,
     Job,
@@ -261,7 +261,7 @@ class TableColumns:
     def __init__(self, job: ColumnJob) -> None:
         self._job = job
 
-    def look(self, ledger: Ledger, is_settled: Callable[[Entry], bool]) -> View:
+    def look(self, ledger: Ledger, is_settled: Callable[[Entry], bool]) -> Standing:
         """The latest version of the table, and what is missing in it; reads no row.
 
         A fragment has one of four fates:
@@ -289,7 +289,7 @@ class TableColumns:
             # were written leaves files that stand in the table, and are not committed.
             elif not committed or entry.file not in fragment.files:
                 computed[fragment.number] = entry
-        return View(
+        return Standing(
             version=table.version,
             num_rows=len(table),
             is_committed=committed,
@@ -297,36 +297,36 @@ class TableColumns:
             computed=computed,
         )
 
-    def commit(self, view: View) -> None:
+    def commit(self, standing: Standing) -> None:
         """Make the data files a part of the table; killed here, the next call does it again."""
         table = PairTable.open(self._job.table_uri)
-        if view.computed:
-            files = {n: ColumnFile(e.file, e.num_bytes) for n, e in view.computed.items()}
+        if standing.computed:
+            files = {n: ColumnFile(e.file, e.num_bytes) for n, e in standing.computed.items()}
             # What another job said would stand beside texts that it is not about.
-            dropped = [] if view.is_committed else self._job.columns_left_by(table)
-            replace = not view.is_committed
+            dropped = [] if standing.is_committed else self._job.columns_left_by(table)
+            replace = not standing.is_committed
             if replace:
-                self._withdraw_note(table, view)
-            attach_columns(table, files, self._schema(view), replace=replace, dropped=dropped)
+                self._withdraw_note(table, standing)
+            attach_columns(table, files, self._schema(standing), replace=replace, dropped=dropped)
         # Last, as it is what `is_committed` looks at: a kill before it commits the files once more.
-        if not view.is_committed:
-            noted = self._job.noted(view.num_rows)
+        if not standing.is_committed:
+            noted = self._job.noted(standing.num_rows)
             again_after_conflicts(lambda: PairTable.open(table.uri).update_metadata(noted))
 
-    def _withdraw_note(self, table: PairTable, view: View) -> None:
+    def _withdraw_note(self, table: PairTable, standing: Standing) -> None:
         """Take back what another job says of the columns that are about to be replaced.
 
         A kill between the two commits would leave its note beside columns that are not its own: the
         same job, called again without its ledger, would believe them.
         """
-        stale = [key for key in self._job.noted(view.num_rows) if key in table.metadata]
+        stale = [key for key in self._job.noted(standing.num_rows) if key in table.metadata]
         if stale:
             empty = dict.fromkeys(stale, "{}")
             again_after_conflicts(lambda: PairTable.open(table.uri).update_metadata(empty))
 
-    def _schema(self, view: View) -> "pa.Schema":
+    def _schema(self, standing: Standing) -> "pa.Schema":
         """Names and types of the columns, as a worker has written them: it knows the model."""
-        file = next(iter(view.computed.values())).file
+        file = next(iter(standing.computed.values())).file
         content = self._job.results.read(file)
         if content is None:
             raise DataError(f"{self._job.results.uri}/{file} was lost: run the same command again")

@@ -23,7 +23,7 @@ LATEST = "latest"
 
 
 @dataclass(frozen=True, kw_only=True)
-class View:
+class Standing:
     """How far a job is, as its target shows it now."""
 
     version: int
@@ -46,7 +46,7 @@ class View:
 class Target(Protocol):
     """Where the results of a job's parts go; used by the driver's process alone."""
 
-    def look(self, ledger: Ledger, is_settled: Callable[[Entry], bool]) -> View:
+    def look(self, ledger: Ledger, is_settled: Callable[[Entry], bool]) -> Standing:
         """How far the job is now; reads no row.
 
         Args:
@@ -55,8 +55,8 @@ class Target(Protocol):
         """
         ...
 
-    def commit(self, view: View) -> None:
-        """Make all results that a view has visible, whole or not at all.
+    def commit(self, standing: Standing) -> None:
+        """Make all results that a standing has visible, whole or not at all.
 
         Killed at any moment of it, the next call looks, and commits what is not yet committed.
         """
@@ -91,7 +91,7 @@ class Run:
         self.failed: dict[tuple[int, str], str] = {}
         """Why this call could not read a part."""
 
-    def look(self) -> View:
+    def look(self) -> Standing:
         """How far the job is."""
         return self.target.look(self.ledger, self._is_settled)
 
@@ -100,7 +100,7 @@ class Run:
         failed = entry.state == "failed" and (entry.part, entry.digest) in self.failed
         return entry.state == "done" or failed
 
-    def complete(self) -> View:
+    def complete(self) -> Standing:
         """How the job is when it is complete: computes and commits till then, as the only one.
 
         Raises:
@@ -116,42 +116,42 @@ class Run:
             folder.write(LATEST, self.job.fingerprint.encode())
             return self._complete(lock)
 
-    def _complete(self, lock: JobLock) -> View:
+    def _complete(self, lock: JobLock) -> Standing:
         pool: Pool | None = None
         driver: Driver | None = None
         try:
             # Rows may be appended while it computes, so it looks again until nothing is left.
-            while not (view := self.look()).is_complete:
-                if view.missing:
+            while not (standing := self.look()).is_complete:
+                if standing.missing:
                     pool = pool or self._start_pool()
-                    driver = self._compute(view, pool, lock)
-                elif self._verify(view.computed):
+                    driver = self._compute(standing, pool, lock)
+                elif self._verify(standing.computed):
                     # The one step that another job could not undo: asked for once more, before it.
                     lock.verify()
-                    self.target.commit(view)
+                    self.target.commit(standing)
             if driver is not None:
                 driver.finish()
-            return view
+            return standing
         finally:
             if pool is not None:
                 pool.close()
 
-    def _compute(self, view: View, pool: Pool, lock: JobLock) -> Driver:
+    def _compute(self, standing: Standing, pool: Pool, lock: JobLock) -> Driver:
         pieces = Pieces(self.job.folder).all_finished()
-        rows_missing = sum(part.num_rows for part in view.missing)
+        rows_missing = sum(part.num_rows for part in standing.missing)
         saved = sum(
             len(batch_rows(batch, part.num_rows, self.job.batch_size))
-            for part in view.missing
+            for part in standing.missing
             for batch in pieces.get((part.number, part.digest), ())
         )
         interrupted = {e.part for e in self.ledger.entries() if e.state == "leased"}
-        kind, total = self.job.kind, view.num_rows
+        kind, total = self.job.kind, standing.num_rows
         done_before = total - rows_missing + saved
         with Progress(
             kind.name, total, kind.things, start=done_before, enabled=self._show_progress
         ) as progress:
             driver = Driver(self.job, self.ledger, pool, progress, lock.check)
-            driver.run(view.missing, view.version, pieces, interrupted)
+            driver.run(standing.missing, standing.version, pieces, interrupted)
         self.computed += rows_missing - saved
         self.counts.update(driver.counts)
         for entry in self.ledger.entries():

@@ -30,7 +30,7 @@ import numpy as np
 
 from openblip.jobs.ledger import Entry as Record
 from openblip.jobs.ledger import Ledger, Store, decoded, open_store
-from openblip.jobs.run import View
+from openblip.jobs.run import Standing
 from openblip.jobs.units import Event, Kind, Part, Result, Unit, UnitDone
 from openblip.runtime.errors import OpenBlipError, StorageError
 from openblip.runtime.threads import ordered_map
@@ -429,7 +429,7 @@ class ImportTarget:
         self._merged: Merged | None = None
         self._is_committed = False
 
-    def look(self, ledger: Ledger, is_settled: Callable[[Record], bool]) -> View:
+    def look(self, ledger: Ledger, is_settled: Callable[[Record], bool]) -> Standing:
         """See `Target.look`; when every shard is read, its ids are."""
         parts: list[Part] = [self._job.part(number) for number in range(len(self._job.shards))]
         size = sum(part.num_rows for part in parts)
@@ -441,7 +441,7 @@ class ImportTarget:
             done |= mended
             size += sum(part.num_rows for part in missing)
         computed = {} if self._is_committed else done
-        return View(
+        return Standing(
             version=0,
             num_rows=size,
             is_committed=self._is_committed,
@@ -449,7 +449,7 @@ class ImportTarget:
             computed=computed,
         )
 
-    def commit(self, view: View) -> None:
+    def commit(self, standing: Standing) -> None:
         """See `Target.commit`."""
         assert self._merged is not None
         self._publish(self._merged)

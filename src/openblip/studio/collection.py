@@ -6,9 +6,8 @@ import numpy as np
 
 from openblip.runtime.errors import RecipeError
 from openblip.studio.arrays import FLAGS, TableArrays, is_scored, view_of
-from openblip.studio.judged import JUDGED
 from openblip.studio.routes import Asked, Refused, Route, check_row, get
-from openblip.studio.selection import FATES, ORDERS, Choice, Choices
+from openblip.studio.selection import FATES, JUDGED, ORDERS, Choice, Choices
 from openblip.studio.telling import models_of_scores, told_row, told_rows
 from openblip.table.flags import DUPLICATES, LEAKS, what_is_unchecked
 from openblip.table.rows import TEXT_SOURCES

@@ -264,7 +264,7 @@ def write_demo_report(result: DemoResult) -> Path:
         "captions; a new model learns from the result. Everything here was measured in this run "
         f"({total / 60:.1f} minutes).",
     )
-    _comparison(page, result)
+    _compared(page, result)
     _filter(page, result)
     table = PairTable.open(result.folder / "pairs.lance")
     _web_examples(page, table, result.config.threshold)
@@ -273,7 +273,7 @@ def write_demo_report(result: DemoResult) -> Path:
     return page.save(result.folder / "report.html")
 
 
-def _comparison(page: Page, result: DemoResult) -> None:
+def _compared(page: Page, result: DemoResult) -> None:
     page.section(
         "Trained on the noise, and on the bootstrapped table",
         f"The same model, the same number of steps ({result.config.pretrain_steps}), no "
