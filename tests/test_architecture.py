@@ -1,9 +1,11 @@
 """The package keeps its floors, sizes and map, and its promise that an import has no effect."""
 
 import ast
+import io
 import re
 import subprocess
 import sys
+import tokenize
 from functools import cache
 from pathlib import Path
 
@@ -109,6 +111,20 @@ SMALL = {
     "runtime/interruption.py": "signals are nothing else's subject",
 }
 
+# Rooms whose code is concurrent or numeric, or stores data: there comments say why.
+EXPLAINED = (
+    *("runtime", "model", "table", "jobs", "sources", "batches", "curation", "checkpoints"),
+    *("objectives", "metrics", "deploy", "training", "inference"),
+    *("capfilt", "index", "review", "plan"),
+)
+LEAST_COMMENTS = 4
+# What a tool reads, and nobody else.
+DIRECTIVE = re.compile(r"#\s*(noqa|type:|fmt:)")
+LAYOUT = {
+    *(tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT),
+    *(tokenize.ENCODING, tokenize.ENDMARKER),
+}
+
 
 def room_of(file: Path) -> str:
     return file.relative_to(SOURCE).with_suffix("").parts[0]
@@ -197,6 +213,31 @@ def test_no_six_lines_stand_twice() -> None:
             if first is not place:
                 twice.append(f"{first} and {place}")
     assert twice == []
+
+
+def comments_and_code(file: Path) -> tuple[int, int]:
+    """Lines that are comments, and lines of code: neither blank, nor imports, nor docstrings."""
+    text = file.read_text(encoding="utf-8")
+    comments, code = 0, set[int]()
+    for token in tokenize.generate_tokens(io.StringIO(text).readline):
+        if token.type == tokenize.COMMENT:
+            is_whole_line = token.line.lstrip().startswith("#")
+            comments += is_whole_line and not DIRECTIVE.match(token.string)
+        elif token.type not in LAYOUT:
+            code.update(range(token.start[0], token.end[0] + 1))
+    for node in ast.walk(ast.parse(text)):
+        constant = node.value if isinstance(node, ast.Expr) else None
+        is_docstring = isinstance(constant, ast.Constant) and isinstance(constant.value, str)
+        if is_docstring or isinstance(node, ast.Import | ast.ImportFrom):
+            code.difference_update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
+    return comments, len(code)
+
+
+@pytest.mark.parametrize("room", EXPLAINED)
+def test_comments_say_why_often_enough(room: str) -> None:
+    counts = [comments_and_code(file) for file in FILES if room_of(file) == room]
+    comments, code = (sum(numbers) for numbers in zip(*counts, strict=True))
+    assert 100 * comments >= LEAST_COMMENTS * code, f"{comments} comments in {code} lines of code"
 
 
 def rows_of(page: Path) -> list[list[str]]:

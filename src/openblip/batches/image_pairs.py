@@ -23,6 +23,7 @@ from openblip.table.table import PairTable
 
 # Which image is which matters to a sentence with one of these.
 _SIDES = frozenset({"left", "right"})
+# The published files have texts. 1 and 0 are right too: to Python they equal True and False.
 _LABELS: dict[object, bool] = {True: True, False: False, "True": True, "False": False}
 
 
@@ -104,6 +105,7 @@ class ImagePairIndex:
                     first_rows += [row_of[key]] * len(own)
         if not pairs:
             raise DataError(f"{table.uri}: no row of the split {split!r} has pairs in its meta")
+        # Only now: a second image may stand behind its pair, and in any split.
         missing = [pair for pair in pairs if pair.second not in row_of]
         if missing:
             raise DataError(
@@ -147,6 +149,7 @@ class ImagePairLoader(ExampleLoader[ImagePairBatch, ImagePairIndex]):
         """A digest of the pairs' places in the table, their sentences and labels."""
         digest = hashlib.blake2b(digest_size=8)
         for numbers in (self.index.first_rows, self.index.second_rows):
+            # In one order of bytes, as a run may go on on another machine.
             digest.update(numbers.astype("<i8").tobytes())
         digest.update("".join(f"{pair}\n" for pair in self.index.pairs).encode())
         return digest.hexdigest()
@@ -186,6 +189,8 @@ class ImagePairLoader(ExampleLoader[ImagePairBatch, ImagePairIndex]):
             rows.reshape(-1),
             self._image_size,
             self._augmentation,
+            # With the side, or both images of a pair would be cropped and flipped alike; in the
+            # order of the rows, all first images before all second ones.
             [(self._seed, *key, side) for side in range(2) for key in keys],
             self._states,
         )
@@ -206,6 +211,7 @@ class ImagePairLoader(ExampleLoader[ImagePairBatch, ImagePairIndex]):
     def _swaps(self, pair: ImagePair, key: tuple[int, int]) -> bool:
         if self._augmentation is None or may_name_a_side(pair.sentence):
             return False
+        # By epoch and number alone: a run that is resumed shows a pair as it would have.
         return keyed_hash(self._seed, *key) % 2 == 1
 
 

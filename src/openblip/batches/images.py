@@ -193,6 +193,7 @@ def stacked_images(
     Raises:
         DataError: an image cannot be read; names the row.
     """
+    # Each into its place: to stack them would copy the batch, and into memory that is not pinned.
     for place, (row, key) in enumerate(zip(rows, keys, strict=True)):
         try:
             images[place] = row.tensor(images.shape[-1], augmentation, key, scaled_decoding)

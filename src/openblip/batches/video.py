@@ -20,6 +20,7 @@ from openblip.runtime.threads import default_threads, ordered_map
 from openblip.sources.source import inside, texts_of
 from openblip.sources.text_files import lines_of
 
+# The empty one first: a name that says its ending means no other file.
 _SUFFIXES = ("", ".mp4", ".avi", ".webm", ".mkv", ".mov")
 _NAME_FIELDS = ("clip_name", "video", "video_id")
 _CAPTION_FIELDS = ("caption", "captions", "sentence")
@@ -131,11 +132,13 @@ def sample_frames(path: Path, num_frames: int) -> list[Image.Image]:
         with av.open(str(path)) as container:
             # The header's number of frames may be missing or wrong; packets are counted unread.
             packets = container.demux(video=0) if container.streams.video else ()
+            # An empty packet ends the stream: it flushes the decoder, and holds no frame.
             count = sum(packet.size > 0 for packet in packets)
         if not count:
             raise DataError(f"{path}: holds no video; give a clip that FFmpeg can decode")
         wanted = frame_numbers(count, num_frames).tolist()
         with av.open(str(path)) as container:
+            # Opened again: the packets are used up, and to seek back is inexact in many formats.
             frames = _decoded(container.decode(video=0), wanted)
     except (av.FFmpegError, OSError) as error:
         raise DataError(f"{path}: cannot be decoded ({error}); fetch the video again") from error

@@ -63,6 +63,7 @@ class WebRows:
 
         from openblip.batches.transforms import eval_transform
 
+        # Without a lock: the thread that reads a batch begins it with all captioners, one by one.
         if size not in self._at:
             made = [eval_transform(row.image, size) for row in self.rows]
             self._at[size] = torch.stack(made) if made else torch.empty(0, 3, size, size)
@@ -144,6 +145,7 @@ def divided(source: str) -> tuple[Kind, str]:
         RecipeError: nothing is behind it.
     """
     prefix, colon, place = source.partition(":")
+    # Known ones alone: a path may have a colon of its own.
     if not colon or prefix not in _PREFIXES:
         return "ours", source
     if not place:
@@ -225,6 +227,7 @@ def open_captioners(job: "CapFiltJob", device: str | None) -> list[Captioner]:
 def _opened(source: str, name: str, job: "CapFiltJob", device: str | None) -> Captioner:
     kind, place = divided(source)
     if kind == "openai":
+        # Imported where they are wanted: a job needs no package of a captioner that it has not.
         from openblip.capfilt.endpoint import Endpoint
 
         return Endpoint(parse_address(place), name, job.settings, job.requests)

@@ -202,6 +202,7 @@ class CapFiltJob:
         scores = [list(one.scores) for one in filters]
         if scores != [["itm", "itc"]]:
             values["scores"] = scores
+        # Sorted: a field that changes its place in the settings makes no other job.
         digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
         return cls(settings, table_uri, captioners, filters, digest, requests or Requests())
 
@@ -302,6 +303,7 @@ class CapFiltJob:
 def is_committed(table: PairTable, fingerprint: str, columns: Sequence[str]) -> bool:
     """Whether the table has all columns of a job, and they are its own."""
     stored = table.metadata.get(METADATA_KEY, "")
+    # With the quote before it, since `captioner_fingerprint` is another field.
     return f'"fingerprint": "{fingerprint}"' in stored and set(columns) <= set(table.columns)
 
 
@@ -404,10 +406,13 @@ def job_status(
         is_finished &= is_attached
         fragments[state] += 1
         rows[state] += fragment.num_rows
+    # Of the last call alone: those before it may have had other machines.
     seconds = activity.time - activity.session_start if activity else 0.0
     rate = activity.session_rows / seconds if activity and seconds > 0 else 0.0
     rows_done = rows["done"] + rows["failed"]
     if activity is not None and owner is not None:
+        # The driver counts batches, the ledger whole fragments; what the driver last wrote may be
+        # older.
         rows_done = max(rows_done, activity.rows_done)
     workers = activity.workers if activity else 0
     tokens = _tokens_per_image(activity)

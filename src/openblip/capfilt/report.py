@@ -298,6 +298,7 @@ class _Shown:
             # Stable: equal scores come in the order of the table, each time.
             order = np.argsort(-scores.itm, kind="stable")
             cut = int((scores.itm > self._threshold).sum())
+            # Below 0 a slice would count from the end.
             chosen = order[max(cut - _NEAR_CARDS, 0) : cut + _NEAR_CARDS]
             for place, words in zip(chosen, texts_of(self._table, scores, chosen), strict=True):
                 text = self._text(scores, place, words)
@@ -322,6 +323,7 @@ class _Shown:
             for place, words in zip(chosen, texts_of(self._table, scores, chosen), strict=True):
                 text = self._text(scores, place, words)
                 entry = float(scores.itm[place]), int(scores.rows[place]), text
+                # By source too: the same words of the web and of a captioner are two findings.
                 found.setdefault((source, words), []).append(entry)
         groups = sorted(found.values(), key=lambda own: -own[0][0] if accepts else own[0][0])
         shown = groups[:_CONFIDENT_CARDS]

@@ -108,6 +108,7 @@ def _warn_of_unknown_words(job: CapFiltJob) -> None:
         tokenizer = load_tokenizer(source)
         captions = [tokenizer.cleaning.caption(text) for text in texts]
         what = f"captions of {len(rows):,} rows"
+        # Once: another filter with the same vocabulary would say the same.
         if warn_of_unknown_words(tokenizer, captions, _READ_TOKENS, what):
             break
     if settings.given:

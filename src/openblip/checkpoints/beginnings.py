@@ -157,6 +157,7 @@ def text_sizes(source: str, text: TextConfig) -> TextConfig:
         "position_embedding_type": "absolute",
     }
     for name, value in expected.items():
+        # What is silent has `transformers`' defaults, which are these; the type alone must be said.
         if config.get(name, value if name != "model_type" else None) != value:
             raise CheckpointError(
                 f"{path}: {name} is {config.get(name)!r:.40}, expected {value!r}: a text stack "
@@ -205,6 +206,7 @@ def begin_text(text: nn.Module, source: str, tokenizer: TextTokenizer) -> KeyRep
         # The decoder's own self-attention begins as the encoder's.
         place = next(iter(names.places(name.replace("causal_", ""))), ())
         is_head = name.startswith("lm_head.")
+        # Many a BERT is stored without the head of its language model, and is one all the same.
         if not place or (is_head and not set(place) <= set(tensors)):
             report.fresh.append(name)
             continue
@@ -281,6 +283,7 @@ class _ImageSource:
             for key in place
         }
         rest = {key for key in tensors if not key.startswith(_CLASSIFIERS)}
+        # Exactly these: one more would be a scale, a gate or a norm that our layers do not have.
         if not number or rest != expected or any(k.startswith("fc_norm.") for k in tensors):
             return None
         width = tensors["cls_token"].shape[-1]
@@ -345,6 +348,7 @@ def _begin_backbone(encoder: BackboneEncoder, found: _ImageSource, report: KeyRe
 
 
 def _vit_sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    # `transformers` writes what differs from its defaults alone: these are the defaults.
     width = config.get("hidden_size", 768)
     return {
         "patch_size": config.get("patch_size", 16),

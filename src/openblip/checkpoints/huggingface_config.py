@@ -89,6 +89,7 @@ class _Part:
 
     def size(self, field: str) -> int:
         value = self.value(field)
+        # To Python `true` is a whole number.
         is_whole = isinstance(value, int) and not isinstance(value, bool)
         # The bound is far above any model.
         if not is_whole or not 1 <= value <= _LARGEST_SIZE:
@@ -159,6 +160,7 @@ def config_from_huggingface(
         CheckpointError: if a field is of no use, or of another function than ours.
     """
     try:
+        # Sizes that contradict each other are the file's fault here, and no recipe's.
         return _config(config, kind, source)
     except RecipeError as error:
         raise CheckpointError(f"{source}: {error}") from error
@@ -172,6 +174,7 @@ def _config(config: Mapping[str, Any], kind: HuggingFaceKind, source: str) -> Hu
     top = _Part(config, "", source)
     if kind == "dual":
         return DualConfig(vision=vision, text=text, embed_dim=top.size("projection_dim"))
+    # A captioner has no projection, whatever its file says of one.
     embed_dim = top.size("image_text_hidden_size") if kind == "retrieval" else MedConfig.embed_dim
     return MedConfig(vision=vision, text=text, embed_dim=embed_dim, heads=MED_HEADS[kind])
 

@@ -219,6 +219,7 @@ def _fetch(name: str) -> Path:
     try:
         return fetch_repository(repo_id, revision)
     except CheckpointError as error:
+        # A path that is mistyped looks like the name of a repository: both are told.
         raise CheckpointError(f"{error}; nor is a file or folder of that name here") from error
 
 

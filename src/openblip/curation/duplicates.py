@@ -182,6 +182,7 @@ def _image_leaders(
 ) -> dict[int, int]:
     marks = Marks.read(table, nearness.needs_embeddings)
     leaders: dict[int, int] = {}
+    # Split by split: what two splits share is a leak, which another check looks for.
     for number, name in enumerate(SPLITS):
         rows = order[split[order] == number]
         found = repeated_images(marks.take(rows), nearness)
@@ -324,6 +325,7 @@ def duplicate_pairs(
         kept_as += batch[IMAGE_FLAGS[DUPLICATES]].to_pylist()
     row_of = {row_id: row for row, row_id in enumerate(ids)}
     found = sorted((row_of[kept], row) for row, kept in enumerate(kept_as) if kept is not None)
+    # Each once: a kept image stands in many pairs, and every header is a file to open.
     rows = np.unique(np.array(found, dtype=np.int64))
     headers = dict(zip(rows.tolist(), _read_headers(table, rows, num_threads), strict=True))
     marks = Marks.read(table, nearness.needs_embeddings)

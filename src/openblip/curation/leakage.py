@@ -205,6 +205,7 @@ def _leaking_texts(
 
 def _rows_with(texts: Sequence[str], known: dict[str, int], nearness: Nearness) -> dict[str, int]:
     """The evaluation rows of some normalised texts and of the known ones."""
+    # Equal ones are looked up; to compare the others for likeness is what takes the time.
     own = [text for text in texts if text not in known]
     references = list(known)
     seen = seen_texts(own, references, nearness.text)

@@ -118,6 +118,7 @@ def build_index(
     if folder is not None and not is_table(uri):
         ImageSources([str(folder)]).total()  # there must be one, or nothing is begun
     with _alone(uri):
+        # Looked at once it is held: another process may have made the index meanwhile.
         state, folder = _as_it_is(uri, folder, table)
         if folder is not None:
             _check_alone(place, processes, ray)
@@ -126,11 +127,14 @@ def build_index(
         wanted = IndexState(name, embedder_fingerprint(name), str(folder) if folder else None)
         changes, done = None, Embedded(0, 0, ())
         if folder is not None:
+            # Before there is a table, whose column is as wide as the model's embeddings.
             embedder = load_embedder(name, device)
             begun = _folder_table(uri, wanted, state, embedder)
             indexed, changes = reconcile(
                 begun, folder, embedder, batch_size=batch_size, show_progress=show_progress
             )
+            # Every batch of files was a version with a file of its own, and left deleted rows
+            # behind.
             indexed = compact(indexed)
         else:
             indexed = PairTable.open(uri)

@@ -92,6 +92,7 @@ def embed_table(
     if ray is not None and device is not None:
         raise RecipeError(f"--device {device} is this machine's; with --ray: --gpus-per-worker")
     if device is None and default_device().type == "mps":
+        # Told, since a pool looks for CUDA alone: it would start a process for each core.
         device = "mps"
     here = ThisMachine(processes=processes, device=device)
     if not len(table):
@@ -148,6 +149,7 @@ class EmbeddingJob:
     @property
     def fingerprint(self) -> str:
         """Of the model and of the batches in which pieces are saved."""
+        # A saved piece is named by numbers of batches, which are other rows at another size.
         values = {"model": self.model_fingerprint, "batch_size": self.batch_size}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -253,6 +255,7 @@ class EmbeddingComputer:
             try:
                 encoded = encoded_image(row["image"], row["image_uri"])
                 image = decode(encoded, f"image of {len(encoded)} bytes")
+                # In the reading thread: what waits for the model are small tensors, no photographs.
                 images.append(prepare_image(self._model, image))
             except DataError as error:
                 errors[place] = one_line(error)
@@ -266,6 +269,7 @@ class EmbeddingComputer:
 
     def process(self, loaded: LoadedImages) -> pa.Table:
         """The columns of a batch, zeros where an image cannot be read."""
+        # Zeros and no nulls: every row has a vector, and the column is read as one array.
         values = np.zeros((loaded.num_rows, self._width), np.float16)
         if loaded.places:
             embeds = self._model.embed_prepared(torch.stack(loaded.images))
@@ -290,6 +294,7 @@ def embedding_width(model: Embedder) -> int:
     Raises:
         MissingHead: the model cannot embed.
     """
+    # Tried out, as models of other libraries say it each in their own way.
     return model.embed_images(Image.new("RGB", (8, 8))).shape[1]
 
 

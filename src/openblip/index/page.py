@@ -64,8 +64,10 @@ def _card(table: PairTable, hit: Hit) -> tuple[Image.Image, list[CardText]]:
     texts = [CardText(hit.id, f"{probability}ITC cosine {hit.itc:.3f}, row {hit.row}")]
     texts += [CardText(caption, "given text") for caption in hit.captions[:1]]
     try:
+        # One at a time: as many photographs at once may fill the memory.
         (row,) = table.take([hit.row], ["id", "image", "image_uri"]).to_pylist()
         image = row_image(row)
+        # Small, as the page has its images within it.
         image.thumbnail((_SIDE, _SIDE))
     except (DataError, OSError) as error:
         image = Image.new("RGB", (_SIDE, _SIDE), _GREY)

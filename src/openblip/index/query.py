@@ -81,6 +81,7 @@ class Terms:
         Raises:
             DataError: an image cannot be read.
         """
+        # All in one call: words that the model does not know are warned of once.
         texts = model.embed_texts(query.all_texts).numpy() if query.all_texts else like[:0]
         shown = model.embed_images(query.images).numpy() if query.images else like[:0]
         count = len(query.texts)
@@ -147,5 +148,6 @@ class Terms:
             cosines: (candidates, terms).
         """
         of_images = cosines[:, len(self.query.texts) : self.num_fitting].astype(np.float64)
+        # A cosine may be negative, and the product of two such would look like a likeness.
         found: NDArray[np.float64] = np.prod(np.clip(of_images, 0, 1), axis=1)
         return found

@@ -202,6 +202,7 @@ class Searcher:
         matcher = self._matcher(query, rerank)
         rows, cosines = self._recall(terms, self._breadth(k, rerank), where, like)
         itc = terms.contrast(cosines, with_not=matcher is None)
+        # Stable: where cosines are equal, a query finds the same each time.
         order = np.argsort(-itc, kind="stable")
         rows, cosines, itc = rows[order], cosines[order], itc[order]
         chosen, margin = choose_candidates(itc, k, rerank) if matcher is not None else (0, None)
@@ -212,6 +213,7 @@ class Searcher:
             itm[:chosen], cached = terms.probability(matched.itm), matched.cached
             temperature = float(matcher.matcher.temperature.detach())
             rank[:chosen] = terms.rank(itm[:chosen], cosines[:chosen], temperature)
+        # As those that were not matched: NaN would sort behind them.
         rank[np.isnan(itm)] = -np.inf
         # What counts as found comes first, whatever contrast says of it.
         is_found = itm >= threshold
@@ -249,6 +251,7 @@ class Searcher:
             nearest_rows(self.table, EMBEDDING_KEY, vector, breadth, where)
             for vector in [*fitting, *together]
         ]
+        # Each candidate once, although several terms may find it.
         rows = np.setdiff1d(np.concatenate(found), like)
         embeds = self._embeddings(rows)
         # Zeros stand for an image that could not be read.
@@ -336,6 +339,7 @@ def _has_changed(row: Mapping[str, Any]) -> bool:
         return False
     try:
         status = image_path(row["image_uri"]).stat()
+    # A file that is away may come back: what is kept still tells what it showed.
     except OSError:
         return False
     return (status.st_size, status.st_mtime_ns) != (row["file_size"], row["file_mtime"])

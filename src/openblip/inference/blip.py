@@ -477,6 +477,7 @@ class Blip:
         self, images: Float[Tensor, "images 3 height width"]
     ) -> Float[Tensor, "images patches width"]:
         """As `encode`, the patch tokens alone, of whatever model it is."""
+        # Not inference mode: what comes out of it could not be explained by gradients.
         return self.model.encode_images(images.to(self.device, self.dtype))
 
     def generate(

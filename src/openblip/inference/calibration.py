@@ -8,6 +8,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from openblip.runtime.errors import DataError, RecipeError
 
+# Of a sure prediction float32 makes 1, and 0 for the other class: its logarithm is infinite.
 _SMALLEST = 1e-12
 # A temperature outside says that the labels can be told apart without error, or not at all.
 _LOWEST, _HIGHEST = 1e-2, 1e2
@@ -133,6 +134,7 @@ def reliability(
 def expected_error(bins: tuple[ReliabilityBin, ...]) -> float:
     """The expected calibration error of a reliability table, in [0, 1]."""
     total = sum(each.weight for each in bins)
+    # The means of an empty bin are NaN, and so would be the sum.
     gaps = (each.weight * abs(each.accuracy - each.confidence) for each in bins if each.count)
     return sum(gaps) / total
 
@@ -170,6 +172,7 @@ def _fit_inverse_temperature(
         slope, curvature = derivatives(inverse)
         # The bracket shrinks at every step, also where Newton would leave it: then it is halved.
         low, high = (inverse, high) if slope < 0.0 else (low, inverse)
+        # `low` is no step within the bracket: without a curvature it is halved.
         step = inverse - slope / curvature if curvature > 0.0 else low
         following = step if low < step < high else (low + high) / 2
         if abs(following - inverse) < 1e-10 * inverse:
@@ -202,6 +205,7 @@ def _checked_labels(given: ArrayLike, rows: int, classes: int) -> NDArray[np.int
     if values.shape != (rows,):
         raise DataError(f"labels of shape {values.shape} for {rows} predictions; give one each")
     labels = values.astype(np.int64)
+    # The cast cuts: a label of 0.7 would be class 0.
     if (labels != values).any() or labels.min() < 0 or labels.max() >= classes:
         raise DataError(f"a label is none of 0 to {classes - 1}")
     if len(np.unique(labels)) < 2:
@@ -219,6 +223,7 @@ def _checked_weights(given: ArrayLike | None, rows: int) -> NDArray[np.float64]:
 
 
 def _mean(values: NDArray[Any], weights: NDArray[np.float64]) -> float:
+    # NumPy refuses weights that sum to zero, as those of nothing do.
     return float(np.average(values, weights=weights)) if len(values) else float("nan")
 
 

@@ -152,6 +152,7 @@ def explain(
     """What `Blip.explain` gives: of a match, an answer or a caption, by what is given."""
     if text is not None and question is not None:
         raise RecipeError("explain takes a text or a question, not both")
+    # Graphs of another runtime have no gradients.
     require_weights(blip.model, "explain by")
     blip.warn_of_unknown_words([given for given in (text, question, answer) if given])
     (images,) = image_batches(image, blip.image_size, 1)
@@ -239,6 +240,7 @@ def explain_caption(
     start = prompt_ids(tokenizer, prompt, med.config.text.max_positions).shape[1]
     words = _words(tokenizer, token_ids[start:], "caption")
     memory, record = _recorded(med.text, hidden, layer, causal=True)
+    # Without the last token, from which nothing is predicted.
     texts = TextPass(_row(token_ids[:-1], hidden), memory=memory, causal=True)
     (states,) = med.text(texts)
     maps, total = [], 0.0
@@ -282,6 +284,7 @@ def explain_answer(
     ids = _row(question_ids, hidden)
     states = vqa.read_questions(ids, torch.ones_like(ids, dtype=torch.bool), memory)
     answer = _row(answer_ids, hidden)
+    # A single question has no padding that a mask would hide.
     logits = vqa.decode(answer[:, :-1], None, vqa.question_memory(states, None))[0].float()
     score = logits.log_softmax(dim=-1).gather(1, answer[0, 1:, None]).sum()
     return _heatmap(words, _token_maps(vqa, score, record), float(score.detach()))

@@ -171,6 +171,8 @@ def _difference(part: Part, file: Path) -> float:
                 raise CheckpointError(
                     f"{file.name} gives {found.shape} where the model gives {tuple(ours.shape)}"
                 )
+            # Relative above 1 alone: of numbers near 0 a relative difference is large and means
+            # nothing.
             scale = max(1.0, float(ours.abs().max()))
             largest = max(largest, float(np.abs(ours.numpy() - found).max()) / scale)
     return largest

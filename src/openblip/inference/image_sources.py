@@ -74,6 +74,7 @@ NOTHING_FOUND = "no image in what was given; name other files, folders or archiv
 def as_sources(images: Images) -> Iterable[ImageSource]:
     """The images one by one; a single one is a list of one, and so is what is no image at all."""
     if isinstance(images, np.ndarray):
+        # With a dimension more, or of texts and objects, it is no image but several.
         is_list = images.ndim > 3 or images.dtype.kind in "OU"
         return list(images) if is_list else [images]
     # Iterating over an open file would give its lines, over bytes or a tensor numbers.
@@ -157,6 +158,7 @@ def tried_batches(
         try:
             return item, prepare(item)
         except DataError as error:
+            # As a value: raised in a thread, it would end the images after it too.
             return item, error
 
     found = ordered_map(tried, items, default_threads(), num_ahead=2 * batch_size)
@@ -315,6 +317,7 @@ def scratch_table(sources: ImageSources, uri: Path, report: Callable[[str], None
     """
     if (opened := next(iter(sources._tables), None)) is not None:
         raise DataError(f"{opened} is a pair table: give it alone")
+    # For its errors: no table is begun where there is no image.
     sources.total()
 
     def rows() -> Iterator[PairRow]:
@@ -359,6 +362,7 @@ def _is_tar(place: str) -> bool:
 
 def _folder_images(folder: Path, wanted: Wanted, leave_out: LeaveOut) -> Iterator[SourceImage]:
     for seen in walk(folder):
+        # What an index keeps there is ours, and no image of the folder.
         if seen.name == INDEX_FOLDER:
             continue
         name = str(seen.path)

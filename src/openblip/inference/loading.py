@@ -117,6 +117,7 @@ def _load_weights(source: str, path: Path, image_size: int | None) -> Blip:
         given_tokens=read.given_tokens,
         source=source,
     )
+    # Before anything is made of it: NaN would come out as captions that say nothing.
     check_weights(blip.model, source)
     if image_size is not None:
         blip.model.resize_images(image_size)
@@ -204,6 +205,7 @@ def _kept_graphs(source: str, path: Path, backend: BackendName, image_size: int 
     hashes = RememberedHashes(default_hashes())
     name = model_fingerprint(source, hashes.hash_file)
     size = "" if image_size is None else f"-{image_size}"
+    # With the version: graphs that another release has made may have other inputs.
     folder = cache_folder() / "graphs" / f"{name}{size}-{VERSION}"
     if is_exported(folder):
         return folder
@@ -214,6 +216,7 @@ def _kept_graphs(source: str, path: Path, backend: BackendName, image_size: int 
     # Several workers that load the same model at once: one makes the graphs, the others wait.
     with in_turn(folder.with_suffix(".lock")):
         if not is_exported(folder):
+            # Asked again: whoever held the lock before may have made them.
             blip = _load_weights(split_backend(source)[1], path, image_size)
             if isinstance(blip.model, Nlvr):
                 raise RecipeError(
@@ -265,6 +268,7 @@ def _dtype_named(dtype: torch.dtype | str | None) -> torch.dtype:
 
 def _usable(device: str | torch.device) -> torch.device:
     try:
+        # Tried out: `torch.device` takes the name of a device that is not there.
         return torch.empty(0, device=device).device
     # Torch asserts where it was built without a kind of device.
     except (RuntimeError, AssertionError) as error:

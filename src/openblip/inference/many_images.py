@@ -284,6 +284,7 @@ class _Job:
         # Asked before an image is read, so that going on over finished ones costs names alone.
         if not self._names.add(name):
             return self._skip()
+        # Of two names one text file may come: `a.jpg` and `a.png` both lead to `a.txt`.
         if not self._marks.add(mark):
             place = f"another image has the same place in the output, {mark}"
             self._fail(name, f"{name}: {place}; rename it")
@@ -440,6 +441,7 @@ def _each(
         nonlocal done, failed
         for _, error in batch.failures:
             report(str(error))
+        # Without an item the images have no dimensions that a model could take.
         results = work(batch.images) if batch.items else []
         for image, result in zip(batch.items, results, strict=True):
             tell(image.name, result)

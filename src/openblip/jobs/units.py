@@ -129,6 +129,8 @@ class Unit:
 
     def result_file(self, job: "Job") -> str:
         """Name of the file with the result; another attempt never writes the same one."""
+        # A worker that was given up may write still: under one name it would spoil the file that
+        # its successor has reported.
         name = f"{job.kind.name}-{job.fingerprint}-{self.part:08d}-{self.digest}-{self.attempt}"
         return f"{name}.{job.kind.suffix}"
 
@@ -225,6 +227,7 @@ class Pieces:
         """
         import pyarrow as pa
 
+        # Not a file a batch: in an object store each is a request to write, read and remove.
         for run in _runs(columns):
             table = pa.concat_tables([columns[batch] for batch in run])
             sink = io.BytesIO()
@@ -244,6 +247,8 @@ class Pieces:
 
         found = {}
         for name in self._store.names(_folder(unit.part, unit.digest)):
+            # Listed, and gone since: the part was finished by somebody else, and its pieces
+            # removed.
             if (content := self._store.read(name)) is None:
                 continue
             table = pa.ipc.open_stream(content).read_all()
@@ -281,6 +286,7 @@ class Pieces:
 
 
 def _folder(part: int, digest: str) -> str:
+    # With the digest, so that of a part which has changed since no old piece is taken.
     return f"pieces/{part:08d}-{digest}/"
 
 

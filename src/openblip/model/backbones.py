@@ -73,6 +73,7 @@ class BackboneEncoder(nn.Module):
         self.num_prefix_tokens = max(1, _num_prefix_tokens(self.backbone))
         count = self.config.checkpoint_layers
         for block in self.blocks[len(self.blocks) - count :] if count else ():
+            # The method, not the module: a wrapper would be in the names of its weights.
             block.forward = _recomputing(block)
 
     @property
@@ -86,6 +87,7 @@ class BackboneEncoder(nn.Module):
         """The first `num_given` tokens, by default all."""
         hidden: Tensor = self.backbone(images)
         if _num_prefix_tokens(self.backbone) == 0:
+            # Everything that reads an image as a whole reads the first token.
             hidden = torch.cat([hidden.mean(dim=1, keepdim=True), hidden], dim=1)
         return hidden[:, :num_given]
 
@@ -351,6 +353,7 @@ def _emptied(module: nn.Module) -> nn.Module:
     empty: dict[int, Tensor] = {}
 
     def without_memory(tensor: Tensor) -> Tensor:
+        # By identity: weights that are tied stay so.
         if id(tensor) not in empty:
             bare = torch.empty_like(tensor, device="meta")
             is_parameter = isinstance(tensor, nn.Parameter)

@@ -31,6 +31,7 @@ def build_heads(model: Any) -> None:
     if "itc" in config.heads:
         model.image_projection = Linear(config.vision.width, config.embed_dim)
         model.text_projection = Linear(config.text.width, config.embed_dim)
+        # Itself a weight and not, as in CLIP, its logarithm: so the original's files have it.
         model.temperature = nn.Parameter(torch.tensor(0.07))
     if "itm" in config.heads:
         model.itm_head = Linear(config.text.width, 2)
@@ -51,6 +52,7 @@ class Med(ImageModel[MedConfig]):
     def __init__(self, config: MedConfig, backbone: nn.Module | None = None) -> None:
         super().__init__(config, backbone)
         config = self.config
+        # Not the argument: a backbone has settled the width that cross-attention is built for.
         self.text = TextStack(config.text, config.vision.width, config.heads)
         build_heads(self)
 
@@ -71,6 +73,8 @@ class Med(ImageModel[MedConfig]):
     ) -> Float[Tensor, "batch embed"]:
         """Unit-length embeddings of encoded images, from their class tokens."""
         self.require("itc")
+        # In float32 also under autocast: a length rounded to 8 bits is not 1, and the contrast
+        # divides cosines by a small temperature.
         return F.normalize(self.image_projection(image_hidden[:, 0]).float(), dim=-1)
 
     def embed_texts(
@@ -83,6 +87,7 @@ class Med(ImageModel[MedConfig]):
 
     def memories(self, image_hidden: Float[Tensor, "images patches vision_width"]) -> Memories:
         """Cross-attention keys and values of encoded images, for encoder and decoder."""
+        # Such a text stack has no cross-attention, and there would be nothing to index.
         if set(self.config.heads) == {"itc"}:
             self.require("multimodal")
         return self.text.memories(image_hidden)

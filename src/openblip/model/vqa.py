@@ -183,6 +183,8 @@ class Nlvr(ImageModel[NlvrConfig]):
         self.text = TextStack(config.text, config.vision.width, ("multimodal",))
         for number, layer in enumerate(self.text.layers):
             merges = number >= config.merge_from_layer
+            # The stack has drawn its weights already: what is put in later would keep PyTorch's
+            # own.
             twin = TwinCrossAttention(config.text, config.vision.width, merges=merges)
             cast("TextLayer", layer).cross_attention = twin.apply(
                 partial(initialise, std=initial_std(config.text.width))
@@ -267,6 +269,7 @@ def nlvr_from(med: Med) -> Nlvr:
     weights = med.text.state_dict()
     for name in [name for name in weights if ".cross_attention." in name]:
         before, part = name.split(".cross_attention.")
+        # Both images share one norm, which keeps its name.
         if not part.startswith("norm."):
             for twin in ("first", "second"):
                 weights[f"{before}.cross_attention.{twin}.{part}"] = weights[name]
@@ -288,6 +291,7 @@ def _take_over(
     """Copies into a stack every weight of the same name and shape."""
     known = source.state_dict() if weights is None else weights
     own = stack.state_dict()
+    # All names, as it refuses to load a part: what the source lacks stays as it was drawn.
     stack.load_state_dict(
         own | {k: v for k, v in known.items() if k in own and own[k].shape == v.shape}
     )

@@ -223,9 +223,11 @@ class NlvrTask(Task[ImagePairBatch]):
 
     def forward(self, batch: ImagePairBatch, position: StepPosition) -> StepOutput:
         """The cross-entropy of a batch; draws nothing, so the position is unused."""
+        # Halves, as the cross-attention of two images takes them apart again.
         images = torch.cat([batch.first_images, batch.second_images])
         memory = self.student.memory(*self.student.encode_images(images).chunk(2))
         logits = self.student.compare(batch.tokens, batch.mask, memory)
+        # Under autocast the logits are bfloat16, in which a sure answer's loss would be 0.
         loss = F.cross_entropy(logits.float(), batch.labels)
         right = (logits.argmax(dim=1) == batch.labels).float().mean()
         return StepOutput(loss, {"truth": loss.detach(), "accuracy": right})

@@ -112,6 +112,7 @@ def find_task(task: str) -> "type[AnyTask]":
     found = find_object(task if home is None else home.reference)
     if not (isinstance(found, type) and issubclass(found, Task)):
         raise RecipeError(f"task {task}: this is no subclass of openblip.Task, but {found!r:.80}")
+    # Asked for here, as a recipe is made: Python would complain once all data have been read.
     if inspect.isabstract(found):
         lacking = ", ".join(sorted(found.__abstractmethods__))
         raise RecipeError(f"task {task}: the class lacks {lacking}")

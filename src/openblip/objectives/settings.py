@@ -39,6 +39,7 @@ class ContrastObjectives:
     """Added to the weight of every negative, so that easy ones come up too."""
 
     def __post_init__(self) -> None:
+        # Files and flags are checked against these types already, objects made in Python are not.
         for name, known in (
             ("negatives", get_args(NegativesFrom)),
             ("negative_features", get_args(NegativeFeatures)),
@@ -50,6 +51,7 @@ class ContrastObjectives:
         for name in ("momentum", "alpha"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise RecipeError(f"objectives.{name} {getattr(self, name)} is not in [0, 1]")
+        # Similarities are divided by the temperature, which therefore must not reach 0.
         if not 0.0 < self.min_temperature <= self.max_temperature:
             raise RecipeError(
                 f"objectives.min_temperature {self.min_temperature} and max_temperature "
@@ -66,6 +68,7 @@ def _check_losses(losses: tuple[str, ...], known: tuple[str, ...]) -> None:
 
 
 def _check_smoothing(share: float) -> None:
+    # With 1 the target would be the same whatever the label is, and nothing would be learnt.
     if not 0.0 <= share < 1.0:
         raise RecipeError(f"objectives.label_smoothing {share} is not in [0, 1)")
 
@@ -152,6 +155,7 @@ class AlbefObjectives(ContrastObjectives):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_losses(self.losses, get_args(AlbefLoss))
+        # Every step contrasts: its similarities choose the hard negatives of matching.
         if "itc" not in self.losses:
             raise RecipeError(f"objectives.losses {self.losses!r}: ALBEF needs itc among them")
         if not 0.0 < self.mask_probability < 1.0:

@@ -63,6 +63,7 @@ class StepOutput:
     """What `Task.finish_step` shall enqueue."""
 
     def __post_init__(self) -> None:
+        # Said by the first step, and not when its numbers are to be written, many steps later.
         if taken := _TAKEN & self.terms.keys():
             raise TrainingError(
                 f"a step has a term {min(taken)!r}, which the log calls something else: choose "
@@ -77,6 +78,7 @@ class Collectives(Protocol):
     world_size: int
 
     def gather(self, tensor: Tensor) -> Tensor:
+        # Apart from the next one, since a teacher's features need no message on the way back.
         """The tensors of all ranks, concatenated in rank order along the first dimension."""
         ...
 
@@ -169,6 +171,8 @@ class Task(nn.Module, ABC, Generic[BatchT]):
     def forward(self, batch: BatchT, position: StepPosition) -> StepOutput:
         """Losses of a batch, free of side effects."""
 
+    # No part of `forward`: a validation runs that too, and what a step that is not finite has made
+    # must not come into the queues.
     def finish_step(self, update: QueueUpdate | None) -> None:
         """Changes that come after the optimiser: new features enter the queues."""
 

@@ -158,6 +158,7 @@ def estimate(
 def stands_for(design: Design, labels: Labels) -> NDArray[np.float64]:
     """How many texts of the collection each label stands for, (labels,)."""
     counts = np.bincount(labels.strata, minlength=len(design.sizes))
+    # No label asks for a stratum without labels, in which NumPy would divide by 0.
     return np.asarray((design.sizes / np.maximum(counts, 1))[labels.strata])
 
 
@@ -252,6 +253,7 @@ def krippendorff_alpha(verdicts: Sequence[Sequence[str]]) -> float:
     paired = [Counter(own) for own in verdicts if len(own) > 1]
     totals = sum(paired, Counter[str]())
     count = totals.total()
+    # Where no two verdicts differ nothing could disagree: the quotient would be 0 / 0.
     if count == 0 or len(totals) < 2:
         return NOT_DEFINED
     # Pairs of different verdicts on one text, each text counting as its number of verdicts.

@@ -81,6 +81,8 @@ def read_yaml(path: Path, error: type[OpenBlipError] = DataError) -> tuple[Any, 
 
     text = read_text(path, error)
     try:
+        # Composed first: nodes know their lines, and anchors within anchors can be counted before
+        # anybody builds what they stand for.
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         lines: dict[str, int] = {}
         if root is not None:

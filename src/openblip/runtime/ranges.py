@@ -23,9 +23,11 @@ class Range:
 
     def __contains__(self, value: float) -> bool:
         above = value > self.least if self.is_open else value >= self.least
+        # NaN fails each comparison, but infinity is above every `least`.
         return math.isfinite(value) and above and value <= self.most
 
     def __str__(self) -> str:
+        # A bound that nobody comes near would only hide what was wrong.
         if self.most < 1 << 31:
             return f"from {self.least:g} to {self.most:g}"
         return f"above {self.least:g}" if self.is_open else f"at least {self.least:g}"
@@ -55,6 +57,7 @@ def check_ranges(settings: Any) -> None:
     Raises:
         RecipeError: one is not; names the field.
     """
+    # The ranges are what is dropped from the hints without the extras.
     for name, hint in get_type_hints(type(settings), include_extras=True).items():
         value = getattr(settings, name)
         if wrong := broken_range(hint, value):

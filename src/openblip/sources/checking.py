@@ -150,6 +150,7 @@ class Checks:
         def refused(reason: Reason, detail: str) -> tuple[Refused, None, str]:
             return Refused(entry.where, entry.cursor, reason, detail), None, ""
 
+        # What costs nothing comes first: only what passes is read and decoded.
         captions = [text.strip() for text in entry.captions if text.strip()]
         may_lack = entry.may_lack_captions or self.settings.without_captions
         if not captions and not may_lack:
@@ -171,6 +172,7 @@ class Checks:
     def _row(self, entry: Found, captions: list[str], split: str) -> PairRow:
         is_file = isinstance(entry.image, Path)
         encoded = read_image_file(entry.image) if isinstance(entry.image, Path) else entry.image
+        # Decoded whole, as no header tells that a file breaks off.
         width, height = open_image(encoded, entry.where).size
         # An exported row has the id that it has in a table.
         key = entry.key if SOURCES_FIELD in entry.meta else escaped(entry.key or "")

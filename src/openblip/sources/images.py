@@ -230,6 +230,7 @@ def _content(stream: Any, name: str) -> bytes:
     try:
         if stream.seekable():
             stream.seek(0)
+        # The one byte more tells of a larger file, of which nothing else need be read.
         content = stream.read(MAX_IMAGE_BYTES + 1)
     except (OSError, ValueError, AttributeError) as error:
         raise DataError(f"{name}: cannot be read ({error}); give an open file") from error

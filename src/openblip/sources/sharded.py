@@ -270,6 +270,7 @@ class ShardWorker:
                 yield Counter({"images": event.num_rows})
         assert result is not None
         content, name = result.to_bytes(), unit.result_file(self._job)
+        # Before it is reported: the ledger names no file that is not there.
         self._job.results.write(name, content)
         checksum, report = hashlib.sha256(content).hexdigest(), result.report
         yield size - told

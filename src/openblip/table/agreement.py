@@ -48,6 +48,7 @@ class AgreedText:
         if not votes:
             return False, None
         words, count = votes.most_common(1)[0]
+        # More than half: two reviewers who differ have decided nothing.
         return (True, words) if 2 * count > votes.total() else (False, None)
 
     @property
@@ -224,6 +225,7 @@ def current_verdicts(table: "PairTable", verdicts: Iterable[ReviewRecord]) -> li
             lists["synthetic"] = row.get("synthetic")
         for source, several in lists.items():
             texts |= {(row["id"], source, n): text for n, text in enumerate(several or ())}
+    # By its words: where texts were made anew, others stand in the same places.
     return [record for record in records if texts.get(text_key(record)) == record.text]
 
 

@@ -205,6 +205,7 @@ class CaptionView:
         start = 0
         for batch in table.scan([*self.columns_in(table), "split"]):
             split = string_values(batch["split"])
+            # Of all splits: where the view is empty, an error tells which ones there are.
             splits.update(split.tolist())
             inside = split == self.split
             row_counts = np.zeros(batch.num_rows, dtype=np.int64)

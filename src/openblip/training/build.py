@@ -242,6 +242,7 @@ def _captions(data: DataConfig, tables: Sequence[PairTable]) -> Iterator[str]:
         rows = part.index.rows
         for start in range(0, len(rows), 8192):
             for texts in part.index.captions_of_rows(rows[start : start + 8192]):
+                # With the prefix, whose words the vocabulary must have too.
                 yield from (data.prefix + clean(text, data.max_words) for text in texts)
 
 

@@ -47,6 +47,7 @@ def open_tables(data: DataConfig) -> tuple[PairTable, ...]:
         MissingExtra: images lie in an object store, and its packages are not installed.
     """
     uris = [part.table for part in data.mixture]
+    # Opened twice while rows are appended, a table would be of two versions in one run.
     opened = {uri: PairTable.open(uri) for uri in dict.fromkeys(uris)}
     for table in opened.values():
         check_reachable(table)
@@ -76,6 +77,7 @@ def share_verdicts(data: DataConfig, tables: Sequence[PairTable], processes: Pro
     ]
     # Every process reads, so that what is wrong with a log stops them all.
     read = {table.uri: table.verdicts() for table in asking}
+    # The first one's alone are sent: a log may be long, and all would send theirs to all.
     first = processes.gather_objects(read if processes.is_first else None)[0]
     for table in asking:
         table.fix_verdicts(first[table.uri])
@@ -211,6 +213,7 @@ def frozen_states(recipe: Recipe, student: Student) -> StatesOf:
         return student.encode_images(images.to(device))
 
     def states_of(table: PairTable, rows: np.ndarray) -> RowStates:
+        # By what the encoder is: states of another one are never taken for its own.
         folder = _states_folder(recipe.data, table) / fingerprint
         states = ImageStates(folder, (vision.num_patches, vision.width))
         return states_of_rows(states, table, rows, size, encode)
@@ -267,6 +270,8 @@ def _pair_loader(
         num_threads=data.num_threads,
         prefix=data.prefix,
         max_words=data.max_words,
+        # Pinned memory is for copies to a GPU beside its work; where there is none, it only makes
+        # memory scarce.
         pin_memory=processes.device.type == "cuda",
         scaled_decoding=data.scaled_decoding,
         made=_made_texts(recipe, parts),
@@ -308,6 +313,7 @@ def _example_loader(
     data = recipe.data
     asks = recipe.needs.examples == "questions"
     index = (QuestionIndex if asks else ImagePairIndex).resolve(table, split)
+    # This is validation, whose split may be smaller than a batch.
     if augmentation is None:
         batch_size = max(1, min(batch_size, len(index) // processes.world_size))
     images = (batch_size, data.image_size, augmentation)

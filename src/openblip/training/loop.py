@@ -157,6 +157,7 @@ class Trainer:
         with sync:
             with self._autocast():
                 output: StepOutput = self._module(part.to(self.processes.device), position)
+            # Gradients of parts add up: of parts of means, to the gradient of the batch's mean.
             (output.loss / num_parts).backward()  # type: ignore[no-untyped-call]  # torch
         return replace(output, loss=output.loss.detach())
 
@@ -185,6 +186,8 @@ class Trainer:
         pairs = list(zip(parts, outputs, strict=True))
         ids = [i for part, out in pairs if not torch.isfinite(out.loss) for i in part.ids]
         bad = [i for rank_ids in self.processes.gather_objects(ids) for i in rank_ids]
+        # Every loss was finite and a gradient was not: any pair may have made it. All ranks come
+        # here or none, as they have gathered the same.
         if not bad:
             own = [i for part in parts for i in part.ids]
             bad = [i for rank_ids in self.processes.gather_objects(own) for i in rank_ids]
@@ -312,6 +315,7 @@ class Loop:
     def _pass_over(self, state: RunState, batches: Iterator[Examples]) -> bool:
         """Leave out a step; what is due after it happens all the same."""
         position = self._steps.position(state.step)
+        # Taken from the loader all the same, which gives batches in their order.
         for _ in islice(batches, self._steps.accumulate):
             pass
         state.step += 1
@@ -374,8 +378,11 @@ class Loop:
             judged = losses["loss"]
             if self._reporting.log is not None:
                 self._reporting.log.write("validation", state.step, losses)
+        # NaN is below nothing: no such checkpoint is ever the best.
         if judged < state.best_loss:
             state.best_loss, state.best_step = judged, state.step
+        # Before it is saved: a run that is resumed from here begins a new window, and knows what
+        # the validation has taken.
         state.window_loss, state.window_steps = 0.0, 0
         state.seconds += perf_counter() - began
         self._save(state)

@@ -174,6 +174,7 @@ class RunSteps:
         if steps is None:
             assert config.epochs is not None, "a recipe gives steps or epochs"
             steps = math.floor(config.epochs * batches_per_epoch / config.accumulate + _ROUNDING)
+            # An epoch has a step at least, also where one step takes several epochs' data.
             steps = max(steps, config.epochs)
         return RunSteps(
             total_steps=steps,
@@ -200,6 +201,7 @@ class RunSteps:
 def learning_rates(recipe: Recipe, steps: RunSteps) -> Callable[[int], float]:
     """The learning rate of a step, given the number of steps before it."""
     schedule, peak_lr = recipe.schedule, recipe.optimiser.lr
+    # From above the peak a rise would be a fall.
     start_lr = min(schedule.warmup_lr, peak_lr)
     match schedule.kind:
         case "step_decay":

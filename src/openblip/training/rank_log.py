@@ -167,6 +167,7 @@ class RankLog:
     def note(self, text: str) -> None:
         """Append to the log."""
         self._file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        # A process that is killed leaves its last line.
         self._file.flush()
 
     def warn(self, text: str) -> None:
@@ -218,6 +219,7 @@ def read_statuses(run_dir: Path) -> list[RankStatus]:
             found.append(from_plain(RankStatus, own, ""))
         except RecipeError as error:
             raise TrainingError(f"{path}: {error}; remove the file, which is damaged") from error
+    # `torchrun` restarts all: a file of an attempt before is of a rank that has not begun again.
     latest = max((status.attempt for status in found), default=0)
     return sorted((s for s in found if s.attempt == latest), key=lambda status: status.rank)
 
@@ -247,6 +249,7 @@ def what_happened(run_dir: Path, statuses: Sequence[RankStatus]) -> str | None:
         )
     failed = [status for status in statuses if status.state == "failed"]
     if failed:
+        # The earliest: the others fail because they have lost it.
         first = min(failed, key=lambda status: status.updated)
         return (
             f"rank {first.rank} failed after step {first.step} ({_first_line(first.error)}), see "

@@ -91,6 +91,7 @@ class DataConfig:
         _check_at_least("data", self, 1, "given_tokens")
         if self.given not in (None, *get_args(GivenText)):
             raise RecipeError(f"data.given is {self.given!r}; there is web, or nothing")
+        # The first, special token, one of the text, and `[SEP]`.
         _check_at_least("data", self, 3, "max_tokens")
         _check_weight("data.weight", self.weight)
         if not 0.0 <= self.max_unknown <= 1.0:
@@ -99,6 +100,7 @@ class DataConfig:
     @property
     def longest(self) -> int:
         """Most tokens of a row: of a caption and what is given before it."""
+        # A given text ends with a `[SEP]` of its own.
         return self.max_tokens + (self.given_tokens + 1 if self.given else 0)
 
     @property
@@ -265,6 +267,8 @@ class TrainConfig:
         Raises:
             RecipeError: if the batch cannot be divided so.
         """
+        # All parts of one size: the gradient is a mean of the parts' means, which is the batch's
+        # only then.
         size, rest = divmod(self.batch_size, world_size * self.accumulate)
         if rest:
             raise RecipeError(
@@ -354,6 +358,7 @@ class Recipe:
             )
         self._check_task()
         self._check_texts()
+        # Else a cosine would rise towards the lowest rate, all run long.
         if self.schedule.min_lr > self.optimiser.lr:
             raise RecipeError(
                 f"schedule.min_lr {self.schedule.min_lr} is above optimiser.lr "
@@ -362,6 +367,7 @@ class Recipe:
 
     def _check_task(self) -> None:
         needs = self.needs
+        # Not `isinstance`: a filter's settings are pre-training's too, and its defaults are others.
         if type(self.objectives) is not needs.settings:
             raise RecipeError(
                 f"objectives are {type(self.objectives).__name__}, but the task {self.task!r} "

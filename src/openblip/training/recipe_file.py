@@ -228,6 +228,7 @@ def _from_scalar(kind: Any, value: Any, name: str) -> Any:
             return float(value)
         except (TypeError, ValueError):
             raise _wrong(name, value, "a number") from None
+    # Not `isinstance`: to Python True is a whole number.
     if type(value) is not kind:
         words = {int: "a whole number", bool: "true or false", str: "text", float: "a number"}
         raise _wrong(name, value, words.get(kind, str(kind)))

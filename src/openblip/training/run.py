@@ -163,6 +163,7 @@ class _Run:
             states_of = frozen_states(recipe, self.task.student)
             for loader in filter(None, (self.loader, self.validation)):
                 loader.use_states(states_of)
+        # After the task was moved and divided: an optimiser keeps the very parameters that it gets.
         self.optimiser = build_optimiser(trained_parameters(self.task), recipe.optimiser)
         self.state, self.is_new = self._state_at(checkpoint), checkpoint is None
         self._settle_products()
@@ -206,6 +207,7 @@ class _Run:
 
     def _may_leave_weights_out(self) -> bool:
         """Whether some weights get no gradient; of a backbone's nobody knows."""
+        # DDP waits for the gradient of every weight, unless it is told to look which get none.
         has_backbone = self.task.student.config.vision.backbone is not None
         return has_backbone or not self.task.trains_all_weights
 
@@ -239,6 +241,7 @@ class _Run:
             # Something to go back to before the first regular checkpoint.
             self._save(self.state)
         while True:
+            # A new one each time: the sums of the old one are of steps that were undone.
             loop = Loop(
                 self.trainer,
                 self.loader,
