@@ -440,11 +440,11 @@ def compiled_blocks(bench: Bench) -> dict[str, Any]:
 
 def compiled_models(bench: Bench) -> dict[str, Any]:
     """The step as `--train.compile` has it: image encoder and text stack, each as a whole."""
-    from openblip.training.build import compile_parts
+    from openblip.training.build import compile_stacks
 
     if not bench.has_gpu and bench.is_default:
         raise Skipped("a processor takes a minute to trace them; `--only models` asks for it")
-    return compiled_step(bench, compile_parts)
+    return compiled_step(bench, compile_stacks)
 
 
 def large_step(bench: Bench) -> dict[str, Any]:

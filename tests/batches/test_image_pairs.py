@@ -123,11 +123,16 @@ def test_another_sentence_has_another_fingerprint(
     ("sentence", "may"),
     [
         ("The Left one is darker", True),
+        ("The dog is on the left.", True),
+        ("Two dogs (right) and one (left)", True),
+        ("the leftmost dog is brown", True),
+        ("The first image has two dogs", True),
+        ("it is brighter; a theft of light", False),
         ("one is darker", False),
         ("a café is darker", False),
         ("左边的更暗", True),
         ("एक चित्र बाईं ओर है", True),
     ],
 )
-def test_sides_in_another_script_are_never_swapped(sentence: str, may: bool) -> None:
+def test_where_a_side_may_be_named_nothing_is_swapped(sentence: str, may: bool) -> None:
     assert may_name_a_side(sentence) is may

@@ -12,7 +12,7 @@ import json
 import torch
 from torch._dynamo.utils import counters
 from openblip.batches.tokenizer import SpecialTokens
-from openblip.inference.loading import compile_parts
+from openblip.inference.loading import compile_blocks
 from openblip.inference.decoding import Decoding
 from openblip.inference.generation import generate
 from openblip.model import Med, MedConfig
@@ -30,7 +30,7 @@ def run(med, images):
 config = MedConfig.preset("tiny", vocab_size=100, image_size=32)
 plain, compiled = Med(config).eval(), Med(config).eval()
 compiled.load_state_dict(plain.state_dict())
-compile_parts(compiled)
+compile_blocks(compiled)
 compiled.load_state_dict(plain.state_dict())
 images = torch.randn(7, 3, 32, 32)
 result = {"graphs": [], "difference": 0.0, "same_ids": True}

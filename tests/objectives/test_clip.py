@@ -8,7 +8,8 @@ import torch.nn.functional as F
 
 from openblip.batches.loader import Batch
 from openblip.model import Med
-from openblip.objectives.clip import ClipObjectives, ClipTask
+from openblip.objectives.clip import ClipTask
+from openblip.objectives.settings import ClipObjectives, PretrainObjectives
 from openblip.objectives.task import StepPosition
 from openblip.runtime.errors import MissingHead, RecipeError
 
@@ -52,3 +53,23 @@ def test_other_heads_are_refused(make_student: MakeStudent) -> None:
         ClipTask(make_student(heads=("lm",)), ClipObjectives())
     with pytest.raises(RecipeError, match="min_temperature"):
         ClipObjectives(min_temperature=0.0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize(
+    ("objectives", "field"),
+    [
+        (ClipObjectives, "min_temperature"),
+        (PretrainObjectives, "min_temperature"),
+        (PretrainObjectives, "max_temperature"),
+        (PretrainObjectives, "alpha_ramp_epochs"),
+        (PretrainObjectives, "negative_floor"),
+        (PretrainObjectives, "momentum"),
+        (PretrainObjectives, "label_smoothing"),
+    ],
+)
+def test_settings_are_numbers_of_a_range(
+    objectives: type[ClipObjectives | PretrainObjectives], field: str, value: float
+) -> None:
+    with pytest.raises(RecipeError, match=field):
+        objectives(**{field: value})

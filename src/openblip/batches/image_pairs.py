@@ -5,6 +5,7 @@ other image's row), `sentence`, `label` (true or false), and optionally `pair_id
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,8 @@ from openblip.runtime.errors import DataError
 from openblip.table.rows import read_meta
 from openblip.table.table import PairTable
 
-# Which image is which matters to a sentence with one of these.
-_SIDES = frozenset({"left", "right"})
+# Which image is which matters to a sentence with a word like these: "on the right.", "leftmost".
+_SIDES = re.compile(r"\b(left|right|first|second)", re.IGNORECASE)
 # The published files have texts. 1 and 0 are right too: to Python they equal True and False.
 _LABELS: dict[object, bool] = {True: True, False: False, "True": True, "False": False}
 
@@ -219,4 +220,4 @@ def may_name_a_side(sentence: str) -> bool:
     """Whether it matters to a sentence which image is which: in another script nobody can tell."""
     letters = [letter for letter in sentence if letter.isalpha()]
     is_foreign = 2 * sum(map(str.isascii, letters)) < len(letters)
-    return is_foreign or bool(_SIDES & set(sentence.lower().split(" ")))
+    return is_foreign or _SIDES.search(sentence) is not None

@@ -183,7 +183,7 @@ class QuestionBatch(Examples):
     question_of_answer: Tensor
     """int64 (answers,), which question each answers."""
     weights: Tensor
-    """float32 (answers,): the share of the annotators who gave it, which sum to 1 per question."""
+    """float32 (answers,): the share of the annotators who gave it, times the question's weight."""
     step: int
     """Number of the global batch that this is (a part of), from 0."""
 

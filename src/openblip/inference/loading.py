@@ -98,7 +98,7 @@ def load(
     blip = _load_weights(source, path, image_size)
     blip.model.to(device=place, dtype=weights)
     if compile:
-        compile_parts(blip.model)
+        compile_blocks(blip.model)
     if weights == torch.float32:
         _look_up_states(blip)
     return blip
@@ -246,8 +246,6 @@ def load_tokenizer(source: str | Path) -> TextTokenizer:
     Raises:
         CheckpointError: if there is no such model, or it has no tokenizer that can be read.
     """
-    from openblip.checkpoints.reading import read_outline
-
     return read_outline(find_model(source)).tokenizer
 
 
@@ -293,7 +291,7 @@ def check_weights(model: nn.Module, source: str) -> None:
             )
 
 
-def compile_parts(model: AnyModel) -> AnyModel:
+def compile_blocks(model: AnyModel) -> AnyModel:
     """The same model, its blocks compiled where they are; gives back its argument.
 
     Compiled are the image encoder's blocks and the text layers' feed-forward networks: what all

@@ -283,6 +283,7 @@ class ManyProcesses:
         children = {child.connection: child for child in self._children.values()}
         if not children:
             time.sleep(seconds)
+            return
         for connection in wait(list(children), seconds):
             assert isinstance(connection, Connection)
             child = children[connection]

@@ -1,5 +1,6 @@
 """The settings of every task's losses; light, so that a recipe is read without torch."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -52,14 +53,15 @@ class ContrastObjectives:
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise RecipeError(f"objectives.{name} {getattr(self, name)} is not in [0, 1]")
         # Similarities are divided by the temperature, which therefore must not reach 0.
-        if not 0.0 < self.min_temperature <= self.max_temperature:
+        if not 0.0 < self.min_temperature <= self.max_temperature < math.inf:
             raise RecipeError(
                 f"objectives.min_temperature {self.min_temperature} and max_temperature "
-                f"{self.max_temperature}: need 0 < min_temperature <= max_temperature"
+                f"{self.max_temperature}: need 0 < min_temperature <= max_temperature < inf"
             )
         for name in ("queue_size", "alpha_ramp_epochs", "negative_floor"):
-            if getattr(self, name) < 0:
-                raise RecipeError(f"objectives.{name} {getattr(self, name)} is negative")
+            # A comparison with NaN is False.
+            if not 0 <= getattr(self, name) < math.inf:
+                raise RecipeError(f"objectives.{name} {getattr(self, name)}: give 0 or more")
 
 
 def _check_losses(losses: tuple[str, ...], known: tuple[str, ...]) -> None:
@@ -130,7 +132,7 @@ class ClipObjectives:
     most)."""
 
     def __post_init__(self) -> None:
-        if self.min_temperature <= 0.0:
+        if not 0.0 < self.min_temperature < math.inf:
             raise RecipeError(
                 f"objectives.min_temperature {self.min_temperature}: give more than 0"
             )

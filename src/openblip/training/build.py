@@ -224,7 +224,7 @@ def assemble_task(
     return task
 
 
-def compile_parts(model: Student, **options: Any) -> None:
+def compile_stacks(model: Student, **options: Any) -> None:
     """Let the image encoder and the text stack of a model be compiled at their first use.
 
     Args:
@@ -309,7 +309,8 @@ def _prompt_tokens(data: DataConfig, tokenizer: TextTokenizer) -> int:
 def _fresh_weights(seed: int, purpose: int) -> Iterator[None]:
     """The global generator, which modules draw their weights from, as the seed decides."""
     with torch.random.fork_rng([]):
-        torch.manual_seed(keyed_hash(seed, purpose))
+        # The processor's alone: `torch.manual_seed` would change those of accelerators for good.
+        torch.default_generator.manual_seed(keyed_hash(seed, purpose))
         yield
 
 

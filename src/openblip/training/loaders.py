@@ -89,8 +89,8 @@ def training_loader(
     """Batches to learn from: one accumulated part of one process at a time.
 
     Raises:
-        DataError: there are no examples, or an epoch is smaller than one batch.
-        RecipeError: the batch cannot be divided.
+        DataError: there are no examples, or fewer than one batch has.
+        RecipeError: the batch cannot be divided, or pairs are fewer than one batch has.
     """
     size = recipe.train.part_size(processes.world_size)
     augmentation = recipe.data.augmentation

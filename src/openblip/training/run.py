@@ -16,7 +16,7 @@ from openblip.runtime.errors import OpenBlipError, TrainingError, one_line
 from openblip.runtime.memory import keep_freed_memory, return_freed_memory
 from openblip.runtime.progress import Progress
 from openblip.runtime.threads import threads_for
-from openblip.training.build import build_model, build_task, compile_parts
+from openblip.training.build import build_model, build_task, compile_stacks
 from openblip.training.checkpoint import (
     CheckpointStore,
     CheckpointWriter,
@@ -168,7 +168,7 @@ class _Run:
         self.state, self.is_new = self._state_at(checkpoint), checkpoint is None
         self._settle_products()
         if recipe.train.compile:
-            compile_parts(self.task.student)
+            compile_stacks(self.task.student)
         self.trainer = Trainer(
             self.task,
             self.optimiser,
