@@ -20,6 +20,9 @@ from .jobs import columns, job_settings, leases, make_table, wait_until
 
 Models = dict[str, str]
 
+# Ray leaves files and processes of its own to the collector; releases before 2.60 are told for it.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:

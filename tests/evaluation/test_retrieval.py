@@ -39,9 +39,9 @@ def pair_by_pair(blip: Blip, world: PairTable) -> Scores:
         for image, row in enumerate(rows):
             hidden = blip.med.encode_images(eval_transform(row_image(row), blip.image_size)[None])
             memory = blip.med.text.remember(hidden)
-            cosines[image] = blip.med.embed_images(hidden) @ torch.cat(embeds).T
+            cosines[image] = (blip.med.embed_images(hidden) @ torch.cat(embeds).T).numpy()
             for text, first in enumerate(encoded[1]):
-                logits[image, text] = blip.med.match(first.ids, first.mask, memory)[0, 1]
+                logits[image, text] = float(blip.med.match(first.ids, first.mask, memory)[0, 1])
     return cosines, logits
 
 

@@ -177,7 +177,7 @@ def test_the_slider_dims_what_is_below(studio: RunningStudio, page: "Page") -> N
     page.wait_for_selector(HIT)
     slider = page.get_by_label("match probability (ITM) at least")
     for level in (0.0, 0.3, 0.7, 1.0):
-        slider.fill(str(level))
+        slider.fill(f"{level:g}")
         assert page.locator(".found > li.below").count() == sum(itm < level for itm in known)
     assert page.get_by_role("heading", name="Nothing found above 1.00; nearest:").is_visible()
     assert "below the threshold" in str(page.locator(HIT).first.get_attribute("aria-label"))
