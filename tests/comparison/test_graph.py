@@ -1,5 +1,6 @@
 """Which stages a comparison has, and what their fingerprints depend on."""
 
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -200,6 +201,34 @@ def test_a_recipe_may_be_of_somebody_else(tmp_path: Path, monkeypatch: pytest.Mo
         named("recipes_of_mine:shorter")
 
 
+def test_files_of_a_source_count_by_their_names_and_contents(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world = "world: {web_rows: 16, human_rows: 24, val_rows: 2, test_rows: 8}"
+    given = "sources: [{source: $DATA/photos, origin: human}]"
+
+    def seen() -> str:
+        stage = StageGraph(spec_of(tmp_path, TINY.replace(world, given))).data("pairs", 0)
+        return stage.fingerprint
+
+    monkeypatch.setenv("DATA", str(tmp_path))
+    file = tmp_path / "photos" / "train" / "a.jpg"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(b"one")
+    first = seen()
+    shutil.copytree(tmp_path / "photos", tmp_path / "copy" / "photos")
+    monkeypatch.setenv("DATA", str(tmp_path / "copy"))
+    assert seen() == first
+    monkeypatch.setenv("DATA", str(tmp_path))
+    status = file.stat()
+    file.write_bytes(b"two")  # as long, and set back to its time
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    changed = seen()
+    (tmp_path / "photos" / "test").mkdir()
+    file.rename(tmp_path / "photos" / "test" / "a.jpg")
+    assert len({first, changed, seen()}) == 3
+
+
 MAKER = """
 def noisy(place, seed, source, noise=0.5):
     raise NotImplementedError
@@ -229,10 +258,11 @@ class TestTablesThatAFunctionMakes:
     def test_settings_seed_code_and_files_decide(self, made: Any, tmp_path: Path) -> None:
         first = made()
         assert first.settings["made"]["settings"] == {
-            "source": str(tmp_path / "list.txt"),
+            "source": "$DATA/list.txt",
             "noise": 0.5,
             "seed": 0,
         }
+        assert first.placed["made"]["settings"]["source"] == str(tmp_path / "list.txt")
         assert made().fingerprint == first.fingerprint
         others = {made("noise: 0.75").fingerprint, made(seed=1).fingerprint}
         (tmp_path / "list.txt").write_text("another")
@@ -240,6 +270,19 @@ class TestTablesThatAFunctionMakes:
         (tmp_path / "makers_of_mine.py").write_text(f"{MAKER}# changed\n")
         others.add(made().fingerprint)
         assert len(others - {first.fingerprint}) == 4
+
+    def test_neither_place_nor_time_of_a_file_decides(
+        self, made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        first = made()
+        copy = tmp_path / "elsewhere"
+        copy.mkdir()
+        (copy / "list.txt").write_text((tmp_path / "list.txt").read_text())
+        os.utime(copy / "list.txt", (1, 1))
+        monkeypatch.setenv("DATA", str(copy))
+        again = made()
+        assert again.fingerprint == first.fingerprint
+        assert again.placed["made"]["settings"]["source"] == str(copy / "list.txt")
 
     def test_what_is_no_such_function_is_refused(self, made: Any, tmp_path: Path) -> None:
         with pytest.raises(FieldError, match=r"makers_of_mine.* has no noise") as refused:

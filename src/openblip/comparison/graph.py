@@ -4,12 +4,14 @@ import hashlib
 import inspect
 from collections.abc import Mapping
 from dataclasses import fields, replace
+from functools import cache
 from os.path import expandvars
 from pathlib import Path
 from typing import Any
 
 from openblip.batches.tokenizer import tokenizer_file
 from openblip.batches.wordpiece import settings_beside
+from openblip.checkpoints.fingerprints import RememberedHashes, default_hashes, sha256_of
 from openblip.checkpoints.reading import find_model, read_outline
 from openblip.comparison.protocols import PROTOCOLS
 from openblip.comparison.spec import ComparisonSpec, DataSpec, MadeSpec, ModelSpec
@@ -42,6 +44,8 @@ from openblip.world.recipes import WORLD_FINETUNE_RECIPES, WORLD_PRETRAIN_RECIPE
 
 # Where an input lies does not count for a fingerprint: a stage's recipe names its inputs by these.
 _TABLE, _INIT = "@table", "@init"
+# Bytes from which a hash of a file is remembered from one command to the next.
+_LARGE = 64 << 20
 _NAMES = {"init": _INIT, "tokenizer": "@tokenizer"}
 # Fields of a recipe that `settings` leave alone, and what decides them.
 _ELSEWHERE = {
@@ -147,10 +151,14 @@ class StageGraph:
             config = from_plain(WorldConfig, values, f"data.{name}.world")
             return Stage("data", title, {"world": config_to_dict(config)})
         if spec.made is not None:
-            return Stage("data", title, {"made": _made(spec.made, seed)})
-        sources = [replace(one, source=expandvars(one.source)) for one in spec.sources]
-        seen = [_source_digest(source.source) for source in sources]
-        return Stage("data", title, {"sources": [*map(to_plain, sources)], "files": seen})
+            made, placed = _made(spec.made, seed)
+            return Stage("data", title, {"made": made}, placed={"made": placed})
+        places = [replace(one, source=expandvars(one.source)) for one in spec.sources]
+        seen = [_source_digest(source.source) for source in places]
+        settings = {"sources": [*map(to_plain, spec.sources)], "files": seen}
+        return Stage(
+            "data", title, settings, placed={**settings, "sources": [*map(to_plain, places)]}
+        )
 
     def _make_model(self, name: str, spec: ModelSpec, seed: int) -> Stage | Given:
         if spec.is_given:
@@ -243,8 +251,11 @@ class StageGraph:
         return self._inherited(spec.like, field) if value is None and spec.like else value
 
 
-def _made(spec: MadeSpec, seed: int) -> dict[str, Any]:
-    """What a function is called with, and digests of its file and of what its settings name."""
+def _made(spec: MadeSpec, seed: int) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What a function is called with, and digests of its file and of what its settings name.
+
+    Twice: as the comparison's file says it, and with the places that variables stand for.
+    """
     function = find_object(spec.by)
     if not inspect.isfunction(function):
         raise RecipeError(f"{spec.by} is no function")
@@ -256,12 +267,13 @@ def _made(spec: MadeSpec, seed: int) -> dict[str, Any]:
     named = [value for name, value in settings.items() if value != spec.settings[name]]
     # A changed function makes another table; what its file imports is not looked at.
     code = Path(inspect.getfile(function)).read_bytes()
-    return {
+    told = {
         "by": spec.by,
-        "settings": {**settings, "seed": seed},
         "files": [_source_digest(place) for place in named],
         "code": hashlib.sha256(code).hexdigest()[:12],
     }
+    written = {**told, "settings": {**spec.settings, "seed": seed}}
+    return written, {**told, "settings": {**settings, "seed": seed}}
 
 
 def _given(spec: ModelSpec, seed: int) -> Given:
@@ -370,17 +382,31 @@ def _check_settings(settings: Mapping[str, Any], field: str) -> None:
 
 
 def _source_digest(source: str) -> str:
-    """Of the names, sizes and times of a source's files: what changes when they do."""
-    digest, places = hashlib.sha256(), matching_paths(source)
+    """Of the names and contents of a source's files, wherever they lie."""
+    places = matching_paths(source)
     if not places:
         unset = "; a variable of the environment is not set" if "$" in source else ""
         raise DataError(f"{source} does not exist{unset}")
+    seen = []
     for place in places:
         files = sorted(place.rglob("*")) if place.is_dir() else [place]
         for file in files:
             if file.is_file():
-                seen = file.stat()
-                digest.update(f"{file.name} {seen.st_size} {seen.st_mtime_ns}\n".encode())
+                status = file.stat()
+                times = status.st_size, status.st_mtime_ns, status.st_ctime_ns
+                seen.append((str(file), str(file.relative_to(place.parent)), *times))
+    return _content_digest(tuple(seen))
+
+
+@cache
+def _content_digest(files: tuple[tuple[str, str, int, int, int], ...]) -> str:
+    """Of files by place, told name, size and times, so that none is read again for each seed."""
+    digest, remembered = hashlib.sha256(), RememberedHashes(default_hashes())
+    for place, name, size, *_ in files:
+        # Many are small and quickly read; few places are left to remember hashes at.
+        hash_file = remembered.hash_file if size >= _LARGE else sha256_of
+        # Without the top folder's name: a copy may have another one.
+        digest.update(f"{name.partition('/')[2] or name}\0{hash_file(Path(place))}\n".encode())
     return digest.hexdigest()[:12]
 
 

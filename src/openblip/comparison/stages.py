@@ -50,6 +50,9 @@ class Stage:
     """Plain JSON values; together with the inputs they decide the result."""
     inputs: Mapping[str, "Stage | Given"] = field(default_factory=dict)
     """By their role, such as `table` and `init`."""
+    placed: Mapping[str, Any] | None = None
+    """The settings with the places that variables of the environment stand for: these decide
+    nothing, and what lies there counts by its content."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -96,7 +99,7 @@ class Stage:
         order = {
             "kind": self.kind,
             "name": self.name,
-            "settings": self.settings,
+            "settings": self.settings if self.placed is None else self.placed,
             "inputs": places,
             "of": {role: stage.fingerprint for role, stage in self.inputs.items()},
             "versions": {
