@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from openblip.batches.images import iterate_images
+from openblip.batches.images import every_image
 from openblip.batches.loader import PairLoader
 from openblip.batches.mixture import WeightedIndex
 from openblip.batches.tokenizer import TextTokenizer
@@ -215,9 +215,8 @@ def test_every_rank_reads_its_part_directly(
 
 def test_a_missing_object_is_an_error_of_its_row(loaded: dict[str, PairTable], s3: S3Proxy) -> None:
     ObjectFolder(f"{s3.bucket}/images").remove("r3.jpg")
-    (batch,) = iterate_images(loaded["store"], range(8), 8, 16, num_threads=1)
-    assert list(batch.errors) == [3]
-    assert "images/r3.jpg: there is no such object" in batch.errors[3]
+    with pytest.raises(DataError, match=r"row 3 of .*images/r3\.jpg: there is no such object"):
+        list(every_image(loaded["store"], range(8), 8, 16))
 
 
 def test_an_outage_is_no_error_of_a_row(
@@ -226,7 +225,7 @@ def test_an_outage_is_no_error_of_a_row(
     monkeypatch.setenv("OBJECT_STORE_CLIENT_RETRY_TIMEOUT", "1")
     s3.share, s3.faults, s3.only = 1.0, ("slow down",), "/images/"
     with pytest.raises(StorageError, match=r"images/r\d\.jpg: .* has failed for 1 s"):
-        list(iterate_images(loaded["store"], range(8), 8, 16, num_threads=1))
+        list(every_image(loaded["store"], range(8), 8, 16))
 
 
 def test_an_enormous_object_is_refused_unread(s3: S3Proxy, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Images of rows as tensors: one at a time, stacked for a batch, or in order and made ahead."""
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -53,46 +53,23 @@ class StoredRow(NamedTuple):
         return train_transform(image, image_size, augmentation, np.random.default_rng(key))
 
 
-class ImageBatch(NamedTuple):
-    """Some rows' images, and what is wrong with those that have none."""
-
-    rows: np.ndarray
-    """Row numbers of `images`, int64 (images,)."""
-    images: Tensor
-    """float32 (images, 3, size, size), normalised."""
-    errors: dict[int, str]
-    """Why a row that was asked for is not in `rows`, by row number."""
-
-
-def iterate_images(
-    table: PairTable,
-    rows: Sequence[int] | np.ndarray,
-    batch_size: int,
-    image_size: int,
-    num_threads: int | None = None,
-) -> Generator[ImageBatch, None, None]:
-    """Yields the images of `rows` in order, at the transform of evaluation.
-
-    A batch covers `batch_size` of the rows that were asked for; an image that cannot be read
-    makes it shorter (it may even be empty) and stands in its `errors`.
-
-    Args:
-        table: where the images are.
-        rows: row numbers, in any order.
-        batch_size: at least 1.
-        image_size: pixels of a side.
-        num_threads: None for one for each core, 2 to 16.
-    """
-    return _load_ahead(table, _parts(rows, batch_size), image_size, num_threads)
-
-
 def every_image(
     table: PairTable, rows: Sequence[int] | np.ndarray, batch_size: int, image_size: int
 ) -> Iterator[Tensor]:
-    """Yields the images of `iterate_images`, for those who can do without none of them.
+    """Yields the images of rows in their order, a batch at a time, at the transform of evaluation.
+
+    Args:
+        table: where the images are.
+        rows: row numbers, in any order, which may repeat.
+        batch_size: at least 1.
+        image_size: pixels of a side.
+
+    Yields:
+        float32 (images, 3, size, size), normalised; read and decoded ahead by threads.
 
     Raises:
         DataError: an image cannot be read; names the row.
+        StorageError: the object store cannot be reached.
     """
     return every_image_of(table, _parts(rows, batch_size), image_size)
 
@@ -105,10 +82,19 @@ def every_image_of(
     Raises:
         DataError: an image cannot be read; names the row.
     """
-    for batch in _load_ahead(table, batches, image_size):
-        for row, reason in batch.errors.items():
-            raise DataError(f"row {row} of {table.uri}: {reason}")
-        yield batch.images
+
+    def load(rows: np.ndarray) -> Tensor:
+        images = empty_images(len(rows), image_size, pin_memory=False)
+        found = stored_rows(table, rows, table.take(rows, IMAGE_COLUMNS))
+        for place, row in enumerate(found):
+            try:
+                images[place] = row.tensor(image_size)
+            except _UNREADABLE as error:
+                raise DataError(f"row {row.number} of {table.uri}: {error}") from error
+        return images
+
+    threads = default_threads()
+    return ordered_map(load, batches, threads, threads + 2)
 
 
 def read_images(
@@ -145,30 +131,6 @@ def read_images(
 def _parts(rows: Sequence[int] | np.ndarray, size: int) -> Iterator[np.ndarray]:
     wanted = np.asarray(rows, dtype=np.int64)
     return (wanted[at : at + size] for at in range(0, len(wanted), size))
-
-
-def _load_ahead(
-    table: PairTable,
-    batches: Iterable[np.ndarray],
-    image_size: int,
-    num_threads: int | None = None,
-) -> Generator[ImageBatch, None, None]:
-    threads = num_threads or default_threads()
-    return ordered_map(lambda rows: _load(table, rows, image_size), batches, threads, threads + 2)
-
-
-def _load(table: PairTable, rows: np.ndarray, image_size: int) -> ImageBatch:
-    # Filled from the front, and cut behind the last that could be read.
-    images = empty_images(len(rows), image_size, pin_memory=False)
-    good: list[int] = []
-    errors: dict[int, str] = {}
-    for row in stored_rows(table, rows, table.take(rows, IMAGE_COLUMNS)):
-        try:
-            images[len(good)] = row.tensor(image_size)
-            good.append(row.number)
-        except _UNREADABLE as error:
-            errors[row.number] = str(error)
-    return ImageBatch(np.array(good, dtype=np.int64), images[: len(good)], errors)
 
 
 def stored_rows(table: PairTable, rows: np.ndarray, found: "pa.Table") -> Iterator[StoredRow]:
