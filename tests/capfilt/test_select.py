@@ -250,7 +250,11 @@ def test_another_score_is_compared_where_it_is_asked_for(
     below = [r for r in rejections(table, [0.5], score="right") if "below" in r.reason]
     assert {r.source: r.count for r in below} == {"web": 3, "synthetic": 5}
     assert main(["capfilt", "select", table.uri, "--score", "right", "--thresholds", "0.5"]) == 0
-    assert "score 'right' of 5 web texts" in capsys.readouterr().out
+    out, err = capsys.readouterr()
+    assert "score 'right' of 5 web texts" in out
+    assert "--score right" not in err
+    assert main(["capfilt", "select", table.uri]) == 0
+    assert "all scores together: --score right" in capsys.readouterr().err
     with pytest.raises(RecipeError, match="between 0 and 1"):
         keep_rates(scores, [1.5])
 

@@ -333,11 +333,12 @@ def select(
         rejections,
         spreads,
     )
-    from openblip.cli.review import certificate_json, certificate_of
+    from openblip.cli.review import certificate_json, certificate_of, tell_of_right
     from openblip.table.scores import PROBABILITIES
     from openblip.table.table import PairTable
 
     opened = PairTable.open(table)
+    tell_of_right(opened, score)
     certificate = certificate_of(opened, precision, confidence, partly_is_right, score)
     if certificate is not None and certificate.threshold is not None:
         thresholds = (certificate.threshold, *thresholds)
@@ -466,10 +467,12 @@ def report(
         seed: which rows are shown.
     """
     from openblip.capfilt.report import write_report
+    from openblip.cli.review import tell_of_right
     from openblip.table.table import PairTable
 
     check_outputs({"-o": output})
     opened = PairTable.open(table)
+    tell_of_right(opened, score)
     written = write_report(
         opened,
         output,

@@ -74,7 +74,9 @@ def review(
 
     check_outputs({"--export-sample": export_sample})
     name = getpass.getuser() if reviewer is None else reviewer
-    session = ReviewSession.open(PairTable.open(table), settings, partly_is_right=partly_is_right)
+    opened = PairTable.open(table)
+    tell_of_right(opened, settings.score)
+    session = ReviewSession.open(opened, settings, partly_is_right=partly_is_right)
     report = None if verdicts is None else read_sheet(session, verdicts, name)
     if report is not None:
         print(f"{verdicts}: {report}", file=sys.stderr)
@@ -126,7 +128,8 @@ def _in_browser(
     from openblip.table.table import PairTable
 
     # Before a page is opened on which nothing could be judged.
-    check_scored(PairTable.open(table), settings.score)
+    check_scored(opened := PairTable.open(table), settings.score)
+    tell_of_right(opened, settings.score)
     studio = Studio(table)
     changed = {
         each.name: getattr(settings, each.name)
@@ -137,6 +140,18 @@ def _in_browser(
     room = f"#review?{urlencode({**values, 'settings': dumps(changed)})}"
     serve(studio, Access(), port, tell_address, open_browser, room)
     return 0
+
+
+def tell_of_right(table: "PairTable", score: str) -> None:
+    """Say on standard error where a table has a better score than the filter's, which is taken."""
+    from openblip.table.scores import RIGHT, score_column
+
+    if score == "itm" and score_column("captions", RIGHT) in table.columns:
+        print(
+            "taken is the filter's probability (itm); this table also has that of all scores "
+            "together: --score right",
+            file=sys.stderr,
+        )
 
 
 def certificate_of(
