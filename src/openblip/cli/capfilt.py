@@ -305,7 +305,9 @@ def select(
     Runs no model. Says if the scores lie so close together that no threshold separates them.
 
     Example: openblip capfilt select pairs.lance --thresholds 0.3 0.5 0.7
+
     openblip capfilt select pairs.lance --keep 50% 80%
+
     openblip capfilt select pairs.lance --precision 0.9
 
     Args:

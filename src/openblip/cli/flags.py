@@ -194,7 +194,9 @@ def changed(recipe: "Recipe", words: list[str], prog: str, about: str | None = N
         recipe = replace(recipe, model=None, tokenizer=None, init_from="MODEL")
     if "--init-text" in flags and recipe.init_text is None:
         recipe = replace(recipe, tokenizer=None, init_text="MODEL")
-    return tyro.cli(kind, default=recipe, args=words, prog=prog, description=about)
+    # An example is a paragraph of its own, or those of several lines would run into one.
+    told = about.replace("\nopenblip ", "\n\nopenblip ") if about is not None else None
+    return tyro.cli(kind, default=recipe, args=words, prog=prog, description=told)
 
 
 def _counting_as_in(flags: set[str], recipe: "Recipe") -> "Recipe":
