@@ -61,7 +61,6 @@ def test_other_heads_are_refused(make_student: MakeStudent) -> None:
     [
         (ClipObjectives, "min_temperature"),
         (PretrainObjectives, "min_temperature"),
-        (PretrainObjectives, "max_temperature"),
         (PretrainObjectives, "alpha_ramp_epochs"),
         (PretrainObjectives, "negative_floor"),
         (PretrainObjectives, "momentum"),
@@ -73,3 +72,11 @@ def test_settings_are_numbers_of_a_range(
 ) -> None:
     with pytest.raises(RecipeError, match=field):
         objectives(**{field: value})
+
+
+def test_the_upper_bound_of_the_temperature_may_be_none() -> None:
+    """As in the original ALBEF."""
+    assert PretrainObjectives(max_temperature=float("inf")).max_temperature == float("inf")
+    for value in (float("nan"), 0.0):
+        with pytest.raises(RecipeError, match="max_temperature"):
+            PretrainObjectives(max_temperature=value)

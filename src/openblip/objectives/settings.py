@@ -52,11 +52,12 @@ class ContrastObjectives:
         for name in ("momentum", "alpha"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise RecipeError(f"objectives.{name} {getattr(self, name)} is not in [0, 1]")
-        # Similarities are divided by the temperature, which therefore must not reach 0.
-        if not 0.0 < self.min_temperature <= self.max_temperature < math.inf:
+        # Similarities are divided by the temperature, which therefore must not reach 0. Without an
+        # upper bound it is infinite, as in the original ALBEF.
+        if not 0.0 < self.min_temperature <= self.max_temperature:
             raise RecipeError(
                 f"objectives.min_temperature {self.min_temperature} and max_temperature "
-                f"{self.max_temperature}: need 0 < min_temperature <= max_temperature < inf"
+                f"{self.max_temperature}: need 0 < min_temperature <= max_temperature"
             )
         for name in ("queue_size", "alpha_ramp_epochs", "negative_floor"):
             # A comparison with NaN is False.
