@@ -127,9 +127,21 @@ def test_of_the_processes_of_torchrun_the_first_one_warns(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
     with _warnings_in_one_line("openblip finetune"):
         warnings.warn("text 1 is cut at its word 31, 'dog'", TextTruncated, 1)
     assert capsys.readouterr().err == ""
+
+
+def test_a_rank_alone_is_a_task_of_somebodys_array_of_jobs(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "3")
+    monkeypatch.delenv("MASTER_ADDR", raising=False)
+    with _warnings_in_one_line("openblip caption"):
+        warnings.simplefilter("always")
+        warnings.warn("text 1 is cut at its word 31, 'dog'", TextTruncated, 1)
+    assert "is cut" in capsys.readouterr().err
 
 
 def test_a_warning_is_one_line_without_code(capsys: pytest.CaptureFixture[str]) -> None:

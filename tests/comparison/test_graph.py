@@ -219,6 +219,9 @@ def test_files_of_a_source_count_by_their_names_and_contents(
     shutil.copytree(tmp_path / "photos", tmp_path / "copy" / "photos")
     monkeypatch.setenv("DATA", str(tmp_path / "copy"))
     assert seen() == first
+    monkeypatch.chdir(tmp_path / "photos")
+    monkeypatch.setenv("DATA", "../copy")
+    assert seen() == first
     monkeypatch.setenv("DATA", str(tmp_path))
     status = file.stat()
     file.write_bytes(b"two")  # as long, and set back to its time

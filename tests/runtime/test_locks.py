@@ -7,6 +7,7 @@ from threading import Thread
 
 import pytest
 
+from openblip.runtime import locks
 from openblip.runtime.errors import OpenBlipError
 from openblip.runtime.locks import (
     in_turn,
@@ -39,6 +40,27 @@ def test_a_folder_with_something_in_it_stays(tmp_path: Path) -> None:
     with only_one(place, "writing captions into"):
         place.touch()
     assert list(place.parent.iterdir()) == [place]
+
+
+def test_a_folder_that_the_holder_before_took_away_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "new" / "x"
+    taken, turns = locks.try_lock, []
+
+    def with_one_that_leaves(number: int) -> bool:
+        """The process before gives its lock up, and its empty folder, while this one opens it."""
+        turns.append(number)
+        if len(turns) == 1:
+            (lock,) = path.parent.iterdir()
+            lock.unlink()
+            path.parent.rmdir()
+        return taken(number)
+
+    monkeypatch.setattr(locks, "try_lock", with_one_that_leaves)
+    with only_one(path, "testing"):
+        assert path.parent.is_dir()
+    assert len(turns) == 2
 
 
 def test_a_lock_is_held_by_way_of_a_link_too(tmp_path: Path) -> None:

@@ -282,7 +282,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_recipe: MakeRecipe, tmp_pa
         (
             lambda r: replace(r, train=replace(r.train, batch_size=24, accumulate=2)),
             RecipeError,
-            "set train.batch_size <= 20",
+            "--train.batch-size 20",
         ),
         (
             lambda r: replace(r, data=replace(r.data, view=replace(r.data.view, sources=("web",)))),

@@ -162,6 +162,7 @@ class StepLoader(ABC, Generic[BatchT]):
         size = int(there) // world_size * world_size
         if not size:
             return f"use fewer than {world_size} processes"
+        # Parts that are accumulated are not known here; the recipe says what must divide the batch.
         return f"lower the batch size to at most {size} (--train.batch-size {size})"
 
     @abstractmethod

@@ -92,6 +92,7 @@ def run(
 
     Adds columns; a stopped job goes on where it was. Example:
     openblip capfilt run pairs.lance --captioner runs/captioner --filter runs/filter
+
     openblip capfilt run pairs.lance --captioner openai:http://gpu:8000/v1#MODEL --filter FILTER
 
     Args:

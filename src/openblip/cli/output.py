@@ -33,7 +33,8 @@ def announce(prog: str) -> None:
 
 def is_first_process() -> bool:
     """Whether this is the only process of a command, or the first of those that torchrun starts."""
-    return os.environ.get("RANK", "0") == "0"
+    # RANK alone may be the number of a task in somebody's array of jobs, each with its own share.
+    return "MASTER_ADDR" not in os.environ or os.environ.get("RANK", "0") == "0"
 
 
 def check_outputs(paths: Mapping[str, Path | None], *, are_folders: bool = False) -> None:

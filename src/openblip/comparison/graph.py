@@ -394,7 +394,9 @@ def _source_digest(source: str) -> str:
             if file.is_file():
                 status = file.stat()
                 times = status.st_size, status.st_mtime_ns, status.st_ctime_ns
-                seen.append((str(file), str(file.relative_to(place.parent)), *times))
+                # A folder's own name is left out: a copy may have another one.
+                name = str(file.relative_to(place)) if place.is_dir() else file.name
+                seen.append((str(file), name, *times))
     return _content_digest(tuple(seen))
 
 
@@ -405,8 +407,10 @@ def _content_digest(files: tuple[tuple[str, str, int, int, int], ...]) -> str:
     for place, name, size, *_ in files:
         # Many are small and quickly read; few places are left to remember hashes at.
         hash_file = remembered.hash_file if size >= _LARGE else sha256_of
-        # Without the top folder's name: a copy may have another one.
-        digest.update(f"{name.partition('/')[2] or name}\0{hash_file(Path(place))}\n".encode())
+        try:
+            digest.update(f"{name}\0{hash_file(Path(place))}\n".encode())
+        except OSError as error:
+            raise DataError(f"{place}: cannot be read ({error.strerror})") from error
     return digest.hexdigest()[:12]
 
 

@@ -54,7 +54,9 @@ class ContrastObjectives:
                 raise RecipeError(f"objectives.{name} {getattr(self, name)} is not in [0, 1]")
         # Similarities are divided by the temperature, which therefore must not reach 0. Without an
         # upper bound it is infinite, as in the original ALBEF.
-        if not 0.0 < self.min_temperature <= self.max_temperature:
+        if not 0.0 < self.min_temperature < math.inf or not (
+            self.min_temperature <= self.max_temperature
+        ):
             raise RecipeError(
                 f"objectives.min_temperature {self.min_temperature} and max_temperature "
                 f"{self.max_temperature}: need 0 < min_temperature <= max_temperature"
@@ -62,7 +64,9 @@ class ContrastObjectives:
         for name in ("queue_size", "alpha_ramp_epochs", "negative_floor"):
             # A comparison with NaN is False.
             if not 0 <= getattr(self, name) < math.inf:
-                raise RecipeError(f"objectives.{name} {getattr(self, name)}: give 0 or more")
+                raise RecipeError(
+                    f"objectives.{name} {getattr(self, name)}: give a finite number, 0 or more"
+                )
 
 
 def _check_losses(losses: tuple[str, ...], known: tuple[str, ...]) -> None:
@@ -135,7 +139,7 @@ class ClipObjectives:
     def __post_init__(self) -> None:
         if not 0.0 < self.min_temperature < math.inf:
             raise RecipeError(
-                f"objectives.min_temperature {self.min_temperature}: give more than 0"
+                f"objectives.min_temperature {self.min_temperature}: give a finite number above 0"
             )
 
 

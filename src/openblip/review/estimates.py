@@ -66,7 +66,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How far reviewers agree; see `kappa.py`."""
+    """How far reviewers agree: pair by pair, and all together (`krippendorff_alpha`)."""
 
     texts: int
     """With verdicts of two reviewers at least."""

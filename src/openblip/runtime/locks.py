@@ -43,7 +43,13 @@ def only_one(path: Path, what: str) -> Iterator[None]:
     lock = _lock_of(path)
     with _folder_there(path.parent):
         while True:
-            with lock.open("a") as file:
+            # A process that leaves removes a folder that it has made and that is empty.
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                opened = lock.open("a")
+            except FileNotFoundError:
+                continue
+            with opened as file:
                 if not try_lock(file.fileno()):
                     raise OpenBlipError(f"{path}: another process is {what} it at this moment")
                 # Whoever had it has removed it since it was opened here: this is the lock of a

@@ -31,8 +31,9 @@ def declared_heads(source: str) -> frozenset[str] | None:
     Args:
         source: whatever `openblip.load` takes.
     """
-    # `onnx:models/filter` says who computes it.
-    place = Path(source.partition(":")[2] or source)
+    # `onnx:models/filter` says who computes it; a folder may have a colon in its name.
+    prefix, _, rest = source.partition(":")
+    place = Path(rest if prefix in ("onnx", "onnx-int8", "openvino") and rest else source)
     for name in _CONFIGS:
         try:
             told = json.loads((place / name).read_text(encoding="utf-8-sig"))

@@ -100,7 +100,8 @@ def training_loader(
     parts = resolved_parts(recipe.data, tables)
     loader = _pair_loader(recipe, augmentation, parts, tokenizer, processes, size)
     _warn_of_leaks(parts)
-    _check_sizes(recipe, loader, ", ".join(dict.fromkeys(table.uri for table in tables)))
+    where = ", ".join(dict.fromkeys(table.uri for table in tables))
+    _check_sizes(recipe, loader, where, processes.world_size)
     return loader
 
 
@@ -136,13 +137,22 @@ def _warn_of_leaks(parts: Sequence[WeightedIndex]) -> None:
             )
 
 
-def _check_sizes(recipe: Recipe, loader: PairLoader, where: str) -> None:
+def _check_sizes(recipe: Recipe, loader: PairLoader, where: str, world_size: int) -> None:
     num_pairs = int(loader.mixture.pairs_per_epoch)
     if num_pairs < recipe.train.batch_size:
         raise RecipeError(
             f"train.batch_size is {recipe.train.batch_size}, but an epoch has only {num_pairs} "
-            f"rows of {where}: set train.batch_size <= {num_pairs}"
+            f"rows of {where}: {_smaller_batch(recipe, world_size, num_pairs)}"
         )
+
+
+def _smaller_batch(recipe: Recipe, world_size: int, there: int) -> str:
+    """The remedy where a batch is larger than the `there` examples that there are."""
+    parts = world_size * recipe.train.accumulate
+    # Each process takes equally many in each accumulated part.
+    if not (size := there // parts * parts):
+        return f"use fewer processes than {world_size}, or a lower --train.accumulate"
+    return f"lower the batch size to at most {size} (--train.batch-size {size})"
 
 
 def with_fitting_queue(recipe: Recipe, num_rows: int) -> Recipe:

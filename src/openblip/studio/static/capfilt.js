@@ -195,6 +195,7 @@ class CapFilt {
   /** The range that the scores have, in thousandths, in bars that each have whole steps. */
   spanOfScores() {
     const scored = this.scored();
+    if (!scored.length) return { begin: 0, width: 1, bars: this.found.steps, end: this.found.steps };
     const low = Math.min(1, ...scored.map((source) => source.lowest));
     const high = Math.max(low, ...scored.map((source) => source.highest));
     // A step more at either side, for the thresholds that keep all and nothing.

@@ -294,7 +294,7 @@ class Room {
   /** What is asked for did not come. A studio that is away comes back; one that refuses would refuse again. */
   #failed(error) {
     if (isRefusal(error)) {
-      this.refusal = error.message;
+      this.refusal = error;
       tell("");
       this.#status();
       return;
@@ -347,7 +347,7 @@ class Room {
   }
 
   #nothing() {
-    if (this.refusal) return [el("p", { class: "fault", text: this.refusal }), el("p", { class: "soft small", text: "Choose otherwise below, at “What is reviewed”." })];
+    if (this.refusal) return [el("p", { class: "fault", text: this.refusal.message }), el("p", { class: "soft small", text: [401, 403].includes(this.refusal.status) ? "Open the address that the studio printed when it was started." : "Choose otherwise below, at “What is reviewed”." })];
     if (!this.reviewer) return [el("p", { class: "soft", text: "Verdicts have a name: say who you are." })];
     if (!this.isDone) return [el("p", { class: "soft", text: this.outbox.isAway ? "The studio does not answer. What you have said is kept here and sent when it is back." : "…" })];
     const parts = [el("h2", { text: this.elsewhere ? "The rest is open in another tab" : "All of these texts are judged by you" })];
