@@ -92,7 +92,6 @@ def run(
 
     Adds columns; a stopped job goes on where it was. Example:
     openblip capfilt run pairs.lance --captioner runs/captioner --filter runs/filter
-
     openblip capfilt run pairs.lance --captioner openai:http://gpu:8000/v1#MODEL --filter FILTER
 
     Args:
@@ -306,9 +305,7 @@ def select(
     Runs no model. Says if the scores lie so close together that no threshold separates them.
 
     Example: openblip capfilt select pairs.lance --thresholds 0.3 0.5 0.7
-
     openblip capfilt select pairs.lance --keep 50% 80%
-
     openblip capfilt select pairs.lance --precision 0.9
 
     Args:

@@ -95,11 +95,8 @@ def import_(
     captions, questions of VQA v2 or Visual Genome, sentences of NLVR2. A stopped import goes on
     where it was. The exit code is 1 if no row was imported.
     Example: openblip data import crawl/ pairs.lance --origin web
-
     openblip data import photos/ photos.lance --without-captions
-
     openblip data import hf:organisation/name pairs.lance --origin human
-
     openblip data import 's3://bucket/crawl/*.tar' pairs.lance --processes 16
 
     Args:
@@ -361,7 +358,6 @@ def duplicates(
     grown is extended. Images in folders and archives are only compared; the exit code is 1 if some
     cannot be read.
     Example: openblip data duplicates pairs.lance
-
     openblip data duplicates photos/ --keep largest --page duplicates.html -o duplicates.csv
 
     Args:

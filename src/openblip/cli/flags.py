@@ -8,6 +8,7 @@ as `--train.batch-size 64`.
 import ast
 import functools
 import inspect
+import re
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass, replace
@@ -57,7 +58,13 @@ def checked(run: Callable[..., _Result]) -> Callable[..., _Result]:
         _check_thresholds(given, hints)
         return run(*args, **kwargs)
 
+    command.__doc__ = with_examples_apart(run.__doc__ or "")
     return command
+
+
+def with_examples_apart(text: str) -> str:
+    """A help text whose examples are paragraphs: lines of one are joined where it is shown."""
+    return re.sub(r"\n( *)(?=openblip )", r"\n\n\1", text)
 
 
 def _check_thresholds(given: dict[str, Any], hints: dict[str, Any]) -> None:
@@ -194,8 +201,7 @@ def changed(recipe: "Recipe", words: list[str], prog: str, about: str | None = N
         recipe = replace(recipe, model=None, tokenizer=None, init_from="MODEL")
     if "--init-text" in flags and recipe.init_text is None:
         recipe = replace(recipe, tokenizer=None, init_text="MODEL")
-    # An example is a paragraph of its own, or those of several lines would run into one.
-    told = about.replace("\nopenblip ", "\n\nopenblip ") if about is not None else None
+    told = with_examples_apart(about) if about is not None else None
     return tyro.cli(kind, default=recipe, args=words, prog=prog, description=told)
 
 

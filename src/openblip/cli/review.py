@@ -48,9 +48,7 @@ def review(
     recall with their intervals are printed, and the threshold that is certified.
 
     Example: openblip capfilt review pairs.lance --precision 0.9
-
     openblip capfilt review pairs.lance --export-sample sample.csv
-
     openblip capfilt review pairs.lance --verdicts sample.csv --precision 0.9
 
     Args:

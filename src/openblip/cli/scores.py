@@ -31,7 +31,6 @@ def scores(
     call goes on where it was.
 
     Example: openblip capfilt scores pairs.lance
-
     openblip capfilt scores pairs.lance --filter runs/filter openai/clip-vit-base-patch32
 
     Args:
@@ -81,7 +80,6 @@ def fit(
     Needs `openblip capfilt scores`, and the extra fit (scikit-learn).
 
     Example: openblip capfilt fit pairs.lance
-
     openblip capfilt select pairs.lance --score right
 
     Args:
