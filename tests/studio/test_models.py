@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from openblip.runtime.errors import CheckpointError, MissingHead
-from openblip.studio.models import Models, declared_heads
+from openblip.checkpoints.reading import BACKENDS
+from openblip.cli.studio import _check_name
+from openblip.runtime.errors import CheckpointError, MissingHead, RecipeError
+from openblip.studio.models import Models, declared_heads, without_backend
 
 from ..inference.published_clip import save_clip
 
@@ -38,6 +40,18 @@ def test_a_folder_of_ours_says_what_it_was_trained_for(
     # What is elsewhere, or of another layout, says nothing without being loaded.
     (tmp_path / "config.json").write_text('{"architectures": ["BlipForConditionalGeneration"]}')
     assert declared_heads(str(tmp_path)) is declared_heads("organisation/name") is None
+
+
+def test_only_a_backend_is_no_part_of_a_place(checkpoints: dict[str, str], tmp_path: Path) -> None:
+    folder = tmp_path / "run 11:50"
+    shutil.copytree(checkpoints["filter"], folder)
+    assert declared_heads(str(folder)) == {"itc", "itm"}
+    for source in (str(folder), f"onnx:{folder}", "open_clip:ViT-B-32/laion2b_s34b_b79k"):
+        _check_name("--filter", source)
+    with pytest.raises(RecipeError, match="no such file or folder"):
+        _check_name("--filter", f"{tmp_path}/run 12:30")
+    for backend in BACKENDS:
+        assert without_backend(f"{backend}:models/filter") == "models/filter"
 
 
 def test_one_that_is_given_for_two_things_is_loaded_once(checkpoints: dict[str, str]) -> None:

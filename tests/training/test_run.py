@@ -284,6 +284,12 @@ def test_a_loss_that_is_not_finite_stops_the_run(make_recipe: MakeRecipe, tmp_pa
             RecipeError,
             "--train.batch-size 20",
         ),
+        # Each accumulated part has more than there are, and 20 is no multiple of 8.
+        (
+            lambda r: replace(r, train=replace(r.train, batch_size=256, accumulate=8)),
+            RecipeError,
+            "--train.batch-size 16",
+        ),
         (
             lambda r: replace(r, data=replace(r.data, view=replace(r.data.view, sources=("web",)))),
             DataError,

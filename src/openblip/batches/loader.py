@@ -29,7 +29,7 @@ from openblip.batches.images import (
 )
 from openblip.batches.mixture import Mixture, Samples, WeightedIndex
 from openblip.batches.shuffle import keyed_hash
-from openblip.batches.step_loader import Examples, StatesOf, StepLoader, spread
+from openblip.batches.step_loader import Examples, StatesOf, StepLoader, smaller_batch, spread
 from openblip.batches.tokenizer import TextTokenizer, TokenBatch
 from openblip.batches.unknown_words import TextSample, count_texts
 from openblip.runtime.errors import DataError
@@ -176,7 +176,7 @@ class PairLoader(StepLoader[Batch]):
             raise DataError(
                 f"an epoch has {self.mixture.pairs_per_epoch:g} rows of {tables}, less than one "
                 f"global batch of {batch_size} x {world_size} = {self._global_size}: "
-                f"{self._smaller_batch(self.mixture.pairs_per_epoch)}, or admit more "
+                f"{smaller_batch(self.mixture.pairs_per_epoch, world_size)}, or admit more "
                 f"({'; '.join(self.mixture.summary())})"
             )
 

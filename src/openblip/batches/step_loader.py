@@ -110,6 +110,16 @@ def copied_ahead(batches: Iterator[BatchT], device: torch.device) -> Iterator[Ba
         yield ahead
 
 
+def smaller_batch(there: float, processes: int, accumulate: int = 1) -> str:
+    """The remedy where a batch is larger than the `there` examples that there are."""
+    # Each process takes equally many in each accumulated part.
+    size = int(there) // (processes * accumulate) * processes * accumulate
+    if size:
+        return f"lower the batch size to at most {size} (--train.batch-size {size})"
+    fewer = f"use fewer than {processes} processes"
+    return fewer if accumulate == 1 else f"{fewer}, or a lower --train.accumulate"
+
+
 class StepLoader(ABC, Generic[BatchT]):
     """Endless batches, each a function of its number; a context manager, which ends the threads.
 
@@ -154,16 +164,6 @@ class StepLoader(ABC, Generic[BatchT]):
         self._pin_memory = pin_memory
         # Weak: an iterator that nobody holds any more ends its threads when it is collected.
         self._open: weakref.WeakSet[Generator[BatchT, None, None]] = weakref.WeakSet()
-
-    def _smaller_batch(self, there: float) -> str:
-        """The remedy where a global batch is larger than the `there` examples that there are."""
-        world_size = self._global_size // self._batch_size
-        # Each process takes equally many.
-        size = int(there) // world_size * world_size
-        if not size:
-            return f"use fewer than {world_size} processes"
-        # Parts that are accumulated are not known here; the recipe says what must divide the batch.
-        return f"lower the batch size to at most {size} (--train.batch-size {size})"
 
     @abstractmethod
     def use_states(self, states_of: "StatesOf") -> None:
@@ -321,7 +321,7 @@ class ExampleLoader(StepLoader[BatchT], Generic[BatchT, IndexT]):
             raise DataError(
                 f"{index.table.uri} has {len(index)} {self.noun} in the split {index.split!r}, "
                 f"less than one global batch of {self._global_size}: "
-                f"{self._smaller_batch(len(index))}"
+                f"{smaller_batch(len(index), world_size)}"
             )
 
     def use_states(self, states_of: StatesOf) -> None:

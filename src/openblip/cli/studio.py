@@ -76,9 +76,9 @@ def _check_name(flag: str, source: str | None) -> None:
         RecipeError: it is neither here nor of the hub.
     """
     from openblip.checkpoints.hub import is_repo_id, split_revision
+    from openblip.studio.models import without_backend
 
-    # `onnx:models/filter` says who computes it.
-    place = None if source is None else source.partition(":")[2] or source
+    place = None if source is None else without_backend(source).removeprefix("open_clip:")
     is_elsewhere = place is None or "//" in place or is_repo_id(split_revision(place)[0])
     if place is not None and not is_elsewhere and not Path(place).exists():
         raise RecipeError(f"{flag} {source}: no such file or folder; give a model that exists")

@@ -56,7 +56,7 @@ class Target(Protocol):
         ...
 
     def commit(self, standing: Standing) -> None:
-        """Make all results that a standing has visible, whole or not at all.
+        """Make all results of a job's standing visible, whole or not at all.
 
         Killed at any moment of it, the next call looks, and commits what is not yet committed.
         """

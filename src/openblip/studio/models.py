@@ -22,7 +22,15 @@ ROLES: Mapping[Role, str] = {
 State = Literal["not loaded", "loading", "ready", "failed"]
 # As in `checkpoints.folder`, which is not imported: that loads PyTorch.
 _CONFIGS = ("config.json", "checkpoints/best/config.json", "checkpoints/last/config.json")
+# As `checkpoints.reading.BACKENDS`, likewise.
+_BACKENDS = ("onnx", "onnx-int8", "openvino")
 _TRAINED_AS = {"captioner": ["lm"], "filter": ["itc", "itm"], "dual_encoder": ["itc"]}
+
+
+def without_backend(source: str) -> str:
+    """A model's place: `onnx:models/filter` says who computes it, a folder may have a colon too."""
+    prefix, _, rest = source.partition(":")
+    return rest if prefix in _BACKENDS and rest else source
 
 
 def declared_heads(source: str) -> frozenset[str] | None:
@@ -31,9 +39,7 @@ def declared_heads(source: str) -> frozenset[str] | None:
     Args:
         source: whatever `openblip.load` takes.
     """
-    # `onnx:models/filter` says who computes it; a folder may have a colon in its name.
-    prefix, _, rest = source.partition(":")
-    place = Path(rest if prefix in ("onnx", "onnx-int8", "openvino") and rest else source)
+    place = Path(without_backend(source))
     for name in _CONFIGS:
         try:
             told = json.loads((place / name).read_text(encoding="utf-8-sig"))

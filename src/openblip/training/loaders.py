@@ -22,7 +22,7 @@ from openblip.batches.image_states import (
 from openblip.batches.loader import MadeTexts, PairLoader
 from openblip.batches.mixture import WeightedIndex
 from openblip.batches.questions import QuestionIndex, QuestionLoader
-from openblip.batches.step_loader import AnyLoader, StatesOf
+from openblip.batches.step_loader import AnyLoader, StatesOf, smaller_batch
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.batches.unknown_words import TextSample
 from openblip.objectives.settings import ContrastObjectives, FilterObjectives
@@ -98,10 +98,10 @@ def training_loader(
         split = recipe.data.view.split
         return _example_loader(recipe, augmentation, tables[0], split, tokenizer, processes, size)
     parts = resolved_parts(recipe.data, tables)
+    # Before the loader, which does not know how many parts are accumulated.
+    _check_sizes(recipe, parts, processes.world_size)
     loader = _pair_loader(recipe, augmentation, parts, tokenizer, processes, size)
     _warn_of_leaks(parts)
-    where = ", ".join(dict.fromkeys(table.uri for table in tables))
-    _check_sizes(recipe, loader, where, processes.world_size)
     return loader
 
 
@@ -137,22 +137,16 @@ def _warn_of_leaks(parts: Sequence[WeightedIndex]) -> None:
             )
 
 
-def _check_sizes(recipe: Recipe, loader: PairLoader, where: str, world_size: int) -> None:
-    num_pairs = int(loader.mixture.pairs_per_epoch)
-    if num_pairs < recipe.train.batch_size:
+def _check_sizes(recipe: Recipe, parts: Sequence[WeightedIndex], world_size: int) -> None:
+    accumulate = recipe.train.accumulate
+    num_pairs = int(sum(part.exact_weight * part.rows_per_pass for part in parts))
+    # What is not accumulated the loader itself checks.
+    if accumulate > 1 and num_pairs < recipe.train.batch_size:
+        where = ", ".join(dict.fromkeys(part.index.table.uri for part in parts))
         raise RecipeError(
             f"train.batch_size is {recipe.train.batch_size}, but an epoch has only {num_pairs} "
-            f"rows of {where}: {_smaller_batch(recipe, world_size, num_pairs)}"
+            f"rows of {where}: {smaller_batch(num_pairs, world_size, accumulate)}"
         )
-
-
-def _smaller_batch(recipe: Recipe, world_size: int, there: int) -> str:
-    """The remedy where a batch is larger than the `there` examples that there are."""
-    parts = world_size * recipe.train.accumulate
-    # Each process takes equally many in each accumulated part.
-    if not (size := there // parts * parts):
-        return f"use fewer processes than {world_size}, or a lower --train.accumulate"
-    return f"lower the batch size to at most {size} (--train.batch-size {size})"
 
 
 def with_fitting_queue(recipe: Recipe, num_rows: int) -> Recipe:
