@@ -69,7 +69,7 @@ def caption(folder: Path, seconds: float) -> float:
     """Captions one photograph after the other."""
     import torch
 
-    from openblip.inference import load
+    from openblip.inference.loading import load
 
     torch.set_num_threads(int(os.environ.get("BUSY_THREADS", torch.get_num_threads())))
     blip = load(folder / "base")
@@ -95,7 +95,7 @@ def prepare(folder: Path) -> None:
 
     from capfilt_throughput import WORDS, photograph, rows, save_models
     from openblip.batches.tokenizer import TextTokenizer
-    from openblip.inference import Blip
+    from openblip.inference.blip import Blip
     from openblip.model import Med, MedConfig
     from openblip.table.table import PairTable
     from openblip.world import create_world

@@ -37,7 +37,7 @@ from openblip.capfilt.job import (
     CapFiltSettings,
     column_schema,
 )
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.jobs.columns import TableColumns
 from openblip.jobs.ledger import Ledger
 from openblip.jobs.pools import Report

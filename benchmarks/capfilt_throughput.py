@@ -30,7 +30,8 @@ from PIL import Image
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.capfilt.computer import CapFiltComputer
 from openblip.capfilt.job import CapFiltJob, CapFiltSettings
-from openblip.inference import Blip, Decoding
+from openblip.inference.blip import Blip
+from openblip.inference.decoding import Decoding
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.table.columns import list_fragments
 from openblip.table.table import PairRow, PairTable

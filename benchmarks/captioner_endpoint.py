@@ -33,7 +33,7 @@ from openblip.capfilt.captioners import INSTRUCTION
 from openblip.capfilt.endpoint import Requests, data_url
 from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.run import run_capfilt
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.sources.images import open_image
 from openblip.table.table import PairRow, PairTable

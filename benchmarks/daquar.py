@@ -26,7 +26,7 @@ from openblip.batches.tokenizer import TextTokenizer
 from openblip.cli import main as openblip
 from openblip.evaluation.results import UnitScores
 from openblip.evaluation.vqa import evaluate_vqa, judge_answers
-from openblip.inference import load
+from openblip.inference.loading import load
 from openblip.metrics.wups import items_of
 from openblip.table.table import PairRow, PairTable
 from openblip.table.views import split_rows

@@ -24,8 +24,10 @@ from openblip.batches.shuffle import named_seed
 from openblip.batches.transforms import eval_transform
 from openblip.capfilt.select import TextScores, precision_at_recall
 from openblip.evaluation.captioning import evaluate_caption
-from openblip.inference import Blip, Decoding, GivenPrompt, load
-from openblip.inference.captions import PROMPT
+from openblip.inference.blip import Blip
+from openblip.inference.captions import PROMPT, GivenPrompt
+from openblip.inference.decoding import Decoding
+from openblip.inference.loading import load
 from openblip.runtime.threads import wait_without_spinning
 from openblip.sources.row_images import row_image
 from openblip.table.table import PairTable

@@ -30,9 +30,9 @@ from PIL import Image
 from openblip.batches.tokenizer import SpecialTokens, TokenBatch
 from openblip.checkpoints.huggingface import to_huggingface
 from openblip.checkpoints.huggingface_config import HuggingFaceKind
-from openblip.inference.decoding import Decoding, nucleus_probabilities
+from openblip.inference.decoding import Decoding
 from openblip.inference.encoding import EncodedImages
-from openblip.inference.generation import RunningDecoder, generate
+from openblip.inference.generation import RunningDecoder, generate, nucleus_probabilities
 from openblip.inference.image_sources import image_batches
 from openblip.inference.matching import embed_texts, match_logits
 from openblip.model import Med, MedConfig

@@ -18,7 +18,8 @@ import torch
 import openblip
 from openblip.evaluation.captioning import evaluate_caption
 from openblip.evaluation.retrieval import evaluate_retrieval
-from openblip.inference import Blip, Decoding
+from openblip.inference.blip import Blip
+from openblip.inference.decoding import Decoding
 
 ROUNDS = 5
 BACKENDS = {"float32": None, "float32, onnx": "onnx", "int8": "onnx-int8"}

@@ -41,8 +41,9 @@ from openblip.index.folder import folder_schema, reconcile
 from openblip.index.query import Query
 from openblip.index.search import Hit, Rerank, Searcher
 from openblip.index.states import StateCache
-from openblip.inference import Blip, load
+from openblip.inference.blip import Blip
 from openblip.inference.encoding import EncodedImages
+from openblip.inference.loading import load
 from openblip.jobs.units import Unit, num_batches
 from openblip.metrics.bootstrap import bootstrap_interval
 from openblip.model import Med, MedConfig

@@ -24,7 +24,7 @@ from PIL import Image
 import openblip
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.cli import COMMANDS, main
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.inference.loading import PUBLISHED
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 

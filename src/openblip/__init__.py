@@ -29,22 +29,20 @@ if TYPE_CHECKING:
     from openblip.capfilt.run import run_capfilt
     from openblip.evaluation.captioning import evaluate_caption
     from openblip.evaluation.classification import evaluate_classification
+    from openblip.evaluation.filtering import evaluate_filter
     from openblip.evaluation.nlvr import evaluate_nlvr
     from openblip.evaluation.retrieval import evaluate_retrieval
     from openblip.evaluation.video import evaluate_video, evaluate_videoqa
     from openblip.evaluation.vqa import evaluate_vqa
     from openblip.index.search import Hit, search
-    from openblip.inference import (
-        Answer,
-        Blip,
-        Calibration,
-        Caption,
-        Decoding,
-        Heatmap,
-        Match,
-        calibrate,
-        load,
-    )
+    from openblip.inference.answers import Answer
+    from openblip.inference.blip import Blip
+    from openblip.inference.calibration import Calibration, calibrate
+    from openblip.inference.captions import Caption
+    from openblip.inference.decoding import Decoding
+    from openblip.inference.explanation import Heatmap
+    from openblip.inference.loading import load
+    from openblip.inference.matching import Match
     from openblip.model import Med, MedConfig, TextConfig, VisionConfig
     from openblip.objectives.named import TaskNeeds
     from openblip.objectives.task import Collectives, StepOutput, StepPosition, Task, TaskContext
@@ -106,6 +104,7 @@ __all__ = [
     "calibrate",
     "evaluate_caption",
     "evaluate_classification",
+    "evaluate_filter",
     "evaluate_nlvr",
     "evaluate_retrieval",
     "evaluate_video",
@@ -146,6 +145,7 @@ _NAMES_IN = {
     "table.views": ("CaptionView",),
     "evaluation.captioning": ("evaluate_caption",),
     "evaluation.classification": ("evaluate_classification",),
+    "evaluation.filtering": ("evaluate_filter",),
     "evaluation.nlvr": ("evaluate_nlvr",),
     "evaluation.retrieval": ("evaluate_retrieval",),
     "evaluation.video": (
@@ -153,17 +153,14 @@ _NAMES_IN = {
         "evaluate_videoqa",
     ),
     "evaluation.vqa": ("evaluate_vqa",),
-    "inference": (
-        "Answer",
-        "Blip",
-        "Calibration",
-        "Caption",
-        "Decoding",
-        "Heatmap",
-        "Match",
-        "calibrate",
-        "load",
-    ),
+    "inference.answers": ("Answer",),
+    "inference.blip": ("Blip",),
+    "inference.calibration": ("Calibration", "calibrate"),
+    "inference.captions": ("Caption",),
+    "inference.decoding": ("Decoding",),
+    "inference.explanation": ("Heatmap",),
+    "inference.loading": ("load",),
+    "inference.matching": ("Match",),
     "model": (
         "Med",
         "MedConfig",

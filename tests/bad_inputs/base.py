@@ -16,7 +16,7 @@ from PIL import Image
 from pyarrow import csv, parquet
 
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.model.vqa import Vqa, VqaConfig
 from openblip.table.table import PairRow, PairTable

@@ -9,7 +9,7 @@ import torch
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.capfilt.run import run_capfilt
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.table.table import PairRow, PairTable
 from openblip.world import WorldConfig, build_world

@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from openblip.capfilt.job import NEW_COLUMNS, CapFiltJob, CapFiltSettings
-from openblip.inference import Decoding
+from openblip.inference.decoding import Decoding
 from openblip.jobs.ledger import Ledger
 from openblip.table.table import PairRow, PairTable
 

@@ -13,7 +13,8 @@ from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.run import run_capfilt
 from openblip.checkpoints.reading import model_fingerprint
 from openblip.cli import main
-from openblip.inference import GivenPrompt, load
+from openblip.inference.captions import GivenPrompt
+from openblip.inference.loading import load
 from openblip.runtime.errors import RecipeError
 from openblip.sources.row_images import row_image
 from openblip.table.table import PairTable

@@ -19,7 +19,7 @@ from openblip.capfilt.job import CapFiltJob, CapFiltSettings, job_status
 from openblip.capfilt.run import CapFiltResult, run_capfilt
 from openblip.capfilt.texts import add_texts
 from openblip.cli import main
-from openblip.inference import Decoding
+from openblip.inference.decoding import Decoding
 from openblip.jobs.pools import RayCluster
 from openblip.runtime.errors import RecipeError
 from openblip.table.table import PairRow, PairTable

@@ -17,7 +17,7 @@ from openblip.capfilt.captioners import captioner_print
 from openblip.capfilt.endpoint import Requests
 from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.run import run_capfilt
-from openblip.inference import Decoding
+from openblip.inference.decoding import Decoding
 from openblip.runtime.errors import CheckpointError
 from openblip.table.table import PairTable
 

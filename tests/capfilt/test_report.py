@@ -13,7 +13,7 @@ from openblip.capfilt.report import write_report
 from openblip.capfilt.run import run_capfilt
 from openblip.capfilt.select import rejections
 from openblip.cli import main
-from openblip.inference import Decoding
+from openblip.inference.decoding import Decoding
 from openblip.review.sampling import ReviewSettings
 from openblip.review.session import ReviewSession
 from openblip.runtime.errors import DataError, RecipeError

@@ -20,7 +20,9 @@ from openblip.capfilt.job import (
     job_status,
 )
 from openblip.capfilt.run import run_capfilt
-from openblip.inference import Blip, Decoding, load
+from openblip.inference.blip import Blip
+from openblip.inference.decoding import Decoding
+from openblip.inference.loading import load
 from openblip.jobs.pools import RayCluster
 from openblip.model import Med, VisionConfig
 from openblip.runtime.errors import CheckpointError, DataError, RecipeError, UnknownWords

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.model import TextConfig, VisionConfig
 from openblip.model.vqa import Nlvr, NlvrConfig, Vqa, VqaConfig
 

@@ -21,8 +21,9 @@ from openblip.cli.predict import ask, caption, match
 from openblip.cli.search import build
 from openblip.cli.studio import studio
 from openblip.deploy.models import VERSION
-from openblip.inference import Blip, load
+from openblip.inference.blip import Blip
 from openblip.inference.export import Exported
+from openblip.inference.loading import load
 from openblip.table.table import PairTable
 
 from ..capfilt.conftest import table

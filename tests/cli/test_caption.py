@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,10 @@ import torch
 from PIL import Image
 
 import openblip
-from openblip.cli import main
-from openblip.inference import Blip
+from openblip.cli import capfilt, evaluate, main, predict
+from openblip.evaluation.settings import CaptionSettings
+from openblip.inference.blip import Blip
+from openblip.inference.decoding import Decoding
 
 from ..inference.conftest import make_med
 
@@ -73,24 +74,27 @@ def test_mistakes_are_named_in_one_line(
     assert sorted(p.name for p in here.iterdir()) == ["mine.jsonl", "nothing", "photo.png"]
 
 
-def test_the_flags_are_the_settings_of_decoding() -> None:
-    from openblip.cli.flags import DecodingFlags
-    from openblip.inference import Decoding
+@pytest.mark.parametrize(
+    ("command", "changed"),
+    [
+        (predict.caption, {}),
+        (capfilt.run, {"method": "nucleus"}),
+        (evaluate.caption, {}),
+    ],
+)
+def test_the_settings_of_decoding_are_flags(
+    command: Callable[..., int], changed: dict[str, str]
+) -> None:
+    flags = inspect.signature(command).parameters
+    expected = vars(Decoding()) | changed
+    assert {name: flags[name].default for name in expected} == expected
 
-    assert DecodingFlags().decoding() == Decoding()
-    assert asdict(DecodingFlags()) == asdict(Decoding())
 
-
-def test_the_evaluation_has_the_defaults_of_its_protocol() -> None:
-    from openblip.cli.evaluate import caption
-    from openblip.evaluation.captioning import CaptionSettings
-
-    settings = CaptionSettings()
-    expected = vars(settings) | vars(settings.decoding)
-    flags = inspect.signature(caption).parameters
-    shared = flags.keys() & expected.keys()
-    assert shared == {"num_beams", "max_length", "min_length", "prompt", "batch_size"}
-    assert {name: flags[name].default for name in shared} == {n: expected[n] for n in shared}
+def test_the_evaluation_has_the_settings_of_its_protocol() -> None:
+    settings = vars(CaptionSettings())
+    del settings["decoding"]
+    flags = inspect.signature(evaluate.caption).parameters
+    assert {name: flags[name].default for name in settings} == settings
 
 
 @pytest.mark.parametrize(

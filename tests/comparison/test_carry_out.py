@@ -14,7 +14,8 @@ from openblip.comparison.carry_out import carry_out
 from openblip.comparison.graph import StageGraph
 from openblip.comparison.spec import read_spec
 from openblip.comparison.stages import Given, Order, Stage
-from openblip.inference import Blip, load
+from openblip.inference.blip import Blip
+from openblip.inference.loading import load
 from openblip.runtime.errors import DataError
 from openblip.table.reviews import ReviewLog, ReviewRecord, verdicts_digest
 from openblip.table.table import PairTable

@@ -11,7 +11,7 @@ from openblip.comparison.run import Compared, compare, read_comparison
 from openblip.comparison.spec import read_spec
 from openblip.evaluation.classification import evaluate_classification
 from openblip.evaluation.retrieval import evaluate_retrieval
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.inference.embedder import load_embedder
 from openblip.runtime.errors import RecipeError
 from openblip.table.table import PairTable

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import jaxtyping
 import pytest
 
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.inference.export import Exported, export
 
 from ..inference.conftest import blip, images, pictures, tokenizer, vqa

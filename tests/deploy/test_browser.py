@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.inference.export import Exported
 
 from ..studio.conftest import browser, page

@@ -10,8 +10,9 @@ from PIL import Image
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.checkpoints.families import family_of
 from openblip.deploy.models import GraphCache, open_model, require_weights
-from openblip.inference import Blip, load
+from openblip.inference.blip import Blip
 from openblip.inference.export import Exported, export
+from openblip.inference.loading import load
 from openblip.model.vqa import Vqa
 from openblip.runtime.errors import CheckpointError, MissingHead, RecipeError
 from openblip.runtime.threads import one_thread

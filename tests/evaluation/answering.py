@@ -1,7 +1,7 @@
 """A small model that answers questions, and what it is asked."""
 
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.model import TextConfig, VisionConfig
 from openblip.model.vqa import Vqa, VqaConfig
 

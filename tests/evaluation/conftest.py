@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.table.table import PairTable
 from openblip.world import WorldConfig, build_world

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from openblip.evaluation.captioning import evaluate_caption
-from openblip.inference import Blip, Decoding
+from openblip.inference.blip import Blip
+from openblip.inference.decoding import Decoding
 from openblip.metrics import caption
 from openblip.runtime.errors import DataError
 from openblip.sources.export import export_pairs

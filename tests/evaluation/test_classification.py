@@ -14,7 +14,7 @@ from openblip.batches.transforms import eval_transform
 from openblip.cli import main
 from openblip.evaluation.classification import class_prompts, evaluate_classification, read_labels
 from openblip.evaluation.results import save_records
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.inference.embedder import load_embedder
 from openblip.model import Med
 from openblip.model.albef import Albef, AlbefConfig

@@ -8,7 +8,6 @@ import pytest
 from PIL import Image
 
 from openblip.evaluation.filtering import evaluate_filter
-from openblip.inference import Blip
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.table.table import PairRow, PairTable
 
@@ -43,8 +42,8 @@ def judged(tmp_path: Path) -> PairTable:
     return table
 
 
-def test_shares_are_those_of_counting(judged: PairTable, blip: Blip) -> None:
-    result = evaluate_filter(blip, judged, threshold=0.5)
+def test_shares_are_those_of_counting(judged: PairTable) -> None:
+    result = evaluate_filter(judged, threshold=0.5)
     assert result.num_texts == 7
     # At the threshold and below is rejected: 0.2, 0.5 of the true ones; 0.1, 0.3, 0.05 of noise.
     assert result.metrics == pytest.approx(
@@ -61,15 +60,15 @@ def test_shares_are_those_of_counting(judged: PairTable, blip: Blip) -> None:
     assert {len(units.scores) for units in result.units.values()} == {7}
 
 
-def test_any_score_of_the_texts_can_be_asked(judged: PairTable, blip: Blip) -> None:
-    result = evaluate_filter(blip, judged, score="right", threshold=0.5)
+def test_any_score_of_the_texts_can_be_asked(judged: PairTable) -> None:
+    result = evaluate_filter(judged, score="right", threshold=0.5)
     assert result.metrics["precision"] == result.metrics["recall"] == 100.0
     with pytest.raises(DataError, match="no column captions_score_other: let a filter judge"):
-        evaluate_filter(blip, judged, score="other")
+        evaluate_filter(judged, score="other")
 
 
-def test_what_cannot_be_asked_is_told(judged: PairTable, blip: Blip) -> None:
+def test_what_cannot_be_asked_is_told(judged: PairTable) -> None:
     with pytest.raises(DataError, match="no web text of the split 'test' has a score"):
-        evaluate_filter(blip, judged, split="test")
+        evaluate_filter(judged, split="test")
     with pytest.raises(RecipeError, match="threshold"):
-        evaluate_filter(blip, judged, threshold=float("nan"))
+        evaluate_filter(judged, threshold=float("nan"))

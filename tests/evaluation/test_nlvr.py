@@ -14,7 +14,7 @@ from PIL import Image
 from openblip.batches.image_pairs import ImagePairIndex
 from openblip.cli import main
 from openblip.evaluation.nlvr import evaluate_nlvr
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.model.vqa import Nlvr, NlvrConfig
 from openblip.runtime.errors import DataError, MissingHead
 from openblip.sources import import_pairs

@@ -11,7 +11,7 @@ import torch
 
 from openblip.batches.transforms import eval_transform
 from openblip.evaluation.retrieval import evaluate_retrieval, read_gallery
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.inference.image_sources import Images
 from openblip.metrics import retrieval
 from openblip.model import Med

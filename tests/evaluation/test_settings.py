@@ -8,8 +8,7 @@ import pytest
 
 import openblip
 from openblip.evaluation import settings
-from openblip.evaluation.captioning import CaptionSettings
-from openblip.inference import Decoding
+from openblip.inference.decoding import Decoding
 from openblip.runtime.errors import RecipeError
 
 
@@ -17,8 +16,9 @@ from openblip.runtime.errors import RecipeError
     ("evaluate", "kind"),
     [
         (openblip.evaluate_retrieval, settings.RetrievalSettings),
-        (openblip.evaluate_caption, CaptionSettings),
+        (openblip.evaluate_caption, settings.CaptionSettings),
         (openblip.evaluate_classification, settings.ClassificationSettings),
+        (openblip.evaluate_filter, settings.FilterSettings),
         (openblip.evaluate_vqa, settings.VqaSettings),
         (openblip.evaluate_nlvr, settings.NlvrSettings),
         (openblip.evaluate_video, settings.VideoSettings),

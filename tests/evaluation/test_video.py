@@ -15,7 +15,7 @@ from openblip.batches.transforms import eval_transform
 from openblip.batches.video import Clip, read_clips, sample_frames
 from openblip.cli import main
 from openblip.evaluation.video import evaluate_video
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.metrics import image_ranks, retrieval
 from openblip.model import Med
 from openblip.runtime.errors import DataError, MissingHead, RecipeError

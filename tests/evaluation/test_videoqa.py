@@ -11,8 +11,8 @@ from openblip.batches.transforms import eval_transform
 from openblip.batches.video import Clip, read_clip_questions, sample_frames
 from openblip.cli import main
 from openblip.evaluation.video import evaluate_videoqa
-from openblip.inference import Blip
 from openblip.inference.answers import answer_questions
+from openblip.inference.blip import Blip
 from openblip.runtime.errors import DataError, MissingHead, RecipeError
 
 from ..batches.clips import write_noise

@@ -17,8 +17,9 @@ from openblip.batches.questions import frequent_answers
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.evaluation import vqa as vqa_protocol
 from openblip.evaluation.vqa import answer_all, encode_for_questions, evaluate_vqa
-from openblip.inference import Blip, load
 from openblip.inference.answers import answer_each
+from openblip.inference.blip import Blip
+from openblip.inference.loading import load
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.recipes.finetune import vqa as vqa_recipe
 from openblip.runtime.errors import DataError, MissingHead

@@ -10,9 +10,15 @@ from torch import Tensor
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.inference.captions import caption_encoded
-from openblip.inference.decoding import Decoding, Generated, nucleus_probabilities
+from openblip.inference.decoding import Decoding
 from openblip.inference.encoding import EncodedImages
-from openblip.inference.generation import RunningDecoder, generate, sample
+from openblip.inference.generation import (
+    Generated,
+    RunningDecoder,
+    generate,
+    nucleus_probabilities,
+    sample,
+)
 from openblip.model import Med
 from openblip.objectives.lm import lm_loss, next_token_labels
 

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from openblip.index.build import IndexReport, build_index
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.table.table import PairTable
 
 from ..capfilt.conftest import models, table

@@ -18,8 +18,8 @@ from openblip.index.build import (
     outdated_index,
     update_index,
 )
-from openblip.inference import load
 from openblip.inference.image_sources import ImageSources
+from openblip.inference.loading import load
 from openblip.runtime.errors import CheckpointError, DataError, OpenBlipError
 from openblip.runtime.locks import only_one
 from openblip.table.table import PairRow, PairTable

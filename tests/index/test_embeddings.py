@@ -11,7 +11,7 @@ from openblip.curation.duplicates import flag_duplicates
 from openblip.curation.leakage import flag_leaks
 from openblip.curation.nearness import Criterion, Nearness
 from openblip.index.embeddings import embed_table
-from openblip.inference import load
+from openblip.inference.loading import load
 from openblip.runtime.errors import DataError
 from openblip.table.table import PairTable
 from openblip.world import build_world

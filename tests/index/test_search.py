@@ -14,7 +14,8 @@ from openblip.index.embeddings import embed_table
 from openblip.index.query import Query
 from openblip.index.search import Searcher, choose_candidates
 from openblip.index.states import StateCache
-from openblip.inference import Blip, load
+from openblip.inference.blip import Blip
+from openblip.inference.loading import load
 from openblip.runtime.errors import DataError, UnknownWords
 from openblip.table.table import PairRow, PairTable
 

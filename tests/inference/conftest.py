@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.inference.encoding import EncodedImages
 from openblip.inference.image_sources import ImageSources
 from openblip.inference.many_images import (
     CaptionJobResult,
-    CaptionSettings,
+    CaptionJobSettings,
     CaptionTarget,
     caption_images,
 )
@@ -155,7 +155,7 @@ class CaptionRun:
         self.stdout = io.BytesIO()
         return caption_images(
             ImageSources([str(place) for place in places], split),
-            CaptionSettings(**{"model": self.model} | options),
+            CaptionJobSettings(**{"model": self.model} | options),
             target,
             batch_size=batch_size,
             report=self.reports.append,

@@ -8,8 +8,9 @@ from PIL import Image
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.checkpoints.original import OriginalNote, to_original, write_original
-from openblip.inference import Blip, load
+from openblip.inference.blip import Blip
 from openblip.inference.image_sources import image_batches
+from openblip.inference.loading import load
 from openblip.model import TextConfig, VisionConfig
 from openblip.model.albef import Albef, AlbefConfig
 from openblip.runtime.errors import MissingHead

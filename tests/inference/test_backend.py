@@ -16,9 +16,9 @@ from openblip.checkpoints.reading import (
     split_backend,
     with_backend,
 )
-from openblip.inference import Blip, load
+from openblip.inference.blip import Blip
 from openblip.inference.embedder import embedder_fingerprint
-from openblip.inference.loading import source_of
+from openblip.inference.loading import load, source_of
 from openblip.model.vqa import Nlvr, NlvrConfig
 from openblip.runtime.errors import CheckpointError, RecipeError
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from openblip.inference import Decoding
+from openblip.inference.decoding import Decoding
 from openblip.runtime.errors import DataError
 
 

@@ -5,8 +5,15 @@ import random
 import pytest
 import torch
 
-from openblip.inference.decoding import Decoding, Generated, divisor
-from openblip.inference.generation import Hypotheses, RunningDecoder, beam_search, generate
+from openblip.inference.decoding import Decoding
+from openblip.inference.generation import (
+    Generated,
+    Hypotheses,
+    RunningDecoder,
+    beam_search,
+    divisor,
+    generate,
+)
 
 
 def text(score, *ids):

@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from openblip.batches.transforms import eval_transform
-from openblip.inference import Blip, Decoding, load
+from openblip.inference.blip import Blip
+from openblip.inference.decoding import Decoding
+from openblip.inference.loading import load
 from openblip.runtime.errors import DataError, MissingHead, RecipeError
 
 from .conftest import TEXTS, make_med

@@ -8,7 +8,8 @@ import pytest
 
 from openblip.batches.shuffle import named_seed
 from openblip.batches.transforms import eval_transform
-from openblip.inference import Blip, Decoding
+from openblip.inference.blip import Blip
+from openblip.inference.decoding import Decoding
 from openblip.inference.many_images import CaptionJobResult, CaptionTarget
 from openblip.runtime.errors import DataError, MissingHead, RecipeError
 from openblip.table.table import PairRow, PairTable

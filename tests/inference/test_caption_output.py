@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from openblip.inference import Caption
 from openblip.inference.caption_output import (
     FileOutput,
     FormatName,
@@ -19,6 +18,7 @@ from openblip.inference.caption_output import (
     format_name,
     image_id,
 )
+from openblip.inference.captions import Caption
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.sources import import_pairs
 from openblip.table.table import PairTable

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import openblip
-from openblip.inference import Decoding
+from openblip.inference.decoding import Decoding
 from openblip.runtime.errors import OpenBlipError
 
 # The tests change into another folder, where a relative search path leads nowhere.

@@ -6,8 +6,15 @@ import math
 import pytest
 import torch
 
-from openblip.inference import Blip, Caption, Decoding, GivenPrompt
-from openblip.inference.captions import WordConfidence, caption_encoded, cut_given
+from openblip.inference.blip import Blip
+from openblip.inference.captions import (
+    Caption,
+    GivenPrompt,
+    WordConfidence,
+    caption_encoded,
+    cut_given,
+)
+from openblip.inference.decoding import Decoding
 from openblip.runtime.errors import RecipeError
 
 SEEDS = [11, 12, 13, 14, 15, 16, 17]

@@ -5,7 +5,8 @@ import torch
 
 from openblip.batches.text import clean_caption
 from openblip.batches.transforms import eval_transform
-from openblip.inference import Blip, load
+from openblip.inference.blip import Blip
+from openblip.inference.loading import load
 from openblip.model.vqa import Nlvr, NlvrConfig
 from openblip.runtime.errors import DataError, MissingHead
 

@@ -10,8 +10,9 @@ import copy
 import pytest
 import torch
 
-from openblip.inference import Blip, Decoding
 from openblip.inference.answers import rank_answers, read_questions, write_answers
+from openblip.inference.blip import Blip
+from openblip.inference.decoding import Decoding
 
 TEXTS = ["a red square", "two green triangles on a white table", "people walk along the street"]
 TOLERANCE = {torch.bfloat16: 0.03, torch.float16: 0.005, torch.float32: 1e-4}

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.inference.embedder import load_embedder
 from openblip.runtime.errors import CheckpointError
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.checkpoints.original import to_original
-from openblip.inference import Decoding
 from openblip.inference.captions import find_words
+from openblip.inference.decoding import Decoding
 from openblip.inference.explanation import (
     default_layer,
     explain_answer,

@@ -18,8 +18,8 @@ from openblip.batches.transforms import eval_transform
 from openblip.cli import main
 from openblip.deploy.graphs import memories_of, parts_of
 from openblip.deploy.runtimes import WEIGHTS_FILE, open_graph
-from openblip.inference import Blip
 from openblip.inference.answers import read_questions
+from openblip.inference.blip import Blip
 from openblip.inference.export import MANIFEST_FILE, TOLERANCE, Exported, export
 from openblip.model import Med
 from openblip.model.vqa import Nlvr, NlvrConfig, Vqa

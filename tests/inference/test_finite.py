@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from openblip.inference import Blip, load
+from openblip.inference.blip import Blip
 from openblip.inference.encoding import finite
-from openblip.inference.loading import check_weights
+from openblip.inference.loading import check_weights, load
 from openblip.model import MedConfig
 from openblip.model.vqa import Nlvr, NlvrConfig
 from openblip.runtime.errors import CheckpointError

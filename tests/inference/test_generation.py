@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from openblip.inference import Blip, Decoding
+from openblip.inference.blip import Blip
+from openblip.inference.decoding import Decoding
 from openblip.inference.generation import generate, remaining
 from openblip.runtime.errors import MissingHead, RecipeError
 

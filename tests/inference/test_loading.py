@@ -6,8 +6,8 @@ import torch
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.checkpoints.original import OriginalNote, to_original, write_original
 from openblip.checkpoints.reading import find_model, find_model_files
-from openblip.inference import Blip, load
-from openblip.inference.loading import default_device
+from openblip.inference.blip import Blip
+from openblip.inference.loading import default_device, load
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.model.dual import DualConfig, DualEncoder
 from openblip.model.vision import interpolate_positions

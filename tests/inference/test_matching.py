@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.inference.encoding import EncodedImages
 from openblip.runtime.errors import MissingHead
 

@@ -5,7 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from openblip.inference.decoding import Decoding, constrain, nucleus_probabilities
+from openblip.inference.decoding import Decoding
+from openblip.inference.generation import constrain, nucleus_probabilities
 
 END = 3
 OFF = Decoding(min_length=0)

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.checkpoints.original import to_original, write_original
-from openblip.inference import Blip, Caption, load
+from openblip.inference.blip import Blip
+from openblip.inference.captions import Caption
+from openblip.inference.loading import load
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.model.albef import Albef, AlbefConfig
 from openblip.model.dual import DualConfig, DualEncoder

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.inference.encoding import tokens_for
 from openblip.runtime.errors import TextTruncated, UnknownWords
 

@@ -4,7 +4,8 @@ import warnings
 
 import pytest
 
-from openblip.inference import Blip, load
+from openblip.inference.blip import Blip
+from openblip.inference.loading import load
 from openblip.runtime.errors import CheckpointError, MissingHead, UntrainedHead
 
 from .conftest import make_med

@@ -8,12 +8,11 @@ import pytest
 import torch
 
 from openblip.checkpoints.original import to_original
-from openblip.inference import Decoding
 from openblip.inference.answers import read_questions, write_answers
 from openblip.inference.captions import caption_encoded, prompt_ids
-from openblip.inference.decoding import constrain, nucleus_probabilities
+from openblip.inference.decoding import Decoding
 from openblip.inference.encoding import EncodedImages
-from openblip.inference.generation import generate
+from openblip.inference.generation import constrain, generate, nucleus_probabilities
 
 from .conftest import make_med
 

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from openblip.evaluation.retrieval import evaluate_retrieval
-from openblip.inference import load
+from openblip.inference.loading import load
 from openblip.recipes.baselines import as_albef, as_clip, as_unimodal
 from openblip.recipes.pretrain import PRETRAIN_RECIPES
 from openblip.table.table import PairTable

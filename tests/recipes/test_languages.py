@@ -9,7 +9,8 @@ import pytest
 from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.run import run_capfilt
 from openblip.evaluation.retrieval import evaluate_retrieval
-from openblip.inference import Decoding, load
+from openblip.inference.decoding import Decoding
+from openblip.inference.loading import load
 from openblip.table.table import PairTable
 from openblip.training.run import train
 from openblip.world import WorldConfig, create_world

@@ -6,7 +6,7 @@ from inspect import signature
 import pytest
 
 from openblip.evaluation.captioning import evaluate_caption
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.recipes.finetune import FINETUNE_RECIPES, PROMPT
 from openblip.recipes.pretrain import PRETRAIN_RECIPES
 from openblip.training.recipe_file import read_recipe, write_recipe

@@ -20,7 +20,7 @@ import torch
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.capfilt.run import run_capfilt
 from openblip.index.build import build_index
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.model import TextConfig, VisionConfig
 from openblip.model.vqa import Vqa, VqaConfig
 from openblip.studio.app import Studio

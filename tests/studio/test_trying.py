@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 
-from openblip.inference import load
+from openblip.inference.loading import load
 from openblip.studio.app import Studio
 
 from .conftest import HOSTILE, RunningStudio, serious_faults, serving

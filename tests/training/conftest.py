@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 
 from openblip.batches.loader import Batch
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.objectives.pretrain import PretrainObjectives, PretrainTask
 from openblip.objectives.task import StepOutput, StepPosition

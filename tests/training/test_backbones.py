@@ -11,7 +11,7 @@ import torch
 import transformers
 
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.inference import load
+from openblip.inference.loading import load
 from openblip.model.config import VisionConfig
 from openblip.plan.sizing import DEVICES, Cluster, Planner
 from openblip.recipes.finetune import FINETUNE_RECIPES

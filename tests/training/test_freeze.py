@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from openblip.batches.image_states import STATES_FOLDER
-from openblip.inference import load
+from openblip.inference.loading import load
 from openblip.model import Med
 from openblip.model.config import VisionConfig
 from openblip.objectives.albef import AlbefObjectives

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.inference import Blip, load
+from openblip.inference.blip import Blip
+from openblip.inference.loading import load
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 from openblip.recipes.finetune import PROMPT
 from openblip.training.recipe import Recipe

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from openblip.inference import load
+from openblip.inference.loading import load
 from openblip.model import MedConfig
 from openblip.runtime.errors import CheckpointError, RecipeError
 from openblip.training.recipe import Recipe

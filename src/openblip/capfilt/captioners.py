@@ -261,7 +261,7 @@ class Ours:
         Raises:
             CheckpointError, MissingHead: it is not there, or cannot write.
         """
-        from openblip.inference import load
+        from openblip.inference.loading import load
 
         self.name, self._settings = name, settings
         self.model = load(source, device=device)
@@ -276,7 +276,7 @@ class Ours:
         return Pending(lambda: self._write(images, prompts, seeds))
 
     def _prompt(self, row: WebRow) -> "Prompt":
-        from openblip.inference import GivenPrompt
+        from openblip.inference.captions import GivenPrompt
 
         prompt = self._settings.prompt
         # It is 0 of a model that has not learnt to read a text before it writes.

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from openblip.capfilt.captioners import WebRows
 from openblip.checkpoints.reading import find_model, read_outline, with_backend
-from openblip.inference import Blip, Embedder
+from openblip.inference.blip import Blip
 from openblip.inference.embedder import (
+    Embedder,
     embedder_fingerprint,
     is_published_clip,
     load_embedder,

@@ -40,7 +40,9 @@ from openblip.capfilt.scores import (
     settings_told,
 )
 from openblip.capfilt.select import FIT_REPORT
-from openblip.inference import Blip, Decoding, load
+from openblip.inference.blip import Blip
+from openblip.inference.decoding import Decoding
+from openblip.inference.loading import load
 from openblip.runtime.errors import CheckpointError, DataError, OpenBlipError, RecipeError, one_line
 from openblip.runtime.progress import Progress
 from openblip.runtime.ranges import Count, Seed, check_ranges

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from openblip.capfilt.filters import NamedFilter
-    from openblip.inference import Decoding
+    from openblip.inference.decoding import Decoding
     from openblip.jobs.columns import ColumnWorker
 
 METADATA_KEY = "capfilt"
@@ -66,7 +66,7 @@ _OF_OTHERS = ("instruction", "max_new_tokens", "image_side")
 
 
 def _nucleus() -> "Decoding":
-    from openblip.inference import Decoding
+    from openblip.inference.decoding import Decoding
 
     return Decoding(method="nucleus", top_p=0.9)
 

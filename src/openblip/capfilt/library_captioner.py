@@ -18,8 +18,8 @@ from openblip.capfilt.captioners import INSTRUCTION, Pending, Usage, WebRows, Wr
 from openblip.checkpoints.fingerprints import digest
 from openblip.checkpoints.folder import CONFIG_FILE, read_json
 from openblip.checkpoints.hub import fetch_repository, is_repo_id, split_revision
-from openblip.inference.decoding import Decoding, nucleus_probabilities
-from openblip.inference.generation import invert_cumulative, uniform_number
+from openblip.inference.decoding import Decoding
+from openblip.inference.generation import invert_cumulative, nucleus_probabilities, uniform_number
 from openblip.inference.loading import default_device
 from openblip.model.library_backbones import quietly
 from openblip.runtime.errors import CheckpointError, install_extra

@@ -32,7 +32,7 @@ from openblip.capfilt.filters import TABLE_SCORES, Filter, NamedFilter, name_fil
 from openblip.capfilt.job import METADATA_KEY
 from openblip.curation.marks import EMBEDDING_KEY, embeddings_of
 from openblip.curation.near_texts import CommonTexts, num_words, overlap
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.runtime.errors import CheckpointError, DataError, RecipeError
 from openblip.runtime.ranges import Count, Seed, check_ranges
 from openblip.sources.row_images import check_reachable, row_image

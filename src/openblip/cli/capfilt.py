@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from openblip.cli.data import WithoutName
-from openblip.cli.flags import Backend, DecodingFlags, WorkerFlags
+from openblip.cli.flags import Backend, WorkerFlags, takes
 from openblip.cli.output import check_outputs, print_json, print_table, printable
+from openblip.inference.decoding import Decoding
 from openblip.runtime.ranges import Count, Finite, NotNegative, Positive, Seed, Share
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from openblip.review.certificate import Certificate
     from openblip.table.table import PairTable
 
-_NUCLEUS = DecodingFlags(method="nucleus")
 _HERE = WorkerFlags()
 
 
@@ -70,13 +70,15 @@ class OtherCaptioners:
 _OTHERS = OtherCaptioners()
 
 
+# As in the paper, words are drawn.
+@takes(Decoding, "decoding", method="nucleus")
 def run(
     table: tyro.conf.Positional[str],
     /,
     *,
     captioner: tuple[str, ...],
     filter: tuple[str, ...],
-    decoding: Annotated[DecodingFlags, tyro.conf.arg(name="")] = _NUCLEUS,
+    decoding: Decoding,
     others: Annotated[OtherCaptioners, tyro.conf.arg(name="")] = _OTHERS,
     prompt: str = "a picture of ",
     given: Literal["web"] | None = None,
@@ -123,7 +125,7 @@ def run(
     settings = CapFiltSettings(
         captioner=captioner if len(captioner) > 1 else captioner[0],
         filter=filter if len(filter) > 1 else filter[0],
-        decoding=decoding.decoding(),
+        decoding=decoding,
         prompt=prompt,
         given=given,
         num_captions=num_captions,

@@ -34,7 +34,7 @@ def convert(
         image_size: side of the images of the new model, in pixels; positions are interpolated.
         overwrite: replace the model that is there.
     """
-    from openblip.inference import load
+    from openblip.inference.loading import load
 
     if to is None:
         to = "original" if destination.suffix in (".pth", ".safetensors") else "openblip"

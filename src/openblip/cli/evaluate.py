@@ -17,6 +17,7 @@ from openblip.cli.output import (
     print_table,
 )
 from openblip.evaluation.settings import (
+    CaptionSettings,
     ClassificationSettings,
     NlvrSettings,
     RetrievalSettings,
@@ -24,7 +25,7 @@ from openblip.evaluation.settings import (
     VideoSettings,
     VqaSettings,
 )
-from openblip.runtime.ranges import Count, CountOrNone
+from openblip.runtime.ranges import Count
 
 if TYPE_CHECKING:
     from openblip.evaluation.results import UnitScores
@@ -86,17 +87,14 @@ def retrieval(
     return 0
 
 
+@takes(CaptionSettings)
 def caption(
     model: tyro.conf.Positional[str],
     table: tyro.conf.Positional[str],
     /,
     *,
     split: str = "test",
-    num_beams: Count = 3,
-    max_length: Count = 20,
-    min_length: CountOrNone = 5,
-    prompt: str = "a picture of ",
-    batch_size: Count = 32,
+    settings: CaptionSettings,
     results: Path | None = None,
     report: Path | None = None,
     java_metrics: Path | None = None,
@@ -112,11 +110,7 @@ def caption(
         model: model folder, run directory, file, https address or hub repository.
         table: pair table with human captions in the split.
         split: which rows.
-        num_beams: beam width.
-        max_length: tokens, prompt included.
-        min_length: tokens, prompt included.
-        prompt: what the model continues.
-        batch_size: images that are encoded together.
+        settings: the flags of the protocol, and of how words are chosen.
         results: write the captions there as a COCO results file.
         report: write a page there (HTML) that shows the worst captions and what words they overuse.
         java_metrics: add METEOR, and SPICE if its language models are there, by the Java programs
@@ -129,7 +123,7 @@ def caption(
     from openblip.evaluation.captioning import evaluate_caption
     from openblip.evaluation.error_report.caption import write_caption_report
     from openblip.evaluation.java_metrics import JavaPrograms
-    from openblip.inference import Decoding, load
+    from openblip.inference.loading import load
     from openblip.table.table import PairTable
 
     check_outputs({"--results": results, "--report": report})
@@ -143,12 +137,10 @@ def caption(
         load(model, backend=backend),
         opened,
         split=split,
-        decoding=Decoding(num_beams=num_beams, max_length=max_length, min_length=min_length),
-        prompt=prompt,
-        batch_size=batch_size,
         java=java,
+        **vars(settings),
     )
-    told = {"beams": num_beams, "tokens": f"{min_length} to {max_length}", "prompt": prompt}
+    told = _told(settings)
     _note("caption", model, backend, opened.uri, split, told, _in_percent(written.metrics))
     if results is not None:
         written.save_coco(results)
@@ -166,6 +158,17 @@ def caption(
         [[name, *(_percent(own.get(of)) for of in written.metrics)] for name, own in rows.items()],
     )
     return 0
+
+
+def _told(settings: CaptionSettings) -> dict[str, Any]:
+    """What a model's card says of how captions were written: what decides them, in its words."""
+    rule = settings.decoding
+    told: dict[str, Any] = {"tokens": f"{rule.min_length} to {rule.max_length}"}
+    told["prompt"] = settings.prompt
+    if rule.method == "beam":
+        return {"beams": rule.num_beams, **told}
+    drawn = {"top_p": rule.top_p, "seed": settings.seed} if rule.method == "nucleus" else {}
+    return {"decoding": rule.method, **told, **drawn}
 
 
 def _in_percent(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -217,7 +220,7 @@ def vqa(
     from openblip.batches.questions import frequent_answers, read_answers
     from openblip.evaluation.error_report.vqa import write_vqa_report
     from openblip.evaluation.vqa import evaluate_vqa
-    from openblip.inference import load
+    from openblip.inference.loading import load
     from openblip.table.table import PairTable
 
     check_outputs({"--results": results, "--report": report})
@@ -289,7 +292,7 @@ def videoqa(
     from openblip.batches.questions import read_answers
     from openblip.batches.video import read_clip_questions
     from openblip.evaluation.video import evaluate_videoqa
-    from openblip.inference import load
+    from openblip.inference.loading import load
 
     _check_records(results)
     ranked = None if candidates is None else read_answers(candidates)
@@ -338,7 +341,7 @@ def nlvr(
         json: print JSON.
     """
     from openblip.evaluation.nlvr import evaluate_nlvr
-    from openblip.inference import load
+    from openblip.inference.loading import load
     from openblip.table.table import PairTable
 
     check_outputs({"--results": results})
@@ -442,7 +445,7 @@ def video(
     """
     from openblip.batches.video import read_clips
     from openblip.evaluation.video import evaluate_video
-    from openblip.inference import load
+    from openblip.inference.loading import load
 
     _check_records(results)
     clips = read_clips(annotations, videos)

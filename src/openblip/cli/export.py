@@ -35,8 +35,8 @@ def export(
         json: print the report as JSON.
     """
     from openblip.cli.output import print_json
-    from openblip.inference import load
     from openblip.inference.export import export as write
+    from openblip.inference.loading import load
 
     check_output(folder, "FOLDER", is_folder=True)
     if folder.is_dir() and any(folder.iterdir()) and not overwrite:

@@ -10,25 +10,20 @@ import functools
 import inspect
 import re
 import textwrap
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, get_type_hints
 
 from openblip.runtime.errors import OpenBlipError, RecipeError
 from openblip.runtime.ranges import (
     Count,
-    CountOrNone,
-    Finite,
     NotNegative,
-    Positive,
-    Share,
     Workers,
     broken_range,
 )
 
 if TYPE_CHECKING:
-    from openblip.inference import Decoding
     from openblip.jobs.pools import RayCluster
     from openblip.training.recipe import Recipe
 
@@ -130,44 +125,75 @@ def _check(given: dict[str, Any], hints: dict[str, Any]) -> None:
                 raise UsageError(f"{flag} must be {allowed}, not {number}")
 
 
-def takes(kind: type[Any]) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
-    """A command whose parameter `settings` is made from flags: one for each field of a dataclass.
+def takes(
+    kind: type[Any], parameter: str = "settings", **defaults: Any
+) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
+    """A command one of whose parameters is made from flags: one for each field of a dataclass.
 
-    Help, range and default of such a flag are those of the field. A flag of the command's own takes
-    the place of the field of the same name, which then keeps its default.
+    Help, range and default of such a flag are those of the field; a field that is a dataclass gives
+    flags for its own. A flag of the command's own takes the place of the field of the same name,
+    which then keeps its default.
+
+    Args:
+        kind: the dataclass.
+        parameter: of the command.
+        defaults: of flags, where the command has others than the fields.
     """
+    own_fields = _flags_of(kind)
 
     def with_flags(run: Callable[..., _Result]) -> Callable[..., _Result]:
         signature = inspect.signature(run)
-        hints = get_type_hints(kind, include_extras=True)
-        flags = [
-            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default)
-            for f in fields(kind)
-            if f.name not in signature.parameters
-        ]
-        flags = [flag.replace(annotation=hints[flag.name]) for flag in flags]
+        flags = {
+            name: flag.replace(default=defaults.get(name, flag.default))
+            for name, flag in own_fields.items()
+            if name not in signature.parameters
+        }
 
         @functools.wraps(run)
         def command(*args: Any, **given: Any) -> _Result:
-            values = {flag.name: given.pop(flag.name) for flag in flags if flag.name in given}
-            return run(*args, settings=kind(**values), **given)
+            # The fields are checked together here, after the range of each has named its flag.
+            values = {name: given.pop(name, flag.default) for name, flag in flags.items()}
+            return run(*args, **{parameter: _made(kind, values)}, **given)
 
         # These three are what a parser of command lines reads, if it does not see what is wrapped.
-        del command.__wrapped__
+        if hasattr(command, "__wrapped__"):
+            del command.__wrapped__
         parameters = [
-            parameter
+            each
             for own in signature.parameters.values()
-            for parameter in (flags if own.name == "settings" else [own])
+            for each in (flags.values() if own.name == parameter else [own])
         ]
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         command.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": int}
         docs = _field_docs(kind)
         command.__doc__ = (run.__doc__ or "").rstrip() + "".join(
-            f"\n        {flag.name}: {docs[flag.name]}" for flag in flags
+            f"\n        {name}: {docs[name]}" for name in flags
         )
         return command
 
     return with_flags
+
+
+def _flags_of(kind: type[Any]) -> dict[str, inspect.Parameter]:
+    """A keyword for each field of a dataclass, and of those among its fields."""
+    hints = get_type_hints(kind, include_extras=True)
+    flags: dict[str, inspect.Parameter] = {}
+    for own in fields(kind):
+        hint = hints[own.name]
+        if is_dataclass(hint):
+            flags |= _flags_of(hint)  # type: ignore[arg-type]
+        else:
+            flags[own.name] = inspect.Parameter(
+                own.name, inspect.Parameter.KEYWORD_ONLY, default=own.default, annotation=hint
+            )
+    return flags
+
+
+def _made(kind: type[Any], values: Mapping[str, Any]) -> Any:
+    """A dataclass from values of its fields, and of those of the dataclasses among them."""
+    hints = get_type_hints(kind)
+    parts = {name: _made(hint, values) for name, hint in hints.items() if is_dataclass(hint)}  # type: ignore[arg-type]
+    return kind(**parts, **{name: values[name] for name in hints if name in values})
 
 
 def _field_docs(kind: type[Any]) -> dict[str, str]:
@@ -180,6 +206,8 @@ def _field_docs(kind: type[Any]) -> dict[str, str]:
             assert isinstance(field.target, ast.Name)
             text = " ".join(ast.literal_eval(below.value).split())
             docs[field.target.id] = text[0].lower() + text[1:]
+    for hint in get_type_hints(kind).values():
+        docs |= _field_docs(hint) if is_dataclass(hint) else {}  # type: ignore[arg-type]
     return docs
 
 
@@ -212,42 +240,6 @@ def _counting_as_in(flags: set[str], recipe: "Recipe") -> "Recipe":
     # Any number: that of the command line takes its place.
     steps, epochs = (1, None) if in_steps else (None, 1)
     return replace(recipe, train=replace(recipe.train, steps=steps, epochs=epochs))
-
-
-@dataclass(frozen=True, kw_only=True)
-class DecodingFlags:
-    """The fields of `openblip.inference.Decoding`, which is not imported for a help text."""
-
-    method: Literal["beam", "nucleus", "greedy"] = "beam"
-    """how to decode."""
-    num_beams: Count = 3
-    """beam: width."""
-    max_length: Count = 20
-    """tokens, prompt included."""
-    min_length: CountOrNone = 5
-    """tokens, prompt included."""
-    top_p: Share = 0.9
-    """nucleus: smallest set of words with this probability."""
-    top_k: CountOrNone = 0
-    """nucleus: before that, only so many likeliest words; 0 keeps all."""
-    repetition_penalty: Positive = 1.0
-    """above 1: words that are there already become less likely."""
-    no_repeat_ngram_size: CountOrNone = 0
-    """no so many tokens in a row come twice in a caption; 0 is off."""
-    length_penalty: Finite = 1.0
-    """beam: above 0 favours long captions, below 0 short ones."""
-    scoring: Literal["original", "transformers"] = "original"
-    """beam: which length a text's score is divided by."""
-
-    def decoding(self) -> "Decoding":
-        """The rule that they describe.
-
-        Raises:
-            RecipeError: one is out of range, or two contradict each other.
-        """
-        from openblip.inference import Decoding
-
-        return Decoding(**asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)

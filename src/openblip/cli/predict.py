@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from openblip.cli.flags import Backend, DecodingFlags, UsageError
+from openblip.cli.flags import Backend, UsageError, takes
 from openblip.cli.output import (
     check_texts,
     complain,
@@ -22,20 +22,23 @@ from openblip.cli.output import (
     print_table,
     printable,
 )
+from openblip.inference.decoding import Decoding
 from openblip.runtime.atomic import check_output
 from openblip.runtime.errors import OpenBlipWarning, RecipeError
 from openblip.runtime.ranges import Count, CountOrNone, Seed
 
 if TYPE_CHECKING:
-    from openblip.inference import Answer, Blip, Match
+    from openblip.inference.answers import Answer
+    from openblip.inference.blip import Blip
     from openblip.inference.encoding import FirstTokenName
     from openblip.inference.image_sources import ImageSources
-    from openblip.inference.many_images import CaptionJobResult, CaptionSettings, CaptionTarget
+    from openblip.inference.many_images import CaptionJobResult, CaptionJobSettings, CaptionTarget
+    from openblip.inference.matching import Match
 
-_DECODING = DecodingFlags()
 DtypeName = Literal["float32", "bfloat16", "float16", "int8"]
 
 
+@takes(Decoding, "decoding")
 def caption(
     paths: tyro.conf.Positional[tuple[str, ...]],
     /,
@@ -46,7 +49,7 @@ def caption(
     sidecar: bool = False,
     overwrite: bool = False,
     split: str | None = None,
-    decoding: Annotated[DecodingFlags, tyro.conf.arg(name="")] = _DECODING,
+    decoding: Decoding,
     prompt: str = "a picture of ",
     given: str | None = None,
     num_captions: Count = 1,
@@ -91,7 +94,7 @@ def caption(
         json: with -o or --sidecar: print as JSON what became of the images, and what was left out.
     """
     from openblip.inference.loading import PUBLISHED, source_of
-    from openblip.inference.many_images import CaptionSettings, CaptionTarget
+    from openblip.inference.many_images import CaptionJobSettings, CaptionTarget
 
     if given is not None and not _is_one_file(paths):
         raise RecipeError(
@@ -103,9 +106,9 @@ def caption(
             "--json is about the captions, which go to standard output themselves: give -o FILE or "
             "--sidecar with it"
         )
-    settings = CaptionSettings(
+    settings = CaptionJobSettings(
         model=source_of(model or PUBLISHED["caption"], backend, dtype),
-        decoding=decoding.decoding(),
+        decoding=decoding,
         prompt=prompt,
         given=given,
         num_captions=num_captions,
@@ -133,7 +136,7 @@ def _is_one_file(paths: tuple[str, ...]) -> bool:
 def _caption(
     paths: tuple[str, ...],
     split: str | None,
-    settings: "CaptionSettings",
+    settings: "CaptionJobSettings",
     target: "CaptionTarget",
     batch_size: int,
     json: bool,
@@ -248,9 +251,8 @@ def match(
             in 8-bit integers, or OpenVINO.
         json: print JSON; of many images a line each.
     """
-    from openblip.inference import load
     from openblip.inference.image_sources import ImageSources, is_single
-    from openblip.inference.loading import PUBLISHED
+    from openblip.inference.loading import PUBLISHED, load
 
     check_texts(texts, "text")
     source = model or PUBLISHED["match"]
@@ -343,9 +345,8 @@ def ask(
         json: print JSON; of many images a line each.
     """
     from openblip.batches.questions import read_answers
-    from openblip.inference import load
     from openblip.inference.image_sources import ImageSources, is_single
-    from openblip.inference.loading import PUBLISHED
+    from openblip.inference.loading import PUBLISHED, load
 
     check_texts(questions, "question")
     for candidate in candidates:
@@ -454,8 +455,7 @@ def explain(
         output: the PNG file.
         device: cpu, cuda, mps; by default the best that there is.
     """
-    from openblip.inference import load
-    from openblip.inference.loading import PUBLISHED
+    from openblip.inference.loading import PUBLISHED, load
     from openblip.sources.images import open_image
 
     if text and question:

@@ -17,8 +17,10 @@ from openblip.comparison.findings import stored_units
 from openblip.comparison.protocols import PROTOCOLS
 from openblip.comparison.spec import SourceSpec
 from openblip.comparison.stages import RESULT_FILE, Order, reading_from
-from openblip.inference import Blip, Decoding, load
+from openblip.inference.blip import Blip
+from openblip.inference.decoding import Decoding
 from openblip.inference.embedder import load_embedder
+from openblip.inference.loading import load
 from openblip.model.flops import image_encoder_flops, lm_head_flops, memory_flops, text_flops
 from openblip.runtime.atomic import replace_file, replace_folder
 from openblip.runtime.errors import DataError, MissingHead

@@ -4,12 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from openblip.evaluation.captioning import CaptionSettings, evaluate_caption
+from openblip.evaluation.captioning import evaluate_caption
 from openblip.evaluation.classification import ClassificationResult, evaluate_classification
-from openblip.evaluation.filtering import NOISE_KINDS, NOISE_METRICS, evaluate_filter
+from openblip.evaluation.filtering import NOISE_KINDS, NOISE_METRICS, FilterResult, evaluate_filter
 from openblip.evaluation.nlvr import evaluate_nlvr
 from openblip.evaluation.retrieval import can_match, evaluate_retrieval
 from openblip.evaluation.settings import (
+    CaptionSettings,
     ClassificationSettings,
     FilterSettings,
     NlvrSettings,
@@ -17,7 +18,7 @@ from openblip.evaluation.settings import (
     VqaSettings,
 )
 from openblip.evaluation.vqa import evaluate_vqa
-from openblip.inference import Embedder
+from openblip.inference.embedder import Embedder
 from openblip.table.table import PairTable
 
 ProtocolName = Literal["retrieval", "caption", "classification", "filter", "vqa", "nlvr"]
@@ -59,6 +60,11 @@ def _classified(
     return evaluate_classification(model, table, k=k if can_match(model) else 0, **settings)
 
 
+def _found_noise(_: Embedder, table: PairTable, **settings: Any) -> FilterResult:
+    """Of scores that the table has: the model, which every protocol is given, is not asked."""
+    return evaluate_filter(table, **settings)
+
+
 PROTOCOLS: dict[ProtocolName, Protocol] = {
     "retrieval": Protocol(
         RetrievalSettings,
@@ -76,7 +82,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
     "filter": Protocol(
         FilterSettings,
         (*NOISE_METRICS, *(f"recall of {kind}" for kind in NOISE_KINDS)),
-        evaluate_filter,
+        _found_noise,
         needs_contrast_alone=True,
     ),
     "vqa": Protocol(

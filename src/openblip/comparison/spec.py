@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from openblip.comparison.protocols import PROTOCOLS, ProtocolName
-from openblip.inference import Decoding
+from openblip.inference.decoding import Decoding
 from openblip.runtime.documents import read_yaml
 from openblip.runtime.errors import RecipeError
 from openblip.runtime.references import is_reference

@@ -16,35 +16,19 @@ from openblip.batches.images import every_image
 from openblip.batches.shuffle import named_seed
 from openblip.evaluation.java_metrics import JavaPrograms
 from openblip.evaluation.results import UnitScores, save_json, unit_scores
-from openblip.inference import Blip, Decoding
+from openblip.evaluation.settings import CaptionSettings
+from openblip.inference.blip import Blip
 from openblip.inference.captions import Caption
+from openblip.inference.decoding import Decoding
 from openblip.metrics.accuracy import Dominant, dominant
 from openblip.metrics.caption import CaptionScores, caption_scores
 from openblip.runtime.errors import DataError
 from openblip.runtime.progress import Progress
-from openblip.runtime.ranges import Count, Seed, check_ranges
 from openblip.sources.coco import CocoIds
 from openblip.sources.row_images import check_reachable
 from openblip.table.rows import read_meta
 from openblip.table.table import PairTable
 from openblip.table.views import split_rows
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionSettings:
-    """Of `evaluate_caption`."""
-
-    decoding: Decoding = field(default_factory=Decoding)
-    """How captions are written; by default with beam 3, as the original."""
-    prompt: str = "a picture of "
-    """What the model continues; a pre-trained model has seen none."""
-    seed: Seed = 0
-    """Of nucleus sampling: with a row's id it decides the row's caption."""
-    batch_size: Count = 32
-    """Images that are encoded together."""
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,8 @@ from openblip.evaluation.retrieval import (
     unmatched_scores,
 )
 from openblip.evaluation.settings import ClassificationSettings
-from openblip.inference import Blip, Embedder
+from openblip.inference.blip import Blip
+from openblip.inference.embedder import Embedder
 from openblip.inference.encoding import embed_images
 from openblip.inference.image_sources import image_batches
 from openblip.metrics.accuracy import Dominant, class_accuracy, class_ranks, dominant

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from openblip.evaluation.results import UnitScores, unit_scores
 from openblip.evaluation.settings import FilterSettings
-from openblip.inference import Embedder
 from openblip.runtime.errors import DataError
 from openblip.table.rows import read_meta
 from openblip.table.scores import TEXT_COLUMNS, score_column
@@ -38,7 +37,6 @@ class FilterResult:
 
 
 def evaluate_filter(
-    model: Embedder,
     table: PairTable,
     *,
     split: str = "train",
@@ -47,8 +45,8 @@ def evaluate_filter(
 ) -> FilterResult:
     """Precision and recall of the noise among the given web texts of a table that is judged.
 
-    The scores are those that the table has: the model, which every protocol is given, is not asked.
-    The table has kinds of noise in its metadata. Other keywords are fields of `FilterSettings`.
+    The scores are those that `capfilt run` and `capfilt fit` have written into the table, which has
+    kinds of noise in its metadata. Other keywords are fields of `FilterSettings`.
 
     Raises:
         DataError: there is no such score, or no text whose kind of noise is known.

@@ -13,7 +13,7 @@ from openblip.batches.image_pairs import ImagePair, ImagePairIndex
 from openblip.batches.images import every_image_of
 from openblip.evaluation.results import UnitScores, summed_units
 from openblip.evaluation.settings import NlvrSettings
-from openblip.inference import Blip
+from openblip.inference.blip import Blip
 from openblip.inference.matching import compare_images
 from openblip.metrics.accuracy import Dominant, consistent_sentences, dominant, image_set, nlvr
 from openblip.runtime.atomic import replace_file

@@ -22,7 +22,8 @@ from openblip.batches.tokenizer import TokenBatch
 from openblip.checkpoints.families import family_of
 from openblip.evaluation.results import UnitScores, retrieval_units, save_json
 from openblip.evaluation.settings import Ranking, RetrievalSettings
-from openblip.inference import Blip, Embedder
+from openblip.inference.blip import Blip
+from openblip.inference.embedder import Embedder
 from openblip.inference.matching import match_logits
 from openblip.metrics import retrieval
 from openblip.model import ImageMemory

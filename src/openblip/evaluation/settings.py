@@ -2,14 +2,14 @@
 
 A field is a keyword of its `evaluate_*`, a flag of `openblip evaluate`, and one of a task's
 `settings` in a comparison file. Nothing heavy is imported here: a help text has to come at once.
-(`CaptionSettings` stands with its protocol, because a field of it is a `Decoding`.)
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from openblip.inference.decoding import Decoding
 from openblip.runtime.errors import RecipeError
-from openblip.runtime.ranges import Count, CountOrNone, Finite, check_ranges
+from openblip.runtime.ranges import Count, CountOrNone, Finite, Seed, check_ranges
 
 Ranking = Literal["original", "combined", "contrast"]
 
@@ -28,6 +28,23 @@ class RetrievalSettings:
     `contrast`: contrast alone, and nothing is matched."""
     max_words: Count = 30
     """Captions are cut to so many, as in the original's evaluation."""
+    batch_size: Count = 32
+    """Images that are encoded together."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CaptionSettings:
+    """Of `evaluate_caption`."""
+
+    decoding: Decoding = field(default_factory=Decoding)
+    """How captions are written; by default with beam 3, as the original."""
+    prompt: str = "a picture of "
+    """What the model continues; a pre-trained model has seen none."""
+    seed: Seed = 0
+    """Of nucleus sampling: with a row's id it decides the row's caption."""
     batch_size: Count = 32
     """Images that are encoded together."""
 

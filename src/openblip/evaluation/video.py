@@ -20,8 +20,8 @@ from openblip.evaluation.retrieval import (
 )
 from openblip.evaluation.settings import VideoQaSettings, VideoSettings
 from openblip.evaluation.vqa import answer_all, distinct_keys, encode_for_questions, judge_answers
-from openblip.inference import Blip
 from openblip.inference.answers import Answer
+from openblip.inference.blip import Blip
 from openblip.inference.encoding import embed_images
 from openblip.metrics import image_ranks, retrieval
 from openblip.metrics.accuracy import Dominant, dominant

@@ -16,8 +16,8 @@ from openblip.batches.images import every_image
 from openblip.batches.questions import Question, QuestionIndex
 from openblip.evaluation.results import UnitScores, official_id, save_json, summed_units
 from openblip.evaluation.settings import VqaSettings
-from openblip.inference import Answer, Blip
-from openblip.inference.answers import AnswerList, answer_each
+from openblip.inference.answers import Answer, AnswerList, answer_each
+from openblip.inference.blip import Blip
 from openblip.metrics.accuracy import Dominant, dominant
 from openblip.metrics.vqa import VqaScores, vqa_scores
 from openblip.metrics.wups import WordNet, items_of, wups_scores

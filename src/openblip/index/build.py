@@ -22,8 +22,7 @@ from openblip.index.folder import (
     reconcile,
 )
 from openblip.index.noted import ERROR_KEY, FOLDER_TABLE, IndexState, folder_named, open_index
-from openblip.inference import Embedder
-from openblip.inference.embedder import embedder_fingerprint, load_embedder
+from openblip.inference.embedder import Embedder, embedder_fingerprint, load_embedder
 from openblip.inference.image_sources import ImageSources
 from openblip.inference.loading import PUBLISHED
 from openblip.jobs.pools import RayCluster

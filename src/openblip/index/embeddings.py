@@ -22,8 +22,7 @@ from PIL import Image
 
 from openblip.curation.marks import EMBEDDING_KEY
 from openblip.index.noted import EMBEDDING, ERROR_KEY
-from openblip.inference import Embedder
-from openblip.inference.embedder import embedder_fingerprint, load_embedder, prepare_image
+from openblip.inference.embedder import Embedder, embedder_fingerprint, load_embedder, prepare_image
 from openblip.inference.loading import default_device
 from openblip.jobs.columns import ColumnWorker, Load, TableColumns
 from openblip.jobs.ledger import Store, open_store

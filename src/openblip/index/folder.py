@@ -23,7 +23,7 @@ from PIL import Image
 
 from openblip.curation.marks import EMBEDDING_KEY
 from openblip.index.embeddings import embed_all, embedding_array, embedding_width
-from openblip.inference import Embedder
+from openblip.inference.embedder import Embedder
 from openblip.inference.image_sources import ImageSources, left_out_text
 from openblip.runtime.documents import escaped, has_halves
 from openblip.runtime.errors import DataError, one_line

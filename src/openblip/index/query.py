@@ -11,7 +11,7 @@ from math import isfinite
 import numpy as np
 from numpy.typing import NDArray
 
-from openblip.inference import Embedder
+from openblip.inference.embedder import Embedder
 from openblip.runtime.errors import DataError
 from openblip.sources.images import ImageSource
 

@@ -21,8 +21,8 @@ from openblip.curation.marks import EMBEDDING_KEY, embeddings_of
 from openblip.index.noted import open_index
 from openblip.index.query import Query, Terms
 from openblip.index.states import StateCache, default_folder, states_of
-from openblip.inference import Blip, Embedder
-from openblip.inference.embedder import embedder_fingerprint, load_embedder
+from openblip.inference.blip import Blip
+from openblip.inference.embedder import Embedder, embedder_fingerprint, load_embedder
 from openblip.inference.encoding import EncodedImages
 from openblip.inference.image_sources import tried_batches
 from openblip.runtime.errors import DataError

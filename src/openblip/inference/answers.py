@@ -10,9 +10,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from openblip.batches.tokenizer import SpecialTokens, TextTokenizer, TokenBatch
-from openblip.inference.decoding import Decoding, Generated
+from openblip.inference.decoding import Decoding
 from openblip.inference.encoding import FirstTokenName, finite, tokens_for
-from openblip.inference.generation import generate
+from openblip.inference.generation import Generated, generate
 from openblip.model import ImageMemory, TextPass
 from openblip.model.vqa import Vqa
 from openblip.objectives.lm import IGNORED, lm_loss, next_token_labels

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from openblip.batches.text import is_unspaced
 from openblip.batches.tokenizer import TextTokenizer
-from openblip.inference.decoding import Decoding, Generated
+from openblip.inference.decoding import Decoding
 from openblip.inference.encoding import EncodedImages
-from openblip.inference.generation import generate
+from openblip.inference.generation import Generated, generate
 from openblip.runtime.errors import RecipeError
 
 PROMPT = "a picture of "

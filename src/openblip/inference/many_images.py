@@ -62,7 +62,7 @@ _MAX_EXAMPLES = 10
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionSettings:
+class CaptionJobSettings:
     """Everything besides the images that decides their captions."""
 
     model: str
@@ -158,7 +158,7 @@ class CaptionJobResult:
 
 def caption_images(
     sources: ImageSources,
-    settings: CaptionSettings,
+    settings: CaptionJobSettings,
     target: CaptionTarget,
     *,
     batch_size: int = 16,
@@ -210,7 +210,7 @@ class _Job:
     def __init__(
         self,
         output: CaptionOutput,
-        settings: CaptionSettings,
+        settings: CaptionJobSettings,
         progress: Progress,
         report: Report,
     ) -> None:
@@ -316,7 +316,7 @@ class _Job:
 
 
 def _open_output(
-    settings: CaptionSettings, target: CaptionTarget, stdout: BinaryIO, opened: ExitStack
+    settings: CaptionJobSettings, target: CaptionTarget, stdout: BinaryIO, opened: ExitStack
 ) -> CaptionOutput:
     if target.sidecar:
         return SidecarOutput(target.overwrite)

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Literal
 from openblip.runtime.errors import CheckpointError, MissingHead, one_line
 
 if TYPE_CHECKING:
-    from openblip.inference import Blip, Embedder
+    from openblip.inference.blip import Blip
+    from openblip.inference.embedder import Embedder
 
 Role = Literal["captioner", "filter", "vqa"]
 ROLES: Mapping[Role, str] = {
@@ -107,7 +108,7 @@ class Models:
                 f"--{role} {role.upper()}"
             )
         with self.using_source(source) as model:
-            from openblip.inference import Blip
+            from openblip.inference.blip import Blip
 
             if not isinstance(model, Blip):
                 raise MissingHead(

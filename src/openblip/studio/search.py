@@ -11,7 +11,7 @@ from openblip.studio.routes import Asked, Refused, Route, get, post
 if TYPE_CHECKING:
     from openblip.index.query import Query
     from openblip.index.search import Found, Searcher
-    from openblip.inference import Embedder
+    from openblip.inference.embedder import Embedder
     from openblip.studio.app import Studio
 
 _MOST_SHOWN = 500

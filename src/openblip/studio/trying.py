@@ -13,7 +13,8 @@ from openblip.studio.models import Role
 from openblip.studio.routes import Asked, Refused, Route, post
 
 if TYPE_CHECKING:
-    from openblip.inference import Blip, Heatmap
+    from openblip.inference.blip import Blip
+    from openblip.inference.explanation import Heatmap
     from openblip.studio.app import Studio
 
 _MOST_BEAMS, _MOST_ANSWERS, _MOST_LENGTH = 10, 20, 64

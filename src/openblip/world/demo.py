@@ -26,7 +26,8 @@ from openblip.capfilt.select import (
 )
 from openblip.evaluation.captioning import CaptionResult, evaluate_caption
 from openblip.evaluation.retrieval import RetrievalResult, evaluate_retrieval
-from openblip.inference import Decoding, load
+from openblip.inference.decoding import Decoding
+from openblip.inference.loading import load
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.charts import bars
 from openblip.runtime.locks import only_here

@@ -10,7 +10,8 @@ from openblip.evaluation.captioning import evaluate_caption
 from openblip.evaluation.error_report.caption import write_caption_report
 from openblip.evaluation.error_report.retrieval import write_retrieval_report
 from openblip.evaluation.retrieval import evaluate_retrieval
-from openblip.inference import Blip, Decoding
+from openblip.inference.blip import Blip
+from openblip.inference.decoding import Decoding
 from openblip.table.table import PairRow, PairTable
 
 SHORT = Decoding(method="greedy", max_length=10)

@@ -11,7 +11,8 @@ from openblip.batches.tokenizer import TextTokenizer
 from openblip.evaluation.error_report.vqa import write_vqa_report
 from openblip.evaluation.results import unit_scores
 from openblip.evaluation.vqa import AnsweredQuestion, VqaResult, evaluate_vqa, question_accuracies
-from openblip.inference import Answer, Blip
+from openblip.inference.answers import Answer
+from openblip.inference.blip import Blip
 from openblip.model import TextConfig, VisionConfig
 from openblip.model.vqa import Vqa, VqaConfig
 from openblip.runtime.errors import DataError

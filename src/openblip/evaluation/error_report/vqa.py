@@ -9,7 +9,7 @@ import numpy as np
 
 from openblip.evaluation.error_report import PERFECT, by_confidence
 from openblip.evaluation.vqa import VqaResult, question_accuracies
-from openblip.inference import Answer
+from openblip.inference.answers import Answer
 from openblip.runtime.charts import Curve, curves
 from openblip.runtime.errors import DataError
 from openblip.runtime.page import CardText, Page
