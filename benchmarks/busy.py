@@ -44,7 +44,7 @@ def train(folder: Path, seconds: float) -> float:
     script = (
         "from openblip.runtime.threads import wait_without_spinning; wait_without_spinning()\n"
         "from dataclasses import replace\n"
-        "from openblip.world.recipes import world_pretrain\n"
+        "from openblip.world.demo import world_pretrain\n"
         "from openblip.training.run import train\n"
         f"recipe = world_pretrain({str(folder / 'pairs.lance')!r})\n"
         f"loop = replace(recipe.train, steps=100_000, log_every=1, threads={threads})\n"
@@ -99,7 +99,7 @@ def prepare(folder: Path) -> None:
     from openblip.model import Med, MedConfig
     from openblip.table.table import PairTable
     from openblip.world import create_world
-    from openblip.world.recipes import WORLD, world_pretrain
+    from openblip.world.demo import WORLD, world_pretrain
 
     create_world(folder / "pairs.lance", replace(WORLD, web_rows=600, human_rows=150))
     (folder / "photo.jpg").write_bytes(photograph(0, 500))

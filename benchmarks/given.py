@@ -35,7 +35,7 @@ from openblip.training.recipe import Recipe
 from openblip.training.run import train
 from openblip.world import is_true_caption, open_or_create_world, truth_of
 from openblip.world.build import human_captions, names_in, without_names
-from openblip.world.recipes import (
+from openblip.world.demo import (
     WORLD,
     world_captioner,
     world_filter,

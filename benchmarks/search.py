@@ -60,7 +60,7 @@ from openblip.table.vectors import (
     nearest_rows,
 )
 from openblip.world import create_world, is_true_caption, truth_of
-from openblip.world.recipes import WORLD
+from openblip.world.demo import WORLD
 
 PARTS = ("vectors", "crossover", "files", "matching", "indexing", "world", "photos")
 WIDTH, K, QUERIES = 256, 100, 200

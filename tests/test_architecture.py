@@ -111,6 +111,164 @@ SMALL = {
     "runtime/interruption.py": "signals are nothing else's subject",
 }
 
+# Files that one other imports, by the reason for which each is a subject of its own.
+ONE_CALLER = {
+    "a page or a command is one file": (
+        "evaluation/error_report/caption.py",
+        "evaluation/error_report/retrieval.py",
+        "evaluation/error_report/vqa.py",
+        "studio/capfilt.py",
+        "studio/jobs.py",
+        "studio/review.py",
+        "studio/runs.py",
+        "studio/search.py",
+        "studio/trying.py",
+    ),
+    "a format that people have, and look for": (
+        "review/spreadsheet.py",
+        "sources/annotations.py",
+        "sources/export.py",
+        "sources/hub_datasets.py",
+        "sources/questions.py",
+        "sources/sharded.py",
+        "sources/split_lists.py",
+    ),
+    "what a command is about": (
+        "comparison/run.py",
+        "curation/duplicates.py",
+        "curation/leakage.py",
+        "index/build.py",
+        "plan/sizing.py",
+    ),
+    "the one caller chooses it by its name, among others": (
+        "capfilt/library_captioner.py",
+        "objectives/clip.py",
+        "objectives/pretrain.py",
+        "sources/detect.py",
+        "world/chinese.py",
+    ),
+    "it starts as a process of its own, or runs in one": (
+        "capfilt/computer.py",
+        "comparison/carry_out.py",
+        "studio/processes.py",
+    ),
+    "with its caller it would be longer than 500 lines, and two subjects": (
+        "batches/word_swaps.py",
+        "capfilt/combination.py",
+        "checkpoints/download.py",
+        "comparison/graph.py",
+        "index/folder.py",
+        "inference/caption_output.py",
+        "jobs/driver.py",
+        "plan/footprint.py",
+        "plan/simulation.py",
+        "studio/traces.py",
+        "training/run_dir.py",
+        "world/build.py",
+    ),
+}
+
+# What reads again what a file writes: a test, or who the reader is. A writer without a reader is
+# one whose files nobody has tried.
+PEOPLE = "people read it"
+READ_BACK = {
+    "batches/image_states.py": (
+        "batches/test_image_states.py::test_what_is_known_is_not_computed_again_whoever_asks"
+    ),
+    "batches/tokenizer.py": "batches/test_tokenizer.py::test_a_saved_tokenizer_reads_back_equal",
+    "checkpoints/download.py": (
+        "checkpoints/test_download.py::test_an_unfinished_file_is_gone_on_with"
+    ),
+    "checkpoints/fingerprints.py": "checkpoints/test_fingerprints.py::test_a_file_is_read_once",
+    "checkpoints/folder.py": "checkpoints/test_folder.py::test_the_weights",
+    "checkpoints/huggingface.py": (
+        "checkpoints/test_huggingface_writing.py::test_transformers_reads_the_same_model"
+    ),
+    "checkpoints/huggingface_processor.py": (
+        "checkpoints/test_huggingface_writing.py"
+        "::test_transformers_reads_other_languages_tokenizers_alike"
+    ),
+    "checkpoints/model_card.py": (
+        "checkpoints/test_model_card.py::test_what_evaluations_of_this_checkpoint_found_is_told"
+    ),
+    "checkpoints/original.py": "checkpoints/test_original_files.py::test_what_is_written_is_read",
+    "comparison/carry_out.py": (
+        "comparison/test_run.py::test_a_second_call_does_nothing_and_says_the_same"
+    ),
+    "comparison/run.py": (
+        "comparison/test_run.py::test_a_stage_that_fails_is_named_with_its_log_and_stops_no_other"
+    ),
+    "comparison/stages.py": (
+        "comparison/test_processes.py::test_threads_of_a_process_wait_without_spinning"
+    ),
+    "comparison/tables.py": PEOPLE,
+    "deploy/runtimes.py": "deploy/test_models.py::test_scores_and_embeddings_are_near",
+    "evaluation/java_metrics.py": (
+        "evaluation/test_java_metrics.py::test_spice_is_the_mean_over_captions"
+    ),
+    "evaluation/nlvr.py": (
+        "evaluation/test_nlvr.py::test_the_written_file_has_the_metrics_that_are_told"
+    ),
+    "evaluation/results.py": "evaluation/test_captioning.py::test_results_are_written_as_coco_does",
+    "index/states.py": "index/test_states.py::test_what_was_stored_comes_back",
+    "inference/caption_output.py": (
+        "sources/test_delimited.py::test_what_openblip_caption_wrote_is_read_as_it_was"
+    ),
+    "inference/explanation.py": PEOPLE,
+    "inference/export.py": "deploy/test_models.py::test_the_outline_is_that_of_the_model",
+    "jobs/ledger.py": (
+        "jobs/test_ledger.py::test_what_is_flushed_is_read_again_and_the_last_word_counts"
+    ),
+    "model/kernels.py": "model/test_kernels.py::test_the_choice_is_measured_once_on_a_machine",
+    "review/sampling.py": "review/test_sampling.py::test_the_same_settings_find_the_same_sample",
+    "review/spreadsheet.py": (
+        "review/test_spreadsheet.py"
+        "::test_what_people_fill_in_is_recorded_in_the_order_of_the_sample"
+    ),
+    "runtime/atomic.py": "runtime/test_atomic.py::test_a_link_stays_and_leads_to_the_new_file",
+    "runtime/locks.py": "runtime/test_locks.py::test_it_can_be_asked_whether_a_path_is_held",
+    "runtime/page.py": PEOPLE,
+    "runtime/progress.py": (
+        "runtime/test_progress.py::test_a_program_reads_in_a_file_how_far_the_job_is"
+    ),
+    "sources/bucket.py": (
+        "sources/test_bucket.py::test_rows_and_report_are_those_of_the_same_files_on_a_disk"
+    ),
+    "sources/cards.py": (
+        "sources/test_export_huggingface.py::test_images_and_texts_are_read_by_the_library"
+    ),
+    "sources/export.py": "sources/test_export.py::test_an_import_reads_an_export_back",
+    "sources/export_formats.py": (
+        "sources/test_export.py::test_any_list_of_captions_comes_back_from_every_format"
+    ),
+    "studio/processes.py": (
+        "studio/test_processes.py::test_a_job_is_stopped_found_again_and_stopped_by_a_later_server"
+    ),
+    "table/columns.py": (
+        "table/test_columns.py::test_fragments_are_listed_with_rows_that_keep_their_digest"
+    ),
+    "table/storage.py": "table/test_storage.py::test_a_folder_of_objects_reads_what_was_written",
+    "training/checkpoint.py": "training/test_checkpoint.py::test_a_checkpoint_restores_everything",
+    "training/metrics_log.py": (
+        "training/test_metrics_log.py::test_a_resumed_run_writes_no_line_twice"
+    ),
+    "training/rank_log.py": (
+        "training/test_rank_log.py::test_a_status_tells_how_far_a_process_is_and_how_it_ended"
+    ),
+    "training/recipe_file.py": (
+        "training/test_recipe_file.py::test_a_written_recipe_is_read_back_equal"
+    ),
+    "training/run.py": "training/test_run.py::test_an_interrupted_run_ends_as_if_it_had_not_been",
+    "training/trackers.py": "training/test_trackers.py::test_a_run_tells_its_tracker_everything",
+    "world/build.py": "world/test_build.py::test_images_are_what_their_rows_say",
+    "world/demo.py": (
+        "world/test_demo.py::test_the_whole_loop_runs_writes_its_pages_and_goes_on_where_it_was"
+    ),
+}
+WRITES = re.compile(
+    r"\b(replace_file|replace_folder|agreed_text)\(|\.(write_text|write_bytes)\(|\.open\(\"[wax]"
+)
+
 # Rooms whose code is concurrent or numeric, or stores data: there comments say why.
 EXPLAINED = (
     *("runtime", "model", "table", "jobs", "sources", "batches", "curation", "checkpoints"),
@@ -180,6 +338,39 @@ def test_files_and_functions_stay_short(file: Path) -> None:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
             assert node.end_lineno - node.lineno < 80, f"{node.name} is too long"
+
+
+def module_of(file: Path) -> str:
+    parts = file.relative_to(SOURCE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_a_file_with_one_caller_has_a_reason() -> None:
+    callers = {
+        name: {file for file in FILES if module_of(file) != name and name in imports_of(file)}
+        for name in map(module_of, FILES)
+    }
+    lonely = {
+        file.relative_to(SOURCE).as_posix()
+        for file in FILES
+        # A command is called by its name, and a room's first file by all that import the room.
+        if file.name not in ("__init__.py", "__main__.py") and room_of(file) != "cli"
+        if len(callers[module_of(file)]) < 2
+    }
+    assert lonely == {name for names in ONE_CALLER.values() for name in names}
+
+
+def test_what_a_file_writes_is_read_back_by_a_test() -> None:
+    writers = {
+        file.relative_to(SOURCE).as_posix()
+        for file in FILES
+        if WRITES.search(file.read_text(encoding="utf-8"))
+    }
+    assert writers == set(READ_BACK)
+    for writer, reader in READ_BACK.items():
+        if reader != PEOPLE:
+            file, _, name = reader.partition("::")
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text("utf-8"), writer
 
 
 def test_only_a_tokenizer_decides_how_texts_are_cleaned() -> None:

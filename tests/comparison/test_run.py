@@ -1,6 +1,7 @@
 """A comparison from its file to its report; what is finished is not done again."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -116,6 +117,37 @@ def test_a_change_does_only_that_again(
     assert main(["compare", str(path), "-o", str(compared.folder), "--plan"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()[1:]]
     assert sum(line[-1] == "no" for line in lines) == len(missing)
+
+
+def test_what_a_finished_stage_made_is_made_again_where_it_is_needed_and_gone(
+    compared: Compared, tmp_path: Path
+) -> None:
+    # Results without tables and models: what is passed on, or left after tidying up.
+    for result in (compared.folder / "stages").glob("*/result.json"):
+        kept = tmp_path / "out" / "stages" / result.parent.name
+        kept.mkdir(parents=True)
+        shutil.copy(result, kept)
+    path = written(tmp_path, TINY)
+    before = finished_at(tmp_path / "out")
+    assert compare(path, tmp_path / "out").text == compared.text
+    assert finished_at(tmp_path / "out") == before
+    # Of one more evaluation the table and the model are made again, and no other model.
+    asked = written(tmp_path, TINY.replace("k: 4", "k: 5").replace("seeds: [0, 1]", "seeds: [0]"))
+    again = read_comparison(asked, tmp_path / "out").stages
+    assert {(s.kind, s.name) for s in again if not s.is_finished} >= {
+        ("data", "pairs, seed 0"),
+        ("train", "noise, seed 0"),
+        ("evaluate", "noise on retrieval, seed 0"),
+    }
+    lone = TINY.replace("k: 4", "k: 5").replace("seeds: [0, 1]", "seeds: [0]")
+    lone = lone[: lone.index("tables:")] + (
+        "tables:\n  - {title: A, models: [noise], figures: [retrieval.R@1]}\n"
+    )
+    found = compare(written(tmp_path, lone), tmp_path / "out").findings
+    assert found.scores("noise", "retrieval.R@1") is not None
+    after = finished_at(tmp_path / "out")
+    made = {s.folder for s in found.stages if s.kind != "evaluate"}
+    assert {name for name in before if after[name] != before[name]} == made
 
 
 def test_a_stage_that_fails_is_named_with_its_log_and_stops_no_other(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from openblip.comparison.run import read_comparison
 from openblip.comparison.spec import read_spec
 from openblip.runtime.errors import RecipeError
 from openblip.training.recipe_file import write_recipe
-from openblip.world.recipes import world_captioner
+from openblip.world.demo import world_captioner
 
 from .conftest import TINY, written
 

@@ -14,7 +14,7 @@ from openblip.inference.loading import load
 from openblip.table.table import PairTable
 from openblip.training.run import train
 from openblip.world import WorldConfig, create_world
-from openblip.world.recipes import WORLD, world_captioner, world_filter, world_pretrain
+from openblip.world.demo import WORLD, world_captioner, world_filter, world_pretrain
 
 SMALL = WorldConfig(language="zh", web_rows=24, human_rows=24, val_rows=2, test_rows=6)
 CAPTION = "一个红色圆形在一个蓝色方块左边"

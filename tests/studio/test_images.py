@@ -12,7 +12,7 @@ from PIL import Image
 from openblip.index.build import build_index
 from openblip.index.noted import FOLDER_TABLE
 from openblip.studio.app import Studio
-from openblip.studio.images import CACHE_BYTES, Kept
+from openblip.studio.place import CACHE_BYTES, Kept
 from openblip.table.table import PairRow, PairTable
 from openblip.table.versions import lance_library
 

@@ -27,7 +27,7 @@ from openblip.world import (
     truth_of,
 )
 from openblip.world.build import names_in, without_names
-from openblip.world.config import config_to_dict
+from openblip.world.scene import config_to_dict
 
 CONFIG = WorldConfig(
     seed=7, web_rows=1200, human_rows=300, val_rows=120, test_rows=200, group_weights=(5, 5, 2)

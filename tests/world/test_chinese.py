@@ -20,14 +20,13 @@ from openblip.world import (
 )
 from openblip.world.chinese import CHINESE
 from openblip.world.claims import Claim, Mention, make_claim
-from openblip.world.config import config_to_dict
 from openblip.world.english import (
     caption_errors,
     parse_caption,
     write_human_caption,
     write_web_caption,
 )
-from openblip.world.scene import Background, Dice, ObjectGroup, Scene
+from openblip.world.scene import Background, Dice, ObjectGroup, Scene, config_to_dict
 
 from .test_english import claims
 

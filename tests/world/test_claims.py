@@ -3,12 +3,12 @@
 import pytest
 
 from openblip.world.claims import Mention, claim_errors, describe, is_true_of, make_claim
-from openblip.world.config import WorldConfig
 from openblip.world.scene import (
     Background,
     Dice,
     ObjectGroup,
     Scene,
+    WorldConfig,
     sample_scene,
     scene_from_dict,
     scene_to_dict,

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from openblip.world.config import WorldConfig
 from openblip.world.drawing import (
     COLOUR_RGB,
     TILTS,
@@ -24,6 +23,7 @@ from openblip.world.scene import (
     Dice,
     ObjectGroup,
     Scene,
+    WorldConfig,
     sample_scene,
 )
 

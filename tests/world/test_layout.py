@@ -2,7 +2,6 @@
 
 import itertools
 
-from openblip.world.config import WorldConfig
 from openblip.world.scene import (
     LATTICE,
     Background,
@@ -10,6 +9,7 @@ from openblip.world.scene import (
     ObjectGroup,
     Place,
     Scene,
+    WorldConfig,
     place_objects,
     sample_scene,
 )

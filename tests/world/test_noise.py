@@ -11,9 +11,8 @@ from openblip.world.build import (
     with_wrong_object,
 )
 from openblip.world.claims import Claim, claim_errors, describe, is_true_of
-from openblip.world.config import NOISE_KINDS, NoiseRates, WorldConfig
 from openblip.world.english import is_true_caption
-from openblip.world.scene import Dice, Scene, sample_scene
+from openblip.world.scene import NOISE_KINDS, Dice, NoiseRates, Scene, WorldConfig, sample_scene
 
 CONFIG = WorldConfig(group_weights=(5.0, 5.0, 2.0))
 NUM_TRIALS = 800

@@ -199,9 +199,8 @@ def search(
         csv: print a table for a spreadsheet.
     """
     from openblip.index.build import outdated_index
-    from openblip.index.page import write_page
     from openblip.index.query import Query
-    from openblip.index.search import Searcher
+    from openblip.index.search import Searcher, write_page
     from openblip.index.states import parse_size
 
     if json and csv:

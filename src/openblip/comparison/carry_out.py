@@ -42,6 +42,10 @@ def carry_out(folder: Path) -> None:
         KeyboardInterrupt: it was interrupted; what is finished is kept.
     """
     order = Order.read(folder)
+    if (folder / RESULT_FILE).exists():
+        # It was finished, and what it made is gone: from here on it is not finished.
+        (folder / RESULT_FILE).unlink()
+        (folder / _SECONDS_FILE).unlink(missing_ok=True)
     earlier, started = _seconds_spent(folder), time.perf_counter()
     try:
         result = _WORK[order.kind](order)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from openblip.comparison.graph import StageGraph
 from openblip.comparison.protocols import parts_of
 from openblip.comparison.spec import ClaimSpec, ComparisonSpec
-from openblip.comparison.stages import Given, Stage, closure, rows_of
+from openblip.comparison.stages import Given, Stage, closure, rows_of, undone
 from openblip.evaluation.results import UnitScores
 from openblip.metrics.bootstrap import Difference, Interval, percentile_bounds, two_sided_p
 from openblip.runtime.errors import DataError
@@ -233,14 +233,11 @@ class Findings:
     @property
     def stages(self) -> list[StageState]:
         """All stages in an order in which they can be carried out."""
+        every = closure(self.evaluations)
+        missing = undone(every, self._root)
         return [
-            StageState(
-                stage.kind,
-                stage.name,
-                stage.folder(self._root).name,
-                stage.result(self._root) is not None,
-            )
-            for stage in closure(self.evaluations).values()
+            StageState(stage.kind, stage.name, stage.folder(self._root).name, key not in missing)
+            for key, stage in every.items()
         ]
 
     def scores(self, model: str, figure: str) -> SeedScores | None:

@@ -39,8 +39,8 @@ from openblip.training.recipe_file import (
     to_plain,
 )
 from openblip.world import WorldConfig
-from openblip.world.config import config_to_dict
-from openblip.world.recipes import WORLD_FINETUNE_RECIPES, WORLD_PRETRAIN_RECIPES
+from openblip.world.demo import WORLD_FINETUNE_RECIPES, WORLD_PRETRAIN_RECIPES
+from openblip.world.scene import config_to_dict
 
 # Where an input lies does not count for a fingerprint: a stage's recipe names its inputs by these.
 _TABLE, _INIT = "@table", "@init"

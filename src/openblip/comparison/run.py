@@ -26,7 +26,7 @@ from openblip.batches.image_states import STATES_FOLDER
 from openblip.comparison.carry_out import carry_out
 from openblip.comparison.findings import Findings
 from openblip.comparison.spec import located, read_spec
-from openblip.comparison.stages import LOG_FILE, Stage, closure
+from openblip.comparison.stages import LOG_FILE, Stage, closure, undone
 from openblip.comparison.tables import write_reports
 from openblip.runtime.errors import OpenBlipError, RecipeError
 from openblip.runtime.locks import only_here
@@ -116,7 +116,7 @@ def carry_out_all(stages: Iterable[Stage], root: Path, jobs: int) -> dict[str, s
         for each stage that failed, by name, why, and where its log is.
     """
     every = closure(stages)
-    missing = {key: stage for key, stage in every.items() if stage.result(root) is None}
+    missing = undone(every, root)
     if not missing:
         return {}
     run = _Run(every, missing, root)

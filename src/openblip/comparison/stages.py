@@ -188,6 +188,24 @@ def reading_from(recipe: Recipe, places: Mapping[str, str]) -> Recipe:
     return replace(recipe, data=data, init_from=init, tokenizer=tokenizer)
 
 
+def undone(every: dict[str, Stage], root: Path) -> dict[str, Stage]:
+    """The stages that are to be carried out.
+
+    These are the ones without a result, and those with one of which somebody has removed what they
+    made (a table or a model), as far as a stage that is to be carried out reads it.
+
+    Args:
+        every: by fingerprint; what is needed stands first, as in `closure`.
+        root: folder of the stages' folders.
+    """
+    found = {key for key, stage in every.items() if stage.result(root) is None}
+    # From the last to the first: whether a stage is needed again is known before its own turn.
+    for key in reversed(every):
+        if key in found:
+            found |= {s.fingerprint for s in every[key].needs if not _place_of(s, root).exists()}
+    return {key: stage for key, stage in every.items() if key in found}
+
+
 def _place_of(stage: Stage, root: Path) -> Path:
     """What a stage makes: a table, or the model at the end of a run."""
     if stage.kind == "train":

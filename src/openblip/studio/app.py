@@ -20,8 +20,8 @@ from openblip.runtime.errors import OpenBlipError
 from openblip.studio import (
     capfilt,
     collection,
-    images,
     jobs,
+    place,
     review,
     runs,
     search,
@@ -141,7 +141,7 @@ def create_app(studio: Studio, access: Access) -> Starlette:
         *_static_routes(lambda: studio.about(access.max_bytes)),
         get("/api/about", lambda asked: studio.about(access.max_bytes)),
         get("/api/models", lambda asked: {"models": studio.models.states()}),
-        *images.routes(studio),
+        *place.routes(studio),
         *(route for room in ROOMS for route in room.routes(studio)),
     ]
 

@@ -2,7 +2,6 @@
 
 from openblip.world.build import RowTruth, build_world, create_world, open_or_create_world, truth_of
 from openblip.world.claims import Claim, Mention, claim_errors, is_true_of
-from openblip.world.config import NOISE_KINDS, NoiseRates, WorldConfig
 from openblip.world.drawing import draw_scene
 from openblip.world.english import (
     caption_errors,
@@ -11,7 +10,14 @@ from openblip.world.english import (
     write_human_caption,
     write_web_caption,
 )
-from openblip.world.scene import Background, ObjectGroup, Scene
+from openblip.world.scene import (
+    NOISE_KINDS,
+    Background,
+    NoiseRates,
+    ObjectGroup,
+    Scene,
+    WorldConfig,
+)
 
 __all__ = [
     "NOISE_KINDS",

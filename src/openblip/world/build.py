@@ -17,17 +17,19 @@ from openblip.runtime.atomic import replace_folder
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.table.table import PairRow, PairTable
 from openblip.world.claims import Claim, describe, is_true_of, make_claim
-from openblip.world.config import NOISE_KINDS, WorldConfig, config_to_dict
 from openblip.world.drawing import draw_scene
 from openblip.world.english import write_boilerplate, write_human_caption, write_web_caption
 from openblip.world.scene import (
     COLOURS,
     GROUND_COLOURS,
     KINDS,
+    NOISE_KINDS,
     PATTERNS,
     SIZES,
     Dice,
     Scene,
+    WorldConfig,
+    config_to_dict,
     sample_scene,
     scene_from_dict,
     scene_to_dict,

@@ -5,8 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from openblip.world.config import WorldConfig
-from openblip.world.scene import Dice, Scene
+from openblip.world.scene import Dice, Scene, WorldConfig
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,7 @@ from functools import cache, lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from openblip.world.config import MAX_GROUPS
-from openblip.world.scene import LATTICE, Background, Dice, Place, Scene, place_objects
+from openblip.world.scene import LATTICE, MAX_GROUPS, Background, Dice, Place, Scene, place_objects
 
 COLOUR_RGB = {
     "red": (218, 38, 46),

@@ -9,8 +9,7 @@ import re
 from openblip.batches.text import is_unspaced
 from openblip.world.chinese import CHINESE
 from openblip.world.claims import Claim, Grammar, Mention, claim_errors, one_of, pick
-from openblip.world.config import Language
-from openblip.world.scene import COLOURS, GROUND_COLOURS, KINDS, PATTERNS, Dice, Scene
+from openblip.world.scene import COLOURS, GROUND_COLOURS, KINDS, PATTERNS, Dice, Language, Scene
 
 _BODIES: dict[tuple[int, str | None], tuple[str, ...]] = {
     (1, None): ("{A}", "there {isA} {A}"),

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from openblip.runtime.errors import RecipeError
-from openblip.world.config import NOISE_KINDS, NoiseRates, WorldConfig, config_to_dict
+from openblip.world.scene import NOISE_KINDS, NoiseRates, WorldConfig, config_to_dict
 
 
 @pytest.mark.parametrize(
