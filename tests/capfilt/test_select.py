@@ -253,8 +253,15 @@ def test_another_score_is_compared_where_it_is_asked_for(
     out, err = capsys.readouterr()
     assert "score 'right' of 5 web texts" in out
     assert "--score right" not in err
-    assert main(["capfilt", "select", table.uri]) == 0
-    assert "all scores together: --score right" in capsys.readouterr().err
+    # It decides where no score is named: the same texts, and it is said.
+    assert main(["capfilt", "select", table.uri, "--thresholds", "0.5"]) == 0
+    by_default = capsys.readouterr()
+    assert by_default.out == out
+    assert "--score itm takes the filter's own" in by_default.err
+    assert main(["capfilt", "select", table.uri, "--score", "itm", "--thresholds", "0.5"]) == 0
+    assert capsys.readouterr().out != out
+    assert main(["capfilt", "select", table.uri, "--keep", "50%"]) == 0
+    assert "--score right --itm-of web=" in capsys.readouterr().out
     with pytest.raises(RecipeError, match="between 0 and 1"):
         keep_rates(scores, [1.5])
 

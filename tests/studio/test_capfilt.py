@@ -362,7 +362,7 @@ def test_another_score_can_be_chosen(
         told = ask(studio, score="right")
         assert told["score"] == "right"
         # A number of words is divided by no threshold from 0 to 1.
-        assert told["scores"] == ["itm", "itc", "right"]
+        assert told["scores"] == ["right", "itm", "itc"]
         web = {source["source"]: source for source in told["sources"]}["web"]
         for threshold in (0.0, 0.4, 0.75):
             index = view_of(table, threshold, score="right").resolve(table, may_be_empty=True)
@@ -373,8 +373,8 @@ def test_another_score_can_be_chosen(
         assert found["accepted"][0]["text"]["itm"] == pytest.approx(
             max(v for o in right for v in o)
         )
-        assert ask(studio)["score"] == "itm"
+        assert ask(studio)["score"] == "right"
         choices = studio.ask("/api/review/choices").json()
-        assert choices["scores"] == ["itm", "itc", "right"]
+        assert choices["scores"] == ["right", "itm", "itc"]
         refused = studio.ask("/api/capfilt?score=length")
-        assert (refused.status, "itm, itc, right" in refused.error) == (400, True)
+        assert (refused.status, "right, itm, itc" in refused.error) == (400, True)

@@ -292,7 +292,7 @@ def select(
     /,
     *,
     thresholds: tuple[Finite, ...] = (),
-    score: str = "itm",
+    score: str | None = None,
     keep: tuple[str, ...] = (),
     quantiles: tuple[Share, ...] = (),
     itm_of: tuple[str, ...] = (),
@@ -314,7 +314,8 @@ def select(
         table: a table that `openblip capfilt run` has scored.
         thresholds: of the score; by default 0.1 0.3 0.5 0.7 0.9 of a probability and what keeps
             90% to 10% by another score, or none with the next two.
-        score: which one: itm, itc, right (openblip capfilt fit), or another that the table has.
+        score: which one: itm, itc, right (openblip capfilt fit), or another that the table has; by
+            default right, where the table has it, else itm.
         keep: instead, the thresholds that keep these shares of each source, such as 50%.
         quantiles: the same by what they reject: 0.25 is the threshold that keeps 75%.
         itm_of: for the reasons: thresholds by source or data set, such as synthetic=0.3.
@@ -335,12 +336,12 @@ def select(
         rejections,
         spreads,
     )
-    from openblip.cli.review import certificate_json, certificate_of, tell_of_right
+    from openblip.cli.review import certificate_json, certificate_of, score_or_default
     from openblip.table.scores import PROBABILITIES
     from openblip.table.table import PairTable
 
     opened = PairTable.open(table)
-    tell_of_right(opened, score)
+    score = score_or_default(opened, score)
     certificate = certificate_of(opened, precision, confidence, partly_is_right, score)
     if certificate is not None and certificate.threshold is not None:
         thresholds = (certificate.threshold, *thresholds)
@@ -360,7 +361,7 @@ def select(
         print_json({**told, "certificate": certificate and certificate_json(certificate)})
         return _uncertified(certificate)
     print(*spreads(scores), sep="\n")
-    _print_rates(rates, found)
+    _print_rates(rates, found, score)
     _print_reasons(rejected, quality)
     if certificate is not None:
         # The answer comes last, where it is seen: the tables may be longer than a screen.
@@ -416,7 +417,7 @@ def _share(text: str) -> float:
         raise RecipeError(f"--keep {text}: write a share as 50% or 0.5") from None
 
 
-def _print_rates(rates: "Sequence[KeepRate]", found: "Sequence[Cut]") -> None:
+def _print_rates(rates: "Sequence[KeepRate]", found: "Sequence[Cut]", score: str) -> None:
     header = ["threshold", "source", "kept", "of", "rate"]
     rows = [
         [f"{r.threshold:g}", r.source, str(r.kept), str(r.total), f"{100 * r.rate:.1f} %"]
@@ -434,9 +435,13 @@ def _print_rates(rates: "Sequence[KeepRate]", found: "Sequence[Cut]") -> None:
     print_table(
         ["to keep", *header], [[*row, r] for row, r in zip(shares, rates_kept, strict=True)]
     )
+    of, training = ("", "") if score == "itm" else (f"--score {score} ", ", --data.view.score")
     for share in dict.fromkeys(c.share for c in found):
         own = [f"{c.source}={c.threshold!r}" for c in found if c.share == share and c.total]
-        print(f"to keep {100 * share:g} %: --itm-of {' '.join(own)} (training: --data.view.itm-of)")
+        print(
+            f"to keep {100 * share:g} %: {of}--itm-of {' '.join(own)} "
+            f"(training: --data.view.itm-of{training})"
+        )
 
 
 def report(
@@ -445,7 +450,7 @@ def report(
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("capfilt.html"),
     threshold: Finite | None = None,
-    score: str = "itm",
+    score: str | None = None,
     precision: Share = 0.9,
     confidence: Share = 0.95,
     partly_is_right: bool = False,
@@ -462,19 +467,20 @@ def report(
         output: the HTML file.
         threshold: a text is kept above it; by default 0.5 of a probability, and what keeps half
             by another score.
-        score: which one is compared: itm, itc, right, or another that the table has.
+        score: which one is compared: itm, itc, right, or another that the table has; by default
+            right, where the table has it, else itm.
         precision: of the certificate: what share of what is kept must be right at least.
         confidence: with which that is to hold.
         partly_is_right: whether a text with a wrong detail counts as right.
         seed: which rows are shown.
     """
     from openblip.capfilt.report import write_report
-    from openblip.cli.review import tell_of_right
+    from openblip.cli.review import score_or_default
     from openblip.table.table import PairTable
 
     check_outputs({"-o": output})
     opened = PairTable.open(table)
-    tell_of_right(opened, score)
+    score = score_or_default(opened, score)
     written = write_report(
         opened,
         output,

@@ -2,7 +2,7 @@
 
 import getpass
 import sys
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from json import dumps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,6 +30,7 @@ def review(
     table: tyro.conf.Positional[str],
     /,
     *,
+    score: str | None = None,
     settings: ReviewSettings,
     precision: Share = 0.9,
     confidence: Share = 0.95,
@@ -53,6 +54,9 @@ def review(
 
     Args:
         table: a table that `openblip capfilt run` has scored.
+        score: which score is compared with the threshold: itm, the filter's match probability; itc;
+            right, the calibrated probability of `openblip capfilt fit`; or that of another filter
+            by its name. By default right, where the table has it, else itm.
         settings: what is drawn.
         precision: at least this share of what is kept shall be right.
         confidence: of the certificate.
@@ -67,7 +71,7 @@ def review(
     if not json and export_sample is None and verdicts is None:
         shown = {"precision": precision, "confidence": confidence, "name": reviewer}
         shown["partly"] = "1" if partly_is_right else None
-        return _in_browser(table, settings, shown, port, open)
+        return _in_browser(table, settings, score, shown, port, open)
     from openblip.review.session import ReviewSession
     from openblip.review.spreadsheet import read_sheet
     from openblip.table.table import PairTable
@@ -75,7 +79,7 @@ def review(
     check_outputs({"--export-sample": export_sample})
     name = getpass.getuser() if reviewer is None else reviewer
     opened = PairTable.open(table)
-    tell_of_right(opened, settings.score)
+    settings = replace(settings, score=score_or_default(opened, score))
     session = ReviewSession.open(opened, settings, partly_is_right=partly_is_right)
     report = None if verdicts is None else read_sheet(session, verdicts, name)
     if report is not None:
@@ -118,7 +122,12 @@ def _export(session: "ReviewSession", file: Path, reviewer: str, size: int) -> N
 
 
 def _in_browser(
-    table: str, settings: ReviewSettings, shown: dict[str, Any], port: int, open_browser: bool
+    table: str,
+    settings: ReviewSettings,
+    score: str | None,
+    shown: dict[str, Any],
+    port: int,
+    open_browser: bool,
 ) -> int:
     check_studio()
     from openblip.studio.app import Studio
@@ -128,8 +137,9 @@ def _in_browser(
     from openblip.table.table import PairTable
 
     # Before a page is opened on which nothing could be judged.
-    check_scored(opened := PairTable.open(table), settings.score)
-    tell_of_right(opened, settings.score)
+    opened = PairTable.open(table)
+    settings = replace(settings, score=score_or_default(opened, score))
+    check_scored(opened, settings.score)
     studio = Studio(table)
     changed = {
         each.name: getattr(settings, each.name)
@@ -142,16 +152,20 @@ def _in_browser(
     return 0
 
 
-def tell_of_right(table: "PairTable", score: str) -> None:
-    """Say on standard error where a table has a better score than the filter's, which is taken."""
-    from openblip.table.scores import RIGHT, score_column
+def score_or_default(table: "PairTable", score: str | None) -> str:
+    """The score that is named; else the one that decides in this table, and a new one is told."""
+    from openblip.table.scores import RIGHT, deciding_score
 
-    if score == "itm" and score_column("captions", RIGHT) in table.columns:
+    if score is not None:
+        return score
+    decided = deciding_score(table)
+    if decided == RIGHT:
         print(
-            "taken is the filter's probability (itm); this table also has that of all scores "
-            "together: --score right",
+            "by the probability of all scores together (--score right of `openblip capfilt fit`); "
+            "--score itm takes the filter's own",
             file=sys.stderr,
         )
+    return decided
 
 
 def certificate_of(

@@ -97,7 +97,7 @@ def _split(asked: Asked, arrays: TableArrays) -> str:
 
 
 def _score(asked: Asked, arrays: TableArrays) -> str:
-    """The score that is asked for; by default the match probability, or what there is instead."""
+    """The score that is asked for; by default the one that decides in the table."""
     there = choosable_scores(arrays.table)
     score = asked.text("score", "") or (there or ["itm"])[0]
     if there and score not in there:
@@ -119,7 +119,7 @@ def _commands(
     recipe = "base" if num_rows >= _ROWS_FOR_BASE else "tiny"
     more = f" {{0}}score {score}" if score != "itm" else ""
     more += f" {{0}}without {' '.join(without)}" if without else ""
-    asked = "" if score == "itm" else f" --score {score}"
+    asked = f" --score {score}"
     training = "" if split == "train" else f" --data.view.split {split}"
     export = "" if split == "train" else f" --split {split}"
     return {

@@ -73,6 +73,17 @@ def scores_of(table: PairTable) -> tuple[str, ...]:
     return tuple(dict.fromkeys(every))
 
 
+def deciding_score(table: PairTable) -> str:
+    """The score by which people are told what is kept, where they have named none.
+
+    That is the calibrated probability of all scores together, where every text that the first
+    filter has scored has it; else the first filter's own. A view takes what is written in it:
+    a recipe means the same after a later fit.
+    """
+    fitted = set(sources_with(table, RIGHT))
+    return RIGHT if fitted and fitted >= set(sources_with(table, "itm")) else "itm"
+
+
 def sources_with(table: PairTable, score: str) -> list[str]:
     """The sources of whose texts a table has a score."""
     columns = {source: score_column(texts, score) for source, texts in TEXT_COLUMNS.items()}

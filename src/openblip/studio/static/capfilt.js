@@ -185,7 +185,7 @@ class CapFilt {
     const params = { threshold: String(this.threshold) };
     if (this.source !== "web") params.source = this.source;
     if (this.split && this.split !== "train") params.split = this.split;
-    if (this.score !== "itm") params.score = this.score;
+    if (this.score !== this.found.scores[0]) params.score = this.score;
     if (this.without.length) params.without = this.without.join(",");
     note(params);
   }

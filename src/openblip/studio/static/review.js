@@ -52,9 +52,9 @@ class Room {
     this.keys = { ...ACTS, ...kept(localStorage, "review.keys", {}) };
     this.reviewer = state.params.get("name") ?? kept(localStorage, "review.name", "");
     this.settings = settingsOf(state.params);
-    // Without match probabilities another score decides.
+    // Of all scores together, where the table has that, or without match probabilities another.
     const [first] = choices.scores;
-    if (first && !choices.scores.includes("itm")) this.settings.score ??= first;
+    if (first && first !== "itm") this.settings.score ??= first;
     this.query = state.params.get("query") ?? "";
     this.outbox = new Outbox(this.tab, state.about.table.place, {
       acknowledged: () => this.#look(SELDOM),
