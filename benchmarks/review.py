@@ -275,6 +275,13 @@ def main() -> None:
         ["collection", "asked", "true at 0.5", "certified", "keeps", "**what was said is true**"],
         each(lambda c: certificates(c, reviews, count), collections),
     )
+    # Where a certificate is likely to be false if there is one, 200 say little about one in twenty.
+    hard = [c for c in collections if c.truth(THRESHOLD) < c.precision and c.right.any()]
+    text += f"\n{5 * reviews} reviews of those of which less is right than asked:\n\n"
+    text += table_of(
+        ["collection", "asked", "true at 0.5", "certified", "keeps", "**what was said is true**"],
+        each(lambda c: certificates(c, 5 * reviews, count), hard),
+    )
     some = [c for c in collections if 0.05 < c.right.mean() < 0.95 and len(c.itm) > 1000]
     some = [c for c in some if "more asked" not in c.name and c.name != "very skewed scores"]
     for number in (count // 2, count):

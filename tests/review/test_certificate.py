@@ -2,11 +2,20 @@
 
 from copy import deepcopy
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
 
-from openblip.review.certificate import _STARTS, Certificate, _State, bet, certify, sequence
+from openblip.review.certificate import (
+    _STARTS,
+    Certificate,
+    _State,
+    bet,
+    certify,
+    joined,
+    sequence,
+)
 from openblip.review.strata import Design, Labels
 from openblip.runtime.errors import RecipeError
 
@@ -31,6 +40,47 @@ def test_one_of_several_starts_is_the_current_threshold() -> None:
     parts = design.kept(starts).sum(axis=1) / inside
     assert parts == pytest.approx(list(_STARTS), abs=0.02)
     assert weights[weights > 0] == pytest.approx(list(_STARTS.values()))
+
+
+def test_joint_capitals_are_the_worst_of_every_choice_of_hypotheses() -> None:
+    """Against all 127 sets of seven tests; and where tests agree, sharing costs nothing."""
+    dice = np.random.default_rng(2)
+    weights = np.array([0.1, 0.0, 0.3, 0.0, 0.0, 0.6, 0.0])
+    sets = [set(own) for size in range(1, 8) for own in combinations(range(7), size)]
+    for _ in range(20):
+        capital = dice.normal(0, 2, 7)
+        worst = np.full(7, np.inf)
+        for own in sets:
+            after = [min((n for n in own if n >= start), default=None) for start in range(7)]
+            total = sum(
+                weight * np.exp(capital[first])
+                for weight, first in zip(weights, after, strict=True)
+                if first is not None
+            )
+            for number in own:
+                worst[number] = min(worst[number], total)
+        assert np.exp(joined(capital, weights)) == pytest.approx(worst)
+    alike = np.exp(joined(np.full(7, 3.0), weights)) / np.exp(3.0)
+    assert alike == pytest.approx(np.cumsum(weights))
+
+
+def test_in_a_sequence_at_most_one_in_ten_refutes_a_true_hypothesis() -> None:
+    """All thresholds are tested together, and none of them keeps enough."""
+    dice = np.random.default_rng(4)
+    itm = dice.random(1200)
+    right = dice.random(1200) < 0.7 + 0.05 * itm
+    population = Population(itm, right)
+    design, _ = population.design()
+    thresholds, weights = sequence(design, 0.5)
+    above = np.array([population.precision(t) for t in thresholds])
+    targets = above + 1e-9
+    false = 0
+    for seed in range(80):
+        _, labels = population.review(120, seed)
+        bets = bet(design, labels, thresholds, targets, weights)
+        false += bool((bets.joined >= np.log(10)).any())
+    # One in ten by right; 17 of 80 would have a probability of 0.003.
+    assert false < 17
 
 
 def test_thresholds_of_scores_below_0_are_tested_too() -> None:
