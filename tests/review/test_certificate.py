@@ -1,12 +1,22 @@
 """Certificates: they hold as often as they say, also when people stop as soon as there is one."""
 
+from copy import deepcopy
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
 
-from openblip.review.certificate import Certificate, bet, certify, sequence
-from openblip.review.strata import Labels
+from openblip.review.certificate import (
+    _STARTS,
+    Certificate,
+    _State,
+    bet,
+    certify,
+    joined,
+    sequence,
+)
+from openblip.review.strata import Design, Labels
 from openblip.runtime.errors import RecipeError
 
 from .conftest import Population, separating, useless
@@ -20,6 +30,57 @@ def test_the_order_of_tests_depends_on_scores_alone_and_goes_from_strict_to_leni
     kept = design.kept(thresholds).sum(axis=1) / design.sizes.sum()
     assert kept[0] == pytest.approx(0.025, abs=0.01)
     assert kept[-1] == 1.0
+
+
+def test_one_of_several_starts_is_the_current_threshold() -> None:
+    design, _ = separating().design()
+    thresholds, weights = sequence(design, 0.5)
+    starts = thresholds[weights > 0]
+    inside = design.kept(np.array([0.5])).sum()
+    parts = design.kept(starts).sum(axis=1) / inside
+    assert parts == pytest.approx(list(_STARTS), abs=0.02)
+    assert weights[weights > 0] == pytest.approx(list(_STARTS.values()))
+
+
+def test_joint_capitals_are_the_worst_of_every_choice_of_hypotheses() -> None:
+    """Against all 127 sets of seven tests; and where tests agree, sharing costs nothing."""
+    dice = np.random.default_rng(2)
+    weights = np.array([0.1, 0.0, 0.3, 0.0, 0.0, 0.6, 0.0])
+    sets = [set(own) for size in range(1, 8) for own in combinations(range(7), size)]
+    for _ in range(20):
+        capital = dice.normal(0, 2, 7)
+        worst = np.full(7, np.inf)
+        for own in sets:
+            after = [min((n for n in own if n >= start), default=None) for start in range(7)]
+            total = sum(
+                weight * np.exp(capital[first])
+                for weight, first in zip(weights, after, strict=True)
+                if first is not None
+            )
+            for number in own:
+                worst[number] = min(worst[number], total)
+        assert np.exp(joined(capital, weights)) == pytest.approx(worst)
+    alike = np.exp(joined(np.full(7, 3.0), weights)) / np.exp(3.0)
+    assert alike == pytest.approx(np.cumsum(weights))
+
+
+def test_in_a_sequence_at_most_one_in_ten_refutes_a_true_hypothesis() -> None:
+    """All thresholds are tested together, and none of them keeps enough."""
+    dice = np.random.default_rng(4)
+    itm = dice.random(1200)
+    right = dice.random(1200) < 0.7 + 0.05 * itm
+    population = Population(itm, right)
+    design, _ = population.design()
+    thresholds, weights = sequence(design, 0.5)
+    above = np.array([population.precision(t) for t in thresholds])
+    targets = above + 1e-9
+    false = 0
+    for seed in range(80):
+        _, labels = population.review(120, seed)
+        bets = bet(design, labels, thresholds, targets, weights)
+        false += bool((bets.joined >= np.log(10)).any())
+    # One in ten by right; 17 of 80 would have a probability of 0.003.
+    assert false < 17
 
 
 def test_thresholds_of_scores_below_0_are_tested_too() -> None:
@@ -87,6 +148,85 @@ def test_a_handful_of_labels_decides_nothing() -> None:
         found = certify(design, few, 0.5, 0.9)
         assert found.threshold is None
         assert "would not help" not in str(found)
+
+
+def test_on_average_no_bet_wins_against_a_hypothesis_that_is_just_true() -> None:
+    """Every order in which texts can be drawn, each with its probability; also if one watches."""
+    scores = (np.array([0.2, 0.3]), np.array([0.55, 0.6, 0.65]), np.array([0.8, 0.9]))
+    right = {0.2: 0, 0.3: 1, 0.55: 1, 0.6: 0, 0.65: 1, 0.8: 1, 0.9: 0}
+    design = Design(("rejected", "low", "high"), np.array([0.2, 0.5, 0.3]), scores)
+    # One that divides a stratum, the current one, and one that keeps all.
+    thresholds = np.array([0.58, 0.5, 0.1])
+    # A little more: what is just true is known to be so when all right texts are labelled.
+    targets = np.array([np.mean([right[s] for s in right if s > t]) for t in thresholds]) + 1e-9
+    finals, watched, total = np.zeros(3), np.zeros(3), 0.0
+
+    def draw_all(state: _State, left: tuple[tuple[float, ...], ...], chance: float) -> None:
+        nonlocal total, finals, watched
+        if sum(map(len, left)) == 7 - 4:
+            total += chance
+            finals += chance * np.exp(np.logaddexp.reduce(state.parts, axis=1))
+            watched += chance * (state.highest >= np.log(1.5))
+            return
+        shares = np.where([bool(own) for own in left], design.shares, 0.0)
+        for stratum, own in enumerate(left):
+            for score in own:
+                after = deepcopy(state)
+                after.take(stratum, score, float(right[score]))
+                rest = tuple(tuple(s for s in each if s != score) for each in left)
+                draw_all(after, rest, chance * shares[stratum] / shares.sum() / len(own))
+
+    draw_all(_State.begin(design, thresholds, targets), tuple(map(tuple, scores)), 1.0)
+    assert total == pytest.approx(1.0)
+    assert finals == pytest.approx(np.ones(3), abs=1e-6)
+    # Ville's inequality, of which no simulation could say more.
+    assert (watched < 1 / 1.5).all()
+    assert (watched > 0).any()
+
+
+def test_the_capital_after_one_label_is_the_one_on_paper() -> None:
+    design = Design(("all",), np.ones(1), (np.full(10, 0.5),))
+    labels = Labels(np.zeros(1, dtype=np.int64), np.array([0.5]), np.ones(1))
+    found = bet(design, labels, np.array([0.4]), np.array([0.8])).highest
+    # Half are thought to be right: the variance is 1/4, and X moves from 0.5 to 1, which is 0.2
+    # above the target. Stakes are 0.13, 0.25 and 0.5 over 1/2; the following part stakes nothing.
+    assert np.exp(found) == pytest.approx(
+        0.2 * (1 + 0.26 * 0.2) + 0.5 * (1 + 0.5 * 0.2) + 0.2 * (1 + 1.0 * 0.2) + 0.1
+    )
+
+
+def test_whatever_a_label_says_some_capital_is_left() -> None:
+    """Also where predictions are sure, strata are nearly exhausted, and all labels are wrong."""
+    population = separating(60)
+    design, labels = population.review(60, seed=0)
+    thresholds = np.repeat([0.1, 0.5, 0.9], 3)
+    targets = np.tile([0.001, 0.5, 0.999], 3)
+    for right in (np.zeros(60), np.ones(60), labels.right):
+        state = _State.begin(design, thresholds, targets)
+        for stratum, score, is_right in zip(labels.strata, labels.itm, right, strict=True):
+            state.take(int(stratum), float(score), float(is_right))
+            # Where the labels so far leave the hypothesis possible.
+            is_open = state.sure + state.rest.sum(axis=1) > 0
+            assert np.isfinite(state.parts[is_open]).all()
+
+
+def test_strata_halve_the_labels_of_a_certificate() -> None:
+    """Its width is at most 0.7 times that of a random sample of as many: 0.49 of the labels."""
+    population = separating()
+    whole = Design(("all",), np.ones(1), (np.sort(population.itm),))
+    targets = np.arange(0.6, 0.96, 0.005)
+    thresholds = np.full(len(targets), 0.5)
+    gaps = np.zeros(2)
+    for seed in range(20):
+        design, labels = population.review(120, seed)
+        order = np.random.default_rng(seed).permutation(len(population.itm))[:120]
+        plain = Labels(
+            np.zeros(120, dtype=np.int64), population.itm[order], population.right[order] * 1.0
+        )
+        for place, (own, given) in enumerate(((design, labels), (whole, plain))):
+            won = bet(own, given, thresholds, targets).highest >= np.log(20)
+            gaps[place] += population.precision(0.5) - targets[won].max(initial=0.6)
+    assert gaps[0] < 0.7 * gaps[1]
 
 
 def test_a_false_hypothesis_is_not_refuted_more_often_than_the_confidence_allows() -> None:

@@ -11,6 +11,7 @@ refuted, which has the probability of one test. Where a strict threshold keeps s
 labels fall above it, such a sequence would end at its first step. So it has several starts, which
 share the error between them, and a refuted hypothesis hands its share on to the next one (the
 fallback procedure: Wiens, 2003; a graph in Bretz et al., 2009; several starts also in the paper).
+Sharing costs little where tests agree, for their capitals may be added: see `joined`.
 
 *People look at the result, and stop when they like it.* So each test is a bet that may be watched
 (Waudby-Smith and Ramdas, 2024): against a true hypothesis no strategy can expect to win, and that
@@ -26,8 +27,20 @@ predictions f, made before,
 
 has the precision as its expectation (Horvitz and Thompson, 1952; without replacement, and with
 predictions: Shekhar et al., 2023). Good predictions make X vary little: that is what strata gain.
-The capital is multiplied by 1 + c (X - target) / (target - smallest possible X), which is above 0
-for c below 1. It begins in equal parts on several c, so that none needs to be guessed.
+The capital is multiplied by 1 + s (X - target). Whatever the stake s is, if it was chosen before
+the label, this has an expectation of 1 at most where the precision is the target or less; and it
+is above 0, as s is below 1 / (target - smallest possible X). So the capital is a nonnegative
+supermartingale, which is all that Ville's inequality asks for, and so is a sum of such capitals.
+
+How much is staked. Of all stakes, sqrt(2 ln 20 / (n V)) refutes after n labels what lies nearest to
+the truth, where V is the variance of X (Waudby-Smith and Ramdas, 2024, of which only the variance
+is another one: that which X would have if the hypothesis were just true, the predictions being
+lowered in proportion). So the capital begins in parts, three of which stake as is best for about
+24, 100 and 360 kept labels; half of all is on the middle one, for what is split in equal parts is
+thin everywhere. The fourth stakes what would be best if the predictions of this moment were the
+truth, (estimate - target) / V (Kelly, 1956; GRAPA in the paper): in a long review, which narrow
+margins need, the others stake too much. How `benchmarks/review.py` finds these parts beside others
+is in its results.
 
 A text that nobody could judge counts as wrong here: the truth can only be better.
 """
@@ -43,12 +56,20 @@ from openblip.review.strata import Design, Labels
 from openblip.runtime.errors import RecipeError
 from openblip.table.scores import threshold_above
 
-# Which part of what can be bet at most: more of it the surer a label is to be right.
-_FRACTIONS = np.array([0.12, 0.3, 0.65, 0.98])
+# Stakes in standard deviations of X, and the part of the capital on each: k is best for about
+# 6 / k^2 kept labels.
+_STAKES = {0.13: 0.2, 0.25: 0.5, 0.5: 0.2}
+# The part of the capital whose stake follows the predictions.
+_FOLLOWING = 0.1
+# Of the largest stake that leaves some capital whatever the label says.
+_MOST_STAKED = 0.98
 # A guess that was made without a label is worth as many labels.
 _PRIOR_LABELS = 2.0
 # Where sequences start: the part of what the current threshold keeps, and the part of the error.
-_STARTS = {0.1: 0.05, 0.35: 0.2, 0.7: 0.75}
+# The test of the current threshold sees all labels that its strata are there for: where scores say
+# little of what is right it succeeds first, and the stricter ones before it, with fewer labels,
+# would only be in its way.
+_STARTS = {0.1: 0.02, 0.35: 0.08, 0.7: 0.6, 1.0: 0.3}
 _STEPS_INSIDE, _STEPS_OUTSIDE = 20, 16
 _SMALLEST = 1e-12
 
@@ -125,6 +146,8 @@ class Bets:
     """Logarithm of the largest capital so far, (tests,); it begins at 0."""
     growth: NDArray[np.float64]
     """What one more label may be expected to add to it, (tests,), if it is like those before."""
+    joined: NDArray[np.float64]
+    """Logarithm of the largest joint capital so far, (tests,): see `joined`."""
 
 
 def certify(
@@ -152,15 +175,15 @@ def certify(
         if not 0 < value < 1:
             raise RecipeError(f"{name} is {value:g}; give a number between 0 and 1, such as 0.9")
     thresholds, weights = sequence(design, threshold)
-    bets = bet(design, labels, thresholds, np.full(len(thresholds), precision))
+    bets = bet(design, labels, thresholds, np.full(len(thresholds), precision), weights)
     error = 1 - confidence
     certified, needed, budget = -1, math.inf, 0.0
     for place, weight in enumerate(weights):
         budget += weight * error
         missing = -math.log(budget) - bets.highest[place] if budget else math.inf
-        if missing <= 0:
+        if missing <= 0 or bets.joined[place] >= -math.log(error):
             certified = place
-        elif budget:
+        if missing > 0 and budget:
             if bets.growth[place] > 0:
                 needed = min(needed, missing / bets.growth[place])
             budget = 0.0
@@ -218,6 +241,7 @@ def bet(
     labels: Labels,
     thresholds: NDArray[np.float64],
     targets: NDArray[np.float64],
+    weights: NDArray[np.float64] | None = None,
 ) -> Bets:
     """Bets on every label against "the precision above this threshold is below this target".
 
@@ -226,12 +250,41 @@ def bet(
         labels: in the order in which each text was judged first.
         thresholds: (tests,).
         targets: (tests,), inside (0, 1).
+        weights: the part of the error of each test, in their order, if they are one sequence.
     """
     state = _State.begin(design, thresholds, targets)
     told = labels.unsure_as(0.0)
+    best = np.full(len(thresholds), -np.inf)
     for stratum, score, is_right in zip(told.strata, told.itm, told.right, strict=True):
         state.take(int(stratum), float(score), float(is_right))
-    return Bets(state.highest, state.expected_growth())
+        if weights is not None:
+            best = np.maximum(best, joined(state.capital(), weights))
+    return Bets(state.highest, state.expected_growth(), best)
+
+
+def joined(capital: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What refutes each hypothesis of a sequence, as if there was one test, when it is twentyfold.
+
+    Suppose that some hypotheses are true, whichever they are, and that each start has put its
+    weight on the first of them that comes after it. The sum of what these have won is a capital
+    too, whose bets nobody can expect to win. A hypothesis is refuted if this sum is twentyfold for
+    every choice of hypotheses of which it is one (closed testing: Marcus, Peritz and Gabriel, 1976;
+    sums of capitals: Vovk and Wang, 2021). The worst choice is easily found: for each start the
+    poorest test from there to the hypothesis. The fallback procedure is the same with the largest
+    summand in the place of the sum, but lets each test have its best moment; so either may refute.
+
+    Args:
+        capital: logarithms, (tests,), from strict to lenient.
+        weights: of the starts, 0 elsewhere, (tests,); together 1 at most.
+
+    Returns:
+        Logarithms, (tests,).
+    """
+    total = np.full(len(capital), -np.inf)
+    for start in np.flatnonzero(weights):
+        poorest = np.minimum.accumulate(capital[start:])
+        total[start:] = np.logaddexp(total[start:], math.log(weights[start]) + poorest)
+    return total
 
 
 @dataclass(eq=False)
@@ -253,7 +306,7 @@ class _State:
     sure: NDArray[np.float64]
     """Kept texts that are known to be right, (tests,)."""
     parts: NDArray[np.float64]
-    """Logarithms of the capital on each fraction, (tests, fractions)."""
+    """Logarithms of the capital on each kind of stake, (tests, stakes)."""
     highest: NDArray[np.float64]
 
     @classmethod
@@ -272,7 +325,7 @@ class _State:
             seen=np.zeros(strata),
             right=np.zeros(strata),
             sure=np.zeros(tests),
-            parts=np.full((tests, len(_FRACTIONS)), -math.log(len(_FRACTIONS))),
+            parts=np.tile(np.log([*_STAKES.values(), _FOLLOWING]), (tests, 1)),
             highest=np.zeros(tests),
         )
 
@@ -289,51 +342,61 @@ class _State:
     def outlook(
         self, chances: NDArray[np.float64], predicted: NDArray[np.float64]
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """What the next kept label may bring, each (tests,).
+        """What the next kept label may bring, and what is staked on it.
 
         Returns:
-            The estimate before it; what it moves X by, times the chance of its text; how far X can
-            fall below the target.
+            The estimate before it, (tests,); what it moves X by, times the chance of its text,
+            (tests,); the stakes, (tests, stakes).
         """
         before = (self.sure + self.rest @ predicted) / self.totals
         any_kept = self.rest @ chances / self.totals
         # A wrong label moves X by its prediction over its chance: most where that is largest.
         falls = np.where(self.rest > 0, predicted / chances, 0.0).max(axis=1)
-        return before, any_kept, np.maximum(self.targets - before + any_kept * falls, _SMALLEST)
+        room = np.maximum(self.targets - before + any_kept * falls, _SMALLEST)
+        # The variance of X if the precision were the target: predictions are lowered to it.
+        lowered = np.minimum(self.targets / np.maximum(before, _SMALLEST), 1.0)
+        squares = lowered * (self.rest @ (predicted / chances))
+        squares -= lowered**2 * (self.rest @ (predicted**2 / chances))
+        variance = np.maximum(any_kept / self.totals * squares, _SMALLEST)
+        following = np.maximum(before - self.targets, 0.0) / variance
+        stakes = np.column_stack([np.outer(variance**-0.5, list(_STAKES)), following])
+        return before, any_kept, np.minimum(stakes, _MOST_STAKED / room[:, None])
 
     def take(self, stratum: int, score: float, is_right: float) -> None:
         """Bets on a label, and learns it."""
         chances, predicted = self.chances(), self.predictions()
-        before, any_kept, room = self.outlook(chances, predicted)
+        before, any_kept, stakes = self.outlook(chances, predicted)
         inside = score > self.thresholds
         drawn = before + any_kept * (is_right - predicted[stratum]) / chances[stratum]
-        gains = ((drawn - self.targets) / room)[inside]
-        self.parts[inside] += np.log1p(np.outer(gains, _FRACTIONS))
+        gains = (drawn - self.targets)[inside, None]
+        self.parts[inside] += np.log1p(stakes[inside] * gains)
         self.sure += inside * is_right
         self.rest[inside, stratum] -= 1
         self.left[stratum] -= 1
         self.seen[stratum] += 1
         self.right[stratum] += is_right
-        capital = np.logaddexp.reduce(self.parts, axis=1)
+        self.highest = np.maximum(self.highest, self.capital())
+
+    def capital(self) -> NDArray[np.float64]:
+        """Its logarithm at this moment, (tests,)."""
         # With enough texts known to be right, the others cannot change it any more.
-        capital = np.where(self.sure >= self.targets * self.totals, np.inf, capital)
-        self.highest = np.maximum(self.highest, capital)
+        is_known = self.sure >= self.targets * self.totals
+        return np.where(is_known, np.inf, np.logaddexp.reduce(self.parts, axis=1))
 
     def expected_growth(self) -> NDArray[np.float64]:
-        """What one more label adds on average, if predictions hold, on the best fraction."""
+        """What one more label adds on average, if predictions hold, with the best stake."""
         chances, predicted = self.chances(), self.predictions()
-        before, any_kept, room = (each[:, None] for each in self.outlook(chances, predicted))
+        before, any_kept, stakes = self.outlook(chances, predicted)
+        before, any_kept = before[:, None], any_kept[:, None]
         outcomes = [
             before + any_kept * (is_right - predicted) / chances - self.targets[:, None]
             for is_right in (0.0, 1.0)
         ]
         of_strata = self.rest * chances
         growth = []
-        for fraction in _FRACTIONS:
+        for stake in stakes.T[:, :, None]:
             # Of strata without a kept text anything may come out: their chance is 0.
-            wrong, right = (
-                np.log(np.maximum(1 + fraction * gain / room, _SMALLEST)) for gain in outcomes
-            )
+            wrong, right = (np.log(np.maximum(1 + stake * gain, _SMALLEST)) for gain in outcomes)
             each = (1 - predicted) * wrong + predicted * right
             growth.append((of_strata * each).sum(axis=1))
         return np.asarray(np.max(growth, axis=0) / max(self.left @ chances, _SMALLEST))
