@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,10 +49,32 @@ def test_what_each_takes_from_the_package_is_there(script: Path) -> None:
     assert not missing
 
 
-def test_the_script_for_a_gpu_runs_to_its_end_on_a_processor(tmp_path: Path) -> None:
-    output = tmp_path / "gpu.json"
-    run("gpu.py", "--size", "tiny", "--device", "cpu", "--minutes", "99", "--output", str(output))
-    parts = json.loads(output.read_text())["parts"]
+def gpu_parts(output: Path, *words: str) -> dict[str, Any]:
+    """What the script for a GPU found on a processor."""
+    common = ("--size", "tiny", "--device", "cpu", "--minutes", "99", "--output", str(output))
+    run("gpu.py", *common, *words)
+    parts: dict[str, Any] = json.loads(output.read_text())["parts"]
+    return parts
+
+
+def assert_right_on_a_gpu(parts: dict[str, Any]) -> None:
+    resumed = parts["bitwise resume"]["as it is"]
+    assert resumed["tensors"] > 100
+    assert resumed["differing"] == 0
+    assert parts["same caption ids"]["equal"]
+
+
+def test_the_script_for_a_gpu_runs_on_a_processor(tmp_path: Path) -> None:
+    """Its shorter parts, of right and of fast."""
+    only = ("same caption ids", "bitwise resume", "captions", "ViT-L step")
+    parts = gpu_parts(tmp_path / "gpu.json", "--only", *only)
+    assert {name: part["state"] for name, part in parts.items()} == dict.fromkeys(only, "done")
+    assert_right_on_a_gpu(parts)
+
+
+@pytest.mark.slow
+def test_all_of_the_script_for_a_gpu_runs_to_its_end_on_a_processor(tmp_path: Path) -> None:
+    parts = gpu_parts(tmp_path / "gpu.json")
     states = {name: part["state"] for name, part in parts.items()}
     left_out = {name for name, state in states.items() if state == "skipped"}
     assert left_out <= {
@@ -60,10 +83,7 @@ def test_the_script_for_a_gpu_runs_to_its_end_on_a_processor(tmp_path: Path) -> 
         "training step, compiled models",
     }
     assert set(states.values()) <= {"done", "skipped"}
-    resumed = parts["bitwise resume"]["as it is"]
-    assert resumed["tensors"] > 100
-    assert resumed["differing"] == 0
-    assert parts["same caption ids"]["equal"]
+    assert_right_on_a_gpu(parts)
     parity = {name: text for name, text in parts["transformers parity"].items() if ":" in name}
     assert parity
     assert not [name for name, text in parity.items() if text.startswith("DIFFERS")]
