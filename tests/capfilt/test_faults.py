@@ -174,7 +174,7 @@ def test_an_image_that_crashes_its_decoder_is_recorded(
     reasons = made["capfilt_error"].to_pylist()
     assert [n for n, reason in enumerate(reasons) if reason] == [3, 20, 30]
     assert "'crash': its decoder died (SIGSEGV)" in reasons[20]
-    # Both processes warn, and those that take the place of dead ones; whoever reads it needs it once.
+    # All processes warn, also those that take the place of dead ones; whoever reads it needs one.
     assert output.count("openblip capfilt run: this filter was trained for") == 1
     assert ".py:" not in output
 

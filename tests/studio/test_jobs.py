@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from openblip.capfilt.job import NEW_COLUMNS
+from openblip.cli import main
 from openblip.runtime.errors import DataError
 from openblip.studio.app import Studio
 from openblip.studio.jobs import Jobs, OfferedModel, Workplace
@@ -112,7 +113,7 @@ def start(running: RunningStudio, kind: str, **settings: object) -> str:
     return str(answer.json()["id"])
 
 
-def test_captions_are_written_stopped_and_go_on_from_a_terminal(
+def test_captions_are_written_stopped_and_go_on_by_the_same_command(
     served: RunningStudio, tmp_path: Path, world_rows: list[PairRow]
 ) -> None:
     output, model = tmp_path / "mine.jsonl", model_of(served, "captioner")
@@ -124,8 +125,8 @@ def test_captions_are_written_stopped_and_go_on_from_a_terminal(
     assert job["state"] in ("stopped", "finished")
     before = output.read_text().splitlines()
     assert len(before) >= 1
-    words = job["command"].split()[1:]
-    subprocess.run([sys.executable, "-m", "openblip", *words], check=False, capture_output=True)
+    # The small model leaves some captions empty, of which the exit code tells.
+    main(job["command"].split()[1:])
     after = output.read_text().splitlines()
     assert after[: len(before)] == before
     assert len(after) == len(world_rows)
