@@ -117,11 +117,11 @@ def test_half_the_utilisation_takes_twice_the_time(recipe: Recipe, alone: Planne
     assert slow.compute_seconds(slow.recipe) == 2 * alone.compute_seconds(alone.recipe)
 
 
-def test_remedies_are_flags_of_the_training_command(recipe: Recipe, planner: Planner) -> None:
-    given = planner.as_given
+def test_remedies_are_flags_of_the_training_command(recipe: Recipe) -> None:
+    given = Planner(recipe, Cluster(device=GPU, devices=2)).as_given
     allowance = given.parts[ALLOWANCE]
     narrow = replace(GPU, memory=round(allowance + 0.75 * (given.memory - allowance)))
-    planner = Planner(recipe, Cluster(device=narrow, devices=8))
+    planner = Planner(recipe, Cluster(device=narrow, devices=2))
     assert not planner.as_given.fits
     remedies = list(planner.remedies())
     assert remedies[-1].fits

@@ -130,8 +130,13 @@ def test_captions_are_written_stopped_and_go_on_by_the_same_command(
     after = output.read_text().splitlines()
     assert after[: len(before)] == before
     assert len(after) == len(world_rows)
-    (seen,) = [work for work in served.ask("/api/jobs").json()["seen"] if work["kind"] == "caption"]
-    assert (seen["done"], seen["is_running"]) == (len(world_rows), False)
+
+    def seen() -> tuple[int, bool]:
+        works = served.ask("/api/jobs").json()["seen"]
+        (work,) = [work for work in works if work["kind"] == "caption"]
+        return work["done"], work["is_running"]
+
+    wait_until(lambda: seen() == (len(world_rows), False))
 
 
 def test_a_job_tells_how_far_it_is_is_no_second_one_and_is_found_by_a_later_studio(
