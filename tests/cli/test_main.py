@@ -99,7 +99,9 @@ def test_an_error_is_one_line_without_traceback(
 
 
 @pytest.mark.parametrize("unbuffered", ["", "1"])
-@pytest.mark.parametrize("words", ["--help", "data show --help", "data show TABLE"])
+@pytest.mark.parametrize(
+    "words", ["--help", pytest.param("data show --help", marks=pytest.mark.slow), "data show TABLE"]
+)
 def test_a_reader_that_has_had_enough_ends_it_in_silence(
     words: str, unbuffered: str, tmp_path: Path
 ) -> None:
@@ -303,7 +305,9 @@ def test_json_is_escaped_where_the_encoding_lacks_a_letter(
     assert json.loads(written.getvalue()) == {"caption": "\u732b"}
 
 
-@pytest.mark.parametrize("columns", ["1", "0", "-5", "wide"])
+@pytest.mark.parametrize(
+    "columns", ["1", "-5", *(pytest.param(word, marks=pytest.mark.slow) for word in ("0", "wide"))]
+)
 def test_a_terminal_of_one_column_gets_help_too(columns: str) -> None:
     code, told, errors = run_in("data", "show", "--help", COLUMNS=columns)
     assert (code, errors) == (0, b"")

@@ -100,7 +100,7 @@ def test_pytorch_comes_with_the_first_model(tmp_path: Path) -> None:
     assert "torch" not in json.loads(told)["modules"]
 
 
-@pytest.mark.parametrize("what", ["sleeping", "computing"])
+@pytest.mark.parametrize("what", [pytest.param("sleeping", marks=pytest.mark.slow), "computing"])
 def test_ctrl_c_waits_for_no_model(what: str) -> None:
     def ask(address: str) -> None:
         with suppress(OSError):
