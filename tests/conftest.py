@@ -1,8 +1,10 @@
 """Shared fixtures: reference data, small images and tables, and the checks of shape annotations."""
 
+import fcntl
 import gc
 import io
 import os
+import pickle
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -65,6 +67,33 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 def pytest_collection_finish() -> None:
     """What has been imported stays: the collector of garbage need not visit it ever again."""
     gc.freeze()
+
+
+@pytest.fixture(scope="session")
+def made_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Any]:
+    """`made_once(name, make)`: what `make(folder)` returned, in whichever test process.
+
+    Side by side, the first one that asks makes it, and the others wait for it; none may change what
+    lies in the folder.
+    """
+    place = tmp_path_factory.getbasetemp()
+    if WORKERS:
+        place = place.parent
+
+    def get(name: str, make: Callable[[Path], Any]) -> Any:
+        folder = place / f"once-{name}"
+        folder.mkdir(exist_ok=True)
+        value = folder / "value.pickle"
+        with (folder / "lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not value.exists():
+                made = make(folder)
+                # The name comes last: a test process that is killed leaves nothing half made.
+                (folder / "unfinished").write_bytes(pickle.dumps(made))
+                (folder / "unfinished").rename(value)
+            return pickle.loads(value.read_bytes())
+
+    return get
 
 
 def _existing(path: Path) -> Path:

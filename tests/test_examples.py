@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from openblip.cli import main
 from openblip.table.table import PairRow, PairTable
 
 EXAMPLES = Path(__file__).resolve().parent.parent / "examples"
@@ -120,7 +121,9 @@ def test_an_objective_of_ones_own(shown: tuple[Path, list[str]]) -> None:
     assert "task: siglip_objective:SigLipTask" in (walls / "by-script" / "recipe.yaml").read_text()
 
 
-def test_a_comparison_of_ones_own_data(tmp_path: Path) -> None:
+def test_a_comparison_of_ones_own_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Every name and value of the file is understood, and the folders are found."""
     for folder in ("crawl", "annotated/images"):
         (tmp_path / folder).mkdir(parents=True)
@@ -129,17 +132,11 @@ def test_a_comparison_of_ones_own_data(tmp_path: Path) -> None:
     Image.new("RGB", (48, 48), "blue").save(tmp_path / "annotated" / "images" / "1.png")
     line = '{"image": "images/1.png", "captions": ["a blue wall"], "split": "test"}\n'
     (tmp_path / "annotated" / "captions.jsonl").write_text(line)
-    words = ["-m", "openblip", "compare", str(EXAMPLES / "own_data.yaml"), "-o", "out", "--plan"]
-    done = subprocess.run(
-        [sys.executable, *words],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "DATA": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=200,
-    )
-    assert done.returncode == 0, done.stderr
-    stages = [row.split()[0] for row in done.stdout.splitlines() if ", seed 0" in row]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DATA", str(tmp_path))
+    assert main(["compare", str(EXAMPLES / "own_data.yaml"), "-o", "out", "--plan"]) == 0
+    told = capsys.readouterr().out
+    stages = [row.split()[0] for row in told.splitlines() if ", seed 0" in row]
     assert sorted(stages) == ["capfilt", "data", *["evaluate"] * 3, *["train"] * 5]
 
 

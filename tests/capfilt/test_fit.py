@@ -1,6 +1,7 @@
 """Scores of texts as columns, and the probability that is fitted to them."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ from ..inference.published_clip import save_clip
 from .jobs import job_settings
 
 WORLD = WorldConfig(seed=4, web_rows=70, human_rows=60, val_rows=2, test_rows=2)
+# Where it is not asked how well it finds what is wrong: most of a fit's time are its folds.
+FEW = FitSettings(images=55, folds=2)
 SPAM = "buy cheap frames online now"
 TABLE_SCORES = {"contrast", "agreement", "overlap", "common", "frequency", "length", "unknown"}
 
@@ -50,15 +53,22 @@ def scored(models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> 
 @pytest.fixture
 def table(scored: PairTable, tmp_path: Path) -> PairTable:
     """A copy of it that a test may change."""
-    import shutil
-
     return PairTable.open(shutil.copytree(scored.uri, tmp_path / "pairs.lance"))
 
 
-@pytest.fixture
-def with_scores(table: PairTable) -> PairTable:
+@pytest.fixture(scope="module")
+def all_scored(scored: PairTable, tmp_path_factory: pytest.TempPathFactory) -> PairTable:
+    """The table with every score of its texts."""
+    place = tmp_path_factory.mktemp("all-scored") / "pairs.lance"
+    table = PairTable.open(shutil.copytree(scored.uri, place))
     score_table(table, show_progress=False)
     return PairTable.open(table.uri)
+
+
+@pytest.fixture
+def with_scores(all_scored: PairTable, tmp_path: Path) -> PairTable:
+    """A copy of it that a test may change."""
+    return PairTable.open(shutil.copytree(all_scored.uri, tmp_path / "pairs.lance"))
 
 
 def web_rows(table: PairTable) -> list[dict[str, object]]:
@@ -147,7 +157,7 @@ def test_copies_and_further_filters_are_scores_too(table: PairTable, tmp_path: P
     assert report.missing == ()
     assert all(len(r["captions_score_tiny_clip"]) == len(r["captions"]) for r in web_rows(table))
     # It is one of the scores that are combined.
-    fit = fit_table(PairTable.open(table.uri), show_progress=False)
+    fit = fit_table(PairTable.open(table.uri), FEW, show_progress=False)
     assert "tiny_clip" in {name for name, *_ in fit.fits[0].told["importance"]}
 
 
@@ -179,25 +189,22 @@ def test_a_fit_finds_noise_that_no_single_score_finds(with_scores: PairTable) ->
 
 
 def test_a_fit_is_the_same_for_the_same_seed(with_scores: PairTable) -> None:
-    first = fit_table(with_scores, FitSettings(images=55), show_progress=False)
+    first = fit_table(with_scores, FEW, show_progress=False)
     version = PairTable.open(with_scores.uri).version
     # Done once, it is not done again; and anew it comes to the same.
-    assert first == fit_table(
-        PairTable.open(with_scores.uri), FitSettings(images=55), show_progress=False
-    )
+    assert first == fit_table(PairTable.open(with_scores.uri), FEW, show_progress=False)
     assert PairTable.open(with_scores.uri).version == version
     opened = PairTable.open(with_scores.uri)
     opened.update_metadata({"fit": "{}"})
-    assert first == fit_table(opened, FitSettings(images=55), show_progress=False)
+    assert first == fit_table(opened, FEW, show_progress=False)
     opened = PairTable.open(with_scores.uri)
-    assert first != fit_table(opened, FitSettings(images=55, seed=1), show_progress=False)
+    assert first != fit_table(opened, replace(FEW, seed=1), show_progress=False)
 
 
 def test_a_fit_and_its_report_and_the_places_of_models_are_noted_together(
     with_scores: PairTable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    few = FitSettings(images=55, folds=2)
-    first = fit_table(with_scores, few, show_progress=False)
+    first = fit_table(with_scores, FEW, show_progress=False)
     # As a kill between the two has left a table, when they were two changes.
     PairTable.open(with_scores.uri).update_metadata({"fit_report": None})
     noted: list[tuple[bool, bool]] = []
@@ -210,7 +217,7 @@ def test_a_fit_and_its_report_and_the_places_of_models_are_noted_together(
 
     with monkeypatch.context() as patched:
         patched.setattr(PairTable, "update_metadata", followed)
-        assert first == fit_table(PairTable.open(with_scores.uri), few, show_progress=False)
+        assert first == fit_table(PairTable.open(with_scores.uri), FEW, show_progress=False)
     assert set(noted[:-1]) == {(False, False)}
     assert noted[-1] == (True, True)
     # Scores that are computed already are of the same models, wherever these lie now.
@@ -245,7 +252,7 @@ def test_verdicts_are_learnt_from_by_their_probability(with_scores: PairTable) -
         if row["captions"]
     ]
     ReviewLog.of(with_scores.uri).append(verdicts)
-    report = fit_table(PairTable.open(with_scores.uri), show_progress=False)
+    report = fit_table(PairTable.open(with_scores.uri), FEW, show_progress=False)
     web = report.fits[0]
     assert web.told["reviewed"] == len(verdicts)
     assert web.share_from == "verdicts"
@@ -262,8 +269,7 @@ def test_verdicts_on_accepted_texts_alone_say_nothing_of_how_many_are_right(
     rows = [row for row in web_rows(with_scores) if row["captions"] and row["captions"] != [SPAM]]
     verdicts = [judged(row, "right", 0.5, "accepted-0123") for row in rows]
     ReviewLog.of(with_scores.uri).append(verdicts)
-    few = FitSettings(images=55, folds=2)
-    web = fit_table(PairTable.open(with_scores.uri), few, show_progress=False).fits[0]
+    web = fit_table(PairTable.open(with_scores.uri), FEW, show_progress=False).fits[0]
     assert (web.told["reviewed"], web.share_from) == (len(verdicts), "scores")
 
 
@@ -286,14 +292,12 @@ def test_what_is_missing_is_named(table: PairTable, models: dict[str, str], tmp_
 def test_models_that_have_moved_are_asked_for(
     with_scores: PairTable, models: dict[str, str], tmp_path: Path
 ) -> None:
-    import shutil
-
     place = json.dumps({"gone": str(tmp_path / "nowhere")})
     with_scores.update_metadata({"score_models": place})
     with pytest.raises(CheckpointError, match="nowhere"):
         fit_table(with_scores, show_progress=False)
     moved = shutil.copytree(models["filter"], tmp_path / "moved")
-    fit_table(with_scores, FitSettings(filters=(str(moved),)), show_progress=False)
+    fit_table(with_scores, replace(FEW, filters=(str(moved),)), show_progress=False)
     with pytest.raises(CheckpointError, match="name where it lies now with --filter"):
         fit_table(with_scores, FitSettings(filters=(models["captioner"],)), show_progress=False)
 
@@ -305,7 +309,7 @@ def test_the_commands_say_what_they_did(
     told = capsys.readouterr().out
     assert "contrast" in told
     assert "copies: images were not compared" in told
-    assert main(["capfilt", "fit", table.uri]) == 0
+    assert main(["capfilt", "fit", table.uri, "--folds", "2"]) == 0
     told = capsys.readouterr().out
     assert "best single score" in told
     assert "AUC lost" in told

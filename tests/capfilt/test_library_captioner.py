@@ -9,6 +9,7 @@ import time
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -68,7 +69,8 @@ def test_each_kind_of_model_writes_by_each_method(
     assert names == {captioner_print(f"hf:{folders[kind]}", table.uri)}
 
 
-def test_draws_are_those_of_the_row_whoever_computes(
+@pytest.mark.slow
+def test_the_number_of_processes_changes_no_byte(
     table: PairTable, models: Models, folders: dict[str, str], tmp_path: Path
 ) -> None:
     settings = settings_of(models, folders["llava"], num_captions=2)
@@ -76,9 +78,20 @@ def test_draws_are_those_of_the_row_whoever_computes(
     other = copy_of(table, tmp_path)
     run_capfilt(other.uri, settings, processes=2)
     assert columns(other.uri).equals(columns(table.uri))
+
+
+def test_draws_are_those_of_the_row_in_whatever_batch_it_is(
+    table: PairTable, models: Models, folders: dict[str, str], tmp_path: Path
+) -> None:
+    settings = settings_of(models, folders["llava"], num_captions=2)
+    run_capfilt(table.uri, settings, processes=1)
+    other = copy_of(table, tmp_path)
+    run_capfilt(other.uri, replace(settings, batch_size=3), processes=1)
     texts = written(table)
+    assert written(other) == texts
     assert len({text for own in texts for text in own}) > len(texts) / 2
-    run_capfilt(other.uri, settings_of(models, folders["llava"], num_captions=2, seed=1))
+    other_seed = settings_of(models, folders["llava"], num_captions=2, seed=1)
+    run_capfilt(other.uri, other_seed, processes=1)
     assert written(other) != texts
 
 

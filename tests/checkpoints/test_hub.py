@@ -136,7 +136,7 @@ def test_a_second_call_fetches_no_file_again(hub: Hub, cache: Path) -> None:
     assert hub.fetched() == []
 
 
-@pytest.mark.parametrize("revision", ["v1", COMMIT])
+@pytest.mark.parametrize("revision", ["v1", pytest.param(COMMIT, marks=pytest.mark.slow)])
 def test_a_revision_is_fetched_and_cached_by_its_name(hub: Hub, cache: Path, revision: str) -> None:
     call = f"fetch_repository({REPO!r}, {revision!r})"
     folder = fetch(hub, cache, call)
@@ -233,7 +233,12 @@ def test_a_gated_repository_says_where_to_ask(hub: Hub, cache: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "said"), [(403, "check the token"), (429, "too many"), (500, "try again later")]
+    ("status", "said"),
+    [
+        (403, "check the token"),
+        pytest.param(429, "too many", marks=pytest.mark.slow),
+        (500, "try again later"),
+    ],
 )
 def test_an_error_of_the_hub_is_told_with_its_status(
     hub: Hub, cache: Path, status: int, said: str

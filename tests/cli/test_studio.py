@@ -19,20 +19,26 @@ import pytest
 from openblip.cli import main
 from openblip.table.table import PairRow, PairTable
 
-# A room whose answers take a minute: one sleeps, one multiplies in PyTorch.
+# A room whose answers take a minute, and which says when they begin: one sleeps, one multiplies in
+# PyTorch.
 SLOW = """
 import sys, time
 from openblip.studio import app, routes
 
+def sleeping(asked):
+    print("begins", flush=True)
+    time.sleep(60)
+
 def computing(asked):
     import torch
     matrix = torch.randn(400, 400)
+    print("begins", flush=True)
     end = time.monotonic() + 60
     while time.monotonic() < end:
         matrix = (matrix @ matrix).softmax(0)
 
 def slow(studio):
-    return [routes.get("/api/sleeping", lambda asked: time.sleep(60)),
+    return [routes.get("/api/sleeping", sleeping),
             routes.get("/api/computing", computing),
             routes.get("/api/modules", lambda asked: {"modules": list(sys.modules)})]
 
@@ -100,7 +106,7 @@ def test_pytorch_comes_with_the_first_model(tmp_path: Path) -> None:
     assert "torch" not in json.loads(told)["modules"]
 
 
-@pytest.mark.parametrize("what", ["sleeping", "computing"])
+@pytest.mark.parametrize("what", [pytest.param("sleeping", marks=pytest.mark.slow), "computing"])
 def test_ctrl_c_waits_for_no_model(what: str) -> None:
     def ask(address: str) -> None:
         with suppress(OSError):
@@ -109,7 +115,8 @@ def test_ctrl_c_waits_for_no_model(what: str) -> None:
     with started() as (process, address):
         thread = threading.Thread(target=ask, args=(address,))
         thread.start()
-        time.sleep(3)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begins\n"
         code, seconds, errors = ended(process)
         thread.join(30)
     assert code == 130

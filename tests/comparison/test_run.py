@@ -71,22 +71,50 @@ def test_capfilt_leaves_the_table_of_the_others_as_it_was(compared: Compared) ->
     assert "synthetic" in cleaned.columns
 
 
-def test_a_job_can_make_one_probability_of_all_scores(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def further(tmp_path_factory: pytest.TempPathFactory) -> Compared:
+    """A comparison of one seed with a fitted probability, frozen encoders, and noise to find."""
     pytest.importorskip("sklearn", reason="openblip[fit]")
+    folder = tmp_path_factory.mktemp("further")
     text = (
         TINY.replace("seeds: [0, 1]", "seeds: [0]")
         .replace("human_rows: 24", "human_rows: 60")
         .replace("{max_length: 10}}", "{max_length: 10}, fit: true}")
         .replace("itm: 0.0}", "score: right, weights: calibrated}")
+        .replace("train.steps: 2\n", "train.steps: 2\n      train.freeze: [image_encoder]\n", 1)
+        .replace(
+            "tables:\n",
+            "  found: {task: filter, data: cleaned, split: train, settings: {threshold: 0.5}}\n"
+            "tables:\n"
+            "  - {title: Noise, models: [filter], figures: [found.recall, found.true kept]}\n",
+        )
     )
-    compared = compare(written(tmp_path, text), tmp_path / "out", jobs=1)
-    (job,) = (stage for stage in compared.findings.stages if stage.kind == "capfilt")
-    table = PairTable.open(compared.folder / "stages" / job.folder / "pairs.lance")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(STATES_FOLDER, raising=False)
+        return compare(written(folder, text), folder / "out", jobs=1)
+
+
+def test_a_job_can_make_one_probability_of_all_scores(further: Compared) -> None:
+    (job,) = (stage for stage in further.findings.stages if stage.kind == "capfilt")
+    table = PairTable.open(further.folder / "stages" / job.folder / "pairs.lance")
     given = [batch["captions_score_right"].to_pylist() for batch in table.scan()]
     probabilities = [right for batch in given for row in batch if row for right in row]
     assert len(probabilities) >= 16
     assert all(0 <= right <= 1 for right in probabilities)
-    assert compared.findings.scores("both", "retrieval.R@1") is not None
+    assert further.findings.scores("both", "retrieval.R@1") is not None
+
+
+def test_frozen_encoders_share_their_states(further: Compared) -> None:
+    # The models on the noise and on its judged copy, the CLIP: one encoder, the same images.
+    (states,) = (further.folder / "states").iterdir()
+    # Trained on are 16 + 60 images, and 8 are evaluated: each has one record of 36 bytes.
+    assert (states / "index.bin").stat().st_size == 36 * (16 + 60 + 8)
+
+
+def test_noise_is_looked_for(further: Compared) -> None:
+    recall = further.findings.scores("filter", "found.recall")
+    assert recall is not None
+    assert 0.0 <= recall.estimate <= 100.0
 
 
 def test_a_second_call_does_nothing_and_says_the_same(compared: Compared) -> None:
@@ -217,26 +245,3 @@ def test_some_seeds_may_come_first(compared: Compared) -> None:
     assert {s.folder for s in one.stages} < {s.folder for s in more.stages}
     # The report is again that of the file.
     compare(path, compared.folder)
-
-
-def test_frozen_encoders_share_their_states_and_noise_is_looked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv(STATES_FOLDER, raising=False)
-    text = TINY.replace("seeds: [0, 1]", "seeds: [0]").replace(
-        "      train.steps: 2\n", "      train.steps: 2\n      train.freeze: [image_encoder]\n", 1
-    )
-    # The models on the noise and on its judged copy, the CLIP: one encoder, the same images.
-    text = text.replace(
-        "tables:\n",
-        "  found: {task: filter, data: cleaned, split: train, settings: {threshold: 0.5}}\n"
-        "tables:\n"
-        "  - {title: Noise, models: [filter], figures: [found.recall, found.true kept]}\n",
-    )
-    found = compare(written(tmp_path, text), tmp_path / "out", jobs=1).findings
-    (states,) = (tmp_path / "out" / "states").iterdir()
-    # Trained on are 16 + 24 images, and 8 are evaluated: each has one record of 36 bytes.
-    assert (states / "index.bin").stat().st_size == 36 * (16 + 24 + 8)
-    recall = found.scores("filter", "found.recall")
-    assert recall is not None
-    assert 0.0 <= recall.estimate <= 100.0

@@ -1,6 +1,8 @@
 """The small models of the tests of inference, and one of them exported, for all tests here."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -13,21 +15,21 @@ from ..inference.conftest import blip, images, pictures, tokenizer, vqa
 __all__ = ["blip", "images", "pictures", "tokenizer", "vqa"]
 
 
-_EXPORTED: list[Exported] = []
-
-
 @pytest.fixture(scope="session")
-def exported(blip: Blip, tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    """A pre-trained model, with all heads, for ONNX Runtime."""
+def exported(blip: Blip, made_once: Callable[..., Any]) -> Exported:
+    """A pre-trained model, with all heads, for ONNX Runtime; the same one for all rooms."""
     for name in ("onnx", "onnxscript", "onnxruntime"):
         pytest.importorskip(name, reason="the extra `export` is not installed")
-    # Tests of other rooms import this fixture, and the model is always the same one.
-    if not _EXPORTED:
+
+    def make(folder: Path) -> Exported:
         before = jaxtyping.config.jaxtyping_disable
         jaxtyping.config.update("jaxtyping_disable", True)
-        _EXPORTED.append(export(blip, tmp_path_factory.mktemp("exported") / "pretrained"))
-        jaxtyping.config.update("jaxtyping_disable", before)
-    return _EXPORTED[0]
+        try:
+            return export(blip, folder / "pretrained")
+        finally:
+            jaxtyping.config.update("jaxtyping_disable", before)
+
+    return made_once("exported", make)
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,5 @@
 """A model that a runtime computes gives what the model itself gives, to every caller."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,11 +12,10 @@ from openblip.deploy.models import GraphCache, open_model, require_weights
 from openblip.inference.blip import Blip
 from openblip.inference.export import Exported, export
 from openblip.inference.loading import load
-from openblip.model.vqa import Vqa
 from openblip.runtime.errors import CheckpointError, MissingHead, RecipeError
 from openblip.runtime.threads import one_thread
 
-from ..inference.conftest import make_med, make_relative
+from ..inference.conftest import make_med, make_relative, make_vqa
 
 for name in ("onnx", "onnxscript", "onnxruntime"):
     pytest.importorskip(name, reason="the extra `export` is not installed")
@@ -34,10 +32,13 @@ def computed(exported: Exported) -> Blip:
 
 @pytest.fixture(scope="module")
 def answering(
-    vqa: Vqa, tokenizer: TextTokenizer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[tuple[Blip, Blip]]:
-    """A model that answers, and the same computed by the runtime."""
-    own = Blip(vqa, tokenizer, "vqa", 32, 30)
+    tokenizer: TextTokenizer, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Blip, Blip]:
+    """A model that answers, and the same computed by the runtime.
+
+    It has a layer of each kind: to make its graphs takes longer with each.
+    """
+    own = Blip(make_vqa(tokenizer, depth=1), tokenizer, "vqa", 32, 30)
     return own, load(export(own, tmp_path_factory.mktemp("vqa") / "model").folder)
 
 

@@ -204,13 +204,15 @@ def start(photos: Path, model: str) -> subprocess.Popen[str]:
     return process
 
 
+@pytest.mark.parametrize("kills", [(2,), pytest.param((1, 2, 4), marks=pytest.mark.slow)])
 def test_an_update_that_is_killed_ends_in_the_same_state_the_next_time(
-    indexed: Path, build: Build, model: str
+    indexed: Path, build: Build, model: str, kills: tuple[int, ...]
 ) -> None:
+    """Each time after so many changes."""
     edit(indexed)
     versions = indexed / ".openblip" / "index.lance" / "_versions"
     dice = random.Random(0)
-    for steps in (1, 2, 4):
+    for steps in kills:
         before = len(list(versions.iterdir()))
         with start(indexed, model) as process:
             until = time.monotonic() + 60

@@ -92,9 +92,18 @@ def blip(tokenizer) -> Blip:
 
 @pytest.fixture(scope="session")
 def vqa(tokenizer) -> Vqa:
-    vision = VisionConfig(image_size=32, patch_size=16, width=24, depth=2, heads=2)
+    return make_vqa(tokenizer)
+
+
+def make_vqa(tokenizer: TextTokenizer, depth: int = 2) -> Vqa:
+    vision = VisionConfig(image_size=32, patch_size=16, width=24, depth=depth, heads=2)
     text = TextConfig(
-        vocab_size=tokenizer.vocab_size, width=32, depth=2, heads=4, ffn_width=48, max_positions=40
+        vocab_size=tokenizer.vocab_size,
+        width=32,
+        depth=depth,
+        heads=4,
+        ffn_width=48,
+        max_positions=40,
     )
     model = Vqa(VqaConfig(vision=vision, text=text))
     draw_weights(model, seed=3)

@@ -131,7 +131,10 @@ def written_and_read(blip: Blip, layout: str, folder: Path) -> Blip | None:
     return load(next(folder.iterdir()), device="cpu")
 
 
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    "size",
+    [pytest.param("like the preset tiny", marks=pytest.mark.slow), "like the demo", "odd"],
+)
 @pytest.mark.parametrize("kind", MAKERS)
 def test_what_is_read_is_what_was_written(
     tokenizer: TextTokenizer, pictures: list[Image], tmp_path: Path, kind: str, size: str

@@ -79,8 +79,12 @@ def test_sharding_sends_more(planner: Planner, sharded: Sizing) -> None:
     assert sharded.communication_seconds > given.communication_seconds
 
 
-def test_one_device_sends_nothing(recipe: Recipe) -> None:
-    alone = Planner(recipe, Cluster(device=GPU))
+@pytest.fixture(scope="module")
+def alone(recipe: Recipe) -> Planner:
+    return Planner(recipe, Cluster(device=GPU, utilisation=0.4))
+
+
+def test_one_device_sends_nothing(alone: Planner) -> None:
     assert alone.communication_seconds(alone.recipe) == 0.0
 
 
@@ -108,9 +112,9 @@ def test_changes_of_low_rank_are_refused(recipe: Recipe) -> None:
         Planner(tuned, Cluster(device=GPU))
 
 
-def test_half_the_utilisation_takes_twice_the_time(recipe: Recipe) -> None:
-    slow, fast = (Planner(recipe, Cluster(device=GPU, utilisation=u)) for u in (0.2, 0.4))
-    assert slow.compute_seconds(slow.recipe) == 2 * fast.compute_seconds(fast.recipe)
+def test_half_the_utilisation_takes_twice_the_time(recipe: Recipe, alone: Planner) -> None:
+    slow = Planner(recipe, Cluster(device=GPU, utilisation=0.2))
+    assert slow.compute_seconds(slow.recipe) == 2 * alone.compute_seconds(alone.recipe)
 
 
 def test_remedies_are_flags_of_the_training_command(recipe: Recipe) -> None:

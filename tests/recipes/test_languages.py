@@ -76,7 +76,7 @@ def test_capfilt_scores_chinese_texts(chinese: Path) -> None:
         prompt="图中",
         decoding=Decoding(method="nucleus", max_length=16),
     )
-    result = run_capfilt(table, settings)
+    result = run_capfilt(table, settings, processes=1)
     assert result.errors == 0
     rows = PairTable.open(table).take(range(24), ["captions", "captions_itm"]).to_pylist()
     assert all(len(row["captions"]) == len(row["captions_itm"]) for row in rows)

@@ -53,7 +53,7 @@ def test_where_everything_is_labelled_it_is_a_point() -> None:
         assert curve.high == pytest.approx(wanted, abs=1e-3)
 
 
-@pytest.mark.parametrize("make", [separating, useless])
+@pytest.mark.parametrize("make", [pytest.param(separating, marks=pytest.mark.slow), useless])
 def test_in_nineteen_of_twenty_reviews_the_truth_is_inside(make: object) -> None:
     population = make()  # type: ignore[operator]
     hits = np.zeros((2, len(THRESHOLDS)))

@@ -388,7 +388,7 @@ def test_rows_of_an_older_table_are_known_by_the_ids_that_they_have(
     assert _texts(tmp_path / "t").keys() == {_SPELT, r"new\x5cxe9"}
 
 
-@pytest.mark.parametrize("ids", ["key", "sha256"])
+@pytest.mark.parametrize("ids", ["key", pytest.param("sha256", marks=pytest.mark.slow)])
 def test_imports_at_the_same_time_never_give_one_id_to_two_rows(
     tmp_path: Path, write_jsonl: Callable[..., Path], ids: str
 ) -> None:

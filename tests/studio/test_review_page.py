@@ -352,16 +352,17 @@ def test_a_server_that_is_killed_loses_no_verdict_and_records_none_twice(
 
 
 def test_what_was_not_sent_survives_the_page_too(
-    page: "Page", killed: KilledStudio, scored: str
+    page: "Page", served: RunningStudio, scored: str
 ) -> None:
-    begin(page, killed.url)
+    begin(page, served.url)
     following = ""
-    killed.kill()
+    page.context.set_offline(True)
     for key in "rw":
         press(page, key)
         following = key_of(page)
     page.get_by_text("2 verdicts not sent yet").wait_for()
-    killed.start()
+    assert standing(scored) == []
+    page.context.set_offline(False)
     page.reload()
     page.wait_for_selector(PICTURE)
     wait_until(lambda: [r.verdict for r in standing(scored)] == ["right", "wrong"], 60)

@@ -306,8 +306,15 @@ def test_the_server_that_is_gone_is_said(
     page.get_by_text("The studio does not answer").wait_for()
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1440])
+@pytest.mark.parametrize(
+    ("width", "theme"),
+    [
+        (360, "light"),
+        (1440, "dark"),
+        pytest.param(360, "dark", marks=pytest.mark.slow),
+        pytest.param(1440, "light", marks=pytest.mark.slow),
+    ],
+)
 def test_nothing_keeps_people_out(
     studio: RunningStudio, page: "Page", theme: Any, width: int
 ) -> None:

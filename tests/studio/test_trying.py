@@ -276,8 +276,15 @@ def test_a_picture_that_is_too_large_is_not_sent(studio: RunningStudio, page: "P
     page.get_by_text("The picture has 33 MB; at most 32 MB go.").wait_for()
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1440])
+@pytest.mark.parametrize(
+    ("width", "theme"),
+    [
+        (360, "light"),
+        (1440, "dark"),
+        pytest.param(360, "dark", marks=pytest.mark.slow),
+        pytest.param(1440, "light", marks=pytest.mark.slow),
+    ],
+)
 def test_nothing_keeps_people_out(
     studio: RunningStudio, page: "Page", theme: Any, width: int
 ) -> None:

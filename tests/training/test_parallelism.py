@@ -131,41 +131,69 @@ def carry_out(command: list[str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def folder(
+def prepared(
     make_recipe: MakeRecipe,
     make_finetuning: MakeRecipe,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
-    """Where four processes, and then two, have left what they did; of one step the four alone."""
+    """What processes read: a model with a batch, and recipes."""
     folder = tmp_path_factory.mktemp("ranks")
     torch.save(make_inputs(), folder / "inputs.pt")
     divided = plain_recipe(make_recipe, "full")
     recipes = {
-        "two-to-one": plain_recipe(make_recipe),
         "four-to-two": divided,
-        "captioner-replicate": captioner_recipe(make_recipe, "replicate"),
-        "captioner-full": captioner_recipe(make_recipe, "full"),
-        "adapting-replicate": adapting_recipe(make_finetuning, "replicate"),
-        "adapting-full": adapting_recipe(make_finetuning, "full"),
         "fails": replace(divided, optimiser=replace(divided.optimiser, lr=1e30)),
     }
+    for sharding in SHARDING:
+        recipes |= {
+            f"two-to-one-{sharding}": plain_recipe(make_recipe, sharding),
+            f"captioner-{sharding}": captioner_recipe(make_recipe, sharding),
+            f"adapting-{sharding}": adapting_recipe(make_finetuning, sharding),
+        }
     for name, recipe in recipes.items():
         write_recipe(recipe, folder / f"{name}.yaml")
-    further = [f"train:{name}-{s}" for name in ("captioner", "adapting") for s in SHARDING]
-    # One interpreter, whose forks stand in for those that torchrun starts.
-    four = ["ranks:4", "steps", "begin:four-to-two"]
-    two = ["ranks:2", "train:four-to-two", "begin:two-to-one", *further, "fail:fails"]
-    carry_out([sys.executable, str(SCRIPT), str(folder), *four, *two])
     return folder
 
 
+def runs_of(sharding: str) -> list[str]:
+    return [
+        f"begin:two-to-one-{sharding}",
+        f"train:captioner-{sharding}",
+        f"train:adapting-{sharding}",
+    ]
+
+
+@pytest.fixture(scope="module")
+def by_two(prepared: Path) -> Path:
+    """Where two processes have left what they did: a step of each kind, and divided runs."""
+    # One interpreter, whose forks stand in for those that torchrun starts.
+    two = ["ranks:2", "steps", *runs_of("full"), "fail:fails"]
+    carry_out([sys.executable, str(SCRIPT), str(prepared), *two])
+    return prepared
+
+
+@pytest.fixture(scope="module")
+def by_four(prepared: Path) -> Path:
+    """Where four, and then two, have left the same steps, and replicated runs."""
+    four = ["ranks:4", "steps", "begin:four-to-two"]
+    two = ["ranks:2", "train:four-to-two", *runs_of("replicate")]
+    carry_out([sys.executable, str(SCRIPT), str(prepared), *four, *two])
+    return prepared
+
+
+@pytest.fixture(scope="module", params=["full", pytest.param("replicate", marks=pytest.mark.slow)])
+def runs(request: pytest.FixtureRequest) -> tuple[str, Path]:
+    """How two processes have shared the model in their runs, and where those are."""
+    name = "by_two" if request.param == "full" else "by_four"
+    return request.param, request.getfixturevalue(name)
+
+
 @pytest.fixture(
-    scope="module", params=[pytest.param(2, marks=pytest.mark.slow), 4], ids=["two", "four"]
+    scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)], ids=["two", "four"]
 )
-def ranks(folder: Path, request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+def ranks(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     """What each of so many processes computed."""
-    if request.param == 2:
-        launch(2, folder, "steps")
+    folder = request.getfixturevalue("by_two" if request.param == 2 else "by_four")
     files = [folder / f"{request.param}-ranks-{rank}.pt" for rank in range(request.param)]
     return [torch.load(file, weights_only=True) for file in files]
 
@@ -303,20 +331,22 @@ def assert_same_run(run_dir: Path, alone: Path, read_stored: ReadStored) -> None
 
 
 def test_a_run_of_two_processes_goes_on_in_one(
-    folder: Path, alone: Path, make_recipe: MakeRecipe, read_stored: ReadStored
+    runs: tuple[str, Path], alone: Path, make_recipe: MakeRecipe, read_stored: ReadStored
 ) -> None:
     """One of the two was asked to stop: both stopped after the same step, and it was saved."""
-    run_dir = folder / "two-to-one"
+    sharding, folder = runs
+    run_dir = folder / f"two-to-one-{sharding}"
     saved = (run_dir / "checkpoints" / "last").readlink().name
     assert 1 <= int(saved.removeprefix("step-")) < 8
-    train(plain_recipe(make_recipe), run_dir, quiet=True)
+    train(plain_recipe(make_recipe, sharding), run_dir, quiet=True)
     assert_same_run(run_dir, alone, read_stored)
 
 
+@pytest.mark.slow
 def test_a_divided_run_of_four_processes_goes_on_in_two(
-    folder: Path, alone: Path, read_stored: ReadStored
+    by_four: Path, alone: Path, read_stored: ReadStored
 ) -> None:
-    assert_same_run(folder / "four-to-two", alone, read_stored)
+    assert_same_run(by_four / "four-to-two", alone, read_stored)
 
 
 @pytest.mark.slow
@@ -430,10 +460,10 @@ def children_of(process: int) -> list[int]:
     return [int(word) for word in found.stdout.split()]
 
 
-@pytest.mark.parametrize("sharding", SHARDING)
 def test_heads_without_a_loss_stay_as_they_are(
-    sharding: str, folder: Path, make_recipe: MakeRecipe, tmp_path: Path
+    runs: tuple[str, Path], make_recipe: MakeRecipe, tmp_path: Path
 ) -> None:
+    sharding, folder = runs
     result = train(captioner_recipe(make_recipe, sharding), tmp_path, quiet=True)
     alone = read_folder(result.model_folder).med
     together = read_folder(folder / f"captioner-{sharding}" / "checkpoints" / "last").med
@@ -442,10 +472,10 @@ def test_heads_without_a_loss_stay_as_they_are(
     assert together.text.lm_head.bias.abs().max() > 0
 
 
-@pytest.mark.parametrize("sharding", SHARDING)
 def test_low_rank_changes_are_learnt_by_all(
-    sharding: str, folder: Path, make_finetuning: MakeRecipe, tmp_path: Path
+    runs: tuple[str, Path], make_finetuning: MakeRecipe, tmp_path: Path
 ) -> None:
+    sharding, folder = runs
     result = train(adapting_recipe(make_finetuning, sharding), tmp_path, quiet=True)
     alone = read_folder(result.model_folder).med.state_dict()
     run_dir = folder / f"adapting-{sharding}"
@@ -459,11 +489,11 @@ def test_low_rank_changes_are_learnt_by_all(
         )
 
 
-def test_a_failed_step_of_a_divided_model_is_told_and_kept_by_all(folder: Path) -> None:
-    told = {(folder / "fails" / f"rank-{rank}.txt").read_text() for rank in range(2)}
+def test_a_failed_step_of_a_divided_model_is_told_and_kept_by_all(by_two: Path) -> None:
+    told = {(by_two / "fails" / f"rank-{rank}.txt").read_text() for rank in range(2)}
     assert len(told) == 1
     assert "is not finite" in told.pop()
-    (failed,) = (folder / "fails" / "checkpoints").glob("failed-step-*")
+    (failed,) = (by_two / "fails" / "checkpoints").glob("failed-step-*")
     assert all(t.isfinite().all() for t in read_folder(failed).med.state_dict().values())
 
 

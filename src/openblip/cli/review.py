@@ -54,9 +54,8 @@ def review(
 
     Args:
         table: a table that `openblip capfilt run` has scored.
-        score: which score is compared with the threshold: itm, the filter's match probability; itc;
-            right, the calibrated probability of `openblip capfilt fit`; or that of another filter
-            by its name. By default right, where the table has it, else itm.
+        score: which one is compared with the threshold: itm, itc, right (openblip capfilt fit), or
+            another that the table has; by default right, where the table has it, else itm.
         settings: what is drawn.
         precision: at least this share of what is kept shall be right.
         confidence: of the certificate.
@@ -101,15 +100,19 @@ def review(
         return 0
     _print_progress(table, session, progress)
     if settings.by != "rejected" and not estimates.current.kept:
-        scores = session.sample.frame.itm
-        print(
-            f"at the threshold {settings.threshold:g} no text is kept, so that only rejected ones "
-            f"are drawn: scores lie from {scores.min():.3g} to {scores.max():.3g}; give --threshold"
-        )
+        _print_that_none_is_kept(session, settings.threshold)
     if progress.judged:
         _print_estimates(estimates)
     print(found or "reviewed are rejected texts alone: no certificate for what is kept")
     return 0
+
+
+def _print_that_none_is_kept(session: "ReviewSession", threshold: float) -> None:
+    scores = session.sample.frame.itm
+    print(
+        f"at the threshold {threshold:g} no text is kept, so that only rejected ones are drawn: "
+        f"scores lie from {scores.min():.3g} to {scores.max():.3g}; give --threshold"
+    )
 
 
 def _export(session: "ReviewSession", file: Path, reviewer: str, size: int) -> None:
