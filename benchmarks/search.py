@@ -70,7 +70,11 @@ THINGS = """
 submarine microscope spaceship volcano piano cactus penguin walrus refrigerator tractor helicopter
 zebra giraffe octopus jellyfish chandelier printer keyboard violin lighthouse pyramid turbine
 bathtub toilet passport pizza sushi pineapple teapot typewriter hedgehog flamingo crocodile kangaroo
-dinosaur snowplow excavator telescope accordion harp saxophone
+dinosaur snowplow excavator telescope accordion harp saxophone microwave dishwasher blender
+calculator gramophone clarinet stethoscope scalpel syringe thermometer voltmeter hourglass
+chessboard scorpion hamster ostrich peacock vulture rhinoceros hippopotamus gorilla chimpanzee
+koala iguana tarantula broccoli cucumber croissant lasagna burrito spacesuit satellite locomotive
+origami loom anvil stapler
 """
 SETTINGS = ("a {}", "a {} in the snow", "a {} at night", "two people beside a {}", "a red {}")
 
