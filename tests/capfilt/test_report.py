@@ -228,6 +228,12 @@ def test_a_page_of_another_score_tells_what_it_is_made_of(
     assert "its calibrated probability of being right (score right) is above 0.5" in text
     assert "difference +0.110, 95 % interval +0.080 to +0.140" in text
     assert "boilerplate" in text
+    # By each score: where the texts lie, and whether it orders them as the one that decides.
+    lines = re.findall(r"<tr><td>(ITM|score [^<]*)</td>(.*?)</tr>", text)
+    cells = {name: re.findall(r"<td[^>]*>([^<]*)</td>", rest) for name, rest in lines}
+    assert cells["ITM"] == ["web", "20", "0.0475", "0.475", "0.902", "-1.00"]
+    assert cells["score &#x27;right&#x27;"][-1] == "+1.00"
+    assert cells["score &#x27;clip&#x27;"][-3:] == ["-0.025", "0.403", "-1.00"]
     assert cards_below(page, "The 10 most confident acceptances")[0] == "text of 0.00"
     # Of a cosine the middle divides.
     other = write_report(opened, tmp_path / "clip.html", score="clip").read_text("utf-8")

@@ -182,4 +182,4 @@ def test_without_a_sheet_and_without_json_the_page_is_opened(uri: str) -> None:
     room, _, query = address.fragment.partition("?")
     asked = dict(parse_qsl(query))
     assert (room, asked["name"], asked["precision"]) == ("review", "ann", "0.8")
-    assert json.loads(asked["settings"]) == {"size": 50}
+    assert json.loads(asked["settings"]) == {"size": 50, "score": "itm"}

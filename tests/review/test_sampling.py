@@ -20,7 +20,7 @@ def test_the_same_settings_find_the_same_sample(scored: PairTable) -> None:
     again = open_sample(PairTable.open(scored.uri), PLAIN)
     assert first.order.tolist() == again.order.tolist()
     assert SampleStore(scored.uri).names() == [first.name]
-    assert SampleStore(scored.uri).settings(first.name) == PLAIN
+    assert SampleStore(scored.uri).settings(first.name) == replace(PLAIN, score="itm")
     other = open_sample(scored, replace(PLAIN, seed=1))
     assert other.order.tolist() != first.order.tolist()
     assert len(SampleStore(scored.uri).names()) == 2
@@ -152,6 +152,17 @@ def test_a_damaged_sample_is_named(scored: PairTable, damage: object) -> None:
         open_sample(scored, PLAIN)
 
 
+def test_a_sample_of_before_there_was_a_choice_is_of_the_match_probability(
+    scored: PairTable,
+) -> None:
+    name = open_sample(scored, PLAIN).name
+    path = next(Path(scored.uri).parent.rglob(f"{name}.json"))
+    stored = json.loads(path.read_text())
+    del stored["settings"]["score"]
+    path.write_text(json.dumps(stored))
+    assert SampleStore(scored.uri).settings(name) == replace(PLAIN, score="itm")
+
+
 def test_another_score_has_samples_of_its_own(scored: PairTable) -> None:
     import pyarrow as pa
 
@@ -161,9 +172,11 @@ def test_another_score_has_samples_of_its_own(scored: PairTable) -> None:
     columns = {f"{name}_score_right": pa.array(lists, kind) for name in ("captions", "synthetic")}
     scored.add_columns(pa.table(columns))
     opened = PairTable.open(scored.uri)
-    assert open_sample(opened, PLAIN).name == before.name
+    assert open_sample(opened, replace(PLAIN, score="itm")).name == before.name
     sample = open_sample(opened, replace(PLAIN, score="right"))
     assert sample.name != before.name
+    # By itself the probability of all scores together decides, now that there is one.
+    assert open_sample(opened, PLAIN).name == sample.name
     assert sample.frame.itm.max() == pytest.approx(119 / 120)
     assert SampleStore(scored.uri).settings(sample.name).score == "right"
     with pytest.raises(DataError, match="its scores are itm, itc, right"):

@@ -2,10 +2,12 @@
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from openblip.capfilt.job import METADATA_KEY
 from openblip.capfilt.select import (
@@ -27,7 +29,7 @@ from openblip.runtime.page import CardText, Page
 from openblip.sources.row_images import stream_images
 from openblip.table.agreement import AgreedTexts
 from openblip.table.columns import column_state
-from openblip.table.scores import PROBABILITIES, RIGHT, score_words
+from openblip.table.scores import PROBABILITIES, RIGHT, score_words, scores_of
 from openblip.table.table import PairTable
 
 _PAIR_CARDS = 24
@@ -84,6 +86,7 @@ def write_report(
     for line in _rates(page, scores, threshold):
         warn(line)
     _histograms(page, scores, threshold)
+    _all_scores(page, table, scores)
     if certificate is not None:
         page.section("Certificate", f"{certificate[0].upper()}{certificate[1:]}.")
     shown = _Shown(page, table, scores, threshold)
@@ -224,6 +227,49 @@ def _histograms(page: Page, scores: dict[str, TextScores], threshold: float) -> 
     if score != "itc" and len(itc) == len(scores):
         charts.append(histogram("Similarity", itc, axis="cosine of image and text (ITC)"))
     page.charts(charts)
+
+
+def _all_scores(page: Page, table: PairTable, scores: dict[str, TextScores]) -> None:
+    """Where the texts lie by each score that the table has; nothing where one is all there is."""
+    names = scores_of(table)
+    if set(names) <= {"itm", "itc"}:
+        return
+    rows = []
+    for name in names:
+        # Some columns of a score may be lost; this page is not about it.
+        found: dict[str, TextScores] = {}
+        with suppress(DataError):
+            found = read_scores(table, name)
+        for source, own in found.items():
+            if len(own):
+                spread = [f"{v:.3g}" for v in np.quantile(own.itm, (0.05, 0.5, 0.95))]
+                agreed = _rank_correlation(own, scores[source])
+                told = "" if agreed is None else f"{agreed:+.2f}"
+                rows.append([score_words(name), source, f"{len(own):,}", *spread, told])
+    decides = score_words(next(iter(scores.values())).score)
+    page.section(
+        "All scores of the texts",
+        f"5, 50 and 95 % of the texts lie below these values. The last column says how far a score "
+        f"puts texts in the order of the one that decides on this page ({decides}): 1 as it does, "
+        "0 as chance does, -1 the other way round (Spearman's rank correlation).",
+    )
+    page.table(["score", "source", "texts", "5 %", "median", "95 %", "agrees"], rows)
+
+
+def _rank_correlation(one: TextScores, other: TextScores) -> float | None:
+    """Spearman's, of two scores of the same texts; None of others, and of equal scores."""
+    if not (np.array_equal(one.rows, other.rows) and np.array_equal(one.places, other.places)):
+        return None
+    ranks = [_ranks(scores.itm) for scores in (one, other)]
+    if any(np.ptp(own) == 0 for own in ranks):
+        return None
+    return float(np.asarray(np.corrcoef(ranks))[0, 1])
+
+
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The rank of each value; equal ones share the mean of theirs."""
+    _, places, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[places])
 
 
 class _Shown:

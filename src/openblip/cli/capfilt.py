@@ -292,7 +292,7 @@ def select(
     /,
     *,
     thresholds: tuple[Finite, ...] = (),
-    score: str | None = None,
+    score: str = "auto",
     keep: tuple[str, ...] = (),
     quantiles: tuple[Share, ...] = (),
     itm_of: tuple[str, ...] = (),
@@ -314,8 +314,8 @@ def select(
         table: a table that `openblip capfilt run` has scored.
         thresholds: of the score; by default 0.1 0.3 0.5 0.7 0.9 of a probability and what keeps
             90% to 10% by another score, or none with the next two.
-        score: which one: itm, itc, right (openblip capfilt fit), or another that the table has; by
-            default right, where the table has it, else itm.
+        score: which one: itm, itc, right (openblip capfilt fit), or another that the table has;
+            auto is right, where the table has it, else itm.
         keep: instead, the thresholds that keep these shares of each source, such as 50%.
         quantiles: the same by what they reject: 0.25 is the threshold that keeps 75%.
         itm_of: for the reasons: thresholds by source or data set, such as synthetic=0.3.
@@ -336,12 +336,12 @@ def select(
         rejections,
         spreads,
     )
-    from openblip.cli.review import certificate_json, certificate_of, score_or_default
+    from openblip.cli.review import certificate_json, certificate_of, told_score
     from openblip.table.scores import PROBABILITIES
     from openblip.table.table import PairTable
 
     opened = PairTable.open(table)
-    score = score_or_default(opened, score)
+    score = told_score(opened, score)
     certificate = certificate_of(opened, precision, confidence, partly_is_right, score)
     if certificate is not None and certificate.threshold is not None:
         thresholds = (certificate.threshold, *thresholds)
@@ -450,7 +450,7 @@ def report(
     *,
     output: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("capfilt.html"),
     threshold: Finite | None = None,
-    score: str | None = None,
+    score: str = "auto",
     precision: Share = 0.9,
     confidence: Share = 0.95,
     partly_is_right: bool = False,
@@ -467,7 +467,7 @@ def report(
         output: the HTML file.
         threshold: a text is kept above it; by default 0.5 of a probability, and what keeps half
             by another score.
-        score: which one is compared: itm, itc, right, or another that the table has; by default
+        score: which one is compared: itm, itc, right, or another that the table has; auto is
             right, where the table has it, else itm.
         precision: of the certificate: what share of what is kept must be right at least.
         confidence: with which that is to hold.
@@ -475,12 +475,12 @@ def report(
         seed: which rows are shown.
     """
     from openblip.capfilt.report import write_report
-    from openblip.cli.review import score_or_default
+    from openblip.cli.review import told_score
     from openblip.table.table import PairTable
 
     check_outputs({"-o": output})
     opened = PairTable.open(table)
-    score = score_or_default(opened, score)
+    score = told_score(opened, score)
     written = write_report(
         opened,
         output,

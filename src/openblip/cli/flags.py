@@ -74,9 +74,9 @@ def _check_thresholds(given: dict[str, Any], hints: dict[str, Any]) -> None:
 
 
 def _probabilities() -> tuple[str, ...]:
-    from openblip.table.scores import PROBABILITIES
+    from openblip.table.scores import AUTO_SCORE, PROBABILITIES
 
-    return PROBABILITIES
+    return (AUTO_SCORE, *PROBABILITIES)
 
 
 # Flags and words that are texts, which may be empty, or whose command says that they may not.

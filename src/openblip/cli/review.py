@@ -30,7 +30,6 @@ def review(
     table: tyro.conf.Positional[str],
     /,
     *,
-    score: str | None = None,
     settings: ReviewSettings,
     precision: Share = 0.9,
     confidence: Share = 0.95,
@@ -54,8 +53,6 @@ def review(
 
     Args:
         table: a table that `openblip capfilt run` has scored.
-        score: which one is compared with the threshold: itm, itc, right (openblip capfilt fit), or
-            another that the table has; by default right, where the table has it, else itm.
         settings: what is drawn.
         precision: at least this share of what is kept shall be right.
         confidence: of the certificate.
@@ -70,7 +67,7 @@ def review(
     if not json and export_sample is None and verdicts is None:
         shown = {"precision": precision, "confidence": confidence, "name": reviewer}
         shown["partly"] = "1" if partly_is_right else None
-        return _in_browser(table, settings, score, shown, port, open)
+        return _in_browser(table, settings, shown, port, open)
     from openblip.review.session import ReviewSession
     from openblip.review.spreadsheet import read_sheet
     from openblip.table.table import PairTable
@@ -78,7 +75,7 @@ def review(
     check_outputs({"--export-sample": export_sample})
     name = getpass.getuser() if reviewer is None else reviewer
     opened = PairTable.open(table)
-    settings = replace(settings, score=score_or_default(opened, score))
+    settings = replace(settings, score=told_score(opened, settings.score))
     session = ReviewSession.open(opened, settings, partly_is_right=partly_is_right)
     report = None if verdicts is None else read_sheet(session, verdicts, name)
     if report is not None:
@@ -125,12 +122,7 @@ def _export(session: "ReviewSession", file: Path, reviewer: str, size: int) -> N
 
 
 def _in_browser(
-    table: str,
-    settings: ReviewSettings,
-    score: str | None,
-    shown: dict[str, Any],
-    port: int,
-    open_browser: bool,
+    table: str, settings: ReviewSettings, shown: dict[str, Any], port: int, open_browser: bool
 ) -> int:
     check_studio()
     from openblip.studio.app import Studio
@@ -141,7 +133,7 @@ def _in_browser(
 
     # Before a page is opened on which nothing could be judged.
     opened = PairTable.open(table)
-    settings = replace(settings, score=score_or_default(opened, score))
+    settings = replace(settings, score=told_score(opened, settings.score))
     check_scored(opened, settings.score)
     studio = Studio(table)
     changed = {
@@ -155,20 +147,18 @@ def _in_browser(
     return 0
 
 
-def score_or_default(table: "PairTable", score: str | None) -> str:
-    """The score that is named; else the one that decides in this table, and a new one is told."""
-    from openblip.table.scores import RIGHT, deciding_score
+def told_score(table: "PairTable", score: str) -> str:
+    """The score that is meant; says on standard error where `auto` means the newer one."""
+    from openblip.table.scores import RIGHT, named_score
 
-    if score is not None:
-        return score
-    decided = deciding_score(table)
-    if decided == RIGHT:
+    named = named_score(table, score)
+    if named == RIGHT != score:
         print(
-            "by the probability of all scores together (--score right of `openblip capfilt fit`); "
+            "by the probability of all scores together (--score right, of `openblip capfilt fit`); "
             "--score itm takes the filter's own",
             file=sys.stderr,
         )
-    return decided
+    return named
 
 
 def certificate_of(

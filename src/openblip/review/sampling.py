@@ -25,6 +25,7 @@ from openblip.runtime.ranges import Count, CountOrNone, Finite, Seed, check_rang
 from openblip.table.judging import data_sets, string_values
 from openblip.table.rows import listed
 from openblip.table.scores import (
+    AUTO_SCORE,
     PROBABILITIES,
     TEXT_COLUMNS,
     FlatScores,
@@ -32,6 +33,7 @@ from openblip.table.scores import (
     columns_of,
     flat_scores,
     join_scores,
+    named_score,
 )
 from openblip.table.storage import ObjectFolder, is_object_address
 from openblip.table.table import PairTable
@@ -59,9 +61,10 @@ class ReviewSettings:
     """Given texts of web rows, or the captioner's, or both."""
     threshold: Finite = 0.5
     """The current one: a text is kept if its score is above it."""
-    score: str = "itm"
-    """Which score is compared with the threshold: the filter's match probability; `itc`; `right`,
-    the calibrated probability of `openblip capfilt fit`; or that of another filter by its name."""
+    score: str = AUTO_SCORE
+    """Which score is compared with the threshold: `itm`, the filter's match probability; `itc`;
+    `right`, the calibrated probability of `openblip capfilt fit`; that of another filter by its
+    name; or `auto`: `right` where the table has it, else `itm`."""
     size: Count = 400
     """Texts that are drawn; more can be drawn later, and those that are there stay."""
     seed: Seed = 0
@@ -78,7 +81,7 @@ class ReviewSettings:
             RecipeError: names the field.
         """
         check_ranges(self)
-        if self.score in PROBABILITIES and not 0 <= self.threshold <= 1:
+        if self.score in (AUTO_SCORE, *PROBABILITIES) and not 0 <= self.threshold <= 1:
             raise RecipeError(f"threshold is {self.threshold:g}; give a number from 0 to 1")
         if not self.sources or not set(self.sources) <= set(SCORED_SOURCES):
             raise RecipeError(
@@ -176,6 +179,7 @@ def open_sample(table: PairTable, settings: ReviewSettings) -> Sample:
         RecipeError: a row does not exist.
         StorageError, UnwritableError: it cannot be stored.
     """
+    settings = replace(settings, score=named_score(table, settings.score))
     frame = read_frame(table, settings)
     bins = (4, 3) if len(settings.sources) == 1 and settings.by == "threshold" else (3, 2)
     if settings.by not in ("threshold", "search", "source"):
@@ -205,7 +209,7 @@ def open_sample(table: PairTable, settings: ReviewSettings) -> Sample:
 
 
 def read_frame(table: PairTable, settings: ReviewSettings) -> Frame:
-    """The texts that settings admit, in the order of sources and rows.
+    """The texts that settings admit, which name a score, in the order of sources and rows.
 
     Raises:
         DataError: the table is not scored, or has no such texts.
@@ -414,7 +418,9 @@ class SampleStore:
                 for field, value in stored["settings"].items()
             }
             # As many as are drawn: whoever only looks at a review draws nothing.
-            return ReviewSettings(**{**values, "size": max(1, len(stored["items"]))})
+            # Before there was a choice the match probability decided, and no score was stored.
+            values = {"score": "itm", **values, "size": max(1, len(stored["items"]))}
+            return ReviewSettings(**values)
         except (TypeError, RecipeError) as error:
             raise _damaged(where) from error
 

@@ -17,7 +17,7 @@ from openblip.runtime.memory import trim_memory
 from openblip.table.flags import IMAGE_FLAGS, text_flags
 from openblip.table.judging import REJECTIONS, Rejection, data_sets, judge, string_values
 from openblip.table.rows import TEXT_SOURCES
-from openblip.table.scores import deciding_score, score_column, scores_of, sources_with
+from openblip.table.scores import named_score, score_column, scores_of, sources_with
 from openblip.table.table import SPLITS, PairTable
 from openblip.table.views import CaptionView
 
@@ -105,7 +105,7 @@ def choosable_scores(table: PairTable) -> list[str]:
     """The scores that thresholds from 0 to 1 divide, the one that is shown first at the front."""
     there = [name for name in scores_of(table) if name not in _COUNTS and is_scored(table, name)]
     # Stable: the others stay as they stand.
-    return sorted(there, key=lambda name: name != deciding_score(table))
+    return sorted(there, key=lambda name: name != named_score(table))
 
 
 def view_of(

@@ -24,6 +24,8 @@ TEXT_COLUMNS = {"web": "captions", "synthetic": "synthetic"}
 """Column of the texts of each source that a filter scores."""
 RIGHT = "right"
 """The score of the calibrated probability that a text is right."""
+AUTO_SCORE = "auto"
+"""In the place of a name: `right` where a table has it, else `itm`."""
 PROBABILITIES = ("itm", RIGHT)
 """Scores that are probabilities, from 0 to 1; another one may be any number."""
 # Of these a table has both kinds of both sources, or is not scored by a model of ours.
@@ -73,13 +75,15 @@ def scores_of(table: PairTable) -> tuple[str, ...]:
     return tuple(dict.fromkeys(every))
 
 
-def deciding_score(table: PairTable) -> str:
-    """The score by which people are told what is kept, where they have named none.
+def named_score(table: PairTable, score: str = AUTO_SCORE) -> str:
+    """The score by its name; in the place of `auto` the one that decides in this table.
 
     That is the calibrated probability of all scores together, where every text that the first
     filter has scored has it; else the first filter's own. A view takes what is written in it:
     a recipe means the same after a later fit.
     """
+    if score != AUTO_SCORE:
+        return score
     fitted = set(sources_with(table, RIGHT))
     return RIGHT if fitted and fitted >= set(sources_with(table, "itm")) else "itm"
 

@@ -52,9 +52,9 @@ class Room {
     this.keys = { ...ACTS, ...kept(localStorage, "review.keys", {}) };
     this.reviewer = state.params.get("name") ?? kept(localStorage, "review.name", "");
     this.settings = settingsOf(state.params);
-    // Of all scores together, where the table has that, or without match probabilities another.
+    // Named, so that a page that stays open goes on by the same score after a fit.
     const [first] = choices.scores;
-    if (first && first !== "itm") this.settings.score ??= first;
+    if (first) this.settings.score ??= first;
     this.query = state.params.get("query") ?? "";
     this.outbox = new Outbox(this.tab, state.about.table.place, {
       acknowledged: () => this.#look(SELDOM),
