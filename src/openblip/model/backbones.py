@@ -106,7 +106,7 @@ def settled(config: VisionConfig) -> VisionConfig:
     if config.drop_path:
         raise RecipeError(
             f"vision.drop_path is {config.drop_path}, but the blocks of {shown(name)} are not "
-            "ours: set it to 0 (overrides.drop_path in a recipe), or the backbone's own setting"
+            "ours: set it to 0 (--overrides.drop-path 0), or the backbone's own setting"
         )
     measures = measure(name, config.image_size)
     if config.checkpoint_layers and not measures.blocks:

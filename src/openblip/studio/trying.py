@@ -89,7 +89,7 @@ def _caption(blip: "Blip", picture: bytes, asked: Asked) -> dict[str, Any]:
 
 
 def _ask(blip: "Blip", picture: bytes, asked: Asked) -> dict[str, Any]:
-    """The best answers: written ones by their probability, candidates by their share of it."""
+    """The best answers: written ones as beam search ranks them, candidates by their share."""
     candidates = asked.texts("candidates", most=2000)
     (answers,) = blip.ask_top(
         picture,

@@ -225,7 +225,10 @@ class Try {
   }
 
   answers(found) {
-    return [el("h3", { text: found.ranked ? "Your answers, ranked: share of the probability" : "Answers and their probability" }),
+    // Beam search compares probabilities by word, else the shortest answer would always win.
+    const isByWord = found.answers.some(({ probability }, at) => at && probability > found.answers[at - 1].probability);
+    return [el("h3", { text: found.ranked ? "Your answers, ranked: share of the probability" : "Answers, the model's choice first, and their probability" }),
+      isByWord && el("p", { class: "soft small", text: "Ordered by the probability of each word, so that longer answers have a chance." }),
       el("ol", { class: "bars" }, found.answers.map((answer) => el("li", { dir: "auto" }, bar(answer.text || "(nothing)", answer.probability))))];
   }
 
