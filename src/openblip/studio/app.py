@@ -138,7 +138,7 @@ class Studio:
 def create_app(studio: Studio, access: Access) -> Starlette:
     """The application; gives back what `studio` holds when it ends."""
     routes = [
-        *_static_routes(lambda: studio.about(access.max_bytes)),
+        *_static_routes(lambda: _told_at_first(studio, access)),
         get("/api/about", lambda asked: studio.about(access.max_bytes)),
         get("/api/models", lambda asked: {"models": studio.models.states()}),
         *place.routes(studio),
@@ -160,6 +160,14 @@ def create_app(studio: Studio, access: Access) -> Starlette:
         exception_handlers={HTTPException: failed},
         lifespan=lifespan,
     )
+
+
+def _told_at_first(studio: Studio, access: Access) -> dict[str, Any]:
+    told = studio.about(access.max_bytes)
+    # Where the collection cannot be read its room asks, and shows why.
+    with suppress(OpenBlipError, OSError):
+        told["answers"] = collection.first_answers(studio)
+    return told
 
 
 def _static_routes(about: Callable[[], dict[str, Any]]) -> list[Route]:

@@ -1,6 +1,7 @@
 """The room Collection: all rows of the table, as a person wants to see them."""
 
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import numpy as np
 
@@ -17,6 +18,8 @@ from openblip.table.views import WITHOUT
 if TYPE_CHECKING:
     from openblip.studio.app import Studio
 
+_FIRST_ROWS = 60
+"""Of the grid, as `static/grid.js` asks for them."""
 MOST_ROWS = 200
 """That one request is answered with."""
 # Up to here JavaScript tells whole numbers apart.
@@ -28,27 +31,6 @@ _PAGE = ("start", "count", "threshold", "without", "sort", "desc")
 
 def routes(studio: "Studio") -> list[Route]:
     """`/api/rows`, `/api/rows/{row}` and `/api/rows/about`."""
-
-    def rows(asked: Asked) -> dict[str, Any]:
-        # A misspelt condition would otherwise be none, and all rows be shown.
-        unknown = set(asked.values) - {*_WORDS, *_NUMBERS, *_PAGE}
-        if unknown:
-            raise Refused(400, f"{min(unknown)!r} is nothing that rows can be chosen by")
-        choice = choice_of(asked)
-        start, count = asked.whole("start", 0, _MOST, 0), asked.whole("count", 0, MOST_ROWS, 60)
-        looked = latest_choices(studio)
-        chosen = looked.rows(choice)
-        if start > len(chosen):
-            raise Refused(400, f"start is {start}, but there are {len(chosen)} such rows")
-        view = view_of(looked.arrays.table, choice.threshold, without=choice.without)
-        some = np.asarray(chosen[start : start + count])
-        return {
-            **table_told(looked.arrays),
-            "start": start,
-            "total": len(chosen),
-            "stale_verdicts": looked.judged.latest().num_stale if choice.verdict else 0,
-            "rows": told_rows(looked.arrays, some, view),
-        }
 
     def row(asked: Asked) -> dict[str, Any]:
         looked = latest_choices(studio)
@@ -63,24 +45,63 @@ def routes(studio: "Studio") -> list[Route]:
             "models": models_of_scores(arrays),
         }
 
-    def about(asked: Asked) -> dict[str, Any]:
-        arrays = latest_choices(studio).arrays
-        return {
-            **table_told(arrays),
-            "columns": list(arrays.table.columns),
-            "is_scored": is_scored(arrays.table),
-            "has_synthetic": "synthetic" in arrays.table.columns,
-            "splits": SPLITS,
-            "sources": TEXT_SOURCES,
-            "fates": FATES,
-            "flags": list(FLAGS),
-            "verdicts": JUDGED,
-            "orders": ORDERS,
-            "without": _leavable(arrays),
-        }
-
     # Starlette takes the first that fits, and `{row}` would fit `about` as well.
-    return [get("/api/rows/about", about), get("/api/rows/{row}", row), get("/api/rows", rows)]
+    return [
+        get("/api/rows/about", lambda asked: _about(studio)),
+        get("/api/rows/{row}", row),
+        get("/api/rows", lambda asked: _rows(studio, asked)),
+    ]
+
+
+def first_answers(studio: "Studio") -> dict[str, Any]:
+    """What this room asks as soon as it is opened, by address: the page brings the answers along.
+
+    Asked for later, they would wait for a browser that is still at work on the page itself.
+    """
+    first = {"start": "0", "count": str(_FIRST_ROWS)}
+    return {
+        "/api/rows/about": _about(studio),
+        f"/api/rows?{urlencode(first)}": _rows(studio, Asked(values=first)),
+    }
+
+
+def _rows(studio: "Studio", asked: Asked) -> dict[str, Any]:
+    # A misspelt condition would otherwise be none, and all rows be shown.
+    unknown = set(asked.values) - {*_WORDS, *_NUMBERS, *_PAGE}
+    if unknown:
+        raise Refused(400, f"{min(unknown)!r} is nothing that rows can be chosen by")
+    choice = choice_of(asked)
+    start, count = asked.whole("start", 0, _MOST, 0), asked.whole("count", 0, MOST_ROWS, 60)
+    looked = latest_choices(studio)
+    chosen = looked.rows(choice)
+    if start > len(chosen):
+        raise Refused(400, f"start is {start}, but there are {len(chosen)} such rows")
+    view = view_of(looked.arrays.table, choice.threshold, without=choice.without)
+    some = np.asarray(chosen[start : start + count])
+    return {
+        **table_told(looked.arrays),
+        "start": start,
+        "total": len(chosen),
+        "stale_verdicts": looked.judged.latest().num_stale if choice.verdict else 0,
+        "rows": told_rows(looked.arrays, some, view),
+    }
+
+
+def _about(studio: "Studio") -> dict[str, Any]:
+    arrays = latest_choices(studio).arrays
+    return {
+        **table_told(arrays),
+        "columns": list(arrays.table.columns),
+        "is_scored": is_scored(arrays.table),
+        "has_synthetic": "synthetic" in arrays.table.columns,
+        "splits": SPLITS,
+        "sources": TEXT_SOURCES,
+        "fates": FATES,
+        "flags": list(FLAGS),
+        "verdicts": JUDGED,
+        "orders": ORDERS,
+        "without": _leavable(arrays),
+    }
 
 
 def latest_choices(studio: "Studio") -> Choices:

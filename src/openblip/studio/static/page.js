@@ -78,8 +78,14 @@ export function get(path, values = {}, signal = null) {
     if (value !== null && value !== undefined && value !== "") query.set(name, value);
   }
   const asked = query.toString();
-  return answered(fetch(asked ? `${path}?${asked}` : path, { signal }));
+  const address = asked ? `${path}?${asked}` : path;
+  const known = begun[address];
+  delete begun[address];
+  return known ? Promise.resolve(known) : answered(fetch(address, { signal }));
 }
+
+/** Answers that came with the page, by address, for the room that it begins with. */
+let begun = {};
 
 /** What the studio answers to something that it computes or changes; `image` is a file, or null. */
 export function post(path, values, image = null, signal = null) {
@@ -334,6 +340,9 @@ async function start() {
   startTheme();
   // The page comes with it; it has none where the studio could not say.
   const about = JSON.parse(document.getElementById("about").textContent);
+  begun = about?.answers ?? {};
+  // They are of now: a room that is opened later asks for itself.
+  setTimeout(() => { begun = {}; }, 3000);
   try {
     if (about) told(about);
     else await refresh();
