@@ -79,3 +79,48 @@ def test_what_is_free_goes_back_when_it_is_asked_for() -> None:
     by_itself, trimmed = (float(word) for word in done.stdout.split())
     # 100 MB were free, below a block that is not.
     assert by_itself < 50 < 80 < trimmed
+
+
+# Blocks of 8 MB with small ones between them that stay, where glibc keeps the former on its heap.
+BETWEEN = """
+import ctypes, re
+from openblip.runtime.memory import large_blocks_returned
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
+libc.free.argtypes = [ctypes.c_void_p]
+
+def held():
+    return int(re.search(r"RssAnon:\\s+(\\d+)", open("/proc/self/status").read())[1]) / 1000
+
+def read():
+    large = []
+    for _ in range(25):
+        large.append(libc.malloc(8_000_000))
+        ctypes.memset(large[-1], 1, 8_000_000)
+        ctypes.memset(libc.malloc(1_000), 1, 1_000)
+    before = held()
+    for block in large:
+        libc.free(block)
+    return before - held()
+
+libc.free(libc.malloc(30_000_000))  # from here on blocks of up to 30 MB come from the heap
+with large_blocks_returned():
+    with large_blocks_returned():
+        pass
+    inside = read()
+print(inside, read())
+"""
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="told to glibc")
+def test_large_blocks_go_back_although_small_ones_lie_between_them() -> None:
+    if not keep_freed_memory():
+        pytest.skip("the allocator is not glibc's")
+    done = subprocess.run(
+        [sys.executable, "-c", BETWEEN], check=True, capture_output=True, text=True
+    )
+    inside, outside = map(float, done.stdout.split())
+    # Of 200 MB, in a block that holds another one, and behind it.
+    assert inside > 190
+    assert outside < 20

@@ -6,6 +6,9 @@ wants the opposite: that what it has read and not kept is there for others.
 
 import ctypes
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 # Names of glibc's <malloc.h>.
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
@@ -13,6 +16,10 @@ _BEYOND_ANY_TENSOR = 1 << 30
 _NEVER = 2**31 - 1
 # glibc's DEFAULT_MMAP_THRESHOLD_MAX with 8-byte words.
 _LARGEST_ADJUSTED = 32 << 20
+_LARGE = 1 << 20
+# One entry for each thread in `large_blocks_returned`: the last one that leaves undoes it.
+_inside: list[None] = []
+_inside_lock = threading.Lock()
 
 
 def keep_freed_memory() -> bool:
@@ -44,6 +51,31 @@ def return_freed_memory() -> None:
         libc.mallopt(_MMAP_THRESHOLD, _LARGEST_ADJUSTED)
         libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_ADJUSTED)
         libc.malloc_trim(0)
+
+
+@contextmanager
+def large_blocks_returned() -> Iterator[None]:
+    """Within it large blocks go back to the system when they are freed, and leave no holes.
+
+    glibc keeps freed blocks of up to 32 MB for the next ones, once it has seen some; between them
+    lies what is kept, so that most of them can never be given back. Affects the whole process while
+    any thread is inside; tensors of a model that computes meanwhile cost page faults.
+    """
+    libc = _glibc()
+    if libc is None:
+        yield
+        return
+    with _inside_lock:
+        _inside.append(None)
+        libc.mallopt(_MMAP_THRESHOLD, _LARGE)
+    try:
+        yield
+    finally:
+        with _inside_lock:
+            _inside.pop()
+            if not _inside:
+                # Where glibc would have brought it, which it does no more once it was set.
+                libc.mallopt(_MMAP_THRESHOLD, _LARGEST_ADJUSTED)
 
 
 def trim_memory() -> None:

@@ -7,13 +7,14 @@ take some 40 MB.
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from openblip.runtime.memory import trim_memory
+from openblip.runtime.memory import large_blocks_returned, trim_memory
 from openblip.table.flags import IMAGE_FLAGS, text_flags
 from openblip.table.judging import REJECTIONS, Rejection, data_sets, judge, string_values
 from openblip.table.rows import TEXT_SOURCES
@@ -71,10 +72,13 @@ class SourceTexts:
         return positions - first
 
 
-def give_back() -> None:
-    """Return what was read and not kept: a scan takes several times as much as its arrays."""
+@contextmanager
+def frugally() -> Iterator[None]:
+    """What is read inside and not kept goes back: a scan takes several times what is kept."""
     import pyarrow as pa
 
+    with large_blocks_returned():
+        yield
     pa.default_memory_pool().release_unused()
     trim_memory()
 
@@ -229,8 +233,8 @@ class TableArrays:
     def _once(self, key: object, make: Callable[[], _T]) -> _T:
         with self._lock:
             if key not in self._kept:
-                self._kept[key] = make()
-                give_back()
+                with frugally():
+                    self._kept[key] = make()
             return cast(_T, self._kept[key])
 
     def _sources(self) -> tuple[str, ...]:

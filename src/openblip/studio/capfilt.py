@@ -17,7 +17,7 @@ from openblip.studio.arrays import (
     SourceTexts,
     TableArrays,
     choosable_scores,
-    give_back,
+    frugally,
     is_scored,
     view_of,
 )
@@ -61,8 +61,8 @@ def routes(studio: "Studio") -> list[Route]:
         }
         if not told["is_scored"]:
             return told
-        counts = _counts(arrays, split, without, score)
-        give_back()
+        with frugally():
+            counts = _counts(arrays, split, without, score)
         return {**told, **counts, "models": models_of_scores(arrays)}
 
     def examples(asked: Asked) -> dict[str, Any]:
@@ -75,7 +75,8 @@ def routes(studio: "Studio") -> list[Route]:
         split, without = _split(asked, arrays), without_of(asked)
         score = _score(asked, arrays)
         texts = arrays.texts(without, score).get(source)
-        found = {} if texts is None else _around(arrays, texts, split, threshold, count)
+        with frugally():
+            found = {} if texts is None else _around(arrays, texts, split, threshold, count)
         view = view_of(arrays.table, threshold, split, without, score)
         return {
             **table_told(arrays),

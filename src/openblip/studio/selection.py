@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openblip.runtime.errors import RecipeError
-from openblip.studio.arrays import FLAGS, SourceTexts, TableArrays, give_back, is_scored
+from openblip.studio.arrays import FLAGS, SourceTexts, TableArrays, frugally, is_scored
 from openblip.table.agreement import current_verdicts
 from openblip.table.judging import REJECTIONS, Rejection
 from openblip.table.reviews import ReviewLog, ReviewRecord, Verdict
@@ -212,9 +212,9 @@ class Choices:
         with self._lock:
             # One at a time: a page asks for several parts of a new choice at once.
             if key not in self._kept:
-                chosen = _chosen(self.arrays, choice, judged)
-                self._kept[key] = _in_order(self.arrays, chosen, choice)
-                give_back()
+                with frugally():
+                    chosen = _chosen(self.arrays, choice, judged)
+                    self._kept[key] = _in_order(self.arrays, chosen, choice)
             self._kept.move_to_end(key)
             # Each has four bytes a row; who goes back a few choices finds them here.
             while len(self._kept) > _KEPT_CHOICES:
