@@ -277,6 +277,21 @@ def test_nothing_found_is_said(opened: "Page") -> None:
     assert cells(opened).count() > 10
 
 
+def test_the_first_rows_come_with_the_page_and_later_ones_are_asked_for(
+    studio: RunningStudio, page: "Page"
+) -> None:
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(f"{studio.url}#collection")
+    cells(page).first.wait_for()
+    assert not [url for url in asked if "/api/rows" in url]
+    # What came with the page is of its beginning: a room that is opened later asks for itself.
+    page.wait_for_timeout(3200)
+    page.evaluate("location.hash = '#search'")
+    page.evaluate("location.hash = '#collection'")
+    wait_until(lambda: any("/api/rows?start=0" in url for url in asked))
+
+
 def test_a_wrong_condition_is_said_and_the_page_goes_on(opened: "Page") -> None:
     opened.get_by_role("button", name="Filters").click()
     where = opened.get_by_label("Condition (SQL over the columns)")
