@@ -287,9 +287,11 @@ def test_the_first_rows_come_with_the_page_and_later_ones_are_asked_for(
     assert not [url for url in asked if "/api/rows" in url]
     # What came with the page is of its beginning: a room that is opened later asks for itself.
     page.wait_for_timeout(3200)
-    page.evaluate("location.hash = '#search'")
-    page.evaluate("location.hash = '#collection'")
-    wait_until(lambda: any("/api/rows?start=0" in url for url in asked))
+    page.get_by_role("link", name="Search").click()
+    page.locator("input[type=search]").first.wait_for()
+    page.get_by_role("link", name="Collection").click()
+    cells(page).first.wait_for()
+    assert [url for url in asked if "/api/rows?" in url]
 
 
 def test_a_wrong_condition_is_said_and_the_page_goes_on(opened: "Page") -> None:
