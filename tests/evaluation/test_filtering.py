@@ -1,6 +1,7 @@
 """How well scores find noise of known kinds, against counting by hand."""
 
 import io
+import math
 from pathlib import Path
 
 import pyarrow as pa
@@ -37,8 +38,14 @@ def judged(tmp_path: Path) -> PairTable:
     table = PairTable.create(tmp_path / "t.lance", [*web, human])
     scores = [None if score is None else [score] for _, score in ROWS]
     values = pa.array([*scores, None], pa.list_(pa.float32()))
-    better = pa.array([[1.0 if kind == "true" else 0.0] for kind, _ in ROWS] + [None], values.type)
-    table.add_columns(pa.table({"captions_itm": values, "captions_score_right": better}))
+    right = [None if s is None else [1.0 if kind == "true" else 0.0] for kind, s in ROWS]
+    better = pa.array([*right, None], values.type)
+    cosines = pa.array([None if s is None else [0.0] for s in scores] + [None], values.type)
+    columns = {"captions_itm": values, "captions_itc": cosines, "captions_score_right": better}
+    # Of the two first true texts, and of noise: it does not apply to the others.
+    some = [[0.9], [0.9], [0.1], [0.1], *([[float("nan")]] * 3), None, None]
+    columns["captions_score_agreement"] = pa.array(some, values.type)
+    table.add_columns(pa.table(columns))
     return table
 
 
@@ -67,8 +74,26 @@ def test_any_score_of_the_texts_can_be_asked(judged: PairTable) -> None:
         evaluate_filter(judged, score="other")
 
 
+def test_texts_to_which_a_score_does_not_apply_are_left_out(judged: PairTable) -> None:
+    result = evaluate_filter(judged, score="agreement")
+    assert result.num_texts == 4
+    assert result.metrics == pytest.approx(
+        {"precision": 100, "recall": 100, "true kept": 100, "recall of other_image": 100}
+    )
+    # Where all are kept nothing was rejected, rightly or not.
+    assert math.isnan(
+        evaluate_filter(judged, score="agreement", threshold=-1.0).metrics["precision"]
+    )
+
+
+def test_by_itself_the_score_is_the_one_that_decides_in_the_table(judged: PairTable) -> None:
+    assert evaluate_filter(judged, score="auto").metrics["precision"] == 100.0
+
+
 def test_what_cannot_be_asked_is_told(judged: PairTable) -> None:
     with pytest.raises(DataError, match="no web text of the split 'test' has a score"):
         evaluate_filter(judged, split="test")
     with pytest.raises(RecipeError, match="threshold"):
         evaluate_filter(judged, threshold=float("nan"))
+    with pytest.raises(RecipeError, match="threshold is 5; give a number from 0 to 1"):
+        evaluate_filter(judged, threshold=5)

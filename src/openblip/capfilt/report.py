@@ -29,7 +29,14 @@ from openblip.runtime.page import CardText, Page
 from openblip.sources.row_images import stream_images
 from openblip.table.agreement import AgreedTexts
 from openblip.table.columns import column_state
-from openblip.table.scores import PROBABILITIES, RIGHT, score_words, scores_of
+from openblip.table.scores import (
+    AUTO_SCORE,
+    PROBABILITIES,
+    RIGHT,
+    named_score,
+    score_words,
+    scores_of,
+)
 from openblip.table.table import PairTable
 
 _PAIR_CARDS = 24
@@ -45,7 +52,7 @@ def write_report(
     path: Path,
     *,
     threshold: float | None = None,
-    score: str = "itm",
+    score: str = AUTO_SCORE,
     seed: int = 0,
     certificate: str | None = None,
     warn: Callable[[str], None] = lambda line: None,
@@ -57,7 +64,8 @@ def write_report(
         path: where the page goes; whole or not at all.
         threshold: a text is kept when its score is above it; None is 0.5 for a probability, and
             what keeps half of the web texts for another score.
-        score: which one: `itm`, or the name of another that the table has.
+        score: which one: `itm`, the name of another that the table has, or `auto`: `right` where
+            all scored texts have it, else `itm`.
         seed: which rows are shown as examples.
         certificate: what people's verdicts say of a threshold, in a sentence; None without any.
         warn: is told of each source of whose texts the threshold keeps none.
@@ -66,6 +74,7 @@ def write_report(
         DataError: if the table is not scored, or has no web row.
         RecipeError: if the threshold of a probability is not in [0, 1].
     """
+    score = named_score(table, score)
     if threshold is not None:
         check_threshold(threshold, score)
     scores = read_scores(table, score)
@@ -240,6 +249,8 @@ def _all_scores(page: Page, table: PairTable, scores: dict[str, TextScores]) -> 
         found: dict[str, TextScores] = {}
         with suppress(DataError):
             found = read_scores(table, name)
+        if not any(map(len, found.values())):
+            rows.append([score_words(name), "", "none that can be read", "", "", "", ""])
         for source, own in found.items():
             if len(own):
                 spread = [f"{v:.3g}" for v in np.quantile(own.itm, (0.05, 0.5, 0.95))]

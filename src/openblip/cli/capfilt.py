@@ -357,7 +357,7 @@ def select(
         print(line, file=sys.stderr)
     quality = {value: noise_quality(scores["web"], value) for value in thresholds}
     if json:
-        told = _selected(rates, found, spreads(scores), rejected, quality)
+        told = {"score": score, **_selected(rates, found, spreads(scores), rejected, quality)}
         print_json({**told, "certificate": certificate and certificate_json(certificate)})
         return _uncertified(certificate)
     print(*spreads(scores), sep="\n")
@@ -365,8 +365,16 @@ def select(
     _print_reasons(rejected, quality)
     if certificate is not None:
         # The answer comes last, where it is seen: the tables may be longer than a screen.
-        print(f"\n{certificate}")
+        _print_certificate(certificate)
     return _uncertified(certificate)
+
+
+def _print_certificate(certificate: "Certificate") -> None:
+    print(f"\n{certificate}")
+    if certificate.threshold is not None and certificate.score != "itm":
+        # A view goes by itm, unless it is told another score.
+        flags = f"--data.view.score {certificate.score} --data.view.itm {certificate.threshold!r}"
+        print(f"training: {flags}")
 
 
 def _selected(

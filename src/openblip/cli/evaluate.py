@@ -25,6 +25,7 @@ from openblip.evaluation.settings import (
     VideoSettings,
     VqaSettings,
 )
+from openblip.inference.decoding import Decoding
 from openblip.runtime.ranges import Count
 
 if TYPE_CHECKING:
@@ -160,15 +161,30 @@ def caption(
     return 0
 
 
+_FURTHER_RULES = (
+    *("top_k", "repetition_penalty", "no_repeat_ngram_size", "length_penalty", "scoring"),
+)
+
+
 def _told(settings: CaptionSettings) -> dict[str, Any]:
     """What a model's card says of how captions were written: what decides them, in its words."""
     rule = settings.decoding
     told: dict[str, Any] = {"tokens": f"{rule.min_length} to {rule.max_length}"}
     told["prompt"] = settings.prompt
-    if rule.method == "beam":
-        return {"beams": rule.num_beams, **told}
-    drawn = {"top_p": rule.top_p, "seed": settings.seed} if rule.method == "nucleus" else {}
-    return {"decoding": rule.method, **told, **drawn}
+    told = (
+        {"beams": rule.num_beams, **told}
+        if rule.method == "beam"
+        else {"decoding": rule.method, **told}
+    )
+    if rule.method == "nucleus":
+        told |= {"top_p": rule.top_p, "seed": settings.seed}
+    # A figure of other rules is another one, and must not take the place of that of the plain ones.
+    plain = vars(Decoding())
+    return told | {
+        name: value
+        for name, value in vars(rule).items()
+        if name in _FURTHER_RULES and value != plain[name]
+    }
 
 
 def _in_percent(metrics: Mapping[str, float]) -> dict[str, float]:

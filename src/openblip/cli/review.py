@@ -149,9 +149,15 @@ def _in_browser(
 
 def told_score(table: "PairTable", score: str) -> str:
     """The score that is meant; says on standard error where `auto` means the newer one."""
-    from openblip.table.scores import RIGHT, named_score
+    from openblip.table.scores import AUTO_SCORE, RIGHT, named_score, sources_with
 
     named = named_score(table, score)
+    if score == AUTO_SCORE and named != RIGHT and sources_with(table, RIGHT):
+        print(
+            "by the filter's own probability (itm): not all scored texts have that of all scores "
+            "together; `openblip capfilt scores` and `fit` make it anew",
+            file=sys.stderr,
+        )
     if named == RIGHT != score:
         print(
             "by the probability of all scores together (--score right, of `openblip capfilt fit`); "
@@ -166,7 +172,7 @@ def certificate_of(
     precision: float | None,
     confidence: float,
     partly_is_right: bool,
-    score: str = "itm",
+    score: str = "auto",
 ) -> "Certificate | None":
     """The certificate that the verdicts on a table give, of its review with the most of them.
 

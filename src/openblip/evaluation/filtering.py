@@ -12,15 +12,22 @@ from numpy.typing import NDArray
 
 from openblip.evaluation.results import UnitScores, unit_scores
 from openblip.evaluation.settings import FilterSettings
-from openblip.runtime.errors import DataError
+from openblip.runtime.errors import DataError, RecipeError
 from openblip.table.rows import read_meta
-from openblip.table.scores import TEXT_COLUMNS, score_column
+from openblip.table.scores import (
+    PROBABILITIES,
+    TEXT_COLUMNS,
+    columns_of,
+    flat_scores,
+    named_score,
+    score_column,
+)
 from openblip.table.table import PairTable
 
 NOISE_METRICS = ("precision", "recall", "true kept")
 """Of all noise; `true kept` is the share of true texts that are not rejected."""
-NOISE_KINDS = ("other_image", "truncated", "boilerplate", "attribute", "object")
-"""Kinds whose own recall is given too, as `recall of KIND`."""
+NOISE_KINDS = ("other_image", "truncated", "boilerplate", "wrong_attribute", "wrong_object")
+"""Kinds that comparisons know, each with its own recall, `recall of KIND`."""
 _TRUE = "true"
 
 
@@ -46,13 +53,18 @@ def evaluate_filter(
     """Precision and recall of the noise among the given web texts of a table that is judged.
 
     The scores are those that `capfilt run` and `capfilt fit` have written into the table, which has
-    kinds of noise in its metadata. Other keywords are fields of `FilterSettings`.
+    kinds of noise in its metadata (`noise`). A text to which a score does not apply is left out.
+    Where nothing is rejected there is no precision: it is NaN. Other keywords are fields of
+    `FilterSettings`.
 
     Raises:
-        DataError: there is no such score, or no text whose kind of noise is known.
+        DataError: there is no such score, one that is no number, or no text whose kind of noise
+            is known.
         RecipeError: the threshold is none.
     """
-    settings = FilterSettings(score=score, threshold=threshold)
+    settings = FilterSettings(score=named_score(table, score), threshold=threshold)
+    if settings.score in PROBABILITIES and not 0 <= threshold <= 1:
+        raise RecipeError(f"threshold is {threshold:g}; give a number from 0 to 1")
     values, kinds = _judged(table, split, settings.score)
     if not len(values):
         raise DataError(
@@ -65,9 +77,8 @@ def evaluate_filter(
         "recall": _share(rejected, among=noisy),
         "true kept": _share(~rejected, among=~noisy),
     }
-    for kind in NOISE_KINDS:
-        if (kinds == kind).any():
-            units[f"recall of {kind}"] = _share(rejected, among=kinds == kind)
+    for kind in sorted(set(kinds.tolist()) - {_TRUE}):
+        units[f"recall of {kind}"] = _share(rejected, among=kinds == kind)
     metrics = {name: found.estimate for name, found in units.items()}
     return FilterResult(metrics, units, len(values))
 
@@ -80,19 +91,32 @@ def _share(hits: NDArray[np.bool_], *, among: NDArray[np.bool_]) -> UnitScores:
 def _judged(
     table: PairTable, split: str, score: str
 ) -> tuple[NDArray[np.float64], NDArray[np.str_]]:
-    """Scores of the web texts of known kind, and their kinds."""
+    """Scores of the web texts of known kind, and their kinds; texts without a score left out."""
     column = score_column(TEXT_COLUMNS["web"], score)
     if column not in table.columns:
         raise DataError(f"{table.uri} has no column {column}: let a filter judge it first")
-    values: list[float] = []
+    values: list[NDArray[np.float64]] = [np.zeros(0)]
     kinds: list[str] = []
-    for batch in table.scan(["id", "origin", "split", "meta", column]):
-        for row in batch.to_pylist():
-            if row["origin"] != "web" or row["split"] != split or not row[column]:
-                continue
-            kind = read_meta(row["id"], row["meta"]).get("noise")
-            if kind:
-                # Of an image with several texts the kind is that of the first.
-                values.append(row[column][0])
-                kinds.append(str(kind))
-    return np.array(values, np.float64), np.array(kinds, np.str_)
+    start = 0
+    columns = ["id", "split", *columns_of(table, score)]
+    for batch in table.scan(list(dict.fromkeys(["origin", "meta", *columns]))):
+        rows = batch.select(["id", "split", "meta"]).to_pylist()
+        told = [
+            str(read_meta(row["id"], row["meta"]).get("noise") or "")
+            if row["split"] == split
+            else ""
+            for row in rows
+        ]
+        found = flat_scores(batch, "web", start, table.uri, score)
+        # Of an image with several texts the kind is that of the first.
+        counted = [
+            place
+            for place, (row, text) in enumerate(
+                zip((found.rows - start).tolist(), found.places.tolist(), strict=True)
+            )
+            if text == 0 and told[row]
+        ]
+        values.append(found.itm[counted])
+        kinds += [told[row] for row in (found.rows - start)[counted].tolist()]
+        start += batch.num_rows
+    return np.concatenate(values), np.array(kinds, np.str_)

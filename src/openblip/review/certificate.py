@@ -104,6 +104,8 @@ class Certificate:
     enough of what the current threshold keeps is right."""
     scope: str = ""
     """What it is about, in words; empty where that is all scored texts of a table."""
+    score: str = "itm"
+    """Which score the threshold is one of."""
 
     @property
     def keeps(self) -> float:
@@ -118,9 +120,11 @@ class Certificate:
         wanted = f"{100 * self.precision:g} %"
         sure = f"{100 * self.confidence:g} %"
         if self.threshold is not None:
+            of = "" if self.score == "itm" else f" of the score {self.score}"
+            shown = f"{100 * self.keeps:.{0 if self.keeps > 0.1 else 2}f}"
             return (
-                f"at threshold {self.threshold} at least {wanted} of what is kept is right, with "
-                f"{sure} confidence; it keeps {100 * self.keeps:.{0 if self.keeps > 0.1 else 2}f} %"
+                f"at threshold {self.threshold}{of} at least {wanted} of what is kept is right, "
+                f"with {sure} confidence; it keeps {shown} %"
             )
         failed = f"{wanted} right with {sure} confidence is not certifiable"
         if not self.labels:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -26,7 +26,7 @@ from openblip.review.strata import Labels
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.table.columns import column_state
 from openblip.table.reviews import ReviewLog, ReviewRecord, Verdict
-from openblip.table.scores import TEXT_COLUMNS, score_column
+from openblip.table.scores import AUTO_SCORE, TEXT_COLUMNS, named_score, score_column
 from openblip.table.table import PairTable
 
 # Every fifth text is shown to each reviewer, so that their agreement can be measured; the others
@@ -128,23 +128,27 @@ class ReviewSession:
 
     @classmethod
     def most_reviewed(
-        cls, table: PairTable, *, partly_is_right: bool = False, score: str = "itm"
+        cls, table: PairTable, *, partly_is_right: bool = False, score: str = AUTO_SCORE
     ) -> Self:
         """Of the stored reviews of a table as it is now, the one with the most labels.
 
         Args:
             table: with a log of verdicts.
             partly_is_right: whether a text with a wrong detail counts as right.
-            score: only reviews of which this score decided what is kept.
+            score: only reviews of which this score decided what is kept; `auto` as in settings.
 
         Raises:
             DataError: there is none with a label.
         """
+        score = named_score(table, score)
+        others: Counter[str] = Counter()
         store = SampleStore(table.uri)
         held = ReviewLog.of(table.uri).standing(by_review=True)
         counts = Counter(record.sample for record in held)
         for name in sorted(store.names(), key=lambda name: -counts[name]):
             settings = store.settings(name)
+            if settings.score != score:
+                others[settings.score] += counts[name]
             # Of rejected texts alone nothing follows for those that are kept.
             if counts[name] and settings.by != "rejected" and settings.score == score:
                 session = cls.open(table, settings, partly_is_right=partly_is_right)
@@ -152,9 +156,14 @@ class ReviewSession:
                 if session.sample.name == name and session._judged:
                     return session
         told = "" if score == "itm" else f" --score {score}"
+        there = "".join(
+            f"; {count:,} verdicts are of a review by --score {name}"
+            for name, count in others.items()
+            if count
+        )
         raise DataError(
             f"{table.uri} has no verdict on its texts as they are scored now: "
-            f"`openblip capfilt review {table.uri}{told}` collects some"
+            f"`openblip capfilt review {table.uri}{told}` collects some{there}"
         )
 
     def upcoming(self, reviewer: str, count: int, skip: Collection[str] = ()) -> list[ReviewItem]:
@@ -342,7 +351,7 @@ class ReviewSession:
                 "a review of rejected texts says nothing of those that are kept: review with "
                 "by=threshold for a certificate"
             )
-        return certify(
+        found = certify(
             self.sample.design,
             self.labels(),
             settings.threshold,
@@ -350,6 +359,7 @@ class ReviewSession:
             confidence,
             scope=self.sample.scope,
         )
+        return replace(found, score=settings.score)
 
     def _vote(self, record: ReviewRecord) -> float:
         if record.verdict == "unsure":

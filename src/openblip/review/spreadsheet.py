@@ -2,11 +2,12 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import get_args
 
+from openblip.review.sampling import SampleStore
 from openblip.review.session import ReviewItem, ReviewSession
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.documents import read_text
@@ -92,12 +93,7 @@ def read_sheet(session: ReviewSession, path: Path, reviewer: str) -> SheetReport
     unchanged = blank = cleared = 0
     for line, cells in _lines(path):
         where = f"{path}, line {line}"
-        # Another review has drawn its texts otherwise: what follows from them would be wrong.
-        if cells.get("review", "").strip() not in ("", session.sample.name):
-            raise DataError(
-                f"{where}: it is of the review {cells['review']}, and these flags mean "
-                f"{session.sample.name}: give the flags that were given with --export-sample"
-            )
+        _check_review(session, path, cells, where)
         item = _item(session, cells["key"], where)
         if lines.setdefault(item.key, line) != line:
             raise DataError(f"{where}: {item.key} is in line {lines[item.key]} too; remove one")
@@ -132,6 +128,30 @@ def read_sheet(session: ReviewSession, path: Path, reviewer: str) -> SheetReport
             f"{' or '.join(get_args(Verdict))} into its column verdict, and save it"
         )
     return SheetReport(session.record_all(fresh), unchanged, blank, cleared)
+
+
+def _check_review(session: ReviewSession, path: Path, cells: Mapping[str, str], where: str) -> None:
+    # Another review has drawn its texts otherwise: what follows from them would be wrong.
+    if cells.get("review", "").strip() not in ("", session.sample.name):
+        raise DataError(
+            f"{where}: it is of the review {cells['review']}, and these flags mean "
+            f"{session.sample.name}: give the flags that were given with --export-sample"
+            f"{_score_of(session, cells['review'].strip())}"
+        )
+    if "review" not in cells and len(SampleStore(session.table.uri).names()) > 1:
+        raise DataError(
+            f"{path}: it has no column review, so that it is not known of which of the reviews "
+            "of this table it is: export the sample again (--export-sample), and fill in that"
+        )
+
+
+def _score_of(session: ReviewSession, name: str) -> str:
+    """Which score another review of the table went by, where that is why it is another one."""
+    store = SampleStore(session.table.uri)
+    if name not in store.names():
+        return ""
+    score = store.settings(name).score
+    return "" if score == session.sample.settings.score else f", and --score {score}"
 
 
 def _lines(path: Path) -> Iterator[tuple[int, dict[str, str]]]:

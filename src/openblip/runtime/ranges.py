@@ -28,6 +28,8 @@ class Range:
 
     def __str__(self) -> str:
         # A bound that nobody comes near would only hide what was wrong.
+        if self.least == -math.inf:
+            return "a finite number"
         if self.most < 1 << 31:
             return f"from {self.least:g} to {self.most:g}"
         return f"above {self.least:g}" if self.is_open else f"at least {self.least:g}"

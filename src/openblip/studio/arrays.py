@@ -109,7 +109,8 @@ def choosable_scores(table: PairTable) -> list[str]:
     """The scores that thresholds from 0 to 1 divide, the one that is shown first at the front."""
     there = [name for name in scores_of(table) if name not in _COUNTS and is_scored(table, name)]
     # Stable: the others stay as they stand.
-    return sorted(there, key=lambda name: name != named_score(table))
+    decides = named_score(table)
+    return sorted(there, key=lambda name: name != decides)
 
 
 def view_of(

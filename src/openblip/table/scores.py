@@ -30,7 +30,6 @@ PROBABILITIES = ("itm", RIGHT)
 """Scores that are probabilities, from 0 to 1; another one may be any number."""
 # Of these a table has both kinds of both sources, or is not scored by a model of ours.
 _CHECKED_WHOLE = ("itm",)
-_REMEDY = "run `openblip capfilt run` on the table again"
 
 
 def score_column(column: str, score: str) -> str:
@@ -84,8 +83,18 @@ def named_score(table: PairTable, score: str = AUTO_SCORE) -> str:
     """
     if score != AUTO_SCORE:
         return score
-    fitted = set(sources_with(table, RIGHT))
-    return RIGHT if fitted and fitted >= set(sources_with(table, "itm")) else "itm"
+    return RIGHT if sources_with(table, RIGHT) and not lacks_right(table) else "itm"
+
+
+def lacks_right(table: PairTable) -> bool:
+    """Whether texts that the first filter has scored have no `right`, as those of later rows."""
+    for texts in TEXT_COLUMNS.values():
+        scored, fitted = score_column(texts, "itm"), score_column(texts, RIGHT)
+        if scored in table.columns and (
+            fitted not in table.columns or table.count_values(fitted) < table.count_values(scored)
+        ):
+            return True
+    return False
 
 
 def sources_with(table: PairTable, score: str) -> list[str]:
@@ -195,7 +204,7 @@ def flat_scores(
             place = wrong[0]
             raise DataError(
                 f"row {numbers[place]} of {uri}: {lengths[place]} values in {name} but "
-                f"{others[place]} in {beside}: {_REMEDY}"
+                f"{others[place]} in {beside}: {_remedy(score)}"
             )
     rows = np.repeat(numbers, lengths)
     values = _flat(lists[name]) if name in lists else np.zeros(0)
@@ -216,13 +225,19 @@ def flat_scores(
         kinds = kinds if score in _CHECKED_WHOLE else f"{name} {{}}, which is no number"
         raise DataError(
             f"row {rows[place]} of {uri}: a text in {column} has the {kinds.format(*found)}: "
-            f"{_REMEDY}"
+            f"{_remedy(score)}"
         )
     # Position of each row's first text: what is left of a text's own position is its place.
     first = np.cumsum(lengths) - lengths
     places = np.arange(len(rows)) - np.repeat(first, lengths)
     told_cosines = cosines[applies].astype(np.float32)
     return FlatScores(rows[applies], places[applies], values[applies], told_cosines)
+
+
+def _remedy(score: str) -> str:
+    """What makes a score of all texts anew."""
+    made_by = {"itm": "run", "itc": "run", RIGHT: "fit"}.get(score, "scores")
+    return f"run `openblip capfilt {made_by}` on the table again"
 
 
 def _flat(lists: "pa.Array") -> NDArray[np.float64]:

@@ -327,6 +327,7 @@ function startTheme() {
 
 /** Ask the studio again what there is; a table may have grown, or got its index. */
 export async function refresh() {
+  begun = {};
   told(await get("/api/about"));
 }
 
@@ -352,7 +353,7 @@ async function start() {
   }
   const links = state.about.rooms.map((room) => el("a", { href: `#${room.name}`, "data-room": room.name, text: room.title }));
   fill(document.querySelector(".rooms"), links);
-  addEventListener("hashchange", render);
+  addEventListener("hashchange", () => { begun = {}; return render(); });
   await render();
 }
 
