@@ -21,6 +21,7 @@ from openblip.capfilt.select import (
 )
 from openblip.cli import main
 from openblip.runtime.errors import DataError, RecipeError
+from openblip.table.scores import named_score
 from openblip.table.table import PairRow, PairTable
 from openblip.table.views import CaptionView
 
@@ -264,6 +265,25 @@ def test_another_score_is_compared_where_it_is_asked_for(
     assert "--score right --itm-of web=" in capsys.readouterr().out
     with pytest.raises(RecipeError, match="between 0 and 1"):
         keep_rates(scores, [1.5])
+
+
+def test_where_later_rows_have_no_right_the_filters_own_score_decides_and_that_is_told(
+    scored: PairTable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = pa.list_(pa.float32())
+    columns = {}
+    for texts in ("captions", "synthetic"):
+        there = scored.take(range(len(scored)), [f"{texts}_itm"])[f"{texts}_itm"].to_pylist()
+        lists = [own and [0.9] * len(own) for own in there]
+        # As after rows that were added and scored since the fit.
+        lists[[place for place, own in enumerate(lists) if own][-1]] = None
+        columns[f"{texts}_score_right"] = pa.array(lists, kind)
+    scored.add_columns(pa.table(columns))
+    table = PairTable.open(scored.uri)
+    assert named_score(table) == "itm"
+    assert main(["capfilt", "select", table.uri, "--thresholds", "0.5"]) == 0
+    err = capsys.readouterr().err
+    assert "not all scored texts have that of all scores together" in err
 
 
 def test_a_score_that_is_no_probability_is_divided_by_shares(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -88,6 +89,18 @@ def test_the_settings_of_decoding_are_flags(
     flags = inspect.signature(command).parameters
     expected = vars(Decoding()) | changed
     assert {name: flags[name].default for name in expected} == expected
+
+
+def test_a_card_tells_of_every_rule_that_is_not_the_plain_one() -> None:
+    def told(**rules: Any) -> dict[str, Any]:
+        return evaluate._told(CaptionSettings(decoding=Decoding(**rules)))
+
+    plain = {"beams": 3, "tokens": "5 to 20", "prompt": "a picture of "}
+    assert told() == plain
+    changed = {"repetition_penalty": 1.5, "no_repeat_ngram_size": 2, "length_penalty": -1.0}
+    assert told(**changed) == plain | changed
+    drawn = told(method="nucleus", top_p=0.5, top_k=1)
+    assert drawn == {**drawn, "decoding": "nucleus", "top_p": 0.5, "seed": 0, "top_k": 1}
 
 
 def test_the_evaluation_has_the_settings_of_its_protocol() -> None:

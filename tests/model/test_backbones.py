@@ -152,7 +152,7 @@ class TestModules:
             with_backbone(f"{HERE}:FixedSize", checkpoint_layers=1)
 
     def test_drop_path_is_for_our_own_blocks(self, with_backbone: Callable[..., Med]) -> None:
-        with pytest.raises(RecipeError, match=r"overrides\.drop_path"):
+        with pytest.raises(RecipeError, match=r"overrides\.drop-path"):
             with_backbone(f"{HERE}:wide", drop_path=0.1)
 
     def test_an_empty_model_draws_nothing_and_keeps_what_no_state_has(

@@ -2,8 +2,10 @@
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
@@ -163,6 +165,35 @@ def test_a_sheet_of_another_review_is_refused(session: ReviewSession, tmp_path: 
     with pytest.raises(DataError, match=r"it is of the review threshold-.*--export-sample"):
         read_sheet(other, new, "ann")
     assert read_sheet(session, new, "ann").recorded == 30
+
+
+def test_after_a_fit_a_sheet_of_before_says_by_which_score_it_was_drawn(
+    session: ReviewSession, tmp_path: Path
+) -> None:
+    path = tmp_path / "sample.csv"
+    write_sheet(session, path, "ann")
+    kind = pa.list_(pa.float32())
+    lists = pa.array([[n / 120] for n in range(len(session.table))], kind)
+    session.table.add_columns(
+        pa.table({f"{texts}_score_right": lists for texts in ("captions", "synthetic")})
+    )
+    table = PairTable.open(session.table.uri)
+    other = ReviewSession.open(table, ReviewSettings(size=30))
+    assert other.sample.settings.score == "right"
+    judged = filled(path, lambda rows: [row.update(verdict="right") for row in rows])
+    with pytest.raises(DataError, match="--export-sample, and --score itm"):
+        read_sheet(other, judged, "ann")
+    # Whoever asks for a certificate is told of the verdicts that there are.
+    assert read_sheet(session, judged, "ann").recorded == 30
+    with pytest.raises(DataError, match="30 verdicts are of a review by --score itm"):
+        ReviewSession.most_reviewed(table)
+    assert ReviewSession.most_reviewed(table, score="itm").sample.name == session.sample.name
+    assert " of the score right " in str(replace(other.certify(0.5), threshold=0.5))
+    assert session.certify(0.5).score == "itm"
+    # Without that column a file may be of either.
+    bare = filled(path, lambda rows: [row.pop("review") for row in rows])
+    with pytest.raises(DataError, match="it has no column review"):
+        read_sheet(session, bare, "ann")
 
 
 def test_each_review_has_its_own_verdict_on_a_text(session: ReviewSession) -> None:

@@ -135,7 +135,7 @@ class TestRuns:
     ) -> None:
         recipe = make_finetuning("captioner", str(trained))
         recipe = replace(recipe, overrides=ModelOverrides(drop_path=0.1))
-        with pytest.raises(RecipeError, match=r"set it to 0 \(overrides\.drop_path"):
+        with pytest.raises(RecipeError, match=r"set it to 0 \(--overrides\.drop-path"):
             train(recipe, tmp_path / "run", quiet=True)
 
     def test_changes_of_low_rank_reach_the_backbone(
