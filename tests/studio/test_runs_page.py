@@ -181,7 +181,7 @@ def test_captions_are_started_stopped_and_gone_on_with_from_the_page(
 ) -> None:
     uri, output = tmp_path / "pairs.lance", tmp_path / "mine.jsonl"
     # Enough to be stopped on a fast machine, and ten captions an image.
-    rows = [replace(row, id=f"{row.id}-{n}") for n in range(6) for row in world_rows]
+    rows = [replace(row, id=f"{row.id}-{n}") for n in range(14) for row in world_rows]
     PairTable.create(uri, rows)
     with serving(make_studio(uri)) as running:
         page.goto(f"{running.url}#jobs")
