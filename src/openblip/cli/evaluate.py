@@ -161,8 +161,8 @@ def caption(
     return 0
 
 
-_FURTHER_RULES = (
-    *("top_k", "repetition_penalty", "no_repeat_ngram_size", "length_penalty", "scoring"),
+_FURTHER_RULES = frozenset(
+    ("top_k", "repetition_penalty", "no_repeat_ngram_size", "length_penalty", "scoring")
 )
 
 
