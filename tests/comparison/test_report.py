@@ -41,9 +41,12 @@ def test_a_line_for_each_figure(compared: Compared) -> None:
 def test_gains_over_another_model(compared: Compared) -> None:
     header, _, row = table_of(compared.text, "Domains")
     assert header[:2] == ["domain", "data set"]
-    assert header[-1] == "gain over CLIP"
+    assert header[-3:] == ["gain over CLIP", "images", "needed"]
     assert row[:4] == ["drawn", "world", "CapFilt", "retrieval.R@5"]
-    assert re.match(r"[+-]\d", row[-1])
+    assert re.match(r"[+-]\d", row[-3])
+    assert re.fullmatch(r"[\d,]+", row[-2])
+    assert re.fullmatch(r"enough|more seeds|[\d,]+", row[-1])
+    assert "how many test images would decide" in compared.text
 
 
 def test_the_files_hold_the_same_figures(compared: Compared) -> None:

@@ -24,6 +24,25 @@ def test_the_estimate_is_the_mean_over_seeds_of_the_mean_over_metrics_of_quotien
     assert scores.num_images == 2
 
 
+@pytest.mark.parametrize("is_shared", [True, False])
+def test_so_many_images_would_decide_a_difference_of_this_size(is_shared: bool) -> None:
+    # A mean of 1, a deviation of 10: (2.8 * 10 / 1) squared, of each seed where these have others.
+    better = [11.0, -9.0] * 200
+    for count in (1, 3):
+        mine = figure(*[better] * count, is_shared=is_shared)
+        other = figure(*[[0.0] * 400] * count, is_shared=is_shared)
+        assert mine.images_needed(other) == pytest.approx(784, rel=0.06)
+        assert other.images_needed(mine) == mine.images_needed(other)
+
+
+def test_no_number_of_images_decides_what_the_seeds_disagree_about() -> None:
+    zero = figure(*[[0.0] * 50] * 3, is_shared=True)
+    apart = figure([9.0] * 50, [-9.0] * 50, [3.0] * 50, is_shared=True)
+    assert apart.images_needed(zero) is None
+    assert zero.images_needed(zero) is None
+    assert figure(*[[5.0] * 50] * 3, is_shared=True).images_needed(zero) == 1
+
+
 def test_equal_images_and_seeds_have_no_width() -> None:
     assert figure([40.0] * 9, [40.0] * 9).interval() == pytest.approx((40.0, 40.0, 40.0))
 

@@ -37,6 +37,23 @@ def test_what_was_stored_comes_back(tmp_path: Path) -> None:
     assert torch.isfinite(_stored(cache, torch.full((2, 3), 1e9))).all()
 
 
+def test_a_large_channel_costs_only_its_neighbours_their_precision(tmp_path: Path) -> None:
+    states = torch.randn(5, 96, generator=torch.Generator().manual_seed(0))
+    states[:, 40] = 1000.0
+    kept = _stored(StateCache(tmp_path, 10**6, "m", "int8"), states)
+    away = torch.cat([torch.arange(32), torch.arange(64, 96)])
+    assert (kept - states)[:, away].abs().max() <= states[:, away].abs().max() / 250
+    assert (kept - states)[:, 40].abs().max() <= 1000 / 250
+
+
+@pytest.mark.parametrize("width", [1, 3, 48, 768])
+def test_8_bits_of_any_width_and_of_nothing(tmp_path: Path, width: int) -> None:
+    cache = StateCache(tmp_path, 10**6, "m", "int8")
+    states = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
+    assert (_stored(cache, states) - states).abs().max() <= states.abs().max() / 127
+    assert torch.equal(_stored(cache, torch.zeros(4, width)), torch.zeros(4, width))
+
+
 def _stored(cache: StateCache, states: torch.Tensor) -> torch.Tensor:
     cache.store({"x": states})
     found = cache.load("x")

@@ -7,6 +7,7 @@ Efron 1979). A figure that is the mean of two metrics has both from the same ima
 compared on equal draws of seeds and of images.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,8 @@ from openblip.training.utilisation import added
 # Scores and weights of the images by metric.
 StoredUnits = dict[str, dict[str, list[float]]]
 _NUM_SAMPLES = 2000
+# Standard errors of a difference that is decided at a level of 5 % in four tests of five.
+_DECIDED = 1.96 + 0.84
 # Numbers of draws that are held at a time, where a split is not larger than that: 32 MB.
 _BLOCK_NUMBERS = 4_000_000
 
@@ -79,6 +82,63 @@ class SeedScores:
         difference = float((self.of_seeds - other.of_seeds).mean())
         samples = self._samples - other._samples
         return Difference(difference, *percentile_bounds(samples), two_sided_p(samples))
+
+    def images_needed(self, other: "SeedScores") -> int | None:
+        """Test images for a difference as large as this one to be decided in four tests of five.
+
+        The seeds stay as they are: the error that images make falls with the root of their number,
+        the seeds' own does not.
+
+        Returns:
+            None where no number is enough: more seeds are needed, or there is no difference.
+
+        Raises:
+            DataError: the other one has other seeds or images.
+        """
+        difference = self.minus(other).difference
+        resampled = self._by_images - other._by_images
+        of_images = float(resampled.mean(axis=0).var())
+        left = (difference / _DECIDED) ** 2 - self._of_seeds(other, resampled, of_images)
+        # A resample without any image that counts has no figure (NaN).
+        if not left > 0.0:
+            return None
+        # At least one: where all images agree nothing is left to find.
+        return max(1, math.ceil(self.num_images * of_images / left))
+
+    def _of_seeds(
+        self, other: "SeedScores", resampled: NDArray[np.float64], of_images: float
+    ) -> float:
+        """Variance of the mean difference that seeds make, whatever the number of images.
+
+        Args:
+            other: the other model.
+            resampled: differences over resamples of images, (seeds, samples).
+            of_images: variance of their mean over seeds.
+        """
+        count = len(self.seeds)
+        if count < 2:
+            # One seed says nothing of others.
+            return 0.0
+        # The differences of seeds vary by their images as well: by those of its own, or, where all
+        # have the same, by what a seed makes of these and another does not.
+        by_images = float(resampled.var(axis=1).mean())
+        if self.is_shared:
+            by_images = (by_images - of_images) * count / (count - 1)
+        by_seed = float((self.of_seeds - other.of_seeds).var(ddof=1))
+        return max(0.0, by_seed - by_images) / count
+
+    @cached_property
+    def _by_images(self) -> NDArray[np.float64]:
+        """Each seed's figure of resamples of images, (seeds, samples); equal draws as above."""
+        generators = [
+            np.random.default_rng(0 if self.is_shared else n) for n in range(len(self.seeds))
+        ]
+        return np.stack(
+            [
+                _resampled(_times_drawn(generator, _NUM_SAMPLES, rows.shape[1]), rows)
+                for generator, rows in zip(generators, self.seeds, strict=True)
+            ]
+        )
 
     @cached_property
     def _samples(self) -> NDArray[np.float64]:

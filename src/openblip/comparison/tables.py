@@ -1,10 +1,10 @@
 """The tables and verdicts of a comparison, written as Markdown, as CSV, and as one HTML page."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from openblip.comparison.findings import Findings
+from openblip.comparison.findings import Findings, verdict
 from openblip.comparison.spec import TableSpec
 from openblip.metrics.bootstrap import Difference
 from openblip.runtime.atomic import replace_file
@@ -16,6 +16,10 @@ from openblip.sources.delimited import csv_text
 _CANNOT, _NOT_YET = "-", "?"
 # Two-sided level at which a difference is marked.
 _LEVEL = 0.05
+_NEEDED = (
+    "Needed: about how many test images would decide a gain of this size, at a level of 5 % and in "
+    "four tests of five; more seeds, where no number of images would."
+)
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,8 @@ def _differences(findings: Findings, table: TableSpec) -> Section:
 
 def _gains(findings: Findings, table: TableSpec) -> Section:
     names = dict.fromkeys(findings.spec.label(row.baseline) for row in table.rows)
-    header = [*table.header, "model", "figure", "value", f"gain over {' or '.join(names)}"]
+    gain = f"gain over {' or '.join(names)}"
+    header = [*table.header, "model", "figure", "value", gain, "images", "needed"]
     rows = [
         [
             *row.labels,
@@ -149,10 +154,23 @@ def _gains(findings: Findings, table: TableSpec) -> Section:
             row.figure,
             _cell(findings, row.model, row.figure),
             _difference(findings, row.model, row.baseline, row.figure),
+            *_images(findings, row.model, row.baseline, row.figure),
         ]
         for row in table.rows
     ]
-    return _section(findings, table, header, rows)
+    section = _section(findings, table, header, rows)
+    return replace(section, text=f"{section.text} {_NEEDED}".strip())
+
+
+def _images(findings: Findings, model: str, baseline: str, figure: str) -> list[str]:
+    """How many test images there are, and about how many would decide a gain of this size."""
+    mine, other = findings.scores(model, figure), findings.scores(baseline, figure)
+    if not mine or not other:
+        return [_absent(findings, figure, model, baseline)] * 2
+    if verdict(mine.minus(other)) != "not decided":
+        return [f"{mine.num_images:,}", "enough"]
+    needed = mine.images_needed(other)
+    return [f"{mine.num_images:,}", "more seeds" if needed is None else f"{needed:,}"]
 
 
 def _charts(findings: Findings, table: TableSpec) -> Iterator[_Chart]:

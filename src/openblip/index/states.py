@@ -5,6 +5,7 @@ processes may use it at once, and each may be killed at any moment: files appear
 before they do, under a lock that ends with its process, and what cannot be read is computed again.
 """
 
+import math
 import os
 import re
 import time
@@ -30,6 +31,7 @@ _SUFFIX, _UNFINISHED = ".states", ".unfinished"
 # A process that writes for so long is dead.
 _DEAD_SECONDS = 3600
 _PATIENCE_SECONDS = 5.0
+_GROUP = 32
 
 
 def parse_size(text: str) -> int:
@@ -60,7 +62,7 @@ class StateCache:
     key: str
     """Says what the states depend on besides the image: the model's fingerprint and the size."""
     precision: Precision = "float16"
-    """How they are stored: int8 takes half the room, with a scale for each patch."""
+    """How they are stored: int8 takes half the room, with a scale for every 32 channels."""
 
     def load(self, digest: str) -> Tensor | None:
         """The states (patches, width) of an image in float32, which now count as used last.
@@ -172,12 +174,26 @@ def _compressed(states: Tensor, precision: Precision) -> dict[str, Tensor]:
         # Infinite would be NaN further on; hidden states are of the order of 1 to 100.
         most = torch.finfo(torch.float16).max
         return {"values": states.clamp(-most, most).half().contiguous()}
-    scales = states.abs().amax(dim=1, keepdim=True).clamp_min(1e-12) / 127
-    return {"values": (states / scales).round().to(torch.int8).contiguous(), "scales": scales}
+    # A few channels of a transformer are far larger than the others: one scale for a whole patch
+    # would round all of these by the largest. Neighbours share one, at 6 % of the room.
+    groups = _in_groups(states)
+    scales = (groups.abs().amax(dim=2, keepdim=True) / 127).clamp_min(1e-7)
+    # In float16 before the division, so that rounding makes up for what the scale loses.
+    scales = scales.clamp_max(torch.finfo(torch.float16).max).half()
+    values = (groups / scales.float()).round().clamp(-127, 127).to(torch.int8)
+    return {"values": values.flatten(1).contiguous(), "scales": scales.squeeze(2).contiguous()}
 
 
 def _restored(tensors: Mapping[str, Tensor]) -> Tensor:
     values = tensors["values"].float()
     if values.ndim != 2:
         raise ValueError("no states of an image")
-    return values * tensors["scales"] if "scales" in tensors else values
+    if "scales" not in tensors:
+        return values
+    return (_in_groups(values) * tensors["scales"].float().unsqueeze(2)).flatten(1)
+
+
+def _in_groups(states: Tensor) -> Tensor:
+    """(patches, groups, channels) of (patches, width): those that share a scale."""
+    patches, width = states.shape
+    return states.reshape(patches, -1, math.gcd(width, _GROUP))
