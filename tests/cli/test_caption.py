@@ -120,6 +120,9 @@ def test_the_evaluation_has_the_settings_of_its_protocol() -> None:
         (["--no-repeat-ngram-size", "-2"], "--no-repeat-ngram-size must be at least 0, not -2", 2),
         (["--min-length", "-1"], "--min-length must be at least 0, not -1", 2),
         (["--max-length", "0"], "--max-length must be at least 1, not 0", 2),
+        (["--top-p", "0"], "--top-p must be above 0 and up to 1, not 0", 2),
+        (["--top-p", "1.1"], "--top-p must be above 0 and up to 1, not 1.1", 2),
+        (["--min-length", "9", "--max-length", "8"], "min_length 9 is above max_length 8", 2),
         (["--image-size", "0"], "--image-size must be at least 1, not 0", 2),
         (["--image-size", "-32"], "--image-size must be at least 1, not -32", 2),
         # Only the model knows that it has patches of 16 pixels.

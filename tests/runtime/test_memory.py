@@ -84,7 +84,7 @@ def test_what_is_free_goes_back_when_it_is_asked_for() -> None:
 # Blocks of 8 MB with small ones between them that stay, where glibc keeps the former on its heap.
 BETWEEN = """
 import ctypes, re
-from openblip.runtime.memory import large_blocks_returned
+from openblip.runtime.memory import keep_freed_memory, large_blocks_returned
 
 libc = ctypes.CDLL(None)
 libc.malloc.restype, libc.malloc.argtypes = ctypes.c_void_p, [ctypes.c_size_t]
@@ -109,7 +109,16 @@ with large_blocks_returned():
     with large_blocks_returned():
         pass
     inside = read()
-print(inside, read())
+outside = read()
+
+# A training that began before, or meanwhile, keeps its tensors of 60 MB.
+with large_blocks_returned():
+    keep_freed_memory()
+tensor = libc.malloc(60_000_000)
+ctypes.memset(tensor, 1, 60_000_000)
+full = held()
+libc.free(tensor)
+print(inside, outside, full - held())
 """
 
 
@@ -120,7 +129,8 @@ def test_large_blocks_go_back_although_small_ones_lie_between_them() -> None:
     done = subprocess.run(
         [sys.executable, "-c", BETWEEN], check=True, capture_output=True, text=True
     )
-    inside, outside = map(float, done.stdout.split())
+    inside, outside, of_training = map(float, done.stdout.split())
     # Of 200 MB, in a block that holds another one, and behind it.
     assert inside > 190
     assert outside < 20
+    assert of_training < 1

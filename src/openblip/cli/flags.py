@@ -153,7 +153,11 @@ def takes(
         def command(*args: Any, **given: Any) -> _Result:
             # The fields are checked together here, after the range of each has named its flag.
             values = {name: given.pop(name, flag.default) for name, flag in flags.items()}
-            return run(*args, **{parameter: _made(kind, values)}, **given)
+            try:
+                settings = _made(kind, values)
+            except RecipeError as error:
+                raise UsageError(str(error)) from error
+            return run(*args, **{parameter: settings}, **given)
 
         # These three are what a parser of command lines reads, if it does not see what is wrapped.
         if hasattr(command, "__wrapped__"):

@@ -8,7 +8,14 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 from openblip.runtime.errors import RecipeError
-from openblip.runtime.ranges import Count, CountOrNone, Finite, Positive, Share, check_ranges
+from openblip.runtime.ranges import (
+    Count,
+    CountOrNone,
+    Finite,
+    Positive,
+    PositiveShare,
+    check_ranges,
+)
 
 Method = Literal["beam", "nucleus", "greedy"]
 Scoring = Literal["original", "transformers"]
@@ -29,7 +36,7 @@ class Decoding:
     """Most tokens of a text, prompt and `[SEP]` included."""
     min_length: CountOrNone = 5
     """Fewest tokens of a text before its `[SEP]`, prompt included."""
-    top_p: Share = 0.9
+    top_p: PositiveShare = 0.9
     """Nucleus: sample from the fewest likeliest tokens that hold this probability together."""
     top_k: CountOrNone = 0
     """Nucleus: before that, keep only so many tokens; 0 keeps all. The original has 50."""
@@ -54,8 +61,6 @@ class Decoding:
                     f"{name} {getattr(self, name)!r} is not one of {', '.join(choices)}"
                 )
         check_ranges(self)
-        if self.top_p == 0:
-            raise RecipeError("top_p is 0; give a probability above 0 and up to 1")
         if self.min_length > self.max_length:
             raise RecipeError(
                 f"min_length {self.min_length} is above max_length {self.max_length}; "

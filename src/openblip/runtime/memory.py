@@ -19,7 +19,9 @@ _LARGEST_ADJUSTED = 32 << 20
 _LARGE = 1 << 20
 # One entry for each thread in `large_blocks_returned`: the last one that leaves undoes it.
 _inside: list[None] = []
-_inside_lock = threading.Lock()
+_lock = threading.Lock()
+# Blocks from this size on are given back when nobody is inside; None until it was decided.
+_outside: int | None = None
 
 
 def keep_freed_memory() -> bool:
@@ -35,7 +37,7 @@ def keep_freed_memory() -> bool:
     libc = _glibc()
     if libc is None:
         return False
-    libc.mallopt(_MMAP_THRESHOLD, _BEYOND_ANY_TENSOR)
+    _return_from(_BEYOND_ANY_TENSOR)
     libc.mallopt(_TRIM_THRESHOLD, _NEVER)
     return True
 
@@ -48,7 +50,7 @@ def return_freed_memory() -> None:
     """
     libc = _glibc()
     if libc is not None:
-        libc.mallopt(_MMAP_THRESHOLD, _LARGEST_ADJUSTED)
+        _return_from(_LARGEST_ADJUSTED)
         libc.mallopt(_TRIM_THRESHOLD, 2 * _LARGEST_ADJUSTED)
         libc.malloc_trim(0)
 
@@ -65,17 +67,17 @@ def large_blocks_returned() -> Iterator[None]:
     if libc is None:
         yield
         return
-    with _inside_lock:
+    with _lock:
         _inside.append(None)
         libc.mallopt(_MMAP_THRESHOLD, _LARGE)
     try:
         yield
     finally:
-        with _inside_lock:
+        with _lock:
             _inside.pop()
             if not _inside:
                 # Where glibc would have brought it, which it does no more once it was set.
-                libc.mallopt(_MMAP_THRESHOLD, _LARGEST_ADJUSTED)
+                libc.mallopt(_MMAP_THRESHOLD, _outside or _LARGEST_ADJUSTED)
 
 
 def trim_memory() -> None:
@@ -86,6 +88,16 @@ def trim_memory() -> None:
     libc = _glibc()
     if libc is not None:
         libc.malloc_trim(0)
+
+
+def _return_from(size: int) -> None:
+    """From here on, or when the last thread inside `large_blocks_returned` leaves."""
+    global _outside
+    libc = _glibc()
+    with _lock:
+        _outside = size
+        if libc is not None and not _inside:
+            libc.mallopt(_MMAP_THRESHOLD, size)
 
 
 def _glibc() -> ctypes.CDLL | None:

@@ -14,7 +14,7 @@ from openblip.runtime.errors import RecipeError
 
 @dataclass(frozen=True)
 class Range:
-    """What a finite number must be: from `least` to `most`, both included, or above `least`."""
+    """What a finite number must be: from `least` to `most`, both included if `least` is."""
 
     least: float = -math.inf
     most: float = math.inf
@@ -31,7 +31,8 @@ class Range:
         if self.least == -math.inf:
             return "a finite number"
         if self.most < 1 << 31:
-            return f"from {self.least:g} to {self.most:g}"
+            begin = f"above {self.least:g} and up" if self.is_open else f"from {self.least:g}"
+            return f"{begin} to {self.most:g}"
         return f"above {self.least:g}" if self.is_open else f"at least {self.least:g}"
 
 
@@ -45,6 +46,8 @@ Seed = Annotated[int, Range(0, (1 << 63) - 1)]
 """What draws begin with."""
 Share = Annotated[float, Range(0, 1)]
 """A probability, or a part of a whole."""
+PositiveShare = Annotated[float, Range(0, 1, is_open=True)]
+"""A probability that is not zero."""
 Positive = Annotated[float, Range(0, is_open=True)]
 """Seconds, prices and the like, which nothing comes free of."""
 NotNegative = Annotated[float, Range(0)]
