@@ -3,15 +3,31 @@
     DATA=FOLDER python benchmarks/both_heads.py benchmarks/flickr8k.yaml flickr8k --seeds 0 1 2
 
 Reads what `openblip compare` has found. Told is the recall by both heads together less that by
-contrast alone, with a 95 % interval over seeds and images.
+contrast alone, with a 95 % interval over seeds and images: of each model, and the mean over all.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
+
+from openblip.comparison.findings import SeedScores
 from openblip.comparison.run import read_comparison
 
 FIGURES = ("mean", "R@1", "R@10")
+
+
+def difference(both: SeedScores, contrast: SeedScores) -> str:
+    more = both.minus(contrast)
+    return f"{more.difference:+.2f} [{more.low:+.2f}, {more.high:+.2f}] p {more.p_value:.3f}"
+
+
+def mean_of(models: Sequence[SeedScores]) -> SeedScores:
+    """The mean of a figure over models, which saw the same seeds and images."""
+    seeds = zip(*(scores.seeds for scores in models), strict=True)
+    # A figure is a mean over metrics: those of all models are as many more.
+    return SeedScores(tuple(np.concatenate(of_models) for of_models in seeds), models[0].is_shared)
 
 
 def main() -> None:
@@ -24,19 +40,23 @@ def main() -> None:
     findings = read_comparison(options.comparison, options.output, options.seeds)
     print(f"| model | {' | '.join(FIGURES)} |")
     print(f"| --- |{' --- |' * len(FIGURES)}")
-    for model in findings.spec.models:
-        cells = []
-        for figure in FIGURES:
-            both = findings.scores(model, f"retrieval.{figure}")
-            contrast = findings.scores(model, f"contrast.{figure}")
-            if both is None or contrast is None:
-                break
-            more = both.minus(contrast)
-            cells.append(
-                f"{more.difference:+.2f} [{more.low:+.2f}, {more.high:+.2f}] p {more.p_value:.3f}"
-            )
-        else:
-            print(f"| {model} | {' | '.join(cells)} |")
+    found: dict[str, list[tuple[SeedScores, SeedScores]]] = {figure: [] for figure in FIGURES}
+    for model, spec in findings.spec.models.items():
+        if spec.trained_as in ("clip", "unimodal"):
+            continue  # has contrast alone
+        pairs = [
+            (findings.scores(model, f"retrieval.{f}"), findings.scores(model, f"contrast.{f}"))
+            for f in FIGURES
+        ]
+        measured = [(both, contrast) for both, contrast in pairs if both and contrast]
+        if len(measured) < len(FIGURES):
+            continue
+        for figure, pair in zip(FIGURES, measured, strict=True):
+            found[figure].append(pair)
+        print(f"| {model} | {' | '.join(difference(*pair) for pair in measured)} |")
+    if len(found[FIGURES[0]]) > 1:
+        means = [difference(*map(mean_of, zip(*found[f], strict=True))) for f in FIGURES]
+        print(f"| mean of these | {' | '.join(means)} |")
 
 
 if __name__ == "__main__":
