@@ -94,6 +94,24 @@ def test_each_image_goes_to_the_server_once_with_its_seed_and_the_instruction(
     assert view.resolve(PairTable.open(table.uri)).num_admitted == {"synthetic": 2 * len(rows)}
 
 
+def test_each_captioner_is_told_its_own_instruction(
+    table: PairTable, models: Models, server: ChatServer
+) -> None:
+    settings = asking(server, models)
+    both = (settings.captioners[0], f"{settings.captioners[0]}-two")
+    settings = replace(settings, captioner=both, instruction=("Name it.", "Count them."))
+    run(table, settings)
+    told = {(b["model"], b["messages"][0]["content"][1]["text"]) for b in server.bodies}
+    assert told == {("tiny", "Name it."), ("tiny-two", "Count them.")}
+    assert run(table, settings).computed == 0
+    run(table, replace(settings, instruction="Name it."))
+    assert {b["messages"][0]["content"][1]["text"] for b in server.bodies[-4:]} == {"Name it."}
+    with pytest.raises(RecipeError, match="3 instructions for 2 captioners"):
+        replace(settings, instruction=("a", "b", "c"))
+    with pytest.raises(RecipeError, match="2 instructions for 0 captioners"):
+        replace(settings, captioner=models["captioner"], instruction=("a", "b"))
+
+
 def test_requests_of_many_batches_are_under_way_at_once(
     table: PairTable, models: Models, server: ChatServer
 ) -> None:

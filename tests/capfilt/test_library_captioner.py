@@ -19,10 +19,12 @@ from openblip.capfilt.endpoint import Requests
 from openblip.capfilt.job import CapFiltSettings
 from openblip.capfilt.run import run_capfilt
 from openblip.inference.decoding import Decoding
+from openblip.jobs.pools import RayCluster
 from openblip.runtime.errors import CheckpointError
-from openblip.table.table import PairTable
+from openblip.table.table import PairRow, PairTable
 
-from .jobs import columns, job_settings
+from ..s3_server import S3Proxy
+from .jobs import columns, job_settings, make_table
 from .library_models import KINDS, WORDS, save_llava
 from .test_run import copy_of
 
@@ -78,6 +80,31 @@ def test_the_number_of_processes_changes_no_byte(
     other = copy_of(table, tmp_path)
     run_capfilt(other.uri, settings, processes=2)
     assert columns(other.uri).equals(columns(table.uri))
+
+
+def test_a_model_of_others_captions_a_table_in_an_object_store(
+    rows: list[PairRow], models: Models, folders: dict[str, str], s3: S3Proxy, tmp_path: Path
+) -> None:
+    settings = settings_of(models, folders["llava"])
+    found = []
+    for place in (str(tmp_path / "pairs.lance"), f"{s3.bucket}/pairs.lance"):
+        table = make_table(place, rows, 2)
+        run_capfilt(table.uri, settings, processes=1)
+        found.append(columns(table.uri))
+    assert found[0].equals(found[1])
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_workers_of_ray_write_what_one_process_writes(
+    table: PairTable, models: Models, folders: dict[str, str], tmp_path: Path
+) -> None:
+    pytest.importorskip("ray")
+    settings = settings_of(models, folders["llava"], num_captions=2)
+    calm = copy_of(table, tmp_path)
+    run_capfilt(calm.uri, settings, processes=1)
+    run_capfilt(table.uri, settings, ray=RayCluster(workers=2))
+    assert columns(table.uri).equals(columns(calm.uri))
 
 
 def test_draws_are_those_of_the_row_in_whatever_batch_it_is(

@@ -226,17 +226,18 @@ def open_captioners(job: "CapFiltJob", device: str | None) -> list[Captioner]:
 
 def _opened(source: str, name: str, job: "CapFiltJob", device: str | None) -> Captioner:
     kind, place = divided(source)
+    told = job.settings.instructions.get(source)
     if kind == "openai":
         # Imported where they are wanted: a job needs no package of a captioner that it has not.
         from openblip.capfilt.endpoint import Endpoint
 
-        return Endpoint(parse_address(place), name, job.settings, job.requests)
+        return Endpoint(parse_address(place), name, job.settings, job.requests, told)
     if kind == "texts":
         return TextsOfTable(name)
     if kind == "hf":
         from openblip.capfilt.library_captioner import LibraryCaptioner
 
-        return LibraryCaptioner(place, name, job.settings, device)
+        return LibraryCaptioner(place, name, job.settings, device, told)
     return Ours(source, name, job.settings, device)
 
 

@@ -235,7 +235,12 @@ class Endpoint:
     columns: tuple[str, ...] = ()
 
     def __init__(
-        self, address: Address, name: str, settings: "CapFiltSettings", requests: Requests
+        self,
+        address: Address,
+        name: str,
+        settings: "CapFiltSettings",
+        requests: Requests,
+        instruction: str | None = None,
     ) -> None:
         """Asks nothing yet.
 
@@ -249,7 +254,7 @@ class Endpoint:
         self._client = _client(requests, self._key)
         self._requests = requests
         self._health = _Health(address.url, requests.patience)
-        self._instruction = settings.instruction or INSTRUCTION
+        self._instruction = instruction or INSTRUCTION
         # Some servers want the same number under the name that has taken this one's place.
         self._limit_name = "max_tokens"
         self._work: queue.SimpleQueue[tuple[Future[Any], dict[str, Any]] | None] = (

@@ -98,9 +98,10 @@ class CapFiltSettings:
     given: Literal["web"] | None = None
     """`web` lets captioners of ours that were fine-tuned for it read the row's first text before
     they write."""
-    instruction: str | None = None
-    """What `hf:` and `openai:` captioners are told beside the image; None: to describe it in one
-    sentence, where a model is talked to, else nothing."""
+    instruction: str | tuple[str, ...] | None = None
+    """What `hf:` and `openai:` captioners are told beside the image: one for all, or one for each
+    in their order; None: to describe it in one sentence, where a model is talked to, else nothing.
+    """
     max_new_tokens: int = 64
     """Most tokens of a text of an `hf:` or `openai:` captioner; `decoding.max_length` is ours."""
     image_side: int = 1024
@@ -114,6 +115,7 @@ class CapFiltSettings:
         if self.given not in (None, "web"):
             raise RecipeError(f"given is {self.given!r}; there is web, or nothing")
         check_captioners(self)
+        _ = self.instructions
         if not self.filters or len(set(self.filters)) < len(self.filters):
             raise RecipeError(f"give one or several filters, each once: {self.filter}")
 
@@ -149,6 +151,24 @@ class CapFiltSettings:
     def has_others(self) -> bool:
         """Whether a captioner is none of ours."""
         return any(divided(source)[0] != "ours" for source in self.captioners)
+
+    @property
+    def instructions(self) -> dict[str, str | None]:
+        """What each `hf:` and `openai:` captioner is told beside the image, in their order.
+
+        Raises:
+            RecipeError: there are several, and not as many as such captioners.
+        """
+        told = [source for source in self.captioners if divided(source)[0] in ("hf", "openai")]
+        if self.instruction is None or isinstance(self.instruction, str):
+            return dict.fromkeys(told, self.instruction)
+        if len(self.instruction) != len(told):
+            raise RecipeError(
+                f"{len(self.instruction)} instructions for {len(told)} captioners that take one"
+                f"{': ' * bool(told)}{', '.join(told)}; give one for all, or one for each in their "
+                "order"
+            )
+        return dict(zip(told, self.instruction, strict=True))
 
     def stored(self) -> dict[str, Any]:
         """The settings by name; those of others' captioners only where there is one.

@@ -71,7 +71,12 @@ class LibraryCaptioner:
     columns: tuple[str, ...] = ()
 
     def __init__(
-        self, source: str, name: str, settings: "CapFiltSettings", device: str | None
+        self,
+        source: str,
+        name: str,
+        settings: "CapFiltSettings",
+        device: str | None,
+        instruction: str | None = None,
     ) -> None:
         """Loads it.
 
@@ -81,7 +86,7 @@ class LibraryCaptioner:
         self.name, self._source, self._settings = name, source, settings
         self._device = torch.device(device) if device is not None else default_device()
         self._model, self._processor = _loaded(library_folder(source), source, self._device)
-        self._prompt = self._prompt_of(settings.instruction)
+        self._prompt = self._prompt_of(instruction)
         # The tokenizer keeps how it pads in itself: one reading thread at a time.
         self._preparing = threading.Lock()
 

@@ -30,9 +30,9 @@ _HERE = WorkerFlags()
 class OtherCaptioners:
     """Flags of captioners that are not ours."""
 
-    instruction: str | None = None
-    """hf: and openai: what is said beside the image; default: to describe it in one sentence, where
-    a model is talked to."""
+    instruction: tuple[str, ...] = ()
+    """hf: and openai: what is said beside the image: one for all, or one for each such captioner in
+    their order; default: to describe it in one sentence, where a model is talked to."""
     max_new_tokens: Count = 64
     """hf: and openai: most tokens of a text."""
     image_side: Count = 1024
@@ -50,7 +50,10 @@ class OtherCaptioners:
     def settings(self) -> dict[str, Any]:
         """What decides what is written."""
         return {
-            "instruction": self.instruction,
+            # One is stored as it was before there could be several.
+            "instruction": (self.instruction or (None,))[0]
+            if len(self.instruction) < 2
+            else self.instruction,
             "max_new_tokens": self.max_new_tokens,
             "image_side": self.image_side,
         }
