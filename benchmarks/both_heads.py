@@ -1,6 +1,7 @@
 """What matching adds to contrast: the same models, images and seeds, ranked both ways.
 
     DATA=FOLDER python benchmarks/both_heads.py benchmarks/flickr8k.yaml flickr8k --seeds 0 1 2
+    DATA=FOLDER python benchmarks/both_heads.py benchmarks/flickr8k.yaml flickr8k --task weighed
 
 Reads what `openblip compare` has found. Told is the recall by both heads together less that by
 contrast alone, with a 95 % interval over seeds and images: of each model, and the mean over all.
@@ -34,6 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("comparison", type=Path)
     parser.add_argument("output", type=Path, help="what `openblip compare -o` was given")
+    parser.add_argument("--task", default="retrieval", help="which ranks by both heads")
     parser.add_argument("--seeds", type=int, nargs="*", default=[])
     options = parser.parse_args()
 
@@ -45,7 +47,7 @@ def main() -> None:
         if spec.trained_as in ("clip", "unimodal"):
             continue  # has contrast alone
         pairs = [
-            (findings.scores(model, f"retrieval.{f}"), findings.scores(model, f"contrast.{f}"))
+            (findings.scores(model, f"{options.task}.{f}"), findings.scores(model, f"contrast.{f}"))
             for f in FIGURES
         ]
         measured = [(both, contrast) for both, contrast in pairs if both and contrast]

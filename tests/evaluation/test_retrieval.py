@@ -10,7 +10,13 @@ import pytest
 import torch
 
 from openblip.batches.transforms import eval_transform
-from openblip.evaluation.retrieval import evaluate_retrieval, read_gallery
+from openblip.evaluation.retrieval import (
+    Gallery,
+    PairScores,
+    evaluate_retrieval,
+    fit_match_weight,
+    read_gallery,
+)
 from openblip.inference.blip import Blip
 from openblip.inference.image_sources import Images
 from openblip.metrics import retrieval
@@ -108,6 +114,75 @@ def test_what_is_no_candidate_stands_below_the_candidates(world: PairTable, blip
     best = np.argsort(-pairs.of_texts, axis=1)[:, :3]
     by_contrast = np.argsort(-pairs.cosines, axis=1)[:, :3]
     assert [set(row) for row in best] == [set(row) for row in by_contrast]
+
+
+TEMPERATURE = 0.05
+
+
+def drawn_pairs(sureness: float, sight: float = 1.5) -> PairScores:
+    """Two heads that see what is right dimly; contrast is as sure as it should be.
+
+    Args:
+        sureness: of matching; it should be 1.
+        sight: of matching; 0 sees nothing.
+    """
+    dice = np.random.default_rng(0)
+    images, each = 300, 3
+    captions = [list(range(each * n, each * n + each)) for n in range(images)]
+    own = np.repeat(np.eye(images, dtype=bool), each, axis=1)
+
+    def log_odds(distance: float) -> np.ndarray:
+        # Of a normal variable whose mean is so much larger where the pair is right.
+        return distance * (dice.normal(size=own.shape) + distance * own) - distance**2 / 2
+
+    contrast = log_odds(2.5)
+    odds = sureness * (log_odds(sight) if sight else dice.normal(size=own.shape))
+    chosen = dice.random(own.shape) < 0.3
+    scores = np.where(chosen, contrast + odds, -900).astype(np.float32)
+    itm = np.where(chosen, 1 / (1 + np.exp(-odds)), np.nan)
+    ids = [str(n) for n in range(images)]
+    gallery = Gallery(np.arange(images), ids, [""] * own.shape[1], captions)
+    return PairScores(gallery, (TEMPERATURE * contrast).astype(np.float32), scores, scores, itm)
+
+
+@pytest.mark.parametrize("sureness", [0.5, 1.0, 4.0])
+def test_a_head_that_is_too_sure_counts_as_much_less(sureness: float) -> None:
+    weight = fit_match_weight(drawn_pairs(sureness), TEMPERATURE)
+    assert weight * sureness == pytest.approx(1.0, rel=0.1)
+
+
+def test_a_head_that_sees_nothing_counts_nothing() -> None:
+    assert fit_match_weight(drawn_pairs(1.0, sight=0.0), TEMPERATURE) < 0.1
+
+
+def test_without_a_right_pair_there_is_nothing_to_weigh_by() -> None:
+    pairs = drawn_pairs(1.0)
+    swapped = [*pairs.gallery.captions_of_image[1:], pairs.gallery.captions_of_image[0]]
+    itm = np.where(np.repeat(np.eye(300, dtype=bool), 3, axis=1), pairs.itm, np.nan)
+    wrong = replace(pairs, itm=itm, gallery=replace(pairs.gallery, captions_of_image=swapped))
+    with pytest.raises(DataError, match="nothing to weigh by"):
+        fit_match_weight(wrong, TEMPERATURE)
+
+
+def test_the_weight_is_found_on_another_split(blip: Blip, world: PairTable) -> None:
+    on_val = evaluate_retrieval(blip, world, split="val", k=6, ranking="combined")
+    result = evaluate_retrieval(blip, world, k=6, ranking="combined", weigh_on="val")
+    temperature = float(blip.med.temperature.detach())
+    assert result.match_weight == pytest.approx(fit_match_weight(on_val.pairs, temperature))
+    plain = evaluate_retrieval(blip, world, k=6, ranking="combined")
+    assert plain.match_weight is None
+    ranked = ~np.isnan(plain.pairs.itm) & (plain.pairs.of_texts > plain.pairs.of_texts.min() + 0.5)
+    of_contrast = plain.pairs.cosines / temperature
+    np.testing.assert_allclose(
+        (result.pairs.of_texts - of_contrast)[ranked],
+        result.match_weight * (plain.pairs.of_texts - of_contrast)[ranked],
+        rtol=1e-3,
+        atol=1e-3,
+    )
+    with pytest.raises(RecipeError, match="the split that is evaluated"):
+        evaluate_retrieval(blip, world, ranking="combined", weigh_on="test")
+    with pytest.raises(RecipeError, match="only both heads together"):
+        evaluate_retrieval(blip, world, weigh_on="val")
 
 
 def test_contrast_alone_matches_nothing(blip: Blip, world: PairTable) -> None:

@@ -79,12 +79,15 @@ def retrieval(
     if report is not None:
         write_retrieval_report(found, opened, report, subject=f"{model}, split {split}")
     if json:
-        print_json(_of(found, "metrics", "contrastive", "num_images", "num_texts", "k", "seconds"))
+        names = ("metrics", "contrastive", "num_images", "num_texts", "k", "seconds")
+        print_json(_of(found, *names, *(["match_weight"] if settings.weigh_on else [])))
         return 0
     print(f"{found.num_images} images, {found.num_texts} texts, {found.seconds:.0f} s")
-    names = ["TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10", "mean"]
+    if found.match_weight is not None:
+        print(f"the log-odds of the match count {found.match_weight:.2f} (on {settings.weigh_on})")
+    shown = ["TR@1", "TR@5", "TR@10", "IR@1", "IR@5", "IR@10", "mean"]
     matched = found.metrics if found.pairs.itm is not None else None
-    _print_rankings(names, found.contrastive, matched, found.k)
+    _print_rankings(shown, found.contrastive, matched, found.k)
     return 0
 
 

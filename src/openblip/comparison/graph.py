@@ -81,9 +81,10 @@ class StageGraph:
             PROTOCOLS[spec.task].settings, spec.settings, f"tasks.{task}.settings"
         )
         values = _plain(settings)
-        if values.get("ranking") == RetrievalSettings.ranking:
-            # Stages of before this setting count as finished.
-            del values["ranking"]
+        for name in ("ranking", "weigh_on"):
+            if name in values and values[name] == getattr(RetrievalSettings, name):
+                # Stages of before this setting count as finished.
+                del values[name]
         return Stage(
             "evaluate",
             f"{model} on {task}, seed {seed}",

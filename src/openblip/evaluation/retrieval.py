@@ -27,7 +27,7 @@ from openblip.inference.embedder import Embedder
 from openblip.inference.matching import match_logits
 from openblip.metrics import retrieval
 from openblip.model import ImageMemory
-from openblip.runtime.errors import DataError, TextTruncated
+from openblip.runtime.errors import DataError, RecipeError, TextTruncated
 from openblip.runtime.progress import Progress
 from openblip.sources.row_images import check_reachable, stream_images
 from openblip.table.table import PairTable
@@ -100,6 +100,8 @@ class RetrievalResult:
     seconds: float
     pairs: "PairScores" = field(repr=False)
     """What the recalls were computed from."""
+    match_weight: float | None = None
+    """What the log-odds of the match counted, where that was found on another split."""
 
     @property
     def rankings(self) -> Rankings:
@@ -144,6 +146,7 @@ def evaluate_retrieval(
     batch_size: int = RetrievalSettings.batch_size,
     max_words: int = RetrievalSettings.max_words,
     ranking: Ranking = RetrievalSettings.ranking,
+    weigh_on: str | None = RetrievalSettings.weigh_on,
     use_itm: bool = True,
 ) -> RetrievalResult:
     """Text and image recall on the protocol of COCO and Flickr30k (several captions an image).
@@ -161,10 +164,26 @@ def evaluate_retrieval(
         DataError: the split is empty or an image cannot be read.
         MissingExtra: an image lies in an object store, whose packages are not installed.
         MissingHead: the model has no ITC head.
-        RecipeError: a number is too small.
+        RecipeError: a number is too small, or `weigh_on` is the split itself.
     """
-    settings = RetrievalSettings(k=k, batch_size=batch_size, max_words=max_words, ranking=ranking)
+    settings = RetrievalSettings(
+        k=k, batch_size=batch_size, max_words=max_words, ranking=ranking, weigh_on=weigh_on
+    )
+    if weigh_on == split:
+        raise RecipeError(
+            f"weigh_on is {split!r}, the split that is evaluated: its answers would choose the "
+            "weight; give another one"
+        )
     started = time.perf_counter()
+    weight = None
+    if weigh_on is not None and use_itm and can_match(model):
+        other = evaluate_retrieval(
+            model,
+            table,
+            split=weigh_on,
+            **{**vars(settings), "weigh_on": None},
+        )
+        weight = fit_match_weight(other.pairs, float(model.matcher.temperature.detach()))
     gallery = read_gallery(table, split, max_words, cleaning_of(model))
     check_reachable(table, gallery.rows)
     with torch.inference_mode():
@@ -172,7 +191,7 @@ def evaluate_retrieval(
         cosines = image_embeds @ embed_protocol_texts(model, gallery.texts).T
         contrastive = retrieval(cosines.numpy(), gallery.captions_of_image)
         if use_itm and ranking != "contrast" and can_match(model):
-            pairs = _rerank(model, table, gallery, cosines, settings)
+            pairs = _rerank(model, table, gallery, cosines, settings, weight)
         else:
             scores = cosines.numpy()
             pairs = PairScores(gallery, scores, scores, scores, None)
@@ -186,7 +205,72 @@ def evaluate_retrieval(
         k,
         time.perf_counter() - started,
         pairs,
+        weight,
     )
+
+
+def fit_match_weight(pairs: PairScores, temperature: float) -> float:
+    """What the log-odds of the match should count beside the contrast's logit: 0 for nothing.
+
+    Each image chooses among the texts that were matched with it, and each text among the images,
+    by a softmax over a (cosine / temperature) + b (log-odds). Both factors are those by which the
+    right ones are likeliest; told is b / a. A head that is surer than it should be has a small one.
+
+    Args:
+        pairs: of a split that is not evaluated, ranked by both heads (`combined`).
+        temperature: the model's, of contrast.
+
+    Raises:
+        DataError: no right pair was matched.
+    """
+    assert pairs.itm is not None, "nothing was matched"
+    images, texts = (~np.isnan(pairs.itm)).nonzero()
+    cosines = torch.from_numpy(pairs.cosines[images, texts]).double() / temperature
+    # A pair that was a candidate in one direction alone has its score there, and less elsewhere.
+    scores = np.maximum(pairs.of_texts[images, texts], pairs.of_images[images, texts])
+    odds = torch.from_numpy(scores).double() - cosines
+    image_of_text = np.empty(len(pairs.gallery.texts), dtype=np.int64)
+    for image, own in enumerate(pairs.gallery.captions_of_image):
+        image_of_text[own] = image
+    is_right = torch.from_numpy(image_of_text[texts] == images)
+    if not is_right.any():
+        raise DataError("no caption was among the candidates of its image: nothing to weigh by")
+    choosers = [torch.from_numpy(images), torch.from_numpy(texts)]
+    # Logarithms, so that neither factor is negative.
+    factors = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    descent = torch.optim.LBFGS([factors], max_iter=100, line_search_fn="strong_wolfe")
+
+    def surprise() -> Tensor:
+        descent.zero_grad()
+        of_contrast, of_match = factors.exp()
+        logits = of_contrast * cosines + of_match * odds
+        loss = torch.stack([_surprise(logits, chooser, is_right) for chooser in choosers]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch
+        return loss
+
+    with torch.enable_grad():
+        descent.step(surprise)  # type: ignore[no-untyped-call]  # torch
+    return float((factors[1] - factors[0]).detach().exp())
+
+
+def _surprise(logits: Tensor, chooser: Tensor, is_right: Tensor) -> Tensor:
+    """Mean of -log P(a right one) over the choosers that have one among their candidates.
+
+    Args:
+        logits: (pairs,).
+        chooser: (pairs,), who chooses the pair.
+        is_right: (pairs,).
+    """
+    count = int(chooser.max()) + 1
+
+    def log_sums(logits: Tensor, chooser: Tensor) -> Tensor:
+        most = logits.new_full((count,), -torch.inf).scatter_reduce(0, chooser, logits, "amax")
+        shifted = (logits - most.detach()[chooser]).exp()
+        return most.detach() + torch.zeros_like(most).index_add(0, chooser, shifted).log()
+
+    right = chooser[is_right]
+    able = torch.unique(right)
+    return (log_sums(logits, chooser)[able] - log_sums(logits[is_right], right)[able]).mean()
 
 
 def read_gallery(
@@ -221,7 +305,12 @@ def read_gallery(
 
 
 def _rerank(
-    blip: Blip, table: PairTable, gallery: Gallery, cosines: Tensor, settings: RetrievalSettings
+    blip: Blip,
+    table: PairTable,
+    gallery: Gallery,
+    cosines: Tensor,
+    settings: RetrievalSettings,
+    match_weight: float | None,
 ) -> PairScores:
     """The candidates of ITC ranked by ITM."""
     of_image, of_text = (candidates(cosines, settings.k, dim) for dim in (1, 0))
@@ -235,7 +324,13 @@ def _rerank(
             own = slice(first, first + len(images))
             memory = blip.encode(images).encoder_memory
             scores[own], itm[own] = matching_scores(
-                blip, memory, tokens, cosines[own], wanted[own], settings.ranking
+                blip,
+                memory,
+                tokens,
+                cosines[own],
+                wanted[own],
+                settings.ranking,
+                1.0 if match_weight is None else match_weight,
             )
             progress.update(int(wanted[own].sum()))
             first += len(images)
@@ -299,6 +394,7 @@ def matching_scores(
     cosines: Tensor,
     wanted: Tensor,
     ranking: Ranking = "original",
+    match_weight: float = 1.0,
 ) -> tuple[Tensor, Tensor]:
     """Scores by which wanted pairs are ranked again, and their probabilities of a match.
 
@@ -317,6 +413,7 @@ def matching_scores(
         cosines: (images, texts), on the CPU.
         wanted: bool (images, texts), which pairs are matched.
         ranking: "original" or "combined".
+        match_weight: what the log-odds count, "combined".
 
     Raises:
         MissingHead: the model cannot match.
@@ -331,7 +428,7 @@ def matching_scores(
         # ALBEF ranks by its logit alone; BLIP's original adds the cosine to the logit.
         if ranking == "combined":
             odds = logits[:, 1] - logits[:, 0]
-            scores[image, texts] = odds + cosines[image, texts] / temperature
+            scores[image, texts] = match_weight * odds + cosines[image, texts] / temperature
         else:
             scores[image, texts] = logits[:, 1] + (cosines[image, texts] if adds_cosine else 0.0)
         probabilities[image, texts] = logits.softmax(dim=-1)[:, 1]

@@ -26,6 +26,10 @@ class RetrievalSettings:
     `combined`: the log-odds of the match and the contrast's logit, cosine over temperature, which
     is better where matching has learnt from hard negatives for a short time (docs/evaluation.md);
     `contrast`: contrast alone, and nothing is matched."""
+    weigh_on: str | None = None
+    """Another split, on which it is found how much the log-odds of the match count (`combined`): a
+    head that has learnt from few pairs is surer than it should be. By default they count as they
+    are."""
     max_words: Count = 30
     """Captions are cut to so many, as in the original's evaluation."""
     batch_size: Count = 32
@@ -33,6 +37,11 @@ class RetrievalSettings:
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.weigh_on is not None and self.ranking != "combined":
+            raise RecipeError(
+                f"weigh_on is {self.weigh_on!r} and ranking {self.ranking!r}; only both heads "
+                "together (combined) have a weight"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
