@@ -23,9 +23,9 @@ from PIL import Image
 
 import openblip
 from openblip.batches.tokenizer import TextTokenizer
+from openblip.checkpoints.hub import PUBLISHED
 from openblip.cli import COMMANDS, main
 from openblip.inference.blip import Blip
-from openblip.inference.loading import PUBLISHED
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -58,6 +58,11 @@ def test_a_running_job_and_one_that_was_killed(uri: str, models: Models) -> None
     assert (status.is_running, status.is_finished) == (False, False)
     assert status.fragments["leased"] == 0
     assert status.seconds_left is None
+    # What was saved of fragments that are not finished counts: the next call does not compute it.
+    assert 0 < status.rows_done < len(PairTable.open(uri))
+    assert run_capfilt(uri, job_settings(models), processes=1).computed == (
+        len(PairTable.open(uri)) - status.rows_done
+    )
 
 
 def test_a_failed_fragment_is_shown_with_its_file(uri: str, models: Models) -> None:

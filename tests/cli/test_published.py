@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import openblip
-from openblip.inference.loading import PUBLISHED
+from openblip.checkpoints.hub import PUBLISHED
 from openblip.table.table import PairRow, PairTable
 
 from ..checkpoints.hub_server import serve_hub

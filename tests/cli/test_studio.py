@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from openblip.checkpoints.hub import PUBLISHED
 from openblip.cli import main
 from openblip.table.table import PairRow, PairTable
 
@@ -94,6 +95,20 @@ def test_it_prints_its_address_answers_and_ends_by_ctrl_c() -> None:
     assert code == 130
     assert seconds < 5  # a second, where the machine is not busy otherwise
     assert "Traceback" not in errors
+
+
+def test_without_a_model_the_published_ones_are_offered() -> None:
+    with (
+        started() as (_, address),
+        urllib.request.urlopen(f"{address}api/about", timeout=20) as answer,
+    ):
+        models = json.load(answer)["models"]
+    assert {role: one["model"] for one in models for role in one["roles"]} == {
+        "captioner": PUBLISHED["caption"],
+        "filter": PUBLISHED["match"],
+        "vqa": PUBLISHED["ask"],
+    }
+    assert all(one["published"] and one["state"] == "not loaded" for one in models)
 
 
 def test_pytorch_comes_with_the_first_model(tmp_path: Path) -> None:

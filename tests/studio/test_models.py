@@ -94,6 +94,23 @@ def test_what_was_not_given_names_the_flag() -> None:
         pass
 
 
+def test_a_published_one_stands_where_none_is_given_or_suggested() -> None:
+    published = {"captioner": "them/writes", "filter": "them/matches", "vqa": "them/answers"}
+    models = Models({"captioner": "mine"}, "cpu", published)
+    assert [models.source_of(role) for role in published] == [
+        "mine",
+        "them/matches",
+        "them/answers",
+    ]
+    assert {one["model"]: one["published"] for one in models.states()} == {
+        "mine": False,
+        "them/matches": True,
+        "them/answers": True,
+    }
+    models.suggest("filter", "that of the index")
+    assert models.source_of("filter") == "that of the index"
+
+
 def test_a_model_that_cannot_be_read_is_tried_again(
     checkpoints: dict[str, str], tmp_path: Path
 ) -> None:

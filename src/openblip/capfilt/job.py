@@ -33,10 +33,10 @@ from openblip.jobs.ledger import (
 )
 from openblip.jobs.lock import lock_owner
 from openblip.jobs.run import LATEST
-from openblip.jobs.units import Kind
+from openblip.jobs.units import Kind, Pieces, rows_in
 from openblip.runtime.errors import CheckpointError, DataError, RecipeError
 from openblip.sources.row_images import check_reachable
-from openblip.table.columns import list_fragments
+from openblip.table.columns import Fragment, list_fragments
 from openblip.table.scores import TEXT_COLUMNS, further_columns, score_column
 from openblip.table.table import PairTable
 
@@ -406,7 +406,8 @@ def job_status(
             "CAPTIONER --filter FILTER` starts one"
         )
     fingerprint = latest.decode()
-    ledger = Ledger(open_store(f"{folder.uri}/{fingerprint}"), CAPFILT.title)
+    store = open_store(f"{folder.uri}/{fingerprint}")
+    ledger = Ledger(store, CAPFILT.title)
     owner, activity = lock_owner(folder), ledger.activity()
     noted = _noted(folder, fingerprint)
     columns = tuple(noted.get("columns", NEW_COLUMNS))
@@ -414,6 +415,7 @@ def job_status(
     fragments: Counter[State] = Counter()
     rows: Counter[State] = Counter()
     entries: list[Entry] = []
+    unfinished: list[Fragment] = []
     for fragment in list_fragments(opened, columns):
         entry = ledger.find(fragment.number, fragment.digest)
         state: State = "done" if committed and fragment.filled else "waiting"
@@ -426,10 +428,10 @@ def job_status(
         is_finished &= is_attached
         fragments[state] += 1
         rows[state] += fragment.num_rows
-    # Of the last call alone: those before it may have had other machines.
-    seconds = activity.time - activity.session_start if activity else 0.0
-    rate = activity.session_rows / seconds if activity and seconds > 0 else 0.0
-    rows_done = rows["done"] + rows["failed"]
+        if state in ("waiting", "leased"):
+            unfinished.append(fragment)
+    rate = _rate(activity)
+    rows_done = rows["done"] + rows["failed"] + _rows_saved(store, unfinished, noted)
     if activity is not None and owner is not None:
         # The driver counts batches, the ledger whole fragments; what the driver last wrote may be
         # older.
@@ -460,6 +462,22 @@ def job_status(
         tokens_written=tokens[1],
         num_cut=counts.get("cut", 0),
         unrepeatable=tuple(noted.get("unrepeatable", ())),
+    )
+
+
+def _rate(activity: Activity | None) -> float:
+    """Rows per second of the last call alone: those before it may have had other machines."""
+    seconds = activity.time - activity.session_start if activity else 0.0
+    return activity.session_rows / seconds if activity and seconds > 0 else 0.0
+
+
+def _rows_saved(store: Store, unfinished: Sequence[Fragment], noted: dict[str, Any]) -> int:
+    """Rows of unfinished fragments whose results are saved: the next driver goes on behind them."""
+    pieces = Pieces(store).all_finished()
+    return sum(
+        rows_in(pieces.get((one.number, one.digest), ()), one.num_rows, noted["batch_size"])
+        for one in unfinished
+        if "batch_size" in noted
     )
 
 

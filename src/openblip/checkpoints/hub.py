@@ -36,6 +36,12 @@ _SMALL_FILES = (
 _SAFETENSORS = (_SAFETENSORS_FILE, "model-*.safetensors", f"{_SAFETENSORS_FILE}.index.json")
 _BIN = (_BIN_FILE, "pytorch_model-*.bin", f"{_BIN_FILE}.index.json")
 
+PUBLISHED = {
+    "caption": "Salesforce/blip-image-captioning-base",
+    "match": "Salesforce/blip-itm-base-coco",
+    "ask": "Salesforce/blip-vqa-base",
+}
+"""Repositories with the base-size models of the paper's authors, by what they do."""
 BERT_ROWS = 30524
 """Rows of the word embedding of every released BLIP: BERT's tokens, `[DEC]` and `[ENC]`."""
 _ROWS_OF_ALBEF = 30522

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from openblip.checkpoints.hub import PUBLISHED
 from openblip.cli.flags import Backend, UsageError, takes
 from openblip.cli.output import (
     check_texts,
@@ -93,7 +94,7 @@ def caption(
             in 8-bit integers, or OpenVINO.
         json: with -o or --sidecar: print as JSON what became of the images, and what was left out.
     """
-    from openblip.inference.loading import PUBLISHED, source_of
+    from openblip.inference.loading import source_of
     from openblip.inference.many_images import CaptionJobSettings, CaptionTarget
 
     if given is not None and not _is_one_file(paths):
@@ -252,7 +253,7 @@ def match(
         json: print JSON; of many images a line each.
     """
     from openblip.inference.image_sources import ImageSources, is_single
-    from openblip.inference.loading import PUBLISHED, load
+    from openblip.inference.loading import load
 
     check_texts(texts, "text")
     source = model or PUBLISHED["match"]
@@ -346,7 +347,7 @@ def ask(
     """
     from openblip.batches.questions import read_answers
     from openblip.inference.image_sources import ImageSources, is_single
-    from openblip.inference.loading import PUBLISHED, load
+    from openblip.inference.loading import load
 
     check_texts(questions, "question")
     for candidate in candidates:
@@ -455,7 +456,7 @@ def explain(
         output: the PNG file.
         device: cpu, cuda, mps; by default the best that there is.
     """
-    from openblip.inference.loading import PUBLISHED, load
+    from openblip.inference.loading import load
     from openblip.sources.images import open_image
 
     if text and question:

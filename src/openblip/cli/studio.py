@@ -35,9 +35,11 @@ def studio(
 
     Args:
         place: a pair table, or a folder of images; without it only models and runs are shown.
-        captioner: a checkpoint that can caption.
-        filter: a checkpoint that can match; by default the model of the index.
-        vqa: a checkpoint that answers questions.
+        captioner: a checkpoint that can caption; by default a published one, fetched at its first
+            use.
+        filter: a checkpoint that can match; by default the model of the index, or else a published
+            one.
+        vqa: a checkpoint that answers questions; by default a published one.
         runs: a folder of training runs.
         host: address to listen at; any but this machine's own lets others in, and needs --token.
         token: letters and digits, 16 at least, without which nothing is answered.
@@ -48,6 +50,7 @@ def studio(
             Runtime, also in 8-bit integers, or OpenVINO.
     """
     check_studio()
+    from openblip.checkpoints.hub import PUBLISHED
     from openblip.studio.app import Studio
     from openblip.studio.guard import Access
     from openblip.studio.models import Models, Role
@@ -63,7 +66,12 @@ def studio(
         from openblip.checkpoints.reading import with_backend
 
         named = {role: source and with_backend(source, backend) for role, source in named.items()}
-    models = Models(named, device)
+    published: dict[Role, str] = {
+        "captioner": PUBLISHED["caption"],
+        "filter": PUBLISHED["match"],
+        "vqa": PUBLISHED["ask"],
+    }
+    models = Models(named, device, published)
 
     serve(Studio(place, models=models, runs=runs), access, port, tell_address, open)
     return 0

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from openblip.checkpoints.hub import PUBLISHED
 from openblip.checkpoints.reading import split_backend, with_backend
 from openblip.curation.marks import EMBEDDING_KEY
 from openblip.index.embeddings import Embedded, embed_table, embedding_width
@@ -24,7 +25,6 @@ from openblip.index.folder import (
 from openblip.index.noted import ERROR_KEY, FOLDER_TABLE, IndexState, folder_named, open_index
 from openblip.inference.embedder import Embedder, embedder_fingerprint, load_embedder
 from openblip.inference.image_sources import ImageSources
-from openblip.inference.loading import PUBLISHED
 from openblip.jobs.pools import RayCluster
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.runtime.locks import only_one

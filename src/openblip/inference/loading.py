@@ -34,13 +34,6 @@ from openblip.runtime.errors import CheckpointError, RecipeError
 from openblip.runtime.locks import in_turn
 from openblip.runtime.progress import Progress
 
-PUBLISHED = {
-    "caption": "Salesforce/blip-image-captioning-base",
-    "match": "Salesforce/blip-itm-base-coco",
-    "ask": "Salesforce/blip-vqa-base",
-}
-"""Repositories of the Hugging Face hub with the base-size models of the paper's authors."""
-
 INT8: BackendName = "onnx-int8"
 _RUNS: dict[BackendName, tuple[Format, bool]] = {
     "onnx": ("onnx", False),

@@ -15,7 +15,7 @@ from openblip.jobs.driver import Driver
 from openblip.jobs.ledger import Entry, Ledger, open_store, released
 from openblip.jobs.lock import JobLock
 from openblip.jobs.pools import Pool
-from openblip.jobs.units import Job, Part, Pieces, batch_rows
+from openblip.jobs.units import Job, Part, Pieces, rows_in
 from openblip.runtime.progress import Progress
 
 LATEST = "latest"
@@ -140,9 +140,8 @@ class Run:
         pieces = Pieces(self.job.folder).all_finished()
         rows_missing = sum(part.num_rows for part in standing.missing)
         saved = sum(
-            len(batch_rows(batch, part.num_rows, self.job.batch_size))
+            rows_in(pieces.get((part.number, part.digest), ()), part.num_rows, self.job.batch_size)
             for part in standing.missing
-            for batch in pieces.get((part.number, part.digest), ())
         )
         interrupted = {e.part for e in self.ledger.entries() if e.state == "leased"}
         kind, total = self.job.kind, standing.num_rows

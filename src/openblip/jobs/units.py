@@ -213,6 +213,11 @@ def batch_rows(batch: int, num_rows: int, batch_size: int) -> range:
     return range(batch * batch_size, min((batch + 1) * batch_size, num_rows))
 
 
+def rows_in(batches: Iterable[int], num_rows: int, batch_size: int) -> int:
+    """How many rows some batches of a part have, which has `num_rows`."""
+    return sum(len(batch_rows(batch, num_rows, batch_size)) for batch in batches)
+
+
 class Pieces:
     """Finished batches of parts that are not finished, saved so that a kill loses seconds."""
 

@@ -71,14 +71,21 @@ class _Slot:
 class Models:
     """Models by what they are for; one that is given for two things is loaded once."""
 
-    def __init__(self, sources: Mapping[Role, str | None], device: str | None = None) -> None:
+    def __init__(
+        self,
+        sources: Mapping[Role, str | None],
+        device: str | None = None,
+        published: Mapping[Role, str] | None = None,
+    ) -> None:
         """Loads nothing.
 
         Args:
             sources: whatever `openblip.load` takes, or None.
             device: by default the best that there is.
+            published: of the hub, for what none is given or suggested for.
         """
         self.device = device
+        self._published = dict(published or {})
         self._sources: dict[Role, str] = {
             role: source for role, source in sources.items() if source is not None
         }
@@ -86,8 +93,8 @@ class Models:
         self._guard = threading.Lock()
 
     def source_of(self, role: Role) -> str | None:
-        """The model that was given for something; None if none was."""
-        return self._sources.get(role)
+        """The model for something: given, suggested or published; None if there is none."""
+        return self._sources.get(role) or self._published.get(role)
 
     def suggest(self, role: Role, source: str) -> None:
         """Take a model for something that none was given for."""
@@ -101,7 +108,7 @@ class Models:
             MissingHead: none was given, or it is one that only embeds.
             CheckpointError: it cannot be read.
         """
-        source = self._sources.get(role)
+        source = self.source_of(role)
         if source is None:
             raise MissingHead(
                 f"no model that {ROLES[role]} was given: start the studio with "
@@ -140,12 +147,14 @@ class Models:
         with self._guard:
             slots = dict(self._slots)
         roles: dict[str, list[str]] = {source: [] for source in slots}
-        for role, source in self._sources.items():
-            roles.setdefault(source, []).append(role)
+        for role in ROLES:
+            if (source := self.source_of(role)) is not None:
+                roles.setdefault(source, []).append(role)
         return [
             {
                 "model": source,
                 "roles": own,
+                "published": source in self._published.values(),
                 "state": slots[source].state if source in slots else "not loaded",
                 "error": slots[source].error if source in slots else "",
                 "waiting": slots[source].waiting if source in slots else 0,

@@ -140,7 +140,7 @@ class Room {
       }
       this.#act("/api/jobs", { kind, settings }, "Started.");
     } }, el("h2", { text: TITLES[kind] }), el("p", { class: "soft small", text: about }),
-    lacks ? el("p", { class: "soft", text: "No model is there that can do it: start the studio with --captioner, --filter or --runs." })
+    lacks ? el("p", { class: "soft", text: "No model is there that can do it: start the studio with --captioner, --filter or --runs, or leave them out for published ones." })
       : [fields, el("button", { type: "submit", class: "strong", text: "Start" })]);
     return form;
   }

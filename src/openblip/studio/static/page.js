@@ -129,7 +129,8 @@ export async function waiting(told, work) {
         const { models } = await get("/api/models");
         const loading = models.find((model) => model.state === "loading");
         const names = loading ? loading.roles.map((role) => NAMES[role]).join(", ") || "model" : "";
-        if (!isDone) tell(loading ? `Loading the ${names} …` : told);
+        const fetched = loading?.published ? " (published: the first time about 1 GB is fetched)" : "";
+        if (!isDone) tell(loading ? `Loading the ${names}${fetched} …` : told);
       } catch {
         return;
       }
