@@ -439,9 +439,8 @@ def job_status(
     workers = activity.workers if activity else 0
     tokens = _tokens_per_image(activity)
     counts = activity.counts if activity else {}
-    num_refused = counts.get("refused", 0)
-    if is_finished and SYNTHETIC_ERROR in columns:
-        num_refused = opened.count_values(SYNTHETIC_ERROR)
+    has_refused = is_finished and SYNTHETIC_ERROR in columns
+    num_refused = opened.count_values(SYNTHETIC_ERROR) if has_refused else counts.get("refused", 0)
     return JobStatus(
         table=table,
         fingerprint=fingerprint,
