@@ -65,6 +65,23 @@ def test_a_running_job_and_one_that_was_killed(uri: str, models: Models) -> None
     )
 
 
+def test_the_version_with_what_another_job_wrote_is_told(
+    uri: str, models: Models, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = job_settings(models)
+    assert run_capfilt(uri, settings, processes=1).replaced is None
+    assert run_capfilt(uri, settings, processes=1).replaced is None
+    before = PairTable.open(uri)
+    texts = before.take(range(len(before)), ["synthetic"]).to_pylist()
+    replaced = run_capfilt(uri, replace(settings, seed=7), processes=1).replaced
+    assert replaced == before.version
+    assert (
+        PairTable.open(uri, replaced).take(range(len(before)), ["synthetic"]).to_pylist() == texts
+    )
+    assert main([*job_words(uri, models, "--processes", "1", "--seed", "8")[3:]]) == 0
+    assert "the texts and scores of another job were replaced" in capsys.readouterr().out
+
+
 def test_a_failed_fragment_is_shown_with_its_file(uri: str, models: Models) -> None:
     metadata = PairTable.open(uri).dataset.get_fragment(2).metadata
     file = Path(uri) / "data" / str(metadata.files[0].path)

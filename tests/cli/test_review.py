@@ -156,7 +156,7 @@ def test_what_makes_no_sense_is_refused(
 ) -> None:
     assert main(["capfilt", "review", uri, "--threshold", "1.5"]) == 2
     assert "--threshold must be from 0 to 1" in capsys.readouterr().err
-    assert main(["capfilt", "review", uri, "--by", "search"]) == 1
+    assert main(["capfilt", "review", uri, "--by", "search"]) == 2
     assert "rows and by=search go together" in capsys.readouterr().err
     assert main(["capfilt", "review", uri, "--verdicts", str(tmp_path / "none.csv")]) == 1
     assert "none.csv" in capsys.readouterr().err

@@ -94,6 +94,26 @@ def test_another_table_in_its_place_is_an_error(order: Order, table: PairTable) 
         order.table()
 
 
+def test_of_one_image_in_several_sources_the_first_is_taken_and_the_other_told(
+    tmp_path: Path,
+) -> None:
+    sources = []
+    for name, text in (("people", "a red square"), ("web", "best price")):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (8, 8), "red").save(tmp_path / name / f"{name}.png")
+        (tmp_path / name / f"{name}.txt").write_text(text)
+        sources.append({"source": str(tmp_path / name), "origin": "web", "ids": "sha256"})
+    stage, root = Stage("data", "any", {"sources": sources}), tmp_path / "stages"
+    carry_out(stage.write_order(root))
+    result = stage.result(root)
+    assert result is not None
+    assert result["rows"] == 1
+    # Two files: the image, and the text beside it.
+    assert result["left_out"] == {str(tmp_path / "web"): {"duplicate id": 2}}
+    table = PairTable.open(stage.folder(root) / "pairs.lance")
+    assert table.take([0], ["captions"])["captions"].to_pylist() == [["a red square"]]
+
+
 def test_the_time_of_earlier_attempts_counts(tmp_path: Path) -> None:
     source = tmp_path / "pairs"
     values = {"source": str(source), "origin": "human"}

@@ -174,6 +174,13 @@ def test_names_of_all_kinds(photos: Path, build: Build) -> None:
     assert len(contents(photos)) == 12
 
 
+def test_a_link_that_leads_nowhere_is_told(photos: Path, build: Build) -> None:
+    (photos / "gone.jpg").symlink_to("/nowhere/gone.jpg")
+    found = build(photos)
+    assert found.rows == 12
+    assert "1 cannot be looked into (such as gone.jpg)" in found.changes.left_out
+
+
 def edit(photos: Path) -> None:
     """Every kind of change."""
     for number in range(20, 32):

@@ -133,6 +133,9 @@ def test_without_enough_labels_it_says_how_many_more() -> None:
     )
     assert few.needed / 4 < enough - 40 < 4 * few.needed
     assert str(certify(design, labels.first(0), 0.5, 0.9)).endswith("there is no label yet")
+    # Of a collection of 50 texts nobody can judge hundreds more.
+    small = str(replace(few, total=50))
+    assert f"about {few.needed:,} more would be needed, and there are 10 further texts" in small
 
 
 def test_where_too_little_is_right_more_labels_are_said_to_be_of_no_use() -> None:

@@ -11,7 +11,7 @@ from typing import Any
 from openblip.batches.unknown_words import warn_of_unknown_words
 from openblip.capfilt.captioners import divided, given_text
 from openblip.capfilt.endpoint import Requests
-from openblip.capfilt.job import SYNTHETIC_ERROR, CapFiltJob, CapFiltSettings
+from openblip.capfilt.job import METADATA_KEY, SYNTHETIC_ERROR, CapFiltJob, CapFiltSettings
 from openblip.checkpoints.reading import find_model, read_outline
 from openblip.inference.captions import cut_given
 from openblip.inference.embedder import is_published_clip
@@ -42,6 +42,9 @@ class CapFiltResult:
     failed: tuple[str, ...]
     """Why fragments could not be read; a later call tries them again."""
     seconds: float
+    replaced: int | None = None
+    """Version of the table that still has the texts and scores of another job, which these took
+    the place of; None where there were none."""
 
 
 def run_capfilt(
@@ -85,6 +88,8 @@ def run_capfilt(
     job = CapFiltJob.prepare(str(table), settings, requests)
     shared = _shared(job, place.num_workers())
     run = Run(job, TableColumns(job), lambda: open_pool(shared, place, save_seconds))
+    is_other = METADATA_KEY in opened.metadata and not job.is_committed(opened)
+    replaced = opened.version if is_other and "synthetic" in opened.columns else None
     if not run.look().is_complete:
         _warn_of_unknown_words(job)
         run.complete()
@@ -96,6 +101,7 @@ def run_capfilt(
         refused=opened.count_values(SYNTHETIC_ERROR) if SYNTHETIC_ERROR in job.columns else 0,
         failed=tuple(run.failed.values()),
         seconds=time.perf_counter() - started,
+        replaced=replaced,
     )
 
 

@@ -224,6 +224,13 @@ def _print_result(table: str, result: "CapFiltResult", json: bool) -> int:
         )
         if result.refused:
             print(f"{result.refused} without a text of some captioner (column synthetic_error)")
+        if result.replaced is not None:
+            print(
+                "the texts and scores of another job were replaced; version "
+                f"{result.replaced} of the table still has them. Verdicts on texts that changed no "
+                "longer count, and a certificate needs a review of the new scores: "
+                "`openblip capfilt review`"
+            )
     for reason in result.failed:
         print(f"failed, the same command tries again: {reason}", file=sys.stderr)
     return 1 if result.failed else 0

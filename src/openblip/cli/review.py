@@ -65,7 +65,8 @@ def review(
         open: open the page in the browser.
     """
     if not json and export_sample is None and verdicts is None:
-        shown = {"precision": precision, "confidence": confidence, "name": reviewer}
+        name = getpass.getuser() if reviewer is None else reviewer
+        shown = {"precision": precision, "confidence": confidence, "name": name}
         shown["partly"] = "1" if partly_is_right else None
         return _in_browser(table, settings, shown, port, open)
     from openblip.review.session import ReviewSession
@@ -204,9 +205,11 @@ def certificate_json(found: "Certificate") -> dict[str, object]:
 
 def _print_progress(table: str, session: "ReviewSession", progress: "ReviewProgress") -> None:
     given = ", ".join(f"{count:,} {verdict}" for verdict, count in progress.verdicts.items())
+    several = progress.reviewers > 1
+    of_several = f": verdicts of {progress.reviewers:,} reviewers" if several else ""
     print(
         f"{table}: {progress.judged:,} of {progress.in_sample:,} drawn texts are judged "
-        f"({given or 'no verdict yet'}); review {session.sample.name}"
+        f"({given or 'no verdict yet'}{of_several}); review {session.sample.name}"
     )
     if progress.passed_over:
         print(

@@ -82,9 +82,15 @@ def _data(order: Order) -> dict[str, Any]:
             find_object(made["by"])(aside, **made["settings"])
             aside.rename(place)
     else:
+        left_out = {}
         for values in order.settings["sources"]:
             spec = from_plain(SourceSpec, values, "sources")
-            import_pairs(spec.source, place, spec.format, spec.origin, spec.split)
+            found = import_pairs(
+                spec.source, place, spec.format, spec.origin, spec.split, ids=spec.ids
+            )
+            if found.skipped:
+                left_out[spec.source] = found.skipped
+        return {"rows": len(PairTable.open(place)), "left_out": left_out}
     return {"rows": len(PairTable.open(place))}
 
 

@@ -14,7 +14,7 @@ from openblip.batches.wordpiece import settings_beside
 from openblip.checkpoints.fingerprints import RememberedHashes, default_hashes, sha256_of
 from openblip.checkpoints.reading import find_model, read_outline
 from openblip.comparison.protocols import PROTOCOLS
-from openblip.comparison.spec import ComparisonSpec, DataSpec, MadeSpec, ModelSpec
+from openblip.comparison.spec import ComparisonSpec, DataSpec, MadeSpec, ModelSpec, SourceSpec
 from openblip.comparison.stages import Given, Stage, mix_role, reading_from
 from openblip.evaluation.settings import RetrievalSettings
 from openblip.inference.embedder import embedder_fingerprint, is_published_clip
@@ -156,9 +156,9 @@ class StageGraph:
             return Stage("data", title, {"made": made}, placed={"made": placed})
         places = [replace(one, source=expandvars(one.source)) for one in spec.sources]
         seen = [_source_digest(source.source) for source in places]
-        settings = {"sources": [*map(to_plain, spec.sources)], "files": seen}
+        settings = {"sources": [*map(_plain_source, spec.sources)], "files": seen}
         return Stage(
-            "data", title, settings, placed={**settings, "sources": [*map(to_plain, places)]}
+            "data", title, settings, placed={**settings, "sources": [*map(_plain_source, places)]}
         )
 
     def _make_model(self, name: str, spec: ModelSpec, seed: int) -> Stage | Given:
@@ -413,6 +413,14 @@ def _content_digest(files: tuple[tuple[str, str, int, int, int], ...]) -> str:
         except OSError as error:
             raise DataError(f"{place}: cannot be read ({error.strerror})") from error
     return digest.hexdigest()[:12]
+
+
+def _plain_source(source: SourceSpec) -> dict[str, Any]:
+    values: dict[str, Any] = to_plain(source)
+    if source.ids == SourceSpec.ids:
+        # Tables of before this field count as finished.
+        del values["ids"]
+    return values
 
 
 def _plain(settings: object) -> dict[str, Any]:

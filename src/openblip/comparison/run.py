@@ -182,6 +182,9 @@ class _Run:
         else:
             self._unfinished.remove(stage.fingerprint)
             progress.note(f"done: {name}, {duration(seconds)}")
+            for source, reasons in (stage.result(self._root) or {}).get("left_out", {}).items():
+                told = ", ".join(f"{count:,} {reason}" for reason, count in reasons.items())
+                progress.note(f"left out of {source}: {told} (log: {stage.folder(self._root)})")
             progress.update(1)
         return answer is None
 

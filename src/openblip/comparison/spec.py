@@ -13,6 +13,7 @@ from openblip.inference.decoding import Decoding
 from openblip.runtime.documents import read_yaml
 from openblip.runtime.errors import RecipeError
 from openblip.runtime.references import is_reference
+from openblip.sources.checking import Ids
 from openblip.table.table import ORIGINS, SPLITS
 from openblip.training.recipe_file import FieldError, from_plain, nearest
 
@@ -32,6 +33,9 @@ class SourceSpec:
     """For all rows, whatever the source says."""
     format: str | None = None
     """Found out if it is not given."""
+    ids: Ids = "key"
+    """`key` takes the source's ids, `sha256` the hash of the image: of one image in several sources
+    the first is taken."""
 
     def __post_init__(self) -> None:
         if self.origin not in ORIGINS:

@@ -67,7 +67,7 @@ class FolderChanges:
     embedded: int = 0
     """What went through the model."""
     left_out: str = ""
-    """What is no image, in a line."""
+    """What is no image or cannot be looked into, in a line."""
 
     def __str__(self) -> str:
         """The numbers that are not zero."""
@@ -372,6 +372,8 @@ def _seen(folder: Path) -> tuple[dict[str, _Seen], list[str], str]:
         seen = None if source.file is None else _stat(escaped(source.key), source.file)
         if seen is None:
             closed.append(escaped(os.path.relpath(source.name, folder)))
+            # A folder without permission, or a link that leads nowhere.
+            sources.leave_out("cannot be looked into", closed[-1])
         else:
             found[seen.row_id] = seen
     return found, closed, left_out_text(sources.left_out)

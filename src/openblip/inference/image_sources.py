@@ -265,9 +265,9 @@ class ImageSources:
             if place in self._tables:
                 yield from _table_images(self._tables[place], self._split, wanted)
             elif _is_tar(place):
-                yield from _tar_images(Path(place), wanted, self._leave_out)
+                yield from _tar_images(Path(place), wanted, self.leave_out)
             elif Path(place).is_dir():
-                yield from _folder_images(Path(place), wanted, self._leave_out)
+                yield from _folder_images(Path(place), wanted, self.leave_out)
             elif wanted(str(Path(place)), Path(place)):
                 yield _file_image(Path(place), Path(place).name)
 
@@ -279,7 +279,7 @@ class ImageSources:
             return None
         if not Path(place).is_dir():
             return 1
-        count = sum(1 for _ in _folder_images(Path(place), lambda *_: True, self._leave_out))
+        count = sum(1 for _ in _folder_images(Path(place), lambda *_: True, self.leave_out))
         # Counted again when the images are worked on.
         found, self.left_out = left_out_text(self.left_out), {}
         if not count:
@@ -291,7 +291,8 @@ class ImageSources:
             )
         return count
 
-    def _leave_out(self, reason: str, name: str) -> None:
+    def leave_out(self, reason: str, name: str) -> None:
+        """Count something that is no image, or that cannot be looked into."""
         self.left_out.setdefault(reason, LeftOut(name)).count += 1
 
 

@@ -139,6 +139,12 @@ class Certificate:
                 "keeps is right too seldom; ask for less, review around another threshold, or use "
                 "a better filter"
             )
+        left = self.total - self.labels
+        if self.needed > left:
+            return (
+                f"{failed} with {labels}: about {self.needed:,} more would be needed, and there "
+                f"are {left:,} further texts; ask for less, or import more pairs"
+            )
         return f"{failed} with {labels}; about {self.needed:,} more are needed"
 
 

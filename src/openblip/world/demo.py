@@ -6,7 +6,7 @@ And the page that shows what was measured.
 import json
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -312,11 +312,18 @@ def synthetic_truth(table: PairTable, threshold: float) -> dict[str, float]:
     return {name: sum(v) / len(v) if v else float("nan") for name, v in groups.items()}
 
 
+_SECONDS_FILE = "seconds.json"
+
+
 class _Stages:
     def __init__(self, folder: Path, config: DemoConfig, say: Callable[[str], None]) -> None:
         self.folder, self.config, self.say = folder, config, say
         self.table = folder / "pairs.lance"
         self.seconds: dict[str, float] = {}
+        # A damaged file says nothing of times; the stages know themselves what is done.
+        with suppress(OSError, ValueError):
+            told = json.loads((folder / _SECONDS_FILE).read_text(encoding="utf-8"))
+            self.seconds = {str(name): float(spent) for name, spent in told.items()}
 
     def world(self) -> str:
         with self._stage("world", "drawing the world and writing its captions"):
@@ -347,6 +354,8 @@ class _Stages:
 
     def evaluate(self, name: str, model: str) -> ModelScores:
         decoding = Decoding(max_length=30, min_length=3)
+        # Done anew in every call, unlike the other stages: what it took before does not count.
+        self.seconds.pop(f"evaluate {name}", None)
         with self._stage(f"evaluate {name}", f"evaluating the {name} model on the test split"):
             blip, table = load(model, device="cpu"), PairTable.open(self.table)
             return ModelScores(
@@ -358,9 +367,14 @@ class _Stages:
     @contextmanager
     def _stage(self, name: str, line: str) -> Iterator[None]:
         self.say(line)
-        started = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - started
+        started, before = time.perf_counter(), self.seconds.get(name, 0.0)
+        try:
+            yield
+        finally:
+            # With what earlier calls took, on whose work this one goes on.
+            self.seconds[name] = before + time.perf_counter() - started
+            with replace_file(self.folder / _SECONDS_FILE, durable=False) as unfinished:
+                unfinished.write_text(json.dumps(self.seconds), encoding="utf-8")
 
 
 _EXAMPLES = 12
@@ -373,8 +387,8 @@ def write_demo_report(result: DemoResult) -> Path:
     page = Page(
         "OpenBLIP: the whole loop on an embedded world",
         "A model pre-trained on noisy captions becomes a captioner and a filter; they clean the "
-        "captions; a new model learns from the result. Everything here was measured in this run "
-        f"({total / 60:.1f} minutes).",
+        "captions; a new model learns from the result. Everything here was measured in this folder "
+        f"({total / 60:.1f} minutes, those of interrupted calls included).",
     )
     _compared(page, result)
     _filter(page, result)
