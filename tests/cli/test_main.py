@@ -152,8 +152,8 @@ def test_a_warning_is_one_line_without_code(capsys: pytest.CaptureFixture[str]) 
         warnings.warn("text 1 is cut at its word 31, 'dog'", TextTruncated, 1)
         warnings.warn("of someone\nelse", UserWarning, 1)
     assert capsys.readouterr().err.splitlines() == [
-        "openblip match: text 1 is cut at its word 31, 'dog'",
-        "openblip match: UserWarning: of someone else",
+        "openblip match: warning: text 1 is cut at its word 31, 'dog'",
+        "openblip match: warning: UserWarning: of someone else",
     ]
 
 

@@ -36,7 +36,9 @@ def test_the_whole_loop_runs_writes_its_pages_and_goes_on_where_it_was(tmp_path:
     again = run_demo(tmp_path, SMALL)
     assert again.noisy.headline == result.noisy.headline
     assert again.bootstrapped.headline == result.bootstrapped.headline
-    assert again.seconds["noisy"] < max(1.0, result.seconds["noisy"])
+    # What the first call took counts: the second has only looked that it is done.
+    more = again.seconds["noisy"] - result.seconds["noisy"]
+    assert 0 < more < max(1.0, result.seconds["noisy"])
 
 
 @pytest.mark.parametrize("seed", range(12))

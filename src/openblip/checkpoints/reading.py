@@ -1,5 +1,6 @@
 """A model from any layout, with its tokenizer; where it is, and what it is in 16 digits."""
 
+import difflib
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,12 +216,20 @@ def find_model(source: str | Path) -> Path:
 def _fetch(name: str) -> Path:
     repo_id, revision = split_revision(name)
     if not is_repo_id(repo_id):
-        raise CheckpointError(f"{name}: no such file or folder; {_EXPECTED}")
+        raise CheckpointError(f"{name}: no such file or folder{_similar(Path(name))}; {_EXPECTED}")
     try:
         return fetch_repository(repo_id, revision)
     except CheckpointError as error:
         # A path that is mistyped looks like the name of a repository: both are told.
-        raise CheckpointError(f"{error}; nor is a file or folder of that name here") from error
+        raise CheckpointError(
+            f"{name}: no such file or folder here{_similar(Path(name))}; {error}"
+        ) from error
+
+
+def _similar(path: Path) -> str:
+    """A question for what has nearly the same name; empty where there is none."""
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*")], n=1)
+    return f" (did you mean {path.parent / near[0]}?)" if near else ""
 
 
 def find_model_files(source: str | Path) -> list[Path]:

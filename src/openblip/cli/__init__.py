@@ -203,7 +203,7 @@ def _output_is_closed() -> bool:
 def _warnings_in_one_line(prog: str) -> Iterator[None]:
     with warnings.catch_warnings():
         if is_first_process():
-            tell_warnings(functools.partial(complain, prog))
+            tell_warnings(lambda message: complain(prog, f"warning: {message}"))
         else:  # it would repeat the first one's
             warnings.simplefilter("ignore")
         yield

@@ -50,5 +50,8 @@ def demo(
         f"{result.other_image_precision:.3f} at threshold {result.other_image_threshold:.3f}"
     )
     print(f"\n{sum(result.seconds.values()):.0f} s; report: {write_demo_report(result)}")
-    print(f"a captioner to play with: openblip caption IMAGE --model {output / 'captioner'}")
+    print(
+        f"look at it: openblip studio {output / 'pairs.lance'} --captioner {output / 'captioner'} "
+        f"--filter {output / 'filter'}"
+    )
     return 0

@@ -368,8 +368,9 @@ def write_duplicates_page(
     groups = [(kept, list(own)) for kept, own in groupby(pairs, key=lambda pair: pair.kept)]
     page = Page(
         "Near-duplicate images",
-        f"{subject}: {len(pairs):,} images repeat one of {len(groups):,} that are kept. "
-        "Nothing was removed.",
+        f"{subject}: {len(pairs):,} {'image repeats' if len(pairs) == 1 else 'images repeat'} one "
+        f"of {len(groups):,} that {'is' if len(groups) == 1 else 'are'} kept. Nothing was removed: "
+        "what is rejected stays in the table, and a view leaves it out.",
     )
     if len(groups) > _GROUPS:
         page.note(f"The first {_GROUPS} of {len(groups):,} kept images are shown.")

@@ -26,7 +26,7 @@ from openblip.inference.blip import Blip
 from openblip.inference.embedder import Embedder, embedder_fingerprint, load_embedder
 from openblip.inference.encoding import EncodedImages
 from openblip.inference.image_sources import tried_batches
-from openblip.runtime.errors import DataError
+from openblip.runtime.errors import CheckpointError, DataError
 from openblip.runtime.page import CardText, Page
 from openblip.sources.images import ImageSource, open_image
 from openblip.sources.row_images import encoded_image, image_path, row_image
@@ -162,7 +162,15 @@ class Searcher:
             raise DataError(f"{place}: its index does not say where the model is: give --model")
         # All files of the model, which are read again only if they are not as they were.
         hashes = RememberedHashes(default_hashes())
-        fingerprint = embedder_fingerprint(source, hashes.hash_file)
+        try:
+            fingerprint = embedder_fingerprint(source, hashes.hash_file)
+        except CheckpointError as error:
+            if model is not None:
+                raise
+            raise CheckpointError(
+                f"{place}: its index was made with {source}, which cannot be read ({error}); if "
+                "the model lies elsewhere now, name it with --model"
+            ) from error
         if fingerprint != state.fingerprint:
             raise DataError(
                 f"{place}: its index is of another model than {source} is now: index it again "

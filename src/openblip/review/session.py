@@ -26,7 +26,13 @@ from openblip.review.strata import Labels
 from openblip.runtime.errors import DataError, RecipeError
 from openblip.table.columns import column_state
 from openblip.table.reviews import ReviewLog, ReviewRecord, Verdict
-from openblip.table.scores import AUTO_SCORE, TEXT_COLUMNS, named_score, score_column
+from openblip.table.scores import (
+    AUTO_SCORE,
+    TEXT_COLUMNS,
+    check_scored,
+    named_score,
+    score_column,
+)
 from openblip.table.table import PairTable
 
 # Every fifth text is shown to each reviewer, so that their agreement can be measured; the others
@@ -155,6 +161,7 @@ class ReviewSession:
                 # After another CapFilt the same settings mean another sample.
                 if session.sample.name == name and session._judged:
                     return session
+        check_scored(table, score)
         told = "" if score == "itm" else f" --score {score}"
         there = "".join(
             f"; {count:,} verdicts are of a review by --score {name}"

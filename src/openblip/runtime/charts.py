@@ -84,8 +84,9 @@ def _threshold_line(threshold: float, x: float, height: float) -> str:
     at, anchor = (x + 4, "start") if x < 0.7 * _WIDTH else (x - 4, "end")
     return (
         f'<line x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}" stroke="var(--ink)" '
-        f'stroke-dasharray="4 3"/><text x="{at:.1f}" y="11" text-anchor="{anchor}" '
-        f'class="ink">threshold {threshold:g}</text>'
+        f'stroke-dasharray="4 3"/><text x="{at:.1f}" y="28" text-anchor="{anchor}" '
+        f'class="ink" paint-order="stroke" stroke="var(--paper)" stroke-width="3">'
+        f"threshold {threshold:g}</text>"
     )
 
 

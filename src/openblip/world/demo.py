@@ -34,6 +34,7 @@ from openblip.objectives.settings import CaptionerObjectives, FilterObjectives, 
 from openblip.recipes.finetune import PROMPT
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.charts import bars
+from openblip.runtime.errors import DataError, TrainingError
 from openblip.runtime.locks import only_here
 from openblip.runtime.page import CardText, Page
 from openblip.sources.row_images import row_image
@@ -335,7 +336,13 @@ class _Stages:
             recipe.train, steps=steps, batch_size=self.config.batch_size, seed=self.config.seed
         )
         with self._stage(name, f"training: {name}"):
-            result = train(replace(recipe, train=loop), self.folder / name)
+            try:
+                result = train(replace(recipe, train=loop), self.folder / name)
+            except TrainingError as error:
+                raise DataError(
+                    f"{self.folder} has a demonstration with other settings ({error}); give "
+                    "another folder with -o"
+                ) from error
         # A training ends in order when it is told to; what comes after needs the trained model.
         if result.interrupted:
             raise KeyboardInterrupt

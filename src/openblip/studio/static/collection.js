@@ -123,7 +123,7 @@ class Collection {
       const isDown = turn.getAttribute("aria-pressed") !== "true";
       turn.setAttribute("aria-pressed", String(isDown));
       this.set({ desc: isDown ? "1" : "" });
-    } }, el("span", { "aria-hidden": "true", text: "↓" }), el("span", { class: "toggle-words", text: "Largest first" }));
+    } }, el("span", { "aria-hidden": "true", text: "↓" }), el("span", { class: "toggle-words", text: "Descending" }));
     this.fields = el("div", { class: "fields", id: "c-fields", hidden: true });
     this.inputs = {};
     fill(this.fields, this.choiceFields());
@@ -282,7 +282,7 @@ class Collection {
   draw(words, row) {
     const shown = this.shownText(row);
     fill(words,
-      el("p", { class: `cell-text ${shown && shown.fate !== "counts" ? "is-left" : ""}`, dir: "auto", text: shown ? shown.text : "no text" }),
+      el("p", { class: `cell-text ${shown && shown.fate !== "counts" ? "is-left" : ""}`, dir: "auto", text: shown ? shown.text : row.id }),
       el("p", { class: "cell-tags small" }, this.tags(row, shown)));
   }
 
@@ -290,8 +290,13 @@ class Collection {
     const tags = [];
     if (shown) tags.push(el("span", { text: shown.source }));
     if (shown && shown.itm !== null) tags.push(el("span", { class: "number", text: `ITM ${probability(shown.itm)}` }));
-    if (row.texts.length > 1) tags.push(el("span", { class: "number", text: `${row.texts.filter((text) => text.fate === "counts").length}/${row.texts.length} count` }));
-    for (const flag of row.flags) tags.push(el("span", { class: "row-flag", text: flag }));
+    if (row.texts.length > 1) {
+      const counting = row.texts.filter((text) => text.fate === "counts").length;
+      tags.push(el("span", { class: "number", title: "Texts of this picture that count", text: `${counting} of ${row.texts.length} count` }));
+    }
+    // A cell has room for one.
+    const [flag, ...more] = row.flags;
+    if (flag) tags.push(el("span", { class: "row-flag", title: row.flags.join(", "), text: more.length ? `${flag} +${more.length}` : flag }));
     return tags;
   }
 

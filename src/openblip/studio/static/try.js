@@ -97,7 +97,19 @@ class Try {
     });
     const easel = el("div", { class: "easel" }, img, this.canvas);
     img.addEventListener("load", () => easel.style.setProperty("--shape", String(img.naturalWidth / img.naturalHeight)));
-    fill(this.stage, easel, el("figcaption", { class: "soft small", text: this.file ? this.file.name || "a pasted picture" : `row ${this.row}` }), buttons);
+    const named = el("figcaption", { class: "soft small", text: this.file ? this.file.name || "a pasted picture" : `row ${this.row}` });
+    fill(this.stage, easel, named, buttons);
+    if (!this.file) this.nameRow(named, this.row);
+  }
+
+  /** What a picture of the collection is called: in a folder its file. */
+  async nameRow(named, row) {
+    try {
+      const { id } = await get(`/api/rows/${row}`);
+      if (row === this.row) named.textContent = `${id} (row ${row})`;
+    } catch {
+      // The number says it, too.
+    }
   }
 
   async drawSample() {
