@@ -385,3 +385,12 @@ def test_names_without_end_are_cut_short(med: Med, tmp_path: Path) -> None:
     place = tmp_path / "model.pth"
     torch.save({**state, **{f"{'x' * 3000}{n}": torch.ones(1) for n in range(300)}}, place)
     assert "and 295 more" in (read_or_refused(place) or "")
+
+
+def test_a_name_that_is_nearly_there_is_asked_about(tmp_path: Path) -> None:
+    (tmp_path / "captioner").mkdir()
+    with pytest.raises(CheckpointError, match=r"did you mean .*captioner\?"):
+        find_model(tmp_path / "captionerr")
+    with pytest.raises(CheckpointError) as told:
+        find_model(tmp_path / "something else")
+    assert "did you mean" not in str(told.value)

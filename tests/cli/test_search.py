@@ -177,3 +177,18 @@ def test_bad_words_are_answered_in_a_line(
     lines = [line for line in capsys.readouterr().err.splitlines() if "loading" not in line]
     assert said in lines[-1]
     assert len(lines) == 1
+
+
+def test_a_model_that_lies_elsewhere_now_is_asked_for(
+    photos: str, checkpoint: Checkpoint, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("model").symlink_to(checkpoint("pretrain"))
+    assert main(["index", "build", photos, "--model", "model"]) == 0
+    Path("model").rename("models")
+    capsys.readouterr()
+    assert main(["search", photos, "a red square"]) == 1
+    told = capsys.readouterr().err
+    assert "photos: its index was made with " in told
+    assert "which cannot be read" in told
+    assert "name it with --model" in told
+    assert main(["search", photos, "a red square", "--model", "models"]) == 0
