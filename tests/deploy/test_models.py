@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -59,6 +60,14 @@ def test_beams_are_equal(
         for caption, other in zip(own, theirs, strict=True):
             assert caption.logprob == pytest.approx(other.logprob, abs=1e-3)
             assert [word.text for word in caption.words] == [word.text for word in other.words]
+
+
+def test_beams_of_a_hundred_images_are_equal(blip: Blip, computed: Blip) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (100, 20, 28, 3), dtype=np.uint8)
+    images = [Image.fromarray(one) for one in pixels]
+    found, expected = (ids_of(each.caption(images, num_captions=3)) for each in (computed, blip))
+    assert found == expected
+    assert len({ids for own in expected for ids in own}) > 20, "captions differ"
 
 
 @pytest.mark.parametrize("method", ["greedy", "nucleus"])
