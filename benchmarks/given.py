@@ -49,7 +49,10 @@ SHARES = (0.0, 0.25, 0.5)
 """Of typed negatives."""
 THRESHOLD = 0.1
 """The demo's, above which its filter keeps a text."""
-WRITING = Decoding(method="nucleus", top_p=0.9, max_length=32)
+WRITING = {
+    "nucleus": Decoding(method="nucleus", top_p=0.9, max_length=32),
+    "beam": Decoding(num_beams=3, max_length=32),
+}
 NOISE = ("wrong_attribute", "wrong_object", "other_image", "boilerplate")
 COLUMNS = ["id", "image", "image_uri", "captions", "origin", "split", "meta"]
 BATCH = 32
@@ -73,19 +76,20 @@ class Rows:
             yield blip.encode(torch.stack(images)), places
 
 
-def written(rows: Rows, blip: Blip, given: Sequence[str] | None) -> list[str]:
-    """A sampled caption of each row, as CapFilt writes it.
+def written(rows: Rows, blip: Blip, decoding: Decoding, given: Sequence[str] | None) -> list[str]:
+    """A caption of each row, as CapFilt writes it.
 
     Args:
         rows: the images.
         blip: a captioner.
+        decoding: how it writes.
         given: what it reads of each, empty for nothing; None for one that cannot read.
     """
     texts = []
     for encoded, places in rows.batches(blip):
         prompts = [PROMPT if given is None else GivenPrompt(given[place]) for place in places]
         seeds = [named_seed(0, rows.rows[place]["id"]) for place in places]
-        texts += [own[0].text for own in blip.generate(encoded, WRITING, prompts, seeds)]
+        texts += [own[0].text for own in blip.generate(encoded, decoding, prompts, seeds)]
     return texts
 
 
@@ -141,16 +145,20 @@ def captioners(
         for name, recipe in (("alone", world_captioner), ("given", world_given_captioner))
     }
     admitted = [text if own > THRESHOLD else "" for text, own in zip(rows.texts, itm, strict=True)]
-    texts = {
-        "alone": written(rows, blips["alone"], None),
-        "given": written(rows, blips["given"], rows.texts),
-        "given if the filter keeps it": written(rows, blips["given"], admitted),
-    }
-    found = {name: {**names_kept(rows, own), **described(rows, own)} for name, own in texts.items()}
+    found: dict[str, Any] = {}
+    for method, decoding in WRITING.items():
+        texts = {
+            "alone": written(rows, blips["alone"], decoding, None),
+            "given": written(rows, blips["given"], decoding, rows.texts),
+            "given above 0.1": written(rows, blips["given"], decoding, admitted),
+        }
+        found[method] = {
+            name: {**names_kept(rows, own), **described(rows, own)} for name, own in texts.items()
+        }
     for name, blip in blips.items():
         # The captioner that reads must write as well where there is nothing to read.
-        test = evaluate_caption(blip, PairTable.open(table), decoding=Decoding(max_length=32))
-        found[name]["test CIDEr, nothing given"] = 100 * test.metrics["CIDEr"]
+        test = evaluate_caption(blip, PairTable.open(table), decoding=WRITING["beam"])
+        found["beam"][name]["test CIDEr, nothing given"] = 100 * test.metrics["CIDEr"]
     return found
 
 
@@ -254,12 +262,16 @@ def page(found: Sequence[Mapping[str, Any]], args: Any) -> str:
         "## Captioners",
         "",
         "`alone` reads nothing, `given` the row's web text, in the last column only where the "
-        f"filter gives it more than {THRESHOLD:g}. Both are fine-tuned for as many steps from the "
-        "same model. Names are taken out before truth and CIDEr are measured, "
-        "against five human captions of the image, which have no names.",
+        f"filter gives it more than {THRESHOLD:g} (`capfilt run --given web --given-above "
+        f"{THRESHOLD:g}`). Both are fine-tuned for as many steps from the same model. Names are "
+        "taken out before truth and CIDEr are measured, against five human captions of the image, "
+        "which have no names.",
         "",
-        *table_of([own["captioners"] for own in found], [*found[0]["captioners"]]),
-        "",
+    ]
+    for method in WRITING:
+        own = [seed["captioners"][method] for seed in found]
+        lines += [f"### Written by {method}", "", *table_of(own, [*own[0]]), ""]
+    lines += [
         "## Filters, by share of typed negatives",
         "",
         "Area: how often a text of that kind scores below a true one (50 is chance).",

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from openblip.batches.corruption import KINDS, Corruptions, Kind, Name, with_name
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.runtime.errors import DataError, OpenBlipWarning
 from openblip.table.table import PairRow, PairTable
 
@@ -149,6 +150,19 @@ def test_names_of_the_table_are_capital_words_of_web_texts_alone(found: Corrupti
     words = {name.word for name in found.names}
     assert {"Fluffy", "Zanzibar", "Quagga"} <= words
     assert not {"Red", "Dog", "For", "Sale", "IMG"} & words
+
+
+def test_tokens_of_names_stand_in_no_human_text(found: Corruptions) -> None:
+    texts = [text for own in HUMAN.values() for text in own]
+    tokenizer = TextTokenizer.train([*texts, *WEB, "named called in at"] * 3, 300)
+
+    def pieces(text: str) -> set[int]:
+        return set(tokenizer.pieces([tokenizer.cleaning.caption(text)])[0])
+
+    tokens = found.name_tokens(tokenizer)
+    assert tokens.isdisjoint(pieces(" ".join(texts)) | pieces("named called in at"))
+    assert pieces("Zanzibar") & tokens
+    assert pieces("Fluffy") & tokens
 
 
 def test_a_draw_passes_over_kinds_that_a_text_does_not_allow(found: Corruptions) -> None:

@@ -110,6 +110,30 @@ def test_a_captioner_reads_the_first_text_of_a_row_whatever_batch_it_is_in(
     assert json.loads(PairTable.open(uri).metadata["capfilt"])["given"] == "web"
 
 
+@pytest.mark.filterwarnings("ignore:.*are longer, and are cut")
+def test_a_text_that_the_filter_rejects_is_not_read(
+    uri: str, models: dict[str, str], reader: str, tmp_path: Path
+) -> None:
+    settings = job_settings(models, captioner=reader, given="web")
+
+    def rows_by(own: CapFiltSettings) -> list[dict[str, object]]:
+        table = copy_of(PairTable.open(uri), tmp_path / str(own.given_above) / str(own.given))
+        run_capfilt(table.uri, own, processes=1)
+        return rows_of(table)
+
+    every, none = rows_by(settings), rows_by(replace(settings, given=None))
+    scores = [row["captions_itm"][0] for row in every]
+    above = sorted(scores)[len(scores) // 2]
+    some = rows_by(replace(settings, given_above=above))
+    for own, read, unread, score in zip(some, every, none, scores, strict=True):
+        assert own["synthetic"] == (read if score > above else unread)["synthetic"]
+        # The image is encoded once for both, and the scores are those of any job.
+        assert own["captions_itm"] == read["captions_itm"]
+    for wrong in ({"given_above": 1.0}, {"given_above": 0.5, "given": None}):
+        with pytest.raises(RecipeError, match="given_above is"):
+            replace(settings, **wrong)
+
+
 def test_a_row_without_a_text_is_captioned_without() -> None:
     assert given_text([]) == ""
     assert given_text([" ", "a dog", "two"]) == "a dog"

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from openblip.batches.tokenizer import TextTokenizer
+from openblip.batches.tokenizer import TextTokenizer, pack_tokens
 from openblip.checkpoints.folder import read_config, read_folder, save_folder
 from openblip.model import Med, MedConfig
 from openblip.runtime.errors import CheckpointError
@@ -46,6 +46,14 @@ class TestThereAndBack:
     ) -> None:
         save_folder(tmp_path / "reader", med, tokenizer, "pretrain", 30, given_tokens=12)
         assert read_folder(tmp_path / "reader").given_tokens == 12
+        packed = pack_tokens([3, 7], tokenizer.vocab_size)
+        about = {"given_tokens": 12, "name_tokens": packed}
+        save_folder(tmp_path / "reader", med, tokenizer, "pretrain", 30, **about)
+        assert read_folder(tmp_path / "reader").name_tokens == packed
+        for wrong in (5, "no base64", packed[:4]):
+            edit(tmp_path / "reader", text={"max_tokens": 30, **about, "name_tokens": wrong})
+            with pytest.raises(CheckpointError, match="config"):
+                read_config(tmp_path / "reader")
         # Folders of models that read nothing are as they were before there were others.
         assert read_folder(folder).given_tokens == 0
         assert json.loads((folder / "config.json").read_text())["text"] == {"max_tokens": 30}

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from openblip.batches.tokenizer import unpack_tokens
 from openblip.cli import main
 from openblip.inference.loading import load
 from openblip.table.table import PairTable
@@ -108,7 +109,10 @@ def test_a_captioner_that_reads_a_given_text_is_trained_saved_and_used(
     blip = load(model, device="cpu")
     assert blip.given_tokens == 7
     blip.save(tmp_path / "copy")
-    assert load(tmp_path / "copy", device="cpu").given_tokens == 7
+    copy = load(tmp_path / "copy", device="cpu")
+    assert (copy.given_tokens, copy.name_tokens) == (7, blip.name_tokens)
+    # Generic names, if there are none in the web texts of the table.
+    assert unpack_tokens(blip.name_tokens, blip.tokenizer.vocab_size).any()
     capsys.readouterr()
     caption = ["caption", photo, "--device=cpu", "--max-length=12"]
     assert main([*caption, "--model", str(model), "--given", "a circle"]) == 0

@@ -6,13 +6,16 @@ import math
 import pytest
 import torch
 
+from openblip.batches.tokenizer import pack_tokens
 from openblip.inference.blip import Blip
 from openblip.inference.captions import (
     Caption,
     GivenPrompt,
+    Grounding,
     WordConfidence,
     caption_encoded,
     cut_given,
+    find_words,
 )
 from openblip.inference.decoding import Decoding
 from openblip.runtime.errors import RecipeError
@@ -115,6 +118,59 @@ def test_a_caption_is_that_of_its_image_and_given_text_alone(reader, images, met
         assert own.token_ids == alone.token_ids
         assert own.text == alone.text
         assert own.logprob == pytest.approx(alone.logprob, abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def names(tokenizer):
+    """Every third token, as if it stood in names alone."""
+    special = set(tokenizer.special.__dict__.values())
+    return {number for number in range(0, tokenizer.vocab_size, 3) if number not in special}
+
+
+@pytest.mark.parametrize("method", ["greedy", "beam", "nucleus"])
+def test_names_come_from_the_given_text_and_are_whole(blip, tokenizer, images, names, method):
+    packed = pack_tokens(names, tokenizer.vocab_size)
+    reader = Blip(blip.model, tokenizer, "captioner", 32, 30, None, 6, packed)
+    prompts = [GivenPrompt(text, "a picture of ") for text in GIVEN]
+    decoding, encoded = Decoding(method=method, max_length=16), reader.encode(images)
+    captions = reader.generate(encoded, decoding, prompts, SEEDS)
+    free = Blip(blip.model, tokenizer, "captioner", 32, 30, given_tokens=6)
+    assert captions != free.generate(encoded, decoding, prompts, SEEDS)
+    for text, (caption,) in zip(GIVEN, captions, strict=True):
+        given = tokenizer.pieces([tokenizer.cleaning.caption(text)])[0][:6]
+        start = len(given) + bool(given) + len(tokenizer.pieces(["a picture of "])[0]) + 1
+        written = list(caption.token_ids[start:])
+        assert {own for own in written if own in names} <= set(given)
+        for word in find_words(tokenizer, given):
+            pieces = [given[place] for place in word.places]
+            named = [at for at, piece in enumerate(pieces) if piece in names]
+            for at in range(len(written)):
+                # What is begun with a piece of a name goes on to its end, or the longest length.
+                if named and written[at : at + named[0] + 1] == pieces[: named[0] + 1]:
+                    end = len(written) - at
+                    assert written[at : at + len(pieces)] == pieces[:end]
+
+
+def test_how_likely_a_name_comes_stays_and_the_given_text_says_which(tokenizer, names):
+    own = [t for t in range(tokenizer.vocab_size) if t not in names]
+    given = next(
+        [t] for t in sorted(names) if [w.places for w in find_words(tokenizer, [t])] == [(0,)]
+    )
+    grounding = Grounding(tokenizer, pack_tokens(names, tokenizer.vocab_size), 2, 3)
+    ids = torch.tensor([[tokenizer.special.dec, *given, tokenizer.special.sep]])
+    scores = torch.randn(1, tokenizer.vocab_size, generator=torch.Generator().manual_seed(0))
+    scores[:, sorted(names)] += 3.0
+    before, after = scores.softmax(1)[0], grounding(scores, ids).softmax(1)[0]
+    assert before[sorted(names)].sum() > 0.5
+    assert float(after[given[0]]) == pytest.approx(float(before[sorted(names)].sum()), rel=1e-4)
+    torch.testing.assert_close(after[own], before[own])
+    # A name is said once; where one is unlikely, those that are not given are just left out.
+    again = grounding(scores, torch.cat([ids, torch.tensor([given])], 1)).softmax(1)[0]
+    assert again[sorted(names)].sum() == 0
+    scores[:, sorted(names)] -= 8.0
+    seldom = grounding(scores, ids)[0]
+    assert seldom[given[0]] == scores[0, given[0]]
+    assert (seldom > -torch.inf).sum() == len(own) + 1
 
 
 def test_a_given_text_stands_before_the_prompt_with_an_end_and_lengths_do_not_count_it(

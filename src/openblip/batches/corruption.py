@@ -18,6 +18,7 @@ from typing import Literal, NamedTuple, get_args
 
 from openblip.batches.shuffle import named_seed
 from openblip.batches.text import is_unspaced
+from openblip.batches.tokenizer import TextTokenizer
 from openblip.batches.word_swaps import (
     WORD,
     Swap,
@@ -83,6 +84,8 @@ _GIVEN_SHARES: dict[Kind | Literal["true", "nothing"], float] = {
 # How often a given text has a name, and the name of a place besides; looks like a title; has
 # boilerplate behind it.
 _NAMED, _PLACED, _TITLED, _DECORATED = 0.7, 0.4, 0.6, 0.25
+# What leads to a name in `with_name`.
+_LEADING = ("named", "called", "in", "at")
 _FILLERS = frozenset(("a", "an", "the", "is", "are", "there"))
 # Candidates among which a similar text of another image is sought.
 _CANDIDATES = 24
@@ -328,6 +331,19 @@ class Corruptions:
         names = self.names if may_be_anybody else self.places
         return self._random(row_id, "name", number).choice(names)
 
+    def name_tokens(self, tokenizer: TextTokenizer) -> set[int]:
+        """Tokens that stand in names, and in no human text and no word that leads to a name."""
+        texts = [text for _, texts in self.rows for text in texts]
+        named, other = (
+            {
+                token
+                for own in tokenizer.pieces([tokenizer.cleaning.caption(text) for text in some])
+                for token in own
+            }
+            for some in ([name.word for name in self.names], [*texts, *_LEADING])
+        )
+        return named - other
+
     @cached_property
     def places(self) -> tuple[Name, ...]:
         """The names of places."""
@@ -384,12 +400,12 @@ def with_name(text: str, name: Name, form: int = 0, nouns: Sequence[str] = ()) -
     """
     noun = None if name.is_place else find_named(text, nouns)
     if noun is not None:
-        joined = ("named", "called")[form % 2]
+        joined = _LEADING[form % 2]
         return f"{text[: noun.end()]} {joined} {name.word}{text[noun.end() :]}"
     stripped = text.rstrip()
     end = re.search(r"[\s.!?。]*$", stripped)
     body = stripped[: end.start()] if end else stripped
-    return f"{body} {('in', 'at')[form % 2]} {name.word}{stripped[len(body) :]}"
+    return f"{body} {_LEADING[2 + form % 2]} {name.word}{stripped[len(body) :]}"
 
 
 class _WebTexts:

@@ -185,6 +185,14 @@ class PairLoader(StepLoader[Batch]):
         indices = [part.index for part in self.mixture.parts]
         self._states = [states_of(index.table, index.rows) for index in indices]
 
+    def name_tokens(self) -> set[int]:
+        """Tokens that a captioner is to write from its given text alone; of any other none."""
+        if self._texts_to_make is None or not self._reads_given:
+            return set()
+        own = [one.name_tokens(self._tokenizer) for one in self._texts_to_make.corruptions]
+        # What stands in a human text of any table is no name's alone.
+        return set.intersection(*own)
+
     @property
     def batches_per_epoch(self) -> float:
         """Global batches in a pass over the mixture, with the fraction."""

@@ -3,6 +3,7 @@
 Only this file and `wordpiece.py` import `tokenizers`.
 """
 
+import base64
 from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import astuple, dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from openblip.batches.text import Cleaning
@@ -368,3 +370,22 @@ def _parse_json(text: str, source: str) -> "Tokenizer":
     if isinstance(backend.decoder, WordPiece):
         backend.decoder = bert_decoder(backend.decoder.prefix, backend.decoder.cleanup)
     return backend
+
+
+def pack_tokens(ids: Iterable[int], vocab_size: int) -> str:
+    """A set of token ids in few characters: a bit for each of the vocabulary, in base64."""
+    mask = np.zeros(vocab_size, dtype=bool)
+    mask[list(ids)] = True
+    return base64.b64encode(np.packbits(mask).tobytes()).decode()
+
+
+def unpack_tokens(text: str, vocab_size: int) -> Bool[Tensor, " vocab"]:
+    """Which tokens are in a set of `pack_tokens`.
+
+    Raises:
+        ValueError: the text is none, or of another vocabulary.
+    """
+    packed = np.frombuffer(base64.b64decode(text, validate=True), dtype=np.uint8)
+    if len(packed) != -(-vocab_size // 8):
+        raise ValueError(f"{len(packed)} bytes are no set of the {vocab_size} tokens")
+    return torch.from_numpy(np.unpackbits(packed, count=vocab_size).astype(bool))

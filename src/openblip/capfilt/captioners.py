@@ -52,6 +52,8 @@ class WebRows:
 
     def __init__(self, rows: Sequence[WebRow]) -> None:
         self.rows = list(rows)
+        # Read before something is written; a job may empty some until `Pending.finish`.
+        self.given = [given_text(row.captions) for row in self.rows]
         self._at: dict[int, Tensor] = {}
 
     def __len__(self) -> int:
@@ -273,17 +275,16 @@ class Ours:
         # What waits for its turn are small tensors: batches of photographs would fill the memory.
         images = rows.images_at(self.model.image_size)
         seeds = [row.seed for row in rows.rows]
-        prompts = [self._prompt(row) for row in rows.rows]
-        return Pending(lambda: self._write(images, prompts, seeds))
+        given = rows.given
+        return Pending(lambda: self._write(images, [self._prompt(text) for text in given], seeds))
 
-    def _prompt(self, row: WebRow) -> "Prompt":
+    def _prompt(self, given: str) -> "Prompt":
         from openblip.inference.captions import GivenPrompt
 
         prompt = self._settings.prompt
         # It is 0 of a model that has not learnt to read a text before it writes.
-        if self._settings.given and self.model.given_tokens:
-            return GivenPrompt(given_text(row.captions), prompt)
-        return prompt
+        reads = self._settings.given and self.model.given_tokens
+        return GivenPrompt(given, prompt) if reads else prompt
 
     def close(self) -> None:
         """See `Captioner.close`."""

@@ -22,6 +22,7 @@ from openblip.capfilt.captioners import (
 )
 from openblip.capfilt.filters import Filter
 from openblip.capfilt.job import SYNTHETIC_ERROR, CapFiltJob, CapFiltSettings, column_schema
+from openblip.inference.encoding import EncodedImages
 from openblip.jobs.columns import Load
 from openblip.jobs.units import Waiting
 from openblip.runtime.errors import DataError
@@ -48,6 +49,8 @@ class LoadedBatch:
     places: list[int]
     """Rows within the batch whose images stand in the tensors, in their order."""
     captions: list[list[str]]
+    given: list[str]
+    """What captioners read of each, see `WebRows.given`."""
     images: dict[str, Tensor]
     """The images for filters, (images, 3, height, width), by `Filter.input_key`."""
     pending: list[Pending]
@@ -124,6 +127,7 @@ class CapFiltComputer:
             num_rows=len(rows),
             places=places,
             captions=[list(row.captions) for row in found],
+            given=web.given,
             images={each.input_key: each.prepared(web) for each in self.filters},
             pending=[captioner.begin(web) for captioner in self.captioners] if found else [],
             errors=errors,
@@ -133,6 +137,8 @@ class CapFiltComputer:
         """The new columns of a batch; rows that are not from the web have nulls."""
         if not loaded.places:
             return _columns(self.job, loaded, [], {})
+        # Before anything is written: what captioners read is decided here.
+        encoded = self._judge_given(loaded) if self.settings.given_above else {}
         written = [pending.finish() for pending in loaded.pending]
         rows = list(zip(*written, strict=True))
         self._usage = sum((one.usage for row in rows for one in row), self._usage)
@@ -144,9 +150,24 @@ class CapFiltComputer:
         scores: dict[str, list[list[float | None]]] = {}
         for each in self.filters:
             cleaned = [[each.clean(text) for text in own] for own in texts]
-            images = loaded.images[each.input_key]
+            images = encoded.get(each) or loaded.images[each.input_key]
             scores |= each.score(images, cleaned, self.settings.first_token)
         return _columns(self.job, loaded, rows, scores)
+
+    def _judge_given(self, loaded: LoadedBatch) -> dict[Filter, EncodedImages]:
+        """Empty the given texts that the first filter of ours rejects, before they are read.
+
+        Returns:
+            the images as that filter has encoded them: it scores all texts later.
+        """
+        judge = next(one for one in self.filters if one.named.matches)
+        encoded = judge.blip.encode(loaded.images[judge.input_key])
+        texts = [[judge.clean(text)] if text else [] for text in loaded.given]
+        scores = judge.score(encoded, texts, self.settings.first_token)[judge.named.scores[0]]
+        for place, own in enumerate(scores):
+            if not own or own[0] is None or own[0] <= self.settings.given_above:
+                loaded.given[place] = ""
+        return {judge: encoded}
 
     def wait(self, loaded: LoadedBatch) -> Iterator[Waiting]:
         """Yields while what was begun about a batch is not there yet."""

@@ -26,7 +26,7 @@ from openblip.inference.embedder import (
     load_embedder,
     prepare_image,
 )
-from openblip.inference.encoding import FirstTokenName
+from openblip.inference.encoding import EncodedImages, FirstTokenName
 from openblip.model.dual import DualConfig
 from openblip.runtime.errors import RecipeError, TextTruncated, UnknownWords
 from openblip.table.scores import RIGHT
@@ -219,20 +219,22 @@ class Filter:
 
     def score(
         self,
-        images: Tensor,
+        images: Tensor | EncodedImages,
         texts: Sequence[Sequence[str]],
         first_token: FirstTokenName = "[ENC]",
     ) -> dict[str, list[list[float | None]]]:
         """By score, for each image the values of its texts.
 
         Args:
-            images: prepared by `prepare`, in one batch; at least one.
+            images: prepared by `prepare`, in one batch, at least one; of a filter of ours encoded
+                ones, too.
             texts: per image any number, also none.
             first_token: of a text that is matched.
         """
         if self.named.matches:
             # Given and written texts of an image are scored together, against one image memory.
-            matches = self.blip.score(self.blip.encode(images), texts, first_token=first_token)
+            encoded = self.blip.encode(images) if isinstance(images, Tensor) else images
+            matches = self.blip.score(encoded, texts, first_token=first_token)
             itm, itc = self.named.scores
             return {
                 itm: [[match.itm for match in own] for own in matches],
@@ -243,6 +245,7 @@ class Filter:
         if not distinct:
             return {self.named.scores[0]: [[] for _ in texts]}
         distinct = {text: number for number, text in enumerate(distinct)}
+        assert isinstance(images, Tensor)
         embeds = self.model.embed_prepared(images), self.embed_texts(list(distinct))
         cosines = (embeds[0] @ embeds[1].T).tolist()
         values: list[list[float | None]] = [

@@ -98,6 +98,9 @@ class CapFiltSettings:
     given: Literal["web"] | None = None
     """`web` lets captioners of ours that were fine-tuned for it read the row's first text before
     they write."""
+    given_above: float = 0.0
+    """It is read only where the first filter of ours gives it more: what does not fit the image
+    would bring its names along. 0 has every text read."""
     instruction: str | tuple[str, ...] | None = None
     """What `hf:` and `openai:` captioners are told beside the image: one for all, or one for each
     in their order; None: to describe it in one sentence, where a model is talked to, else nothing.
@@ -114,6 +117,11 @@ class CapFiltSettings:
             raise RecipeError("max_new_tokens and image_side must be at least 1")
         if self.given not in (None, "web"):
             raise RecipeError(f"given is {self.given!r}; there is web, or nothing")
+        if not 0 <= self.given_above < 1 or (self.given_above and not self.given):
+            raise RecipeError(
+                f"given_above is {self.given_above:g}; give a probability from 0 to below 1, and "
+                "given=web with it"
+            )
         check_captioners(self)
         _ = self.instructions
         if not self.filters or len(set(self.filters)) < len(self.filters):
@@ -178,6 +186,7 @@ class CapFiltSettings:
         values = asdict(self)
         unknown = () if self.has_others else _OF_OTHERS
         unknown = unknown if self.given else (*unknown, "given")
+        unknown = unknown if self.given_above else (*unknown, "given_above")
         return {name: value for name, value in values.items() if name not in unknown}
 
 
@@ -212,6 +221,8 @@ class CapFiltJob:
         table_uri = table_uri.rstrip("/")
         captioners = tuple(captioner_print(source, table_uri) for source in settings.captioners)
         filters = name_filters(settings.filters)
+        if settings.given_above and not any(one.matches for one in filters):
+            raise RecipeError("given_above needs a filter of ours, which tells a match: add one")
         values = {
             **settings.stored(),
             "decoding": settings.decoding.stored(),

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openblip.batches.tokenizer import TOKENIZER_FILE, TextTokenizer
+from openblip.batches.tokenizer import TOKENIZER_FILE, TextTokenizer, unpack_tokens
 from openblip.batches.transforms import IMAGE_MEAN, IMAGE_STD
 from openblip.checkpoints.assembly import fill, read_safetensors, reason_of, write_safetensors
 from openblip.checkpoints.families import (
@@ -58,6 +58,8 @@ class FolderConfig:
     """Longest text, special tokens included."""
     given_tokens: int = 0
     """Longest text that a captioner reads before it writes; 0 where it was not trained to."""
+    name_tokens: str = ""
+    """Tokens that it writes from that text alone, packed by `pack_tokens`; empty for none."""
     trained: tuple[str, ...] | None = None
     """Heads that its last training was for; None where that was not noted."""
 
@@ -87,6 +89,8 @@ class LoadedModel:
     """Heads that its last training was for; None where that was not noted."""
     given_tokens: int = 0
     """Longest text that a captioner reads before it writes; 0 where it was not trained to."""
+    name_tokens: str = ""
+    """Tokens that it writes from that text alone, packed by `pack_tokens`; empty for none."""
 
     @property
     def med(self) -> Med:
@@ -111,6 +115,7 @@ def save_folder(
     max_tokens: int,
     trained: Collection[str] | None = None,
     given_tokens: int = 0,
+    name_tokens: str = "",
 ) -> None:
     """Write a model folder, whole or not at all; one that was there is replaced.
 
@@ -121,7 +126,8 @@ def save_folder(
     check_replaceable(folder, (CONFIG_FILE, WEIGHTS_FILE, TOKENIZER_FILE))
     try:
         with replace_folder(folder) as unfinished:
-            write_model(unfinished, model, tokenizer, kind, max_tokens, trained, given_tokens)
+            about = kind, max_tokens, trained, given_tokens, name_tokens
+            write_model(unfinished, model, tokenizer, *about)
     except OSError as error:
         raise CheckpointError(str(error)) from error
 
@@ -134,6 +140,7 @@ def write_model(
     max_tokens: int,
     trained: Collection[str] | None = None,
     given_tokens: int = 0,
+    name_tokens: str = "",
 ) -> None:
     """Write the files of a model into a folder that is there, beside what else it holds.
 
@@ -146,7 +153,7 @@ def write_model(
     state = state_to_write(model, family_of(model))
     # The short file goes first: what is refused has cost no writing of weights. Weights and
     # tokenizer were held to their readers above, and this is the rest of what is read again.
-    write_config(folder, model, kind, max_tokens, trained, given_tokens)
+    write_config(folder, model, kind, max_tokens, trained, given_tokens, name_tokens)
     write_safetensors(folder / WEIGHTS_FILE, state)
     tokenizer.save(folder)
 
@@ -158,6 +165,7 @@ def write_config(
     max_tokens: int,
     trained: Collection[str] | None = None,
     given_tokens: int = 0,
+    name_tokens: str = "",
 ) -> None:
     """Write a model's `config.json` alone, which `read_config` reads.
 
@@ -180,7 +188,8 @@ def write_config(
         "text": {"max_tokens": max_tokens},
     }
     if given_tokens:
-        config["text"] = {"max_tokens": max_tokens, "given_tokens": given_tokens}
+        names = {"name_tokens": name_tokens} if name_tokens else {}
+        config["text"] = {"max_tokens": max_tokens, "given_tokens": given_tokens, **names}
     if family.reference is not None:
         config["class"] = family.reference
     # Left out where nobody knows, and not only empty: a head that is not named counts as untrained.
@@ -222,6 +231,7 @@ def read_folder(folder: Path) -> LoadedModel:
         source=str(folder),
         trained=config.trained,
         given_tokens=config.given_tokens,
+        name_tokens=config.name_tokens,
     )
 
 
@@ -247,6 +257,7 @@ def read_config(folder: Path) -> FolderConfig:
             kind=values["kind"],
             max_tokens=_num_tokens(values["text"], "max_tokens", FEWEST_TOKENS),
             given_tokens=_num_tokens({"given_tokens": 0, **values["text"]}, "given_tokens", 0),
+            name_tokens=_packed(values["text"].get("name_tokens", ""), values["model"]),
             trained=_trained(values.get("trained")),
         )
         _check_heads_are_said(values["model"])
@@ -283,6 +294,15 @@ def _trained(value: Any) -> tuple[str, ...] | None:
     if not isinstance(value, list) or not all(isinstance(head, str) for head in value):
         raise ValueError(f"trained is {value!r}, not a list of heads")
     return tuple(value)
+
+
+def _packed(text: object, model: Mapping[str, Any]) -> str:
+    """A set of tokens of the model's vocabulary; raises `ValueError` where it is none."""
+    if not isinstance(text, str):
+        raise ValueError(f"name_tokens is {text!r:.40}; expected a word")
+    if text:
+        unpack_tokens(text, model["text"]["vocab_size"])
+    return text
 
 
 def _num_tokens(text: Mapping[str, Any], name: str, least: int) -> int:

@@ -85,6 +85,7 @@ def run(
     others: Annotated[OtherCaptioners, tyro.conf.arg(name="")] = _OTHERS,
     prompt: str = "a picture of ",
     given: Literal["web"] | None = None,
+    given_above: Share = 0.0,
     num_captions: Count = 1,
     first_token: Literal["[ENC]", "[CLS]"] = "[ENC]",
     batch_size: Count = 32,
@@ -112,6 +113,7 @@ def run(
         prompt: what a captioner of ours continues.
         given: web lets captioners that were fine-tuned with --given web read the first text of each
             row before they write, and keep its names.
+        given_above: it is read only where the first filter of ours gives it a higher probability.
         num_captions: synthetic captions per image and captioner.
         first_token: of a matched text; [CLS] as some released models do.
         batch_size: rows that are worked on together.
@@ -131,6 +133,7 @@ def run(
         decoding=decoding,
         prompt=prompt,
         given=given,
+        given_above=given_above,
         num_captions=num_captions,
         first_token=first_token,
         batch_size=batch_size,

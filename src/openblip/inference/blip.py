@@ -82,6 +82,7 @@ class Blip:
         max_tokens: longer texts are cut to this when they are embedded or matched.
         trained: heads that its last training was for; None where only the kind tells it.
         given_tokens: longest text that it reads before it captions; 0 where it reads none.
+        name_tokens: what it writes from that text alone, packed; empty for nothing.
         source: what it was loaded from; empty for one that was made here.
     """
 
@@ -94,10 +95,11 @@ class Blip:
         max_tokens: int,
         trained: tuple[str, ...] | None = None,
         given_tokens: int = 0,
+        name_tokens: str = "",
         source: str = "",
     ) -> None:
-        self.model = model.eval()
-        self.trained, self.given_tokens, self.source = trained, given_tokens, source
+        self.model, self.name_tokens = model.eval(), name_tokens
+        self.trained, self.source, self.given_tokens = trained, source, given_tokens
         self._told: set[str] = set()
         # Texts of ALBEF have no `[SEP]`.
         self.tokenizer = tokenizer.without_end() if isinstance(model, Albef) else tokenizer
@@ -278,8 +280,7 @@ class Blip:
         Args:
             images: one or several.
             texts: as many; of a single image any number.
-            first_token: first token of a text: `[ENC]` as BLIP was trained, or `[CLS]` as
-                `transformers` and the original's demonstration do.
+            first_token: of a text: `[ENC]` as BLIP was trained, `[CLS]` as in `transformers`.
             batch_size: images at a time.
 
         Raises:
@@ -335,8 +336,7 @@ class Blip:
             candidates: what may be answered, ranked as the paper does; None lets the model write.
                 Those that the model reads alike count once.
             k: candidates that are scored whole, those whose first token is likeliest.
-            first_token: first token of a question: `[ENC]` as BLIP was trained, or `[CLS]` as
-                `transformers` does.
+            first_token: of a question: `[ENC]` as BLIP was trained, `[CLS]` as in `transformers`.
             batch_size: images at a time.
 
         Raises:
@@ -499,8 +499,8 @@ class Blip:
             num_captions: per image.
         """
         self.require("lm")
-        own = self.tokenizer, decoding, prompt, seeds, num_captions, self.given_tokens
-        return caption_encoded(encoded, *own)
+        own = self.tokenizer, decoding, prompt, seeds, num_captions
+        return caption_encoded(encoded, *own, self.given_tokens, self.name_tokens)
 
     def score(
         self,
@@ -528,7 +528,7 @@ class Blip:
     def save(self, folder: str | Path) -> None:
         """Write a model folder, which `load` reads."""
         self._check_writable()
-        about = self.kind, self.max_tokens, self.trained, self.given_tokens
+        about = self.kind, self.max_tokens, self.trained, self.given_tokens, self.name_tokens
         save_folder(Path(folder), self.model, self.tokenizer, *about)
 
     def save_original(self, path: str | Path, kind: str | None = None) -> None:

@@ -9,11 +9,11 @@ from itertools import groupby
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from openblip.batches.text import is_unspaced
-from openblip.batches.tokenizer import TextTokenizer
+from openblip.batches.tokenizer import TextTokenizer, unpack_tokens
 from openblip.inference.decoding import Decoding
 from openblip.inference.encoding import EncodedImages
 from openblip.inference.generation import Generated, generate
@@ -78,6 +78,7 @@ def caption_encoded(
     seeds: Sequence[int] | None = None,
     num_captions: int = 1,
     given_tokens: int = 0,
+    name_tokens: str = "",
 ) -> list[list[Caption]]:
     """A list per image, of `num_captions`; arguments and errors as in `generate`.
 
@@ -92,6 +93,7 @@ def caption_encoded(
         seeds: one per image.
         num_captions: per image.
         given_tokens: longest given text; it is cut to this.
+        name_tokens: what is written from a given text alone, see `Grounding`; empty for nothing.
 
     Raises:
         RecipeError: if there are not as many prompts as images, or a text is given to a model that
@@ -123,10 +125,86 @@ def caption_encoded(
             tokenizer.special,
             None if seeds is None else [seeds[place] for place in places],
             num_captions,
+            Grounding(tokenizer, name_tokens, given, start) if name_tokens else None,
         )
         for place, of_image in zip(places, texts, strict=True):
             captions[place] = [_caption(tokenizer, text, start) for text in of_image]
     return captions
+
+
+class Grounding:
+    """Has a caption take names from its given text, and from nowhere else.
+
+    A token that stands in names alone is written as it stands in a word of the given text, from the
+    word's first piece to its last, and at most once. How likely a name comes next stays as the
+    model says; whose it is, the given text decides. Else the names that were most frequent in
+    training would be written, whoever is named; and without a given text they are not written.
+    """
+
+    def __init__(
+        self, tokenizer: TextTokenizer, name_tokens: str, given: int, prompt_tokens: int
+    ) -> None:
+        """Of texts whose prompts have the same lengths.
+
+        Args:
+            tokenizer: of the texts.
+            name_tokens: those that stand in names alone, packed by `pack_tokens`.
+            given: ids behind `[DEC]` that are given, the `[SEP]` behind them included.
+            prompt_tokens: ids before the caption, `[DEC]` included.
+        """
+        self._tokenizer, self._given, self._prompt = tokenizer, given, prompt_tokens
+        self._own = ~unpack_tokens(name_tokens, tokenizer.vocab_size)
+        self._words: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+
+    def __call__(
+        self, scores: Float[Tensor, "rows vocab"], ids: Int[Tensor, "rows length"]
+    ) -> Float[Tensor, "rows vocab"]:
+        """The scores, logits or log-probabilities, of the tokens that may come next."""
+        allowed, foreign = self._allowed(ids).to(scores.device), ~self._own.to(scores.device)
+        never = torch.tensor(float("-inf"), device=scores.device)
+        there = scores.where(foreign & allowed, never).logsumexp(dim=1, keepdim=True)
+        anywhere = scores.where(foreign, never).logsumexp(dim=1, keepdim=True)
+        # Where such a word is less likely than not, a share of it is what the model does not know.
+        expects = anywhere - scores.logsumexp(dim=1, keepdim=True) > math.log(0.5)
+        # Where the given text has none, there is nobody to take what they all had.
+        moved = (anywhere - there).where(expects & (there > never), 0.0)
+        return (scores + moved * foreign).where(allowed, never)
+
+    def _allowed(self, ids: Int[Tensor, "rows length"]) -> Bool[Tensor, "rows vocab"]:
+        """Which tokens may come next in each row."""
+        allowed = self._own.repeat(len(ids), 1)
+        for row, own in zip(allowed, ids.tolist(), strict=True):
+            text = tuple(own[self._prompt :])
+            given = self._words_of(tuple(own[1 : self._given]))
+            # A name that stands there already is not said again.
+            words = [word for word in given if word not in _runs(text, len(word))]
+            begun = [
+                (word[:k], word[k])
+                for word in words
+                for k in range(1, min(len(word), len(text) + 1))
+                if text[-k:] == word[:k]
+            ]
+            # Within a word of the given text there is no way but its own.
+            forced = [piece for before, piece in begun if not self._own[list(before)].all()]
+            if forced:
+                row.fill_(False)
+                row[forced] = True
+            else:
+                row[[word[0] for word in words] + [piece for _, piece in begun]] = True
+        return allowed
+
+    def _words_of(self, given: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """The words of a given text that have tokens of names."""
+        if given not in self._words:
+            words = find_words(self._tokenizer, given)
+            pieces = [tuple(given[place] for place in word.places) for word in words]
+            self._words[given] = [own for own in pieces if not self._own[list(own)].all()]
+        return self._words[given]
+
+
+def _runs(text: tuple[int, ...], length: int) -> set[tuple[int, ...]]:
+    """All runs of so many ids in a text."""
+    return {text[start : start + length] for start in range(len(text) - length + 1)}
 
 
 def _start(

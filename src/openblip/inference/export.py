@@ -111,7 +111,7 @@ def write_graphs(
     # Before minutes of work whose result could not be put there.
     check_replaceable(folder, _known_files(parts))
     with replace_folder(folder) as unfinished:
-        about = blip.kind, blip.max_tokens, blip.trained, blip.given_tokens
+        about = blip.kind, blip.max_tokens, blip.trained, blip.given_tokens, blip.name_tokens
         write_config(unfinished, blip.model, *about)
         _write_graphs(parts, unfinished, to, int8, made)
         differences = {

@@ -49,6 +49,7 @@ def generate(
     special: SpecialTokens,
     seeds: Sequence[int] | None = None,
     num_captions: int = 1,
+    ground: "Ground | None" = None,
 ) -> list[list[Generated]]:
     """Per image `num_captions` texts: of beam search the best, best first; of nucleus drawn ones.
 
@@ -60,6 +61,7 @@ def generate(
         special: `[SEP]` ends a text.
         seeds: one per image; needed by nucleus sampling alone.
         num_captions: texts per image.
+        ground: what else the scores are changed by, see `Ground`.
 
     Raises:
         RecipeError: if the settings do not fit the prompt, the model or each other.
@@ -72,10 +74,10 @@ def generate(
         if decoding.method == "nucleus":
             assert seeds is not None
             choice = NucleusChoice(decoding, seeds, num_captions)
-            return sample(decoder, prompt_ids, decoding, special.sep, choice, num_captions)
+            return sample(decoder, prompt_ids, decoding, special.sep, choice, num_captions, ground)
         if decoding.method == "greedy" or decoding.num_beams == 1:
-            return sample(decoder, prompt_ids, decoding, special.sep, likeliest)
-        return beam_search(decoder, prompt_ids, decoding, special.sep, num_captions)
+            return sample(decoder, prompt_ids, decoding, special.sep, likeliest, ground=ground)
+        return beam_search(decoder, prompt_ids, decoding, special.sep, num_captions, ground)
 
 
 def _largest_product(
@@ -240,6 +242,7 @@ def beam_search(
     decoding: Decoding,
     end: int,
     num_captions: int = 1,
+    ground: "Ground | None" = None,
 ) -> list[list[Generated]]:
     """The `num_captions` best texts per image, best first.
 
@@ -257,7 +260,7 @@ def beam_search(
         # As if every candidate ended here: those that go on may yet score higher by their length,
         # which the original does not look ahead to either.
         by = divisor(decoding, length, True, prompt_tokens)
-        candidates = _expand(logits, running, decoding, end)
+        candidates = _expand(logits, running, decoding, end, ground)
         ended = candidates.tokens == end
         if length == decoding.max_length and decoding.scoring == "transformers":
             ended = torch.ones_like(ended)
@@ -290,14 +293,18 @@ def _start(prompt_ids: Int[Tensor, "images prompt"], beams: int) -> Running:
 
 
 def _expand(
-    logits: Float[Tensor, "rows vocab"], running: Running, decoding: Decoding, end: int
+    logits: Float[Tensor, "rows vocab"],
+    running: Running,
+    decoding: Decoding,
+    end: int,
+    ground: "Ground | None",
 ) -> Candidates:
     """Twice as many candidates as beams: if half of them end, the other half goes on."""
     images, beams, _ = running.ids.shape
     vocab = logits.shape[1]
     # Penalties change what beams are ranked by, but not what the model thinks of a text.
     logprobs = logits.log_softmax(dim=-1)
-    scores = constrain(logprobs, running.ids.flatten(0, 1), decoding, end)
+    scores = constrain(logprobs, running.ids.flatten(0, 1), decoding, end, ground)
     totals = scores + running.scores.flatten().to(logits.device)[:, None]
     top_scores, flat = totals.view(images, beams * vocab).topk(2 * beams)
     top_logprobs = logprobs.view(images, beams * vocab).gather(1, flat).cpu()
@@ -410,6 +417,7 @@ def sample(
     end: int,
     choose: Choice,
     captions_per_image: int = 1,
+    ground: "Ground | None" = None,
 ) -> list[list[Generated]]:
     """`captions_per_image` texts per image, each token of them chosen by `choose`."""
     images, prompt_tokens = prompt_ids.shape
@@ -419,7 +427,7 @@ def sample(
     logprobs = torch.zeros(len(ids), 0)
     logits = decoder.start(prompt_ids, captions_per_image)
     for length in range(prompt_tokens + 1, decoding.max_length + 1):
-        scores = constrain(logits, ids, decoding, end)
+        scores = constrain(logits, ids, decoding, end, ground)
         tokens = choose(scores, numbers.flatten().tolist(), length - prompt_tokens - 1).cpu()
         ids = torch.cat([ids, tokens[:, None]], dim=1)
         chosen = tokens[:, None].to(logits.device)
@@ -474,11 +482,16 @@ def divisor(decoding: Decoding, length: int, ended: bool, prompt_tokens: int) ->
     return float(counted**decoding.length_penalty)
 
 
+Ground = Callable[[Tensor, Tensor], Tensor]
+"""Changes scores (rows, vocab) by each row's text so far (rows, length), prompt included."""
+
+
 def constrain(
     scores: Float[Tensor, "rows vocab"],
     ids: Int[Tensor, "rows length"],
     decoding: Decoding,
     end: int,
+    ground: "Ground | None" = None,
 ) -> Float[Tensor, "rows vocab"]:
     """The scores with ids that were seen penalised; without n-grams that repeat, and early ends.
 
@@ -490,6 +503,7 @@ def constrain(
         ids: each row's text so far, prompt included.
         decoding: its repetition penalty, size of n-grams and minimum length.
         end: id of the token that ends a text.
+        ground: what else the scores are changed by, see `Ground`.
     """
     penalty = decoding.repetition_penalty
     if penalty != 1.0:
@@ -503,7 +517,7 @@ def constrain(
     if ids.shape[1] < decoding.min_length:
         column = torch.tensor([end], device=scores.device)
         scores = scores.index_fill(1, column, float("-inf"))
-    return scores
+    return scores if ground is None else ground(scores, ids)
 
 
 def _without_repeats(

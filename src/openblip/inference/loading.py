@@ -108,6 +108,7 @@ def _load_weights(source: str, path: Path, image_size: int | None) -> Blip:
         read.max_tokens,
         read.trained,
         given_tokens=read.given_tokens,
+        name_tokens=read.name_tokens,
         source=source,
     )
     # Before anything is made of it: NaN would come out as captions that say nothing.
@@ -178,6 +179,7 @@ def _load_graphs(source: str, path: Path, image_size: int | None) -> Blip:
         config.max_tokens,
         config.trained,
         given_tokens=config.given_tokens,
+        name_tokens=config.name_tokens,
         source=source,
     )
 

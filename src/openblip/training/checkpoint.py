@@ -155,6 +155,7 @@ class CheckpointWriter:
         tokenizer: goes into the model folder.
         max_tokens: longest text, likewise.
         given_tokens: longest text that a captioner reads before it writes, likewise.
+        name_tokens: what it writes from that text alone, packed, likewise.
     """
 
     def __init__(
@@ -163,10 +164,11 @@ class CheckpointWriter:
         tokenizer: TextTokenizer,
         max_tokens: int,
         given_tokens: int = 0,
+        name_tokens: str = "",
     ) -> None:
         self._processes = processes
         self._tokenizer = tokenizer
-        self._max_tokens, self._given_tokens = max_tokens, given_tokens
+        self._max_tokens, self._given = max_tokens, (given_tokens, name_tokens)
         # One thread: checkpoints stand in the order of their steps.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._pending: tuple[Path, Future[None]] | None = None
@@ -225,7 +227,7 @@ class CheckpointWriter:
                         task.kind,
                         self._max_tokens,
                         task.trained_heads,
-                        self._given_tokens,
+                        *self._given,
                     )
                     for name, text in texts.items():
                         (unfinished / name).write_text(text, encoding="utf-8")

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import torch
 
+from openblip.batches.loader import PairLoader
+from openblip.batches.tokenizer import pack_tokens
 from openblip.checkpoints.beginnings import KeyReport
 from openblip.model.kernels import Products, machine_key, products, use_products
 from openblip.runtime.atomic import replace_file
@@ -183,7 +185,14 @@ class _Run:
             self.tokenizer,
             recipe.data.max_tokens,
             recipe.data.given_tokens if recipe.data.given else 0,
+            self._name_tokens(),
         )
+
+    def _name_tokens(self) -> str:
+        """What a captioner that reads writes from its given text alone, packed."""
+        if not isinstance(self.loader, PairLoader) or not (found := self.loader.name_tokens()):
+            return ""
+        return pack_tokens(found, self.tokenizer.vocab_size)
 
     def _settle_products(self) -> None:
         """Take the products that the run has taken on this machine before, else note today's."""
