@@ -154,6 +154,9 @@ def reads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[list[str
     for module in ("train", "plan"):
         home = importlib.import_module(f"openblip.cli.{module}")
         monkeypatch.setattr(home, "changed", ends_after(home.changed))
+    # What is imported while they are patched would keep the patches for good.
+    for home in ("evaluation.retrieval", "capfilt.run", "studio.app", "training.run"):
+        importlib.import_module(f"openblip.{home}")
     # Models and runs of the reader's have the size and the recipe of ours.
     recipe_of = importlib.import_module("openblip.plan.sizing").find_recipe
     monkeypatch.setattr(
