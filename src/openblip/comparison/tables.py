@@ -16,6 +16,8 @@ from openblip.sources.delimited import csv_text
 _CANNOT, _NOT_YET = "-", "?"
 # Two-sided level at which a difference is marked.
 _LEVEL = 0.05
+# Of a gain that is next to nothing, the number of images says that alone.
+_MANY = 1_000_000
 _NEEDED = (
     "Needed: about how many test images would decide a gain of this size, at a level of 5 % and in "
     "four tests of five; more seeds, where no number of images would."
@@ -170,7 +172,9 @@ def _images(findings: Findings, model: str, baseline: str, figure: str) -> list[
     if verdict(mine.minus(other)) != "not decided":
         return [f"{mine.num_images:,}", "enough"]
     needed = mine.images_needed(other)
-    return [f"{mine.num_images:,}", "more seeds" if needed is None else f"{needed:,}"]
+    if needed is None:
+        return [f"{mine.num_images:,}", "more seeds"]
+    return [f"{mine.num_images:,}", f"{needed:,}" if needed <= _MANY else f"over {_MANY:,}"]
 
 
 def _charts(findings: Findings, table: TableSpec) -> Iterator[_Chart]:

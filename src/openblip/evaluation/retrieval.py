@@ -7,7 +7,7 @@ contrast chooses, and the scores by which matching ranks them again.
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeGuard
 
@@ -177,12 +177,8 @@ def evaluate_retrieval(
     started = time.perf_counter()
     weight = None
     if weigh_on is not None and use_itm and can_match(model):
-        other = evaluate_retrieval(
-            model,
-            table,
-            split=weigh_on,
-            **{**vars(settings), "weigh_on": None},
-        )
+        plain = vars(replace(settings, weigh_on=None))
+        other = evaluate_retrieval(model, table, split=weigh_on, **plain)
         weight = fit_match_weight(other.pairs, float(model.matcher.temperature.detach()))
     gallery = read_gallery(table, split, max_words, cleaning_of(model))
     check_reachable(table, gallery.rows)
