@@ -47,8 +47,8 @@ from openblip.world.scene import Dice
 NAMED = replace(WORLD, names=0.5)
 SHARES = (0.0, 0.25, 0.5)
 """Of typed negatives."""
-THRESHOLD = 0.1
-"""The demo's, above which its filter keeps a text."""
+THRESHOLD = 0.05
+"""Of the filter, above which a given text is read."""
 WRITING = {
     "nucleus": Decoding(method="nucleus", top_p=0.9, max_length=32),
     "beam": Decoding(num_beams=3, max_length=32),
@@ -150,7 +150,7 @@ def captioners(
         texts = {
             "alone": written(rows, blips["alone"], decoding, None),
             "given": written(rows, blips["given"], decoding, rows.texts),
-            "given above 0.1": written(rows, blips["given"], decoding, admitted),
+            f"given above {THRESHOLD:g}": written(rows, blips["given"], decoding, admitted),
         }
         found[method] = {
             name: {**names_kept(rows, own), **described(rows, own)} for name, own in texts.items()

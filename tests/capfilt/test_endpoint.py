@@ -112,6 +112,20 @@ def test_each_captioner_is_told_its_own_instruction(
         replace(settings, captioner=models["captioner"], instruction=("a", "b"))
 
 
+def test_instructions_are_flags_of_one_value_each(
+    table: PairTable, models: Models, server: ChatServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    captioner = f"openai:{server.url}#tiny"
+    words = ["--captioner", captioner, f"{captioner}2", "--filter", models["filter"]]
+    told = ["--instruction", "Name it.", "--instruction", "Count them."]
+    assert main(["capfilt", "run", *told, table.uri, *words, "--processes=1"]) == 0
+    assert {body["messages"][0]["content"][1]["text"] for body in server.bodies} == {*told[1::2]}
+    # A flag of several values takes the table, too, where it stands behind them.
+    swallowed = ["--captioner", captioner, table.uri, "--filter", models["filter"]]
+    assert main(["capfilt", "run", *swallowed]) == 2
+    assert "--filter has no model" in capsys.readouterr().err
+
+
 def test_requests_of_many_batches_are_under_way_at_once(
     table: PairTable, models: Models, server: ChatServer
 ) -> None:

@@ -111,7 +111,7 @@ def test_a_captioner_that_reads_a_given_text_is_trained_saved_and_used(
     blip.save(tmp_path / "copy")
     copy = load(tmp_path / "copy", device="cpu")
     assert (copy.given_tokens, copy.name_tokens) == (7, blip.name_tokens)
-    # Generic names, if there are none in the web texts of the table.
+    # Common names, if there are none in the web texts of the table.
     assert unpack_tokens(blip.name_tokens, blip.tokenizer.vocab_size).any()
     capsys.readouterr()
     caption = ["caption", photo, "--device=cpu", "--max-length=12"]

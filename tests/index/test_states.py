@@ -52,6 +52,7 @@ def test_8_bits_of_any_width_and_of_nothing(tmp_path: Path, width: int) -> None:
     states = torch.randn(4, width, generator=torch.Generator().manual_seed(0))
     assert (_stored(cache, states) - states).abs().max() <= states.abs().max() / 127
     assert torch.equal(_stored(cache, torch.zeros(4, width)), torch.zeros(4, width))
+    assert _stored(cache, torch.zeros(0, width)).shape == (0, width)
 
 
 def _stored(cache: StateCache, states: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ import hashlib
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from heapq import nsmallest
@@ -131,6 +131,8 @@ class Corruptions:
         *(Name(word, True) for word in _GENERIC_PLACES.split()),
     )
     """What texts are given as names."""
+    grounded: frozenset[str] = frozenset((*_GENERIC_NAMES.split(), *_GENERIC_PLACES.split()))
+    """Those that are names for sure: a captioner writes them from a given text alone."""
     frequencies: Mapping[str, int] = field(default_factory=dict)
     """In how many of `rows` a word stands."""
     substitutes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -172,6 +174,7 @@ class Corruptions:
             corruptions,
             boilerplate=web.boilerplate(corruptions.frequencies) or _GENERIC_BOILERPLATE,
             names=(*cls.names, *web.names(corruptions.frequencies)),
+            grounded=cls.grounded | web.sure_names(corruptions.frequencies),
         )
         swapped = sum(corruptions._swaps(texts[0], texts) != [] for _, texts in rows)
         if swapped < 0.05 * len(rows):
@@ -331,18 +334,19 @@ class Corruptions:
         names = self.names if may_be_anybody else self.places
         return self._random(row_id, "name", number).choice(names)
 
-    def name_tokens(self, tokenizer: TextTokenizer) -> set[int]:
-        """Tokens that stand in names, and in no human text and no word that leads to a name."""
-        texts = [text for _, texts in self.rows for text in texts]
-        named, other = (
-            {
-                token
-                for own in tokenizer.pieces([tokenizer.cleaning.caption(text) for text in some])
-                for token in own
-            }
-            for some in ([name.word for name in self.names], [*texts, *_LEADING])
-        )
-        return named - other
+    def name_tokens(self, tokenizer: TextTokenizer) -> tuple[set[int], set[int]]:
+        """Tokens that names begin with within a text, and all of human texts and before names."""
+
+        def pieces(texts: Iterable[str]) -> list[list[int]]:
+            return tokenizer.pieces([tokenizer.cleaning.caption(text) for text in texts])
+
+        (leader,) = pieces(_LEADING[2:3])
+        # Behind a word: some tokenizers begin a word otherwise where it begins a text.
+        behind = pieces(f"{_LEADING[2]} {word}" for word in sorted(self.grounded))
+        begins = {own[len(leader)] for own in behind if len(own) > len(leader)}
+        others = pieces([text for _, texts in self.rows for text in texts] + [*_LEADING])
+        special = {*tokenizer.special.__dict__.values()}
+        return begins - special, {token for own in others for token in own}
 
     @cached_property
     def places(self) -> tuple[Name, ...]:
@@ -415,6 +419,8 @@ class _WebTexts:
         self._counts: Counter[str] = Counter()
         self._examples: dict[str, str] = {}
         self._capital: Counter[str] = Counter()
+        # Capital though it neither begins a text nor stands in a title.
+        self._inside: set[str] = set()
         self._small: set[str] = set()
 
     def add(self, texts: Sequence[str]) -> None:
@@ -423,9 +429,13 @@ class _WebTexts:
             template = _DIGITS.sub("{number}", text.strip())
             self._counts[template.lower()] += 1
             self._examples.setdefault(template.lower(), template)
-            for word in WORD.findall(text):
+            words = WORD.findall(text)
+            is_title = 2 * sum(word[:1].isupper() for word in words) > len(words)
+            for place, word in enumerate(words):
                 if word[:1].isupper() and not word.isupper():
                     self._capital[word] += 1
+                    if place and not is_title:
+                        self._inside.add(word)
                 else:
                     self._small.add(word.lower())
         if len(self._counts) > _MOST_TEXTS:
@@ -445,6 +455,10 @@ class _WebTexts:
             if 2 * sum(word in human for word in words) < max(len(words), 1):
                 found.append(self._examples[template])
         return tuple(found)
+
+    def sure_names(self, human: Mapping[str, int]) -> set[str]:
+        """Those of `names` that are capital for no other reason."""
+        return {name.word for name in self.names(human)} & self._inside
 
     def names(self, human: Mapping[str, int]) -> list[Name]:
         """Capital words that nowhere stand in small letters; half are used as places."""

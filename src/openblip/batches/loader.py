@@ -190,8 +190,9 @@ class PairLoader(StepLoader[Batch]):
         if self._texts_to_make is None or not self._reads_given:
             return set()
         own = [one.name_tokens(self._tokenizer) for one in self._texts_to_make.corruptions]
+        names, others = (set.union(*some) for some in zip(*own, strict=True))
         # What stands in a human text of any table is no name's alone.
-        return set.intersection(*own)
+        return names - others
 
     @property
     def batches_per_epoch(self) -> float:

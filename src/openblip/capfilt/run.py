@@ -21,6 +21,7 @@ from openblip.jobs.pools import RayCluster, ThisMachine, open_pool
 from openblip.jobs.run import Run
 from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
 from openblip.sources.row_images import check_reachable
+from openblip.table.columns import column_state
 from openblip.table.table import PairTable
 
 # Rows whose captions are looked at for words that the filter does not know, and how far.
@@ -88,7 +89,8 @@ def run_capfilt(
     job = CapFiltJob.prepare(str(table), settings, requests)
     shared = _shared(job, place.num_workers())
     run = Run(job, TableColumns(job), lambda: open_pool(shared, place, save_seconds))
-    is_other = METADATA_KEY in opened.metadata and not job.is_committed(opened)
+    # Without a note the columns may be of this job, whose last start was killed at the end.
+    is_other = column_state(opened, METADATA_KEY) != {} and not job.is_committed(opened)
     replaced = opened.version if is_other and "synthetic" in opened.columns else None
     if not run.look().is_complete:
         _warn_of_unknown_words(job)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from openblip.cli.data import WithoutName
-from openblip.cli.flags import Backend, WorkerFlags, takes
+from openblip.cli.flags import Backend, UsageError, WorkerFlags, takes
 from openblip.cli.output import check_outputs, print_json, print_table, printable
 from openblip.inference.decoding import Decoding
 from openblip.runtime.ranges import Count, Finite, NotNegative, Positive, Seed, Share
@@ -30,9 +30,10 @@ _HERE = WorkerFlags()
 class OtherCaptioners:
     """Flags of captioners that are not ours."""
 
-    instruction: tuple[str, ...] = ()
-    """hf: and openai: what is said beside the image: one for all, or one for each such captioner in
-    their order; default: to describe it in one sentence, where a model is talked to."""
+    instruction: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """hf: and openai: what is said beside the image: given once for all, or once for each such
+    captioner in their order; by default to describe it in one sentence, where a model is talked to.
+    """
     max_new_tokens: Count = 64
     """hf: and openai: most tokens of a text."""
     image_side: Count = 1024
@@ -127,6 +128,11 @@ def run(
     from openblip.capfilt.run import run_capfilt
 
     cluster = where.cluster()
+    if not captioner or not filter:
+        raise UsageError(
+            f"--{'captioner' if not captioner else 'filter'} has no model: name one behind it, and "
+            "the table before all flags"
+        )
     settings = CapFiltSettings(
         captioner=captioner if len(captioner) > 1 else captioner[0],
         filter=filter if len(filter) > 1 else filter[0],

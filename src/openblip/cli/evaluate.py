@@ -73,7 +73,11 @@ def retrieval(
     found = evaluate_retrieval(
         load_embedder(with_backend(model, backend)), opened, split=split, **vars(settings)
     )
-    _note("retrieval", model, backend, opened.uri, split, vars(settings), found.metrics)
+    # As notes of before there was a weight, where there is none.
+    about = {name: value for name, value in vars(settings).items() if name != "weigh_on"}
+    if settings.weigh_on is not None:
+        about |= {"weigh_on": settings.weigh_on, "match_weight": found.match_weight}
+    _note("retrieval", model, backend, opened.uri, split, about, found.metrics)
     if results is not None:
         found.rankings.save(results)
     if report is not None:

@@ -60,17 +60,18 @@ def studio(
     if runs is not None and not runs.is_dir():
         raise RecipeError(f"--runs {runs} is no folder: give one with training runs")
     named: dict[Role, str | None] = {"captioner": captioner, "filter": filter, "vqa": vqa}
+    published: dict[Role, str] = {
+        "captioner": PUBLISHED["caption"],
+        "filter": PUBLISHED["match"],
+        "vqa": PUBLISHED["ask"],
+    }
     for role, source in named.items():
         _check_name(f"--{role}", source)
     if backend is not None:
         from openblip.checkpoints.reading import with_backend
 
         named = {role: source and with_backend(source, backend) for role, source in named.items()}
-    published: dict[Role, str] = {
-        "captioner": PUBLISHED["caption"],
-        "filter": PUBLISHED["match"],
-        "vqa": PUBLISHED["ask"],
-    }
+        published = {role: with_backend(source, backend) for role, source in published.items()}
     models = Models(named, device, published)
 
     serve(Studio(place, models=models, runs=runs), access, port, tell_address, open)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -82,14 +83,14 @@ def _data(order: Order) -> dict[str, Any]:
             find_object(made["by"])(aside, **made["settings"])
             aside.rename(place)
     else:
-        left_out = {}
+        left_out: dict[str, Counter[str]] = {}
         for values in order.settings["sources"]:
             spec = from_plain(SourceSpec, values, "sources")
             found = import_pairs(
                 spec.source, place, spec.format, spec.origin, spec.split, ids=spec.ids
             )
             if found.skipped:
-                left_out[spec.source] = found.skipped
+                left_out.setdefault(spec.source, Counter()).update(found.skipped)
         return {"rows": len(PairTable.open(place)), "left_out": left_out}
     return {"rows": len(PairTable.open(place))}
 

@@ -130,15 +130,14 @@ class SeedScores:
     @cached_property
     def _by_images(self) -> NDArray[np.float64]:
         """Each seed's figure of resamples of images, (seeds, samples); equal draws as above."""
-        generators = [
-            np.random.default_rng(0 if self.is_shared else n) for n in range(len(self.seeds))
-        ]
-        return np.stack(
-            [
-                _resampled(_times_drawn(generator, _NUM_SAMPLES, rows.shape[1]), rows)
-                for generator, rows in zip(generators, self.seeds, strict=True)
-            ]
-        )
+        figures = []
+        for number, rows in enumerate(self.seeds):
+            generator = np.random.default_rng(0 if self.is_shared else number)
+            size = max(1, _BLOCK_NUMBERS // rows.shape[1])
+            counts = [min(size, _NUM_SAMPLES - n) for n in range(0, _NUM_SAMPLES, size)]
+            blocks = [_resampled(_times_drawn(generator, n, rows.shape[1]), rows) for n in counts]
+            figures.append(np.concatenate(blocks))
+        return np.stack(figures)
 
     @cached_property
     def _samples(self) -> NDArray[np.float64]:

@@ -81,6 +81,12 @@ class StageGraph:
             PROTOCOLS[spec.task].settings, spec.settings, f"tasks.{task}.settings"
         )
         values = _plain(settings)
+        if values.get("weigh_on") == spec.split:
+            raise FieldError(
+                f"tasks.{task}.settings.weigh_on",
+                f"tasks.{task}: weigh_on is {spec.split!r}, the split that is evaluated; give "
+                "another one",
+            )
         for name in ("ranking", "weigh_on"):
             if name in values and values[name] == getattr(RetrievalSettings, name):
                 # Stages of before this setting count as finished.

@@ -196,4 +196,5 @@ def _restored(tensors: Mapping[str, Tensor]) -> Tensor:
 def _in_groups(states: Tensor) -> Tensor:
     """(patches, groups, channels) of (patches, width): those that share a scale."""
     patches, width = states.shape
-    return states.reshape(patches, -1, math.gcd(width, _GROUP))
+    group = math.gcd(width, _GROUP)
+    return states.reshape(patches, width // group, group)

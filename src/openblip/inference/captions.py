@@ -125,7 +125,7 @@ def caption_encoded(
             tokenizer.special,
             None if seeds is None else [seeds[place] for place in places],
             num_captions,
-            Grounding(tokenizer, name_tokens, given, start) if name_tokens else None,
+            Grounding(tokenizer, name_tokens, given, start, given_tokens) if name_tokens else None,
         )
         for place, of_image in zip(places, texts, strict=True):
             captions[place] = [_caption(tokenizer, text, start) for text in of_image]
@@ -135,76 +135,97 @@ def caption_encoded(
 class Grounding:
     """Has a caption take names from its given text, and from nowhere else.
 
-    A token that stands in names alone is written as it stands in a word of the given text, from the
-    word's first piece to its last, and at most once. How likely a name comes next stays as the
-    model says; whose it is, the given text decides. Else the names that were most frequent in
-    training would be written, whoever is named; and without a given text they are not written.
+    A token that names alone begin with is written where it begins a word of the given text, which
+    then is written to its end, and once. How likely a name comes next stays as the model says;
+    whose it is, the given text decides. Else the names that were most frequent in training would be
+    written, whoever is named; and without a given text they are not written.
     """
 
     def __init__(
-        self, tokenizer: TextTokenizer, name_tokens: str, given: int, prompt_tokens: int
+        self,
+        tokenizer: TextTokenizer,
+        name_tokens: str,
+        given: int,
+        prompt_tokens: int,
+        given_tokens: int,
     ) -> None:
         """Of texts whose prompts have the same lengths.
 
         Args:
             tokenizer: of the texts.
-            name_tokens: those that stand in names alone, packed by `pack_tokens`.
+            name_tokens: those that names alone begin with, packed by `pack_tokens`.
             given: ids behind `[DEC]` that are given, the `[SEP]` behind them included.
             prompt_tokens: ids before the caption, `[DEC]` included.
+            given_tokens: longest given text, without its `[SEP]`.
         """
         self._tokenizer, self._given, self._prompt = tokenizer, given, prompt_tokens
-        self._own = ~unpack_tokens(name_tokens, tokenizer.vocab_size)
+        # The last word of a text that was cut may be a part of one.
+        self._may_be_cut = given > given_tokens
+        self._names = unpack_tokens(name_tokens, tokenizer.vocab_size)
         self._words: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
 
     def __call__(
         self, scores: Float[Tensor, "rows vocab"], ids: Int[Tensor, "rows length"]
     ) -> Float[Tensor, "rows vocab"]:
         """The scores, logits or log-probabilities, of the tokens that may come next."""
-        allowed, foreign = self._allowed(ids).to(scores.device), ~self._own.to(scores.device)
+        allowed, names = self._allowed(ids).to(scores.device), self._names.to(scores.device)
         never = torch.tensor(float("-inf"), device=scores.device)
-        there = scores.where(foreign & allowed, never).logsumexp(dim=1, keepdim=True)
-        anywhere = scores.where(foreign, never).logsumexp(dim=1, keepdim=True)
-        # Where such a word is less likely than not, a share of it is what the model does not know.
+        there = scores.where(names & allowed, never).logsumexp(dim=1, keepdim=True)
+        anywhere = scores.where(names, never).logsumexp(dim=1, keepdim=True)
+        # Where a name is less likely than not, a share of it is what the model does not know.
         expects = anywhere - scores.logsumexp(dim=1, keepdim=True) > math.log(0.5)
         # Where the given text has none, there is nobody to take what they all had.
         moved = (anywhere - there).where(expects & (there > never), 0.0)
-        return (scores + moved * foreign).where(allowed, never)
+        return (scores + moved * names).where(allowed, never)
 
     def _allowed(self, ids: Int[Tensor, "rows length"]) -> Bool[Tensor, "rows vocab"]:
         """Which tokens may come next in each row."""
-        allowed = self._own.repeat(len(ids), 1)
+        allowed = (~self._names).repeat(len(ids), 1)
         for row, own in zip(allowed, ids.tolist(), strict=True):
-            text = tuple(own[self._prompt :])
-            given = self._words_of(tuple(own[1 : self._given]))
-            # A name that stands there already is not said again.
-            words = [word for word in given if word not in _runs(text, len(word))]
+            text, words = tuple(own[self._prompt :]), self._words_of(tuple(own[1 : self._given]))
+            ends = [word for word in words if text[-len(word) :] == word]
             begun = [
-                (word[:k], word[k])
+                word[k]
                 for word in words
                 for k in range(1, min(len(word), len(text) + 1))
                 if text[-k:] == word[:k]
             ]
-            # Within a word of the given text there is no way but its own.
-            forced = [piece for before, piece in begun if not self._own[list(before)].all()]
-            if forced:
+            # Within a name there is no way but its own; a short name may begin a longer one.
+            if begun and not ends:
                 row.fill_(False)
-                row[forced] = True
             else:
-                row[[word[0] for word in words] + [piece for _, piece in begun]] = True
+                row[[word[0] for word in words if word not in _said(text, words)]] = True
+            row[begun] = True
         return allowed
 
     def _words_of(self, given: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """The words of a given text that have tokens of names."""
+        """The names of a given text, each once: what stands between spaces and punctuation."""
         if given not in self._words:
             words = find_words(self._tokenizer, given)
-            pieces = [tuple(given[place] for place in word.places) for word in words]
-            self._words[given] = [own for own in pieces if not self._own[list(own)].all()]
+            # Joined to it by an apostrophe or a slash is another word.
+            parts = [
+                tuple(given[place] for place in run)
+                for word in (words[:-1] if self._may_be_cut else words)
+                for is_sign, run in groupby(word.places, lambda place: self._is_sign(given[place]))
+                if not is_sign
+            ]
+            self._words[given] = [own for own in dict.fromkeys(parts) if self._names[own[0]]]
         return self._words[given]
 
+    def _is_sign(self, token_id: int) -> bool:
+        return _is_punctuation(self._tokenizer.decode([token_id]).removeprefix(_WITHIN))
 
-def _runs(text: tuple[int, ...], length: int) -> set[tuple[int, ...]]:
-    """All runs of so many ids in a text."""
-    return {text[start : start + length] for start in range(len(text) - length + 1)}
+
+def _said(text: tuple[int, ...], words: Sequence[tuple[int, ...]]) -> set[tuple[int, ...]]:
+    """Which words stand in a text; one that begins a longer one of them does not with that."""
+    said, place = set(), 0
+    while place < len(text):
+        found = [word for word in words if text[place : place + len(word)] == word]
+        longest = max(found, key=len, default=None)
+        if longest is not None:
+            said.add(longest)
+        place += len(longest or (0,))
+    return said
 
 
 def _start(

@@ -49,6 +49,10 @@ class TrainingError(OpenBlipError):
     """Training cannot go on: a non-finite loss, or a run directory of another recipe."""
 
 
+class OtherRunError(TrainingError):
+    """A run directory belongs to another recipe."""
+
+
 def install_extra(name: str) -> str:
     """The remedy where the packages of an extra are missing, for the end of a message."""
     return f"pip install 'openblip[{name}]'"

@@ -9,7 +9,7 @@ from pathlib import Path
 from openblip.batches.step_loader import AnyLoader
 from openblip.batches.tokenizer import TextTokenizer
 from openblip.objectives.settings import ContrastObjectives
-from openblip.runtime.errors import OpenBlipWarning, TrainingError
+from openblip.runtime.errors import OpenBlipWarning, OtherRunError, TrainingError
 from openblip.table.table import PairTable
 from openblip.training.build import make_tokenizer, resolve
 from openblip.training.loaders import with_fitting_queue
@@ -101,13 +101,13 @@ def _check_same_recipe(recorded: Recipe, recipe: Recipe, run_dir: Path) -> None:
         return
     last = run_dir / "checkpoints" / "last"
     if changed.startswith(("train.steps", "train.epochs")):
-        raise TrainingError(
+        raise OtherRunError(
             f"{run_dir} belongs to a run of another length: {changed}. Its learning rate "
             f"(schedule.kind {recipe.schedule.kind}) falls until the last step, so that a longer "
             "run differs from its first step on. To train on from its weights, choose another run "
             f"directory and --init-from {last}"
         )
-    raise TrainingError(
+    raise OtherRunError(
         f"{run_dir} belongs to a run of another recipe: {changed}. Go on with that recipe, or "
         f"choose another run directory (--init-from {last} starts from its weights)"
     )

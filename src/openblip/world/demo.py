@@ -34,7 +34,7 @@ from openblip.objectives.settings import CaptionerObjectives, FilterObjectives, 
 from openblip.recipes.finetune import PROMPT
 from openblip.runtime.atomic import replace_file
 from openblip.runtime.charts import bars
-from openblip.runtime.errors import DataError, TrainingError
+from openblip.runtime.errors import DataError, OtherRunError
 from openblip.runtime.locks import only_here
 from openblip.runtime.page import CardText, Page
 from openblip.sources.row_images import row_image
@@ -322,7 +322,7 @@ class _Stages:
         self.table = folder / "pairs.lance"
         self.seconds: dict[str, float] = {}
         # A damaged file says nothing of times; the stages know themselves what is done.
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, TypeError, AttributeError):
             told = json.loads((folder / _SECONDS_FILE).read_text(encoding="utf-8"))
             self.seconds = {str(name): float(spent) for name, spent in told.items()}
 
@@ -338,7 +338,7 @@ class _Stages:
         with self._stage(name, f"training: {name}"):
             try:
                 result = train(replace(recipe, train=loop), self.folder / name)
-            except TrainingError as error:
+            except OtherRunError as error:
                 raise DataError(
                     f"{self.folder} has a demonstration with other settings ({error}); give "
                     "another folder with -o"
