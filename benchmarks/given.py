@@ -47,7 +47,7 @@ from openblip.world.scene import Dice
 NAMED = replace(WORLD, names=0.5)
 SHARES = (0.0, 0.25, 0.5)
 """Of typed negatives."""
-THRESHOLD = 0.05
+THRESHOLD = 0.01
 """Of the filter, above which a given text is read."""
 WRITING = {
     "nucleus": Decoding(method="nucleus", top_p=0.9, max_length=32),
