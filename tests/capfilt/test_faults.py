@@ -176,7 +176,7 @@ def test_an_image_that_crashes_its_decoder_is_recorded(
     assert [n for n, reason in enumerate(reasons) if reason] == [3, 20, 30]
     assert "'crash': its decoder died (SIGSEGV)" in reasons[20]
     # All processes warn, also those that take the place of dead ones; whoever reads it needs one.
-    assert output.count("openblip capfilt run: this filter was trained for") == 1
+    assert output.count("openblip capfilt run: warning: this filter was trained for") == 1
     assert ".py:" not in output
 
 
