@@ -50,11 +50,10 @@ class OtherCaptioners:
 
     def settings(self) -> dict[str, Any]:
         """What decides what is written."""
+        several = len(self.instruction) > 1
         return {
             # One is stored as it was before there could be several.
-            "instruction": (self.instruction or (None,))[0]
-            if len(self.instruction) < 2
-            else self.instruction,
+            "instruction": self.instruction if several else next(iter(self.instruction), None),
             "max_new_tokens": self.max_new_tokens,
             "image_side": self.image_side,
         }
