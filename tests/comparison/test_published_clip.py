@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from openblip.batches.tokenizer import TextTokenizer
+from openblip.cli import main
 from openblip.comparison.run import Compared, compare, read_comparison
 from openblip.comparison.spec import read_spec
 from openblip.evaluation.classification import evaluate_classification
@@ -160,3 +161,16 @@ def test_models_in_the_wrong_field_are_named_before_anything_runs(place: Path) -
         with pytest.raises(RecipeError, match=rf"tiny\.yaml, line \d+: .*{message}"):
             read_comparison(written(place, FILE.replace(before, after)), place / "out")
     assert not (place / "out").exists()
+
+
+def test_a_weight_of_what_it_cannot_do_is_told(
+    place: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = str(place / "labelled.lance")
+    words = ["evaluate", "retrieval", str(place / "clip"), table, "--ranking", "combined"]
+    assert main([*words, "--weigh-on", "val"]) == 0
+    told = capsys.readouterr()
+    assert "does not match: contrast alone ranks, and --weigh-on weighs nothing" in told.err
+    ours = ["evaluate", "retrieval", str(place / "ours"), table, "--ranking", "combined"]
+    assert main([*ours, "--weigh-on", "test"]) == 1
+    assert "the split that is evaluated" in capsys.readouterr().err

@@ -73,6 +73,9 @@ def retrieval(
     found = evaluate_retrieval(
         load_embedder(with_backend(model, backend)), opened, split=split, **vars(settings)
     )
+    if settings.weigh_on is not None and found.match_weight is None:
+        told = f"{model} does not match: contrast alone ranks, and --weigh-on weighs nothing"
+        print(told, file=sys.stderr)
     # As notes of before there was a weight, where there is none.
     about = {name: value for name, value in vars(settings).items() if name != "weigh_on"}
     if settings.weigh_on is not None:
