@@ -17,10 +17,10 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from benchmarks.flickr8k_noise import Record, divided, read, with_noise
-from benchmarks.imagenet import lite0
 from torch import Tensor, nn
 
+from flickr8k_noise import Record, divided, read, with_noise
+from imagenet import lite0
 from openblip import metrics
 from openblip.batches.transforms import eval_transform
 from openblip.sources.images import open_image

@@ -20,8 +20,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import torch
-from benchmarks.capfilt_throughput import photograph, save_models
 
+from capfilt_throughput import photograph, save_models
 from openblip import Blip, Decoding, MedConfig, load
 from openblip.inference.encoding import EncodedImages
 from openblip.inference.generation import generate

@@ -2,6 +2,8 @@
 
     python benchmarks/gpu.py --minutes 9 --output gpu.json          # one GPU, BLIP-base and ViT-L
     python benchmarks/gpu.py --size tiny --device cpu               # the same program, in a minute
+    python benchmarks/gpu.py --photographs photographs.zip          # with the experiment of
+                                                                    # photographs.py at the end
 
 Parts run in the order of their worth. The JSON is written anew after each, so that a run which is
 cut off keeps what it has; a part that does not fit into the time left, or needs a package that is
@@ -91,6 +93,8 @@ class Bench:
     """All parts were asked for."""
     until: float
     output: Path | None
+    photographs: Path | None = None
+    """Of `photographs.py`."""
     results: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -534,6 +538,18 @@ def divided_step(bench: Bench) -> dict[str, Any]:
     return found
 
 
+def capfilt_on_photographs(bench: Bench) -> dict[str, Any]:
+    """Models of noise, of CapFilt and of clean texts, three seeds or as many as time allows."""
+    if bench.photographs is None:
+        raise Skipped("--photographs names no file; photographs.py makes one")
+    import photographs
+
+    experiment = photographs.tiny_experiment()
+    if not bench.is_small:
+        experiment = photographs.lite0_experiment()
+    return photographs.run(bench.photographs, experiment, bench.device, (0, 1, 2), bench.until)
+
+
 class Skipped(Exception):  # noqa: N818 - a reason, not an error
     """Why a part was left out."""
 
@@ -561,6 +577,7 @@ LIST = (
     Part("CapFilt job", capfilt, ("lance", "pyarrow", "tokenizers", "safetensors"), 60),
     Part("FSDP2 with one process", divided_step, (), 40),
     Part("training step, compiled models", compiled_models, (), 120),
+    Part("CapFilt on photographs", capfilt_on_photographs, ("tokenizers",), 90),
 )
 NEEDS = {part.name: part.needs for part in LIST}
 """Packages of each part besides those of all."""
@@ -617,13 +634,22 @@ def main() -> int:
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--only", nargs="+", help="parts whose names contain one of these words")
     parser.add_argument("--output", type=Path, help="write the JSON there, anew after each part")
+    parser.add_argument("--photographs", type=Path, help="of photographs.py")
     options = parser.parse_args()
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         parser.error("there is no GPU; --device cpu --size tiny runs the same program")
     until = time.perf_counter() + 60 * options.minutes
     small = options.size == "tiny"
-    bench = Bench(device, sizes_of(options.size), small, not options.only, until, options.output)
+    bench = Bench(
+        device,
+        sizes_of(options.size),
+        small,
+        not options.only,
+        until,
+        options.output,
+        options.photographs,
+    )
     bench.results = {"machine": machine(bench), "parts": {}}
     print(json.dumps(bench.results["machine"]), flush=True)
     with on_one_thread(bench):

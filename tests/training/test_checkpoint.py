@@ -174,6 +174,35 @@ def test_best_and_last_stay(tmp_path: Path) -> None:
     assert steps_in(store) == ["best", "last", step_name(4)]
 
 
+def test_of_a_run_that_was_copied_without_its_links_they_stand_again(tmp_path: Path) -> None:
+    # As scp and the clients of object stores copy: what a link names comes as a folder.
+    store = CheckpointStore(tmp_path)
+    for name in (step_name(4), "last", "best"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").touch()
+    assert store.latest() == tmp_path / step_name(4)
+    (tmp_path / step_name(6)).mkdir()
+    store.point(last=6, best=4)
+    assert steps_in(store) == ["best", "last", step_name(4), step_name(6)]
+    assert (tmp_path / "last").readlink() == Path(step_name(6))
+    assert (tmp_path / "best").readlink() == Path(step_name(4))
+
+
+def test_a_best_that_was_copied_goes_with_its_checkpoint(tmp_path: Path) -> None:
+    store = CheckpointStore(tmp_path)
+    for name in (step_name(4), "best"):
+        (tmp_path / name).mkdir()
+    store.point(last=4, best=None)
+    assert steps_in(store) == ["last", step_name(4)]
+
+
+def test_a_last_without_its_checkpoint_is_told_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "last").mkdir()
+    with pytest.raises(CheckpointError, match=r"last: .* rename it to step-"):
+        CheckpointStore(tmp_path).latest()
+    assert (tmp_path / "last").is_dir()
+
+
 def test_before_the_first_judgement_there_is_no_best(tmp_path: Path) -> None:
     (tmp_path / step_name(1)).mkdir()
     store = CheckpointStore(tmp_path)

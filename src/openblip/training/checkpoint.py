@@ -8,6 +8,7 @@ processes reads, since tensors go by their names and are whole whoever wrote whi
 """
 
 import json
+import os
 import pickle
 import shutil
 import warnings
@@ -97,8 +98,20 @@ class CheckpointStore:
         self._num_last = num_last
 
     def latest(self) -> Path | None:
-        """The checkpoint with the most steps; None if there is none."""
-        return max(self.folder.glob("step-*"), default=None)
+        """The checkpoint with the most steps; None if there is none.
+
+        Raises:
+            CheckpointError: `last` stands there without the checkpoint that it is a copy of.
+        """
+        latest = max(self.folder.glob("step-*"), default=None)
+        last = self.folder / "last"
+        if latest is None and last.is_dir():
+            raise CheckpointError(
+                f"{last}: a checkpoint, but not under its own name. To go on with it rename it to "
+                f"{step_name(1)} with its number of steps ({RUN_STATE_FILE} says it); to begin "
+                "anew give another folder"
+            )
+        return latest
 
     def by_step(self) -> dict[int, Path]:
         """All checkpoints by the steps that they were made after, in that order."""
@@ -113,17 +126,15 @@ class CheckpointStore:
         self._link("last", step_name(last))
         if best is not None and (self.folder / step_name(best)).exists():
             self._link("best", step_name(best))
-        else:
-            (self.folder / "best").unlink(missing_ok=True)
+        elif os.path.lexists(self.folder / "best"):
+            self._take_name(self.folder / "best")
         # Links first, then the removal: killed in between, a run has too many checkpoints.
         kept = {(self.folder / link).resolve().name for link in ("last", "best")}
         before = [path.name for step, path in self.by_step().items() if step <= last]
         kept.update(before[-self._num_last :])
         for path in self.folder.glob("step-*"):
             if path.name not in kept:
-                # It loses its name first: killed within the removal, a folder would bear it that
-                # is not complete.
-                path.rename(path.with_name(f".{path.name}.{uuid4().hex[:8]}.removed"))
+                self._take_name(path)
         # Names with a dot are that, and what a killed process left unfinished.
         for path in self.folder.glob(".*"):
             if path.is_symlink():
@@ -131,7 +142,15 @@ class CheckpointStore:
             else:
                 shutil.rmtree(path)
 
+    def _take_name(self, path: Path) -> None:
+        # Before the removal: killed within it, a folder would bear a name that is not complete.
+        path.rename(path.with_name(f".{path.name}.{uuid4().hex[:8]}.removed"))
+
     def _link(self, link: str, target: str) -> None:
+        # What copies a run may follow links (scp, object stores). Then this is a checkpoint a
+        # second time, and no link can take its place.
+        if (self.folder / link).is_dir() and not (self.folder / link).is_symlink():
+            self._take_name(self.folder / link)
         # A link cannot be changed, but replaced in one step: no moment without `last`.
         fresh = self.folder / f".{link}.unfinished"
         fresh.unlink(missing_ok=True)
