@@ -5,13 +5,13 @@
 #   docker run -p 127.0.0.1:7863:7863 -v "$PWD":/data openblip \
 #     studio photos/ --host 0.0.0.0 --token "$TOKEN"
 ARG PYTHON=3.12
+ARG EXTRAS=studio,cloud,heif,transformers
 FROM python:${PYTHON}-slim AS build
 WORKDIR /source
 COPY . .
 RUN pip install --no-cache-dir build && python -m build --wheel --outdir /wheels
 
 FROM python:${PYTHON}-slim AS base
-ARG EXTRAS=studio,cloud,heif,transformers
 RUN pip install --no-cache-dir uv \
  && useradd --create-home --uid 1000 openblip \
  && mkdir -p /data /home/openblip/.cache \
@@ -33,10 +33,12 @@ words = pathlib.Path('/proc/1/cmdline').read_text().split('\\0'); \
 # uv knows the builds of torch by name; pip would need the address of an index.
 FROM base AS cuda
 ARG TORCH=cu128
-RUN uv pip install --system --no-cache --torch-backend="$TORCH" "$(ls /wheels/*.whl)[$EXTRAS]"
+ARG EXTRAS
+RUN uv pip install --system --no-cache --torch-backend="$TORCH" "$(ls /wheels/*.whl)[${EXTRAS:?}]"
 USER openblip
 
 # The last one is what is built where no target is named.
 FROM base AS cpu
-RUN uv pip install --system --no-cache --torch-backend=cpu "$(ls /wheels/*.whl)[$EXTRAS]"
+ARG EXTRAS
+RUN uv pip install --system --no-cache --torch-backend=cpu "$(ls /wheels/*.whl)[${EXTRAS:?}]"
 USER openblip

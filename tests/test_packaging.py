@@ -269,3 +269,14 @@ def test_a_release_check_finds_what_is_planted(tmp_path: Path) -> None:
     assert "LICENSE is not there" in found["files that people look for"]
     assert found["links between the files of the repository"] == ["a.md: gone.md"]
     assert [line.startswith("a.md:2: hf_") for line in found["secrets"]] == [True]
+
+
+def test_a_stage_of_the_container_declares_what_it_uses() -> None:
+    # Not every builder lets a stage inherit arguments; an empty one would be no extra at all.
+    text = re.sub(r"^#.*\n", "", (ROOT / "Dockerfile").read_text(encoding="utf-8"), flags=re.M)
+    before, *stages = re.split(r"^FROM ", text, flags=re.M)
+    assert "ARG EXTRAS=" in before
+    for stage in stages:
+        declared = set(re.findall(r"^ARG (\w+)", stage, re.M))
+        used = set(re.findall(r"\$\{?([A-Z_]+)", stage.split("\n", 1)[1]))
+        assert used <= declared, stage.split("\n", 1)[0]

@@ -5,12 +5,15 @@ models under the names of the published ones. Of all other commands the real par
 so that a flag that is not there, or a number out of range, fails.
 """
 
+import csv
 import importlib
 import inspect
 import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +30,8 @@ from openblip.checkpoints.hub import PUBLISHED
 from openblip.cli import COMMANDS, main
 from openblip.inference.blip import Blip
 from openblip.model import Med, MedConfig, TextConfig, VisionConfig
+from openblip.table.table import PairTable
+from openblip.world import is_true_caption, truth_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
@@ -304,6 +309,51 @@ def test_a_page_is_followed_from_top_to_bottom(
             assert in_folder(folder, shortened(words)) == 0, f"{shown}\n{capsys.readouterr().err}"
             done += 1
     assert done >= 4, "this page shows nothing to follow"
+
+
+def judge_by_the_truth(sheet: Path, table: Path) -> None:
+    """Fills in the verdicts that somebody would give who knows the drawn scenes."""
+    pairs = PairTable.open(table)
+    rows = pairs.take(np.arange(len(pairs)), ["id", "meta"]).to_pylist()
+    truths = {row["id"]: truth_of(row["meta"]) for row in rows}
+    with sheet.open(encoding="utf-8-sig", newline="") as file:
+        texts = list(csv.DictReader(file))
+    for text in texts:
+        scene = truths[text["key"].rsplit("/", 2)[0]].scene
+        text["verdict"] = "right" if is_true_caption(text["text"], scene) else "wrong"
+    with sheet.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, texts[0])
+        writer.writeheader()
+        writer.writerows(texts)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(7200)
+def test_the_walk_leads_from_a_noisy_folder_to_a_better_model(tmp_path: Path) -> None:
+    def openblip(*words: str) -> str:
+        command = [sys.executable, "-m", "openblip", *words]
+        done = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True)
+        assert done.returncode == 0, f"{' '.join(words)}\n{done.stderr}"
+        return done.stdout
+
+    told: dict[str, str] = {}
+    for block in (block for block in BLOCKS if block.page == "docs/walk.md"):
+        for _, *words in commands_in(block):
+            if words[:2] == ["capfilt", "review"]:
+                # A person's part, as the page says: in a spreadsheet.
+                openblip(*words, "--export-sample", "sample.csv")
+                judge_by_the_truth(tmp_path / "sample.csv", tmp_path / "pairs.lance")
+                told["review"] = openblip(*words, "--verdicts", "sample.csv")
+            else:
+                told[" ".join(words)] = openblip(*words)
+    assert "with 95 % confidence; it keeps" in told["review"]
+    assert "all noise" in told["capfilt fit pairs.lance --images 400"]
+    noise, better = (
+        float(re.search(r"^ITC .* (\S+)$", told[f"evaluate retrieval {name} pairs.lance"], re.M)[1])  # type: ignore[index]
+        for name in ("noise", "better")
+    )
+    assert better > noise + 5
+    assert (tmp_path / "clean").is_dir()
 
 
 PYTHON = [block for block in BLOCKS if block.language == "python" and block.page not in NOT_RUN]
