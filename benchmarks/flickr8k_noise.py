@@ -23,6 +23,8 @@ from collections import Counter
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from openblip import import_pairs
+
 KINDS = {"other_image": 3, "truncated": 1, "boilerplate": 1}
 PHRASES = (
     "best price free shipping",
@@ -52,11 +54,8 @@ def noisy_text(kind: str, own: list[str], others: list[str], rng: random.Random)
 
 def read(flickr8k: Path) -> list[Record]:
     """The lines of captions.jsonl."""
-    return read_lines((flickr8k / "captions.jsonl").read_text(encoding="utf-8"))
-
-
-def read_lines(text: str) -> list[Record]:
-    return [json.loads(line) for line in text.splitlines()]
+    lines = (flickr8k / "captions.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
 
 
 def divided(records: list[Record], human: int, seed: int) -> tuple[list[Record], list[Record]]:
@@ -92,9 +91,6 @@ def noisy(place: Path, seed: int, source: str, human: int = 1500, noise: float =
         human: images that keep all their captions.
         noise: share of the other images whose text is noise.
     """
-    # Here, so that what makes the texts can be had without a table's libraries.
-    from openblip import import_pairs
-
     flickr8k = Path(source)
     people, rest = divided(read(flickr8k), human, seed)
     with TemporaryDirectory() as folder:

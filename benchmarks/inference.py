@@ -86,7 +86,8 @@ def make_peer(med: Med, kind: HuggingFaceKind):
     peer = PEERS[kind](transformers.BlipConfig.from_dict(config)).eval()
     peer.load_state_dict(tensors, assign=True)
     peer.tie_weights()
-    return peer.requires_grad_(False)
+    # Its numbers of positions are no weights, and have stayed on the processor.
+    return peer.to(med.image_encoder.class_token.device).requires_grad_(False)
 
 
 # --- What is done --------------------------------------------------------------------------------
@@ -521,6 +522,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     options = parse()
     torch.set_num_threads(options.threads)
+    # Convolutions of a GPU would round to 10 bits, which the peers alone have.
+    torch.backends.cudnn.allow_tf32 = False
     transformers.logging.set_verbosity_error()
     if options.child:
         run_child(*options.child, options)

@@ -108,7 +108,7 @@ def test_a_folder_is_annotated_by_a_packed_file(tmp_path: Path) -> None:
         (b'[{"image": "a.jpg", "caption": "t"}, {"ima', "if it is cut off, copy it again"),
         ("[]".encode("utf-16"), "save it as UTF-8"),
         (b"\xff\xfe\xfd" * 9, "save it as UTF-8"),
-        (b"[" * 9000, "nested too deep"),
+        (b"[" * 1_000_000, "nested too deep"),
     ],
 )
 def test_damage_is_told_in_one_short_line(tmp_path: Path, content: bytes, message: str) -> None:

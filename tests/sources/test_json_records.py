@@ -71,7 +71,7 @@ def test_a_damaged_record_of_an_array_costs_itself_and_damage_of_the_array_the_r
     ]
     file.write_text('[{"a": 1},')
     assert _read(file)[1:] == [("a.jsonl", "cannot be read from here on: the array breaks off")]
-    file.write_text('[{"a": ' + "[" * 100_000)
+    file.write_text('[{"a": ' + "[" * 1_000_000)
     assert _read(file) == [("a.jsonl", "cannot be read from here on: nested too deep")]
 
 

@@ -62,3 +62,13 @@ def test_too_many_names_are_refused_before_any_is_looked_for() -> None:
 def test_what_is_no_pattern_is_said() -> None:
     with pytest.raises(DataError, match="is no pattern"):
         matching_paths("a/**b")
+
+
+def test_two_stars_at_the_end_are_folders_on_every_python(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    (tmp_path / "a" / "c.tar").touch()
+    monkeypatch.chdir(tmp_path)
+    assert _found("a/**") == ["a", "a/b"]
+    assert _found("a/**/*.tar") == ["a/c.tar"]

@@ -215,7 +215,7 @@ class _RowDraws:
         )
         uniform = [uniform_number(seed, self._number, self._step) for seed in self._seeds]
         self._step += 1
-        tokens = invert_cumulative(probabilities.cpu(), uniform).to(scores.device)
+        tokens = invert_cumulative(probabilities, uniform).to(scores.device)
         only = torch.full_like(scores, float("-inf"))
         return only.scatter(1, tokens[:, None], 0.0)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -384,7 +383,7 @@ class NucleusChoice:
             scores, top_p=self._decoding.top_p, top_k=self._decoding.top_k
         )
         uniform = [uniform_number(*self._keys[number], step) for number in numbers]
-        return invert_cumulative(probabilities.cpu(), uniform)
+        return invert_cumulative(probabilities, uniform)
 
 
 def uniform_number(seed: int, caption: int, step: int) -> float:
@@ -401,13 +400,14 @@ def invert_cumulative(
     Tokens stand in the order of their ids: in the order of probability, rounding could swap two
     of them, and with them the draw.
     """
+    # Where they are: rows of a whole vocabulary take longer to come to the host than to be drawn
+    # from. Apple's GPUs have no float64.
+    if probabilities.device.type == "mps":
+        probabilities = probabilities.cpu()
     # In float64, and up to the sum as it is: then each token's part is as wide as it should be.
-    cumulative = probabilities.double().numpy().cumsum(axis=1)
-    targets = np.array(uniform) * cumulative[:, -1]
-    chosen = [
-        np.searchsorted(row, at, "right") for row, at in zip(cumulative, targets, strict=True)
-    ]
-    return torch.from_numpy(np.array(chosen, dtype=np.int64))
+    cumulative = probabilities.double().cumsum(dim=1)
+    targets = torch.tensor(uniform, dtype=torch.float64, device=cumulative.device)
+    return torch.searchsorted(cumulative, (targets * cumulative[:, -1])[:, None], right=True)[:, 0]
 
 
 def sample(

@@ -15,6 +15,7 @@ from typing import Any
 from openblip.runtime.documents import markdown_table
 from openblip.runtime.errors import DataError
 from openblip.sources.export_formats import DATA_FOLDER, SPLIT_NAMES, ToldFields, features
+from openblip.sources.paths import matches_below
 from openblip.sources.report import ExportReport, Reason
 from openblip.sources.source import (
     Cursor,
@@ -206,7 +207,7 @@ def _matching(folder: Path, pattern: str) -> Iterator[Path]:
     # A folder stands for what is in it where it is named, not where a pattern meets it.
     is_folder = path.parts[-1] == "**" or not _MARKS.search(pattern)
     try:
-        for found in folder.glob(pattern):
+        for found in matches_below(folder, pattern):
             if not found.is_dir():
                 yield found
             elif is_folder:

@@ -5,7 +5,7 @@ import os
 import re
 from collections.abc import Iterator, Set
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from openblip.runtime.errors import DataError
 from openblip.runtime.locks import lock_name
@@ -271,6 +271,20 @@ def _globbed(pattern: str) -> list[Path]:
     anchor = Path(path.anchor or ".")
     below = str(path.relative_to(path.anchor)) if path.anchor else pattern
     try:
-        return sorted(anchor.glob(below), key=str)
+        return sorted(matches_below(anchor, below), key=str)
     except ValueError as error:
         raise DataError(f"{pattern} is no pattern ({error})") from error
+
+
+def matches_below(folder: Path, pattern: str) -> Iterator[Path]:
+    """Files and folders that a pattern means; `**` at its end means folders alone.
+
+    Raises:
+        ValueError: it is no pattern.
+    """
+    # Pythons differ: from 3.13 on `**a` is taken for `*a`, and `a/**` for files, too.
+    parts = PurePath(pattern).parts
+    if any("**" in part and part != "**" for part in parts):
+        raise ValueError("** stands for folders, and alone between slashes")
+    found = folder.glob(pattern)
+    return (path for path in found if path.is_dir()) if parts[-1:] == ("**",) else found

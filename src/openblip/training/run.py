@@ -171,6 +171,9 @@ class _Run:
         self._settle_products()
         if recipe.train.compile:
             compile_stacks(self.task.student)
+            # Half of a step's forward passes are the teacher's.
+            if (teacher := getattr(self.task, "teacher", None)) is not None:
+                compile_stacks(teacher)
         self.trainer = Trainer(
             self.task,
             self.optimiser,
