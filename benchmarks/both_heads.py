@@ -8,6 +8,7 @@ contrast alone, with a 95 % interval over seeds and images: of each model, and t
 """
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -40,8 +41,7 @@ def main() -> None:
     options = parser.parse_args()
 
     findings = read_comparison(options.comparison, options.output, options.seeds)
-    print(f"| model | {' | '.join(FIGURES)} |")
-    print(f"| --- |{' --- |' * len(FIGURES)}")
+    lines = [f"| model | {' | '.join(FIGURES)} |", f"| --- |{' --- |' * len(FIGURES)}"]
     found: dict[str, list[tuple[SeedScores, SeedScores]]] = {figure: [] for figure in FIGURES}
     for model, spec in findings.spec.models.items():
         if spec.trained_as in ("clip", "unimodal"):
@@ -55,10 +55,16 @@ def main() -> None:
             continue
         for figure, pair in zip(FIGURES, measured, strict=True):
             found[figure].append(pair)
-        print(f"| {model} | {' | '.join(difference(*pair) for pair in measured)} |")
+        lines.append(f"| {model} | {' | '.join(difference(*pair) for pair in measured)} |")
+    if not found[FIGURES[0]]:
+        sys.exit(
+            f"{options.output} holds no model that {options.comparison} ranks both ways; run "
+            f"`openblip compare {options.comparison} -o {options.output}` first"
+        )
     if len(found[FIGURES[0]]) > 1:
         means = [difference(*map(mean_of, zip(*found[f], strict=True))) for f in FIGURES]
-        print(f"| mean of these | {' | '.join(means)} |")
+        lines.append(f"| mean of these | {' | '.join(means)} |")
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

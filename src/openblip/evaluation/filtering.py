@@ -27,7 +27,7 @@ from openblip.table.table import PairTable
 NOISE_METRICS = ("precision", "recall", "true kept")
 """Of all noise; `true kept` is the share of true texts that are not rejected."""
 NOISE_KINDS = ("other_image", "truncated", "boilerplate", "wrong_attribute", "wrong_object")
-"""Kinds that comparisons know, each with its own recall, `recall of KIND`."""
+"""Kinds that comparisons know, each with its own recall and precision, `recall of KIND`."""
 _TRUE = "true"
 
 
@@ -36,7 +36,8 @@ class FilterResult:
     """What a threshold makes of texts whose kind of noise is known."""
 
     metrics: dict[str, float]
-    """`NOISE_METRICS` and `recall of KIND`, per cent; of kinds that do not occur nothing."""
+    """`NOISE_METRICS`, `recall of KIND` and `precision of KIND` (among rejected texts of that kind
+    and true ones), per cent; of kinds that do not occur nothing."""
     units: dict[str, UnitScores] = field(repr=False)
     """The same, image by image."""
     num_texts: int
@@ -78,7 +79,9 @@ def evaluate_filter(
         "true kept": _share(~rejected, among=~noisy),
     }
     for kind in sorted(set(kinds.tolist()) - {_TRUE}):
-        units[f"recall of {kind}"] = _share(rejected, among=kinds == kind)
+        of_kind = kinds == kind
+        units[f"recall of {kind}"] = _share(rejected, among=of_kind)
+        units[f"precision of {kind}"] = _share(of_kind, among=rejected & (of_kind | ~noisy))
     metrics = {name: found.estimate for name, found in units.items()}
     return FilterResult(metrics, units, len(values))
 
