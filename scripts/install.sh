@@ -7,7 +7,8 @@ set -eu
 
 PYTHON=${PYTHON:-python3}
 CONSTRAINTS=${CONSTRAINTS-constraints.txt}
-TORCH_CPU="torch==2.13.0+cpu"
+# Without constraints the newest of pip's own choice.
+TORCH_CPU=${CONSTRAINTS:+torch==2.13.0+cpu}
 
 "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
   echo "OpenBLIP needs Python >= 3.11; name one: make PYTHON=python3.12 ..." >&2
@@ -23,7 +24,7 @@ knows_groups() { $pip install --help | grep -q -- --group; }
 for group in "$@"; do set -- "$@" --group "$group"; shift; done
 # Groups are known from pip 25.1 on; that of a new environment is as old as its Python.
 [ $# = 0 ] || knows_groups || $pip install --upgrade "pip>=25.1"
-if ! has_torch && [ "$(uname -s)" = Linux ] && ! has_gpu; then
+if [ -n "$TORCH_CPU" ] && ! has_torch && [ "$(uname -s)" = Linux ] && ! has_gpu; then
   $pip install "$TORCH_CPU" 2>/dev/null ||
     echo "pip finds no $TORCH_CPU; installing the ordinary build, gigabytes with its CUDA packages. A CPU build: point PIP_EXTRA_INDEX_URL at PyTorch's CPU wheels." >&2
 fi

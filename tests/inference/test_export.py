@@ -196,6 +196,7 @@ def test_a_question_is_answered_as_by_the_model(
     vqa: Vqa, tokenizer: TextTokenizer, images: torch.Tensor, tmp_path: Path
 ) -> None:
     found = export(Blip(vqa, tokenizer, "vqa", 32, 30), tmp_path / "vqa")
+    assert "openblip ask photo.jpg" in (found.folder / "README.md").read_text(encoding="utf-8")
     about = json.loads((found.folder / MANIFEST_FILE).read_text(encoding="utf-8"))
     graphs = {
         name: (graph, open_graph(found.folder / graph["file"]))

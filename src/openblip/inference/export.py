@@ -56,6 +56,10 @@ _USAGE = """
 pip install {packages}
 python onnx_caption.py {name} photo.jpg        # examples/onnx_caption.py of OpenBLIP
 """
+_ASKED = """
+openblip ask photo.jpg "what is this?" --model {name}
+"""
+"""The example does not ask questions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -265,7 +269,9 @@ def _write_card(
         source=blip.source,
         vocab_size=blip.tokenizer.vocab_size,
         layout=to,
-        usage=_USAGE.format(packages=f"{packages} tokenizers pillow", name=name),
+        usage=(_ASKED if blip.kind == "vqa" else _USAGE).format(
+            packages=f"{packages} tokenizers pillow", name=name
+        ),
         tables={
             "How far each graph is from the model" + (" (weights in int8)" if int8 else ""): [
                 ["graph", "largest difference of an output"],

@@ -8,6 +8,7 @@ import sys
 import threading
 import webbrowser
 from collections.abc import Callable
+from dataclasses import replace
 
 import uvicorn
 
@@ -15,6 +16,9 @@ from openblip.runtime.errors import OpenBlipError
 from openblip.studio.app import Studio, create_app
 from openblip.studio.guard import Access
 from openblip.studio.routes import WORKER_NAME
+
+_EVERYWHERE = ("0.0.0.0", "::")
+"""All addresses of this machine."""
 
 # Connections, which cost little while they wait; what is answered at once is bounded by `Access`.
 _MAX_CONNECTIONS = 512
@@ -52,7 +56,7 @@ def address_of(sock: socket.socket, access: Access) -> str:
     """The address to open, with the token where there is one."""
     port = sock.getsockname()[1]
     name = access.host
-    if name in ("0.0.0.0", "::"):
+    if name in _EVERYWHERE:
         name = socket.gethostname()
     name = f"[{name}]" if ":" in name else name
     return f"http://{name}:{port}/" + (f"?token={access.token}" if access.token else "")
@@ -133,6 +137,10 @@ def serve(
 
         def started() -> None:
             tell(address)
+            if access.host in _EVERYWHERE:
+                # The name may be nobody's but ours: that of a container, say.
+                here = address_of(sock, replace(access, host="127.0.0.1")) + room
+                tell(f"{here} on this machine")
             if open_browser and _has_screen():
                 webbrowser.open(address)
 
