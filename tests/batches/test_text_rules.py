@@ -111,3 +111,17 @@ def test_the_decision_is_the_same_after_a_restart_and_on_any_rank(loader_of: Loa
         assert one.ids == other.ids
         assert one.tokens.tolist() == other.tokens.tolist()
         assert one.written[0].tolist() == other.written[0].tolist()
+
+
+def test_a_run_knows_its_data_by_every_weight(loader_of: LoaderOf) -> None:
+    known = loader_of(0.3, 0.6).fingerprint()
+    assert loader_of(0.3, 0.6).fingerprint() == known
+    # The largest is the same, so that the images come as often; and yet other texts are drawn.
+    assert loader_of(0.2, 0.6).fingerprint() != known
+    assert loader_of(0.3, 0.7).fingerprint() != known
+
+
+def test_views_that_weigh_nothing_are_known_as_they_always_were(loader_of: LoaderOf) -> None:
+    for web in (0.2, 0.3):
+        assert loader_of(web, 0.6, weights="equal").fingerprint() == "b908e155dc79a3ab"
+        assert loader_of(web, 0.6, weights="equal", itm=0.1).fingerprint() == "b908e155dc79a3ab"

@@ -207,7 +207,7 @@ class PairLoader(StepLoader[Batch]):
         return self.mixture.num_rows
 
     def fingerprint(self) -> str:
-        """A digest of the rows and texts that are admitted, equal on every machine."""
+        """A digest of the rows, texts and weights that are admitted, equal on every machine."""
         digest = hashlib.blake2b(digest_size=8)
         for number, part in enumerate(self.mixture.parts):
             # Of one table nothing more: runs of before several were possible keep their digest.

@@ -219,7 +219,8 @@ class CaptionView:
                 row_counts += np.where(inside, judged.num_admitted(), 0)
                 counts = (judged.codes == 0) & inside[judged.rows]
                 texts = judged.texts.filter(pa.array(counts)).to_pylist()
-                digests[source].add(start + judged.rows[counts], texts)
+                scores = None if judged.weights is None else judged.scores[counts]
+                digests[source].add(start + judged.rows[counts], texts, scores)
                 if self.needs_scores:
                     # As likely right as the likeliest of its texts; what people say is right.
                     likely = 1.0 if judged.weights is None else judged.weights[counts]
@@ -432,7 +433,7 @@ class ViewIndex:
     num_rejected: dict[str, dict[str, int]] = field(default_factory=dict)
     """Texts of the split that do not count, for each source and reason (see `Rejection`)."""
     text_digest: bytes = b""
-    """Another one where an admitted text, or the row that it belongs to, is another."""
+    """Another one where an admitted text, its row, or the score that weighs it is another."""
     agreed: AgreedTexts | None = None
     """What reviewers agreed on when the rows were found; None for a view without `reviewed`."""
     unchecked: list[AgreedText] = field(default_factory=list)
