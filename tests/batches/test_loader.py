@@ -573,7 +573,8 @@ def test_short_texts_for_the_contrast_and_long_ones_for_the_decoder(
 def test_texts_of_a_source_where_there_are_any(weighed: Callable[..., PairLoader]) -> None:
     loader = weighed(batch_size=5)
     (part,) = loader.mixture.parts
-    view = replace(part.index.view, contrast_text="web", decoder_text="synthetic")
+    rules = {"contrast_text": "web", "decoder_text": "synthetic"}
+    view = replace(part.index.view, weights="equal", **rules)
     two = PairLoader(
         [WeightedIndex(replace(part.index, view=view))],
         loader._tokenizer,

@@ -131,3 +131,9 @@ def test_an_image_without_hard_negatives_may_have_a_typed_one(
 def test_a_share_of_typed_negatives_is_between_none_and_all(share: float) -> None:
     with pytest.raises(RecipeError, match=r"typed_negatives .* is not in \[0, 1\]"):
         FilterObjectives(typed_negatives=share)
+
+
+def test_typed_negatives_without_matching_are_refused() -> None:
+    FilterObjectives(typed_negatives=0.5)
+    with pytest.raises(RecipeError, match=r"typed_negatives is 0\.5.* no itm"):
+        FilterObjectives(typed_negatives=0.5, losses=("itc", "lm"))

@@ -11,7 +11,7 @@ import yaml
 
 from openblip.batches.augmentation import Augmentation
 from openblip.model import TextConfig, VisionConfig
-from openblip.objectives.settings import CaptionerObjectives, FilterObjectives
+from openblip.objectives.settings import CaptionerObjectives, ClipObjectives, FilterObjectives
 from openblip.runtime.errors import RecipeError
 from openblip.table.views import CaptionView
 from openblip.training.recipe import (
@@ -231,3 +231,47 @@ def test_a_view_of_before_its_newer_fields_is_read(plain: dict[str, Any]) -> Non
     for name in (*newer, "contrast_text", "decoder_text"):
         del plain["data"]["view"][name]
     assert recipe_from_dict(plain).data.view == before
+
+
+@pytest.mark.parametrize("task", ["vqa", "nlvr"])
+def test_what_chooses_captions_is_refused_where_questions_are_learnt_from(
+    make_finetuning: MakeRecipe, task: str
+) -> None:
+    recipe = make_finetuning(task)
+    for view, named in (
+        ({"itm": 0.5}, "--data.view.itm: "),
+        ({"sources": ("human",)}, "--data.view.sources: "),
+        ({"without": ("leaks",), "split": "val"}, "--data.view.without: "),
+        ({"weights": "calibrated", "score": "right"}, "--data.view.score, --data.view.weights: "),
+        ({"decoder_text": "long"}, "--data.view.decoder-text: "),
+    ):
+        data = replace(recipe.data, view=CaptionView(**view))  # type: ignore[arg-type]
+        with pytest.raises(RecipeError, match=f"^{named}the task '{task}'.* leave it out") as told:
+            replace(recipe, data=data)
+        assert "--data.view.split" in str(told.value)
+    for name, value in (
+        ("prefix", "a picture of "),
+        ("weight", 2.0),
+        ("given", "web"),
+        ("given_tokens", 8),
+        ("scaled_decoding", True),
+    ):
+        flag = f"--data.{name.replace('_', '-')}"
+        with pytest.raises(RecipeError, match=f"^{flag}: the task '{task}'"):
+            replace(recipe, data=replace(recipe.data, **{name: value}))
+    # Its split is what a view says of questions; a mixture's views need no check of their own.
+    replace(recipe, data=replace(recipe.data, view=CaptionView(split="val")))
+    further = MixedTable(table="other.lance", view=CaptionView(itm=0.5))
+    with pytest.raises(RecipeError, match="learns from one table"):
+        replace(recipe, data=replace(recipe.data, mix=(further,)))
+
+
+def test_a_prefix_is_refused_where_no_caption_is_written(make_recipe: MakeRecipe) -> None:
+    recipe = make_recipe()
+    data = replace(recipe.data, prefix="a picture of ")
+    replace(recipe, data=data)
+    contrast = replace(recipe.objectives, losses=("itc",))
+    with pytest.raises(RecipeError, match=r"data\.prefix is 'a picture of '.*leave it out"):
+        replace(recipe, data=data, objectives=contrast)
+    with pytest.raises(RecipeError, match="the task 'clip' with the losses itc learns to write no"):
+        replace(recipe, data=data, task="clip", objectives=ClipObjectives())

@@ -51,7 +51,7 @@ def test_a_run_does_not_go_on_with_other_texts_of_the_same_rows(
     assert train(recipe, tmp_path / "run", quiet=True).steps == 2
     again = pa.table({"synthetic": [[f"one wall, {n}"] for n in range(20)]})
     table.add_columns(again, overwrite=True)
-    with pytest.raises(TrainingError, match="other rows or texts than its tables have today"):
+    with pytest.raises(TrainingError, match="other rows, texts or weights than its tables"):
         train(recipe, tmp_path / "run", quiet=True)
 
 
@@ -128,7 +128,7 @@ def test_a_fitted_queue_keeps_its_size_when_the_run_goes_on(
     with pytest.raises(TrainingError, match=r"objectives.queue_size \(was 19, is 20\)"):
         train(recipe, tmp_path / "smaller", quiet=True)
     table.append([wall(100, "another")])
-    with pytest.raises(TrainingError, match="other rows or texts than its tables have today"):
+    with pytest.raises(TrainingError, match="other rows, texts or weights than its tables"):
         train(recipe, tmp_path / "run", quiet=True)
     assert queue_of(tmp_path / "run") == (20, 20)
 

@@ -33,7 +33,7 @@ from openblip.batches.step_loader import Examples, StatesOf, StepLoader, smaller
 from openblip.batches.tokenizer import TextTokenizer, TokenBatch
 from openblip.batches.unknown_words import TextSample, count_texts
 from openblip.runtime.errors import DataError
-from openblip.table.judging import AdmittedText, fitting
+from openblip.table.judging import AdmittedText, TextRule, fitting
 from openblip.table.views import CaptionView
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 # No row number, so that rows cannot move from one table to the next unseen.
 _BETWEEN_TABLES = b"\xff" * 8
+# What is decided of a pair in a pass besides its text: each is a part of a hash of its own.
+_TYPED_NEGATIVE, _FOLLOWED_RULE = 1, 2
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ class PairLoader(StepLoader[Batch]):
         return self.mixture.num_rows
 
     def fingerprint(self) -> str:
-        """A digest of the rows and texts that are admitted, equal on every machine."""
+        """A digest of the rows, texts and weights that are admitted, equal on every machine."""
         digest = hashlib.blake2b(digest_size=8)
         for number, part in enumerate(self.mixture.parts):
             # Of one table nothing more: runs of before several were possible keep their digest.
@@ -265,7 +267,7 @@ class PairLoader(StepLoader[Batch]):
                 self._augmentation,
                 self._scaled_decoding,
             )
-        keys = [keyed_hash(self._seed, *draw) for draw in draws]
+        keys = [_Keys.of(self._seed, *draw) for draw in draws]
         chosen = _chosen(pairs, keys, "decoder_text" if self._reads_given else "contrast_text")
         corrupted = self._corrupted(samples, pairs, chosen, draws)
         given, read = self._given(samples, pairs, chosen, draws)
@@ -360,7 +362,7 @@ class PairLoader(StepLoader[Batch]):
             self._corruptions(samples), pairs, chosen, draws, strict=True
         ):
             # Of the same key as the choice of the text, and yet another number.
-            share = keyed_hash(self._seed, *draw, 1) / 2**64
+            share = keyed_hash(self._seed, *draw, _TYPED_NEGATIVE) / 2**64
             made = None
             if share < self._texts_to_make.typed_negatives:
                 others = [other.text for other in pair.texts]
@@ -400,18 +402,45 @@ class _Pair(NamedTuple):
     view: CaptionView
 
 
+class _Keys(NamedTuple):
+    """What decides which text stands for an image in a pass: hashes that are independent.
+
+    Contrast and decoder share both, so that readers with the same choice get the same text.
+    """
+
+    text: int
+    rule: int
+
+    @classmethod
+    def of(cls, seed: int, *draw: int) -> "_Keys":
+        return cls(keyed_hash(seed, *draw), keyed_hash(seed, *draw, _FOLLOWED_RULE))
+
+
 def _chosen(
     pairs: Sequence[_Pair],
-    keys: Sequence[int],
+    keys: Sequence[_Keys],
     reader: Literal["contrast_text", "decoder_text"],
 ) -> list[AdmittedText]:
     """A text of each pair, as its view's rule for a reader says."""
     chosen = []
     for pair, key in zip(pairs, keys, strict=True):
         rule = getattr(pair.view, reader)
-        texts = pair.texts if rule == "any" else fitting(pair.texts, rule)
-        chosen.append(_drawn(texts, key))
+        texts = pair.texts if rule == "any" else _preferred(pair.texts, rule, key.rule)
+        chosen.append(_drawn(texts, key.text))
     return chosen
+
+
+def _preferred(texts: Sequence[AdmittedText], rule: TextRule, key: int) -> Sequence[AdmittedText]:
+    """The texts that a rule takes; now and then all, where those are less likely right.
+
+    An image comes as often as the likeliest of all its texts is right. Were the rule always
+    followed, texts that are hardly ever right would come as often. So it is followed as often as if
+    they were all that the image has; the draw among all may still be one of them.
+    """
+    own = fitting(texts, rule)
+    best, of_all = (max(text.weight for text in some) for some in (own, texts))
+    # Of equal ones no hash decides: divided as a float, the largest is 1.
+    return own if best == of_all or key / 2**64 * of_all < best else texts
 
 
 def _drawn(texts: Sequence[AdmittedText], key: int) -> AdmittedText:

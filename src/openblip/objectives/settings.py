@@ -115,6 +115,11 @@ class FilterObjectives(PretrainObjectives):
         super().__post_init__()
         if not 0.0 <= self.typed_negatives <= 1.0:
             raise RecipeError(f"objectives.typed_negatives {self.typed_negatives} is not in [0, 1]")
+        if self.typed_negatives and "itm" not in self.losses:
+            raise RecipeError(
+                f"objectives.typed_negatives is {self.typed_negatives}, but objectives.losses "
+                f"{', '.join(self.losses)} have no itm, whose negatives they are"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -493,17 +493,30 @@ class TextDigest:
     def __init__(self) -> None:
         self._rows = hashlib.blake2b(digest_size=_SIZE)
         self._texts = hashlib.blake2b(digest_size=_SIZE)
+        self._scores: hashlib.blake2b | None = None
 
-    def add(self, rows: NDArray[np.int64], texts: Iterable[str]) -> None:
+    def add(
+        self,
+        rows: NDArray[np.int64],
+        texts: Iterable[str],
+        scores: NDArray[np.float64] | None = None,
+    ) -> None:
         """Counts texts in.
 
         Args:
             rows: of each text, int64 (texts,).
             texts: as they are stored.
+            scores: by which they are weighed, (texts,); None for texts that are not.
         """
         self._rows.update(rows.astype("<i8").tobytes())
         self._texts.update("\0".join([*texts, ""]).encode())
+        if scores is not None:
+            # Not the weights: logarithms differ in their last digit from one processor to the next.
+            self._scores = self._scores or hashlib.blake2b(digest_size=_SIZE)
+            self._scores.update(scores.astype("<f8").tobytes())
 
     def digest(self) -> bytes:
-        """Equal for the same texts in the same rows and order, on every machine."""
-        return self._rows.digest() + self._texts.digest()
+        """Equal for the same texts, and scores, in the same rows and order, on every machine."""
+        # Without scores nothing more: runs on texts that are not weighed keep their digest.
+        weighed = b"" if self._scores is None else self._scores.digest()
+        return self._rows.digest() + self._texts.digest() + weighed

@@ -76,7 +76,8 @@ class CaptionView:
     """`calibrated` weighs instead of cutting: of an image's texts one is drawn in proportion to how
     likely it is right, and the image comes as often as its likeliest text is right. That is the
     view's `score`, which must be a probability; without thresholds `right`, where the table has it.
-    Human and reviewed texts weigh 1. For training alone."""
+    Human and reviewed texts weigh 1. A rule such as `contrast_text` is then a preference, since it
+    may ask for texts that are hardly ever right. For training alone."""
     weight_temperature: float = 1.0
     """The logits of the probabilities are divided by it: above 1 for a filter that is too sure
     (`openblip capfilt review` fits it); towards 0 weights become a cut at a half."""
@@ -86,7 +87,9 @@ class CaptionView:
     contrast_text: TextRule = "any"
     """Which of the texts that count contrast and matching see: `short` and `long` are of the
     shorter or longer half of an image's texts, `web`, `synthetic` and so on of one source where the
-    image has any, `any` is one of all. For training alone."""
+    image has any, `any` is one of all. Beside `weights` it is a preference: it is followed as often
+    as the likeliest text that it takes is right, beside the likeliest of the image; else one of all
+    is drawn. For training alone."""
     decoder_text: TextRule = "any"
     """Which of them the decoder learns to write, likewise; drawn apart where the rules differ."""
 
@@ -216,7 +219,8 @@ class CaptionView:
                 row_counts += np.where(inside, judged.num_admitted(), 0)
                 counts = (judged.codes == 0) & inside[judged.rows]
                 texts = judged.texts.filter(pa.array(counts)).to_pylist()
-                digests[source].add(start + judged.rows[counts], texts)
+                scores = None if judged.weights is None else judged.scores[counts]
+                digests[source].add(start + judged.rows[counts], texts, scores)
                 if self.needs_scores:
                     # As likely right as the likeliest of its texts; what people say is right.
                     likely = 1.0 if judged.weights is None else judged.weights[counts]
@@ -429,7 +433,7 @@ class ViewIndex:
     num_rejected: dict[str, dict[str, int]] = field(default_factory=dict)
     """Texts of the split that do not count, for each source and reason (see `Rejection`)."""
     text_digest: bytes = b""
-    """Another one where an admitted text, or the row that it belongs to, is another."""
+    """Another one where an admitted text, its row, or the score that weighs it is another."""
     agreed: AgreedTexts | None = None
     """What reviewers agreed on when the rows were found; None for a view without `reviewed`."""
     unchecked: list[AgreedText] = field(default_factory=list)

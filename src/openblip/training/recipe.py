@@ -1,7 +1,7 @@
 """Everything that decides what a run computes."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from openblip.batches.augmentation import Augmentation
@@ -357,6 +357,7 @@ class Recipe:
                 "init_text, whose tokenizer is used"
             )
         self._check_task()
+        self._check_examples()
         self._check_texts()
         # Else a cosine would rise towards the lowest rate, all run long.
         if self.schedule.min_lr > self.optimiser.lr:
@@ -389,6 +390,22 @@ class Recipe:
                 f"model is {type(self.model).__name__}, but the task {self.task!r} needs {wanted}"
             )
 
+    def _check_examples(self) -> None:
+        """What chooses or prepares captions would change nothing of questions without a word."""
+        needs, data = self.needs, self.data
+        if needs.examples == "pairs":
+            return
+        ignored = [f"view.{name}" for name in _changed(data.view) if name != "split"]
+        of_captions = ("weight", "scaled_decoding", "given", "given_tokens", "prefix")
+        ignored += [name for name in _changed(data) if name in of_captions]
+        if ignored:
+            flags = ", ".join(f"--data.{name.replace('_', '-')}" for name in ignored)
+            raise RecipeError(
+                f"{flags}: the task {self.task!r} learns from {needs.examples} of all rows of "
+                "--data.view.split, and nothing else of a view, nor what concerns captions, counts "
+                "there: leave it out; for some rows alone import these into a table of their own"
+            )
+
     def _check_texts(self) -> None:
         """A rule for a reader that the task does not have would change nothing without a word."""
         known = {"captioner": ("lm",), "clip": ("itc",)}
@@ -402,6 +419,12 @@ class Recipe:
                     f"data.view.{name}: the task {self.task!r} with the losses "
                     f"{', '.join(losses)} has none that reads it ({', '.join(sorted(reading))})"
                 )
+        # Contrast and matching see captions without it, and CLIP and ALBEF know of none.
+        if self.data.prefix and losses is not None and "lm" not in losses:
+            raise RecipeError(
+                f"data.prefix is {self.data.prefix!r}, but the task {self.task!r} with the losses "
+                f"{', '.join(losses)} learns to write no caption (lm): leave it out"
+            )
 
     @property
     def needs(self) -> TaskNeeds:
@@ -421,6 +444,15 @@ class Recipe:
         if not number.isdigit():
             raise RecipeError(f"tokenizer is {self.tokenizer!r}; write train:N with a number N")
         return int(number)
+
+
+def _changed(config: CaptionView | DataConfig) -> list[str]:
+    """Names of the fields that are not at their defaults, among those that have simple ones."""
+    return [
+        own.name
+        for own in fields(config)
+        if own.default is not MISSING and getattr(config, own.name) != own.default
+    ]
 
 
 def _check_weight(name: str, weight: float) -> None:

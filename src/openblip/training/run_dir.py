@@ -140,12 +140,12 @@ def check_same_data(loader: AnyLoader, digest: str, run_dir: Path) -> None:
     """Check that a run goes on with the examples that it began with.
 
     Raises:
-        TrainingError: there are other rows or other texts than before.
+        TrainingError: there are other rows, texts or weights than before.
     """
     if digest != loader.fingerprint():
         raise TrainingError(
-            f"{run_dir} was begun on other rows or texts than its tables have today "
-            f"({'; '.join(loader.summary())}): they were imported, bootstrapped or reviewed "
-            "since, or an earlier version of openblip began the run. Choose another run directory; "
-            f"init_from {run_dir / 'checkpoints' / 'last'} starts from the weights"
+            f"{run_dir} was begun on other rows, texts or weights than its tables have today "
+            f"({'; '.join(loader.summary())}): they were imported, bootstrapped, scored "
+            "or reviewed since, or an earlier version of openblip began the run. Choose another "
+            f"run directory; init_from {run_dir / 'checkpoints' / 'last'} starts from the weights"
         )
