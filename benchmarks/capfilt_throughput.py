@@ -61,7 +61,10 @@ def rows(count: int, side: int, distinct: int = 256) -> Iterator[PairRow]:
 
 
 def save_models(folder: Path, config: MedConfig, image_size: int) -> None:
-    """Captioner and filter with fresh weights; what they write costs what a trained one's does."""
+    """Captioner and filter with fresh weights.
+
+    Their vocabulary is that of `WORDS`: products with one of 30,524 tokens are not in their cost.
+    """
     tokenizer = TextTokenizer.train([" ".join(WORDS)] * 4, 200)
     text = TextConfig(**{**vars(config.text), "vocab_size": tokenizer.vocab_size})
     vision = VisionConfig(**{**vars(config.vision), "image_size": image_size})

@@ -81,6 +81,8 @@ def test_plurals_and_several_words_are_found(
     assert bool(small.senses(written)) == (singular is not None)
 
 
+# nltk leaves its files to the collector, of which some Pythons warn.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("seed", range(6))
 def test_any_hierarchy_gives_what_nltk_gives(seed: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(seed)
@@ -108,6 +110,8 @@ WORDS = (
 )
 
 
+# nltk leaves its files to the collector, of which some Pythons warn.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_real_one_gives_what_nltk_gives(whole: WordNet, tmp_path: Path) -> None:
     peer = nltk_reader(whole.folder, tmp_path / "nltk")
     for word in WORDS:
