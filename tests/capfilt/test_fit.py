@@ -12,7 +12,13 @@ import pytest
 from openblip.capfilt.fit import FitReport, FitSettings, fit_table
 from openblip.capfilt.job import NEW_COLUMNS
 from openblip.capfilt.run import run_capfilt
-from openblip.capfilt.scores import ScoreSettings, score_table
+from openblip.capfilt.scores import (
+    ScoreSettings,
+    TextScorer,
+    filters_for,
+    read_rows_of,
+    score_table,
+)
 from openblip.capfilt.select import fit_report
 from openblip.cli import main
 from openblip.curation.duplicates import flag_duplicates
@@ -120,6 +126,21 @@ def test_a_contrast_is_a_cosine_less_those_of_the_neighbours(
     around = (nearest(cosines[row]) + nearest(cosines[:, row])) / 2
     expected = cosines[row, row] - around
     assert rows[row]["captions_score_contrast"][0] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("first_token", ["[ENC]", "[CLS]"])
+def test_texts_of_a_fit_are_matched_as_the_job_has_matched_the_tables_own(
+    uri: str, models: dict[str, str], first_token: str
+) -> None:
+    run_capfilt(uri, job_settings(models, first_token=first_token), processes=1)
+    table = PairTable.open(uri)
+    named = filters_for(table, ())
+    scorer = TextScorer(table, ScoreSettings(), named, named, "cpu")
+    rows = table.take(range(len(table)), ["captions_itm"])["captions_itm"].to_pylist()
+    wanted = [number for number, own in enumerate(rows) if own]
+    found = scorer.score(read_rows_of(scorer, table, wanted))["itm"]
+    for number, own in zip(wanted, found, strict=True):
+        assert own == pytest.approx(rows[number], abs=1e-5)
 
 
 def test_scores_are_computed_once_and_anew_for_other_texts(
