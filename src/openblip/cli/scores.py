@@ -136,7 +136,7 @@ def _print_fit(found: "SourceFit") -> None:
         [name, f"{lost:.4f}", "" if weight is None else f"{weight:+.2f}"]
         for name, lost, weight in told["importance"]
     ]
-    print_table(["score", "AUC lost without it", "weight"], rows)
+    print_table(["score", "AUC lost without it", "weight in logistic regression"], rows)
     kinds = [
         [kind["kind"], str(kind["texts"]), f"{kind['combination']:.3f}", f"{kind['single']:.3f}"]
         for kind in told["kinds"]
