@@ -38,14 +38,12 @@ from openblip.runtime.errors import CheckpointError, DataError, RecipeError
 from openblip.runtime.ranges import Count, Seed, check_ranges
 from openblip.sources.row_images import check_reachable, row_image
 from openblip.table.columns import column_state, compute_columns
-from openblip.table.scores import TEXT_COLUMNS, score_column, scores_of
+from openblip.table.scores import SCORES_KEY, TEXT_COLUMNS, score_column, scores_of
 from openblip.table.table import PairTable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCORES_KEY = "scores"
-"""Entry of a table's metadata: the settings of its scores, and of how many rows they are."""
 SOURCES_KEY = "score_models"
 """Entry of a table's metadata: where the models of its scores lay, by fingerprint."""
 _COPIES_KEY = "score_copies"

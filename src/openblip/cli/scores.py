@@ -1,5 +1,6 @@
 """`openblip capfilt scores` and `fit`: more is said of texts, and one probability made of it."""
 
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -45,12 +46,15 @@ def scores(
         json: print the result as JSON.
     """
     from openblip.capfilt.scores import ScoreSettings, score_table
+    from openblip.table.scores import stale_right
     from openblip.table.table import PairTable
 
     settings = ScoreSettings(
         filters=filter, neighbours=neighbours, sample=sample, batch_size=batch_size, seed=seed
     )
     report = score_table(PairTable.open(table), settings, device=device)
+    if line := stale_right(PairTable.open(table)):
+        print(line, file=sys.stderr)
     if json:
         print_json(asdict(report))
         return 0
