@@ -14,6 +14,7 @@ from openblip.capfilt.run import run_capfilt
 from openblip.checkpoints.reading import model_fingerprint
 from openblip.cli import main
 from openblip.inference.captions import GivenPrompt
+from openblip.inference.decoding import Decoding
 from openblip.inference.loading import load
 from openblip.runtime.errors import RecipeError
 from openblip.sources.row_images import row_image
@@ -74,6 +75,29 @@ def test_the_command_takes_several(table: PairTable, models: dict[str, str]) -> 
 def test_no_captioner_and_one_twice_are_refused(captioner: tuple[str, ...]) -> None:
     with pytest.raises(RecipeError, match="each once"):
         CapFiltSettings(captioner=captioner, filter="f")
+
+
+@pytest.mark.parametrize("captioner", ["runs/captioner", "hf:model", "openai:http://gpu/v1#model"])
+def test_more_texts_than_the_method_finds_are_refused_before_the_job_begins(captioner: str) -> None:
+    plain = CapFiltSettings(captioner=captioner, filter="f", num_captions=4)
+    with pytest.raises(RecipeError, match=r"--num-captions 4: --method greedy finds one text.*nuc"):
+        replace(plain, decoding=Decoding(method="greedy"))
+    assert replace(plain, decoding=Decoding(method="greedy"), num_captions=1)
+    if captioner.startswith("openai"):
+        return
+    with pytest.raises(RecipeError, match=r"--num-captions 4: .*--num-beams 3.*give --num-beams 4"):
+        replace(plain, decoding=Decoding(method="beam", num_beams=3))
+    assert replace(plain, decoding=Decoding(method="beam", num_beams=4))
+
+
+def test_the_command_refuses_them_too(
+    table: PairTable, models: dict[str, str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["capfilt", "run", table.uri, "--filter", models["filter"], "--processes", "1"]
+    words += ["--captioner", models["captioner"], "--num-captions", "2", "--method", "greedy"]
+    assert main(words) != 0
+    assert "--method greedy finds one text" in capsys.readouterr().err
+    assert not Path(f"{table.uri}.capfilt").exists()
 
 
 @pytest.fixture(scope="module")

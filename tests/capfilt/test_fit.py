@@ -1,6 +1,7 @@
 """Scores of texts as columns, and the probability that is fitted to them."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +13,21 @@ import pytest
 from openblip.capfilt.fit import FitReport, FitSettings, fit_table
 from openblip.capfilt.job import NEW_COLUMNS
 from openblip.capfilt.run import run_capfilt
-from openblip.capfilt.scores import ScoreSettings, score_table
+from openblip.capfilt.scores import (
+    ScoreSettings,
+    TextScorer,
+    filters_for,
+    read_rows_of,
+    score_table,
+)
 from openblip.capfilt.select import fit_report
 from openblip.cli import main
 from openblip.curation.duplicates import flag_duplicates
 from openblip.curation.near_texts import overlap
+from openblip.evaluation.filtering import evaluate_filter
 from openblip.index.embeddings import embed_table
 from openblip.inference.embedder import load_embedder
-from openblip.runtime.errors import CheckpointError, DataError
+from openblip.runtime.errors import CheckpointError, DataError, OpenBlipWarning
 from openblip.table.reviews import ReviewLog, ReviewRecord
 from openblip.table.table import PairTable
 from openblip.table.views import CaptionView
@@ -120,6 +128,21 @@ def test_a_contrast_is_a_cosine_less_those_of_the_neighbours(
     around = (nearest(cosines[row]) + nearest(cosines[:, row])) / 2
     expected = cosines[row, row] - around
     assert rows[row]["captions_score_contrast"][0] == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("first_token", ["[ENC]", "[CLS]"])
+def test_texts_of_a_fit_are_matched_as_the_job_has_matched_the_tables_own(
+    uri: str, models: dict[str, str], first_token: str
+) -> None:
+    run_capfilt(uri, job_settings(models, first_token=first_token), processes=1)
+    table = PairTable.open(uri)
+    named = filters_for(table, ())
+    scorer = TextScorer(table, ScoreSettings(), named, named, "cpu")
+    rows = table.take(range(len(table)), ["captions_itm"])["captions_itm"].to_pylist()
+    wanted = [number for number, own in enumerate(rows) if own]
+    found = scorer.score(read_rows_of(scorer, table, wanted))["itm"]
+    for number, own in zip(wanted, found, strict=True):
+        assert own == pytest.approx(rows[number], abs=1e-5)
 
 
 def test_scores_are_computed_once_and_anew_for_other_texts(
@@ -225,6 +248,37 @@ def test_a_fit_and_its_report_and_the_places_of_models_are_noted_together(
     PairTable.open(with_scores.uri).update_metadata({"score_models": None})
     score_table(PairTable.open(with_scores.uri), show_progress=False)
     assert PairTable.open(with_scores.uri).metadata["score_models"] == places
+
+
+def test_a_fit_to_scores_that_were_computed_anew_since_is_told_wherever_it_decides(
+    with_scores: PairTable, capsys: pytest.CaptureFixture[str]
+) -> None:
+    uri = with_scores.uri
+    fit_table(with_scores, FEW, show_progress=False)
+    view = CaptionView(sources=("web",), itm=0.0, score="right")
+    again = r"scores were computed anew.* run `openblip capfilt fit .*` again"
+    view.resolve(PairTable.open(uri))
+    assert main(["capfilt", "select", uri]) == 0
+    assert not re.search(again, capsys.readouterr().err)
+
+    assert main(["capfilt", "scores", uri, "--neighbours", "2"]) == 0
+    assert re.search(again, capsys.readouterr().err)
+    for more in ([], ["--score", "right"]):
+        assert main(["capfilt", "select", uri, *more]) == 0
+        assert len(re.findall(again, capsys.readouterr().err)) == 1
+    assert main(["capfilt", "select", uri, "--score", "itm"]) == 0
+    assert not re.search(again, capsys.readouterr().err)
+    for asks in (view, CaptionView(sources=("web",), weights="calibrated")):
+        with pytest.warns(OpenBlipWarning, match=again):
+            asks.resolve(PairTable.open(uri))
+    with pytest.warns(OpenBlipWarning, match=again):
+        evaluate_filter(PairTable.open(uri), score="right")
+    # A view that asks for no score, or for another one, is none of its concern.
+    CaptionView(sources=("web",), score="right").resolve(PairTable.open(uri))
+    CaptionView(sources=("web",), itm=0.0).resolve(PairTable.open(uri))
+
+    fit_table(PairTable.open(uri), FEW, show_progress=False)
+    view.resolve(PairTable.open(uri))
 
 
 def judged(row: dict[str, Any], verdict: str, probability: float, sample: str) -> ReviewRecord:

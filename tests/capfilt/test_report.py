@@ -220,7 +220,9 @@ def test_a_page_of_another_score_tells_what_it_is_made_of(
         "reliability": [[0.05, 0.06, 300]],
     }
     fit = {"source": "web", "share": 0.52, "share_from": "scores", "told": told}
-    table.update_metadata({"fit_report": json.dumps({"fits": [fit]})})
+    left_out = ["agreement: its captioner is not where it was", "clip2: no model gives it"]
+    report = {"fits": [fit], "left_out": left_out}
+    table.update_metadata({"fit_report": json.dumps(report)})
     opened = PairTable.open(table.uri)
 
     page = write_report(opened, tmp_path / "page.html", score="right")
@@ -228,6 +230,13 @@ def test_a_page_of_another_score_tells_what_it_is_made_of(
     assert "its calibrated probability of being right (score right) is above 0.5" in text
     assert "difference +0.110, 95 % interval +0.080 to +0.140" in text
     assert "boilerplate" in text
+    # What it could not use, and what it would weigh.
+    rows = re.findall(r"<tr><td>([^<]*)</td><td>([^<]*)</td></tr>", text)
+    assert [tuple(line.split(": ", 1)) for line in left_out] == rows[-2:]
+    assert "weight in the logistic regression" in text
+    assert "by its score &#x27;right&#x27;" in text
+    # Of 1, 0.95 and so on to 0.05.
+    assert "an epoch shows 10 of 20 images" in text
     # By each score: where the texts lie, and whether it orders them as the one that decides.
     lines = re.findall(r"<tr><td>(ITM|score [^<]*)</td>(.*?)</tr>", text)
     cells = {name: re.findall(r"<td[^>]*>([^<]*)</td>", rest) for name, rest in lines}

@@ -18,6 +18,7 @@ from openblip.capfilt.select import (
     rejections,
     spreads,
     texts_of,
+    weighed,
 )
 from openblip.cli import main
 from openblip.runtime.errors import DataError, RecipeError
@@ -300,3 +301,34 @@ def test_a_score_that_is_no_probability_is_divided_by_shares(
     assert "to keep 90 %" in told
     assert main(["capfilt", "select", table.uri, "--score", "siglip"]) == 1
     assert "its scores are itm, itc, clip" in capsys.readouterr().err
+
+
+def test_weights_show_an_image_as_often_as_its_likeliest_text_is_right(scored: PairTable) -> None:
+    found = weighed(scored)
+    assert found is not None
+    assert (found.score, found.images) == ("itm", 6)
+    assert found.texts == {"human": 1, "web": 5, "synthetic": 5}
+    # Of the web rows each has a text of its own probability, and a synthetic one of 0.8.
+    likeliest = [max(itm, 0.8) for itm in WEB_ITM]
+    total = 1 + sum(likeliest)
+    assert found.shown == int(total)
+    web = [best * itm / (itm + 0.8) for best, itm in zip(likeliest, WEB_ITM, strict=True)]
+    assert found.shares["human"] == pytest.approx(1 / total)
+    assert found.shares["web"] == pytest.approx(sum(web) / total, rel=1e-5)
+    assert sum(found.shares.values()) == pytest.approx(1)
+
+
+def test_weights_are_by_right_where_all_texts_have_it_and_of_no_cosine(scored: PairTable) -> None:
+    lists = [None if n == 2 else [0.25] for n in range(6)]
+    right = pa.array(lists, pa.list_(pa.float32()))
+    scored.add_columns(
+        pa.table({"captions_score_right": right, "synthetic_score_right": right}),
+    )
+    found = weighed(scored)
+    assert found is not None
+    assert (found.score, found.shown) == ("right", 2)
+    assert found.shares["web"] == pytest.approx(found.shares["synthetic"])
+    scored.drop_columns(
+        [name for name in scored.columns if name.endswith(("_itm", "_itc", "_right"))]
+    )
+    assert weighed(scored) is None

@@ -204,6 +204,27 @@ def check_captioners(settings: "CapFiltSettings") -> None:
             f"--captioner {served[0]}: a server of chat completions has no beam search; give "
             "--method nucleus or greedy"
         )
+    _check_count(settings)
+
+
+def _check_count(settings: "CapFiltSettings") -> None:
+    """Nothing, if the method finds as many texts as are asked for.
+
+    Here, and not by each captioner: models of others and servers would write the same text again,
+    or fewer, or fail when the job has long begun.
+    """
+    decoding, count = settings.decoding, settings.num_captions
+    if decoding.method == "greedy" and count > 1:
+        raise RecipeError(
+            f"--num-captions {count}: --method greedy finds one text for an image; give --method "
+            "nucleus, or beam for captioners that are no servers"
+        )
+    if decoding.method == "beam" and count > decoding.num_beams:
+        raise RecipeError(
+            f"--num-captions {count}: beam search with --num-beams {decoding.num_beams} finds no "
+            f"more than {decoding.num_beams} texts for an image; give --num-beams {count}, or "
+            "--method nucleus"
+        )
 
 
 def unrepeatable(settings: "CapFiltSettings") -> list[str]:

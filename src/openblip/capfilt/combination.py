@@ -2,7 +2,7 @@
 
 The only file that imports scikit-learn. Everything is a function of the examples and a seed.
 
-*Which model.* Logistic regression, and gradient-boosted trees that are monotone where a score has a
+*Which model.* Logistic regression and gradient-boosted trees, both monotone where a score has a
 direction; the one with the smaller out-of-fold logarithmic loss is taken. Folds divide images, so
 that no image is in a model that judges it.
 
@@ -106,8 +106,9 @@ class Combined:
     """Of the noise, at which `kinds` tell precision."""
     kinds: tuple[KindQuality, ...]
     importance: tuple[tuple[str, float, float | None], ...]
-    """By score: AUC that is lost when it is shuffled, and its weight in a logistic regression, per
-    standard deviation; the most important first."""
+    """By score: AUC that is lost when it is shuffled, and its weight in the logistic regression of
+    all scores, whichever model was taken, per standard deviation; 0 where it would count the wrong
+    way round. The most important first. Fits of before have None where trees were taken."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +148,7 @@ def combine(examples: Examples, *, folds: int, seed: int, recall: float = 0.8) -
     divided = _folds(examples, folds, seed)
     fitted = {
         name: [make(_part(examples, inside), seed) for inside, _ in divided]
-        for name, make in _MODELS.items()
+        for name, make in MODELS.items()
     }
     tried = {name: _held_out(models, examples.scores, divided) for name, models in fitted.items()}
     losses = {name: _loss(examples, found) for name, found in tried.items()}
@@ -158,10 +159,12 @@ def combine(examples: Examples, *, folds: int, seed: int, recall: float = 0.8) -
     }
     briers = {name: _brier(examples, found) for name, found in calibrated.items()}
     calibration = min(briers, key=lambda name: briers[name])
-    model = _MODELS[chosen](examples, seed)
+    model = MODELS[chosen](examples, seed)
     to_share = _CALIBRATIONS[calibration](raw, examples.right, examples.weights)
     told = _told(examples, calibrated[calibration], losses, chosen, calibration, recall, seed)
-    importance = _importance(examples, model, fitted[chosen], divided, seed)
+    # Of the other model where trees are better: they have no weights, and people ask for some.
+    linear = model if chosen == _LINEAR else MODELS[_LINEAR](examples, seed)
+    importance = _importance(examples, linear, fitted[chosen], divided, seed)
     told = Combined(**{**vars(told), "importance": importance})
     return Combination(examples.names, lambda scores: to_share(model(scores)), told)
 
@@ -261,14 +264,26 @@ def _logistic(examples: Examples, seed: int) -> Predict:
 
     # Of one unit each, so that the regularisation treats all scores alike.
     filled, centre, spread = _standard(examples.scores)
-    model = LogisticRegression(max_iter=1000, random_state=seed)
-    model.fit(filled, examples.right, sample_weight=examples.weights)
+    directions = np.array(_directions(examples.names))
+    kept = np.ones(len(directions), dtype=bool)
+    while True:
+        # Zeros in the place of what is left out, whose weight is 0 then.
+        columns = np.where(kept, filled, 0.0)
+        model = LogisticRegression(max_iter=1000, random_state=seed)
+        model.fit(columns, examples.right, sample_weight=examples.weights)
+        weights = np.where(kept, model.coef_[0], 0.0)
+        against = -weights * directions
+        if against.max(initial=0.0) <= 0:
+            break
+        # Of scores that say nearly the same, one may mend what another overdoes. The worst alone is
+        # left out: without it the others may well have the right sign.
+        kept[int(against.argmax())] = False
 
     def predict(scores: FloatArray) -> FloatArray:
-        known = np.where(np.isnan(scores), centre, scores)
-        return np.asarray(model.predict_proba((known - centre) / spread)[:, 1])
+        known = (np.where(np.isnan(scores), centre, scores) - centre) / spread
+        return np.asarray(model.predict_proba(np.where(kept, known, 0.0))[:, 1])
 
-    predict.__dict__["weights"] = model.coef_[0]
+    predict.__dict__["weights"] = weights
     return predict
 
 
@@ -283,17 +298,23 @@ def _trees(examples: Examples, seed: int) -> Predict:
         l2_regularization=1.0,
         # Its own early stopping would divide texts of one image.
         early_stopping=False,
-        monotonic_cst=[DIRECTIONS.get(name, 1) for name in examples.names],
+        monotonic_cst=_directions(examples.names),
         random_state=seed,
     )
     model.fit(examples.scores, examples.right, sample_weight=examples.weights)
     return lambda scores: np.asarray(model.predict_proba(scores)[:, 1])
 
 
-_MODELS: dict[str, Callable[[Examples, int], Predict]] = {
-    "logistic regression": _logistic,
+def _directions(names: Sequence[str]) -> list[int]:
+    return [DIRECTIONS.get(name, 1) for name in names]
+
+
+_LINEAR = "logistic regression"
+MODELS: dict[str, Callable[[Examples, int], Predict]] = {
+    _LINEAR: _logistic,
     "boosted trees": _trees,
 }
+"""What is fitted to examples with a seed, by name."""
 
 
 def _standard(scores: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
@@ -462,12 +483,12 @@ def _reliability(
 
 
 def _importance(
-    examples: Examples, model: Predict, fitted: Sequence[Predict], divided: Any, seed: int
+    examples: Examples, linear: Predict, fitted: Sequence[Predict], divided: Any, seed: int
 ) -> tuple[tuple[str, float, float | None], ...]:
     # On held-out images: shuffled inside a training set, a score that was learnt by heart would
     # look important.
     generator = np.random.default_rng(seed)
-    weights = getattr(model, "weights", None)
+    weights = vars(linear)["weights"]
 
     def area_of(scores: FloatArray) -> float:
         return area(_held_out(fitted, scores, divided), examples.right, examples.weights)
@@ -477,6 +498,5 @@ def _importance(
     for at, name in enumerate(examples.names):
         shuffled = examples.scores.copy()
         shuffled[:, at] = generator.permutation(shuffled[:, at])
-        weight = None if weights is None else float(weights[at])
-        rows.append((name, whole - area_of(shuffled), weight))
+        rows.append((name, whole - area_of(shuffled), float(weights[at])))
     return tuple(sorted(rows, key=lambda row: -row[1]))

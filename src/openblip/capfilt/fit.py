@@ -30,7 +30,6 @@ from openblip.capfilt.filters import NamedFilter, name_filters
 from openblip.capfilt.job import METADATA_KEY
 from openblip.capfilt.scores import (
     OF_GIVEN,
-    SCORES_KEY,
     SOURCES_KEY,
     RowTexts,
     ScoreSettings,
@@ -51,7 +50,9 @@ from openblip.table.columns import column_state, compute_columns
 from openblip.table.judging import string_values
 from openblip.table.reviews import PARTIAL_SAMPLES, verdicts_digest
 from openblip.table.scores import (
+    FIT_KEY,
     RIGHT,
+    SCORES_KEY,
     TEXT_COLUMNS,
     score_column,
     scores_among,
@@ -62,8 +63,6 @@ from openblip.table.table import PairTable
 if TYPE_CHECKING:
     import pyarrow as pa
 
-FIT_KEY = "fit"
-"""Entry of a table's metadata: what the score `right` was made of."""
 _LEAST_IMAGES = 50
 _LEAST_REVIEWED = 30
 # Of the weight of right texts, the part of those with added names; the wrong kinds share equally.

@@ -88,7 +88,8 @@ class CapFiltSettings:
     prompt: str = "a picture of "
     """What the captioner was fine-tuned to continue."""
     num_captions: int = 1
-    """Synthetic captions per image and captioner."""
+    """Synthetic captions per image and captioner: one by the greedy method, and at most `num_beams`
+    by beam search."""
     first_token: Literal["[ENC]", "[CLS]"] = "[ENC]"
     """First token of a text that is matched: `[ENC]` as trained; `[CLS]` as some releases do."""
     batch_size: int = 32

@@ -22,6 +22,7 @@ from openblip.capfilt.select import (
     rejections,
     spreads,
     texts_of,
+    weighed,
 )
 from openblip.runtime.charts import histogram
 from openblip.runtime.errors import DataError
@@ -113,6 +114,7 @@ def write_report(
     )
     shown.side_by_side(seed)
     _reasons(page, table, threshold, score)
+    _as_weights(page, table)
     _combination(page, table)
     _noise(page, scores["web"], threshold)
     _settings(page, table)
@@ -153,6 +155,30 @@ def _reasons(page: Page, table: PairTable, threshold: float, score: str) -> None
         page.table(["source", "reason", "texts"], rows)
 
 
+def _as_weights(page: Page, table: PairTable) -> None:
+    """What a view that weighs texts makes of the table; nothing where none has a probability."""
+    found = None
+    # This page is not about it: where it cannot be said, the rest stands.
+    with suppress(DataError):
+        found = weighed(table)
+    if found is None:
+        return
+    page.section(
+        "As weights",
+        "With --data.view.weights calibrated no text is cut. Each weighs as much as it is likely "
+        f"right by its {score_words(found.score)}, and an image comes as often as its likeliest "
+        f"text is right: an epoch shows {found.shown:,} of {found.images:,} images. In the long "
+        "run these texts are drawn:",
+    )
+    page.table(
+        ["source", "texts that count", "share of draws"],
+        [
+            [source, f"{found.texts.get(source, 0):,}", f"{100 * share:.1f} %"]
+            for source, share in found.shares.items()
+        ],
+    )
+
+
 def _noise(page: Page, web: TextScores, threshold: float) -> None:
     quality = noise_quality(web, threshold)
     if not quality:
@@ -190,7 +216,9 @@ def _what(score: str) -> str:
 def _combination(page: Page, table: PairTable) -> None:
     """What the score `right` is made of, and how good it is; nothing where it was not fitted."""
     report = fit_report(table)
-    for fit in report["fits"] if report else ():
+    if report is None:
+        return
+    for fit in report["fits"]:
         told = fit["told"]
         page.section(
             f"The score right of {fit['source']} texts",
@@ -204,7 +232,7 @@ def _combination(page: Page, table: PairTable) -> None:
             f"{100 * fit['share']:.0f} % (by {fit['share_from']}).",
         )
         page.table(
-            ["score", "AUC lost without it", "weight"],
+            ["score", "AUC lost without it", "weight in the logistic regression"],
             [
                 [name, f"{lost:.4f}", "" if weight is None else f"{weight:+.2f}"]
                 for name, lost, weight in told["importance"]
@@ -221,6 +249,9 @@ def _combination(page: Page, table: PairTable) -> None:
             ["told probability", "share that is right", "texts"],
             [[f"{p:.2f}", f"{s:.2f}", f"{n:,}"] for p, s, n in told["reliability"]],
         )
+    if left_out := report.get("left_out"):
+        page.section("Scores that the fit has left out")
+        page.table(["score", "why"], [line.split(": ", 1) for line in left_out])
 
 
 def _histograms(page: Page, scores: dict[str, TextScores], threshold: float) -> None:

@@ -33,18 +33,17 @@ from openblip.capfilt.job import METADATA_KEY
 from openblip.curation.marks import EMBEDDING_KEY, embeddings_of
 from openblip.curation.near_texts import CommonTexts, num_words, overlap
 from openblip.inference.blip import Blip
+from openblip.inference.encoding import FirstTokenName
 from openblip.runtime.errors import CheckpointError, DataError, RecipeError
 from openblip.runtime.ranges import Count, Seed, check_ranges
 from openblip.sources.row_images import check_reachable, row_image
 from openblip.table.columns import column_state, compute_columns
-from openblip.table.scores import TEXT_COLUMNS, score_column, scores_of
+from openblip.table.scores import SCORES_KEY, TEXT_COLUMNS, score_column, scores_of
 from openblip.table.table import PairTable
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-SCORES_KEY = "scores"
-"""Entry of a table's metadata: the settings of its scores, and of how many rows they are."""
 SOURCES_KEY = "score_models"
 """Entry of a table's metadata: where the models of its scores lay, by fingerprint."""
 _COPIES_KEY = "score_copies"
@@ -145,6 +144,7 @@ class TextScorer:
 
     Attributes:
         filters: that it computes.
+        first_token: of a text that is matched, as in the table's CapFilt job.
         names: of all scores that it gives a given text.
     """
 
@@ -169,6 +169,8 @@ class TextScorer:
             CheckpointError, MissingHead: a model cannot be loaded.
         """
         self.settings = settings
+        # As the job has matched its texts: `[ENC]` and `[CLS]` give probabilities on two scales.
+        self.first_token = _first_token(table)
         self._base = Filter(named[0], device)
         others = [Filter(one, device) for one in computed if one != named[0]]
         self.filters = [*([self._base] if named[0] in computed else []), *others]
@@ -242,7 +244,7 @@ class TextScorer:
         for each in self.filters:
             images = self._prepared(each, rows)
             cleaned = [[each.clean(text) for text in row.texts] for row in rows]
-            for name, values in each.score(images, cleaned).items():
+            for name, values in each.score(images, cleaned, self.first_token).items():
                 found[name] = [[np.nan if v is None else v for v in own] for own in values]
         return found
 
@@ -325,6 +327,11 @@ def _has_embeddings(table: PairTable, fingerprint: str) -> bool:
     # Those of another model lie in another space, and tell nothing beside these texts.
     is_whole = state.get("rows") == len(table) and EMBEDDING_KEY in table.columns
     return is_whole and state["settings"].get("model") == fingerprint
+
+
+def _first_token(table: PairTable) -> FirstTokenName:
+    stored: FirstTokenName = column_state(table, METADATA_KEY).get("first_token", "[ENC]")
+    return stored
 
 
 def known_filters(table: PairTable) -> dict[str, tuple[str, ...]]:
@@ -453,6 +460,7 @@ def settings_told(
     table: PairTable, settings: ScoreSettings, named: Sequence[NamedFilter]
 ) -> dict[str, Any]:
     """All that decides the scores of a table, as JSON values."""
+    first_token = _first_token(table)
     return {
         "filters": [[one.fingerprint, *one.scores] for one in named],
         "neighbours": settings.neighbours,
@@ -461,6 +469,9 @@ def settings_told(
         # Neighbours and repetitions are of all rows, agreement is with certain synthetic texts.
         "rows": len(table),
         "capfilt": column_state(table, METADATA_KEY).get("fingerprint", ""),
+        # What was noted before it was passed on goes on; what was scored, or fitted, with another
+        # token than the job's is not believed any more.
+        **({} if first_token == "[ENC]" else {"first_token": first_token}),
     }
 
 

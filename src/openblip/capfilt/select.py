@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from openblip.batches.shuffle import thinned_size
 from openblip.runtime.errors import RecipeError
 from openblip.table.columns import column_state
+from openblip.table.judging import LEAST_WEIGHT, JudgedTexts, judge
 from openblip.table.rows import TEXT_SOURCES, read_meta
 from openblip.table.scores import (
     PROBABILITIES,
@@ -256,6 +258,65 @@ def rejections(
             for reason, count in reasons.items()
         ]
     return found
+
+
+@dataclass(frozen=True)
+class Weighed:
+    """What a view that weighs texts instead of cutting them makes of a table."""
+
+    score: str
+    """By which texts are weighed."""
+    images: int
+    """That have a text which counts."""
+    shown: int
+    """Images of an epoch: the sum of their weights, each that of its likeliest text."""
+    texts: dict[str, int]
+    """Texts that count, by source."""
+    shares: dict[str, float]
+    """Of the texts that are drawn in the long run, by source."""
+
+
+def weighed(table: PairTable) -> Weighed | None:
+    """What `weights=calibrated` makes of the training texts of a table; None where none is scored.
+
+    Human texts and those of all scored sources take part, as the view decides by itself which
+    score weighs them.
+
+    Raises:
+        DataError: a score is no probability, or a column is out of date.
+    """
+    sources = ("human", *(name for name, own in TEXT_COLUMNS.items() if own in table.columns))
+    score = CaptionView(sources=sources, weights="calibrated").settled(table).score
+    there = sources_with(table, score)
+    if not there:
+        return None
+    view = CaptionView(sources=("human", *there), weights="calibrated", score=score)
+    index = view.resolve(table, may_be_empty=True)
+    if index.weights is None or not len(index):
+        return None
+    comes = np.zeros(len(table))
+    comes[index.rows] = index.weights
+    drawn = dict.fromkeys(view.sources, 0.0)
+    start = 0
+    for batch in table.scan(view.columns_in(table)):
+        sums = {source: _sums(judge(batch, view, source, start)) for source in view.sources}
+        # How often the image comes, divided among its texts; of another split it never does.
+        each = comes[start : start + batch.num_rows] / np.maximum(sum(sums.values()), LEAST_WEIGHT)
+        for source, own in sums.items():
+            drawn[source] += float((each * own).sum())
+        start += batch.num_rows
+    total = sum(drawn.values())
+    shares = {source: own / total for source, own in drawn.items()}
+    shown = thinned_size(index.weights)
+    return Weighed(score, len(index), shown, dict(index.num_admitted), shares)
+
+
+def _sums(judged: JudgedTexts) -> NDArray[np.float64]:
+    """Of each row, the weights of its texts that count."""
+    counts = (judged.codes == 0).astype(np.float64)
+    weights = counts if judged.weights is None else counts * judged.weights
+    sums = np.bincount(judged.rows, weights, minlength=len(judged.lengths))
+    return np.asarray(sums, dtype=np.float64)
 
 
 def noise_quality(web: TextScores, threshold: float) -> list[NoiseQuality]:

@@ -114,7 +114,8 @@ def run(
         given: web lets captioners that were fine-tuned with --given web read the first text of each
             row before they write, and keep its names.
         given_above: it is read only where the first filter of ours gives it a higher probability.
-        num_captions: synthetic captions per image and captioner.
+        num_captions: synthetic captions per image and captioner; beam search finds at most as many
+            as it has beams, greedy one.
         first_token: of a matched text; [CLS] as some released models do.
         batch_size: rows that are worked on together.
         seed: decides sampled captions together with a row's id.

@@ -149,8 +149,8 @@ def _in_browser(
 
 
 def told_score(table: "PairTable", score: str) -> str:
-    """The score that is meant; says on standard error where `auto` means the newer one."""
-    from openblip.table.scores import AUTO_SCORE, RIGHT, named_score, sources_with
+    """The score that is meant; says on standard error which `auto` means, and of an old fit."""
+    from openblip.table.scores import AUTO_SCORE, RIGHT, named_score, sources_with, stale_right
 
     named = named_score(table, score)
     if score == AUTO_SCORE and named != RIGHT and sources_with(table, RIGHT):
@@ -165,6 +165,8 @@ def told_score(table: "PairTable", score: str) -> str:
             "--score itm takes the filter's own",
             file=sys.stderr,
         )
+    if named == RIGHT and (line := stale_right(table)):
+        print(line, file=sys.stderr)
     return named
 
 

@@ -1,5 +1,6 @@
 """`openblip capfilt scores` and `fit`: more is said of texts, and one probability made of it."""
 
+import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -45,12 +46,15 @@ def scores(
         json: print the result as JSON.
     """
     from openblip.capfilt.scores import ScoreSettings, score_table
+    from openblip.table.scores import stale_right
     from openblip.table.table import PairTable
 
     settings = ScoreSettings(
         filters=filter, neighbours=neighbours, sample=sample, batch_size=batch_size, seed=seed
     )
     report = score_table(PairTable.open(table), settings, device=device)
+    if line := stale_right(PairTable.open(table)):
+        print(line, file=sys.stderr)
     if json:
         print_json(asdict(report))
         return 0
@@ -136,7 +140,7 @@ def _print_fit(found: "SourceFit") -> None:
         [name, f"{lost:.4f}", "" if weight is None else f"{weight:+.2f}"]
         for name, lost, weight in told["importance"]
     ]
-    print_table(["score", "AUC lost without it", "weight"], rows)
+    print_table(["score", "AUC lost without it", "weight in logistic regression"], rows)
     kinds = [
         [kind["kind"], str(kind["texts"]), f"{kind['combination']:.3f}", f"{kind['single']:.3f}"]
         for kind in told["kinds"]

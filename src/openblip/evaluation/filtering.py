@@ -5,6 +5,7 @@ rows (`noise`: `true`, or what is wrong with the text), as in worlds and in nois
 in real data.
 """
 
+import warnings
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -12,15 +13,17 @@ from numpy.typing import NDArray
 
 from openblip.evaluation.results import UnitScores, unit_scores
 from openblip.evaluation.settings import FilterSettings
-from openblip.runtime.errors import DataError, RecipeError
+from openblip.runtime.errors import DataError, OpenBlipWarning, RecipeError
 from openblip.table.rows import read_meta
 from openblip.table.scores import (
     PROBABILITIES,
+    RIGHT,
     TEXT_COLUMNS,
     columns_of,
     flat_scores,
     named_score,
     score_column,
+    stale_right,
 )
 from openblip.table.table import PairTable
 
@@ -66,6 +69,8 @@ def evaluate_filter(
     settings = FilterSettings(score=named_score(table, score), threshold=threshold)
     if settings.score in PROBABILITIES and not 0 <= threshold <= 1:
         raise RecipeError(f"threshold is {threshold:g}; give a number from 0 to 1")
+    if settings.score == RIGHT and (line := stale_right(table)):
+        warnings.warn(line, OpenBlipWarning, stacklevel=2)
     values, kinds = _judged(table, split, settings.score)
     if not len(values):
         raise DataError(

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from openblip.runtime.errors import DataError
+from openblip.table.columns import column_state
 from openblip.table.rows import listed
 from openblip.table.table import PairTable
 
@@ -26,6 +27,10 @@ RIGHT = "right"
 """The score of the calibrated probability that a text is right."""
 AUTO_SCORE = "auto"
 """In the place of a name: `right` where a table has it, else `itm`."""
+SCORES_KEY = "scores"
+"""Entry of a table's metadata: the settings of its scores, and of how many rows they are."""
+FIT_KEY = "fit"
+"""Entry of a table's metadata: what the score `right` was made of."""
 PROBABILITIES = ("itm", RIGHT)
 """Scores that are probabilities, from 0 to 1; another one may be any number."""
 # Of these a table has both kinds of both sources, or is not scored by a model of ours.
@@ -95,6 +100,20 @@ def lacks_right(table: PairTable) -> bool:
         ):
             return True
     return False
+
+
+def stale_right(table: PairTable) -> str | None:
+    """A line about the score `right`, if it was fitted to other scores than the table has now."""
+    fitted = column_state(table, FIT_KEY).get("settings", {}).get("scores")
+    # A fit that was begun, or whose column another job has dropped, has no note.
+    if fitted is None or not sources_with(table, RIGHT):
+        return None
+    if fitted == column_state(table, SCORES_KEY).get("settings"):
+        return None
+    return (
+        f"{table.uri}: its scores were computed anew, with other settings, since the score "
+        f"{RIGHT!r} was fitted to them: run `openblip capfilt fit {table.uri}` again"
+    )
 
 
 def sources_with(table: PairTable, score: str) -> list[str]:

@@ -27,7 +27,13 @@ from openblip.table.judging import (
     string_values,
 )
 from openblip.table.rows import TEXT_SOURCES
-from openblip.table.scores import PROBABILITIES, RIGHT, score_column, scores_among
+from openblip.table.scores import (
+    PROBABILITIES,
+    RIGHT,
+    score_column,
+    scores_among,
+    stale_right,
+)
 from openblip.table.table import SPLITS, PairTable
 
 if TYPE_CHECKING:
@@ -186,7 +192,7 @@ class CaptionView:
         Args:
             table: where the rows are.
             may_be_empty: whether a view without rows is of use; else a source that contributes
-                nothing is warned of, see `ViewIndex.idle_sources`.
+                nothing is warned of, and an old fit, see `ViewIndex.idle_sources`, `stale_scores`.
 
         Raises:
             DataError: a column that the view needs is missing or out of date, a row has another
@@ -238,7 +244,7 @@ class CaptionView:
         if not (index.rows.size or may_be_empty):
             raise DataError(self._why_empty(index, splits))
         lines = [*index.stale_verdicts(), *index.unchecked_words()]
-        lines += [] if may_be_empty else index.idle_sources()
+        lines += [] if may_be_empty else [*index.idle_sources(), *index.stale_scores()]
         for line in lines:
             warnings.warn(line, OpenBlipWarning, stacklevel=2)
         return index
@@ -481,6 +487,12 @@ class ViewIndex:
             f"{self.table.uri}: {num_stale:,} verdicts do not count: the texts that they are on "
             "no longer stand there, since CapFilt has run again or the table was made anew"
         ]
+
+    def stale_scores(self) -> list[str]:
+        """A line about a fit to other scores than the table has now, if it decides here."""
+        asks = self.view.score == RIGHT and any(map(self.view._asks_score, self.view.sources))
+        line = stale_right(self.table) if asks else None
+        return [] if line is None else [line]
 
     def unchecked_words(self) -> list[str]:
         """A line about corrected texts in which a leak may be, if there are any."""
