@@ -4,7 +4,7 @@
 # The studio, open to this machine alone:
 #   docker run -p 127.0.0.1:7863:7863 -v "$PWD":/data openblip \
 #     studio photos/ --host 0.0.0.0 --token "$TOKEN"
-ARG PYTHON=3.12
+ARG PYTHON=3.13
 ARG EXTRAS=studio,cloud,heif,transformers
 FROM python:${PYTHON}-slim AS build
 WORKDIR /source

@@ -15,6 +15,7 @@ only read.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from openblip.capfilt.combination import DIRECTIONS, area, gain_interval, precision_at
 from openblip.capfilt.fit import FitReport, FitSettings, fit_table
 from openblip.capfilt.scores import ScoreSettings, score_table
+from openblip.capfilt.select import fit_report
 from openblip.table.rows import read_meta
 from openblip.table.scores import RIGHT, score_column, scores_among
 from openblip.table.table import PairTable
@@ -186,14 +188,28 @@ def fitted(table: str, options: argparse.Namespace) -> FitReport:
     return fit_table(PairTable.open(table), settings)
 
 
+def stage_of(table: str) -> str:
+    """Which stage of a comparison has made a table, such as "half_judged, seed 0: "."""
+    told = Path(table).parent / "stage.json"
+    return f"{json.loads(told.read_text(encoding='utf-8'))['name']}: " if told.exists() else ""
+
+
 def of_table(table: PairTable) -> list[str]:
     """What its scores find."""
     scores, kinds, rows = read(table)
     counts = ", ".join(f"{(kinds == k).sum():,} {k}" for k in sorted(set(kinds.tolist())))
-    lines = [f"\n{table.uri}: {len(kinds):,} web texts ({counts})."]
+    lines = [f"\n{stage_of(table.uri)}{table.uri}: {len(kinds):,} web texts ({counts})."]
     for recall in RECALLS:
         lines += of_recall(scores, kinds, rows, recall)
     return lines + calibration(kinds, scores)
+
+
+def stored(table: str) -> FitReport:
+    """The fit that a table has."""
+    told = fit_report(PairTable.open(table))
+    if told is None:
+        sys.exit(f"{table} has no fit; leave out --scored")
+    return FitReport.of(told)
 
 
 def main() -> None:
@@ -212,9 +228,8 @@ def main() -> None:
         f"\n`{' '.join(['python', *sys.argv])}`",
     ]
     for table in options.tables:
-        report = None if options.scored else fitted(table, options)
-        lines += of_table(PairTable.open(table))
-        lines += fit_lines(report) if report is not None else []
+        report = stored(table) if options.scored else fitted(table, options)
+        lines += of_table(PairTable.open(table)) + fit_lines(report)
     text = "\n".join(lines) + "\n"
     print(text)
     if options.output:
