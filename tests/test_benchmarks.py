@@ -1,11 +1,13 @@
 """The benchmarks run as they stand; what they measure is not asked here."""
 
 import ast
+import hashlib
 import importlib
 import importlib.util
 import json
 import subprocess
 import sys
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -105,6 +107,15 @@ def test_the_script_for_a_gpu_runs_to_its_end_on_a_processor(tmp_path: Path) -> 
         # The same code that all models are evaluated with: 8 photographs, of which one in ten is
         # among the first ten by chance.
         assert 0 < found["clean"]["mean recall"] <= 100
+
+
+def test_the_stages_that_are_kept_are_of_the_script_that_makes_their_data() -> None:
+    # A finished stage counts for the very file: with another one `compare` begins anew.
+    with zipfile.ZipFile(BENCHMARKS / "results" / "flickr8k_stages.zip") as kept:
+        stages = [json.loads(kept.read(n)) for n in kept.namelist() if n.endswith("stage.json")]
+    made = [stage["settings"].get("made") for stage in stages if stage["kind"] == "data"]
+    script = (BENCHMARKS / "flickr8k_noise.py").read_bytes()
+    assert {one["code"] for one in made if one} == {hashlib.sha256(script).hexdigest()[:12]}
 
 
 @pytest.mark.slow
