@@ -1,7 +1,6 @@
 """The `openblip` command: finds the subcommand, prints errors as one line."""
 
 import difflib
-import functools
 import importlib
 import inspect
 import os
@@ -15,7 +14,7 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Any, get_origin
 
-from openblip.cli.flags import UsageError, checked, empty_name
+from openblip.cli.flags import UsageError, checked, empty_name, wrapping
 from openblip.cli.output import complain, is_first_process, replace_what_cannot_be_shown
 from openblip.runtime.errors import OpenBlipError, tell_warnings
 from openblip.runtime.threads import wait_without_spinning
@@ -183,7 +182,7 @@ def _announced(run: Callable[..., int], prog: str) -> Callable[..., int]:
     """The command, which says that it begins: after its flags are read, before it loads."""
     from openblip.cli.output import announce
 
-    @functools.wraps(run)
+    @wrapping(run)
     def announced(*args: Any, **settings: Any) -> int:
         if prog.removeprefix("openblip ") not in _QUICK:
             announce(prog)

@@ -37,6 +37,22 @@ class UsageError(OpenBlipError):
     """The words of a command line make no sense; the exit code is 2."""
 
 
+def wrapping(
+    run: Callable[..., _Result],
+) -> Callable[[Callable[..., _Result]], Callable[..., _Result]]:
+    """`functools.wraps`, annotations included that a function was given after it was made.
+
+    From Python 3.14 on it copies what makes annotations, and not them.
+    """
+
+    def decorate(command: Callable[..., _Result]) -> Callable[..., _Result]:
+        wrapped = functools.wraps(run)(command)
+        wrapped.__annotations__ = run.__annotations__
+        return wrapped
+
+    return decorate
+
+
 def checked(run: Callable[..., _Result]) -> Callable[..., _Result]:
     """A command that refuses numbers out of their ranges before it begins.
 
@@ -44,7 +60,7 @@ def checked(run: Callable[..., _Result]) -> Callable[..., _Result]:
         UsageError: a number is out of its range.
     """
 
-    @functools.wraps(run)
+    @wrapping(run)
     def command(*args: Any, **kwargs: Any) -> _Result:
         signature = inspect.signature(run)
         given = signature.bind(*args, **kwargs).arguments

@@ -18,6 +18,7 @@ import io
 import json
 import platform
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
@@ -112,16 +113,17 @@ class _Counts:
 
     def __init__(self) -> None:
         self.report = ImportReport("", "", "")
+        # No file, which an interruption would leave open. 31: with the head and end of gzip.
+        self._packer = zlib.compressobj(level=1, wbits=31)
         self._packed = io.BytesIO()
-        self._file = gzip.GzipFile(fileobj=self._packed, mode="wb", compresslevel=1)
 
     def add(self, outcome: Outcome) -> None:
         outcome.count(self.report)
-        self._file.write(outcome.to_json().encode() + b"\n")
+        self._packed.write(self._packer.compress(outcome.to_json().encode() + b"\n"))
 
     def outcomes(self) -> bytes:
         """All of them; nothing is added afterwards."""
-        self._file.close()
+        self._packed.write(self._packer.flush())
         return self._packed.getvalue()
 
 
